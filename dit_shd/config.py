@@ -1,0 +1,273 @@
+"""Configs: frozen dataclasses, filled strictly from YAML and `key=value`, saved resolved.
+
+A default lives in the dataclass (or in a plug-in's `__init__`) and nowhere else. An unknown key names the nearest
+known one; values are cast by the annotated type, since YAML reads `1e-4` as text.
+"""
+
+import dataclasses
+import difflib
+import inspect
+import types
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union
+
+import yaml
+
+from dit_shd import registry
+from dit_shd.errors import UserError
+
+T = TypeVar("T")
+
+
+def option(default: Any, doc: str) -> Any:
+    """A config field with its help text."""
+    if isinstance(default, (list, dict)) or dataclasses.is_dataclass(default):
+        return field(default_factory=lambda: default, metadata={"doc": doc})
+    return field(default=default, metadata={"doc": doc})
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A named plug-in and the keywords its class is called with: `{name: x, key: value, ...}` in YAML."""
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def build(self, kind: str, *args: Any, where: str = "", **extra: Any) -> Any:
+        """Call the plug-in's class; unknown keys and wrong types are UserErrors naming `where.key`."""
+        cls = registry.find(kind, self.name)
+        factory: Callable = getattr(cls, "from_options", cls)
+        return factory(*args, **arguments(factory, self.options, where or kind, skip=len(args)), **extra)
+
+
+def arguments(function: Callable, values: dict[str, Any], where: str, skip: int = 0) -> dict[str, Any]:
+    """Check `values` against the signature of `function` (its first `skip` parameters aside) and cast them."""
+    signature = inspect.signature(function)
+    hints = typing.get_type_hints(function.__init__ if isinstance(function, type) else function)
+    known = [p for p in list(signature.parameters.values())[skip:] if p.kind != p.VAR_KEYWORD]
+    by_name = {p.name: p for p in known}
+    result = {}
+    for key, value in values.items():
+        if key not in by_name:
+            raise unknown(where, key, by_name)
+        result[key] = cast(hints.get(key, Any), value, f"{where}.{key}")
+    for name, parameter in by_name.items():
+        if parameter.default is parameter.empty and name not in result and parameter.kind != parameter.VAR_POSITIONAL:
+            raise UserError(f"{where}.{name}: a value is needed and none was given")
+    return result
+
+
+def unknown(where: str, key: str, known: Any) -> UserError:
+    """The error for a key nobody knows, with the nearest known one."""
+    near = difflib.get_close_matches(str(key), list(known), 1)
+    hint = f", did you mean '{near[0]}'?" if near else "."
+    return UserError(f"{where}: unknown key '{key}'{hint} Known: {', '.join(sorted(known))}")
+
+
+def make(cls: type[T], values: Any, where: str = "config") -> T:
+    """Fill the dataclass `cls` from a mapping, strictly."""
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: wanted keys and values, found {describe(values)}")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in values:
+        if key not in fields:
+            raise unknown(where, key, fields)
+    for name, f in fields.items():
+        if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise UserError(f"{where}.{name}: a value is needed and none was given")
+    return cls(**{key: cast(hints[key], value, f"{where}.{key}") for key, value in values.items()})
+
+
+def cast(hint: Any, value: Any, where: str) -> Any:
+    """Turn a YAML value into the annotated type, or raise a UserError that says what was wanted and found."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        options = [a for a in args if a is not type(None)]
+        for candidate in options:
+            try:
+                return cast(candidate, value, where)
+            except UserError as error:
+                if len(options) == 1:
+                    raise error
+        raise wrong(where, " or ".join(type_name(a) for a in options), value)
+    if origin is Literal:
+        if value in args:
+            return value
+        raise wrong(where, " | ".join(str(a) for a in args), value)
+    if hint is Plugin:
+        return _plugin(value, where)
+    if dataclasses.is_dataclass(hint):
+        return value if isinstance(value, hint) else make(hint, value, where)  # type: ignore[arg-type]
+    if origin in (list, tuple, Sequence):
+        if not isinstance(value, (list, tuple)):
+            raise wrong(where, "a list", value)
+        items = [cast(args[0] if args else Any, v, f"{where}.{i}") for i, v in enumerate(value)]
+        return tuple(items) if origin is tuple else items
+    if origin is dict or hint is dict:
+        if not isinstance(value, dict):
+            raise wrong(where, "keys and values", value)
+        return value
+    return _scalar(hint, value, where)
+
+
+def _scalar(hint: Any, value: Any, where: str) -> Any:
+    if hint is bool:
+        if isinstance(value, bool):
+            return value
+    elif hint is int:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        number = _number(value)
+        if number is not None and number.is_integer():
+            return int(number)
+    elif hint is float:
+        number = _number(value)
+        if number is not None:
+            return number
+    elif hint is str:
+        if isinstance(value, (str, int, float)) and not isinstance(value, bool):
+            return str(value)
+    elif hint is Path:
+        if isinstance(value, (str, Path)):
+            return Path(value)
+    elif isinstance(hint, type) and isinstance(value, hint):
+        return value
+    raise wrong(where, type_name(hint), value)
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    return number if number == number and abs(number) != float("inf") else None
+
+
+def _plugin(value: Any, where: str) -> Plugin:
+    if isinstance(value, Plugin):
+        return value
+    if isinstance(value, str):
+        return Plugin(value)
+    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+        raise wrong(where, "{name: ..., key: value}", value)
+    return Plugin(value["name"], {k: v for k, v in value.items() if k != "name"})
+
+
+def type_name(hint: Any) -> str:
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
+    return words.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def describe(value: Any) -> str:
+    text = repr(value)
+    return f"{text if len(text) < 60 else text[:57] + '...'} ({type(value).__name__})"
+
+
+def wrong(where: str, wanted: str, value: Any) -> UserError:
+    return UserError(f"{where}: wanted {wanted}, found {describe(value)}")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file of keys and values, read safely."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such config file")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: wanted keys and values, found {describe(values)}")
+    return values
+
+
+def override(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """Apply `a.b=value` assignments (values are YAML; `losses.0.weight=2` reaches into lists) to a copy."""
+    result = _copy(values)
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key:
+            raise UserError(f"'{assignment}': wanted key=value")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"'{assignment}': the value is not valid YAML") from error
+        *path, last = key.split(".")
+        node: Any = result
+        for i, part in enumerate(path):
+            node = _step(node, part, ".".join(path[: i + 1]))
+        if isinstance(node, list):
+            node[_position(node, last, key)] = value
+        elif isinstance(node, dict):
+            node[last] = value
+        else:
+            raise UserError(f"'{assignment}': '{'.'.join(path)}' holds {describe(node)}, which has no keys")
+    return result
+
+
+def _step(node: Any, part: str, where: str) -> Any:
+    if isinstance(node, list):
+        return node[_position(node, part, where)]
+    if isinstance(node, dict):
+        child = node.setdefault(part, {})
+        if isinstance(child, str):  # `data: digits` is short for `data: {name: digits}`
+            child = node[part] = {"name": child}
+        return child
+    raise UserError(f"{where}: {describe(node)} has no keys")
+
+
+def _position(node: list, part: str, where: str) -> int:
+    if not part.isdigit() or int(part) >= len(node):
+        raise UserError(f"{where}: wanted a position from 0 to {len(node) - 1} in the list, found '{part}'")
+    return int(part)
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _copy(v) for k, v in value.items()}
+    return [_copy(v) for v in value] if isinstance(value, list) else value
+
+
+def resolve(value: Any) -> Any:
+    """The plain YAML form of a config, every default written out; `make(cls, resolve(c)) == c`."""
+    if isinstance(value, Plugin):
+        return {"name": value.name, **resolve(value.options)}
+    if dataclasses.is_dataclass(value):
+        return {f.name: resolve(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {k: resolve(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [resolve(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def dump(value: Any) -> str:
+    """The resolved config as YAML text."""
+    return yaml.safe_dump(resolve(value), sort_keys=False, allow_unicode=True)
+
+
+def explain(cls: type, indent: str = "  ") -> str:
+    """One line for each key of a config dataclass: its type, default and meaning, for `--help`."""
+    hints = typing.get_type_hints(cls)
+    lines = []
+    for f in dataclasses.fields(cls):  # type: ignore[arg-type]
+        default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+        if dataclasses.is_dataclass(default):
+            lines.append(f"{indent}{f.name}:  {f.metadata.get('doc', '')}")
+            lines.append(explain(type(default), indent + "  "))
+            continue
+        shown = "needed" if default is dataclasses.MISSING else f"{yaml.safe_dump(resolve(default), default_flow_style=True).splitlines()[0]}"
+        lines.append(f"{indent}{f.name}={shown}  {f.metadata.get('doc', '')}".rstrip())
+    del hints
+    return "\n".join(lines)
