@@ -1,0 +1,149 @@
+"""What one softmax attention layer worked with, and how it is taken from a running model.
+
+    with capture(teacher) as t, capture(student) as s:
+        ...                                     # run both
+        t["de_blocks.0.attn"].query             # [b,h,n,d]
+
+Nothing is computed here and no map is stored: a Capture refers to the tensors the layer already had. The student's
+stay in the autograd graph, so a loss on them trains the student.
+"""
+
+import fnmatch
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from dit_shd.attention.bias import Bias
+from dit_shd.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class Capture:
+    """One attention layer in one forward pass.
+
+    Scores are S = scale * q k^T + bias, the map is A = softmax(S) over the keys, head i contributes
+    A_i (V_i W_i^O) to the layer's output (arXiv 2502.07436, section 3).
+    """
+
+    query: Tensor
+    """[b,h,n,d]"""
+    key: Tensor
+    """[b,h,m,d]"""
+    value: Tensor
+    """[b,h,m,d]"""
+    scale: float
+    bias: Bias | None = None
+    causal: bool = False
+    """Query i sees keys 0..i only (aligned at the first token, as in PyTorch's is_causal)."""
+    out: Tensor | None = None
+    """W^O by head: [h,d,e]."""
+
+    def __post_init__(self) -> None:
+        b, h, n, d = self.query.shape
+        if self.key.shape[:2] != (b, h) or self.key.shape[3] != d or self.value.shape[:3] != self.key.shape[:3]:
+            raise ValueError(
+                f"capture: wanted query [b,h,n,d], key [b,h,m,d] and value [b,h,m,d], found "
+                f"{tuple(self.query.shape)}, {tuple(self.key.shape)} and {tuple(self.value.shape)}"
+            )
+        wanted = (b, h, n, self.key.shape[2])
+        if self.bias is not None and any(x not in (1, y) for x, y in zip(self.bias.shape(), wanted)):
+            raise ValueError(f"capture: wanted a bias that broadcasts to {wanted}, found {self.bias.shape()}")
+
+    @property
+    def heads(self) -> int:
+        return self.query.shape[1]
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(b, h, n, m)"""
+        return (*self.query.shape[:3], self.key.shape[2])  # type: ignore[return-value]
+
+    def scores(self, rows: slice = slice(None)) -> Tensor:
+        """S[b,h,r,m] of some query rows, in float32 (float64 if the query is)."""
+        wide = torch.promote_types(self.query.dtype, torch.float32)
+        scores = (self.query[:, :, rows] @ self.key.transpose(2, 3)).to(wide) * self.scale
+        if self.bias is not None:
+            scores = scores + self.bias.rows(rows)
+        if self.causal:
+            n, m = self.query.shape[2], self.key.shape[2]
+            at = torch.arange(n, device=scores.device)[rows]
+            scores = scores.masked_fill(torch.arange(m, device=scores.device) > at[:, None], float("-inf"))
+        return scores
+
+    def map(self, rows: slice = slice(None), temperature: float = 1.0) -> Tensor:
+        """softmax(S / temperature)[b,h,r,m]; a row with every key masked is all zeros, as SDPA has it."""
+        return softmax(self.scores(rows), temperature)
+
+    def detach(self) -> "Capture":
+        """The same without a graph."""
+        out = None if self.out is None else self.out.detach()
+        return Capture(
+            self.query.detach(), self.key.detach(), self.value.detach(), self.scale, self.bias, self.causal, out
+        )
+
+
+def softmax(scores: Tensor, temperature: float = 1.0) -> Tensor:
+    """softmax over the last axis of scores / temperature, zeros where all of a row is -inf."""
+    if temperature != 1.0:
+        scores = scores / temperature
+    return torch.nan_to_num(scores.softmax(dim=-1), nan=0.0) if _may_mask(scores) else scores.softmax(dim=-1)
+
+
+def _may_mask(scores: Tensor) -> bool:
+    return bool((scores.amax(dim=-1) == float("-inf")).any())
+
+
+Captures = dict[str, Capture]
+"""Layer name -> Capture, in the order in which the layers ran."""
+
+
+@runtime_checkable
+class Recordable(Protocol):
+    """An attention module of ours: it hands a Capture to `recorder` whenever that is not None."""
+
+    recorder: "Recorder | None"
+
+
+class Recorder:
+    """Takes the Captures of one attention module and files them under its name."""
+
+    def __init__(self, name: str, captures: Captures):
+        self.name, self.captures = name, captures
+
+    def __call__(self, capture: Capture) -> None:
+        self.captures[self.name] = capture
+
+
+@contextmanager
+def capture(model: nn.Module, layers: Sequence[str] | None = None) -> Iterator[Captures]:
+    """Record the attention layers of `model`; after each forward the yielded dict holds that forward's Captures.
+
+    Args:
+        model: a model with attention modules of ours (MDTv2).
+        layers: names or patterns (`de_blocks.*`) of attention modules; all of them by default.
+
+    Raises:
+        UserError: nothing to capture, or a pattern that fits no layer.
+    """
+    modules = {n: m for n, m in model.named_modules() if isinstance(m, Recordable) and isinstance(m, nn.Module)}
+    if not modules:
+        raise UserError(f"capture: {type(model).__name__} has no attention module that can be recorded")
+    for pattern in layers or ():
+        if not fnmatch.filter(modules, pattern):
+            raise UserError(f"capture: no layer fits '{pattern}'. Layers: {', '.join(modules)}")
+    chosen = {n: m for n, m in modules.items() if layers is None or any(fnmatch.fnmatch(n, p) for p in layers)}
+    captures: Captures = {}
+    before = {name: module.recorder for name, module in chosen.items()}
+    fresh = model.register_forward_pre_hook(lambda *_: captures.clear())
+    for name, module in chosen.items():
+        module.recorder = Recorder(name, captures)
+    try:
+        yield captures
+    finally:
+        fresh.remove()
+        for name, module in chosen.items():
+            module.recorder = before[name]
