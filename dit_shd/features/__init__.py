@@ -1,0 +1,158 @@
+"""Feature networks: what an image is turned into before sets of images are compared.
+
+One file here is one network, called by its file name. Only the Inception network of 2015-12-05 gives a distance that
+may be called FID (Heusel et al., arXiv 1706.08500); any other network gives FD(title).
+
+Shapes: b images, h x w pixels, c channels, d pooled features.
+"""
+
+import abc
+import hashlib
+import io
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from dit_shd.errors import UserError
+
+
+@dataclass(frozen=True)
+class Features:
+    """What one forward pass gives.
+
+    pooled [b, d] float32: the vector of an image in which distances are taken.
+    logits [b, classes] float32: class scores without the last layer's bias (the Inception Score of ADM and of
+        torch-fidelity uses those), or None when the network does not classify.
+    """
+
+    pooled: Tensor
+    logits: Tensor | None = None
+
+
+class FeatureNetwork(abc.ABC):
+    """A frozen network with a name, the hash of its weights, and `extract`.
+
+    A subclass sets the attributes below (in the class or in `__init__`) and implements `_forward`.
+
+    title: the name in a figure, as in FD(digits).
+    sha256: of the weights file, recorded with every figure.
+    channels: of the images it reads; size: their (height, width), or None where any size goes.
+    is_fid: True only for the real 2015 Inception weights; has_logits: whether it classifies.
+    network: the module; it is moved by `to`.
+    """
+
+    title: str
+    sha256: str
+    channels: int
+    size: tuple[int, int] | None = None
+    is_fid: bool = False
+    has_logits: bool = True
+    network: nn.Module
+
+    @abc.abstractmethod
+    def _forward(self, images: Tensor) -> Features:
+        """Features of raw uint8 images [b, h, w, c] that are already checked and on the network's device."""
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move the network; `extract` brings the images there by itself."""
+        self.network.to(device)
+        return self
+
+    @torch.no_grad()
+    def extract(self, images: Tensor) -> Features:
+        """Features, on the network's device, of raw images: uint8 [b, h, w, c], never resized or scaled before.
+
+        Convolutions run in true float32 (cuDNN's TF32 would move a distance in its third digit).
+
+        Raises:
+            UserError: images of another type or shape than the network reads.
+        """
+        self.check(tuple(images.shape[1:]), "images")
+        if images.dtype != torch.uint8:
+            raise UserError(
+                f"features {self.title}: wanted uint8 images, found {images.dtype}; round to 0..255 first"
+            )
+        device = next(self.network.parameters()).device
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            return self._forward(images.to(device))
+
+    def check(self, shape: tuple[int, ...], where: str) -> None:
+        """Refuse images whose shape (h, w, c) this network does not read; `where` names them in the error."""
+        wanted = f"{'any size' if self.size is None else ' x '.join(map(str, self.size))} with {self.channels} channel(s)"
+        fits = len(shape) == 3 and shape[2] == self.channels and self.size in (None, shape[:2])
+        if not fits:
+            raise UserError(
+                f"{where}: feature network {self.title} wants images of {wanted}, "
+                f"found (h, w, c) = {tuple(shape)}; choose another with features=NAME"
+            )
+
+
+def read_weights(path: Path, advice: str) -> tuple[dict[str, Tensor], str]:
+    """Tensors by name, and the sha256 of the file, without ever running code from it.
+
+    `.safetensors` files are read by safetensors, others by torch.load(weights_only=True).
+    `advice` ends the error: where such a file comes from.
+
+    Raises:
+        UserError: no such file; not a weights file; anything in it but tensors by name.
+    """
+    import safetensors
+    from safetensors.torch import load
+
+    if not path.is_file():
+        raise UserError(
+            f"{path}: wanted a weights file, found {'a folder' if path.is_dir() else 'nothing'}; {advice}"
+        )
+    data = path.read_bytes()
+    try:
+        if path.suffix == ".safetensors":
+            content = load(data)
+        else:
+            content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (
+        safetensors.SafetensorError,
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+    ) as error:
+        raise UserError(
+            f"{path}: wanted a file of tensors only, found something that cannot be read safely ({_first_line(error)}); "
+            f"{advice}"
+        ) from error
+    if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
+        raise UserError(
+            f"{path}: wanted tensors by name, found {type(content).__name__} with other things; {advice}"
+        )
+    return dict(content), hashlib.sha256(data).hexdigest()
+
+
+def match_weights(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path, advice: str) -> None:
+    """Refuse a state dict whose names or shapes are not those of the network.
+
+    Raises:
+        UserError: naming the first tensor that is missing, left over or of another shape.
+    """
+    missing = [name for name in wanted if name not in state]
+    extra = [name for name in state if name not in wanted]
+    shapes = [name for name in wanted if name in state and state[name].shape != wanted[name].shape]
+    if missing or extra:
+        what = f"no '{missing[0]}'" if missing else f"an unknown '{extra[0]}'"
+        count = f"{len(missing)} missing and {len(extra)} unknown of {len(wanted)} tensors"
+        raise UserError(f"{path}: these are weights of another network: {what} ({count}); {advice}")
+    if shapes:
+        name = shapes[0]
+        raise UserError(
+            f"{path}: '{name}' wanted shape {tuple(wanted[name].shape)}, found {tuple(state[name].shape)}; {advice}"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:80]

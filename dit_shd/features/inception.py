@@ -1,0 +1,86 @@
+"""The Inception network of FID: torch-fidelity's `inception-v3-compat`, a port of the 2015-12-05 graph that ADM runs.
+
+It resizes to 299 x 299 inside, as TF1 did, so it is fed raw uint8. Pooled features are pool_3 (2048); logits are
+pool_3 @ W without bias (1008 classes), the ones of the Inception Score in ADM's evaluator.
+
+No package ships the weights: they are read from a local file, and only the file with the known hash may give FID.
+"""
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dit_shd.features import FeatureNetwork, Features, match_weights, read_weights
+
+if TYPE_CHECKING:
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+FILE = "weights-inception-2015-12-05-6726825d.pth"
+ADDRESS = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE}"
+SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+"""Of the 95,628,359 bytes at ADDRESS. The first eight digits are in the file's name; the rest as others recorded it."""
+
+LAYERS = ("2048", "logits_unbiased")
+
+
+class Inception(FeatureNetwork):
+    """Images [b, h, w, 3] of any size, 2048 pooled features, 1008 logits without bias.
+
+    weights: the state dict of torch-fidelity's port; torch hub's cache (where torch-fidelity puts it) if left out.
+        Any other weights than the 2015 ones are named inception-<hash> and give FD, not FID.
+
+    Raises:
+        UserError: no such file, a file that is not safe to read, or weights of another network.
+    """
+
+    channels = 3
+
+    def __init__(self, weights: Path | None = None) -> None:
+        path = default_weights() if weights is None else weights
+        advice = f"download {ADDRESS} and pass features.weights=PATH"
+        state, self.sha256 = read_weights(path, advice)
+        self.is_fid = self.sha256 == SHA256
+        self.title = "inception-2015" if self.is_fid else f"inception-{self.sha256[:8]}"
+        self.network = _network(state, path, advice)
+
+    def _forward(self, images: Tensor) -> Features:
+        pooled, logits = self.network(images.permute(0, 3, 1, 2))
+        return Features(pooled, logits)
+
+
+def default_weights() -> Path:
+    """Where torch-fidelity caches the weights: torch hub's folder of checkpoints."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / FILE
+
+
+def _network(state: dict[str, Tensor], path: Path, advice: str) -> "FeatureExtractorInceptionV3":
+    """torch-fidelity's module with these tensors.
+
+    Its constructor insists on torch.load(weights_only=False), so it is given only what is written here: tensors that
+    were read safely and whose names and shapes are already checked.
+    """
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    match_weights(state, _wanted(), path, advice)
+    written = io.BytesIO()
+    torch.save(state, written)
+    written.seek(0)
+    return FeatureExtractorInceptionV3("inception-v3-compat", list(LAYERS), written)  # type: ignore[arg-type]
+
+
+def _wanted() -> dict[str, Tensor]:
+    """Names and shapes of the network's tensors, without allocating them."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    class Empty(FeatureExtractorInceptionV3):
+        def load_state_dict(self, *_: object, **__: object) -> None:  # type: ignore[override]
+            """Nothing to load: only names and shapes are read."""
+
+    nothing = io.BytesIO()
+    torch.save({}, nothing)
+    nothing.seek(0)
+    with torch.device("meta"):
+        return Empty("inception-v3-compat", list(LAYERS), nothing).state_dict()  # type: ignore[arg-type]
