@@ -36,26 +36,29 @@ class Plugin:
     name: str
     options: dict[str, Any] = field(default_factory=dict)
 
-    def build(self, kind: str, *args: Any, where: str = "", **extra: Any) -> Any:
+    def build(self, kind: str, where: str = "") -> Any:
         """Call the plug-in's class; unknown keys and wrong types are UserErrors naming `where.key`."""
         cls = registry.find(kind, self.name)
         factory: Callable = getattr(cls, "from_options", cls)
-        return factory(*args, **arguments(factory, self.options, where or kind, skip=len(args)), **extra)
+        return factory(**arguments((factory, cls), self.options, where or kind))
 
 
-def arguments(function: Callable, values: dict[str, Any], where: str, skip: int = 0) -> dict[str, Any]:
-    """Check `values` against the signature of `function` (its first `skip` parameters aside) and cast them."""
-    signature = inspect.signature(function)
-    hints = typing.get_type_hints(function.__init__ if isinstance(function, type) else function)
-    known = [p for p in list(signature.parameters.values())[skip:] if p.kind != p.VAR_KEYWORD]
-    by_name = {p.name: p for p in known}
+def arguments(functions: Sequence[Callable], values: dict[str, Any], where: str) -> dict[str, Any]:
+    """Check `values` against the signatures of `functions` together and cast them to the annotated types."""
+    by_name: dict[str, inspect.Parameter] = {}
+    hints: dict[str, Any] = {}
+    for function in functions:
+        for p in inspect.signature(function).parameters.values():
+            if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
+                by_name[p.name] = p
+        hints |= typing.get_type_hints(function.__init__ if isinstance(function, type) else function)
     result = {}
     for key, value in values.items():
         if key not in by_name:
             raise unknown(where, key, by_name)
         result[key] = cast(hints.get(key, Any), value, f"{where}.{key}")
     for name, parameter in by_name.items():
-        if parameter.default is parameter.empty and name not in result and parameter.kind != parameter.VAR_POSITIONAL:
+        if parameter.default is parameter.empty and name not in result:
             raise UserError(f"{where}.{name}: a value is needed and none was given")
     return result
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dit_shd.attention import Capture, RelativeBias, attend
 from dit_shd.attention.capture import Recorder
 from dit_shd.errors import UserError
-from dit_shd.models import public
+from dit_shd.models import _public
 
 SIZES: dict[str, dict[str, int]] = {
     "S/2": dict(num_layers=12, num_attention_heads=6, attention_head_dim=64, decode_layer=6),
@@ -208,13 +208,6 @@ class MDTv2(ModelMixin, ConfigMixin):
         """n, the number of tokens of an unmasked pass."""
         return self.pos_embed.shape[1]
 
-    def sections(self) -> dict[str, list[str]]:
-        """Names of the attention layers by section; only layers of one section see the same tokens in a masked pass."""
-        return {
-            section: [f"{section}.{i}.attn" for i in range(len(getattr(self, section)))]
-            for section in ("en_inblocks", "en_outblocks", "de_blocks")
-        }
-
     def forward(
         self,
         hidden_states: Tensor,
@@ -275,9 +268,9 @@ class MDTv2(ModelMixin, ConfigMixin):
         Raises:
             UserError: the tensors are not those of an MDTv2.
         """
-        state = public.clean(state)
-        model = cls(**public.mdt_config(state))
-        public.load_exactly(model, {k: v for k, v in state.items() if not k.endswith("relative_position_index")})
+        state = _public.clean(state)
+        model = cls(**_public.mdt_config(state))
+        _public.load_exactly(model, {k: v for k, v in state.items() if not k.endswith("relative_position_index")})
         return model
 
     def to_public(self) -> dict[str, Tensor]:

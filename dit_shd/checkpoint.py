@@ -1,0 +1,146 @@
+"""The run folder: all that resuming and sampling need.
+
+    config.yaml      resolved                     metrics.jsonl   the numbers of each logged step (deterministic)
+    checkpoints/     step_<n>/, newest last       timing.jsonl    seconds (not deterministic)
+    student/         EMA weights, diffusers format with a model card
+    samples/         grids drawn during training
+"""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dit_shd.config import dump, read_yaml
+from dit_shd.errors import UserError
+from dit_shd.models._public import read_tensors
+
+CHANGEABLE = (
+    "run", "steps", "micro_batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "sample_every", "tracker",
+)  # fmt: skip
+"""Keys of the config that may differ when a run is resumed."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    path: Path
+
+    @classmethod
+    def open(cls, path: Path, config: Any) -> "RunFolder":
+        """Make a run folder, or reopen the one that holds the same config.
+
+        Raises:
+            UserError: the folder holds another config, or something that is not a run.
+        """
+        new = dump(config)
+        file = path / "config.yaml"
+        if file.exists():
+            check_same(path, read_yaml(file), new)
+        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UserError(f"{path}: exists and is not a run folder; choose another run=FOLDER")
+        path.mkdir(parents=True, exist_ok=True)
+        write_text(file, new)
+        return cls(path)
+
+    @property
+    def student(self) -> Path:
+        return self.path / "student"
+
+    def checkpoints(self) -> list[Path]:
+        """Complete checkpoints, oldest first."""
+        return sorted((self.path / "checkpoints").glob("step_*[0-9]"))
+
+    def save(self, step: int, tensors: dict[str, dict[str, Tensor]], optimizer: dict, extra: dict, keep: int) -> None:
+        """Write a checkpoint whole or not at all, then drop all but the newest `keep`."""
+        final = self.path / "checkpoints" / f"step_{step:08d}"
+        with replacing(final) as folder:
+            for name, state in tensors.items():
+                save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / f"{name}.safetensors")
+            torch.save(optimizer, folder / "optimizer.pt")
+            (folder / "state.json").write_text(json.dumps({"step": step, **extra}))
+        for old in self.checkpoints()[:-keep]:
+            shutil.rmtree(old)
+
+    def load(self) -> dict[str, Any] | None:
+        """The newest checkpoint: `student` and other tensor files by name, `optimizer`, and state.json's numbers."""
+        found = self.checkpoints()
+        if not found:
+            return None
+        folder = found[-1]
+        loaded: dict[str, Any] = {file.stem: read_tensors(file) for file in folder.glob("*.safetensors")}
+        try:
+            loaded["optimizer"] = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+            return loaded | json.loads((folder / "state.json").read_text())
+        except Exception as error:
+            raise UserError(f"{folder}: not a readable checkpoint ({error}); move it away to resume from the one before")
+
+    def log(self, file: str, numbers: dict[str, Any]) -> None:
+        with open(self.path / file, "a", encoding="utf-8") as lines:
+            lines.write(json.dumps(numbers) + "\n")
+
+    def forget_after(self, step: int) -> None:
+        """Drop logged steps that the newest checkpoint does not have: they are about to be run again."""
+        for file in (self.path / "metrics.jsonl", self.path / "timing.jsonl"):
+            if file.exists():
+                kept = [line for line in file.read_text().splitlines() if _step(line) <= step]
+                write_text(file, "".join(line + "\n" for line in kept))
+
+    def metrics(self) -> list[dict[str, Any]]:
+        file = self.path / "metrics.jsonl"
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def check_same(path: Path, old: dict[str, Any], new_text: str) -> None:
+    """Refuse a folder whose config differs in more than what may change on resume."""
+    import yaml
+
+    new = yaml.safe_load(new_text)
+    changed = [k for k in sorted(old.keys() | new.keys()) if k not in CHANGEABLE and old.get(k) != new.get(k)]
+    if changed:
+        shown = ", ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} here" for k in changed[:3])
+        raise UserError(
+            f"{path}: already holds a run with another config ({shown}); choose another run=FOLDER. "
+            f"May change on resume: {', '.join(CHANGEABLE)}."
+        )
+
+
+def _step(line: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return 2**62  # half a line from a kill
+
+
+def write_text(file: Path, text: str) -> None:
+    """Replace a file's text in one step."""
+    part = file.with_name(f".{file.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, file)
+
+
+class replacing:
+    """A folder that appears whole under its name when the block ends without an error, and not otherwise."""
+
+    def __init__(self, final: Path):
+        self.final, self.part = final, final.with_name(f".{final.name}.part")
+
+    def __enter__(self) -> Path:
+        shutil.rmtree(self.part, ignore_errors=True)
+        self.part.mkdir(parents=True)
+        return self.part
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if kind is not None:
+            shutil.rmtree(self.part, ignore_errors=True)
+            return
+        old = self.final.with_name(f".{self.final.name}.old")
+        if self.final.exists():
+            os.replace(self.final, old)
+        os.replace(self.part, self.final)
+        shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,72 @@
+"""Images or latents in one npz file: arr_0 (uint8 [n,y,x,c] images or float [n,c,y,x] latents) and arr_1 (labels)."""
+
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dit_shd import randomness
+from dit_shd.data import Dataset
+from dit_shd.errors import UserError
+
+
+class Npz(Dataset):
+    """One npz file, held in memory.
+
+    Args:
+        path: the file. flip: mirror half of the samples left to right, drawn anew each time.
+    """
+
+    def __init__(self, path: Path, flip: bool = False):
+        self._path, self._flip = path, flip
+        array, labels = _read(path)
+        if array.dtype == np.uint8 and array.ndim == 4:
+            self._images, self._latents = array, None
+            _, y, x, c = array.shape
+        elif array.dtype.kind == "f" and array.ndim == 4:
+            self._images, self._latents = None, array
+            _, c, y, x = array.shape
+        else:
+            raise UserError(
+                f"{path}: arr_0: wanted uint8 [n,y,x,c] images or float [n,c,y,x] latents, "
+                f"found {array.dtype} {list(array.shape)}"
+            )
+        if labels.shape != (len(array),) or labels.dtype.kind not in "iu" or (len(labels) and labels.min() < 0):
+            raise UserError(f"{path}: arr_1: wanted {len(array)} whole labels from 0, found {labels.dtype} {list(labels.shape)}")
+        self._labels = labels.astype(np.int64)
+        self.classes, self.shape = int(labels.max()) + 1 if len(labels) else 0, (c, y, x)
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def batch(self, indices: np.ndarray, seed: int, step: int, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
+        if self._images is not None:
+            x_0 = torch.from_numpy(self._images[indices]).permute(0, 3, 1, 2).float() / 127.5 - 1
+        else:
+            assert self._latents is not None
+            x_0 = torch.from_numpy(self._latents[indices]).float()
+        if self._flip:
+            mirrored = randomness.uniform(seed, "flip", step, positions) < 0.5
+            x_0 = torch.where(mirrored[:, None, None, None], x_0.flip(-1), x_0)
+        return x_0, torch.from_numpy(self._labels[indices])
+
+    def images(self) -> np.ndarray:
+        if self._images is None:
+            raise UserError(f"{self._path}: holds latents, not images")
+        return self._images
+
+    def labels(self) -> np.ndarray:
+        return self._labels
+
+
+def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; wanted an npz with arr_0 and arr_1")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return archive["arr_0"], archive["arr_1"]
+    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: wanted an npz with arr_0 (images or latents) and arr_1 (labels): {error}") from error

@@ -1,0 +1,174 @@
+"""Gaussian diffusion with a learned variance range: schedule, targets, variational term, one DDPM step.
+
+Ho et al. 2020 (arXiv 2006.11239, below DDPM), Nichol & Dhariwal 2021 (arXiv 2102.09672, below IDDPM), Hang et al.
+2023 (min-SNR, arXiv 2303.09556). Tables are float64 and are rounded to float32 where they meet tensors, as in the
+public code. diffusers' DDPMScheduler is not used here: its float32 tables move the log-variance by up to 2.6e-4, it
+clamps the variance at t = 0 to 1e-20, and it has no variational term.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dit_shd.errors import UserError
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Betas of a diffusion process and the original timestep of each of its steps.
+
+    Index arguments called `step` count the steps of this process; `timesteps[step]` is what a model is given.
+    """
+
+    betas: np.ndarray
+    timesteps: np.ndarray
+
+    @classmethod
+    def linear(cls, steps: int = 1000) -> "Schedule":
+        """The linear schedule of DDPM, section 4, scaled to any number of steps."""
+        scale = 1000 / steps
+        return cls(np.linspace(scale * 1e-4, scale * 0.02, steps, dtype=np.float64), np.arange(steps))
+
+    def respaced(self, count: int) -> "Schedule":
+        """The process that visits `count` evenly spaced steps of this one (IDDPM, section 4).
+
+        Raises:
+            UserError: count is not in 1..len(self).
+        """
+        if not 1 <= count <= len(self):
+            raise UserError(f"steps: wanted 1 to {len(self)} sampling steps, found {count}")
+        stride = (len(self) - 1) / (count - 1) if count > 1 else 1.0
+        position, chosen = 0.0, []
+        for _ in range(count):  # summed, not multiplied: rounds as the public code does
+            chosen.append(round(position))
+            position += stride
+        kept = self.alphas_cumprod[chosen]
+        betas = 1 - kept / np.append(1.0, kept[:-1])
+        return Schedule(betas, self.timesteps[chosen])
+
+    def __len__(self) -> int:
+        return len(self.betas)
+
+    @cached_property
+    def alphas_cumprod(self) -> np.ndarray:
+        return np.cumprod(1 - self.betas)
+
+    @cached_property
+    def _previous(self) -> np.ndarray:
+        return np.append(1.0, self.alphas_cumprod[:-1])
+
+    @cached_property
+    def posterior_log_variance(self) -> np.ndarray:
+        """log of DDPM eq. 7's variance; it is 0 at the first step, where the second step's stands in (IDDPM)."""
+        variance = self.betas * (1 - self._previous) / (1 - self.alphas_cumprod)
+        variance[0] = variance[1] if len(self) > 1 else self.betas[0]
+        return np.log(variance)
+
+    @cached_property
+    def snr(self) -> np.ndarray:
+        return self.alphas_cumprod / (1 - self.alphas_cumprod)
+
+    def at(self, table: np.ndarray, step: Tensor, ndim: int = 4) -> Tensor:
+        """Entries of a float64 table as float32, [b,1,...] with `ndim` axes."""
+        entries = torch.from_numpy(table).to(step.device)[step].float()
+        return entries.view(-1, *[1] * (ndim - 1))
+
+    def add_noise(self, x_0: Tensor, noise: Tensor, step: Tensor) -> Tensor:
+        """x_t [b,...] (DDPM eq. 4)."""
+        kept = self.at(np.sqrt(self.alphas_cumprod), step, x_0.ndim)
+        return kept * x_0 + self.at(np.sqrt(1 - self.alphas_cumprod), step, x_0.ndim) * noise
+
+    def predict_x_0(self, x_t: Tensor, noise: Tensor, step: Tensor) -> Tensor:
+        """x_0 as the predicted noise has it (DDPM eq. 4, solved)."""
+        scale = self.at(np.sqrt(1 / self.alphas_cumprod), step, x_t.ndim)
+        return scale * x_t - self.at(np.sqrt(1 / self.alphas_cumprod - 1), step, x_t.ndim) * noise
+
+    def posterior_mean(self, x_0: Tensor, x_t: Tensor, step: Tensor) -> Tensor:
+        """Mean of q(x_{t-1} | x_t, x_0) (DDPM eq. 7)."""
+        first = self.betas * np.sqrt(self._previous) / (1 - self.alphas_cumprod)
+        second = (1 - self._previous) * np.sqrt(1 - self.betas) / (1 - self.alphas_cumprod)
+        return self.at(first, step, x_t.ndim) * x_0 + self.at(second, step, x_t.ndim) * x_t
+
+    def log_variance(self, v: Tensor, step: Tensor) -> Tensor:
+        """The learned range: (v+1)/2 interpolates log beta~ and log beta (IDDPM eq. 15)."""
+        share = (v + 1) / 2
+        low = self.at(self.posterior_log_variance, step, v.ndim)
+        return share * self.at(np.log(self.betas), step, v.ndim) + (1 - share) * low
+
+    def fixed_log_variance(self, step: Tensor, ndim: int) -> Tensor:
+        """log beta, the large fixed variance of DDPM, for models that predict none."""
+        fixed = np.log(np.append(np.exp(self.posterior_log_variance[0]), self.betas[1:]))
+        return self.at(fixed, step, ndim)
+
+    def ddpm_step(self, x_t: Tensor, noise: Tensor, v: Tensor | None, step: Tensor, fresh: Tensor) -> Tensor:
+        """x_{t-1} by ancestral sampling, no clipping of x_0 (DDPM algorithm 2 with IDDPM's variance).
+
+        Args:
+            x_t: [b,c,y,x]. noise: predicted noise. v: predicted variance share, or None for the fixed large variance.
+            step: [b]. fresh: new standard normal noise, unused at the last step (0).
+        """
+        mean = self.posterior_mean(self.predict_x_0(x_t, noise, step), x_t, step)
+        log_variance = self.fixed_log_variance(step, x_t.ndim) if v is None else self.log_variance(v, step)
+        moving = (step != 0).to(x_t.dtype).view(-1, *[1] * (x_t.ndim - 1))
+        return mean + moving * torch.exp(0.5 * log_variance) * fresh
+
+
+def split(output: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:
+    """A model's output [b, c or 2c, y, x] as predicted noise and, where there is one, variance share v.
+
+    Raises:
+        ValueError: neither c nor 2c channels.
+    """
+    if output.shape[1] == channels:
+        return output, None
+    if output.shape[1] != 2 * channels:
+        raise ValueError(f"output: wanted {channels} or {2 * channels} channels, found {output.shape[1]}")
+    noise, v = output.chunk(2, dim=1)
+    return noise, v
+
+
+def noise_error(schedule: Schedule, noise: Tensor, target: Tensor, step: Tensor, gamma: float | None) -> Tensor:
+    """MSE of the predicted noise per sample [b], weighted by min(SNR, gamma) / SNR (min-SNR; gamma None: weight 1)."""
+    error = (target - noise).square().flatten(1).mean(1)
+    if gamma is None:
+        return error
+    return schedule.at(np.minimum(schedule.snr, gamma) / schedule.snr, step, 1) * error
+
+
+def variational_bits(schedule: Schedule, x_0: Tensor, x_t: Tensor, noise: Tensor, v: Tensor, step: Tensor) -> Tensor:
+    """The variational term of the learned variance in bits per dimension, per sample [b] (IDDPM eq. 16).
+
+    KL(q(x_{t-1}|x_t,x_0) || p(x_{t-1}|x_t)); at step 0 the negative log-likelihood of a Gaussian discretised to bins
+    of 1/255 each side. The predicted noise is detached: only the variance learns from this.
+    """
+    true_mean = schedule.posterior_mean(x_0, x_t, step)
+    mean = schedule.posterior_mean(schedule.predict_x_0(x_t, noise.detach(), step), x_t, step)
+    log_variance = schedule.log_variance(v, step)
+    true_log_variance = schedule.at(schedule.posterior_log_variance, step, x_t.ndim)
+    kl = gaussian_kl(true_mean, true_log_variance, mean, log_variance)
+    nll = discretised_nll(x_0, mean, 0.5 * log_variance)
+    bits = torch.where(step == 0, nll.flatten(1).mean(1), kl.flatten(1).mean(1))
+    return bits / math.log(2.0)
+
+
+def gaussian_kl(mean_1: Tensor, log_variance_1: Tensor, mean_2: Tensor, log_variance_2: Tensor) -> Tensor:
+    """KL(N_1 || N_2) of diagonal Gaussians in nats, elementwise."""
+    gap = log_variance_1 - log_variance_2
+    return 0.5 * (-1.0 - gap + torch.exp(gap) + (mean_1 - mean_2).square() * torch.exp(-log_variance_2))
+
+
+def discretised_nll(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+    """-log of the Gaussian's mass on [x - 1/255, x + 1/255] in nats, open-ended beyond +-0.999 (DDPM eq. 13)."""
+    centred, inverse = x - mean, torch.exp(-log_scale)
+    above, below = _normal_cdf(inverse * (centred + 1 / 255)), _normal_cdf(inverse * (centred - 1 / 255))
+    mass = torch.where(x < -0.999, above, torch.where(x > 0.999, 1.0 - below, above - below))
+    return -torch.log(mass.clamp(min=1e-12))
+
+
+def _normal_cdf(x: Tensor) -> Tensor:
+    """The tanh approximation of the normal distribution function that the public code uses."""
+    return 0.5 * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x.pow(3))))

@@ -1,0 +1,76 @@
+"""The student and its losses as one module: what accelerate prepares, and what a training step calls."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor, nn
+
+from dit_shd.attention import capture
+from dit_shd.batch import Batch, PassName
+from dit_shd.diffusion import Schedule, noise_error, split, variational_bits
+from dit_shd.losses import Loss, View
+
+
+class Distiller(nn.Module):
+    """The student, and the losses with whatever projectors they hold.
+
+    The teacher is a guest: it comes in with each call and is never a part of this module, so it is never
+    synchronised, saved or averaged.
+
+    Args:
+        gamma: min-SNR weight of the noise error; None for no weight.
+    """
+
+    def __init__(self, student: nn.Module, losses: Sequence[Loss], schedule: Schedule, gamma: float | None = 5.0):
+        super().__init__()
+        self.student = student
+        self.losses = nn.ModuleList(losses)
+        self.schedule, self.gamma = schedule, gamma
+
+    def forward(
+        self, batch: Batch, pass_name: PassName = "plain", teacher: nn.Module | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of one pass, averaged over the batch, and its terms (detached) by name."""
+        wanted = {name: loss for name, loss in self._named_losses() if pass_name in loss.passes}
+        needs_captures = any(loss.needs_captures for loss in wanted.values())
+        with ExitStack() as stack:
+            student_captures = stack.enter_context(capture(self.student)) if needs_captures else {}
+            output = predict(self.student, batch)
+        terms = self._denoising(batch, output)
+        total = torch.stack([term.mean() for term in terms.values()]).sum()
+        logs = {name: term.detach().mean() for name, term in terms.items()}
+        if wanted:
+            assert teacher is not None, "losses need a teacher"
+            with ExitStack() as stack, torch.no_grad():
+                teacher_captures = stack.enter_context(capture(teacher)) if needs_captures else {}
+                teacher_output = predict(teacher, batch)
+            view = View(batch, self.schedule, output, teacher_output, student_captures, teacher_captures)
+            for name, loss in wanted.items():
+                term = loss.term(view)
+                total = total + loss.weight * term.value.mean()
+                logs[name] = term.value.detach().mean()
+                logs |= {f"{name}/{key}": value for key, value in term.logs.items()}
+        return total, logs
+
+    def _denoising(self, batch: Batch, output: Tensor) -> dict[str, Tensor]:
+        noise, v = split(output.float(), batch.x_0.shape[1])
+        terms = {"noise": noise_error(self.schedule, noise, batch.noise, batch.t, self.gamma)}
+        if v is not None:
+            terms["variational"] = variational_bits(self.schedule, batch.x_0, batch.x_t, noise, v, batch.t)
+        return terms
+
+    def _named_losses(self) -> list[tuple[str, Loss]]:
+        """The losses by the name of their file; a second one of a kind gets a number."""
+        names: list[tuple[str, Loss]] = []
+        for loss in self.losses:
+            base = type(loss).__module__.rpartition(".")[2]
+            count = sum(name.split("#")[0] == base for name, _ in names)
+            names.append((f"{base}#{count + 1}" if count else base, loss))  # type: ignore[arg-type]
+        return names
+
+
+def predict(model: nn.Module, batch: Batch) -> Tensor:
+    """A model's output for one batch; models of diffusers and ours are called alike."""
+    masked = {} if batch.keep is None else {"keep": batch.keep}
+    return model(batch.x_t, batch.t, class_labels=batch.labels, return_dict=False, **masked)[0]

@@ -1,0 +1,55 @@
+"""Distillation terms, one file each. A loss sees what both models did in one pass; never a dataset or a device."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from dit_shd.attention import Captures
+from dit_shd.batch import Batch, PassName
+from dit_shd.diffusion import Schedule
+from dit_shd.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """Teacher and student in one pass over the same batch."""
+
+    batch: Batch
+    schedule: Schedule
+    student: Tensor
+    """Output [b, c or 2c, y, x], with a graph."""
+    teacher: Tensor
+    """Output without a graph."""
+    student_captures: Captures = field(default_factory=dict)
+    teacher_captures: Captures = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """What a loss returns: a value per sample [b] (its weight not applied) and numbers to log."""
+
+    value: Tensor
+    logs: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Loss(nn.Module, ABC):
+    """A distillation term.
+
+    Args:
+        weight: its factor in the total.
+        passes: the passes it takes part in.
+    """
+
+    needs_captures = False
+
+    def __init__(self, weight: float = 1.0, passes: Sequence[PassName] = ("plain",)):
+        super().__init__()
+        if not passes or any(p not in ("plain", "masked") for p in passes):
+            raise UserError(f"{type(self).__name__}: passes: wanted plain, masked or both, found {list(passes)}")
+        self.weight, self.passes = weight, tuple(passes)
+
+    @abstractmethod
+    def term(self, view: View) -> Term:
+        """The loss of one pass."""

@@ -1,0 +1,274 @@
+"""The training loop: a generator of steps, so that the caller decides what to show.
+
+    for step in train(config):
+        print(step.number, step.metrics["loss"])
+"""
+
+import inspect
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from dit_shd import models, optim
+from dit_shd.batch import BatchSource
+from dit_shd.checkpoint import RunFolder
+from dit_shd.config import Plugin, option
+from dit_shd.diffusion import Schedule
+from dit_shd.distiller import Distiller
+from dit_shd.errors import UserError
+from dit_shd.optim import OptimizerConfig
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run. `losses: []` is plain training; with losses a teacher is needed."""
+
+    run: Path = option(Path("runs/train"), "the run folder; the same command again resumes it")
+    data: Plugin = option(Plugin("digits"), "dataset: {name: digits | npz, ...}")
+    student: Plugin = option(Plugin("mdt"), "model to train: {name: mdt, size: S/2, ...}")
+    teacher: str | None = option(None, "run folder, diffusers folder, public checkpoint file, or asset:NAME")
+    losses: list[Plugin] = option([], "distillation terms: [{name: shd, weight: 2}, {name: output}]")
+    seed: int = option(0, "every random draw is a function of it")
+    steps: int = option(400_000, "optimizer steps in all; may be raised to go on")
+    batch_size: int = option(256, "images of one optimizer step, over all processes")
+    micro_batch_size: int | None = option(None, "images of one forward in one process; empty: batch_size / processes")
+    optimizer: OptimizerConfig = option(OptimizerConfig(), "")
+    ema: float = option(0.9999, "decay of the weight average that is sampled from")
+    diffusion_steps: int = option(1000, "steps of the linear noise schedule")
+    min_snr_gamma: float | None = option(5.0, "weight min(SNR, gamma)/SNR of the noise error; empty for none")
+    label_dropout: float = option(0.1, "share of labels dropped, for guidance")
+    mask_ratio: float | None = option(0.3, "masked pass: share from here to +0.2 hidden; empty for no masked pass")
+    precision: Literal["no", "bf16", "fp16"] = option("no", "mixed precision")
+    log_every: int = option(10, "steps between lines of metrics.jsonl")
+    checkpoint_every: int = option(10_000, "steps between checkpoints (and exports of the student)")
+    keep_checkpoints: int = option(2, "newest checkpoints kept")
+    sample_every: int = option(0, "steps between sample grids; 0 for none")
+    tracker: str | None = option(None, "an accelerate tracker by name: tensorboard, wandb, ...")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One finished optimizer step."""
+
+    number: int
+    """Counts from 1."""
+    metrics: dict[str, float]
+    """Empty on steps that are not logged."""
+
+
+def train(config: TrainConfig) -> Iterator[Step]:
+    """Train, yielding after every optimizer step; resumes from the run folder's newest checkpoint.
+
+    Raises:
+        UserError: a config that cannot work; nothing has been written then.
+    """
+    return Trainer(config).run_steps()
+
+
+class Trainer:
+    """Everything one run holds; see run_steps for the loop."""
+
+    def __init__(self, config: TrainConfig):
+        from accelerate import Accelerator
+        from accelerate.utils import DistributedDataParallelKwargs
+        from diffusers.training_utils import EMAModel
+
+        self.config = config
+        torch.manual_seed(config.seed)
+        self.schedule = Schedule.linear(config.diffusion_steps)
+        dataset = config.data.build("data", where="data")
+        student = config.student.build("models", where="student")
+        losses = [p.build("losses", where=f"losses.{i}") for i, p in enumerate(config.losses)]
+        self.teacher = _teacher(config)
+        check(config, dataset, student, self.teacher)
+        tokens = getattr(student, "tokens", None)
+        self.source = BatchSource(
+            dataset, self.schedule, config.seed, config.batch_size, config.label_dropout, config.mask_ratio, tokens
+        )
+        distiller = Distiller(student, losses, self.schedule, config.min_snr_gamma)
+        self._try_out(distiller)
+
+        unused = DistributedDataParallelKwargs(find_unused_parameters=config.mask_ratio is None)
+        self.accelerator = Accelerator(
+            mixed_precision=config.precision, log_with=config.tracker, project_dir=config.run, kwargs_handlers=[unused]
+        )
+        self.micro_batch_size = _micro_batch_size(config, self.accelerator.num_processes)
+        with self.accelerator.main_process_first():
+            self.folder = RunFolder.open(config.run, config)
+        if config.tracker:
+            self.accelerator.init_trackers("dit_shd")
+        self.distiller, self.optimizer = self.accelerator.prepare(
+            distiller, optim.build(config.optimizer, distiller.parameters())
+        )
+        if self.teacher is not None:
+            self.teacher.to(self.accelerator.device)
+        self.ema = EMAModel(
+            self.student.parameters(), config.ema, min_decay=config.ema, update_after_step=-1, foreach=True
+        )
+        self.ema.to(self.accelerator.device)
+        self.first_step = self._resume()
+
+    @property
+    def student(self) -> nn.Module:
+        return self.accelerator.unwrap_model(self.distiller).student
+
+    def run_steps(self) -> Iterator[Step]:
+        """The loop."""
+        config = self.config
+        for number in range(self.first_step, config.steps):
+            start = time.perf_counter()
+            for group in self.optimizer.param_groups:
+                group["lr"] = optim.learning_rate(config.optimizer, number, config.steps)
+            metrics = self._accumulate(number)
+            metrics["grad_norm"] = self._clip(number)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            self.ema.step(self.student.parameters())
+
+            done = number + 1
+            logged = done % config.log_every == 0 or done == config.steps
+            numbers = self._log(done, metrics, time.perf_counter() - start) if logged else {}
+            if done % config.checkpoint_every == 0 or done == config.steps:
+                self._save(done)
+            if config.sample_every and done % config.sample_every == 0:
+                self._draw_samples(done)
+            yield Step(done, numbers)
+        self.accelerator.end_training()
+
+    def _accumulate(self, number: int) -> dict[str, Tensor]:
+        """Gradients of one global batch: micro batch by micro batch and pass by pass; returns this process's means."""
+        size, processes = self.micro_batch_size, self.accelerator.num_processes
+        rounds = self.config.batch_size // (size * processes)
+        sums: dict[str, Tensor] = {}
+        for i in range(rounds):
+            first = (i * processes + self.accelerator.process_index) * size
+            batches = self.source.draw(number, range(first, first + size))
+            for name, batch in batches.items():
+                last = i == rounds - 1 and name == self.source.passes[-1]
+                with nullcontext() if last else self.accelerator.no_sync(self.distiller):
+                    with self.accelerator.autocast():
+                        loss, logs = self.distiller(batch.to(self.accelerator.device), name, self.teacher)
+                    self.accelerator.backward(loss / rounds)
+                for key, value in {"loss": loss.detach(), **logs}.items():
+                    key = key if key == "loss" else f"{name}/{key}"
+                    sums[key] = sums.get(key, 0) + value.float() / rounds
+        return sums
+
+    def _clip(self, number: int) -> Tensor:
+        limit = self.config.optimizer.clip or float("inf")
+        norm = self.accelerator.clip_grad_norm_(self.distiller.parameters(), limit)
+        if self.config.precision != "fp16" and not torch.isfinite(norm):  # fp16: the scaler skips such steps
+            raise UserError(
+                f"step {number + 1}: the gradient is not finite, the weights were not touched; "
+                f"the last checkpoint is in {self.folder.path / 'checkpoints'}"
+            )
+        return norm
+
+    def _log(self, done: int, metrics: dict[str, Tensor], seconds: float) -> dict[str, float]:
+        names = list(metrics)
+        stacked = torch.stack([metrics[n].float().to(self.accelerator.device) for n in names])
+        means = self.accelerator.reduce(stacked, "mean")
+        numbers = {"step": done, **dict(zip(names, means.tolist()))}
+        numbers["lr"] = self.optimizer.param_groups[0]["lr"]
+        if self.accelerator.is_main_process:
+            self.folder.log("metrics.jsonl", numbers)
+            self.folder.log("timing.jsonl", {"step": done, "seconds": round(seconds, 4)})
+        if self.config.tracker:
+            self.accelerator.log({k: v for k, v in numbers.items() if k != "step"}, step=done)
+        return numbers
+
+    def _save(self, done: int) -> None:
+        if self.accelerator.is_main_process:
+            distiller = self.accelerator.unwrap_model(self.distiller)
+            scaler = self.accelerator.scaler
+            tensors = {"distiller": distiller.state_dict(), "ema": self._ema_state()}
+            extra = {} if scaler is None else {"scaler": scaler.state_dict()}
+            self.folder.save(done, tensors, self.optimizer.state_dict(), extra, self.config.keep_checkpoints)
+            models.export(self._averaged(), self.folder.student, self.config, done)
+        self.accelerator.wait_for_everyone()
+
+    def _resume(self) -> int:
+        saved = self.folder.load()
+        if saved is None:
+            return 0
+        self.accelerator.unwrap_model(self.distiller).load_state_dict(saved["distiller"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        names = [name for name, _ in self.student.named_parameters()]
+        self.ema.load_state_dict({"shadow_params": [saved["ema"][n] for n in names]})
+        self.ema.to(self.accelerator.device)
+        if self.accelerator.scaler is not None and "scaler" in saved:
+            self.accelerator.scaler.load_state_dict(saved["scaler"])
+        if self.accelerator.is_main_process:
+            self.folder.forget_after(saved["step"])
+        return saved["step"]
+
+    def _ema_state(self) -> dict[str, Tensor]:
+        names = [name for name, _ in self.student.named_parameters()]
+        return dict(zip(names, self.ema.shadow_params))
+
+    def _averaged(self) -> nn.Module:
+        """A copy of the student with the averaged weights."""
+        copy = self.config.student.build("models", where="student")
+        copy.load_state_dict({k: v.cpu() for k, v in self._ema_state().items()}, strict=False)
+        return copy.eval()
+
+    def _draw_samples(self, done: int) -> None:
+        from dit_shd.sampler import SampleConfig, draw_grid
+
+        if self.accelerator.is_main_process:
+            model = self._averaged().to(self.accelerator.device)
+            count = min(self.source.dataset.classes, 10)
+            options = SampleConfig(run=self.config.run, count=count, steps=50, seed=self.config.seed, labels="balanced")
+            draw_grid(model, self.schedule, options, self.folder.path / "samples" / f"step_{done:08d}.png")
+        self.accelerator.wait_for_everyone()
+
+    def _try_out(self, distiller: Distiller) -> None:
+        """One forward on one sample before anything is written: what does not fit together is said here."""
+        if self.teacher is None:
+            return
+        with torch.no_grad():
+            for name, batch in self.source.draw(0, range(1)).items():
+                distiller(batch, name, self.teacher)
+
+
+def _teacher(config: TrainConfig) -> nn.Module | None:
+    if config.losses and config.teacher is None:
+        raise UserError("teacher: losses need a teacher, and none was given (losses: [] is plain training)")
+    if config.teacher is None:
+        return None
+    return models.load(config.teacher).eval().requires_grad_(False)
+
+
+def check(config: TrainConfig, dataset: Any, student: nn.Module, teacher: nn.Module | None) -> None:
+    """Data, student and teacher must agree, and the student must know the masked pass if there is one."""
+    for key, low in (("steps", 1), ("batch_size", 1), ("log_every", 1), ("checkpoint_every", 1), ("keep_checkpoints", 1)):
+        if getattr(config, key) < low:
+            raise UserError(f"{key}: wanted {low} or more, found {getattr(config, key)}")
+    for role, model in (("student", student), ("teacher", teacher)):
+        if model is None:
+            continue
+        shape = (model.config.in_channels, model.config.sample_size, model.config.sample_size)  # type: ignore[union-attr]
+        if shape != tuple(dataset.shape):
+            raise UserError(f"{role}: takes latents of shape {shape}, the data's are {tuple(dataset.shape)}")
+        classes = getattr(model.config, "num_classes", dataset.classes)
+        if classes < dataset.classes:
+            raise UserError(f"{role}: knows {classes} classes, the data has {dataset.classes}")
+        if config.mask_ratio is not None and "keep" not in inspect.signature(model.forward).parameters:
+            raise UserError(f"mask_ratio: the {role} ({type(model).__name__}) has no masked pass; set mask_ratio=null")
+    if config.mask_ratio is not None and not 0 <= config.mask_ratio <= 0.8:
+        raise UserError(f"mask_ratio: wanted a share from 0 to 0.8, found {config.mask_ratio}")
+
+
+def _micro_batch_size(config: TrainConfig, processes: int) -> int:
+    size = config.micro_batch_size or config.batch_size // processes
+    if size < 1 or config.batch_size % (size * processes):
+        raise UserError(
+            f"batch_size {config.batch_size} is not a multiple of micro_batch_size {size} x {processes} processes"
+        )
+    return size
