@@ -1,7 +1,7 @@
 """Feature networks: what an image is turned into before sets of images are compared.
 
-One file here is one network, called by its file name. Only the Inception network of 2015-12-05 gives a distance that
-may be called FID (Heusel et al., arXiv 1706.08500); any other network gives FD(title).
+One file here is one network, called by its file name. Only the Inception network of 2015-12-05 gives a
+distance that may be called FID (Heusel et al., arXiv 1706.08500); any other network gives FD(title).
 
 Shapes: b images, h x w pixels, c channels, d pooled features.
 """
@@ -26,8 +26,8 @@ class Features:
     """What one forward pass gives.
 
     pooled [b, d] float32: the vector of an image in which distances are taken.
-    logits [b, classes] float32: class scores without the last layer's bias (the Inception Score of ADM and of
-        torch-fidelity uses those), or None when the network does not classify.
+    logits [b, classes] float32: class scores without the last layer's bias (the Inception Score of ADM and
+        of torch-fidelity uses those), or None when the network does not classify.
     """
 
     pooled: Tensor
@@ -56,7 +56,12 @@ class FeatureNetwork(abc.ABC):
 
     @abc.abstractmethod
     def _forward(self, images: Tensor) -> Features:
-        """Features of raw uint8 images [b, h, w, c] that are already checked and on the network's device."""
+        """Features of raw uint8 images [b, h, w, c], already checked and on the network's device."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
 
     def to(self, device: str | torch.device) -> Self:
         """Move the network; `extract` brings the images there by itself."""
@@ -65,7 +70,7 @@ class FeatureNetwork(abc.ABC):
 
     @torch.no_grad()
     def extract(self, images: Tensor) -> Features:
-        """Features, on the network's device, of raw images: uint8 [b, h, w, c], never resized or scaled before.
+        """Features of raw images, uint8 [b, h, w, c], on the network's device. Never resize or scale before.
 
         Convolutions run in true float32 (cuDNN's TF32 would move a distance in its third digit).
 
@@ -77,18 +82,17 @@ class FeatureNetwork(abc.ABC):
             raise UserError(
                 f"features {self.title}: wanted uint8 images, found {images.dtype}; round to 0..255 first"
             )
-        device = next(self.network.parameters()).device
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-            return self._forward(images.to(device))
+            return self._forward(images.to(self.device))
 
     def check(self, shape: tuple[int, ...], where: str) -> None:
-        """Refuse images whose shape (h, w, c) this network does not read; `where` names them in the error."""
-        wanted = f"{'any size' if self.size is None else ' x '.join(map(str, self.size))} with {self.channels} channel(s)"
+        """Refuse images whose shape (h, w, c) this network does not read; `where` names them."""
+        size = "any size" if self.size is None else " x ".join(map(str, self.size))
         fits = len(shape) == 3 and shape[2] == self.channels and self.size in (None, shape[:2])
         if not fits:
             raise UserError(
-                f"{where}: feature network {self.title} wants images of {wanted}, "
-                f"found (h, w, c) = {tuple(shape)}; choose another with features=NAME"
+                f"{where}: feature network {self.title} wants images of {size} with {self.channels} "
+                f"channel(s), found (h, w, c) = {tuple(shape)}; choose another with features=NAME"
             )
 
 
@@ -123,8 +127,8 @@ def read_weights(path: Path, advice: str) -> tuple[dict[str, Tensor], str]:
         KeyError,
     ) as error:
         raise UserError(
-            f"{path}: wanted a file of tensors only, found something that cannot be read safely ({_first_line(error)}); "
-            f"{advice}"
+            f"{path}: wanted a file of tensors only, found something that cannot be read safely "
+            f"({_first_line(error)}); {advice}"
         ) from error
     if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
         raise UserError(
@@ -148,9 +152,8 @@ def match_weights(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], pat
         raise UserError(f"{path}: these are weights of another network: {what} ({count}); {advice}")
     if shapes:
         name = shapes[0]
-        raise UserError(
-            f"{path}: '{name}' wanted shape {tuple(wanted[name].shape)}, found {tuple(state[name].shape)}; {advice}"
-        )
+        need, found = tuple(wanted[name].shape), tuple(state[name].shape)
+        raise UserError(f"{path}: '{name}': wanted shape {need}, found {found}; {advice}")
 
 
 def _first_line(error: Exception) -> str:

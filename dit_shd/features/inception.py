@@ -1,9 +1,10 @@
-"""The Inception network of FID: torch-fidelity's `inception-v3-compat`, a port of the 2015-12-05 graph that ADM runs.
+"""The Inception network of FID: torch-fidelity's `inception-v3-compat`.
 
-It resizes to 299 x 299 inside, as TF1 did, so it is fed raw uint8. Pooled features are pool_3 (2048); logits are
-pool_3 @ W without bias (1008 classes), the ones of the Inception Score in ADM's evaluator.
+It is a port of the 2015-12-05 graph that ADM's evaluator runs, and resizes to 299 x 299 inside as TF1 did, so
+it is fed raw uint8. Pooled features are pool_3 (2048); logits are pool_3 @ W without bias (1008 classes), the
+ones of the Inception Score in ADM's evaluator.
 
-No package ships the weights: they are read from a local file, and only the file with the known hash may give FID.
+No package ships the weights: they are read from a local file, and only the one with the known hash gives FID.
 """
 
 import io
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 FILE = "weights-inception-2015-12-05-6726825d.pth"
 ADDRESS = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE}"
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-"""Of the 95,628,359 bytes at ADDRESS. The first eight digits are in the file's name; the rest as others recorded it."""
+"""Of the 95,628,359 bytes at ADDRESS: the first eight digits are in its name, users published the rest."""
 
 LAYERS = ("2048", "logits_unbiased")
 
@@ -29,8 +30,8 @@ LAYERS = ("2048", "logits_unbiased")
 class Inception(FeatureNetwork):
     """Images [b, h, w, 3] of any size, 2048 pooled features, 1008 logits without bias.
 
-    weights: the state dict of torch-fidelity's port; torch hub's cache (where torch-fidelity puts it) if left out.
-        Any other weights than the 2015 ones are named inception-<hash> and give FD, not FID.
+    weights: the state dict of torch-fidelity's port; torch hub's cache (where torch-fidelity puts it) if
+        left out. Any other weights than the 2015 ones are named inception-<hash> and give FD, not FID.
 
     Raises:
         UserError: no such file, a file that is not safe to read, or weights of another network.
@@ -59,8 +60,8 @@ def default_weights() -> Path:
 def _network(state: dict[str, Tensor], path: Path, advice: str) -> "FeatureExtractorInceptionV3":
     """torch-fidelity's module with these tensors.
 
-    Its constructor insists on torch.load(weights_only=False), so it is given only what is written here: tensors that
-    were read safely and whose names and shapes are already checked.
+    Its constructor insists on torch.load(weights_only=False), so it is given only what is written here:
+    tensors that were read safely and whose names and shapes are already checked.
     """
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 

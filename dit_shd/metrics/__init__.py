@@ -17,7 +17,8 @@ from dit_shd.errors import UserError
 class Moments:
     """Mean and covariance of rows that arrive in blocks, in float64 (Chan, Golub & LeVeque 1979, eq. 2.1).
 
-    The blocks are merged, each centred on its own mean first, so nothing cancels however far the mean is from zero.
+    The blocks are merged, each centred on its own mean first, so nothing cancels however far the mean is
+    from zero.
     """
 
     def __init__(self) -> None:
@@ -49,7 +50,8 @@ class Moments:
 
     def covariance(self) -> Tensor:
         """[d, d], divided by n - 1 as numpy.cov and ADM do; needs two rows."""
-        assert self._scatter is not None and self.n > 1, "fewer than two rows were added"
+        assert self._scatter is not None, "no rows were added"
+        assert self.n > 1, "a covariance needs two rows"
         return self._scatter / (self.n - 1)
 
 
@@ -59,10 +61,11 @@ class FeatureSet:
 
     n: images behind mean and covariance, 0 where a statistics file does not say.
     mean [d], covariance [d, d]: float64.
-    pooled [m, d] float32, or None; m is n, or another count where a file brings statistics of one set (ADM's: the
-        whole training set) and images of another (10,000 of them). In file order.
-    logits [m, classes] float32 without the last bias, or None. In file order.
+    pooled [m, d] float32 in file order, or None; m is n, or another count where a file brings statistics of
+        one set and images of another (ADM's: the whole training set, and 10,000 images).
+    logits [m, classes] float32 without the last bias, or None, in file order.
     title, is_fid: of the network, for the names of figures.
+    separate_statistics: mean and covariance are not those of `pooled`.
     """
 
     n: int
@@ -72,6 +75,7 @@ class FeatureSet:
     logits: Tensor | None = None
     title: str = "features"
     is_fid: bool = False
+    separate_statistics: bool = False
 
     @classmethod
     def of(
@@ -89,8 +93,11 @@ class FeatureSet:
         """
         if len(pooled) < 2:
             raise UserError(f"wanted at least 2 images for a covariance, found {len(pooled)}")
-        if not torch.isfinite(pooled).all():
-            bad = int((~torch.isfinite(pooled).all(1)).nonzero()[0])
+        finite = torch.isfinite(pooled).all(1)
+        if logits is not None:
+            finite &= torch.isfinite(logits).all(1)
+        if not finite.all():
+            bad = int((~finite).nonzero()[0])
             raise UserError(
                 f"features {title}: image {bad} has features that are not finite; check the network's weights"
             )
@@ -103,7 +110,8 @@ class FeatureSet:
         """The features, or the error that says why `metric` needs them."""
         if self.pooled is None:
             raise UserError(
-                f"{metric} compares single images, and this reference holds only statistics; give one with images"
+                f"{metric}: wanted a reference with images, found only statistics; "
+                "add arr_0 to the file or give another reference"
             )
         return self.pooled
 
@@ -111,8 +119,8 @@ class FeatureSet:
 class Metric(abc.ABC):
     """A figure, or a few that are computed together.
 
-    minimum: images needed in each set; needs_logits: the network must classify; needs_reference_images: a reference
-    that is only statistics will not do. The evaluator checks these before it runs the network.
+    minimum: images needed in each set; needs_logits: the network must classify; needs_reference_images: a
+    reference that is only statistics will not do. The evaluator checks these before it runs the network.
     """
 
     minimum: int = 2
@@ -121,4 +129,4 @@ class Metric(abc.ABC):
 
     @abc.abstractmethod
     def compute(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
-        """Figures by name. A name that belongs to the Inception network (FID, IS) carries `samples.title` otherwise."""
+        """Figures by name. With another network than the 2015 Inception, FD and IS carry its title."""

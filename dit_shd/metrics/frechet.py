@@ -1,9 +1,10 @@
-"""Frechet distance between two sets of features; with the 2015 Inception network this is FID (arXiv 1706.08500, eq. 6).
+"""Frechet distance between two sets of features: FID with the 2015 Inception (arXiv 1706.08500, eq. 6).
 
     d^2 = |m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2)        (Dowson & Landau 1982, eq. 4)
 
-With S = F F' for any factor F, (S1 S2) has the eigenvalues of (F1' F2)(F1' F2)', so the last trace is the sum of the
-singular values of F1' F2. That holds for singular covariances too (fewer images than features, dead features).
+With S = F F' for any factor F, S1 S2 has the nonzero eigenvalues of (F1' F2)(F1' F2)', so the last trace is
+the sum of the singular values of F1' F2. That holds for singular covariances too (fewer images than features,
+dead features).
 """
 
 import torch
@@ -17,7 +18,7 @@ WELL_CONDITIONED = 1e-10
 
 
 class Frechet(Metric):
-    """FID, or FD(title) for any other network. Not clamped from below by more than rounding: 0 for equal sets."""
+    """FID, or FD(title) for any other network; rounding below zero is cut off."""
 
     def compute(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
         name = "FID" if samples.is_fid else f"FD({samples.title})"
@@ -25,14 +26,14 @@ class Frechet(Metric):
 
 
 def frechet_distance(one: FeatureSet, two: FeatureSet) -> float:
-    """The squared distance d^2 in float64, symmetric; it may be below zero by rounding when the sets are equal.
+    """The squared distance d^2, in float64; for equal sets rounding may leave it just below zero.
 
     Raises:
         UserError: the two sets have another number of features.
     """
     if one.mean.shape != two.mean.shape:
         raise UserError(
-            f"Frechet distance: wanted as many features on both sides, found {len(one.mean)} and {len(two.mean)}; "
+            f"frechet: wanted as many features on both sides, found {len(one.mean)} and {len(two.mean)}; "
             "use one feature network for both"
         )
     difference = one.mean - two.mean
@@ -67,8 +68,8 @@ def _cholesky(features: FeatureSet) -> Tensor | None:
 def _factor(features: FeatureSet) -> Tensor:
     """F [d, r] with S = F F': the centred features where they are few, else from the eigenvectors."""
     pooled = features.pooled
-    if pooled is not None and features.n == len(pooled) <= len(features.mean):
-        return (pooled.double().to(features.mean.device) - features.mean).T / (features.n - 1) ** 0.5
+    if pooled is not None and not features.separate_statistics and len(pooled) <= len(features.mean):
+        return (pooled.double() - features.mean).T / (features.n - 1) ** 0.5
     values, vectors = torch.linalg.eigh(features.covariance)
     noise = len(values) * torch.finfo(values.dtype).eps * values[-1]
     return vectors * torch.where(values > noise, values, 0).sqrt()

@@ -1,8 +1,11 @@
 """Inception Score (Salimans et al., arXiv 1606.03498, eq. in section 4): exp E_x KL(p(y|x) || p(y)).
 
-As in ADM's evaluator: p is the softmax of the logits without bias, p(y) is taken over chunks of 5,000 samples in file
-order, the figure is the mean over chunks (the last chunk may be smaller). A file sorted by class gives nonsense.
+As in ADM's evaluator: p is the softmax of the logits without bias, p(y) is taken over chunks of 5,000
+samples in file order, the figure is the mean over chunks (the last chunk may be smaller). A file sorted by
+class gives nonsense.
 """
+
+import math
 
 import torch
 from torch import Tensor
@@ -12,7 +15,7 @@ from dit_shd.metrics import FeatureSet, Metric
 
 
 class InceptionScore(Metric):
-    """IS and its standard deviation over chunks, of the samples alone; IS(title) where it is not the 2015 Inception.
+    """IS, or IS(title) with any other network, of the samples alone; and its deviation over chunks.
 
     chunk: samples that share one p(y).
     """
@@ -35,11 +38,11 @@ class InceptionScore(Metric):
 
 
 def inception_score(logits: Tensor, chunk: int = 5000) -> tuple[float, float]:
-    """Mean and population standard deviation, over chunks of the rows of logits [n, classes], in float64."""
+    """Mean and population standard deviation over chunks of the rows of logits [n, classes], in float64."""
     scores = []
     for rows in logits.split(chunk):
         log_p = rows.double().log_softmax(1)
-        log_marginal = log_p.logsumexp(0) - torch.tensor(len(rows), dtype=torch.float64).log()
+        log_marginal = log_p.logsumexp(0) - math.log(len(rows))
         kl = (log_p.exp() * (log_p - log_marginal)).sum(1)
         scores.append(kl.mean().exp())
     stacked = torch.stack(scores)

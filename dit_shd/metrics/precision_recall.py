@@ -1,9 +1,10 @@
 """Improved precision and recall (Kynkäänniemi et al., arXiv 1904.06991, eqs. 1 to 3).
 
-A point is inside a set when it lies in the ball around one of its points, as far as that point's k-th neighbour.
-Precision: samples inside the reference. Recall: reference inside the samples. As in ADM's evaluator, the radius is the
-(k+1)-th smallest squared distance with the point itself counted, and a point on the sphere is inside. Distances here
-are float64 (ADM rounds them to float16), in blocks: memory grows with n, not with n^2.
+A point is inside a set when it lies in the ball around one of the set's points that reaches to that point's
+k-th neighbour. Precision: samples inside the reference. Recall: reference inside the samples. As in ADM's
+evaluator, the radius is the (k+1)-th smallest squared distance with the point itself counted, and a point on
+the sphere is inside. Distances here are float64 (ADM rounds them to float16), in blocks: memory grows with n,
+not with n^2.
 """
 
 from collections.abc import Iterator
@@ -53,7 +54,8 @@ def precision_recall(
             raise UserError(f"precision_recall: wanted more than k = {k} images in {name}, found {len(rows)}")
     if samples.shape[1] != reference.shape[1]:
         raise UserError(
-            f"precision_recall: wanted as many features on both sides, found {samples.shape[1]} and {reference.shape[1]}"
+            "precision_recall: wanted as many features on both sides, "
+            f"found {samples.shape[1]} and {reference.shape[1]}"
         )
     sample_radii, reference_radii = radii(samples, k, block), radii(reference, k, block)
     sample_inside = torch.zeros(len(samples), dtype=torch.bool, device=samples.device)
@@ -89,7 +91,7 @@ def radii(points: Tensor, k: int, block: int = 2048) -> Tensor:
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
     """[n, m] of |a_i - b_j|^2 in float64 by one matrix product.
 
-    What is below the product's own rounding error is set to zero, so that a copy of a point is at distance zero.
+    What is below the product's own rounding error is set to zero, so a copy of a point is at distance zero.
     """
     a, b = a.double(), b.double()
     norms = a.square().sum(1)[:, None] + b.square().sum(1)

@@ -1,0 +1,231 @@
+"""Sets of images to be compared: an npz file, a folder, a dataset of ours, or an array.
+
+Images are raw uint8 [n, h, w, c], in a fixed order; a file is read batch by batch, never as a whole.
+"""
+
+import abc
+import hashlib
+import math
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dit_shd import registry
+from dit_shd.config import Plugin
+from dit_shd.errors import UserError
+
+SUFFIXES = (".png", ".jpg", ".jpeg")
+BROKEN_FILE = (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
+
+
+class ImageSet(abc.ABC):
+    """Images in order.
+
+    name: as given by the user; shape: (n, h, w, c); labels: int64 [n] or None; lossy: the files are JPEG;
+    path: the file or folder, None where there is none.
+    """
+
+    name: str
+    shape: tuple[int, int, int, int]
+    labels: np.ndarray | None = None
+    lossy: bool = False
+    path: Path | None = None
+
+    @abc.abstractmethod
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """uint8 [b, h, w, c] with b <= size, in order."""
+
+    @abc.abstractmethod
+    def sha256(self) -> str:
+        """Of the file; of names and contents of a folder's images; of the pixels of an array."""
+
+
+class ArrayImages(ImageSet):
+    """Images that are in memory, uint8 [n, h, w, c]."""
+
+    def __init__(self, images: np.ndarray | Tensor, name: str, labels: np.ndarray | None = None) -> None:
+        dtype = np.uint8 if images.dtype == torch.uint8 else images.dtype
+        self.shape = _check_header(dtype, tuple(images.shape), False, name)
+        self._pixels = images.cpu().numpy() if isinstance(images, Tensor) else images
+        self.name, self.labels = name, labels
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        for start in range(0, len(self._pixels), size):
+            yield torch.from_numpy(np.ascontiguousarray(self._pixels[start : start + size]))
+
+    def sha256(self) -> str:
+        return hashlib.sha256(np.ascontiguousarray(self._pixels).data).hexdigest()
+
+
+class NpzImages(ImageSet):
+    """arr_0 (uint8 images) and, if there, arr_1 (labels) of an npz file; nothing in it is ever unpickled.
+
+    Raises:
+        UserError: not an npz file, no arr_0, or an arr_0 that is cut short or not uint8 [n, h, w, c].
+    """
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.path, self.name = path, name
+        try:
+            with zipfile.ZipFile(path) as archive:
+                members = archive.namelist()
+                if "arr_0.npy" not in members:
+                    raise UserError(
+                        f"{name}: wanted images in arr_0, found {', '.join(members) or 'an empty file'}; "
+                        "write them with numpy.savez(path, images)"
+                    )
+                with archive.open("arr_0.npy") as stream:
+                    self.shape = _header(stream, name)
+                    size = stream.tell() + math.prod(self.shape)
+                if archive.getinfo("arr_0.npy").file_size != size:
+                    raise UserError(
+                        f"{name}: arr_0 is cut short: wanted {self.shape[0]} images; write the file again"
+                    )
+            self.labels = _labels(path, self.shape[0]) if "arr_1.npy" in members else None
+        except UserError:
+            raise
+        except BROKEN_FILE as error:
+            raise broken(name, error) from error
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        n, h, w, c = self.shape
+        assert self.path is not None
+        try:
+            with zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as stream:
+                _header(stream, self.name)
+                for start in range(0, n, size):
+                    count = min(size, n - start)
+                    data = bytearray(stream.read(count * h * w * c))
+                    yield torch.frombuffer(data, dtype=torch.uint8).reshape(count, h, w, c)
+        except UserError:
+            raise
+        except BROKEN_FILE as error:
+            raise broken(self.name, error) from error
+
+    def sha256(self) -> str:
+        assert self.path is not None
+        return file_sha256(self.path)
+
+
+class FolderImages(ImageSet):
+    """The png and jpg files below a folder, sorted by path; gray (c = 1) or RGB (c = 3), all of one size."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.path, self.name = path, name
+        self._files = sorted(f for f in path.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
+        if not self._files:
+            raise UserError(f"{name}: wanted a folder with png or jpg images, found none in it")
+        self.lossy = any(f.suffix.lower() != ".png" for f in self._files)
+        first = self._read(self._files[0]).shape
+        self.shape = (len(self._files), *first)
+
+    def _read(self, file: Path) -> np.ndarray:
+        from PIL import Image
+
+        try:
+            with Image.open(file) as image:
+                if image.mode not in ("L", "RGB"):
+                    raise UserError(
+                        f"{file}: wanted a gray or RGB image, found mode {image.mode}; convert it first"
+                    )
+                pixels = np.array(image)
+        except UserError:
+            raise
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise UserError(
+                f"{file}: wanted an image, found a broken file ({error}); write it again"
+            ) from error
+        return pixels.reshape(*pixels.shape[:2], -1)
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        for start in range(0, len(self._files), size):
+            images = []
+            for file in self._files[start : start + size]:
+                pixels = self._read(file)
+                if pixels.shape != self.shape[1:]:
+                    raise UserError(
+                        f"{file}: wanted (h, w, c) = {self.shape[1:]} like {self._files[0].name}, "
+                        f"found {pixels.shape}; images of one set must have one shape"
+                    )
+                images.append(pixels)
+            yield torch.from_numpy(np.stack(images))
+
+    def sha256(self) -> str:
+        assert self.path is not None
+        digest = hashlib.sha256()
+        for file in self._files:
+            digest.update(f"{file.relative_to(self.path).as_posix()} {file_sha256(file)}\n".encode())
+        return digest.hexdigest()
+
+
+def open_images(text: str, what: str) -> ImageSet:
+    """What a user means by `text`: a dataset of ours (`digits`, `digits:validation`), an npz file, a folder.
+
+    A dataset's name wins over a file of that name; `./digits` is the file. `what` names the option in errors.
+
+    Raises:
+        UserError: there is no such thing, or it holds no images.
+    """
+    name, colon, split = text.partition(":")
+    if name in registry.names("data"):
+        dataset = Plugin(name, {"split": split} if colon else {}).build("data", where=what)
+        return ArrayImages(dataset.images(), text, dataset.labels())
+    path = Path(text)
+    if path.is_dir():
+        return FolderImages(path, text)
+    if not path.is_file():
+        raise UserError(
+            f"{what}={text}: wanted an npz file, a folder of png or jpg images, or a dataset such as "
+            "digits:validation; found nothing there"
+        )
+    return NpzImages(path, text)
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def broken(name: str, error: BaseException) -> UserError:
+    """The error for an npz file that cannot be read."""
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:80]
+    return UserError(
+        f"{name}: wanted an npz file written by numpy.savez, found a broken one ({reason}); write it again"
+    )
+
+
+def _header(stream: IO[bytes], name: str) -> tuple[int, int, int, int]:
+    """Read the npy header; the stream is then at the pixels."""
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(stream)
+    return _check_header(dtype, shape, fortran, name)
+
+
+def _check_header(dtype: Any, shape: tuple[int, ...], fortran: bool, name: str) -> tuple[int, int, int, int]:
+    if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3):
+        raise UserError(
+            f"{name}: wanted images uint8 [n, h, w, c] with c = 1 or 3, found {dtype} {list(shape)}; "
+            "round to 0..255 and put the channels last"
+        )
+    if min(shape) < 1:
+        raise UserError(f"{name}: wanted at least 1 image of at least 1 pixel, found shape {list(shape)}")
+    if fortran:
+        raise UserError(
+            f"{name}: wanted an array in C order, found Fortran order; save numpy.ascontiguousarray(images)"
+        )
+    return shape[0], shape[1], shape[2], shape[3]
+
+
+def _labels(path: Path, count: int) -> np.ndarray | None:
+    """arr_1 if it is one whole number for each image, else None: files of others keep other things there."""
+    with np.load(path, allow_pickle=False) as archive:
+        labels = archive["arr_1"]
+    return labels.astype(np.int64) if labels.shape == (count,) and labels.dtype.kind in "iu" else None
