@@ -30,26 +30,36 @@ def row_chunks(b: int, h: int, n: int, m: int, chunk_mib: float = CHUNK_MIB) -> 
     return (slice(start, min(start + size, n)) for start in range(0, n, size))
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, bias: Bias | None = None) -> Tensor:
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    bias: Bias | None = None,
+    chunk_mib: float = CHUNK_MIB,
+) -> Tensor:
     """softmax(scale q k^T + bias) v.
 
     Args:
         query: [b,h,n,d]. key, value: [b,h,m,d].
         scale: factor of the scores. bias: added to them, or nothing.
+        chunk_mib: memory budget for the scores of one chunk, in MiB.
 
     Returns:
         [b,h,n,d]. Gradients reach query, key, value and the bias's leaves.
     """
     if bias is None:
         return F.scaled_dot_product_attention(query, key, value, scale=scale)
-    return _StreamedAttention.apply(query, key, value, scale, bias, *bias.leaves)  # type: ignore[return-value]
+    return _StreamedAttention.apply(query, key, value, scale, bias, chunk_mib, *bias.leaves)  # type: ignore[return-value]
 
 
 class _StreamedAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, bias: Bias, *leaves: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, bias: Bias, chunk_mib: float, *leaves: Tensor
+    ) -> Tensor:
         b, h, n, _ = query.shape
-        chunks = list(row_chunks(b, h, n, key.shape[2]))
+        chunks = list(row_chunks(b, h, n, key.shape[2], chunk_mib))
         parts = [
             F.scaled_dot_product_attention(
                 query[:, :, rows], key, value, attn_mask=bias.rows(rows).to(query.dtype), scale=scale
@@ -65,20 +75,21 @@ class _StreamedAttention(torch.autograd.Function):
     def backward(ctx: Any, d_output: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         query, key, value, output = ctx.saved_tensors
         bias: Bias = ctx.bias
+        wide = torch.promote_types(query.dtype, torch.float32)
         d_query, d_key, d_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
         grads = bias.zero_grads() if bias.needs_grad() else []
         for rows in ctx.chunks:
             q, d_out = query[:, :, rows], d_output[:, :, rows]
-            scores = (q @ key.transpose(2, 3)).float().mul_(ctx.scale).add_(bias.rows(rows))
+            scores = (q @ key.transpose(2, 3)).to(wide).mul_(ctx.scale).add_(bias.rows(rows))
             weights = scores.softmax(dim=-1)
             low = weights.to(query.dtype)
             d_value += low.transpose(2, 3) @ d_out
-            delta = (d_out * output[:, :, rows]).sum(-1, keepdim=True, dtype=torch.float32)
-            d_scores = (d_out @ value.transpose(2, 3)).float().sub_(delta).mul_(weights)
+            delta = (d_out * output[:, :, rows]).sum(-1, keepdim=True, dtype=wide)
+            d_scores = (d_out @ value.transpose(2, 3)).to(wide).sub_(delta).mul_(weights)
             if grads:
                 bias.accumulate(grads, rows, d_scores)
             low = d_scores.mul_(ctx.scale).to(query.dtype)
             d_query[:, :, rows] = low @ key
             d_key += low.transpose(2, 3) @ q
         leaf_grads = [g.to(x.dtype) for g, x in zip(grads, bias.leaves)] or [None] * len(bias.leaves)
-        return d_query, d_key, d_value, None, None, *leaf_grads
+        return d_query, d_key, d_value, None, None, None, *leaf_grads
