@@ -1,0 +1,8 @@
+"""Evaluate a file of samples: `python eval/evaluate_dit.py SAMPLES reference=REFERENCE key=value ...`."""
+
+import sys
+
+from dit_shd.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["evaluate", *sys.argv[1:]]))
