@@ -219,13 +219,12 @@ class Trainer:
         return copy.eval()
 
     def _draw_samples(self, done: int) -> None:
-        from dit_shd.sampler import SampleConfig, draw_grid
+        from dit_shd.sampler import draw_grid
 
         if self.accelerator.is_main_process:
             model = self._averaged().to(self.accelerator.device)
-            count = min(self.source.dataset.classes, 10)
-            options = SampleConfig(run=self.config.run, count=count, steps=50, seed=self.config.seed, labels="balanced")
-            draw_grid(model, self.schedule, options, self.folder.path / "samples" / f"step_{done:08d}.png")
+            path = self.folder.path / "samples" / f"step_{done:08d}.png"
+            draw_grid(model, path, count=10, labels="balanced", steps=50, seed=self.config.seed)
         self.accelerator.wait_for_everyone()
 
     def _try_out(self, distiller: Distiller) -> None:

@@ -48,7 +48,7 @@ def _from_folder(folder: Path) -> ModelMixin:
     if cls is None:
         raise UserError(f"{folder}: model class '{name}' is neither ours ({', '.join(families)}) nor diffusers'")
     try:
-        return cls.from_pretrained(folder, use_safetensors=True, torch_dtype="auto").float()
+        return cls.from_pretrained(folder, use_safetensors=True).float()
     except (OSError, ValueError, RuntimeError, TypeError) as error:
         raise UserError(f"{folder}: cannot be read as {name}: {' '.join(str(error).split())[:200]}") from error
 

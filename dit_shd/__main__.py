@@ -1,0 +1,7 @@
+"""`python -m dit_shd`, for launchers: `accelerate launch -m dit_shd train CONFIG`."""
+
+import sys
+
+from dit_shd.cli import main
+
+sys.exit(main())

@@ -1,0 +1,155 @@
+"""The command line: `dit-shd train | sample | evaluate | demo`.
+
+Errors a user can cause are one line and exit code 2; Ctrl-C is 130.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dit_shd.errors import UserError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    options = _parser().parse_args(argv)
+    from dit_shd import registry
+
+    for package in options.trust:
+        registry.trust(package)
+    try:
+        options.run(options)
+    except UserError as error:
+        print(f"dit-shd {options.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\ndit-shd {options.command}: interrupted; the same command goes on from what is saved", file=sys.stderr)
+        return 130
+    return 0
+
+
+class _Help(argparse.Action):
+    """--help of one command: the words, then every key with its default (imported only now)."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, nargs=0, **kwargs)
+
+    def __call__(self, parser: Any, *_: Any) -> None:
+        from dit_shd.config import explain
+
+        module, _, name = parser.get_default("keys").rpartition(".")
+        cls = getattr(__import__(module, fromlist=[name]), name)
+        parser.epilog = f"keys (key=value; dots reach inside, as optimizer.lr=1e-4; values are YAML):\n{explain(cls)}"
+        parser.print_help()
+        parser.exit()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dit-shd", description="Distil diffusion transformers: train, sample, evaluate. Start with: dit-shd demo"
+    )
+    parser.add_argument("--version", action=_Version, help="print the version and leave")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, run: Any, keys: str, first: str | None, words: str, first_words: str = "") -> None:
+        sub = commands.add_parser(
+            name, help=words, description=words, add_help=False, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        sub.add_argument("-h", "--help", action=_Help, help="this text")
+        sub.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help="allow plug-ins of PACKAGE")
+        if first:
+            sub.add_argument("first", metavar=first, help=first_words)
+        sub.add_argument("assignments", nargs="*", metavar="key=value", help="settings, see below")
+        sub.set_defaults(run=run, keys=keys)
+
+    add(
+        "train", _train, "dit_shd.trainer.TrainConfig", "CONFIG",
+        "Train a model, plainly or by distillation; the same command again resumes.", "a YAML file, see configs/",
+    )  # fmt: skip
+    add(
+        "sample", _sample, "dit_shd.sampler.SampleConfig", "RUN",
+        "Sample images into one npz (arr_0 uint8 NHWC, arr_1 labels) and a grid.", "run or model folder",
+    )  # fmt: skip
+    add(
+        "evaluate", _evaluate, "dit_shd.evaluator.EvaluateConfig", "SAMPLES",
+        "Score samples against a reference: FD or FID, IS, precision, recall.", "npz or image folder",
+    )  # fmt: skip
+    add(
+        "demo", _demo, "dit_shd.demo.DemoConfig", None,
+        "The whole main job on real digits: distil two students, sample, evaluate, write report.html.",
+    )  # fmt: skip
+    return parser
+
+
+class _Version(argparse.Action):
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, nargs=0, **kwargs)
+
+    def __call__(self, parser: Any, *_: Any) -> None:
+        from dit_shd import __version__
+
+        print(f"dit-shd {__version__}")
+        parser.exit()
+
+
+def _values(options: argparse.Namespace, **given: Any) -> dict[str, Any]:
+    from dit_shd.config import override
+
+    return override(given, options.assignments)
+
+
+def _train(options: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from dit_shd.config import make, override, read_yaml
+    from dit_shd.trainer import TrainConfig, Trainer
+
+    config = make(TrainConfig, override(read_yaml(Path(options.first)), options.assignments))
+    trainer = Trainer(config)
+    if trainer.first_step >= config.steps:
+        print(f"{config.run}: already at step {trainer.first_step} of {config.steps}; raise steps=N to go on")
+        return
+    main_process = trainer.accelerator.is_main_process
+    with tqdm(
+        total=config.steps,
+        initial=trainer.first_step,
+        desc=config.run.name,
+        unit="step",
+        disable=not main_process,
+        mininterval=0.1 if sys.stderr.isatty() else 10,
+    ) as bar:
+        for step in trainer.run_steps():
+            bar.update()
+            if step.metrics:
+                bar.set_postfix({k: f"{step.metrics[k]:.4f}" for k in ("loss", "plain/noise")}, refresh=False)
+    if main_process:
+        print(f"done: {trainer.folder.student}\nnext: dit-shd sample {config.run} count=100")
+
+
+def _sample(options: argparse.Namespace) -> None:
+    from dit_shd.config import make
+    from dit_shd.sample_files import sample_to_file
+    from dit_shd.sampler import SampleConfig
+
+    out = sample_to_file(make(SampleConfig, _values(options, run=options.first), "sample"))
+    print(f"done: {out}, {out.with_suffix('.png').name} beside it\nnext: dit-shd evaluate {out} reference=...")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from dit_shd.config import make
+    from dit_shd.evaluator import EvaluateConfig, evaluate
+
+    evaluate(make(EvaluateConfig, _values(options, samples=options.first), "evaluate"))
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from dit_shd.config import make
+    from dit_shd.demo import DemoConfig, demo
+
+    demo(make(DemoConfig, _values(options), "demo"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
