@@ -105,6 +105,14 @@ def test_figures_do_not_depend_on_the_batch_size(files):
     assert one["figures"] == pytest.approx(other["figures"], rel=1e-5)
 
 
+def test_features_stay_in_file_order(files):
+    network, images = Digits(), pictures(40, seed=1)
+    expected = network.extract(torch.from_numpy(images))
+    found = extract_features(network, NpzImages(files["samples"], "x"), batch_size=7)
+    torch.testing.assert_close(found.pooled, expected.pooled, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.logits, expected.logits, rtol=1e-4, atol=1e-5)
+
+
 def test_an_npz_and_a_folder_of_the_same_images_agree(files):
     folder = files["folder"] / "pngs"
     folder.mkdir()
