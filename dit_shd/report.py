@@ -1,0 +1,177 @@
+"""A page that needs nothing but itself: plain HTML with its pictures inside."""
+
+import base64
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dit_shd.checkpoint import write_text
+from dit_shd.inspection import Cost
+
+LOWER_IS_BETTER = ("FD", "FID", "sFID", "sFD")
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #222; --quiet: #666; --line: #ddd; --paper: #fff; --tint: #f4f5f7; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e4e4e4; --quiet: #9a9a9a; --line: #3a3a3a; --paper: #161718; --tint: #202224; }
+}
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 2rem 1.2rem 4rem; max-width: 76rem; background: var(--paper); color: var(--ink);
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .8rem; }
+h2 { font-size: 1.2rem; margin: 2.8rem 0 .5rem; }
+p { max-width: 48rem; margin: .5rem 0; }
+.lead { font-size: 1.1rem; }
+.quiet, figcaption, footer { color: var(--quiet); font-size: .9rem; }
+.wide { overflow-x: auto; margin: 1rem 0; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .95rem; }
+th, td { padding: .45rem .8rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th { font-weight: 600; color: var(--quiet); font-size: .85rem; vertical-align: bottom; }
+th small { display: block; font-weight: 400; }
+th:first-child, td:first-child { text-align: left; padding-left: .3rem; }
+tr.first td { background: var(--tint); }
+td b { font-weight: 700; }
+figure { margin: 0; }
+figure img { display: block; max-width: 100%; height: auto; }
+.scroll img { max-width: none; }
+.wide figure.scroll img { width: 100%; min-width: 54rem; }
+.row { display: flex; flex-wrap: wrap; gap: 1.4rem; }
+.row figure { flex: 1 1 18rem; max-width: 26rem; }
+.row img { width: 100%; border-radius: 3px; }
+figcaption { margin-bottom: .35rem; }
+footer { margin-top: 3.5rem; border-top: 1px solid var(--line); padding-top: 1rem; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1.2rem; margin: .6rem 0; }
+dt { font-weight: 600; } dd { margin: 0; overflow-wrap: anywhere; }
+code { font: .85rem/1.4 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model of a table of figures."""
+
+    name: str
+    cost: Cost
+    figures: dict[str, float]
+    """By exact name, as FD(digits)."""
+
+
+def write_page(out: Path, title: str, body: Sequence[str]) -> None:
+    """Write the page whole or not at all."""
+    head = (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>\n<body>\n"
+    )
+    write_text(out, head + "\n".join(body) + "\n</body></html>\n")
+
+
+def section(title: str, *parts: str) -> str:
+    """A heading and ready-made HTML below it."""
+    return f"<section><h2>{html.escape(title)}</h2>\n" + "\n".join(parts) + "</section>"
+
+
+def paragraph(text: str, css: str = "") -> str:
+    """Plain text, escaped."""
+    return f'<p class="{css}">{html.escape(text)}</p>' if css else f"<p>{html.escape(text)}</p>"
+
+
+def picture(image: bytes | tuple[bytes, bytes], alt: str, caption: str = "", css: str = "") -> str:
+    """A figure from PNG bytes, or from a pair for light and dark pages."""
+    light, dark = image if isinstance(image, tuple) else (image, None)
+    source = ""
+    if dark is not None:
+        source = f'<source media="(prefers-color-scheme: dark)" srcset="{_data(dark)}">'
+    words = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
+    return (
+        f'<figure class="{css}">{words}<picture>{source}'
+        f'<img src="{_data(light)}" alt="{html.escape(alt, quote=True)}"></picture></figure>'
+    )
+
+
+def wide(inner: str) -> str:
+    """Something that scrolls sideways on a narrow screen."""
+    return f'<div class="wide">{inner}</div>'
+
+
+def side_by_side(figures: Sequence[str]) -> str:
+    return f'<div class="row">{"".join(figures)}</div>'
+
+
+def table_html(
+    headings: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]], bold: Sequence[int] = ()
+) -> str:
+    """A table; headings are (name, what it is in small letters).
+
+    Args:
+        rows: texts, escaped here. bold: for each column the row whose cell is bold, -1 for none.
+    """
+    heads = "".join(
+        f"<th>{html.escape(name)}<small>{html.escape(words)}</small></th>" for name, words in headings
+    )
+    lines = []
+    for r, row in enumerate(rows):
+        cells = [html.escape(text) for text in row]
+        for column, best in enumerate(bold):
+            if best == r:
+                cells[column] = f"<b>{cells[column]}</b>"
+        css = ' class="first"' if r == 0 else ""
+        lines.append(f"<tr{css}>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    return wide(f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table>")
+
+
+def figures_table(rows: Sequence[Row]) -> tuple[list[tuple[str, str]], list[list[str]], list[int]]:
+    """Headings, cells and best student of a table of figures whose first row is the teacher."""
+    names = [name for name in rows[0].figures if not name.endswith(" std")]
+    headings = [
+        ("model", ""),
+        ("heads", ""),
+        ("parameters", "M"),
+        ("GFLOPs", "one image"),
+        ("latency", "ms per image"),
+        *((name, "lower is better" if lower_is_better(name) else "higher is better") for name in names),
+    ]
+    cells, best = [], [-1] * 5
+    for row in rows:
+        c = row.cost
+        costs = [str(c.heads), f"{c.parameters / 1e6:.2f}", f"{c.flops / 1e9:.3f}", f"{c.latency_ms:.2f}"]
+        cells.append([row.name, *costs, *(number(row.figures[name]) for name in names)])
+    for name in names:
+        values = [row.figures[name] for row in rows[1:]]
+        winner = min(values) if lower_is_better(name) else max(values)
+        best.append(-1 if not values or len(set(values)) == 1 else 1 + values.index(winner))
+    return headings, cells, best
+
+
+def plain_table(headings: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> str:
+    """The same table as aligned text."""
+    names = [name for name, _ in headings]
+    widths = [max(len(name), *(len(row[i]) for row in rows)) for i, name in enumerate(names)]
+
+    def line(cells: Sequence[str]) -> str:
+        aligned = [f"{cells[0]:<{widths[0]}}", *(f"{cell:>{w}}" for cell, w in zip(cells[1:], widths[1:]))]
+        return "  ".join(aligned)
+
+    return "\n".join([line(names), *map(line, rows)])
+
+
+def facts(pairs: Mapping[str, str]) -> str:
+    """Names and values, one below the other."""
+    items = "".join(
+        f"<dt>{html.escape(k)}</dt><dd><code>{html.escape(v)}</code></dd>" for k, v in pairs.items()
+    )
+    return f"<dl>{items}</dl>"
+
+
+def lower_is_better(name: str) -> bool:
+    return name.partition("(")[0] in LOWER_IS_BETTER
+
+
+def number(value: float) -> str:
+    """Two decimals; three below one."""
+    return f"{value:.3f}" if abs(value) < 1 else f"{value:.2f}"
+
+
+def _data(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
