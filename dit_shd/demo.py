@@ -44,16 +44,12 @@ OWN = ("settings.json", "results.json", "seconds.json", "report.html", "samples"
 class DemoConfig:
     """The demo. The defaults take about 7 minutes on two CPU cores."""
 
-    out: Path = option(
-        Path("demo_out"), "the folder for everything; the same command again goes on where it stopped"
-    )
+    out: Path = option(Path("demo_out"), "the folder for everything; run again, it goes on where it stopped")
     steps: int = option(400, "training steps of each student")
     images: int = option(500, "images sampled from each model")
     sampling_steps: int = option(50, "DDPM steps of each image")
     guidance: float = option(2.0, "classifier-free guidance scale; 1 for none")
-    guidance_schedule: Literal["power-cosine", "constant"] = option(
-        "constant", "the scale throughout, or MDT's ramp"
-    )
+    guidance_schedule: Literal["power-cosine", "constant"] = option("constant", "constant, or MDT's ramp")
     seed: int = option(0, "of training and sampling")
     fresh: bool = option(False, "remove what an earlier demo left in `out` and start over")
 
@@ -89,8 +85,9 @@ def demo(config: DemoConfig) -> Scores:
     require_matplotlib()
     _claim(config)
     print(
-        f"Two students, {config.steps} training steps each, side by side; then {config.images} images of each of the "
-        f"three models in {config.sampling_steps} steps; then the figures. All of it goes to {config.out}/"
+        f"Two students, {config.steps} training steps each, side by side; then {config.images} images of "
+        f"each of the three models in {config.sampling_steps} steps; then the figures. All of it goes to "
+        f"{config.out}/"
     )
     trained = _train(config)
     scores = _evaluate(config, redo=_sample(config, trained))
@@ -99,7 +96,8 @@ def demo(config: DemoConfig) -> Scores:
     headings, cells, _ = figures_table(scores.rows)
     print("\n" + plain_table(headings, cells) + "\n")
     print(
-        f"{config.images} images of each model in {config.sampling_steps} steps; {config.steps} training steps"
+        f"{config.images} images of each model in {config.sampling_steps} steps; {config.steps} training "
+        "steps"
     )
     print("time: " + ", ".join(f"{stage} {taken:.0f} s" for stage, taken in seconds(config.out).items()))
     print(f"the page: {page}")

@@ -86,15 +86,16 @@ def layer_statistics(config: DemoConfig, teacher: "MDTv2", students: dict[str, A
 
 
 def _summary(config: DemoConfig, scores: Scores) -> list[str]:
-    teacher, output, shd = scores.rows
+    teacher, _, shd = scores.rows
     name = next(iter(teacher.figures))
     sizes = [f"{row.cost.parameters / 1e6:.2f} M parameters" for row in (teacher, shd)]
     figures = [number(row.figures[name]) for row in scores.rows]
     lead = (
-        f"Two students of {shd.cost.heads} heads ({sizes[1]}) were trained for {config.steps} steps by a teacher of "
-        f"{teacher.cost.heads} heads ({sizes[0]}) on real handwritten digits: one from the teacher's output alone, "
-        f"one also from its attention (Squeezing-Heads Distillation, SHD). Over {config.images} images each, {name} "
-        f"is {figures[0]} for the teacher, {figures[1]} without SHD and {figures[2]} with it; lower is better."
+        f"Two students of {shd.cost.heads} heads ({sizes[1]}) were trained for {config.steps} steps by a "
+        f"teacher of {teacher.cost.heads} heads ({sizes[0]}) on real handwritten digits: one from the "
+        "teacher's output alone, one also from its attention (Squeezing-Heads Distillation, SHD). Over "
+        f"{config.images} images each, {name} is {figures[0]} for the teacher, {figures[1]} without SHD and "
+        f"{figures[2]} with it; lower is better."
     )
     return [paragraph(lead, "lead")]
 
@@ -106,16 +107,16 @@ def _figures(config: DemoConfig, scores: Scores) -> str:
     return section(
         "Figures",
         paragraph(
-            f"Generated images against the {scores.reference_count:,} training digits, in the features of a small "
-            f"digit classifier: {name} is not FID, and is comparable only with figures of the same network and the "
-            "same number of images. Bold: the better student. One training seed: differences of a point or two of "
-            f"{name} are within what another seed gives."
+            f"Generated images against the {scores.reference_count:,} training digits, in the features of a "
+            f"small digit classifier: {name} is not FID, and is comparable only with figures of the same "
+            "network and the same number of images. Bold: the better student. One training seed: "
+            f"differences of a point or two of {name} are within what another seed gives."
         ),
         table_html(headings, cells, best),
         paragraph(
-            f"For scale, {scores.real_count} real digits that no model saw score: {real}. A multiply-add counts as two "
-            "FLOPs; sampling with guidance takes two forward passes a step. Latency: median of several passes at "
-            "batch 16 on one CPU thread of this machine.",
+            f"For scale, {scores.real_count} real digits that no model saw score: {real}. A multiply-add "
+            "counts as two FLOPs; sampling with guidance takes two forward passes a step. Latency: median "
+            "of several passes at batch 16 on one CPU thread of this machine.",
             "quiet",
         ),
     )
@@ -128,19 +129,19 @@ def _samples(config: DemoConfig) -> str:
         with np.load(sample_file(config, name), allow_pickle=False) as file:
             images = grid_figure(file["arr_0"][:count])
         grids.append(picture(images, f"{count} generated digits: {title}", title))
-    words = "Each column is one class. The same place in all three has the same class and starts from the same noise."
+    words = "One class a column. The same place in all three has the same class and the same noise."
     return section("Images", paragraph(words), side_by_side(grids))
 
 
 def _losses(config: DemoConfig) -> str:
     curves = {SHORT[name]: RunFolder(config.out / name).metrics() for name in STUDENTS}
     words = (
-        "Each point is the mean over one training batch, the strong line a running mean. The attention KL is only "
-        "computed where it is trained; the last table on this page has it for both students."
+        "Each point is the mean over one training batch, the strong line a running mean. The attention KL "
+        "is only computed where it is trained; the last table on this page has it for both students."
     )
     images = both(loss_figure, curves, TERMS)
     return section(
-        "Training", paragraph(words), wide(picture(images, "loss curves of both students", css="scroll"))
+        "Training", paragraph(words), wide(picture(images, "losses of both students", css="scroll"))
     )
 
 
@@ -154,22 +155,22 @@ def _attention(config: DemoConfig, teacher: "MDTv2", students: dict[str, Any]) -
     clean, seen = batch.x_0[0, 0].numpy(), batch.x_t[0, 0].numpy()
     images = both(attention_figure, chosen, clean, seen, token)
     words = (
-        f"Where one token (framed) of one held-out digit looks, at timestep {ONE_TIMESTEP} of 1000, in three layers. "
-        "Squeezing merges the teacher's heads pairwise into as many as the student has; the weights, alpha and "
-        "1 - alpha, are the ones that best keep the merged heads' output, found in closed form for every image and "
-        "layer. The student trained with SHD is asked to copy the squeezed maps. Bright: much attention, one scale "
-        "for each line."
+        f"Where one token (framed) of one held-out digit looks, at timestep {ONE_TIMESTEP} of 1000, in "
+        "three layers (en_: encoder, de_: decoder). Squeezing merges the teacher's heads pairwise into as "
+        "many as the student has; the weights, alpha and 1 - alpha, are those that best keep the merged "
+        "heads' output, in closed form for every image and layer. The student trained with SHD is asked to "
+        "copy the squeezed maps. Bright: much attention; one scale for each line."
     )
     return section(
-        "Attention", paragraph(words), wide(picture(images, "attention maps of one token", css="scroll"))
+        "Attention", paragraph(words), wide(picture(images, "attention of one token", css="scroll"))
     )
 
 
 def _alpha(layers: list[LayerSqueeze]) -> str:
     names = list(layers[0].divergence)
     words = (
-        f"Over {LOOKED_AT} held-out digits at random timesteps: the weight alpha of the first head of each pair, by "
-        "layer (above) and by timestep (below)."
+        f"Over {LOOKED_AT} held-out digits at random timesteps: the weight alpha of the first head of each "
+        "pair, by layer (above) and by timestep (below)."
     )
     headings = [
         ("layer", ""),
@@ -195,11 +196,11 @@ def _alpha(layers: list[LayerSqueeze]) -> str:
         "Alpha, and how near the students came",
         paragraph(words),
         wide(picture(images, "histograms of alpha by layer, and alpha by timestep", css="scroll")),
-        table_html(headings, cells),
+        table_html(headings, cells, tinted=len(cells) - 1),
         paragraph(
-            "Residual: the norm of what the merged heads' output lacks, relative to the heads' own output. KL: of the "
-            "student's maps from the squeezed teacher's, summed over the heads of a layer, mean over query tokens; "
-            "0 would be a perfect copy.",
+            "Residual: the norm of what the merged heads' output lacks, relative to the heads' own output. "
+            "KL: of the student's maps from the squeezed teacher's, summed over the heads of a layer, mean "
+            "over query tokens; 0 would be a perfect copy.",
             "quiet",
         ),
     )

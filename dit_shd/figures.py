@@ -80,7 +80,7 @@ def smooth(values: np.ndarray, share: float = 0.08) -> np.ndarray:
 def attention_figure(
     rows: Sequence[AttentionRows], clean: np.ndarray, seen: np.ndarray, token: int, dark: bool = False
 ) -> bytes:
-    """Maps of one query token: the image (clean and as the models see it, [y,x]), then a line for each layer."""
+    """Maps of one query token: the image [y,x], clean and as the models see it, then a line a layer."""
     groups = _groups(rows[0])
     columns = sum(len(maps) for _, maps in groups)
     spacers = len(groups) - 1
@@ -102,7 +102,7 @@ def attention_figure(
                 for k, each in enumerate(maps):
                     title = (f"{name}\n" if r == 0 and k == 0 else "") + _caption(layer, name, k)
                     ax = _bare(figure.add_subplot(sheet[r, column]))
-                    ax.set_title(title, loc="left", fontsize=8, linespacing=1.5)
+                    ax.set_title(title, loc="left", fontsize=7, linespacing=1.5)
                     ax.imshow(each, cmap="magma", vmin=0, vmax=top)
                     _mark(ax, token, each.shape[-1], each.shape[-1])
                     if column == 2:
@@ -147,7 +147,7 @@ def _groups(layer: AttentionRows) -> list[tuple[str, np.ndarray]]:
 def _caption(layer: AttentionRows, group: str, k: int) -> str:
     if group != "squeezed":
         return f"head {k + 1}"
-    return " + ".join(f"{layer.weights[i]:.2f} A{i + 1}" for i in layer.plan[k])
+    return "+".join(f"{layer.weights[i]:.2f} A{i + 1}" for i in layer.plan[k])
 
 
 def _bare(ax: Any, title: str = "") -> Any:

@@ -164,7 +164,9 @@ def squeeze_statistics(
     found = []
     for ours, theirs in pairs.items():
         squeezed = squeeze(t[theirs], next(iter(s.values()))[ours].heads)
-        assert squeezed.alpha is not None and squeezed.clamped is not None and squeezed.residual is not None
+        assert squeezed.alpha is not None
+        assert squeezed.clamped is not None
+        assert squeezed.residual is not None
         near = {
             name: float(attention_kl(t[theirs], captures[ours], squeezed).mean())
             for name, captures in s.items()

@@ -18,7 +18,7 @@ LINE_SECONDS = 20
 
 @dataclass(frozen=True)
 class Job:
-    """One `dit-shd` command. `done` says how many of `total` units are ready, by looking at what it has written."""
+    """One `dit-shd` command. `done` looks at what it wrote and counts the units ready, of `total`."""
 
     name: str
     arguments: list[str]

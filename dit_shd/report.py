@@ -17,7 +17,8 @@ STYLE = """
   :root { --ink: #e4e4e4; --quiet: #9a9a9a; --line: #3a3a3a; --paper: #161718; --tint: #202224; }
 }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2rem 1.2rem 4rem; max-width: 76rem; background: var(--paper); color: var(--ink);
+body { margin: 0 auto; padding: 2rem 1.2rem 4rem; max-width: 76rem;
+  background: var(--paper); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
 h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .8rem; }
 h2 { font-size: 1.2rem; margin: 2.8rem 0 .5rem; }
@@ -26,11 +27,12 @@ p { max-width: 48rem; margin: .5rem 0; }
 .quiet, figcaption, footer { color: var(--quiet); font-size: .9rem; }
 .wide { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .95rem; }
-th, td { padding: .45rem .8rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th, td { padding: .45rem .8rem; text-align: right; white-space: nowrap;
+  border-bottom: 1px solid var(--line); }
 th { font-weight: 600; color: var(--quiet); font-size: .85rem; vertical-align: bottom; }
 th small { display: block; font-weight: 400; }
 th:first-child, td:first-child { text-align: left; padding-left: .3rem; }
-tr.first td { background: var(--tint); }
+tr.tinted td { background: var(--tint); }
 td b { font-weight: 700; }
 figure { margin: 0; }
 figure img { display: block; max-width: 100%; height: auto; }
@@ -100,23 +102,25 @@ def side_by_side(figures: Sequence[str]) -> str:
 
 
 def table_html(
-    headings: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]], bold: Sequence[int] = ()
+    headings: Sequence[tuple[str, str]],
+    rows: Sequence[Sequence[str]],
+    bold: Sequence[int] = (),
+    tinted: int = 0,
 ) -> str:
     """A table; headings are (name, what it is in small letters).
 
     Args:
-        rows: texts, escaped here. bold: for each column the row whose cell is bold, -1 for none.
+        rows: texts, escaped here. tinted: the row that stands out.
+        bold: for each column the row whose cell is bold, -1 for none.
     """
-    heads = "".join(
-        f"<th>{html.escape(name)}<small>{html.escape(words)}</small></th>" for name, words in headings
-    )
+    heads = "".join(f"<th>{html.escape(n)}<small>{html.escape(words)}</small></th>" for n, words in headings)
     lines = []
     for r, row in enumerate(rows):
         cells = [html.escape(text) for text in row]
         for column, best in enumerate(bold):
             if best == r:
                 cells[column] = f"<b>{cells[column]}</b>"
-        css = ' class="first"' if r == 0 else ""
+        css = ' class="tinted"' if r == tinted else ""
         lines.append(f"<tr{css}>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     return wide(f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table>")
 
@@ -140,7 +144,8 @@ def figures_table(rows: Sequence[Row]) -> tuple[list[tuple[str, str]], list[list
     for name in names:
         values = [row.figures[name] for row in rows[1:]]
         winner = min(values) if lower_is_better(name) else max(values)
-        best.append(-1 if not values or len(set(values)) == 1 else 1 + values.index(winner))
+        tie = len({number(value) for value in values}) < len(values)
+        best.append(-1 if tie else 1 + values.index(winner))
     return headings, cells, best
 
 
