@@ -14,7 +14,7 @@ _HOME = {
     "SHD": "dit_shd.losses.shd",
     "MDTv2": "dit_shd.models",
 }
-__all__ = ["MDTv2", "SHD", "Capture", "Squeeze", "attention_kl", "capture", "squeeze"]
+__all__ = ["SHD", "Capture", "MDTv2", "Squeeze", "attention_kl", "capture", "squeeze"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,9 +1,9 @@
 """The run folder: all that resuming and sampling need.
 
-    config.yaml      resolved                     metrics.jsonl   the numbers of each logged step (deterministic)
-    checkpoints/     step_<n>/, newest last       timing.jsonl    seconds (not deterministic)
-    student/         EMA weights, diffusers format with a model card
-    samples/         grids drawn during training
+config.yaml      resolved                     metrics.jsonl   the numbers of each logged step (deterministic)
+checkpoints/     step_<n>/, newest last       timing.jsonl    seconds (not deterministic)
+student/         EMA weights, diffusers format with a model card
+samples/         grids drawn during training
 """
 
 import json
@@ -61,7 +61,10 @@ class RunFolder:
         final = self.path / "checkpoints" / f"step_{step:08d}"
         with replacing(final) as folder:
             for name, state in tensors.items():
-                save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / f"{name}.safetensors")
+                save_file(
+                    {k: v.detach().cpu().contiguous() for k, v in state.items()},
+                    folder / f"{name}.safetensors",
+                )
             torch.save(optimizer, folder / "optimizer.pt")
             (folder / "state.json").write_text(json.dumps({"step": step, **extra}))
         for old in self.checkpoints()[:-keep]:
@@ -78,7 +81,9 @@ class RunFolder:
             loaded["optimizer"] = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
             return loaded | json.loads((folder / "state.json").read_text())
         except Exception as error:
-            raise UserError(f"{folder}: not a readable checkpoint ({error}); move it away to resume from the one before")
+            raise UserError(
+                f"{folder}: not a readable checkpoint ({error}); move it away to resume from the one before"
+            ) from error
 
     def log(self, file: str, numbers: dict[str, Any]) -> None:
         with open(self.path / file, "a", encoding="utf-8") as lines:

@@ -25,7 +25,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"dit-shd {options.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"\ndit-shd {options.command}: interrupted; the same command goes on from what is saved", file=sys.stderr)
+        print(
+            f"\ndit-shd {options.command}: interrupted; the same command goes on from what is saved",
+            file=sys.stderr,
+        )
         return 130
     return 0
 
@@ -48,14 +51,19 @@ class _Help(argparse.Action):
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="dit-shd", description="Distil diffusion transformers: train, sample, evaluate. Start with: dit-shd demo"
+        prog="dit-shd",
+        description="Distil diffusion transformers: train, sample, evaluate. Start with: dit-shd demo",
     )
     parser.add_argument("--version", action=_Version, help="print the version and leave")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, run: Any, keys: str, first: str | None, words: str, first_words: str = "") -> None:
         sub = commands.add_parser(
-            name, help=words, description=words, add_help=False, formatter_class=argparse.RawDescriptionHelpFormatter
+            name,
+            help=words,
+            description=words,
+            add_help=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         sub.add_argument("-h", "--help", action=_Help, help="this text")
         sub.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help="allow plug-ins of PACKAGE")

@@ -65,7 +65,7 @@ def arguments(functions: Sequence[Callable], values: dict[str, Any], where: str)
 
 def unknown(where: str, key: str, known: Any) -> UserError:
     """The error for a key nobody knows, with the nearest known one."""
-    near = difflib.get_close_matches(str(key), list(known), 1)
+    near = difflib.get_close_matches(str(key), list(known), 1, cutoff=0.45)
     hint = f", did you mean '{near[0]}'?" if near else "."
     return UserError(f"{where}: unknown key '{key}'{hint} Known: {', '.join(sorted(known))}")
 
@@ -270,7 +270,11 @@ def explain(cls: type, indent: str = "  ") -> str:
             lines.append(f"{indent}{f.name}:  {f.metadata.get('doc', '')}")
             lines.append(explain(type(default), indent + "  "))
             continue
-        shown = "needed" if default is dataclasses.MISSING else f"{yaml.safe_dump(resolve(default), default_flow_style=True).splitlines()[0]}"
+        shown = (
+            "needed"
+            if default is dataclasses.MISSING
+            else f"{yaml.safe_dump(resolve(default), default_flow_style=True).splitlines()[0]}"
+        )
         lines.append(f"{indent}{f.name}={shown}  {f.metadata.get('doc', '')}".rstrip())
     del hints
     return "\n".join(lines)

@@ -95,10 +95,7 @@ def demo(config: DemoConfig) -> Scores:
 
     headings, cells, _ = figures_table(scores.rows)
     print("\n" + plain_table(headings, cells) + "\n")
-    print(
-        f"{config.images} images of each model in {config.sampling_steps} steps; {config.steps} training "
-        "steps"
-    )
+    print(f"{config.images} images of each model in {config.sampling_steps} steps; {config.steps} training steps")
     print("time: " + ", ".join(f"{stage} {taken:.0f} s" for stage, taken in seconds(config.out).items()))
     print(f"the page: {page}")
     return scores
@@ -143,9 +140,7 @@ def train_arguments(config: DemoConfig, name: str) -> list[str]:
 
 def sample_arguments(config: DemoConfig, name: str) -> list[str]:
     """The command that samples from a model."""
-    keys = [
-        f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in _sample_keys(config, name).items()
-    ]
+    keys = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in _sample_keys(config, name).items()]
     return ["sample", model_source(config, name), *keys]
 
 
@@ -189,12 +184,8 @@ def _settings(config: DemoConfig) -> dict[str, Any]:
     """Everything the figures depend on: the keys, the teacher's weights and the students' configs."""
     keys = {k: v for k, v in resolve(config).items() if k not in ("out", "fresh")}
     weights = Path(str(resources.files("dit_shd"))) / "assets" / TEACHER.removeprefix("asset:")
-    files = {"teacher": next(weights.glob("*.safetensors"))} | {
-        name: student_config(name) for name in STUDENTS
-    }
-    return keys | {
-        name: f"sha256 {hashlib.sha256(f.read_bytes()).hexdigest()[:16]}" for name, f in files.items()
-    }
+    files = {"teacher": next(weights.glob("*.safetensors"))} | {name: student_config(name) for name in STUDENTS}
+    return keys | {name: f"sha256 {hashlib.sha256(f.read_bytes()).hexdigest()[:16]}" for name, f in files.items()}
 
 
 def _train(config: DemoConfig) -> set[str]:
@@ -206,9 +197,7 @@ def _train(config: DemoConfig) -> set[str]:
         if not (finished.is_dir() and (run / "student").is_dir()):
             arguments = train_arguments(config, name)
             log = config.out / "logs" / f"train_{name}.log"
-            jobs.append(
-                Job(f"{name} student", arguments, log, config.steps, "step", lambda run=run: _last_step(run))
-            )
+            jobs.append(Job(f"{name} student", arguments, log, config.steps, "step", lambda run=run: _last_step(run)))
     if not jobs:
         print("training: done before, reused")
         return set()
@@ -231,9 +220,7 @@ def _sample(config: DemoConfig, trained: set[str]) -> bool:
         if name in trained or not _sampled(config, name):
             arguments = [*sample_arguments(config, name), "force=true"]
             log = config.out / "logs" / f"sample_{name}.log"
-            jobs.append(
-                Job(name, arguments, log, config.images, "img", lambda name=name: _images_done(config, name))
-            )
+            jobs.append(Job(name, arguments, log, config.images, "img", lambda name=name: _images_done(config, name)))
     if not jobs:
         print("sampling: done before, reused")
         return False

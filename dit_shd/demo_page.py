@@ -140,9 +140,7 @@ def _losses(config: DemoConfig) -> str:
         "is only computed where it is trained; the last table on this page has it for both students."
     )
     images = both(loss_figure, curves, TERMS)
-    return section(
-        "Training", paragraph(words), wide(picture(images, "losses of both students", css="scroll"))
-    )
+    return section("Training", paragraph(words), wide(picture(images, "losses of both students", css="scroll")))
 
 
 def _attention(config: DemoConfig, teacher: "MDTv2", students: dict[str, Any]) -> str:
@@ -161,9 +159,7 @@ def _attention(config: DemoConfig, teacher: "MDTv2", students: dict[str, Any]) -
         "heads' output, in closed form for every image and layer. The student trained with SHD is asked to "
         "copy the squeezed maps. Bright: much attention; one scale for each line."
     )
-    return section(
-        "Attention", paragraph(words), wide(picture(images, "attention of one token", css="scroll"))
-    )
+    return section("Attention", paragraph(words), wide(picture(images, "attention of one token", css="scroll")))
 
 
 def _alpha(layers: list[LayerSqueeze]) -> str:

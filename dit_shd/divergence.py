@@ -74,7 +74,13 @@ class _Job:
     """One layer's divergence, ready to be streamed."""
 
     def __init__(
-        self, teacher: Capture, student: Capture, squeeze: Squeeze, temperature: float, measure: str, chunk_mib: float
+        self,
+        teacher: Capture,
+        student: Capture,
+        squeeze: Squeeze,
+        temperature: float,
+        measure: str,
+        chunk_mib: float,
     ):
         self.teacher, self.student, self.squeeze = teacher, student, squeeze
         self.temperature, self.measure, self.chunk_mib = temperature, measure, chunk_mib

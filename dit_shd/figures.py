@@ -25,9 +25,7 @@ def require_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise UserError(
-            'report: needs the package matplotlib; install it with: pip install "dit_shd[demo]"'
-        ) from error
+        raise UserError('report: needs the package matplotlib; install it with: pip install "dit_shd[demo]"') from error
 
 
 def both(draw: Callable[..., bytes], *args: Any, **kwargs: Any) -> tuple[bytes, bytes]:

@@ -84,9 +84,7 @@ class NpzImages(ImageSet):
                     self.shape = _header(stream, name)
                     size = stream.tell() + math.prod(self.shape)
                 if archive.getinfo("arr_0.npy").file_size != size:
-                    raise UserError(
-                        f"{name}: arr_0 is cut short: wanted {self.shape[0]} images; write the file again"
-                    )
+                    raise UserError(f"{name}: arr_0 is cut short: wanted {self.shape[0]} images; write the file again")
             self.labels = _labels(path, self.shape[0]) if "arr_1.npy" in members else None
         except UserError:
             raise
@@ -131,16 +129,12 @@ class FolderImages(ImageSet):
         try:
             with Image.open(file) as image:
                 if image.mode not in ("L", "RGB"):
-                    raise UserError(
-                        f"{file}: wanted a gray or RGB image, found mode {image.mode}; convert it first"
-                    )
+                    raise UserError(f"{file}: wanted a gray or RGB image, found mode {image.mode}; convert it first")
                 pixels = np.array(image)
         except UserError:
             raise
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise UserError(
-                f"{file}: wanted an image, found a broken file ({error}); write it again"
-            ) from error
+            raise UserError(f"{file}: wanted an image, found a broken file ({error}); write it again") from error
         return pixels.reshape(*pixels.shape[:2], -1)
 
     def batches(self, size: int) -> Iterator[Tensor]:

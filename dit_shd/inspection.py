@@ -167,10 +167,7 @@ def squeeze_statistics(
         assert squeezed.alpha is not None
         assert squeezed.clamped is not None
         assert squeezed.residual is not None
-        near = {
-            name: float(attention_kl(t[theirs], captures[ours], squeezed).mean())
-            for name, captures in s.items()
-        }
+        near = {name: float(attention_kl(t[theirs], captures[ours], squeezed).mean()) for name, captures in s.items()}
         found.append(
             LayerSqueeze(
                 layer=ours,

@@ -45,7 +45,7 @@ def layer_map(teacher: Sequence[str], student: Sequence[str], how: LayerMap = "s
 
 def _proportional(teacher: Sequence[str], student: Sequence[str]) -> dict[str, str]:
     deep, shallow = len(teacher), len(student)
-    return {name: teacher[-(-l * deep // shallow) - 1] for l, name in enumerate(student, start=1)}
+    return {name: teacher[-(-layer * deep // shallow) - 1] for layer, name in enumerate(student, start=1)}
 
 
 def _sections(names: Sequence[str]) -> dict[str, list[str]]:

@@ -77,9 +77,7 @@ class Reference:
                 f"found {len(self.statistics.mean)}; use the network they were made with"
             )
         known = _moved(self.statistics, found.mean.device)
-        return replace(
-            found, n=known.n, mean=known.mean, covariance=known.covariance, separate_statistics=True
-        )
+        return replace(found, n=known.n, mean=known.mean, covariance=known.covariance, separate_statistics=True)
 
     def describe(self) -> dict[str, Any]:
         """For the record: hash, counts, and where mean and covariance come from."""
@@ -133,7 +131,5 @@ def _statistics(path: Path, name: str) -> tuple[FeatureSet, str]:
             f"found {mean.dtype} {list(mean.shape)} and {covariance.dtype} {list(covariance.shape)}"
         )
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
-        raise UserError(
-            f"{name}: wanted finite statistics, found nan or inf in mu or sigma; compute them again"
-        )
+        raise UserError(f"{name}: wanted finite statistics, found nan or inf in mu or sigma; compute them again")
     return FeatureSet(count, torch.from_numpy(mean).double(), torch.from_numpy(covariance).double()), network

@@ -163,9 +163,7 @@ def plain_table(headings: Sequence[tuple[str, str]], rows: Sequence[Sequence[str
 
 def facts(pairs: Mapping[str, str]) -> str:
     """Names and values, one below the other."""
-    items = "".join(
-        f"<dt>{html.escape(k)}</dt><dd><code>{html.escape(v)}</code></dd>" for k, v in pairs.items()
-    )
+    items = "".join(f"<dt>{html.escape(k)}</dt><dd><code>{html.escape(v)}</code></dd>" for k, v in pairs.items())
     return f"<dl>{items}</dl>"
 
 

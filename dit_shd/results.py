@@ -62,19 +62,13 @@ def notes_on(samples: ImageSet, sample_set: FeatureSet, reference_set: FeatureSe
     """What a reader must know before comparing these figures with others."""
     notes = []
     if sample_set.is_fid and sample_set.n != COMPARABLE:
-        notes.append(
-            f"{sample_set.n:,} samples: published FID is of {COMPARABLE:,}, and fewer samples raise it"
-        )
+        notes.append(f"{sample_set.n:,} samples: published FID is of {COMPARABLE:,}, and fewer samples raise it")
     if not sample_set.is_fid:
-        notes.append(
-            f"features {sample_set.title}: not FID, comparable only with figures of the same network"
-        )
+        notes.append(f"features {sample_set.title}: not FID, comparable only with figures of the same network")
     features = len(sample_set.mean)
     for name, count in (("samples", sample_set.n), ("reference", reference_set.n)):
         if 0 < count <= features:
-            notes.append(
-                f"{count} {name} for {features} features: a singular covariance, a strongly biased distance"
-            )
+            notes.append(f"{count} {name} for {features} features: a singular covariance, a strongly biased distance")
     labels = samples.labels
     if labels is not None and len(labels) > 5000 and (np.diff(labels) >= 0).all() and labels[0] != labels[-1]:
         notes.append("samples are sorted by class: the Inception Score of chunks in file order means nothing")
@@ -122,9 +116,7 @@ def guard(out: Path, record: dict[str, Any], force: bool, before: bool) -> None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         same = False
     if not same:
-        raise UserError(
-            f"{out}: holds another result; choose out=OTHER.json, or overwrite it with force=true"
-        )
+        raise UserError(f"{out}: holds another result; choose out=OTHER.json, or overwrite it with force=true")
 
 
 def write(out: Path, record: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from dit_shd.checkpoint import write_text
 from dit_shd.config import resolve
 from dit_shd.errors import UserError
 from dit_shd.pictures import grid
-from dit_shd.sampler import SampleConfig, batches, classes_of, decoder, draw, label_plan
+from dit_shd.sampler import SampleConfig, batches, classes_of, decoder, device_of, draw, label_plan
 
 SHOWN = 100
 """Images on the grid beside the npz."""
@@ -38,7 +38,7 @@ def sample_to_file(config: SampleConfig) -> Path:
         raise UserError(f"{out}: is there already; choose another out=FILE or say force=true")
     state = PartialState()
     model = models.load(config.run).eval().to(state.device)  # type: ignore[arg-type]
-    plan, decode = label_plan(config, classes_of(model)), decoder(config, state.device)
+    plan, decode = label_plan(config, classes_of(model)), decoder(config, device_of(model))
     parts = out.with_name(out.name + ".parts")
     with state.main_process_first():
         _claim(parts, config)

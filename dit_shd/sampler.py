@@ -33,7 +33,9 @@ class SampleConfig:
     steps: int = option(250, "sampling steps, evenly spaced over the schedule")
     solver: Literal["ddpm", "ddim", "dpm++"] = option("ddpm", "ddpm (ancestral), or diffusers' DDIM or DPM-Solver++")
     guidance: float = option(3.8, "classifier-free guidance scale; 1 for none")
-    guidance_schedule: Literal["power-cosine", "constant"] = option("power-cosine", "MDT's ramp, or the scale throughout")
+    guidance_schedule: Literal["power-cosine", "constant"] = option(
+        "power-cosine", "MDT's ramp, or the scale throughout"
+    )
     guidance_power: float = option(4.0, "exponent of the power-cosine ramp; 0.01 with guidance 4 for pretty pictures")
     guided_channels: int | None = option(3, "noise channels that are guided (the public code's 3); empty for all")
     labels: Literal["random", "balanced"] = option("random", "class of image i: drawn, or i modulo the classes")
@@ -89,13 +91,17 @@ def label_plan(config: SampleConfig, classes: int) -> np.ndarray:
 
 @torch.no_grad()
 def draw(
-    model: nn.Module, config: SampleConfig, plan: np.ndarray, indices: Sequence[int], decode: Callable[[Tensor], Tensor]
+    model: nn.Module,
+    config: SampleConfig,
+    plan: np.ndarray,
+    indices: Sequence[int],
+    decode: Callable[[Tensor], Tensor],
 ) -> np.ndarray:
     """The images of some indices of the plan: uint8 [b,y,x,c]."""
     device = device_of(model)
     labels = torch.from_numpy(plan[list(indices)]).to(device)
-    side = model.config.sample_size  # type: ignore[union-attr]
-    shape = (model.config.in_channels, side, side)  # type: ignore[union-attr]
+    config_of: Any = model.config
+    shape = (config_of.in_channels, config_of.sample_size, config_of.sample_size)
     model.eval()
     autocast = torch.autocast(device.type, torch.bfloat16) if config.precision == "bf16" else nullcontext()
     with autocast:
@@ -154,24 +160,29 @@ class Guided:
 
     def __init__(self, model: nn.Module, labels: Tensor, config: SampleConfig):
         self.model, self.labels, self.config = model, labels, config
-        self.channels = model.config.in_channels  # type: ignore[union-attr]
+        self.channels: int = model.config.in_channels  # type: ignore[union-attr, assignment]
         self.null = torch.full_like(labels, classes_of(model))
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         if self.config.guidance == 1.0:
             return self.model(x, t, class_labels=self.labels, return_dict=False)[0]
         both = self.model(
-            torch.cat([x, x]), torch.cat([t, t]), class_labels=torch.cat([self.labels, self.null]), return_dict=False
+            torch.cat([x, x]),
+            torch.cat([t, t]),
+            class_labels=torch.cat([self.labels, self.null]),
+            return_dict=False,
         )[0]
         conditional, unconditional = both.float().chunk(2)
-        guided = self.channels if self.config.guided_channels is None else min(self.config.guided_channels, self.channels)
+        guided = (
+            self.channels if self.config.guided_channels is None else min(self.config.guided_channels, self.channels)
+        )
         weight = guidance_weight(self.config, t).view(-1, 1, 1, 1)
         base = unconditional[:, :guided]
         return torch.cat([base + weight * (conditional[:, :guided] - base), conditional[:, guided:]], dim=1)
 
 
 def guidance_weight(config: SampleConfig, t: Tensor) -> Tensor:
-    """w(t) of the original timesteps t[b]: MDT's power-cosine ramp from 1 at t = T to the scale at t = 0, or constant."""
+    """w(t) of the original timesteps t[b]: MDT's power-cosine ramp from 1 at T to the scale at 0, or constant."""
     if config.guidance_schedule == "constant":
         return torch.full_like(t, config.guidance, dtype=torch.float32)
     ramp = (1 - torch.cos((1 - t / config.diffusion_steps) ** config.guidance_power * math.pi)) / 2
@@ -187,7 +198,9 @@ def decoder(config: SampleConfig, device: torch.device) -> Callable[[Tensor], Te
     try:
         vae: Any = AutoencoderKL.from_pretrained(config.vae)
     except (OSError, ValueError) as error:
-        raise UserError(f"vae: '{config.vae}' is neither a folder with an AutoencoderKL nor a reachable name") from error
+        raise UserError(
+            f"vae: '{config.vae}' is neither a folder with an AutoencoderKL nor a reachable name"
+        ) from error
     vae = vae.to(device).eval()
     return lambda latents: vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
 

@@ -1,7 +1,7 @@
 """The training loop: a generator of steps, so that the caller decides what to show.
 
-    for step in train(config):
-        print(step.number, step.metrics["loss"])
+for step in train(config):
+    print(step.number, step.metrics["loss"])
 """
 
 import inspect
@@ -89,14 +89,23 @@ class Trainer:
         check(config, dataset, student, self.teacher)
         tokens = getattr(student, "tokens", None)
         self.source = BatchSource(
-            dataset, self.schedule, config.seed, config.batch_size, config.label_dropout, config.mask_ratio, tokens
+            dataset,
+            self.schedule,
+            config.seed,
+            config.batch_size,
+            config.label_dropout,
+            config.mask_ratio,
+            tokens,
         )
         distiller = Distiller(student, losses, self.schedule, config.min_snr_gamma)
         self._try_out(distiller)
 
         unused = DistributedDataParallelKwargs(find_unused_parameters=config.mask_ratio is None)
         self.accelerator = Accelerator(
-            mixed_precision=config.precision, log_with=config.tracker, project_dir=config.run, kwargs_handlers=[unused]
+            mixed_precision=config.precision,
+            log_with=config.tracker,
+            project_dir=config.run,
+            kwargs_handlers=[unused],
         )
         self.micro_batch_size = _micro_batch_size(config, self.accelerator.num_processes)
         with self.accelerator.main_process_first():
@@ -162,7 +171,7 @@ class Trainer:
 
     def _clip(self, number: int) -> Tensor:
         limit = self.config.optimizer.clip or float("inf")
-        norm = self.accelerator.clip_grad_norm_(self.distiller.parameters(), limit)
+        norm = torch.as_tensor(self.accelerator.clip_grad_norm_(self.distiller.parameters(), limit))
         if self.config.precision != "fp16" and not torch.isfinite(norm):  # fp16: the scaler skips such steps
             raise UserError(
                 f"step {number + 1}: the gradient is not finite, the weights were not touched; "
@@ -173,7 +182,7 @@ class Trainer:
     def _log(self, done: int, metrics: dict[str, Tensor], seconds: float) -> dict[str, float]:
         names = list(metrics)
         stacked = torch.stack([metrics[n].float().to(self.accelerator.device) for n in names])
-        means = self.accelerator.reduce(stacked, "mean")
+        means: Any = self.accelerator.reduce(stacked, "mean")
         numbers = {"step": done, **dict(zip(names, means.tolist()))}
         numbers["lr"] = self.optimizer.param_groups[0]["lr"]
         if self.accelerator.is_main_process:
@@ -246,7 +255,13 @@ def _teacher(config: TrainConfig) -> nn.Module | None:
 
 def check(config: TrainConfig, dataset: Any, student: nn.Module, teacher: nn.Module | None) -> None:
     """Data, student and teacher must agree, and the student must know the masked pass if there is one."""
-    for key, low in (("steps", 1), ("batch_size", 1), ("log_every", 1), ("checkpoint_every", 1), ("keep_checkpoints", 1)):
+    for key, low in (
+        ("steps", 1),
+        ("batch_size", 1),
+        ("log_every", 1),
+        ("checkpoint_every", 1),
+        ("keep_checkpoints", 1),
+    ):
         if getattr(config, key) < low:
             raise UserError(f"{key}: wanted {low} or more, found {getattr(config, key)}")
     for role, model in (("student", student), ("teacher", teacher)):

@@ -73,7 +73,9 @@ def forward(state, x, t, y, heads, keep=None):
     image = torch.zeros(len(x), channels, x.shape[-1], x.shape[-1], dtype=torch.float64)
     for token in range(n):
         top, left = token // side * patch, token % side * patch
-        image[:, :, top : top + patch, left : left + patch] = out[:, token].view(-1, patch, patch, channels).permute(0, 3, 1, 2)
+        image[:, :, top : top + patch, left : left + patch] = (
+            out[:, token].view(-1, patch, patch, channels).permute(0, 3, 1, 2)
+        )
     return image
 
 

@@ -71,7 +71,11 @@ def residual(a, x, w):
 
 def divergence(teacher_maps, student_maps, w, measure="kl"):
     """[b]; w is [b,g,h] or [b,g,h,n]."""
-    target = torch.einsum("bghn,bhnm->bgnm", w if w.ndim == 4 else w[..., None].expand(-1, -1, -1, teacher_maps.shape[2]), teacher_maps)
+    target = torch.einsum(
+        "bghn,bhnm->bgnm",
+        w if w.ndim == 4 else w[..., None].expand(-1, -1, -1, teacher_maps.shape[2]),
+        teacher_maps,
+    )
     if measure == "mse":
         terms = (student_maps - target).square()
     else:

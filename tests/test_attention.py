@@ -68,7 +68,9 @@ def test_a_bias_that_broadcasts_gets_its_gradient():
 
 
 def small(**changes):
-    options = dict(sample_size=8, patch_size=2, in_channels=1, num_layers=4, num_attention_heads=2, attention_head_dim=8)
+    options = dict(
+        sample_size=8, patch_size=2, in_channels=1, num_layers=4, num_attention_heads=2, attention_head_dim=8
+    )
     return MDTv2(**{**options, "decode_layer": 2, "num_classes": 3, **changes})
 
 
@@ -86,7 +88,12 @@ def test_captures_rebuild_the_layers_output():
             module.register_forward_hook(lambda m, a, o, name=name: outputs.__setitem__(name, (o, m.proj.bias)))
     with capture(model) as captures:
         model(*inputs())
-    assert list(captures) == ["en_inblocks.0.attn", "en_outblocks.0.attn", "de_blocks.0.attn", "de_blocks.1.attn"]
+    assert list(captures) == [
+        "en_inblocks.0.attn",
+        "en_outblocks.0.attn",
+        "de_blocks.0.attn",
+        "de_blocks.1.attn",
+    ]
     for name, c in captures.items():
         rebuilt = torch.einsum("bhnm,bhmd,hde->bne", c.map(), c.value, c.out)
         torch.testing.assert_close(rebuilt + outputs[name][1], outputs[name][0], rtol=1e-4, atol=1e-5)

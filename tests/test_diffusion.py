@@ -56,8 +56,14 @@ def test_posterior_is_bayes():
 
 def test_trajectory_equals_diffusers_where_diffusers_is_exact():
     """Ancestral steps with a learned range against DDPMScheduler(linspace), whose float32 tables differ by 3e-4."""
-    scheduler = DDPMScheduler(1000, beta_start=1e-4, beta_end=0.02, variance_type="learned_range", clip_sample=False,
-                              timestep_spacing="linspace")  # fmt: skip
+    scheduler = DDPMScheduler(
+        1000,
+        beta_start=1e-4,
+        beta_end=0.02,
+        variance_type="learned_range",
+        clip_sample=False,
+        timestep_spacing="linspace",
+    )
     scheduler.set_timesteps(250)
     spaced = LINEAR.respaced(250)
     assert scheduler.timesteps.tolist() == spaced.timesteps[::-1].tolist()

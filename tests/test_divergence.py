@@ -14,14 +14,20 @@ B, H, G = 3, 5, 2
 
 
 def build(n=6, m=6, causal=False, seed=0, window=None):
-    """Teacher and student captures of other head counts and widths; the student's query, key and bias want gradients."""
+    """Teacher and student of other head counts and widths; the student's query, key and bias want gradients."""
     r = torch.Generator().manual_seed(seed)
 
     def draw(*shape):
         return torch.randn(*shape, generator=r, dtype=torch.float64)
 
     teacher = Capture(
-        draw(B, H, n, 4), draw(B, H, m, 4), draw(B, H, m, 4), 0.5, DenseBias(draw(1, H, n, m)), causal, draw(H, 4, 9)
+        draw(B, H, n, 4),
+        draw(B, H, m, 4),
+        draw(B, H, m, 4),
+        0.5,
+        DenseBias(draw(1, H, n, m)),
+        causal,
+        draw(H, 4, 9),
     )
     if window:
         table = draw((2 * window - 1) ** 2 + 3, G).requires_grad_()
@@ -78,9 +84,13 @@ def test_float32_within_the_promised_error():
     def low(c):
         bias = DenseBias(c.bias.leaves[0].detach().float().requires_grad_())
         return Capture(
-            c.query.detach().float().requires_grad_(), c.key.detach().float().requires_grad_(), c.value.float(),
-            c.scale, bias, out=None if c.out is None else c.out.float(),
-        )  # fmt: skip
+            c.query.detach().float().requires_grad_(),
+            c.key.detach().float().requires_grad_(),
+            c.value.float(),
+            c.scale,
+            bias,
+            out=None if c.out is None else c.out.float(),
+        )
 
     squeezed = squeeze(teacher, G)
     exact = torch.autograd.grad(attention_kl(teacher, student, squeezed).sum(), [student.query, student.key])
@@ -115,7 +125,10 @@ def test_fully_masked_rows_count_as_zero():
     teacher, student = build()
     mask = torch.ones(1, 1, 6, 6, dtype=torch.bool)
     mask[:, :, 2] = False
-    t, s = dataclasses.replace(teacher, bias=DenseBias(mask)), dataclasses.replace(student, bias=DenseBias(mask))
+    t, s = (
+        dataclasses.replace(teacher, bias=DenseBias(mask)),
+        dataclasses.replace(student, bias=DenseBias(mask)),
+    )
     squeezed = squeeze(t, G)
     value = attention_kl(t, s, squeezed)
     grads = torch.autograd.grad(value.sum(), [student.query, student.key])

@@ -240,9 +240,7 @@ def test_the_known_hash_is_the_one_in_torch_fidelitys_address():
 
 def test_without_weights_the_error_names_the_address_and_the_option(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(
-        UserError, match=r"found nothing; download https://.*features\.weights=PATH"
-    ) as caught:
+    with pytest.raises(UserError, match=r"found nothing; download https://.*features\.weights=PATH") as caught:
         Inception()
     assert str(tmp_path / "hub" / "checkpoints" / inception.FILE) in str(caught.value)
 

@@ -9,10 +9,18 @@ import torch
 from dit_shd import models
 from dit_shd.errors import UserError
 from dit_shd.models import MDTv2
-from dit_shd.models.mdt import sincos_2d
+from dit_shd.models._parts import sincos_2d
 
-SMALL = dict(sample_size=8, patch_size=2, in_channels=3, num_layers=6, num_attention_heads=3, attention_head_dim=8,
-             decode_layer=2, num_classes=5)  # fmt: skip
+SMALL = dict(
+    sample_size=8,
+    patch_size=2,
+    in_channels=3,
+    num_layers=6,
+    num_attention_heads=3,
+    attention_head_dim=8,
+    decode_layer=2,
+    num_classes=5,
+)
 
 
 def build(**changes):
@@ -50,7 +58,9 @@ def test_gradients_equal_the_oracle():
     weight = torch.randn(3, 6, 8, 8)
     names, parameters = zip(*model.named_parameters())
     found = torch.autograd.grad((model(x.double(), t, y, keep=keeps()).sample * weight).sum(), parameters)
-    state = {k: v.detach().double().requires_grad_(k in names) for k, v in model.to_public().items() if v.is_floating_point()}
+    state = {
+        k: v.detach().double().requires_grad_(k in names) for k, v in model.to_public().items() if v.is_floating_point()
+    }
     want_all = (mdt_oracle.forward(state, x, t, y, heads=3, keep=keeps()) * weight).sum()
     want = torch.autograd.grad(want_all, [state[n] for n in names])
     for name, f, w in zip(names, found, want):
@@ -72,7 +82,9 @@ def test_public_layout_round_trip():
     assert index.tolist()[0] == [4, 3, 1, 0]  # dy (2w-1) + dx with w = 2, from the first token to each
     wrapped = {f"module.{k}": v for k, v in state.items()}
     again = MDTv2.from_public(wrapped)
-    assert {k: v for k, v in again.config.items() if k[0] != "_"} == {k: v for k, v in model.config.items() if k[0] != "_"}
+    assert {k: v for k, v in again.config.items() if k[0] != "_"} == {
+        k: v for k, v in model.config.items() if k[0] != "_"
+    }
     for key, value in again.to_public().items():
         assert torch.equal(value, state[key]), key
 
@@ -91,7 +103,12 @@ def test_position_embedding_is_sine_cosine():
         row, column = divmod(token, 3)
         for i in range(2):
             omega = 1 / 10000 ** (i / 2)
-            expected = [math.sin(column * omega), math.cos(column * omega), math.sin(row * omega), math.cos(row * omega)]
+            expected = [
+                math.sin(column * omega),
+                math.cos(column * omega),
+                math.sin(row * omega),
+                math.cos(row * omega),
+            ]
             assert table[token, [i, 2 + i, 4 + i, 6 + i]].tolist() == pytest.approx(expected, abs=1e-6)
 
 

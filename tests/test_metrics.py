@@ -53,9 +53,7 @@ def test_moments_of_float32_rows_are_summed_in_float64():
     x = rows(3000, 4, seed=1, shift=1000).float()
     features = FeatureSet.of(x, block=64)
     assert features.mean.dtype == features.covariance.dtype == torch.float64
-    np.testing.assert_allclose(
-        features.covariance, np.cov(x.double().numpy(), rowvar=False), rtol=0, atol=1e-9
-    )
+    np.testing.assert_allclose(features.covariance, np.cov(x.double().numpy(), rowvar=False), rtol=0, atol=1e-9)
 
 
 def test_a_feature_set_needs_two_images():
@@ -79,9 +77,7 @@ def test_frechet_is_the_formula_with_scipys_square_root(d):
     one, two = FeatureSet.of(rows(300, d, seed=2)), FeatureSet.of(rows(200, d, seed=3, scale=1.5, shift=0.3))
     root = scipy.linalg.sqrtm(one.covariance.numpy() @ two.covariance.numpy())
     difference = (one.mean - two.mean).numpy()
-    expected = (
-        difference @ difference + float((one.covariance + two.covariance).trace()) - 2 * np.trace(root).real
-    )
+    expected = difference @ difference + float((one.covariance + two.covariance).trace()) - 2 * np.trace(root).real
     assert frechet_distance(one, two) == pytest.approx(expected, rel=1e-9)
 
 
@@ -106,9 +102,7 @@ def test_frechet_of_singular_covariances_is_that_of_the_space_they_live_in(n, si
     n = 30 images are also fewer than the d = 50 features.
     """
     r, d = 6, 50
-    basis = torch.from_numpy(
-        scipy.linalg.qr(np.random.default_rng(4).standard_normal((d, r)), mode="economic")[0]
-    )
+    basis = torch.from_numpy(scipy.linalg.qr(np.random.default_rng(4).standard_normal((d, r)), mode="economic")[0])
     x, y = rows(n, r, seed=5), rows(n + 7, r, seed=6, shift=0.2)
     expected = frechet_distance(FeatureSet.of(x), FeatureSet.of(y))
     one, two = FeatureSet.of(x @ basis.T), FeatureSet.of(y @ basis.T)
@@ -123,9 +117,7 @@ def test_frechet_of_singular_covariances_is_that_of_the_space_they_live_in(n, si
 def test_one_singular_and_one_regular_covariance_agree_with_scipy(side):
     one, two = FeatureSet.of(rows(10, 20, seed=7)), FeatureSet.of(rows(400, 20, seed=8))
     square = scipy.linalg.sqrtm(two.covariance.numpy())
-    eigenvalues = np.linalg.eigvalsh(square @ one.covariance.numpy() @ square)[
-        -9:
-    ]  # rank 9: 10 centred images
+    eigenvalues = np.linalg.eigvalsh(square @ one.covariance.numpy() @ square)[-9:]  # rank 9: 10 centred images
     if side == "statistics":  # eigenvalues that are zero but for rounding must not count: their roots would
         one = statistics_only(one)
     assert float(trace_sqrt_product(one, two)) == pytest.approx(np.sqrt(eigenvalues).sum(), rel=1e-10)
@@ -157,9 +149,7 @@ def test_frechet_agrees_with_torch_fidelity():
     from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
     x, y = rows(500, 30, seed=15).float(), rows(400, 30, seed=16, shift=0.1).float()
-    theirs = fid_statistics_to_metric(
-        *(fid_features_to_statistics(f.double()) for f in (x, y)), verbose=False
-    )
+    theirs = fid_statistics_to_metric(*(fid_features_to_statistics(f.double()) for f in (x, y)), verbose=False)
     ours = frechet_distance(FeatureSet.of(x), FeatureSet.of(y))
     assert ours == pytest.approx(theirs["frechet_inception_distance"], rel=1e-9)
 
@@ -187,9 +177,7 @@ def naive_inception_score(logits: np.ndarray, chunk: int) -> tuple[float, float]
 @pytest.mark.parametrize("chunk", [10, 17, 60, 100])
 def test_inception_score_is_the_naive_loop(chunk):
     logits = np.random.default_rng(20).standard_normal((60, 7)) * 3
-    assert inception_score(torch.from_numpy(logits), chunk) == pytest.approx(
-        naive_inception_score(logits, chunk)
-    )
+    assert inception_score(torch.from_numpy(logits), chunk) == pytest.approx(naive_inception_score(logits, chunk))
 
 
 def test_inception_score_bounds():
@@ -279,9 +267,7 @@ def test_precision_recall_agrees_with_torch_fidelity():
     from torch_fidelity.metric_prc import prc_features_to_metric
 
     x, y = rows(300, 16, seed=35).float(), rows(250, 16, seed=36, scale=0.8).float()
-    theirs = prc_features_to_metric(
-        x, y, prc_neighborhood=3, prc_batch_size=100, save_cpu_ram=False, verbose=False
-    )
+    theirs = prc_features_to_metric(x, y, prc_neighborhood=3, prc_batch_size=100, save_cpu_ram=False, verbose=False)
     ours = PrecisionRecall().compute(FeatureSet.of(x), FeatureSet.of(y))
     assert ours == pytest.approx({key: theirs[key] for key in ("precision", "recall")}, abs=1e-6)
 
@@ -311,9 +297,7 @@ def test_every_metric_gives_finite_named_figures_and_calls_no_other_network_fid(
     metric = registry.find("metrics", name)()
     x, y = rows(80, 6, seed=40).float(), rows(70, 6, seed=41).float()
     other = metric.compute(FeatureSet.of(x, x, "mine"), FeatureSet.of(y, y, "mine"))
-    real = metric.compute(
-        FeatureSet.of(x, x, "inception-2015", True), FeatureSet.of(y, y, "inception-2015", True)
-    )
+    real = metric.compute(FeatureSet.of(x, x, "inception-2015", True), FeatureSet.of(y, y, "inception-2015", True))
     assert other
     assert all(isinstance(v, float) and math.isfinite(v) for v in other.values())
     assert list(other.values()) == pytest.approx(list(real.values()))

@@ -63,7 +63,12 @@ def test_model(public, monkeypatch, options):
         assert (found - want).abs().max() <= 5e-6 * want.abs().max()
         weight = torch.randn_like(want)
         wanted = torch.autograd.grad((want * weight).sum(), list(theirs.parameters()), allow_unused=True)
-        grads = dict(zip(dict(ours.named_parameters()), torch.autograd.grad((found * weight).sum(), list(ours.parameters()), allow_unused=True)))  # fmt: skip
+        grads = dict(
+            zip(
+                dict(ours.named_parameters()),
+                torch.autograd.grad((found * weight).sum(), list(ours.parameters()), allow_unused=True),
+            )
+        )
         for (name, _), w in zip(theirs.named_parameters(), wanted):
             assert (w is None) == (grads[name] is None), name
             if w is not None:
@@ -74,7 +79,11 @@ def test_guided(public):
     theirs, ours = pair(public, **SIZES[0])
     x, t, y = torch.randn(2, 4, 8, 8), torch.tensor([3, 700]), torch.tensor([1, 2])
     want = theirs.forward_with_cfg(
-        torch.cat([x, x]), torch.cat([t, t]), torch.cat([y, torch.full_like(y, 10)]), cfg_scale=3.8, scale_pow=4.0
+        torch.cat([x, x]),
+        torch.cat([t, t]),
+        torch.cat([y, torch.full_like(y, 10)]),
+        cfg_scale=3.8,
+        scale_pow=4.0,
     )[:2]
     found = Guided(ours, y, SampleConfig(guidance=3.8))(x, t)
     assert (found - want).abs().max() <= 5e-6 * want.abs().max()

@@ -20,9 +20,14 @@ def random_capture(b=2, h=4, n=7, m=7, d=5, e=11, seed=0, dtype=torch.float64, b
         return torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype)
 
     return Capture(
-        draw(b, h, n, d) * 2, draw(b, h, m, d), draw(b, h, m, d), d**-0.5,
-        DenseBias(draw(1, h, n, m)) if bias else None, causal, draw(h, d, e),
-    )  # fmt: skip
+        draw(b, h, n, d) * 2,
+        draw(b, h, m, d),
+        draw(b, h, m, d),
+        d**-0.5,
+        DenseBias(draw(1, h, n, m)) if bias else None,
+        causal,
+        draw(h, d, e),
+    )
 
 
 def naive(capture):
@@ -86,7 +91,11 @@ def test_weights_sum_to_one_and_are_not_negative():
 def test_swapping_a_pair_gives_one_minus_alpha():
     capture = random_capture(h=2, bias=False)
     swapped = dataclasses.replace(
-        capture, query=capture.query.flip(1), key=capture.key.flip(1), value=capture.value.flip(1), out=capture.out.flip(0)
+        capture,
+        query=capture.query.flip(1),
+        key=capture.key.flip(1),
+        value=capture.value.flip(1),
+        out=capture.out.flip(0),
     )
     torch.testing.assert_close(squeeze(swapped, 1).alpha, 1 - squeeze(capture, 1).alpha)
 
@@ -110,7 +119,9 @@ def test_alpha_minimises_the_objective():
 def test_identical_maps_and_opposite_values_give_one_half():
     capture = random_capture(h=2, bias=False)
     same = dataclasses.replace(
-        capture, query=capture.query[:, :1].expand(-1, 2, -1, -1), key=capture.key[:, :1].expand(-1, 2, -1, -1)
+        capture,
+        query=capture.query[:, :1].expand(-1, 2, -1, -1),
+        key=capture.key[:, :1].expand(-1, 2, -1, -1),
     )
     assert torch.all(squeeze(same, 1).alpha == 0.5)
     value = torch.cat([capture.value[:, :1], -capture.value[:, :1]], dim=1)

@@ -82,7 +82,13 @@ class Capture:
         """The same without a graph."""
         out = None if self.out is None else self.out.detach()
         return Capture(
-            self.query.detach(), self.key.detach(), self.value.detach(), self.scale, self.bias, self.causal, out
+            self.query.detach(),
+            self.key.detach(),
+            self.value.detach(),
+            self.scale,
+            self.bias,
+            self.causal,
+            out,
         )
 
 

@@ -21,7 +21,7 @@ CHUNK_MIB = 64
 
 
 def row_chunks(b: int, h: int, n: int, m: int, chunk_mib: float = CHUNK_MIB) -> Iterator[slice]:
-    """Slices of query rows, evenly sized, whose float32 scores [b,h,r,m] fit into `chunk_mib` MiB (one row at least)."""
+    """Slices of query rows, evenly sized, whose float32 scores [b,h,r,m] fit into `chunk_mib` MiB (one row or more)."""
     if chunk_mib <= 0:
         raise ValueError(f"chunk_mib: wanted a memory budget above 0 MiB, found {chunk_mib}")
     most = max(1, int(chunk_mib * 2**20 / (4 * b * h * m)))
@@ -56,7 +56,14 @@ def attend(
 class _StreamedAttention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, bias: Bias, chunk_mib: float, *leaves: Tensor
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float,
+        bias: Bias,
+        chunk_mib: float,
+        *leaves: Tensor,
     ) -> Tensor:
         b, h, n, _ = query.shape
         chunks = list(row_chunks(b, h, n, key.shape[2], chunk_mib))

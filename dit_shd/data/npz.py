@@ -35,7 +35,9 @@ class Npz(Dataset):
                 f"found {array.dtype} {list(array.shape)}"
             )
         if labels.shape != (len(array),) or labels.dtype.kind not in "iu" or (len(labels) and labels.min() < 0):
-            raise UserError(f"{path}: arr_1: wanted {len(array)} whole labels from 0, found {labels.dtype} {list(labels.shape)}")
+            raise UserError(
+                f"{path}: arr_1: wanted {len(array)} whole labels from 0, found {labels.dtype} {list(labels.shape)}"
+            )
         self._labels = labels.astype(np.int64)
         self.classes, self.shape = int(labels.max()) + 1 if len(labels) else 0, (c, y, x)
 

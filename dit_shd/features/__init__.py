@@ -79,9 +79,7 @@ class FeatureNetwork(abc.ABC):
         """
         self.check(tuple(images.shape[1:]), "images")
         if images.dtype != torch.uint8:
-            raise UserError(
-                f"features {self.title}: wanted uint8 images, found {images.dtype}; round to 0..255 first"
-            )
+            raise UserError(f"features {self.title}: wanted uint8 images, found {images.dtype}; round to 0..255 first")
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
             return self._forward(images.to(self.device))
 
@@ -109,9 +107,7 @@ def read_weights(path: Path, advice: str) -> tuple[dict[str, Tensor], str]:
     from safetensors.torch import load
 
     if not path.is_file():
-        raise UserError(
-            f"{path}: wanted a weights file, found {'a folder' if path.is_dir() else 'nothing'}; {advice}"
-        )
+        raise UserError(f"{path}: wanted a weights file, found {'a folder' if path.is_dir() else 'nothing'}; {advice}")
     data = path.read_bytes()
     try:
         if path.suffix == ".safetensors":
@@ -131,9 +127,7 @@ def read_weights(path: Path, advice: str) -> tuple[dict[str, Tensor], str]:
             f"({_first_line(error)}); {advice}"
         ) from error
     if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
-        raise UserError(
-            f"{path}: wanted tensors by name, found {type(content).__name__} with other things; {advice}"
-        )
+        raise UserError(f"{path}: wanted tensors by name, found {type(content).__name__} with other things; {advice}")
     return dict(content), hashlib.sha256(data).hexdigest()
 
 

@@ -19,9 +19,7 @@ class Output(Loss):
             detached (the variational term with the teacher's distribution in place of the posterior).
     """
 
-    def __init__(
-        self, weight: float = 1.0, passes: Sequence[PassName] = ("plain", "masked"), variance: bool = False
-    ):
+    def __init__(self, weight: float = 1.0, passes: Sequence[PassName] = ("plain", "masked"), variance: bool = False):
         super().__init__(weight, passes)
         self.variance = variance
 
@@ -39,7 +37,13 @@ class Output(Loss):
 
 
 def variance_bits(
-    schedule: Schedule, x_t: Tensor, t: Tensor, noise: Tensor, v: Tensor, teacher_noise: Tensor, teacher_v: Tensor
+    schedule: Schedule,
+    x_t: Tensor,
+    t: Tensor,
+    noise: Tensor,
+    v: Tensor,
+    teacher_noise: Tensor,
+    teacher_v: Tensor,
 ) -> Tensor:
     """KL(p_teacher(x_{t-1}|x_t) || p_student(x_{t-1}|x_t)) in bits per dimension [b]; only v gets a gradient."""
 
@@ -47,6 +51,9 @@ def variance_bits(
         return schedule.posterior_mean(schedule.predict_x_0(x_t, predicted, t), x_t, t)
 
     kl = gaussian_kl(
-        mean(teacher_noise), schedule.log_variance(teacher_v, t), mean(noise.detach()), schedule.log_variance(v, t)
+        mean(teacher_noise),
+        schedule.log_variance(teacher_v, t),
+        mean(noise.detach()),
+        schedule.log_variance(v, t),
     )
     return kl.flatten(1).mean(1) / math.log(2.0)

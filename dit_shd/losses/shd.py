@@ -50,7 +50,9 @@ class SHD(Loss):
             raise UserError(f"SHD: plan: wanted contiguous or a list of groups, found '{plan}'")
         if not temperature > 0:
             raise UserError(f"SHD: temperature: wanted a number above 0, found {temperature}")
-        self.plan, self.method, self.temperature, self.measure = plan, method, temperature, measure
+        self.plan, self.temperature = plan, temperature
+        self.method: Method = method
+        self.measure: Measure = measure
         self.layers: LayerMap = layers  # type: ignore[assignment]
         self.seed, self.chunk_mib = seed, chunk_mib
 

@@ -41,9 +41,7 @@ class PrecisionRecall(Metric):
         return {"precision": precision, "recall": recall}
 
 
-def precision_recall(
-    samples: Tensor, reference: Tensor, k: int = 3, block: int = 2048
-) -> tuple[float, float]:
+def precision_recall(samples: Tensor, reference: Tensor, k: int = 3, block: int = 2048) -> tuple[float, float]:
     """Precision and recall of samples [n, d] against reference [m, d].
 
     Raises:

@@ -33,7 +33,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             f"{path}: refused, because loading it would execute code or it is no checkpoint; "
             "wanted a plain state dict of tensors"
         ) from error
-    except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
+    except Exception as error:  # a broken file can fail in any way; none of them is worth a traceback
         raise UserError(f"{path}: not a readable checkpoint ({' '.join(str(error).split())[:120]})") from error
     for wrapper in ("ema", "state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):

@@ -6,6 +6,7 @@ index buffers only. See MDTv2 for the data flow.
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from dit_shd.attention import Capture, RelativeBias, attend
 from dit_shd.attention.capture import Recorder
 from dit_shd.errors import UserError
 from dit_shd.models import _public
+from dit_shd.models._parts import FinalLayer, LabelEmbedder, TimestepEmbedder, modulate, sincos_2d
 
 SIZES: dict[str, dict[str, int]] = {
     "S/2": dict(num_layers=12, num_attention_heads=6, attention_head_dim=64, decode_layer=6),
@@ -71,7 +73,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.attn = Attention(width, heads, window)
         self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.mlp = Mlp(width, int(width * mlp_ratio), act_layer=lambda: nn.GELU(approximate="tanh"))
+        self.mlp = Mlp(width, int(width * mlp_ratio), act_layer=partial(nn.GELU, approximate="tanh"))  # type: ignore[arg-type]
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
         self.skip_linear = nn.Linear(2 * width, width) if skip else None
 
@@ -81,43 +83,6 @@ class Block(nn.Module):
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(condition)[:, None].chunk(6, dim=-1)
         x = x + gate_a * self.attn(modulate(self.norm1(x), shift_a, scale_a), code)
         return x + gate_m * self.mlp(modulate(self.norm2(x), shift_m, scale_m))
-
-
-class FinalLayer(nn.Module):
-    """From tokens [b,n,e] to patches [b,n,p*p*channels]."""
-
-    def __init__(self, width: int, patch: int, channels: int):
-        super().__init__()
-        self.norm_final = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.linear = nn.Linear(width, patch * patch * channels)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
-
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        shift, scale = self.adaLN_modulation(condition)[:, None].chunk(2, dim=-1)
-        return self.linear(modulate(self.norm_final(x), shift, scale))
-
-
-class TimestepEmbedder(nn.Module):
-    """128 frequencies, cosines then sines, through an MLP."""
-
-    def __init__(self, width: int, features: int = 256):
-        super().__init__()
-        self.features = features
-        self.mlp = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
-
-    def forward(self, timestep: Tensor) -> Tensor:
-        half = self.features // 2
-        frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=timestep.device) / half)
-        angles = timestep[:, None].float() * frequencies
-        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.mlp[0].weight.dtype))
-
-
-class LabelEmbedder(nn.Module):
-    """One row for each class and a last one for "no label"."""
-
-    def __init__(self, classes: int, width: int):
-        super().__init__()
-        self.embedding_table = nn.Embedding(classes + 1, width)
 
 
 class MDTv2(ModelMixin, ConfigMixin):
@@ -244,7 +209,7 @@ class MDTv2(ModelMixin, ConfigMixin):
 
     def _run(self, block: nn.Module, *inputs: Tensor) -> Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            return self._gradient_checkpointing_func(block, *inputs)
+            return self._gradient_checkpointing_func(block, *inputs)  # type: ignore[misc]
         return block(*inputs)
 
     def _interpolate(self, kept: Tensor, condition: Tensor, keep: Tensor) -> Tensor:
@@ -283,23 +248,9 @@ class MDTv2(ModelMixin, ConfigMixin):
         return state | {k.replace("bias_table", "index"): index for k in tables}
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x (1 + scale) + shift, the adaLN of DiT."""
-    return x * (1 + scale) + shift
-
-
 def take(x: Tensor, keep: Tensor) -> Tensor:
     """Tokens x[b,n,e] at the indices keep[b,kept]."""
     return x.gather(1, keep[..., None].expand(-1, -1, x.shape[-1]))
-
-
-def sincos_2d(width: int, window: int) -> Tensor:
-    """Sine-cosine position embedding [1, w*w, e] (MAE): a half for the column, a half for the row, each sines then cosines."""
-    frequencies = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width / 4))
-    angles = torch.arange(window, dtype=torch.float64)[:, None] * frequencies
-    line = torch.cat([angles.sin(), angles.cos()], dim=1)  # [w, e/2]
-    column, row = line[None, :].expand(window, -1, -1), line[:, None].expand(-1, window, -1)
-    return torch.cat([column, row], dim=-1).reshape(1, window * window, width).float()
 
 
 def _check_shape(sample_size: int, patch_size: int, num_layers: int, decode_layer: int, width: int) -> None:

@@ -1,0 +1,26 @@
+# make demo: the main job on real digits.   make test: the tests.   Each sets itself up first (a venv in .venv).
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test test-slow check setup
+
+setup: .venv/ready
+
+.venv/ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo,dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/dit-shd demo
+
+test: setup
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright

@@ -1,0 +1,83 @@
+"""Small things every test may use."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+torch.set_num_threads(2)
+
+STUDENT = {
+    "name": "mdt",
+    "sample_size": 8,
+    "patch_size": 2,
+    "in_channels": 1,
+    "num_classes": 3,
+    "num_layers": 4,
+    "decode_layer": 2,
+    "num_attention_heads": 2,
+    "attention_head_dim": 4,
+}
+TEACHER = {**STUDENT, "num_attention_heads": 4}
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    return Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory) -> Path:
+    """An npz of 60 8x8 images in three classes: dark, bright, striped."""
+    r = np.random.default_rng(0)
+    labels = np.arange(60) % 3
+    images = r.integers(0, 60, (60, 8, 8, 1))
+    images[labels == 1] += 150
+    images[labels == 2, ::2] += 150
+    path = tmp_path_factory.mktemp("data") / "shapes.npz"
+    np.savez(path, arr_0=images.astype(np.uint8), arr_1=labels)
+    return path
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory) -> Path:
+    """A random MDTv2 of four heads in diffusers format."""
+    from dit_shd.models import MDTv2
+
+    torch.manual_seed(1)
+    model = MDTv2(**{k: v for k, v in TEACHER.items() if k != "name"})
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    path = tmp_path_factory.mktemp("models") / "teacher"
+    model.save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def values(shapes, teacher, tmp_path) -> dict:
+    """The values of a tiny distillation config with every kind of loss."""
+    return {
+        "run": str(tmp_path / "run"),
+        "data": {"name": "npz", "path": str(shapes), "flip": True},
+        "student": dict(STUDENT),
+        "teacher": str(teacher),
+        "losses": [{"name": "output", "variance": True}, {"name": "shd", "weight": 0.5}],
+        "steps": 4,
+        "batch_size": 8,
+        "log_every": 1,
+        "checkpoint_every": 2,
+        "ema": 0.9,
+        "optimizer": {"lr": 1e-2, "warmup_steps": 2, "decay": "cosine"},
+    }
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    """accelerate keeps its state in the process; each test starts without."""
+    yield
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
