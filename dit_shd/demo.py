@@ -90,8 +90,11 @@ def demo(config: DemoConfig) -> Scores:
         f"{config.out}/"
     )
     trained = _train(config)
-    scores = _evaluate(config, redo=_sample(config, trained))
-    page = write_demo_page(config, scores)
+    sampled = _sample(config, trained)
+    scores = _evaluate(config, redo=sampled)
+    page = config.out / "report.html"
+    if trained or sampled or not page.is_file():
+        write_demo_page(config, scores, page)
 
     headings, cells, _ = figures_table(scores.rows)
     print("\n" + plain_table(headings, cells) + "\n")

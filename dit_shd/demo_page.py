@@ -58,8 +58,8 @@ TERMS = {
 }
 
 
-def write_demo_page(config: DemoConfig, scores: Scores) -> Path:
-    """Write report.html and give its path."""
+def write_demo_page(config: DemoConfig, scores: Scores, page: Path) -> None:
+    """Write the page of a finished demo."""
     teacher: Any = models.load(TEACHER).eval()
     students: dict[str, Any] = {SHORT[n]: models.load(model_source(config, n)).eval() for n in STUDENTS}
     layers = layer_statistics(config, teacher, students)
@@ -74,9 +74,7 @@ def write_demo_page(config: DemoConfig, scores: Scores) -> Path:
         _alpha(layers),
         _footer(config),
     ]
-    page = config.out / "report.html"
     write_page(page, "dit_shd demo: Squeezing-Heads Distillation on digits", body)
-    return page
 
 
 def layer_statistics(config: DemoConfig, teacher: "MDTv2", students: dict[str, Any]) -> list[LayerSqueeze]:
