@@ -4,7 +4,7 @@ import os
 import platform
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,9 +42,6 @@ from dit_shd.report import (
     write_page,
 )
 
-if TYPE_CHECKING:
-    from dit_shd.models import MDTv2
-
 SHOWN_IMAGES = 80
 LOOKED_AT = 128
 """Real images behind the statistics of alpha."""
@@ -77,7 +74,7 @@ def write_demo_page(config: DemoConfig, scores: Scores, page: Path) -> None:
     write_page(page, "dit_shd demo: Squeezing-Heads Distillation on digits", body)
 
 
-def layer_statistics(config: DemoConfig, teacher: "MDTv2", students: dict[str, Any]) -> list[LayerSqueeze]:
+def layer_statistics(config: DemoConfig, teacher: Any, students: dict[str, Any]) -> list[LayerSqueeze]:
     """The squeeze of every layer over held-out digits at random timesteps."""
     source = BatchSource(Digits("validation"), Schedule.linear(), config.seed, LOOKED_AT, 0.0, None, None)
     return squeeze_statistics(teacher, students, source.draw(0, range(LOOKED_AT))["plain"])
@@ -141,7 +138,7 @@ def _losses(config: DemoConfig) -> str:
     return section("Training", paragraph(words), wide(picture(images, "losses of both students", css="scroll")))
 
 
-def _attention(config: DemoConfig, teacher: "MDTv2", students: dict[str, Any]) -> str:
+def _attention(config: DemoConfig, teacher: Any, students: dict[str, Any]) -> str:
     digits = Digits("validation")
     batch = noised(digits, ONE_IMAGE, ONE_TIMESTEP, config.seed)
     window = round(teacher.tokens**0.5)

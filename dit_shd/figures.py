@@ -108,7 +108,7 @@ def attention_figure(
                     column += 1
                 column += 1
 
-    return _png(draw, (1.05 * columns + 2.2, 1.35 * len(rows) + 0.4), dark)
+    return _png(draw, (0.88 * columns + 1.6, 1.16 * len(rows) + 0.45), dark)
 
 
 def alpha_figure(layers: Sequence[LayerSqueeze], steps: int = 1000, dark: bool = False) -> bytes:
@@ -193,7 +193,7 @@ def _png(draw: Callable[[Any], None], inches: tuple[float, float], dark: bool) -
         "figure.facecolor": "none",
     }
     stream = io.BytesIO()
-    with matplotlib.rc_context(settings):
+    with matplotlib.rc_context(settings):  # type: ignore[arg-type]
         figure = Figure(figsize=inches, layout="constrained")
         draw(figure)
         figure.savefig(stream, format="png", dpi=DPI, transparent=True)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,8 +76,8 @@ def cost(model: nn.Module, repeats: int = 9) -> Cost:
     """Measure a model on the CPU, on one thread."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    config = model.config
-    shape = (config.in_channels, config.sample_size, config.sample_size)  # type: ignore[union-attr]
+    config: Any = model.config
+    shape = (config.in_channels, config.sample_size, config.sample_size)
 
     def forward(b: int) -> None:
         model(
@@ -100,7 +101,7 @@ def cost(model: nn.Module, repeats: int = 9) -> Cost:
     finally:
         torch.set_num_threads(threads)
     return Cost(
-        heads=config.num_attention_heads,  # type: ignore[union-attr]
+        heads=config.num_attention_heads,
         parameters=sum(p.numel() for p in model.parameters()),
         flops=counter.get_total_flops(),
         latency_ms=1e3 * statistics.median(seconds) / LATENCY_BATCH,

@@ -102,7 +102,7 @@ class _Bars:
     def update(self) -> None:
         for job, bar in self.bars:
             done = min(job.done(), job.total)
-            if done != bar.n:
+            if done > bar.n:
                 bar.update(done - bar.n)
             else:
                 bar.refresh()
