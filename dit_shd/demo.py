@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import yaml
 
 from dit_shd.checkpoint import RunFolder, write_text
 from dit_shd.config import make, option, resolve
@@ -130,21 +131,21 @@ def model_source(config: DemoConfig, name: str) -> str:
 
 def train_arguments(config: DemoConfig, name: str) -> list[str]:
     """The command that trains a student: what `dit-shd` gets."""
-    run = json.dumps(str(config.out / name), ensure_ascii=False)
-    keys = [
-        f"run={run}",
-        f"steps={config.steps}",
-        f"seed={config.seed}",
-        "log_every=5",
-        "checkpoint_every=100",
-    ]
-    return ["train", str(student_config(name)), *keys]
+    keys = {"run": str(config.out / name), "steps": config.steps, "seed": config.seed}
+    keys |= {"log_every": 5, "checkpoint_every": 100}
+    return ["train", str(student_config(name)), *(_assign(k, v) for k, v in keys.items())]
 
 
 def sample_arguments(config: DemoConfig, name: str) -> list[str]:
     """The command that samples from a model."""
-    keys = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in _sample_keys(config, name).items()]
+    keys = [_assign(key, value) for key, value in _sample_keys(config, name).items()]
     return ["sample", model_source(config, name), *keys]
+
+
+def _assign(key: str, value: Any) -> str:
+    """key=value as the command line reads it: the text as it is where YAML gives the same value back."""
+    text = str(value)
+    return f"{key}={text if yaml.safe_load(text) == value else json.dumps(value)}"
 
 
 def _sample_keys(config: DemoConfig, name: str) -> dict[str, Any]:

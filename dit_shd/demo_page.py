@@ -152,7 +152,7 @@ def _attention(config: DemoConfig, teacher: Any, students: dict[str, Any]) -> st
         "three layers (en_: encoder, de_: decoder). Squeezing merges the teacher's heads pairwise into as "
         "many as the student has; the weights, alpha and 1 - alpha, are those that best keep the merged "
         "heads' output, in closed form for every image and layer. The student trained with SHD is asked to "
-        "copy the squeezed maps. Bright: much attention; one scale for each line."
+        "copy the squeezed maps. Bright: much attention; one scale (square root) for each line."
     )
     return section("Attention", paragraph(words), wide(picture(images, "attention of one token", css="scroll")))
 

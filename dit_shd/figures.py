@@ -46,6 +46,8 @@ def loss_figure(curves: Curves, terms: Mapping[str, str], dark: bool = False) ->
     """One panel for each term (key of metrics.jsonl -> title) with every student that logged it."""
 
     def draw(figure: Any) -> None:
+        from matplotlib.ticker import LogLocator, NullLocator
+
         axes = figure.subplots(1, len(terms), squeeze=False)[0]
         for ax, (key, title) in zip(axes, terms.items()):
             for colour, (name, lines) in zip(COLOURS, curves.items()):
@@ -57,9 +59,10 @@ def loss_figure(curves: Curves, terms: Mapping[str, str], dark: bool = False) ->
             ax.set_title(title)
             ax.set_xlabel("training step")
             ax.set_yscale("log")
+            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+            ax.yaxis.set_minor_locator(NullLocator())
             ax.yaxis.set_major_formatter("{x:g}")
-            ax.yaxis.set_minor_formatter("{x:g}")
-            ax.tick_params(which="both", labelsize=8)
+            ax.tick_params(labelsize=8)
             if ax.lines:
                 ax.legend(frameon=False)
 
@@ -84,6 +87,8 @@ def attention_figure(
     spacers = len(groups) - 1
 
     def draw(figure: Any) -> None:
+        from matplotlib.colors import PowerNorm
+
         widths = [1.5, 0.25]
         for i, (_, maps) in enumerate(groups):
             widths += [1.0] * len(maps) + ([0.25] if i < spacers else [])
@@ -101,7 +106,7 @@ def attention_figure(
                     title = (f"{name}\n" if r == 0 and k == 0 else "") + _caption(layer, name, k)
                     ax = _bare(figure.add_subplot(sheet[r, column]))
                     ax.set_title(title, loc="left", fontsize=7, linespacing=1.5)
-                    ax.imshow(each, cmap="magma", vmin=0, vmax=top)
+                    ax.imshow(each, cmap="magma", norm=PowerNorm(0.5, 0, top))
                     _mark(ax, token, each.shape[-1], each.shape[-1])
                     if column == 2:
                         ax.set_ylabel(layer.layer.removesuffix(".attn"), fontsize=9)
