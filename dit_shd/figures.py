@@ -105,7 +105,7 @@ def attention_figure(
                 for k, each in enumerate(maps):
                     title = (f"{name}\n" if r == 0 and k == 0 else "") + _caption(layer, name, k)
                     ax = _bare(figure.add_subplot(sheet[r, column]))
-                    ax.set_title(title, loc="left", fontsize=7, linespacing=1.5)
+                    ax.set_title(title, loc="left", fontsize=6.2 if name == "squeezed" else 7, linespacing=1.5)
                     ax.imshow(each, cmap="magma", norm=PowerNorm(0.5, 0, top))
                     _mark(ax, token, each.shape[-1], each.shape[-1])
                     if column == 2:
