@@ -17,7 +17,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from dit_shd.attention.bias import Bias
+from dit_shd.attention.bias import Bias, DenseBias
 from dit_shd.errors import UserError
 
 
@@ -76,7 +76,8 @@ class Capture:
 
     def map(self, rows: slice = slice(None), temperature: float = 1.0) -> Tensor:
         """softmax(S / temperature)[b,h,r,m]; a row with every key masked is all zeros, as SDPA has it."""
-        return softmax(self.scores(rows), temperature)
+        masks = self.causal or isinstance(self.bias, DenseBias)
+        return softmax(self.scores(rows), temperature, masks)
 
     def detach(self) -> "Capture":
         """The same without a graph."""
@@ -92,15 +93,14 @@ class Capture:
         )
 
 
-def softmax(scores: Tensor, temperature: float = 1.0) -> Tensor:
-    """softmax over the last axis of scores / temperature, zeros where all of a row is -inf."""
+def softmax(scores: Tensor, temperature: float = 1.0, masks: bool = True) -> Tensor:
+    """softmax over the last axis of scores / temperature; zeros where all of a row is -inf, if `masks` is possible."""
     if temperature != 1.0:
         scores = scores / temperature
-    return torch.nan_to_num(scores.softmax(dim=-1), nan=0.0) if _may_mask(scores) else scores.softmax(dim=-1)
-
-
-def _may_mask(scores: Tensor) -> bool:
-    return bool((scores.amax(dim=-1) == float("-inf")).any())
+    maps = scores.softmax(dim=-1)
+    if not masks:
+        return maps
+    return maps.masked_fill(scores.amax(dim=-1, keepdim=True) == float("-inf"), 0.0)
 
 
 Captures = dict[str, Capture]
