@@ -14,6 +14,7 @@ from dit_shd.data import Dataset
 from dit_shd.diffusion import Schedule
 
 PassName = Literal["plain", "masked"]
+NO_LABEL = -1
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +30,7 @@ class Batch:
     t: Tensor
     """Timesteps [b]."""
     labels: Tensor
-    """Class labels [b] after dropping; `classes` means none."""
+    """Class labels [b] after dropping; NO_LABEL where there is none (each model has its own number for that)."""
     keep: Tensor | None
     """Kept token indices [b,kept] of a masked pass."""
     indices: Tensor
@@ -80,7 +81,7 @@ class BatchSource:
                 noise=noise,
                 x_t=self.schedule.add_noise(x_0, noise, t),
                 t=t,
-                labels=torch.where(dropped, self.dataset.classes, labels),
+                labels=torch.where(dropped, NO_LABEL, labels),
                 keep=self._keep(step, positions) if name == "masked" else None,
                 indices=torch.from_numpy(indices),
             )

@@ -8,6 +8,7 @@ samples/         grids drawn during training
 
 import json
 import os
+import pickle
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,13 +28,22 @@ CHANGEABLE = (
 """Keys of the config that may differ when a run is resumed."""
 
 
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
 @dataclass(frozen=True)
 class RunFolder:
     path: Path
 
     @classmethod
-    def open(cls, path: Path, config: Any) -> "RunFolder":
+    def open(cls, path: Path, config: Any, write: bool = True) -> "RunFolder":
         """Make a run folder, or reopen the one that holds the same config.
+
+        Args:
+            write: False in all processes but the main one, which has been here before them.
 
         Raises:
             UserError: the folder holds another config, or something that is not a run.
@@ -44,8 +54,12 @@ class RunFolder:
             check_same(path, read_yaml(file), new)
         elif path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise UserError(f"{path}: exists and is not a run folder; choose another run=FOLDER")
-        path.mkdir(parents=True, exist_ok=True)
-        write_text(file, new)
+        if write:
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+                write_text(file, new)
+            except OSError as error:
+                raise UserError(f"{path}: cannot be made a run folder ({error.strerror})") from error
         return cls(path)
 
     @property
@@ -72,18 +86,27 @@ class RunFolder:
 
     def load(self) -> dict[str, Any] | None:
         """The newest checkpoint: `student` and other tensor files by name, `optimizer`, and state.json's numbers."""
-        found = self.checkpoints()
-        if not found:
+        folder = self.newest
+        if folder is None:
             return None
-        folder = found[-1]
-        loaded: dict[str, Any] = {file.stem: read_tensors(file) for file in folder.glob("*.safetensors")}
         try:
+            loaded: dict[str, Any] = {file.stem: read_tensors(file) for file in folder.glob("*.safetensors")}
             loaded["optimizer"] = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
-            return loaded | json.loads((folder / "state.json").read_text())
-        except Exception as error:
+            state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+            if folder.name != f"step_{state['step']:08d}":
+                raise ValueError("state.json is of another step")
+            return loaded | state
+        except Exception as error:  # damaged or hostile: nothing in it was executed
+            reason = "it wants to execute code" if isinstance(error, pickle.UnpicklingError) else str(error)
             raise UserError(
-                f"{folder}: not a readable checkpoint ({error}); move it away to resume from the one before"
+                f"{folder}: not a readable checkpoint ({' '.join(reason.split())[:150]}); "
+                "move it away to resume from the one before"
             ) from error
+
+    @property
+    def newest(self) -> Path | None:
+        """The newest checkpoint's folder."""
+        return (self.checkpoints() or [None])[-1]
 
     def log(self, file: str, numbers: dict[str, Any]) -> None:
         with open(self.path / file, "a", encoding="utf-8") as lines:
@@ -93,7 +116,8 @@ class RunFolder:
         """Drop logged steps that the newest checkpoint does not have: they are about to be run again."""
         for file in (self.path / "metrics.jsonl", self.path / "timing.jsonl"):
             if file.exists():
-                kept = [line for line in file.read_text().splitlines() if _step(line) <= step]
+                text = file.read_text(encoding="utf-8", errors="replace")
+                kept = [line for line in text.splitlines() if _step(line) <= step]
                 write_text(file, "".join(line + "\n" for line in kept))
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -118,25 +142,32 @@ def check_same(path: Path, old: dict[str, Any], new_text: str) -> None:
 def _step(line: str) -> int:
     try:
         return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         return 2**62  # half a line from a kill
 
 
 def write_text(file: Path, text: str) -> None:
     """Replace a file's text in one step."""
-    part = file.with_name(f".{file.name}.part")
+    part = file.with_name(f".{file.name}.{os.getpid()}.part")
     part.write_text(text, encoding="utf-8")
     os.replace(part, file)
 
 
 class replacing:
-    """A folder that appears whole under its name when the block ends without an error, and not otherwise."""
+    """A folder that appears whole under its name when the block ends without an error, and not otherwise.
+
+    A kill between its two renames leaves the old folder under `.NAME.old`; the next one puts it back first.
+    """
 
     def __init__(self, final: Path):
         self.final, self.part = final, final.with_name(f".{final.name}.part")
+        self.old = final.with_name(f".{final.name}.old")
 
     def __enter__(self) -> Path:
-        shutil.rmtree(self.part, ignore_errors=True)
+        if self.old.exists() and not self.final.exists():
+            os.replace(self.old, self.final)
+        for leftover in (self.part, self.old):
+            shutil.rmtree(leftover, ignore_errors=True)
         self.part.mkdir(parents=True)
         return self.part
 
@@ -144,8 +175,10 @@ class replacing:
         if kind is not None:
             shutil.rmtree(self.part, ignore_errors=True)
             return
-        old = self.final.with_name(f".{self.final.name}.old")
+        for file in self.part.rglob("*"):  # safetensors writes for the owner only
+            if file.is_file():
+                file.chmod(0o666 & ~_umask())
         if self.final.exists():
-            os.replace(self.final, old)
+            os.replace(self.final, self.old)
         os.replace(self.part, self.final)
-        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(self.old, ignore_errors=True)

@@ -4,6 +4,7 @@ Errors a user can cause are one line and exit code 2; Ctrl-C is 130.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.run(options)
     except UserError as error:
         print(f"dit-shd {options.command}: {error}", file=sys.stderr)
+        return 2
+    except (OSError, MemoryError, RecursionError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        print(f"dit-shd {options.command}: {reason}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(
@@ -142,6 +147,8 @@ def _sample(options: argparse.Namespace) -> None:
     from dit_shd.sampler import SampleConfig
 
     out = sample_to_file(make(SampleConfig, _values(options, run=options.first), "sample"))
+    if int(os.environ.get("RANK", "0")):  # under a launcher one process speaks
+        return
     print(f"done: {out}, {out.with_suffix('.png').name} beside it\nnext: dit-shd evaluate {out} reference=...")
 
 

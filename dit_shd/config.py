@@ -36,6 +36,14 @@ class Plugin:
     name: str
     options: dict[str, Any] = field(default_factory=dict)
 
+    def filled(self, kind: str, where: str = "") -> "Plugin":
+        """The same with every default written out, so that a saved config does not depend on them."""
+        cls = registry.find(kind, self.name)
+        given = arguments((cls,), self.options, where or kind)
+        parameters = inspect.signature(cls).parameters.values()
+        defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+        return Plugin(self.name, {**defaults, **given})
+
     def build(self, kind: str, where: str = "") -> Any:
         """Call the plug-in's class; unknown keys and wrong types are UserErrors naming `where.key`."""
         cls = registry.find(kind, self.name)
@@ -104,6 +112,8 @@ def cast(hint: Any, value: Any, where: str) -> Any:
     if origin is Literal:
         if value in args:
             return value
+        if value is False and "no" in args:  # YAML 1.1 reads a bare `no` as false
+            return "no"
         raise wrong(where, " | ".join(str(a) for a in args), value)
     if hint is Plugin:
         return _plugin(value, where)
@@ -180,12 +190,29 @@ def wrong(where: str, wanted: str, value: Any) -> UserError:
     return UserError(f"{where}: wanted {wanted}, found {describe(value)}")
 
 
+class _Loader(yaml.SafeLoader):
+    """Safe YAML without aliases, which can make a small file huge."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not taken")
+        return super().compose_node(parent, index)
+
+
+def parse_yaml(text: str) -> Any:
+    """YAML as plain values; yaml.YAMLError whatever is wrong with it."""
+    try:
+        return yaml.load(text, _Loader)
+    except (ValueError, RecursionError) as error:  # impossible dates, endless numbers, bottomless brackets
+        raise yaml.YAMLError(str(error)) from error
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file of keys and values, read safely."""
     if not path.is_file():
         raise UserError(f"{path}: no such config file")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if values is None:
@@ -203,7 +230,7 @@ def override(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, An
         if not equals or not key:
             raise UserError(f"'{assignment}': wanted key=value")
         try:
-            value = yaml.safe_load(text)
+            value = parse_yaml(text)
         except yaml.YAMLError as error:
             raise UserError(f"'{assignment}': the value is not valid YAML") from error
         *path, last = key.split(".")
@@ -231,7 +258,7 @@ def _step(node: Any, part: str, where: str) -> Any:
 
 
 def _position(node: list, part: str, where: str) -> int:
-    if not part.isdigit() or int(part) >= len(node):
+    if not part.isdecimal() or int(part) >= len(node):
         raise UserError(f"{where}: wanted a position from 0 to {len(node) - 1} in the list, found '{part}'")
     return int(part)
 

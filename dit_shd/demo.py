@@ -165,14 +165,15 @@ def _claim(config: DemoConfig) -> None:
     """Make the folder, or go on with the one that holds a demo of the same settings."""
     out, file = config.out, config.out / "settings.json"
     new = _settings(config)
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not file.is_file())):
+    old = _read_settings(file)
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and old.keys() != new.keys())):
         raise UserError(f"{out}: exists and is not a demo's folder; choose another out=FOLDER")
     if config.fresh and file.is_file():
         for name in OWN:
             path = out / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    if file.is_file():
-        old = json.loads(file.read_text(encoding="utf-8"))
+        old = {}
+    if old:
         changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
         if changed:
             shown = ", ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} here" for k in changed[:3])
@@ -182,6 +183,15 @@ def _claim(config: DemoConfig) -> None:
             )
     out.mkdir(parents=True, exist_ok=True)
     write_text(file, json.dumps(new, indent=2))
+
+
+def _read_settings(file: Path) -> dict[str, Any]:
+    """What an earlier demo asked for; nothing where there is none to be read."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _settings(config: DemoConfig) -> dict[str, Any]:
@@ -243,7 +253,8 @@ def _sampled(config: DemoConfig, name: str) -> bool:
     if not (file.is_file() and beside.is_file()):
         return False
     wanted = settings(make(SampleConfig, {**_sample_keys(config, name), "run": ""}, "sample"))
-    return {**json.loads(beside.read_text(encoding="utf-8")), "run": ""} == wanted
+    told = json.loads(beside.read_text(encoding="utf-8"))
+    return {**{k: v for k, v in told.items() if k != "model_sha256"}, "run": ""} == wanted
 
 
 def _images_done(config: DemoConfig, name: str) -> int:

@@ -116,6 +116,16 @@ class Schedule:
         moving = (step != 0).to(x_t.dtype).view(-1, *[1] * (x_t.ndim - 1))
         return mean + moving * torch.exp(0.5 * log_variance) * fresh
 
+    def ddim_step(self, x_t: Tensor, noise: Tensor, step: Tensor) -> Tensor:
+        """The deterministic step of DDIM (arXiv 2010.02502, eq. 12 with sigma = 0) to the step before; x_0 at step 0.
+
+        diffusers' DDIMScheduler counts back 1000 // steps timesteps whatever its timesteps are, which is another
+        process wherever `steps` does not divide 1000.
+        """
+        x_0 = self.predict_x_0(x_t, noise, step)
+        kept, noisy = np.sqrt(self._previous), np.sqrt(1 - self._previous)
+        return self.at(kept, step, x_t.ndim) * x_0 + self.at(noisy, step, x_t.ndim) * noise
+
 
 def split(output: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:
     """A model's output [b, c or 2c, y, x] as predicted noise and, where there is one, variance share v.

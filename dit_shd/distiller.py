@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dit_shd.attention import capture
-from dit_shd.batch import Batch, PassName
+from dit_shd.batch import NO_LABEL, Batch, PassName
 from dit_shd.diffusion import Schedule, noise_error, split, variational_bits
 from dit_shd.losses import Loss, View
 
@@ -36,7 +37,7 @@ class Distiller(nn.Module):
         needs_captures = any(loss.needs_captures for loss in wanted.values())
         with ExitStack() as stack:
             student_captures = stack.enter_context(capture(self.student)) if needs_captures else {}
-            output = predict(self.student, batch)
+            output = predict(self.student, batch).float()
         terms = self._denoising(batch, output)
         total = torch.stack([term.mean() for term in terms.values()]).sum()
         logs = {name: term.detach().mean() for name, term in terms.items()}
@@ -44,17 +45,20 @@ class Distiller(nn.Module):
             assert teacher is not None, "losses need a teacher"
             with ExitStack() as stack, torch.no_grad():
                 teacher_captures = stack.enter_context(capture(teacher)) if needs_captures else {}
-                teacher_output = predict(teacher, batch)
+                teacher_output = predict(teacher, batch).float()
             view = View(batch, self.schedule, output, teacher_output, student_captures, teacher_captures)
             for name, loss in wanted.items():
                 term = loss.term(view)
                 total = total + loss.weight * term.value.mean()
                 logs[name] = term.value.detach().mean()
                 logs |= {f"{name}/{key}": value for key, value in term.logs.items()}
+        idle = [p for name, loss in self._named_losses() if name not in wanted for p in loss.parameters()]
+        for parameter in idle:  # DDP waits for every parameter in every pass, also for projectors of other passes
+            total = total + 0.0 * parameter.sum()
         return total, logs
 
     def _denoising(self, batch: Batch, output: Tensor) -> dict[str, Tensor]:
-        noise, v = split(output.float(), batch.x_0.shape[1])
+        noise, v = split(output, batch.x_0.shape[1])
         terms = {"noise": noise_error(self.schedule, noise, batch.noise, batch.t, self.gamma)}
         if v is not None:
             terms["variational"] = variational_bits(self.schedule, batch.x_0, batch.x_t, noise, v, batch.t)
@@ -73,4 +77,11 @@ class Distiller(nn.Module):
 def predict(model: nn.Module, batch: Batch) -> Tensor:
     """A model's output for one batch; models of diffusers and ours are called alike."""
     masked = {} if batch.keep is None else {"keep": batch.keep}
-    return model(batch.x_t, batch.t, class_labels=batch.labels, return_dict=False, **masked)[0]
+    labels = torch.where(batch.labels == NO_LABEL, classes_of(model), batch.labels)
+    return model(batch.x_t, batch.t, class_labels=labels, return_dict=False, **masked)[0]
+
+
+def classes_of(model: nn.Module) -> int:
+    """The number of classes of a model; that number is also its label for "none"."""
+    config: Any = model.config
+    return config.num_classes if "num_classes" in config else config.num_embeds_ada_norm

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dit_shd.attention import Capture
-from dit_shd.attention.capture import softmax
+from dit_shd.attention.softmax import softmax
 from dit_shd.attention.streamed import CHUNK_MIB, row_chunks
 from dit_shd.squeezing import Squeeze
 
@@ -45,7 +45,7 @@ def attention_kl(
     """
     _check(teacher, student, squeeze, temperature, measure)
     leaves = () if student.bias is None else student.bias.leaves
-    job = _Job(teacher.detach(), student.detach(), squeeze, temperature, measure, chunk_mib)
+    job = _Job(teacher, student, squeeze, temperature, measure, chunk_mib)
     return _AttentionDivergence.apply(job, student.query, student.key, *leaves)  # type: ignore[return-value]
 
 
@@ -82,7 +82,8 @@ class _Job:
         measure: str,
         chunk_mib: float,
     ):
-        self.teacher, self.student, self.squeeze = teacher, student, squeeze
+        self.teacher, self.student, self.squeeze = teacher.detach(), student.detach(), squeeze
+        self.bias_learns = student.bias is not None and student.bias.needs_grad()
         self.temperature, self.measure, self.chunk_mib = temperature, measure, chunk_mib
 
     def run(self, sample_weight: Tensor | None, gradients: bool) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
@@ -99,7 +100,7 @@ class _Job:
         value = torch.zeros(b, dtype=wide, device=query.device)
         d_query, d_key = (torch.zeros_like(query), torch.zeros_like(key)) if gradients else (query, key)
         bias = student.bias
-        bias_grads = bias.zero_grads() if gradients and bias is not None and bias.needs_grad() else []
+        bias_grads = bias.zero_grads() if gradients and bias is not None and self.bias_learns else []
         for rows in row_chunks(b, h + 2 * student.heads, n, m, self.chunk_mib):
             target = self.squeeze.mix(teacher.map(rows, self.temperature), rows).to(wide)
             terms, d_scores = _MEASURES[self.measure](target, student.scores(rows) / self.temperature, gradients)

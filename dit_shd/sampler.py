@@ -8,7 +8,6 @@ Image i depends on the seed and on i only: its noise is a stream of its own, wha
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from dit_shd import randomness
 from dit_shd.config import make, option
 from dit_shd.diffusion import Schedule, split
+from dit_shd.distiller import classes_of
 from dit_shd.errors import UserError
 from dit_shd.pictures import grid, to_uint8
 
@@ -31,7 +31,9 @@ class SampleConfig:
     run: str = option("", "run folder, diffusers folder, public checkpoint file, or asset:NAME")
     count: int = option(50_000, "images")
     steps: int = option(250, "sampling steps, evenly spaced over the schedule")
-    solver: Literal["ddpm", "ddim", "dpm++"] = option("ddpm", "ddpm (ancestral), or diffusers' DDIM or DPM-Solver++")
+    solver: Literal["ddpm", "ddim", "dpm++"] = option(
+        "ddpm", "ddpm (ancestral), ddim (eta 0), or diffusers' DPM-Solver++"
+    )
     guidance: float = option(3.8, "classifier-free guidance scale; 1 for none")
     guidance_schedule: Literal["power-cosine", "constant"] = option(
         "power-cosine", "MDT's ramp, or the scale throughout"
@@ -42,7 +44,7 @@ class SampleConfig:
     rounding: Literal["floor", "nearest"] = option("floor", "to uint8: floor (MDT) or nearest (DiT); it moves FID")
     seed: int = option(0, "image i is a function of the seed and i")
     batch_size: int = option(64, "images in one batch of one process")
-    diffusion_steps: int = option(1000, "steps of the schedule the model was trained with")
+    diffusion_steps: int = option(1000, "steps of the schedule the model was trained with; a run folder knows its own")
     vae: str | None = option(None, "AutoencoderKL to decode latents: folder or hub name; empty: latents are pixels")
     precision: Literal["no", "bf16"] = option("no", "autocast of the network")
     out: Path | None = option(None, "the npz; empty: samples_<count>_seed<seed>.npz in the run folder")
@@ -52,6 +54,8 @@ class SampleConfig:
         for key in ("count", "batch_size", "diffusion_steps"):
             if getattr(self, key) < 1:
                 raise UserError(f"{key}: wanted 1 or more, found {getattr(self, key)}")
+        if self.count > 10**8 or self.diffusion_steps > 10**6:
+            raise UserError("wanted count up to 10^8 and diffusion_steps up to 10^6, found more")
         if not 1 <= self.steps <= self.diffusion_steps:
             raise UserError(f"steps: wanted 1 to {self.diffusion_steps}, found {self.steps}")
         if self.guided_channels is not None and self.guided_channels < 0:
@@ -73,6 +77,8 @@ def sample(
     plan = label_plan(config, classes_of(model)) if isinstance(labels, str) else np.asarray(labels, dtype=np.int64)
     if plan.shape != (count,):
         raise UserError(f"labels: wanted {count}, one for each image, found {plan.shape}")
+    if plan.min() < 0 or plan.max() >= classes_of(model):
+        raise UserError(f"labels: wanted classes 0 to {classes_of(model) - 1}, found {plan.min()} to {plan.max()}")
     decode = decoder(config, device_of(model))
     parts = [
         draw(model, config, plan, range(first, min(first + config.batch_size, count)), decode)
@@ -102,11 +108,17 @@ def draw(
     labels = torch.from_numpy(plan[list(indices)]).to(device)
     config_of: Any = model.config
     shape = (config_of.in_channels, config_of.sample_size, config_of.sample_size)
+    was_training = model.training
     model.eval()
-    autocast = torch.autocast(device.type, torch.bfloat16) if config.precision == "bf16" else nullcontext()
-    with autocast:
+    try:
         latents = denoise(Guided(model, labels, config), config, indices, shape, device)
-        return to_uint8(decode(latents.float()), config.rounding)
+    finally:
+        model.train(was_training)
+    if not bool(torch.isfinite(latents).all()):
+        raise UserError(
+            f"sampling images {indices[0]}..{indices[-1]}: the model's output is not finite (NaN or infinity)"
+        )
+    return to_uint8(decode(latents).float(), config.rounding)
 
 
 def denoise(
@@ -124,29 +136,33 @@ def denoise(
 
     full = Schedule.linear(config.diffusion_steps)
     x = noise(0)
-    if config.solver == "ddpm":
-        schedule = full.respaced(config.steps)
-        for step in reversed(range(len(schedule))):
-            t = torch.full((b,), int(schedule.timesteps[step]), device=device)
-            predicted, v = split(predict(x, t).float(), channels)
-            fresh = noise(step) if step else torch.zeros_like(x)
-            x = schedule.ddpm_step(x, predicted, v, torch.full((b,), step, device=device), fresh)
+    if config.solver == "dpm++":
+        scheduler = _dpm_solver(config, full)
+        for t in scheduler.timesteps:
+            predicted, _ = split(predict(x, t.expand(b).to(device)).float(), channels)
+            x = scheduler.step(predicted, t, x, return_dict=False)[0]
         return x
-    scheduler = _diffusers_scheduler(config, full)
-    for t in scheduler.timesteps:
-        predicted, _ = split(predict(x, t.expand(b).to(device)).float(), channels)
-        x = scheduler.step(predicted, t, x, return_dict=False)[0]
+    schedule = full.respaced(config.steps)
+    for step in reversed(range(len(schedule))):
+        t = torch.full((b,), int(schedule.timesteps[step]), device=device)
+        at = torch.full((b,), step, device=device)
+        predicted, v = split(predict(x, t).float(), channels)
+        if config.solver == "ddim":
+            x = schedule.ddim_step(x, predicted, at)
+        else:
+            x = schedule.ddpm_step(x, predicted, v, at, noise(step) if step else torch.zeros_like(x))
     return x
 
 
-def _diffusers_scheduler(config: SampleConfig, schedule: Schedule) -> Any:
-    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+def _dpm_solver(config: SampleConfig, schedule: Schedule) -> Any:
+    from diffusers import DPMSolverMultistepScheduler
 
-    common = dict(num_train_timesteps=len(schedule), trained_betas=schedule.betas.tolist(), timestep_spacing="linspace")
-    if config.solver == "ddim":
-        scheduler = DDIMScheduler(**common, clip_sample=False)  # type: ignore[arg-type]
-    else:
-        scheduler = DPMSolverMultistepScheduler(**common, algorithm_type="dpmsolver++")  # type: ignore[arg-type]
+    scheduler = DPMSolverMultistepScheduler(
+        num_train_timesteps=len(schedule),
+        trained_betas=schedule.betas.tolist(),
+        timestep_spacing="linspace",
+        algorithm_type="dpmsolver++",
+    )
     scheduler.set_timesteps(config.steps)
     return scheduler
 
@@ -163,15 +179,15 @@ class Guided:
         self.channels: int = model.config.in_channels  # type: ignore[union-attr, assignment]
         self.null = torch.full_like(labels, classes_of(model))
 
+    def _predict(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        bf16 = torch.autocast(x.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+        with bf16:
+            return self.model(x, t, class_labels=labels, return_dict=False)[0]
+
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         if self.config.guidance == 1.0:
-            return self.model(x, t, class_labels=self.labels, return_dict=False)[0]
-        both = self.model(
-            torch.cat([x, x]),
-            torch.cat([t, t]),
-            class_labels=torch.cat([self.labels, self.null]),
-            return_dict=False,
-        )[0]
+            return self._predict(x, t, self.labels)
+        both = self._predict(torch.cat([x, x]), torch.cat([t, t]), torch.cat([self.labels, self.null]))
         conditional, unconditional = both.float().chunk(2)
         guided = (
             self.channels if self.config.guided_channels is None else min(self.config.guided_channels, self.channels)
@@ -203,12 +219,6 @@ def decoder(config: SampleConfig, device: torch.device) -> Callable[[Tensor], Te
         ) from error
     vae = vae.to(device).eval()
     return lambda latents: vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
-
-
-def classes_of(model: nn.Module) -> int:
-    """The number of classes of a model; that number is also the label for "none"."""
-    config: Any = model.config
-    return config.num_classes if "num_classes" in config else config.num_embeds_ada_norm
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -4,18 +4,17 @@ for step in train(config):
     print(step.number, step.metrics["loss"])
 """
 
-import inspect
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from dit_shd import models, optim
+from dit_shd import checks, models, optim
 from dit_shd.batch import BatchSource
 from dit_shd.checkpoint import RunFolder
 from dit_shd.config import Plugin, option
@@ -62,6 +61,12 @@ class Step:
     """Empty on steps that are not logged."""
 
 
+def resolved(config: TrainConfig) -> TrainConfig:
+    """The config with the defaults of its data and losses written out (a model's are in its own config.json)."""
+    losses = [p.filled("losses", f"losses.{i}") for i, p in enumerate(config.losses)]
+    return replace(config, data=config.data.filled("data", "data"), losses=losses)
+
+
 def train(config: TrainConfig) -> Iterator[Step]:
     """Train, yielding after every optimizer step; resumes from the run folder's newest checkpoint.
 
@@ -79,49 +84,49 @@ class Trainer:
         from accelerate.utils import DistributedDataParallelKwargs
         from diffusers.training_utils import EMAModel
 
-        self.config = config
+        checks.ranges(config)
+        self.config = config = resolved(config)
         torch.manual_seed(config.seed)
         self.schedule = Schedule.linear(config.diffusion_steps)
         dataset = config.data.build("data", where="data")
         student = config.student.build("models", where="student")
         losses = [p.build("losses", where=f"losses.{i}") for i, p in enumerate(config.losses)]
         self.teacher = _teacher(config)
-        check(config, dataset, student, self.teacher)
-        tokens = getattr(student, "tokens", None)
+        checks.fit(config, dataset, student, self.teacher)
         self.source = BatchSource(
-            dataset,
-            self.schedule,
-            config.seed,
-            config.batch_size,
-            config.label_dropout,
-            config.mask_ratio,
-            tokens,
+            dataset=dataset,
+            schedule=self.schedule,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            label_dropout=config.label_dropout,
+            mask_ratio=config.mask_ratio,
+            tokens=getattr(student, "tokens", None),
         )
         distiller = Distiller(student, losses, self.schedule, config.min_snr_gamma)
         self._try_out(distiller)
 
+        optimizer = optim.build(config.optimizer, distiller.parameters())
         unused = DistributedDataParallelKwargs(find_unused_parameters=config.mask_ratio is None)
         self.accelerator = Accelerator(
             mixed_precision=config.precision,
+            cpu=not torch.accelerator.is_available(),
             log_with=config.tracker,
             project_dir=config.run,
             kwargs_handlers=[unused],
         )
-        self.micro_batch_size = _micro_batch_size(config, self.accelerator.num_processes)
+        self.micro_batch_size = checks.micro_batch_size(config, self.accelerator.num_processes)
         with self.accelerator.main_process_first():
-            self.folder = RunFolder.open(config.run, config)
+            self.folder = RunFolder.open(config.run, config, write=self.accelerator.is_main_process)
         if config.tracker:
             self.accelerator.init_trackers("dit_shd")
-        self.distiller, self.optimizer = self.accelerator.prepare(
-            distiller, optim.build(config.optimizer, distiller.parameters())
-        )
+        self.distiller, self.optimizer = self.accelerator.prepare(distiller, optimizer)
         if self.teacher is not None:
             self.teacher.to(self.accelerator.device)
         self.ema = EMAModel(
             self.student.parameters(), config.ema, min_decay=config.ema, update_after_step=-1, foreach=True
         )
         self.ema.to(self.accelerator.device)
-        self.first_step = self._resume()
+        self.first_step = self._saved_step = self._resume()
 
     @property
     def student(self) -> nn.Module:
@@ -174,8 +179,8 @@ class Trainer:
         norm = torch.as_tensor(self.accelerator.clip_grad_norm_(self.distiller.parameters(), limit))
         if self.config.precision != "fp16" and not torch.isfinite(norm):  # fp16: the scaler skips such steps
             raise UserError(
-                f"step {number + 1}: the gradient is not finite, the weights were not touched; "
-                f"the last checkpoint is in {self.folder.path / 'checkpoints'}"
+                f"step {number + 1}: the gradient is not finite (NaN or infinity); nothing was saved after step "
+                f"{self._saved_step}. A lower optimizer.lr or precision=no may help"
             )
         return norm
 
@@ -198,23 +203,28 @@ class Trainer:
             scaler = self.accelerator.scaler
             tensors = {"distiller": distiller.state_dict(), "ema": self._ema_state()}
             extra = {} if scaler is None else {"scaler": scaler.state_dict()}
-            self.folder.save(done, tensors, self.optimizer.state_dict(), extra, self.config.keep_checkpoints)
             models.export(self._averaged(), self.folder.student, self.config, done)
+            self.folder.save(done, tensors, self.optimizer.state_dict(), extra, self.config.keep_checkpoints)
+        self._saved_step = done
         self.accelerator.wait_for_everyone()
 
     def _resume(self) -> int:
         saved = self.folder.load()
+        if self.accelerator.is_main_process:
+            self.folder.forget_after(0 if saved is None else saved["step"])
         if saved is None:
             return 0
-        self.accelerator.unwrap_model(self.distiller).load_state_dict(saved["distiller"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        names = [name for name, _ in self.student.named_parameters()]
-        self.ema.load_state_dict({"shadow_params": [saved["ema"][n] for n in names]})
-        self.ema.to(self.accelerator.device)
-        if self.accelerator.scaler is not None and "scaler" in saved:
-            self.accelerator.scaler.load_state_dict(saved["scaler"])
-        if self.accelerator.is_main_process:
-            self.folder.forget_after(saved["step"])
+        try:
+            self.accelerator.unwrap_model(self.distiller).load_state_dict(saved["distiller"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            names = [name for name, _ in self.student.named_parameters()]
+            self.ema.load_state_dict({"shadow_params": [saved["ema"][n] for n in names]})
+            self.ema.to(self.accelerator.device)
+            if self.accelerator.scaler is not None and "scaler" in saved:
+                self.accelerator.scaler.load_state_dict(saved["scaler"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:150]
+            raise UserError(f"{self.folder.newest}: does not fit this run ({reason})") from error
         return saved["step"]
 
     def _ema_state(self) -> dict[str, Tensor]:
@@ -233,7 +243,9 @@ class Trainer:
         if self.accelerator.is_main_process:
             model = self._averaged().to(self.accelerator.device)
             path = self.folder.path / "samples" / f"step_{done:08d}.png"
-            draw_grid(model, path, count=10, labels="balanced", steps=50, seed=self.config.seed)
+            steps = min(50, len(self.schedule))
+            options = {"steps": steps, "seed": self.config.seed, "diffusion_steps": len(self.schedule)}
+            draw_grid(model, path, count=10, labels="balanced", **options)
         self.accelerator.wait_for_everyone()
 
     def _try_out(self, distiller: Distiller) -> None:
@@ -251,38 +263,3 @@ def _teacher(config: TrainConfig) -> nn.Module | None:
     if config.teacher is None:
         return None
     return models.load(config.teacher).eval().requires_grad_(False)
-
-
-def check(config: TrainConfig, dataset: Any, student: nn.Module, teacher: nn.Module | None) -> None:
-    """Data, student and teacher must agree, and the student must know the masked pass if there is one."""
-    for key, low in (
-        ("steps", 1),
-        ("batch_size", 1),
-        ("log_every", 1),
-        ("checkpoint_every", 1),
-        ("keep_checkpoints", 1),
-    ):
-        if getattr(config, key) < low:
-            raise UserError(f"{key}: wanted {low} or more, found {getattr(config, key)}")
-    for role, model in (("student", student), ("teacher", teacher)):
-        if model is None:
-            continue
-        shape = (model.config.in_channels, model.config.sample_size, model.config.sample_size)  # type: ignore[union-attr]
-        if shape != tuple(dataset.shape):
-            raise UserError(f"{role}: takes latents of shape {shape}, the data's are {tuple(dataset.shape)}")
-        classes = getattr(model.config, "num_classes", dataset.classes)
-        if classes < dataset.classes:
-            raise UserError(f"{role}: knows {classes} classes, the data has {dataset.classes}")
-        if config.mask_ratio is not None and "keep" not in inspect.signature(model.forward).parameters:
-            raise UserError(f"mask_ratio: the {role} ({type(model).__name__}) has no masked pass; set mask_ratio=null")
-    if config.mask_ratio is not None and not 0 <= config.mask_ratio <= 0.8:
-        raise UserError(f"mask_ratio: wanted a share from 0 to 0.8, found {config.mask_ratio}")
-
-
-def _micro_batch_size(config: TrainConfig, processes: int) -> int:
-    size = config.micro_batch_size or config.batch_size // processes
-    if size < 1 or config.batch_size % (size * processes):
-        raise UserError(
-            f"batch_size {config.batch_size} is not a multiple of micro_batch_size {size} x {processes} processes"
-        )
-    return size

@@ -133,3 +133,50 @@ def test_captures_that_do_not_fit_together_are_refused():
         Capture(x, x[:, :2], x, 1.0)
     with pytest.raises(ValueError, match="broadcasts to"):
         Capture(x, x, x, 1.0, DenseBias(torch.zeros(4, 7)))
+
+
+def test_names_are_plain_under_wrappers_and_captures_nest():
+    class Wrapper(torch.nn.Module):
+        def __init__(self, module):
+            super().__init__()
+            self.module = module
+
+        def forward(self, *args):
+            return self.module(*args)
+
+    wrapped = Wrapper(small())
+    with capture(wrapped) as outer, capture(wrapped, ["de_blocks.0.*"]) as inner:
+        wrapped(*inputs())
+    assert list(inner) == ["de_blocks.0.attn"]
+    assert list(outer) == ["en_inblocks.0.attn", "en_outblocks.0.attn", "de_blocks.0.attn", "de_blocks.1.attn"]
+    assert not outer["de_blocks.0.attn"].detach().map().requires_grad
+    assert outer["de_blocks.0.attn"].map().requires_grad
+
+
+def test_a_fully_masked_row_attends_to_nothing_and_has_finite_gradients():
+    q, k, v = (torch.randn(1, 2, 4, 3, requires_grad=True) for _ in range(3))
+    mask = torch.ones(4, 4, dtype=torch.bool)
+    mask[2] = False
+    out = attend(q, k, v, 1.0, DenseBias(mask))
+    assert out[:, :, 2].abs().max() == 0
+    grads = torch.autograd.grad(out.square().sum(), [q, k, v])
+    assert all(torch.isfinite(g).all() for g in grads)
+
+
+def test_bf16_maps_are_those_of_the_inputs_in_float32():
+    """Large scores: rounding them to bf16 before the softmax would move maps by several percent."""
+    q, k = (torch.randn(1, 2, 32, 16).mul_(4).bfloat16() for _ in range(2))
+    low = Capture(q, k, k, 0.25)
+    high = Capture(q.float(), k.float(), k.float(), 0.25)
+    torch.testing.assert_close(low.map(), high.map())
+
+
+def test_attention_under_autocast_runs_and_differentiates():
+    q, k, v = (torch.randn(1, 2, 4, 4, requires_grad=True) for _ in range(3))
+    table = torch.zeros((2 * 2 - 1) ** 2 + 3, 2, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = attend(q, k, v, 0.5, RelativeBias(table, RelativeBias.codes(2), 2))
+    grads = torch.autograd.grad(out.float().square().sum(), [q, k, v, table])
+    want = torch.autograd.grad(attend(q, k, v, 0.5).square().sum(), [q, k, v])
+    for g, w in zip(grads, want):
+        torch.testing.assert_close(g, w, rtol=0.1, atol=0.05)

@@ -148,7 +148,8 @@ def test_every_shipped_config_loads(root):
 def test_unreadable_yaml(tmp_path):
     with pytest.raises(UserError, match="no such config file"):
         read_yaml(Path("nowhere.yaml"))
-    for text in ("a: [", "- 1", "!!python/object/apply:os.system ['true']", "\t"):
+    hostile = ("!!python/object/apply:os.system ['true']", "a: &b [1]\nc: *b", "a: 2020-99-99", "[" * 5000)
+    for text in ("a: [", "- 1", "\t", *hostile):
         (tmp_path / "x.yaml").write_text(text)
         with pytest.raises(UserError, match=r"x\.yaml"):
             read_yaml(tmp_path / "x.yaml")

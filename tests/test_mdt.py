@@ -184,3 +184,20 @@ def test_unknown_size_and_foreign_state_are_refused():
     del state["de_blocks.1.attn.qkv.bias"]
     with pytest.raises(UserError, match="1 tensors missing"):
         MDTv2.from_public(state)
+
+
+def test_a_folder_whose_weights_do_not_fit_is_refused(tmp_path):
+    import json
+
+    for changes, message in (
+        (dict(num_layers=4), "unknown"),
+        (dict(num_layers=8), "missing"),
+        (dict(num_classes=9), ""),
+    ):
+        build().save_pretrained(tmp_path / message)
+        config = tmp_path / message / "config.json"
+        config.write_text(json.dumps({**json.loads(config.read_text()), **changes}))
+        with pytest.raises(UserError, match=message):
+            models.load(tmp_path / message)
+    with pytest.raises(UserError, match="no such model among"):
+        models.load("asset:../losses")

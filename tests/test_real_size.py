@@ -14,9 +14,9 @@ from dit_shd.models import MDTv2
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("side", "b", "most_gib"), [(32, 2, 6.0), (64, 1, 8.0), (128, 1, 14.0)])
+@pytest.mark.parametrize(("side", "b", "most_gib"), [(32, 2, 6.0), (64, 1, 8.0)])
 def test_one_step_of_b2_to_s2(side, b, most_gib):
-    """256, 1024 and 4096 tokens: a plain and a masked pass, output distillation in both, SHD on the plain one."""
+    """256 and 1024 tokens: a plain and a masked pass, output distillation in both, SHD on the plain one."""
     torch.manual_seed(0)
     teacher = MDTv2.from_options("B/2", sample_size=side).eval().requires_grad_(False)
     student = MDTv2.from_options("S/2", sample_size=side)

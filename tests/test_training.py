@@ -12,9 +12,10 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from dit_shd import models
-from dit_shd.batch import BatchSource
+from dit_shd.batch import NO_LABEL, BatchSource
 from dit_shd.config import Plugin, make
 from dit_shd.diffusion import Schedule
+from dit_shd.distiller import predict
 from dit_shd.errors import UserError
 from dit_shd.trainer import TrainConfig, Trainer, train
 
@@ -71,7 +72,7 @@ def test_every_epoch_visits_each_sample_once(shapes):
 
 def test_labels_are_dropped_at_the_asked_rate(shapes):
     batch = source(shapes, label_dropout=0.25, batch_size=2000).draw(0, range(2000))["plain"]
-    assert abs((batch.labels == 3).float().mean().item() - 0.25) < 0.04
+    assert abs((batch.labels == NO_LABEL).float().mean().item() - 0.25) < 0.04
 
 
 def test_distillation_learns_and_writes_all_that_sampling_needs(values):
@@ -163,7 +164,6 @@ def test_two_processes_equal_one(values, tmp_path, root):
         **os.environ,
         "PYTHONPATH": str(root),
         "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_CPU": "true",
     }
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
     done = subprocess.run(
@@ -217,20 +217,28 @@ def test_sample_grids_during_training(values):
     assert (config.run / "samples" / "step_00000002.png").stat().st_size > 100
 
 
-def test_a_tracker_by_name_is_asked_for(values):
-    with pytest.raises((UserError, ValueError), match="nosuchtracker"):
-        run({**values, "tracker": "nosuchtracker"}, steps=1)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"teacher": None}, "losses need a teacher"),
         ({"teacher": "nowhere"}, "wanted a run folder"),
         ({"teacher": "asset:nobody"}, "no such model"),
-        ({"steps": 0}, "steps: wanted 1 or more"),
+        ({"steps": 0}, "steps: wanted a number from 1"),
         ({"batch_size": 7, "micro_batch_size": 2}, "not a multiple"),
         ({"mask_ratio": 0.9}, "from 0 to 0.8"),
+        ({"ema": 1.5}, "ema: wanted a number from 0 to 1"),
+        ({"label_dropout": -0.1}, "label_dropout: wanted"),
+        ({"micro_batch_size": 0}, "micro_batch_size: wanted"),
+        ({"seed": 2**64}, "seed: wanted"),
+        ({"diffusion_steps": 10}, "diffusion_steps: wanted a number from 20"),
+        ({"optimizer": {"lr": -1}}, "optimizer.lr: wanted"),
+        ({"optimizer": {"betas": [0.9, 0.99]}}, "adan wanted 3 numbers"),
+        ({"precision": "fp16"}, "fp16 needs a GPU"),
+        ({"tracker": "nosuchtracker"}, "tracker: 'nosuchtracker' is not installed"),
+        ({"losses": [{"name": "shd", "layers": {}}]}, "the map is empty"),
+        ({"losses": [{"name": "shd", "chunk_mib": 0}]}, "memory budget above 0"),
+        ({"losses": [{"name": "shd", "weight": -1}]}, "weight: wanted 0 or more"),
+        ({"run": "/dev/null/run"}, "cannot be made a run folder"),
         ({"data": {"name": "npz", "path": "no.npz"}}, "no such file"),
     ],
 )
@@ -276,6 +284,119 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights(values, monkeypa
     with torch.no_grad():
         trainer.student.pos_embed.fill_(float("inf"))
     before = trainer.student.final_layer.linear.weight.clone()
-    with pytest.raises((UserError, ValueError), match="not finite"):
+    with pytest.raises(UserError, match="not finite"):
         list(trainer.run_steps())
     assert torch.equal(before, trainer.student.final_layer.linear.weight)
+
+
+def test_dropped_labels_are_each_models_own_null(shapes, teacher):
+    """A model that knows more classes than the data has gets its own number for "none", not the data's."""
+    model = models.MDTv2(**{**dict(models.load(teacher).config), "num_classes": 7})
+    seen = []
+    model.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs["class_labels"]), with_kwargs=True)
+    batch = source(shapes, label_dropout=0.5).draw(0, range(8))["plain"]
+    predict(model, batch)
+    dropped = batch.labels == NO_LABEL
+    assert 0 < dropped.sum() < 8
+    assert seen[0][dropped].tolist() == [7] * int(dropped.sum())
+    assert torch.equal(seen[0][~dropped], batch.labels[~dropped])
+
+
+def test_a_teacher_that_is_not_finite_is_refused(values, teacher, tmp_path):
+    model = models.load(teacher)
+    with torch.no_grad():
+        model.pos_embed[0, 0, 0] = float("nan")
+    model.save_pretrained(tmp_path / "nan")
+    with pytest.raises(UserError, match=r"teacher: its weights are not finite .* pos_embed"):
+        run({**values, "teacher": str(tmp_path / "nan")})
+
+
+def test_a_kill_before_the_first_checkpoint_leaves_no_double_lines(values):
+    config = make(TrainConfig, {**values, "checkpoint_every": 100})
+    for step in train(config):
+        if step.number == 2:
+            break
+    run(values, checkpoint_every=100)
+    assert [json.loads(x)["step"] for x in (config.run / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
+
+
+def test_a_kill_between_the_two_renames_of_an_export_is_mended(values):
+    config, _ = run(values, steps=2)
+    os.replace(config.run / "student", config.run / ".student.old")
+    run(values, steps=4)
+    assert "for 4 steps" in (config.run / "student" / "README.md").read_text()
+    assert not (config.run / ".student.old").exists()
+
+
+def test_the_saved_config_holds_every_default(values):
+    config, _ = run(values, steps=1)
+    text = (config.run / "config.yaml").read_text()
+    assert "temperature: 1.0" in text
+    assert "method: pairwise" in text
+
+
+def test_clipping_decay_and_weighting_have_an_effect(values, tmp_path):
+    def after(name, **changes):
+        config, metrics = run({**values, **changes, "run": str(tmp_path / name)}, steps=2)
+        return weights(config.run)["pos_embed"], metrics[0]["plain/noise"]
+
+    adamw = {"name": "adamw", "lr": 1e-2}
+    base, noise = after("base", optimizer=adamw)
+    assert not torch.equal(base, after("decayed", optimizer={**adamw, "weight_decay": 1.0})[0])
+    adan = {"name": "adan", "lr": 1e-2}
+    assert not torch.equal(
+        after("adan", optimizer=adan)[0], after("clip", optimizer={**adan, "clip": 1e-3, "eps": 1e-3})[0]
+    )
+    assert after("gamma", min_snr_gamma=None, optimizer=adamw)[1] > noise
+    assert not torch.equal(base, after("hot", optimizer=adamw, losses=[{"name": "shd", "temperature": 4.0}])[0])
+
+
+def test_the_mask_ratio_varies_up_to_a_fifth_more(shapes):
+    s = source(shapes, mask_ratio=0.3, tokens=100)
+    kept = {s.draw(step, range(1))["masked"].keep.shape[1] for step in range(60)}
+    assert max(kept) <= 70
+    assert min(kept) >= 50
+    assert max(kept) - min(kept) > 12
+
+
+def test_flips_mirror_half_of_the_images(shapes):
+    plain = Plugin("npz", {"path": str(shapes)}).build("data")
+    flipped = Plugin("npz", {"path": str(shapes), "flip": True}).build("data")
+    indices = np.arange(60)
+    a, b = (d.batch(indices, 0, 0, range(60))[0] for d in (plain, flipped))
+    mirrored = [torch.equal(x.flip(-1), y) and not torch.equal(x, y) for x, y in zip(a, b)]
+    assert all(m or torch.equal(x, y) for m, x, y in zip(mirrored, a, b))
+    assert 15 < sum(mirrored) < 45
+
+
+def test_a_damaged_checkpoint_is_one_line_and_nothing_is_executed(values, tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "exploded"),)
+
+    config, _ = run(values, steps=2)
+    folder = config.run / "checkpoints" / "step_00000002"
+    torch.save(Bomb(), folder / "optimizer.pt")
+    with pytest.raises(UserError, match=r"not a readable checkpoint \(it wants to execute code\)"):
+        run(values, steps=4)
+    torch.save({}, folder / "optimizer.pt")
+    with pytest.raises(UserError, match="does not fit this run"):
+        run(values, steps=4)
+    (folder / "state.json").write_text('{"step": 99}')
+    with pytest.raises(UserError, match="of another step"):
+        run(values, steps=4)
+    (folder / "distiller.safetensors").write_bytes(b"x")
+    with pytest.raises(UserError, match="move it away to resume"):
+        run(values, steps=4)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_masked_loss_without_a_masked_pass_is_refused(values):
+    with pytest.raises(UserError, match="there is no masked pass"):
+        run({**values, "losses": [{"name": "shd", "passes": ["masked"]}], "mask_ratio": None})
+
+
+def test_exports_are_readable_by_others(values):
+    config, _ = run(values, steps=1)
+    file = config.run / "student" / "diffusion_pytorch_model.safetensors"
+    assert file.stat().st_mode & 0o777 == (config.run / "config.yaml").stat().st_mode & 0o777

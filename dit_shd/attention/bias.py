@@ -25,6 +25,10 @@ class Bias(ABC):
         """Add to `grads` (one for each leaf) what the score gradients d_scores[b,h,r,m] of some rows mean for it."""
 
     @abstractmethod
+    def detach(self) -> "Bias":
+        """The same without a graph."""
+
+    @abstractmethod
     def shape(self) -> tuple[int, int, int, int]:
         """(b, h, n, m), with 1 where it broadcasts."""
 
@@ -56,6 +60,9 @@ class DenseBias(Bias):
         (grad,) = grads
         target = grad if grad.shape[2] == 1 else grad[:, :, rows]
         target += d_scores.sum_to_size(target.shape)
+
+    def detach(self) -> "DenseBias":
+        return DenseBias(self.leaves[0].detach())
 
     def shape(self) -> tuple[int, int, int, int]:
         b, h, n, m = self.leaves[0].shape
@@ -99,8 +106,15 @@ class RelativeBias(Bias):
         index = self._index(rows).flatten()
         if self.code.shape[0] == 1:
             d_scores = d_scores.sum(0, keepdim=True)
-        for h, column in enumerate(d_scores.unbind(1)):
-            grad[:, h] += torch.bincount(index, column.reshape(-1).to(grad.dtype), minlength=grad.shape[0])
+        size, heads = grad.shape
+        places = index + size * torch.arange(heads, device=index.device)[:, None]  # one count for all heads
+        weights = d_scores.transpose(0, 1).reshape(-1).to(grad.dtype)
+        grad += torch.bincount(places.flatten(), weights, minlength=size * heads).view(heads, size).t()
+
+    def detach(self) -> "RelativeBias":
+        copy = RelativeBias.__new__(RelativeBias)
+        copy.leaves, copy.code, copy.offset = (self.leaves[0].detach(),), self.code, self.offset
+        return copy
 
     def shape(self) -> tuple[int, int, int, int]:
         b, n = self.code.shape

@@ -11,13 +11,14 @@ stay in the autograd graph, so a loss on them trains the student.
 import fnmatch
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from dit_shd.attention.bias import Bias, DenseBias
+from dit_shd.attention.softmax import softmax
 from dit_shd.errors import UserError
 
 
@@ -65,7 +66,7 @@ class Capture:
     def scores(self, rows: slice = slice(None)) -> Tensor:
         """S[b,h,r,m] of some query rows, in float32 (float64 if the query is)."""
         wide = torch.promote_types(self.query.dtype, torch.float32)
-        scores = (self.query[:, :, rows] @ self.key.transpose(2, 3)).to(wide) * self.scale
+        scores = (self.query[:, :, rows].to(wide) @ self.key.to(wide).transpose(2, 3)) * self.scale
         if self.bias is not None:
             scores = scores + self.bias.rows(rows)
         if self.causal:
@@ -81,26 +82,14 @@ class Capture:
 
     def detach(self) -> "Capture":
         """The same without a graph."""
-        out = None if self.out is None else self.out.detach()
-        return Capture(
-            self.query.detach(),
-            self.key.detach(),
-            self.value.detach(),
-            self.scale,
-            self.bias,
-            self.causal,
-            out,
+        return replace(
+            self,
+            query=self.query.detach(),
+            key=self.key.detach(),
+            value=self.value.detach(),
+            bias=None if self.bias is None else self.bias.detach(),
+            out=None if self.out is None else self.out.detach(),
         )
-
-
-def softmax(scores: Tensor, temperature: float = 1.0, masks: bool = True) -> Tensor:
-    """softmax over the last axis of scores / temperature; zeros where all of a row is -inf, if `masks` is possible."""
-    if temperature != 1.0:
-        scores = scores / temperature
-    maps = scores.softmax(dim=-1)
-    if not masks:
-        return maps
-    return maps.masked_fill(scores.amax(dim=-1, keepdim=True) == float("-inf"), 0.0)
 
 
 Captures = dict[str, Capture]
@@ -115,13 +104,20 @@ class Recordable(Protocol):
 
 
 class Recorder:
-    """Takes the Captures of one attention module and files them under its name."""
+    """Takes the Captures of one attention module and files them under its name; hands them on to `outer`, if any."""
 
-    def __init__(self, name: str, captures: Captures):
-        self.name, self.captures = name, captures
+    def __init__(self, name: str, captures: Captures, outer: "Recorder | None" = None):
+        self.name, self.captures, self.outer = name, captures, outer
 
     def __call__(self, capture: Capture) -> None:
         self.captures[self.name] = capture
+        if self.outer is not None:
+            self.outer(capture)
+
+
+def _plain(name: str) -> str:
+    """A module's name without what DDP and torch.compile put before it."""
+    return name.removeprefix("module.").removeprefix("_orig_mod.")
 
 
 @contextmanager
@@ -135,7 +131,7 @@ def capture(model: nn.Module, layers: Sequence[str] | None = None) -> Iterator[C
     Raises:
         UserError: nothing to capture, or a pattern that fits no layer.
     """
-    modules = {n: m for n, m in model.named_modules() if isinstance(m, Recordable) and isinstance(m, nn.Module)}
+    modules = {_plain(n): m for n, m in model.named_modules() if isinstance(m, Recordable) and isinstance(m, nn.Module)}
     if not modules:
         raise UserError(f"capture: {type(model).__name__} has no attention module that can be recorded")
     for pattern in layers or ():
@@ -146,7 +142,7 @@ def capture(model: nn.Module, layers: Sequence[str] | None = None) -> Iterator[C
     before = {name: module.recorder for name, module in chosen.items()}
     fresh = model.register_forward_pre_hook(lambda *_: captures.clear())
     for name, module in chosen.items():
-        module.recorder = Recorder(name, captures)
+        module.recorder = Recorder(name, captures, before[name])
     try:
         yield captures
     finally:

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dit_shd.attention.bias import Bias
+from dit_shd.attention.bias import Bias, DenseBias
+from dit_shd.attention.softmax import softmax
 
 CHUNK_MIB = 64
 """Memory budget of one chunk of scores, in MiB of float32."""
@@ -50,6 +51,9 @@ def attend(
     """
     if bias is None:
         return F.scaled_dot_product_attention(query, key, value, scale=scale)
+    if torch.is_autocast_enabled(query.device.type):
+        low = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(low), key.to(low), value.to(low)
     return _StreamedAttention.apply(query, key, value, scale, bias, chunk_mib, *bias.leaves)  # type: ignore[return-value]
 
 
@@ -87,8 +91,8 @@ class _StreamedAttention(torch.autograd.Function):
         grads = bias.zero_grads() if bias.needs_grad() else []
         for rows in ctx.chunks:
             q, d_out = query[:, :, rows], d_output[:, :, rows]
-            scores = (q @ key.transpose(2, 3)).to(wide).mul_(ctx.scale).add_(bias.rows(rows))
-            weights = scores.softmax(dim=-1)
+            scores = (q.to(wide) @ key.to(wide).transpose(2, 3)).mul_(ctx.scale)
+            weights = softmax(scores.add_(bias.rows(rows).to(query.dtype)), masks=isinstance(bias, DenseBias))
             low = weights.to(query.dtype)
             d_value += low.transpose(2, 3) @ d_out
             delta = (d_out * output[:, :, rows]).sum(-1, keepdim=True, dtype=wide)

@@ -26,7 +26,7 @@ class Npz(Dataset):
         if array.dtype == np.uint8 and array.ndim == 4:
             self._images, self._latents = array, None
             _, y, x, c = array.shape
-        elif array.dtype.kind == "f" and array.ndim == 4:
+        elif array.dtype in (np.float16, np.float32, np.float64) and array.ndim == 4:
             self._images, self._latents = None, array
             _, c, y, x = array.shape
         else:
@@ -34,12 +34,12 @@ class Npz(Dataset):
                 f"{path}: arr_0: wanted uint8 [n,y,x,c] images or float [n,c,y,x] latents, "
                 f"found {array.dtype} {list(array.shape)}"
             )
-        if labels.shape != (len(array),) or labels.dtype.kind not in "iu" or (len(labels) and labels.min() < 0):
+        if labels.shape != (len(array),) or labels.dtype.kind not in "iu" or labels.min() < 0:
             raise UserError(
                 f"{path}: arr_1: wanted {len(array)} whole labels from 0, found {labels.dtype} {list(labels.shape)}"
             )
         self._labels = labels.astype(np.int64)
-        self.classes, self.shape = int(labels.max()) + 1 if len(labels) else 0, (c, y, x)
+        self.classes, self.shape = int(labels.max()) + 1, (c, y, x)
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -68,7 +68,12 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; wanted an npz with arr_0 and arr_1")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return archive["arr_0"], archive["arr_1"]
+        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as archive:
+            images, labels = archive["arr_0"], archive["arr_1"]
     except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: wanted an npz with arr_0 (images or latents) and arr_1 (labels): {error}") from error
+        raise UserError(f"{path}: wanted an npz with arr_0 (images or latents) and arr_1 (labels)") from error
+    if not len(images):
+        raise UserError(f"{path}: arr_0 is empty; wanted at least one image")
+    if images.dtype.kind == "f" and not bool(np.isfinite(images).all()):
+        raise UserError(f"{path}: arr_0 is not finite (NaN or infinity)")
+    return images, labels

@@ -48,6 +48,8 @@ class Loss(nn.Module, ABC):
         super().__init__()
         if not passes or any(p not in ("plain", "masked") for p in passes):
             raise UserError(f"{type(self).__name__}: passes: wanted plain, masked or both, found {list(passes)}")
+        if not weight >= 0:
+            raise UserError(f"{type(self).__name__}: weight: wanted 0 or more, found {weight}")
         self.weight, self.passes = weight, tuple(passes)
 
     @abstractmethod

@@ -50,6 +50,12 @@ class SHD(Loss):
             raise UserError(f"SHD: plan: wanted contiguous or a list of groups, found '{plan}'")
         if not temperature > 0:
             raise UserError(f"SHD: temperature: wanted a number above 0, found {temperature}")
+        if not chunk_mib > 0:
+            raise UserError(f"SHD: chunk_mib: wanted a memory budget above 0 MiB, found {chunk_mib}")
+        if isinstance(layers, dict) and not layers:
+            raise UserError(
+                "SHD: layers: the map is empty; wanted sections, proportional or {student layer: teacher layer}"
+            )
         self.plan, self.temperature = plan, temperature
         self.method: Method = method
         self.measure: Measure = measure

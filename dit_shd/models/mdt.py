@@ -118,7 +118,7 @@ class MDTv2(ModelMixin, ConfigMixin):
     ):
         super().__init__()
         width = num_attention_heads * attention_head_dim
-        _check_shape(sample_size, patch_size, num_layers, decode_layer, width)
+        _check_shape(sample_size, patch_size, num_layers, decode_layer, width, mlp_ratio)
         self.out_channels = in_channels * (2 if learn_sigma else 1)
         window = sample_size // patch_size
         half = (num_layers - decode_layer) // 2
@@ -253,7 +253,14 @@ def take(x: Tensor, keep: Tensor) -> Tensor:
     return x.gather(1, keep[..., None].expand(-1, -1, x.shape[-1]))
 
 
-def _check_shape(sample_size: int, patch_size: int, num_layers: int, decode_layer: int, width: int) -> None:
+def _check_shape(
+    sample_size: int, patch_size: int, num_layers: int, decode_layer: int, width: int, mlp_ratio: float
+) -> None:
+    if min(sample_size, patch_size, num_layers, width) < 1 or mlp_ratio * width < 1:
+        raise UserError(
+            f"MDTv2: wanted sizes of 1 or more, found sample_size {sample_size}, patch_size {patch_size}, "
+            f"num_layers {num_layers}, width {width}, mlp_ratio {mlp_ratio}"
+        )
     if sample_size % patch_size:
         raise UserError(f"MDTv2: sample_size {sample_size} is not a multiple of patch_size {patch_size}")
     if not 0 < decode_layer <= num_layers or (num_layers - decode_layer) % 2:
