@@ -267,5 +267,5 @@ def test_files_of_others_are_left_alone(teacher, tmp_path):
     with pytest.raises(UserError, match=r"t\.png: is there already"):
         sample_to_file(config(teacher, tmp_path, out=str(tmp_path / "t.npz")))
     for out in (".", "..", "/"):
-        with pytest.raises(UserError, match="out: wanted|is there already"):
+        with pytest.raises(UserError, match=r"out: wanted|is there already"):
             sample_to_file(config(teacher, tmp_path, out=out))
