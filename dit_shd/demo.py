@@ -43,10 +43,10 @@ OWN = ("settings.json", "results.json", "seconds.json", "report.html", "samples"
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """The demo. The defaults take 7 to 8 minutes on two CPU cores."""
+    """The demo. The defaults take 5 to 8 minutes on two CPU cores."""
 
     out: Path = option(Path("demo_out"), "the folder for everything; run again, it goes on where it stopped")
-    steps: int = option(900, "training steps of each student")
+    steps: int = option(600, "training steps of each student")
     images: int = option(500, "images sampled from each model")
     sampling_steps: int = option(50, "DDPM steps of each image")
     guidance: float = option(2.0, "classifier-free guidance scale; 1 for none")
