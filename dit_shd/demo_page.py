@@ -12,6 +12,7 @@ import torch
 from dit_shd import __version__, models
 from dit_shd.batch import BatchSource
 from dit_shd.checkpoint import RunFolder
+from dit_shd.config import read_yaml
 from dit_shd.data.digits import Digits
 from dit_shd.demo import (
     NAMES,
@@ -24,6 +25,7 @@ from dit_shd.demo import (
     sample_arguments,
     sample_file,
     seconds,
+    student_config,
     train_arguments,
 )
 from dit_shd.diffusion import Schedule
@@ -199,11 +201,12 @@ def _alpha(layers: list[LayerSqueeze]) -> str:
 
 def _footer(config: DemoConfig) -> str:
     cores = os.cpu_count()
+    batch = read_yaml(student_config("shd"))["batch_size"]
     commands = {f"train, {SHORT[n]}": shlex.join(["dit-shd", *train_arguments(config, n)]) for n in STUDENTS}
     commands |= {f"sample, {n}": shlex.join(["dit-shd", *sample_arguments(config, n)]) for n in NAMES}
     about = {
         "command": command(),
-        "training": f"{config.steps} steps of 64 images for each student, seed {config.seed}",
+        "training": f"{config.steps} steps of {batch} images for each student, seed {config.seed}",
         "sampling": f"{config.images} images of each model, DDPM, {config.sampling_steps} steps, guidance "
         f"{config.guidance:g} ({config.guidance_schedule}), balanced classes, seed {config.seed}",
         "time": ", ".join(f"{stage} {taken:.0f} s" for stage, taken in seconds(config.out).items()),
