@@ -289,7 +289,6 @@ def dump(value: Any) -> str:
 
 def explain(cls: type, indent: str = "  ") -> str:
     """One line for each key of a config dataclass: its type, default and meaning, for `--help`."""
-    hints = typing.get_type_hints(cls)
     lines = []
     for f in dataclasses.fields(cls):  # type: ignore[arg-type]
         default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
@@ -303,5 +302,4 @@ def explain(cls: type, indent: str = "  ") -> str:
             else f"{yaml.safe_dump(resolve(default), default_flow_style=True).splitlines()[0]}"
         )
         lines.append(f"{indent}{f.name}={shown}  {f.metadata.get('doc', '')}".rstrip())
-    del hints
     return "\n".join(lines)
