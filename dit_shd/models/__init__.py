@@ -104,7 +104,7 @@ Trained by dit_shd for {step} steps (averaged weights). Load: `dit_shd.models.lo
 
 
 def export(model: Any, folder: Path, config: Any, step: int) -> None:
-    """Write a model in diffusers format with a model card, replacing the last export (a reader sees one of the two, whole)."""
+    """Write a model in diffusers format with a model card, replacing the last: a reader sees one of the two, whole."""
     from dit_shd.checkpoint import replacing
     from dit_shd.config import dump
 
