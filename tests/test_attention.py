@@ -23,7 +23,7 @@ def beit_index():
 
 def test_relative_bias_is_the_table_at_beits_index():
     table = torch.randn((2 * WINDOW - 1) ** 2 + 3, 3)
-    bias = RelativeBias(table, RelativeBias.codes(WINDOW), WINDOW)
+    bias = RelativeBias(table, WINDOW)
     whole = table[beit_index()].permute(2, 0, 1)[None]
     torch.testing.assert_close(bias.rows(slice(0, N)), whole, rtol=0, atol=0)
     torch.testing.assert_close(bias.rows(slice(3, 9)), whole[:, :, 3:9], rtol=0, atol=0)
@@ -32,7 +32,7 @@ def test_relative_bias_is_the_table_at_beits_index():
 def test_relative_bias_of_kept_tokens_is_gathered():
     table = torch.randn((2 * WINDOW - 1) ** 2 + 3, 3)
     keep = torch.tensor([[0, 5, 9], [15, 2, 1]])
-    bias = RelativeBias(table, RelativeBias.codes(WINDOW)[keep], WINDOW)
+    bias = RelativeBias(table, WINDOW, RelativeBias.codes(WINDOW)[keep])
     for i, tokens in enumerate(keep):
         torch.testing.assert_close(bias.rows(slice(0, 3))[i], table[beit_index()[tokens][:, tokens]].permute(2, 0, 1))
 
@@ -47,9 +47,9 @@ def test_attention_with_a_learnable_bias_equals_autograd(chunk_mib, kept):
     table = torch.randn((2 * WINDOW - 1) ** 2 + 3, h, generator=r, dtype=torch.float64).requires_grad_()
     codes = RelativeBias.codes(WINDOW)
     keep = None if kept is None else torch.stack([torch.randperm(N, generator=r)[:kept] for _ in range(b)])
-    bias = RelativeBias(table, codes if keep is None else codes[keep], WINDOW)
+    bias = RelativeBias(table, WINDOW, None if keep is None else codes[keep])
     index = beit_index()[None] if keep is None else torch.stack([beit_index()[t][:, t] for t in keep])
-    found = attend(q, k, v, 0.4, bias, chunk_mib)
+    found = attend(q, k, v, 0.4, bias, chunk_mib=chunk_mib)
     want = oracle.maps(q, k, 0.4, table[index].permute(0, 3, 1, 2)) @ v
     torch.testing.assert_close(found, want)
     upstream = torch.randn(want.shape, generator=r, dtype=torch.float64)
@@ -175,7 +175,7 @@ def test_attention_under_autocast_runs_and_differentiates():
     q, k, v = (torch.randn(1, 2, 4, 4, requires_grad=True) for _ in range(3))
     table = torch.zeros((2 * 2 - 1) ** 2 + 3, 2, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
-        out = attend(q, k, v, 0.5, RelativeBias(table, RelativeBias.codes(2), 2))
+        out = attend(q, k, v, 0.5, RelativeBias(table, 2))
     grads = torch.autograd.grad(out.float().square().sum(), [q, k, v, table])
     want = torch.autograd.grad(attend(q, k, v, 0.5).square().sum(), [q, k, v])
     for g, w in zip(grads, want):

@@ -148,7 +148,8 @@ def test_equal_head_counts_are_the_identity():
 def test_constant_and_hard():
     capture = random_capture(h=5)
     constant = squeeze(capture, 2, method="constant")
-    torch.testing.assert_close(constant.w[0, :, :, 0], torch.tensor([[1, 1, 1, 0, 0], [0, 0, 0, 1.5, 1.5]]) / 3)
+    want = torch.tensor([[1, 1, 1, 0, 0], [0, 0, 0, 1.5, 1.5]], dtype=torch.float64) / 3
+    torch.testing.assert_close(constant.w[0, :, :, 0], want)
     hard = squeeze(capture, 2, method="hard", seed=4)
     assert hard.w.sum() == 2 * 2
     assert set(hard.w.unique().tolist()) == {0.0, 1.0}
@@ -185,5 +186,5 @@ def test_plans_that_are_no_partition_are_refused(plan):
 def test_a_teacher_with_nan_is_refused():
     capture = random_capture()
     capture.value[0, 0, 0, 0] = float("nan")
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(ValueError, match="wanted finite q, k and v"):
         squeeze(capture, 2)

@@ -1,13 +1,30 @@
-"""Additive attention biases that are looked up row by row, so that an n x m bias never has to exist.
+"""Additive attention biases that are added to the scores tile by tile, so that an n x m bias never has to exist.
 
-A bias knows its rows and, for a backward pass, how a gradient of those rows reaches its leaves.
+A tile is some heads and a run of query rows. A bias knows how to add itself to the scores of a tile, and how the
+score gradients of a tile reach its leaves.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+Heads = slice | list[int]
+Adder = Callable[[Tensor, slice], None]
+"""add(scores[b,k,r,m], rows): adds, in place, the bias of some query rows."""
+
+
+class BiasGradient(ABC):
+    """Collects what score gradients mean for the leaves of a bias."""
+
+    @abstractmethod
+    def add(self, d_scores: Tensor, samples: slice, heads: Heads, rows: slice) -> None:
+        """Take in the score gradients [b,k,r,m] of one tile: those samples, heads and query rows."""
+
+    @abstractmethod
+    def total(self) -> tuple[Tensor, ...]:
+        """One tensor for each leaf: [b or 1, ...], the samples apart or summed, as was asked for."""
 
 
 class Bias(ABC):
@@ -15,33 +32,61 @@ class Bias(ABC):
 
     leaves: tuple[Tensor, ...]
     """The tensors a gradient flows to."""
-
-    @abstractmethod
-    def rows(self, rows: slice) -> Tensor:
-        """The bias of some query rows, broadcastable to [b,h,r,m]."""
-
-    @abstractmethod
-    def accumulate(self, grads: Sequence[Tensor], rows: slice, d_scores: Tensor) -> None:
-        """Add to `grads` (one for each leaf) what the score gradients d_scores[b,h,r,m] of some rows mean for it."""
-
-    @abstractmethod
-    def detach(self) -> "Bias":
-        """The same without a graph."""
+    masks: bool
+    """Whether entries may be minus infinity."""
 
     @abstractmethod
     def shape(self) -> tuple[int, int, int, int]:
         """(b, h, n, m), with 1 where it broadcasts."""
 
+    @abstractmethod
+    def rebuilt(self, leaves: Sequence[Tensor]) -> "Bias":
+        """The same bias over other leaves."""
+
+    @abstractmethod
+    def samples(self, part: slice) -> "Bias":
+        """The bias of some samples."""
+
+    @abstractmethod
+    def heads(self, heads: Heads) -> "Bias":
+        """The bias of some heads."""
+
+    @abstractmethod
+    def select(self, rows: Tensor) -> "Bias":
+        """The bias of the query rows with these indices [r]."""
+
+    @abstractmethod
+    def adder(self, heads: Heads = slice(None), factor: float = 1.0) -> Adder:
+        """What adds factor * bias to the scores of some heads; detached from the graph."""
+
+    @abstractmethod
+    def rows(self, rows: slice) -> Tensor:
+        """The bias of some query rows, broadcastable to [b,h,r,m], with its graph."""
+
+    @abstractmethod
+    def gradient(self, samples: int) -> BiasGradient:
+        """A collector, for `samples` samples kept apart, or 1 for their sum; in float32 or wider."""
+
+    @abstractmethod
+    def weighted(self, totals: Sequence[Tensor], weights: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Gradients shaped and typed as the leaves: sum over samples of weights[b] * totals[b] (weights 1 if None)."""
+
+    def detach(self) -> "Bias":
+        """The same without a graph."""
+        return self.rebuilt([leaf.detach() for leaf in self.leaves])
+
+    def scaled(self, factor: float) -> "Bias":
+        """factor * bias"""
+        return self.rebuilt([leaf * factor for leaf in self.leaves])
+
     def needs_grad(self) -> bool:
         return any(leaf.requires_grad for leaf in self.leaves)
-
-    def zero_grads(self) -> list[Tensor]:
-        """Float32 (or wider) accumulators shaped like the leaves."""
-        return [torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)) for x in self.leaves]
 
 
 class DenseBias(Bias):
     """A bias or mask tensor broadcastable to [b,h,n,m]; a boolean mask keeps what is True (as SDPA reads it)."""
+
+    masks = True
 
     def __init__(self, tensor: Tensor):
         if tensor.dtype == torch.bool:
@@ -52,70 +97,59 @@ class DenseBias(Bias):
             raise ValueError(f"bias: wanted a tensor broadcastable to [b,h,n,m], found shape {tuple(tensor.shape)}")
         self.leaves = (tensor,)
 
-    def rows(self, rows: slice) -> Tensor:
-        (tensor,) = self.leaves
-        return tensor if tensor.shape[2] == 1 else tensor[:, :, rows]
-
-    def accumulate(self, grads: Sequence[Tensor], rows: slice, d_scores: Tensor) -> None:
-        (grad,) = grads
-        target = grad if grad.shape[2] == 1 else grad[:, :, rows]
-        target += d_scores.sum_to_size(target.shape)
-
-    def detach(self) -> "DenseBias":
-        return DenseBias(self.leaves[0].detach())
-
     def shape(self) -> tuple[int, int, int, int]:
         b, h, n, m = self.leaves[0].shape
         return b, h, n, m
 
+    def rebuilt(self, leaves: Sequence[Tensor]) -> "DenseBias":
+        return DenseBias(leaves[0])
 
-class RelativeBias(Bias):
-    """A learnable bias that depends on the 2-D offset of two tokens only (BEiT; MDT).
+    def samples(self, part: slice) -> "DenseBias":
+        (tensor,) = self.leaves
+        return self if tensor.shape[0] == 1 else DenseBias(tensor[part])
 
-    The table [(2w-1)^2+3, h] is indexed by (y_q - y_k + w-1)(2w-1) + (x_q - x_k + w-1). With one code
-    y(2w-1) + x for each token that index is code_q - code_k + offset, so no n x n index has to be kept.
+    def heads(self, heads: Heads) -> "DenseBias":
+        (tensor,) = self.leaves
+        return self if tensor.shape[1] == 1 else DenseBias(tensor[:, heads])
 
-    Args:
-        table: [(2w-1)^2+3, h]; the last three entries are never used (BEiT keeps them for its class token).
-        code: [n] for all samples, or [b,n] where each sample kept its own tokens.
-        window: w, tokens along one side.
-    """
-
-    def __init__(self, table: Tensor, code: Tensor, window: int):
-        self.leaves = (table,)
-        self.code = code if code.ndim == 2 else code[None]
-        self.offset = (window - 1) * (2 * window - 1) + (window - 1)
-
-    @staticmethod
-    def codes(window: int) -> Tensor:
-        """The code of every token of a w x w grid, row by row: [w*w]."""
-        line = torch.arange(window)
-        return (line[:, None] * (2 * window - 1) + line[None, :]).flatten()
-
-    def _index(self, rows: slice) -> Tensor:
-        return self.code[:, rows, None] - self.code[:, None, :] + self.offset  # [b or 1, r, m]
+    def select(self, rows: Tensor) -> "DenseBias":
+        (tensor,) = self.leaves
+        return self if tensor.shape[2] == 1 else DenseBias(tensor[:, :, rows])
 
     def rows(self, rows: slice) -> Tensor:
-        index = self._index(rows)
-        (table,) = self.leaves
-        looked_up = table.t().index_select(1, index.flatten())  # [h, b*r*m]
-        return looked_up.view(table.shape[1], *index.shape).transpose(0, 1)
+        (tensor,) = self.leaves
+        return tensor if tensor.shape[2] == 1 else tensor[:, :, rows]
 
-    def accumulate(self, grads: Sequence[Tensor], rows: slice, d_scores: Tensor) -> None:
-        (grad,) = grads
-        index = self._index(rows).flatten()
-        if self.code.shape[0] == 1:
-            d_scores = d_scores.sum(0, keepdim=True)
-        size, heads = grad.shape
-        places = index + size * torch.arange(heads, device=index.device)[:, None]  # one count for all heads
-        weights = d_scores.transpose(0, 1).reshape(-1).to(grad.dtype)
-        grad += torch.bincount(places.flatten(), weights, minlength=size * heads).view(heads, size).t()
+    def adder(self, heads: Heads = slice(None), factor: float = 1.0) -> Adder:
+        tensor = self.leaves[0].detach()
+        tensor = tensor if tensor.shape[1] == 1 else tensor[:, heads]
 
-    def detach(self) -> "RelativeBias":
-        copy = RelativeBias.__new__(RelativeBias)
-        copy.leaves, copy.code, copy.offset = (self.leaves[0].detach(),), self.code, self.offset
-        return copy
+        def add(scores: Tensor, rows: slice) -> None:
+            scores.add_(tensor if tensor.shape[2] == 1 else tensor[:, :, rows], alpha=factor)
 
-    def shape(self) -> tuple[int, int, int, int]:
-        b, n = self.code.shape
-        return b, self.leaves[0].shape[1], n, n
+        return add
+
+    def gradient(self, samples: int) -> BiasGradient:
+        return _DenseGradient(self.leaves[0], samples)
+
+    def weighted(self, totals: Sequence[Tensor], weights: Tensor | None = None) -> tuple[Tensor, ...]:
+        (leaf,), (total,) = self.leaves, totals
+        if weights is not None:
+            total = total * weights.to(total.dtype)[:, None, None, None]
+        return (total.sum_to_size(leaf.shape).to(leaf.dtype),)
+
+
+class _DenseGradient(BiasGradient):
+    def __init__(self, leaf: Tensor, samples: int):
+        wide = torch.promote_types(leaf.dtype, torch.float32)
+        self.grad = torch.zeros(max(samples, leaf.shape[0]), *leaf.shape[1:], dtype=wide, device=leaf.device)
+
+    def add(self, d_scores: Tensor, samples: slice, heads: Heads, rows: slice) -> None:
+        every = slice(None)
+        b, h, n, _ = self.grad.shape
+        place = (every if b == 1 else samples, every if h == 1 else heads, every if n == 1 else rows)
+        target = self.grad[place]
+        self.grad[place] = target + d_scores.sum_to_size(target.shape)
+
+    def total(self) -> tuple[Tensor, ...]:
+        return (self.grad,)

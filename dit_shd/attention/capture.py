@@ -9,7 +9,7 @@ stay in the autograd graph, so a loss on them trains the student.
 """
 
 import fnmatch
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
@@ -17,7 +17,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from dit_shd.attention.bias import Bias, DenseBias
+from dit_shd.attention.bias import Bias
 from dit_shd.attention.softmax import softmax
 from dit_shd.errors import UserError
 
@@ -33,26 +33,36 @@ class Capture:
     query: Tensor
     """[b,h,n,d]"""
     key: Tensor
-    """[b,h,m,d]"""
+    """[b,h,m,d], or [b,h/r,m,d] where r neighbouring heads share their keys and values (grouped queries)."""
     value: Tensor
-    """[b,h,m,d]"""
+    """[b,h,m,d] or [b,h/r,m,d], as the key."""
     scale: float
     bias: Bias | None = None
     causal: bool = False
     """Query i sees keys 0..i only (aligned at the first token, as in PyTorch's is_causal)."""
     out: Tensor | None = None
     """W^O by head: [h,d,e]."""
+    mixed: Tensor | None = None
+    """A V [b,h,n,d], where the layer's own result is at hand (it saves computing it again)."""
+    positions: Tensor | None = None
+    """[n], where the query rows are only some of the sequence's."""
 
     def __post_init__(self) -> None:
         b, h, n, d = self.query.shape
-        if self.key.shape[:2] != (b, h) or self.key.shape[3] != d or self.value.shape[:3] != self.key.shape[:3]:
+        b_k, h_k, m, d_k = self.key.shape
+        if b_k != b or d_k != d or h % max(h_k, 1) or self.value.shape[:3] != self.key.shape[:3]:
             raise ValueError(
                 f"capture: wanted query [b,h,n,d], key [b,h,m,d] and value [b,h,m,d], found "
                 f"{tuple(self.query.shape)}, {tuple(self.key.shape)} and {tuple(self.value.shape)}"
             )
-        wanted = (b, h, n, self.key.shape[2])
-        if self.bias is not None and any(x not in (1, y) for x, y in zip(self.bias.shape(), wanted)):
-            raise ValueError(f"capture: wanted a bias that broadcasts to {wanted}, found {self.bias.shape()}")
+        if not b * h * n * m:
+            raise ValueError(f"capture: wanted at least one sample, head, query and key, found {self.shape}")
+        if self.bias is not None and any(x not in (1, y) for x, y in zip(self.bias.shape(), self.shape)):
+            raise ValueError(f"capture: wanted a bias that broadcasts to {self.shape}, found {self.bias.shape()}")
+        if self.out is not None and (self.out.ndim != 3 or self.out.shape[:2] != (h, self.value.shape[3])):
+            raise ValueError(
+                f"capture: wanted W^O by head [h,d,e] = [{h},{self.value.shape[3]},e], found {tuple(self.out.shape)}"
+            )
 
     @property
     def heads(self) -> int:
@@ -63,33 +73,59 @@ class Capture:
         """(b, h, n, m)"""
         return (*self.query.shape[:3], self.key.shape[2])  # type: ignore[return-value]
 
+    @property
+    def masks(self) -> bool:
+        """Whether a query row may have every key masked."""
+        return self.bias is not None and self.bias.masks
+
+    def key_heads(self, heads: Sequence[int]) -> list[int]:
+        """The heads of `key` and `value` that some query heads work with."""
+        shared = self.heads // self.key.shape[1]
+        return [head // shared for head in heads]
+
     def scores(self, rows: slice = slice(None)) -> Tensor:
-        """S[b,h,r,m] of some query rows, in float32 (float64 if the query is)."""
+        """S[b,h,r,m] of some query rows, in float32 (float64 if the query is), with its graph."""
         wide = torch.promote_types(self.query.dtype, torch.float32)
-        scores = (self.query[:, :, rows].to(wide) @ self.key.to(wide).transpose(2, 3)) * self.scale
+        key = self.key.to(wide)[:, self.key_heads(range(self.heads))]
+        scores = (self.query[:, :, rows].to(wide) @ key.transpose(2, 3)) * self.scale
         if self.bias is not None:
             scores = scores + self.bias.rows(rows)
         if self.causal:
             n, m = self.query.shape[2], self.key.shape[2]
-            at = torch.arange(n, device=scores.device)[rows]
-            scores = scores.masked_fill(torch.arange(m, device=scores.device) > at[:, None], float("-inf"))
+            at = torch.arange(n, device=scores.device) if self.positions is None else self.positions
+            scores = scores.masked_fill(torch.arange(m, device=scores.device) > at[rows, None], float("-inf"))
         return scores
 
     def map(self, rows: slice = slice(None), temperature: float = 1.0) -> Tensor:
         """softmax(S / temperature)[b,h,r,m]; a row with every key masked is all zeros, as SDPA has it."""
-        masks = self.causal or isinstance(self.bias, DenseBias)
-        return softmax(self.scores(rows), temperature, masks)
+        return softmax(self.scores(rows) / temperature, self.masks)
 
     def detach(self) -> "Capture":
         """The same without a graph."""
+        return self._changed(Tensor.detach, None if self.bias is None else self.bias.detach())
+
+    def samples(self, part: slice) -> "Capture":
+        """Some samples of it."""
+        tensors = {k: v[part] for k, v in self._per_sample().items()}
+        return replace(self, bias=None if self.bias is None else self.bias.samples(part), **tensors)
+
+    def select(self, rows: Tensor) -> "Capture":
+        """The query rows with these indices [r]."""
         return replace(
             self,
-            query=self.query.detach(),
-            key=self.key.detach(),
-            value=self.value.detach(),
-            bias=None if self.bias is None else self.bias.detach(),
-            out=None if self.out is None else self.out.detach(),
+            query=self.query[:, :, rows],
+            bias=None if self.bias is None else self.bias.select(rows),
+            mixed=None if self.mixed is None else self.mixed[:, :, rows],
+            positions=rows if self.positions is None else self.positions[rows],
         )
+
+    def _per_sample(self) -> dict[str, Tensor]:
+        tensors = {"query": self.query, "key": self.key, "value": self.value, "mixed": self.mixed}
+        return {k: v for k, v in tensors.items() if v is not None}
+
+    def _changed(self, change: Callable[[Tensor], Tensor], bias: Bias | None) -> "Capture":
+        tensors = {k: change(v) for k, v in self._per_sample().items()}
+        return replace(self, bias=bias, out=None if self.out is None else change(self.out), **tensors)
 
 
 Captures = dict[str, Capture]

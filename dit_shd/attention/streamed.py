@@ -1,8 +1,8 @@
-"""Softmax attention with an additive bias, over chunks of query rows: no h x n x m tensor outlives its chunk.
+"""Softmax attention with an additive bias, tile by tile: no h x n x m tensor outlives its tile.
 
-The forward is PyTorch's scaled_dot_product_attention on one chunk of rows at a time. The backward recomputes a
-chunk's map from q, k and the bias and differentiates it by hand, because the stock kernels either keep the map or
-refuse a bias that needs a gradient. With P = softmax(S), S = scale q k^T + bias and dO the output's gradient:
+The stock kernels either keep the map for the backward or refuse a bias that needs a gradient, so the backward is
+written by hand and computes a tile's map again from q, k and the bias. With P = softmax(S), S = scale q k^T + bias
+and dO the output's gradient:
 
     dV = P^T dO,   dS = P * (dO V^T - rowsum(dO * O)),   dq = scale dS K,   dk = scale dS^T q,   dbias = dS
 """
@@ -14,21 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dit_shd.attention.bias import Bias, DenseBias
-from dit_shd.attention.softmax import softmax
-
-CHUNK_MIB = 64
-"""Memory budget of one chunk of scores, in MiB of float32."""
-
-
-def row_chunks(b: int, h: int, n: int, m: int, chunk_mib: float = CHUNK_MIB) -> Iterator[slice]:
-    """Slices of query rows, evenly sized, whose float32 scores [b,h,r,m] fit into `chunk_mib` MiB (one row or more)."""
-    if chunk_mib <= 0:
-        raise ValueError(f"chunk_mib: wanted a memory budget above 0 MiB, found {chunk_mib}")
-    most = max(1, int(chunk_mib * 2**20 / (4 * b * h * m)))
-    count = -(-n // most)
-    size = -(-n // count)
-    return (slice(start, min(start + size, n)) for start in range(0, n, size))
+from dit_shd.attention.bias import Bias
+from dit_shd.attention.capture import Capture
+from dit_shd.attention.tiles import CHUNK_MIB, Buffers, Maps, Tiling, flat, slices
 
 
 def attend(
@@ -37,24 +25,36 @@ def attend(
     value: Tensor,
     scale: float,
     bias: Bias | None = None,
+    causal: bool = False,
     chunk_mib: float = CHUNK_MIB,
 ) -> Tensor:
-    """softmax(scale q k^T + bias) v.
+    """softmax(scale q k^T + bias) v, in memory linear in n.
 
     Args:
-        query: [b,h,n,d]. key, value: [b,h,m,d].
+        query: [b,h,n,d]. key, value: [b,h,m,d]; the value's width may differ.
         scale: factor of the scores. bias: added to them, or nothing.
-        chunk_mib: memory budget for the scores of one chunk, in MiB.
+        causal: query i sees keys 0..i only.
+        chunk_mib: memory budget for what is n x m, in MiB.
 
     Returns:
         [b,h,n,d]. Gradients reach query, key, value and the bias's leaves.
     """
     if bias is None:
-        return F.scaled_dot_product_attention(query, key, value, scale=scale)
+        return _fused(query, key, value, scale, causal)
     if torch.is_autocast_enabled(query.device.type):
         low = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(low), key.to(low), value.to(low)
-    return _StreamedAttention.apply(query, key, value, scale, bias, chunk_mib, *bias.leaves)  # type: ignore[return-value]
+    return _StreamedAttention.apply(  # type: ignore[return-value]
+        query, key, value, scale, bias, causal, chunk_mib, *bias.leaves
+    )
+
+
+def _fused(query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool) -> Tensor:
+    """Stock attention. Widths are made equal: where they are not, a CPU silently materialises the maps."""
+    d, d_value = query.shape[3], value.shape[3]
+    query, key = (F.pad(x, (0, max(0, d_value - d))) for x in (query, key))
+    value = F.pad(value, (0, max(0, d - d_value)))
+    return F.scaled_dot_product_attention(query, key, value, is_causal=causal, scale=scale)[..., :d_value]
 
 
 class _StreamedAttention(torch.autograd.Function):
@@ -66,41 +66,61 @@ class _StreamedAttention(torch.autograd.Function):
         value: Tensor,
         scale: float,
         bias: Bias,
+        causal: bool,
         chunk_mib: float,
         *leaves: Tensor,
     ) -> Tensor:
-        b, h, n, _ = query.shape
-        chunks = list(row_chunks(b, h, n, key.shape[2], chunk_mib))
-        parts = [
-            F.scaled_dot_product_attention(
-                query[:, :, rows], key, value, attn_mask=bias.rows(rows).to(query.dtype), scale=scale
-            )
-            for rows in chunks
-        ]
-        output = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+        capture = Capture(query, key, value, scale, bias.detach(), causal)
+        b, h, n, d = *query.shape[:3], value.shape[3]
+        output = torch.empty(b, n, h, d, dtype=query.dtype, device=query.device).transpose(1, 2)
+        for samples, heads, rows_of, maps in _parts(capture, chunk_mib, planes=1):
+            values = flat(value, samples, heads).to(maps.buffers.dtype)
+            for rows in rows_of:
+                weights = maps.maps(rows).flatten(0, 1)
+                mixed = maps.buffers.take("mixed", *weights.shape[:2], d)
+                torch.bmm(weights, values, out=mixed)
+                output[samples, heads, rows] = mixed.view(-1, maps.count, *mixed.shape[1:])
         ctx.save_for_backward(query, key, value, output)
-        ctx.scale, ctx.bias, ctx.chunks = scale, bias, chunks
+        ctx.scale, ctx.bias, ctx.causal, ctx.chunk_mib = scale, bias, causal, chunk_mib
         return output
 
     @staticmethod
     def backward(ctx: Any, d_output: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         query, key, value, output = ctx.saved_tensors
         bias: Bias = ctx.bias
-        wide = torch.promote_types(query.dtype, torch.float32)
-        d_query, d_key, d_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
-        grads = bias.zero_grads() if bias.needs_grad() else []
-        for rows in ctx.chunks:
-            q, d_out = query[:, :, rows], d_output[:, :, rows]
-            scores = (q.to(wide) @ key.to(wide).transpose(2, 3)).mul_(ctx.scale)
-            weights = softmax(scores.add_(bias.rows(rows).to(query.dtype)), masks=isinstance(bias, DenseBias))
-            low = weights.to(query.dtype)
-            d_value += low.transpose(2, 3) @ d_out
-            delta = (d_out * output[:, :, rows]).sum(-1, keepdim=True, dtype=wide)
-            d_scores = (d_out @ value.transpose(2, 3)).to(wide).sub_(delta).mul_(weights)
-            if grads:
-                bias.accumulate(grads, rows, d_scores)
-            low = d_scores.mul_(ctx.scale).to(query.dtype)
-            d_query[:, :, rows] = low @ key
-            d_key += low.transpose(2, 3) @ q
-        leaf_grads = [g.to(x.dtype) for g, x in zip(grads, bias.leaves)] or [None] * len(bias.leaves)
-        return d_query, d_key, d_value, None, None, None, *leaf_grads
+        capture = Capture(query, key, value, ctx.scale, bias.detach(), ctx.causal)
+        d_query, d_key, d_value = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+        collected = bias.gradient(1) if bias.needs_grad() else None
+        for samples, heads, rows_of, maps in _parts(capture, ctx.chunk_mib, planes=2):
+            buffers = maps.buffers
+            values, d_out = (flat(x, samples, heads).to(buffers.dtype) for x in (value, d_output))
+            delta = (d_out * flat(output, samples, heads)).sum(-1, keepdim=True)
+            dq = buffers.take("dq", *maps.query.shape)
+            dk = buffers.take("dk", *maps.key.shape).zero_()
+            dv = buffers.take("dv", *values.shape).zero_()
+            for rows in rows_of:
+                weights = maps.maps(rows).flatten(0, 1)
+                dv.baddbmm_(weights.transpose(1, 2), d_out[:, rows])
+                d_scores = buffers.take("d_scores", *weights.shape)
+                torch.bmm(d_out[:, rows], values.transpose(1, 2), out=d_scores)
+                d_scores.sub_(delta[:, rows]).mul_(weights)
+                if collected is not None:
+                    collected.add(d_scores.view(-1, maps.count, *d_scores.shape[1:]), samples, heads, rows)
+                torch.bmm(d_scores, maps.key, out=dq[:, rows])
+                dk.baddbmm_(d_scores.transpose(1, 2), maps.query[:, rows], alpha=ctx.scale)
+            for whole, grad in ((d_query, dq.mul_(ctx.scale)), (d_key, dk), (d_value, dv)):
+                whole[samples, heads] = grad.view(-1, maps.count, *grad.shape[1:])
+        grads = [None] * len(bias.leaves) if collected is None else bias.weighted(collected.total())
+        return d_query, d_key, d_value, None, None, None, None, *grads
+
+
+def _parts(capture: Capture, chunk_mib: float, planes: int) -> Iterator[tuple[slice, slice, list[slice], Maps]]:
+    """Some samples and some heads at a time, the runs of query rows they are worked through in, and their maps."""
+    b, h, n, m = capture.shape
+    wide = torch.promote_types(capture.query.dtype, torch.float32)
+    buffers = Buffers(wide, capture.query.device)
+    tiling = Tiling.choose(b, h, n, m, planes, buffers.device, chunk_mib)
+    for samples in slices(b, tiling.samples):
+        for heads in slices(h, tiling.groups):
+            maps = Maps(capture, samples, range(heads.start, heads.stop), 1.0, buffers)
+            yield samples, heads, list(slices(n, tiling.rows)), maps

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dit_shd.attention import Captures
-from dit_shd.attention.streamed import CHUNK_MIB
+from dit_shd.attention.tiles import CHUNK_MIB
 from dit_shd.batch import PassName
 from dit_shd.divergence import Measure, attention_kl
 from dit_shd.errors import UserError
@@ -90,7 +90,7 @@ class SHD(Loss):
                 )
             plan = self.plan if not isinstance(self.plan, str) else "contiguous"
             squeezed = squeeze(t, s.heads, plan, self.method, seed=self.seed, chunk_mib=self.chunk_mib)
-            value = attention_kl(t, s, squeezed, self.temperature, self.measure, self.chunk_mib)
+            value = attention_kl(t, s, squeezed, self.temperature, self.measure, chunk_mib=self.chunk_mib)
             values.append(value)
             logs[f"{self.measure}/{ours}"] = value.detach().mean()
             if squeezed.alpha is not None and squeezed.alpha.numel():

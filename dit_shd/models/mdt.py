@@ -53,10 +53,10 @@ class Attention(nn.Module):
         self.rel_pos_bias = RelativePositionBias(window, heads)
         self.recorder = None
 
-    def forward(self, x: Tensor, code: Tensor) -> Tensor:
+    def forward(self, x: Tensor, code: Tensor | None) -> Tensor:
         b, n, e = x.shape
         query, key, value = self.qkv(x).view(b, n, 3, self.heads, e // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
-        bias = RelativeBias(self.rel_pos_bias.relative_position_bias_table, code, self.window)
+        bias = RelativeBias(self.rel_pos_bias.relative_position_bias_table, self.window, code)
         scale = query.shape[-1] ** -0.5
         if self.recorder is not None:
             out = self.proj.weight.t().unflatten(0, (self.heads, -1))
@@ -77,7 +77,7 @@ class Block(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
         self.skip_linear = nn.Linear(2 * width, width) if skip else None
 
-    def forward(self, x: Tensor, condition: Tensor, code: Tensor, skip: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor, code: Tensor | None, skip: Tensor | None = None) -> Tensor:
         if self.skip_linear is not None:
             x = self.skip_linear(torch.cat([x, skip], dim=-1))  # type: ignore[list-item]
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(condition)[:, None].chunk(6, dim=-1)
@@ -193,7 +193,7 @@ class MDTv2(ModelMixin, ConfigMixin):
         timestep = torch.as_tensor(timestep, device=hidden_states.device).expand(hidden_states.shape[0])
         condition = self.t_embedder(timestep) + self.y_embedder.embedding_table(class_labels)
         embedded = self.x_embedder(hidden_states) + self.pos_embed
-        x, code = (embedded, self.code) if keep is None else (take(embedded, keep), self.code[keep])
+        x, code = (embedded, None) if keep is None else (take(embedded, keep), self.code[keep])
 
         stack = []
         for block in self.en_inblocks:
@@ -203,11 +203,11 @@ class MDTv2(ModelMixin, ConfigMixin):
             x = self._run(block, x, condition, code, stack.pop())
         x = x + self.decoder_pos_embed if keep is None else self._interpolate(x, condition, keep)
         for block in self.de_blocks:
-            x = self._run(block, x, condition, self.code, embedded)
+            x = self._run(block, x, condition, None, embedded)
         sample = self._unpatchify(self.final_layer(x, condition))
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
-    def _run(self, block: nn.Module, *inputs: Tensor) -> Tensor:
+    def _run(self, block: nn.Module, *inputs: Tensor | None) -> Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():
             return self._gradient_checkpointing_func(block, *inputs)  # type: ignore[misc]
         return block(*inputs)
@@ -218,7 +218,7 @@ class MDTv2(ModelMixin, ConfigMixin):
         index = keep[..., None].expand(-1, -1, e)
         full = self.mask_token.to(kept.dtype).expand(b, self.tokens, e).scatter(1, index, kept) + self.decoder_pos_embed
         visible = torch.zeros(b, self.tokens, 1, dtype=torch.bool, device=kept.device).scatter(1, keep[..., None], True)
-        return torch.where(visible, full, self._run(self.sideblocks[0], full, condition, self.code))
+        return torch.where(visible, full, self._run(self.sideblocks[0], full, condition, None))
 
     def _unpatchify(self, patches: Tensor) -> Tensor:
         b, n, _ = patches.shape
@@ -242,7 +242,7 @@ class MDTv2(ModelMixin, ConfigMixin):
         """The state dict of the public layout (its index buffers included)."""
         state = dict(self.state_dict())
         window = math.isqrt(self.tokens)
-        code = self.code
+        code = self.code.long()
         index = code[:, None] - code[None, :] + (window - 1) * (2 * window - 1) + (window - 1)
         tables = [k for k in state if k.endswith("relative_position_bias_table")]
         return state | {k.replace("bias_table", "index"): index for k in tables}

@@ -1,0 +1,141 @@
+"""Maps, one tile at a time: some samples, some groups of heads, a run of query rows. Nothing n x m outlives its tile.
+
+A tile lives in buffers that are used again for the next one: on a CPU, fresh memory costs as much as the arithmetic.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dit_shd.attention.bias import Heads
+from dit_shd.attention.capture import Capture
+from dit_shd.attention.softmax import softmax_
+
+CHUNK_MIB = 64
+"""Memory budget for what is n x m at any one time, in MiB."""
+PLANE_MIB, CACHE_MIB = 1, 4
+"""On a CPU: what one plane of rows and what a tile of several groups may take, to stay in its caches (measured)."""
+WORTH_MIB = 1
+"""On a CPU a sample that fills this much is a tile of its own: its q, k and v are then used where they lie."""
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How many samples, groups of heads and query rows make one tile; several samples only with all groups and rows."""
+
+    samples: int
+    groups: int
+    rows: int
+
+    @classmethod
+    def choose(
+        cls, b: int, groups: int, n: int, m: int, planes: int, device: torch.device, chunk_mib: float = CHUNK_MIB
+    ) -> "Tiling":
+        """The largest tile inside the budget, of `planes` float32 planes [r,m] for each sample and group.
+
+        Rows come first (matrix products want them), then groups, then samples; never less than one of each.
+        """
+        if not chunk_mib > 0:
+            raise ValueError(f"chunk_mib: wanted a memory budget above 0 MiB, found {chunk_mib}")
+        mib_per_row = 4 * m / 2**20
+        cpu = device.type == "cpu"
+        budget = chunk_mib / (planes * mib_per_row)  # rows of one group and sample that fit
+        cached = min(budget, CACHE_MIB / (planes * mib_per_row)) if cpu else budget
+        rows = max(1, min(n, int(min(budget, PLANE_MIB / mib_per_row) if cpu else budget)))
+        if 64 < rows < n:
+            rows -= rows % 64
+        together = max(1, min(groups, int(cached / rows)))
+        samples = max(1, min(b, int(cached / (rows * groups))))
+        if rows < n or (cpu and planes * mib_per_row * groups * n >= WORTH_MIB):
+            samples = 1
+        return cls(samples, together, rows)
+
+    def whole(self, b: int, groups: int, n: int) -> bool:
+        """Whether one tile holds everything."""
+        return (self.samples, self.groups, self.rows) == (b, groups, n)
+
+
+def slices(total: int, size: int) -> Iterator[slice]:
+    """Consecutive slices of at most `size`, evenly sized."""
+    count = -(-total // size)
+    even = -(-total // count)
+    return (slice(start, min(start + even, total)) for start in range(0, total, even))
+
+
+class Buffers:
+    """Named scratch memory that grows to the largest tile and is used again."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device):
+        self.dtype, self.device = dtype, device
+        self._flat: dict[str, Tensor] = {}
+
+    def take(self, name: str, *shape: int) -> Tensor:
+        """An uninitialised tensor; it is gone when the name is taken again."""
+        size = int(torch.Size(shape).numel())
+        flat = self._flat.get(name)
+        if flat is None or flat.numel() < size:
+            flat = self._flat[name] = torch.empty(size, dtype=self.dtype, device=self.device)
+        return flat[:size].view(shape)
+
+
+class Maps:
+    """The maps of some samples and heads of a capture, tile by tile.
+
+    Args:
+        capture: detached. samples, heads: which, in the order in which they are wanted.
+        temperature: T_a. buffers: where the tiles live; maps(name) overwrites what that name held before.
+    """
+
+    def __init__(self, capture: Capture, samples: slice, heads: Sequence[int], temperature: float, buffers: Buffers):
+        self.buffers, self.samples = buffers, samples
+        _, _, self.n, self.m = capture.shape
+        self.heads = run_of(heads)
+        self.count = len(heads)
+        self.query = flat(capture.query, samples, self.heads).to(buffers.dtype)
+        """[b*k,n,d]"""
+        self.key = flat(capture.key, samples, run_of(capture.key_heads(heads))).to(buffers.dtype)
+        """[b*k,m,d]"""
+        self.factor = capture.scale / temperature
+        """factor * query @ key^T are the scores over T, but for the bias."""
+        bias = None if capture.bias is None else capture.bias.samples(samples)
+        self._add = None if bias is None else bias.adder(self.heads, 1.0 / temperature)
+        self._positions = capture.positions
+        self._causal = capture.causal
+        self.may_mask = capture.masks
+        """Whether a row may have every key masked."""
+        self.hides = capture.masks or capture.causal
+        """Whether scores may be minus infinity."""
+
+    def scores(self, rows: slice, name: str = "scores") -> Tensor:
+        """S / T [b,k,r,m] of some query rows."""
+        query = self.query[:, rows]
+        scores = self.buffers.take(name, query.shape[0], query.shape[1], self.m)
+        torch.baddbmm(scores, query, self.key.transpose(1, 2), beta=0, alpha=self.factor, out=scores)
+        scores = scores.view(-1, self.count, *scores.shape[1:])
+        if self._add is not None:
+            self._add(scores, rows)
+        if self._causal:
+            at = torch.arange(self.n, device=scores.device) if self._positions is None else self._positions
+            scores.masked_fill_(torch.arange(self.m, device=scores.device) > at[rows, None], float("-inf"))
+        return scores
+
+    def maps(self, rows: slice, name: str = "maps") -> Tensor:
+        """softmax(S / T) [b,k,r,m] of some query rows; zeros where all of a row is masked."""
+        return softmax_(self.scores(rows, name), self.may_mask)
+
+
+def flat(x: Tensor, samples: slice, heads: Heads) -> Tensor:
+    """Some samples and heads of x[b,h,n,d] as [b*k,n,d]; of one sample and consecutive heads it is a view."""
+    if samples.stop - samples.start == 1:
+        return x[samples.start, heads]
+    return x[samples, heads].flatten(0, 1)
+
+
+def run_of(heads: Sequence[int]) -> Heads:
+    """Consecutive heads as a slice, others as a list."""
+    first = heads[0]
+    if list(heads) == list(range(first, first + len(heads))):
+        return slice(first, first + len(heads))
+    return list(heads)

@@ -1,0 +1,152 @@
+"""The divergence tile by tile: any bias, mask or causality, any widths, shared keys; KL exactly.
+
+Both maps of a tile, the divergence of its rows and the gradient of its scores come out of one visit; the scores'
+gradient goes on to query, key and bias at once, so no map outlives its tile.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from dit_shd.attention.bias import Heads
+from dit_shd.attention.softmax import softmax_
+from dit_shd.attention.tiles import Buffers, Maps, Tiling, run_of, slices
+from dit_shd.divergence.job import Job, Result
+from dit_shd.squeezing.plans import by_size
+
+
+def run(job: Job) -> Result:
+    """One pass over the tiles."""
+    b, _, n, m = job.teacher.shape
+    wide = torch.promote_types(job.student.query.dtype, torch.float32)
+    buffers = Buffers(wide, job.student.query.device)
+    result = Result.empty(job, wide)
+    for k, chosen in by_size(job.squeeze.plan):
+        tiling = Tiling.choose(b, len(chosen), n, m, k + 3, buffers.device, job.chunk_mib)
+        for samples in slices(b, tiling.samples):
+            for part in slices(len(chosen), tiling.groups):
+                _groups(job, result, buffers, k, samples, chosen, part, list(slices(n, tiling.rows)))
+    return result
+
+
+def mixed_tiles(job: Job) -> Iterator[tuple[slice, Tensor]]:
+    """Every tile of the squeezed teacher's map A~[s,G,r,m], with the samples it is of."""
+    b, _, n, m = job.teacher.shape
+    wide = torch.promote_types(job.teacher.query.dtype, torch.float32)
+    buffers = Buffers(wide, job.teacher.query.device)
+    for k, chosen in by_size(job.squeeze.plan):
+        tiling = Tiling.choose(b, len(chosen), n, m, k + 2, buffers.device, job.chunk_mib)
+        for samples in slices(b, tiling.samples):
+            for part in slices(len(chosen), tiling.groups):
+                theirs = [head for g in chosen[part] for head in job.squeeze.plan[g]]
+                target = _Target(job, buffers, k, samples, part, theirs)
+                for rows in slices(n, tiling.rows):
+                    yield samples, target.rows(rows)
+
+
+def _groups(
+    job: Job,
+    result: Result,
+    buffers: Buffers,
+    k: int,
+    samples: slice,
+    chosen: list[int],
+    part: slice,
+    runs: list[slice],
+) -> None:
+    """The student heads chosen[part], which stand for k teacher heads each."""
+    n = job.teacher.shape[2]
+    ours = chosen[part]
+    theirs = [head for g in ours for head in job.squeeze.plan[g]]
+    target = _Target(job, buffers, k, samples, part, theirs)
+    student = Maps(job.student, samples, ours, job.temperature, buffers)
+    d_query = buffers.take("d_query", *student.query.shape)
+    d_key = buffers.take("d_key", *student.key.shape).zero_()
+    for rows in runs:
+        terms, d_scores = _MEASURES[job.measure](target.rows(rows), student, rows, job)
+        result.value[samples] += terms.sum((1, 2), dtype=torch.float64) / n
+        if not job.gradients:
+            continue
+        if result.bias is not None:
+            result.bias.add(d_scores, samples, run_of(ours), rows)
+        flat = d_scores.flatten(0, 1)
+        torch.bmm(flat, student.key, out=d_query[:, rows])
+        d_key.baddbmm_(flat.transpose(1, 2), student.query[:, rows])
+    if job.gradients:
+        factor = student.factor / n
+        _put(result.d_query, samples, run_of(ours), d_query.mul_(factor))
+        shared = d_key.mul_(factor).view(-1, len(ours), *d_key.shape[1:])
+        result.d_key[samples] = result.d_key[samples].index_add_(
+            1, torch.tensor(job.student.key_heads(ours), device=d_key.device), shared
+        )
+
+
+def _put(whole: Tensor, samples: slice, heads: Heads, flat: Tensor) -> None:
+    target = whole[samples, heads]
+    whole[samples, heads] = flat.view(target.shape)
+
+
+class _Target:
+    """A~[b,G,r,m] of some groups of k teacher heads, run of rows by run of rows."""
+
+    def __init__(self, job: Job, buffers: Buffers, k: int, samples: slice, part: slice, heads: list[int]):
+        self.k, self.buffers = k, buffers
+        self.groups = len(heads) // k
+        weight = job.squeeze.weight[samples, heads].to(buffers.dtype)
+        self.weight = weight.unflatten(1, (self.groups, k))[..., None]  # [s,G,k,n or 1,1]
+        kept = job.squeeze.maps.get(k) if job.temperature == 1 else None
+        self.kept = None if kept is None else kept[samples, part.start * k : part.stop * k]
+        self.maps = Maps(job.teacher, samples, heads, job.temperature, buffers) if kept is None else None
+
+    def rows(self, rows: slice) -> Tensor:
+        if self.kept is not None:
+            maps = self.kept[:, :, rows].unflatten(1, (self.groups, self.k))
+        else:
+            assert self.maps is not None
+            maps = self.maps.maps(rows).unflatten(1, (self.groups, self.k))
+        weight = self.weight if self.weight.shape[3] == 1 else self.weight[:, :, :, rows]
+        if self.k == 1:
+            return maps[:, :, 0]
+        mixed = self.buffers.take("target", *maps[:, :, 0].shape)
+        torch.mul(maps[:, :, 0], weight[:, :, 0], out=mixed)
+        for i in range(1, self.k):
+            mixed.addcmul_(maps[:, :, i], weight[:, :, i])
+        return mixed
+
+
+def _kl(target: Tensor, student: Maps, rows: slice, job: Job) -> tuple[Tensor, Tensor]:
+    """KL (or cross-entropy) per row [s,G,r] and its gradient by the scores over T: B sum(A~) - A~.
+
+    log B is S - lse, and lse = max S - log(max B): no second pass of exponentials.
+    """
+    buffers = student.buffers
+    log_map = student.scores(rows, "log B")
+    maps = softmax_(log_map, student.may_mask, out=buffers.take("B", *log_map.shape))
+    highest = log_map.amax(-1, keepdim=True)
+    log_map.sub_(torch.where(maps.amax(-1, keepdim=True) > 0, highest - maps.amax(-1, keepdim=True).log(), 0.0))
+    if student.hides:
+        log_map.masked_fill_(target == 0, 0.0)  # 0 log 0
+    terms = -torch.linalg.vecdot(target, log_map)
+    if job.measure == "kl":
+        log_target = torch.clamp(target, min=torch.finfo(target.dtype).tiny, out=log_map).log_()
+        terms += torch.linalg.vecdot(target, log_target)
+    if not job.gradients:
+        return terms, terms
+    if job.teacher.masks:
+        maps.mul_(target.sum(-1, keepdim=True))  # rows that the teacher masks altogether count as nothing
+    return terms, maps.sub_(target)
+
+
+def _mse(target: Tensor, student: Maps, rows: slice, job: Job) -> tuple[Tensor, Tensor]:
+    """Squared difference per row [s,G,r] and its gradient by the scores over T: B * (G - sum_m B G), G = 2 (B - A~)."""
+    maps = student.maps(rows, "B")
+    gap = torch.sub(maps, target, out=student.buffers.take("gap", *maps.shape))
+    terms = torch.linalg.vecdot(gap, gap)
+    if not job.gradients:
+        return terms, terms
+    weighted = torch.linalg.vecdot(maps, gap)[..., None]
+    return terms, gap.sub_(weighted).mul_(maps).mul_(2)
+
+
+_MEASURES = {"kl": _kl, "cross_entropy": _kl, "mse": _mse}
