@@ -36,6 +36,7 @@ class RelativeBias(Bias):
         self.window = window
         self.code = code
         self.query_code = code if query_code is None else query_code
+        self._lines: Tensor | None = None
 
     @staticmethod
     def codes(window: int) -> Tensor:
@@ -67,15 +68,18 @@ class RelativeBias(Bias):
         return RelativeBias(self.leaves[0], self.window, code, query_code[:, rows])
 
     def adder(self, heads: Heads = slice(None), factor: float = 1.0) -> Adder:
-        table = self.leaves[0].detach().t()[heads] * factor
+        table = self.leaves[0].detach().t()
         if self.code is None:
-            lines = _lines(table, self.window)
+            if self._lines is None:  # made once for all tiles that go through one bias; do not keep biases for long
+                self._lines = _lines(table, self.window)
+            lines = self._lines[heads]
 
             def add_runs(scores: Tensor, rows: slice) -> None:
                 for part, x, run in runs(rows, self.window):
-                    scores[:, :, part].add_(lines[:, x, run])
+                    scores[:, :, part].add_(lines[:, x, run], alpha=factor)
 
             return add_runs
+        table = table[heads] * factor
 
         def add_entries(scores: Tensor, rows: slice) -> None:
             index = self._index(rows)

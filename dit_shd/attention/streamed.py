@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dit_shd.attention.bias import Bias
 from dit_shd.attention.capture import Capture
-from dit_shd.attention.tiles import CHUNK_MIB, Buffers, Maps, Tiling, flat, slices
+from dit_shd.attention.tiles import CHUNK_MIB, Buffers, Loan, Maps, Tiling, add_product, flat, slices
 
 
 def attend(
@@ -71,15 +71,12 @@ class _StreamedAttention(torch.autograd.Function):
         *leaves: Tensor,
     ) -> Tensor:
         capture = Capture(query, key, value, scale, bias.detach(), causal)
-        b, h, n, d = *query.shape[:3], value.shape[3]
-        output = torch.empty(b, n, h, d, dtype=query.dtype, device=query.device).transpose(1, 2)
+        output = _like(query, value.shape[3])
         for samples, heads, rows_of, maps in _parts(capture, chunk_mib, planes=1):
             values = flat(value, samples, heads).to(maps.buffers.dtype)
-            for rows in rows_of:
-                weights = maps.maps(rows).flatten(0, 1)
-                mixed = maps.buffers.take("mixed", *weights.shape[:2], d)
-                torch.bmm(weights, values, out=mixed)
-                output[samples, heads, rows] = mixed.view(-1, maps.count, *mixed.shape[1:])
+            with Loan(output, samples, heads, maps.buffers, "mixed") as mixed:
+                for rows in rows_of:
+                    torch.bmm(maps.maps(rows).flatten(0, 1), values, out=mixed[:, rows])
         ctx.save_for_backward(query, key, value, output)
         ctx.scale, ctx.bias, ctx.causal, ctx.chunk_mib = scale, bias, causal, chunk_mib
         return output
@@ -89,29 +86,36 @@ class _StreamedAttention(torch.autograd.Function):
         query, key, value, output = ctx.saved_tensors
         bias: Bias = ctx.bias
         capture = Capture(query, key, value, ctx.scale, bias.detach(), ctx.causal)
-        d_query, d_key, d_value = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+        d_query, d_key, d_value = _like(query), _like(key), _like(value)
         collected = bias.gradient(1) if bias.needs_grad() else None
         for samples, heads, rows_of, maps in _parts(capture, ctx.chunk_mib, planes=2):
             buffers = maps.buffers
             values, d_out = (flat(x, samples, heads).to(buffers.dtype) for x in (value, d_output))
             delta = (d_out * flat(output, samples, heads)).sum(-1, keepdim=True)
-            dq = buffers.take("dq", *maps.query.shape)
-            dk = buffers.take("dk", *maps.key.shape).zero_()
-            dv = buffers.take("dv", *values.shape).zero_()
-            for rows in rows_of:
-                weights = maps.maps(rows).flatten(0, 1)
-                dv.baddbmm_(weights.transpose(1, 2), d_out[:, rows])
-                d_scores = buffers.take("d_scores", *weights.shape)
-                torch.bmm(d_out[:, rows], values.transpose(1, 2), out=d_scores)
-                d_scores.sub_(delta[:, rows]).mul_(weights)
-                if collected is not None:
-                    collected.add(d_scores.view(-1, maps.count, *d_scores.shape[1:]), samples, heads, rows)
-                torch.bmm(d_scores, maps.key, out=dq[:, rows])
-                dk.baddbmm_(d_scores.transpose(1, 2), maps.query[:, rows], alpha=ctx.scale)
-            for whole, grad in ((d_query, dq.mul_(ctx.scale)), (d_key, dk), (d_value, dv)):
-                whole[samples, heads] = grad.view(-1, maps.count, *grad.shape[1:])
+            dk = buffers.take("dk", *maps.key.transpose(1, 2).shape)  # the other way round: that product is faster
+            dv = buffers.take("dv", *values.transpose(1, 2).shape)
+            with Loan(d_query, samples, heads, buffers, "dq") as dq:
+                for i, rows in enumerate(rows_of):
+                    weights = maps.maps(rows).flatten(0, 1)
+                    add_product(dv, d_out[:, rows].transpose(1, 2), weights, first=i == 0)
+                    d_scores = buffers.take("d_scores", *weights.shape)
+                    torch.bmm(d_out[:, rows], values.transpose(1, 2), out=d_scores)
+                    d_scores.sub_(delta[:, rows]).mul_(weights)
+                    if collected is not None:
+                        collected.add(d_scores.view(-1, maps.count, *d_scores.shape[1:]), samples, heads, rows)
+                    add_product(dq[:, rows], d_scores, maps.key, maps.factor, first=True)
+                    add_product(dk, maps.query[:, rows].transpose(1, 2), d_scores, maps.factor, first=i == 0)
+            for whole, grad in ((d_key, dk), (d_value, dv)):
+                place = whole[samples, heads]
+                place.copy_(grad.transpose(1, 2).unflatten(0, place.shape[:2]))
         grads = [None] * len(bias.leaves) if collected is None else bias.weighted(collected.total())
         return d_query, d_key, d_value, None, None, None, None, *grads
+
+
+def _like(x: Tensor, width: int | None = None) -> Tensor:
+    """Memory for something like x[b,h,n,d], token by token, as the projections before and after attention want it."""
+    b, h, n, d = x.shape
+    return torch.empty(b, n, h, width or d, dtype=x.dtype, device=x.device).transpose(1, 2)
 
 
 def _parts(capture: Capture, chunk_mib: float, planes: int) -> Iterator[tuple[slice, slice, list[slice], Maps]]:

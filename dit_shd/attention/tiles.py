@@ -15,7 +15,7 @@ from dit_shd.attention.softmax import softmax_
 
 CHUNK_MIB = 64
 """Memory budget for what is n x m at any one time, in MiB."""
-PLANE_MIB, CACHE_MIB = 1, 4
+PLANE_MIB, CACHE_MIB = 2, 4
 """On a CPU: what one plane of rows and what a tile of several groups may take, to stay in its caches (measured)."""
 WORTH_MIB = 1
 """On a CPU a sample that fills this much is a tile of its own: its q, k and v are then used where they lie."""
@@ -95,7 +95,7 @@ class Maps:
         self.count = len(heads)
         self.query = flat(capture.query, samples, self.heads).to(buffers.dtype)
         """[b*k,n,d]"""
-        self.key = flat(capture.key, samples, run_of(capture.key_heads(heads))).to(buffers.dtype)
+        self.key = flat(capture.key, samples, run_of(capture.key_heads(heads))).to(buffers.dtype).contiguous()
         """[b*k,m,d]"""
         self.factor = capture.scale / temperature
         """factor * query @ key^T are the scores over T, but for the bias."""
@@ -131,6 +131,31 @@ def flat(x: Tensor, samples: slice, heads: Heads) -> Tensor:
     if samples.stop - samples.start == 1:
         return x[samples.start, heads]
     return x[samples, heads].flatten(0, 1)
+
+
+class Loan:
+    """Some samples and heads of x[b,h,n,d] to write to, as [b*k,n,d]: x itself where it can be seen so, else a copy.
+
+    Entered, it gives uninitialised memory; left, x has what was written.
+    """
+
+    def __init__(self, x: Tensor, samples: slice, heads: Heads, buffers: Buffers, name: str):
+        self.target, self.flat = x[samples, heads], flat(x, samples, heads)
+        self.direct = self.flat.data_ptr() == self.target.data_ptr() and x.dtype == buffers.dtype
+        if not self.direct:
+            self.flat = buffers.take(name, *self.flat.shape)
+
+    def __enter__(self) -> Tensor:
+        return self.flat
+
+    def __exit__(self, *_: object) -> None:
+        if not self.direct:
+            self.target.copy_(self.flat.view(self.target.shape))
+
+
+def add_product(out: Tensor, a: Tensor, b: Tensor, factor: float = 1.0, first: bool = False) -> None:
+    """out += factor a @ b, batch by batch; `first` does not read what out held."""
+    torch.baddbmm(out, a, b, beta=0 if first else 1, alpha=factor, out=out)
 
 
 def run_of(heads: Sequence[int]) -> Heads:

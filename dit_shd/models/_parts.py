@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """x (1 + scale) + shift, the adaLN of DiT."""
-    return x * (1 + scale) + shift
+    return torch.addcmul(shift, x, 1 + scale)
 
 
 class FinalLayer(nn.Module):

@@ -55,13 +55,13 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, code: Tensor | None) -> Tensor:
         b, n, e = x.shape
-        query, key, value = self.qkv(x).view(b, n, 3, self.heads, e // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        query, key, value = (y.view(b, n, self.heads, -1).transpose(1, 2) for y in self.qkv(x).chunk(3, dim=-1))
         bias = RelativeBias(self.rel_pos_bias.relative_position_bias_table, self.window, code)
         scale = query.shape[-1] ** -0.5
+        mixed = attend(query, key, value, scale, bias)
         if self.recorder is not None:
             out = self.proj.weight.t().unflatten(0, (self.heads, -1))
-            self.recorder(Capture(query, key, value, scale, bias, out=out))
-        mixed = attend(query, key, value, scale, bias)
+            self.recorder(Capture(query, key, value, scale, bias, out=out, mixed=mixed))
         return self.proj(mixed.transpose(1, 2).reshape(b, n, e))
 
 
@@ -81,8 +81,8 @@ class Block(nn.Module):
         if self.skip_linear is not None:
             x = self.skip_linear(torch.cat([x, skip], dim=-1))  # type: ignore[list-item]
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(condition)[:, None].chunk(6, dim=-1)
-        x = x + gate_a * self.attn(modulate(self.norm1(x), shift_a, scale_a), code)
-        return x + gate_m * self.mlp(modulate(self.norm2(x), shift_m, scale_m))
+        x = torch.addcmul(x, gate_a, self.attn(modulate(self.norm1(x), shift_a, scale_a), code))
+        return torch.addcmul(x, gate_m, self.mlp(modulate(self.norm2(x), shift_m, scale_m)))
 
 
 class MDTv2(ModelMixin, ConfigMixin):
