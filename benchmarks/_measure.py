@@ -61,6 +61,8 @@ def child(case: Mapping[str, Any], *options: str) -> dict[str, Any]:
 
 def header() -> str:
     """Date, processor and versions, for the record."""
-    cpu = next((x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x), "?")
+    cpu = next(
+        (x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x), "?"
+    )
     avx = "AVX512-BF16" if "avx512_bf16" in Path("/proc/cpuinfo").read_text() else "no AVX512-BF16"
     return f"{date.today()}, {cpu} ({avx}), Python {platform.python_version()}, torch {torch.__version__}"

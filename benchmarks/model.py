@@ -101,7 +101,9 @@ def main() -> None:
         found = {side: child({**case, "side": side}) for side in ("public", "ours", "recomputed")}
         for side in ("ours", "recomputed"):
             ratio = found[side] / found["public"]
-            print(f"S/2 4096 tokens, memory: public {found['public']:.0f} MiB, {side} {found[side]:.0f}, ratio {ratio:.2f}")
+            print(
+                f"S/2 4096 tokens, memory: public {found['public']:.0f} MiB, {side} {found[side]:.0f}, ratio {ratio:.2f}"
+            )
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 config.yaml      resolved                     metrics.jsonl   the numbers of each logged step (deterministic)
 checkpoints/     step_<n>/, newest last       timing.jsonl    seconds (not deterministic)
 student/         EMA weights, diffusers format with a model card
-samples/         grids drawn during training
+samples/         grids drawn during training     calibration.json   what losses found out before training (head plans)
 """
 
 import json

@@ -4,6 +4,7 @@ Errors a user can cause are one line and exit code 2; Ctrl-C is 130.
 """
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -18,6 +19,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     from dit_shd import registry
 
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("dit_shd").setLevel(logging.INFO)
     for package in options.trust:
         registry.trust(package)
     try:

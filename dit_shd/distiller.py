@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dit_shd.attention import capture
+from dit_shd.attention import Capture, Captures, capture
 from dit_shd.batch import NO_LABEL, Batch, PassName
 from dit_shd.diffusion import Schedule, noise_error, split, variational_bits
-from dit_shd.losses import Loss, View
+from dit_shd.losses import Listener, Loss, Term, View
 
 
 class Distiller(nn.Module):
@@ -28,12 +28,14 @@ class Distiller(nn.Module):
         self.student = student
         self.losses = nn.ModuleList(losses)
         self.schedule, self.gamma = schedule, gamma
+        self._teacher_layers: dict[PassName, list[str]] = {}
+        """The teacher's layers in the order in which they ran; known after the first call of a pass."""
 
     def forward(
         self, batch: Batch, pass_name: PassName = "plain", teacher: nn.Module | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of one pass, averaged over the batch, and its terms (detached) by name."""
-        wanted = {name: loss for name, loss in self._named_losses() if pass_name in loss.passes}
+        wanted = {name: loss for name, loss in self.named_losses() if pass_name in loss.passes}
         needs_captures = any(loss.needs_captures for loss in wanted.values())
         with ExitStack() as stack:
             student_captures = stack.enter_context(capture(self.student)) if needs_captures else {}
@@ -43,19 +45,50 @@ class Distiller(nn.Module):
         logs = {name: term.detach().mean() for name, term in terms.items()}
         if wanted:
             assert teacher is not None, "losses need a teacher"
-            with ExitStack() as stack, torch.no_grad():
-                teacher_captures = stack.enter_context(capture(teacher)) if needs_captures else {}
-                teacher_output = predict(teacher, batch).float()
-            view = View(batch, self.schedule, output, teacher_output, student_captures, teacher_captures)
-            for name, loss in wanted.items():
-                term = loss.term(view)
-                total = total + loss.weight * term.value.mean()
+            for name, term in self._teach(batch, pass_name, teacher, wanted, output, student_captures).items():
+                total = total + wanted[name].weight * term.value.mean()
                 logs[name] = term.value.detach().mean()
                 logs |= {f"{name}/{key}": value for key, value in term.logs.items()}
-        idle = [p for name, loss in self._named_losses() if name not in wanted for p in loss.parameters()]
+        idle = [p for name, loss in self.named_losses() if name not in wanted for p in loss.parameters()]
         for parameter in idle:  # DDP waits for every parameter in every pass, also for projectors of other passes
             total = total + 0.0 * parameter.sum()
         return total, logs
+
+    def _teach(
+        self,
+        batch: Batch,
+        pass_name: PassName,
+        teacher: nn.Module,
+        losses: dict[str, Loss],
+        output: Tensor,
+        student_captures: Captures,
+    ) -> dict[str, Term]:
+        """Run the teacher; losses that can listen take its captures layer by layer, so that none is held.
+
+        The first time the order of its layers is not known yet, and all captures are held.
+        """
+        order = self._teacher_layers.get(pass_name)
+        capturing = {name: loss for name, loss in losses.items() if loss.needs_captures}
+        heard = (
+            {name: loss.listener(order, student_captures, batch) for name, loss in capturing.items()} if order else {}
+        )
+        listeners = {name: listener for name, listener in heard.items() if listener is not None}
+
+        def sink(layer: str, found: Capture) -> None:
+            for listener in listeners.values():
+                listener(layer, found)
+            if len(listeners) < len(capturing):
+                held[layer] = found
+
+        held: Captures = {}
+        with ExitStack() as stack, torch.no_grad():
+            if capturing:
+                stack.enter_context(capture(teacher, sink=sink))
+            teacher_output = predict(teacher, batch).float()
+        if capturing and not order:
+            self._teacher_layers[pass_name] = list(held)
+        view = View(batch, self.schedule, output, teacher_output, student_captures, held)
+        return {name: listeners[name].term() if name in listeners else loss.term(view) for name, loss in losses.items()}
 
     def _denoising(self, batch: Batch, output: Tensor) -> dict[str, Tensor]:
         noise, v = split(output, batch.x_0.shape[1])
@@ -64,7 +97,7 @@ class Distiller(nn.Module):
             terms["variational"] = variational_bits(self.schedule, batch.x_0, batch.x_t, noise, v, batch.t)
         return terms
 
-    def _named_losses(self) -> list[tuple[str, Loss]]:
+    def named_losses(self) -> list[tuple[str, Loss]]:
         """The losses by the name of their file; a second one of a kind gets a number."""
         names: list[tuple[str, Loss]] = []
         for loss in self.losses:

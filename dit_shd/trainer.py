@@ -5,7 +5,7 @@ for step in train(config):
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,13 +14,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dit_shd import checks, models, optim
-from dit_shd.batch import BatchSource
+from dit_shd import calibration, checks, models, optim
+from dit_shd.batch import Batch, BatchSource
 from dit_shd.checkpoint import RunFolder
 from dit_shd.config import Plugin, option
 from dit_shd.diffusion import Schedule
 from dit_shd.distiller import Distiller
 from dit_shd.errors import UserError
+from dit_shd.losses import Loss
 from dit_shd.optim import OptimizerConfig
 
 
@@ -122,6 +123,7 @@ class Trainer:
         self.distiller, self.optimizer = self.accelerator.prepare(distiller, optimizer)
         if self.teacher is not None:
             self.teacher.to(self.accelerator.device)
+        calibration.settle(distiller, self.teacher, self._first_batches(losses), self.folder, self.accelerator)
         self.ema = EMAModel(
             self.student.parameters(), config.ema, min_decay=config.ema, update_after_step=-1, foreach=True
         )
@@ -248,12 +250,19 @@ class Trainer:
             draw_grid(model, path, count=10, labels="balanced", **options)
         self.accelerator.wait_for_everyone()
 
+    def _first_batches(self, losses: Sequence[Loss]) -> Iterator[Batch]:
+        """As many plain batches as the losses want to calibrate on, one micro batch of each of the first steps."""
+        for number in range(max((loss.calibration for loss in losses), default=0)):
+            yield self.source.draw(number, range(self.micro_batch_size))["plain"]
+
     def _try_out(self, distiller: Distiller) -> None:
         """One forward on one sample before anything is written: what does not fit together is said here."""
         if self.teacher is None:
             return
+        sample = self.source.draw(0, range(1))
+        calibration.look(distiller, self.teacher, [sample["plain"]])
         with torch.no_grad():
-            for name, batch in self.source.draw(0, range(1)).items():
+            for name, batch in sample.items():
                 distiller(batch, name, self.teacher)
 
 

@@ -142,5 +142,5 @@ def test_an_explicit_plan_is_used():
     usual = SHD()({"a.0": t}, {"a.0": s})
     other = SHD(plan=[[0, 3], [1, 2]])({"a.0": t}, {"a.0": s})
     assert usual != other
-    with pytest.raises(UserError, match="contiguous or a list"):
+    with pytest.raises(UserError, match="contiguous, matched or a list"):
         SHD(plan="neighbours")

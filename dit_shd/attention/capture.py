@@ -139,14 +139,18 @@ class Recordable(Protocol):
     recorder: "Recorder | None"
 
 
-class Recorder:
-    """Takes the Captures of one attention module and files them under its name; hands them on to `outer`, if any."""
+Sink = Callable[[str, Capture], None]
+"""Takes a layer's name and its Capture while the model runs."""
 
-    def __init__(self, name: str, captures: Captures, outer: "Recorder | None" = None):
-        self.name, self.captures, self.outer = name, captures, outer
+
+class Recorder:
+    """Hands the Captures of one attention module to `sink` under its name, then on to `outer`, if any."""
+
+    def __init__(self, name: str, sink: Sink, outer: "Recorder | None" = None):
+        self.name, self.sink, self.outer = name, sink, outer
 
     def __call__(self, capture: Capture) -> None:
-        self.captures[self.name] = capture
+        self.sink(self.name, capture)
         if self.outer is not None:
             self.outer(capture)
 
@@ -157,12 +161,13 @@ def _plain(name: str) -> str:
 
 
 @contextmanager
-def capture(model: nn.Module, layers: Sequence[str] | None = None) -> Iterator[Captures]:
+def capture(model: nn.Module, layers: Sequence[str] | None = None, sink: Sink | None = None) -> Iterator[Captures]:
     """Record the attention layers of `model`; after each forward the yielded dict holds that forward's Captures.
 
     Args:
         model: a model with attention modules of ours (MDTv2).
         layers: names or patterns (`de_blocks.*`) of attention modules; all of them by default.
+        sink: is handed every Capture as its layer runs; the dict then stays empty, and nothing is held.
 
     Raises:
         UserError: nothing to capture, or a pattern that fits no layer.
@@ -178,7 +183,7 @@ def capture(model: nn.Module, layers: Sequence[str] | None = None) -> Iterator[C
     before = {name: module.recorder for name, module in chosen.items()}
     fresh = model.register_forward_pre_hook(lambda *_: captures.clear())
     for name, module in chosen.items():
-        module.recorder = Recorder(name, captures, before[name])
+        module.recorder = Recorder(name, sink or captures.__setitem__, before[name])
     try:
         yield captures
     finally:

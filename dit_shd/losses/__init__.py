@@ -3,10 +3,11 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
-from dit_shd.attention import Captures
+from dit_shd.attention import Capture, Captures
 from dit_shd.batch import Batch, PassName
 from dit_shd.diffusion import Schedule
 from dit_shd.errors import UserError
@@ -34,6 +35,18 @@ class Term:
     logs: dict[str, Tensor] = field(default_factory=dict)
 
 
+class Listener(ABC):
+    """Takes the teacher's Captures one by one while the teacher runs, so that none has to be held."""
+
+    @abstractmethod
+    def __call__(self, layer: str, capture: Capture) -> None:
+        """One of the teacher's layers has run."""
+
+    @abstractmethod
+    def term(self) -> Term:
+        """The loss, once the teacher is through."""
+
+
 class Loss(nn.Module, ABC):
     """A distillation term.
 
@@ -43,6 +56,8 @@ class Loss(nn.Module, ABC):
     """
 
     needs_captures = False
+    calibration = 0
+    """How many batches it wants to see before training; see calibrate."""
 
     def __init__(self, weight: float = 1.0, passes: Sequence[PassName] = ("plain",)):
         super().__init__()
@@ -55,3 +70,21 @@ class Loss(nn.Module, ABC):
     @abstractmethod
     def term(self, view: View) -> Term:
         """The loss of one pass."""
+
+    def listener(self, layers: Sequence[str], student: Captures, batch: Batch | None = None) -> Listener | None:
+        """A Listener for one pass, if the loss can work layer by layer; term() is then not called.
+
+        Args:
+            layers: the teacher's layers in the order in which they run. student: the student's captures.
+        """
+        return None
+
+    def calibrate(self, teacher: Captures, student: Captures) -> None:
+        """Look at one of `calibration` batches, without gradients."""
+
+    def calibrated(self) -> dict[str, Any]:
+        """What was found, as plain data to be saved with the run (and read back by restore)."""
+        return {}
+
+    def restore(self, found: dict[str, Any]) -> None:
+        """Take up what calibrated() gave in an earlier session of the run."""

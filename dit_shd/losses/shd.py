@@ -1,18 +1,23 @@
 """Squeezing-Heads Distillation (arXiv 2502.07436): the student's attention maps follow the squeezed teacher's."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dit_shd.attention import Captures
+from dit_shd import randomness
+from dit_shd.attention import Capture, Captures
 from dit_shd.attention.tiles import CHUNK_MIB
-from dit_shd.batch import PassName
-from dit_shd.divergence import Measure, attention_kl
+from dit_shd.batch import Batch, PassName
+from dit_shd.divergence import Backend, Measure, attention_kl
 from dit_shd.errors import UserError
 from dit_shd.layers import LayerMap, layer_map
-from dit_shd.losses import Loss, Term, View
-from dit_shd.squeezing import Method, squeeze
+from dit_shd.losses import Listener, Loss, Term, View
+from dit_shd.squeezing import Method, Plan, Projections, squeeze
+from dit_shd.squeezing.matching import MapSimilarity, matched
+
+Groups = list[list[int]]
 
 
 class SHD(Loss):
@@ -23,11 +28,15 @@ class SHD(Loss):
     Args:
         weight: beta; 2.0 for images in the paper's appendix.
         passes: where it applies. In a masked pass layers can differ in tokens; map them by section then.
-        plan: `contiguous`, or a list of groups of teacher heads, one for each student head.
-        method: pairwise (the paper's alpha), constant or hard. seed: for hard.
+        plan: which teacher heads each student head stands for: contiguous; matched (similar heads together, found on
+            calibration batches before training); a list of groups; or {student layer: list of groups}.
+        method: pairwise (the paper's alpha), joint, per_query, constant or hard; see squeeze. seed: for hard and rows.
         temperature: T_a of both maps in the divergence; alpha is computed on the untempered maps.
-        measure: kl, or mse (the paper's table 10).
+        measure: kl; cross_entropy (the same gradient, cheaper on the fused backend); mse (the paper's table 10).
         layers: sections, proportional, or a map {student layer: teacher layer}.
+        backend: auto, streamed or fused; see attention_kl.
+        rows: share of the query rows, drawn anew in every call, that alpha and the divergence are estimated from.
+        calibration: batches that a matched plan looks at.
         chunk_mib: memory budget for attention maps, in MiB.
     """
 
@@ -37,67 +46,180 @@ class SHD(Loss):
         self,
         weight: float = 2.0,
         passes: Sequence[PassName] = ("plain",),
-        plan: str | list[list[int]] = "contiguous",
+        plan: str | Groups | dict[str, Groups] = "contiguous",
         method: Method = "pairwise",
         temperature: float = 1.0,
         measure: Measure = "kl",
         layers: str | dict[str, str] = "sections",
+        backend: Backend = "auto",
+        rows: float = 1.0,
+        calibration: int = 4,
         seed: int = 0,
         chunk_mib: float = CHUNK_MIB,
     ):
         super().__init__(weight, passes)
-        if isinstance(plan, str) and plan != "contiguous":
-            raise UserError(f"SHD: plan: wanted contiguous or a list of groups, found '{plan}'")
+        if isinstance(plan, str) and plan not in ("contiguous", "matched"):
+            raise UserError(f"SHD: plan: wanted contiguous, matched or a list of groups, found '{plan}'")
         if not temperature > 0:
             raise UserError(f"SHD: temperature: wanted a number above 0, found {temperature}")
         if not chunk_mib > 0:
             raise UserError(f"SHD: chunk_mib: wanted a memory budget above 0 MiB, found {chunk_mib}")
+        if not 0 < rows <= 1:
+            raise UserError(f"SHD: rows: wanted a share above 0 and at most 1, found {rows}")
+        if calibration < 1:
+            raise UserError(f"SHD: calibration: wanted 1 batch or more, found {calibration}")
         if isinstance(layers, dict) and not layers:
             raise UserError(
                 "SHD: layers: the map is empty; wanted sections, proportional or {student layer: teacher layer}"
             )
-        self.plan, self.temperature = plan, temperature
+        self.plan, self.temperature, self.rows = plan, temperature, rows
         self.method: Method = method
         self.measure: Measure = measure
+        self.backend: Backend = backend
         self.layers: LayerMap = layers  # type: ignore[assignment]
+        self.calibration = calibration if plan == "matched" else 0
         self.seed, self.chunk_mib = seed, chunk_mib
+        self.plans: dict[str, Plan] = {}
+        """Student layer -> its matched plan."""
+        self.projections = Projections()
+        self._similarities: dict[str, tuple[MapSimilarity, int]] = {}
 
     def forward(self, teacher: Captures, student: Captures) -> Tensor:
         """The weighted loss of two models' captures, a scalar with a gradient to the student only."""
         return self.weight * self.divergence(teacher, student).value.mean()
 
     def term(self, view: View) -> Term:
-        return self.divergence(view.teacher_captures, view.student_captures)
+        return self.divergence(view.teacher_captures, view.student_captures, view.batch)
 
-    def divergence(self, teacher: Captures, student: Captures) -> Term:
+    def divergence(self, teacher: Captures, student: Captures, batch: Batch | None = None) -> Term:
         """Value per sample [b]; logs hold each layer's mean alpha and divergence, the share clamped and the residual.
 
         Raises:
             UserError: more student heads than teacher heads, other token counts, layers that do not map.
         """
-        values, logs, clamped, residual = [], {}, [], []
+        heard = self.listener(list(teacher), student, batch)
+        for name, capture in teacher.items():
+            heard(name, capture)
+        return heard.term()
+
+    def listener(self, layers: Sequence[str], student: Captures, batch: Batch | None = None) -> "Layers":
+        return Layers(self, layer_map(layers, list(student), self.layers), student, batch)
+
+    def plan_of(self, layer: str) -> Any:
+        """The plan of a student layer, as squeeze takes it."""
+        if self.plan == "matched":
+            if layer not in self.plans:
+                raise UserError(
+                    f"SHD: the matched plan of {layer} is not known yet; in a script of your own call "
+                    "loss.calibrate(teacher_captures, student_captures) on some batches, then loss.calibrated()"
+                )
+            return self.plans[layer]
+        if isinstance(self.plan, dict):
+            if layer not in self.plan:
+                raise UserError(f"SHD: plan: names no groups for {layer}; it has {', '.join(self.plan)}")
+            return self.plan[layer]
+        return self.plan
+
+    def calibrate(self, teacher: Captures, student: Captures) -> None:
         for ours, theirs in layer_map(list(teacher), list(student), self.layers).items():
-            t, s = teacher[theirs], student[ours]
-            if s.heads > t.heads:
-                raise UserError(
-                    f"SHD: the student has {s.heads} heads in {ours}, the teacher only {t.heads} in {theirs}; "
-                    "heads can be merged, not split"
-                )
-            if s.shape[2:] != t.shape[2:]:
-                raise UserError(
-                    f"SHD: {ours} of the student sees {s.shape[2]} tokens and {theirs} of the teacher {t.shape[2]}; "
-                    "their maps cannot be compared (same patch size and latents? layers=sections?)"
-                )
-            plan = self.plan if not isinstance(self.plan, str) else "contiguous"
-            squeezed = squeeze(t, s.heads, plan, self.method, seed=self.seed, chunk_mib=self.chunk_mib)
-            value = attention_kl(t, s, squeezed, self.temperature, self.measure, chunk_mib=self.chunk_mib)
-            values.append(value)
-            logs[f"{self.measure}/{ours}"] = value.detach().mean()
-            if squeezed.alpha is not None and squeezed.alpha.numel():
-                assert squeezed.clamped is not None and squeezed.residual is not None
-                logs[f"alpha/{ours}"] = squeezed.alpha.mean()
-                clamped.append(squeezed.clamped.float().mean())
-                residual.append(squeezed.residual.mean())
-        if clamped:
-            logs |= {"clamped": torch.stack(clamped).mean(), "residual": torch.stack(residual).mean()}
-        return Term(torch.stack(values).sum(0), logs)
+            fits(ours, student[ours], theirs, teacher[theirs])
+            similarity, _ = self._similarities.get(ours, (MapSimilarity(self.chunk_mib), 0))
+            similarity.add(teacher[theirs])
+            self._similarities[ours] = (similarity, student[ours].heads)
+
+    def calibrated(self) -> dict[str, Any]:
+        for layer, (similarity, heads) in self._similarities.items():
+            self.plans[layer] = matched(similarity.cosines(), heads)
+        self._similarities.clear()
+        return {"plans": {layer: [list(part) for part in plan] for layer, plan in self.plans.items()}}
+
+    def restore(self, found: dict[str, Any]) -> None:
+        plans = found.get("plans")
+        if not isinstance(plans, dict):
+            raise UserError("SHD: the calibration of this run holds no plans")
+        self.plans = {layer: tuple(tuple(part) for part in plan) for layer, plan in plans.items()}
+
+
+class Layers(Listener):
+    """The loss of one pass, layer by layer as the teacher's captures come in."""
+
+    def __init__(self, loss: SHD, pairs: dict[str, str], student: Captures, batch: Batch | None):
+        self.loss, self.student, self.batch = loss, student, batch
+        self.pairs = pairs
+        self.values: dict[str, Tensor] = {}
+        self.logs: dict[str, dict[str, Tensor]] = {}
+
+    def __call__(self, layer: str, capture: Capture) -> None:
+        for ours, theirs in self.pairs.items():
+            if theirs == layer:
+                try:
+                    with torch.enable_grad():  # the teacher runs without
+                        self.values[ours] = self._layer(ours, self.student[ours], theirs, capture)
+                except UserError:
+                    raise
+                except ValueError as error:
+                    raise UserError(f"SHD: {ours} of the student, {theirs} of the teacher: {error}") from error
+
+    def _layer(self, ours: str, s: Capture, theirs: str, t: Capture) -> Tensor:
+        loss = self.loss
+        fits(ours, s, theirs, t)
+        if loss.rows < 1:
+            rows = self._rows(ours, t.shape[2]).to(t.query.device)
+            s, t = s.select(rows), t.select(rows)
+        squeezed = squeeze(
+            t,
+            s.heads,
+            loss.plan_of(ours),
+            loss.method,
+            seed=loss.seed,
+            chunk_mib=loss.chunk_mib,
+            keep_maps=loss.temperature == 1,
+            projections=loss.projections,
+        )
+        value = attention_kl(t, s, squeezed, loss.temperature, loss.measure, loss.backend, loss.chunk_mib)
+        logs = {f"{loss.measure}/{ours}": value.detach().mean()}
+        if squeezed.alpha is not None and squeezed.alpha.numel():
+            assert squeezed.clamped is not None
+            logs |= {f"alpha/{ours}": squeezed.alpha.mean(), "clamped": squeezed.clamped.float().mean()}
+        if squeezed.residual is not None:
+            logs["residual"] = squeezed.residual.mean()
+        self.logs[ours] = logs
+        return value
+
+    def _rows(self, layer: str, n: int) -> Tensor:
+        """Some query rows, in order: a function of the batch in training, of torch's generator elsewhere."""
+        count = max(1, round(self.loss.rows * n))
+        if self.batch is None:
+            return torch.randperm(n)[:count].sort().values
+        first, t = int(self.batch.indices[0]), int(self.batch.t[0])
+        order = randomness.stream(self.loss.seed, f"rows/{layer}", first, t).permutation(n)[:count]
+        return torch.from_numpy(order).sort().values
+
+    def term(self) -> Term:
+        missing = [theirs for ours, theirs in self.pairs.items() if ours not in self.values]
+        if missing:
+            raise UserError(f"SHD: layer {missing[0]} of the teacher did not run in this pass, but did before")
+        ordered = [self.logs[ours] for ours in self.pairs]
+        logs = {k: v for found in ordered for k, v in found.items() if "/" in k}
+        for key in ("clamped", "residual"):
+            each = [found[key] for found in ordered if key in found]
+            logs |= {key: torch.stack(each).mean()} if each else {}
+        return Term(torch.stack([self.values[ours] for ours in self.pairs]).sum(0), logs)
+
+
+def fits(ours: str, s: Capture, theirs: str, t: Capture) -> None:
+    """Whether a student layer can learn from a teacher layer.
+
+    Raises:
+        UserError: more heads than the teacher, or other tokens.
+    """
+    if s.heads > t.heads:
+        raise UserError(
+            f"SHD: the student has {s.heads} heads in {ours}, the teacher only {t.heads} in {theirs}; "
+            "heads can be merged, not split"
+        )
+    if s.shape[2:] != t.shape[2:]:
+        raise UserError(
+            f"SHD: {ours} of the student sees {s.shape[2]} tokens and {theirs} of the teacher {t.shape[2]}; "
+            "their maps cannot be compared (same patch size and latents? layers=sections?)"
+        )

@@ -1,0 +1,113 @@
+"""A whole training step of MDTv2-B/2 -> S/2 at true size, with SHD against without.
+
+    python benchmarks/step.py [--tokens 256 4096]
+
+Plain and masked pass, noise prediction and output distillation in both, SHD on the plain pass, one optimizer step with
+AdamW and gradient clipping. Batch 8 at 256 tokens, 1 at 4096. Random weights and noise. Time in one process, the two
+sides in turn; peak memory (resident, the whole process) in a process for each side.
+"""
+
+import json
+from contextlib import contextmanager
+
+import torch
+from _measure import child, header, in_turn, parser, peak_mib
+
+from dit_shd.batch import Batch
+from dit_shd.diffusion import Schedule
+from dit_shd.distiller import Distiller
+from dit_shd.losses.output import Output
+from dit_shd.losses.shd import SHD
+from dit_shd.models import MDTv2
+
+BATCH = {256: 8, 1024: 2, 4096: 1}
+
+
+def models(tokens: int, low: bool = False) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """Teacher and student with weights that let attention do something (adaLN-Zero would not)."""
+    torch.manual_seed(0)
+    side = 2 * int(tokens**0.5)
+    teacher = MDTv2.from_options("B/2", sample_size=side).eval().requires_grad_(False)
+    student = MDTv2.from_options("S/2", sample_size=side)
+    for model in (teacher, student):
+        for p in model.parameters():
+            torch.nn.init.normal_(p, std=0.02)
+    return (teacher.bfloat16() if low else teacher), student
+
+
+def batches(tokens: int) -> dict[str, Batch]:
+    """A plain and a masked pass (40% of the tokens hidden)."""
+    schedule, b, side = Schedule.linear(), BATCH[tokens], 2 * int(tokens**0.5)
+    x, noise, t = torch.randn(b, 4, side, side), torch.randn(b, 4, side, side), torch.full((b,), 300)
+    keep = torch.stack([torch.randperm(tokens)[: int(tokens * 0.6)].sort().values for _ in range(b)])
+    labels = torch.arange(b)
+    x_t = schedule.add_noise(x, noise, t)
+    return {n: Batch(x, noise, x_t, t, labels, k, labels) for n, k in (("plain", None), ("masked", keep))}
+
+
+class LowTeacher(torch.nn.Module):
+    """A bfloat16 teacher that takes float32 latents."""
+
+    def __init__(self, model: torch.nn.Module):
+        super().__init__()
+        self.model, self.config = model, model.config
+
+    def forward(self, x: torch.Tensor, *args, **options):
+        return self.model(x.bfloat16(), *args, **options)
+
+
+@contextmanager
+def step(side: str, tokens: int, low: bool = False):
+    """Yields a function that takes one step."""
+    teacher, student = models(tokens, low)
+    teacher = LowTeacher(teacher) if low else teacher
+    if tokens == 4096:
+        student.enable_gradient_checkpointing()
+    losses = [Output(), SHD()] if side == "with" else [Output()]
+    distiller = Distiller(student, losses, Schedule.linear())
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4)
+    drawn = batches(tokens)
+
+    def run() -> None:
+        for name, batch in drawn.items():
+            distiller(batch, name, teacher)[0].backward()
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    yield run
+
+
+def memory(case: dict) -> float:
+    torch.set_num_threads(case["threads"])
+    with step(case["side"], case["tokens"]) as run:
+        for _ in range(2 if case["tokens"] < 4096 else 1):  # the first step does not know the teacher's layers yet
+            run()
+    return peak_mib()
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--tokens", type=int, nargs="+", default=[256, 4096])
+    args = options.parse_args()
+    if args.child:
+        print(json.dumps(memory(json.loads(args.child))))
+        return
+    torch.set_num_threads(args.threads)
+    print(header(), f"{args.threads} thread(s), {args.repeats} repeats", flush=True)
+    for tokens in args.tokens:
+        with step("without", tokens) as without, step("with", tokens) as with_shd:
+            seconds = in_turn({"without": without, "with": with_shd}, args.repeats)
+        ratio = seconds["with"] / seconds["without"]
+        what = f"{tokens} tokens, batch {BATCH[tokens]}"
+        times = f"without SHD {seconds['without']:.2f} s, with {seconds['with']:.2f} s"
+        print(f"{what}: {times}, ratio {ratio:.3f}", flush=True)
+        case = {"tokens": tokens, "threads": args.threads}
+        peaks = {side: child({**case, "side": side}) for side in ("without", "with")}
+        ratio = peaks["with"] / peaks["without"]
+        shown = f"without SHD {peaks['without']:.0f} MiB, with {peaks['with']:.0f} MiB"
+        print(f"{what}, peak memory of the process: {shown}, ratio {ratio:.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

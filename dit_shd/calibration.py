@@ -1,0 +1,67 @@
+"""What some losses want to know of the teacher before training: found once, saved with the run, read back on resume."""
+
+import json
+import logging
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from dit_shd.attention import capture
+from dit_shd.batch import Batch
+from dit_shd.checkpoint import RunFolder, write_text
+from dit_shd.distiller import Distiller, predict
+from dit_shd.errors import UserError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+FILE = "calibration.json"
+_log = logging.getLogger("dit_shd")
+
+
+@torch.no_grad()
+def look(distiller: Distiller, teacher: nn.Module, batches: Iterable[Batch]) -> dict[str, Any]:
+    """Show the batches to every loss that wants some; what each found, by its name."""
+    wanting = {name: loss for name, loss in distiller.named_losses() if loss.calibration}
+    for number, batch in enumerate(batches):
+        with capture(distiller.student) as ours, capture(teacher) as theirs:
+            predict(distiller.student, batch)
+            predict(teacher, batch)
+        for loss in wanting.values():
+            if number < loss.calibration:
+                loss.calibrate(theirs, ours)
+    return {name: loss.calibrated() for name, loss in wanting.items()}
+
+
+def settle(
+    distiller: Distiller,
+    teacher: nn.Module | None,
+    batches: Iterable[Batch],
+    folder: RunFolder,
+    accelerator: "Accelerator",
+) -> None:
+    """Calibrate the losses of a new run, or restore what the run found before.
+
+    The main process looks and writes; all processes read, so that all work with the same.
+    """
+    wanting = {name: loss for name, loss in distiller.named_losses() if loss.calibration}
+    if not wanting or teacher is None:
+        return
+    file = folder.path / FILE
+    if accelerator.is_main_process and not file.exists():
+        found = look(distiller, teacher, (batch.to(accelerator.device) for batch in batches))
+        write_text(file, json.dumps(found, indent=1) + "\n")
+    accelerator.wait_for_everyone()
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        for name, loss in wanting.items():
+            loss.restore(found[name])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: not readable as a calibration ({error}); move it away to find it anew") from error
+    if accelerator.is_main_process:
+        for name in wanting:
+            for key, value in found[name].items():
+                for layer, entry in value.items():
+                    _log.info("%s %s, %s: %s", name, key, layer, entry)
