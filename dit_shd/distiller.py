@@ -69,10 +69,11 @@ class Distiller(nn.Module):
         """
         order = self._teacher_layers.get(pass_name)
         capturing = {name: loss for name, loss in losses.items() if loss.needs_captures}
-        heard = (
-            {name: loss.listener(order, student_captures, batch) for name, loss in capturing.items()} if order else {}
-        )
-        listeners = {name: listener for name, listener in heard.items() if listener is not None}
+        listeners: dict[str, Listener] = {}
+        for name, loss in capturing.items():
+            listener = loss.listener(order, student_captures, batch) if order else None
+            if listener is not None:
+                listeners[name] = listener
 
         def sink(layer: str, found: Capture) -> None:
             for listener in listeners.values():

@@ -29,8 +29,9 @@ def head_outputs(value, out):
 def alpha_of_pair(a1, x1, a2, x2):
     """The minimiser of ||(alpha A1 + (1-alpha) A2)(X1+X2) - (A1 X1 + A2 X2)||^2 for one sample, by expansion."""
     both = x1 + x2
-    slope = a1 @ both - a2 @ both
-    constant = a2 @ both - (a1 @ x1 + a2 @ x2)
+    second = a2 @ both
+    slope = a1 @ both - second
+    constant = second - (a1 @ x1 + a2 @ x2)
     return float(-(slope * constant).sum() / (slope * slope).sum())
 
 
@@ -60,9 +61,11 @@ def merge_progressively(a, x, plan, clamp=True):
     return w, torch.tensor(alphas, dtype=a.dtype)
 
 
-def residual(a, x, w):
+def residual(a, x, w, plan):
     """||A~_g sum X - sum A X|| / ||sum A X|| over the heads of each group [b,g]."""
-    member = (w != 0).to(a.dtype)
+    member = torch.zeros_like(w)
+    for g, heads in enumerate(plan):
+        member[:, g, list(heads)] = 1.0
     merged = torch.einsum("bgh,bhnm->bgnm", w, a)
     target = torch.einsum("bgh,bhnm,bhme->bgne", member, a, x)
     ours = torch.einsum("bgnm,bgh,bhme->bgne", merged, member, x)

@@ -144,3 +144,125 @@ def test_an_explicit_plan_is_used():
     assert usual != other
     with pytest.raises(UserError, match="contiguous, matched or a list"):
         SHD(plan="neighbours")
+
+
+def captures_of_both(seed=0, n=12, h=4, g=2, layers=2):
+    r = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=r, dtype=torch.float64)
+
+    teacher = {
+        f"b.{i}": Capture(draw(2, h, n, 3), draw(2, h, n, 3), draw(2, h, n, 3), 1.0, out=draw(h, 3, 6))
+        for i in range(layers)
+    }
+    student = {
+        f"b.{i}": Capture(draw(2, g, n, 3).requires_grad_(), draw(2, g, n, 3).requires_grad_(), draw(2, g, n, 3), 1.0)
+        for i in range(layers)
+    }
+    return teacher, student
+
+
+def test_some_rows_estimate_the_loss_and_its_gradient_without_bias():
+    teacher, student = captures_of_both()
+    whole, some = SHD(method="constant"), SHD(method="constant", rows=0.25)
+    torch.manual_seed(0)
+    leaf = student["b.0"].query
+    draws = [(v := some(teacher, student)).item() for _ in range(400)]
+    grads = [torch.autograd.grad(some(teacher, student), leaf)[0] for _ in range(400)]
+    exact = whole(teacher, student)
+    spread = torch.tensor(draws).std() / 20
+    assert spread > 0
+    assert abs(sum(draws) / 400 - exact.item()) < 4 * spread
+    mean, want = torch.stack(grads).mean(0), torch.autograd.grad(exact, leaf)[0]
+    assert (mean - want).norm() / want.norm() < 0.15
+    assert torch.isfinite(v)
+
+
+def test_rows_in_training_are_a_function_of_the_batch():
+    x = torch.zeros(1, 1, 2, 2)
+    teacher, student = captures_of_both()
+    loss = SHD(rows=0.5)
+
+    def value(index, t):
+        batch = Batch(x, x, x, torch.tensor([t]), torch.tensor([0]), None, torch.tensor([index]))
+        return loss.divergence(teacher, student, batch).value
+
+    assert torch.equal(value(3, 5), value(3, 5))
+    assert not torch.equal(value(3, 5), value(4, 5))
+    assert not torch.equal(value(3, 5), value(3, 6))
+
+
+def test_a_matched_plan_is_found_saved_and_read_back():
+    teacher, student = captures_of_both(h=4)
+    for capture_ in teacher.values():  # heads 0 and 2, 1 and 3 look alike
+        capture_.query[:, 2:] = capture_.query[:, :2]
+        capture_.key[:, 2:] = capture_.key[:, :2] * 1.05
+    loss = SHD(plan="matched")
+    assert loss.calibration == 4
+    with pytest.raises(UserError, match=r"matched plan of b\.0 is not known"):
+        loss(teacher, student)
+    loss.calibrate(teacher, student)
+    found = loss.calibrated()
+    assert found == {"plans": {"b.0": [[0, 2], [1, 3]], "b.1": [[0, 2], [1, 3]]}}
+    again = SHD(plan="matched")
+    again.restore(found)
+    explicit = SHD(plan={"b.0": [[0, 2], [1, 3]], "b.1": [[0, 2], [1, 3]]})
+    torch.testing.assert_close(again(teacher, student), explicit(teacher, student))
+    assert loss(teacher, student) != SHD()(teacher, student)
+    with pytest.raises(UserError, match="holds no plans"):
+        again.restore({})
+    with pytest.raises(UserError, match=r"names no groups for b\.1"):
+        SHD(plan={"b.0": [[0, 1], [2, 3]]})(teacher, student)
+
+
+def test_the_teacher_is_consumed_layer_by_layer():
+    """From the second call on nothing of the teacher is held, and the loss is the same."""
+    import weakref
+
+    from dit_shd.attention.capture import capture as record
+    from dit_shd.distiller import Distiller
+
+    torch.manual_seed(0)
+    teacher, student = (
+        MDTv2(**SMALL, num_attention_heads=4).eval().requires_grad_(False),
+        MDTv2(**SMALL, num_attention_heads=2),
+    )
+    for p in [*teacher.parameters(), *student.parameters()]:
+        torch.nn.init.normal_(p, std=0.2)
+    distiller = Distiller(student, [SHD(), Output()], Schedule.linear())
+    x, t = torch.randn(2, 1, 8, 8), torch.tensor([3, 800])
+    batch = Batch(x, x, x, t, torch.tensor([0, 1]), None, torch.arange(2))
+    seen, alive = [], []
+
+    def watch(name, found):
+        alive.append(sum(ref() is not None for ref in seen))
+        seen.append(weakref.ref(found.query))
+
+    results = []
+    for _ in range(2):
+        seen.clear(), alive.clear(), student.zero_grad()
+        with record(teacher, sink=watch):
+            total, logs = distiller(batch, "plain", teacher)
+        total.backward()
+        results.append((total.detach(), logs["shd"], student.de_blocks[0].attn.qkv.weight.grad.clone()))
+        held = max(alive)
+        assert held == (3 if len(results) == 1 else 0), held
+    for first, second in zip(*results):
+        assert torch.equal(first, second)
+
+
+def test_a_teacher_that_goes_bad_is_named():
+    teacher, student = captures_of_both()
+    teacher["b.1"].value[0, 0, 0, 0] = float("nan")
+    with pytest.raises(UserError, match=r"b\.1 of the student, b\.1 of the teacher: .*finite"):
+        SHD()(teacher, student)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(dict(rows=0.0), "share above 0"), (dict(rows=1.5), "at most 1"), (dict(calibration=0), "1 batch or more")],
+)
+def test_options_of_shd_that_make_no_sense(options, message):
+    with pytest.raises(UserError, match=message):
+        SHD(**options)

@@ -61,7 +61,7 @@ def test_pairwise_equals_the_oracle(h, g, n, m, causal, chunk_mib):
     found = squeeze(capture, g, chunk_mib=chunk_mib)
     torch.testing.assert_close(found.w[..., 0], w, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(found.alpha, alpha, rtol=1e-9, atol=1e-9)
-    expected = oracle.residual(a, x, w)
+    expected = oracle.residual(a, x, w, plan)
     torch.testing.assert_close(found.residual, expected, rtol=1e-7, atol=1e-9)
 
 

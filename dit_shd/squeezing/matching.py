@@ -84,7 +84,7 @@ def _exact(similarity: np.ndarray, start: Plan) -> list[tuple[int, ...]]:
     counts = [1] * h + [sum(len(part) == k for part in start) for k in sizes]
     values = np.array([together(similarity, part) for part in candidates])
     solved = milp(-values, integrality=np.ones(len(values)), bounds=Bounds(0, 1),
-                  constraints=LinearConstraint(covers, np.array(counts), np.array(counts)))  # fmt: skip
+                  constraints=LinearConstraint(covers, counts, counts))  # type: ignore[arg-type]  # fmt: skip
     assert solved.x is not None, solved.message
     return [candidates[i] for i in np.flatnonzero(solved.x > 0.5)]
 
