@@ -12,7 +12,7 @@ import time
 
 import torch
 from _measure import header, in_turn, parser
-from step import BATCH, LowTeacher, batches, models, step
+from step import BATCH, batches, models, step
 
 from dit_shd.attention import capture
 from dit_shd.distiller import predict
@@ -53,7 +53,7 @@ def main() -> None:
         loss_error, gradient_error = (statistics.mean(e) for e in errors)
         ratio = statistics.median(d[3] for d in draws) / seconds
         print(f"{where}, rows={rows}: loss off by {loss_error:.2%}, gradient by {gradient_error:.2%}; time {ratio:.2f}")
-    low = LowTeacher(models(args.tokens, low=True)[0])
+    low = models(args.tokens, low=True)[0]
     rough_value, rough_gradient, rough, _ = loss_and_gradient(SHD(), low, student, batch)
     alphas = [abs(float(rough[k] - logs[k])) for k in logs if k.startswith("alpha/")]
     print(

@@ -45,22 +45,10 @@ def batches(tokens: int) -> dict[str, Batch]:
     return {n: Batch(x, noise, x_t, t, labels, k, labels) for n, k in (("plain", None), ("masked", keep))}
 
 
-class LowTeacher(torch.nn.Module):
-    """A bfloat16 teacher that takes float32 latents."""
-
-    def __init__(self, model: torch.nn.Module):
-        super().__init__()
-        self.model, self.config = model, model.config
-
-    def forward(self, x: torch.Tensor, *args, **options):
-        return self.model(x.bfloat16(), *args, **options)
-
-
 @contextmanager
 def step(side: str, tokens: int, low: bool = False):
     """Yields a function that takes one step."""
     teacher, student = models(tokens, low)
-    teacher = LowTeacher(teacher) if low else teacher
     if tokens == 4096:
         student.enable_gradient_checkpointing()
     losses = [Output(), SHD()] if side == "with" else [Output()]

@@ -112,7 +112,8 @@ def predict(model: nn.Module, batch: Batch) -> Tensor:
     """A model's output for one batch; models of diffusers and ours are called alike."""
     masked = {} if batch.keep is None else {"keep": batch.keep}
     labels = torch.where(batch.labels == NO_LABEL, classes_of(model), batch.labels)
-    return model(batch.x_t, batch.t, class_labels=labels, return_dict=False, **masked)[0]
+    x_t = batch.x_t.to(next(model.parameters()).dtype)  # a teacher may be held in bfloat16
+    return model(x_t, batch.t, class_labels=labels, return_dict=False, **masked)[0]
 
 
 def classes_of(model: nn.Module) -> int:

@@ -33,6 +33,7 @@ class TrainConfig:
     data: Plugin = option(Plugin("digits"), "dataset: {name: digits | npz, ...}")
     student: Plugin = option(Plugin("mdt"), "model to train: {name: mdt, size: S/2, ...}")
     teacher: str | None = option(None, "run folder, diffusers folder, public checkpoint file, or asset:NAME")
+    teacher_precision: Literal["no", "bf16"] = option("no", "hold and run the teacher in bfloat16; maps stay float32")
     losses: list[Plugin] = option([], "distillation terms: [{name: shd, weight: 2}, {name: output}]")
     seed: int = option(0, "every random draw is a function of it")
     steps: int = option(400_000, "optimizer steps in all; may be raised to go on")
@@ -271,4 +272,5 @@ def _teacher(config: TrainConfig) -> nn.Module | None:
         raise UserError("teacher: losses need a teacher, and none was given (losses: [] is plain training)")
     if config.teacher is None:
         return None
-    return models.load(config.teacher).eval().requires_grad_(False)
+    teacher = models.load(config.teacher).eval().requires_grad_(False)
+    return teacher.bfloat16() if config.teacher_precision == "bf16" else teacher

@@ -72,7 +72,15 @@ class _StreamedAttention(torch.autograd.Function):
     ) -> Tensor:
         capture = Capture(query, key, value, scale, bias.detach(), causal)
         output = _like(query, value.shape[3])
-        for samples, heads, rows_of, maps in _parts(capture, chunk_mib, planes=1):
+        low = query.dtype in (torch.bfloat16, torch.float16)
+        for samples, heads, rows_of, maps in _parts(capture, chunk_mib, planes=2 if low else 1):
+            if low:  # the stock kernel's own low-precision products, with the bias of some rows as its mask
+                few = (query[samples, heads], key[samples, heads], value[samples, heads])
+                for rows in rows_of:
+                    mask = maps.bias(rows).to(query.dtype)
+                    mixed = F.scaled_dot_product_attention(few[0][:, :, rows], *few[1:], attn_mask=mask, scale=scale)
+                    output[samples, heads, rows] = mixed
+                continue
             values = flat(value, samples, heads).to(maps.buffers.dtype)
             with Loan(output, samples, heads, maps.buffers, "mixed") as mixed:
                 for rows in rows_of:

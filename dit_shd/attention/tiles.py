@@ -114,6 +114,14 @@ class Maps:
         scores = self.buffers.take(name, query.shape[0], query.shape[1], self.m)
         torch.baddbmm(scores, query, self.key.transpose(1, 2), beta=0, alpha=self.factor, out=scores)
         scores = scores.view(-1, self.count, *scores.shape[1:])
+        return self._biased(scores, rows)
+
+    def bias(self, rows: slice) -> Tensor:
+        """What is added to the scores of some query rows [b,k,r,m]: bias over T, minus infinity where hidden."""
+        few, r = self.query.shape[0] // self.count, rows.stop - rows.start
+        return self._biased(self.buffers.take("bias", few, self.count, r, self.m).zero_(), rows)
+
+    def _biased(self, scores: Tensor, rows: slice) -> Tensor:
         if self._add is not None:
             self._add(scores, rows)
         if self._causal:
