@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dit_shd.attention import capture
-from dit_shd.batch import Batch
+from dit_shd.batch import Batch, PassName
 from dit_shd.checkpoint import RunFolder, write_text
 from dit_shd.distiller import Distiller, predict
 from dit_shd.errors import UserError
@@ -18,19 +18,23 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 FILE = "calibration.json"
+Passes = dict[PassName, Batch]
 _log = logging.getLogger("dit_shd")
 
 
 @torch.no_grad()
-def look(distiller: Distiller, teacher: nn.Module, batches: Iterable[Batch]) -> dict[str, Any]:
+def look(distiller: Distiller, teacher: nn.Module, batches: Iterable[Passes]) -> dict[str, Any]:
     """Show the batches to every loss that wants some; what each found, by its name."""
     wanting = {name: loss for name, loss in distiller.named_losses() if loss.calibration}
-    for number, batch in enumerate(batches):
-        with capture(distiller.student) as ours, capture(teacher) as theirs:
-            predict(distiller.student, batch)
-            predict(teacher, batch)
-        for loss in wanting.values():
-            if number < loss.calibration:
+    for number, passes in enumerate(batches):
+        for name, batch in passes.items():
+            losses = [loss for loss in wanting.values() if number < loss.calibration and name in loss.passes]
+            if not losses:
+                continue
+            with capture(distiller.student) as ours, capture(teacher) as theirs:
+                predict(distiller.student, batch)
+                predict(teacher, batch)
+            for loss in losses:
                 loss.calibrate(theirs, ours)
     return {name: loss.calibrated() for name, loss in wanting.items()}
 
@@ -38,7 +42,7 @@ def look(distiller: Distiller, teacher: nn.Module, batches: Iterable[Batch]) -> 
 def settle(
     distiller: Distiller,
     teacher: nn.Module | None,
-    batches: Iterable[Batch],
+    batches: Iterable[Passes],
     folder: RunFolder,
     accelerator: "Accelerator",
 ) -> None:
@@ -51,14 +55,16 @@ def settle(
         return
     file = folder.path / FILE
     if accelerator.is_main_process and not file.exists():
-        found = look(distiller, teacher, (batch.to(accelerator.device) for batch in batches))
+        found = look(
+            distiller, teacher, ({k: batch.to(accelerator.device) for k, batch in passes.items()} for passes in batches)
+        )
         write_text(file, json.dumps(found, indent=1) + "\n")
     accelerator.wait_for_everyone()
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         for name, loss in wanting.items():
             loss.restore(found[name])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file}: not readable as a calibration ({error}); move it away to find it anew") from error
     if accelerator.is_main_process:
         for name in wanting:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dit_shd import calibration, checks, models, optim
-from dit_shd.batch import Batch, BatchSource
+from dit_shd.batch import BatchSource
 from dit_shd.checkpoint import RunFolder
 from dit_shd.config import Plugin, option
 from dit_shd.diffusion import Schedule
@@ -251,17 +251,17 @@ class Trainer:
             draw_grid(model, path, count=10, labels="balanced", **options)
         self.accelerator.wait_for_everyone()
 
-    def _first_batches(self, losses: Sequence[Loss]) -> Iterator[Batch]:
-        """As many plain batches as the losses want to calibrate on, one micro batch of each of the first steps."""
+    def _first_batches(self, losses: Sequence[Loss]) -> Iterator[calibration.Passes]:
+        """As many batches as the losses want to calibrate on, one micro batch of each of the first steps."""
         for number in range(max((loss.calibration for loss in losses), default=0)):
-            yield self.source.draw(number, range(self.micro_batch_size))["plain"]
+            yield self.source.draw(number, range(self.micro_batch_size))
 
     def _try_out(self, distiller: Distiller) -> None:
         """One forward on one sample before anything is written: what does not fit together is said here."""
         if self.teacher is None:
             return
         sample = self.source.draw(0, range(1))
-        calibration.look(distiller, self.teacher, [sample["plain"]])
+        calibration.look(distiller, self.teacher, [sample])
         with torch.no_grad():
             for name, batch in sample.items():
                 distiller(batch, name, self.teacher)

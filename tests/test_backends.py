@@ -149,3 +149,29 @@ def test_kept_maps_give_the_same_divergence():
     for temperature in (1.0, 2.0):  # at another temperature they are of no use
         found = attention_kl(teacher, student, kept, temperature)
         torch.testing.assert_close(found, attention_kl(teacher, student, squeeze(teacher, 2), temperature))
+
+
+@pytest.mark.parametrize(("measure", "backend"), [("kl", "streamed"), ("kl", "fused"), ("mse", "streamed")])
+def test_rows_that_the_teacher_masks_altogether_count_as_nothing(measure, backend):
+    teacher, student = pair(n=6)
+    mask = torch.ones(6, 6, dtype=torch.bool)
+    mask[2] = False
+    masked = dataclasses.replace(teacher, bias=DenseBias(mask))
+    rest = torch.tensor([0, 1, 3, 4, 5])
+    weights = squeeze(teacher, 2, method="constant")
+    found = attention_kl(masked, student, weights, measure=measure, backend=backend)
+    want = attention_kl(masked.select(rest), student.select(rest), weights, measure=measure) * 5 / 6
+    torch.testing.assert_close(found, want)
+    founds, wants = (torch.autograd.grad(x.sum(), [student.query, student.key]) for x in (found, want))
+    torch.testing.assert_close(founds, wants)
+
+
+def test_maps_of_another_capture_and_unfit_backends_are_refused():
+    teacher, student = pair(n=9, m=9, causal=True, bias=False)
+    rows = torch.tensor([1, 4, 8])
+    with pytest.raises(ValueError, match="kept maps are of"):
+        attention_kl(teacher.select(rows), student.select(rows), squeeze(teacher, 2, keep_maps=True))
+    with pytest.raises(ValueError, match="some query rows of causal"):
+        squeeze(teacher.select(rows), 2, backend="fused")
+    with pytest.raises(ValueError, match="contiguous or a list"):
+        squeeze(teacher, 2, plan="matched")

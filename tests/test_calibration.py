@@ -79,3 +79,10 @@ def test_a_teacher_in_bfloat16_teaches_nearly_the_same(values, tmp_path):
     assert fine[0]["plain/shd"] != low[0]["plain/shd"]
     assert fine[0]["plain/shd"] == pytest.approx(low[0]["plain/shd"], rel=0.05)
     assert fine[0]["plain/output"] == pytest.approx(low[0]["plain/output"], rel=0.1)
+
+
+def test_a_matched_plan_serves_the_masked_pass_too(values):
+    loss = {**MATCHED[0], "passes": ["plain", "masked"]}
+    config, _ = run(values, losses=[loss])
+    plans = json.loads((config.run / "calibration.json").read_text())["shd"]["plans"]
+    assert "sideblocks.0.attn" in plans

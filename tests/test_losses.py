@@ -261,8 +261,24 @@ def test_a_teacher_that_goes_bad_is_named():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [(dict(rows=0.0), "share above 0"), (dict(rows=1.5), "at most 1"), (dict(calibration=0), "1 batch or more")],
+    [
+        (dict(rows=0.0), "share above 0"),
+        (dict(rows=1.5), "at most 1"),
+        (dict(calibration=0), "1 batch or more"),
+        (dict(method="alpha"), "method: wanted one of pairwise"),
+        (dict(backend="triton"), "backend: wanted one of auto"),
+    ],
 )
 def test_options_of_shd_that_make_no_sense(options, message):
     with pytest.raises(UserError, match=message):
         SHD(**options)
+
+
+def test_without_gradients_none_are_computed():
+    teacher, student = captures_of_both()
+    with torch.no_grad():
+        value = SHD()(teacher, student)
+    assert not value.requires_grad
+    torch.testing.assert_close(value, SHD()(teacher, student).detach())
+    with torch.inference_mode():
+        torch.testing.assert_close(SHD()(*captures_of_both()), value)

@@ -158,6 +158,15 @@ def test_projections_are_kept_until_the_weights_change():
     torch.testing.assert_close(flat @ flat.transpose(1, 2), stacked @ stacked.transpose(1, 2))
 
 
+def test_only_so_many_projections_are_kept():
+    cache = Projections(most=3)
+    for _ in range(5):
+        cache.of(torch.randn(2, 3, 8), [[0, 1]])
+    assert len(cache._kept) == 3
+    cache.clear()
+    assert not cache._kept
+
+
 def test_kept_maps_are_the_maps_and_only_if_they_fit():
     capture = random_capture(h=5)
     kept = squeeze(capture, 2, keep_maps=True).maps

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from dit_shd.attention.bias import Bias
 from dit_shd.attention.capture import Capture
@@ -41,7 +42,7 @@ def attend(
     """
     if bias is None:
         return _fused(query, key, value, scale, causal)
-    if torch.is_autocast_enabled(query.device.type):
+    if torch.is_autocast_enabled(query.device.type) and query.dtype != torch.float64:
         low = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(low), key.to(low), value.to(low)
     return _StreamedAttention.apply(  # type: ignore[return-value]
@@ -85,17 +86,18 @@ class _StreamedAttention(torch.autograd.Function):
             with Loan(output, samples, heads, maps.buffers, "mixed") as mixed:
                 for rows in rows_of:
                     torch.bmm(maps.maps(rows).flatten(0, 1), values, out=mixed[:, rows])
-        ctx.save_for_backward(query, key, value, output)
+        ctx.save_for_backward(query, key, value, output, *leaves)
         ctx.scale, ctx.bias, ctx.causal, ctx.chunk_mib = scale, bias, causal, chunk_mib
         return output
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, d_output: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        query, key, value, output = ctx.saved_tensors
-        bias: Bias = ctx.bias
+        query, key, value, output, *leaves = ctx.saved_tensors
+        bias: Bias = ctx.bias.rebuilt(leaves)
         capture = Capture(query, key, value, ctx.scale, bias.detach(), ctx.causal)
         d_query, d_key, d_value = _like(query), _like(key), _like(value)
-        collected = bias.gradient(1) if bias.needs_grad() else None
+        collected = bias.gradient(1) if ctx.bias.needs_grad() else None
         for samples, heads, rows_of, maps in _parts(capture, ctx.chunk_mib, planes=2):
             buffers = maps.buffers
             values, d_out = (flat(x, samples, heads).to(buffers.dtype) for x in (value, d_output))

@@ -52,10 +52,6 @@ class Tiling:
             samples = 1
         return cls(samples, together, rows)
 
-    def whole(self, b: int, groups: int, n: int) -> bool:
-        """Whether one tile holds everything."""
-        return (self.samples, self.groups, self.rows) == (b, groups, n)
-
 
 def slices(total: int, size: int) -> Iterator[slice]:
     """Consecutive slices of at most `size`, evenly sized."""

@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from dit_shd.attention import Capture
 from dit_shd.attention.tiles import CHUNK_MIB
@@ -85,6 +86,8 @@ def _check(
     sums = torch.zeros_like(squeeze.weight[:, :g]).index_add_(1, squeeze.group, squeeze.weight)
     if not bool(((sums - 1).abs() < 1e-3).all()):
         raise ValueError("attention_kl: wanted weights that sum to 1 in every group, found others (or NaN)")
+    if any(kept.shape[0] != b or kept.shape[2:] != (n, m) for kept in squeeze.maps.values()):
+        raise ValueError("attention_kl: wanted the capture that the squeeze and its kept maps are of, found another")
     if not temperature > 0:
         raise ValueError(f"attention_kl: wanted a temperature above 0, found {temperature}")
     if measure not in get_args(Measure):
@@ -112,6 +115,7 @@ class _AttentionDivergence(torch.autograd.Function):
         return result.value.to(torch.promote_types(query.dtype, torch.float32))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         d_query, d_key, *totals = ctx.saved_tensors
         query_dtype, key_dtype, leaves = ctx.dtypes

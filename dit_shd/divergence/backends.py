@@ -22,11 +22,15 @@ def choose(job: Job) -> str:
     why_not = fused.unfit(job.teacher, job.student, job.measure)
     if why_not:
         return "streamed"
-    kind = (job.teacher.shape, job.student.shape, job.student.query.dtype, str(job.student.query.device), job.measure)
+    teacher, student = job.teacher, job.student
+    kind = (
+        *(teacher.query.shape, teacher.key.shape, teacher.causal, type(teacher.bias)),
+        *(student.query.shape, student.key.shape, student.causal, student.query.dtype, str(student.query.device)),
+        *(job.squeeze.heads, job.squeeze.weight.shape, job.measure),
+    )
     if kind not in _chosen:
         seconds = {name: _seconds(run, replace(job, gradients=True)) for name, run in _RUNS.items()}
-        best = min(seconds, key=lambda name: seconds[name])
-        _chosen[kind] = _agreed(best)
+        _chosen[kind] = min(seconds, key=lambda name: seconds[name])
         measured = ", ".join(f"{name} {1e3 * s:.1f} ms" for name, s in seconds.items())
         _log.info("attention_kl at (b, h, n, m) = %s: backend %s (%s)", job.teacher.shape, _chosen[kind], measured)
     return _chosen[kind]
@@ -48,12 +52,3 @@ def _seconds(run: Callable[[Job], Result], job: Job) -> float:
 def _finish(job: Job) -> None:
     if job.student.query.device.type != "cpu":
         torch.accelerator.synchronize(job.student.query.device)
-
-
-def _agreed(name: str) -> str:
-    """What the first process chose: all must log the same terms."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return name
-    box = [name]
-    torch.distributed.broadcast_object_list(box, src=0)
-    return box[0]

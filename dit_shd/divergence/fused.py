@@ -60,16 +60,30 @@ def run(job: Job) -> Result:
         own = key.detach().requires_grad_()
         self_looked = attend(query, key, own, factor, None, student.causal) if job.gradients else None
     mixed = query.new_zeros(query.shape).index_add_(1, group, weight * looked.detach())  # sum_h w_h A_h K
-    result.value += (_log_sum_exp(job) - factor * (query * mixed).sum(-1)).sum((1, 2), dtype=torch.float64) / n
+    mass = _mass(job, weight, query)
+    result.value += (_log_sum_exp(job) * mass[..., 0] - factor * (query * mixed).sum(-1)).sum(
+        (1, 2), dtype=torch.float64
+    ) / n
     if job.measure == "kl":
         result.value -= _entropy(job) / n
     if self_looked is not None:
         (pulled,) = torch.autograd.grad(looked, seen, weight * query[:, group])
-        (pushed,) = torch.autograd.grad(self_looked, own, query)
-        result.d_query = (self_looked.detach() - mixed) * (factor / n)
+        (pushed,) = torch.autograd.grad(self_looked, own, query * mass)
+        result.d_query = (self_looked.detach() * mass - mixed) * (factor / n)
         d_key = (pushed - key.new_zeros(key.shape).index_add_(1, group, pulled)) * (factor / n)
         result.d_key.index_add_(1, torch.tensor(ours, device=key.device), d_key)
     return result
+
+
+def _mass(job: Job, weight: Tensor, like: Tensor) -> Tensor:
+    """sum_m A~ [b,g,n,1]: 1, but 0 in rows that the teacher masks altogether."""
+    teacher = job.teacher
+    if not teacher.masks:
+        return like.new_ones(*like.shape[:3], 1)
+    ones = like.new_ones(*teacher.query.shape[:2], teacher.key.shape[2], 1)
+    key = teacher.key[:, teacher.key_heads(range(teacher.heads))].to(like.dtype)
+    seen = attend(teacher.query.to(like.dtype), key, ones, teacher.scale, teacher.bias, teacher.causal, job.chunk_mib)
+    return like.new_zeros(*like.shape[:3], 1).index_add_(1, job.squeeze.group, weight * seen)
 
 
 def _log_sum_exp(job: Job) -> Tensor:

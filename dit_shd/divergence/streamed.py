@@ -142,6 +142,8 @@ def _mse(target: Tensor, student: Maps, rows: slice, job: Job) -> tuple[Tensor, 
     """Squared difference per row [s,G,r] and its gradient by the scores over T: B * (G - sum_m B G), G = 2 (B - A~)."""
     maps = student.maps(rows, "B")
     gap = torch.sub(maps, target, out=student.buffers.take("gap", *maps.shape))
+    if job.teacher.masks:
+        gap.mul_(target.sum(-1, keepdim=True) > 0)  # rows that the teacher masks altogether count as nothing
     terms = torch.linalg.vecdot(gap, gap)
     if not job.gradients:
         return terms, terms

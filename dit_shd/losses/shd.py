@@ -1,7 +1,7 @@
 """Squeezing-Heads Distillation (arXiv 2502.07436): the student's attention maps follow the squeezed teacher's."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ class SHD(Loss):
         temperature: T_a of both maps in the divergence; alpha is computed on the untempered maps.
         measure: kl; cross_entropy (the same gradient, cheaper on the fused backend); mse (the paper's table 10).
         layers: sections, proportional, or a map {student layer: teacher layer}.
-        backend: auto, streamed or fused; see attention_kl.
+        backend: of the divergence: auto, streamed or fused; see attention_kl.
         rows: share of the query rows, drawn anew in every call, that alpha and the divergence are estimated from.
         calibration: batches that a matched plan looks at.
         chunk_mib: memory budget for attention maps, in MiB.
@@ -60,6 +60,13 @@ class SHD(Loss):
         super().__init__(weight, passes)
         if isinstance(plan, str) and plan not in ("contiguous", "matched"):
             raise UserError(f"SHD: plan: wanted contiguous, matched or a list of groups, found '{plan}'")
+        for name, value, kind in (
+            ("method", method, Method),
+            ("measure", measure, Measure),
+            ("backend", backend, Backend),
+        ):
+            if value not in get_args(kind):
+                raise UserError(f"SHD: {name}: wanted one of {', '.join(get_args(kind))}, found '{value}'")
         if not temperature > 0:
             raise UserError(f"SHD: temperature: wanted a number above 0, found {temperature}")
         if not chunk_mib > 0:
@@ -135,7 +142,7 @@ class SHD(Loss):
 
     def restore(self, found: dict[str, Any]) -> None:
         plans = found.get("plans")
-        if not isinstance(plans, dict):
+        if not isinstance(plans, dict) or not all(isinstance(plan, list) for plan in plans.values()):
             raise UserError("SHD: the calibration of this run holds no plans")
         self.plans = {layer: tuple(tuple(part) for part in plan) for layer, plan in plans.items()}
 
@@ -147,13 +154,14 @@ class Layers(Listener):
         self.loss, self.student, self.batch = loss, student, batch
         self.pairs = pairs
         self.values: dict[str, Tensor] = {}
+        self.gradients = torch.is_grad_enabled()
         self.logs: dict[str, dict[str, Tensor]] = {}
 
     def __call__(self, layer: str, capture: Capture) -> None:
         for ours, theirs in self.pairs.items():
             if theirs == layer:
                 try:
-                    with torch.enable_grad():  # the teacher runs without
+                    with torch.set_grad_enabled(self.gradients):  # the teacher runs without
                         self.values[ours] = self._layer(ours, self.student[ours], theirs, capture)
                 except UserError:
                     raise

@@ -41,7 +41,7 @@ class Squeeze:
     residual: Tensor | None = None
     """[b,g]: ||A~_g sum_i X_i - sum_i A_i X_i|| / ||sum_i A_i X_i||, over the heads i of each group."""
     maps: dict[int, Tensor] = field(default_factory=dict, repr=False)
-    """The teacher's maps [b, heads, n, m] of the groups of each size, where they were kept for the divergence."""
+    """The maps [b, heads, n, m] of the groups of each size, where they were kept for attention_kl on this capture."""
 
     @property
     def heads(self) -> int:
@@ -96,6 +96,10 @@ def squeeze(
         raise UserError(f"squeeze: method: wanted one of {', '.join(get_args(Method))}, found '{method}'")
     if backend not in get_args(Backend):
         raise UserError(f"squeeze: backend: wanted streamed or fused, found '{backend}'")
+    if isinstance(plan, str) and plan != "contiguous":
+        raise UserError(f"squeeze: plan: wanted contiguous or a list of groups, found '{plan}'")
+    if backend == "fused" and capture.causal and capture.positions is not None:
+        raise ValueError("squeeze: backend fused cannot serve some query rows of causal attention; use streamed")
     b, h, _, _ = capture.shape
     groups = contiguous(h, heads) if isinstance(plan, str) else check_plan(plan, h, heads)
     group = torch.empty(h, dtype=torch.long)
@@ -193,5 +197,5 @@ class _Merge:
         assert self.capture.out is not None
         factor = self.projections.of(self.capture.out, members)
         if self.backend == "fused":
-            return products.fused(self.capture, members, factor, each_row)
+            return products.fused(self.capture, members, factor, each_row, self.chunk_mib)
         return products.streamed(self.capture, members, factor, each_row, self.chunk_mib, keep)

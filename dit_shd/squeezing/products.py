@@ -37,21 +37,32 @@ class Products:
 
 @dataclass
 class Projections:
-    """The factors L_a of W^O, kept while the teacher's weights stay what they are."""
+    """The factors L_a of W^O, kept while the teacher's weights stay what they are (the last 256 of them).
 
+    A change through autograd's or in-place operations is noticed; one through `.data` is not: call clear() then.
+    """
+
+    most: int = 256
     _kept: dict[tuple[object, ...], tuple[Tensor, int, Tensor]] = field(default_factory=dict)
 
     def of(self, out: Tensor, groups: Groups) -> Tensor:
         """L[G,k,d,f], f = min(k d, e), in float64, with L_a L_c^T = W_a W_c^T inside each group of `out` [h,d,e]."""
         key = (out.data_ptr(), tuple(out.shape), out.stride(), out.dtype, str(out.device), str(groups))
         found = self._kept.get(key)
-        if found is not None and found[1] == out._version:
+        version = 0 if out.is_inference() else out._version
+        if found is not None and found[1] == version:
             return found[2]
         stacked = out.detach()[torch.tensor(groups, device=out.device)].double().flatten(1, 2)  # [G, k d, e]
         upper = torch.linalg.qr(stacked.transpose(1, 2), mode="r").R  # [G, f, k d]
         factor = upper.transpose(1, 2).unflatten(1, (len(groups[0]), -1)).contiguous()
-        self._kept[key] = (out, out._version, factor)  # holding `out` keeps its memory from becoming another tensor's
+        while len(self._kept) >= self.most:
+            self._kept.pop(next(iter(self._kept)))
+        self._kept[key] = (out, version, factor)  # holding `out` keeps its memory from becoming another tensor's
         return factor
+
+    def clear(self) -> None:
+        """Forget all of them."""
+        self._kept.clear()
 
 
 class Collector:
@@ -152,7 +163,14 @@ def streamed(
     return collector.products()
 
 
-def fused(capture: Capture, groups: Groups, factor: Tensor, each_row: bool = False, rows: int = 1024) -> Products:
+def fused(
+    capture: Capture,
+    groups: Groups,
+    factor: Tensor,
+    each_row: bool = False,
+    chunk_mib: float = CHUNK_MIB,
+    rows: int = 1024,
+) -> Products:
     """The same from stock fused attention: one call for each value that a head's map meets. Memory is linear in n."""
     b, _, n, _ = capture.shape
     k, d = len(groups[0]), capture.value.shape[3]
@@ -168,7 +186,7 @@ def fused(capture: Capture, groups: Groups, factor: Tensor, each_row: bool = Fal
         met = torch.empty(b, k, k, n, d, dtype=wide, device=query.device)  # A_i V_a
         for turn in range(k):
             partner = [(i + turn) % k for i in range(k)]
-            found = attend(query, key, value[:, partner], capture.scale, bias, causal=capture.causal)
+            found = attend(query, key, value[:, partner], capture.scale, bias, capture.causal, chunk_mib)
             met[:, torch.arange(k), torch.tensor(partner)] = found
         part = slice(g, g + 1)
         for few in slices(n, rows):
