@@ -24,6 +24,19 @@ def parser(doc: str) -> argparse.ArgumentParser:
     return found
 
 
+def parse(options: argparse.ArgumentParser, memory: Callable[[dict], float] | None = None) -> argparse.Namespace:
+    """The arguments, with threads set and the header printed; a child measures its memory, prints it and leaves."""
+    args = options.parse_args()
+    if args.child and memory is not None:
+        case = json.loads(args.child)
+        torch.set_num_threads(case["threads"])
+        print(json.dumps(memory(case)))
+        sys.exit()
+    torch.set_num_threads(args.threads)
+    print(header(), f"{args.threads} thread(s), {args.repeats} repeats", flush=True)
+    return args
+
+
 def in_turn(sides: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     """Median seconds of each side; the sides take turns, so that a slow minute of the machine hits all of them."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}

@@ -11,7 +11,7 @@ import statistics
 import time
 
 import torch
-from _measure import header, in_turn, parser
+from _measure import in_turn, parse, parser
 from step import BATCH, batches, models, step
 
 from dit_shd.attention import capture
@@ -39,10 +39,8 @@ def off(found: torch.Tensor, exact: torch.Tensor) -> float:
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--tokens", type=int, default=256)
-    args = options.parse_args()
-    torch.set_num_threads(args.threads)
-    print(header(), f"{args.threads} thread(s)", flush=True)
+    options.add_argument("--tokens", type=int, default=256, choices=sorted(BATCH))
+    args = parse(options)
     teacher, student = models(args.tokens)
     batch = batches(args.tokens)["plain"]
     where = f"{args.tokens} tokens, batch {BATCH[args.tokens]}"

@@ -7,13 +7,12 @@ products, autograd. "Own attention" is what both models do anyway: teacher forwa
 scaled_dot_product_attention. Memory is what each side adds to a process of its own (peak resident).
 """
 
-import json
 import sys
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from _measure import child, extra_mib, header, in_turn, parser
+from _measure import child, extra_mib, in_turn, parse, parser
 
 from dit_shd.attention import Capture
 from dit_shd.divergence import attention_kl
@@ -60,7 +59,6 @@ def sides(n: int, backend: str = "streamed"):
 
 
 def memory(case: dict) -> float:
-    torch.set_num_threads(case["threads"])
     return extra_mib(sides(case["tokens"], case["backend"])[case["side"]])
 
 
@@ -68,12 +66,7 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--tokens", type=int, nargs="+", default=[256, 1024, 4096, 8192])
     options.add_argument("--backend", default="streamed", choices=["streamed", "fused"])
-    args = options.parse_args()
-    if args.child:
-        print(json.dumps(memory(json.loads(args.child))))
-        return
-    torch.set_num_threads(args.threads)
-    print(header(), f"{args.threads} thread(s), {args.repeats} repeats, backend {args.backend}", flush=True)
+    args = parse(options, memory)
     for n in args.tokens:
         runs = sides(n, args.backend)
         if n > REFERENCE_MOST:

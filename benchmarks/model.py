@@ -7,13 +7,12 @@ The public code is not part of this repository: clone github.com/sail-sg/MDT any
 """
 
 import importlib
-import json
 import sys
 import types
 from pathlib import Path
 
 import torch
-from _measure import child, extra_mib, header, in_turn, parser
+from _measure import child, extra_mib, in_turn, parse, parser
 
 from dit_shd.models import MDTv2
 
@@ -65,7 +64,6 @@ def step(side: str, model: torch.nn.Module, tokens: int, backward: bool):
 
 def memory(case: dict) -> float:
     """MiB beyond weights and buffers at the peak of forward and backward (the gradients of the weights included)."""
-    torch.set_num_threads(case["threads"])
     run = step(case["side"], build(case["side"], "S/2", case["tokens"], case["public"]), case["tokens"], True)
     return extra_mib(run)
 
@@ -73,15 +71,10 @@ def memory(case: dict) -> float:
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--public", help="a folder with the public MDT code")
-    options.add_argument("--tokens", type=int, nargs="+", default=[256, 1024, 4096])
-    args = options.parse_args()
-    if args.child:
-        print(json.dumps(memory(json.loads(args.child))))
-        return
+    options.add_argument("--tokens", type=int, nargs="+", default=sorted(BATCH), choices=sorted(BATCH))
+    args = parse(options, memory)
     if not args.public or not Path(args.public, "masked_diffusion").is_dir():
         sys.exit("model.py: --public: no folder with the public MDT code (git clone https://github.com/sail-sg/MDT)")
-    torch.set_num_threads(args.threads)
-    print(header(), f"{args.threads} thread(s), {args.repeats} repeats", flush=True)
     for tokens in args.tokens:
         for size, backward in (("S/2", True), ("B/2", False)):
             if tokens == 4096 and size == "B/2":

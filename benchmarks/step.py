@@ -7,11 +7,10 @@ AdamW and gradient clipping. Batch 8 at 256 tokens, 1 at 4096. Random weights an
 sides in turn; peak memory (resident, the whole process) in a process for each side.
 """
 
-import json
 from contextlib import contextmanager
 
 import torch
-from _measure import child, header, in_turn, parser, peak_mib
+from _measure import child, in_turn, parse, parser, peak_mib
 
 from dit_shd.batch import Batch
 from dit_shd.diffusion import Schedule
@@ -67,7 +66,6 @@ def step(side: str, tokens: int, low: bool = False):
 
 
 def memory(case: dict) -> float:
-    torch.set_num_threads(case["threads"])
     with step(case["side"], case["tokens"]) as run:
         for _ in range(2 if case["tokens"] < 4096 else 1):  # the first step does not know the teacher's layers yet
             run()
@@ -76,13 +74,8 @@ def memory(case: dict) -> float:
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--tokens", type=int, nargs="+", default=[256, 4096])
-    args = options.parse_args()
-    if args.child:
-        print(json.dumps(memory(json.loads(args.child))))
-        return
-    torch.set_num_threads(args.threads)
-    print(header(), f"{args.threads} thread(s), {args.repeats} repeats", flush=True)
+    options.add_argument("--tokens", type=int, nargs="+", default=[256, 4096], choices=sorted(BATCH))
+    args = parse(options, memory)
     for tokens in args.tokens:
         with step("without", tokens) as without, step("with", tokens) as with_shd:
             seconds = in_turn({"without": without, "with": with_shd}, args.repeats)

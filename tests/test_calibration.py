@@ -6,22 +6,11 @@ import logging
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from safetensors.torch import load_file
+from runs import run, weights
 
 from dit_shd.config import make
 from dit_shd.errors import UserError
-from dit_shd.trainer import TrainConfig, Trainer, train
-
-
-def run(values, **changes):
-    AcceleratorState._reset_state(reset_partial_state=True)
-    config = make(TrainConfig, {**values, **changes})
-    return config, [step.metrics for step in train(config)]
-
-
-def weights(folder):
-    return load_file(folder / "student" / "diffusion_pytorch_model.safetensors")
-
+from dit_shd.trainer import TrainConfig, Trainer
 
 MATCHED = [{"name": "shd", "weight": 0.5, "plan": "matched", "method": "joint", "calibration": 2}]
 

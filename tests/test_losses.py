@@ -168,7 +168,7 @@ def test_some_rows_estimate_the_loss_and_its_gradient_without_bias():
     whole, some = SHD(method="constant"), SHD(method="constant", rows=0.25)
     torch.manual_seed(0)
     leaf = student["b.0"].query
-    draws = [(v := some(teacher, student)).item() for _ in range(400)]
+    draws = [some(teacher, student).item() for _ in range(400)]
     grads = [torch.autograd.grad(some(teacher, student), leaf)[0] for _ in range(400)]
     exact = whole(teacher, student)
     spread = torch.tensor(draws).std() / 20
@@ -176,7 +176,6 @@ def test_some_rows_estimate_the_loss_and_its_gradient_without_bias():
     assert abs(sum(draws) / 400 - exact.item()) < 4 * spread
     mean, want = torch.stack(grads).mean(0), torch.autograd.grad(exact, leaf)[0]
     assert (mean - want).norm() / want.norm() < 0.15
-    assert torch.isfinite(v)
 
 
 def test_rows_in_training_are_a_function_of_the_batch():

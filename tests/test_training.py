@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
+from runs import run, weights
 from safetensors.torch import load_file
 
 from dit_shd import models
@@ -18,16 +18,6 @@ from dit_shd.diffusion import Schedule
 from dit_shd.distiller import predict
 from dit_shd.errors import UserError
 from dit_shd.trainer import TrainConfig, Trainer, train
-
-
-def run(values, **changes):
-    AcceleratorState._reset_state(reset_partial_state=True)
-    config = make(TrainConfig, {**values, **changes})
-    return config, [step.metrics for step in train(config)]
-
-
-def weights(folder):
-    return load_file(folder / "student" / "diffusion_pytorch_model.safetensors")
 
 
 def source(shapes, **changes):

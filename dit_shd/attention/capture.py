@@ -102,12 +102,8 @@ class Capture:
 
     def detach(self) -> "Capture":
         """The same without a graph."""
-        return self._changed(Tensor.detach, None if self.bias is None else self.bias.detach())
-
-    def samples(self, part: slice) -> "Capture":
-        """Some samples of it."""
-        tensors = {k: v[part] for k, v in self._per_sample().items()}
-        return replace(self, bias=None if self.bias is None else self.bias.samples(part), **tensors)
+        tensors = {k: v.detach() for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, bias=None if self.bias is None else self.bias.detach(), **tensors)
 
     def select(self, rows: Tensor) -> "Capture":
         """The query rows with these indices [r]."""
@@ -118,14 +114,6 @@ class Capture:
             mixed=None if self.mixed is None else self.mixed[:, :, rows],
             positions=rows if self.positions is None else self.positions[rows],
         )
-
-    def _per_sample(self) -> dict[str, Tensor]:
-        tensors = {"query": self.query, "key": self.key, "value": self.value, "mixed": self.mixed}
-        return {k: v for k, v in tensors.items() if v is not None}
-
-    def _changed(self, change: Callable[[Tensor], Tensor], bias: Bias | None) -> "Capture":
-        tensors = {k: change(v) for k, v in self._per_sample().items()}
-        return replace(self, bias=bias, out=None if self.out is None else change(self.out), **tensors)
 
 
 Captures = dict[str, Capture]

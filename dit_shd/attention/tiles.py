@@ -85,7 +85,7 @@ class Maps:
     """
 
     def __init__(self, capture: Capture, samples: slice, heads: Sequence[int], temperature: float, buffers: Buffers):
-        self.buffers, self.samples = buffers, samples
+        self.buffers = buffers
         _, _, self.n, self.m = capture.shape
         self.heads = run_of(heads)
         self.count = len(heads)

@@ -16,7 +16,7 @@ from torch import Tensor
 from dit_shd.attention import Capture, attend
 from dit_shd.attention.tiles import Buffers, Maps, Tiling, slices
 from dit_shd.divergence.job import Job, Result
-from dit_shd.divergence.streamed import mixed_tiles
+from dit_shd.divergence.streamed import targets
 
 
 def unfit(teacher: Capture, student: Capture, measure: str) -> str | None:
@@ -104,7 +104,9 @@ def _log_sum_exp(job: Job) -> Tensor:
 def _entropy(job: Job) -> Tensor:
     """sum over n and g of the squeezed teacher's entropy [b]; of the mixed map, which is not the mix of entropies."""
     found = torch.zeros(job.teacher.shape[0], dtype=torch.float64, device=job.teacher.query.device)
-    for samples, target in mixed_tiles(job):
-        logs = target.clamp(min=torch.finfo(target.dtype).tiny).log_()
-        found[samples] -= torch.linalg.vecdot(target, logs).sum((1, 2), dtype=torch.float64)
+    for samples, _, target, runs in targets(job, planes=2):
+        for rows in runs:
+            mixed = target.rows(rows)
+            logs = mixed.clamp(min=torch.finfo(mixed.dtype).tiny).log_()
+            found[samples] -= torch.linalg.vecdot(mixed, logs).sum((1, 2), dtype=torch.float64)
     return found

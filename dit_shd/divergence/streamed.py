@@ -9,57 +9,39 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from dit_shd.attention.bias import Heads
 from dit_shd.attention.softmax import softmax_
-from dit_shd.attention.tiles import Buffers, Maps, Tiling, add_product, run_of, slices
+from dit_shd.attention.tiles import Buffers, Maps, Tiling, add_product, slices
 from dit_shd.divergence.job import Job, Result
 from dit_shd.squeezing.plans import by_size
 
 
 def run(job: Job) -> Result:
     """One pass over the tiles."""
-    b, _, n, m = job.teacher.shape
-    wide = torch.promote_types(job.student.query.dtype, torch.float32)
-    buffers = Buffers(wide, job.student.query.device)
-    result = Result.empty(job, wide)
-    for k, chosen in by_size(job.squeeze.plan):
-        tiling = Tiling.choose(b, len(chosen), n, m, k + 3, buffers.device, job.chunk_mib)
-        for samples in slices(b, tiling.samples):
-            for part in slices(len(chosen), tiling.groups):
-                _groups(job, result, buffers, k, samples, chosen, part, list(slices(n, tiling.rows)))
+    result = Result.empty(job, torch.promote_types(job.student.query.dtype, torch.float32))
+    for samples, ours, target, runs in targets(job, planes=3):
+        _heads(job, result, samples, ours, target, runs)
     return result
 
 
-def mixed_tiles(job: Job) -> Iterator[tuple[slice, Tensor]]:
-    """Every tile of the squeezed teacher's map A~[s,G,r,m], with the samples it is of."""
+def targets(job: Job, planes: int) -> Iterator[tuple[slice, list[int], "Target", list[slice]]]:
+    """Samples, student heads, what these are to learn, and the runs of query rows to take it in.
+
+    Args:
+        planes: what the caller holds of a tile for each student head, beside the teacher's maps.
+    """
     b, _, n, m = job.teacher.shape
-    wide = torch.promote_types(job.teacher.query.dtype, torch.float32)
-    buffers = Buffers(wide, job.teacher.query.device)
+    buffers = Buffers(torch.promote_types(job.student.query.dtype, torch.float32), job.student.query.device)
     for k, chosen in by_size(job.squeeze.plan):
-        tiling = Tiling.choose(b, len(chosen), n, m, k + 2, buffers.device, job.chunk_mib)
+        tiling = Tiling.choose(b, len(chosen), n, m, k + planes, buffers.device, job.chunk_mib)
         for samples in slices(b, tiling.samples):
             for part in slices(len(chosen), tiling.groups):
-                theirs = [head for g in chosen[part] for head in job.squeeze.plan[g]]
-                target = _Target(job, buffers, k, samples, part, theirs)
-                for rows in slices(n, tiling.rows):
-                    yield samples, target.rows(rows)
+                target = Target(job, buffers, k, samples, chosen[part], slice(part.start * k, part.stop * k))
+                yield samples, chosen[part], target, list(slices(n, tiling.rows))
 
 
-def _groups(
-    job: Job,
-    result: Result,
-    buffers: Buffers,
-    k: int,
-    samples: slice,
-    chosen: list[int],
-    part: slice,
-    runs: list[slice],
-) -> None:
-    """The student heads chosen[part], which stand for k teacher heads each."""
-    n = job.teacher.shape[2]
-    ours = chosen[part]
-    theirs = [head for g in ours for head in job.squeeze.plan[g]]
-    target = _Target(job, buffers, k, samples, part, theirs)
+def _heads(job: Job, result: Result, samples: slice, ours: list[int], target: "Target", runs: list[slice]) -> None:
+    """Value and gradients of some samples and student heads."""
+    n, buffers = job.teacher.shape[2], target.buffers
     student = Maps(job.student, samples, ours, job.temperature, buffers)
     d_query = buffers.take("d_query", *student.query.shape)
     d_key = buffers.take("d_key", *student.key.transpose(1, 2).shape)  # the other way round: that product is faster
@@ -69,34 +51,32 @@ def _groups(
         if not job.gradients:
             continue
         if result.bias is not None:
-            result.bias.add(d_scores, samples, run_of(ours), rows)
+            result.bias.add(d_scores, samples, student.heads, rows)
         flat = d_scores.flatten(0, 1)
         torch.bmm(flat, student.key, out=d_query[:, rows])
         add_product(d_key, student.query[:, rows].transpose(1, 2), flat, first=i == 0)
     if job.gradients:
         factor = student.factor / n
-        _put(result.d_query, samples, run_of(ours), d_query.mul_(factor))
+        result.d_query[samples, student.heads] = d_query.mul_(factor).unflatten(0, (-1, len(ours)))
         shared = d_key.mul_(factor).transpose(1, 2).unflatten(0, (-1, len(ours)))
-        result.d_key[samples] = result.d_key[samples].index_add_(
-            1, torch.tensor(job.student.key_heads(ours), device=d_key.device), shared
-        )
+        places = torch.tensor(job.student.key_heads(ours), device=d_key.device)
+        result.d_key[samples] = result.d_key[samples].index_add_(1, places, shared)
 
 
-def _put(whole: Tensor, samples: slice, heads: Heads, flat: Tensor) -> None:
-    target = whole[samples, heads]
-    whole[samples, heads] = flat.view(target.shape)
+class Target:
+    """A~[b,G,r,m] for some student heads that stand for k teacher heads each, run of rows by run of rows.
 
+    Args:
+        place: where these teacher heads are among the kept maps of their group size.
+    """
 
-class _Target:
-    """A~[b,G,r,m] of some groups of k teacher heads, run of rows by run of rows."""
-
-    def __init__(self, job: Job, buffers: Buffers, k: int, samples: slice, part: slice, heads: list[int]):
-        self.k, self.buffers = k, buffers
-        self.groups = len(heads) // k
+    def __init__(self, job: Job, buffers: Buffers, k: int, samples: slice, ours: list[int], place: slice):
+        self.k, self.buffers, self.groups = k, buffers, len(ours)
+        heads = [head for g in ours for head in job.squeeze.plan[g]]
         weight = job.squeeze.weight[samples, heads].to(buffers.dtype)
         self.weight = weight.unflatten(1, (self.groups, k))[..., None]  # [s,G,k,n or 1,1]
         kept = job.squeeze.maps.get(k) if job.temperature == 1 else None
-        self.kept = None if kept is None else kept[samples, part.start * k : part.stop * k]
+        self.kept = None if kept is None else kept[samples, place]
         self.maps = Maps(job.teacher, samples, heads, job.temperature, buffers) if kept is None else None
 
     def rows(self, rows: slice) -> Tensor:
@@ -123,8 +103,8 @@ def _kl(target: Tensor, student: Maps, rows: slice, job: Job) -> tuple[Tensor, T
     buffers = student.buffers
     log_map = student.scores(rows, "log B")
     maps = softmax_(log_map, student.may_mask, out=buffers.take("B", *log_map.shape))
-    highest = log_map.amax(-1, keepdim=True)
-    log_map.sub_(torch.where(maps.amax(-1, keepdim=True) > 0, highest - maps.amax(-1, keepdim=True).log(), 0.0))
+    highest, most = log_map.amax(-1, keepdim=True), maps.amax(-1, keepdim=True)
+    log_map.sub_(torch.where(most > 0, highest - most.log(), 0.0))
     if student.hides:
         log_map.masked_fill_(target == 0, 0.0)  # 0 log 0
     terms = -torch.linalg.vecdot(target, log_map)
