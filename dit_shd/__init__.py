@@ -8,13 +8,25 @@ __version__ = "0.1.0"
 _HOME = {
     "Capture": "dit_shd.attention",
     "capture": "dit_shd.attention",
+    "attach_processors": "dit_shd.attention",
+    "SHDAttnProcessor": "dit_shd.attention",
     "Squeeze": "dit_shd.squeezing",
     "squeeze": "dit_shd.squeezing",
     "attention_kl": "dit_shd.divergence",
     "SHD": "dit_shd.losses.shd",
     "MDTv2": "dit_shd.models",
 }
-__all__ = ["SHD", "Capture", "MDTv2", "Squeeze", "attention_kl", "capture", "squeeze"]
+__all__ = [
+    "SHD",
+    "Capture",
+    "MDTv2",
+    "SHDAttnProcessor",
+    "Squeeze",
+    "attach_processors",
+    "attention_kl",
+    "capture",
+    "squeeze",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -81,7 +81,7 @@ class Distiller(nn.Module):
             if len(listeners) < len(capturing):
                 held[layer] = found
 
-        held: Captures = {}
+        held: dict[str, Capture] = {}
         with ExitStack() as stack, torch.no_grad():
             if capturing:
                 stack.enter_context(capture(teacher, sink=sink))

@@ -190,7 +190,7 @@ def _captures(
         recorded = {name: stack.enter_context(capture(m)) for name, m in {"": teacher, **students}.items()}
         for model in (teacher, *students.values()):
             predict(model, batch)
-        copies = {name: dict(captures) for name, captures in recorded.items()}
+        copies: dict[str, Captures] = {name: dict(captures) for name, captures in recorded.items()}
     return copies.pop(""), copies
 
 

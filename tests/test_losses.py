@@ -219,7 +219,7 @@ def test_the_teacher_is_consumed_layer_by_layer():
     """From the second call on nothing of the teacher is held, and the loss is the same."""
     import weakref
 
-    from dit_shd.attention.capture import capture as record
+    from dit_shd.attention import capture as record
     from dit_shd.distiller import Distiller
 
     torch.manual_seed(0)

@@ -1,25 +1,17 @@
-"""What one softmax attention layer worked with, and how it is taken from a running model.
-
-    with capture(teacher) as t, capture(student) as s:
-        ...                                     # run both
-        t["de_blocks.0.attn"].query             # [b,h,n,d]
+"""What one softmax attention layer worked with in one forward pass.
 
 Nothing is computed here and no map is stored: a Capture refers to the tensors the layer already had. The student's
 stay in the autograd graph, so a loss on them trains the student.
 """
 
-import fnmatch
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dit_shd.attention.bias import Bias
 from dit_shd.attention.softmax import softmax
-from dit_shd.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,65 +108,5 @@ class Capture:
         )
 
 
-Captures = dict[str, Capture]
+Captures = Mapping[str, Capture]
 """Layer name -> Capture, in the order in which the layers ran."""
-
-
-@runtime_checkable
-class Recordable(Protocol):
-    """An attention module of ours: it hands a Capture to `recorder` whenever that is not None."""
-
-    recorder: "Recorder | None"
-
-
-Sink = Callable[[str, Capture], None]
-"""Takes a layer's name and its Capture while the model runs."""
-
-
-class Recorder:
-    """Hands the Captures of one attention module to `sink` under its name, then on to `outer`, if any."""
-
-    def __init__(self, name: str, sink: Sink, outer: "Recorder | None" = None):
-        self.name, self.sink, self.outer = name, sink, outer
-
-    def __call__(self, capture: Capture) -> None:
-        self.sink(self.name, capture)
-        if self.outer is not None:
-            self.outer(capture)
-
-
-def _plain(name: str) -> str:
-    """A module's name without what DDP and torch.compile put before it."""
-    return name.removeprefix("module.").removeprefix("_orig_mod.")
-
-
-@contextmanager
-def capture(model: nn.Module, layers: Sequence[str] | None = None, sink: Sink | None = None) -> Iterator[Captures]:
-    """Record the attention layers of `model`; after each forward the yielded dict holds that forward's Captures.
-
-    Args:
-        model: a model with attention modules of ours (MDTv2).
-        layers: names or patterns (`de_blocks.*`) of attention modules; all of them by default.
-        sink: is handed every Capture as its layer runs; the dict then stays empty, and nothing is held.
-
-    Raises:
-        UserError: nothing to capture, or a pattern that fits no layer.
-    """
-    modules = {_plain(n): m for n, m in model.named_modules() if isinstance(m, Recordable) and isinstance(m, nn.Module)}
-    if not modules:
-        raise UserError(f"capture: {type(model).__name__} has no attention module that can be recorded")
-    for pattern in layers or ():
-        if not fnmatch.filter(modules, pattern):
-            raise UserError(f"capture: no layer fits '{pattern}'. Layers: {', '.join(modules)}")
-    chosen = {n: m for n, m in modules.items() if layers is None or any(fnmatch.fnmatch(n, p) for p in layers)}
-    captures: Captures = {}
-    before = {name: module.recorder for name, module in chosen.items()}
-    fresh = model.register_forward_pre_hook(lambda *_: captures.clear())
-    for name, module in chosen.items():
-        module.recorder = Recorder(name, sink or captures.__setitem__, before[name])
-    try:
-        yield captures
-    finally:
-        fresh.remove()
-        for name, module in chosen.items():
-            module.recorder = before[name]

@@ -1,5 +1,6 @@
 """Squeezing-Heads Distillation (arXiv 2502.07436): the student's attention maps follow the squeezed teacher's."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, get_args
 
@@ -212,7 +213,9 @@ class Layers(Listener):
         for key in ("clamped", "residual"):
             each = [found[key] for found in ordered if key in found]
             logs |= {key: torch.stack(each).mean()} if each else {}
-        return Term(torch.stack([self.values[ours] for ours in self.pairs]).sum(0), logs)
+        values = [self.values[ours] for ours in self.pairs]
+        b = math.gcd(*(len(value) for value in values))  # a video's layers see b x frames or b x places samples
+        return Term(torch.stack([value.view(b, -1).mean(1) for value in values]).sum(0), logs)
 
 
 def fits(ours: str, s: Capture, theirs: str, t: Capture) -> None:
@@ -226,8 +229,14 @@ def fits(ours: str, s: Capture, theirs: str, t: Capture) -> None:
             f"SHD: the student has {s.heads} heads in {ours}, the teacher only {t.heads} in {theirs}; "
             "heads can be merged, not split"
         )
+    if s.shape[0] != t.shape[0]:
+        raise UserError(
+            f"SHD: {ours} of the student saw {s.shape[0]} samples and {theirs} of the teacher {t.shape[0]}; "
+            "run both on the same batch"
+        )
     if s.shape[2:] != t.shape[2:]:
         raise UserError(
-            f"SHD: {ours} of the student sees {s.shape[2]} tokens and {theirs} of the teacher {t.shape[2]}; "
-            "their maps cannot be compared (same patch size and latents? layers=sections?)"
+            f"SHD: {ours} of the student has {s.shape[2]} query and {s.shape[3]} key tokens, {theirs} of the teacher "
+            f"{t.shape[2]} and {t.shape[3]}; their maps cannot be compared (same patch size, latents and text? other "
+            "layers=?)"
         )

@@ -17,7 +17,7 @@ from timm.layers import Mlp, PatchEmbed
 from torch import Tensor, nn
 
 from dit_shd.attention import Capture, RelativeBias, attend
-from dit_shd.attention.capture import Recorder
+from dit_shd.attention.recording import Recorder
 from dit_shd.errors import UserError
 from dit_shd.models import _public
 from dit_shd.models._parts import FinalLayer, LabelEmbedder, TimestepEmbedder, modulate, sincos_2d

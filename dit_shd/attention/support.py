@@ -1,0 +1,142 @@
+"""Which modules of a model are softmax attention that can be recorded; why others are not, and what to do."""
+
+from types import CodeType, FunctionType
+from typing import Any, Protocol, runtime_checkable
+
+from torch import nn
+
+from dit_shd.errors import UserError
+
+ENDS = {"scaled_dot_product_attention", "dispatch_attention_fn", "ALL_ATTENTION_FUNCTIONS"}
+"""What code refers to that ends in scaled_dot_product_attention: it itself, diffusers' way, transformers' way."""
+NO_PROJECTION = (
+    "what attention gives does not arrive unchanged at any projection (a gate, a norm or a sum comes first), so no W^O "
+    "belongs to a head and the squeeze of the paper does not apply. Leave the layer out by layers=[...], or take maps "
+    "alone by projections=False and squeeze them by method constant"
+)
+
+
+@runtime_checkable
+class Recordable(Protocol):
+    """An attention module of ours: it hands a Capture to `recorder` whenever that is not None."""
+
+    recorder: Any
+
+
+def is_ours(module: nn.Module) -> bool:
+    return isinstance(module, Recordable)
+
+
+def attention_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The innermost modules of a model that are ours or whose code reaches scaled_dot_product_attention, by name."""
+    found: dict[str, nn.Module] = {}
+    for path, module in model.named_modules():
+        if is_ours(module) or any(_reaches(function, owner, set()) for function, owner in _entries(module)):
+            found[path] = module
+    inner = {path for path in found if any(other != path and _inside(other, path) for other in found)}
+    return {plain(path): module for path, module in found.items() if path not in inner}
+
+
+def plain(name: str) -> str:
+    """A module's name without what DDP, torch.compile and checkpoint wrappers put in."""
+    return ".".join(part for part in name.removeprefix("module.").split(".") if part not in _WRAPPERS)
+
+
+_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+
+
+def is_cross(module: nn.Module) -> bool:
+    """Whether a module says of itself that its keys are another sequence's."""
+    return getattr(module, "is_cross_attention", False) is True
+
+
+def check(model: nn.Module) -> None:
+    """Refuse a model whose self-attention cannot be recorded.
+
+    Raises:
+        UserError: no softmax attention, or recomputation that leaves no graph.
+    """
+    for module in model.modules():
+        recompute = getattr(module, "_gradient_checkpointing_func", None)
+        if getattr(module, "gradient_checkpointing", False) and getattr(recompute, "keywords", {}).get("use_reentrant"):
+            raise UserError(
+                f"capture: {type(model).__name__} recomputes its blocks by reentrant gradient checkpointing, which "
+                "gives captured tensors no gradient; use use_reentrant=False"
+            )
+    if not attention_layers(model):
+        processors = {type(m.processor).__name__ for m in model.modules() if hasattr(m, "set_processor")}
+        which = f" ({', '.join(sorted(processors))})" if processors else ""
+        raise UserError(
+            f"capture: {type(model).__name__} has no attention module{which} that ends in PyTorch's "
+            "scaled_dot_product_attention: linear attention, a hard-wired kernel, or maps computed by hand cannot be "
+            "recorded"
+        )
+
+
+def refusal(module: nn.Module) -> str | None:
+    """Why a module would not reach scaled_dot_product_attention as it is set up now, and which setting to change."""
+    if is_ours(module):
+        return None
+    processor = getattr(module, "processor", None)
+    backend = getattr(processor, "_attention_backend", None)
+    name = str(getattr(backend, "value", backend))
+    if backend is not None and "native" not in name:
+        others = getattr(processor, "_SUPPORTED_BACKENDS", ("native",))
+        remedy = "use model.set_attention_backend('native')" if "native" in others else "it supports no other"
+        return f"its attention backend is '{name}'; {remedy}"
+    if getattr(module, "fused_attn", True) is False:
+        return (
+            "fused_attn is off; timm.layers.set_fused_attn(True) before the model is made, or module.fused_attn = True"
+        )
+    how = getattr(getattr(module, "config", None), "_attn_implementation", "sdpa")
+    if how is not None and how != "sdpa":
+        return f"its attn_implementation is '{how}'; load the model with attn_implementation='sdpa'"
+    return None
+
+
+def why_silent(module: nn.Module) -> str:
+    """For a module that ran and never called it."""
+    reason = refusal(module) or (
+        "is another attention backend active? diffusers: model.set_attention_backend('native'); "
+        "timm: module.fused_attn = True; transformers: attn_implementation='sdpa'. A kernel that is hard-wired (flex) "
+        "cannot be recorded"
+    )
+    return f"ran without calling scaled_dot_product_attention: {reason}"
+
+
+def _inside(path: str, parent: str) -> bool:
+    return path.startswith(f"{parent}.") or not parent
+
+
+def _entries(module: nn.Module) -> list[tuple[Any, type]]:
+    """The functions that run when a module is called, with the classes that hold their methods."""
+    entries: list[tuple[Any, type]] = [(type(module).forward, type(module))]
+    processor = getattr(module, "processor", None)
+    if callable(processor):
+        entries.append((type(processor).__call__, type(processor)))
+    return entries
+
+
+def _reaches(function: Any, owner: type, seen: set[Any]) -> bool:
+    """Whether a function refers to one of ENDS, itself or through functions of its module and methods of its class."""
+    function = getattr(function, "__wrapped__", function)
+    if not isinstance(function, FunctionType) or function in seen:
+        return False
+    seen.add(function)
+    for name in _names(function.__code__):
+        if name in ENDS:
+            return True
+        for helper in (function.__globals__.get(name), getattr(owner, name, None)):
+            near = isinstance(helper, FunctionType) and helper.__module__ == function.__module__
+            if near and _reaches(helper, owner, seen):
+                return True
+    return False
+
+
+def _names(code: CodeType) -> set[str]:
+    """Every global and attribute name in a function, inner functions included."""
+    names = set(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            names |= _names(constant)
+    return names
