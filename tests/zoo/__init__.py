@@ -46,8 +46,8 @@ def classes() -> dict[str, type[nn.Module]]:
 def build(name: str) -> nn.Module:
     """The model of an entry, the same at every call, in eval mode.
 
-    Output layers, modulations and gates that start at zero would hide the attention from the output, and some
-    parameters start as unwritten memory: both are drawn anew, small.
+    Linear layers are drawn with variance 1 / fan-in, so that signals and attention logits are of the order of one;
+    other parameters that start at zero (gates, modulations) or as unwritten memory are drawn too, small.
     """
     model_class = classes()[name]
     with torch.random.fork_rng(devices=[]):
@@ -57,6 +57,9 @@ def build(name: str) -> nn.Module:
             model = model_class(**ENTRIES[name].config)
         finally:
             torch.use_deterministic_algorithms(False)
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=module.in_features**-0.5)
         for p in model.parameters():
             if not p.isfinite().all() or not p.any():
                 nn.init.normal_(p, std=0.1)
