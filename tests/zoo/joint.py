@@ -116,7 +116,13 @@ ENTRIES = {
     "NucleusMoEImageTransformer2DModel": Entry(
         SMALL
         | {"in_channels": 16, "out_channels": 4, "joint_attention_dim": 12, "axes_dims_rope": AXES}
-        | {"num_key_value_heads": 2, "mlp_ratio": 16.0, "num_experts": 4, "moe_intermediate_dim": 16, "capacity_factors": 2.0}
+        | {
+            "num_key_value_heads": 2,
+            "mlp_ratio": 16.0,
+            "num_experts": 4,
+            "moe_intermediate_dim": 16,
+            "capacity_factors": 2.0,
+        }
         | {"dense_moe_strategy": "leave_first_block_dense"},
         lambda g: {
             "hidden_states": normal(g, 2, 16, 16),

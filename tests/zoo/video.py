@@ -50,6 +50,11 @@ def anyflow(g):
     return frames_first(g) | {"timestep": 1000 * times(g, 2, 2), "r_timestep": 1000 * times(g, 2, 2)}
 
 
+def text_and_image(g):
+    """What Wan's cross-attention splits at a length of text that is written into its code: 512."""
+    return {"encoder_hidden_states": text(g, length=512), "encoder_hidden_states_image": normal(g, 2, 5, 14)}
+
+
 def rotary_axes():
     """Allegro's rotary embedding: cosine and sine of every axis, and for every token its index on each axis."""
     from diffusers.models.embeddings import get_3d_rotary_pos_embed_allegro
@@ -238,12 +243,9 @@ ENTRIES = {
     ),
     "WanTransformer3DModel": Entry(
         WAN | {"image_dim": 14, "added_kv_proj_dim": 48},
-        lambda g: video(g) | {"encoder_hidden_states_image": normal(g, 2, 5, 14)},
+        lambda g: video(g) | text_and_image(g),
     ),
-    "ChronoEditTransformer3DModel": Entry(
-        WAN | {"image_dim": 14, "added_kv_proj_dim": 48},
-        lambda g: video(g) | {"encoder_hidden_states_image": normal(g, 2, 5, 14)},
-    ),
+    "ChronoEditTransformer3DModel": Entry(WAN, video),
     "SkyReelsV2Transformer3DModel": Entry(
         WAN | {"inject_sample_info": True},
         lambda g: video(g) | {"fps": [0, 1]},
