@@ -256,13 +256,21 @@ ENTRIES = {
     ),
     "WanAnimateTransformer3DModel": Entry(
         WAN
-        | {"in_channels": 12, "latent_channels": 4, "image_dim": 14, "motion_encoder_size": 16, "motion_style_dim": 8}
+        | {
+            "in_channels": 12,
+            "latent_channels": 4,
+            "image_dim": 14,
+            "added_kv_proj_dim": 48,
+            "motion_encoder_size": 16,
+            "motion_style_dim": 8,
+        }
         | {"motion_encoder_channel_sizes": {"4": 16, "8": 16, "16": 16}, "motion_dim": 4, "motion_encoder_dim": 16}
         | {"face_encoder_hidden_dim": 16, "face_encoder_num_heads": 4, "inject_face_latents_blocks": 1},
         lambda g: (
             video(g)
             | {"hidden_states": frames(g, 12), "pose_hidden_states": normal(g, 2, 4, 1, 8, 8)}
-            | {"encoder_hidden_states_image": normal(g, 2, 5, 14), "face_pixel_values": normal(g, 2, 3, 1, 16, 16)}
+            | text_and_image(g)
+            | {"face_pixel_values": normal(g, 2, 3, 1, 16, 16)}
         ),
     ),
     "WanAnimate2Transformer3DModel": Entry(
