@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import audio, image, joint, packed, video
+from . import audio, image, joint, packed, video, wan
 from .entry import Entry
 
 VERSION = "0.42.1"
@@ -21,7 +21,7 @@ VERSION = "0.42.1"
 
 __all__ = ["ENTRIES", "UNTRIED", "Entry", "build", "classes", "draw", "forward"]
 
-FAMILIES = image, joint, video, packed, audio
+FAMILIES = image, joint, video, wan, packed, audio
 ENTRIES: dict[str, Entry] = {name: entry for family in FAMILIES for name, entry in family.ENTRIES.items()}
 
 UNTRIED: dict[str, str] = {}
@@ -52,11 +52,12 @@ def build(name: str) -> nn.Module:
     model_class = classes()[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
+        before = torch.are_deterministic_algorithms_enabled()
         torch.use_deterministic_algorithms(True)  # unwritten memory becomes nan
         try:
             model = model_class(**ENTRIES[name].config)
         finally:
-            torch.use_deterministic_algorithms(False)
+            torch.use_deterministic_algorithms(before)
         for module in model.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)

@@ -2,11 +2,7 @@
 
 import torch
 
-from .entry import Entry, indices, normal, padded, times
-
-
-def text(g, width=12, length=6):
-    return normal(g, 2, length, width)
+from .entry import Entry, indices, normal, padded, text, times
 
 
 def mask(length=6):

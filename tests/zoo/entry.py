@@ -21,6 +21,11 @@ def normal(g: Generator, *shape: int) -> Tensor:
     return torch.randn(shape, generator=g)
 
 
+def text(g: Generator, width: int = 12, length: int = 6) -> Tensor:
+    """Two embedded texts [2, length, width]."""
+    return normal(g, 2, length, width)
+
+
 def steps(g: Generator, *shape: int) -> Tensor:
     """Integer timesteps in [0, 1000), one per sample."""
     return torch.randint(0, 1000, shape, generator=g)

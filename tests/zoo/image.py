@@ -2,7 +2,7 @@
 
 import torch
 
-from .entry import Entry, indices, normal, padded, steps, times
+from .entry import Entry, indices, normal, padded, steps, text, times
 
 # Four heads of width 8, two blocks, 8x8 latents in patches of 2: 16 tokens.
 SMALL = {"num_attention_heads": 4, "attention_head_dim": 8, "num_layers": 2}
@@ -11,10 +11,6 @@ LATENT = {"in_channels": 4, "sample_size": 8, "patch_size": 2}
 
 def pixels(g):
     return normal(g, 2, 4, 8, 8)
-
-
-def text(g, width, length=6):
-    return normal(g, 2, length, width)
 
 
 def rotary(g, tokens, width):
@@ -32,7 +28,7 @@ ENTRIES = {
         SMALL | LATENT | {"cross_attention_dim": 32, "caption_channels": 12, "use_additional_conditions": False},
         lambda g: {
             "hidden_states": pixels(g),
-            "encoder_hidden_states": text(g, 12),
+            "encoder_hidden_states": text(g),
             "timestep": steps(g, 2),
             "added_cond_kwargs": {"resolution": None, "aspect_ratio": None},
             "encoder_attention_mask": padded(2, 6),
@@ -40,11 +36,11 @@ ENTRIES = {
     ),
     "Transformer2DModel": Entry(
         SMALL | {"in_channels": 8, "norm_num_groups": 4, "cross_attention_dim": 12},
-        lambda g: {"hidden_states": normal(g, 2, 8, 4, 4), "encoder_hidden_states": text(g, 12)},
+        lambda g: {"hidden_states": normal(g, 2, 8, 4, 4), "encoder_hidden_states": text(g)},
     ),
     "DreamLiteTransformer2DModel": Entry(
         SMALL | {"in_channels": 32, "norm_num_groups": 4, "cross_attention_dim": 12, "use_linear_projection": True},
-        lambda g: {"hidden_states": normal(g, 2, 32, 4, 4), "encoder_hidden_states": text(g, 12)},
+        lambda g: {"hidden_states": normal(g, 2, 32, 4, 4), "encoder_hidden_states": text(g)},
     ),
     "PriorTransformer": Entry(
         SMALL | {"embedding_dim": 12, "num_embeddings": 7, "additional_embeddings": 4},
@@ -80,7 +76,7 @@ ENTRIES = {
         | {"cross_attention_dim": 32, "caption_channels": 12},
         lambda g: {
             "hidden_states": pixels(g),
-            "encoder_hidden_states": text(g, 12),
+            "encoder_hidden_states": text(g),
             "timestep": steps(g, 2),
             "encoder_attention_mask": padded(2, 6),
         },
@@ -91,7 +87,7 @@ ENTRIES = {
         lambda g: {
             "hidden_states": pixels(g),
             "timestep": times(g, 2),
-            "encoder_hidden_states": text(g, 12),
+            "encoder_hidden_states": text(g),
             "encoder_mask": padded(2, 6),
             "image_rotary_emb": torch.polar(torch.ones(8, 8, 4), normal(g, 8, 8, 4)),
             "cross_attention_kwargs": {},

@@ -2,7 +2,7 @@
 
 import torch
 
-from .entry import Entry, grid, indices, normal, padded, steps, times
+from .entry import Entry, grid, indices, normal, padded, steps, text, times
 
 # Four heads of width 8: 32 wide; double-stream and single-stream blocks, two of each.
 SMALL = {"num_attention_heads": 4, "attention_head_dim": 8, "num_layers": 2}
@@ -12,10 +12,6 @@ AXES = (4, 2, 2)
 
 def pixels(g):
     return normal(g, 2, 4, 8, 8)
-
-
-def text(g, width=12, length=6):
-    return normal(g, 2, length, width)
 
 
 def flux(g):
@@ -91,7 +87,7 @@ ENTRIES = {
         STREAMS
         | {"attention_head_dim": 16, "axes_dims_rope": (4, 6, 6), "approximator_num_channels": 8}
         | {"approximator_hidden_dim": 16, "approximator_layers": 1},
-        lambda g: flux(g) | {"attention_mask": padded(2, 22)},
+        lambda g: flux(g) | {"attention_mask": torch.cat((padded(2, 6), torch.ones(2, 16, dtype=torch.bool)), dim=1)},
     ),
     "BriaTransformer2DModel": Entry(STREAMS | {"axes_dims_rope": AXES}, flux),
     "BriaFiboTransformer2DModel": Entry(
