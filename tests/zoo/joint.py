@@ -81,7 +81,13 @@ ENTRIES = {
     ),
     "Flux3Transformer2DModel": Entry(
         STREAMS | {"cond_in_channels": 4, "timestep_channels": 16, "axes_dims_rope": (2, 2, 2, 2)},
-        flux_four,
+        lambda g: (
+            flux_four(g)
+            | {
+                "image_cond_hidden_states": normal(g, 2, 4, 4),
+                "image_cond_ids": torch.cat((grid(1, 2, 2) + 1, torch.zeros(4, 1)), dim=1),
+            }
+        ),
     ),
     "ChromaTransformer2DModel": Entry(
         STREAMS
