@@ -1,5 +1,9 @@
 """Training runs for tests."""
 
+import os
+import subprocess
+import sys
+
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
@@ -17,3 +21,13 @@ def run(values, **changes):
 def weights(folder):
     """The exported student's tensors."""
     return load_file(folder / "student" / "diffusion_pytorch_model.safetensors")
+
+
+def torchrun(script, processes, root, *arguments):
+    """Run a script in some processes on gloo; what it wrote to stdout. The script asserts its world size itself."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0", str(script), *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[:4000]
+    return done.stdout

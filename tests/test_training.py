@@ -2,13 +2,11 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from runs import run, weights
+from runs import run, torchrun, weights
 from safetensors.torch import load_file
 
 from dit_shd import models
@@ -150,20 +148,7 @@ def test_two_processes_equal_one(values, tmp_path, root):
     )
     script = tmp_path / "go.py"
     script.write_text(code)
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(root),
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
-    done = subprocess.run(
-        [*command, "--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0", str(script), str(file)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[:4000]
+    torchrun(script, 2, root, file)
     two = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
     assert [m["step"] for m in two] == [1, 2, 3]
     for x, y in zip(one, two):
@@ -242,7 +227,7 @@ def test_configs_that_cannot_work_leave_nothing_behind(values, changes, message)
     ("student", "message"),
     [
         ({"num_attention_heads": 8}, "student has 8 heads .* teacher only 4"),
-        ({"patch_size": 4}, "sees 4 tokens .* teacher 16"),
+        ({"patch_size": 4}, "4 query and 4 key tokens, .* teacher 16"),
         ({"in_channels": 3}, r"takes latents of shape \(3, 8, 8\), the data's are \(1, 8, 8\)"),
         ({"num_classes": 2}, "knows 2 classes, the data has 3"),
     ],

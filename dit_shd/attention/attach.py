@@ -34,8 +34,9 @@ def capture(
     """Record the softmax attention of `model`; after each forward the yielded mapping holds that forward's Captures.
 
     Works for our models and for any whose attention ends in PyTorch's scaled_dot_product_attention (diffusers with the
-    native backend, timm, transformers). Take losses on the Captures outside the forward. The first forward finds out
-    where each W^O is; let it run before torch.compile does.
+    native backend, timm, transformers). Take losses on the Captures outside the forward. The first forward, which is
+    run eagerly, finds out where each W^O is. Gradient checkpointing has to be non-reentrant; under torch.compile it
+    needs torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = True besides.
 
     Args:
         layers: names, patterns (`transformer_blocks.*.attn1`) or depths (0 is the first, -1 the last) of attention

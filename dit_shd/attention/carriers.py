@@ -83,7 +83,8 @@ def _places(function: Any, skip: int = 1) -> dict[str, int]:
 def _tokens(places: dict[str, int], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tokens:
     given = [kwargs.get(name, args[at] if at < len(args) else None) for name, at in places.items()]
     hidden, text = [*given, None, None][:2]
-    return Tokens(_length(hidden), None if text is hidden else _length(text))
+    other = text is not None and text is not hidden
+    return Tokens(_length(hidden), _length(text) if other else None, other)
 
 
 def _length(tokens: Any) -> int | None:

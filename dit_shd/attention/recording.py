@@ -5,6 +5,8 @@ takes either, and the Recording keeps what the last forward gave.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -23,8 +25,8 @@ Sink = Callable[[str, Capture], None]
 """Takes a layer's name and its Capture while the model runs."""
 
 
-LAYOUTS: "WeakKeyDictionary[nn.Module, Layout]" = WeakKeyDictionary()
-"""What was found about other people's attention modules in the first forward that was recorded."""
+LAYOUTS: "WeakKeyDictionary[nn.Module, list[Layout]]" = WeakKeyDictionary()
+"""What the first recorded forward has shown about other people's attention modules, call by call."""
 
 
 class Recorder:
@@ -72,6 +74,7 @@ class Recording(Mapping[str, Capture]):
         self._handed = 0
         self._text: int | None = None
         self._watch: Watch | None = None
+        self._watching = ExitStack()
         self._turns = 0
         self._masks: dict[int, tuple[Tensor, DenseBias]] = {}
 
@@ -88,7 +91,8 @@ class Recording(Mapping[str, Capture]):
             recorder.module not in LAYOUTS and not support.is_ours(recorder.module) for recorder in self.recorders
         ):
             self._watch = Watch(model)
-            self._watch.__enter__()
+            self._watching.callback(torch.compiler.set_stance("force_eager").__exit__, None, None, None)
+            self._watching.enter_context(self._watch)
 
     def end(self, model: nn.Module, args: Any, output: Any) -> None:
         """It has ended, or failed (a forward hook that is always called; the output is then None)."""
@@ -96,8 +100,7 @@ class Recording(Mapping[str, Capture]):
         if torch.compiler.is_compiling():
             return
         watch, self._watch = self._watch, None
-        if watch is not None:
-            watch.__exit__(None, None, None)
+        self._watching.close()
         if output is None:
             return
         if watch is not None:
@@ -112,11 +115,17 @@ class Recording(Mapping[str, Capture]):
         layers = support.attention_layers(model)
         for recorder in self.recorders:
             if recorder.ran is not None and recorder.ran[0]:
-                (raw, *_), tokens = recorder.ran
-                mixed = raw[2]
-                parts = watch.parts(mixed, recorder.name, layers)
-                text = self._text_tokens(tokens, mixed.shape[2])
-                LAYOUTS[recorder.module] = Layout.of(parts, watch.joins, mixed.shape[2], text)
+                raw, tokens = recorder.ran
+                results = [result for _, _, result in raw]
+                LAYOUTS[recorder.module] = [
+                    Layout.of(
+                        watch.parts(mixed, recorder.name, layers),
+                        watch.joins,
+                        mixed.shape[2],
+                        tokens.text_among(mixed.shape[2], self._text),
+                    )
+                    for mixed in results
+                ]
 
     def _why_nothing(self) -> str:
         if self.choice.block != "joint":
@@ -168,8 +177,8 @@ class Recording(Mapping[str, Capture]):
         for i, call in enumerate(calls):
             if not recorder.chosen and tokens.crosses(call, support.is_cross(recorder.module)):
                 continue
-            layout = self._layout(recorder) if self.projections else None
-            text = self._text_tokens(tokens, call.query.shape[2])
+            layout = self._layout(recorder, i)
+            text = tokens.text_among(call.query.shape[2], self._text)
             name = recorder.name + (f"#{i + 1}" if i else "")
             try:
                 for suffix, capture in sections(call, self._bias(call.mask), layout, text, self.choice):
@@ -177,18 +186,15 @@ class Recording(Mapping[str, Capture]):
             except UserError as error:
                 raise UserError(f"capture: {name}: {error}") from error
 
-    def _text_tokens(self, tokens: Tokens, n: int) -> int | None:
-        """How many of a sequence's n tokens are text, as far as the module's or the model's arguments tell."""
-        if tokens.text is not None:
-            return tokens.text
-        return n - tokens.hidden if tokens.hidden is not None and tokens.hidden < n else self._text
-
-    def _layout(self, recorder: Recorder) -> Layout:
-        layout = LAYOUTS.get(recorder.module)
+    def _layout(self, recorder: Recorder, call: int) -> Layout | None:
+        layouts = LAYOUTS.get(recorder.module)
+        layout = layouts[min(call, len(layouts) - 1)] if layouts else None
+        if not self.projections:
+            return None if layout is None else replace(layout, projections=())
         if layout is None:
             raise UserError(
                 f"capture: {recorder.name}: its output projection has not been seen yet; run one forward inside "
-                "capture() before the model is compiled, or give projections=False"
+                "capture() before model.compile(), or use torch.compile(model)"
             )
         if not layout.projections:
             raise UserError(f"capture: {recorder.name}: {support.NO_PROJECTION}")

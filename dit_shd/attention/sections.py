@@ -36,17 +36,25 @@ class Choice:
 
 @dataclass(frozen=True)
 class Tokens:
-    """How many tokens a module was given as hidden_states and as encoder_hidden_states; None where it was not."""
+    """What a module was given: how many tokens of its own, and how many of another sequence's (None: not known)."""
 
     hidden: int | None
     text: int | None
+    other: bool
+    """Whether it was given another sequence at all."""
 
     def crosses(self, call: Call, says_so: bool) -> bool:
         """Whether the queries are one sequence and the keys another, or a part of it; says_so: the module does."""
         n, m = call.query.shape[2], call.key.shape[2]
-        if self.text is None:
+        if not self.other:
             return n == self.hidden and n != m
-        return n == self.hidden and (says_so or n != m <= self.text)
+        return says_so or (n == self.hidden and self.text is not None and n != m <= self.text)
+
+    def text_among(self, n: int, model: int | None) -> int | None:
+        """How many of a sequence's n tokens are text; model: how many text tokens the whole model was given."""
+        if self.hidden is not None and self.hidden < n:
+            return n - self.hidden
+        return model if self.text is None else self.text
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +63,7 @@ class Layout:
 
     projections: tuple[Projection | None, ...]
     """One for all tokens, or one for each of two runs of tokens, in order; None for a run that arrives nowhere (the
-    text of a last block, say). Empty if no row arrives anywhere unchanged."""
+    text of a last block, say). Empty if no row arrives anywhere unchanged, or if nobody asked."""
     order: Literal["plain", "text first", "image first", "unknown"]
 
     @classmethod
@@ -90,41 +98,41 @@ def sections(
     """The Captures of one call, each with what is to be added to its layer's name; none where it lacks the block.
 
     Args:
-        layout: None if W^O is not wanted. text: the number of text tokens in the sequence, if it is joint.
+        layout: without projections if W^O is not wanted; None if nothing is known.
+        text: the number of text tokens in the sequence, if it is joint.
 
     Raises:
         UserError: a block is wanted, and where the image's tokens stand is not known.
     """
-    n = call.query.shape[2]
-    every = slice(0, n)
+    n, m = call.query.shape[2], call.key.shape[2]
+    rows, keys = slice(0, n), slice(0, m)
     projections = layout.projections if layout is not None else ()
-    split = _split(n, layout, text, choice)
+    split = _split(n, layout, text, choice) if m == n else None
     if split is None:
         if len(projections) > 1 or (choice.block != "joint" and layout is not None and layout.order == "unknown"):
-            raise UserError(
-                f"where the image tokens stand among its {n} tokens is not known; say it, as in image=slice(77, None)"
-            )
-        if choice.block != "joint":
-            return
-        yield "", _cut(call, bias, every, slice(0, call.key.shape[2]), projections[0] if projections else None)
+            raise UserError(f"where the image stands among its {n} tokens is not known; say it: image=slice(77, None)")
+        if choice.block == "joint":
+            yield "", _cut(call, bias, rows, keys, projections[0] if projections else None)
         return
     image, words = split
     roles = ("text", "image") if words.start < image.start else ("image", "text")
     own: dict[str, Projection | None] = dict(zip(roles, projections * 2 if len(projections) == 1 else projections))
-    if choice.block == "joint" and len(projections) < 2:
-        yield "", _cut(call, bias, every, every, projections[0] if projections else None)
-        return
-    queries, keys = _BLOCKS[choice.block]
-    at = {"image": image, "text": words, "all": every}
-    if own and own[queries] is None:
+    if own and own["image"] is None:
         raise UserError(NO_PROJECTION)
-    yield "", _cut(call, bias, at[queries], at[keys], own.get(queries))
-    if choice.block == "joint" and own["text"] is not None:
-        yield ":text", _cut(call, bias, words, every, own["text"])
+    if choice.block != "joint":
+        queries, over = _BLOCKS[choice.block]
+        at = {"image": image, "text": words}
+        if not own or own[queries] is not None:
+            yield "", _cut(call, bias, at[queries], at[over], own.get(queries))
+    elif len(projections) < 2:
+        yield "", _cut(call, bias, rows, keys, projections[0] if projections else None)
+    else:
+        yield "", _cut(call, bias, image, keys, own["image"])
+        if own["text"] is not None:
+            yield ":text", _cut(call, bias, words, keys, own["text"])
 
 
-_BLOCKS: dict[str, tuple[str, str]] = {
-    "joint": ("image", "all"),
+_BLOCKS = {
     "image": ("image", "image"),
     "image-text": ("image", "text"),
     "text-image": ("text", "image"),
@@ -156,14 +164,15 @@ def _cut(call: Call, bias: DenseBias | None, rows: slice, keys: slice, projectio
         (tensor,) = bias.leaves
         tensor = tensor if tensor.shape[2] == 1 else tensor[:, :, rows]
         bias = DenseBias(tensor if tensor.shape[3] == 1 else tensor[..., keys])
+    key, value = (call.key, call.value) if every_key else (call.key[:, :, keys], call.value[:, :, keys])
     return Capture(
-        call.query[:, :, rows],
-        call.key[:, :, keys],
-        call.value[:, :, keys],
+        call.query if every_row else call.query[:, :, rows],
+        key,
+        value,
         call.scale,
         bias,
         call.causal,
         None if projection is None else projection.by_head(h, d),
-        call.mixed[:, :, rows] if every_key else None,
+        (call.mixed if every_row else call.mixed[:, :, rows]) if every_key else None,
         torch.arange(rows.start, rows.stop, device=call.query.device) if call.causal and not every_row else None,
     )

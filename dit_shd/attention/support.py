@@ -68,8 +68,8 @@ def check(model: nn.Module) -> None:
         which = f" ({', '.join(sorted(processors))})" if processors else ""
         raise UserError(
             f"capture: {type(model).__name__} has no attention module{which} that ends in PyTorch's "
-            "scaled_dot_product_attention: linear attention, a hard-wired kernel, or maps computed by hand cannot be "
-            "recorded"
+            "scaled_dot_product_attention; linear attention, a hard-wired kernel or maps computed by hand cannot be "
+            "recorded (diffusers' AttnProcessor: set AttnProcessor2_0 instead)"
         )
 
 

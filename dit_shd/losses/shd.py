@@ -103,8 +103,11 @@ class SHD(Loss):
         """Value per sample [b]; logs hold each layer's mean alpha and divergence, the share clamped and the residual.
 
         Raises:
-            UserError: more student heads than teacher heads, other token counts, layers that do not map.
+            UserError: no captures, more student heads than teacher heads, other token counts, layers that do not map.
         """
+        for role, captures in (("teacher", teacher), ("student", student)):
+            if not captures:
+                raise UserError(f"SHD: the {role}'s captures are empty; run it inside `with capture({role})` first")
         heard = self.listener(list(teacher), student, batch)
         for name, capture in teacher.items():
             heard(name, capture)
