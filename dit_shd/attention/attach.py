@@ -110,8 +110,7 @@ def attach_processors(
 
 def _chosen(model: nn.Module, layers: Layers) -> dict[str, nn.Module]:
     """The attention modules that are wanted, none of which is set up in a way that hides its maps."""
-    support.check(model)
-    modules = support.attention_layers(model)
+    modules = support.check(model)
     chosen = {name: modules[name] for name in _named(list(modules), modules, layers)}
     for name, module in chosen.items():
         reason = support.refusal(module)

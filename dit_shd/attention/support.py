@@ -1,7 +1,7 @@
 """Which modules of a model are softmax attention that can be recorded; why others are not, and what to do."""
 
+import functools
 from types import CodeType, FunctionType
-from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
@@ -16,25 +16,20 @@ NO_PROJECTION = (
 )
 
 
-@runtime_checkable
-class Recordable(Protocol):
-    """An attention module of ours: it hands a Capture to `recorder` whenever that is not None."""
-
-    recorder: Any
-
-
 def is_ours(module: nn.Module) -> bool:
-    return isinstance(module, Recordable)
+    """Whether a module hands a Capture to its `recorder` whenever that is not None."""
+    return hasattr(type(module), "recorder")
 
 
 def attention_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The innermost modules of a model that are ours or whose code reaches scaled_dot_product_attention, by name."""
     found: dict[str, nn.Module] = {}
     for path, module in model.named_modules():
-        if is_ours(module) or any(_reaches(function, owner, set()) for function, owner in _entries(module)):
+        processor = vars(module).get("processor", module._modules.get("processor"))
+        if is_ours(module) or _reaches(type(module), "forward") or _reaches(type(processor), "__call__"):
             found[path] = module
-    inner = {path for path in found if any(other != path and _inside(other, path) for other in found)}
-    return {plain(path): module for path, module in found.items() if path not in inner}
+    outer = {path[:i] for path in found for i, letter in enumerate(path) if letter == "."}
+    return {plain(path): module for path, module in found.items() if path and path not in outer}
 
 
 def plain(name: str) -> str:
@@ -50,20 +45,21 @@ def is_cross(module: nn.Module) -> bool:
     return getattr(module, "is_cross_attention", False) is True
 
 
-def check(model: nn.Module) -> None:
-    """Refuse a model whose self-attention cannot be recorded.
+def check(model: nn.Module) -> dict[str, nn.Module]:
+    """The attention layers of a model, none of which is hidden by how the model is set up.
 
     Raises:
         UserError: no softmax attention, or recomputation that leaves no graph.
     """
     for module in model.modules():
-        recompute = getattr(module, "_gradient_checkpointing_func", None)
-        if getattr(module, "gradient_checkpointing", False) and getattr(recompute, "keywords", {}).get("use_reentrant"):
+        recompute = getattr(vars(module).get("_gradient_checkpointing_func"), "keywords", {})
+        if recompute.get("use_reentrant") and vars(module).get("gradient_checkpointing"):
             raise UserError(
                 f"capture: {type(model).__name__} recomputes its blocks by reentrant gradient checkpointing, which "
                 "gives captured tensors no gradient; use use_reentrant=False"
             )
-    if not attention_layers(model):
+    layers = attention_layers(model)
+    if not layers:
         processors = {type(m.processor).__name__ for m in model.modules() if hasattr(m, "set_processor")}
         which = f" ({', '.join(sorted(processors))})" if processors else ""
         raise UserError(
@@ -71,6 +67,7 @@ def check(model: nn.Module) -> None:
             "scaled_dot_product_attention; linear attention, a hard-wired kernel or maps computed by hand cannot be "
             "recorded (diffusers' AttnProcessor: set AttnProcessor2_0 instead)"
         )
+    return layers
 
 
 def refusal(module: nn.Module) -> str | None:
@@ -104,32 +101,23 @@ def why_silent(module: nn.Module) -> str:
     return f"ran without calling scaled_dot_product_attention: {reason}"
 
 
-def _inside(path: str, parent: str) -> bool:
-    return path.startswith(f"{parent}.") or not parent
-
-
-def _entries(module: nn.Module) -> list[tuple[Any, type]]:
-    """The functions that run when a module is called, with the classes that hold their methods."""
-    entries: list[tuple[Any, type]] = [(type(module).forward, type(module))]
-    processor = getattr(module, "processor", None)
-    if callable(processor):
-        entries.append((type(processor).__call__, type(processor)))
-    return entries
-
-
-def _reaches(function: Any, owner: type, seen: set[Any]) -> bool:
-    """Whether a function refers to one of ENDS, itself or through functions of its module and methods of its class."""
-    function = getattr(function, "__wrapped__", function)
-    if not isinstance(function, FunctionType) or function in seen:
-        return False
-    seen.add(function)
-    for name in _names(function.__code__):
-        if name in ENDS:
+@functools.cache
+def _reaches(cls: type, method: str) -> bool:
+    """Whether a method of a class refers to one of ENDS, itself or through functions of its file and methods."""
+    start = getattr(cls, method, None)
+    waiting, seen = [start], set()
+    while waiting:
+        function = waiting.pop()
+        function = getattr(function, "__wrapped__", function)
+        if not isinstance(function, FunctionType) or function in seen:
+            continue
+        seen.add(function)
+        names = _names(function.__code__)
+        if names & ENDS:
             return True
-        for helper in (function.__globals__.get(name), getattr(owner, name, None)):
-            near = isinstance(helper, FunctionType) and helper.__module__ == function.__module__
-            if near and _reaches(helper, owner, seen):
-                return True
+        for helper in (found for name in names for found in (function.__globals__.get(name), getattr(cls, name, None))):
+            if isinstance(helper, FunctionType) and helper.__module__ == function.__module__:
+                waiting.append(helper)
     return False
 
 

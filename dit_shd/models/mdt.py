@@ -43,7 +43,7 @@ class RelativePositionBias(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention with MDT's relative position bias; hands its Capture to `recorder`, if there is one."""
 
-    recorder: Recorder | None
+    recorder: Recorder | None = None
 
     def __init__(self, width: int, heads: int, window: int):
         super().__init__()
@@ -51,7 +51,6 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
         self.rel_pos_bias = RelativePositionBias(window, heads)
-        self.recorder = None
 
     def forward(self, x: Tensor, code: Tensor | None) -> Tensor:
         b, n, e = x.shape
