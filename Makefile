@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow check setup
+.PHONY: demo test test-slow check setup docs
 
 setup: .venv/ready
 
@@ -19,6 +19,9 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+docs: setup
+	$(BIN)/python docs/build.py
 
 check: setup
 	$(BIN)/ruff check .

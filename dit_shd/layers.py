@@ -27,10 +27,18 @@ def layer_map(teacher: Sequence[str], student: Sequence[str], how: LayerMap = "s
                 if name not in known:
                     raise UserError(f"layers: the {role} has no layer '{name}'. It has: {', '.join(known)}")
         return dict(how)
-    if how == "proportional":
-        return _proportional(teacher, student)
-    if how != "sections":
+    if how not in ("sections", "proportional"):
         raise UserError(f"layers: wanted sections, proportional or a map of names, found '{how}'")
+    whole = [[name for name in names if ":" not in name] for names in (teacher, student)]
+    pairs = _proportional(*whole) if how == "proportional" else _by_section(*whole)
+    for name in student:  # a layer's text queries learn from the text queries of its teacher, if they have any
+        layer, _, part = name.partition(":")
+        if part and f"{pairs[layer]}:{part}" in teacher:
+            pairs[name] = f"{pairs[layer]}:{part}"
+    return {name: pairs[name] for name in student if name in pairs}
+
+
+def _by_section(teacher: Sequence[str], student: Sequence[str]) -> dict[str, str]:
     theirs, ours = _sections(teacher), _sections(student)
     pairs: dict[str, str] = {}
     for section, names in ours.items():
@@ -40,7 +48,7 @@ def layer_map(teacher: Sequence[str], student: Sequence[str], how: LayerMap = "s
                 "use layers=proportional or name the pairs"
             )
         pairs |= _proportional(theirs[section], names)
-    return {name: pairs[name] for name in student}
+    return pairs
 
 
 def _proportional(teacher: Sequence[str], student: Sequence[str]) -> dict[str, str]:

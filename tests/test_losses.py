@@ -121,6 +121,12 @@ def test_sections_keep_to_themselves_and_round_up():
     assert [mapped[f"de_blocks.{i}.attn"] for i in range(6)] == [f"de_blocks.{i}.attn" for i in (0, 1, 1, 2, 3, 3)]
 
 
+def test_text_queries_learn_from_their_layers_text_queries_where_it_has_any():
+    teacher = ["b.0", "b.0:text", "b.1", "b.1:text", "b.2", "b.2:text", "b.3"]
+    student = ["b.0", "b.0:text", "b.1", "b.1:text"]
+    assert layer_map(teacher, student, "proportional") == {"b.0": "b.1", "b.0:text": "b.1:text", "b.1": "b.3"}
+
+
 @pytest.mark.parametrize(
     ("how", "message"),
     [

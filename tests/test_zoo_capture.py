@@ -11,8 +11,8 @@ from dit_shd import SHD, attach_processors, capture
 from dit_shd.errors import UserError
 
 REFUSED = {
-    "SanaTransformer2DModel": "no self-attention",
-    "SanaVideoTransformer3DModel": "no self-attention",
+    "SanaTransformer2DModel": "linear attention",
+    "SanaVideoTransformer3DModel": "linear attention",
     "SanaWMTransformer3DModel": "does not arrive unchanged",
     "LuminaNextDiT2DModel": "does not arrive unchanged",
     "Krea2Transformer2DModel": "does not arrive unchanged",

@@ -111,6 +111,9 @@ def attach_processors(
 def _chosen(model: nn.Module, layers: Layers) -> dict[str, nn.Module]:
     """The attention modules that are wanted, none of which is set up in a way that hides its maps."""
     modules = support.check(model)
+    reason = support.without_maps(model, modules) if layers is None else None
+    if reason is not None:
+        raise UserError(f"capture: {type(model).__name__}: {reason}")
     chosen = {name: modules[name] for name in _named(list(modules), modules, layers)}
     for name, module in chosen.items():
         reason = support.refusal(module)

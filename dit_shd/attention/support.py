@@ -1,6 +1,7 @@
 """Which modules of a model are softmax attention that can be recorded; why others are not, and what to do."""
 
 import functools
+from collections.abc import Mapping
 from types import CodeType, FunctionType
 
 from torch import nn
@@ -68,6 +69,19 @@ def check(model: nn.Module) -> dict[str, nn.Module]:
             "recorded (diffusers' AttnProcessor: set AttnProcessor2_0 instead)"
         )
     return layers
+
+
+def without_maps(model: nn.Module, layers: Mapping[str, nn.Module]) -> str | None:
+    """Why none of the layers is self-attention, if the model's self-attention works another way (Sana's is linear)."""
+    others = {type(m.processor).__name__ for m in model.modules() if hasattr(m, "set_processor")} - {
+        type(getattr(m, "processor", None)).__name__ for m in layers.values()
+    }
+    if not others or not all(is_cross(module) for module in layers.values()):
+        return None
+    return (
+        f"its self-attention ({', '.join(sorted(others))}) does not end in scaled_dot_product_attention: linear "
+        f"attention has no map. Cross-attention has to be named: layers={', '.join(layers)}"
+    )
 
 
 def refusal(module: nn.Module) -> str | None:

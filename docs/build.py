@@ -1,0 +1,87 @@
+"""Make the pages that are made from code: `make docs`, or python docs/build.py [PAGE].
+
+- use-it-in-your-trainer.md from the scripts in examples/;
+- supported-models.md by trying capture() on a tiny random model of every transformer class of the installed diffusers
+  (their sizes are those of the tests, tests/zoo).
+"""
+
+import re
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+DOCS = Path(__file__).parent
+ROOT = DOCS.parent
+
+
+def template(page: str) -> str:
+    return (DOCS / "templates" / f"{page}.md").read_text()
+
+
+def trainer_page() -> str:
+    """Use it in your trainer."""
+    quoted = {}
+    for name in ("sd3", "deit"):
+        lines = (ROOT / "examples" / f"distil_{name}.py").read_text()
+        quoted[name] = f"```python\n{lines}```\n"
+    table = (DOCS / "supported-models.md").read_text()
+    supported, refused = (table.count(mark) for mark in ("| `", "| *"))
+    return template("use-it-in-your-trainer").format(**quoted, supported=supported, tried=supported + refused)
+
+
+def supported_page() -> str:
+    """Every transformer class of the installed diffusers."""
+    import diffusers
+    import torch
+
+    sys.path.insert(0, str(ROOT / "tests"))
+    import zoo
+
+    from dit_shd import capture
+    from dit_shd.attention.recording import LAYOUTS
+    from dit_shd.errors import UserError
+
+    rows, reasons = [], []
+    for name in sorted(zoo.classes()):
+        if name not in zoo.ENTRIES:
+            reasons.append(f"| *{name}* | untried |")
+            continue
+        model = zoo.build(name)
+        try:
+            with torch.no_grad(), capture(model) as captures:
+                zoo.forward(model, zoo.draw(name))
+        except UserError as error:
+            reasons.append(f"| *{name}* | {str(error).removeprefix('capture: ')} |")
+            continue
+        layouts = [layout for m in model.modules() for layout in LAYOUTS.get(m, [])]
+        orders = {x.order for x in layouts} - {"plain"} or {""}
+        first = next(x for m in model.modules() for x in LAYOUTS.get(m, []) if x.order in orders or orders == {""})
+        owners = ", ".join(f"`{p.name}`" for p in first.projections if p is not None)
+        rows.append(f"| `{name}` | {_layers(list(captures))} | {', '.join(sorted(orders))} | {owners} |")
+    return template("supported-models").format(
+        version=diffusers.__version__,
+        supported=len(rows),
+        refused=sum("untried" not in line for line in reasons),
+        untried=sum("untried" in line for line in reasons),
+        rows="\n".join(rows),
+        reasons="\n".join(reasons),
+    )
+
+
+def _layers(names: list[str]) -> str:
+    """Names that differ by a number only, once."""
+    return ", ".join(f"`{name}`" for name in dict.fromkeys(re.sub(r"(?<=[.#])\d+", "*", name) for name in names))
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "supported-models.md": supported_page,
+    "use-it-in-your-trainer.md": trainer_page,
+}
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    for page, make in PAGES.items():
+        if page in (sys.argv[1:] or PAGES):
+            (DOCS / page).write_text(make())
+            print(f"written to {DOCS / page}")
