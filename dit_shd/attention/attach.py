@@ -152,6 +152,7 @@ def _hooked(model: nn.Module, recording: Recording) -> Iterator[None]:
     try:
         yield
     finally:
+        recording.stop()
         before.remove()
         after.remove()
 

@@ -41,8 +41,8 @@ class Call:
     key: Tensor
     """[b,h or fewer,m,d]"""
     value: Tensor
-    mixed: Tensor
-    """The result [b,h,n,d]."""
+    mixed: Tensor | None
+    """The result [b,h,n,d], unless dropout has changed it."""
     mask: Tensor | None
     """Broadcastable to [b,h,n,m]; boolean (True is kept) or added to the scores."""
     causal: bool
@@ -50,12 +50,12 @@ class Call:
 
     @classmethod
     def of(cls, raw: RawCall) -> "Call":
-        args, kwargs, mixed = raw
-        query, key, value, mask, causal, scale = _arguments(*args, **kwargs)
+        args, kwargs, result = raw
+        query, key, value, mask, dropout, causal, scale = _arguments(*args, **kwargs)
         if not query.ndim == key.ndim == value.ndim == 4:
             raise ValueError(f"wanted query, key and value with four dimensions, found {tuple(query.shape)}")
         scale = query.shape[-1] ** -0.5 if scale is None else scale
-        return cls(query, key, value, mixed, mask, causal, scale)
+        return cls(query, key, value, None if dropout else result, mask, causal, scale)
 
 
 def _arguments(
@@ -67,9 +67,9 @@ def _arguments(
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, bool, float | None]:
-    """The arguments of a call by their names; dropout is left out of a captured map."""
-    return query, key, value, attn_mask, is_causal, scale
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, float, bool, float | None]:
+    """The arguments of a call by their names."""
+    return query, key, value, attn_mask, dropout_p, is_causal, scale
 
 
 def joined(calls: Sequence[Call]) -> list[Call]:
@@ -84,9 +84,9 @@ def joined(calls: Sequence[Call]) -> list[Call]:
     )
     if len(calls) == 1 or not alike or first.query.shape[0] != 1:
         return list(calls)
-    query, key, value, mixed = (
-        torch.cat([getattr(x, name) for x in calls]) for name in ("query", "key", "value", "mixed")
-    )
+    query, key, value = (torch.cat([getattr(x, name) for x in calls]) for name in ("query", "key", "value"))
+    results = [x.mixed for x in calls if x.mixed is not None]
+    mixed = torch.cat(results) if results else None
     masks = [x.mask for x in calls if x.mask is not None]
     if masks and masks[0].ndim < 4:
         masks = [mask.expand(1, 1, *mask.shape[-2:]) for mask in masks]

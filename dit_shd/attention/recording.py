@@ -99,8 +99,8 @@ class Recording(Mapping[str, Capture]):
         self.armed = False
         if torch.compiler.is_compiling():
             return
-        watch, self._watch = self._watch, None
-        self._watching.close()
+        watch = self._watch
+        self.stop()
         if output is None:
             return
         if watch is not None:
@@ -109,6 +109,11 @@ class Recording(Mapping[str, Capture]):
         self._masks.clear()
         if not self._handed:
             raise UserError(f"capture: {type(model).__name__}: {self._why_nothing()}")
+
+    def stop(self) -> None:
+        """Leave nothing behind of a forward, also of one that was interrupted."""
+        self.armed, self._watch = False, None
+        self._watching.close()
 
     def _learn(self, model: nn.Module, watch: Watch) -> None:
         """Keep what the first forward has shown."""

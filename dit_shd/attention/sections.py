@@ -173,6 +173,6 @@ def _cut(call: Call, bias: DenseBias | None, rows: slice, keys: slice, projectio
         bias,
         call.causal,
         None if projection is None else projection.by_head(h, d),
-        (call.mixed if every_row else call.mixed[:, :, rows]) if every_key else None,
+        call.mixed[:, :, rows] if call.mixed is not None and every_key else None,
         torch.arange(rows.start, rows.stop, device=call.query.device) if call.causal and not every_row else None,
     )
