@@ -146,6 +146,10 @@ def draw(
     try:
         with kept_biases(model, torch.bfloat16 if config.precision == "bf16" else torch.float32):
             latents = denoise(predict, config, indices, shape, device)
+    except RuntimeError as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        raise UserError(f"compile=true: torch.compile failed ({' '.join(str(error).split())[:160]})") from error
     finally:
         model.train(was_training)
     if not bool(torch.isfinite(latents).all()):

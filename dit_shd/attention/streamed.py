@@ -55,8 +55,9 @@ def _fused(
 ) -> Tensor:
     """Stock attention. Widths are made equal: where they are not, a CPU silently materialises the maps."""
     d, d_value = query.shape[3], value.shape[3]
-    query, key = (F.pad(x, (0, max(0, d_value - d))) for x in (query, key))
-    value = F.pad(value, (0, max(0, d - d_value)))
+    if d != d_value:  # padding by nothing would copy
+        query, key = (F.pad(x, (0, max(0, d_value - d))) for x in (query, key))
+        value = F.pad(value, (0, max(0, d - d_value)))
     mask = None if bias is None else bias.leaves[0].to(query.dtype)
     return F.scaled_dot_product_attention(query, key, value, mask, is_causal=causal, scale=scale)[..., :d_value]
 

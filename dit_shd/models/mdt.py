@@ -7,21 +7,20 @@ index buffers only. See MDTv2 for the data flow.
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
-from timm.layers import Mlp, PatchEmbed
+from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
 from dit_shd.attention import Bias, Capture, DenseBias, RelativeBias, attend
 from dit_shd.attention.capture import Recorder
 from dit_shd.errors import UserError
 from dit_shd.models import _public
-from dit_shd.models._parts import FinalLayer, LabelEmbedder, TimestepEmbedder, modulate, sincos_2d
+from dit_shd.models._parts import FeedForward, FinalLayer, LabelEmbedder, TimestepEmbedder, modulate, sincos_2d
 
 SIZES: dict[str, dict[str, int]] = {
     "S/2": dict(num_layers=12, num_attention_heads=6, attention_head_dim=64, decode_layer=6),
@@ -107,7 +106,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.attn = Attention(width, heads, window)
         self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.mlp = Mlp(width, int(width * mlp_ratio), act_layer=partial(nn.GELU, approximate="tanh"))  # type: ignore[arg-type]
+        self.mlp = FeedForward(width, mlp_ratio)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
         self.skip_linear = nn.Linear(2 * width, width) if skip else None
 
