@@ -1,14 +1,8 @@
 """Sampling: guidance, determinism, solvers, files."""
 
-import json
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from dit_shd.config import make
 from dit_shd.decoder import Decoder
@@ -17,7 +11,6 @@ from dit_shd.errors import UserError
 from dit_shd.guidance import Guided, guidance_weight
 from dit_shd.models import load
 from dit_shd.pictures import grid, to_uint8
-from dit_shd.sample_files import sample_to_file
 from dit_shd.sampler import SampleConfig, denoise, sample
 
 QUICK = dict(steps=6, batch_size=4, guided_channels=None)
@@ -106,68 +99,6 @@ def test_grid_places_images_row_by_row():
     assert sheet[5, 11] == 255
 
 
-def config(teacher, tmp_path, **changes):
-    values = dict(run=str(teacher), count=10, out=str(tmp_path / "s.npz"), **QUICK)
-    return make(SampleConfig, {**values, **changes})
-
-
-def test_files(teacher, model, tmp_path):
-    out = sample_to_file(config(teacher, tmp_path))
-    with np.load(out) as data:
-        images, labels = data["arr_0"], data["arr_1"]
-    assert images.shape == (10, 8, 8, 1)
-    assert images.dtype == np.uint8
-    assert np.array_equal(images, sample(model, 10, **QUICK)[0])
-    assert labels.shape == (10,)
-    told = json.loads(out.with_suffix(".json").read_text())
-    assert told["rounding"] == "floor"
-    assert told["steps"] == 6
-    assert Image.open(out.with_suffix(".png")).size[0] > 80
-    assert not list(tmp_path.glob("*.parts"))
-    with pytest.raises(UserError, match="is there already"):
-        sample_to_file(config(teacher, tmp_path))
-
-
-def test_interrupted_sampling_goes_on(teacher, tmp_path, monkeypatch):
-    import dit_shd.sample_files as module
-
-    straight = sample_to_file(config(teacher, tmp_path, out=str(tmp_path / "straight.npz")))
-    drawn, real = [], module.draw
-
-    def dies(*arguments):
-        drawn.append(arguments[2])
-        if len(drawn) == 2:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    monkeypatch.setattr(module, "draw", dies)
-    with pytest.raises(KeyboardInterrupt):
-        sample_to_file(config(teacher, tmp_path))
-    with pytest.raises(UserError, match="shards of other settings"):
-        sample_to_file(config(teacher, tmp_path, seed=3))
-    out = sample_to_file(config(teacher, tmp_path))
-    assert [r.start for r in drawn] == [0, 4, 4, 8]
-    with np.load(straight) as a, np.load(out) as b:
-        assert np.array_equal(a["arr_0"], b["arr_0"])
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"steps": 0}, "steps: wanted 1 to 1000"),
-        ({"steps": 1001}, "steps: wanted 1 to 1000"),
-        ({"count": 0}, "count: wanted 1 or more"),
-        ({"run": "nowhere"}, "wanted a run folder"),
-        ({"vae": "no/such/vae"}, "vae: 'no/such/vae' is neither"),
-        ({"solver": "heun"}, r"solver: wanted ddpm \| ddim"),
-    ],
-)
-def test_bad_requests_are_one_line_and_leave_nothing(teacher, tmp_path, changes, message):
-    with pytest.raises(UserError, match=message):
-        sample_to_file(config(teacher, tmp_path, **changes))
-    assert not list(tmp_path.iterdir())
-
-
 def test_a_vae_decodes(teacher, tmp_path):
     """A small AutoencoderKL of our own, saved and named by its folder."""
     from diffusers import AutoencoderKL
@@ -208,62 +139,3 @@ def test_a_model_that_is_not_finite_says_so(teacher):
         sample(broken, 2, **QUICK)
     with pytest.raises(UserError, match="wanted classes 0 to 2, found 7 to 7"):
         sample(load(teacher), 1, labels=[7], **QUICK)
-
-
-def test_parts_of_another_model_are_refused(teacher, tmp_path, monkeypatch):
-    """A run trained on between an interruption and its continuation must not mix two models in one file."""
-    import shutil
-
-    import dit_shd.sample_files as module
-
-    shutil.copytree(teacher, tmp_path / "model")
-    options = dict(run=str(tmp_path / "model"))
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "merge", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            sample_to_file(config(teacher, tmp_path, **options))
-    changed = load(teacher)
-    with torch.no_grad():
-        changed.pos_embed += 1
-    changed.save_pretrained(tmp_path / "model")
-    with pytest.raises(UserError, match=r"other settings \(model_sha256\)"):
-        sample_to_file(config(teacher, tmp_path, **options))
-
-
-def test_two_processes_sample_what_one_does(teacher, tmp_path, root):
-    straight = sample_to_file(config(teacher, tmp_path, out=str(tmp_path / "one.npz")))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
-    command += ["--rdzv_endpoint", "127.0.0.1:0", str(root / "sampling" / "sample_dit.py"), str(teacher), "count=10"]
-    command += ["steps=6", "batch_size=4", "guided_channels=null", f"out={tmp_path / 'two.npz'}"]
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[:4000]
-    assert done.stdout.count("done: ") == 1, "one of two processes reports, so there was one world of two"
-    with np.load(straight) as a, np.load(tmp_path / "two.npz") as b:
-        assert np.array_equal(a["arr_0"], b["arr_0"])
-        assert np.array_equal(a["arr_1"], b["arr_1"])
-
-
-def test_a_run_knows_its_schedule(teacher, tmp_path):
-    import shutil
-
-    from dit_shd.models import of_run
-
-    shutil.copytree(teacher, tmp_path / "run" / "student")
-    (tmp_path / "run" / "config.yaml").write_text("diffusion_steps: 100\n")
-    assert of_run(make(SampleConfig, {"run": str(tmp_path / "run")})).diffusion_steps == 100
-    assert of_run(make(SampleConfig, {"run": str(teacher)})).diffusion_steps == 1000
-
-
-def test_files_of_others_are_left_alone(teacher, tmp_path):
-    (tmp_path / "s.npz.parts").mkdir()
-    (tmp_path / "s.npz.parts" / "mine.txt").write_text("x")
-    with pytest.raises(UserError, match="was not made by sample"):
-        sample_to_file(config(teacher, tmp_path))
-    assert (tmp_path / "s.npz.parts" / "mine.txt").exists()
-    (tmp_path / "t.png").write_text("a picture")
-    with pytest.raises(UserError, match=r"t\.png: is there already"):
-        sample_to_file(config(teacher, tmp_path, out=str(tmp_path / "t.npz")))
-    for out in (".", "..", "/"):
-        with pytest.raises(UserError, match=r"out: wanted|is there already"):
-            sample_to_file(config(teacher, tmp_path, out=out))
