@@ -141,14 +141,15 @@ def _draw_missing(state: Any, config: SampleConfig, model: Any, decode: Decoder,
     state.wait_for_everyone()
     missing = [indices for indices in batches(config) if not shard_file(folder, indices.start).exists()]
     state.wait_for_everyone()  # nobody draws before everybody has looked
-    classes, progress = classes_of(model), _Progress(config, folder, shown=state.is_main_process)
-    for indices in missing[rank::world]:
-        labels = label_plan(config, classes, indices)
-        images = draw(model, config, indices, labels, decode, progress.step)
-        write_shard(shard_file(folder, indices.start), images, labels)
+    classes = classes_of(model)
+    with _Progress(config, folder, shown=state.is_main_process) as progress:
+        for indices in missing[rank::world]:
+            labels = label_plan(config, classes, indices)
+            images = draw(model, config, indices, labels, decode, progress.step)
+            write_shard(shard_file(folder, indices.start), images, labels)
+            progress.shard()
+        state.wait_for_everyone()
         progress.shard()
-    state.wait_for_everyone()
-    progress.close()
 
 
 def _remove_damaged(file: Path, wanted: int) -> None:
@@ -204,9 +205,11 @@ class _Progress:
         if not self.bar.disable:
             self.bar.update(max(0.0, self.finished + self.share - self.bar.n))
 
-    def close(self) -> None:
-        self.shard()
-        self.bar.close()
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()  # before an error's line is printed
 
 
 def _finish(folder: Path, told: dict[str, Any], out: Path, count: int) -> None:
