@@ -113,7 +113,8 @@ def _claim(state: Any, folder: Path, told: dict[str, Any], out: Path) -> bool:
                 folder.mkdir(parents=True, exist_ok=True)
                 for leftover in folder.glob(".*.part"):
                     leftover.unlink()
-                write_text(folder / SETTINGS, json.dumps(told))
+                if not (folder / SETTINGS).exists():
+                    write_text(folder / SETTINGS, json.dumps(told))
             except OSError as error:
                 raise UserError(f"{folder}: cannot hold the shards of the samples ({error.strerror})") from error
     broadcast_object_list(going_on)
