@@ -90,13 +90,18 @@ def fit(config: "TrainConfig", dataset: Dataset, student: nn.Module, teacher: nn
             raise UserError(f"{role}: its weights are not finite (NaN or infinity), first in {bad[0]}")
 
 
+def launched(processes: int) -> None:
+    """accelerate must work with as many processes as the launcher started, or each would do all the work."""
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != processes:
+        raise UserError(
+            f"the launcher started {started} processes, but accelerate works with {processes}; see accelerate config"
+        )
+
+
 def micro_batch_size(config: "TrainConfig", processes: int) -> int:
     """Images of one forward in one process; batch_size must be a multiple of it times the processes."""
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if launched != processes:
-        raise UserError(
-            f"the launcher started {launched} processes, but accelerate works with {processes}; see accelerate config"
-        )
+    launched(processes)
     size = config.micro_batch_size or config.batch_size // processes
     if size < 1 or config.batch_size % (size * processes):
         raise UserError(

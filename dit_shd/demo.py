@@ -254,14 +254,16 @@ def _sampled(config: DemoConfig, name: str) -> bool:
         return False
     wanted = settings(make(SampleConfig, {**_sample_keys(config, name), "run": ""}, "sample"))
     told = json.loads(beside.read_text(encoding="utf-8"))
-    return {**{k: v for k, v in told.items() if k != "model_sha256"}, "run": ""} == wanted
+    return {**{k: v for k, v in told.items() if not k.endswith("_sha256")}, "run": ""} == wanted
 
 
 def _images_done(config: DemoConfig, name: str) -> int:
+    from dit_shd.shards import shard_files
+
     file = sample_file(config, name)
     parts = file.with_name(file.name + ".parts")
     if parts.is_dir():
-        return SAMPLE_BATCH * len(list(parts.glob("[0-9]*.npy")))
+        return SAMPLE_BATCH * len(shard_files(parts))
     return config.images if file.is_file() else 0
 
 

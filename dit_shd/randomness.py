@@ -6,6 +6,7 @@ numbers again. Philox is counter-based (Salmon et al., SC 2011), so each tuple n
 
 import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -14,15 +15,21 @@ from torch import Tensor
 
 def stream(seed: int, purpose: str, step: int = 0, index: int = 0) -> np.random.Generator:
     """The stream of numbers that belongs to one (seed, purpose, step, index)."""
+    return np.random.Generator(np.random.Philox(key=_key(seed, purpose), counter=[0, 0, step, index]))
+
+
+@lru_cache
+def _key(seed: int, purpose: str) -> np.ndarray:
     digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
-    key = np.frombuffer(digest[:16], dtype=np.uint64)
-    return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, step, index]))
+    return np.frombuffer(digest[:16], dtype=np.uint64)
 
 
 def normal(seed: int, purpose: str, step: int, indices: Sequence[int], shape: Sequence[int]) -> Tensor:
     """Standard normal noise [b, *shape] in float32, one stream for each sample index."""
-    draws = [stream(seed, purpose, step, i).standard_normal(shape, dtype=np.float32) for i in indices]
-    return torch.from_numpy(np.stack(draws))
+    draws = np.empty((len(indices), *shape), dtype=np.float32)
+    for i, row in zip(indices, draws):
+        stream(seed, purpose, step, i).standard_normal(dtype=np.float32, out=row)
+    return torch.from_numpy(draws)
 
 
 def uniform(seed: int, purpose: str, step: int, indices: Sequence[int], shape: Sequence[int] = ()) -> Tensor:

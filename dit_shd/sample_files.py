@@ -1,12 +1,14 @@
 """`dit-shd sample`: many images into one npz, by as many processes as there are, resumable.
 
-Every batch is written whole as a part of its own; the same command again skips the parts that are there, and the
-last one standing merges them into arr_0 (uint8 [n,y,x,c]) and arr_1 (labels), the layout of the ADM evaluator.
+Every batch is a shard of its own in NAME.npz.parts; the same command again draws those that are missing, and the main
+process merges them into arr_0 (uint8 [n,y,x,c]) and arr_1 (labels), the layout of the ADM evaluator. What is finished
+waits under `merged.*` among the shards until all of it is there, so a kill at any moment loses nothing.
 """
 
 import json
+import logging
 import os
-import zipfile
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,51 +17,61 @@ import torch
 
 from dit_shd import models
 from dit_shd.checkpoint import write_text
+from dit_shd.checks import launched
 from dit_shd.config import resolve
+from dit_shd.decoder import Decoder
 from dit_shd.distiller import classes_of
 from dit_shd.errors import UserError
 from dit_shd.pictures import grid
-from dit_shd.sampler import SampleConfig, batches, decoder, device_of, draw, label_plan
+from dit_shd.sampler import SampleConfig, batches, draw, label_plan, load_decoder, prepared
+from dit_shd.shards import (
+    SETTINGS,
+    Shards,
+    merge,
+    open_shards,
+    read_settings,
+    read_shard,
+    replacing_file,
+    shard_file,
+    shard_files,
+    write_shard,
+)
+
+__all__ = ["Shards", "open_shards", "output_path", "sample_to_file", "settings"]
 
 SHOWN = 100
 """Images on the grid beside the npz."""
+MERGED = "merged"
+"""Among the shards: an empty file that says that merged.npz, .png and .json are complete."""
+SUFFIXES = (".json", ".png", ".npz")
+
+_log = logging.getLogger("dit_shd")
 
 
 def sample_to_file(config: SampleConfig) -> Path:
     """Sample `config.count` images into an npz, with a grid (png) and the settings (json) beside it.
 
     Raises:
-        UserError: the npz is there already (and no force), or parts of other settings or of another model are.
+        UserError: the npz is there already (and no force), or shards of other settings or of another model are.
     """
     from accelerate import PartialState
-    from tqdm import tqdm
 
     config = models.of_run(config)
     config.check()
     out = output_path(config)
-    for file in (out, out.with_suffix(".json"), out.with_suffix(".png")):
-        if file.is_dir() or (file.exists() and not config.force):
-            force = "" if file.is_dir() else " or say force=true"
-            raise UserError(f"{file}: is there already; choose another out=FILE{force}")
     state = PartialState(cpu=not torch.accelerator.is_available())
+    launched(state.num_processes)
+    folder = out.with_name(out.name + ".parts")
+    if state.is_main_process and not (folder / MERGED).exists():
+        _refuse_existing(out, config.force)
     model = models.load(config.run).eval().to(state.device)  # type: ignore[arg-type]
-    plan, decode = label_plan(config, classes_of(model)), decoder(config, device_of(model))
-    told = {**settings(config), "model_sha256": models.digest(model)}
-    parts = out.with_name(out.name + ".parts")
-    with state.main_process_first():
-        _claim(parts, told, state.is_main_process)
-    mine = list(batches(config))[state.process_index :: state.num_processes]
-    with tqdm(total=sum(map(len, mine)), unit="img", desc="sampling", disable=not state.is_main_process) as bar:
-        for indices in mine:
-            part = parts / f"{indices.start:08d}.npy"
-            if not part.exists():
-                _write(part, draw(model, config, plan, indices, decode))
-            bar.update(len(indices))
-    state.wait_for_everyone()
+    decode = load_decoder(config, model)
+    told = {**settings(config), "model_sha256": models.digest(model), "vae_sha256": decode.digest}
+    if not _claim(state, folder, told, out):
+        return out
+    _draw_missing(state, config, prepared(model, config), decode, folder)
     if state.is_main_process:
-        _merge([parts / f"{indices.start:08d}.npy" for indices in batches(config)], out, plan)
-        write_text(out.with_suffix(".json"), json.dumps(told, indent=2))
-        _remove(parts)
+        _finish(folder, told, out, config.count)
     state.wait_for_everyone()
     return out
 
@@ -79,58 +91,155 @@ def settings(config: SampleConfig) -> dict[str, Any]:
     return {k: v for k, v in resolve(config).items() if k not in ("out", "force")}
 
 
-def _claim(parts: Path, told: dict[str, Any], write: bool) -> None:
-    """Make the folder of parts, or go on with the one that holds the same settings and model."""
-    file = parts / "settings.json"
-    if parts.exists() and not file.is_file():
-        raise UserError(f"{parts}: exists and was not made by sample; remove it or choose another out=FILE")
+def _refuse_existing(out: Path, force: bool) -> None:
+    for file in map(out.with_suffix, SUFFIXES):
+        if file.is_dir() or (file.exists() and not force):
+            remedy = "" if file.is_dir() else " or say force=true"
+            raise UserError(f"{file}: is there already; choose another out=FILE{remedy}")
+
+
+def _claim(state: Any, folder: Path, told: dict[str, Any], out: Path) -> bool:
+    """Make the folder of shards, or go on with the one of the same settings and model; False: all was finished."""
+    from accelerate.utils import broadcast_object_list
+
+    going_on = [True]
+    if state.is_main_process:
+        _check_same(folder, told)
+        if (folder / MERGED).exists():
+            _publish(folder, out)
+            going_on = [False]
+        else:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                for leftover in folder.glob(".*.part"):
+                    leftover.unlink()
+                if not (folder / SETTINGS).exists():
+                    write_text(folder / SETTINGS, json.dumps(told))
+            except OSError as error:
+                raise UserError(f"{folder}: cannot hold the shards of the samples ({error.strerror})") from error
+    broadcast_object_list(going_on)
+    return going_on[0]
+
+
+def _check_same(folder: Path, told: dict[str, Any]) -> None:
+    there = read_settings(folder)
+    if there is None:
+        if folder.exists() and (not folder.is_dir() or [f for f in folder.iterdir() if f.name != MERGED]):
+            raise UserError(f"{folder}: exists and was not made by sample; remove it or choose another out=FILE")
+        return
+    changed = sorted(k for k in told.keys() | there.keys() if told.get(k) != there.get(k))
+    if changed:
+        raise UserError(
+            f"{folder}: holds shards of other settings ({', '.join(changed)}); remove it or choose another out=FILE"
+        )
+
+
+def _draw_missing(state: Any, config: SampleConfig, model: Any, decode: Decoder, folder: Path) -> None:
+    """Every process draws its share of the batches that have no sound shard yet; all cut batches alike."""
+    rank, world = state.process_index, state.num_processes
+    for indices in list(batches(config))[rank::world]:
+        _remove_damaged(shard_file(folder, indices.start), len(indices))
+    state.wait_for_everyone()
+    missing = [indices for indices in batches(config) if not shard_file(folder, indices.start).exists()]
+    state.wait_for_everyone()  # nobody draws before everybody has looked
+    classes = classes_of(model)
+    with _Progress(config, folder, shown=state.is_main_process) as progress:
+        for indices in missing[rank::world]:
+            labels = label_plan(config, classes, indices)
+            images = draw(model, config, indices, labels, decode, progress.step)
+            write_shard(shard_file(folder, indices.start), images, labels)
+            progress.shard()
+        state.wait_for_everyone()
+        progress.shard()
+
+
+def _remove_damaged(file: Path, wanted: int) -> None:
+    if not file.exists():
+        return
     try:
-        there = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
-        if there is not None and not isinstance(there, dict):
-            raise ValueError("settings.json holds no settings")
-        if there is not None and there != told:
-            changed = sorted(k for k in told if told[k] != there.get(k))
-            raise UserError(
-                f"{parts}: holds parts of other settings ({', '.join(changed)}); remove it or choose another out=FILE"
-            )
-        if write:
-            parts.mkdir(parents=True, exist_ok=True)
-            write_text(file, json.dumps(told))
-    except (OSError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{parts}: cannot be used for the parts of the samples ({error})") from error
+        found = len(read_shard(file)[0])
+        if found == wanted:
+            return
+        reason = f"{file}: holds {found} images where {wanted} were wanted"
+    except UserError as error:
+        reason = str(error)
+    _log.warning("%s", reason)
+    file.unlink()
 
 
-def _remove(parts: Path) -> None:
-    """Remove what sampling made, and the folder if nothing else is in it."""
-    for file in [*parts.glob("[0-9]*.npy"), parts / "settings.json"]:
-        file.unlink()
-    if not any(parts.iterdir()):
-        parts.rmdir()
+class _Progress:
+    """A bar of the images of all processes, with images per second and the time left."""
+
+    def __init__(self, config: SampleConfig, folder: Path, shown: bool):
+        from tqdm import tqdm
+
+        self.config, self.folder = config, folder
+        self.share, self.finished = 0.0, self._count() if shown else 0
+        self.bar = tqdm(
+            total=config.count,
+            initial=self.finished,
+            desc="sampling",
+            disable=not shown,
+            mininterval=0.1 if sys.stderr.isatty() else 10,
+            bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total} images "
+            "[{elapsed} so far, {remaining} left, {rate_noinv_fmt}]",
+            unit=" images",
+        )
+
+    def _count(self) -> int:
+        firsts = [int(file.stem) for file in shard_files(self.folder)]
+        return sum(min(self.config.batch_size, self.config.count - first) for first in firsts)
+
+    def step(self, share: float) -> None:
+        """A solver step of this process is done: so much of one image."""
+        self.share += share
+        self._show()
+
+    def shard(self) -> None:
+        """A batch of this process is on disk."""
+        self.share = 0.0
+        if not self.bar.disable:
+            self.finished = self._count()
+        self._show()
+
+    def _show(self) -> None:
+        if not self.bar.disable:
+            self.bar.update(max(0.0, self.finished + self.share - self.bar.n))
+
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()  # before an error's line is printed
 
 
-def _write(part: Path, images: np.ndarray) -> None:
-    half = part.with_name(f".{part.name}.part")
-    with open(half, "wb") as file:
-        np.save(file, images)
-    os.replace(half, part)
+def _finish(folder: Path, told: dict[str, Any], out: Path, count: int) -> None:
+    """Merge the shards beside them, then move everything to its place."""
+    shards = open_shards(folder)
+    if shards.shape[0] != count:
+        raise UserError(f"{folder}: holds {shards.shape[0]} images where {count} were wanted; give the command again")
+    merge(shards, folder / "merged.npz")
+    shown: list[np.ndarray] = []
+    for images, _ in shards:
+        shown.append(images[: SHOWN - sum(map(len, shown))])
+        if sum(map(len, shown)) >= SHOWN:
+            break
+    with replacing_file(folder / "merged.png") as stream:
+        grid(np.concatenate(shown)).save(stream, format="png")
+    with replacing_file(folder / "merged.json") as stream:
+        stream.write(json.dumps(told, indent=2).encode())
+    with replacing_file(folder / MERGED):
+        pass
+    _publish(folder, out)
 
 
-def _merge(files: list[Path], out: Path, labels: np.ndarray) -> None:
-    """Stream the parts into one npz, never holding more than one of them, and draw the first images."""
-    first = np.load(files[0], allow_pickle=False)
-    header = {"descr": "|u1", "fortran_order": False, "shape": (len(labels), *first.shape[1:])}
-    half, shown = out.with_name(f".{out.name}.part"), []
-    with zipfile.ZipFile(half, "w") as archive:
-        with archive.open("arr_0.npy", "w", force_zip64=True) as stream:
-            np.lib.format.write_array_header_1_0(stream, header)  # type: ignore[arg-type]
-            for file in files:
-                images = np.load(file, allow_pickle=False)
-                stream.write(images.tobytes())
-                if sum(map(len, shown)) < SHOWN:
-                    shown.append(images)
-        with archive.open("arr_1.npy", "w") as stream:
-            np.save(stream, labels)
-    os.replace(half, out)
-    grid(np.concatenate(shown)[:SHOWN]).save(out.with_suffix(".png"))
+def _publish(folder: Path, out: Path) -> None:
+    """Move what is merged to its place and remove the shards; it may have been begun before."""
+    for suffix in SUFFIXES:
+        merged = folder / f"{MERGED}{suffix}"
+        if merged.exists():
+            os.replace(merged, out.with_suffix(suffix))
+    for file in [*shard_files(folder), folder / SETTINGS, folder / MERGED]:
+        file.unlink(missing_ok=True)
+    if not any(folder.iterdir()):
+        folder.rmdir()

@@ -6,8 +6,8 @@
 Image i depends on the seed and on i only: its noise is a stream of its own, whatever the batch or the process.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,9 +18,12 @@ from torch import Tensor, nn
 
 from dit_shd import randomness
 from dit_shd.config import make, option
+from dit_shd.decoder import Decoder
 from dit_shd.diffusion import Schedule, split
 from dit_shd.distiller import classes_of
 from dit_shd.errors import UserError
+from dit_shd.guidance import Guided
+from dit_shd.models.mdt import kept_biases
 from dit_shd.pictures import grid, to_uint8
 
 
@@ -39,6 +42,10 @@ class SampleConfig:
         "power-cosine", "MDT's ramp, or the scale throughout"
     )
     guidance_power: float = option(4.0, "exponent of the power-cosine ramp; 0.01 with guidance 4 for pretty pictures")
+    guidance_tolerance: float = option(
+        1e-3,
+        "where |weight - 1| is within this, no guidance and half of the network's work; 0 for guidance everywhere",
+    )
     guided_channels: int | None = option(3, "noise channels that are guided (the public code's 3); empty for all")
     labels: Literal["random", "balanced"] = option("random", "class of image i: drawn, or i modulo the classes")
     rounding: Literal["floor", "nearest"] = option("floor", "to uint8: floor (MDT) or nearest (DiT); it moves FID")
@@ -47,6 +54,7 @@ class SampleConfig:
     diffusion_steps: int = option(1000, "steps of the schedule the model was trained with; a run folder knows its own")
     vae: str | None = option(None, "AutoencoderKL to decode latents: folder or hub name; empty: latents are pixels")
     precision: Literal["no", "bf16"] = option("no", "autocast of the network")
+    compile: bool = option(False, "torch.compile the network (needs a compiler; minutes at first, then faster)")
     out: Path | None = option(None, "the npz; empty: samples_<count>_seed<seed>.npz in the run folder")
     force: bool = option(False, "replace an npz that is there already")
 
@@ -58,6 +66,8 @@ class SampleConfig:
             raise UserError("wanted count up to 10^8 and diffusion_steps up to 10^6, found more")
         if not 1 <= self.steps <= self.diffusion_steps:
             raise UserError(f"steps: wanted 1 to {self.diffusion_steps}, found {self.steps}")
+        if self.guidance_tolerance < 0:
+            raise UserError(f"guidance_tolerance: wanted 0 or more, found {self.guidance_tolerance}")
         if self.guided_channels is not None and self.guided_channels < 0:
             raise UserError(f"guided_channels: wanted 0 or more, found {self.guided_channels}")
 
@@ -74,44 +84,72 @@ def sample(
     policy = labels if isinstance(labels, str) else "random"
     config = make(SampleConfig, {**options, "count": count, "labels": policy}, "sample")
     config.check()
-    plan = label_plan(config, classes_of(model)) if isinstance(labels, str) else np.asarray(labels, dtype=np.int64)
+    plan = label_plan(config, classes_of(model), range(count)) if isinstance(labels, str) else np.asarray(labels, int)
     if plan.shape != (count,):
         raise UserError(f"labels: wanted {count}, one for each image, found {plan.shape}")
     if plan.min() < 0 or plan.max() >= classes_of(model):
         raise UserError(f"labels: wanted classes 0 to {classes_of(model) - 1}, found {plan.min()} to {plan.max()}")
-    decode = decoder(config, device_of(model))
-    parts = [
-        draw(model, config, plan, range(first, min(first + config.batch_size, count)), decode)
-        for first in range(0, count, config.batch_size)
-    ]
+    decode, network = load_decoder(config, model), prepared(model, config)
+    parts = [draw(network, config, indices, plan[indices], decode) for indices in batches(config)]
     return np.concatenate(parts), plan
 
 
-def label_plan(config: SampleConfig, classes: int) -> np.ndarray:
-    """The class of every image, int64 [count]: a function of the seed and the image's number."""
+def batches(config: SampleConfig) -> Iterator[range]:
+    """The image numbers of every batch: the same cuts whatever the number of processes."""
+    return (range(i, min(i + config.batch_size, config.count)) for i in range(0, config.count, config.batch_size))
+
+
+def label_plan(config: SampleConfig, classes: int, indices: Sequence[int]) -> np.ndarray:
+    """The classes of some images, int64 [b]: a function of the seed and the image's number."""
     if config.labels == "balanced":
-        return np.arange(config.count) % classes
-    draws = [int(randomness.stream(config.seed, "sample label", 0, i).integers(classes)) for i in range(config.count)]
+        return np.asarray(indices, dtype=np.int64) % classes
+    draws = [int(randomness.stream(config.seed, "sample label", 0, i).integers(classes)) for i in indices]
     return np.array(draws, dtype=np.int64)
+
+
+def prepared(model: nn.Module, config: SampleConfig) -> nn.Module:
+    """The model as `draw` wants it: compiled, if so configured, once for all batches."""
+    return torch.compile(model, dynamic=False) if config.compile else model  # type: ignore[return-value]
+
+
+def load_decoder(config: SampleConfig, model: nn.Module) -> Decoder:
+    """What turns the model's latents into pixels."""
+    own: Any = model.config
+    return Decoder.load(config.vae, own.in_channels, device_of(model))
 
 
 @torch.no_grad()
 def draw(
     model: nn.Module,
     config: SampleConfig,
-    plan: np.ndarray,
     indices: Sequence[int],
+    labels: np.ndarray,
     decode: Callable[[Tensor], Tensor],
+    on_step: Callable[[float], None] = lambda images: None,
 ) -> np.ndarray:
-    """The images of some indices of the plan: uint8 [b,y,x,c]."""
-    device = device_of(model)
-    labels = torch.from_numpy(plan[list(indices)]).to(device)
-    config_of: Any = model.config
-    shape = (config_of.in_channels, config_of.sample_size, config_of.sample_size)
+    """The images with some numbers and their labels [b]: uint8 [b,y,x,c].
+
+    Args:
+        on_step: told after each solver step how much of the work that was, in images.
+    """
+    device, own = device_of(model), model.config
+    shape: tuple[int, ...] = (own.in_channels, own.sample_size, own.sample_size)  # type: ignore[union-attr, assignment]
+    guided = Guided(model, torch.from_numpy(labels).to(device), config)
+
+    def predict(x: Tensor, timestep: int) -> Tensor:
+        found = guided(x, timestep)
+        on_step(len(x) / config.steps)
+        return found
+
     was_training = model.training
     model.eval()
     try:
-        latents = denoise(Guided(model, labels, config), config, indices, shape, device)
+        with kept_biases(model, torch.bfloat16 if config.precision == "bf16" else torch.float32):
+            latents = denoise(predict, config, indices, shape, device)
+    except RuntimeError as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        raise UserError(f"compile=true: torch.compile failed ({' '.join(str(error).split())[:160]})") from error
     finally:
         model.train(was_training)
     if not bool(torch.isfinite(latents).all()):
@@ -122,36 +160,49 @@ def draw(
 
 
 def denoise(
-    predict: Callable[[Tensor, Tensor], Tensor],
+    predict: Callable[[Tensor, int], Tensor],
     config: SampleConfig,
     indices: Sequence[int],
     shape: tuple[int, ...],
     device: torch.device,
 ) -> Tensor:
     """Run the solver from noise to x_0 [b,c,y,x] (Ho et al. 2020, algorithm 2, with the learned variance)."""
-    b, channels = len(indices), shape[0]
-
-    def noise(step: int) -> Tensor:
-        return randomness.normal(config.seed, "sample", step, indices, shape).to(device)
-
-    full = Schedule.linear(config.diffusion_steps)
-    x = noise(0)
+    channels, full = shape[0], Schedule.linear(config.diffusion_steps)
     if config.solver == "dpm++":
-        scheduler = _dpm_solver(config, full)
+        (x,), scheduler = noises(config, indices, shape, device, [0]), _dpm_solver(config, full)
         for t in scheduler.timesteps:
-            predicted, _ = split(predict(x, t.expand(b).to(device)).float(), channels)
+            predicted, _ = split(predict(x, int(t)), channels)
             x = scheduler.step(predicted, t, x, return_dict=False)[0]
         return x
     schedule = full.respaced(config.steps)
-    for step in reversed(range(len(schedule))):
-        t = torch.full((b,), int(schedule.timesteps[step]), device=device)
-        at = torch.full((b,), step, device=device)
-        predicted, v = split(predict(x, t).float(), channels)
+    steps = list(reversed(range(len(schedule))))
+    fresh = noises(config, indices, shape, device, [0, *steps[:-1]] if config.solver == "ddpm" else [0])
+    x = next(fresh)
+    for step in steps:
+        predicted, v = split(predict(x, int(schedule.timesteps[step])), channels)
+        at = torch.full((len(x),), step, device=device)
         if config.solver == "ddim":
             x = schedule.ddim_step(x, predicted, at)
         else:
-            x = schedule.ddpm_step(x, predicted, v, at, noise(step) if step else torch.zeros_like(x))
+            x = schedule.ddpm_step(x, predicted, v, at, next(fresh) if step else torch.zeros_like(x))
     return x
+
+
+def noises(
+    config: SampleConfig, indices: Sequence[int], shape: tuple[int, ...], device: torch.device, steps: Sequence[int]
+) -> Iterator[Tensor]:
+    """The noise [b,c,y,x] of one step after the other; the next is drawn by a thread while the network works."""
+
+    def one(step: int) -> Tensor:
+        noise = randomness.normal(config.seed, "sample", step, indices, shape)
+        return noise.pin_memory() if device.type == "cuda" else noise
+
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(one, steps[0])
+        for step in steps[1:]:
+            noise, ahead = ahead.result(), pool.submit(one, step)
+            yield noise.to(device, non_blocking=True)
+        yield ahead.result().to(device, non_blocking=True)
 
 
 def _dpm_solver(config: SampleConfig, schedule: Schedule) -> Any:
@@ -167,60 +218,6 @@ def _dpm_solver(config: SampleConfig, schedule: Schedule) -> Any:
     return scheduler
 
 
-class Guided:
-    """A model under classifier-free guidance (arXiv 2207.12598): predict(x, t) -> [b, c or 2c, y, x].
-
-    noise = unconditional + w(t) (conditional - unconditional) on the guided channels; the other channels and the
-    variance are the conditional half's, as in the public MDT code.
-    """
-
-    def __init__(self, model: nn.Module, labels: Tensor, config: SampleConfig):
-        self.model, self.labels, self.config = model, labels, config
-        self.channels: int = model.config.in_channels  # type: ignore[union-attr, assignment]
-        self.null = torch.full_like(labels, classes_of(model))
-
-    def _predict(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        bf16 = torch.autocast(x.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
-        with bf16:
-            return self.model(x, t, class_labels=labels, return_dict=False)[0]
-
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        if self.config.guidance == 1.0:
-            return self._predict(x, t, self.labels)
-        both = self._predict(torch.cat([x, x]), torch.cat([t, t]), torch.cat([self.labels, self.null]))
-        conditional, unconditional = both.float().chunk(2)
-        guided = (
-            self.channels if self.config.guided_channels is None else min(self.config.guided_channels, self.channels)
-        )
-        weight = guidance_weight(self.config, t).view(-1, 1, 1, 1)
-        base = unconditional[:, :guided]
-        return torch.cat([base + weight * (conditional[:, :guided] - base), conditional[:, guided:]], dim=1)
-
-
-def guidance_weight(config: SampleConfig, t: Tensor) -> Tensor:
-    """w(t) of the original timesteps t[b]: MDT's power-cosine ramp from 1 at T to the scale at 0, or constant."""
-    if config.guidance_schedule == "constant":
-        return torch.full_like(t, config.guidance, dtype=torch.float32)
-    ramp = (1 - torch.cos((1 - t / config.diffusion_steps) ** config.guidance_power * math.pi)) / 2
-    return (config.guidance - 1) * ramp + 1
-
-
-def decoder(config: SampleConfig, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """From latents [b,c,y,x] to pixels in [-1, 1]: the VAE's decoder, or nothing where latents are pixels."""
-    if config.vae is None:
-        return lambda latents: latents
-    from diffusers import AutoencoderKL
-
-    try:
-        vae: Any = AutoencoderKL.from_pretrained(config.vae)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"vae: '{config.vae}' is neither a folder with an AutoencoderKL nor a reachable name"
-        ) from error
-    vae = vae.to(device).eval()
-    return lambda latents: vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
-
-
 def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
@@ -230,8 +227,3 @@ def draw_grid(model: nn.Module, path: Path, count: int, **options: Any) -> None:
     images, _ = sample(model, count, **options)
     path.parent.mkdir(parents=True, exist_ok=True)
     grid(images, columns=10).save(path)
-
-
-def batches(config: SampleConfig) -> Iterator[range]:
-    """The image numbers of every batch."""
-    return (range(i, min(i + config.batch_size, config.count)) for i in range(0, config.count, config.batch_size))

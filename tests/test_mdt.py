@@ -8,8 +8,9 @@ import torch
 
 from dit_shd import models
 from dit_shd.errors import UserError
-from dit_shd.models import MDTv2
-from dit_shd.models._parts import sincos_2d
+from dit_shd.models import MDTv2, mdt
+from dit_shd.models._parts import FeedForward, sincos_2d
+from dit_shd.models.mdt import RelativePositionBias, kept_biases
 
 SMALL = dict(
     sample_size=8,
@@ -202,3 +203,47 @@ def test_a_folder_whose_weights_do_not_fit_is_refused(tmp_path):
             models.load(folder)
     with pytest.raises(UserError, match="no such model among"):
         models.load("asset:../losses")
+
+
+@pytest.mark.parametrize("budget", [mdt.KEPT_MIB, 0])
+def test_kept_biases_change_nothing_but_time(monkeypatch, budget):
+    """Dense ones within the budget, lines beyond it; a table that changes counts from the next block on."""
+    monkeypatch.setattr(mdt, "KEPT_MIB", budget)
+    model, (x, t, y) = build(), inputs()
+    modules = [m for m in model.modules() if isinstance(m, RelativePositionBias)]
+    with torch.no_grad():
+        for _ in range(2):
+            plain = model(x, t, y).sample
+            with kept_biases(model, torch.float32):
+                first = modules[0].kept
+                found, again = model(x, t, y).sample, model(x, t, y).sample
+                assert modules[0].kept is first
+                masked = model(x, t, y, keep=keeps()).sample
+            torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-5)
+            assert torch.equal(found, again)
+            torch.testing.assert_close(masked, model(x, t, y, keep=keeps()).sample, rtol=1e-5, atol=1e-5)
+            assert all(m.kept is None for m in modules)
+            for m in modules:
+                m.relative_position_bias_table.normal_()
+        assert (model(x, t, y).sample - plain).abs().max() > 1e-3
+
+
+def test_kept_biases_are_one_graph():
+    """What sampling compiles has no break in it."""
+    model, (x, t, y) = build(), inputs()
+    with torch.no_grad(), kept_biases(model, torch.float32):
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(x, t, y).sample, model(x, t, y).sample, rtol=1e-5, atol=1e-5)
+
+
+def test_a_feed_forward_without_a_graph_is_the_same():
+    torch.manual_seed(0)
+    mlp, x = FeedForward(48, 4.0), torch.randn(3, 16, 48)
+    with torch.no_grad():
+        found = mlp(x)
+        torch.testing.assert_close(found.double(), mlp.double()(x.double()), rtol=1e-5, atol=1e-5)
+        mlp.float()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert mlp(x).dtype == torch.bfloat16
+    torch.testing.assert_close(mlp(x), found, rtol=1e-5, atol=1e-5)
+    assert mlp(x).requires_grad

@@ -1,4 +1,4 @@
-"""Sampling: guidance, determinism, solvers, files."""
+"""Sampling: guidance, determinism, solvers, decoding. Files are in test_sample_files.py."""
 
 import json
 import os
@@ -8,15 +8,16 @@ import sys
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
+from dit_shd import randomness
 from dit_shd.config import make
+from dit_shd.decoder import Decoder
 from dit_shd.diffusion import Schedule
 from dit_shd.errors import UserError
+from dit_shd.guidance import Guided, guidance_weight
 from dit_shd.models import load
 from dit_shd.pictures import grid, to_uint8
-from dit_shd.sample_files import sample_to_file
-from dit_shd.sampler import Guided, SampleConfig, decoder, denoise, guidance_weight, sample
+from dit_shd.sampler import SampleConfig, denoise, noises, sample
 
 QUICK = dict(steps=6, batch_size=4, guided_channels=None)
 
@@ -27,13 +28,11 @@ def model(teacher):
 
 
 def test_power_cosine_ramps_from_one_to_the_scale():
-    t = torch.tensor([0, 250, 500, 999])
-    w = guidance_weight(SampleConfig(guidance=3.8), t)
-    expected = [1 + 2.8 * (1 - np.cos(np.pi * (1 - x / 1000) ** 4)) / 2 for x in t.tolist()]
-    np.testing.assert_allclose(w.numpy(), expected, rtol=1e-6)
-    assert guidance_weight(SampleConfig(guidance=3.8, guidance_schedule="constant"), t).tolist() == pytest.approx(
-        [3.8] * 4
-    )
+    config, constant = SampleConfig(guidance=3.8), SampleConfig(guidance=3.8, guidance_schedule="constant")
+    for t in (0, 250, 500, 999):
+        expected = 1 + 2.8 * (1 - np.cos(np.pi * (1 - t / 1000) ** 4)) / 2
+        assert guidance_weight(config, t) == pytest.approx(expected, rel=1e-12)
+        assert guidance_weight(constant, t) == 3.8
 
 
 def test_guidance_by_hand():
@@ -46,12 +45,57 @@ def test_guidance_by_hand():
             return (torch.cat([x, x], 1) * 0 + class_labels.view(-1, 1, 1, 1).float(),)
 
     config = SampleConfig(guidance=3.0, guidance_schedule="constant", guided_channels=1)
-    out = Guided(Fake(), torch.tensor([1, 2]), config)(torch.zeros(2, 2, 1, 1), torch.tensor([9, 9]))
+    out = Guided(Fake(), torch.tensor([1, 2]), config)(torch.zeros(2, 2, 1, 1), 9)
     assert out[:, :, 0, 0].tolist() == [[5 + 3 * (1 - 5), 1, 1, 1], [5 + 3 * (2 - 5), 2, 2, 2]]
-    plain = Guided(Fake(), torch.tensor([1, 2]), SampleConfig(guidance=1.0))(
-        torch.zeros(2, 2, 1, 1), torch.tensor([9, 9])
-    )
+    plain = Guided(Fake(), torch.tensor([1, 2]), SampleConfig(guidance=1.0))(torch.zeros(2, 2, 1, 1), 9)
     assert plain[:, 0, 0, 0].tolist() == [1, 2]
+
+
+def test_the_unconditional_half_is_computed_only_where_guidance_weighs():
+    """A model that counts what it is given: half as much where |w - 1| is within the tolerance."""
+    given = []
+
+    class Counts(torch.nn.Module):
+        config = type("C", (dict,), {"__getattr__": dict.__getitem__})(num_classes=5, in_channels=1)
+
+        def forward(self, x, t, class_labels, return_dict):
+            given.append(len(x))
+            return (torch.cat([x, x], 1),)
+
+    config = make(SampleConfig, dict(guidance=3.8))
+    timesteps = Schedule.linear().respaced(250).timesteps
+    for t in timesteps:
+        Guided(Counts(), torch.tensor([1, 2]), config)(torch.zeros(2, 1, 1, 1), int(t))
+    within = [2.8 * (1 - np.cos(np.pi * (1 - t / 1000) ** 4)) / 2 <= 1e-3 for t in timesteps]
+    assert given == [2 if skipped else 4 for skipped in within]
+    assert 0.3 < np.mean(within) < 0.36
+    given.clear()
+    for changes in (dict(guidance=1.0, guidance_tolerance=0.0), dict(guided_channels=0)):
+        Guided(Counts(), torch.tensor([1, 2]), make(SampleConfig, changes))(torch.zeros(2, 1, 1, 1), 9)
+    assert given == [2, 2]
+
+
+def test_skipping_guidance_moves_pixels_by_less_than_a_level():
+    """The packaged teacher at the default tolerance against the full computation, before rounding to uint8."""
+    teacher = load("asset:digits_teacher").eval()
+    pixels = []
+    for tolerance in (0.0, SampleConfig.guidance_tolerance):
+        config = make(SampleConfig, dict(steps=50, guidance_tolerance=tolerance))
+        with torch.no_grad():
+            guided = Guided(teacher, torch.arange(8), config)
+            pixels.append(denoise(guided, config, range(8), (1, 28, 28), torch.device("cpu")).clamp(-1, 1))
+    apart = (pixels[1] - pixels[0]).abs() * 127.5
+    assert apart.max() > 0
+    assert (apart < 1).float().mean() >= 0.999
+
+
+def test_noise_drawn_ahead_is_the_noise_of_its_step():
+    config = SampleConfig(seed=3)
+    found = list(noises(config, [5, 9], (1, 2, 2), torch.device("cpu"), [0, 7, 6]))
+    for step, noise in zip([0, 7, 6], found):
+        for i, row in zip([5, 9], noise):
+            alone = randomness.stream(3, "sample", step, i).standard_normal((1, 2, 2), dtype=np.float32)
+            np.testing.assert_array_equal(row.numpy(), alone)
 
 
 @pytest.mark.parametrize("solver", ["ddpm", "ddim", "dpm++"])
@@ -75,7 +119,7 @@ def test_solvers_draw_a_gaussian_from_its_exact_score(solver, steps):
     mean, std, schedule = 0.2, 0.3, Schedule.linear()
 
     def predict(x, t):
-        kept = torch.from_numpy(schedule.alphas_cumprod)[t].view(-1, 1, 1, 1).float()
+        kept = torch.from_numpy(schedule.alphas_cumprod)[t].float()
         return (x - kept.sqrt() * mean) * (1 - kept).sqrt() / (kept * std**2 + 1 - kept)
 
     config = make(SampleConfig, dict(solver=solver, steps=steps))
@@ -108,74 +152,13 @@ def test_grid_places_images_row_by_row():
     assert sheet[5, 11] == 255
 
 
-def config(teacher, tmp_path, **changes):
-    values = dict(run=str(teacher), count=10, out=str(tmp_path / "s.npz"), **QUICK)
-    return make(SampleConfig, {**values, **changes})
-
-
-def test_files(teacher, model, tmp_path):
-    out = sample_to_file(config(teacher, tmp_path))
-    with np.load(out) as data:
-        images, labels = data["arr_0"], data["arr_1"]
-    assert images.shape == (10, 8, 8, 1)
-    assert images.dtype == np.uint8
-    assert np.array_equal(images, sample(model, 10, **QUICK)[0])
-    assert labels.shape == (10,)
-    told = json.loads(out.with_suffix(".json").read_text())
-    assert told["rounding"] == "floor"
-    assert told["steps"] == 6
-    assert Image.open(out.with_suffix(".png")).size[0] > 80
-    assert not list(tmp_path.glob("*.parts"))
-    with pytest.raises(UserError, match="is there already"):
-        sample_to_file(config(teacher, tmp_path))
-
-
-def test_interrupted_sampling_goes_on(teacher, tmp_path, monkeypatch):
-    import dit_shd.sample_files as module
-
-    straight = sample_to_file(config(teacher, tmp_path, out=str(tmp_path / "straight.npz")))
-    drawn, real = [], module.draw
-
-    def dies(*arguments):
-        drawn.append(arguments[3])
-        if len(drawn) == 2:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    monkeypatch.setattr(module, "draw", dies)
-    with pytest.raises(KeyboardInterrupt):
-        sample_to_file(config(teacher, tmp_path))
-    with pytest.raises(UserError, match="parts of other settings"):
-        sample_to_file(config(teacher, tmp_path, seed=3))
-    out = sample_to_file(config(teacher, tmp_path))
-    assert [r.start for r in drawn] == [0, 4, 4, 8]
-    with np.load(straight) as a, np.load(out) as b:
-        assert np.array_equal(a["arr_0"], b["arr_0"])
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"steps": 0}, "steps: wanted 1 to 1000"),
-        ({"steps": 1001}, "steps: wanted 1 to 1000"),
-        ({"count": 0}, "count: wanted 1 or more"),
-        ({"run": "nowhere"}, "wanted a run folder"),
-        ({"vae": "no/such/vae"}, "vae: 'no/such/vae' is neither"),
-        ({"solver": "heun"}, r"solver: wanted ddpm \| ddim"),
-    ],
-)
-def test_bad_requests_are_one_line_and_leave_nothing(teacher, tmp_path, changes, message):
-    with pytest.raises(UserError, match=message):
-        sample_to_file(config(teacher, tmp_path, **changes))
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_vae_decodes(teacher, tmp_path):
-    """A small AutoencoderKL of our own, saved and named by its folder."""
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory):
+    """A small AutoencoderKL of our own, saved; half the size of its images, one latent channel."""
     from diffusers import AutoencoderKL
 
     torch.manual_seed(0)
-    vae = AutoencoderKL(
+    model = AutoencoderKL(
         in_channels=3,
         out_channels=3,
         latent_channels=1,
@@ -183,14 +166,40 @@ def test_a_vae_decodes(teacher, tmp_path):
         norm_num_groups=4,
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
-    )
-    vae.save_pretrained(tmp_path / "vae")
-    images, _ = sample(load(teacher), 2, vae=str(tmp_path / "vae"), **QUICK)
+    ).eval()
+    folder = tmp_path_factory.mktemp("vae")
+    model.save_pretrained(folder)
+    return folder, model
+
+
+def test_a_vae_decodes_one_image_at_a_time(teacher, vae):
+    folder, own = vae
+    images, _ = sample(load(teacher), 2, vae=str(folder), **QUICK)
     assert images.shape == (2, 16, 16, 3)
-    latents = torch.randn(1, 1, 4, 4)
-    decode = decoder(make(SampleConfig, {"vae": str(tmp_path / "vae")}), torch.device("cpu"))
+    decode = Decoder.load(str(folder), 1, torch.device("cpu"))
+    latents, given = torch.randn(3, 1, 4, 4), []
+    decode.vae.decoder.register_forward_pre_hook(lambda module, inputs: given.append(len(inputs[0])))
+    found = decode(latents)
+    assert given == [1, 1, 1]
     with torch.no_grad():
-        torch.testing.assert_close(decode(latents), vae.eval().decode(latents / 0.18215).sample)
+        torch.testing.assert_close(found, own.decode(latents / 0.18215).sample)
+    torch.testing.assert_close(decode(latents[1:2]), found[1:2], rtol=0, atol=0)
+    assert len(decode.digest) == 64
+
+
+def test_a_vae_that_does_not_fit_is_refused_before_anything_is_drawn(teacher, vae, tmp_path):
+    folder, own = vae
+    with pytest.raises(UserError, match="decodes 1 channels, the model has 4"):
+        Decoder.load(str(folder), 4, torch.device("cpu"))
+    own.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "layers_per_block": 2}))
+    with pytest.raises(UserError, match=r"vae: the weights in .* do not fit"):
+        Decoder.load(str(tmp_path), 1, torch.device("cpu"))
+    (tmp_path / "diffusion_pytorch_model.safetensors").unlink()
+    torch.save(own.state_dict(), tmp_path / "diffusion_pytorch_model.bin")
+    with pytest.raises(UserError, match="neither a folder with an AutoencoderKL"):
+        Decoder.load(str(tmp_path), 1, torch.device("cpu"))
 
 
 def test_sampling_in_bf16_stays_close_and_leaves_the_mode_alone(model):
@@ -212,60 +221,19 @@ def test_a_model_that_is_not_finite_says_so(teacher):
         sample(load(teacher), 1, labels=[7], **QUICK)
 
 
-def test_parts_of_another_model_are_refused(teacher, tmp_path, monkeypatch):
-    """A run trained on between an interruption and its continuation must not mix two models in one file."""
-    import shutil
-
-    import dit_shd.sample_files as module
-
-    shutil.copytree(teacher, tmp_path / "model")
-    options = dict(run=str(tmp_path / "model"))
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "_merge", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            sample_to_file(config(teacher, tmp_path, **options))
-    changed = load(teacher)
-    with torch.no_grad():
-        changed.pos_embed += 1
-    changed.save_pretrained(tmp_path / "model")
-    with pytest.raises(UserError, match=r"other settings \(model_sha256\)"):
-        sample_to_file(config(teacher, tmp_path, **options))
+@pytest.mark.slow
+def test_a_compiled_network_samples_the_same(model):
+    """Needs a C++ compiler."""
+    a, b = sample(model, 6, **QUICK)[0], sample(model, 6, compile=True, **QUICK)[0]
+    assert np.abs(a.astype(int) - b).max() <= 1
 
 
-def test_two_processes_sample_what_one_does(teacher, tmp_path, root):
-    straight = sample_to_file(config(teacher, tmp_path, out=str(tmp_path / "one.npz")))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
-    command += ["--rdzv_endpoint", "127.0.0.1:0", str(root / "sampling" / "sample_dit.py"), str(teacher), "count=10"]
-    command += ["steps=6", "batch_size=4", "guided_channels=null", f"out={tmp_path / 'two.npz'}"]
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+@pytest.mark.slow
+def test_without_a_compiler_compile_is_one_line(teacher, tmp_path, root):
+    environment = {**os.environ, "CXX": "/nonexistent", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    command = [sys.executable, "-m", "dit_shd", "sample", str(teacher), "count=1", "steps=2", "compile=true"]
+    command += [f"out={tmp_path / 's.npz'}"]
+    environment["PYTHONPATH"] = str(root)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[:4000]
-    assert done.stdout.count("done: ") == 1, "one of two processes reports, so there was one world of two"
-    with np.load(straight) as a, np.load(tmp_path / "two.npz") as b:
-        assert np.array_equal(a["arr_0"], b["arr_0"])
-        assert np.array_equal(a["arr_1"], b["arr_1"])
-
-
-def test_a_run_knows_its_schedule(teacher, tmp_path):
-    import shutil
-
-    from dit_shd.models import of_run
-
-    shutil.copytree(teacher, tmp_path / "run" / "student")
-    (tmp_path / "run" / "config.yaml").write_text("diffusion_steps: 100\n")
-    assert of_run(make(SampleConfig, {"run": str(tmp_path / "run")})).diffusion_steps == 100
-    assert of_run(make(SampleConfig, {"run": str(teacher)})).diffusion_steps == 1000
-
-
-def test_files_of_others_are_left_alone(teacher, tmp_path):
-    (tmp_path / "s.npz.parts").mkdir()
-    (tmp_path / "s.npz.parts" / "mine.txt").write_text("x")
-    with pytest.raises(UserError, match="was not made by sample"):
-        sample_to_file(config(teacher, tmp_path))
-    assert (tmp_path / "s.npz.parts" / "mine.txt").exists()
-    (tmp_path / "t.png").write_text("a picture")
-    with pytest.raises(UserError, match=r"t\.png: is there already"):
-        sample_to_file(config(teacher, tmp_path, out=str(tmp_path / "t.npz")))
-    for out in (".", "..", "/"):
-        with pytest.raises(UserError, match=r"out: wanted|is there already"):
-            sample_to_file(config(teacher, tmp_path, out=out))
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("dit-shd sample: compile=true: torch.compile failed")

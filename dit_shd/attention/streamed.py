@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dit_shd.attention.bias import Bias
+from dit_shd.attention.bias import Bias, DenseBias
 from dit_shd.attention.capture import Capture
 from dit_shd.attention.tiles import CHUNK_MIB, Buffers, Loan, Maps, Tiling, add_product, flat, slices
 
@@ -40,8 +40,8 @@ def attend(
     Returns:
         [b,h,n,d]. Gradients reach query, key, value and the bias's leaves.
     """
-    if bias is None:
-        return _fused(query, key, value, scale, causal)
+    if bias is None or (isinstance(bias, DenseBias) and not causal and not torch.is_grad_enabled()):
+        return _fused(query, key, value, scale, causal, bias)
     if torch.is_autocast_enabled(query.device.type) and query.dtype != torch.float64:
         low = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(low), key.to(low), value.to(low)
@@ -50,12 +50,16 @@ def attend(
     )
 
 
-def _fused(query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool) -> Tensor:
+def _fused(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool, bias: DenseBias | None = None
+) -> Tensor:
     """Stock attention. Widths are made equal: where they are not, a CPU silently materialises the maps."""
     d, d_value = query.shape[3], value.shape[3]
-    query, key = (F.pad(x, (0, max(0, d_value - d))) for x in (query, key))
-    value = F.pad(value, (0, max(0, d - d_value)))
-    return F.scaled_dot_product_attention(query, key, value, is_causal=causal, scale=scale)[..., :d_value]
+    if d != d_value:  # padding by nothing would copy
+        query, key = (F.pad(x, (0, max(0, d_value - d))) for x in (query, key))
+        value = F.pad(value, (0, max(0, d - d_value)))
+    mask = None if bias is None else bias.leaves[0].to(query.dtype)
+    return F.scaled_dot_product_attention(query, key, value, mask, is_causal=causal, scale=scale)[..., :d_value]
 
 
 class _StreamedAttention(torch.autograd.Function):

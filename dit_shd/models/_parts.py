@@ -1,14 +1,45 @@
 """What MDT and DiT have in common: embedders, adaLN, the final layer (arXiv 2212.09748)."""
 
 import math
+from functools import partial
 
 import torch
+from timm.layers import Mlp
 from torch import Tensor, nn
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """x (1 + scale) + shift, the adaLN of DiT."""
     return torch.addcmul(shift, x, 1 + scale)
+
+
+class FeedForward(Mlp):
+    """timm's Mlp with DiT's tanh GELU [b,n,e] -> [b,n,e].
+
+    Without a graph, on a CPU and in float32, oneDNN applies bias and GELU while it multiplies (what torch.compile
+    makes of it too): about 0.85 of the time, equal up to rounding.
+    """
+
+    def __init__(self, width: int, ratio: float):
+        super().__init__(width, int(width * ratio), act_layer=partial(nn.GELU, approximate="tanh"))  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not _has_onednn(x):
+            return super().forward(x)
+        fused = torch.ops.mkldnn._linear_pointwise
+        hidden = fused(x, self.fc1.weight, self.fc1.bias, "gelu", [], "tanh")
+        return fused(hidden, self.fc2.weight, self.fc2.bias, "none", [], "")
+
+
+def _has_onednn(x: Tensor) -> bool:
+    plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    return (
+        plain
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
 
 
 class FinalLayer(nn.Module):

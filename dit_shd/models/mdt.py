@@ -5,22 +5,22 @@ index buffers only. See MDTv2 for the data flow.
 """
 
 import math
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
-from timm.layers import Mlp, PatchEmbed
+from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
-from dit_shd.attention import Capture, RelativeBias, attend
+from dit_shd.attention import Bias, Capture, DenseBias, RelativeBias, attend
 from dit_shd.attention.recording import Recorder
 from dit_shd.errors import UserError
 from dit_shd.models import _public
-from dit_shd.models._parts import FinalLayer, LabelEmbedder, TimestepEmbedder, modulate, sincos_2d
+from dit_shd.models._parts import FeedForward, FinalLayer, LabelEmbedder, TimestepEmbedder, modulate, sincos_2d
 
 SIZES: dict[str, dict[str, int]] = {
     "S/2": dict(num_layers=12, num_attention_heads=6, attention_head_dim=64, decode_layer=6),
@@ -30,6 +30,9 @@ SIZES: dict[str, dict[str, int]] = {
 }
 """The sizes of the paper (table 1; patch 2). decode_layer: 4 in the public XL/2, 6 in the public S/2 script."""
 
+KEPT_MIB = 1024
+"""What `kept_biases` may hold, in MiB; XL/2 at 256 tokens takes 116."""
+
 
 class RelativePositionBias(nn.Module):
     """The learnable table of RelativeBias for a w x w grid."""
@@ -38,6 +41,36 @@ class RelativePositionBias(nn.Module):
         super().__init__()
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2 + 3, heads))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+        self.window = window
+        self.kept: Bias | None = None
+        """The bias of all tokens, computed once, inside `kept_biases`."""
+
+    def forward(self, code: Tensor | None) -> Bias:
+        if code is None and self.kept is not None:
+            return self.kept
+        return RelativeBias(self.relative_position_bias_table, self.window, code)
+
+
+@contextmanager
+def kept_biases(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Compute the biases of plain passes once for all forwards of the block: no gradient, and no change of weights.
+
+    Together they take h n n numbers a layer; where that is more than KEPT_MIB they stay what is added tile by tile.
+
+    Args:
+        dtype: of the queries, which under autocast is not the table's.
+    """
+    modules = [m for m in model.modules() if isinstance(m, RelativePositionBias)]
+    size = sum(m.window**4 * m.relative_position_bias_table.shape[1] for m in modules) * dtype.itemsize
+    before = [m.kept for m in modules]
+    for m in modules:
+        bias = RelativeBias(m.relative_position_bias_table.detach(), m.window)
+        m.kept = bias if size > KEPT_MIB * 2**20 else DenseBias(bias.rows(slice(None)).to(dtype))
+    try:
+        yield
+    finally:
+        for m, old in zip(modules, before):
+            m.kept = old
 
 
 class Attention(nn.Module):
@@ -47,7 +80,7 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, heads: int, window: int):
         super().__init__()
-        self.heads, self.window = heads, window
+        self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
         self.rel_pos_bias = RelativePositionBias(window, heads)
@@ -55,7 +88,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, code: Tensor | None) -> Tensor:
         b, n, e = x.shape
         query, key, value = (y.view(b, n, self.heads, -1).transpose(1, 2) for y in self.qkv(x).chunk(3, dim=-1))
-        bias = RelativeBias(self.rel_pos_bias.relative_position_bias_table, self.window, code)
+        bias = self.rel_pos_bias(code)
         scale = query.shape[-1] ** -0.5
         mixed = attend(query, key, value, scale, bias)
         if self.recorder is not None:
@@ -72,7 +105,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.attn = Attention(width, heads, window)
         self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.mlp = Mlp(width, int(width * mlp_ratio), act_layer=partial(nn.GELU, approximate="tanh"))  # type: ignore[arg-type]
+        self.mlp = FeedForward(width, mlp_ratio)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
         self.skip_linear = nn.Linear(2 * width, width) if skip else None
 
