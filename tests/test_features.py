@@ -220,6 +220,29 @@ def test_inception_gives_what_torch_fidelity_gives_for_raw_images(random_incepti
     assert not network.network.training
 
 
+def test_spatial_features_are_seven_channels_of_mixed_6d_flattened_with_channels_last(random_inception):
+    """By hand from the blocks of torch-fidelity's port: 1x1 convolution, batch norm, ReLU, then numpy's reshape."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    images = photos(2, 33, 41, 3)
+    theirs = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(random_inception)).double().eval()
+    entered = []
+    theirs.Mixed_6d.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))
+    theirs.feature_extractor_internal_dtype = torch.float64
+    theirs(images.permute(0, 3, 1, 2))
+    branch = theirs.Mixed_6d.branch1x1
+    out = torch.einsum("nchw,oc->nohw", entered[0], branch.conv.weight[:, :, 0, 0])
+    norm = branch.bn
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    out = ((out - norm.running_mean[:, None, None]) * scale[:, None, None] + norm.bias[:, None, None]).clamp(min=0)
+    expected = out.detach().numpy().transpose(0, 2, 3, 1)[..., :7].reshape(2, -1)
+    found = Inception(weights=random_inception).extract(images).spatial
+    assert found is not None
+    assert found.shape == (2, 17 * 17 * 7)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * expected.max())
+    assert expected.std(0).max() > 1e-3
+
+
 def test_only_the_known_hash_is_called_fid(random_inception, monkeypatch):
     network = Inception(weights=random_inception)
     assert not network.is_fid
