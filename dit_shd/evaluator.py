@@ -13,12 +13,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dit_shd import results
 from dit_shd.config import Plugin, option, resolve
 from dit_shd.errors import UserError
-from dit_shd.extraction import extract_features
+from dit_shd.extraction import extract_features, find_device
 from dit_shd.features import FeatureNetwork
 from dit_shd.image_sets import ImageSet, open_images
 from dit_shd.metrics import FeatureSet
@@ -53,6 +51,8 @@ class EvaluateConfig:
     def files(self) -> list[str]:
         """The sample files, written out."""
         given = [self.samples] if isinstance(self.samples, str) else list(self.samples)
+        if not given:
+            raise UserError("samples: wanted at least one file of samples, found none")
         if self.seeds == 1:
             return given
         parts = re.split(r"(?<=seed)(\d+)", given[0]) if len(given) == 1 else []
@@ -94,7 +94,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         network.check(samples.shape[1:], "samples")
         reference.check(samples, network)
     chosen, left_out = choose(config.metrics, sets[0], reference, network)
-    job = _Job(config, reference, network.to(_device(config.device)), chosen, left_out)
+    job = _Job(config, reference, network.to(find_device(config.device)), chosen, left_out)
     out = config.out or _beside(sets[0], "results.json")
     return job.run(sets[0], out) if len(sets) == 1 else _several(job, sets, out)
 
@@ -197,17 +197,3 @@ def _several(job: _Job, sets: list[ImageSet], out: Path) -> dict[str, Any]:
 
 def _beside(samples: ImageSet, name: str) -> Path:
     return (samples.path.parent if samples.path else Path()) / name
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, dtype=torch.float64, device=device)
-    except (RuntimeError, TypeError, AssertionError) as error:
-        reason = str(error).splitlines()[0][:80]
-        raise UserError(
-            f"device: wanted auto or a device with float64, found '{name}' ({reason}); try device=cpu"
-        ) from error
-    return device

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from dit_shd.errors import UserError
 from dit_shd.features import FeatureNetwork, Features
 from dit_shd.image_sets import ImageSet
 from dit_shd.metrics import FeatureSet, Moments, require_finite
@@ -43,6 +44,25 @@ def extract_features(
         title=network.title,
         is_fid=network.is_fid,
     )
+
+
+def find_device(name: str) -> torch.device:
+    """`auto` is a CUDA GPU if there is one.
+
+    Raises:
+        UserError: no such device, or one without float64.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, dtype=torch.float64, device=device)
+    except (RuntimeError, TypeError, AssertionError) as error:
+        reason = str(error).splitlines()[0][:80]
+        raise UserError(
+            f"device: wanted auto or a device with float64, found '{name}' ({reason}); try device=cpu"
+        ) from error
+    return device
 
 
 class _Kept:

@@ -159,7 +159,9 @@ def identity(record: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _sidecar(samples: ImageSet) -> dict[str, Any] | None:
-    """What the sampler wrote beside the samples (same stem, .json): rounding, label policy, seeds."""
+    """What the sampler wrote beside the samples (same stem, .json) or their shards: rounding, label policy, seed."""
+    if samples.settings is not None:
+        return samples.settings
     if samples.path is None or not samples.path.is_file():
         return None
     try:

@@ -6,10 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from dit_shd.config import make
 from dit_shd.errors import UserError
 from dit_shd.evaluator import EvaluateConfig, evaluate
+from dit_shd.features import Features
+from dit_shd.features.digits import Digits
 
 
 class Trap:
@@ -20,6 +23,16 @@ class Trap:
 
     def __reduce__(self):
         return os.mkdir, (str(self.mark),)
+
+
+class Spatial(Digits):
+    """The digits network, with a quarter of the pixels as spatial features."""
+
+    has_spatial = True
+
+    def _forward(self, images: Tensor) -> Features:
+        found = super()._forward(images)
+        return Features(found.pooled, found.logits, images[:, ::4, ::4].flatten(1).float())
 
 
 def pictures(n: int, seed: int, shape: tuple[int, ...] = (28, 28, 1)) -> np.ndarray:

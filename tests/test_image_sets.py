@@ -8,7 +8,10 @@ import pytest
 from evaluation import Trap, pictures, refused, run
 from PIL import Image
 
-from dit_shd.image_sets import FolderImages, NpzImages
+from dit_shd.errors import UserError
+from dit_shd.features.digits import Digits
+from dit_shd.image_folders import FolderImages
+from dit_shd.image_sets import ArrayImages, NpzImages, open_images
 
 # Bad samples
 
@@ -93,23 +96,32 @@ def test_a_folder_is_read_in_the_order_of_its_paths_and_its_hash_covers_names_an
     assert FolderImages(tmp_path, "x").sha256() != first
 
 
-def broken_png(folder: Path) -> None:
-    file = folder / "0.png"
-    file.write_bytes(file.read_bytes()[:60])
+def cut_png(folder: Path) -> None:
+    file = folder / "4.png"
+    file.write_bytes(file.read_bytes()[:-20])
+
+
+def save(folder: Path, mode: str, suffix: str = "png") -> None:
+    Image.new(mode, (28, 28)).save(folder / f"7.{suffix}")
 
 
 BAD_FOLDERS = {
     "no images": (lambda f: [p.unlink() for p in f.glob("*.png")], "found none in it"),
-    "sizes": (lambda f: Image.new("L", (9, 9)).save(f / "7.png"), "7.png"),
-    "modes": (lambda f: Image.new("RGB", (28, 28)).save(f / "7.png"), "7.png"),
-    "palette": (lambda f: Image.new("P", (28, 28)).save(f / "7.png"), "found mode P"),
-    "broken": (broken_png, "found a broken file"),
-    "text": (lambda f: (f / "7.png").write_text("hello"), "found a broken file"),
+    "sizes": (lambda f: Image.new("L", (9, 9)).save(f / "7.png"), "7.png: wanted (h, w, c) = (28, 28, 1) like 0.png"),
+    "modes": (lambda f: save(f, "RGB"), "7.png: wanted (h, w, c) = (28, 28, 1) like 0.png, found (28, 28, 3)"),
+    "palette": (lambda f: save(f, "P"), "found mode P"),
+    "alpha": (lambda f: save(f, "RGBA"), "found mode RGBA"),
+    "gray and alpha": (lambda f: save(f, "LA"), "found mode LA"),
+    "16 bits": (lambda f: save(f, "I;16"), "found mode I;16"),
+    "CMYK": (lambda f: save(f, "CMYK", "jpg"), "found mode CMYK"),
+    "truncated": (cut_png, "4.png: wanted an image, found a broken file"),
+    "text": (lambda f: (f / "7.png").write_text("hello"), "7.png: wanted an image, found a broken file"),
 }
 
 
 @pytest.mark.parametrize("bad", BAD_FOLDERS)
-def test_bad_folders_are_refused(files, bad):
+def test_bad_folders_are_refused_before_the_network_runs(files, bad, monkeypatch):
+    monkeypatch.setattr(Digits, "extract", lambda *_: pytest.fail("the network ran"))
     folder = files["folder"] / "pngs"
     folder.mkdir()
     for i, image in enumerate(pictures(5, seed=1)):
@@ -117,6 +129,64 @@ def test_bad_folders_are_refused(files, bad):
     make_bad, message = BAD_FOLDERS[bad]
     make_bad(folder)
     assert message in refused(files, samples=str(folder))
+
+
+def test_a_truncated_jpeg_is_one_line(files):
+    folder = files["folder"] / "jpegs"
+    folder.mkdir()
+    Image.fromarray(pictures(1, seed=1, shape=(64, 64, 3))[0]).save(folder / "0.jpg")
+    data = (folder / "0.jpg").read_bytes()
+    (folder / "0.jpg").write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match=r"0\.jpg: wanted an image, found a broken file"):
+        list(FolderImages(folder, "x").batches(4))
+
+
+@pytest.mark.parametrize("size", [1, 7, 100])
+def test_images_are_taken_by_number_from_any_set(files, size):
+    folder, images = files["folder"] / "pngs", pictures(40, seed=1)
+    folder.mkdir()
+    for i, image in enumerate(images):
+        Image.fromarray(image[..., 0]).save(folder / f"{i:03}.png")
+    wanted = np.array([3, 39, 0, 17])
+    for found in (NpzImages(files["samples"], "x"), FolderImages(folder, "x"), ArrayImages(images, "x")):
+        np.testing.assert_array_equal(found.take(wanted, size), images[wanted])
+
+
+# Shards of a sampling
+
+
+def write_shards(folder: Path, images: np.ndarray) -> list[Path]:
+    folder.mkdir()
+    (folder / "settings.json").write_text('{"seed": 4, "rounding": "floor"}')
+    files = []
+    for start in range(0, len(images), 16):
+        files.append(folder / f"{start:09d}.npz")
+        np.savez(
+            files[-1], arr_0=images[start : start + 16], arr_1=np.arange(start, start + 16)[: len(images) - start] % 10
+        )
+    return files
+
+
+def test_shards_of_a_sampling_are_the_samples(files):
+    folder, images = files["folder"] / "set.npz.parts", pictures(40, seed=1)
+    write_shards(folder, images)
+    found = open_images(str(folder), "samples")
+    assert [len(batch) for batch in found.batches(10)] == [10, 10, 10, 10]
+    np.testing.assert_array_equal(np.concatenate(list(found.batches(7))), images)
+    from_shards = run(files, samples=str(folder), out=str(files["folder"] / "shards.json"))
+    assert from_shards["figures"] == pytest.approx(run(files)["figures"], rel=1e-6)
+    assert from_shards["samples"]["sidecar"] == {"seed": 4, "rounding": "floor"}
+    assert from_shards["samples"]["labels"]["classes"] == 10
+
+
+def test_half_written_and_missing_shards_are_refused(files):
+    folder = files["folder"] / "set.npz.parts"
+    last = write_shards(folder, pictures(40, seed=1))[-1]
+    last.write_bytes(last.read_bytes()[:1000])
+    assert "half-written" in refused(files, samples=str(folder))
+    for file in folder.glob("*.npz"):
+        file.unlink()
+    assert "no shard is finished yet" in refused(files, samples=str(folder))
 
 
 def test_jpeg_samples_are_noted(files):
