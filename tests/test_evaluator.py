@@ -1,6 +1,7 @@
 """The evaluator from files to results.json, and every bad input it must refuse in one clear line."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -130,6 +131,79 @@ def test_only_the_real_inception_weights_give_fid(files, monkeypatch):
     assert any("published FID is of 50,000" in note for note in record["notes"])
 
 
+def test_the_verdict_is_recorded_and_printed(files, capsys):
+    verdict = run(files)["adm_comparable"]
+    assert verdict["yes"] is False
+    assert "40 samples, not 50,000" in verdict["why_not"]
+    assert "ADM-comparable: no: features digits are not the 2015 Inception; 40" in capsys.readouterr().out
+
+
+def test_intervals_come_with_resamples(files, capsys):
+    record = run(files, resamples=10)
+    assert record["intervals"].keys() == {name for name in FIGURES if not name.endswith("std")} - {"recall"}
+    assert record["resamples"] == 10
+    low, high = (record["intervals"]["FD(digits)"][end] for end in ("low", "high"))
+    assert low < record["figures"]["FD(digits)"] < high
+    assert f"{low:.4f} to {high:.4f}" in capsys.readouterr().out
+    assert "at least 10" in refused(files, resamples=3, force=True)
+    assert "holds another result" in refused(files)
+
+
+# Several files of samples
+
+
+@pytest.fixture
+def seeds(files) -> list[str]:
+    paths = [files["folder"] / "runs" / f"set_seed{seed}.npz" for seed in range(3)]
+    paths[0].parent.mkdir()
+    for seed, path in enumerate(paths):
+        np.savez(path, pictures(40, seed=10 + seed))
+    return [str(path) for path in paths]
+
+
+def test_several_files_give_mean_and_spread(files, seeds):
+    whole = run(files, samples=seeds)
+    each = [score(pictures(40, seed=10 + seed), pictures(50, seed=2), Digits()) for seed in range(3)]
+    for name in FIGURES:
+        if not name.endswith(" std"):
+            values = [figures[name] for figures in each]
+            assert whole["figures"][name] == pytest.approx(np.mean(values), rel=1e-6)
+            assert whole["spread"][name] == pytest.approx(np.std(values, ddof=1), rel=1e-5, abs=1e-12)
+    assert [run["samples"]["path"] for run in whole["runs"]] == seeds
+    assert whole == json.loads((files["folder"] / "runs" / "results.json").read_text())
+    assert whole["spread"]["FD(digits)"] > 0
+
+
+def test_seeds_count_up_from_the_one_file_that_is_named(files, seeds):
+    record = run(files, samples=seeds[0], seeds=3)
+    assert [run["samples"]["path"] for run in record["runs"]] == seeds
+    assert "wanted one file with seedN in its path" in refused(files, seeds=3)
+    assert "wanted one file with seedN in its path" in refused(files, samples=seeds[0], seeds=0)
+    assert "found nothing there" in refused(files, samples=seeds[0], seeds=4)
+
+
+def test_finished_files_are_not_evaluated_again(files, seeds, capsys, monkeypatch):
+    run(files, samples=seeds[:2], out=str(files["folder"] / "two.json"))
+    monkeypatch.setattr(Digits, "extract", lambda *_: pytest.fail("the network ran"))
+    again = run(files, samples=seeds[:2], out=str(files["folder"] / "again.json"))
+    assert capsys.readouterr().out.count("evaluated before, reused") == 2
+    assert again["figures"] == json.loads((files["folder"] / "two.json").read_text())["figures"]
+
+
+def test_a_broken_last_file_costs_nothing(files, seeds, monkeypatch):
+    Path(seeds[2]).write_bytes(b"half")
+    monkeypatch.setattr(Digits, "extract", lambda *_: pytest.fail("the network ran"))
+    assert "found a broken one" in refused(files, samples=seeds)
+
+
+def test_files_that_cannot_make_a_mean_are_refused(files, seeds):
+    np.savez(seeds[1], pictures(41, seed=1))
+    assert "wanted as many images of one size in every file" in refused(files, samples=seeds)
+    np.savez(seeds[1], pictures(40, seed=10))
+    assert "found the same in" in refused(files, samples=seeds)
+    assert "wanted at least one file" in refused(files, samples=[])
+
+
 # Results are not lost
 
 
@@ -161,6 +235,14 @@ def test_other_figures_of_the_same_inputs_are_not_overwritten(files):
     changed["figures"]["precision"] += 0.01
     out.write_text(json.dumps(changed))
     assert "holds another result" in refused(files)
+
+
+def test_a_full_disk_is_one_line_and_the_figures_were_said(files, capsys):
+    part = files["samples"].parent / ".results.json.part"
+    part.symlink_to("/dev/full")
+    assert "results.json: could not be written (No space left on device)" in refused(files)
+    assert "FD(digits)" in capsys.readouterr().out
+    assert not part.is_symlink()
 
 
 def test_an_impossible_output_path_is_refused_before_the_network_runs(files, monkeypatch):

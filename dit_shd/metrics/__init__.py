@@ -175,13 +175,14 @@ class Metric(abc.ABC):
 
     minimum: images needed in each set; needs_logits: the network must classify; needs_spatial: it must have the
     features of sFID; needs_reference_images: a reference that is only statistics will not do. The evaluator checks
-    these before it runs the network.
+    these before it runs the network. not_resampled: figures for which the bootstrap says nothing true.
     """
 
     minimum: int = 2
     needs_logits: bool = False
     needs_spatial: bool = False
     needs_reference_images: bool = False
+    not_resampled: tuple[str, ...] = ()
 
     @abc.abstractmethod
     def compute(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
