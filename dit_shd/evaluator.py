@@ -22,6 +22,7 @@ from dit_shd.image_sets import ImageSet, open_images
 from dit_shd.metrics import FeatureSet
 from dit_shd.reference import Reference, open_reference
 from dit_shd.resampling import intervals
+from dit_shd.result_page import Pictured, write_result_page, write_summary_page
 from dit_shd.scoring import Chosen, choose, figures_of, score
 from dit_shd.verdict import obstacles
 
@@ -146,7 +147,7 @@ class _Job:
             return results.read_record(out) or {}
         reference_set = self.reference_set
         sample_set = extract_features(self.network, samples, config.batch_size, keep_spatial=config.resamples > 0)
-        figures, _ = figures_of(self.chosen, sample_set, reference_set)
+        figures, details = figures_of(self.chosen, sample_set, reference_set)
         record = {"figures": figures, **record}
         if config.resamples:
             metrics = [metric for _, metric in self.chosen]
@@ -156,6 +157,11 @@ class _Job:
         results.guard(out, record, config.force, before=False)
         results.write(out, record)
         print(f"written to {out}")
+        if config.page:
+            page = out.with_suffix(".html")
+            theirs = Pictured(reference_set, self.reference.images)
+            write_result_page(page, record, Pictured(sample_set, samples), theirs, details)
+            print(f"and as a page to {page}")
         return record
 
     def _notes(self, samples: FeatureSet, reference: FeatureSet) -> list[str]:
@@ -192,6 +198,8 @@ def _several(job: _Job, sets: list[ImageSet], out: Path) -> dict[str, Any]:
     results.guard(out, record, job.config.force, before=False)
     results.write(out, record)
     print(f"written to {out}")
+    if job.config.page:
+        write_summary_page(out.with_suffix(".html"), record)
     return record
 
 

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from dit_shd.checkpoint import write_text
 from dit_shd.inspection import Cost
 
-LOWER_IS_BETTER = ("FD", "FID", "sFID", "sFD")
+LOWER_IS_BETTER = ("FD", "FID", "sFID", "sFD", "KID")
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #222; --quiet: #666; --line: #ddd; --paper: #fff; --tint: #f4f5f7; }
@@ -45,6 +47,8 @@ figcaption { margin-bottom: .35rem; }
 footer { margin-top: 3.5rem; border-top: 1px solid var(--line); padding-top: 1rem; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1.2rem; margin: .6rem 0; }
 dt { font-weight: 600; } dd { margin: 0; overflow-wrap: anywhere; }
+svg { width: 100%; height: auto; background: var(--tint); border-radius: 3px; }
+.behind { fill: var(--quiet); opacity: .25; } .inside { fill: var(--ink); } .outside { fill: #d9822b; }
 code { font: .85rem/1.4 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
 """
 
@@ -90,6 +94,22 @@ def picture(image: bytes | tuple[bytes, bytes], alt: str, caption: str = "", css
         f'<figure class="{css}">{words}<picture>{source}'
         f'<img src="{_data(light)}" alt="{html.escape(alt, quote=True)}"></picture></figure>'
     )
+
+
+def scatter(behind: np.ndarray, points: np.ndarray, inside: np.ndarray, title: str) -> str:
+    """Points [n, 2] before others, as SVG that follows the page's colours; those not `inside` [n] in orange."""
+    everything = np.concatenate([behind, points])
+    low, high = np.percentile(everything, 0.5, axis=0), np.percentile(everything, 99.5, axis=0)
+    width, height = 400, 300
+    scale = np.array([width, height]) / np.maximum(high - low, 1e-12)
+
+    def dots(rows: np.ndarray, css: str) -> str:
+        places = np.clip((rows - low) * scale, 0, (width, height)).round(1)
+        return f'<g class="{css}">' + "".join(f'<circle cx="{x:g}" cy="{y:g}" r="2"/>' for x, y in places) + "</g>"
+
+    drawn = dots(behind, "behind") + dots(points[inside], "inside") + dots(points[~inside], "outside")
+    label = html.escape(title, quote=True)
+    return f'<svg viewBox="-4 -4 {width + 8} {height + 8}" role="img" aria-label="{label}">{drawn}</svg>'
 
 
 def wide(inner: str) -> str:
@@ -172,8 +192,8 @@ def lower_is_better(name: str) -> bool:
 
 
 def number(value: float) -> str:
-    """Two decimals; three below one."""
-    return f"{value:.3f}" if abs(value) < 1 else f"{value:.2f}"
+    """Two decimals; three below one, four below a tenth."""
+    return f"{value:.{2 + (abs(value) < 1) + (abs(value) < 0.1)}f}"
 
 
 def _data(png: bytes) -> str:

@@ -5,6 +5,7 @@ import os
 import platform
 import shlex
 import sys
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def table(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def verdict_line(record: dict[str, Any]) -> str:
+def verdict_line(record: Mapping[str, Any]) -> str:
     """Whether the figures may be set beside published ones."""
     reasons = record["adm_comparable"]["why_not"]
     return f"ADM-comparable: {'no: ' + '; '.join(reasons) if reasons else 'yes'}"
