@@ -1,4 +1,4 @@
-"""The command line: `dit-shd train | sample | evaluate | statistics | demo`.
+"""The command line: `dit-shd train | sample | evaluate | statistics | compare | demo`.
 
 Errors a user can cause are one line and exit code 2; Ctrl-C is 130.
 """
@@ -100,6 +100,11 @@ def _parser() -> argparse.ArgumentParser:
         "Write the statistics of a set of images, a reference for evaluate.", "npz or folder of images",
     )  # fmt: skip
     add(
+        "compare", _compare, "dit_shd.comparison.CompareConfig", "RESULTS...",
+        "One page of several evaluations: cost beside figures, images side by side.",
+        "results files of evaluate, the teacher's first",
+    )  # fmt: skip
+    add(
         "demo", _demo, "dit_shd.demo.DemoConfig", None,
         "The whole main job on real digits: distil two students, sample, evaluate, write report.html.",
     )  # fmt: skip
@@ -177,6 +182,14 @@ def _statistics(options: argparse.Namespace) -> None:
     config = make(StatisticsConfig, _values(options, images=options.first), "statistics")
     out = write_reference_statistics(config)
     print(f"done: {out}\nnext: dit-shd evaluate SAMPLES reference={out} features={config.features.name}")
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from dit_shd.comparison import CompareConfig, compare
+    from dit_shd.config import make, override
+
+    files, assignments = _sorted_words(options)
+    compare(make(CompareConfig, override({"results": files}, assignments), "compare"))
 
 
 def _sorted_words(options: argparse.Namespace) -> tuple[list[str], list[str]]:

@@ -3,7 +3,7 @@
 import base64
 import html
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -58,9 +58,11 @@ class Row:
     """One model of a table of figures."""
 
     name: str
-    cost: Cost
+    cost: Cost | None
     figures: dict[str, float]
     """By exact name, as FD(digits)."""
+    spread: dict[str, float] = field(default_factory=dict)
+    """Standard deviations over several files of samples, where there are any."""
 
 
 def write_page(out: Path, title: str, body: Sequence[str]) -> None:
@@ -147,7 +149,8 @@ def table_html(
 
 def figures_table(rows: Sequence[Row]) -> tuple[list[tuple[str, str]], list[list[str]], list[int]]:
     """Headings, cells and best student of a table of figures whose first row is the teacher."""
-    names = [name for name in rows[0].figures if not name.endswith(" std")]
+    shared = set.intersection(*(set(row.figures) for row in rows))
+    names = [name for name in rows[0].figures if name in shared and not name.endswith(" std")]
     headings = [
         ("model", ""),
         ("heads", ""),
@@ -159,14 +162,21 @@ def figures_table(rows: Sequence[Row]) -> tuple[list[tuple[str, str]], list[list
     cells, best = [], [-1] * 5
     for row in rows:
         c = row.cost
-        costs = [str(c.heads), f"{c.parameters / 1e6:.2f}", f"{c.flops / 1e9:.3f}", f"{c.latency_ms:.2f}"]
-        cells.append([row.name, *costs, *(number(row.figures[name]) for name in names)])
+        costs = ["", "", "", ""]
+        if c is not None:
+            costs = [str(c.heads), f"{c.parameters / 1e6:.2f}", f"{c.flops / 1e9:.3f}", f"{c.latency_ms:.2f}"]
+        cells.append([row.name, *costs, *(_with_spread(row, name) for name in names)])
     for name in names:
         values = [row.figures[name] for row in rows[1:]]
         winner = min(values) if lower_is_better(name) else max(values)
         tie = len({number(value) for value in values}) < len(values)
         best.append(-1 if tie else 1 + values.index(winner))
     return headings, cells, best
+
+
+def _with_spread(row: Row, name: str) -> str:
+    spread = f" ± {number(row.spread[name])}" if name in row.spread else ""
+    return number(row.figures[name]) + spread
 
 
 def plain_table(headings: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> str:
