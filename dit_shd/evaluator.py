@@ -21,7 +21,7 @@ from dit_shd.features import FeatureNetwork
 from dit_shd.image_sets import ImageSet, open_images
 from dit_shd.metrics import FeatureSet
 from dit_shd.reference import Reference, open_reference
-from dit_shd.resampling import intervals
+from dit_shd.resampling import SEED, intervals
 from dit_shd.result_page import Pictured, write_result_page, write_summary_page
 from dit_shd.scoring import Chosen, choose, figures_of, score
 from dit_shd.verdict import obstacles
@@ -118,6 +118,7 @@ class _Job:
             "features": results.about_network(network, config.features.name),
             "metrics": [resolve(plugin.filled("metrics")) for plugin, _ in chosen],
             "resamples": config.resamples,
+            "resampling_seed": SEED,
             "batch_size": config.batch_size,
             "device": str(network.device),
             **results.about_process(),
@@ -153,6 +154,8 @@ class _Job:
             metrics = [metric for _, metric in self.chosen]
             record["intervals"] = intervals(metrics, sample_set, reference_set, figures, config.resamples)
         record["notes"] = self._notes(sample_set, reference_set)
+        if "sidecar" not in record["samples"]:
+            record["notes"].append("rounding, label policy and seed are not recorded: no .json beside the samples")
         print(results.table(record))
         results.guard(out, record, config.force, before=False)
         results.write(out, record)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dit_shd.checkpoint import write_text
 from dit_shd.inspection import Cost
+from dit_shd.results import write_text
 
 LOWER_IS_BETTER = ("FD", "FID", "sFID", "sFD", "KID")
 

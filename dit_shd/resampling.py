@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from dit_shd.metrics import FeatureSet, Metric
 
+SEED = 0
 NORMAL = 1.96
 """Standard deviations on both sides that hold 95% of a normal distribution."""
 
@@ -28,7 +29,7 @@ def intervals(
     reference: FeatureSet,
     figures: dict[str, float],
     resamples: int,
-    seed: int = 0,
+    seed: int = SEED,
 ) -> dict[str, dict[str, float]]:
     """For each figure that allows it: `low` and `high` (95%), and `std`, the deviation over `resamples` resamplings.
 

@@ -60,6 +60,7 @@ def test_the_record_says_what_was_measured_on_what(files):
     assert record["features"]["is_fid"] is False
     assert record["versions"]["torch"] == torch.__version__
     assert record["command"]
+    assert not any("not recorded" in note for note in record["notes"])
     assert any("singular" in note for note in record["notes"])  # 40 images, 64 features
 
 

@@ -11,10 +11,13 @@ import torch
 from safetensors.torch import save_file
 
 from dit_shd import registry
+from dit_shd.config import make
 from dit_shd.errors import UserError
+from dit_shd.evaluator import EvaluateConfig, evaluate, score
 from dit_shd.features import FeatureNetwork, digits, inception, read_weights
 from dit_shd.features.digits import Digits, DigitsClassifier, shift
 from dit_shd.features.inception import Inception
+from dit_shd.reference_statistics import StatisticsConfig, write_reference_statistics
 
 
 class Trap:
@@ -241,6 +244,28 @@ def test_spatial_features_are_seven_channels_of_mixed_6d_flattened_with_channels
     assert found.shape == (2, 17 * 17 * 7)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * expected.max())
     assert expected.std(0).max() > 1e-3
+
+
+def test_inception_from_images_to_a_statistics_file_to_a_record(random_inception, tmp_path):
+    """The whole path of a published figure, on random weights: all four statistics, images, every metric."""
+    samples, reference = photos(7, 32, 32, 3, seed=1).numpy(), photos(9, 32, 32, 3, seed=2).numpy()
+    np.savez(tmp_path / "samples.npz", samples)
+    np.savez(tmp_path / "reference.npz", reference)
+    network = {"name": "inception", "weights": str(random_inception)}
+    known = {"images": str(tmp_path / "reference.npz"), "out": str(tmp_path / "known.npz"), "keep_images": 9}
+    write_reference_statistics(make(StatisticsConfig, {**known, "features": network, "device": "cpu"}))
+    with np.load(tmp_path / "known.npz", allow_pickle=False) as file:
+        shapes = {key: file[key].shape for key in ("mu", "sigma", "mu_s", "sigma_s", "arr_0")}
+    assert shapes == {
+        "mu": (2048,), "sigma": (2048, 2048), "mu_s": (2023,), "sigma_s": (2023, 2023), "arr_0": (9, 32, 32, 3),
+    }  # fmt: skip
+    values = {"samples": str(tmp_path / "samples.npz"), "reference": str(tmp_path / "known.npz"), "page": False}
+    record = evaluate(make(EvaluateConfig, {**values, "features": network, "device": "cpu"}))
+    direct = score(samples, reference, Inception(weights=random_inception))
+    title = f"inception-{record['features']['sha256'][:8]}"
+    assert {f"FD({title})", f"sFD({title})", f"IS({title})", f"KID({title})", "coverage"} <= record["figures"].keys()
+    assert record["figures"] == pytest.approx(direct, rel=1e-5)
+    assert record["adm_comparable"]["why_not"][0] == f"features {title} are not the 2015 Inception"
 
 
 def test_only_the_known_hash_is_called_fid(random_inception, monkeypatch):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluation import pictures, run
+from evaluation import pictures, refused, run
 from PIL import Image
 
 from dit_shd.cli import main
@@ -75,6 +75,13 @@ def test_statistics_alone_make_a_page_without_neighbours(files, tmp_path):
     assert "Nearest reference images" not in words
     assert "<svg" not in words
     assert "statistics: network_sha256" in words
+
+
+def test_a_full_disk_keeps_the_results_and_names_the_page(files):
+    part = files["samples"].parent / ".results.html.part"
+    part.symlink_to("/dev/full")
+    assert "results.html: could not be written (No space left on device)" in refused(files)
+    assert (files["samples"].parent / "results.json").is_file()
 
 
 def test_pages_can_be_left_out(files):
