@@ -1,5 +1,6 @@
 """Feature networks: reading weights without running them, the digits classifier, Inception."""
 
+import hashlib
 import json
 import os
 import pickle
@@ -286,11 +287,33 @@ def test_the_known_hash_is_the_one_in_torch_fidelitys_address():
     assert len(inception.SHA256) == 64
 
 
-def test_without_weights_the_error_names_the_address_and_the_option(tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(UserError, match=r"found nothing; download https://.*features\.weights=PATH") as caught:
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """An empty torch hub, and a download that copies a local file to a server's place."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    source = tmp_path / "served.pth"
+    monkeypatch.setattr(inception, "ADDRESS", source.as_uri())
+    return source
+
+
+def test_weights_are_downloaded_once_and_every_byte_is_checked(served, random_inception, monkeypatch):
+    served.write_bytes(random_inception.read_bytes())
+    with pytest.raises(UserError, match=r"could not be downloaded \(invalid hash value.*features\.weights=PATH"):
         Inception()
-    assert str(tmp_path / "hub" / "checkpoints" / inception.FILE) in str(caught.value)
+    assert not inception.default_weights().exists()
+    monkeypatch.setattr(inception, "SHA256", hashlib.sha256(served.read_bytes()).hexdigest())
+    assert Inception().title == "inception-2015"
+    served.unlink()
+    assert Inception().is_fid
+
+
+def test_without_weights_and_network_the_error_names_the_address_and_the_option(served):
+    with pytest.raises(
+        UserError, match=r"could not be downloaded .*; download file://.*features\.weights=PATH"
+    ) as caught:
+        Inception()
+    assert str(inception.default_weights()) in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", registry.names("features"))
