@@ -1,4 +1,4 @@
-"""The command line: `dit-shd train | sample | evaluate | demo`.
+"""The command line: `dit-shd train | sample | evaluate | statistics | compare | demo`.
 
 Errors a user can cause are one line and exit code 2; Ctrl-C is 130.
 """
@@ -6,6 +6,7 @@ Errors a user can cause are one line and exit code 2; Ctrl-C is 130.
 import argparse
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,7 +77,8 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("-h", "--help", action=_Help, help="this text")
         sub.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help="allow plug-ins of PACKAGE")
         if first:
-            sub.add_argument("first", metavar=first, help=first_words)
+            several = "+" if first.endswith("...") else None
+            sub.add_argument("first", metavar=first.rstrip("."), nargs=several, help=first_words)
         sub.add_argument("assignments", nargs="*", metavar="key=value", help="settings, see below")
         sub.set_defaults(run=run, keys=keys)
 
@@ -89,8 +91,18 @@ def _parser() -> argparse.ArgumentParser:
         "Sample images into one npz (arr_0 uint8 NHWC, arr_1 labels) and a grid.", "run or model folder",
     )  # fmt: skip
     add(
-        "evaluate", _evaluate, "dit_shd.evaluator.EvaluateConfig", "SAMPLES",
-        "Score samples against a reference: FD or FID, IS, precision, recall.", "npz or image folder",
+        "evaluate", _evaluate, "dit_shd.evaluator.EvaluateConfig", "SAMPLES...",
+        "Score samples against a reference: FID or FD, sFID, IS, KID, precision, recall, density, coverage.",
+        "npz or folder of images; several are scored one by one, with mean and spread",
+    )  # fmt: skip
+    add(
+        "statistics", _statistics, "dit_shd.reference_statistics.StatisticsConfig", "IMAGES",
+        "Write the statistics of a set of images, a reference for evaluate.", "npz or folder of images",
+    )  # fmt: skip
+    add(
+        "compare", _compare, "dit_shd.comparison.CompareConfig", "RESULTS...",
+        "One page of several evaluations: cost beside figures, images side by side.",
+        "results files of evaluate, the teacher's first",
     )  # fmt: skip
     add(
         "demo", _demo, "dit_shd.demo.DemoConfig", None,
@@ -156,10 +168,35 @@ def _sample(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from dit_shd.config import make
+    from dit_shd.config import make, override
     from dit_shd.evaluator import EvaluateConfig, evaluate
 
-    evaluate(make(EvaluateConfig, _values(options, samples=options.first), "evaluate"))
+    files, assignments = _sorted_words(options)
+    evaluate(make(EvaluateConfig, override({"samples": files}, assignments), "evaluate"))
+
+
+def _statistics(options: argparse.Namespace) -> None:
+    from dit_shd.config import make
+    from dit_shd.reference_statistics import StatisticsConfig, write_reference_statistics
+
+    config = make(StatisticsConfig, _values(options, images=options.first), "statistics")
+    out = write_reference_statistics(config)
+    print(f"done: {out}\nnext: dit-shd evaluate SAMPLES reference={out} features={config.features.name}")
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from dit_shd.comparison import CompareConfig, compare
+    from dit_shd.config import make, override
+
+    files, assignments = _sorted_words(options)
+    compare(make(CompareConfig, override({"results": files}, assignments), "compare"))
+
+
+def _sorted_words(options: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """Files and key=value, in any order, where a command takes several files (./a=b is a file)."""
+    words = [*options.first, *options.assignments]
+    assignments = [word for word in words if re.match(r"[A-Za-z_][\w.]*=", word)]
+    return [word for word in words if word not in assignments], assignments
 
 
 def _demo(options: argparse.Namespace) -> None:

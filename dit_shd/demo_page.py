@@ -85,11 +85,13 @@ def layer_statistics(config: DemoConfig, teacher: Any, students: dict[str, Any])
 def _summary(config: DemoConfig, scores: Scores) -> list[str]:
     teacher, _, shd = scores.rows
     name = next(iter(teacher.figures))
-    sizes = [f"{row.cost.parameters / 1e6:.2f} M parameters" for row in (teacher, shd)]
+    big, small = teacher.cost, shd.cost
+    assert big is not None and small is not None, "the demo measures every model"
+    sizes = [f"{cost.parameters / 1e6:.2f} M parameters" for cost in (big, small)]
     figures = [number(row.figures[name]) for row in scores.rows]
     lead = (
-        f"Two students of {shd.cost.heads} heads ({sizes[1]}) were trained for {config.steps} steps by a "
-        f"teacher of {teacher.cost.heads} heads ({sizes[0]}) on real handwritten digits: one from the "
+        f"Two students of {small.heads} heads ({sizes[1]}) were trained for {config.steps} steps by a "
+        f"teacher of {big.heads} heads ({sizes[0]}) on real handwritten digits: one from the "
         "teacher's output alone, one also from its attention (Squeezing-Heads Distillation, SHD). Over "
         f"{config.images} images each, {name} is {figures[0]} for the teacher, {figures[1]} without SHD and "
         f"{figures[2]} with it; lower is better."

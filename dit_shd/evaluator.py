@@ -1,177 +1,210 @@
-"""Evaluation: from a file of samples and a reference to figures, a table and results.json.
+"""Evaluation: from files of samples and a reference to figures, a table, results.json and a page.
 
-    samples, reference -> features (one pass) -> FeatureSet -> metrics -> results.json
+    samples, reference -> features (one pass) -> FeatureSet -> metrics -> results.json, results.html
 
 Everything that can be refused is refused before the network runs.
 """
 
-from collections.abc import Sequence
+import json
+import re
+import statistics
 from dataclasses import MISSING, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-from tqdm import tqdm
-
-from dit_shd import registry
-from dit_shd.config import Plugin, option
+from dit_shd import results
+from dit_shd.config import Plugin, option, resolve
 from dit_shd.errors import UserError
+from dit_shd.extraction import extract_features, find_device
 from dit_shd.features import FeatureNetwork
-from dit_shd.image_sets import ArrayImages, ImageSet, open_images
-from dit_shd.metrics import FeatureSet, Metric
+from dit_shd.image_sets import ImageSet, open_images
+from dit_shd.metrics import FeatureSet
 from dit_shd.reference import Reference, open_reference
-from dit_shd.results import describe, guard, notes_on, table, write
+from dit_shd.resampling import SEED, intervals
+from dit_shd.result_page import Pictured, write_result_page, write_summary_page
+from dit_shd.scoring import Chosen, choose, figures_of, score
+from dit_shd.verdict import obstacles
 
-Chosen = list[tuple[Plugin, Metric]]
+__all__ = ["EvaluateConfig", "evaluate", "extract_features", "score"]
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
     """What is compared with what, and how."""
 
-    samples: str = option(MISSING, "npz (arr_0: uint8 [n,h,w,c]), folder of png or jpg, or dataset[:split]")
-    reference: str = option(MISSING, "the same, or an npz of statistics (mu, sigma), perhaps with arr_0")
+    samples: str | list[str] = option(
+        MISSING, "npz (arr_0: uint8 [n,h,w,c]), folder of png or jpg, folder of a run's shards, or dataset[:split]"
+    )
+    reference: str = option(MISSING, "the same, or a statistics file (dit-shd statistics, or ADM's npz)")
     features: Plugin = option(Plugin("inception"), "feature network, a file of dit_shd/features")
     metrics: list[Plugin] | None = option(None, "files of dit_shd/metrics; all that apply if left out")
+    seeds: int = option(
+        1, "evaluate as many files, from one with seed0 in its path: seed0, seed1, ...; mean and spread"
+    )
+    resamples: int = option(0, "resamplings behind 95% intervals (100 is a good number); 0 for none")
     batch_size: int = option(64, "images per forward pass of the feature network")
     device: str = option("auto", "where the feature network runs: auto, cpu, cuda, cuda:1")
     out: Path | None = option(None, "the results file; results.json beside the samples if left out")
+    page: bool = option(True, "write a page (.html) beside the results file")
     force: bool = option(False, "overwrite a results file that holds another result")
+
+    def files(self) -> list[str]:
+        """The sample files, written out."""
+        given = [self.samples] if isinstance(self.samples, str) else list(self.samples)
+        if not given:
+            raise UserError("samples: wanted at least one file of samples, found none")
+        if self.seeds == 1:
+            return given
+        parts = re.split(r"(?<=seed)(\d+)", given[0]) if len(given) == 1 else []
+        if self.seeds < 1 or len(parts) != 3:
+            raise UserError(
+                f"seeds={self.seeds}: wanted one file with seedN in its path, once, found {', '.join(given)}; "
+                "name the files one by one instead"
+            )
+        return [f"{parts[0]}{int(parts[1]) + i}{parts[2]}" for i in range(self.seeds)]
+
+    def check(self) -> None:
+        """Numbers in their ranges."""
+        if self.batch_size < 1:
+            raise UserError(f"batch_size: wanted at least 1 image, found {self.batch_size}")
+        if self.resamples and self.resamples < 10:
+            raise UserError(f"resamples: wanted 0, or at least 10 for an interval, found {self.resamples}")
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Compare samples with a reference, print the table, write the results file and return what is in it.
 
+    Several files of samples are evaluated one after the other, each with a results file of its own beside it
+    (NAME.results.json), which the same command finds again; the figures are then means over the files, with their
+    spread (standard deviation, n - 1).
+
     Raises:
         UserError: any input that cannot be compared, or another result at `out` without `force`.
     """
-    if config.batch_size < 1:
-        raise UserError(f"batch_size: wanted at least 1 image, found {config.batch_size}")
-    samples = open_images(config.samples, "samples")
+    config.check()
+    sets = [open_images(text, "samples") for text in config.files()]
     reference = open_reference(config.reference, "reference")
     network: FeatureNetwork = config.features.build("features", where="features")
-    network.check(samples.shape[1:], "samples")
-    reference.check(samples, network)
-    metrics, notes = _choose(config.metrics, samples, reference, network)
-    record = describe(samples, reference, network, config.features.name, [plugin for plugin, _ in metrics])
-    out = config.out or (samples.path.parent if samples.path else Path()) / "results.json"
-    guard(out, record, config.force, before=True)
+    for samples in sets:
+        if samples.shape != sets[0].shape:
+            raise UserError(
+                f"{samples.name}: wanted as many images of one size in every file of samples, found "
+                f"{list(samples.shape)}, and {list(sets[0].shape)} in {sets[0].name}"
+            )
+        network.check(samples.shape[1:], "samples")
+        reference.check(samples, network)
+    chosen, left_out = choose(config.metrics, sets[0], reference, network)
+    job = _Job(config, reference, network.to(find_device(config.device)), chosen, left_out)
+    out = config.out or _beside(sets[0], "results.json")
+    return job.run(sets[0], out) if len(sets) == 1 else _several(job, sets, out)
 
-    network.to(_device(config.device))
-    figures, sample_set, reference_set = _measure(samples, reference, network, metrics, config.batch_size)
-    record = {"figures": figures, **record, "notes": notes + notes_on(samples, sample_set, reference_set)}
-    print(table(record))
-    guard(out, record, config.force, before=False)
-    write(out, record)
+
+class _Job:
+    """What is the same for every file of samples; the reference's features are extracted once."""
+
+    def __init__(
+        self,
+        config: EvaluateConfig,
+        reference: Reference,
+        network: FeatureNetwork,
+        chosen: Chosen,
+        left_out: list[str],
+    ) -> None:
+        self.config, self.reference, self.network, self.chosen = config, reference, network, chosen
+        self._left_out = left_out
+        self.about: dict[str, Any] = {
+            "reference": {"path": reference.name, **reference.describe()},
+            "features": results.about_network(network, config.features.name),
+            "metrics": [resolve(plugin.filled("metrics")) for plugin, _ in chosen],
+            "resamples": config.resamples,
+            "resampling_seed": SEED,
+            "batch_size": config.batch_size,
+            "device": str(network.device),
+            **results.about_process(),
+        }
+
+    @cached_property
+    def reference_set(self) -> FeatureSet:
+        return self.reference.features(self.network, self.config.batch_size)
+
+    def head(self, samples: ImageSet) -> dict[str, Any]:
+        """All of the record that is known before the network runs."""
+        why_not = obstacles(samples, self.reference, self.network, [plugin for plugin, _ in self.chosen])
+        verdict = {"yes": not why_not, "why_not": why_not}
+        head = {"adm_comparable": verdict, "samples": results.about_samples(samples), **self.about}
+        return json.loads(json.dumps(head))
+
+    def run(self, samples: ImageSet, out: Path, head: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Evaluate one file of samples.
+
+        head: of these samples, as one of several; a result that is there already for the same inputs is then used.
+        """
+        config, reuse = self.config, head is not None and not self.config.force
+        record = head or self.head(samples)
+        results.guard(out, record, config.force, before=True)
+        if reuse and out.exists():
+            print(f"{out}: evaluated before, reused")
+            return results.read_record(out) or {}
+        reference_set = self.reference_set
+        sample_set = extract_features(self.network, samples, config.batch_size, keep_spatial=config.resamples > 0)
+        figures, details = figures_of(self.chosen, sample_set, reference_set)
+        record = {"figures": figures, **record}
+        if config.resamples:
+            metrics = [metric for _, metric in self.chosen]
+            record["intervals"] = intervals(metrics, sample_set, reference_set, figures, config.resamples)
+        record["notes"] = self._notes(sample_set, reference_set)
+        if "sidecar" not in record["samples"]:
+            record["notes"].append("rounding, label policy and seed are not recorded: no .json beside the samples")
+        print(results.table(record))
+        results.guard(out, record, config.force, before=False)
+        results.write(out, record)
+        print(f"written to {out}")
+        if config.page:
+            page = out.with_suffix(".html")
+            theirs = Pictured(reference_set, self.reference.images)
+            write_result_page(page, record, Pictured(sample_set, samples), theirs, details)
+            print(f"and as a page to {page}")
+        return record
+
+    def _notes(self, samples: FeatureSet, reference: FeatureSet) -> list[str]:
+        notes = list(self._left_out)
+        if not samples.is_fid:
+            notes.append(f"features {samples.title}: not FID, comparable only with figures of the same network")
+        for _, metric in self.chosen:
+            notes += metric.notes(samples, reference)
+        return notes
+
+
+def _several(job: _Job, sets: list[ImageSet], out: Path) -> dict[str, Any]:
+    """One file after the other, then means and spreads over all of them."""
+    heads = [job.head(samples) for samples in sets]
+    hashes = [head["samples"]["sha256"] for head in heads]
+    if len(set(hashes)) < len(hashes):
+        same = [samples.name for samples, sha256 in zip(sets, hashes) if hashes.count(sha256) > 1]
+        raise UserError(f"samples: wanted different images in each file, found the same in {', '.join(same)}")
+    whole = {**heads[0], "command": results.command(), "runs": [{"samples": head["samples"]} for head in heads]}
+    results.guard(out, whole, job.config.force, before=True)
+    files = [_beside(samples, f"{Path(samples.name).stem}.results.json") for samples in sets]
+    runs = [job.run(samples, file, head) for samples, file, head in zip(sets, files, heads)]
+    names = [name for name in runs[0]["figures"] if not name.endswith(" std")]
+    values = {name: [run["figures"][name] for run in runs] for name in names}
+    record = {
+        "figures": {name: statistics.mean(found) for name, found in values.items()},
+        "spread": {name: statistics.stdev(found) for name, found in values.items()},
+        **{key: value for key, value in whole.items() if key != "samples"},
+        "notes": runs[0]["notes"],
+    }
+    for about, run, file in zip(record["runs"], runs, files):
+        about |= {"figures": run["figures"], "results": str(file)}
+    print(results.table(record))
+    results.guard(out, record, job.config.force, before=False)
+    results.write(out, record)
     print(f"written to {out}")
+    if job.config.page:
+        write_summary_page(out.with_suffix(".html"), record)
     return record
 
 
-def score(
-    images: np.ndarray | Tensor,
-    reference_images: np.ndarray | Tensor | FeatureSet,
-    features: FeatureNetwork,
-    metrics: Sequence[str] | None = None,
-    batch_size: int = 64,
-) -> dict[str, float]:
-    """Figures of images, uint8 [n, h, w, c], against a reference of the same kind; nothing is written.
-
-    reference_images: may be a FeatureSet that `extract_features` made, to be used many times.
-    metrics: names of files in dit_shd/metrics; all that apply if left out.
-
-    Raises:
-        UserError: images of another type or shape than the network reads, or too few for a metric.
-    """
-    samples = ArrayImages(images, "images")
-    features.check(samples.shape[1:], "images")
-    if isinstance(reference_images, FeatureSet):
-        if reference_images.title != features.title:
-            raise UserError(
-                f"reference_images: wanted features of {features.title}, found those of "
-                f"{reference_images.title}; extract both with one network"
-            )
-        reference = Reference("reference", statistics=reference_images)
-    else:
-        reference = Reference("reference_images", images=ArrayImages(reference_images, "reference_images"))
-        reference.check(samples, features)
-    plugins = None if metrics is None else [Plugin(name) for name in metrics]
-    chosen, _ = _choose(plugins, samples, reference, features)
-    return _measure(samples, reference, features, chosen, batch_size)[0]
-
-
-def extract_features(network: FeatureNetwork, images: ImageSet, batch_size: int = 64) -> FeatureSet:
-    """Run the network once over the images, in order; a bar shows on a terminal."""
-    pooled, logits = [], []
-    with tqdm(total=images.shape[0], unit="image", desc=f"features of {images.name}", disable=None) as bar:
-        for batch in images.batches(batch_size):
-            found = network.extract(batch)
-            pooled.append(found.pooled.float())
-            if found.logits is not None:
-                logits.append(found.logits.float())
-            bar.update(len(batch))
-    return FeatureSet.of(
-        torch.cat(pooled), torch.cat(logits) if logits else None, title=network.title, is_fid=network.is_fid
-    )
-
-
-def _measure(
-    samples: ImageSet, reference: Reference, network: FeatureNetwork, metrics: Chosen, batch_size: int
-) -> tuple[dict[str, float], FeatureSet, FeatureSet]:
-    sample_set = extract_features(network, samples, batch_size)
-    reference_set = reference.features(network, batch_size, extract_features)
-    figures: dict[str, float] = {}
-    for _, metric in metrics:
-        figures.update(metric.compute(sample_set, reference_set))
-    return figures, sample_set, reference_set
-
-
-def _choose(
-    plugins: list[Plugin] | None, samples: ImageSet, reference: Reference, network: FeatureNetwork
-) -> tuple[Chosen, list[str]]:
-    """The metrics that apply, built, and a note for each that was left out.
-
-    A metric that was asked for by name and does not apply is a UserError.
-    """
-    wanted = [Plugin(name) for name in registry.names("metrics")] if plugins is None else plugins
-    chosen: Chosen = []
-    notes = []
-    for plugin in wanted:
-        metric: Metric = plugin.build("metrics", where=f"metrics.{plugin.name}")
-        obstacle = _obstacle(metric, samples, reference, network)
-        if obstacle is None:
-            chosen.append((plugin, metric))
-        elif plugins is None:
-            notes.append(f"{plugin.name} left out: {obstacle}")
-        else:
-            raise UserError(f"metrics.{plugin.name}: {obstacle}")
-    if not chosen:
-        found = "; ".join(notes) or "an empty list"
-        raise UserError(f"metrics: wanted at least one that applies, found none ({found})")
-    return chosen, notes
-
-
-def _obstacle(metric: Metric, samples: ImageSet, reference: Reference, network: FeatureNetwork) -> str | None:
-    if metric.needs_logits and not network.has_logits:
-        return f"wanted a network that classifies, found {network.title}; choose another with features=NAME"
-    if metric.needs_reference_images and reference.image_count == 0:
-        return f"wanted a reference with images, found only statistics in {reference.name}; add arr_0 to it"
-    for name, count in ((samples.name, samples.shape[0]), (reference.name, reference.image_count)):
-        if 0 < count < metric.minimum:
-            return f"wanted at least {metric.minimum} images, found {count} in {name}; give more images"
-    return None
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, dtype=torch.float64, device=device)
-    except (RuntimeError, TypeError, AssertionError) as error:
-        reason = str(error).splitlines()[0][:80]
-        raise UserError(
-            f"device: wanted auto or a device with float64, found '{name}' ({reason}); try device=cpu"
-        ) from error
-    return device
+def _beside(samples: ImageSet, name: str) -> Path:
+    return (samples.path.parent if samples.path else Path()) / name

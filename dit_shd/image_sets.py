@@ -20,7 +20,6 @@ from dit_shd import registry
 from dit_shd.config import Plugin
 from dit_shd.errors import UserError
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
 BROKEN_FILE = (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
@@ -28,7 +27,7 @@ class ImageSet(abc.ABC):
     """Images in order.
 
     name: as given by the user; shape: (n, h, w, c); labels: int64 [n] or None; lossy: the files are JPEG;
-    path: the file or folder, None where there is none.
+    path: the file or folder, None where there is none; settings: what a sampler says it made them by.
     """
 
     name: str
@@ -36,10 +35,19 @@ class ImageSet(abc.ABC):
     labels: np.ndarray | None = None
     lossy: bool = False
     path: Path | None = None
+    settings: dict[str, Any] | None = None
 
     @abc.abstractmethod
     def batches(self, size: int) -> Iterator[Tensor]:
         """uint8 [b, h, w, c] with b <= size, in order."""
+
+    def take(self, indices: np.ndarray, size: int = 256) -> np.ndarray:
+        """uint8 [k, h, w, c]: the images with these numbers, in this order, read `size` at a time."""
+        found = np.empty((len(indices), *self.shape[1:]), dtype=np.uint8)
+        for start, batch in zip(range(0, self.shape[0], size), self.batches(size)):
+            here = (indices >= start) & (indices < start + size)
+            found[here] = batch.numpy()[indices[here] - start]
+        return found
 
     @abc.abstractmethod
     def sha256(self) -> str:
@@ -111,55 +119,9 @@ class NpzImages(ImageSet):
         return file_sha256(self.path)
 
 
-class FolderImages(ImageSet):
-    """The png and jpg files below a folder, sorted by path; gray (c = 1) or RGB (c = 3), all of one size."""
-
-    def __init__(self, path: Path, name: str) -> None:
-        self.path, self.name = path, name
-        self._files = sorted(f for f in path.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
-        if not self._files:
-            raise UserError(f"{name}: wanted a folder with png or jpg images, found none in it")
-        self.lossy = any(f.suffix.lower() != ".png" for f in self._files)
-        first = self._read(self._files[0]).shape
-        self.shape = (len(self._files), *first)
-
-    def _read(self, file: Path) -> np.ndarray:
-        from PIL import Image
-
-        try:
-            with Image.open(file) as image:
-                if image.mode not in ("L", "RGB"):
-                    raise UserError(f"{file}: wanted a gray or RGB image, found mode {image.mode}; convert it first")
-                pixels = np.array(image)
-        except UserError:
-            raise
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise UserError(f"{file}: wanted an image, found a broken file ({error}); write it again") from error
-        return pixels.reshape(*pixels.shape[:2], -1)
-
-    def batches(self, size: int) -> Iterator[Tensor]:
-        for start in range(0, len(self._files), size):
-            images = []
-            for file in self._files[start : start + size]:
-                pixels = self._read(file)
-                if pixels.shape != self.shape[1:]:
-                    raise UserError(
-                        f"{file}: wanted (h, w, c) = {self.shape[1:]} like {self._files[0].name}, "
-                        f"found {pixels.shape}; images of one set must have one shape"
-                    )
-                images.append(pixels)
-            yield torch.from_numpy(np.stack(images))
-
-    def sha256(self) -> str:
-        assert self.path is not None
-        digest = hashlib.sha256()
-        for file in self._files:
-            digest.update(f"{file.relative_to(self.path).as_posix()} {file_sha256(file)}\n".encode())
-        return digest.hexdigest()
-
-
 def open_images(text: str, what: str) -> ImageSet:
-    """What a user means by `text`: a dataset of ours (`digits`, `digits:validation`), an npz file, a folder.
+    """What a user means by `text`: a dataset of ours (`digits`, `digits:validation`), an npz file, a folder of
+    images or of the shards of a sampling.
 
     A dataset's name wins over a file of that name; `./digits` is the file. `what` names the option in errors.
 
@@ -172,7 +134,9 @@ def open_images(text: str, what: str) -> ImageSet:
         return ArrayImages(dataset.images(), text, dataset.labels())
     path = Path(text)
     if path.is_dir():
-        return FolderImages(path, text)
+        from dit_shd.image_folders import FolderImages, ShardImages
+
+        return ShardImages(path, text) if path.name.endswith(".parts") else FolderImages(path, text)
     if not path.is_file():
         raise UserError(
             f"{what}={text}: wanted an npz file, a folder of png or jpg images, or a dataset such as "

@@ -3,13 +3,15 @@
 import base64
 import html
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from dit_shd.checkpoint import write_text
-from dit_shd.inspection import Cost
+import numpy as np
 
-LOWER_IS_BETTER = ("FD", "FID", "sFID", "sFD")
+from dit_shd.inspection import Cost
+from dit_shd.results import write_text
+
+LOWER_IS_BETTER = ("FD", "FID", "sFID", "sFD", "KID")
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #222; --quiet: #666; --line: #ddd; --paper: #fff; --tint: #f4f5f7; }
@@ -45,6 +47,8 @@ figcaption { margin-bottom: .35rem; }
 footer { margin-top: 3.5rem; border-top: 1px solid var(--line); padding-top: 1rem; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1.2rem; margin: .6rem 0; }
 dt { font-weight: 600; } dd { margin: 0; overflow-wrap: anywhere; }
+svg { width: 100%; height: auto; background: var(--tint); border-radius: 3px; }
+.behind { fill: var(--quiet); opacity: .25; } .inside { fill: var(--ink); } .outside { fill: #d9822b; }
 code { font: .85rem/1.4 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
 """
 
@@ -54,9 +58,11 @@ class Row:
     """One model of a table of figures."""
 
     name: str
-    cost: Cost
+    cost: Cost | None
     figures: dict[str, float]
     """By exact name, as FD(digits)."""
+    spread: dict[str, float] = field(default_factory=dict)
+    """Standard deviations over several files of samples, where there are any."""
 
 
 def write_page(out: Path, title: str, body: Sequence[str]) -> None:
@@ -90,6 +96,22 @@ def picture(image: bytes | tuple[bytes, bytes], alt: str, caption: str = "", css
         f'<figure class="{css}">{words}<picture>{source}'
         f'<img src="{_data(light)}" alt="{html.escape(alt, quote=True)}"></picture></figure>'
     )
+
+
+def scatter(behind: np.ndarray, points: np.ndarray, inside: np.ndarray, title: str) -> str:
+    """Points [n, 2] before others, as SVG that follows the page's colours; those not `inside` [n] in orange."""
+    everything = np.concatenate([behind, points])
+    low, high = np.percentile(everything, 0.5, axis=0), np.percentile(everything, 99.5, axis=0)
+    width, height = 400, 300
+    scale = np.array([width, height]) / np.maximum(high - low, 1e-12)
+
+    def dots(rows: np.ndarray, css: str) -> str:
+        places = np.clip((rows - low) * scale, 0, (width, height)).round(1)
+        return f'<g class="{css}">' + "".join(f'<circle cx="{x:g}" cy="{y:g}" r="2"/>' for x, y in places) + "</g>"
+
+    drawn = dots(behind, "behind") + dots(points[inside], "inside") + dots(points[~inside], "outside")
+    label = html.escape(title, quote=True)
+    return f'<svg viewBox="-4 -4 {width + 8} {height + 8}" role="img" aria-label="{label}">{drawn}</svg>'
 
 
 def wide(inner: str) -> str:
@@ -127,7 +149,8 @@ def table_html(
 
 def figures_table(rows: Sequence[Row]) -> tuple[list[tuple[str, str]], list[list[str]], list[int]]:
     """Headings, cells and best student of a table of figures whose first row is the teacher."""
-    names = [name for name in rows[0].figures if not name.endswith(" std")]
+    shared = set.intersection(*(set(row.figures) for row in rows))
+    names = [name for name in rows[0].figures if name in shared and not name.endswith(" std")]
     headings = [
         ("model", ""),
         ("heads", ""),
@@ -139,14 +162,21 @@ def figures_table(rows: Sequence[Row]) -> tuple[list[tuple[str, str]], list[list
     cells, best = [], [-1] * 5
     for row in rows:
         c = row.cost
-        costs = [str(c.heads), f"{c.parameters / 1e6:.2f}", f"{c.flops / 1e9:.3f}", f"{c.latency_ms:.2f}"]
-        cells.append([row.name, *costs, *(number(row.figures[name]) for name in names)])
+        costs = ["", "", "", ""]
+        if c is not None:
+            costs = [str(c.heads), f"{c.parameters / 1e6:.2f}", f"{c.flops / 1e9:.3f}", f"{c.latency_ms:.2f}"]
+        cells.append([row.name, *costs, *(_with_spread(row, name) for name in names)])
     for name in names:
         values = [row.figures[name] for row in rows[1:]]
         winner = min(values) if lower_is_better(name) else max(values)
         tie = len({number(value) for value in values}) < len(values)
         best.append(-1 if tie else 1 + values.index(winner))
     return headings, cells, best
+
+
+def _with_spread(row: Row, name: str) -> str:
+    spread = f" ± {number(row.spread[name])}" if name in row.spread else ""
+    return number(row.figures[name]) + spread
 
 
 def plain_table(headings: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> str:
@@ -172,8 +202,8 @@ def lower_is_better(name: str) -> bool:
 
 
 def number(value: float) -> str:
-    """Two decimals; three below one."""
-    return f"{value:.3f}" if abs(value) < 1 else f"{value:.2f}"
+    """Two decimals; three below one, four below a tenth."""
+    return f"{value:.{2 + (abs(value) < 1) + (abs(value) < 0.1)}f}"
 
 
 def _data(png: bytes) -> str:

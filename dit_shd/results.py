@@ -5,6 +5,8 @@ import os
 import platform
 import shlex
 import sys
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -12,84 +14,78 @@ import numpy as np
 import torch
 
 from dit_shd import __version__
-from dit_shd.config import Plugin, resolve
 from dit_shd.errors import UserError
 from dit_shd.features import FeatureNetwork
 from dit_shd.image_sets import ImageSet
-from dit_shd.metrics import FeatureSet
-from dit_shd.reference import Reference
 
-COMPARABLE = 50_000
-"""Samples behind a published FID."""
+PACKAGES = ("numpy", "torch-fidelity", "timm", "pillow")
 
 
-def describe(
-    samples: ImageSet, reference: Reference, network: FeatureNetwork, features: str, metrics: list[Plugin]
-) -> dict[str, Any]:
-    """What the figures are of: all of the record that is known before the network runs.
-
-    features: the feature network's name in the command.
-    """
+def about_samples(samples: ImageSet) -> dict[str, Any]:
+    """Path, hash, counts, classes, and what the sampler wrote beside them."""
     n, *shape = samples.shape
-    about_samples = {"path": samples.name, "sha256": samples.sha256(), "n": n, "shape": shape}
+    about: dict[str, Any] = {"path": samples.name, "sha256": samples.sha256(), "n": n, "shape": shape}
     if samples.labels is not None:
         counts = np.unique(samples.labels, return_counts=True)[1]
-        about_samples["labels"] = {
-            "classes": len(counts),
-            "fewest": int(counts.min()),
-            "most": int(counts.max()),
-        }
+        about["labels"] = {"classes": len(counts), "fewest": int(counts.min()), "most": int(counts.max())}
     sidecar = _sidecar(samples)
     if sidecar is not None:
-        about_samples["sidecar"] = sidecar
-    record = {
-        "samples": about_samples,
-        "reference": {"path": reference.name, **reference.describe()},
-        "features": {
-            "name": features,
-            "title": network.title,
-            "sha256": network.sha256,
-            "is_fid": network.is_fid,
-        },
-        "metrics": [resolve(plugin) for plugin in metrics],
-        "versions": {"dit_shd": __version__, "torch": torch.__version__, "python": platform.python_version()},
-        "command": shlex.join(sys.argv),
-    }
-    return json.loads(json.dumps(record))
+        about["sidecar"] = sidecar
+    return about
 
 
-def notes_on(samples: ImageSet, sample_set: FeatureSet, reference_set: FeatureSet) -> list[str]:
-    """What a reader must know before comparing these figures with others."""
-    notes = []
-    if sample_set.is_fid and sample_set.n != COMPARABLE:
-        notes.append(f"{sample_set.n:,} samples: published FID is of {COMPARABLE:,}, and fewer samples raise it")
-    if not sample_set.is_fid:
-        notes.append(f"features {sample_set.title}: not FID, comparable only with figures of the same network")
-    features = len(sample_set.mean)
-    for name, count in (("samples", sample_set.n), ("reference", reference_set.n)):
-        if 0 < count <= features:
-            notes.append(f"{count} {name} for {features} features: a singular covariance, a strongly biased distance")
-    labels = samples.labels
-    if labels is not None and len(labels) > 5000 and (np.diff(labels) >= 0).all() and labels[0] != labels[-1]:
-        notes.append("samples are sorted by class: the Inception Score of chunks in file order means nothing")
-    if samples.lossy:
-        notes.append("samples are JPEG files: compression moves every figure")
-    return notes
+def about_network(network: FeatureNetwork, name: str) -> dict[str, Any]:
+    """name: the feature network's in the command."""
+    return {"name": name, "title": network.title, "sha256": network.sha256, "is_fid": network.is_fid}
+
+
+def about_process() -> dict[str, Any]:
+    """Versions, machine and command."""
+    versions = {"dit_shd": __version__, "python": platform.python_version(), "torch": torch.__version__}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {"versions": versions, "platform": platform.platform(), "command": command()}
+
+
+def command() -> str:
+    """The command line that is running, as a user can type it again."""
+    name = Path(sys.argv[0]).name
+    return shlex.join(["dit-shd" if name in ("dit-shd", "__main__.py") else name, *sys.argv[1:]])
 
 
 def table(record: dict[str, Any]) -> str:
-    """The figures as aligned plain text, with what they were measured on and the notes."""
-    samples, reference, figures = record["samples"], record["reference"], record["figures"]
-    width = max([len("figure"), *map(len, figures)])
+    """The figures as aligned plain text, with what they were measured on, the verdict and the notes."""
+    reference, figures = record["reference"], record["figures"]
+    runs = record.get("runs")
+    samples = runs[0]["samples"] if runs else record["samples"]
     behind = f"{reference['n']:,} images" if reference["n"] else "statistics"
+    what = f"{len(runs)} files of {samples['n']:,} images" if runs else f"{samples['path']} ({samples['n']:,} images)"
+    width = max([len("figure"), *map(len, figures)])
+    heading = "mean        spread" if runs else "value" + ("  95% interval" if record.get("intervals") else "")
     lines = [
-        f"{samples['path']} ({samples['n']:,} images) against {reference['path']} ({behind}), "
-        f"features {record['features']['title']}",
-        f"{'figure':<{width}}  {'value':>12}",
-        *(f"{name:<{width}}  {value:>12.4f}" for name, value in figures.items()),
+        f"{what} against {reference['path']} ({behind}), features {record['features']['title']}",
+        f"{'figure':<{width}}  {heading:>12}" if not runs else f"{'figure':<{width}}  {'mean':>12}  {'spread':>10}",
+        *(f"{name:<{width}}  {value:>12.4f}{_beside(record, name)}" for name, value in figures.items()),
+        verdict_line(record),
         *(f"note: {note}" for note in record["notes"]),
     ]
     return "\n".join(lines)
+
+
+def verdict_line(record: Mapping[str, Any]) -> str:
+    """Whether the figures may be set beside published ones."""
+    reasons = record["adm_comparable"]["why_not"]
+    return f"ADM-comparable: {'no: ' + '; '.join(reasons) if reasons else 'yes'}"
+
+
+def _beside(record: dict[str, Any], name: str) -> str:
+    if "spread" in record:
+        return f"  {record['spread'][name]:>10.4f}"
+    interval = record.get("intervals", {}).get(name)
+    return f"  {interval['low']:.4f} to {interval['high']:.4f}" if interval else ""
 
 
 def guard(out: Path, record: dict[str, Any], force: bool, before: bool) -> None:
@@ -97,42 +93,76 @@ def guard(out: Path, record: dict[str, Any], force: bool, before: bool) -> None:
     if out.is_dir():
         raise UserError(f"out={out}: wanted a file, found a folder; add a file name")
     if before:
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"out={out}: wanted a path in a folder, found {error.strerror}") from error
-        if not os.access(out.parent, os.W_OK):
-            raise UserError(f"out={out}: this folder cannot be written to; choose out=OTHER.json")
+        writable(out)
     if force or not out.exists():
         return
-    try:
-        old = json.loads(out.read_text(encoding="utf-8"))
-        same = _identity(old) == _identity(record)
-        if same and not before:
-            figures, old_figures = record["figures"], old["figures"]
-            same = figures.keys() == old_figures.keys() and all(
-                np.isclose(figures[k], old_figures[k], rtol=1e-6, atol=1e-9) for k in figures
-            )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        same = False
+    old = read_record(out)
+    same = old is not None and identity(old) == identity(record)
+    if same and not before:
+        assert old is not None
+        figures, old_figures = record["figures"], old["figures"]
+        same = figures.keys() == old_figures.keys() and all(
+            np.isclose(figures[k], old_figures[k], rtol=1e-6, atol=1e-9) for k in figures
+        )
     if not same:
         raise UserError(f"{out}: holds another result; choose out=OTHER.json, or overwrite it with force=true")
 
 
+def writable(out: Path) -> None:
+    """Make the folder of a file to be written, or refuse one that cannot be."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"out={out}: wanted a path in a folder, found {error.strerror}") from error
+    if not os.access(out.parent, os.W_OK):
+        raise UserError(f"out={out}: this folder cannot be written to; choose another out=FILE")
+
+
 def write(out: Path, record: dict[str, Any]) -> None:
-    """Write whole or not at all."""
-    part = out.with_name(out.name + ".part")
-    part.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    part.replace(out)
+    """Write whole or not at all.
+
+    Raises:
+        UserError: there is no room, or no permission.
+    """
+    write_text(out, json.dumps(record, indent=2, allow_nan=False) + "\n")
 
 
-def _identity(record: dict[str, Any]) -> tuple[Any, ...]:
-    hashes = (record[key]["sha256"] for key in ("samples", "reference", "features"))
-    return (*hashes, record["metrics"])
+def write_text(out: Path, text: str) -> None:
+    """As `write`, any text."""
+    part = out.with_name(f".{out.name}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(out)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise UserError(
+            f"{out}: could not be written ({error.strerror}); make room or choose another out=FILE"
+        ) from error
+
+
+def read_record(file: Path) -> dict[str, Any] | None:
+    """A record that `write` left, or None where the file holds something else."""
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        identity(record)
+        figures = record["figures"].values()
+        return record if all(isinstance(value, int | float) for value in figures) else None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None
+
+
+def identity(record: dict[str, Any]) -> tuple[Any, ...]:
+    """What makes two evaluations the same: samples, reference, network, metrics, resampling."""
+    runs = record.get("runs", [record])
+    hashes = [run["samples"]["sha256"] for run in runs]
+    hashes += [record[key]["sha256"] for key in ("reference", "features")]
+    return (*hashes, record["metrics"], record.get("resamples", 0))
 
 
 def _sidecar(samples: ImageSet) -> dict[str, Any] | None:
-    """What the sampler wrote beside the samples (same stem, .json): rounding, label policy, seeds."""
+    """What the sampler wrote beside the samples (same stem, .json) or their shards: rounding, label policy, seed."""
+    if samples.settings is not None:
+        return samples.settings
     if samples.path is None or not samples.path.is_file():
         return None
     try:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from evaluation import pictures
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(2)
@@ -72,6 +73,16 @@ def values(shapes, teacher, tmp_path) -> dict:
         "ema": 0.9,
         "optimizer": {"lr": 1e-2, "warmup_steps": 2, "decay": "cosine"},
     }
+
+
+@pytest.fixture
+def files(tmp_path) -> dict[str, Path]:
+    """Samples with labels and a reference, as npz files in two folders."""
+    samples, reference = tmp_path / "samples" / "set.npz", tmp_path / "reference.npz"
+    samples.parent.mkdir()
+    np.savez(samples, pictures(40, seed=1), np.arange(40) % 10)
+    np.savez(reference, pictures(50, seed=2))
+    return {"samples": samples, "reference": reference, "folder": tmp_path}
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -97,14 +98,29 @@ def test_a_public_checkpoint_file_is_a_teacher(values, tmp_path, teacher, capsys
     assert main(["train", write(tmp_path, values), "steps=1", f"teacher={tmp_path / 'public.pt'}"]) == 0
 
 
-@pytest.mark.parametrize("command", ["train", "sample", "evaluate", "demo"])
+@pytest.mark.parametrize("command", ["train", "sample", "evaluate", "statistics", "demo"])
 def test_help_teaches_every_key(command, capsys):
     with pytest.raises(SystemExit) as leaving:
         main([command, "--help"])
     assert leaving.value.code == 0
     text = capsys.readouterr().out
     assert "key=value" in text
-    assert "seed=0" in text or command == "evaluate"
+    assert "seed=0" in text or command in ("evaluate", "statistics")
+
+
+def test_statistics_then_evaluate_two_files(tmp_path, capsys):
+    r = np.random.default_rng(0)
+    for name in ("a=1.npz", "b.npz", "real.npz"):
+        np.savez(tmp_path / name, r.integers(0, 256, (30, 28, 28, 1), dtype=np.uint8))
+    known, samples = str(tmp_path / "known.npz"), [str(tmp_path / name) for name in ("a=1.npz", "b.npz")]
+    assert main(["statistics", str(tmp_path / "real.npz"), f"out={known}", "features=digits", "keep_images=30"]) == 0
+    assert f"reference={known} features=digits" in capsys.readouterr().out
+    assert main(["evaluate", samples[0], "features=digits", samples[1], f"reference={known}"]) == 0
+    printed = capsys.readouterr().out
+    assert "2 files of 30 images" in printed
+    assert "ADM-comparable: no" in printed
+    assert "is there already" in refused(capsys, "statistics", samples[0], f"out={known}", "features=digits")
+    assert "wanted at least one file" in refused(capsys, "evaluate", f"reference={known}", "features=digits")
 
 
 def test_scripts_return_the_exit_code(root, tmp_path):

@@ -1,63 +1,26 @@
 """The evaluator from files to results.json, and every bad input it must refuse in one clear line."""
 
 import json
-import os
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from evaluation import pictures, refused, run
 from PIL import Image
 
 from dit_shd import registry
 from dit_shd.config import Plugin, make
 from dit_shd.errors import UserError
-from dit_shd.evaluator import EvaluateConfig, evaluate, extract_features, score
+from dit_shd.evaluator import EvaluateConfig, extract_features, score
 from dit_shd.features.digits import Digits
-from dit_shd.image_sets import ArrayImages, FolderImages, NpzImages, open_images
+from dit_shd.image_sets import ArrayImages, NpzImages, open_images
 
-FIGURES = ["FD(digits)", "IS(digits)", "IS(digits) std", "precision", "recall"]
-
-
-class Trap:
-    """Unpickling this makes a folder: proof that code ran."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.mark),)
-
-
-def pictures(n: int, seed: int, shape: tuple[int, ...] = (28, 28, 1)) -> np.ndarray:
-    """Random smooth blots, uint8 [n, h, w, c]."""
-    rng = np.random.default_rng(seed)
-    coarse = rng.integers(0, 256, (n, 4, 4, shape[2]), dtype=np.uint8)
-    return coarse.repeat(-(-shape[0] // 4), 1)[:, : shape[0]].repeat(-(-shape[1] // 4), 2)[:, :, : shape[1]]
-
-
-@pytest.fixture
-def files(tmp_path) -> dict[str, Path]:
-    """Samples with labels and a reference, as npz files in two folders."""
-    samples, reference = tmp_path / "samples" / "set.npz", tmp_path / "reference.npz"
-    samples.parent.mkdir()
-    np.savez(samples, pictures(40, seed=1), np.arange(40) % 10)
-    np.savez(reference, pictures(50, seed=2))
-    return {"samples": samples, "reference": reference, "folder": tmp_path}
-
-
-def run(files: dict[str, Path], **values) -> dict:
-    defaults = {"samples": str(files["samples"]), "reference": str(files["reference"]), "features": "digits"}
-    return evaluate(make(EvaluateConfig, {**defaults, "device": "cpu", **values}))
-
-
-def refused(files: dict[str, Path], **values) -> str:
-    with pytest.raises(UserError) as caught:
-        run(files, **values)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
+METRICS = ("frechet", "inception_score", "kid", "precision_recall")
+FIGURES = [
+    "FD(digits)", "IS(digits)", "IS(digits) std", "KID(digits)", "KID(digits) std",
+    "precision", "recall", "density", "coverage",
+]  # fmt: skip
 
 
 # What comes out
@@ -70,14 +33,14 @@ def test_figures_are_those_of_the_metrics_on_the_features(files, capsys):
         for n, seed in ((40, 1), (50, 2))
     )
     expected = {}
-    for name in ("frechet", "inception_score", "precision_recall"):
+    for name in METRICS:
         expected |= registry.find("metrics", name)().compute(samples, reference)
     assert list(expected) == FIGURES
     assert {k: record["figures"][k] for k in FIGURES} == pytest.approx(expected, rel=1e-4)
     assert expected["FD(digits)"] > 0.1
     out = capsys.readouterr().out
     assert "40 images" in out
-    assert f"FD(digits)      {record['figures']['FD(digits)']:12.4f}" in out
+    assert f"FD(digits)       {record['figures']['FD(digits)']:12.4f}" in out
     assert "not FID" in out
 
 
@@ -97,6 +60,7 @@ def test_the_record_says_what_was_measured_on_what(files):
     assert record["features"]["is_fid"] is False
     assert record["versions"]["torch"] == torch.__version__
     assert record["command"]
+    assert not any("not recorded" in note for note in record["notes"])
     assert any("singular" in note for note in record["notes"])  # 40 images, 64 features
 
 
@@ -135,8 +99,8 @@ def test_score_gives_the_same_figures_and_takes_a_prepared_reference(files):
 
 def test_chosen_metrics_take_options(files):
     record = run(files, metrics=[{"name": "precision_recall", "k": 5}])
-    assert list(record["figures"]) == ["precision", "recall"]
-    assert record["metrics"] == [{"name": "precision_recall", "k": 5}]
+    assert list(record["figures"]) == ["precision", "recall", "density", "coverage"]
+    assert record["metrics"] == [{"name": "precision_recall", "k": 5, "density_k": 5, "block": 1024}]
     assert record["figures"]["recall"] >= score(pictures(40, 1), pictures(50, 2), Digits())["recall"]
 
 
@@ -153,73 +117,92 @@ def test_a_dataset_of_ours_is_a_set_of_images():
 def test_class_sorted_samples_are_noted_only_where_it_matters(files):
     images = pictures(5100, seed=3)
     np.savez(files["samples"], images, np.arange(5100) // 510)
-    sorted_notes = run(files, metrics=["frechet"])["notes"]
+    sorted_reasons = run(files, metrics=["frechet"])["adm_comparable"]["why_not"]
     np.savez(files["samples"], images, np.arange(5100) % 10)
-    mixed_notes = run(files, metrics=["frechet"], force=True)["notes"]
-    assert any("sorted by class" in note for note in sorted_notes)
-    assert not any("sorted by class" in note for note in mixed_notes)
-
-
-# References of statistics
-
-
-def write_statistics(path: Path, images: np.ndarray, **extra) -> None:
-    features = extract_features(Digits(), ArrayImages(images, "x"))
-    np.savez(path, mu=features.mean.numpy(), sigma=features.covariance.numpy(), n=features.n, **extra)
-
-
-def test_statistics_with_the_networks_hash_give_the_distance_of_the_images(files):
-    images = pictures(200, seed=4)
-    np.savez(files["reference"], images)
-    expected = run(files)["figures"]["FD(digits)"]
-    write_statistics(files["reference"], images, network_sha256=Digits().sha256)
-    record = run(files, force=True)
-    assert record["figures"]["FD(digits)"] == pytest.approx(expected, rel=1e-6)
-    assert "precision" not in record["figures"]
-    assert any("precision_recall left out" in note for note in record["notes"])
-    assert record["reference"]["statistics"]["n"] == 200
-    assert "only statistics" in refused(files, metrics=["precision_recall"], force=True)
-
-
-def test_statistics_win_over_the_images_beside_them_as_in_adms_file(files):
-    shown, behind = pictures(50, seed=2), pictures(200, seed=4)
-    alone = run(files)["figures"]
-    write_statistics(files["reference"], behind, network_sha256=Digits().sha256, arr_0=shown)
-    both = run(files, force=True)["figures"]
-    assert both["precision"] == alone["precision"]
-    assert both["recall"] == alone["recall"]
-    assert both["FD(digits)"] == pytest.approx(
-        score(pictures(40, 1), behind, Digits(), ["frechet"])["FD(digits)"], rel=1e-6
-    )
-    assert both["FD(digits)"] != pytest.approx(alone["FD(digits)"], rel=1e-3)
-
-
-@pytest.mark.parametrize("extra", [{}, {"network_sha256": "0" * 64}])
-def test_statistics_of_another_or_an_unnamed_network_are_refused(files, extra):
-    write_statistics(files["reference"], pictures(60, seed=4), **extra)
-    assert "wanted statistics of feature network digits" in refused(files)
-
-
-@pytest.mark.parametrize(
-    ("mu", "sigma", "message"),
-    [
-        (np.zeros(64), np.eye(63), "wanted statistics"),
-        (np.zeros((2, 64)), np.eye(64), "wanted statistics"),
-        (np.zeros(64, dtype=int), np.eye(64), "wanted statistics"),
-        (np.full(64, np.nan), np.eye(64), "finite"),
-    ],
-)
-def test_broken_statistics_are_refused(files, mu, sigma, message):
-    np.savez(files["reference"], mu=mu, sigma=sigma, network_sha256=Digits().sha256)
-    assert message in refused(files)
+    mixed_reasons = run(files, metrics=["frechet"], force=True)["adm_comparable"]["why_not"]
+    assert any("sorted by class" in reason for reason in sorted_reasons)
+    assert not any("sorted by class" in reason for reason in mixed_reasons)
 
 
 def test_only_the_real_inception_weights_give_fid(files, monkeypatch):
     monkeypatch.setattr(Digits, "is_fid", True)
     monkeypatch.setattr(Digits, "title", "inception-2015")
     record = run(files)
-    assert list(record["figures"]) == ["FID", "IS", "IS std", "precision", "recall"]
+    assert list(record["figures"]) == [name.replace("FD", "FID").replace("(digits)", "") for name in FIGURES]
     assert any("published FID is of 50,000" in note for note in record["notes"])
+
+
+def test_the_verdict_is_recorded_and_printed(files, capsys):
+    verdict = run(files)["adm_comparable"]
+    assert verdict["yes"] is False
+    assert "40 samples, not 50,000" in verdict["why_not"]
+    assert "ADM-comparable: no: features digits are not the 2015 Inception; 40" in capsys.readouterr().out
+
+
+def test_intervals_come_with_resamples(files, capsys):
+    record = run(files, resamples=10)
+    assert record["intervals"].keys() == {name for name in FIGURES if not name.endswith("std")} - {"recall"}
+    assert record["resamples"] == 10
+    low, high = (record["intervals"]["FD(digits)"][end] for end in ("low", "high"))
+    assert low < record["figures"]["FD(digits)"] < high
+    assert f"{low:.4f} to {high:.4f}" in capsys.readouterr().out
+    assert "at least 10" in refused(files, resamples=3, force=True)
+    assert "holds another result" in refused(files)
+
+
+# Several files of samples
+
+
+@pytest.fixture
+def seeds(files) -> list[str]:
+    paths = [files["folder"] / "runs" / f"set_seed{seed}.npz" for seed in range(3)]
+    paths[0].parent.mkdir()
+    for seed, path in enumerate(paths):
+        np.savez(path, pictures(40, seed=10 + seed))
+    return [str(path) for path in paths]
+
+
+def test_several_files_give_mean_and_spread(files, seeds):
+    whole = run(files, samples=seeds)
+    each = [score(pictures(40, seed=10 + seed), pictures(50, seed=2), Digits()) for seed in range(3)]
+    for name in FIGURES:
+        if not name.endswith(" std"):
+            values = [figures[name] for figures in each]
+            assert whole["figures"][name] == pytest.approx(np.mean(values), rel=1e-6)
+            assert whole["spread"][name] == pytest.approx(np.std(values, ddof=1), rel=1e-5, abs=1e-12)
+    assert [run["samples"]["path"] for run in whole["runs"]] == seeds
+    assert whole == json.loads((files["folder"] / "runs" / "results.json").read_text())
+    assert whole["spread"]["FD(digits)"] > 0
+
+
+def test_seeds_count_up_from_the_one_file_that_is_named(files, seeds):
+    record = run(files, samples=seeds[0], seeds=3)
+    assert [run["samples"]["path"] for run in record["runs"]] == seeds
+    assert "wanted one file with seedN in its path" in refused(files, seeds=3)
+    assert "wanted one file with seedN in its path" in refused(files, samples=seeds[0], seeds=0)
+    assert "found nothing there" in refused(files, samples=seeds[0], seeds=4)
+
+
+def test_finished_files_are_not_evaluated_again(files, seeds, capsys, monkeypatch):
+    run(files, samples=seeds[:2], out=str(files["folder"] / "two.json"))
+    monkeypatch.setattr(Digits, "extract", lambda *_: pytest.fail("the network ran"))
+    again = run(files, samples=seeds[:2], out=str(files["folder"] / "again.json"))
+    assert capsys.readouterr().out.count("evaluated before, reused") == 2
+    assert again["figures"] == json.loads((files["folder"] / "two.json").read_text())["figures"]
+
+
+def test_a_broken_last_file_costs_nothing(files, seeds, monkeypatch):
+    Path(seeds[2]).write_bytes(b"half")
+    monkeypatch.setattr(Digits, "extract", lambda *_: pytest.fail("the network ran"))
+    assert "found a broken one" in refused(files, samples=seeds)
+
+
+def test_files_that_cannot_make_a_mean_are_refused(files, seeds):
+    np.savez(seeds[1], pictures(41, seed=1))
+    assert "wanted as many images of one size in every file" in refused(files, samples=seeds)
+    np.savez(seeds[1], pictures(40, seed=10))
+    assert "found the same in" in refused(files, samples=seeds)
+    assert "wanted at least one file" in refused(files, samples=[])
 
 
 # Results are not lost
@@ -255,81 +238,23 @@ def test_other_figures_of_the_same_inputs_are_not_overwritten(files):
     assert "holds another result" in refused(files)
 
 
+def test_a_full_disk_is_one_line_and_the_figures_were_said(files, capsys):
+    part = files["samples"].parent / ".results.json.part"
+    part.symlink_to("/dev/full")
+    assert "results.json: could not be written (No space left on device)" in refused(files)
+    assert "FD(digits)" in capsys.readouterr().out
+    assert not part.is_symlink()
+
+
 def test_an_impossible_output_path_is_refused_before_the_network_runs(files, monkeypatch):
     monkeypatch.setattr(Digits, "extract", lambda *_: pytest.fail("the network ran"))
     assert "found a folder" in refused(files, out=str(files["folder"]))
     assert "wanted a path in a folder" in refused(files, out=str(files["reference"] / "below" / "r.json"))
 
 
-# Bad samples
-
-
-def cut_member(path: Path) -> None:
-    """A zip that is whole around an array that is not."""
-    np.save(path.with_suffix(".npy"), pictures(40, seed=1))
-    data = path.with_suffix(".npy").read_bytes()
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("arr_0.npy", data[:-1000])
-
-
-def flip_byte(path: Path) -> None:
-    """One pixel differs from the checksum."""
-    np.savez(path, pictures(40, seed=1))
-    data = bytearray(path.read_bytes())
-    data[5000] ^= 0xFF
-    path.write_bytes(data)
-
-
-def cut_file(path: Path) -> None:
-    np.savez(path, pictures(40, seed=1))
-    path.write_bytes(path.read_bytes()[:20_000])
-
-
-BAD_FILES = {
-    "missing": (lambda p: p.unlink(), "found nothing there"),
-    "text": (lambda p: p.write_bytes(b"hello"), "found a broken one"),
-    "empty": (lambda p: p.write_bytes(b""), "found a broken one"),
-    "cut file": (cut_file, "found a broken one"),
-    "cut array": (cut_member, "cut short"),
-    "flipped byte": (flip_byte, "found a broken one"),
-    "no arr_0": (lambda p: np.savez(p, images=pictures(9, 0)), "wanted images in arr_0, found images.npy"),
-    "float": (lambda p: np.savez(p, pictures(9, 0) / 255), "found float64"),
-    "signed": (lambda p: np.savez(p, pictures(9, 0).astype(np.int64)), "found int64"),
-    "three axes": (lambda p: np.savez(p, pictures(9, 0)[..., 0]), "wanted images uint8 [n, h, w, c]"),
-    "channels first": (
-        lambda p: np.savez(p, pictures(9, 0, (28, 28, 3)).transpose(0, 3, 1, 2)),
-        "channels last",
-    ),
-    "no images": (lambda p: np.savez(p, pictures(9, 0)[:0]), "wanted at least 1 image"),
-    "objects": (lambda p: np.savez(p, np.array([Trap(p.parent / "mark")])), "found object"),
-    "object labels": (lambda p: np.savez(p, pictures(9, 0), np.array([Trap(p.parent / "mark")])), "broken"),
-    "fortran": (lambda p: np.savez(p, np.asfortranarray(pictures(9, 0))), "Fortran order"),
-}
-
-
-@pytest.mark.parametrize("which", ["samples", "reference"])
-@pytest.mark.parametrize("bad", BAD_FILES)
-def test_bad_files_are_one_line_that_names_them(files, bad, which):
-    make_bad, message = BAD_FILES[bad]
-    make_bad(files[which])
-    text = refused(files)
-    assert message in text
-    assert str(files[which]) in text
-    assert not (files[which].parent / "mark").exists(), "code from the file ran"
-    assert not (files["samples"].parent / "results.json").exists()
-
-
-@pytest.mark.parametrize("shape", [(32, 32, 1), (28, 28, 3)])
-def test_samples_and_reference_of_another_shape_are_refused(files, shape):
-    np.savez(files["reference"], pictures(50, 2, shape))
-    assert "wanted reference images like the samples" in refused(files)
-    np.savez(files["samples"], pictures(40, 1, shape))
-    assert "feature network digits wants images of 28 x 28" in refused(files)
-
-
 def test_too_few_images_for_a_metric(files):
     np.savez(files["samples"], pictures(3, seed=1))
-    assert "wanted at least 4 images, found 3" in refused(files, metrics=["frechet", "precision_recall"])
+    assert "wanted at least 6 images, found 3" in refused(files, metrics=["frechet", "precision_recall"])
     record = run(files)  # not asked for by name: left out, and said so
     assert "precision" not in record["figures"]
     assert any("precision_recall left out" in note for note in record["notes"])
@@ -354,66 +279,6 @@ def test_score_refuses_features_of_another_network():
     network.title = "other"
     with pytest.raises(UserError, match="extract both with one network"):
         score(pictures(9, 0), prepared, network)
-
-
-# Folders
-
-
-def test_a_folder_is_read_in_the_order_of_its_paths_and_its_hash_covers_names_and_contents(tmp_path):
-    a, b = pictures(2, seed=5, shape=(8, 6, 3))
-    for name, image in (("1/z.png", a), ("2/a.png", b)):
-        (tmp_path / name).parent.mkdir()
-        Image.fromarray(image).save(tmp_path / name)
-    (tmp_path / "notes.txt").write_text("not an image")
-    found = FolderImages(tmp_path, "x")
-    assert found.shape == (2, 8, 6, 3)
-    np.testing.assert_array_equal(np.concatenate(list(found.batches(1))), np.stack([a, b]))
-    first = found.sha256()
-    (tmp_path / "2/a.png").rename(tmp_path / "2/b.png")
-    assert FolderImages(tmp_path, "x").sha256() != first
-
-
-def broken_png(folder: Path) -> None:
-    file = folder / "0.png"
-    file.write_bytes(file.read_bytes()[:60])
-
-
-BAD_FOLDERS = {
-    "no images": (lambda f: [p.unlink() for p in f.glob("*.png")], "found none in it"),
-    "sizes": (lambda f: Image.new("L", (9, 9)).save(f / "7.png"), "7.png"),
-    "modes": (lambda f: Image.new("RGB", (28, 28)).save(f / "7.png"), "7.png"),
-    "palette": (lambda f: Image.new("P", (28, 28)).save(f / "7.png"), "found mode P"),
-    "broken": (broken_png, "found a broken file"),
-    "text": (lambda f: (f / "7.png").write_text("hello"), "found a broken file"),
-}
-
-
-@pytest.mark.parametrize("bad", BAD_FOLDERS)
-def test_bad_folders_are_refused(files, bad):
-    folder = files["folder"] / "pngs"
-    folder.mkdir()
-    for i, image in enumerate(pictures(5, seed=1)):
-        Image.fromarray(image[..., 0]).save(folder / f"{i}.png")
-    make_bad, message = BAD_FOLDERS[bad]
-    make_bad(folder)
-    assert message in refused(files, samples=str(folder))
-
-
-def test_jpeg_samples_are_noted(files):
-    folder = files["folder"] / "jpegs"
-    folder.mkdir()
-    for i, image in enumerate(pictures(5, seed=1)):
-        Image.fromarray(image[..., 0]).save(folder / f"{i}.jpg")
-    assert any("JPEG" in note for note in run(files, samples=str(folder))["notes"])
-
-
-def test_an_npz_is_read_batch_by_batch_in_order(files):
-    found = NpzImages(files["samples"], "x")
-    batches = list(found.batches(16))
-    assert [len(batch) for batch in batches] == [16, 16, 8]
-    np.testing.assert_array_equal(np.concatenate(batches), pictures(40, seed=1))
-    assert found.labels is not None
-    assert found.labels.tolist() == [i % 10 for i in range(40)]
 
 
 def test_the_default_network_is_the_one_of_fid():

@@ -28,10 +28,12 @@ class Features:
     pooled [b, d] float32: the vector of an image in which distances are taken.
     logits [b, classes] float32: class scores without the last layer's bias (the Inception Score of ADM and
         of torch-fidelity uses those), or None when the network does not classify.
+    spatial [b, s] float32: the features of sFID, which still know where they are in the image, or None.
     """
 
     pooled: Tensor
     logits: Tensor | None = None
+    spatial: Tensor | None = None
 
 
 class FeatureNetwork(abc.ABC):
@@ -42,7 +44,8 @@ class FeatureNetwork(abc.ABC):
     title: the name in a figure, as in FD(digits).
     sha256: of the weights file, recorded with every figure.
     channels: of the images it reads; size: their (height, width), or None where any size goes.
-    is_fid: True only for the real 2015 Inception weights; has_logits: whether it classifies.
+    is_fid: True only for the real 2015 Inception weights; has_logits: whether it classifies; has_spatial:
+        whether it has the features of sFID.
     network: the module; it is moved by `to`.
     """
 
@@ -52,6 +55,7 @@ class FeatureNetwork(abc.ABC):
     size: tuple[int, int] | None = None
     is_fid: bool = False
     has_logits: bool = True
+    has_spatial: bool = False
     network: nn.Module
 
     @abc.abstractmethod

@@ -6,7 +6,7 @@ Shapes: n images, d pooled features. Statistics are float64; products of large m
 """
 
 import abc
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -14,68 +14,115 @@ from torch import Tensor
 from dit_shd.errors import UserError
 
 
-class Moments:
-    """Mean and covariance of rows that arrive in blocks, in float64 (Chan, Golub & LeVeque 1979, eq. 2.1).
+@dataclass(frozen=True)
+class Statistics:
+    """Mean and covariance of n vectors of d features.
 
-    The blocks are merged, each centred on its own mean first, so nothing cancels however far the mean is
-    from zero.
+    n: 0 where a statistics file does not say; mean [d], covariance [d, d]: float64.
+    rows [n, d]: the vectors themselves where they are few (n <= d), so that a singular covariance has an exact
+        factor; else None.
     """
 
-    def __init__(self) -> None:
-        self.n = 0
+    n: int
+    mean: Tensor
+    covariance: Tensor
+    rows: Tensor | None = None
+
+    @classmethod
+    def of(cls, rows: Tensor) -> "Statistics":
+        """Of rows [n, d] of any float type."""
+        moments = Moments()
+        moments.add(rows)
+        return moments.statistics()
+
+    def to(self, device: torch.device) -> "Statistics":
+        """The same on another device."""
+        return replace(self, mean=self.mean.to(device), covariance=self.covariance.to(device))
+
+
+class Moments:
+    """Mean and covariance of rows that arrive in pieces, in float64 (Chan, Golub & LeVeque 1979, eq. 2.1).
+
+    Rows are folded in blocks of `block`, whatever the pieces, so the result does not depend on them. The blocks are
+    merged, each centred on its own mean first, so nothing cancels however far the mean is from zero.
+    """
+
+    def __init__(self, block: int = 4096) -> None:
+        self.block = block
+        self._folded = 0
         self._mean: Tensor | None = None
         self._scatter: Tensor | None = None
+        self._waiting: list[Tensor] = []
+        self._count = 0
+
+    @property
+    def n(self) -> int:
+        """Rows so far."""
+        return self._folded + self._count
 
     def add(self, rows: Tensor) -> None:
         """Take in rows [b, d] of any float type."""
-        if len(rows) == 0:
+        while len(rows):
+            part = rows[: self.block - self._count]
+            self._waiting.append(part)
+            self._count += len(part)
+            rows = rows[len(part) :]
+            if self._count == self.block:
+                self._fold()
+
+    def statistics(self) -> Statistics:
+        """Of all rows so far; the covariance is divided by n - 1, as numpy.cov and ADM do.
+
+        Raises:
+            UserError: fewer than two rows.
+        """
+        if self.n < 2:
+            raise UserError(f"wanted at least 2 images for a covariance, found {self.n}")
+        few = torch.cat(self._waiting) if not self._folded and self._count <= self._waiting[0].shape[1] else None
+        self._fold()
+        assert self._mean is not None
+        assert self._scatter is not None
+        return Statistics(self.n, self._mean, self._scatter / (self.n - 1), few)
+
+    def _fold(self) -> None:
+        if not self._count:
             return
-        rows = rows.double()
+        rows = torch.cat(self._waiting).double()
+        self._waiting, self._count = [], 0
         mean = rows.mean(0)
-        centred = rows - mean
-        scatter = centred.T @ centred
+        rows -= mean
+        scatter = rows.T @ rows
         if self._mean is None or self._scatter is None:
-            self.n, self._mean, self._scatter = len(rows), mean, scatter
+            self._folded, self._mean, self._scatter = len(rows), mean, scatter
             return
-        total = self.n + len(rows)
+        total = self._folded + len(rows)
         delta = mean - self._mean
-        self._scatter += scatter + torch.outer(delta, delta) * (self.n * len(rows) / total)
+        self._scatter += scatter
+        self._scatter += torch.outer(delta, delta * (self._folded * len(rows) / total))
         self._mean = self._mean + delta * (len(rows) / total)
-        self.n = total
-
-    def mean(self) -> Tensor:
-        """[d]; needs one row."""
-        assert self._mean is not None, "no rows were added"
-        return self._mean
-
-    def covariance(self) -> Tensor:
-        """[d, d], divided by n - 1 as numpy.cov and ADM do; needs two rows."""
-        assert self._scatter is not None, "no rows were added"
-        assert self.n > 1, "a covariance needs two rows"
-        return self._scatter / (self.n - 1)
+        self._folded = total
 
 
 @dataclass(frozen=True)
 class FeatureSet:
     """A set of images as a feature network sees it; a reference may be statistics only.
 
-    n: images behind mean and covariance, 0 where a statistics file does not say.
-    mean [d], covariance [d, d]: float64.
-    pooled [m, d] float32 in file order, or None; m is n, or another count where a file brings statistics of
-        one set and images of another (ADM's: the whole training set, and 10,000 images).
+    statistics: of the pooled features [d]. In ADM's file they are of the whole training set, while `pooled` are
+        of 10,000 images of it.
+    pooled [m, d] float32 in file order, or None.
     logits [m, classes] float32 without the last bias, or None, in file order.
+    spatial: statistics of the features of sFID, or None.
+    spatial_rows: those features themselves, kept only where images are to be resampled.
     title, is_fid: of the network, for the names of figures.
-    separate_statistics: mean and covariance are not those of `pooled`.
     """
 
-    n: int
-    mean: Tensor
-    covariance: Tensor
+    statistics: Statistics
     pooled: Tensor | None = None
     logits: Tensor | None = None
+    spatial: Statistics | None = None
+    spatial_rows: Tensor | None = field(default=None, repr=False)
     title: str = "features"
     is_fid: bool = False
-    separate_statistics: bool = False
 
     @classmethod
     def of(
@@ -84,27 +131,22 @@ class FeatureSet:
         logits: Tensor | None = None,
         title: str = "features",
         is_fid: bool = False,
-        block: int = 4096,
+        spatial: Tensor | None = None,
     ) -> "FeatureSet":
-        """The set with these features [n, d]; its statistics are computed `block` rows at a time.
+        """The set with these features, each [n, ...] in file order.
 
         Raises:
             UserError: fewer than two images, or features that are not finite.
         """
-        if len(pooled) < 2:
-            raise UserError(f"wanted at least 2 images for a covariance, found {len(pooled)}")
-        finite = torch.isfinite(pooled).all(1)
-        if logits is not None:
-            finite &= torch.isfinite(logits).all(1)
-        if not finite.all():
-            bad = int((~finite).nonzero()[0])
-            raise UserError(
-                f"features {title}: image {bad} has features that are not finite; check the network's weights"
-            )
-        moments = Moments()
-        for rows in pooled.split(block):
-            moments.add(rows)
-        return cls(moments.n, moments.mean(), moments.covariance(), pooled, logits, title, is_fid)
+        for rows in (pooled, logits, spatial):
+            if rows is not None:
+                require_finite(rows, title)
+        about = None if spatial is None else Statistics.of(spatial)
+        return cls(Statistics.of(pooled), pooled, logits, about, spatial, title, is_fid)
+
+    def named(self, figure: str) -> str:
+        """A figure's name: as it is with the 2015 Inception, with the network's title for any other."""
+        return figure if self.is_fid else f"{figure}({self.title})"
 
     def require_pooled(self, metric: str) -> Tensor:
         """The features, or the error that says why `metric` needs them."""
@@ -116,17 +158,40 @@ class FeatureSet:
         return self.pooled
 
 
+def require_finite(rows: Tensor, title: str, first: int = 0) -> None:
+    """Refuse features [b, d] that are nan or infinite; `first` is the number of the first image.
+
+    Raises:
+        UserError: naming the image.
+    """
+    finite = torch.isfinite(rows).all(1)
+    if not finite.all():
+        bad = first + int((~finite).nonzero()[0])
+        raise UserError(f"features {title}: image {bad} has features that are not finite; check the network's weights")
+
+
 class Metric(abc.ABC):
     """A figure, or a few that are computed together.
 
-    minimum: images needed in each set; needs_logits: the network must classify; needs_reference_images: a
-    reference that is only statistics will not do. The evaluator checks these before it runs the network.
+    minimum: images needed in each set; needs_logits: the network must classify; needs_spatial: it must have the
+    features of sFID; needs_reference_images: a reference that is only statistics will not do. The evaluator checks
+    these before it runs the network. not_resampled: figures for which the bootstrap says nothing true.
     """
 
     minimum: int = 2
     needs_logits: bool = False
+    needs_spatial: bool = False
     needs_reference_images: bool = False
+    not_resampled: tuple[str, ...] = ()
 
     @abc.abstractmethod
     def compute(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
-        """Figures by name. With another network than the 2015 Inception, FD and IS carry its title."""
+        """Figures by name. With another network than the 2015 Inception, distances and scores carry its title."""
+
+    def details(self, samples: FeatureSet, reference: FeatureSet) -> tuple[dict[str, float], dict[str, Tensor]]:
+        """The figures, and what the metric knows of single images, by name; nothing unless a metric says more."""
+        return self.compute(samples, reference), {}
+
+    def notes(self, samples: FeatureSet, reference: FeatureSet) -> list[str]:
+        """What a reader must know before comparing these figures with others."""
+        return []

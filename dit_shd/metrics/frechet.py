@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from dit_shd.errors import UserError
-from dit_shd.metrics import FeatureSet, Metric
+from dit_shd.metrics import FeatureSet, Metric, Statistics
 
 WELL_CONDITIONED = 1e-10
 """Least ratio of Cholesky pivots for which the fast path is taken."""
+PUBLISHED = 50_000
+"""Samples behind a published FID."""
 
 
 class Frechet(Metric):
@@ -22,10 +24,20 @@ class Frechet(Metric):
 
     def compute(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
         name = "FID" if samples.is_fid else f"FD({samples.title})"
-        return {name: max(0.0, frechet_distance(samples, reference))}
+        return {name: max(0.0, frechet_distance(samples.statistics, reference.statistics))}
+
+    def notes(self, samples: FeatureSet, reference: FeatureSet) -> list[str]:
+        n, d = samples.statistics.n, len(samples.statistics.mean)
+        found = []
+        if samples.is_fid and n != PUBLISHED:
+            found.append(f"{n:,} samples: published FID is of {PUBLISHED:,}, and fewer samples raise it")
+        for name, count in (("samples", n), ("reference", reference.statistics.n)):
+            if 0 < count <= d:
+                found.append(f"{count} {name} for {d} features: a singular covariance, a strongly biased distance")
+        return found
 
 
-def frechet_distance(one: FeatureSet, two: FeatureSet) -> float:
+def frechet_distance(one: Statistics, two: Statistics) -> float:
     """The squared distance d^2, in float64; for equal sets rounding may leave it just below zero.
 
     Raises:
@@ -41,7 +53,7 @@ def frechet_distance(one: FeatureSet, two: FeatureSet) -> float:
     return float(difference @ difference + traces - 2 * trace_sqrt_product(one, two))
 
 
-def trace_sqrt_product(one: FeatureSet, two: FeatureSet) -> Tensor:
+def trace_sqrt_product(one: Statistics, two: Statistics) -> Tensor:
     """tr (S1 S2)^(1/2), exact for singular covariances.
 
     Both regular: eigenvalues of L' S2 L with S1 = L L', L lower. Otherwise: singular values of F1' F2.
@@ -54,22 +66,21 @@ def trace_sqrt_product(one: FeatureSet, two: FeatureSet) -> Tensor:
     return torch.linalg.svdvals(factor_one.T @ factor_two).sum()
 
 
-def _cholesky(features: FeatureSet) -> Tensor | None:
+def _cholesky(statistics: Statistics) -> Tensor | None:
     """L [d, d], lower, with S = L L'; None where S is singular or nearly so."""
-    if 0 < features.n <= len(features.mean):
+    if 0 < statistics.n <= len(statistics.mean):
         return None
-    lower, failed = torch.linalg.cholesky_ex(features.covariance)
+    lower, failed = torch.linalg.cholesky_ex(statistics.covariance)
     pivots = lower.diagonal().square()
     if failed or pivots.min() < WELL_CONDITIONED * pivots.max():
         return None
     return lower
 
 
-def _factor(features: FeatureSet) -> Tensor:
+def _factor(statistics: Statistics) -> Tensor:
     """F [d, r] with S = F F': the centred features where they are few, else from the eigenvectors."""
-    pooled = features.pooled
-    if pooled is not None and not features.separate_statistics and len(pooled) <= len(features.mean):
-        return (pooled.double() - features.mean).T / (features.n - 1) ** 0.5
-    values, vectors = torch.linalg.eigh(features.covariance)
+    if statistics.rows is not None:
+        return (statistics.rows.double() - statistics.mean).T / (statistics.n - 1) ** 0.5
+    values, vectors = torch.linalg.eigh(statistics.covariance)
     noise = len(values) * torch.finfo(values.dtype).eps * values[-1]
     return vectors * torch.where(values > noise, values, 0).sqrt()

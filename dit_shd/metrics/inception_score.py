@@ -33,7 +33,7 @@ class InceptionScore(Metric):
                 f"inception_score: feature network {samples.title} has no logits; choose one that classifies"
             )
         mean, std = inception_score(samples.logits, self.chunk)
-        name = "IS" if samples.is_fid else f"IS({samples.title})"
+        name = samples.named("IS")
         return {name: mean, f"{name} std": std}
 
 
