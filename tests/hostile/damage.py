@@ -9,7 +9,8 @@ from . import PWNED
 
 WEIRD: list[Any] = [
     None, [], {}, [[]], True, -1, 0, 10**30, 1e300, float("nan"), float("inf"), "", "nan", "1e-4", "../../x",
-    "/etc/passwd", "os.system", "builtins.eval", "\x00", "é" * 300, {"name": "os.system"}, [{"name": 3}], {"": ""}, [None] * 50,
+    "/etc/passwd",
+    "os.system", "builtins.eval", "\x00", "é" * 300, {"name": "os.system"}, [{"name": 3}], {"": ""}, [None] * 50,
 ]  # fmt: skip
 
 
