@@ -1,5 +1,6 @@
 """Images or latents in one npz file: arr_0 (uint8 [n,y,x,c] images or float [n,c,y,x] latents) and arr_1 (labels)."""
 
+import math
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,9 @@ from torch import Tensor
 from dit_shd import randomness
 from dit_shd.data import Dataset
 from dit_shd.errors import UserError
+
+UNFOLDS = 100
+"""How many times its compressed size (1 MiB at least) an array may take in memory."""
 
 
 class Npz(Dataset):
@@ -68,7 +72,9 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; wanted an npz with arr_0 and arr_1")
     try:
-        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as archive:
+        with zipfile.ZipFile(path) as members:
+            _check_sizes(path, members)
+        with np.load(path, allow_pickle=False) as archive:
             images, labels = archive["arr_0"], archive["arr_1"]
     except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: wanted an npz with arr_0 (images or latents) and arr_1 (labels)") from error
@@ -77,3 +83,20 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if images.dtype.kind == "f" and not bool(np.isfinite(images).all()):
         raise UserError(f"{path}: arr_0 is not finite (NaN or infinity)")
     return images, labels
+
+
+def _check_sizes(path: Path, members: zipfile.ZipFile) -> None:
+    """Refuse a small file that unfolds into a large one, and headers that announce more than there is."""
+    for name in ("arr_0.npy", "arr_1.npy"):
+        info = members.getinfo(name)
+        if info.file_size > UNFOLDS * max(info.compress_size, 2**20):
+            raise UserError(
+                f"{path}: {name} unfolds from {info.compress_size} to {info.file_size} bytes; wanted an array of at "
+                f"most {UNFOLDS} times its size in the file (save it by numpy.savez)"
+            )
+        with members.open(name) as stream:
+            version = np.lib.format.read_magic(stream)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, dtype = read(stream)
+            if stream.tell() + math.prod(shape) * dtype.itemsize != info.file_size:
+                raise ValueError("the header announces another size")

@@ -38,7 +38,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     for wrapper in ("ema", "state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    named = isinstance(state, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+    if not named:
         raise UserError(f"{path}: wanted a state dict (names to tensors), found {type(state).__name__}")
     return state
 

@@ -1,0 +1,63 @@
+"""Command lines: what a user can type."""
+
+import random
+from pathlib import Path
+
+from dit_shd.cli import main
+from dit_shd.errors import UserError
+
+from . import Class
+from .damage import WEIRD
+
+WORDS = [
+    "train",
+    "sample",
+    "evaluate",
+    "inspect",
+    "demo",
+    "--help",
+    "-h",
+    "--version",
+    "",
+    "nothing",
+    "--trust",
+    "train.yaml",
+]
+KEYS = [
+    "count",
+    "steps",
+    "run",
+    "out",
+    "reference",
+    "features",
+    "metrics",
+    "batch_size",
+    "device",
+    "seed",
+    "nonsense",
+    "a.b",
+]
+
+
+def command(draw: random.Random, folder: Path) -> object:
+    """Exit code 0 or 2, and never a traceback; nothing here names a model, so nothing long begins."""
+    (folder / "empty").mkdir()
+    (folder / "text.yaml").write_text("run: x\n")
+    first = draw.choice(["empty", "missing", "text.yaml", "/", ".", "asset:nothing", str(draw.choice(WEIRD))])
+    given = [f"{draw.choice(KEYS)}={draw.choice(WEIRD)}" for _ in range(draw.randrange(4))]
+    name = draw.choice(WORDS)
+    words = [name, *([first] if name != "demo" else ["out=/dev/null/x"]), *given]
+    if draw.random() < 0.2:
+        draw.shuffle(words)
+        words = [word for word in words if word != "demo"]
+    try:
+        code = main(words)
+    except SystemExit as error:  # argparse
+        code = error.code
+    assert code in (0, 2, None), f"{words}: exit code {code}"
+    if code == 2:
+        raise UserError("refused")
+    return code
+
+
+CLASSES = [Class("command lines", "words, keys and values in any order; dit-shd", 60, command)]
