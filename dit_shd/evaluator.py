@@ -135,6 +135,16 @@ class _Job:
         head = {"adm_comparable": verdict, "samples": results.about_samples(samples), **self.about}
         return json.loads(json.dumps(head))
 
+    def guard(self, out: Path, record: dict[str, Any]) -> None:
+        """Refuse to overwrite another result, or a page that is not the one of the result beside it."""
+        results.guard(out, record, self.config.force, before=True)
+        page = out.with_suffix(".html")
+        if self.config.page and (page == out or (page.exists() and not out.exists() and not self.config.force)):
+            found = "the same file" if page == out else "a page of something else"
+            raise UserError(
+                f"{page}: wanted a place for the page, found {found}; choose another out=FILE, or page=false"
+            )
+
     def run(self, samples: ImageSet, out: Path, head: dict[str, Any] | None = None) -> dict[str, Any]:
         """Evaluate one file of samples.
 
@@ -142,7 +152,7 @@ class _Job:
         """
         config, reuse = self.config, head is not None and not self.config.force
         record = head or self.head(samples)
-        results.guard(out, record, config.force, before=True)
+        self.guard(out, record)
         if reuse and out.exists():
             print(f"{out}: evaluated before, reused")
             return results.read_record(out) or {}
@@ -183,9 +193,15 @@ def _several(job: _Job, sets: list[ImageSet], out: Path) -> dict[str, Any]:
     if len(set(hashes)) < len(hashes):
         same = [samples.name for samples, sha256 in zip(sets, hashes) if hashes.count(sha256) > 1]
         raise UserError(f"samples: wanted different images in each file, found the same in {', '.join(same)}")
-    whole = {**heads[0], "command": results.command(), "runs": [{"samples": head["samples"]} for head in heads]}
-    results.guard(out, whole, job.config.force, before=True)
+    why_not = list(dict.fromkeys(reason for head in heads for reason in head["adm_comparable"]["why_not"]))
+    whole = {
+        **heads[0],
+        "adm_comparable": {"yes": not why_not, "why_not": why_not},
+        "runs": [{"samples": head["samples"]} for head in heads],
+    }
     files = [_beside(samples, f"{Path(samples.name).stem}.results.json") for samples in sets]
+    for file, head in zip([*files, out], [*heads, whole]):
+        job.guard(file, head)
     runs = [job.run(samples, file, head) for samples, file, head in zip(sets, files, heads)]
     names = [name for name in runs[0]["figures"] if not name.endswith(" std")]
     values = {name: [run["figures"][name] for run in runs] for name in names}

@@ -80,9 +80,7 @@ class Reference:
     def features(self, network: FeatureNetwork, batch_size: int) -> FeatureSet:
         """The set a metric sees; images are run through the network."""
         if self.prepared is not None:
-            found = self.prepared
-            spatial = None if found.spatial is None else found.spatial.to(network.device)
-            return replace(found, statistics=found.statistics.to(network.device), spatial=spatial)
+            return self.prepared.to(network.device)
         found = None if self.images is None else extract_features(network, self.images, batch_size)
         if self.statistics is None:
             assert found is not None, "a reference has images or statistics"

@@ -64,10 +64,11 @@ def table(record: dict[str, Any]) -> str:
     behind = f"{reference['n']:,} images" if reference["n"] else "statistics"
     what = f"{len(runs)} files of {samples['n']:,} images" if runs else f"{samples['path']} ({samples['n']:,} images)"
     width = max([len("figure"), *map(len, figures)])
-    heading = "mean        spread" if runs else "value" + ("  95% interval" if record.get("intervals") else "")
+    heading = f"{'mean' if runs else 'value':>12}"
+    heading += f"  {'spread':>10}" if runs else "  95% interval" if "intervals" in record else ""
     lines = [
         f"{what} against {reference['path']} ({behind}), features {record['features']['title']}",
-        f"{'figure':<{width}}  {heading:>12}" if not runs else f"{'figure':<{width}}  {'mean':>12}  {'spread':>10}",
+        f"{'figure':<{width}}  {heading}",
         *(f"{name:<{width}}  {value:>12.4f}{_beside(record, name)}" for name, value in figures.items()),
         verdict_line(record),
         *(f"note: {note}" for note in record["notes"]),

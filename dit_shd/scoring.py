@@ -48,6 +48,7 @@ def score(
 def figures_of(
     metrics: Chosen, samples: FeatureSet, reference: FeatureSet
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """All figures by name, and what the metrics know of single images."""
     figures: dict[str, float] = {}
     details: dict[str, Tensor] = {}
     for _, metric in metrics:

@@ -60,3 +60,7 @@ def rows(n: int, d: int, seed: int, scale: float = 1.0, shift: float = 0.0) -> t
     rng = np.random.default_rng(seed)
     mixing = rng.standard_normal((d, d)) * np.geomspace(1, 0.05, d)
     return torch.from_numpy(rng.standard_normal((n, d)) @ mixing * scale + shift)
+
+
+def photos(n: int, h: int, w: int, c: int, seed: int = 0) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (n, h, w, c), dtype=np.uint8))

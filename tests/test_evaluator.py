@@ -197,6 +197,12 @@ def test_a_broken_last_file_costs_nothing(files, seeds, monkeypatch):
     assert "found a broken one" in refused(files, samples=seeds)
 
 
+def test_another_result_of_the_last_file_is_found_out_first(files, seeds, monkeypatch):
+    Path(seeds[2].replace(".npz", ".results.json")).write_text("{}")
+    monkeypatch.setattr(Digits, "extract", lambda *_: pytest.fail("the network ran"))
+    assert "set_seed2.results.json: holds another result" in refused(files, samples=seeds)
+
+
 def test_files_that_cannot_make_a_mean_are_refused(files, seeds):
     np.savez(seeds[1], pictures(41, seed=1))
     assert "wanted as many images of one size in every file" in refused(files, samples=seeds)

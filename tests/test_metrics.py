@@ -73,6 +73,15 @@ def test_a_feature_set_needs_two_images():
         FeatureSet.of(torch.ones(1, 3))
 
 
+def test_a_feature_set_moves_as_a_whole():
+    x = rows(5, 6, seed=0)
+    moved = FeatureSet.of(x, x, spatial=x).to(torch.device("meta"))
+    parts = (moved.pooled, moved.logits, moved.spatial_rows)
+    statistics = [part for s in (moved.statistics, moved.spatial) if s for part in (s.mean, s.covariance, s.rows)]
+    assert len(statistics) == 6
+    assert all(part is not None and part.is_meta for part in (*parts, *statistics))
+
+
 @pytest.mark.parametrize("where", ["pooled", "logits", "spatial"])
 def test_features_that_are_not_finite_name_the_image(where):
     features = {name: torch.ones(5, 3) for name in ("pooled", "logits", "spatial")}

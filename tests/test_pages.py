@@ -84,6 +84,15 @@ def test_a_full_disk_keeps_the_results_and_names_the_page(files):
     assert (files["samples"].parent / "results.json").is_file()
 
 
+def test_a_page_of_something_else_is_never_overwritten(files, monkeypatch):
+    page = files["samples"].parent / "results.html"
+    page.write_text("mine")
+    monkeypatch.setattr(Digits, "extract", lambda *_: pytest.fail("the network ran"))
+    assert "found a page of something else" in refused(files)
+    assert "found the same file" in refused(files, out=str(page.with_name("other.html")))
+    assert page.read_text() == "mine"
+
+
 def test_pages_can_be_left_out(files):
     run(files, page=False)
     assert not list(files["folder"].rglob("*.html"))

@@ -37,7 +37,8 @@ class Statistics:
 
     def to(self, device: torch.device) -> "Statistics":
         """The same on another device."""
-        return replace(self, mean=self.mean.to(device), covariance=self.covariance.to(device))
+        rows = None if self.rows is None else self.rows.to(device)
+        return Statistics(self.n, self.mean.to(device), self.covariance.to(device), rows)
 
 
 class Moments:
@@ -143,6 +144,11 @@ class FeatureSet:
                 require_finite(rows, title)
         about = None if spatial is None else Statistics.of(spatial)
         return cls(Statistics.of(pooled), pooled, logits, about, spatial, title, is_fid)
+
+    def to(self, device: torch.device) -> "FeatureSet":
+        """The same on another device."""
+        moved = {name: part.to(device) for name, part in vars(self).items() if isinstance(part, Tensor | Statistics)}
+        return replace(self, **moved)
 
     def named(self, figure: str) -> str:
         """A figure's name: as it is with the 2015 Inception, with the network's title for any other."""

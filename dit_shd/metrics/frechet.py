@@ -31,7 +31,7 @@ class Frechet(Metric):
         found = []
         if samples.is_fid and n != PUBLISHED:
             found.append(f"{n:,} samples: published FID is of {PUBLISHED:,}, and fewer samples raise it")
-        for name, count in (("samples", n), ("reference", reference.statistics.n)):
+        for name, count in (("samples", n), ("reference images", reference.statistics.n)):
             if 0 < count <= d:
                 found.append(f"{count} {name} for {d} features: a singular covariance, a strongly biased distance")
         return found
