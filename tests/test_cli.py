@@ -46,7 +46,7 @@ def test_train_sample_and_train_again(values, tmp_path, capsys):
         (["data.path=none.npz"], "none.npz: no such file"),
         (["teacher=none"], "none: wanted a run folder"),
         (["student.num_attention_heads=8"], "student has 8 heads"),
-        (["student.patch_size=4"], "sees 4 tokens"),
+        (["student.patch_size=4"], "has 4 query and 4 key tokens"),
         (["losses.0.name=somebodys.loss"], "add --trust somebodys"),
     ],
 )
