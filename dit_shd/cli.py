@@ -1,4 +1,4 @@
-"""The command line: `dit-shd train | sample | evaluate | demo`.
+"""The command line: `dit-shd train | sample | evaluate | inspect | demo`.
 
 Errors a user can cause are one line and exit code 2; Ctrl-C is 130.
 """
@@ -93,6 +93,11 @@ def _parser() -> argparse.ArgumentParser:
         "Score samples against a reference: FD or FID, IS, precision, recall.", "npz or image folder",
     )  # fmt: skip
     add(
+        "inspect", _inspect, "dit_shd.inspector.InspectConfig", "MODEL",
+        "Show a model's attention: maps, similarity of heads, merge plans, alpha by layer and timestep; a page.",
+        "run, diffusers transformer folder or asset:NAME",
+    )  # fmt: skip
+    add(
         "demo", _demo, "dit_shd.demo.DemoConfig", None,
         "The whole main job on real digits: distil two students, sample, evaluate, write report.html.",
     )  # fmt: skip
@@ -160,6 +165,14 @@ def _evaluate(options: argparse.Namespace) -> None:
     from dit_shd.evaluator import EvaluateConfig, evaluate
 
     evaluate(make(EvaluateConfig, _values(options, samples=options.first), "evaluate"))
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from dit_shd.config import make
+    from dit_shd.inspector import PAGE, InspectConfig, inspect
+
+    out = inspect(make(InspectConfig, _values(options, model=options.first), "inspect"))
+    print(f"done: {out / PAGE}, its pictures and numbers.json beside it")
 
 
 def _demo(options: argparse.Namespace) -> None:

@@ -5,13 +5,19 @@ something is drawn.
 """
 
 import io
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 from dit_shd.errors import UserError
 
+T = TypeVar("T")
+
 COLOURS = ("#d9822b", "#3a87c8", "#5a9e5a", "#a569bd")
 """One for each student, the same in every picture."""
+FRAME = "#31d0c6"
+"""Around what is meant."""
+PANELS = 6
+"""Panels side by side."""
 DPI = 144
 LIGHT = {"ink": "#333333", "faint": "#d8d8d8"}
 DARK = {"ink": "#cfcfcf", "faint": "#484848"}
@@ -22,7 +28,9 @@ def require_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise UserError('report: needs the package matplotlib; install it with: pip install "dit_shd[demo]"') from error
+        raise UserError(
+            'the page needs the package matplotlib; install it with: pip install "dit_shd[demo]"'
+        ) from error
 
 
 def both(draw: Callable[..., bytes], *args: Any, **kwargs: Any) -> tuple[bytes, bytes]:
@@ -40,13 +48,27 @@ def bare(ax: Any, title: str = "") -> Any:
     return ax
 
 
-def mark(ax: Any, token: int, window: int, pixels: int) -> None:
-    """A frame around the query token."""
+def mark(ax: Any, token: int, tokens: tuple[int, int], pixels: tuple[int, int]) -> None:
+    """A frame around the query token; tokens and pixels: how many rows and columns there are of each."""
     from matplotlib.patches import Rectangle
 
-    patch = pixels / window
-    corner = (token % window * patch - 0.5, token // window * patch - 0.5)
-    ax.add_patch(Rectangle(corner, patch, patch, fill=False, edgecolor="#31d0c6", linewidth=1.6))
+    high, wide = pixels[0] / tokens[0], pixels[1] / tokens[1]
+    corner = (token % tokens[1] * wide - 0.5, token // tokens[1] * high - 0.5)
+    ax.add_patch(Rectangle(corner, wide, high, fill=False, edgecolor=FRAME, linewidth=1.6))
+
+
+def panels(figure: Any, items: Sequence[T], **kwargs: Any) -> Iterator[tuple[Any, T]]:
+    """Axes for each item, up to PANELS side by side."""
+    columns = min(len(items), PANELS)
+    axes = figure.subplots(-(-len(items) // columns), columns, squeeze=False, **kwargs).ravel()
+    for ax in axes[len(items) :]:
+        ax.remove()
+    return zip(axes, items)
+
+
+def panels_size(count: int, wide: float, high: float) -> tuple[float, float]:
+    """Inches of a figure of panels of this size."""
+    return min(count, PANELS) * wide, -(-count // PANELS) * high
 
 
 def png(draw: Callable[[Any], None], inches: tuple[float, float], dark: bool) -> bytes:
