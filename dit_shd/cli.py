@@ -1,4 +1,4 @@
-"""The command line: `dit-shd train | sample | evaluate | statistics | compare | demo`.
+"""The command line: `dit-shd train | sample | evaluate | statistics | compare | inspect | demo`.
 
 Errors a user can cause are one line and exit code 2; Ctrl-C is 130.
 """
@@ -105,6 +105,11 @@ def _parser() -> argparse.ArgumentParser:
         "results files of evaluate, the teacher's first",
     )  # fmt: skip
     add(
+        "inspect", _inspect, "dit_shd.inspector.InspectConfig", "MODEL",
+        "Show a model's attention: maps, similarity of heads, merge plans, alpha by layer and timestep; a page.",
+        "run, diffusers transformer folder or asset:NAME",
+    )  # fmt: skip
+    add(
         "demo", _demo, "dit_shd.demo.DemoConfig", None,
         "The whole main job on real digits: distil two students, sample, evaluate, write report.html.",
     )  # fmt: skip
@@ -197,6 +202,14 @@ def _sorted_words(options: argparse.Namespace) -> tuple[list[str], list[str]]:
     words = [*options.first, *options.assignments]
     assignments = [word for word in words if re.match(r"[A-Za-z_][\w.]*=", word)]
     return [word for word in words if word not in assignments], assignments
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from dit_shd.config import make
+    from dit_shd.inspector import PAGE, InspectConfig, inspect
+
+    out = inspect(make(InspectConfig, _values(options, model=options.first), "inspect"))
+    print(f"done: {out / PAGE}, its pictures and numbers.json beside it")
 
 
 def _demo(options: argparse.Namespace) -> None:

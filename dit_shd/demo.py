@@ -12,9 +12,7 @@ The folder it leaves (everything in it is of the usual kind, so all other comman
 
 import hashlib
 import json
-import shlex
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -312,9 +310,3 @@ def _timed(out: Path, stage: str) -> Iterator[None]:
         taken = seconds(out)
         taken[stage] = round(taken.get(stage, 0.0) + time.perf_counter() - start, 1)
         write_text(out / "seconds.json", json.dumps(taken))
-
-
-def command() -> str:
-    """The command line that is running, for the record."""
-    name = Path(sys.argv[0]).name
-    return shlex.join(["dit-shd" if name in ("dit-shd", "__main__.py") else name, *sys.argv[1:]])

@@ -20,7 +20,6 @@ from dit_shd.demo import (
     TEACHER,
     DemoConfig,
     Scores,
-    command,
     model_source,
     sample_arguments,
     sample_file,
@@ -29,9 +28,13 @@ from dit_shd.demo import (
     train_arguments,
 )
 from dit_shd.diffusion import Schedule
-from dit_shd.figures import alpha_figure, attention_figure, both, grid_figure, loss_figure
+from dit_shd.figures import both
+from dit_shd.figures.alpha import alpha_figure
+from dit_shd.figures.attention import attention_figure
+from dit_shd.figures.training import grid_figure, loss_figure
 from dit_shd.inspection import LayerSqueeze, attention_rows, inkiest_token, noised, squeeze_statistics
 from dit_shd.report import (
+    command,
     facts,
     figures_table,
     number,

@@ -2,6 +2,8 @@
 
 import base64
 import html
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -195,6 +197,12 @@ def facts(pairs: Mapping[str, str]) -> str:
     """Names and values, one below the other."""
     items = "".join(f"<dt>{html.escape(k)}</dt><dd><code>{html.escape(v)}</code></dd>" for k, v in pairs.items())
     return f"<dl>{items}</dl>"
+
+
+def command() -> str:
+    """The command line that is running, for the record."""
+    name = Path(sys.argv[0]).name
+    return shlex.join(["dit-shd" if name in ("dit-shd", "__main__.py") else name, *sys.argv[1:]])
 
 
 def lower_is_better(name: str) -> bool:

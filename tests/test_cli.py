@@ -98,7 +98,7 @@ def test_a_public_checkpoint_file_is_a_teacher(values, tmp_path, teacher, capsys
     assert main(["train", write(tmp_path, values), "steps=1", f"teacher={tmp_path / 'public.pt'}"]) == 0
 
 
-@pytest.mark.parametrize("command", ["train", "sample", "evaluate", "statistics", "demo"])
+@pytest.mark.parametrize("command", ["train", "sample", "evaluate", "statistics", "compare", "inspect", "demo"])
 def test_help_teaches_every_key(command, capsys):
     with pytest.raises(SystemExit) as leaving:
         main([command, "--help"])

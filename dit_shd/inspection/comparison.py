@@ -1,14 +1,11 @@
-"""What a model costs, and what its attention does: the numbers behind a report, without any drawing.
+"""A teacher's attention, what it squeezes to, and how near its students came: numbers, without any drawing.
 
 Alphabet: b batch, h teacher heads, g student heads, w tokens along one side of the image (n = w w).
 """
 
-import statistics
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,20 +20,6 @@ from dit_shd.distiller import predict
 from dit_shd.divergence import attention_kl
 from dit_shd.layers import LayerMap, layer_map
 from dit_shd.squeezing import Plan, squeeze
-
-LATENCY_BATCH = 16
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What one forward pass of a model takes."""
-
-    heads: int
-    parameters: int
-    flops: int
-    """Of one image; a multiply-add counts as two."""
-    latency_ms: float
-    """Per image, at batch 16 on one CPU thread; the median of several passes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,42 +53,6 @@ class LayerSqueeze:
     """||A~ X - sum A_i X_i|| / ||sum A_i X_i||, mean over samples and groups."""
     divergence: dict[str, float]
     """KL(A~ || B) of each student B, mean over samples and rows, summed over heads."""
-
-
-def cost(model: nn.Module, repeats: int = 9) -> Cost:
-    """Measure a model on the CPU, on one thread."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    config: Any = model.config
-    shape = (config.in_channels, config.sample_size, config.sample_size)
-
-    def forward(b: int) -> None:
-        model(
-            torch.zeros(b, *shape),
-            torch.zeros(b, dtype=torch.long),
-            class_labels=torch.zeros(b, dtype=torch.long),
-        )
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.no_grad():
-            with FlopCounterMode(display=False) as counter:
-                forward(1)
-            forward(LATENCY_BATCH)
-            seconds = []
-            for _ in range(repeats):
-                start = time.perf_counter()
-                forward(LATENCY_BATCH)
-                seconds.append(time.perf_counter() - start)
-    finally:
-        torch.set_num_threads(threads)
-    return Cost(
-        heads=config.num_attention_heads,
-        parameters=sum(p.numel() for p in model.parameters()),
-        flops=counter.get_total_flops(),
-        latency_ms=1e3 * statistics.median(seconds) / LATENCY_BATCH,
-    )
 
 
 def noised(dataset: Dataset, index: int, t: int, seed: int) -> Batch:
