@@ -105,7 +105,7 @@ def test_help_teaches_every_key(command, capsys):
     assert leaving.value.code == 0
     text = capsys.readouterr().out
     assert "key=value" in text
-    assert "seed=0" in text or command in ("evaluate", "statistics")
+    assert "seed=0" in text or command in ("evaluate", "statistics", "compare")
 
 
 def test_statistics_then_evaluate_two_files(tmp_path, capsys):
