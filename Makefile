@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow check setup docs
+.PHONY: demo test test-slow check setup docs test-lowest
 
 setup: .venv/ready
 
@@ -22,6 +22,9 @@ test-slow: setup
 
 docs: setup
 	$(BIN)/python docs/build.py
+
+test-lowest:
+	.ci/lowest
 
 check: setup
 	$(BIN)/ruff check .
