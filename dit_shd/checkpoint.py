@@ -66,6 +66,10 @@ class RunFolder:
     def student(self) -> Path:
         return self.path / "student"
 
+    def student_of(self, rate: float, config: Any) -> Path:
+        """Where the student of one weight average goes: student/ for the first one."""
+        return self.student if rate == config.ema_rates[0] else self.path / f"student_ema_{rate:g}"
+
     def checkpoints(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
         return sorted((self.path / "checkpoints").glob("step_*[0-9]"))

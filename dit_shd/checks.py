@@ -11,7 +11,7 @@ from dit_shd.data import Dataset
 from dit_shd.errors import UserError
 
 if TYPE_CHECKING:
-    from dit_shd.trainer import TrainConfig
+    from dit_shd.train_config import TrainConfig
 
 RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**63 - 1),
@@ -22,7 +22,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "checkpoint_every": (1, 1e12),
     "keep_checkpoints": (1, 1e6),
     "sample_every": (0, 1e12),
-    "ema": (0, 1),
+    "ema_rates": (0, 1),
     "label_dropout": (0, 1),
     "mask_ratio": (0, 0.8),
     "min_snr_gamma": (0, 1e6),
@@ -46,8 +46,12 @@ def ranges(config: "TrainConfig") -> None:
         value: Any = config
         for part in key.split("."):
             value = getattr(value, part)
-        if value is not None and not low <= value <= high:
-            raise UserError(f"{key}: wanted a number from {low} to {high:g}, found {value}")
+        for number in value if isinstance(value, tuple) else (value,):
+            if number is not None and not low <= number <= high:
+                name = key.removesuffix("_rates")
+                raise UserError(f"{name}: wanted a number from {low} to {high:g}, found {number}")
+    if not config.ema_rates or len({f"{rate:g}" for rate in config.ema_rates}) < len(config.ema_rates):
+        raise UserError(f"ema: wanted one or more rates, each once, found {config.ema}")
     wanted = 3 if config.optimizer.name == "adan" else 2
     betas = config.optimizer.betas
     if betas and (len(betas) != wanted or not all(0 <= b < 1 for b in betas)):

@@ -7,50 +7,24 @@ for step in train(config):
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dit_shd import calibration, checks, models, optim
+from dit_shd.averages import Averages
 from dit_shd.batch import BatchSource
 from dit_shd.checkpoint import RunFolder
-from dit_shd.config import Plugin, option
 from dit_shd.diffusion import Schedule
 from dit_shd.distiller import Distiller
 from dit_shd.errors import UserError
 from dit_shd.losses import Loss
-from dit_shd.optim import OptimizerConfig
+from dit_shd.run_state import RunState
+from dit_shd.train_config import TrainConfig, resolved
 
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """A training run. `losses: []` is plain training; with losses a teacher is needed."""
-
-    run: Path = option(Path("runs/train"), "the run folder; the same command again resumes it")
-    data: Plugin = option(Plugin("digits"), "dataset: {name: digits | npz, ...}")
-    student: Plugin = option(Plugin("mdt"), "model to train: {name: mdt, size: S/2, ...}")
-    teacher: str | None = option(None, "run folder, diffusers folder, public checkpoint file, or asset:NAME")
-    teacher_precision: Literal["no", "bf16"] = option("no", "hold and run the teacher in bfloat16; maps stay float32")
-    losses: list[Plugin] = option([], "distillation terms: [{name: shd, weight: 2}, {name: output}]")
-    seed: int = option(0, "every random draw is a function of it")
-    steps: int = option(400_000, "optimizer steps in all; may be raised to go on")
-    batch_size: int = option(256, "images of one optimizer step, over all processes")
-    micro_batch_size: int | None = option(None, "images of one forward in one process; empty: batch_size / processes")
-    optimizer: OptimizerConfig = option(OptimizerConfig(), "")
-    ema: float = option(0.9999, "decay of the weight average that is sampled from")
-    diffusion_steps: int = option(1000, "steps of the linear noise schedule")
-    min_snr_gamma: float | None = option(5.0, "weight min(SNR, gamma)/SNR of the noise error; empty for none")
-    label_dropout: float = option(0.1, "share of labels dropped, for guidance")
-    mask_ratio: float | None = option(0.3, "masked pass: share from here to +0.2 hidden; empty for no masked pass")
-    precision: Literal["no", "bf16", "fp16"] = option("no", "mixed precision")
-    log_every: int = option(10, "steps between lines of metrics.jsonl")
-    checkpoint_every: int = option(10_000, "steps between checkpoints (and exports of the student)")
-    keep_checkpoints: int = option(2, "newest checkpoints kept")
-    sample_every: int = option(0, "steps between sample grids; 0 for none")
-    tracker: str | None = option(None, "an accelerate tracker by name: tensorboard, wandb, ...")
+__all__ = ["Step", "TrainConfig", "Trainer", "resolved", "train"]
 
 
 @dataclass(frozen=True)
@@ -61,12 +35,6 @@ class Step:
     """Counts from 1."""
     metrics: dict[str, float]
     """Empty on steps that are not logged."""
-
-
-def resolved(config: TrainConfig) -> TrainConfig:
-    """The config with the defaults of its data and losses written out (a model's are in its own config.json)."""
-    losses = [p.filled("losses", f"losses.{i}") for i, p in enumerate(config.losses)]
-    return replace(config, data=config.data.filled("data", "data"), losses=losses)
 
 
 def train(config: TrainConfig) -> Iterator[Step]:
@@ -84,7 +52,6 @@ class Trainer:
     def __init__(self, config: TrainConfig):
         from accelerate import Accelerator
         from accelerate.utils import DistributedDataParallelKwargs
-        from diffusers.training_utils import EMAModel
 
         checks.ranges(config)
         self.config = config = resolved(config)
@@ -125,10 +92,10 @@ class Trainer:
         if self.teacher is not None:
             self.teacher.to(self.accelerator.device)
         calibration.settle(distiller, self.teacher, self._first_batches(losses), self.folder, self.accelerator)
-        self.ema = EMAModel(
-            self.student.parameters(), config.ema, min_decay=config.ema, update_after_step=-1, foreach=True
+        self.averages = Averages(self.student, config.ema_rates).to(self.accelerator.device)
+        self.state = RunState(
+            self.accelerator.unwrap_model(self.distiller), self.optimizer, self.averages, self.accelerator.scaler
         )
-        self.ema.to(self.accelerator.device)
         self.first_step = self._saved_step = self._resume()
 
     @property
@@ -146,7 +113,7 @@ class Trainer:
             metrics["grad_norm"] = self._clip(number)
             self.optimizer.step()
             self.optimizer.zero_grad()
-            self.ema.step(self.student.parameters())
+            self.averages.step(self.student)
 
             done = number + 1
             logged = done % config.log_every == 0 or done == config.steps
@@ -202,12 +169,10 @@ class Trainer:
 
     def _save(self, done: int) -> None:
         if self.accelerator.is_main_process:
-            distiller = self.accelerator.unwrap_model(self.distiller)
-            scaler = self.accelerator.scaler
-            tensors = {"distiller": distiller.state_dict(), "ema": self._ema_state()}
-            extra = {} if scaler is None else {"scaler": scaler.state_dict()}
-            models.export(self._averaged(), self.folder.student, self.config, done)
-            self.folder.save(done, tensors, self.optimizer.state_dict(), extra, self.config.keep_checkpoints)
+            for rate in self.averages.rates:
+                models.export(self._averaged(rate), self.folder.student_of(rate, self.config), self.config, done)
+            state, keep = self.state, self.config.keep_checkpoints
+            self.folder.save(done, state.tensors(), self.optimizer.state_dict(), state.numbers(), keep)
         self._saved_step = done
         self.accelerator.wait_for_everyone()
 
@@ -218,26 +183,16 @@ class Trainer:
         if saved is None:
             return 0
         try:
-            self.accelerator.unwrap_model(self.distiller).load_state_dict(saved["distiller"])
-            self.optimizer.load_state_dict(saved["optimizer"])
-            names = [name for name, _ in self.student.named_parameters()]
-            self.ema.load_state_dict({"shadow_params": [saved["ema"][n] for n in names]})
-            self.ema.to(self.accelerator.device)
-            if self.accelerator.scaler is not None and "scaler" in saved:
-                self.accelerator.scaler.load_state_dict(saved["scaler"])
+            self.state.restore(saved, self.accelerator.device)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:150]
             raise UserError(f"{self.folder.newest}: does not fit this run ({reason})") from error
         return saved["step"]
 
-    def _ema_state(self) -> dict[str, Tensor]:
-        names = [name for name, _ in self.student.named_parameters()]
-        return dict(zip(names, self.ema.shadow_params))
-
-    def _averaged(self) -> nn.Module:
-        """A copy of the student with the averaged weights."""
+    def _averaged(self, rate: float | None = None) -> nn.Module:
+        """A copy of the student with averaged weights."""
         copy = self.config.student.build("models", where="student")
-        copy.load_state_dict({k: v.cpu() for k, v in self._ema_state().items()}, strict=False)
+        copy.load_state_dict({k: v.cpu() for k, v in self.averages.tensors(rate).items()}, strict=False)
         return copy.eval()
 
     def _draw_samples(self, done: int) -> None:

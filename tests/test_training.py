@@ -162,7 +162,7 @@ def test_plain_training_needs_no_teacher_and_ema_averages(values, tmp_path):
     config, metrics = run(plain, steps=2, checkpoint_every=1, keep_checkpoints=9)
     assert not any("shd" in k or "output" in k for k in metrics[0])
     folders = sorted((config.run / "checkpoints").iterdir())
-    first, second = (load_file(f / "ema.safetensors") for f in folders)
+    first, second = (load_file(f / "ema_0.9.safetensors") for f in folders)
     raw = load_file(folders[1] / "distiller.safetensors")
     for key in first:  # shadow = 0.9 shadow + 0.1 weights, without a warm-up of the rate
         torch.testing.assert_close(second[key], 0.9 * first[key] + 0.1 * raw[f"student.{key}"])
