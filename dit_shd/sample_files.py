@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from dit_shd import models
 from dit_shd.checkpoint import write_text
@@ -48,8 +49,11 @@ SUFFIXES = (".json", ".png", ".npz")
 _log = logging.getLogger("dit_shd")
 
 
-def sample_to_file(config: SampleConfig) -> Path:
+def sample_to_file(config: SampleConfig, model: nn.Module | None = None) -> Path:
     """Sample `config.count` images into an npz, with a grid (png) and the settings (json) beside it.
+
+    Args:
+        model: what to sample from, in place of the one that `config.run` names.
 
     Raises:
         UserError: the npz is there already (and no force), or shards of other settings or of another model are.
@@ -64,12 +68,12 @@ def sample_to_file(config: SampleConfig) -> Path:
     folder = out.with_name(out.name + ".parts")
     if state.is_main_process and not (folder / MERGED).exists():
         _refuse_existing(out, config.force)
-    model = models.load(config.run).eval().to(state.device)  # type: ignore[arg-type]
-    decode = load_decoder(config, model)
-    told = {**settings(config), "model_sha256": models.digest(model), "vae_sha256": decode.digest}
+    network = (models.load(config.run) if model is None else model).eval().to(state.device)  # type: ignore[arg-type]
+    decode = load_decoder(config, network)
+    told = {**settings(config), "model_sha256": models.digest(network), "vae_sha256": decode.digest}
     if not _claim(state, folder, told, out):
         return out
-    _draw_missing(state, config, prepared(model, config), decode, folder)
+    _draw_missing(state, config, prepared(network, config), decode, folder)
     if state.is_main_process:
         _finish(folder, told, out, config.count)
     state.wait_for_everyone()

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from dit_shd.config import Plugin, option
+from dit_shd.monitor import EvaluationConfig
 from dit_shd.optim import OptimizerConfig
 
 
@@ -28,11 +29,16 @@ class TrainConfig:
     min_snr_gamma: float | None = option(5.0, "weight min(SNR, gamma)/SNR of the noise error; empty for none")
     label_dropout: float = option(0.1, "share of labels dropped, for guidance")
     mask_ratio: float | None = option(0.3, "masked pass: share from here to +0.2 hidden; empty for no masked pass")
-    precision: Literal["no", "bf16", "fp16"] = option("no", "mixed precision")
+    precision: Literal["no", "bf16", "fp16"] = option("no", "mixed precision; maps, softmax and KL stay float32")
+    compile: bool = option(False, "torch.compile the blocks of both models (needs a compiler; minutes at first)")
+    gradient_checkpointing: bool = option(False, "compute the student's blocks again in the backward: less memory")
+    sharding: Literal["no", "fsdp2"] = option("no", "fsdp2: slices of both models' weights in every process")
     log_every: int = option(10, "steps between lines of metrics.jsonl")
     checkpoint_every: int = option(10_000, "steps between checkpoints (and exports of the student)")
     keep_checkpoints: int = option(2, "newest checkpoints kept")
-    sample_every: int = option(0, "steps between sample grids; 0 for none")
+    gradient_norms_every: int = option(0, "steps between norms of every term's gradient, which cost about a step")
+    peak_tflops: float | None = option(None, "of one device, for the utilisation (MFU); empty: known GPUs by name")
+    evaluation: EvaluationConfig = option(EvaluationConfig(), "")
     tracker: str | None = option(None, "an accelerate tracker by name: tensorboard, wandb, ...")
 
     @property

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from diffusers import ModelMixin
+from torch import nn
 
 from dit_shd import registry
 from dit_shd.errors import UserError
@@ -51,7 +52,7 @@ def of_run(config: Any) -> Any:
     return replace(config, diffusion_steps=steps) if isinstance(steps, int) else config
 
 
-def digest(model: ModelMixin) -> str:
+def digest(model: nn.Module) -> str:
     """sha256 of a model's tensors, by name."""
     total = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
