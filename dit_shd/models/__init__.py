@@ -1,7 +1,8 @@
-"""Model families, one file each: mdt.py (MDTv2). A family is a diffusers ModelMixin."""
+"""Model families, one file each: mdt.py (MDTv2), dit.py (DiT). A family is a diffusers ModelMixin."""
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -9,18 +10,20 @@ from typing import Any
 
 import torch
 from diffusers import ModelMixin
-from torch import nn
+from torch import Tensor, nn
 
 from dit_shd import registry
 from dit_shd.errors import UserError
 from dit_shd.models import _public
+from dit_shd.models._transformer import LatentTransformer
+from dit_shd.models.dit import DiT
 from dit_shd.models.mdt import MDTv2
 
-__all__ = ["MDTv2", "export", "load"]
+__all__ = ["DiT", "MDTv2", "export", "load"]
 
 
 def load(source: str | Path) -> ModelMixin:
-    """A model from a run folder, a diffusers folder, a public MDTv2 checkpoint file, or `asset:NAME` (ships with us).
+    """A model from a run folder, a diffusers folder, a public checkpoint file, or `asset:NAME` (ships with us).
 
     Raises:
         UserError: nothing there, or something else.
@@ -35,12 +38,34 @@ def load(source: str | Path) -> ModelMixin:
         return _from_folder(known[name])
     path = Path(source)
     if path.is_file():
-        return MDTv2.from_public(_public.read_tensors(path))
+        return of_public(_public.read_tensors(path))
     if (path / "student" / "config.json").is_file():
         return _from_folder(path / "student")
     if (path / "config.json").is_file():
         return _from_folder(path)
     raise UserError(f"{path}: wanted a run folder with a student, a diffusers model folder or a checkpoint file")
+
+
+def of_public(state: Mapping[str, Tensor], heads: int | None = None) -> ModelMixin:
+    """A model from a public state dict of whichever family of ours it is.
+
+    Args:
+        heads: as in LatentTransformer.from_public.
+
+    Raises:
+        UserError: none of them, or something in it does not fit.
+    """
+    known = {cls.__name__: cls for cls in families().values() if issubclass(cls, LatentTransformer)}
+    for cls in known.values():
+        if cls.is_public(_public.clean(state)):
+            return cls.from_public(state, heads)
+    first = ", ".join(sorted(state)[:2]) or "none"
+    raise UserError(f"not a state dict of {' or '.join(known)}: none has tensors of these names ({first}, ...)")
+
+
+def families() -> dict[str, type]:
+    """Every family of ours, by the name of its class."""
+    return {cls.__name__: cls for cls in (registry.find("models", name) for name in registry.names("models"))}
 
 
 def of_run(config: Any) -> Any:
@@ -69,10 +94,9 @@ def _from_folder(folder: Path) -> ModelMixin:
             raise ValueError("_class_name is no text")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{folder}/config.json: not the config of a diffusers model") from error
-    families = {cls.__name__: cls for cls in (registry.find("models", n) for n in registry.names("models"))}
-    cls = families.get(name) or _diffusers_class(name)
+    cls: Any = families().get(name) or _diffusers_class(name)
     if cls is None:
-        raise UserError(f"{folder}: model class '{name}' is neither ours ({', '.join(families)}) nor diffusers'")
+        raise UserError(f"{folder}: model class '{name}' is neither ours ({', '.join(families())}) nor diffusers'")
     try:
         model, told = cls.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
     except Exception as error:  # a stranger's folder can be wrong in any way

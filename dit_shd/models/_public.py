@@ -2,6 +2,7 @@
 
 import math
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,41 +47,54 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def clean(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Without the prefixes that DDP and torch.compile add to names."""
-    return {k.removeprefix("module.").removeprefix("_orig_mod."): v for k, v in state.items()}
+    return {PREFIXES.sub("", k): v for k, v in state.items()}
 
 
-def mdt_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The arguments of MDTv2 that a public state dict tells."""
-    try:
-        width, channels, patch, _ = state["x_embedder.proj.weight"].shape
-        tokens = state["pos_embed"].shape[1]
-        heads = state["sideblocks.0.attn.rel_pos_bias.relative_position_bias_table"].shape[1]
-        classes = state["y_embedder.embedding_table.weight"].shape[0] - 1
-        out_channels = state["final_layer.linear.weight"].shape[0] // patch**2
-        hidden = state["sideblocks.0.mlp.fc1.weight"].shape[0]
-    except (KeyError, ValueError) as error:
-        raise UserError(f"not an MDTv2 state dict: {error} is missing or has another shape") from error
-    decode = _count(state, "de_blocks")
-    return dict(
-        sample_size=math.isqrt(tokens) * patch,
+PREFIXES = re.compile(r"^((module|_orig_mod)\.)+")
+
+
+def size(family: str, state: Mapping[str, Tensor], name: str, axis: int, ndim: int = 2) -> int:
+    """The length of one axis of a tensor.
+
+    Raises:
+        UserError: there is no such tensor, or it has another number of axes, or none of its axes is that long.
+    """
+    found = state.get(name)
+    if found is None or found.ndim != ndim or not found.numel():
+        what = "missing" if found is None else f"of shape {tuple(found.shape)}"
+        raise UserError(f"not a state dict of {family}: {name} is {what}, wanted {ndim} axes")
+    return found.shape[axis]
+
+
+def shapes(family: str, state: Mapping[str, Tensor], block: str) -> tuple[dict[str, Any], int]:
+    """What the tensors of both families tell by their shapes: keywords of the class, and the width e.
+
+    Args:
+        block: the name of a block that every such model has.
+    """
+    width, channels, patch = (size(family, state, "x_embedder.proj.weight", i, 4) for i in range(3))
+    config = dict(
+        sample_size=math.isqrt(size(family, state, "pos_embed", 1, 3)) * patch,
         patch_size=patch,
         in_channels=channels,
-        num_layers=_count(state, "en_inblocks") + _count(state, "en_outblocks") + decode,
-        num_attention_heads=heads,
-        attention_head_dim=width // heads,
-        decode_layer=decode,
-        num_classes=classes,
-        mlp_ratio=hidden / width,
-        learn_sigma=out_channels == 2 * channels,
+        num_classes=size(family, state, "y_embedder.embedding_table.weight", 0) - 1,
+        mlp_ratio=size(family, state, f"{block}.mlp.fc1.weight", 0) / width,
+        learn_sigma=size(family, state, "final_layer.linear.weight", 0) == 2 * channels * patch**2,
     )
+    return config, width
 
 
-def _count(state: Mapping[str, Tensor], section: str) -> int:
+def count(state: Mapping[str, Tensor], section: str) -> int:
+    """How many blocks a section has."""
     return len({k.split(".")[1] for k in state if k.startswith(section + ".")})
 
 
-def load_exactly(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load a state dict, or say in one line what does not fit."""
+def check_fits(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Names and shapes must be a model's own.
+
+    Raises:
+        UserError: saying what does not fit.
+    """
     own = model.state_dict()
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     wrong = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
@@ -90,4 +104,3 @@ def load_exactly(model: nn.Module, state: Mapping[str, Tensor]) -> None:
             f"the checkpoint does not fit {type(model).__name__}: {len(missing)} tensors missing {missing[:2]}, "
             f"{len(extra)} unknown {extra[:2]}, {len(wrong)} of another shape {shapes}"
         )
-    model.load_state_dict(dict(state))
