@@ -9,8 +9,8 @@ RECOMPILATIONS = 64
 """Versions of one block's code that are kept: blocks with and without skip, of teacher and student, of both passes."""
 
 
-def compile_blocks(*models: nn.Module) -> None:
-    """Compile the blocks of models in place.
+def compile_blocks(*models: nn.Module, backend: str = "inductor") -> None:
+    """Compile the blocks of models in place; what attention does, captured or with a learnable bias, stays as it is.
 
     Raises:
         UserError: torch.compile does not work on this machine (no C++ compiler, as a rule).
@@ -18,7 +18,7 @@ def compile_blocks(*models: nn.Module) -> None:
     import torch._dynamo
 
     try:
-        torch.compile(torch.sin)(torch.zeros(1))
+        torch.compile(torch.sin, backend=backend)(torch.zeros(1))
     except Exception as error:  # inductor fails in many ways
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"compile: torch.compile does not work here ({reason}); set compile=false") from error
@@ -27,4 +27,4 @@ def compile_blocks(*models: nn.Module) -> None:
     torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = True
     for model in models:
         for block in blocks(model):
-            block.compile()
+            block.compile(backend=backend)

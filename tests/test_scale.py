@@ -1,6 +1,7 @@
 """Training at scale: slices of weights, compiled and recomputed blocks, schedules, norms, meters, evaluations."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ import torch
 import yaml
 from runs import run, torchrun, weights
 
+from dit_shd.ahead import ahead
+from dit_shd.compiling import compile_blocks
 from dit_shd.config import Plugin, make
 from dit_shd.distiller import Distiller, predict
 from dit_shd.errors import UserError
@@ -136,19 +139,23 @@ def test_timing_tells_throughput_and_memory(values):
         assert 0.01 < row["memory_gib"] < 24
 
 
-def test_samples_and_figures_on_a_schedule(values, shapes, tmp_path):
-    """Twice the same: by a straight run, and by one that was killed after the first evaluation's samples."""
-    evaluation = {"every": 2, "count": 12, "steps": 4, "reference": str(shapes), "features": "tests_pixels"}
-    evaluation |= {"features": "digits", "evaluate": {"metrics": ["frechet"], "page": False}}
+def test_samples_and_figures_on_a_schedule(values):
+    """What is finished is not done again: a run that repeats steps after a kill finds its figures."""
+    evaluation = {"every": 2, "count": 12, "steps": 4, "reference": "digits:validation", "features": "digits"}
+    evaluation["evaluate"] = {"metrics": ["frechet"], "page": False}
     digits = {"data": "digits", "teacher": None, "losses": [], "batch_size": 4}
     digits["student"] = {**values["student"], "sample_size": 28, "patch_size": 7, "num_classes": 10}
-    evaluation["reference"] = "digits:validation"
     config, _ = run({**values, **digits, "evaluation": evaluation}, steps=4)
     found = rows(config.run, "evaluations.jsonl")
     assert [row["step"] for row in found] == [2, 4]
     assert all(np.isfinite(row["FD(digits)"]) for row in found)
     kept = sorted(path.name for path in (config.run / "evaluations").iterdir())
     assert kept == sorted(f"step_0000000{n}.{end}" for n in (2, 4) for end in ("json", "png", "results.json"))
+    shutil.rmtree(config.run / "checkpoints" / "step_00000004")
+    before = (config.run / "evaluations" / "step_00000004.results.json").stat().st_mtime_ns
+    run({**values, **digits, "evaluation": evaluation}, steps=4)
+    assert rows(config.run, "evaluations.jsonl") == found
+    assert (config.run / "evaluations" / "step_00000004.results.json").stat().st_mtime_ns == before
 
 
 def test_grids_alone_need_no_reference(values):
@@ -190,3 +197,56 @@ def test_a_teacher_whose_output_is_wanted_runs_to_its_end():
 def test_plug_ins_resolve_schedules(values):
     filled = Plugin("shd", {"weight": {0: 0.0, 5: 1.0}}).filled("losses")
     assert filled.options["weight"] == {0: 0.0, 5: 1.0}
+
+
+def test_compiled_blocks_give_the_same_losses_and_settle(values):
+    """With captures handed on while blocks run, in both passes; from the second step on nothing is compiled anew."""
+    plain, compiled = (Trainer(make(TrainConfig, {**values, "run": f"{values['run']}{i}"})) for i in range(2))
+    compile_blocks(compiled.student, compiled.teacher, backend="aot_eager")
+    counter = torch._dynamo.utils.counters
+    graphs = []
+    for number in range(3):
+        for name in ("plain", "masked"):
+            batch = plain.source.draw(number, range(4))[name]
+            (one, logs), (two, others) = (t.state.distiller(batch, name, t.teacher) for t in (plain, compiled))
+            assert logs.keys() == others.keys()
+            torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
+            one.backward()
+            two.backward()
+        graphs.append(counter["stats"]["unique_graphs"])
+    assert graphs[0] > 0
+    assert graphs[1] == graphs[2]
+    for p, q in zip(plain.student.parameters(), compiled.student.parameters()):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{}, {"gradient_checkpointing": True}, {"precision": "bf16"}])
+def test_compiled_training_by_inductor(values, tmp_path, changes):
+    """Needs a C++ compiler and some minutes."""
+    _, plain = run({**values, **changes, "run": str(tmp_path / "plain")}, steps=2)
+    _, compiled = run({**values, **changes, "compile": True}, steps=2)
+    close(plain, compiled, rel=3e-2 if "precision" in changes else 1e-3)
+
+
+def test_without_a_compiler_compile_is_one_line(values, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("no C++ compiler\nwas found")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.raises(UserError, match=r"^compile: torch.compile does not work here \(no C\+\+ compiler was found\)"):
+        run({**values, "compile": True})
+
+
+def test_working_ahead_keeps_the_order_and_the_errors():
+    def make_one(x):
+        if x == 3:
+            raise ValueError("three")
+        return x * x
+
+    iterator = ahead(make_one, range(5))
+    assert [next(iterator) for _ in range(3)] == [0, 1, 4]
+    with pytest.raises(ValueError, match="three"):
+        next(iterator)
+    assert list(ahead(make_one, range(3))) == [0, 1, 4]
+    assert list(ahead(make_one, [])) == []

@@ -12,8 +12,8 @@ from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
 from dit_shd.attention import Bias, Capture, attend
-from dit_shd.attention.streamed import is_stock
 from dit_shd.attention.recording import Recorder
+from dit_shd.attention.streamed import is_stock
 from dit_shd.errors import UserError
 from dit_shd.models import _public
 from dit_shd.models._parts import FeedForward, FinalLayer, LabelEmbedder, TimestepEmbedder, modulate
