@@ -105,6 +105,8 @@ def test_heads_are_known_by_width_unless_given():
         (lambda s: s.update(pos_embed=torch.ones(1, 15, 24)), "1 of another shape"),
         (lambda s: s.update(pos_embed=torch.ones(15)), "pos_embed is of shape"),
         (lambda s: s.pop("pos_embed"), "pos_embed is missing"),
+        (lambda s: s.update(pos_embed=s["pos_embed"].int()), r"pos_embed \(torch.int32\) is no dense floating-point"),
+        (lambda s: s.update(pos_embed=s["pos_embed"].to_sparse()), "is no dense floating-point tensor"),
     ],
 )
 def test_foreign_tensors_are_refused(change, message):
