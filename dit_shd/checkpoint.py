@@ -24,6 +24,7 @@ from dit_shd.models._public import read_tensors
 
 CHANGEABLE = (
     "run", "steps", "micro_batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "sample_every", "tracker",
+    "dry_run", "estimate",
 )  # fmt: skip
 """Keys of the config that may differ when a run is resumed."""
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from dit_shd.config import Plugin, option
+from dit_shd.cost.estimate import EstimateConfig
 from dit_shd.optim import OptimizerConfig
 
 
@@ -34,6 +35,8 @@ class TrainConfig:
     keep_checkpoints: int = option(2, "newest checkpoints kept")
     sample_every: int = option(0, "steps between sample grids; 0 for none")
     tracker: str | None = option(None, "an accelerate tracker by name: tensorboard, wandb, ...")
+    dry_run: bool = option(False, "say what the run would take, by count and by one real step, and write nothing")
+    estimate: EstimateConfig = option(EstimateConfig(), "")
 
     @property
     def ema_rates(self) -> tuple[float, ...]:
