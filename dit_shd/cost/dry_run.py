@@ -135,7 +135,7 @@ def _hours(config: "TrainConfig", found: Operations, student: Any, teacher: Any)
 
 def _memory(config: "TrainConfig", memory: Memory, measured: Measurement | None, counted: Memory | None) -> str:
     columns = [each for each in (memory, counted) if each is not None]
-    rows = [[part, *(_gib(each.parts[part]) for each in columns)] for part in memory.parts]
+    rows = [[part, *(_gib(each.parts[part]) for each in columns)] for part, size in memory.parts.items() if size]
     rows.append(["in all", *(_gib(each.total) for each in columns)])
     lines = [_table(["GiB of one process, by count", *(f"batch {each.images}" for each in columns)], rows)]
     lines.append(
