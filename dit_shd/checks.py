@@ -101,11 +101,16 @@ def fit(config: "TrainConfig", dataset: Dataset, student: nn.Module, teacher: nn
         classes = getattr(own, "num_classes", dataset.classes)
         if classes < dataset.classes:
             raise UserError(f"{role}: knows {classes} classes, the data has {dataset.classes}")
-        if config.mask_ratio is not None and "keep" not in inspect.signature(model.forward).parameters:
-            raise UserError(f"mask_ratio: the {role} ({type(model).__name__}) has no masked pass; set mask_ratio=null")
+        masked_pass(config, role, model)
         bad = [name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())]
         if bad:
             raise UserError(f"{role}: its weights are not finite (NaN or infinity), first in {bad[0]}")
+
+
+def masked_pass(config: "TrainConfig", role: str, model: nn.Module) -> None:
+    """A model must know the masked pass if there is one."""
+    if config.mask_ratio is not None and "keep" not in inspect.signature(model.forward).parameters:
+        raise UserError(f"mask_ratio: the {role} ({type(model).__name__}) has no masked pass; set mask_ratio=null")
 
 
 def launched(processes: int) -> None:

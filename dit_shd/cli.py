@@ -171,6 +171,13 @@ def _train(options: argparse.Namespace) -> None:
     from dit_shd.trainer import TrainConfig, Trainer
 
     config = make(TrainConfig, override(read_yaml(Path(options.first)), options.assignments))
+    if config.dry_run:
+        from dit_shd.cost.dry_run import dry_run
+
+        found = dry_run(config)
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(found)
+        return
     trainer = Trainer(config)
     if trainer.first_step >= config.steps:
         print(f"{config.run}: already at step {trainer.first_step} of {config.steps}; raise steps=N to go on")

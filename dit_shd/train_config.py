@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from dit_shd.config import Plugin, option
+from dit_shd.cost.estimate import EstimateConfig
 from dit_shd.monitor import EvaluationConfig
 from dit_shd.optim import OptimizerConfig
 
@@ -40,6 +41,8 @@ class TrainConfig:
     peak_tflops: float | None = option(None, "of one device, for the utilisation (MFU); empty: known GPUs by name")
     evaluation: EvaluationConfig = option(EvaluationConfig(), "")
     tracker: str | None = option(None, "an accelerate tracker by name: tensorboard, wandb, ...")
+    dry_run: bool = option(False, "say what the run would take, by count and by one real step, and write nothing")
+    estimate: EstimateConfig = option(EstimateConfig(), "")
 
     @property
     def ema_rates(self) -> tuple[float, ...]:

@@ -42,8 +42,9 @@ def attend(
     """
     if bias is None or (is_stock(bias) and not causal):
         return _fused(query, key, value, scale, causal, bias)
-    if torch.is_autocast_enabled(query.device.type) and query.dtype != torch.float64:
-        low = torch.get_autocast_dtype(query.device.type)
+    device = query.device.type
+    if device != "meta" and torch.is_autocast_enabled(device) and query.dtype != torch.float64:
+        low = torch.get_autocast_dtype(device)
         query, key, value = query.to(low), key.to(low), value.to(low)
     return _StreamedAttention.apply(  # type: ignore[return-value]
         query, key, value, scale, bias, causal, chunk_mib, *bias.leaves

@@ -36,6 +36,21 @@ class Term:
     logs: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class LossCost:
+    """What a loss takes beside both models' own forwards and backwards."""
+
+    operations: float = 0.0
+    """A multiply-add counts as two."""
+    held: int = 0
+    """Bytes kept for the backward."""
+    scratch: int = 0
+    """Bytes in use at any one time."""
+
+    def __add__(self, other: "LossCost") -> "LossCost":
+        return LossCost(self.operations + other.operations, self.held + other.held, max(self.scratch, other.scratch))
+
+
 class Listener(ABC):
     """Takes the teacher's Captures one by one while the teacher runs, so that none has to be held."""
 
@@ -92,6 +107,10 @@ class Loss(nn.Module, ABC):
             layers: the teacher's layers in the order in which they run. student: the student's captures.
         """
         return None
+
+    def cost(self, teacher: Captures, student: Captures, images: int) -> LossCost:
+        """What one pass over some images takes, by count; the captures are one image's and may be without numbers."""
+        return LossCost()
 
     def calibrate(self, teacher: Captures, student: Captures) -> None:
         """Look at one of `calibration` batches, without gradients."""

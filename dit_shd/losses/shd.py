@@ -14,8 +14,8 @@ from dit_shd.batch import Batch, PassName
 from dit_shd.divergence import Backend, Measure, attention_kl
 from dit_shd.errors import UserError
 from dit_shd.layers import LayerMap, layer_map
-from dit_shd.losses import Listener, Loss, Term, View, Weight
-from dit_shd.squeezing import Method, Plan, Projections, squeeze
+from dit_shd.losses import Listener, Loss, LossCost, Term, View, Weight
+from dit_shd.squeezing import Method, Plan, Projections, plan_of, squeeze
 from dit_shd.squeezing.matching import MapSimilarity, matched
 
 Groups = list[list[int]]
@@ -134,6 +134,18 @@ class SHD(Loss):
                 raise UserError(f"SHD: plan: names no groups for {layer}; it has {', '.join(self.plan)}")
             return self.plan[layer]
         return self.plan
+
+    def cost(self, teacher: Captures, student: Captures, images: int) -> LossCost:
+        from dit_shd.cost.squeezing_heads import layer_cost
+
+        total = LossCost()
+        for ours, theirs in layer_map(list(teacher), list(student), self.layers).items():
+            s, t = student[ours], teacher[theirs]
+            fits(ours, s, theirs, t)
+            known = self.plan != "matched" or ours in self.plans
+            groups = self.plan_of(ours) if known else "contiguous"  # a matched plan's groups are as large
+            total += layer_cost(self, t, s, plan_of(groups, t.heads, s.heads), images)
+        return total
 
     def calibrate(self, teacher: Captures, student: Captures) -> None:
         for ours, theirs in layer_map(list(teacher), list(student), self.layers).items():
