@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dit_shd import calibration, checks, models, optim
+from dit_shd import calibration, checks, initialisation, models, optim
 from dit_shd.averages import Averages
 from dit_shd.batch import BatchSource
 from dit_shd.checkpoint import RunFolder
@@ -88,6 +88,8 @@ class Trainer:
             self.folder = RunFolder.open(config.run, config, write=self.accelerator.is_main_process)
         if config.tracker:
             self.accelerator.init_trackers("dit_shd")
+        first = self._first_batches(losses)
+        initialisation.settle(config, distiller, self.teacher, self.source, first, self.folder, self.accelerator)
         self.distiller, self.optimizer = self.accelerator.prepare(distiller, optimizer)
         if self.teacher is not None:
             self.teacher.to(self.accelerator.device)
