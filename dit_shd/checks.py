@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from dit_shd import initialisation
 from dit_shd.data import Dataset
 from dit_shd.errors import UserError
 
@@ -24,6 +25,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "gradient_norms_every": (0, 1e12),
     "peak_tflops": (1e-3, 1e6),
     "evaluation.every": (0, 1e12),
+    "initialisation.calibration": (0, 1e6),
     "ema_rates": (0, 1),
     "label_dropout": (0, 1),
     "mask_ratio": (0, 0.8),
@@ -105,6 +107,7 @@ def fit(config: "TrainConfig", dataset: Dataset, student: nn.Module, teacher: nn
         bad = [name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())]
         if bad:
             raise UserError(f"{role}: its weights are not finite (NaN or infinity), first in {bad[0]}")
+    initialisation.check(config, student, teacher)
 
 
 def masked_pass(config: "TrainConfig", role: str, model: nn.Module) -> None:

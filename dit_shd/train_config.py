@@ -6,6 +6,7 @@ from typing import Literal
 
 from dit_shd.config import Plugin, option
 from dit_shd.cost.estimate import EstimateConfig
+from dit_shd.initialisation import Initialisation
 from dit_shd.monitor import EvaluationConfig
 from dit_shd.optim import OptimizerConfig
 
@@ -20,6 +21,7 @@ class TrainConfig:
     teacher: str | None = option(None, "run folder, diffusers folder, public checkpoint file, or asset:NAME")
     teacher_precision: Literal["no", "bf16"] = option("no", "hold and run the teacher in bfloat16; maps stay float32")
     losses: list[Plugin] = option([], "distillation terms: [{name: shd, weight: 2}, {name: output}]")
+    initialisation: Initialisation = option(Initialisation(), "how a new run's student begins")
     seed: int = option(0, "every random draw is a function of it")
     steps: int = option(400_000, "optimizer steps in all; may be raised to go on")
     batch_size: int = option(256, "images of one optimizer step, over all processes")

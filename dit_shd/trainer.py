@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dit_shd import calibration, checks, models, optim, sharding
+from dit_shd import calibration, checks, initialisation, models, optim, sharding
 from dit_shd.ahead import ahead
 from dit_shd.averages import Averages
 from dit_shd.batch import Batch, BatchSource, PassName
@@ -95,6 +95,8 @@ class Trainer:
     def _place(self, distiller: Distiller) -> None:
         """Onto the devices, whole or in slices, and ready to be fast."""
         config, device = self.config, self.accelerator.device
+        first = self._first_batches(distiller)
+        initialisation.settle(config, distiller, self.teacher, self.source, first, self.folder, self.accelerator)
         if config.gradient_checkpointing:
             distiller.student.enable_gradient_checkpointing()  # type: ignore[operator]
         if config.compile:
