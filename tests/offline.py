@@ -56,9 +56,7 @@ def sample(folder: Path) -> None:
 
 
 def evaluate(folder: Path) -> None:
-    command(
-        "evaluate", str(folder / "samples.npz"), f"reference={folder / 'data.npz'}", "features=digits", "device=cpu"
-    )
+    command("evaluate", str(folder / "samples.npz"), f"reference={folder / 'data.npz'}", "features=digits")
 
 
 def folders_of_diffusers(folder: Path) -> None:

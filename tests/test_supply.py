@@ -94,7 +94,7 @@ def asked(root, tmp_path_factory) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("stage", ["imports", "train", "sample", "evaluate", "folders_of_diffusers"])
 def test_nothing_is_asked_of_the_network(asked, stage):
-    """Not at import of any module, nor at work, nor by the libraries underneath; without extras, with a tracker about."""
+    """Not at import of any module, nor at work, nor by the libraries underneath."""
     assert asked[stage] == []
 
 
