@@ -33,13 +33,16 @@ def names(requirements: Iterable[Requirement]) -> set[str]:
     return {canonicalize_name(r.name) for r in requirements}
 
 
-def imported(files: Iterable[Path], eager: bool = False) -> set[str]:
-    """Distributions that some files import (importorskip included); `eager`: as soon as a file is imported."""
-    files = list(files)
-    own = {"dit_shd", *(path.stem for file in files for path in (file, file.parent))}
+def imported(files: Iterable[Path], own: Iterable[str] = (), eager: bool = False) -> set[str]:
+    """Distributions that some files import (importorskip included).
+
+    Args:
+        own: modules beside the package that are not installed ones.
+        eager: only what is imported as soon as a file is.
+    """
     modules = {module.split(".")[0] for file in files for module in _modules(ast.parse(file.read_text()), eager)}
     known = packages_distributions()
-    others = modules - own - set(sys.stdlib_module_names)
+    others = modules - set(sys.stdlib_module_names) - {"dit_shd", *own}
     return {canonicalize_name(name) for module in others for name in known.get(module, [module])}
 
 
@@ -72,9 +75,9 @@ def test_the_package_imports_what_it_declares_and_declares_what_it_imports(root,
 def test_tests_and_scripts_need_nothing_that_is_not_declared(root, declared):
     folders = ("tests", "examples", "benchmarks", "docs", "sampling", "eval")
     files = [file for folder in folders for file in (root / folder).rglob("*.py")]
-    everything = names(r for group in declared.values() for r in group)
-    assert imported(files) <= everything
-    assert names(declared["dev"]) - TOOLS <= imported([*files, *(root / "dit_shd").rglob("*.py")])
+    found = imported(files, own=[path.stem for file in files for path in (file, file.parent)])
+    assert found <= names(r for group in declared.values() for r in group)
+    assert names(declared["dev"]) - TOOLS <= found | imported((root / "dit_shd").rglob("*.py"))
 
 
 @pytest.fixture(scope="module")
