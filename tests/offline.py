@@ -60,16 +60,23 @@ def evaluate(folder: Path) -> None:
 
 
 def folders_of_diffusers(folder: Path) -> None:
-    """Saving and loading what is diffusers' own: a transformer and an autoencoder."""
+    """Saving and loading what is diffusers' own: a transformer, whole, in shards and without weights; an autoencoder."""
     import torch
     from diffusers import AutoencoderKL, DiTTransformer2DModel
 
     from dit_shd.decoder import Decoder
+    from dit_shd.errors import UserError
     from dit_shd.models import load
 
     sizes = dict(sample_size=4, in_channels=4, num_layers=1, num_attention_heads=2, attention_head_dim=4)
-    DiTTransformer2DModel(**sizes, norm_num_groups=4).save_pretrained(folder / "dit")
-    load(folder / "dit")
+    model = DiTTransformer2DModel(**sizes, norm_num_groups=4)
+    for name, size in (("whole", "1GB"), ("shards", "1KB")):
+        model.save_pretrained(folder / name, max_shard_size=size)
+        load(folder / name)
+    for file in (folder / "shards").glob("*.safetensors"):
+        file.unlink()
+    with suppress(UserError):
+        load(folder / "shards")
     AutoencoderKL(block_out_channels=(4,), norm_num_groups=2).save_pretrained(folder / "vae")
     Decoder.load(str(folder / "vae"), 4, torch.device("cpu"))
 
