@@ -60,7 +60,7 @@ def evaluate(folder: Path) -> None:
 
 
 def folders_of_diffusers(folder: Path) -> None:
-    """Saving and loading what is diffusers' own: a transformer, whole, in shards and without weights; an autoencoder."""
+    """Saving and loading what is diffusers' own: a transformer whole, in shards, without weights; an autoencoder."""
     import torch
     from diffusers import AutoencoderKL, DiTTransformer2DModel
 
