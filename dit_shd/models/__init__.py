@@ -25,7 +25,7 @@ __all__ = ["DiT", "MDTv2", "export", "load"]
 
 
 def load(source: str | Path) -> ModelMixin:
-    """A model from a run folder, a diffusers folder, a public checkpoint file, the hub, or `asset:NAME` (ships with us).
+    """A model from a run folder, a diffusers folder, a checkpoint file, the hub, or `asset:NAME` (ships with us).
 
     A name OWNER/NAME of the Hugging Face hub counts where there is no such path; a pipeline's transformer is taken.
 
@@ -44,7 +44,7 @@ def load(source: str | Path) -> ModelMixin:
     if not path.exists() and HUB_NAME.fullmatch(source):
         return read_hub(source)
     raise UserError(
-        f"{path}: wanted a run folder with a student, a diffusers model folder, a checkpoint file or the hub's OWNER/NAME"
+        f"{path}: wanted a run folder with a student, a diffusers folder, a checkpoint file, or the hub's OWNER/NAME"
     )
 
 

@@ -91,7 +91,7 @@ def convertible(draw: random.Random, folder: Path) -> object:
             torch.tensor(1.0),
             old.int(),
             old.half(),
-            old.to(torch.complex64),
+            old.cfloat(),
             old * math.nan,
         ]
         if file.suffix != ".safetensors":
@@ -254,9 +254,7 @@ CLASSES = [
         60,
         model_config,
     ),
-    Class(
-        "convertible files", "odd shapes, types, names and args, one number posing as many; convert", 80, convertible
-    ),
+    Class("convertible files", "odd shapes, types, names, args, one number posing as many; convert", 80, convertible),
     Class("run checkpoints", "each file damaged or executing; resuming", 40, run_checkpoint),
     Class("npz", "objects, lying headers, zeros that unfold, names that escape; datasets and samples", 60, npz),
     Class("statistics", "covariances that are none; references", 30, statistics),
