@@ -1,4 +1,4 @@
-"""The command line: `dit-shd train | sample | evaluate | statistics | compare | inspect | convert | demo`.
+"""The command line: `dit-shd encode | convert | train | sample | evaluate | statistics | compare | inspect | demo`.
 
 Errors a user can cause are one line and exit code 2; Ctrl-C is 130.
 """
@@ -94,6 +94,10 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run, keys=keys)
 
     add(
+        "encode", _encode, "dit_shd.latent_files.EncodeConfig", None,
+        "Encode images=FOLDER into latent shards out=LATENTS to train on; the same command again resumes and verifies.",
+    )  # fmt: skip
+    add(
         "train", _train, "dit_shd.trainer.TrainConfig", "CONFIG",
         "Train a model, plainly or by distillation; the same command again resumes.", "a YAML file, see configs/",
     )  # fmt: skip
@@ -148,6 +152,18 @@ def _values(options: argparse.Namespace, **given: Any) -> dict[str, Any]:
     return override(given, options.assignments)
 
 
+def _encode(options: argparse.Namespace) -> None:
+    from dit_shd.config import make
+    from dit_shd.latent_files import EncodeConfig, encode_to_shards
+
+    config = make(EncodeConfig, _values(options), "encode")
+    latents = encode_to_shards(config)
+    if int(os.environ.get("RANK", "0")):  # under a launcher one process speaks
+        return
+    told = f"{len(latents)} images in {len(latents.classes)} classes, latents of shape {list(latents.shape)}"
+    print(f"done: {config.out}: {told}\nnext: dit-shd train CONFIG data='{{name: latents, path: {config.out}}}'")
+
+
 def _train(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
@@ -155,6 +171,13 @@ def _train(options: argparse.Namespace) -> None:
     from dit_shd.trainer import TrainConfig, Trainer
 
     config = make(TrainConfig, override(read_yaml(Path(options.first)), options.assignments))
+    if config.dry_run:
+        from dit_shd.cost.dry_run import dry_run
+
+        found = dry_run(config)
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(found)
+        return
     trainer = Trainer(config)
     if trainer.first_step >= config.steps:
         print(f"{config.run}: already at step {trainer.first_step} of {config.steps}; raise steps=N to go on")

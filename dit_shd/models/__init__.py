@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from diffusers import ModelMixin
-from torch import Tensor
+from torch import Tensor, nn
 
 from dit_shd.errors import UserError
 from dit_shd.models import _card, _public
@@ -84,7 +84,7 @@ def of_run(config: Any) -> Any:
     return replace(config, diffusion_steps=steps) if isinstance(steps, int) else config
 
 
-def digest(model: ModelMixin) -> str:
+def digest(model: nn.Module) -> str:
     """sha256 of a model's tensors, by name."""
     total = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):

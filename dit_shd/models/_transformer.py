@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dit_shd.attention import Bias, Capture, attend
 from dit_shd.attention.recording import Recorder
+from dit_shd.attention.streamed import is_stock
 from dit_shd.errors import UserError
 from dit_shd.models import _public
 from dit_shd.models._parts import FeedForward, FinalLayer, LabelEmbedder, TimestepEmbedder, modulate
@@ -38,11 +39,23 @@ class Attention(nn.Module):
         query, key, value = (y.view(b, n, self.heads, -1).transpose(1, 2) for y in self.qkv(x).chunk(3, dim=-1))
         bias = self.bias(code)
         scale = query.shape[-1] ** -0.5
+        if torch.compiler.is_compiling() and (self.recorder is not None or not is_stock(bias)):
+            mixed = self._attend_eagerly(query, key, value, scale, bias)
+        else:
+            mixed = self._attend(query, key, value, scale, bias)
+        return self.proj(mixed.transpose(1, 2).reshape(b, n, e))
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float, bias: Bias | None) -> Tensor:
         mixed = attend(query, key, value, scale, bias)
         if self.recorder is not None:
             out = self.proj.weight.t().unflatten(0, (self.heads, -1))
             self.recorder(Capture(query, key, value, scale, bias, out=out, mixed=mixed))
-        return self.proj(mixed.transpose(1, 2).reshape(b, n, e))
+        return mixed
+
+    @torch.compiler.disable
+    def _attend_eagerly(self, query: Tensor, key: Tensor, value: Tensor, scale: float, bias: Bias | None) -> Tensor:
+        """Losses that listen, and tiles of a learnable bias, are no graph: what is around them is compiled."""
+        return self._attend(query, key, value, scale, bias)
 
 
 class Block(nn.Module):
