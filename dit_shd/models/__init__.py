@@ -37,7 +37,7 @@ def load(source: str | Path) -> ModelMixin:
         return read_folder(asset(source))
     path = Path(source)
     if path.is_file():
-        return of_public(_public.read_tensors(path))
+        return read_file(path)
     folder = model_folder(path)
     if folder is not None:
         return read_folder(folder)
@@ -46,6 +46,19 @@ def load(source: str | Path) -> ModelMixin:
     raise UserError(
         f"{path}: wanted a run folder with a student, a diffusers folder, a checkpoint file, or the hub's OWNER/NAME"
     )
+
+
+def read_file(path: Path, weights: _public.Weights | None = None, heads: int | None = None) -> LatentTransformer:
+    """A model from a checkpoint file of a public code.
+
+    Args:
+        weights: as in read_tensors. heads: as in LatentTransformer.from_public.
+    """
+    state = _public.read_tensors(path, weights)
+    try:
+        return of_public(state, heads)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def of_public(state: Mapping[str, Tensor], heads: int | None = None) -> LatentTransformer:
