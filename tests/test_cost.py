@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from mdt_oracle import forward as naive
+from transformer_oracle import forward as naive
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
