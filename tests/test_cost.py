@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from transformer_oracle import forward as naive
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from transformer_oracle import forward as naive
 
 from dit_shd import cli, optim
 from dit_shd.attention import Capture
