@@ -35,9 +35,11 @@ class Batch:
     """Kept token indices [b,kept] of a masked pass."""
     indices: Tensor
     """Which samples of the dataset these are [b]."""
+    step: int = 0
+    """Of training, from 0: schedules of loss weights look at it."""
 
     def to(self, device: torch.device) -> "Batch":
-        moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if v is not None}
+        moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, **moved)
 
 
@@ -84,6 +86,7 @@ class BatchSource:
                 labels=torch.where(dropped, NO_LABEL, labels),
                 keep=self._keep(step, positions) if name == "masked" else None,
                 indices=torch.from_numpy(indices),
+                step=step,
             )
         return batches
 

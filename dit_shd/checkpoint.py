@@ -3,7 +3,7 @@
 config.yaml      resolved                     metrics.jsonl   the numbers of each logged step (deterministic)
 checkpoints/     step_<n>/, newest last       timing.jsonl    seconds (not deterministic)
 student/         EMA weights, diffusers format with a model card
-samples/         grids drawn during training     calibration.json   what losses found out before training (head plans)
+evaluations/     samples drawn during training   calibration.json   what losses found out before training (head plans)
 """
 
 import json
@@ -23,10 +23,14 @@ from dit_shd.errors import UserError
 from dit_shd.models._public import read_tensors
 
 CHANGEABLE = (
-    "run", "steps", "micro_batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "sample_every", "tracker",
+    "run", "steps", "micro_batch_size", "compile", "gradient_checkpointing", "sharding", "log_every",
+    "checkpoint_every", "keep_checkpoints", "gradient_norms_every", "peak_tflops", "evaluation", "tracker",
     "dry_run", "estimate",
 )  # fmt: skip
 """Keys of the config that may differ when a run is resumed."""
+
+LOGS = ("metrics.jsonl", "timing.jsonl", "evaluations.jsonl")
+"""Rows by step; only the second one differs when a run is repeated."""
 
 
 def _umask() -> int:
@@ -119,7 +123,8 @@ class RunFolder:
 
     def forget_after(self, step: int) -> None:
         """Drop logged steps that the newest checkpoint does not have: they are about to be run again."""
-        for file in (self.path / "metrics.jsonl", self.path / "timing.jsonl"):
+        for name in LOGS:
+            file = self.path / name
             if file.exists():
                 text = file.read_text(encoding="utf-8", errors="replace")
                 kept = [line for line in text.splitlines() if _step(line) <= step]

@@ -157,12 +157,16 @@ def merge(shards: Shards, file: Path) -> None:
 class replacing_file:
     """A binary file that appears under its name, on disk, when the block ends without an error, and not otherwise.
 
+    Args:
+        remedy: what to say where it cannot be written.
+
     Raises:
         UserError: it could not be written.
     """
 
-    def __init__(self, final: Path):
+    def __init__(self, final: Path, remedy: str = "what is finished is kept, and the same command goes on from it"):
         self.final, self.part = final, final.with_name(f".{final.name}.{os.getpid()}.part")
+        self.remedy = remedy
 
     def __enter__(self) -> IO[bytes]:
         try:
@@ -193,6 +197,4 @@ class replacing_file:
     def _failure(self, error: OSError) -> UserError:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         reason = "the disk is full" if full else (error.strerror or str(error))
-        return UserError(
-            f"{self.final}: cannot be written: {reason}; what is finished is kept, and the same command goes on from it"
-        )
+        return UserError(f"{self.final}: cannot be written: {reason}; {self.remedy}")

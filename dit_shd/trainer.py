@@ -4,25 +4,31 @@ for step in train(config):
     print(step.number, step.metrics["loss"])
 """
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from dit_shd import calibration, checks, models, optim
+from dit_shd import calibration, checks, initialisation, models, optim, sharding
+from dit_shd.ahead import ahead
 from dit_shd.averages import Averages
-from dit_shd.batch import BatchSource
+from dit_shd.batch import Batch, BatchSource, PassName
 from dit_shd.checkpoint import RunFolder
+from dit_shd.compiling import compile_blocks
 from dit_shd.diffusion import Schedule
 from dit_shd.distiller import Distiller
 from dit_shd.errors import UserError
-from dit_shd.losses import Loss
-from dit_shd.run_state import RunState
+from dit_shd.gradient_norms import gradient_norms
+from dit_shd.meter import Meter, known_peak
+from dit_shd.monitor import Monitor
+from dit_shd.run_state import RunState, average_file
+from dit_shd.sharding import whole_tree
 from dit_shd.train_config import TrainConfig, resolved
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 __all__ = ["Step", "TrainConfig", "Trainer", "resolved", "train"]
 
@@ -50,9 +56,6 @@ class Trainer:
     """Everything one run holds; see run_steps for the loop."""
 
     def __init__(self, config: TrainConfig):
-        from accelerate import Accelerator
-        from accelerate.utils import DistributedDataParallelKwargs
-
         checks.ranges(config)
         self.config = config = resolved(config)
         torch.manual_seed(config.seed)
@@ -71,32 +74,47 @@ class Trainer:
             mask_ratio=config.mask_ratio,
             tokens=getattr(student, "tokens", None),
         )
-        distiller = Distiller(student, losses, self.schedule, config.min_snr_gamma)
+        whole = not config.compile and config.sharding == "no"
+        distiller = Distiller(student, losses, self.schedule, config.min_snr_gamma, cut_teacher=whole)
         self._try_out(distiller)
 
-        optimizer = optim.build(config.optimizer, distiller.parameters())
-        unused = DistributedDataParallelKwargs(find_unused_parameters=config.mask_ratio is None)
-        self.accelerator = Accelerator(
-            mixed_precision=config.precision,
-            cpu=not torch.accelerator.is_available(),
-            log_with=config.tracker,
-            project_dir=config.run,
-            kwargs_handlers=[unused],
-        )
-        self.micro_batch_size = checks.micro_batch_size(config, self.accelerator.num_processes)
-        with self.accelerator.main_process_first():
-            self.folder = RunFolder.open(config.run, config, write=self.accelerator.is_main_process)
+        self.accelerator = accelerator = _accelerator(config)
+        self.micro_batch_size = checks.micro_batch_size(config, accelerator.num_processes)
+        with accelerator.main_process_first():
+            self.folder = RunFolder.open(config.run, config, write=accelerator.is_main_process)
         if config.tracker:
-            self.accelerator.init_trackers("dit_shd")
-        self.distiller, self.optimizer = self.accelerator.prepare(distiller, optimizer)
-        if self.teacher is not None:
-            self.teacher.to(self.accelerator.device)
-        calibration.settle(distiller, self.teacher, self._first_batches(losses), self.folder, self.accelerator)
-        self.averages = Averages(self.student, config.ema_rates).to(self.accelerator.device)
+            accelerator.init_trackers("dit_shd")
+        self._place(distiller)
+        self.averages = Averages(self.student, config.ema_rates).to(accelerator.device)
         self.state = RunState(
-            self.accelerator.unwrap_model(self.distiller), self.optimizer, self.averages, self.accelerator.scaler
+            accelerator.unwrap_model(self.distiller), self.optimizer, self.averages, accelerator.scaler
         )
+        self.monitor = Monitor(config.evaluation, config.run, accelerator.is_main_process)
         self.first_step = self._saved_step = self._resume()
+
+    def _place(self, distiller: Distiller) -> None:
+        """Onto the devices, whole or in slices, and ready to be fast."""
+        config, device = self.config, self.accelerator.device
+        first = self._first_batches(distiller)
+        initialisation.settle(config, distiller, self.teacher, self.source, first, self.folder, self.accelerator)
+        if config.gradient_checkpointing:
+            distiller.student.enable_gradient_checkpointing()  # type: ignore[operator]
+        if config.compile:
+            compile_blocks(distiller.student, *([] if self.teacher is None else [self.teacher]))
+        sharded = config.sharding == "fsdp2"
+        distiller.to(device)
+        if self.teacher is not None:
+            self.teacher.to(device)
+            if sharded:
+                sharding.shard(self.teacher, device, frozen=True)
+        calibration.settle(distiller, self.teacher, self._first_batches(distiller), self.folder, self.accelerator)
+        if sharded:
+            sharding.shard(distiller, device, frozen=False)
+            self.distiller: nn.Module = distiller
+            self.optimizer = self.accelerator.prepare(optim.build(config.optimizer, distiller.parameters()))
+        else:
+            optimizer = optim.build(config.optimizer, distiller.parameters())
+            self.distiller, self.optimizer = self.accelerator.prepare(distiller, optimizer)
 
     @property
     def student(self) -> nn.Module:
@@ -105,37 +123,50 @@ class Trainer:
     def run_steps(self) -> Iterator[Step]:
         """The loop."""
         config = self.config
+        batches, meter = ahead(self._draw, self._plan()), self._meter()
         for number in range(self.first_step, config.steps):
-            start = time.perf_counter()
+            done = number + 1
             for group in self.optimizer.param_groups:
                 group["lr"] = optim.learning_rate(config.optimizer, number, config.steps)
-            metrics = self._accumulate(number)
+            metrics = self._accumulate(batches)
+            if config.gradient_norms_every and done % config.gradient_norms_every == 0:
+                metrics |= self._gradient_norms(number)
             metrics["grad_norm"] = self._clip(number)
             self.optimizer.step()
             self.optimizer.zero_grad()
             self.averages.step(self.student)
+            meter.step()
 
-            done = number + 1
             logged = done % config.log_every == 0 or done == config.steps
-            numbers = self._log(done, metrics, time.perf_counter() - start) if logged else {}
+            numbers = self._log(done, metrics, meter) if logged else {}
             if done % config.checkpoint_every == 0 or done == config.steps:
                 self._save(done)
-            if config.sample_every and done % config.sample_every == 0:
-                self._draw_samples(done)
+                meter.pause()
+            if self.monitor.due(done):
+                self._evaluate(done)
+                meter.pause()
             yield Step(done, numbers)
         self.accelerator.end_training()
 
-    def _accumulate(self, number: int) -> dict[str, Tensor]:
-        """Gradients of one global batch: micro batch by micro batch and pass by pass; returns this process's means."""
+    def _plan(self) -> Iterator[tuple[int, int]]:
+        """This process's micro batches to come: their step, and their first place in its global batch."""
         size, processes = self.micro_batch_size, self.accelerator.num_processes
-        rounds = self.config.batch_size // (size * processes)
+        for number in range(self.first_step, self.config.steps):
+            for i in range(self.config.batch_size // (size * processes)):
+                yield number, (i * processes + self.accelerator.process_index) * size
+
+    def _draw(self, place: tuple[int, int]) -> dict[PassName, Batch]:
+        number, first = place
+        return self.source.draw(number, range(first, first + self.micro_batch_size))
+
+    def _accumulate(self, batches: Iterator[dict[PassName, Batch]]) -> dict[str, Tensor]:
+        """Gradients of one global batch: micro batch by micro batch and pass by pass; returns this process's means."""
+        rounds = self.config.batch_size // (self.micro_batch_size * self.accelerator.num_processes)
         sums: dict[str, Tensor] = {}
         for i in range(rounds):
-            first = (i * processes + self.accelerator.process_index) * size
-            batches = self.source.draw(number, range(first, first + size))
-            for name, batch in batches.items():
+            for name, batch in next(batches).items():
                 last = i == rounds - 1 and name == self.source.passes[-1]
-                with nullcontext() if last else self.accelerator.no_sync(self.distiller):
+                with sharding.synchronised(self.distiller, self.accelerator, last):
                     with self.accelerator.autocast():
                         loss, logs = self.distiller(batch.to(self.accelerator.device), name, self.teacher)
                     self.accelerator.backward(loss / rounds)
@@ -144,9 +175,19 @@ class Trainer:
                     sums[key] = sums.get(key, 0) + value.float() / rounds
         return sums
 
+    def _gradient_norms(self, number: int) -> dict[str, Tensor]:
+        """By pass and term, of this process's first micro batch of a step."""
+        distiller, norms = self.accelerator.unwrap_model(self.distiller), {}
+        batches = self._draw((number, self.accelerator.process_index * self.micro_batch_size))
+        for name, batch in batches.items():
+            with self.accelerator.autocast():
+                found = gradient_norms(distiller, batch.to(self.accelerator.device), name, self.teacher)
+            norms |= {f"grad_norm/{term}": norm for term, norm in found.items()}
+        return norms
+
     def _clip(self, number: int) -> Tensor:
         limit = self.config.optimizer.clip or float("inf")
-        norm = torch.as_tensor(self.accelerator.clip_grad_norm_(self.distiller.parameters(), limit))
+        norm = sharding.whole(torch.as_tensor(self.accelerator.clip_grad_norm_(self.distiller.parameters(), limit)))
         if self.config.precision != "fp16" and not torch.isfinite(norm):  # fp16: the scaler skips such steps
             raise UserError(
                 f"step {number + 1}: the gradient is not finite (NaN or infinity); nothing was saved after step "
@@ -154,7 +195,7 @@ class Trainer:
             )
         return norm
 
-    def _log(self, done: int, metrics: dict[str, Tensor], seconds: float) -> dict[str, float]:
+    def _log(self, done: int, metrics: dict[str, Tensor], meter: Meter) -> dict[str, float]:
         names = list(metrics)
         stacked = torch.stack([metrics[n].float().to(self.accelerator.device) for n in names])
         means: Any = self.accelerator.reduce(stacked, "mean")
@@ -162,17 +203,26 @@ class Trainer:
         numbers["lr"] = self.optimizer.param_groups[0]["lr"]
         if self.accelerator.is_main_process:
             self.folder.log("metrics.jsonl", numbers)
-            self.folder.log("timing.jsonl", {"step": done, "seconds": round(seconds, 4)})
+            self.folder.log("timing.jsonl", {"step": done, **meter.row()})
         if self.config.tracker:
             self.accelerator.log({k: v for k, v in numbers.items() if k != "step"}, step=done)
         return numbers
 
+    def _meter(self) -> Meter:
+        peak = self.config.peak_tflops or known_peak(self.accelerator.device)
+        total = None if peak is None else peak * self.accelerator.num_processes
+        return Meter(self.config.batch_size, None, total, self.accelerator.device)
+
     def _save(self, done: int) -> None:
-        if self.accelerator.is_main_process:
-            for rate in self.averages.rates:
-                models.export(self._averaged(rate), self.folder.student_of(rate, self.config), self.config, done)
-            state, keep = self.state, self.config.keep_checkpoints
-            self.folder.save(done, state.tensors(), self.optimizer.state_dict(), state.numbers(), keep)
+        main = self.accelerator.is_main_process
+        if main or self.config.sharding != "no":  # slices are gathered from all
+            tensors, optimizer = self.state.tensors(), self.state.optimizer_state()
+            if main:
+                for rate in self.averages.rates:
+                    student = self._averaged(tensors[average_file(rate)])
+                    models.export(student, self.folder.student_of(rate, self.config), self.config, done)
+                numbers, keep = self.state.numbers(), self.config.keep_checkpoints
+                self.folder.save(done, tensors, optimizer, numbers, keep)
         self._saved_step = done
         self.accelerator.wait_for_everyone()
 
@@ -189,26 +239,25 @@ class Trainer:
             raise UserError(f"{self.folder.newest}: does not fit this run ({reason})") from error
         return saved["step"]
 
-    def _averaged(self, rate: float | None = None) -> nn.Module:
-        """A copy of the student with averaged weights."""
+    def _averaged(self, tensors: dict[str, Tensor]) -> nn.Module:
+        """A student of its own with averaged weights."""
         copy = self.config.student.build("models", where="student")
-        copy.load_state_dict({k: v.cpu() for k, v in self.averages.tensors(rate).items()}, strict=False)
+        copy.load_state_dict({k: v.cpu() for k, v in tensors.items()}, strict=False)
         return copy.eval()
 
-    def _draw_samples(self, done: int) -> None:
-        from dit_shd.sampler import draw_grid
-
-        if self.accelerator.is_main_process:
-            model = self._averaged().to(self.accelerator.device)
-            path = self.folder.path / "samples" / f"step_{done:08d}.png"
-            steps = min(50, len(self.schedule))
-            options = {"steps": steps, "seed": self.config.seed, "diffusion_steps": len(self.schedule)}
-            draw_grid(model, path, count=10, labels="balanced", **options)
+    def _evaluate(self, done: int) -> None:
+        """Samples of the averaged student, and their figures."""
+        student = self._averaged(whole_tree(self.averages.tensors()))
+        figures = self.monitor.look(student, done)
+        if figures is not None:
+            self.folder.log("evaluations.jsonl", {"step": done, **figures})
+        if figures is not None and self.config.tracker:
+            self.accelerator.log({f"evaluation/{k}": v for k, v in figures.items()}, step=done)
         self.accelerator.wait_for_everyone()
 
-    def _first_batches(self, losses: Sequence[Loss]) -> Iterator[calibration.Passes]:
+    def _first_batches(self, distiller: Distiller) -> Iterator[calibration.Passes]:
         """As many batches as the losses want to calibrate on, one micro batch of each of the first steps."""
-        for number in range(max((loss.calibration for loss in losses), default=0)):
+        for number in range(max((loss.calibration for _, loss in distiller.named_losses()), default=0)):
             yield self.source.draw(number, range(self.micro_batch_size))
 
     def _try_out(self, distiller: Distiller) -> None:
@@ -220,6 +269,19 @@ class Trainer:
         with torch.no_grad():
             for name, batch in sample.items():
                 distiller(batch, name, self.teacher)
+
+
+def _accelerator(config: TrainConfig) -> "Accelerator":
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs
+
+    return Accelerator(
+        mixed_precision=config.precision,
+        cpu=not torch.accelerator.is_available(),
+        log_with=config.tracker,
+        project_dir=config.run,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=config.mask_ratio is None)],
+    )
 
 
 def _teacher(config: TrainConfig) -> nn.Module | None:

@@ -18,9 +18,9 @@ def run(values, **changes):
     return config, [step.metrics for step in train(config)]
 
 
-def weights(folder):
+def weights(folder, student="student"):
     """The exported student's tensors."""
-    return load_file(folder / "student" / "diffusion_pytorch_model.safetensors")
+    return load_file(folder / student / "diffusion_pytorch_model.safetensors")
 
 
 def torchrun(script, processes, root, *arguments):
