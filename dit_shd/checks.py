@@ -68,6 +68,8 @@ def ranges(config: "TrainConfig") -> None:
         if config.mask_ratio is None and loss.options.get("passes") == ["masked"]:
             raise UserError(f"losses.{i}.passes: masked only, but mask_ratio is empty: there is no masked pass")
     config.evaluation.check()
+    if config.dry_run:
+        raise UserError("dry_run: is for the command; from Python call dit_shd.cost.dry_run.dry_run(config)")
     if config.tracker is not None:
         _tracker(config.tracker)
 

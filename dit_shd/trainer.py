@@ -17,6 +17,7 @@ from dit_shd.averages import Averages
 from dit_shd.batch import Batch, BatchSource, PassName
 from dit_shd.checkpoint import RunFolder
 from dit_shd.compiling import compile_blocks
+from dit_shd.cost.operations import step_operations
 from dit_shd.diffusion import Schedule
 from dit_shd.distiller import Distiller
 from dit_shd.errors import UserError
@@ -210,8 +211,10 @@ class Trainer:
 
     def _meter(self) -> Meter:
         peak = self.config.peak_tflops or known_peak(self.accelerator.device)
-        total = None if peak is None else peak * self.accelerator.num_processes
-        return Meter(self.config.batch_size, None, total, self.accelerator.device)
+        if peak is None:
+            return Meter(self.config.batch_size, None, None, self.accelerator.device)
+        operations = step_operations(self.config, self.student, self.teacher).total
+        return Meter(self.config.batch_size, operations, peak * self.accelerator.num_processes, self.accelerator.device)
 
     def _save(self, done: int) -> None:
         main = self.accelerator.is_main_process
