@@ -4,6 +4,7 @@ config.yaml      resolved                     metrics.jsonl   the numbers of eac
 checkpoints/     step_<n>/, newest last       timing.jsonl    seconds (not deterministic)
 student/         EMA weights, diffusers format with a model card
 evaluations/     samples drawn during training   calibration.json   what losses found out before training (head plans)
+initialisation.json   which layers, heads and channels of the teacher the student began with
 """
 
 import json
@@ -24,7 +25,7 @@ from dit_shd.models._public import read_tensors
 
 CHANGEABLE = (
     "run", "steps", "micro_batch_size", "compile", "gradient_checkpointing", "sharding", "log_every",
-    "checkpoint_every", "keep_checkpoints", "gradient_norms_every", "evaluation", "tracker",
+    "checkpoint_every", "keep_checkpoints", "gradient_norms_every", "peak_tflops", "evaluation", "tracker",
     "dry_run", "estimate",
 )  # fmt: skip
 """Keys of the config that may differ when a run is resumed."""

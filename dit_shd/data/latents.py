@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +33,11 @@ class Latents(Dataset):
         labels = [self._open(entry, verify) for entry in self._set.shards]
         self._labels = np.concatenate(labels)
         self._slices = [open_tensors(file).get_slice("posterior") for file in self._files]
+
+    @classmethod
+    def described(cls, **options: Any) -> str:
+        about = read_index(Path(options["path"])).about
+        return f"{super().described(**options)}: {about.get('images')} encoded by {about.get('vae')}"
 
     def _open(self, entry: ShardEntry, verify: bool) -> np.ndarray:
         """The labels of a shard, when it is the one that latents.json tells of."""
