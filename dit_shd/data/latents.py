@@ -67,7 +67,7 @@ class Latents(Dataset):
         if self._set.parts == 2:
             noise = randomness.normal(seed, "posterior", step, positions, self.shape)
             x_0 = x_0.addcmul(torch.from_numpy(rows[:, 1]), noise)
-        finite = torch.isfinite(x_0).flatten(1).all(1).numpy()
+        finite = x_0.sum(dim=(1, 2, 3)).isfinite().numpy()
         if not finite.all():
             file = self._files[shards[~finite][0]]
             raise UserError(f"{file}: holds latents that are not finite (NaN or infinity); encode again, check the vae")
