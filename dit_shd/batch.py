@@ -64,6 +64,12 @@ class BatchSource:
     def passes(self) -> tuple[PassName, ...]:
         return ("plain",) if self.mask_ratio is None else ("plain", "masked")
 
+    def shares(self, size: int, process: int, processes: int) -> list[range]:
+        """The positions of one process's micro batches of `size`: the processes take turns."""
+        rounds = self.batch_size // (size * processes)
+        firsts = [(i * processes + process) * size for i in range(rounds)]
+        return [range(first, first + size) for first in firsts]
+
     def draw(self, step: int, positions: Sequence[int]) -> dict[PassName, Batch]:
         """The passes of some positions (0 .. batch_size-1) of one step.
 

@@ -21,6 +21,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "log_every": (1, 1e12),
     "checkpoint_every": (1, 1e12),
     "keep_checkpoints": (1, 1e6),
+    "keep_every": (0, 1e12),
+    "skip_bad_steps": (0, 1e12),
     "sample_every": (0, 1e12),
     "ema_rates": (0, 1),
     "label_dropout": (0, 1),

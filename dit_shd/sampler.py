@@ -22,6 +22,7 @@ from dit_shd.decoder import Decoder
 from dit_shd.diffusion import Schedule, split
 from dit_shd.distiller import classes_of
 from dit_shd.errors import UserError
+from dit_shd.files import replacing_file
 from dit_shd.guidance import Guided
 from dit_shd.models.mdt import kept_biases
 from dit_shd.pictures import grid, to_uint8
@@ -226,4 +227,5 @@ def draw_grid(model: nn.Module, path: Path, count: int, **options: Any) -> None:
     """Sample `count` images into one png, ten to a row."""
     images, _ = sample(model, count, **options)
     path.parent.mkdir(parents=True, exist_ok=True)
-    grid(images, columns=10).save(path)
+    with replacing_file(path) as stream:
+        grid(images, columns=10).save(stream, format="png")

@@ -32,6 +32,8 @@ class TrainConfig:
     log_every: int = option(10, "steps between lines of metrics.jsonl")
     checkpoint_every: int = option(10_000, "steps between checkpoints (and exports of the student)")
     keep_checkpoints: int = option(2, "newest checkpoints kept")
+    keep_every: int = option(0, "checkpoints of steps that are a multiple of this are kept for good; 0 for none")
+    skip_bad_steps: int = option(0, "steps with a NaN or infinite loss or gradient to leave out before it is an error")
     sample_every: int = option(0, "steps between sample grids; 0 for none")
     tracker: str | None = option(None, "an accelerate tracker by name: tensorboard, wandb, ...")
 

@@ -13,15 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dit_shd import calibration, checks, models, optim
+from dit_shd import calibration, checks, guard, models, optim
 from dit_shd.averages import Averages
 from dit_shd.batch import BatchSource
 from dit_shd.checkpoint import RunFolder
 from dit_shd.diffusion import Schedule
 from dit_shd.distiller import Distiller
 from dit_shd.errors import UserError
+from dit_shd.guard import Guard
 from dit_shd.losses import Loss
 from dit_shd.run_state import RunState
+from dit_shd.stop import Stop
+from dit_shd.together import on_main
 from dit_shd.train_config import TrainConfig, resolved
 
 __all__ = ["Step", "TrainConfig", "Trainer", "resolved", "train"]
@@ -84,8 +87,8 @@ class Trainer:
             kwargs_handlers=[unused],
         )
         self.micro_batch_size = checks.micro_batch_size(config, self.accelerator.num_processes)
-        with self.accelerator.main_process_first():
-            self.folder = RunFolder.open(config.run, config, write=self.accelerator.is_main_process)
+        self.folder = RunFolder(config.run)
+        on_main(self._open_folder)
         if config.tracker:
             self.accelerator.init_trackers("dit_shd")
         self.distiller, self.optimizer = self.accelerator.prepare(distiller, optimizer)
@@ -96,6 +99,9 @@ class Trainer:
         self.state = RunState(
             self.accelerator.unwrap_model(self.distiller), self.optimizer, self.averages, self.accelerator.scaler
         )
+        self.guard = Guard(config.run, self.accelerator, config.skip_bad_steps)
+        self.stop = Stop()
+        """Ask it to stop, and the loop ends after the step, saved; the command line lets signals ask."""
         self.first_step = self._saved_step = self._resume()
 
     @property
@@ -104,37 +110,54 @@ class Trainer:
 
     def run_steps(self) -> Iterator[Step]:
         """The loop."""
-        config = self.config
-        for number in range(self.first_step, config.steps):
-            start = time.perf_counter()
-            for group in self.optimizer.param_groups:
-                group["lr"] = optim.learning_rate(config.optimizer, number, config.steps)
-            metrics = self._accumulate(number)
-            metrics["grad_norm"] = self._clip(number)
+        try:
+            for number in range(self.first_step, self.config.steps):
+                yield self._step(number)
+                if self.stop.due:
+                    break
+            self.accelerator.end_training()
+        finally:
+            self.folder.release()
+
+    def _step(self, number: int) -> Step:
+        config, start = self.config, time.perf_counter()
+        for group in self.optimizer.param_groups:
+            group["lr"] = optim.learning_rate(config.optimizer, number, config.steps)
+        metrics = self.accumulate(number)
+        metrics["grad_norm"] = self._clip()
+        if self.guard.finite(metrics["loss"], metrics["grad_norm"]):
             self.optimizer.step()
-            self.optimizer.zero_grad()
             self.averages.step(self.student)
+        elif (error := self.guard.leaves_out(self, number)) is not None:
+            self._save(number)
+            raise error
+        else:
+            metrics = {}
+        self.optimizer.zero_grad()
 
-            done = number + 1
-            logged = done % config.log_every == 0 or done == config.steps
-            numbers = self._log(done, metrics, time.perf_counter() - start) if logged else {}
-            if done % config.checkpoint_every == 0 or done == config.steps:
-                self._save(done)
-            if config.sample_every and done % config.sample_every == 0:
-                self._draw_samples(done)
-            yield Step(done, numbers)
-        self.accelerator.end_training()
+        done = number + 1
+        last = done == config.steps or self.stop.agreed()
+        logged = done % config.log_every == 0 or done == config.steps
+        numbers = self._log(done, metrics, time.perf_counter() - start) if logged else {}
+        if done % config.checkpoint_every == 0 or last:
+            self._save(done)
+        self._draw_samples(done)
+        return Step(done, numbers)
 
-    def _accumulate(self, number: int) -> dict[str, Tensor]:
+    def shares(self) -> list[range]:
+        """The positions of this process's micro batches in the global batch."""
+        processes = self.accelerator.num_processes
+        return self.source.shares(self.micro_batch_size, self.accelerator.process_index, processes)
+
+    def accumulate(self, number: int) -> dict[str, Tensor]:
         """Gradients of one global batch: micro batch by micro batch and pass by pass; returns this process's means."""
-        size, processes = self.micro_batch_size, self.accelerator.num_processes
-        rounds = self.config.batch_size // (size * processes)
         sums: dict[str, Tensor] = {}
-        for i in range(rounds):
-            first = (i * processes + self.accelerator.process_index) * size
-            batches = self.source.draw(number, range(first, first + size))
+        shares = self.shares()
+        rounds = len(shares)
+        for share in shares:
+            batches = self.source.draw(number, share)
             for name, batch in batches.items():
-                last = i == rounds - 1 and name == self.source.passes[-1]
+                last = share == shares[-1] and name == self.source.passes[-1]
                 with nullcontext() if last else self.accelerator.no_sync(self.distiller):
                     with self.accelerator.autocast():
                         loss, logs = self.distiller(batch.to(self.accelerator.device), name, self.teacher)
@@ -144,22 +167,20 @@ class Trainer:
                     sums[key] = sums.get(key, 0) + value.float() / rounds
         return sums
 
-    def _clip(self, number: int) -> Tensor:
+    def _clip(self) -> Tensor:
         limit = self.config.optimizer.clip or float("inf")
-        norm = torch.as_tensor(self.accelerator.clip_grad_norm_(self.distiller.parameters(), limit))
-        if self.config.precision != "fp16" and not torch.isfinite(norm):  # fp16: the scaler skips such steps
-            raise UserError(
-                f"step {number + 1}: the gradient is not finite (NaN or infinity); nothing was saved after step "
-                f"{self._saved_step}. A lower optimizer.lr or precision=no may help"
-            )
-        return norm
+        return torch.as_tensor(self.accelerator.clip_grad_norm_(self.distiller.parameters(), limit))
 
     def _log(self, done: int, metrics: dict[str, Tensor], seconds: float) -> dict[str, float]:
         names = list(metrics)
-        stacked = torch.stack([metrics[n].float().to(self.accelerator.device) for n in names])
-        means: Any = self.accelerator.reduce(stacked, "mean")
+        means: Any = torch.zeros(0)
+        if names:  # not of a step that was left out
+            stacked = torch.stack([metrics[n].float().to(self.accelerator.device) for n in names])
+            means = self.accelerator.reduce(stacked, "mean")
         numbers = {"step": done, **dict(zip(names, means.tolist()))}
         numbers["lr"] = self.optimizer.param_groups[0]["lr"]
+        if self.guard.skipped:
+            numbers["skipped_steps"] = self.guard.skipped
         if self.accelerator.is_main_process:
             self.folder.log("metrics.jsonl", numbers)
             self.folder.log("timing.jsonl", {"step": done, "seconds": round(seconds, 4)})
@@ -168,26 +189,46 @@ class Trainer:
         return numbers
 
     def _save(self, done: int) -> None:
-        if self.accelerator.is_main_process:
-            for rate in self.averages.rates:
-                models.export(self._averaged(rate), self.folder.student_of(rate, self.config), self.config, done)
-            state, keep = self.state, self.config.keep_checkpoints
-            self.folder.save(done, state.tensors(), self.optimizer.state_dict(), state.numbers(), keep)
+        if done == self._saved_step:
+            return
+        state, keep = self.state, (self.config.keep_checkpoints, self.config.keep_every)
+        numbers = {**state.numbers(), "skipped_steps": self.guard.skipped}
+        tensors, optimizer = state.tensors(), self.optimizer.state_dict()
+        on_main(lambda: self.folder.save(done, tensors, optimizer, numbers, *keep))
         self._saved_step = done
-        self.accelerator.wait_for_everyone()
+        self._export(done)
+
+    def _export(self, done: int) -> None:
+        """The students of a checkpoint, where they are not there yet: a kill may have come between."""
+
+        def write() -> None:
+            for rate in self.averages.rates:
+                folder = self.folder.student_of(rate, self.config)
+                if models.exported_step(folder) != done:
+                    models.export(self._averaged(rate), folder, self.config, done)
+
+        on_main(write)
+
+    def _open_folder(self) -> None:
+        self.folder = RunFolder.open(self.config.run, self.config)
 
     def _resume(self) -> int:
-        saved = self.folder.load()
-        if self.accelerator.is_main_process:
-            self.folder.forget_after(0 if saved is None else saved["step"])
+        name = on_main(self.folder.pick)
+        saved = None if name is None else self.folder.load(name)
+        step = 0 if saved is None else saved["step"]
+        on_main(lambda: self.folder.forget_after(step))
         if saved is None:
             return 0
         try:
             self.state.restore(saved, self.accelerator.device)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            self.guard.skipped = int(saved["skipped_steps"])
+        except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:150]
-            raise UserError(f"{self.folder.newest}: does not fit this run ({reason})") from error
-        return saved["step"]
+            raise UserError(f"{self.folder.path}: {name} does not fit this run ({reason})") from error
+        self._saved_step = step
+        self._export(step)
+        self._draw_samples(step, again=False)
+        return step
 
     def _averaged(self, rate: float | None = None) -> nn.Module:
         """A copy of the student with averaged weights."""
@@ -195,12 +236,15 @@ class Trainer:
         copy.load_state_dict({k: v.cpu() for k, v in self.averages.tensors(rate).items()}, strict=False)
         return copy.eval()
 
-    def _draw_samples(self, done: int) -> None:
+    def _draw_samples(self, done: int, again: bool = True) -> None:
+        """The grid of a step that is due; one that is there is drawn again, or left alone."""
         from dit_shd.sampler import draw_grid
 
-        if self.accelerator.is_main_process:
+        every, path = self.config.sample_every, self.folder.path / "samples" / f"step_{done:08d}.png"
+        if not every or done % every:
+            return
+        if self.accelerator.is_main_process and (again or not path.exists()):
             model = self._averaged().to(self.accelerator.device)
-            path = self.folder.path / "samples" / f"step_{done:08d}.png"
             steps = min(50, len(self.schedule))
             options = {"steps": steps, "seed": self.config.seed, "diffusion_steps": len(self.schedule)}
             draw_grid(model, path, count=10, labels="balanced", **options)
@@ -217,9 +261,9 @@ class Trainer:
             return
         sample = self.source.draw(0, range(1))
         calibration.look(distiller, self.teacher, [sample])
-        with torch.no_grad():
-            for name, batch in sample.items():
-                distiller(batch, name, self.teacher)
+        bad = guard.look(distiller, self.teacher, sample)
+        if bad is not None:
+            raise UserError(f"the first sample: teacher and student give NaN or infinity, first in {bad}")
 
 
 def _teacher(config: TrainConfig) -> nn.Module | None:

@@ -9,7 +9,7 @@ import torch
 from evaluation import pictures
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 STUDENT = {
     "name": "mdt",

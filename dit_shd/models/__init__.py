@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -15,16 +16,23 @@ from dit_shd.errors import UserError
 from dit_shd.models import _public
 from dit_shd.models.mdt import MDTv2
 
-__all__ = ["MDTv2", "export", "load"]
+__all__ = ["MDTv2", "export", "exported_step", "load"]
 
 
 def load(source: str | Path) -> ModelMixin:
     """A model from a run folder, a diffusers folder, a public MDTv2 checkpoint file, or `asset:NAME` (ships with us).
 
     Raises:
-        UserError: nothing there, or something else.
+        UserError: nothing there, something else, or weights that are not finite.
     """
-    source = str(source)
+    model = _read(str(source))
+    bad = next((name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())), None)
+    if bad is not None:
+        raise UserError(f"{source}: its weights are not finite (NaN or infinity), first in {bad}")
+    return model
+
+
+def _read(source: str) -> ModelMixin:
     if source.startswith("asset:"):
         assets = Path(str(resources.files("dit_shd") / "assets"))
         known = {folder.parent.name: folder.parent for folder in assets.glob("*/config.json")}
@@ -105,11 +113,21 @@ Trained by dit_shd for {step} steps (averaged weights). Load: `dit_shd.models.lo
 
 def export(model: Any, folder: Path, config: Any, step: int) -> None:
     """Write a model in diffusers format with a model card, replacing the last: a reader sees one of the two, whole."""
-    from dit_shd.checkpoint import replacing
     from dit_shd.config import dump
+    from dit_shd.files import replacing
 
     with replacing(folder) as part:
         model.save_pretrained(part, safe_serialization=True)
         millions = sum(p.numel() for p in model.parameters()) / 1e6
         card = CARD.format(family=type(model).__name__, millions=millions, step=step, config=dump(config))
         (part / "README.md").write_text(card, encoding="utf-8")
+
+
+def exported_step(folder: Path) -> int | None:
+    """The training step that the model card of an export tells; None where there is none."""
+    try:
+        card = (folder / "README.md").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
+    found = re.search(r"^Trained by dit_shd for (\d+) steps", card, re.MULTILINE)
+    return int(found[1]) if found else None
