@@ -14,11 +14,13 @@ _HOME = {
     "squeeze": "dit_shd.squeezing",
     "attention_kl": "dit_shd.divergence",
     "SHD": "dit_shd.losses.shd",
+    "DiT": "dit_shd.models",
     "MDTv2": "dit_shd.models",
 }
 __all__ = [
     "SHD",
     "Capture",
+    "DiT",
     "MDTv2",
     "SHDAttnProcessor",
     "Squeeze",

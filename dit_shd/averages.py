@@ -6,6 +6,8 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
+from dit_shd.sharding import slice_like
+
 
 class Averages:
     """One average for each rate, begun as a copy of the weights: a <- rate a + (1 - rate) w after every step.
@@ -41,5 +43,7 @@ class Averages:
 
     def load(self, rate: float, tensors: dict[str, Tensor], device: torch.device) -> None:
         """Put back what `tensors` gave."""
-        self._models[rate].load_state_dict({"shadow_params": [tensors[name] for name in self.names]})
-        self._models[rate].to(device)
+        model = self._models[rate]
+        own = [slice_like(tensors[name], old) for name, old in zip(self.names, model.shadow_params)]
+        model.load_state_dict({"shadow_params": own})
+        model.to(device)

@@ -35,9 +35,11 @@ class Batch:
     """Kept token indices [b,kept] of a masked pass."""
     indices: Tensor
     """Which samples of the dataset these are [b]."""
+    step: int = 0
+    """Of training, from 0: schedules of loss weights look at it."""
 
     def to(self, device: torch.device) -> "Batch":
-        moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if v is not None}
+        moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, **moved)
 
 
@@ -64,12 +66,6 @@ class BatchSource:
     def passes(self) -> tuple[PassName, ...]:
         return ("plain",) if self.mask_ratio is None else ("plain", "masked")
 
-    def shares(self, size: int, process: int, processes: int) -> list[range]:
-        """The positions of one process's micro batches of `size`: the processes take turns."""
-        rounds = self.batch_size // (size * processes)
-        firsts = [(i * processes + process) * size for i in range(rounds)]
-        return [range(first, first + size) for first in firsts]
-
     def draw(self, step: int, positions: Sequence[int]) -> dict[PassName, Batch]:
         """The passes of some positions (0 .. batch_size-1) of one step.
 
@@ -90,6 +86,7 @@ class BatchSource:
                 labels=torch.where(dropped, NO_LABEL, labels),
                 keep=self._keep(step, positions) if name == "masked" else None,
                 indices=torch.from_numpy(indices),
+                step=step,
             )
         return batches
 

@@ -13,6 +13,7 @@ from dit_shd.batch import Batch, PassName
 from dit_shd.checkpoint import RunFolder, write_text
 from dit_shd.distiller import Distiller, predict
 from dit_shd.errors import UserError
+from dit_shd.sharding import captured, is_sharded
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -31,7 +32,7 @@ def look(distiller: Distiller, teacher: nn.Module, batches: Iterable[Passes]) ->
             losses = [loss for loss in wanting.values() if number < loss.calibration and name in loss.passes]
             if not losses:
                 continue
-            with capture(distiller.student) as ours, capture(teacher) as theirs:
+            with capture(distiller.student) as ours, captured(teacher) as theirs:
                 predict(distiller.student, batch)
                 predict(teacher, batch)
             for loss in losses:
@@ -48,17 +49,20 @@ def settle(
 ) -> None:
     """Calibrate the losses of a new run, or restore what the run found before.
 
-    The main process looks and writes; all processes read, so that all work with the same.
+    The main process looks and writes; all read, so that all work with the same. A sharded teacher needs all to look.
     """
     wanting = {name: loss for name, loss in distiller.named_losses() if loss.calibration}
     if not wanting or teacher is None:
         return
     file = folder.path / FILE
-    if accelerator.is_main_process and not file.exists():
+    new = not file.exists()
+    accelerator.wait_for_everyone()
+    if new and (accelerator.is_main_process or is_sharded(teacher)):
         found = look(
             distiller, teacher, ({k: batch.to(accelerator.device) for k, batch in passes.items()} for passes in batches)
         )
-        write_text(file, json.dumps(found, indent=1) + "\n")
+        if accelerator.is_main_process:
+            write_text(file, json.dumps(found, indent=1) + "\n")
     accelerator.wait_for_everyone()
     try:
         found = json.loads(file.read_text(encoding="utf-8"))

@@ -3,7 +3,7 @@
 config.yaml      resolved                     metrics.jsonl   the numbers of each logged step (deterministic)
 checkpoints/     step_<n>/, newest last       timing.jsonl    seconds (not deterministic)
 student/         EMA weights, diffusers format with a model card
-samples/         grids drawn during training     calibration.json   what losses found out before training (head plans)
+evaluations/     samples drawn during training   calibration.json   what losses found out before training (head plans)
 bad_steps/       batches whose loss or gradient was not finite
 
 A checkpoint is a folder of safetensors files, state.json and manifest.json, which has the sha256 of each. It is
@@ -26,16 +26,20 @@ from dit_shd.config import dump, read_yaml
 from dit_shd.errors import UserError
 from dit_shd.files import cannot_be_written, discard, mend, replacing, sync, write_text
 from dit_shd.lock import Lock
+from dit_shd.together import on_main
 
 __all__ = ["CHANGEABLE", "RunFolder", "check_same", "replacing", "write_text"]
 
 CHANGEABLE = (
-    "run", "steps", "micro_batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "keep_every",
-    "sample_every", "skip_bad_steps", "tracker",
+    "run", "steps", "micro_batch_size", "compile", "gradient_checkpointing", "sharding", "log_every",
+    "checkpoint_every", "keep_checkpoints", "keep_every", "skip_bad_steps", "gradient_norms_every", "evaluation",
+    "tracker", "dry_run", "estimate",
 )  # fmt: skip
 """Keys of the config that may differ when a run is resumed."""
 LOCK, MANIFEST = ".lock", "manifest.json"
-LOGS = ("metrics.jsonl", "timing.jsonl")
+
+LOGS = ("metrics.jsonl", "timing.jsonl", "evaluations.jsonl")
+"""Rows by step; only the second one differs when a run is repeated."""
 BEGUN = (LOCK, ".config.yaml.")
 """All that a run folder can hold before its config.yaml."""
 _log = logging.getLogger("dit_shd")
@@ -48,26 +52,31 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path, config: Any) -> "RunFolder":
-        """Make a run folder, or reopen the one that holds the same config; it is locked until release().
+        """Make a run folder, or reopen the one that holds the same config. The main process locks it until release().
 
         Raises:
             UserError: the folder is in use, or holds another config, or something that is not a run.
         """
-        new = dump(config)
-        _check(path, new)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            sync(path.parent)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be made a run folder ({error.strerror})") from error
-        folder = cls(path, Lock(path / LOCK, "dit-shd train"))
-        _check(path, new)  # again, now that nobody else can write
-        for place in (path, path / "checkpoints"):
-            mend(place)
-        write_text(path / "config.yaml", new)
-        (path / "checkpoints").mkdir(exist_ok=True)
-        sync(path)
-        return folder
+        locks: list[Lock] = []
+
+        def begin() -> None:
+            new = dump(config)
+            _check(path, new)
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+                sync(path.parent)
+            except OSError as error:
+                raise UserError(f"{path}: cannot be made a run folder ({error.strerror})") from error
+            locks.append(Lock(path / LOCK, "dit-shd train"))
+            _check(path, new)  # again, now that nobody else can write
+            for place in (path, path / "checkpoints"):
+                mend(place)
+            write_text(path / "config.yaml", new)
+            (path / "checkpoints").mkdir(exist_ok=True)
+            sync(path)
+
+        on_main(begin)
+        return cls(path, locks[0] if locks else None)
 
     def release(self) -> None:
         """Others may use the folder."""
@@ -186,7 +195,10 @@ class RunFolder:
                 write_text(file, "".join(line + "\n" for line in kept))
 
     def metrics(self) -> list[dict[str, Any]]:
-        file = self.path / "metrics.jsonl"
+        return self.rows("metrics.jsonl")
+
+    def rows(self, log: str) -> list[dict[str, Any]]:
+        file = self.path / log
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from dit_shd import initialisation
 from dit_shd.data import Dataset
 from dit_shd.errors import UserError
 
@@ -23,7 +24,9 @@ RANGES: dict[str, tuple[float, float]] = {
     "keep_checkpoints": (1, 1e6),
     "keep_every": (0, 1e12),
     "skip_bad_steps": (0, 1e12),
-    "sample_every": (0, 1e12),
+    "gradient_norms_every": (0, 1e12),
+    "evaluation.every": (0, 1e12),
+    "initialisation.calibration": (0, 1e6),
     "ema_rates": (0, 1),
     "label_dropout": (0, 1),
     "mask_ratio": (0, 0.8),
@@ -60,11 +63,23 @@ def ranges(config: "TrainConfig") -> None:
         raise UserError(f"optimizer.betas: {config.optimizer.name} wanted {wanted} numbers in [0, 1), found {betas}")
     if config.precision == "fp16" and not torch.accelerator.is_available():
         raise UserError("precision: fp16 needs a GPU, and there is none here; use bf16 or no")
+    if config.sharding != "no":
+        _sharding(config)
     for i, loss in enumerate(config.losses):
         if config.mask_ratio is None and loss.options.get("passes") == ["masked"]:
             raise UserError(f"losses.{i}.passes: masked only, but mask_ratio is empty: there is no masked pass")
+    config.evaluation.check()
     if config.tracker is not None:
         _tracker(config.tracker)
+
+
+def _sharding(config: "TrainConfig") -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        raise UserError("sharding: fsdp2 needs two processes or more; start it by torchrun or accelerate launch")
+    if config.precision == "fp16":
+        raise UserError("sharding: fsdp2 works with precision no or bf16, found fp16")
+    if config.gradient_norms_every:
+        raise UserError("sharding: fsdp2 cannot measure each term's gradient; set gradient_norms_every=0")
 
 
 def _tracker(name: str) -> None:
@@ -89,11 +104,17 @@ def fit(config: "TrainConfig", dataset: Dataset, student: nn.Module, teacher: nn
         classes = getattr(own, "num_classes", dataset.classes)
         if classes < dataset.classes:
             raise UserError(f"{role}: knows {classes} classes, the data has {dataset.classes}")
-        if config.mask_ratio is not None and "keep" not in inspect.signature(model.forward).parameters:
-            raise UserError(f"mask_ratio: the {role} ({type(model).__name__}) has no masked pass; set mask_ratio=null")
+        masked_pass(config, role, model)
         bad = [name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())]
         if bad:
             raise UserError(f"{role}: its weights are not finite (NaN or infinity), first in {bad[0]}")
+    initialisation.check(config, student, teacher)
+
+
+def masked_pass(config: "TrainConfig", role: str, model: nn.Module) -> None:
+    """A model must know the masked pass if there is one."""
+    if config.mask_ratio is not None and "keep" not in inspect.signature(model.forward).parameters:
+        raise UserError(f"mask_ratio: the {role} ({type(model).__name__}) has no masked pass; set mask_ratio=null")
 
 
 def launched(processes: int) -> None:

@@ -1,4 +1,4 @@
-"""The command line: `dit-shd train | sample | evaluate | statistics | compare | inspect | demo`.
+"""The command line: `dit-shd encode | convert | train | sample | evaluate | statistics | compare | inspect | demo`.
 
 Errors a user can cause are one line and exit code 2. A signal ends a command with 128 and its number: 130 for Ctrl-C,
 143 for SIGTERM, 138 for SIGUSR1. Training first finishes its step and saves; a second Ctrl-C ends it at once.
@@ -14,6 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from dit_shd.errors import UserError
+
+CONVERT = """Convert checkpoints: MDTv2 and DiT, public files or training checkpoints, to model folders and back.
+
+  dit-shd convert DiT-XL-2-256x256.pt dit_xl2            a folder for teacher=, sample, inspect
+  dit-shd convert 0400000.pt dit weights=model heads=8   of a training checkpoint; heads of an unusual width
+  dit-shd convert facebook/DiT-XL-2-256 dit_xl2          diffusers' layout, from the hub (or a folder here)
+  dit-shd convert runs/shd student.safetensors           and back, to the public code's names
+
+No code in a file is ever run. Sizes are read from the tensors. What is written has a card with the licence it inherits.
+(SiT files look the same as DiT's and are not: SiT predicts velocity.)"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,7 +85,8 @@ def _parser() -> argparse.ArgumentParser:
     def add(name: str, run: Any, keys: str, first: str | None, words: str, first_words: str = "") -> None:
         sub = commands.add_parser(
             name,
-            help=words,
+            usage=f"%(prog)s [--trust PACKAGE] {f'{first} ' if first else ''}[key=value ...]",
+            help=words.partition("\n")[0],
             description=words,
             add_help=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -83,11 +94,15 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("-h", "--help", action=_Help, help="this text")
         sub.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help="allow plug-ins of PACKAGE")
         if first:
-            several = "+" if first.endswith("...") else None
+            several = "+" if first.endswith("...") or " " in first else None
             sub.add_argument("first", metavar=first.rstrip("."), nargs=several, help=first_words)
         sub.add_argument("assignments", nargs="*", metavar="key=value", help="settings, see below")
         sub.set_defaults(run=run, keys=keys)
 
+    add(
+        "encode", _encode, "dit_shd.latent_files.EncodeConfig", None,
+        "Encode images=FOLDER into latent shards out=LATENTS to train on; the same command again resumes and verifies.",
+    )  # fmt: skip
     add(
         "train", _train, "dit_shd.trainer.TrainConfig", "CONFIG",
         "Train a model, plainly or by distillation; the same command again resumes.", "a YAML file, see configs/",
@@ -116,6 +131,10 @@ def _parser() -> argparse.ArgumentParser:
         "run, diffusers transformer folder or asset:NAME",
     )  # fmt: skip
     add(
+        "convert", _convert, "dit_shd.converter.ConvertConfig", "FILE OUT",
+        CONVERT, "a checkpoint file, model folder, run or the hub's OWNER/NAME; and what to write",
+    )  # fmt: skip
+    add(
         "demo", _demo, "dit_shd.demo.DemoConfig", None,
         "The whole main job on real digits: distil two students, sample, evaluate, write report.html.",
     )  # fmt: skip
@@ -139,6 +158,18 @@ def _values(options: argparse.Namespace, **given: Any) -> dict[str, Any]:
     return override(given, options.assignments)
 
 
+def _encode(options: argparse.Namespace) -> None:
+    from dit_shd.config import make
+    from dit_shd.latent_files import EncodeConfig, encode_to_shards
+
+    config = make(EncodeConfig, _values(options), "encode")
+    latents = encode_to_shards(config)
+    if int(os.environ.get("RANK", "0")):  # under a launcher one process speaks
+        return
+    told = f"{len(latents)} images in {len(latents.classes)} classes, latents of shape {list(latents.shape)}"
+    print(f"done: {config.out}: {told}\nnext: dit-shd train CONFIG data='{{name: latents, path: {config.out}}}'")
+
+
 def _train(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
@@ -147,6 +178,13 @@ def _train(options: argparse.Namespace) -> None:
     from dit_shd.trainer import TrainConfig, Trainer
 
     config = make(TrainConfig, override(read_yaml(Path(options.first)), options.assignments))
+    if config.dry_run:
+        from dit_shd.cost.dry_run import dry_run
+
+        found = dry_run(config)
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(found)
+        return
     trainer = Trainer(config)
     if trainer.first_step >= config.steps:
         print(f"{config.run}: already at step {trainer.first_step} of {config.steps}; raise steps=N to go on")
@@ -226,6 +264,17 @@ def _inspect(options: argparse.Namespace) -> None:
 
     out = inspect(make(InspectConfig, _values(options, model=options.first), "inspect"))
     print(f"done: {out / PAGE}, its pictures and numbers.json beside it")
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from dit_shd.config import make, override
+    from dit_shd.converter import ConvertConfig, convert
+
+    names, assignments = _sorted_words(options)
+    if len(names) != 2:
+        raise UserError(f"wanted two names, FILE and OUT, found {len(names)}: {' '.join(names)}")
+    config = make(ConvertConfig, override({"source": names[0], "out": names[1]}, assignments), "convert")
+    print("\n".join(convert(config).lines))
 
 
 def _demo(options: argparse.Namespace) -> None:

@@ -208,7 +208,23 @@ def parse_yaml(text: str) -> Any:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file of keys and values, read safely."""
+    """A YAML file of keys and values, read safely; `base: NAME`, a file beside it, gives the keys it does not give.
+
+    A key is taken whole from one file or the other: lists and plug-ins are never mixed.
+    """
+    values, seen = _read_yaml(path), [path.name]
+    while "base" in values:
+        name = values.pop("base")
+        if not isinstance(name, str) or Path(name).name != name or "\\" in name:
+            raise wrong(f"{path}: base", "the name of a file in the same folder", name)
+        if name in seen:
+            raise UserError(f"{path}: base: {' -> '.join([*seen, name])} leads back to itself")
+        seen.append(name)
+        values = {**_read_yaml(path.with_name(name)), **values}
+    return values
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: no such config file")
     try:

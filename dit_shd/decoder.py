@@ -32,7 +32,7 @@ class Decoder:
         """
         if source is None:
             return cls()
-        vae = _read(source)
+        vae = read_autoencoder(source)
         if vae.config.latent_channels != channels:
             raise UserError(f"vae: {source} decodes {vae.config.latent_channels} channels, the model has {channels}")
         return cls(vae.to(device))
@@ -53,7 +53,12 @@ class Decoder:
         return self.vae.decode(scaled, return_dict=False)[0]
 
 
-def _read(source: str) -> Any:
+def read_autoencoder(source: str) -> Any:
+    """diffusers' AutoencoderKL in a folder or by its name on the hub, from safetensors only.
+
+    Raises:
+        UserError: there is none, or its weights and its config do not belong together.
+    """
     from diffusers import AutoencoderKL
 
     try:
@@ -63,7 +68,7 @@ def _read(source: str) -> Any:
     except Exception as error:  # a stranger's folder can be wrong in any way
         reason = " ".join(str(error).split())[:160]
         raise UserError(
-            f"vae: '{source}' is neither a folder with an AutoencoderKL nor a reachable name ({reason})"
+            f"vae: '{source}' is neither a folder with an AutoencoderKL nor a reachable name ({reason}); null: pixels"
         ) from error
     wrong = [*told["missing_keys"], *told["unexpected_keys"], *told["mismatched_keys"]]
     if wrong:

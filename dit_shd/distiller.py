@@ -1,7 +1,7 @@
 """The student and its losses as one module: what accelerate prepares, and what a training step calls."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from dit_shd.attention import Capture, Captures, capture
 from dit_shd.batch import NO_LABEL, Batch, PassName
 from dit_shd.diffusion import Schedule, noise_error, split, variational_bits
 from dit_shd.losses import Listener, Loss, Term, View
+from dit_shd.sharding import KeptWeights, is_sharded
 
 
 class Distiller(nn.Module):
@@ -21,38 +22,56 @@ class Distiller(nn.Module):
 
     Args:
         gamma: min-SNR weight of the noise error; None for no weight.
+        cut_teacher: let the teacher stop after the last layer that losses look at, if none looks at its output. Not
+            for a teacher that is compiled or sharded: both need a forward that ends.
     """
 
-    def __init__(self, student: nn.Module, losses: Sequence[Loss], schedule: Schedule, gamma: float | None = 5.0):
+    def __init__(
+        self,
+        student: nn.Module,
+        losses: Sequence[Loss],
+        schedule: Schedule,
+        gamma: float | None = 5.0,
+        cut_teacher: bool = True,
+    ):
         super().__init__()
         self.student = student
         self.losses = nn.ModuleList(losses)
-        self.schedule, self.gamma = schedule, gamma
+        self.schedule, self.gamma, self.cut_teacher = schedule, gamma, cut_teacher
         self._teacher_layers: dict[PassName, list[str]] = {}
         """The teacher's layers in the order in which they ran; known after the first call of a pass."""
+        self._kept = KeptWeights()
 
     def forward(
         self, batch: Batch, pass_name: PassName = "plain", teacher: nn.Module | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of one pass, averaged over the batch, and its terms (detached) by name."""
+        """The loss of one pass, averaged over the batch, and its terms (detached, not weighted) by name."""
+        terms, logs = self.terms(batch, pass_name, teacher)
+        total = sum(terms.values(), torch.zeros((), device=batch.x_0.device))
+        idle = [p for name, loss in self.named_losses() if name not in terms for p in loss.parameters()]
+        for parameter in idle:  # DDP waits for every parameter in every pass, also for projectors of other passes
+            total = total + 0.0 * parameter.sum()
+        return total, logs
+
+    def terms(
+        self, batch: Batch, pass_name: PassName, teacher: nn.Module | None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The weighted terms of one pass, averaged over the batch, with their graph; and what is to be logged."""
         wanted = {name: loss for name, loss in self.named_losses() if pass_name in loss.passes}
         needs_captures = any(loss.needs_captures for loss in wanted.values())
         with ExitStack() as stack:
             student_captures = stack.enter_context(capture(self.student)) if needs_captures else {}
             output = predict(self.student, batch).float()
-        terms = self._denoising(batch, output)
-        total = torch.stack([term.mean() for term in terms.values()]).sum()
-        logs = {name: term.detach().mean() for name, term in terms.items()}
+        terms = {name: value.mean() for name, value in self._denoising(batch, output).items()}
+        logs = {name: term.detach() for name, term in terms.items()}
         if wanted:
             assert teacher is not None, "losses need a teacher"
             for name, term in self._teach(batch, pass_name, teacher, wanted, output, student_captures).items():
-                total = total + wanted[name].weight * term.value.mean()
-                logs[name] = term.value.detach().mean()
+                mean = term.value.mean()
+                terms[name] = wanted[name].weight_at(batch.step) * mean
+                logs[name] = mean.detach()
                 logs |= {f"{name}/{key}": value for key, value in term.logs.items()}
-        idle = [p for name, loss in self.named_losses() if name not in wanted for p in loss.parameters()]
-        for parameter in idle:  # DDP waits for every parameter in every pass, also for projectors of other passes
-            total = total + 0.0 * parameter.sum()
-        return total, logs
+        return terms, logs
 
     def _teach(
         self,
@@ -74,22 +93,33 @@ class Distiller(nn.Module):
             listener = loss.listener(order, student_captures, batch) if order else None
             if listener is not None:
                 listeners[name] = listener
+        sharded = bool(capturing) and is_sharded(teacher)
+        only_listeners = len(listeners) == len(losses)
+        cut = self.cut_teacher and only_listeners and not any(loss.needs_output for loss in losses.values())
 
         def sink(layer: str, found: Capture) -> None:
+            found = self._kept.of(layer, found) if sharded else found
             for listener in listeners.values():
                 listener(layer, found)
             if len(listeners) < len(capturing):
                 held[layer] = found
+            if cut and not any(listener.waits for listener in listeners.values()):
+                raise _Enough
 
         held: dict[str, Capture] = {}
-        with ExitStack() as stack, torch.no_grad():
+        teacher_output = None
+        with ExitStack() as stack, torch.no_grad(), suppress(_Enough):
             if capturing:
                 stack.enter_context(capture(teacher, sink=sink))
             teacher_output = predict(teacher, batch).float()
         if capturing and not order:
             self._teacher_layers[pass_name] = list(held)
-        view = View(batch, self.schedule, output, teacher_output, student_captures, held)
-        return {name: listeners[name].term() if name in listeners else loss.term(view) for name, loss in losses.items()}
+        found = {name: listener.term() for name, listener in listeners.items()}
+        if not only_listeners:
+            assert teacher_output is not None
+            view = View(batch, self.schedule, output, teacher_output, student_captures, held)
+            found |= {name: loss.term(view) for name, loss in losses.items() if name not in listeners}
+        return {name: found[name] for name in losses}
 
     def _denoising(self, batch: Batch, output: Tensor) -> dict[str, Tensor]:
         noise, v = split(output, batch.x_0.shape[1])
@@ -120,3 +150,7 @@ def classes_of(model: nn.Module) -> int:
     """The number of classes of a model; that number is also its label for "none"."""
     config: Any = model.config
     return config.num_classes if "num_classes" in config else config.num_embeds_ada_norm
+
+
+class _Enough(Exception):
+    """The teacher has run as far as it is needed."""

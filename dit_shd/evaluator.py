@@ -8,6 +8,7 @@ Everything that can be refused is refused before the network runs.
 import json
 import re
 import statistics
+from collections.abc import Callable
 from dataclasses import MISSING, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -72,8 +73,8 @@ class EvaluateConfig:
             raise UserError(f"resamples: wanted 0, or at least 10 for an interval, found {self.resamples}")
 
 
-def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Compare samples with a reference, print the table, write the results file and return what is in it.
+def evaluate(config: EvaluateConfig, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Compare samples with a reference, say the table, write the results file and return what is in it.
 
     Several files of samples are evaluated one after the other, each with a results file of its own beside it
     (NAME.results.json), which the same command finds again; the figures are then means over the files, with their
@@ -95,7 +96,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         network.check(samples.shape[1:], "samples")
         reference.check(samples, network)
     chosen, left_out = choose(config.metrics, sets[0], reference, network)
-    job = _Job(config, reference, network.to(find_device(config.device)), chosen, left_out)
+    job = _Job(config, reference, network.to(find_device(config.device)), chosen, left_out, say)
     out = config.out or _beside(sets[0], "results.json")
     return job.run(sets[0], out) if len(sets) == 1 else _several(job, sets, out)
 
@@ -110,9 +111,10 @@ class _Job:
         network: FeatureNetwork,
         chosen: Chosen,
         left_out: list[str],
+        say: Callable[[str], None],
     ) -> None:
         self.config, self.reference, self.network, self.chosen = config, reference, network, chosen
-        self._left_out = left_out
+        self._left_out, self.say = left_out, say
         self.about: dict[str, Any] = {
             "reference": {"path": reference.name, **reference.describe()},
             "features": results.about_network(network, config.features.name),
@@ -154,7 +156,7 @@ class _Job:
         record = head or self.head(samples)
         self.guard(out, record)
         if reuse and out.exists():
-            print(f"{out}: evaluated before, reused")
+            self.say(f"{out}: evaluated before, reused")
             return results.read_record(out) or {}
         reference_set = self.reference_set
         sample_set = extract_features(self.network, samples, config.batch_size, keep_spatial=config.resamples > 0)
@@ -166,15 +168,15 @@ class _Job:
         record["notes"] = self._notes(sample_set, reference_set)
         if "sidecar" not in record["samples"]:
             record["notes"].append("rounding, label policy and seed are not recorded: no .json beside the samples")
-        print(results.table(record))
+        self.say(results.table(record))
         results.guard(out, record, config.force, before=False)
         results.write(out, record)
-        print(f"written to {out}")
+        self.say(f"written to {out}")
         if config.page:
             page = out.with_suffix(".html")
             theirs = Pictured(reference_set, self.reference.images)
             write_result_page(page, record, Pictured(sample_set, samples), theirs, details)
-            print(f"and as a page to {page}")
+            self.say(f"and as a page to {page}")
         return record
 
     def _notes(self, samples: FeatureSet, reference: FeatureSet) -> list[str]:
@@ -213,10 +215,10 @@ def _several(job: _Job, sets: list[ImageSet], out: Path) -> dict[str, Any]:
     }
     for about, run, file in zip(record["runs"], runs, files):
         about |= {"figures": run["figures"], "results": str(file)}
-    print(results.table(record))
+    job.say(results.table(record))
     results.guard(out, record, job.config.force, before=False)
     results.write(out, record)
-    print(f"written to {out}")
+    job.say(f"written to {out}")
     if job.config.page:
         write_summary_page(out.with_suffix(".html"), record)
     return record

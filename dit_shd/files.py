@@ -15,6 +15,7 @@ from dit_shd.errors import UserError
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NO_SYNC = {errno.EINVAL, errno.EBADF, errno.ENOTSUP}
 """What file systems answer that cannot sync a folder by itself."""
+REMEDY = "what is finished is kept, and the same command goes on from it"
 
 
 def sync(path: Path) -> None:
@@ -106,18 +107,22 @@ class replacing:
 class replacing_file:
     """A binary file that appears under its name, on disk, when the block ends without an error, and not otherwise.
 
+    Args:
+        remedy: what to say where it cannot be written.
+
     Raises:
         UserError: it could not be written.
     """
 
-    def __init__(self, final: Path):
+    def __init__(self, final: Path, remedy: str = REMEDY):
         self.final, self.part = final, final.with_name(f".{final.name}.{os.getpid()}.part")
+        self.remedy = remedy
 
     def __enter__(self) -> IO[bytes]:
         try:
             self.file = open(self.part, "wb")
         except OSError as error:
-            raise cannot_be_written(self.final, error) from error
+            raise cannot_be_written(self.final, error, self.remedy) from error
         return self.file
 
     def __exit__(self, kind: Any, error: Any, _: Any) -> None:
@@ -133,7 +138,7 @@ class replacing_file:
             error = late
         self._forget()
         if isinstance(error, OSError):
-            raise cannot_be_written(self.final, error) from error
+            raise cannot_be_written(self.final, error, self.remedy) from error
 
     def _forget(self) -> None:
         for leave in (self.file.close, self.part.unlink):
@@ -141,15 +146,13 @@ class replacing_file:
                 leave()
 
 
-def cannot_be_written(final: Path, error: Exception) -> UserError:
+def cannot_be_written(final: Path, error: Exception, remedy: str = REMEDY) -> UserError:
     """The line for a failed write: OSError, or what safetensors makes of one."""
     told = re.search(r"os error (\d+)", str(error))
     number = error.errno if isinstance(error, OSError) else int(told[1]) if told else 0
     words = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())[:150]
     reason = "the disk is full" if number in FULL else words
-    return UserError(
-        f"{final}: cannot be written: {reason}; what is finished is kept, and the same command goes on from it"
-    )
+    return UserError(f"{final}: cannot be written: {reason}; {remedy}")
 
 
 def _umask() -> int:

@@ -14,13 +14,13 @@ import json
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from dit_shd.batch import Batch, PassName
@@ -80,12 +80,11 @@ class Guard:
         from accelerate.utils import gather_object
 
         trainer.optimizer.zero_grad()
-        metrics = trainer.accumulate(number)
+        metrics = trainer.accumulate(map(trainer.draw, trainer.places(number)))
         distiller: Any = self.accelerator.unwrap_model(trainer.distiller)
         gradient, layers = bad_gradient(distiller), []
-        for share in trainer.shares():
-            drawn = trainer.source.draw(number, share)
-            batches: Passes = {k: batch.to(self.accelerator.device) for k, batch in drawn.items()}
+        for passes in map(trainer.draw, trainer.places(number)):
+            batches: Passes = {k: batch.to(self.accelerator.device) for k, batch in passes.items()}
             with self.accelerator.autocast():
                 layers.append(look(distiller, trainer.teacher, batches))
         terms = [key for key, value in metrics.items() if key != "loss" and not bool(torch.isfinite(value))]
@@ -118,9 +117,9 @@ class Guard:
             f"{name}/{field}": value.clone(memory_format=torch.contiguous_format)  # the passes share some
             for name, batch in batches.items()
             for field, value in vars(batch).items()
-            if value is not None
+            if isinstance(value, Tensor)
         }
-        told = {"terms": json.dumps(finding.terms), "layer": finding.layer or ""}
+        told = {"batch": json.dumps({"step": batches["plain"].step, **asdict(finding)})}
         self.folder.mkdir(exist_ok=True)
         with replacing_file(file) as stream:
             stream.write(save(tensors, told))
@@ -198,13 +197,14 @@ def read_batches(file: Path) -> Passes:
         UserError: no such file, or another.
     """
     try:
-        tensors = load_file(file)
         passes: dict[Any, dict[str, Any]] = {}
-        for key, tensor in tensors.items():
-            name, _, field = key.partition("/")
-            passes.setdefault(name, {"keep": None})[field] = tensor
+        with safe_open(file, "pt") as opened:
+            step = json.loads((opened.metadata() or {})["batch"])["step"]
+            for key in opened.keys():  # noqa: SIM118
+                name, _, field = key.partition("/")
+                passes.setdefault(name, {"keep": None, "step": step})[field] = opened.get_tensor(key)
         return {name: Batch(**fields) for name, fields in passes.items()}
-    except (OSError, SafetensorError, TypeError) as error:
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
         raise UserError(f"{file}: wanted a batch kept by a training run ({error})") from error
 
 

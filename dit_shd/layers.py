@@ -15,8 +15,9 @@ def layer_map(teacher: Sequence[str], student: Sequence[str], how: LayerMap = "s
     Args:
         how: `proportional`: the student's l-th layer (from 1) takes the teacher's layer l * L_t / L_s, rounded up
             (the paper: 48 -> 24 layers, the 4th takes the 8th). `sections`: the same inside each section, a section
-            being the layers whose names differ by a number only (MDT: en_inblocks, en_outblocks, de_blocks). A dict
-            is the map itself, student layers it leaves out are not supervised.
+            being the layers whose names differ by a number only (MDT: en_inblocks, en_outblocks, de_blocks); models
+            of two families, which have no section in common, are taken whole. A dict is the map itself, student
+            layers it leaves out are not supervised.
 
     Raises:
         UserError: a name nobody has, or a section the teacher lacks.
@@ -40,6 +41,8 @@ def layer_map(teacher: Sequence[str], student: Sequence[str], how: LayerMap = "s
 
 def _by_section(teacher: Sequence[str], student: Sequence[str]) -> dict[str, str]:
     theirs, ours = _sections(teacher), _sections(student)
+    if not theirs.keys() & ours.keys():
+        return _proportional(teacher, student)
     pairs: dict[str, str] = {}
     for section, names in ours.items():
         if section not in theirs:

@@ -19,11 +19,14 @@ import socket
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
 from dit_shd.errors import UserError
+from dit_shd.together import on_main
 
 BEAT_SECONDS = 20
 SILENT_SECONDS = 120
@@ -102,6 +105,22 @@ class _Held:
 
 
 _mine: "WeakValueDictionary[Path, _Held]" = WeakValueDictionary()
+
+
+@contextmanager
+def locked(file: Path, what: str) -> Iterator[None]:
+    """A block that one launch at a time may be in: every process enters it, the main one holds the lock.
+
+    Raises:
+        UserError: another launch is in it; in every process.
+    """
+    locks: list[Lock] = []
+    on_main(lambda: locks.append(Lock(file, what)))
+    try:
+        yield
+    finally:
+        for lock in locks:
+            lock.release()
 
 
 def _opened(path: Path) -> int:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dit_shd.averages import Averages
 from dit_shd.distiller import Distiller
+from dit_shd.sharding import slice_like, whole_tree
 
 
 @dataclass(frozen=True)
@@ -21,26 +22,43 @@ class RunState:
     """fp16's gradient scaler, or None."""
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Tensors by file and name: student and losses, and every average."""
+        """Whole tensors by file and name: student and losses, and every average. Where they are sharded, every
+        process has to ask."""
         averages = {average_file(rate): self.averages.tensors(rate) for rate in self.averages.rates}
-        return {"distiller": self.distiller.state_dict(), **averages}
+        return whole_tree({"distiller": self.distiller.state_dict(), **averages})
+
+    def optimizer_state(self) -> dict[str, Any]:
+        """The optimizer's state, likewise."""
+        return whole_tree(self.optimizer.state_dict())
 
     def numbers(self) -> dict[str, Any]:
         """What else there is, as plain data."""
         return {} if self.scaler is None else {"scaler": self.scaler.state_dict()}
 
     def restore(self, saved: dict[str, Any], device: torch.device) -> None:
-        """Put back what a checkpoint holds.
+        """Put back what a checkpoint holds, each process its own slices.
 
         Raises:
             KeyError, TypeError, ValueError, RuntimeError: it is not of this run.
         """
-        self.distiller.load_state_dict(saved["distiller"])
-        self.optimizer.load_state_dict(saved["optimizer"])
+        own = self.distiller.state_dict()
+        self.distiller.load_state_dict({k: slice_like(v, own.get(k, v)) for k, v in saved["distiller"].items()})
+        self.optimizer.load_state_dict(self._sliced(saved["optimizer"]))
         for rate in self.averages.rates:
             self.averages.load(rate, saved[average_file(rate)], device)
         if self.scaler is not None and "scaler" in saved:
             self.scaler.load_state_dict(saved["scaler"])
+
+    def _sliced(self, optimizer: dict[str, Any]) -> dict[str, Any]:
+        """Tensors of a parameter's shape are cut as the parameter is."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+
+        def cut(value: Any, like: Tensor) -> Any:
+            fits = isinstance(value, Tensor) and value.shape == like.shape
+            return slice_like(value, like) if fits else value
+
+        state = {i: {k: cut(v, parameters[i]) for k, v in found.items()} for i, found in optimizer["state"].items()}
+        return {**optimizer, "state": state}
 
 
 def average_file(rate: float) -> str:

@@ -8,34 +8,35 @@ waits under `merged.*` among the shards until all of it is there, so a kill at a
 import json
 import logging
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from dit_shd import models
-from dit_shd.checkpoint import write_text
 from dit_shd.checks import launched
 from dit_shd.config import resolve
 from dit_shd.decoder import Decoder
 from dit_shd.distiller import classes_of
 from dit_shd.errors import UserError
+from dit_shd.lock import locked
 from dit_shd.pictures import grid
 from dit_shd.sampler import SampleConfig, batches, draw, label_plan, load_decoder, prepared
+from dit_shd.shard_jobs import Progress, check_same, claim, share_of_missing
 from dit_shd.shards import (
     SETTINGS,
     Shards,
     merge,
     open_shards,
-    read_settings,
     read_shard,
     replacing_file,
     shard_file,
     shard_files,
     write_shard,
 )
+from dit_shd.together import on_main
 
 __all__ = ["Shards", "open_shards", "output_path", "sample_to_file", "settings"]
 
@@ -48,8 +49,11 @@ SUFFIXES = (".json", ".png", ".npz")
 _log = logging.getLogger("dit_shd")
 
 
-def sample_to_file(config: SampleConfig) -> Path:
+def sample_to_file(config: SampleConfig, model: nn.Module | None = None) -> Path:
     """Sample `config.count` images into an npz, with a grid (png) and the settings (json) beside it.
+
+    Args:
+        model: what to sample from, in place of the one that `config.run` names.
 
     Raises:
         UserError: the npz is there already (and no force), or shards of other settings or of another model are.
@@ -62,17 +66,14 @@ def sample_to_file(config: SampleConfig) -> Path:
     state = PartialState(cpu=not torch.accelerator.is_available())
     launched(state.num_processes)
     folder = out.with_name(out.name + ".parts")
-    if state.is_main_process and not (folder / MERGED).exists():
-        _refuse_existing(out, config.force)
-    model = models.load(config.run).eval().to(state.device)  # type: ignore[arg-type]
-    decode = load_decoder(config, model)
-    told = {**settings(config), "model_sha256": models.digest(model), "vae_sha256": decode.digest}
-    if not _claim(state, folder, told, out):
-        return out
-    _draw_missing(state, config, prepared(model, config), decode, folder)
-    if state.is_main_process:
-        _finish(folder, told, out, config.count)
-    state.wait_for_everyone()
+    on_main(lambda: _refuse_existing(folder, out, config.force))
+    network = (models.load(config.run) if model is None else model).eval().to(state.device)  # type: ignore[arg-type]
+    decode = load_decoder(config, network)
+    told = {**settings(config), "model_sha256": models.digest(network), "vae_sha256": decode.digest}
+    with locked(out.with_name(f".{out.name}.lock"), "dit-shd sample"):
+        if on_main(lambda: _claim(folder, told, out, config.force)):
+            _draw_missing(state, config, prepared(network, config), decode, folder)
+            on_main(lambda: _finish(folder, told, out, config.count))
     return out
 
 
@@ -91,126 +92,52 @@ def settings(config: SampleConfig) -> dict[str, Any]:
     return {k: v for k, v in resolve(config).items() if k not in ("out", "force")}
 
 
-def _refuse_existing(out: Path, force: bool) -> None:
+def _refuse_existing(folder: Path, out: Path, force: bool) -> None:
+    if (folder / MERGED).exists():  # being published: some of the files are there already
+        return
     for file in map(out.with_suffix, SUFFIXES):
         if file.is_dir() or (file.exists() and not force):
             remedy = "" if file.is_dir() else " or say force=true"
             raise UserError(f"{file}: is there already; choose another out=FILE{remedy}")
 
 
-def _claim(state: Any, folder: Path, told: dict[str, Any], out: Path) -> bool:
+def _claim(folder: Path, told: dict[str, Any], out: Path, force: bool) -> bool:
     """Make the folder of shards, or go on with the one of the same settings and model; False: all was finished."""
-    from accelerate.utils import broadcast_object_list
-
-    going_on = [True]
-    if state.is_main_process:
-        _check_same(folder, told)
-        if (folder / MERGED).exists():
-            _publish(folder, out)
-            going_on = [False]
-        else:
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                for leftover in folder.glob(".*.part"):
-                    leftover.unlink()
-                if not (folder / SETTINGS).exists():
-                    write_text(folder / SETTINGS, json.dumps(told))
-            except OSError as error:
-                raise UserError(f"{folder}: cannot hold the shards of the samples ({error.strerror})") from error
-    broadcast_object_list(going_on)
-    return going_on[0]
-
-
-def _check_same(folder: Path, told: dict[str, Any]) -> None:
-    there = read_settings(folder)
-    if there is None:
-        if folder.exists() and (not folder.is_dir() or [f for f in folder.iterdir() if f.name != MERGED]):
-            raise UserError(f"{folder}: exists and was not made by sample; remove it or choose another out=FILE")
-        return
-    changed = sorted(k for k in told.keys() | there.keys() if told.get(k) != there.get(k))
-    if changed:
-        raise UserError(
-            f"{folder}: holds shards of other settings ({', '.join(changed)}); remove it or choose another out=FILE"
-        )
+    _refuse_existing(folder, out, force)  # again, now that nobody else can write
+    check_same(folder, told, "sample", beside=(MERGED,))
+    if (folder / MERGED).exists():
+        _publish(folder, out)
+        return False
+    claim(folder, told, "sample", "the samples")
+    return True
 
 
 def _draw_missing(state: Any, config: SampleConfig, model: Any, decode: Decoder, folder: Path) -> None:
-    """Every process draws its share of the batches that have no sound shard yet; all cut batches alike."""
-    rank, world = state.process_index, state.num_processes
-    for indices in list(batches(config))[rank::world]:
-        _remove_damaged(shard_file(folder, indices.start), len(indices))
-    state.wait_for_everyone()
-    missing = [indices for indices in batches(config) if not shard_file(folder, indices.start).exists()]
-    state.wait_for_everyone()  # nobody draws before everybody has looked
+    """Every process draws its share of the batches that have no sound shard yet."""
+
+    def file_of(indices: range) -> Path:
+        return shard_file(folder, indices.start)
+
+    def finished() -> int:
+        firsts = [int(file.stem) for file in shard_files(folder)]
+        return sum(min(config.batch_size, config.count - first) for first in firsts)
+
+    missing = share_of_missing(state, list(batches(config)), file_of, _check_shard)
     classes = classes_of(model)
-    with _Progress(config, folder, shown=state.is_main_process) as progress:
-        for indices in missing[rank::world]:
+    with Progress("sampling", config.count, finished, shown=state.is_main_process) as progress:
+        for indices in missing:
             labels = label_plan(config, classes, indices)
             images = draw(model, config, indices, labels, decode, progress.step)
-            write_shard(shard_file(folder, indices.start), images, labels)
+            write_shard(file_of(indices), images, labels)
             progress.shard()
         state.wait_for_everyone()
         progress.shard()
 
 
-def _remove_damaged(file: Path, wanted: int) -> None:
-    if not file.exists():
-        return
-    try:
-        found = len(read_shard(file)[0])
-        if found == wanted:
-            return
-        reason = f"{file}: holds {found} images where {wanted} were wanted"
-    except UserError as error:
-        reason = str(error)
-    _log.warning("%s", reason)
-    file.unlink()
-
-
-class _Progress:
-    """A bar of the images of all processes, with images per second and the time left."""
-
-    def __init__(self, config: SampleConfig, folder: Path, shown: bool):
-        from tqdm import tqdm
-
-        self.config, self.folder = config, folder
-        self.share, self.finished = 0.0, self._count() if shown else 0
-        self.bar = tqdm(
-            total=config.count,
-            initial=self.finished,
-            desc="sampling",
-            disable=not shown,
-            mininterval=0.1 if sys.stderr.isatty() else 10,
-            bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total} images "
-            "[{elapsed} so far, {remaining} left, {rate_noinv_fmt}]",
-            unit=" images",
-        )
-
-    def _count(self) -> int:
-        firsts = [int(file.stem) for file in shard_files(self.folder)]
-        return sum(min(self.config.batch_size, self.config.count - first) for first in firsts)
-
-    def step(self, share: float) -> None:
-        """A solver step of this process is done: so much of one image."""
-        self.share += share
-        self._show()
-
-    def shard(self) -> None:
-        """A batch of this process is on disk."""
-        self.share = 0.0
-        if not self.bar.disable:
-            self.finished = self._count()
-        self._show()
-
-    def _show(self) -> None:
-        if not self.bar.disable:
-            self.bar.update(max(0.0, self.finished + self.share - self.bar.n))
-
-    def __enter__(self) -> "_Progress":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()  # before an error's line is printed
+def _check_shard(file: Path, indices: range) -> None:
+    found = len(read_shard(file)[0])
+    if found != len(indices):
+        raise UserError(f"{file}: holds {found} images where {len(indices)} were wanted")
 
 
 def _finish(folder: Path, told: dict[str, Any], out: Path, count: int) -> None:

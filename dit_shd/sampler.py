@@ -7,7 +7,6 @@ Image i depends on the seed and on i only: its noise is a stream of its own, wha
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,15 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from dit_shd import randomness
+from dit_shd.ahead import ahead
 from dit_shd.config import make, option
 from dit_shd.decoder import Decoder
 from dit_shd.diffusion import Schedule, split
 from dit_shd.distiller import classes_of
 from dit_shd.errors import UserError
-from dit_shd.files import replacing_file
 from dit_shd.guidance import Guided
 from dit_shd.models.mdt import kept_biases
-from dit_shd.pictures import grid, to_uint8
+from dit_shd.pictures import to_uint8
 
 
 @dataclass(frozen=True)
@@ -198,12 +197,8 @@ def noises(
         noise = randomness.normal(config.seed, "sample", step, indices, shape)
         return noise.pin_memory() if device.type == "cuda" else noise
 
-    with ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(one, steps[0])
-        for step in steps[1:]:
-            noise, ahead = ahead.result(), pool.submit(one, step)
-            yield noise.to(device, non_blocking=True)
-        yield ahead.result().to(device, non_blocking=True)
+    for noise in ahead(one, steps):
+        yield noise.to(device, non_blocking=True)
 
 
 def _dpm_solver(config: SampleConfig, schedule: Schedule) -> Any:
@@ -221,11 +216,3 @@ def _dpm_solver(config: SampleConfig, schedule: Schedule) -> Any:
 
 def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
-
-
-def draw_grid(model: nn.Module, path: Path, count: int, **options: Any) -> None:
-    """Sample `count` images into one png, ten to a row."""
-    images, _ = sample(model, count, **options)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing_file(path) as stream:
-        grid(images, columns=10).save(stream, format="png")

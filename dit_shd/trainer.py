@@ -4,28 +4,37 @@ for step in train(config):
     print(step.number, step.metrics["loss"])
 """
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from dit_shd import calibration, checks, guard, models, optim
+from dit_shd import calibration, checks, guard, initialisation, models, optim, sharding
+from dit_shd.ahead import ahead
 from dit_shd.averages import Averages
-from dit_shd.batch import BatchSource
+from dit_shd.batch import Batch, BatchSource, PassName
 from dit_shd.checkpoint import RunFolder
+from dit_shd.compiling import compile_blocks
+from dit_shd.cost.estimate import peak_of
+from dit_shd.cost.operations import step_operations
 from dit_shd.diffusion import Schedule
 from dit_shd.distiller import Distiller
 from dit_shd.errors import UserError
+from dit_shd.gradient_norms import gradient_norms
 from dit_shd.guard import Guard
-from dit_shd.losses import Loss
+from dit_shd.meter import Meter
+from dit_shd.monitor import Monitor
 from dit_shd.run_state import RunState
+from dit_shd.saver import Saver, averaged
+from dit_shd.sharding import whole_tree
 from dit_shd.stop import Stop
 from dit_shd.together import on_main
 from dit_shd.train_config import TrainConfig, resolved
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 __all__ = ["Step", "TrainConfig", "Trainer", "resolved", "train"]
 
@@ -53,9 +62,6 @@ class Trainer:
     """Everything one run holds; see run_steps for the loop."""
 
     def __init__(self, config: TrainConfig):
-        from accelerate import Accelerator
-        from accelerate.utils import DistributedDataParallelKwargs
-
         checks.ranges(config)
         self.config = config = resolved(config)
         torch.manual_seed(config.seed)
@@ -74,91 +80,114 @@ class Trainer:
             mask_ratio=config.mask_ratio,
             tokens=getattr(student, "tokens", None),
         )
-        distiller = Distiller(student, losses, self.schedule, config.min_snr_gamma)
+        whole = not config.compile and config.sharding == "no"
+        distiller = Distiller(student, losses, self.schedule, config.min_snr_gamma, cut_teacher=whole)
         self._try_out(distiller)
-
-        optimizer = optim.build(config.optimizer, distiller.parameters())
-        unused = DistributedDataParallelKwargs(find_unused_parameters=config.mask_ratio is None)
-        self.accelerator = Accelerator(
-            mixed_precision=config.precision,
-            cpu=not torch.accelerator.is_available(),
-            log_with=config.tracker,
-            project_dir=config.run,
-            kwargs_handlers=[unused],
-        )
-        self.micro_batch_size = checks.micro_batch_size(config, self.accelerator.num_processes)
-        self.folder = RunFolder(config.run)
-        on_main(self._open_folder)
+        self.accelerator = accelerator = _accelerator(config)
+        self.micro_batch_size = checks.micro_batch_size(config, accelerator.num_processes)
+        self.folder = RunFolder.open(config.run, config)
         if config.tracker:
-            self.accelerator.init_trackers("dit_shd")
-        self.distiller, self.optimizer = self.accelerator.prepare(distiller, optimizer)
-        if self.teacher is not None:
-            self.teacher.to(self.accelerator.device)
-        calibration.settle(distiller, self.teacher, self._first_batches(losses), self.folder, self.accelerator)
-        self.averages = Averages(self.student, config.ema_rates).to(self.accelerator.device)
+            accelerator.init_trackers("dit_shd")
+        self._place(distiller)
+        self.averages = Averages(self.student, config.ema_rates).to(accelerator.device)
         self.state = RunState(
-            self.accelerator.unwrap_model(self.distiller), self.optimizer, self.averages, self.accelerator.scaler
+            accelerator.unwrap_model(self.distiller), self.optimizer, self.averages, accelerator.scaler
         )
-        self.guard = Guard(config.run, self.accelerator, config.skip_bad_steps)
+        self.monitor = Monitor(config.evaluation, config.run, accelerator.is_main_process)
+        self.guard = Guard(config.run, accelerator, config.skip_bad_steps)
         self.stop = Stop()
-        """Ask it to stop, and the loop ends after the step, saved; the command line lets signals ask."""
-        self.first_step = self._saved_step = self._resume()
+        """Ask it, and the loop ends after its step, saved; the command line lets signals ask."""
+        self.saver = Saver(config, self.folder, self.state, self.guard, accelerator)
+        self.first_step = self.saver.resume()
+        if on_main(lambda: self.monitor.missing(self.first_step, self.folder.rows("evaluations.jsonl"))):
+            self._evaluate(self.first_step)  # a kill came before it
+
+    def _place(self, distiller: Distiller) -> None:
+        """Onto the devices, whole or in slices, and ready to be fast."""
+        config, device = self.config, self.accelerator.device
+        first = self._first_batches(distiller)
+        initialisation.settle(config, distiller, self.teacher, self.source, first, self.folder, self.accelerator)
+        if config.gradient_checkpointing:
+            distiller.student.enable_gradient_checkpointing()  # type: ignore[operator]
+        if config.compile:
+            compile_blocks(distiller.student, *([] if self.teacher is None else [self.teacher]))
+        sharded = config.sharding == "fsdp2"
+        distiller.to(device)
+        if self.teacher is not None:
+            self.teacher.to(device)
+            if sharded:
+                sharding.shard(self.teacher, device, frozen=True)
+        calibration.settle(distiller, self.teacher, self._first_batches(distiller), self.folder, self.accelerator)
+        if sharded:
+            sharding.shard(distiller, device, frozen=False)
+            self.distiller: nn.Module = distiller
+            self.optimizer = self.accelerator.prepare(optim.build(config.optimizer, distiller.parameters()))
+        else:
+            optimizer = optim.build(config.optimizer, distiller.parameters())
+            self.distiller, self.optimizer = self.accelerator.prepare(distiller, optimizer)
 
     @property
     def student(self) -> nn.Module:
         return self.accelerator.unwrap_model(self.distiller).student
 
     def run_steps(self) -> Iterator[Step]:
-        """The loop."""
+        """The loop, which lets others at the folder when it ends."""
         try:
-            for number in range(self.first_step, self.config.steps):
-                yield self._step(number)
-                if self.stop.due:
-                    break
-            self.accelerator.end_training()
+            yield from self._steps()
         finally:
             self.folder.release()
 
-    def _step(self, number: int) -> Step:
-        config, start = self.config, time.perf_counter()
-        for group in self.optimizer.param_groups:
-            group["lr"] = optim.learning_rate(config.optimizer, number, config.steps)
-        metrics = self.accumulate(number)
-        metrics["grad_norm"] = self._clip()
-        if self.guard.finite(metrics["loss"], metrics["grad_norm"]):
-            self.optimizer.step()
-            self.averages.step(self.student)
-        elif (error := self.guard.leaves_out(self, number)) is not None:
-            self._save(number)
-            raise error
-        else:
-            metrics = {}
-        self.optimizer.zero_grad()
+    def _steps(self) -> Iterator[Step]:
+        config = self.config
+        batches, meter = ahead(self.draw, self._plan()), self._meter()
+        for number in range(self.first_step, config.steps):
+            done = number + 1
+            for group in self.optimizer.param_groups:
+                group["lr"] = optim.learning_rate(config.optimizer, number, config.steps)
+            metrics = self.accumulate(batches)
+            if config.gradient_norms_every and done % config.gradient_norms_every == 0:
+                metrics |= self._gradient_norms(number)
+            metrics["grad_norm"] = self._clip()
+            if not self._apply(number, metrics):
+                metrics = {}
+            meter.step()
 
-        done = number + 1
-        last = done == config.steps or self.stop.agreed()
-        logged = done % config.log_every == 0 or done == config.steps
-        numbers = self._log(done, metrics, time.perf_counter() - start) if logged else {}
-        if done % config.checkpoint_every == 0 or last:
-            self._save(done)
-        self._draw_samples(done)
-        return Step(done, numbers)
+            logged = done % config.log_every == 0 or done == config.steps
+            numbers = self._log(done, metrics, meter) if logged else {}
+            if self.stop.agreed() or done % config.checkpoint_every == 0 or done == config.steps:
+                self.saver.save(done)
+                meter.pause()
+            if self.monitor.due(done):
+                self._evaluate(done)
+                meter.pause()
+            yield Step(done, numbers)
+            if self.stop.due:
+                break
+        self.accelerator.end_training()
 
-    def shares(self) -> list[range]:
-        """The positions of this process's micro batches in the global batch."""
-        processes = self.accelerator.num_processes
-        return self.source.shares(self.micro_batch_size, self.accelerator.process_index, processes)
+    def _plan(self) -> Iterator[tuple[int, int]]:
+        """This process's micro batches to come: their step, and their first place in its global batch."""
+        for number in range(self.first_step, self.config.steps):
+            yield from self.places(number)
 
-    def accumulate(self, number: int) -> dict[str, Tensor]:
+    def places(self, number: int) -> Iterator[tuple[int, int]]:
+        """Those of one step."""
+        size, processes = self.micro_batch_size, self.accelerator.num_processes
+        for i in range(self.config.batch_size // (size * processes)):
+            yield number, (i * processes + self.accelerator.process_index) * size
+
+    def draw(self, place: tuple[int, int]) -> dict[PassName, Batch]:
+        number, first = place
+        return self.source.draw(number, range(first, first + self.micro_batch_size))
+
+    def accumulate(self, batches: Iterator[dict[PassName, Batch]]) -> dict[str, Tensor]:
         """Gradients of one global batch: micro batch by micro batch and pass by pass; returns this process's means."""
+        rounds = self.config.batch_size // (self.micro_batch_size * self.accelerator.num_processes)
         sums: dict[str, Tensor] = {}
-        shares = self.shares()
-        rounds = len(shares)
-        for share in shares:
-            batches = self.source.draw(number, share)
-            for name, batch in batches.items():
-                last = share == shares[-1] and name == self.source.passes[-1]
-                with nullcontext() if last else self.accelerator.no_sync(self.distiller):
+        for i in range(rounds):
+            for name, batch in next(batches).items():
+                last = i == rounds - 1 and name == self.source.passes[-1]
+                with sharding.synchronised(self.distiller, self.accelerator, last):
                     with self.accelerator.autocast():
                         loss, logs = self.distiller(batch.to(self.accelerator.device), name, self.teacher)
                     self.accelerator.backward(loss / rounds)
@@ -167,11 +196,33 @@ class Trainer:
                     sums[key] = sums.get(key, 0) + value.float() / rounds
         return sums
 
+    def _gradient_norms(self, number: int) -> dict[str, Tensor]:
+        """By pass and term, of this process's first micro batch of a step."""
+        distiller, norms = self.accelerator.unwrap_model(self.distiller), {}
+        batches = self.draw((number, self.accelerator.process_index * self.micro_batch_size))
+        for name, batch in batches.items():
+            with self.accelerator.autocast():
+                found = gradient_norms(distiller, batch.to(self.accelerator.device), name, self.teacher)
+            norms |= {f"grad_norm/{term}": norm for term, norm in found.items()}
+        return norms
+
     def _clip(self) -> Tensor:
         limit = self.config.optimizer.clip or float("inf")
-        return torch.as_tensor(self.accelerator.clip_grad_norm_(self.distiller.parameters(), limit))
+        return sharding.whole(torch.as_tensor(self.accelerator.clip_grad_norm_(self.distiller.parameters(), limit)))
 
-    def _log(self, done: int, metrics: dict[str, Tensor], seconds: float) -> dict[str, float]:
+    def _apply(self, number: int, metrics: dict[str, Tensor]) -> bool:
+        """Let the gradient reach the weights, if it is finite; whether it did."""
+        good = self.guard.finite(metrics["loss"], metrics["grad_norm"])
+        if good:
+            self.optimizer.step()
+            self.averages.step(self.student)
+        elif (error := self.guard.leaves_out(self, number)) is not None:
+            self.saver.save(number)
+            raise error
+        self.optimizer.zero_grad()
+        return good
+
+    def _log(self, done: int, metrics: dict[str, Tensor], meter: Meter) -> dict[str, float]:
         names = list(metrics)
         means: Any = torch.zeros(0)
         if names:  # not of a step that was left out
@@ -183,76 +234,31 @@ class Trainer:
             numbers["skipped_steps"] = self.guard.skipped
         if self.accelerator.is_main_process:
             self.folder.log("metrics.jsonl", numbers)
-            self.folder.log("timing.jsonl", {"step": done, "seconds": round(seconds, 4)})
+            self.folder.log("timing.jsonl", {"step": done, **meter.row()})
         if self.config.tracker:
             self.accelerator.log({k: v for k, v in numbers.items() if k != "step"}, step=done)
         return numbers
 
-    def _save(self, done: int) -> None:
-        if done == self._saved_step:
-            return
-        state, keep = self.state, (self.config.keep_checkpoints, self.config.keep_every)
-        numbers = {**state.numbers(), "skipped_steps": self.guard.skipped}
-        tensors, optimizer = state.tensors(), self.optimizer.state_dict()
-        on_main(lambda: self.folder.save(done, tensors, optimizer, numbers, *keep))
-        self._saved_step = done
-        self._export(done)
+    def _meter(self) -> Meter:
+        device = self.accelerator.device
+        peak = peak_of(self.config.estimate, self.config.precision, device)
+        total = None if peak is None else peak * self.accelerator.num_processes
+        operations = step_operations(self.config, self.state.distiller.student, self.teacher).total
+        return Meter(self.config.batch_size, operations, total, device)
 
-    def _export(self, done: int) -> None:
-        """The students of a checkpoint, where they are not there yet: a kill may have come between."""
-
-        def write() -> None:
-            for rate in self.averages.rates:
-                folder = self.folder.student_of(rate, self.config)
-                if models.exported_step(folder) != done:
-                    models.export(self._averaged(rate), folder, self.config, done)
-
-        on_main(write)
-
-    def _open_folder(self) -> None:
-        self.folder = RunFolder.open(self.config.run, self.config)
-
-    def _resume(self) -> int:
-        name = on_main(self.folder.pick)
-        saved = None if name is None else self.folder.load(name)
-        step = 0 if saved is None else saved["step"]
-        on_main(lambda: self.folder.forget_after(step))
-        if saved is None:
-            return 0
-        try:
-            self.state.restore(saved, self.accelerator.device)
-            self.guard.skipped = int(saved["skipped_steps"])
-        except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:150]
-            raise UserError(f"{self.folder.path}: {name} does not fit this run ({reason})") from error
-        self._saved_step = step
-        self._export(step)
-        self._draw_samples(step, again=False)
-        return step
-
-    def _averaged(self, rate: float | None = None) -> nn.Module:
-        """A copy of the student with averaged weights."""
-        copy = self.config.student.build("models", where="student")
-        copy.load_state_dict({k: v.cpu() for k, v in self.averages.tensors(rate).items()}, strict=False)
-        return copy.eval()
-
-    def _draw_samples(self, done: int, again: bool = True) -> None:
-        """The grid of a step that is due; one that is there is drawn again, or left alone."""
-        from dit_shd.sampler import draw_grid
-
-        every, path = self.config.sample_every, self.folder.path / "samples" / f"step_{done:08d}.png"
-        if not every or done % every:
-            return
-        if self.accelerator.is_main_process and (again or not path.exists()):
-            model = self._averaged().to(self.accelerator.device)
-            steps = min(50, len(self.schedule))
-            options = {"steps": steps, "seed": self.config.seed, "diffusion_steps": len(self.schedule)}
-            draw_grid(model, path, count=10, labels="balanced", **options)
+    def _evaluate(self, done: int) -> None:
+        """Samples of the averaged student, and their figures."""
+        student = averaged(self.config, whole_tree(self.averages.tensors()))
+        figures = self.monitor.look(student, done)
+        if figures is not None:
+            self.folder.log("evaluations.jsonl", {"step": done, **figures})
+        if figures is not None and self.config.tracker:
+            self.accelerator.log({f"evaluation/{k}": v for k, v in figures.items()}, step=done)
         self.accelerator.wait_for_everyone()
 
-    def _first_batches(self, losses: Sequence[Loss]) -> Iterator[calibration.Passes]:
+    def _first_batches(self, distiller: Distiller) -> Iterator[calibration.Passes]:
         """As many batches as the losses want to calibrate on, one micro batch of each of the first steps."""
-        for number in range(max((loss.calibration for loss in losses), default=0)):
+        for number in range(max((loss.calibration for _, loss in distiller.named_losses()), default=0)):
             yield self.source.draw(number, range(self.micro_batch_size))
 
     def _try_out(self, distiller: Distiller) -> None:
@@ -264,6 +270,19 @@ class Trainer:
         bad = guard.look(distiller, self.teacher, sample)
         if bad is not None:
             raise UserError(f"the first sample: teacher and student give NaN or infinity, first in {bad}")
+
+
+def _accelerator(config: TrainConfig) -> "Accelerator":
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs
+
+    return Accelerator(
+        mixed_precision=config.precision,
+        cpu=not torch.accelerator.is_available(),
+        log_with=config.tracker,
+        project_dir=config.run,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=config.mask_ratio is None)],
+    )
 
 
 def _teacher(config: TrainConfig) -> nn.Module | None:

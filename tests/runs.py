@@ -30,9 +30,9 @@ def contents(folder):
     }
 
 
-def weights(folder):
+def weights(folder, student="student"):
     """The exported student's tensors."""
-    return load_file(folder / "student" / "diffusion_pytorch_model.safetensors")
+    return load_file(folder / student / "diffusion_pytorch_model.safetensors")
 
 
 def torchrun(script, processes, root, *arguments):

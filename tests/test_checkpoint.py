@@ -250,7 +250,7 @@ def test_a_kill_before_the_first_checkpoint_leaves_no_double_lines(values):
 
 
 def test_what_follows_from_a_checkpoint_is_made_where_a_kill_came_before_it(values):
-    config, _ = run(values, sample_every=2)
+    config, _ = run(values, evaluation={"every": 2, "count": 4, "steps": 3})
     whole, student = contents(config.run), config.run / "student"
 
     def older():
@@ -262,7 +262,7 @@ def test_what_follows_from_a_checkpoint_is_made_where_a_kill_came_before_it(valu
         lambda: shutil.rmtree(student),
         lambda: student.rename(config.run / ".student.old"),  # a kill between two renames
         older,
-        (config.run / "samples" / "step_00000004.png").unlink,
+        (config.run / "evaluations" / "step_00000004.png").unlink,
     ):
         lose()
         assert contents(config.run) != whole

@@ -138,7 +138,14 @@ def test_text_queries_learn_from_their_layers_text_queries_where_it_has_any():
 )
 def test_layer_maps_that_make_no_sense(how, message):
     with pytest.raises(UserError, match=message):
-        layer_map(["a.0"], ["b.0"], how)
+        layer_map(["a.0"], ["a.0", "b.0"], how)
+
+
+def test_models_of_two_families_are_taken_whole():
+    """MDT's sections and DiT's one have nothing in common: depth decides."""
+    mdt, dit = ["in.0", "in.1", "out.0", "out.1"], ["blocks.0", "blocks.1"]
+    assert layer_map(mdt, dit) == {"blocks.0": "in.1", "blocks.1": "out.1"}
+    assert layer_map(dit, mdt) == {"in.0": "blocks.0", "in.1": "blocks.0", "out.0": "blocks.1", "out.1": "blocks.1"}
 
 
 def test_an_explicit_plan_is_used():

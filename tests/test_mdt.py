@@ -2,9 +2,9 @@
 
 import math
 
-import mdt_oracle
 import pytest
 import torch
+import transformer_oracle
 
 from dit_shd import models
 from dit_shd.errors import UserError
@@ -50,7 +50,7 @@ def test_output_equals_the_oracle(masked, changes):
     n = model.tokens
     keep = keeps(n=n, kept=n * 9 // 16) if masked else None
     found = model(x.double(), t, y, keep=keep).sample
-    torch.testing.assert_close(found, mdt_oracle.forward(model.to_public(), x, t, y, heads=3, keep=keep))
+    torch.testing.assert_close(found, transformer_oracle.forward(model.to_public(), x, t, y, heads=3, keep=keep))
 
 
 def test_gradients_equal_the_oracle():
@@ -62,7 +62,7 @@ def test_gradients_equal_the_oracle():
     state = {
         k: v.detach().double().requires_grad_(k in names) for k, v in model.to_public().items() if v.is_floating_point()
     }
-    want_all = (mdt_oracle.forward(state, x, t, y, heads=3, keep=keeps()) * weight).sum()
+    want_all = (transformer_oracle.forward(state, x, t, y, heads=3, keep=keeps()) * weight).sum()
     want = torch.autograd.grad(want_all, [state[n] for n in names])
     for name, f, w in zip(names, found, want):
         torch.testing.assert_close(f, w, msg=name)
@@ -179,7 +179,7 @@ def test_impossible_shapes_are_refused(changes, message):
 def test_unknown_size_and_foreign_state_are_refused():
     with pytest.raises(UserError, match=r"no size 'M/2'. Sizes: S/2"):
         MDTv2.from_options("M/2")
-    with pytest.raises(UserError, match="not an MDTv2 state dict"):
+    with pytest.raises(UserError, match="not a state dict of MDTv2"):
         MDTv2.from_public({"weight": torch.zeros(1)})
     state = build().to_public()
     del state["de_blocks.1.attn.qkv.bias"]

@@ -184,15 +184,20 @@ def test_a_block_needs_to_know_where_the_image_is():
     model = dit(2)
     with pytest.raises(UserError, match="no block 'image'"), torch.no_grad(), capture(model, block="image"):
         run(model)
+    with pytest.raises(UserError, match="block: wanted one of"), capture(model, block="pictures"):  # type: ignore
+        pass
+
+
+def test_where_the_image_is_may_be_told():
     name = "ErnieImageTransformer2DModel"
+    if name not in zoo.classes():
+        pytest.skip(f"this diffusers has no {name}")
     model, inputs = zoo.build(name), zoo.draw(name)
     with torch.no_grad(), capture(model, block="image", image=slice(0, 16)) as captures:
         zoo.forward(model, inputs)
     assert {c.shape[2:] for c in captures.values()} == {(16, 16)}
     with pytest.raises(UserError, match="a run at one end"), capture(model, block="image", image=slice(2, 16)):
         zoo.forward(model, inputs)
-    with pytest.raises(UserError, match="block: wanted one of"), capture(model, block="pictures"):  # type: ignore
-        pass
 
 
 def test_processors_stay_at_work_show_and_leave():

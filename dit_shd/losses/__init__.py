@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from dit_shd.attention import Capture, Captures
@@ -35,6 +36,21 @@ class Term:
     logs: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class LossCost:
+    """What a loss takes beside both models' own forwards and backwards."""
+
+    operations: float = 0.0
+    """A multiply-add counts as two."""
+    held: int = 0
+    """Bytes kept for the backward."""
+    scratch: int = 0
+    """Bytes in use at any one time."""
+
+    def __add__(self, other: "LossCost") -> "LossCost":
+        return LossCost(self.operations + other.operations, self.held + other.held, max(self.scratch, other.scratch))
+
+
 class Listener(ABC):
     """Takes the teacher's Captures one by one while the teacher runs, so that none has to be held."""
 
@@ -42,30 +58,43 @@ class Listener(ABC):
     def __call__(self, layer: str, capture: Capture) -> None:
         """One of the teacher's layers has run."""
 
+    @property
+    @abstractmethod
+    def waits(self) -> bool:
+        """Whether there are layers to come that it wants."""
+
     @abstractmethod
     def term(self) -> Term:
         """The loss, once the teacher is through."""
+
+
+Weight = float | dict[int, float]
+"""A factor, or {step: factor}: on a line between the steps named, and as at the first and last of them outside."""
 
 
 class Loss(nn.Module, ABC):
     """A distillation term.
 
     Args:
-        weight: its factor in the total.
+        weight: its factor in the total, the same throughout or by step.
         passes: the passes it takes part in.
     """
 
     needs_captures = False
+    needs_output = True
+    """Whether it looks at the teacher's output; where no loss does, the teacher stops after the last layer needed."""
     calibration = 0
     """How many batches it wants to see before training; see calibrate."""
 
-    def __init__(self, weight: float = 1.0, passes: Sequence[PassName] = ("plain",)):
+    def __init__(self, weight: Weight = 1.0, passes: Sequence[PassName] = ("plain",)):
         super().__init__()
         if not passes or any(p not in ("plain", "masked") for p in passes):
             raise UserError(f"{type(self).__name__}: passes: wanted plain, masked or both, found {list(passes)}")
-        if not weight >= 0:
-            raise UserError(f"{type(self).__name__}: weight: wanted 0 or more, found {weight}")
-        self.weight, self.passes = weight, tuple(passes)
+        self.weight, self.passes = _schedule(weight, type(self).__name__), tuple(passes)
+
+    def weight_at(self, step: int) -> float:
+        """The factor of the step with this number, counted from 0."""
+        return float(np.interp(step, list(self.weight), list(self.weight.values())))
 
     @abstractmethod
     def term(self, view: View) -> Term:
@@ -79,6 +108,10 @@ class Loss(nn.Module, ABC):
         """
         return None
 
+    def cost(self, teacher: Captures, student: Captures, images: int) -> LossCost:
+        """What one pass over some images takes, by count; the captures are one image's and may be without numbers."""
+        return LossCost()
+
     def calibrate(self, teacher: Captures, student: Captures) -> None:
         """Look at one of `calibration` batches, without gradients."""
 
@@ -88,3 +121,20 @@ class Loss(nn.Module, ABC):
 
     def restore(self, found: dict[str, Any]) -> None:
         """Take up what calibrated() gave in an earlier session of the run."""
+
+
+def _schedule(weight: Weight, name: str) -> dict[int, float]:
+    """{step: factor}, steps in order.
+
+    Raises:
+        UserError: a negative factor, or a step that is none.
+    """
+    points = weight if isinstance(weight, dict) else {0: weight}
+    for step, factor in points.items():
+        if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+            raise UserError(f"{name}: weight: wanted whole steps from 0 as in {{0: 0.0, 1000: 2.0}}, found {step!r}")
+        if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 <= factor < float("inf"):
+            raise UserError(f"{name}: weight: wanted 0 or more, found {factor}")
+    if not points:
+        raise UserError(f"{name}: weight: wanted a number or {{step: number}}, found nothing")
+    return dict(sorted(points.items()))

@@ -8,7 +8,7 @@ from torch import Tensor
 from dit_shd.batch import PassName
 from dit_shd.diffusion import Schedule, gaussian_kl, split
 from dit_shd.errors import UserError
-from dit_shd.losses import Loss, Term, View
+from dit_shd.losses import Loss, Term, View, Weight
 
 
 class Output(Loss):
@@ -19,7 +19,7 @@ class Output(Loss):
             detached (the variational term with the teacher's distribution in place of the posterior).
     """
 
-    def __init__(self, weight: float = 1.0, passes: Sequence[PassName] = ("plain", "masked"), variance: bool = False):
+    def __init__(self, weight: Weight = 1.0, passes: Sequence[PassName] = ("plain", "masked"), variance: bool = False):
         super().__init__(weight, passes)
         self.variance = variance
 

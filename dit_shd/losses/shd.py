@@ -14,8 +14,8 @@ from dit_shd.batch import Batch, PassName
 from dit_shd.divergence import Backend, Measure, attention_kl
 from dit_shd.errors import UserError
 from dit_shd.layers import LayerMap, layer_map
-from dit_shd.losses import Listener, Loss, Term, View
-from dit_shd.squeezing import Method, NotFiniteError, Plan, Projections, squeeze
+from dit_shd.losses import Listener, Loss, LossCost, Term, View, Weight
+from dit_shd.squeezing import Method, NotFiniteError, Plan, Projections, plan_of, squeeze
 from dit_shd.squeezing.matching import MapSimilarity, matched
 
 Groups = list[list[int]]
@@ -27,7 +27,7 @@ class SHD(Loss):
     In a training script of your own: `loss = SHD()(teacher_captures, student_captures)`.
 
     Args:
-        weight: beta; 2.0 for images in the paper's appendix.
+        weight: beta; 2.0 for images in the paper's appendix. {step: beta} for a schedule.
         passes: where it applies. In a masked pass layers can differ in tokens; map them by section then.
         plan: which teacher heads each student head stands for: contiguous; matched (similar heads together, found on
             calibration batches before training); a list of groups; or {student layer: list of groups}.
@@ -42,10 +42,11 @@ class SHD(Loss):
     """
 
     needs_captures = True
+    needs_output = False
 
     def __init__(
         self,
-        weight: float = 2.0,
+        weight: Weight = 2.0,
         passes: Sequence[PassName] = ("plain",),
         plan: str | Groups | dict[str, Groups] = "contiguous",
         method: Method = "pairwise",
@@ -92,9 +93,12 @@ class SHD(Loss):
         self.projections = Projections()
         self._similarities: dict[str, tuple[MapSimilarity, int]] = {}
 
-    def forward(self, teacher: Captures, student: Captures) -> Tensor:
-        """The weighted loss of two models' captures, a scalar with a gradient to the student only."""
-        return self.weight * self.divergence(teacher, student).value.mean()
+    def forward(self, teacher: Captures, student: Captures, step: int = 0) -> Tensor:
+        """The weighted loss of two models' captures, a scalar with a gradient to the student only.
+
+        step: where you are in training, for a weight that follows a schedule.
+        """
+        return self.weight_at(step) * self.divergence(teacher, student).value.mean()
 
     def term(self, view: View) -> Term:
         return self.divergence(view.teacher_captures, view.student_captures, view.batch)
@@ -130,6 +134,18 @@ class SHD(Loss):
                 raise UserError(f"SHD: plan: names no groups for {layer}; it has {', '.join(self.plan)}")
             return self.plan[layer]
         return self.plan
+
+    def cost(self, teacher: Captures, student: Captures, images: int) -> LossCost:
+        from dit_shd.cost.squeezing_heads import layer_cost
+
+        total = LossCost()
+        for ours, theirs in layer_map(list(teacher), list(student), self.layers).items():
+            s, t = student[ours], teacher[theirs]
+            fits(ours, s, theirs, t)
+            known = self.plan != "matched" or ours in self.plans
+            groups = self.plan_of(ours) if known else "contiguous"  # a matched plan's groups are as large
+            total += layer_cost(self, t, s, plan_of(groups, t.heads, s.heads), images)
+        return total
 
     def calibrate(self, teacher: Captures, student: Captures) -> None:
         for ours, theirs in layer_map(list(teacher), list(student), self.layers).items():
@@ -175,6 +191,10 @@ class Layers(Listener):
                     self.values[ours], self.logs[ours] = _not_finite(self.student[ours]), {}
                 except ValueError as error:
                     raise UserError(f"SHD: {ours} of the student, {theirs} of the teacher: {error}") from error
+
+    @property
+    def waits(self) -> bool:
+        return len(self.values) < len(self.pairs)
 
     def _layer(self, ours: str, s: Capture, theirs: str, t: Capture) -> Tensor:
         loss = self.loss

@@ -1,8 +1,11 @@
-"""Model families, one file each: mdt.py (MDTv2). A family is a diffusers ModelMixin."""
+"""Model families, one file each: mdt.py (MDTv2), dit.py (DiT). A family is a diffusers ModelMixin.
+
+Beside them: what families share, public checkpoint files, diffusers folders (here and on the hub), model cards.
+"""
 
 import hashlib
-import json
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -10,17 +13,22 @@ from typing import Any
 
 import torch
 from diffusers import ModelMixin
+from torch import Tensor, nn
 
-from dit_shd import registry
 from dit_shd.errors import UserError
-from dit_shd.models import _public
+from dit_shd.models import _card, _public
+from dit_shd.models._folder import HUB_NAME, families, model_folder, read_folder, read_hub
+from dit_shd.models._transformer import LatentTransformer
+from dit_shd.models.dit import DiT
 from dit_shd.models.mdt import MDTv2
 
-__all__ = ["MDTv2", "export", "exported_step", "load"]
+__all__ = ["DiT", "MDTv2", "export", "exported_step", "load"]
 
 
 def load(source: str | Path) -> ModelMixin:
-    """A model from a run folder, a diffusers folder, a public MDTv2 checkpoint file, or `asset:NAME` (ships with us).
+    """A model from a run folder, a diffusers folder, a public checkpoint file, the hub, or `asset:NAME` (ships with us).
+
+    A name OWNER/NAME of the Hugging Face hub counts where there is no such path; a pipeline's transformer is taken.
 
     Raises:
         UserError: nothing there, something else, or weights that are not finite.
@@ -34,20 +42,45 @@ def load(source: str | Path) -> ModelMixin:
 
 def _read(source: str) -> ModelMixin:
     if source.startswith("asset:"):
-        assets = Path(str(resources.files("dit_shd") / "assets"))
-        known = {folder.parent.name: folder.parent for folder in assets.glob("*/config.json")}
-        name = source.removeprefix("asset:")
-        if name not in known:
-            raise UserError(f"{source}: no such model among dit_shd's assets; there is: {', '.join(known)}")
-        return _from_folder(known[name])
+        return read_folder(asset(source))
     path = Path(source)
     if path.is_file():
-        return MDTv2.from_public(_public.read_tensors(path))
-    if (path / "student" / "config.json").is_file():
-        return _from_folder(path / "student")
-    if (path / "config.json").is_file():
-        return _from_folder(path)
-    raise UserError(f"{path}: wanted a run folder with a student, a diffusers model folder or a checkpoint file")
+        return of_public(_public.read_tensors(path))
+    folder = model_folder(path)
+    if folder is not None:
+        return read_folder(folder)
+    if not path.exists() and HUB_NAME.fullmatch(source):
+        return read_hub(source)
+    raise UserError(
+        f"{path}: wanted a run folder with a student, a diffusers model folder, a checkpoint file or the hub's OWNER/NAME"
+    )
+
+
+def of_public(state: Mapping[str, Tensor], heads: int | None = None) -> LatentTransformer:
+    """A model from a public state dict of whichever family of ours it is.
+
+    Args:
+        heads: as in LatentTransformer.from_public.
+
+    Raises:
+        UserError: none of them, or something in it does not fit.
+    """
+    known = {name: cls for name, cls in families().items() if issubclass(cls, LatentTransformer)}
+    for cls in known.values():
+        if cls.is_public(_public.clean(state)):
+            return cls.from_public(state, heads)
+    first = ", ".join(sorted(state)[:2]) or "none"
+    raise UserError(f"not a state dict of {' or '.join(known)}: none has tensors of these names ({first}, ...)")
+
+
+def asset(source: str) -> Path:
+    """The folder of `asset:NAME`."""
+    assets = Path(str(resources.files("dit_shd") / "assets"))
+    known = {folder.parent.name: folder.parent for folder in assets.glob("*/config.json")}
+    name = source.removeprefix("asset:")
+    if name not in known:
+        raise UserError(f"{source}: no such model among dit_shd's assets; there is: {', '.join(known)}")
+    return known[name]
 
 
 def of_run(config: Any) -> Any:
@@ -59,7 +92,7 @@ def of_run(config: Any) -> Any:
     return replace(config, diffusion_steps=steps) if isinstance(steps, int) else config
 
 
-def digest(model: ModelMixin) -> str:
+def digest(model: nn.Module) -> str:
     """sha256 of a model's tensors, by name."""
     total = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
@@ -68,58 +101,32 @@ def digest(model: ModelMixin) -> str:
     return total.hexdigest()
 
 
-def _from_folder(folder: Path) -> ModelMixin:
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        name = config["_class_name"]
-        if not isinstance(name, str):
-            raise ValueError("_class_name is no text")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{folder}/config.json: not the config of a diffusers model") from error
-    families = {cls.__name__: cls for cls in (registry.find("models", n) for n in registry.names("models"))}
-    cls = families.get(name) or _diffusers_class(name)
-    if cls is None:
-        raise UserError(f"{folder}: model class '{name}' is neither ours ({', '.join(families)}) nor diffusers'")
-    try:
-        model, told = cls.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
-    except Exception as error:  # a stranger's folder can be wrong in any way
-        raise UserError(f"{folder}: cannot be read as {name}: {' '.join(str(error).split())[:200]}") from error
-    for wrong, words in (("missing_keys", "missing"), ("unexpected_keys", "unknown"), ("mismatched_keys", "misshapen")):
-        if told[wrong]:
-            count, first = len(told[wrong]), sorted(told[wrong])[0]
-            raise UserError(f"{folder}: the weights do not fit config.json: {count} {words}, first {first}")
-    return model.float()
-
-
-def _diffusers_class(name: str) -> Any:
-    import diffusers
-
-    cls = getattr(diffusers, name, None)
-    return cls if isinstance(cls, type) and issubclass(cls, ModelMixin) and cls is not ModelMixin else None
-
-
-CARD = """---
-library_name: dit_shd
-tags: [diffusion, knowledge-distillation]
----
-# {family}, {millions:.2f} M parameters
-
-Trained by dit_shd for {step} steps (averaged weights). Load: `dit_shd.models.load("this folder")`.
-
-```yaml
-{config}```
-"""
+def provenance(source: str | Path) -> _card.Provenance:
+    """Where the weights that `load(source)` reads come from, as far as their card or file tells."""
+    source = str(source)
+    if source.startswith("asset:"):
+        return _card.of_folder(source, asset(source))
+    path = Path(source)
+    if path.is_file():
+        return _card.of_file(path)
+    folder = model_folder(path)
+    if folder is not None:
+        return _card.of_folder(path.resolve().name, folder)
+    return _card.of_hub(source) if HUB_NAME.fullmatch(source) else _card.Provenance("unknown")
 
 
 def export(model: Any, folder: Path, config: Any, step: int) -> None:
-    """Write a model in diffusers format with a model card, replacing the last: a reader sees one of the two, whole."""
-    from dit_shd.config import dump
+    """Write a trained model with a card, replacing the last: a reader sees one of the two, whole."""
+    origin = _card.inherited([] if config.teacher is None else [provenance(config.teacher)])
+    write(model, folder, _card.trained(model, config, step, origin))
+
+
+def write(model: Any, folder: Path, card: str) -> None:
+    """Write a model in diffusers format with a model card, replacing the last."""
     from dit_shd.files import replacing
 
     with replacing(folder) as part:
         model.save_pretrained(part, safe_serialization=True)
-        millions = sum(p.numel() for p in model.parameters()) / 1e6
-        card = CARD.format(family=type(model).__name__, millions=millions, step=step, config=dump(config))
         (part / "README.md").write_text(card, encoding="utf-8")
 
 

@@ -5,6 +5,7 @@ teacher head belongs to exactly one student head, so one weight per teacher head
 plans.py says which heads belong together, products.py what is needed of the teacher, weights.py what follows from it.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -105,7 +106,7 @@ def squeeze(
     if backend == "fused" and capture.causal and capture.positions is not None:
         raise ValueError("squeeze: backend fused cannot serve some query rows of causal attention; use streamed")
     b, h, _, _ = capture.shape
-    groups = contiguous(h, heads) if isinstance(plan, str) else check_plan(plan, h, heads)
+    groups = plan_of(plan, h, heads)
     group = torch.empty(h, dtype=torch.long)
     for g, members in enumerate(groups):
         group[list(members)] = g
@@ -124,6 +125,16 @@ def squeeze(
     merge = _Merge(capture, groups, method, clamp, backend, chunk_mib, keep_maps, projections or Projections())
     with torch.no_grad(), torch.autocast(group.device.type, enabled=False):
         return merge.run(group)
+
+
+def plan_of(plan: Literal["contiguous"] | Sequence[Sequence[int]], heads: int, groups: int) -> Plan:
+    """The Plan that squeeze works by."""
+    return contiguous(heads, groups) if isinstance(plan, str) else check_plan(plan, heads, groups)
+
+
+def can_keep(shape: tuple[int, int, int, int], chunk_mib: float) -> bool:
+    """Whether the maps of (b, h, n, m) fit into half of the budget."""
+    return 4 * math.prod(shape) <= chunk_mib * 2**19
 
 
 def _check_finite(capture: Capture) -> None:
@@ -166,7 +177,7 @@ class _Merge:
         residual = torch.zeros(b, len(self.plan), device=device, dtype=torch.float64)
         merges: dict[int, tuple[Tensor, Tensor]] = {}
         kept: dict[int, Tensor] = {}
-        fits = self.keep_maps and self.backend == "streamed" and 4 * b * h * n * m <= self.chunk_mib * 2**19
+        fits = self.keep_maps and self.backend == "streamed" and can_keep((b, h, n, m), self.chunk_mib)
         for k, chosen in by_size(self.plan):
             if k == 1:
                 continue

@@ -14,6 +14,7 @@ WORDS = [
     "sample",
     "evaluate",
     "inspect",
+    "convert",
     "demo",
     "--help",
     "-h",

@@ -1,7 +1,9 @@
 """Files of strangers: checkpoints, safetensors, model folders, npz, images, shards."""
 
+import argparse
 import io
 import json
+import math
 import random
 import shutil
 import tempfile
@@ -16,9 +18,11 @@ from safetensors.torch import load_file, save_file
 
 from dit_shd import models
 from dit_shd.checkpoint import RunFolder
+from dit_shd.config import make
+from dit_shd.converter import ConvertConfig, convert
 from dit_shd.data.npz import Npz
 from dit_shd.image_sets import open_images
-from dit_shd.models import MDTv2
+from dit_shd.models import DiT, MDTv2
 from dit_shd.reference import open_reference
 
 from . import Class
@@ -31,6 +35,14 @@ def small() -> MDTv2:
     return MDTv2(
         sample_size=8, patch_size=2, in_channels=1, num_layers=4, decode_layer=2, num_attention_heads=2,
         attention_head_dim=4, num_classes=3,
+    )  # fmt: skip
+
+
+@cache
+def small_dit() -> DiT:
+    torch.manual_seed(0)
+    return DiT(
+        sample_size=8, in_channels=1, num_layers=2, num_attention_heads=2, attention_head_dim=4, num_classes=3
     )  # fmt: skip
 
 
@@ -59,6 +71,49 @@ def checkpoint(draw: random.Random, folder: Path) -> object:
         torch.save(small().state_dict(), file)
         bend_file(draw, file)
     return models.load(file)
+
+
+class Pretender(argparse.Namespace):
+    """Looks like the one class that is let through, and is another."""
+
+
+def convertible(draw: random.Random, folder: Path) -> object:
+    """Files and folders to convert: tensors of other shapes, types and names, one number posing as many, args that are
+    more than a Namespace, damaged bytes; and something already where the result should go."""
+    file, out = folder / f"c{draw.choice(['.pt', '.ckpt', '.safetensors'])}", folder / draw.choice(["out", "out.pt"])
+    state = {k: v.clone() for k, v in (small_dit() if draw.random() < 0.5 else small()).to_public().items()}
+    for _ in range(draw.choice([0, 1, 1, 3])):
+        name = draw.choice(sorted(state))
+        old = state.pop(name)
+        new = [
+            old[:0],
+            old.flatten(),
+            torch.tensor(1.0),
+            old.int(),
+            old.half(),
+            old.to(torch.complex64),
+            old * math.nan,
+        ]
+        if file.suffix != ".safetensors":
+            new += [torch.zeros(1).expand(10**12), torch.zeros(1).expand(*[10**4] * old.ndim), old.to_sparse()]
+        state[draw.choice([name, name, name + "x", "", "blocks.99.mlp.fc1.weight"])] = draw.choice(new)
+    if file.suffix == ".safetensors":
+        save_file({k: v.contiguous() for k, v in state.items()}, file)
+    else:
+        args = draw.choice([argparse.Namespace(lr=1.0), Pretender(lr=1.0), {"x": [None] * 9}])
+        wrapped = {"ema": state, "model": draw.choice([state, {}, None, 3]), "args": args}
+        torch.save(draw.choice([state, wrapped, {"module": wrapped}, list(state.values())]), file)
+    if draw.random() < 0.3:
+        bend_file(draw, file)
+    if draw.random() < 0.3:
+        out.mkdir()
+        (out / draw.choice(["config.json", "precious"])).write_text("x")
+    given = {"heads": 2, "weights": draw.choice([None, "ema", "model"]), "force": draw.random() < 0.5}
+    try:
+        return convert(make(ConvertConfig, {"source": str(file), "out": str(out), **given}))
+    finally:
+        left = {"precious"} & {path.name for path in out.glob("*")}
+        assert left or not (out / "precious").exists()
 
 
 def weights(draw: random.Random, folder: Path) -> object:
@@ -198,6 +253,9 @@ CLASSES = [
         "config.json with other classes and sizes that would fill the memory; models.load",
         60,
         model_config,
+    ),
+    Class(
+        "convertible files", "odd shapes, types, names and args, one number posing as many; convert", 80, convertible
     ),
     Class("run checkpoints", "each file damaged or executing; resuming", 40, run_checkpoint),
     Class("npz", "objects, lying headers, zeros that unfold, names that escape; datasets and samples", 60, npz),

@@ -69,7 +69,9 @@ def build(name: str) -> nn.Module:
 
 def draw(name: str, seed: int = 0) -> dict[str, Any]:
     """Inputs of an entry's forward, the same for the same seed."""
-    return ENTRIES[name].inputs(torch.Generator().manual_seed(seed))
+    entry, known = ENTRIES[name], inspect.signature(classes()[name].forward).parameters
+    older = {key: value for key, value in entry.older.items() if key in known}
+    return entry.inputs(torch.Generator().manual_seed(seed)) | older
 
 
 def forward(model: nn.Module, inputs: dict[str, Any]) -> Tensor:

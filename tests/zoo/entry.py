@@ -1,7 +1,7 @@
 """What an entry of the zoo is, and the small draws its inputs are made of: everything comes from the generator."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ class Entry:
 
     config: dict[str, Any]
     inputs: Callable[[Generator], dict[str, Any]]
+    older: dict[str, Any] = field(default_factory=dict)
+    """More keywords of its forward, that older versions of diffusers want and newer ones do not know."""
 
 
 def normal(g: Generator, *shape: int) -> Tensor:

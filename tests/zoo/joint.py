@@ -114,6 +114,7 @@ ENTRIES = {
             "timestep": times(g, 2),
             "img_shapes": [(1, 4, 4)] * 2,
         },
+        older={"txt_seq_lens": [6, 5]},
     ),
     "NucleusMoEImageTransformer2DModel": Entry(
         SMALL

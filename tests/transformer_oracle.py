@@ -1,4 +1,4 @@
-"""MDTv2 once more, from shared facts and a public state dict alone: one function, no modules, dense biases."""
+"""MDTv2 and DiT once more, from shared facts and a public state dict alone: one function, no modules, dense biases."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 
 def forward(state, x, t, y, heads, keep=None):
-    """Output of an MDTv2 whose tensors are `state` (public layout)."""
+    """Output of an MDTv2 or a DiT whose tensors are `state` (public layout)."""
     w = {k: v.double() for k, v in state.items() if v.is_floating_point()}
     x = x.double()
     width, _, patch, _ = w["x_embedder.proj.weight"].shape
@@ -35,12 +35,13 @@ def forward(state, x, t, y, heads, keep=None):
     def attention(name, h, which):
         b, m, _ = h.shape
         q, k, v = linear(w, f"{name}.qkv", h).view(b, m, 3, heads, width // heads).unbind(2)
-        table = w[f"{name}.rel_pos_bias.relative_position_bias_table"]
-        ys, xs = which // side, which % side
-        dy = ys[:, :, None] - ys[:, None, :] + side - 1
-        dx = xs[:, :, None] - xs[:, None, :] + side - 1
-        bias = table[dy * (2 * side - 1) + dx].permute(0, 3, 1, 2)
-        scores = torch.einsum("bnhd,bmhd->bhnm", q, k) / math.sqrt(width // heads) + bias
+        scores = torch.einsum("bnhd,bmhd->bhnm", q, k) / math.sqrt(width // heads)
+        table = w.get(f"{name}.rel_pos_bias.relative_position_bias_table")
+        if table is not None:
+            ys, xs = which // side, which % side
+            dy = ys[:, :, None] - ys[:, None, :] + side - 1
+            dx = xs[:, :, None] - xs[:, None, :] + side - 1
+            scores = scores + table[dy * (2 * side - 1) + dx].permute(0, 3, 1, 2)
         mixed = torch.einsum("bhnm,bmhd->bnhd", scores.softmax(-1), v).reshape(b, m, width)
         return linear(w, f"{name}.proj", mixed)
 
@@ -48,6 +49,8 @@ def forward(state, x, t, y, heads, keep=None):
         return len({k.split(".")[1] for k in w if k.startswith(section)})
 
     h = embedded.gather(1, tokens[..., None].expand(-1, -1, width))
+    for i in range(depth("blocks.")):  # DiT is these blocks alone
+        h = block(f"blocks.{i}", h, tokens)
     stack = []
     for i in range(depth("en_inblocks")):
         h = block(f"en_inblocks.{i}", h, tokens)
@@ -55,9 +58,9 @@ def forward(state, x, t, y, heads, keep=None):
     for i in range(depth("en_outblocks")):
         h = block(f"en_outblocks.{i}", h, tokens, stack.pop())
     all_tokens = torch.arange(n).expand(len(x), n)
-    if keep is None:
+    if keep is None and "decoder_pos_embed" in w:
         h = h + w["decoder_pos_embed"]
-    else:
+    elif keep is not None:
         full = w["mask_token"].expand(len(x), n, width).clone()
         hidden = torch.ones(len(x), n, 1, dtype=torch.bool)
         for i, kept in enumerate(keep):

@@ -1,0 +1,24 @@
+"""How strongly each term pulls at the student: the norm of its gradient, weight included."""
+
+import torch
+from torch import Tensor, nn
+
+from dit_shd.batch import Batch, PassName
+from dit_shd.distiller import Distiller
+
+
+def gradient_norms(
+    distiller: Distiller, batch: Batch, pass_name: PassName, teacher: nn.Module | None
+) -> dict[str, Tensor]:
+    """Norms over all parameters of the student, by `<pass>/<term>`, of one batch; no gradient is left behind.
+
+    Costs a forward, and a backward for each term.
+    """
+    parameters = [p for p in distiller.student.parameters() if p.requires_grad]
+    terms, _ = distiller.terms(batch, pass_name, teacher)
+    norms: dict[str, Tensor] = {}
+    for name, term in terms.items():
+        found = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
+        squares = [grad.float().square().sum() for grad in found if grad is not None]
+        norms[f"{pass_name}/{name}"] = torch.stack(squares).sum().sqrt()
+    return norms

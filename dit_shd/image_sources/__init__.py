@@ -1,0 +1,145 @@
+"""Images to be encoded, wherever they are: class folders, npz, Parquet, Hugging Face datasets.
+
+A source has a fixed order and gives each image as it lies there; `dit_shd.crop` makes pixels of it. One image that
+cannot be had is a BrokenImage (it is counted and skipped), a source that cannot be read is a UserError.
+"""
+
+import hashlib
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from dit_shd.errors import UserError
+
+T = TypeVar("T")
+Raw = Path | bytes | np.ndarray
+"""An image file, its bytes, or uint8 [y,x,c]."""
+ALL = "all"
+"""The one class where there are no labels."""
+NO_LABELS = "there are no labels: all images are of one class"
+
+
+class BrokenImage(ValueError):
+    """One image that cannot be read; the message is the reason, the same at every run."""
+
+
+class ImageSource(ABC):
+    """Images with a class each.
+
+    labels: int64 [n]; classes: their names; note: what a user should know of it.
+    """
+
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    note: str = ""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def raw(self, number: int) -> Raw:
+        """One image; cheapest in ascending order. Not for several threads at once.
+
+        Raises:
+            BrokenImage: there is none.
+        """
+
+    @abstractmethod
+    def name(self, number: int) -> str:
+        """What a user calls the image."""
+
+    @abstractmethod
+    def sha256(self) -> str:
+        """Tells this source from another by names, sizes and labels; contents are not read."""
+
+
+def open_source(
+    text: str,
+    split: str = "train",
+    image_column: str | None = None,
+    label_column: str | None = None,
+    follow_links: bool = False,
+) -> ImageSource:
+    """What a user means by `text`: a folder of images or Parquet files, an npz, a saved dataset, a hub name.
+
+    Raises:
+        UserError: there is no such thing, or there are no images in it.
+    """
+    from dit_shd.image_sources import folder, hub, npz, parquet
+
+    path = Path(text)
+    if path.is_dir():
+        if hub.is_saved(path):
+            return hub.HubImages(text, split, image_column, label_column)
+        found = folder.scan(path, follow_links)
+        if found.images:
+            return folder.FolderImages(found)
+        tables = [file for file in found.others if file.endswith(".parquet")]
+        if tables:
+            chosen = parquet.of_split([path / file for file in tables], split, text)
+            return parquet.ParquetImages(chosen, text, image_column, label_column)
+        raise UserError(f"images: wanted images or Parquet files in '{text}', found none ({found.told()})")
+    if path.is_file():
+        if path.suffix == ".npz":
+            return npz.NpzSource(path)
+        if path.suffix == ".parquet":
+            return parquet.ParquetImages([path], text, image_column, label_column)
+    elif not path.suffix[1:].isalpha() and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", text):
+        return hub.HubImages(text, split, image_column, label_column)
+    raise UserError(
+        f"images: wanted a folder of class folders, an npz, Parquet files or a Hugging Face dataset, found "
+        f"{'another kind of file' if path.is_file() else 'nothing'} at '{text}'"
+    )
+
+
+class Forward(Generic[T]):
+    """Rows of something that is read forward only, as if they had numbers.
+
+    Args:
+        begin: the row at which reading for a row begins.
+        read: the rows from there to the end.
+    """
+
+    def __init__(self, begin: Callable[[int], int], read: Callable[[int], Iterator[T]]):
+        self._begin, self._read = begin, read
+        self._next, self._rows = 0, None
+
+    def __getitem__(self, number: int) -> T:
+        begin = self._begin(number)
+        if self._rows is None or not begin <= self._next <= number:
+            self._next, self._rows = begin, self._read(begin)
+        for row in self._rows:
+            self._next += 1
+            if self._next > number:
+                return row
+        raise IndexError(number)
+
+
+def fingerprint(parts: Iterable[str | bytes]) -> str:
+    """sha256 of some texts in order."""
+    total = hashlib.sha256()
+    for part in parts:
+        data = part if isinstance(part, bytes) else part.encode("utf-8", "surrogateescape")
+        total.update(len(data).to_bytes(8, "little") + data)
+    return total.hexdigest()
+
+
+def checked_labels(labels: np.ndarray, names: tuple[str, ...] | None, where: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Labels as int64 [n] and the classes' names (numbers, where they have none).
+
+    Raises:
+        UserError: no images, a label below 0 or beyond the names.
+    """
+    if not len(labels):
+        raise UserError(f"images: wanted at least one image, found none in '{where}'")
+    if labels.dtype.kind not in "iu" or labels.ndim != 1:
+        raise UserError(f"images: '{where}': wanted whole numbers as labels, found {labels.dtype} {list(labels.shape)}")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or (names is not None and high >= len(names)) or high >= 2**20:
+        wanted = f"0 to {len(names) - 1}" if names is not None else "from 0 to a million"
+        raise UserError(f"images: '{where}': wanted labels {wanted}, found {low} to {high}; is this split labelled?")
+    return labels.astype(np.int64), names if names is not None else tuple(map(str, range(high + 1)))

@@ -1,0 +1,202 @@
+"""A student that begins with its teacher's weights.
+
+Layers are picked by the layer map; heads are picked or merged by the groups and weights of the squeeze; channels are
+picked by what they tell on calibration batches; and every linear map that loses inputs is refitted to those that stay.
+Equal depth, heads and widths give a copy.
+
+parts.py        which tensors share channels          channels.py   which of those are kept
+heads.py        a head out of a group of heads        reading.py    a map refitted to what it still reads
+measurement.py  what the teacher does on batches      transfer.py   the new weights; plan.py says what was decided
+"""
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+
+from dit_shd import calibration
+from dit_shd.batch import Batch, BatchSource
+from dit_shd.config import option
+from dit_shd.errors import UserError
+from dit_shd.initialisation import parts
+from dit_shd.initialisation.plan import InitialisationPlan
+from dit_shd.initialisation.transfer import Transfer
+from dit_shd.layers import layer_map
+from dit_shd.losses import Loss
+from dit_shd.losses.shd import SHD
+from dit_shd.squeezing import Plan, contiguous
+from dit_shd.squeezing.plans import check_plan
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from dit_shd.checkpoint import RunFolder
+    from dit_shd.distiller import Distiller
+    from dit_shd.train_config import TrainConfig
+
+__all__ = ["Initialisation", "InitialisationPlan", "check", "initialise", "settle"]
+
+FILE = "initialisation.json"
+AT_ONCE = 32
+"""Calibration images of one forward of the teacher."""
+_log = logging.getLogger("dit_shd")
+
+
+@dataclass(frozen=True)
+class Initialisation:
+    """How a new run's student begins."""
+
+    weights: Literal["random", "teacher"] = option("random", "begin with random weights, or with the teacher's")
+    layers: str | dict[str, str] | None = option(
+        None, "sections, proportional or {student layer: teacher layer}; empty: as the shd loss has it"
+    )
+    heads: Literal["pick", "merge"] = option("pick", "of a group of heads take the heaviest one, or merge them")
+    channels: Literal["importance", "first"] = option("importance", "of channels keep the most telling, or the first")
+    calibration: int = option(256, "images that importance and weights are measured on; 0: from the weights alone")
+
+
+def initialise(
+    student: Any,
+    teacher: Any,
+    batches: Sequence[Batch],
+    options: Initialisation = Initialisation(weights="teacher"),
+    shd: SHD | None = None,
+) -> InitialisationPlan:
+    """Overwrite a student's weights by what follows from its teacher's; a function of its arguments alone.
+
+    Needs moments of what the cut layers read, in float64: 3 GB for the MLPs of XL/2 where S/2 begins with it.
+
+    Args:
+        student, teacher: two MDTv2s or two DiTs on one device. batches: of the run's data, plain and masked.
+        shd: whose layer map, head groups and method of squeezing are followed (SHD() if there is none).
+
+    Raises:
+        UserError: models that do not fit together.
+    """
+    shd = SHD() if shd is None else shd
+    _comparable(student, teacher)
+    layers = _layers(student, teacher, options, shd)
+    h, g = teacher.config.num_attention_heads, student.config.num_attention_heads
+    groups = {block: _groups(shd, f"{block}.attn", h, g) for block in layers}
+    _narrow_enough(student, teacher, layers)
+    transfer = Transfer(student, teacher, layers, groups, options.heads == "merge", options.channels == "importance")
+    return transfer.run(batches, shd)
+
+
+def check(config: "TrainConfig", student: nn.Module, teacher: nn.Module | None) -> None:
+    """Whether a run's student can begin as its config says.
+
+    Raises:
+        UserError: no teacher, or one that does not fit.
+    """
+    options = config.initialisation
+    if options.weights == "random":
+        return
+    if teacher is None:
+        raise UserError("initialisation.weights: teacher was asked for, but the run has none; give teacher=...")
+    shd = _shd(p.build("losses") for p in config.losses if p.name == "shd")
+    _comparable(student, teacher)
+    _narrow_enough(student, teacher, _layers(student, teacher, options, shd))
+
+
+def settle(
+    config: "TrainConfig",
+    distiller: "Distiller",
+    teacher: nn.Module | None,
+    source: BatchSource,
+    first_batches: Iterable[calibration.Passes],
+    folder: "RunFolder",
+    accelerator: "Accelerator",
+) -> None:
+    """Give a new run's student its first weights, and save and print the plan; a resumed run's are left alone.
+
+    The main process works them out, all others get the same.
+
+    Args:
+        first_batches: what the losses calibrate on, for a matched plan of heads.
+    """
+    options, student = config.initialisation, distiller.student
+    if options.weights == "random" or folder.newest is not None:
+        return
+    assert teacher is not None, "check() asks for one"
+    device = accelerator.device
+    for model in (student, teacher):
+        model.to(device)
+    if accelerator.is_main_process:
+        shd = _shd(distiller.losses)
+        if shd.calibration:
+            calibration.look(distiller, teacher, ({k: b.to(device) for k, b in p.items()} for p in first_batches))
+        batches = [batch.to(device) for batch in _batches(source, options.calibration)]
+        plan = initialise(student, teacher, batches, options, shd)
+        calibration.write_text(folder.path / FILE, plan.text())
+        for line in plan.lines():
+            _log.info("initialisation %s", line)
+    if accelerator.num_processes > 1:
+        for tensor in student.state_dict().values():
+            torch.distributed.broadcast(tensor, 0)
+
+
+def _batches(source: BatchSource, images: int) -> Iterator[Batch]:
+    """The first images of the run in both passes, however many processes there are."""
+    for start in range(0, images, AT_ONCE):
+        step, first = divmod(start, source.batch_size)
+        last = min(first + AT_ONCE, first + images - start, source.batch_size)
+        yield from source.draw(step, range(first, last)).values()
+
+
+def _shd(losses: Iterable[Loss | nn.Module]) -> SHD:
+    return next((loss for loss in losses if isinstance(loss, SHD)), SHD())
+
+
+def _layers(student: nn.Module, teacher: nn.Module, options: Initialisation, shd: SHD) -> dict[str, str]:
+    """Student block -> teacher block. Side blocks, which plain passes do not run, are a pair of their own."""
+    theirs, ours = ([f"{block}.attn" for block in parts.blocks(model)] for model in (teacher, student))
+    how: Any = shd.layers if options.layers is None else options.layers
+    named = isinstance(how, dict)
+    pairs = layer_map(theirs, ours, how) if named else {}
+    if not named or options.layers is None:  # the layers that the loss leaves out begin with something, too
+        rule = "sections" if named else how
+        side = [[name for name in names if name.startswith(parts.SIDE)] for names in (theirs, ours)]
+        plain = [[name for name in names if name not in left] for names, left in zip((theirs, ours), side)]
+        pairs = layer_map(plain[0], plain[1], rule) | layer_map(side[0], side[1]) | pairs
+    return {layer.removesuffix(".attn"): source.removesuffix(".attn") for layer, source in pairs.items()}
+
+
+def _groups(shd: SHD, layer: str, heads: int, wanted: int) -> Plan:
+    """The teacher heads of each student head of a layer, as the loss has them; neighbours where it says nothing."""
+    plan: Any = shd.plans if shd.plan == "matched" else shd.plan
+    if isinstance(plan, dict):
+        plan = plan.get(layer, "contiguous")
+    return contiguous(heads, wanted) if isinstance(plan, str) else check_plan(plan, heads, wanted)
+
+
+def _comparable(student: nn.Module, teacher: nn.Module) -> None:
+    """Two models of one family whose parts are known, with the same tokens, channels and classes."""
+    for role, model in (("student", student), ("teacher", teacher)):
+        if not parts.known(model.state_dict()):
+            raise UserError(
+                f"initialisation: only an MDTv2 or a DiT of ours can give or take weights, the {role} is a "
+                f"{type(model).__name__}; use initialisation.weights=random"
+            )
+    ours, theirs = parts.fixed(student), parts.fixed(teacher)
+    for part in sorted(ours.keys() | theirs.keys()):
+        if ours.get(part) != theirs.get(part):
+            raise UserError(
+                f"initialisation: {part} has {ours.get(part)} in the student and {theirs.get(part)} in the teacher; "
+                "family, tokens, patches, classes and latent channels must be the same"
+            )
+
+
+def _narrow_enough(student: Any, teacher: Any, layers: dict[str, str]) -> None:
+    theirs = parts.widths(teacher, layers)
+    for space, count in parts.widths(student, {block: block for block in layers}).items():
+        if count > theirs[space]:
+            raise UserError(
+                f"initialisation: the student has {count} channels in {space}, the teacher only {theirs[space]}; "
+                "channels can be left out, not made up"
+            )
+    heads = teacher.config.num_attention_heads, student.config.num_attention_heads
+    contiguous(*heads)

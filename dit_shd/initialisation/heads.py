@@ -1,0 +1,81 @@
+"""Heads of a student layer, each from the group of teacher heads that it stands for. Pure mathematics in float64.
+
+Queries, keys and values of a group's k heads, side by side, are k d features; a student head has d' of its own, linear
+maps of those: q' = C_q q, k' = C_k k, v' = C_v v. So nothing here knows what the layer reads, and inputs enter through
+second moments only.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+
+@dataclass(frozen=True, eq=False)
+class HeadMaps:
+    """A layer's heads: C_q, C_k, C_v [g d', h d], S [h d, g d'], and the teacher heads' shares in each map [g, h]."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    back: Tensor
+    """S of the guess u ~ S z while maps in a group agree: u = (A_1 V_1 ... A_h V_h), z the same of the student."""
+    share: Tensor
+
+
+def squeezed_scores(query: Tensor, key: Tensor, weight: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """The best scores of d' features for sum_h w_h q_h . k_h, in mean square over independent queries and keys.
+
+    The sum is q^T D k with D = diag(w) over the group's features; its best approximation of rank d' follows from the
+    singular values of Q^1/2 D K^1/2 (Eckart and Young). softmax(sum_h w_h S_h) is the geometric mean of the maps whose
+    arithmetic mean is the squeezed map: the same where the maps agree.
+
+    Args:
+        query: Q = E[q q^T] of the group [k d, k d]. key: K, the covariance of its keys (a softmax over keys does not
+            see their mean). weight: [k]. width: d'.
+
+    Returns:
+        C_q and C_k [d', k d]; rows beyond the rank are zero.
+    """
+    diagonal = weight.repeat_interleave(len(query) // len(weight))
+    left, left_inverse = roots(query)
+    right, right_inverse = roots(key)
+    u, s, v = torch.linalg.svd(left @ (diagonal[:, None] * right))
+    root = s[:width].sqrt()[:, None]
+    return _padded(root * (u[:, :width].t() @ left_inverse), width), _padded(root * (v[:width] @ right_inverse), width)
+
+
+def squeezed_values(value: Tensor, out: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """The best d' features of what a group's heads give, for what W^O makes of it.
+
+    u = (A_1 V_1 ... A_k V_k) goes out as u W, W = (W_1^O; ...; W_k^O). The best u C_v^T S^T W of rank d' in mean square
+    follows from the singular values of U^1/2 W. With white inputs and equal maps that is the truncated singular value
+    decomposition of X = sum_i W_i^V W_i^O, the merged head's X_1 + X_2.
+
+    Args:
+        value: U, the covariance of u [k d, k d]. out: W [k d, e]. width: d'.
+
+    Returns:
+        C_v [d', k d] and S [k d, d'] with u ~ S C_v u as far as W can see; exact up to rank d', zero beyond the rank.
+    """
+    root, inverse = roots(value)
+    u, s, _ = torch.linalg.svd(root @ out, full_matrices=False)
+    u, s = u[:, :width], s[:width]
+    balance = s.clamp(min=1e-6 * s.max() + torch.finfo(s.dtype).tiny).sqrt()
+    c_v = (inverse @ u * balance).t()
+    back = root @ u / balance
+    return _padded(c_v, width), pad(back, (0, width - back.shape[1]))
+
+
+def roots(moment: Tensor) -> tuple[Tensor, Tensor]:
+    """The symmetric square root of a second moment, and its pseudo-inverse."""
+    values, vectors = torch.linalg.eigh(moment)
+    root = values.clamp(min=0).sqrt()
+    kept = root > 1e-6 * root.max()
+    inverse = torch.where(kept, 1 / torch.where(kept, root, 1.0), 0.0)
+    return (vectors * root) @ vectors.t(), (vectors * inverse) @ vectors.t()
+
+
+def _padded(rows: Tensor, count: int) -> Tensor:
+    return pad(rows, (0, 0, 0, count - len(rows)))

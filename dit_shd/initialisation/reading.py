@@ -1,0 +1,85 @@
+"""What a linear map of the student reads, and what that tells of what the teacher's map reads.
+
+A map y = W x + b of the teacher sees channels x; the student's has only z. Ridge regression on calibration batches
+gives x ~ R z + r, so y ~ (W R) z + (W r + b): what can be told of the cut channels from those that stay is added to
+the weights of these.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+RIDGE = 1e-3
+"""Relative to the mean variance of z."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The channels of a space that the student keeps, by their numbers, out of `width`."""
+
+    index: tuple[int, ...]
+    width: int
+
+    def of(self, x: Tensor, dim: int = -1) -> Tensor:
+        """z of x, along an axis that may hold several copies of the space."""
+        index = torch.tensor(self.index, device=x.device)
+        dim %= x.ndim
+        return x.unflatten(dim, (-1, self.width)).index_select(dim + 1, index).flatten(dim, dim + 1)
+
+    def back(self, copies: int = 1) -> Tensor:
+        """S [channels, kept] of the plain guess x ~ S z: a cut channel is zero."""
+        kept = torch.eye(self.width, dtype=torch.float64)[:, list(self.index)]
+        return torch.block_diag(*[kept] * copies)
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """x ~ R z + r"""
+
+    matrix: Tensor
+    offset: Tensor
+
+    def through(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """W R and W r + b."""
+        return weight @ self.matrix, bias + weight @ self.offset
+
+
+class Moments:
+    """First and second moments of z, and of x with z where x is given, summed over calibration batches in float64."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._sums: tuple[Tensor, ...] = ()
+
+    def add(self, z: Tensor, x: Tensor | None = None) -> None:
+        """Take in z [..., kept], and x [..., channels] of the same tokens."""
+        z = z.flatten(0, -2).float()
+        x = z[:, :0] if x is None else x.flatten(0, -2).float()
+        double = torch.float64
+        sums = z.sum(0, dtype=double), x.sum(0, dtype=double), (z.t() @ z).to(double), (x.t() @ z).to(double)
+        self._sums = tuple(a + b for a, b in zip(self._sums, sums)) if self.count else sums
+        self.count += len(z)
+
+    def _means(self) -> tuple[Tensor, ...]:
+        return tuple(total.cpu() / self.count for total in self._sums)
+
+    def second(self) -> Tensor:
+        """E[z z^T]"""
+        return self._means()[2]
+
+    def covariance(self) -> Tensor:
+        """Cov[z]"""
+        z, _, zz, _ = self._means()
+        return zz - z[:, None] * z
+
+    def reading(self, start: Tensor) -> Reading:
+        """The regression of x on z, shrunk towards x ~ S z (`start`); that itself where nothing was measured."""
+        if not self.count:
+            return Reading(start, start.new_zeros(len(start)))
+        z, x, _, xz = self._means()
+        inner = self.covariance()
+        across = xz - x[:, None] * z - start @ inner
+        shrink = RIDGE * inner.diagonal().mean() + torch.finfo(inner.dtype).tiny
+        matrix = start + torch.linalg.solve(inner + shrink * torch.eye(len(inner)).to(inner), across.t()).t()
+        return Reading(matrix, x - matrix @ z)

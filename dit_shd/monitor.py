@@ -1,0 +1,108 @@
+"""Samples and their figures while a model trains, on a schedule."""
+
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from dit_shd import results
+from dit_shd.config import Plugin, make, option, resolve
+from dit_shd.evaluator import EvaluateConfig, evaluate
+from dit_shd.sample_files import MERGED, sample_to_file
+from dit_shd.sampler import SampleConfig
+from dit_shd.together import on_main
+
+_log = logging.getLogger("dit_shd")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Evaluations during training, of the averaged weights."""
+
+    every: int = option(0, "steps between evaluations; 0 for none")
+    count: int = option(1000, "images; figures of other counts are not comparable")
+    steps: int = option(50, "sampling steps")
+    guidance: float = option(1.0, "classifier-free guidance scale; 1 for none")
+    labels: Literal["random", "balanced"] = option("balanced", "class of image i: drawn, or i modulo the classes")
+    reference: str | None = option(None, "what samples are compared with, as in dit-shd evaluate; empty: grids only")
+    features: Plugin = option(Plugin("inception"), "feature network")
+    sample: dict[str, Any] = option({}, "more keys of dit-shd sample (vae, batch_size, solver, ...)")
+    evaluate: dict[str, Any] = option({}, "more keys of dit-shd evaluate (metrics, batch_size, ...)")
+    keep: bool = option(False, "keep every evaluation's images (npz); its grid and figures are kept anyway")
+
+    def sampling(self, run: Path, step: int) -> SampleConfig:
+        """What `dit-shd sample` would be told."""
+        own = {"count": self.count, "steps": self.steps, "guidance": self.guidance, "labels": self.labels}
+        out = run / "evaluations" / f"step_{step:08d}.npz"
+        return make(SampleConfig, {**own, **self.sample, "run": str(run), "out": out}, "evaluation.sample")
+
+    def scoring(self, samples: Path) -> EvaluateConfig:
+        """What `dit-shd evaluate` would be told."""
+        own = {"reference": self.reference, "features": resolve(self.features), **self.evaluate}
+        own |= {"samples": str(samples), "out": samples.with_suffix(".results.json"), "force": True}
+        return make(EvaluateConfig, own, "evaluation.evaluate")
+
+    def check(self) -> None:
+        """Refuse before training what could not be done after days of it."""
+        if not self.every:
+            return
+        self.sampling(Path("run"), 0).check()
+        if self.reference is not None:
+            scoring = self.scoring(Path("run.npz"))
+            scoring.check()
+            network = scoring.features.build("features", where="evaluation.features")
+            from dit_shd.reference import open_reference
+
+            open_reference(self.reference, "evaluation.reference").describe()
+            del network
+
+
+class Monitor:
+    """Draws and scores at the steps that the config names. Every process draws its share, the main one scores.
+
+    What a kill interrupted is done again when the run comes by that step; what is finished is not.
+    """
+
+    def __init__(self, config: EvaluationConfig, run: Path, main: bool):
+        self.config, self.run, self.main = config, run, main
+
+    def due(self, step: int) -> bool:
+        return bool(self.config.every) and step % self.config.every == 0
+
+    def missing(self, step: int, rows: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether an evaluation that was due has not been finished; `rows` are the figures that are logged."""
+        if not self.due(step) or not step:
+            return False
+        grid = self.run / "evaluations" / f"step_{step:08d}.png"
+        done = any(row["step"] == step for row in rows) if self.config.reference else grid.exists()
+        return not done or (not self.config.keep and grid.with_suffix(".npz").exists())
+
+    def _to_sample(self, out: Path) -> bool:
+        """Whether the images are not there yet; shards of another attempt (perhaps with other processes) go."""
+        parts = out.with_name(out.name + ".parts")
+        if (parts / MERGED).exists():
+            return True
+        shutil.rmtree(parts, ignore_errors=True)
+        return not out.exists()
+
+    def look(self, student: nn.Module, step: int) -> dict[str, float] | None:
+        """Sample from `student` and score the images; the figures, in the main process, if there is a reference."""
+        sampling = self.config.sampling(self.run, step)
+        assert sampling.out is not None
+        grid, record = sampling.out.with_suffix(".png"), sampling.out.with_suffix(".results.json")
+        figures: dict[str, float] | None = None
+        if not (record if self.config.reference else grid).exists():
+            if on_main(lambda: self._to_sample(sampling.out)):
+                sample_to_file(sampling, student)
+            if self.main and self.config.reference:
+                evaluate(self.config.scoring(sampling.out), say=lambda line: None)
+        if self.main and self.config.reference:
+            figures = results.read_record(record)["figures"]  # type: ignore[index]
+            _log.info("step %d: %s", step, ", ".join(f"{k} {v:.4g}" for k, v in figures.items()))
+        if self.main and not self.config.keep:
+            sampling.out.unlink(missing_ok=True)
+        return figures

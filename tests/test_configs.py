@@ -1,0 +1,103 @@
+"""The configs that ship: complete, true to their headers, and of models that fit together."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+
+from dit_shd import registry
+from dit_shd.attention.support import attention_layers
+from dit_shd.config import dump, make, read_yaml, resolve
+from dit_shd.cost import weightless
+from dit_shd.layers import layer_map
+from dit_shd.losses.shd import SHD
+from dit_shd.trainer import TrainConfig
+
+FOLDER = Path(__file__).parents[1] / "configs"
+NAMES = sorted(file.stem for file in FOLDER.glob("*.yaml"))
+CONTROLS = {
+    "digits_output": "digits_shd",
+    "dit_b2_alone": "dit_xl2_to_b2_shd",
+    "dit_xl2_to_b2_output": "dit_xl2_to_b2_shd",
+    "mdtv2_b2_to_s2_output": "mdtv2_b2_to_s2_shd",
+    "mdtv2_s2_alone": "mdtv2_b2_to_s2_shd",
+    "mdtv2_xl2_to_s2_output": "mdtv2_xl2_to_s2_shd",
+}
+"""Control run -> what it is compared with."""
+TEACHERS = {"mdtv2_b2_to_s2_shd": "mdtv2_b2_teacher", "mdtv2_b1_to_s1_512_shd": "mdtv2_b1_512_teacher"}
+"""Config -> the config of its teacher."""
+
+
+def load(name: str) -> TrainConfig:
+    return make(TrainConfig, read_yaml(FOLDER / f"{name}.yaml"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_config_is_complete(name):
+    """It loads and round-trips, its plug-ins take its keys, the header says how to run it and the run has its name."""
+    config, header = load(name), (FOLDER / f"{name}.yaml").read_text()
+    assert make(TrainConfig, yaml.safe_load(dump(config))) == config
+    assert config.run == Path("runs") / name
+    assert f"train_dit.py configs/{name}.yaml" in header and "Cost:" in header
+    assert config.data.filled("data", "data").name == config.data.name
+    for loss in config.losses:
+        loss.filled("losses", "losses")
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("digits")])
+def test_a_configs_models_fit_together(name):
+    """On the meta device: shapes, passes, heads and layers of student and teacher."""
+    config = load(name)
+    student = weightless.build(config.student, "student")
+    assert (config.teacher is None) == (config.estimate.teacher is None) == (not config.losses)
+    assert config.mask_ratio is None or hasattr(student, "mask_token")
+    if config.estimate.teacher is None:
+        return
+    teacher = weightless.build(config.estimate.teacher, "teacher")
+    own, other = student.config, teacher.config
+    for key in ("sample_size", "patch_size", "in_channels", "num_classes", "learn_sigma"):
+        assert getattr(own, key) == getattr(other, key)
+    for plugin in config.losses:
+        loss = plugin.build("losses", "losses")
+        if isinstance(loss, SHD):
+            assert other.num_attention_heads > own.num_attention_heads
+            pairs = layer_map(list(attention_layers(teacher)), list(attention_layers(student)), loss.layers)
+            assert set(pairs) == set(attention_layers(student))
+
+
+@pytest.mark.parametrize(("control", "name"), list(CONTROLS.items()))
+def test_a_control_run_differs_in_its_losses_only(control, name):
+    ours, other = resolve(load(control)), resolve(load(name))
+    assert {key for key in ours if ours[key] != other[key]} <= {"run", "losses", "teacher", "estimate"}
+    terms = [term["name"] for term in ours["losses"]]
+    assert "shd" not in terms and "shd" in [term["name"] for term in other["losses"]]
+
+
+@pytest.mark.parametrize(("name", "teacher"), list(TEACHERS.items()))
+def test_a_teacher_is_what_its_config_trains(name, teacher):
+    ours, theirs = load(name), load(teacher)
+    assert (ours.teacher, ours.estimate.teacher, ours.data) == (str(theirs.run), theirs.student, theirs.data)
+
+
+@pytest.mark.parametrize(("name", "machines", "gpus"), [("1_gpu", 1, 1), ("8_gpus", 1, 8), ("64_gpus", 8, 64)])
+def test_an_accelerate_config_is_read_by_accelerate(name, machines, gpus):
+    file = FOLDER / "accelerate" / f"{name}.yaml"
+    found = load_config_from_file(str(file))
+    assert (found.num_machines, found.num_processes) == (machines, gpus)
+    assert str(found.distributed_type).endswith("NO" if gpus == 1 else "MULTI_GPU")
+    assert f"--config_file configs/accelerate/{name}.yaml" in file.read_text()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_batch_is_shared_out_evenly(name):
+    """Over 1, 8 and 64 processes; with micro batches over 1 and 8."""
+    config = load(name)
+    for processes in (1, 8) if config.micro_batch_size or name.startswith("digits") else (1, 8, 64):
+        assert config.batch_size % ((config.micro_batch_size or config.batch_size // processes) * processes) == 0
+
+
+def test_every_plugin_of_a_config_ships():
+    for name in NAMES:
+        config = load(name)
+        assert config.data.name in registry.names("data") and config.student.name in registry.names("models")
