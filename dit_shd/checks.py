@@ -22,6 +22,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "log_every": (1, 1e12),
     "checkpoint_every": (1, 1e12),
     "keep_checkpoints": (1, 1e6),
+    "keep_every": (0, 1e12),
+    "skip_bad_steps": (0, 1e12),
     "gradient_norms_every": (0, 1e12),
     "peak_tflops": (1e-3, 1e6),
     "evaluation.every": (0, 1e12),

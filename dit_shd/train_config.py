@@ -39,6 +39,8 @@ class TrainConfig:
     log_every: int = option(10, "steps between lines of metrics.jsonl")
     checkpoint_every: int = option(10_000, "steps between checkpoints (and exports of the student)")
     keep_checkpoints: int = option(2, "newest checkpoints kept")
+    keep_every: int = option(0, "checkpoints of steps that are a multiple of this are kept for good; 0 for none")
+    skip_bad_steps: int = option(0, "steps with a NaN or infinite loss or gradient to leave out before it is an error")
     gradient_norms_every: int = option(0, "steps between norms of every term's gradient, which cost about a step")
     peak_tflops: float | None = option(None, "of one device, for the utilisation (MFU); empty: known GPUs by name")
     evaluation: EvaluationConfig = option(EvaluationConfig(), "")

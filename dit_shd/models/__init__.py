@@ -4,6 +4,7 @@ Beside them: what families share, public checkpoint files, diffusers folders (he
 """
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib import resources
@@ -21,7 +22,7 @@ from dit_shd.models._transformer import LatentTransformer
 from dit_shd.models.dit import DiT
 from dit_shd.models.mdt import MDTv2
 
-__all__ = ["DiT", "MDTv2", "export", "load"]
+__all__ = ["DiT", "MDTv2", "export", "exported_step", "load"]
 
 
 def load(source: str | Path) -> ModelMixin:
@@ -30,9 +31,16 @@ def load(source: str | Path) -> ModelMixin:
     A name OWNER/NAME of the Hugging Face hub counts where there is no such path; a pipeline's transformer is taken.
 
     Raises:
-        UserError: nothing there, or something else.
+        UserError: nothing there, something else, or weights that are not finite.
     """
-    source = str(source)
+    model = _read(str(source))
+    bad = next((name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())), None)
+    if bad is not None:
+        raise UserError(f"{source}: its weights are not finite (NaN or infinity), first in {bad}")
+    return model
+
+
+def _read(source: str) -> ModelMixin:
     if source.startswith("asset:"):
         return read_folder(asset(source))
     path = Path(source)
@@ -128,8 +136,18 @@ def export(model: Any, folder: Path, config: Any, step: int) -> None:
 
 def write(model: Any, folder: Path, card: str) -> None:
     """Write a model in diffusers format with a model card, replacing the last."""
-    from dit_shd.checkpoint import replacing
+    from dit_shd.files import replacing
 
     with replacing(folder) as part:
         model.save_pretrained(part, safe_serialization=True)
         (part / "README.md").write_text(card, encoding="utf-8")
+
+
+def exported_step(folder: Path) -> int | None:
+    """The training step that the model card of an export tells; None where there is none."""
+    try:
+        card = (folder / "README.md").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
+    found = re.search(r"^Trained by dit_shd for (\d+) steps", card, re.MULTILINE)
+    return int(found[1]) if found else None
