@@ -71,14 +71,14 @@ def step_operations(config: "TrainConfig", student: Any, teacher: Any = None) ->
         batch = weightless.batch(distiller.student, 1, kept)
         forward, backward, ours = _counted(distiller.student, batch)
         wanted = {key: loss for key, loss in distiller.named_losses() if name in loss.passes}
-        watched, theirs = forward_operations(teacher, kept, any(x.needs_captures for x in wanted.values()))
+        theirs = captures_of(teacher, kept) if any(loss.needs_captures for loss in wanted.values()) else {}
         passes[name] = PassOperations(
             tokens=tokens_of(student) if kept is None else kept,
-            teacher=watched if wanted else 0,
+            teacher=forward_operations(teacher, kept) if wanted else 0,
             forward=forward,
             backward=backward,
             losses={key: loss.cost(theirs, ours, images).operations / images for key, loss in wanted.items()},
-            recomputed=_recomputed(distiller.student, batch, backward) if checkpoints(config) else 0,
+            recomputed=_recomputed(distiller.student, batch, backward) if config.gradient_checkpointing else 0,
         )
     return Operations(passes)
 
@@ -96,22 +96,17 @@ def tokens_of(model: Any) -> int:
     return (model.config.sample_size // model.config.patch_size) ** 2
 
 
-def checkpoints(config: "TrainConfig") -> bool:
-    return bool(getattr(config, "gradient_checkpointing", False))
-
-
-def forward_operations(model: Any, kept: int | None = None, captures: bool = False) -> tuple[int, Captures]:
-    """A model's forward on one image, and the captures of it, if they are wanted; 0 and none for no model."""
-    if model is None:
-        return 0, {}
+def forward_operations(model: Any, kept: int | None = None) -> int:
+    """Of a model's forward on one image."""
     bare = weightless.skeleton(model)
     with torch.no_grad(), weightless.like_a_gpu("no"), FlopCounterMode(display=False) as counter:
         predict(bare, weightless.batch(bare, 1, kept))
-    return counter.get_total_flops(), _captures(model, bare, kept) if captures else {}
+    return counter.get_total_flops()
 
 
-def _captures(model: Any, bare: Any, kept: int | None) -> Captures:
-    """Of one image; other people's attention can only be recorded where there are numbers."""
+def captures_of(model: Any, kept: int | None = None) -> Captures:
+    """What one image's forward hands to losses: shapes; of other people's attention, which needs numbers, real ones."""
+    bare = weightless.skeleton(model)
     ours = all(support.is_ours(module) for module in support.attention_layers(bare).values())
     chosen = bare if ours else model
     with torch.no_grad(), capture(chosen) as found:
