@@ -24,7 +24,7 @@ from dit_shd.models._public import read_tensors
 
 CHANGEABLE = (
     "run", "steps", "micro_batch_size", "compile", "gradient_checkpointing", "sharding", "log_every",
-    "checkpoint_every", "keep_checkpoints", "gradient_norms_every", "peak_tflops", "evaluation", "tracker",
+    "checkpoint_every", "keep_checkpoints", "gradient_norms_every", "evaluation", "tracker",
     "dry_run", "estimate",
 )  # fmt: skip
 """Keys of the config that may differ when a run is resumed."""

@@ -23,7 +23,6 @@ RANGES: dict[str, tuple[float, float]] = {
     "checkpoint_every": (1, 1e12),
     "keep_checkpoints": (1, 1e6),
     "gradient_norms_every": (0, 1e12),
-    "peak_tflops": (1e-3, 1e6),
     "evaluation.every": (0, 1e12),
     "initialisation.calibration": (0, 1e6),
     "ema_rates": (0, 1),

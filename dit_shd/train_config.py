@@ -40,7 +40,6 @@ class TrainConfig:
     checkpoint_every: int = option(10_000, "steps between checkpoints (and exports of the student)")
     keep_checkpoints: int = option(2, "newest checkpoints kept")
     gradient_norms_every: int = option(0, "steps between norms of every term's gradient, which cost about a step")
-    peak_tflops: float | None = option(None, "of one device, for the utilisation (MFU); empty: known GPUs by name")
     evaluation: EvaluationConfig = option(EvaluationConfig(), "")
     tracker: str | None = option(None, "an accelerate tracker by name: tensorboard, wandb, ...")
     dry_run: bool = option(False, "say what the run would take, by count and by one real step, and write nothing")

@@ -17,12 +17,13 @@ from dit_shd.averages import Averages
 from dit_shd.batch import Batch, BatchSource, PassName
 from dit_shd.checkpoint import RunFolder
 from dit_shd.compiling import compile_blocks
+from dit_shd.cost.estimate import peak_of
 from dit_shd.cost.operations import step_operations
 from dit_shd.diffusion import Schedule
 from dit_shd.distiller import Distiller
 from dit_shd.errors import UserError
 from dit_shd.gradient_norms import gradient_norms
-from dit_shd.meter import Meter, known_peak
+from dit_shd.meter import Meter
 from dit_shd.monitor import Monitor
 from dit_shd.run_state import RunState, average_file
 from dit_shd.sharding import whole_tree
@@ -78,7 +79,6 @@ class Trainer:
         whole = not config.compile and config.sharding == "no"
         distiller = Distiller(student, losses, self.schedule, config.min_snr_gamma, cut_teacher=whole)
         self._try_out(distiller)
-
         self.accelerator = accelerator = _accelerator(config)
         self.micro_batch_size = checks.micro_batch_size(config, accelerator.num_processes)
         with accelerator.main_process_first():
@@ -210,11 +210,11 @@ class Trainer:
         return numbers
 
     def _meter(self) -> Meter:
-        peak = self.config.peak_tflops or known_peak(self.accelerator.device)
-        if peak is None:
-            return Meter(self.config.batch_size, None, None, self.accelerator.device)
-        operations = step_operations(self.config, self.student, self.teacher).total
-        return Meter(self.config.batch_size, operations, peak * self.accelerator.num_processes, self.accelerator.device)
+        device = self.accelerator.device
+        peak = peak_of(self.config.estimate, self.config.precision, device)
+        total = None if peak is None else peak * self.accelerator.num_processes
+        operations = step_operations(self.config, self.state.distiller.student, self.teacher).total
+        return Meter(self.config.batch_size, operations, total, device)
 
     def _save(self, done: int) -> None:
         main = self.accelerator.is_main_process
