@@ -4,68 +4,85 @@ config.yaml      resolved                     metrics.jsonl   the numbers of eac
 checkpoints/     step_<n>/, newest last       timing.jsonl    seconds (not deterministic)
 student/         EMA weights, diffusers format with a model card
 evaluations/     samples drawn during training   calibration.json   what losses found out before training (head plans)
+initialisation.json   which layers, heads and channels of the teacher the student began with
+bad_steps/       batches whose loss or gradient was not finite
+
+A checkpoint is a folder of safetensors files, state.json and manifest.json, which has the sha256 of each. It is
+written, synced and renamed; one that does not agree with its manifest is set aside for the one before. No pickles.
 """
 
+import hashlib
 import json
+import logging
 import os
-import pickle
-import shutil
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dit_shd.config import dump, read_yaml
 from dit_shd.errors import UserError
-from dit_shd.models._public import read_tensors
+from dit_shd.files import cannot_be_written, discard, mend, replacing, sync, write_text
+from dit_shd.lock import Lock
+from dit_shd.together import on_main
+
+__all__ = ["CHANGEABLE", "RunFolder", "check_same", "replacing", "write_text"]
 
 CHANGEABLE = (
     "run", "steps", "micro_batch_size", "compile", "gradient_checkpointing", "sharding", "log_every",
-    "checkpoint_every", "keep_checkpoints", "gradient_norms_every", "evaluation", "tracker",
-    "dry_run", "estimate",
+    "checkpoint_every", "keep_checkpoints", "keep_every", "skip_bad_steps", "gradient_norms_every", "peak_tflops",
+    "evaluation", "tracker", "dry_run", "estimate",
 )  # fmt: skip
 """Keys of the config that may differ when a run is resumed."""
+LOCK, MANIFEST = ".lock", "manifest.json"
 
 LOGS = ("metrics.jsonl", "timing.jsonl", "evaluations.jsonl")
 """Rows by step; only the second one differs when a run is repeated."""
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+BEGUN = (LOCK, ".config.yaml.")
+"""All that a run folder can hold before its config.yaml."""
+_log = logging.getLogger("dit_shd")
 
 
 @dataclass(frozen=True)
 class RunFolder:
     path: Path
+    lock: Lock | None = None
 
     @classmethod
-    def open(cls, path: Path, config: Any, write: bool = True) -> "RunFolder":
-        """Make a run folder, or reopen the one that holds the same config.
-
-        Args:
-            write: False in all processes but the main one, which has been here before them.
+    def open(cls, path: Path, config: Any) -> "RunFolder":
+        """Make a run folder, or reopen the one that holds the same config. The main process locks it until release().
 
         Raises:
-            UserError: the folder holds another config, or something that is not a run.
+            UserError: the folder is in use, or holds another config, or something that is not a run.
         """
-        new = dump(config)
-        file = path / "config.yaml"
-        if file.exists():
-            check_same(path, read_yaml(file), new)
-        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise UserError(f"{path}: exists and is not a run folder; choose another run=FOLDER")
-        if write:
+        locks: list[Lock] = []
+
+        def begin() -> None:
+            new = dump(config)
+            _check(path, new)
             try:
                 path.mkdir(parents=True, exist_ok=True)
-                write_text(file, new)
+                sync(path.parent)
             except OSError as error:
                 raise UserError(f"{path}: cannot be made a run folder ({error.strerror})") from error
-        return cls(path)
+            locks.append(Lock(path / LOCK, "dit-shd train"))
+            _check(path, new)  # again, now that nobody else can write
+            for place in (path, path / "checkpoints"):
+                mend(place)
+            write_text(path / "config.yaml", new)
+            (path / "checkpoints").mkdir(exist_ok=True)
+            sync(path)
+
+        on_main(begin)
+        return cls(path, locks[0] if locks else None)
+
+    def release(self) -> None:
+        """Others may use the folder."""
+        if self.lock is not None:
+            self.lock.release()
 
     @property
     def student(self) -> Path:
@@ -76,63 +93,164 @@ class RunFolder:
         return self.student if rate == config.ema_rates[0] else self.path / f"student_ema_{rate:g}"
 
     def checkpoints(self) -> list[Path]:
-        """Complete checkpoints, oldest first."""
-        return sorted((self.path / "checkpoints").glob("step_*[0-9]"))
-
-    def save(self, step: int, tensors: dict[str, dict[str, Tensor]], optimizer: dict, extra: dict, keep: int) -> None:
-        """Write a checkpoint whole or not at all, then drop all but the newest `keep`."""
-        final = self.path / "checkpoints" / f"step_{step:08d}"
-        with replacing(final) as folder:
-            for name, state in tensors.items():
-                save_file(
-                    {k: v.detach().cpu().contiguous() for k, v in state.items()},
-                    folder / f"{name}.safetensors",
-                )
-            torch.save(optimizer, folder / "optimizer.pt")
-            (folder / "state.json").write_text(json.dumps({"step": step, **extra}))
-        for old in self.checkpoints()[:-keep]:
-            shutil.rmtree(old)
-
-    def load(self) -> dict[str, Any] | None:
-        """The newest checkpoint: `student` and other tensor files by name, `optimizer`, and state.json's numbers."""
-        folder = self.newest
-        if folder is None:
-            return None
-        try:
-            loaded: dict[str, Any] = {file.stem: read_tensors(file) for file in folder.glob("*.safetensors")}
-            loaded["optimizer"] = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
-            state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-            if folder.name != f"step_{state['step']:08d}":
-                raise ValueError("state.json is of another step")
-            return loaded | state
-        except Exception as error:  # damaged or hostile: nothing in it was executed
-            reason = "it wants to execute code" if isinstance(error, pickle.UnpicklingError) else str(error)
-            raise UserError(
-                f"{folder}: not a readable checkpoint ({' '.join(reason.split())[:150]}); "
-                "move it away to resume from the one before"
-            ) from error
+        """All there are, sound or not, oldest first."""
+        found = (self.path / "checkpoints").glob("step_*")
+        return sorted((f for f in found if re.fullmatch(r"step_\d+", f.name)), key=step_of)
 
     @property
     def newest(self) -> Path | None:
         """The newest checkpoint's folder."""
         return (self.checkpoints() or [None])[-1]
 
+    def save(
+        self,
+        step: int,
+        tensors: dict[str, dict[str, Tensor]],
+        optimizer: dict[str, Any],
+        extra: dict[str, Any],
+        keep: int,
+        keep_every: int = 0,
+    ) -> None:
+        """Write a checkpoint whole or not at all, then drop all but the newest `keep` and the milestones.
+
+        Args:
+            tensors: by file and name. optimizer: its state_dict(). extra: plain data.
+            keep_every: checkpoints of steps that are a multiple of it are never dropped; 0 for none.
+
+        Raises:
+            UserError: it could not be written; those before it are as they were.
+        """
+        held, groups = flat(optimizer)
+        with replacing(self.path / "checkpoints" / f"step_{step:08d}") as folder:
+            for name, state in {**tensors, "optimizer": held}.items():
+                save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / f"{name}.safetensors")
+            (folder / "state.json").write_text(json.dumps({"step": step, "optimizer": groups, **extra}))
+            sums = {file.name: sha256(file) for file in sorted(folder.iterdir())}
+            (folder / MANIFEST).write_text(json.dumps(sums, separators=(",", ":")))
+            for log in LOGS:  # the lines of the steps that it holds
+                if (self.path / log).exists():
+                    sync(self.path / log)
+        for old in self.checkpoints()[:-keep]:
+            if not keep_every or step_of(old) % keep_every:
+                discard(old)
+
+    def pick(self) -> str | None:
+        """The name of the newest sound checkpoint, None where there is none at all; damaged ones are set aside.
+
+        Raises:
+            UserError: there were some, and none is sound: to begin anew would be no resuming.
+        """
+        damaged: dict[Path, str] = {}
+        for folder in reversed(self.checkpoints()):
+            reason = damage(folder)
+            if reason is None:
+                for bad, words in damaged.items():
+                    aside = _aside(bad)
+                    _log.warning("%s: %s; kept as %s, going on from %s", bad, words, aside.name, folder.name)
+                return folder.name
+            damaged[folder] = reason
+        told = [f"{folder.name}: {reason}" for folder, reason in damaged.items()]
+        told += [file.name for file in sorted((self.path / "checkpoints").glob("step_*.damaged*"))]
+        if told:
+            raise UserError(
+                f"{self.path / 'checkpoints'}: no checkpoint is sound ({'; '.join(told)[:300]}); put a copy of one "
+                f"back, or move {self.path} away to begin anew"
+            )
+        return None
+
+    def load(self, name: str | None = None) -> dict[str, Any] | None:
+        """A checkpoint: tensors by file, `optimizer` as a state_dict, and state.json's numbers.
+
+        Args:
+            name: as pick() gave it, which is asked where this is empty; None where there is no checkpoint.
+        """
+        name = name or self.pick()
+        if name is None:
+            return None
+        folder = self.path / "checkpoints" / name
+        try:
+            loaded: dict[str, Any] = {file.stem: load_file(file) for file in folder.glob("*.safetensors")}
+            state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+            if step_of(folder) != state["step"]:
+                raise ValueError("state.json is of another step")
+            return {**loaded, **state, "optimizer": unflat(loaded["optimizer"], state["optimizer"])}
+        except Exception as error:  # what agrees with its manifest can still be somebody else's
+            raise UserError(
+                f"{folder}: not a checkpoint ({' '.join(str(error).split())[:150]}); move it away to resume from the "
+                "one before"
+            ) from error
+
     def log(self, file: str, numbers: dict[str, Any]) -> None:
-        with open(self.path / file, "a", encoding="utf-8") as lines:
-            lines.write(json.dumps(numbers) + "\n")
+        try:
+            with open(self.path / file, "a", encoding="utf-8") as lines:
+                lines.write(json.dumps(numbers) + "\n")
+        except OSError as error:
+            raise cannot_be_written(self.path / file, error) from error
 
     def forget_after(self, step: int) -> None:
         """Drop logged steps that the newest checkpoint does not have: they are about to be run again."""
-        for name in LOGS:
-            file = self.path / name
+        for file in map(self.path.joinpath, LOGS):
             if file.exists():
                 text = file.read_text(encoding="utf-8", errors="replace")
                 kept = [line for line in text.splitlines() if _step(line) <= step]
                 write_text(file, "".join(line + "\n" for line in kept))
 
     def metrics(self) -> list[dict[str, Any]]:
-        file = self.path / "metrics.jsonl"
+        return self.rows("metrics.jsonl")
+
+    def rows(self, log: str) -> list[dict[str, Any]]:
+        file = self.path / log
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, in a few words; None if it is as it was written."""
+    try:
+        sums = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if not isinstance(sums, dict) or "state.json" not in sums:
+            return f"{MANIFEST} is damaged"
+        for name, wanted in sums.items():
+            file = folder / Path(name).name
+            if not file.is_file():
+                return f"{name} is missing"
+            if sha256(file) != wanted:
+                return f"{name} is damaged"
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing"
+    except (OSError, ValueError, RecursionError) as error:
+        return f"{MANIFEST} is damaged" if isinstance(error, ValueError) else str(error)
+    return None
+
+
+def sha256(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step_"))
+
+
+def flat(optimizer: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimizer's state_dict as tensors by name, and the rest of it as plain data."""
+    tensors: dict[str, Tensor] = {}
+    rest: dict[str, Any] = {"param_groups": optimizer["param_groups"], "state": {}}
+    for parameter, values in optimizer["state"].items():
+        for key, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"{parameter}/{key}"] = value
+            else:
+                rest["state"][f"{parameter}/{key}"] = value
+    return tensors, rest
+
+
+def unflat(tensors: dict[str, Tensor], rest: dict[str, Any]) -> dict[str, Any]:
+    """The state_dict again."""
+    state: dict[Any, dict[str, Any]] = {}
+    for name, value in {**tensors, **rest["state"]}.items():
+        parameter, _, key = name.rpartition("/")
+        state.setdefault(int(parameter) if parameter.isdecimal() else parameter, {})[key] = value
+    return {"state": state, "param_groups": rest["param_groups"]}
 
 
 def check_same(path: Path, old: dict[str, Any], new_text: str) -> None:
@@ -156,39 +274,17 @@ def _step(line: str) -> int:
         return 2**62  # half a line from a kill
 
 
-def write_text(file: Path, text: str) -> None:
-    """Replace a file's text in one step."""
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, file)
+def _check(path: Path, new: str) -> None:
+    """Refuse a folder that holds another config, or something that is not a run."""
+    if (path / "config.yaml").exists():
+        check_same(path, read_yaml(path / "config.yaml"), new)
+    elif path.exists() and (not path.is_dir() or any(not file.name.startswith(BEGUN) for file in path.iterdir())):
+        raise UserError(f"{path}: exists and is not a run folder; choose another run=FOLDER")
 
 
-class replacing:
-    """A folder that appears whole under its name when the block ends without an error, and not otherwise.
-
-    A kill between its two renames leaves the old folder under `.NAME.old`; the next one puts it back first.
-    """
-
-    def __init__(self, final: Path):
-        self.final, self.part = final, final.with_name(f".{final.name}.part")
-        self.old = final.with_name(f".{final.name}.old")
-
-    def __enter__(self) -> Path:
-        if self.old.exists() and not self.final.exists():
-            os.replace(self.old, self.final)
-        for leftover in (self.part, self.old):
-            shutil.rmtree(leftover, ignore_errors=True)
-        self.part.mkdir(parents=True)
-        return self.part
-
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        if kind is not None:
-            shutil.rmtree(self.part, ignore_errors=True)
-            return
-        for file in self.part.rglob("*"):  # safetensors writes for the owner only
-            if file.is_file():
-                file.chmod(0o666 & ~_umask())
-        if self.final.exists():
-            os.replace(self.final, self.old)
-        os.replace(self.part, self.final)
-        shutil.rmtree(self.old, ignore_errors=True)
+def _aside(folder: Path) -> Path:
+    """Rename a damaged checkpoint to a name that is free."""
+    names = (folder.with_name(f"{folder.name}.damaged{n or ''}") for n in range(10**6))
+    free = next(name for name in names if not name.exists())
+    os.replace(folder, free)
+    return free

@@ -1,6 +1,7 @@
 """The command line: `dit-shd encode | convert | train | sample | evaluate | statistics | compare | inspect | demo`.
 
-Errors a user can cause are one line and exit code 2; Ctrl-C is 130.
+Errors a user can cause are one line and exit code 2. A signal ends a command with 128 and its number: 130 for Ctrl-C,
+143 for SIGTERM, 138 for SIGUSR1. Training first finishes its step and saves; a second Ctrl-C ends it at once.
 """
 
 import argparse
@@ -29,13 +30,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     options = _parser().parse_args(argv)
     from dit_shd import registry
+    from dit_shd.stop import Stopped, terminable
 
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("dit_shd").setLevel(logging.INFO)
     for package in options.trust:
         registry.trust(package)
     try:
-        options.run(options)
+        with terminable():
+            options.run(options)
+    except Stopped as stopped:
+        print(f"dit-shd {options.command}: {stopped}", file=sys.stderr)
+        return stopped.code
     except UserError as error:
         print(f"dit-shd {options.command}: {error}", file=sys.stderr)
         return 2
@@ -168,6 +174,7 @@ def _train(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from dit_shd.config import make, override, read_yaml
+    from dit_shd.stop import Stopped
     from dit_shd.trainer import TrainConfig, Trainer
 
     config = make(TrainConfig, override(read_yaml(Path(options.first)), options.assignments))
@@ -181,20 +188,29 @@ def _train(options: argparse.Namespace) -> None:
     trainer = Trainer(config)
     if trainer.first_step >= config.steps:
         print(f"{config.run}: already at step {trainer.first_step} of {config.steps}; raise steps=N to go on")
+        trainer.folder.release()
         return
     main_process = trainer.accelerator.is_main_process
-    with tqdm(
-        total=config.steps,
-        initial=trainer.first_step,
-        desc=config.run.name,
-        unit="step",
-        disable=not main_process,
-        mininterval=0.1 if sys.stderr.isatty() else 10,
-    ) as bar:
+    done = trainer.first_step
+    with (
+        trainer.stop.listening(),
+        tqdm(
+            total=config.steps,
+            initial=done,
+            desc=config.run.name,
+            unit="step",
+            disable=not main_process,
+            mininterval=0.1 if sys.stderr.isatty() else 10,
+        ) as bar,
+    ):
         for step in trainer.run_steps():
+            done = step.number
             bar.update()
-            if step.metrics:
-                bar.set_postfix({k: f"{step.metrics[k]:.4f}" for k in ("loss", "plain/noise")}, refresh=False)
+            shown = {k: f"{step.metrics[k]:.4f}" for k in ("loss", "plain/noise") if k in step.metrics}
+            if shown:
+                bar.set_postfix(shown, refresh=False)
+    if done < config.steps:
+        raise Stopped(trainer.stop.signal, f"stopped at step {done} of {config.steps}, saved; the same command goes on")
     if main_process:
         print(f"done: {trainer.folder.student}\nnext: dit-shd sample {config.run} count=100")
 

@@ -37,8 +37,10 @@ from dit_shd.latent_shards import (
     write_index,
     write_shard,
 )
+from dit_shd.lock import locked
 from dit_shd.shard_jobs import Progress, claim, share_of_missing
 from dit_shd.shards import replacing_file
+from dit_shd.together import on_main
 
 SKIPPED = "skipped.jsonl"
 ELSEWHERE = ("images", "out", "workers")
@@ -128,17 +130,14 @@ def encode_to_shards(config: EncodeConfig) -> LatentSet:
     device = state.device or torch.device("cpu")
     encode = Encoder.load(config.vae, config.precision, device)
     job = Job(config, source, encode, encode.shape(config.size), device)
-    settings: dict[str, Any] = {}
-    if state.is_main_process:
-        settings = job.settings()
-        if source.note:
-            _log.warning("images: %s", source.note)
-        claim(config.out, settings, "encode", "the latents")
-    state.wait_for_everyone()
-    _encode_missing(state, job)
-    if state.is_main_process:
-        _finish(job, settings)
-    state.wait_for_everyone()
+    if source.note and state.is_main_process:
+        _log.warning("images: %s", source.note)
+    settings = on_main(job.settings)
+    out = config.out.absolute()
+    with locked(out.parent / f".{out.name}.lock", "dit-shd encode"):
+        on_main(lambda: claim(config.out, settings, "encode", "the latents"))
+        _encode_missing(state, job)
+        on_main(lambda: _finish(job, settings))
     return read_index(config.out)
 
 

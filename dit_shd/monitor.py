@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,8 +12,9 @@ from torch import nn
 from dit_shd import results
 from dit_shd.config import Plugin, make, option, resolve
 from dit_shd.evaluator import EvaluateConfig, evaluate
-from dit_shd.sample_files import sample_to_file
+from dit_shd.sample_files import MERGED, sample_to_file
 from dit_shd.sampler import SampleConfig
+from dit_shd.together import on_main
 
 _log = logging.getLogger("dit_shd")
 
@@ -71,6 +73,22 @@ class Monitor:
     def due(self, step: int) -> bool:
         return bool(self.config.every) and step % self.config.every == 0
 
+    def missing(self, step: int, rows: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether an evaluation that was due has not been finished; `rows` are the figures that are logged."""
+        if not self.due(step) or not step:
+            return False
+        grid = self.run / "evaluations" / f"step_{step:08d}.png"
+        done = any(row["step"] == step for row in rows) if self.config.reference else grid.exists()
+        return not done or (not self.config.keep and grid.with_suffix(".npz").exists())
+
+    def _to_sample(self, out: Path) -> bool:
+        """Whether the images are not there yet; shards of another attempt (perhaps with other processes) go."""
+        parts = out.with_name(out.name + ".parts")
+        if (parts / MERGED).exists():
+            return True
+        shutil.rmtree(parts, ignore_errors=True)
+        return not out.exists()
+
     def look(self, student: nn.Module, step: int) -> dict[str, float] | None:
         """Sample from `student` and score the images; the figures, in the main process, if there is a reference."""
         sampling = self.config.sampling(self.run, step)
@@ -78,13 +96,12 @@ class Monitor:
         grid, record = sampling.out.with_suffix(".png"), sampling.out.with_suffix(".results.json")
         figures: dict[str, float] | None = None
         if not (record if self.config.reference else grid).exists():
-            if self.main and not sampling.out.exists():  # of another attempt, perhaps with other processes
-                shutil.rmtree(sampling.out.with_name(sampling.out.name + ".parts"), ignore_errors=True)
-            sample_to_file(sampling, student)
+            if on_main(lambda: self._to_sample(sampling.out)):
+                sample_to_file(sampling, student)
             if self.main and self.config.reference:
                 evaluate(self.config.scoring(sampling.out), say=lambda line: None)
         if self.main and self.config.reference:
-            figures = results.read_record(record)["figures"]  # type: ignore[index]
+            figures = dict(results.read_record(record)["figures"])  # type: ignore[index]
             _log.info("step %d: %s", step, ", ".join(f"{k} {v:.4g}" for k, v in figures.items()))
         if self.main and not self.config.keep:
             sampling.out.unlink(missing_ok=True)

@@ -21,6 +21,7 @@ from dit_shd.config import resolve
 from dit_shd.decoder import Decoder
 from dit_shd.distiller import classes_of
 from dit_shd.errors import UserError
+from dit_shd.lock import locked
 from dit_shd.pictures import grid
 from dit_shd.sampler import SampleConfig, batches, draw, label_plan, load_decoder, prepared
 from dit_shd.shard_jobs import Progress, check_same, claim, share_of_missing
@@ -35,6 +36,7 @@ from dit_shd.shards import (
     shard_files,
     write_shard,
 )
+from dit_shd.together import on_main
 
 __all__ = ["Shards", "open_shards", "output_path", "sample_to_file", "settings"]
 
@@ -64,17 +66,14 @@ def sample_to_file(config: SampleConfig, model: nn.Module | None = None) -> Path
     state = PartialState(cpu=not torch.accelerator.is_available())
     launched(state.num_processes)
     folder = out.with_name(out.name + ".parts")
-    if state.is_main_process and not (folder / MERGED).exists():
-        _refuse_existing(out, config.force)
+    on_main(lambda: _refuse_existing(folder, out, config.force))
     network = (models.load(config.run) if model is None else model).eval().to(state.device)  # type: ignore[arg-type]
     decode = load_decoder(config, network)
     told = {**settings(config), "model_sha256": models.digest(network), "vae_sha256": decode.digest}
-    if not _claim(state, folder, told, out):
-        return out
-    _draw_missing(state, config, prepared(network, config), decode, folder)
-    if state.is_main_process:
-        _finish(folder, told, out, config.count)
-    state.wait_for_everyone()
+    with locked(out.with_name(f".{out.name}.lock"), "dit-shd sample"):
+        if on_main(lambda: _claim(folder, told, out, config.force)):
+            _draw_missing(state, config, prepared(network, config), decode, folder)
+            on_main(lambda: _finish(folder, told, out, config.count))
     return out
 
 
@@ -93,27 +92,24 @@ def settings(config: SampleConfig) -> dict[str, Any]:
     return {k: v for k, v in resolve(config).items() if k not in ("out", "force")}
 
 
-def _refuse_existing(out: Path, force: bool) -> None:
+def _refuse_existing(folder: Path, out: Path, force: bool) -> None:
+    if (folder / MERGED).exists():  # being published: some of the files are there already
+        return
     for file in map(out.with_suffix, SUFFIXES):
         if file.is_dir() or (file.exists() and not force):
             remedy = "" if file.is_dir() else " or say force=true"
             raise UserError(f"{file}: is there already; choose another out=FILE{remedy}")
 
 
-def _claim(state: Any, folder: Path, told: dict[str, Any], out: Path) -> bool:
+def _claim(folder: Path, told: dict[str, Any], out: Path, force: bool) -> bool:
     """Make the folder of shards, or go on with the one of the same settings and model; False: all was finished."""
-    from accelerate.utils import broadcast_object_list
-
-    going_on = [True]
-    if state.is_main_process:
-        check_same(folder, told, "sample", beside=(MERGED,))
-        if (folder / MERGED).exists():
-            _publish(folder, out)
-            going_on = [False]
-        else:
-            claim(folder, told, "sample", "the samples")
-    broadcast_object_list(going_on)
-    return going_on[0]
+    _refuse_existing(folder, out, force)  # again, now that nobody else can write
+    check_same(folder, told, "sample", beside=(MERGED,))
+    if (folder / MERGED).exists():
+        _publish(folder, out)
+        return False
+    claim(folder, told, "sample", "the samples")
+    return True
 
 
 def _draw_missing(state: Any, config: SampleConfig, model: Any, decode: Decoder, folder: Path) -> None:

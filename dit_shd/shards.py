@@ -4,20 +4,18 @@ A shard is itself an npz like the merged one (arr_0 uint8 [b,y,x,c], arr_1 label
 the number of its first image. It appears under its name whole or not at all, and zip's checksums tell damage.
 """
 
-import errno
 import io
 import json
-import os
 import zipfile
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from dit_shd.errors import UserError
+from dit_shd.files import replacing_file
 
 SETTINGS = "settings.json"
 """In the folder of shards: what makes the images what they are."""
@@ -152,49 +150,3 @@ def merge(shards: Shards, file: Path) -> None:
                 np.lib.format.write_array_header_1_0(member, header)  # type: ignore[arg-type]
                 for shard in shards.files:
                     member.write(_read(shard, name).data)
-
-
-class replacing_file:
-    """A binary file that appears under its name, on disk, when the block ends without an error, and not otherwise.
-
-    Args:
-        remedy: what to say where it cannot be written.
-
-    Raises:
-        UserError: it could not be written.
-    """
-
-    def __init__(self, final: Path, remedy: str = "what is finished is kept, and the same command goes on from it"):
-        self.final, self.part = final, final.with_name(f".{final.name}.{os.getpid()}.part")
-        self.remedy = remedy
-
-    def __enter__(self) -> IO[bytes]:
-        try:
-            self.file = open(self.part, "wb")
-        except OSError as error:
-            raise self._failure(error) from error
-        return self.file
-
-    def __exit__(self, kind: Any, error: Any, _: Any) -> None:
-        try:
-            if error is None:
-                self.file.flush()
-                os.fsync(self.file.fileno())
-                self.file.close()
-                os.replace(self.part, self.final)
-                return
-        except OSError as late:
-            error = late
-        self._forget()
-        if isinstance(error, OSError):
-            raise self._failure(error) from error
-
-    def _forget(self) -> None:
-        for leave in (self.file.close, self.part.unlink):
-            with suppress(OSError):  # what was buffered cannot be written either
-                leave()
-
-    def _failure(self, error: OSError) -> UserError:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        reason = "the disk is full" if full else (error.strerror or str(error))
-        return UserError(f"{self.final}: cannot be written: {reason}; {self.remedy}")

@@ -11,22 +11,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dit_shd import calibration, checks, initialisation, models, optim, sharding
+from dit_shd import calibration, checks, guard, initialisation, models, optim, sharding
 from dit_shd.ahead import ahead
 from dit_shd.averages import Averages
 from dit_shd.batch import Batch, BatchSource, PassName
 from dit_shd.checkpoint import RunFolder
 from dit_shd.compiling import compile_blocks
-from dit_shd.cost.estimate import peak_of
 from dit_shd.cost.operations import step_operations
 from dit_shd.diffusion import Schedule
 from dit_shd.distiller import Distiller
 from dit_shd.errors import UserError
 from dit_shd.gradient_norms import gradient_norms
-from dit_shd.meter import Meter
+from dit_shd.guard import Guard
+from dit_shd.meter import Meter, known_peak
 from dit_shd.monitor import Monitor
-from dit_shd.run_state import RunState, average_file
+from dit_shd.run_state import RunState
+from dit_shd.saver import Saver, averaged
 from dit_shd.sharding import whole_tree
+from dit_shd.stop import Stop
+from dit_shd.together import on_main
 from dit_shd.train_config import TrainConfig, resolved
 
 if TYPE_CHECKING:
@@ -81,8 +84,7 @@ class Trainer:
         self._try_out(distiller)
         self.accelerator = accelerator = _accelerator(config)
         self.micro_batch_size = checks.micro_batch_size(config, accelerator.num_processes)
-        with accelerator.main_process_first():
-            self.folder = RunFolder.open(config.run, config, write=accelerator.is_main_process)
+        self.folder = RunFolder.open(config.run, config)
         if config.tracker:
             accelerator.init_trackers("dit_shd")
         self._place(distiller)
@@ -91,7 +93,13 @@ class Trainer:
             accelerator.unwrap_model(self.distiller), self.optimizer, self.averages, accelerator.scaler
         )
         self.monitor = Monitor(config.evaluation, config.run, accelerator.is_main_process)
-        self.first_step = self._saved_step = self._resume()
+        self.guard = Guard(config.run, accelerator, config.skip_bad_steps)
+        self.stop = Stop()
+        """Ask it, and the loop ends after its step, saved; the command line lets signals ask."""
+        self.saver = Saver(config, self.folder, self.state, self.guard, accelerator)
+        self.first_step = self.saver.resume()
+        if on_main(lambda: self.monitor.missing(self.first_step, self.folder.rows("evaluations.jsonl"))):
+            self._evaluate(self.first_step)  # a kill came before it
 
     def _place(self, distiller: Distiller) -> None:
         """Onto the devices, whole or in slices, and ready to be fast."""
@@ -122,45 +130,56 @@ class Trainer:
         return self.accelerator.unwrap_model(self.distiller).student
 
     def run_steps(self) -> Iterator[Step]:
-        """The loop."""
+        """The loop, which lets others at the folder when it ends."""
+        try:
+            yield from self._steps()
+        finally:
+            self.folder.release()
+
+    def _steps(self) -> Iterator[Step]:
         config = self.config
-        batches, meter = ahead(self._draw, self._plan()), self._meter()
+        batches, meter = ahead(self.draw, self._plan()), self._meter()
         for number in range(self.first_step, config.steps):
             done = number + 1
             for group in self.optimizer.param_groups:
                 group["lr"] = optim.learning_rate(config.optimizer, number, config.steps)
-            metrics = self._accumulate(batches)
+            metrics = self.accumulate(batches)
             if config.gradient_norms_every and done % config.gradient_norms_every == 0:
                 metrics |= self._gradient_norms(number)
-            metrics["grad_norm"] = self._clip(number)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-            self.averages.step(self.student)
+            metrics["grad_norm"] = self._clip()
+            if not self._apply(number, metrics):
+                metrics = {}
             meter.step()
 
             logged = done % config.log_every == 0 or done == config.steps
             numbers = self._log(done, metrics, meter) if logged else {}
-            if done % config.checkpoint_every == 0 or done == config.steps:
-                self._save(done)
+            if self.stop.agreed() or done % config.checkpoint_every == 0 or done == config.steps:
+                self.saver.save(done)
                 meter.pause()
             if self.monitor.due(done):
                 self._evaluate(done)
                 meter.pause()
             yield Step(done, numbers)
+            if self.stop.due:
+                break
         self.accelerator.end_training()
 
     def _plan(self) -> Iterator[tuple[int, int]]:
         """This process's micro batches to come: their step, and their first place in its global batch."""
-        size, processes = self.micro_batch_size, self.accelerator.num_processes
         for number in range(self.first_step, self.config.steps):
-            for i in range(self.config.batch_size // (size * processes)):
-                yield number, (i * processes + self.accelerator.process_index) * size
+            yield from self.places(number)
 
-    def _draw(self, place: tuple[int, int]) -> dict[PassName, Batch]:
+    def places(self, number: int) -> Iterator[tuple[int, int]]:
+        """Those of one step."""
+        size, processes = self.micro_batch_size, self.accelerator.num_processes
+        for i in range(self.config.batch_size // (size * processes)):
+            yield number, (i * processes + self.accelerator.process_index) * size
+
+    def draw(self, place: tuple[int, int]) -> dict[PassName, Batch]:
         number, first = place
         return self.source.draw(number, range(first, first + self.micro_batch_size))
 
-    def _accumulate(self, batches: Iterator[dict[PassName, Batch]]) -> dict[str, Tensor]:
+    def accumulate(self, batches: Iterator[dict[PassName, Batch]]) -> dict[str, Tensor]:
         """Gradients of one global batch: micro batch by micro batch and pass by pass; returns this process's means."""
         rounds = self.config.batch_size // (self.micro_batch_size * self.accelerator.num_processes)
         sums: dict[str, Tensor] = {}
@@ -179,29 +198,39 @@ class Trainer:
     def _gradient_norms(self, number: int) -> dict[str, Tensor]:
         """By pass and term, of this process's first micro batch of a step."""
         distiller, norms = self.accelerator.unwrap_model(self.distiller), {}
-        batches = self._draw((number, self.accelerator.process_index * self.micro_batch_size))
+        batches = self.draw((number, self.accelerator.process_index * self.micro_batch_size))
         for name, batch in batches.items():
             with self.accelerator.autocast():
                 found = gradient_norms(distiller, batch.to(self.accelerator.device), name, self.teacher)
             norms |= {f"grad_norm/{term}": norm for term, norm in found.items()}
         return norms
 
-    def _clip(self, number: int) -> Tensor:
+    def _clip(self) -> Tensor:
         limit = self.config.optimizer.clip or float("inf")
-        norm = sharding.whole(torch.as_tensor(self.accelerator.clip_grad_norm_(self.distiller.parameters(), limit)))
-        if self.config.precision != "fp16" and not torch.isfinite(norm):  # fp16: the scaler skips such steps
-            raise UserError(
-                f"step {number + 1}: the gradient is not finite (NaN or infinity); nothing was saved after step "
-                f"{self._saved_step}. A lower optimizer.lr or precision=no may help"
-            )
-        return norm
+        return sharding.whole(torch.as_tensor(self.accelerator.clip_grad_norm_(self.distiller.parameters(), limit)))
+
+    def _apply(self, number: int, metrics: dict[str, Tensor]) -> bool:
+        """Let the gradient reach the weights, if it is finite; whether it did."""
+        good = self.guard.finite(metrics["loss"], metrics["grad_norm"])
+        if good:
+            self.optimizer.step()
+            self.averages.step(self.student)
+        elif (error := self.guard.leaves_out(self, number)) is not None:
+            self.saver.save(number)
+            raise error
+        self.optimizer.zero_grad()
+        return good
 
     def _log(self, done: int, metrics: dict[str, Tensor], meter: Meter) -> dict[str, float]:
         names = list(metrics)
-        stacked = torch.stack([metrics[n].float().to(self.accelerator.device) for n in names])
-        means: Any = self.accelerator.reduce(stacked, "mean")
+        means: Any = torch.zeros(0)
+        if names:  # not of a step that was left out
+            stacked = torch.stack([metrics[n].float().to(self.accelerator.device) for n in names])
+            means = self.accelerator.reduce(stacked, "mean")
         numbers = {"step": done, **dict(zip(names, means.tolist()))}
         numbers["lr"] = self.optimizer.param_groups[0]["lr"]
+        if self.guard.skipped:
+            numbers["skipped_steps"] = self.guard.skipped
         if self.accelerator.is_main_process:
             self.folder.log("metrics.jsonl", numbers)
             self.folder.log("timing.jsonl", {"step": done, **meter.row()})
@@ -211,46 +240,14 @@ class Trainer:
 
     def _meter(self) -> Meter:
         device = self.accelerator.device
-        peak = peak_of(self.config.estimate, self.config.precision, device)
+        peak = self.config.peak_tflops or known_peak(device)
         total = None if peak is None else peak * self.accelerator.num_processes
         operations = step_operations(self.config, self.state.distiller.student, self.teacher).total
         return Meter(self.config.batch_size, operations, total, device)
 
-    def _save(self, done: int) -> None:
-        main = self.accelerator.is_main_process
-        if main or self.config.sharding != "no":  # slices are gathered from all
-            tensors, optimizer = self.state.tensors(), self.state.optimizer_state()
-            if main:
-                for rate in self.averages.rates:
-                    student = self._averaged(tensors[average_file(rate)])
-                    models.export(student, self.folder.student_of(rate, self.config), self.config, done)
-                numbers, keep = self.state.numbers(), self.config.keep_checkpoints
-                self.folder.save(done, tensors, optimizer, numbers, keep)
-        self._saved_step = done
-        self.accelerator.wait_for_everyone()
-
-    def _resume(self) -> int:
-        saved = self.folder.load()
-        if self.accelerator.is_main_process:
-            self.folder.forget_after(0 if saved is None else saved["step"])
-        if saved is None:
-            return 0
-        try:
-            self.state.restore(saved, self.accelerator.device)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:150]
-            raise UserError(f"{self.folder.newest}: does not fit this run ({reason})") from error
-        return saved["step"]
-
-    def _averaged(self, tensors: dict[str, Tensor]) -> nn.Module:
-        """A student of its own with averaged weights."""
-        copy = self.config.student.build("models", where="student")
-        copy.load_state_dict({k: v.cpu() for k, v in tensors.items()}, strict=False)
-        return copy.eval()
-
     def _evaluate(self, done: int) -> None:
         """Samples of the averaged student, and their figures."""
-        student = self._averaged(whole_tree(self.averages.tensors()))
+        student = averaged(self.config, whole_tree(self.averages.tensors()))
         figures = self.monitor.look(student, done)
         if figures is not None:
             self.folder.log("evaluations.jsonl", {"step": done, **figures})
@@ -269,9 +266,9 @@ class Trainer:
             return
         sample = self.source.draw(0, range(1))
         calibration.look(distiller, self.teacher, [sample])
-        with torch.no_grad():
-            for name, batch in sample.items():
-                distiller(batch, name, self.teacher)
+        bad = guard.look(distiller, self.teacher, sample)
+        if bad is not None:
+            raise UserError(f"the first sample: teacher and student give NaN or infinity, first in {bad}")
 
 
 def _accelerator(config: TrainConfig) -> "Accelerator":

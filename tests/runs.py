@@ -1,6 +1,7 @@
 """Training runs for tests."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -16,6 +17,17 @@ def run(values, **changes):
     AcceleratorState._reset_state(reset_partial_state=True)
     config = make(TrainConfig, {**values, **changes})
     return config, [step.metrics for step in train(config)]
+
+
+def contents(folder):
+    """Every file of a run folder by its name, but for what tells the time and the folder itself."""
+    names = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.is_file()}
+    card = re.compile(rb"^run: .*$", re.MULTILINE)
+    return {
+        name: card.sub(b"", file.read_bytes()) if file.suffix in (".md", ".yaml") else file.read_bytes()
+        for name, file in names.items()
+        if name != "timing.jsonl"
+    }
 
 
 def weights(folder, student="student"):

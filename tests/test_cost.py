@@ -14,7 +14,7 @@ from dit_shd.attention import Capture
 from dit_shd.batch import Batch
 from dit_shd.config import Plugin, make
 from dit_shd.cost import weightless
-from dit_shd.cost.estimate import EstimateConfig, hours, peaks
+from dit_shd.cost.estimate import hours, peaks
 from dit_shd.cost.memory import step_memory
 from dit_shd.cost.operations import captures_of, forward_operations, step_operations
 from dit_shd.cost.squeezing_heads import layer_cost
@@ -186,12 +186,12 @@ def test_memory_by_count(config, name, states):
 
 def test_hours():
     assert hours(312e12 * 3600 * 0.5, 312, 0.5) == pytest.approx(1.0)
-    assert peaks(EstimateConfig(), "bf16") == {"A100": 312, "H100": 989}
-    assert peaks(EstimateConfig(peak_tflops=90), "no") == {"90 TFLOP/s": 90}
+    assert peaks("bf16") == {"A100": 312, "H100": 989}
+    assert peaks("no", 90) == {"90 TFLOP/s": 90}
 
 
 def test_the_trainer_tells_its_share_of_the_peak(values):
-    config, _ = run(values, estimate={"peak_tflops": 0.001}, steps=2)
+    config, _ = run(values, peak_tflops=0.001, steps=2)
     rows = [json.loads(line) for line in (config.run / "timing.jsonl").read_text().splitlines()]
     operations = step_operations(config, small(2, 4), small(4, 4)).total
     for row in rows:

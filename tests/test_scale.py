@@ -133,7 +133,7 @@ def test_gradient_norms_are_logged_and_change_nothing(values, tmp_path):
 
 
 def test_timing_tells_throughput_and_memory(values):
-    config, _ = run(values, steps=2, estimate={"peak_tflops": 1.0})
+    config, _ = run(values, steps=2, peak_tflops=1.0)
     for row in rows(config.run, "timing.jsonl"):
         assert row["images_per_second"] == pytest.approx(8 / row["seconds"], rel=0.05)
         assert 0.01 < row["memory_gib"] < 24

@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from runs import run, torchrun, weights
+from runs import contents, run, torchrun, weights
 from safetensors.torch import load_file
 
 from dit_shd import models
@@ -107,13 +107,7 @@ def test_resuming_is_bit_identical(values, tmp_path):
     resumed = Trainer(broken)
     assert resumed.first_step == 4
     list(resumed.run_steps())
-    ours, theirs = weights(straight.run), weights(broken.run)
-    assert all(torch.equal(ours[k], theirs[k]) for k in ours)
-    assert (straight.run / "metrics.jsonl").read_text() == (broken.run / "metrics.jsonl").read_text()
-    optimizers = [
-        torch.load(c.run / "checkpoints/step_00000006/optimizer.pt", weights_only=True) for c in (straight, broken)
-    ]
-    torch.testing.assert_close(*optimizers, rtol=0, atol=0)
+    assert contents(straight.run) == contents(broken.run)
 
 
 def test_steps_may_be_raised_and_a_finished_run_is_left_alone(values):
@@ -277,25 +271,8 @@ def test_a_teacher_that_is_not_finite_is_refused(values, teacher, tmp_path):
     with torch.no_grad():
         model.pos_embed[0, 0, 0] = float("nan")
     model.save_pretrained(tmp_path / "nan")
-    with pytest.raises(UserError, match=r"teacher: its weights are not finite .* pos_embed"):
+    with pytest.raises(UserError, match=r"nan: its weights are not finite .* pos_embed"):
         run({**values, "teacher": str(tmp_path / "nan")})
-
-
-def test_a_kill_before_the_first_checkpoint_leaves_no_double_lines(values):
-    config = make(TrainConfig, {**values, "checkpoint_every": 100})
-    for step in train(config):
-        if step.number == 2:
-            break
-    run(values, checkpoint_every=100)
-    assert [json.loads(x)["step"] for x in (config.run / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
-
-
-def test_a_kill_between_the_two_renames_of_an_export_is_mended(values):
-    config, _ = run(values, steps=2)
-    os.replace(config.run / "student", config.run / ".student.old")
-    run(values, steps=4)
-    assert "for 4 steps" in (config.run / "student" / "README.md").read_text()
-    assert not (config.run / ".student.old").exists()
 
 
 def test_the_saved_config_holds_every_default(values):
@@ -337,28 +314,6 @@ def test_flips_mirror_half_of_the_images(shapes):
     mirrored = [torch.equal(x.flip(-1), y) and not torch.equal(x, y) for x, y in zip(a, b)]
     assert all(m or torch.equal(x, y) for m, x, y in zip(mirrored, a, b))
     assert 15 < sum(mirrored) < 45
-
-
-def test_a_damaged_checkpoint_is_one_line_and_nothing_is_executed(values, tmp_path):
-    class Bomb:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "exploded"),)
-
-    config, _ = run(values, steps=2)
-    folder = config.run / "checkpoints" / "step_00000002"
-    torch.save(Bomb(), folder / "optimizer.pt")
-    with pytest.raises(UserError, match=r"not a readable checkpoint \(it wants to execute code\)"):
-        run(values, steps=4)
-    torch.save({}, folder / "optimizer.pt")
-    with pytest.raises(UserError, match="does not fit this run"):
-        run(values, steps=4)
-    (folder / "state.json").write_text('{"step": 99}')
-    with pytest.raises(UserError, match="of another step"):
-        run(values, steps=4)
-    (folder / "distiller.safetensors").write_bytes(b"x")
-    with pytest.raises(UserError, match="move it away to resume"):
-        run(values, steps=4)
-    assert not (tmp_path / "exploded").exists()
 
 
 def test_a_masked_loss_without_a_masked_pass_is_refused(values):

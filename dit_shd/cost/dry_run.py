@@ -124,7 +124,7 @@ def _hours(config: "TrainConfig", found: Operations, student: Any, teacher: Any)
         if model is not None:
             forwards = 2 * own.samples * own.sampling_steps
             work[f"sampling {own.samples:,} of the {role}"] = forward_operations(model) * forwards
-    gpus = peaks(own, config.precision)
+    gpus = peaks(config.precision, config.peak_tflops)
     rows = [[what, *(f"{hours(each, peak, own.mfu):.3g}" for peak in gpus.values())] for what, each in work.items()]
     named = ", ".join(f"{name} {peak:g}" for name, peak in gpus.items())
     return (

@@ -15,7 +15,7 @@ from dit_shd.divergence import Backend, Measure, attention_kl
 from dit_shd.errors import UserError
 from dit_shd.layers import LayerMap, layer_map
 from dit_shd.losses import Listener, Loss, LossCost, Term, View, Weight
-from dit_shd.squeezing import Method, Plan, Projections, plan_of, squeeze
+from dit_shd.squeezing import Method, NotFiniteError, Plan, Projections, plan_of, squeeze
 from dit_shd.squeezing.matching import MapSimilarity, matched
 
 Groups = list[list[int]]
@@ -185,6 +185,10 @@ class Layers(Listener):
                         self.values[ours] = self._layer(ours, self.student[ours], theirs, capture)
                 except UserError:
                     raise
+                except NotFiniteError:
+                    if self.batch is None:
+                        raise
+                    self.values[ours], self.logs[ours] = _not_finite(self.student[ours]), {}
                 except ValueError as error:
                     raise UserError(f"SHD: {ours} of the student, {theirs} of the teacher: {error}") from error
 
@@ -239,6 +243,11 @@ class Layers(Listener):
         values = [self.values[ours] for ours in self.pairs]
         b = math.gcd(*(len(value) for value in values))  # a video's layers see b x frames or b x places samples
         return Term(torch.stack([value.view(b, -1).mean(1) for value in values]).sum(0), logs)
+
+
+def _not_finite(s: Capture) -> Tensor:
+    """NaN for each sample [b], and in the gradient: the trainer's guard sees it, in all processes alike."""
+    return s.query.flatten(1).sum(1) * math.nan
 
 
 def fits(ours: str, s: Capture, theirs: str, t: Capture) -> None:

@@ -4,6 +4,7 @@ Beside them: what families share, public checkpoint files, diffusers folders (he
 """
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib import resources
@@ -21,31 +22,51 @@ from dit_shd.models._transformer import LatentTransformer
 from dit_shd.models.dit import DiT
 from dit_shd.models.mdt import MDTv2
 
-__all__ = ["DiT", "MDTv2", "export", "load"]
+__all__ = ["DiT", "MDTv2", "export", "exported_step", "load"]
 
 
 def load(source: str | Path) -> ModelMixin:
-    """A model from a run folder, a diffusers folder, a public checkpoint file, the hub, or `asset:NAME` (ships with us).
+    """A model from a run folder, a diffusers folder, a checkpoint file, the hub, or `asset:NAME` (ships with us).
 
     A name OWNER/NAME of the Hugging Face hub counts where there is no such path; a pipeline's transformer is taken.
 
     Raises:
-        UserError: nothing there, or something else.
+        UserError: nothing there, something else, or weights that are not finite.
     """
-    source = str(source)
+    model = _read(str(source))
+    bad = next((name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())), None)
+    if bad is not None:
+        raise UserError(f"{source}: its weights are not finite (NaN or infinity), first in {bad}")
+    return model
+
+
+def _read(source: str) -> ModelMixin:
     if source.startswith("asset:"):
         return read_folder(asset(source))
     path = Path(source)
     if path.is_file():
-        return of_public(_public.read_tensors(path))
+        return read_file(path)
     folder = model_folder(path)
     if folder is not None:
         return read_folder(folder)
     if not path.exists() and HUB_NAME.fullmatch(source):
         return read_hub(source)
     raise UserError(
-        f"{path}: wanted a run folder with a student, a diffusers model folder, a checkpoint file or the hub's OWNER/NAME"
+        f"{path}: wanted a run folder with a student, a diffusers folder, a checkpoint file, or the hub's OWNER/NAME"
     )
+
+
+def read_file(path: Path, weights: _public.Weights | None = None, heads: int | None = None) -> LatentTransformer:
+    """A model from a checkpoint file of a public code.
+
+    Args:
+        weights: as in read_tensors. heads: as in LatentTransformer.from_public.
+    """
+    state = _public.read_tensors(path, weights)
+    try:
+        return of_public(state, heads)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def of_public(state: Mapping[str, Tensor], heads: int | None = None) -> LatentTransformer:
@@ -115,8 +136,18 @@ def export(model: Any, folder: Path, config: Any, step: int) -> None:
 
 def write(model: Any, folder: Path, card: str) -> None:
     """Write a model in diffusers format with a model card, replacing the last."""
-    from dit_shd.checkpoint import replacing
+    from dit_shd.files import replacing
 
     with replacing(folder) as part:
         model.save_pretrained(part, safe_serialization=True)
         (part / "README.md").write_text(card, encoding="utf-8")
+
+
+def exported_step(folder: Path) -> int | None:
+    """The training step that the model card of an export tells; None where there is none."""
+    try:
+        card = (folder / "README.md").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
+    found = re.search(r"^Trained by dit_shd for (\d+) steps", card, re.MULTILINE)
+    return int(found[1]) if found else None

@@ -20,10 +20,14 @@ from dit_shd.squeezing import products, weights
 from dit_shd.squeezing.plans import Plan, by_size, check_plan, contiguous
 from dit_shd.squeezing.products import Projections
 
-__all__ = ["Backend", "Method", "Plan", "Projections", "Squeeze", "contiguous", "squeeze"]
+__all__ = ["Backend", "Method", "NotFiniteError", "Plan", "Projections", "Squeeze", "contiguous", "squeeze"]
 
 Method = Literal["pairwise", "joint", "per_query", "constant", "hard"]
 Backend = Literal["streamed", "fused"]
+
+
+class NotFiniteError(ValueError):
+    """The teacher's q, k or v hold NaN or infinity."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +140,7 @@ def can_keep(shape: tuple[int, int, int, int], chunk_mib: float) -> bool:
 def _check_finite(capture: Capture) -> None:
     total = sum(x.sum(dtype=torch.float64) for x in (capture.query, capture.key, capture.value))
     if not bool(torch.isfinite(total)):  # type: ignore[arg-type]
-        raise ValueError("squeeze: wanted finite q, k and v of the teacher, found NaN or infinity")
+        raise NotFiniteError("squeeze: wanted finite q, k and v of the teacher, found NaN or infinity")
 
 
 def _fixed(plan: Plan, method: Method, seed: int) -> Tensor:

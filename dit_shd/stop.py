@@ -1,0 +1,94 @@
+"""Stopping in good order: a signal asks, the step is finished and saved, and all processes leave after the same."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import torch
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+"""Ctrl-C, the end of a job, and what SLURM sends before it (--signal=USR1@90)."""
+ECHO_SECONDS = 2.0
+"""One Ctrl-C in a terminal reaches a process twice under a launcher, from the terminal and from the launcher."""
+
+
+class Stopped(Exception):
+    """A run has been stopped by a signal, and saved: what to tell the user, and the exit code 128 + signal."""
+
+    def __init__(self, number: int, words: str):
+        super().__init__(words)
+        self.code = 128 + number
+
+
+class Stop:
+    """Whether somebody has asked to stop.
+
+    stop = Stop()
+    with stop.listening():
+        while not stop.agreed(): ...  # one step
+    """
+
+    def __init__(self) -> None:
+        self.signal = 0
+        """What asked this process; 0 for nothing."""
+        self.due = False
+        """All processes have agreed to stop."""
+        self._asked_at = 0.0
+
+    def ask(self, number: int = signal.SIGTERM) -> None:
+        """Stop after this step."""
+        if not self.signal:
+            self.signal, self._asked_at = int(number), time.monotonic()
+
+    def agreed(self) -> bool:
+        """Whether any process has been asked: the same answer in all, at the cost of gathering one number."""
+        from accelerate import PartialState
+        from accelerate.utils import gather
+
+        found, state = self.signal, PartialState()
+        if state.num_processes > 1:
+            found = int(gather(torch.tensor([found], device=state.device)).max())  # type: ignore[union-attr]
+        if found:
+            self.ask(found)
+        self.due = bool(found)
+        return self.due
+
+    @contextmanager
+    def listening(self) -> Iterator["Stop"]:
+        """Take the signals, and give them back at the end. A second Ctrl-C is a KeyboardInterrupt at once."""
+        before = {number: signal.signal(number, self._hear) for number in SIGNALS}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        if not self.signal:
+            self.ask(number)
+            again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
+            if int(os.environ.get("RANK", "0")) == 0:  # not print: it may be printing that was interrupted
+                os.write(2, f"\n{signal.Signals(number).name}: finishing this step, then saving{again}\n".encode())
+        elif number == signal.SIGINT and time.monotonic() - self._asked_at > ECHO_SECONDS:
+            raise KeyboardInterrupt
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does, by an exception, so that locks are released and a line is said."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise Stopped(number, "ended by SIGTERM; the same command goes on from what is saved")
+
+    try:
+        before = signal.signal(signal.SIGTERM, end)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
