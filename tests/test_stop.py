@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import yaml
-from runs import contents, run
+from runs import contents
 
 from dit_shd import stop
 from dit_shd.cli import main
@@ -39,9 +39,7 @@ def send(monkeypatch, *at):
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
-def test_a_signal_finishes_the_step_saves_and_the_same_command_goes_on(
-    config, values, tmp_path, monkeypatch, capfd, name
-):
+def test_a_signal_finishes_the_step_saves_and_the_same_command_goes_on(config, tmp_path, monkeypatch, capfd, name):
     number = signal.Signals[name]
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
@@ -54,8 +52,8 @@ def test_a_signal_finishes_the_step_saves_and_the_same_command_goes_on(
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000003"]
     assert not (tmp_path / "run" / ".lock").exists()
     assert main(["train", str(config)]) == 0
-    straight, _ = run(values, run=str(tmp_path / "straight"), steps=6, checkpoint_every=100)
-    ours, theirs = contents(tmp_path / "run"), contents(straight.run)
+    assert main(["train", str(config), f"run={tmp_path / 'straight'}"]) == 0
+    ours, theirs = contents(tmp_path / "run"), contents(tmp_path / "straight")
     assert {k: v for k, v in ours.items() if "step_00000003" not in k} == theirs
 
 
