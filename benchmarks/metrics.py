@@ -12,14 +12,12 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # scipy's own threads, too
 
-import statistics
 import time
-from collections.abc import Callable, Mapping
 
 import numpy as np
 import scipy.linalg
 import torch
-from _measure import child, extra_mib, parse, parser
+from _measure import child, extra_mib, in_turn, parse, parser
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
@@ -42,17 +40,6 @@ def features(n: int, seed: int, scale: float = 1.0) -> torch.Tensor:
     return rows.relu_()
 
 
-def cpu_in_turn(sides: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median CPU seconds of each side; all threads count."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(repeats):
-        for name, run in sides.items():
-            start = time.process_time()
-            run()
-            seconds[name].append(time.process_time() - start)
-    return {name: statistics.median(found) for name, found in seconds.items()}
-
-
 def frechet(repeats: int) -> None:
     one, two = (Statistics.of(features(5000, seed, scale)) for seed, scale in ((1, 1.0), (2, 0.9)))
     m1, m2, s1, s2 = (x.numpy() for x in (one.mean, two.mean, one.covariance, two.covariance))
@@ -69,7 +56,7 @@ def frechet(repeats: int) -> None:
     def ours() -> None:
         found["ours"] = frechet_distance(one, two)
 
-    seconds = cpu_in_turn({"scipy sqrtm": scipys, "torch-fidelity": fidelitys, "ours": ours}, repeats)
+    seconds = in_turn({"scipy sqrtm": scipys, "torch-fidelity": fidelitys, "ours": ours}, repeats, time.process_time)
     for name, value in found.items():
         off = abs(value - found["scipy sqrtm"]) / value
         print(f"Frechet, d = {D}: {name:<15} {seconds[name]:6.2f} s  {value:.6f}  off by {off:.0e}", flush=True)
@@ -90,7 +77,7 @@ def neighbours(n: int, repeats: int) -> None:
         means = inside.sample_inside.double().mean(), inside.reference_inside.double().mean()
         found["ours"] = float(means[0]), float(means[1])
 
-    seconds = cpu_in_turn({"torch-fidelity": fidelitys, "ours": ours}, repeats)
+    seconds = in_turn({"torch-fidelity": fidelitys, "ours": ours}, repeats, time.process_time)
     for name, (precision, recall) in found.items():
         print(f"precision, recall, {n} x {n}: {name:<15} {seconds[name]:6.1f} s  {precision:.6f}, {recall:.6f}")
     print(f"precision, recall: ours / torch-fidelity: {seconds['ours'] / seconds['torch-fidelity']:.3f}", flush=True)

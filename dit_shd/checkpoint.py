@@ -4,6 +4,7 @@ config.yaml      resolved                     metrics.jsonl   the numbers of eac
 checkpoints/     step_<n>/, newest last       timing.jsonl    seconds (not deterministic)
 student/         EMA weights, diffusers format with a model card
 evaluations/     samples drawn during training   calibration.json   what losses found out before training (head plans)
+initialisation.json   which layers, heads and channels of the teacher the student began with
 bad_steps/       batches whose loss or gradient was not finite
 
 A checkpoint is a folder of safetensors files, state.json and manifest.json, which has the sha256 of each. It is
@@ -32,8 +33,8 @@ __all__ = ["CHANGEABLE", "RunFolder", "check_same", "replacing", "write_text"]
 
 CHANGEABLE = (
     "run", "steps", "micro_batch_size", "compile", "gradient_checkpointing", "sharding", "log_every",
-    "checkpoint_every", "keep_checkpoints", "keep_every", "skip_bad_steps", "gradient_norms_every", "evaluation",
-    "tracker", "dry_run", "estimate",
+    "checkpoint_every", "keep_checkpoints", "keep_every", "skip_bad_steps", "gradient_norms_every", "peak_tflops",
+    "evaluation", "tracker", "dry_run", "estimate",
 )  # fmt: skip
 """Keys of the config that may differ when a run is resumed."""
 LOCK, MANIFEST = ".lock", "manifest.json"

@@ -25,6 +25,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "keep_every": (0, 1e12),
     "skip_bad_steps": (0, 1e12),
     "gradient_norms_every": (0, 1e12),
+    "peak_tflops": (1e-3, 1e6),
     "evaluation.every": (0, 1e12),
     "initialisation.calibration": (0, 1e6),
     "ema_rates": (0, 1),
@@ -69,6 +70,8 @@ def ranges(config: "TrainConfig") -> None:
         if config.mask_ratio is None and loss.options.get("passes") == ["masked"]:
             raise UserError(f"losses.{i}.passes: masked only, but mask_ratio is empty: there is no masked pass")
     config.evaluation.check()
+    if config.dry_run:
+        raise UserError("dry_run: is for the command; from Python call dit_shd.cost.dry_run.dry_run(config)")
     if config.tracker is not None:
         _tracker(config.tracker)
 

@@ -4,6 +4,7 @@ A default lives in the dataclass (or in a plug-in's `__init__`) and nowhere else
 known one; values are cast by the annotated type, since YAML reads `1e-4` as text.
 """
 
+import copy
 import dataclasses
 import difflib
 import inspect
@@ -240,7 +241,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def override(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
     """Apply `a.b=value` assignments (values are YAML; `losses.0.weight=2` reaches into lists) to a copy."""
-    result = _copy(values)
+    result = copy.deepcopy(values)
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals or not key:
@@ -277,12 +278,6 @@ def _position(node: list, part: str, where: str) -> int:
     if not part.isdecimal() or int(part) >= len(node):
         raise UserError(f"{where}: wanted a position from 0 to {len(node) - 1} in the list, found '{part}'")
     return int(part)
-
-
-def _copy(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _copy(v) for k, v in value.items()}
-    return [_copy(v) for v in value] if isinstance(value, list) else value
 
 
 def resolve(value: Any) -> Any:

@@ -105,7 +105,7 @@ def _read(config: ConvertConfig) -> tuple[LatentTransformer, list[str]]:
 
     path = Path(config.source)
     if path.is_file():
-        return models.of_public(_public.read_tensors(path, config.weights), config.heads), []
+        return models.read_file(path, config.weights, config.heads), []
     if config.weights is not None:
         raise UserError("weights: only of checkpoint files, which may hold several; leave it out")
     found = models.load(config.source)

@@ -7,6 +7,11 @@ from dataclasses import dataclass, field
 
 import torch
 
+PEAK_TFLOPS = {
+    "H200": 989.0, "H100 PCIe": 756.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "RTX 4090": 165.0, "V100": 125.0,
+}  # fmt: skip
+"""Dense 16-bit products a second (10^12), by the makers' data sheets; found by a part of the device's name."""
+
 
 @dataclass
 class Meter:
@@ -52,3 +57,11 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
+
+
+def known_peak(device: torch.device) -> float | None:
+    """Peak of a device that is known by name, in 10^12 operations a second; None for others."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for part, peak in PEAK_TFLOPS.items() if part in name), None)

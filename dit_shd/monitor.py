@@ -102,7 +102,7 @@ class Monitor:
             if self.main and self.config.reference:
                 evaluate(self.config.scoring(sampling.out), say=lambda line: None)
         if self.main and self.config.reference:
-            figures = results.read_record(record)["figures"]  # type: ignore[index]
+            figures = dict(results.read_record(record)["figures"])  # type: ignore[index]
             _log.info("step %d: %s", step, ", ".join(f"{k} {v:.4g}" for k, v in figures.items()))
         if self.main and not self.config.keep:
             sampling.out.unlink(missing_ok=True)

@@ -42,6 +42,7 @@ class TrainConfig:
     keep_every: int = option(0, "checkpoints of steps that are a multiple of this are kept for good; 0 for none")
     skip_bad_steps: int = option(0, "steps with a NaN or infinite loss or gradient to leave out before it is an error")
     gradient_norms_every: int = option(0, "steps between norms of every term's gradient, which cost about a step")
+    peak_tflops: float | None = option(None, "of one device, for the utilisation (MFU); empty: known GPUs by name")
     evaluation: EvaluationConfig = option(EvaluationConfig(), "")
     tracker: str | None = option(None, "an accelerate tracker by name: tensorboard, wandb, ...")
     dry_run: bool = option(False, "say what the run would take, by count and by one real step, and write nothing")

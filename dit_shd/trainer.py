@@ -17,14 +17,13 @@ from dit_shd.averages import Averages
 from dit_shd.batch import Batch, BatchSource, PassName
 from dit_shd.checkpoint import RunFolder
 from dit_shd.compiling import compile_blocks
-from dit_shd.cost.estimate import peak_of
 from dit_shd.cost.operations import step_operations
 from dit_shd.diffusion import Schedule
 from dit_shd.distiller import Distiller
 from dit_shd.errors import UserError
 from dit_shd.gradient_norms import gradient_norms
 from dit_shd.guard import Guard
-from dit_shd.meter import Meter
+from dit_shd.meter import Meter, known_peak
 from dit_shd.monitor import Monitor
 from dit_shd.run_state import RunState
 from dit_shd.saver import Saver, averaged
@@ -241,7 +240,7 @@ class Trainer:
 
     def _meter(self) -> Meter:
         device = self.accelerator.device
-        peak = peak_of(self.config.estimate, self.config.precision, device)
+        peak = self.config.peak_tflops or known_peak(device)
         total = None if peak is None else peak * self.accelerator.num_processes
         operations = step_operations(self.config, self.state.distiller.student, self.teacher).total
         return Meter(self.config.batch_size, operations, total, device)

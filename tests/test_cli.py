@@ -77,7 +77,9 @@ def test_checkpoints_that_are_none(values, tmp_path, capsys):
         (tmp_path / name).write_bytes(content)
         assert name in refused(capsys, "train", file, f"teacher={tmp_path / name}")
     torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pt")
-    assert "not an MDTv2 state dict" in refused(capsys, "train", file, f"teacher={tmp_path / 'other.pt'}")
+    assert "other.pt: not a state dict of DiT or MDTv2" in refused(
+        capsys, "train", file, f"teacher={tmp_path / 'other.pt'}"
+    )
     torch.save([1, 2], tmp_path / "list.pt")
     assert "wanted a state dict" in refused(capsys, "train", file, f"teacher={tmp_path / 'list.pt'}")
 

@@ -167,7 +167,7 @@ def test_a_folder_whose_weights_are_a_pytorch_file(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(heads=3), "heads: wanted a divisor of the width 8, found 3"),
+        (dict(heads=3), r"c\.pt: heads: wanted a divisor of the width 8, found 3"),
         ({}, "8 is none of the public widths"),
         (dict(heads=2, weights="model"), "wanted weights=model, and it holds one set of weights"),
         (dict(heads=2, format="public"), r"OUT: wanted a file named \.safetensors, \.pt"),

@@ -1,27 +1,31 @@
 """What a run takes, by count: against the naive oracles, torch's own counter, and real tensors."""
 
+import json
+
 import pytest
 import torch
-from mdt_oracle import forward as naive
+from runs import run
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from transformer_oracle import forward as naive
 
 from dit_shd import cli, optim
 from dit_shd.attention import Capture
 from dit_shd.batch import Batch
-from dit_shd.config import make
+from dit_shd.config import Plugin, make
 from dit_shd.cost import weightless
-from dit_shd.cost.estimate import EstimateConfig, hours, peaks
+from dit_shd.cost.estimate import hours, peaks
 from dit_shd.cost.memory import step_memory
-from dit_shd.cost.operations import forward_operations, step_operations
+from dit_shd.cost.operations import captures_of, forward_operations, step_operations
 from dit_shd.cost.squeezing_heads import layer_cost
 from dit_shd.divergence import attention_kl
 from dit_shd.losses.shd import SHD
-from dit_shd.models import MDTv2
+from dit_shd.models import DiT, MDTv2
 from dit_shd.squeezing import contiguous, squeeze
 from dit_shd.trainer import TrainConfig
 
-SHAPE = dict(sample_size=8, in_channels=1, num_classes=3, num_layers=4, decode_layer=2)
+DIT = dict(sample_size=8, in_channels=1, num_classes=3, num_layers=4)
+SHAPE = dict(**DIT, decode_layer=2)
 
 
 @pytest.fixture
@@ -37,23 +41,35 @@ def small(heads=2, width=8):
     return MDTv2(**SHAPE, num_attention_heads=heads, attention_head_dim=width)
 
 
-@pytest.mark.parametrize("kept", [None, 9])
-def test_a_models_operations_are_the_naive_models(kept):
-    """Forward: the same products. Backward: streamed attention computes each layer's scores once more."""
-    model, heads, n = small(), 2, 16
+@pytest.mark.parametrize(("family", "kept"), [("mdt", None), ("mdt", 9), ("dit", None)])
+def test_a_models_operations_are_the_naive_models(family, kept):
+    """Forward: the same products. Backward: fused attention computes each layer's scores once more."""
+    heads, n = 2, 16
+    model = small() if family == "mdt" else DiT(**DIT, num_attention_heads=heads, attention_head_dim=8)
     keep = None if kept is None else torch.arange(kept)[None]
-    state = {k: v.double().requires_grad_() if v.is_floating_point() else v for k, v in model.to_public().items()}
+    fixed = {name for name, p in model.named_parameters() if not p.requires_grad}
+    state = {k: v.double() if v.is_floating_point() else v for k, v in model.to_public().items()}
+    for name, value in state.items():
+        value.requires_grad_(value.is_floating_point() and name not in fixed)
     with FlopCounterMode(display=False) as counter:
         output = naive(state, torch.zeros(1, 1, 8, 8), torch.zeros(1), torch.zeros(1, dtype=torch.long), heads, keep)
         forward = counter.get_total_flops()
         output.sum().backward()
         backward = counter.get_total_flops() - forward
-    assert forward_operations(model, kept)[0] == forward
-    found = step_operations(make(TrainConfig, {"mask_ratio": 0.3, "micro_batch_size": 1}), model)
+    assert forward_operations(model, kept) == forward
+    ratio = 0.3 if family == "mdt" else None
+    found = step_operations(make(TrainConfig, {"mask_ratio": ratio, "micro_batch_size": 1}), model)
     ours = found.passes["plain" if kept is None else "masked"]
     tokens = [n] * 4 if kept is None else [kept] * 2 + [n] * 3  # two encoder and two decoder blocks, one side block
     assert (ours.tokens, ours.forward) == (kept or n, forward)
     assert ours.backward - backward == sum(2 * m * m * heads * 8 for m in tokens)
+
+
+@pytest.mark.parametrize(("size", "published"), [("S/2", 6.06), ("XL/2", 118.64)])
+def test_the_counts_of_dits_paper(size, published):
+    """arXiv 2212.09748, table 4: what it calls Gflops are multiply-adds."""
+    flops = forward_operations(weightless.build(Plugin("dit", {"size": size}), "model"))
+    assert flops / 2e9 == pytest.approx(published, rel=0.002)
 
 
 def test_operations_are_those_of_real_tensors():
@@ -65,9 +81,8 @@ def test_operations_are_those_of_real_tensors():
     zeros = torch.zeros(1, dtype=torch.long)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # the counter knows its products
         model(torch.zeros(1, 4, 8, 8), zeros, class_labels=zeros)
-    flops, captures = forward_operations(model, captures=True)
-    assert flops == counter.get_total_flops()
-    assert [c.shape for c in captures.values()] == [(1, 2, 16, 16)] * 2
+    assert forward_operations(model) == counter.get_total_flops()
+    assert [c.shape for c in captures_of(model).values()] == [(1, 2, 16, 16)] * 2
 
 
 def captured(h, n, d, e, mixed=False, seed=0):
@@ -112,7 +127,7 @@ def test_a_step_is_the_sum_of_its_parts(config):
     student, teacher = small(2, 4), small(4, 4)
     found = step_operations(config, student, teacher)
     plain, masked = found.passes["plain"], found.passes["masked"]
-    assert plain.teacher == forward_operations(teacher)[0] and masked.teacher == forward_operations(teacher, 9)[0]
+    assert plain.teacher == forward_operations(teacher) and masked.teacher == forward_operations(teacher, 9)
     assert plain.losses["shd"] > 0 and masked.losses == {"output": 0}
     assert found.total == found.executed == plain.total + masked.total
     assert plain.total == plain.teacher + plain.forward + plain.backward + plain.losses["shd"]
@@ -171,8 +186,16 @@ def test_memory_by_count(config, name, states):
 
 def test_hours():
     assert hours(312e12 * 3600 * 0.5, 312, 0.5) == pytest.approx(1.0)
-    assert peaks(EstimateConfig(), "bf16") == {"A100": 312, "H100": 989}
-    assert peaks(EstimateConfig(peak_tflops=90), "no") == {"90 TFLOP/s": 90}
+    assert peaks("bf16") == {"A100": 312, "H100": 989}
+    assert peaks("no", 90) == {"90 TFLOP/s": 90}
+
+
+def test_the_trainer_tells_its_share_of_the_peak(values):
+    config, _ = run(values, peak_tflops=0.001, steps=2)
+    rows = [json.loads(line) for line in (config.run / "timing.jsonl").read_text().splitlines()]
+    operations = step_operations(config, small(2, 4), small(4, 4)).total
+    for row in rows:
+        assert row["mfu"] * 1e9 == pytest.approx(row["images_per_second"] * operations, rel=0.01)
 
 
 def text(capsys, *words):
@@ -209,8 +232,13 @@ def test_dry_run_writes_nothing(file, values, capsys, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "none is not there; to count without it say what it will be"),
+        ([], "none: wanted a run folder"),
+        ([], "to count without it, say what it will be: estimate.teacher='{name: mdt, size: B/2}'"),
         (["teacher=null"], "losses need a teacher"),
+        (
+            ["student={name: dit, size: S/2}", "estimate.teacher={name: mdt, size: S/2}"],
+            "mask_ratio: the student (DiT) has no masked pass",
+        ),
         (["estimate.teacher={name: mdt, size: Q/2}"], "no size 'Q/2'"),
         (["estimate.mfu=x"], "estimate.mfu"),
     ],

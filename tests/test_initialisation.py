@@ -285,6 +285,14 @@ def test_a_run_begins_with_the_teachers_weights(values, teacher, tmp_path, caplo
     assert metrics[0]["plain/output"] < random[0]["plain/output"]
 
 
+def test_a_teacher_in_bfloat16_gives_nearly_the_same(batches):
+    students = [build(seed=1), build(seed=1)]
+    for student, dtype in zip(students, (torch.float32, torch.bfloat16)):
+        initialise(student, build(num_attention_heads=4).to(dtype), batches["mdt"])
+    ours, theirs = (outputs(student, batches["mdt"]) for student in students)
+    assert (ours - theirs).norm() < 0.1 * ours.norm()
+
+
 def test_a_resumed_run_is_not_begun_again(values, tmp_path):
     values = teacher_run(values, calibration=8)
     straight, _ = run(values, run=str(tmp_path / "straight"))

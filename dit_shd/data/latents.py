@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +34,11 @@ class Latents(Dataset):
         self._labels = np.concatenate(labels)
         self._slices = [open_tensors(file).get_slice("posterior") for file in self._files]
 
+    @classmethod
+    def described(cls, **options: Any) -> str:
+        about = read_index(Path(options["path"])).about
+        return f"{super().described(**options)}: {about.get('images')} encoded by {about.get('vae')}"
+
     def _open(self, entry: ShardEntry, verify: bool) -> np.ndarray:
         """The labels of a shard, when it is the one that latents.json tells of."""
         file = self._path / entry.file
@@ -61,7 +67,7 @@ class Latents(Dataset):
         if self._set.parts == 2:
             noise = randomness.normal(seed, "posterior", step, positions, self.shape)
             x_0 = x_0.addcmul(torch.from_numpy(rows[:, 1]), noise)
-        finite = torch.isfinite(x_0).flatten(1).all(1).numpy()
+        finite = x_0.sum(dim=(1, 2, 3)).isfinite().numpy()
         if not finite.all():
             file = self._files[shards[~finite][0]]
             raise UserError(f"{file}: holds latents that are not finite (NaN or infinity); encode again, check the vae")

@@ -19,6 +19,7 @@ from torch import nn
 
 from dit_shd import calibration
 from dit_shd.batch import Batch, BatchSource
+from dit_shd.checkpoint import RunFolder, write_text
 from dit_shd.config import option
 from dit_shd.errors import UserError
 from dit_shd.initialisation import parts
@@ -33,7 +34,6 @@ from dit_shd.squeezing.plans import check_plan
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from dit_shd.checkpoint import RunFolder
     from dit_shd.distiller import Distiller
     from dit_shd.train_config import TrainConfig
 
@@ -67,7 +67,8 @@ def initialise(
 ) -> InitialisationPlan:
     """Overwrite a student's weights by what follows from its teacher's; a function of its arguments alone.
 
-    Needs moments of what the cut layers read, in float64: 3 GB for the MLPs of XL/2 where S/2 begins with it.
+    The teacher runs over the batches twice. Second moments of what the cut layers read are held in float64: about 4 GB
+    on the models' device for XL/2 into S/2.
 
     Args:
         student, teacher: two MDTv2s or two DiTs on one device. batches: of the run's data, plain and masked.
@@ -108,7 +109,7 @@ def settle(
     teacher: nn.Module | None,
     source: BatchSource,
     first_batches: Iterable[calibration.Passes],
-    folder: "RunFolder",
+    folder: RunFolder,
     accelerator: "Accelerator",
 ) -> None:
     """Give a new run's student its first weights, and save and print the plan; a resumed run's are left alone.
@@ -131,7 +132,7 @@ def settle(
             calibration.look(distiller, teacher, ({k: b.to(device) for k, b in p.items()} for p in first_batches))
         batches = [batch.to(device) for batch in _batches(source, options.calibration)]
         plan = initialise(student, teacher, batches, options, shd)
-        calibration.write_text(folder.path / FILE, plan.text())
+        write_text(folder.path / FILE, plan.text())
         for line in plan.lines():
             _log.info("initialisation %s", line)
     if accelerator.num_processes > 1:

@@ -102,41 +102,45 @@ class Transfer:
         """Groups, and shares in them: by the weights of the squeeze, where it was seen."""
         shares = []
         for group in self.groups[block]:
-            weight = [1.0 if found is None else float(found.weight[i]) for i in group]
-            total = sum(weight)
-            even = [w / total if total > 0 else 1 / len(group) for w in weight]
-            best = even.index(max(even))
-            shares.append(tuple(even) if self.merge else tuple(float(i == best) for i in range(len(group))))
+            weight = torch.ones(len(group)) if found is None else found.weight[list(group)]
+            share = weight / weight.sum() if weight.sum() > 0 else torch.full_like(weight, 1 / len(group))
+            picked = torch.nn.functional.one_hot(share.argmax(), len(group))
+            shares.append(tuple(map(float, share if self.merge else picked)))
         return Heads(self.groups[block], tuple(shares))
 
     def _maps(self, block: str, heads: Heads, found: HeadMoments, kept: Mapping[str, Chosen]) -> HeadMaps:
-        d, ours = self.head_width
         source = self.layers[block]
         weights, biases = (self.old[f"{source}.attn.qkv.{kind}"].chunk(3) for kind in ("weight", "bias"))
         out = self.old[f"{source}.attn.proj.weight"].t()
         if "stream" in kept:
             out = kept["stream"].of(out)
         if found.query.count:
-            query, key, value = found.query.second(), found.key.covariance(), found.result.covariance()
+            moments = found.query.second(), found.key.covariance(), found.result.covariance()
         else:  # as if the layer read white noise and attended alike everywhere
             query, key, value = (w @ w.t() for w in weights)
-            query = query + biases[0][:, None] * biases[0]
-        rows: list[tuple[Tensor, ...]] = []
-        for group, share in zip(heads.groups, heads.shares):
-            members = [(i, s) for i, s in zip(group, share) if s > 0]
-            f = torch.tensor([i * d + j for i, _ in members for j in range(d)])
-            shares = torch.tensor([s for _, s in members], dtype=torch.float64)
-            c_q = c_k = c_v = back = torch.eye(d, dtype=torch.float64)
-            if len(members) > 1 or d != ours:
-                c_q, c_k = squeezed_scores(query[f][:, f], key[f][:, f], shares, ours)
-                c_q = c_q * (ours / d) ** 0.5  # each model divides its scores by the root of its own width
-                c_v, back = squeezed_values(value[f][:, f], out[f], ours)
-            rows.append(tuple(_spread(c, f, len(out)) for c in (c_q, c_k, c_v, back.t())))
-            share_of = torch.zeros(1, len(out) // d, dtype=torch.float64)
-            share_of[0, [i for i, _ in members]] = shares
-            rows[-1] += (share_of,)
-        c_q, c_k, c_v, back, share = (torch.cat(each) for each in zip(*rows))
-        return HeadMaps(c_q, c_k, c_v, back.t(), share)
+            moments = query + biases[0][:, None] * biases[0], key, value
+        each = [self._head(group, share, moments, out) for group, share in zip(heads.groups, heads.shares)]
+        query, key, value, back, share = (torch.cat(rows) for rows in zip(*each))
+        return HeadMaps(query, key, value, back.t(), share)
+
+    def _head(
+        self, group: Sequence[int], shares: Sequence[float], moments: tuple[Tensor, Tensor, Tensor], out: Tensor
+    ) -> tuple[Tensor, ...]:
+        """The rows of C_q, C_k, C_v and S^T, and of the shares, that make one student head."""
+        d, ours = self.head_width
+        members = [(i, s) for i, s in zip(group, shares) if self.merge or s]
+        features = torch.tensor([i * d + j for i, _ in members for j in range(d)])
+        share = torch.tensor([s for _, s in members], dtype=torch.float64)
+        if len(members) == 1 and d == ours:
+            rows = (torch.eye(d, dtype=torch.float64),) * 4
+        else:
+            query, key, value = (moment[features][:, features] for moment in moments)
+            c_q, c_k = squeezed_scores(query, key, share, ours)
+            c_v, back = squeezed_values(value, out[features], ours)
+            # each model divides its scores by the root of its own head width
+            rows = c_q * (ours / d) ** 0.5, c_k, c_v, back.t()
+        of_head = _spread(share[None], torch.tensor([i for i, _ in members]), len(out) // d)
+        return *(_spread(row, features, len(out)) for row in rows), of_head
 
     def _tensors(
         self, kept: Mapping[str, Chosen], maps: Mapping[str, HeadMaps], again: Mapping[str, Moments]

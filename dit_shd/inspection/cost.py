@@ -52,6 +52,6 @@ def cost(model: nn.Module, repeats: int = 9) -> Cost:
     return Cost(
         heads=config.num_attention_heads,
         parameters=sum(p.numel() for p in model.parameters()),
-        flops=forward_operations(model)[0],
+        flops=forward_operations(model),
         latency_ms=1e3 * statistics.median(seconds) / LATENCY_BATCH,
     )

@@ -26,7 +26,7 @@ __all__ = ["DiT", "MDTv2", "export", "exported_step", "load"]
 
 
 def load(source: str | Path) -> ModelMixin:
-    """A model from a run folder, a diffusers folder, a public checkpoint file, the hub, or `asset:NAME` (ships with us).
+    """A model from a run folder, a diffusers folder, a checkpoint file, the hub, or `asset:NAME` (ships with us).
 
     A name OWNER/NAME of the Hugging Face hub counts where there is no such path; a pipeline's transformer is taken.
 
@@ -45,15 +45,28 @@ def _read(source: str) -> ModelMixin:
         return read_folder(asset(source))
     path = Path(source)
     if path.is_file():
-        return of_public(_public.read_tensors(path))
+        return read_file(path)
     folder = model_folder(path)
     if folder is not None:
         return read_folder(folder)
     if not path.exists() and HUB_NAME.fullmatch(source):
         return read_hub(source)
     raise UserError(
-        f"{path}: wanted a run folder with a student, a diffusers model folder, a checkpoint file or the hub's OWNER/NAME"
+        f"{path}: wanted a run folder with a student, a diffusers folder, a checkpoint file, or the hub's OWNER/NAME"
     )
+
+
+def read_file(path: Path, weights: _public.Weights | None = None, heads: int | None = None) -> LatentTransformer:
+    """A model from a checkpoint file of a public code.
+
+    Args:
+        weights: as in read_tensors. heads: as in LatentTransformer.from_public.
+    """
+    state = _public.read_tensors(path, weights)
+    try:
+        return of_public(state, heads)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def of_public(state: Mapping[str, Tensor], heads: int | None = None) -> LatentTransformer:

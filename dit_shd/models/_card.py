@@ -167,9 +167,12 @@ def converted(model: Any, source: str, sha256: str, origin: Provenance) -> str:
 
 
 def _data(plugin: Any) -> str:
-    """A dataset in words: its class's `about`, or its name and path."""
-    about = getattr(registry.find("data", plugin.name), "about", "")
-    return about or " ".join([plugin.name, *(str(v) for k, v in plugin.options.items() if k == "path")])
+    """A dataset in words."""
+    cls: Any = registry.find("data", plugin.name)
+    try:
+        return cls.described(**plugin.options)
+    except UserError:  # it has been moved away since the training began
+        return super(cls, cls).described(**plugin.options)
 
 
 def _text(model: Any, origin: Provenance, first: str, last: str) -> str:

@@ -40,7 +40,7 @@ class Attention(nn.Module):
         bias = self.bias(code)
         scale = query.shape[-1] ** -0.5
         if torch.compiler.is_compiling() and (self.recorder is not None or not is_stock(bias)):
-            mixed = self._attend_eagerly(query, key, value, scale, bias)
+            mixed = self._attend_eagerly(query, key, value, scale, bias)  # type: ignore[call-arg]
         else:
             mixed = self._attend(query, key, value, scale, bias)
         return self.proj(mixed.transpose(1, 2).reshape(b, n, e))

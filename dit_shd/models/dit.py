@@ -6,6 +6,7 @@ diffusers' own DiTTransformer2DModel is another model: see dit_shd/models/_diffu
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import torch  # noqa: F401  the code that torch 2.6 compiles of a forward looks for it beside that forward
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor, nn

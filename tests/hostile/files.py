@@ -91,11 +91,15 @@ def convertible(draw: random.Random, folder: Path) -> object:
             torch.tensor(1.0),
             old.int(),
             old.half(),
-            old.to(torch.complex64),
             old * math.nan,
         ]
         if file.suffix != ".safetensors":
-            new += [torch.zeros(1).expand(10**12), torch.zeros(1).expand(*[10**4] * old.ndim), old.to_sparse()]
+            new += [
+                old.cfloat(),
+                torch.zeros(1).expand(10**12),
+                torch.zeros(1).expand(*[10**4] * old.ndim),
+                old.to_sparse(),
+            ]
         state[draw.choice([name, name, name + "x", "", "blocks.99.mlp.fc1.weight"])] = draw.choice(new)
     if file.suffix == ".safetensors":
         save_file({k: v.contiguous() for k, v in state.items()}, file)
@@ -172,6 +176,22 @@ def pixels(draw: random.Random, n: int = 6) -> np.ndarray:
     return np.random.default_rng(draw.randrange(99)).integers(0, 256, (n, 8, 8, draw.choice([1, 3])), dtype=np.uint8)
 
 
+@cache
+def zeros(n: int) -> bytes:
+    """A compressed npz of so many black pictures."""
+    stream = io.BytesIO()
+    np.savez_compressed(stream, np.zeros((n, 512, 512, 3), np.uint8))
+    return stream.getvalue()
+
+
+@cache
+def huge() -> bytes:
+    """A PNG of 110 kB, 900 million pixels."""
+    stream = io.BytesIO()
+    Image.new("1", (30000, 30000)).save(stream, format="png")
+    return stream.getvalue()
+
+
 def npz(draw: random.Random, folder: Path) -> object:
     """npz files: damaged, of objects, with headers that lie, with zeros that unfold."""
     file = folder / "images.npz"
@@ -190,7 +210,7 @@ def npz(draw: random.Random, folder: Path) -> object:
         with zipfile.ZipFile(file, "w") as archive:
             archive.writestr("arr_0.npy", stream.getvalue() + images.tobytes())
     elif how == 2:
-        np.savez_compressed(file, np.zeros((draw.choice([2, 1500]), 512, 512, 3), np.uint8))
+        file.write_bytes(zeros(draw.choice([2, 1500])))
     elif how == 3:
         odd = draw.choice(
             [images.astype(np.float64) * np.nan, images[0], images[:0], images.astype("U1"), np.asfortranarray(images)]
@@ -237,7 +257,7 @@ def images(draw: random.Random, folder: Path) -> object:
     elif how == 2:
         file.write_bytes(draw.randbytes(200))
     elif how == 3:
-        Image.new("1", (30000, 30000)).save(folder / "9.png")  # 110 kB, 900 million pixels
+        (folder / "9.png").write_bytes(huge())
     elif how == 4:
         (folder / "9.png").symlink_to(folder / "9.png")
     else:
@@ -254,9 +274,7 @@ CLASSES = [
         60,
         model_config,
     ),
-    Class(
-        "convertible files", "odd shapes, types, names and args, one number posing as many; convert", 80, convertible
-    ),
+    Class("convertible files", "odd shapes, types, names, args, one number posing as many; convert", 80, convertible),
     Class("run checkpoints", "each file damaged or executing; resuming", 40, run_checkpoint),
     Class("npz", "objects, lying headers, zeros that unfold, names that escape; datasets and samples", 60, npz),
     Class("statistics", "covariances that are none; references", 30, statistics),

@@ -1,0 +1,95 @@
+"""A student that begins with its teacher's weights against one that begins with random ones, on the digits.
+
+    python benchmarks/initialisation.py [--steps 200] [--seeds 3] [--lr 1e-2]
+
+Trains the student of configs/digits_shd.yaml (half the heads, half the width) for some steps and looks, on the way, at
+the noise loss of its averaged weights on the 500 held-out digits, at noise and timesteps that are the same for all:
+mean squared error, no min-SNR weight, every label given. Mean and standard deviation over training seeds.
+"""
+
+import argparse
+import statistics
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from _measure import header
+
+from dit_shd import models
+from dit_shd.batch import Batch, BatchSource
+from dit_shd.config import Plugin, make, read_yaml
+from dit_shd.diffusion import Schedule, noise_error, split
+from dit_shd.distiller import predict
+from dit_shd.initialisation import Initialisation
+from dit_shd.trainer import TrainConfig, Trainer
+
+SIDES = {
+    "random": Initialisation(),
+    "pick": Initialisation(weights="teacher", heads="pick"),
+    "merge": Initialisation(weights="teacher", heads="merge"),
+    "first": Initialisation(weights="teacher", channels="first"),
+    "unfitted": Initialisation(weights="teacher", calibration=0),
+}
+"""pick and merge are the option's two ways with heads; first keeps the first channels; unfitted measures nothing."""
+
+
+def held_out(count: int = 500) -> Batch:
+    """The validation digits, each at a timestep of its own."""
+    data = Plugin("digits", {"split": "validation"}).build("data")
+    source = BatchSource(data, Schedule.linear(), 2026, count, label_dropout=0.0, mask_ratio=None, tokens=None)
+    return source.draw(0, range(count))["plain"]
+
+
+@torch.no_grad()
+def noise_loss(model: torch.nn.Module, batch: Batch) -> float:
+    noise, _ = split(predict(model, batch), batch.x_0.shape[1])
+    return noise_error(Schedule.linear(), noise, batch.noise, batch.t, None).mean().item()
+
+
+def curve(config: TrainConfig, at: list[int], batch: Batch) -> list[float]:
+    """The loss after each of some numbers of steps."""
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(replace(config, run=Path(folder) / "run"))
+        found = {0: noise_loss(trainer._averaged(), batch)}
+        for step in trainer.run_steps():
+            if step.number in at:
+                found[step.number] = noise_loss(trainer._averaged(), batch)
+    return [found[number] for number in at]
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--steps", type=int, default=200, help="training steps; the learning rate decays to 0 in them")
+    options.add_argument("--seeds", type=int, default=3, help="training seeds")
+    options.add_argument("--lr", type=float, help="learning rate, instead of the config's")
+    options.add_argument("--sides", nargs="+", default=["random", "pick", "merge"], choices=list(SIDES))
+    options.add_argument("--threads", type=int, default=1, help="CPU threads")
+    args = options.parse_args()
+    torch.set_num_threads(args.threads)
+    print(header(), f"{args.threads} thread(s)", flush=True)
+
+    batch = held_out()
+    config = make(TrainConfig, read_yaml(Path(__file__).parents[1] / "configs" / "digits_shd.yaml"))
+    optimizer = config.optimizer if args.lr is None else replace(config.optimizer, lr=args.lr)
+    config = replace(config, steps=args.steps, optimizer=optimizer, checkpoint_every=args.steps)
+    at = [number for number in (0, 10, 30, 60, 100, 150, 200, 300, 600) if number < args.steps] + [args.steps]
+    print(f"teacher: {noise_loss(models.load(config.teacher or '').eval(), batch):.4f}; steps {at}", flush=True)
+    curves: dict[str, list[list[float]]] = {side: [] for side in args.sides}
+    for seed in range(args.seeds):
+        for side, found in curves.items():
+            found.append(curve(replace(config, seed=seed, initialisation=SIDES[side]), at, batch))
+            print(f"seed {seed}, {side}: " + " ".join(f"{loss:.4f}" for loss in found[-1]), flush=True)
+    print(f"\n| steps | {' | '.join(args.sides)} |\n|---|{'---|' * len(args.sides)}")
+    for i, number in enumerate(at):
+        cells = [_cell([losses[i] for losses in found]) for found in curves.values()]
+        print(f"| {number} | {' | '.join(cells)} |")
+
+
+def _cell(losses: list[float]) -> str:
+    spread = f" ({statistics.stdev(losses):.4f})" if len(losses) > 1 else ""
+    return f"{statistics.mean(losses):.4f}{spread}"
+
+
+if __name__ == "__main__":
+    main()
