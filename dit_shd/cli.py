@@ -210,7 +210,8 @@ def _train(options: argparse.Namespace) -> None:
             if shown:
                 bar.set_postfix(shown, refresh=False)
     if done < config.steps:
-        raise Stopped(trainer.stop.signal, f"stopped at step {done} of {config.steps}, saved; the same command goes on")
+        words = f"stopped at step {done} of {config.steps}, saved; the same command goes on from there"
+        raise Stopped(trainer.stop.signal, words)
     if main_process:
         print(f"done: {trainer.folder.student}\nnext: dit-shd sample {config.run} count=100")
 

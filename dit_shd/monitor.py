@@ -96,7 +96,8 @@ class Monitor:
         grid, record = sampling.out.with_suffix(".png"), sampling.out.with_suffix(".results.json")
         figures: dict[str, float] | None = None
         if not (record if self.config.reference else grid).exists():
-            if on_main(lambda: self._to_sample(sampling.out)):
+            out = sampling.out
+            if on_main(lambda: self._to_sample(out)):
                 sample_to_file(sampling, student)
             if self.main and self.config.reference:
                 evaluate(self.config.scoring(sampling.out), say=lambda line: None)

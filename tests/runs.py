@@ -1,7 +1,6 @@
 """Training runs for tests."""
 
 import os
-import re
 import subprocess
 import sys
 
@@ -22,12 +21,9 @@ def run(values, **changes):
 def contents(folder):
     """Every file of a run folder by its name, but for what tells the time and the folder itself."""
     names = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.is_file()}
-    card = re.compile(rb"^run: .*$", re.MULTILINE)
-    return {
-        name: card.sub(b"", file.read_bytes()) if file.suffix in (".md", ".yaml") else file.read_bytes()
-        for name, file in names.items()
-        if name != "timing.jsonl"
-    }
+    found = {name: file.read_bytes() for name, file in names.items() if name != "timing.jsonl"}
+    words = (".md", ".yaml", ".json")
+    return {k: v.replace(str(folder).encode(), b"RUN") if k.endswith(words) else v for k, v in found.items()}
 
 
 def weights(folder, student="student"):

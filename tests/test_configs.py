@@ -1,5 +1,6 @@
 """The configs that ship: complete, true to their headers, and of models that fit together."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from dit_shd import registry
 from dit_shd.attention.support import attention_layers
 from dit_shd.config import dump, make, read_yaml, resolve
 from dit_shd.cost import weightless
+from dit_shd.cost.estimate import hours, peaks
+from dit_shd.cost.operations import step_operations
 from dit_shd.layers import layer_map
 from dit_shd.losses.shd import SHD
 from dit_shd.trainer import TrainConfig
@@ -64,6 +67,21 @@ def test_a_configs_models_fit_together(name):
             assert other.num_attention_heads > own.num_attention_heads
             pairs = layer_map(list(attention_layers(teacher)), list(attention_layers(student)), loss.layers)
             assert set(pairs) == set(attention_layers(student))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("digits")])
+def test_a_header_tells_what_is_counted(name):
+    config, header = load(name), (FOLDER / f"{name}.yaml").read_text().replace(",", "")
+    stand_in = config.estimate.teacher
+    teacher = None if stand_in is None else weightless.build(stand_in, "teacher")
+    found = step_operations(config, weightless.build(config.student, "student"), teacher)
+    told = re.search(r"Cost: (\S+) GFLOP an image (\S+) EFLOP in all: (\S+) A100 or (\S+) H100 hours", header)
+    assert told is not None
+    whole = found.executed * config.batch_size * config.steps
+    spent = [hours(whole, peak, config.estimate.mfu) for peak in peaks(config.precision).values()]
+    for number, text in zip([found.total / 1e9, whole / 1e18, *spent], told.groups()):
+        assert number == pytest.approx(float(text), rel=0.01)
 
 
 @pytest.mark.parametrize(("control", "name"), list(CONTROLS.items()))

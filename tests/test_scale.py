@@ -6,11 +6,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import torch._dynamo
 import yaml
 from runs import run, torchrun, weights
 
 from dit_shd.ahead import ahead
-from dit_shd.compiling import compile_blocks
+from dit_shd.compiling import ONCE, compile_blocks
 from dit_shd.config import Plugin, make
 from dit_shd.distiller import Distiller, predict
 from dit_shd.errors import UserError
@@ -18,6 +19,8 @@ from dit_shd.gradient_norms import gradient_norms
 from dit_shd.losses.output import Output
 from dit_shd.losses.shd import SHD
 from dit_shd.trainer import TrainConfig, Trainer
+
+compiles = pytest.mark.skipif(not hasattr(torch._dynamo.config, ONCE), reason="refused: this torch is too old")
 
 
 def rows(folder, file="metrics.jsonl"):
@@ -48,6 +51,7 @@ def two_processes(values, root, folder):
     torchrun(script, 2, root, file)
 
 
+@pytest.mark.skipif(not hasattr(torch.cpu.Stream(), "record_event"), reason="this torch slices on GPUs only")
 def test_sharded_training_equals_whole_training_and_checkpoints_fit_both(values, tmp_path, root):
     """fully_shard on gloo: teacher, student, optimizer and averages in slices; then on by one process, whole."""
     values = {**values, "optimizer": {"name": "adamw", "lr": 1e-3, "eps": 1e-3}, "ema": [0.9, 0.5], "steps": 3}
@@ -201,13 +205,15 @@ def test_plug_ins_resolve_schedules(values):
     assert filled.options["weight"] == {0: 0.0, 5: 1.0}
 
 
+@compiles
 def test_compiled_blocks_give_the_same_losses_and_settle(values):
-    """With captures handed on while blocks run, in both passes; from the second step on nothing is compiled anew."""
+    """With captures handed on while blocks run, in both passes; once two numbers of kept tokens have been seen, any
+    number is served by what is compiled."""
     plain, compiled = (Trainer(make(TrainConfig, {**values, "run": f"{values['run']}{i}"})) for i in range(2))
     compile_blocks(compiled.student, compiled.teacher, backend="aot_eager")
     counter = torch._dynamo.utils.counters
     graphs = []
-    for number in range(3):
+    for number in range(7):
         for name in ("plain", "masked"):
             batch = plain.source.draw(number, range(4))[name]
             (one, logs), (two, others) = (t.state.distiller(batch, name, t.teacher) for t in (plain, compiled))
@@ -217,13 +223,14 @@ def test_compiled_blocks_give_the_same_losses_and_settle(values):
             two.backward()
         graphs.append(counter["stats"]["unique_graphs"])
     assert graphs[0] > 0
-    assert graphs[1] == graphs[2]
+    assert graphs[3] == graphs[6]
     for p, q in zip(plain.student.parameters(), compiled.student.parameters()):
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"gradient_checkpointing": True}, {"precision": "bf16"}])
+@compiles
 def test_compiled_training_by_inductor(values, tmp_path, changes):
     """Needs a C++ compiler and some minutes."""
     _, plain = run({**values, **changes, "run": str(tmp_path / "plain")}, steps=2)
@@ -231,6 +238,7 @@ def test_compiled_training_by_inductor(values, tmp_path, changes):
     close(plain, compiled, rel=3e-2 if "precision" in changes else 1e-3)
 
 
+@compiles
 def test_without_a_compiler_compile_is_one_line(values, monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("no C++ compiler\nwas found")

@@ -34,8 +34,8 @@ class Memory:
 def step_memory(config: "TrainConfig", student: Any, teacher: Any, images: int) -> Memory:
     """Count what a step with micro batches of `images` holds; the models may be without weights."""
     losses = [p.build("losses", f"losses.{i}") for i, p in enumerate(config.losses)]
-    distiller = Distiller(weightless.skeleton(student), losses, Schedule.linear()).to("meta")
-    bare = None if teacher is None else weightless.skeleton(teacher)
+    distiller = Distiller(weightless.Kind.of(student).skeleton(), losses, Schedule.linear()).to("meta")
+    bare = None if teacher is None else weightless.Kind.of(teacher).skeleton()
     if bare is not None and config.teacher_precision == "bf16":
         bare = bare.bfloat16()
     trained = [p for p in distiller.parameters() if p.requires_grad]

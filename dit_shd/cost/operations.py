@@ -6,14 +6,14 @@ has five, the scores computed again among them). Element by element work is not 
 
 import os
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dit_shd.attention import Captures, capture, support
-from dit_shd.batch import Batch, PassName
+from dit_shd.batch import PassName
 from dit_shd.cost import weightless
 from dit_shd.diffusion import Schedule
 from dit_shd.distiller import Distiller, predict
@@ -64,21 +64,23 @@ def step_operations(config: "TrainConfig", student: Any, teacher: Any = None) ->
     A masked pass is counted at its mean ratio.
     """
     losses = [p.build("losses", f"losses.{i}") for i, p in enumerate(config.losses)]
-    distiller = Distiller(weightless.skeleton(student), losses, Schedule.linear())
+    named = Distiller(student, losses, Schedule.linear()).named_losses()
     images = config.micro_batch_size or max(1, config.batch_size // int(os.environ.get("WORLD_SIZE", "1")))
+    kind = weightless.Kind.of(student)
     passes: dict[PassName, PassOperations] = {}
-    for name, kept in kept_tokens(config, distiller.student).items():
-        batch = weightless.batch(distiller.student, 1, kept)
-        forward, backward, ours = _counted(distiller.student, batch)
-        wanted = {key: loss for key, loss in distiller.named_losses() if name in loss.passes}
+    for name, kept in kept_tokens(config, student).items():
+        forward, backward = _counted(kind, kept, backward=True)
+        wanted = {key: loss for key, loss in named if name in loss.passes}
         theirs = captures_of(teacher, kept) if any(loss.needs_captures for loss in wanted.values()) else {}
+        ours = captures_of(student, kept) if theirs else {}
+        again = _counted(kind, kept, True, again=True)[1] - backward if config.gradient_checkpointing else 0
         passes[name] = PassOperations(
             tokens=tokens_of(student) if kept is None else kept,
             teacher=forward_operations(teacher, kept) if wanted else 0,
             forward=forward,
             backward=backward,
             losses={key: loss.cost(theirs, ours, images).operations / images for key, loss in wanted.items()},
-            recomputed=_recomputed(distiller.student, batch, backward) if config.gradient_checkpointing else 0,
+            recomputed=again,
         )
     return Operations(passes)
 
@@ -98,35 +100,36 @@ def tokens_of(model: Any) -> int:
 
 def forward_operations(model: Any, kept: int | None = None) -> int:
     """Of a model's forward on one image."""
-    bare = weightless.skeleton(model)
-    with torch.no_grad(), weightless.like_a_gpu("no"), FlopCounterMode(display=False) as counter:
-        predict(bare, weightless.batch(bare, 1, kept))
-    return counter.get_total_flops()
+    return _counted(weightless.Kind.of(model), kept, backward=False)[0]
 
 
 def captures_of(model: Any, kept: int | None = None) -> Captures:
     """What one image's forward hands to losses: shapes; of other people's attention, which needs numbers, real ones."""
-    bare = weightless.skeleton(model)
-    ours = all(support.is_ours(module) for module in support.attention_layers(bare).values())
-    chosen = bare if ours else model
-    with torch.no_grad(), capture(chosen) as found:
-        predict(chosen, weightless.batch(chosen, 1, kept, next(chosen.parameters()).device))
+    if all(support.is_ours(module) for module in support.attention_layers(model).values()):
+        return _shapes(weightless.Kind.of(model), kept)
+    return _captured(model, kept)
+
+
+@lru_cache(maxsize=64)
+def _shapes(kind: weightless.Kind, kept: int | None) -> Captures:
+    return _captured(kind.skeleton(), kept)
+
+
+def _captured(model: Any, kept: int | None) -> Captures:
+    with torch.no_grad(), capture(model) as found:
+        predict(model, weightless.batch(model, 1, kept, next(model.parameters()).device))
         return dict(found)
 
 
-def _counted(student: nn.Module, batch: Batch) -> tuple[int, int, Captures]:
-    """Operations of forward and backward, and the captures of the forward."""
-    with weightless.like_a_gpu("no"), FlopCounterMode(display=False) as counter:
-        with capture(student) as found:
-            output = predict(student, batch)
-            forward, captures = counter.get_total_flops(), dict(found)
-        output.sum().backward()
-        return forward, counter.get_total_flops() - forward, captures
-
-
-def _recomputed(student: Any, batch: Batch, backward: int) -> int:
-    student.enable_gradient_checkpointing()
-    try:
-        return _counted(student, batch)[1] - backward
-    finally:
-        student.disable_gradient_checkpointing()
+@lru_cache(maxsize=64)
+def _counted(kind: weightless.Kind, kept: int | None, backward: bool, again: bool = False) -> tuple[int, int]:
+    """Operations of forward and, if wanted, backward on one image; `again`: with blocks computed again."""
+    model = kind.skeleton()
+    if again:
+        model.enable_gradient_checkpointing()
+    with torch.set_grad_enabled(backward), weightless.like_a_gpu("no"), FlopCounterMode(display=False) as counter:
+        output = predict(model, weightless.batch(model, 1, kept))
+        forward = counter.get_total_flops()
+        if backward:
+            output.sum().backward()
+        return forward, counter.get_total_flops() - forward

@@ -3,9 +3,11 @@
 The meta device lacks two things that a GPU has: autocast, and the fused attention kernel. `like_a_gpu` stands in.
 """
 
+import json
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,11 +26,22 @@ PRODUCTS: set[Callable] = {F.linear, F.conv2d, F.conv3d, torch.matmul, torch.bmm
 """What autocast runs in low precision, as far as these models use it."""
 
 
-def skeleton(model: Any) -> Any:
-    """The same model without memory."""
-    model = getattr(model, "_orig_mod", model)  # torch.compile(model)
-    with META:
-        return type(model).from_config(dict(model.config)).train(model.training)
+@dataclass(frozen=True)
+class Kind:
+    """What a model is, but for its weights; can be the key of a cache."""
+
+    cls: Any
+    config: str
+
+    @classmethod
+    def of(cls, model: Any) -> "Kind":
+        model = getattr(model, "_orig_mod", model)  # torch.compile(model)
+        return cls(type(model), json.dumps(dict(model.config), sort_keys=True))
+
+    def skeleton(self) -> Any:
+        """Such a model without memory."""
+        with META:
+            return self.cls.from_config(json.loads(self.config))
 
 
 def build(plugin: Plugin, where: str) -> Any:

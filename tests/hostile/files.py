@@ -91,11 +91,15 @@ def convertible(draw: random.Random, folder: Path) -> object:
             torch.tensor(1.0),
             old.int(),
             old.half(),
-            old.cfloat(),
             old * math.nan,
         ]
         if file.suffix != ".safetensors":
-            new += [torch.zeros(1).expand(10**12), torch.zeros(1).expand(*[10**4] * old.ndim), old.to_sparse()]
+            new += [
+                old.cfloat(),
+                torch.zeros(1).expand(10**12),
+                torch.zeros(1).expand(*[10**4] * old.ndim),
+                old.to_sparse(),
+            ]
         state[draw.choice([name, name, name + "x", "", "blocks.99.mlp.fc1.weight"])] = draw.choice(new)
     if file.suffix == ".safetensors":
         save_file({k: v.contiguous() for k, v in state.items()}, file)
