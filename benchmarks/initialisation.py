@@ -47,14 +47,21 @@ def noise_loss(model: torch.nn.Module, batch: Batch) -> float:
     return noise_error(Schedule.linear(), noise, batch.noise, batch.t, None).mean().item()
 
 
+def averaged(trainer: Trainer) -> torch.nn.Module:
+    """The student that would be sampled from now."""
+    student = trainer.config.student.build("models", where="student")
+    student.load_state_dict(trainer.averages.tensors(), strict=False)
+    return student.eval()
+
+
 def curve(config: TrainConfig, at: list[int], batch: Batch) -> list[float]:
     """The loss after each of some numbers of steps."""
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(replace(config, run=Path(folder) / "run"))
-        found = {0: noise_loss(trainer._averaged(), batch)}
+        found = {0: noise_loss(averaged(trainer), batch)}
         for step in trainer.run_steps():
             if step.number in at:
-                found[step.number] = noise_loss(trainer._averaged(), batch)
+                found[step.number] = noise_loss(averaged(trainer), batch)
     return [found[number] for number in at]
 
 

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from dit_shd.averages import Averages
@@ -35,7 +34,7 @@ class RunState:
         """What else there is, as plain data."""
         return {} if self.scaler is None else {"scaler": self.scaler.state_dict()}
 
-    def restore(self, saved: dict[str, Any], device: torch.device) -> None:
+    def restore(self, saved: dict[str, Any]) -> None:
         """Put back what a checkpoint holds, each process its own slices.
 
         Raises:
@@ -45,7 +44,7 @@ class RunState:
         self.distiller.load_state_dict({k: slice_like(v, own.get(k, v)) for k, v in saved["distiller"].items()})
         self.optimizer.load_state_dict(self._sliced(saved["optimizer"]))
         for rate in self.averages.rates:
-            self.averages.load(rate, saved[average_file(rate)], device)
+            self.averages.load(rate, saved[average_file(rate)])
         if self.scaler is not None and "scaler" in saved:
             self.scaler.load_state_dict(saved["scaler"])
 

@@ -63,7 +63,7 @@ class Saver:
         if saved is None:
             return 0
         try:
-            self.state.restore(saved, self.accelerator.device)
+            self.state.restore(saved)
             self.guard.skipped = int(saved["skipped_steps"])
         except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:150]

@@ -88,7 +88,7 @@ class Trainer:
         if config.tracker:
             accelerator.init_trackers("dit_shd")
         self._place(distiller)
-        self.averages = Averages(self.student, config.ema_rates).to(accelerator.device)
+        self.averages = Averages(self.student, config.ema_rates)
         self.state = RunState(
             accelerator.unwrap_model(self.distiller), self.optimizer, self.averages, accelerator.scaler
         )

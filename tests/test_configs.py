@@ -81,7 +81,7 @@ def test_a_header_tells_what_is_counted(name):
     whole = found.executed * config.batch_size * config.steps
     spent = [hours(whole, peak, config.estimate.mfu) for peak in peaks(config.precision).values()]
     for number, text in zip([found.total / 1e9, whole / 1e18, *spent], told.groups()):
-        assert number == pytest.approx(float(text), rel=0.005)
+        assert number == pytest.approx(float(text), rel=0.01)
 
 
 @pytest.mark.parametrize(("control", "name"), list(CONTROLS.items()))

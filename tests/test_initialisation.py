@@ -24,7 +24,7 @@ from dit_shd.initialisation.reading import Moments
 from dit_shd.losses.shd import SHD
 from dit_shd.trainer import TrainConfig, Trainer, train
 
-FAMILIES = [name for name in ("mdt", "dit") if name in registry.names("models")]
+FAMILIES = ("mdt", "dit")
 SIZES = {k: v for k, v in STUDENT.items() if k != "name"}
 
 
@@ -285,6 +285,17 @@ def test_a_run_begins_with_the_teachers_weights(values, teacher, tmp_path, caplo
     assert metrics[0]["plain/output"] < random[0]["plain/output"]
 
 
+def test_a_dit_run_keeps_the_teachers_fixed_positions(values, tmp_path):
+    """DiT's position embedding never learns; the student's is that of the channels it kept, also in its export."""
+    teacher = build("dit", num_attention_heads=4)
+    teacher.save_pretrained(tmp_path / "dit")
+    student = {k: v for k, v in {**STUDENT, "name": "dit"}.items() if k != "decode_layer"}
+    changes = {"student": student, "teacher": str(tmp_path / "dit"), "mask_ratio": None}
+    config, _ = run(teacher_run({**values, **changes}, calibration=8), steps=1)
+    kept = json.loads((config.run / "initialisation.json").read_text())["channels"]["stream"]
+    assert torch.equal(weights(config.run)["pos_embed"], teacher.pos_embed[..., kept])
+
+
 def test_a_teacher_in_bfloat16_gives_nearly_the_same(batches):
     students = [build(seed=1), build(seed=1)]
     for student, dtype in zip(students, (torch.float32, torch.bfloat16)):
@@ -384,3 +395,5 @@ def test_a_foreign_teacher_is_refused():
     foreign = DiTTransformer2DModel(num_attention_heads=2, attention_head_dim=4, num_layers=1, sample_size=8)
     with pytest.raises(UserError, match=r"only an MDTv2 or a DiT of ours .* the teacher is a DiTTransformer2DModel"):
         initialise(build(), foreign, [])
+    with pytest.raises(UserError, match=r"decoder_pos_embed has None in the student .* family, .* must be the same"):
+        initialise(build("dit"), build("mdt"), [])

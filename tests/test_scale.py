@@ -207,12 +207,13 @@ def test_plug_ins_resolve_schedules(values):
 
 @compiles
 def test_compiled_blocks_give_the_same_losses_and_settle(values):
-    """With captures handed on while blocks run, in both passes; from the second step on nothing is compiled anew."""
+    """With captures handed on while blocks run, in both passes; once two numbers of kept tokens have been seen, any
+    number is served by what is compiled."""
     plain, compiled = (Trainer(make(TrainConfig, {**values, "run": f"{values['run']}{i}"})) for i in range(2))
     compile_blocks(compiled.student, compiled.teacher, backend="aot_eager")
     counter = torch._dynamo.utils.counters
     graphs = []
-    for number in range(3):
+    for number in range(7):
         for name in ("plain", "masked"):
             batch = plain.source.draw(number, range(4))[name]
             (one, logs), (two, others) = (t.state.distiller(batch, name, t.teacher) for t in (plain, compiled))
@@ -222,7 +223,7 @@ def test_compiled_blocks_give_the_same_losses_and_settle(values):
             two.backward()
         graphs.append(counter["stats"]["unique_graphs"])
     assert graphs[0] > 0
-    assert graphs[1] == graphs[2]
+    assert graphs[3] == graphs[6]
     for p, q in zip(plain.student.parameters(), compiled.student.parameters()):
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-6)
 

@@ -30,6 +30,7 @@ from dit_shd.losses import Loss
 from dit_shd.losses.shd import SHD
 from dit_shd.squeezing import Plan, contiguous
 from dit_shd.squeezing.plans import check_plan
+from dit_shd.together import on_main
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -126,7 +127,8 @@ def settle(
     device = accelerator.device
     for model in (student, teacher):
         model.to(device)
-    if accelerator.is_main_process:
+
+    def begin() -> None:
         shd = _shd(distiller.losses)
         if shd.calibration:
             calibration.look(distiller, teacher, ({k: b.to(device) for k, b in p.items()} for p in first_batches))
@@ -135,6 +137,8 @@ def settle(
         write_text(folder.path / FILE, plan.text())
         for line in plan.lines():
             _log.info("initialisation %s", line)
+
+    on_main(begin)
     if accelerator.num_processes > 1:
         for tensor in student.state_dict().values():
             torch.distributed.broadcast(tensor, 0)
