@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow check setup docs test-lowest
+.PHONY: demo test test-slow test-kill check setup docs test-lowest
 
 setup: .venv/ready
 
@@ -19,6 +19,9 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+test-kill: setup
+	$(BIN)/python -m pytest -k kill tests/test_kill.py tests/test_sample_files.py tests/test_encoder.py tests/test_checkpoint.py
 
 docs: setup
 	$(BIN)/python docs/build.py

@@ -68,10 +68,8 @@ def settle(
         found = json.loads(file.read_text(encoding="utf-8"))
         for name, loss in wanting.items():
             loss.restore(found[name])
+            told = [(key, at, entry) for key, value in found[name].items() for at, entry in value.items()]
+            for key, at, entry in told if accelerator.is_main_process else ():
+                _log.info("%s %s, %s: %s", name, key, at, entry)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file}: not readable as a calibration ({error}); move it away to find it anew") from error
-    if accelerator.is_main_process:
-        for name in wanting:
-            for key, value in found[name].items():
-                for layer, entry in value.items():
-                    _log.info("%s %s, %s: %s", name, key, layer, entry)

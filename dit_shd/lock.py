@@ -158,7 +158,10 @@ def _take(fd: int, path: Path) -> None:
 def _refusal(path: Path, holder: dict[str, Any]) -> UserError:
     if not holder:
         return UserError(f"{path.parent}: in use by another process (see {path.name}); wait for it to end")
-    since = time.strftime("%Y-%m-%d %H:%M", time.localtime(holder["since"]))
+    try:
+        since = time.strftime("%Y-%m-%d %H:%M", time.localtime(holder["since"]))
+    except (OverflowError, ValueError, OSError):
+        since = "an unknown time"
     words = f"in use by {holder['what']}, pid {holder['pid']} on {holder['host']}, since {since}"
     if holder["host"] == socket.gethostname():
         return UserError(f"{path.parent}: {words}; wait for it, or end it by: kill {holder['pid']}")

@@ -1,6 +1,7 @@
 """Make the pages that are made from code: `make docs`, or python docs/build.py [PAGE].
 
 - use-it-in-your-trainer.md from the scripts in examples/;
+- reliability.md by trying every class of hostile input (tests/hostile);
 - supported-models.md by trying capture() on a tiny random model of every transformer class of the installed diffusers
   (their sizes are those of the tests, tests/zoo).
 """
@@ -69,12 +70,21 @@ def supported_page() -> str:
     )
 
 
+def reliability_page() -> str:
+    """Every class of hostile input, tried."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    import hostile
+
+    return template("reliability").format(limit=hostile.LIMIT_MIB, table=hostile.table().rstrip())
+
+
 def _layers(names: list[str]) -> str:
     """Names that differ by a number only, once."""
     return ", ".join(f"`{name}`" for name in dict.fromkeys(re.sub(r"(?<=[.#])\d+", "*", name) for name in names))
 
 
 PAGES: dict[str, Callable[[], str]] = {
+    "reliability.md": reliability_page,
     "supported-models.md": supported_page,
     "use-it-in-your-trainer.md": trainer_page,
 }

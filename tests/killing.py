@@ -79,6 +79,15 @@ def phase(kill):
     wrapped(owner if cls is None else getattr(owner, cls), name, around)
 
 
+def line_of(step, positions, passes):
+    """What was drawn at a place."""
+    sums = hashlib.sha256()
+    for batch in passes.values():
+        for value in (batch.indices, batch.x_t, batch.t, batch.labels):
+            sums.update(value.contiguous().numpy().tobytes())
+    return f"{step} {min(positions)} {len(positions)} {sums.hexdigest()}\n"
+
+
 def record_order(file):
     """Append a line for everything that is drawn of the data."""
     from dit_shd.batch import BatchSource
@@ -87,13 +96,8 @@ def record_order(file):
 
     def draw(self, step, positions):
         passes = real(self, step, positions)
-        sums = hashlib.sha256()
-        for batch in passes.values():
-            for value in (batch.indices, batch.x_t, batch.t, batch.labels):
-                sums.update(value.contiguous().numpy().tobytes())
-        line = f"{step} {min(positions)} {len(positions)} {sums.hexdigest()}\n"
         descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        os.write(descriptor, line.encode())
+        os.write(descriptor, line_of(step, positions, passes).encode())
         os.close(descriptor)
         return passes
 

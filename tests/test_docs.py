@@ -36,3 +36,11 @@ def test_the_trainer_page_is_the_examples(build, root):
 @pytest.mark.filterwarnings("ignore")
 def test_the_table_of_models_is_what_capture_says(build, root):
     assert build.supported_page() == (root / "docs" / "supported-models.md").read_text(), "run: make docs"
+
+
+def test_the_table_of_hostile_input_has_every_class(root):
+    from hostile import all_classes
+
+    page = (root / "docs" / "reliability.md").read_text()
+    missing = [cls.name for cls in all_classes() if f"| {cls.name} | {cls.what} | {cls.count} |" not in page]
+    assert not missing, "run: make docs"

@@ -113,25 +113,24 @@ def moments(count, seed):
     draw = random.Random(seed)
     phases = ["save", "step", "evaluation", "sample", "export", "step", "publish", "resume"]
     for i in range(count):
-        yield {"phase": phases[i % len(phases)], "call": draw.choice([1, 2]), "delay": draw.uniform(0, 0.03)}
+        name = phases[i % len(phases)]
+        yield {"phase": name, "call": draw.choice([1, 2, 3]) if name == "step" else 1, "delay": draw.uniform(0, 0.03)}
 
 
 @pytest.mark.parametrize(("count", "steps"), [(3, STEPS), pytest.param(20, 48, marks=pytest.mark.slow)])
-def test_killed_at_moments_and_resumed_a_run_ends_as_if_never(config, root, tmp_path, count, steps):
+def test_killed_at_moments_and_resumed_a_run_ends_as_if_never(config, straight, root, tmp_path, count, steps):
     run, whole = tmp_path / "run", tmp_path / "whole"
     lives = [{"argv": train(config, run, steps=steps), "kill": kill} for kill in [*moments(count, seed=count), None]]
     codes, said = forked(lives, root, tmp_path, ORDER=tmp_path / "order")
-    assert codes[-1] == 0, said
-    assert codes.count(-9) == count, "all killed, none finished before"
-    codes, said = forked(
-        [{"argv": train(config, whole, steps=steps), "kill": None}], root, tmp_path, ORDER=tmp_path / "once"
-    )
-    assert codes == [0], said
+    assert codes == [-9] * count + [0], said
+    if steps == STEPS:
+        return same(run, straight, tmp_path / "order")
+    forked([{"argv": train(config, whole, steps=steps), "kill": None}], root, tmp_path, ORDER=tmp_path / "once")
     assert contents(run) == contents(whole)
     assert order(tmp_path / "order") == order(tmp_path / "once")
 
 
-@pytest.mark.parametrize("points", [3, pytest.param(None, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("points", [2, pytest.param(None, marks=pytest.mark.slow)])
 def test_killed_around_every_durable_act_a_run_ends_as_if_never(config, straight, root, tmp_path, points):
     """Before and after each rename, sync and removal of some steps with saves and an evaluation; the short form takes a
     few of them, spread out."""
@@ -157,15 +156,15 @@ def launched(life, root, tmp_path, **more):
     return subprocess.Popen(command, env=environment(root, **more), **streams)
 
 
-@pytest.mark.parametrize("count", [1, pytest.param(6, marks=pytest.mark.slow)])
-def test_two_processes_killed_and_resumed_end_as_if_never(config, root, tmp_path, count):
+@pytest.mark.slow
+def test_two_processes_killed_and_resumed_end_as_if_never(config, root, tmp_path):
     """One of the two is killed (its launcher then ends the other), or launcher and both at once."""
     straight, run = tmp_path / "straight", tmp_path / "run"
     whole = launched({"argv": train(config, straight), "kill": None}, root, tmp_path, ORDER=tmp_path / "once")
     _, said = whole.communicate(timeout=300)
     assert whole.returncode == 0, said[-3000:]
-    draw = random.Random(count)
-    for i, kill in enumerate(moments(count, seed=5)):
+    draw = random.Random(6)
+    for i, kill in enumerate(moments(6, seed=5)):
         life = {"argv": train(config, run), "kill": kill, "rank": 0 if kill["phase"] != "step" else 1}
         if i % 3 == 2:
             life["kill"] = None
@@ -175,7 +174,7 @@ def test_two_processes_killed_and_resumed_end_as_if_never(config, root, tmp_path
             for one in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
                 one.send_signal(signal.SIGKILL)
         process.communicate(timeout=300)
-        assert process.returncode != 0
+        assert process.returncode != 0 or not life["kill"], "it was not killed"
     last = launched({"argv": train(config, run), "kill": None}, root, tmp_path, ORDER=tmp_path / "order")
     _, said = last.communicate(timeout=300)
     assert last.returncode == 0, said[-3000:]

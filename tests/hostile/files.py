@@ -17,7 +17,6 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from dit_shd import models
-from dit_shd.checkpoint import RunFolder
 from dit_shd.config import make
 from dit_shd.converter import ConvertConfig, convert
 from dit_shd.data.npz import Npz
@@ -159,19 +158,6 @@ def model_config(draw: random.Random, folder: Path) -> object:
     return models.load(folder / "model")
 
 
-def run_checkpoint(draw: random.Random, folder: Path) -> object:
-    """A run's newest checkpoint: each of its files damaged, or one that would execute code."""
-    run = RunFolder(folder / "run")
-    state = small().state_dict()
-    run.save(1, {"distiller": state, "ema": state}, {"state": {}, "param_groups": []}, {}, keep=3)
-    file = draw.choice(sorted(p for p in run.checkpoints()[-1].iterdir() if p.is_file()))
-    if file.suffix == ".pt" and draw.random() < 0.5:
-        file.write_bytes(exploit())
-    else:
-        bend_file(draw, file)
-    return run.load()
-
-
 def pixels(draw: random.Random, n: int = 6) -> np.ndarray:
     return np.random.default_rng(draw.randrange(99)).integers(0, 256, (n, 8, 8, draw.choice([1, 3])), dtype=np.uint8)
 
@@ -275,7 +261,6 @@ CLASSES = [
         model_config,
     ),
     Class("convertible files", "odd shapes, types, names, args, one number posing as many; convert", 80, convertible),
-    Class("run checkpoints", "each file damaged or executing; resuming", 40, run_checkpoint),
     Class("npz", "objects, lying headers, zeros that unfold, names that escape; datasets and samples", 60, npz),
     Class("statistics", "covariances that are none; references", 30, statistics),
     Class(
