@@ -12,7 +12,7 @@ def on_main(act: Callable[[], T]) -> T:
     """Call `act` in the main process alone; what it returns (plain data) is returned in every process.
 
     Raises:
-        UserError: `act` did, in every process, so that none waits for one that is gone.
+        UserError: `act` did, or its disk failed: in every process, so that none waits for one that is gone.
     """
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
@@ -21,7 +21,7 @@ def on_main(act: Callable[[], T]) -> T:
     if PartialState().is_main_process:
         try:
             told[0] = act()
-        except UserError as error:
+        except (UserError, OSError) as error:
             told[1] = str(error)
     broadcast_object_list(told)
     if told[1] is not None:
