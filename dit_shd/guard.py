@@ -127,18 +127,20 @@ class Guard:
 
 @torch.no_grad()
 def look(distiller: Distiller, teacher: nn.Module | None, batches: Passes) -> str | None:
-    """Run the passes forward; the first layer whose output is not finite, or the part of the batch that is not."""
+    """Run the passes forward; the first layer whose output is not finite, or the part of the batch that is not.
+
+    All passes are run, whatever the first one shows: the other processes of a sharded run wait for their slices.
+    """
+    found: list[str] = []
     for name, batch in batches.items():
-        for field in ("x_0", "noise", "x_t"):
-            if not bool(torch.isfinite(getattr(batch, field)).all()):
-                return f"the batch itself ({field})"
         with first_not_finite(_layers(distiller, teacher)) as first:
             loss, _ = distiller(batch, name, teacher)
-        if first:
-            return f"{first[0]} (its output, {name} pass)"
+        parts = {"x_0": batch.x_0, "noise": batch.noise, "x_t": batch.x_t}
+        found += [f"the batch itself ({part})" for part, tensor in parts.items() if not _all_finite(tensor)]
+        found += [f"{layer} (its output, {name} pass)" for layer in first]
         if not bool(torch.isfinite(loss)):
-            return f"the loss alone ({name} pass)"
-    return None
+            found.append(f"the loss alone ({name} pass)")
+    return found[0] if found else None
 
 
 def _layers(distiller: nn.Module, teacher: nn.Module | None) -> Iterator[tuple[str, nn.Module]]:

@@ -21,17 +21,19 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-def shard(model: nn.Module, device: torch.device, frozen: bool) -> None:
-    """Replace the parameters of `model` by slices over all processes, block by block.
+def shard(model: nn.Module, transformer: nn.Module, device: torch.device, frozen: bool) -> None:
+    """Replace the parameters of `model` by slices over all processes.
 
     Args:
+        transformer: the part of it (or all) whose blocks are gathered one by one. The rest, projectors of losses among
+            it, is gathered as a whole: it need not be called as a module.
         frozen: free a block's gathered weights as soon as it has run: for a teacher, which has no backward.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-    for block in blocks(model):
+    for block in blocks(transformer):
         fully_shard(block, mesh=mesh, reshard_after_forward=frozen)
     fully_shard(model, mesh=mesh, reshard_after_forward=frozen)
 
