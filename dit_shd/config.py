@@ -107,7 +107,7 @@ def cast(hint: Any, value: Any, where: str) -> Any:
             try:
                 return cast(candidate, value, where)
             except UserError as error:
-                if len(options) == 1:
+                if len(options) == 1 or (isinstance(value, dict) and typing.get_origin(candidate) is dict):
                     raise error
         raise wrong(where, " or ".join(type_name(a) for a in options), value)
     if origin is Literal:
@@ -128,7 +128,8 @@ def cast(hint: Any, value: Any, where: str) -> Any:
     if origin is dict or hint is dict:
         if not isinstance(value, dict):
             raise wrong(where, "keys and values", value)
-        return value
+        kinds = args or (Any, Any)
+        return {cast(kinds[0], k, where): cast(kinds[1], v, f"{where}.{k}") for k, v in value.items()}
     return _scalar(hint, value, where)
 
 
