@@ -69,7 +69,7 @@ def ranges(config: "TrainConfig") -> None:
     for i, loss in enumerate(config.losses):
         if config.mask_ratio is None and loss.options.get("passes") == ["masked"]:
             raise UserError(f"losses.{i}.passes: masked only, but mask_ratio is empty: there is no masked pass")
-    config.evaluation.check()
+    config.evaluation.check(config.diffusion_steps)
     if config.dry_run:
         raise UserError("dry_run: is for the command; from Python call dit_shd.cost.dry_run.dry_run(config)")
     if config.tracker is not None:
@@ -112,6 +112,7 @@ def fit(config: "TrainConfig", dataset: Dataset, student: nn.Module, teacher: nn
         if bad:
             raise UserError(f"{role}: its weights are not finite (NaN or infinity), first in {bad[0]}")
     initialisation.check(config, student, teacher)
+    config.evaluation.fit(student)
 
 
 def masked_pass(config: "TrainConfig", role: str, model: nn.Module) -> None:

@@ -3,17 +3,23 @@
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import torch
 from torch import nn
 
 from dit_shd import results
 from dit_shd.config import Plugin, make, option, resolve
+from dit_shd.errors import UserError
 from dit_shd.evaluator import EvaluateConfig, evaluate
+from dit_shd.image_sets import ArrayImages
+from dit_shd.reference import open_reference
 from dit_shd.sample_files import MERGED, sample_to_file
-from dit_shd.sampler import SampleConfig
+from dit_shd.sampler import SampleConfig, load_decoder
+from dit_shd.scoring import choose
 from dit_shd.together import on_main
 
 _log = logging.getLogger("dit_shd")
@@ -38,7 +44,8 @@ class EvaluationConfig:
         """What `dit-shd sample` would be told."""
         own = {"count": self.count, "steps": self.steps, "guidance": self.guidance, "labels": self.labels}
         out = run / "evaluations" / f"step_{step:08d}.npz"
-        return make(SampleConfig, {**own, **self.sample, "run": str(run), "out": out}, "evaluation.sample")
+        own |= {**self.sample, "run": str(run), "out": out, "force": True}  # what lies there is of an earlier config
+        return make(SampleConfig, own, "evaluation.sample")
 
     def scoring(self, samples: Path) -> EvaluateConfig:
         """What `dit-shd evaluate` would be told."""
@@ -46,19 +53,39 @@ class EvaluationConfig:
         own |= {"samples": str(samples), "out": samples.with_suffix(".results.json"), "force": True}
         return make(EvaluateConfig, own, "evaluation.evaluate")
 
-    def check(self) -> None:
-        """Refuse before training what could not be done after days of it."""
+    def check(self, diffusion_steps: int) -> None:
+        """Numbers in their ranges."""
         if not self.every:
             return
-        self.sampling(Path("run"), 0).check()
-        if self.reference is not None:
-            scoring = self.scoring(Path("run.npz"))
-            scoring.check()
-            network = scoring.features.build("features", where="evaluation.features")
-            from dit_shd.reference import open_reference
+        parts: list[Any] = [replace(self.sampling(Path("run"), 0), diffusion_steps=diffusion_steps)]
+        parts += [] if self.reference is None else [self.scoring(Path("run.npz"))]
+        for part in parts:
+            try:
+                part.check()
+            except UserError as error:  # training has keys of the same names
+                raise UserError(f"evaluation: {error}") from error
 
-            open_reference(self.reference, "evaluation.reference").describe()
-            del network
+    def fit(self, student: nn.Module) -> None:
+        """Refuse before training what could not be done after days of it.
+
+        Raises:
+            UserError: no such autoencoder or reference, or samples that features, reference or metrics do not fit.
+        """
+        if not self.every:
+            return
+        own: Any = student.config
+        decode = load_decoder(self.sampling(Path("run"), 0), student)
+        if self.reference is None:
+            return
+        scoring = self.scoring(Path("run.npz"))
+        network = scoring.features.build("features", where="evaluation.features")
+        reference = open_reference(self.reference, "evaluation.reference")
+        _, channels, height, width = decode(torch.zeros(1, own.in_channels, 1, 1)).shape  # of one latent
+        shape = (self.count, own.sample_size * height, own.sample_size * width, channels)
+        samples = ArrayImages(np.broadcast_to(np.uint8(0), shape), "evaluation")
+        network.check(samples.shape[1:], "evaluation")
+        reference.check(samples, network)
+        choose(scoring.metrics, samples, reference, network)
 
 
 class Monitor:
