@@ -115,10 +115,10 @@ class Trainer:
         if self.teacher is not None:
             self.teacher.to(device)
             if sharded:
-                sharding.shard(self.teacher, device, frozen=True)
+                sharding.shard(self.teacher, self.teacher, device, frozen=True)
         calibration.settle(distiller, self.teacher, self._first_batches(distiller), self.folder, self.accelerator)
         if sharded:
-            sharding.shard(distiller, device, frozen=False)
+            sharding.shard(distiller, distiller.student, device, frozen=False)
             self.distiller: nn.Module = distiller
             self.optimizer = self.accelerator.prepare(optim.build(config.optimizer, distiller.parameters()))
         else:
@@ -144,19 +144,20 @@ class Trainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = optim.learning_rate(config.optimizer, number, config.steps)
             metrics = self.accumulate(batches)
-            if config.gradient_norms_every and done % config.gradient_norms_every == 0:
+            norms = bool(config.gradient_norms_every) and done % config.gradient_norms_every == 0
+            if norms:
                 metrics |= self._gradient_norms(number)
             metrics["grad_norm"] = self._clip()
             if not self._apply(number, metrics):
                 metrics = {}
             meter.step()
 
-            logged = done % config.log_every == 0 or done == config.steps
+            logged = norms or done % config.log_every == 0 or done == config.steps
             numbers = self._log(done, metrics, meter) if logged else {}
             if self.stop.agreed() or done % config.checkpoint_every == 0 or done == config.steps:
                 self.saver.save(done)
                 meter.pause()
-            if self.monitor.due(done):
+            if self.monitor.due(done) and not self.stop.due:  # whoever stops it cannot wait; it is done on resumption
                 self._evaluate(done)
                 meter.pause()
             yield Step(done, numbers)
