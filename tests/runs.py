@@ -1,5 +1,6 @@
 """Training runs for tests."""
 
+import json
 import os
 import subprocess
 import sys
@@ -24,6 +25,11 @@ def contents(folder):
     found = {name: file.read_bytes() for name, file in names.items() if name != "timing.jsonl"}
     words = (".md", ".yaml", ".json")
     return {k: v.replace(str(folder).encode(), b"RUN") if k.endswith(words) else v for k, v in found.items()}
+
+
+def rows(folder, file="metrics.jsonl"):
+    """A log of a run."""
+    return [json.loads(line) for line in (folder / file).read_text().splitlines()]
 
 
 def weights(folder, student="student"):
