@@ -18,7 +18,8 @@ def gradient_norms(
     terms, _ = distiller.terms(batch, pass_name, teacher)
     norms: dict[str, Tensor] = {}
     for name, term in terms.items():
-        found = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
+        reached = term.requires_grad  # a loss may train its own projector only, or nothing at all
+        found = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True) if reached else ()
         squares = [grad.float().square().sum() for grad in found if grad is not None]
-        norms[f"{pass_name}/{name}"] = torch.stack(squares).sum().sqrt()
+        norms[f"{pass_name}/{name}"] = torch.stack(squares).sum().sqrt() if squares else term.new_zeros(())
     return norms

@@ -14,6 +14,7 @@ from dit_shd.config import Plugin, make
 from dit_shd.distiller import Distiller, predict
 from dit_shd.errors import UserError
 from dit_shd.gradient_norms import gradient_norms
+from dit_shd.losses import Loss, Term
 from dit_shd.losses.output import Output
 from dit_shd.losses.shd import SHD
 from dit_shd.trainer import TrainConfig, Trainer, resolved
@@ -170,6 +171,23 @@ def test_gradient_norms_add_up_to_the_gradient(values):
         grads = [p.grad for p in distiller.student.parameters() if p.grad is not None]
         assert norm == pytest.approx(float(torch.cat([g.flatten() for g in grads]).norm()), rel=1e-4)
         distiller.zero_grad()
+
+
+@pytest.mark.parametrize("projector", [True, False])
+def test_a_term_that_does_not_pull_at_the_student_has_norm_zero(values, projector):
+    class Aside(Loss):
+        def __init__(self):
+            super().__init__()
+            self.factor = torch.nn.Parameter(torch.ones(())) if projector else 1.0
+
+        def term(self, view):
+            return Term(view.teacher.flatten(1).mean(1) * self.factor)
+
+    trainer = Trainer(make(TrainConfig, {**values, "mask_ratio": None}))
+    distiller = Distiller(trainer.student, [Aside()], trainer.schedule)
+    norms = gradient_norms(distiller, trainer.source.draw(0, range(2))["plain"], "plain", trainer.teacher)
+    assert norms["plain/noise"] > 0
+    assert list(norms.values())[-1] == 0
 
 
 def test_gradient_norms_are_logged_and_change_nothing(values, tmp_path):
