@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 
 from dit_shd.trainer import TrainConfig
 
-TOOLS = {"ruff", "pyright", "pre-commit"}
+TOOLS = {"pytest-xdist", "ruff", "pyright", "pre-commit"}
 """Programs that developers run; nobody imports them."""
 
 

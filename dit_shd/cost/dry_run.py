@@ -45,9 +45,12 @@ def dry_run(config: "TrainConfig") -> str:
     measured, counted = None, None
     if config.estimate.measure:
         _log.info("taking two real steps of one image (estimate.measure=false for none)")
-        counted = step_memory(config, student, teacher, 1)
+        tried = config
+        if here().type == "cpu":  # most have no bfloat16 products and take a hundred times as long
+            tried = replace(config, precision="no", teacher_precision="no")
+        counted = step_memory(tried, student, teacher, 1)
         real = teacher if there or config.estimate.teacher is None else config.estimate.teacher.build("models")
-        measured = take_a_step(config, real, 1, before)
+        measured = take_a_step(tried, real, 1, before)
     sections = [
         _models(student, teacher),
         _operations(config, operations),
@@ -138,7 +141,10 @@ def _memory(config: "TrainConfig", memory: Memory, measured: Measurement | None,
     columns = [each for each in (memory, counted) if each is not None]
     rows = [[part, *(_gib(each.parts[part]) for each in columns)] for part, size in memory.parts.items() if size]
     rows.append(["in all", *(_gib(each.total) for each in columns)])
-    lines = [_table(["GiB of one process, by count", *(f"batch {each.images}" for each in columns)], rows)]
+    names = [f"batch {memory.images}"]
+    if measured is not None:
+        names.append(f"as measured (batch {measured.images}{', float32' if measured.device == 'cpu' else ''})")
+    lines = [_table(["GiB of one process, by count", *names], rows)]
     lines.append(
         f"several processes: DDP holds the gradients twice (+{_gib(memory.parts['gradients'])} GiB); FSDP2 divides "
         "weights, gradients, states and averages by their number"
