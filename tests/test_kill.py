@@ -10,9 +10,9 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import torch
 import yaml
@@ -155,6 +155,12 @@ def launched(life, root, tmp_path, **more):
     return subprocess.Popen(command, env=environment(root, **more), **streams)
 
 
+def family(pid):
+    """A process and all that it started."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(one for child in children for one in family(int(child)))]
+
+
 @pytest.mark.slow
 def test_two_processes_killed_and_resumed_end_as_if_never(config, root, tmp_path):
     """One of the two is killed (its launcher then ends the other), or launcher and both at once."""
@@ -170,8 +176,8 @@ def test_two_processes_killed_and_resumed_end_as_if_never(config, root, tmp_path
         process = launched(life, root, tmp_path, ORDER=tmp_path / "order")
         if i % 3 == 2:
             time.sleep(draw.uniform(6, 12))
-            for one in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
-                one.send_signal(signal.SIGKILL)
+            for pid in family(process.pid):
+                os.kill(pid, signal.SIGKILL)
         process.communicate(timeout=300)
         assert process.returncode != 0 or not life["kill"], "it was not killed"
     last = launched({"argv": train(config, run), "kill": None}, root, tmp_path, ORDER=tmp_path / "order")
