@@ -8,7 +8,7 @@ and dO the output's gradient:
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +51,7 @@ def attend(
     )
 
 
-def is_stock(bias: Bias | None) -> bool:
+def is_stock(bias: Bias | None) -> TypeGuard[DenseBias | None]:
     """Whether PyTorch's own attention serves: no bias, or one as a tensor that needs no gradient."""
     return bias is None or (isinstance(bias, DenseBias) and not torch.is_grad_enabled())
 
