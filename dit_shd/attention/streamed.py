@@ -8,7 +8,7 @@ and dO the output's gradient:
 """
 
 from collections.abc import Iterator
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +40,7 @@ def attend(
     Returns:
         [b,h,n,d]. Gradients reach query, key, value and the bias's leaves.
     """
-    if bias is None or (is_stock(bias) and not causal):
+    if bias is None or (isinstance(bias, DenseBias) and is_stock(bias) and not causal):
         return _fused(query, key, value, scale, causal, bias)
     device = query.device.type
     if device != "meta" and torch.is_autocast_enabled(device) and query.dtype != torch.float64:
@@ -51,7 +51,7 @@ def attend(
     )
 
 
-def is_stock(bias: Bias | None) -> TypeGuard[DenseBias | None]:
+def is_stock(bias: Bias | None) -> bool:
     """Whether PyTorch's own attention serves: no bias, or one as a tensor that needs no gradient."""
     return bias is None or (isinstance(bias, DenseBias) and not torch.is_grad_enabled())
 
