@@ -17,7 +17,7 @@ from dit_shd.errors import UserError
 from dit_shd.evaluator import EvaluateConfig, evaluate
 from dit_shd.image_sets import ArrayImages
 from dit_shd.reference import open_reference
-from dit_shd.sample_files import MERGED, sample_to_file
+from dit_shd.sample_files import MERGED, lock_file, sample_to_file
 from dit_shd.sampler import SampleConfig, load_decoder
 from dit_shd.scoring import choose
 from dit_shd.together import on_main
@@ -44,8 +44,9 @@ class EvaluationConfig:
         """What `dit-shd sample` would be told."""
         own = {"count": self.count, "steps": self.steps, "guidance": self.guidance, "labels": self.labels}
         out = run / "evaluations" / f"step_{step:08d}.npz"
-        own |= {**self.sample, "run": str(run), "out": out, "force": True}  # what lies there is of an earlier config
-        return make(SampleConfig, own, "evaluation.sample")
+        return make(
+            SampleConfig, {**own, **self.sample, "run": str(run), "out": out, "force": True}, "evaluation.sample"
+        )
 
     def scoring(self, samples: Path) -> EvaluateConfig:
         """What `dit-shd evaluate` would be told."""
@@ -114,6 +115,7 @@ class Monitor:
         if (parts / MERGED).exists():
             return True
         shutil.rmtree(parts, ignore_errors=True)
+        lock_file(out).unlink(missing_ok=True)  # of one that was killed: the run's own lock keeps others out
         return not out.exists()
 
     def look(self, student: nn.Module, step: int) -> dict[str, float] | None:

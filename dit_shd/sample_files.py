@@ -70,7 +70,7 @@ def sample_to_file(config: SampleConfig, model: nn.Module | None = None) -> Path
     network = (models.load(config.run) if model is None else model).eval().to(state.device)  # type: ignore[arg-type]
     decode = load_decoder(config, network)
     told = {**settings(config), "model_sha256": models.digest(network), "vae_sha256": decode.digest}
-    with locked(out.with_name(f".{out.name}.lock"), "dit-shd sample"):
+    with locked(lock_file(out), "dit-shd sample"):
         if on_main(lambda: _claim(folder, told, out, config.force)):
             _draw_missing(state, config, prepared(network, config), decode, folder)
             on_main(lambda: _finish(folder, told, out, config.count))
@@ -85,6 +85,11 @@ def output_path(config: SampleConfig) -> Path:
         return config.out if config.out.suffix == ".npz" else config.out.with_name(config.out.name + ".npz")
     folder = Path(config.run) if Path(config.run).is_dir() else Path(".")
     return folder / f"samples_{config.count}_seed{config.seed}.npz"
+
+
+def lock_file(out: Path) -> Path:
+    """What is locked while an npz is being made."""
+    return out.with_name(f".{out.name}.lock")
 
 
 def settings(config: SampleConfig) -> dict[str, Any]:
