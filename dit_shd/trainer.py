@@ -6,6 +6,7 @@ for step in train(config):
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,6 +37,10 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 __all__ = ["Step", "TrainConfig", "Trainer", "resolved", "train"]
+
+
+PATIENCE = timedelta(hours=3)
+"""How long processes wait for the main one, which may be scoring or saving; NCCL's own is 10 minutes."""
 
 
 @dataclass(frozen=True)
@@ -274,14 +279,17 @@ class Trainer:
 
 def _accelerator(config: TrainConfig) -> "Accelerator":
     from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs
+    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
     return Accelerator(
         mixed_precision=config.precision,
         cpu=not torch.accelerator.is_available(),
         log_with=config.tracker,
         project_dir=config.run,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=config.mask_ratio is None)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(find_unused_parameters=config.mask_ratio is None),
+            InitProcessGroupKwargs(timeout=PATIENCE),
+        ],
     )
 
 

@@ -1,6 +1,7 @@
 """Samples and figures during training."""
 
 import shutil
+from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -45,6 +46,12 @@ def test_figures_may_be_asked_for_later(digits):
     wrong = {**evaluation, "count": 1, "evaluate": {"metrics": ["frechet"]}}
     with pytest.raises(UserError, match="wanted at least 2 images, found 1 in evaluation"):
         run({**digits, "evaluation": wrong})
+
+
+def test_processes_wait_for_the_one_that_scores(values):
+    """NCCL's 10 minutes are over before 50,000 images are."""
+    handler = Trainer(make(TrainConfig, values)).accelerator.init_handler
+    assert handler.timeout >= timedelta(hours=1)
 
 
 def test_a_run_that_is_asked_to_stop_leaves_the_evaluation_for_later(values):
