@@ -28,7 +28,7 @@ class Averages:
 
     @torch.no_grad()
     def step(self, student: nn.Module) -> None:
-        weights = list(student.parameters())
+        weights: list[Tensor] = list(student.parameters())
         for rate, average in self._averages.items():
             torch._foreach_lerp_(average, weights, 1 - rate)  # weights that stay as they are are averaged exactly
 

@@ -40,7 +40,7 @@ def attend(
     Returns:
         [b,h,n,d]. Gradients reach query, key, value and the bias's leaves.
     """
-    if bias is None or (is_stock(bias) and not causal):
+    if bias is None or (isinstance(bias, DenseBias) and is_stock(bias) and not causal):
         return _fused(query, key, value, scale, causal, bias)
     device = query.device.type
     if device != "meta" and torch.is_autocast_enabled(device) and query.dtype != torch.float64:

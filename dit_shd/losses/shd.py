@@ -185,12 +185,10 @@ class Layers(Listener):
                         self.values[ours] = self._layer(ours, self.student[ours], theirs, capture)
                 except UserError:
                     raise
-                except NotFiniteError:
-                    if self.batch is None:
-                        raise
-                    self.values[ours], self.logs[ours] = _not_finite(self.student[ours]), {}
                 except ValueError as error:
-                    raise UserError(f"SHD: {ours} of the student, {theirs} of the teacher: {error}") from error
+                    if self.batch is None or not isinstance(error, NotFiniteError):
+                        raise UserError(f"SHD: {ours} of the student, {theirs} of the teacher: {error}") from error
+                    self.values[ours], self.logs[ours] = _not_finite(self.student[ours]), {}  # the trainer's to judge
 
     @property
     def waits(self) -> bool:
