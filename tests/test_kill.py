@@ -67,7 +67,7 @@ def forked(lives, root, tmp_path, **more):
     file = tmp_path / "lives.json"
     file.write_text(json.dumps(lives))
     command = [sys.executable, str(root / "tests" / "killing.py"), str(file)]
-    done = subprocess.run(command, env=environment(root, **more), capture_output=True, text=True, timeout=900)
+    done = subprocess.run(command, env=environment(root, **more), capture_output=True, text=True, timeout=3000)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout), done.stderr
 
