@@ -186,11 +186,12 @@ def _train(options: argparse.Namespace) -> None:
             print(found)
         return
     trainer = Trainer(config)
+    main_process = trainer.accelerator.is_main_process
     if trainer.first_step >= config.steps:
-        print(f"{config.run}: already at step {trainer.first_step} of {config.steps}; raise steps=N to go on")
+        if main_process:
+            print(f"{config.run}: already at step {trainer.first_step} of {config.steps}; raise steps=N to go on")
         trainer.folder.release()
         return
-    main_process = trainer.accelerator.is_main_process
     done = trainer.first_step
     with (
         trainer.stop.listening(),

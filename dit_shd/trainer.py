@@ -42,6 +42,9 @@ __all__ = ["Step", "TrainConfig", "Trainer", "resolved", "train"]
 PATIENCE = timedelta(hours=3)
 """How long processes wait for the main one, which may be scoring or saving; NCCL's own is 10 minutes."""
 
+CALIBRATION_IMAGES = 32
+"""Of each of the first steps, that losses calibrate on."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -262,9 +265,9 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _first_batches(self, distiller: Distiller) -> Iterator[calibration.Passes]:
-        """As many batches as the losses want to calibrate on, one micro batch of each of the first steps."""
+        """As many batches as the losses want to calibrate on: the same, whatever a step is divided into."""
         for number in range(max((loss.calibration for _, loss in distiller.named_losses()), default=0)):
-            yield self.source.draw(number, range(self.micro_batch_size))
+            yield self.source.draw(number, range(min(CALIBRATION_IMAGES, self.config.batch_size)))
 
     def _try_out(self, distiller: Distiller) -> None:
         """One forward on one sample before anything is written: what does not fit together is said here."""

@@ -10,6 +10,7 @@ from runs import run, weights
 
 from dit_shd.config import make
 from dit_shd.errors import UserError
+from dit_shd.squeezing.matching import MapSimilarity
 from dit_shd.trainer import TrainConfig, Trainer
 
 MATCHED = [{"name": "shd", "weight": 0.5, "plan": "matched", "method": "joint", "calibration": 2}]
@@ -45,6 +46,21 @@ def test_a_resumed_run_reads_its_plans(values):
     AcceleratorState._reset_state(reset_partial_state=True)
     with pytest.raises(UserError, match=r"calibration\.json: not readable"):
         Trainer(make(TrainConfig, {**values, "losses": MATCHED, "steps": 6}))
+
+
+def test_a_plan_looks_at_the_same_images_whatever_a_step_is_divided_into(values, tmp_path, monkeypatch):
+    seen = []
+    add = MapSimilarity.add
+    monkeypatch.setattr(
+        MapSimilarity, "add", lambda self, capture: seen.append(len(capture.query)) or add(self, capture)
+    )
+    for size in (8, 2):
+        run({**values, "losses": MATCHED, "run": str(tmp_path / str(size))}, steps=1, micro_batch_size=size)
+    half = len(seen) // 2
+    assert seen[:half] == seen[half:]
+    assert 8 in seen
+    plans = [(tmp_path / size / "calibration.json").read_text() for size in ("8", "2")]
+    assert plans[0] == plans[1]
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ class SHD(Loss):
         layers: sections, proportional, or a map {student layer: teacher layer}.
         backend: of the divergence: auto, streamed or fused; see attention_kl.
         rows: share of the query rows, drawn anew in every call, that alpha and the divergence are estimated from.
-        calibration: batches that a matched plan looks at.
+        calibration: batches that a matched plan looks at (32 images each in training).
         chunk_mib: memory budget for attention maps, in MiB.
     """
 
