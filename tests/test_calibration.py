@@ -49,11 +49,13 @@ def test_a_resumed_run_reads_its_plans(values):
 
 
 def test_a_plan_looks_at_the_same_images_whatever_a_step_is_divided_into(values, tmp_path, monkeypatch):
-    seen = []
-    add = MapSimilarity.add
-    monkeypatch.setattr(
-        MapSimilarity, "add", lambda self, capture: seen.append(len(capture.query)) or add(self, capture)
-    )
+    seen, add = [], MapSimilarity.add
+
+    def noted(self, capture):
+        seen.append(len(capture.query))
+        add(self, capture)
+
+    monkeypatch.setattr(MapSimilarity, "add", noted)
     for size in (8, 2):
         run({**values, "losses": MATCHED, "run": str(tmp_path / str(size))}, steps=1, micro_batch_size=size)
     half = len(seen) // 2

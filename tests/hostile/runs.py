@@ -143,7 +143,7 @@ def named(draw: random.Random, folder: Path) -> object:
     sys.path.insert(0, str(folder))
     try:
         config = settled(values)
-        config.evaluation.check()
+        config.evaluation.check(config.diffusion_steps)
         if place == "teacher":
             from dit_shd import models as ours
 
