@@ -144,6 +144,8 @@ def named(draw: random.Random, folder: Path) -> object:
     try:
         config = settled(values)
         config.evaluation.check(config.diffusion_steps)
+        if place == "features":
+            return config.evaluation.features.build("features", "evaluation.features")
         if place == "teacher":
             from dit_shd import models as ours
 
