@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
@@ -38,10 +40,23 @@ def weights(folder, student="student"):
 
 
 def torchrun(script, processes, root, *arguments):
-    """Run a script in some processes on gloo; what it wrote to stdout. The script asserts its world size itself."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0", str(script), *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[:4000]
-    return done.stdout
+    """Run a script in some processes on gloo; what they wrote to stdout. The script asserts its world size itself."""
+    return torchrun_and_errors(script, processes, root, *arguments)[0]
+
+
+def torchrun_and_errors(script, processes, root, *arguments):
+    """The same, and what all of them wrote to stderr.
+
+    Each process has a stdout of its own: in one pipe their lines run into each other.
+    """
+    with tempfile.TemporaryDirectory() as logs:
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+        command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0", "--redirects", "1", "--log_dir", logs]
+        environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [*command, str(script), *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr[:4000]
+        outputs = sorted(Path(logs).rglob("stdout.log"))
+        assert len(outputs) == processes
+        return "".join(file.read_text() for file in outputs), done.stderr

@@ -3,12 +3,10 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
 import yaml
-from runs import contents
+from runs import contents, torchrun_and_errors
 
 from dit_shd import stop
 from dit_shd.cli import main
@@ -144,11 +142,8 @@ def test_two_processes_stop_after_the_same_step_though_one_alone_is_told(values,
     )
 
     def go(*arguments):
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
-        command += ["--rdzv_endpoint", "127.0.0.1:0", str(script), str(file), *arguments]
-        environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-        return sorted(line for line in done.stdout.splitlines() if line.startswith("rank")), done.stderr
+        said, errors = torchrun_and_errors(script, 2, root, file, *arguments)
+        return sorted(line for line in said.splitlines() if line.startswith("rank")), errors
 
     said, errors = go("signal")
     assert said == ["rank 0 of 2: 3 steps, exit code 143", "rank 1 of 2: 3 steps, exit code 143"], errors[-2000:]
