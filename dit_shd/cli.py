@@ -55,7 +55,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 130
+    finally:
+        _leave_group()
     return 0
+
+
+def _leave_group() -> None:
+    """End the process group of a launcher; gloo's threads, left to the interpreter's exit, abort it now and then."""
+    torch: Any = sys.modules.get("torch")
+    group = None if torch is None or not torch.distributed.is_available() else torch.distributed
+    if group is not None and group.is_initialized() and group.get_backend() == "gloo":
+        group.destroy_process_group()
 
 
 class _Help(argparse.Action):

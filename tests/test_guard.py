@@ -249,6 +249,7 @@ def test_two_processes_decide_alike(values, tmp_path, root):
         "        finished[0] = step.number\n"
         "except UserError as error:\n"
         "    print('said:', error)\n"
+        "import torch; torch.distributed.destroy_process_group()\n"
     )
     said = [line for line in torchrun(script, 2, root, file).splitlines() if line.startswith("said: ")]
     assert len(said) == 2
