@@ -364,6 +364,7 @@ def test_two_processes_begin_with_the_same(values, tmp_path, root):
         "for name in one: torch.testing.assert_close(ours[name], one[name])\n"
         "averages = trainer.averages.tensors()\n"
         "assert all(torch.equal(averages[n], p) for n, p in trainer.student.named_parameters())\n"
+        "torch.distributed.destroy_process_group()\n"
     )
     torchrun(script, 2, root, tmp_path / "config.json", tmp_path / "one.pt")
 

@@ -312,6 +312,7 @@ for i in range(3):
     optimizer.zero_grad()
 if rank == 0:
     torch.save(accelerator.unwrap_model(student).state_dict(), sys.argv[3])
+accelerator.end_training()
 """
     )
     found = []
