@@ -59,11 +59,12 @@ class SampleConfig:
     force: bool = option(False, "replace an npz that is there already")
 
     def check(self) -> None:
-        for key in ("count", "batch_size", "diffusion_steps"):
+        for key in ("count", "batch_size"):
             if getattr(self, key) < 1:
                 raise UserError(f"{key}: wanted 1 or more, found {getattr(self, key)}")
-        if self.count > 10**8 or self.diffusion_steps > 10**6:
-            raise UserError("wanted count up to 10^8 and diffusion_steps up to 10^6, found more")
+        if self.count > 10**8:
+            raise UserError(f"count: wanted up to 10^8, found {self.count}")
+        Schedule.linear(self.diffusion_steps)  # refuses what is no schedule
         if not 1 <= self.steps <= self.diffusion_steps:
             raise UserError(f"steps: wanted 1 to {self.diffusion_steps}, found {self.steps}")
         if self.guidance_tolerance < 0:
@@ -136,8 +137,11 @@ def draw(
     shape: tuple[int, ...] = (own.in_channels, own.sample_size, own.sample_size)  # type: ignore[union-attr, assignment]
     guided = Guided(model, torch.from_numpy(labels).to(device), config)
 
+    sound: list[tuple[int, Tensor, Tensor]] = []
+
     def predict(x: Tensor, timestep: int) -> Tensor:
         found = guided(x, timestep)
+        sound.append((timestep, torch.isfinite(x).all(), torch.isfinite(found).all()))
         on_step(len(x) / config.steps)
         return found
 
@@ -152,11 +156,24 @@ def draw(
         raise UserError(f"compile=true: torch.compile failed ({' '.join(str(error).split())[:160]})") from error
     finally:
         model.train(was_training)
+    where = f"sampling images {indices[0]}..{indices[-1]}"
     if not bool(torch.isfinite(latents).all()):
-        raise UserError(
-            f"sampling images {indices[0]}..{indices[-1]}: the model's output is not finite (NaN or infinity)"
-        )
-    return to_uint8(decode(latents).float(), config.rounding)
+        raise UserError(f"{where}: {_culprit(config, sound)} is not finite (NaN or infinity)")
+    pixels = decode(latents).float()
+    if not bool(torch.isfinite(pixels).all()):
+        raise UserError(f"{where}: the autoencoder's output is not finite (NaN or infinity)")
+    return to_uint8(pixels, config.rounding)
+
+
+def _culprit(config: SampleConfig, sound: Sequence[tuple[int, Tensor, Tensor]]) -> str:
+    """Who first gave what is not finite. sound: of each timestep, whether the model's input and its output were."""
+    guided = "" if config.guidance == 1 else f" under guidance={config.guidance:g}"
+    for timestep, given, found in sound:
+        if not given:
+            break
+        if not found:
+            return f"the model's output{guided} at timestep {timestep}"
+    return f"what solver={config.solver} made in {config.steps} steps of finite model outputs{guided}"
 
 
 def denoise(
@@ -210,7 +227,10 @@ def _dpm_solver(config: SampleConfig, schedule: Schedule) -> Any:
         timestep_spacing="linspace",
         algorithm_type="dpmsolver++",
     )
-    scheduler.set_timesteps(config.steps)
+    if config.steps == len(schedule):  # diffusers would visit one of them twice, and divide by the way between
+        scheduler.set_timesteps(timesteps=list(range(len(schedule)))[::-1])
+    else:
+        scheduler.set_timesteps(config.steps)
     return scheduler
 
 
