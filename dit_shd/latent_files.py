@@ -40,7 +40,7 @@ from dit_shd.latent_shards import (
 from dit_shd.lock import locked
 from dit_shd.shard_jobs import Progress, claim, share_of_missing
 from dit_shd.shards import replacing_file
-from dit_shd.together import on_main
+from dit_shd.together import joined, on_main
 
 SKIPPED = "skipped.jsonl"
 ELSEWHERE = ("images", "out", "workers")
@@ -121,10 +121,8 @@ def encode_to_shards(config: EncodeConfig) -> LatentSet:
     Raises:
         UserError: no such images or autoencoder, shards of other settings, no image that can be read.
     """
-    from accelerate import PartialState
-
     config.check()
-    state = PartialState(cpu=not torch.accelerator.is_available())
+    state = joined()
     launched(state.num_processes)
     source = open_source(config.images, config.split, config.image_column, config.label_column, config.follow_links)
     device = state.device or torch.device("cpu")

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from dit_shd import models
@@ -36,7 +35,7 @@ from dit_shd.shards import (
     shard_files,
     write_shard,
 )
-from dit_shd.together import on_main
+from dit_shd.together import joined, on_main
 
 __all__ = ["Shards", "open_shards", "output_path", "sample_to_file", "settings"]
 
@@ -58,12 +57,10 @@ def sample_to_file(config: SampleConfig, model: nn.Module | None = None) -> Path
     Raises:
         UserError: the npz is there already (and no force), or shards of other settings or of another model are.
     """
-    from accelerate import PartialState
-
     config = models.of_run(config)
     config.check()
     out = output_path(config)
-    state = PartialState(cpu=not torch.accelerator.is_available())
+    state = joined()
     launched(state.num_processes)
     folder = out.with_name(out.name + ".parts")
     on_main(lambda: _refuse_existing(folder, out, config.force))

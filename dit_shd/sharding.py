@@ -85,7 +85,8 @@ def synchronised(model: nn.Module, accelerator: "Accelerator", last: bool) -> It
         model.set_requires_gradient_sync(last)  # type: ignore[operator]
         yield
         return
-    with nullcontext() if last else accelerator.no_sync(model):
+    waits: Any = getattr(model, "no_sync", nullcontext)  # not accelerate's, which syncs a launcher's only process
+    with nullcontext() if last else waits():
         yield
 
 

@@ -30,7 +30,7 @@ from dit_shd.run_state import RunState
 from dit_shd.saver import Saver, averaged
 from dit_shd.sharding import whole_tree
 from dit_shd.stop import Stop
-from dit_shd.together import on_main
+from dit_shd.together import joining, on_main
 from dit_shd.train_config import TrainConfig, resolved
 
 if TYPE_CHECKING:
@@ -284,16 +284,17 @@ def _accelerator(config: TrainConfig) -> "Accelerator":
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-    return Accelerator(
-        mixed_precision=config.precision,
-        cpu=not torch.accelerator.is_available(),
-        log_with=config.tracker,
-        project_dir=config.run,
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(find_unused_parameters=config.mask_ratio is None),
-            InitProcessGroupKwargs(timeout=PATIENCE),
-        ],
-    )
+    with joining():
+        return Accelerator(
+            mixed_precision=config.precision,
+            cpu=not torch.accelerator.is_available(),
+            log_with=config.tracker,
+            project_dir=config.run,
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(find_unused_parameters=config.mask_ratio is None),
+                InitProcessGroupKwargs(timeout=PATIENCE),
+            ],
+        )
 
 
 def _teacher(config: TrainConfig) -> nn.Module | None:
