@@ -19,7 +19,7 @@ CONVERT = """Convert checkpoints: MDTv2 and DiT, public files or training checkp
 
   dit-shd convert DiT-XL-2-256x256.pt dit_xl2            a folder for teacher=, sample, inspect
   dit-shd convert 0400000.pt dit weights=model heads=8   of a training checkpoint; heads of an unusual width
-  dit-shd convert facebook/DiT-XL-2-256 dit_xl2          diffusers' layout, from the hub (or a folder here)
+  dit-shd convert hub:facebook/DiT-XL-2-256 dit_xl2      diffusers' layout, from the hub (or a folder here)
   dit-shd convert runs/shd student.safetensors           and back, to the public code's names
 
 No code in a file is ever run. Sizes are read from the tensors. What is written has a card with the licence it inherits.
@@ -142,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add(
         "convert", _convert, "dit_shd.converter.ConvertConfig", "FILE OUT",
-        CONVERT, "a checkpoint file, model folder, run or the hub's OWNER/NAME; and what to write",
+        CONVERT, "a checkpoint file, model folder, run or hub:OWNER/NAME; and what to write",
     )  # fmt: skip
     add(
         "demo", _demo, "dit_shd.demo.DemoConfig", None,
@@ -170,9 +170,12 @@ def _values(options: argparse.Namespace, **given: Any) -> dict[str, Any]:
 
 def _encode(options: argparse.Namespace) -> None:
     from dit_shd.config import make
+    from dit_shd.places import look
+
+    look(values := _values(options), {"images": ("images", "images"), "vae": ("autoencoder", "vae")})
     from dit_shd.latent_files import EncodeConfig, encode_to_shards
 
-    config = make(EncodeConfig, _values(options), "encode")
+    config = make(EncodeConfig, values, "encode")
     latents = encode_to_shards(config)
     if int(os.environ.get("RANK", "0")):  # under a launcher one process speaks
         return
@@ -184,10 +187,15 @@ def _train(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from dit_shd.config import make, override, read_yaml
+    from dit_shd.places import look
     from dit_shd.stop import Stopped
+
+    values = override(read_yaml(Path(options.first)), options.assignments)
+    if not values.get("dry_run"):  # which can do without the teacher
+        look(values, {"teacher": ("model", "teacher")})
     from dit_shd.trainer import TrainConfig, Trainer
 
-    config = make(TrainConfig, override(read_yaml(Path(options.first)), options.assignments))
+    config = make(TrainConfig, values)
     if config.dry_run:
         from dit_shd.cost.dry_run import dry_run
 
@@ -229,10 +237,13 @@ def _train(options: argparse.Namespace) -> None:
 
 def _sample(options: argparse.Namespace) -> None:
     from dit_shd.config import make
+    from dit_shd.places import look
+
+    look(values := _values(options, run=options.first), {"run": ("model", "RUN")})
     from dit_shd.sample_files import sample_to_file
     from dit_shd.sampler import SampleConfig
 
-    out = sample_to_file(make(SampleConfig, _values(options, run=options.first), "sample"))
+    out = sample_to_file(make(SampleConfig, values, "sample"))
     if int(os.environ.get("RANK", "0")):  # under a launcher one process speaks
         return
     print(f"done: {out}, {out.with_suffix('.png').name} beside it\nnext: dit-shd evaluate {out} reference=...")
@@ -272,20 +283,26 @@ def _sorted_words(options: argparse.Namespace) -> tuple[list[str], list[str]]:
 
 def _inspect(options: argparse.Namespace) -> None:
     from dit_shd.config import make
+    from dit_shd.places import look
+
+    look(values := _values(options, model=options.first), {"model": ("model", "MODEL")})
     from dit_shd.inspector import PAGE, InspectConfig, inspect
 
-    out = inspect(make(InspectConfig, _values(options, model=options.first), "inspect"))
+    out = inspect(make(InspectConfig, values, "inspect"))
     print(f"done: {out / PAGE}, its pictures and numbers.json beside it")
 
 
 def _convert(options: argparse.Namespace) -> None:
     from dit_shd.config import make, override
-    from dit_shd.converter import ConvertConfig, convert
+    from dit_shd.places import look
 
     names, assignments = _sorted_words(options)
     if len(names) != 2:
         raise UserError(f"wanted two names, FILE and OUT, found {len(names)}: {' '.join(names)}")
-    config = make(ConvertConfig, override({"source": names[0], "out": names[1]}, assignments), "convert")
+    look(values := override({"source": names[0], "out": names[1]}, assignments), {"source": ("model", "FILE")})
+    from dit_shd.converter import ConvertConfig, convert
+
+    config = make(ConvertConfig, values, "convert")
     print("\n".join(convert(config).lines))
 
 

@@ -11,6 +11,7 @@ from dit_shd.config import option
 from dit_shd.errors import UserError
 from dit_shd.image_sets import open_images
 from dit_shd.inspection import Cost, cost
+from dit_shd.places import Place
 from dit_shd.report import (
     Row,
     facts,
@@ -38,7 +39,7 @@ COST = (
 class CompareConfig:
     """What is set side by side."""
 
-    results: list[str] = option(MISSING, "results files of evaluate, the teacher's first")
+    results: list[Place] = option(MISSING, "results files of evaluate, the teacher's first")
     names: list[str] | None = option(None, "what the page calls them; run or file names if left out")
     out: Path = option(Path("compare.html"), "the page")
     cost: bool = option(True, "measure parameters, operations and latency of the models the samples came from")

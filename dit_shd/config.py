@@ -6,19 +6,19 @@ known one; values are cast by the annotated type, since YAML reads `1e-4` as tex
 
 import copy
 import dataclasses
-import difflib
 import inspect
 import types
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union
+from typing import Annotated, Any, Literal, TypeVar, Union
 
 import yaml
 
 from dit_shd import registry
-from dit_shd.errors import UserError
+from dit_shd.errors import UserError, describe, unknown, wrong
+from dit_shd.places import PLACE, expanded, instead
 
 T = TypeVar("T")
 
@@ -60,7 +60,8 @@ def arguments(functions: Sequence[Callable], values: dict[str, Any], where: str)
         for p in inspect.signature(function).parameters.values():
             if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
                 by_name[p.name] = p
-        hints |= typing.get_type_hints(function.__init__ if isinstance(function, type) else function)
+        function = function.__init__ if isinstance(function, type) else function
+        hints |= typing.get_type_hints(function, include_extras=True)
     result = {}
     for key, value in values.items():
         if key not in by_name:
@@ -72,18 +73,11 @@ def arguments(functions: Sequence[Callable], values: dict[str, Any], where: str)
     return result
 
 
-def unknown(where: str, key: str, known: Any) -> UserError:
-    """The error for a key nobody knows, with the nearest known one."""
-    near = difflib.get_close_matches(str(key), list(known), 1, cutoff=0.45)
-    hint = f", did you mean '{near[0]}'?" if near else "."
-    return UserError(f"{where}: unknown key '{key}'{hint} Known: {', '.join(sorted(known))}")
-
-
 def make(cls: type[T], values: Any, where: str = "config") -> T:
     """Fill the dataclass `cls` from a mapping, strictly."""
     if not isinstance(values, dict):
         raise UserError(f"{where}: wanted keys and values, found {describe(values)}")
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in values:
         if key not in fields:
@@ -94,11 +88,22 @@ def make(cls: type[T], values: Any, where: str = "config") -> T:
     return cls(**{key: cast(hints[key], value, f"{where}.{key}") for key, value in values.items()})
 
 
+def checked(config: T, where: str = "config") -> T:
+    """A config that somebody filled by hand, its values cast as `make` does."""
+    hints = typing.get_type_hints(type(config), include_extras=True)
+    names = [f.name for f in dataclasses.fields(config)]  # type: ignore[arg-type]
+    cast_values = {name: cast(hints[name], getattr(config, name), f"{where}.{name}") for name in names}
+    return dataclasses.replace(config, **cast_values)  # type: ignore[type-var]
+
+
 def cast(hint: Any, value: Any, where: str) -> Any:
     """Turn a YAML value into the annotated type, or raise a UserError that says what was wanted and found."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
+    if origin is Annotated:
+        place = PLACE in args[1:] and isinstance(value, (str, Path))
+        return expanded(value, where) if place else cast(args[0], value, where)
     if origin in (Union, types.UnionType):
         if value is None and type(None) in args:
             return None
@@ -119,7 +124,7 @@ def cast(hint: Any, value: Any, where: str) -> Any:
     if hint is Plugin:
         return _plugin(value, where)
     if dataclasses.is_dataclass(hint):
-        return value if isinstance(value, hint) else make(hint, value, where)  # type: ignore[arg-type]
+        return checked(value, where) if isinstance(value, hint) else make(hint, value, where)  # type: ignore[arg-type]
     if origin in (list, tuple, Sequence):
         if not isinstance(value, (list, tuple)):
             raise wrong(where, "a list", value)
@@ -152,7 +157,7 @@ def _scalar(hint: Any, value: Any, where: str) -> Any:
             return str(value)
     elif hint is Path:
         if isinstance(value, (str, Path)):
-            return Path(value)
+            return Path(expanded(value, where))
     elif isinstance(hint, type) and isinstance(value, hint):
         return value
     raise wrong(where, type_name(hint), value)
@@ -183,15 +188,6 @@ def type_name(hint: Any) -> str:
     return words.get(hint, getattr(hint, "__name__", str(hint)))
 
 
-def describe(value: Any) -> str:
-    text = repr(value)
-    return f"{text if len(text) < 60 else text[:57] + '...'} ({type(value).__name__})"
-
-
-def wrong(where: str, wanted: str, value: Any) -> UserError:
-    return UserError(f"{where}: wanted {wanted}, found {describe(value)}")
-
-
 class _Loader(yaml.SafeLoader):
     """Safe YAML without aliases, which can make a small file huge."""
 
@@ -214,6 +210,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
     A key is taken whole from one file or the other: lists and plug-ins are never mixed.
     """
+    path = Path(expanded(path))
     values, seen = _read_yaml(path), [path.name]
     while "base" in values:
         name = values.pop("base")
@@ -228,7 +225,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise UserError(f"{path}: no such config file")
+        found = "a folder" if path.is_dir() else f"nothing; {instead(path)}"
+        raise UserError(f"{path}: wanted a config file (YAML), found {found}")
     try:
         values = parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

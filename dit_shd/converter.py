@@ -12,6 +12,7 @@ from dit_shd.errors import UserError
 from dit_shd.models import _card, _public
 from dit_shd.models._transformer import LatentTransformer
 from dit_shd.models.dit import DiT
+from dit_shd.places import MODEL, HubName, Place, find
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt")
 WRITTEN = ("config.json", "README.md", "diffusion_pytorch_model*.safetensors", "*.safetensors.index.json")
@@ -22,7 +23,7 @@ WRITTEN = ("config.json", "README.md", "diffusion_pytorch_model*.safetensors", "
 class ConvertConfig:
     """What to convert, and to what."""
 
-    source: str = option("", "the FILE: checkpoint file, diffusers folder, run folder, asset:NAME, hub's OWNER/NAME")
+    source: Place = option("", f"the FILE: {MODEL}")
     out: Path = option(Path(), "the OUT: a folder, or a file for format=public")
     weights: _public.Weights | None = option(
         None, "of a training checkpoint: ema or model; empty: ema where there is one"
@@ -79,7 +80,7 @@ def convert(config: ConvertConfig) -> Converted:
         done, following = str(config.out), f"dit-shd sample {config.out} count=16"
     else:
         config.out.parent.mkdir(parents=True, exist_ok=True)
-        models.write(model, config.out, _card.converted(model, Path(config.source).name, models.digest(model), origin))
+        models.write(model, config.out, _card.converted(model, _name(config.source), models.digest(model), origin))
         done = f"{config.out} (config.json, weights, README.md)"
         following = f"dit-shd sample {config.out} count=16, or dit-shd train CONFIG teacher={config.out}"
     lines = [f"{config.source}: {describe(model)}", *note, f"licence: {origin.license or 'none inherited'}{reason}"]
@@ -103,8 +104,8 @@ def _read(config: ConvertConfig) -> tuple[LatentTransformer, list[str]]:
     """The model, and what is worth saying about how it was read."""
     from diffusers import DiTTransformer2DModel
 
-    path = Path(config.source)
-    if path.is_file():
+    path = find(config.source, "model")
+    if isinstance(path, Path) and path.is_file():
         return models.read_file(path, config.weights, config.heads), []
     if config.weights is not None:
         raise UserError("weights: only of checkpoint files, which may hold several; leave it out")
@@ -121,6 +122,11 @@ def _read(config: ConvertConfig) -> tuple[LatentTransformer, list[str]]:
     raise UserError(
         f"{config.source}: {type(found).__name__} is no DiT or MDTv2; it can be a teacher as it is (teacher=FOLDER)"
     )
+
+
+def _name(source: str) -> str:
+    place = find(source, "model")
+    return str(place) if isinstance(place, HubName) else Path(source).name
 
 
 def _origin(config: ConvertConfig, model: LatentTransformer) -> tuple[_card.Provenance, str]:

@@ -28,7 +28,7 @@ class Encoder:
 
     @classmethod
     def load(cls, source: str | None, precision: Literal["no", "bf16"], device: torch.device) -> "Encoder":
-        """By folder or hub name (safetensors only); None: pixels are the latents."""
+        """By folder or hub:OWNER/NAME; None: pixels are the latents."""
         return cls(None if source is None else read_autoencoder(source).to(device), precision)
 
     @property

@@ -21,6 +21,7 @@ from dit_shd.extraction import extract_features, find_device
 from dit_shd.features import FeatureNetwork
 from dit_shd.image_sets import ImageSet, open_images
 from dit_shd.metrics import FeatureSet
+from dit_shd.places import Place
 from dit_shd.reference import Reference, open_reference
 from dit_shd.resampling import SEED, intervals
 from dit_shd.result_page import Pictured, write_result_page, write_summary_page
@@ -34,10 +35,10 @@ __all__ = ["EvaluateConfig", "evaluate", "extract_features", "score"]
 class EvaluateConfig:
     """What is compared with what, and how."""
 
-    samples: str | list[str] = option(
+    samples: Place | list[Place] = option(
         MISSING, "npz (arr_0: uint8 [n,h,w,c]), folder of png or jpg, folder of a run's shards, or dataset[:split]"
     )
-    reference: str = option(MISSING, "the same, or a statistics file (dit-shd statistics, or ADM's npz)")
+    reference: Place = option(MISSING, "the same, or a statistics file (dit-shd statistics, or ADM's npz)")
     features: Plugin = option(Plugin("inception"), "feature network, a file of dit_shd/features")
     metrics: list[Plugin] | None = option(None, "files of dit_shd/metrics; all that apply if left out")
     seeds: int = option(

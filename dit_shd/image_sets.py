@@ -19,6 +19,7 @@ from torch import Tensor
 from dit_shd import registry
 from dit_shd.config import Plugin
 from dit_shd.errors import UserError
+from dit_shd.places import find
 
 BROKEN_FILE = (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
@@ -132,16 +133,12 @@ def open_images(text: str, what: str) -> ImageSet:
     if name in registry.names("data"):
         dataset = Plugin(name, {"split": split} if colon else {}).build("data", where=what)
         return ArrayImages(dataset.images(), text, dataset.labels())
-    path = Path(text)
+    path = find(text, "dataset of images", what)
+    assert isinstance(path, Path)
     if path.is_dir():
         from dit_shd.image_folders import FolderImages, ShardImages
 
         return ShardImages(path, text) if path.name.endswith(".parts") else FolderImages(path, text)
-    if not path.is_file():
-        raise UserError(
-            f"{what}={text}: wanted an npz file, a folder of png or jpg images, or a dataset such as "
-            "digits:validation; found nothing there"
-        )
     return NpzImages(path, text)
 
 

@@ -27,6 +27,7 @@ from dit_shd.errors import UserError
 from dit_shd.inspection.drawn import Drawn
 from dit_shd.inspection.inputs import Given, Images, Inputs, Time
 from dit_shd.inspection.survey import LayerSurvey, Look, Scope, look, survey
+from dit_shd.places import MODEL, Place
 
 NUMBERS, PAGE = "numbers.json", "index.html"
 ASSET_DATA = Plugin("digits", {"split": "validation"})
@@ -39,7 +40,7 @@ PICTURED = 300
 class InspectConfig:
     """What to look at. Timesteps count 0 to 1000, or the steps of the run's own schedule."""
 
-    model: str = option("", "run folder, diffusers transformer folder, public checkpoint file, or asset:NAME")
+    model: Place = option("", MODEL)
     heads: int | None = option(None, "student heads of the merge plan; empty: half of the layer's, rounded up")
     layers: list[int | str] | None = option(None, "depths, names or patterns of layers; empty: all self-attention")
     shown: list[int | str] | None = option(None, "which of them have their maps drawn; empty: first, middle, last")

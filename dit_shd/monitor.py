@@ -16,6 +16,7 @@ from dit_shd.config import Plugin, make, option, resolve
 from dit_shd.errors import UserError
 from dit_shd.evaluator import EvaluateConfig, evaluate
 from dit_shd.image_sets import ArrayImages
+from dit_shd.places import Place
 from dit_shd.reference import open_reference
 from dit_shd.sample_files import MERGED, lock_file, sample_to_file
 from dit_shd.sampler import SampleConfig, load_decoder
@@ -34,7 +35,7 @@ class EvaluationConfig:
     steps: int = option(50, "sampling steps")
     guidance: float = option(1.0, "classifier-free guidance scale; 1 for none")
     labels: Literal["random", "balanced"] = option("balanced", "class of image i: drawn, or i modulo the classes")
-    reference: str | None = option(None, "what samples are compared with, as in dit-shd evaluate; empty: grids only")
+    reference: Place | None = option(None, "what samples are compared with, as in dit-shd evaluate; empty: grids only")
     features: Plugin = option(Plugin("inception"), "feature network")
     sample: dict[str, Any] = option({}, "more keys of dit-shd sample (vae, batch_size, solver, ...)")
     evaluate: dict[str, Any] = option({}, "more keys of dit-shd evaluate (metrics, batch_size, ...)")

@@ -9,6 +9,7 @@ from dit_shd.extraction import extract_features
 from dit_shd.features import FeatureNetwork
 from dit_shd.image_sets import ImageSet, NpzImages, file_sha256, open_images
 from dit_shd.metrics import FeatureSet
+from dit_shd.places import expanded
 from dit_shd.statistics_file import StatisticsFile, is_statistics_file, read_statistics
 
 
@@ -112,7 +113,7 @@ def open_reference(text: str, what: str) -> Reference:
     Raises:
         UserError: as `open_images`; or statistics that `read_statistics` refuses.
     """
-    path = Path(text)
+    path = Path(expanded(text))
     if not path.is_file() or not is_statistics_file(path, text):
         return Reference(text, images=open_images(text, what))
     statistics = read_statistics(path, text)

@@ -11,6 +11,7 @@ from dit_shd.errors import UserError
 from dit_shd.extraction import extract_features, find_device
 from dit_shd.features import FeatureNetwork
 from dit_shd.image_sets import open_images
+from dit_shd.places import Place
 from dit_shd.statistics_file import write_statistics
 
 
@@ -18,7 +19,7 @@ from dit_shd.statistics_file import write_statistics
 class StatisticsConfig:
     """What the statistics are of."""
 
-    images: str = option(MISSING, "npz (arr_0: uint8 [n,h,w,c]), folder of png or jpg, or dataset[:split]")
+    images: Place = option(MISSING, "npz (arr_0: uint8 [n,h,w,c]), folder of png or jpg, or dataset[:split]")
     out: Path = option(MISSING, "the npz to be written: mu, sigma (mu_s, sigma_s), n, network, sha256s, shape")
     features: Plugin = option(Plugin("inception"), "feature network, a file of dit_shd/features")
     keep_images: int = option(0, "also keep so many images (ADM: 10000), for precision, recall and KID")

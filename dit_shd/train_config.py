@@ -9,6 +9,7 @@ from dit_shd.cost.estimate import EstimateConfig
 from dit_shd.initialisation import Initialisation
 from dit_shd.monitor import EvaluationConfig
 from dit_shd.optim import OptimizerConfig
+from dit_shd.places import MODEL, Place
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class TrainConfig:
     run: Path = option(Path("runs/train"), "the run folder; the same command again resumes it")
     data: Plugin = option(Plugin("digits"), "dataset: {name: digits | npz, ...}")
     student: Plugin = option(Plugin("mdt"), "model to train: {name: mdt, size: S/2, ...}")
-    teacher: str | None = option(None, "run folder, diffusers folder, public checkpoint file, or asset:NAME")
+    teacher: Place | None = option(None, MODEL)
     teacher_precision: Literal["no", "bf16"] = option("no", "hold and run the teacher in bfloat16; maps stay float32")
     losses: list[Plugin] = option([], "distillation terms: [{name: shd, weight: 2}, {name: output}]")
     initialisation: Initialisation = option(Initialisation(), "how a new run's student begins")

@@ -146,15 +146,15 @@ def test_a_model_of_the_hub_by_name(tmp_path, monkeypatch):
         "somebody/mdt",
         lambda p: models.write(build("mdt"), p, "---\nlicense: cc-by-nc-sa-4.0\n---\n"),
     )
-    assert type(models.load("facebook/DiT-XL-2-256")) is DiTTransformer2DModel
-    assert same(models.load("somebody/mdt").to_public(), build("mdt").to_public())
-    to("facebook/DiT-XL-2-256", tmp_path / "dit")
+    assert type(models.load("hub:facebook/DiT-XL-2-256")) is DiTTransformer2DModel
+    assert same(models.load("hub:somebody/mdt").to_public(), build("mdt").to_public())
+    to("hub:facebook/DiT-XL-2-256", tmp_path / "dit")
     head = _card.front_matter(tmp_path / "dit" / "README.md")
     assert head["license"] == "cc-by-nc-4.0"
     assert head["base_model"] == ["facebook/DiT-XL-2-256"]
-    assert models.provenance("somebody/mdt").license == "cc-by-nc-sa-4.0"
-    with pytest.raises(UserError, match="runs/typo: no such file or folder here; on the hub there is no such model"):
-        models.load("runs/typo")
+    assert models.provenance("hub:somebody/mdt").license == "cc-by-nc-sa-4.0"
+    with pytest.raises(UserError, match=r"found nothing at 'somebody/mdt' .* is named hub:somebody/mdt"):
+        models.load("somebody/mdt")
 
 
 def test_a_folder_whose_weights_are_a_pytorch_file(tmp_path):

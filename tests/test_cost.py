@@ -232,7 +232,7 @@ def test_dry_run_writes_nothing(file, values, capsys, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "none: wanted a run folder"),
+        ([], "teacher: wanted a run folder"),
         ([], "to count without it, say what it will be: estimate.teacher='{name: mdt, size: B/2}'"),
         (["teacher=null"], "losses need a teacher"),
         (

@@ -406,10 +406,10 @@ def test_two_processes_encode_what_one_does(images, vae, straight, tmp_path, roo
     [
         ({"size": 0}, "size: wanted 1 to 8192, found 0"),
         ({"shard_size": 0}, "shard_size: wanted 1 to"),
-        ({"images": "nowhere.npz"}, "wanted a folder of class folders, an npz, .* found nothing at 'nowhere.npz'"),
-        ({"images": "no/dataset"}, "'no/dataset' is neither a file or folder here nor a reachable dataset name"),
+        ({"images": "nowhere.npz"}, r"wanted a folder of class folders, an npz, .* found nothing at 'nowhere\.npz'"),
+        ({"images": "no/dataset"}, "found nothing at 'no/dataset' .* is named hub:no/dataset"),
         ({"images": __file__}, "found another kind of file"),
-        ({"vae": "no/such/vae"}, "vae: 'no/such/vae' is neither"),
+        ({"vae": "no/such/vae"}, "vae: wanted .* found nothing at 'no/such/vae'"),
         ({"vae": "VAE", "size": 9}, "vae: takes images of 3 channels and sizes that are multiples of 2"),
         ({"out": __file__}, "out: wanted a folder, found a file"),
     ],

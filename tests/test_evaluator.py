@@ -180,7 +180,7 @@ def test_seeds_count_up_from_the_one_file_that_is_named(files, seeds):
     assert [run["samples"]["path"] for run in record["runs"]] == seeds
     assert "wanted one file with seedN in its path" in refused(files, seeds=3)
     assert "wanted one file with seedN in its path" in refused(files, samples=seeds[0], seeds=0)
-    assert "found nothing there" in refused(files, samples=seeds[0], seeds=4)
+    assert "found nothing at" in refused(files, samples=seeds[0], seeds=4)
 
 
 def test_finished_files_are_not_evaluated_again(files, seeds, capsys, monkeypatch):

@@ -38,7 +38,7 @@ def cut_file(path: Path) -> None:
 
 
 BAD_FILES = {
-    "missing": (lambda p: p.unlink(), "found nothing there"),
+    "missing": (lambda p: p.unlink(), "found nothing at"),
     "text": (lambda p: p.write_bytes(b"hello"), "found a broken one"),
     "empty": (lambda p: p.write_bytes(b""), "found a broken one"),
     "cut file": (cut_file, "found a broken one"),

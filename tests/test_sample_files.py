@@ -233,7 +233,7 @@ def test_other_batch_sizes_give_the_same_images(teacher, straight, tmp_path):
         ({"steps": 1001}, "steps: wanted 1 to 1000"),
         ({"count": 0}, "count: wanted 1 or more"),
         ({"run": "nowhere"}, "wanted a run folder"),
-        ({"vae": "no/such/vae"}, "vae: 'no/such/vae' is neither"),
+        ({"vae": "no/such/vae"}, "vae: wanted .* found nothing at 'no/such/vae'"),
         ({"solver": "heun"}, r"solver: wanted ddpm \| ddim"),
     ],
 )

@@ -4,10 +4,9 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dit_shd import checks, models
+from dit_shd import checks, models, places
 from dit_shd.cost import weightless
 from dit_shd.cost.estimate import hours, peaks
 from dit_shd.cost.measurement import Measurement, here, take_a_step
@@ -69,7 +68,7 @@ def _teacher(config: "TrainConfig") -> tuple[Any, bool]:
         if config.losses:
             raise UserError("teacher: losses need a teacher, and none was given (losses: [] is plain training)")
         return None, False
-    if stand_in is not None and not (source.startswith("asset:") or Path(source).exists()):
+    if stand_in is not None and not places.is_here(source, "model"):
         return weightless.build(stand_in, "estimate.teacher"), False
     try:
         return models.load(source), True

@@ -5,7 +5,6 @@ cannot be had is a BrokenImage (it is counted and skipped), a source that cannot
 """
 
 import hashlib
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from dit_shd.errors import UserError
+from dit_shd.places import WANTED, HubName, find
 
 T = TypeVar("T")
 Raw = Path | bytes | np.ndarray
@@ -64,17 +64,20 @@ def open_source(
     label_column: str | None = None,
     follow_links: bool = False,
 ) -> ImageSource:
-    """What a user means by `text`: a folder of images or Parquet files, an npz, a saved dataset, a hub name.
+    """What a user means by `text`: a folder of images or Parquet files, an npz, a saved dataset, hub:OWNER/NAME.
 
     Raises:
         UserError: there is no such thing, or there are no images in it.
     """
     from dit_shd.image_sources import folder, hub, npz, parquet
 
-    path = Path(text)
+    path = find(text, "images", "images")
+    if isinstance(path, HubName):
+        return hub.HubImages(path, split, image_column, label_column)
+    assert isinstance(path, Path)
     if path.is_dir():
         if hub.is_saved(path):
-            return hub.HubImages(text, split, image_column, label_column)
+            return hub.HubImages(path, split, image_column, label_column)
         found = folder.scan(path, follow_links)
         if found.images:
             return folder.FolderImages(found)
@@ -88,12 +91,7 @@ def open_source(
             return npz.NpzSource(path)
         if path.suffix == ".parquet":
             return parquet.ParquetImages([path], text, image_column, label_column)
-    elif not path.suffix[1:].isalpha() and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", text):
-        return hub.HubImages(text, split, image_column, label_column)
-    raise UserError(
-        f"images: wanted a folder of class folders, an npz, Parquet files or a Hugging Face dataset, found "
-        f"{'another kind of file' if path.is_file() else 'nothing'} at '{text}'"
-    )
+    raise UserError(f"images: wanted {WANTED['images']}, found another kind of file at '{text}'")
 
 
 class Forward(Generic[T]):

@@ -17,43 +17,41 @@ from torch import Tensor, nn
 
 from dit_shd.errors import UserError
 from dit_shd.models import _card, _public
-from dit_shd.models._folder import HUB_NAME, families, model_folder, read_folder, read_hub
+from dit_shd.models._folder import families, model_folder, of_hub, read_folder
 from dit_shd.models._transformer import LatentTransformer
 from dit_shd.models.dit import DiT
 from dit_shd.models.mdt import MDTv2
+from dit_shd.places import WANTED, Asset, HubName, find
 
 __all__ = ["DiT", "MDTv2", "export", "exported_step", "load"]
 
 
 def load(source: str | Path) -> ModelMixin:
-    """A model from a run folder, a diffusers folder, a checkpoint file, the hub, or `asset:NAME` (ships with us).
-
-    A name OWNER/NAME of the Hugging Face hub counts where there is no such path; a pipeline's transformer is taken.
+    """A model from a run folder, a diffusers folder, a checkpoint file, `asset:NAME` (ships with us), or the Hugging
+    Face hub's `hub:OWNER/NAME[@REVISION]`; of a pipeline the transformer is taken.
 
     Raises:
         UserError: nothing there, something else, or weights that are not finite.
     """
-    model = _read(str(source))
+    model = _read(source)
     bad = next((name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())), None)
     if bad is not None:
         raise UserError(f"{source}: its weights are not finite (NaN or infinity), first in {bad}")
     return model
 
 
-def _read(source: str) -> ModelMixin:
-    if source.startswith("asset:"):
-        return read_folder(asset(source))
-    path = Path(source)
-    if path.is_file():
-        return read_file(path)
-    folder = model_folder(path)
-    if folder is not None:
-        return read_folder(folder)
-    if not path.exists() and HUB_NAME.fullmatch(source):
-        return read_hub(source)
-    raise UserError(
-        f"{path}: wanted a run folder with a student, a diffusers folder, a checkpoint file, or the hub's OWNER/NAME"
-    )
+def _read(source: str | Path) -> ModelMixin:
+    place = find(source, "model")
+    if isinstance(place, Asset):
+        return read_folder(asset(place.name))
+    if isinstance(place, HubName):
+        return read_folder(of_hub(place))
+    if place.is_file():
+        return read_file(place)
+    folder = model_folder(place)
+    if folder is None:
+        raise UserError(f"{place}: wanted {WANTED['model']}, found a folder without any config.json of a model")
+    return read_folder(folder)
 
 
 def read_file(path: Path, weights: _public.Weights | None = None, heads: int | None = None) -> LatentTransformer:
@@ -86,13 +84,12 @@ def of_public(state: Mapping[str, Tensor], heads: int | None = None) -> LatentTr
     raise UserError(f"not a state dict of {' or '.join(known)}: none has tensors of these names ({first}, ...)")
 
 
-def asset(source: str) -> Path:
+def asset(name: str) -> Path:
     """The folder of `asset:NAME`."""
     assets = Path(str(resources.files("dit_shd") / "assets"))
     known = {folder.parent.name: folder.parent for folder in assets.glob("*/config.json")}
-    name = source.removeprefix("asset:")
     if name not in known:
-        raise UserError(f"{source}: no such model among dit_shd's assets; there is: {', '.join(known)}")
+        raise UserError(f"asset:{name}: no such model among dit_shd's assets; there is: {', '.join(known)}")
     return known[name]
 
 
@@ -116,16 +113,18 @@ def digest(model: nn.Module) -> str:
 
 def provenance(source: str | Path) -> _card.Provenance:
     """Where the weights that `load(source)` reads come from, as far as their card or file tells."""
-    source = str(source)
-    if source.startswith("asset:"):
-        return _card.of_folder(source, asset(source))
-    path = Path(source)
-    if path.is_file():
-        return _card.of_file(path)
-    folder = model_folder(path)
-    if folder is not None:
-        return _card.of_folder(path.resolve().name, folder)
-    return _card.of_hub(source) if HUB_NAME.fullmatch(source) else _card.Provenance("unknown")
+    try:
+        place = find(source, "model")
+    except UserError:  # it has been moved away since it was loaded
+        return _card.Provenance("unknown")
+    if isinstance(place, Asset):
+        return _card.of_folder(str(source), asset(place.name))
+    if isinstance(place, HubName):
+        return _card.of_hub(place)
+    if place.is_file():
+        return _card.of_file(place)
+    folder = model_folder(place)
+    return _card.Provenance("unknown") if folder is None else _card.of_folder(place.resolve().name, folder)
 
 
 def export(model: Any, folder: Path, config: Any, step: int) -> None:

@@ -12,7 +12,7 @@ import yaml
 
 from dit_shd import registry
 from dit_shd.errors import UserError
-from dit_shd.models._folder import hub_file
+from dit_shd.places import HubName
 
 PERMISSIVE = ("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0")
 """Licences that leave what is learned from the weights to whoever learned it, named as the hub names them."""
@@ -71,14 +71,14 @@ def of_folder(name: str, folder: Path) -> Provenance:
     return _told(name, next((front_matter(card) for card in cards if card.is_file()), {}))
 
 
-def of_hub(name: str) -> Provenance:
-    """Of a model OWNER/NAME of the hub: one of the public ones, or what its card says."""
+def of_hub(name: HubName) -> Provenance:
+    """Of a model of the hub: one of the public ones, or what its card says."""
     for known in PUBLIC.values():
-        if name in known.base_model:
+        if name.repository in known.base_model:
             return known
-    card = hub_file(name, "README.md")
-    found = _told(name, {} if card is None else front_matter(card))
-    return replace(found, base_model=(name, *found.base_model))
+    card = name.file("README.md")
+    found = _told(str(name), {} if card is None else front_matter(card))
+    return replace(found, base_model=(name.repository, *found.base_model))
 
 
 def inherited(sources: Sequence[Provenance]) -> Provenance:
