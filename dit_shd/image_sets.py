@@ -23,8 +23,8 @@ from dit_shd.errors import UserError
 from dit_shd.places import find
 
 BROKEN_FILE = (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
-WIDEST = 2**17
-"""Bytes of one label in a file; wider ones are something else."""
+WIDEST, LONGEST = 2**17, 2**10
+"""Bytes of one image's label in a file, and of one that is a text; wider ones are something else."""
 
 
 class ImageSet(abc.ABC):
@@ -211,15 +211,16 @@ def _labels(archive: zipfile.ZipFile, count: int, name: str) -> np.ndarray | Non
                 "unpickled; write it again with numpy.savez(path, images, labels)"
             )
         width = math.prod(shape[1:])
-        if shape[:1] != (count,) or not 0 < width * dtype.itemsize <= WIDEST or (fortran and width > 1):
+        size, widest = width * dtype.itemsize, LONGEST if dtype.kind in "SU" else WIDEST
+        if shape[:1] != (count,) or not 0 < size <= widest or (fortran and width > 1):
             return None
-        if archive.getinfo("arr_1.npy").file_size != stream.tell() + count * width * dtype.itemsize:
+        if archive.getinfo("arr_1.npy").file_size != stream.tell() + count * size:
             raise ValueError("arr_1 is cut short")
         parts = []
-        for start in range(0, count, 4096):
-            rows = min(4096, count - start)
-            data = np.frombuffer(stream.read(rows * width * dtype.itemsize), dtype)
-            parts.append(_classes(data.reshape(rows, width)))
+        block = max(1, 2**22 // size)
+        for start in range(0, count, block):
+            rows = min(block, count - start)
+            parts.append(_classes(np.frombuffer(stream.read(rows * size), dtype).reshape(rows, width)))
     if any(part is None for part in parts):
         return None
     found = np.concatenate(parts)

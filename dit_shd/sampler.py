@@ -70,8 +70,9 @@ class SampleConfig:
         Schedule.linear(self.diffusion_steps)  # refuses what is no schedule
         if not 1 <= self.steps <= self.diffusion_steps:
             raise UserError(f"steps: wanted 1 to {self.diffusion_steps}, found {self.steps}")
-        if self.guidance_tolerance < 0:
-            raise UserError(f"guidance_tolerance: wanted 0 or more, found {self.guidance_tolerance}")
+        for key in ("guidance_tolerance", "guidance_power"):
+            if getattr(self, key) < 0:
+                raise UserError(f"{key}: wanted 0 or more, found {getattr(self, key)}")
         if self.guided_channels is not None and self.guided_channels < 0:
             raise UserError(f"guided_channels: wanted 0 or more, found {self.guided_channels}")
 
