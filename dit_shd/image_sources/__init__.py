@@ -6,7 +6,8 @@ cannot be had is a BrokenImage (it is counted and skipped), a source that cannot
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -30,12 +31,12 @@ class BrokenImage(ValueError):
 class ImageSource(ABC):
     """Images with a class each.
 
-    labels: int64 [n]; classes: their names; note: what a user should know of it.
+    labels: int64 [n]; classes: their names; notes: what a user should know of it.
     """
 
     labels: np.ndarray
     classes: tuple[str, ...]
-    note: str = ""
+    notes: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -57,41 +58,65 @@ class ImageSource(ABC):
         """Tells this source from another by names, sizes and labels; contents are not read."""
 
 
-def open_source(
-    text: str,
-    split: str = "train",
-    image_column: str | None = None,
-    label_column: str | None = None,
-    follow_links: bool = False,
-) -> ImageSource:
+@dataclass(frozen=True)
+class Asked:
+    """What a user says of the images beside where they are; None: what is usual.
+
+    split, subset: of several; image_column, label_column: of tables (and label files); follow_links: of a folder's
+    links that lead out of it.
+    """
+
+    split: str | None = None
+    subset: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    follow_links: bool = False
+
+
+def open_source(text: str, asked: Asked | None = None) -> ImageSource:
     """What a user means by `text`: a folder of images or Parquet files, an npz, a saved dataset, hub:OWNER/NAME.
 
     Raises:
         UserError: there is no such thing, or there are no images in it.
     """
-    from dit_shd.image_sources import folder, hub, npz, parquet
+    from dit_shd.image_sources import hub, npz, parquet
 
-    path = find(text, "images", "images")
+    path, asked = find(text, "images", "images"), asked or Asked()
     if isinstance(path, HubName):
-        return hub.HubImages(path, split, image_column, label_column)
+        return hub.HubImages(path, asked)
     assert isinstance(path, Path)
     if path.is_dir():
-        if hub.is_saved(path):
-            return hub.HubImages(path, split, image_column, label_column)
-        found = folder.scan(path, follow_links)
-        if found.images:
-            return folder.FolderImages(found)
-        tables = [file for file in found.others if file.endswith(".parquet")]
-        if tables:
-            chosen = parquet.of_split([path / file for file in tables], split, text)
-            return parquet.ParquetImages(chosen, text, image_column, label_column)
-        raise UserError(f"images: wanted images or Parquet files in '{text}', found none ({found.told()})")
+        return hub.HubImages(path, asked) if hub.is_saved(path) else _open_folder(path, text, asked)
     if path.is_file():
+        for key in ("split", "subset"):
+            if getattr(asked, key) is not None:
+                raise UserError(f"{key}: wanted none for a single file, '{text}', found {getattr(asked, key)}")
         if path.suffix == ".npz":
             return npz.NpzSource(path)
         if path.suffix == ".parquet":
-            return parquet.ParquetImages([path], text, image_column, label_column)
+            return parquet.ParquetImages([path], text, asked)
     raise UserError(f"images: wanted {WANTED['images']}, found another kind of file at '{text}'")
+
+
+def _open_folder(path: Path, text: str, asked: Asked) -> ImageSource:
+    """Tables with a column of images win over pictures beside them, and pictures over other tables; both are told."""
+    from dit_shd.image_sources import folder, parquet, splits
+    from dit_shd.image_sources.listing import counted, scan
+
+    found = scan(path, asked.follow_links)
+    tables = parquet.tables_of(found, asked.image_column)
+    if tables:
+        chosen, notes = splits.tables_of_split(tables, path, asked.split, asked.subset, text)
+        source = parquet.ParquetImages([path / file for file in chosen], text, asked)
+        if found.images:
+            notes.append(f"left out: {counted(found.images)} images beside tables")
+        source.notes = [*source.notes, *notes, *found.notes(tables)]
+        return source
+    if not found.images:
+        raise UserError(f"images: wanted images or Parquet files in '{text}', found none ({found.told()})")
+    if asked.subset is not None:
+        raise UserError(f"subset: wanted none for a folder of images, '{text}', found {asked.subset}")
+    return folder.FolderImages(found, asked.split, asked.label_column)
 
 
 class Forward(Generic[T]):
@@ -141,3 +166,7 @@ def checked_labels(labels: np.ndarray, names: tuple[str, ...] | None, where: str
         wanted = f"0 to {len(names) - 1}" if names is not None else "from 0 to a million"
         raise UserError(f"images: '{where}': wanted labels {wanted}, found {low} to {high}; is this split labelled?")
     return labels.astype(np.int64), names if names is not None else tuple(map(str, range(high + 1)))
+
+
+def needs(package: str) -> UserError:
+    return UserError(f'images: such data needs the package {package}; install it by: pip install "dit_shd[encode]"')
