@@ -36,7 +36,7 @@ class EvaluateConfig:
     """What is compared with what, and how."""
 
     samples: Place | list[Place] = option(
-        MISSING, "npz (arr_0: uint8 [n,h,w,c]), folder of png or jpg, folder of a run's shards, or dataset[:split]"
+        MISSING, "npz (arr_0: uint8 [n,h,w,c]), folder of images, folder of a run's shards, or dataset[:split]"
     )
     reference: Place = option(MISSING, "the same, or a statistics file (dit-shd statistics, or ADM's npz)")
     features: Plugin = option(Plugin("inception"), "feature network, a file of dit_shd/features")
@@ -173,7 +173,9 @@ class _Job:
         if config.resamples:
             metrics = [metric for _, metric in self.chosen]
             record["intervals"] = intervals(metrics, sample_set, reference_set, figures, config.resamples)
-        record["notes"] = self._notes(sample_set, reference_set)
+        record["notes"] = [f"samples: {note}" for note in samples.notes]
+        record["notes"] += [f"reference: {note}" for note in self.reference.notes]
+        record["notes"] += self._notes(sample_set, reference_set)
         if "sidecar" not in record["samples"]:
             record["notes"].append("rounding, label policy and seed are not recorded: no .json beside the samples")
         self.say(results.table(record))
@@ -225,7 +227,7 @@ def _several(job: _Job, sets: list[ImageSet]) -> dict[str, Any]:
         "spread": {name: statistics.stdev(found) for name, found in values.items()},
         **{key: value for key, value in whole.items() if key != "samples"},
         "adm_comparable": _verdict([reason for run in runs for reason in run["adm_comparable"]["why_not"]]),
-        "notes": runs[0]["notes"],
+        "notes": list(dict.fromkeys(note for run in runs for note in run["notes"])),
     }
     for about, run, file in zip(record["runs"], runs, files):
         about |= {"figures": run["figures"], "results": str(file)}

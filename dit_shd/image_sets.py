@@ -9,7 +9,7 @@ import hashlib
 import math
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,7 +30,8 @@ WIDEST, LONGEST = 2**17, 2**10
 class ImageSet(abc.ABC):
     """Images in order.
 
-    name: as given by the user; shape: (n, h, w, c); labels: int64 [n] or None; lossy: the files are JPEG;
+    name: as given by the user; shape: (n, h, w, c); labels: int64 [n] or None; lossy: some of the files are JPEG or
+    lossy WebP; notes: what was left out, and what a user should know of the images;
     path: the file or folder, None where there is none; settings: what a sampler says it made them by.
     """
 
@@ -38,6 +39,7 @@ class ImageSet(abc.ABC):
     shape: tuple[int, int, int, int]
     labels: np.ndarray | None = None
     lossy: bool = False
+    notes: Sequence[str] = ()
     path: Path | None = None
     settings: dict[str, Any] | None = None
 

@@ -8,6 +8,7 @@ from dit_shd.errors import UserError
 from dit_shd.extraction import extract_features
 from dit_shd.features import FeatureNetwork
 from dit_shd.image_sets import ImageSet, NpzImages, file_sha256, open_images
+from dit_shd.image_sources.listing import printable
 from dit_shd.metrics import FeatureSet
 from dit_shd.places import expanded
 from dit_shd.statistics_file import StatisticsFile, is_statistics_file, read_statistics
@@ -36,6 +37,19 @@ class Reference:
         if self.prepared is not None:
             return 0 if self.prepared.pooled is None else len(self.prepared.pooled)
         return 0 if self.images is None else self.images.shape[0]
+
+    @property
+    def lossy(self) -> bool:
+        """Some of the images behind it are JPEG or lossy WebP."""
+        if self.statistics is not None and self.statistics.texts.get("lossy"):
+            return True
+        return self.images is not None and self.images.lossy
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know of the images behind it."""
+        of_file = self.statistics.texts.get("notes", "").split("\n") if self.statistics is not None else []
+        return [*(printable(note) for note in of_file if note), *(self.images.notes if self.images is not None else ())]
 
     def has_spatial(self, network: FeatureNetwork) -> bool:
         """Whether sFID can be had."""

@@ -1,5 +1,6 @@
 """`dit-shd statistics`: the statistics file of a set of images, a reference that needs the images no more."""
 
+import logging
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
@@ -14,12 +15,14 @@ from dit_shd.image_sets import open_images
 from dit_shd.places import Place
 from dit_shd.statistics_file import write_statistics
 
+_log = logging.getLogger("dit_shd")
+
 
 @dataclass(frozen=True)
 class StatisticsConfig:
     """What the statistics are of."""
 
-    images: Place = option(MISSING, "npz (arr_0: uint8 [n,h,w,c]), folder of png or jpg, or dataset[:split]")
+    images: Place = option(MISSING, "npz (arr_0: uint8 [n,h,w,c]), folder of images, or dataset[:split]")
     out: Path = option(MISSING, "the npz to be written: mu, sigma (mu_s, sigma_s), n, network, sha256s, shape")
     features: Plugin = option(Plugin("inception"), "feature network, a file of dit_shd/features")
     keep_images: int = option(0, "also keep so many images (ADM: 10000), for precision, recall and KID")
@@ -55,9 +58,13 @@ def write_reference_statistics(config: StatisticsConfig) -> Path:
         "shape": np.array(images.shape[1:]),
         "source": images.name,
         "source_sha256": images.sha256(),
+        "lossy": "yes" if images.lossy else "",
+        "notes": "\n".join(images.notes),
         "command": results.command(),
         "dit_shd": __version__,
     }
+    for note in images.notes:
+        _log.warning("images: %s", note)
     features = extract_features(network, images, config.batch_size)
     count = config.keep_images
     kept = images.take(np.arange(count) * n // count) if count else None

@@ -87,6 +87,7 @@ def scan(root: Path, follow_links: bool) -> Listing:
                 left_out.setdefault(HIDDEN, []).append(path)
             else:
                 (images if name.lower().endswith(SUFFIXES) else others).append(path)
+    left_out = {reason: sorted(paths) for reason, paths in left_out.items()}
     return Listing(root, sorted(images), sorted(others), sorted(all_folders), left_out, follow_links)
 
 
@@ -117,7 +118,7 @@ def _worthwhile(root: Path, here: str, folders: list[str], left_out: dict[str, l
             yield name
             continue
         below = [os.path.join(place, file) for place, _, files in os.walk(root / here / name) for file in files]
-        paths = sorted(os.path.relpath(path, root) for path in below) or [_joined(here, name) + os.sep]
+        paths = [os.path.relpath(path, root) for path in below] or [_joined(here, name) + os.sep]
         left_out.setdefault(reason, []).extend(paths)
 
 
