@@ -112,7 +112,8 @@ def cast(hint: Any, value: Any, where: str) -> Any:
             try:
                 return cast(candidate, value, where)
             except UserError as error:
-                if len(options) == 1 or (isinstance(value, dict) and typing.get_origin(candidate) is dict):
+                kind, named = typing.get_origin(candidate), isinstance(value, (str, Path))
+                if len(options) == 1 or (isinstance(value, dict) and kind is dict) or (named and kind is Annotated):
                     raise error
         raise wrong(where, " or ".join(type_name(a) for a in options), value)
     if origin is Literal:

@@ -34,8 +34,9 @@ class FolderImages(ImageSet):
         self.path, self.name, self._folder = path, name, path
         found = scan(path, follow_links=True)
         images = sorted(found.images, key=lambda image: image.split(os.sep))
-        odd = [image for image in images if not (path / image).is_file()]
-        self._files = [path / image for image in images if image not in {*odd}]
+        regular = {image for image in images if (path / image).is_file()}
+        odd = [image for image in images if image not in regular]
+        self._files = [path / image for image in images if image in regular]
         if not self._files:
             raise UserError(
                 f"{name}: wanted a folder with images ({', '.join(FORMATS)}), found none in it ({found.told()})"
