@@ -81,7 +81,7 @@ class NpzImages(ImageSet):
     """arr_0 (uint8 images) and, if there, arr_1 (labels) of an npz file; nothing in it is ever unpickled.
 
     Labels: whole numbers of any type, [n] or [n, 1], one-hot rows [n, classes], or texts, which are numbered in sorted
-    order. Anything else in arr_1 is left alone: files of others keep other things there.
+    order. Anything else in arr_1 is left out, with a note: files of others keep other things there.
 
     Raises:
         UserError: not an npz file, no arr_0 or two, or an arr_0 that is cut short or not uint8 [n, h, w, c].
@@ -104,7 +104,8 @@ class NpzImages(ImageSet):
                     size = stream.tell() + math.prod(self.shape)
                 if archive.getinfo("arr_0.npy").file_size != size:
                     raise UserError(f"{name}: arr_0 is cut short: wanted {self.shape[0]} images; write the file again")
-                self.labels = _labels(archive, self.shape[0], name) if "arr_1.npy" in members else None
+                if "arr_1.npy" in members:
+                    self.labels, self.notes = _labels(archive, self.shape[0], name)
         except UserError:
             raise
         except BROKEN_FILE as error:
@@ -203,8 +204,8 @@ def _check_header(dtype: Any, shape: tuple[int, ...], fortran: bool, name: str) 
     return shape[0], shape[1], shape[2], shape[3]
 
 
-def _labels(archive: zipfile.ZipFile, count: int, name: str) -> np.ndarray | None:
-    """arr_1 as a class for each of `count` images, int64 [n]; None if it is something else."""
+def _labels(archive: zipfile.ZipFile, count: int, name: str) -> tuple[np.ndarray | None, list[str]]:
+    """arr_1 as a class for each of `count` images, int64 [n]; None and a note if it is something else."""
     with archive.open("arr_1.npy") as stream:
         shape, fortran, dtype = _npy_header(stream)
         if dtype.hasobject:
@@ -213,9 +214,10 @@ def _labels(archive: zipfile.ZipFile, count: int, name: str) -> np.ndarray | Non
                 "unpickled; write it again with numpy.savez(path, images, labels)"
             )
         width = math.prod(shape[1:])
+        other = [f"arr_1 ({dtype} {list(shape)}) is not a label for each of {count:,} images and was left out"]
         size, widest = width * dtype.itemsize, LONGEST if dtype.kind in "SU" else WIDEST
         if shape[:1] != (count,) or not 0 < size <= widest or (fortran and width > 1):
-            return None
+            return None, other
         if archive.getinfo("arr_1.npy").file_size != stream.tell() + count * size:
             raise ValueError("arr_1 is cut short")
         parts = []
@@ -224,9 +226,9 @@ def _labels(archive: zipfile.ZipFile, count: int, name: str) -> np.ndarray | Non
             rows = min(block, count - start)
             parts.append(_classes(np.frombuffer(stream.read(rows * size), dtype).reshape(rows, width)))
     if any(part is None for part in parts):
-        return None
+        return None, other
     found = np.concatenate(parts)
-    return np.unique(found, return_inverse=True)[1] if found.dtype.kind in "SU" else found
+    return np.unique(found, return_inverse=True)[1] if found.dtype.kind in "SU" else found, []
 
 
 def _classes(rows: np.ndarray) -> np.ndarray | None:

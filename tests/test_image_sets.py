@@ -129,9 +129,11 @@ def test_labels_are_read_however_they_are_written(tmp_path, given):
     ],
     ids=lambda given: f"{given.dtype}{list(given.shape)}",
 )
-def test_what_is_no_label_for_each_image_is_left_alone(tmp_path, given):
+def test_what_is_no_label_for_each_image_is_left_out_and_noted(tmp_path, given):
     np.savez(tmp_path / "s.npz", pictures(6, 0), given)
-    assert NpzImages(tmp_path / "s.npz", "s").labels is None
+    found = NpzImages(tmp_path / "s.npz", "s")
+    assert found.labels is None
+    assert f"arr_1 ({given.dtype} {list(given.shape)}) is not a label for each of 6 images" in found.notes[0]
 
 
 def test_a_file_with_something_before_the_archive_is_read(tmp_path):
