@@ -5,6 +5,7 @@ Errors a user can cause are one line and exit code 2. A signal ends a command wi
 """
 
 import argparse
+import io
 import logging
 import os
 import re
@@ -32,6 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from dit_shd import registry
     from dit_shd.stop import Stopped, terminable
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # not every name of a file can be printed everywhere
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("dit_shd").setLevel(logging.INFO)
     for package in options.trust:

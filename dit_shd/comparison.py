@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dit_shd import results
-from dit_shd.config import option
+from dit_shd.config import checked, option
 from dit_shd.errors import UserError
 from dit_shd.image_sets import open_images
 from dit_shd.inspection import Cost, cost
@@ -52,6 +52,7 @@ def compare(config: CompareConfig) -> list[Row]:
     Raises:
         UserError: not results files, figures of different networks, references or metrics, or a page at `out`.
     """
+    config = checked(config, "compare")
     records = [_read(Path(text)) for text in config.results]
     if len(records) < 2:
         raise UserError(f"results: wanted at least two results files, the teacher's first, found {len(records)}")

@@ -18,7 +18,7 @@ import yaml
 
 from dit_shd import registry
 from dit_shd.errors import UserError, describe, unknown, wrong
-from dit_shd.places import PLACE, expanded, instead
+from dit_shd.places import PLACE, expanded, instead, written
 
 T = TypeVar("T")
 
@@ -246,10 +246,13 @@ def override(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, An
         key, equals, text = assignment.partition("=")
         if not equals or not key:
             raise UserError(f"'{assignment}': wanted key=value")
+        written(text, key)
         try:
             value = parse_yaml(text)
         except yaml.YAMLError as error:
-            raise UserError(f"'{assignment}': the value is not valid YAML") from error
+            raise UserError(
+                f"'{assignment}': the value is not valid YAML (in quotes, it is text: {key}='\"...\"')"
+            ) from error
         *path, last = key.split(".")
         node: Any = result
         for i, part in enumerate(path):

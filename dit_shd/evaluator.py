@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dit_shd import results
-from dit_shd.config import Plugin, option, resolve
+from dit_shd.config import Plugin, checked, option, resolve
 from dit_shd.errors import UserError
 from dit_shd.extraction import extract_features, find_device
 from dit_shd.features import FeatureNetwork
@@ -88,6 +88,7 @@ def evaluate(config: EvaluateConfig, say: Callable[[str], None] = print) -> dict
         UserError: any input that cannot be compared, or without `force` another result at `out`, or one of the same
             samples, reference and network with other options or contents.
     """
+    config = checked(config, "evaluate")
     config.check()
     sets = [open_images(text, "samples") for text in config.files()]
     reference = open_reference(config.reference, "reference")

@@ -21,7 +21,7 @@ from torch import nn
 from dit_shd import models
 from dit_shd.attention.sections import Block
 from dit_shd.checkpoint import replacing
-from dit_shd.config import Plugin, cast, option, read_yaml, resolve
+from dit_shd.config import Plugin, cast, checked, option, read_yaml, resolve
 from dit_shd.diffusion import Schedule
 from dit_shd.errors import UserError
 from dit_shd.inspection.drawn import Drawn
@@ -97,6 +97,7 @@ def inspect(config: InspectConfig) -> Path:
     from dit_shd.figures import require_matplotlib
     from dit_shd.inspector_page import draw_pictures, write_inspect_page
 
+    config = checked(config, "inspect")
     require_matplotlib()
     run = _run(config.model)
     config.check(_steps(run))
@@ -119,6 +120,10 @@ def find(config: InspectConfig, run: dict[str, Any]) -> Findings:
     from tqdm import tqdm
 
     model: Any = models.load(config.model).eval().requires_grad_(False)
+    known = signatures.signature(model.forward).parameters
+    if "hidden_states" not in known:
+        told = f"holds {type(model).__name__}, whose forward takes {', '.join([*known][:4])}"
+        raise UserError(f"{config.model}: {told}; wanted a transformer (hidden_states)")
     if torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
     steps = _steps(run)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from dit_shd.checks import launched
-from dit_shd.config import option, resolve
+from dit_shd.config import checked, option, resolve
 from dit_shd.crop import pixels
 from dit_shd.encoder import Encoder
 from dit_shd.errors import UserError
@@ -129,6 +129,7 @@ def encode_to_shards(config: EncodeConfig) -> LatentSet:
     Raises:
         UserError: no such images or autoencoder, shards of other settings, no image that can be read.
     """
+    config = checked(config, "encode")
     config.check()
     state = joined()
     launched(state.num_processes)

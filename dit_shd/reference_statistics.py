@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from dit_shd import __version__, results
-from dit_shd.config import Plugin, option
+from dit_shd.config import Plugin, checked, option
 from dit_shd.errors import UserError
 from dit_shd.extraction import extract_features, find_device
 from dit_shd.features import FeatureNetwork
@@ -39,6 +39,7 @@ def write_reference_statistics(config: StatisticsConfig) -> Path:
     Raises:
         UserError: images that cannot be read, a file at `out`, or one that cannot be written.
     """
+    config = checked(config, "statistics")
     if config.batch_size < 1:
         raise UserError(f"batch_size: wanted at least 1 image, found {config.batch_size}")
     out = config.out if config.out.suffix == ".npz" else config.out.with_name(config.out.name + ".npz")

@@ -170,7 +170,7 @@ def write_text(out: Path, text: str) -> None:
     """As `write`, any text."""
     part = out.with_name(f".{out.name}.part")
     try:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
         part.replace(out)
     except OSError as error:
         part.unlink(missing_ok=True)

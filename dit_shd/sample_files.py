@@ -16,7 +16,7 @@ from torch import nn
 
 from dit_shd import models
 from dit_shd.checks import launched
-from dit_shd.config import resolve
+from dit_shd.config import checked, resolve
 from dit_shd.decoder import Decoder
 from dit_shd.distiller import classes_of
 from dit_shd.errors import UserError
@@ -57,14 +57,14 @@ def sample_to_file(config: SampleConfig, model: nn.Module | None = None) -> Path
     Raises:
         UserError: the npz is there already (and no force), or shards of other settings or of another model are.
     """
-    config = models.of_run(config)
+    config = models.of_run(checked(config, "sample"))
     config.check()
     out = output_path(config)
     state = joined()
     launched(state.num_processes)
     folder = out.with_name(out.name + ".parts")
     on_main(lambda: _refuse_existing(folder, out, config.force))
-    network = (models.load(config.run) if model is None else model).eval().to(state.device)  # type: ignore[arg-type]
+    network = (models.load_conditional(config.run) if model is None else model).eval().to(state.device)  # type: ignore[arg-type]
     decode = load_decoder(config, network)
     told = {**settings(config), "model_sha256": models.digest(network), "vae_sha256": decode.digest}
     with locked(lock_file(out), "dit-shd sample"):

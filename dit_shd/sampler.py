@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dit_shd import randomness
+from dit_shd import models, randomness
 from dit_shd.ahead import ahead
 from dit_shd.config import make, option
 from dit_shd.decoder import Decoder
@@ -78,16 +78,26 @@ class SampleConfig:
 
 
 def sample(
-    model: nn.Module, count: int, labels: Sequence[int] | str = "random", **options: Any
+    model: nn.Module | str | Path, count: int, labels: Sequence[int] | str = "random", **options: Any
 ) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 [count,y,x,c] and their labels int64 [count].
 
     Args:
+        model: itself, or what names one, as `dit-shd sample` takes it.
         labels: the class of each image, or how to choose it (random or balanced).
         options: any key of SampleConfig (steps, guidance, seed, batch_size, vae, ...).
     """
     policy = labels if isinstance(labels, str) else "random"
-    config = make(SampleConfig, {**options, "count": count, "labels": policy}, "sample")
+    named = {"run": str(model)} if isinstance(model, (str, Path)) else {}
+    config = make(SampleConfig, {**options, "count": count, "labels": policy, **named}, "sample")
+    if isinstance(model, (str, Path)):
+        config, model = models.of_run(config), models.load_conditional(model).eval()
+        model.to(torch.accelerator.current_accelerator() or "cpu")  # type: ignore[arg-type]
+    elif not isinstance(model, nn.Module):
+        raise UserError(f"model: wanted a model or the name of one, found {type(model).__name__}")
+    reason = models.why_not_conditional(model)
+    if reason is not None:
+        raise UserError(f"model: {reason}")
     config.check()
     plan = label_plan(config, classes_of(model), range(count)) if isinstance(labels, str) else np.asarray(labels, int)
     if plan.shape != (count,):

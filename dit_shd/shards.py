@@ -16,6 +16,7 @@ import numpy as np
 
 from dit_shd.errors import UserError
 from dit_shd.files import replacing_file
+from dit_shd.places import expanded
 
 SETTINGS = "settings.json"
 """In the folder of shards: what makes the images what they are."""
@@ -44,7 +45,7 @@ def open_shards(folder: Path) -> Shards:
     Raises:
         UserError: not such a folder, nothing in it yet, or a half-written shard. Iterating raises it for a damaged one.
     """
-    folder = Path(folder)
+    folder = Path(expanded(folder))
     settings = read_settings(folder)
     if settings is None:
         raise UserError(f"{folder}: wanted a folder of shards (NAME.npz.parts, which dit-shd sample makes)")

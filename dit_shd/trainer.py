@@ -18,6 +18,7 @@ from dit_shd.averages import Averages
 from dit_shd.batch import Batch, BatchSource, PassName
 from dit_shd.checkpoint import RunFolder
 from dit_shd.compiling import compile_blocks
+from dit_shd.config import checked
 from dit_shd.cost.operations import step_operations
 from dit_shd.diffusion import Schedule
 from dit_shd.distiller import Distiller
@@ -69,6 +70,7 @@ class Trainer:
     """Everything one run holds; see run_steps for the loop."""
 
     def __init__(self, config: TrainConfig):
+        config = checked(config, "train")
         checks.ranges(config)
         self.config = config = resolved(config)
         torch.manual_seed(config.seed)
@@ -302,5 +304,5 @@ def _teacher(config: TrainConfig) -> nn.Module | None:
         raise UserError("teacher: losses need a teacher, and none was given (losses: [] is plain training)")
     if config.teacher is None:
         return None
-    teacher = models.load(config.teacher).eval().requires_grad_(False)
+    teacher = models.load_conditional(config.teacher).eval().requires_grad_(False)
     return teacher.bfloat16() if config.teacher_precision == "bf16" else teacher

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dit_shd import checks, models, places
+from dit_shd.config import checked
 from dit_shd.cost import weightless
 from dit_shd.cost.estimate import hours, peaks
 from dit_shd.cost.measurement import Measurement, here, take_a_step
@@ -31,6 +32,7 @@ def dry_run(config: "TrainConfig") -> str:
     Raises:
         UserError: a config that cannot work.
     """
+    config = checked(config, "train")
     checks.ranges(replace(config, dry_run=False))
     before = peak_memory(here())
     images = checks.micro_batch_size(config, int(os.environ.get("WORLD_SIZE", "1")))
@@ -71,7 +73,7 @@ def _teacher(config: "TrainConfig") -> tuple[Any, bool]:
     if stand_in is not None and not places.is_here(source, "model"):
         return weightless.build(stand_in, "estimate.teacher"), False
     try:
-        return models.load(source), True
+        return models.load_conditional(source), True
     except UserError as error:
         hint = "to count without it, say what it will be: estimate.teacher='{name: mdt, size: B/2}'"
         raise UserError(f"teacher: {error}; {hint}") from error

@@ -12,6 +12,7 @@ from dit_shd import randomness
 from dit_shd.data import Dataset
 from dit_shd.errors import UserError
 from dit_shd.latent_shards import ShardEntry, damaged, open_tensors, read_header, read_index, verify_shard
+from dit_shd.places import expanded
 
 
 class Latents(Dataset):
@@ -25,6 +26,7 @@ class Latents(Dataset):
     """
 
     def __init__(self, path: Path, flip: bool = True, verify: bool = False):
+        path = Path(expanded(path))
         self._set = read_index(path)
         self.shape, self.classes = self._set.shape, len(self._set.classes)
         self._flip, self._path = flip and self._set.flips == 2, path

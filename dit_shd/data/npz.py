@@ -12,6 +12,7 @@ from torch import Tensor
 from dit_shd import randomness
 from dit_shd.data import Dataset
 from dit_shd.errors import UserError
+from dit_shd.places import expanded
 
 UNFOLDS = 100
 """How many times its compressed size (1 MiB at least) an array may take in memory."""
@@ -25,6 +26,7 @@ class Npz(Dataset):
     """
 
     def __init__(self, path: Path, flip: bool = False):
+        path = Path(expanded(path))
         self._path, self._flip = path, flip
         array, labels = _read(path)
         if array.dtype == np.uint8 and array.ndim == 4:

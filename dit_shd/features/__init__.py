@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from dit_shd.errors import UserError
+from dit_shd.places import expanded
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ def read_weights(path: Path, advice: str) -> tuple[dict[str, Tensor], str]:
     import safetensors
     from safetensors.torch import load
 
+    path = Path(expanded(path))
     if not path.is_file():
         raise UserError(f"{path}: wanted a weights file, found {'a folder' if path.is_dir() else 'nothing'}; {advice}")
     data = path.read_bytes()

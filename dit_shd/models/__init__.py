@@ -4,6 +4,8 @@ Beside them: what families share, public checkpoint files, diffusers folders (he
 """
 
 import hashlib
+import inspect
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -21,7 +23,9 @@ from dit_shd.models._folder import families, model_folder, of_hub, read_folder
 from dit_shd.models._transformer import LatentTransformer
 from dit_shd.models.dit import DiT
 from dit_shd.models.mdt import MDTv2
-from dit_shd.places import WANTED, Asset, HubName, find
+from dit_shd.places import Asset, HubName, find
+
+_log = logging.getLogger("dit_shd")
 
 __all__ = ["DiT", "MDTv2", "export", "exported_step", "load"]
 
@@ -40,6 +44,35 @@ def load(source: str | Path) -> ModelMixin:
     return model
 
 
+def load_conditional(source: str | Path) -> ModelMixin:
+    """A model as `load` gives, that denoises latents by class: what is trained, distilled and sampled from.
+
+    Raises:
+        UserError: as `load`, or it is another kind of model.
+    """
+    model = load(source)
+    reason = why_not_conditional(model)
+    if reason is not None:
+        raise UserError(f"{source}: {reason}")
+    return model
+
+
+def why_not_conditional(model: nn.Module) -> str | None:
+    """What keeps a model from denoising square latents by class; None for one that can."""
+    known = inspect.signature(model.forward).parameters
+    told: Any = getattr(model, "config", {})
+    wrapped = any(p.kind is p.VAR_KEYWORD for p in known.values())  # compiled, or in a module of somebody's own
+    sizes = (told.get("num_classes", told.get("num_embeds_ada_norm")), told.get("in_channels"), told.get("sample_size"))
+    by_class = wrapped or ("class_labels" in known and "encoder_hidden_states" not in known)
+    if by_class and all(isinstance(size, int) for size in sizes):
+        return None
+    return (
+        f"holds {type(model).__name__}, whose forward takes {', '.join([*known][:4]) or 'nothing'}; training and "
+        "sampling want a transformer of square latents by class: MDTv2, DiT or diffusers' DiTTransformer2DModel; the attention "
+        "of others can be distilled by dit_shd.capture in a script of your own"
+    )
+
+
 def _read(source: str | Path) -> ModelMixin:
     place = find(source, "model")
     if isinstance(place, Asset):
@@ -50,7 +83,9 @@ def _read(source: str | Path) -> ModelMixin:
         return read_file(place)
     folder = model_folder(place)
     if folder is None:
-        raise UserError(f"{place}: wanted {WANTED['model']}, found a folder without any config.json of a model")
+        parts = ", ".join(sorted(file.parent.name for file in place.glob("*/config.json")))
+        found = f"one with {parts} in it (a pipeline without a transformer?)" if parts else "none with a config.json"
+        raise UserError(f"{place}: wanted a folder of a model, a run, or a pipeline with a transformer, found {found}")
     return read_folder(folder)
 
 
@@ -62,9 +97,17 @@ def read_file(path: Path, weights: _public.Weights | None = None, heads: int | N
     """
     state = _public.read_tensors(path, weights)
     try:
-        return of_public(state, heads)
+        model = of_public(state, heads)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+    classes = model.config.num_classes  # type: ignore[attr-defined]
+    if classes + 1 in _public.USUAL_CLASSES:
+        _log.warning(
+            "%s: its class embedding has %d rows, read as %d classes and one row for no class; if it knows %d classes "
+            "and was trained without dropping labels, guidance with it is wrong: guidance=1",
+            *(path, classes + 1, classes, classes + 1),
+        )
+    return model
 
 
 def of_public(state: Mapping[str, Tensor], heads: int | None = None) -> LatentTransformer:
@@ -139,7 +182,7 @@ def write(model: Any, folder: Path, card: str) -> None:
 
     with replacing(folder) as part:
         model.save_pretrained(part, safe_serialization=True)
-        (part / "README.md").write_text(card, encoding="utf-8")
+        (part / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
 
 
 def exported_step(folder: Path) -> int | None:
