@@ -112,8 +112,7 @@ def cast(hint: Any, value: Any, where: str) -> Any:
             try:
                 return cast(candidate, value, where)
             except UserError as error:
-                kind, named = typing.get_origin(candidate), isinstance(value, (str, Path))
-                if len(options) == 1 or (isinstance(value, dict) and kind is dict) or (named and kind is Annotated):
+                if len(options) == 1 or _meant(candidate, value):
                     raise error
         raise wrong(where, " or ".join(type_name(a) for a in options), value)
     if origin is Literal:
@@ -137,6 +136,14 @@ def cast(hint: Any, value: Any, where: str) -> Any:
         kinds = args or (Any, Any)
         return {cast(kinds[0], k, where): cast(kinds[1], v, f"{where}.{k}") for k, v in value.items()}
     return _scalar(hint, value, where)
+
+
+def _meant(hint: Any, value: Any) -> bool:
+    """Whether a value is of the shape that one of several types has: what is wrong is inside of it."""
+    origin = typing.get_origin(hint)
+    if isinstance(value, (str, Path)):
+        return origin is Annotated or hint is Path
+    return isinstance(value, (dict, list)) and origin is type(value)
 
 
 def _scalar(hint: Any, value: Any, where: str) -> Any:
@@ -185,6 +192,7 @@ def _plugin(value: Any, where: str) -> Plugin:
 
 
 def type_name(hint: Any) -> str:
+    hint = Path if typing.get_origin(hint) is Annotated else hint
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
     return words.get(hint, getattr(hint, "__name__", str(hint)))
 

@@ -92,7 +92,8 @@ def sample(
     config = make(SampleConfig, {**options, "count": count, "labels": policy, **named}, "sample")
     if isinstance(model, (str, Path)):
         config, model = models.of_run(config), models.load_conditional(model).eval()
-        model.to(torch.accelerator.current_accelerator() or "cpu")  # type: ignore[arg-type]
+        if torch.accelerator.is_available():
+            model.to(torch.accelerator.current_accelerator())  # type: ignore[arg-type]
     elif not isinstance(model, nn.Module):
         raise UserError(f"model: wanted a model or the name of one, found {type(model).__name__}")
     reason = models.why_not_conditional(model)

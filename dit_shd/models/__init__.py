@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from dit_shd.errors import UserError
 from dit_shd.models import _card, _public
-from dit_shd.models._folder import families, model_folder, of_hub, read_folder
+from dit_shd.models._folder import WEIGHTS, families, model_folder, of_hub, read_folder
 from dit_shd.models._transformer import LatentTransformer
 from dit_shd.models.dit import DiT
 from dit_shd.models.mdt import MDTv2
@@ -68,8 +68,8 @@ def why_not_conditional(model: nn.Module) -> str | None:
         return None
     return (
         f"holds {type(model).__name__}, whose forward takes {', '.join([*known][:4]) or 'nothing'}; training and "
-        "sampling want a transformer of square latents by class: MDTv2, DiT or diffusers' DiTTransformer2DModel; the attention "
-        "of others can be distilled by dit_shd.capture in a script of your own"
+        "sampling want a transformer of square latents by class: MDTv2, DiT or diffusers' DiTTransformer2DModel; the "
+        "attention of others can be distilled by dit_shd.capture in a script of your own"
     )
 
 
@@ -80,7 +80,8 @@ def _read(source: str | Path) -> ModelMixin:
     if isinstance(place, HubName):
         return read_folder(of_hub(place))
     if place.is_file():
-        return read_file(place)
+        named = WEIGHTS.fullmatch(place.name) if (place.parent / "config.json").is_file() else None
+        return read_file(place) if named is None else read_folder(place.parent, named["variant"])
     folder = model_folder(place)
     if folder is None:
         parts = ", ".join(sorted(file.parent.name for file in place.glob("*/config.json")))

@@ -12,6 +12,7 @@ import yaml
 
 from dit_shd import registry
 from dit_shd.errors import UserError
+from dit_shd.file_kinds import SAFETENSORS, file_kind
 from dit_shd.places import HubName
 
 PERMISSIVE = ("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0")
@@ -54,7 +55,7 @@ def of_file(path: Path) -> Provenance:
     if path.stem in PUBLIC:
         return PUBLIC[path.stem]
     told: Mapping[str, Any] = {}
-    if path.suffix == ".safetensors":
+    if file_kind(path) == SAFETENSORS:
         from safetensors import SafetensorError, safe_open
 
         try:
