@@ -91,9 +91,8 @@ def make(cls: type[T], values: Any, where: str = "config") -> T:
 def checked(config: T, where: str = "config") -> T:
     """A config that somebody filled by hand, its values cast as `make` does."""
     hints = typing.get_type_hints(type(config), include_extras=True)
-    names = [f.name for f in dataclasses.fields(config)]  # type: ignore[arg-type]
-    cast_values = {name: cast(hints[name], getattr(config, name), f"{where}.{name}") for name in names}
-    return dataclasses.replace(config, **cast_values)  # type: ignore[type-var]
+    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}  # type: ignore[arg-type]
+    return type(config)(**{key: cast(hints[key], value, f"{where}.{key}") for key, value in values.items()})
 
 
 def cast(hint: Any, value: Any, where: str) -> Any:
@@ -140,10 +139,9 @@ def cast(hint: Any, value: Any, where: str) -> Any:
 
 def _meant(hint: Any, value: Any) -> bool:
     """Whether a value is of the shape that one of several types has: what is wrong is inside of it."""
-    origin = typing.get_origin(hint)
     if isinstance(value, (str, Path)):
-        return origin is Annotated or hint is Path
-    return isinstance(value, (dict, list)) and origin is type(value)
+        return typing.get_origin(hint) is Annotated or hint is Path
+    return isinstance(value, (dict, list)) and typing.get_origin(hint) is type(value)
 
 
 def _scalar(hint: Any, value: Any, where: str) -> Any:
@@ -153,12 +151,10 @@ def _scalar(hint: Any, value: Any, where: str) -> Any:
     elif hint is int:
         if isinstance(value, int) and not isinstance(value, bool):
             return value
-        number = _number(value)
-        if number is not None and number.is_integer():
+        if (number := _number(value)) is not None and number.is_integer():
             return int(number)
     elif hint is float:
-        number = _number(value)
-        if number is not None:
+        if (number := _number(value)) is not None:
             return number
     elif hint is str:
         if isinstance(value, (str, int, float)) and not isinstance(value, bool):
@@ -318,10 +314,7 @@ def explain(cls: type, indent: str = "  ") -> str:
             lines.append(f"{indent}{f.name}:  {f.metadata.get('doc', '')}")
             lines.append(explain(type(default), indent + "  "))
             continue
-        shown = (
-            "needed"
-            if default is dataclasses.MISSING
-            else f"{yaml.safe_dump(resolve(default), default_flow_style=True).splitlines()[0]}"
-        )
+        given = default is not dataclasses.MISSING
+        shown = yaml.safe_dump(resolve(default), default_flow_style=True).splitlines()[0] if given else "needed"
         lines.append(f"{indent}{f.name}={shown}  {f.metadata.get('doc', '')}".rstrip())
     return "\n".join(lines)
