@@ -54,10 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"dit-shd {options.command}: {reason}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(
-            f"\ndit-shd {options.command}: interrupted; the same command goes on from what is saved",
-            file=sys.stderr,
-        )
+        told = "interrupted; the same command goes on from what is saved"
+        print(f"\ndit-shd {options.command}: {told}", file=sys.stderr)
         return 130
     finally:
         _leave_group()

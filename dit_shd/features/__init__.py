@@ -133,7 +133,7 @@ def read_weights(path: Path, advice: str) -> tuple[dict[str, Tensor], str]:
         KeyError,
     ) as error:
         raise UserError(
-            f"{path}: wanted a file of tensors only, found {kind} that cannot be read safely (damaged, or it holds more); {advice}"
+            f"{path}: wanted tensors only, found {kind} that cannot be read safely (damaged, or with more); {advice}"
         ) from error
     if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
         raise UserError(f"{path}: wanted tensors by name, found {type(content).__name__} with other things; {advice}")
