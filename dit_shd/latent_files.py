@@ -138,7 +138,8 @@ def encode_to_shards(config: EncodeConfig) -> LatentSet:
     device = state.device or torch.device("cpu")
     encode = Encoder.load(config.vae, config.precision, device)
     job = Job(config, source, encode, encode.shape(config.size), device)
-    for note in source.notes if state.is_main_process else ():
+    taken = f"taken: {len(source)}, classes: {counted(list(source.classes))}"
+    for note in [taken, *source.notes] if state.is_main_process else ():
         _log.warning("images: %s", note)
     settings = on_main(job.settings)
     out = config.out.absolute()

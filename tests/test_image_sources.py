@@ -96,6 +96,13 @@ def test_splits_of_tables_are_those_of_datasets(tmp_path, layout, split):
         assert labels_by_name(open_source(str(root))) == labels_by_name(source), "the usual split"
 
 
+def test_capitals_name_the_same_splits(tmp_path):
+    """datasets reads all of these as training data."""
+    root = write_tables(tmp_path, {"Train-0.parquet": 0, "TEST-0.PARQUET": 1, "val-0.parquet": 2})
+    for split, label in (("train", 0), ("test", 1), ("validation", 2)):
+        assert open_source(str(root), Asked(split)).labels.tolist() == [label] * 2
+
+
 def test_subsets_are_asked_for(tmp_path):
     files = {f"{subset}/{split}-00000-of-00001.parquet": i for i, (subset, split) in enumerate(
         [("cropped", "train"), ("full size", "train"), ("cropped", "test"), ("full size", "test")]

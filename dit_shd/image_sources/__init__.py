@@ -93,7 +93,7 @@ def open_source(text: str, asked: Asked | None = None) -> ImageSource:
                 raise UserError(f"{key}: wanted none for a single file, '{text}', found {getattr(asked, key)}")
         if path.suffix == ".npz":
             return npz.NpzSource(path)
-        if path.suffix == ".parquet":
+        if path.suffix.lower() == ".parquet":
             return parquet.ParquetImages([path], text, asked)
     raise UserError(f"images: wanted {WANTED['images']}, found another kind of file at '{text}'")
 

@@ -76,7 +76,7 @@ def tables_of(found: Listing, image_column: str | None) -> list[str]:
     Raises:
         UserError: a damaged file.
     """
-    files = [path for path in found.others if path.endswith(".parquet")]
+    files = [path for path in found.others if path.lower().endswith(".parquet")]
     files = [path for path in files if os.path.basename(path) != "metadata.parquet"] or files
     if not files or not found.images:
         return files

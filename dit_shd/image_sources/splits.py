@@ -190,10 +190,13 @@ def _resolved(
         raise needs("datasets") from error
     with tempfile.TemporaryDirectory() as temporary:
         shown = Path(temporary).resolve() / "shown"
-        for file in files:
+        shown.mkdir()
+        listed = _copy_card(root, shown, where)
+        lower = {} if listed else {file.lower(): file for file in files}  # Train.parquet is no other split than train
+        named = lower if len(lower) == len(files) else {file: file for file in files}
+        for file in named:
             (shown / file).parent.mkdir(parents=True, exist_ok=True)
             (shown / file).touch()
-        listed = _copy_card(root, shown, where)
         if len(listed) > 1 and subset is not None and subset not in listed:
             raise UserError(f"subset: '{where}' has no subset '{subset}', it has {', '.join(map(printable, listed))}")
         try:
@@ -205,9 +208,11 @@ def _resolved(
                 raise _which(listed, where, "") from error
             words = " ".join(str(error).replace(str(shown), where).split())[:160]
             raise UserError(f"images: '{where}': the datasets package cannot tell its splits ({words})") from error
-        splits = {
-            split: sorted({*files} & {str(p.relative_to(shown)) for p in paths}) for split, paths in found.items()
+        told = {
+            split: {str(p.relative_to(shown)) for p in paths if p.is_relative_to(shown)}
+            for split, paths in found.items()
         }
+    splits = {split: sorted(named[file] for file in {*named} & paths) for split, paths in told.items()}
     return {split: paths for split, paths in splits.items() if paths}, listed
 
 
