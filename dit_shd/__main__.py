@@ -2,6 +2,16 @@
 
 import sys
 
-from dit_shd.cli import main
 
-sys.exit(main())
+def main(argv: list[str] | None = None) -> int:
+    """The command line (cli.py); Ctrl-C while that is still being imported leaves without a word."""
+    try:
+        from dit_shd.cli import main as command
+
+        return command(argv)
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
