@@ -96,7 +96,7 @@ def leave(number: int) -> None:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Ctrl-C is a KeyboardInterrupt in the block, but in an import, where it ends the process with code 130 and a line."""
+    """Ctrl-C is a KeyboardInterrupt in the block; in an import it ends the process, with code 130 and a line."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         if importing(frame):
