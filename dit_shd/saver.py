@@ -75,7 +75,7 @@ class Saver:
         for rate in self.state.averages.rates:
             folder = self.folder.student_of(rate, self.config)
             if again or models.exported_step(folder) != done:
-                models.export(averaged(self.config, tensors[average_file(rate)]), folder, self.config, done)
+                models.export(averaged(self.config, tensors[average_file(rate)]), folder, self.config, done, rate)
 
 
 def averaged(config: TrainConfig, tensors: dict[str, Tensor]) -> nn.Module:

@@ -29,6 +29,7 @@ class TrainConfig:
     micro_batch_size: int | None = option(None, "images of one forward in one process; empty: batch_size / processes")
     optimizer: OptimizerConfig = option(OptimizerConfig(), "")
     ema: float | list[float] = option(0.9999, "decay of the weight average; of several the first is sampled from")
+    ema_warmup: bool = option(False, "begin with short averages: rate min(ema, (1 + n) / (10 + n)) at step n")
     diffusion_steps: int = option(1000, "steps of the linear noise schedule, 21 or more")
     min_snr_gamma: float | None = option(5.0, "weight min(SNR, gamma)/SNR of the noise error; empty for none")
     label_dropout: float = option(0.1, "share of labels dropped, for guidance")

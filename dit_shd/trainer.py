@@ -4,6 +4,7 @@ for step in train(config):
     print(step.number, step.metrics["loss"])
 """
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from dit_shd import calibration, checks, guard, initialisation, models, optim, sharding
 from dit_shd.ahead import ahead
-from dit_shd.averages import Averages
+from dit_shd.averages import Averages, too_slow
 from dit_shd.batch import Batch, BatchSource, PassName
 from dit_shd.checkpoint import RunFolder
 from dit_shd.compiling import compile_blocks
@@ -32,6 +33,7 @@ from dit_shd.saver import Saver, averaged
 from dit_shd.sharding import whole_tree
 from dit_shd.stop import Stop
 from dit_shd.together import joining, on_main
+from dit_shd.tracker import Tracker
 from dit_shd.train_config import TrainConfig, resolved
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["Step", "TrainConfig", "Trainer", "resolved", "train"]
 
 
+_log = logging.getLogger("dit_shd")
 PATIENCE = timedelta(hours=3)
 """How long processes wait for the main one, which may be scoring or saving; NCCL's own is 10 minutes."""
 
@@ -78,6 +81,7 @@ class Trainer:
         dataset = config.data.build("data", where="data")
         student = config.student.build("models", where="student")
         losses = [p.build("losses", where=f"losses.{i}") for i, p in enumerate(config.losses)]
+        checks.teaching(config, losses)
         self.teacher = _teacher(config)
         checks.fit(config, dataset, student, self.teacher)
         self.source = BatchSource(
@@ -94,11 +98,13 @@ class Trainer:
         self._try_out(distiller)
         self.accelerator = accelerator = _accelerator(config)
         self.micro_batch_size = checks.micro_batch_size(config, accelerator.num_processes)
+        slow = too_slow(config.ema_rates, config.steps, config.ema_warmup)
+        if slow and accelerator.is_main_process:
+            _log.warning(slow)
         self.folder = RunFolder.open(config.run, config)
-        if config.tracker:
-            accelerator.init_trackers("dit_shd")
+        self.tracker = Tracker(config, self.folder, accelerator)
         self._place(distiller)
-        self.averages = Averages(self.student, config.ema_rates)
+        self.averages = Averages(self.student, config.ema_rates, config.ema_warmup)
         self.state = RunState(
             accelerator.unwrap_model(self.distiller), self.optimizer, self.averages, accelerator.scaler
         )
@@ -225,7 +231,7 @@ class Trainer:
         good = self.guard.finite(metrics["loss"], metrics["grad_norm"])
         if good:
             self.optimizer.step()
-            self.averages.step(self.student)
+            self.averages.step(self.student, number)
         elif (error := self.guard.leaves_out(self, number)) is not None:
             self.saver.save(number)
             raise error
@@ -245,8 +251,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.folder.log("metrics.jsonl", numbers)
             self.folder.log("timing.jsonl", {"step": done, **meter.row()})
-        if self.config.tracker:
-            self.accelerator.log({k: v for k, v in numbers.items() if k != "step"}, step=done)
+        self.tracker.log("training", {k: v for k, v in numbers.items() if k != "step"}, done)
         return numbers
 
     def _meter(self) -> Meter:
@@ -262,8 +267,7 @@ class Trainer:
         figures = self.monitor.look(student, done)
         if figures is not None:
             self.folder.log("evaluations.jsonl", {"step": done, **figures})
-        if figures is not None and self.config.tracker:
-            self.accelerator.log({f"evaluation/{k}": v for k, v in figures.items()}, step=done)
+            self.tracker.log("evaluation", {f"evaluation/{k}": v for k, v in figures.items()}, done)
         self.accelerator.wait_for_everyone()
 
     def _first_batches(self, distiller: Distiller) -> Iterator[calibration.Passes]:
@@ -300,8 +304,6 @@ def _accelerator(config: TrainConfig) -> "Accelerator":
 
 
 def _teacher(config: TrainConfig) -> nn.Module | None:
-    if config.losses and config.teacher is None:
-        raise UserError("teacher: losses need a teacher, and none was given (losses: [] is plain training)")
     if config.teacher is None:
         return None
     teacher = models.load_conditional(config.teacher).eval().requires_grad_(False)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dit_shd import checks, models, places
+from dit_shd.averages import too_slow
 from dit_shd.config import checked
 from dit_shd.cost import weightless
 from dit_shd.cost.estimate import hours, peaks
@@ -36,6 +37,7 @@ def dry_run(config: "TrainConfig") -> str:
     checks.ranges(replace(config, dry_run=False))
     before = peak_memory(here())
     images = checks.micro_batch_size(config, int(os.environ.get("WORLD_SIZE", "1")))
+    checks.teaching(config, [p.build("losses", f"losses.{i}") for i, p in enumerate(config.losses)])
     student = weightless.build(config.student, "student")
     teacher, there = _teacher(config)
     for role, model in (("student", student), ("teacher", teacher)):
@@ -58,6 +60,9 @@ def dry_run(config: "TrainConfig") -> str:
         _hours(config, operations, student, teacher),
         _memory(config, memory, measured, counted),
     ]
+    slow = too_slow(config.ema_rates, config.steps, config.ema_warmup)
+    if slow:
+        sections.append(slow)
     if teacher is not None and not there:
         sections.append(f"{config.teacher} is not there yet; the teacher was counted as estimate.teacher says.")
     return "\n\n".join(sections)
@@ -67,8 +72,6 @@ def _teacher(config: "TrainConfig") -> tuple[Any, bool]:
     """The teacher, and whether it is the real one: with its weights if it is there, else as estimate.teacher says."""
     source, stand_in = config.teacher, config.estimate.teacher
     if source is None:
-        if config.losses:
-            raise UserError("teacher: losses need a teacher, and none was given (losses: [] is plain training)")
         return None, False
     if stand_in is not None and not places.is_here(source, "model"):
         return weightless.build(stand_in, "estimate.teacher"), False

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dit_shd.attention import Capture
+from dit_shd.attention.capture import one_layer
 from dit_shd.attention.tiles import CHUNK_MIB
 from dit_shd.divergence import fused, streamed
 from dit_shd.divergence.backends import Backend, choose
@@ -72,6 +73,8 @@ def attention_kl(
 def _check(
     teacher: Capture, student: Capture, squeeze: Squeeze, temperature: float, measure: str, backend: str
 ) -> None:
+    one_layer(teacher, "attention_kl: teacher")
+    one_layer(student, "attention_kl: student")
     (b, h, n, m), (b_s, g, n_s, m_s) = teacher.shape, student.shape
     if (b, n, m) != (b_s, n_s, m_s):
         raise ValueError(

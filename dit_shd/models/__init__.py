@@ -171,10 +171,14 @@ def provenance(source: str | Path) -> _card.Provenance:
     return _card.Provenance("unknown") if folder is None else _card.of_folder(place.resolve().name, folder)
 
 
-def export(model: Any, folder: Path, config: Any, step: int) -> None:
-    """Write a trained model with a card, replacing the last: a reader sees one of the two, whole."""
+def export(model: Any, folder: Path, config: Any, step: int, rate: float) -> None:
+    """Write a trained model with a card, replacing the last: a reader sees one of the two, whole.
+
+    Args:
+        rate: of the average that its weights are.
+    """
     origin = _card.inherited([] if config.teacher is None else [provenance(config.teacher)])
-    write(model, folder, _card.trained(model, config, step, origin))
+    write(model, folder, _card.trained(model, config, step, origin, rate))
 
 
 def write(model: Any, folder: Path, card: str) -> None:

@@ -139,20 +139,33 @@ def metadata(origin: Provenance) -> dict[str, str]:
     return {k: v for k, v in {"format": "pt", "license": origin.license or "", **lists}.items() if v}
 
 
-def trained(model: Any, config: Any, step: int, origin: Provenance) -> str:
+def trained(model: Any, config: Any, step: int, origin: Provenance, rate: float) -> str:
     """The card of a model that dit_shd trained.
 
     Args:
-        origin: of what it learned from.
+        origin: of what it learned from. rate: of the average that its weights are.
     """
+    from dit_shd.averages import share_of_first
     from dit_shd.config import dump
+
+    share = share_of_first(rate, step, config.ema_warmup)
+    weights = {
+        "weights": "average",
+        "steps": step,
+        "ema": rate,
+        "ema_warmup": config.ema_warmup,
+        "share_of_first_weights": float(f"{share:.4g}"),
+    }
 
     data = _data(config.data)
     return _text(
         model,
         replace(origin, trained_on=_union([[data], origin.trained_on])),
-        f'Trained by dit_shd for {step} steps (averaged weights). Load: `dit_shd.models.load("this folder")`.',
+        f"Trained by dit_shd for {step} steps. The weights are their average over training (ema {rate}"
+        f"{', warmed up' if config.ema_warmup else ''}), {share:.2%} of which are those it began with. "
+        'Load: `dit_shd.models.load("this folder")`.',
         f"## Configuration\n\n```yaml\n{dump(config)}```\n",
+        {"training": weights},
     )
 
 
@@ -176,11 +189,12 @@ def _data(plugin: Any) -> str:
         return super(cls, cls).described(**plugin.options)
 
 
-def _text(model: Any, origin: Provenance, first: str, last: str) -> str:
+def _text(model: Any, origin: Provenance, first: str, last: str, more: Mapping[str, Any] | None = None) -> str:
     head: dict[str, Any] = {"library_name": "dit_shd"}
     if origin.license is not None:
         head["license"] = origin.license
     head["tags"] = ["diffusion", "knowledge-distillation"]
+    head |= more or {}
     head |= {key: list(getattr(origin, key)) for key in LISTS if getattr(origin, key)}
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     parts = [
