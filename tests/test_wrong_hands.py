@@ -63,6 +63,8 @@ def test_a_tensor_is_a_dense_bias_by_torchs_own_broadcasting(shape, boolean):
         (torch.zeros(1, B, H, N, M), "broadcasts to"),
         (torch.zeros(N, N), "broadcasts to"),
         (torch.ones(N, M, dtype=torch.long), "mask.bool()"),
+        (torch.full((N, M), torch.nan), "found NaN or plus infinity"),
+        (torch.full((N, M), torch.inf), "found NaN or plus infinity"),
         ([[0.0] * M] * N, "wanted a tensor or a Bias, found list"),
     ],
 )

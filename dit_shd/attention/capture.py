@@ -50,18 +50,18 @@ class Capture:
         b, h, n, d = self.query.shape
         b_k, h_k, m, d_k = self.key.shape
         if b_k != b or d_k != d or h % max(h_k, 1) or self.value.shape[:3] != self.key.shape[:3]:
-            raise ValueError(
+            raise UserError(
                 f"capture: wanted query [b,h,n,d], key [b,h,m,d] and value [b,h,m,d], found "
                 f"{tuple(self.query.shape)}, {tuple(self.key.shape)} and {tuple(self.value.shape)}"
             )
         if not b * h * n * m:
-            raise ValueError(f"capture: wanted at least one sample, head, query and key, found {self.shape}")
+            raise UserError(f"capture: wanted at least one sample, head, query and key, found {self.shape}")
         if self.bias is not None and not isinstance(self.bias, Bias):
             object.__setattr__(self, "bias", _dense(self.bias, self.shape))
         if self.bias is not None and any(x not in (1, y) for x, y in zip(self.bias.shape(), self.shape)):
-            raise ValueError(f"capture: wanted a bias that broadcasts to {self.shape}, found {self.bias.shape()}")
+            raise UserError(f"capture: wanted a bias that broadcasts to {self.shape}, found {self.bias.shape()}")
         if self.out is not None and (self.out.ndim != 3 or self.out.shape[:2] != (h, self.value.shape[3])):
-            raise ValueError(
+            raise UserError(
                 f"capture: wanted W^O by head [h,d,e] = [{h},{self.value.shape[3]},e], found {tuple(self.out.shape)}"
             )
 
@@ -132,6 +132,8 @@ def _dense(bias: Any, shape: tuple[int, int, int, int]) -> DenseBias:
             f"capture: bias: wanted a tensor that broadcasts to [b,h,n,m] = {list(shape)}, found {list(bias.shape)}; "
             "one [n,m] of each sample is mask[:, None], one [m] of each sample mask[:, None, None]"
         )
+    if bias.dtype != torch.bool and bias.device.type != "meta" and not bool((bias < torch.inf).all()):
+        raise UserError("capture: bias: wanted finite numbers or minus infinity, found NaN or plus infinity")
     return DenseBias(bias)
 
 
