@@ -4,11 +4,14 @@ import sys
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line (cli.py); Ctrl-C while that is still being imported leaves without a word."""
+    """The command line (cli.py), where Ctrl-C ends a command in a line from its first moment on."""
     try:
-        from dit_shd.cli import main as command
+        from dit_shd.stop import interruptible
 
-        return command(argv)
+        with interruptible():
+            from dit_shd.cli import main as command
+
+            return command(argv)
     except KeyboardInterrupt:
         return 130
 

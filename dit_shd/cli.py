@@ -29,13 +29,7 @@ No code in a file is ever run. Sizes are read from the tensors. What is written 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    from dit_shd.stop import interruptible
-
-    with interruptible():
-        return _run(_parser().parse_args(argv))
-
-
-def _run(options: argparse.Namespace) -> int:
+    options = _parser().parse_args(argv)
     from dit_shd import registry
     from dit_shd.stop import Stopped, terminable
 
