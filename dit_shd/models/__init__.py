@@ -18,7 +18,7 @@ from diffusers import ModelMixin
 from torch import Tensor, nn
 
 from dit_shd.errors import UserError
-from dit_shd.models import _card, _public
+from dit_shd.models import _card, _public, _velocity
 from dit_shd.models._folder import WEIGHTS, families, model_folder, of_hub, read_folder
 from dit_shd.models._transformer import LatentTransformer
 from dit_shd.models.dit import DiT
@@ -35,12 +35,15 @@ def load(source: str | Path) -> ModelMixin:
     Face hub's `hub:OWNER/NAME[@REVISION]`; of a pipeline the transformer is taken.
 
     Raises:
-        UserError: nothing there, something else, or weights that are not finite.
+        UserError: nothing there, something else, weights that are not finite, or a model that does not predict noise.
     """
     model = _read(source)
     bad = next((name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())), None)
     if bad is not None:
         raise UserError(f"{source}: its weights are not finite (NaN or infinity), first in {bad}")
+    reason = _velocity.of_model(model)
+    if reason is not None:
+        raise UserError(f"{source}: refused, because {_velocity.words(reason)}")
     return model
 
 
@@ -121,6 +124,9 @@ def of_public(state: Mapping[str, Tensor], heads: int | None = None) -> LatentTr
         UserError: none of them, or something in it does not fit.
     """
     known = {name: cls for name, cls in families().items() if issubclass(cls, LatentTransformer)}
+    reason = _velocity.of_state(_public.clean(state))
+    if reason is not None:
+        raise UserError(f"refused, because {_velocity.words(reason)}")
     for cls in known.values():
         if cls.is_public(_public.clean(state)):
             return cls.from_public(state, heads)

@@ -8,12 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import safetensors
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dit_shd.errors import UserError
 from dit_shd.file_kinds import PICKLE, SAFETENSORS, TORCH, file_kind
+from dit_shd.models import _velocity
 
 Weights = Literal["ema", "model"]
 """Which weights of a training checkpoint."""
@@ -35,9 +37,11 @@ def read_tensors(path: Path, weights: Weights | None = None) -> dict[str, Tensor
         weights: which of them; None: the average where there is one.
 
     Raises:
-        UserError: no such file, a file that is no checkpoint, or one that wants to execute code.
+        UserError: no such file, a file that is no checkpoint, one that wants to execute code, or one of a model that
+            predicts something else than noise.
     """
     state = _load(path)
+    _velocity.refuse_told(path, {**_metadata(path), **state} if isinstance(state, dict) else state)
     told = _classes(state)
     state, entry = _entry(path, state, weights)
     if not _named(state):
@@ -76,6 +80,14 @@ def _load(path: Path) -> Any:
     except Exception as error:  # a broken file can fail in any way; none of them is worth a traceback
         found = f"{kind} of other things" if kind == PICKLE else f"a damaged one ({kind.split(' ', 1)[1]})"
         raise UserError(f"{path}: {wanted}, found {found}; copy or download it again") from error
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says of itself."""
+    if file_kind(path) != SAFETENSORS:
+        return {}
+    with safetensors.safe_open(path, "pt") as file:
+        return file.metadata() or {}
 
 
 def _named(state: Any) -> bool:
