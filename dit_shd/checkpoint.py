@@ -33,7 +33,7 @@ from dit_shd.together import on_main
 __all__ = ["CHANGEABLE", "RunFolder", "check_same", "replacing", "write_text"]
 
 CHANGEABLE = (
-    "run", "steps", "micro_batch_size", "compile", "gradient_checkpointing", "sharding", "log_every",
+    "run", "check_teacher", "steps", "micro_batch_size", "compile", "gradient_checkpointing", "sharding", "log_every",
     "checkpoint_every", "keep_checkpoints", "keep_every", "skip_bad_steps", "gradient_norms_every", "peak_tflops",
     "evaluation", "tracker", "dry_run", "estimate",
 )  # fmt: skip

@@ -21,6 +21,9 @@ class TrainConfig:
     student: Plugin = option(Plugin("mdt"), "model to train: {name: mdt, size: S/2, ...}")
     teacher: Place | None = option(None, MODEL)
     teacher_precision: Literal["no", "bf16"] = option("no", "hold and run the teacher in bfloat16; maps stay float32")
+    check_teacher: Literal["refuse", "warn", "no"] = option(
+        "refuse", "what to do with a teacher that predicts no better than a line does, or no better for its labels"
+    )
     losses: list[Plugin] = option([], "distillation terms: [{name: shd, weight: 2}, {name: output}]")
     initialisation: Initialisation = option(Initialisation(), "how a new run's student begins")
     seed: int = option(0, "every random draw is a function of it")

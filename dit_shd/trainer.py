@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dit_shd import calibration, checks, guard, initialisation, models, optim, sharding
+from dit_shd import calibration, checks, guard, initialisation, models, optim, sharding, teacher_check
 from dit_shd.ahead import ahead
 from dit_shd.averages import Averages, too_slow
 from dit_shd.batch import Batch, BatchSource, PassName
@@ -101,6 +101,7 @@ class Trainer:
         slow = too_slow(config.ema_rates, config.steps, config.ema_warmup)
         if slow and accelerator.is_main_process:
             _log.warning(slow)
+        teacher_check.settle(config, self.teacher, self.source, accelerator)
         self.folder = RunFolder.open(config.run, config)
         self.tracker = Tracker(config, self.folder, accelerator)
         self._place(distiller)

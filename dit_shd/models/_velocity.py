@@ -15,8 +15,8 @@ from torch import Tensor
 from dit_shd.errors import UserError
 
 NAMES = re.compile(
-    r"(?<![a-z])(sit|repa[-_]?e?|lightning[-_]?dit|flow[-_]?dcn|ddt|fit|fit[-_]?v2|mask[-_]?dit|edm2?|velocity|v[-_]?pred|v[-_]?prediction|"
-    r"flow|flow[-_]?matching|fm|rf|reflow|rectified[-_]?flow|x0[-_]?pred)(?![a-z])",
+    r"(?<![a-z])(sit|repa[-_]?e?|lightning[-_]?dit|flow[-_]?dcn|ddt|fit|fit[-_]?v2|mask[-_]?dit|edm2?|velocity|"
+    r"v[-_]?pred(iction)?|flow[-_]?matching|rectified[-_]?flow|flow|fm|rf|reflow|x0[-_]?pred)(?![a-z])",
     re.IGNORECASE,
 )
 """What files and models of such codes are called, as a word of its own (website.pt is none)."""
