@@ -141,7 +141,7 @@ def fit(config: "TrainConfig", dataset: Dataset, student: nn.Module, teacher: nn
         shape = (own.in_channels, own.sample_size, own.sample_size)
         if shape != tuple(dataset.shape):
             raise UserError(f"{role}: takes latents of shape {shape}, the data's are {tuple(dataset.shape)}")
-        classes = getattr(own, "num_classes", dataset.classes)
+        classes = own.get("num_classes", own.get("num_embeds_ada_norm", dataset.classes))
         if classes < dataset.classes:
             raise UserError(f"{role}: knows {classes} classes, the data has {dataset.classes}")
         masked_pass(config, role, model)

@@ -24,6 +24,7 @@ from dit_shd.encoder import Encoder
 from dit_shd.errors import UserError
 from dit_shd.image_sources import Asked, BrokenImage, ImageSource, open_source
 from dit_shd.image_sources.listing import counted, printable
+from dit_shd.image_sources.numbering import renumber
 from dit_shd.image_sources.splits import DEFAULT
 from dit_shd.latent_shards import (
     DTYPES,
@@ -79,6 +80,9 @@ class EncodeConfig:
     subset: str | None = option(None, "of a dataset with several (configs, folders of Parquet files)")
     image_column: str | None = option(None, "of tables; empty: image, img, jpg, ...")
     label_column: str | None = option(None, "of tables and metadata files; empty: label, labels, cls, ..., or none")
+    classes: dict[str, int] | None = option(
+        None, "number of each class by its name, as {cat: 281, dog: 207} for a teacher's; empty: in their order"
+    )
     follow_links: bool = option(False, "follow links that lead out of the folder of images")
     batch_size: int = option(32, "images in one forward of the autoencoder")
     shard_size: int = option(1024, "images in one shard: what a kill costs at most")
@@ -135,6 +139,7 @@ def encode_to_shards(config: EncodeConfig) -> LatentSet:
     launched(state.num_processes)
     columns = (config.image_column, config.label_column)
     source = open_source(config.images, Asked(config.split, config.subset, *columns, config.follow_links))
+    source = renumber(source, config.classes)
     device = state.device or torch.device("cpu")
     encode = Encoder.load(config.vae, config.precision, device)
     job = Job(config, source, encode, encode.shape(config.size), device)

@@ -18,7 +18,7 @@ from dit_shd import models
 from dit_shd.checks import launched
 from dit_shd.config import checked, resolve
 from dit_shd.decoder import Decoder
-from dit_shd.distiller import classes_of
+from dit_shd.distiller import known_classes
 from dit_shd.errors import UserError
 from dit_shd.lock import locked
 from dit_shd.pictures import grid
@@ -125,7 +125,7 @@ def _draw_missing(state: Any, config: SampleConfig, model: Any, decode: Decoder,
         return sum(min(config.batch_size, config.count - first) for first in firsts)
 
     missing = share_of_missing(state, list(batches(config)), file_of, _check_shard)
-    classes = classes_of(model)
+    classes = known_classes(model)
     with Progress("sampling", config.count, finished, shown=state.is_main_process) as progress:
         for indices in missing:
             labels = label_plan(config, classes, indices)

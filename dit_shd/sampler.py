@@ -20,7 +20,7 @@ from dit_shd.ahead import ahead
 from dit_shd.config import make, option
 from dit_shd.decoder import Decoder
 from dit_shd.diffusion import Schedule, split
-from dit_shd.distiller import classes_of
+from dit_shd.distiller import classes_of, known_classes
 from dit_shd.errors import UserError
 from dit_shd.guidance import Guided
 from dit_shd.models.mdt import kept_biases
@@ -48,7 +48,9 @@ class SampleConfig:
         "where |weight - 1| is within this, no guidance and half of the network's work; 0 for guidance everywhere",
     )
     guided_channels: int | None = option(3, "noise channels that are guided (the public code's 3); empty for all")
-    labels: Literal["random", "balanced"] = option("random", "class of image i: drawn, or i modulo the classes")
+    labels: Literal["random", "balanced"] = option(
+        "random", "class of image i: drawn, or in turn; of the classes that the training saw"
+    )
     rounding: Literal["floor", "nearest"] = option("floor", "to uint8: floor (MDT) or nearest (DiT); it moves FID")
     seed: int = option(0, "image i is a function of the seed and i")
     batch_size: int = option(64, "images in one batch of one process")
@@ -100,11 +102,15 @@ def sample(
     if reason is not None:
         raise UserError(f"model: {reason}")
     config.check()
-    plan = label_plan(config, classes_of(model), range(count)) if isinstance(labels, str) else np.asarray(labels, int)
+    known = known_classes(model)
+    plan = label_plan(config, known, range(count)) if isinstance(labels, str) else np.asarray(labels, int)
     if plan.shape != (count,):
         raise UserError(f"labels: wanted {count}, one for each image, found {plan.shape}")
     if plan.min() < 0 or plan.max() >= classes_of(model):
         raise UserError(f"labels: wanted classes 0 to {classes_of(model) - 1}, found {plan.min()} to {plan.max()}")
+    unseen = sorted(set(plan.tolist()) - set(known))
+    if unseen:
+        raise UserError(f"labels: the model's training never saw class {unseen[0]}; it saw {_shortly(known)}")
     decode, network = load_decoder(config, model), prepared(model, config)
     parts = [draw(network, config, indices, plan[indices], decode) for indices in batches(config)]
     return np.concatenate(parts), plan
@@ -115,12 +121,17 @@ def batches(config: SampleConfig) -> Iterator[range]:
     return (range(i, min(i + config.batch_size, config.count)) for i in range(0, config.count, config.batch_size))
 
 
-def label_plan(config: SampleConfig, classes: int, indices: Sequence[int]) -> np.ndarray:
-    """The classes of some images, int64 [b]: a function of the seed and the image's number."""
+def label_plan(config: SampleConfig, classes: Sequence[int], indices: Sequence[int]) -> np.ndarray:
+    """The classes of some images among those given, int64 [b]: a function of the seed and the image's number."""
     if config.labels == "balanced":
-        return np.asarray(indices, dtype=np.int64) % classes
-    draws = [int(randomness.stream(config.seed, "sample label", 0, i).integers(classes)) for i in indices]
-    return np.array(draws, dtype=np.int64)
+        places = np.asarray(indices, dtype=np.int64) % len(classes)
+    else:
+        places = [int(randomness.stream(config.seed, "sample label", 0, i).integers(len(classes))) for i in indices]
+    return np.asarray(classes, dtype=np.int64)[places]
+
+
+def _shortly(classes: Sequence[int]) -> str:
+    return ", ".join(map(str, classes[:10])) + (", ..." if len(classes) > 10 else "")
 
 
 def prepared(model: nn.Module, config: SampleConfig) -> nn.Module:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from dit_shd import randomness
 from dit_shd.batch import NO_LABEL, Batch, BatchSource
 from dit_shd.checkpoint import RunFolder
+from dit_shd.class_names import compare
 from dit_shd.diffusion import Schedule, split
 from dit_shd.distiller import known_classes, predict
 from dit_shd.errors import UserError
@@ -147,21 +148,30 @@ def settle(config: "TrainConfig", teacher: nn.Module | None, source: BatchSource
     Raises:
         UserError: it does not do what we think, and the config does not say to go on.
     """
-    if teacher is None or config.check_teacher == "no":
+    if teacher is None:
         return
+
+    def complain(fault: str) -> None:
+        told = f"teacher: {config.teacher} does not do what is wanted: {fault}"
+        if config.check_teacher == "refuse":
+            raise UserError(f"{told}; check_teacher=warn goes on all the same")
+        _log.warning("%s", told)
 
     def act() -> None:
         if RunFolder(config.run).newest is not None:  # it was looked at when the run began
+            return
+        if config.label_dropout < 1 and known_classes(teacher) != [0]:
+            told, right = compare(teacher, source.dataset)
+            complain(told) if not right else _log.info("classes: %s", told)
+        if config.check_teacher == "no":
             return
         teacher.to(accelerator.device)
         with accelerator.autocast():
             found = look(teacher, source, accelerator.device, labels=config.label_dropout < 1)
         _log.info("teacher: %s%s", found.line(), "" if found.wrong is not None else _unlabelled(teacher))
-        if found.fault():
-            told = f"teacher: {config.teacher} does not do what is wanted: {found.fault()}"
-            if config.check_teacher == "refuse":
-                raise UserError(f"{told} ({found.line()}); check_teacher=warn goes on all the same")
-            _log.warning("%s", told)
+        fault = found.fault()
+        if fault:
+            complain(f"{fault} ({found.line()})")
 
     on_main(act)
 

@@ -1,10 +1,12 @@
 """What a training run is told: every key with its default and its meaning."""
 
+import inspect
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from dit_shd.config import Plugin, option
+from dit_shd import registry
+from dit_shd.config import Plugin, option, read_yaml
 from dit_shd.cost.estimate import EstimateConfig
 from dit_shd.initialisation import Initialisation
 from dit_shd.monitor import EvaluationConfig
@@ -18,7 +20,9 @@ class TrainConfig:
 
     run: Path = option(Path("runs/train"), "the run folder; the same command again resumes it")
     data: Plugin = option(Plugin("digits"), "dataset: {name: digits | npz, ...}")
-    student: Plugin = option(Plugin("mdt"), "model to train: {name: mdt, size: S/2, ...}")
+    student: Plugin = option(
+        Plugin("mdt"), "model to train: {name: mdt, size: S/2, ...}; num_classes is the data's if not given"
+    )
     teacher: Place | None = option(None, MODEL)
     teacher_precision: Literal["no", "bf16"] = option("no", "hold and run the teacher in bfloat16; maps stay float32")
     check_teacher: Literal["refuse", "warn", "no"] = option(
@@ -56,6 +60,21 @@ class TrainConfig:
     @property
     def ema_rates(self) -> tuple[float, ...]:
         return tuple(self.ema) if isinstance(self.ema, list) else (self.ema,)
+
+
+def sized(config: TrainConfig, classes: int) -> TrainConfig:
+    """The config with the data's number of classes for a student of which nothing else is said.
+
+    A run that began before this was so keeps its family's default.
+    """
+    family, options = registry.find("models", config.student.name), config.student.options
+    if "num_classes" in options or "num_classes" not in inspect.signature(family).parameters:
+        return config
+    file = config.run / "config.yaml"
+    begun = read_yaml(file).get("student") if file.is_file() else None
+    if isinstance(begun, dict) and begun.get("name") == config.student.name and "num_classes" not in begun:
+        return config
+    return replace(config, student=Plugin(config.student.name, {**options, "num_classes": classes}))
 
 
 def resolved(config: TrainConfig) -> TrainConfig:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dit_shd import calibration, checks, guard, initialisation, models, optim, sharding, teacher_check
+from dit_shd import calibration, checks, class_names, guard, initialisation, models, optim, sharding, teacher_check
 from dit_shd.ahead import ahead
 from dit_shd.averages import Averages, too_slow
 from dit_shd.batch import Batch, BatchSource, PassName
@@ -22,7 +22,7 @@ from dit_shd.compiling import compile_blocks
 from dit_shd.config import checked
 from dit_shd.cost.operations import step_operations
 from dit_shd.diffusion import Schedule
-from dit_shd.distiller import Distiller
+from dit_shd.distiller import Distiller, classes_of
 from dit_shd.errors import UserError
 from dit_shd.gradient_norms import gradient_norms
 from dit_shd.guard import Guard
@@ -34,7 +34,7 @@ from dit_shd.sharding import whole_tree
 from dit_shd.stop import Stop
 from dit_shd.together import joining, on_main
 from dit_shd.tracker import Tracker
-from dit_shd.train_config import TrainConfig, resolved
+from dit_shd.train_config import TrainConfig, resolved, sized
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -79,11 +79,13 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.schedule = Schedule.linear(config.diffusion_steps)
         dataset = config.data.build("data", where="data")
+        self.config = config = sized(config, dataset.classes)
         student = config.student.build("models", where="student")
         losses = [p.build("losses", where=f"losses.{i}") for i, p in enumerate(config.losses)]
         checks.teaching(config, losses)
         self.teacher = _teacher(config)
         checks.fit(config, dataset, student, self.teacher)
+        self.names = class_names.learned(dataset, classes_of(student))
         self.source = BatchSource(
             dataset=dataset,
             schedule=self.schedule,
@@ -101,6 +103,8 @@ class Trainer:
         slow = too_slow(config.ema_rates, config.steps, config.ema_warmup)
         if slow and accelerator.is_main_process:
             _log.warning(slow)
+        if accelerator.is_main_process:
+            class_names.say_fewer(dataset, classes_of(student))
         teacher_check.settle(config, self.teacher, self.source, accelerator)
         self.folder = RunFolder.open(config.run, config)
         self.tracker = Tracker(config, self.folder, accelerator)
@@ -113,7 +117,7 @@ class Trainer:
         self.guard = Guard(config.run, accelerator, config.skip_bad_steps)
         self.stop = Stop()
         """Ask it, and the loop ends after its step, saved; the command line lets signals ask."""
-        self.saver = Saver(config, self.folder, self.state, self.guard, accelerator)
+        self.saver = Saver(config, self.folder, self.state, self.guard, accelerator, self.names)
         self.first_step = self.saver.resume()
         if on_main(lambda: self.monitor.missing(self.first_step, self.folder.rows("evaluations.jsonl"))):
             self._evaluate(self.first_step)  # a kill came before it
@@ -264,7 +268,7 @@ class Trainer:
 
     def _evaluate(self, done: int) -> None:
         """Samples of the averaged student, and their figures."""
-        student = averaged(self.config, whole_tree(self.averages.tensors()))
+        student = averaged(self.config, whole_tree(self.averages.tensors()), self.names)
         figures = self.monitor.look(student, done)
         if figures is not None:
             self.folder.log("evaluations.jsonl", {"step": done, **figures})

@@ -17,6 +17,8 @@ from dit_shd.places import HubName
 
 PERMISSIVE = ("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0")
 """Licences that leave what is learned from the weights to whoever learned it, named as the hub names them."""
+SHOWN = 20
+"""Classes that a card names."""
 IMAGENET = "ImageNet-1k (its images are for non-commercial research and education)"
 
 
@@ -164,9 +166,24 @@ def trained(model: Any, config: Any, step: int, origin: Provenance, rate: float)
         f"Trained by dit_shd for {step} steps. The weights are their average over training (ema {rate}"
         f"{', warmed up' if config.ema_warmup else ''}), {share:.2%} of which are those it began with. "
         'Load: `dit_shd.models.load("this folder")`.',
-        f"## Configuration\n\n```yaml\n{dump(config)}```\n",
+        f"{_classes(model)}## Configuration\n\n```yaml\n{dump(config)}```\n",
         {"training": weights},
     )
+
+
+def _classes(model: Any) -> str:
+    """The section on the classes that the training saw; nothing where it saw all of them and they have no names."""
+    names = model.config.get("class_names")
+    if names is None:
+        return ""
+    seen = [f"{i} {_one_line(name)}".strip() for i, name in enumerate(names) if name is not None]
+    listed = ", ".join(seen[:SHOWN]) + (", ... (config.json has all of them)" if len(seen) > SHOWN else "")
+    return f"## Classes\n\n{len(seen)} of {len(names)} were trained: {listed}.\n\n"
+
+
+def _one_line(name: str) -> str:
+    """A folder's name, which may be anything, as a text of some length that can be written."""
+    return " ".join(name.encode("utf-8", "replace").decode().split())[:60]
 
 
 def converted(model: Any, source: str, sha256: str, origin: Provenance) -> str:

@@ -185,11 +185,25 @@ def layouts(draw: random.Random, folder: Path) -> object:
     return encoded(root, folder / "l", split=split, subset=subset, follow_links=how == 3 and draw.random() < 0.2)
 
 
+def numbers(draw: random.Random, folder: Path) -> object:
+    """Numbers of the user's choice for classes: of strangers, twice, out of range, no numbers; names of any kind."""
+    names = ["a", draw.choice(["b", "3", "b\n", "\udcff", "n01440764"])]
+    for name in names:
+        (folder / "set" / name).mkdir(parents=True)
+        (folder / "set" / name / "0.png").write_bytes(picture(draw))
+    chosen = draw.choice([0, 1, 3, 3, *WEIRD, -1, 2**20, 2**63, 1.5])
+    classes = draw.choice([{names[0]: 1, names[1]: chosen}, {names[0]: chosen}, {"x": 0}, {}, chosen, [0, 1]])
+    return Latents(encoded(folder / "set", folder / "l", classes=classes)).class_names
+
+
 CLASSES = [
     Class("latent shards", "damaged shards, headers and an index that lie; training, encode", 50, shards),
     Class("images to encode", "broken, bombs, links, pipes, odd names; encode", 40, class_folders),
     Class(
         "layouts of data", "label files and READMEs that lie, splits, links, odd names; encode, samples", 120, layouts
+    ),
+    Class(
+        "numbers of classes", "of strangers, twice, out of range, no numbers, odd names; encode classes=", 40, numbers
     ),
     Class("tables to encode", "npz and Parquet: damaged, other types, paths in cells, zeros; encode", 40, tables),
 ]

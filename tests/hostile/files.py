@@ -103,7 +103,8 @@ def convertible(draw: random.Random, folder: Path) -> object:
     if file.suffix == ".safetensors":
         save_file({k: v.contiguous() for k, v in state.items()}, file)
     else:
-        args = draw.choice([argparse.Namespace(lr=1.0), Pretender(lr=1.0), {"x": [None] * 9}])
+        sit = argparse.Namespace(model="SiT-XL/2", prediction="velocity")
+        args = draw.choice([argparse.Namespace(lr=1.0), Pretender(lr=1.0), {"x": [None] * 9}, sit])
         wrapped = {"ema": state, "model": draw.choice([state, {}, None, 3]), "args": args}
         torch.save(draw.choice([state, wrapped, {"module": wrapped}, list(state.values())]), file)
     if draw.random() < 0.3:
