@@ -15,6 +15,7 @@ from torch import nn
 
 from dit_shd.data import Dataset
 from dit_shd.distiller import classes_of
+from dit_shd.errors import one_line
 
 Names = Sequence[str | None]
 WORDNET = re.compile(r"n\d{8}")
@@ -51,7 +52,7 @@ def say_fewer(dataset: Dataset, classes: int) -> None:
 
 def _listed(dataset: Dataset, classes: Sequence[int]) -> str:
     named = dataset.class_names or ()
-    words = [f"{i} '{named[i]}'" if i < len(named) and named[i] else str(i) for i in classes[:SHOWN]]
+    words = [f"{i} '{one_line(named[i])}'" if i < len(named) and named[i] else str(i) for i in classes[:SHOWN]]
     return ", ".join(words) + (", ..." if len(classes) > SHOWN else "")
 
 
@@ -100,13 +101,14 @@ def _mismatch(ours: Mapping[int, str], index: Mapping[str, int], wrong: Sequence
     first = wrong[0]
     place = index.get(ours[first])
     what = f"its class {place}" if place is not None else "none of its classes"
-    there = f"'{theirs[first]}'" if first < len(theirs) and theirs[first] else "no such class"
+    name = theirs[first] if first < len(theirs) else None
+    there = f"'{one_line(name)}'" if name else "no such class"
     told = (
-        f"{len(wrong)} of the data's {len(ours)} classes are others in the teacher: class {first} is '{ours[first]}' "
-        f"in the data, which is {what}, and {there} in the teacher"
+        f"{len(wrong)} of the data's {len(ours)} classes are others in the teacher: class {first} is "
+        f"'{one_line(ours[first])}' in the data, which is {what}, and {there} in the teacher"
     )
     if all(name in index for name in ours.values()):
-        pairs = [f"{name}: {index[name]}" for name in ours.values()]
+        pairs = [f"{one_line(name)}: {index[name]}" for name in ours.values()]
         shown = ", ".join(pairs[:SHOWN]) + (", ..." if len(pairs) > SHOWN else "")
         told += f"; dit-shd encode classes='{{{shown}}}' keeps the teacher's numbers"
     return told

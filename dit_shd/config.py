@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union
 import yaml
 
 from dit_shd import registry
-from dit_shd.errors import UserError, describe, unknown, wrong
+from dit_shd.errors import UserError, describe, one_line, unknown, wrong
 from dit_shd.places import PLACE, expanded, instead, written
 
 T = TypeVar("T")
@@ -133,7 +133,7 @@ def cast(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, dict):
             raise wrong(where, "keys and values", value)
         kinds = args or (Any, Any)
-        return {cast(kinds[0], k, where): cast(kinds[1], v, f"{where}.{k}") for k, v in value.items()}
+        return {cast(kinds[0], k, where): cast(kinds[1], v, f"{where}.{one_line(str(k))}") for k, v in value.items()}
     return _scalar(hint, value, where)
 
 

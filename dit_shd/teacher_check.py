@@ -46,7 +46,7 @@ ROUNDS = (2, 16)
 """At least, and at most, where labels are not clear before."""
 SCALE = 1.3
 """How many times too small or too large a prediction may be."""
-CLEAR, WORSE, ENOUGH = 4.0, -4.0, 2.0
+CLEAR, WORSE, ENOUGH = 4.0, -3.0, 2.0
 """Standard errors: of a gain that ends the look, of a loss against no label, of a gain that is one after all rounds."""
 
 

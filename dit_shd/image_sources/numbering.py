@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from dit_shd.errors import UserError
+from dit_shd.errors import UserError, one_line
 from dit_shd.image_sources import ImageSource
 
 MOST = 2**20
@@ -22,7 +22,9 @@ def renumber(source: ImageSource, classes: Mapping[str, int] | None) -> ImageSou
     there = {source.classes[i] for i in np.unique(source.labels)}
     strange, left_out = sorted(classes.keys() - set(source.classes)), sorted(there - classes.keys())
     if strange:
-        raise UserError(f"classes: there is no class '{strange[0]}' among the images'; there is {_listed(there)}")
+        raise UserError(
+            f"classes: there is no class '{one_line(strange[0])}' among the images'; there is {_listed(there)}"
+        )
     if left_out:
         raise UserError(f"classes: wanted a number for each class, found none for {_listed(left_out)}")
     numbers = list(classes.values())
@@ -41,4 +43,4 @@ def renumber(source: ImageSource, classes: Mapping[str, int] | None) -> ImageSou
 
 def _listed(names: set[str] | list[str]) -> str:
     shown = sorted(names)[:8]
-    return ", ".join(f"'{name}'" for name in shown) + (", ..." if len(names) > len(shown) else "")
+    return ", ".join(f"'{one_line(name)}'" for name in shown) + (", ..." if len(names) > len(shown) else "")

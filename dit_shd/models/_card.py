@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from dit_shd import registry
-from dit_shd.errors import UserError
+from dit_shd.errors import UserError, one_line
 from dit_shd.file_kinds import SAFETENSORS, file_kind
 from dit_shd.places import HubName
 
@@ -176,14 +176,9 @@ def _classes(model: Any) -> str:
     names = model.config.get("class_names")
     if names is None:
         return ""
-    seen = [f"{i} {_one_line(name)}".strip() for i, name in enumerate(names) if name is not None]
+    seen = [f"{i} {one_line(name)}".strip() for i, name in enumerate(names) if name is not None]
     listed = ", ".join(seen[:SHOWN]) + (", ... (config.json has all of them)" if len(seen) > SHOWN else "")
     return f"## Classes\n\n{len(seen)} of {len(names)} were trained: {listed}.\n\n"
-
-
-def _one_line(name: str) -> str:
-    """A folder's name, which may be anything, as a text of some length that can be written."""
-    return " ".join(name.encode("utf-8", "replace").decode().split())[:60]
 
 
 def converted(model: Any, source: str, sha256: str, origin: Provenance) -> str:
