@@ -87,11 +87,14 @@ class Figures:
                 "(diffusion_steps) or on latents of another scale?"
             )
         if self.none is not None and self.none <= WORSE:
-            return "the labels make it worse than none: are its classes in another order than the data's?"
+            return (
+                "the labels make it worse than none: are its classes in another order than the data's, or have the "
+                "data no labels? (label_dropout=1 teaches without)"
+            )
         if self.wrong is not None and self.wrong < ENOUGH:
             return (
                 "it is no better under the true labels than under wrong ones: are its classes others than the data's, "
-                "or has it none? (label_dropout=1 teaches without labels)"
+                "or has it none? (label_dropout=1 teaches without)"
             )
         return None
 

@@ -75,13 +75,17 @@ def test_the_sizes_give_no_licence_to_such_a_file(tmp_path):
 
 
 def test_projectors_tell(tmp_path):
-    torch.save({**state(), "projectors.0.0.weight": torch.zeros(3, 384)}, tmp_path / "x.pt")
-    assert "REPA's projectors" in refused(tmp_path / "x.pt", tmp_path / "out")
+    repa = {**state(), "projectors.0.0.weight": torch.zeros(3, 384)}
+    for saved in (repa, {"ema": repa}, {"ema": state(), "model": repa}, {f"module.{k}": v for k, v in repa.items()}):
+        torch.save(saved, tmp_path / "x.pt")
+        assert "REPA's projectors" in refused(tmp_path / "x.pt", tmp_path / "out")
 
 
 def test_a_safetensors_file_by_its_metadata_and_weights(tmp_path):
     save_file(state(), tmp_path / "a.safetensors", {"model": "SiT-B/2"})
     assert "model=SiT-B/2" in refused(tmp_path / "a.safetensors", tmp_path / "out")
+    save_file({**state(), "projectors.0.0.weight": torch.zeros(3, 384)}, tmp_path / "p.safetensors")
+    assert "REPA's projectors" in refused(tmp_path / "p.safetensors", tmp_path / "out")
     save_file(state(zero_half=True), tmp_path / "b.safetensors")
     assert "variance half" in refused(tmp_path / "b.safetensors", tmp_path / "out")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dit_shd.errors import UserError
+from dit_shd.errors import UserError, one_line
 
 NAMES = re.compile(
     r"(?<![a-z])(sit|repa[-_]?e?|lightning[-_]?dit|flow[-_]?dcn|ddt|fit|fit[-_]?v2|mask[-_]?dit|edm2?|velocity|"
@@ -28,6 +28,7 @@ PREDICTION_KEYS = (
 NOT_NOISE = re.compile(
     r"v|vel\w*|v[-_ ]?pred\w*|\w*flow\w*|x_?[01]|\w*x_?start|start_?x|sample|score|pred_?(v|x_?0)", re.I
 )
+PROJECTOR = re.compile(r"(\w+\.)*projectors\.\d")
 FLAGS = ("predict_xstart", "predict_v", "predict_velocity", "flow_matching", "rectified_flow", "use_flow")
 DEPTH = 4
 """How deep in what a checkpoint says of its training it is looked."""
@@ -59,8 +60,11 @@ def words(reason: str) -> str:
 
 
 def _reasons(told: Any) -> Iterator[str]:
+    entries = [told, *told.values()] if isinstance(told, dict) else []  # the average may have dropped them
+    if any(PROJECTOR.match(str(name)) for entry in entries if isinstance(entry, dict) for name in entry):
+        yield "it has REPA's projectors"
     for key, value in _plain(told):
-        said = f"its training says {key}={str(value)[:40]}"
+        said = f"its training says {key}={one_line(str(value), 40)}"
         if isinstance(value, str):
             model = key in MODEL_KEYS and NAMES.search(value)
             target = key in PREDICTION_KEYS and NOT_NOISE.fullmatch(value.strip().rpartition(".")[2])
@@ -82,8 +86,6 @@ def _plain(told: Any, depth: int = DEPTH) -> Iterator[tuple[str, Any]]:
 
 def of_state(state: Mapping[str, Tensor]) -> str | None:
     """What in a public state dict tells that it is no noise prediction; None where nothing does."""
-    if any(name.startswith("projectors.") for name in state):
-        return "it has REPA's projectors"
     embed, weight = state.get("x_embedder.proj.weight"), state.get("final_layer.linear.weight")
     if embed is None or weight is None or embed.ndim != 4:
         return None
