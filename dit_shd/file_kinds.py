@@ -3,11 +3,12 @@
 import zipfile
 from pathlib import Path
 
-SAFETENSORS, TORCH, PICKLE, NPZ = "a safetensors file", "a PyTorch file", "a pickle", "an npz file"
+SAFETENSORS, TORCH, PICKLE = "a safetensors file", "a PyTorch file", "a pickle"
+NPZ, PARQUET = "an npz file", "a Parquet file"
 HEADS = (
     (b"\x93NUMPY", "an npy file (one array; wanted numpy.savez)"),
     (b"version https://git-lfs", "a Git LFS pointer (git lfs pull fetches the file)"),
-    (b"PAR1", "a Parquet file"),
+    (b"PAR1", PARQUET),
     (b"GGUF", "a GGUF file"),
     (b"\x89HDF", "an HDF5 file"),
     (b"\x89PNG", "a PNG image"),

@@ -20,6 +20,7 @@ from torch import Tensor
 from dit_shd import registry
 from dit_shd.config import Plugin
 from dit_shd.errors import UserError
+from dit_shd.file_kinds import file_kind
 from dit_shd.places import find
 
 BROKEN_FILE = (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
@@ -166,8 +167,7 @@ def broken(name: str, error: BaseException, path: Path) -> UserError:
         if first == b"\x93NUMPY":
             return UserError(f"{name}: wanted an npz file, found a single array; write numpy.savez(path, images)")
         if not first.startswith(b"PK") and isinstance(error, zipfile.BadZipFile):
-            found = "a file of another kind, no zip archive" if first else "an empty file"
-            return UserError(f"{name}: wanted an npz file written by numpy.savez, found {found}")
+            return UserError(f"{name}: wanted an npz file written by numpy.savez, found {file_kind(path)}")
     reason = (str(error).splitlines() or [type(error).__name__])[0][:80]
     if reason == "File is not a zip file":
         reason = "its end is missing"

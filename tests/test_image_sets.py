@@ -51,7 +51,7 @@ def two_arrays(path: Path) -> None:
 
 BAD_FILES = {
     "missing": (lambda p: p.unlink(), "found nothing at"),
-    "text": (lambda p: p.write_bytes(b"hello"), "found a file of another kind, no zip archive"),
+    "text": (lambda p: p.write_bytes(b"hello"), "found text ('hello' ...)"),
     "one array": (lambda p: np.save(p.open("wb"), pictures(9, 0)), "write numpy.savez(path, images)"),
     "two arr_0": (two_arrays, "wanted one arr_0, found 2"),
     "empty": (lambda p: p.write_bytes(b""), "found an empty file"),

@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from dit_shd.errors import UserError
+from dit_shd.file_kinds import NPZ, PARQUET, file_kind
 from dit_shd.places import WANTED, HubName, find
 
 T = TypeVar("T")
@@ -91,11 +92,12 @@ def open_source(text: str, asked: Asked | None = None) -> ImageSource:
         for key in ("split", "subset"):
             if getattr(asked, key) is not None:
                 raise UserError(f"{key}: wanted none for a single file, '{text}', found {getattr(asked, key)}")
-        if path.suffix == ".npz":
+        kind = file_kind(path)
+        if kind == NPZ or path.suffix.lower() == ".npz":
             return npz.NpzSource(path)
-        if path.suffix.lower() == ".parquet":
+        if kind == PARQUET or path.suffix.lower() == ".parquet":
             return parquet.ParquetImages([path], text, asked)
-    raise UserError(f"images: wanted {WANTED['images']}, found another kind of file at '{text}'")
+    raise UserError(f"images: wanted {WANTED['images']}, found {file_kind(path)} at '{text}'")
 
 
 def _open_folder(path: Path, text: str, asked: Asked) -> ImageSource:
