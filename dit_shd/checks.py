@@ -13,6 +13,7 @@ from dit_shd import initialisation
 from dit_shd.data import Dataset
 from dit_shd.diffusion import Schedule
 from dit_shd.errors import UserError
+from dit_shd.latent_origin import Kept
 from dit_shd.losses import Loss
 
 if TYPE_CHECKING:
@@ -132,8 +133,12 @@ def teaching(config: "TrainConfig", losses: Sequence[Loss]) -> None:
         )
 
 
-def fit(config: "TrainConfig", dataset: Dataset, student: nn.Module, teacher: nn.Module | None) -> None:
-    """Data, student and teacher must agree, and both models must know the masked pass if there is one."""
+def fit(config: "TrainConfig", dataset: Dataset, student: nn.Module, teacher: nn.Module | None, kept: Kept) -> None:
+    """Data, student and teacher must agree, and both models must know the masked pass if there is one.
+
+    Args:
+        kept: the autoencoder of the data's latents.
+    """
     for role, model in (("student", student), ("teacher", teacher)):
         if model is None:
             continue
@@ -149,7 +154,7 @@ def fit(config: "TrainConfig", dataset: Dataset, student: nn.Module, teacher: nn
         if bad:
             raise UserError(f"{role}: its weights are not finite (NaN or infinity), first in {bad[0]}")
     initialisation.check(config, student, teacher)
-    config.evaluation.fit(student)
+    config.evaluation.fit(student, kept)
 
 
 def masked_pass(config: "TrainConfig", role: str, model: nn.Module) -> None:

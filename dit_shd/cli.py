@@ -181,14 +181,14 @@ def _encode(options: argparse.Namespace) -> None:
     latents = encode_to_shards(config)
     if int(os.environ.get("RANK", "0")):  # under a launcher one process speaks
         return
-    told = f"{len(latents)} images in {len(latents.classes)} classes, latents of shape {list(latents.shape)}"
-    print(f"done: {config.out}: {told}\nnext: dit-shd train CONFIG data='{{name: latents, path: {config.out}}}'")
+    print(latents.words())
 
 
 def _train(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from dit_shd.config import make, override, read_yaml
+    from dit_shd.latent_origin import following
     from dit_shd.places import look
     from dit_shd.stop import Stopped
 
@@ -234,7 +234,7 @@ def _train(options: argparse.Namespace) -> None:
         words = f"stopped at step {done} of {config.steps}, saved; the same command goes on from there"
         raise Stopped(trainer.stop.signal, words)
     if main_process:
-        print(f"done: {trainer.folder.student}\nnext: dit-shd sample {config.run} count=100")
+        print(f"done: {trainer.folder.student}\n{following(config.run, 100, trainer.decodes)}")
 
 
 def _sample(options: argparse.Namespace) -> None:
@@ -242,13 +242,14 @@ def _sample(options: argparse.Namespace) -> None:
     from dit_shd.places import look
 
     look(values := _values(options, run=options.first), {"run": ("model", "RUN")})
-    from dit_shd.sample_files import sample_to_file
+    from dit_shd.sample_files import sample_to_file, words
     from dit_shd.sampler import SampleConfig
 
-    out = sample_to_file(make(SampleConfig, values, "sample"))
+    config = make(SampleConfig, values, "sample")
+    out = sample_to_file(config)
     if int(os.environ.get("RANK", "0")):  # under a launcher one process speaks
         return
-    print(f"done: {out}, {out.with_suffix('.png').name} beside it\nnext: dit-shd evaluate {out} reference=...")
+    print(words(config, out))
 
 
 def _evaluate(options: argparse.Namespace) -> None:

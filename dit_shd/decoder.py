@@ -1,24 +1,29 @@
-"""From latents to pixels: diffusers' AutoencoderKL, or nothing where latents are pixels."""
+"""From latents to pixels: an autoencoder of diffusers, nothing where latents are pixels, or latents kept."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from dit_shd.autoencoder import Autoencoder, read_autoencoder
 from dit_shd.errors import UserError
+from dit_shd.pictures import to_uint8
 
 
 class Decoder:
     """decode(latents [b,c,y,x]) -> pixels in [-1, 1], one image at a time, so that memory does not grow with b.
 
     Args:
-        vae: an AutoencoderKL, or None where latents are pixels.
+        vae: an autoencoder of diffusers, or None where latents are pixels.
+        keep: latents stay what they are.
+        name: how the autoencoder is called.
     """
 
-    def __init__(self, vae: Any = None):
-        self.vae = vae
-        if vae is not None:
-            vae.eval().enable_slicing()
+    def __init__(self, vae: Any = None, keep: bool = False, name: str | None = None):
+        self.autoencoder = vae if vae is None or isinstance(vae, Autoencoder) else Autoencoder(vae)
+        self.keep, self.name = keep, name
 
     @classmethod
     def load(cls, source: str | None, channels: int, device: torch.device) -> "Decoder":
@@ -32,42 +37,40 @@ class Decoder:
         """
         if source is None:
             return cls()
-        vae = read_autoencoder(source)
-        if vae.config.latent_channels != channels:
-            raise UserError(f"vae: {source} decodes {vae.config.latent_channels} channels, the model has {channels}")
-        return cls(vae.to(device))
+        return cls.of(read_autoencoder(source), source, channels, device)
+
+    @classmethod
+    def of(cls, autoencoder: Autoencoder, source: str, channels: int, device: torch.device) -> "Decoder":
+        """By an autoencoder that was read from `source`.
+
+        Raises:
+            UserError: it is one for other latents, or of other things than images.
+        """
+        if autoencoder.channels != channels:
+            raise UserError(f"vae: {source} decodes {autoencoder.channels} channels, the model has {channels}")
+        _ = autoencoder.image
+        autoencoder.vae.to(device)
+        return cls(autoencoder, name=source)
+
+    @property
+    def vae(self) -> Any:
+        """The network itself; None where there is none."""
+        return None if self.autoencoder is None else self.autoencoder.vae
 
     @property
     def digest(self) -> str | None:
         """sha256 of the autoencoder's tensors."""
-        from dit_shd.models import digest
-
-        return None if self.vae is None else digest(self.vae)
+        return None if self.autoencoder is None else self.autoencoder.digest
 
     @torch.no_grad()
     def __call__(self, latents: Tensor) -> Tensor:
-        if self.vae is None:
-            return latents
-        own = self.vae.config
-        scaled = latents / own.scaling_factor + (own.shift_factor or 0.0)
-        return self.vae.decode(scaled, return_dict=False)[0]
+        return latents if self.autoencoder is None else self.autoencoder.decode(latents)
 
 
-def read_autoencoder(source: str) -> Any:
-    """diffusers' AutoencoderKL in a folder (or its `vae` folder, as a pipeline has it), or on the hub.
-
-    Raises:
-        UserError: there is none, or its weights and its config do not belong together.
-    """
-    from diffusers import AutoencoderKL
-
-    from dit_shd.models._folder import autoencoder_folder, class_name, read_weights
-
-    try:
-        folder = autoencoder_folder(source)
-        name = class_name(folder)
-        if name != "AutoencoderKL":
-            raise UserError(f"'{source}' holds {name}, wanted AutoencoderKL")
-        return read_weights(AutoencoderKL, folder)
-    except UserError as error:
-        raise UserError(f"vae: {error}; null: pixels are the latents") from error
+def finished(
+    decode: Callable[[Tensor], Tensor], decoded: Tensor, rounding: Literal["floor", "nearest"] = "floor"
+) -> np.ndarray:
+    """What is written of what was decoded: images uint8 [b,y,x,c], or latents that are kept, float32 [b,c,y,x]."""
+    if isinstance(decode, Decoder) and decode.keep:
+        return decoded.cpu().numpy()
+    return to_uint8(decoded, rounding)

@@ -1,42 +1,42 @@
-"""From pixels to latents: the posterior of diffusers' AutoencoderKL, or the pixels themselves."""
+"""From pixels to latents: the posterior of an autoencoder of diffusers, or the pixels themselves."""
 
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from dit_shd.decoder import read_autoencoder
+from dit_shd.autoencoder import Autoencoder, read_autoencoder
 from dit_shd.errors import UserError
 
 
 class Encoder:
     """encode(pixels [b,3,y,x] in [-1, 1]) -> posterior [b,parts,c,y,x]: its mean and, where parts = 2, its deviation.
 
-    Both are scaled as the diffusion model sees them, mean (mean - shift_factor) scaling_factor and deviation
-    deviation scaling_factor, so that `Decoder`, which undoes that, is the inverse, and a dataset needs no factors.
+    Both are scaled as the diffusion model sees them (the mean is shifted, the deviation is not; see Scaling), so that
+    `Decoder`, which undoes that, is the inverse, and a dataset needs no factors.
 
     Args:
-        vae: an AutoencoderKL, or None where pixels are the latents; their deviation is zero and parts is 1.
+        vae: an autoencoder of diffusers, or None where pixels are the latents. Where there is no posterior, parts is 1.
         precision: of the network; what comes out is float32.
     """
 
     def __init__(self, vae: Any = None, precision: Literal["no", "bf16"] = "no"):
-        self.vae, self.precision = vae, precision
-        self.parts = 1 if vae is None else 2
-        if vae is not None:
-            vae.eval().requires_grad_(False)
+        own = vae if vae is None or isinstance(vae, Autoencoder) else Autoencoder(vae)
+        self.autoencoder, self.precision = own, precision
+        self.parts = 2 if own is not None and own.kind.posterior else 1
 
     @classmethod
     def load(cls, source: str | None, precision: Literal["no", "bf16"], device: torch.device) -> "Encoder":
         """By folder or hub:OWNER/NAME; None: pixels are the latents."""
-        return cls(None if source is None else read_autoencoder(source).to(device), precision)
+        found = None if source is None else read_autoencoder(source)
+        if found is not None:
+            found.vae.to(device)
+        return cls(found, precision)
 
     @property
     def digest(self) -> str | None:
         """sha256 of the autoencoder's tensors, as the Decoder's."""
-        from dit_shd.models import digest
-
-        return None if self.vae is None else digest(self.vae)
+        return None if self.autoencoder is None else self.autoencoder.digest
 
     def shape(self, size: int) -> tuple[int, int, int]:
         """(c, y, x) of the latent of an image of size x size.
@@ -44,24 +44,20 @@ class Encoder:
         Raises:
             UserError: the autoencoder takes no such images.
         """
-        if self.vae is None:
+        if self.autoencoder is None:
             return 3, size, size
-        own = self.vae.config
-        factor = 2 ** (len(own.block_out_channels) - 1)
-        if own.in_channels != 3 or size % factor:
+        colours, factor = self.autoencoder.image
+        if colours != 3 or size % factor:
             raise UserError(
-                f"vae: takes images of {own.in_channels} channels and sizes that are multiples of {factor}, "
+                f"vae: takes images of {colours} channels and sizes that are multiples of {factor}, "
                 f"wanted 3 channels and size {size}"
             )
-        return own.latent_channels, size // factor, size // factor
+        return self.autoencoder.channels, size // factor, size // factor
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor) -> Tensor:
-        if self.vae is None:
+        if self.autoencoder is None:
             return pixels[:, None]
-        own = self.vae.config
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            posterior = self.vae.encode(pixels).latent_dist
-        mean, deviation = posterior.mean.float(), posterior.std.float()
-        scaled = (mean - (own.shift_factor or 0.0)) * own.scaling_factor
-        return torch.stack([scaled, deviation * own.scaling_factor], dim=1)
+            mean, deviation = self.autoencoder.encode(pixels)
+        return torch.stack([mean] if deviation is None else [mean, deviation], dim=1)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dit_shd.errors import UserError
-from dit_shd.image_sets import ImageSet, file_sha256
+from dit_shd.image_sets import ImageSet, file_sha256, latents_found
 from dit_shd.image_sources.decoding import DEEP, FORMATS, FRAMES, is_deep, is_lossy, opened, remarks, rounded
 from dit_shd.image_sources.listing import counted, printable, scan
 from dit_shd.image_sources.splits import SplitFolders
@@ -82,6 +82,8 @@ class ShardImages(ImageSet):
     def __init__(self, path: Path, name: str) -> None:
         self.path, self.name, self._folder = path, name, path
         self._shards = open_shards(path)
+        if self._shards.dtype != np.uint8:
+            raise latents_found(name, self._shards.dtype, self._shards.shape)
         self.shape, self.settings = self._shards.shape, self._shards.settings
         labels = []
         for file in self._shards.files:

@@ -13,13 +13,15 @@ from torch import nn
 
 from dit_shd import results
 from dit_shd.config import Plugin, make, option, resolve
+from dit_shd.decoder import Decoder
 from dit_shd.errors import UserError
 from dit_shd.evaluator import EvaluateConfig, evaluate
 from dit_shd.image_sets import ArrayImages
+from dit_shd.latent_origin import AUTO, Kept, decoder
 from dit_shd.places import Place
 from dit_shd.reference import open_reference
 from dit_shd.sample_files import MERGED, lock_file, sample_to_file
-from dit_shd.sampler import SampleConfig, load_decoder
+from dit_shd.sampler import SampleConfig, device_of
 from dit_shd.scoring import choose
 from dit_shd.together import on_main
 
@@ -67,8 +69,11 @@ class EvaluationConfig:
             except UserError as error:  # training has keys of the same names
                 raise UserError(f"evaluation: {error}") from error
 
-    def fit(self, student: nn.Module) -> None:
+    def fit(self, student: nn.Module, kept: Kept) -> None:
         """Refuse before training what could not be done after days of it.
+
+        Args:
+            kept: the autoencoder of the data's latents.
 
         Raises:
             UserError: no such autoencoder or reference, or samples that features, reference or metrics do not fit.
@@ -76,7 +81,16 @@ class EvaluationConfig:
         if not self.every:
             return
         own: Any = student.config
-        decode = load_decoder(self.sampling(Path("run"), 0), student)
+        sampling, device = self.sampling(Path("run"), 0), device_of(student)
+        try:
+            if sampling.vae == AUTO and kept.autoencoder is not None:
+                decode = Decoder(kept.autoencoder)
+            else:
+                decode = decoder(sampling.vae, kept.origin, own.in_channels, device)
+        except UserError as error:
+            raise UserError(f"evaluation.sample.{error}") from error
+        if decode.keep:
+            raise UserError("evaluation.sample.vae: null keeps latents, and evaluations are of images; leave it out")
         if self.reference is None:
             return
         scoring = self.scoring(Path("run.npz"))

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from dit_shd import models, randomness
 from dit_shd.ahead import ahead
 from dit_shd.config import make, option
-from dit_shd.decoder import Decoder
+from dit_shd.decoder import Decoder, finished
 from dit_shd.diffusion import Schedule, split
 from dit_shd.distiller import classes_of, known_classes
 from dit_shd.errors import UserError
 from dit_shd.guidance import Guided
+from dit_shd.latent_origin import decoder, of_source
 from dit_shd.models.mdt import kept_biases
-from dit_shd.pictures import to_uint8
 from dit_shd.places import MODEL, Place
 
 
@@ -56,7 +56,9 @@ class SampleConfig:
     batch_size: int = option(64, "images in one batch of one process")
     diffusion_steps: int = option(1000, "steps of the schedule the model was trained with; a run folder knows its own")
     vae: Place | None = option(
-        None, "AutoencoderKL that decodes latents: folder, hub:OWNER/NAME; empty: they are pixels"
+        "auto",
+        "autoencoder that decodes: auto (the run's, none for pixels), a folder, hub:OWNER/NAME, pixels, or null to "
+        "keep latents as they are (float32 [n,c,y,x])",
     )
     precision: Literal["no", "bf16"] = option("no", "autocast of the network")
     compile: bool = option(False, "torch.compile the network (needs a compiler; minutes at first, then faster)")
@@ -82,7 +84,9 @@ class SampleConfig:
 def sample(
     model: nn.Module | str | Path, count: int, labels: Sequence[int] | str = "random", **options: Any
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 [count,y,x,c] and their labels int64 [count].
+    """Images uint8 [count,y,x,c] (with vae=None latents float32 [count,c,y,x]) and their labels int64 [count].
+
+    What was trained on latents is decoded by the autoencoder of the run that `models.load` took the model from.
 
     Args:
         model: itself, or what names one, as `dit-shd sample` takes it.
@@ -140,9 +144,10 @@ def prepared(model: nn.Module, config: SampleConfig) -> nn.Module:
 
 
 def load_decoder(config: SampleConfig, model: nn.Module) -> Decoder:
-    """What turns the model's latents into pixels."""
+    """What turns the model's latents into pixels, by what the run or folder that it is from tells of them."""
     own: Any = model.config
-    return Decoder.load(config.vae, own.in_channels, device_of(model))
+    origin = of_source(config.run or str(own.get("_name_or_path") or ""), own.in_channels)
+    return decoder(config.vae, origin, own.in_channels, device_of(model))
 
 
 @torch.no_grad()
@@ -154,7 +159,7 @@ def draw(
     decode: Callable[[Tensor], Tensor],
     on_step: Callable[[float], None] = lambda images: None,
 ) -> np.ndarray:
-    """The images with some numbers and their labels [b]: uint8 [b,y,x,c].
+    """The images with some numbers and their labels [b]: uint8 [b,y,x,c], or what the decoder keeps.
 
     Args:
         on_step: told after each solver step how much of the work that was, in images.
@@ -188,7 +193,7 @@ def draw(
     pixels = decode(latents).float()
     if not bool(torch.isfinite(pixels).all()):
         raise UserError(f"{where}: the autoencoder's output is not finite (NaN or infinity)")
-    return to_uint8(pixels, config.rounding)
+    return finished(decode, pixels, config.rounding)
 
 
 def _culprit(config: SampleConfig, sound: Sequence[tuple[int, Tensor, Tensor]]) -> str:

@@ -11,7 +11,17 @@ from torch import Tensor
 from dit_shd import randomness
 from dit_shd.data import Dataset
 from dit_shd.errors import UserError
-from dit_shd.latent_shards import ShardEntry, damaged, open_tensors, read_header, read_index, verify_shard
+from dit_shd.latent_origin import COPY, Origin
+from dit_shd.latent_shards import (
+    INDEX,
+    LatentSet,
+    ShardEntry,
+    damaged,
+    open_tensors,
+    read_header,
+    read_index,
+    verify_shard,
+)
 from dit_shd.places import expanded
 
 
@@ -29,6 +39,7 @@ class Latents(Dataset):
         path = Path(expanded(path))
         self._set = read_index(path)
         self.shape, self.classes, self.class_names = self._set.shape, len(self._set.classes), self._set.classes
+        self.origin = origin_of(self._set)
         self._flip, self._path = flip and self._set.flips == 2, path
         self._files = [path / entry.file for entry in self._set.shards]
         self._firsts = np.cumsum([0, *(entry.count for entry in self._set.shards)])
@@ -80,3 +91,19 @@ class Latents(Dataset):
 
     def labels(self) -> np.ndarray:
         return self._labels
+
+
+def origin_of(latents: LatentSet) -> Origin | None:
+    """The autoencoder that a set names; None where pixels are the latents.
+
+    Raises:
+        UserError: what latents.json says of it is nothing that encode writes.
+    """
+    if latents.about.get("vae") is None and latents.about.get("vae_sha256") is None:
+        return None
+    try:
+        return Origin.of_record(latents.about, [latents.folder / COPY])
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"{latents.folder / INDEX}: about: not written by dit-shd encode ({error}); encode again"
+        ) from error

@@ -12,6 +12,7 @@ from torch import Tensor
 from dit_shd import randomness
 from dit_shd.data import Dataset
 from dit_shd.errors import UserError
+from dit_shd.latent_origin import Origin
 from dit_shd.places import expanded
 
 UNFOLDS = 100
@@ -19,7 +20,7 @@ UNFOLDS = 100
 
 
 class Npz(Dataset):
-    """One npz file, held in memory.
+    """One npz file, held in memory. It does not tell of which autoencoder float latents are: the config's `vae` does.
 
     Args:
         path: the file. flip: mirror half of the samples left to right, drawn anew each time.
@@ -35,6 +36,7 @@ class Npz(Dataset):
         elif array.dtype in (np.float16, np.float32, np.float64) and array.ndim == 4:
             self._images, self._latents = None, array
             _, c, y, x = array.shape
+            self.origin = Origin()
         else:
             raise UserError(
                 f"{path}: arr_0: wanted uint8 [n,y,x,c] images or float [n,c,y,x] latents, "

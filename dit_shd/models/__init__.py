@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import ModelMixin
@@ -26,6 +26,9 @@ from dit_shd.models.mdt import MDTv2
 from dit_shd.places import Asset, HubName, find
 
 _log = logging.getLogger("dit_shd")
+
+if TYPE_CHECKING:
+    from dit_shd.latent_origin import Origin
 
 __all__ = ["DiT", "MDTv2", "export", "exported_step", "load"]
 
@@ -152,12 +155,13 @@ def of_run(config: Any) -> Any:
     return replace(config, diffusion_steps=steps) if isinstance(steps, int) else config
 
 
-def digest(model: nn.Module) -> str:
-    """sha256 of a model's tensors, by name."""
+def digest(model: nn.Module, parts: tuple[str, ...] = ("",)) -> str:
+    """sha256 of a model's tensors, by name; of those whose names begin with one of `parts`."""
     total = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
-        total.update(name.encode())
-        total.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        if name.startswith(parts):
+            total.update(name.encode())
+            total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
 
 
@@ -183,17 +187,27 @@ def export(model: Any, folder: Path, config: Any, step: int, rate: float) -> Non
     Args:
         rate: of the average that its weights are.
     """
+    from dit_shd.latent_origin import read_record
+
     origin = _card.inherited([] if config.teacher is None else [provenance(config.teacher)])
-    write(model, folder, _card.trained(model, config, step, origin, rate))
+    latents = read_record(Path(config.run))
+    write(model, folder, _card.trained(model, config, step, origin, rate, latents), latents)
 
 
-def write(model: Any, folder: Path, card: str) -> None:
-    """Write a model in diffusers format with a model card, replacing the last."""
+def write(model: Any, folder: Path, card: str, latents: "Origin | None" = None) -> None:
+    """Write a model in diffusers format with a model card, replacing the last.
+
+    Args:
+        latents: of which autoencoder they are.
+    """
     from dit_shd.files import replacing
+    from dit_shd.latent_origin import write_record
 
     with replacing(folder) as part:
         model.save_pretrained(part, safe_serialization=True)
         (part / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
+        if latents is not None:
+            write_record(latents, part)
 
 
 def exported_step(folder: Path) -> int | None:

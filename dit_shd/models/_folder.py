@@ -12,6 +12,7 @@ from diffusers import ModelMixin
 
 from dit_shd import registry
 from dit_shd.errors import UserError
+from dit_shd.latent_origin import RECORD
 from dit_shd.places import WANTED, HubName, find, one_line
 
 PLACES = ("student", ".", "transformer")
@@ -175,7 +176,7 @@ def of_hub(name: HubName, places: Sequence[str] = (".", "transformer")) -> Path:
         raise UserError(f"{name}: wanted a repository with {' or '.join(configs)}, it has none")
     inside = config.removesuffix("config.json")
     weights = choose_weights((f.removeprefix(inside) for f in files if f.startswith(inside)), str(name)).files
-    wanted = [config, *(inside + file for file in weights), "README.md"]
+    wanted = [config, *(inside + file for file in weights), "README.md", RECORD]
     return name.download([file for file in wanted if file in files]) / inside
 
 
