@@ -197,7 +197,7 @@ def test_a_vae_that_does_not_fit_is_refused_before_anything_is_drawn(teacher, va
     with pytest.raises(UserError, match=r"vae: .*: the weights do not fit config\.json"):
         Decoder.load(str(tmp_path), 1, torch.device("cpu"))
     (tmp_path / "diffusion_pytorch_model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"vae: .*: wanted diffusion_pytorch_model.safetensors beside config.json, found no weights"):
+    with pytest.raises(UserError, match=r"vae: .*: wanted .*, found no weights"):
         Decoder.load(str(tmp_path), 1, torch.device("cpu"))
 
 
