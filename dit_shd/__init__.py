@@ -6,16 +6,16 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "Capture": "dit_shd.attention",
-    "capture": "dit_shd.attention",
-    "attach_processors": "dit_shd.attention",
-    "SHDAttnProcessor": "dit_shd.attention",
-    "Squeeze": "dit_shd.squeezing",
-    "squeeze": "dit_shd.squeezing",
-    "attention_kl": "dit_shd.divergence",
-    "SHD": "dit_shd.losses.shd",
-    "DiT": "dit_shd.models",
-    "MDTv2": "dit_shd.models",
+    "Capture": "dit_shd.attention.capture",
+    "capture": "dit_shd.attention.recording.attach",
+    "attach_processors": "dit_shd.attention.recording.attach",
+    "SHDAttnProcessor": "dit_shd.attention.recording.instrument",
+    "Squeeze": "dit_shd.squeezing.squeeze",
+    "squeeze": "dit_shd.squeezing.squeeze",
+    "attention_kl": "dit_shd.squeezing.divergence",
+    "SHD": "dit_shd.distillation.losses.shd",
+    "DiT": "dit_shd.models.families.dit",
+    "MDTv2": "dit_shd.models.families.mdt",
 }
 __all__ = [
     "SHD",

@@ -2,6 +2,6 @@
 
 import sys
 
-from dit_shd.cli import main
+from dit_shd.cli.main import main
 
 sys.exit(main())

@@ -46,7 +46,7 @@ def shapes(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def teacher(tmp_path_factory) -> Path:
     """A random MDTv2 of four heads in diffusers format."""
-    from dit_shd.models import MDTv2
+    from dit_shd.models.families.mdt import MDTv2
 
     torch.manual_seed(1)
     model = MDTv2(**{k: v for k, v in TEACHER.items() if k != "name"})

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dit_shd.config import make
-from dit_shd.latent_files import EncodeConfig, encode_to_shards
+from dit_shd.core.config import make
+from dit_shd.data.encoding import EncodeConfig, encode_to_shards
 
 QUICK = dict(vae=None, size=8, batch_size=4, shard_size=8)
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from dit_shd.config import make
-from dit_shd.errors import UserError
-from dit_shd.evaluator import EvaluateConfig, evaluate
-from dit_shd.features import Features
-from dit_shd.features.digits import Digits
+from dit_shd.core.config import make
+from dit_shd.core.errors import UserError
+from dit_shd.evaluation.evaluate import EvaluateConfig, evaluate
+from dit_shd.evaluation.features import Features
+from dit_shd.evaluation.features.digits import Digits
 
 
 class Trap:

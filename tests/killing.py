@@ -21,13 +21,13 @@ import time
 from pathlib import Path
 
 PHASES = {
-    "step": ("dit_shd.trainer", "Trainer", "accumulate"),
-    "save": ("dit_shd.checkpoint", "RunFolder", "save"),
-    "export": ("dit_shd.models", None, "export"),
-    "resume": ("dit_shd.saver", "Saver", "resume"),
-    "evaluation": ("dit_shd.monitor", None, "evaluate"),
-    "sample": ("dit_shd.sample_files", None, "draw"),
-    "publish": ("dit_shd.sample_files", None, "_publish"),
+    "step": ("dit_shd.training.trainer", "Trainer", "accumulate"),
+    "save": ("dit_shd.training.run_folder", "RunFolder", "save"),
+    "export": ("dit_shd.models.export.export", None, "export"),
+    "resume": ("dit_shd.training.checkpointer", "Saver", "resume"),
+    "evaluation": ("dit_shd.training.validation", None, "evaluate"),
+    "sample": ("dit_shd.diffusion.generation", None, "draw"),
+    "publish": ("dit_shd.diffusion.generation", None, "_publish"),
 }
 ACTS = ((os, "replace"), (os, "fsync"), (os, "unlink"), (os, "rmdir"))
 
@@ -90,7 +90,7 @@ def line_of(step, positions, passes):
 
 def record_order(file):
     """Append a line for everything that is drawn of the data."""
-    from dit_shd.batch import BatchSource
+    from dit_shd.tasks.diffusion import BatchSource
 
     real = BatchSource.draw
 
@@ -106,7 +106,7 @@ def record_order(file):
 
 def live(life):
     """One life: the command's exit code, if it comes to that."""
-    from dit_shd.cli import main
+    from dit_shd.cli.main import main
 
     if "ORDER" in os.environ:
         record_order(os.environ["ORDER"])

@@ -67,9 +67,9 @@ def folders_of_diffusers(folder: Path) -> None:
     import torch
     from diffusers import AutoencoderKL, DiTTransformer2DModel
 
-    from dit_shd.decoder import Decoder
-    from dit_shd.errors import UserError
-    from dit_shd.models import load
+    from dit_shd.core.errors import UserError
+    from dit_shd.data.autoencoder import Decoder
+    from dit_shd.models.loading import load
 
     sizes = dict(sample_size=4, in_channels=4, num_layers=1, num_attention_heads=2, attention_head_dim=4)
     model = DiTTransformer2DModel(**sizes, norm_num_groups=4)
@@ -107,7 +107,7 @@ def installed_tracker(site: Path) -> None:
 
 
 def command(*arguments: str) -> None:
-    from dit_shd.cli import main
+    from dit_shd.cli.main import main
 
     with redirect_stdout(sys.stderr):
         assert main(arguments) == 0

@@ -7,15 +7,16 @@ import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
-from dit_shd import registry
-from dit_shd.attention.support import attention_layers
-from dit_shd.config import dump, make, read_yaml, resolve
-from dit_shd.cost import weightless
-from dit_shd.cost.estimate import hours, peaks
-from dit_shd.cost.operations import step_operations
-from dit_shd.layers import layer_map
-from dit_shd.losses.shd import SHD
-from dit_shd.trainer import TrainConfig
+from dit_shd.attention.recording.discovery import attention_layers
+from dit_shd.core import plugins
+from dit_shd.core.config import make, resolve
+from dit_shd.core.yaml_files import dump, read_yaml
+from dit_shd.distillation.layer_map import layer_map
+from dit_shd.distillation.losses.shd import SHD
+from dit_shd.profiling import meta
+from dit_shd.profiling.estimate import hours, peaks
+from dit_shd.profiling.flops import step_operations
+from dit_shd.training.config import TrainConfig
 
 FOLDER = Path(__file__).parents[1] / "configs"
 NAMES = sorted(file.stem for file in FOLDER.glob("*.yaml"))
@@ -52,12 +53,12 @@ def test_a_config_is_complete(name):
 def test_a_configs_models_fit_together(name):
     """On the meta device: shapes, passes, heads and layers of student and teacher."""
     config = load(name)
-    student = weightless.build(config.student, "student")
+    student = meta.build(config.student, "student")
     assert (config.teacher is None) == (config.estimate.teacher is None) == (not config.losses)
     assert config.mask_ratio is None or hasattr(student, "mask_token")
     if config.estimate.teacher is None:
         return
-    teacher = weightless.build(config.estimate.teacher, "teacher")
+    teacher = meta.build(config.estimate.teacher, "teacher")
     own, other = student.config, teacher.config
     for key in ("sample_size", "patch_size", "in_channels", "num_classes", "learn_sigma"):
         assert getattr(own, key) == getattr(other, key)
@@ -74,8 +75,8 @@ def test_a_configs_models_fit_together(name):
 def test_a_header_tells_what_is_counted(name):
     config, header = load(name), (FOLDER / f"{name}.yaml").read_text().replace(",", "")
     stand_in = config.estimate.teacher
-    teacher = None if stand_in is None else weightless.build(stand_in, "teacher")
-    found = step_operations(config, weightless.build(config.student, "student"), teacher)
+    teacher = None if stand_in is None else meta.build(stand_in, "teacher")
+    found = step_operations(config, meta.build(config.student, "student"), teacher)
     told = re.search(r"Cost: (\S+) GFLOP an image (\S+) EFLOP in all: (\S+) A100 or (\S+) H100 hours", header)
     assert told is not None
     whole = found.executed * config.batch_size * config.steps
@@ -118,4 +119,4 @@ def test_a_batch_is_shared_out_evenly(name):
 def test_every_plugin_of_a_config_ships():
     for name in NAMES:
         config = load(name)
-        assert config.data.name in registry.names("data") and config.student.name in registry.names("models")
+        assert config.data.name in plugins.names("data") and config.student.name in plugins.names("models")

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import yaml
 
-from dit_shd import checks, registry
-from dit_shd.checkpoint import RunFolder
-from dit_shd.config import make, override, read_yaml
-from dit_shd.evaluator import EvaluateConfig
-from dit_shd.sampler import SampleConfig
-from dit_shd.trainer import TrainConfig, resolved
+from dit_shd.core import plugins
+from dit_shd.core.config import make
+from dit_shd.core.yaml_files import override, read_yaml
+from dit_shd.diffusion.sample_config import SampleConfig
+from dit_shd.evaluation.evaluate import EvaluateConfig
+from dit_shd.training import checks
+from dit_shd.training.config import TrainConfig, resolved
+from dit_shd.training.run_folder import RunFolder
 
 from . import PWNED, Class
 from .damage import WEIRD, bent_bytes, bent_values
@@ -88,7 +90,7 @@ def plug_in(draw: random.Random, folder: Path) -> object:
         name = draw.choice(
             ["evil.Evil", "evil", "../evil", "evil.", ".evil", "os.system", "x" * 5000, "evil:Evil", "__init__"]
         )
-        return registry.find(draw.choice(sorted(registry.KINDS)), name)
+        return plugins.find(draw.choice(sorted(plugins.KINDS)), name)
     finally:
         sys.path.remove(str(folder))
         assert "evil" not in sys.modules

@@ -15,9 +15,9 @@ import pyarrow
 from PIL import Image
 from pyarrow import parquet
 
-from dit_shd.config import make
-from dit_shd.data.latents import Latents
-from dit_shd.latent_files import EncodeConfig, encode_to_shards
+from dit_shd.core.config import make
+from dit_shd.data.datasets.latents import Latents
+from dit_shd.data.encoding import EncodeConfig, encode_to_shards
 
 from . import Class
 from .damage import WEIRD, bend_file, bent_bytes, bent_values, exploit

@@ -1,0 +1,168 @@
+"""Configs: frozen dataclasses, filled strictly from YAML and `key=value`, saved resolved.
+
+A default lives in the dataclass (or in a plug-in's `__init__`) and nowhere else. An unknown key names the nearest
+known one; values are cast by the annotated type, since YAML reads `1e-4` as text.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union
+
+import yaml
+
+from dit_shd.core.errors import UserError
+
+T = TypeVar("T")
+
+
+def option(default: Any, doc: str) -> Any:
+    """A config field with its help text."""
+    if isinstance(default, (list, dict)) or dataclasses.is_dataclass(default):
+        return field(default_factory=lambda: default, metadata={"doc": doc})
+    return field(default=default, metadata={"doc": doc})
+
+
+def unknown(where: str, key: str, known: Any) -> UserError:
+    """The error for a key nobody knows, with the nearest known one."""
+    near = difflib.get_close_matches(str(key), list(known), 1, cutoff=0.45)
+    hint = f", did you mean '{near[0]}'?" if near else "."
+    return UserError(f"{where}: unknown key '{key}'{hint} Known: {', '.join(sorted(known))}")
+
+
+def make(cls: type[T], values: Any, where: str = "config") -> T:
+    """Fill the dataclass `cls` from a mapping, strictly."""
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: wanted keys and values, found {describe(values)}")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in values:
+        if key not in fields:
+            raise unknown(where, key, fields)
+    for name, f in fields.items():
+        if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise UserError(f"{where}.{name}: a value is needed and none was given")
+    return cls(**{key: cast(hints[key], value, f"{where}.{key}") for key, value in values.items()})
+
+
+def cast(hint: Any, value: Any, where: str) -> Any:
+    """Turn a YAML value into the annotated type, or raise a UserError that says what was wanted and found."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        options = [a for a in args if a is not type(None)]
+        for candidate in options:
+            try:
+                return cast(candidate, value, where)
+            except UserError as error:
+                if len(options) == 1 or (isinstance(value, dict) and typing.get_origin(candidate) is dict):
+                    raise error
+        raise wrong(where, " or ".join(type_name(a) for a in options), value)
+    if origin is Literal:
+        if value in args:
+            return value
+        if value is False and "no" in args:  # YAML 1.1 reads a bare `no` as false
+            return "no"
+        raise wrong(where, " | ".join(str(a) for a in args), value)
+    if hasattr(hint, "from_value"):
+        return hint.from_value(value, where)
+    if dataclasses.is_dataclass(hint):
+        return value if isinstance(value, hint) else make(hint, value, where)  # type: ignore[arg-type]
+    if origin in (list, tuple, Sequence):
+        if not isinstance(value, (list, tuple)):
+            raise wrong(where, "a list", value)
+        items = [cast(args[0] if args else Any, v, f"{where}.{i}") for i, v in enumerate(value)]
+        return tuple(items) if origin is tuple else items
+    if origin is dict or hint is dict:
+        if not isinstance(value, dict):
+            raise wrong(where, "keys and values", value)
+        kinds = args or (Any, Any)
+        return {cast(kinds[0], k, where): cast(kinds[1], v, f"{where}.{k}") for k, v in value.items()}
+    return _scalar(hint, value, where)
+
+
+def _scalar(hint: Any, value: Any, where: str) -> Any:
+    if hint is bool:
+        if isinstance(value, bool):
+            return value
+    elif hint is int:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        number = _number(value)
+        if number is not None and number.is_integer():
+            return int(number)
+    elif hint is float:
+        number = _number(value)
+        if number is not None:
+            return number
+    elif hint is str:
+        if isinstance(value, (str, int, float)) and not isinstance(value, bool):
+            return str(value)
+    elif hint is Path:
+        if isinstance(value, (str, Path)):
+            return Path(value)
+    elif isinstance(hint, type) and isinstance(value, hint):
+        return value
+    raise wrong(where, type_name(hint), value)
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    return number if number == number and abs(number) != float("inf") else None
+
+
+def type_name(hint: Any) -> str:
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
+    return words.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def describe(value: Any) -> str:
+    text = repr(value)
+    return f"{text if len(text) < 60 else text[:57] + '...'} ({type(value).__name__})"
+
+
+def wrong(where: str, wanted: str, value: Any) -> UserError:
+    return UserError(f"{where}: wanted {wanted}, found {describe(value)}")
+
+
+def resolve(value: Any) -> Any:
+    """The plain YAML form of a config, every default written out; `make(cls, resolve(c)) == c`."""
+    if hasattr(value, "as_value"):
+        return resolve(value.as_value())
+    if dataclasses.is_dataclass(value):
+        return {f.name: resolve(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {k: resolve(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [resolve(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def explain(cls: type, indent: str = "  ") -> str:
+    """One line for each key of a config dataclass: its type, default and meaning, for `--help`."""
+    lines = []
+    for f in dataclasses.fields(cls):  # type: ignore[arg-type]
+        default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+        if dataclasses.is_dataclass(default):
+            lines.append(f"{indent}{f.name}:  {f.metadata.get('doc', '')}")
+            lines.append(explain(type(default), indent + "  "))
+            continue
+        shown = (
+            "needed"
+            if default is dataclasses.MISSING
+            else f"{yaml.safe_dump(resolve(default), default_flow_style=True).splitlines()[0]}"
+        )
+        lines.append(f"{indent}{f.name}={shown}  {f.metadata.get('doc', '')}".rstrip())
+    return "\n".join(lines)

@@ -1,0 +1,139 @@
+"""Sets of images to be compared: an npz file, a folder, a dataset of ours, or an array.
+
+Images are raw uint8 [n, h, w, c], in a fixed order; a file is read batch by batch, never as a whole.
+"""
+
+import abc
+import hashlib
+import math
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dit_shd.core.errors import UserError
+from dit_shd.data.npz_files import check_npy_header, npy_header
+
+BROKEN_FILE = (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
+
+
+class ImageSet(abc.ABC):
+    """Images in order.
+
+    name: as given by the user; shape: (n, h, w, c); labels: int64 [n] or None; lossy: the files are JPEG;
+    path: the file or folder, None where there is none; settings: what a sampler says it made them by.
+    """
+
+    name: str
+    shape: tuple[int, int, int, int]
+    labels: np.ndarray | None = None
+    lossy: bool = False
+    path: Path | None = None
+    settings: dict[str, Any] | None = None
+
+    @abc.abstractmethod
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """uint8 [b, h, w, c] with b <= size, in order."""
+
+    def take(self, indices: np.ndarray, size: int = 256) -> np.ndarray:
+        """uint8 [k, h, w, c]: the images with these numbers, in this order, read `size` at a time."""
+        found = np.empty((len(indices), *self.shape[1:]), dtype=np.uint8)
+        for start, batch in zip(range(0, self.shape[0], size), self.batches(size)):
+            here = (indices >= start) & (indices < start + size)
+            found[here] = batch.numpy()[indices[here] - start]
+        return found
+
+    @abc.abstractmethod
+    def sha256(self) -> str:
+        """Of the file; of names and contents of a folder's images; of the pixels of an array."""
+
+
+class ArrayImages(ImageSet):
+    """Images that are in memory, uint8 [n, h, w, c]."""
+
+    def __init__(self, images: np.ndarray | Tensor, name: str, labels: np.ndarray | None = None) -> None:
+        dtype = np.uint8 if images.dtype == torch.uint8 else images.dtype
+        self.shape = check_npy_header(dtype, tuple(images.shape), False, name)
+        self._pixels = images.cpu().numpy() if isinstance(images, Tensor) else images
+        self.name, self.labels = name, labels
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        for start in range(0, len(self._pixels), size):
+            yield torch.from_numpy(np.ascontiguousarray(self._pixels[start : start + size]))
+
+    def sha256(self) -> str:
+        return hashlib.sha256(np.ascontiguousarray(self._pixels).data).hexdigest()
+
+
+class NpzImages(ImageSet):
+    """arr_0 (uint8 images) and, if there, arr_1 (labels) of an npz file; nothing in it is ever unpickled.
+
+    Raises:
+        UserError: not an npz file, no arr_0, or an arr_0 that is cut short or not uint8 [n, h, w, c].
+    """
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.path, self.name = path, name
+        try:
+            with zipfile.ZipFile(path) as archive:
+                members = archive.namelist()
+                if "arr_0.npy" not in members:
+                    raise UserError(
+                        f"{name}: wanted images in arr_0, found {', '.join(members) or 'an empty file'}; "
+                        "write them with numpy.savez(path, images)"
+                    )
+                with archive.open("arr_0.npy") as stream:
+                    self.shape = npy_header(stream, name)
+                    size = stream.tell() + math.prod(self.shape)
+                if archive.getinfo("arr_0.npy").file_size != size:
+                    raise UserError(f"{name}: arr_0 is cut short: wanted {self.shape[0]} images; write the file again")
+            self.labels = _labels(path, self.shape[0]) if "arr_1.npy" in members else None
+        except UserError:
+            raise
+        except BROKEN_FILE as error:
+            raise broken(name, error) from error
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        n, h, w, c = self.shape
+        assert self.path is not None
+        try:
+            with zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as stream:
+                npy_header(stream, self.name)
+                for start in range(0, n, size):
+                    count = min(size, n - start)
+                    data = bytearray(stream.read(count * h * w * c))
+                    yield torch.frombuffer(data, dtype=torch.uint8).reshape(count, h, w, c)
+        except UserError:
+            raise
+        except BROKEN_FILE as error:
+            raise broken(self.name, error) from error
+
+    def sha256(self) -> str:
+        assert self.path is not None
+        return file_sha256(self.path)
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def broken(name: str, error: BaseException) -> UserError:
+    """The error for an npz file that cannot be read."""
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:80]
+    return UserError(
+        f"{name}: wanted an npz file written by numpy.savez, found a broken one ({reason}); write it again"
+    )
+
+
+def _labels(path: Path, count: int) -> np.ndarray | None:
+    """arr_1 if it is one whole number for each image, else None: files of others keep other things there."""
+    with np.load(path, allow_pickle=False) as archive:
+        labels = archive["arr_1"]
+    return labels.astype(np.int64) if labels.shape == (count,) and labels.dtype.kind in "iu" else None

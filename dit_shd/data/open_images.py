@@ -1,0 +1,34 @@
+"""A set of images by its path: an npz, shards, or a folder."""
+
+from pathlib import Path
+
+from dit_shd.core import plugins
+from dit_shd.core.errors import UserError
+from dit_shd.core.plugins import Plugin
+from dit_shd.data.image_sets import ArrayImages, ImageSet, NpzImages
+
+
+def open_images(text: str, what: str) -> ImageSet:
+    """What a user means by `text`: a dataset of ours (`digits`, `digits:validation`), an npz file, a folder of
+    images or of the shards of a sampling.
+
+    A dataset's name wins over a file of that name; `./digits` is the file. `what` names the option in errors.
+
+    Raises:
+        UserError: there is no such thing, or it holds no images.
+    """
+    name, colon, split = text.partition(":")
+    if name in plugins.names("data"):
+        dataset = Plugin(name, {"split": split} if colon else {}).build("data", where=what)
+        return ArrayImages(dataset.images(), text, dataset.labels())
+    path = Path(text)
+    if path.is_dir():
+        from dit_shd.data.image_folders import FolderImages, ShardImages
+
+        return ShardImages(path, text) if path.name.endswith(".parts") else FolderImages(path, text)
+    if not path.is_file():
+        raise UserError(
+            f"{what}={text}: wanted an npz file, a folder of png or jpg images, or a dataset such as "
+            "digits:validation; found nothing there"
+        )
+    return NpzImages(path, text)

@@ -1,0 +1,69 @@
+"""From an image as it lies somewhere to uint8 pixels of one size: decoding, and the ADM centre crop."""
+
+import errno
+import io
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dit_shd.core.errors import UserError
+from dit_shd.data.sources.base import BrokenImage, Raw, check_area
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM")
+"""What is decoded, whatever a file is called; other decoders of pillow are out of a stranger's reach."""
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
+"""8 bits a channel or less, turned into RGB; deeper ones would be cut off, not scaled."""
+
+
+MACHINE = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""Errors that are no image's fault: they end the command, which can be given again, and skip nothing."""
+
+
+def pixels(raw: Raw, size: int) -> np.ndarray:
+    """The image's ADM centre crop, uint8 [size,size,3].
+
+    Raises:
+        BrokenImage: it cannot be decoded, or takes too much memory.
+        UserError: the machine failed, not the image.
+    """
+    from PIL import Image
+
+    try:
+        if isinstance(raw, np.ndarray):
+            return centre_crop(Image.fromarray(raw.squeeze(-1) if raw.shape[-1] == 1 else raw).convert("RGB"), size)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pillow's own about bombs and odd files: what counts is below
+            with Image.open(io.BytesIO(raw) if isinstance(raw, bytes) else raw, formats=FORMATS) as image:
+                check_area(*image.size)
+                if image.mode not in MODES:
+                    raise BrokenImage(f"mode {image.mode}; wanted 8 bits a channel")
+                return centre_crop(image.convert("RGB"), size)
+    except (BrokenImage, MemoryError):
+        raise
+    except Image.UnidentifiedImageError as error:
+        raise BrokenImage(f"none of {', '.join(FORMATS)}") from error
+    except Exception as error:  # a stranger's file can be wrong in any way
+        if isinstance(error, OSError) and error.errno in MACHINE:
+            raise UserError(f"{raw if isinstance(raw, Path) else 'an image'}: {error.strerror}; try again") from error
+        words = re.sub(r"<[^>]*>|'[^']*'", "...", " ".join(str(error).split()))  # no addresses, no paths
+        raise BrokenImage((words or type(error).__name__)[:120]) from error
+
+
+def centre_crop(image: Any, size: int) -> np.ndarray:
+    """The crop of ADM (Dhariwal & Nichol 2021, guided-diffusion), uint8 [size,size,c] of a PIL image.
+
+    Halve by box averages while the smaller side is 2 size or more, scale it to `size` bicubically, cut out the middle.
+    """
+    from PIL.Image import Resampling
+
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Resampling.BOX)
+    scale = size / min(image.size)
+    width, height = round(image.width * scale), round(image.height * scale)
+    check_area(width, height)
+    array = np.asarray(image.resize((width, height), Resampling.BICUBIC))
+    top, left = (height - size) // 2, (width - size) // 2
+    return array[top : top + size, left : left + size]

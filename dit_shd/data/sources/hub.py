@@ -1,0 +1,80 @@
+"""Hugging Face datasets: a folder that `save_to_disk` wrote, or a name on the hub."""
+
+from pathlib import Path
+from typing import Any
+
+from dit_shd.core.errors import UserError
+from dit_shd.data.sources.base import NO_LABELS, ImageSource, fingerprint
+from dit_shd.data.sources.parquet import Columns, image_bytes, needs
+
+
+def is_saved(folder: Path) -> bool:
+    """`Dataset.save_to_disk` or `DatasetDict.save_to_disk` was here."""
+    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+
+
+class HubImages(ImageSource):
+    """One split of a dataset with an image and a label column; memory-mapped by the datasets package.
+
+    Raises:
+        UserError: no datasets package, no such dataset, split or column.
+    """
+
+    def __init__(self, text: str, split: str, image_column: str | None, label_column: str | None):
+        self._text = text
+        data = _load(text, split)
+        self._columns = Columns.find(data.features.arrow_schema, image_column, label_column, text)
+        try:
+            self._images = data.select_columns([self._columns.image])
+            if type(data.features[self._columns.image]).__name__ == "Image":
+                from datasets import Image
+
+                self._images = self._images.cast_column(self._columns.image, Image(decode=False))
+            values = data[self._columns.label][:] if self._columns.label else []
+        except Exception as error:  # a stranger's files can be wrong in any way
+            raise _unreadable(text, error) from error
+        self.note = NO_LABELS if self._columns.label is None else ""
+        self.labels, self.classes = self._columns.labels(list(values), len(data), text)
+        self._fingerprint = str(data._fingerprint)
+
+    def raw(self, number: int) -> bytes:
+        try:
+            cell = self._images[number][self._columns.image]
+        except Exception as error:
+            raise _unreadable(self._text, error) from error
+        return image_bytes(cell)
+
+    def name(self, number: int) -> str:
+        return f"{self._text}[{number}]"
+
+    def sha256(self) -> str:
+        return fingerprint([self._fingerprint, str(self._columns), self.labels.tobytes()])
+
+
+def _load(text: str, split: str) -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise needs("datasets") from error
+    here = Path(text).is_dir()
+    try:
+        data = datasets.load_from_disk(text) if here else datasets.load_dataset(text)
+    except Exception as error:
+        if here:
+            raise _unreadable(text, error) from error
+        raise UserError(
+            f"images: '{text}' is neither a file or folder here nor a reachable dataset name ({_words(error)})"
+        ) from error
+    if not isinstance(data, datasets.DatasetDict):
+        return data
+    if split not in data:
+        raise UserError(f"split: '{text}' has no split '{split}', it has {', '.join(map(str, data))}")
+    return data[split]
+
+
+def _unreadable(text: str, error: Exception) -> UserError:
+    return UserError(f"images: '{text}' cannot be read by the datasets package ({_words(error)})")
+
+
+def _words(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]

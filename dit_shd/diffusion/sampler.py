@@ -1,0 +1,127 @@
+"""Images from a model: DDPM (or DDIM, DPM-Solver++) with classifier-free guidance.
+
+    model = dit_shd.models.load("runs/student")
+    images, labels = dit_shd.sampler.sample(model, count=16, steps=250, guidance=3.8)
+
+Image i depends on the seed and on i only: its noise is a stream of its own, whatever the batch or the process.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dit_shd.core import rng
+from dit_shd.core.config import make
+from dit_shd.core.errors import UserError
+from dit_shd.data.autoencoder import Decoder
+from dit_shd.data.pixels import to_uint8
+from dit_shd.diffusion.denoiser import classes_of
+from dit_shd.diffusion.guidance import Guided
+from dit_shd.diffusion.sample_config import SampleConfig
+from dit_shd.diffusion.solvers import denoise
+from dit_shd.models.families.mdt import kept_biases
+
+
+def sample(
+    model: nn.Module, count: int, labels: Sequence[int] | str = "random", **options: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 [count,y,x,c] and their labels int64 [count].
+
+    Args:
+        labels: the class of each image, or how to choose it (random or balanced).
+        options: any key of SampleConfig (steps, guidance, seed, batch_size, vae, ...).
+    """
+    policy = labels if isinstance(labels, str) else "random"
+    config = make(SampleConfig, {**options, "count": count, "labels": policy}, "sample")
+    config.check()
+    plan = label_plan(config, classes_of(model), range(count)) if isinstance(labels, str) else np.asarray(labels, int)
+    if plan.shape != (count,):
+        raise UserError(f"labels: wanted {count}, one for each image, found {plan.shape}")
+    if plan.min() < 0 or plan.max() >= classes_of(model):
+        raise UserError(f"labels: wanted classes 0 to {classes_of(model) - 1}, found {plan.min()} to {plan.max()}")
+    decode, network = load_decoder(config, model), prepared(model, config)
+    parts = [draw(network, config, indices, plan[indices], decode) for indices in batches(config)]
+    return np.concatenate(parts), plan
+
+
+def batches(config: SampleConfig) -> Iterator[range]:
+    """The image numbers of every batch: the same cuts whatever the number of processes."""
+    return (range(i, min(i + config.batch_size, config.count)) for i in range(0, config.count, config.batch_size))
+
+
+def label_plan(config: SampleConfig, classes: int, indices: Sequence[int]) -> np.ndarray:
+    """The classes of some images, int64 [b]: a function of the seed and the image's number."""
+    if config.labels == "balanced":
+        return np.asarray(indices, dtype=np.int64) % classes
+    draws = [int(rng.stream(config.seed, "sample label", 0, i).integers(classes)) for i in indices]
+    return np.array(draws, dtype=np.int64)
+
+
+def prepared(model: nn.Module, config: SampleConfig) -> nn.Module:
+    """The model as `draw` wants it: compiled, if so configured, once for all batches."""
+    return torch.compile(model, dynamic=False) if config.compile else model  # type: ignore[return-value]
+
+
+def load_decoder(config: SampleConfig, model: nn.Module) -> Decoder:
+    """What turns the model's latents into pixels."""
+    own: Any = model.config
+    return Decoder.load(config.vae, own.in_channels, device_of(model))
+
+
+@torch.no_grad()
+def draw(
+    model: nn.Module,
+    config: SampleConfig,
+    indices: Sequence[int],
+    labels: np.ndarray,
+    decode: Callable[[Tensor], Tensor],
+    on_step: Callable[[float], None] = lambda images: None,
+) -> np.ndarray:
+    """The images with some numbers and their labels [b]: uint8 [b,y,x,c].
+
+    Args:
+        on_step: told after each solver step how much of the work that was, in images.
+    """
+    device, own = device_of(model), model.config
+    shape: tuple[int, ...] = (own.in_channels, own.sample_size, own.sample_size)  # type: ignore[union-attr, assignment]
+    guided = Guided(model, torch.from_numpy(labels).to(device), config)
+
+    def predict(x: Tensor, timestep: int) -> Tensor:
+        found = guided(x, timestep)
+        on_step(len(x) / config.steps)
+        return found
+
+    was_training = model.training
+    model.eval()
+    try:
+        with kept_biases(model, torch.bfloat16 if config.precision == "bf16" else torch.float32):
+            latents = denoise(predict, config, indices, shape, device)
+    except RuntimeError as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        raise UserError(f"compile=true: torch.compile failed ({' '.join(str(error).split())[:160]})") from error
+    finally:
+        model.train(was_training)
+    if not bool(torch.isfinite(latents).all()):
+        raise UserError(
+            f"sampling images {indices[0]}..{indices[-1]}: the model's output is not finite (NaN or infinity)"
+        )
+    return to_uint8(decode(latents).float(), config.rounding)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def of_run(config: Any) -> Any:
+    """A SampleConfig with what the run folder it names knows: the steps of the noise schedule."""
+    from dit_shd.core.yaml_files import read_yaml
+
+    file = Path(config.run) / "config.yaml"
+    steps = read_yaml(file).get("diffusion_steps") if file.is_file() else None
+    return replace(config, diffusion_steps=steps) if isinstance(steps, int) else config

@@ -1,0 +1,83 @@
+"""The words of a model card."""
+
+from dataclasses import replace
+from typing import Any
+
+import yaml
+
+from dit_shd.core import plugins
+from dit_shd.core.errors import UserError
+from dit_shd.models.provenance import LISTS, PERMISSIVE, Provenance, union
+
+
+def metadata(origin: Provenance) -> dict[str, str]:
+    """For the head of a safetensors file, whose values are texts; of_file reads it."""
+    lists = {key: "\n".join(getattr(origin, key)) for key in LISTS}
+    return {k: v for k, v in {"format": "pt", "license": origin.license or "", **lists}.items() if v}
+
+
+def trained(model: Any, config: Any, step: int, origin: Provenance) -> str:
+    """The card of a model that dit_shd trained.
+
+    Args:
+        origin: of what it learned from.
+    """
+    from dit_shd.core.yaml_files import dump
+
+    data = _data(config.data)
+    return _text(
+        model,
+        replace(origin, trained_on=union([[data], origin.trained_on])),
+        f'Trained by dit_shd for {step} steps (averaged weights). Load: `dit_shd.models.load("this folder")`.',
+        f"## Configuration\n\n```yaml\n{dump(config)}```\n",
+    )
+
+
+def converted(model: Any, source: str, sha256: str, origin: Provenance) -> str:
+    """The card of a model that was read from a file or folder of others."""
+    return _text(
+        model,
+        origin,
+        f"Converted by dit_shd from {source}; the sha256 of its tensors is {sha256}. "
+        'Load: `dit_shd.models.load("this folder")`.',
+        "",
+    )
+
+
+def _data(plugin: Any) -> str:
+    """A dataset in words."""
+    cls: Any = plugins.find("data", plugin.name)
+    try:
+        return cls.described(**plugin.options)
+    except UserError:  # it has been moved away since the training began
+        return super(cls, cls).described(**plugin.options)
+
+
+def _text(model: Any, origin: Provenance, first: str, last: str) -> str:
+    head: dict[str, Any] = {"library_name": "dit_shd"}
+    if origin.license is not None:
+        head["license"] = origin.license
+    head["tags"] = ["diffusion", "knowledge-distillation"]
+    head |= {key: list(getattr(origin, key)) for key in LISTS if getattr(origin, key)}
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    parts = [
+        f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---",
+        f"# {type(model).__name__}, {millions:.2f} M parameters\n\n{first}",
+        f"## Licence\n\n{licence_words(origin)}",
+    ]
+    for title, items in (("Made from", origin.learned_from), ("Data", origin.trained_on)):
+        if items:
+            parts.append(f"## {title}\n\n" + "\n".join(f"- {item}" for item in items))
+    return "\n\n".join([*parts, last]).rstrip() + "\n"
+
+
+def licence_words(origin: Provenance) -> str:
+    """What the licence means for whoever takes the weights."""
+    if origin.license is None:
+        return "No model's licence is inherited: whoever trained these weights chooses one."
+    if origin.license == "unknown":
+        return "Unknown: nothing says under which licence the models behind these weights are. Ask their makers."
+    if origin.license in PERMISSIVE:
+        return f"{origin.license}, as the models behind these weights are."
+    rule = "no commercial use" if origin.noncommercial else "their licences bind what is made of these weights"
+    return f"{origin.license}, inherited from the models behind these weights: {rule}."

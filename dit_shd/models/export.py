@@ -1,0 +1,33 @@
+"""Writing a model in diffusers format with its card."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from dit_shd.models import cards, provenance
+from dit_shd.models.provenance import provenance
+
+
+def export(model: Any, folder: Path, config: Any, step: int) -> None:
+    """Write a trained model with a card, replacing the last: a reader sees one of the two, whole."""
+    origin = provenance.inherited([] if config.teacher is None else [provenance(config.teacher)])
+    write(model, folder, cards.trained(model, config, step, origin))
+
+
+def write(model: Any, folder: Path, card: str) -> None:
+    """Write a model in diffusers format with a model card, replacing the last."""
+    from dit_shd.core.files import replacing
+
+    with replacing(folder) as part:
+        model.save_pretrained(part, safe_serialization=True)
+        (part / "README.md").write_text(card, encoding="utf-8")
+
+
+def exported_step(folder: Path) -> int | None:
+    """The training step that the model card of an export tells; None where there is none."""
+    try:
+        card = (folder / "README.md").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
+    found = re.search(r"^Trained by dit_shd for (\d+) steps", card, re.MULTILINE)
+    return int(found[1]) if found else None

@@ -1,0 +1,33 @@
+"""From operations to GPU-hours, at stated assumptions."""
+
+from dataclasses import dataclass
+
+from dit_shd.core.config import option
+from dit_shd.core.plugins import Plugin
+from dit_shd.profiling.hardware import PEAK_TFLOPS
+
+FLOAT32_TFLOPS = {"A100": 19.5, "H100": 67.0}
+"""Dense peaks of the SXM cards without TF32, by the maker's data sheets."""
+
+
+@dataclass(frozen=True)
+class EstimateConfig:
+    """What dry_run assumes."""
+
+    mfu: float = option(0.3, "share of the peak that is reached: an assumption, not a measurement")
+    samples: int = option(50_000, "images sampled for one evaluation")
+    sampling_steps: int = option(250, "steps of the sampler; guided: two forwards each")
+    teacher: Plugin | None = option(None, "the teacher while its file is not there yet: {name: mdt, size: B/2}")
+    measure: bool = option(True, "also take one real step, at batch 1 and random weights")
+
+
+def peaks(precision: str, own: float | None = None) -> dict[str, float]:
+    """GPU -> its peak in TFLOP/s: of `own`, where that is known, else of an A100 and an H100."""
+    if own is not None:
+        return {f"{own:g} TFLOP/s": own}
+    return {gpu: peak if precision == "no" else PEAK_TFLOPS[gpu] for gpu, peak in FLOAT32_TFLOPS.items()}
+
+
+def hours(operations: float, peak_tflops: float, mfu: float) -> float:
+    """GPU-hours that some operations take."""
+    return operations / (peak_tflops * 1e12 * mfu) / 3600

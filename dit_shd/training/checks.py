@@ -1,0 +1,134 @@
+"""What a training config must be like, said before anything is written."""
+
+import inspect
+import os
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from dit_shd.core.distributed import launched
+from dit_shd.core.errors import UserError
+from dit_shd.data.datasets import Dataset
+from dit_shd.distillation.initialisation import initialise
+
+if TYPE_CHECKING:
+    from dit_shd.training.config import TrainConfig
+
+
+RANGES: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**63 - 1),
+    "steps": (1, 1e12),
+    "batch_size": (1, 1e9),
+    "micro_batch_size": (1, 1e9),
+    "log_every": (1, 1e12),
+    "checkpoint_every": (1, 1e12),
+    "keep_checkpoints": (1, 1e6),
+    "keep_every": (0, 1e12),
+    "skip_bad_steps": (0, 1e12),
+    "gradient_norms_every": (0, 1e12),
+    "peak_tflops": (1e-3, 1e6),
+    "evaluation.every": (0, 1e12),
+    "initialisation.calibration": (0, 1e6),
+    "ema_rates": (0, 1),
+    "label_dropout": (0, 1),
+    "mask_ratio": (0, 0.8),
+    "min_snr_gamma": (0, 1e6),
+    "diffusion_steps": (20, 1e6),
+    "optimizer.lr": (0, 1e3),
+    "optimizer.eps": (1e-16, 1),
+    "optimizer.weight_decay": (0, 1e3),
+    "optimizer.clip": (0, 1e12),
+    "optimizer.warmup_steps": (0, 1e12),
+}
+"""Smallest and largest value of a key; an empty value is left alone. The linear schedule needs 20 steps (betas < 1)."""
+
+
+def ranges(config: "TrainConfig") -> None:
+    """Every number in its range, and combinations that exist.
+
+    Raises:
+        UserError: naming the key, the range and what was found.
+    """
+    for key, (low, high) in RANGES.items():
+        value: Any = config
+        for part in key.split("."):
+            value = getattr(value, part)
+        for number in value if isinstance(value, tuple) else (value,):
+            if number is not None and not low <= number <= high:
+                name = key.removesuffix("_rates")
+                raise UserError(f"{name}: wanted a number from {low} to {high:g}, found {number}")
+    if not config.ema_rates or len({f"{rate:g}" for rate in config.ema_rates}) < len(config.ema_rates):
+        raise UserError(f"ema: wanted one or more rates, each once, found {config.ema}")
+    wanted = 3 if config.optimizer.name == "adan" else 2
+    betas = config.optimizer.betas
+    if betas and (len(betas) != wanted or not all(0 <= b < 1 for b in betas)):
+        raise UserError(f"optimizer.betas: {config.optimizer.name} wanted {wanted} numbers in [0, 1), found {betas}")
+    if config.precision == "fp16" and not torch.accelerator.is_available():
+        raise UserError("precision: fp16 needs a GPU, and there is none here; use bf16 or no")
+    if config.sharding != "no":
+        _sharding(config)
+    for i, loss in enumerate(config.losses):
+        if config.mask_ratio is None and loss.options.get("passes") == ["masked"]:
+            raise UserError(f"losses.{i}.passes: masked only, but mask_ratio is empty: there is no masked pass")
+    config.evaluation.check(config.diffusion_steps)
+    if config.dry_run:
+        raise UserError("dry_run: is for the command; from Python call dit_shd.cost.dry_run.dry_run(config)")
+    if config.tracker is not None:
+        _tracker(config.tracker)
+
+
+def _sharding(config: "TrainConfig") -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        raise UserError("sharding: fsdp2 needs two processes or more; start it by torchrun or accelerate launch")
+    if config.precision == "fp16":
+        raise UserError("sharding: fsdp2 works with precision no or bf16, found fp16")
+    if config.gradient_norms_every:
+        raise UserError("sharding: fsdp2 cannot measure each term's gradient; set gradient_norms_every=0")
+
+
+def _tracker(name: str) -> None:
+    from accelerate.tracking import get_available_trackers
+
+    available = [str(tracker) for tracker in get_available_trackers()]
+    if name not in available:
+        raise UserError(
+            f"tracker: '{name}' is not installed or unknown to accelerate; installed: {available or 'none'}"
+        )
+
+
+def fit(config: "TrainConfig", dataset: Dataset, student: nn.Module, teacher: nn.Module | None) -> None:
+    """Data, student and teacher must agree, and both models must know the masked pass if there is one."""
+    for role, model in (("student", student), ("teacher", teacher)):
+        if model is None:
+            continue
+        own: Any = model.config
+        shape = (own.in_channels, own.sample_size, own.sample_size)
+        if shape != tuple(dataset.shape):
+            raise UserError(f"{role}: takes latents of shape {shape}, the data's are {tuple(dataset.shape)}")
+        classes = getattr(own, "num_classes", dataset.classes)
+        if classes < dataset.classes:
+            raise UserError(f"{role}: knows {classes} classes, the data has {dataset.classes}")
+        masked_pass(config, role, model)
+        bad = [name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())]
+        if bad:
+            raise UserError(f"{role}: its weights are not finite (NaN or infinity), first in {bad[0]}")
+    initialise.check(config, student, teacher)
+    config.evaluation.fit(student)
+
+
+def masked_pass(config: "TrainConfig", role: str, model: nn.Module) -> None:
+    """A model must know the masked pass if there is one."""
+    if config.mask_ratio is not None and "keep" not in inspect.signature(model.forward).parameters:
+        raise UserError(f"mask_ratio: the {role} ({type(model).__name__}) has no masked pass; set mask_ratio=null")
+
+
+def micro_batch_size(config: "TrainConfig", processes: int) -> int:
+    """Images of one forward in one process; batch_size must be a multiple of it times the processes."""
+    launched(processes)
+    size = config.micro_batch_size or config.batch_size // processes
+    if size < 1 or config.batch_size % (size * processes):
+        raise UserError(
+            f"batch_size {config.batch_size} is not a multiple of micro_batch_size {size} x {processes} processes"
+        )
+    return size
