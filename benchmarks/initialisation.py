@@ -19,12 +19,11 @@ from _measure import header
 from dit_shd.core.config import make
 from dit_shd.core.plugins import Plugin
 from dit_shd.core.yaml_files import read_yaml
-from dit_shd.diffusion.denoiser import predict
 from dit_shd.diffusion.objectives import noise_error, split
 from dit_shd.diffusion.schedule import Schedule
 from dit_shd.distillation.initialisation.initialise import Initialisation
 from dit_shd.models import loading
-from dit_shd.tasks.diffusion import Batch, BatchSource
+from dit_shd.tasks.diffusion import Batch, BatchSource, predict
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.trainer import Trainer
 

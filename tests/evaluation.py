@@ -44,7 +44,8 @@ def pictures(n: int, seed: int, shape: tuple[int, ...] = (28, 28, 1)) -> np.ndar
 
 def run(files: dict[str, Path], **values) -> dict:
     defaults = {"samples": str(files["samples"]), "reference": str(files["reference"]), "features": "digits"}
-    return evaluate(make(EvaluateConfig, {**defaults, "device": "cpu", **values}))
+    config = make(EvaluateConfig, {**defaults, "device": "cpu", **values})
+    return evaluate(config, write_page=write_evaluation_page)
 
 
 def refused(files: dict[str, Path], **values) -> str:

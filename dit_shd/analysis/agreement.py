@@ -15,13 +15,12 @@ from dit_shd.attention.capture import Captures
 from dit_shd.attention.recording.attach import capture
 from dit_shd.core import rng
 from dit_shd.data.datasets import Dataset
-from dit_shd.diffusion.denoiser import predict
 from dit_shd.diffusion.schedule import Schedule
 from dit_shd.distillation.layer_map import LayerMap, layer_map
 from dit_shd.squeezing.divergence import attention_kl
 from dit_shd.squeezing.plans import Plan
 from dit_shd.squeezing.squeeze import squeeze
-from dit_shd.tasks.diffusion import Batch
+from dit_shd.tasks.diffusion import Batch, predict
 
 
 @dataclass(frozen=True, eq=False)

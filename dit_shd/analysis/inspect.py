@@ -1,15 +1,7 @@
-"""`dit-shd inspect MODEL`: what the attention of one model does, as a page with its pictures.
-
-The folder it leaves:
-
-    index.html     the page, complete in itself     maps_<layer>.png                  where tokens look
-    numbers.json   everything the page says         maps_whole, similarity, alpha_layers, alpha_timesteps.png
-"""
+"""What the attention of one model does, as numbers."""
 
 import fnmatch
 import inspect as signatures
-import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from dit_shd.analysis.inputs import Given, Images, Inputs, Time
 from dit_shd.analysis.survey import LayerSurvey, Look, Scope, look, survey
@@ -24,13 +17,11 @@ from dit_shd.analysis.synthetic_inputs import Drawn
 from dit_shd.attention.recording.joint import Block
 from dit_shd.core.config import cast, option, resolve
 from dit_shd.core.errors import UserError
-from dit_shd.core.files import replacing
 from dit_shd.core.plugins import Plugin
 from dit_shd.core.yaml_files import read_yaml
 from dit_shd.diffusion.schedule import Schedule
 from dit_shd.models import loading
 
-NUMBERS, PAGE = "numbers.json", "index.html"
 ASSET_DATA = Plugin("digits", {"split": "validation"})
 """What the models that ship with us are shown."""
 GRID = (50, 100, 200, 300, 400, 500, 600, 700, 800, 900)
@@ -89,40 +80,17 @@ class Findings:
     shown: list[str]
 
 
-def inspect(config: InspectConfig) -> Path:
-    """Look at a model and write its folder; the folder.
+def inspect(config: InspectConfig) -> Findings:
+    """Look at a model: the numbers.
 
     Raises:
-        UserError: no such model, one whose attention cannot be recorded, or a folder that holds something else.
+        UserError: no such model, or one whose attention cannot be recorded.
     """
-    from dit_shd.reports.figures.style import require_matplotlib
-    from dit_shd.reports.inspection_page import draw_pictures, write_inspect_page
-
-    require_matplotlib()
-    run = _run(config.model)
-    config.check(_steps(run))
-    out = config.out or Path(f"inspect_{_name(config.model)}")
-    _claim(out, config.force)
-    found = find(config, run)
-    with replacing(out.resolve()) as part:
-        print("drawing ...", file=sys.stderr)
-        pictures = draw_pictures(found)
-        for name, light in pictures.files.items():
-            (part / f"{name}.png").write_bytes(light)
-        write_inspect_page(found, pictures, part / PAGE)
-        files = sorted([NUMBERS, *(file.name for file in part.iterdir())])
-        (part / NUMBERS).write_text(json.dumps(numbers(found) | {"files": files}, indent=1), encoding="utf-8")
-    return out
-
-
-def find(config: InspectConfig, run: dict[str, Any]) -> Findings:
-    """The numbers."""
-    from tqdm import tqdm
-
+    run = run_config(config.model)
     model: Any = loading.load(config.model).eval().requires_grad_(False)
     if torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
-    steps = _steps(run)
+    steps = schedule_length(run)
     timestep = PICTURED * steps // 1000 if config.timestep is None else config.timestep
     timesteps = sorted(set(config.timesteps or (t * steps // 1000 for t in GRID)))
     inputs = _inputs(config, model, run)
@@ -172,21 +140,21 @@ def _inputs(config: InspectConfig, model: Any, run: dict[str, Any]) -> Inputs:
         return Drawn(model, batches, config.seed, config.time)
     if not by_class:
         raise UserError(f"data: {type(model).__name__} takes more than images and labels; use inputs=FILE")
-    return Images(model, data.build("data", where="data"), Schedule.linear(_steps(run)), batches, config.seed)
+    return Images(model, data.build("data", where="data"), Schedule.linear(schedule_length(run)), batches, config.seed)
 
 
-def _run(source: str) -> dict[str, Any]:
+def run_config(source: str) -> dict[str, Any]:
     """The config of a run folder; nothing for other models."""
     file = Path(source) / "config.yaml"
     return read_yaml(file) if file.is_file() else {}
 
 
-def _steps(run: dict[str, Any]) -> int:
+def schedule_length(run: dict[str, Any]) -> int:
     """The length of the noise schedule."""
     return cast(int, run.get("diffusion_steps", 1000), "diffusion_steps")
 
 
-def _name(source: str) -> str:
+def short_name(source: str) -> str:
     if source.startswith("asset:"):
         return source.removeprefix("asset:")
     path = Path(source).resolve()
@@ -207,18 +175,3 @@ def _shown(names: Sequence[str], wanted: Sequence[int | str] | None) -> list[str
             raise UserError(f"shown: no layer fits '{each}'. Layers: {', '.join(names)}")
         chosen.update(fitting)
     return [name for name in names if name in chosen]
-
-
-def _claim(out: Path, force: bool) -> None:
-    """Refuse a folder that is taken; by force only one that an inspect made and nobody added to is replaced."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    try:
-        files = set(json.loads((out / NUMBERS).read_text(encoding="utf-8"))["files"])
-        foreign = sorted(file.name for file in out.iterdir() if file.name not in files)
-    except (OSError, ValueError, LookupError, TypeError):
-        raise UserError(f"{out}: exists and is not a folder of inspect; choose another out=FOLDER") from None
-    if foreign:
-        raise UserError(f"{out}: holds files that inspect did not write ({foreign[0]}); choose another out=FOLDER")
-    if not force:
-        raise UserError(f"{out}: is there already; say force=true to replace it, or choose another out=FOLDER")

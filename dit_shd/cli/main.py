@@ -184,9 +184,10 @@ def _train(options: argparse.Namespace) -> None:
 
     config = make(TrainConfig, override(read_yaml(Path(options.first)), options.assignments))
     if config.dry_run:
-        from dit_shd.reports.dry_run import dry_run
+        from dit_shd.reports.dry_run import dry_run_text
+        from dit_shd.training.dry_run import dry_run
 
-        found = dry_run(config)
+        found = dry_run_text(dry_run(config))
         if int(os.environ.get("RANK", "0")) == 0:
             print(found)
         return
@@ -237,9 +238,11 @@ def _evaluate(options: argparse.Namespace) -> None:
     from dit_shd.core.config import make
     from dit_shd.core.yaml_files import override
     from dit_shd.evaluation.evaluate import EvaluateConfig, evaluate
+    from dit_shd.reports.evaluation_page import write_evaluation_page
 
     files, assignments = _sorted_words(options)
-    evaluate(make(EvaluateConfig, override({"samples": files}, assignments), "evaluate"))
+    config = make(EvaluateConfig, override({"samples": files}, assignments), "evaluate")
+    evaluate(config, write_page=write_evaluation_page)
 
 
 def _statistics(options: argparse.Namespace) -> None:
@@ -268,10 +271,10 @@ def _sorted_words(options: argparse.Namespace) -> tuple[list[str], list[str]]:
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    from dit_shd.analysis.inspect import PAGE, InspectConfig, inspect
+    from dit_shd.cli.commands.inspect import PAGE, InspectConfig, inspect_to_folder
     from dit_shd.core.config import make
 
-    out = inspect(make(InspectConfig, _values(options, model=options.first), "inspect"))
+    out = inspect_to_folder(make(InspectConfig, _values(options, model=options.first), "inspect"))
     print(f"done: {out / PAGE}, its pictures and numbers.json beside it")
 
 

@@ -1,22 +1,54 @@
-"""How a class-conditional model is asked."""
+"""How a class-conditional model is asked: the one place that knows its arguments."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dit_shd.tasks.diffusion import NO_LABEL, Batch
-
-
-def predict(model: nn.Module, batch: Batch) -> Tensor:
-    """A model's output for one batch; models of diffusers and ours are called alike."""
-    masked = {} if batch.keep is None else {"keep": batch.keep}
-    labels = torch.where(batch.labels == NO_LABEL, classes_of(model), batch.labels)
-    x_t = batch.x_t.to(next(model.parameters()).dtype)  # a teacher may be held in bfloat16
-    return model(x_t, batch.t, class_labels=labels, return_dict=False, **masked)[0]
+NO_LABEL = -1
+"""Stands for "no class" in labels; each model has its own number for that."""
 
 
 def classes_of(model: nn.Module) -> int:
     """The number of classes of a model; that number is also its label for "none"."""
     config: Any = model.config
     return config.num_classes if "num_classes" in config else config.num_embeds_ada_norm
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """A class-conditional model, ours or of diffusers: all are called alike."""
+
+    model: Any
+
+    @property
+    def channels(self) -> int:
+        return self.model.config.in_channels
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of the latents it takes [c,y,x]."""
+        side = self.model.config.sample_size
+        return (self.channels, side, side)
+
+    @property
+    def tokens(self) -> int:
+        """n of a pass over all tokens."""
+        return (self.model.config.sample_size // self.model.config.patch_size) ** 2
+
+    @property
+    def classes(self) -> int:
+        return classes_of(self.model)
+
+    def __call__(self, x_t: Tensor, t: Tensor, labels: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Its output [b, c or 2c, y, x].
+
+        Args:
+            x_t: noised latents [b,c,y,x]. t: timesteps [b]. labels: classes [b], NO_LABEL for none.
+            keep: kept token indices [b,kept] of a masked pass, for models that know one.
+        """
+        masked = {} if keep is None else {"keep": keep}
+        labels = torch.where(labels == NO_LABEL, self.classes, labels)
+        x_t = x_t.to(next(self.model.parameters()).dtype)  # a teacher may be held in bfloat16
+        return self.model(x_t, t, class_labels=labels, return_dict=False, **masked)[0]

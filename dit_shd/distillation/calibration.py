@@ -9,9 +9,8 @@ from torch import nn
 
 from dit_shd.attention.recording.attach import capture
 from dit_shd.attention.recording.sharded import captured
-from dit_shd.diffusion.denoiser import predict
 from dit_shd.distillation.distiller import Distiller
-from dit_shd.tasks.diffusion import Batch, PassName
+from dit_shd.tasks.diffusion import Batch, PassName, predict
 
 Passes = dict[PassName, Batch]
 _log = logging.getLogger("dit_shd")

@@ -10,11 +10,10 @@ from dit_shd.attention.capture import Capture, Captures
 from dit_shd.attention.recording.attach import capture
 from dit_shd.attention.recording.sharded import KeptWeights
 from dit_shd.core.dtensor import is_sharded
-from dit_shd.diffusion.denoiser import predict
 from dit_shd.diffusion.objectives import noise_error, split, variational_bits
 from dit_shd.diffusion.schedule import Schedule
 from dit_shd.distillation.losses import Listener, Loss, Term, View
-from dit_shd.tasks.diffusion import Batch, PassName
+from dit_shd.tasks.diffusion import Batch, PassName, predict
 
 
 class Distiller(nn.Module):

@@ -1,6 +1,6 @@
-"""Evaluation: from files of samples and a reference to figures, a table, results.json and a page.
+"""Evaluation: from files of samples and a reference to figures, a table and results.json.
 
-    samples, reference -> features (one pass) -> FeatureSet -> metrics -> results.json, results.html
+    samples, reference -> features (one pass) -> FeatureSet -> metrics -> results.json
 
 Everything that can be refused is refused before the network runs.
 """
@@ -8,11 +8,13 @@ Everything that can be refused is refused before the network runs.
 import json
 import re
 import statistics
-from collections.abc import Callable
-from dataclasses import MISSING, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from dit_shd.core import environment
 from dit_shd.core.config import option, resolve
@@ -28,7 +30,6 @@ from dit_shd.evaluation.feature_set import FeatureSet
 from dit_shd.evaluation.features import FeatureNetwork
 from dit_shd.evaluation.reference import Reference, open_reference
 from dit_shd.evaluation.scoring import Chosen, choose, figures_of
-from dit_shd.reports.evaluation_page import Pictured, write_result_page, write_summary_page
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,35 @@ class EvaluateConfig:
             raise UserError(f"resamples: wanted 0, or at least 10 for an interval, found {self.resamples}")
 
 
-def evaluate(config: EvaluateConfig, say: Callable[[str], None] = print) -> dict[str, Any]:
+@dataclass(frozen=True)
+class FeaturesAndImages:
+    """Features and, where there are any, the images behind them."""
+
+    features: FeatureSet
+    images: ImageSet | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation as a page shows it; of several files only the record, whose `runs` has them."""
+
+    record: Mapping[str, Any]
+    samples: FeaturesAndImages | None = None
+    reference: FeaturesAndImages | None = None
+    details: Mapping[str, Tensor] = field(default_factory=dict)
+    """What the metrics know of single images."""
+
+
+PageWriter = Callable[[Path, Evaluation], None]
+
+
+def evaluate(
+    config: EvaluateConfig, say: Callable[[str], None] = print, write_page: PageWriter | None = None
+) -> dict[str, Any]:
     """Compare samples with a reference, say the table, write the results file and return what is in it.
+
+    Args:
+        write_page: writes the page of one evaluation (reports.evaluation_page), where config.page asks for it.
 
     Several files of samples are evaluated one after the other, each with a results file of its own beside it
     (NAME.results.json), which the same command finds again; the figures are then means over the files, with their
@@ -97,7 +125,7 @@ def evaluate(config: EvaluateConfig, say: Callable[[str], None] = print) -> dict
         network.check(samples.shape[1:], "samples")
         reference.check(samples, network)
     chosen, left_out = choose(config.metrics, sets[0], reference, network)
-    job = _Job(config, reference, network.to(find_device(config.device)), chosen, left_out, say)
+    job = _Job(config, reference, network.to(find_device(config.device)), chosen, left_out, say, write_page)
     out = config.out or _beside(sets[0], "results.json")
     return job.run(sets[0], out) if len(sets) == 1 else _several(job, sets, out)
 
@@ -113,9 +141,11 @@ class _Job:
         chosen: Chosen,
         left_out: list[str],
         say: Callable[[str], None],
+        write_page: PageWriter | None,
     ) -> None:
         self.config, self.reference, self.network, self.chosen = config, reference, network, chosen
         self._left_out, self.say = left_out, say
+        self.write_page = write_page if config.page else None
         self.about: dict[str, Any] = {
             "reference": {"path": reference.name, **reference.describe()},
             "features": results.about_network(network, config.features.name),
@@ -142,7 +172,9 @@ class _Job:
         """Refuse to overwrite another result, or a page that is not the one of the result beside it."""
         results.guard(out, record, self.config.force, before=True)
         page = out.with_suffix(".html")
-        if self.config.page and (page == out or (page.exists() and not out.exists() and not self.config.force)):
+        if self.write_page is not None and (
+            page == out or (page.exists() and not out.exists() and not self.config.force)
+        ):
             found = "the same file" if page == out else "a page of something else"
             raise UserError(
                 f"{page}: wanted a place for the page, found {found}; choose another out=FILE, or page=false"
@@ -173,10 +205,9 @@ class _Job:
         results.guard(out, record, config.force, before=False)
         results.write(out, record)
         self.say(f"written to {out}")
-        if config.page:
-            page = out.with_suffix(".html")
-            theirs = Pictured(reference_set, self.reference.images)
-            write_result_page(page, record, Pictured(sample_set, samples), theirs, details)
+        if self.write_page is not None:
+            page, behind = out.with_suffix(".html"), FeaturesAndImages(reference_set, self.reference.images)
+            self.write_page(page, Evaluation(record, FeaturesAndImages(sample_set, samples), behind, details))
             self.say(f"and as a page to {page}")
         return record
 
@@ -220,8 +251,8 @@ def _several(job: _Job, sets: list[ImageSet], out: Path) -> dict[str, Any]:
     results.guard(out, record, job.config.force, before=False)
     results.write(out, record)
     job.say(f"written to {out}")
-    if job.config.page:
-        write_summary_page(out.with_suffix(".html"), record)
+    if job.write_page is not None:
+        job.write_page(out.with_suffix(".html"), Evaluation(record))
     return record
 
 

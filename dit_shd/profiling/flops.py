@@ -4,10 +4,9 @@ A multiply-add counts as two, as in torch's own counter, which counts the produc
 has five, the scores computed again among them). Element by element work is not counted.
 """
 
-import os
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -15,14 +14,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from dit_shd.attention.capture import Captures
 from dit_shd.attention.recording import discovery
 from dit_shd.attention.recording.attach import capture
-from dit_shd.diffusion.denoiser import predict
+from dit_shd.diffusion.denoiser import Denoiser
 from dit_shd.diffusion.schedule import Schedule
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.profiling import meta
-from dit_shd.tasks.diffusion import PassName
-
-if TYPE_CHECKING:
-    from dit_shd.training.config import TrainConfig
+from dit_shd.profiling.step import StepShape
+from dit_shd.tasks.diffusion import PassName, predict
 
 
 @dataclass(frozen=True)
@@ -61,24 +58,23 @@ class Operations:
         return self.total + sum(each.recomputed for each in self.passes.values())
 
 
-def step_operations(config: "TrainConfig", student: Any, teacher: Any = None) -> Operations:
+def step_operations(step: StepShape, student: Any, teacher: Any = None) -> Operations:
     """Count one step, in seconds and without memory; the models may be real ones or without weights.
 
     A masked pass is counted at its mean ratio.
     """
-    losses = [p.build("losses", f"losses.{i}") for i, p in enumerate(config.losses)]
-    named = Distiller(student, losses, Schedule.linear()).named_losses()
-    images = config.micro_batch_size or max(1, config.batch_size // int(os.environ.get("WORLD_SIZE", "1")))
+    named = Distiller(student, step.losses, Schedule.linear()).named_losses()
+    images = step.images
     kind = meta.Kind.of(student)
     passes: dict[PassName, PassOperations] = {}
-    for name, kept in kept_tokens(config, student).items():
+    for name, kept in step.passes.items():
         forward, backward = _counted(kind, kept, backward=True)
         wanted = {key: loss for key, loss in named if name in loss.passes}
         theirs = captures_of(teacher, kept) if any(loss.needs_captures for loss in wanted.values()) else {}
         ours = captures_of(student, kept) if theirs else {}
-        again = _counted(kind, kept, True, again=True)[1] - backward if config.gradient_checkpointing else 0
+        again = _counted(kind, kept, True, again=True)[1] - backward if step.recompute else 0
         passes[name] = PassOperations(
-            tokens=tokens_of(student) if kept is None else kept,
+            tokens=Denoiser(student).tokens if kept is None else kept,
             teacher=forward_operations(teacher, kept) if wanted else 0,
             forward=forward,
             backward=backward,
@@ -86,19 +82,6 @@ def step_operations(config: "TrainConfig", student: Any, teacher: Any = None) ->
             recomputed=again,
         )
     return Operations(passes)
-
-
-def kept_tokens(config: "TrainConfig", student: Any) -> dict[PassName, int | None]:
-    """Pass -> the tokens its encoder sees, at the mean ratio; None for all."""
-    passes: dict[PassName, int | None] = {"plain": None}
-    if config.mask_ratio is not None:
-        passes["masked"] = max(1, int(student.tokens * (1 - config.mask_ratio - 0.1)))
-    return passes
-
-
-def tokens_of(model: Any) -> int:
-    """n of a plain pass."""
-    return (model.config.sample_size // model.config.patch_size) ** 2
 
 
 def forward_operations(model: Any, kept: int | None = None) -> int:

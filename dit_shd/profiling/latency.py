@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from dit_shd.profiling.flops import forward_operations
+
 LATENCY_BATCH = 16
 
 
@@ -25,8 +27,6 @@ class Cost:
 
 def cost(model: nn.Module, repeats: int = 9) -> Cost:
     """Measure a model on the CPU, on one thread."""
-    from dit_shd.profiling.flops import forward_operations
-
     config: Any = model.config
     shape = (config.in_channels, config.sample_size, config.sample_size)
 

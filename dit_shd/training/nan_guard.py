@@ -4,7 +4,7 @@ What it was is found by doing the step again: the loss terms, and the first laye
 finite, the last whose gradient is not. The batch is kept in RUN/bad_steps/step_N.safetensors (read_batches), the state
 before it as a checkpoint, so that
 
-    from dit_shd.guard import replay
+    from dit_shd.training.replay import replay
     print(replay("runs/x", step=1234))
 
 finds the same again, and `dit-shd train CONFIG skip_bad_steps=1` goes on without that step.
@@ -12,7 +12,7 @@ finds the same again, and `dit-shd train CONFIG skip_bad_steps=1` goes on withou
 
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,8 +31,6 @@ from dit_shd.tasks.diffusion import Batch, PassName
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-    from dit_shd.training.trainer import Trainer
 
 
 Passes = dict[PassName, Batch]
@@ -76,28 +74,14 @@ class Guard:
         count: Any = self.accelerator.reduce(good.to(self.accelerator.device, torch.float32), "sum")
         return int(count) == self.accelerator.num_processes
 
-    def find(self, trainer: "Trainer", number: int) -> Finding:
-        """Do step `number` (counted from 0) again and see what is not finite, in whichever process."""
-        from accelerate.utils import gather_object
+    def leaves_out(self, number: int, finding: Finding, batch: Callable[[], Passes]) -> UserError | None:
+        """Keep the batch of a bad step and count it; the error, where no more may be left out.
 
-        trainer.optimizer.zero_grad()
-        metrics = trainer.accumulate(map(trainer.draw, trainer.places(number)))
-        distiller: Any = self.accelerator.unwrap_model(trainer.distiller)
-        gradient, layers = bad_gradient(distiller), []
-        for passes in map(trainer.draw, trainer.places(number)):
-            batches: Passes = {k: batch.to(self.accelerator.device) for k, batch in passes.items()}
-            with self.accelerator.autocast():
-                layers.append(first_non_finite(distiller, trainer.teacher, batches))
-        terms = [key for key, value in metrics.items() if key != "loss" and not bool(torch.isfinite(value))]
-        found = gather_object([(terms, layers)])
-        every = dict.fromkeys(term for terms, _ in found for term in terms)
-        return Finding(tuple(every), next((layer for _, layers in found for layer in layers if layer), gradient))
-
-    def leaves_out(self, trainer: "Trainer", number: int) -> UserError | None:
-        """Keep the batch of a bad step and count it; the error, where no more may be left out."""
-        finding = self.find(trainer, number)
+        Args:
+            number: of the step, from 0. batch: draws it, of all processes.
+        """
         file = self.folder / f"step_{number + 1:08d}.safetensors"
-        on_main(lambda: self._keep(file, trainer.source.draw(number, range(trainer.source.batch_size)), finding))
+        on_main(lambda: self._keep(file, batch(), finding))
         if self.skipped >= self.limit:
             return UserError(
                 f"step {number + 1}: {finding}. It has not reached the weights, which are saved as of step {number}; "
@@ -124,6 +108,31 @@ class Guard:
         self.folder.mkdir(exist_ok=True)
         with replacing_file(file) as stream:
             stream.write(save(tensors, told))
+
+
+def diagnose(
+    distiller: Distiller,
+    teacher: nn.Module | None,
+    batches: Iterable[Passes],
+    metrics: Mapping[str, Tensor],
+    accelerator: "Accelerator",
+) -> Finding:
+    """What of a step is not finite, in whichever process.
+
+    Args:
+        distiller: with the step's gradients. batches: of the step, as this process divides it. metrics: its terms.
+    """
+    from accelerate.utils import gather_object
+
+    gradient, layers = bad_gradient(distiller), []
+    for passes in batches:
+        moved: Passes = {k: batch.to(accelerator.device) for k, batch in passes.items()}
+        with accelerator.autocast():
+            layers.append(first_non_finite(distiller, teacher, moved))
+    terms = [key for key, value in metrics.items() if key != "loss" and not bool(torch.isfinite(value))]
+    found = gather_object([(terms, layers)])
+    every = dict.fromkeys(term for terms, _ in found for term in terms)
+    return Finding(tuple(every), next((layer for _, layers in found for layer in layers if layer), gradient))
 
 
 @torch.no_grad()

@@ -17,13 +17,11 @@ from dit_shd.distillation.calibration import calibrate
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.initialisation.initialise import initialise, moment_batches, shd_of
 from dit_shd.tasks.diffusion import Batch, BatchSource, PassName
+from dit_shd.training.config import TrainConfig
 from dit_shd.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-    from dit_shd.training.config import TrainConfig
-
 
 _log = logging.getLogger("dit_shd")
 
@@ -72,8 +70,8 @@ INITIALISATION_FILE = "initialisation.json"
 
 
 def load_or_initialise(
-    config: "TrainConfig",
-    distiller: "Distiller",
+    config: TrainConfig,
+    distiller: Distiller,
     teacher: nn.Module | None,
     source: BatchSource,
     first_batches: Iterable[calibration.Passes],

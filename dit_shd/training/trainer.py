@@ -30,9 +30,10 @@ from dit_shd.training import checks, fsdp, nan_guard, optim, setup
 from dit_shd.training.checkpointer import Saver, averaged
 from dit_shd.training.compilation import compile_blocks
 from dit_shd.training.config import TrainConfig, resolved
+from dit_shd.training.dry_run import step_shape
 from dit_shd.training.ema import Averages
 from dit_shd.training.gradient_norms import gradient_norms
-from dit_shd.training.nan_guard import Guard
+from dit_shd.training.nan_guard import Finding, Guard
 from dit_shd.training.run_folder import RunFolder
 from dit_shd.training.state import RunState
 from dit_shd.training.validation import Monitor
@@ -79,7 +80,7 @@ class Trainer:
         student = config.student.build("models", where="student")
         losses = [p.build("losses", where=f"losses.{i}") for i, p in enumerate(config.losses)]
         self.teacher = _teacher(config)
-        checks.fit(config, dataset, student, self.teacher)
+        checks.fit(config, dataset, losses, student, self.teacher)
         self.source = BatchSource(
             dataset=dataset,
             schedule=self.schedule,
@@ -226,11 +227,25 @@ class Trainer:
         if good:
             self.optimizer.step()
             self.averages.step(self.student)
-        elif (error := self.guard.leaves_out(self, number)) is not None:
+        elif (error := self._leave_out(number)) is not None:
             self.saver.save(number)
             raise error
         self.optimizer.zero_grad()
         return good
+
+    def _leave_out(self, number: int) -> UserError | None:
+        """Keep the batch of a bad step and what it was; the error, where no more may be left out."""
+        finding = self.diagnose(number)
+        return self.guard.leaves_out(number, finding, lambda: self.source.draw(number, range(self.config.batch_size)))
+
+    def diagnose(self, number: int) -> Finding:
+        """Do step `number` (counted from 0) again and see what is not finite, in whichever process."""
+        self.optimizer.zero_grad()
+        metrics = self.accumulate(map(self.draw, self.places(number)))
+        distiller = self.accelerator.unwrap_model(self.distiller)
+        return nan_guard.diagnose(
+            distiller, self.teacher, map(self.draw, self.places(number)), metrics, self.accelerator
+        )
 
     def _log(self, done: int, metrics: dict[str, Tensor], meter: Meter) -> dict[str, float]:
         names = list(metrics)
@@ -253,7 +268,9 @@ class Trainer:
         device = self.accelerator.device
         peak = self.config.peak_tflops or known_peak(device)
         total = None if peak is None else peak * self.accelerator.num_processes
-        operations = step_operations(self.config, self.state.distiller.student, self.teacher).total
+        student = self.state.distiller.student
+        step = step_shape(self.config, student, self.micro_batch_size)
+        operations = step_operations(step, student, self.teacher).total
         return Meter(self.config.batch_size, operations, total, device)
 
     def _evaluate(self, done: int) -> None:

@@ -123,7 +123,7 @@ def test_shd_takes_as_much_as_both_models_own_attention(mixed, units):
     out = torch.empty(12, d, 768, device="meta")
     q, k, v, own = tensors[12]
     teacher = Capture(q, k, v, 1.0, out=out, mixed=own if mixed else None)
-    found = layer_cost(SHD(), teacher, Capture(*tensors[6][:3], 1.0), contiguous(12, 6), 1)
+    found = layer_cost(teacher, Capture(*tensors[6][:3], 1.0), contiguous(12, 6), 1)
     assert found.operations / 2 / (n * n * d) == pytest.approx(units, rel=0.08)
 
 

@@ -12,11 +12,11 @@ from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
 from dit_shd.core.prefetch import ahead
-from dit_shd.diffusion.denoiser import predict
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.losses import Loss, Term
 from dit_shd.distillation.losses.output import Output
 from dit_shd.distillation.losses.shd import SHD
+from dit_shd.tasks.diffusion import predict
 from dit_shd.training.compilation import ONCE, compile_blocks
 from dit_shd.training.config import TrainConfig, resolved
 from dit_shd.training.gradient_norms import gradient_norms

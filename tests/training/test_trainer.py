@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
-from dit_shd.diffusion.denoiser import predict
+from dit_shd.diffusion.denoiser import NO_LABEL
 from dit_shd.diffusion.schedule import Schedule
 from dit_shd.models import loading
 from dit_shd.models.families import mdt
-from dit_shd.tasks.diffusion import NO_LABEL, BatchSource
+from dit_shd.tasks.diffusion import BatchSource, predict
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.trainer import Trainer, train
 

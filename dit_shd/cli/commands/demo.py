@@ -12,6 +12,7 @@ The folder it leaves (everything in it is of the usual kind, so all other comman
 
 import hashlib
 import json
+import shlex
 import shutil
 import time
 from collections.abc import Iterator
@@ -28,13 +29,18 @@ from dit_shd.cli.child_processes import Job, run_jobs
 from dit_shd.core.config import make, option, resolve
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import write_text
+from dit_shd.core.yaml_files import read_yaml
+from dit_shd.models.loading import load
 from dit_shd.profiling.latency import Cost
+from dit_shd.reports.demo_page import Demo, Scores, write_demo_page
+from dit_shd.reports.figures.style import require_matplotlib
 from dit_shd.reports.tables import Row, figures_table, plain_table
 from dit_shd.training.run_folder import RunFolder
 
 TEACHER = "asset:digits_teacher"
 STUDENTS = {"output": "student, output only", "shd": "student, output + SHD"}
 """Run folder (and config digits_<name>.yaml) -> what the page calls it."""
+SHORT = {"output": "output only", "shd": "output + SHD"}
 NAMES = {"teacher": "teacher", **STUDENTS}
 SAMPLE_BATCH = 50
 OWN = ("settings.json", "results.json", "seconds.json", "report.html", "samples", "logs", *STUDENTS)
@@ -61,26 +67,12 @@ class DemoConfig:
                 raise UserError(f"demo.{key}: wanted {wanted}, found {value}")
 
 
-@dataclass(frozen=True)
-class Scores:
-    """What is in results.json."""
-
-    rows: list[Row]
-    real: dict[str, float]
-    """The figures of the held-out real digits, for scale."""
-    real_count: int
-    reference_count: int
-
-
 def demo(config: DemoConfig) -> Scores:
     """Train, sample, evaluate and write the page; finished stages of the same settings are reused.
 
     Raises:
         UserError: `out` holds something else, or a stage failed.
     """
-    from dit_shd.reports.demo_page import write_demo_page
-    from dit_shd.reports.figures.style import require_matplotlib
-
     config.check()
     require_matplotlib()
     _claim(config)
@@ -94,7 +86,7 @@ def demo(config: DemoConfig) -> Scores:
     scores = _evaluate(config, redo=sampled)
     page = config.out / "report.html"
     if trained or sampled or not page.is_file():
-        write_demo_page(config, scores, page)
+        write_demo_page(finished(config, scores), page)
 
     headings, cells, _ = figures_table(scores.rows)
     print("\n" + plain_table(headings, cells) + "\n")
@@ -102,6 +94,32 @@ def demo(config: DemoConfig) -> Scores:
     print("time: " + ", ".join(f"{stage} {taken:.0f} s" for stage, taken in seconds(config.out).items()))
     print(f"the page: {page}")
     return scores
+
+
+def finished(config: DemoConfig, scores: Scores) -> Demo:
+    """All that the page is made of."""
+    images = {}
+    for name in NAMES:
+        with np.load(sample_file(config, name), allow_pickle=False) as file:
+            images[name] = file["arr_0"]
+    commands = {f"train, {SHORT[n]}": shlex.join(["dit-shd", *train_arguments(config, n)]) for n in STUDENTS}
+    commands |= {f"sample, {n}": shlex.join(["dit-shd", *sample_arguments(config, n)]) for n in NAMES}
+    return Demo(
+        scores=scores,
+        titles=NAMES,
+        teacher=load(TEACHER).eval(),
+        students={SHORT[n]: load(model_source(config, n)).eval() for n in STUDENTS},
+        images=images,
+        curves={SHORT[n]: RunFolder(config.out / n).metrics() for n in STUDENTS},
+        commands=commands,
+        seconds=seconds(config.out),
+        steps=config.steps,
+        batch_size=read_yaml(student_config("shd"))["batch_size"],
+        sampling_steps=config.sampling_steps,
+        guidance=config.guidance,
+        guidance_schedule=config.guidance_schedule,
+        seed=config.seed,
+    )
 
 
 def student_config(name: str) -> Path:

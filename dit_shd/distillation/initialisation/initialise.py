@@ -4,15 +4,15 @@ Layers are picked by the layer map; heads are picked or merged by the groups and
 picked by what they tell on calibration batches; and every linear map that loses inputs is refitted to those that stay.
 Equal depth, heads and widths give a copy.
 
-parts.py        which tensors share channels          channels.py   which of those are kept
-heads.py        a head out of a group of heads        reading.py    a map refitted to what it still reads
-measurement.py  what the teacher does on batches      transfer.py   the new weights; plan.py says what was decided
+structure.py  which tensors share channels        importance.py  which of those are kept
+heads.py      a head out of a group of heads      regression.py  a map refitted to what it still reads
+moments.py    what the teacher does on batches    transfer.py    the new weights; plan.py says what was decided
 """
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -26,10 +26,6 @@ from dit_shd.distillation.losses import Loss
 from dit_shd.distillation.losses.shd import SHD
 from dit_shd.squeezing.plans import Plan, check_plan, contiguous
 from dit_shd.tasks.diffusion import Batch, BatchSource
-
-if TYPE_CHECKING:
-    from dit_shd.training.config import TrainConfig
-
 
 AT_ONCE = 32
 """Calibration images of one forward of the teacher."""
@@ -78,18 +74,17 @@ def initialise(
     return transfer.run(batches, shd)
 
 
-def check(config: "TrainConfig", student: nn.Module, teacher: nn.Module | None) -> None:
-    """Whether a run's student can begin as its config says.
+def check(options: Initialisation, losses: Iterable[Loss], student: nn.Module, teacher: nn.Module | None) -> None:
+    """Whether a student that learns by these losses can begin as the options say.
 
     Raises:
         UserError: no teacher, or one that does not fit.
     """
-    options = config.initialisation
     if options.weights == "random":
         return
     if teacher is None:
         raise UserError("initialisation.weights: teacher was asked for, but the run has none; give teacher=...")
-    shd = shd_of(p.build("losses") for p in config.losses if p.name == "shd")
+    shd = shd_of(losses)
     _comparable(student, teacher)
     _narrow_enough(student, teacher, _layers(student, teacher, options, shd))
 

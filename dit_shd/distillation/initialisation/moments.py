@@ -11,7 +11,6 @@ from dit_shd.attention.capture import Capture
 from dit_shd.attention.recording.attach import capture
 from dit_shd.attention.relative_bias import RelativeBias
 from dit_shd.attention.streamed import attend
-from dit_shd.diffusion.denoiser import predict
 from dit_shd.distillation.initialisation.heads import HeadMaps
 from dit_shd.distillation.initialisation.regression import Chosen, Moments
 from dit_shd.distillation.initialisation.structure import Site
@@ -19,7 +18,7 @@ from dit_shd.distillation.losses.shd import SHD
 from dit_shd.models.layers import modulate
 from dit_shd.squeezing.plans import Plan
 from dit_shd.squeezing.squeeze import squeeze
-from dit_shd.tasks.diffusion import Batch
+from dit_shd.tasks.diffusion import Batch, predict
 
 NORMED = {
     "attn.qkv": ("norm1", "adaLN_modulation", 0),

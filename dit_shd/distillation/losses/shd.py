@@ -15,7 +15,7 @@ from dit_shd.distillation.layer_map import LayerMap, layer_map
 from dit_shd.distillation.losses import Listener, Loss, Term, View, Weight
 from dit_shd.squeezing.backends.autotune import Backend
 from dit_shd.squeezing.backends.job import Measure
-from dit_shd.squeezing.cost import LayerCost
+from dit_shd.squeezing.cost import LayerCost, layer_cost
 from dit_shd.squeezing.divergence import attention_kl
 from dit_shd.squeezing.matching import MapSimilarity, matched
 from dit_shd.squeezing.plans import Plan
@@ -141,15 +141,14 @@ class SHD(Loss):
         return self.plan
 
     def cost(self, teacher: Captures, student: Captures, images: int) -> LayerCost:
-        from dit_shd.squeezing.cost import layer_cost
-
         total = LayerCost()
         for ours, theirs in layer_map(list(teacher), list(student), self.layers).items():
             s, t = student[ours], teacher[theirs]
             fits(ours, s, theirs, t)
             known = self.plan != "matched" or ours in self.plans
             groups = self.plan_of(ours) if known else "contiguous"  # a matched plan's groups are as large
-            total += layer_cost(self, t, s, plan_of(groups, t.heads, s.heads), images)
+            plan = plan_of(groups, t.heads, s.heads)
+            total += layer_cost(t, s, plan, images, self.method, self.rows, self.temperature, self.chunk_mib)
         return total
 
     def calibrate(self, teacher: Captures, student: Captures) -> None:

@@ -15,7 +15,6 @@ from dit_shd.core import plugins
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
-from dit_shd.diffusion.denoiser import predict
 from dit_shd.diffusion.schedule import Schedule
 from dit_shd.distillation.initialisation import regression
 from dit_shd.distillation.initialisation.heads import squeezed_scores, squeezed_values
@@ -23,7 +22,7 @@ from dit_shd.distillation.initialisation.importance import most_telling
 from dit_shd.distillation.initialisation.initialise import Initialisation, initialise
 from dit_shd.distillation.initialisation.regression import Moments
 from dit_shd.distillation.losses.shd import SHD
-from dit_shd.tasks.diffusion import BatchSource
+from dit_shd.tasks.diffusion import BatchSource, predict
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.trainer import Trainer, train
 
