@@ -17,6 +17,7 @@ from dit_shd.profiling import meta
 from dit_shd.profiling.estimate import hours, peaks
 from dit_shd.profiling.flops import step_operations
 from dit_shd.training.config import TrainConfig
+from dit_shd.training.dry_run import step_shape
 
 FOLDER = Path(__file__).parents[1] / "configs"
 NAMES = sorted(file.stem for file in FOLDER.glob("*.yaml"))
@@ -76,7 +77,8 @@ def test_a_header_tells_what_is_counted(name):
     config, header = load(name), (FOLDER / f"{name}.yaml").read_text().replace(",", "")
     stand_in = config.estimate.teacher
     teacher = None if stand_in is None else meta.build(stand_in, "teacher")
-    found = step_operations(config, meta.build(config.student, "student"), teacher)
+    student = meta.build(config.student, "student")
+    found = step_operations(step_shape(config, student, config.micro_batch_size or config.batch_size), student, teacher)
     told = re.search(r"Cost: (\S+) GFLOP an image (\S+) EFLOP in all: (\S+) A100 or (\S+) H100 hours", header)
     assert told is not None
     whole = found.executed * config.batch_size * config.steps

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
+from dit_shd.core import plugins
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
 from dit_shd.data.image_sets import ArrayImages, ImageSet
@@ -59,13 +60,13 @@ def figures_of(
 
 
 def choose(
-    plugins: list[Plugin] | None, samples: ImageSet, reference: Reference, network: FeatureNetwork
+    asked: list[Plugin] | None, samples: ImageSet, reference: Reference, network: FeatureNetwork
 ) -> tuple[Chosen, list[str]]:
     """The metrics that apply, built, and a note for each that was left out.
 
     A metric that was asked for by name and does not apply is a UserError.
     """
-    wanted = [Plugin(name) for name in plugins.names("metrics")] if plugins is None else plugins
+    wanted = [Plugin(name) for name in plugins.names("metrics")] if asked is None else asked
     chosen: Chosen = []
     notes = []
     for plugin in wanted:

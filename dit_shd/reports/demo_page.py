@@ -18,7 +18,7 @@ from dit_shd.diffusion.schedule import Schedule
 from dit_shd.reports.figures.alpha import alpha_figure
 from dit_shd.reports.figures.attention import attention_figure
 from dit_shd.reports.figures.style import both
-from dit_shd.reports.figures.training import Curves, grid_figure, loss_figure
+from dit_shd.reports.figures.training import grid_figure, loss_figure
 from dit_shd.reports.html import paragraph, picture, section, side_by_side, wide, write_page
 from dit_shd.reports.tables import Row, facts, figures_table, number, table_html
 from dit_shd.tasks.diffusion import BatchSource
@@ -58,7 +58,7 @@ class Demo:
     """By what the figures call them."""
     images: Mapping[str, np.ndarray]
     """Of each model [b,y,x,c]."""
-    curves: Mapping[str, Curves]
+    curves: Mapping[str, list[dict[str, Any]]]
     """Of each student."""
     commands: Mapping[str, str]
     """The same by hand."""

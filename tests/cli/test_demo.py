@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from dit_shd.cli.child_processes import Job, run_jobs
-from dit_shd.cli.commands.demo import STUDENTS, TEACHER, DemoConfig, Scores, _sample, demo, student_config
+from dit_shd.cli.commands.demo import STUDENTS, DemoConfig, _sample, demo, student_config
+from dit_shd.cli.commands.demo import finished as finished_demo
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.core.yaml_files import read_yaml
-from dit_shd.models import loading
 from dit_shd.profiling.latency import Cost
 from dit_shd.reports import demo_page
+from dit_shd.reports.demo_page import Scores
 from dit_shd.reports.tables import Row, figures_table, table_html
 
 pytest.importorskip("mlxtend")
@@ -67,10 +68,9 @@ def test_the_page_holds_everything_and_asks_nobody(finished):
 
 
 def test_every_layer_has_its_alphas(finished, monkeypatch):
-    out, _ = finished
+    out, scores = finished
     monkeypatch.setattr(demo_page, "LOOKED_AT", 16)
-    students = {name: loading.load(out / name).eval() for name in STUDENTS}
-    layers = demo_page.layer_statistics(settings(out), loading.load(TEACHER).eval(), students)
+    layers = demo_page.layer_statistics(finished_demo(settings(out), scores))
     assert len(layers) == len({layer.layer for layer in layers}) == LAYERS
     for layer in layers:
         assert layer.alpha.shape == (len(layer.t), 2)

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from encoding import QUICK, config, contents, encode, pictures, tiny_vae, write_folder
+from encoded import QUICK, config, contents, encode, pictures, tiny_vae, write_folder
 from PIL import Image
 from torch.nn import functional as F
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluation import Trap, pictures, refused, run
+from evaluating import Trap, pictures, refused, run
 from PIL import Image
 
 from dit_shd.core.errors import UserError

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from evaluation import pictures, refused, run
+from evaluating import pictures, refused, run
 from PIL import Image
 
 from dit_shd.core import plugins

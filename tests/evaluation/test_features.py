@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from evaluation import Trap, photos
+from evaluating import Trap, photos
 from safetensors.torch import save_file
 
 from dit_shd.core import plugins

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from evaluation import rows
+from evaluating import rows
 
 from dit_shd.core import plugins
 from dit_shd.core.errors import UserError

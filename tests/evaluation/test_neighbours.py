@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from evaluation import rows
+from evaluating import rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

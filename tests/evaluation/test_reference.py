@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from evaluation import pictures, refused, run
+from evaluating import pictures, refused, run
 
 from dit_shd.core import plugins
 from dit_shd.core.config import make

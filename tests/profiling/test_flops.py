@@ -13,7 +13,6 @@ from dit_shd.attention.capture import Capture
 from dit_shd.cli import main
 from dit_shd.core.config import make
 from dit_shd.core.plugins import Plugin
-from dit_shd.distillation.losses.shd import SHD
 from dit_shd.models.families.dit import DiT
 from dit_shd.models.families.mdt import MDTv2
 from dit_shd.profiling import meta
@@ -27,6 +26,7 @@ from dit_shd.squeezing.squeeze import squeeze
 from dit_shd.tasks.diffusion import Batch
 from dit_shd.training import optim
 from dit_shd.training.config import TrainConfig
+from dit_shd.training.dry_run import step_shape
 
 DIT = dict(sample_size=8, in_channels=1, num_classes=3, num_layers=4)
 SHAPE = dict(**DIT, decode_layer=2)
@@ -38,6 +38,11 @@ def config(values, tmp_path):
     changes = {"data": {"name": "npz", "path": "none.npz"}, "teacher": str(tmp_path / "none")}
     estimate = {"teacher": {**values["student"], "num_attention_heads": 4}}
     return make(TrainConfig, {**values, **changes, "estimate": estimate})
+
+
+def step(config, student, images=None):
+    """A step of a config, as the trainer counts it."""
+    return step_shape(config, student, images or config.micro_batch_size or config.batch_size)
 
 
 def small(heads=2, width=8):
@@ -62,7 +67,7 @@ def test_a_models_operations_are_the_naive_models(family, kept):
         backward = counter.get_total_flops() - forward
     assert forward_operations(model, kept) == forward
     ratio = 0.3 if family == "mdt" else None
-    found = step_operations(make(TrainConfig, {"mask_ratio": ratio, "micro_batch_size": 1}), model)
+    found = step_operations(step(make(TrainConfig, {"mask_ratio": ratio}), model, 1), model)
     ours = found.passes["plain" if kept is None else "masked"]
     tokens = [n] * 4 if kept is None else [kept] * 2 + [n] * 3  # two encoder and two decoder blocks, one side block
     assert (ours.tokens, ours.forward) == (kept or n, forward)
@@ -103,7 +108,6 @@ def captured(h, n, d, e, mixed=False, seed=0):
 def test_shds_operations_are_those_that_it_does(heads, method, mixed, keeps):
     (h, g), n = heads, 24
     chunk = 64.0 if keeps else 0.01
-    loss = SHD(method=method, chunk_mib=chunk)
     teacher, student = captured(h, n, 8, 20, mixed), captured(g, n, 6, 12, seed=1)
     student.query.requires_grad_()
     with FlopCounterMode(display=False) as counter:
@@ -111,7 +115,10 @@ def test_shds_operations_are_those_that_it_does(heads, method, mixed, keeps):
         attention_kl(teacher, student, merged, chunk_mib=chunk).sum().backward()
     one = [Capture(c.query[:1], c.key[:1], c.value[:1], c.scale, out=c.out, mixed=c.mixed) for c in (teacher, student)]
     assert bool(merged.maps) == (keeps and method not in ("constant", "hard") and g < h)
-    counted, done = layer_cost(loss, *one, contiguous(h, g), 2).operations, counter.get_total_flops()
+    counted, done = (
+        layer_cost(*one, contiguous(h, g), 2, method=method, chunk_mib=chunk).operations,
+        counter.get_total_flops(),
+    )
     assert counted <= done <= 1.006 * counted  # what is solved of k x k is in the counter
 
 
@@ -129,13 +136,13 @@ def test_shd_takes_as_much_as_both_models_own_attention(mixed, units):
 
 def test_a_step_is_the_sum_of_its_parts(config):
     student, teacher = small(2, 4), small(4, 4)
-    found = step_operations(config, student, teacher)
+    found = step_operations(step(config, student), student, teacher)
     plain, masked = found.passes["plain"], found.passes["masked"]
     assert plain.teacher == forward_operations(teacher) and masked.teacher == forward_operations(teacher, 9)
     assert plain.losses["shd"] > 0 and masked.losses == {"output": 0}
     assert found.total == found.executed == plain.total + masked.total
     assert plain.total == plain.teacher + plain.forward + plain.backward + plain.losses["shd"]
-    alone = step_operations(make(TrainConfig, {"losses": []}), student)
+    alone = step_operations(step(make(TrainConfig, {"losses": []}), student), student)
     assert alone.passes["plain"].total == plain.forward + plain.backward
 
 
@@ -162,7 +169,7 @@ def test_activations_are_those_of_real_tensors(precision):
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             output = model(batch.x_t, batch.t, class_labels=batch.labels).sample
         output.float().sum().backward()
-    counted = step_memory(config, model, None, 4).parts["activations"]
+    counted = step_memory(step(config, model, 4), model, None).parts["activations"]
     assert counted == pytest.approx(live.peak, rel=0.001 if precision == "no" else 0.05)
 
 
@@ -170,7 +177,8 @@ def test_activations_are_those_of_real_tensors(precision):
 def test_memory_by_count(config, name, states):
     student, teacher = small(2, 4), small(4, 4)
     values = {"optimizer": {"name": name}, "ema": [0.9, 0.99], "losses": [{"name": "output"}, {"name": "shd"}]}
-    found = step_memory(make(TrainConfig, {**values, "teacher_precision": "bf16"}), student, teacher, 3)
+    config = make(TrainConfig, {**values, "teacher_precision": "bf16"})
+    found = step_memory(step(config, student, 3), student, teacher)
     weights = sum(p.numel() for p in student.parameters())
     optimizer = optim.build(make(optim.OptimizerConfig, {"name": name}), student.parameters())
     for p in student.parameters():
@@ -197,7 +205,7 @@ def test_hours():
 def test_the_trainer_tells_its_share_of_the_peak(values):
     config, _ = run(values, peak_tflops=0.001, steps=2)
     rows = [json.loads(line) for line in (config.run / "timing.jsonl").read_text().splitlines()]
-    operations = step_operations(config, small(2, 4), small(4, 4)).total
+    operations = step_operations(step(config, small(2, 4)), small(2, 4), small(4, 4)).total
     for row in rows:
         assert row["mfu"] * 1e9 == pytest.approx(row["images_per_second"] * operations, rel=0.01)
 
@@ -226,7 +234,7 @@ def test_dry_run_writes_nothing(file, values, capsys, monkeypatch, tmp_path):
     stand_in += "in_channels: 1, num_classes: 3, num_layers: 4, decode_layer: 2}"
     code, out, _ = text(capsys, str(file), "dry_run=true", f"estimate.teacher={stand_in}")
     assert code == 0 and sorted(tmp_path.rglob("*")) == before
-    expected = step_operations(make(TrainConfig, values), small(2, 4), small(4, 4)).total
+    expected = step_operations(step(make(TrainConfig, values), small(2, 4)), small(2, 4), small(4, 4)).total
     (total,) = [line for line in out.splitlines() if line.startswith("in all")][:1]
     assert float(total.split()[3]) == pytest.approx(expected / 1e9, abs=0.005)
     assert f"{8 * expected / 1e12:.3g} TFLOP" in out

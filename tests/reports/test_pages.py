@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluation import pictures, refused, run
+from evaluating import pictures, refused, run
 from PIL import Image
 
 from dit_shd.cli.commands.compare import CompareConfig, compare

@@ -7,35 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_captures import naive, random_capture
 
 from dit_shd.attention.bias import DenseBias
 from dit_shd.attention.capture import Capture
 from dit_shd.core.errors import UserError
 from dit_shd.squeezing.plans import contiguous
 from dit_shd.squeezing.squeeze import squeeze
-
-
-def random_capture(b=2, h=4, n=7, m=7, d=5, e=11, seed=0, dtype=torch.float64, bias=True, causal=False):
-    g = torch.Generator().manual_seed(seed)
-
-    def draw(*shape):
-        return torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype)
-
-    return Capture(
-        draw(b, h, n, d) * 2,
-        draw(b, h, m, d),
-        draw(b, h, m, d),
-        d**-0.5,
-        DenseBias(draw(1, h, n, m)) if bias else None,
-        causal,
-        draw(h, d, e),
-    )
-
-
-def naive(capture):
-    bias = None if capture.bias is None else capture.bias.leaves[0]
-    a = oracle.maps(capture.query, capture.key, capture.scale, bias, capture.causal)
-    return a, oracle.head_outputs(capture.value, capture.out)
 
 
 @settings(max_examples=25, deadline=None)

@@ -7,7 +7,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from test_squeezing import naive, random_capture
+from random_captures import naive, random_capture, shared_keys
 
 from dit_shd.attention.bias import DenseBias
 from dit_shd.attention.capture import Capture
@@ -103,15 +103,6 @@ def test_equal_maps_get_equal_weights():
     for method in ("joint", "per_query"):
         weight = squeeze(same, 1, method=method).weight
         torch.testing.assert_close(weight, torch.full_like(weight, 1 / 3), rtol=0, atol=1e-3)
-
-
-def shared_keys(h=6, keys=2, **options):
-    """A capture whose keys and values are shared by h / keys query heads each, and the same written out."""
-    whole = random_capture(h=h, bias=False, **options)
-    few = dataclasses.replace(whole, key=whole.key[:, :keys], value=whole.value[:, :keys])
-    return few, dataclasses.replace(
-        few, key=few.key.repeat_interleave(h // keys, 1), value=few.value.repeat_interleave(h // keys, 1)
-    )
 
 
 @pytest.mark.parametrize("method", ["pairwise", "joint", "per_query"])

@@ -287,9 +287,9 @@ def test_two_processes_under_accelerate_equal_one(tmp_path, root):
     script.write_text(
         """
 import sys, torch
-sys.path.insert(0, sys.argv[1] + "/tests")
+sys.path.insert(0, sys.argv[1] + "/tests/attention/recording")
 from accelerate import Accelerator
-from test_plugin import dit
+from test_attach import dit
 from dit_shd import SHD
 from dit_shd import capture
 

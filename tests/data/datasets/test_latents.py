@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import STUDENT
-from encoding import contents, encode, pictures, tiny_vae, write_folder
+from encoded import contents, encode, pictures, tiny_vae, write_folder
 from runs import run, weights
 
 from dit_shd.core.errors import UserError

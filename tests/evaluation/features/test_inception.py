@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from evaluation import photos
+from evaluating import photos
 
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError

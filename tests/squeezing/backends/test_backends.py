@@ -6,7 +6,7 @@ import logging
 import oracle
 import pytest
 import torch
-from test_weights import shared_keys
+from random_captures import shared_keys
 
 from dit_shd.attention.bias import DenseBias
 from dit_shd.attention.capture import Capture

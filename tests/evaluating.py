@@ -13,6 +13,7 @@ from dit_shd.core.errors import UserError
 from dit_shd.evaluation.evaluate import EvaluateConfig, evaluate
 from dit_shd.evaluation.features import Features
 from dit_shd.evaluation.features.digits import Digits
+from dit_shd.reports.evaluation_page import write_evaluation_page
 
 
 class Trap:
