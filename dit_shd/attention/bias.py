@@ -120,12 +120,20 @@ class DenseBias(Bias):
         (tensor,) = self.leaves
         return tensor if tensor.shape[2] == 1 else tensor[:, :, rows]
 
+    def scaled(self, factor: float) -> "DenseBias":
+        (tensor,) = self.leaves
+        return DenseBias(_stretched(tensor.to(torch.promote_types(tensor.dtype, torch.float32)), factor))
+
     def adder(self, heads: Heads = slice(None), factor: float = 1.0) -> Adder:
         tensor = self.leaves[0].detach()
         tensor = tensor if tensor.shape[1] == 1 else tensor[:, heads]
 
         def add(scores: Tensor, rows: slice) -> None:
-            scores.add_(tensor if tensor.shape[2] == 1 else tensor[:, :, rows], alpha=factor)
+            few = tensor if tensor.shape[2] == 1 else tensor[:, :, rows]
+            if factor <= 1:
+                scores.add_(few, alpha=factor)
+            else:
+                scores.add_(_stretched(few.to(scores.dtype), factor))
 
         return add
 
@@ -137,6 +145,12 @@ class DenseBias(Bias):
         if weights is not None:
             total = total * weights.to(total.dtype)[:, None, None, None]
         return (total.sum_to_size(leaf.shape).to(leaf.dtype),)
+
+
+def _stretched(bias: Tensor, factor: float) -> Tensor:
+    """factor * bias, in which what is finite stays finite: rows masked by finfo.min do not become rows of infinity."""
+    limit = torch.finfo(bias.dtype).max
+    return torch.where(bias.isinf(), bias, (bias * factor).clamp(-limit, limit))
 
 
 class _DenseGradient(BiasGradient):

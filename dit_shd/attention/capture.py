@@ -90,7 +90,11 @@ class Capture:
 
     def map(self, rows: slice = slice(None), temperature: float = 1.0) -> Tensor:
         """softmax(S / temperature)[b,h,r,m]; a row with every key masked is all zeros, as SDPA has it."""
-        return softmax(self.scores(rows) / temperature, self.masks)
+        scores = self.scores(rows)
+        if temperature != 1:  # from the row's highest on: a mask of finfo.min is not to overflow
+            lowest = torch.finfo(scores.dtype).min
+            scores = (scores - scores.detach().amax(-1, keepdim=True).clamp(min=lowest)) / temperature
+        return softmax(scores, self.masks)
 
     def detach(self) -> "Capture":
         """The same without a graph."""

@@ -2,10 +2,16 @@
 
 import os
 import sys
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
 
 from dit_shd.core.errors import UserError
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 
 def leave_group() -> None:
@@ -17,6 +23,38 @@ def leave_group() -> None:
 
 
 T = TypeVar("T")
+TOLD = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What a launcher tells its processes by the environment."""
+
+
+@contextmanager
+def joining() -> Iterator[None]:
+    """Where accelerate first looks for other processes. A single one may be told less than several need to be.
+
+    Raises:
+        UserError: what the environment tells is not enough to find the others.
+    """
+    told = {name: os.environ[name] for name in TOLD if name in os.environ}
+    if told and told.get("WORLD_SIZE", "1") == "1" and not told.get("MASTER_ADDR"):  # a shell or scheduler left some
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        if not told or isinstance(error, UserError):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"the environment is a launcher's ({', '.join(f'{k}={v}' for k, v in told.items())}), but no group of "
+            f"processes comes of it ({reason}); start by torchrun or accelerate launch, or unset these variables"
+        ) from error
+
+
+def joined() -> "PartialState":
+    """Who the processes are that do this together; one, where no launcher says otherwise."""
+    from accelerate import PartialState
+
+    with joining():
+        return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def on_main(act: Callable[[], T]) -> T:
@@ -25,11 +63,10 @@ def on_main(act: Callable[[], T]) -> T:
     Raises:
         UserError: `act` did, or its disk failed: in every process, so that none waits for one that is gone.
     """
-    from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
     told: list[Any] = [None, None]
-    if PartialState().is_main_process:
+    if joined().is_main_process:
         try:
             told[0] = act()
         except (UserError, OSError) as error:

@@ -76,8 +76,8 @@ def arguments(functions: Sequence[Callable], values: dict[str, Any], where: str)
 
 KINDS = {
     "losses": ("dit_shd.distillation.losses", "dit_shd.distillation.losses.Loss"),
-    "data": ("dit_shd.data.datasets.datasets", "dit_shd.data.datasets.datasets.Dataset"),
-    "models": ("dit_shd.models.loading.families", "diffusers.ModelMixin"),
+    "data": ("dit_shd.data.datasets", "dit_shd.data.datasets.Dataset"),
+    "models": ("dit_shd" + ".models.families", "diffusers.ModelMixin"),
     "features": ("dit_shd.evaluation.features", "dit_shd.evaluation.features.FeatureNetwork"),
     "metrics": ("dit_shd.evaluation.metrics", "dit_shd.evaluation.metrics.Metric"),
 }

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from dit_shd.core.config import option, resolve
-from dit_shd.core.distributed import launched, on_main
+from dit_shd.core.distributed import joined, launched, on_main
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import replacing_file
 from dit_shd.core.lock import locked
@@ -121,10 +121,8 @@ def encode_to_shards(config: EncodeConfig) -> LatentSet:
     Raises:
         UserError: no such images or autoencoder, shards of other settings, no image that can be read.
     """
-    from accelerate import PartialState
-
     config.check()
-    state = PartialState(cpu=not torch.accelerator.is_available())
+    state = joined()
     launched(state.num_processes)
     source = open_source(config.images, config.split, config.image_column, config.label_column, config.follow_links)
     device = state.device or torch.device("cpu")

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from dit_shd.core import hashing
 from dit_shd.core.config import resolve
-from dit_shd.core.distributed import launched, on_main
+from dit_shd.core.distributed import joined, launched, on_main
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import replacing_file
 from dit_shd.core.lock import locked
@@ -49,12 +48,10 @@ def sample_to_file(config: SampleConfig, model: nn.Module | None = None) -> Path
     Raises:
         UserError: the npz is there already (and no force), or shards of other settings or of another model are.
     """
-    from accelerate import PartialState
-
     config = sampler.of_run(config)
     config.check()
     out = output_path(config)
-    state = PartialState(cpu=not torch.accelerator.is_available())
+    state = joined()
     launched(state.num_processes)
     folder = out.with_name(out.name + ".parts")
     on_main(lambda: _refuse_existing(folder, out, config.force))

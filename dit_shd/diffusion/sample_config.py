@@ -6,6 +6,7 @@ from typing import Literal
 
 from dit_shd.core.config import option
 from dit_shd.core.errors import UserError
+from dit_shd.diffusion.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,12 @@ class SampleConfig:
     force: bool = option(False, "replace an npz that is there already")
 
     def check(self) -> None:
-        for key in ("count", "batch_size", "diffusion_steps"):
+        for key in ("count", "batch_size"):
             if getattr(self, key) < 1:
                 raise UserError(f"{key}: wanted 1 or more, found {getattr(self, key)}")
-        if self.count > 10**8 or self.diffusion_steps > 10**6:
-            raise UserError("wanted count up to 10^8 and diffusion_steps up to 10^6, found more")
+        if self.count > 10**8:
+            raise UserError(f"count: wanted up to 10^8, found {self.count}")
+        Schedule.linear(self.diffusion_steps)  # refuses what is no schedule
         if not 1 <= self.steps <= self.diffusion_steps:
             raise UserError(f"steps: wanted 1 to {self.diffusion_steps}, found {self.steps}")
         if self.guidance_tolerance < 0:

@@ -91,8 +91,11 @@ def draw(
     shape: tuple[int, ...] = (own.in_channels, own.sample_size, own.sample_size)  # type: ignore[union-attr, assignment]
     guided = Guided(model, torch.from_numpy(labels).to(device), config)
 
+    sound: list[tuple[int, Tensor, Tensor]] = []
+
     def predict(x: Tensor, timestep: int) -> Tensor:
         found = guided(x, timestep)
+        sound.append((timestep, torch.isfinite(x).all(), torch.isfinite(found).all()))
         on_step(len(x) / config.steps)
         return found
 
@@ -107,11 +110,24 @@ def draw(
         raise UserError(f"compile=true: torch.compile failed ({' '.join(str(error).split())[:160]})") from error
     finally:
         model.train(was_training)
+    where = f"sampling images {indices[0]}..{indices[-1]}"
     if not bool(torch.isfinite(latents).all()):
-        raise UserError(
-            f"sampling images {indices[0]}..{indices[-1]}: the model's output is not finite (NaN or infinity)"
-        )
-    return to_uint8(decode(latents).float(), config.rounding)
+        raise UserError(f"{where}: {_culprit(config, sound)} is not finite (NaN or infinity)")
+    pixels = decode(latents).float()
+    if not bool(torch.isfinite(pixels).all()):
+        raise UserError(f"{where}: the autoencoder's output is not finite (NaN or infinity)")
+    return to_uint8(pixels, config.rounding)
+
+
+def _culprit(config: SampleConfig, sound: Sequence[tuple[int, Tensor, Tensor]]) -> str:
+    """Who first gave what is not finite. sound: of each timestep, whether the model's input and its output were."""
+    guided = "" if config.guidance == 1 else f" under guidance={config.guidance:g}"
+    for timestep, given, found in sound:
+        if not given:
+            break
+        if not found:
+            return f"the model's output{guided} at timestep {timestep}"
+    return f"what solver={config.solver} made in {config.steps} steps of finite model outputs{guided}"
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from dit_shd.core.errors import UserError
 
+FEWEST, MOST = 21, 10**6
+"""Steps of a linear schedule: with 20 the last beta, 20 / steps, is 1, and a step that keeps nothing has no inverse."""
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -22,23 +25,39 @@ class Schedule:
 
     @classmethod
     def linear(cls, steps: int = 1000) -> "Schedule":
-        """The linear schedule of DDPM, section 4, scaled to any number of steps."""
+        """The linear schedule of DDPM, section 4, scaled to any number of steps that leaves every beta below 1.
+
+        Raises:
+            UserError: steps is not in FEWEST..MOST.
+        """
+        if not FEWEST <= steps <= MOST:
+            raise UserError(
+                f"diffusion_steps: wanted {FEWEST} to {MOST:,} (the last step's noise variance, 20 / diffusion_steps, "
+                f"must be below 1), found {steps}"
+            )
         scale = 1000 / steps
         return cls(np.linspace(scale * 1e-4, scale * 0.02, steps, dtype=np.float64), np.arange(steps))
 
     def respaced(self, count: int) -> "Schedule":
-        """The process that visits `count` evenly spaced steps of this one (IDDPM, section 4).
+        """The process that visits `count` evenly spaced steps of this one, the first and the last among them (IDDPM,
+        section 4). A single step is the last, the noisiest: x_0 as the noise alone has it (the public code visits 0,
+        where the model is told that next to nothing is noise, and the noise comes back).
 
         Raises:
             UserError: count is not in 1..len(self).
         """
         if not 1 <= count <= len(self):
             raise UserError(f"steps: wanted 1 to {len(self)} sampling steps, found {count}")
-        stride = (len(self) - 1) / (count - 1) if count > 1 else 1.0
+        if count == 1:
+            return self._visiting([len(self) - 1])
+        stride = (len(self) - 1) / (count - 1)
         position, chosen = 0.0, []
         for _ in range(count):  # summed, not multiplied: rounds as the public code does
             chosen.append(round(position))
             position += stride
+        return self._visiting(chosen)
+
+    def _visiting(self, chosen: list[int]) -> "Schedule":
         kept = self.alphas_cumprod[chosen]
         betas = 1 - kept / np.append(1.0, kept[:-1])
         return Schedule(betas, self.timesteps[chosen])

@@ -64,5 +64,8 @@ def _dpm_solver(config: SampleConfig, schedule: Schedule) -> Any:
         timestep_spacing="linspace",
         algorithm_type="dpmsolver++",
     )
-    scheduler.set_timesteps(config.steps)
+    if config.steps == len(schedule):  # diffusers would visit one of them twice, and divide by the way between
+        scheduler.set_timesteps(timesteps=list(range(len(schedule)))[::-1])
+    else:
+        scheduler.set_timesteps(config.steps)
     return scheduler

@@ -11,6 +11,7 @@ from torch import nn
 from dit_shd.core.distributed import launched
 from dit_shd.core.errors import UserError
 from dit_shd.data.datasets import Dataset
+from dit_shd.diffusion.schedule import Schedule
 from dit_shd.distillation.initialisation import initialise
 from dit_shd.distillation.losses import Loss
 from dit_shd.training.config import TrainConfig
@@ -33,14 +34,13 @@ RANGES: dict[str, tuple[float, float]] = {
     "label_dropout": (0, 1),
     "mask_ratio": (0, 0.8),
     "min_snr_gamma": (0, 1e6),
-    "diffusion_steps": (20, 1e6),
     "optimizer.lr": (0, 1e3),
     "optimizer.eps": (1e-16, 1),
     "optimizer.weight_decay": (0, 1e3),
     "optimizer.clip": (0, 1e12),
     "optimizer.warmup_steps": (0, 1e12),
 }
-"""Smallest and largest value of a key; an empty value is left alone. The linear schedule needs 20 steps (betas < 1)."""
+"""Smallest and largest value of a key; an empty value is left alone."""
 
 
 def ranges(config: TrainConfig) -> None:
@@ -70,6 +70,7 @@ def ranges(config: TrainConfig) -> None:
     for i, loss in enumerate(config.losses):
         if config.mask_ratio is None and loss.options.get("passes") == ["masked"]:
             raise UserError(f"losses.{i}.passes: masked only, but mask_ratio is empty: there is no masked pass")
+    Schedule.linear(config.diffusion_steps)  # refuses what is no schedule
     config.evaluation.check(config.diffusion_steps)
     if config.dry_run:
         raise UserError("dry_run: is for the command; from Python call dit_shd.training.dry_run.dry_run(config)")

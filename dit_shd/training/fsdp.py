@@ -9,7 +9,7 @@ Checkpoints hold whole tensors, so a run may go on with another number of proces
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -45,5 +45,6 @@ def synchronised(model: nn.Module, accelerator: "Accelerator", last: bool) -> It
         model.set_requires_gradient_sync(last)  # type: ignore[operator]
         yield
         return
-    with nullcontext() if last else accelerator.no_sync(model):
+    waits: Any = getattr(model, "no_sync", nullcontext)  # not accelerate's, which syncs a launcher's only process
+    with nullcontext() if last else waits():
         yield

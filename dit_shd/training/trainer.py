@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dit_shd.core import dtensor
-from dit_shd.core.distributed import on_main
+from dit_shd.core.distributed import joining, on_main
 from dit_shd.core.dtensor import whole_tree
 from dit_shd.core.errors import UserError
 from dit_shd.core.prefetch import ahead
@@ -303,16 +303,17 @@ def _accelerator(config: TrainConfig) -> "Accelerator":
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-    return Accelerator(
-        mixed_precision=config.precision,
-        cpu=not torch.accelerator.is_available(),
-        log_with=config.tracker,
-        project_dir=config.run,
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(find_unused_parameters=config.mask_ratio is None),
-            InitProcessGroupKwargs(timeout=PATIENCE),
-        ],
-    )
+    with joining():
+        return Accelerator(
+            mixed_precision=config.precision,
+            cpu=not torch.accelerator.is_available(),
+            log_with=config.tracker,
+            project_dir=config.run,
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(find_unused_parameters=config.mask_ratio is None),
+                InitProcessGroupKwargs(timeout=PATIENCE),
+            ],
+        )
 
 
 def _teacher(config: TrainConfig) -> nn.Module | None:

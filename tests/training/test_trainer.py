@@ -197,7 +197,7 @@ def test_shd_in_the_masked_pass(values):
         ({"label_dropout": -0.1}, "label_dropout: wanted"),
         ({"micro_batch_size": 0}, "micro_batch_size: wanted"),
         ({"seed": 2**64}, "seed: wanted"),
-        ({"diffusion_steps": 10}, "diffusion_steps: wanted a number from 20"),
+        ({"diffusion_steps": 20}, "diffusion_steps: wanted 21 to 1,000,000"),
         ({"optimizer": {"lr": -1}}, "optimizer.lr: wanted"),
         ({"optimizer": {"betas": [0.9, 0.99]}}, "adan wanted 3 numbers"),
         ({"precision": "fp16"}, "fp16 needs a GPU"),

@@ -98,23 +98,25 @@ class Target:
 def _kl(target: Tensor, student: Maps, rows: slice, job: Job) -> tuple[Tensor, Tensor]:
     """KL (or cross-entropy) per row [s,G,r] and its gradient by the scores over T: B sum(A~) - A~.
 
-    log B is S - lse, and lse = max S - log(max B): no second pass of exponentials.
+    log B is (S - max S) + log(max B): no second pass of exponentials, and two numbers, since beside a max S of -1e9 (a
+    row that a mask hides altogether) the second is lost.
     """
     buffers = student.buffers
     log_map = student.scores(rows, "log B")
     maps = softmax_(log_map, student.may_mask, out=buffers.take("B", *log_map.shape))
-    highest, most = log_map.amax(-1, keepdim=True), maps.amax(-1, keepdim=True)
-    log_map.sub_(torch.where(most > 0, highest - most.log(), 0.0))
+    most = maps.amax(-1, keepdim=True)
+    log_map.sub_(torch.where(most > 0, log_map.amax(-1, keepdim=True), 0.0))
     if student.hides:
         log_map.masked_fill_(target == 0, 0.0)  # 0 log 0
-    terms = -torch.linalg.vecdot(target, log_map)
+    mass = target.sum(-1, keepdim=True) if job.teacher.masks else most.new_ones(())  # rows it masks altogether: 0
+    terms = -torch.linalg.vecdot(target, log_map) - (torch.where(most > 0, most.log(), 0.0) * mass)[..., 0]
     if job.measure == "kl":
         log_target = torch.clamp(target, min=torch.finfo(target.dtype).tiny, out=log_map).log_()
         terms += torch.linalg.vecdot(target, log_target)
     if not job.gradients:
         return terms, terms
     if job.teacher.masks:
-        maps.mul_(target.sum(-1, keepdim=True))  # rows that the teacher masks altogether count as nothing
+        maps.mul_(mass)
     return terms, maps.sub_(target)
 
 
