@@ -8,11 +8,13 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
 from dit_shd.attention.recording.discovery import attention_layers
-from dit_shd.core import plugins
 from dit_shd.core.config import make, resolve
 from dit_shd.core.yaml_files import dump, read_yaml
+from dit_shd.data.datasets import DATASETS
 from dit_shd.distillation.layer_map import layer_map
+from dit_shd.distillation.losses import LOSSES
 from dit_shd.distillation.losses.shd import SHD
+from dit_shd.models.families import FAMILIES
 from dit_shd.profiling import meta
 from dit_shd.profiling.estimate import hours, peaks
 from dit_shd.profiling.flops import step_operations
@@ -45,9 +47,9 @@ def test_a_config_is_complete(name):
     assert make(TrainConfig, yaml.safe_load(dump(config))) == config
     assert config.run == Path("runs") / name
     assert f"train_dit.py configs/{name}.yaml" in header and "Cost:" in header
-    assert config.data.filled("data", "data").name == config.data.name
+    assert DATASETS.filled(config.data, "data").name == config.data.name
     for loss in config.losses:
-        loss.filled("losses", "losses")
+        LOSSES.filled(loss, "losses")
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("digits")])
@@ -64,7 +66,7 @@ def test_a_configs_models_fit_together(name):
     for key in ("sample_size", "patch_size", "in_channels", "num_classes", "learn_sigma"):
         assert getattr(own, key) == getattr(other, key)
     for plugin in config.losses:
-        loss = plugin.build("losses", "losses")
+        loss = LOSSES.build(plugin, "losses")
         if isinstance(loss, SHD):
             assert other.num_attention_heads > own.num_attention_heads
             pairs = layer_map(list(attention_layers(teacher)), list(attention_layers(student)), loss.layers)
@@ -121,4 +123,4 @@ def test_a_batch_is_shared_out_evenly(name):
 def test_every_plugin_of_a_config_ships():
     for name in NAMES:
         config = load(name)
-        assert config.data.name in plugins.names("data") and config.student.name in plugins.names("models")
+        assert config.data.name in DATASETS.names() and config.student.name in FAMILIES.names()

@@ -19,6 +19,7 @@ from dit_shd.core.config import cast, option, resolve
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
 from dit_shd.core.yaml_files import read_yaml
+from dit_shd.data.datasets import DATASETS
 from dit_shd.diffusion.schedule import Schedule
 from dit_shd.models import loading
 
@@ -140,7 +141,7 @@ def _inputs(config: InspectConfig, model: Any, run: dict[str, Any]) -> Inputs:
         return Drawn(model, batches, config.seed, config.time)
     if not by_class:
         raise UserError(f"data: {type(model).__name__} takes more than images and labels; use inputs=FILE")
-    return Images(model, data.build("data", where="data"), Schedule.linear(schedule_length(run)), batches, config.seed)
+    return Images(model, DATASETS.build(data, "data"), Schedule.linear(schedule_length(run)), batches, config.seed)
 
 
 def run_config(source: str) -> dict[str, Any]:

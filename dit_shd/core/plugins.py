@@ -5,16 +5,24 @@ command line trusts (`--trust my_package`): configs come from strangers and must
 """
 
 import difflib
-import importlib.util
+import importlib
 import inspect
 import pkgutil
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from dit_shd.core.config import cast, unknown, wrong
 from dit_shd.core.errors import UserError
+
+Base = TypeVar("Base")
+_trusted: set[str] = set()
+
+
+def trust(package: str) -> None:
+    """Allow dotted plug-in names below the top-level `package` in this process."""
+    _trusted.add(package)
 
 
 @dataclass(frozen=True)
@@ -39,19 +47,73 @@ class Plugin:
         """The plain form, as in YAML."""
         return {"name": self.name, **self.options}
 
-    def filled(self, kind: str, where: str = "") -> "Plugin":
-        """The same with every default written out, so that a saved config does not depend on them."""
-        cls = find(kind, self.name)
-        given = arguments((cls,), self.options, where or kind)
+
+class PluginFolder(Generic[Base]):
+    """The plug-ins of one kind: the modules of a package, each with one subclass of `base`.
+
+    Args:
+        package: whose modules they are. base: what each defines a subclass of. kind: what errors call them.
+    """
+
+    def __init__(self, package: str, base: type[Base], kind: str):
+        self.package, self.base, self.kind = package, base, kind
+
+    def names(self) -> list[str]:
+        """The plug-ins that ship with dit_shd, by looking into the folder."""
+        found = importlib.import_module(self.package)
+        return sorted(m.name for m in pkgutil.iter_modules(found.__path__) if not m.name.startswith("_"))
+
+    def find(self, name: str) -> type[Base]:
+        """The class of the plug-in called `name`.
+
+        Raises:
+            UserError: no such file, or a dotted name of an untrusted package or of another kind.
+        """
+        if "." in name:
+            return self._foreign(name)
+        known = self.names()
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            raise UserError(
+                f"{self.kind}: no plug-in called '{name}'"
+                + (f", did you mean '{near[0]}'?" if near else "")
+                + f" Available: {', '.join(known)}."
+            )
+        module = importlib.import_module(f"{self.package}.{name}")
+        for member in vars(module).values():
+            if isinstance(member, type) and issubclass(member, self.base) and member.__module__ == module.__name__:
+                return member
+        raise AssertionError(f"{module.__name__} defines no subclass of {self.base.__name__}")
+
+    def build(self, plugin: Plugin, where: str = "") -> Base:
+        """Call the plug-in's class; unknown keys and wrong types are UserErrors naming `where.key`."""
+        cls = self.find(plugin.name)
+        factory: Callable = getattr(cls, "from_options", cls)
+        return factory(**arguments((factory, cls), plugin.options, where or self.kind))
+
+    def filled(self, plugin: Plugin, where: str = "") -> Plugin:
+        """The plug-in with every default written out, so that a saved config does not depend on them."""
+        cls = self.find(plugin.name)
+        given = arguments((cls,), plugin.options, where or self.kind)
         parameters = inspect.signature(cls).parameters.values()
         defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-        return Plugin(self.name, {**defaults, **given})
+        return Plugin(plugin.name, {**defaults, **given})
 
-    def build(self, kind: str, where: str = "") -> Any:
-        """Call the plug-in's class; unknown keys and wrong types are UserErrors naming `where.key`."""
-        cls = find(kind, self.name)
-        factory: Callable = getattr(cls, "from_options", cls)
-        return factory(**arguments((factory, cls), self.options, where or kind))
+    def _foreign(self, name: str) -> type[Base]:
+        package = name.split(".")[0]
+        if package not in _trusted:
+            raise UserError(
+                f"{self.kind}: '{name}' would import code of '{package}'; if you trust it, add --trust {package} to "
+                "the command"
+            )
+        module, _, attribute = name.rpartition(".")
+        try:
+            member = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise UserError(f"{self.kind}: cannot import '{name}': {error}") from error
+        if not (isinstance(member, type) and issubclass(member, self.base)):
+            raise UserError(f"{self.kind}: '{name}' is not a subclass of {self.base.__module__}.{self.base.__name__}")
+        return member
 
 
 def arguments(functions: Sequence[Callable], values: dict[str, Any], where: str) -> dict[str, Any]:
@@ -72,69 +134,3 @@ def arguments(functions: Sequence[Callable], values: dict[str, Any], where: str)
         if parameter.default is parameter.empty and name not in result:
             raise UserError(f"{where}.{name}: a value is needed and none was given")
     return result
-
-
-KINDS = {
-    "losses": ("dit_shd.distillation.losses", "dit_shd.distillation.losses.Loss"),
-    "data": ("dit_shd.data.datasets", "dit_shd.data.datasets.Dataset"),
-    "models": ("dit_shd" + ".models.families", "diffusers.ModelMixin"),
-    "features": ("dit_shd.evaluation.features", "dit_shd.evaluation.features.FeatureNetwork"),
-    "metrics": ("dit_shd.evaluation.metrics", "dit_shd.evaluation.metrics.Metric"),
-}
-_trusted: set[str] = set()
-
-
-def trust(package: str) -> None:
-    """Allow dotted plug-in names below the top-level `package` in this process."""
-    _trusted.add(package)
-
-
-def names(kind: str) -> list[str]:
-    """The plug-ins that ship with dit_shd, by looking into the folder."""
-    package = importlib.import_module(KINDS[kind][0])
-    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
-
-
-def find(kind: str, name: str) -> type:
-    """The class called `name` among the plug-ins of `kind`.
-
-    Raises:
-        UserError: no such file, a dotted name of an untrusted package, or a module without a class of that kind.
-    """
-    if "." in name:
-        return _foreign(kind, name)
-    known = names(kind)
-    if name not in known:
-        near = difflib.get_close_matches(name, known, 1)
-        raise UserError(
-            f"{kind}: no plug-in called '{name}'"
-            + (f", did you mean '{near[0]}'?" if near else "")
-            + f" Available: {', '.join(known)}."
-        )
-    module = importlib.import_module(f"{KINDS[kind][0]}.{name}")
-    base = _base(kind)
-    for member in vars(module).values():
-        if isinstance(member, type) and issubclass(member, base) and member.__module__ == module.__name__:
-            return member
-    raise AssertionError(f"{module.__name__} defines no subclass of {KINDS[kind][1]}")
-
-
-def _foreign(kind: str, name: str) -> type:
-    package = name.split(".")[0]
-    if package not in _trusted:
-        raise UserError(
-            f"{kind}: '{name}' would import code of '{package}'; if you trust it, add --trust {package} to the command"
-        )
-    module, _, attribute = name.rpartition(".")
-    try:
-        member = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"{kind}: cannot import '{name}': {error}") from error
-    if not (isinstance(member, type) and issubclass(member, _base(kind))):
-        raise UserError(f"{kind}: '{name}' is not a subclass of {KINDS[kind][1]}")
-    return member
-
-
-def _base(kind: str) -> type:
-    module, _, attribute = KINDS[kind][1].rpartition(".")
-    return getattr(importlib.import_module(module), attribute)

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from dit_shd.core import plugins
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
+from dit_shd.data.datasets import DATASETS
 from dit_shd.data.image_sets import ArrayImages, ImageSet, NpzImages
 
 
@@ -18,8 +18,8 @@ def open_images(text: str, what: str) -> ImageSet:
         UserError: there is no such thing, or it holds no images.
     """
     name, colon, split = text.partition(":")
-    if name in plugins.names("data"):
-        dataset = Plugin(name, {"split": split} if colon else {}).build("data", where=what)
+    if name in DATASETS.names():
+        dataset = DATASETS.build(Plugin(name, {"split": split} if colon else {}), what)
         return ArrayImages(dataset.images(), text, dataset.labels())
     path = Path(text)
     if path.is_dir():

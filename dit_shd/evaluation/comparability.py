@@ -7,6 +7,7 @@ import numpy as np
 from dit_shd.core.plugins import Plugin
 from dit_shd.data.image_sets import ImageSet
 from dit_shd.evaluation.features import FeatureNetwork
+from dit_shd.evaluation.metrics import METRICS
 from dit_shd.evaluation.metrics.frechet import PUBLISHED
 from dit_shd.evaluation.reference import Reference
 
@@ -53,4 +54,4 @@ def _of_reference(reference: Reference) -> list[str]:
 
 
 def _changed(plugin: Plugin) -> bool:
-    return plugin.filled("metrics") != Plugin(plugin.name).filled("metrics")
+    return METRICS.filled(plugin) != METRICS.filled(Plugin(plugin.name))

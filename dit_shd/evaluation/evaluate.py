@@ -27,7 +27,8 @@ from dit_shd.evaluation.bootstrap import SEED, intervals
 from dit_shd.evaluation.comparability import obstacles
 from dit_shd.evaluation.extraction import extract_features, find_device
 from dit_shd.evaluation.feature_set import FeatureSet
-from dit_shd.evaluation.features import FeatureNetwork
+from dit_shd.evaluation.features import FEATURES, FeatureNetwork
+from dit_shd.evaluation.metrics import METRICS
 from dit_shd.evaluation.reference import Reference, open_reference
 from dit_shd.evaluation.scoring import Chosen, choose, figures_of
 
@@ -115,7 +116,7 @@ def evaluate(
     config.check()
     sets = [open_images(text, "samples") for text in config.files()]
     reference = open_reference(config.reference, "reference")
-    network: FeatureNetwork = config.features.build("features", where="features")
+    network: FeatureNetwork = FEATURES.build(config.features, "features")
     for samples in sets:
         if samples.shape != sets[0].shape:
             raise UserError(
@@ -149,7 +150,7 @@ class _Job:
         self.about: dict[str, Any] = {
             "reference": {"path": reference.name, **reference.describe()},
             "features": results.about_network(network, config.features.name),
-            "metrics": [resolve(plugin.filled("metrics")) for plugin, _ in chosen],
+            "metrics": [resolve(METRICS.filled(plugin)) for plugin, _ in chosen],
             "resamples": config.resamples,
             "resampling_seed": SEED,
             "batch_size": config.batch_size,

@@ -13,7 +13,7 @@ from dit_shd.core.plugins import Plugin
 from dit_shd.data.open_images import open_images
 from dit_shd.evaluation import results
 from dit_shd.evaluation.extraction import extract_features, find_device
-from dit_shd.evaluation.features import FeatureNetwork
+from dit_shd.evaluation.features import FEATURES, FeatureNetwork
 from dit_shd.evaluation.statistics_file import write_statistics
 
 
@@ -48,7 +48,7 @@ def write_reference_statistics(config: StatisticsConfig) -> Path:
     n = images.shape[0]
     if not 0 <= config.keep_images <= n:
         raise UserError(f"keep_images: wanted 0 to {n}, all images there are, found {config.keep_images}")
-    network: FeatureNetwork = config.features.build("features", where="features")
+    network: FeatureNetwork = FEATURES.build(config.features, "features")
     network.check(images.shape[1:], "images")
     network.to(find_device(config.device))
     about = {

@@ -12,7 +12,7 @@ from dit_shd.data.image_sets import ArrayImages, ImageSet
 from dit_shd.evaluation.extraction import extract_features
 from dit_shd.evaluation.feature_set import FeatureSet
 from dit_shd.evaluation.features import FeatureNetwork
-from dit_shd.evaluation.metrics import Metric
+from dit_shd.evaluation.metrics import METRICS, Metric
 from dit_shd.evaluation.reference import Reference
 
 Chosen = list[tuple[Plugin, Metric]]
@@ -66,11 +66,11 @@ def choose(
 
     A metric that was asked for by name and does not apply is a UserError.
     """
-    wanted = [Plugin(name) for name in plugins.names("metrics")] if asked is None else asked
+    wanted = [Plugin(name) for name in METRICS.names()] if asked is None else asked
     chosen: Chosen = []
     notes = []
     for plugin in wanted:
-        metric: Metric = plugin.build("metrics", where=f"metrics.{plugin.name}")
+        metric: Metric = METRICS.build(plugin, f"metrics.{plugin.name}")
         obstacle = _obstacle(metric, samples, reference, network)
         if obstacle is None:
             chosen.append((plugin, metric))

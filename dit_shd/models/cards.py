@@ -5,8 +5,8 @@ from typing import Any
 
 import yaml
 
-from dit_shd.core import plugins
 from dit_shd.core.errors import UserError
+from dit_shd.data.datasets import DATASETS
 from dit_shd.models.provenance import LISTS, PERMISSIVE, Provenance, union
 
 
@@ -46,7 +46,7 @@ def converted(model: Any, source: str, sha256: str, origin: Provenance) -> str:
 
 def _data(plugin: Any) -> str:
     """A dataset in words."""
-    cls: Any = plugins.find("data", plugin.name)
+    cls: Any = DATASETS.find(plugin.name)
     try:
         return cls.described(**plugin.options)
     except UserError:  # it has been moved away since the training began

@@ -4,13 +4,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-from dit_shd.models import cards, provenance
-from dit_shd.models.provenance import provenance
+from dit_shd.models import cards
+from dit_shd.models.provenance import inherited, provenance
 
 
 def export(model: Any, folder: Path, config: Any, step: int) -> None:
     """Write a trained model with a card, replacing the last: a reader sees one of the two, whole."""
-    origin = provenance.inherited([] if config.teacher is None else [provenance(config.teacher)])
+    origin = inherited([] if config.teacher is None else [provenance(config.teacher)])
     write(model, folder, cards.trained(model, config, step, origin))
 
 

@@ -9,9 +9,9 @@ import torch
 from diffusers import ModelMixin
 from torch import Tensor
 
-from dit_shd.core import plugins
 from dit_shd.core.errors import UserError
 from dit_shd.models import public_checkpoints
+from dit_shd.models.families import FAMILIES
 from dit_shd.models.hub import HUB_NAME, asset, hub_file, model_folder
 from dit_shd.models.transformer import LatentTransformer
 
@@ -106,7 +106,7 @@ def read_hub(name: str) -> ModelMixin:
 
 def families() -> dict[str, type]:
     """Every family of ours, by the name of its class."""
-    return {cls.__name__: cls for cls in (plugins.find("models", name) for name in plugins.names("models"))}
+    return {cls.__name__: cls for cls in (FAMILIES.find(name) for name in FAMILIES.names())}
 
 
 def _read_diffusers(config: Path, source: str, where: str, **options: Any) -> ModelMixin:

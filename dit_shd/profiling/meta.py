@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from dit_shd.core.plugins import Plugin
+from dit_shd.models.families import FAMILIES
 from dit_shd.tasks.diffusion import Batch
 
 META = torch.device("meta")
@@ -47,7 +48,7 @@ class Kind:
 def build(plugin: Plugin, where: str) -> Any:
     """A model by name without memory."""
     with META:
-        return plugin.build("models", where)
+        return FAMILIES.build(plugin, where)
 
 
 def batch(model: Any, images: int, kept: int | None, device: torch.device = META) -> Batch:

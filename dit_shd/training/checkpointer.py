@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from dit_shd.core.distributed import on_main
 from dit_shd.core.errors import UserError
 from dit_shd.models import export
+from dit_shd.models.families import FAMILIES
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.nan_guard import Guard
 from dit_shd.training.run_folder import RunFolder
@@ -80,6 +81,6 @@ class Saver:
 
 def averaged(config: TrainConfig, tensors: dict[str, Tensor]) -> nn.Module:
     """A student of its own with averaged weights."""
-    student: Any = config.student.build("models", where="student")
+    student: Any = FAMILIES.build(config.student, "student")
     student.load_state_dict({k: v.cpu() for k, v in tensors.items()}, strict=False)
     return student.eval()

@@ -6,7 +6,9 @@ from typing import Literal
 
 from dit_shd.core.config import option
 from dit_shd.core.plugins import Plugin
+from dit_shd.data.datasets import DATASETS
 from dit_shd.distillation.initialisation.initialise import Initialisation
+from dit_shd.distillation.losses import LOSSES
 from dit_shd.profiling.estimate import EstimateConfig
 from dit_shd.training.optim import OptimizerConfig
 from dit_shd.training.validation import EvaluationConfig
@@ -56,5 +58,5 @@ class TrainConfig:
 
 def resolved(config: TrainConfig) -> TrainConfig:
     """The config with the defaults of its data and losses written out (a model's are in its own config.json)."""
-    losses = [p.filled("losses", f"losses.{i}") for i, p in enumerate(config.losses)]
-    return replace(config, data=config.data.filled("data", "data"), losses=losses)
+    losses = [LOSSES.filled(p, f"losses.{i}") for i, p in enumerate(config.losses)]
+    return replace(config, data=DATASETS.filled(config.data, "data"), losses=losses)

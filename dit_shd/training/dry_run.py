@@ -15,7 +15,9 @@ from dit_shd.core.errors import UserError
 from dit_shd.diffusion.denoiser import Denoiser
 from dit_shd.diffusion.schedule import Schedule
 from dit_shd.distillation.distiller import Distiller
+from dit_shd.distillation.losses import LOSSES
 from dit_shd.models import loading
+from dit_shd.models.families import FAMILIES
 from dit_shd.profiling import meta
 from dit_shd.profiling.estimate import DryRun, Measurement
 from dit_shd.profiling.flops import step_operations
@@ -55,7 +57,7 @@ def dry_run(config: TrainConfig) -> DryRun:
         if current_device().type == "cpu":  # most have no bfloat16 products and take a hundred times as long
             tried = replace(config, precision="no", teacher_precision="no")
         counted = step_memory(step_shape(tried, student, 1), student, teacher)
-        real = teacher if there or config.estimate.teacher is None else config.estimate.teacher.build("models")
+        real = teacher if there or config.estimate.teacher is None else FAMILIES.build(config.estimate.teacher)
         measured = take_a_step(tried, real, 1, before)
     return DryRun(
         student=student,
@@ -76,7 +78,7 @@ def dry_run(config: TrainConfig) -> DryRun:
 def step_shape(config: TrainConfig, student: Any, images: int) -> StepShape:
     """A step of the run in micro batches of `images`."""
     return StepShape(
-        losses=[p.build("losses", f"losses.{i}") for i, p in enumerate(config.losses)],
+        losses=[LOSSES.build(p, f"losses.{i}") for i, p in enumerate(config.losses)],
         passes=kept_tokens(config.mask_ratio, Denoiser(student).tokens),
         images=images,
         build_optimizer=partial(optim.build, config.optimizer),
@@ -112,10 +114,10 @@ def take_a_step(config: TrainConfig, teacher: Any, images: int, before: int) -> 
     """
     device = current_device()
     torch.manual_seed(config.seed)
-    student = config.student.build("models", "student")
+    student = FAMILIES.build(config.student, "student")
     if config.gradient_checkpointing:
         student.enable_gradient_checkpointing()
-    losses = [p.build("losses", f"losses.{i}") for i, p in enumerate(config.losses)]
+    losses = [LOSSES.build(p, f"losses.{i}") for i, p in enumerate(config.losses)]
     schedule = Schedule.linear(config.diffusion_steps)
     distiller = Distiller(student, losses, schedule, config.min_snr_gamma).to(device)
     optimizer = optim.build(config.optimizer, [p for p in distiller.parameters() if p.requires_grad])

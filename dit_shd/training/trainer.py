@@ -18,10 +18,13 @@ from dit_shd.core.dtensor import whole_tree
 from dit_shd.core.errors import UserError
 from dit_shd.core.prefetch import ahead
 from dit_shd.core.signals import Stop
+from dit_shd.data.datasets import DATASETS
 from dit_shd.diffusion.schedule import Schedule
 from dit_shd.distillation import calibration
 from dit_shd.distillation.distiller import Distiller
+from dit_shd.distillation.losses import LOSSES
 from dit_shd.models import loading
+from dit_shd.models.families import FAMILIES
 from dit_shd.profiling.flops import step_operations
 from dit_shd.profiling.hardware import known_peak
 from dit_shd.profiling.throughput import Meter
@@ -76,9 +79,9 @@ class Trainer:
         self.config = config = resolved(config)
         torch.manual_seed(config.seed)
         self.schedule = Schedule.linear(config.diffusion_steps)
-        dataset = config.data.build("data", where="data")
-        student = config.student.build("models", where="student")
-        losses = [p.build("losses", where=f"losses.{i}") for i, p in enumerate(config.losses)]
+        dataset = DATASETS.build(config.data, "data")
+        student = FAMILIES.build(config.student, "student")
+        losses = [LOSSES.build(p, f"losses.{i}") for i, p in enumerate(config.losses)]
         self.teacher = _teacher(config)
         checks.fit(config, dataset, losses, student, self.teacher)
         self.source = BatchSource(

@@ -21,6 +21,7 @@ from dit_shd.diffusion.sample_config import SampleConfig
 from dit_shd.diffusion.sampler import load_decoder
 from dit_shd.evaluation import results
 from dit_shd.evaluation.evaluate import EvaluateConfig, evaluate
+from dit_shd.evaluation.features import FEATURES
 from dit_shd.evaluation.reference import open_reference
 from dit_shd.evaluation.scoring import choose
 
@@ -81,7 +82,7 @@ class EvaluationConfig:
         if self.reference is None:
             return
         scoring = self.scoring(Path("run.npz"))
-        network = scoring.features.build("features", where="evaluation.features")
+        network = FEATURES.build(scoring.features, "evaluation.features")
         reference = open_reference(self.reference, "evaluation.reference")
         _, channels, height, width = decode(torch.zeros(1, own.in_channels, 1, 1)).shape  # of one latent
         shape = (self.count, own.sample_size * height, own.sample_size * width, channels)

@@ -12,8 +12,15 @@ from dit_shd.core import plugins
 from dit_shd.core.config import explain, make
 from dit_shd.core.errors import UserError
 from dit_shd.core.yaml_files import dump, override, read_yaml
+from dit_shd.data.datasets import DATASETS
 from dit_shd.diffusion.sample_config import SampleConfig
+from dit_shd.distillation.losses import LOSSES
+from dit_shd.evaluation.features import FEATURES
+from dit_shd.evaluation.metrics import METRICS
+from dit_shd.models.families import FAMILIES
 from dit_shd.training.config import TrainConfig
+
+FOLDERS = {folder.kind: folder for folder in (DATASETS, FAMILIES, FEATURES, LOSSES, METRICS)}
 
 
 def test_yamls_text_numbers_are_cast():
@@ -70,31 +77,31 @@ def test_plugins_are_checked_too(section, values, message):
     from dit_shd.core.plugins import Plugin
 
     with pytest.raises(UserError, match=message):
-        cast(Plugin, values, section).build(section)
+        FOLDERS[section].build(cast(Plugin, values, section))
 
 
 def test_a_trusted_foreign_loss_is_imported_and_others_are_not():
     name = "dit_shd.distillation.losses.output.Output"
     with pytest.raises(UserError, match="--trust dit_shd"):
-        plugins.find("losses", name)
+        LOSSES.find(name)
     plugins.trust("dit_shd")
     try:
-        assert plugins.find("losses", name).__name__ == "Output"
+        assert LOSSES.find(name).__name__ == "Output"
         with pytest.raises(UserError, match="not a subclass of"):
-            plugins.find("data", name)
+            DATASETS.find(name)
         with pytest.raises(UserError, match="cannot import"):
-            plugins.find("losses", "dit_shd.nothing.Here")
+            LOSSES.find("dit_shd.nothing.Here")
     finally:
         plugins._trusted.clear()
 
 
-@pytest.mark.parametrize("kind", list(plugins.KINDS))
+@pytest.mark.parametrize("kind", FOLDERS)
 def test_every_file_of_a_plugin_folder_is_a_plugin(kind):
     """The contract: one new file in the folder, and its name works."""
-    found = plugins.names(kind)
+    found = FOLDERS[kind].names()
     assert found
     for name in found:
-        cls = plugins.find(kind, name)
+        cls = FOLDERS[kind].find(name)
         assert cls.__doc__
 
 

@@ -9,7 +9,6 @@ import torch
 from evaluating import pictures, refused, run
 from PIL import Image
 
-from dit_shd.core import plugins
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
@@ -18,9 +17,10 @@ from dit_shd.data.open_images import open_images
 from dit_shd.evaluation.evaluate import EvaluateConfig
 from dit_shd.evaluation.extraction import extract_features
 from dit_shd.evaluation.features.digits import Digits
+from dit_shd.evaluation.metrics import METRICS
 from dit_shd.evaluation.scoring import score
 
-METRICS = ("frechet", "inception_score", "kid", "precision_recall")
+NAMES = ("frechet", "inception_score", "kid", "precision_recall")
 FIGURES = [
     "FD(digits)", "IS(digits)", "IS(digits) std", "KID(digits)", "KID(digits) std",
     "precision", "recall", "density", "coverage",
@@ -37,8 +37,8 @@ def test_figures_are_those_of_the_metrics_on_the_features(files, capsys):
         for n, seed in ((40, 1), (50, 2))
     )
     expected = {}
-    for name in METRICS:
-        expected |= plugins.find("metrics", name)().compute(samples, reference)
+    for name in NAMES:
+        expected |= METRICS.find(name)().compute(samples, reference)
     assert list(expected) == FIGURES
     assert {k: record["figures"][k] for k in FIGURES} == pytest.approx(expected, rel=1e-4)
     assert expected["FD(digits)"] > 0.1

@@ -9,9 +9,9 @@ import torch
 from evaluating import Trap, photos
 from safetensors.torch import save_file
 
-from dit_shd.core import plugins
 from dit_shd.core.errors import UserError
-from dit_shd.evaluation.features import FeatureNetwork, digits
+from dit_shd.data.datasets import DATASETS
+from dit_shd.evaluation.features import FEATURES, FeatureNetwork, digits
 from dit_shd.evaluation.features.digits import Digits, DigitsClassifier, shift
 from dit_shd.evaluation.features.inception import Inception
 from dit_shd.evaluation.network_weights import read_weights
@@ -109,7 +109,7 @@ def test_the_shipped_classifier_is_as_accurate_on_held_out_digits_as_its_log_say
 
 
 def test_digits_and_the_dataset_hold_out_the_same_images(held_out):
-    images = plugins.find("data", "digits")(split="validation").images()
+    images = DATASETS.find("digits")(split="validation").images()
     assert (torch.from_numpy(np.ascontiguousarray(images)) == held_out[0]).all()
 
 
@@ -167,8 +167,8 @@ def test_float_images_are_refused():
         Digits().extract(torch.zeros(2, 28, 28, 1))
 
 
-@pytest.mark.parametrize("name", plugins.names("features"))
+@pytest.mark.parametrize("name", FEATURES.names())
 def test_every_feature_network_is_found_by_its_file_name(name):
-    network = plugins.find("features", name)
+    network = FEATURES.find(name)
     assert issubclass(network, FeatureNetwork)
     assert not network.is_fid, "FID is decided by the weights that are read, never by the class"

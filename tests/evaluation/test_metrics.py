@@ -8,9 +8,9 @@ import scipy.linalg
 import torch
 from evaluating import rows
 
-from dit_shd.core import plugins
 from dit_shd.core.errors import UserError
 from dit_shd.evaluation.feature_set import FeatureSet, Moments, Statistics
+from dit_shd.evaluation.metrics import METRICS
 from dit_shd.evaluation.metrics.frechet import Frechet, frechet_distance, trace_sqrt_product
 from dit_shd.evaluation.metrics.inception_score import InceptionScore, inception_score
 from dit_shd.evaluation.metrics.kid import KID, mmd2
@@ -291,9 +291,9 @@ def test_inception_score_without_logits_is_refused():
 # What every metric keeps, those still to be written included
 
 
-@pytest.mark.parametrize("name", plugins.names("metrics"))
+@pytest.mark.parametrize("name", METRICS.names())
 def test_every_metric_gives_finite_named_figures_and_calls_no_other_network_fid(name):
-    metric = plugins.find("metrics", name)()
+    metric = METRICS.find(name)()
     x, y = rows(80, 6, seed=40).float(), rows(70, 6, seed=41).float()
 
     def figures(title: str, is_fid: bool) -> dict[str, float]:

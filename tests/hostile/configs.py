@@ -7,11 +7,15 @@ from pathlib import Path
 
 import yaml
 
-from dit_shd.core import plugins
 from dit_shd.core.config import make
 from dit_shd.core.yaml_files import override, read_yaml
+from dit_shd.data.datasets import DATASETS
 from dit_shd.diffusion.sample_config import SampleConfig
+from dit_shd.distillation.losses import LOSSES
 from dit_shd.evaluation.evaluate import EvaluateConfig
+from dit_shd.evaluation.features import FEATURES
+from dit_shd.evaluation.metrics import METRICS
+from dit_shd.models.families import FAMILIES
 from dit_shd.training import checks
 from dit_shd.training.config import TrainConfig, resolved
 from dit_shd.training.run_folder import RunFolder
@@ -90,7 +94,7 @@ def plug_in(draw: random.Random, folder: Path) -> object:
         name = draw.choice(
             ["evil.Evil", "evil", "../evil", "evil.", ".evil", "os.system", "x" * 5000, "evil:Evil", "__init__"]
         )
-        return plugins.find(draw.choice(sorted(plugins.KINDS)), name)
+        return draw.choice([DATASETS, FAMILIES, FEATURES, LOSSES, METRICS]).find(name)
     finally:
         sys.path.remove(str(folder))
         assert "evil" not in sys.modules

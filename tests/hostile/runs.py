@@ -16,10 +16,13 @@ import torch
 from dit_shd.core.hashing import sha256
 from dit_shd.core.lock import Lock
 from dit_shd.core.plugins import Plugin
+from dit_shd.data.datasets import DATASETS
 from dit_shd.data.open_images import open_images
 from dit_shd.diffusion.schedule import Schedule
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.losses.shd import SHD
+from dit_shd.evaluation.features import FEATURES
+from dit_shd.models.families import FAMILIES
 from dit_shd.models.families.mdt import MDTv2
 from dit_shd.tasks.diffusion import BatchSource
 from dit_shd.training import setup
@@ -98,7 +101,7 @@ def source() -> BatchSource:
 
     file = Path(tempfile.mkdtemp()) / "data.npz"
     np.savez(file, np.zeros((6, 8, 8, 1), np.uint8), np.arange(6) % 3)
-    data = Plugin("npz", {"path": str(file)}).build("data")
+    data = DATASETS.build(Plugin("npz", {"path": str(file)}))
     return BatchSource(data, Schedule.linear(), 0, 2, 0.1, 0.3, 16)
 
 
@@ -149,12 +152,12 @@ def named(draw: random.Random, folder: Path) -> object:
         config = settled(values)
         config.evaluation.check(config.diffusion_steps)
         if place == "features":
-            return config.evaluation.features.build("features", "evaluation.features")
+            return FEATURES.build(config.evaluation.features, "evaluation.features")
         if place == "teacher":
             from dit_shd.models.loading import loading
 
             return loading.load(name)
-        return config.student.build("models", where="student")
+        return FAMILIES.build(config.student, "student")
     finally:
         sys.path.remove(str(folder))
         assert "evil" not in sys.modules

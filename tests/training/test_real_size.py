@@ -13,6 +13,7 @@ from dit_shd.diffusion.schedule import Schedule
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.losses.output import Output
 from dit_shd.distillation.losses.shd import SHD
+from dit_shd.models.families import FAMILIES
 from dit_shd.models.families.mdt import MDTv2
 from dit_shd.tasks.diffusion import Batch
 from dit_shd.training.config import TrainConfig
@@ -56,7 +57,7 @@ def test_one_step_of_a_config(name, low, root, tmp_path):
     stand_in = make(TrainConfig, values).estimate.teacher
     assert stand_in is not None
     torch.manual_seed(0)
-    teacher = stand_in.build("models")
+    teacher = FAMILIES.build(stand_in)
     for p in teacher.parameters():
         torch.nn.init.normal_(p, std=0.02)
     teacher.save_pretrained(tmp_path / "teacher")

@@ -13,7 +13,7 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
 from dit_shd.core.prefetch import ahead
 from dit_shd.distillation.distiller import Distiller
-from dit_shd.distillation.losses import Loss, Term
+from dit_shd.distillation.losses import LOSSES, Loss, Term
 from dit_shd.distillation.losses.output import Output
 from dit_shd.distillation.losses.shd import SHD
 from dit_shd.tasks.diffusion import predict
@@ -39,7 +39,7 @@ from dit_shd.core.config import make
 from dit_shd.core.yaml_files import read_yaml
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.trainer import Trainer
-registry.trust("mine")
+plugins.trust("mine")
 trainer = Trainer(make(TrainConfig, read_yaml(Path(sys.argv[1]))))
 assert trainer.accelerator.num_processes == 2
 list(trainer.run_steps())
@@ -245,7 +245,7 @@ def test_a_teacher_whose_output_is_wanted_runs_to_its_end():
 
 
 def test_plug_ins_resolve_schedules(values):
-    filled = Plugin("shd", {"weight": {0: 0.0, 5: 1.0}}).filled("losses")
+    filled = LOSSES.filled(Plugin("shd", {"weight": {0: 0.0, 5: 1.0}}))
     assert filled.options["weight"] == {0: 0.0, 5: 1.0}
 
 

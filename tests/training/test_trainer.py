@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
+from dit_shd.data.datasets import DATASETS
 from dit_shd.diffusion.denoiser import NO_LABEL
 from dit_shd.diffusion.schedule import Schedule
 from dit_shd.models import loading
@@ -24,7 +25,7 @@ from dit_shd.training.trainer import Trainer, train
 def source(shapes, **changes):
     options = dict(seed=3, batch_size=8, label_dropout=0.3, mask_ratio=0.3, tokens=16)
     return BatchSource(
-        Plugin("npz", {"path": str(shapes), "flip": True}).build("data"),
+        DATASETS.build(Plugin("npz", {"path": str(shapes), "flip": True})),
         Schedule.linear(),
         **{**options, **changes},
     )
@@ -310,8 +311,8 @@ def test_the_mask_ratio_varies_up_to_a_fifth_more(shapes):
 
 
 def test_flips_mirror_half_of_the_images(shapes):
-    plain = Plugin("npz", {"path": str(shapes)}).build("data")
-    flipped = Plugin("npz", {"path": str(shapes), "flip": True}).build("data")
+    plain = DATASETS.build(Plugin("npz", {"path": str(shapes)}))
+    flipped = DATASETS.build(Plugin("npz", {"path": str(shapes), "flip": True}))
     indices = np.arange(60)
     a, b = (d.batch(indices, 0, 0, range(60))[0] for d in (plain, flipped))
     mirrored = [torch.equal(x.flip(-1), y) and not torch.equal(x, y) for x, y in zip(a, b)]

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from dit_shd.core.plugins import PluginFolder
+
 
 class Dataset(ABC):
     """Latents x_0[c,y,x] with a class label each, in a fixed order."""
@@ -38,3 +40,6 @@ class Dataset(ABC):
     @abstractmethod
     def labels(self) -> np.ndarray:
         """int64 [n]"""
+
+
+DATASETS = PluginFolder(__name__, Dataset, "data")

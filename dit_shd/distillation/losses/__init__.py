@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dit_shd.attention.capture import Capture, Captures
 from dit_shd.core.errors import UserError
+from dit_shd.core.plugins import PluginFolder
 from dit_shd.diffusion.schedule import Schedule
 from dit_shd.squeezing.cost import LayerCost
 from dit_shd.tasks.diffusion import Batch, PassName
@@ -124,3 +125,6 @@ def _schedule(weight: Weight, name: str) -> dict[int, float]:
     if not points:
         raise UserError(f"{name}: weight: wanted a number or {{step: number}}, found nothing")
     return dict(sorted(points.items()))
+
+
+LOSSES = PluginFolder(__name__, Loss, "losses")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dit_shd.core.errors import UserError
+from dit_shd.core.plugins import PluginFolder
 
 
 @dataclass(frozen=True)
@@ -91,3 +92,6 @@ class FeatureNetwork(abc.ABC):
                 f"{where}: feature network {self.title} wants images of {size} with {self.channels} "
                 f"channel(s), found (h, w, c) = {tuple(shape)}; choose another with features=NAME"
             )
+
+
+FEATURES = PluginFolder(__name__, FeatureNetwork, "features")

@@ -9,6 +9,7 @@ import abc
 
 from torch import Tensor
 
+from dit_shd.core.plugins import PluginFolder
 from dit_shd.evaluation.feature_set import FeatureSet
 
 
@@ -37,3 +38,6 @@ class Metric(abc.ABC):
     def notes(self, samples: FeatureSet, reference: FeatureSet) -> list[str]:
         """What a reader must know before comparing these figures with others."""
         return []
+
+
+METRICS = PluginFolder(__name__, Metric, "metrics")

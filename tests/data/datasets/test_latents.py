@@ -11,6 +11,7 @@ from runs import run, weights
 
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
+from dit_shd.data.datasets import DATASETS
 from dit_shd.data.datasets.latents import Latents
 from dit_shd.data.latent_shards import open_tensors, read_header, shard_files, verify_shard, write_shard
 
@@ -51,7 +52,7 @@ def test_the_set(whole):
     np.testing.assert_array_equal(data.labels(), LABELS)
     with pytest.raises(UserError, match="holds latents, not images"):
         data.images()
-    assert Plugin("latents", {"path": str(whole)}).build("data")._path == whole
+    assert DATASETS.build(Plugin("latents", {"path": str(whole)}))._path == whole
 
 
 def test_draws_have_the_posteriors_mean_and_deviation(whole):

@@ -11,10 +11,10 @@ from conftest import STUDENT
 from runs import run, torchrun, weights
 from safetensors.torch import load_file
 
-from dit_shd.core import plugins
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
+from dit_shd.data.datasets import DATASETS
 from dit_shd.diffusion.schedule import Schedule
 from dit_shd.distillation.initialisation import regression
 from dit_shd.distillation.initialisation.heads import squeezed_scores, squeezed_values
@@ -22,18 +22,19 @@ from dit_shd.distillation.initialisation.importance import most_telling
 from dit_shd.distillation.initialisation.initialise import Initialisation, initialise
 from dit_shd.distillation.initialisation.regression import Moments
 from dit_shd.distillation.losses.shd import SHD
+from dit_shd.models.families import FAMILIES
 from dit_shd.tasks.diffusion import BatchSource, predict
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.trainer import Trainer, train
 
-FAMILIES = ("mdt", "dit")
+NAMES = ("mdt", "dit")
 SIZES = {k: v for k, v in STUDENT.items() if k != "name"}
 
 
 def build(family="mdt", seed=0, **changes):
     options = {k: v for k, v in {**SIZES, **changes}.items() if family == "mdt" or k != "decode_layer"}
     torch.manual_seed(seed)
-    model = plugins.find("models", family)(**options)
+    model = FAMILIES.find(family)(**options)
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.3)
     return model.eval()
@@ -42,7 +43,7 @@ def build(family="mdt", seed=0, **changes):
 @pytest.fixture(scope="module")
 def batches(shapes):
     """Lists of plain (and for MDTv2 masked) batches of one size, by family."""
-    data = Plugin("npz", {"path": str(shapes), "flip": True}).build("data")
+    data = DATASETS.build(Plugin("npz", {"path": str(shapes), "flip": True}))
     source = BatchSource(data, Schedule.linear(), seed=3, batch_size=30, label_dropout=0.3, mask_ratio=0.3, tokens=16)
     drawn = [source.draw(step, range(30)) for step in range(4)]
     return {"mdt": [b for d in drawn for b in d.values()], "dit": [d["plain"] for d in drawn]}
@@ -53,7 +54,7 @@ def outputs(model, batches):
     return torch.cat([predict(model, batch).flatten() for batch in batches])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", NAMES)
 @pytest.mark.parametrize("heads", ["pick", "merge"])
 @pytest.mark.parametrize("calibration", [0, 1])
 def test_an_equal_student_is_a_copy_bit_for_bit(batches, family, heads, calibration):
@@ -75,7 +76,7 @@ def widened(model, family):
     LayerNorms do not see it; maps that read a channel twice have half the weight on it.
     """
     config = {k: v for k, v in dict(model.config).items() if not k.startswith("_")}
-    wide = plugins.find("models", family)(**{**config, "num_attention_heads": 2 * config["num_attention_heads"]})
+    wide = FAMILIES.find(family)(**{**config, "num_attention_heads": 2 * config["num_attention_heads"]})
     state = {}
 
     def by_head(x, dim=0):
@@ -100,7 +101,7 @@ def widened(model, family):
     return wide.eval()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", NAMES)
 @pytest.mark.parametrize("heads", ["pick", "merge"])
 def test_a_widened_model_gives_back_what_it_was_made_from(batches, family, heads, monkeypatch):
     """The law of widths: of twins one is kept, and nothing is lost. All parts, both passes."""
@@ -149,7 +150,7 @@ def test_the_order_of_channels_and_hidden_units_does_not_matter(batches):
     torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-2)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", NAMES)
 def test_merging_heads_that_look_alike_loses_nothing(batches, family):
     """Two heads of width 2d for four of width d with equal maps in pairs: sum_i W_i^V W_i^O has rank 2d, so it fits."""
     teacher = build(family, num_attention_heads=4)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
-from dit_shd.evaluation.features import efficientnet_lite0
+from dit_shd.evaluation.features import FEATURES, efficientnet_lite0
 from dit_shd.evaluation.features.dinov2 import DINOv2
 from dit_shd.evaluation.features.efficientnet_lite0 import EfficientNetLite0
 from dit_shd.evaluation.resizing import resized
@@ -116,7 +116,7 @@ def test_dinov2_gives_timms_class_token(meta_file):
 
 def test_dinov2_needs_its_weights(tmp_path):
     with pytest.raises(UserError, match=r"features\.weights: a value is needed"):
-        Plugin("dinov2").build("features", where="features")
+        FEATURES.build(Plugin("dinov2"), "features")
     with pytest.raises(UserError, match=r"found nothing; download https://.*features\.weights=PATH"):
         DINOv2(tmp_path / "none.pth")
     torch.save({"a": torch.zeros(3)}, tmp_path / "bad.pth")
