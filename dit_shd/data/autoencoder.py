@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dit_shd.core.errors import UserError
+from dit_shd.core.hashing import sha256_of_tensors
 
 
 class Decoder:
@@ -40,7 +41,6 @@ class Decoder:
     @property
     def digest(self) -> str | None:
         """sha256 of the autoencoder's tensors."""
-        from dit_shd.core.hashing import sha256_of_tensors
 
         return None if self.vae is None else sha256_of_tensors(self.vae)
 
@@ -101,7 +101,6 @@ class Encoder:
     @property
     def digest(self) -> str | None:
         """sha256 of the autoencoder's tensors, as the Decoder's."""
-        from dit_shd.core.hashing import sha256_of_tensors
 
         return None if self.vae is None else sha256_of_tensors(self.vae)
 

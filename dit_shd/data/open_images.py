@@ -5,6 +5,7 @@ from pathlib import Path
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
 from dit_shd.data.datasets import DATASETS
+from dit_shd.data.image_folders import FolderImages, ShardImages
 from dit_shd.data.image_sets import ArrayImages, ImageSet, NpzImages
 
 
@@ -23,8 +24,6 @@ def open_images(text: str, what: str) -> ImageSet:
         return ArrayImages(dataset.images(), text, dataset.labels())
     path = Path(text)
     if path.is_dir():
-        from dit_shd.data.image_folders import FolderImages, ShardImages
-
         return ShardImages(path, text) if path.name.endswith(".parts") else FolderImages(path, text)
     if not path.is_file():
         raise UserError(

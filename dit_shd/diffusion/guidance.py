@@ -1,18 +1,16 @@
 """Classifier-free guidance (arXiv 2207.12598) with MDT's ramp (arXiv 2303.14389)."""
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dit_shd.diffusion.denoiser import classes_of
-
-if TYPE_CHECKING:
-    from dit_shd.diffusion.sample_config import SampleConfig
+from dit_shd.diffusion.sample_config import SampleConfig
 
 
-def guidance_weight(config: "SampleConfig", timestep: float) -> float:
+def guidance_weight(config: SampleConfig, timestep: float) -> float:
     """w(t) of an original timestep: MDT's power-cosine ramp from 1 at T to the scale at 0, or the scale throughout."""
     if config.guidance_schedule == "constant":
         return config.guidance
@@ -28,7 +26,7 @@ class Guided:
     the conditional half all over, and the unconditional one is not computed.
     """
 
-    def __init__(self, model: nn.Module, labels: Tensor, config: "SampleConfig"):
+    def __init__(self, model: nn.Module, labels: Tensor, config: SampleConfig):
         own: Any = model.config
         channels = own.in_channels if config.guided_channels is None else config.guided_channels
         self.model, self.labels, self.config = model, labels, config

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from dit_shd.core import rng
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
+from dit_shd.core.yaml_files import read_yaml
 from dit_shd.data.autoencoder import Decoder
 from dit_shd.data.pixels import to_uint8
 from dit_shd.diffusion.denoiser import classes_of
@@ -136,7 +137,6 @@ def device_of(model: nn.Module) -> torch.device:
 
 def of_run(config: Any) -> Any:
     """A SampleConfig with what the run folder it names knows: the steps of the noise schedule."""
-    from dit_shd.core.yaml_files import read_yaml
 
     file = Path(config.run) / "config.yaml"
     steps = read_yaml(file).get("diffusion_steps") if file.is_file() else None

@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 
 from dit_shd.core.errors import UserError
+from dit_shd.core.yaml_files import dump
 from dit_shd.data.datasets import DATASETS
 from dit_shd.models.provenance import LISTS, PERMISSIVE, Provenance, union
 
@@ -22,7 +23,6 @@ def trained(model: Any, config: Any, step: int, origin: Provenance) -> str:
     Args:
         origin: of what it learned from.
     """
-    from dit_shd.core.yaml_files import dump
 
     data = _data(config.data)
     return _text(

@@ -9,7 +9,9 @@ import torch
 from dit_shd.core import hashing
 from dit_shd.core.config import option
 from dit_shd.core.errors import UserError
+from dit_shd.core.files import replacing_file
 from dit_shd.models import cards, export, loading, provenance, public_checkpoints
+from dit_shd.models.diffusers_dit import NOTE, public_state
 from dit_shd.models.families.dit import DiT
 from dit_shd.models.transformer import LatentTransformer
 
@@ -119,8 +121,6 @@ def _read(config: ConvertConfig) -> tuple[LatentTransformer, list[str]]:
     if isinstance(found, LatentTransformer):
         return found, []
     if isinstance(found, DiTTransformer2DModel):
-        from dit_shd.models.diffusers_dit import NOTE, public_state
-
         return DiT.from_public(public_state(found), own.num_attention_heads), [NOTE]
     raise UserError(
         f"{config.source}: {type(found).__name__} is no DiT or MDTv2; it can be a teacher as it is (teacher=FOLDER)"
@@ -149,8 +149,6 @@ def _origin(config: ConvertConfig, model: LatentTransformer) -> tuple[provenance
 
 def _write_file(model: LatentTransformer, out: Path, origin: provenance.Provenance) -> None:
     from safetensors.torch import save_file
-
-    from dit_shd.core.files import replacing_file
 
     out.parent.mkdir(parents=True, exist_ok=True)
     state = {k: v.detach().contiguous() for k, v in model.to_public().items()}

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from dit_shd.core.files import replacing
 from dit_shd.models import cards
 from dit_shd.models.provenance import inherited, provenance
 
@@ -16,7 +17,6 @@ def export(model: Any, folder: Path, config: Any, step: int) -> None:
 
 def write(model: Any, folder: Path, card: str) -> None:
     """Write a model in diffusers format with a model card, replacing the last."""
-    from dit_shd.core.files import replacing
 
     with replacing(folder) as part:
         model.save_pretrained(part, safe_serialization=True)

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from dit_shd.core.errors import UserError
+from dit_shd.core.yaml_files import parse_yaml
 from dit_shd.models.hub import HUB_NAME, asset, hub_file, model_folder
 
 PERMISSIVE = ("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0")
@@ -118,7 +119,6 @@ def _list(value: Any) -> list[Any]:
 
 def front_matter(card: Path) -> dict[str, Any]:
     """The YAML at the head of a card; empty where there is none that can be read."""
-    from dit_shd.core.yaml_files import parse_yaml
 
     text = card.read_text(encoding="utf-8", errors="replace")
     found = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)

@@ -4,10 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from dit_shd.core import environment
+from dit_shd.core import environment, hashing
 from dit_shd.core.errors import UserError
 from dit_shd.data.open_images import open_images
 from dit_shd.evaluation import results
+from dit_shd.models import loading
 from dit_shd.profiling.latency import Cost, cost
 from dit_shd.reports.evaluation_page import thumbnails
 from dit_shd.reports.html import paragraph, picture, section, side_by_side
@@ -29,8 +30,6 @@ def about_result(record: dict[str, Any]) -> dict[str, Any]:
 
 def cost_columns(name: str, record: dict[str, Any], notes: list[str]) -> Cost | None:
     """Of the model that the sampler says the images came from, if it is still the same."""
-    from dit_shd.core import hashing
-    from dit_shd.models import loading
 
     sidecar = about_result(record).get("sidecar", {})
     if not sidecar.get("run"):

@@ -30,8 +30,17 @@ from dit_shd.core.config import make, option, resolve
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import write_text
 from dit_shd.core.yaml_files import read_yaml
+from dit_shd.data.datasets.digits import Digits
+from dit_shd.data.image_sets import ArrayImages
+from dit_shd.data.image_shards import shard_files
+from dit_shd.diffusion.generation import settings
+from dit_shd.diffusion.sample_config import SampleConfig
+from dit_shd.evaluation.extraction import extract_features
+from dit_shd.evaluation.features.digits import Digits as DigitsFeatures
+from dit_shd.evaluation.scoring import score
+from dit_shd.models import loading
 from dit_shd.models.loading import load
-from dit_shd.profiling.latency import Cost
+from dit_shd.profiling.latency import Cost, cost
 from dit_shd.reports.demo_page import Demo, Scores, write_demo_page
 from dit_shd.reports.figures.style import require_matplotlib
 from dit_shd.reports.tables import Row, figures_table, plain_table
@@ -262,8 +271,6 @@ def _sample(config: DemoConfig, trained: set[str]) -> bool:
 
 def _sampled(config: DemoConfig, name: str) -> bool:
     """Whether the npz is there with exactly these settings beside it (the folder may have been moved)."""
-    from dit_shd.diffusion.generation import settings
-    from dit_shd.diffusion.sample_config import SampleConfig
 
     file = sample_file(config, name)
     beside = file.with_suffix(".json")
@@ -275,7 +282,6 @@ def _sampled(config: DemoConfig, name: str) -> bool:
 
 
 def _images_done(config: DemoConfig, name: str) -> int:
-    from dit_shd.data.image_shards import shard_files
 
     file = sample_file(config, name)
     parts = file.with_name(file.name + ".parts")
@@ -299,13 +305,6 @@ def _evaluate(config: DemoConfig, redo: bool) -> Scores:
 
 
 def _measure(config: DemoConfig) -> Scores:
-    from dit_shd.data.datasets.digits import Digits
-    from dit_shd.data.image_sets import ArrayImages
-    from dit_shd.evaluation.extraction import extract_features
-    from dit_shd.evaluation.features.digits import Digits as DigitsFeatures
-    from dit_shd.evaluation.scoring import score
-    from dit_shd.models import loading
-    from dit_shd.profiling.latency import cost
 
     network = DigitsFeatures()
     training, held_out = Digits("train").images(), Digits("validation").images()

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from dit_shd.core.errors import UserError
+from dit_shd.data.sources import folder, hub, npz, parquet
 from dit_shd.data.sources.base import ImageSource
 
 
@@ -19,7 +20,6 @@ def open_source(
     Raises:
         UserError: there is no such thing, or there are no images in it.
     """
-    from dit_shd.data.sources import folder, hub, npz, parquet
 
     path = Path(text)
     if path.is_dir():
