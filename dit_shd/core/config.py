@@ -20,11 +20,40 @@ from dit_shd.core.errors import UserError
 T = TypeVar("T")
 
 
-def option(default: Any, doc: str) -> Any:
-    """A config field with its help text."""
+def option(default: Any, doc: str, range: tuple[float, float] | None = None, resumable: bool = False) -> Any:
+    """A config field.
+
+    Args:
+        doc: its help text. range: smallest and largest number; an empty value is left alone.
+        resumable: whether it may differ when what the config began is resumed.
+    """
+    metadata = {"doc": doc, "range": range, "resumable": resumable}
     if isinstance(default, (list, dict)) or dataclasses.is_dataclass(default):
-        return field(default_factory=lambda: default, metadata={"doc": doc})
-    return field(default=default, metadata={"doc": doc})
+        return field(default_factory=lambda: default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def resumable_keys(cls: type) -> tuple[str, ...]:
+    """The keys of a config dataclass that may differ when what it began is resumed."""
+    return tuple(f.name for f in dataclasses.fields(cls) if f.metadata.get("resumable"))
+
+
+def check_ranges(config: Any, where: str = "") -> None:
+    """Every number of a config in its range, however it was made.
+
+    Raises:
+        UserError: naming the key, the range and what was found.
+    """
+    for f in dataclasses.fields(config):
+        value, name = getattr(config, f.name), f"{where}{f.name}"
+        if dataclasses.is_dataclass(value):
+            check_ranges(value, f"{name}.")
+        bounds = f.metadata.get("range")
+        if bounds is None:
+            continue
+        for number in value if isinstance(value, (list, tuple)) else [value]:
+            if number is not None and not bounds[0] <= number <= bounds[1]:
+                raise UserError(f"{name}: wanted a number from {bounds[0]} to {bounds[1]:g}, found {number}")
 
 
 def unknown(where: str, key: str, known: Any) -> UserError:

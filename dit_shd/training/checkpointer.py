@@ -74,7 +74,7 @@ class Saver:
 
     def _export(self, tensors: dict[str, dict[str, Tensor]], done: int, again: bool = True) -> None:
         for rate in self.state.averages.rates:
-            folder = self.folder.student_of(rate, self.config)
+            folder = self.folder.student_of(rate, self.config.ema_rates)
             if again or export.exported_step(folder) != done:
                 export.export(averaged(self.config, tensors[average_file(rate)]), folder, self.config, done)
 

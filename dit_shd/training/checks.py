@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dit_shd.core.config import check_ranges
 from dit_shd.core.distributed import launched
 from dit_shd.core.errors import UserError
 from dit_shd.data.datasets import Dataset
@@ -16,32 +17,6 @@ from dit_shd.distillation.initialisation import initialise
 from dit_shd.distillation.losses import Loss
 from dit_shd.training.config import TrainConfig
 
-RANGES: dict[str, tuple[float, float]] = {
-    "seed": (0, 2**63 - 1),
-    "steps": (1, 1e12),
-    "batch_size": (1, 1e9),
-    "micro_batch_size": (1, 1e9),
-    "log_every": (1, 1e12),
-    "checkpoint_every": (1, 1e12),
-    "keep_checkpoints": (1, 1e6),
-    "keep_every": (0, 1e12),
-    "skip_bad_steps": (0, 1e12),
-    "gradient_norms_every": (0, 1e12),
-    "peak_tflops": (1e-3, 1e6),
-    "evaluation.every": (0, 1e12),
-    "initialisation.calibration": (0, 1e6),
-    "ema_rates": (0, 1),
-    "label_dropout": (0, 1),
-    "mask_ratio": (0, 0.8),
-    "min_snr_gamma": (0, 1e6),
-    "optimizer.lr": (0, 1e3),
-    "optimizer.eps": (1e-16, 1),
-    "optimizer.weight_decay": (0, 1e3),
-    "optimizer.clip": (0, 1e12),
-    "optimizer.warmup_steps": (0, 1e12),
-}
-"""Smallest and largest value of a key; an empty value is left alone."""
-
 
 def ranges(config: TrainConfig) -> None:
     """Every number in its range, and combinations that exist.
@@ -49,14 +24,7 @@ def ranges(config: TrainConfig) -> None:
     Raises:
         UserError: naming the key, the range and what was found.
     """
-    for key, (low, high) in RANGES.items():
-        value: Any = config
-        for part in key.split("."):
-            value = getattr(value, part)
-        for number in value if isinstance(value, tuple) else (value,):
-            if number is not None and not low <= number <= high:
-                name = key.removesuffix("_rates")
-                raise UserError(f"{name}: wanted a number from {low} to {high:g}, found {number}")
+    check_ranges(config)
     if not config.ema_rates or len({f"{rate:g}" for rate in config.ema_rates}) < len(config.ema_rates):
         raise UserError(f"ema: wanted one or more rates, each once, found {config.ema}")
     wanted = 3 if config.optimizer.name == "adan" else 2

@@ -16,12 +16,12 @@ class OptimizerConfig:
     """The optimizer; the defaults are MDT's recipe."""
 
     name: Literal["adan", "adamw"] = option("adan", "adan (MDT's, from timm) or adamw")
-    lr: float = option(5e-4, "peak learning rate")
+    lr: float = option(5e-4, "peak learning rate", range=(0, 1e3))
     betas: list[float] = option([], "empty: adan 0.98 0.92 0.99, adamw 0.9 0.999")
-    eps: float = option(1e-8, "added to the denominator")
-    weight_decay: float = option(0.0, "decoupled weight decay")
-    clip: float = option(1.0, "largest gradient norm; 0 for no clipping")
-    warmup_steps: int = option(0, "linear warm-up")
+    eps: float = option(1e-8, "added to the denominator", range=(1e-16, 1))
+    weight_decay: float = option(0.0, "decoupled weight decay", range=(0, 1e3))
+    clip: float = option(1.0, "largest gradient norm; 0 for no clipping", range=(0, 1e12))
+    warmup_steps: int = option(0, "linear warm-up", range=(0, 1e12))
     decay: Literal["constant", "linear", "cosine"] = option("constant", "after the warm-up, down to 0 at the last step")
 
 

@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,15 +28,9 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.files import cannot_be_written, discard, mend, replacing, sync, write_text
 from dit_shd.core.hashing import sha256
 from dit_shd.core.lock import Lock
-from dit_shd.core.yaml_files import dump, read_yaml
+from dit_shd.core.yaml_files import parse_yaml, read_yaml
 from dit_shd.training.checkpoint import MANIFEST, damage, flat, step_of, unflat
 
-CHANGEABLE = (
-    "run", "steps", "micro_batch_size", "compile", "gradient_checkpointing", "sharding", "log_every",
-    "checkpoint_every", "keep_checkpoints", "keep_every", "skip_bad_steps", "gradient_norms_every", "peak_tflops",
-    "evaluation", "tracker", "dry_run", "estimate",
-)  # fmt: skip
-"""Keys of the config that may differ when a run is resumed."""
 LOCK = ".lock"
 
 
@@ -52,8 +47,11 @@ class RunFolder:
     lock: Lock | None = None
 
     @classmethod
-    def open(cls, path: Path, config: Any) -> "RunFolder":
+    def open(cls, path: Path, config: str, resumable: Collection[str] = ()) -> "RunFolder":
         """Make a run folder, or reopen the one that holds the same config. The main process locks it until release().
+
+        Args:
+            config: resolved, as YAML. resumable: its keys that may differ on resume.
 
         Raises:
             UserError: the folder is in use, or holds another config, or something that is not a run.
@@ -61,18 +59,17 @@ class RunFolder:
         locks: list[Lock] = []
 
         def begin() -> None:
-            new = dump(config)
-            _check(path, new)
+            _check(path, config, resumable)
             try:
                 path.mkdir(parents=True, exist_ok=True)
                 sync(path.parent)
             except OSError as error:
                 raise UserError(f"{path}: cannot be made a run folder ({error.strerror})") from error
             locks.append(Lock(path / LOCK, "dit-shd train"))
-            _check(path, new)  # again, now that nobody else can write
+            _check(path, config, resumable)  # again, now that nobody else can write
             for place in (path, path / "checkpoints"):
                 mend(place)
-            write_text(path / "config.yaml", new)
+            write_text(path / "config.yaml", config)
             (path / "checkpoints").mkdir(exist_ok=True)
             sync(path)
 
@@ -88,9 +85,9 @@ class RunFolder:
     def student(self) -> Path:
         return self.path / "student"
 
-    def student_of(self, rate: float, config: Any) -> Path:
-        """Where the student of one weight average goes: student/ for the first one."""
-        return self.student if rate == config.ema_rates[0] else self.path / f"student_ema_{rate:g}"
+    def student_of(self, rate: float, rates: Sequence[float]) -> Path:
+        """Where the student of one weight average goes: student/ for the first of all rates."""
+        return self.student if rate == rates[0] else self.path / f"student_ema_{rate:g}"
 
     def checkpoints(self) -> list[Path]:
         """All there are, sound or not, oldest first."""
@@ -203,17 +200,15 @@ class RunFolder:
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def check_same(path: Path, old: dict[str, Any], new_text: str) -> None:
+def check_same(path: Path, old: dict[str, Any], new_text: str, resumable: Collection[str]) -> None:
     """Refuse a folder whose config differs in more than what may change on resume."""
-    import yaml
-
-    new = yaml.safe_load(new_text)
-    changed = [k for k in sorted(old.keys() | new.keys()) if k not in CHANGEABLE and old.get(k) != new.get(k)]
+    new = parse_yaml(new_text)
+    changed = [k for k in sorted(old.keys() | new.keys()) if k not in resumable and old.get(k) != new.get(k)]
     if changed:
         shown = ", ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} here" for k in changed[:3])
         raise UserError(
             f"{path}: already holds a run with another config ({shown}); choose another run=FOLDER. "
-            f"May change on resume: {', '.join(CHANGEABLE)}."
+            f"May change on resume: {', '.join(resumable)}."
         )
 
 
@@ -224,10 +219,10 @@ def _step(line: str) -> int:
         return 2**62  # half a line from a kill
 
 
-def _check(path: Path, new: str) -> None:
+def _check(path: Path, new: str, resumable: Collection[str]) -> None:
     """Refuse a folder that holds another config, or something that is not a run."""
     if (path / "config.yaml").exists():
-        check_same(path, read_yaml(path / "config.yaml"), new)
+        check_same(path, read_yaml(path / "config.yaml"), new, resumable)
     elif path.exists() and (not path.is_dir() or any(not file.name.startswith(BEGUN) for file in path.iterdir())):
         raise UserError(f"{path}: exists and is not a run folder; choose another run=FOLDER")
 

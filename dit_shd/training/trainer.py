@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from dit_shd.core import dtensor
+from dit_shd.core.config import resumable_keys
 from dit_shd.core.distributed import joining, on_main
 from dit_shd.core.dtensor import whole_tree
 from dit_shd.core.errors import UserError
 from dit_shd.core.prefetch import ahead
 from dit_shd.core.signals import Stop
+from dit_shd.core.yaml_files import dump
 from dit_shd.data.datasets import DATASETS
 from dit_shd.diffusion.schedule import Schedule
 from dit_shd.distillation import calibration
@@ -98,7 +100,7 @@ class Trainer:
         self._try_out(distiller)
         self.accelerator = accelerator = _accelerator(config)
         self.micro_batch_size = checks.micro_batch_size(config, accelerator.num_processes)
-        self.folder = RunFolder.open(config.run, config)
+        self.folder = RunFolder.open(config.run, dump(config), resumable_keys(TrainConfig))
         if config.tracker:
             accelerator.init_trackers("dit_shd")
         self._place(distiller)

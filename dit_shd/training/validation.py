@@ -32,7 +32,7 @@ _log = logging.getLogger("dit_shd")
 class EvaluationConfig:
     """Evaluations during training, of the averaged weights."""
 
-    every: int = option(0, "steps between evaluations; 0 for none")
+    every: int = option(0, "steps between evaluations; 0 for none", range=(0, 1e12))
     count: int = option(1000, "images; figures of other counts are not comparable")
     steps: int = option(50, "sampling steps")
     guidance: float = option(1.0, "classifier-free guidance scale; 1 for none")

@@ -14,8 +14,9 @@ import torch
 from runs import contents, run
 
 from dit_shd.core import files, hashing
-from dit_shd.core.config import make
+from dit_shd.core.config import make, resumable_keys
 from dit_shd.core.errors import UserError
+from dit_shd.core.yaml_files import dump
 from dit_shd.training import checkpoint, run_folder
 from dit_shd.training.checkpoint import MANIFEST
 from dit_shd.training.config import TrainConfig
@@ -196,7 +197,7 @@ def test_the_kernels_own_limit_of_a_files_size(tmp_path, root):
 
 def test_leftovers_of_kills_are_tidied_up_and_other_files_are_not(values, tmp_path):
     config = make(TrainConfig, values)
-    folder = RunFolder.open(config.run, config)
+    folder = RunFolder.open(config.run, dump(config), resumable_keys(TrainConfig))
     save(folder, 2)
     folder.release()
     half = folder.path / "checkpoints" / ".step_00000004.part"
@@ -204,7 +205,7 @@ def test_leftovers_of_kills_are_tidied_up_and_other_files_are_not(values, tmp_pa
     (half / "distiller.safetensors").write_bytes(b"half")
     (folder.path / ".metrics.jsonl.77.part").write_text("half")
     (folder.path / "checkpoints" / "notes.txt").write_text("mine")
-    RunFolder.open(config.run, config).release()
+    RunFolder.open(config.run, dump(config), resumable_keys(TrainConfig)).release()
     assert {file.name for file in folder.path.iterdir()} == {"config.yaml", "checkpoints"}
     assert {file.name for file in half.parent.iterdir()} == {"step_00000002", "notes.txt"}
 
@@ -214,7 +215,7 @@ def test_a_kill_before_the_config_is_written_leaves_a_folder_that_can_be_used(va
     config.run.mkdir()
     (config.run / ".lock").write_text("")
     (config.run / ".config.yaml.99.part").write_text("run: ")
-    RunFolder.open(config.run, config).release()
+    RunFolder.open(config.run, dump(config), resumable_keys(TrainConfig)).release()
     assert (config.run / "config.yaml").exists()
 
 

@@ -42,7 +42,9 @@ class Initialisation:
     )
     heads: Literal["pick", "merge"] = option("pick", "of a group of heads take the heaviest one, or merge them")
     channels: Literal["importance", "first"] = option("importance", "of channels keep the most telling, or the first")
-    calibration: int = option(256, "images that importance and weights are measured on; 0: from the weights alone")
+    calibration: int = option(
+        256, "images that importance and weights are measured on; 0: from the weights alone", range=(0, 1e6)
+    )
 
 
 def initialise(
