@@ -4,9 +4,9 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dit_shd.core import places
 from dit_shd.core.errors import UserError
 from dit_shd.models import loading
 from dit_shd.profiling import meta
@@ -71,7 +71,7 @@ def _teacher(config: "TrainConfig") -> tuple[Any, bool]:
         if config.losses:
             raise UserError("teacher: losses need a teacher, and none was given (losses: [] is plain training)")
         return None, False
-    if stand_in is not None and not (source.startswith("asset:") or Path(source).exists()):
+    if stand_in is not None and not places.is_here(source, "model"):
         return meta.build(stand_in, "estimate.teacher"), False
     try:
         return loading.load(source), True

@@ -37,3 +37,7 @@ class Metric(abc.ABC):
     def notes(self, samples: FeatureSet, reference: FeatureSet) -> list[str]:
         """What a reader must know before comparing these figures with others."""
         return []
+
+    def obstacles(self, samples: FeatureSet) -> list[str]:
+        """Why these figures may not be set beside published ones, as far as the features tell."""
+        return []
