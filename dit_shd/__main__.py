@@ -2,6 +2,6 @@
 
 import sys
 
-from dit_shd.cli.main import main
+from dit_shd.cli.program import main
 
 sys.exit(main())

@@ -106,7 +106,7 @@ def record_order(file):
 
 def live(life):
     """One life: the command's exit code, if it comes to that."""
-    from dit_shd.cli.main import main
+    from dit_shd.cli.program import main
 
     if "ORDER" in os.environ:
         record_order(os.environ["ORDER"])

@@ -107,7 +107,7 @@ def installed_tracker(site: Path) -> None:
 
 
 def command(*arguments: str) -> None:
-    from dit_shd.cli.main import main
+    from dit_shd.cli.program import main
 
     with redirect_stdout(sys.stderr):
         assert main(arguments) == 0

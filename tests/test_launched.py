@@ -8,7 +8,7 @@ import yaml
 from accelerate.state import AcceleratorState
 from runs import contents
 
-from dit_shd.cli.main import main
+from dit_shd.cli.program import main
 from dit_shd.core.distributed import TOLD
 
 WHOLE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}

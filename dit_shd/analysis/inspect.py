@@ -17,6 +17,8 @@ from dit_shd.analysis.synthetic_inputs import Drawn
 from dit_shd.attention.recording.joint import Block
 from dit_shd.core.config import cast, option, resolve
 from dit_shd.core.errors import UserError
+from dit_shd.core.files import replacing
+from dit_shd.core.places import MODEL, Place
 from dit_shd.core.plugins import Plugin
 from dit_shd.core.yaml_files import read_yaml
 from dit_shd.data.datasets import DATASETS
@@ -33,7 +35,7 @@ PICTURED = 300
 class InspectConfig:
     """What to look at. Timesteps count 0 to 1000, or the steps of the run's own schedule."""
 
-    model: str = option("", "run folder, diffusers transformer folder, public checkpoint file, or asset:NAME")
+    model: Place = option("", MODEL)
     heads: int | None = option(None, "student heads of the merge plan; empty: half of the layer's, rounded up")
     layers: list[int | str] | None = option(None, "depths, names or patterns of layers; empty: all self-attention")
     shown: list[int | str] | None = option(None, "which of them have their maps drawn; empty: first, middle, last")

@@ -1,5 +1,5 @@
 """The command line."""
 
-from dit_shd.cli.main import main
+from dit_shd.cli.program import main
 
 __all__ = ["main"]

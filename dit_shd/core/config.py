@@ -5,17 +5,17 @@ known one; values are cast by the annotated type, since YAML reads `1e-4` as tex
 """
 
 import dataclasses
-import difflib
 import types
 import typing
 from collections.abc import Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union
+from typing import Annotated, Any, Literal, TypeVar, Union
 
 import yaml
 
-from dit_shd.core.errors import UserError
+from dit_shd.core.errors import UserError, describe, unknown, wrong
+from dit_shd.core.places import PLACE, expanded
 
 T = TypeVar("T")
 
@@ -56,18 +56,11 @@ def check_ranges(config: Any, where: str = "") -> None:
                 raise UserError(f"{name}: wanted a number from {bounds[0]} to {bounds[1]:g}, found {number}")
 
 
-def unknown(where: str, key: str, known: Any) -> UserError:
-    """The error for a key nobody knows, with the nearest known one."""
-    near = difflib.get_close_matches(str(key), list(known), 1, cutoff=0.45)
-    hint = f", did you mean '{near[0]}'?" if near else "."
-    return UserError(f"{where}: unknown key '{key}'{hint} Known: {', '.join(sorted(known))}")
-
-
 def make(cls: type[T], values: Any, where: str = "config") -> T:
     """Fill the dataclass `cls` from a mapping, strictly."""
     if not isinstance(values, dict):
         raise UserError(f"{where}: wanted keys and values, found {describe(values)}")
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in values:
         if key not in fields:
@@ -78,11 +71,22 @@ def make(cls: type[T], values: Any, where: str = "config") -> T:
     return cls(**{key: cast(hints[key], value, f"{where}.{key}") for key, value in values.items()})
 
 
+def checked(config: T, where: str = "config") -> T:
+    """A config that somebody filled by hand, its values cast as `make` does."""
+    hints = typing.get_type_hints(type(config), include_extras=True)
+    names = [f.name for f in dataclasses.fields(config)]  # type: ignore[arg-type]
+    cast_values = {name: cast(hints[name], getattr(config, name), f"{where}.{name}") for name in names}
+    return dataclasses.replace(config, **cast_values)  # type: ignore[type-var]
+
+
 def cast(hint: Any, value: Any, where: str) -> Any:
     """Turn a YAML value into the annotated type, or raise a UserError that says what was wanted and found."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
+    if origin is Annotated:
+        place = PLACE in args[1:] and isinstance(value, (str, Path))
+        return expanded(value, where) if place else cast(args[0], value, where)
     if origin in (Union, types.UnionType):
         if value is None and type(None) in args:
             return None
@@ -103,7 +107,7 @@ def cast(hint: Any, value: Any, where: str) -> Any:
     if hasattr(hint, "from_value"):
         return hint.from_value(value, where)
     if dataclasses.is_dataclass(hint):
-        return value if isinstance(value, hint) else make(hint, value, where)  # type: ignore[arg-type]
+        return checked(value, where) if isinstance(value, hint) else make(hint, value, where)  # type: ignore[arg-type]
     if origin in (list, tuple, Sequence):
         if not isinstance(value, (list, tuple)):
             raise wrong(where, "a list", value)
@@ -136,7 +140,7 @@ def _scalar(hint: Any, value: Any, where: str) -> Any:
             return str(value)
     elif hint is Path:
         if isinstance(value, (str, Path)):
-            return Path(value)
+            return Path(expanded(value, where))
     elif isinstance(hint, type) and isinstance(value, hint):
         return value
     raise wrong(where, type_name(hint), value)
@@ -155,15 +159,6 @@ def _number(value: Any) -> float | None:
 def type_name(hint: Any) -> str:
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
     return words.get(hint, getattr(hint, "__name__", str(hint)))
-
-
-def describe(value: Any) -> str:
-    text = repr(value)
-    return f"{text if len(text) < 60 else text[:57] + '...'} ({type(value).__name__})"
-
-
-def wrong(where: str, wanted: str, value: Any) -> UserError:
-    return UserError(f"{where}: wanted {wanted}, found {describe(value)}")
 
 
 def resolve(value: Any) -> Any:

@@ -1,5 +1,24 @@
-"""The one exception a user can cause: its message is a single clear line."""
+"""The one exception a user can cause, whose message is a single clear line, and words that many such lines share."""
+
+import difflib
+from typing import Any
 
 
 class UserError(ValueError):
     """Wrong input. Says what was wanted, what was found and what to do; commands print it and exit with 2."""
+
+
+def unknown(where: str, key: str, known: Any) -> UserError:
+    """The error for a key nobody knows, with the nearest known one."""
+    near = difflib.get_close_matches(str(key), list(known), 1, cutoff=0.45)
+    hint = f", did you mean '{near[0]}'?" if near else "."
+    return UserError(f"{where}: unknown key '{key}'{hint} Known: {', '.join(sorted(known))}")
+
+
+def describe(value: Any) -> str:
+    text = repr(value)
+    return f"{text if len(text) < 60 else text[:57] + '...'} ({type(value).__name__})"
+
+
+def wrong(where: str, wanted: str, value: Any) -> UserError:
+    return UserError(f"{where}: wanted {wanted}, found {describe(value)}")

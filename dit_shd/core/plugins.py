@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from dit_shd.core.config import cast, unknown, wrong
-from dit_shd.core.errors import UserError
+from dit_shd.core.config import cast
+from dit_shd.core.errors import UserError, unknown, wrong
 
 Base = TypeVar("Base")
 _trusted: set[str] = set()
@@ -124,7 +124,8 @@ def arguments(functions: Sequence[Callable], values: dict[str, Any], where: str)
         for p in inspect.signature(function).parameters.values():
             if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
                 by_name[p.name] = p
-        hints |= typing.get_type_hints(function.__init__ if isinstance(function, type) else function)
+        function = function.__init__ if isinstance(function, type) else function
+        hints |= typing.get_type_hints(function, include_extras=True)
     result = {}
     for key, value in values.items():
         if key not in by_name:

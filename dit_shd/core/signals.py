@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-import torch
-
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 """Ctrl-C, the end of a job, and what SLURM sends before it (--signal=USR1@90)."""
 ECHO_SECONDS = 2.0
@@ -45,6 +43,7 @@ class Stop:
 
     def agreed(self) -> bool:
         """Whether any process has been asked: the same answer in all, at the cost of gathering one number."""
+        import torch
         from accelerate import PartialState
         from accelerate.utils import gather
 

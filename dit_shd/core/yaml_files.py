@@ -7,8 +7,9 @@ from typing import Any
 
 import yaml
 
-from dit_shd.core.config import describe, resolve, wrong
-from dit_shd.core.errors import UserError
+from dit_shd.core.config import resolve
+from dit_shd.core.errors import UserError, describe, wrong
+from dit_shd.core.places import expanded, instead
 
 
 class _Loader(yaml.SafeLoader):
@@ -33,6 +34,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
     A key is taken whole from one file or the other: lists and plug-ins are never mixed.
     """
+    path = Path(expanded(path))
     values, seen = _read_yaml(path), [path.name]
     while "base" in values:
         name = values.pop("base")
@@ -47,7 +49,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise UserError(f"{path}: no such config file")
+        found = "a folder" if path.is_dir() else f"nothing; {instead(path)}"
+        raise UserError(f"{path}: wanted a config file (YAML), found {found}")
     try:
         values = parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -23,7 +23,7 @@ class Decoder:
 
     @classmethod
     def load(cls, source: str | None, channels: int, device: torch.device) -> "Decoder":
-        """By folder or hub name (safetensors only); None: latents are pixels.
+        """By folder or hub:OWNER/NAME; None: latents are pixels.
 
         Args:
             channels: of the latents that will come.
@@ -54,26 +54,23 @@ class Decoder:
 
 
 def read_autoencoder(source: str) -> Any:
-    """diffusers' AutoencoderKL in a folder or by its name on the hub, from safetensors only.
+    """diffusers' AutoencoderKL in a folder (or its `vae` folder, as a pipeline has it), or on the hub.
 
     Raises:
         UserError: there is none, or its weights and its config do not belong together.
     """
     from diffusers import AutoencoderKL
 
+    from dit_shd.models.hub import autoencoder_folder, class_name, read_weights
+
     try:
-        vae, told = AutoencoderKL.from_pretrained(  # type: ignore[misc]
-            source, use_safetensors=True, output_loading_info=True
-        )
-    except Exception as error:  # a stranger's folder can be wrong in any way
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(
-            f"vae: '{source}' is neither a folder with an AutoencoderKL nor a reachable name ({reason}); null: pixels"
-        ) from error
-    wrong = [*told["missing_keys"], *told["unexpected_keys"], *told["mismatched_keys"]]
-    if wrong:
-        raise UserError(f"vae: the weights in '{source}' do not fit its config.json, {wrong[0]} first")
-    return vae
+        folder = autoencoder_folder(source)
+        name = class_name(folder)
+        if name != "AutoencoderKL":
+            raise UserError(f"'{source}' holds {name}, wanted AutoencoderKL")
+        return read_weights(AutoencoderKL, folder)
+    except UserError as error:
+        raise UserError(f"vae: {error}; null: pixels are the latents") from error
 
 
 class Encoder:
@@ -95,7 +92,7 @@ class Encoder:
 
     @classmethod
     def load(cls, source: str | None, precision: Literal["no", "bf16"], device: torch.device) -> "Encoder":
-        """By folder or hub name (safetensors only); None: pixels are the latents."""
+        """By folder or hub:OWNER/NAME; None: pixels are the latents."""
         return cls(None if source is None else read_autoencoder(source).to(device), precision)
 
     @property

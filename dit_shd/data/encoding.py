@@ -22,6 +22,7 @@ from dit_shd.core.distributed import joined, launched, on_main
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import replacing_file
 from dit_shd.core.lock import locked
+from dit_shd.core.places import Place
 from dit_shd.core.resumable import Progress, claim, share_of_missing
 from dit_shd.data.autoencoder import Encoder
 from dit_shd.data.latent_shards import (
@@ -53,16 +54,16 @@ _log = logging.getLogger("dit_shd")
 class EncodeConfig:
     """What to encode and how."""
 
-    images: str = dataclasses.field(
+    images: Place = dataclasses.field(
         metadata={
             "doc": "folder of class folders, npz (arr_0 uint8 [n,y,x,c], arr_1 labels), Parquet files, "
-            "or a Hugging Face dataset (a folder of save_to_disk, or a name on the hub)"
+            "or a Hugging Face dataset (a folder of save_to_disk, or hub:OWNER/NAME)"
         }
     )
     out: Path = dataclasses.field(metadata={"doc": "the folder of latents; the same command again goes on there"})
     size: int = option(256, "the images' side after the ADM centre crop")
-    vae: str | None = option(
-        "stabilityai/sd-vae-ft-mse", "AutoencoderKL: folder or hub name; null: the pixels are the latents"
+    vae: Place | None = option(
+        "hub:stabilityai/sd-vae-ft-mse", "AutoencoderKL: folder or hub:OWNER/NAME; null: the pixels are the latents"
     )
     flips: bool = option(True, "encode mirrored images, too")
     dtype: Literal["float32", "float16"] = option(

@@ -4,6 +4,7 @@ Images are raw uint8 [n, h, w, c], in a fixed order; a file is read batch by bat
 """
 
 import abc
+import contextlib
 import hashlib
 import math
 import zipfile
@@ -17,9 +18,11 @@ import torch
 from torch import Tensor
 
 from dit_shd.core.errors import UserError
-from dit_shd.data.npz_files import check_npy_header, npy_header
+from dit_shd.data.npz_files import check_npy_header, npy_header, read_npy_header
 
 BROKEN_FILE = (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
+WIDEST = 2**17
+"""Bytes of one label in a file; wider ones are something else."""
 
 
 class ImageSet(abc.ABC):
@@ -73,8 +76,11 @@ class ArrayImages(ImageSet):
 class NpzImages(ImageSet):
     """arr_0 (uint8 images) and, if there, arr_1 (labels) of an npz file; nothing in it is ever unpickled.
 
+    Labels: whole numbers of any type, [n] or [n, 1], one-hot rows [n, classes], or texts, which are numbered in sorted
+    order. Anything else in arr_1 is left alone: files of others keep other things there.
+
     Raises:
-        UserError: not an npz file, no arr_0, or an arr_0 that is cut short or not uint8 [n, h, w, c].
+        UserError: not an npz file, no arr_0 or two, or an arr_0 that is cut short or not uint8 [n, h, w, c].
     """
 
     def __init__(self, path: Path, name: str) -> None:
@@ -87,16 +93,18 @@ class NpzImages(ImageSet):
                         f"{name}: wanted images in arr_0, found {', '.join(members) or 'an empty file'}; "
                         "write them with numpy.savez(path, images)"
                     )
+                if members.count("arr_0.npy") > 1:
+                    raise UserError(f"{name}: wanted one arr_0, found {members.count('arr_0.npy')}; write it again")
                 with archive.open("arr_0.npy") as stream:
                     self.shape = npy_header(stream, name)
                     size = stream.tell() + math.prod(self.shape)
                 if archive.getinfo("arr_0.npy").file_size != size:
                     raise UserError(f"{name}: arr_0 is cut short: wanted {self.shape[0]} images; write the file again")
-            self.labels = _labels(path, self.shape[0]) if "arr_1.npy" in members else None
+                self.labels = _labels(archive, self.shape[0], name) if "arr_1.npy" in members else None
         except UserError:
             raise
         except BROKEN_FILE as error:
-            raise broken(name, error) from error
+            raise broken(name, error, path) from error
 
     def batches(self, size: int) -> Iterator[Tensor]:
         n, h, w, c = self.shape
@@ -111,7 +119,7 @@ class NpzImages(ImageSet):
         except UserError:
             raise
         except BROKEN_FILE as error:
-            raise broken(self.name, error) from error
+            raise broken(self.name, error, self.path) from error
 
     def sha256(self) -> str:
         assert self.path is not None
@@ -124,16 +132,55 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def broken(name: str, error: BaseException) -> UserError:
+def broken(name: str, error: BaseException, path: Path) -> UserError:
     """The error for an npz file that cannot be read."""
+    with contextlib.suppress(OSError), path.open("rb") as stream:
+        first = stream.read(6)
+        if first == b"\x93NUMPY":
+            return UserError(f"{name}: wanted an npz file, found a single array; write numpy.savez(path, images)")
+        if not first.startswith(b"PK") and isinstance(error, zipfile.BadZipFile):
+            found = "a file of another kind, no zip archive" if first else "an empty file"
+            return UserError(f"{name}: wanted an npz file written by numpy.savez, found {found}")
     reason = (str(error).splitlines() or [type(error).__name__])[0][:80]
+    if reason == "File is not a zip file":
+        reason = "its end is missing"
     return UserError(
         f"{name}: wanted an npz file written by numpy.savez, found a broken one ({reason}); write it again"
     )
 
 
-def _labels(path: Path, count: int) -> np.ndarray | None:
-    """arr_1 if it is one whole number for each image, else None: files of others keep other things there."""
-    with np.load(path, allow_pickle=False) as archive:
-        labels = archive["arr_1"]
-    return labels.astype(np.int64) if labels.shape == (count,) and labels.dtype.kind in "iu" else None
+def _labels(archive: zipfile.ZipFile, count: int, name: str) -> np.ndarray | None:
+    """arr_1 as a class for each of `count` images, int64 [n]; None if it is something else."""
+    with archive.open("arr_1.npy") as stream:
+        shape, fortran, dtype = read_npy_header(stream)
+        if dtype.hasobject:
+            raise UserError(
+                f"{name}: wanted labels in arr_1 as whole numbers or texts, found Python objects, which are never "
+                "unpickled; write it again with numpy.savez(path, images, labels)"
+            )
+        width = math.prod(shape[1:])
+        if shape[:1] != (count,) or not 0 < width * dtype.itemsize <= WIDEST or (fortran and width > 1):
+            return None
+        if archive.getinfo("arr_1.npy").file_size != stream.tell() + count * width * dtype.itemsize:
+            raise ValueError("arr_1 is cut short")
+        parts = []
+        for start in range(0, count, 4096):
+            rows = min(4096, count - start)
+            data = np.frombuffer(stream.read(rows * width * dtype.itemsize), dtype)
+            parts.append(_classes(data.reshape(rows, width)))
+    if any(part is None for part in parts):
+        return None
+    found = np.concatenate(parts)
+    return np.unique(found, return_inverse=True)[1] if found.dtype.kind in "SU" else found
+
+
+def _classes(rows: np.ndarray) -> np.ndarray | None:
+    """Rows [b, width] of labels as int64 or texts [b]; None if they are neither one value nor one-hot."""
+    if rows.shape[1] > 1:
+        hot = rows != 0 if rows.dtype.kind in "biuf" else np.zeros(rows.shape, bool)
+        return hot.argmax(1) if (hot.sum(1) == 1).all() else None
+    labels = rows[:, 0]
+    if labels.dtype.kind == "f":
+        whole = np.isfinite(labels) & (labels == np.floor(labels)) & (np.abs(labels) < 2**53)
+        return labels.astype(np.int64) if whole.all() else None
+    return labels.astype(np.int64) if labels.dtype.kind in "biu" else labels if labels.dtype.kind in "SU" else None

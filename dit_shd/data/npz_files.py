@@ -7,11 +7,16 @@ import numpy as np
 from dit_shd.core.errors import UserError
 
 
-def npy_header(stream: IO[bytes], name: str) -> tuple[int, int, int, int]:
-    """Read the npy header; the stream is then at the pixels."""
+def read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether it is in Fortran order, and type; the stream is then at the data."""
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(stream)
+    return read(stream)
+
+
+def npy_header(stream: IO[bytes], name: str) -> tuple[int, int, int, int]:
+    """Read the header of images; the stream is then at the pixels."""
+    shape, fortran, dtype = read_npy_header(stream)
     return check_npy_header(dtype, shape, fortran, name)
 
 

@@ -3,6 +3,8 @@
 from pathlib import Path
 
 from dit_shd.core.errors import UserError
+from dit_shd.core import plugins
+from dit_shd.core.places import find
 from dit_shd.core.plugins import Plugin
 from dit_shd.data.datasets import DATASETS
 from dit_shd.data.image_folders import FolderImages, ShardImages
@@ -22,12 +24,8 @@ def open_images(text: str, what: str) -> ImageSet:
     if name in DATASETS.names():
         dataset = DATASETS.build(Plugin(name, {"split": split} if colon else {}), what)
         return ArrayImages(dataset.images(), text, dataset.labels())
-    path = Path(text)
+    path = find(text, "dataset of images", what)
+    assert isinstance(path, Path)
     if path.is_dir():
         return ShardImages(path, text) if path.name.endswith(".parts") else FolderImages(path, text)
-    if not path.is_file():
-        raise UserError(
-            f"{what}={text}: wanted an npz file, a folder of png or jpg images, or a dataset such as "
-            "digits:validation; found nothing there"
-        )
     return NpzImages(path, text)

@@ -6,6 +6,7 @@ from typing import Literal
 
 from dit_shd.core.config import option
 from dit_shd.core.errors import UserError
+from dit_shd.core.places import MODEL, Place
 from dit_shd.diffusion.schedule import Schedule
 
 
@@ -13,7 +14,7 @@ from dit_shd.diffusion.schedule import Schedule
 class SampleConfig:
     """What to sample and how; the defaults are MDT's protocol for reported figures."""
 
-    run: str = option("", "run folder, diffusers folder, public checkpoint file, or asset:NAME")
+    run: Place = option("", MODEL)
     count: int = option(50_000, "images")
     steps: int = option(250, "sampling steps, evenly spaced over the schedule")
     solver: Literal["ddpm", "ddim", "dpm++"] = option(
@@ -34,7 +35,9 @@ class SampleConfig:
     seed: int = option(0, "image i is a function of the seed and i")
     batch_size: int = option(64, "images in one batch of one process")
     diffusion_steps: int = option(1000, "steps of the schedule the model was trained with; a run folder knows its own")
-    vae: str | None = option(None, "AutoencoderKL to decode latents: folder or hub name; empty: latents are pixels")
+    vae: Place | None = option(
+        None, "AutoencoderKL that decodes latents: folder, hub:OWNER/NAME; empty: they are pixels"
+    )
     precision: Literal["no", "bf16"] = option("no", "autocast of the network")
     compile: bool = option(False, "torch.compile the network (needs a compiler; minutes at first, then faster)")
     out: Path | None = option(None, "the npz; empty: samples_<count>_seed<seed>.npz in the run folder")

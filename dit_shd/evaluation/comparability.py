@@ -1,8 +1,14 @@
-"""Whether figures may be set beside published ones, which come from OpenAI's ADM evaluator; and if not, why."""
+"""Whether figures may be set beside published ones, which come from OpenAI's ADM evaluator; and if not, why.
 
+The Inception Score takes p(y) over chunks in file order, so the order of the samples counts. Here their labels are
+asked whether they lie by class; dit_shd.metrics.inception_score asks what the network makes of the images.
+"""
+
+import math
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.special import gammaincc
 
 from dit_shd.core.plugins import Plugin
 from dit_shd.data.image_sets import ImageSet
@@ -13,8 +19,8 @@ from dit_shd.evaluation.reference import Reference
 
 REFERENCE_IMAGES = 10_000
 """In ADM's reference file, for precision and recall."""
-CHUNK = 5000
-"""Samples that share one marginal in the Inception Score."""
+CHANCE = 1e-9
+"""Random order is called sorted as seldom as that."""
 
 
 def obstacles(samples: ImageSet, reference: Reference, network: FeatureNetwork, metrics: Sequence[Plugin]) -> list[str]:
@@ -27,16 +33,62 @@ def obstacles(samples: ImageSet, reference: Reference, network: FeatureNetwork, 
     found += _of_reference(reference)
     if samples.lossy:
         found.append("the samples are JPEG files")
-    if sorted_by_class(samples):
-        found.append("the samples are sorted by class, so the Inception Score means nothing")
+    if samples.labels is not None and lie_by_class(samples.labels, _chunk(metrics)):
+        found.append("the samples are sorted by class, not in random order, so the Inception Score means nothing")
     found += [f"options of {plugin.name} are not the usual ones" for plugin in metrics if _changed(plugin)]
     return found
 
 
-def sorted_by_class(samples: ImageSet) -> bool:
-    """Whether chunks in file order hold a few classes each."""
-    labels = samples.labels
-    return labels is not None and len(labels) > CHUNK and bool((np.diff(labels) >= 0).all()) and labels[0] != labels[-1]
+def lie_by_class(labels: np.ndarray, chunk: int) -> bool:
+    """Whether labels [n], more than a chunk of them, lie by class where random order would not let them.
+
+    By class is what makes the parts of a file hold other shares of the classes than the whole, or neighbours alike:
+    rising or falling labels, blocks, the sorted files of several processes one after the other. Classes in turn (i
+    modulo the classes) lie more evenly than random order, and are let be.
+    """
+    _, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    if len(codes) <= max(chunk, 3) or not 1 < len(counts) < len(codes):
+        return False
+    return _uneven(codes, counts, math.ceil(len(codes) / chunk)) or _in_runs(codes, counts)
+
+
+def _uneven(codes: np.ndarray, counts: np.ndarray, parts: int) -> bool:
+    """Pearson's chi-square of the classes in equal parts of the file, against random order of these very labels.
+
+    Under random order its mean is n (r-1) (c-1) / (n-1), its variance that of Dawson (Biometrika 41, 1954, p. 280), and
+    a gamma distribution of both has its tail, few images in a class and part or many.
+    """
+    n, part_of = len(codes), np.arange(len(codes)) * parts // len(codes)
+    sizes = np.bincount(part_of)
+    cells, held = np.unique(part_of * len(counts) + codes, return_counts=True)
+    part, code = np.divmod(cells, len(counts))
+    found = n * (float((held.astype(float) ** 2 / (sizes[part] * counts[code])).sum()) - 1)
+    mean = n * (parts - 1) * (len(counts) - 1) / (n - 1)
+    (v_1, w_1), (v_2, w_2) = (_margin(n, margin) for margin in (sizes, counts))
+    variance = 2 * n / (n - 3) * (v_1 - w_1) * (v_2 - w_2) + n**2 / (n - 1) * w_1 * w_2
+    return variance > 1e-9 and bool(gammaincc(mean**2 / variance, found * mean / variance) < CHANCE)
+
+
+def _margin(n: int, sizes: np.ndarray) -> tuple[float, float]:
+    """Dawson's v and w of a margin of the table."""
+    m = len(sizes)
+    return (m - 1) * (n - m) / (n - 1), (n * float((1 / sizes).sum()) - m**2) / (n - 2)
+
+
+def _in_runs(codes: np.ndarray, counts: np.ndarray) -> bool:
+    """Whether more neighbours are of one class than random order gives: the runs test for several classes (Mood, Ann.
+    Math. Statist. 11, 1940), with Bernstein's bound in place of a normal tail, for such neighbours may be rare."""
+    n, square, cube = len(codes), float((counts.astype(float) ** 2).sum()), float((counts.astype(float) ** 3).sum())
+    alike = int((codes[1:] == codes[:-1]).sum())
+    variance = (square * (square + n * (n + 1)) - 2 * n * cube - n**3) / (n**2 * (n - 1))
+    depth = -math.log(CHANCE)
+    return alike > square / n - 1 + depth / 3 + math.sqrt(depth**2 / 9 + 2 * depth * variance)
+
+
+def _chunk(metrics: Sequence[Plugin]) -> int:
+    """Images that share one p(y) in the Inception Score that is reported, or would be."""
+    plugins = [plugin for plugin in metrics if plugin.name == "inception_score"] or [Plugin("inception_score")]
+    return int(plugins[0].filled("metrics").options["chunk"])
 
 
 def _of_reference(reference: Reference) -> list[str]:

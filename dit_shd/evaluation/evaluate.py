@@ -19,6 +19,7 @@ from torch import Tensor
 from dit_shd.core import environment
 from dit_shd.core.config import option, resolve
 from dit_shd.core.errors import UserError
+from dit_shd.core.places import Place
 from dit_shd.core.plugins import Plugin
 from dit_shd.data.image_sets import ImageSet
 from dit_shd.data.open_images import open_images
@@ -37,10 +38,10 @@ from dit_shd.evaluation.scoring import Chosen, choose, figures_of
 class EvaluateConfig:
     """What is compared with what, and how."""
 
-    samples: str | list[str] = option(
+    samples: Place | list[Place] = option(
         MISSING, "npz (arr_0: uint8 [n,h,w,c]), folder of png or jpg, folder of a run's shards, or dataset[:split]"
     )
-    reference: str = option(MISSING, "the same, or a statistics file (dit-shd statistics, or ADM's npz)")
+    reference: Place = option(MISSING, "the same, or a statistics file (dit-shd statistics, or ADM's npz)")
     features: Plugin = option(Plugin("inception"), "feature network, a file of dit_shd/features")
     metrics: list[Plugin] | None = option(None, "files of dit_shd/metrics; all that apply if left out")
     seeds: int = option(
@@ -165,8 +166,7 @@ class _Job:
     def head(self, samples: ImageSet) -> dict[str, Any]:
         """All of the record that is known before the network runs."""
         why_not = obstacles(samples, self.reference, self.network, [plugin for plugin, _ in self.chosen])
-        verdict = {"yes": not why_not, "why_not": why_not}
-        head = {"adm_comparable": verdict, "samples": results.about_samples(samples), **self.about}
+        head = {"adm_comparable": _verdict(why_not), "samples": results.about_samples(samples), **self.about}
         return json.loads(json.dumps(head))
 
     def guard(self, out: Path, record: dict[str, Any]) -> None:
@@ -195,7 +195,7 @@ class _Job:
         reference_set = self.reference_set
         sample_set = extract_features(self.network, samples, config.batch_size, keep_spatial=config.resamples > 0)
         figures, details = figures_of(self.chosen, sample_set, reference_set)
-        record = {"figures": figures, **record}
+        record = {"figures": figures, **record, "adm_comparable": self._verdict(record, sample_set)}
         if config.resamples:
             metrics = [metric for _, metric in self.chosen]
             record["intervals"] = intervals(metrics, sample_set, reference_set, figures, config.resamples)
@@ -211,6 +211,11 @@ class _Job:
             self.write_page(page, Evaluation(record, FeaturesAndImages(sample_set, samples), behind, details))
             self.say(f"and as a page to {page}")
         return record
+
+    def _verdict(self, record: dict[str, Any], samples: FeatureSet) -> dict[str, Any]:
+        """The head's, and what only the features tell."""
+        found = [reason for _, metric in self.chosen for reason in metric.obstacles(samples)]
+        return _verdict([*record["adm_comparable"]["why_not"], *found])
 
     def _notes(self, samples: FeatureSet, reference: FeatureSet) -> list[str]:
         notes = list(self._left_out)
@@ -228,10 +233,8 @@ def _several(job: _Job, sets: list[ImageSet], out: Path) -> dict[str, Any]:
     if len(set(hashes)) < len(hashes):
         same = [samples.name for samples, sha256 in zip(sets, hashes) if hashes.count(sha256) > 1]
         raise UserError(f"samples: wanted different images in each file, found the same in {', '.join(same)}")
-    why_not = list(dict.fromkeys(reason for head in heads for reason in head["adm_comparable"]["why_not"]))
     whole = {
         **heads[0],
-        "adm_comparable": {"yes": not why_not, "why_not": why_not},
         "runs": [{"samples": head["samples"]} for head in heads],
     }
     files = [_beside(samples, f"{Path(samples.name).stem}.results.json") for samples in sets]
@@ -244,6 +247,7 @@ def _several(job: _Job, sets: list[ImageSet], out: Path) -> dict[str, Any]:
         "figures": {name: statistics.mean(found) for name, found in values.items()},
         "spread": {name: statistics.stdev(found) for name, found in values.items()},
         **{key: value for key, value in whole.items() if key != "samples"},
+        "adm_comparable": _verdict([reason for run in runs for reason in run["adm_comparable"]["why_not"]]),
         "notes": runs[0]["notes"],
     }
     for about, run, file in zip(record["runs"], runs, files):
@@ -255,6 +259,11 @@ def _several(job: _Job, sets: list[ImageSet], out: Path) -> dict[str, Any]:
     if job.write_page is not None:
         job.write_page(out.with_suffix(".html"), Evaluation(record))
     return record
+
+
+def _verdict(why_not: list[str]) -> dict[str, Any]:
+    """As it is recorded: every reason once."""
+    return {"yes": not why_not, "why_not": list(dict.fromkeys(why_not))}
 
 
 def _beside(samples: ImageSet, name: str) -> Path:

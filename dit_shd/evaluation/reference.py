@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dit_shd.core.errors import UserError
+from dit_shd.core.places import expanded
 from dit_shd.data.image_sets import ImageSet, NpzImages, file_sha256
 from dit_shd.data.open_images import open_images
 from dit_shd.evaluation.extraction import extract_features
@@ -113,7 +114,7 @@ def open_reference(text: str, what: str) -> Reference:
     Raises:
         UserError: as `open_images`; or statistics that `read_statistics` refuses.
     """
-    path = Path(text)
+    path = Path(expanded(text))
     if not path.is_file() or not is_statistics_file(path, text):
         return Reference(text, images=open_images(text, what))
     statistics = read_statistics(path, text)

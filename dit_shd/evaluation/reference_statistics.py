@@ -9,6 +9,7 @@ from dit_shd import __version__
 from dit_shd.core import environment
 from dit_shd.core.config import option
 from dit_shd.core.errors import UserError
+from dit_shd.core.places import Place
 from dit_shd.core.plugins import Plugin
 from dit_shd.data.open_images import open_images
 from dit_shd.evaluation import results
@@ -21,7 +22,7 @@ from dit_shd.evaluation.statistics_file import write_statistics
 class StatisticsConfig:
     """What the statistics are of."""
 
-    images: str = option(MISSING, "npz (arr_0: uint8 [n,h,w,c]), folder of png or jpg, or dataset[:split]")
+    images: Place = option(MISSING, "npz (arr_0: uint8 [n,h,w,c]), folder of png or jpg, or dataset[:split]")
     out: Path = option(MISSING, "the npz to be written: mu, sigma (mu_s, sigma_s), n, network, sha256s, shape")
     features: Plugin = option(Plugin("inception"), "feature network, a file of dit_shd/features")
     keep_images: int = option(0, "also keep so many images (ADM: 10000), for precision, recall and KID")

@@ -1,5 +1,6 @@
 """Which metrics apply to what is there, and their figures."""
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,6 +16,8 @@ from dit_shd.evaluation.features import FeatureNetwork
 from dit_shd.evaluation.metrics import METRICS, Metric
 from dit_shd.evaluation.reference import Reference
 
+_log = logging.getLogger("dit_shd")
+
 Chosen = list[tuple[Plugin, Metric]]
 
 
@@ -26,6 +29,8 @@ def score(
     batch_size: int = 64,
 ) -> dict[str, float]:
     """Figures of images, uint8 [n, h, w, c], against a reference of the same kind; nothing is written.
+
+    Samples that are sorted by class are logged as a warning: the Inception Score means nothing then.
 
     reference_images: may be a FeatureSet that `extract_features` made, to be used many times.
     metrics: names of files in dit_shd/metrics; all that apply if left out.
@@ -43,6 +48,9 @@ def score(
     plugins = None if metrics is None else [Plugin(name) for name in metrics]
     chosen, _ = choose(plugins, samples, reference, features)
     sample_set = extract_features(features, samples, batch_size)
+    for _, metric in chosen:
+        for obstacle in metric.obstacles(sample_set):
+            _log.warning("%s", obstacle)
     return figures_of(chosen, sample_set, reference.features(features, batch_size))[0]
 
 

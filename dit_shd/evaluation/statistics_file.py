@@ -57,7 +57,7 @@ def is_statistics_file(path: Path, name: str) -> bool:
         with zipfile.ZipFile(path) as archive:
             return {"mu.npy", "sigma.npy"} <= set(archive.namelist())
     except BROKEN_FILE as error:
-        raise broken(name, error) from error
+        raise broken(name, error, path) from error
 
 
 def read_statistics(path: Path, name: str) -> StatisticsFile:
@@ -72,7 +72,7 @@ def read_statistics(path: Path, name: str) -> StatisticsFile:
             has_images = "arr_0" in archive.files
             entries = {key: archive[key] for key in archive.files if not key.startswith("arr_")}
     except BROKEN_FILE as error:
-        raise broken(name, error) from error
+        raise broken(name, error, path) from error
     try:
         n = int(entries.get("n", 0))
         shape = tuple(int(v) for v in entries["shape"]) if "shape" in entries else None

@@ -1,8 +1,7 @@
 """Model families, checkpoints of ours and of others, and where weights come from."""
 
-from dit_shd.models.export import export
 from dit_shd.models.families.dit import DiT
 from dit_shd.models.families.mdt import MDTv2
 from dit_shd.models.loading import load
 
-__all__ = ["DiT", "MDTv2", "export", "load"]
+__all__ = ["DiT", "MDTv2", "load"]

@@ -10,6 +10,7 @@ from dit_shd.core import hashing
 from dit_shd.core.config import option
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import replacing_file
+from dit_shd.core.places import MODEL, HubName, Place, find
 from dit_shd.models import cards, export, loading, provenance, public_checkpoints
 from dit_shd.models.diffusers_dit import NOTE, public_state
 from dit_shd.models.families.dit import DiT
@@ -24,7 +25,7 @@ WRITTEN = ("config.json", "README.md", "diffusion_pytorch_model*.safetensors", "
 class ConvertConfig:
     """What to convert, and to what."""
 
-    source: str = option("", "the FILE: checkpoint file, diffusers folder, run folder, asset:NAME, hub's OWNER/NAME")
+    source: Place = option("", f"the FILE: {MODEL}")
     out: Path = option(Path(), "the OUT: a folder, or a file for format=public")
     weights: public_checkpoints.Weights | None = option(
         None, "of a training checkpoint: ema or model; empty: ema where there is one"
@@ -82,9 +83,7 @@ def convert(config: ConvertConfig) -> Converted:
     else:
         config.out.parent.mkdir(parents=True, exist_ok=True)
         export.write(
-            model,
-            config.out,
-            cards.converted(model, Path(config.source).name, hashing.sha256_of_tensors(model), origin),
+            model, config.out, cards.converted(model, _name(config.source), hashing.sha256_of_tensors(model), origin)
         )
         done = f"{config.out} (config.json, weights, README.md)"
         following = f"dit-shd sample {config.out} count=16, or dit-shd train CONFIG teacher={config.out}"
@@ -109,8 +108,8 @@ def _read(config: ConvertConfig) -> tuple[LatentTransformer, list[str]]:
     """The model, and what is worth saying about how it was read."""
     from diffusers import DiTTransformer2DModel
 
-    path = Path(config.source)
-    if path.is_file():
+    path = find(config.source, "model")
+    if isinstance(path, Path) and path.is_file():
         return loading.read_file(path, config.weights, config.heads), []
     if config.weights is not None:
         raise UserError("weights: only of checkpoint files, which may hold several; leave it out")
@@ -125,6 +124,11 @@ def _read(config: ConvertConfig) -> tuple[LatentTransformer, list[str]]:
     raise UserError(
         f"{config.source}: {type(found).__name__} is no DiT or MDTv2; it can be a teacher as it is (teacher=FOLDER)"
     )
+
+
+def _name(source: str) -> str:
+    place = find(source, "model")
+    return str(place) if isinstance(place, HubName) else Path(source).name
 
 
 def _origin(config: ConvertConfig, model: LatentTransformer) -> tuple[provenance.Provenance, str]:

@@ -11,6 +11,8 @@ import yaml
 from dit_shd.core.errors import UserError
 from dit_shd.core.yaml_files import parse_yaml
 from dit_shd.models.hub import HUB_NAME, asset, hub_file, model_folder
+from dit_shd.core.places import Asset, HubName, find
+from dit_shd.models.hub import asset, model_folder, of_hub
 
 PERMISSIVE = ("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0")
 """Licences that leave what is learned from the weights to whoever learned it, named as the hub names them."""
@@ -69,14 +71,14 @@ def of_folder(name: str, folder: Path) -> Provenance:
     return _told(name, next((front_matter(card) for card in cards if card.is_file()), {}))
 
 
-def of_hub(name: str) -> Provenance:
-    """Of a model OWNER/NAME of the hub: one of the public ones, or what its card says."""
+def of_hub(name: HubName) -> Provenance:
+    """Of a model of the hub: one of the public ones, or what its card says."""
     for known in PUBLIC.values():
-        if name in known.base_model:
+        if name.repository in known.base_model:
             return known
-    card = hub_file(name, "README.md")
-    found = _told(name, {} if card is None else front_matter(card))
-    return replace(found, base_model=(name, *found.base_model))
+    card = name.file("README.md")
+    found = _told(str(name), {} if card is None else front_matter(card))
+    return replace(found, base_model=(name.repository, *found.base_model))
 
 
 def inherited(sources: Sequence[Provenance]) -> Provenance:
@@ -131,13 +133,15 @@ def front_matter(card: Path) -> dict[str, Any]:
 
 def provenance(source: str | Path) -> Provenance:
     """Where the weights that `load(source)` reads come from, as far as their card or file tells."""
-    source = str(source)
-    if source.startswith("asset:"):
-        return of_folder(source, asset(source))
-    path = Path(source)
-    if path.is_file():
-        return of_file(path)
-    folder = model_folder(path)
-    if folder is not None:
-        return of_folder(path.resolve().name, folder)
-    return of_hub(source) if HUB_NAME.fullmatch(source) else Provenance("unknown")
+    try:
+        place = find(source, "model")
+    except UserError:  # it has been moved away since it was loaded
+        return Provenance("unknown")
+    if isinstance(place, Asset):
+        return of_folder(str(source), asset(place.name))
+    if isinstance(place, HubName):
+        return of_hub(place)
+    if place.is_file():
+        return of_file(place)
+    folder = model_folder(place)
+    return Provenance("unknown") if folder is None else of_folder(place.resolve().name, folder)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from dit_shd.core.config import option
+from dit_shd.core.places import MODEL, Place
 from dit_shd.core.plugins import Plugin
 from dit_shd.data.datasets import DATASETS
 from dit_shd.distillation.initialisation.initialise import Initialisation
@@ -21,7 +22,7 @@ class TrainConfig:
     run: Path = option(Path("runs/train"), "the run folder; the same command again resumes it", resumable=True)
     data: Plugin = option(Plugin("digits"), "dataset: {name: digits | npz, ...}")
     student: Plugin = option(Plugin("mdt"), "model to train: {name: mdt, size: S/2, ...}")
-    teacher: str | None = option(None, "run folder, diffusers folder, public checkpoint file, or asset:NAME")
+    teacher: Place | None = option(None, MODEL)
     teacher_precision: Literal["no", "bf16"] = option("no", "hold and run the teacher in bfloat16; maps stay float32")
     losses: list[Plugin] = option([], "distillation terms: [{name: shd, weight: 2}, {name: output}]")
     initialisation: Initialisation = option(Initialisation(), "how a new run's student begins")

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dit_shd.core import places
 from dit_shd.core.errors import UserError
 from dit_shd.diffusion.denoiser import Denoiser
 from dit_shd.diffusion.schedule import Schedule
@@ -97,7 +98,7 @@ def _teacher(config: TrainConfig) -> tuple[Any, bool]:
         if config.losses:
             raise UserError("teacher: losses need a teacher, and none was given (losses: [] is plain training)")
         return None, False
-    if stand_in is not None and not (source.startswith("asset:") or Path(source).exists()):
+    if stand_in is not None and not places.is_here(source, "model"):
         return meta.build(stand_in, "estimate.teacher"), False
     try:
         return loading.load(source), True

@@ -14,6 +14,7 @@ from torch import nn
 from dit_shd.core.config import make, option, resolve
 from dit_shd.core.distributed import on_main
 from dit_shd.core.errors import UserError
+from dit_shd.core.places import Place
 from dit_shd.core.plugins import Plugin
 from dit_shd.data.image_sets import ArrayImages
 from dit_shd.diffusion.generation import MERGED, lock_file, sample_to_file
@@ -37,7 +38,7 @@ class EvaluationConfig:
     steps: int = option(50, "sampling steps")
     guidance: float = option(1.0, "classifier-free guidance scale; 1 for none")
     labels: Literal["random", "balanced"] = option("balanced", "class of image i: drawn, or i modulo the classes")
-    reference: str | None = option(None, "what samples are compared with, as in dit-shd evaluate; empty: grids only")
+    reference: Place | None = option(None, "what samples are compared with, as in dit-shd evaluate; empty: grids only")
     features: Plugin = option(Plugin("inception"), "feature network")
     sample: dict[str, Any] = option({}, "more keys of dit-shd sample (vae, batch_size, solver, ...)")
     evaluate: dict[str, Any] = option({}, "more keys of dit-shd evaluate (metrics, batch_size, ...)")

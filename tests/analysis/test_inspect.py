@@ -15,7 +15,7 @@ from dit_shd.analysis.survey import Scope, layout, look, mean_maps, survey
 from dit_shd.analysis.synthetic_inputs import Drawn
 from dit_shd.attention.capture import Capture
 from dit_shd.attention.recording.attach import capture
-from dit_shd.cli.main import main
+from dit_shd.cli.program import main
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.data.datasets.npz import Npz

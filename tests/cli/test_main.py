@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from dit_shd.cli.main import main
+from dit_shd.cli.program import main
 
 
 def write(tmp_path, values, name="config.yaml"):
@@ -44,7 +44,7 @@ def test_train_sample_and_train_again(values, tmp_path, capsys):
         (["steps=soon"], "config.steps: wanted a whole number, found 'soon' (str)"),
         (["steps"], "'steps': wanted key=value"),
         (["data.path=none.npz"], "none.npz: no such file"),
-        (["teacher=none"], "none: wanted a run folder"),
+        (["teacher=none"], "teacher: wanted a run folder"),
         (["student.num_attention_heads=8"], "student has 8 heads"),
         (["student.patch_size=4"], "has 4 query and 4 key tokens"),
         (["losses.0.name=somebodys.loss"], "add --trust somebodys"),
@@ -56,7 +56,7 @@ def test_errors_of_train_are_one_line(values, tmp_path, capsys, arguments, messa
 
 
 def test_a_missing_config(capsys):
-    assert "nowhere.yaml: no such config file" in refused(capsys, "train", "nowhere.yaml")
+    assert "nowhere.yaml: wanted a config file (YAML), found nothing" in refused(capsys, "train", "nowhere.yaml")
 
 
 def test_a_pickle_that_wants_to_execute_code_does_not(values, tmp_path, capsys):

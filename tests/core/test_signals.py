@@ -8,7 +8,7 @@ import pytest
 import yaml
 from runs import contents, torchrun_and_errors
 
-from dit_shd.cli.main import main
+from dit_shd.cli.program import main
 from dit_shd.core import signals
 from dit_shd.core.config import make
 from dit_shd.core.signals import Stop

@@ -13,7 +13,7 @@ from encoded import QUICK, config, contents, encode, pictures, tiny_vae, write_f
 from PIL import Image
 from torch.nn import functional as F
 
-from dit_shd.cli.main import main
+from dit_shd.cli.program import main
 from dit_shd.core.errors import UserError
 from dit_shd.data import encoding
 from dit_shd.data.autoencoder import Decoder, Encoder
@@ -354,7 +354,7 @@ import torch
 torch.set_num_threads(1)
 import accelerate, diffusers, PIL.Image, safetensors.numpy, tqdm
 from dit_shd.data import encoding
-from dit_shd.cli.main import main
+from dit_shd.cli.program import main
 random.seed(0)
 kills = 0
 while True:
@@ -406,10 +406,10 @@ def test_two_processes_encode_what_one_does(images, vae, straight, tmp_path, roo
     [
         ({"size": 0}, "size: wanted 1 to 8192, found 0"),
         ({"shard_size": 0}, "shard_size: wanted 1 to"),
-        ({"images": "nowhere.npz"}, "wanted a folder of class folders, an npz, .* found nothing at 'nowhere.npz'"),
-        ({"images": "no/dataset"}, "'no/dataset' is neither a file or folder here nor a reachable dataset name"),
+        ({"images": "nowhere.npz"}, r"wanted a folder of class folders, an npz, .* found nothing at 'nowhere\.npz'"),
+        ({"images": "no/dataset"}, "found nothing at 'no/dataset' .* is named hub:no/dataset"),
         ({"images": __file__}, "found another kind of file"),
-        ({"vae": "no/such/vae"}, "vae: 'no/such/vae' is neither"),
+        ({"vae": "no/such/vae"}, "vae: wanted .* found nothing at 'no/such/vae'"),
         ({"vae": "VAE", "size": 9}, "vae: takes images of 3 channels and sizes that are multiples of 2"),
         ({"out": __file__}, "out: wanted a folder, found a file"),
     ],

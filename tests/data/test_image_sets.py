@@ -38,11 +38,20 @@ def cut_file(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:20_000])
 
 
+def two_arrays(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for n in (40, 9):
+            with archive.open("arr_0.npy", "w") as stream:
+                np.save(stream, pictures(n, seed=1))
+
+
 BAD_FILES = {
-    "missing": (lambda p: p.unlink(), "found nothing there"),
-    "text": (lambda p: p.write_bytes(b"hello"), "found a broken one"),
-    "empty": (lambda p: p.write_bytes(b""), "found a broken one"),
-    "cut file": (cut_file, "found a broken one"),
+    "missing": (lambda p: p.unlink(), "found nothing at"),
+    "text": (lambda p: p.write_bytes(b"hello"), "found a file of another kind, no zip archive"),
+    "one array": (lambda p: np.save(p.open("wb"), pictures(9, 0)), "write numpy.savez(path, images)"),
+    "two arr_0": (two_arrays, "wanted one arr_0, found 2"),
+    "empty": (lambda p: p.write_bytes(b""), "found an empty file"),
+    "cut file": (cut_file, "found a broken one (its end is missing)"),
     "cut array": (cut_member, "cut short"),
     "flipped byte": (flip_byte, "found a broken one"),
     "no arr_0": (lambda p: np.savez(p, images=pictures(9, 0)), "wanted images in arr_0, found images.npy"),
@@ -55,11 +64,12 @@ BAD_FILES = {
     ),
     "no images": (lambda p: np.savez(p, pictures(9, 0)[:0]), "wanted at least 1 image"),
     "objects": (lambda p: np.savez(p, np.array([Trap(p.parent / "mark")])), "found object"),
-    "object labels": (lambda p: np.savez(p, pictures(9, 0), np.array([Trap(p.parent / "mark")])), "broken"),
+    "object labels": (lambda p: np.savez(p, pictures(9, 0), np.array([Trap(p.parent / "mark")])), "never unpickled"),
     "fortran": (lambda p: np.savez(p, np.asfortranarray(pictures(9, 0))), "Fortran order"),
 }
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize("which", ["samples", "reference"])
 @pytest.mark.parametrize("bad", BAD_FILES)
 def test_bad_files_are_one_line_that_names_them(files, bad, which):
@@ -70,6 +80,63 @@ def test_bad_files_are_one_line_that_names_them(files, bad, which):
     assert str(files[which]) in text
     assert not (files[which].parent / "mark").exists(), "code from the file ran"
     assert not (files["samples"].parent / "results.json").exists()
+
+
+CLASSES = np.array([3, 0, 2, 3, 1, 0])
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        CLASSES,
+        CLASSES.astype(np.uint8),
+        CLASSES.astype(np.float32),
+        CLASSES[:, None],
+        CLASSES[:, None].astype(np.float64),
+        np.asfortranarray(CLASSES),
+        np.eye(4, dtype=np.int64)[CLASSES],
+        np.eye(4, dtype=bool)[CLASSES],
+        np.eye(4, dtype=np.float16)[CLASSES],
+        np.array(["ant", "bee", "cow", "dog"])[CLASSES],
+        np.array([b"ant", b"bee", b"cow", b"dog"])[CLASSES],
+    ],
+    ids=lambda given: f"{given.dtype}{list(given.shape)}",
+)
+def test_labels_are_read_however_they_are_written(tmp_path, given):
+    np.savez(tmp_path / "s.npz", pictures(6, 0), given)
+    found = NpzImages(tmp_path / "s.npz", "s").labels
+    assert found is not None
+    assert found.dtype == np.int64
+    np.testing.assert_array_equal(found, CLASSES)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        CLASSES[:5],
+        np.int64(3),
+        CLASSES + 0.5,
+        np.where(CLASSES == 2, np.nan, CLASSES),
+        np.eye(4)[CLASSES] * 0.7 + 0.1,
+        np.zeros((6, 4)),
+        np.zeros((6, 0)),
+        np.zeros((6, 2**15)),
+        CLASSES.astype(complex),
+    ],
+    ids=lambda given: f"{given.dtype}{list(given.shape)}",
+)
+def test_what_is_no_label_for_each_image_is_left_alone(tmp_path, given):
+    np.savez(tmp_path / "s.npz", pictures(6, 0), given)
+    assert NpzImages(tmp_path / "s.npz", "s").labels is None
+
+
+def test_a_file_with_something_before_the_archive_is_read(tmp_path):
+    """zip archives may have it; numpy.load calls it a pickle."""
+    np.savez(tmp_path / "s.npz", pictures(6, 0), CLASSES)
+    (tmp_path / "s.npz").write_bytes(b"junk" * 50 + (tmp_path / "s.npz").read_bytes())
+    found = NpzImages(tmp_path / "s.npz", "s")
+    np.testing.assert_array_equal(next(found.batches(6)), pictures(6, 0))
+    np.testing.assert_array_equal(found.labels, CLASSES)
 
 
 @pytest.mark.parametrize("shape", [(32, 32, 1), (28, 28, 3)])

@@ -164,7 +164,7 @@ import torch
 torch.set_num_threads(1)
 import accelerate, diffusers, tqdm
 from dit_shd.diffusion import generation
-from dit_shd.cli.main import main
+from dit_shd.cli.program import main
 from dit_shd.data.image_shards import shard_files
 random.seed(0)
 parts, arguments = Path(sys.argv[1]), sys.argv[2:]
@@ -201,7 +201,7 @@ def test_killed_again_and_again_it_ends_as_if_never(teacher, tmp_path, root):
 LIMITED = """
 import resource, sys
 import accelerate, diffusers, dit_shd.models  # torch 2.6 writes files of its own when it is imported
-from dit_shd.cli.main import main
+from dit_shd.cli.program import main
 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
 sys.exit(main(["sample", *sys.argv[1:]]))
 """
@@ -235,7 +235,7 @@ def test_other_batch_sizes_give_the_same_images(teacher, straight, tmp_path):
         ({"steps": 1001}, "steps: wanted 1 to 1000"),
         ({"count": 0}, "count: wanted 1 or more"),
         ({"run": "nowhere"}, "wanted a run folder"),
-        ({"vae": "no/such/vae"}, "vae: 'no/such/vae' is neither"),
+        ({"vae": "no/such/vae"}, "vae: wanted .* found nothing at 'no/such/vae'"),
         ({"solver": "heun"}, r"solver: wanted ddpm \| ddim"),
     ],
 )

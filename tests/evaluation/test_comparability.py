@@ -6,7 +6,7 @@ import torch
 
 from dit_shd.core.plugins import Plugin
 from dit_shd.data.image_sets import ImageSet
-from dit_shd.evaluation.comparability import obstacles
+from dit_shd.evaluation.comparability import lie_by_class, obstacles
 from dit_shd.evaluation.feature_set import Statistics
 from dit_shd.evaluation.features.digits import Digits
 from dit_shd.evaluation.reference import Reference
@@ -65,3 +65,55 @@ def test_everything_as_published_is_comparable():
 def test_each_obstacle_is_named_alone(given, reason):
     (found,) = reasons(**given)
     assert reason in found
+
+
+ADM = np.arange(50_000) // 50
+"""50 of each of 1,000 classes, sorted."""
+ORDERS = {
+    "rising": ADM,
+    "falling": ADM[::-1],
+    "blocks": (ADM + 500) % 1000,
+    "one out of place": np.append(ADM[:-1], 0),
+    "classes in some order": np.random.default_rng(0).permutation(1000)[ADM],
+    "eight sorted files": np.tile(np.repeat(np.arange(1000), 6), 9)[:50_000],
+    "sixteen sorted files": np.tile(np.repeat(np.arange(1000), 3), 17)[:50_000],
+    "eight sorted processes in turn": (np.arange(50_000) % 8 * 6250 + np.arange(50_000) // 8) // 50,
+    "every chunk its classes, in turn": np.arange(50_000) // 5000 * 100 + np.arange(50_000) % 100,
+    "batches of one class": np.random.default_rng(1).permutation(np.arange(50_000) // 10 % 1000).repeat(10)[:50_000],
+    "two classes": np.arange(50_000) // 25_000,
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_labels_that_lie_by_class_are_an_obstacle(order):
+    (found,) = reasons(Images(50_000, labels=ORDERS[order]))
+    assert "sorted by class, not in random order" in found
+
+
+@pytest.mark.parametrize(("n", "chunk"), [(60, 20), (1001, 1000), (5100, 5000), (7500, 5000), (10_000, 5000)])
+def test_few_samples_are_asked_in_the_chunks_of_the_score(n, chunk):
+    labels = np.arange(n) * 10 // n
+    metrics = [Plugin("inception_score", {"chunk": chunk})]
+    assert "sorted by class" in " ".join(reasons(Images(n, labels=labels), metrics=metrics))
+    shuffled = np.random.default_rng(0).permutation(labels)
+    assert "sorted" not in " ".join(reasons(Images(n, labels=shuffled), metrics=metrics))
+    one = [Plugin("inception_score", {"chunk": n})]
+    assert "sorted" not in " ".join(reasons(Images(n, labels=labels), metrics=one))
+
+
+@pytest.mark.parametrize(
+    ("n", "classes", "chunk"), [(12, 3, 5), (60, 30, 6), (1001, 1000, 1000), (5100, 10, 5000), (10_000, 1000, 5000)]
+)
+def test_random_order_does_not_lie_by_class(n, classes, chunk):
+    """Drawn labels, shuffled equal ones, and very unequal ones."""
+    rng = np.random.default_rng(n)
+    for _ in range(30):
+        drawn = rng.integers(classes, size=n)
+        unequal = np.minimum(rng.geometric(2 / classes, size=n), classes)
+        for labels in (drawn, rng.permutation(np.arange(n) % classes), unequal):
+            assert not lie_by_class(labels, chunk)
+
+
+def test_labels_that_say_nothing_of_order_are_no_obstacle():
+    for labels in (np.zeros(50_000), np.arange(50_000), np.arange(50_000) % 1000, np.arange(50_000) % 7):
+        assert reasons(Images(50_000, labels=labels.astype(int))) == []

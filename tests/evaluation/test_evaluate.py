@@ -1,6 +1,7 @@
 """The evaluator from files to results.json, and every bad input it must refuse in one clear line."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
+from dit_shd.data.datasets.digits import Digits as MnistDigits
 from dit_shd.data.image_sets import ArrayImages, NpzImages
 from dit_shd.data.open_images import open_images
 from dit_shd.evaluation.evaluate import EvaluateConfig
@@ -118,14 +120,64 @@ def test_a_dataset_of_ours_is_a_set_of_images():
         open_images("digits:nowhere", "samples")
 
 
-def test_class_sorted_samples_are_noted_only_where_it_matters(files):
-    images = pictures(5100, seed=3)
-    np.savez(files["samples"], images, np.arange(5100) // 510)
-    sorted_reasons = run(files, metrics=["frechet"])["adm_comparable"]["why_not"]
-    np.savez(files["samples"], images, np.arange(5100) % 10)
-    mixed_reasons = run(files, metrics=["frechet"], force=True)["adm_comparable"]["why_not"]
-    assert any("sorted by class" in reason for reason in sorted_reasons)
-    assert not any("sorted by class" in reason for reason in mixed_reasons)
+def sorted_digits() -> tuple[np.ndarray, np.ndarray]:
+    """Real digits, 500 in all, class by class."""
+    data = MnistDigits("validation")
+    order = np.argsort(data.labels(), kind="stable")
+    return data.images()[order], data.labels()[order]
+
+
+CHUNKED = [{"name": "inception_score", "chunk": 100}]
+
+
+@pytest.mark.parametrize("kind", ["labels", "one-hot", "no labels", "folder", "names", "shuffled"])
+def test_samples_sorted_by_class_are_found_out(files, kind):
+    """By labels or, where there are none, by figures: the score over the file's order and over a shuffled copy."""
+    images, labels = sorted_digits()
+    chance = np.random.default_rng(0).permutation(500)
+    given = {"labels": [labels], "one-hot": [np.eye(10)[labels]], "no labels": [], "shuffled": [labels[chance]]}
+    samples = files["samples"]
+    if kind in given:
+        np.savez(samples, images[chance] if kind == "shuffled" else images, *given[kind])
+    else:
+        samples = files["folder"] / "pngs"
+        for i in chance:
+            name = f"{labels[i]}/{i:03}.png" if kind == "folder" else f"{labels[i]}_{i:03}.png"
+            (samples / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(images[i, ..., 0]).save(samples / name)
+    record = run(files, samples=str(samples), metrics=CHUNKED, page=False)
+    why_not = " ".join(record["adm_comparable"]["why_not"])
+    assert ("sorted by class, not in random order" in why_not) == (kind in ("labels", "one-hot"))
+    assert ("because the samples are sorted" in why_not) == (kind != "shuffled")
+    if kind != "shuffled":
+        shuffled = score(images[chance], pictures(50, seed=2), Digits(), ["inception_score"])["IS(digits)"]
+        in_order, told = (float(text) for text in re.findall(r"\d+\.\d+", why_not))
+        assert in_order == pytest.approx(record["figures"]["IS(digits)"], abs=1e-3)
+        assert in_order < 0.5 * told < 0.5 * shuffled  # 100 images have not all of p(y), 500 have
+        assert told > 0.9 * shuffled
+
+
+def test_sorted_samples_of_one_chunk_are_as_good_as_others(files):
+    images, labels = sorted_digits()
+    np.savez(files["samples"], images, labels)
+    assert "sorted" not in " ".join(run(files, metrics=["inception_score"])["adm_comparable"]["why_not"])
+
+
+def test_scores_of_sorted_samples_are_warned_of_in_python(caplog):
+    images, labels = sorted_digits()
+    many, network = np.concatenate([images] * 11), Digits()
+    order = np.argsort(np.concatenate([labels] * 11), kind="stable")
+    score(many[order], images, network, ["inception_score"])
+    assert "because the samples are sorted" in caplog.text
+
+
+def test_several_files_are_judged_by_their_figures_too(files, seeds):
+    images, _ = sorted_digits()
+    for seed, path in enumerate(seeds[:2]):
+        np.savez(path, images[::-1] if seed else images)
+    whole = run(files, samples=seeds[:2], metrics=CHUNKED, page=False)
+    assert sum("because the samples are sorted" in reason for reason in whole["adm_comparable"]["why_not"]) in (1, 2)
+    assert whole["adm_comparable"]["yes"] is False
 
 
 def test_only_the_real_inception_weights_give_fid(files, monkeypatch):
@@ -184,7 +236,7 @@ def test_seeds_count_up_from_the_one_file_that_is_named(files, seeds):
     assert [run["samples"]["path"] for run in record["runs"]] == seeds
     assert "wanted one file with seedN in its path" in refused(files, seeds=3)
     assert "wanted one file with seedN in its path" in refused(files, samples=seeds[0], seeds=0)
-    assert "found nothing there" in refused(files, samples=seeds[0], seeds=4)
+    assert "found nothing at" in refused(files, samples=seeds[0], seeds=4)
 
 
 def test_finished_files_are_not_evaluated_again(files, seeds, capsys, monkeypatch):
@@ -198,7 +250,7 @@ def test_finished_files_are_not_evaluated_again(files, seeds, capsys, monkeypatc
 def test_a_broken_last_file_costs_nothing(files, seeds, monkeypatch):
     Path(seeds[2]).write_bytes(b"half")
     monkeypatch.setattr(Digits, "extract", lambda *_: pytest.fail("the network ran"))
-    assert "found a broken one" in refused(files, samples=seeds)
+    assert "no zip archive" in refused(files, samples=seeds)
 
 
 def test_another_result_of_the_last_file_is_found_out_first(files, seeds, monkeypatch):

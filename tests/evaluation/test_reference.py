@@ -148,7 +148,7 @@ def test_statistics_with_spatial_features_give_sfid(files, monkeypatch):
     [
         ({"keep_images": 51}, "keep_images: wanted 0 to 50"),
         ({"batch_size": 0}, "batch_size"),
-        ({"images": "nowhere"}, "images=nowhere"),
+        ({"images": "nowhere"}, "images: wanted .* found nothing at 'nowhere'"),
         ({"out": "/dev/null/x.npz"}, "wanted a path in a folder"),
     ],
 )

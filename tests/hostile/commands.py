@@ -3,7 +3,7 @@
 import random
 from pathlib import Path
 
-from dit_shd.cli.main import main
+from dit_shd.cli.program import main
 from dit_shd.core.errors import UserError
 
 from . import Class

@@ -12,7 +12,7 @@ from runs import run
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from dit_shd.cli.main import main
+from dit_shd.cli.program import main
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.models import export, loading, provenance
@@ -147,15 +147,15 @@ def test_a_model_of_the_hub_by_name(tmp_path, monkeypatch):
         "somebody/mdt",
         lambda p: export.write(build("mdt"), p, "---\nlicense: cc-by-nc-sa-4.0\n---\n"),
     )
-    assert type(loading.load("facebook/DiT-XL-2-256")) is DiTTransformer2DModel
-    assert same(loading.load("somebody/mdt").to_public(), build("mdt").to_public())
-    to("facebook/DiT-XL-2-256", tmp_path / "dit")
+    assert type(loading.load("hub:facebook/DiT-XL-2-256")) is DiTTransformer2DModel
+    assert same(loading.load("hub:somebody/mdt").to_public(), build("mdt").to_public())
+    to("hub:facebook/DiT-XL-2-256", tmp_path / "dit")
     head = provenance.front_matter(tmp_path / "dit" / "README.md")
     assert head["license"] == "cc-by-nc-4.0"
     assert head["base_model"] == ["facebook/DiT-XL-2-256"]
-    assert provenance.provenance("somebody/mdt").license == "cc-by-nc-sa-4.0"
-    with pytest.raises(UserError, match="runs/typo: no such file or folder here; on the hub there is no such model"):
-        loading.load("runs/typo")
+    assert provenance.provenance("hub:somebody/mdt").license == "cc-by-nc-sa-4.0"
+    with pytest.raises(UserError, match=r"found nothing at 'somebody/mdt' .* is named hub:somebody/mdt"):
+        loading.load("somebody/mdt")
 
 
 def test_a_folder_whose_weights_are_a_pytorch_file(tmp_path):

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformer_oracle import forward as naive
 
 from dit_shd.attention.capture import Capture
-from dit_shd.cli import main
+from dit_shd.cli import program
 from dit_shd.core.config import make
 from dit_shd.core.plugins import Plugin
 from dit_shd.models.families.dit import DiT
@@ -211,7 +211,7 @@ def test_the_trainer_tells_its_share_of_the_peak(values):
 
 
 def text(capsys, *words):
-    code = main.main(["train", *words])
+    code = program.main(["train", *words])
     seen = capsys.readouterr()
     return code, seen.out, seen.err
 
@@ -244,7 +244,7 @@ def test_dry_run_writes_nothing(file, values, capsys, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "none: wanted a run folder"),
+        ([], "teacher: wanted a run folder"),
         ([], "to count without it, say what it will be: estimate.teacher='{name: mdt, size: B/2}'"),
         (["teacher=null"], "losses need a teacher"),
         (

@@ -12,7 +12,7 @@ from evaluating import pictures, refused, run
 from PIL import Image
 
 from dit_shd.cli.commands.compare import CompareConfig, compare
-from dit_shd.cli.main import main
+from dit_shd.cli.program import main
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.evaluation.features.digits import Digits

@@ -6,6 +6,7 @@ from typing import Any
 
 from dit_shd.core.config import option
 from dit_shd.core.errors import UserError
+from dit_shd.core.places import Place
 from dit_shd.evaluation import results
 from dit_shd.reports.comparison_page import (
     COST,
@@ -24,7 +25,7 @@ from dit_shd.reports.tables import Row, figures_table, plain_table, table_html
 class CompareConfig:
     """What is set side by side."""
 
-    results: list[str] = option(MISSING, "results files of evaluate, the teacher's first")
+    results: list[Place] = option(MISSING, "results files of evaluate, the teacher's first")
     names: list[str] | None = option(None, "what the page calls them; run or file names if left out")
     out: Path = option(Path("compare.html"), "the page")
     cost: bool = option(True, "measure parameters, operations and latency of the models the samples came from")

@@ -39,8 +39,10 @@ class Npz(Dataset):
                 f"found {array.dtype} {list(array.shape)}"
             )
         if labels.shape != (len(array),) or labels.dtype.kind not in "iu" or labels.min() < 0:
+            below = f" down to {labels.min()}" if labels.size and labels.dtype.kind in "iu" else ""
             raise UserError(
-                f"{path}: arr_1: wanted {len(array)} whole labels from 0, found {labels.dtype} {list(labels.shape)}"
+                f"{path}: arr_1: wanted {len(array)} whole labels from 0, one for each image, found {labels.dtype} "
+                f"{list(labels.shape)}{below}"
             )
         self._labels = labels.astype(np.int64)
         self.classes, self.shape = int(labels.max()) + 1, (c, y, x)

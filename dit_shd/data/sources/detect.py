@@ -1,10 +1,10 @@
 """Which reader a source of images is for."""
 
-import re
 from pathlib import Path
 
 from dit_shd.core.errors import UserError
 from dit_shd.data.sources import folder, hub, npz, parquet
+from dit_shd.core.places import WANTED, HubName, find
 from dit_shd.data.sources.base import ImageSource
 
 
@@ -15,16 +15,19 @@ def open_source(
     label_column: str | None = None,
     follow_links: bool = False,
 ) -> ImageSource:
-    """What a user means by `text`: a folder of images or Parquet files, an npz, a saved dataset, a hub name.
+    """What a user means by `text`: a folder of images or Parquet files, an npz, a saved dataset, hub:OWNER/NAME.
 
     Raises:
         UserError: there is no such thing, or there are no images in it.
     """
 
-    path = Path(text)
+    path = find(text, "images", "images")
+    if isinstance(path, HubName):
+        return hub.HubImages(path, split, image_column, label_column)
+    assert isinstance(path, Path)
     if path.is_dir():
         if hub.is_saved(path):
-            return hub.HubImages(text, split, image_column, label_column)
+            return hub.HubImages(path, split, image_column, label_column)
         found = folder.scan(path, follow_links)
         if found.images:
             return folder.FolderImages(found)
@@ -38,9 +41,4 @@ def open_source(
             return npz.NpzSource(path)
         if path.suffix == ".parquet":
             return parquet.ParquetImages([path], text, image_column, label_column)
-    elif not path.suffix[1:].isalpha() and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", text):
-        return hub.HubImages(text, split, image_column, label_column)
-    raise UserError(
-        f"images: wanted a folder of class folders, an npz, Parquet files or a Hugging Face dataset, found "
-        f"{'another kind of file' if path.is_file() else 'nothing'} at '{text}'"
-    )
+    raise UserError(f"images: wanted {WANTED['images']}, found another kind of file at '{text}'")

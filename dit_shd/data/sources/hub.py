@@ -1,9 +1,12 @@
 """Hugging Face datasets: a folder that `save_to_disk` wrote, or a name on the hub."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from dit_shd.core.errors import UserError
+from dit_shd.core.places import HubName, one_line
 from dit_shd.data.sources.base import NO_LABELS, ImageSource, fingerprint
 from dit_shd.data.sources.parquet import Columns, image_bytes, needs
 
@@ -20,9 +23,9 @@ class HubImages(ImageSource):
         UserError: no datasets package, no such dataset, split or column.
     """
 
-    def __init__(self, text: str, split: str, image_column: str | None, label_column: str | None):
-        self._text = text
-        data = _load(text, split)
+    def __init__(self, place: Path | HubName, split: str, image_column: str | None, label_column: str | None):
+        self._text = text = str(place)
+        data = _load(place, split).with_format(None)  # a saved set may say that its rows are tensors
         self._columns = Columns.find(data.features.arrow_schema, image_column, label_column, text)
         try:
             self._images = data.select_columns([self._columns.image])
@@ -51,20 +54,25 @@ class HubImages(ImageSource):
         return fingerprint([self._fingerprint, str(self._columns), self.labels.tobytes()])
 
 
-def _load(text: str, split: str) -> Any:
+def _load(place: Path | HubName, split: str) -> Any:
+    text = str(place)
+    reached = not isinstance(place, HubName) or place.files() is not None
     try:
         import datasets
     except ImportError as error:
         raise needs("datasets") from error
-    here = Path(text).is_dir()
     try:
-        data = datasets.load_from_disk(text) if here else datasets.load_dataset(text)
+        if not isinstance(place, HubName):
+            data = datasets.load_from_disk(text)
+        elif reached:
+            data = datasets.load_dataset(place.repository, revision=place.revision)
+        else:
+            with _offline():
+                data = datasets.load_dataset(place.repository, revision=place.revision)
     except Exception as error:
-        if here:
-            raise _unreadable(text, error) from error
-        raise UserError(
-            f"images: '{text}' is neither a file or folder here nor a reachable dataset name ({_words(error)})"
-        ) from error
+        if not reached and isinstance(place, HubName):
+            raise UserError(f"images: {place.unreachable()}") from error
+        raise _unreadable(text, error) from error
     if not isinstance(data, datasets.DatasetDict):
         return data
     if split not in data:
@@ -72,9 +80,22 @@ def _load(text: str, split: str) -> Any:
     return data[split]
 
 
+@contextmanager
+def _offline() -> Iterator[None]:
+    """What is in the local cache is found without asking the hub again and again."""
+    from datasets import config
+    from huggingface_hub import constants
+
+    places: list[Any] = [config, constants]
+    before = [place.HF_HUB_OFFLINE for place in places]
+    try:
+        for place in places:
+            place.HF_HUB_OFFLINE = True
+        yield
+    finally:
+        for place, value in zip(places, before):
+            place.HF_HUB_OFFLINE = value
+
+
 def _unreadable(text: str, error: Exception) -> UserError:
-    return UserError(f"images: '{text}' cannot be read by the datasets package ({_words(error)})")
-
-
-def _words(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]
+    return UserError(f"images: '{text}' cannot be read by the datasets package ({one_line(error)})")

@@ -39,5 +39,9 @@ class Metric(abc.ABC):
         """What a reader must know before comparing these figures with others."""
         return []
 
+    def obstacles(self, samples: FeatureSet) -> list[str]:
+        """Why these figures may not be set beside published ones, as far as the features tell."""
+        return []
+
 
 METRICS = PluginFolder(__name__, Metric, "metrics")
