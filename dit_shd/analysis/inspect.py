@@ -17,7 +17,6 @@ from dit_shd.analysis.synthetic_inputs import Drawn
 from dit_shd.attention.recording.joint import Block
 from dit_shd.core.config import cast, option, resolve
 from dit_shd.core.errors import UserError
-from dit_shd.core.files import replacing
 from dit_shd.core.places import MODEL, Place
 from dit_shd.core.plugins import Plugin
 from dit_shd.core.yaml_files import read_yaml

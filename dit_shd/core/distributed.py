@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
-
 from dit_shd.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,6 +18,11 @@ def leave_group() -> None:
     group = None if torch is None or not torch.distributed.is_available() else torch.distributed
     if group is not None and group.is_initialized() and group.get_backend() == "gloo":
         group.destroy_process_group()
+
+
+def is_first_process() -> bool:
+    """Whether this is the one that speaks, by what a launcher said."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 T = TypeVar("T")
@@ -51,6 +54,7 @@ def joining() -> Iterator[None]:
 
 def joined() -> "PartialState":
     """Who the processes are that do this together; one, where no launcher says otherwise."""
+    import torch
     from accelerate import PartialState
 
     with joining():

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from dit_shd.core.errors import UserError
-from dit_shd.core import plugins
 from dit_shd.core.places import find
 from dit_shd.core.plugins import Plugin
 from dit_shd.data.datasets import DATASETS

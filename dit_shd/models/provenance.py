@@ -9,9 +9,8 @@ from typing import Any
 import yaml
 
 from dit_shd.core.errors import UserError
-from dit_shd.core.yaml_files import parse_yaml
-from dit_shd.models.hub import HUB_NAME, asset, hub_file, model_folder
 from dit_shd.core.places import Asset, HubName, find
+from dit_shd.core.yaml_files import parse_yaml
 from dit_shd.models.hub import asset, model_folder, of_hub
 
 PERMISSIVE = ("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0")

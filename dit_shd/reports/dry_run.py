@@ -6,17 +6,6 @@ from typing import Any
 from dit_shd.diffusion.denoiser import Denoiser
 from dit_shd.profiling.estimate import DryRun, hours, peaks
 from dit_shd.profiling.flops import forward_operations
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
-
-from dit_shd.core import places
-from dit_shd.core.errors import UserError
-from dit_shd.models import loading
-from dit_shd.profiling import meta
-from dit_shd.profiling.estimate import hours, peaks
-from dit_shd.profiling.flops import Operations, forward_operations, step_operations, tokens_of
-from dit_shd.profiling.hardware import current_device, peak_memory
-from dit_shd.profiling.memory import Memory, step_memory
 from dit_shd.reports.tables import plain_table
 
 GIGA = 1e9

@@ -1,9 +1,10 @@
-"""`dit-shd compare`: several results side by side."""
+"""One page of several evaluations: cost beside figures, images side by side."""
 
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
+from dit_shd.cli.commands import Command
 from dit_shd.core.config import option
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import Place
@@ -30,6 +31,17 @@ class CompareConfig:
     out: Path = option(Path("compare.html"), "the page")
     cost: bool = option(True, "measure parameters, operations and latency of the models the samples came from")
     force: bool = option(False, "overwrite a page that is there")
+
+
+class Compare(Command):
+    """One page of several evaluations."""
+
+    config = CompareConfig
+    words = {"results": "RESULTS..."}
+    words_help = "results files of evaluate, the teacher's first"
+
+    def run(self, config: CompareConfig) -> None:
+        compare(config)
 
 
 def compare(config: CompareConfig) -> list[Row]:

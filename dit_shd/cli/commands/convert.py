@@ -1,11 +1,4 @@
-"""`dit-shd convert`: checkpoints of MDTv2 and DiT, from and to the public code's files."""
-
-import argparse
-
-from dit_shd.cli.arguments import sorted_words
-from dit_shd.core.errors import UserError
-
-CONVERT = """Convert checkpoints: MDTv2 and DiT, public files or training checkpoints, to model folders and back.
+"""Convert checkpoints: MDTv2 and DiT, public files or training checkpoints, to model folders and back.
 
   dit-shd convert DiT-XL-2-256x256.pt dit_xl2            a folder for teacher=, sample, inspect
   dit-shd convert 0400000.pt dit weights=model heads=8   of a training checkpoint; heads of an unusual width
@@ -13,19 +6,20 @@ CONVERT = """Convert checkpoints: MDTv2 and DiT, public files or training checkp
   dit-shd convert runs/shd student.safetensors           and back, to the public code's names
 
 No code in a file is ever run. Sizes are read from the tensors. What is written has a card with the licence it inherits.
-(SiT files look the same as DiT's and are not: SiT predicts velocity.)"""
+(SiT files look the same as DiT's and are not: SiT predicts velocity.)
+"""
+
+from dit_shd.cli.commands import Command
+from dit_shd.models.conversion import ConvertConfig, convert
 
 
-def run_convert(options: argparse.Namespace) -> None:
-    from dit_shd.core.config import make
-    from dit_shd.core.places import look
-    from dit_shd.core.yaml_files import override
+class Convert(Command):
+    """Convert checkpoints to model folders and back."""
 
-    names, assignments = sorted_words(options)
-    if len(names) != 2:
-        raise UserError(f"wanted two names, FILE and OUT, found {len(names)}: {' '.join(names)}")
-    look(values := override({"source": names[0], "out": names[1]}, assignments), {"source": ("model", "FILE")})
-    from dit_shd.models.conversion import ConvertConfig, convert
+    config = ConvertConfig
+    words = {"source": "FILE", "out": "OUT"}
+    words_help = "a checkpoint file, model folder, run or hub:OWNER/NAME; and what to write"
+    places = {"source": ("model", "FILE")}
 
-    config = make(ConvertConfig, values, "convert")
-    print("\n".join(convert(config).lines))
+    def run(self, config: ConvertConfig) -> None:
+        print("\n".join(convert(config).lines))

@@ -1,4 +1,4 @@
-"""`dit-shd demo`: the whole main job on real digits, on a laptop's CPU, in minutes.
+"""The whole main job on real digits: distil two students, sample, evaluate, write report.html.
 
     the teacher that ships with the package -> two students, with and without SHD -> images of all three
     -> FD(digits), IS, precision, recall -> one page, report.html
@@ -26,6 +26,7 @@ import numpy as np
 import yaml
 
 from dit_shd.cli.child_processes import Job, run_jobs
+from dit_shd.cli.commands import Command
 from dit_shd.core.config import make, option, resolve
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import write_text
@@ -74,6 +75,15 @@ class DemoConfig:
             if value < low or (high is not None and value > high):
                 wanted = f"{low} or more" if high is None else f"{low} to {high}"
                 raise UserError(f"demo.{key}: wanted {wanted}, found {value}")
+
+
+class RunDemo(Command):
+    """The whole main job on real digits."""
+
+    config = DemoConfig
+
+    def run(self, config: DemoConfig) -> None:
+        demo(config)
 
 
 def demo(config: DemoConfig) -> Scores:

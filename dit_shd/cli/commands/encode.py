@@ -1,21 +1,19 @@
-"""`dit-shd encode`: images into latent shards to train on."""
+"""Encode images=FOLDER into latent shards out=LATENTS to train on; the same command again resumes and verifies."""
 
-import argparse
-import os
+from dit_shd.cli.commands import Command
+from dit_shd.core.distributed import is_first_process
+from dit_shd.data.encoding import EncodeConfig, encode_to_shards
 
-from dit_shd.cli.arguments import values_of
 
+class Encode(Command):
+    """Encode images into latent shards."""
 
-def run_encode(options: argparse.Namespace) -> None:
-    from dit_shd.core.config import make
-    from dit_shd.core.places import look
+    config = EncodeConfig
+    places = {"images": ("images", "images"), "vae": ("autoencoder", "vae")}
 
-    look(values := values_of(options), {"images": ("images", "images"), "vae": ("autoencoder", "vae")})
-    from dit_shd.data.encoding import EncodeConfig, encode_to_shards
-
-    config = make(EncodeConfig, values, "encode")
-    latents = encode_to_shards(config)
-    if int(os.environ.get("RANK", "0")):  # under a launcher one process speaks
-        return
-    told = f"{len(latents)} images in {len(latents.classes)} classes, latents of shape {list(latents.shape)}"
-    print(f"done: {config.out}: {told}\nnext: dit-shd train CONFIG data='{{name: latents, path: {config.out}}}'")
+    def run(self, config: EncodeConfig) -> None:
+        latents = encode_to_shards(config)
+        if not is_first_process():  # under a launcher one process speaks
+            return
+        told = f"{len(latents)} images in {len(latents.classes)} classes, latents of shape {list(latents.shape)}"
+        print(f"done: {config.out}: {told}\nnext: dit-shd train CONFIG data='{{name: latents, path: {config.out}}}'")

@@ -1,15 +1,16 @@
-"""`dit-shd evaluate`: samples scored against a reference."""
+"""Score samples against a reference: FID or FD, sFID, IS, KID, precision, recall, density, coverage."""
 
-import argparse
+from dit_shd.cli.commands import Command
+from dit_shd.evaluation.evaluate import EvaluateConfig, evaluate
+from dit_shd.reports.evaluation_page import write_evaluation_page
 
-from dit_shd.cli.arguments import sorted_words
 
+class Evaluate(Command):
+    """Score samples against a reference."""
 
-def run_evaluate(options: argparse.Namespace) -> None:
-    from dit_shd.core.config import make
-    from dit_shd.core.yaml_files import override
-    from dit_shd.evaluation.evaluate import EvaluateConfig, evaluate
+    config = EvaluateConfig
+    words = {"samples": "SAMPLES..."}
+    words_help = "npz or folder of images; several are scored one by one, with mean and spread"
 
-    files, assignments = sorted_words(options)
-    config = make(EvaluateConfig, override({"samples": files}, assignments), "evaluate")
-    evaluate(config, write_page=write_evaluation_page)
+    def run(self, config: EvaluateConfig) -> None:
+        evaluate(config, write_page=write_evaluation_page)

@@ -1,4 +1,4 @@
-"""`dit-shd inspect MODEL`: what the attention of one model does, as a page with its pictures.
+"""Show a model's attention: maps, similarity of heads, merge plans, alpha by layer and timestep; a page.
 
 The folder it leaves:
 
@@ -11,12 +11,26 @@ import sys
 from pathlib import Path
 
 from dit_shd.analysis.inspect import InspectConfig, inspect, numbers, run_config, schedule_length, short_name
+from dit_shd.cli.commands import Command
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import replacing
 from dit_shd.reports.figures.style import require_matplotlib
 from dit_shd.reports.inspection_page import draw_pictures, write_inspect_page
 
 NUMBERS, PAGE = "numbers.json", "index.html"
+
+
+class Inspect(Command):
+    """Show a model's attention."""
+
+    config = InspectConfig
+    words = {"model": "MODEL"}
+    words_help = "run, diffusers transformer folder or asset:NAME"
+    places = {"model": ("model", "MODEL")}
+
+    def run(self, config: InspectConfig) -> None:
+        out = inspect_to_folder(config)
+        print(f"done: {out / PAGE}, its pictures and numbers.json beside it")
 
 
 def inspect_to_folder(config: InspectConfig) -> Path:

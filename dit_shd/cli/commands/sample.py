@@ -1,20 +1,21 @@
-"""`dit-shd sample`: images of a trained model."""
+"""Sample images into one npz (arr_0 uint8 NHWC, arr_1 labels) and a grid."""
 
-import argparse
-import os
+from dit_shd.cli.commands import Command
+from dit_shd.core.distributed import is_first_process
+from dit_shd.diffusion.generation import sample_to_file
+from dit_shd.diffusion.sample_config import SampleConfig
 
-from dit_shd.cli.arguments import values_of
 
+class Sample(Command):
+    """Sample images of a trained model."""
 
-def run_sample(options: argparse.Namespace) -> None:
-    from dit_shd.core.config import make
-    from dit_shd.core.places import look
+    config = SampleConfig
+    words = {"run": "RUN"}
+    words_help = "run or model folder"
+    places = {"run": ("model", "RUN")}
 
-    look(values := values_of(options, run=options.first), {"run": ("model", "RUN")})
-    from dit_shd.diffusion.generation import sample_to_file
-    from dit_shd.diffusion.sample_config import SampleConfig
-
-    out = sample_to_file(make(SampleConfig, values, "sample"))
-    if int(os.environ.get("RANK", "0")):  # under a launcher one process speaks
-        return
-    print(f"done: {out}, {out.with_suffix('.png').name} beside it\nnext: dit-shd evaluate {out} reference=...")
+    def run(self, config: SampleConfig) -> None:
+        out = sample_to_file(config)
+        if is_first_process():  # under a launcher one process speaks
+            grid = out.with_suffix(".png").name
+            print(f"done: {out}, {grid} beside it\nnext: dit-shd evaluate {out} reference=...")

@@ -1,14 +1,16 @@
-"""`dit-shd statistics`: the statistics of a set of images, a reference for evaluate."""
+"""Write the statistics of a set of images, a reference for evaluate."""
 
-import argparse
+from dit_shd.cli.commands import Command
+from dit_shd.evaluation.reference_statistics import StatisticsConfig, write_reference_statistics
 
-from dit_shd.cli.arguments import values_of
 
+class Statistics(Command):
+    """Write the statistics of a set of images."""
 
-def run_statistics(options: argparse.Namespace) -> None:
-    from dit_shd.core.config import make
-    from dit_shd.evaluation.reference_statistics import StatisticsConfig, write_reference_statistics
+    config = StatisticsConfig
+    words = {"images": "IMAGES"}
+    words_help = "npz or folder of images"
 
-    config = make(StatisticsConfig, values_of(options, images=options.first), "statistics")
-    out = write_reference_statistics(config)
-    print(f"done: {out}\nnext: dit-shd evaluate SAMPLES reference={out} features={config.features.name}")
+    def run(self, config: StatisticsConfig) -> None:
+        out = write_reference_statistics(config)
+        print(f"done: {out}\nnext: dit-shd evaluate SAMPLES reference={out} features={config.features.name}")

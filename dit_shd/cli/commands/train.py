@@ -1,60 +1,59 @@
-"""`dit-shd train`: a model, plainly or by distillation."""
+"""Train a model, plainly or by distillation; the same command again resumes."""
 
-import argparse
-import os
 import sys
-from pathlib import Path
+
+from tqdm import tqdm
+
+from dit_shd.cli.commands import Command
+from dit_shd.core.distributed import is_first_process
+from dit_shd.core.signals import Stopped
+from dit_shd.reports.dry_run import dry_run_text
+from dit_shd.training.config import TrainConfig
+from dit_shd.training.dry_run import dry_run
+from dit_shd.training.trainer import Trainer
 
 
-def run_train(options: argparse.Namespace) -> None:
-    from tqdm import tqdm
+class Train(Command):
+    """Train a model."""
 
-    from dit_shd.core.config import make
-    from dit_shd.core.places import look
-    from dit_shd.core.signals import Stopped
-    from dit_shd.core.yaml_files import override, read_yaml
+    config = TrainConfig
+    words = {"": "CONFIG"}
+    words_help = "a YAML file, see configs/"
+    places = {"teacher": ("model", "teacher")}
 
-    values = override(read_yaml(Path(options.first)), options.assignments)
-    if not values.get("dry_run"):  # which can do without the teacher
-        look(values, {"teacher": ("model", "teacher")})
-    from dit_shd.training.config import TrainConfig
-    from dit_shd.training.trainer import Trainer
-
-    config = make(TrainConfig, values)
-    if config.dry_run:
-        from dit_shd.reports.dry_run import dry_run
-
-        found = dry_run(config)
-        if int(os.environ.get("RANK", "0")) == 0:
-            print(found)
-        return
-    trainer = Trainer(config)
-    main_process = trainer.accelerator.is_main_process
-    if trainer.first_step >= config.steps:
+    def run(self, config: TrainConfig) -> None:
+        if config.dry_run:
+            found = dry_run_text(dry_run(config))
+            if is_first_process():
+                print(found)
+            return
+        trainer = Trainer(config)
+        main_process = trainer.accelerator.is_main_process
+        if trainer.first_step >= config.steps:
+            if main_process:
+                print(f"{config.run}: already at step {trainer.first_step} of {config.steps}; raise steps=N to go on")
+            trainer.folder.release()
+            return
+        done = trainer.first_step
+        with (
+            trainer.stop.listening(),
+            tqdm(
+                total=config.steps,
+                initial=done,
+                desc=config.run.name,
+                unit="step",
+                disable=not main_process,
+                mininterval=0.1 if sys.stderr.isatty() else 10,
+            ) as bar,
+        ):
+            for step in trainer.run_steps():
+                done = step.number
+                bar.update()
+                shown = {k: f"{step.metrics[k]:.4f}" for k in ("loss", "plain/noise") if k in step.metrics}
+                if shown:
+                    bar.set_postfix(shown, refresh=False)
+        if done < config.steps:
+            words = f"stopped at step {done} of {config.steps}, saved; the same command goes on from there"
+            raise Stopped(trainer.stop.signal, words)
         if main_process:
-            print(f"{config.run}: already at step {trainer.first_step} of {config.steps}; raise steps=N to go on")
-        trainer.folder.release()
-        return
-    done = trainer.first_step
-    with (
-        trainer.stop.listening(),
-        tqdm(
-            total=config.steps,
-            initial=done,
-            desc=config.run.name,
-            unit="step",
-            disable=not main_process,
-            mininterval=0.1 if sys.stderr.isatty() else 10,
-        ) as bar,
-    ):
-        for step in trainer.run_steps():
-            done = step.number
-            bar.update()
-            shown = {k: f"{step.metrics[k]:.4f}" for k in ("loss", "plain/noise") if k in step.metrics}
-            if shown:
-                bar.set_postfix(shown, refresh=False)
-    if done < config.steps:
-        words = f"stopped at step {done} of {config.steps}, saved; the same command goes on from there"
-        raise Stopped(trainer.stop.signal, words)
-    if main_process:
-        print(f"done: {trainer.folder.student}\nnext: dit-shd sample {config.run} count=100")
+            print(f"done: {trainer.folder.student}\nnext: dit-shd sample {config.run} count=100")

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from dit_shd.core.errors import UserError
-from dit_shd.data.sources import folder, hub, npz, parquet
 from dit_shd.core.places import WANTED, HubName, find
+from dit_shd.data.sources import folder, hub, npz, parquet
 from dit_shd.data.sources.base import ImageSource
 
 
