@@ -61,7 +61,7 @@ def read_autoencoder(source: str) -> Any:
     """
     from diffusers import AutoencoderKL
 
-    from dit_shd.models.hub import autoencoder_folder, class_name, read_weights
+    from dit_shd.core.pretrained import autoencoder_folder, class_name, read_weights
 
     try:
         folder = autoencoder_folder(source)
