@@ -59,7 +59,7 @@ def run_jobs(jobs: Sequence[Job], title: str, at_once: int = 2) -> None:
 
 
 def _start(job: Job) -> "subprocess.Popen[bytes]":
-    package = str(Path(__file__).resolve().parent.parent)
+    package = str(Path(__file__).resolve().parents[2])
     paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",

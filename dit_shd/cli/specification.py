@@ -38,9 +38,10 @@ def specification(name: str) -> Specification:
         if not any(isinstance(base, ast.Name) and base.id == "Command" for base in cls.bases):
             continue
         for node in cls.body:
-            if not (isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)):
+            if not isinstance(node, (ast.Assign, ast.AnnAssign)) or node.value is None:
                 continue
-            key = node.targets[0].id
+            target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
+            key = target.id if isinstance(target, ast.Name) else ""
             if key == "config" and isinstance(node.value, ast.Name):
                 config = node.value.id
             elif key in given:

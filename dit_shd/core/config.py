@@ -12,8 +12,6 @@ from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union
 
-import yaml
-
 from dit_shd.core.errors import UserError, describe, unknown, wrong
 from dit_shd.core.places import PLACE, expanded
 
@@ -172,21 +170,3 @@ def resolve(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [resolve(v) for v in value]
     return str(value) if isinstance(value, Path) else value
-
-
-def explain(cls: type, indent: str = "  ") -> str:
-    """One line for each key of a config dataclass: its type, default and meaning, for `--help`."""
-    lines = []
-    for f in dataclasses.fields(cls):  # type: ignore[arg-type]
-        default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
-        if dataclasses.is_dataclass(default):
-            lines.append(f"{indent}{f.name}:  {f.metadata.get('doc', '')}")
-            lines.append(explain(type(default), indent + "  "))
-            continue
-        shown = (
-            "needed"
-            if default is dataclasses.MISSING
-            else f"{yaml.safe_dump(resolve(default), default_flow_style=True).splitlines()[0]}"
-        )
-        lines.append(f"{indent}{f.name}={shown}  {f.metadata.get('doc', '')}".rstrip())
-    return "\n".join(lines)

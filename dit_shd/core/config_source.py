@@ -6,7 +6,7 @@ constants of the same file. tests/cli/test_program.py compares what is read here
 
 import ast
 from dataclasses import MISSING
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
@@ -34,7 +34,7 @@ def parse(module: str) -> ast.Module:
 
 
 def explain_source(module: str, name: str, indent: str = "  ") -> str:
-    """What core.config.explain says of the class `name` of a module."""
+    """One line for each key of the class `name` of a module: its default and meaning, for `--help`."""
     tree = parse(module)
     home = imported_from(tree, name, module)
     if home != module:
@@ -48,7 +48,7 @@ def explain_source(module: str, name: str, indent: str = "  ") -> str:
         key, call = node.target.id, node.value
         assert isinstance(call, ast.Call)
         doc = _value(call.args[1], known)
-        nested = _nested(call.args[0])
+        nested = _nested(call.args[0], tree)
         if nested is not None:
             lines.append(f"{indent}{key}:  {doc}")
             lines.append(explain_source(imported_from(tree, nested, module), nested, indent + "  "))
@@ -63,17 +63,20 @@ def _is_option(node: ast.expr | None) -> bool:
     return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "option"
 
 
-def _nested(node: ast.expr) -> str | None:
-    """The name of the config class whose object without arguments a default is."""
-    plain = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args and not node.keywords
-    return node.func.id if plain else None  # type: ignore[attr-defined]
+def _nested(node: ast.expr, tree: ast.Module) -> str | None:
+    """The name of the config class of ours whose object without arguments a default is."""
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)) or node.args or node.keywords:
+        return None
+    name = node.func.id
+    here = any(isinstance(cls, ast.ClassDef) and cls.name == name for cls in tree.body)
+    return name if here or imported_from(tree, name, "").startswith("dit_shd") else None
 
 
 def _constants(tree: ast.Module) -> dict[str, Any]:
     """The constants of a file whose values can be read, and those of ours that it imports."""
     known: dict[str, Any] = {
         "MISSING": MISSING,
-        "Path": str,
+        "Path": lambda path="": str(PurePath(path)),
         "Plugin": lambda name, options=None: {"name": name, **(options or {})},
         "map": map,
         "str": str,

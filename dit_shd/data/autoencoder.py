@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dit_shd.core.errors import UserError
 from dit_shd.core.hashing import sha256_of_tensors
+from dit_shd.core.pretrained import autoencoder_folder, class_name, read_weights
 
 
 class Decoder:
@@ -60,8 +61,6 @@ def read_autoencoder(source: str) -> Any:
         UserError: there is none, or its weights and its config do not belong together.
     """
     from diffusers import AutoencoderKL
-
-    from dit_shd.models.hub import autoencoder_folder, class_name, read_weights
 
     try:
         folder = autoencoder_folder(source)

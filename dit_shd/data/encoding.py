@@ -4,13 +4,12 @@ Every `shard_size` images are a shard of their own; the same command again verif
 there, makes the missing ones, and writes latents.json, without which a set is not complete.
 """
 
-import dataclasses
 import json
 import logging
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,13 +53,12 @@ _log = logging.getLogger("dit_shd")
 class EncodeConfig:
     """What to encode and how."""
 
-    images: Place = dataclasses.field(
-        metadata={
-            "doc": "folder of class folders, npz (arr_0 uint8 [n,y,x,c], arr_1 labels), Parquet files, "
-            "or a Hugging Face dataset (a folder of save_to_disk, or hub:OWNER/NAME)"
-        }
+    images: Place = option(
+        MISSING,
+        "folder of class folders, npz (arr_0 uint8 [n,y,x,c], arr_1 labels), Parquet files, "
+        "or a Hugging Face dataset (a folder of save_to_disk, or hub:OWNER/NAME)",
     )
-    out: Path = dataclasses.field(metadata={"doc": "the folder of latents; the same command again goes on there"})
+    out: Path = option(MISSING, "the folder of latents; the same command again goes on there")
     size: int = option(256, "the images' side after the ADM centre crop")
     vae: Place | None = option(
         "hub:stabilityai/sd-vae-ft-mse", "AutoencoderKL: folder or hub:OWNER/NAME; null: the pixels are the latents"

@@ -88,7 +88,7 @@ def _in_runs(codes: np.ndarray, counts: np.ndarray) -> bool:
 def _chunk(metrics: Sequence[Plugin]) -> int:
     """Images that share one p(y) in the Inception Score that is reported, or would be."""
     plugins = [plugin for plugin in metrics if plugin.name == "inception_score"] or [Plugin("inception_score")]
-    return int(plugins[0].filled("metrics").options["chunk"])
+    return int(METRICS.filled(plugins[0]).options["chunk"])
 
 
 def _of_reference(reference: Reference) -> list[str]:

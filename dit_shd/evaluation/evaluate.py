@@ -42,8 +42,8 @@ class EvaluateConfig:
         MISSING, "npz (arr_0: uint8 [n,h,w,c]), folder of png or jpg, folder of a run's shards, or dataset[:split]"
     )
     reference: Place = option(MISSING, "the same, or a statistics file (dit-shd statistics, or ADM's npz)")
-    features: Plugin = option(Plugin("inception"), "feature network, a file of dit_shd/features")
-    metrics: list[Plugin] | None = option(None, "files of dit_shd/metrics; all that apply if left out")
+    features: Plugin = option(Plugin("inception"), "feature network, a file of dit_shd/evaluation/features")
+    metrics: list[Plugin] | None = option(None, "files of dit_shd/evaluation/metrics; all that apply if left out")
     seeds: int = option(
         1, "evaluate as many files, from one with seed0 in its path: seed0, seed1, ...; mean and spread"
     )

@@ -24,7 +24,7 @@ class StatisticsConfig:
 
     images: Place = option(MISSING, "npz (arr_0: uint8 [n,h,w,c]), folder of png or jpg, or dataset[:split]")
     out: Path = option(MISSING, "the npz to be written: mu, sigma (mu_s, sigma_s), n, network, sha256s, shape")
-    features: Plugin = option(Plugin("inception"), "feature network, a file of dit_shd/features")
+    features: Plugin = option(Plugin("inception"), "feature network, a file of dit_shd/evaluation/features")
     keep_images: int = option(0, "also keep so many images (ADM: 10000), for precision, recall and KID")
     batch_size: int = option(64, "images per forward pass of the feature network")
     device: str = option("auto", "where the feature network runs: auto, cpu, cuda, cuda:1")

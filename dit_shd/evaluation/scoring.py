@@ -33,7 +33,7 @@ def score(
     Samples that are sorted by class are logged as a warning: the Inception Score means nothing then.
 
     reference_images: may be a FeatureSet that `extract_features` made, to be used many times.
-    metrics: names of files in dit_shd/metrics; all that apply if left out.
+    metrics: names of files in dit_shd/evaluation/metrics; all that apply if left out.
 
     Raises:
         UserError: images of another type or shape than the network reads, or too few for a metric.

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import WANTED, Asset, HubName, find
+from dit_shd.core.pretrained import asset, class_name, model_folder, of_hub, read_weights
 from dit_shd.models import public_checkpoints
 from dit_shd.models.families import FAMILIES
-from dit_shd.models.hub import asset, class_name, model_folder, of_hub, read_weights
 from dit_shd.models.transformer import LatentTransformer
 
 

@@ -10,8 +10,8 @@ import yaml
 
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import Asset, HubName, find
+from dit_shd.core.pretrained import asset, model_folder
 from dit_shd.core.yaml_files import parse_yaml
-from dit_shd.models.hub import asset, model_folder, of_hub
 
 PERMISSIVE = ("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0")
 """Licences that leave what is learned from the weights to whoever learned it, named as the hub names them."""
@@ -70,7 +70,7 @@ def of_folder(name: str, folder: Path) -> Provenance:
     return _told(name, next((front_matter(card) for card in cards if card.is_file()), {}))
 
 
-def of_hub(name: HubName) -> Provenance:
+def of_hub_model(name: HubName) -> Provenance:
     """Of a model of the hub: one of the public ones, or what its card says."""
     for known in PUBLIC.values():
         if name.repository in known.base_model:
@@ -139,7 +139,7 @@ def provenance(source: str | Path) -> Provenance:
     if isinstance(place, Asset):
         return of_folder(str(source), asset(place.name))
     if isinstance(place, HubName):
-        return of_hub(place)
+        return of_hub_model(place)
     if place.is_file():
         return of_file(place)
     folder = model_folder(place)

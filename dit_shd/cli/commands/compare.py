@@ -2,7 +2,7 @@
 
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from dit_shd.cli.commands import Command
 from dit_shd.core.config import option
@@ -37,7 +37,7 @@ class Compare(Command):
     """One page of several evaluations."""
 
     config = CompareConfig
-    words = {"results": "RESULTS..."}
+    words: ClassVar = {"results": "RESULTS..."}
     words_help = "results files of evaluate, the teacher's first"
 
     def run(self, config: CompareConfig) -> None:

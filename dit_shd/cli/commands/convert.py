@@ -9,6 +9,8 @@ No code in a file is ever run. Sizes are read from the tensors. What is written 
 (SiT files look the same as DiT's and are not: SiT predicts velocity.)
 """
 
+from typing import ClassVar
+
 from dit_shd.cli.commands import Command
 from dit_shd.models.conversion import ConvertConfig, convert
 
@@ -17,9 +19,9 @@ class Convert(Command):
     """Convert checkpoints to model folders and back."""
 
     config = ConvertConfig
-    words = {"source": "FILE", "out": "OUT"}
+    words: ClassVar = {"source": "FILE", "out": "OUT"}
     words_help = "a checkpoint file, model folder, run or hub:OWNER/NAME; and what to write"
-    places = {"source": ("model", "FILE")}
+    places: ClassVar = {"source": ("model", "FILE")}
 
     def run(self, config: ConvertConfig) -> None:
         print("\n".join(convert(config).lines))

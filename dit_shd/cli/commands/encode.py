@@ -1,5 +1,7 @@
 """Encode images=FOLDER into latent shards out=LATENTS to train on; the same command again resumes and verifies."""
 
+from typing import ClassVar
+
 from dit_shd.cli.commands import Command
 from dit_shd.core.distributed import is_first_process
 from dit_shd.data.encoding import EncodeConfig, encode_to_shards
@@ -9,7 +11,7 @@ class Encode(Command):
     """Encode images into latent shards."""
 
     config = EncodeConfig
-    places = {"images": ("images", "images"), "vae": ("autoencoder", "vae")}
+    places: ClassVar = {"images": ("images", "images"), "vae": ("autoencoder", "vae")}
 
     def run(self, config: EncodeConfig) -> None:
         latents = encode_to_shards(config)

@@ -9,6 +9,7 @@ The folder it leaves:
 import json
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 from dit_shd.analysis.inspect import InspectConfig, inspect, numbers, run_config, schedule_length, short_name
 from dit_shd.cli.commands import Command
@@ -24,9 +25,9 @@ class Inspect(Command):
     """Show a model's attention."""
 
     config = InspectConfig
-    words = {"model": "MODEL"}
+    words: ClassVar = {"model": "MODEL"}
     words_help = "run, diffusers transformer folder or asset:NAME"
-    places = {"model": ("model", "MODEL")}
+    places: ClassVar = {"model": ("model", "MODEL")}
 
     def run(self, config: InspectConfig) -> None:
         out = inspect_to_folder(config)

@@ -1,5 +1,7 @@
 """Sample images into one npz (arr_0 uint8 NHWC, arr_1 labels) and a grid."""
 
+from typing import ClassVar
+
 from dit_shd.cli.commands import Command
 from dit_shd.core.distributed import is_first_process
 from dit_shd.diffusion.generation import sample_to_file
@@ -10,9 +12,9 @@ class Sample(Command):
     """Sample images of a trained model."""
 
     config = SampleConfig
-    words = {"run": "RUN"}
+    words: ClassVar = {"run": "RUN"}
     words_help = "run or model folder"
-    places = {"run": ("model", "RUN")}
+    places: ClassVar = {"run": ("model", "RUN")}
 
     def run(self, config: SampleConfig) -> None:
         out = sample_to_file(config)

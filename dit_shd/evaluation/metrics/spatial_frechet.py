@@ -1,7 +1,7 @@
 """sFID (Nash et al., arXiv 2103.03841, section 5): the Frechet distance of features that still know where they are.
 
 As in ADM's evaluator: the first 7 channels of a 17 x 17 layer of the 2015 Inception, 2,023 values an image (see
-dit_shd.features.inception). The statistics file of a reference holds them as mu_s and sigma_s.
+dit_shd.evaluation.features.inception). The statistics file of a reference holds them as mu_s and sigma_s.
 """
 
 from dit_shd.core.errors import UserError

@@ -1,4 +1,4 @@
-"""Names, places and files of models: of this machine, of the hub, of our assets."""
+"""Folders of diffusers models, here, on the hub and among our assets: where they are, and their weights read safely."""
 
 import json
 import logging
