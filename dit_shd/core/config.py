@@ -36,13 +36,13 @@ def resumable_keys(cls: type) -> tuple[str, ...]:
     return tuple(f.name for f in dataclasses.fields(cls) if f.metadata.get("resumable"))
 
 
-def check_ranges(config: Any, where: str = "") -> None:
+def check_ranges(config: object, where: str = "") -> None:
     """Every number of a config in its range, however it was made.
 
     Raises:
         UserError: naming the key, the range and what was found.
     """
-    for f in dataclasses.fields(config):
+    for f in dataclasses.fields(config):  # type: ignore[arg-type]
         value, name = getattr(config, f.name), f"{where}{f.name}"
         if dataclasses.is_dataclass(value):
             check_ranges(value, f"{name}.")

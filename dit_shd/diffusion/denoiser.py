@@ -10,12 +10,6 @@ NO_LABEL = -1
 """Stands for "no class" in labels; each model has its own number for that."""
 
 
-def classes_of(model: nn.Module) -> int:
-    """The number of classes of a model; that number is also its label for "none"."""
-    config: Any = model.config
-    return config.num_classes if "num_classes" in config else config.num_embeds_ada_norm
-
-
 @dataclass(frozen=True)
 class Denoiser:
     """A class-conditional model, ours or of diffusers: all are called alike."""
@@ -39,7 +33,9 @@ class Denoiser:
 
     @property
     def classes(self) -> int:
-        return classes_of(self.model)
+        """How many; that number is also its label for "none"."""
+        config = self.model.config
+        return config.num_classes if "num_classes" in config else config.num_embeds_ada_norm
 
     def __call__(self, x_t: Tensor, t: Tensor, labels: Tensor, keep: Tensor | None = None) -> Tensor:
         """Its output [b, c or 2c, y, x].
@@ -52,3 +48,8 @@ class Denoiser:
         labels = torch.where(labels == NO_LABEL, self.classes, labels)
         x_t = x_t.to(next(self.model.parameters()).dtype)  # a teacher may be held in bfloat16
         return self.model(x_t, t, class_labels=labels, return_dict=False, **masked)[0]
+
+
+def classes_of(model: nn.Module) -> int:
+    """The number of classes of a model; that number is also its label for "none"."""
+    return Denoiser(model).classes

@@ -33,7 +33,7 @@ class CompareConfig:
     force: bool = option(False, "overwrite a page that is there")
 
 
-class Compare(Command):
+class Compare(Command[CompareConfig]):
     """One page of several evaluations."""
 
     config = CompareConfig

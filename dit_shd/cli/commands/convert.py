@@ -15,7 +15,7 @@ from dit_shd.cli.commands import Command
 from dit_shd.models.conversion import ConvertConfig, convert
 
 
-class Convert(Command):
+class Convert(Command[ConvertConfig]):
     """Convert checkpoints to model folders and back."""
 
     config = ConvertConfig

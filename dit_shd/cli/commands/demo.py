@@ -77,7 +77,7 @@ class DemoConfig:
                 raise UserError(f"demo.{key}: wanted {wanted}, found {value}")
 
 
-class RunDemo(Command):
+class RunDemo(Command[DemoConfig]):
     """The whole main job on real digits."""
 
     config = DemoConfig

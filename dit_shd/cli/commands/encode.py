@@ -7,7 +7,7 @@ from dit_shd.core.distributed import is_first_process
 from dit_shd.data.encoding import EncodeConfig, encode_to_shards
 
 
-class Encode(Command):
+class Encode(Command[EncodeConfig]):
     """Encode images into latent shards."""
 
     config = EncodeConfig

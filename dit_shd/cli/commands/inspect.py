@@ -21,7 +21,7 @@ from dit_shd.reports.inspection_page import draw_pictures, write_inspect_page
 NUMBERS, PAGE = "numbers.json", "index.html"
 
 
-class Inspect(Command):
+class Inspect(Command[InspectConfig]):
     """Show a model's attention."""
 
     config = InspectConfig

@@ -8,7 +8,7 @@ from dit_shd.diffusion.generation import sample_to_file
 from dit_shd.diffusion.sample_config import SampleConfig
 
 
-class Sample(Command):
+class Sample(Command[SampleConfig]):
     """Sample images of a trained model."""
 
     config = SampleConfig

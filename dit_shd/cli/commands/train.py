@@ -14,7 +14,7 @@ from dit_shd.training.dry_run import dry_run
 from dit_shd.training.trainer import Trainer
 
 
-class Train(Command):
+class Train(Command[TrainConfig]):
     """Train a model."""
 
     config = TrainConfig
