@@ -1,7 +1,7 @@
 """Whether figures may be set beside published ones, which come from OpenAI's ADM evaluator; and if not, why.
 
 The Inception Score takes p(y) over chunks in file order, so the order of the samples counts. Here their labels are
-asked whether they lie by class; dit_shd.metrics.inception_score asks what the network makes of the images.
+asked whether they lie by class; dit_shd.evaluation.metrics.inception_score asks what the network makes of the images.
 """
 
 import math

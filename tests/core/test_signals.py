@@ -129,7 +129,7 @@ def test_two_processes_stop_after_the_same_step_though_one_alone_is_told(values,
     script.write_text(
         "import os, signal, sys\n"
         "from dit_shd.cli import main\n"
-        "from dit_shd.trainer import Trainer\n"
+        "from dit_shd.training.trainer import Trainer\n"
         "real, calls = Trainer.accumulate, []\n"
         "def accumulate(self, batches):\n"
         "    calls.append(self.accelerator.num_processes)\n"

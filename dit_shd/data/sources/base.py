@@ -1,7 +1,7 @@
 """Images to be encoded, wherever they are: class folders, npz, Parquet, Hugging Face datasets.
 
-A source has a fixed order and gives each image as it lies there; `dit_shd.crop` makes pixels of it. One image that
-cannot be had is a BrokenImage (it is counted and skipped), a source that cannot be read is a UserError.
+A source has a fixed order and gives each image as it lies there; data/preprocessing.py makes pixels of it. One image
+that cannot be had is a BrokenImage (it is counted and skipped), a source that cannot be read is a UserError.
 """
 
 import hashlib
