@@ -42,7 +42,6 @@ class Decoder:
     @property
     def digest(self) -> str | None:
         """sha256 of the autoencoder's tensors."""
-
         return None if self.vae is None else sha256_of_tensors(self.vae)
 
     @torch.no_grad()
@@ -97,7 +96,6 @@ class Encoder:
     @property
     def digest(self) -> str | None:
         """sha256 of the autoencoder's tensors, as the Decoder's."""
-
         return None if self.vae is None else sha256_of_tensors(self.vae)
 
     def shape(self, size: int) -> tuple[int, int, int]:

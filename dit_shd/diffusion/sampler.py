@@ -137,7 +137,6 @@ def device_of(model: nn.Module) -> torch.device:
 
 def of_run(config: Any) -> Any:
     """A SampleConfig with what the run folder it names knows: the steps of the noise schedule."""
-
     file = Path(config.run) / "config.yaml"
     steps = read_yaml(file).get("diffusion_steps") if file.is_file() else None
     return replace(config, diffusion_steps=steps) if isinstance(steps, int) else config

@@ -23,7 +23,6 @@ def trained(model: Any, config: Any, step: int, origin: Provenance) -> str:
     Args:
         origin: of what it learned from.
     """
-
     data = _data(config.data)
     return _text(
         model,

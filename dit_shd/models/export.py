@@ -17,7 +17,6 @@ def export(model: Any, folder: Path, config: Any, step: int) -> None:
 
 def write(model: Any, folder: Path, card: str) -> None:
     """Write a model in diffusers format with a model card, replacing the last."""
-
     with replacing(folder) as part:
         model.save_pretrained(part, safe_serialization=True)
         (part / "README.md").write_text(card, encoding="utf-8")

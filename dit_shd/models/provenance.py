@@ -120,7 +120,6 @@ def _list(value: Any) -> list[Any]:
 
 def front_matter(card: Path) -> dict[str, Any]:
     """The YAML at the head of a card; empty where there is none that can be read."""
-
     text = card.read_text(encoding="utf-8", errors="replace")
     found = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
     try:

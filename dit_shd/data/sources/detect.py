@@ -20,7 +20,6 @@ def open_source(
     Raises:
         UserError: there is no such thing, or there are no images in it.
     """
-
     path = find(text, "images", "images")
     if isinstance(path, HubName):
         return hub.HubImages(path, split, image_column, label_column)
