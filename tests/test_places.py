@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import pytest
 from huggingface_hub import constants
-from test_convert import build, same
+from small_families import build, same
 
 from dit_shd.cli.program import main
 from dit_shd.core.errors import UserError
