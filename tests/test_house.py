@@ -38,7 +38,6 @@ ROOMS = {
 }
 TREES = {file.relative_to(PACKAGE): ast.parse(file.read_text()) for file in sorted(PACKAGE.rglob("*.py"))}
 ANY_CONFIGS = {
-    "diffusion/sampler.py": "a run's schedule is read of its config.yaml; student/training.json will tell it",
     "models/cards.py": "TrainConfig seen from below: the facts of an export are to be worked out by training",
     "models/export.py": "the same",
     "profiling/latency.py": "to ask through a task",

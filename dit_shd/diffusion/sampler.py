@@ -135,7 +135,7 @@ def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def of_run(config: Any) -> Any:
+def of_run(config: SampleConfig) -> SampleConfig:
     """A SampleConfig with what the run folder it names knows: the steps of the noise schedule."""
     file = Path(config.run) / "config.yaml"
     steps = read_yaml(file).get("diffusion_steps") if file.is_file() else None
