@@ -22,7 +22,7 @@ from dit_shd.analysis.inputs import Given, Images, Inputs, Time
 from dit_shd.analysis.survey import LayerSurvey, Look, Scope, look, survey
 from dit_shd.analysis.synthetic_inputs import Drawn
 from dit_shd.attention.recording.joint import Block
-from dit_shd.core.config import cast, option, resolve
+from dit_shd.core.config import cast, checked, option, resolve
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import replacing
 from dit_shd.core.places import MODEL, Place
@@ -99,6 +99,7 @@ def inspect(config: InspectConfig) -> Path:
     from dit_shd.reports.figures.style import require_matplotlib
     from dit_shd.reports.inspection_page import draw_pictures, write_inspect_page
 
+    config = checked(config, "inspect")
     require_matplotlib()
     run = _run(config.model)
     config.check(_steps(run))
@@ -121,6 +122,10 @@ def find(config: InspectConfig, run: dict[str, Any]) -> Findings:
     from tqdm import tqdm
 
     model: Any = loading.load(config.model).eval().requires_grad_(False)
+    known = signatures.signature(model.forward).parameters
+    if "hidden_states" not in known:
+        told = f"holds {type(model).__name__}, whose forward takes {', '.join([*known][:4])}"
+        raise UserError(f"{config.model}: {told}; wanted a transformer (hidden_states)")
     if torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
     steps = _steps(run)

@@ -5,6 +5,7 @@ Errors a user can cause are one line and exit code 2. A signal ends a command wi
 """
 
 import argparse
+import io
 import logging
 import sys
 from collections.abc import Sequence
@@ -27,6 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from dit_shd.core import plugins
     from dit_shd.core.signals import Stopped, terminable
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # not every name of a file can be printed everywhere
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("dit_shd").setLevel(logging.INFO)
     for package in options.trust:
@@ -45,10 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"dit-shd {options.command}: {reason}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(
-            f"\ndit-shd {options.command}: interrupted; the same command goes on from what is saved",
-            file=sys.stderr,
-        )
+        told = "interrupted; the same command goes on from what is saved"
+        print(f"\ndit-shd {options.command}: {told}", file=sys.stderr)
         return 130
     finally:
         leave_group()

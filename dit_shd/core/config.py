@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union
 
 import yaml
 
-from dit_shd.core.errors import UserError, describe, unknown, wrong
+from dit_shd.core.errors import UserError, describe, one_line, unknown, wrong
 from dit_shd.core.places import PLACE, expanded
 
 T = TypeVar("T")
@@ -45,9 +45,8 @@ def make(cls: type[T], values: Any, where: str = "config") -> T:
 def checked(config: T, where: str = "config") -> T:
     """A config that somebody filled by hand, its values cast as `make` does."""
     hints = typing.get_type_hints(type(config), include_extras=True)
-    names = [f.name for f in dataclasses.fields(config)]  # type: ignore[arg-type]
-    cast_values = {name: cast(hints[name], getattr(config, name), f"{where}.{name}") for name in names}
-    return dataclasses.replace(config, **cast_values)  # type: ignore[type-var]
+    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}  # type: ignore[arg-type]
+    return type(config)(**{key: cast(hints[key], value, f"{where}.{key}") for key, value in values.items()})
 
 
 def cast(hint: Any, value: Any, where: str) -> Any:
@@ -66,7 +65,7 @@ def cast(hint: Any, value: Any, where: str) -> Any:
             try:
                 return cast(candidate, value, where)
             except UserError as error:
-                if len(options) == 1 or (isinstance(value, dict) and typing.get_origin(candidate) is dict):
+                if len(options) == 1 or _meant(candidate, value):
                     raise error
         raise wrong(where, " or ".join(type_name(a) for a in options), value)
     if origin is Literal:
@@ -88,8 +87,15 @@ def cast(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, dict):
             raise wrong(where, "keys and values", value)
         kinds = args or (Any, Any)
-        return {cast(kinds[0], k, where): cast(kinds[1], v, f"{where}.{k}") for k, v in value.items()}
+        return {cast(kinds[0], k, where): cast(kinds[1], v, f"{where}.{one_line(str(k))}") for k, v in value.items()}
     return _scalar(hint, value, where)
+
+
+def _meant(hint: Any, value: Any) -> bool:
+    """Whether a value is of the shape that one of several types has: what is wrong is inside of it."""
+    if isinstance(value, (str, Path)):
+        return typing.get_origin(hint) is Annotated or hint is Path
+    return isinstance(value, (dict, list)) and typing.get_origin(hint) is type(value)
 
 
 def _scalar(hint: Any, value: Any, where: str) -> Any:
@@ -99,12 +105,10 @@ def _scalar(hint: Any, value: Any, where: str) -> Any:
     elif hint is int:
         if isinstance(value, int) and not isinstance(value, bool):
             return value
-        number = _number(value)
-        if number is not None and number.is_integer():
+        if (number := _number(value)) is not None and number.is_integer():
             return int(number)
     elif hint is float:
-        number = _number(value)
-        if number is not None:
+        if (number := _number(value)) is not None:
             return number
     elif hint is str:
         if isinstance(value, (str, int, float)) and not isinstance(value, bool):
@@ -128,6 +132,7 @@ def _number(value: Any) -> float | None:
 
 
 def type_name(hint: Any) -> str:
+    hint = Path if typing.get_origin(hint) is Annotated else hint
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
     return words.get(hint, getattr(hint, "__name__", str(hint)))
 
@@ -154,10 +159,7 @@ def explain(cls: type, indent: str = "  ") -> str:
             lines.append(f"{indent}{f.name}:  {f.metadata.get('doc', '')}")
             lines.append(explain(type(default), indent + "  "))
             continue
-        shown = (
-            "needed"
-            if default is dataclasses.MISSING
-            else f"{yaml.safe_dump(resolve(default), default_flow_style=True).splitlines()[0]}"
-        )
+        given = default is not dataclasses.MISSING
+        shown = yaml.safe_dump(resolve(default), default_flow_style=True).splitlines()[0] if given else "needed"
         lines.append(f"{indent}{f.name}={shown}  {f.metadata.get('doc', '')}".rstrip())
     return "\n".join(lines)

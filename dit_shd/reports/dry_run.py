@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dit_shd.core import places
+from dit_shd.core.config import checked
 from dit_shd.core.errors import UserError
 from dit_shd.models import loading
 from dit_shd.profiling import meta
@@ -17,6 +18,7 @@ from dit_shd.profiling.memory import Memory, step_memory
 from dit_shd.reports.tables import plain_table
 from dit_shd.training import checks
 from dit_shd.training.dry_run import Measurement, take_a_step
+from dit_shd.training.ema import too_slow
 
 if TYPE_CHECKING:
     from dit_shd.training.config import TrainConfig
@@ -34,9 +36,11 @@ def dry_run(config: "TrainConfig") -> str:
     Raises:
         UserError: a config that cannot work.
     """
+    config = checked(config, "train")
     checks.ranges(replace(config, dry_run=False))
     before = peak_memory(current_device())
     images = checks.micro_batch_size(config, int(os.environ.get("WORLD_SIZE", "1")))
+    checks.teaching(config, [p.build("losses", f"losses.{i}") for i, p in enumerate(config.losses)])
     student = meta.build(config.student, "student")
     teacher, there = _teacher(config)
     for role, model in (("student", student), ("teacher", teacher)):
@@ -59,6 +63,9 @@ def dry_run(config: "TrainConfig") -> str:
         _hours(config, operations, student, teacher),
         _memory(config, memory, measured, counted),
     ]
+    slow = too_slow(config.ema_rates, config.steps, config.ema_warmup)
+    if slow:
+        sections.append(slow)
     if teacher is not None and not there:
         sections.append(f"{config.teacher} is not there yet; the teacher was counted as estimate.teacher says.")
     return "\n\n".join(sections)
@@ -68,13 +75,11 @@ def _teacher(config: "TrainConfig") -> tuple[Any, bool]:
     """The teacher, and whether it is the real one: with its weights if it is there, else as estimate.teacher says."""
     source, stand_in = config.teacher, config.estimate.teacher
     if source is None:
-        if config.losses:
-            raise UserError("teacher: losses need a teacher, and none was given (losses: [] is plain training)")
         return None, False
     if stand_in is not None and not places.is_here(source, "model"):
         return meta.build(stand_in, "estimate.teacher"), False
     try:
-        return loading.load(source), True
+        return loading.load_conditional(source), True
     except UserError as error:
         hint = "to count without it, say what it will be: estimate.teacher='{name: mdt, size: B/2}'"
         raise UserError(f"teacher: {error}; {hint}") from error

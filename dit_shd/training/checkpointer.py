@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from dit_shd.core.distributed import on_main
 from dit_shd.core.errors import UserError
+from dit_shd.diffusion.class_names import Names, tell
 from dit_shd.models import export
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.nan_guard import Guard
@@ -23,9 +24,17 @@ class Saver:
     """
 
     def __init__(
-        self, config: TrainConfig, folder: RunFolder, state: RunState, guard: Guard, accelerator: "Accelerator"
+        self,
+        config: TrainConfig,
+        folder: RunFolder,
+        state: RunState,
+        guard: Guard,
+        accelerator: "Accelerator",
+        names: Names | None = None,
     ):
         self.config, self.folder, self.state, self.guard, self.accelerator = config, folder, state, guard, accelerator
+        self.names = names
+        """Of the classes that the student learns."""
         self.step = 0
         """The last that was saved."""
 
@@ -75,11 +84,13 @@ class Saver:
         for rate in self.state.averages.rates:
             folder = self.folder.student_of(rate, self.config)
             if again or export.exported_step(folder) != done:
-                export.export(averaged(self.config, tensors[average_file(rate)]), folder, self.config, done)
+                student = averaged(self.config, tensors[average_file(rate)], self.names)
+                export.export(student, folder, self.config, done, rate)
 
 
-def averaged(config: TrainConfig, tensors: dict[str, Tensor]) -> nn.Module:
-    """A student of its own with averaged weights."""
+def averaged(config: TrainConfig, tensors: dict[str, Tensor], names: Names | None) -> nn.Module:
+    """A student of its own with averaged weights, and the names of the classes it has seen."""
     student: Any = config.student.build("models", where="student")
+    tell(student, names)
     student.load_state_dict({k: v.cpu() for k, v in tensors.items()}, strict=False)
     return student.eval()

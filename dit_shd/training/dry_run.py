@@ -44,18 +44,18 @@ def take_a_step(config: "TrainConfig", teacher: Any, images: int, before: int) -
     schedule = Schedule.linear(config.diffusion_steps)
     distiller = Distiller(student, losses, schedule, config.min_snr_gamma).to(device)
     optimizer = optim.build(config.optimizer, [p for p in distiller.parameters() if p.requires_grad])
-    averages = Averages(student, config.ema_rates)
+    averages = Averages(student, config.ema_rates, config.ema_warmup)
     if teacher is not None:
         teacher = teacher.bfloat16() if config.teacher_precision == "bf16" else teacher
         teacher.eval().requires_grad_(False).to(device)
     seconds = 0.0
-    for _ in range(2):
+    for number in range(2):
         start = time.perf_counter()
         _step(config, distiller, teacher, _batches(config, student, schedule, images, device))
         nn.utils.clip_grad_norm_(distiller.parameters(), config.optimizer.clip or float("inf"))
         optimizer.step()
         optimizer.zero_grad()
-        averages.step(student)
+        averages.step(student, number)
         _finish(device)
         seconds = time.perf_counter() - start
     return Measurement(device.type, images, seconds, peak_memory(device) - before)

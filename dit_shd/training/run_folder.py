@@ -6,6 +6,7 @@ student/         EMA weights, diffusers format with a model card
 evaluations/     samples drawn during training   calibration.json   what losses found out before training (head plans)
 initialisation.json   which layers, heads and channels of the teacher the student began with
 bad_steps/       batches whose loss or gradient was not finite
+tracked.jsonl    what the tracker has been told, so that it is told once
 
 A checkpoint is a folder of safetensors files, state.json and manifest.json, which has the sha256 of each. It is
 written, synced and renamed; one that does not agree with its manifest is set aside for the one before. No pickles.
@@ -22,6 +23,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dit_shd.core.config import resolve
 from dit_shd.core.distributed import on_main
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import cannot_be_written, discard, mend, replacing, sync, write_text
@@ -31,7 +33,7 @@ from dit_shd.core.yaml_files import dump, read_yaml
 from dit_shd.training.checkpoint import MANIFEST, damage, flat, step_of, unflat
 
 CHANGEABLE = (
-    "run", "steps", "micro_batch_size", "compile", "gradient_checkpointing", "sharding", "log_every",
+    "run", "check_teacher", "steps", "micro_batch_size", "compile", "gradient_checkpointing", "sharding", "log_every",
     "checkpoint_every", "keep_checkpoints", "keep_every", "skip_bad_steps", "gradient_norms_every", "peak_tflops",
     "evaluation", "tracker", "dry_run", "estimate",
 )  # fmt: skip
@@ -61,15 +63,15 @@ class RunFolder:
         locks: list[Lock] = []
 
         def begin() -> None:
-            new = dump(config)
-            _check(path, new)
+            new, defaults = dump(config), resolve(type(config)())
+            _check(path, new, defaults)
             try:
                 path.mkdir(parents=True, exist_ok=True)
                 sync(path.parent)
             except OSError as error:
                 raise UserError(f"{path}: cannot be made a run folder ({error.strerror})") from error
             locks.append(Lock(path / LOCK, "dit-shd train"))
-            _check(path, new)  # again, now that nobody else can write
+            _check(path, new, defaults)  # again, now that nobody else can write
             for place in (path, path / "checkpoints"):
                 mend(place)
             write_text(path / "config.yaml", new)
@@ -224,10 +226,14 @@ def _step(line: str) -> int:
         return 2**62  # half a line from a kill
 
 
-def _check(path: Path, new: str) -> None:
-    """Refuse a folder that holds another config, or something that is not a run."""
+def _check(path: Path, new: str, defaults: dict[str, Any]) -> None:
+    """Refuse a folder that holds another config, or something that is not a run.
+
+    Args:
+        defaults: of keys that the version which began the run did not know.
+    """
     if (path / "config.yaml").exists():
-        check_same(path, read_yaml(path / "config.yaml"), new)
+        check_same(path, {**defaults, **read_yaml(path / "config.yaml")}, new)
     elif path.exists() and (not path.is_dir() or any(not file.name.startswith(BEGUN) for file in path.iterdir())):
         raise UserError(f"{path}: exists and is not a run folder; choose another run=FOLDER")
 

@@ -6,7 +6,8 @@ cannot be had is a BrokenImage (it is counted and skipped), a source that cannot
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -38,12 +39,12 @@ class BrokenImage(ValueError):
 class ImageSource(ABC):
     """Images with a class each.
 
-    labels: int64 [n]; classes: their names; note: what a user should know of it.
+    labels: int64 [n]; classes: their names; notes: what a user should know of it.
     """
 
     labels: np.ndarray
     classes: tuple[str, ...]
-    note: str = ""
+    notes: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -63,6 +64,42 @@ class ImageSource(ABC):
     @abstractmethod
     def sha256(self) -> str:
         """Tells this source from another by names, sizes and labels; contents are not read."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a user says of the images beside where they are; None: what is usual.
+
+    split, subset: of several; image_column, label_column: of tables (and label files); follow_links: of a folder's
+    links that lead out of it.
+    """
+
+    split: str | None = None
+    subset: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    follow_links: bool = False
+
+
+def open_folder(path: Path, text: str, asked: Asked) -> ImageSource:
+    """Tables with a column of images win over pictures beside them, and pictures over other tables; both are told."""
+    from dit_shd.data.sources import folder, parquet, splits
+    from dit_shd.data.sources.listing import counted, scan
+
+    found = scan(path, asked.follow_links)
+    tables = parquet.tables_of(found, asked.image_column)
+    if tables:
+        chosen, notes = splits.tables_of_split(tables, path, asked.split, asked.subset, text)
+        source = parquet.ParquetImages([path / file for file in chosen], text, asked)
+        if found.images:
+            notes.append(f"left out: {counted(found.images)} images beside tables")
+        source.notes = [*source.notes, *notes, *found.notes(tables)]
+        return source
+    if not found.images:
+        raise UserError(f"images: wanted images or Parquet files in '{text}', found none ({found.told()})")
+    if asked.subset is not None:
+        raise UserError(f"subset: wanted none for a folder of images, '{text}', found {asked.subset}")
+    return folder.FolderImages(found, asked.split, asked.label_column)
 
 
 class Forward(Generic[T]):
@@ -112,3 +149,7 @@ def checked_labels(labels: np.ndarray, names: tuple[str, ...] | None, where: str
         wanted = f"0 to {len(names) - 1}" if names is not None else "from 0 to a million"
         raise UserError(f"images: '{where}': wanted labels {wanted}, found {low} to {high}; is this split labelled?")
     return labels.astype(np.int64), names if names is not None else tuple(map(str, range(high + 1)))
+
+
+def needs(package: str) -> UserError:
+    return UserError(f'images: such data needs the package {package}; install it by: pip install "dit_shd[encode]"')
