@@ -104,13 +104,19 @@ def choose_weights(names: Iterable[str], where: str, variant: str | None = None)
         UserError: none, or several variants.
     """
     found: dict[tuple[str, bool], list[str]] = {}
-    for name in sorted(names):
+    names = sorted(names)
+    for name in names:
         match = WEIGHTS.fullmatch(name)
         if match:
             found.setdefault((match["variant"] or "", match["kind"] == "safetensors"), []).append(name)
     variants = sorted({key[0] for key in found})
     if not variants:
-        raise UserError(f"{where}: holds no weights, wanted diffusion_pytorch_model.safetensors beside its config.json")
+        others = ", ".join(
+            name for name in names if name.endswith((".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".sft"))
+        )
+        raise UserError(
+            f"{where}: wanted diffusion_pytorch_model.safetensors beside config.json, found {others or 'no weights'}"
+        )
     wanted = variant or ("" if "" in variants or len(variants) > 1 else variants[0])
     if wanted not in variants:
         files = [found[key][0] for key in sorted(found)]

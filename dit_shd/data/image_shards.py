@@ -15,6 +15,7 @@ import numpy as np
 
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import replacing_file
+from dit_shd.core.places import expanded
 from dit_shd.core.resumable import read_settings
 
 
@@ -41,7 +42,7 @@ def open_shards(folder: Path) -> Shards:
     Raises:
         UserError: not such a folder, nothing in it yet, or a half-written shard. Iterating raises it for a damaged one.
     """
-    folder = Path(folder)
+    folder = Path(expanded(folder))
     settings = read_settings(folder)
     if settings is None:
         raise UserError(f"{folder}: wanted a folder of shards (NAME.npz.parts, which dit-shd sample makes)")

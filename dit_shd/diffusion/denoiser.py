@@ -10,6 +10,13 @@ NO_LABEL = -1
 """Stands for "no class" in labels; each model has its own number for that."""
 
 
+def known_classes(model: nn.Module) -> list[int]:
+    """The classes that a model has learned: those that its config names, or all."""
+    config: Any = model.config
+    names = config.get("class_names")
+    return [i for i in range(classes_of(model)) if names is None or (i < len(names) and names[i] is not None)]
+
+
 @dataclass(frozen=True)
 class Denoiser:
     """A class-conditional model, ours or of diffusers: all are called alike."""

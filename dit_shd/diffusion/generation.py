@@ -15,7 +15,7 @@ import numpy as np
 from torch import nn
 
 from dit_shd.core import hashing
-from dit_shd.core.config import resolve
+from dit_shd.core.config import checked, resolve
 from dit_shd.core.distributed import joined, launched, on_main
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import replacing_file
@@ -25,7 +25,7 @@ from dit_shd.data.autoencoder import Decoder
 from dit_shd.data.image_shards import merge, open_shards, read_shard, shard_file, shard_files, write_shard
 from dit_shd.data.pixels import grid
 from dit_shd.diffusion import sampler
-from dit_shd.diffusion.denoiser import classes_of
+from dit_shd.diffusion.denoiser import known_classes
 from dit_shd.diffusion.sample_config import SampleConfig
 from dit_shd.diffusion.sampler import batches, draw, label_plan, load_decoder, prepared
 from dit_shd.models import loading
@@ -48,14 +48,14 @@ def sample_to_file(config: SampleConfig, model: nn.Module | None = None) -> Path
     Raises:
         UserError: the npz is there already (and no force), or shards of other settings or of another model are.
     """
-    config = sampler.of_run(config)
+    config = sampler.of_run(checked(config, "sample"))
     config.check()
     out = output_path(config)
     state = joined()
     launched(state.num_processes)
     folder = out.with_name(out.name + ".parts")
     on_main(lambda: _refuse_existing(folder, out, config.force))
-    network = (loading.load(config.run) if model is None else model).eval().to(state.device)  # type: ignore[arg-type]
+    network = (loading.load_conditional(config.run) if model is None else model).eval().to(state.device)  # type: ignore[arg-type]
     decode = load_decoder(config, network)
     told = {**settings(config), "model_sha256": hashing.sha256_of_tensors(network), "vae_sha256": decode.digest}
     with locked(lock_file(out), "dit-shd sample"):
@@ -116,7 +116,7 @@ def _draw_missing(state: Any, config: SampleConfig, model: Any, decode: Decoder,
         return sum(min(config.batch_size, config.count - first) for first in firsts)
 
     missing = share_of_missing(state, list(batches(config)), file_of, _check_shard)
-    classes = classes_of(model)
+    classes = known_classes(model)
     with Progress("sampling", config.count, finished, shown=state.is_main_process) as progress:
         for indices in missing:
             labels = label_plan(config, classes, indices)

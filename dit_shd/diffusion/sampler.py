@@ -21,30 +21,46 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.yaml_files import read_yaml
 from dit_shd.data.autoencoder import Decoder
 from dit_shd.data.pixels import to_uint8
-from dit_shd.diffusion.denoiser import classes_of
+from dit_shd.diffusion.denoiser import classes_of, known_classes
 from dit_shd.diffusion.guidance import Guided
 from dit_shd.diffusion.sample_config import SampleConfig
 from dit_shd.diffusion.solvers import denoise
+from dit_shd.models import loading
 from dit_shd.models.families.mdt import kept_biases
 
 
 def sample(
-    model: nn.Module, count: int, labels: Sequence[int] | str = "random", **options: Any
+    model: nn.Module | str | Path, count: int, labels: Sequence[int] | str = "random", **options: Any
 ) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 [count,y,x,c] and their labels int64 [count].
 
     Args:
+        model: itself, or what names one, as `dit-shd sample` takes it.
         labels: the class of each image, or how to choose it (random or balanced).
         options: any key of SampleConfig (steps, guidance, seed, batch_size, vae, ...).
     """
     policy = labels if isinstance(labels, str) else "random"
-    config = make(SampleConfig, {**options, "count": count, "labels": policy}, "sample")
+    named = {"run": str(model)} if isinstance(model, (str, Path)) else {}
+    config = make(SampleConfig, {**options, "count": count, "labels": policy, **named}, "sample")
+    if isinstance(model, (str, Path)):
+        config, model = of_run(config), loading.load_conditional(model).eval()
+        if torch.accelerator.is_available():
+            model.to(torch.accelerator.current_accelerator())  # type: ignore[arg-type]
+    elif not isinstance(model, nn.Module):
+        raise UserError(f"model: wanted a model or the name of one, found {type(model).__name__}")
+    reason = loading.why_not_conditional(model)
+    if reason is not None:
+        raise UserError(f"model: {reason}")
     config.check()
-    plan = label_plan(config, classes_of(model), range(count)) if isinstance(labels, str) else np.asarray(labels, int)
+    known = known_classes(model)
+    plan = label_plan(config, known, range(count)) if isinstance(labels, str) else np.asarray(labels, int)
     if plan.shape != (count,):
         raise UserError(f"labels: wanted {count}, one for each image, found {plan.shape}")
     if plan.min() < 0 or plan.max() >= classes_of(model):
         raise UserError(f"labels: wanted classes 0 to {classes_of(model) - 1}, found {plan.min()} to {plan.max()}")
+    unseen = sorted(set(plan.tolist()) - set(known))
+    if unseen:
+        raise UserError(f"labels: the model's training never saw class {unseen[0]}; it saw {_shortly(known)}")
     decode, network = load_decoder(config, model), prepared(model, config)
     parts = [draw(network, config, indices, plan[indices], decode) for indices in batches(config)]
     return np.concatenate(parts), plan
@@ -55,12 +71,17 @@ def batches(config: SampleConfig) -> Iterator[range]:
     return (range(i, min(i + config.batch_size, config.count)) for i in range(0, config.count, config.batch_size))
 
 
-def label_plan(config: SampleConfig, classes: int, indices: Sequence[int]) -> np.ndarray:
-    """The classes of some images, int64 [b]: a function of the seed and the image's number."""
+def label_plan(config: SampleConfig, classes: Sequence[int], indices: Sequence[int]) -> np.ndarray:
+    """The classes of some images among those given, int64 [b]: a function of the seed and the image's number."""
     if config.labels == "balanced":
-        return np.asarray(indices, dtype=np.int64) % classes
-    draws = [int(rng.stream(config.seed, "sample label", 0, i).integers(classes)) for i in indices]
-    return np.array(draws, dtype=np.int64)
+        places = np.asarray(indices, dtype=np.int64) % len(classes)
+    else:
+        places = [int(rng.stream(config.seed, "sample label", 0, i).integers(len(classes))) for i in indices]
+    return np.asarray(classes, dtype=np.int64)[places]
+
+
+def _shortly(classes: Sequence[int]) -> str:
+    return ", ".join(map(str, classes[:10])) + (", ..." if len(classes) > 10 else "")
 
 
 def prepared(model: nn.Module, config: SampleConfig) -> nn.Module:

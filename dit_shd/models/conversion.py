@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 
 from dit_shd.core import hashing
-from dit_shd.core.config import option
+from dit_shd.core.config import checked, option
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import replacing_file
 from dit_shd.core.places import MODEL, HubName, Place, find
@@ -71,6 +71,7 @@ def convert(config: ConvertConfig) -> Converted:
     Raises:
         UserError: nothing to read, nothing of ours, something in the way; nothing has been written then.
     """
+    config = checked(config, "convert")
     config.check()
     model, note = _read(config)
     bad = [name for name, tensor in model.state_dict().items() if not bool(torch.isfinite(tensor).all())]
@@ -122,7 +123,7 @@ def _read(config: ConvertConfig) -> tuple[LatentTransformer, list[str]]:
     if isinstance(found, DiTTransformer2DModel):
         return DiT.from_public(public_state(found), own.num_attention_heads), [NOTE]
     raise UserError(
-        f"{config.source}: {type(found).__name__} is no DiT or MDTv2; it can be a teacher as it is (teacher=FOLDER)"
+        f"{config.source}: holds {type(found).__name__}; wanted MDTv2, DiT or diffusers' DiTTransformer2DModel"
     )
 
 

@@ -1,6 +1,7 @@
 """What a training config must be like, said before anything is written."""
 
 import inspect
+import logging
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +17,8 @@ from dit_shd.diffusion.schedule import Schedule
 from dit_shd.distillation.initialisation import initialise
 from dit_shd.distillation.losses import Loss
 from dit_shd.training.config import TrainConfig
+
+_log = logging.getLogger("dit_shd")
 
 
 def ranges(config: TrainConfig) -> None:
@@ -65,6 +68,38 @@ def _tracker(name: str) -> None:
         )
 
 
+def teaching(config: TrainConfig, losses: Sequence[Loss]) -> None:
+    """A teacher where one is needed, and a use for one that was given; a use that trains nothing is said.
+
+    Raises:
+        UserError: losses without a teacher, or a teacher that nothing would look at.
+    """
+    names = ", ".join(plugin.name for plugin in config.losses)
+    if config.teacher is None:
+        if losses:
+            raise UserError(
+                f"teacher: losses need a teacher, and none was given (losses: [] is plain training); found {names}"
+            )
+        return
+    if config.initialisation.weights == "teacher":  # that is a use; it is loaded for it whatever comes after
+        return
+    plain = "teacher=null is plain training, initialisation.weights=teacher takes its weights to begin with"
+    if not losses:
+        raise UserError(
+            f"teacher: {config.teacher} was given, but losses is empty, so nothing would be learned from it; name some "
+            f"(losses='[{{name: output}}]'); {plain}"
+        )
+    if not any(loss.needs_output or loss.needs_captures for loss in losses):
+        raise UserError(f"teacher: {config.teacher} was given, but no loss looks at it ({names}); {plain}")
+    if all(loss.heaviest(config.steps) == 0 for loss in losses) and int(os.environ.get("RANK", "0")) == 0:
+        _log.warning(
+            "losses: the weights are 0 in all %d steps (%s), so nothing is learned from the teacher; its terms are "
+            "only logged",
+            config.steps,
+            names,
+        )
+
+
 def fit(
     config: TrainConfig,
     dataset: Dataset,
@@ -80,7 +115,7 @@ def fit(
         shape = (own.in_channels, own.sample_size, own.sample_size)
         if shape != tuple(dataset.shape):
             raise UserError(f"{role}: takes latents of shape {shape}, the data's are {tuple(dataset.shape)}")
-        classes = getattr(own, "num_classes", dataset.classes)
+        classes = own.get("num_classes", own.get("num_embeds_ada_norm", dataset.classes))
         if classes < dataset.classes:
             raise UserError(f"{role}: knows {classes} classes, the data has {dataset.classes}")
         masked_pass(config, role, model)

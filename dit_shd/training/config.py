@@ -1,5 +1,6 @@
 """What a training run is told: every key with its default and its meaning."""
 
+import inspect
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -7,9 +8,11 @@ from typing import Literal
 from dit_shd.core.config import option
 from dit_shd.core.places import MODEL, Place
 from dit_shd.core.plugins import Plugin
+from dit_shd.core.yaml_files import read_yaml
 from dit_shd.data.datasets import DATASETS
 from dit_shd.distillation.initialisation.initialise import Initialisation
 from dit_shd.distillation.losses import LOSSES
+from dit_shd.models.families import FAMILIES
 from dit_shd.profiling.estimate import EstimateConfig
 from dit_shd.training.optim import OptimizerConfig
 from dit_shd.training.validation import EvaluationConfig
@@ -21,9 +24,14 @@ class TrainConfig:
 
     run: Path = option(Path("runs/train"), "the run folder; the same command again resumes it", resumable=True)
     data: Plugin = option(Plugin("digits"), "dataset: {name: digits | npz, ...}")
-    student: Plugin = option(Plugin("mdt"), "model to train: {name: mdt, size: S/2, ...}")
+    student: Plugin = option(
+        Plugin("mdt"), "model to train: {name: mdt, size: S/2, ...}; num_classes is the data's if not given"
+    )
     teacher: Place | None = option(None, MODEL)
     teacher_precision: Literal["no", "bf16"] = option("no", "hold and run the teacher in bfloat16; maps stay float32")
+    check_teacher: Literal["refuse", "warn", "no"] = option(
+        "refuse", "what to do with a teacher that predicts no better than a line does, or no better for its labels"
+    )
     losses: list[Plugin] = option([], "distillation terms: [{name: shd, weight: 2}, {name: output}]")
     initialisation: Initialisation = option(Initialisation(), "how a new run's student begins")
     seed: int = option(0, "every random draw is a function of it", range=(0, 2**63 - 1))
@@ -39,7 +47,8 @@ class TrainConfig:
     ema: float | list[float] = option(
         0.9999, "decay of the weight average; of several the first is sampled from", range=(0, 1)
     )
-    diffusion_steps: int = option(1000, "steps of the linear noise schedule")
+    ema_warmup: bool = option(False, "begin with short averages: rate min(ema, (1 + n) / (10 + n)) at step n")
+    diffusion_steps: int = option(1000, "steps of the linear noise schedule, 21 or more")
     min_snr_gamma: float | None = option(
         5.0, "weight min(SNR, gamma)/SNR of the noise error; empty for none", range=(0, 1e6)
     )
@@ -96,6 +105,21 @@ class TrainConfig:
     @property
     def ema_rates(self) -> tuple[float, ...]:
         return tuple(self.ema) if isinstance(self.ema, list) else (self.ema,)
+
+
+def sized(config: TrainConfig, classes: int) -> TrainConfig:
+    """The config with the data's number of classes for a student of which nothing else is said.
+
+    A run that began before this was so keeps its family's default.
+    """
+    family, options = FAMILIES.find(config.student.name), config.student.options
+    if "num_classes" in options or "num_classes" not in inspect.signature(family).parameters:
+        return config
+    file = config.run / "config.yaml"
+    begun = read_yaml(file).get("student") if file.is_file() else None
+    if isinstance(begun, dict) and begun.get("name") == config.student.name and "num_classes" not in begun:
+        return config
+    return replace(config, student=Plugin(config.student.name, {**options, "num_classes": classes}))
 
 
 def resolved(config: TrainConfig) -> TrainConfig:

@@ -4,6 +4,7 @@ for step in train(config):
     print(step.number, step.metrics["loss"])
 """
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dit_shd.core import dtensor
-from dit_shd.core.config import resumable_keys
+from dit_shd.core.config import checked, resolve, resumable_keys
 from dit_shd.core.distributed import joining, on_main
 from dit_shd.core.dtensor import whole_tree
 from dit_shd.core.errors import UserError
@@ -21,6 +22,8 @@ from dit_shd.core.prefetch import ahead
 from dit_shd.core.signals import Stop
 from dit_shd.core.yaml_files import dump
 from dit_shd.data.datasets import DATASETS
+from dit_shd.diffusion import class_names
+from dit_shd.diffusion.denoiser import classes_of
 from dit_shd.diffusion.schedule import Schedule
 from dit_shd.distillation import calibration
 from dit_shd.distillation.distiller import Distiller
@@ -31,22 +34,24 @@ from dit_shd.profiling.flops import step_operations
 from dit_shd.profiling.hardware import known_peak
 from dit_shd.profiling.throughput import Meter
 from dit_shd.tasks.diffusion import Batch, BatchSource, PassName
-from dit_shd.training import checks, fsdp, nan_guard, optim, setup
+from dit_shd.training import checks, fsdp, nan_guard, optim, setup, teacher_check
 from dit_shd.training.checkpointer import Saver, averaged
 from dit_shd.training.compilation import compile_blocks
-from dit_shd.training.config import TrainConfig, resolved
+from dit_shd.training.config import TrainConfig, resolved, sized
 from dit_shd.training.dry_run import step_shape
-from dit_shd.training.ema import Averages
+from dit_shd.training.ema import Averages, too_slow
 from dit_shd.training.gradient_norms import gradient_norms
 from dit_shd.training.nan_guard import Finding, Guard
 from dit_shd.training.run_folder import RunFolder
 from dit_shd.training.state import RunState
+from dit_shd.training.tracker import Tracker
 from dit_shd.training.validation import Monitor
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
+_log = logging.getLogger("dit_shd")
 PATIENCE = timedelta(hours=3)
 """How long processes wait for the main one, which may be scoring or saving; NCCL's own is 10 minutes."""
 
@@ -77,15 +82,19 @@ class Trainer:
     """Everything one run holds; see run_steps for the loop."""
 
     def __init__(self, config: TrainConfig):
+        config = checked(config, "train")
         checks.ranges(config)
         self.config = config = resolved(config)
         torch.manual_seed(config.seed)
         self.schedule = Schedule.linear(config.diffusion_steps)
         dataset = DATASETS.build(config.data, "data")
+        self.config = config = sized(config, dataset.classes)
         student = FAMILIES.build(config.student, "student")
         losses = [LOSSES.build(p, f"losses.{i}") for i, p in enumerate(config.losses)]
+        checks.teaching(config, losses)
         self.teacher = _teacher(config)
         checks.fit(config, dataset, losses, student, self.teacher)
+        self.names = class_names.learned(dataset, classes_of(student))
         self.source = BatchSource(
             dataset=dataset,
             schedule=self.schedule,
@@ -100,11 +109,16 @@ class Trainer:
         self._try_out(distiller)
         self.accelerator = accelerator = _accelerator(config)
         self.micro_batch_size = checks.micro_batch_size(config, accelerator.num_processes)
-        self.folder = RunFolder.open(config.run, dump(config), resumable_keys(TrainConfig))
-        if config.tracker:
-            accelerator.init_trackers("dit_shd")
+        slow = too_slow(config.ema_rates, config.steps, config.ema_warmup)
+        if slow and accelerator.is_main_process:
+            _log.warning(slow)
+        if accelerator.is_main_process:
+            class_names.say_fewer(dataset, classes_of(student))
+        teacher_check.settle(config, self.teacher, self.source, accelerator)
+        self.folder = RunFolder.open(config.run, dump(config), resumable_keys(TrainConfig), resolve(TrainConfig()))
+        self.tracker = Tracker(config, self.folder, accelerator)
         self._place(distiller)
-        self.averages = Averages(self.student, config.ema_rates)
+        self.averages = Averages(self.student, config.ema_rates, config.ema_warmup)
         self.state = RunState(
             accelerator.unwrap_model(self.distiller), self.optimizer, self.averages, accelerator.scaler
         )
@@ -112,7 +126,7 @@ class Trainer:
         self.guard = Guard(config.run, accelerator, config.skip_bad_steps)
         self.stop = Stop()
         """Ask it, and the loop ends after its step, saved; the command line lets signals ask."""
-        self.saver = Saver(config, self.folder, self.state, self.guard, accelerator)
+        self.saver = Saver(config, self.folder, self.state, self.guard, accelerator, self.names)
         self.first_step = self.saver.resume()
         if on_main(lambda: self.monitor.missing(self.first_step, self.folder.rows("evaluations.jsonl"))):
             self._evaluate(self.first_step)  # a kill came before it
@@ -231,7 +245,7 @@ class Trainer:
         good = self.guard.finite(metrics["loss"], metrics["grad_norm"])
         if good:
             self.optimizer.step()
-            self.averages.step(self.student)
+            self.averages.step(self.student, number)
         elif (error := self._leave_out(number)) is not None:
             self.saver.save(number)
             raise error
@@ -265,8 +279,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.folder.log("metrics.jsonl", numbers)
             self.folder.log("timing.jsonl", {"step": done, **meter.row()})
-        if self.config.tracker:
-            self.accelerator.log({k: v for k, v in numbers.items() if k != "step"}, step=done)
+        self.tracker.log("training", {k: v for k, v in numbers.items() if k != "step"}, done)
         return numbers
 
     def _meter(self) -> Meter:
@@ -280,12 +293,11 @@ class Trainer:
 
     def _evaluate(self, done: int) -> None:
         """Samples of the averaged student, and their figures."""
-        student = averaged(self.config, whole_tree(self.averages.tensors()))
+        student = averaged(self.config, whole_tree(self.averages.tensors()), self.names)
         figures = self.monitor.look(student, done)
         if figures is not None:
             self.folder.log("evaluations.jsonl", {"step": done, **figures})
-        if figures is not None and self.config.tracker:
-            self.accelerator.log({f"evaluation/{k}": v for k, v in figures.items()}, step=done)
+            self.tracker.log("evaluation", {f"evaluation/{k}": v for k, v in figures.items()}, done)
         self.accelerator.wait_for_everyone()
 
     def _first_batches(self, distiller: Distiller) -> Iterator[calibration.Passes]:
@@ -322,9 +334,7 @@ def _accelerator(config: TrainConfig) -> "Accelerator":
 
 
 def _teacher(config: TrainConfig) -> nn.Module | None:
-    if config.losses and config.teacher is None:
-        raise UserError("teacher: losses need a teacher, and none was given (losses: [] is plain training)")
     if config.teacher is None:
         return None
-    teacher = loading.load(config.teacher).eval().requires_grad_(False)
+    teacher = loading.load_conditional(config.teacher).eval().requires_grad_(False)
     return teacher.bfloat16() if config.teacher_precision == "bf16" else teacher

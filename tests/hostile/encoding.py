@@ -18,6 +18,7 @@ from pyarrow import parquet
 from dit_shd.core.config import make
 from dit_shd.data.datasets.latents import Latents
 from dit_shd.data.encoding import EncodeConfig, encode_to_shards
+from dit_shd.data.open_images import open_images
 
 from . import Class
 from .damage import WEIRD, bend_file, bent_bytes, bent_values, exploit
@@ -144,8 +145,65 @@ def tables(draw: random.Random, folder: Path) -> object:
     return encoded(folder / "set.parquet", folder / "l")
 
 
+def layouts(draw: random.Random, folder: Path) -> object:
+    """Folders as others lay them out: label files and READMEs that lie, splits, links, names that are hard to print."""
+    root = folder / "set"
+    names = draw.choice([("train", "val"), ("01", "1"), ("__MACOSX", "a"), ("\udcff", "b\n\x1b[2J"), ("x" * 200, "y")])
+    for name in names:
+        (root / name).mkdir(parents=True, exist_ok=True)
+        (root / name / draw.choice(["0.png", "._0.png", "\udcfe.png", "0.JFIF", "0.tiff"])).write_bytes(picture(draw))
+    how = draw.randrange(5)
+    label: object = draw.choice([0, -1, 2**70, 1e300, "", "a", None, [0, 1], {}, True])
+    file = draw.choice([f"{names[0]}/0.png", "../../etc/passwd", "\x00", "", "/", f"{names[0]}\\0.png"])
+    if how == 0:
+        told = draw.choice([{"labels": [[file, label]]}, {"labels": {file: label}}, {"labels": label}, [], 3])
+        (root / "dataset.json").write_text(draw.choice([json.dumps(told), "[" * 9999, '{"labels": ']))
+    elif how == 1:
+        row = {"file_name": file, "label": label}
+        (root / "metadata.jsonl").write_text(draw.choice([json.dumps(row), json.dumps([row]), "{" * 999]))
+        if draw.random() < 0.3:
+            bend_file(draw, root / "metadata.jsonl")
+    elif how == 2:
+        text = draw.choice(["file_name,label\n0.png", "file_name\n\x00", 'file_name,label\n"0.png', "", "a" * 2**18])
+        (root / "metadata.csv").write_bytes(draw.choice([text.encode(), draw.randbytes(99), exploit()]))
+    elif how == 3:
+        (root / names[0] / "up").symlink_to(draw.choice(["..", ".", str(root), "../.."]))
+    else:
+        shutil.rmtree(root)
+        for part in draw.choice([("train", "test"), ("a/train", "b/train"), ("[x]/train", "*"), ("a::b", "c://d")]):
+            (root / part).mkdir(parents=True, exist_ok=True)
+            parquet.write_table(pyarrow.table({"image": [picture(draw)]}), root / part / "0.parquet")
+        paths = ["https://0.0.0.0/x", "/etc/*", "../*", "**", {}, None, 3, [[]], "hf://datasets/x"]
+        config: object = draw.choice([{"config_name": draw.choice(WEIRD), "data_files": draw.choice(paths)}, 3, None])
+        head = draw.choice(
+            [json.dumps({"configs": [config] * draw.randrange(3)}), "a: &a [*a]", "!!python/name:os.system", "{"]
+        )
+        (root / "README.md").write_text(f"---\n{head}\n---\n")
+    split, subset = draw.choice([None, "train", "val", "../x"]), draw.choice([None, "*", "a"]) if how == 4 else None
+    if draw.random() < 0.3 and how < 4:
+        return [batch.shape for batch in open_images(str(root), "samples").batches(2)]
+    return encoded(root, folder / "l", split=split, subset=subset, follow_links=how == 3 and draw.random() < 0.2)
+
+
+def numbers(draw: random.Random, folder: Path) -> object:
+    """Numbers of the user's choice for classes: of strangers, twice, out of range, no numbers; names of any kind."""
+    names = ["a", draw.choice(["b", "3", "b\n", "\udcff", "n01440764"])]
+    for name in names:
+        (folder / "set" / name).mkdir(parents=True)
+        (folder / "set" / name / "0.png").write_bytes(picture(draw))
+    chosen = draw.choice([0, 1, 3, 3, *WEIRD, -1, 2**20, 2**63, 1.5])
+    classes = draw.choice([{names[0]: 1, names[1]: chosen}, {names[0]: chosen}, {"x": 0}, {}, chosen, [0, 1]])
+    return Latents(encoded(folder / "set", folder / "l", classes=classes)).class_names
+
+
 CLASSES = [
     Class("latent shards", "damaged shards, headers and an index that lie; training, encode", 50, shards),
     Class("images to encode", "broken, bombs, links, pipes, odd names; encode", 40, class_folders),
+    Class(
+        "layouts of data", "label files and READMEs that lie, splits, links, odd names; encode, samples", 120, layouts
+    ),
+    Class(
+        "numbers of classes", "of strangers, twice, out of range, no numbers, odd names; encode classes=", 40, numbers
+    ),
     Class("tables to encode", "npz and Parquet: damaged, other types, paths in cells, zeros; encode", 40, tables),
 ]

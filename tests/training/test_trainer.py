@@ -190,7 +190,8 @@ def test_shd_in_the_masked_pass(values):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"teacher": None}, "losses need a teacher"),
+        ({"teacher": None}, r"losses need a teacher, .*; found output, shd"),
+        ({"losses": []}, "was given, but losses is empty, so nothing would be learned from it"),
         ({"teacher": "nowhere"}, "wanted a run folder"),
         ({"teacher": "asset:nobody"}, "no such model"),
         ({"steps": 0}, "steps: wanted a number from 1"),

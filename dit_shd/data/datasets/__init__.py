@@ -15,6 +15,8 @@ class Dataset(ABC):
 
     classes: int
     """Number of classes; label `classes` means no label."""
+    class_names: tuple[str, ...] | None = None
+    """Of each class; None: they have none but their numbers, "": this one has none."""
     shape: tuple[int, int, int]
     """(c, y, x) of one latent."""
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dit_shd.core import rng
 from dit_shd.core.errors import UserError
+from dit_shd.core.places import expanded
 from dit_shd.data.datasets import Dataset
 
 UNFOLDS = 100
@@ -25,6 +26,7 @@ class Npz(Dataset):
     """
 
     def __init__(self, path: Path, flip: bool = False):
+        path = Path(expanded(path))
         self._path, self._flip = path, flip
         array, labels = _read(path)
         if array.dtype == np.uint8 and array.ndim == 4:

@@ -1,13 +1,14 @@
 """Squeezing-Heads Distillation (arXiv 2502.07436): the student's attention maps follow the squeezed teacher's."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from dit_shd.attention.capture import Capture, Captures
+from dit_shd.attention.capture import Capture, Captures, one_layer
+from dit_shd.attention.recording.attach import Capturing
 from dit_shd.attention.tiles import CHUNK_MIB
 from dit_shd.core import rng
 from dit_shd.core.errors import UserError
@@ -114,9 +115,8 @@ class SHD(Loss):
         Raises:
             UserError: no captures, more student heads than teacher heads, other token counts, layers that do not map.
         """
-        for role, captures in (("teacher", teacher), ("student", student)):
-            if not captures:
-                raise UserError(f"SHD: the {role}'s captures are empty; run it inside `with capture({role})` first")
+        _given("teacher", teacher)
+        _given("student", student)
         heard = self.listener(list(teacher), student, batch)
         for name, capture in teacher.items():
             heard(name, capture)
@@ -152,6 +152,8 @@ class SHD(Loss):
         return total
 
     def calibrate(self, teacher: Captures, student: Captures) -> None:
+        _given("teacher", teacher)
+        _given("student", student)
         for ours, theirs in layer_map(list(teacher), list(student), self.layers).items():
             fits(ours, student[ours], theirs, teacher[theirs])
             similarity, _ = self._similarities.get(ours, (MapSimilarity(self.chunk_mib), 0))
@@ -201,6 +203,11 @@ class Layers(Listener):
     def _layer(self, ours: str, s: Capture, theirs: str, t: Capture) -> Tensor:
         loss = self.loss
         fits(ours, s, theirs, t)
+        if _same(s.query, t.query):
+            raise UserError(
+                f"SHD: {ours} of the student and {theirs} of the teacher are captures of one and the same forward, so "
+                "nothing is to be learned; of one model, capture its forward as a teacher first, then the student's"
+            )
         if loss.rows < 1:
             rows = self._rows(ours, t.shape[2]).to(t.query.device)
             s, t = s.select(rows), t.select(rows)
@@ -245,6 +252,24 @@ class Layers(Listener):
         values = [self.values[ours] for ours in self.pairs]
         b = math.gcd(*(len(value) for value in values))  # a video's layers see b x frames or b x places samples
         return Term(torch.stack([value.view(b, -1).mean(1) for value in values]).sum(0), logs)
+
+
+def _same(ours: Tensor, theirs: Tensor) -> bool:
+    """Whether these are one tensor, and not one and its detached self, which somebody meant."""
+    one = ours.data_ptr() == theirs.data_ptr() and ours.device.type != "meta"
+    return one and ours.requires_grad == theirs.requires_grad
+
+
+def _given(role: str, captures: Any) -> None:
+    """Refuse what is no captures of a forward."""
+    first = f"run it inside `with capture({role}) as captures` and give those"
+    if not isinstance(captures, (Mapping, Capturing)):  # the second one says itself what to do
+        raise UserError(f"SHD: wanted the {role}'s captures, found {type(captures).__name__}; {first}")
+    layers = dict(captures.items())
+    if not layers:
+        raise UserError(f"SHD: the {role}'s captures are empty; {first}")
+    for name, capture in layers.items():
+        one_layer(capture, f"SHD: the {role}'s captures: {name}")
 
 
 def _not_finite(s: Capture) -> Tensor:
