@@ -12,15 +12,15 @@ from runs import run
 
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
-from dit_shd.data.datasets import Dataset
+from dit_shd.data.datasets import DATASETS, Dataset
 from dit_shd.data.datasets.latents import Latents
 from dit_shd.data.encoding import encode_to_shards
 from dit_shd.data.latent_shards import open_tensors, shard_files
 from dit_shd.diffusion.class_names import compare, learned
+from dit_shd.diffusion.denoiser import known_classes
 from dit_shd.diffusion.generation import sample_to_file
 from dit_shd.diffusion.sample_config import SampleConfig
 from dit_shd.diffusion.sampler import sample
-from dit_shd.diffusion.denoiser import known_classes
 from dit_shd.models import loading
 from dit_shd.models.families import mdt
 from dit_shd.models.families.dit import DiT
@@ -231,7 +231,7 @@ def test_imagenet_by_its_wordnet_ids():
 
 def test_the_digits_teacher_has_names():
     assert list(loading.load("asset:digits_teacher").config.class_names) == DIGITS
-    assert learned(Plugin("digits").build("data"), 10) == DIGITS
+    assert learned(DATASETS.build(Plugin("digits")), 10) == DIGITS
 
 
 @pytest.mark.parametrize("choice", ["refuse", "warn", "no"])

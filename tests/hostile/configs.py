@@ -50,7 +50,7 @@ def settled(values: object) -> TrainConfig:
     """All that is checked before a model is made."""
     config = make(TrainConfig, values)  # type: ignore[arg-type]
     checks.ranges(config)
-    checks.teaching(config, [plugin.build("losses") for plugin in config.losses])
+    checks.teaching(config, [LOSSES.build(plugin) for plugin in config.losses])
     return resolved(config)
 
 

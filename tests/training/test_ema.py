@@ -11,6 +11,7 @@ from torch import nn
 
 from dit_shd.cli.program import main
 from dit_shd.core.plugins import Plugin
+from dit_shd.data.datasets import DATASETS
 from dit_shd.diffusion.schedule import Schedule
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.models import export, loading
@@ -84,7 +85,7 @@ def error_of(config, folder):
 def _source(config):
     from dit_shd.tasks.diffusion import BatchSource
 
-    data = Plugin(config.data.name, dict(config.data.options)).build("data")
+    data = DATASETS.build(Plugin(config.data.name, dict(config.data.options)))
     return BatchSource(data, Schedule.linear(), seed=5, batch_size=48, label_dropout=0.0, mask_ratio=None, tokens=None)
 
 

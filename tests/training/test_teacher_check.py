@@ -14,6 +14,7 @@ from torch import nn
 
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
+from dit_shd.data.datasets import DATASETS
 from dit_shd.diffusion.schedule import Schedule
 from dit_shd.models import loading
 from dit_shd.models.families import mdt
@@ -26,7 +27,7 @@ SCHEDULE = Schedule.linear()
 
 @cache
 def digits():
-    return Plugin("digits").build("data")
+    return DATASETS.build(Plugin("digits"))
 
 
 @cache
@@ -137,7 +138,7 @@ def test_classes_in_another_order_or_none(labels, reason):
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16", "held-out", "three classes"])
 def test_a_good_teacher_is_taken(kind):
-    data = Plugin("digits", {"split": "validation"}).build("data") if kind == "held-out" else digits()
+    data = DATASETS.build(Plugin("digits", {"split": "validation"})) if kind == "held-out" else digits()
     if kind == "three classes":
         data = Three(kept=True)
     model = loading.load("asset:digits_teacher").eval().bfloat16() if kind == "bfloat16" else teacher()
