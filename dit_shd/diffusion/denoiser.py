@@ -20,3 +20,10 @@ def classes_of(model: nn.Module) -> int:
     """The number of classes of a model; that number is also its label for "none"."""
     config: Any = model.config
     return config.num_classes if "num_classes" in config else config.num_embeds_ada_norm
+
+
+def known_classes(model: nn.Module) -> list[int]:
+    """The classes that a model has learned: those that its config names, or all."""
+    config: Any = model.config
+    names = config.get("class_names")
+    return [i for i in range(classes_of(model)) if names is None or (i < len(names) and names[i] is not None)]

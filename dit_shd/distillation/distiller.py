@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +10,7 @@ from dit_shd.attention.capture import Capture, Captures
 from dit_shd.attention.recording.attach import capture
 from dit_shd.attention.recording.sharded import KeptWeights
 from dit_shd.core.dtensor import is_sharded
-from dit_shd.diffusion.denoiser import classes_of, predict
+from dit_shd.diffusion.denoiser import predict
 from dit_shd.diffusion.objectives import noise_error, split, variational_bits
 from dit_shd.diffusion.schedule import Schedule
 from dit_shd.distillation.losses import Listener, Loss, Term, View
@@ -140,13 +139,6 @@ class Distiller(nn.Module):
             count = sum(name.split("#")[0] == base for name, _ in names)
             names.append((f"{base}#{count + 1}" if count else base, loss))  # type: ignore[arg-type]
         return names
-
-
-def known_classes(model: nn.Module) -> list[int]:
-    """The classes that a model has learned: those that its config names, or all."""
-    config: Any = model.config
-    names = config.get("class_names")
-    return [i for i in range(classes_of(model)) if names is None or (i < len(names) and names[i] is not None)]
 
 
 class _Enough(Exception):

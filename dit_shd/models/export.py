@@ -2,10 +2,13 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dit_shd.models import cards, provenance
 from dit_shd.models.provenance import provenance
+
+if TYPE_CHECKING:
+    from dit_shd.data.latent_origin import Origin
 
 
 def export(model: Any, folder: Path, config: Any, step: int, rate: float) -> None:
@@ -14,17 +17,27 @@ def export(model: Any, folder: Path, config: Any, step: int, rate: float) -> Non
     Args:
         rate: of the average that its weights are.
     """
+    from dit_shd.data.latent_origin import read_record
+
     origin = provenance.inherited([] if config.teacher is None else [provenance(config.teacher)])
-    write(model, folder, cards.trained(model, config, step, origin, rate))
+    latents = read_record(Path(config.run))
+    write(model, folder, cards.trained(model, config, step, origin, rate, latents), latents)
 
 
-def write(model: Any, folder: Path, card: str) -> None:
-    """Write a model in diffusers format with a model card, replacing the last."""
+def write(model: Any, folder: Path, card: str, latents: "Origin | None" = None) -> None:
+    """Write a model in diffusers format with a model card, replacing the last.
+
+    Args:
+        latents: of which autoencoder they are.
+    """
     from dit_shd.core.files import replacing
+    from dit_shd.data.latent_origin import write_record
 
     with replacing(folder) as part:
         model.save_pretrained(part, safe_serialization=True)
         (part / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
+        if latents is not None:
+            write_record(latents, part)
 
 
 def exported_step(folder: Path) -> int | None:

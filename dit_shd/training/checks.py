@@ -12,6 +12,7 @@ from torch import nn
 from dit_shd.core.distributed import launched
 from dit_shd.core.errors import UserError
 from dit_shd.data.datasets import Dataset
+from dit_shd.data.latent_origin import Kept
 from dit_shd.diffusion.schedule import Schedule
 from dit_shd.distillation.initialisation import initialise
 from dit_shd.distillation.losses import Loss
@@ -134,8 +135,12 @@ def teaching(config: "TrainConfig", losses: Sequence[Loss]) -> None:
         )
 
 
-def fit(config: "TrainConfig", dataset: Dataset, student: nn.Module, teacher: nn.Module | None) -> None:
-    """Data, student and teacher must agree, and both models must know the masked pass if there is one."""
+def fit(config: "TrainConfig", dataset: Dataset, student: nn.Module, teacher: nn.Module | None, kept: Kept) -> None:
+    """Data, student and teacher must agree, and both models must know the masked pass if there is one.
+
+    Args:
+        kept: the autoencoder of the data's latents.
+    """
     for role, model in (("student", student), ("teacher", teacher)):
         if model is None:
             continue
@@ -151,7 +156,7 @@ def fit(config: "TrainConfig", dataset: Dataset, student: nn.Module, teacher: nn
         if bad:
             raise UserError(f"{role}: its weights are not finite (NaN or infinity), first in {bad[0]}")
     initialise.check(config, student, teacher)
-    config.evaluation.fit(student)
+    config.evaluation.fit(student, kept)
 
 
 def masked_pass(config: "TrainConfig", role: str, model: nn.Module) -> None:

@@ -22,6 +22,11 @@ class TrainConfig:
 
     run: Path = option(Path("runs/train"), "the run folder; the same command again resumes it")
     data: Plugin = option(Plugin("digits"), "dataset: {name: digits | npz, ...}")
+    vae: Place | None = option(
+        "auto",
+        "autoencoder of the data's latents, kept for sampling: auto (as the data tell), a folder, hub:OWNER/NAME, "
+        "pixels, or null to train without it",
+    )
     student: Plugin = option(
         Plugin("mdt"), "model to train: {name: mdt, size: S/2, ...}; num_classes is the data's if not given"
     )

@@ -4,6 +4,7 @@ config.yaml      resolved                     metrics.jsonl   the numbers of eac
 checkpoints/     step_<n>/, newest last       timing.jsonl    seconds (not deterministic)
 student/         EMA weights, diffusers format with a model card
 evaluations/     samples drawn during training   calibration.json   what losses found out before training (head plans)
+vae/, autoencoder.json   the autoencoder of the latents, which sampling decodes with (not of runs on pixels)
 initialisation.json   which layers, heads and channels of the teacher the student began with
 bad_steps/       batches whose loss or gradient was not finite
 tracked.jsonl    what the tracker has been told, so that it is told once
@@ -33,9 +34,9 @@ from dit_shd.core.yaml_files import dump, read_yaml
 from dit_shd.training.checkpoint import MANIFEST, damage, flat, step_of, unflat
 
 CHANGEABLE = (
-    "run", "check_teacher", "steps", "micro_batch_size", "compile", "gradient_checkpointing", "sharding", "log_every",
-    "checkpoint_every", "keep_checkpoints", "keep_every", "skip_bad_steps", "gradient_norms_every", "peak_tflops",
-    "evaluation", "tracker", "dry_run", "estimate",
+    "run", "vae", "check_teacher", "steps", "micro_batch_size", "compile", "gradient_checkpointing", "sharding",
+    "log_every", "checkpoint_every", "keep_checkpoints", "keep_every", "skip_bad_steps", "gradient_norms_every",
+    "peak_tflops", "evaluation", "tracker", "dry_run", "estimate",
 )  # fmt: skip
 """Keys of the config that may differ when a run is resumed."""
 LOCK = ".lock"

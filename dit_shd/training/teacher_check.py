@@ -24,10 +24,9 @@ from dit_shd.core import rng
 from dit_shd.core.distributed import on_main
 from dit_shd.core.errors import UserError
 from dit_shd.diffusion.class_names import compare
-from dit_shd.diffusion.denoiser import predict
+from dit_shd.diffusion.denoiser import known_classes, predict
 from dit_shd.diffusion.objectives import split
 from dit_shd.diffusion.schedule import Schedule
-from dit_shd.distillation.distiller import known_classes
 from dit_shd.tasks.diffusion import NO_LABEL, Batch, BatchSource
 from dit_shd.training.run_folder import RunFolder
 

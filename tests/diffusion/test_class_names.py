@@ -17,10 +17,10 @@ from dit_shd.data.datasets.latents import Latents
 from dit_shd.data.encoding import encode_to_shards
 from dit_shd.data.latent_shards import open_tensors, shard_files
 from dit_shd.diffusion.class_names import compare, learned
+from dit_shd.diffusion.denoiser import known_classes
 from dit_shd.diffusion.generation import sample_to_file
 from dit_shd.diffusion.sample_config import SampleConfig
 from dit_shd.diffusion.sampler import sample
-from dit_shd.distillation.distiller import known_classes
 from dit_shd.models import loading
 from dit_shd.models.families import mdt
 from dit_shd.models.families.dit import DiT

@@ -17,5 +17,4 @@ def run_encode(options: argparse.Namespace) -> None:
     latents = encode_to_shards(config)
     if int(os.environ.get("RANK", "0")):  # under a launcher one process speaks
         return
-    told = f"{len(latents)} images in {len(latents.classes)} classes, latents of shape {list(latents.shape)}"
-    print(f"done: {config.out}: {told}\nnext: dit-shd train CONFIG data='{{name: latents, path: {config.out}}}'")
+    print(latents.words())

@@ -11,10 +11,11 @@ def run_sample(options: argparse.Namespace) -> None:
     from dit_shd.core.places import look
 
     look(values := values_of(options, run=options.first), {"run": ("model", "RUN")})
-    from dit_shd.diffusion.generation import sample_to_file
+    from dit_shd.diffusion.generation import sample_to_file, words
     from dit_shd.diffusion.sample_config import SampleConfig
 
-    out = sample_to_file(make(SampleConfig, values, "sample"))
+    config = make(SampleConfig, values, "sample")
+    out = sample_to_file(config)
     if int(os.environ.get("RANK", "0")):  # under a launcher one process speaks
         return
-    print(f"done: {out}, {out.with_suffix('.png').name} beside it\nnext: dit-shd evaluate {out} reference=...")
+    print(words(config, out))

@@ -13,6 +13,7 @@ def run_train(options: argparse.Namespace) -> None:
     from dit_shd.core.places import look
     from dit_shd.core.signals import Stopped
     from dit_shd.core.yaml_files import override, read_yaml
+    from dit_shd.data.latent_origin import following
 
     values = override(read_yaml(Path(options.first)), options.assignments)
     if not values.get("dry_run"):  # which can do without the teacher
@@ -57,4 +58,4 @@ def run_train(options: argparse.Namespace) -> None:
         words = f"stopped at step {done} of {config.steps}, saved; the same command goes on from there"
         raise Stopped(trainer.stop.signal, words)
     if main_process:
-        print(f"done: {trainer.folder.student}\nnext: dit-shd sample {config.run} count=100")
+        print(f"done: {trainer.folder.student}\n{following(config.run, 100, trainer.decodes)}")

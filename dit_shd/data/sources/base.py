@@ -81,27 +81,6 @@ class Asked:
     follow_links: bool = False
 
 
-def open_folder(path: Path, text: str, asked: Asked) -> ImageSource:
-    """Tables with a column of images win over pictures beside them, and pictures over other tables; both are told."""
-    from dit_shd.data.sources import folder, parquet, splits
-    from dit_shd.data.sources.listing import counted, scan
-
-    found = scan(path, asked.follow_links)
-    tables = parquet.tables_of(found, asked.image_column)
-    if tables:
-        chosen, notes = splits.tables_of_split(tables, path, asked.split, asked.subset, text)
-        source = parquet.ParquetImages([path / file for file in chosen], text, asked)
-        if found.images:
-            notes.append(f"left out: {counted(found.images)} images beside tables")
-        source.notes = [*source.notes, *notes, *found.notes(tables)]
-        return source
-    if not found.images:
-        raise UserError(f"images: wanted images or Parquet files in '{text}', found none ({found.told()})")
-    if asked.subset is not None:
-        raise UserError(f"subset: wanted none for a folder of images, '{text}', found {asked.subset}")
-    return folder.FolderImages(found, asked.split, asked.label_column)
-
-
 class Forward(Generic[T]):
     """Rows of something that is read forward only, as if they had numbers.
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from dit_shd.core.errors import UserError
 from dit_shd.core.file_kinds import NPZ, PARQUET, file_kind
 from dit_shd.core.places import WANTED, HubName, find
-from dit_shd.data.sources.base import Asked, ImageSource, open_folder
+from dit_shd.data.sources.base import Asked, ImageSource
 
 
 def open_source(text: str, asked: Asked | None = None) -> ImageSource:
@@ -32,3 +32,24 @@ def open_source(text: str, asked: Asked | None = None) -> ImageSource:
         if kind == PARQUET or path.suffix.lower() == ".parquet":
             return parquet.ParquetImages([path], text, asked)
     raise UserError(f"images: wanted {WANTED['images']}, found {file_kind(path)} at '{text}'")
+
+
+def open_folder(path: Path, text: str, asked: Asked) -> ImageSource:
+    """Tables with a column of images win over pictures beside them, and pictures over other tables; both are told."""
+    from dit_shd.data.sources import folder, parquet, splits
+    from dit_shd.data.sources.listing import counted, scan
+
+    found = scan(path, asked.follow_links)
+    tables = parquet.tables_of(found, asked.image_column)
+    if tables:
+        chosen, notes = splits.tables_of_split(tables, path, asked.split, asked.subset, text)
+        source = parquet.ParquetImages([path / file for file in chosen], text, asked)
+        if found.images:
+            notes.append(f"left out: {counted(found.images)} images beside tables")
+        source.notes = [*source.notes, *notes, *found.notes(tables)]
+        return source
+    if not found.images:
+        raise UserError(f"images: wanted images or Parquet files in '{text}', found none ({found.told()})")
+    if asked.subset is not None:
+        raise UserError(f"subset: wanted none for a folder of images, '{text}', found {asked.subset}")
+    return folder.FolderImages(found, asked.split, asked.label_column)
