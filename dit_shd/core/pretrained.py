@@ -12,6 +12,8 @@ from typing import Any
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import WANTED, HubName, find, one_line
 
+RECORD, COPY = "autoencoder.json", "vae"
+
 
 def asset(name: str) -> Path:
     """The folder of `asset:NAME`."""
@@ -167,5 +169,5 @@ def of_hub(name: HubName, places: Sequence[str] = (".", "transformer")) -> Path:
         raise UserError(f"{name}: wanted a repository with {' or '.join(configs)}, it has none")
     inside = config.removesuffix("config.json")
     weights = choose_weights((f.removeprefix(inside) for f in files if f.startswith(inside)), str(name)).files
-    wanted = [config, *(inside + file for file in weights), "README.md"]
+    wanted = [config, *(inside + file for file in weights), "README.md", RECORD]
     return name.download([file for file in wanted if file in files]) / inside

@@ -22,8 +22,10 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.files import replacing_file
 from dit_shd.core.lock import locked
 from dit_shd.core.places import Place
+from dit_shd.core.pretrained import COPY
 from dit_shd.core.resumable import Progress, claim, share_of_missing
-from dit_shd.data.autoencoder import Encoder
+from dit_shd.data.encoder import Encoder
+from dit_shd.data.latent_origin import Origin, keep_copy
 from dit_shd.data.latent_shards import (
     DTYPES,
     FORMAT,
@@ -65,7 +67,7 @@ class EncodeConfig:
     out: Path = option(MISSING, "the folder of latents; the same command again goes on there")
     size: int = option(256, "the images' side after the ADM centre crop")
     vae: Place | None = option(
-        "hub:stabilityai/sd-vae-ft-mse", "AutoencoderKL: folder or hub:OWNER/NAME; null: the pixels are the latents"
+        "hub:stabilityai/sd-vae-ft-mse", "autoencoder: folder or hub:OWNER/NAME; null: the pixels are the latents"
     )
     flips: bool = option(True, "encode mirrored images, too")
     dtype: Literal["float32", "float16"] = option(
@@ -121,8 +123,9 @@ class Job:
         """What makes the latents what they are."""
         own = {key: value for key, value in resolve(self.config).items() if key not in ELSEWHERE}
         own["split"] = own["split"] or DEFAULT
-        about = {"format": FORMAT, "images_sha256": self.source.sha256(), "vae_sha256": self.encode.digest}
-        return {**own, **about, "classes": list(self.source.classes)}
+        about = {"format": FORMAT, "images_sha256": self.source.sha256(), "classes": list(self.source.classes)}
+        found = self.encode.autoencoder
+        return {**own, **about, **(Origin() if found is None else Origin.of_autoencoder(own["vae"], found)).record()}
 
 
 def encode_to_shards(config: EncodeConfig) -> LatentSet:
@@ -147,10 +150,17 @@ def encode_to_shards(config: EncodeConfig) -> LatentSet:
     settings = on_main(job.settings)
     out = config.out.absolute()
     with locked(out.parent / f".{out.name}.lock", "dit-shd encode"):
-        on_main(lambda: claim(config.out, settings, "encode", "the latents"))
+        on_main(lambda: _begin(job, settings))
         _encode_missing(state, job)
         on_main(lambda: _finish(job, settings))
     return read_index(config.out)
+
+
+def _begin(job: Job, settings: dict[str, Any]) -> None:
+    """Claim the folder, and keep the autoencoder in it: who trains on the latents needs it, perhaps with no network."""
+    claim(job.config.out, settings, "encode", "the latents")
+    if job.encode.autoencoder is not None and not (job.config.out / COPY).is_dir():
+        keep_copy(job.encode.autoencoder, job.config.out / COPY)
 
 
 def _encode_missing(state: Any, job: Job) -> None:
@@ -195,7 +205,8 @@ def encode_shard(
         if sound:
             found = _posterior(job, np.stack(sound))
             if not np.isfinite(found).all():
-                raise UserError(f"vae: what it makes of images {batch[0]}..{batch[-1]} is not finite; try precision=no")
+                which = "dtype=float32" if job.config.dtype == "float16" else "precision=no"
+                raise UserError(f"vae: what it makes of images {batch[0]}..{batch[-1]} is not finite; try {which}")
             posterior[len(kept) - len(sound) : len(kept)] = found
         progress.step(len(batch))
     return posterior[: len(kept)], job.source.labels[kept], skipped, sorted(remarks.values())

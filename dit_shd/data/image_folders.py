@@ -14,6 +14,7 @@ from torch import Tensor
 from dit_shd.core.errors import UserError
 from dit_shd.data.image_sets import ImageSet, file_sha256
 from dit_shd.data.image_shards import open_shards
+from dit_shd.data.npz_files import latents_found
 from dit_shd.data.sources.decoding import DEEP, FORMATS, FRAMES, is_deep, is_lossy, opened, remarks, rounded
 from dit_shd.data.sources.listing import counted, printable, scan
 from dit_shd.data.sources.splits import SplitFolders
@@ -82,6 +83,8 @@ class ShardImages(ImageSet):
     def __init__(self, path: Path, name: str) -> None:
         self.path, self.name, self._folder = path, name, path
         self._shards = open_shards(path)
+        if self._shards.dtype != np.uint8:
+            raise latents_found(name, self._shards.dtype, self._shards.shape)
         self.shape, self.settings = self._shards.shape, self._shards.settings
         labels = []
         for file in self._shards.files:

@@ -13,12 +13,14 @@ needs of one image lies in one piece of the file.
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import replacing_file
@@ -68,6 +70,12 @@ class LatentSet:
 
     def __len__(self) -> int:
         return sum(entry.count for entry in self.shards)
+
+    def words(self) -> str:
+        """What was made, and what to do next, in lines that can be pasted."""
+        told = f"{len(self)} images in {len(self.classes)} classes, latents of shape {list(self.shape)}"
+        data = yaml.safe_dump({"name": "latents", "path": str(self.folder)}, default_flow_style=True, width=2**20)
+        return f"done: {self.folder}: {told}\nnext: dit-shd train CONFIG data={shlex.quote(data.strip())}"
 
 
 @dataclass(frozen=True)

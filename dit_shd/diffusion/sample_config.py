@@ -38,7 +38,9 @@ class SampleConfig:
     batch_size: int = option(64, "images in one batch of one process")
     diffusion_steps: int = option(1000, "steps of the schedule the model was trained with; a run folder knows its own")
     vae: Place | None = option(
-        None, "AutoencoderKL that decodes latents: folder, hub:OWNER/NAME; empty: they are pixels"
+        "auto",
+        "autoencoder that decodes: auto (the run's, none for pixels), a folder, hub:OWNER/NAME, pixels, or null to "
+        "keep latents as they are (float32 [n,c,y,x])",
     )
     precision: Literal["no", "bf16"] = option("no", "autocast of the network")
     compile: bool = option(False, "torch.compile the network (needs a compiler; minutes at first, then faster)")

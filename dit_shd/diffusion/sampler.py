@@ -19,8 +19,8 @@ from dit_shd.core import rng
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.core.yaml_files import read_yaml
-from dit_shd.data.autoencoder import Decoder
-from dit_shd.data.pixels import to_uint8
+from dit_shd.data.decoder import Decoder, finished
+from dit_shd.data.latent_origin import decoder, of_source
 from dit_shd.diffusion.denoiser import classes_of, known_classes
 from dit_shd.diffusion.guidance import Guided
 from dit_shd.diffusion.sample_config import SampleConfig
@@ -32,7 +32,9 @@ from dit_shd.models.families.mdt import kept_biases
 def sample(
     model: nn.Module | str | Path, count: int, labels: Sequence[int] | str = "random", **options: Any
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 [count,y,x,c] and their labels int64 [count].
+    """Images uint8 [count,y,x,c] (with vae=None latents float32 [count,c,y,x]) and their labels int64 [count].
+
+    What was trained on latents is decoded by the autoencoder of the run that `models.load` took the model from.
 
     Args:
         model: itself, or what names one, as `dit-shd sample` takes it.
@@ -90,9 +92,10 @@ def prepared(model: nn.Module, config: SampleConfig) -> nn.Module:
 
 
 def load_decoder(config: SampleConfig, model: nn.Module) -> Decoder:
-    """What turns the model's latents into pixels."""
+    """What turns the model's latents into pixels, by what the run or folder that it is from tells of them."""
     own: Any = model.config
-    return Decoder.load(config.vae, own.in_channels, device_of(model))
+    origin = of_source(config.run or str(own.get("_name_or_path") or ""), own.in_channels)
+    return decoder(config.vae, origin, own.in_channels, device_of(model))
 
 
 @torch.no_grad()
@@ -104,7 +107,7 @@ def draw(
     decode: Callable[[Tensor], Tensor],
     on_step: Callable[[float], None] = lambda images: None,
 ) -> np.ndarray:
-    """The images with some numbers and their labels [b]: uint8 [b,y,x,c].
+    """The images with some numbers and their labels [b]: uint8 [b,y,x,c], or what the decoder keeps.
 
     Args:
         on_step: told after each solver step how much of the work that was, in images.
@@ -138,7 +141,7 @@ def draw(
     pixels = decode(latents).float()
     if not bool(torch.isfinite(pixels).all()):
         raise UserError(f"{where}: the autoencoder's output is not finite (NaN or infinity)")
-    return to_uint8(pixels, config.rounding)
+    return finished(decode, pixels, config.rounding)
 
 
 def _culprit(config: SampleConfig, sound: Sequence[tuple[int, Tensor, Tensor]]) -> str:

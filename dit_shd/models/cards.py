@@ -9,6 +9,7 @@ import yaml
 from dit_shd.core.errors import UserError, one_line
 from dit_shd.core.yaml_files import dump
 from dit_shd.data.datasets import DATASETS
+from dit_shd.data.latent_origin import Origin
 from dit_shd.models.provenance import LISTS, PERMISSIVE, Provenance, union
 
 SHOWN = 20
@@ -21,12 +22,21 @@ def metadata(origin: Provenance) -> dict[str, str]:
     return {k: v for k, v in {"format": "pt", "license": origin.license or "", **lists}.items() if v}
 
 
-def trained(model: Any, config: Any, step: int, origin: Provenance, rate: float, share: float) -> str:
+def trained(
+    model: Any,
+    config: Any,
+    step: int,
+    origin: Provenance,
+    rate: float,
+    share: float,
+    latents: Origin | None = None,
+) -> str:
     """The card of a model that dit_shd trained.
 
     Args:
         origin: of what it learned from. rate: of the average that its weights are.
         share: of the first weights in it.
+        latents: of which autoencoder they are; None: pixels.
     """
     weights = {
         "weights": "average",
@@ -43,7 +53,7 @@ def trained(model: Any, config: Any, step: int, origin: Provenance, rate: float,
         f"Trained by dit_shd for {step} steps. The weights are their average over training (ema {rate}"
         f"{', warmed up' if config.ema_warmup else ''}), {share:.2%} of which are those it began with. "
         'Load: `dit_shd.models.load("this folder")`.',
-        f"{_classes(model)}## Configuration\n\n```yaml\n{dump(config)}```\n",
+        f"{_classes(model)}{autoencoder_words(latents)}## Configuration\n\n```yaml\n{dump(config)}```\n",
         {"training": weights},
     )
 
@@ -58,14 +68,27 @@ def _classes(model: Any) -> str:
     return f"## Classes\n\n{len(seen)} of {len(names)} were trained: {listed}.\n\n"
 
 
-def converted(model: Any, source: str, sha256: str, origin: Provenance) -> str:
+def autoencoder_words(latents: Origin | None) -> str:
+    """The card's section about the autoencoder; empty where latents are pixels."""
+    if latents is None:
+        return ""
+    if not latents.vae:
+        return "## Autoencoder\n\nIt makes latents, and the data did not tell of which autoencoder.\n\n"
+    told = f"; the sha256 of its tensors is {latents.vae_sha256}" if latents.vae_sha256 else ""
+    return (
+        f"## Autoencoder\n\nIt makes latents of {latents.vae}{told}. `dit-shd sample` decodes with the copy in the run "
+        "folder (`vae/`), or with the one of that name if it is the same.\n\n"
+    )
+
+
+def converted(model: Any, source: str, sha256: str, origin: Provenance, latents: Origin | None = None) -> str:
     """The card of a model that was read from a file or folder of others."""
     return _text(
         model,
         origin,
         f"Converted by dit_shd from {source}; the sha256 of its tensors is {sha256}. "
         'Load: `dit_shd.models.load("this folder")`.',
-        "",
+        autoencoder_words(latents),
     )
 
 

@@ -13,6 +13,7 @@ from dit_shd.core.config import check_ranges
 from dit_shd.core.distributed import launched
 from dit_shd.core.errors import UserError
 from dit_shd.data.datasets import Dataset
+from dit_shd.data.latent_origin import Kept
 from dit_shd.diffusion.schedule import Schedule
 from dit_shd.distillation.initialisation import initialise
 from dit_shd.distillation.losses import Loss
@@ -106,8 +107,13 @@ def fit(
     losses: Sequence[Loss],
     student: nn.Module,
     teacher: nn.Module | None,
+    kept: Kept,
 ) -> None:
-    """Data, student and teacher must agree, and both models must know the masked pass if there is one."""
+    """Data, student and teacher must agree, and both models must know the masked pass if there is one.
+
+    Args:
+        kept: the autoencoder of the data's latents.
+    """
     for role, model in (("student", student), ("teacher", teacher)):
         if model is None:
             continue
@@ -123,7 +129,7 @@ def fit(
         if bad:
             raise UserError(f"{role}: its weights are not finite (NaN or infinity), first in {bad[0]}")
     initialise.check(config.initialisation, losses, student, teacher)
-    config.evaluation.fit(student)
+    config.evaluation.fit(student, kept)
 
 
 def masked_pass(config: TrainConfig, role: str, model: nn.Module) -> None:

@@ -24,13 +24,21 @@ class TrainConfig:
 
     run: Path = option(Path("runs/train"), "the run folder; the same command again resumes it", resumable=True)
     data: Plugin = option(Plugin("digits"), "dataset: {name: digits | npz, ...}")
+    vae: Place | None = option(
+        "auto",
+        "autoencoder of the data's latents, kept for sampling: auto (as the data tell), a folder, hub:OWNER/NAME, "
+        "pixels, or null to train without it",
+        resumable=True,
+    )
     student: Plugin = option(
         Plugin("mdt"), "model to train: {name: mdt, size: S/2, ...}; num_classes is the data's if not given"
     )
     teacher: Place | None = option(None, MODEL)
     teacher_precision: Literal["no", "bf16"] = option("no", "hold and run the teacher in bfloat16; maps stay float32")
     check_teacher: Literal["refuse", "warn", "no"] = option(
-        "refuse", "what to do with a teacher that predicts no better than a line does, or no better for its labels"
+        "refuse",
+        "what to do with a teacher that predicts no better than a line does, or no better for its labels",
+        resumable=True,
     )
     losses: list[Plugin] = option([], "distillation terms: [{name: shd, weight: 2}, {name: output}]")
     initialisation: Initialisation = option(Initialisation(), "how a new run's student begins")

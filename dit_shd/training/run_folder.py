@@ -4,6 +4,7 @@ config.yaml      resolved                     metrics.jsonl   the numbers of eac
 checkpoints/     step_<n>/, newest last       timing.jsonl    seconds (not deterministic)
 student/         EMA weights, diffusers format with a model card
 evaluations/     samples drawn during training   calibration.json   what losses found out before training (head plans)
+vae/, autoencoder.json   the autoencoder of the latents, which sampling decodes with (not of runs on pixels)
 initialisation.json   which layers, heads and channels of the teacher the student began with
 bad_steps/       batches whose loss or gradient was not finite
 tracked.jsonl    what the tracker has been told, so that it is told once

@@ -22,6 +22,7 @@ from dit_shd.core.prefetch import ahead
 from dit_shd.core.signals import Stop
 from dit_shd.core.yaml_files import dump
 from dit_shd.data.datasets import DATASETS
+from dit_shd.data.latent_origin import before_training
 from dit_shd.diffusion import class_names
 from dit_shd.diffusion.denoiser import classes_of
 from dit_shd.diffusion.schedule import Schedule
@@ -93,7 +94,8 @@ class Trainer:
         losses = [LOSSES.build(p, f"losses.{i}") for i, p in enumerate(config.losses)]
         checks.teaching(config, losses)
         self.teacher = _teacher(config)
-        checks.fit(config, dataset, losses, student, self.teacher)
+        kept = before_training(config.vae, dataset.origin, dataset.shape[0], config.run)
+        checks.fit(config, dataset, losses, student, self.teacher, kept)
         self.names = class_names.learned(dataset, classes_of(student))
         self.source = BatchSource(
             dataset=dataset,
@@ -116,6 +118,9 @@ class Trainer:
             class_names.say_fewer(dataset, classes_of(student))
         teacher_check.settle(config, self.teacher, self.source, accelerator)
         self.folder = RunFolder.open(config.run, dump(config), resumable_keys(TrainConfig), resolve(TrainConfig()))
+        on_main(lambda: kept.write(config.run))
+        self.decodes = kept.origin is None or kept.autoencoder is not None
+        """Whether sampling from the run gives images by itself."""
         self.tracker = Tracker(config, self.folder, accelerator)
         self._place(distiller)
         self.averages = Averages(self.student, config.ema_rates, config.ema_warmup)

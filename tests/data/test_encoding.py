@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from dit_shd.cli.program import main
 from dit_shd.core.errors import UserError
 from dit_shd.data import encoding
-from dit_shd.data.autoencoder import Decoder, Encoder
+from dit_shd.data.decoder import Decoder
+from dit_shd.data.encoder import Encoder
 from dit_shd.data.encoding import encode_to_shards
 from dit_shd.data.latent_shards import open_tensors, read_index, shard_file, shard_files, write_shard
 from dit_shd.data.preprocessing import centre_crop, pixels

@@ -6,8 +6,8 @@ import logging
 import numpy as np
 import pytest
 import yaml
-from encoding import config as encoding
-from encoding import encode, pictures, write_folder
+from encoded import config as encoding
+from encoded import encode, pictures, write_folder
 from runs import run
 
 from dit_shd.core.errors import UserError

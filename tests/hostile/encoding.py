@@ -12,12 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow
+import torch
+from diffusers import AutoencoderKL
 from PIL import Image
 from pyarrow import parquet
 
 from dit_shd.core.config import make
 from dit_shd.data.datasets.latents import Latents
 from dit_shd.data.encoding import EncodeConfig, encode_to_shards
+from dit_shd.data.latent_origin import Origin, before_training, decoder, of_source
 from dit_shd.data.open_images import open_images
 
 from . import Class
@@ -196,8 +199,52 @@ def numbers(draw: random.Random, folder: Path) -> object:
     return Latents(encoded(folder / "set", folder / "l", classes=classes)).class_names
 
 
+@cache
+def autoencoder() -> Path:
+    folder = Path(tempfile.mkdtemp())
+    sizes = dict(block_out_channels=(4, 4), norm_num_groups=2, latent_channels=2)
+    blocks = dict(down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2)
+    AutoencoderKL(**sizes, **blocks).save_pretrained(folder / "vae")
+    keep = before_training(str(folder / "vae"), Origin(), 2, folder / "run")
+    (folder / "run").mkdir()
+    keep.write(folder / "run")
+    shutil.rmtree(folder / "vae")
+    return folder
+
+
+def autoencoders(draw: random.Random, folder: Path) -> object:
+    """An autoencoder's folder with a config of others or that lies, damaged weights, pickles; a run's record of one."""
+    shutil.copytree(autoencoder() / "run", folder / "run")
+    vae, record = folder / "run" / "vae", folder / "run" / "autoencoder.json"
+    config = json.loads((vae / "config.json").read_text())
+    how = draw.randrange(6)
+    if how == 0:
+        keys = ["scaling_factor", "shift_factor", "latents_mean", "latents_std", "latent_channels", "norm_num_groups"]
+        config |= {key: draw.choice([*WEIRD, [1.0, 2.0], 0.5]) for key in draw.sample(keys, 2)}
+    elif how == 1:
+        config["_class_name"] = draw.choice([*WEIRD, "AutoencoderTiny", "UNet2DConditionModel", "VQModel", "os.system"])
+    elif how == 2:
+        bend_file(draw, vae / "diffusion_pytorch_model.safetensors")
+    elif how == 3:
+        (vae / "diffusion_pytorch_model.safetensors").unlink()
+        (vae / "diffusion_pytorch_model.bin").write_bytes(exploit())
+    elif how == 4:
+        record.write_text(json.dumps(bent_values(draw, json.loads(record.read_text()))))
+    else:
+        bend_file(draw, draw.choice([vae / "config.json", record]))
+    if how < 2:
+        (vae / "config.json").write_text(json.dumps(config))
+    return decoder("auto", of_source(str(folder / "run"), 2), 2, torch.device("cpu"))
+
+
 CLASSES = [
     Class("latent shards", "damaged shards, headers and an index that lie; training, encode", 50, shards),
+    Class(
+        "autoencoders",
+        "configs that lie, other classes, damaged weights, pickles, a run's record; sampling",
+        40,
+        autoencoders,
+    ),
     Class("images to encode", "broken, bombs, links, pipes, odd names; encode", 40, class_folders),
     Class(
         "layouts of data", "label files and READMEs that lie, splits, links, odd names; encode, samples", 120, layouts

@@ -222,7 +222,7 @@ def test_the_command_line(tmp_path, capsys):
     torch.save(build("mdt").to_public(), tmp_path / "m.pt")
     assert main(["convert", str(tmp_path / "m.pt"), str(tmp_path / "out"), "license=mit"]) == 0
     printed = capsys.readouterr().out.splitlines()
-    assert [line.partition(":")[0] for line in printed] == [str(tmp_path / "m.pt"), "licence", "done", "next"]
+    assert [line.partition(":")[0] for line in printed] == [str(tmp_path / "m.pt"), "licence", "done", "next", "or"]
     assert main(["convert", str(tmp_path / "m.pt"), "force=true"]) == 2
     assert "wanted 2 names, FILE and OUT, found 1" in capsys.readouterr().err
 

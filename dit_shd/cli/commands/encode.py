@@ -15,7 +15,5 @@ class Encode(Command[EncodeConfig]):
 
     def run(self, config: EncodeConfig) -> None:
         latents = encode_to_shards(config)
-        if not is_first_process():  # under a launcher one process speaks
-            return
-        told = f"{len(latents)} images in {len(latents.classes)} classes, latents of shape {list(latents.shape)}"
-        print(f"done: {config.out}: {told}\nnext: dit-shd train CONFIG data='{{name: latents, path: {config.out}}}'")
+        if is_first_process():  # under a launcher one process speaks
+            print(latents.words())

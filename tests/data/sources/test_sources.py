@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from encoding import encode, pictures
+from encoded import encode, pictures
 from PIL import Image
 from png16 import deep_png
 
