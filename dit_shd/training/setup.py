@@ -3,12 +3,13 @@
 import json
 import logging
 from collections.abc import Iterable
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from dit_shd.core.distributed import on_main
+from dit_shd.core.distributed import joining, on_main
 from dit_shd.core.dtensor import is_sharded
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import write_text
@@ -16,12 +17,16 @@ from dit_shd.distillation import calibration
 from dit_shd.distillation.calibration import calibrate
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.initialisation.initialise import initialise, moment_batches, shd_of
+from dit_shd.models import loading
 from dit_shd.tasks.diffusion import Batch, BatchSource, PassName
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+PATIENCE = timedelta(hours=3)
+"""How long processes wait for the main one, which may be scoring or saving; NCCL's own is 10 minutes."""
 
 _log = logging.getLogger("dit_shd")
 
@@ -107,3 +112,29 @@ def load_or_initialise(
     if accelerator.num_processes > 1:
         for tensor in student.state_dict().values():
             torch.distributed.broadcast(tensor, 0)
+
+
+def accelerator_of(config: TrainConfig) -> "Accelerator":
+    """What a run works with: devices, processes, precision."""
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+    with joining():
+        return Accelerator(
+            mixed_precision=config.precision,
+            cpu=not torch.accelerator.is_available(),
+            log_with=config.tracker,
+            project_dir=config.run,
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(find_unused_parameters=config.mask_ratio is None),
+                InitProcessGroupKwargs(timeout=PATIENCE),
+            ],
+        )
+
+
+def load_teacher(config: TrainConfig) -> nn.Module | None:
+    """The frozen teacher, in the precision that the config says."""
+    if config.teacher is None:
+        return None
+    teacher = loading.load_conditional(config.teacher).eval().requires_grad_(False)
+    return teacher.bfloat16() if config.teacher_precision == "bf16" else teacher

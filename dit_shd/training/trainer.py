@@ -7,7 +7,6 @@ for step in train(config):
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from dit_shd.core import dtensor
 from dit_shd.core.config import checked, resolve, resumable_keys
-from dit_shd.core.distributed import joining, on_main
+from dit_shd.core.distributed import on_main
 from dit_shd.core.dtensor import whole_tree
 from dit_shd.core.errors import UserError
 from dit_shd.core.prefetch import ahead
@@ -29,7 +28,6 @@ from dit_shd.diffusion.schedule import Schedule
 from dit_shd.distillation import calibration
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.losses import LOSSES
-from dit_shd.models import loading
 from dit_shd.models.families import FAMILIES
 from dit_shd.profiling.flops import step_operations
 from dit_shd.profiling.hardware import known_peak
@@ -49,13 +47,10 @@ from dit_shd.training.tracker import Tracker
 from dit_shd.training.validation import Monitor
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
+    pass
 
 
 _log = logging.getLogger("dit_shd")
-PATIENCE = timedelta(hours=3)
-"""How long processes wait for the main one, which may be scoring or saving; NCCL's own is 10 minutes."""
-
 CALIBRATION_IMAGES = 32
 """Of each of the first steps, that losses calibrate on."""
 
@@ -93,7 +88,7 @@ class Trainer:
         student = FAMILIES.build(config.student, "student")
         losses = [LOSSES.build(p, f"losses.{i}") for i, p in enumerate(config.losses)]
         checks.teaching(config, losses)
-        self.teacher = _teacher(config)
+        self.teacher = setup.load_teacher(config)
         kept = before_training(config.vae, dataset.origin, dataset.shape[0], config.run)
         checks.fit(config, dataset, losses, student, self.teacher, kept)
         self.names = class_names.learned(dataset, classes_of(student))
@@ -109,7 +104,7 @@ class Trainer:
         whole = not config.compile and config.sharding == "no"
         distiller = Distiller(student, losses, self.schedule, config.min_snr_gamma, cut_teacher=whole)
         self._try_out(distiller)
-        self.accelerator = accelerator = _accelerator(config)
+        self.accelerator = accelerator = setup.accelerator_of(config)
         self.micro_batch_size = checks.micro_batch_size(config, accelerator.num_processes)
         slow = too_slow(config.ema_rates, config.steps, config.ema_warmup)
         if slow and accelerator.is_main_process:
@@ -319,27 +314,3 @@ class Trainer:
         bad = nan_guard.first_non_finite(distiller, self.teacher, sample)
         if bad is not None:
             raise UserError(f"the first sample: teacher and student give NaN or infinity, first in {bad}")
-
-
-def _accelerator(config: TrainConfig) -> "Accelerator":
-    from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
-
-    with joining():
-        return Accelerator(
-            mixed_precision=config.precision,
-            cpu=not torch.accelerator.is_available(),
-            log_with=config.tracker,
-            project_dir=config.run,
-            kwargs_handlers=[
-                DistributedDataParallelKwargs(find_unused_parameters=config.mask_ratio is None),
-                InitProcessGroupKwargs(timeout=PATIENCE),
-            ],
-        )
-
-
-def _teacher(config: TrainConfig) -> nn.Module | None:
-    if config.teacher is None:
-        return None
-    teacher = loading.load_conditional(config.teacher).eval().requires_grad_(False)
-    return teacher.bfloat16() if config.teacher_precision == "bf16" else teacher

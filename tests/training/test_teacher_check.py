@@ -254,11 +254,11 @@ def test_two_processes_refuse_alike(values, tmp_path, root):
     (tmp_path / "values.json").write_text(json.dumps({**values, "check_teacher": "refuse"}))
     script = tmp_path / "two.py"
     script.write_text(
-        "import json, sys\nfrom dit_shd.cli import _leave_group\nfrom dit_shd.config import make\n"
-        "from dit_shd.errors import UserError\nfrom dit_shd.trainer import TrainConfig, Trainer\n"
+        "import json, sys\nfrom dit_shd.core.distributed import leave_group\nfrom dit_shd.core.config import make\n"
+        "from dit_shd.core.errors import UserError\nfrom dit_shd.training.trainer import TrainConfig, Trainer\n"
         "try:\n    Trainer(make(TrainConfig, json.load(open(sys.argv[1]))))\n"
         "except UserError as error:\n    print('said:', error)\n"
-        "import torch\nassert torch.distributed.get_world_size() == 2\n_leave_group()\n"
+        "import torch\nassert torch.distributed.get_world_size() == 2\nleave_group()\n"
     )
     with pytest.raises(UserError) as alone:
         run({**values, "check_teacher": "refuse"})
