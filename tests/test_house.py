@@ -285,5 +285,5 @@ def test_the_wheels_top_level_is_the_package(root, tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {n.split("/")[0] for n in names} == {"dit_shd", "dit_shd-0.1.0.dist-info"}
-    assert "dit_shd/assets/digits_teacher/diffusion_pytorch_model.safetensors" in names
+    assert {"dit_shd/py.typed", "dit_shd/assets/digits_teacher/diffusion_pytorch_model.safetensors"} <= set(names)
     assert wheel.stat().st_size < 12 * 2**20
