@@ -21,7 +21,7 @@ test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
 test-kill: setup
-	$(BIN)/python -m pytest -k kill tests/test_kill.py tests/test_sample_files.py tests/test_encoder.py tests/test_checkpoint.py
+	$(BIN)/python -m pytest -k kill tests/training/test_kill.py tests/diffusion/test_generation.py tests/data/test_encoding.py tests/training/test_run_folder.py
 
 docs: setup
 	$(BIN)/python docs/build.py
@@ -32,4 +32,5 @@ test-lowest:
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/pyright --pythonpath $(BIN)/python

@@ -14,9 +14,9 @@ import torch
 from _measure import in_turn, parse, parser
 from step import BATCH, batches, models, step
 
-from dit_shd.attention import capture
-from dit_shd.distiller import predict
-from dit_shd.losses.shd import SHD
+from dit_shd.attention.recording.attach import capture
+from dit_shd.distillation.losses.shd import SHD
+from dit_shd.tasks.diffusion import predict
 
 
 def loss_and_gradient(loss: SHD, teacher, student, batch) -> tuple[float, torch.Tensor, dict, float]:

@@ -16,13 +16,18 @@ from pathlib import Path
 import torch
 from _measure import header
 
-from dit_shd import models
-from dit_shd.batch import Batch, BatchSource
-from dit_shd.config import Plugin, make, read_yaml
-from dit_shd.diffusion import Schedule, noise_error, split
-from dit_shd.distiller import predict
-from dit_shd.initialisation import Initialisation
-from dit_shd.trainer import TrainConfig, Trainer
+from dit_shd.core.config import make
+from dit_shd.core.plugins import Plugin
+from dit_shd.core.yaml_files import read_yaml
+from dit_shd.data.datasets import DATASETS
+from dit_shd.diffusion.objectives import noise_error, split
+from dit_shd.diffusion.schedule import Schedule
+from dit_shd.distillation.initialisation.initialise import Initialisation
+from dit_shd.models import loading
+from dit_shd.models.families import FAMILIES
+from dit_shd.tasks.diffusion import Batch, BatchSource, predict
+from dit_shd.training.config import TrainConfig
+from dit_shd.training.trainer import Trainer
 
 SIDES = {
     "random": Initialisation(),
@@ -36,7 +41,7 @@ SIDES = {
 
 def held_out(count: int = 500) -> Batch:
     """The validation digits, each at a timestep of its own."""
-    data = Plugin("digits", {"split": "validation"}).build("data")
+    data = DATASETS.build(Plugin("digits", {"split": "validation"}))
     source = BatchSource(data, Schedule.linear(), 2026, count, label_dropout=0.0, mask_ratio=None, tokens=None)
     return source.draw(0, range(count))["plain"]
 
@@ -49,7 +54,7 @@ def noise_loss(model: torch.nn.Module, batch: Batch) -> float:
 
 def averaged(trainer: Trainer) -> torch.nn.Module:
     """The student that would be sampled from now."""
-    student = trainer.config.student.build("models", where="student")
+    student = FAMILIES.build(trainer.config.student, "student")
     student.load_state_dict(trainer.averages.tensors(), strict=False)
     return student.eval()
 
@@ -81,7 +86,7 @@ def main() -> None:
     optimizer = config.optimizer if args.lr is None else replace(config.optimizer, lr=args.lr)
     config = replace(config, steps=args.steps, optimizer=optimizer, checkpoint_every=args.steps)
     at = [number for number in (0, 10, 30, 60, 100, 150, 200, 300, 600) if number < args.steps] + [args.steps]
-    print(f"teacher: {noise_loss(models.load(config.teacher or '').eval(), batch):.4f}; steps {at}", flush=True)
+    print(f"teacher: {noise_loss(loading.load(config.teacher or '').eval(), batch):.4f}; steps {at}", flush=True)
     curves: dict[str, list[list[float]]] = {side: [] for side in args.sides}
     for seed in range(args.seeds):
         for side, found in curves.items():

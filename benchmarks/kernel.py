@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from _measure import child, extra_mib, in_turn, parse, parser
 
-from dit_shd.attention import Capture
-from dit_shd.divergence import attention_kl
-from dit_shd.squeezing import contiguous, squeeze
+from dit_shd.attention.capture import Capture
+from dit_shd.squeezing.divergence import attention_kl
+from dit_shd.squeezing.plans import contiguous
+from dit_shd.squeezing.squeeze import squeeze
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import oracle

@@ -21,11 +21,11 @@ import torch
 from _measure import in_turn, parse, parser
 from torch import Tensor
 
-from dit_shd import randomness
-from dit_shd.batch import BatchSource
-from dit_shd.data.latents import Latents
-from dit_shd.diffusion import Schedule
-from dit_shd.latent_shards import DTYPES, LatentSet, ShardEntry, shard_file, verify_shard, write_index, write_shard
+from dit_shd.core import rng
+from dit_shd.data.datasets.latents import Latents
+from dit_shd.data.latent_shards import DTYPES, LatentSet, ShardEntry, shard_file, verify_shard, write_index, write_shard
+from dit_shd.diffusion.schedule import Schedule
+from dit_shd.tasks.diffusion import BatchSource
 
 SHAPE = (4, 32, 32)
 SHARD = 1024
@@ -67,9 +67,9 @@ def arrow_table(data: Latents, folder: Path) -> Callable[[np.ndarray, int, Seque
 
     def read(indices: np.ndarray, step: int, positions: Sequence[int]) -> Tensor:
         rows = table[indices]["posterior"].reshape(len(indices), 2, 2, *SHAPE)
-        sides = (randomness.uniform(0, "flip", step, positions) < 0.5).numpy().astype(int)
+        sides = (rng.uniform(0, "flip", step, positions) < 0.5).numpy().astype(int)
         chosen = torch.from_numpy(rows[np.arange(len(rows)), sides]).float()
-        return chosen[:, 0].addcmul(chosen[:, 1], randomness.normal(0, "posterior", step, positions, SHAPE))
+        return chosen[:, 0].addcmul(chosen[:, 1], rng.normal(0, "posterior", step, positions, SHAPE))
 
     return read
 

@@ -21,9 +21,9 @@ from _measure import child, extra_mib, in_turn, parse, parser
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-from dit_shd.metrics import Moments, Statistics
-from dit_shd.metrics._neighbours import manifold
-from dit_shd.metrics.frechet import frechet_distance
+from dit_shd.evaluation.feature_set import Moments, Statistics
+from dit_shd.evaluation.metrics.frechet import frechet_distance
+from dit_shd.evaluation.neighbours import manifold
 
 D = 2048
 K, DENSITY_K = 3, 5

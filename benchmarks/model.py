@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from _measure import child, extra_mib, in_turn, parse, parser
 
-from dit_shd.models import MDTv2
+from dit_shd.models.families.mdt import MDTv2
 
 SHAPES = {"S/2": dict(hidden_size=384, depth=12, num_heads=6), "B/2": dict(hidden_size=768, depth=12, num_heads=12)}
 BATCH = {256: 8, 1024: 2, 4096: 1}

@@ -22,12 +22,14 @@ from _measure import parse, parser
 from model import public_module
 from torch import Tensor
 
-from dit_shd import randomness
-from dit_shd.diffusion import Schedule
-from dit_shd.guidance import Guided, guidance_weight
-from dit_shd.models import MDTv2, load
-from dit_shd.models.mdt import kept_biases
-from dit_shd.sampler import SampleConfig, denoise, label_plan
+from dit_shd.core import rng
+from dit_shd.diffusion.guidance import Guided, guidance_weight
+from dit_shd.diffusion.sample_config import SampleConfig
+from dit_shd.diffusion.sampler import label_plan
+from dit_shd.diffusion.schedule import Schedule
+from dit_shd.diffusion.solvers import denoise
+from dit_shd.models.families.mdt import MDTv2, kept_biases
+from dit_shd.models.loading import load
 
 CPU = torch.device("cpu")
 DIGITS = dict(input_size=28, patch_size=4, in_channels=1, hidden_size=96, depth=6, num_heads=4, decode_layer=2)
@@ -61,7 +63,7 @@ def public_loop(theirs: torch.nn.Module, config: SampleConfig, shape: tuple, lab
         model_var_type=diffusion.ModelVarType.LEARNED_RANGE,
         loss_type=diffusion.LossType.MSE,
     )
-    noises = (randomness.normal(config.seed, "sample", i, range(config.count), shape) for i in range(config.steps))
+    noises = (rng.normal(config.seed, "sample", i, range(config.count), shape) for i in range(config.steps))
     start, *later = [torch.cat([z, z]) for z in noises]
     extra = dict(
         y=torch.cat([labels, torch.full_like(labels, null)]),

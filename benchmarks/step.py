@@ -12,12 +12,12 @@ from contextlib import contextmanager
 import torch
 from _measure import child, in_turn, parse, parser, peak_mib
 
-from dit_shd.batch import Batch
-from dit_shd.diffusion import Schedule
-from dit_shd.distiller import Distiller
-from dit_shd.losses.output import Output
-from dit_shd.losses.shd import SHD
-from dit_shd.models import MDTv2
+from dit_shd.diffusion.schedule import Schedule
+from dit_shd.distillation.distiller import Distiller
+from dit_shd.distillation.losses.output import Output
+from dit_shd.distillation.losses.shd import SHD
+from dit_shd.models.families.mdt import MDTv2
+from dit_shd.tasks.diffusion import Batch
 
 BATCH = {256: 8, 1024: 2, 4096: 1}
 

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from _measure import in_turn, parse, parser
 from step import BATCH, batches, models
 
-from dit_shd.diffusion import Schedule
-from dit_shd.distiller import Distiller
-from dit_shd.losses.output import Output
-from dit_shd.losses.shd import SHD
+from dit_shd.diffusion.schedule import Schedule
+from dit_shd.distillation.distiller import Distiller
+from dit_shd.distillation.losses.output import Output
+from dit_shd.distillation.losses.shd import SHD
 
 
 def side(tokens: int, output: bool, cut: bool, low: bool = False, taught: bool = True) -> Callable[[], None]:

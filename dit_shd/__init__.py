@@ -1,21 +1,31 @@
 """dit_shd: distil diffusion transformers through their attention (Squeezing-Heads Distillation, arXiv 2502.07436)."""
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what a type checker and an editor see; _HOME says the same to Python
+    from dit_shd.attention.capture import Capture
+    from dit_shd.attention.recording.attach import attach_processors, capture
+    from dit_shd.attention.recording.instrument import SHDAttnProcessor
+    from dit_shd.distillation.losses.shd import SHD
+    from dit_shd.models.families.dit import DiT
+    from dit_shd.models.families.mdt import MDTv2
+    from dit_shd.squeezing.divergence import attention_kl
+    from dit_shd.squeezing.squeeze import Squeeze, squeeze
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "Capture": "dit_shd.attention",
-    "capture": "dit_shd.attention",
-    "attach_processors": "dit_shd.attention",
-    "SHDAttnProcessor": "dit_shd.attention",
-    "Squeeze": "dit_shd.squeezing",
-    "squeeze": "dit_shd.squeezing",
-    "attention_kl": "dit_shd.divergence",
-    "SHD": "dit_shd.losses.shd",
-    "DiT": "dit_shd.models",
-    "MDTv2": "dit_shd.models",
+    "Capture": "dit_shd.attention.capture",
+    "capture": "dit_shd.attention.recording.attach",
+    "attach_processors": "dit_shd.attention.recording.attach",
+    "SHDAttnProcessor": "dit_shd.attention.recording.instrument",
+    "Squeeze": "dit_shd.squeezing.squeeze",
+    "squeeze": "dit_shd.squeezing.squeeze",
+    "attention_kl": "dit_shd.squeezing.divergence",
+    "SHD": "dit_shd.distillation.losses.shd",
+    "DiT": "dit_shd.models.families.dit",
+    "MDTv2": "dit_shd.models.families.mdt",
 }
 __all__ = [
     "SHD",
@@ -36,3 +46,8 @@ def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
     raise AttributeError(f"module 'dit_shd' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    """The public names, also those that nobody has asked for yet: completion works without loading anything."""
+    return sorted({*globals(), *__all__})

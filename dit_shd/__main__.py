@@ -6,10 +6,10 @@ import sys
 def main(argv: list[str] | None = None) -> int:
     """The command line (cli.py), where Ctrl-C ends a command in a line from its first moment on."""
     try:
-        from dit_shd.stop import interruptible
+        from dit_shd.core.signals import interruptible
 
         with interruptible():
-            from dit_shd.cli import main as command
+            from dit_shd.cli.program import main as command
 
             return command(argv)
     except KeyboardInterrupt:

@@ -40,8 +40,8 @@ def supported_page() -> str:
     import zoo
 
     from dit_shd import capture
-    from dit_shd.attention.recording import LAYOUTS
-    from dit_shd.errors import UserError
+    from dit_shd.attention.recording.recorder import LAYOUTS
+    from dit_shd.core.errors import UserError
 
     rows, reasons = [], []
     for name in sorted(zoo.classes()):

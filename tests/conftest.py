@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from evaluation import pictures
+from evaluating import pictures
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
@@ -46,7 +46,7 @@ def shapes(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def teacher(tmp_path_factory) -> Path:
     """A random MDTv2 of four heads in diffusers format."""
-    from dit_shd.models import MDTv2
+    from dit_shd.models.families.mdt import MDTv2
 
     torch.manual_seed(1)
     model = MDTv2(**{k: v for k, v in TEACHER.items() if k != "name"})

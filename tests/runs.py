@@ -10,8 +10,9 @@ from pathlib import Path
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from dit_shd.config import make
-from dit_shd.trainer import TrainConfig, train
+from dit_shd.core.config import make
+from dit_shd.training.config import TrainConfig
+from dit_shd.training.trainer import train
 
 
 def run(values, **changes):

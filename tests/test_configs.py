@@ -7,15 +7,19 @@ import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
-from dit_shd import registry
-from dit_shd.attention.support import attention_layers
-from dit_shd.config import dump, make, read_yaml, resolve
-from dit_shd.cost import weightless
-from dit_shd.cost.estimate import hours, peaks
-from dit_shd.cost.operations import step_operations
-from dit_shd.layers import layer_map
-from dit_shd.losses.shd import SHD
-from dit_shd.trainer import TrainConfig
+from dit_shd.attention.recording.discovery import attention_layers
+from dit_shd.core.config import make, resolve
+from dit_shd.core.yaml_files import dump, read_yaml
+from dit_shd.data.datasets import DATASETS
+from dit_shd.distillation.layer_map import layer_map
+from dit_shd.distillation.losses import LOSSES
+from dit_shd.distillation.losses.shd import SHD
+from dit_shd.models.families import FAMILIES
+from dit_shd.profiling import meta
+from dit_shd.profiling.estimate import hours, peaks
+from dit_shd.profiling.flops import step_operations
+from dit_shd.training.config import TrainConfig
+from dit_shd.training.dry_run import step_shape
 
 FOLDER = Path(__file__).parents[1] / "configs"
 NAMES = sorted(file.stem for file in FOLDER.glob("*.yaml"))
@@ -43,26 +47,26 @@ def test_a_config_is_complete(name):
     assert make(TrainConfig, yaml.safe_load(dump(config))) == config
     assert config.run == Path("runs") / name
     assert f"train_dit.py configs/{name}.yaml" in header and "Cost:" in header
-    assert config.data.filled("data", "data").name == config.data.name
+    assert DATASETS.filled(config.data, "data").name == config.data.name
     for loss in config.losses:
-        loss.filled("losses", "losses")
+        LOSSES.filled(loss, "losses")
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("digits")])
 def test_a_configs_models_fit_together(name):
     """On the meta device: shapes, passes, heads and layers of student and teacher."""
     config = load(name)
-    student = weightless.build(config.student, "student")
+    student = meta.build(config.student, "student")
     assert (config.teacher is None) == (config.estimate.teacher is None) == (not config.losses)
     assert config.mask_ratio is None or hasattr(student, "mask_token")
     if config.estimate.teacher is None:
         return
-    teacher = weightless.build(config.estimate.teacher, "teacher")
+    teacher = meta.build(config.estimate.teacher, "teacher")
     own, other = student.config, teacher.config
     for key in ("sample_size", "patch_size", "in_channels", "num_classes", "learn_sigma"):
         assert getattr(own, key) == getattr(other, key)
     for plugin in config.losses:
-        loss = plugin.build("losses", "losses")
+        loss = LOSSES.build(plugin, "losses")
         if isinstance(loss, SHD):
             assert other.num_attention_heads > own.num_attention_heads
             pairs = layer_map(list(attention_layers(teacher)), list(attention_layers(student)), loss.layers)
@@ -74,8 +78,9 @@ def test_a_configs_models_fit_together(name):
 def test_a_header_tells_what_is_counted(name):
     config, header = load(name), (FOLDER / f"{name}.yaml").read_text().replace(",", "")
     stand_in = config.estimate.teacher
-    teacher = None if stand_in is None else weightless.build(stand_in, "teacher")
-    found = step_operations(config, weightless.build(config.student, "student"), teacher)
+    teacher = None if stand_in is None else meta.build(stand_in, "teacher")
+    student = meta.build(config.student, "student")
+    found = step_operations(step_shape(config, student, config.micro_batch_size or config.batch_size), student, teacher)
     told = re.search(r"Cost: (\S+) GFLOP an image (\S+) EFLOP in all: (\S+) A100 or (\S+) H100 hours", header)
     assert told is not None
     whole = found.executed * config.batch_size * config.steps
@@ -118,4 +123,4 @@ def test_a_batch_is_shared_out_evenly(name):
 def test_every_plugin_of_a_config_ships():
     for name in NAMES:
         config = load(name)
-        assert config.data.name in registry.names("data") and config.student.name in registry.names("models")
+        assert config.data.name in DATASETS.names() and config.student.name in FAMILIES.names()

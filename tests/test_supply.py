@@ -16,9 +16,9 @@ from offline import EXTRAS, STAGES, control
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from dit_shd.trainer import TrainConfig
+from dit_shd.training.config import TrainConfig
 
-TOOLS = {"pytest-xdist", "ruff", "pyright", "pre-commit"}
+TOOLS = {"import-linter", "pytest-xdist", "ruff", "pyright", "pre-commit"}
 """Programs that developers run; nobody imports them."""
 
 

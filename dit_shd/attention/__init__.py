@@ -4,10 +4,10 @@ Alphabet (everywhere in dit_shd): b batch, h teacher heads, g student heads, n q
 one head, e model width, l layers, r rows of one tile, k heads of one group.
 """
 
-from dit_shd.attention.attach import attach_processors, capture
 from dit_shd.attention.bias import Bias, DenseBias
 from dit_shd.attention.capture import Capture, Captures
-from dit_shd.attention.carriers import SHDAttnProcessor
+from dit_shd.attention.recording.attach import attach_processors, capture
+from dit_shd.attention.recording.instrument import SHDAttnProcessor
 from dit_shd.attention.relative_bias import RelativeBias
 from dit_shd.attention.streamed import attend
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dit_shd.attention.bias import Bias, DenseBias
 from dit_shd.attention.softmax import softmax
-from dit_shd.errors import UserError
+from dit_shd.core.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ import torch
 from scipy.optimize import Bounds, LinearConstraint, linear_sum_assignment, milp
 from torch import Tensor
 
-from dit_shd.attention import Capture
+from dit_shd.attention.capture import Capture
 from dit_shd.attention.tiles import CHUNK_MIB, Buffers, Maps, Tiling, slices
 from dit_shd.squeezing.plans import Plan, contiguous
 

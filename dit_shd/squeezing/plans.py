@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from dit_shd.errors import UserError
+from dit_shd.core.errors import UserError
 
 Plan = tuple[tuple[int, ...], ...]
 """The groups of teacher heads, one for each student head."""

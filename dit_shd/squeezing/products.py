@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from dit_shd.attention import Capture, attend
+from dit_shd.attention.capture import Capture
+from dit_shd.attention.streamed import attend
 from dit_shd.attention.tiles import CHUNK_MIB, Buffers, Maps, Tiling, flat, run_of, slices
 
 Groups = list[list[int]]

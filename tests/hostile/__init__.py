@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 
-from dit_shd.errors import UserError
+from dit_shd.core.errors import UserError
 
 LIMIT_MIB = 1024
 """What the peak of the process may rise by in one class of cases; every file given is smaller than 2 MiB."""

@@ -3,8 +3,8 @@
 import random
 from pathlib import Path
 
-from dit_shd.cli import main
-from dit_shd.errors import UserError
+from dit_shd.cli.program import main
+from dit_shd.core.errors import UserError
 
 from . import Class
 from .damage import WEIRD

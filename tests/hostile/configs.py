@@ -9,12 +9,19 @@ import torch
 import yaml
 from diffusers.configuration_utils import FrozenDict
 
-from dit_shd import checks, registry
-from dit_shd.checkpoint import RunFolder
-from dit_shd.config import make, override, read_yaml
-from dit_shd.evaluator import EvaluateConfig
-from dit_shd.sampler import SampleConfig, sample
-from dit_shd.trainer import TrainConfig, resolved
+from dit_shd.core.config import make
+from dit_shd.core.yaml_files import dump, override, read_yaml
+from dit_shd.data.datasets import DATASETS
+from dit_shd.diffusion.sample_config import SampleConfig
+from dit_shd.diffusion.sampler import sample
+from dit_shd.distillation.losses import LOSSES
+from dit_shd.evaluation.evaluate import EvaluateConfig
+from dit_shd.evaluation.features import FEATURES
+from dit_shd.evaluation.metrics import METRICS
+from dit_shd.models.families import FAMILIES
+from dit_shd.training import checks
+from dit_shd.training.config import TrainConfig, resolved
+from dit_shd.training.run_folder import RunFolder
 
 from . import PWNED, Class
 from .damage import WEIRD, bent_bytes, bent_values
@@ -43,7 +50,7 @@ def settled(values: object) -> TrainConfig:
     """All that is checked before a model is made."""
     config = make(TrainConfig, values)  # type: ignore[arg-type]
     checks.ranges(config)
-    checks.teaching(config, [plugin.build("losses") for plugin in config.losses])
+    checks.teaching(config, [LOSSES.build(plugin) for plugin in config.losses])
     return resolved(config)
 
 
@@ -107,7 +114,7 @@ def plug_in(draw: random.Random, folder: Path) -> object:
         name = draw.choice(
             ["evil.Evil", "evil", "../evil", "evil.", ".evil", "os.system", "x" * 5000, "evil:Evil", "__init__"]
         )
-        return registry.find(draw.choice(sorted(registry.KINDS)), name)
+        return draw.choice([DATASETS, FAMILIES, FEATURES, LOSSES, METRICS]).find(name)
     finally:
         sys.path.remove(str(folder))
         assert "evil" not in sys.modules
@@ -116,12 +123,12 @@ def plug_in(draw: random.Random, folder: Path) -> object:
 def run_folder(draw: random.Random, folder: Path) -> object:
     """A folder that holds something else, or a run whose files are damaged."""
     config = settled(dict(whole()[0]) | {"run": str(folder / "run")})
-    run = RunFolder.open(config.run, config)
+    run = RunFolder.open(config.run, dump(config))
     damaged = draw.choice(["config.yaml", "metrics.jsonl", "calibration.json"])
     (run.path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n' * 3)
     (run.path / "calibration.json").write_text('{"losses": {}}')
     (run.path / damaged).write_bytes(bent_bytes(draw, (run.path / damaged).read_bytes()))
-    reopened = RunFolder.open(config.run, config)
+    reopened = RunFolder.open(config.run, dump(config))
     reopened.forget_after(draw.choice([0, 1, 5]))
     return reopened.load(), reopened.metrics()
 

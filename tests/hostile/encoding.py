@@ -17,11 +17,11 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from pyarrow import parquet
 
-from dit_shd.config import make
-from dit_shd.data.latents import Latents
-from dit_shd.image_sets import open_images
-from dit_shd.latent_files import EncodeConfig, encode_to_shards
-from dit_shd.latent_origin import Origin, before_training, decoder, of_source
+from dit_shd.core.config import make
+from dit_shd.data.datasets.latents import Latents
+from dit_shd.data.encoding import EncodeConfig, encode_to_shards
+from dit_shd.data.latent_origin import Origin, before_training, decoder, of_source
+from dit_shd.data.open_images import open_images
 
 from . import Class
 from .damage import WEIRD, bend_file, bent_bytes, bent_values, exploit

@@ -16,13 +16,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from dit_shd import models
-from dit_shd.config import make
-from dit_shd.converter import ConvertConfig, convert
-from dit_shd.data.npz import Npz
-from dit_shd.image_sets import open_images
-from dit_shd.models import DiT, MDTv2
-from dit_shd.reference import open_reference
+from dit_shd.core.config import make
+from dit_shd.data.datasets.npz import Npz
+from dit_shd.data.open_images import open_images
+from dit_shd.evaluation.reference import open_reference
+from dit_shd.models import loading
+from dit_shd.models.conversion import ConvertConfig, convert
+from dit_shd.models.families.dit import DiT
+from dit_shd.models.families.mdt import MDTv2
 
 from . import Class
 from .damage import bend_file, bent_values, exploit
@@ -69,7 +70,7 @@ def checkpoint(draw: random.Random, folder: Path) -> object:
     else:
         torch.save(small().state_dict(), file)
         bend_file(draw, file)
-    return models.load(file)
+    return loading.load(file)
 
 
 class Pretender(argparse.Namespace):
@@ -140,7 +141,7 @@ def weights(draw: random.Random, folder: Path) -> object:
         name = draw.choice(sorted(tensors))
         tensors[name] = draw.choice([torch.ones(1), torch.full_like(tensors[name], float("nan")), tensors[name].int()])
         save_file(tensors, file)
-    return models.load(folder / "model")
+    return loading.load(folder / "model")
 
 
 def model_config(draw: random.Random, folder: Path) -> object:
@@ -156,7 +157,7 @@ def model_config(draw: random.Random, folder: Path) -> object:
     else:
         config = bent_values(draw, config)
     file.write_text(json.dumps(config))
-    return models.load(folder / "model")
+    return loading.load(folder / "model")
 
 
 def pixels(draw: random.Random, n: int = 6) -> np.ndarray:

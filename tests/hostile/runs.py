@@ -13,17 +13,22 @@ from types import SimpleNamespace
 
 import torch
 
-from dit_shd import calibration
-from dit_shd.batch import BatchSource
-from dit_shd.checkpoint import MANIFEST, RunFolder, sha256
-from dit_shd.config import Plugin
-from dit_shd.diffusion import Schedule
-from dit_shd.distiller import Distiller
-from dit_shd.guard import Finding, Guard, read_batches
-from dit_shd.image_sets import open_images
-from dit_shd.lock import Lock
-from dit_shd.losses.shd import SHD
-from dit_shd.models import MDTv2
+from dit_shd.core.hashing import sha256
+from dit_shd.core.lock import Lock
+from dit_shd.core.plugins import Plugin
+from dit_shd.data.datasets import DATASETS
+from dit_shd.data.open_images import open_images
+from dit_shd.diffusion.schedule import Schedule
+from dit_shd.distillation.distiller import Distiller
+from dit_shd.distillation.losses.shd import SHD
+from dit_shd.evaluation.features import FEATURES
+from dit_shd.models.families import FAMILIES
+from dit_shd.models.families.mdt import MDTv2
+from dit_shd.tasks.diffusion import BatchSource
+from dit_shd.training import setup
+from dit_shd.training.checkpoint import MANIFEST
+from dit_shd.training.nan_guard import Finding, Guard, read_batches
+from dit_shd.training.run_folder import RunFolder
 
 from . import PWNED, Class
 from .configs import settled, whole
@@ -73,12 +78,12 @@ def calibrated(draw: random.Random, folder: Path) -> object:
     loss = SHD(plan="matched")
     distiller = Distiller(student, [loss], Schedule.linear())
     good = {"shd": {"plans": {f"{s}.attn": [[0, 1], [2, 3]] for s in _blocks(student)}}}
-    file = folder / calibration.FILE
+    file = folder / setup.CALIBRATION_FILE
     file.write_text(json.dumps(bent_values(draw, bent_values(draw, good))))
     if draw.random() < 0.3:
         file.write_bytes(bent_bytes(draw, json.dumps(good).encode()))
     one = SimpleNamespace(is_main_process=True, device=torch.device("cpu"), wait_for_everyone=lambda: None)
-    calibration.settle(distiller, teacher, [], RunFolder(folder), one)  # type: ignore[arg-type]
+    setup.load_or_calibrate(distiller, teacher, [], RunFolder(folder), one)  # type: ignore[arg-type]
     batch = source().draw(0, range(1))["plain"]
     with torch.no_grad():
         return distiller(batch, "plain", teacher)
@@ -96,7 +101,7 @@ def source() -> BatchSource:
 
     file = Path(tempfile.mkdtemp()) / "data.npz"
     np.savez(file, np.zeros((6, 8, 8, 1), np.uint8), np.arange(6) % 3)
-    data = Plugin("npz", {"path": str(file)}).build("data")
+    data = DATASETS.build(Plugin("npz", {"path": str(file)}))
     return BatchSource(data, Schedule.linear(), 0, 2, 0.1, 0.3, 16)
 
 
@@ -130,7 +135,9 @@ def named(draw: random.Random, folder: Path) -> object:
     """A config that names Python objects wherever a name can stand, beside a file that would run."""
     (folder / "evil.py").write_text(f"open({PWNED!r}, 'w')\nclass Evil: pass\n")
     values = dict(whole()[draw.randrange(len(whole()))])
-    name = draw.choice(["evil.Evil", "os.system", "builtins.eval", "evil", "dit_shd.config.make", "subprocess.Popen"])
+    name = draw.choice(
+        ["evil.Evil", "os.system", "builtins.eval", "evil", "dit_shd.core.config.make", "subprocess.Popen"]
+    )
     place = draw.choice(["data", "student", "losses", "features", "tracker", "optimizer", "teacher"])
     if place == "losses":
         values["losses"] = [{"name": name, "weight": 1}]
@@ -145,12 +152,12 @@ def named(draw: random.Random, folder: Path) -> object:
         config = settled(values)
         config.evaluation.check(config.diffusion_steps)
         if place == "features":
-            return config.evaluation.features.build("features", "evaluation.features")
+            return FEATURES.build(config.evaluation.features, "evaluation.features")
         if place == "teacher":
-            from dit_shd import models as ours
+            from dit_shd.models import loading
 
-            return ours.load(name)
-        return config.student.build("models", where="student")
+            return loading.load(name)
+        return FAMILIES.build(config.student, "student")
     finally:
         sys.path.remove(str(folder))
         assert "evil" not in sys.modules

@@ -1,0 +1,149 @@
+"""A teacher's attention, what it squeezes to, and how near its students came: numbers, without any drawing.
+
+Alphabet: b batch, h teacher heads, g student heads, w tokens along one side of the image (n = w w).
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dit_shd.attention.capture import Captures
+from dit_shd.attention.recording.attach import capture
+from dit_shd.core import rng
+from dit_shd.data.datasets import Dataset
+from dit_shd.diffusion.schedule import Schedule
+from dit_shd.distillation.layer_map import LayerMap, layer_map
+from dit_shd.squeezing.divergence import attention_kl
+from dit_shd.squeezing.plans import Plan
+from dit_shd.squeezing.squeeze import squeeze
+from dit_shd.tasks.diffusion import Batch, predict
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionRows:
+    """One query token's rows of attention in one layer, laid out as the image is."""
+
+    layer: str
+    teacher: np.ndarray
+    """[h,w,w]"""
+    squeezed: np.ndarray
+    """[g,w,w], A~"""
+    students: dict[str, np.ndarray]
+    """[g,w,w] of each student."""
+    weights: np.ndarray
+    """[h], the weight of each teacher head in its student head."""
+    plan: Plan
+
+
+@dataclass(frozen=True, eq=False)
+class LayerSqueeze:
+    """How one teacher layer squeezes over a batch, and how near the students are to it."""
+
+    layer: str
+    alpha: np.ndarray
+    """[b,merges]"""
+    t: np.ndarray
+    """[b], timesteps"""
+    clamped: float
+    """Share of alphas that had left [0, 1]."""
+    residual: float
+    """||A~ X - sum A_i X_i|| / ||sum A_i X_i||, mean over samples and groups."""
+    divergence: dict[str, float]
+    """KL(A~ || B) of each student B, mean over samples and rows, summed over heads."""
+
+
+def noised(dataset: Dataset, index: int, t: int, seed: int) -> Batch:
+    """One sample of a dataset at one timestep, with its label, as a batch of one."""
+    x_0, labels = dataset.batch(np.array([index]), seed, 0, [0])
+    noise = rng.normal(seed, "inspect", 0, [index], dataset.shape)
+    step = torch.tensor([t])
+    x_t = Schedule.linear().add_noise(x_0, noise, step)
+    return Batch(x_0, noise, x_t, step, labels, None, torch.tensor([index]))
+
+
+def inkiest_token(x_0: Tensor, window: int) -> int:
+    """The token with the brightest patch in one image [c,y,x]: one that has something to attend to."""
+    patch = x_0.shape[-1] // window
+    return int(torch.nn.functional.avg_pool2d(x_0.mean(0)[None], patch).flatten().argmax())
+
+
+@torch.no_grad()
+def attention_rows(
+    teacher: nn.Module,
+    students: Mapping[str, nn.Module],
+    batch: Batch,
+    token: int,
+    layers: Sequence[str] | None = None,
+    how: LayerMap = "sections",
+) -> list[AttentionRows]:
+    """The rows of one query token in some of the students' layers (all by default), for a batch of one."""
+    t, s = _captures(teacher, students, batch)
+    pairs = layer_map(list(t), list(next(iter(s.values()))), how)
+    row = slice(token, token + 1)
+    found = []
+    for ours, theirs in pairs.items():
+        if layers is not None and ours not in layers:
+            continue
+        squeezed = squeeze(t[theirs], next(iter(s.values()))[ours].heads)
+        maps = t[theirs].map(row)
+        found.append(
+            AttentionRows(
+                layer=ours,
+                teacher=_square(maps),
+                squeezed=_square(squeezed.mix(maps, row)),
+                students={name: _square(captures[ours].map(row)) for name, captures in s.items()},
+                weights=squeezed.weight[0, :, 0].double().numpy(),
+                plan=squeezed.plan,
+            )
+        )
+    return found
+
+
+@torch.no_grad()
+def squeeze_statistics(
+    teacher: nn.Module, students: Mapping[str, nn.Module], batch: Batch, how: LayerMap = "sections"
+) -> list[LayerSqueeze]:
+    """Alpha, clamping, residual and the students' divergence, layer by layer."""
+    t, s = _captures(teacher, students, batch)
+    pairs = layer_map(list(t), list(next(iter(s.values()))), how)
+    found = []
+    for ours, theirs in pairs.items():
+        squeezed = squeeze(t[theirs], next(iter(s.values()))[ours].heads)
+        assert squeezed.alpha is not None
+        assert squeezed.clamped is not None
+        assert squeezed.residual is not None
+        near = {name: float(attention_kl(t[theirs], captures[ours], squeezed).mean()) for name, captures in s.items()}
+        found.append(
+            LayerSqueeze(
+                layer=ours,
+                alpha=squeezed.alpha.double().numpy(),
+                t=batch.t.numpy(),
+                clamped=float(squeezed.clamped.double().mean()) if squeezed.clamped.numel() else 0.0,
+                residual=float(squeezed.residual.mean()),
+                divergence=near,
+            )
+        )
+    return found
+
+
+def _captures(
+    teacher: nn.Module, students: Mapping[str, nn.Module], batch: Batch
+) -> tuple[Captures, dict[str, Captures]]:
+    """One plain forward of every model, recorded."""
+    with ExitStack() as stack:
+        recorded = {name: stack.enter_context(capture(m)) for name, m in {"": teacher, **students}.items()}
+        for model in (teacher, *students.values()):
+            predict(model, batch)
+        copies: dict[str, Captures] = {name: dict(captures) for name, captures in recorded.items()}
+    return copies.pop(""), copies
+
+
+def _square(rows: Tensor) -> np.ndarray:
+    """Rows [1,heads,1,n] as pictures [heads,w,w]."""
+    heads, n = rows.shape[1], rows.shape[3]
+    side = int(n**0.5)
+    return rows[0, :, 0].double().reshape(heads, side, side).numpy()

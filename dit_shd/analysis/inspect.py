@@ -1,0 +1,184 @@
+"""What the attention of one model does, as numbers."""
+
+import fnmatch
+import inspect as signatures
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from dit_shd.analysis.inputs import Given, Images, Inputs, Time
+from dit_shd.analysis.survey import LayerSurvey, Look, Scope, look, survey
+from dit_shd.analysis.synthetic_inputs import Drawn
+from dit_shd.attention.recording.joint import Block
+from dit_shd.core.config import cast, checked, option, resolve
+from dit_shd.core.errors import UserError
+from dit_shd.core.places import MODEL, Place
+from dit_shd.core.plugins import Plugin
+from dit_shd.core.yaml_files import read_yaml
+from dit_shd.data.datasets import DATASETS
+from dit_shd.diffusion.schedule import Schedule
+from dit_shd.models import loading
+
+ASSET_DATA = Plugin("digits", {"split": "validation"})
+"""What the models that ship with us are shown."""
+GRID = (50, 100, 200, 300, 400, 500, 600, 700, 800, 900)
+PICTURED = 300
+
+
+@dataclass(frozen=True)
+class InspectConfig:
+    """What to look at. Timesteps count 0 to 1000, or the steps of the run's own schedule."""
+
+    model: Place = option("", MODEL)
+    heads: int | None = option(None, "student heads of the merge plan; empty: half of the layer's, rounded up")
+    layers: list[int | str] | None = option(None, "depths, names or patterns of layers; empty: all self-attention")
+    shown: list[int | str] | None = option(None, "which of them have their maps drawn; empty: first, middle, last")
+    tokens: list[int] | None = option(None, "query tokens whose maps are drawn; empty: three on the diagonal")
+    timestep: int | None = option(None, f"of the maps; empty: {PICTURED} of 1000")
+    timesteps: list[int] | None = option(None, f"of alpha; empty: {', '.join(map(str, GRID))} of 1000")
+    samples: int = option(16, "images (or random inputs) behind the similarity of heads and alpha")
+    batch_size: int = option(4, "samples of one forward")
+    data: Plugin | None = option(None, "dataset for a class-conditional model; a run folder knows its own")
+    inputs: Path | None = option(None, "npz or safetensors of the forward's arguments, a.b for entries of a dictionary")
+    time: Time = option("auto", "the unit of the model's timestep: steps, fraction (t / 1000), or found out")
+    block: Block | None = option(None, "of joint text-image attention; empty: image where it can be told, else joint")
+    image: list[int] | None = option(None, "where the image's tokens stand in a joint sequence: [first, last + 1]")
+    seed: int = option(0, "of the noise, the choice of images and random inputs")
+    out: Path | None = option(None, "the folder; empty: inspect_<name> here")
+    force: bool = option(False, "replace what an earlier inspect left in the folder")
+
+    def check(self, steps: int) -> None:
+        for key in ("samples", "batch_size"):
+            if getattr(self, key) < 1:
+                raise UserError(f"{key}: wanted 1 or more, found {getattr(self, key)}")
+        if self.image is not None and len(self.image) != 2:
+            raise UserError(f"image: wanted [first, last + 1], found {self.image}")
+        if self.inputs is not None and self.data is not None:
+            raise UserError("inputs, data: wanted one of the two, found both")
+        if self.timesteps is not None and not self.timesteps:
+            raise UserError("timesteps: wanted at least one, found none")
+        for t in [*(self.timesteps or ()), *([] if self.timestep is None else [self.timestep])]:
+            if not 0 <= t < steps:
+                raise UserError(f"timesteps: wanted 0 to {steps - 1}, found {t}")
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """All that the page is made of."""
+
+    config: InspectConfig
+    model: nn.Module
+    inputs: Inputs
+    scope: Scope
+    timestep: int
+    timesteps: list[int]
+    looks: dict[str, Look]
+    layers: list[LayerSurvey]
+    shown: list[str]
+
+
+def inspect(config: InspectConfig) -> Findings:
+    """Look at a model: the numbers.
+
+    Raises:
+        UserError: no such model, or one whose attention cannot be recorded.
+    """
+    config = checked(config, "inspect")
+    run = run_config(config.model)
+    model: Any = loading.load(config.model).eval().requires_grad_(False)
+    known = signatures.signature(model.forward).parameters
+    if "hidden_states" not in known:
+        told = f"holds {type(model).__name__}, whose forward takes {', '.join([*known][:4])}"
+        raise UserError(f"{config.model}: {told}; wanted a transformer (hidden_states)")
+    if torch.accelerator.is_available():
+        model.to(torch.accelerator.current_accelerator())
+    steps = schedule_length(run)
+    timestep = PICTURED * steps // 1000 if config.timestep is None else config.timestep
+    timesteps = sorted(set(config.timesteps or (t * steps // 1000 for t in GRID)))
+    inputs = _inputs(config, model, run)
+    scope = Scope(config.layers, config.block, None if config.image is None else slice(*config.image))
+    with tqdm(desc="one sample", unit="layer") as bar:
+        scope, looks = look(model, inputs, scope, timestep, config.tokens, bar.update)
+    shown = _shown(list(looks), config.shown)
+    with tqdm(total=len(timesteps) * len(inputs.batches) * len(looks), desc="all samples", unit="layer") as bar:
+        layers = survey(model, inputs, scope, timesteps, config.heads, bar.update)
+    return Findings(config, model, inputs, scope, timestep, timesteps, looks, layers, shown)
+
+
+def numbers(found: Findings) -> dict[str, Any]:
+    """What the page says, for programs: heads and plans count from 0 here, as squeeze(plan=...) takes them."""
+    return {
+        "settings": resolve(found.config),
+        "inputs": found.inputs.words,
+        "block": found.scope.block,
+        "timesteps": found.timesteps,
+        "layers": {
+            layer.layer: {
+                "heads": layer.heads,
+                "tokens": layer.tokens,
+                "plan": layer.plan,
+                "matched_plan": layer.matched,
+                "similarity": layer.cosines.round(6).tolist(),
+                "alpha_mean": layer.alpha.mean(1).round(6).tolist(),
+                "alpha_std": layer.alpha.std(1).round(6).tolist(),
+                "clamped": layer.clamped.round(6).tolist(),
+                "residual": layer.residual.round(6).tolist(),
+            }
+            for layer in found.layers
+        },
+    }
+
+
+def _inputs(config: InspectConfig, model: Any, run: dict[str, Any]) -> Inputs:
+    if config.inputs is not None:
+        return Given(model, config.inputs, config.time)
+    size, count = config.batch_size, config.samples
+    batches = [range(first, min(first + size, count)) for first in range(0, count, size)]
+    known = signatures.signature(model.forward).parameters
+    by_class = "class_labels" in known and "encoder_hidden_states" not in known
+    own = cast(Plugin, run["data"], "data") if "data" in run else None
+    data = config.data or own or (ASSET_DATA if config.model.startswith("asset:") else None)
+    if data is None:
+        return Drawn(model, batches, config.seed, config.time)
+    if not by_class:
+        raise UserError(f"data: {type(model).__name__} takes more than images and labels; use inputs=FILE")
+    return Images(model, DATASETS.build(data, "data"), Schedule.linear(schedule_length(run)), batches, config.seed)
+
+
+def run_config(source: str) -> dict[str, Any]:
+    """The config of a run folder; nothing for other models."""
+    file = Path(source) / "config.yaml"
+    return read_yaml(file) if file.is_file() else {}
+
+
+def schedule_length(run: dict[str, Any]) -> int:
+    """The length of the noise schedule."""
+    return cast(int, run.get("diffusion_steps", 1000), "diffusion_steps")
+
+
+def short_name(source: str) -> str:
+    if source.startswith("asset:"):
+        return source.removeprefix("asset:")
+    path = Path(source).resolve()
+    return path.stem if path.is_file() else path.name
+
+
+def _shown(names: Sequence[str], wanted: Sequence[int | str] | None) -> list[str]:
+    """The layers whose maps are drawn."""
+    if wanted is None:
+        return [names[i] for i in sorted({0, len(names) // 2, len(names) - 1})]
+    chosen: set[str] = set()
+    for each in wanted:
+        if isinstance(each, int):
+            fitting = [names[each]] if -len(names) <= each < len(names) else []
+        else:
+            fitting = fnmatch.filter(names, each)
+        if not fitting:
+            raise UserError(f"shown: no layer fits '{each}'. Layers: {', '.join(names)}")
+        chosen.update(fitting)
+    return [name for name in names if name in chosen]

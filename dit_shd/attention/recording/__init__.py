@@ -1,0 +1,1 @@
+"""Recording what the attention layers of any model did, without changing what they do."""

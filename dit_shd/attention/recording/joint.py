@@ -1,0 +1,178 @@
+"""Joint text-image attention: which tokens are the image's, and the part of the map that is wanted.
+
+Text and image tokens stand in one sequence, and a map has four blocks. Image queries and text queries may have
+projections W^O of their own; the whole joint map is then two Captures, `NAME` (image queries over all keys) and
+`NAME:text`, each with its own weights.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+
+from dit_shd.attention.bias import DenseBias
+from dit_shd.attention.capture import Capture
+from dit_shd.attention.recording.discovery import NO_PROJECTION
+from dit_shd.attention.recording.projection import Part, Projection
+from dit_shd.attention.recording.sdpa_calls import Call
+from dit_shd.core.errors import UserError
+
+Block = Literal["joint", "image", "image-text", "text-image"]
+"""Queries-keys; `image` is image queries over image keys. A block of a map is renormalised over its keys."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The block of a joint map that is wanted; image: where the image's tokens stand, if the model does not tell."""
+
+    block: Block = "joint"
+    image: slice | None = None
+
+    def __post_init__(self) -> None:
+        if self.block not in get_args(Block):
+            raise UserError(f"capture: block: wanted one of {', '.join(get_args(Block))}, found '{self.block}'")
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What a module was given: how many tokens of its own, and how many of another sequence's (None: not known)."""
+
+    hidden: int | None
+    text: int | None
+    other: bool
+    """Whether it was given another sequence at all."""
+
+    def crosses(self, call: Call, says_so: bool) -> bool:
+        """Whether the queries are one sequence and the keys another, or a part of it; says_so: the module does."""
+        n, m = call.query.shape[2], call.key.shape[2]
+        if not self.other:
+            return n == self.hidden and n != m
+        return says_so or (n == self.hidden and self.text is not None and n != m <= self.text)
+
+    def text_among(self, n: int, model: int | None) -> int | None:
+        """How many of a sequence's n tokens are text; model: how many text tokens the whole model was given."""
+        if self.hidden is not None and self.hidden < n:
+            return n - self.hidden
+        return model if self.text is None else self.text
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """What is known of an attention layer's sequence: whose projection is where, and what is joined with what."""
+
+    projections: tuple[Projection | None, ...]
+    """One for all tokens, or one for each of two runs of tokens, in order; None for a run that arrives nowhere (the
+    text of a last block, say). Empty if no row arrives anywhere unchanged, or if nobody asked."""
+    order: Literal["plain", "text first", "image first", "unknown"]
+
+    @classmethod
+    def of(cls, parts: Sequence[Part], joins: Sequence[tuple[int, int]], n: int, text: int | None) -> "Layout":
+        """From where the rows of n tokens arrived, and which pairs of sequences were joined in that forward."""
+        runs: list[tuple[int, Projection | None]] = []
+        for part in parts:
+            known = [i for i, (_, projection) in enumerate(runs) if part.projection.same(projection)]
+            if not known:
+                runs.append((int(part.tokens[0]), part.projection))
+        claimed = torch.cat([part.tokens for part in parts]) if parts else torch.arange(n)
+        edges = {first for first, second in joins if first + second == n}
+        if len(runs) == 1 and len(claimed) < n:
+            start, stop = int(claimed.min()), int(claimed.max()) + 1
+            if stop - start == len(claimed) and (start or stop) in edges:
+                runs = [(0, None), *runs] if start else [*runs, (stop, None)]
+        if len(runs) == 2:
+            joins = [(runs[1][0], n - runs[1][0])]
+        joined = {pair for pair in joins if sum(pair) == n and text in pair}
+        orders = {"unknown" if a == b else "text first" if a == text else "image first" for a, b in joined}
+        order = orders.pop() if len(orders) == 1 else "unknown" if orders or len(runs) > 1 else "plain"
+        if order == "unknown" and len(runs) == 2:  # as many text tokens as image tokens: go by the names
+            texts = [p is None or "add" in p.name or "context" in p.name or p.name.endswith("_t") for _, p in runs]
+            if texts[0] != texts[1]:
+                order = "text first" if texts[0] else "image first"
+        return cls(tuple(projection for _, projection in runs), order)  # type: ignore[arg-type]
+
+
+def sections(
+    call: Call, bias: DenseBias | None, layout: Layout | None, text: int | None, choice: Choice
+) -> Iterator[tuple[str, Capture]]:
+    """The Captures of one call, each with what is to be added to its layer's name; none where it lacks the block.
+
+    Args:
+        layout: without projections if W^O is not wanted; None if nothing is known.
+        text: the number of text tokens in the sequence, if it is joint.
+
+    Raises:
+        UserError: a block is wanted, and where the image's tokens stand is not known.
+    """
+    n, m = call.query.shape[2], call.key.shape[2]
+    rows, keys = slice(0, n), slice(0, m)
+    projections = layout.projections if layout is not None else ()
+    split = _split(n, layout, text, choice) if m == n else None
+    if split is None:
+        if len(projections) > 1 or (choice.block != "joint" and layout is not None and layout.order == "unknown"):
+            raise UserError(f"where the image stands among its {n} tokens is not known; say it: image=slice(77, None)")
+        if choice.block == "joint":
+            yield "", _cut(call, bias, rows, keys, projections[0] if projections else None)
+        return
+    image, words = split
+    roles = ("text", "image") if words.start < image.start else ("image", "text")
+    own: dict[str, Projection | None] = dict(zip(roles, projections * 2 if len(projections) == 1 else projections))
+    if own and own["image"] is None:
+        raise UserError(NO_PROJECTION)
+    if choice.block != "joint":
+        queries, over = _BLOCKS[choice.block]
+        at = {"image": image, "text": words}
+        if not own or own[queries] is not None:
+            yield "", _cut(call, bias, at[queries], at[over], own.get(queries))
+    elif len(projections) < 2:
+        yield "", _cut(call, bias, rows, keys, projections[0] if projections else None)
+    else:
+        yield "", _cut(call, bias, image, keys, own["image"])
+        if own["text"] is not None:
+            yield ":text", _cut(call, bias, words, keys, own["text"])
+
+
+_BLOCKS = {
+    "image": ("image", "image"),
+    "image-text": ("image", "text"),
+    "text-image": ("text", "image"),
+}
+
+
+def _split(n: int, layout: Layout | None, text: int | None, choice: Choice) -> tuple[slice, slice] | None:
+    """Where image and text stand among n tokens."""
+    if choice.image is not None:
+        start, stop, step = choice.image.indices(n)
+        if step != 1 or start >= stop or (start > 0 and stop < n):
+            raise UserError(f"capture: image: wanted a run at one end of {n} tokens, found {choice.image}")
+        return slice(start, stop), slice(0, start) if start else slice(stop, n)
+    if layout is None or text is None or not 0 < text < n or layout.order in ("plain", "unknown"):
+        return None
+    if layout.order == "text first":
+        return slice(text, n), slice(0, text)
+    return slice(0, n - text), slice(n - text, n)
+
+
+def _cut(call: Call, bias: DenseBias | None, rows: slice, keys: slice, projection: Projection | None) -> Capture:
+    """A block of a call's map."""
+    _, h, n, _ = call.query.shape
+    m, d = call.value.shape[2:]
+    every_row, every_key = rows == slice(0, n), keys == slice(0, m)
+    if call.causal and not every_key:
+        raise UserError("a block of a causal map is not supported; capture the whole map (block='joint')")
+    if bias is not None and not (every_row and every_key):
+        (tensor,) = bias.leaves
+        tensor = tensor if tensor.shape[2] == 1 else tensor[:, :, rows]
+        bias = DenseBias(tensor if tensor.shape[3] == 1 else tensor[..., keys])
+    key, value = (call.key, call.value) if every_key else (call.key[:, :, keys], call.value[:, :, keys])
+    return Capture(
+        call.query if every_row else call.query[:, :, rows],
+        key,
+        value,
+        call.scale,
+        bias,
+        call.causal,
+        None if projection is None else projection.by_head(h, d),
+        call.mixed[:, :, rows] if call.mixed is not None and every_key else None,
+        torch.arange(rows.start, rows.stop, device=call.query.device) if call.causal and not every_row else None,
+    )

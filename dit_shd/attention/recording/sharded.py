@@ -1,0 +1,45 @@
+"""Captures of models whose weights are in slices."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from dit_shd.attention.capture import Capture, Captures
+from dit_shd.attention.recording.attach import capture
+from dit_shd.core.dtensor import is_sharded
+
+
+class KeptWeights:
+    """Captures of a sharded model that outlive its blocks, whose gathered weights do not: W^O is copied once a layer.
+
+    For a frozen model only.
+    """
+
+    def __init__(self) -> None:
+        self._out: dict[str, Tensor] = {}
+
+    def of(self, layer: str, capture: Capture) -> Capture:
+        if capture.out is not None and layer not in self._out:
+            self._out[layer] = capture.out.clone()
+        bias = capture.bias
+        bias = None if bias is None else bias.rebuilt([leaf.clone() for leaf in bias.leaves])
+        return replace(capture, out=self._out.get(layer), bias=bias)
+
+
+@contextmanager
+def captured(model: nn.Module) -> Iterator[Captures]:
+    """capture(model), for a frozen model in slices as well."""
+    if not is_sharded(model):
+        with capture(model) as captures:
+            yield captures
+        return
+    held: dict[str, Capture] = {}
+    kept = KeptWeights()
+
+    def sink(layer: str, found: Capture) -> None:
+        held[layer] = kept.of(layer, found)
+
+    with capture(model, sink=sink):
+        yield held

@@ -1,0 +1,122 @@
+"""One page of several evaluations: cost beside figures, images side by side."""
+
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from dit_shd.cli.commands import Command
+from dit_shd.core.config import checked, option
+from dit_shd.core.errors import UserError
+from dit_shd.core.places import Place
+from dit_shd.evaluation import results
+from dit_shd.reports.comparison_page import (
+    COST,
+    about_result,
+    comparison_footer,
+    comparison_notes,
+    cost_columns,
+    how_sampled,
+    same_images,
+)
+from dit_shd.reports.html import paragraph, section, write_page
+from dit_shd.reports.tables import Row, figures_table, plain_table, table_html
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """What is set side by side."""
+
+    results: list[Place] = option(MISSING, "results files of evaluate, the teacher's first")
+    names: list[str] | None = option(None, "what the page calls them; run or file names if left out")
+    out: Path = option(Path("compare.html"), "the page")
+    cost: bool = option(True, "measure parameters, operations and latency of the models the samples came from")
+    force: bool = option(False, "overwrite a page that is there")
+
+
+class Compare(Command[CompareConfig]):
+    """One page of several evaluations."""
+
+    config = CompareConfig
+    words: ClassVar = {"results": "RESULTS..."}
+    words_help = "results files of evaluate, the teacher's first"
+
+    def run(self, config: CompareConfig) -> None:
+        compare(config)
+
+
+def compare(config: CompareConfig) -> list[Row]:
+    """Write the page, print its table and return the rows, the teacher's (the first file's) first.
+
+    Raises:
+        UserError: not results files, figures of different networks, references or metrics, or a page at `out`.
+    """
+    config = checked(config, "compare")
+    records = [_read(Path(text)) for text in config.results]
+    if len(records) < 2:
+        raise UserError(f"results: wanted at least two results files, the teacher's first, found {len(records)}")
+    names = config.names or _names(config.results, records)
+    if len(names) != len(records):
+        raise UserError(f"names: wanted {len(records)}, one for each results file, found {len(names)}")
+    _check_comparable(config.results, records)
+    results.writable(config.out)
+    if config.out.exists() and not config.force:
+        raise UserError(f"{config.out}: is there already; choose another out=FILE or say force=true")
+    notes: list[str] = []
+    rows = [
+        Row(
+            name,
+            cost_columns(name, record, notes) if config.cost else None,
+            record["figures"],
+            record.get("spread", {}),
+        )
+        for name, record in zip(names, records)
+    ]
+    notes += comparison_notes(names, records)
+    headings, cells, best = figures_table(rows)
+    print("\n".join([plain_table(headings, cells), *(f"note: {note}" for note in notes)]))
+    title = f"{len(rows)} models side by side"
+    body = [
+        f"<header><h1>{title}</h1></header>",
+        section(
+            "Figures and cost",
+            paragraph("The first line is the teacher. Bold: the best of the others."),
+            table_html(headings, cells, best),
+            *(paragraph(note, "quiet") for note in notes),
+            paragraph(COST, "quiet"),
+        ),
+        how_sampled(names, records),
+        same_images(names, records),
+        comparison_footer(config.results, records),
+    ]
+    write_page(config.out, f"dit_shd: {title}", [part for part in body if part])
+    print(f"written to {config.out}")
+    return rows
+
+
+def _read(file: Path) -> dict[str, Any]:
+    record = results.read_record(file)
+    if record is None:
+        found = "something else" if file.is_file() else "nothing"
+        raise UserError(f"{file}: wanted a results file that dit-shd evaluate wrote, found {found}")
+    return record
+
+
+def _names(files: list[str], records: list[dict[str, Any]]) -> list[str]:
+    """The run's folder where the sampler told it, else the samples' file; the results file where those repeat."""
+    found = [Path(str(about_result(r).get("sidecar", {}).get("run") or about_result(r)["path"])).stem for r in records]
+    return found if len(set(found)) == len(found) else list(files)
+
+
+def _check_comparable(files: list[str], records: list[dict[str, Any]]) -> None:
+    """Only figures of one network, one reference and the same options mean anything side by side."""
+    first = records[0]
+    for file, record in zip(files, records):
+        for what in ("features", "reference"):
+            if record[what]["sha256"] != first[what]["sha256"]:
+                there = record[what].get("title") or record[what]["path"]
+                here = first[what].get("title") or first[what]["path"]
+                raise UserError(f"{file}: wanted the {what} of {files[0]} ({here}), found {there}; evaluate it again")
+        options = {metric["name"]: metric for metric in first["metrics"]}
+        changed = [m["name"] for m in record["metrics"] if m != options.get(m["name"], m)]
+        if changed:
+            raise UserError(f"{file}: {changed[0]} has other options than in {files[0]}; evaluate it again")

@@ -1,0 +1,209 @@
+"""The whole main job on real digits: distil two students, sample, evaluate, write report.html.
+
+    the teacher that ships with the package -> two students, with and without SHD -> images of all three
+    -> FD(digits), IS, precision, recall -> one page, report.html
+
+The folder it leaves (everything in it is of the usual kind, so all other commands work on it):
+
+    settings.json  what was asked for              output/, shd/   the run folders of the students
+    results.json   the figures                     samples/        images of the three models
+    seconds.json   how long each stage took        logs/           what the child processes printed
+"""
+
+import json
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dit_shd.cli.child_processes import Job, run_jobs
+from dit_shd.cli.commands import Command
+from dit_shd.cli.demo_folder import (
+    NAMES,
+    SAMPLE_BATCH,
+    SHORT,
+    STUDENTS,
+    TEACHER,
+    DemoConfig,
+    claim,
+    model_source,
+    sample_arguments,
+    sample_file,
+    sample_keys,
+    seconds,
+    student_config,
+    timed,
+    train_arguments,
+)
+from dit_shd.core.config import make
+from dit_shd.core.files import write_text
+from dit_shd.core.yaml_files import read_yaml
+from dit_shd.data.datasets.digits import Digits
+from dit_shd.data.image_sets import ArrayImages
+from dit_shd.data.image_shards import shard_files
+from dit_shd.diffusion.generation import settings
+from dit_shd.diffusion.sample_config import SampleConfig
+from dit_shd.evaluation.extraction import extract_features
+from dit_shd.evaluation.features.digits import Digits as DigitsFeatures
+from dit_shd.evaluation.scoring import score
+from dit_shd.models import loading
+from dit_shd.models.loading import load
+from dit_shd.profiling.latency import Cost, cost
+from dit_shd.reports.demo_page import Demo, Scores, write_demo_page
+from dit_shd.reports.figures.style import require_matplotlib
+from dit_shd.reports.tables import Row, figures_table, plain_table
+from dit_shd.training.run_folder import RunFolder
+
+
+class RunDemo(Command[DemoConfig]):
+    """The whole main job on real digits."""
+
+    config = DemoConfig
+
+    def run(self, config: DemoConfig) -> None:
+        demo(config)
+
+
+def demo(config: DemoConfig) -> Scores:
+    """Train, sample, evaluate and write the page; finished stages of the same settings are reused.
+
+    Raises:
+        UserError: `out` holds something else, or a stage failed.
+    """
+    config.check()
+    require_matplotlib()
+    claim(config)
+    print(
+        f"Two students, {config.steps} training steps each, side by side; then {config.images} images of "
+        f"each of the three models in {config.sampling_steps} steps; then the figures. All of it goes to "
+        f"{config.out}/"
+    )
+    trained = _train(config)
+    sampled = _sample(config, trained)
+    scores = _evaluate(config, redo=sampled)
+    page = config.out / "report.html"
+    if trained or sampled or not page.is_file():
+        write_demo_page(finished(config, scores), page)
+
+    headings, cells, _ = figures_table(scores.rows)
+    print("\n" + plain_table(headings, cells) + "\n")
+    print(f"{config.images} images of each model in {config.sampling_steps} steps; {config.steps} training steps")
+    print("time: " + ", ".join(f"{stage} {taken:.0f} s" for stage, taken in seconds(config.out).items()))
+    print(f"the page: {page}")
+    return scores
+
+
+def finished(config: DemoConfig, scores: Scores) -> Demo:
+    """All that the page is made of."""
+    images = {}
+    for name in NAMES:
+        with np.load(sample_file(config, name), allow_pickle=False) as file:
+            images[name] = file["arr_0"]
+    commands = {f"train, {SHORT[n]}": shlex.join(["dit-shd", *train_arguments(config, n)]) for n in STUDENTS}
+    commands |= {f"sample, {n}": shlex.join(["dit-shd", *sample_arguments(config, n)]) for n in NAMES}
+    return Demo(
+        scores=scores,
+        titles=NAMES,
+        teacher=load(TEACHER).eval(),
+        students={SHORT[n]: load(model_source(config, n)).eval() for n in STUDENTS},
+        images=images,
+        curves={SHORT[n]: RunFolder(config.out / n).metrics() for n in STUDENTS},
+        commands=commands,
+        seconds=seconds(config.out),
+        steps=config.steps,
+        batch_size=read_yaml(student_config("shd"))["batch_size"],
+        sampling_steps=config.sampling_steps,
+        guidance=config.guidance,
+        guidance_schedule=config.guidance_schedule,
+        seed=config.seed,
+    )
+
+
+def _train(config: DemoConfig) -> set[str]:
+    """Train the students that are not finished; their names."""
+    jobs = []
+    for name in STUDENTS:
+        run = config.out / name
+        finished = run / "checkpoints" / f"step_{config.steps:08d}"
+        if not (finished.is_dir() and (run / "student").is_dir()):
+            arguments = train_arguments(config, name)
+            log = config.out / "logs" / f"train_{name}.log"
+            jobs.append(Job(f"{name} student", arguments, log, config.steps, "step", lambda run=run: _last_step(run)))
+    if not jobs:
+        print("training: done before, reused")
+        return set()
+    with timed(config.out, "training"):
+        run_jobs(jobs, "training")
+    return {name for name in STUDENTS if any(job.name.startswith(name) for job in jobs)}
+
+
+def _last_step(run: Path) -> int:
+    try:
+        return int(RunFolder(run).metrics()[-1]["step"])
+    except (OSError, ValueError, LookupError):
+        return 0  # nothing yet, or half a line
+
+
+def _sample(config: DemoConfig, trained: set[str]) -> bool:
+    """Sample what is not there yet, the big teacher first; whether anything was done."""
+    jobs = []
+    for name in NAMES:
+        if name in trained or not _sampled(config, name):
+            arguments = [*sample_arguments(config, name), "force=true"]
+            log = config.out / "logs" / f"sample_{name}.log"
+            jobs.append(Job(name, arguments, log, config.images, "img", lambda name=name: _images_done(config, name)))
+    if not jobs:
+        print("sampling: done before, reused")
+        return False
+    with timed(config.out, "sampling"):
+        run_jobs(jobs, "sampling")
+    return True
+
+
+def _sampled(config: DemoConfig, name: str) -> bool:
+    """Whether the npz is there with exactly these settings beside it (the folder may have been moved)."""
+    file = sample_file(config, name)
+    beside = file.with_suffix(".json")
+    if not (file.is_file() and beside.is_file()):
+        return False
+    wanted = settings(make(SampleConfig, {**sample_keys(config, name), "run": ""}, "sample"))
+    told = json.loads(beside.read_text(encoding="utf-8"))
+    return {**{k: v for k, v in told.items() if not k.endswith("_sha256")}, "run": ""} == wanted
+
+
+def _images_done(config: DemoConfig, name: str) -> int:
+    file = sample_file(config, name)
+    parts = file.with_name(file.name + ".parts")
+    if parts.is_dir():
+        return SAMPLE_BATCH * len(shard_files(parts))
+    return config.images if file.is_file() else 0
+
+
+def _evaluate(config: DemoConfig, redo: bool) -> Scores:
+    """Figures and costs of the three models, from results.json where they are known."""
+    file = config.out / "results.json"
+    if file.is_file() and not redo:
+        print("figures: done before, reused")
+        known = json.loads(file.read_text(encoding="utf-8"))
+        rows = [Row(r["name"], Cost(**r["cost"]), r["figures"]) for r in known["rows"]]
+        return Scores(rows, known["real"], known["real_count"], known["reference_count"])
+    with timed(config.out, "evaluation"):
+        scores = _measure(config)
+    write_text(file, json.dumps(asdict(scores), indent=2))
+    return scores
+
+
+def _measure(config: DemoConfig) -> Scores:
+    network = DigitsFeatures()
+    training, held_out = Digits("train").images(), Digits("validation").images()
+    reference = extract_features(network, ArrayImages(training, "the training digits"))
+    rows = []
+    for name, title in NAMES.items():
+        with np.load(sample_file(config, name), allow_pickle=False) as file:
+            figures = score(file["arr_0"], reference, network)
+        model: Any = loading.load(model_source(config, name)).eval()
+        rows.append(Row(title, cost(model), figures))
+    real = score(held_out, reference, network)
+    return Scores(rows, real, len(held_out), len(training))

@@ -1,0 +1,18 @@
+"""Score samples against a reference: FID or FD, sFID, IS, KID, precision, recall, density, coverage."""
+
+from typing import ClassVar
+
+from dit_shd.cli.commands import Command
+from dit_shd.evaluation.evaluate import EvaluateConfig, evaluate
+from dit_shd.reports.evaluation_page import write_evaluation_page
+
+
+class Evaluate(Command[EvaluateConfig]):
+    """Score samples against a reference."""
+
+    config = EvaluateConfig
+    words: ClassVar = {"samples": "SAMPLES..."}
+    words_help = "npz or folder of images; several are scored one by one, with mean and spread"
+
+    def run(self, config: EvaluateConfig) -> None:
+        evaluate(config, write_page=write_evaluation_page)

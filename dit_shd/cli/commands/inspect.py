@@ -1,0 +1,73 @@
+"""Show a model's attention: maps, similarity of heads, merge plans, alpha by layer and timestep; a page.
+
+The folder it leaves:
+
+    index.html     the page, complete in itself     maps_<layer>.png                  where tokens look
+    numbers.json   everything the page says         maps_whole, similarity, alpha_layers, alpha_timesteps.png
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import ClassVar
+
+from dit_shd.analysis.inspect import InspectConfig, inspect, numbers, run_config, schedule_length, short_name
+from dit_shd.cli.commands import Command
+from dit_shd.core.config import checked
+from dit_shd.core.errors import UserError
+from dit_shd.core.files import replacing
+from dit_shd.reports.figures.style import require_matplotlib
+from dit_shd.reports.inspection_page import draw_pictures, write_inspect_page
+
+NUMBERS, PAGE = "numbers.json", "index.html"
+
+
+class Inspect(Command[InspectConfig]):
+    """Show a model's attention."""
+
+    config = InspectConfig
+    words: ClassVar = {"model": "MODEL"}
+    words_help = "run, diffusers transformer folder or asset:NAME"
+    places: ClassVar = {"model": ("model", "MODEL")}
+
+    def run(self, config: InspectConfig) -> None:
+        out = inspect_to_folder(config)
+        print(f"done: {out / PAGE}, its pictures and numbers.json beside it")
+
+
+def inspect_to_folder(config: InspectConfig) -> Path:
+    """Look at a model and write its folder; the folder.
+
+    Raises:
+        UserError: no such model, one whose attention cannot be recorded, or a folder that holds something else.
+    """
+    config = checked(config, "inspect")
+    require_matplotlib()
+    config.check(schedule_length(run_config(config.model)))
+    out = config.out or Path(f"inspect_{short_name(config.model)}")
+    _claim(out, config.force)
+    found = inspect(config)
+    with replacing(out.resolve()) as part:
+        print("drawing ...", file=sys.stderr)
+        pictures = draw_pictures(found)
+        for name, light in pictures.files.items():
+            (part / f"{name}.png").write_bytes(light)
+        write_inspect_page(found, pictures, part / PAGE)
+        files = sorted([NUMBERS, *(file.name for file in part.iterdir())])
+        (part / NUMBERS).write_text(json.dumps(numbers(found) | {"files": files}, indent=1), encoding="utf-8")
+    return out
+
+
+def _claim(out: Path, force: bool) -> None:
+    """Refuse a folder that is taken; by force only one that an inspect made and nobody added to is replaced."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    try:
+        files = set(json.loads((out / NUMBERS).read_text(encoding="utf-8"))["files"])
+        foreign = sorted(file.name for file in out.iterdir() if file.name not in files)
+    except (OSError, ValueError, LookupError, TypeError):
+        raise UserError(f"{out}: exists and is not a folder of inspect; choose another out=FOLDER") from None
+    if foreign:
+        raise UserError(f"{out}: holds files that inspect did not write ({foreign[0]}); choose another out=FOLDER")
+    if not force:
+        raise UserError(f"{out}: is there already; say force=true to replace it, or choose another out=FOLDER")

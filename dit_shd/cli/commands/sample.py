@@ -1,0 +1,22 @@
+"""Sample images into one npz (arr_0 uint8 NHWC, arr_1 labels) and a grid."""
+
+from typing import ClassVar
+
+from dit_shd.cli.commands import Command
+from dit_shd.core.distributed import is_first_process
+from dit_shd.diffusion.generation import sample_to_file, words
+from dit_shd.diffusion.sample_config import SampleConfig
+
+
+class Sample(Command[SampleConfig]):
+    """Sample images of a trained model."""
+
+    config = SampleConfig
+    words: ClassVar = {"run": "RUN"}
+    words_help = "run or model folder"
+    places: ClassVar = {"run": ("model", "RUN")}
+
+    def run(self, config: SampleConfig) -> None:
+        out = sample_to_file(config)
+        if is_first_process():  # under a launcher one process speaks
+            print(words(config, out))

@@ -1,0 +1,18 @@
+"""Write the statistics of a set of images, a reference for evaluate."""
+
+from typing import ClassVar
+
+from dit_shd.cli.commands import Command
+from dit_shd.evaluation.reference_statistics import StatisticsConfig, write_reference_statistics
+
+
+class Statistics(Command[StatisticsConfig]):
+    """Write the statistics of a set of images."""
+
+    config = StatisticsConfig
+    words: ClassVar = {"images": "IMAGES"}
+    words_help = "npz or folder of images"
+
+    def run(self, config: StatisticsConfig) -> None:
+        out = write_reference_statistics(config)
+        print(f"done: {out}\nnext: dit-shd evaluate SAMPLES reference={out} features={config.features.name}")

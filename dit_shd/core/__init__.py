@@ -1,0 +1,1 @@
+"""What everything stands on: errors, configs, plug-ins, randomness, files, processes. Knows no tensor of ours."""

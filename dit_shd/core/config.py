@@ -1,0 +1,177 @@
+"""Configs: frozen dataclasses, filled strictly from YAML and `key=value`, saved resolved.
+
+A default lives in the dataclass (or in a plug-in's `__init__`) and nowhere else. An unknown key names the nearest
+known one; values are cast by the annotated type, since YAML reads `1e-4` as text.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import field
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union
+
+from dit_shd.core.errors import UserError, describe, one_line, unknown, wrong
+from dit_shd.core.places import PLACE, expanded
+
+T = TypeVar("T")
+
+
+def option(default: Any, doc: str, range: tuple[float, float] | None = None, resumable: bool = False) -> Any:
+    """A config field.
+
+    Args:
+        doc: its help text. range: smallest and largest number; an empty value is left alone.
+        resumable: whether it may differ when what the config began is resumed.
+    """
+    metadata = {"doc": doc, "range": range, "resumable": resumable}
+    if isinstance(default, (list, dict)) or dataclasses.is_dataclass(default):
+        return field(default_factory=lambda: default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def resumable_keys(cls: type) -> tuple[str, ...]:
+    """The keys of a config dataclass that may differ when what it began is resumed."""
+    return tuple(f.name for f in dataclasses.fields(cls) if f.metadata.get("resumable"))
+
+
+def check_ranges(config: object, where: str = "") -> None:
+    """Every number of a config in its range, however it was made.
+
+    Raises:
+        UserError: naming the key, the range and what was found.
+    """
+    for f in dataclasses.fields(config):  # type: ignore[arg-type]
+        value, name = getattr(config, f.name), f"{where}{f.name}"
+        if dataclasses.is_dataclass(value):
+            check_ranges(value, f"{name}.")
+        bounds = f.metadata.get("range")
+        if bounds is None:
+            continue
+        for number in value if isinstance(value, (list, tuple)) else [value]:
+            if number is not None and not bounds[0] <= number <= bounds[1]:
+                raise UserError(f"{name}: wanted a number from {bounds[0]} to {bounds[1]:g}, found {number}")
+
+
+def make(cls: type[T], values: Any, where: str = "config") -> T:
+    """Fill the dataclass `cls` from a mapping, strictly."""
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: wanted keys and values, found {describe(values)}")
+    hints = typing.get_type_hints(cls, include_extras=True)
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in values:
+        if key not in fields:
+            raise unknown(where, key, fields)
+    for name, f in fields.items():
+        if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise UserError(f"{where}.{name}: a value is needed and none was given")
+    return cls(**{key: cast(hints[key], value, f"{where}.{key}") for key, value in values.items()})
+
+
+def checked(config: T, where: str = "config") -> T:
+    """A config that somebody filled by hand, its values cast as `make` does."""
+    hints = typing.get_type_hints(type(config), include_extras=True)
+    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}  # type: ignore[arg-type]
+    return type(config)(**{key: cast(hints[key], value, f"{where}.{key}") for key, value in values.items()})
+
+
+def cast(hint: Any, value: Any, where: str) -> Any:
+    """Turn a YAML value into the annotated type, or raise a UserError that says what was wanted and found."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin is Annotated:
+        place = PLACE in args[1:] and isinstance(value, (str, Path))
+        return expanded(value, where) if place else cast(args[0], value, where)
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        options = [a for a in args if a is not type(None)]
+        for candidate in options:
+            try:
+                return cast(candidate, value, where)
+            except UserError as error:
+                if len(options) == 1 or _meant(candidate, value):
+                    raise error
+        raise wrong(where, " or ".join(type_name(a) for a in options), value)
+    if origin is Literal:
+        if value in args:
+            return value
+        if value is False and "no" in args:  # YAML 1.1 reads a bare `no` as false
+            return "no"
+        raise wrong(where, " | ".join(str(a) for a in args), value)
+    if hasattr(hint, "from_value"):
+        return hint.from_value(value, where)
+    if dataclasses.is_dataclass(hint):
+        return checked(value, where) if isinstance(value, hint) else make(hint, value, where)  # type: ignore[arg-type]
+    if origin in (list, tuple, Sequence):
+        if not isinstance(value, (list, tuple)):
+            raise wrong(where, "a list", value)
+        items = [cast(args[0] if args else Any, v, f"{where}.{i}") for i, v in enumerate(value)]
+        return tuple(items) if origin is tuple else items
+    if origin is dict or hint is dict:
+        if not isinstance(value, dict):
+            raise wrong(where, "keys and values", value)
+        kinds = args or (Any, Any)
+        return {cast(kinds[0], k, where): cast(kinds[1], v, f"{where}.{one_line(str(k))}") for k, v in value.items()}
+    return _scalar(hint, value, where)
+
+
+def _meant(hint: Any, value: Any) -> bool:
+    """Whether a value is of the shape that one of several types has: what is wrong is inside of it."""
+    if isinstance(value, (str, Path)):
+        return typing.get_origin(hint) is Annotated or hint is Path
+    return isinstance(value, (dict, list)) and typing.get_origin(hint) is type(value)
+
+
+def _scalar(hint: Any, value: Any, where: str) -> Any:
+    if hint is bool:
+        if isinstance(value, bool):
+            return value
+    elif hint is int:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        if (number := _number(value)) is not None and number.is_integer():
+            return int(number)
+    elif hint is float:
+        if (number := _number(value)) is not None:
+            return number
+    elif hint is str:
+        if isinstance(value, (str, int, float)) and not isinstance(value, bool):
+            return str(value)
+    elif hint is Path:
+        if isinstance(value, (str, Path)):
+            return Path(expanded(value, where))
+    elif isinstance(hint, type) and isinstance(value, hint):
+        return value
+    raise wrong(where, type_name(hint), value)
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    return number if number == number and abs(number) != float("inf") else None
+
+
+def type_name(hint: Any) -> str:
+    hint = Path if typing.get_origin(hint) is Annotated else hint
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
+    return words.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def resolve(value: Any) -> Any:
+    """The plain YAML form of a config, every default written out; `make(cls, resolve(c)) == c`."""
+    if hasattr(value, "as_value"):
+        return resolve(value.as_value())
+    if dataclasses.is_dataclass(value):
+        return {f.name: resolve(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {k: resolve(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [resolve(v) for v in value]
+    return str(value) if isinstance(value, Path) else value

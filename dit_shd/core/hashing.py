@@ -1,0 +1,22 @@
+"""sha256 of files and of tensors."""
+
+import hashlib
+from pathlib import Path
+
+import torch
+from torch import nn
+
+
+def sha256(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_of_tensors(model: nn.Module, parts: tuple[str, ...] = ("",)) -> str:
+    """sha256 of a model's tensors, by name; of those whose names begin with one of `parts`."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if name.startswith(parts):
+            total.update(name.encode())
+            total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()

@@ -1,0 +1,226 @@
+"""One command at a time in a folder.
+
+    with Lock(folder / ".lock", "dit-shd train"):
+        ...
+
+The lock is the kernel's (flock) on a small file, so it ends with its process however that dies, kill -9 included. The
+file tells the holder's pid, host and start; it goes away on release, and what a kill leaves behind is taken over.
+
+Network file systems: Linux's NFS, CephFS, GPFS and recent Lustre carry flock between hosts. Some mounts keep it to one
+host (NFS with local_lock, BeeGFS by default) or have none, so a lock that another host's process left is believed as
+long as that process gives a sign of life: holders touch the file every BEAT_SECONDS.
+"""
+
+import errno
+import json
+import logging
+import os
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+from dit_shd.core.distributed import on_main
+from dit_shd.core.errors import UserError
+
+BEAT_SECONDS = 20
+SILENT_SECONDS = 120
+"""A holder on another host that has not been heard of for so long is dead."""
+
+_NO_FLOCK = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
+_log = logging.getLogger("dit_shd")
+
+
+class Lock:
+    """Held from its making until release(), the end of the block, or the end of the process.
+
+    A process that holds it may take it again, as a notebook does that begins anew. Only the main process of a launch
+    takes it.
+
+    Args:
+        file: in a folder that exists, or is made now. what: the command, for the one who is refused.
+
+    Raises:
+        UserError: another process holds it; says which, and what to do.
+    """
+
+    def __init__(self, file: Path, what: str):
+        path = file.absolute()
+        held = _mine.get(path)
+        self._held = held if held is not None and held.pid == os.getpid() else _Held(path, what)
+        _mine[path] = self._held
+        self._held.holders += 1
+
+    def release(self) -> None:
+        """Let go; once is enough."""
+        held, self._held = self._held, None
+        if held is not None:
+            held.holders -= 1
+            if not held.holders:
+                held.release()
+
+    def __enter__(self) -> "Lock":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+class _Held:
+    """The open lock file of this process."""
+
+    def __init__(self, path: Path, what: str):
+        self.path, self.pid, self.holders = path, os.getpid(), 0
+        self.fd = _opened(path)
+        try:
+            _take(self.fd, path)
+            os.ftruncate(self.fd, 0)
+            os.pwrite(self.fd, json.dumps({"what": what, **_myself(), "since": time.time()}).encode(), 0)
+        except OSError as error:
+            os.close(self.fd)
+            raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+        except BaseException:
+            os.close(self.fd)
+            raise
+        self.over = threading.Event()
+        threading.Thread(target=_beat, args=(path, self.over), daemon=True).start()
+
+    def release(self) -> None:
+        if self.over.is_set() or os.getpid() != self.pid:
+            return
+        self.over.set()
+        _mine.pop(self.path, None)
+        if _is_at(self.fd, self.path):
+            self.path.unlink()  # while it is still held: whoever waits for this inode looks again
+        os.close(self.fd)
+
+    def __del__(self) -> None:
+        if hasattr(self, "over"):
+            self.release()
+
+
+_mine: "WeakValueDictionary[Path, _Held]" = WeakValueDictionary()
+
+
+@contextmanager
+def locked(file: Path, what: str) -> Iterator[None]:
+    """A block that one launch at a time may be in: every process enters it, the main one holds the lock.
+
+    Raises:
+        UserError: another launch is in it; in every process.
+    """
+    locks: list[Lock] = []
+    on_main(lambda: locks.append(Lock(file, what)))
+    try:
+        yield
+    finally:
+        for lock in locks:
+            lock.release()
+
+
+def _opened(path: Path) -> int:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def _take(fd: int, path: Path) -> None:
+    """Lock the file, or say who holds it."""
+    import fcntl
+
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        locked = True
+    except BlockingIOError as error:
+        raise _refusal(path, _read(fd)) from error
+    except OSError as error:
+        if error.errno not in _NO_FLOCK:
+            raise
+        locked = False
+    if not _is_at(fd, path):  # released between our opening and locking it
+        raise _refusal(path, {})
+    left = _read(fd)
+    if not left:
+        return
+    here = left.get("host") == socket.gethostname()
+    if _lives(left) and not locked if here else _silence(path) < SILENT_SECONDS:
+        raise _refusal(path, left)
+    _log.info("%s: pid %s on %s ended without a word; going on", path.parent, left.get("pid"), left.get("host"))
+
+
+def _refusal(path: Path, holder: dict[str, Any]) -> UserError:
+    if not holder:
+        return UserError(f"{path.parent}: in use by another process (see {path.name}); wait for it to end")
+    try:
+        since = time.strftime("%Y-%m-%d %H:%M", time.localtime(holder["since"]))
+    except (OverflowError, ValueError, OSError):
+        since = "an unknown time"
+    words = f"in use by {holder['what']}, pid {holder['pid']} on {holder['host']}, since {since}"
+    if holder["host"] == socket.gethostname():
+        return UserError(f"{path.parent}: {words}; wait for it, or end it by: kill {holder['pid']}")
+    return UserError(
+        f"{path.parent}: {words}; wait for it, or end it there. If it is gone, try again in {SILENT_SECONDS} "
+        f"seconds, or remove {path}"
+    )
+
+
+def _read(fd: int) -> dict[str, Any]:
+    """What the file tells of its holder; nothing if it is empty or half written."""
+    try:
+        found = json.loads(os.pread(fd, 4096, 0))
+        kinds = {"what": str, "pid": int, "host": str, "start": int, "since": float}
+        return found if all(isinstance(found[key], kind) for key, kind in kinds.items()) else {}
+    except (ValueError, KeyError, TypeError):
+        return {}
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False))
+    except OSError:
+        return False
+
+
+def _myself() -> dict[str, Any]:
+    return {"pid": os.getpid(), "host": socket.gethostname(), "start": _start_of(os.getpid())}
+
+
+def _start_of(pid: int) -> int:
+    """When a process began, in clock ticks since the boot: a pid that is given again has another. 0: not known."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        return int(text.rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def _lives(holder: dict[str, Any]) -> bool:
+    """Whether a process of this host is still the one that wrote this."""
+    try:
+        os.kill(holder["pid"], 0)
+    except PermissionError:
+        pass
+    except (OSError, OverflowError):
+        return False
+    return holder["start"] == _start_of(holder["pid"])
+
+
+def _silence(path: Path) -> float:
+    """Seconds since the last sign of life, by the file system's own clock."""
+    with tempfile.TemporaryFile(dir=path.parent) as now:
+        return os.fstat(now.fileno()).st_mtime - path.stat().st_mtime
+
+
+def _beat(path: Path, over: threading.Event) -> None:
+    while not over.wait(BEAT_SECONDS):
+        try:
+            os.utime(path)
+        except OSError:
+            return

@@ -1,0 +1,264 @@
+"""Where things are that a user names: a path here (`~` is the home folder), `asset:NAME`, or a name on the hub.
+
+The Hugging Face hub is asked only for what is named `hub:OWNER/NAME` (or `hub:OWNER/NAME@REVISION`), so that a path
+with a slip in it never becomes somebody else's model. Of a name of which nothing is here this module says at once
+what is here instead; it imports nothing heavy.
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from threading import Thread
+from typing import Annotated, Any, Literal, TypeVar
+
+from dit_shd.core.errors import UserError
+
+T = TypeVar("T")
+PLACE = "place"
+Place = Annotated[str, PLACE]
+"""The type of an option that takes the name of a place; a config expands it as it does a Path."""
+Kind = Literal["model", "autoencoder", "images", "dataset of images"]
+WANTED: dict[Kind, str] = {
+    "model": "a run folder, a diffusers folder, a checkpoint file or asset:NAME",
+    "autoencoder": "a folder with a diffusers autoencoder",
+    "images": "a folder of class folders, an npz, Parquet files or a saved Hugging Face dataset",
+    "dataset of images": "an npz file, a folder of images, or a dataset such as digits:validation",
+}
+"""What may be here, by what is looked for."""
+ON_HUB: tuple[Kind, ...] = ("model", "autoencoder", "images")
+"""What may be on the hub."""
+MODEL = f"{WANTED['model']}, or hub:OWNER/NAME"
+"""For the help of options that take a model."""
+HUB = re.compile(r"hub:(?P<repository>(?P<owner>[\w-][\w.-]*/)?[\w-][\w.-]*)(@(?P<revision>[\w-][\w./-]*))?")
+SHOWN = 5
+LISTED = 10_000
+"""Names of a folder that are looked through for similar ones."""
+ANSWER_SECONDS, IN_ALL_SECONDS = 5.0, 10.0
+"""How long the hub may take for an answer, and with all of its addresses tried."""
+
+
+@dataclass(frozen=True)
+class Asset:
+    """A model that ships with dit_shd: `asset:NAME`."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class HubName:
+    """A repository of the Hugging Face hub: `hub:OWNER/NAME[@REVISION]`; data sets may have no owner."""
+
+    repository: str
+    revision: str | None = None
+    kind: Literal["model", "dataset"] = "model"
+
+    def __str__(self) -> str:
+        return f"hub:{self.repository}" + (f"@{self.revision}" if self.revision else "")
+
+    def files(self) -> list[str] | None:
+        """The names of its files; None where the hub cannot be reached (see `unreachable`).
+
+        Raises:
+            UserError: there is no such repository or revision, or it needs a login.
+        """
+        from huggingface_hub import HfApi, errors
+
+        def ask() -> list[str]:
+            about = HfApi().repo_info(
+                self.repository, revision=self.revision, repo_type=self.kind, timeout=ANSWER_SECONDS
+            )
+            return [file.rfilename for file in about.siblings or []]  # type: ignore[union-attr]
+
+        try:
+            return _within(IN_ALL_SECONDS, ask)
+        except errors.RevisionNotFoundError as error:
+            raise UserError(f"{self}: on the hub it has no revision '{self.revision}'") from error
+        except (errors.RepositoryNotFoundError, errors.GatedRepoError) as error:
+            what = "model" if self.kind == "model" else "data set"
+            raise UserError(
+                f"{self}: there is no such {what} on the hub, or it needs a login (hf auth login)"
+            ) from error
+        except Exception:  # no network, a firewall, HF_HUB_OFFLINE, in the words of several libraries
+            return None
+
+    def cached(self, file: str) -> Path | None:
+        """One of its files in the local cache; None where it is not there."""
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(self.repository, file, revision=self.revision, repo_type=self.kind)
+        return Path(found) if isinstance(found, str) else None
+
+    def download(self, files: Sequence[str]) -> Path:
+        """The folder of the local cache with some of its files, which are fetched first.
+
+        Raises:
+            UserError: a download failed.
+        """
+        from huggingface_hub import snapshot_download
+
+        patterns = [re.sub(r"([*?[])", r"[\1]", file) for file in files]
+        try:
+            folder = snapshot_download(
+                self.repository, revision=self.revision, repo_type=self.kind, allow_patterns=patterns
+            )
+        except Exception as error:
+            raise UserError(f"{self}: the download failed ({one_line(error)})") from error
+        return Path(str(folder))
+
+    def file(self, name: str) -> Path | None:
+        """One of its files, from the local cache or the hub; None if it cannot be had."""
+        found = self.cached(name)
+        try:
+            return (self.download([name]) / name) if found is None and name in (self.files() or ()) else found
+        except UserError:
+            return None
+
+    def unreachable(self) -> UserError:
+        """What to say where `files` gave None, and the local cache has not what is wanted."""
+        from huggingface_hub import constants
+
+        why = (
+            "HF_HUB_OFFLINE forbids to ask the hub"
+            if constants.HF_HUB_OFFLINE
+            else "the Hugging Face hub cannot be reached"
+        )
+        return UserError(f"{self}: {why}, and it is not in the local cache")
+
+
+def find(text: str | Path, kind: Kind, what: str = "") -> Path | HubName | Asset:
+    """What is meant by a name; a path is one of something that exists.
+
+    Args:
+        what: the option, for the error.
+
+    Raises:
+        UserError: nothing is there, or no such name can be.
+    """
+    text, what = str(text), f"{what}: " if what else ""
+    if kind == "model" and text.startswith("asset:"):
+        return Asset(text.removeprefix("asset:"))
+    if text.startswith("hub:") and kind in ON_HUB:
+        named = HUB.fullmatch(text)
+        if named is None or not (named["owner"] or kind == "images"):
+            raise UserError(f"{what}wanted hub:OWNER/NAME or hub:OWNER/NAME@REVISION, found '{text}'")
+        return HubName(named["repository"], named["revision"], "dataset" if kind == "images" else "model")
+    path = Path(expanded(text))
+    if not text or not os.path.exists(path):
+        raise UserError(f"{what}{_missing(text, path, kind)}")
+    return path
+
+
+def is_here(text: str, kind: Kind) -> bool:
+    """Whether a name is one of something on this machine."""
+    try:
+        return not isinstance(find(text, kind), HubName)
+    except UserError:
+        return False
+
+
+def look(values: Mapping[str, Any], kinds: Mapping[str, tuple[Kind, str]]) -> None:
+    """Say what is not there before anything heavy is imported.
+
+    Args:
+        values: as a user gave them. kinds: by key what is wanted, and what the option is called.
+    """
+    for key, (kind, what) in kinds.items():
+        if isinstance(values.get(key), str) and values[key]:
+            find(values[key], kind, what)
+
+
+def _missing(text: str, path: Path, kind: Kind) -> str:
+    """The line for a path of which nothing is there."""
+    hub = ""
+    if kind in ON_HUB:
+        first, slash, last = text.partition("/")
+        a_name = HUB.fullmatch(f"hub:{text}") and slash and not os.path.exists(first)
+        hub = f"; what is on the Hugging Face hub is named hub:{f'{first}/{last}' if a_name else 'OWNER/NAME'}"
+    return f"wanted {WANTED[kind]}, found nothing at '{text}' ({instead(path)}){hub}"
+
+
+def instead(path: Path) -> str:
+    """What is near a path of which nothing is there: similar names in its folder, else the first ones."""
+    gone = path
+    while gone.parent != gone and not os.path.exists(gone.parent):
+        gone = gone.parent
+    folder = gone.parent
+    where = "here" if str(folder) == "." else f"in '{folder}'"
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in islice(entries, LISTED) if not entry.name.startswith("."))
+    except OSError:  # a file, or not ours to look into
+        return f"'{folder}' is no folder that can be looked into"
+    near = difflib.get_close_matches(gone.name, names, SHOWN, 0.5)
+    if not near:
+        near = [*names[:SHOWN], *(["..."] if len(names) > SHOWN else [])]
+    lead = "" if gone == path else f"there is no '{gone.name}' {where}, "
+    return f"{lead}{where} there is {', '.join(near)}" if near else f"{lead}{where} there is nothing"
+
+
+def expanded(text: str | Path, what: str = "") -> str:
+    """A path with the home folder in place of `~` or `~user`; `./~` is a name like any other.
+
+    Args:
+        what: the option, for the error.
+
+    Raises:
+        UserError: nobody here has such a home, or the name is none that can be written down (it is not UTF-8).
+    """
+    text = written(str(text), what)
+    if not text.startswith("~"):
+        return text
+    found = os.path.expanduser(text)
+    if found.startswith("~"):
+        user = text.partition("/")[0]
+        what = f"{what}: " if what else ""
+        raise UserError(
+            f"{what}wanted a path, found '{text}', and nobody here is called {user[1:]}; a folder is ./{user}"
+        )
+    return found
+
+
+def written(text: str, what: str = "") -> str:
+    """A text that can be written down: names that are not UTF-8 would break every record they come into.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        told = text.encode("utf-8", "backslashreplace").decode()
+        raise UserError(
+            f"{f'{what}: ' if what else ''}wanted text in UTF-8, found '{told}'; rename the file"
+        ) from error
+    return text
+
+
+def one_line(error: BaseException, most: int = 160) -> str:
+    """What an error says, in a line of limited length."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
+def _within(seconds: float, do: Callable[[], T]) -> T:
+    """What `do` gives or raises, or TimeoutError; what hangs is left alone."""
+    done: list[Any] = []
+
+    def work() -> None:
+        try:
+            done.append((do(), None))
+        except BaseException as error:
+            done.append((None, error))
+
+    thread = Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not done:
+        raise TimeoutError(f"no answer within {seconds:g} s")
+    value, error = done[0]
+    if error is not None:
+        raise error
+    return value

@@ -1,0 +1,137 @@
+"""Plug-ins by name: a file of a plug-in folder is the plug-in called like the file, and there is no list to edit.
+
+A name with a dot (`my_package.my_loss.MyLoss`) imports somebody's own class, but only from packages that the
+command line trusts (`--trust my_package`): configs come from strangers and must not import code by themselves.
+"""
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from dit_shd.core.config import cast
+from dit_shd.core.errors import UserError, unknown, wrong
+
+Base = TypeVar("Base")
+_trusted: set[str] = set()
+
+
+def trust(package: str) -> None:
+    """Allow dotted plug-in names below the top-level `package` in this process."""
+    _trusted.add(package)
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A named plug-in and the keywords its class is called with: `{name: x, key: value, ...}` in YAML."""
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_value(cls, value: Any, where: str) -> "Plugin":
+        """From YAML: a name, or {name: ..., key: value}."""
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, str):
+            return cls(value)
+        if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+            raise wrong(where, "{name: ..., key: value}", value)
+        return cls(value["name"], {k: v for k, v in value.items() if k != "name"})
+
+    def as_value(self) -> dict[str, Any]:
+        """The plain form, as in YAML."""
+        return {"name": self.name, **self.options}
+
+
+class PluginFolder(Generic[Base]):
+    """The plug-ins of one kind: the modules of a package, each with one subclass of `base`.
+
+    Args:
+        package: whose modules they are. base: what each defines a subclass of. kind: what errors call them.
+    """
+
+    def __init__(self, package: str, base: type[Base], kind: str):
+        self.package, self.base, self.kind = package, base, kind
+
+    def names(self) -> list[str]:
+        """The plug-ins that ship with dit_shd, by looking into the folder."""
+        found = importlib.import_module(self.package)
+        return sorted(m.name for m in pkgutil.iter_modules(found.__path__) if not m.name.startswith("_"))
+
+    def find(self, name: str) -> type[Base]:
+        """The class of the plug-in called `name`.
+
+        Raises:
+            UserError: no such file, or a dotted name of an untrusted package or of another kind.
+        """
+        if "." in name:
+            return self._foreign(name)
+        known = self.names()
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            raise UserError(
+                f"{self.kind}: no plug-in called '{name}'"
+                + (f", did you mean '{near[0]}'?" if near else "")
+                + f" Available: {', '.join(known)}."
+            )
+        module = importlib.import_module(f"{self.package}.{name}")
+        for member in vars(module).values():
+            if isinstance(member, type) and issubclass(member, self.base) and member.__module__ == module.__name__:
+                return member
+        raise AssertionError(f"{module.__name__} defines no subclass of {self.base.__name__}")
+
+    def build(self, plugin: Plugin, where: str = "") -> Base:
+        """Call the plug-in's class; unknown keys and wrong types are UserErrors naming `where.key`."""
+        cls = self.find(plugin.name)
+        factory: Callable = getattr(cls, "from_options", cls)
+        return factory(**arguments((factory, cls), plugin.options, where or self.kind))
+
+    def filled(self, plugin: Plugin, where: str = "") -> Plugin:
+        """The plug-in with every default written out, so that a saved config does not depend on them."""
+        cls = self.find(plugin.name)
+        given = arguments((cls,), plugin.options, where or self.kind)
+        parameters = inspect.signature(cls).parameters.values()
+        defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+        return Plugin(plugin.name, {**defaults, **given})
+
+    def _foreign(self, name: str) -> type[Base]:
+        package = name.split(".")[0]
+        if package not in _trusted:
+            raise UserError(
+                f"{self.kind}: '{name}' would import code of '{package}'; if you trust it, add --trust {package} to "
+                "the command"
+            )
+        module, _, attribute = name.rpartition(".")
+        try:
+            member = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise UserError(f"{self.kind}: cannot import '{name}': {error}") from error
+        if not (isinstance(member, type) and issubclass(member, self.base)):
+            raise UserError(f"{self.kind}: '{name}' is not a subclass of {self.base.__module__}.{self.base.__name__}")
+        return member
+
+
+def arguments(functions: Sequence[Callable], values: dict[str, Any], where: str) -> dict[str, Any]:
+    """Check `values` against the signatures of `functions` together and cast them to the annotated types."""
+    by_name: dict[str, inspect.Parameter] = {}
+    hints: dict[str, Any] = {}
+    for function in functions:
+        for p in inspect.signature(function).parameters.values():
+            if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
+                by_name[p.name] = p
+        function = function.__init__ if isinstance(function, type) else function
+        hints |= typing.get_type_hints(function, include_extras=True)
+    result = {}
+    for key, value in values.items():
+        if key not in by_name:
+            raise unknown(where, key, by_name)
+        result[key] = cast(hints.get(key, Any), value, f"{where}.{key}")
+    for name, parameter in by_name.items():
+        if parameter.default is parameter.empty and name not in result:
+            raise UserError(f"{where}.{name}: a value is needed and none was given")
+    return result

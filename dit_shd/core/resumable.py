@@ -1,0 +1,140 @@
+"""Work in shards that can be stopped at any moment: the claim on a folder, what is missing, progress."""
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from dit_shd.core.errors import UserError
+from dit_shd.core.files import replacing_file
+
+_log = logging.getLogger("dit_shd")
+
+
+def claim(folder: Path, told: dict[str, Any], maker: str, what: str) -> None:
+    """Make the folder of shards, or go on with the one that was made by the same settings.
+
+    Args:
+        told: what makes the shards what they are. maker, what: the command and the things, for errors.
+
+    Raises:
+        UserError: the folder holds shards of other settings, or cannot be made.
+    """
+    check_same(folder, told, maker)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob(".*.part"):
+            leftover.unlink()
+    except OSError as error:
+        raise UserError(f"{folder}: cannot hold the shards of {what} ({error.strerror})") from error
+    if not (folder / SETTINGS).exists():
+        with replacing_file(folder / SETTINGS) as stream:
+            stream.write(json.dumps(told).encode())
+
+
+def check_same(folder: Path, told: dict[str, Any], maker: str, beside: Collection[str] = ()) -> None:
+    """Refuse a folder that was not made by `maker` with the same settings; files named in `beside` do not count.
+
+    Raises:
+        UserError: naming the settings that differ.
+    """
+    there = read_settings(folder)
+    if there is None:
+        if folder.exists() and (not folder.is_dir() or any(f.name not in beside for f in folder.iterdir())):
+            raise UserError(f"{folder}: exists and was not made by {maker}; remove it or choose another out=")
+        return
+    changed = sorted(k for k in told.keys() | there.keys() if told.get(k) != there.get(k))
+    if changed:
+        raise UserError(
+            f"{folder}: holds shards of other settings ({', '.join(changed)}); remove it or choose another out="
+        )
+
+
+def share_of_missing(
+    state: Any, pieces: Sequence[range], file_of: Callable[[range], Path], check: Callable[[Path, range], None]
+) -> list[range]:
+    """The pieces that this process is to do: its share of those that have no sound shard yet.
+
+    Args:
+        state: accelerate's PartialState; every process calls this with the same pieces.
+        check: raises a UserError for a damaged shard, which is told in a line and removed.
+    """
+    rank, world = state.process_index, state.num_processes
+    for piece in pieces[rank::world]:
+        file = file_of(piece)
+        try:
+            if file.exists():
+                check(file, piece)
+        except UserError as error:
+            _log.warning("%s", error)
+            file.unlink()
+    state.wait_for_everyone()
+    missing = [piece for piece in pieces if not file_of(piece).exists()]
+    state.wait_for_everyone()  # nobody begins before everybody has looked
+    return missing[rank::world]
+
+
+class Progress:
+    """A bar of the images of all processes, with images per second and the time left.
+
+    Args:
+        total: images in all. finished: counts those in finished shards. shown: in this process.
+    """
+
+    def __init__(self, desc: str, total: int, finished: Callable[[], int], shown: bool):
+        from tqdm import tqdm
+
+        self._count = finished
+        self.share, self.finished = 0.0, finished() if shown else 0
+        self.bar = tqdm(
+            total=total,
+            initial=self.finished,
+            desc=desc,
+            disable=not shown,
+            mininterval=0.1 if sys.stderr.isatty() else 10,
+            bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total} images "
+            "[{elapsed} so far, {remaining} left, {rate_noinv_fmt}]",
+            unit=" images",
+        )
+
+    def step(self, share: float) -> None:
+        """Work of this process worth so many images (or parts of one) is done."""
+        self.share += share
+        self._show()
+
+    def shard(self) -> None:
+        """A shard of this process is on disk."""
+        self.share = 0.0
+        if not self.bar.disable:
+            self.finished = self._count()
+        self._show()
+
+    def _show(self) -> None:
+        if not self.bar.disable:
+            self.bar.update(max(0.0, self.finished + self.share - self.bar.n))
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()  # before an error's line is printed
+
+
+SETTINGS = "settings.json"
+"""In the folder of shards: what makes the images what they are."""
+
+
+def read_settings(folder: Path) -> dict[str, Any] | None:
+    """What the folder's shards were made by; None where it is no folder of shards."""
+    file = folder / SETTINGS
+    if not file.is_file():
+        return None
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read ({error}); remove {folder} or choose another out=FILE") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"{file}: holds no settings; remove {folder} or choose another out=FILE")
+    return settings

@@ -1,0 +1,111 @@
+"""Configs as YAML: safe reading, `base:`, key=value overrides, and the text that is saved."""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dit_shd.core.config import resolve
+from dit_shd.core.errors import UserError, describe, wrong
+from dit_shd.core.places import expanded, instead, written
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML without aliases, which can make a small file huge."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not taken")
+        return super().compose_node(parent, index)
+
+
+def parse_yaml(text: str) -> Any:
+    """YAML as plain values; yaml.YAMLError whatever is wrong with it."""
+    try:
+        return yaml.load(text, _Loader)
+    except (ValueError, RecursionError) as error:  # impossible dates, endless numbers, bottomless brackets
+        raise yaml.YAMLError(str(error)) from error
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file of keys and values, read safely; `base: NAME`, a file beside it, gives the keys it does not give.
+
+    A key is taken whole from one file or the other: lists and plug-ins are never mixed.
+    """
+    path = Path(expanded(path))
+    values, seen = _read_yaml(path), [path.name]
+    while "base" in values:
+        name = values.pop("base")
+        if not isinstance(name, str) or Path(name).name != name or "\\" in name:
+            raise wrong(f"{path}: base", "the name of a file in the same folder", name)
+        if name in seen:
+            raise UserError(f"{path}: base: {' -> '.join([*seen, name])} leads back to itself")
+        seen.append(name)
+        values = {**_read_yaml(path.with_name(name)), **values}
+    return values
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        found = "a folder" if path.is_dir() else f"nothing; {instead(path)}"
+        raise UserError(f"{path}: wanted a config file (YAML), found {found}")
+    try:
+        values = parse_yaml(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: wanted keys and values, found {describe(values)}")
+    return values
+
+
+def override(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """Apply `a.b=value` assignments (values are YAML; `losses.0.weight=2` reaches into lists) to a copy."""
+    result = copy.deepcopy(values)
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key:
+            raise UserError(f"'{assignment}': wanted key=value")
+        written(text, key)
+        try:
+            value = parse_yaml(text)
+        except yaml.YAMLError as error:
+            raise UserError(
+                f"'{assignment}': the value is not valid YAML (in quotes, it is text: {key}='\"...\"')"
+            ) from error
+        *path, last = key.split(".")
+        node: Any = result
+        for i, part in enumerate(path):
+            node = _step(node, part, ".".join(path[: i + 1]))
+        if isinstance(node, list):
+            node[_position(node, last, key)] = value
+        elif isinstance(node, dict):
+            node[last] = value
+        else:
+            raise UserError(f"'{assignment}': '{'.'.join(path)}' holds {describe(node)}, which has no keys")
+    return result
+
+
+def _step(node: Any, part: str, where: str) -> Any:
+    if isinstance(node, list):
+        return node[_position(node, part, where)]
+    if isinstance(node, dict):
+        child = node.setdefault(part, {})
+        if isinstance(child, str):  # `data: digits` is short for `data: {name: digits}`
+            child = node[part] = {"name": child}
+        return child
+    raise UserError(f"{where}: {describe(node)} has no keys")
+
+
+def _position(node: list, part: str, where: str) -> int:
+    if not part.isdecimal() or int(part) >= len(node):
+        raise UserError(f"{where}: wanted a position from 0 to {len(node) - 1} in the list, found '{part}'")
+    return int(part)
+
+
+def dump(value: Any) -> str:
+    """The resolved config as YAML text."""
+    return yaml.safe_dump(resolve(value), sort_keys=False, allow_unicode=True)

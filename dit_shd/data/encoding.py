@@ -1,0 +1,313 @@
+"""`dit-shd encode`: images into latent shards, by as many processes as there are, resumable.
+
+Every `shard_size` images are a shard of their own; the same command again verifies the checksums of those that are
+there, makes the missing ones, and writes latents.json, without which a set is not complete.
+"""
+
+import json
+import logging
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from dit_shd.core.config import checked, option, resolve
+from dit_shd.core.distributed import joined, launched, on_main
+from dit_shd.core.errors import UserError
+from dit_shd.core.files import replacing_file
+from dit_shd.core.lock import locked
+from dit_shd.core.places import Place
+from dit_shd.core.pretrained import COPY
+from dit_shd.core.resumable import Progress, claim, share_of_missing
+from dit_shd.data.encoder import Encoder
+from dit_shd.data.latent_origin import Origin, keep_copy
+from dit_shd.data.latent_shards import (
+    DTYPES,
+    FORMAT,
+    LatentSet,
+    ShardEntry,
+    damaged,
+    open_tensors,
+    read_header,
+    read_index,
+    shard_file,
+    shard_files,
+    verify_shard,
+    write_index,
+    write_shard,
+)
+from dit_shd.data.preprocessing import pixels
+from dit_shd.data.sources.base import Asked, BrokenImage, ImageSource
+from dit_shd.data.sources.detect import open_source
+from dit_shd.data.sources.listing import counted, printable
+from dit_shd.data.sources.numbering import renumber
+from dit_shd.data.sources.splits import DEFAULT
+
+SKIPPED = "skipped.jsonl"
+ELSEWHERE = ("images", "out", "workers")
+"""Keys that do not make the latents what they are."""
+
+_log = logging.getLogger("dit_shd")
+
+
+@dataclass(frozen=True)
+class EncodeConfig:
+    """What to encode and how."""
+
+    images: Place = option(
+        MISSING,
+        "folder of class folders, npz (arr_0 uint8 [n,y,x,c], arr_1 labels), Parquet files, "
+        "or a Hugging Face dataset (a folder of save_to_disk, or hub:OWNER/NAME)",
+    )
+    out: Path = option(MISSING, "the folder of latents; the same command again goes on there")
+    size: int = option(256, "the images' side after the ADM centre crop")
+    vae: Place | None = option(
+        "hub:stabilityai/sd-vae-ft-mse", "autoencoder: folder or hub:OWNER/NAME; null: the pixels are the latents"
+    )
+    flips: bool = option(True, "encode mirrored images, too")
+    dtype: Literal["float32", "float16"] = option(
+        "float32", "of the shards; ImageNet at 256 takes 84 GB in float32, half of that in float16"
+    )
+    precision: Literal["no", "bf16"] = option("no", "autocast of the autoencoder")
+    split: str | None = option(
+        None, "of tables, by their names (train if left out); or of folders called train, val, ..."
+    )
+    subset: str | None = option(None, "of a dataset with several (configs, folders of Parquet files)")
+    image_column: str | None = option(None, "of tables; empty: image, img, jpg, ...")
+    label_column: str | None = option(None, "of tables and metadata files; empty: label, labels, cls, ..., or none")
+    classes: dict[str, int] | None = option(
+        None, "number of each class by its name, as {cat: 281, dog: 207} for a teacher's; empty: in their order"
+    )
+    follow_links: bool = option(False, "follow links that lead out of the folder of images")
+    batch_size: int = option(32, "images in one forward of the autoencoder")
+    shard_size: int = option(1024, "images in one shard: what a kill costs at most")
+    workers: int = option(4, "threads of each process that decode images")
+
+    def check(self) -> None:
+        limits = {"size": 2**13, "batch_size": 2**16, "shard_size": 2**20, "workers": 2**10}
+        for key, most in limits.items():
+            if not 1 <= getattr(self, key) <= most:
+                raise UserError(f"{key}: wanted 1 to {most}, found {getattr(self, key)}")
+        if self.out.exists() and not self.out.is_dir():
+            raise UserError(f"out: wanted a folder, found a file at '{self.out}'")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One encoding: what every process knows of it."""
+
+    config: EncodeConfig
+    source: ImageSource
+    encode: Encoder
+    shape: tuple[int, int, int]
+    device: torch.device
+
+    @property
+    def flips(self) -> int:
+        return 2 if self.config.flips else 1
+
+    def pieces(self) -> list[range]:
+        """The images' numbers, shard by shard: the same cuts whatever the number of processes."""
+        count, size = len(self.source), self.config.shard_size
+        return [range(first, min(first + size, count)) for first in range(0, count, size)]
+
+    def file(self, piece: range) -> Path:
+        return shard_file(self.config.out, piece.start)
+
+    def settings(self) -> dict[str, Any]:
+        """What makes the latents what they are."""
+        own = {key: value for key, value in resolve(self.config).items() if key not in ELSEWHERE}
+        own["split"] = own["split"] or DEFAULT
+        about = {"format": FORMAT, "images_sha256": self.source.sha256(), "classes": list(self.source.classes)}
+        found = self.encode.autoencoder
+        return {**own, **about, **(Origin() if found is None else Origin.of_autoencoder(own["vae"], found)).record()}
+
+
+def encode_to_shards(config: EncodeConfig) -> LatentSet:
+    """Encode the images that have no sound shard yet; the finished set.
+
+    Raises:
+        UserError: no such images or autoencoder, shards of other settings, no image that can be read.
+    """
+    config = checked(config, "encode")
+    config.check()
+    state = joined()
+    launched(state.num_processes)
+    columns = (config.image_column, config.label_column)
+    source = open_source(config.images, Asked(config.split, config.subset, *columns, config.follow_links))
+    source = renumber(source, config.classes)
+    device = state.device or torch.device("cpu")
+    encode = Encoder.load(config.vae, config.precision, device)
+    job = Job(config, source, encode, encode.shape(config.size), device)
+    taken = f"taken: {len(source)}, classes: {counted(list(source.classes))}"
+    for note in [taken, *source.notes] if state.is_main_process else ():
+        _log.warning("images: %s", note)
+    settings = on_main(job.settings)
+    out = config.out.absolute()
+    with locked(out.parent / f".{out.name}.lock", "dit-shd encode"):
+        on_main(lambda: _begin(job, settings))
+        _encode_missing(state, job)
+        on_main(lambda: _finish(job, settings))
+    return read_index(config.out)
+
+
+def _begin(job: Job, settings: dict[str, Any]) -> None:
+    """Claim the folder, and keep the autoencoder in it: who trains on the latents needs it, perhaps with no network."""
+    claim(job.config.out, settings, "encode", "the latents")
+    if job.encode.autoencoder is not None and not (job.config.out / COPY).is_dir():
+        keep_copy(job.encode.autoencoder, job.config.out / COPY)
+
+
+def _encode_missing(state: Any, job: Job) -> None:
+    def finished() -> int:
+        firsts = [int(file.stem) for file in shard_files(job.config.out)]
+        return sum(min(job.config.shard_size, len(job.source) - first) for first in firsts)
+
+    def check(file: Path, piece: range) -> None:
+        header = verify_shard(file)
+        if header.shape[0] + len(header.skipped) != len(piece):
+            raise damaged(file, f"it holds {header.shape[0]} images where {len(piece)} were wanted")
+
+    missing = share_of_missing(state, job.pieces(), job.file, check)
+    with Progress("encoding", len(job.source), finished, shown=state.is_main_process) as progress:
+        for piece in missing:
+            write_shard(job.file(piece), *encode_shard(job, piece, progress))
+            progress.shard()
+        state.wait_for_everyone()
+        progress.shard()
+
+
+def encode_shard(
+    job: Job, numbers: range, progress: Progress
+) -> tuple[np.ndarray, np.ndarray, list[list[Any]], list[list[Any]]]:
+    """Posterior [n,flips,parts,c,y,x], labels [n], [number, name, reason] of the images that cannot be read, and
+    [remark, count, first name] on those that can."""
+    row = (job.flips, job.encode.parts, *job.shape)
+    posterior = np.empty((len(numbers), *row), np.dtype(job.config.dtype))
+    kept: list[int] = []
+    skipped: list[list[Any]] = []
+    remarks: dict[str, list[Any]] = {}
+    for batch, images in _decoded(job, numbers):
+        sound = []
+        for number, image in zip(batch, images):
+            if not isinstance(image, BrokenImage):
+                sound.append(image[0])
+                kept.append(number)
+                for remark in image[1]:
+                    remarks.setdefault(remark, [remark, 0, job.source.name(number)])[1] += 1
+            else:
+                skipped.append([number, job.source.name(number), str(image)])
+        if sound:
+            found = _posterior(job, np.stack(sound))
+            if not np.isfinite(found).all():
+                which = "dtype=float32" if job.config.dtype == "float16" else "precision=no"
+                raise UserError(f"vae: what it makes of images {batch[0]}..{batch[-1]} is not finite; try {which}")
+            posterior[len(kept) - len(sound) : len(kept)] = found
+        progress.step(len(batch))
+    return posterior[: len(kept)], job.source.labels[kept], skipped, sorted(remarks.values())
+
+
+def _posterior(job: Job, images: np.ndarray) -> np.ndarray:
+    """Posterior [b,flips,parts,c,y,x] of uint8 images [b,y,x,3]; a mirrored image is encoded, not a mirrored latent."""
+    x = torch.from_numpy(images).to(job.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+    sides = [job.encode(x)] + ([job.encode(x.flip(-1))] if job.flips == 2 else [])
+    return torch.stack(sides, dim=1).cpu().numpy().astype(job.config.dtype)
+
+
+Decoded = tuple[np.ndarray, tuple[str, ...]] | BrokenImage
+"""A crop and remarks on it, or why there is none."""
+
+
+def _decoded(job: Job, numbers: range) -> Iterator[tuple[range, list[Decoded]]]:
+    """Batch by batch the crops of some images, decoded by threads while the batch before is encoded."""
+    size = job.config.size
+
+    def crop(raw: Any) -> Decoded:
+        try:
+            return raw if isinstance(raw, BrokenImage) else pixels(raw, size)
+        except BrokenImage as error:
+            return error
+
+    def raw(number: int) -> Any:
+        try:
+            return job.source.raw(number)
+        except BrokenImage as error:
+            return error
+
+    waiting: deque = deque()
+    with ThreadPoolExecutor(job.config.workers) as pool:
+        for first in range(0, len(numbers), job.config.batch_size):
+            batch = numbers[first : first + job.config.batch_size]
+            waiting.append((batch, [pool.submit(crop, raw(number)) for number in batch]))
+            if len(waiting) == 2:
+                batch, futures = waiting.popleft()
+                yield batch, [future.result() for future in futures]
+        for batch, futures in waiting:
+            yield batch, [future.result() for future in futures]
+
+
+def _finish(job: Job, settings: dict[str, Any]) -> None:
+    """List what was skipped, and write latents.json.
+
+    Raises:
+        UserError: no image could be read.
+    """
+    config = job.config
+    headers = {job.file(piece): read_header(job.file(piece)) for piece in job.pieces()}
+    skipped = [entry for header in headers.values() for entry in header.skipped]
+    if skipped:
+        _list(skipped, len(job.source), config.out / SKIPPED)
+    notes = _summed(header.remarks for header in headers.values())
+    if skipped:
+        notes += _without_images(job, headers)
+    for note in notes:
+        _log.warning("images: %s", note)
+    if len(skipped) == len(job.source):
+        raise UserError(f"images: none of '{config.images}' could be read; {skipped[0][1]}: {skipped[0][2]}")
+    about = {key: value for key, value in settings.items() if key not in ("format", "classes")}
+    write_index(
+        LatentSet(
+            folder=config.out,
+            shape=job.shape,
+            flips=job.flips,
+            parts=job.encode.parts,
+            dtype={str(dtype): name for name, dtype in DTYPES.items()}[config.dtype],
+            classes=job.source.classes,
+            about={"images": config.images, **about, "skipped": len(skipped), "notes": [*job.source.notes, *notes]},
+            shards=tuple(
+                ShardEntry(file.name, header.shape[0], file.stat().st_size, header.sha256)
+                for file, header in headers.items()
+            ),
+        )
+    )
+
+
+def _summed(of_shards: Iterable[list[list[Any]]]) -> list[str]:
+    """Remarks on images, counted over all shards."""
+    found: dict[str, list[Any]] = {}
+    for remark, count, name in (entry for remarks in of_shards for entry in remarks):
+        found.setdefault(remark, [0, name])[0] += count
+    return [f"{count} {remark} ({printable(name)}, ...)" for remark, (count, name) in sorted(found.items())]
+
+
+def _without_images(job: Job, files: Iterable[Path]) -> list[str]:
+    """A note on the classes that had images, of which none could be read."""
+    kept = np.concatenate([open_tensors(file).get_tensor("label") for file in files])
+    lost = np.setdiff1d(job.source.labels, kept)
+    return (
+        [f"classes of which no image could be read: {counted([job.source.classes[i] for i in lost])}"]
+        if len(lost)
+        else []
+    )
+
+
+def _list(skipped: list[list[Any]], count: int, file: Path) -> None:
+    with replacing_file(file) as stream:
+        for _, name, reason in skipped:
+            stream.write(json.dumps({"image": name, "reason": reason}).encode() + b"\n")
+    _log.warning("%d of %d images could not be read and were skipped; %s lists them", len(skipped), count, file)

@@ -1,0 +1,1 @@
+"""Diffusion processes, how a model is asked, guidance, solvers, sampling."""

@@ -1,0 +1,181 @@
+"""`dit-shd sample`: many images into one npz, by as many processes as there are, resumable.
+
+Every batch is a shard of its own in NAME.npz.parts; the same command again draws those that are missing, and the main
+process merges them into arr_0 (uint8 [n,y,x,c]) and arr_1 (labels), the layout of the ADM evaluator; latents that are
+kept on purpose (vae=null) are float32 [n,c,y,x] in arr_0, and have no grid. What is finished waits under `merged.*`
+among the shards until all of it is there, so a kill at any moment loses nothing.
+"""
+
+import json
+import logging
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from dit_shd.core import hashing
+from dit_shd.core.config import checked, resolve
+from dit_shd.core.distributed import joined, launched, on_main
+from dit_shd.core.errors import UserError
+from dit_shd.core.files import replacing_file
+from dit_shd.core.lock import locked
+from dit_shd.core.resumable import SETTINGS, Progress, check_same, claim, share_of_missing
+from dit_shd.data.decoder import Decoder
+from dit_shd.data.image_shards import Shards, merge, open_shards, read_shard, shard_file, shard_files, write_shard
+from dit_shd.data.pixels import grid
+from dit_shd.diffusion import sampler
+from dit_shd.diffusion.denoiser import known_classes
+from dit_shd.diffusion.sample_config import SampleConfig
+from dit_shd.diffusion.sampler import batches, draw, label_plan, load_decoder, prepared
+from dit_shd.models import loading
+
+SHOWN = 100
+"""Images on the grid beside the npz."""
+MERGED = "merged"
+"""Among the shards: an empty file that says that merged.npz, .png and .json are complete."""
+SUFFIXES = (".json", ".png", ".npz")
+
+_log = logging.getLogger("dit_shd")
+
+
+def sample_to_file(config: SampleConfig, model: nn.Module | None = None) -> Path:
+    """Sample `config.count` images into an npz, with a grid (png) and the settings (json) beside it.
+
+    Args:
+        model: what to sample from, in place of the one that `config.run` names.
+
+    Raises:
+        UserError: the npz is there already (and no force), or shards of other settings or of another model are.
+    """
+    config = sampler.of_run(checked(config, "sample"))
+    config.check()
+    out = output_path(config)
+    state = joined()
+    launched(state.num_processes)
+    folder = out.with_name(out.name + ".parts")
+    on_main(lambda: _refuse_existing(folder, out, config.force))
+    network = (loading.load_conditional(config.run) if model is None else model).eval().to(state.device)  # type: ignore[arg-type]
+    decode = load_decoder(config, network)
+    told = {**settings(config), "model_sha256": hashing.sha256_of_tensors(network)}
+    told |= {"vae_sha256": decode.digest, **({"vae_name": decode.name} if decode.name else {})}
+    with locked(lock_file(out), "dit-shd sample"):
+        if on_main(lambda: _claim(folder, told, out, config.force)):
+            _draw_missing(state, config, prepared(network, config), decode, folder)
+            on_main(lambda: _finish(folder, told, out, config.count))
+    return out
+
+
+def output_path(config: SampleConfig) -> Path:
+    """Where the npz goes."""
+    if config.out is not None:
+        if config.out.name in ("", "..") or str(config.out).endswith("/"):
+            raise UserError(f"out: wanted the name of an npz, found '{config.out}'")
+        return config.out if config.out.suffix == ".npz" else config.out.with_name(config.out.name + ".npz")
+    folder = Path(config.run) if Path(config.run).is_dir() else Path(".")
+    return folder / f"samples_{config.count}_seed{config.seed}.npz"
+
+
+def words(config: SampleConfig, out: Path) -> str:
+    """What was made, and what to do next, in lines that can be pasted."""
+    if config.vae is None:
+        return f"done: {out}: latents as the model makes them (arr_0 float32 [n,c,y,x]), not images: vae=null"
+    beside = out.with_suffix(".png").name
+    return f"done: {out}, {beside} beside it\nnext: dit-shd evaluate {shlex.quote(str(out))} reference=..."
+
+
+def lock_file(out: Path) -> Path:
+    """What is locked while an npz is being made."""
+    return out.with_name(f".{out.name}.lock")
+
+
+def settings(config: SampleConfig) -> dict[str, Any]:
+    """What makes the images what they are, but for the model itself."""
+    return {k: v for k, v in resolve(config).items() if k not in ("out", "force")}
+
+
+def _refuse_existing(folder: Path, out: Path, force: bool) -> None:
+    if (folder / MERGED).exists():  # being published: some of the files are there already
+        return
+    for file in map(out.with_suffix, SUFFIXES):
+        if file.is_dir() or (file.exists() and not force):
+            remedy = "" if file.is_dir() else " or say force=true"
+            raise UserError(f"{file}: is there already; choose another out=FILE{remedy}")
+
+
+def _claim(folder: Path, told: dict[str, Any], out: Path, force: bool) -> bool:
+    """Make the folder of shards, or go on with the one of the same settings and model; False: all was finished."""
+    _refuse_existing(folder, out, force)  # again, now that nobody else can write
+    check_same(folder, told, "sample", beside=(MERGED,))
+    if (folder / MERGED).exists():
+        _publish(folder, out)
+        return False
+    claim(folder, told, "sample", "the samples")
+    return True
+
+
+def _draw_missing(state: Any, config: SampleConfig, model: Any, decode: Decoder, folder: Path) -> None:
+    """Every process draws its share of the batches that have no sound shard yet."""
+
+    def file_of(indices: range) -> Path:
+        return shard_file(folder, indices.start)
+
+    def finished() -> int:
+        firsts = [int(file.stem) for file in shard_files(folder)]
+        return sum(min(config.batch_size, config.count - first) for first in firsts)
+
+    missing = share_of_missing(state, list(batches(config)), file_of, _check_shard)
+    classes = known_classes(model)
+    with Progress("sampling", config.count, finished, shown=state.is_main_process) as progress:
+        for indices in missing:
+            labels = label_plan(config, classes, indices)
+            images = draw(model, config, indices, labels, decode, progress.step)
+            write_shard(file_of(indices), images, labels)
+            progress.shard()
+        state.wait_for_everyone()
+        progress.shard()
+
+
+def _check_shard(file: Path, indices: range) -> None:
+    found = len(read_shard(file)[0])
+    if found != len(indices):
+        raise UserError(f"{file}: holds {found} images where {len(indices)} were wanted")
+
+
+def _finish(folder: Path, told: dict[str, Any], out: Path, count: int) -> None:
+    """Merge the shards beside them, then move everything to its place."""
+    shards = open_shards(folder)
+    if shards.shape[0] != count:
+        raise UserError(f"{folder}: holds {shards.shape[0]} images where {count} were wanted; give the command again")
+    merge(shards, folder / "merged.npz")
+    if shards.dtype == np.uint8:
+        _draw_grid(shards, folder / "merged.png")
+    with replacing_file(folder / "merged.json") as stream:
+        stream.write(json.dumps(told, indent=2).encode())
+    with replacing_file(folder / MERGED):
+        pass
+    _publish(folder, out)
+
+
+def _draw_grid(shards: Shards, file: Path) -> None:
+    shown: list[np.ndarray] = []
+    for images, _ in shards:
+        shown.append(images[: SHOWN - sum(map(len, shown))])
+        if sum(map(len, shown)) >= SHOWN:
+            break
+    with replacing_file(file) as stream:
+        grid(np.concatenate(shown)).save(stream, format="png")
+
+
+def _publish(folder: Path, out: Path) -> None:
+    """Move what is merged to its place and remove the shards; it may have been begun before."""
+    for suffix in SUFFIXES:
+        merged = folder / f"{MERGED}{suffix}"
+        if merged.exists():
+            os.replace(merged, out.with_suffix(suffix))
+    for file in [*shard_files(folder), folder / SETTINGS, folder / MERGED]:
+        file.unlink(missing_ok=True)
+    if not any(folder.iterdir()):
+        folder.rmdir()

@@ -1,0 +1,166 @@
+"""Images from a model: DDPM (or DDIM, DPM-Solver++) with classifier-free guidance.
+
+    model = dit_shd.models.load("runs/student")
+    images, labels = dit_shd.diffusion.sampler.sample(model, count=16, steps=250, guidance=3.8)
+
+Image i depends on the seed and on i only: its noise is a stream of its own, whatever the batch or the process.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dit_shd.core import rng
+from dit_shd.core.config import make
+from dit_shd.core.errors import UserError
+from dit_shd.core.yaml_files import read_yaml
+from dit_shd.data.decoder import Decoder, finished
+from dit_shd.data.latent_origin import decoder, of_source
+from dit_shd.diffusion.denoiser import classes_of, known_classes
+from dit_shd.diffusion.guidance import Guided
+from dit_shd.diffusion.sample_config import SampleConfig
+from dit_shd.diffusion.solvers import denoise
+from dit_shd.models import loading
+from dit_shd.models.families.mdt import kept_biases
+
+
+def sample(
+    model: nn.Module | str | Path, count: int, labels: Sequence[int] | str = "random", **options: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 [count,y,x,c] (with vae=None latents float32 [count,c,y,x]) and their labels int64 [count].
+
+    What was trained on latents is decoded by the autoencoder of the run that `models.load` took the model from.
+
+    Args:
+        model: itself, or what names one, as `dit-shd sample` takes it.
+        labels: the class of each image, or how to choose it (random or balanced).
+        options: any key of SampleConfig (steps, guidance, seed, batch_size, vae, ...).
+    """
+    policy = labels if isinstance(labels, str) else "random"
+    named = {"run": str(model)} if isinstance(model, (str, Path)) else {}
+    config = make(SampleConfig, {**options, "count": count, "labels": policy, **named}, "sample")
+    if isinstance(model, (str, Path)):
+        config, model = of_run(config), loading.load_conditional(model).eval()
+        if torch.accelerator.is_available():
+            model.to(torch.accelerator.current_accelerator())  # type: ignore[arg-type]
+    elif not isinstance(model, nn.Module):
+        raise UserError(f"model: wanted a model or the name of one, found {type(model).__name__}")
+    reason = loading.why_not_conditional(model)
+    if reason is not None:
+        raise UserError(f"model: {reason}")
+    config.check()
+    known = known_classes(model)
+    plan = label_plan(config, known, range(count)) if isinstance(labels, str) else np.asarray(labels, int)
+    if plan.shape != (count,):
+        raise UserError(f"labels: wanted {count}, one for each image, found {plan.shape}")
+    if plan.min() < 0 or plan.max() >= classes_of(model):
+        raise UserError(f"labels: wanted classes 0 to {classes_of(model) - 1}, found {plan.min()} to {plan.max()}")
+    unseen = sorted(set(plan.tolist()) - set(known))
+    if unseen:
+        raise UserError(f"labels: the model's training never saw class {unseen[0]}; it saw {_shortly(known)}")
+    decode, network = load_decoder(config, model), prepared(model, config)
+    parts = [draw(network, config, indices, plan[indices], decode) for indices in batches(config)]
+    return np.concatenate(parts), plan
+
+
+def batches(config: SampleConfig) -> Iterator[range]:
+    """The image numbers of every batch: the same cuts whatever the number of processes."""
+    return (range(i, min(i + config.batch_size, config.count)) for i in range(0, config.count, config.batch_size))
+
+
+def label_plan(config: SampleConfig, classes: Sequence[int], indices: Sequence[int]) -> np.ndarray:
+    """The classes of some images among those given, int64 [b]: a function of the seed and the image's number."""
+    if config.labels == "balanced":
+        places = np.asarray(indices, dtype=np.int64) % len(classes)
+    else:
+        places = [int(rng.stream(config.seed, "sample label", 0, i).integers(len(classes))) for i in indices]
+    return np.asarray(classes, dtype=np.int64)[places]
+
+
+def _shortly(classes: Sequence[int]) -> str:
+    return ", ".join(map(str, classes[:10])) + (", ..." if len(classes) > 10 else "")
+
+
+def prepared(model: nn.Module, config: SampleConfig) -> nn.Module:
+    """The model as `draw` wants it: compiled, if so configured, once for all batches."""
+    return torch.compile(model, dynamic=False) if config.compile else model  # type: ignore[return-value]
+
+
+def load_decoder(config: SampleConfig, model: nn.Module) -> Decoder:
+    """What turns the model's latents into pixels, by what the run or folder that it is from tells of them."""
+    own: Any = model.config
+    origin = of_source(config.run or str(own.get("_name_or_path") or ""), own.in_channels)
+    return decoder(config.vae, origin, own.in_channels, device_of(model))
+
+
+@torch.no_grad()
+def draw(
+    model: nn.Module,
+    config: SampleConfig,
+    indices: Sequence[int],
+    labels: np.ndarray,
+    decode: Callable[[Tensor], Tensor],
+    on_step: Callable[[float], None] = lambda images: None,
+) -> np.ndarray:
+    """The images with some numbers and their labels [b]: uint8 [b,y,x,c], or what the decoder keeps.
+
+    Args:
+        on_step: told after each solver step how much of the work that was, in images.
+    """
+    device, own = device_of(model), model.config
+    shape: tuple[int, ...] = (own.in_channels, own.sample_size, own.sample_size)  # type: ignore[union-attr, assignment]
+    guided = Guided(model, torch.from_numpy(labels).to(device), config)
+
+    sound: list[tuple[int, Tensor, Tensor]] = []
+
+    def predict(x: Tensor, timestep: int) -> Tensor:
+        found = guided(x, timestep)
+        sound.append((timestep, torch.isfinite(x).all(), torch.isfinite(found).all()))
+        on_step(len(x) / config.steps)
+        return found
+
+    was_training = model.training
+    model.eval()
+    try:
+        with kept_biases(model, torch.bfloat16 if config.precision == "bf16" else torch.float32):
+            latents = denoise(predict, config, indices, shape, device)
+    except RuntimeError as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        raise UserError(f"compile=true: torch.compile failed ({' '.join(str(error).split())[:160]})") from error
+    finally:
+        model.train(was_training)
+    where = f"sampling images {indices[0]}..{indices[-1]}"
+    if not bool(torch.isfinite(latents).all()):
+        raise UserError(f"{where}: {_culprit(config, sound)} is not finite (NaN or infinity)")
+    pixels = decode(latents).float()
+    if not bool(torch.isfinite(pixels).all()):
+        raise UserError(f"{where}: the autoencoder's output is not finite (NaN or infinity)")
+    return finished(decode, pixels, config.rounding)
+
+
+def _culprit(config: SampleConfig, sound: Sequence[tuple[int, Tensor, Tensor]]) -> str:
+    """Who first gave what is not finite. sound: of each timestep, whether the model's input and its output were."""
+    guided = "" if config.guidance == 1 else f" under guidance={config.guidance:g}"
+    for timestep, given, found in sound:
+        if not given:
+            break
+        if not found:
+            return f"the model's output{guided} at timestep {timestep}"
+    return f"what solver={config.solver} made in {config.steps} steps of finite model outputs{guided}"
+
+
+def device_of(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def of_run(config: SampleConfig) -> SampleConfig:
+    """A SampleConfig with what the run folder it names knows: the steps of the noise schedule."""
+    file = Path(config.run) / "config.yaml"
+    steps = read_yaml(file).get("diffusion_steps") if file.is_file() else None
+    return replace(config, diffusion_steps=steps) if isinstance(steps, int) else config

@@ -1,0 +1,1 @@
+"""A student that begins with weights of its teacher."""

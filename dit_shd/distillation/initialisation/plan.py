@@ -1,0 +1,58 @@
+"""What of the teacher becomes what of the student: data that a person can read, printed and saved with the run."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from dit_shd.squeezing.plans import Plan
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The heads of one student layer."""
+
+    groups: Plan
+    """The teacher heads that each student head stands for."""
+    shares: tuple[tuple[float, ...], ...]
+    """The share of each of those in the student head's map."""
+
+    def lines(self) -> Iterator[str]:
+        for group, shares in zip(self.groups, self.shares):
+            if max(shares) == 1:
+                picked = group[shares.index(1)]
+                yield str(picked) if len(group) == 1 else f"{picked} of {'+'.join(map(str, group))}"
+            else:
+                yield " + ".join(f"{share:.2f} x {head}" for head, share in zip(group, shares))
+
+
+@dataclass(frozen=True)
+class InitialisationPlan:
+    """Layers by the names of their blocks, heads by student block, channels by space (see parts.py)."""
+
+    layers: Mapping[str, str]
+    heads: Mapping[str, Heads]
+    channels: Mapping[str, Sequence[int]]
+    """The teacher's channels that the student keeps, of the spaces where it keeps fewer."""
+    widths: Mapping[str, int]
+    """The teacher's number of channels of every space."""
+
+    def lines(self) -> Iterator[str]:
+        """The plan in words."""
+        for block, source in self.layers.items():
+            yield f"{block} from {source}; heads: {', '.join(self.heads[block].lines())}"
+        for space, kept in self.channels.items():
+            yield f"{space}: {len(kept)} of {self.widths[space]} channels"
+
+    def text(self) -> str:
+        """The plan as JSON, an entry a line."""
+        heads = {
+            block: [{"of": of, "shares": [round(s, 6) for s in shares]} for of, shares in zip(h.groups, h.shares)]
+            for block, h in self.heads.items()
+        }
+        parts = {"layers": self.layers, "heads": heads, "channels": self.channels}
+        shown = [f'"{name}": ' + _lines(entries) for name, entries in parts.items()]
+        return "{\n" + ",\n".join(shown) + "\n}\n"
+
+
+def _lines(entries: Mapping[str, object]) -> str:
+    return "{" + ",".join(f"\n {json.dumps(k)}: {json.dumps(v)}" for k, v in entries.items()) + "\n}"

@@ -1,0 +1,66 @@
+"""Which teacher layer a student layer learns from, when depths differ."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from dit_shd.core.errors import UserError
+
+LayerMap = Literal["sections", "proportional"] | dict[str, str]
+
+
+def layer_map(teacher: Sequence[str], student: Sequence[str], how: LayerMap = "sections") -> dict[str, str]:
+    """Student layer -> teacher layer, both by name, in the order in which they run.
+
+    Args:
+        how: `proportional`: the student's l-th layer (from 1) takes the teacher's layer l * L_t / L_s, rounded up
+            (the paper: 48 -> 24 layers, the 4th takes the 8th). `sections`: the same inside each section, a section
+            being the layers whose names differ by a number only (MDT: en_inblocks, en_outblocks, de_blocks); models
+            of two families, which have no section in common, are taken whole. A dict is the map itself, student
+            layers it leaves out are not supervised.
+
+    Raises:
+        UserError: a name nobody has, or a section the teacher lacks.
+    """
+    if isinstance(how, Mapping):
+        for names, known, role in ((how.keys(), student, "student"), (how.values(), teacher, "teacher")):
+            for name in names:
+                if name not in known:
+                    raise UserError(f"layers: the {role} has no layer '{name}'. It has: {', '.join(known)}")
+        return dict(how)
+    if how not in ("sections", "proportional"):
+        raise UserError(f"layers: wanted sections, proportional or a map of names, found '{how}'")
+    whole = [[name for name in names if ":" not in name] for names in (teacher, student)]
+    pairs = _proportional(*whole) if how == "proportional" else _by_section(*whole)
+    for name in student:  # a layer's text queries learn from the text queries of its teacher, if they have any
+        layer, _, part = name.partition(":")
+        if part and f"{pairs[layer]}:{part}" in teacher:
+            pairs[name] = f"{pairs[layer]}:{part}"
+    return {name: pairs[name] for name in student if name in pairs}
+
+
+def _by_section(teacher: Sequence[str], student: Sequence[str]) -> dict[str, str]:
+    theirs, ours = _sections(teacher), _sections(student)
+    if not theirs.keys() & ours.keys():
+        return _proportional(teacher, student)
+    pairs: dict[str, str] = {}
+    for section, names in ours.items():
+        if section not in theirs:
+            raise UserError(
+                f"layers: the teacher has no section '{section}' (it has {', '.join(theirs)}); "
+                "use layers=proportional or name the pairs"
+            )
+        pairs |= _proportional(theirs[section], names)
+    return pairs
+
+
+def _proportional(teacher: Sequence[str], student: Sequence[str]) -> dict[str, str]:
+    deep, shallow = len(teacher), len(student)
+    return {name: teacher[-(-layer * deep // shallow) - 1] for layer, name in enumerate(student, start=1)}
+
+
+def _sections(names: Sequence[str]) -> dict[str, list[str]]:
+    sections: dict[str, list[str]] = {}
+    for name in names:
+        sections.setdefault(re.sub(r"\d+", "*", name), []).append(name)
+    return sections

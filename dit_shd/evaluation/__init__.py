@@ -1,0 +1,1 @@
+"""Figures of sets of images. Numbers only: pages are made by reports."""

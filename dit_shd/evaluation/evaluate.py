@@ -1,0 +1,280 @@
+"""Evaluation: from files of samples and a reference to figures, a table and results.json.
+
+    samples, reference -> features (one pass) -> FeatureSet -> metrics -> results.json
+
+Everything that can be refused is refused before the network runs.
+"""
+
+import json
+import re
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dit_shd.core import environment
+from dit_shd.core.config import checked, option, resolve
+from dit_shd.core.errors import UserError
+from dit_shd.core.places import Place
+from dit_shd.core.plugins import Plugin
+from dit_shd.data.image_sets import ImageSet
+from dit_shd.data.open_images import open_images
+from dit_shd.evaluation import results
+from dit_shd.evaluation.bootstrap import SEED, intervals
+from dit_shd.evaluation.comparability import obstacles
+from dit_shd.evaluation.extraction import extract_features, find_device
+from dit_shd.evaluation.feature_set import FeatureSet
+from dit_shd.evaluation.features import FEATURES, FeatureNetwork
+from dit_shd.evaluation.metrics import METRICS
+from dit_shd.evaluation.reference import Reference, open_reference
+from dit_shd.evaluation.scoring import Chosen, choose, figures_of
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What is compared with what, and how."""
+
+    samples: Place | list[Place] = option(
+        MISSING, "npz (arr_0: uint8 [n,h,w,c]), folder of images, folder of a run's shards, or dataset[:split]"
+    )
+    reference: Place = option(MISSING, "the same, or a statistics file (dit-shd statistics, or ADM's npz)")
+    features: Plugin = option(Plugin("inception"), "feature network, a file of dit_shd/evaluation/features")
+    metrics: list[Plugin] | None = option(None, "files of dit_shd/evaluation/metrics; all that apply if left out")
+    seeds: int = option(
+        1, "evaluate as many files, from one with seed0 in its path: seed0, seed1, ...; mean and spread"
+    )
+    resamples: int = option(0, "resamplings behind 95% intervals (100 is a good number); 0 for none")
+    batch_size: int = option(64, "images per forward pass of the feature network")
+    device: str = option("auto", "where the feature network runs: auto, cpu, cuda, cuda:1")
+    out: Path | None = option(
+        None, "the results file; if left out results.json beside the samples, NAME.results.json where that is taken"
+    )
+    page: bool = option(True, "write a page (.html) beside the results file")
+    force: bool = option(False, "overwrite a results file that holds another result")
+
+    def files(self) -> list[str]:
+        """The sample files, written out."""
+        given = [self.samples] if isinstance(self.samples, str) else list(self.samples)
+        if not given:
+            raise UserError("samples: wanted at least one file of samples, found none")
+        if self.seeds == 1:
+            return given
+        parts = re.split(r"(?<=seed)(\d+)", given[0]) if len(given) == 1 else []
+        if self.seeds < 1 or len(parts) != 3:
+            raise UserError(
+                f"seeds={self.seeds}: wanted one file with seedN in its path, once, found {', '.join(given)}; "
+                "name the files one by one instead"
+            )
+        return [f"{parts[0]}{int(parts[1]) + i}{parts[2]}" for i in range(self.seeds)]
+
+    def check(self) -> None:
+        """Numbers in their ranges."""
+        if self.batch_size < 1:
+            raise UserError(f"batch_size: wanted at least 1 image, found {self.batch_size}")
+        if self.resamples and self.resamples < 10:
+            raise UserError(f"resamples: wanted 0, or at least 10 for an interval, found {self.resamples}")
+
+
+@dataclass(frozen=True)
+class FeaturesAndImages:
+    """Features and, where there are any, the images behind them."""
+
+    features: FeatureSet
+    images: ImageSet | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation as a page shows it; of several files only the record, whose `runs` has them."""
+
+    record: Mapping[str, Any]
+    samples: FeaturesAndImages | None = None
+    reference: FeaturesAndImages | None = None
+    details: Mapping[str, Tensor] = field(default_factory=dict)
+    """What the metrics know of single images."""
+
+
+PageWriter = Callable[[Path, Evaluation], None]
+
+
+def evaluate(
+    config: EvaluateConfig, say: Callable[[str], None] = print, write_page: PageWriter | None = None
+) -> dict[str, Any]:
+    """Compare samples with a reference, say the table, write the results file and return what is in it.
+
+    Args:
+        write_page: writes the page of one evaluation (reports.evaluation_page), where config.page asks for it.
+
+    The results file is results.json beside the samples; where that is of other samples, of another reference or of
+    another network, NAME.results.json. Several files of samples are evaluated one after the other, each with a results
+    file of its own beside it (NAME.results.json), which the same command finds again; the figures are then means over
+    the files, with their spread (standard deviation, n - 1).
+
+    Raises:
+        UserError: any input that cannot be compared, or without `force` another result at `out`, or one of the same
+            samples, reference and network with other options or contents.
+    """
+    config = checked(config, "evaluate")
+    config.check()
+    sets = [open_images(text, "samples") for text in config.files()]
+    reference = open_reference(config.reference, "reference")
+    network: FeatureNetwork = FEATURES.build(config.features, "features")
+    for samples in sets:
+        if samples.shape != sets[0].shape:
+            raise UserError(
+                f"{samples.name}: wanted as many images of one size in every file of samples, found "
+                f"{list(samples.shape)}, and {list(sets[0].shape)} in {sets[0].name}"
+            )
+        network.check(samples.shape[1:], "samples")
+        reference.check(samples, network)
+    chosen, left_out = choose(config.metrics, sets[0], reference, network)
+    job = _Job(config, reference, network.to(find_device(config.device)), chosen, left_out, say, write_page)
+    return job.run(sets[0], job.head(sets[0]), plain=True)[0] if len(sets) == 1 else _several(job, sets)
+
+
+class _Job:
+    """What is the same for every file of samples; the reference's features are extracted once."""
+
+    def __init__(
+        self,
+        config: EvaluateConfig,
+        reference: Reference,
+        network: FeatureNetwork,
+        chosen: Chosen,
+        left_out: list[str],
+        say: Callable[[str], None],
+        write_page: PageWriter | None,
+    ) -> None:
+        self.config, self.reference, self.network, self.chosen = config, reference, network, chosen
+        self._left_out, self.say = left_out, say
+        self.write_page = write_page if config.page else None
+        self.about: dict[str, Any] = {
+            "reference": {"path": reference.name, **reference.describe()},
+            "features": results.about_network(network, config.features.name),
+            "metrics": [resolve(METRICS.filled(plugin)) for plugin, _ in chosen],
+            "resamples": config.resamples,
+            "resampling_seed": SEED,
+            "batch_size": config.batch_size,
+            "device": str(network.device),
+            **environment.about_process(),
+        }
+
+    @cached_property
+    def reference_set(self) -> FeatureSet:
+        return self.reference.features(self.network, self.config.batch_size)
+
+    def head(self, samples: ImageSet) -> dict[str, Any]:
+        """All of the record that is known before the network runs."""
+        why_not = obstacles(samples, self.reference, self.network, [plugin for plugin, _ in self.chosen])
+        head = {"adm_comparable": _verdict(why_not), "samples": results.about_samples(samples), **self.about}
+        return json.loads(json.dumps(head))
+
+    def guard(self, out: Path, record: dict[str, Any]) -> None:
+        """Refuse to overwrite another result, or a page that is not the one of the result beside it."""
+        results.guard(out, record, self.config.force, before=True)
+        page = out.with_suffix(".html")
+        if self.write_page is not None and (
+            page == out or (page.exists() and not out.exists() and not self.config.force)
+        ):
+            found = "the same file" if page == out else "a page of something else"
+            raise UserError(
+                f"{page}: wanted a place for the page, found {found}; choose another out=FILE, or page=false"
+            )
+
+    def places(self, samples: ImageSet, head: dict[str, Any], plain: bool) -> list[Path]:
+        """Names for the results file; `plain`: of the whole evaluation, whose `out` the user may have named."""
+        return [self.config.out] if plain and self.config.out else results.places(samples, head, plain)
+
+    def run(self, samples: ImageSet, record: dict[str, Any], plain: bool) -> tuple[dict[str, Any], Path]:
+        """Evaluate one file of samples: the whole record, and where it is.
+
+        record: their head. plain: they are all there is; as one of several, a result that is there already for the
+            same inputs is used.
+        """
+        config, places = self.config, self.places(samples, record, plain)
+        out = results.place(places, record)
+        self.guard(out, record)
+        if not plain and not config.force and out.exists():
+            self.say(f"{out}: evaluated before, reused")
+            return results.read_record(out) or {}, out
+        reference_set = self.reference_set
+        sample_set = extract_features(self.network, samples, config.batch_size, keep_spatial=config.resamples > 0)
+        figures, details = figures_of(self.chosen, sample_set, reference_set)
+        record = {"figures": figures, **record, "adm_comparable": self._verdict(record, sample_set)}
+        if config.resamples:
+            metrics = [metric for _, metric in self.chosen]
+            record["intervals"] = intervals(metrics, sample_set, reference_set, figures, config.resamples)
+        record["notes"] = [f"samples: {note}" for note in samples.notes]
+        record["notes"] += [f"reference: {note}" for note in self.reference.notes]
+        record["notes"] += self._notes(sample_set, reference_set)
+        if "sidecar" not in record["samples"]:
+            record["notes"].append("rounding, label policy and seed are not recorded: no .json beside the samples")
+        self.say(results.table(record))
+        out = results.place(places, record)  # another evaluation may have come in between
+        results.guard(out, record, config.force, before=False)
+        results.write(out, record)
+        self.say(f"written to {out}")
+        if self.write_page is not None:
+            page, behind = out.with_suffix(".html"), FeaturesAndImages(reference_set, self.reference.images)
+            self.write_page(page, Evaluation(record, FeaturesAndImages(sample_set, samples), behind, details))
+            self.say(f"and as a page to {page}")
+        return record, out
+
+    def _verdict(self, record: dict[str, Any], samples: FeatureSet) -> dict[str, Any]:
+        """The head's, and what only the features tell."""
+        found = [reason for _, metric in self.chosen for reason in metric.obstacles(samples)]
+        return _verdict([*record["adm_comparable"]["why_not"], *found])
+
+    def _notes(self, samples: FeatureSet, reference: FeatureSet) -> list[str]:
+        notes = list(self._left_out)
+        if not samples.is_fid:
+            notes.append(f"features {samples.title}: not FID, comparable only with figures of the same network")
+        for _, metric in self.chosen:
+            notes += metric.notes(samples, reference)
+        return notes
+
+
+def _several(job: _Job, sets: list[ImageSet]) -> dict[str, Any]:
+    """One file after the other, then means and spreads over all of them."""
+    heads = [job.head(samples) for samples in sets]
+    hashes = [head["samples"]["sha256"] for head in heads]
+    if len(set(hashes)) < len(hashes):
+        same = [samples.name for samples, sha256 in zip(sets, hashes) if hashes.count(sha256) > 1]
+        raise UserError(f"samples: wanted different images in each file, found the same in {', '.join(same)}")
+    whole = {
+        **heads[0],
+        "runs": [{"samples": head["samples"]} for head in heads],
+    }
+    places = job.places(sets[0], whole, plain=True)
+    for samples, head in zip(sets, heads):
+        job.guard(results.place(job.places(samples, head, plain=False), head), head)
+    job.guard(results.place(places, whole), whole)
+    runs, files = zip(*(job.run(samples, head, plain=False) for samples, head in zip(sets, heads)))
+    names = [name for name in runs[0]["figures"] if not name.endswith(" std")]
+    values = {name: [run["figures"][name] for run in runs] for name in names}
+    record = {
+        "figures": {name: statistics.mean(found) for name, found in values.items()},
+        "spread": {name: statistics.stdev(found) for name, found in values.items()},
+        **{key: value for key, value in whole.items() if key != "samples"},
+        "adm_comparable": _verdict([reason for run in runs for reason in run["adm_comparable"]["why_not"]]),
+        "notes": list(dict.fromkeys(note for run in runs for note in run["notes"])),
+    }
+    for about, run, file in zip(record["runs"], runs, files):
+        about |= {"figures": run["figures"], "results": str(file)}
+    job.say(results.table(record))
+    out = results.place(places, record)
+    results.guard(out, record, job.config.force, before=False)
+    results.write(out, record)
+    job.say(f"written to {out}")
+    if job.write_page is not None:
+        job.write_page(out.with_suffix(".html"), Evaluation(record))
+    return record
+
+
+def _verdict(why_not: list[str]) -> dict[str, Any]:
+    """As it is recorded: every reason once."""
+    return {"yes": not why_not, "why_not": list(dict.fromkeys(why_not))}

@@ -1,0 +1,73 @@
+"""Weights of feature networks, read and matched by name."""
+
+import hashlib
+import io
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dit_shd.core.errors import UserError
+from dit_shd.core.file_kinds import PICKLE, SAFETENSORS, TORCH, file_kind
+from dit_shd.core.places import expanded
+
+
+def read_weights(path: Path, advice: str) -> tuple[dict[str, Tensor], str]:
+    """Tensors by name, and the sha256 of the file, without ever running code from it.
+
+    Safetensors are read by safetensors, files of torch.save by torch.load(weights_only=True).
+    `advice` ends the error: where such a file comes from.
+
+    Raises:
+        UserError: no such file; not a weights file; anything in it but tensors by name.
+    """
+    import safetensors
+    from safetensors.torch import load
+
+    path = Path(expanded(path))
+    if not path.is_file():
+        raise UserError(f"{path}: wanted a weights file, found {'a folder' if path.is_dir() else 'nothing'}; {advice}")
+    kind = file_kind(path)
+    if kind not in (SAFETENSORS, TORCH, PICKLE):
+        raise UserError(f"{path}: wanted a weights file, found {kind}; {advice}")
+    data = path.read_bytes()
+    try:
+        if kind == SAFETENSORS:
+            content = load(data)
+        else:
+            content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (
+        safetensors.SafetensorError,
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+    ) as error:
+        raise UserError(
+            f"{path}: wanted tensors only, found {kind} that cannot be read safely (damaged, or with more); {advice}"
+        ) from error
+    if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
+        raise UserError(f"{path}: wanted tensors by name, found {type(content).__name__} with other things; {advice}")
+    return dict(content), hashlib.sha256(data).hexdigest()
+
+
+def match_weights(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path, advice: str) -> None:
+    """Refuse a state dict whose names or shapes are not those of the network.
+
+    Raises:
+        UserError: naming the first tensor that is missing, left over or of another shape.
+    """
+    missing = [name for name in wanted if name not in state]
+    extra = [name for name in state if name not in wanted]
+    shapes = [name for name in wanted if name in state and state[name].shape != wanted[name].shape]
+    if missing or extra:
+        what = f"no '{missing[0]}'" if missing else f"an unknown '{extra[0]}'"
+        count = f"{len(missing)} missing and {len(extra)} unknown of {len(wanted)} tensors"
+        raise UserError(f"{path}: these are weights of another network: {what} ({count}); {advice}")
+    if shapes:
+        name = shapes[0]
+        need, found = tuple(wanted[name].shape), tuple(state[name].shape)
+        raise UserError(f"{path}: '{name}': wanted shape {need}, found {found}; {advice}")

@@ -1,0 +1,76 @@
+"""`dit-shd statistics`: the statistics file of a set of images, a reference that needs the images no more."""
+
+import logging
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dit_shd import __version__
+from dit_shd.core import environment
+from dit_shd.core.config import checked, option
+from dit_shd.core.errors import UserError
+from dit_shd.core.places import Place
+from dit_shd.core.plugins import Plugin
+from dit_shd.data.open_images import open_images
+from dit_shd.evaluation import results
+from dit_shd.evaluation.extraction import extract_features, find_device
+from dit_shd.evaluation.features import FEATURES, FeatureNetwork
+from dit_shd.evaluation.statistics_file import write_statistics
+
+_log = logging.getLogger("dit_shd")
+
+
+@dataclass(frozen=True)
+class StatisticsConfig:
+    """What the statistics are of."""
+
+    images: Place = option(MISSING, "npz (arr_0: uint8 [n,h,w,c]), folder of images, or dataset[:split]")
+    out: Path = option(MISSING, "the npz to be written: mu, sigma (mu_s, sigma_s), n, network, sha256s, shape")
+    features: Plugin = option(Plugin("inception"), "feature network, a file of dit_shd/evaluation/features")
+    keep_images: int = option(0, "also keep so many images (ADM: 10000), for precision, recall and KID")
+    batch_size: int = option(64, "images per forward pass of the feature network")
+    device: str = option("auto", "where the feature network runs: auto, cpu, cuda, cuda:1")
+    force: bool = option(False, "overwrite a file that is there")
+
+
+def write_reference_statistics(config: StatisticsConfig) -> Path:
+    """Run the feature network over the images and write the file.
+
+    The images that are kept lie at equal distances in the set, so that a set sorted by class keeps every class.
+
+    Raises:
+        UserError: images that cannot be read, a file at `out`, or one that cannot be written.
+    """
+    config = checked(config, "statistics")
+    if config.batch_size < 1:
+        raise UserError(f"batch_size: wanted at least 1 image, found {config.batch_size}")
+    out = config.out if config.out.suffix == ".npz" else config.out.with_name(config.out.name + ".npz")
+    results.writable(out)
+    if out.exists() and not config.force:
+        raise UserError(f"{out}: is there already; choose another out=FILE or say force=true")
+    images = open_images(config.images, "images")
+    n = images.shape[0]
+    if not 0 <= config.keep_images <= n:
+        raise UserError(f"keep_images: wanted 0 to {n}, all images there are, found {config.keep_images}")
+    network: FeatureNetwork = FEATURES.build(config.features, "features")
+    network.check(images.shape[1:], "images")
+    network.to(find_device(config.device))
+    about = {
+        "network": network.title,
+        "network_sha256": network.sha256,
+        "shape": np.array(images.shape[1:]),
+        "source": images.name,
+        "source_sha256": images.sha256(),
+        "lossy": "yes" if images.lossy else "",
+        "notes": "\n".join(images.notes),
+        "command": environment.command(),
+        "dit_shd": __version__,
+    }
+    for note in images.notes:
+        _log.warning("images: %s", note)
+    features = extract_features(network, images, config.batch_size)
+    count = config.keep_images
+    kept = images.take(np.arange(count) * n // count) if count else None
+    write_statistics(out, features, about, kept)
+    return out

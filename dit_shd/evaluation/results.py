@@ -1,0 +1,183 @@
+"""The record of an evaluation: what was measured on what, as a table and as results.json."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dit_shd.core.errors import UserError
+from dit_shd.data.image_sets import ImageSet
+from dit_shd.evaluation.features import FeatureNetwork
+
+
+def about_samples(samples: ImageSet) -> dict[str, Any]:
+    """Path, hash, counts, classes, and what the sampler wrote beside them."""
+    n, *shape = samples.shape
+    about: dict[str, Any] = {"path": samples.name, "sha256": samples.sha256(), "n": n, "shape": shape}
+    if samples.labels is not None:
+        counts = np.unique(samples.labels, return_counts=True)[1]
+        about["labels"] = {"classes": len(counts), "fewest": int(counts.min()), "most": int(counts.max())}
+    sidecar = _sidecar(samples)
+    if sidecar is not None:
+        about["sidecar"] = sidecar
+    return about
+
+
+def about_network(network: FeatureNetwork, name: str) -> dict[str, Any]:
+    """name: the feature network's in the command."""
+    return {"name": name, "title": network.title, "sha256": network.sha256, "is_fid": network.is_fid}
+
+
+def table(record: dict[str, Any]) -> str:
+    """The figures as aligned plain text, with what they were measured on, the verdict and the notes."""
+    reference, figures = record["reference"], record["figures"]
+    runs = record.get("runs")
+    samples = runs[0]["samples"] if runs else record["samples"]
+    behind = f"{reference['n']:,} images" if reference["n"] else "statistics"
+    what = f"{len(runs)} files of {samples['n']:,} images" if runs else f"{samples['path']} ({samples['n']:,} images)"
+    width = max([len("figure"), *map(len, figures)])
+    heading = f"{'mean' if runs else 'value':>12}"
+    heading += f"  {'spread':>10}" if runs else "  95% interval" if "intervals" in record else ""
+    lines = [
+        f"{what} against {reference['path']} ({behind}), features {record['features']['title']}",
+        f"{'figure':<{width}}  {heading}",
+        *(f"{name:<{width}}  {value:>12.4f}{_beside(record, name)}" for name, value in figures.items()),
+        verdict_line(record),
+        *(f"note: {note}" for note in record["notes"]),
+    ]
+    return "\n".join(lines)
+
+
+def verdict_line(record: Mapping[str, Any]) -> str:
+    """Whether the figures may be set beside published ones."""
+    reasons = record["adm_comparable"]["why_not"]
+    return f"ADM-comparable: {'no: ' + '; '.join(reasons) if reasons else 'yes'}"
+
+
+def _beside(record: dict[str, Any], name: str) -> str:
+    if "spread" in record:
+        return f"  {record['spread'][name]:>10.4f}"
+    interval = record.get("intervals", {}).get(name)
+    return f"  {interval['low']:.4f} to {interval['high']:.4f}" if interval else ""
+
+
+def guard(out: Path, record: dict[str, Any], force: bool, before: bool) -> None:
+    """Refuse to lose another result: before the run if its inputs differ, after it if its figures do."""
+    if out.is_dir():
+        raise UserError(f"out={out}: wanted a file, found a folder; add a file name")
+    if before:
+        writable(out)
+    if force or not out.exists():
+        return
+    old = read_record(out)
+    same = old is not None and identity(old) == identity(record)
+    if same and not before:
+        assert old is not None
+        figures, old_figures = record["figures"], old["figures"]
+        same = figures.keys() == old_figures.keys() and all(
+            np.isclose(figures[k], old_figures[k], rtol=1e-6, atol=1e-9) for k in figures
+        )
+    if not same:
+        raise UserError(
+            f"{out}: holds another result (other options, files that changed, or nothing of dit-shd evaluate); "
+            "choose out=OTHER.json, or overwrite it with force=true"
+        )
+
+
+def places(samples: ImageSet, head: Mapping[str, Any], plain: bool) -> list[Path]:
+    """Names beside the samples for a record, the best first: results.json (if `plain`), NAME.results.json, and one of
+    its own for these very samples, reference and network."""
+    folder = samples.path.parent if samples.path else Path()
+    name = (samples.path.stem if samples.path else samples.name).replace(":", "_")
+    if "runs" in head:
+        name += f"_and_{len(head['runs']) - 1}_more"
+    digest = hashlib.sha256("".join(_compared(head)).encode()).hexdigest()[:8]
+    names = ["results.json"] if plain else []
+    return [folder / file for file in (*names, f"{name}.results.json", f"{name}.{digest}.results.json")]
+
+
+def place(candidates: Sequence[Path], head: Mapping[str, Any]) -> Path:
+    """The first name that is free, or that holds a record of the same samples, reference and network as `head` (the
+    same files or the same contents), which `guard` then judges; the last one if none is."""
+    for file in candidates[:-1]:
+        old = read_record(file) if file.exists() else head
+        if old is not None and (_compared(old) == _compared(head) or _named(old) == _named(head)):
+            return file
+    return candidates[-1]
+
+
+def _compared(record: Mapping[str, Any]) -> list[str]:
+    """Hashes of samples, reference and network."""
+    runs = record.get("runs", [record])
+    return [*(run["samples"]["sha256"] for run in runs), *(record[key]["sha256"] for key in ("reference", "features"))]
+
+
+def _named(record: Mapping[str, Any]) -> list[str]:
+    """Where samples and reference lay, and the network's hash."""
+    about = [*(run["samples"] for run in record.get("runs", [record])), record["reference"]]
+    return [*(str(Path(str(each.get("path"))).resolve()) for each in about), record["features"]["sha256"]]
+
+
+def writable(out: Path) -> None:
+    """Make the folder of a file to be written, or refuse one that cannot be."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"out={out}: wanted a path in a folder, found {error.strerror}") from error
+    if not os.access(out.parent, os.W_OK):
+        raise UserError(f"out={out}: this folder cannot be written to; choose another out=FILE")
+
+
+def write(out: Path, record: dict[str, Any]) -> None:
+    """Write whole or not at all.
+
+    Raises:
+        UserError: there is no room, or no permission.
+    """
+    write_text(out, json.dumps(record, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(out: Path, text: str) -> None:
+    """As `write`, any text."""
+    part = out.with_name(f".{out.name}.part")
+    try:
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
+        part.replace(out)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise UserError(
+            f"{out}: could not be written ({error.strerror}); make room or choose another out=FILE"
+        ) from error
+
+
+def read_record(file: Path) -> dict[str, Any] | None:
+    """A record that `write` left, or None where the file holds something else."""
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        identity(record)
+        figures = record["figures"].values()
+        return record if all(isinstance(value, int | float) for value in figures) else None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None
+
+
+def identity(record: dict[str, Any]) -> tuple[Any, ...]:
+    """What makes two evaluations the same: samples, reference, network, metrics, resampling."""
+    return (*_compared(record), record["metrics"], record.get("resamples", 0))
+
+
+def _sidecar(samples: ImageSet) -> dict[str, Any] | None:
+    """What the sampler wrote beside the samples (same stem, .json) or their shards: rounding, label policy, seed."""
+    if samples.settings is not None:
+        return samples.settings
+    if samples.path is None or not samples.path.is_file():
+        return None
+    try:
+        content = json.loads(samples.path.with_suffix(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None

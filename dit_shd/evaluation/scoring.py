@@ -1,0 +1,108 @@
+"""Which metrics apply to what is there, and their figures."""
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor
+
+from dit_shd.core.errors import UserError
+from dit_shd.core.plugins import Plugin
+from dit_shd.data.image_sets import ArrayImages, ImageSet
+from dit_shd.evaluation.extraction import extract_features
+from dit_shd.evaluation.feature_set import FeatureSet
+from dit_shd.evaluation.features import FeatureNetwork
+from dit_shd.evaluation.metrics import METRICS, Metric
+from dit_shd.evaluation.reference import Reference
+
+_log = logging.getLogger("dit_shd")
+
+Chosen = list[tuple[Plugin, Metric]]
+
+
+def score(
+    images: np.ndarray | Tensor,
+    reference_images: np.ndarray | Tensor | FeatureSet,
+    features: FeatureNetwork,
+    metrics: Sequence[str] | None = None,
+    batch_size: int = 64,
+) -> dict[str, float]:
+    """Figures of images, uint8 [n, h, w, c], against a reference of the same kind; nothing is written.
+
+    Samples that are sorted by class are logged as a warning: the Inception Score means nothing then.
+
+    reference_images: may be a FeatureSet that `extract_features` made, to be used many times.
+    metrics: names of files in dit_shd/evaluation/metrics; all that apply if left out.
+
+    Raises:
+        UserError: images of another type or shape than the network reads, or too few for a metric.
+    """
+    samples = ArrayImages(images, "images")
+    features.check(samples.shape[1:], "images")
+    if isinstance(reference_images, FeatureSet):
+        reference = Reference("reference_images", prepared=reference_images)
+    else:
+        reference = Reference("reference_images", images=ArrayImages(reference_images, "reference_images"))
+    reference.check(samples, features)
+    asked = None if metrics is None else [Plugin(name) for name in metrics]
+    chosen, _ = choose(asked, samples, reference, features)
+    sample_set = extract_features(features, samples, batch_size)
+    for _, metric in chosen:
+        for obstacle in metric.obstacles(sample_set):
+            _log.warning("%s", obstacle)
+    return figures_of(chosen, sample_set, reference.features(features, batch_size))[0]
+
+
+def figures_of(
+    metrics: Chosen, samples: FeatureSet, reference: FeatureSet
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """All figures by name, and what the metrics know of single images."""
+    figures: dict[str, float] = {}
+    details: dict[str, Tensor] = {}
+    for _, metric in metrics:
+        found, known = metric.details(samples, reference)
+        figures.update(found)
+        details.update(known)
+    return figures, details
+
+
+def choose(
+    asked: list[Plugin] | None, samples: ImageSet, reference: Reference, network: FeatureNetwork
+) -> tuple[Chosen, list[str]]:
+    """The metrics that apply, built, and a note for each that was left out.
+
+    A metric that was asked for by name and does not apply is a UserError.
+    """
+    wanted = [Plugin(name) for name in METRICS.names()] if asked is None else asked
+    chosen: Chosen = []
+    notes = []
+    for plugin in wanted:
+        metric: Metric = METRICS.build(plugin, f"metrics.{plugin.name}")
+        obstacle = _obstacle(metric, samples, reference, network)
+        if obstacle is None:
+            chosen.append((plugin, metric))
+        elif asked is None and metric.needs_spatial and not network.has_spatial:
+            continue  # sFID is of one network; nobody misses it with another
+        elif asked is None:
+            notes.append(f"{plugin.name} left out: {obstacle}")
+        else:
+            raise UserError(f"metrics.{plugin.name}: {obstacle}")
+    if not chosen:
+        found = "; ".join(notes) or "an empty list"
+        raise UserError(f"metrics: wanted at least one that applies, found none ({found})")
+    return chosen, notes
+
+
+def _obstacle(metric: Metric, samples: ImageSet, reference: Reference, network: FeatureNetwork) -> str | None:
+    if metric.needs_logits and not network.has_logits:
+        return f"wanted a network that classifies, found {network.title}; choose another with features=NAME"
+    if metric.needs_spatial and not network.has_spatial:
+        return f"wanted a network with spatial features, found {network.title}; choose features=inception"
+    if metric.needs_spatial and not reference.has_spatial(network):
+        return f"wanted mu_s and sigma_s, found neither in {reference.name}; write it again with dit-shd statistics"
+    if metric.needs_reference_images and reference.image_count == 0:
+        return f"wanted a reference with images, found only statistics in {reference.name}; add arr_0 to it"
+    for name, count in ((samples.name, samples.shape[0]), (reference.name, reference.image_count)):
+        if 0 < count < metric.minimum:
+            return f"wanted at least {metric.minimum} images, found {count} in {name}; give more images"
+    return None

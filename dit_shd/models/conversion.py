@@ -1,0 +1,175 @@
+"""`dit-shd convert`: checkpoints of the public codes and diffusers folders to folders of ours, and back."""
+
+import shlex
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from dit_shd.core import hashing
+from dit_shd.core.config import checked, option
+from dit_shd.core.errors import UserError
+from dit_shd.core.files import replacing_file
+from dit_shd.core.places import MODEL, HubName, Place, find
+from dit_shd.core.pretrained import RECORD
+from dit_shd.data.latent_origin import Origin, following, of_source
+from dit_shd.models import cards, export, loading, provenance, public_checkpoints
+from dit_shd.models.diffusers_dit import NOTE, public_state
+from dit_shd.models.families.dit import DiT
+from dit_shd.models.transformer import LatentTransformer
+
+SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt")
+WRITTEN = ("config.json", "README.md", RECORD, "diffusion_pytorch_model*.safetensors", "*.safetensors.index.json")
+"""What a folder holds that may be replaced."""
+
+
+@dataclass(frozen=True)
+class ConvertConfig:
+    """What to convert, and to what."""
+
+    source: Place = option("", f"the FILE: {MODEL}")
+    out: Path = option(Path(), "the OUT: a folder, or a file for format=public")
+    weights: public_checkpoints.Weights | None = option(
+        None, "of a training checkpoint: ema or model; empty: ema where there is one"
+    )
+    heads: int | None = option(None, "heads of a DiT whose width is none of the public ones (a given number wins)")
+    format: Literal["diffusers", "public"] | None = option(
+        None, "a diffusers folder, or a state dict as the public code has it; empty: by whether OUT is named .pt etc."
+    )
+    license: str | None = option(None, "licence of the weights, as the hub names it (apache-2.0); empty: as found")
+    force: bool = option(False, "replace OUT if it is a model folder or a file")
+
+    def check(self) -> None:
+        if self.format == "public" and self.out.suffix not in SUFFIXES:
+            raise UserError(f"OUT: wanted a file named {', '.join(SUFFIXES)} for format=public, found {self.out}")
+        if self.out.is_dir():
+            kept = {file for pattern in WRITTEN for file in self.out.glob(pattern)}
+            others = [file.name for file in sorted(self.out.iterdir()) if file not in kept]
+            if self.public or others:
+                what = f"holds {others[0]}" if others else "is a folder"
+                raise UserError(f"{self.out}: {what}, so it is not replaced; choose another OUT")
+        elif self.out.exists() and not self.public:
+            raise UserError(f"{self.out}: is a file; choose another OUT, or format=public to replace it")
+        if self.out.exists() and not self.force and not (self.out.is_dir() and not any(self.out.iterdir())):
+            raise UserError(f"{self.out}: is there already; choose another OUT, or force=true replaces it")
+
+    @property
+    def public(self) -> bool:
+        return self.format == "public" or (self.format is None and self.out.suffix in SUFFIXES)
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What `convert` wrote."""
+
+    out: Path
+    lines: list[str]
+    """In words: the model, its licence, where it is, what to do next."""
+
+
+def convert(config: ConvertConfig) -> Converted:
+    """Read a checkpoint of whatever kind and write it as another.
+
+    Raises:
+        UserError: nothing to read, nothing of ours, something in the way; nothing has been written then.
+    """
+    config = checked(config, "convert")
+    config.check()
+    model, note = _read(config)
+    bad = [name for name, tensor in model.state_dict().items() if not bool(torch.isfinite(tensor).all())]
+    if bad:
+        raise UserError(f"{config.source}: its weights are not finite (NaN or infinity), first in {bad[0]}")
+    origin, reason = _origin(config, model)
+    own: Any = model.config
+    latents = of_source(config.source, own.in_channels)
+    if config.public:
+        _write_file(model, config.out, origin)
+        done = str(config.out)
+    else:
+        config.out.parent.mkdir(parents=True, exist_ok=True)
+        card = cards.converted(model, _name(config.source), hashing.sha256_of_tensors(model), origin, latents)
+        export.write(model, config.out, card, latents)
+        done = f"{config.out} (config.json, weights, README.md)"
+    lines = [f"{config.source}: {describe(model)}", *note, f"licence: {origin.license or 'none inherited'}{reason}"]
+    return Converted(config.out, [*lines, f"done: {done}", *_following(config, latents)])
+
+
+def _following(config: ConvertConfig, latents: Origin | None) -> list[str]:
+    """What to do next, in lines that can be pasted."""
+    decodes = latents is None or (bool(latents.vae) and not config.public)
+    lines = following(config.out, 16, decodes, None if latents is None else latents.vae).splitlines()
+    return lines if config.public else [*lines, f"or:   dit-shd train CONFIG teacher={shlex.quote(str(config.out))}"]
+
+
+def describe(model: LatentTransformer) -> str:
+    """A model's sizes in a line."""
+    own: Any = model.config
+    heads = own.num_attention_heads
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    return (
+        f"{type(model).__name__}, {millions:.2f} M parameters: {own.num_layers} blocks of {heads} heads, "
+        f"width {heads * own.attention_head_dim}, {model.tokens} tokens of patch {own.patch_size} (latents "
+        f"{own.in_channels}x{own.sample_size}x{own.sample_size}), {own.num_classes} classes, "
+        f"variance {'learned' if own.learn_sigma else 'fixed'}"
+    )
+
+
+def _read(config: ConvertConfig) -> tuple[LatentTransformer, list[str]]:
+    """The model, and what is worth saying about how it was read."""
+    from diffusers import DiTTransformer2DModel
+
+    path = find(config.source, "model")
+    if isinstance(path, Path) and path.is_file():
+        return loading.read_file(path, config.weights, config.heads), []
+    if config.weights is not None:
+        raise UserError("weights: only of checkpoint files, which may hold several; leave it out")
+    found = loading.load(config.source)
+    own: Any = found.config
+    if config.heads not in (None, own.get("num_attention_heads")):
+        raise UserError(f"heads: its config.json says {own.get('num_attention_heads')}, found heads={config.heads}")
+    if isinstance(found, LatentTransformer):
+        return found, []
+    if isinstance(found, DiTTransformer2DModel):
+        return DiT.from_public(public_state(found), own.num_attention_heads), [NOTE]
+    raise UserError(
+        f"{config.source}: holds {type(found).__name__}; wanted MDTv2, DiT or diffusers' DiTTransformer2DModel"
+    )
+
+
+def _name(source: str) -> str:
+    place = find(source, "model")
+    return str(place) if isinstance(place, HubName) else Path(source).name
+
+
+def _origin(config: ConvertConfig, model: LatentTransformer) -> tuple[provenance.Provenance, str]:
+    """Where the weights come from, and why we think so."""
+    origin = provenance.inherited([provenance.provenance(config.source)])
+    if config.license is not None:
+        return replace(origin, license=config.license), ", as you say"
+    own: Any = model.config
+    xl = {**DiT.SIZES["XL/2"], "num_classes": 1000, "learn_sigma": True}
+    guess = f"DiT-XL-2-{8 * own.sample_size}x{8 * own.sample_size}"
+    if (
+        origin.license == "unknown"
+        and type(model) is DiT
+        and xl.items() <= dict(own).items()
+        and guess in provenance.PUBLIC
+    ):
+        return provenance.PUBLIC[guess], f", taken for the public {guess} by its sizes; if it is another: license=..."
+    if origin.license == "unknown":
+        return origin, ": nothing there says whose the weights are; if you know, license=..."
+    return origin, " (what learns from it inherits that)" if origin.noncommercial else ""
+
+
+def _write_file(model: LatentTransformer, out: Path, origin: provenance.Provenance) -> None:
+    from safetensors.torch import save_file
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    state = {k: v.detach().contiguous() for k, v in model.to_public().items()}
+    with replacing_file(out, "nothing has changed") as stream:
+        if out.suffix == ".safetensors":
+            own = {k: v if v.is_floating_point() else v.clone() for k, v in state.items()}  # index buffers are shared
+            save_file(own, stream.name, metadata=cards.metadata(origin))
+        else:
+            torch.save(state, stream)

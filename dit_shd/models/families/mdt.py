@@ -1,0 +1,238 @@
+"""MDTv2, the masked diffusion transformer (arXiv 2303.14389), as a diffusers model.
+
+Its layout differs from the public checkpoints' (sail-sg/MDT) in their index buffers only. See MDTv2 for the data flow.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from torch import Tensor, nn
+
+from dit_shd.attention.bias import Bias, DenseBias
+from dit_shd.attention.relative_bias import RelativeBias
+from dit_shd.core.errors import UserError
+from dit_shd.models import public_checkpoints
+from dit_shd.models.layers import FinalLayer, sincos_2d
+from dit_shd.models.transformer import Attention, Block, LatentTransformer
+
+KEPT_MIB = 1024
+"""What `kept_biases` may hold, in MiB; XL/2 at 256 tokens takes 116."""
+
+
+class RelativePositionBias(nn.Module):
+    """The learnable table of RelativeBias for a w x w grid."""
+
+    def __init__(self, window: int, heads: int):
+        super().__init__()
+        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2 + 3, heads))
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+        self.window = window
+        self.kept: Bias | None = None
+        """The bias of all tokens, computed once, inside `kept_biases`."""
+
+    def forward(self, code: Tensor | None) -> Bias:
+        if code is None and self.kept is not None:
+            return self.kept
+        return RelativeBias(self.relative_position_bias_table, self.window, code)
+
+
+@contextmanager
+def kept_biases(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Compute the biases of plain passes once for all forwards of the block: no gradient, and no change of weights.
+
+    Together they take h n n numbers a layer; where that is more than KEPT_MIB they stay what is added tile by tile.
+
+    Args:
+        dtype: of the queries, which under autocast is not the table's.
+    """
+    modules = [m for m in model.modules() if isinstance(m, RelativePositionBias)]
+    size = sum(m.window**4 * m.relative_position_bias_table.shape[1] for m in modules) * dtype.itemsize
+    before = [m.kept for m in modules]
+    for m in modules:
+        bias = RelativeBias(m.relative_position_bias_table.detach(), m.window)
+        m.kept = bias if size > KEPT_MIB * 2**20 else DenseBias(bias.rows(slice(None)).to(dtype))
+    try:
+        yield
+    finally:
+        for m, old in zip(modules, before):
+            m.kept = old
+
+
+class BiasedAttention(Attention):
+    """Attention with MDT's relative position bias."""
+
+    def __init__(self, width: int, heads: int, window: int):
+        super().__init__(width, heads)
+        self.rel_pos_bias = RelativePositionBias(window, heads)
+
+    def bias(self, code: Tensor | None) -> Bias:
+        return self.rel_pos_bias(code)
+
+
+class MDTBlock(Block):
+    """A block with such attention and, where asked for, a long skip."""
+
+    def __init__(self, width: int, heads: int, window: int, mlp_ratio: float, skip: bool = False):
+        super().__init__(width, BiasedAttention(width, heads, window), mlp_ratio)
+        self.skip_linear = nn.Linear(2 * width, width) if skip else None
+
+    def forward(self, x: Tensor, condition: Tensor, code: Tensor | None = None, skip: Tensor | None = None) -> Tensor:
+        if self.skip_linear is not None:
+            x = self.skip_linear(torch.cat([x, skip], dim=-1))  # type: ignore[list-item]
+        return super().forward(x, condition, code)
+
+
+class MDTv2(LatentTransformer):
+    """Masked Diffusion Transformer v2.
+
+    patches + pos_embed -> en_inblocks (outputs pushed on a stack) -> en_outblocks (popped as long skips)
+    -> + decoder_pos_embed -> de_blocks (skip: the embedded patches) -> final layer.
+    In the masked pass the encoder sees the kept tokens only, and one side block fills in the others before the decoder.
+
+    Args:
+        sample_size: latent height and width. patch_size: p. in_channels: latent channels.
+        num_layers: encoder and decoder blocks together; num_layers - decode_layer must be even.
+        num_attention_heads, attention_head_dim: their product is the width e.
+        num_classes: class `num_classes` means no label.
+        learn_sigma: also predict the variance (twice the channels come out).
+        class_names: of each class, "" where it has none; None for a class that its training never saw.
+    """
+
+    SIZES: ClassVar = {  # table 1 of the paper; decode_layer: 4 in the public XL/2, 6 in the public S/2 script
+        "S/2": dict(num_layers=12, num_attention_heads=6, attention_head_dim=64, decode_layer=6),
+        "B/2": dict(num_layers=12, num_attention_heads=12, attention_head_dim=64, decode_layer=6),
+        "L/2": dict(num_layers=24, num_attention_heads=16, attention_head_dim=64, decode_layer=6),
+        "XL/2": dict(num_layers=28, num_attention_heads=16, attention_head_dim=72, decode_layer=4),
+    }
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int = 32,
+        patch_size: int = 2,
+        in_channels: int = 4,
+        num_layers: int = 12,
+        num_attention_heads: int = 6,
+        attention_head_dim: int = 64,
+        decode_layer: int = 6,
+        num_classes: int = 1000,
+        mlp_ratio: float = 4.0,
+        learn_sigma: bool = True,
+        class_names: list[str | None] | None = None,
+    ):
+        super().__init__()
+        width = num_attention_heads * attention_head_dim
+        self.check_shape(sample_size, patch_size, num_layers, num_attention_heads, width, mlp_ratio)
+        self.check_names(class_names, num_classes)
+        _check_depth(num_layers, decode_layer)
+        window = sample_size // patch_size
+        half = (num_layers - decode_layer) // 2
+
+        def blocks(count: int, skip: bool = False) -> nn.ModuleList:
+            return nn.ModuleList(MDTBlock(width, num_attention_heads, window, mlp_ratio, skip) for _ in range(count))
+
+        self.embedders(sample_size, patch_size, in_channels, width, num_classes)
+        self.pos_embed = nn.Parameter(sincos_2d(width, window))
+        self.decoder_pos_embed = nn.Parameter(sincos_2d(width, window))
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.en_inblocks = blocks(half)
+        self.en_outblocks = blocks(half, skip=True)
+        self.de_blocks = blocks(decode_layer, skip=True)
+        self.sideblocks = blocks(1)
+        self.final_layer = FinalLayer(width, patch_size, in_channels * (2 if learn_sigma else 1))
+        self.register_buffer("code", RelativeBias.codes(window), persistent=False)
+        self.initialise()
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        timestep: Tensor,
+        class_labels: Tensor,
+        keep: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> Transformer2DModelOutput | tuple[Tensor]:
+        """Predict noise (and variance).
+
+        Args:
+            hidden_states: noisy latents [b,c,y,x]. timestep: [b] or one number. class_labels: [b].
+            keep: token indices [b,kept] of the masked pass; None is the plain pass.
+
+        Returns:
+            sample [b, c or 2c, y, x].
+        """
+        embedded, condition = self.embed(hidden_states, timestep, class_labels)
+        x, code = (embedded, None) if keep is None else (take(embedded, keep), self.code[keep])
+
+        stack = []
+        for block in self.en_inblocks:
+            x = self.run(block, x, condition, code)
+            stack.append(x)
+        for block in self.en_outblocks:
+            x = self.run(block, x, condition, code, stack.pop())
+        x = x + self.decoder_pos_embed if keep is None else self._interpolate(x, condition, keep)
+        for block in self.de_blocks:
+            x = self.run(block, x, condition, None, embedded)
+        return self.result(x, condition, return_dict)
+
+    def _interpolate(self, kept: Tensor, condition: Tensor, keep: Tensor) -> Tensor:
+        """The side interpolator: put mask tokens where tokens are missing and let one block fill them in."""
+        b, _, e = kept.shape
+        index = keep[..., None].expand(-1, -1, e)
+        full = self.mask_token.to(kept.dtype).expand(b, self.tokens, e).scatter(1, index, kept) + self.decoder_pos_embed
+        visible = torch.zeros(b, self.tokens, 1, dtype=torch.bool, device=kept.device).scatter(1, keep[..., None], True)
+        return torch.where(visible, full, self.run(self.sideblocks[0], full, condition, None))
+
+    @classmethod
+    def is_public(cls, state: Mapping[str, Tensor]) -> bool:
+        return "sideblocks.0.adaLN_modulation.1.weight" in state
+
+    @classmethod
+    def public_config(cls, state: Mapping[str, Tensor], heads: int | None = None) -> dict[str, Any]:
+        config, width = public_checkpoints.shapes(cls.__name__, state, "sideblocks.0")
+        own = public_checkpoints.size(
+            cls.__name__, state, "sideblocks.0.attn.rel_pos_bias.relative_position_bias_table", 1
+        )
+        if heads not in (None, own):
+            raise UserError(f"heads: this MDTv2 has {own}, as its tensors tell; found heads={heads}")
+        decode = public_checkpoints.count(state, "de_blocks")
+        return {
+            **config,
+            "num_layers": public_checkpoints.count(state, "en_inblocks")
+            + public_checkpoints.count(state, "en_outblocks")
+            + decode,
+            "num_attention_heads": own,
+            "attention_head_dim": width // own,
+            "decode_layer": decode,
+        }
+
+    @classmethod
+    def own_tensors(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {k: v for k, v in state.items() if not k.endswith("relative_position_index")}
+
+    def to_public(self) -> dict[str, Tensor]:
+        """The state dict of the public layout (its index buffers included)."""
+        state = dict(self.state_dict())
+        window = math.isqrt(self.tokens)
+        code = self.code.long()
+        index = code[:, None] - code[None, :] + (window - 1) * (2 * window - 1) + (window - 1)
+        tables = [k for k in state if k.endswith("relative_position_bias_table")]
+        return state | {k.replace("bias_table", "index"): index for k in tables}
+
+
+def take(x: Tensor, keep: Tensor) -> Tensor:
+    """Tokens x[b,n,e] at the indices keep[b,kept]."""
+    return x.gather(1, keep[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def _check_depth(num_layers: int, decode_layer: int) -> None:
+    if not 0 < decode_layer <= num_layers or (num_layers - decode_layer) % 2:
+        raise UserError(
+            f"MDTv2: num_layers - decode_layer must be even and decode_layer in 1..num_layers, "
+            f"found num_layers {num_layers} and decode_layer {decode_layer}"
+        )

@@ -1,0 +1,218 @@
+"""What MDT and DiT have in common: patches in, blocks conditioned by adaLN-Zero, patches out (arXiv 2212.09748)."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+import torch
+from diffusers.configuration_utils import ConfigMixin
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.models.modeling_utils import ModelMixin
+from timm.layers import PatchEmbed
+from torch import Tensor, nn
+
+from dit_shd.attention.bias import Bias
+from dit_shd.attention.capture import Capture
+from dit_shd.attention.recording.recorder import Recorder
+from dit_shd.attention.streamed import attend, is_stock
+from dit_shd.core.errors import UserError
+from dit_shd.models import public_checkpoints
+from dit_shd.models.layers import FeedForward, FinalLayer, LabelEmbedder, TimestepEmbedder, modulate
+
+MOST_LAYERS, MOST_WIDTH, MOST_TOKENS = 1024, 2**16, 2**17
+"""Beyond any such model: a config.json that says so is damaged, and would be built before its weights are looked at."""
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; hands its Capture to `recorder`, if there is one."""
+
+    recorder: Recorder | None = None
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def bias(self, code: Tensor | None) -> Bias | None:
+        """What is added to the scores; `code` tells which tokens are there."""
+        return None
+
+    def forward(self, x: Tensor, code: Tensor | None) -> Tensor:
+        b, n, e = x.shape
+        query, key, value = (y.view(b, n, self.heads, -1).transpose(1, 2) for y in self.qkv(x).chunk(3, dim=-1))
+        bias = self.bias(code)
+        scale = query.shape[-1] ** -0.5
+        if torch.compiler.is_compiling() and (self.recorder is not None or not is_stock(bias)):
+            mixed = self._attend_eagerly(query, key, value, scale, bias)  # type: ignore[call-arg]
+        else:
+            mixed = self._attend(query, key, value, scale, bias)
+        return self.proj(mixed.transpose(1, 2).reshape(b, n, e))
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float, bias: Bias | None) -> Tensor:
+        mixed = attend(query, key, value, scale, bias)
+        if self.recorder is not None:
+            out = self.proj.weight.t().unflatten(0, (self.heads, -1))
+            self.recorder(Capture(query, key, value, scale, bias, out=out, mixed=mixed))
+        return mixed
+
+    @torch.compiler.disable
+    def _attend_eagerly(self, query: Tensor, key: Tensor, value: Tensor, scale: float, bias: Bias | None) -> Tensor:
+        """Losses that listen, and tiles of a learnable bias, are no graph: what is around them is compiled."""
+        return self._attend(query, key, value, scale, bias)
+
+
+class Block(nn.Module):
+    """A transformer block conditioned by adaLN-Zero."""
+
+    def __init__(self, width: int, attention: Attention, mlp_ratio: float):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.attn = attention
+        self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.mlp = FeedForward(width, mlp_ratio)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+
+    def forward(self, x: Tensor, condition: Tensor, code: Tensor | None = None) -> Tensor:
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(condition)[:, None].chunk(6, dim=-1)
+        x = torch.addcmul(x, gate_a, self.attn(modulate(self.norm1(x), shift_a, scale_a), code))
+        return torch.addcmul(x, gate_m, self.mlp(modulate(self.norm2(x), shift_m, scale_m)))
+
+
+class LatentTransformer(ModelMixin, ConfigMixin):
+    """A class-conditional transformer of square latents; a family adds position embeddings and blocks.
+
+    Parameters carry the names of the public checkpoints, so reading and writing those changes next to nothing.
+    """
+
+    _supports_gradient_checkpointing = True
+    SIZES: ClassVar[Mapping[str, dict[str, int]]]
+    """The keywords that a size by name stands for."""
+    pos_embed: nn.Parameter
+    final_layer: FinalLayer
+
+    def embedders(self, sample_size: int, patch_size: int, in_channels: int, width: int, num_classes: int) -> None:
+        """Make the modules that embed latents, timesteps and labels."""
+        self.x_embedder = PatchEmbed(sample_size, patch_size, in_channels, width)
+        self.t_embedder = TimestepEmbedder(width)
+        self.y_embedder = LabelEmbedder(num_classes, width)
+        self.gradient_checkpointing = False
+
+    @classmethod
+    def from_options(cls, size: str | None = None, **options: Any) -> Self:
+        """Build by the name of a size (as S/2), any keyword of the class overriding the size's own."""
+        if size is not None and size not in cls.SIZES:
+            raise UserError(f"{cls.__name__}: no size '{size}'. Sizes: {', '.join(cls.SIZES)}")
+        return cls(**{**cls.SIZES.get(size or "", {}), **options})
+
+    @classmethod
+    def public_config(cls, state: Mapping[str, Tensor], heads: int | None = None) -> dict[str, Any]:
+        """The keywords of the class that a public state dict (and a head count beside it) tells."""
+        raise NotImplementedError
+
+    @classmethod
+    def is_public(cls, state: Mapping[str, Tensor]) -> bool:
+        """Whether a state dict looks like a public one of this family."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_public(cls, state: Mapping[str, Tensor], heads: int | None = None) -> Self:
+        """A model from a public state dict; its sizes are read from the tensors.
+
+        Args:
+            heads: the number of heads, for a family whose tensors do not tell (DiT).
+
+        Raises:
+            UserError: the tensors are not those of such a model.
+        """
+        state = cls.own_tensors(public_checkpoints.clean(state))
+        config = cls.public_config(state, heads)
+        with torch.device("meta"):  # what does not fit is found before any memory is taken
+            public_checkpoints.check_fits(cls(**config), state)
+        model = cls(**config)
+        model.load_state_dict(state)
+        return model
+
+    @classmethod
+    def own_tensors(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Those of a public state dict that we keep."""
+        return state
+
+    def to_public(self) -> dict[str, Tensor]:
+        """The state dict of the public layout."""
+        return dict(self.state_dict())
+
+    @property
+    def tokens(self) -> int:
+        """n, the number of tokens of an unmasked pass."""
+        return self.pos_embed.shape[1]
+
+    def initialise(self) -> None:
+        """Xavier linears, N(0, 0.02) embedders, and zeros where adaLN-Zero and the last layer want them."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        projection = self.x_embedder.proj
+        nn.init.xavier_uniform_(projection.weight.view(projection.weight.shape[0], -1))
+        nn.init.zeros_(projection.bias)  # type: ignore[arg-type]
+        first, _, second = self.t_embedder.mlp
+        for weight in (self.y_embedder.embedding_table.weight, first.weight, second.weight):
+            nn.init.normal_(weight, std=0.02)  # type: ignore[arg-type]
+        zeroed = [m.adaLN_modulation[-1] for m in self.modules() if isinstance(m, (Block, FinalLayer))]
+        for linear in [*zeroed, self.final_layer.linear]:
+            nn.init.zeros_(linear.weight)  # type: ignore[arg-type]
+            nn.init.zeros_(linear.bias)  # type: ignore[arg-type]
+
+    def embed(self, latents: Tensor, timestep: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens [b,n,e] with their positions, and the condition [b,e] of every block."""
+        timestep = torch.as_tensor(timestep, device=latents.device).expand(latents.shape[0])
+        condition = self.t_embedder(timestep) + self.y_embedder.embedding_table(labels)
+        return self.x_embedder(latents) + self.pos_embed, condition
+
+    def run(self, block: nn.Module, *inputs: Tensor | None) -> Tensor:
+        """A block's output; with gradient checkpointing it is computed again in the backward."""
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return self._gradient_checkpointing_func(block, *inputs)  # type: ignore[misc]
+        return block(*inputs)
+
+    def result(self, x: Tensor, condition: Tensor, return_dict: bool) -> Transformer2DModelOutput | tuple[Tensor]:
+        """The final layer, and its patches put together: sample [b, c or 2c, y, x]."""
+        patches = self.final_layer(x, condition)
+        b, n, _ = patches.shape
+        w, p = math.isqrt(n), self.config.patch_size  # type: ignore[attr-defined]
+        channels = patches.shape[2] // p**2
+        grid = patches.view(b, w, w, p, p, channels)
+        sample = grid.permute(0, 5, 1, 3, 2, 4).reshape(b, channels, w * p, w * p)
+        return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+
+    @classmethod
+    def check_names(cls, names: Any, classes: int) -> None:
+        """Refuse names that are no text or not one for each class."""
+        if names is None:
+            return
+        if not isinstance(names, (list, tuple)) or not all(name is None or isinstance(name, str) for name in names):
+            raise UserError(f"{cls.__name__}: class_names: wanted a list of texts (or none), found {str(names)[:60]}")
+        if len(names) != classes:
+            raise UserError(f"{cls.__name__}: class_names: wanted {classes}, one for each class, found {len(names)}")
+
+    @classmethod
+    def check_shape(
+        cls, sample_size: int, patch_size: int, num_layers: int, heads: int, width: int, mlp_ratio: float
+    ) -> None:
+        """Refuse sizes that no such model has."""
+        name = cls.__name__
+        if min(sample_size, patch_size, num_layers, heads, width) < 1 or mlp_ratio * width < 1:
+            raise UserError(
+                f"{name}: wanted sizes of 1 or more, found sample_size {sample_size}, patch_size {patch_size}, "
+                f"num_layers {num_layers}, heads {heads}, width {width}, mlp_ratio {mlp_ratio}"
+            )
+        if num_layers > MOST_LAYERS or width > MOST_WIDTH or (sample_size // patch_size) ** 2 > MOST_TOKENS:
+            raise UserError(
+                f"{name}: wanted at most {MOST_LAYERS:,} layers of width {MOST_WIDTH:,} and {MOST_TOKENS:,} tokens, "
+                f"found {num_layers:,} layers of width {width:,} and {(sample_size // patch_size) ** 2:,} tokens"
+            )
+        if sample_size % patch_size:
+            raise UserError(f"{name}: sample_size {sample_size} is not a multiple of patch_size {patch_size}")
+        if width % 4:
+            raise UserError(f"{name}: the width (heads x head width) must be a multiple of 4, found {width}")

@@ -1,0 +1,1 @@
+"""What models and training steps take: operations, memory, time."""

@@ -1,0 +1,33 @@
+"""What a training step does, apart from its two models: all that its operations and its memory depend on."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+from torch.optim import Optimizer
+
+from dit_shd.distillation.losses import Loss
+from dit_shd.tasks.diffusion import PassName
+
+Precision = Literal["no", "bf16", "fp16"]
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """One training step in one process."""
+
+    losses: Sequence[Loss]
+    passes: Mapping[PassName, int | None]
+    """Pass -> the tokens its encoder sees, at the mean ratio; None for all."""
+    images: int
+    """Of one micro batch."""
+    build_optimizer: Callable[[list[nn.Parameter]], Optimizer]
+    optimizer: str
+    """Its name."""
+    averages: int = 1
+    """Weight averages that are kept."""
+    recompute: bool = False
+    """The student's blocks are computed again in the backward."""
+    precision: Precision = "no"
+    teacher_precision: Literal["no", "bf16"] = "no"

@@ -1,0 +1,1 @@
+"""Figures by matplotlib, in light and dark."""

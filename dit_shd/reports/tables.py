@@ -1,0 +1,105 @@
+"""Tables of figures, as text and as HTML."""
+
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from dit_shd.profiling.latency import Cost
+from dit_shd.reports.html import wide
+
+LOWER_IS_BETTER = ("FD", "FID", "sFID", "sFD", "KID")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model of a table of figures."""
+
+    name: str
+    cost: Cost | None
+    figures: dict[str, float]
+    """By exact name, as FD(digits)."""
+    spread: dict[str, float] = field(default_factory=dict)
+    """Standard deviations over several files of samples, where there are any."""
+
+
+def table_html(
+    headings: Sequence[tuple[str, str]],
+    rows: Sequence[Sequence[str]],
+    bold: Sequence[int] = (),
+    tinted: int = 0,
+) -> str:
+    """A table; headings are (name, what it is in small letters).
+
+    Args:
+        rows: texts, escaped here. tinted: the row that stands out.
+        bold: for each column the row whose cell is bold, -1 for none.
+    """
+    heads = "".join(f"<th>{html.escape(n)}<small>{html.escape(words)}</small></th>" for n, words in headings)
+    lines = []
+    for r, row in enumerate(rows):
+        cells = [html.escape(text) for text in row]
+        for column, best in enumerate(bold):
+            if best == r:
+                cells[column] = f"<b>{cells[column]}</b>"
+        css = ' class="tinted"' if r == tinted else ""
+        lines.append(f"<tr{css}>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    return wide(f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table>")
+
+
+def figures_table(rows: Sequence[Row]) -> tuple[list[tuple[str, str]], list[list[str]], list[int]]:
+    """Headings, cells and best student of a table of figures whose first row is the teacher."""
+    shared = set.intersection(*(set(row.figures) for row in rows))
+    names = [name for name in rows[0].figures if name in shared and not name.endswith(" std")]
+    headings = [
+        ("model", ""),
+        ("heads", ""),
+        ("parameters", "M"),
+        ("GFLOPs", "one image"),
+        ("latency", "ms per image"),
+        *((name, "lower is better" if lower_is_better(name) else "higher is better") for name in names),
+    ]
+    cells, best = [], [-1] * 5
+    for row in rows:
+        c = row.cost
+        costs = ["", "", "", ""]
+        if c is not None:
+            costs = [str(c.heads), f"{c.parameters / 1e6:.2f}", f"{c.flops / 1e9:.3f}", f"{c.latency_ms:.2f}"]
+        cells.append([row.name, *costs, *(_with_spread(row, name) for name in names)])
+    for name in names:
+        values = [row.figures[name] for row in rows[1:]]
+        winner = min(values) if lower_is_better(name) else max(values)
+        tie = len({number(value) for value in values}) < len(values)
+        best.append(-1 if tie else 1 + values.index(winner))
+    return headings, cells, best
+
+
+def _with_spread(row: Row, name: str) -> str:
+    spread = f" ± {number(row.spread[name])}" if name in row.spread else ""
+    return number(row.figures[name]) + spread
+
+
+def plain_table(headings: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> str:
+    """The same table as aligned text."""
+    names = [name for name, _ in headings]
+    widths = [max(len(name), *(len(row[i]) for row in rows)) for i, name in enumerate(names)]
+
+    def line(cells: Sequence[str]) -> str:
+        aligned = [f"{cells[0]:<{widths[0]}}", *(f"{cell:>{w}}" for cell, w in zip(cells[1:], widths[1:]))]
+        return "  ".join(aligned)
+
+    return "\n".join([line(names), *map(line, rows)])
+
+
+def facts(pairs: Mapping[str, str]) -> str:
+    """Names and values, one below the other."""
+    items = "".join(f"<dt>{html.escape(k)}</dt><dd><code>{html.escape(v)}</code></dd>" for k, v in pairs.items())
+    return f"<dl>{items}</dl>"
+
+
+def lower_is_better(name: str) -> bool:
+    return name.partition("(")[0] in LOWER_IS_BETTER
+
+
+def number(value: float) -> str:
+    """Two decimals; three below one, four below a tenth."""
+    return f"{value:.{2 + (abs(value) < 1) + (abs(value) < 0.1)}f}"

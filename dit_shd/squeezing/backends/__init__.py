@@ -1,0 +1,1 @@
+"""Ways to compute the divergence, one file each; autotune.py chooses between them."""

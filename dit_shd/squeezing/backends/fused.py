@@ -1,0 +1,113 @@
+"""The divergence from stock fused attention, for GPUs: memory linear in n, no map and no tile of ours.
+
+Cross-entropy is linear in the teacher's maps. With S = scale q k^T / T of the student (no bias):
+
+    CE = sum_h w_h sum_m A_h (lse - S) = lse - scale/T q . sum_h w_h (A_h K)
+    dCE/dq = scale/T (B K - sum_h w_h A_h K),   dCE/dk = scale/T (B^T q - sum_h A_h^T (w_h q))
+
+A_h K and B K are attention with the student's keys as values; A^T q is that attention's gradient by its values. The
+student's log-sum-exp alone is streamed (stock attention does not return it), and so is the teacher's entropy, where
+KL is asked for.
+"""
+
+import torch
+from torch import Tensor
+
+from dit_shd.attention.capture import Capture
+from dit_shd.attention.streamed import attend
+from dit_shd.attention.tiles import Buffers, Maps, Tiling, slices
+from dit_shd.squeezing.backends.job import Job, Result
+from dit_shd.squeezing.backends.streamed import targets
+
+
+def unfit(teacher: Capture, student: Capture, measure: str) -> str | None:
+    """Why this backend cannot serve; None where it can."""
+    if student.bias is not None:
+        return "the student has an additive bias or mask"
+    if measure == "mse":
+        return "the measure is mse"
+    if student.causal and not teacher.causal:
+        return "the student is causal and the teacher is not"
+    if teacher.positions is not None and (teacher.causal or student.causal):
+        return "some query rows of causal attention"
+    return None
+
+
+def run(job: Job) -> Result:
+    """Whole layer at once; every tensor is n x d."""
+    teacher, student = job.teacher, job.student
+    wide = torch.promote_types(student.query.dtype, torch.float32)
+    result = Result.empty(job, wide)
+    n = teacher.shape[2]
+    factor = student.scale / job.temperature
+    ours = student.key_heads(range(student.heads))
+    query, key = student.query.to(wide), student.key[:, ours].to(wide)
+    theirs = teacher.key_heads(range(teacher.heads))
+    bias = None if teacher.bias is None else teacher.bias.scaled(1 / job.temperature)
+    weight = job.squeeze.weight.to(wide)[..., None]  # [b,h,n or 1,1]
+    group = job.squeeze.group
+
+    with torch.enable_grad():
+        seen = key[:, group].detach().requires_grad_()  # the student's keys, as the teacher's values
+        looked = attend(
+            teacher.query.to(wide),
+            teacher.key[:, theirs].to(wide),
+            seen,
+            teacher.scale / job.temperature,
+            bias,
+            teacher.causal,
+            job.chunk_mib,
+        )
+        own = key.detach().requires_grad_()
+        self_looked = attend(query, key, own, factor, None, student.causal) if job.gradients else None
+    mixed = query.new_zeros(query.shape).index_add_(1, group, weight * looked.detach())  # sum_h w_h A_h K
+    mass = _mass(job, weight, query)
+    result.value += (_log_sum_exp(job) * mass[..., 0] - factor * (query * mixed).sum(-1)).sum(
+        (1, 2), dtype=torch.float64
+    ) / n
+    if job.measure == "kl":
+        result.value -= _entropy(job) / n
+    if self_looked is not None:
+        (pulled,) = torch.autograd.grad(looked, seen, weight * query[:, group])
+        (pushed,) = torch.autograd.grad(self_looked, own, query * mass)
+        result.d_query = (self_looked.detach() * mass - mixed) * (factor / n)
+        d_key = (pushed - key.new_zeros(key.shape).index_add_(1, group, pulled)) * (factor / n)
+        result.d_key.index_add_(1, torch.tensor(ours, device=key.device), d_key)
+    return result
+
+
+def _mass(job: Job, weight: Tensor, like: Tensor) -> Tensor:
+    """sum_m A~ [b,g,n,1]: 1, but 0 in rows that the teacher masks altogether."""
+    teacher = job.teacher
+    if not teacher.masks:
+        return like.new_ones(*like.shape[:3], 1)
+    ones = like.new_ones(*teacher.query.shape[:2], teacher.key.shape[2], 1)
+    key = teacher.key[:, teacher.key_heads(range(teacher.heads))].to(like.dtype)
+    seen = attend(teacher.query.to(like.dtype), key, ones, teacher.scale, teacher.bias, teacher.causal, job.chunk_mib)
+    return like.new_zeros(*like.shape[:3], 1).index_add_(1, job.squeeze.group, weight * seen)
+
+
+def _log_sum_exp(job: Job) -> Tensor:
+    """log sum_m exp(S / T) of the student [b,g,n], tile by tile."""
+    b, g, n, m = job.student.shape
+    wide = torch.promote_types(job.student.query.dtype, torch.float32)
+    buffers = Buffers(wide, job.student.query.device)
+    found = torch.empty(b, g, n, dtype=wide, device=buffers.device)
+    tiling = Tiling.choose(b, g, n, m, 2, buffers.device, job.chunk_mib)
+    for samples in slices(b, tiling.samples):
+        for heads in slices(g, tiling.groups):
+            maps = Maps(job.student, samples, range(heads.start, heads.stop), job.temperature, buffers)
+            for rows in slices(n, tiling.rows):
+                found[samples, heads, rows] = maps.scores(rows).logsumexp(-1)
+    return found
+
+
+def _entropy(job: Job) -> Tensor:
+    """sum over n and g of the squeezed teacher's entropy [b]; of the mixed map, which is not the mix of entropies."""
+    found = torch.zeros(job.teacher.shape[0], dtype=torch.float64, device=job.teacher.query.device)
+    for samples, _, target, runs in targets(job, planes=2):
+        for rows in runs:
+            mixed = target.rows(rows)
+            logs = mixed.clamp(min=torch.finfo(mixed.dtype).tiny).log_()
+            found[samples] -= torch.linalg.vecdot(mixed, logs).sum((1, 2), dtype=torch.float64)
+    return found

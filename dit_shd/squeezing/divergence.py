@@ -1,0 +1,124 @@
+"""How far the student's attention maps are from the squeezed teacher's.
+
+KL of arXiv 2502.07436, eq. 10-11, with both maps at an attention temperature T and the bias inside it:
+value[b] = mean over n of sum over g of KL(A~[b,g,n,:] || B[b,g,n,:]). With B = softmax(S / T) the gradient is
+dS = (B - A~) / (T n), and from it dq, dk and dbias. Both backends compute the gradients along with the value and keep
+n x d tensors only: streamed.py tile by tile, fused.py from stock attention kernels.
+"""
+
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from dit_shd.attention.capture import Capture, one_layer
+from dit_shd.attention.tiles import CHUNK_MIB
+from dit_shd.squeezing.backends import fused, streamed
+from dit_shd.squeezing.backends.autotune import Backend, choose
+from dit_shd.squeezing.backends.job import Job, Measure
+from dit_shd.squeezing.squeeze import Squeeze
+
+
+def attention_kl(
+    teacher: Capture,
+    student: Capture,
+    squeeze: Squeeze,
+    temperature: float = 1.0,
+    measure: Measure = "kl",
+    backend: Backend = "streamed",
+    chunk_mib: float = CHUNK_MIB,
+) -> Tensor:
+    """Divergence of the student's maps from the squeezed teacher's, per sample [b].
+
+    Args:
+        teacher: h heads. student: g heads; same samples and tokens, any head widths. squeeze: h -> g.
+        temperature: T_a > 0, dividing the scores (bias included) of both.
+        measure: `kl`, summed over keys and heads, mean over query rows; `cross_entropy`, KL plus the teacher's entropy
+            (the same gradient); `mse`, the squared difference of the maps summed and averaged the same way (the
+            paper's table 10 ablation).
+        backend: `streamed`, tile by tile; `fused`, stock attention kernels (for GPUs; no student bias, no mse; `kl`
+            costs it one more pass, for the entropy); `auto`, the faster of those that fit, measured once for each
+            kind of layer.
+        chunk_mib: memory budget for the maps of one tile, in MiB; does not change the result beyond rounding.
+
+    Returns:
+        [b] in float32 (float64 for float64 captures). Gradients reach the student's query, key and bias only. Rows
+        whose keys are all masked in the teacher count as 0.
+
+    Raises:
+        ValueError: token counts, head counts, weights or temperature that do not fit.
+    """
+    _check(teacher, student, squeeze, temperature, measure, backend)
+    leaves = () if student.bias is None else student.bias.leaves
+    learns = student.bias is not None and student.bias.needs_grad()
+    live = [student.query, student.key, *leaves]
+    job = Job(
+        teacher=teacher.detach(),
+        student=student.detach(),
+        squeeze=squeeze,
+        temperature=temperature,
+        measure=measure,
+        chunk_mib=chunk_mib,
+        gradients=torch.is_grad_enabled() and any(x.requires_grad for x in live),
+        bias_learns=learns,
+    )
+    run = {"streamed": streamed.run, "fused": fused.run}[choose(job) if backend == "auto" else backend]
+    return _AttentionDivergence.apply(job, run, *live)  # type: ignore[return-value]
+
+
+def _check(
+    teacher: Capture, student: Capture, squeeze: Squeeze, temperature: float, measure: str, backend: str
+) -> None:
+    one_layer(teacher, "attention_kl: teacher")
+    one_layer(student, "attention_kl: student")
+    (b, h, n, m), (b_s, g, n_s, m_s) = teacher.shape, student.shape
+    if (b, n, m) != (b_s, n_s, m_s):
+        raise ValueError(
+            f"attention_kl: wanted equal batch and token counts, found teacher (b, n, m) = {(b, n, m)} "
+            f"and student {(b_s, n_s, m_s)}"
+        )
+    if squeeze.heads != g or squeeze.weight.shape[:2] != (b, h) or squeeze.weight.shape[2] not in (1, n):
+        raise ValueError(
+            f"attention_kl: wanted a squeeze of {h} heads into {g} with weights [{b},{h},1 or {n}], "
+            f"found {squeeze.heads} groups and weights {list(squeeze.weight.shape)}"
+        )
+    sums = torch.zeros_like(squeeze.weight[:, :g]).index_add_(1, squeeze.group, squeeze.weight)
+    if not bool(((sums - 1).abs() < 1e-3).all()):
+        raise ValueError("attention_kl: wanted weights that sum to 1 in every group, found others (or NaN)")
+    if any(kept.shape[0] != b or kept.shape[2:] != (n, m) for kept in squeeze.maps.values()):
+        raise ValueError("attention_kl: wanted the capture that the squeeze and its kept maps are of, found another")
+    if not temperature > 0:
+        raise ValueError(f"attention_kl: wanted a temperature above 0, found {temperature}")
+    if measure not in get_args(Measure):
+        raise ValueError(f"attention_kl: measure: wanted one of {', '.join(get_args(Measure))}, found '{measure}'")
+    if backend not in get_args(Backend):
+        raise ValueError(f"attention_kl: backend: wanted one of {', '.join(get_args(Backend))}, found '{backend}'")
+    why_not = fused.unfit(teacher, student, measure) if backend == "fused" else None
+    if why_not:
+        raise ValueError(f"attention_kl: backend fused cannot serve here: {why_not}; use streamed or auto")
+
+
+class _AttentionDivergence(torch.autograd.Function):
+    """Computes gradients along with the value: both come from the same maps, and only n x d tensors are kept."""
+
+    @staticmethod
+    def forward(ctx: Any, job: Job, run: Any, query: Tensor, key: Tensor, *leaves: Tensor) -> Tensor:
+        with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
+            result = run(job)
+        if job.gradients:
+            factor = 1.0 / (job.temperature * job.teacher.shape[2])
+            totals = () if result.bias is None else [x.mul_(factor) for x in result.bias.total()]
+            ctx.save_for_backward(result.d_query, result.d_key, *totals)
+            ctx.bias = job.student.bias
+            ctx.dtypes = (query.dtype, key.dtype, len(leaves))
+        return result.value.to(torch.promote_types(query.dtype, torch.float32))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        d_query, d_key, *totals = ctx.saved_tensors
+        query_dtype, key_dtype, leaves = ctx.dtypes
+        each = upstream.to(d_query.dtype)[:, None, None, None]
+        grads = ctx.bias.weighted(totals, upstream) if totals else [None] * leaves
+        return None, None, (d_query * each).to(query_dtype), (d_key * each).to(key_dtype), *grads

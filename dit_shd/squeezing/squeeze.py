@@ -1,0 +1,215 @@
+"""From h teacher heads to g student heads: the closed-form weights of Squeezing-Heads Distillation and its ablations.
+
+Paper: arXiv 2502.07436, eq. 5-9. Every way of squeezing is a matrix w[b,g,h] with A~_g = sum_h w[b,g,h] A_h. Each
+teacher head belongs to exactly one student head, so one weight per teacher head and its group are all of w.
+plans.py says which heads belong together, products.py what is needed of the teacher, weights.py what follows from it.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from dit_shd.attention.capture import Capture, one_layer
+from dit_shd.attention.tiles import CHUNK_MIB
+from dit_shd.core.errors import UserError
+from dit_shd.squeezing import products, weights
+from dit_shd.squeezing.plans import Plan, by_size, check_plan, contiguous
+from dit_shd.squeezing.products import Projections
+
+Method = Literal["pairwise", "joint", "per_query", "constant", "hard"]
+Backend = Literal["streamed", "fused"]
+
+
+class NotFiniteError(ValueError):
+    """The teacher's q, k or v hold NaN or infinity."""
+
+
+@dataclass(frozen=True, eq=False)
+class Squeeze:
+    """Weights that merge teacher heads into student heads, and what is known about them."""
+
+    weight: Tensor
+    """[b,h,n or 1]: the weight of every teacher head in its student head; they sum to 1 in each group."""
+    group: Tensor
+    """[h]: the student head that each teacher head belongs to."""
+    plan: Plan
+    alpha: Tensor | None = None
+    """[b, merges]: the weight kept by the merged output so far at each pairwise merge, in the plan's order."""
+    clamped: Tensor | None = None
+    """[b, merges]: where alpha had left [0, 1]."""
+    residual: Tensor | None = None
+    """[b,g]: ||A~_g sum_i X_i - sum_i A_i X_i|| / ||sum_i A_i X_i||, over the heads i of each group."""
+    maps: dict[int, Tensor] = field(default_factory=dict, repr=False)
+    """The maps [b, heads, n, m] of the groups of each size, where they were kept for attention_kl on this capture."""
+
+    @property
+    def heads(self) -> int:
+        """g"""
+        return len(self.plan)
+
+    @property
+    def w(self) -> Tensor:
+        """The dense w[b,g,h,n or 1], for reading and for oracles."""
+        member = torch.nn.functional.one_hot(self.group, self.heads).t()  # [g,h]
+        return self.weight[:, None] * member[None, :, :, None]
+
+    def mix(self, maps: Tensor, rows: slice = slice(None)) -> Tensor:
+        """A~[b,g,r,m] of the maps [b,h,r,m] of some query rows."""
+        weight = self.weight if self.weight.shape[2] == 1 else self.weight[:, :, rows]
+        weighted = maps * weight[..., None].to(maps.dtype)
+        b, _, r, m = maps.shape
+        return weighted.new_zeros(b, self.heads, r, m).index_add_(1, self.group, weighted)
+
+
+def squeeze(
+    capture: Capture,
+    heads: int,
+    plan: Literal["contiguous"] | Sequence[Sequence[int]] = "contiguous",
+    method: Method = "pairwise",
+    clamp: bool = True,
+    seed: int = 0,
+    backend: Backend = "streamed",
+    chunk_mib: float = CHUNK_MIB,
+    keep_maps: bool = False,
+    projections: Projections | None = None,
+) -> Squeeze:
+    """Weights that merge the captured teacher heads into `heads` student heads. No gradient flows through them.
+
+    Args:
+        capture: the teacher's layer; all methods but `constant` and `hard` need its `out` (W^O by head).
+        plan: contiguous groups, or an explicit list of groups of head numbers.
+        method: pairwise: alpha in closed form, merged left to right inside each group (eq. 5-9); joint: least squares
+            over each group at once, on the simplex; per_query: the same for every query row by itself; constant: 1/k
+            (the paper's table 8); hard: one head of each group, drawn once from `seed` (table 7). With as many student
+            heads as teacher heads every method is the identity.
+        clamp: keep every pairwise alpha in [0, 1]; without, merged maps can be negative and KL is then undefined.
+        backend: streamed (tile by tile), or fused (stock attention kernels, for GPUs); the same weights.
+        chunk_mib: memory budget for maps, in MiB; does not change the result beyond rounding.
+        keep_maps: keep the maps for attention_kl, if all of them fit into half of that budget.
+        projections: a cache of what is computed of W^O, for a teacher whose weights stay.
+
+    Raises:
+        UserError: student heads outside 1..h, or a plan that is no partition. ValueError: no W^O, not finite input.
+    """
+    one_layer(capture, "squeeze")
+    if method not in get_args(Method):
+        raise UserError(f"squeeze: method: wanted one of {', '.join(get_args(Method))}, found '{method}'")
+    if backend not in get_args(Backend):
+        raise UserError(f"squeeze: backend: wanted streamed or fused, found '{backend}'")
+    if isinstance(plan, str) and plan != "contiguous":
+        raise UserError(f"squeeze: plan: wanted contiguous or a list of groups, found '{plan}'")
+    if backend == "fused" and capture.causal and capture.positions is not None:
+        raise ValueError("squeeze: backend fused cannot serve some query rows of causal attention; use streamed")
+    b, h, _, _ = capture.shape
+    groups = plan_of(plan, h, heads)
+    group = torch.empty(h, dtype=torch.long)
+    for g, members in enumerate(groups):
+        group[list(members)] = g
+    capture, group = capture.detach(), group.to(capture.query.device)
+    _check_finite(capture)
+    wide = torch.promote_types(capture.query.dtype, torch.float32)
+    if method in ("constant", "hard") or heads == h:
+        weight = _fixed(groups, method, seed).to(capture.query.device, wide)[None, :, None].expand(b, h, 1)
+        nothing = weight.new_zeros(b, 0) if method == "pairwise" else None
+        exact = weight.new_zeros(b, h) if heads == h else None
+        return Squeeze(
+            weight, group, groups, alpha=nothing, clamped=nothing if nothing is None else nothing.bool(), residual=exact
+        )
+    if capture.out is None:
+        raise ValueError(f"squeeze: {method} weights need the output projection by head (Capture.out [h,d,e])")
+    merge = _Merge(capture, groups, method, clamp, backend, chunk_mib, keep_maps, projections or Projections())
+    with torch.no_grad(), torch.autocast(group.device.type, enabled=False):
+        return merge.run(group)
+
+
+def plan_of(plan: Literal["contiguous"] | Sequence[Sequence[int]], heads: int, groups: int) -> Plan:
+    """The Plan that squeeze works by."""
+    return contiguous(heads, groups) if isinstance(plan, str) else check_plan(plan, heads, groups)
+
+
+def can_keep(shape: tuple[int, int, int, int], chunk_mib: float) -> bool:
+    """Whether the maps of (b, h, n, m) fit into half of the budget."""
+    return 4 * math.prod(shape) <= chunk_mib * 2**19
+
+
+def _check_finite(capture: Capture) -> None:
+    total = sum(x.sum(dtype=torch.float64) for x in (capture.query, capture.key, capture.value))
+    if not bool(torch.isfinite(total)):  # type: ignore[arg-type]
+        raise NotFiniteError("squeeze: wanted finite q, k and v of the teacher, found NaN or infinity")
+
+
+def _fixed(plan: Plan, method: Method, seed: int) -> Tensor:
+    """Weights [h] that do not look at the maps."""
+    weight = torch.zeros(sum(map(len, plan)))
+    generator = torch.Generator().manual_seed(seed)
+    for members in plan:
+        if method == "hard":
+            weight[members[int(torch.randint(len(members), (1,), generator=generator))]] = 1.0
+        else:
+            weight[list(members)] = 1.0 / len(members)
+    return weight
+
+
+@dataclass(frozen=True, eq=False)
+class _Merge:
+    """Weights that look at the maps."""
+
+    capture: Capture
+    plan: Plan
+    method: Method
+    clamp: bool
+    backend: Backend
+    chunk_mib: float
+    keep_maps: bool
+    projections: Projections
+
+    def run(self, group: Tensor) -> Squeeze:
+        b, h, n, m = self.capture.shape
+        device = group.device
+        wide = torch.promote_types(self.capture.query.dtype, torch.float32)
+        each_row = self.method == "per_query"
+        weight = torch.ones(b, h, n if each_row else 1, device=device, dtype=torch.float64)
+        residual = torch.zeros(b, len(self.plan), device=device, dtype=torch.float64)
+        merges: dict[int, tuple[Tensor, Tensor]] = {}
+        kept: dict[int, Tensor] = {}
+        fits = self.keep_maps and self.backend == "streamed" and can_keep((b, h, n, m), self.chunk_mib)
+        for k, chosen in by_size(self.plan):
+            if k == 1:
+                continue
+            members = [list(self.plan[g]) for g in chosen]
+            if fits:
+                kept[k] = torch.empty(b, k * len(chosen), n, m, dtype=wide, device=device)
+            found = self._products(members, each_row, kept.get(k))
+            if not bool(torch.isfinite(found.norm).all()):
+                raise ValueError("squeeze: wanted finite W^O and outputs of the teacher's heads, found NaN or infinity")
+            eps = torch.finfo(wide).eps
+            if self.method == "pairwise":
+                assert found.table is not None
+                w, alpha, clamped = weights.progressive(found.table, found.norm, self.clamp, eps)
+                merges |= {g: (alpha[:, i], clamped[:, i]) for i, g in enumerate(chosen)}
+                weight[:, torch.tensor(members), 0] = w
+            else:
+                w = weights.joint(found, eps)  # [b,G,k] or [b,G,n,k]
+                weight[:, torch.tensor(members)] = w.movedim(-1, 2).reshape(b, len(chosen), k, -1)
+            residual[:, chosen] = weights.relative_residual(found, w)
+        alphas = [merges[g] for g in sorted(merges)]
+        return Squeeze(
+            weight.to(wide),
+            group,
+            self.plan,
+            alpha=torch.cat([a for a, _ in alphas], dim=1).to(wide) if alphas else None,
+            clamped=torch.cat([c for _, c in alphas], dim=1) if alphas else None,
+            residual=residual.to(wide),
+            maps=kept,
+        )
+
+    def _products(self, members: products.Groups, each_row: bool, keep: Tensor | None) -> products.Products:
+        assert self.capture.out is not None
+        factor = self.projections.of(self.capture.out, members)
+        if self.backend == "fused":
+            return products.fused(self.capture, members, factor, each_row, self.chunk_mib)
+        return products.streamed(self.capture, members, factor, each_row, self.chunk_mib, keep)

@@ -1,0 +1,56 @@
+"""The files of a checkpoint: tensors by name, and whether they are as they were written."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dit_shd.core.hashing import sha256
+
+MANIFEST = "manifest.json"
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, in a few words; None if it is as it was written."""
+    try:
+        sums = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if not isinstance(sums, dict) or "state.json" not in sums:
+            return f"{MANIFEST} is damaged"
+        for name, wanted in sums.items():
+            file = folder / Path(name).name
+            if not file.is_file():
+                return f"{name} is missing"
+            if sha256(file) != wanted:
+                return f"{name} is damaged"
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing"
+    except (OSError, ValueError, RecursionError) as error:
+        return f"{MANIFEST} is damaged" if isinstance(error, ValueError) else str(error)
+    return None
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step_"))
+
+
+def flat(optimizer: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimizer's state_dict as tensors by name, and the rest of it as plain data."""
+    tensors: dict[str, Tensor] = {}
+    rest: dict[str, Any] = {"param_groups": optimizer["param_groups"], "state": {}}
+    for parameter, values in optimizer["state"].items():
+        for key, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"{parameter}/{key}"] = value
+            else:
+                rest["state"][f"{parameter}/{key}"] = value
+    return tensors, rest
+
+
+def unflat(tensors: dict[str, Tensor], rest: dict[str, Any]) -> dict[str, Any]:
+    """The state_dict again."""
+    state: dict[Any, dict[str, Any]] = {}
+    for name, value in {**tensors, **rest["state"]}.items():
+        parameter, _, key = name.rpartition("/")
+        state.setdefault(int(parameter) if parameter.isdecimal() else parameter, {})[key] = value
+    return {"state": state, "param_groups": rest["param_groups"]}

@@ -1,0 +1,99 @@
+"""Saving a run and going on from what was saved: the checkpoint, and the students that follow from it."""
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from dit_shd.core.distributed import on_main
+from dit_shd.core.errors import UserError
+from dit_shd.diffusion.class_names import Names, tell
+from dit_shd.models import export
+from dit_shd.models.families import FAMILIES
+from dit_shd.training.config import TrainConfig
+from dit_shd.training.ema import share_of_first
+from dit_shd.training.nan_guard import Guard
+from dit_shd.training.run_folder import RunFolder
+from dit_shd.training.state import RunState, average_file
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+class Saver:
+    """Every process calls its methods; the main one writes.
+
+    A checkpoint comes first and the students after it, so after a kill between them resume() makes these anew.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        folder: RunFolder,
+        state: RunState,
+        guard: Guard,
+        accelerator: "Accelerator",
+        names: Names | None = None,
+    ):
+        self.config, self.folder, self.state, self.guard, self.accelerator = config, folder, state, guard, accelerator
+        self.names = names
+        """Of the classes that the student learns."""
+        self.step = 0
+        """The last that was saved."""
+
+    def save(self, done: int) -> None:
+        """Save the run after step `done`.
+
+        Raises:
+            UserError: it could not be written; the checkpoints before it are as they were.
+        """
+        if done == self.step:
+            return
+        tensors, optimizer = {}, {}
+        if self.accelerator.is_main_process or self.config.sharding != "no":  # slices are gathered from all
+            tensors, optimizer = self.state.tensors(), self.state.optimizer_state()
+        numbers = {**self.state.numbers(), "skipped_steps": self.guard.skipped}
+        keep, keep_every = self.config.keep_checkpoints, self.config.keep_every
+
+        def write() -> None:
+            self.folder.save(done, tensors, optimizer, numbers, keep, keep_every)
+            self._export(tensors, done)
+
+        on_main(write)
+        self.step = done
+
+    def resume(self) -> int:
+        """Take up the newest sound checkpoint, if there is one; its step.
+
+        Raises:
+            UserError: there is none but damaged ones, or it is not of this run.
+        """
+        name = on_main(self.folder.pick)
+        saved = self.folder.load(name) if name else None
+        self.step = saved["step"] if saved else 0
+        on_main(lambda: self.folder.forget_after(self.step))
+        if saved is None:
+            return 0
+        try:
+            self.state.restore(saved)
+            self.guard.skipped = int(saved["skipped_steps"])
+        except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:150]
+            raise UserError(f"{self.folder.path}: {name} does not fit this run ({reason})") from error
+        on_main(lambda: self._export(saved, self.step, again=False))
+        return self.step
+
+    def _export(self, tensors: dict[str, dict[str, Tensor]], done: int, again: bool = True) -> None:
+        for rate in self.state.averages.rates:
+            folder = self.folder.student_of(rate, self.config.ema_rates)
+            if again or export.exported_step(folder) != done:
+                student = averaged(self.config, tensors[average_file(rate)], self.names)
+                share = share_of_first(rate, done, self.config.ema_warmup)
+                export.export(student, folder, self.config, done, rate, share)
+
+
+def averaged(config: TrainConfig, tensors: dict[str, Tensor], names: Names | None) -> nn.Module:
+    """A student of its own with averaged weights, and the names of the classes it has seen."""
+    student: Any = FAMILIES.build(config.student, "student")
+    tell(student, names)
+    student.load_state_dict({k: v.cpu() for k, v in tensors.items()}, strict=False)
+    return student.eval()

@@ -1,0 +1,149 @@
+"""What a training config must be like, said before anything is written."""
+
+import inspect
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from dit_shd.core.config import check_ranges
+from dit_shd.core.distributed import launched
+from dit_shd.core.errors import UserError
+from dit_shd.data.datasets import Dataset
+from dit_shd.data.latent_origin import Kept
+from dit_shd.diffusion.schedule import Schedule
+from dit_shd.distillation.initialisation import initialise
+from dit_shd.distillation.losses import Loss
+from dit_shd.training.config import TrainConfig
+
+_log = logging.getLogger("dit_shd")
+
+
+def ranges(config: TrainConfig) -> None:
+    """Every number in its range, and combinations that exist.
+
+    Raises:
+        UserError: naming the key, the range and what was found.
+    """
+    check_ranges(config)
+    if not config.ema_rates or len({f"{rate:g}" for rate in config.ema_rates}) < len(config.ema_rates):
+        raise UserError(f"ema: wanted one or more rates, each once, found {config.ema}")
+    wanted = 3 if config.optimizer.name == "adan" else 2
+    betas = config.optimizer.betas
+    if betas and (len(betas) != wanted or not all(0 <= b < 1 for b in betas)):
+        raise UserError(f"optimizer.betas: {config.optimizer.name} wanted {wanted} numbers in [0, 1), found {betas}")
+    if config.precision == "fp16" and not torch.accelerator.is_available():
+        raise UserError("precision: fp16 needs a GPU, and there is none here; use bf16 or no")
+    if config.sharding != "no":
+        _sharding(config)
+    for i, loss in enumerate(config.losses):
+        if config.mask_ratio is None and loss.options.get("passes") == ["masked"]:
+            raise UserError(f"losses.{i}.passes: masked only, but mask_ratio is empty: there is no masked pass")
+    Schedule.linear(config.diffusion_steps)  # refuses what is no schedule
+    config.evaluation.check(config.diffusion_steps)
+    if config.dry_run:
+        raise UserError("dry_run: is for the command; from Python call dit_shd.training.dry_run.dry_run(config)")
+    if config.tracker is not None:
+        _tracker(config.tracker)
+
+
+def _sharding(config: TrainConfig) -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        raise UserError("sharding: fsdp2 needs two processes or more; start it by torchrun or accelerate launch")
+    if config.precision == "fp16":
+        raise UserError("sharding: fsdp2 works with precision no or bf16, found fp16")
+    if config.gradient_norms_every:
+        raise UserError("sharding: fsdp2 cannot measure each term's gradient; set gradient_norms_every=0")
+
+
+def _tracker(name: str) -> None:
+    from accelerate.tracking import get_available_trackers
+
+    available = [str(tracker) for tracker in get_available_trackers()]
+    if name not in available:
+        raise UserError(
+            f"tracker: '{name}' is not installed or unknown to accelerate; installed: {available or 'none'}"
+        )
+
+
+def teaching(config: TrainConfig, losses: Sequence[Loss]) -> None:
+    """A teacher where one is needed, and a use for one that was given; a use that trains nothing is said.
+
+    Raises:
+        UserError: losses without a teacher, or a teacher that nothing would look at.
+    """
+    names = ", ".join(plugin.name for plugin in config.losses)
+    if config.teacher is None:
+        if losses:
+            raise UserError(
+                f"teacher: losses need a teacher, and none was given (losses: [] is plain training); found {names}"
+            )
+        return
+    if config.initialisation.weights == "teacher":  # that is a use; it is loaded for it whatever comes after
+        return
+    plain = "teacher=null is plain training, initialisation.weights=teacher takes its weights to begin with"
+    if not losses:
+        raise UserError(
+            f"teacher: {config.teacher} was given, but losses is empty, so nothing would be learned from it; name some "
+            f"(losses='[{{name: output}}]'); {plain}"
+        )
+    if not any(loss.needs_output or loss.needs_captures for loss in losses):
+        raise UserError(f"teacher: {config.teacher} was given, but no loss looks at it ({names}); {plain}")
+    if all(loss.heaviest(config.steps) == 0 for loss in losses) and int(os.environ.get("RANK", "0")) == 0:
+        _log.warning(
+            "losses: the weights are 0 in all %d steps (%s), so nothing is learned from the teacher; its terms are "
+            "only logged",
+            config.steps,
+            names,
+        )
+
+
+def fit(
+    config: TrainConfig,
+    dataset: Dataset,
+    losses: Sequence[Loss],
+    student: nn.Module,
+    teacher: nn.Module | None,
+    kept: Kept,
+) -> None:
+    """Data, student and teacher must agree, and both models must know the masked pass if there is one.
+
+    Args:
+        kept: the autoencoder of the data's latents.
+    """
+    for role, model in (("student", student), ("teacher", teacher)):
+        if model is None:
+            continue
+        own: Any = model.config
+        shape = (own.in_channels, own.sample_size, own.sample_size)
+        if shape != tuple(dataset.shape):
+            raise UserError(f"{role}: takes latents of shape {shape}, the data's are {tuple(dataset.shape)}")
+        classes = own.get("num_classes", own.get("num_embeds_ada_norm", dataset.classes))
+        if classes < dataset.classes:
+            raise UserError(f"{role}: knows {classes} classes, the data has {dataset.classes}")
+        masked_pass(config, role, model)
+        bad = [name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())]
+        if bad:
+            raise UserError(f"{role}: its weights are not finite (NaN or infinity), first in {bad[0]}")
+    initialise.check(config.initialisation, losses, student, teacher)
+    config.evaluation.fit(student, kept)
+
+
+def masked_pass(config: TrainConfig, role: str, model: nn.Module) -> None:
+    """A model must know the masked pass if there is one."""
+    if config.mask_ratio is not None and "keep" not in inspect.signature(model.forward).parameters:
+        raise UserError(f"mask_ratio: the {role} ({type(model).__name__}) has no masked pass; set mask_ratio=null")
+
+
+def micro_batch_size(config: TrainConfig, processes: int) -> int:
+    """Images of one forward in one process; batch_size must be a multiple of it times the processes."""
+    launched(processes)
+    size = config.micro_batch_size or config.batch_size // processes
+    if size < 1 or config.batch_size % (size * processes):
+        raise UserError(
+            f"batch_size {config.batch_size} is not a multiple of micro_batch_size {size} x {processes} processes"
+        )
+    return size

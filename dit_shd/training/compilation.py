@@ -1,0 +1,34 @@
+"""torch.compile for training: block by block, with the capture of attention outside of what is compiled."""
+
+from torch import nn
+
+from dit_shd.core.errors import UserError
+from dit_shd.models.blocks import blocks
+
+RECOMPILATIONS = 64
+"""Versions of one block's code that are kept: blocks with and without skip, of teacher and student, of both passes."""
+
+ONCE = "skip_fwd_side_effects_in_bwd_under_checkpoint"
+"""torch's setting by which recomputed blocks do not hand over captures again; torch 2.6 lacks it."""
+
+
+def compile_blocks(*models: nn.Module, backend: str = "inductor") -> None:
+    """Compile the blocks of models in place; what attention does, captured or with a learnable bias, stays as it is.
+
+    Raises:
+        UserError: torch.compile does not work on this machine (no C++ compiler, as a rule), or torch is too old.
+    """
+    import torch._dynamo
+
+    if not hasattr(torch._dynamo.config, ONCE):
+        raise UserError(f"compile: torch {torch.__version__} is too old for it; update torch or set compile=false")
+    try:
+        torch.compile(torch.sin, backend=backend)(torch.zeros(1))
+    except Exception as error:  # inductor fails in many ways
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"compile: torch.compile does not work here ({reason}); set compile=false") from error
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILATIONS)
+    setattr(torch._dynamo.config, ONCE, True)
+    for model in models:
+        for block in blocks(model):
+            block.compile(backend=backend)

@@ -1,0 +1,136 @@
+"""What a training run is told: every key with its default and its meaning."""
+
+import inspect
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from dit_shd.core.config import option
+from dit_shd.core.places import MODEL, Place
+from dit_shd.core.plugins import Plugin
+from dit_shd.core.yaml_files import read_yaml
+from dit_shd.data.datasets import DATASETS
+from dit_shd.distillation.initialisation.initialise import Initialisation
+from dit_shd.distillation.losses import LOSSES
+from dit_shd.models.families import FAMILIES
+from dit_shd.profiling.estimate import EstimateConfig
+from dit_shd.training.optim import OptimizerConfig
+from dit_shd.training.validation import EvaluationConfig
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run. `losses: []` is plain training; with losses a teacher is needed."""
+
+    run: Path = option(Path("runs/train"), "the run folder; the same command again resumes it", resumable=True)
+    data: Plugin = option(Plugin("digits"), "dataset: {name: digits | npz, ...}")
+    vae: Place | None = option(
+        "auto",
+        "autoencoder of the data's latents, kept for sampling: auto (as the data tell), a folder, hub:OWNER/NAME, "
+        "pixels, or null to train without it",
+        resumable=True,
+    )
+    student: Plugin = option(
+        Plugin("mdt"), "model to train: {name: mdt, size: S/2, ...}; num_classes is the data's if not given"
+    )
+    teacher: Place | None = option(None, MODEL)
+    teacher_precision: Literal["no", "bf16"] = option("no", "hold and run the teacher in bfloat16; maps stay float32")
+    check_teacher: Literal["refuse", "warn", "no"] = option(
+        "refuse",
+        "what to do with a teacher that predicts no better than a line does, or no better for its labels",
+        resumable=True,
+    )
+    losses: list[Plugin] = option([], "distillation terms: [{name: shd, weight: 2}, {name: output}]")
+    initialisation: Initialisation = option(Initialisation(), "how a new run's student begins")
+    seed: int = option(0, "every random draw is a function of it", range=(0, 2**63 - 1))
+    steps: int = option(400_000, "optimizer steps in all; may be raised to go on", range=(1, 1e12), resumable=True)
+    batch_size: int = option(256, "images of one optimizer step, over all processes", range=(1, 1e9))
+    micro_batch_size: int | None = option(
+        None,
+        "images of one forward in one process; empty: batch_size / processes",
+        range=(1, 1e9),
+        resumable=True,
+    )
+    optimizer: OptimizerConfig = option(OptimizerConfig(), "")
+    ema: float | list[float] = option(
+        0.9999, "decay of the weight average; of several the first is sampled from", range=(0, 1)
+    )
+    ema_warmup: bool = option(False, "begin with short averages: rate min(ema, (1 + n) / (10 + n)) at step n")
+    diffusion_steps: int = option(1000, "steps of the linear noise schedule, 21 or more")
+    min_snr_gamma: float | None = option(
+        5.0, "weight min(SNR, gamma)/SNR of the noise error; empty for none", range=(0, 1e6)
+    )
+    label_dropout: float = option(0.1, "share of labels dropped, for guidance", range=(0, 1))
+    mask_ratio: float | None = option(
+        0.3, "masked pass: share from here to +0.2 hidden; empty for no masked pass", range=(0, 0.8)
+    )
+    precision: Literal["no", "bf16", "fp16"] = option("no", "mixed precision; maps, softmax and KL stay float32")
+    compile: bool = option(
+        False, "torch.compile the blocks of both models (needs a compiler; minutes at first)", resumable=True
+    )
+    gradient_checkpointing: bool = option(
+        False, "compute the student's blocks again in the backward: less memory", resumable=True
+    )
+    sharding: Literal["no", "fsdp2"] = option(
+        "no", "fsdp2: slices of both models' weights in every process", resumable=True
+    )
+    log_every: int = option(10, "steps between lines of metrics.jsonl", range=(1, 1e12), resumable=True)
+    checkpoint_every: int = option(
+        10_000, "steps between checkpoints (and exports of the student)", range=(1, 1e12), resumable=True
+    )
+    keep_checkpoints: int = option(2, "newest checkpoints kept", range=(1, 1e6), resumable=True)
+    keep_every: int = option(
+        0,
+        "checkpoints of steps that are a multiple of this are kept for good; 0 for none",
+        range=(0, 1e12),
+        resumable=True,
+    )
+    skip_bad_steps: int = option(
+        0,
+        "steps with a NaN or infinite loss or gradient to leave out before it is an error",
+        range=(0, 1e12),
+        resumable=True,
+    )
+    gradient_norms_every: int = option(
+        0,
+        "steps between norms of every term's gradient, which cost about a step",
+        range=(0, 1e12),
+        resumable=True,
+    )
+    peak_tflops: float | None = option(
+        None,
+        "of one device, for the utilisation (MFU); empty: known GPUs by name",
+        range=(0.001, 1e6),
+        resumable=True,
+    )
+    evaluation: EvaluationConfig = option(EvaluationConfig(), "", resumable=True)
+    tracker: str | None = option(None, "an accelerate tracker by name: tensorboard, wandb, ...", resumable=True)
+    dry_run: bool = option(
+        False, "say what the run would take, by count and by one real step, and write nothing", resumable=True
+    )
+    estimate: EstimateConfig = option(EstimateConfig(), "", resumable=True)
+
+    @property
+    def ema_rates(self) -> tuple[float, ...]:
+        return tuple(self.ema) if isinstance(self.ema, list) else (self.ema,)
+
+
+def sized(config: TrainConfig, classes: int) -> TrainConfig:
+    """The config with the data's number of classes for a student of which nothing else is said.
+
+    A run that began before this was so keeps its family's default.
+    """
+    family, options = FAMILIES.find(config.student.name), config.student.options
+    if "num_classes" in options or "num_classes" not in inspect.signature(family).parameters:
+        return config
+    file = config.run / "config.yaml"
+    begun = read_yaml(file).get("student") if file.is_file() else None
+    if isinstance(begun, dict) and begun.get("name") == config.student.name and "num_classes" not in begun:
+        return config
+    return replace(config, student=Plugin(config.student.name, {**options, "num_classes": classes}))
+
+
+def resolved(config: TrainConfig) -> TrainConfig:
+    """The config with the defaults of its data and losses written out (a model's are in its own config.json)."""
+    losses = [LOSSES.filled(p, f"losses.{i}") for i, p in enumerate(config.losses)]
+    return replace(config, data=DATASETS.filled(config.data, "data"), losses=losses)

@@ -1,0 +1,50 @@
+"""Models too large for one device: FSDP2 (torch's fully_shard) on the student, its losses and the teacher.
+
+Every process keeps a slice of each tensor. A block's weights are gathered when it runs. The student's stay gathered
+until its backward is through (gradients and optimizer state are what is large, and attention terms need the position
+bias in the backward, ZeRO-2); the frozen teacher's go at once (ZeRO-3).
+
+Checkpoints hold whole tensors, so a run may go on with another number of processes, or without sharding.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from dit_shd.core.dtensor import is_sharded
+from dit_shd.models.blocks import blocks
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def shard(model: nn.Module, transformer: nn.Module, device: torch.device, frozen: bool) -> None:
+    """Replace the parameters of `model` by slices over all processes.
+
+    Args:
+        transformer: the part of it (or all) whose blocks are gathered one by one. The rest, projectors of losses among
+            it, is gathered as a whole: it need not be called as a module.
+        frozen: free a block's gathered weights as soon as it has run: for a teacher, which has no backward.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    for block in blocks(transformer):
+        fully_shard(block, mesh=mesh, reshard_after_forward=frozen)
+    fully_shard(model, mesh=mesh, reshard_after_forward=frozen)
+
+
+@contextmanager
+def synchronised(model: nn.Module, accelerator: "Accelerator", last: bool) -> Iterator[None]:
+    """A forward and backward whose gradients are averaged over all processes only if it is the step's last one."""
+    if is_sharded(model):
+        model.set_requires_gradient_sync(last)  # type: ignore[operator]
+        yield
+        return
+    waits: Any = getattr(model, "no_sync", nullcontext)  # not accelerate's, which syncs a launcher's only process
+    with nullcontext() if last else waits():
+        yield

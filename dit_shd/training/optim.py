@@ -1,0 +1,48 @@
+"""Optimizers and learning rates."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from dit_shd.core.config import option
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The optimizer; the defaults are MDT's recipe."""
+
+    name: Literal["adan", "adamw"] = option("adan", "adan (MDT's, from timm) or adamw")
+    lr: float = option(5e-4, "peak learning rate", range=(0, 1e3))
+    betas: list[float] = option([], "empty: adan 0.98 0.92 0.99, adamw 0.9 0.999")
+    eps: float = option(1e-8, "added to the denominator", range=(1e-16, 1))
+    weight_decay: float = option(0.0, "decoupled weight decay", range=(0, 1e3))
+    clip: float = option(1.0, "largest gradient norm; 0 for no clipping", range=(0, 1e12))
+    warmup_steps: int = option(0, "linear warm-up", range=(0, 1e12))
+    decay: Literal["constant", "linear", "cosine"] = option("constant", "after the warm-up, down to 0 at the last step")
+
+
+def build(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """timm's Adan (arXiv 2208.06677) or PyTorch's AdamW over `parameters`."""
+    common = dict(lr=config.lr, eps=config.eps, weight_decay=config.weight_decay)
+    if config.betas:
+        common["betas"] = tuple(config.betas)  # type: ignore[assignment]
+    if config.name == "adan":
+        from timm.optim import Adan
+
+        return Adan(parameters, **common)  # type: ignore[arg-type]
+    return torch.optim.AdamW(parameters, **common)  # type: ignore[arg-type]
+
+
+def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
+    """The learning rate of step 0 .. steps-1: a function of the step alone, so that resuming needs no state."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
+    factor = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))}[
+        config.decay
+    ]
+    return config.lr * max(factor, 0.0)

@@ -1,0 +1,28 @@
+"""A bad step of a run, done again."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from dit_shd.core.config import make
+from dit_shd.core.errors import UserError
+from dit_shd.core.yaml_files import read_yaml
+from dit_shd.training.config import TrainConfig
+from dit_shd.training.nan_guard import Finding
+from dit_shd.training.trainer import Trainer
+
+
+def replay(run: str | Path, step: int) -> Finding:
+    """Do a bad step of a run again, from the weights before it; nothing is written.
+
+    Raises:
+        UserError: the run is not at the step before it.
+    """
+    trainer = Trainer(replace(make(TrainConfig, read_yaml(Path(run) / "config.yaml")), run=Path(run)))
+    try:
+        if trainer.first_step != step - 1:
+            raise UserError(
+                f"{run}: is at step {trainer.first_step}; step {step} can be replayed from {step - 1} alone"
+            )
+        return trainer.diagnose(step - 1)
+    finally:
+        trainer.folder.release()

@@ -1,0 +1,244 @@
+"""The run folder: all that resuming and sampling need.
+
+config.yaml      resolved                     metrics.jsonl   the numbers of each logged step (deterministic)
+checkpoints/     step_<n>/, newest last       timing.jsonl    seconds (not deterministic)
+student/         EMA weights, diffusers format with a model card and their step (training.json)
+evaluations/     samples drawn during training   calibration.json   what losses found out before training (head plans)
+vae/, autoencoder.json   the autoencoder of the latents, which sampling decodes with (not of runs on pixels)
+initialisation.json   which layers, heads and channels of the teacher the student began with
+bad_steps/       batches whose loss or gradient was not finite
+tracked.jsonl    what the tracker has been told, so that it is told once
+
+A checkpoint is a folder of safetensors files, state.json and manifest.json, which has the sha256 of each. It is
+written, synced and renamed; one that does not agree with its manifest is set aside for the one before. No pickles.
+"""
+
+import json
+import logging
+import os
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dit_shd.core.distributed import on_main
+from dit_shd.core.errors import UserError
+from dit_shd.core.files import cannot_be_written, discard, mend, replacing, sync, write_text
+from dit_shd.core.hashing import sha256
+from dit_shd.core.lock import Lock
+from dit_shd.core.yaml_files import parse_yaml, read_yaml
+from dit_shd.training.checkpoint import MANIFEST, damage, flat, step_of, unflat
+
+LOCK = ".lock"
+
+
+LOGS = ("metrics.jsonl", "timing.jsonl", "evaluations.jsonl")
+"""Rows by step; only the second one differs when a run is repeated."""
+BEGUN = (LOCK, ".config.yaml.")
+"""All that a run folder can hold before its config.yaml."""
+_log = logging.getLogger("dit_shd")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    path: Path
+    lock: Lock | None = None
+
+    @classmethod
+    def open(
+        cls, path: Path, config: str, resumable: Collection[str] = (), defaults: Mapping[str, Any] | None = None
+    ) -> "RunFolder":
+        """Make a run folder, or reopen the one that holds the same config. The main process locks it until release().
+
+        Args:
+            config: resolved, as YAML. resumable: its keys that may differ on resume.
+            defaults: of keys that the version which began a run may not have known.
+
+        Raises:
+            UserError: the folder is in use, or holds another config, or something that is not a run.
+        """
+        locks: list[Lock] = []
+
+        def begin() -> None:
+            _check(path, config, resumable, defaults or {})
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+                sync(path.parent)
+            except OSError as error:
+                raise UserError(f"{path}: cannot be made a run folder ({error.strerror})") from error
+            locks.append(Lock(path / LOCK, "dit-shd train"))
+            _check(path, config, resumable, defaults or {})  # again, now that nobody else can write
+            for place in (path, path / "checkpoints"):
+                mend(place)
+            write_text(path / "config.yaml", config)
+            (path / "checkpoints").mkdir(exist_ok=True)
+            sync(path)
+
+        on_main(begin)
+        return cls(path, locks[0] if locks else None)
+
+    def release(self) -> None:
+        """Others may use the folder."""
+        if self.lock is not None:
+            self.lock.release()
+
+    @property
+    def student(self) -> Path:
+        return self.path / "student"
+
+    def student_of(self, rate: float, rates: Sequence[float]) -> Path:
+        """Where the student of one weight average goes: student/ for the first of all rates."""
+        return self.student if rate == rates[0] else self.path / f"student_ema_{rate:g}"
+
+    def checkpoints(self) -> list[Path]:
+        """All there are, sound or not, oldest first."""
+        found = (self.path / "checkpoints").glob("step_*")
+        return sorted((f for f in found if re.fullmatch(r"step_\d+", f.name)), key=step_of)
+
+    @property
+    def newest(self) -> Path | None:
+        """The newest checkpoint's folder."""
+        return (self.checkpoints() or [None])[-1]
+
+    def save(
+        self,
+        step: int,
+        tensors: dict[str, dict[str, Tensor]],
+        optimizer: dict[str, Any],
+        extra: dict[str, Any],
+        keep: int,
+        keep_every: int = 0,
+    ) -> None:
+        """Write a checkpoint whole or not at all, then drop all but the newest `keep` and the milestones.
+
+        Args:
+            tensors: by file and name. optimizer: its state_dict(). extra: plain data.
+            keep_every: checkpoints of steps that are a multiple of it are never dropped; 0 for none.
+
+        Raises:
+            UserError: it could not be written; those before it are as they were.
+        """
+        held, groups = flat(optimizer)
+        with replacing(self.path / "checkpoints" / f"step_{step:08d}") as folder:
+            for name, state in {**tensors, "optimizer": held}.items():
+                save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / f"{name}.safetensors")
+            (folder / "state.json").write_text(json.dumps({"step": step, "optimizer": groups, **extra}))
+            sums = {file.name: sha256(file) for file in sorted(folder.iterdir())}
+            (folder / MANIFEST).write_text(json.dumps(sums, separators=(",", ":")))
+            for log in LOGS:  # the lines of the steps that it holds
+                if (self.path / log).exists():
+                    sync(self.path / log)
+        for old in self.checkpoints()[:-keep]:
+            if not keep_every or step_of(old) % keep_every:
+                discard(old)
+
+    def pick(self) -> str | None:
+        """The name of the newest sound checkpoint, None where there is none at all; damaged ones are set aside.
+
+        Raises:
+            UserError: there were some, and none is sound: to begin anew would be no resuming.
+        """
+        damaged: dict[Path, str] = {}
+        for folder in reversed(self.checkpoints()):
+            reason = damage(folder)
+            if reason is None:
+                for bad, words in damaged.items():
+                    aside = _aside(bad)
+                    _log.warning("%s: %s; kept as %s, going on from %s", bad, words, aside.name, folder.name)
+                return folder.name
+            damaged[folder] = reason
+        told = [f"{folder.name}: {reason}" for folder, reason in damaged.items()]
+        told += [file.name for file in sorted((self.path / "checkpoints").glob("step_*.damaged*"))]
+        if told:
+            raise UserError(
+                f"{self.path / 'checkpoints'}: no checkpoint is sound ({'; '.join(told)[:300]}); put a copy of one "
+                f"back, or move {self.path} away to begin anew"
+            )
+        return None
+
+    def load(self, name: str | None = None) -> dict[str, Any] | None:
+        """A checkpoint: tensors by file, `optimizer` as a state_dict, and state.json's numbers.
+
+        Args:
+            name: as pick() gave it, which is asked where this is empty; None where there is no checkpoint.
+        """
+        name = name or self.pick()
+        if name is None:
+            return None
+        folder = self.path / "checkpoints" / name
+        try:
+            loaded: dict[str, Any] = {file.stem: load_file(file) for file in folder.glob("*.safetensors")}
+            state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+            if step_of(folder) != state["step"]:
+                raise ValueError("state.json is of another step")
+            return {**loaded, **state, "optimizer": unflat(loaded["optimizer"], state["optimizer"])}
+        except Exception as error:  # what agrees with its manifest can still be somebody else's
+            raise UserError(
+                f"{folder}: not a checkpoint ({' '.join(str(error).split())[:150]}); move it away to resume from the "
+                "one before"
+            ) from error
+
+    def log(self, file: str, numbers: dict[str, Any]) -> None:
+        try:
+            with open(self.path / file, "a", encoding="utf-8") as lines:
+                lines.write(json.dumps(numbers) + "\n")
+        except OSError as error:
+            raise cannot_be_written(self.path / file, error) from error
+
+    def forget_after(self, step: int) -> None:
+        """Drop logged steps that the newest checkpoint does not have: they are about to be run again."""
+        for file in map(self.path.joinpath, LOGS):
+            if file.exists():
+                text = file.read_text(encoding="utf-8", errors="replace")
+                kept = [line for line in text.splitlines() if _step(line) <= step]
+                write_text(file, "".join(line + "\n" for line in kept))
+
+    def metrics(self) -> list[dict[str, Any]]:
+        return self.rows("metrics.jsonl")
+
+    def rows(self, log: str) -> list[dict[str, Any]]:
+        file = self.path / log
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def check_same(path: Path, old: dict[str, Any], new_text: str, resumable: Collection[str]) -> None:
+    """Refuse a folder whose config differs in more than what may change on resume."""
+    new = parse_yaml(new_text)
+    changed = [k for k in sorted(old.keys() | new.keys()) if k not in resumable and old.get(k) != new.get(k)]
+    if changed:
+        shown = ", ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} here" for k in changed[:3])
+        raise UserError(
+            f"{path}: already holds a run with another config ({shown}); choose another run=FOLDER. "
+            f"May change on resume: {', '.join(resumable)}."
+        )
+
+
+def _step(line: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError, OverflowError):
+        return 2**62  # half a line from a kill
+
+
+def _check(path: Path, new: str, resumable: Collection[str], defaults: Mapping[str, Any]) -> None:
+    """Refuse a folder that holds another config, or something that is not a run.
+
+    Args:
+        defaults: of keys that the version which began the run did not know.
+    """
+    if (path / "config.yaml").exists():
+        check_same(path, {**defaults, **read_yaml(path / "config.yaml")}, new, resumable)
+    elif path.exists() and (not path.is_dir() or any(not file.name.startswith(BEGUN) for file in path.iterdir())):
+        raise UserError(f"{path}: exists and is not a run folder; choose another run=FOLDER")
+
+
+def _aside(folder: Path) -> Path:
+    """Rename a damaged checkpoint to a name that is free."""
+    names = (folder.with_name(f"{folder.name}.damaged{n or ''}") for n in range(10**6))
+    free = next(name for name in names if not name.exists())
+    os.replace(folder, free)
+    return free

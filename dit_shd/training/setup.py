@@ -1,0 +1,140 @@
+"""What a run finds out before its first step: made once, saved with the run, read back on resume."""
+
+import json
+import logging
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from dit_shd.core.distributed import joining, on_main
+from dit_shd.core.dtensor import is_sharded
+from dit_shd.core.errors import UserError
+from dit_shd.core.files import write_text
+from dit_shd.distillation import calibration
+from dit_shd.distillation.calibration import calibrate
+from dit_shd.distillation.distiller import Distiller
+from dit_shd.distillation.initialisation.initialise import initialise, moment_batches, shd_of
+from dit_shd.models import loading
+from dit_shd.tasks.diffusion import Batch, BatchSource, PassName
+from dit_shd.training.config import TrainConfig
+from dit_shd.training.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+PATIENCE = timedelta(hours=3)
+"""How long processes wait for the main one, which may be scoring or saving; NCCL's own is 10 minutes."""
+
+_log = logging.getLogger("dit_shd")
+
+Passes = dict[PassName, Batch]
+
+
+CALIBRATION_FILE = "calibration.json"
+
+
+def load_or_calibrate(
+    distiller: Distiller,
+    teacher: nn.Module | None,
+    batches: Iterable[Passes],
+    folder: RunFolder,
+    accelerator: "Accelerator",
+) -> None:
+    """Calibrate the losses of a new run, or restore what the run found before.
+
+    The main process looks and writes; all read, so that all work with the same. A sharded teacher needs all to look.
+    """
+    wanting = {name: loss for name, loss in distiller.named_losses() if loss.calibration}
+    if not wanting or teacher is None:
+        return
+    file = folder.path / CALIBRATION_FILE
+    new = not file.exists()
+    accelerator.wait_for_everyone()
+    if new and (accelerator.is_main_process or is_sharded(teacher)):
+        found = calibrate(
+            distiller, teacher, ({k: batch.to(accelerator.device) for k, batch in passes.items()} for passes in batches)
+        )
+        if accelerator.is_main_process:
+            write_text(file, json.dumps(found, indent=1) + "\n")
+    accelerator.wait_for_everyone()
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        for name, loss in wanting.items():
+            loss.restore(found[name])
+            told = [(key, at, entry) for key, value in found[name].items() for at, entry in value.items()]
+            for key, at, entry in told if accelerator.is_main_process else ():
+                _log.info("%s %s, %s: %s", name, key, at, entry)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file}: not readable as a calibration ({error}); move it away to find it anew") from error
+
+
+INITIALISATION_FILE = "initialisation.json"
+
+
+def load_or_initialise(
+    config: TrainConfig,
+    distiller: Distiller,
+    teacher: nn.Module | None,
+    source: BatchSource,
+    first_batches: Iterable[calibration.Passes],
+    folder: RunFolder,
+    accelerator: "Accelerator",
+) -> None:
+    """Give a new run's student its first weights, and save and print the plan; a resumed run's are left alone.
+
+    The main process works them out, all others get the same.
+
+    Args:
+        first_batches: what the losses calibrate on, for a matched plan of heads.
+    """
+    options, student = config.initialisation, distiller.student
+    if options.weights == "random" or folder.newest is not None:
+        return
+    assert teacher is not None, "check() asks for one"
+    device = accelerator.device
+    for model in (student, teacher):
+        model.to(device)
+
+    def begin() -> None:
+        shd = shd_of(distiller.losses)
+        if shd.calibration:
+            calibration.calibrate(distiller, teacher, ({k: b.to(device) for k, b in p.items()} for p in first_batches))
+        batches = [batch.to(device) for batch in moment_batches(source, options.calibration)]
+        plan = initialise(student, teacher, batches, options, shd)
+        write_text(folder.path / INITIALISATION_FILE, plan.text())
+        for line in plan.lines():
+            _log.info("initialisation %s", line)
+
+    on_main(begin)
+    if accelerator.num_processes > 1:
+        for tensor in student.state_dict().values():
+            torch.distributed.broadcast(tensor, 0)
+
+
+def accelerator_of(config: TrainConfig) -> "Accelerator":
+    """What a run works with: devices, processes, precision."""
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+    with joining():
+        return Accelerator(
+            mixed_precision=config.precision,
+            cpu=not torch.accelerator.is_available(),
+            log_with=config.tracker,
+            project_dir=config.run,
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(find_unused_parameters=config.mask_ratio is None),
+                InitProcessGroupKwargs(timeout=PATIENCE),
+            ],
+        )
+
+
+def load_teacher(config: TrainConfig) -> nn.Module | None:
+    """The frozen teacher, in the precision that the config says."""
+    if config.teacher is None:
+        return None
+    teacher = loading.load_conditional(config.teacher).eval().requires_grad_(False)
+    return teacher.bfloat16() if config.teacher_precision == "bf16" else teacher

@@ -1,0 +1,325 @@
+"""The capture in other people's training: blocks of joint maps, choice of layers, compile, recomputation, autocast."""
+
+import functools
+
+import oracle
+import pytest
+import torch
+import zoo
+from diffusers import DiTTransformer2DModel
+from diffusers.models.attention_processor import AttnProcessor
+from runs import torchrun
+from torch.utils.checkpoint import checkpoint
+
+from dit_shd import SHD, SHDAttnProcessor, attach_processors, capture
+from dit_shd.core.errors import UserError
+
+
+def dit(heads: int, layers: int = 3) -> DiTTransformer2DModel:
+    torch.manual_seed(heads)
+    return DiTTransformer2DModel(
+        num_attention_heads=heads, attention_head_dim=8, in_channels=4, num_layers=layers, sample_size=8,
+        patch_size=2, num_embeds_ada_norm=10,
+    ).eval()  # fmt: skip
+
+
+def run(model):
+    r = torch.Generator().manual_seed(0)
+    x, t, y = torch.randn(2, 4, 8, 8, generator=r), torch.tensor([1, 900]), torch.tensor([1, 2])
+    return model(x, timestep=t, class_labels=y, return_dict=False)[0]
+
+
+def step(teacher, student, called=None):
+    """Loss, and the gradient of one query projection, of a step of somebody's training loop."""
+    called = student if called is None else called
+    with capture(teacher) as t, capture(called) as s:
+        with torch.no_grad():
+            run(teacher)
+        out = run(called)
+    loss = SHD()(t, s) + 0.1 * out.square().mean()
+    student.zero_grad()
+    loss.backward()
+    return loss.detach(), student.transformer_blocks[0].attn1.to_q.weight.grad.clone()
+
+
+def compiled(model, counter):
+    return torch.compile(model, fullgraph=True, backend=counter)
+
+
+def compiled_in_place(model, counter):
+    model.compile(fullgraph=True, backend=counter)
+    return model
+
+
+def compiled_block_by_block(model, counter):
+    for block in model.transformer_blocks:
+        block.compile(fullgraph=True, backend=counter)
+    return model
+
+
+@pytest.mark.parametrize("how", [compiled, compiled_in_place, compiled_block_by_block])
+def test_compiled_models_are_captured_without_a_break_or_a_recompilation(how):
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    torch._dynamo.reset()
+    teacher, student = dit(4), dit(2)
+    want = step(teacher, student)
+    counter = CompileCounterWithBackend("aot_eager")
+    model = how(student, counter)
+    torch.testing.assert_close(step(teacher, student, model), want)
+    frames = counter.frame_count
+    for _ in range(3):
+        torch.testing.assert_close(step(teacher, student, model), want)
+    assert counter.frame_count == frames
+    torch._dynamo.reset()
+
+
+def test_a_compiled_model_runs_eagerly_once_to_find_its_projections():
+    """Unless it is compiled in place with its hooks: that is refused, with what to do."""
+    torch._dynamo.reset()
+    teacher, student = dit(4), dit(2)
+    want = step(teacher, dit(2))
+    torch.testing.assert_close(
+        step(teacher, student, torch.compile(student, fullgraph=True, backend="aot_eager")), want
+    )
+    model = dit(2)
+    model.compile(backend="aot_eager")
+    with capture(model) as captures:
+        run(model)
+    with pytest.raises(UserError, match=r"before model\.compile\(\)"):
+        dict(captures)
+    torch._dynamo.reset()
+
+
+def test_recomputed_blocks_give_the_same_gradient_and_nothing_is_captured_in_the_backward():
+    teacher, student = dit(4), dit(2)
+    want = step(teacher, student)
+    student.enable_gradient_checkpointing()
+    student.train()
+    for module in student.modules():  # label dropout is drawn in training
+        if hasattr(module, "dropout_prob"):
+            module.dropout_prob = 0.0
+    torch.testing.assert_close(step(teacher, student), want)
+    with capture(student) as s:
+        out = run(student)
+        queries = [c.query for c in s.values()]
+        (out.square().mean() + SHD()({k: c.detach() for k, c in s.items()}, s)).backward()
+        assert all(c.query is q for c, q in zip(s.values(), queries))
+
+
+def test_reentrant_recomputation_is_refused():
+    model = dit(2)
+    model.enable_gradient_checkpointing(functools.partial(checkpoint, use_reentrant=True))
+    model.train()
+    with pytest.raises(UserError, match="use_reentrant=False"), capture(model):
+        pass
+    model.enable_gradient_checkpointing(lambda f, *args: checkpoint(f, *args, use_reentrant=True))
+    x = torch.randn(2, 4, 8, 8, requires_grad=True)
+    with pytest.raises(UserError, match=r"transformer_blocks\.0\.attn1 ran without a graph"), capture(model):
+        model(x, timestep=torch.tensor([1, 2]), class_labels=torch.tensor([1, 2]))
+
+
+def test_autocast_gives_the_loss_of_full_precision_to_bfloat16():
+    teacher, student = dit(4), dit(2)
+    want, gradient = step(teacher, student)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, found = step(teacher, student)
+    torch.testing.assert_close(loss.float(), want, rtol=0.05, atol=0.0)
+    assert torch.cosine_similarity(found.flatten(), gradient.flatten(), dim=0) > 0.99
+
+
+@pytest.mark.parametrize(
+    ("layers", "found"),
+    [
+        (0, [0]),
+        ([0, -1], [0, 2]),
+        ("transformer_blocks.1.*", [1]),
+        (["*.2.attn1", 1], [1, 2]),
+    ],
+)
+def test_layers_are_chosen_by_depth_or_pattern(layers, found):
+    model = dit(2)
+    with torch.no_grad(), capture(model, layers) as captures:
+        run(model)
+    assert list(captures) == [f"transformer_blocks.{i}.attn1" for i in found]
+
+
+def test_cross_attention_is_captured_when_it_is_named():
+    model = zoo.build("PixArtTransformer2DModel")
+    with torch.no_grad(), capture(model, "*.attn2") as captures:
+        zoo.forward(model, zoo.draw("PixArtTransformer2DModel"))
+    assert [c.shape[2:] for c in captures.values()] == [(16, 6)] * 2
+
+
+@pytest.mark.parametrize("name", ["SD3Transformer2DModel", "FluxTransformer2DModel", "CogVideoXTransformer3DModel"])
+def test_a_block_of_a_joint_map_is_the_map_over_its_keys(name):
+    """Renormalised, whatever the order of text and image; the joint map by query type is the same rows."""
+    model, inputs = zoo.build(name), zoo.draw(name)
+    found = {}
+    with torch.no_grad():
+        for block in ("joint", "image", "image-text", "text-image"):
+            with capture(model, block=block) as found[block]:
+                zoo.forward(model, inputs)
+    for layer, image in found["image"].items():
+        n, text = image.shape[2], found["image-text"][layer].shape[3]
+        if layer in found["text-image"]:  # SD3's last block does not use its text rows
+            assert found["text-image"][layer].shape[2:] == (text, n)
+        joint = found["joint"][layer]
+        maps = joint.map()
+        if joint.shape[2] == n + text:  # one projection for both: the map is whole
+            first = 0 if order(model, layer) == "image first" else text
+            maps = maps[:, :, first : first + n]
+        keys = maps[..., :n] if order(model, layer) == "image first" else maps[..., text:]
+        torch.testing.assert_close(image.map(), keys / keys.sum(-1, keepdim=True))
+        both = oracle.maps(image.query, torch.cat([image.key, found["image-text"][layer].key], 2), image.scale)
+        torch.testing.assert_close(both[..., :n], keys)
+
+
+def order(model, layer):
+    """Where the tokens stand, by diffusers' code."""
+    return "image first" if "SD3" in type(model).__name__ else "text first"
+
+
+def test_a_block_needs_to_know_where_the_image_is():
+    model = dit(2)
+    with pytest.raises(UserError, match="no block 'image'"), torch.no_grad(), capture(model, block="image"):
+        run(model)
+    with pytest.raises(UserError, match="block: wanted one of"), capture(model, block="pictures"):  # type: ignore
+        pass
+
+
+def test_where_the_image_is_may_be_told():
+    name = "ErnieImageTransformer2DModel"
+    if name not in zoo.classes():
+        pytest.skip(f"this diffusers has no {name}")
+    model, inputs = zoo.build(name), zoo.draw(name)
+    with torch.no_grad(), capture(model, block="image", image=slice(0, 16)) as captures:
+        zoo.forward(model, inputs)
+    assert {c.shape[2:] for c in captures.values()} == {(16, 16)}
+    with pytest.raises(UserError, match="a run at one end"), capture(model, block="image", image=slice(2, 16)):
+        zoo.forward(model, inputs)
+
+
+def test_processors_stay_at_work_show_and_leave():
+    """A pipeline's calls go through them; the module's own processor is inside, and back after detach."""
+    name = "PixArtTransformer2DModel"
+    model, inputs = zoo.build(name), zoo.draw(name)
+    own = model.attn_processors
+    with torch.no_grad():
+        plain = zoo.forward(model, inputs)
+        attached = attach_processors(model)
+        shown = model.attn_processors
+        assert sum(isinstance(p, SHDAttnProcessor) for p in shown.values()) == 2  # attn1 of two blocks
+        assert all(isinstance(shown[k], type(p)) for k, p in own.items())
+        assert torch.equal(zoo.forward(model, inputs), plain)
+        assert list(attached.captures) == ["transformer_blocks.0.attn1", "transformer_blocks.1.attn1"]
+        attached.detach()
+    assert model.attn_processors == own
+    with attach_processors(model) as captures, pytest.raises(RuntimeError, match="boom"):
+        raise RuntimeError("boom")
+    assert model.attn_processors == own
+    assert len(captures) == 0
+
+
+def test_another_backend_or_none_is_refused_by_layer_and_setting():
+    model = dit(2)
+    model.transformer_blocks[1].attn1.processor._attention_backend = "flash"
+    with pytest.raises(UserError, match=r"blocks\.1\.attn1.*'flash'; use model\.set_attention_backend\('native'\)"):
+        attach_processors(model)
+    model = dit(2)
+    for block in model.transformer_blocks:
+        block.attn1.set_processor(AttnProcessor())
+    with pytest.raises(UserError, match="AttnProcessor2_0 instead"), capture(model):
+        pass
+
+
+def test_a_layer_that_ran_another_way_is_named():
+    """Its code reaches the function, but this time it did not."""
+    model = dit(2)
+    attention = model.transformer_blocks[1].attn1
+    processor = type("Fancy", (type(attention.processor),), {"__call__": lambda self, attn, x, *a, **k: x})()
+    with capture(model):
+        attention.processor = processor
+        with pytest.raises(UserError, match=r"blocks\.1\.attn1: ran without calling"):
+            run(model)
+
+
+def test_captures_inside_captures_and_failures_leave_no_trace():
+    model = dit(2)
+    types = [type(m) for m in model.modules()]
+    with torch.no_grad(), capture(model) as outer:
+        with capture(model, [0]) as inner:
+            run(model)
+        assert (len(outer), len(inner)) == (3, 1)
+        assert outer["transformer_blocks.0.attn1"].key is inner["transformer_blocks.0.attn1"].key
+        with pytest.raises(RuntimeError):  # the wrong number of channels: the forward fails
+            model(torch.randn(1, 3, 8, 8), timestep=torch.tensor([1]), class_labels=torch.tensor([1]))
+        assert len(outer) == 0
+        run(model)
+        assert len(outer) == 3
+    assert [type(m) for m in model.modules()] == types
+    assert not any("_dit_shd" in key for m in model.modules() for key in vars(m))
+    assert not model._forward_hooks
+    assert not model._forward_pre_hooks
+
+
+def test_unequal_depths_and_families_map_as_long_as_tokens_agree():
+    teacher, student = dit(4, layers=3), zoo.build("PixArtTransformer2DModel")
+    inputs = zoo.draw("PixArtTransformer2DModel")
+    with capture(teacher) as t, capture(student) as s:
+        run(teacher)
+        zoo.forward(student, inputs)
+    assert SHD(layers="proportional")(t, s) > 0
+    pairs = {"transformer_blocks.0.attn1": "transformer_blocks.2.attn1"}
+    assert SHD(layers=pairs)(t, s) > 0
+    other = zoo.build("SD3Transformer2DModel")
+    with capture(other) as o:
+        zoo.forward(other, zoo.draw("SD3Transformer2DModel"))
+    with pytest.raises(UserError, match="16 query and 22 key tokens"):
+        SHD(layers="proportional")(t, o)
+    with pytest.raises(UserError, match="student's captures are empty"):
+        SHD()(t, {})
+
+
+def test_two_processes_under_accelerate_equal_one(tmp_path, root):
+    """DDP by torchrun on gloo, three steps of half batches each; the world size is asserted inside."""
+    script = tmp_path / "train.py"
+    script.write_text(
+        """
+import sys, torch
+sys.path[:0] = [sys.argv[1] + "/tests/attention/recording", sys.argv[1] + "/tests"]
+from accelerate import Accelerator
+from test_attach import dit
+from dit_shd import SHD
+from dit_shd import capture
+
+accelerator = Accelerator(cpu=True)
+rank, world = accelerator.process_index, accelerator.num_processes
+assert world == int(sys.argv[2])
+teacher, student = dit(4), dit(2)
+optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+student, optimizer = accelerator.prepare(student, optimizer)
+for i in range(3):
+    r = torch.Generator().manual_seed(i)
+    x, t, y = torch.randn(4, 4, 8, 8, generator=r), torch.arange(4) * 200, torch.arange(4)
+    mine = slice(rank * 4 // world, (rank + 1) * 4 // world)
+    batch = dict(timestep=t[mine], class_labels=y[mine])
+    with capture(teacher) as tc, capture(student) as sc:
+        with torch.no_grad():
+            teacher(x[mine], **batch)
+        out = student(x[mine], **batch).sample
+    accelerator.backward(SHD()(tc, sc) + out.square().mean())
+    optimizer.step()
+    optimizer.zero_grad()
+if rank == 0:
+    torch.save(accelerator.unwrap_model(student).state_dict(), sys.argv[3])
+accelerator.end_training()
+"""
+    )
+    found = []
+    for world in (1, 2):
+        out = tmp_path / f"{world}.pt"
+        torchrun(script, world, root, root, world, out)
+        found.append(torch.load(out, weights_only=True))
+    for name, tensor in found[0].items():
+        torch.testing.assert_close(found[1][name], tensor, rtol=1e-4, atol=1e-6, msg=name)

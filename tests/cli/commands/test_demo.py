@@ -1,0 +1,169 @@
+"""The demo from end to end, very small: real child processes, real files, a real page."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dit_shd.cli.child_processes import Job, run_jobs
+from dit_shd.cli.commands.demo import _sample, demo
+from dit_shd.cli.commands.demo import finished as finished_demo
+from dit_shd.cli.demo_folder import STUDENTS, TEACHER, DemoConfig, student_config
+from dit_shd.core.config import make
+from dit_shd.core.errors import UserError
+from dit_shd.core.yaml_files import read_yaml
+from dit_shd.profiling.latency import Cost
+from dit_shd.reports import demo_page
+from dit_shd.reports.demo_page import Scores
+from dit_shd.reports.tables import Row, figures_table, table_html
+
+pytest.importorskip("mlxtend")
+pytest.importorskip("matplotlib")
+
+PICTURES = 6  # three grids, losses, attention, alpha
+LAYERS = 6
+
+
+def settings(out: Path, **values) -> DemoConfig:
+    return make(DemoConfig, {"out": out, "steps": 3, "images": 20, "sampling_steps": 3, **values})
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, Scores]:
+    """The folder and the scores of one small demo."""
+    out = tmp_path_factory.mktemp("demo") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo_page, "LOOKED_AT", 16)
+        return out, demo(settings(out))
+
+
+def test_three_models_have_finite_figures_and_costs(finished):
+    _, scores = finished
+    assert [row.name for row in scores.rows] == ["teacher", "student, output only", "student, output + SHD"]
+    for row in scores.rows:
+        assert {"FD(digits)", "IS(digits)", "precision", "recall"} <= row.figures.keys()
+        assert all(math.isfinite(v) for v in row.figures.values())
+        assert row.cost.latency_ms > 0
+    teacher, *students = scores.rows
+    assert teacher.cost.heads == 4
+    assert all(s.cost.heads == 2 for s in students)
+    assert all(s.cost.parameters < teacher.cost.parameters / 3 for s in students)
+    assert all(s.cost.flops < teacher.cost.flops / 3 for s in students)
+    assert scores.real["FD(digits)"] < min(row.figures["FD(digits)"] for row in scores.rows)
+
+
+def test_the_page_holds_everything_and_asks_nobody(finished):
+    out, scores = finished
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert page.count('<img src="data:image/png;base64,') == PICTURES
+    words = re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", "", page)
+    assert "http" not in words
+    assert "<script" not in words
+    assert not re.search(r'(src|href|srcset)="(?!")', words), "something is loaded from elsewhere"
+    assert "FD(digits)" in words
+    for row in scores.rows:
+        assert f"<td>{row.name}</td>" in words
+
+
+def test_every_layer_has_its_alphas(finished, monkeypatch):
+    out, scores = finished
+    monkeypatch.setattr(demo_page, "LOOKED_AT", 16)
+    layers = demo_page.layer_statistics(finished_demo(settings(out), scores))
+    assert len(layers) == len({layer.layer for layer in layers}) == LAYERS
+    for layer in layers:
+        assert layer.alpha.shape == (len(layer.t), 2)
+        assert np.all((layer.alpha >= 0) & (layer.alpha <= 1))
+        assert 0 <= layer.clamped <= 1
+        assert 0 < layer.residual < 1
+        assert all(v > 0 for v in layer.divergence.values())
+
+
+def test_the_two_students_differ_by_the_loss_alone(finished):
+    out, _ = finished
+    output, shd = (read_yaml(out / name / "config.yaml") for name in STUDENTS)
+    assert [p["name"] for p in output.pop("losses")] == ["output"]
+    assert [p["name"] for p in shd.pop("losses")] == ["output", "shd"]
+    assert output.pop("run") != shd.pop("run")
+    assert output == shd
+
+
+def test_again_reuses_everything(finished, capsys):
+    out, scores = finished
+    files = [*(out / n / "metrics.jsonl" for n in STUDENTS), *out.glob("samples/*.npz"), out / "report.html"]
+    before = [f.stat().st_mtime_ns for f in files]
+    again = demo(settings(out))
+    assert [f.stat().st_mtime_ns for f in files] == before
+    assert again == scores
+    assert capsys.readouterr().out.count("done before, reused") == 3
+
+
+def test_a_missing_sample_file_alone_is_made_again(finished):
+    out, _ = finished
+    file = out / "samples" / "shd.npz"
+    with np.load(file) as old:
+        images = old["arr_0"]
+    kept = (out / "samples" / "teacher.npz").stat().st_mtime_ns
+    file.unlink()
+    assert _sample(settings(out), trained=set()), "something was to be done"
+    with np.load(file) as new:
+        np.testing.assert_array_equal(new["arr_0"], images)
+    assert (out / "samples" / "teacher.npz").stat().st_mtime_ns == kept
+
+
+def test_other_settings_are_refused_and_named(finished):
+    out, _ = finished
+    with pytest.raises(UserError, match=r"steps: 3 there, 4 here.*fresh=true") as caught:
+        demo(settings(out, steps=4))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "letter.txt").write_text("mine")
+    for fresh in (False, True):
+        with pytest.raises(UserError, match="not a demo's folder"):
+            demo(settings(tmp_path, fresh=fresh))
+    assert [f.name for f in tmp_path.iterdir()] == ["letter.txt"]
+
+
+@pytest.mark.parametrize(("key", "value"), [("steps", 0), ("images", 9), ("sampling_steps", 1001)])
+def test_impossible_counts_are_refused(tmp_path, key, value):
+    with pytest.raises(UserError, match=rf"demo\.{key}: wanted .* found {value}"):
+        demo(settings(tmp_path / "out", **{key: value}))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_failing_child_is_shown(tmp_path, capsys):
+    log = tmp_path / "train.log"
+    job = Job("lost", ["no-such-command"], log, 1, "step", lambda: 0)
+    with pytest.raises(UserError, match=r"lost: failed with exit code 2 .*no-such-command.*train\.log"):
+        run_jobs([job], "training")
+    assert "no-such-command" in capsys.readouterr().err
+
+
+def test_configs_are_found_and_name_the_shipped_teacher():
+    for name in STUDENTS:
+        assert read_yaml(student_config(name))["teacher"] == TEACHER
+
+
+def test_best_student_is_bold_and_text_is_escaped():
+    cost = Cost(2, 10, 20, 0.5)
+    rows = [
+        Row("teacher", cost, {"FD(x)": 1.0, "IS(x)": 9.0}),
+        Row("<b>one</b>", cost, {"FD(x)": 3.0, "IS(x)": 5.0}),
+        Row("two", cost, {"FD(x)": 2.0, "IS(x)": 5.0}),
+    ]
+    headings, cells, best = figures_table(rows)
+    text = table_html(headings, cells, best)
+    assert best[-2:] == [2, -1], "lower FD wins, a tie has no winner"
+    assert "<td><b>2.00</b></td>" in text
+    assert "&lt;b&gt;one&lt;/b&gt;" in text
+
+
+def test_scores_survive_their_file(finished):
+    out, scores = finished
+    known = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    assert [row["name"] for row in known["rows"]] == [row.name for row in scores.rows]
+    assert known["reference_count"] == 4500

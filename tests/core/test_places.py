@@ -1,0 +1,332 @@
+"""Names of places: here, with `~`, on the hub; and what is said where nothing is."""
+
+import http.server
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import yaml
+from huggingface_hub import constants
+from PIL import Image
+from small_families import build, same
+
+from dit_shd.cli.program import main
+from dit_shd.core.config import cast, checked, make
+from dit_shd.core.errors import UserError
+from dit_shd.core.places import Asset, HubName, Place, expanded, find, is_here
+from dit_shd.core.yaml_files import read_yaml
+from dit_shd.data.autoencoder import read_autoencoder
+from dit_shd.data.datasets.latents import Latents
+from dit_shd.data.datasets.npz import Npz
+from dit_shd.data.encoding import EncodeConfig, encode_to_shards
+from dit_shd.data.latent_shards import read_index
+from dit_shd.data.open_images import open_images
+from dit_shd.data.sources.detect import open_source
+from dit_shd.diffusion.sample_config import SampleConfig
+from dit_shd.models import loading, provenance
+from dit_shd.training.config import TrainConfig
+
+COMMIT = "0123456789abcdef" * 2 + "01234567"
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder to be in, with some names to mistake."""
+    for name in ("runs/shd_s2", "runs/teacher", ".hidden", "weights"):
+        (tmp_path / "here" / name).mkdir(parents=True)
+    (tmp_path / "here" / "weights" / "mdt_xl2.pt").touch()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("runs/shd_s3", "in 'runs' there is shd_s2"),
+        ("runs/nope", "in 'runs' there is shd_s2, teacher\\)"),
+        ("weights/x/y.pt", "there is no 'x' in 'weights', in 'weights' there is mdt_xl2.pt"),
+        ("weights/mdt_xl2.pt/y", "'weights/mdt_xl2.pt' is no folder"),
+        ("nope", "here there is runs, weights"),
+        ("", "wanted a run folder"),
+        ("OWNER/NAME", "is named hub:OWNER/NAME"),
+        ("facebook/DiT-XL-2-256", "there is no 'facebook' here, .* is named hub:facebook/DiT-XL-2-256"),
+        ("hub:one", "wanted hub:OWNER/NAME or hub:OWNER/NAME@REVISION, found 'hub:one'"),
+        ("hub:a/b/c", "wanted hub:OWNER/NAME or"),
+        ("hub:a/b@", "wanted hub:OWNER/NAME or"),
+        ("hub:../b", "wanted hub:OWNER/NAME or"),
+        ("x" * 5000, "found nothing at"),
+        ("a\0b", "found nothing at"),
+    ],
+)  # fmt: skip
+def test_what_is_not_here_is_said_with_what_is(here, text, told):
+    with pytest.raises(UserError, match=told) as error:
+        find(text, "model")
+    assert "\n" not in str(error.value)
+    assert not is_here(text, "model")
+
+
+def test_what_is_here_and_what_is_named_elsewhere(here, monkeypatch):
+    assert find("runs/teacher", "model") == Path("runs/teacher")
+    assert find("asset:digits_teacher", "model") == Asset("digits_teacher")
+    assert find("hub:a/b", "model") == HubName("a/b")
+    assert find("hub:a/b@v1/x", "autoencoder") == HubName("a/b", "v1/x")
+    assert find("hub:mnist", "images") == HubName("mnist", kind="dataset")
+    (here / "hub:a").mkdir()
+    assert find("./hub:a", "model") == Path("hub:a")
+    assert is_here("asset:digits_teacher", "model") and not is_here("hub:a/b", "model")
+
+
+LEFT_OUT = {"torch", "diffusers", "huggingface_hub", "datasets", "numpy"}
+PROGRAM = f"""
+import sys, socket
+sys.addaudithook(lambda event, _: event.startswith('socket.') and sys.exit('asked the network'))
+from dit_shd.cli.program import main
+code = main(sys.argv[1:])
+assert not {LEFT_OUT} & sys.modules.keys(), 'imported'
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "what"),
+    [
+        ("sample runs/nope", "RUN"),
+        ("inspect OWNER/NAME", "MODEL"),
+        ("convert weights/x.pt out", "FILE"),
+        ("encode images=nope out=l", "images"),
+        ("encode images=runs vae=nope out=l", "vae"),
+        ("train c.yaml teacher=runs/nope", "teacher"),
+    ],
+)  # fmt: skip
+def test_it_is_said_before_anything_heavy_is_imported_and_nothing_is_written(here, root, command, what):
+    (here / "c.yaml").write_text("run: out\n")
+    before = sorted(here.rglob("*"))
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *command.split()],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"dit-shd {command.split()[0]}: {what}: wanted a")
+    assert sorted(here.rglob("*")) == before
+
+
+def test_python_says_the_same(here):
+    for ask in (loading.load, read_autoencoder, open_source):
+        with pytest.raises(UserError, match=r"found nothing at 'OWNER/NAME' .* is named hub:OWNER/NAME"):
+            ask("OWNER/NAME")
+    assert provenance.provenance("OWNER/NAME").license == "unknown"
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of the hub as its client asks for: what a repository holds, and its files."""
+
+    files: ClassVar[dict[str, bytes]] = {}
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self):
+        self.asked.append(self.path)
+        place, _, _ = self.path.partition("?")
+        siblings = [{"rfilename": name} for name in self.files]
+        if place.startswith("/api/models/somebody/dit/tree/"):
+            rows = [{"type": "file", "path": k, "size": len(v), "oid": f"{len(k)}"} for k, v in self.files.items()]
+            self.answer(json.dumps(rows).encode())
+        elif place in ("/api/models/somebody/dit", "/api/models/somebody/dit/revision/main"):
+            self.answer(json.dumps({"id": "somebody/dit", "sha": COMMIT, "siblings": siblings}).encode())
+        elif place.startswith("/somebody/dit/resolve/") and place.split("/", 5)[-1] in self.files:
+            name = place.split("/", 5)[-1]
+            self.answer(self.files[name], ETag=f'"{len(name)}"', **{"X-Repo-Commit": COMMIT})
+        else:
+            code = "RevisionNotFound" if place.startswith("/api/models/somebody/dit/") else "RepoNotFound"
+            self.answer(b"", 404, **{"X-Error-Code": code})
+
+    do_HEAD = do_GET
+
+    def answer(self, body, status=200, **headers):
+        self.send_response(status)
+        for key, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub on this machine; its files are to be filled in."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(
+        constants,
+        "HUGGINGFACE_CO_URL_TEMPLATE",
+        constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, address),
+    )
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(Hub, "files", {})
+    monkeypatch.setattr(Hub, "asked", [])
+    yield Hub
+    server.shutdown()
+    server.server_close()
+
+
+def contents(folder):
+    return {f.relative_to(folder).as_posix(): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+def test_a_model_is_fetched_from_the_hub_and_only_what_is_needed_of_it(hub, tmp_path, monkeypatch):
+    build("dit").save_pretrained(tmp_path / "m" / "transformer")
+    build("dit", 1).save_pretrained(tmp_path / "m" / "transformer", variant="fp16")
+    (tmp_path / "m" / "README.md").write_text("---\nlicense: mit\n---\n")
+    (tmp_path / "m" / "samples.npz").write_bytes(b"much else")
+    hub.files = contents(tmp_path / "m")
+    assert same(loading.load("hub:somebody/dit").to_public(), build("dit").to_public())
+    fetched = {path.split("/", 5)[-1] for path in hub.asked if "/resolve/" in path}
+    assert fetched == {"transformer/config.json", "transformer/diffusion_pytorch_model.safetensors", "README.md"}
+    assert provenance.provenance("hub:somebody/dit").license == "mit"
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # what is in the cache needs no network
+    assert same(loading.load("hub:somebody/dit").to_public(), build("dit").to_public())
+
+
+def test_what_the_hub_has_not_is_said(hub):
+    hub.files = {"model.gguf": b""}
+    with pytest.raises(UserError, match=r"hub:somebody/dit: wanted a repository with config\.json or transformer/"):
+        loading.load("hub:somebody/dit")
+    with pytest.raises(UserError, match="hub:somebody/dit@v9: on the hub it has no revision 'v9'"):
+        loading.load("hub:somebody/dit@v9")
+    with pytest.raises(UserError, match="vae: hub:nobody/x: there is no such model on the hub, or it needs a login"):
+        read_autoencoder("hub:nobody/x")
+
+
+def test_a_hub_that_does_not_answer_is_given_up(monkeypatch, capsys):
+    """As behind a firewall: the connection is taken, and nothing ever comes."""
+    import socket
+
+    from dit_shd.core import places
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(places, "ANSWER_SECONDS", 60.0)
+        monkeypatch.setattr(places, "IN_ALL_SECONDS", 0.3)
+        assert main(["sample", "hub:somebody/silent"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(
+        "hub:somebody/silent: the Hugging Face hub cannot be reached, and it is not in the local cache"
+    )
+
+
+def test_offline_is_said(monkeypatch, tmp_path):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="HF_HUB_OFFLINE forbids"):
+        loading.load("hub:somebody/nothing")
+    with pytest.raises(UserError, match="vae: hub:somebody/nothing: HF_HUB_OFFLINE forbids"):
+        read_autoencoder("hub:somebody/nothing")
+    with pytest.raises(UserError, match="images: hub:nothing: HF_HUB_OFFLINE forbids"):
+        open_source("hub:nothing")
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A home folder, and another folder to be in; nothing called ~ may appear there."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    yield tmp_path / "home"
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_home_folders_from_the_command_line(home, values, root, capsys):
+    """Every command, every kind of option; a resumed run finds its own folder again."""
+    np.savez(home / "set.npz", np.zeros((30, 28, 28, 1), np.uint8) + np.arange(30, dtype=np.uint8)[:, None, None, None])
+    shutil.copytree(values["teacher"], home / "teacher")
+    shutil.copy(values["data"]["path"], home / "data.npz")
+    told = {**values, "run": "~/run", "teacher": "~/teacher", "data": {"name": "npz", "path": "~/data.npz"}, "steps": 1}
+    (home / "c.yaml").write_text(
+        yaml.safe_dump({"check_teacher": "no", **told} if hasattr(TrainConfig, "check_teacher") else told)
+    )
+    for command in (
+        "train ~/c.yaml",
+        "sample ~/run count=2 steps=2 out=~/s.npz",
+        "convert ~/run ~/model",
+        "inspect ~/teacher samples=4 out=~/inspected",
+        "evaluate ~/set.npz reference=~/set.npz features=digits metrics=[frechet] out=~/a.json",
+        "evaluate ~/set.npz reference=~/set.npz features=digits metrics=[frechet] out=~/b.json",
+        "statistics ~/set.npz out=~/statistics.npz features=digits",
+        "compare ~/a.json ~/b.json out=~/compared.html cost=false",
+        "encode images=~/set.npz out=~/latents vae=null size=8",
+    ):
+        assert main(command.split()) == 0, (command, capsys.readouterr().err)
+    made = {"run", "s.npz", "model", "inspected", "a.json", "b.json", "statistics.npz", "compared.html", "latents"}
+    assert made <= {path.name for path in home.iterdir()}
+    saved = read_yaml("~/run/config.yaml")
+    assert (saved["run"], saved["teacher"]) == (str(home / "run"), str(home / "teacher"))
+    assert saved["data"]["path"] == str(home / "data.npz")
+
+
+def test_home_folders_from_python(home, values):
+    """Paths and texts, in configs filled by hand and by `make`, in lists, and as plain arguments."""
+    for path in ("~/x", Path("~/x")):
+        assert cast(Path, path, "x") == home / "x"
+        assert cast(Place, path, "x") == str(home / "x")
+        assert cast(Place | list[Place], [path], "x") == [str(home / "x")]
+        assert expanded(path) == str(home / "x")
+    config = checked(TrainConfig(run=Path("~/run"), teacher="~/t"))
+    assert (config.run, config.teacher) == (home / "run", str(home / "t"))
+    assert make(SampleConfig, {"run": Path("~/run")}).run == str(home / "run")
+    shutil.copy(values["data"]["path"], home / "data.npz")
+    encode_to_shards(EncodeConfig(images="~/data.npz", out=Path("~/l"), vae=None, size=8))
+    assert len(Latents(Path("~/l"))) == len(Npz(Path("~/data.npz"))) == len(open_images("~/data.npz", "x").labels)
+    build("mdt").save_pretrained(home / "m")
+    assert same(loading.load("~/m").to_public(), build("mdt").to_public())
+    assert provenance.provenance("~/m").learned_from
+
+
+def test_homes_of_nobody_and_names_that_begin_like_one(home):
+    for ask in (lambda x: find(x, "model"), lambda x: cast(Path, x, "out"), lambda x: make(SampleConfig, {"out": x})):
+        with pytest.raises(UserError, match=r"found '~nobody-here/x', and nobody here is called nobody-here"):
+            ask("~nobody-here/x")
+    assert expanded("./~") == "./~" and expanded("a/~b") == "a/~b"
+
+
+ODD = os.fsdecode(b"caf\xe9")
+"""A name in Latin-1, as an archive of another system may have left it."""
+
+
+@pytest.mark.parametrize(
+    "command", ["sample {}", "train {}", "inspect {}", "convert {} out", "evaluate {} reference=x", "compare {} b",
+                "statistics {} out=x", "encode images={} out=l", "encode images=x out={}", "sample x out={}"]
+)  # fmt: skip
+def test_names_that_are_not_utf_8_are_refused_in_a_line(home, capsys, command):
+    assert main([word.format(ODD) for word in command.split()]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "wanted text in UTF-8, found 'caf\\udce9'; rename the file" in line
+
+
+def test_folders_with_names_that_are_not_utf_8_are_read(home, capsys):
+    """Of classes and images: encoded, and evaluated with a hash of their own."""
+    for name in (ODD, "tea"):
+        (home / "set" / name).mkdir(parents=True)
+        for i in range(2):
+            Image.fromarray(np.full((8, 8), 40 * i, np.uint8)).save(home / "set" / name / f"{name}{i}.png")
+    assert main(["encode", "images=~/set", "out=~/l", "vae=null", "size=8"]) == 0
+    assert read_index(home / "l").classes == (ODD, "tea")
+    first = open_images("~/set", "x").sha256()
+    (home / "set" / ODD).rename(home / "set" / "cafe")
+    assert open_images("~/set", "x").sha256() != first
+    capsys.readouterr()

@@ -1,0 +1,201 @@
+"""Signals: the step is finished and saved, the exit code says which it was, and the same command goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import yaml
+from runs import contents, torchrun_and_errors
+
+from dit_shd.cli.program import main
+from dit_shd.core import signals
+from dit_shd.core.config import make
+from dit_shd.core.signals import Stop
+from dit_shd.training.config import TrainConfig
+from dit_shd.training.trainer import Trainer
+
+
+@pytest.fixture
+def config(values, tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump({**values, "steps": 6, "checkpoint_every": 100}))
+    return file
+
+
+def send(monkeypatch, *at):
+    """Signals to this process while it works at steps (counted from 1), in order."""
+    real, calls = Trainer.accumulate, []
+
+    def accumulate(self, batches):
+        calls.append(1)
+        for step, number in at:
+            if step == len(calls):
+                os.kill(os.getpid(), number)
+        return real(self, batches)
+
+    monkeypatch.setattr(Trainer, "accumulate", accumulate)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
+def test_a_signal_finishes_the_step_saves_and_the_same_command_goes_on(config, tmp_path, monkeypatch, capfd, name):
+    number = signal.Signals[name]
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        send(patch, (3, number))
+        assert main(["train", str(config)]) == 128 + number
+    assert signal.getsignal(number) is before
+    said = capfd.readouterr().err
+    assert f"{name}: finishing this step, then saving" in said
+    assert said.splitlines()[-1] == "dit-shd train: stopped at step 3 of 6, saved; the same command goes on from there"
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000003"]
+    assert not (tmp_path / "run" / ".lock").exists()
+    assert main(["train", str(config)]) == 0
+    assert main(["train", str(config), f"run={tmp_path / 'straight'}"]) == 0
+    ours, theirs = contents(tmp_path / "run"), contents(tmp_path / "straight")
+    assert {k: v for k, v in ours.items() if "step_00000003" not in k} == theirs
+
+
+def test_a_signal_in_the_last_step_is_no_interruption(config, monkeypatch):
+    send(monkeypatch, (6, signal.SIGTERM))
+    assert main(["train", str(config)]) == 0
+
+
+def test_a_second_ctrl_c_stops_at_once(config, tmp_path, monkeypatch, capfd):
+    """Not the echo of the first one, which a launcher sends on."""
+    monkeypatch.setattr(signals, "ECHO_SECONDS", -1.0)
+    send(monkeypatch, (2, signal.SIGINT), (2, signal.SIGINT))
+    assert main(["train", str(config)]) == 130
+    assert "interrupted; the same command goes on from what is saved" in capfd.readouterr().err
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_the_echo_of_a_ctrl_c_is_not_a_second_one(config, tmp_path, monkeypatch):
+    send(monkeypatch, (2, signal.SIGINT), (2, signal.SIGINT))
+    assert main(["train", str(config)]) == 130
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000002"]
+
+
+def test_a_script_of_your_own_can_ask(values):
+    trainer = Trainer(make(TrainConfig, {**values, "checkpoint_every": 100}))
+    for step in trainer.run_steps():
+        if step.number == 1:
+            trainer.stop.ask()
+    assert trainer.folder.load()["step"] == 2
+    assert trainer.stop.due
+
+
+def test_sigterm_ends_other_commands_with_a_line(monkeypatch, capsys):
+    from dit_shd.cli.commands import demo
+
+    monkeypatch.setattr(demo, "demo", lambda config: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["demo"]) == 143
+    assert "dit-shd demo: ended by SIGTERM; the same command goes on" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_outside_of_the_main_thread_signals_are_left_alone():
+    import threading
+
+    failed = []
+
+    def work():
+        try:
+            with signals.terminable():
+                pass
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert not failed
+
+
+def test_nothing_is_due_until_somebody_asks():
+    asked = Stop()
+    assert not asked.agreed()
+    asked.ask(signal.SIGUSR1)
+    asked.ask(signal.SIGTERM)
+    assert asked.agreed()
+    assert asked.signal == signal.SIGUSR1
+
+
+def test_two_processes_stop_after_the_same_step_though_one_alone_is_told(values, tmp_path, root):
+    """By torchrun; the second process gets the signal."""
+    file, script = tmp_path / "config.yaml", tmp_path / "go.py"
+    file.write_text(yaml.safe_dump({**values, "steps": 6, "checkpoint_every": 100}))
+    script.write_text(
+        "import os, signal, sys\n"
+        "from dit_shd.cli import main\n"
+        "from dit_shd.training.trainer import Trainer\n"
+        "real, calls = Trainer.accumulate, []\n"
+        "def accumulate(self, batches):\n"
+        "    calls.append(self.accelerator.num_processes)\n"
+        "    if len(calls) == 3 and os.environ['RANK'] == '1' and sys.argv[2:] == ['signal']:\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return real(self, batches)\n"
+        "Trainer.accumulate = accumulate\n"
+        "code = main(['train', sys.argv[1]])\n"
+        "print(f'rank {os.environ[\"RANK\"]} of {calls[0]}: {len(calls)} steps, exit code {code}', flush=True)\n"
+        "os._exit(0)\n"
+    )
+
+    def go(*arguments):
+        said, errors = torchrun_and_errors(script, 2, root, file, *arguments)
+        return sorted(line for line in said.splitlines() if line.startswith("rank")), errors
+
+    said, errors = go("signal")
+    assert said == ["rank 0 of 2: 3 steps, exit code 143", "rank 1 of 2: 3 steps, exit code 143"], errors[-2000:]
+    assert "stopped at step 3 of 6" in errors
+    said, errors = go()
+    assert said == ["rank 0 of 2: 3 steps, exit code 0", "rank 1 of 2: 3 steps, exit code 0"], errors[-2000:]
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+
+
+INTERRUPTED = """
+import os, runpy, signal, sys
+
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == MODULE:
+            os.kill(os.getpid(), signal.NUMBER)
+
+sys.modules.pop("argparse", None)
+sys.meta_path.insert(0, Interrupt())
+sys.argv = [SCRIPT, *WORDS]
+if SCRIPT == "-m":
+    runpy.run_module("dit_shd", run_name="__main__")
+else:
+    runpy.run_path(SCRIPT, run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "number", "module"),
+    [
+        ("-m", ["train", "configs/digits_shd.yaml"], "SIGINT", "argparse"),
+        ("-m", ["train", "configs/digits_shd.yaml"], "SIGINT", "torch"),
+        ("-m", ["train", "configs/digits_shd.yaml"], "SIGTERM", "torch"),
+        ("-m", ["evaluate", "--help"], "SIGINT", "argparse"),
+        ("train_dit.py", ["configs/digits_shd.yaml"], "SIGINT", "argparse"),
+        ("train_dit.py", ["configs/digits_shd.yaml"], "SIGINT", "torch"),
+        ("sampling/sample_dit.py", ["dit_shd/assets/digits_teacher"], "SIGINT", "torch"),
+        ("eval/evaluate_dit.py", ["README.md"], "SIGINT", "torch"),
+    ],
+)
+def test_a_signal_while_modules_are_imported_ends_a_command_in_a_line(root, tmp_path, script, words, number, module):
+    """An exception in an import is somebody else's to catch, or ends the process from C++."""
+    words = [str(root / word) if "." in word or "/" in word else word for word in words]
+    code = INTERRUPTED.replace("MODULE", repr(module)).replace("NUMBER", number).replace("WORDS", repr(words))
+    script = script if script == "-m" else str(root / script)
+    command = [sys.executable, "-c", code.replace("SCRIPT", repr(script))]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr.strip()) == (128 + signal.Signals[number], "", "interrupted")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,487 @@
+"""Encoding images: the crop, every kind of source, posteriors, resuming after anything, processes, broken images."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from encoded import QUICK, config, contents, encode, pictures, tiny_vae, write_folder
+from PIL import Image
+from torch.nn import functional as F
+
+from dit_shd.cli.program import main
+from dit_shd.core.errors import UserError
+from dit_shd.data import encoding
+from dit_shd.data.decoder import Decoder
+from dit_shd.data.encoder import Encoder
+from dit_shd.data.encoding import encode_to_shards
+from dit_shd.data.latent_shards import open_tensors, read_index, shard_file, shard_files, write_shard
+from dit_shd.data.preprocessing import centre_crop, pixels
+from dit_shd.data.sources.base import Asked, BrokenImage, Forward
+from dit_shd.data.sources.detect import open_source
+
+LABELS = np.arange(20) // 7
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As the processes that some tests start."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Twenty images of 8 x 8 in three class folders."""
+    return write_folder(tmp_path_factory.mktemp("images") / "set", pictures(20), LABELS)
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vae")
+    tiny_vae().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def straight(images, vae, tmp_path_factory):
+    """The twenty images encoded without any trouble: shards of 8, 8 and 4."""
+    torch.set_num_threads(1)
+    return encode(images, tmp_path_factory.mktemp("straight") / "latents", vae=str(vae))
+
+
+def tensors(folder):
+    """posterior and labels of all shards together."""
+    opened = [open_tensors(file) for file in shard_files(folder)]
+    return tuple(np.concatenate([shard.get_tensor(name) for shard in opened]) for name in ("posterior", "label"))
+
+
+# The crop
+
+
+@pytest.mark.parametrize(("width", "height"), [(96, 80), (80, 96), (64, 64), (23, 17), (16, 40), (5, 9)])
+def test_the_crop_is_adms(width, height):
+    """Against torch: average pooling by two, antialiased bicubic (a = -0.5 as pillow's), the middle."""
+    torch.manual_seed(0)
+    smooth = F.interpolate(torch.rand(1, 3, 6, 6), (height, width), mode="bicubic").clamp(0, 1)
+    image = (smooth[0].permute(1, 2, 0) * 255).byte().numpy()
+    x = torch.from_numpy(image).permute(2, 0, 1)[None].float()
+    while min(x.shape[2:]) >= 32:
+        x = F.avg_pool2d(x, 2).round()
+    scale = 16 / min(x.shape[2:])
+    y_size, x_size = (round(side * scale) for side in x.shape[2:])
+    x = F.interpolate(x, (y_size, x_size), mode="bicubic", antialias=True).clamp(0, 255)
+    top, left = (y_size - 16) // 2, (x_size - 16) // 2
+    wanted = x[0, :, top : top + 16, left : left + 16].permute(1, 2, 0).numpy()
+    found = centre_crop(Image.fromarray(image), 16)
+    assert found.dtype == np.uint8
+    assert np.abs(found - wanted).max() < 2.6  # pillow rounds after each of two directions
+
+
+def test_an_image_of_the_size_is_left_alone():
+    (image,) = pictures(1)
+    np.testing.assert_array_equal(pixels(image, 8)[0], image)
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGBA", "CMYK"])
+def test_other_modes_become_rgb(mode):
+    stream = io.BytesIO()
+    Image.fromarray(pictures(1)[0]).convert(mode).save(stream, "jpeg" if mode == "CMYK" else "png")
+    assert pixels(stream.getvalue(), 8)[0].shape == (8, 8, 3)
+
+
+# Posteriors
+
+
+def test_posteriors_are_the_autoencoders(images, vae, straight):
+    """Mean and deviation as diffusers gives them, scaled so that the Decoder is the inverse."""
+    posterior, labels = tensors(straight)
+    x = torch.from_numpy(pictures(20)).permute(0, 3, 1, 2) / 127.5 - 1
+    with torch.no_grad():
+        wanted = tiny_vae().encode(x).latent_dist
+        decoded = tiny_vae().decode(wanted.mean).sample
+    mean, deviation = torch.from_numpy(posterior[:, 0]).unbind(1)
+    torch.testing.assert_close(mean, (wanted.mean - 0.25) * 0.5)
+    torch.testing.assert_close(deviation, wanted.std * 0.5)
+    assert float(deviation.min()) > 0
+    torch.testing.assert_close(Decoder.load(str(vae), 2, torch.device("cpu"))(mean), decoded)
+    np.testing.assert_array_equal(labels, LABELS)
+    told = read_index(straight)
+    assert told.classes == ("class0", "class1", "class2")
+    assert (told.shape, len(told), told.dtype) == ((2, 4, 4), 20, "F32")
+    assert told.about["vae"] == str(vae)
+    assert told.about["vae_sha256"] == Encoder.load(str(vae), "no", torch.device("cpu")).digest
+
+
+def test_a_flip_is_the_mirrored_image_encoded(vae, straight, tmp_path):
+    mirrored = write_folder(tmp_path / "mirrored", pictures(20)[:, :, ::-1], LABELS)
+    posterior, _ = tensors(encode(mirrored, tmp_path / "m", vae=str(vae)))
+    wanted, _ = tensors(straight)
+    np.testing.assert_array_equal(posterior[:, 0], wanted[:, 1])
+    np.testing.assert_array_equal(posterior[:, 1], wanted[:, 0])
+    assert np.abs(wanted[:, 1] - wanted[:, 0, ..., ::-1]).max() > 0.01, "and not the mirrored latent"
+
+
+def test_without_an_autoencoder_pixels_are_the_latents(images, tmp_path):
+    posterior, _ = tensors(encode(images, tmp_path / "l", flips=False))
+    x = pictures(20).transpose(0, 3, 1, 2) / np.float32(127.5) - 1
+    assert posterior.shape == (20, 1, 1, 3, 8, 8)
+    np.testing.assert_array_equal(posterior[:, 0, 0], x)
+
+
+def test_half_precision_on_disk(images, vae, straight, tmp_path):
+    posterior, _ = tensors(encode(images, tmp_path / "l", vae=str(vae), dtype="float16"))
+    assert posterior.dtype == np.float16
+    np.testing.assert_array_equal(posterior, tensors(straight)[0].astype(np.float16))
+    bf16, _ = tensors(encode(images, tmp_path / "b", vae=str(vae), precision="bf16"))
+    np.testing.assert_allclose(bf16, tensors(straight)[0], atol=0.05)
+
+
+# Sources
+
+
+@pytest.mark.parametrize("kind", ["npz", "parquet", "parquet folder", "saved", "saved as tensors", "saved splits"])
+def test_every_source_gives_the_same(images, tmp_path, kind):
+    labels, names = LABELS.tolist(), ["class0", "class1", "class2"]
+    if kind == "npz":
+        source, names = tmp_path / "set.npz", ["0", "1", "2"]
+        np.savez(source, pictures(20), LABELS)
+    else:
+        datasets = pytest.importorskip("datasets")
+        encoded = [file.read_bytes() for file in sorted(images.glob("*/*.png"))]
+        table = {"image": [{"bytes": data, "path": None} for data in encoded], "label": labels}
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+        data = datasets.Dataset.from_dict(table, features=features)
+        source = tmp_path / "set"
+        if kind == "parquet":
+            source = tmp_path / "set.parquet"
+            data.to_parquet(source, batch_size=6)
+        elif kind == "parquet folder":
+            (source / "data").mkdir(parents=True)
+            data.select(range(9)).to_parquet(source / "data" / "train-00000-of-00002.parquet", batch_size=4)
+            data.select(range(9, 20)).to_parquet(source / "data" / "train-00001-of-00002.parquet", batch_size=4)
+            data.select(range(3)).to_parquet(source / "data" / "test-00000-of-00001.parquet")
+        elif kind.startswith("saved") and kind != "saved splits":
+            (data.with_format("torch") if kind == "saved as tensors" else data).save_to_disk(source)
+        else:
+            datasets.DatasetDict({"train": data, "test": data.select(range(3))}).save_to_disk(source)
+    for name, wanted in zip(("posterior", "labels"), tensors(encode(images, tmp_path / "folder"))):
+        found = dict(zip(("posterior", "labels"), tensors(encode(source, tmp_path / "l"))))[name]
+        np.testing.assert_array_equal(found, wanted)
+    assert list(read_index(tmp_path / "l").classes) == names
+
+
+def test_columns_by_name_and_labels_as_text(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    stream = io.BytesIO()
+    Image.fromarray(pictures(1)[0]).save(stream, "png")
+    animals = ["dog", "cat", "dog"]
+    parquet.write_table(pa.table({"photo": [stream.getvalue()] * 3, "animal": animals}), tmp_path / "a.parquet")
+    source = open_source(str(tmp_path / "a.parquet"), Asked(image_column="photo", label_column="animal"))
+    assert source.classes == ("cat", "dog")
+    assert source.labels.tolist() == [1, 0, 1]
+    unlabelled = open_source(str(tmp_path / "a.parquet"), Asked(image_column="photo"))
+    assert (unlabelled.classes, unlabelled.labels.tolist()) == (("all",), [0, 0, 0])
+    assert any("no labels" in note for note in unlabelled.notes)
+    with pytest.raises(UserError, match=r"image_column: .* has no column image or img .* say image_column=NAME"):
+        open_source(str(tmp_path / "a.parquet"))
+
+
+def test_class_folders_that_are_numbers_are_in_their_order(tmp_path):
+    for name in ("0", "2", "10"):
+        write_folder(tmp_path / name, pictures(1), np.zeros(1, int))
+    (tmp_path / "10" / "notes.txt").write_text("x")
+    (tmp_path / ".hidden").mkdir()
+    source = open_source(str(tmp_path))
+    assert source.classes == ("0", "2", "10")
+    assert {source.name(i).split("/")[0]: int(label) for i, label in enumerate(source.labels)} == {
+        "0": 0, "10": 2, "2": 1,
+    }  # fmt: skip
+    assert any("1 files" in note and ".txt" in note for note in source.notes)
+
+
+def test_reading_forward_is_reading_by_number():
+    begun = []
+
+    def read(first):
+        begun.append(first)
+        return iter(range(first, 100))
+
+    rows = Forward(lambda number: number // 10 * 10, read)
+    r = np.random.default_rng(0)
+    for number in [*range(20), 25, 29, 21, *r.integers(0, 100, 50).tolist()]:
+        assert rows[number] == number
+    assert begun[:2] == [0, 20], "in order nothing is read twice"
+
+
+# Broken images
+
+
+def broken_folder(root):
+    """Three sound images, and one of every kind of trouble; reasons by name."""
+    write_folder(root, pictures(3), np.zeros(3, int))
+    folder = root / "class0"
+    sound = (folder / "0000.png").read_bytes()
+    (folder / "cut.png").write_bytes(sound[: len(sound) // 2])
+    (folder / "text.jpg").write_text("no image")
+    (folder / "empty.webp").write_bytes(b"")
+    Image.new("1", (30000, 30000)).save(folder / "bomb.png")  # 110 kB
+    Image.new("1", (1, 300_000)).save(folder / "needle.png")  # small, until it is scaled
+    Image.fromarray(np.full((8, 8), 40000, np.uint16)).save(folder / "deep.png")
+    (root.parent / "outside.png").write_bytes(sound)
+    (folder / "link.png").symlink_to(root.parent / "outside.png")
+    (folder / "circle.png").symlink_to(folder / "circle.png")
+    os.mkfifo(folder / "pipe.png")
+    (folder / "script.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n")
+    return {
+        "cut.png": "truncated", "text.jpg": "none of PNG", "empty.webp": "none of PNG",
+        "bomb.png": "900000000 pixels", "needle.png": "256 x 76800000 pixels", "deep.png": "mode I;16",
+        "link.png": "leads out of the folder", "circle.png": "no regular file", "pipe.png": "no regular file",
+        "script.png": "none of PNG",
+    }  # fmt: skip
+
+
+def test_broken_images_are_counted_listed_and_skipped(tmp_path, caplog):
+    reasons = broken_folder(tmp_path / "set")
+    out = encode(tmp_path / "set", tmp_path / "l", size=256, flips=False)
+    posterior, labels = tensors(out)
+    assert len(posterior) == len(labels) == 3
+    lines = map(json.loads, (out / "skipped.jsonl").read_text().splitlines())
+    listed = {line["image"].removeprefix("class0/"): line["reason"] for line in lines}
+    assert listed.keys() == reasons.keys()
+    for name, reason in reasons.items():
+        assert reason in listed[name]
+        assert str(tmp_path) not in listed[name]
+    assert f"{len(reasons)} of {len(reasons) + 3} images could not be read and were skipped" in caplog.text
+    assert read_index(out).about["skipped"] == len(reasons)
+    first = contents(out)
+    assert contents(encode(tmp_path / "set", tmp_path / "again", size=256, flips=False)) == first
+
+
+def test_links_are_followed_on_request(tmp_path):
+    write_folder(tmp_path / "elsewhere", pictures(2), np.zeros(2, int))
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "a").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "circle").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="set/a is a link; follow_links=true follows links"):
+        open_source(str(tmp_path / "set"))
+    source = open_source(str(tmp_path / "set"), Asked(follow_links=True))
+    assert len(source) == 2
+    assert source.raw(0).is_file()
+
+
+def test_nothing_but_broken_images(tmp_path):
+    (tmp_path / "set" / "a").mkdir(parents=True)
+    (tmp_path / "set" / "a" / "x.png").write_text("x")
+    with pytest.raises(UserError, match=r"none of '.*set' could be read; a/x\.png: none of PNG"):
+        encode(tmp_path / "set", tmp_path / "l")
+    assert (tmp_path / "l" / "skipped.jsonl").exists()
+    assert not (tmp_path / "l" / "latents.json").exists()
+
+
+def test_a_failing_disk_skips_nothing(images, tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "open", fails)
+        with pytest.raises(UserError, match=r"0000\.png: Input/output error; try again"):
+            encode(images, tmp_path / "l")
+    assert not shard_files(tmp_path / "l")
+
+
+# Resuming
+
+
+def begin(values, shards, monkeypatch):
+    """Encode as far as some finished shards, then be interrupted."""
+    real, made = encoding.encode_shard, []
+
+    def dies(*arguments):
+        if len(made) == shards:
+            raise KeyboardInterrupt
+        made.append(arguments)
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encoding, "encode_shard", dies)
+        with pytest.raises(KeyboardInterrupt):
+            encode_to_shards(values)
+
+
+@pytest.mark.parametrize("damage", ["none", "half", "empty", "flipped", "short", "foreign"])
+def test_a_damaged_shard_is_told_and_made_anew(images, vae, straight, tmp_path, monkeypatch, caplog, damage):
+    values = config(images, tmp_path / "l", vae=str(vae))
+    begin(values, 2, monkeypatch)
+    shard = shard_file(tmp_path / "l", 8)
+    data = bytearray(shard.read_bytes())
+    if damage == "flipped":
+        data[-100] ^= 1
+    elif damage == "short":
+        write_shard(shard, np.zeros((3, 2, 2, 2, 4, 4), np.float32), np.zeros(3, np.int64), [])
+        data = shard.read_bytes()
+    shard.write_bytes({"half": data[: len(data) // 2], "empty": b"", "foreign": b"x" * 200}.get(damage, data))
+    made, real = [], encoding.encode_shard
+    monkeypatch.setattr(encoding, "encode_shard", lambda *given: made.append(given[1].start) or real(*given))
+    encode_to_shards(values)
+    assert made == ([16] if damage == "none" else [8, 16])
+    told = [r.getMessage() for r in caplog.records if "000000008.safetensors: a damaged shard" in r.getMessage()]
+    assert len(told) == (damage != "none")
+    assert contents(tmp_path / "l") == contents(straight)
+
+
+def test_damage_in_a_finished_set_is_found_by_the_same_command(images, vae, straight, tmp_path, caplog):
+    encode(images, tmp_path / "l", vae=str(vae))
+    shard = shard_file(tmp_path / "l", 0)
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 64
+    shard.write_bytes(data)
+    encode(images, tmp_path / "l", vae=str(vae))
+    assert "its checksum is another" in caplog.text
+    assert contents(tmp_path / "l") == contents(straight)
+
+
+KILLED = """
+import os, random, signal, sys, time
+import torch
+torch.set_num_threads(1)
+import accelerate, diffusers, PIL.Image, safetensors.numpy, tqdm
+from dit_shd.data import encoding
+from dit_shd.cli.program import main
+random.seed(0)
+kills = 0
+while True:
+    child = os.fork()
+    if not child:
+        os._exit(main(["encode", *sys.argv[1:]]))
+    end = time.monotonic() + random.uniform(0.02, 0.3) * (1 if kills < 6 else 100)
+    while not (done := os.waitpid(child, os.WNOHANG))[0] and time.monotonic() < end:
+        time.sleep(0.002)
+    if done[0]:
+        sys.exit(f"{kills} kills, exit code {os.waitstatus_to_exitcode(done[1])}")
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    kills += 1
+"""
+
+
+def run(command, root):
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_killed_again_and_again_it_ends_as_if_never(vae, tmp_path, root):
+    source = write_folder(tmp_path / "set", pictures(60), np.arange(60) // 20)
+    (source / "class1" / "0030.png").write_text("broken")
+    options = dict(vae=str(vae), shard_size=3, batch_size=1)
+    straight = encode(source, tmp_path / "straight", **options)
+    keys = [f"{key}={value}" for key, value in {**QUICK, **options, "images": source, "out": tmp_path / "l"}.items()]
+    done = run(["-c", KILLED, *keys], root)
+    kills = int(done.stderr.splitlines()[-1].split(" kills, exit code 0")[0])
+    assert kills >= 3
+    assert contents(tmp_path / "l") == contents(straight)
+
+
+def test_two_processes_encode_what_one_does(images, vae, straight, tmp_path, root):
+    command = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
+    command += ["--rdzv_endpoint", "127.0.0.1:0", "-m", "dit_shd", "encode", f"images={images}"]
+    done = run([*command, f"out={tmp_path / 'l'}", f"vae={vae}", "size=8", "batch_size=4", "shard_size=8"], root)
+    assert done.returncode == 0, done.stderr[:4000]
+    assert done.stdout.count("done: ") == 1, "one of two processes reports, so there was one world of two"
+    assert contents(tmp_path / "l") == contents(straight)
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"size": 0}, "size: wanted 1 to 8192, found 0"),
+        ({"shard_size": 0}, "shard_size: wanted 1 to"),
+        ({"images": "nowhere.npz"}, r"wanted a folder of class folders, an npz, .* found nothing at 'nowhere\.npz'"),
+        ({"images": "no/dataset"}, "found nothing at 'no/dataset' .* is named hub:no/dataset"),
+        ({"images": __file__}, "found text .* at "),
+        ({"vae": "no/such/vae"}, "vae: wanted .* found nothing at 'no/such/vae'"),
+        ({"vae": "VAE", "size": 9}, "vae: takes images of 3 channels and sizes that are multiples of 2"),
+        ({"out": __file__}, "out: wanted a folder, found a file"),
+    ],
+)
+def test_bad_requests_are_one_line_and_leave_nothing(images, vae, tmp_path, changes, message):
+    given = {"vae": str(vae)} if changes.get("vae") == "VAE" else {}
+    with pytest.raises(UserError, match=message) as error:
+        encode_to_shards(config(**{"images": images, "out": tmp_path / "l", **changes, **given}))
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "state.json").write_text("{}")
+    for name in ("datasets", "pyarrow", "pyarrow.parquet"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for source in ("a.parquet", "saved"):
+        with pytest.raises(UserError, match=r'install it by: pip install "dit_shd\[encode\]"'):
+            open_source(str(tmp_path / source))
+
+
+def test_folders_that_say_nothing(tmp_path):
+    with pytest.raises(UserError, match=r"found none \(it is empty"):
+        open_source(str(tmp_path))
+    write_folder(tmp_path, pictures(1), np.zeros(1, int))
+    (tmp_path / "loose.png").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"wanted images in class folders or without any, found both .*loose\.png"):
+        open_source(str(tmp_path))
+    (tmp_path / "two").mkdir()
+    for split in ("train", "test"):
+        (tmp_path / "two" / f"{split}-00000-of-00001.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match="has no Parquet files of 'validation', it has test, train"):
+        open_source(str(tmp_path / "two"), Asked("validation"))
+    with pytest.raises(UserError, match="not a readable Parquet file"):
+        open_source(str(tmp_path / "two"))
+
+
+def test_other_settings_and_files_of_others_are_refused(images, tmp_path):
+    encode(images, tmp_path / "l")
+    with pytest.raises(UserError, match=r"holds shards of other settings \(size\)"):
+        encode(images, tmp_path / "l", size=4)
+    changed = write_folder(tmp_path / "changed", pictures(19), LABELS[:19])
+    with pytest.raises(UserError, match=r"other settings \(images_sha256\)"):
+        encode(changed, tmp_path / "l")
+    with pytest.raises(UserError, match="was not made by encode"):
+        encode(images, changed)
+
+
+def test_a_vae_that_overflows_is_told(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(Encoder, "__call__", lambda self, x: x[:, None] * float("inf"))
+    with pytest.raises(UserError, match=r"images 0\.\.3 is not finite"):
+        encode(images, tmp_path / "l")
+
+
+def test_the_command(images, tmp_path, capsys):
+    keys = [f"images={images}", f"out={tmp_path / 'l'}", "vae=null", "size=8"]
+    assert main(["encode", *keys]) == 0
+    shown = capsys.readouterr()
+    assert "20/20 images" in shown.err and "images/s" in shown.err and "left" in shown.err
+    assert "20 images in 3 classes, latents of shape [3, 8, 8]" in shown.out
+    assert shown.out.splitlines()[-1] == f"next: dit-shd train CONFIG data='{{name: latents, path: {tmp_path / 'l'}}}'"
+    assert main(["encode", "out=x"]) == 2
+    assert "encode.images: a value is needed" in capsys.readouterr().err
+
+
+def test_cells_without_an_image():
+    from dit_shd.data.sources.parquet import image_bytes
+
+    assert image_bytes({"bytes": b"x", "path": "/etc/passwd"}) == b"x"
+    for cell in (None, b"", 3, {"bytes": None, "path": "/etc/passwd"}, {"path": "/etc/passwd"}):
+        with pytest.raises(BrokenImage, match=r"an empty cell|paths in cells are not followed"):
+            image_bytes(cell)

@@ -1,0 +1,302 @@
+"""Sampling into files: shards, resuming after anything, processes, the merged npz."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dit_shd.core.config import make
+from dit_shd.core.distributed import launched
+from dit_shd.core.errors import UserError
+from dit_shd.data.image_shards import open_shards
+from dit_shd.diffusion import generation, sampler
+from dit_shd.diffusion.generation import sample_to_file
+from dit_shd.diffusion.sample_config import SampleConfig
+from dit_shd.diffusion.sampler import of_run, sample
+from dit_shd.models.loading import load
+
+QUICK = dict(steps=6, batch_size=4, guided_channels=None)
+
+
+@pytest.fixture(scope="module")
+def model(teacher):
+    return load(teacher).eval()
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As the processes that some tests start."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def straight(teacher, tmp_path_factory):
+    """Ten images sampled without any trouble."""
+    torch.set_num_threads(1)
+    return sample_to_file(config(teacher, tmp_path_factory.mktemp("straight")))
+
+
+def config(teacher, tmp_path, **changes):
+    values = dict(run=str(teacher), count=10, out=str(tmp_path / "s.npz"), **QUICK)
+    return make(SampleConfig, {**values, **changes})
+
+
+def arrays(out):
+    with np.load(out, allow_pickle=False) as file:
+        return file["arr_0"], file["arr_1"]
+
+
+def begin(values, shards, monkeypatch):
+    """Sample as far as some finished shards, then be interrupted."""
+    real, drawn = sampler.draw, []
+
+    def dies(*arguments):
+        if len(drawn) == shards:
+            raise KeyboardInterrupt
+        drawn.append(arguments[2])
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(generation, "draw", dies)
+        with pytest.raises(KeyboardInterrupt):
+            sample_to_file(values)
+
+
+def test_files(teacher, model, tmp_path, capsys):
+    out = sample_to_file(config(teacher, tmp_path))
+    images, labels = arrays(out)
+    assert images.shape == (10, 8, 8, 1)
+    assert images.dtype == np.uint8
+    np.testing.assert_array_equal(images, sample(model, 10, **QUICK)[0])
+    assert labels.shape == (10,)
+    told = json.loads(out.with_suffix(".json").read_text())
+    assert told["rounding"] == "floor"
+    assert told["labels"] == "random"
+    assert told["steps"] == 6
+    assert "10/10 images" in (bar := capsys.readouterr().err)
+    assert "images/s" in bar and "left" in bar
+    assert Image.open(out.with_suffix(".png")).size[0] > 80
+    assert not list(tmp_path.glob("*.parts"))
+    with pytest.raises(UserError, match="is there already"):
+        sample_to_file(config(teacher, tmp_path))
+
+
+def test_interrupted_sampling_goes_on(teacher, straight, tmp_path, monkeypatch):
+    begin(config(teacher, tmp_path), 1, monkeypatch)
+    with pytest.raises(UserError, match=r"shards of other settings \(seed\)"):
+        sample_to_file(config(teacher, tmp_path, seed=3))
+    drawn, real = [], sampler.draw
+    monkeypatch.setattr(generation, "draw", lambda *arguments: drawn.append(arguments[2]) or real(*arguments))
+    out = sample_to_file(config(teacher, tmp_path))
+    assert [r.start for r in drawn] == [4, 8]
+    assert out.read_bytes() == straight.read_bytes()
+
+
+def test_finished_shards_can_be_read_while_the_sampling_goes_on(teacher, model, tmp_path, monkeypatch):
+    begin(config(teacher, tmp_path), 2, monkeypatch)
+    shards = open_shards(tmp_path / "s.npz.parts")
+    assert shards.shape == (8, 8, 8, 1)
+    assert shards.settings["rounding"] == "floor"
+    whole, plan = sample(model, 10, **QUICK)
+    read = list(shards)
+    np.testing.assert_array_equal(np.concatenate([images for images, _ in read]), whole[:8])
+    np.testing.assert_array_equal(np.concatenate([labels for _, labels in read]), plan[:8])
+
+
+@pytest.mark.parametrize("damage", ["half", "empty", "flipped", "short"])
+def test_a_damaged_shard_is_told_and_drawn_again(teacher, straight, tmp_path, monkeypatch, caplog, damage):
+    begin(config(teacher, tmp_path), 2, monkeypatch)
+    shard = tmp_path / "s.npz.parts" / "000000004.npz"
+    data = bytearray(shard.read_bytes())
+    if damage == "flipped":
+        data[data.index(b"NUMPY") + 200] ^= 1  # a pixel
+    elif damage == "short":
+        np.savez(shard, arr_0=np.zeros((3, 8, 8, 1), np.uint8), arr_1=np.zeros(3, np.int64))
+        data = shard.read_bytes()
+    shard.write_bytes({"half": data[: len(data) // 2], "empty": b""}.get(damage, data))
+    out = sample_to_file(config(teacher, tmp_path))
+    assert [r.getMessage() for r in caplog.records if "000000004.npz" in r.getMessage()]
+    assert out.read_bytes() == straight.read_bytes()
+
+
+@pytest.mark.parametrize("when", ["merge", "replacing_file", "_publish", "replace", "replaces"])
+def test_a_kill_while_merging_loses_nothing(teacher, straight, tmp_path, monkeypatch, when):
+    """Die at the entrance of each act of the end; the same command finishes without drawing anything."""
+    with monkeypatch.context() as patch:
+
+        def dies(*_):
+            raise KeyboardInterrupt
+
+        if when.startswith("replace") and when != "replacing_file":
+            moved, real = [], os.replace
+
+            def some(source, target):
+                if os.path.basename(source).startswith("merged"):
+                    moved.append(target)
+                    if len(moved) > (1 if when == "replace" else 2):
+                        raise KeyboardInterrupt
+                real(source, target)
+
+            patch.setattr(generation.os, "replace", some)
+        else:
+            patch.setattr(generation, when, dies)
+        with pytest.raises(KeyboardInterrupt):
+            sample_to_file(config(teacher, tmp_path))
+    monkeypatch.setattr(generation, "draw", lambda *_: pytest.fail("drawn again"))
+    out = sample_to_file(config(teacher, tmp_path))
+    assert out.read_bytes() == straight.read_bytes()
+    assert sorted(f.name for f in tmp_path.iterdir() if f.name.startswith("s.")) == ["s.json", "s.npz", "s.png"]
+
+
+KILLED = """
+import os, random, signal, sys, time
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+import accelerate, diffusers, tqdm
+from dit_shd.diffusion import generation
+from dit_shd.cli.program import main
+from dit_shd.data.image_shards import shard_files
+random.seed(0)
+parts, arguments = Path(sys.argv[1]), sys.argv[2:]
+kills = 0
+while True:
+    wanted = len(shard_files(parts)) + random.randint(0, 3)
+    child = os.fork()
+    if not child:
+        os._exit(main(["sample", *arguments]))
+    while len(shard_files(parts)) < wanted and not os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+        time.sleep(0.002)
+    time.sleep(random.uniform(0, 0.03))
+    os.kill(child, signal.SIGKILL)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code != -signal.SIGKILL:
+        sys.exit(f"{kills} kills, exit code {code}")
+    kills += 1
+"""
+"""Kills when 0 to 3 more shards are there, and some milliseconds: in the midst of work however fast that is."""
+
+
+def test_killed_again_and_again_it_ends_as_if_never(teacher, tmp_path, root):
+    straight = sample_to_file(config(teacher, tmp_path, count=40, batch_size=2, out=str(tmp_path / "straight.npz")))
+    keys = ["count=40", "steps=6", "batch_size=2", "guided_channels=null", f"out={tmp_path / 's.npz'}"]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "s.npz.parts"), str(teacher), *keys]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    kills = int(done.stderr.splitlines()[-1].split(" kills, exit code 0")[0])
+    assert kills >= 3
+    assert (tmp_path / "s.npz").read_bytes() == straight.read_bytes()
+    assert not (tmp_path / "s.npz.parts").exists()
+
+
+LIMITED = """
+import resource, sys
+import accelerate, diffusers, dit_shd.models  # torch 2.6 writes files of its own when it is imported
+from dit_shd.cli.program import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+sys.exit(main(["sample", *sys.argv[1:]]))
+"""
+
+
+def test_a_full_disk_is_one_line_and_finished_work_is_kept(teacher, tmp_path, root, monkeypatch):
+    """A real limit of the kernel: shards fit under it, the merged npz does not."""
+    keys = ["count=40", "steps=6", "batch_size=4", "guided_channels=null", f"out={tmp_path / 's.npz'}"]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", LIMITED, str(teacher), *keys]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert "merged.npz: cannot be written: the disk is full; what is finished is kept" in done.stderr.splitlines()[-1]
+    assert open_shards(tmp_path / "s.npz.parts").shape == (40, 8, 8, 1)
+    assert not list((tmp_path / "s.npz.parts").glob(".*.part"))
+    monkeypatch.setattr(generation, "draw", lambda *_: pytest.fail("drawn again"))
+    out = sample_to_file(config(teacher, tmp_path, count=40))
+    assert arrays(out)[0].shape == (40, 8, 8, 1)
+
+
+def test_other_batch_sizes_give_the_same_images(teacher, straight, tmp_path):
+    one, other = arrays(straight), arrays(sample_to_file(config(teacher, tmp_path, batch_size=3)))
+    assert np.abs(one[0].astype(int) - other[0]).max() <= 1
+    np.testing.assert_array_equal(one[1], other[1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "steps: wanted 1 to 1000"),
+        ({"steps": 1001}, "steps: wanted 1 to 1000"),
+        ({"count": 0}, "count: wanted 1 or more"),
+        ({"run": "nowhere"}, "wanted a run folder"),
+        ({"vae": "no/such/vae"}, "vae: wanted .* found nothing at 'no/such/vae'"),
+        ({"solver": "heun"}, r"solver: wanted ddpm \| ddim"),
+    ],
+)
+def test_bad_requests_are_one_line_and_leave_nothing(teacher, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        sample_to_file(config(teacher, tmp_path, **changes))
+    assert not list(tmp_path.iterdir())
+
+
+def test_parts_of_another_model_are_refused(teacher, tmp_path, monkeypatch):
+    """A run trained on between an interruption and its continuation must not mix two models in one file."""
+    import shutil
+
+    shutil.copytree(teacher, tmp_path / "model")
+    options = dict(run=str(tmp_path / "model"))
+    with monkeypatch.context() as patch:
+        patch.setattr(generation, "merge", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            sample_to_file(config(teacher, tmp_path, **options))
+    changed = load(teacher)
+    with torch.no_grad():
+        changed.pos_embed += 1
+    changed.save_pretrained(tmp_path / "model")
+    with pytest.raises(UserError, match=r"other settings \(model_sha256\)"):
+        sample_to_file(config(teacher, tmp_path, **options))
+
+
+def test_processes_that_are_none_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    launched(2)
+    with pytest.raises(UserError, match="the launcher started 2 processes, but accelerate works with 1"):
+        launched(1)
+
+
+def test_two_processes_sample_what_one_does(teacher, straight, tmp_path, root):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
+    command += ["--rdzv_endpoint", "127.0.0.1:0", str(root / "sampling" / "sample_dit.py"), str(teacher), "count=10"]
+    command += ["steps=6", "batch_size=4", "guided_channels=null", f"out={tmp_path / 'two.npz'}"]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[:4000]
+    assert done.stdout.count("done: ") == 1, "one of two processes reports, so there was one world of two"
+    assert straight.read_bytes() == (tmp_path / "two.npz").read_bytes()
+
+
+def test_a_run_knows_its_schedule(teacher, tmp_path):
+    shutil.copytree(teacher, tmp_path / "run" / "student")
+    (tmp_path / "run" / "config.yaml").write_text("diffusion_steps: 100\n")
+    assert of_run(make(SampleConfig, {"run": str(tmp_path / "run")})).diffusion_steps == 100
+    assert of_run(make(SampleConfig, {"run": str(teacher)})).diffusion_steps == 1000
+
+
+def test_files_of_others_are_left_alone(teacher, tmp_path):
+    (tmp_path / "s.npz.parts").mkdir()
+    (tmp_path / "s.npz.parts" / "mine.txt").write_text("x")
+    with pytest.raises(UserError, match="was not made by sample"):
+        sample_to_file(config(teacher, tmp_path))
+    assert (tmp_path / "s.npz.parts" / "mine.txt").exists()
+    (tmp_path / "t.png").write_text("a picture")
+    with pytest.raises(UserError, match=r"t\.png: is there already"):
+        sample_to_file(config(teacher, tmp_path, out=str(tmp_path / "t.npz")))
+    for out in (".", "..", "/"):
+        with pytest.raises(UserError, match=r"out: wanted|is there already"):
+            sample_to_file(config(teacher, tmp_path, out=out))

@@ -1,0 +1,240 @@
+"""Sampling: guidance, determinism, solvers, decoding. Files are in test_sample_files.py."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from dit_shd.core import rng
+from dit_shd.core.config import make
+from dit_shd.core.errors import UserError
+from dit_shd.data.decoder import Decoder
+from dit_shd.data.pixels import grid, to_uint8
+from dit_shd.diffusion.guidance import Guided, guidance_weight
+from dit_shd.diffusion.sample_config import SampleConfig
+from dit_shd.diffusion.sampler import sample
+from dit_shd.diffusion.schedule import Schedule
+from dit_shd.diffusion.solvers import denoise, noises
+from dit_shd.models.loading import load
+
+QUICK = dict(steps=6, batch_size=4, guided_channels=None)
+
+
+@pytest.fixture(scope="module")
+def model(teacher):
+    return load(teacher).eval()
+
+
+def test_power_cosine_ramps_from_one_to_the_scale():
+    config, constant = SampleConfig(guidance=3.8), SampleConfig(guidance=3.8, guidance_schedule="constant")
+    for t in (0, 250, 500, 999):
+        expected = 1 + 2.8 * (1 - np.cos(np.pi * (1 - t / 1000) ** 4)) / 2
+        assert guidance_weight(config, t) == pytest.approx(expected, rel=1e-12)
+        assert guidance_weight(constant, t) == 3.8
+
+
+def test_guidance_by_hand():
+    """Guided channels extrapolate, the others and the variance are the conditional half's."""
+
+    class Fake(torch.nn.Module):
+        config = type("C", (dict,), {"__getattr__": dict.__getitem__})(num_classes=5, in_channels=2)
+
+        def forward(self, x, t, class_labels, return_dict):
+            return (torch.cat([x, x], 1) * 0 + class_labels.view(-1, 1, 1, 1).float(),)
+
+    config = SampleConfig(guidance=3.0, guidance_schedule="constant", guided_channels=1)
+    out = Guided(Fake(), torch.tensor([1, 2]), config)(torch.zeros(2, 2, 1, 1), 9)
+    assert out[:, :, 0, 0].tolist() == [[5 + 3 * (1 - 5), 1, 1, 1], [5 + 3 * (2 - 5), 2, 2, 2]]
+    plain = Guided(Fake(), torch.tensor([1, 2]), SampleConfig(guidance=1.0))(torch.zeros(2, 2, 1, 1), 9)
+    assert plain[:, 0, 0, 0].tolist() == [1, 2]
+
+
+def test_the_unconditional_half_is_computed_only_where_guidance_weighs():
+    """A model that counts what it is given: half as much where |w - 1| is within the tolerance."""
+    given = []
+
+    class Counts(torch.nn.Module):
+        config = type("C", (dict,), {"__getattr__": dict.__getitem__})(num_classes=5, in_channels=1)
+
+        def forward(self, x, t, class_labels, return_dict):
+            given.append(len(x))
+            return (torch.cat([x, x], 1),)
+
+    config = make(SampleConfig, dict(guidance=3.8))
+    timesteps = Schedule.linear().respaced(250).timesteps
+    for t in timesteps:
+        Guided(Counts(), torch.tensor([1, 2]), config)(torch.zeros(2, 1, 1, 1), int(t))
+    within = [2.8 * (1 - np.cos(np.pi * (1 - t / 1000) ** 4)) / 2 <= 1e-3 for t in timesteps]
+    assert given == [2 if skipped else 4 for skipped in within]
+    assert 0.3 < np.mean(within) < 0.36
+    given.clear()
+    for changes in (dict(guidance=1.0, guidance_tolerance=0.0), dict(guided_channels=0)):
+        Guided(Counts(), torch.tensor([1, 2]), make(SampleConfig, changes))(torch.zeros(2, 1, 1, 1), 9)
+    assert given == [2, 2]
+
+
+def test_skipping_guidance_moves_pixels_by_less_than_a_level():
+    """The packaged teacher at the default tolerance against the full computation, before rounding to uint8."""
+    teacher = load("asset:digits_teacher").eval()
+    pixels = []
+    for tolerance in (0.0, SampleConfig.guidance_tolerance):
+        config = make(SampleConfig, dict(steps=50, guidance_tolerance=tolerance))
+        with torch.no_grad():
+            guided = Guided(teacher, torch.arange(8), config)
+            pixels.append(denoise(guided, config, range(8), (1, 28, 28), torch.device("cpu")).clamp(-1, 1))
+    apart = (pixels[1] - pixels[0]).abs() * 127.5
+    assert apart.max() > 0
+    assert (apart < 1).float().mean() >= 0.999
+
+
+def test_noise_drawn_ahead_is_the_noise_of_its_step():
+    config = SampleConfig(seed=3)
+    found = list(noises(config, [5, 9], (1, 2, 2), torch.device("cpu"), [0, 7, 6]))
+    for step, noise in zip([0, 7, 6], found):
+        for i, row in zip([5, 9], noise):
+            alone = rng.stream(3, "sample", step, i).standard_normal((1, 2, 2), dtype=np.float32)
+            np.testing.assert_array_equal(row.numpy(), alone)
+
+
+@pytest.mark.parametrize("solver", ["ddpm", "ddim", "dpm++"])
+def test_an_image_depends_on_the_seed_and_its_number_only(model, solver):
+    whole, labels = sample(model, 6, solver=solver, **QUICK)
+    first, _ = sample(model, 3, solver=solver, **{**QUICK, "batch_size": 2})
+    assert whole.shape == (6, 8, 8, 1)
+    assert whole.dtype == np.uint8
+    assert np.abs(whole[:3].astype(int) - first).max() <= 1
+    other, _ = sample(model, 6, solver=solver, seed=1, **QUICK)
+    assert (whole != other).mean() > 0.3
+    assert len({image.tobytes() for image in whole}) == 6
+    assert set(labels) <= {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("solver", "steps"), [("ddim", 250), ("ddim", 300), ("ddim", 600), ("dpm++", 100), ("ddpm", 300)]
+)
+def test_solvers_draw_a_gaussian_from_its_exact_score(solver, steps):
+    """Data N(0.2, 0.3^2): the noise the ideal network predicts is known, and so is what must come out."""
+    mean, std, schedule = 0.2, 0.3, Schedule.linear()
+
+    def predict(x, t):
+        kept = torch.from_numpy(schedule.alphas_cumprod)[t].float()
+        return (x - kept.sqrt() * mean) * (1 - kept).sqrt() / (kept * std**2 + 1 - kept)
+
+    config = make(SampleConfig, dict(solver=solver, steps=steps))
+    x = denoise(predict, config, range(40), (1, 8, 8), torch.device("cpu"))
+    assert x.mean().item() == pytest.approx(mean, abs=0.02)
+    assert x.std().item() == pytest.approx(std, rel=0.06)
+
+
+def test_labels(model):
+    assert sample(model, 5, labels="balanced", **QUICK)[1].tolist() == [0, 1, 2, 0, 1]
+    assert sample(model, 2, labels=[2, 2], **QUICK)[1].tolist() == [2, 2]
+    with pytest.raises(UserError, match="wanted 3"):
+        sample(model, 3, labels=[1], **QUICK)
+    draws = sample(model, 300, steps=1, batch_size=300)[1]
+    assert np.bincount(draws, minlength=3).min() > 70
+
+
+def test_rounding():
+    levels = torch.tensor([-1.5, -1.0, -1 + 1.6 / 127.5, 1.0, 3.0]).view(1, 1, 1, 5)
+    assert to_uint8(levels, "floor").ravel().tolist() == [0, 0, 1, 255, 255]
+    assert to_uint8(levels, "nearest").ravel().tolist() == [0, 0, 2, 255, 255]
+
+
+def test_grid_places_images_row_by_row():
+    images = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 3, 4, 1), dtype=np.uint8)
+    sheet = np.asarray(grid(images, columns=3, gap=1))
+    assert sheet.shape == (2 * 4 + 1, 3 * 5 + 1)
+    assert sheet[1, 1] == 0
+    assert sheet[5, 6] == 4
+    assert sheet[5, 11] == 255
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory):
+    """A small AutoencoderKL of our own, saved; half the size of its images, one latent channel."""
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    model = AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        latent_channels=1,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+    ).eval()
+    folder = tmp_path_factory.mktemp("vae")
+    model.save_pretrained(folder)
+    return folder, model
+
+
+def test_a_vae_decodes_one_image_at_a_time(teacher, vae):
+    folder, own = vae
+    images, _ = sample(load(teacher), 2, vae=str(folder), **QUICK)
+    assert images.shape == (2, 16, 16, 3)
+    decode = Decoder.load(str(folder), 1, torch.device("cpu"))
+    latents, given = torch.randn(3, 1, 4, 4), []
+    decode.vae.decoder.register_forward_pre_hook(lambda module, inputs: given.append(len(inputs[0])))
+    found = decode(latents)
+    assert given == [1, 1, 1]
+    with torch.no_grad():
+        torch.testing.assert_close(found, own.decode(latents / 0.18215).sample)
+    torch.testing.assert_close(decode(latents[1:2]), found[1:2], rtol=0, atol=0)
+    assert len(decode.digest) == 64
+
+
+def test_a_vae_that_does_not_fit_is_refused_before_anything_is_drawn(teacher, vae, tmp_path):
+    folder, own = vae
+    with pytest.raises(UserError, match="decodes 1 channels, the model has 4"):
+        Decoder.load(str(folder), 4, torch.device("cpu"))
+    own.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "layers_per_block": 2}))
+    with pytest.raises(UserError, match=r"vae: .*: the weights do not fit config\.json"):
+        Decoder.load(str(tmp_path), 1, torch.device("cpu"))
+    (tmp_path / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"vae: .*: wanted .*, found no weights"):
+        Decoder.load(str(tmp_path), 1, torch.device("cpu"))
+
+
+def test_sampling_in_bf16_stays_close_and_leaves_the_mode_alone(model):
+    a, b = sample(model, 3, **QUICK)[0], sample(model, 3, precision="bf16", **QUICK)[0]
+    assert 0 < np.abs(a.astype(float) - b).mean() < 8
+    model.train()
+    sample(model, 1, **QUICK)
+    assert model.training
+    model.eval()
+
+
+def test_a_model_that_is_not_finite_says_so(teacher):
+    broken = load(teacher)
+    with torch.no_grad():
+        broken.pos_embed.fill_(float("nan"))
+    with pytest.raises(UserError, match="not finite"):
+        sample(broken, 2, **QUICK)
+    with pytest.raises(UserError, match="wanted classes 0 to 2, found 7 to 7"):
+        sample(load(teacher), 1, labels=[7], **QUICK)
+
+
+@pytest.mark.slow
+def test_a_compiled_network_samples_the_same(model):
+    """Needs a C++ compiler."""
+    a, b = sample(model, 6, **QUICK)[0], sample(model, 6, compile=True, **QUICK)[0]
+    assert np.abs(a.astype(int) - b).max() <= 1
+
+
+@pytest.mark.slow
+def test_without_a_compiler_compile_is_one_line(teacher, tmp_path, root):
+    environment = {**os.environ, "CXX": "/nonexistent", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    command = [sys.executable, "-m", "dit_shd", "sample", str(teacher), "count=1", "steps=2", "compile=true"]
+    command += [f"out={tmp_path / 's.npz'}"]
+    environment["PYTHONPATH"] = str(root)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("dit-shd sample: compile=true: torch.compile failed")

@@ -1,0 +1,404 @@
+"""A student from its teacher's weights: copies, a widened model given back, best heads, runs and what is refused."""
+
+import json
+import logging
+import os
+
+import numpy as np
+import pytest
+import torch
+from conftest import STUDENT
+from runs import run, torchrun, weights
+from safetensors.torch import load_file
+
+from dit_shd.core.config import make
+from dit_shd.core.errors import UserError
+from dit_shd.core.plugins import Plugin
+from dit_shd.data.datasets import DATASETS
+from dit_shd.diffusion.schedule import Schedule
+from dit_shd.distillation.initialisation import regression
+from dit_shd.distillation.initialisation.heads import squeezed_scores, squeezed_values
+from dit_shd.distillation.initialisation.importance import most_telling
+from dit_shd.distillation.initialisation.initialise import Initialisation, initialise
+from dit_shd.distillation.initialisation.regression import Moments
+from dit_shd.distillation.losses.shd import SHD
+from dit_shd.models.families import FAMILIES
+from dit_shd.tasks.diffusion import BatchSource, predict
+from dit_shd.training.config import TrainConfig
+from dit_shd.training.trainer import Trainer, train
+
+NAMES = ("mdt", "dit")
+SIZES = {k: v for k, v in STUDENT.items() if k != "name"}
+
+
+def build(family="mdt", seed=0, **changes):
+    options = {k: v for k, v in {**SIZES, **changes}.items() if family == "mdt" or k != "decode_layer"}
+    torch.manual_seed(seed)
+    model = FAMILIES.find(family)(**options)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def batches(shapes):
+    """Lists of plain (and for MDTv2 masked) batches of one size, by family."""
+    data = DATASETS.build(Plugin("npz", {"path": str(shapes), "flip": True}))
+    source = BatchSource(data, Schedule.linear(), seed=3, batch_size=30, label_dropout=0.3, mask_ratio=0.3, tokens=16)
+    drawn = [source.draw(step, range(30)) for step in range(4)]
+    return {"mdt": [b for d in drawn for b in d.values()], "dit": [d["plain"] for d in drawn]}
+
+
+@torch.no_grad()
+def outputs(model, batches):
+    return torch.cat([predict(model, batch).flatten() for batch in batches])
+
+
+@pytest.mark.parametrize("family", NAMES)
+@pytest.mark.parametrize("heads", ["pick", "merge"])
+@pytest.mark.parametrize("calibration", [0, 1])
+def test_an_equal_student_is_a_copy_bit_for_bit(batches, family, heads, calibration):
+    teacher, student = build(family), build(family, seed=1)
+    plan = initialise(student, teacher, batches[family][:calibration], Initialisation("teacher", heads=heads))
+    assert torch.equal(outputs(student, batches[family]), outputs(teacher, batches[family]))
+    assert all(torch.equal(v, teacher.state_dict()[k]) for k, v in student.state_dict().items())
+    assert plan.channels == {}
+    assert all(source == block for block, source in plan.layers.items())
+
+
+def twice(x, dim=0):
+    return x.repeat_interleave(2, dim)
+
+
+def widened(model, family):
+    """The same function at twice the width, heads and hidden units: every channel is there twice, one after the other.
+
+    LayerNorms do not see it; maps that read a channel twice have half the weight on it.
+    """
+    config = {k: v for k, v in dict(model.config).items() if not k.startswith("_")}
+    wide = FAMILIES.find(family)(**{**config, "num_attention_heads": 2 * config["num_attention_heads"]})
+    state = {}
+
+    def by_head(x, dim=0):
+        return twice(x.unflatten(dim, (-1, config["attention_head_dim"])), dim).flatten(dim, dim + 1)
+
+    for name, tensor in model.state_dict().items():
+        kind, linear = name.rpartition(".")[2], name.rpartition(".")[0]
+        if name in ("pos_embed", "decoder_pos_embed", "mask_token", "y_embedder.embedding_table.weight"):
+            new = twice(tensor, -1)
+        elif kind == "relative_position_bias_table":
+            new = twice(tensor, 1)
+        else:
+            new = tensor
+            if linear.endswith("qkv"):
+                new = by_head(new)
+            elif linear != "final_layer.linear":
+                new = twice(new)
+            if kind == "weight" and not linear.startswith(("x_embedder", "t_embedder.mlp.0")):
+                new = (by_head(new, 1) if linear.endswith("attn.proj") else twice(new, 1)) / 2
+        state[name] = new
+    wide.load_state_dict(state)
+    return wide.eval()
+
+
+@pytest.mark.parametrize("family", NAMES)
+@pytest.mark.parametrize("heads", ["pick", "merge"])
+def test_a_widened_model_gives_back_what_it_was_made_from(batches, family, heads, monkeypatch):
+    """The law of widths: of twins one is kept, and nothing is lost. All parts, both passes."""
+    monkeypatch.setattr(regression, "RIDGE", 1e-8)
+    monkeypatch.setattr("dit_shd.distillation.initialisation.regression.RIDGE", 1e-8)
+    model = build(family)
+    wide = widened(model, family)
+    expected = outputs(model, batches[family])
+    torch.testing.assert_close(outputs(wide, batches[family]), expected, rtol=1e-4, atol=1e-4)
+    student = build(family, seed=1)
+    plan = initialise(student, wide, batches[family], Initialisation("teacher", heads=heads))
+    for space, kept in plan.channels.items():
+        assert [i // 2 for i in kept] == list(range(len(kept))), space
+    torch.testing.assert_close(outputs(student, batches[family]), expected, rtol=2e-2, atol=2e-2)
+
+
+def test_the_order_of_channels_and_hidden_units_does_not_matter(batches):
+    teacher = build(num_attention_heads=4)
+    students = [build(seed=1), build(seed=1)]
+    initialise(students[0], teacher, batches["mdt"])
+    stream, hidden = torch.randperm(16), torch.randperm(64)
+    state = teacher.state_dict()
+    for name, tensor in state.items():
+        kind, linear = name.rpartition(".")[2], name.rpartition(".")[0]
+        if name in ("pos_embed", "decoder_pos_embed", "mask_token"):
+            state[name] = tensor[..., stream]
+        elif linear.endswith(("attn.proj", "mlp.fc2", "skip_linear", "x_embedder.proj")):
+            tensor = tensor[stream]
+            if linear.endswith("fc2") and kind == "weight":
+                tensor = tensor[:, hidden]
+            if linear.endswith("skip_linear") and kind == "weight":
+                tensor = tensor[:, torch.cat([stream, stream + 16])]
+            state[name] = tensor
+        elif linear.endswith(("adaLN_modulation.1",)):
+            state[name] = tensor.unflatten(0, (-1, 16))[:, stream].flatten(0, 1)
+        elif linear.endswith(("attn.qkv", "mlp.fc1", "final_layer.linear")):
+            tensor = tensor[hidden] if linear.endswith("fc1") else tensor
+            state[name] = tensor[:, stream] if kind == "weight" else tensor
+    shuffled = build(num_attention_heads=4)
+    shuffled.load_state_dict(state)
+    torch.testing.assert_close(
+        outputs(shuffled, batches["mdt"]), outputs(teacher, batches["mdt"]), rtol=1e-3, atol=1e-3
+    )
+    initialise(students[1], shuffled, batches["mdt"])
+    ours, theirs = (outputs(student, batches["mdt"]) for student in students)
+    torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("family", NAMES)
+def test_merging_heads_that_look_alike_loses_nothing(batches, family):
+    """Two heads of width 2d for four of width d with equal maps in pairs: sum_i W_i^V W_i^O has rank 2d, so it fits."""
+    teacher = build(family, num_attention_heads=4)
+    state = teacher.state_dict()
+    for name, tensor in state.items():
+        if "attn.qkv" in name:
+            query, key, value = tensor.chunk(3)
+            pairs = [x.unflatten(0, (2, 2, 4))[:, :1].expand(-1, 2, *[-1] * x.ndim).flatten(0, 2) for x in (query, key)]
+            state[name] = torch.cat([*pairs, value])
+        if name.endswith("bias_table"):
+            state[name] = tensor[:, [0, 0, 2, 2]]
+    teacher.load_state_dict(state)
+    student = build(family, seed=1, attention_head_dim=8)
+    initialise(student, teacher, batches[family], Initialisation("teacher", heads="merge"))
+    torch.testing.assert_close(
+        outputs(student, batches[family]), outputs(teacher, batches[family]), rtol=2e-2, atol=2e-2
+    )
+
+
+def moment(x):
+    return x.t() @ x / len(x)
+
+
+def test_squeezed_scores_are_the_best_of_their_rank():
+    """Against Eckart and Young's figure: the error over all pairs is what the left out singular values say."""
+    g = torch.Generator().manual_seed(0)
+    query, key = (torch.randn(200, 6, generator=g).double() @ torch.randn(6, 6, generator=g).double() for _ in "qk")
+    key = key - key.mean(0)
+    weight = torch.tensor([0.7, 0.3]).double()
+    scores = query @ torch.diag(weight.repeat_interleave(3)) @ key.t()
+    best = np.linalg.svd(scores.numpy(), compute_uv=False)
+    for width in (2, 3, 6, 8):
+        c_q, c_k = squeezed_scores(moment(query), moment(key), weight, width)
+        assert c_q.shape == c_k.shape == (width, 6)
+        error = (query @ c_q.t() @ c_k @ key.t() - scores).square().sum().item()
+        assert error == pytest.approx((best[width:] ** 2).sum(), rel=1e-6, abs=1e-12 * (best**2).sum())
+
+
+def test_squeezed_values_are_the_best_of_their_rank():
+    g = torch.Generator().manual_seed(0)
+    u = torch.randn(200, 6, generator=g).double() @ torch.randn(6, 6, generator=g).double()
+    out = torch.randn(6, 5, generator=g).double()
+    best = np.linalg.svd((u @ out).numpy(), compute_uv=False)
+    for width in (1, 3, 5, 7):
+        c_v, back = squeezed_values(moment(u), out, width)
+        assert c_v.shape == (width, 6) and back.shape == (6, width)
+        error = (u @ c_v.t() @ back.t() @ out - u @ out).square().sum().item()
+        assert error == pytest.approx((best[width:] ** 2).sum(), rel=1e-6, abs=1e-12 * (best**2).sum())
+
+
+def test_with_white_inputs_the_values_are_the_truncated_svd_of_the_summed_products():
+    """X = sum_i W_i^V W_i^O, the merged head's X_1 + X_2."""
+    w_v, w_o = torch.randn(7, 6).double(), torch.randn(6, 7).double()
+    c_v, back = squeezed_values(w_v.t() @ w_v, w_o, 2)
+    left, s, right = np.linalg.svd((w_v @ w_o).numpy())
+    expected = torch.from_numpy(left[:, :2] * s[:2] @ right[:2])
+    torch.testing.assert_close(w_v @ c_v.t() @ back.t() @ w_o, expected)
+
+
+def test_a_reading_is_the_ridge_regression():
+    r = np.random.default_rng(0)
+    z = r.normal(size=(50, 3)) + 2
+    x = z @ r.normal(size=(3, 5)) + r.normal(size=(50, 5))
+    start = r.normal(size=(5, 3))
+    moments = Moments()
+    for part in (slice(0, 20), slice(20, 50)):
+        moments.add(torch.from_numpy(z[part])[None], torch.from_numpy(x[part])[None])
+    found = moments.reading(torch.from_numpy(start))
+    centred, rest = z - z.mean(0), (x - z @ start.T) - (x - z @ start.T).mean(0)
+    penalty = np.sqrt(50 * regression.RIDGE * centred.var(0).mean()) * np.eye(3)
+    change, *_ = np.linalg.lstsq(np.concatenate([centred, penalty]), np.concatenate([rest, np.zeros((3, 5))]))
+    np.testing.assert_allclose(found.matrix.numpy(), start + change.T, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found.offset.numpy(), x.mean(0) - found.matrix.numpy() @ z.mean(0), rtol=1e-4, atol=1e-5)
+    nothing = Moments().reading(torch.from_numpy(start))
+    assert torch.equal(nothing.matrix, torch.from_numpy(start)) and not nothing.offset.any()
+
+
+def test_the_channels_kept_are_those_of_naive_forward_selection():
+    r = np.random.default_rng(0)
+    inputs = [r.normal(size=(80, 4)) @ r.normal(size=(4, 9)) + 0.3 * r.normal(size=(80, 9)) for _ in range(2)]
+    inputs = [x - x.mean(0) for x in inputs]
+    maps = [r.normal(size=(5, 9)), r.normal(size=(3, 9))]
+
+    def missing(kept):
+        """The share of the maps' energy that regression on the kept channels leaves."""
+        total = 0.0
+        for x, w in zip(inputs, maps):
+            fit, *_ = np.linalg.lstsq(x[:, kept], x, rcond=None)
+            total += (((x - x[:, kept] @ fit) @ w.T) ** 2).sum() / ((x @ w.T) ** 2).sum()
+        return total
+
+    kept = []
+    for _ in range(5):
+        kept.append(min(set(range(9)) - set(kept), key=lambda i: missing([*kept, i])))
+    seen = [(torch.from_numpy(x.T @ x / 80), torch.from_numpy(w)) for x, w in zip(inputs, maps)]
+    assert most_telling(5, seen) == tuple(sorted(kept))
+
+
+@pytest.mark.parametrize("heads", ["pick", "merge"])
+def test_features_beyond_the_rank_change_nothing_and_can_learn(batches, heads):
+    """A student head wider than the heads it stands for: what is left over stays random where gradients need it."""
+    teacher, student = build(num_attention_heads=4), build(seed=1, num_attention_heads=1, attention_head_dim=16)
+    initialise(student, teacher, batches["mdt"], Initialisation("teacher", heads=heads))
+    predict(student, batches["mdt"][0]).square().mean().backward()
+    for name, p in student.named_parameters():
+        if "attn.qkv.weight" in name and "side" not in name:
+            assert all((x != 0).any(1).all() for x in (p[:16], p[32:])), name
+        if "attn.proj.weight" in name and "side" not in name:
+            assert (p.grad != 0).any(0).all(), name
+
+
+def teacher_run(values, **changes):
+    return {**values, "initialisation": {"weights": "teacher", **changes}}
+
+
+def test_a_run_begins_with_the_teachers_weights(values, teacher, tmp_path, caplog):
+    with caplog.at_level(logging.INFO, "dit_shd"):
+        config, metrics = run(teacher_run(values, calibration=20), steps=1, checkpoint_every=1)
+    saved = json.loads((config.run / "initialisation.json").read_text())
+    assert saved["layers"]["de_blocks.1"] == "de_blocks.1"
+    assert [head["of"] for head in saved["heads"]["sideblocks.0"]] == [[0, 1], [2, 3]]
+    assert len(saved["channels"]["stream"]) == 8
+    assert len(saved["channels"]["en_inblocks.0.hidden"]) == 32
+    assert "stream: 8 of 16 channels" in caplog.text
+    assert "de_blocks.1 from de_blocks.1; heads: " in caplog.text
+
+    trainer = Trainer(make(TrainConfig, {**teacher_run(values, calibration=20), "run": str(tmp_path / "again")}))
+    first = {k: v.clone() for k, v in trainer.student.state_dict().items()}
+    average, raw = (
+        load_file(config.run / "checkpoints" / "step_00000001" / f"{n}.safetensors") for n in ("ema_0.9", "distiller")
+    )
+    for name, tensor in average.items():  # the average began with these weights, too
+        torch.testing.assert_close(tensor, 0.9 * first[name] + 0.1 * raw[f"student.{name}"])
+    _, random = run(values, run=str(tmp_path / "random"), steps=1)
+    assert metrics[0]["plain/output"] < random[0]["plain/output"]
+
+
+def test_a_dit_run_keeps_the_teachers_fixed_positions(values, tmp_path):
+    """DiT's position embedding never learns; the student's is that of the channels it kept, also in its export."""
+    teacher = build("dit", num_attention_heads=4)
+    teacher.save_pretrained(tmp_path / "dit")
+    student = {k: v for k, v in {**STUDENT, "name": "dit"}.items() if k != "decode_layer"}
+    changes = {"student": student, "teacher": str(tmp_path / "dit"), "mask_ratio": None}
+    config, _ = run(teacher_run({**values, **changes}, calibration=8), steps=1)
+    kept = json.loads((config.run / "initialisation.json").read_text())["channels"]["stream"]
+    assert torch.equal(weights(config.run)["pos_embed"], teacher.pos_embed[..., kept])
+
+
+def test_a_teacher_in_bfloat16_gives_nearly_the_same(batches):
+    students = [build(seed=1), build(seed=1)]
+    for student, dtype in zip(students, (torch.float32, torch.bfloat16)):
+        initialise(student, build(num_attention_heads=4).to(dtype), batches["mdt"])
+    ours, theirs = (outputs(student, batches["mdt"]) for student in students)
+    assert (ours - theirs).norm() < 0.1 * ours.norm()
+
+
+def test_a_resumed_run_is_not_begun_again(values, tmp_path):
+    values = teacher_run(values, calibration=8)
+    straight, _ = run(values, run=str(tmp_path / "straight"))
+    broken = make(TrainConfig, {**values, "run": str(tmp_path / "broken")})
+    for step in train(broken):
+        if step.number == 3:  # the checkpoint is that of step 2
+            break
+    (broken.run / "initialisation.json").unlink()
+    run(values, run=str(tmp_path / "broken"))
+    assert not (broken.run / "initialisation.json").exists()
+    assert all(torch.equal(v, weights(straight.run)[k]) for k, v in weights(broken.run).items())
+
+
+def test_heads_follow_the_matched_plan_of_the_run(values):
+    loss = {"name": "shd", "plan": "matched", "calibration": 2, "method": "joint"}
+    config, _ = run(teacher_run(values, heads="merge", calibration=8), losses=[loss], steps=1)
+    plans = json.loads((config.run / "calibration.json").read_text())["shd"]["plans"]
+    saved = json.loads((config.run / "initialisation.json").read_text())["heads"]
+    for layer, plan in plans.items():
+        heads = saved[layer.removesuffix(".attn")]
+        assert [head["of"] for head in heads] == plan
+        assert all(sum(head["shares"]) == pytest.approx(1, abs=1e-5) for head in heads)
+
+
+def test_layers_follow_the_loss_or_what_is_said(batches):
+    teacher, student = build(num_layers=8, decode_layer=4), build(seed=1)
+    few = batches["mdt"][:2]
+
+    def layers(how=None, shd=None):
+        return dict(initialise(student, teacher, few, Initialisation("teacher", layers=how), shd).layers)
+
+    sections = {"en_inblocks.0": "en_inblocks.1", "en_outblocks.0": "en_outblocks.1", "de_blocks.0": "de_blocks.1",
+                "de_blocks.1": "de_blocks.3", "sideblocks.0": "sideblocks.0"}  # fmt: skip
+    assert layers() == sections
+    by_depth = {"en_inblocks.0": "en_inblocks.1", "en_outblocks.0": "en_outblocks.1", "de_blocks.0": "de_blocks.1"}
+    assert layers("proportional") == {**sections, **by_depth}
+    named = SHD(layers={"de_blocks.0.attn": "de_blocks.0.attn"})
+    assert layers(shd=named) == {**sections, "de_blocks.0": "de_blocks.0"}
+    before = student.en_inblocks[0].mlp.fc1.weight.clone()
+    teacher.en_inblocks[1].mlp.fc1.weight.data.mul_(2)
+    assert layers({"de_blocks.0.attn": "de_blocks.3.attn"}) == {"de_blocks.0": "de_blocks.3"}
+    assert torch.equal(student.en_inblocks[0].mlp.fc1.weight, before)
+
+
+def test_two_processes_begin_with_the_same(values, tmp_path, root):
+    values = teacher_run(values, calibration=8)
+    one = Trainer(make(TrainConfig, {**values, "run": str(tmp_path / "one")}))
+    torch.save(one.student.state_dict(), tmp_path / "one.pt")
+    (tmp_path / "config.json").write_text(json.dumps({**values, "run": str(tmp_path / "two")}))
+    script = tmp_path / "go.py"
+    script.write_text(
+        "import json, sys, torch; from dit_shd.core.config import make\n"
+        "from dit_shd.training.config import TrainConfig\n"
+        "from dit_shd.training.trainer import Trainer\n"
+        "trainer = Trainer(make(TrainConfig, json.load(open(sys.argv[1]))))\n"
+        "assert trainer.accelerator.num_processes == 2\n"
+        "one = torch.load(sys.argv[2], weights_only=True)\n"
+        "ours = trainer.student.state_dict()\n"
+        "for name in one: torch.testing.assert_close(ours[name], one[name])\n"
+        "averages = trainer.averages.tensors()\n"
+        "assert all(torch.equal(averages[n], p) for n, p in trainer.student.named_parameters())\n"
+        "torch.distributed.destroy_process_group()\n"
+    )
+    torchrun(script, 2, root, tmp_path / "config.json", tmp_path / "one.pt")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"teacher": None, "losses": []}, "teacher was asked for, but the run has none"),
+        ({"student": {**STUDENT, "attention_head_dim": 16}}, "student has 32 channels in stream, the teacher only 16"),
+        ({"student": {**STUDENT, "mlp_ratio": 16.0}}, "student has 128 channels in en_inblocks.0.hidden"),
+        ({"student": {**STUDENT, "num_attention_heads": 8, "attention_head_dim": 2}, "losses": []}, "8"),
+        ({"student": {**STUDENT, "patch_size": 4}, "losses": []}, r"found|decoder_pos_embed has \(1, 4\)"),
+        (
+            {"initialisation": {"weights": "teacher", "layers": {"de_blocks.9.attn": "de_blocks.0.attn"}}},
+            "no layer 'de_blocks.9.attn'",
+        ),
+        ({"initialisation": {"weights": "teacher", "calibration": -1}}, "initialisation.calibration: wanted a number"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_written(values, changes, message):
+    with pytest.raises(UserError, match=message):
+        run({**teacher_run(values), **changes})
+    assert not os.path.exists(values["run"])
+
+
+def test_a_foreign_teacher_is_refused():
+    from diffusers import DiTTransformer2DModel
+
+    foreign = DiTTransformer2DModel(num_attention_heads=2, attention_head_dim=4, num_layers=1, sample_size=8)
+    with pytest.raises(UserError, match=r"only an MDTv2 or a DiT of ours .* the teacher is a DiTTransformer2DModel"):
+        initialise(build(), foreign, [])
+    with pytest.raises(UserError, match=r"decoder_pos_embed has None in the student .* family, .* must be the same"):
+        initialise(build("dit"), build("mdt"), [])

@@ -1,0 +1,338 @@
+"""Distillation terms, layer maps, and the plug-in use of SHD."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from dit_shd import SHD, capture
+from dit_shd.attention.capture import Capture
+from dit_shd.core.config import make
+from dit_shd.core.errors import UserError
+from dit_shd.diffusion.schedule import Schedule
+from dit_shd.distillation.initialisation.initialise import Initialisation
+from dit_shd.distillation.layer_map import layer_map
+from dit_shd.distillation.losses import Loss, Term, View
+from dit_shd.distillation.losses.output import Output
+from dit_shd.models.families.mdt import MDTv2
+from dit_shd.tasks.diffusion import Batch
+from dit_shd.training import checks
+from dit_shd.training.config import TrainConfig
+
+SMALL = dict(
+    sample_size=8,
+    patch_size=2,
+    in_channels=1,
+    num_classes=3,
+    num_layers=4,
+    decode_layer=2,
+    attention_head_dim=4,
+)
+
+
+def view(student, teacher, t=(1, 500)):
+    x = torch.randn(2, 1, 4, 4)
+    batch = Batch(x, x, x, torch.tensor(t), torch.zeros(2, dtype=torch.long), None, torch.arange(2))
+    return View(batch, Schedule.linear(), student, teacher)
+
+
+def test_output_distillation_is_the_noises_mean_squared_error():
+    student, teacher = torch.randn(2, 2, 4, 4, requires_grad=True), torch.randn(2, 2, 4, 4)
+    term = Output().term(view(student, teacher))
+    want = [(student[i, 0] - teacher[i, 0]).square().mean() for i in range(2)]
+    torch.testing.assert_close(term.value, torch.stack(want))
+    assert Output().term(view(teacher, teacher)).value.abs().max() == 0
+
+
+def test_variance_part_is_a_kl_that_trains_the_variance():
+    teacher = torch.randn(2, 2, 4, 4)
+    student = teacher.clone().requires_grad_()
+    loss = Output(variance=True)
+    assert loss.term(view(student, teacher)).value.abs().max() < 1e-6
+    moved = teacher + torch.tensor([0.0, 0.5])[None, :, None, None]
+    moved.requires_grad_()
+    value = loss.term(view(moved, teacher)).value.sum()
+    assert value > 0
+    (grad,) = torch.autograd.grad(value, moved)
+    assert grad[:, 1].abs().min() > 0
+    assert grad[:, 0].abs().max() < 1e-6  # equal noise: only the variance moves
+    with pytest.raises(UserError, match="must predict a variance"):
+        loss.term(view(student[:, :1], teacher[:, :1]))
+
+
+def test_variance_part_by_hand():
+    """Equal means: KL is (r - 1 - log r) / 2 nats with r the ratio of variances, over ln 2."""
+    schedule, t = Schedule.linear(), 1
+    noise, v_t, v_s = torch.randn(1, 1, 4, 4), torch.full((1, 1, 4, 4), 0.3), torch.full((1, 1, 4, 4), -0.2)
+    low, high = schedule.posterior_log_variance[t], math.log(schedule.betas[t])
+    gap = (0.65 - 0.4) * (high - low)
+    want = (math.exp(gap) - 1 - gap) / 2 / math.log(2)
+    x = torch.randn(1, 1, 4, 4)
+    batch = Batch(x, x, x, torch.tensor([t]), torch.tensor([0]), None, torch.tensor([0]))
+    term = Output(variance=True).term(View(batch, schedule, torch.cat([noise, v_s], 1), torch.cat([noise, v_t], 1)))
+    assert term.logs["variance"].item() == pytest.approx(want, rel=1e-3)
+
+
+def test_shd_as_a_plug_in_teaches_the_student():
+    torch.manual_seed(0)
+    teacher = MDTv2(**SMALL, num_attention_heads=4).eval().requires_grad_(False)
+    student = MDTv2(**SMALL, num_attention_heads=2)
+    for p in teacher.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    loss_function, optimizer = SHD(weight=1.0), torch.optim.AdamW(student.parameters(), lr=3e-3)
+    history = []
+    for _ in range(40):
+        x, t, y = torch.randn(16, 1, 8, 8), torch.randint(0, 1000, (16,)), torch.randint(0, 3, (16,))
+        with capture(teacher) as theirs, capture(student) as ours:
+            teacher(x, t, y)
+            student(x, t, y)
+        loss = loss_function(theirs, ours)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        history.append(loss.item())
+    assert all(p.grad is None for p in teacher.parameters())
+    assert sum(history[-5:]) / 5 < 0.2 * history[0]
+
+
+def test_weight_scales_and_layers_add_up():
+    torch.manual_seed(0)
+    teacher, student = MDTv2(**SMALL, num_attention_heads=4), MDTv2(**SMALL, num_attention_heads=2)
+    inputs = (torch.randn(2, 1, 8, 8), torch.tensor([3, 800]), torch.tensor([0, 1]))
+    with capture(teacher) as t, capture(student) as s:
+        teacher(*inputs)
+        student(*inputs)
+    whole = SHD(weight=2.0)(t, s)
+    parts = [SHD(weight=2.0, layers={name: name})(t, s) for name in s]
+    torch.testing.assert_close(whole, torch.stack(parts).sum())
+
+
+def test_proportional_map_is_the_papers():
+    teacher, student = [f"b.{i}" for i in range(48)], [f"b.{i}" for i in range(24)]
+    mapped = layer_map(teacher, student, "proportional")
+    assert mapped["b.3"] == "b.7"  # the 4th takes the 8th
+    assert mapped["b.23"] == "b.47"
+
+
+def test_sections_keep_to_themselves_and_round_up():
+    def names(a, b, c):
+        return [
+            f"{s}.{i}.attn" for s, n in (("en_inblocks", a), ("en_outblocks", b), ("de_blocks", c)) for i in range(n)
+        ]
+
+    mapped = layer_map(names(12, 12, 4), names(3, 3, 6), "sections")
+    assert [mapped[f"en_inblocks.{i}.attn"] for i in range(3)] == [f"en_inblocks.{i}.attn" for i in (3, 7, 11)]
+    assert [mapped[f"de_blocks.{i}.attn"] for i in range(6)] == [f"de_blocks.{i}.attn" for i in (0, 1, 1, 2, 3, 3)]
+
+
+def test_text_queries_learn_from_their_layers_text_queries_where_it_has_any():
+    teacher = ["b.0", "b.0:text", "b.1", "b.1:text", "b.2", "b.2:text", "b.3"]
+    student = ["b.0", "b.0:text", "b.1", "b.1:text"]
+    assert layer_map(teacher, student, "proportional") == {"b.0": "b.1", "b.0:text": "b.1:text", "b.1": "b.3"}
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"x": "a.0"}, "student has no layer 'x'"),
+        ({"b.0": "y"}, "teacher has no layer 'y'"),
+        ("sections", r"no section 'b\.\*'"),
+        ("nearest", "wanted sections, proportional"),
+    ],
+)
+def test_layer_maps_that_make_no_sense(how, message):
+    with pytest.raises(UserError, match=message):
+        layer_map(["a.0"], ["a.0", "b.0"], how)
+
+
+def test_models_of_two_families_are_taken_whole():
+    """MDT's sections and DiT's one have nothing in common: depth decides."""
+    mdt, dit = ["in.0", "in.1", "out.0", "out.1"], ["blocks.0", "blocks.1"]
+    assert layer_map(mdt, dit) == {"blocks.0": "in.1", "blocks.1": "out.1"}
+    assert layer_map(dit, mdt) == {"in.0": "blocks.0", "in.1": "blocks.0", "out.0": "blocks.1", "out.1": "blocks.1"}
+
+
+def test_an_explicit_plan_is_used():
+    r = torch.Generator().manual_seed(0)
+    t = Capture(*(torch.randn(1, 4, 5, 3, generator=r) for _ in range(3)), 1.0, out=torch.randn(4, 3, 6, generator=r))
+    s = Capture(*(torch.randn(1, 2, 5, 3, generator=r) for _ in range(3)), 1.0)
+    usual = SHD()({"a.0": t}, {"a.0": s})
+    other = SHD(plan=[[0, 3], [1, 2]])({"a.0": t}, {"a.0": s})
+    assert usual != other
+    with pytest.raises(UserError, match="contiguous, matched or a list"):
+        SHD(plan="neighbours")
+
+
+def captures_of_both(seed=0, n=12, h=4, g=2, layers=2):
+    r = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=r, dtype=torch.float64)
+
+    teacher = {
+        f"b.{i}": Capture(draw(2, h, n, 3), draw(2, h, n, 3), draw(2, h, n, 3), 1.0, out=draw(h, 3, 6))
+        for i in range(layers)
+    }
+    student = {
+        f"b.{i}": Capture(draw(2, g, n, 3).requires_grad_(), draw(2, g, n, 3).requires_grad_(), draw(2, g, n, 3), 1.0)
+        for i in range(layers)
+    }
+    return teacher, student
+
+
+def test_some_rows_estimate_the_loss_and_its_gradient_without_bias():
+    teacher, student = captures_of_both()
+    whole, some = SHD(method="constant"), SHD(method="constant", rows=0.25)
+    torch.manual_seed(0)
+    leaf = student["b.0"].query
+    losses = [some(teacher, student) for _ in range(400)]
+    grads = [torch.autograd.grad(loss, leaf)[0] for loss in losses]
+    exact = whole(teacher, student)
+    draws = torch.stack(losses).detach()
+    assert draws.std() > 0
+    assert (draws.mean() - exact).abs() < 4 * draws.std() / 20
+    mean, want = torch.stack(grads).mean(0), torch.autograd.grad(exact, leaf)[0]
+    assert (mean - want).norm() / want.norm() < 0.15
+
+
+def test_rows_in_training_are_a_function_of_the_batch():
+    x = torch.zeros(1, 1, 2, 2)
+    teacher, student = captures_of_both()
+    loss = SHD(rows=0.5)
+
+    def value(index, t):
+        batch = Batch(x, x, x, torch.tensor([t]), torch.tensor([0]), None, torch.tensor([index]))
+        return loss.divergence(teacher, student, batch).value
+
+    assert torch.equal(value(3, 5), value(3, 5))
+    assert not torch.equal(value(3, 5), value(4, 5))
+    assert not torch.equal(value(3, 5), value(3, 6))
+
+
+def test_a_matched_plan_is_found_saved_and_read_back():
+    teacher, student = captures_of_both(h=4)
+    for capture_ in teacher.values():  # heads 0 and 2, 1 and 3 look alike
+        capture_.query[:, 2:] = capture_.query[:, :2]
+        capture_.key[:, 2:] = capture_.key[:, :2] * 1.05
+    loss = SHD(plan="matched")
+    assert loss.calibration == 4
+    with pytest.raises(UserError, match=r"matched plan of b\.0 is not known"):
+        loss(teacher, student)
+    loss.calibrate(teacher, student)
+    found = loss.calibrated()
+    assert found == {"plans": {"b.0": [[0, 2], [1, 3]], "b.1": [[0, 2], [1, 3]]}}
+    again = SHD(plan="matched")
+    again.restore(found)
+    explicit = SHD(plan={"b.0": [[0, 2], [1, 3]], "b.1": [[0, 2], [1, 3]]})
+    torch.testing.assert_close(again(teacher, student), explicit(teacher, student))
+    assert loss(teacher, student) != SHD()(teacher, student)
+    with pytest.raises(UserError, match="holds no plans"):
+        again.restore({})
+    with pytest.raises(UserError, match=r"names no groups for b\.1"):
+        SHD(plan={"b.0": [[0, 1], [2, 3]]})(teacher, student)
+
+
+def test_the_teacher_is_consumed_layer_by_layer():
+    """From the second call on nothing of the teacher is held, and the loss is the same."""
+    import weakref
+
+    from dit_shd.attention.recording.attach import capture as record
+    from dit_shd.distillation.distiller import Distiller
+
+    torch.manual_seed(0)
+    teacher, student = (
+        MDTv2(**SMALL, num_attention_heads=4).eval().requires_grad_(False),
+        MDTv2(**SMALL, num_attention_heads=2),
+    )
+    for p in [*teacher.parameters(), *student.parameters()]:
+        torch.nn.init.normal_(p, std=0.2)
+    distiller = Distiller(student, [SHD(), Output()], Schedule.linear())
+    x, t = torch.randn(2, 1, 8, 8), torch.tensor([3, 800])
+    batch = Batch(x, x, x, t, torch.tensor([0, 1]), None, torch.arange(2))
+    seen, alive = [], []
+
+    def watch(name, found):
+        alive.append(sum(ref() is not None for ref in seen))
+        seen.append(weakref.ref(found.query))
+
+    results = []
+    for _ in range(2):
+        seen.clear(), alive.clear(), student.zero_grad()
+        with record(teacher, sink=watch):
+            total, logs = distiller(batch, "plain", teacher)
+        total.backward()
+        results.append((total.detach(), logs["shd"], student.de_blocks[0].attn.qkv.weight.grad.clone()))
+        held = max(alive)
+        assert held == (3 if len(results) == 1 else 0), held
+    for first, second in zip(*results):
+        assert torch.equal(first, second)
+
+
+def test_a_teacher_that_goes_bad_is_named():
+    teacher, student = captures_of_both()
+    teacher["b.1"].value[0, 0, 0, 0] = float("nan")
+    with pytest.raises(UserError, match=r"b\.1 of the student, b\.1 of the teacher: .*finite"):
+        SHD()(teacher, student)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(rows=0.0), "share above 0"),
+        (dict(rows=1.5), "at most 1"),
+        (dict(calibration=0), "1 batch or more"),
+        (dict(method="alpha"), "method: wanted one of pairwise"),
+        (dict(backend="triton"), "backend: wanted one of auto"),
+    ],
+)
+def test_options_of_shd_that_make_no_sense(options, message):
+    with pytest.raises(UserError, match=message):
+        SHD(**options)
+
+
+def test_without_gradients_none_are_computed():
+    teacher, student = captures_of_both()
+    with torch.no_grad():
+        value = SHD()(teacher, student)
+    assert not value.requires_grad
+    torch.testing.assert_close(value, SHD()(teacher, student).detach())
+    with torch.inference_mode():
+        torch.testing.assert_close(SHD()(*captures_of_both()), value)
+
+
+class Smooth(Loss):
+    """Of the student alone."""
+
+    needs_output = False
+
+    def term(self, view):
+        return Term(view.student.square().flatten(1).mean(1))
+
+
+@pytest.mark.parametrize(
+    ("weight", "steps", "heaviest"),
+    [
+        (0.0, 9, 0.0),
+        (2.0, 1, 2.0),
+        ({0: 0.0, 10: 2.0}, 6, 1.0),
+        ({5: 0.0, 6: 3.0, 7: 0.0}, 9, 3.0),
+        ({5: 0.0, 9: 1}, 6, 0.0),
+    ],
+)
+def test_the_heaviest_weight_of_a_run(weight, steps, heaviest):
+    loss = Smooth(weight)
+    assert loss.heaviest(steps) == max(loss.weight_at(step) for step in range(steps)) == heaviest
+
+
+def test_a_teacher_must_be_of_use(values, caplog):
+    """With all weights 0 it is run for the logs, which is said."""
+    config = make(TrainConfig, values)
+    checks.teaching(config, [Smooth(), Output()])
+    checks.teaching(dataclasses.replace(config, losses=[], initialisation=Initialisation(weights="teacher")), [])
+    checks.teaching(dataclasses.replace(config, losses=[], teacher=None), [])
+    assert not caplog.records
+    with pytest.raises(UserError, match="no loss looks at it"):
+        checks.teaching(config, [Smooth()])
+    checks.teaching(config, [Output(0.0), SHD(weight={10**6: 0.0, 2 * 10**6: 1.0})])
+    assert "the weights are 0 in all 4 steps (output, shd), so nothing is learned from the teacher" in caplog.text

@@ -1,0 +1,62 @@
+"""Bootstrap intervals: as wide as the figures of other draws really spread, and around the figure."""
+
+import numpy as np
+import pytest
+import torch
+
+from dit_shd.evaluation.bootstrap import intervals, resampled
+from dit_shd.evaluation.feature_set import FeatureSet
+from dit_shd.evaluation.metrics import Metric
+from dit_shd.evaluation.metrics.frechet import Frechet
+from dit_shd.evaluation.metrics.inception_score import InceptionScore
+from dit_shd.evaluation.metrics.kid import KID
+from dit_shd.evaluation.metrics.precision_recall import PrecisionRecall
+from dit_shd.evaluation.metrics.spatial_frechet import SpatialFrechet
+
+METRICS: list[Metric] = [Frechet(), SpatialFrechet(), InceptionScore(), KID(subsets=4), PrecisionRecall()]
+
+
+def features(x: torch.Tensor) -> FeatureSet:
+    return FeatureSet.of(x, 2 * x, spatial=x[:, :3])
+
+
+def figures(samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for metric in METRICS:
+        found |= metric.compute(samples, reference)
+    return found
+
+
+def test_the_deviation_is_that_of_other_draws():
+    """Against the spread over 60 sets drawn anew."""
+    generator = torch.Generator().manual_seed(0)
+    reference = features(torch.randn(150, 4, generator=generator))
+    draws = [features(1.2 * torch.randn(150, 4, generator=generator)) for _ in range(60)]
+    known = [figures(draw, reference) for draw in draws]
+    found = [intervals(METRICS, draws[i], reference, known[i], 20, seed=i) for i in range(5)]
+    assert "recall" not in found[0]
+    for name in found[0]:
+        spread = np.std([k[name] for k in known], ddof=1)
+        ratio = np.mean([f[name]["std"] for f in found]) / spread
+        assert 0.6 < ratio < 1.8, (name, ratio)
+
+
+def test_an_interval_is_around_the_figure_and_repeats_itself():
+    x, reference = (features(torch.randn(60, 4, generator=torch.Generator().manual_seed(s))) for s in (1, 2))
+    known = figures(x, reference)
+    found = intervals(METRICS, x, reference, known, 10)
+    assert found == intervals(METRICS, x, reference, known, 10)
+    assert set(found) == {name for name in known if not name.endswith(" std")} - {"recall"}
+    for name, ends in found.items():
+        assert ends["low"] < known[name] < ends["high"]
+        assert ends["high"] - ends["low"] == pytest.approx(2 * 1.96 * ends["std"])
+
+
+def test_rows_of_one_image_stay_together():
+    drawn = resampled(features(torch.arange(120.0).reshape(40, 3)), torch.Generator().manual_seed(3))
+    assert drawn.pooled is not None
+    assert drawn.logits is not None
+    assert torch.equal(drawn.logits, 2 * drawn.pooled)
+    assert 0 < len(drawn.pooled.unique(dim=0)) < 40
+    assert drawn.spatial is not None
+    torch.testing.assert_close(drawn.spatial.mean, drawn.pooled.double().mean(0))

@@ -1,0 +1,295 @@
+"""`dit-shd convert`: what it reads, round trips bit for bit, what it refuses, and the licence that travels along."""
+
+import argparse
+import json
+import pathlib
+
+import pytest
+import torch
+from diffusers import DiTTransformer2DModel
+from huggingface_hub import constants
+from runs import run
+from safetensors import safe_open
+from safetensors.torch import load_file
+from small_families import FAMILIES, build, diffusers_dit, same, to
+
+from dit_shd.cli.program import main
+from dit_shd.core.errors import UserError
+from dit_shd.models import export, loading, provenance
+from dit_shd.models.families.dit import DiT
+
+
+def inputs(channels=1):
+    r = torch.Generator().manual_seed(1)
+    return torch.randn(3, channels, 8, 8, generator=r), torch.tensor([0, 437, 999]), torch.tensor([0, 2, 3])
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_file_to_folder_and_back_bit_for_bit(tmp_path, name, suffix):
+    model = build(name)
+    state = {k: v.clone() for k, v in model.to_public().items()}
+    torch.save(state, tmp_path / "public.pt")
+    heads = {"heads": 2} if name == "dit" else {}
+    lines = to(tmp_path / "public.pt", tmp_path / "folder", **heads).lines
+    assert "4 blocks of 2 heads, width 8, 16 tokens of patch 2 (latents 1x8x8), 3 classes" in lines[0]
+    again = loading.load(tmp_path / "folder")
+    assert torch.equal(again(*inputs()).sample, model(*inputs()).sample)
+    to(tmp_path / "folder", tmp_path / f"back{suffix}")
+    back = tmp_path / f"back{suffix}"
+    assert same(load_file(back) if suffix != ".pt" else torch.load(back, weights_only=True), state)
+
+
+def test_a_training_checkpoint_of_dit(tmp_path):
+    """model, ema, opt and args, as the public script saves them: the average unless the other is asked for."""
+    raw, average = build("dit", 1).to_public(), build("dit", 2).to_public()
+    args = argparse.Namespace(model="DiT-XL/2", epochs=1400, results_dir="results", ckpt=None)
+    torch.save(
+        {"model": raw, "ema": average, "opt": {"state": {}, "param_groups": []}, "args": args}, tmp_path / "c.pt"
+    )
+    for weights, wanted in ((None, average), ("ema", average), ("model", raw)):
+        to(tmp_path / "c.pt", tmp_path / str(weights), weights=weights, heads=2)
+        assert same(loading.load(tmp_path / str(weights)).to_public(), wanted)
+
+
+def test_training_checkpoints_of_mdt_are_plain(tmp_path):
+    """Weights and averages lie in files of their own (model000010.pt, ema_0.9999_000010.pt)."""
+    file = tmp_path / "ema_0.9999_000010.pt"
+    torch.save(build("mdt").to_public(), file)
+    assert same(loading.load(file).to_public(), build("mdt").to_public())
+    with pytest.raises(UserError, match="wanted weights=ema, and it holds one set of weights; leave weights out"):
+        to(file, tmp_path / "x", weights="ema")
+
+
+def test_a_folder_in_diffusers_layout(tmp_path):
+    """The result equals diffusers' own blocks once their frequencies and epsilon are the public ones."""
+    theirs = diffusers_dit()
+    theirs.save_pretrained(tmp_path / "theirs" / "transformer")
+    lines = to(tmp_path / "theirs", tmp_path / "ours").lines
+    assert any("outputs are the public DiT's and not diffusers'" in line for line in lines)
+    ours = loading.load(tmp_path / "ours")
+    assert type(ours) is DiT
+    x, t, y = inputs()
+    assert (ours(x, t, y).sample - theirs(x, t, class_labels=y).sample).abs().max() > 1e-3
+    for block in theirs.transformer_blocks:
+        block.norm1.emb.time_proj.downscale_freq_shift = 0
+        block.norm3.eps = 1e-6
+    torch.testing.assert_close(ours(x, t, y).sample, theirs(x, t, class_labels=y).sample, rtol=1e-4, atol=1e-5)
+
+
+def test_diffusers_models_that_no_dit_equals_are_refused(tmp_path):
+    drifted = diffusers_dit()
+    with torch.no_grad():
+        drifted.transformer_blocks[1].norm1.emb.class_embedder.embedding_table.weight[0, 0] += 1
+    for model, message in (
+        (drifted, "class_embedders of their own"),
+        (diffusers_dit(activation_fn="gelu"), "activation_fn='gelu'; the public DiT has 'gelu-approximate'"),
+        (diffusers_dit(attention_bias=False), "attention_bias=False"),
+    ):
+        model.save_pretrained(tmp_path / "theirs")
+        with pytest.raises(UserError, match=message):
+            to(tmp_path / "theirs", tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
+
+
+def hub(cache, name, make_files):
+    """A snapshot in a local cache of the hub, as a download leaves it."""
+    repository = cache / f"models--{name.replace('/', '--')}"
+    commit = "0123456789abcdef" * 2 + "01234567"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    make_files(repository / "snapshots" / commit)
+
+
+def test_a_model_of_the_hub_by_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    hub(tmp_path / "hub", "facebook/DiT-XL-2-256", lambda p: diffusers_dit().save_pretrained(p / "transformer"))
+    hub(
+        tmp_path / "hub",
+        "somebody/mdt",
+        lambda p: export.write(build("mdt"), p, "---\nlicense: cc-by-nc-sa-4.0\n---\n"),
+    )
+    assert type(loading.load("hub:facebook/DiT-XL-2-256")) is DiTTransformer2DModel
+    assert same(loading.load("hub:somebody/mdt").to_public(), build("mdt").to_public())
+    to("hub:facebook/DiT-XL-2-256", tmp_path / "dit")
+    head = provenance.front_matter(tmp_path / "dit" / "README.md")
+    assert head["license"] == "cc-by-nc-4.0"
+    assert head["base_model"] == ["facebook/DiT-XL-2-256"]
+    assert provenance.provenance("hub:somebody/mdt").license == "cc-by-nc-sa-4.0"
+    with pytest.raises(UserError, match=r"found nothing at 'somebody/mdt' .* is named hub:somebody/mdt"):
+        loading.load("somebody/mdt")
+
+
+def test_a_folder_whose_weights_are_a_pytorch_file(tmp_path):
+    """As older folders of the hub have them; diffusers reads them by weights_only."""
+    build("dit").save_pretrained(tmp_path / "m", safe_serialization=False)
+    assert [p.suffix for p in (tmp_path / "m").iterdir() if "model" in p.name] == [".bin"]
+    assert same(loading.load(tmp_path / "m").to_public(), build("dit").to_public())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(heads=3), r"c\.pt: heads: wanted a divisor of the width 8, found 3"),
+        ({}, "8 is none of the public widths"),
+        (dict(heads=2, weights="model"), "wanted weights=model, and it holds one set of weights"),
+        (dict(heads=2, format="public"), r"OUT: wanted a file named \.safetensors, \.pt"),
+    ],
+)
+def test_what_cannot_be_converted_writes_nothing(tmp_path, options, message):
+    torch.save(build("dit").to_public(), tmp_path / "c.pt")
+    with pytest.raises(UserError, match=message):
+        to(tmp_path / "c.pt", tmp_path / "out", **options)
+    assert [p.name for p in tmp_path.iterdir()] == ["c.pt"]
+
+
+def test_numbers_that_are_not_finite_are_refused(tmp_path):
+    state = build("dit").to_public()
+    state["blocks.1.mlp.fc1.bias"][3] = float("nan")
+    torch.save(state, tmp_path / "c.pt")
+    with pytest.raises(UserError, match=r"c\.pt: its weights are not finite .* blocks\.1\.mlp\.fc1\.bias"):
+        to(tmp_path / "c.pt", tmp_path / "out", heads=2)
+
+
+def test_other_models_and_contradictions_are_refused(tmp_path):
+    build("mdt").save_pretrained(tmp_path / "mdt")
+    with pytest.raises(UserError, match="weights: only of checkpoint files"):
+        to(tmp_path / "mdt", tmp_path / "x", weights="ema")
+    with pytest.raises(UserError, match=r"heads: its config.json says 2, found heads=4"):
+        to(tmp_path / "mdt", tmp_path / "x", heads=4)
+    torch.save(build("mdt").to_public(), tmp_path / "mdt.pt")
+    with pytest.raises(UserError, match="this MDTv2 has 2, as its tensors tell; found heads=4"):
+        to(tmp_path / "mdt.pt", tmp_path / "x", heads=4)
+
+
+def test_nothing_is_overwritten_without_force_nor_anything_else_with_it(tmp_path):
+    build("mdt").save_pretrained(tmp_path / "mdt")
+    out, file, folder = tmp_path / "out", tmp_path / "out.pt", tmp_path / "thesis"
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("x")
+    for target in (out, file):
+        to(tmp_path / "mdt", target)
+        with pytest.raises(UserError, match=r"out(\.pt)?: is there already; choose another OUT, or force=true"):
+            to(tmp_path / "mdt", target)
+        to(tmp_path / "mdt", target, force=True)
+    with pytest.raises(UserError, match=r"holds thesis\.tex, so it is not replaced"):
+        to(tmp_path / "mdt", folder, force=True)
+    with pytest.raises(UserError, match="is a folder, so it is not replaced"):
+        to(tmp_path / "mdt", out.rename(tmp_path / "folder.pt"), force=True)
+    with pytest.raises(UserError, match="is a file; choose another OUT, or format=public"):
+        to(tmp_path / "mdt", file, force=True, format="diffusers")
+    assert (folder / "thesis.tex").read_text() == "x"
+
+
+def test_code_is_never_run_and_named(tmp_path):
+    """argparse.Namespace alone is let through; another class, or more than its attributes, is not."""
+    state = build("dit").to_public()
+    torch.save({"ema": state, "args": argparse.Namespace(path=pathlib.Path("x"))}, tmp_path / "c.pt")
+    with pytest.raises(UserError, match=r"refused, because loading it would execute code \(pathlib\.\w+\)"):
+        loading.load(tmp_path / "c.pt")
+
+
+def test_tensors_that_only_seem_large_are_refused(tmp_path):
+    """A view of one number fills a whole model; the file is small, the model would not be."""
+    torch.save({k: torch.zeros(1).expand(v.shape) for k, v in build("dit").to_public().items()}, tmp_path / "c.pt")
+    with pytest.raises(UserError, match="tensors share their memory"):
+        to(tmp_path / "c.pt", tmp_path / "out", heads=2)
+
+
+def test_the_command_line(tmp_path, capsys):
+    torch.save(build("mdt").to_public(), tmp_path / "m.pt")
+    assert main(["convert", str(tmp_path / "m.pt"), str(tmp_path / "out"), "license=mit"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in printed] == [str(tmp_path / "m.pt"), "licence", "done", "next", "or"]
+    assert main(["convert", str(tmp_path / "m.pt"), "force=true"]) == 2
+    assert "wanted 2 names, FILE and OUT, found 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "license", "base"),
+    [
+        ("DiT-XL-2-256x256.pt", "cc-by-nc-4.0", "facebook/DiT-XL-2-256"),
+        ("DiT-XL-2-512x512.pt", "cc-by-nc-4.0", "facebook/DiT-XL-2-512"),
+        ("mdt_xl2_v2_ckpt.pt", "apache-2.0", "shgao/MDT-XL2"),
+        ("mine.pt", "unknown", None),
+    ],
+)
+def test_public_files_are_known_by_name(tmp_path, file, license, base):
+    (tmp_path / file).touch()
+    found = provenance.provenance(tmp_path / file)
+    assert found.license == license
+    assert found.base_model == ((base,) if base else ())
+    assert bool(found.trained_on) == bool(base)
+
+
+def test_a_dit_of_the_public_sizes_is_taken_for_the_public_one(tmp_path, monkeypatch):
+    small = dict(num_layers=2, num_attention_heads=2, attention_head_dim=4, patch_size=2)
+    monkeypatch.setitem(DiT.SIZES, "XL/2", small)  # as if the public one were small
+    torch.save(DiT(**small).to_public(), tmp_path / "renamed.pt")
+    lines = to(tmp_path / "renamed.pt", tmp_path / "out", heads=2).lines
+    assert any("licence: cc-by-nc-4.0, taken for the public DiT-XL-2-256x256" in line for line in lines)
+    assert to(tmp_path / "renamed.pt", tmp_path / "mine", heads=2, license="mit").lines[1] == "licence: mit, as you say"
+
+
+def licensed(folder, license):
+    export.write(build("mdt"), folder, f"---\nlicense: {license}\ntrained_on: [photographs]\n---\n# A model\n")
+    return folder
+
+
+def head(folder):
+    return provenance.front_matter(folder / "student" / "README.md")
+
+
+def test_a_chain_of_distillations_keeps_its_terms(values, tmp_path):
+    """Non-commercial teacher, student, and the student's student, whose card still names the first."""
+    student = {**values["student"], "num_attention_heads": 2}
+    base = {**values, "steps": 1, "student": student, "losses": [{"name": "output"}]}
+    first = licensed(tmp_path / "restricted", "cc-by-nc-4.0")
+    second, _ = run({**base, "run": str(tmp_path / "second"), "teacher": str(first)})
+    third, _ = run({**base, "run": str(tmp_path / "third"), "teacher": str(second.run)})
+    card = head(third.run)
+    assert card["license"] == "cc-by-nc-4.0"
+    assert card["learned_from"] == ["second (cc-by-nc-4.0)", "restricted (cc-by-nc-4.0)"]
+    assert card["trained_on"] == [f"npz {values['data']['path']}", "photographs"]
+    text = (third.run / "student" / "README.md").read_text()
+    assert "no commercial use" in text
+    to(third.run, tmp_path / "third.safetensors")
+    with safe_open(tmp_path / "third.safetensors", "pt") as file:
+        assert file.metadata()["license"] == "cc-by-nc-4.0"
+    assert provenance.provenance(tmp_path / "third.safetensors").learned_from[-1] == "restricted (cc-by-nc-4.0)"
+
+
+def test_cards_of_models_without_a_teacher_and_of_the_demos(values, tmp_path):
+    alone, _ = run({**values, "steps": 1, "losses": [], "teacher": None})
+    card = head(alone.run)
+    assert "license" not in card and "learned_from" not in card
+    assert provenance.provenance(alone.run).license is None
+    asset = provenance.provenance("asset:digits_teacher")
+    assert asset.license == "apache-2.0"
+    assert "MNIST" in asset.trained_on[0]
+
+
+@pytest.mark.parametrize(
+    ("licenses", "together"),
+    [
+        ([], None),
+        ([None, None], None),
+        (["apache-2.0", None], "apache-2.0"),
+        (["apache-2.0", "unknown"], "unknown"),
+        (["unknown", "cc-by-nc-4.0", "mit"], "cc-by-nc-4.0"),
+        (["cc-by-nc-4.0", "openrail"], "other"),
+    ],
+)
+def test_the_licence_that_binds_most_is_inherited(licenses, together):
+    assert provenance.inherited([provenance.Provenance(license) for license in licenses]).license == together
+
+
+@pytest.mark.parametrize(
+    "text", ["", "# no front matter", "---\n[1\n---\n", "---\n- 3\n---\n", "---\nlicense: [1]\n---\n"]
+)
+def test_cards_that_say_nothing_are_unknown(tmp_path, text):
+    export.write(build("mdt"), tmp_path / "m", text)
+    assert provenance.provenance(tmp_path / "m").license == "unknown"
+    (tmp_path / "m" / "README.md").unlink()
+    assert provenance.provenance(tmp_path / "m").license == "unknown"
+    assert json.loads((tmp_path / "m" / "config.json").read_text())["_class_name"] == "MDTv2"

@@ -1,0 +1,265 @@
+"""What a run takes, by count: against the naive oracles, torch's own counter, and real tensors."""
+
+import json
+
+import pytest
+import torch
+from runs import run
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformer_oracle import forward as naive
+
+from dit_shd.attention.capture import Capture
+from dit_shd.cli import program
+from dit_shd.core.config import make
+from dit_shd.core.plugins import Plugin
+from dit_shd.models.families.dit import DiT
+from dit_shd.models.families.mdt import MDTv2
+from dit_shd.profiling import meta
+from dit_shd.profiling.estimate import hours, peaks
+from dit_shd.profiling.flops import captures_of, forward_operations, step_operations
+from dit_shd.profiling.memory import step_memory
+from dit_shd.squeezing.cost import layer_cost
+from dit_shd.squeezing.divergence import attention_kl
+from dit_shd.squeezing.plans import contiguous
+from dit_shd.squeezing.squeeze import squeeze
+from dit_shd.tasks.diffusion import Batch
+from dit_shd.training import optim
+from dit_shd.training.config import TrainConfig
+from dit_shd.training.dry_run import step_shape
+
+DIT = dict(sample_size=8, in_channels=1, num_classes=3, num_layers=4)
+SHAPE = dict(**DIT, decode_layer=2)
+
+
+@pytest.fixture
+def config(values, tmp_path):
+    """A tiny distillation, of whose data and teacher there is nothing."""
+    changes = {"data": {"name": "npz", "path": "none.npz"}, "teacher": str(tmp_path / "none")}
+    estimate = {"teacher": {**values["student"], "num_attention_heads": 4}}
+    return make(TrainConfig, {**values, **changes, "estimate": estimate})
+
+
+def step(config, student, images=None):
+    """A step of a config, as the trainer counts it."""
+    return step_shape(config, student, images or config.micro_batch_size or config.batch_size)
+
+
+def small(heads=2, width=8):
+    torch.manual_seed(0)
+    return MDTv2(**SHAPE, num_attention_heads=heads, attention_head_dim=width)
+
+
+@pytest.mark.parametrize(("family", "kept"), [("mdt", None), ("mdt", 9), ("dit", None)])
+def test_a_models_operations_are_the_naive_models(family, kept):
+    """Forward: the same products. Backward: fused attention computes each layer's scores once more."""
+    heads, n = 2, 16
+    model = small() if family == "mdt" else DiT(**DIT, num_attention_heads=heads, attention_head_dim=8)
+    keep = None if kept is None else torch.arange(kept)[None]
+    fixed = {name for name, p in model.named_parameters() if not p.requires_grad}
+    state = {k: v.double() if v.is_floating_point() else v for k, v in model.to_public().items()}
+    for name, value in state.items():
+        value.requires_grad_(value.is_floating_point() and name not in fixed)
+    with FlopCounterMode(display=False) as counter:
+        output = naive(state, torch.zeros(1, 1, 8, 8), torch.zeros(1), torch.zeros(1, dtype=torch.long), heads, keep)
+        forward = counter.get_total_flops()
+        output.sum().backward()
+        backward = counter.get_total_flops() - forward
+    assert forward_operations(model, kept) == forward
+    ratio = 0.3 if family == "mdt" else None
+    found = step_operations(step(make(TrainConfig, {"mask_ratio": ratio}), model, 1), model)
+    ours = found.passes["plain" if kept is None else "masked"]
+    tokens = [n] * 4 if kept is None else [kept] * 2 + [n] * 3  # two encoder and two decoder blocks, one side block
+    assert (ours.tokens, ours.forward) == (kept or n, forward)
+    assert ours.backward - backward == sum(2 * m * m * heads * 8 for m in tokens)
+
+
+@pytest.mark.parametrize(("size", "published"), [("S/2", 6.06), ("XL/2", 118.64)])
+def test_the_counts_of_dits_paper(size, published):
+    """arXiv 2212.09748, table 4: what it calls Gflops are multiply-adds."""
+    flops = forward_operations(meta.build(Plugin("dit", {"size": size}), "model"))
+    assert flops / 2e9 == pytest.approx(published, rel=0.002)
+
+
+def test_operations_are_those_of_real_tensors():
+    """The meta device is told the same as a CPU, the fused kernel of a foreign family included."""
+    from diffusers import DiTTransformer2DModel
+
+    options = dict(num_attention_heads=2, attention_head_dim=8, num_layers=2, in_channels=4, out_channels=8)
+    model = DiTTransformer2DModel(**options, sample_size=8, norm_num_groups=1, num_embeds_ada_norm=3).eval()
+    zeros = torch.zeros(1, dtype=torch.long)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # the counter knows its products
+        model(torch.zeros(1, 4, 8, 8), zeros, class_labels=zeros)
+    assert forward_operations(model) == counter.get_total_flops()
+    assert [c.shape for c in captures_of(model).values()] == [(1, 2, 16, 16)] * 2
+
+
+def captured(h, n, d, e, mixed=False, seed=0):
+    r = torch.Generator().manual_seed(seed)
+    q, k, v = (torch.randn(2, h, n, d, generator=r) for _ in range(3))
+    out = torch.randn(h, d, e, generator=r)
+    return Capture(q, k, v, d**-0.5, out=out, mixed=torch.randn(2, h, n, d, generator=r) if mixed else None)
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+@pytest.mark.parametrize("mixed", [True, False])
+@pytest.mark.parametrize("method", ["pairwise", "joint", "per_query", "constant", "hard"])
+@pytest.mark.parametrize("heads", [(5, 2), (4, 4), (4, 3)])
+def test_shds_operations_are_those_that_it_does(heads, method, mixed, keeps):
+    (h, g), n = heads, 24
+    chunk = 64.0 if keeps else 0.01
+    teacher, student = captured(h, n, 8, 20, mixed), captured(g, n, 6, 12, seed=1)
+    student.query.requires_grad_()
+    with FlopCounterMode(display=False) as counter:
+        merged = squeeze(teacher, g, method=method, chunk_mib=chunk, keep_maps=True)
+        attention_kl(teacher, student, merged, chunk_mib=chunk).sum().backward()
+    one = [Capture(c.query[:1], c.key[:1], c.value[:1], c.scale, out=c.out, mixed=c.mixed) for c in (teacher, student)]
+    assert bool(merged.maps) == (keeps and method not in ("constant", "hard") and g < h)
+    counted, done = (
+        layer_cost(*one, contiguous(h, g), 2, method=method, chunk_mib=chunk).operations,
+        counter.get_total_flops(),
+    )
+    assert counted <= done <= 1.006 * counted  # what is solved of k x k is in the counter
+
+
+@pytest.mark.parametrize(("mixed", "units"), [(False, 66), (True, 54)])
+def test_shd_takes_as_much_as_both_models_own_attention(mixed, units):
+    """12 heads into 6, in n m d multiply-adds: alpha 36 (24, where the layer's output is at hand) and KL 30."""
+    n, d = 4096, 64
+    tensors = {c: [torch.empty(1, c, n, d, device="meta") for _ in range(4)] for c in (12, 6)}
+    out = torch.empty(12, d, 768, device="meta")
+    q, k, v, own = tensors[12]
+    teacher = Capture(q, k, v, 1.0, out=out, mixed=own if mixed else None)
+    found = layer_cost(teacher, Capture(*tensors[6][:3], 1.0), contiguous(12, 6), 1)
+    assert found.operations / 2 / (n * n * d) == pytest.approx(units, rel=0.08)
+
+
+def test_a_step_is_the_sum_of_its_parts(config):
+    student, teacher = small(2, 4), small(4, 4)
+    found = step_operations(step(config, student), student, teacher)
+    plain, masked = found.passes["plain"], found.passes["masked"]
+    assert plain.teacher == forward_operations(teacher) and masked.teacher == forward_operations(teacher, 9)
+    assert plain.losses["shd"] > 0 and masked.losses == {"output": 0}
+    assert found.total == found.executed == plain.total + masked.total
+    assert plain.total == plain.teacher + plain.forward + plain.backward + plain.losses["shd"]
+    alone = step_operations(step(make(TrainConfig, {"losses": []}), student), student)
+    assert alone.passes["plain"].total == plain.forward + plain.backward
+
+
+def test_live_bytes():
+    with meta.Live() as live:
+        a = torch.zeros(100, device="meta")
+        b = a.view(10, 10) + 1  # the view is no memory of its own
+        del a
+        c = b * 2
+        del b, c
+    assert (live.peak, live.now) == (800, 0)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_activations_are_those_of_real_tensors(precision):
+    """What a step of real tensors holds at most, under real autocast, is what was counted without memory."""
+    model = small(2, 32)
+    config = make(TrainConfig, {"precision": precision, "mask_ratio": None})
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    x, t = torch.zeros(4, 1, 8, 8), torch.zeros(4, dtype=torch.long)
+    batch = Batch(x, x, x, t, t, None, t)
+    with meta.Live(model) as live:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            output = model(batch.x_t, batch.t, class_labels=batch.labels).sample
+        output.float().sum().backward()
+    counted = step_memory(step(config, model, 4), model, None).parts["activations"]
+    assert counted == pytest.approx(live.peak, rel=0.001 if precision == "no" else 0.05)
+
+
+@pytest.mark.parametrize(("name", "states"), [("adan", 4), ("adamw", 2)])
+def test_memory_by_count(config, name, states):
+    student, teacher = small(2, 4), small(4, 4)
+    values = {"optimizer": {"name": name}, "ema": [0.9, 0.99], "losses": [{"name": "output"}, {"name": "shd"}]}
+    config = make(TrainConfig, {**values, "teacher_precision": "bf16"})
+    found = step_memory(step(config, student, 3), student, teacher)
+    weights = sum(p.numel() for p in student.parameters())
+    optimizer = optim.build(make(optim.OptimizerConfig, {"name": name}), student.parameters())
+    for p in student.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    real = sum(x.numel() for state in optimizer.state.values() for x in state.values() if x.ndim)
+    parts = found.parts
+    assert real == states * weights and abs(parts[f"optimizer's states ({name})"] - 4 * real) < 1000
+    assert parts["gradients"] == 4 * weights and parts["weight averages (2)"] == 8 * weights
+    buffers = 4 * student.code.numel()
+    assert parts["student's weights"] == 4 * weights + buffers
+    assert parts["teacher's weights"] == 2 * sum(p.numel() for p in teacher.parameters()) + buffers
+    held = 4 * 4 * 2 * 16 * 8 * 3  # float32, layers, q and k, tokens, width, images
+    assert parts["losses (gradients held, tiles)"] == held + 64 * 2**20 + 4 * 3 * 4 * 16 * 16
+    assert found.total == sum(parts.values())
+
+
+def test_hours():
+    assert hours(312e12 * 3600 * 0.5, 312, 0.5) == pytest.approx(1.0)
+    assert peaks("bf16") == {"A100": 312, "H100": 989}
+    assert peaks("no", 90) == {"90 TFLOP/s": 90}
+
+
+def test_the_trainer_tells_its_share_of_the_peak(values):
+    config, _ = run(values, peak_tflops=0.001, steps=2)
+    rows = [json.loads(line) for line in (config.run / "timing.jsonl").read_text().splitlines()]
+    operations = step_operations(step(config, small(2, 4)), small(2, 4), small(4, 4)).total
+    for row in rows:
+        assert row["mfu"] * 1e9 == pytest.approx(row["images_per_second"] * operations, rel=0.01)
+
+
+def text(capsys, *words):
+    code = program.main(["train", *words])
+    seen = capsys.readouterr()
+    return code, seen.out, seen.err
+
+
+@pytest.fixture
+def file(values, tmp_path):
+    import yaml
+
+    path = tmp_path / "config.yaml"
+    changes = {"data": {"name": "npz", "path": "none.npz"}, "teacher": str(tmp_path / "none")}
+    path.write_text(yaml.safe_dump({**values, **changes}))
+    return path
+
+
+def test_dry_run_writes_nothing(file, values, capsys, monkeypatch, tmp_path):
+    """Without data and without a teacher: the counts of step_operations, and no new file."""
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    stand_in = "{name: mdt, num_attention_heads: 4, attention_head_dim: 4, sample_size: 8, patch_size: 2, "
+    stand_in += "in_channels: 1, num_classes: 3, num_layers: 4, decode_layer: 2}"
+    code, out, _ = text(capsys, str(file), "dry_run=true", f"estimate.teacher={stand_in}")
+    assert code == 0 and sorted(tmp_path.rglob("*")) == before
+    expected = step_operations(step(make(TrainConfig, values), small(2, 4)), small(2, 4), small(4, 4)).total
+    (total,) = [line for line in out.splitlines() if line.startswith("in all")][:1]
+    assert float(total.split()[3]) == pytest.approx(expected / 1e9, abs=0.005)
+    assert f"{8 * expected / 1e12:.3g} TFLOP" in out
+    assert "none is not there yet" in out and "measured on" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "teacher: wanted a run folder"),
+        ([], "to count without it, say what it will be: estimate.teacher='{name: mdt, size: B/2}'"),
+        (["teacher=null"], "losses need a teacher"),
+        (
+            ["student={name: dit, size: S/2}", "estimate.teacher={name: mdt, size: S/2}"],
+            "mask_ratio: the student (DiT) has no masked pass",
+        ),
+        (["estimate.teacher={name: mdt, size: Q/2}"], "no size 'Q/2'"),
+        (["estimate.mfu=x"], "estimate.mfu"),
+    ],
+)
+def test_dry_run_says_what_is_missing(file, capsys, words, message):
+    code, out, err = text(capsys, str(file), "dry_run=true", *words)
+    assert (code, out) == (2, "") and message in err
+
+
+def test_without_a_teacher_nothing_of_one_is_told(file, capsys):
+    code, out, _ = text(capsys, str(file), "dry_run=true", "losses=[]", "teacher=null", "estimate.measure=false")
+    assert code == 0 and "teacher, forward" not in out and "measured" not in out

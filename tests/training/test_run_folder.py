@@ -1,0 +1,284 @@
+"""The run folder: saves that are whole or not there, damage that is recognised, what is kept and what is dropped."""
+
+import json
+import os
+import pickle
+import random
+import resource
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from runs import contents, run
+
+from dit_shd.core import files, hashing
+from dit_shd.core.config import make, resumable_keys
+from dit_shd.core.errors import UserError
+from dit_shd.core.yaml_files import dump
+from dit_shd.training import checkpoint, run_folder
+from dit_shd.training.checkpoint import MANIFEST
+from dit_shd.training.config import TrainConfig
+from dit_shd.training.run_folder import RunFolder
+from dit_shd.training.trainer import Trainer, train
+
+OPTIMIZER = {
+    "state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.arange(6.0), "seen": 4}},
+    "param_groups": [{"lr": 0.1, "betas": [0.9, 0.99], "params": [0]}],
+}
+
+
+def save(folder, step, keep=9, **options):
+    tensors = {"distiller": {"w": torch.full((40,), float(step))}, "ema_0.9": {"w": torch.zeros(3)}}
+    folder.save(step, tensors, OPTIMIZER, {"skipped_steps": 0}, keep, **options)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return RunFolder(tmp_path / "run")
+
+
+def steps(folder):
+    return [checkpoint.step_of(path) for path in folder.checkpoints()]
+
+
+def test_a_checkpoint_gives_back_what_was_saved(folder):
+    assert folder.load() is None
+    save(folder, 7)
+    loaded = folder.load()
+    assert loaded["step"] == 7
+    assert torch.equal(loaded["distiller"]["w"], torch.full((40,), 7.0))
+    torch.testing.assert_close(loaded["optimizer"], OPTIMIZER, rtol=0, atol=0)
+
+
+def damages(folder):
+    """Every file of a checkpoint: gone, cut short, emptied, longer, and with a bit flipped here and there."""
+    draw = random.Random(0)
+    for file in sorted(folder.iterdir()):
+        data = file.read_bytes()
+        yield file, None
+        yield file, data[: len(data) // 2]
+        yield file, b""
+        yield file, data + b"\n" if file.name != MANIFEST else data + b"}"
+        for at in [0, 9, len(data) - 1, *(draw.randrange(len(data)) for _ in range(8))]:
+            yield file, data[:at] + bytes([data[at] ^ 1 << draw.randrange(8)]) + data[at + 1 :]
+
+
+def test_any_damage_to_the_newest_is_told_and_the_one_before_is_used(folder, caplog):
+    save(folder, 2)
+    save(folder, 10)
+    shutil.copytree(folder.newest, folder.path / "copy")
+    count = 0
+    for file, data in list(damages(folder.newest)):
+        caplog.clear()
+        file.unlink() if data is None else file.write_bytes(data)
+        assert folder.load()["step"] == 2, (file, data)
+        line = caplog.messages[0]
+        assert len(caplog.messages) == 1
+        named = "" if file.name == MANIFEST else file.name  # a name in it may be what is damaged
+        assert f"step_00000010: {named}" in line
+        aside = folder.path / "checkpoints" / "step_00000010.damaged"
+        assert line.endswith(f"kept as {aside.name}, going on from step_00000002")
+        assert (aside / file.name).exists() == (data is not None), "set aside, not deleted"
+        shutil.rmtree(aside)
+        shutil.copytree(folder.path / "copy", folder.path / "checkpoints" / "step_00000010")
+        count += 1
+    assert count > 50
+    assert folder.load()["step"] == 10
+
+
+def test_damaged_ones_are_all_kept_and_without_a_sound_one_nothing_begins_anew(folder):
+    for step in (2, 4):
+        save(folder, step)
+        (folder.newest / "state.json").write_text("{}")
+    with pytest.raises(
+        UserError, match=r"no checkpoint is sound \(step_00000004: state.json is damaged; step_00000002"
+    ):
+        folder.load()
+    assert steps(folder) == [2, 4], "a second try must not find an empty folder"
+    for path in folder.checkpoints():
+        path.rename(path.with_name(path.name + ".damaged"))
+    with pytest.raises(UserError, match=r"no checkpoint is sound .* or move .* away to begin anew"):
+        folder.load()
+    save(folder, 6)
+    for _ in range(2):
+        save(folder, 8)
+        (folder.newest / MANIFEST).unlink()
+        assert folder.load()["step"] == 6
+    names = {path.name for path in (folder.path / "checkpoints").iterdir()}
+    assert {"step_00000008.damaged", "step_00000008.damaged1"} < names
+
+
+class Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("name", ["optimizer.safetensors", "optimizer.pt", "state.json", MANIFEST])
+@pytest.mark.parametrize("honest", [True, False], ids=["in the manifest", "unannounced"])
+def test_a_pickle_in_a_checkpoint_is_never_executed(folder, tmp_path, name, honest):
+    save(folder, 2)
+    save(folder, 4)
+    (folder.newest / name).write_bytes(pickle.dumps(Bomb(tmp_path / "exploded")))
+    if honest and name != MANIFEST:
+        sums = {f.name: hashing.sha256(f) for f in folder.newest.iterdir() if f.name != MANIFEST}
+        (folder.newest / MANIFEST).write_text(json.dumps(sums))
+    try:
+        assert folder.load()["step"] in (2, 4)
+    except UserError as error:
+        assert "step_00000004: not a checkpoint" in str(error)
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize(
+    ("keep", "every", "left"), [(1, 0, [60]), (2, 0, [50, 60]), (2, 20, [20, 40, 50, 60]), (1, 7, [60])]
+)
+def test_what_is_dropped(folder, keep, every, left):
+    for step in range(10, 70, 10):
+        save(folder, step, keep=keep, keep_every=every)
+        assert folder.load()["step"] == step, "never the last good one"
+    assert steps(folder) == left
+
+
+def test_steps_are_ordered_as_numbers(folder):
+    for step in (99_999_999, 100_000_000, 5):
+        save(folder, step)
+    assert steps(folder) == [5, 99_999_999, 100_000_000]
+
+
+def test_a_write_that_fails_leaves_the_last_good_one_and_no_half_file(folder, monkeypatch):
+    """The disk fills up at the n-th write, for every n."""
+    save(folder, 2)
+    before = contents(folder.path)
+    for writer in ("save_file", "sync"):
+        real = getattr(run_folder, writer) if writer == "save_file" else files.sync
+        for n in range(3):
+            calls = []
+
+            def fails(*arguments, n=n, calls=calls, real=real, **options):
+                calls.append(arguments)
+                if len(calls) > n:
+                    raise OSError(28, "No space left on device")
+                real(*arguments, **options)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(run_folder if writer == "save_file" else files, writer, fails)
+                with pytest.raises(UserError, match="step_00000004: cannot be written: the disk is full; what is fin"):
+                    save(folder, 4)
+            assert contents(folder.path) == before
+    save(folder, 4)
+    assert folder.load()["step"] == 4
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+import torch
+from dit_shd.training.run_folder import RunFolder
+folder = RunFolder(Path(sys.argv[1]))
+for step, size in ((1, 10), (2, 100_000)):
+    folder.save(step, {"distiller": {"w": torch.zeros(size)}}, {"state": {}, "param_groups": []}, {}, keep=1)
+"""
+
+
+def test_the_kernels_own_limit_of_a_files_size(tmp_path, root):
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))  # noqa: E731
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, preexec_fn=limit,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )  # fmt: skip
+    assert "step_00000002: cannot be written: the disk is full" in done.stderr.splitlines()[-1]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000001"]
+
+
+def test_leftovers_of_kills_are_tidied_up_and_other_files_are_not(values, tmp_path):
+    config = make(TrainConfig, values)
+    folder = RunFolder.open(config.run, dump(config), resumable_keys(TrainConfig))
+    save(folder, 2)
+    folder.release()
+    half = folder.path / "checkpoints" / ".step_00000004.part"
+    half.mkdir()
+    (half / "distiller.safetensors").write_bytes(b"half")
+    (folder.path / ".metrics.jsonl.77.part").write_text("half")
+    (folder.path / "checkpoints" / "notes.txt").write_text("mine")
+    RunFolder.open(config.run, dump(config), resumable_keys(TrainConfig)).release()
+    assert {file.name for file in folder.path.iterdir()} == {"config.yaml", "checkpoints"}
+    assert {file.name for file in half.parent.iterdir()} == {"step_00000002", "notes.txt"}
+
+
+def test_a_kill_before_the_config_is_written_leaves_a_folder_that_can_be_used(values):
+    config = make(TrainConfig, values)
+    config.run.mkdir()
+    (config.run / ".lock").write_text("")
+    (config.run / ".config.yaml.99.part").write_text("run: ")
+    RunFolder.open(config.run, dump(config), resumable_keys(TrainConfig)).release()
+    assert (config.run / "config.yaml").exists()
+
+
+def test_two_runs_in_one_folder_the_second_is_refused(values, root):
+    """The first is another process, which waits."""
+    code = (
+        "import sys, time; from pathlib import Path; from dit_shd.core.lock import Lock\n"
+        "lock = Lock(Path(sys.argv[1]), 'dit-shd train'); print('held', flush=True); time.sleep(60)"
+    )
+    config, _ = run(values, steps=2)
+    before = contents(config.run)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(config.run / ".lock")],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
+    try:
+        assert process.stdout.readline() == b"held\n"
+        with pytest.raises(UserError, match=f"run: in use by dit-shd train, pid {process.pid} on "):
+            run(values)
+        assert {k: v for k, v in contents(config.run).items() if k != ".lock"} == before
+    finally:
+        process.kill()
+        process.wait()
+    assert [m["step"] for m in run(values)[1]] == [3, 4]
+    assert not (config.run / ".lock").exists()
+
+
+def test_a_kill_before_the_first_checkpoint_leaves_no_double_lines(values):
+    config = make(TrainConfig, {**values, "checkpoint_every": 100})
+    for step in train(config):
+        if step.number == 2:
+            break
+    run(values, checkpoint_every=100)
+    assert [json.loads(x)["step"] for x in (config.run / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
+
+
+def test_what_follows_from_a_checkpoint_is_made_where_a_kill_came_before_it(values):
+    config, _ = run(values, evaluation={"every": 2, "count": 4, "steps": 3})
+    whole, student = contents(config.run), config.run / "student"
+
+    def older():
+        file = student / "training.json"
+        file.write_text(file.read_text().replace('"step": 4', '"step": 2'))
+        (student / "diffusion_pytorch_model.safetensors").write_bytes(b"older")
+
+    for lose in (
+        lambda: shutil.rmtree(student),
+        lambda: student.rename(config.run / ".student.old"),  # a kill between two renames
+        older,
+        (config.run / "evaluations" / "step_00000004.png").unlink,
+    ):
+        lose()
+        assert contents(config.run) != whole
+        Trainer(config).folder.release()
+        assert contents(config.run) == whole
+
+
+def test_a_checkpoint_of_something_else_is_one_line(values):
+    config, _ = run(values, steps=2)
+    folder = RunFolder(config.run)
+    shutil.rmtree(folder.newest)
+    save(folder, 2)
+    with pytest.raises(UserError, match="step_00000002 does not fit this run"):
+        run(values)
+    assert steps(folder) == [2]

@@ -1,0 +1,309 @@
+"""Training at scale: slices of weights, compiled and recomputed blocks, schedules, norms, meters."""
+
+import pytest
+import torch
+import torch._dynamo
+import yaml
+from runs import rows, run, torchrun, weights
+from safetensors.torch import load_file
+
+from dit_shd.core import plugins
+from dit_shd.core.config import make
+from dit_shd.core.errors import UserError
+from dit_shd.core.plugins import Plugin
+from dit_shd.core.prefetch import ahead
+from dit_shd.distillation.distiller import Distiller
+from dit_shd.distillation.losses import LOSSES, Loss, Term
+from dit_shd.distillation.losses.output import Output
+from dit_shd.distillation.losses.shd import SHD
+from dit_shd.tasks.diffusion import predict
+from dit_shd.training.compilation import ONCE, compile_blocks
+from dit_shd.training.config import TrainConfig, resolved
+from dit_shd.training.gradient_norms import gradient_norms
+from dit_shd.training.trainer import Trainer
+
+compiles = pytest.mark.skipif(not hasattr(torch._dynamo.config, ONCE), reason="refused: this torch is too old")
+
+
+def close(one, two, rel=1e-4):
+    """Two logs agree in all their numbers."""
+    assert [row.keys() for row in one] == [row.keys() for row in two]
+    for a, b in zip(one, two):
+        assert a == pytest.approx(b, rel=rel, abs=1e-6)
+
+
+GO = """import sys
+from pathlib import Path
+from dit_shd.core import plugins
+from dit_shd.core.config import make
+from dit_shd.core.yaml_files import read_yaml
+from dit_shd.training.config import TrainConfig
+from dit_shd.training.trainer import Trainer
+plugins.trust("mine")
+trainer = Trainer(make(TrainConfig, read_yaml(Path(sys.argv[1]))))
+assert trainer.accelerator.num_processes == 2
+list(trainer.run_steps())
+"""
+
+
+def two_processes(values, root, folder):
+    script, file = folder / "go.py", folder / "config.yaml"
+    script.write_text(GO)
+    file.write_text(yaml.safe_dump(values))
+    torchrun(script, 2, root, file)
+
+
+slices = pytest.mark.skipif(not hasattr(torch.cpu.Stream(), "record_event"), reason="this torch slices on GPUs only")
+
+
+@slices
+def test_sharded_training_equals_whole_training_and_checkpoints_fit_both(values, tmp_path, root):
+    """fully_shard on gloo: teacher, student, optimizer and averages in slices; then on by one process, whole."""
+    values = {**values, "optimizer": {"name": "adamw", "lr": 1e-3, "eps": 1e-3}, "ema": [0.9, 0.5], "steps": 3}
+    values["losses"] = [{"name": "output"}, {"name": "shd", "plan": "matched", "calibration": 1}]
+    whole, one = run({**values, "run": str(tmp_path / "whole")})
+    values["run"] = str(tmp_path / "sharded")
+    two_processes({**values, "sharding": "fsdp2"}, root, tmp_path)
+    close(one, rows(tmp_path / "sharded"))
+    for folder in ("student", "student_ema_0.5"):
+        ours, theirs = (weights(run_folder, folder) for run_folder in (whole.run, tmp_path / "sharded"))
+        assert ours.keys() == theirs.keys()
+        for name in ours:
+            torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-5)
+    _, on = run({**values, "steps": 4})
+    _, straight = run({**values, "run": str(tmp_path / "whole"), "steps": 4})
+    close(straight, on)
+    two_processes({**values, "sharding": "fsdp2", "steps": 5}, root, tmp_path)
+    assert [row["step"] for row in rows(tmp_path / "sharded")] == [1, 2, 3, 4, 5]
+
+
+MINE = """import os
+from torch import nn
+from dit_shd.distillation.losses import Loss
+from dit_shd.distillation.losses import Term
+
+class Mine(Loss):
+    def __init__(self, weight: float = 1.0):
+        super().__init__(weight)
+        self.projector = nn.Linear(8, 8)
+
+    def term(self, view):
+        value = (self.projector(view.student) - view.teacher).square().flatten(1).mean(1)
+        bad = view.batch.step == 1 and os.environ.get("RANK", "0") == "0"
+        return Term(value * float("nan") if bad else value)
+"""
+
+
+@slices
+def test_sharded_projectors_learn_and_a_bad_step_of_one_process_holds_up_nobody(values, tmp_path, root, monkeypatch):
+    """The process that finds the bad number at once gathers slices for the others that go on looking."""
+    (tmp_path / "mine.py").write_text(MINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(plugins, "_trusted", {"mine"})
+    values = {**values, "optimizer": {"name": "adamw", "lr": 1e-3, "eps": 1e-3}, "steps": 3, "skip_bad_steps": 1}
+    values["losses"] = [{"name": "mine.Mine"}]
+    _, whole = run({**values, "run": str(tmp_path / "whole")})
+    two_processes({**values, "sharding": "fsdp2"}, root, tmp_path)
+    close(whole, rows(tmp_path / "run"))
+    assert [row.get("skipped_steps", 0) for row in whole] == [0, 1, 1]
+    one, two = (
+        load_file(tmp_path / name / "checkpoints" / "step_00000003" / "distiller.safetensors")
+        for name in ("whole", "run")
+    )
+    for name in ("losses.0.projector.weight", "losses.0.projector.bias"):
+        torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sharding": "fsdp2"}, "needs two processes"),
+        ({"ema": []}, "ema: wanted one or more rates"),
+        ({"ema": [0.9, 0.9]}, "each once"),
+        ({"ema": [0.9, 1.5]}, "ema: wanted a number from 0 to 1"),
+        ({"losses": [{"name": "shd", "weight": {}}]}, "found nothing"),
+        ({"losses": [{"name": "shd", "weight": {-1: 2.0}}]}, "wanted whole steps from 0"),
+        ({"losses": [{"name": "shd", "weight": {0: -2.0}}]}, "weight: wanted 0 or more"),
+        (
+            {"losses": [{"name": "shd", "weight": {"late": 2.0}}]},
+            "losses.0.weight: wanted a whole number, found 'late'",
+        ),
+        ({"evaluation": {"every": 1, "count": 0}}, "evaluation: count: wanted 1 or more"),
+        ({"evaluation": {"every": 1}, "diffusion_steps": 40}, "evaluation: steps: wanted 1 to 40, found 50"),
+        (
+            {"evaluation": {"every": 1, "sample": {"vae": "nowhere"}}},
+            "vae: wanted a folder with .* found nothing at 'nowhere'",
+        ),
+        ({"evaluation": {"every": 1, "reference": "digits:validation", "features": "digits"}}, r"found .*\(8, 8, 1\)"),
+        ({"evaluation": {"every": 1, "sample": {"solvr": "ddim"}}}, "unknown key 'solvr', did you mean 'solver'"),
+        ({"evaluation": {"every": 1, "reference": "nowhere.npz", "features": "digits"}}, "found nothing at"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_written(values, changes, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        run({**values, **changes})
+    assert not (tmp_path / "run").exists()
+
+
+def test_recomputed_blocks_give_the_same_run(values, tmp_path):
+    _, plain = run(values, steps=2)
+    _, again = run(values, steps=2, gradient_checkpointing=True, run=str(tmp_path / "again"))
+    close(plain, again, rel=1e-5)
+
+
+def test_a_weight_goes_along_lines_between_its_steps():
+    loss = SHD(weight={10: 1.0, 0: 0.0, 20: 3.0})
+    assert [loss.weight_at(step) for step in (0, 5, 10, 15, 20, 99)] == [0, 0.5, 1, 2, 3, 3]
+    assert SHD(weight=2.0).weight_at(10**9) == 2.0
+    read = make(TrainConfig, {"losses": [{"name": "shd", "weight": {0: "1e-4", "1e3": 2}}]})  # as YAML reads it
+    assert resolved(read).losses[0].options["weight"] == {0: 1e-4, 1000: 2.0}
+
+
+def test_the_total_follows_the_schedule(values):
+    values["losses"] = [{"name": "shd", "weight": {0: 0.0, 2: 4.0}}]
+    _, metrics = run({**values, "mask_ratio": None}, steps=3)
+    for step, (row, weight) in enumerate(zip(metrics, (0.0, 2.0, 4.0))):
+        rest = row["plain/noise"] + row["plain/variational"]
+        assert row["loss"] == pytest.approx(rest + weight * row["plain/shd"], rel=1e-5), step
+
+
+def test_gradient_norms_add_up_to_the_gradient(values):
+    """One term's norm is the norm of its gradient by another way: backward on it alone."""
+    trainer = Trainer(make(TrainConfig, {**values, "mask_ratio": None}))
+    batch = trainer.source.draw(0, range(8))["plain"]
+    distiller = trainer.state.distiller
+    norms = gradient_norms(distiller, batch, "plain", trainer.teacher)
+    assert list(norms) == ["plain/noise", "plain/variational", "plain/output", "plain/shd"]
+    for name, norm in norms.items():
+        terms, _ = distiller.terms(batch, "plain", trainer.teacher)
+        terms[name.split("/")[1]].backward()
+        grads = [p.grad for p in distiller.student.parameters() if p.grad is not None]
+        assert norm == pytest.approx(float(torch.cat([g.flatten() for g in grads]).norm()), rel=1e-4)
+        distiller.zero_grad()
+
+
+@pytest.mark.parametrize("projector", [True, False])
+def test_a_term_that_does_not_pull_at_the_student_has_norm_zero(values, projector):
+    class Aside(Loss):
+        def __init__(self):
+            super().__init__()
+            self.factor = torch.nn.Parameter(torch.ones(())) if projector else 1.0
+
+        def term(self, view):
+            return Term(view.teacher.flatten(1).mean(1) * self.factor)
+
+    trainer = Trainer(make(TrainConfig, {**values, "mask_ratio": None}))
+    distiller = Distiller(trainer.student, [Aside()], trainer.schedule)
+    norms = gradient_norms(distiller, trainer.source.draw(0, range(2))["plain"], "plain", trainer.teacher)
+    assert norms["plain/noise"] > 0
+    assert list(norms.values())[-1] == 0
+
+
+def test_gradient_norms_are_logged_and_change_nothing(values, tmp_path):
+    _, without = run(values, steps=3)
+    _, norms = run(values, steps=3, gradient_norms_every=2, log_every=3, run=str(tmp_path / "norms"))
+    assert norms[0] == {}
+    assert {"grad_norm/plain/shd", "grad_norm/masked/output"} <= norms[1].keys()
+    assert not any(key.startswith("grad_norm/") for key in norms[2])
+    assert [{k: v for k, v in row.items() if "grad_norm/" not in k} for row in norms[1:]] == without[1:]
+
+
+def test_timing_tells_throughput_and_memory(values):
+    config, _ = run(values, steps=2, peak_tflops=1.0)
+    for row in rows(config.run, "timing.jsonl"):
+        assert row["images_per_second"] == pytest.approx(8 / row["seconds"], rel=0.05)
+        assert 0.01 < row["memory_gib"] < 24
+        assert row["mfu"] == pytest.approx(row["tflops"], rel=0.01)
+        assert row["tflops"] > 0
+
+
+def test_the_teacher_stops_after_the_last_layer_that_is_needed(values):
+    """The same value and gradients; the layers behind do not run."""
+    layers = {"en_inblocks.0.attn": "en_inblocks.0.attn"}
+    trainer = Trainer(make(TrainConfig, {**values, "losses": [{"name": "shd", "layers": layers}]}))
+    batch = trainer.source.draw(0, range(4))["plain"]
+    ran = []
+    for name, block in trainer.teacher.named_modules():
+        if name.endswith("blocks.0"):
+            block.register_forward_hook(lambda *_, name=name: ran.append(name))
+    whole = Distiller(trainer.student, list(trainer.state.distiller.losses), trainer.schedule, cut_teacher=False)
+    found = []
+    for distiller in (trainer.state.distiller, whole, whole):
+        ran.clear()
+        distiller.zero_grad()
+        loss, _ = distiller(batch, "plain", trainer.teacher)
+        loss.backward()
+        found.append((loss.detach(), trainer.student.pos_embed.grad.clone(), list(ran)))
+    (cut, cut_grad, few), _, (all_, all_grad, every) = found
+    assert torch.equal(cut, all_)
+    assert torch.equal(cut_grad, all_grad)
+    assert few == []  # the hook of a block that is left in its middle does not run
+    assert len(every) == 3
+    assert predict(trainer.teacher, batch).isfinite().all()  # and it works as before
+
+
+def test_a_teacher_whose_output_is_wanted_runs_to_its_end():
+    assert Output.needs_output
+    assert not SHD.needs_output
+
+
+def test_plug_ins_resolve_schedules(values):
+    filled = LOSSES.filled(Plugin("shd", {"weight": {0: 0.0, 5: 1.0}}))
+    assert filled.options["weight"] == {0: 0.0, 5: 1.0}
+
+
+@compiles
+def test_compiled_blocks_give_the_same_losses_and_settle(values):
+    """With captures handed on while blocks run, in both passes; once two numbers of kept tokens have been seen, any
+    number is served by what is compiled."""
+    plain, compiled = (Trainer(make(TrainConfig, {**values, "run": f"{values['run']}{i}"})) for i in range(2))
+    compile_blocks(compiled.student, compiled.teacher, backend="aot_eager")
+    counter = torch._dynamo.utils.counters
+    graphs = []
+    for number in range(7):
+        for name in ("plain", "masked"):
+            batch = plain.source.draw(number, range(4))[name]
+            (one, logs), (two, others) = (t.state.distiller(batch, name, t.teacher) for t in (plain, compiled))
+            assert logs.keys() == others.keys()
+            torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
+            one.backward()
+            two.backward()
+        graphs.append(counter["stats"]["unique_graphs"])
+    assert graphs[0] > 0
+    assert graphs[3] == graphs[6]
+    for p, q in zip(plain.student.parameters(), compiled.student.parameters()):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{}, {"gradient_checkpointing": True}, {"precision": "bf16"}])
+@compiles
+def test_compiled_training_by_inductor(values, tmp_path, changes):
+    """Needs a C++ compiler and some minutes."""
+    _, plain = run({**values, **changes, "run": str(tmp_path / "plain")}, steps=2)
+    _, compiled = run({**values, **changes, "compile": True}, steps=2)
+    close(plain, compiled, rel=3e-2 if "precision" in changes else 1e-3)
+
+
+@compiles
+def test_without_a_compiler_compile_is_one_line(values, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("no C++ compiler\nwas found")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.raises(UserError, match=r"^compile: torch.compile does not work here \(no C\+\+ compiler was found\)"):
+        run({**values, "compile": True})
+
+
+def test_working_ahead_keeps_the_order_and_the_errors():
+    def make_one(x):
+        if x == 3:
+            raise ValueError("three")
+        return x * x
+
+    iterator = ahead(make_one, range(5))
+    assert [next(iterator) for _ in range(3)] == [0, 1, 4]
+    with pytest.raises(ValueError, match="three"):
+        next(iterator)
+    assert list(ahead(make_one, range(3))) == [0, 1, 4]
+    assert list(ahead(make_one, [])) == []

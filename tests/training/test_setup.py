@@ -1,0 +1,96 @@
+"""What losses find out before training: saved with the run, read back, the same for every process."""
+
+import json
+import logging
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from runs import run, weights
+
+from dit_shd.core.config import make
+from dit_shd.core.errors import UserError
+from dit_shd.squeezing.matching import MapSimilarity
+from dit_shd.training.config import TrainConfig
+from dit_shd.training.trainer import Trainer
+
+MATCHED = [{"name": "shd", "weight": 0.5, "plan": "matched", "method": "joint", "calibration": 2}]
+
+
+def test_a_matched_plan_is_found_before_training_and_kept(values, tmp_path, caplog):
+    with caplog.at_level(logging.INFO, "dit_shd"):
+        config, metrics = run(values, losses=MATCHED)
+    found = json.loads((config.run / "calibration.json").read_text())
+    plans = found["shd"]["plans"]
+    assert len(plans) == 4
+    assert all(sorted(head for part in plan for head in part) == [0, 1, 2, 3] for plan in plans.values())
+    assert f"de_blocks.0.attn: {plans['de_blocks.0.attn']}" in caplog.text
+    explicit = [{"name": "shd", "weight": 0.5, "plan": plans, "method": "joint"}]
+    other, same = run(values, losses=explicit, run=str(tmp_path / "explicit"))
+    assert same == metrics
+    assert all(torch.equal(v, weights(other.run)[k]) for k, v in weights(config.run).items())
+
+
+def test_a_resumed_run_reads_its_plans(values):
+    """A plan changed by hand in the file is what the resumed run works with: nothing is found anew."""
+    config, _ = run(values, losses=MATCHED)
+    file = config.run / "calibration.json"
+    found = json.loads(file.read_text())
+    found["shd"]["plans"]["de_blocks.0.attn"] = [[3, 0], [1, 2]]
+    file.write_text(json.dumps(found))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    trainer = Trainer(make(TrainConfig, {**values, "losses": MATCHED, "steps": 6}))
+    assert trainer.first_step == 4
+    (_, loss), *_ = trainer.accelerator.unwrap_model(trainer.distiller).named_losses()
+    assert loss.plans["de_blocks.0.attn"] == ((3, 0), (1, 2))
+    file.write_text("{")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with pytest.raises(UserError, match=r"calibration\.json: not readable"):
+        Trainer(make(TrainConfig, {**values, "losses": MATCHED, "steps": 6}))
+
+
+def test_a_plan_looks_at_the_same_images_whatever_a_step_is_divided_into(values, tmp_path, monkeypatch):
+    seen, add = [], MapSimilarity.add
+
+    def noted(self, capture):
+        seen.append(len(capture.query))
+        add(self, capture)
+
+    monkeypatch.setattr(MapSimilarity, "add", noted)
+    for size in (8, 2):
+        run({**values, "losses": MATCHED, "run": str(tmp_path / str(size))}, steps=1, micro_batch_size=size)
+    half = len(seen) // 2
+    assert seen[:half] == seen[half:]
+    assert 8 in seen
+    plans = [(tmp_path / size / "calibration.json").read_text() for size in ("8", "2")]
+    assert plans[0] == plans[1]
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        {"method": "per_query"},
+        {"measure": "cross_entropy", "temperature": 2.0},
+        {"rows": 0.5, "backend": "streamed"},
+        {"plan": {f"{s}.{i}.attn": [[0, 3], [1, 2]] for s, i in
+                  (("en_inblocks", 0), ("en_outblocks", 0), ("de_blocks", 0), ("de_blocks", 1))}},
+    ],
+)  # fmt: skip
+def test_every_option_trains(values, loss):
+    _, metrics = run(values, losses=[{"name": "shd", "weight": 0.5, **loss}])
+    assert all(torch.isfinite(torch.tensor(list(m.values()))).all() for m in metrics)
+
+
+def test_a_teacher_in_bfloat16_teaches_nearly_the_same(values, tmp_path):
+    _, fine = run(values)
+    _, low = run(values, teacher_precision="bf16", run=str(tmp_path / "low"))
+    assert fine[0]["plain/shd"] != low[0]["plain/shd"]
+    assert fine[0]["plain/shd"] == pytest.approx(low[0]["plain/shd"], rel=0.05)
+    assert fine[0]["plain/output"] == pytest.approx(low[0]["plain/output"], rel=0.1)
+
+
+def test_a_matched_plan_serves_the_masked_pass_too(values):
+    loss = {**MATCHED[0], "passes": ["plain", "masked"]}
+    config, _ = run(values, losses=[loss])
+    plans = json.loads((config.run / "calibration.json").read_text())["shd"]["plans"]
+    assert "sideblocks.0.attn" in plans
