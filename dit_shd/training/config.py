@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from dit_shd.core.config import option
 from dit_shd.core.places import MODEL, Place
@@ -11,8 +11,16 @@ from dit_shd.data.datasets import DATASETS
 from dit_shd.distillation.initialisation.initialise import Initialisation
 from dit_shd.distillation.losses import LOSSES
 from dit_shd.profiling.estimate import EstimateConfig
+from dit_shd.tasks import TASKS
 from dit_shd.training.optim import OptimizerConfig
-from dit_shd.training.validation import EvaluationConfig
+
+MOVED = {
+    "diffusion_steps": "timesteps",
+    "min_snr_gamma": "min_snr_gamma",
+    "label_dropout": "label_dropout",
+    "mask_ratio": "mask_ratio",
+}
+"""Keys of 0.1.0 -> of the task diffusion."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +28,7 @@ class TrainConfig:
     """A training run. `losses: []` is plain training; with losses a teacher is needed."""
 
     run: Path = option(Path("runs/train"), "the run folder; the same command again resumes it", resumable=True)
+    task: Plugin = option(Plugin("diffusion"), "what is learned: {name: diffusion, mask_ratio: 0.3, ...}")
     data: Plugin = option(Plugin("digits"), "dataset: {name: digits | npz, ...}")
     student: Plugin = option(Plugin("mdt"), "model to train: {name: mdt, size: S/2, ...}")
     teacher: Place | None = option(None, MODEL)
@@ -38,14 +47,6 @@ class TrainConfig:
     optimizer: OptimizerConfig = option(OptimizerConfig(), "")
     ema: float | list[float] = option(
         0.9999, "decay of the weight average; of several the first is sampled from", range=(0, 1)
-    )
-    diffusion_steps: int = option(1000, "steps of the linear noise schedule")
-    min_snr_gamma: float | None = option(
-        5.0, "weight min(SNR, gamma)/SNR of the noise error; empty for none", range=(0, 1e6)
-    )
-    label_dropout: float = option(0.1, "share of labels dropped, for guidance", range=(0, 1))
-    mask_ratio: float | None = option(
-        0.3, "masked pass: share from here to +0.2 hidden; empty for no masked pass", range=(0, 0.8)
     )
     precision: Literal["no", "bf16", "fp16"] = option("no", "mixed precision; maps, softmax and KL stay float32")
     compile: bool = option(
@@ -86,12 +87,29 @@ class TrainConfig:
         range=(0.001, 1e6),
         resumable=True,
     )
-    evaluation: EvaluationConfig = option(EvaluationConfig(), "", resumable=True)
+    validate_every: int = option(
+        0, "steps between evaluations of the averaged weights; 0 for none", range=(0, 1e12), resumable=True
+    )
     tracker: str | None = option(None, "an accelerate tracker by name: tensorboard, wandb, ...", resumable=True)
     dry_run: bool = option(
         False, "say what the run would take, by count and by one real step, and write nothing", resumable=True
     )
     estimate: EstimateConfig = option(EstimateConfig(), "", resumable=True)
+
+    @classmethod
+    def migrated(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Values with the keys of 0.1.0, which stood here and are the task's now, where they belong."""
+        moved = {new: values[old] for old, new in MOVED.items() if old in values}
+        evaluation = values.get("evaluation")
+        if isinstance(evaluation, dict):
+            moved["evaluation"] = {k: v for k, v in evaluation.items() if k != "every"}
+        if not moved:
+            return values
+        task = Plugin.from_value(values.get("task", "diffusion"), "task")
+        kept = {k: v for k, v in values.items() if k not in MOVED and k != "evaluation"}
+        if isinstance(evaluation, dict) and "every" in evaluation:
+            kept.setdefault("validate_every", evaluation["every"])
+        return {**kept, "task": {"name": task.name, **moved, **task.options}}
 
     @property
     def ema_rates(self) -> tuple[float, ...]:
@@ -101,4 +119,5 @@ class TrainConfig:
 def resolved(config: TrainConfig) -> TrainConfig:
     """The config with the defaults of its data and losses written out (a model's are in its own config.json)."""
     losses = [LOSSES.filled(p, f"losses.{i}") for i, p in enumerate(config.losses)]
-    return replace(config, data=DATASETS.filled(config.data, "data"), losses=losses)
+    data, task = DATASETS.filled(config.data, "data"), TASKS.filled(config.task, "task")
+    return replace(config, task=task, data=data, losses=losses)
