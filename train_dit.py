@@ -2,7 +2,7 @@
 
 import sys
 
-from dit_shd.cli.program import main
+from dit_shd.__main__ import main
 
 if __name__ == "__main__":
     sys.exit(main(["train", *sys.argv[1:]]))

@@ -138,7 +138,7 @@ def main() -> None:
         theirs, ours = models(name, args.public)
         own = ours.config
         shape = (own.in_channels, own.sample_size, own.sample_size)
-        labels = torch.from_numpy(label_plan(config, own.num_classes, range(config.count)))
+        labels = torch.from_numpy(label_plan(config, range(own.num_classes), range(config.count)))
         sides = {
             "public": public_loop(theirs, config, shape, labels, own.num_classes),
             "full": our_loop(ours, replace(config, guidance_tolerance=0.0), shape, labels),

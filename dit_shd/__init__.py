@@ -1,7 +1,17 @@
 """dit_shd: distil diffusion transformers through their attention (Squeezing-Heads Distillation, arXiv 2502.07436)."""
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what a type checker and an editor see; _HOME says the same to Python
+    from dit_shd.attention.capture import Capture
+    from dit_shd.attention.recording.attach import attach_processors, capture
+    from dit_shd.attention.recording.instrument import SHDAttnProcessor
+    from dit_shd.distillation.losses.shd import SHD
+    from dit_shd.models.families.dit import DiT
+    from dit_shd.models.families.mdt import MDTv2
+    from dit_shd.squeezing.divergence import attention_kl
+    from dit_shd.squeezing.squeeze import Squeeze, squeeze
 
 __version__ = "0.1.0"
 
@@ -36,3 +46,8 @@ def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
     raise AttributeError(f"module 'dit_shd' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    """The public names, also those that nobody has asked for yet: completion works without loading anything."""
+    return sorted({*globals(), *__all__})

@@ -46,5 +46,6 @@ def encode(images, out, **changes) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file by name."""
-    return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+    """Every file by its path below the folder."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files}

@@ -20,15 +20,6 @@ import threading
 import time
 from pathlib import Path
 
-PHASES = {
-    "step": ("dit_shd.training.trainer", "Trainer", "accumulate"),
-    "save": ("dit_shd.training.run_folder", "RunFolder", "save"),
-    "export": ("dit_shd.models.export.export", None, "export"),
-    "resume": ("dit_shd.training.checkpointer", "Saver", "resume"),
-    "evaluation": ("dit_shd.training.validation", None, "evaluate"),
-    "sample": ("dit_shd.diffusion.generation", None, "draw"),
-    "publish": ("dit_shd.diffusion.generation", None, "_publish"),
-}
 ACTS = ((os, "replace"), (os, "fsync"), (os, "unlink"), (os, "rmdir"))
 
 
@@ -65,6 +56,26 @@ def arm(kill):
     return events
 
 
+def owners():
+    """Phase -> whose function it is, and its name there."""
+    from dit_shd.diffusion import generation
+    from dit_shd.models import export
+    from dit_shd.training import validation
+    from dit_shd.training.checkpointer import Saver
+    from dit_shd.training.run_folder import RunFolder
+    from dit_shd.training.trainer import Trainer
+
+    return {
+        "step": (Trainer, "accumulate"),
+        "save": (RunFolder, "save"),
+        "export": (export, "export"),
+        "resume": (Saver, "resume"),
+        "evaluation": (validation, "evaluate"),
+        "sample": (generation, "draw"),
+        "publish": (generation, "_publish"),
+    }
+
+
 def phase(kill):
     calls = []
 
@@ -74,9 +85,7 @@ def phase(kill):
             threading.Timer(kill["delay"], die).start()
         return real()
 
-    module, cls, name = PHASES[kill["phase"]]
-    owner = __import__(module, fromlist=["x"])
-    wrapped(owner if cls is None else getattr(owner, cls), name, around)
+    wrapped(*owners()[kill["phase"]], around)
 
 
 def line_of(step, positions, passes):

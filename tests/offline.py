@@ -49,7 +49,7 @@ def train(folder: Path) -> None:
     (folder / "config.yaml").write_text(
         f"run: {folder / 'run'}\ndata: {{name: npz, path: {folder / 'data.npz'}}}\nteacher: asset:digits_teacher\n"
         f"student: {{name: mdt, {sizes}, num_attention_heads: 2, attention_head_dim: 4}}\n"
-        "losses: [{name: output}, {name: shd}]\nsteps: 2\nbatch_size: 4\n"
+        "losses: [{name: output}, {name: shd}]\nsteps: 2\nbatch_size: 4\ncheck_teacher: no\n"
     )
     command("train", str(folder / "config.yaml"))
 
@@ -68,7 +68,7 @@ def folders_of_diffusers(folder: Path) -> None:
     from diffusers import AutoencoderKL, DiTTransformer2DModel
 
     from dit_shd.core.errors import UserError
-    from dit_shd.data.autoencoder import Decoder
+    from dit_shd.data.decoder import Decoder
     from dit_shd.models.loading import load
 
     sizes = dict(sample_size=4, in_channels=4, num_layers=1, num_attention_heads=2, attention_head_dim=4)

@@ -1,11 +1,209 @@
-"""The house itself: importing does nothing, the wheel holds only the package, files stay small."""
+"""The house itself: rooms, doors and plug-in folders; importing does nothing, the wheel holds only the package.
+
+Which room may import which is import-linter's (pyproject.toml); `make check` runs it.
+"""
 
 import ast
+import importlib
+import inspect
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+import dit_shd
+from dit_shd.core.plugins import PluginFolder
+
+PACKAGE = Path(dit_shd.__file__).parent
+ROOMS = {
+    "analysis",
+    "attention",
+    "cli",
+    "core",
+    "data",
+    "diffusion",
+    "distillation",
+    "evaluation",
+    "integrations",
+    "models",
+    "profiling",
+    "reports",
+    "squeezing",
+    "study",
+    "tasks",
+    "training",
+}
+TREES = {file.relative_to(PACKAGE): ast.parse(file.read_text()) for file in sorted(PACKAGE.rglob("*.py"))}
+ANY_CONFIGS = {
+    "models/cards.py": "TrainConfig seen from below: the facts of an export are to be worked out by training",
+    "models/export.py": "the same",
+    "profiling/latency.py": "to ask through a task",
+}
+"""Files that still take a `config: Any`, and why; only ever fewer."""
+
+
+def plugin_folders() -> list[PluginFolder]:
+    """Every PluginFolder that an __init__.py of ours defines."""
+    packages = [f"dit_shd.{'.'.join(file.parent.parts)}" for file, tree in TREES.items() if _makes_a_folder(tree)]
+    modules = map(importlib.import_module, packages)
+    return [value for module in modules for value in vars(module).values() if isinstance(value, PluginFolder)]
+
+
+def _makes_a_folder(tree: ast.Module) -> bool:
+    values = [node.value for node in tree.body if isinstance(node, (ast.Assign, ast.AnnAssign))]
+    return any(isinstance(value, ast.Call) and ast.unparse(value.func) == "PluginFolder" for value in values)
+
+
+def imports(tree: ast.AST) -> Iterator[tuple[ast.Import | ast.ImportFrom, list[str]]]:
+    """Imports from dit_shd in a tree, each with the dotted parts that it names."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names if alias.name.split(".")[0] == "dit_shd"]
+        elif isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").split(".")[0] == "dit_shd"):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        if names:
+            yield node, names
+
+
+def private(name: str) -> bool:
+    return name.startswith("_") and not (name.startswith("__") and name.endswith("__"))
+
+
+def test_the_top_level_holds_rooms_and_nothing_else():
+    names = {path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"}
+    beside = {"__init__.py", "__main__.py", "py.typed", "assets"}
+    assert beside <= names
+    assert not names - beside - ROOMS
+    assert all((PACKAGE / name / "__init__.py").is_file() for name in names - beside)
+
+
+def test_an_underscore_is_private_to_its_file():
+    """No underscored name or module is imported from another file, nor reached as an attribute of a module."""
+    found = []
+    for file, tree in TREES.items():
+        modules = set()
+        for node, names in imports(tree):
+            found += [f"{file}:{node.lineno}: {name}" for name in names if any(map(private, name.split(".")))]
+            modules |= {
+                alias.asname or alias.name for alias in node.names if (PACKAGE.parent / _path(node, alias)).exists()
+            }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and private(node.attr) and ast.unparse(node.value) in modules:
+                found.append(f"{file}:{node.lineno}: {ast.unparse(node)}")
+    assert not found
+
+
+def _path(node: ast.Import | ast.ImportFrom, alias: ast.alias) -> Path:
+    name = alias.name if isinstance(node, ast.Import) else f"{node.module}.{alias.name}"
+    path = Path(*name.split("."))
+    return path if (PACKAGE.parent / path).is_dir() else path.with_suffix(".py")
+
+
+def test_an_init_is_a_face():
+    """It names the public API of its package; only that of a plug-in folder defines something: the base class."""
+    found = []
+    for file, tree in TREES.items():
+        if file.name != "__init__.py" or file.parent == Path() or _makes_a_folder(tree):
+            continue
+        for position, node in enumerate(tree.body):
+            docstring = position == 0 and isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+            names_all = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+            if not (docstring or names_all or isinstance(node, (ast.Import, ast.ImportFrom))):
+                found.append(f"{file}:{node.lineno}")
+    assert not found
+
+
+def test_contributing_says_where_each_plugin_goes(root):
+    """A row of its table for each plug-in folder: the new file, and the base class."""
+    rows = [line.split(" | ") for line in (root / "CONTRIBUTING.md").read_text().splitlines() if line.count(" | ") > 1]
+    told = {row[1]: row[2].strip("`").rpartition(".")[2] for row in rows}
+    folders = plugin_folders()
+    assert len(folders) >= 6
+    assert {f"`{f.package.replace('.', '/')}/x.py`": f.base.__name__ for f in folders}.items() <= told.items()
+
+
+@pytest.mark.parametrize("folder", plugin_folders(), ids=lambda folder: folder.package)
+def test_a_plugin_is_a_file_with_one_class(folder):
+    """Each module of a plug-in folder defines exactly one subclass of its base, whose name a config finds."""
+    for name in folder.names():
+        module = importlib.import_module(f"{folder.package}.{name}")
+        classes = [c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__]
+        plugins = [c for c in classes if issubclass(c, folder.base)]
+        assert len(plugins) == 1, f"{module.__name__}: {plugins}"
+        assert not inspect.isabstract(plugins[0])
+        assert folder.find(name) is plugins[0]
+        assert not name.startswith("_")
+
+
+def test_a_plugin_folder_holds_plugins_only():
+    for folder in plugin_folders():
+        path = PACKAGE.parent / folder.package.replace(".", "/")
+        names = {entry.name for entry in path.iterdir() if entry.name not in ("__init__.py", "__pycache__")}
+        assert names == {f"{name}.py" for name in folder.names()}
+
+
+def test_no_package_hides_a_public_name():
+    """A package dit_shd/capture/ would take the place of the function dit_shd.capture once it is imported."""
+    names = {path.stem for path in PACKAGE.iterdir()}
+    assert not names & set(dit_shd.__all__)
+
+
+def test_packages_import_each_other_at_the_top_of_files():
+    """None in a function, none under TYPE_CHECKING: what a file needs stands at its top, and import-linter sees it."""
+    found = []
+    for file, tree in TREES.items():
+        if file == Path("__init__.py"):  # the public names, lazily: a checker reads them under TYPE_CHECKING
+            continue
+        found += [f"{file}:{node.lineno}: {', '.join(names)}" for node, names in imports(tree) if node not in tree.body]
+        found += [f"{file}:{node.lineno}: import_module('dit_shd...')" for node in ast.walk(tree) if _by_name(node)]
+    assert not found
+
+
+def _by_name(node: ast.AST) -> bool:
+    """import_module or __import__ of a name of ours that is written out."""
+    if not (isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("import_module", "__import__")):
+        return False
+    return bool(node.args) and "dit_shd" in ast.unparse(node.args[0])
+
+
+def test_imports_are_absolute():
+    assert not [
+        f"{file}:{node.lineno}"
+        for file, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.level
+    ]
+
+
+def test_a_config_has_a_type():
+    """`config: Any` is a config of a room above, seen from below."""
+    found = {
+        file.as_posix()
+        for file, tree in TREES.items()
+        for node in ast.walk(tree)
+        if (isinstance(node, ast.arg) and node.arg == "config" and _is_any(node.annotation))
+        or (isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "config" and _is_any(node.annotation))
+    }
+    assert found == set(ANY_CONFIGS)
+
+
+def _is_any(annotation: ast.expr | None) -> bool:
+    return annotation is not None and "Any" in [n.id for n in ast.walk(annotation) if isinstance(n, ast.Name)]
+
+
+def test_public_names_are_typed_and_completed():
+    """What __getattr__ finds, a type checker reads under TYPE_CHECKING from the same place, and dir() names it."""
+    (block,) = [node for node in TREES[Path("__init__.py")].body if isinstance(node, ast.If)]
+    typed = {alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert typed == dit_shd._HOME
+    assert set(dit_shd.__all__) == set(typed)
+    assert {*dit_shd.__all__, "__version__"} <= set(dir(dit_shd))
+    assert all(getattr(dit_shd, name).__module__ == module for name, module in typed.items())
 
 
 def test_importing_does_nothing():
@@ -13,6 +211,7 @@ def test_importing_does_nothing():
     code = (
         "import sys, dit_shd; heavy = {'torch', 'diffusers', 'numpy', 'yaml'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
+        "assert set(dit_shd.__all__) <= set(dir(dit_shd)); assert 'torch' not in sys.modules\n"
         "assert all(getattr(dit_shd, n) for n in dit_shd.__all__)\n"
         "assert not {'mlxtend', 'matplotlib', 'torch_fidelity'} & set(sys.modules)\n"
     )
@@ -21,8 +220,6 @@ def test_importing_does_nothing():
 
 
 def test_unknown_names_are_attribute_errors():
-    import dit_shd
-
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = dit_shd.nothing
 

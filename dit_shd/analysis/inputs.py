@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dit_shd.core import rng
 from dit_shd.core.errors import UserError
+from dit_shd.core.file_kinds import NPZ, SAFETENSORS, file_kind
 from dit_shd.data.datasets import Dataset
 from dit_shd.diffusion.denoiser import Denoiser
 from dit_shd.diffusion.schedule import Schedule
@@ -154,12 +155,15 @@ def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; wanted an npz or safetensors file of the forward's arguments")
     try:
-        if path.suffix == ".safetensors":
+        if file_kind(path) == SAFETENSORS:
             found = load_file(path)
         else:
             with np.load(path, allow_pickle=False) as archive:
                 found = {name: torch.from_numpy(archive[name]) for name in archive.files}
     except Exception as error:  # a stranger's file can be wrong in any way; nothing in it is executed
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(f"{path}: wanted an npz or safetensors file of the forward's arguments ({reason})") from error
+        kind = file_kind(path)
+        found = f"{kind} with more than numbers in it, or damaged" if kind in (NPZ, SAFETENSORS) else kind
+        raise UserError(
+            f"{path}: wanted an npz or safetensors file of the forward's arguments, found {found}"
+        ) from error
     return {name: x.float() if x.is_floating_point() else x for name, x in found.items()}

@@ -15,7 +15,7 @@ from dit_shd.analysis.inputs import Given, Images, Inputs, Time
 from dit_shd.analysis.survey import LayerSurvey, Look, Scope, look, survey
 from dit_shd.analysis.synthetic_inputs import Drawn
 from dit_shd.attention.recording.joint import Block
-from dit_shd.core.config import cast, option, resolve
+from dit_shd.core.config import cast, checked, option, resolve
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import MODEL, Place
 from dit_shd.core.plugins import Plugin
@@ -89,8 +89,13 @@ def inspect(config: InspectConfig) -> Findings:
     Raises:
         UserError: no such model, or one whose attention cannot be recorded.
     """
+    config = checked(config, "inspect")
     run = run_config(config.model)
     model: Any = loading.load(config.model).eval().requires_grad_(False)
+    known = signatures.signature(model.forward).parameters
+    if "hidden_states" not in known:
+        told = f"holds {type(model).__name__}, whose forward takes {', '.join([*known][:4])}"
+        raise UserError(f"{config.model}: {told}; wanted a transformer (hidden_states)")
     if torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
     steps = schedule_length(run)

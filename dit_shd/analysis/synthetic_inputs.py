@@ -4,8 +4,8 @@ Adding an argument is one function and one line of MAKERS.
 """
 
 import inspect
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +29,8 @@ class Drawn(Inputs):
     name = "random inputs"
 
     def __init__(self, model: nn.Module, batches: Sequence[range], seed: int, time: Time):
-        config: Any = model.config
-        self.batches, self._seed, self._config = batches, seed, dict[str, Any](config)
+        self.batches, self._seed = batches, seed
+        self._config = dict(cast(Mapping[str, Any], model.config))
         self.fraction = {"steps": False, "fraction": True, "auto": None}[time]
         parameters = inspect.signature(model.forward).parameters
         self._timed = "timestep" in parameters

@@ -6,12 +6,14 @@ stay in the autograd graph, so a loss on them trains the student.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dit_shd.attention.bias import Bias
+from dit_shd.attention.bias import Bias, DenseBias
 from dit_shd.attention.softmax import softmax
+from dit_shd.core.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +32,7 @@ class Capture:
     """[b,h,m,d] or [b,h/r,m,d], as the key."""
     scale: float
     bias: Bias | None = None
+    """Added to the scores; a tensor that broadcasts to [b,h,n,m] will do (a boolean one keeps what is True)."""
     causal: bool = False
     """Query i sees keys 0..i only (aligned at the first token, as in PyTorch's is_causal)."""
     out: Tensor | None = None
@@ -40,19 +43,25 @@ class Capture:
     """[n], where the query rows are only some of the sequence's."""
 
     def __post_init__(self) -> None:
+        for name in ("query", "key", "value"):
+            if not isinstance(x := getattr(self, name), Tensor) or x.ndim != 4:
+                found = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+                raise UserError(f"capture: {name}: wanted a tensor [b,h,tokens,d], found {found}")
         b, h, n, d = self.query.shape
         b_k, h_k, m, d_k = self.key.shape
         if b_k != b or d_k != d or h % max(h_k, 1) or self.value.shape[:3] != self.key.shape[:3]:
-            raise ValueError(
+            raise UserError(
                 f"capture: wanted query [b,h,n,d], key [b,h,m,d] and value [b,h,m,d], found "
                 f"{tuple(self.query.shape)}, {tuple(self.key.shape)} and {tuple(self.value.shape)}"
             )
         if not b * h * n * m:
-            raise ValueError(f"capture: wanted at least one sample, head, query and key, found {self.shape}")
+            raise UserError(f"capture: wanted at least one sample, head, query and key, found {self.shape}")
+        if self.bias is not None and not isinstance(self.bias, Bias):
+            object.__setattr__(self, "bias", _dense(self.bias, self.shape))
         if self.bias is not None and any(x not in (1, y) for x, y in zip(self.bias.shape(), self.shape)):
-            raise ValueError(f"capture: wanted a bias that broadcasts to {self.shape}, found {self.bias.shape()}")
+            raise UserError(f"capture: wanted a bias that broadcasts to {self.shape}, found {self.bias.shape()}")
         if self.out is not None and (self.out.ndim != 3 or self.out.shape[:2] != (h, self.value.shape[3])):
-            raise ValueError(
+            raise UserError(
                 f"capture: wanted W^O by head [h,d,e] = [{h},{self.value.shape[3]},e], found {tuple(self.out.shape)}"
             )
 
@@ -109,6 +118,35 @@ class Capture:
             bias=None if self.bias is None else self.bias.select(rows),
             mixed=None if self.mixed is None else self.mixed[:, :, rows],
             positions=rows if self.positions is None else self.positions[rows],
+        )
+
+
+def _dense(bias: Any, shape: tuple[int, int, int, int]) -> DenseBias:
+    """A bias or mask that was given as a tensor, by torch's own broadcasting: [n,m], [h,n,m], [b,1,n,m], ..."""
+    if not isinstance(bias, Tensor):
+        raise UserError(f"capture: bias: wanted a tensor or a Bias, found {type(bias).__name__}")
+    if bias.dtype != torch.bool and not bias.is_floating_point():
+        raise UserError(f"capture: bias: wanted floating or boolean, found {bias.dtype}; a 0/1 mask: mask.bool()")
+    if bias.ndim > 4 or any(x not in (1, y) for x, y in zip(reversed(bias.shape), reversed(shape))):
+        raise UserError(
+            f"capture: bias: wanted a tensor that broadcasts to [b,h,n,m] = {list(shape)}, found {list(bias.shape)}; "
+            "one [n,m] of each sample is mask[:, None], one [m] of each sample mask[:, None, None]"
+        )
+    if bias.dtype != torch.bool and bias.device.type != "meta" and not bool((bias < torch.inf).all()):
+        raise UserError("capture: bias: wanted finite numbers or minus infinity, found NaN or plus infinity")
+    return DenseBias(bias)
+
+
+def one_layer(capture: Any, where: str) -> None:
+    """Refuse what is no Capture.
+
+    Raises:
+        UserError: saying where a Capture comes from.
+    """
+    if not isinstance(capture, Capture):
+        raise UserError(
+            f"{where}: wanted a Capture, found {type(capture).__name__}; captures['LAYER'] is one, after a forward "
+            "inside `with capture(model) as captures`"
         )
 
 

@@ -4,6 +4,7 @@ Errors a user can cause are one line and exit code 2. A signal ends a command wi
 143 for SIGTERM, 138 for SIGUSR1. Training first finishes its step and saves; a second Ctrl-C ends it at once.
 """
 
+import io
 import logging
 import sys
 from argparse import Namespace
@@ -23,6 +24,9 @@ from dit_shd.core.signals import Stopped, terminable
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     options = parser_of(specifications()).parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # not every name of a file can be printed everywhere
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("dit_shd").setLevel(logging.INFO)
     for package in options.trust:
@@ -41,10 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"dit-shd {options.command}: {reason}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(
-            f"\ndit-shd {options.command}: interrupted; the same command goes on from what is saved",
-            file=sys.stderr,
-        )
+        told = "interrupted; the same command goes on from what is saved"
+        print(f"\ndit-shd {options.command}: {told}", file=sys.stderr)
         return 130
     finally:
         leave_group()

@@ -35,7 +35,7 @@ def specification(name: str) -> Specification:
     given: dict[str, Any] = {"words": {}, "words_help": "", "places": {}}
     config = ""
     for cls in (node for node in tree.body if isinstance(node, ast.ClassDef)):
-        if not any(isinstance(base, ast.Name) and base.id == "Command" for base in cls.bases):
+        if not any(ast.unparse(base).partition("[")[0] == "Command" for base in cls.bases):
             continue
         for node in cls.body:
             if not isinstance(node, (ast.Assign, ast.AnnAssign)) or node.value is None:

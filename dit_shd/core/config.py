@@ -12,7 +12,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union
 
-from dit_shd.core.errors import UserError, describe, unknown, wrong
+from dit_shd.core.errors import UserError, describe, one_line, unknown, wrong
 from dit_shd.core.places import PLACE, expanded
 
 T = TypeVar("T")
@@ -36,13 +36,13 @@ def resumable_keys(cls: type) -> tuple[str, ...]:
     return tuple(f.name for f in dataclasses.fields(cls) if f.metadata.get("resumable"))
 
 
-def check_ranges(config: Any, where: str = "") -> None:
+def check_ranges(config: object, where: str = "") -> None:
     """Every number of a config in its range, however it was made.
 
     Raises:
         UserError: naming the key, the range and what was found.
     """
-    for f in dataclasses.fields(config):
+    for f in dataclasses.fields(config):  # type: ignore[arg-type]
         value, name = getattr(config, f.name), f"{where}{f.name}"
         if dataclasses.is_dataclass(value):
             check_ranges(value, f"{name}.")
@@ -74,9 +74,8 @@ def make(cls: type[T], values: Any, where: str = "config") -> T:
 def checked(config: T, where: str = "config") -> T:
     """A config that somebody filled by hand, its values cast as `make` does."""
     hints = typing.get_type_hints(type(config), include_extras=True)
-    names = [f.name for f in dataclasses.fields(config)]  # type: ignore[arg-type]
-    cast_values = {name: cast(hints[name], getattr(config, name), f"{where}.{name}") for name in names}
-    return dataclasses.replace(config, **cast_values)  # type: ignore[type-var]
+    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}  # type: ignore[arg-type]
+    return type(config)(**{key: cast(hints[key], value, f"{where}.{key}") for key, value in values.items()})
 
 
 def cast(hint: Any, value: Any, where: str) -> Any:
@@ -95,7 +94,7 @@ def cast(hint: Any, value: Any, where: str) -> Any:
             try:
                 return cast(candidate, value, where)
             except UserError as error:
-                if len(options) == 1 or (isinstance(value, dict) and typing.get_origin(candidate) is dict):
+                if len(options) == 1 or _meant(candidate, value):
                     raise error
         raise wrong(where, " or ".join(type_name(a) for a in options), value)
     if origin is Literal:
@@ -117,8 +116,15 @@ def cast(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, dict):
             raise wrong(where, "keys and values", value)
         kinds = args or (Any, Any)
-        return {cast(kinds[0], k, where): cast(kinds[1], v, f"{where}.{k}") for k, v in value.items()}
+        return {cast(kinds[0], k, where): cast(kinds[1], v, f"{where}.{one_line(str(k))}") for k, v in value.items()}
     return _scalar(hint, value, where)
+
+
+def _meant(hint: Any, value: Any) -> bool:
+    """Whether a value is of the shape that one of several types has: what is wrong is inside of it."""
+    if isinstance(value, (str, Path)):
+        return typing.get_origin(hint) is Annotated or hint is Path
+    return isinstance(value, (dict, list)) and typing.get_origin(hint) is type(value)
 
 
 def _scalar(hint: Any, value: Any, where: str) -> Any:
@@ -128,12 +134,10 @@ def _scalar(hint: Any, value: Any, where: str) -> Any:
     elif hint is int:
         if isinstance(value, int) and not isinstance(value, bool):
             return value
-        number = _number(value)
-        if number is not None and number.is_integer():
+        if (number := _number(value)) is not None and number.is_integer():
             return int(number)
     elif hint is float:
-        number = _number(value)
-        if number is not None:
+        if (number := _number(value)) is not None:
             return number
     elif hint is str:
         if isinstance(value, (str, int, float)) and not isinstance(value, bool):
@@ -157,6 +161,7 @@ def _number(value: Any) -> float | None:
 
 
 def type_name(hint: Any) -> str:
+    hint = Path if typing.get_origin(hint) is Annotated else hint
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
     return words.get(hint, getattr(hint, "__name__", str(hint)))
 

@@ -1,7 +1,7 @@
 """The keys of a config, read from its source without importing it: help must not wait for torch.
 
 A config is a dataclass whose fields are `key: type = option(default, "meaning", ...)`; defaults and meanings may use
-constants of the same file. tests/cli/test_program.py compares what is read here with the classes themselves.
+constants of the same file. tests/cli/test_specification.py compares what is read here with the classes themselves.
 """
 
 import ast

@@ -22,3 +22,8 @@ def describe(value: Any) -> str:
 
 def wrong(where: str, wanted: str, value: Any) -> UserError:
     return UserError(f"{where}: wanted {wanted}, found {describe(value)}")
+
+
+def one_line(text: str, length: int = 60) -> str:
+    """What a stranger called something, which may be anything, as a text for one line that can be written."""
+    return " ".join(text.encode("utf-8", "replace").decode().split())[:length]

@@ -37,7 +37,7 @@ def write_text(file: Path, text: str) -> None:
         UserError: it could not be written.
     """
     with replacing_file(file) as stream:
-        stream.write(text.encode())
+        stream.write(text.encode(errors="backslashreplace"))  # names of files need not be UTF-8
 
 
 def discard(folder: Path) -> None:

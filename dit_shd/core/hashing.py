@@ -12,10 +12,11 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def sha256_of_tensors(model: nn.Module) -> str:
-    """sha256 of a model's tensors, by name."""
+def sha256_of_tensors(model: nn.Module, parts: tuple[str, ...] = ("",)) -> str:
+    """sha256 of a model's tensors, by name; of those whose names begin with one of `parts`."""
     total = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
-        total.update(name.encode())
-        total.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        if name.startswith(parts):
+            total.update(name.encode())
+            total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return total.hexdigest()

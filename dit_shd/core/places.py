@@ -209,21 +209,33 @@ def expanded(text: str | Path, what: str = "") -> str:
     Raises:
         UserError: nobody here has such a home, or the name is none that can be written down (it is not UTF-8).
     """
-    text, what = str(text), f"{what}: " if what else ""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        told = text.encode("utf-8", "backslashreplace").decode()
-        raise UserError(f"{what}wanted a name in UTF-8, found '{told}'; rename the file or folder") from error
+    text = written(str(text), what)
     if not text.startswith("~"):
         return text
     found = os.path.expanduser(text)
     if found.startswith("~"):
         user = text.partition("/")[0]
+        what = f"{what}: " if what else ""
         raise UserError(
             f"{what}wanted a path, found '{text}', and nobody here is called {user[1:]}; a folder is ./{user}"
         )
     return found
+
+
+def written(text: str, what: str = "") -> str:
+    """A text that can be written down: names that are not UTF-8 would break every record they come into.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        told = text.encode("utf-8", "backslashreplace").decode()
+        raise UserError(
+            f"{f'{what}: ' if what else ''}wanted text in UTF-8, found '{told}'; rename the file"
+        ) from error
+    return text
 
 
 def one_line(error: BaseException, most: int = 160) -> str:

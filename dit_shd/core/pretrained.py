@@ -12,6 +12,8 @@ from typing import Any
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import WANTED, HubName, find, one_line
 
+RECORD, COPY = "autoencoder.json", "vae"
+
 
 def asset(name: str) -> Path:
     """The folder of `asset:NAME`."""
@@ -104,13 +106,19 @@ def choose_weights(names: Iterable[str], where: str, variant: str | None = None)
         UserError: none, or several variants.
     """
     found: dict[tuple[str, bool], list[str]] = {}
-    for name in sorted(names):
+    names = sorted(names)
+    for name in names:
         match = WEIGHTS.fullmatch(name)
         if match:
             found.setdefault((match["variant"] or "", match["kind"] == "safetensors"), []).append(name)
     variants = sorted({key[0] for key in found})
     if not variants:
-        raise UserError(f"{where}: holds no weights, wanted diffusion_pytorch_model.safetensors beside its config.json")
+        others = ", ".join(
+            name for name in names if name.endswith((".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".sft"))
+        )
+        raise UserError(
+            f"{where}: wanted diffusion_pytorch_model.safetensors beside config.json, found {others or 'no weights'}"
+        )
     wanted = variant or ("" if "" in variants or len(variants) > 1 else variants[0])
     if wanted not in variants:
         files = [found[key][0] for key in sorted(found)]
@@ -161,5 +169,5 @@ def of_hub(name: HubName, places: Sequence[str] = (".", "transformer")) -> Path:
         raise UserError(f"{name}: wanted a repository with {' or '.join(configs)}, it has none")
     inside = config.removesuffix("config.json")
     weights = choose_weights((f.removeprefix(inside) for f in files if f.startswith(inside)), str(name)).files
-    wanted = [config, *(inside + file for file in weights), "README.md"]
+    wanted = [config, *(inside + file for file in weights), "README.md", RECORD]
     return name.download([file for file in wanted if file in files]) / inside

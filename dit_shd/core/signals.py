@@ -2,9 +2,10 @@
 
 import os
 import signal
+import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
@@ -75,19 +76,62 @@ class Stop:
             raise KeyboardInterrupt
 
 
+def importing(frame: FrameType | None) -> bool:
+    """Whether a module is being imported: it may take an exception for its own, and C++ may end the process for one."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib."):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def leave(number: int) -> None:
+    """End the process for a signal, without unwinding what was going on: as little is left behind as by a kill."""
+    with suppress(Exception):  # it may be printing that was interrupted
+        sys.stdout.flush()
+    if int(os.environ.get("RANK", "0")) == 0:
+        os.write(2, b"\ninterrupted\n")
+    os._exit(128 + number)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C is a KeyboardInterrupt in the block; in an import it ends the process, with code 130 and a line."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if importing(frame):
+            leave(number)
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # somebody has other wishes
+        yield
+        return
+    with handling(signal.SIGINT, interrupt):
+        yield
+
+
 @contextmanager
 def terminable() -> Iterator[None]:
     """SIGTERM ends the block as Ctrl-C does, by an exception, so that locks are released and a line is said."""
 
     def end(number: int, frame: FrameType | None) -> None:
+        if importing(frame):
+            leave(number)
         raise Stopped(number, "ended by SIGTERM; the same command goes on from what is saved")
 
+    with handling(signal.SIGTERM, end):
+        yield
+
+
+@contextmanager
+def handling(number: int, handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """A signal handler for a while; none where this is not the main thread."""
     try:
-        before = signal.signal(signal.SIGTERM, end)
-    except ValueError:  # not the main thread
+        before = signal.signal(number, handler)
+    except ValueError:
         yield
         return
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(number, before)

@@ -9,7 +9,7 @@ import yaml
 
 from dit_shd.core.config import resolve
 from dit_shd.core.errors import UserError, describe, wrong
-from dit_shd.core.places import expanded, instead
+from dit_shd.core.places import expanded, instead, written
 
 
 class _Loader(yaml.SafeLoader):
@@ -69,10 +69,13 @@ def override(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, An
         key, equals, text = assignment.partition("=")
         if not equals or not key:
             raise UserError(f"'{assignment}': wanted key=value")
+        written(text, key)
         try:
             value = parse_yaml(text)
         except yaml.YAMLError as error:
-            raise UserError(f"'{assignment}': the value is not valid YAML") from error
+            raise UserError(
+                f"'{assignment}': the value is not valid YAML (in quotes, it is text: {key}='\"...\"')"
+            ) from error
         *path, last = key.split(".")
         node: Any = result
         for i, part in enumerate(path):

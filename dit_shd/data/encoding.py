@@ -7,7 +7,7 @@ there, makes the missing ones, and writes latents.json, without which a set is n
 import json
 import logging
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import MISSING, dataclass
 from pathlib import Path
@@ -16,20 +16,23 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from dit_shd.core.config import option, resolve
+from dit_shd.core.config import checked, option, resolve
 from dit_shd.core.distributed import joined, launched, on_main
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import replacing_file
 from dit_shd.core.lock import locked
 from dit_shd.core.places import Place
+from dit_shd.core.pretrained import COPY
 from dit_shd.core.resumable import Progress, claim, share_of_missing
-from dit_shd.data.autoencoder import Encoder
+from dit_shd.data.encoder import Encoder
+from dit_shd.data.latent_origin import Origin, keep_copy
 from dit_shd.data.latent_shards import (
     DTYPES,
     FORMAT,
     LatentSet,
     ShardEntry,
     damaged,
+    open_tensors,
     read_header,
     read_index,
     shard_file,
@@ -39,8 +42,11 @@ from dit_shd.data.latent_shards import (
     write_shard,
 )
 from dit_shd.data.preprocessing import pixels
-from dit_shd.data.sources.base import BrokenImage, ImageSource
+from dit_shd.data.sources.base import Asked, BrokenImage, ImageSource
 from dit_shd.data.sources.detect import open_source
+from dit_shd.data.sources.listing import counted, printable
+from dit_shd.data.sources.numbering import renumber
+from dit_shd.data.sources.splits import DEFAULT
 
 SKIPPED = "skipped.jsonl"
 ELSEWHERE = ("images", "out", "workers")
@@ -61,16 +67,22 @@ class EncodeConfig:
     out: Path = option(MISSING, "the folder of latents; the same command again goes on there")
     size: int = option(256, "the images' side after the ADM centre crop")
     vae: Place | None = option(
-        "hub:stabilityai/sd-vae-ft-mse", "AutoencoderKL: folder or hub:OWNER/NAME; null: the pixels are the latents"
+        "hub:stabilityai/sd-vae-ft-mse", "autoencoder: folder or hub:OWNER/NAME; null: the pixels are the latents"
     )
     flips: bool = option(True, "encode mirrored images, too")
     dtype: Literal["float32", "float16"] = option(
         "float32", "of the shards; ImageNet at 256 takes 84 GB in float32, half of that in float16"
     )
     precision: Literal["no", "bf16"] = option("no", "autocast of the autoencoder")
-    split: str = option("train", "of a Hugging Face dataset, or of Parquet files that have it in their names")
+    split: str | None = option(
+        None, "of tables, by their names (train if left out); or of folders called train, val, ..."
+    )
+    subset: str | None = option(None, "of a dataset with several (configs, folders of Parquet files)")
     image_column: str | None = option(None, "of tables; empty: image, img, jpg, ...")
-    label_column: str | None = option(None, "of tables; empty: label, labels, cls, ..., or one class where none is")
+    label_column: str | None = option(None, "of tables and metadata files; empty: label, labels, cls, ..., or none")
+    classes: dict[str, int] | None = option(
+        None, "number of each class by its name, as {cat: 281, dog: 207} for a teacher's; empty: in their order"
+    )
     follow_links: bool = option(False, "follow links that lead out of the folder of images")
     batch_size: int = option(32, "images in one forward of the autoencoder")
     shard_size: int = option(1024, "images in one shard: what a kill costs at most")
@@ -110,8 +122,10 @@ class Job:
     def settings(self) -> dict[str, Any]:
         """What makes the latents what they are."""
         own = {key: value for key, value in resolve(self.config).items() if key not in ELSEWHERE}
-        about = {"format": FORMAT, "images_sha256": self.source.sha256(), "vae_sha256": self.encode.digest}
-        return {**own, **about, "classes": list(self.source.classes)}
+        own["split"] = own["split"] or DEFAULT
+        about = {"format": FORMAT, "images_sha256": self.source.sha256(), "classes": list(self.source.classes)}
+        found = self.encode.autoencoder
+        return {**own, **about, **(Origin() if found is None else Origin.of_autoencoder(own["vae"], found)).record()}
 
 
 def encode_to_shards(config: EncodeConfig) -> LatentSet:
@@ -120,22 +134,33 @@ def encode_to_shards(config: EncodeConfig) -> LatentSet:
     Raises:
         UserError: no such images or autoencoder, shards of other settings, no image that can be read.
     """
+    config = checked(config, "encode")
     config.check()
     state = joined()
     launched(state.num_processes)
-    source = open_source(config.images, config.split, config.image_column, config.label_column, config.follow_links)
+    columns = (config.image_column, config.label_column)
+    source = open_source(config.images, Asked(config.split, config.subset, *columns, config.follow_links))
+    source = renumber(source, config.classes)
     device = state.device or torch.device("cpu")
     encode = Encoder.load(config.vae, config.precision, device)
     job = Job(config, source, encode, encode.shape(config.size), device)
-    if source.note and state.is_main_process:
-        _log.warning("images: %s", source.note)
+    taken = f"taken: {len(source)}, classes: {counted(list(source.classes))}"
+    for note in [taken, *source.notes] if state.is_main_process else ():
+        _log.warning("images: %s", note)
     settings = on_main(job.settings)
     out = config.out.absolute()
     with locked(out.parent / f".{out.name}.lock", "dit-shd encode"):
-        on_main(lambda: claim(config.out, settings, "encode", "the latents"))
+        on_main(lambda: _begin(job, settings))
         _encode_missing(state, job)
         on_main(lambda: _finish(job, settings))
     return read_index(config.out)
+
+
+def _begin(job: Job, settings: dict[str, Any]) -> None:
+    """Claim the folder, and keep the autoencoder in it: who trains on the latents needs it, perhaps with no network."""
+    claim(job.config.out, settings, "encode", "the latents")
+    if job.encode.autoencoder is not None and not (job.config.out / COPY).is_dir():
+        keep_copy(job.encode.autoencoder, job.config.out / COPY)
 
 
 def _encode_missing(state: Any, job: Job) -> None:
@@ -157,27 +182,34 @@ def _encode_missing(state: Any, job: Job) -> None:
         progress.shard()
 
 
-def encode_shard(job: Job, numbers: range, progress: Progress) -> tuple[np.ndarray, np.ndarray, list[list[Any]]]:
-    """Posterior [n,flips,parts,c,y,x], labels [n] and [number, name, reason] of the images that cannot be read."""
+def encode_shard(
+    job: Job, numbers: range, progress: Progress
+) -> tuple[np.ndarray, np.ndarray, list[list[Any]], list[list[Any]]]:
+    """Posterior [n,flips,parts,c,y,x], labels [n], [number, name, reason] of the images that cannot be read, and
+    [remark, count, first name] on those that can."""
     row = (job.flips, job.encode.parts, *job.shape)
     posterior = np.empty((len(numbers), *row), np.dtype(job.config.dtype))
     kept: list[int] = []
     skipped: list[list[Any]] = []
+    remarks: dict[str, list[Any]] = {}
     for batch, images in _decoded(job, numbers):
         sound = []
         for number, image in zip(batch, images):
-            if isinstance(image, np.ndarray):
-                sound.append(image)
+            if not isinstance(image, BrokenImage):
+                sound.append(image[0])
                 kept.append(number)
+                for remark in image[1]:
+                    remarks.setdefault(remark, [remark, 0, job.source.name(number)])[1] += 1
             else:
                 skipped.append([number, job.source.name(number), str(image)])
         if sound:
             found = _posterior(job, np.stack(sound))
             if not np.isfinite(found).all():
-                raise UserError(f"vae: what it makes of images {batch[0]}..{batch[-1]} is not finite; try precision=no")
+                which = "dtype=float32" if job.config.dtype == "float16" else "precision=no"
+                raise UserError(f"vae: what it makes of images {batch[0]}..{batch[-1]} is not finite; try {which}")
             posterior[len(kept) - len(sound) : len(kept)] = found
         progress.step(len(batch))
-    return posterior[: len(kept)], job.source.labels[kept], skipped
+    return posterior[: len(kept)], job.source.labels[kept], skipped, sorted(remarks.values())
 
 
 def _posterior(job: Job, images: np.ndarray) -> np.ndarray:
@@ -187,11 +219,15 @@ def _posterior(job: Job, images: np.ndarray) -> np.ndarray:
     return torch.stack(sides, dim=1).cpu().numpy().astype(job.config.dtype)
 
 
-def _decoded(job: Job, numbers: range) -> Iterator[tuple[range, list[np.ndarray | BrokenImage]]]:
+Decoded = tuple[np.ndarray, tuple[str, ...]] | BrokenImage
+"""A crop and remarks on it, or why there is none."""
+
+
+def _decoded(job: Job, numbers: range) -> Iterator[tuple[range, list[Decoded]]]:
     """Batch by batch the crops of some images, decoded by threads while the batch before is encoded."""
     size = job.config.size
 
-    def crop(raw: Any) -> np.ndarray | BrokenImage:
+    def crop(raw: Any) -> Decoded:
         try:
             return raw if isinstance(raw, BrokenImage) else pixels(raw, size)
         except BrokenImage as error:
@@ -226,6 +262,11 @@ def _finish(job: Job, settings: dict[str, Any]) -> None:
     skipped = [entry for header in headers.values() for entry in header.skipped]
     if skipped:
         _list(skipped, len(job.source), config.out / SKIPPED)
+    notes = _summed(header.remarks for header in headers.values())
+    if skipped:
+        notes += _without_images(job, headers)
+    for note in notes:
+        _log.warning("images: %s", note)
     if len(skipped) == len(job.source):
         raise UserError(f"images: none of '{config.images}' could be read; {skipped[0][1]}: {skipped[0][2]}")
     about = {key: value for key, value in settings.items() if key not in ("format", "classes")}
@@ -237,12 +278,31 @@ def _finish(job: Job, settings: dict[str, Any]) -> None:
             parts=job.encode.parts,
             dtype={str(dtype): name for name, dtype in DTYPES.items()}[config.dtype],
             classes=job.source.classes,
-            about={"images": config.images, **about, "skipped": len(skipped)},
+            about={"images": config.images, **about, "skipped": len(skipped), "notes": [*job.source.notes, *notes]},
             shards=tuple(
                 ShardEntry(file.name, header.shape[0], file.stat().st_size, header.sha256)
                 for file, header in headers.items()
             ),
         )
+    )
+
+
+def _summed(of_shards: Iterable[list[list[Any]]]) -> list[str]:
+    """Remarks on images, counted over all shards."""
+    found: dict[str, list[Any]] = {}
+    for remark, count, name in (entry for remarks in of_shards for entry in remarks):
+        found.setdefault(remark, [0, name])[0] += count
+    return [f"{count} {remark} ({printable(name)}, ...)" for remark, (count, name) in sorted(found.items())]
+
+
+def _without_images(job: Job, files: Iterable[Path]) -> list[str]:
+    """A note on the classes that had images, of which none could be read."""
+    kept = np.concatenate([open_tensors(file).get_tensor("label") for file in files])
+    lost = np.setdiff1d(job.source.labels, kept)
+    return (
+        [f"classes of which no image could be read: {counted([job.source.classes[i] for i in lost])}"]
+        if len(lost)
+        else []
     )
 
 

@@ -1,6 +1,7 @@
-"""Folders of images: png and jpg files, or the shards of a sampling."""
+"""Folders of images: what `dit_shd.image_sources.listing` takes for images, or the shards of a sampling."""
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,31 +14,53 @@ from torch import Tensor
 from dit_shd.core.errors import UserError
 from dit_shd.data.image_sets import ImageSet, file_sha256
 from dit_shd.data.image_shards import open_shards
+from dit_shd.data.npz_files import latents_found
+from dit_shd.data.sources.decoding import DEEP, FORMATS, FRAMES, is_deep, is_lossy, opened, remarks, rounded
+from dit_shd.data.sources.listing import counted, printable, scan
+from dit_shd.data.sources.splits import SplitFolders
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
+LOSSY = "JPEG or lossy WebP by their contents"
 
 
 class FolderImages(ImageSet):
-    """The png and jpg files below a folder, sorted by path; gray (c = 1) or RGB (c = 3), all of one size.
+    """The images below a folder, sorted by path; gray (c = 1) or RGB (c = 3), all of one size. Links are followed.
 
     Every file is looked at before the first one is used: mode and size, and for png that it is whole.
+
+    Raises:
+        UserError: no images, a broken one, or one of another shape or kind.
     """
 
     def __init__(self, path: Path, name: str) -> None:
         self.path, self.name, self._folder = path, name, path
-        self._files = sorted(f for f in path.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
+        found = scan(path, follow_links=True)
+        images = sorted(found.images, key=lambda image: image.split(os.sep))
+        regular = {image for image in images if (path / image).is_file()}
+        odd = [image for image in images if image not in regular]
+        self._files = [path / image for image in images if image in regular]
         if not self._files:
-            raise UserError(f"{name}: wanted a folder with png or jpg images, found none in it")
-        self.lossy = any(f.suffix.lower() != ".png" for f in self._files)
-        first = _look_at(self._files[0])
+            raise UserError(
+                f"{name}: wanted a folder with images ({', '.join(FORMATS)}), found none in it ({found.told()})"
+            )
+        noted: dict[str, list[str]] = {}
+        first = _look_at(self._files[0], path, noted)
         for file in self._files[1:]:
-            shape = _look_at(file)
+            shape = _look_at(file, path, noted)
             if shape != first:
                 raise UserError(
-                    f"{file}: wanted (h, w, c) = {first} like {self._files[0].name}, "
+                    f"{printable(str(file))}: wanted (h, w, c) = {first} like {printable(self._files[0].name)}, "
                     f"found {shape}; images of one set must have one shape"
                 )
         self.shape = (len(self._files), *first)
+        self.lossy = LOSSY in noted
+        notes = found.notes()
+        if odd:
+            notes.append(f"left out: {counted(odd)}, broken links or no regular files")
+        layout = SplitFolders.find({tuple(image.split(os.sep)[:-1]) for image in images})
+        if layout is not None and len(layout.names) > 1:
+            notes.append(f"the images are of several splits ({', '.join(map(printable, layout.names))}), all are taken")
+        notes += [f"of {len(self._files)} images {counted(files)} are {remark}" for remark, files in noted.items()]
+        self.notes = notes
 
     def batches(self, size: int) -> Iterator[Tensor]:
         for start in range(0, len(self._files), size):
@@ -60,6 +83,8 @@ class ShardImages(ImageSet):
     def __init__(self, path: Path, name: str) -> None:
         self.path, self.name, self._folder = path, name, path
         self._shards = open_shards(path)
+        if self._shards.dtype != np.uint8:
+            raise latents_found(name, self._shards.dtype, self._shards.shape)
         self.shape, self.settings = self._shards.shape, self._shards.settings
         labels = []
         for file in self._shards.files:
@@ -81,15 +106,20 @@ class ShardImages(ImageSet):
         return _sha256(self._folder, self._shards.files)
 
 
-def _look_at(file: Path) -> tuple[int, int, int]:
-    """(h, w, c) of an image file, without its pixels.
+def _look_at(file: Path, root: Path, noted: dict[str, list[str]]) -> tuple[int, int, int]:
+    """(h, w, c) of an image file, without its pixels; what is worth a note goes to `noted`.
 
     Raises:
-        UserError: a broken file, or anything but 8-bit gray or RGB.
+        UserError: a broken file, or anything but gray or RGB of 8 bits, or RGB of 16.
     """
     with _opened(file) as image:
         if image.mode not in ("L", "RGB"):
-            raise UserError(f"{file}: wanted a gray or RGB image of 8 bits, found mode {image.mode}; convert it first")
+            words = f"wanted a gray or RGB image of 8 bits, found mode {image.mode}; convert it first"
+            raise UserError(f"{printable(str(file))}: {words}")
+        noteworthy = [remark for remark in remarks(image, file) if remark in (DEEP, FRAMES)]
+        noteworthy += [LOSSY] if is_lossy(image, file) else []
+        for remark in noteworthy:
+            noted.setdefault(remark, []).append(str(file.relative_to(root)))
         width, height = image.size
         image.verify()
         return height, width, len(image.getbands())
@@ -98,6 +128,9 @@ def _look_at(file: Path) -> tuple[int, int, int]:
 def _pixels(file: Path) -> np.ndarray:
     """uint8 [h, w, c]."""
     with _opened(file) as image:
+        if is_deep(image):
+            with _opened(file) as again:
+                return rounded(image, again)
         pixels = np.array(image)
     return pixels.reshape(*pixels.shape[:2], -1)
 
@@ -107,17 +140,20 @@ def _opened(file: Path) -> Iterator[Any]:
     from PIL import Image
 
     try:
-        with Image.open(file) as image:
+        with opened(file) as image:
             yield image
     except UserError:
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{file}: wanted an image, found a broken file ({error}); write it again") from error
+        words = printable(" ".join(str(error).split()))[:200]
+        raise UserError(
+            f"{printable(str(file))}: wanted an image, found a broken file ({words}); write it again"
+        ) from error
 
 
 def _sha256(folder: Path, files: Sequence[Path]) -> str:
     """Of the names and contents of some files below a folder."""
     digest = hashlib.sha256()
     for file in files:
-        digest.update(f"{file.relative_to(folder).as_posix()} {file_sha256(file)}\n".encode())
+        digest.update(os.fsencode(f"{file.relative_to(folder).as_posix()} {file_sha256(file)}\n"))
     return digest.hexdigest()

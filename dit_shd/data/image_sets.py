@@ -9,7 +9,7 @@ import hashlib
 import math
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,19 @@ import torch
 from torch import Tensor
 
 from dit_shd.core.errors import UserError
+from dit_shd.core.file_kinds import file_kind
 from dit_shd.data.npz_files import check_npy_header, npy_header, read_npy_header
 
 BROKEN_FILE = (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
-WIDEST = 2**17
-"""Bytes of one label in a file; wider ones are something else."""
+WIDEST, LONGEST = 2**17, 2**10
+"""Bytes of one image's label in a file, and of one that is a text; wider ones are something else."""
 
 
 class ImageSet(abc.ABC):
     """Images in order.
 
-    name: as given by the user; shape: (n, h, w, c); labels: int64 [n] or None; lossy: the files are JPEG;
+    name: as given by the user; shape: (n, h, w, c); labels: int64 [n] or None; lossy: some of the files are JPEG or
+    lossy WebP; notes: what was left out, and what a user should know of the images;
     path: the file or folder, None where there is none; settings: what a sampler says it made them by.
     """
 
@@ -36,6 +38,7 @@ class ImageSet(abc.ABC):
     shape: tuple[int, int, int, int]
     labels: np.ndarray | None = None
     lossy: bool = False
+    notes: Sequence[str] = ()
     path: Path | None = None
     settings: dict[str, Any] | None = None
 
@@ -77,7 +80,7 @@ class NpzImages(ImageSet):
     """arr_0 (uint8 images) and, if there, arr_1 (labels) of an npz file; nothing in it is ever unpickled.
 
     Labels: whole numbers of any type, [n] or [n, 1], one-hot rows [n, classes], or texts, which are numbered in sorted
-    order. Anything else in arr_1 is left alone: files of others keep other things there.
+    order. Anything else in arr_1 is left out, with a note: files of others keep other things there.
 
     Raises:
         UserError: not an npz file, no arr_0 or two, or an arr_0 that is cut short or not uint8 [n, h, w, c].
@@ -100,7 +103,8 @@ class NpzImages(ImageSet):
                     size = stream.tell() + math.prod(self.shape)
                 if archive.getinfo("arr_0.npy").file_size != size:
                     raise UserError(f"{name}: arr_0 is cut short: wanted {self.shape[0]} images; write the file again")
-                self.labels = _labels(archive, self.shape[0], name) if "arr_1.npy" in members else None
+                if "arr_1.npy" in members:
+                    self.labels, self.notes = _labels(archive, self.shape[0], name)
         except UserError:
             raise
         except BROKEN_FILE as error:
@@ -139,8 +143,7 @@ def broken(name: str, error: BaseException, path: Path) -> UserError:
         if first == b"\x93NUMPY":
             return UserError(f"{name}: wanted an npz file, found a single array; write numpy.savez(path, images)")
         if not first.startswith(b"PK") and isinstance(error, zipfile.BadZipFile):
-            found = "a file of another kind, no zip archive" if first else "an empty file"
-            return UserError(f"{name}: wanted an npz file written by numpy.savez, found {found}")
+            return UserError(f"{name}: wanted an npz file written by numpy.savez, found {file_kind(path)}")
     reason = (str(error).splitlines() or [type(error).__name__])[0][:80]
     if reason == "File is not a zip file":
         reason = "its end is missing"
@@ -149,8 +152,8 @@ def broken(name: str, error: BaseException, path: Path) -> UserError:
     )
 
 
-def _labels(archive: zipfile.ZipFile, count: int, name: str) -> np.ndarray | None:
-    """arr_1 as a class for each of `count` images, int64 [n]; None if it is something else."""
+def _labels(archive: zipfile.ZipFile, count: int, name: str) -> tuple[np.ndarray | None, list[str]]:
+    """arr_1 as a class for each of `count` images, int64 [n]; None and a note if it is something else."""
     with archive.open("arr_1.npy") as stream:
         shape, fortran, dtype = read_npy_header(stream)
         if dtype.hasobject:
@@ -159,19 +162,21 @@ def _labels(archive: zipfile.ZipFile, count: int, name: str) -> np.ndarray | Non
                 "unpickled; write it again with numpy.savez(path, images, labels)"
             )
         width = math.prod(shape[1:])
-        if shape[:1] != (count,) or not 0 < width * dtype.itemsize <= WIDEST or (fortran and width > 1):
-            return None
-        if archive.getinfo("arr_1.npy").file_size != stream.tell() + count * width * dtype.itemsize:
+        other = [f"arr_1 ({dtype} {list(shape)}) is not a label for each of {count:,} images and was left out"]
+        size, widest = width * dtype.itemsize, LONGEST if dtype.kind in "SU" else WIDEST
+        if shape[:1] != (count,) or not 0 < size <= widest or (fortran and width > 1):
+            return None, other
+        if archive.getinfo("arr_1.npy").file_size != stream.tell() + count * size:
             raise ValueError("arr_1 is cut short")
         parts = []
-        for start in range(0, count, 4096):
-            rows = min(4096, count - start)
-            data = np.frombuffer(stream.read(rows * width * dtype.itemsize), dtype)
-            parts.append(_classes(data.reshape(rows, width)))
+        block = max(1, 2**22 // size)
+        for start in range(0, count, block):
+            rows = min(block, count - start)
+            parts.append(_classes(np.frombuffer(stream.read(rows * size), dtype).reshape(rows, width)))
     if any(part is None for part in parts):
-        return None
+        return None, other
     found = np.concatenate(parts)
-    return np.unique(found, return_inverse=True)[1] if found.dtype.kind in "SU" else found
+    return np.unique(found, return_inverse=True)[1] if found.dtype.kind in "SU" else found, []
 
 
 def _classes(rows: np.ndarray) -> np.ndarray | None:

@@ -1,7 +1,8 @@
 """Shards: the finished batches of a sampling, one file each, until they are merged into one npz.
 
-A shard is itself an npz like the merged one (arr_0 uint8 [b,y,x,c], arr_1 labels int64 [b]), uncompressed and named by
-the number of its first image. It appears under its name whole or not at all, and zip's checksums tell damage.
+A shard is itself an npz like the merged one (arr_0 uint8 [b,y,x,c], or latents float32 [b,c,y,x], and arr_1 labels
+int64 [b]), uncompressed and named by the number of its first image. It appears under its name whole or not at all, and
+zip's checksums tell damage.
 """
 
 import io
@@ -15,7 +16,11 @@ import numpy as np
 
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import replacing_file
+from dit_shd.core.places import expanded
 from dit_shd.core.resumable import read_settings
+
+DTYPES = {np.dtype(np.uint8): "|u1", np.dtype(np.float32): "<f4"}
+"""Of images and of latents, as npy calls them."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +33,12 @@ class Shards:
     files: tuple[Path, ...]
     """In the order of the images; numbers may be missing while the sampling goes on."""
     shape: tuple[int, int, int, int]
-    """(n, y, x, c) of all finished images together."""
+    """(n, y, x, c) of all finished images together; (n, c, y, x) of latents."""
+    dtype: np.dtype
+    """uint8 of images, float32 of latents."""
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Images uint8 [b,y,x,c] and labels int64 [b] of one shard after the other; never more than one is held."""
+        """Images (or latents) and labels int64 [b] of one shard after the other; never more than one is held."""
         return map(read_shard, self.files)
 
 
@@ -41,18 +48,19 @@ def open_shards(folder: Path) -> Shards:
     Raises:
         UserError: not such a folder, nothing in it yet, or a half-written shard. Iterating raises it for a damaged one.
     """
-    folder = Path(folder)
+    folder = Path(expanded(folder))
     settings = read_settings(folder)
     if settings is None:
         raise UserError(f"{folder}: wanted a folder of shards (NAME.npz.parts, which dit-shd sample makes)")
     files = shard_files(folder)
     if not files:
         raise UserError(f"{folder}: no shard is finished yet; wait, or give the sampling command again")
-    shapes = [shard_shape(file) for file in files]
-    if len({shape[1:] for shape in shapes}) > 1:
-        raise UserError(f"{folder}: wanted shards of one image size, found {sorted({s[1:] for s in shapes})}")
-    y, x, c = shapes[0][1:]
-    return Shards(folder, settings, tuple(files), (sum(shape[0] for shape in shapes), y, x, c))
+    kinds = [shard_shape(file) for file in files]
+    if len({(shape[1:], dtype) for shape, dtype in kinds}) > 1:
+        raise UserError(f"{folder}: wanted shards of one image size, found {sorted({s[1:] for s, _ in kinds})}")
+    (_, *row), dtype = kinds[0]
+    shape = (sum(shape[0] for shape, _ in kinds), *row)
+    return Shards(folder, settings, tuple(files), shape, dtype)  # type: ignore[arg-type]
 
 
 def shard_file(folder: Path, first: int) -> Path:
@@ -78,7 +86,7 @@ def write_shard(file: Path, images: np.ndarray, labels: np.ndarray) -> None:
 
 
 def read_shard(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 [b,y,x,c] and labels int64 [b]; every byte is checked.
+    """Images uint8 [b,y,x,c] (or latents float32 [b,c,y,x]) and labels int64 [b]; every byte is checked.
 
     Raises:
         UserError: half-written or damaged.
@@ -95,17 +103,17 @@ def _read(file: Path, name: str) -> np.ndarray:
         raise _damaged(file, error) from error
 
 
-def shard_shape(file: Path) -> tuple[int, int, int, int]:
-    """(b, y, x, c) by the header, which must agree with the size of what follows it."""
+def shard_shape(file: Path) -> tuple[tuple[int, int, int, int], np.dtype]:
+    """(b, y, x, c), or (b, c, y, x) of latents, and dtype, by the header, which must agree with the file's size."""
     try:
         with zipfile.ZipFile(file) as archive:
             shape, dtype = _header(archive, "arr_0.npy")
             labels, kind = _header(archive, "arr_1.npy")
     except Exception as error:  # a damaged file can fail in any way
         raise _damaged(file, error) from error
-    if dtype != np.uint8 or kind != np.int64 or len(shape) != 4 or labels != shape[:1] or not shape[0]:
+    if dtype not in DTYPES or kind != np.int64 or len(shape) != 4 or labels != shape[:1] or not shape[0]:
         raise _damaged(file, f"images {dtype} {shape}, labels {kind} {labels}")
-    return shape  # type: ignore[return-value]
+    return shape, dtype  # type: ignore[return-value]
 
 
 def _header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype]:
@@ -127,7 +135,8 @@ def _damaged(file: Path, reason: object) -> UserError:
 def merge(shards: Shards, file: Path) -> None:
     """Stream all shards into one npz, never holding more than one of them."""
     with replacing_file(file) as stream, zipfile.ZipFile(stream, "w") as archive:
-        for name, kind, shape in (("arr_0.npy", "|u1", shards.shape), ("arr_1.npy", "<i8", shards.shape[:1])):
+        arrays = (("arr_0.npy", DTYPES[shards.dtype], shards.shape), ("arr_1.npy", "<i8", shards.shape[:1]))
+        for name, kind, shape in arrays:
             header = {"descr": kind, "fortran_order": False, "shape": shape}
             with archive.open(name, "w", force_zip64=True) as member:
                 np.lib.format.write_array_header_1_0(member, header)  # type: ignore[arg-type]

@@ -13,12 +13,14 @@ needs of one image lies in one piece of the file.
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import replacing_file
@@ -40,7 +42,7 @@ class ShardEntry:
     count: int
     bytes: int
     sha256: str
-    """Of names, types, shapes and contents of its tensors, and of what was skipped."""
+    """Of names, types, shapes and contents of its tensors, of what was skipped, and of remarks."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,12 @@ class LatentSet:
     def __len__(self) -> int:
         return sum(entry.count for entry in self.shards)
 
+    def words(self) -> str:
+        """What was made, and what to do next, in lines that can be pasted."""
+        told = f"{len(self)} images in {len(self.classes)} classes, latents of shape {list(self.shape)}"
+        data = yaml.safe_dump({"name": "latents", "path": str(self.folder)}, default_flow_style=True, width=2**20)
+        return f"done: {self.folder}: {told}\nnext: dit-shd train CONFIG data={shlex.quote(data.strip())}"
+
 
 @dataclass(frozen=True)
 class ShardHeader:
@@ -78,6 +86,8 @@ class ShardHeader:
     dtype: str
     skipped: list[list[Any]]
     """[number, name, reason] of the images that could not be read."""
+    remarks: list[list[Any]]
+    """[remark, count, name of the first] on images that are there."""
     sha256: str
 
 
@@ -91,8 +101,14 @@ def shard_files(folder: Path) -> list[Path]:
     return sorted(file for file in folder.glob("*.safetensors") if _NAME.fullmatch(file.name))
 
 
-def write_shard(file: Path, posterior: np.ndarray, labels: np.ndarray, skipped: Sequence[Sequence[Any]]) -> None:
-    """Write one shard whole or not at all.
+def write_shard(
+    file: Path,
+    posterior: np.ndarray,
+    labels: np.ndarray,
+    skipped: Sequence[Sequence[Any]],
+    remarks: Sequence[Sequence[Any]] = (),
+) -> None:
+    """Write one shard whole or not at all; skipped, remarks: as ShardHeader has them.
 
     Raises:
         UserError: it cannot be written, for a full disk above all; the shards before it are as they were.
@@ -100,7 +116,7 @@ def write_shard(file: Path, posterior: np.ndarray, labels: np.ndarray, skipped: 
     from safetensors.numpy import save
 
     tensors = {"posterior": posterior, "label": labels}
-    told = {"skipped": [list(entry) for entry in skipped]}
+    told = _told(skipped, remarks)
     data = save(tensors, {_KEY: json.dumps({**told, "sha256": _digest(tensors, told)})})
     with replacing_file(file) as stream:
         stream.write(data)
@@ -117,7 +133,9 @@ def read_header(file: Path) -> ShardHeader:
             posterior, labels = tensors.get_slice("posterior"), tensors.get_slice("label")
             told = json.loads(tensors.metadata()[_KEY])
             skipped = [[int(number), str(name), str(reason)] for number, name, reason in told["skipped"]]
-            header = ShardHeader(tuple(posterior.get_shape()), posterior.get_dtype(), skipped, str(told["sha256"]))
+            remarks = [[str(remark), int(count), str(name)] for remark, count, name in told.get("remarks", [])]
+            shape, dtype = tuple(posterior.get_shape()), posterior.get_dtype()
+            header = ShardHeader(shape, dtype, skipped, remarks, str(told["sha256"]))
             wrong = (
                 sorted(tensors.keys()) != ["label", "posterior"]
                 or labels.get_dtype() != "I64"
@@ -141,7 +159,8 @@ def verify_shard(file: Path) -> ShardHeader:
     header = read_header(file)
     try:
         with open_tensors(file) as tensors:
-            found = _digest({name: tensors.get_tensor(name) for name in tensors.keys()}, {"skipped": header.skipped})  # noqa: SIM118
+            told = _told(header.skipped, header.remarks)
+            found = _digest({name: tensors.get_tensor(name) for name in tensors.keys()}, told)  # noqa: SIM118
     except Exception as error:
         raise damaged(file, error) from error
     if found != header.sha256:
@@ -159,6 +178,11 @@ def open_tensors(file: Path) -> Any:
 def damaged(file: Path, reason: object) -> UserError:
     words = " ".join(str(reason).split())[:120]
     return UserError(f"{file}: a damaged shard or none of dit-shd encode ({words}); the encode command makes it anew")
+
+
+def _told(skipped: Sequence[Sequence[Any]], remarks: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    told = {"skipped": [list(entry) for entry in skipped]}
+    return {**told, "remarks": [list(entry) for entry in remarks]} if remarks else told
 
 
 def _digest(tensors: Mapping[str, np.ndarray], told: dict[str, Any]) -> str:

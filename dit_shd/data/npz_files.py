@@ -7,6 +7,14 @@ import numpy as np
 from dit_shd.core.errors import UserError
 
 
+def latents_found(name: str, dtype: Any, shape: tuple[int, ...]) -> UserError:
+    """The error for an array of floats where images should be."""
+    return UserError(
+        f"{name}: wanted images uint8 [n, h, w, c] with c = 1 or 3, found {dtype} {list(shape)}; latents of dit-shd "
+        "sample vae=null are to be decoded first (sample again without vae=null), pixels to be rounded to 0..255"
+    )
+
+
 def read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Shape, whether it is in Fortran order, and type; the stream is then at the data."""
     version = np.lib.format.read_magic(stream)
@@ -21,6 +29,8 @@ def npy_header(stream: IO[bytes], name: str) -> tuple[int, int, int, int]:
 
 
 def check_npy_header(dtype: Any, shape: tuple[int, ...], fortran: bool, name: str) -> tuple[int, int, int, int]:
+    if np.dtype(dtype).kind == "f" and len(shape) == 4:
+        raise latents_found(name, dtype, shape)
     if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3):
         raise UserError(
             f"{name}: wanted images uint8 [n, h, w, c] with c = 1 or 3, found {dtype} {list(shape)}; "

@@ -1,7 +1,6 @@
 """From an image as it lies somewhere to uint8 pixels of one size: decoding, and the ADM centre crop."""
 
 import errno
-import io
 import re
 import warnings
 from pathlib import Path
@@ -11,19 +10,19 @@ import numpy as np
 
 from dit_shd.core.errors import UserError
 from dit_shd.data.sources.base import BrokenImage, Raw, check_area
+from dit_shd.data.sources.decoding import FORMATS, is_deep, opened, remarks, rounded
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM")
-"""What is decoded, whatever a file is called; other decoders of pillow are out of a stranger's reach."""
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
-"""8 bits a channel or less, turned into RGB; deeper ones would be cut off, not scaled."""
+"""8 bits a channel or less, turned into RGB; deeper ones would be cut off, not scaled (of a deep gray no one knows the
+scale; deep colours of a PNG are rounded)."""
 
 
 MACHINE = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 """Errors that are no image's fault: they end the command, which can be given again, and skip nothing."""
 
 
-def pixels(raw: Raw, size: int) -> np.ndarray:
-    """The image's ADM centre crop, uint8 [size,size,3].
+def pixels(raw: Raw, size: int) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The image's ADM centre crop, uint8 [size,size,3], and remarks on the image.
 
     Raises:
         BrokenImage: it cannot be decoded, or takes too much memory.
@@ -33,14 +32,15 @@ def pixels(raw: Raw, size: int) -> np.ndarray:
 
     try:
         if isinstance(raw, np.ndarray):
-            return centre_crop(Image.fromarray(raw.squeeze(-1) if raw.shape[-1] == 1 else raw).convert("RGB"), size)
+            return centre_crop(Image.fromarray(raw.squeeze(-1) if raw.shape[-1] == 1 else raw).convert("RGB"), size), ()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pillow's own about bombs and odd files: what counts is below
-            with Image.open(io.BytesIO(raw) if isinstance(raw, bytes) else raw, formats=FORMATS) as image:
+            with opened(raw) as image:
                 check_area(*image.size)
                 if image.mode not in MODES:
                     raise BrokenImage(f"mode {image.mode}; wanted 8 bits a channel")
-                return centre_crop(image.convert("RGB"), size)
+                noted = remarks(image, raw)
+                return centre_crop(_eight_bits(image, raw), size), noted
     except (BrokenImage, MemoryError):
         raise
     except Image.UnidentifiedImageError as error:
@@ -50,6 +50,16 @@ def pixels(raw: Raw, size: int) -> np.ndarray:
             raise UserError(f"{raw if isinstance(raw, Path) else 'an image'}: {error.strerror}; try again") from error
         words = re.sub(r"<[^>]*>|'[^']*'", "...", " ".join(str(error).split()))  # no addresses, no paths
         raise BrokenImage((words or type(error).__name__)[:120]) from error
+
+
+def _eight_bits(image: Any, raw: Path | bytes) -> Any:
+    """The image in RGB."""
+    from PIL import Image
+
+    if not is_deep(image):
+        return image.convert("RGB")
+    with opened(raw) as again:
+        return Image.fromarray(rounded(image, again)).convert("RGB")
 
 
 def centre_crop(image: Any, size: int) -> np.ndarray:

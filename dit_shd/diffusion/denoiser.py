@@ -10,10 +10,11 @@ NO_LABEL = -1
 """Stands for "no class" in labels; each model has its own number for that."""
 
 
-def classes_of(model: nn.Module) -> int:
-    """The number of classes of a model; that number is also its label for "none"."""
+def known_classes(model: nn.Module) -> list[int]:
+    """The classes that a model has learned: those that its config names, or all."""
     config: Any = model.config
-    return config.num_classes if "num_classes" in config else config.num_embeds_ada_norm
+    names = config.get("class_names")
+    return [i for i in range(classes_of(model)) if names is None or (i < len(names) and names[i] is not None)]
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,9 @@ class Denoiser:
 
     @property
     def classes(self) -> int:
-        return classes_of(self.model)
+        """How many; that number is also its label for "none"."""
+        config = self.model.config
+        return config.num_classes if "num_classes" in config else config.num_embeds_ada_norm
 
     def __call__(self, x_t: Tensor, t: Tensor, labels: Tensor, keep: Tensor | None = None) -> Tensor:
         """Its output [b, c or 2c, y, x].
@@ -52,3 +55,8 @@ class Denoiser:
         labels = torch.where(labels == NO_LABEL, self.classes, labels)
         x_t = x_t.to(next(self.model.parameters()).dtype)  # a teacher may be held in bfloat16
         return self.model(x_t, t, class_labels=labels, return_dict=False, **masked)[0]
+
+
+def classes_of(model: nn.Module) -> int:
+    """The number of classes of a model; that number is also its label for "none"."""
+    return Denoiser(model).classes

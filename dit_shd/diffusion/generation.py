@@ -1,13 +1,15 @@
 """`dit-shd sample`: many images into one npz, by as many processes as there are, resumable.
 
 Every batch is a shard of its own in NAME.npz.parts; the same command again draws those that are missing, and the main
-process merges them into arr_0 (uint8 [n,y,x,c]) and arr_1 (labels), the layout of the ADM evaluator. What is finished
-waits under `merged.*` among the shards until all of it is there, so a kill at any moment loses nothing.
+process merges them into arr_0 (uint8 [n,y,x,c]) and arr_1 (labels), the layout of the ADM evaluator; latents that are
+kept on purpose (vae=null) are float32 [n,c,y,x] in arr_0, and have no grid. What is finished waits under `merged.*`
+among the shards until all of it is there, so a kill at any moment loses nothing.
 """
 
 import json
 import logging
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +17,17 @@ import numpy as np
 from torch import nn
 
 from dit_shd.core import hashing
-from dit_shd.core.config import resolve
+from dit_shd.core.config import checked, resolve
 from dit_shd.core.distributed import joined, launched, on_main
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import replacing_file
 from dit_shd.core.lock import locked
 from dit_shd.core.resumable import SETTINGS, Progress, check_same, claim, share_of_missing
-from dit_shd.data.autoencoder import Decoder
-from dit_shd.data.image_shards import merge, open_shards, read_shard, shard_file, shard_files, write_shard
+from dit_shd.data.decoder import Decoder
+from dit_shd.data.image_shards import Shards, merge, open_shards, read_shard, shard_file, shard_files, write_shard
 from dit_shd.data.pixels import grid
 from dit_shd.diffusion import sampler
-from dit_shd.diffusion.denoiser import classes_of
+from dit_shd.diffusion.denoiser import known_classes
 from dit_shd.diffusion.sample_config import SampleConfig
 from dit_shd.diffusion.sampler import batches, draw, label_plan, load_decoder, prepared
 from dit_shd.models import loading
@@ -48,16 +50,17 @@ def sample_to_file(config: SampleConfig, model: nn.Module | None = None) -> Path
     Raises:
         UserError: the npz is there already (and no force), or shards of other settings or of another model are.
     """
-    config = sampler.of_run(config)
+    config = sampler.of_run(checked(config, "sample"))
     config.check()
     out = output_path(config)
     state = joined()
     launched(state.num_processes)
     folder = out.with_name(out.name + ".parts")
     on_main(lambda: _refuse_existing(folder, out, config.force))
-    network = (loading.load(config.run) if model is None else model).eval().to(state.device)  # type: ignore[arg-type]
+    network = (loading.load_conditional(config.run) if model is None else model).eval().to(state.device)  # type: ignore[arg-type]
     decode = load_decoder(config, network)
-    told = {**settings(config), "model_sha256": hashing.sha256_of_tensors(network), "vae_sha256": decode.digest}
+    told = {**settings(config), "model_sha256": hashing.sha256_of_tensors(network)}
+    told |= {"vae_sha256": decode.digest, **({"vae_name": decode.name} if decode.name else {})}
     with locked(lock_file(out), "dit-shd sample"):
         if on_main(lambda: _claim(folder, told, out, config.force)):
             _draw_missing(state, config, prepared(network, config), decode, folder)
@@ -73,6 +76,14 @@ def output_path(config: SampleConfig) -> Path:
         return config.out if config.out.suffix == ".npz" else config.out.with_name(config.out.name + ".npz")
     folder = Path(config.run) if Path(config.run).is_dir() else Path(".")
     return folder / f"samples_{config.count}_seed{config.seed}.npz"
+
+
+def words(config: SampleConfig, out: Path) -> str:
+    """What was made, and what to do next, in lines that can be pasted."""
+    if config.vae is None:
+        return f"done: {out}: latents as the model makes them (arr_0 float32 [n,c,y,x]), not images: vae=null"
+    beside = out.with_suffix(".png").name
+    return f"done: {out}, {beside} beside it\nnext: dit-shd evaluate {shlex.quote(str(out))} reference=..."
 
 
 def lock_file(out: Path) -> Path:
@@ -116,7 +127,7 @@ def _draw_missing(state: Any, config: SampleConfig, model: Any, decode: Decoder,
         return sum(min(config.batch_size, config.count - first) for first in firsts)
 
     missing = share_of_missing(state, list(batches(config)), file_of, _check_shard)
-    classes = classes_of(model)
+    classes = known_classes(model)
     with Progress("sampling", config.count, finished, shown=state.is_main_process) as progress:
         for indices in missing:
             labels = label_plan(config, classes, indices)
@@ -139,18 +150,23 @@ def _finish(folder: Path, told: dict[str, Any], out: Path, count: int) -> None:
     if shards.shape[0] != count:
         raise UserError(f"{folder}: holds {shards.shape[0]} images where {count} were wanted; give the command again")
     merge(shards, folder / "merged.npz")
-    shown: list[np.ndarray] = []
-    for images, _ in shards:
-        shown.append(images[: SHOWN - sum(map(len, shown))])
-        if sum(map(len, shown)) >= SHOWN:
-            break
-    with replacing_file(folder / "merged.png") as stream:
-        grid(np.concatenate(shown)).save(stream, format="png")
+    if shards.dtype == np.uint8:
+        _draw_grid(shards, folder / "merged.png")
     with replacing_file(folder / "merged.json") as stream:
         stream.write(json.dumps(told, indent=2).encode())
     with replacing_file(folder / MERGED):
         pass
     _publish(folder, out)
+
+
+def _draw_grid(shards: Shards, file: Path) -> None:
+    shown: list[np.ndarray] = []
+    for images, _ in shards:
+        shown.append(images[: SHOWN - sum(map(len, shown))])
+        if sum(map(len, shown)) >= SHOWN:
+            break
+    with replacing_file(file) as stream:
+        grid(np.concatenate(shown)).save(stream, format="png")
 
 
 def _publish(folder: Path, out: Path) -> None:

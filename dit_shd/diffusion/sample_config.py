@@ -30,13 +30,17 @@ class SampleConfig:
         "where |weight - 1| is within this, no guidance and half of the network's work; 0 for guidance everywhere",
     )
     guided_channels: int | None = option(3, "noise channels that are guided (the public code's 3); empty for all")
-    labels: Literal["random", "balanced"] = option("random", "class of image i: drawn, or i modulo the classes")
+    labels: Literal["random", "balanced"] = option(
+        "random", "class of image i: drawn, or in turn; of the classes that the training saw"
+    )
     rounding: Literal["floor", "nearest"] = option("floor", "to uint8: floor (MDT) or nearest (DiT); it moves FID")
     seed: int = option(0, "image i is a function of the seed and i")
     batch_size: int = option(64, "images in one batch of one process")
     diffusion_steps: int = option(1000, "steps of the schedule the model was trained with; a run folder knows its own")
     vae: Place | None = option(
-        None, "AutoencoderKL that decodes latents: folder, hub:OWNER/NAME; empty: they are pixels"
+        "auto",
+        "autoencoder that decodes: auto (the run's, none for pixels), a folder, hub:OWNER/NAME, pixels, or null to "
+        "keep latents as they are (float32 [n,c,y,x])",
     )
     precision: Literal["no", "bf16"] = option("no", "autocast of the network")
     compile: bool = option(False, "torch.compile the network (needs a compiler; minutes at first, then faster)")
@@ -52,7 +56,8 @@ class SampleConfig:
         Schedule.linear(self.diffusion_steps)  # refuses what is no schedule
         if not 1 <= self.steps <= self.diffusion_steps:
             raise UserError(f"steps: wanted 1 to {self.diffusion_steps}, found {self.steps}")
-        if self.guidance_tolerance < 0:
-            raise UserError(f"guidance_tolerance: wanted 0 or more, found {self.guidance_tolerance}")
+        for key in ("guidance_tolerance", "guidance_power"):
+            if getattr(self, key) < 0:
+                raise UserError(f"{key}: wanted 0 or more, found {getattr(self, key)}")
         if self.guided_channels is not None and self.guided_channels < 0:
             raise UserError(f"guided_channels: wanted 0 or more, found {self.guided_channels}")

@@ -15,10 +15,12 @@ from dit_shd.core.distributed import joined, on_main
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import Place
 from dit_shd.core.plugins import Plugin
+from dit_shd.data.decoder import Decoder
 from dit_shd.data.image_sets import ArrayImages
+from dit_shd.data.latent_origin import AUTO, Kept, decoder
 from dit_shd.diffusion.generation import MERGED, lock_file, sample_to_file
 from dit_shd.diffusion.sample_config import SampleConfig
-from dit_shd.diffusion.sampler import load_decoder
+from dit_shd.diffusion.sampler import device_of
 from dit_shd.evaluation import results
 from dit_shd.evaluation.evaluate import EvaluateConfig, evaluate
 from dit_shd.evaluation.features import FEATURES
@@ -66,14 +68,26 @@ class SampleEvaluation:
             except UserError as error:  # training has keys of the same names
                 raise UserError(f"evaluation: {error}") from error
 
-    def fit(self, student: nn.Module) -> None:
+    def fit(self, student: nn.Module, kept: Kept) -> None:
         """Refuse before training what could not be done after days of it.
+
+        Args:
+            kept: the autoencoder of the data's latents.
 
         Raises:
             UserError: no such autoencoder or reference, or samples that features, reference or metrics do not fit.
         """
         own: Any = student.config
-        decode = load_decoder(self.sampling(Path("run"), 0), student)
+        sampling, device = self.sampling(Path("run"), 0), device_of(student)
+        try:
+            if sampling.vae == AUTO and kept.autoencoder is not None:
+                decode = Decoder(kept.autoencoder)
+            else:
+                decode = decoder(sampling.vae, kept.origin, own.in_channels, device)
+        except UserError as error:
+            raise UserError(f"evaluation.sample.{error}") from error
+        if decode.keep:
+            raise UserError("evaluation.sample.vae: null keeps latents, and evaluations are of images; leave it out")
         if self.reference is None:
             return
         scoring = self.scoring(Path("run.npz"))

@@ -1,7 +1,7 @@
 """Images from a model: DDPM (or DDIM, DPM-Solver++) with classifier-free guidance.
 
     model = dit_shd.models.load("runs/student")
-    images, labels = dit_shd.sampler.sample(model, count=16, steps=250, guidance=3.8)
+    images, labels = dit_shd.diffusion.sampler.sample(model, count=16, steps=250, guidance=3.8)
 
 Image i depends on the seed and on i only: its noise is a stream of its own, whatever the batch or the process.
 """
@@ -19,32 +19,50 @@ from dit_shd.core import rng
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.core.yaml_files import read_yaml
-from dit_shd.data.autoencoder import Decoder
-from dit_shd.data.pixels import to_uint8
-from dit_shd.diffusion.denoiser import classes_of
+from dit_shd.data.decoder import Decoder, finished
+from dit_shd.data.latent_origin import decoder, of_source
+from dit_shd.diffusion.denoiser import classes_of, known_classes
 from dit_shd.diffusion.guidance import Guided
 from dit_shd.diffusion.sample_config import SampleConfig
 from dit_shd.diffusion.solvers import denoise
+from dit_shd.models import loading
 from dit_shd.models.families.mdt import kept_biases
 
 
 def sample(
-    model: nn.Module, count: int, labels: Sequence[int] | str = "random", **options: Any
+    model: nn.Module | str | Path, count: int, labels: Sequence[int] | str = "random", **options: Any
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 [count,y,x,c] and their labels int64 [count].
+    """Images uint8 [count,y,x,c] (with vae=None latents float32 [count,c,y,x]) and their labels int64 [count].
+
+    What was trained on latents is decoded by the autoencoder of the run that `models.load` took the model from.
 
     Args:
+        model: itself, or what names one, as `dit-shd sample` takes it.
         labels: the class of each image, or how to choose it (random or balanced).
         options: any key of SampleConfig (steps, guidance, seed, batch_size, vae, ...).
     """
     policy = labels if isinstance(labels, str) else "random"
-    config = make(SampleConfig, {**options, "count": count, "labels": policy}, "sample")
+    named = {"run": str(model)} if isinstance(model, (str, Path)) else {}
+    config = make(SampleConfig, {**options, "count": count, "labels": policy, **named}, "sample")
+    if isinstance(model, (str, Path)):
+        config, model = of_run(config), loading.load_conditional(model).eval()
+        if torch.accelerator.is_available():
+            model.to(torch.accelerator.current_accelerator())  # type: ignore[arg-type]
+    elif not isinstance(model, nn.Module):
+        raise UserError(f"model: wanted a model or the name of one, found {type(model).__name__}")
+    reason = loading.why_not_conditional(model)
+    if reason is not None:
+        raise UserError(f"model: {reason}")
     config.check()
-    plan = label_plan(config, classes_of(model), range(count)) if isinstance(labels, str) else np.asarray(labels, int)
+    known = known_classes(model)
+    plan = label_plan(config, known, range(count)) if isinstance(labels, str) else np.asarray(labels, int)
     if plan.shape != (count,):
         raise UserError(f"labels: wanted {count}, one for each image, found {plan.shape}")
     if plan.min() < 0 or plan.max() >= classes_of(model):
         raise UserError(f"labels: wanted classes 0 to {classes_of(model) - 1}, found {plan.min()} to {plan.max()}")
+    unseen = sorted(set(plan.tolist()) - set(known))
+    if unseen:
+        raise UserError(f"labels: the model's training never saw class {unseen[0]}; it saw {_shortly(known)}")
     decode, network = load_decoder(config, model), prepared(model, config)
     parts = [draw(network, config, indices, plan[indices], decode) for indices in batches(config)]
     return np.concatenate(parts), plan
@@ -55,12 +73,17 @@ def batches(config: SampleConfig) -> Iterator[range]:
     return (range(i, min(i + config.batch_size, config.count)) for i in range(0, config.count, config.batch_size))
 
 
-def label_plan(config: SampleConfig, classes: int, indices: Sequence[int]) -> np.ndarray:
-    """The classes of some images, int64 [b]: a function of the seed and the image's number."""
+def label_plan(config: SampleConfig, classes: Sequence[int], indices: Sequence[int]) -> np.ndarray:
+    """The classes of some images among those given, int64 [b]: a function of the seed and the image's number."""
     if config.labels == "balanced":
-        return np.asarray(indices, dtype=np.int64) % classes
-    draws = [int(rng.stream(config.seed, "sample label", 0, i).integers(classes)) for i in indices]
-    return np.array(draws, dtype=np.int64)
+        places = np.asarray(indices, dtype=np.int64) % len(classes)
+    else:
+        places = [int(rng.stream(config.seed, "sample label", 0, i).integers(len(classes))) for i in indices]
+    return np.asarray(classes, dtype=np.int64)[places]
+
+
+def _shortly(classes: Sequence[int]) -> str:
+    return ", ".join(map(str, classes[:10])) + (", ..." if len(classes) > 10 else "")
 
 
 def prepared(model: nn.Module, config: SampleConfig) -> nn.Module:
@@ -69,9 +92,10 @@ def prepared(model: nn.Module, config: SampleConfig) -> nn.Module:
 
 
 def load_decoder(config: SampleConfig, model: nn.Module) -> Decoder:
-    """What turns the model's latents into pixels."""
+    """What turns the model's latents into pixels, by what the run or folder that it is from tells of them."""
     own: Any = model.config
-    return Decoder.load(config.vae, own.in_channels, device_of(model))
+    origin = of_source(config.run or str(own.get("_name_or_path") or ""), own.in_channels)
+    return decoder(config.vae, origin, own.in_channels, device_of(model))
 
 
 @torch.no_grad()
@@ -83,7 +107,7 @@ def draw(
     decode: Callable[[Tensor], Tensor],
     on_step: Callable[[float], None] = lambda images: None,
 ) -> np.ndarray:
-    """The images with some numbers and their labels [b]: uint8 [b,y,x,c].
+    """The images with some numbers and their labels [b]: uint8 [b,y,x,c], or what the decoder keeps.
 
     Args:
         on_step: told after each solver step how much of the work that was, in images.
@@ -117,7 +141,7 @@ def draw(
     pixels = decode(latents).float()
     if not bool(torch.isfinite(pixels).all()):
         raise UserError(f"{where}: the autoencoder's output is not finite (NaN or infinity)")
-    return to_uint8(pixels, config.rounding)
+    return finished(decode, pixels, config.rounding)
 
 
 def _culprit(config: SampleConfig, sound: Sequence[tuple[int, Tensor, Tensor]]) -> str:
@@ -135,7 +159,7 @@ def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def of_run(config: Any) -> Any:
+def of_run(config: SampleConfig) -> SampleConfig:
     """A SampleConfig with what the run folder it names knows: the steps of the noise schedule."""
     file = Path(config.run) / "config.yaml"
     steps = timesteps_of(read_yaml(file)) if file.is_file() else None

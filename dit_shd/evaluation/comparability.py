@@ -1,7 +1,7 @@
 """Whether figures may be set beside published ones, which come from OpenAI's ADM evaluator; and if not, why.
 
 The Inception Score takes p(y) over chunks in file order, so the order of the samples counts. Here their labels are
-asked whether they lie by class; dit_shd.metrics.inception_score asks what the network makes of the images.
+asked whether they lie by class; dit_shd.evaluation.metrics.inception_score asks what the network makes of the images.
 """
 
 import math
@@ -19,6 +19,7 @@ from dit_shd.evaluation.reference import Reference
 
 REFERENCE_IMAGES = 10_000
 """In ADM's reference file, for precision and recall."""
+LOSSY = "JPEG files or lossy WebP"
 CHANCE = 1e-9
 """Random order is called sorted as seldom as that."""
 
@@ -32,7 +33,7 @@ def obstacles(samples: ImageSet, reference: Reference, network: FeatureNetwork, 
         found.append(f"{samples.shape[0]:,} samples, not {PUBLISHED:,}")
     found += _of_reference(reference)
     if samples.lossy:
-        found.append("the samples are JPEG files")
+        found.append(f"the samples are {LOSSY}")
     if samples.labels is not None and lie_by_class(samples.labels, _chunk(metrics)):
         found.append("the samples are sorted by class, not in random order, so the Inception Score means nothing")
     found += [f"options of {plugin.name} are not the usual ones" for plugin in metrics if _changed(plugin)]
@@ -93,9 +94,9 @@ def _chunk(metrics: Sequence[Plugin]) -> int:
 
 def _of_reference(reference: Reference) -> list[str]:
     statistics = reference.statistics
+    found = [f"the reference images are {LOSSY}"] if reference.lossy else []
     if statistics is None:
-        return ["the reference is not a file of statistics (mu, sigma, mu_s, sigma_s) of a training set"]
-    found = []
+        return ["the reference is not a file of statistics (mu, sigma, mu_s, sigma_s) of a training set", *found]
     if not statistics.complete:
         found.append("the reference lacks mu_s and sigma_s")
     if 0 < statistics.pooled.n < PUBLISHED:

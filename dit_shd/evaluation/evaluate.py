@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from dit_shd.core import environment
-from dit_shd.core.config import option, resolve
+from dit_shd.core.config import checked, option, resolve
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import Place
 from dit_shd.core.plugins import Plugin
@@ -39,7 +39,7 @@ class EvaluateConfig:
     """What is compared with what, and how."""
 
     samples: Place | list[Place] = option(
-        MISSING, "npz (arr_0: uint8 [n,h,w,c]), folder of png or jpg, folder of a run's shards, or dataset[:split]"
+        MISSING, "npz (arr_0: uint8 [n,h,w,c]), folder of images, folder of a run's shards, or dataset[:split]"
     )
     reference: Place = option(MISSING, "the same, or a statistics file (dit-shd statistics, or ADM's npz)")
     features: Plugin = option(Plugin("inception"), "feature network, a file of dit_shd/evaluation/features")
@@ -50,7 +50,9 @@ class EvaluateConfig:
     resamples: int = option(0, "resamplings behind 95% intervals (100 is a good number); 0 for none")
     batch_size: int = option(64, "images per forward pass of the feature network")
     device: str = option("auto", "where the feature network runs: auto, cpu, cuda, cuda:1")
-    out: Path | None = option(None, "the results file; results.json beside the samples if left out")
+    out: Path | None = option(
+        None, "the results file; if left out results.json beside the samples, NAME.results.json where that is taken"
+    )
     page: bool = option(True, "write a page (.html) beside the results file")
     force: bool = option(False, "overwrite a results file that holds another result")
 
@@ -107,13 +109,16 @@ def evaluate(
     Args:
         write_page: writes the page of one evaluation (reports.evaluation_page), where config.page asks for it.
 
-    Several files of samples are evaluated one after the other, each with a results file of its own beside it
-    (NAME.results.json), which the same command finds again; the figures are then means over the files, with their
-    spread (standard deviation, n - 1).
+    The results file is results.json beside the samples; where that is of other samples, of another reference or of
+    another network, NAME.results.json. Several files of samples are evaluated one after the other, each with a results
+    file of its own beside it (NAME.results.json), which the same command finds again; the figures are then means over
+    the files, with their spread (standard deviation, n - 1).
 
     Raises:
-        UserError: any input that cannot be compared, or another result at `out` without `force`.
+        UserError: any input that cannot be compared, or without `force` another result at `out`, or one of the same
+            samples, reference and network with other options or contents.
     """
+    config = checked(config, "evaluate")
     config.check()
     sets = [open_images(text, "samples") for text in config.files()]
     reference = open_reference(config.reference, "reference")
@@ -128,8 +133,7 @@ def evaluate(
         reference.check(samples, network)
     chosen, left_out = choose(config.metrics, sets[0], reference, network)
     job = _Job(config, reference, network.to(find_device(config.device)), chosen, left_out, say, write_page)
-    out = config.out or _beside(sets[0], "results.json")
-    return job.run(sets[0], out) if len(sets) == 1 else _several(job, sets, out)
+    return job.run(sets[0], job.head(sets[0]), plain=True)[0] if len(sets) == 1 else _several(job, sets)
 
 
 class _Job:
@@ -181,17 +185,22 @@ class _Job:
                 f"{page}: wanted a place for the page, found {found}; choose another out=FILE, or page=false"
             )
 
-    def run(self, samples: ImageSet, out: Path, head: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Evaluate one file of samples.
+    def places(self, samples: ImageSet, head: dict[str, Any], plain: bool) -> list[Path]:
+        """Names for the results file; `plain`: of the whole evaluation, whose `out` the user may have named."""
+        return [self.config.out] if plain and self.config.out else results.places(samples, head, plain)
 
-        head: of these samples, as one of several; a result that is there already for the same inputs is then used.
+    def run(self, samples: ImageSet, record: dict[str, Any], plain: bool) -> tuple[dict[str, Any], Path]:
+        """Evaluate one file of samples: the whole record, and where it is.
+
+        record: their head. plain: they are all there is; as one of several, a result that is there already for the
+            same inputs is used.
         """
-        config, reuse = self.config, head is not None and not self.config.force
-        record = head or self.head(samples)
+        config, places = self.config, self.places(samples, record, plain)
+        out = results.place(places, record)
         self.guard(out, record)
-        if reuse and out.exists():
+        if not plain and not config.force and out.exists():
             self.say(f"{out}: evaluated before, reused")
-            return results.read_record(out) or {}
+            return results.read_record(out) or {}, out
         reference_set = self.reference_set
         sample_set = extract_features(self.network, samples, config.batch_size, keep_spatial=config.resamples > 0)
         figures, details = figures_of(self.chosen, sample_set, reference_set)
@@ -199,10 +208,13 @@ class _Job:
         if config.resamples:
             metrics = [metric for _, metric in self.chosen]
             record["intervals"] = intervals(metrics, sample_set, reference_set, figures, config.resamples)
-        record["notes"] = self._notes(sample_set, reference_set)
+        record["notes"] = [f"samples: {note}" for note in samples.notes]
+        record["notes"] += [f"reference: {note}" for note in self.reference.notes]
+        record["notes"] += self._notes(sample_set, reference_set)
         if "sidecar" not in record["samples"]:
             record["notes"].append("rounding, label policy and seed are not recorded: no .json beside the samples")
         self.say(results.table(record))
+        out = results.place(places, record)  # another evaluation may have come in between
         results.guard(out, record, config.force, before=False)
         results.write(out, record)
         self.say(f"written to {out}")
@@ -210,7 +222,7 @@ class _Job:
             page, behind = out.with_suffix(".html"), FeaturesAndImages(reference_set, self.reference.images)
             self.write_page(page, Evaluation(record, FeaturesAndImages(sample_set, samples), behind, details))
             self.say(f"and as a page to {page}")
-        return record
+        return record, out
 
     def _verdict(self, record: dict[str, Any], samples: FeatureSet) -> dict[str, Any]:
         """The head's, and what only the features tell."""
@@ -226,7 +238,7 @@ class _Job:
         return notes
 
 
-def _several(job: _Job, sets: list[ImageSet], out: Path) -> dict[str, Any]:
+def _several(job: _Job, sets: list[ImageSet]) -> dict[str, Any]:
     """One file after the other, then means and spreads over all of them."""
     heads = [job.head(samples) for samples in sets]
     hashes = [head["samples"]["sha256"] for head in heads]
@@ -237,10 +249,11 @@ def _several(job: _Job, sets: list[ImageSet], out: Path) -> dict[str, Any]:
         **heads[0],
         "runs": [{"samples": head["samples"]} for head in heads],
     }
-    files = [_beside(samples, f"{Path(samples.name).stem}.results.json") for samples in sets]
-    for file, head in zip([*files, out], [*heads, whole]):
-        job.guard(file, head)
-    runs = [job.run(samples, file, head) for samples, file, head in zip(sets, files, heads)]
+    places = job.places(sets[0], whole, plain=True)
+    for samples, head in zip(sets, heads):
+        job.guard(results.place(job.places(samples, head, plain=False), head), head)
+    job.guard(results.place(places, whole), whole)
+    runs, files = zip(*(job.run(samples, head, plain=False) for samples, head in zip(sets, heads)))
     names = [name for name in runs[0]["figures"] if not name.endswith(" std")]
     values = {name: [run["figures"][name] for run in runs] for name in names}
     record = {
@@ -248,11 +261,12 @@ def _several(job: _Job, sets: list[ImageSet], out: Path) -> dict[str, Any]:
         "spread": {name: statistics.stdev(found) for name, found in values.items()},
         **{key: value for key, value in whole.items() if key != "samples"},
         "adm_comparable": _verdict([reason for run in runs for reason in run["adm_comparable"]["why_not"]]),
-        "notes": runs[0]["notes"],
+        "notes": list(dict.fromkeys(note for run in runs for note in run["notes"])),
     }
     for about, run, file in zip(record["runs"], runs, files):
         about |= {"figures": run["figures"], "results": str(file)}
     job.say(results.table(record))
+    out = results.place(places, record)
     results.guard(out, record, job.config.force, before=False)
     results.write(out, record)
     job.say(f"written to {out}")
@@ -264,7 +278,3 @@ def _several(job: _Job, sets: list[ImageSet], out: Path) -> dict[str, Any]:
 def _verdict(why_not: list[str]) -> dict[str, Any]:
     """As it is recorded: every reason once."""
     return {"yes": not why_not, "why_not": list(dict.fromkeys(why_not))}
-
-
-def _beside(samples: ImageSet, name: str) -> Path:
-    return (samples.path.parent if samples.path else Path()) / name

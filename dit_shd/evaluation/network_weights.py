@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from dit_shd.core.errors import UserError
+from dit_shd.core.file_kinds import PICKLE, SAFETENSORS, TORCH, file_kind
+from dit_shd.core.places import expanded
 
 
 def read_weights(path: Path, advice: str) -> tuple[dict[str, Tensor], str]:
     """Tensors by name, and the sha256 of the file, without ever running code from it.
 
-    `.safetensors` files are read by safetensors, others by torch.load(weights_only=True).
+    Safetensors are read by safetensors, files of torch.save by torch.load(weights_only=True).
     `advice` ends the error: where such a file comes from.
 
     Raises:
@@ -24,11 +26,15 @@ def read_weights(path: Path, advice: str) -> tuple[dict[str, Tensor], str]:
     import safetensors
     from safetensors.torch import load
 
+    path = Path(expanded(path))
     if not path.is_file():
         raise UserError(f"{path}: wanted a weights file, found {'a folder' if path.is_dir() else 'nothing'}; {advice}")
+    kind = file_kind(path)
+    if kind not in (SAFETENSORS, TORCH, PICKLE):
+        raise UserError(f"{path}: wanted a weights file, found {kind}; {advice}")
     data = path.read_bytes()
     try:
-        if path.suffix == ".safetensors":
+        if kind == SAFETENSORS:
             content = load(data)
         else:
             content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
@@ -41,8 +47,7 @@ def read_weights(path: Path, advice: str) -> tuple[dict[str, Tensor], str]:
         KeyError,
     ) as error:
         raise UserError(
-            f"{path}: wanted a file of tensors only, found something that cannot be read safely "
-            f"({_first_line(error)}); {advice}"
+            f"{path}: wanted tensors only, found {kind} that cannot be read safely (damaged, or with more); {advice}"
         ) from error
     if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
         raise UserError(f"{path}: wanted tensors by name, found {type(content).__name__} with other things; {advice}")
@@ -66,8 +71,3 @@ def match_weights(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], pat
         name = shapes[0]
         need, found = tuple(wanted[name].shape), tuple(state[name].shape)
         raise UserError(f"{path}: '{name}': wanted shape {need}, found {found}; {advice}")
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:80]

@@ -8,6 +8,7 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.places import expanded
 from dit_shd.data.image_sets import ImageSet, NpzImages, file_sha256
 from dit_shd.data.open_images import open_images
+from dit_shd.data.sources.listing import printable
 from dit_shd.evaluation.extraction import extract_features
 from dit_shd.evaluation.feature_set import FeatureSet
 from dit_shd.evaluation.features import FeatureNetwork
@@ -37,6 +38,19 @@ class Reference:
         if self.prepared is not None:
             return 0 if self.prepared.pooled is None else len(self.prepared.pooled)
         return 0 if self.images is None else self.images.shape[0]
+
+    @property
+    def lossy(self) -> bool:
+        """Some of the images behind it are JPEG or lossy WebP."""
+        if self.statistics is not None and self.statistics.texts.get("lossy"):
+            return True
+        return self.images is not None and self.images.lossy
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know of the images behind it."""
+        of_file = self.statistics.texts.get("notes", "").split("\n") if self.statistics is not None else []
+        return [*(printable(note) for note in of_file if note), *(self.images.notes if self.images is not None else ())]
 
     def has_spatial(self, network: FeatureNetwork) -> bool:
         """Whether sFID can be had."""

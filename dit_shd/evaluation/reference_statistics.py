@@ -1,5 +1,6 @@
 """`dit-shd statistics`: the statistics file of a set of images, a reference that needs the images no more."""
 
+import logging
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from dit_shd import __version__
 from dit_shd.core import environment
-from dit_shd.core.config import option
+from dit_shd.core.config import checked, option
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import Place
 from dit_shd.core.plugins import Plugin
@@ -17,12 +18,14 @@ from dit_shd.evaluation.extraction import extract_features, find_device
 from dit_shd.evaluation.features import FEATURES, FeatureNetwork
 from dit_shd.evaluation.statistics_file import write_statistics
 
+_log = logging.getLogger("dit_shd")
+
 
 @dataclass(frozen=True)
 class StatisticsConfig:
     """What the statistics are of."""
 
-    images: Place = option(MISSING, "npz (arr_0: uint8 [n,h,w,c]), folder of png or jpg, or dataset[:split]")
+    images: Place = option(MISSING, "npz (arr_0: uint8 [n,h,w,c]), folder of images, or dataset[:split]")
     out: Path = option(MISSING, "the npz to be written: mu, sigma (mu_s, sigma_s), n, network, sha256s, shape")
     features: Plugin = option(Plugin("inception"), "feature network, a file of dit_shd/evaluation/features")
     keep_images: int = option(0, "also keep so many images (ADM: 10000), for precision, recall and KID")
@@ -39,6 +42,7 @@ def write_reference_statistics(config: StatisticsConfig) -> Path:
     Raises:
         UserError: images that cannot be read, a file at `out`, or one that cannot be written.
     """
+    config = checked(config, "statistics")
     if config.batch_size < 1:
         raise UserError(f"batch_size: wanted at least 1 image, found {config.batch_size}")
     out = config.out if config.out.suffix == ".npz" else config.out.with_name(config.out.name + ".npz")
@@ -58,9 +62,13 @@ def write_reference_statistics(config: StatisticsConfig) -> Path:
         "shape": np.array(images.shape[1:]),
         "source": images.name,
         "source_sha256": images.sha256(),
+        "lossy": "yes" if images.lossy else "",
+        "notes": "\n".join(images.notes),
         "command": environment.command(),
         "dit_shd": __version__,
     }
+    for note in images.notes:
+        _log.warning("images: %s", note)
     features = extract_features(network, images, config.batch_size)
     count = config.keep_images
     kept = images.take(np.arange(count) * n // count) if count else None

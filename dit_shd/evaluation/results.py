@@ -1,8 +1,9 @@
 """The record of an evaluation: what was measured on what, as a table and as results.json."""
 
+import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,44 @@ def guard(out: Path, record: dict[str, Any], force: bool, before: bool) -> None:
             np.isclose(figures[k], old_figures[k], rtol=1e-6, atol=1e-9) for k in figures
         )
     if not same:
-        raise UserError(f"{out}: holds another result; choose out=OTHER.json, or overwrite it with force=true")
+        raise UserError(
+            f"{out}: holds another result (other options, files that changed, or nothing of dit-shd evaluate); "
+            "choose out=OTHER.json, or overwrite it with force=true"
+        )
+
+
+def places(samples: ImageSet, head: Mapping[str, Any], plain: bool) -> list[Path]:
+    """Names beside the samples for a record, the best first: results.json (if `plain`), NAME.results.json, and one of
+    its own for these very samples, reference and network."""
+    folder = samples.path.parent if samples.path else Path()
+    name = (samples.path.stem if samples.path else samples.name).replace(":", "_")
+    if "runs" in head:
+        name += f"_and_{len(head['runs']) - 1}_more"
+    digest = hashlib.sha256("".join(_compared(head)).encode()).hexdigest()[:8]
+    names = ["results.json"] if plain else []
+    return [folder / file for file in (*names, f"{name}.results.json", f"{name}.{digest}.results.json")]
+
+
+def place(candidates: Sequence[Path], head: Mapping[str, Any]) -> Path:
+    """The first name that is free, or that holds a record of the same samples, reference and network as `head` (the
+    same files or the same contents), which `guard` then judges; the last one if none is."""
+    for file in candidates[:-1]:
+        old = read_record(file) if file.exists() else head
+        if old is not None and (_compared(old) == _compared(head) or _named(old) == _named(head)):
+            return file
+    return candidates[-1]
+
+
+def _compared(record: Mapping[str, Any]) -> list[str]:
+    """Hashes of samples, reference and network."""
+    runs = record.get("runs", [record])
+    return [*(run["samples"]["sha256"] for run in runs), *(record[key]["sha256"] for key in ("reference", "features"))]
+
+
+def _named(record: Mapping[str, Any]) -> list[str]:
+    """Where samples and reference lay, and the network's hash."""
+    about = [*(run["samples"] for run in record.get("runs", [record])), record["reference"]]
+    return [*(str(Path(str(each.get("path"))).resolve()) for each in about), record["features"]["sha256"]]
 
 
 def writable(out: Path) -> None:
@@ -107,7 +145,7 @@ def write_text(out: Path, text: str) -> None:
     """As `write`, any text."""
     part = out.with_name(f".{out.name}.part")
     try:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
         part.replace(out)
     except OSError as error:
         part.unlink(missing_ok=True)
@@ -129,10 +167,7 @@ def read_record(file: Path) -> dict[str, Any] | None:
 
 def identity(record: dict[str, Any]) -> tuple[Any, ...]:
     """What makes two evaluations the same: samples, reference, network, metrics, resampling."""
-    runs = record.get("runs", [record])
-    hashes = [run["samples"]["sha256"] for run in runs]
-    hashes += [record[key]["sha256"] for key in ("reference", "features")]
-    return (*hashes, record["metrics"], record.get("resamples", 0))
+    return (*_compared(record), record["metrics"], record.get("resamples", 0))
 
 
 def _sidecar(samples: ImageSet) -> dict[str, Any] | None:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from dit_shd.core import plugins
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
 from dit_shd.data.image_sets import ArrayImages, ImageSet
@@ -45,8 +44,8 @@ def score(
     else:
         reference = Reference("reference_images", images=ArrayImages(reference_images, "reference_images"))
     reference.check(samples, features)
-    plugins = None if metrics is None else [Plugin(name) for name in metrics]
-    chosen, _ = choose(plugins, samples, reference, features)
+    asked = None if metrics is None else [Plugin(name) for name in metrics]
+    chosen, _ = choose(asked, samples, reference, features)
     sample_set = extract_features(features, samples, batch_size)
     for _, metric in chosen:
         for obstacle in metric.obstacles(sample_set):
@@ -82,9 +81,9 @@ def choose(
         obstacle = _obstacle(metric, samples, reference, network)
         if obstacle is None:
             chosen.append((plugin, metric))
-        elif plugins is None and metric.needs_spatial and not network.has_spatial:
+        elif asked is None and metric.needs_spatial and not network.has_spatial:
             continue  # sFID is of one network; nobody misses it with another
-        elif plugins is None:
+        elif asked is None:
             notes.append(f"{plugin.name} left out: {obstacle}")
         else:
             raise UserError(f"metrics.{plugin.name}: {obstacle}")

@@ -2,7 +2,7 @@
 
 The layout is that of ADM's reference files, an npz of mu [d], sigma [d, d], mu_s [s], sigma_s [s, s] and perhaps
 arr_0, images of the set for precision, recall and KID. Ours also say what they are of: n, network, network_sha256,
-shape (h, w, c of the images), source, source_sha256, command, dit_shd. Nothing in a file is ever unpickled.
+shape (h, w, c of the images) and TEXTS. Nothing in a file is ever unpickled.
 """
 
 import zipfile
@@ -22,7 +22,8 @@ LARGEST = 1e30
 """Of a mean or covariance that can be squared without overflow; features of images are nowhere near."""
 ROUNDING = 1e-6
 """What a covariance may be asymmetric or negative by, relative to its norm: float32 statistics are."""
-TEXTS = ("network", "network_sha256", "source", "source_sha256", "command", "dit_shd")
+TEXTS = ("network", "network_sha256", "source", "source_sha256", "lossy", "notes", "command", "dit_shd")
+"""lossy: `yes` where some of the images are; notes: those on the images, a line each."""
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,19 @@
 """The words of a model card."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import yaml
 
-from dit_shd.core.errors import UserError
+from dit_shd.core.errors import UserError, one_line
 from dit_shd.core.yaml_files import dump
 from dit_shd.data.datasets import DATASETS
+from dit_shd.data.latent_origin import Origin
 from dit_shd.models.provenance import LISTS, PERMISSIVE, Provenance, union
+
+SHOWN = 20
+"""Classes that a card names."""
 
 
 def metadata(origin: Provenance) -> dict[str, str]:
@@ -17,30 +22,73 @@ def metadata(origin: Provenance) -> dict[str, str]:
     return {k: v for k, v in {"format": "pt", "license": origin.license or "", **lists}.items() if v}
 
 
-def trained(model: Any, config: Any, step: int, origin: Provenance) -> str:
+def trained(
+    model: Any,
+    config: Any,
+    step: int,
+    origin: Provenance,
+    rate: float,
+    share: float,
+    latents: Origin | None = None,
+) -> str:
     """The card of a model that dit_shd trained.
 
     Args:
-        origin: of what it learned from.
+        origin: of what it learned from. rate: of the average that its weights are.
+        share: of the first weights in it.
+        latents: of which autoencoder they are; None: pixels.
     """
+    weights = {
+        "weights": "average",
+        "steps": step,
+        "ema": rate,
+        "ema_warmup": config.ema_warmup,
+        "share_of_first_weights": float(f"{share:.4g}"),
+    }
 
     data = _data(config.data)
     return _text(
         model,
         replace(origin, trained_on=union([[data], origin.trained_on])),
-        f'Trained by dit_shd for {step} steps (averaged weights). Load: `dit_shd.models.load("this folder")`.',
-        f"## Configuration\n\n```yaml\n{dump(config)}```\n",
+        f"Trained by dit_shd for {step} steps. The weights are their average over training (ema {rate}"
+        f"{', warmed up' if config.ema_warmup else ''}), {share:.2%} of which are those it began with. "
+        'Load: `dit_shd.models.load("this folder")`.',
+        f"{_classes(model)}{autoencoder_words(latents)}## Configuration\n\n```yaml\n{dump(config)}```\n",
+        {"training": weights},
     )
 
 
-def converted(model: Any, source: str, sha256: str, origin: Provenance) -> str:
+def _classes(model: Any) -> str:
+    """The section on the classes that the training saw; nothing where it saw all of them and they have no names."""
+    names = model.config.get("class_names")
+    if names is None:
+        return ""
+    seen = [f"{i} {one_line(name)}".strip() for i, name in enumerate(names) if name is not None]
+    listed = ", ".join(seen[:SHOWN]) + (", ... (config.json has all of them)" if len(seen) > SHOWN else "")
+    return f"## Classes\n\n{len(seen)} of {len(names)} were trained: {listed}.\n\n"
+
+
+def autoencoder_words(latents: Origin | None) -> str:
+    """The card's section about the autoencoder; empty where latents are pixels."""
+    if latents is None:
+        return ""
+    if not latents.vae:
+        return "## Autoencoder\n\nIt makes latents, and the data did not tell of which autoencoder.\n\n"
+    told = f"; the sha256 of its tensors is {latents.vae_sha256}" if latents.vae_sha256 else ""
+    return (
+        f"## Autoencoder\n\nIt makes latents of {latents.vae}{told}. `dit-shd sample` decodes with the copy in the run "
+        "folder (`vae/`), or with the one of that name if it is the same.\n\n"
+    )
+
+
+def converted(model: Any, source: str, sha256: str, origin: Provenance, latents: Origin | None = None) -> str:
     """The card of a model that was read from a file or folder of others."""
     return _text(
         model,
         origin,
         f"Converted by dit_shd from {source}; the sha256 of its tensors is {sha256}. "
         'Load: `dit_shd.models.load("this folder")`.',
-        "",
+        autoencoder_words(latents),
     )
 
 
@@ -53,11 +101,12 @@ def _data(plugin: Any) -> str:
         return super(cls, cls).described(**plugin.options)
 
 
-def _text(model: Any, origin: Provenance, first: str, last: str) -> str:
+def _text(model: Any, origin: Provenance, first: str, last: str, more: Mapping[str, Any] | None = None) -> str:
     head: dict[str, Any] = {"library_name": "dit_shd"}
     if origin.license is not None:
         head["license"] = origin.license
     head["tags"] = ["diffusion", "knowledge-distillation"]
+    head |= more or {}
     head |= {key: list(getattr(origin, key)) for key in LISTS if getattr(origin, key)}
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     parts = [

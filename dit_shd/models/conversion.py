@@ -1,5 +1,6 @@
 """`dit-shd convert`: checkpoints of the public codes and diffusers folders to folders of ours, and back."""
 
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -7,17 +8,19 @@ from typing import Any, Literal
 import torch
 
 from dit_shd.core import hashing
-from dit_shd.core.config import option
+from dit_shd.core.config import checked, option
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import replacing_file
 from dit_shd.core.places import MODEL, HubName, Place, find
+from dit_shd.core.pretrained import RECORD
+from dit_shd.data.latent_origin import Origin, following, of_source
 from dit_shd.models import cards, export, loading, provenance, public_checkpoints
 from dit_shd.models.diffusers_dit import NOTE, public_state
 from dit_shd.models.families.dit import DiT
 from dit_shd.models.transformer import LatentTransformer
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt")
-WRITTEN = ("config.json", "README.md", "diffusion_pytorch_model*.safetensors", "*.safetensors.index.json")
+WRITTEN = ("config.json", "README.md", RECORD, "diffusion_pytorch_model*.safetensors", "*.safetensors.index.json")
 """What a folder holds that may be replaced."""
 
 
@@ -71,24 +74,32 @@ def convert(config: ConvertConfig) -> Converted:
     Raises:
         UserError: nothing to read, nothing of ours, something in the way; nothing has been written then.
     """
+    config = checked(config, "convert")
     config.check()
     model, note = _read(config)
     bad = [name for name, tensor in model.state_dict().items() if not bool(torch.isfinite(tensor).all())]
     if bad:
         raise UserError(f"{config.source}: its weights are not finite (NaN or infinity), first in {bad[0]}")
     origin, reason = _origin(config, model)
+    own: Any = model.config
+    latents = of_source(config.source, own.in_channels)
     if config.public:
         _write_file(model, config.out, origin)
-        done, following = str(config.out), f"dit-shd sample {config.out} count=16"
+        done = str(config.out)
     else:
         config.out.parent.mkdir(parents=True, exist_ok=True)
-        export.write(
-            model, config.out, cards.converted(model, _name(config.source), hashing.sha256_of_tensors(model), origin)
-        )
+        card = cards.converted(model, _name(config.source), hashing.sha256_of_tensors(model), origin, latents)
+        export.write(model, config.out, card, latents)
         done = f"{config.out} (config.json, weights, README.md)"
-        following = f"dit-shd sample {config.out} count=16, or dit-shd train CONFIG teacher={config.out}"
     lines = [f"{config.source}: {describe(model)}", *note, f"licence: {origin.license or 'none inherited'}{reason}"]
-    return Converted(config.out, [*lines, f"done: {done}", f"next: {following}"])
+    return Converted(config.out, [*lines, f"done: {done}", *_following(config, latents)])
+
+
+def _following(config: ConvertConfig, latents: Origin | None) -> list[str]:
+    """What to do next, in lines that can be pasted."""
+    decodes = latents is None or (bool(latents.vae) and not config.public)
+    lines = following(config.out, 16, decodes, None if latents is None else latents.vae).splitlines()
+    return lines if config.public else [*lines, f"or:   dit-shd train CONFIG teacher={shlex.quote(str(config.out))}"]
 
 
 def describe(model: LatentTransformer) -> str:
@@ -122,7 +133,7 @@ def _read(config: ConvertConfig) -> tuple[LatentTransformer, list[str]]:
     if isinstance(found, DiTTransformer2DModel):
         return DiT.from_public(public_state(found), own.num_attention_heads), [NOTE]
     raise UserError(
-        f"{config.source}: {type(found).__name__} is no DiT or MDTv2; it can be a teacher as it is (teacher=FOLDER)"
+        f"{config.source}: holds {type(found).__name__}; wanted MDTv2, DiT or diffusers' DiTTransformer2DModel"
     )
 
 

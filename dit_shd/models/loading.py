@@ -1,19 +1,23 @@
 """load(): a model from a run folder, a diffusers folder, a checkpoint file, the hub or our assets."""
 
+import inspect
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import ModelMixin
-from torch import Tensor
+from torch import Tensor, nn
 
 from dit_shd.core.errors import UserError
-from dit_shd.core.places import WANTED, Asset, HubName, find
-from dit_shd.core.pretrained import asset, class_name, model_folder, of_hub, read_weights
-from dit_shd.models import public_checkpoints
+from dit_shd.core.places import Asset, HubName, find
+from dit_shd.core.pretrained import WEIGHTS, asset, class_name, model_folder, of_hub, read_weights
+from dit_shd.models import public_checkpoints, velocity
 from dit_shd.models.families import FAMILIES
 from dit_shd.models.transformer import LatentTransformer
+
+_log = logging.getLogger("dit_shd")
 
 
 def load(source: str | Path) -> ModelMixin:
@@ -21,13 +25,45 @@ def load(source: str | Path) -> ModelMixin:
     Face hub's `hub:OWNER/NAME[@REVISION]`; of a pipeline the transformer is taken.
 
     Raises:
-        UserError: nothing there, something else, or weights that are not finite.
+        UserError: nothing there, something else, weights that are not finite, or a model that does not predict noise.
     """
     model = _read(source)
     bad = next((name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())), None)
     if bad is not None:
         raise UserError(f"{source}: its weights are not finite (NaN or infinity), first in {bad}")
+    reason = velocity.of_model(model)
+    if reason is not None:
+        raise UserError(f"{source}: refused, because {velocity.words(reason)}")
     return model
+
+
+def load_conditional(source: str | Path) -> ModelMixin:
+    """A model as `load` gives, that denoises latents by class: what is trained, distilled and sampled from.
+
+    Raises:
+        UserError: as `load`, or it is another kind of model.
+    """
+    model = load(source)
+    reason = why_not_conditional(model)
+    if reason is not None:
+        raise UserError(f"{source}: {reason}")
+    return model
+
+
+def why_not_conditional(model: nn.Module) -> str | None:
+    """What keeps a model from denoising square latents by class; None for one that can."""
+    known = inspect.signature(model.forward).parameters
+    told: Any = getattr(model, "config", {})
+    wrapped = any(p.kind is p.VAR_KEYWORD for p in known.values())  # compiled, or in a module of somebody's own
+    sizes = (told.get("num_classes", told.get("num_embeds_ada_norm")), told.get("in_channels"), told.get("sample_size"))
+    by_class = wrapped or ("class_labels" in known and "encoder_hidden_states" not in known)
+    if by_class and all(isinstance(size, int) for size in sizes):
+        return None
+    return (
+        f"holds {type(model).__name__}, whose forward takes {', '.join([*known][:4]) or 'nothing'}; training and "
+        "sampling want a transformer of square latents by class: MDTv2, DiT or diffusers' DiTTransformer2DModel; the "
+        "attention of others can be distilled by dit_shd.capture in a script of your own"
+    )
 
 
 def _read(source: str | Path) -> ModelMixin:
@@ -37,10 +73,13 @@ def _read(source: str | Path) -> ModelMixin:
     if isinstance(place, HubName):
         return read_folder(of_hub(place))
     if place.is_file():
-        return read_file(place)
+        named = WEIGHTS.fullmatch(place.name) if (place.parent / "config.json").is_file() else None
+        return read_file(place) if named is None else read_folder(place.parent, named["variant"])
     folder = model_folder(place)
     if folder is None:
-        raise UserError(f"{place}: wanted {WANTED['model']}, found a folder without any config.json of a model")
+        parts = ", ".join(sorted(file.parent.name for file in place.glob("*/config.json")))
+        found = f"one with {parts} in it (a pipeline without a transformer?)" if parts else "none with a config.json"
+        raise UserError(f"{place}: wanted a folder of a model, a run, or a pipeline with a transformer, found {found}")
     return read_folder(folder)
 
 
@@ -54,9 +93,17 @@ def read_file(
     """
     state = public_checkpoints.read_tensors(path, weights)
     try:
-        return of_public(state, heads)
+        model = of_public(state, heads)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+    classes = model.config.num_classes  # type: ignore[attr-defined]
+    if classes + 1 in public_checkpoints.USUAL_CLASSES:
+        _log.warning(
+            "%s: its class embedding has %d rows, read as %d classes and one row for no class; if it knows %d classes "
+            "and was trained without dropping labels, guidance with it is wrong: guidance=1",
+            *(path, classes + 1, classes, classes + 1),
+        )
+    return model
 
 
 def of_public(state: Mapping[str, Tensor], heads: int | None = None) -> LatentTransformer:
@@ -69,6 +116,9 @@ def of_public(state: Mapping[str, Tensor], heads: int | None = None) -> LatentTr
         UserError: none of them, or something in it does not fit.
     """
     known = {name: cls for name, cls in families().items() if issubclass(cls, LatentTransformer)}
+    reason = velocity.of_state(public_checkpoints.clean(state))
+    if reason is not None:
+        raise UserError(f"refused, because {velocity.words(reason)}")
     for cls in known.values():
         if cls.is_public(public_checkpoints.clean(state)):
             return cls.from_public(state, heads)

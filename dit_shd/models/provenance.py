@@ -9,12 +9,15 @@ from typing import Any
 import yaml
 
 from dit_shd.core.errors import UserError
+from dit_shd.core.file_kinds import SAFETENSORS, file_kind
 from dit_shd.core.places import Asset, HubName, find
 from dit_shd.core.pretrained import asset, model_folder
 from dit_shd.core.yaml_files import parse_yaml
 
 PERMISSIVE = ("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0")
 """Licences that leave what is learned from the weights to whoever learned it, named as the hub names them."""
+
+
 IMAGENET = "ImageNet-1k (its images are for non-commercial research and education)"
 
 
@@ -53,7 +56,7 @@ def of_file(path: Path) -> Provenance:
     if path.stem in PUBLIC:
         return PUBLIC[path.stem]
     told: Mapping[str, Any] = {}
-    if path.suffix == ".safetensors":
+    if file_kind(path) == SAFETENSORS:
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -120,7 +123,6 @@ def _list(value: Any) -> list[Any]:
 
 def front_matter(card: Path) -> dict[str, Any]:
     """The YAML at the head of a card; empty where there is none that can be read."""
-
     text = card.read_text(encoding="utf-8", errors="replace")
     found = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
     try:

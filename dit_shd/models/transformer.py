@@ -184,6 +184,16 @@ class LatentTransformer(ModelMixin, ConfigMixin):
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
     @classmethod
+    def check_names(cls, names: Any, classes: int) -> None:
+        """Refuse names that are no text or not one for each class."""
+        if names is None:
+            return
+        if not isinstance(names, (list, tuple)) or not all(name is None or isinstance(name, str) for name in names):
+            raise UserError(f"{cls.__name__}: class_names: wanted a list of texts (or none), found {str(names)[:60]}")
+        if len(names) != classes:
+            raise UserError(f"{cls.__name__}: class_names: wanted {classes}, one for each class, found {len(names)}")
+
+    @classmethod
     def check_shape(
         cls, sample_size: int, patch_size: int, num_layers: int, heads: int, width: int, mlp_ratio: float
     ) -> None:

@@ -54,6 +54,8 @@ class DryRun:
     precision: str
     peak_tflops: float | None
     assumed: EstimateConfig
+    warning: str | None = None
+    """What is to be said of the run as it is configured."""
 
 
 def peaks(precision: str, own: float | None = None) -> dict[str, float]:

@@ -30,7 +30,6 @@ def about_result(record: dict[str, Any]) -> dict[str, Any]:
 
 def cost_columns(name: str, record: dict[str, Any], notes: list[str]) -> Cost | None:
     """Of the model that the sampler says the images came from, if it is still the same."""
-
     sidecar = about_result(record).get("sidecar", {})
     if not sidecar.get("run"):
         notes.append(f"{name}: no cost, for nothing beside the samples says which model they came from")

@@ -14,6 +14,8 @@ GIGA = 1e9
 def dry_run_text(run: DryRun) -> str:
     """Tables of models, operations, GPU-hours and memory."""
     sections = [_models(run), _operations(run), _hours(run), _memory(run)]
+    if run.warning is not None:
+        sections.append(run.warning)
     if run.teacher_missing is not None:
         sections.append(f"{run.teacher_missing} is not there yet; the teacher was counted as estimate.teacher says.")
     return "\n\n".join(sections)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dit_shd.attention.capture import Capture
+from dit_shd.attention.capture import Capture, one_layer
 from dit_shd.attention.tiles import CHUNK_MIB
 from dit_shd.squeezing.backends import fused, streamed
 from dit_shd.squeezing.backends.autotune import Backend, choose
@@ -70,6 +70,8 @@ def attention_kl(
 def _check(
     teacher: Capture, student: Capture, squeeze: Squeeze, temperature: float, measure: str, backend: str
 ) -> None:
+    one_layer(teacher, "attention_kl: teacher")
+    one_layer(student, "attention_kl: student")
     (b, h, n, m), (b_s, g, n_s, m_s) = teacher.shape, student.shape
     if (b, n, m) != (b_s, n_s, m_s):
         raise ValueError(

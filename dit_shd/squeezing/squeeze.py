@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from dit_shd.attention.capture import Capture
+from dit_shd.attention.capture import Capture, one_layer
 from dit_shd.attention.tiles import CHUNK_MIB
 from dit_shd.core.errors import UserError
 from dit_shd.squeezing import products, weights
@@ -95,6 +95,7 @@ def squeeze(
     Raises:
         UserError: student heads outside 1..h, or a plan that is no partition. ValueError: no W^O, not finite input.
     """
+    one_layer(capture, "squeeze")
     if method not in get_args(Method):
         raise UserError(f"squeeze: method: wanted one of {', '.join(get_args(Method))}, found '{method}'")
     if backend not in get_args(Backend):

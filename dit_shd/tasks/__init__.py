@@ -5,7 +5,7 @@ alike (`predict`), and compares (`losses`, and whatever distillation adds).
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
@@ -17,6 +17,7 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import PluginFolder
 from dit_shd.core.rng import Draws
 from dit_shd.data.datasets import Dataset
+from dit_shd.data.latent_origin import Kept
 
 Terms = dict[str, Tensor]
 """Values by name."""
@@ -53,6 +54,16 @@ class Output:
     """What else the model predicts: a learned variance, say."""
 
 
+@dataclass(frozen=True)
+class Opinion:
+    """What was found of a teacher."""
+
+    told: str = ""
+    """To be said in any case."""
+    fault: str | None = None
+    """What it does that a good one does not, with the likely reasons."""
+
+
 class Task(ABC, Generic[B]):
     """What is learned. The keywords of a task's `__init__` are its keys in YAML."""
 
@@ -87,6 +98,21 @@ class Task(ABC, Generic[B]):
     def check(self, role: str, model: nn.Module) -> None:
         """Whether a model fits task and data; UserError before anything is written."""
 
+    def remarks(self, student: nn.Module) -> Sequence[str]:
+        """What is to be said of data and student before training."""
+        return ()
+
+    def describe(self, student: nn.Module) -> None:
+        """Write into a student's config what of the data goes with it when it is exported."""
+
+    def judge(self, teacher: nn.Module, seed: int, device: torch.device, measure: bool) -> Iterator[Opinion]:
+        """Whether a teacher does what we think, one question after the other.
+
+        Args:
+            measure: also ask it about the run's first samples; else only what its config tells is looked at.
+        """
+        yield from ()
+
     @abstractmethod
     def draw(self, draws: Draws) -> Sequence[B]:
         """The passes of some positions of one step: a pure function."""
@@ -107,8 +133,12 @@ class Task(ABC, Generic[B]):
         """Tokens that the first layers of a model see of a sample of a batch; 0 where that says nothing."""
         return 0
 
-    def check_evaluation(self, student: nn.Module) -> None:
-        """Refuse before training what could not be evaluated after days of it."""
+    def check_evaluation(self, student: nn.Module, kept: Kept) -> None:
+        """Refuse before training what could not be evaluated after days of it.
+
+        Args:
+            kept: the autoencoder of the data's latents.
+        """
 
     def evaluate(self, student: nn.Module, run: Path, step: int) -> dict[str, float] | None:
         """Figures of a student in the main process, whatever of them are not there yet; every process calls it.

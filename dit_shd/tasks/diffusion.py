@@ -1,7 +1,7 @@
 """Class-conditional diffusion: the student predicts the noise of DDPM, in MDT's masked pass, too."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from dit_shd.core.errors import UserError
 from dit_shd.core.rng import Draws
 from dit_shd.data.datasets import Dataset
-from dit_shd.diffusion.denoiser import NO_LABEL, Denoiser
+from dit_shd.data.latent_origin import Kept
+from dit_shd.diffusion import class_names, teacher_check
+from dit_shd.diffusion.denoiser import NO_LABEL, Denoiser, known_classes
 from dit_shd.diffusion.objectives import noise_error, split, variational_bits
 from dit_shd.diffusion.sample_evaluation import SampleEvaluation
 from dit_shd.diffusion.schedule import Schedule
-from dit_shd.tasks import Batch, Output, Task, Terms
+from dit_shd.tasks import Batch, Opinion, Output, Task, Terms
 
 PLAIN = SampleEvaluation()
 
@@ -87,7 +89,8 @@ class Diffusion(Task[NoisyBatch]):
             raise UserError(
                 f"{role}: takes latents of shape {denoiser.shape}, the data's are {tuple(self.dataset.shape)}"
             )
-        classes = getattr(denoiser.model.config, "num_classes", self.dataset.classes)
+        known = denoiser.model.config
+        classes = known.get("num_classes", known.get("num_embeds_ada_norm", self.dataset.classes))
         if classes < self.dataset.classes:
             raise UserError(f"{role}: knows {classes} classes, the data has {self.dataset.classes}")
         self.check_model(role, model)
@@ -96,6 +99,27 @@ class Diffusion(Task[NoisyBatch]):
         """It must know the masked pass if there is one."""
         if self.mask_ratio is not None and "keep" not in inspect.signature(model.forward).parameters:
             raise UserError(f"mask_ratio: the {role} ({type(model).__name__}) has no masked pass; set mask_ratio=null")
+
+    def remarks(self, student: nn.Module) -> Sequence[str]:
+        return class_names.fewer(self.dataset, Denoiser(student).classes)
+
+    def describe(self, student: nn.Module) -> None:
+        class_names.tell(student, class_names.learned(self.dataset, Denoiser(student).classes))
+
+    def judge(self, teacher: nn.Module, seed: int, device: torch.device, measure: bool) -> Iterator[Opinion]:
+        labels = self.label_dropout < 1
+        if labels and known_classes(teacher) != [0]:
+            told, right = class_names.compare(teacher, self.dataset)
+            yield Opinion(f"classes: {told}") if right else Opinion(fault=told)
+        if not measure:
+            return
+        found = teacher_check.look(teacher.to(device), self.dataset, self.schedule, seed, device, labels)
+        skipped = ""
+        if found.wrong is None:
+            why = "it has one class" if len(known_classes(teacher)) < 2 else "label_dropout is 1"
+            skipped = f"; labels were not looked at, since {why}"
+        fault = found.fault()
+        yield Opinion(f"teacher: {found.line()}{skipped}", f"{fault} ({found.line()})" if fault else None)
 
     def draw(self, draws: Draws) -> Sequence[NoisyBatch]:
         """As in the public recipe the passes share x_0 and t, and have their own noise and label drops."""
@@ -163,9 +187,9 @@ class Diffusion(Task[NoisyBatch]):
             batches.append(NoisyBatch(name, 0, labels, x, x, x, t, labels, keep))
         return batches
 
-    def check_evaluation(self, student: nn.Module) -> None:
+    def check_evaluation(self, student: nn.Module, kept: Kept) -> None:
         self.evaluation.check(len(self.schedule))
-        self.evaluation.fit(student)
+        self.evaluation.fit(student, kept)
 
     def evaluate(self, student: nn.Module, run: Path, step: int) -> dict[str, float] | None:
         return self.evaluation.run(student, run, step)

@@ -8,7 +8,9 @@ from dit_shd.core.distributed import on_main
 from dit_shd.core.errors import UserError
 from dit_shd.models import export
 from dit_shd.models.families import FAMILIES
+from dit_shd.tasks import Task
 from dit_shd.training.config import TrainConfig
+from dit_shd.training.ema import share_of_first
 from dit_shd.training.nan_guard import Guard
 from dit_shd.training.run_folder import RunFolder
 from dit_shd.training.state import RunState, average_file
@@ -24,9 +26,16 @@ class Saver:
     """
 
     def __init__(
-        self, config: TrainConfig, folder: RunFolder, state: RunState, guard: Guard, accelerator: "Accelerator"
+        self,
+        config: TrainConfig,
+        folder: RunFolder,
+        state: RunState,
+        guard: Guard,
+        accelerator: "Accelerator",
+        task: Task[Any],
     ):
         self.config, self.folder, self.state, self.guard, self.accelerator = config, folder, state, guard, accelerator
+        self.task = task
         self.step = 0
         """The last that was saved."""
 
@@ -76,11 +85,14 @@ class Saver:
         for rate in self.state.averages.rates:
             folder = self.folder.student_of(rate, self.config.ema_rates)
             if again or export.exported_step(folder) != done:
-                export.export(averaged(self.config, tensors[average_file(rate)]), folder, self.config, done)
+                student = averaged(self.config, self.task, tensors[average_file(rate)])
+                share = share_of_first(rate, done, self.config.ema_warmup)
+                export.export(student, folder, self.config, done, rate, share)
 
 
-def averaged(config: TrainConfig, tensors: dict[str, Tensor]) -> nn.Module:
-    """A student of its own with averaged weights."""
+def averaged(config: TrainConfig, task: Task[Any], tensors: dict[str, Tensor]) -> nn.Module:
+    """A student of its own with averaged weights, and what of the data goes with it."""
     student: Any = FAMILIES.build(config.student, "student")
+    task.describe(student)
     student.load_state_dict({k: v.cpu() for k, v in tensors.items()}, strict=False)
     return student.eval()

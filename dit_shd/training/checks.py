@@ -1,5 +1,6 @@
 """What a training config must be like, said before anything is written."""
 
+import logging
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -10,10 +11,13 @@ from torch import nn
 from dit_shd.core.config import check_ranges
 from dit_shd.core.distributed import launched
 from dit_shd.core.errors import UserError
+from dit_shd.data.latent_origin import Kept
 from dit_shd.distillation.initialisation import initialise
 from dit_shd.distillation.losses import Loss
 from dit_shd.tasks import Task
 from dit_shd.training.config import TrainConfig
+
+_log = logging.getLogger("dit_shd")
 
 
 def ranges(config: TrainConfig) -> None:
@@ -58,14 +62,51 @@ def _tracker(name: str) -> None:
         )
 
 
+def teaching(config: TrainConfig, losses: Sequence[Loss]) -> None:
+    """A teacher where one is needed, and a use for one that was given; a use that trains nothing is said.
+
+    Raises:
+        UserError: losses without a teacher, or a teacher that nothing would look at.
+    """
+    names = ", ".join(plugin.name for plugin in config.losses)
+    if config.teacher is None:
+        if losses:
+            raise UserError(
+                f"teacher: losses need a teacher, and none was given (losses: [] is plain training); found {names}"
+            )
+        return
+    if config.initialisation.weights == "teacher":  # that is a use; it is loaded for it whatever comes after
+        return
+    plain = "teacher=null is plain training, initialisation.weights=teacher takes its weights to begin with"
+    if not losses:
+        raise UserError(
+            f"teacher: {config.teacher} was given, but losses is empty, so nothing would be learned from it; name some "
+            f"(losses='[{{name: output}}]'); {plain}"
+        )
+    if not any(loss.reads for loss in losses):
+        raise UserError(f"teacher: {config.teacher} was given, but no loss looks at it ({names}); {plain}")
+    if all(loss.heaviest(config.steps) == 0 for loss in losses) and int(os.environ.get("RANK", "0")) == 0:
+        _log.warning(
+            "losses: the weights are 0 in all %d steps (%s), so nothing is learned from the teacher; its terms are "
+            "only logged",
+            config.steps,
+            names,
+        )
+
+
 def fit(
     config: TrainConfig,
     task: Task[Any],
     losses: Sequence[Loss],
     student: nn.Module,
     teacher: nn.Module | None,
+    kept: Kept,
 ) -> None:
-    """Task, data, losses, student and teacher must agree."""
+    """Task, data, losses, student and teacher must agree.
+
+    Args:
+        kept: the autoencoder of the data's latents.
+    """
     for i, loss in enumerate(losses):
         unknown = [name for name in loss.passes if name not in task.passes]
         if len(unknown) == len(loss.passes) or any(name not in task.all_passes for name in unknown):
@@ -82,7 +123,7 @@ def fit(
             raise UserError(f"{role}: its weights are not finite (NaN or infinity), first in {bad[0]}")
     initialise.check(config.initialisation, losses, student, teacher)
     if config.validate_every:
-        task.check_evaluation(student)
+        task.check_evaluation(student, kept)
 
 
 def micro_batch_size(config: TrainConfig, processes: int) -> int:

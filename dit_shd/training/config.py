@@ -1,15 +1,19 @@
 """What a training run is told: every key with its default and its meaning."""
 
+import inspect
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from dit_shd.core.config import option
+from dit_shd.core.config import make, option, resolve
+from dit_shd.core.errors import UserError
 from dit_shd.core.places import MODEL, Place
 from dit_shd.core.plugins import Plugin
+from dit_shd.core.yaml_files import read_yaml
 from dit_shd.data.datasets import DATASETS
 from dit_shd.distillation.initialisation.initialise import Initialisation
 from dit_shd.distillation.losses import LOSSES
+from dit_shd.models.families import FAMILIES
 from dit_shd.profiling.estimate import EstimateConfig
 from dit_shd.tasks import TASKS
 from dit_shd.training.optim import OptimizerConfig
@@ -30,9 +34,22 @@ class TrainConfig:
     run: Path = option(Path("runs/train"), "the run folder; the same command again resumes it", resumable=True)
     task: Plugin = option(Plugin("diffusion"), "what is learned: {name: diffusion, mask_ratio: 0.3, ...}")
     data: Plugin = option(Plugin("digits"), "dataset: {name: digits | npz, ...}")
-    student: Plugin = option(Plugin("mdt"), "model to train: {name: mdt, size: S/2, ...}")
+    vae: Place | None = option(
+        "auto",
+        "autoencoder of the data's latents, kept for sampling: auto (as the data tell), a folder, hub:OWNER/NAME, "
+        "pixels, or null to train without it",
+        resumable=True,
+    )
+    student: Plugin = option(
+        Plugin("mdt"), "model to train: {name: mdt, size: S/2, ...}; num_classes is the data's if not given"
+    )
     teacher: Place | None = option(None, MODEL)
     teacher_precision: Literal["no", "bf16"] = option("no", "hold and run the teacher in bfloat16; maps stay float32")
+    check_teacher: Literal["refuse", "warn", "no"] = option(
+        "refuse",
+        "what to do with a teacher that predicts no better than a line does, or no better for its labels",
+        resumable=True,
+    )
     losses: list[Plugin] = option([], "distillation terms: [{name: shd, weight: 2}, {name: output}]")
     initialisation: Initialisation = option(Initialisation(), "how a new run's student begins")
     seed: int = option(0, "every random draw is a function of it", range=(0, 2**63 - 1))
@@ -48,6 +65,7 @@ class TrainConfig:
     ema: float | list[float] = option(
         0.9999, "decay of the weight average; of several the first is sampled from", range=(0, 1)
     )
+    ema_warmup: bool = option(False, "begin with short averages: rate min(ema, (1 + n) / (10 + n)) at step n")
     precision: Literal["no", "bf16", "fp16"] = option("no", "mixed precision; maps, softmax and KL stay float32")
     compile: bool = option(
         False, "torch.compile the blocks of both models (needs a compiler; minutes at first)", resumable=True
@@ -114,6 +132,29 @@ class TrainConfig:
     @property
     def ema_rates(self) -> tuple[float, ...]:
         return tuple(self.ema) if isinstance(self.ema, list) else (self.ema,)
+
+
+def sized(config: TrainConfig, classes: int) -> TrainConfig:
+    """The config with the data's number of classes for a student of which nothing else is said.
+
+    A run that began before this was so keeps its family's default.
+    """
+    family, options = FAMILIES.find(config.student.name), config.student.options
+    if "num_classes" in options or "num_classes" not in inspect.signature(family).parameters:
+        return config
+    file = config.run / "config.yaml"
+    begun = read_yaml(file).get("student") if file.is_file() else None
+    if isinstance(begun, dict) and begun.get("name") == config.student.name and "num_classes" not in begun:
+        return config
+    return replace(config, student=Plugin(config.student.name, {**options, "num_classes": classes}))
+
+
+def completed(values: dict[str, Any]) -> dict[str, Any]:
+    """The config of a run that an earlier version began, with the keys of this one; as it is where it is none."""
+    try:
+        return resolve(resolved(make(TrainConfig, values)))
+    except UserError:
+        return values
 
 
 def resolved(config: TrainConfig) -> TrainConfig:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from dit_shd.core import places
+from dit_shd.core.config import checked
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.losses import LOSSES
@@ -26,7 +27,7 @@ from dit_shd.profiling.step import StepShape
 from dit_shd.tasks import TASKS, Batch
 from dit_shd.training import checks, optim
 from dit_shd.training.config import TrainConfig
-from dit_shd.training.ema import Averages
+from dit_shd.training.ema import Averages, too_slow
 
 _log = logging.getLogger("dit_shd")
 
@@ -39,9 +40,11 @@ def dry_run(config: TrainConfig) -> DryRun:
     Raises:
         UserError: a config that cannot work.
     """
+    config = checked(config, "train")
     checks.ranges(replace(config, dry_run=False))
     before = peak_memory(current_device())
     images = checks.micro_batch_size(config, int(os.environ.get("WORLD_SIZE", "1")))
+    checks.teaching(config, [LOSSES.build(p, f"losses.{i}") for i, p in enumerate(config.losses)])
     student = meta.build(config.student, "student")
     teacher, there = _teacher(config)
     task = TASKS.build(config.task, "task")
@@ -72,6 +75,7 @@ def dry_run(config: TrainConfig) -> DryRun:
         precision=config.precision,
         peak_tflops=config.peak_tflops,
         assumed=config.estimate,
+        warning=too_slow(config.ema_rates, config.steps, config.ema_warmup) or None,
     )
 
 
@@ -94,13 +98,11 @@ def _teacher(config: TrainConfig) -> tuple[Any, bool]:
     """The teacher, and whether it is the real one: with its weights if it is there, else as estimate.teacher says."""
     source, stand_in = config.teacher, config.estimate.teacher
     if source is None:
-        if config.losses:
-            raise UserError("teacher: losses need a teacher, and none was given (losses: [] is plain training)")
         return None, False
     if stand_in is not None and not places.is_here(source, "model"):
         return meta.build(stand_in, "estimate.teacher"), False
     try:
-        return loading.load(source), True
+        return loading.load_conditional(source), True
     except UserError as error:
         hint = "to count without it, say what it will be: estimate.teacher='{name: mdt, size: B/2}'"
         raise UserError(f"teacher: {error}; {hint}") from error
@@ -121,18 +123,18 @@ def take_a_step(config: TrainConfig, teacher: Any, images: int, before: int) -> 
     task = TASKS.build(config.task, "task")
     distiller = Distiller(task, student, losses).to(device)
     optimizer = optim.build(config.optimizer, [p for p in distiller.parameters() if p.requires_grad])
-    averages = Averages(student, config.ema_rates)
+    averages = Averages(student, config.ema_rates, config.ema_warmup)
     if teacher is not None:
         teacher = teacher.bfloat16() if config.teacher_precision == "bf16" else teacher
         teacher.eval().requires_grad_(False).to(device)
     seconds = 0.0
-    for _ in range(2):
+    for number in range(2):
         start = time.perf_counter()
         _step(config, distiller, teacher, task.example(student, images, device))
         nn.utils.clip_grad_norm_(distiller.parameters(), config.optimizer.clip or float("inf"))
         optimizer.step()
         optimizer.zero_grad()
-        averages.step(student)
+        averages.step(student, number)
         _finish(device)
         seconds = time.perf_counter() - start
     return Measurement(device.type, images, seconds, peak_memory(device) - before)

@@ -3,6 +3,7 @@
 One line of arithmetic, so that training need not import diffusers.training_utils, which takes 3 seconds.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -10,15 +11,56 @@ from torch import Tensor, nn
 
 from dit_shd.core.dtensor import slice_like
 
+MUCH = 0.05
+"""Share of the weights a run began with above which its average is no good student."""
+
+
+def rate_at(rate: float, step: int, warmup: bool) -> float:
+    """The rate of a step, counted from 0: with a warm-up the average begins short, and spans about a tenth of the steps
+    until that is longer than what `rate` spans (as in TensorFlow and diffusers: (1 + n) / (10 + n))."""
+    return min(rate, (1 + step) / (10 + step)) if warmup else rate
+
+
+def share_of_first(rate: float, steps: int, warmup: bool) -> float:
+    """How much of an average after some steps are the weights it began with: the product of all steps' rates."""
+    short = 0  # steps whose rate is that of the warm-up
+    if warmup:
+        short = steps if rate >= 1 else min(steps, max(0, math.ceil((10 * rate - 1) / (1 - rate))))
+    begun = math.lgamma(short + 1) + math.lgamma(10) - math.lgamma(short + 10)
+    return math.exp(begun) * rate ** (steps - short)
+
+
+def fitting_rate(steps: int) -> float:
+    """The slowest rate, with one digit, of which at most 1 % of the first weights is left after so many steps."""
+    gap = 1 - 0.01 ** (1 / steps)
+    unit = 10.0 ** math.floor(math.log10(gap))
+    return max(0.0, round(1 - math.ceil(gap / unit) * unit, 15))
+
+
+def too_slow(rates: Sequence[float], steps: int, warmup: bool) -> str | None:
+    """What to say before a run whose averages will still be what it began with; None where they will not."""
+    shares = {rate: share_of_first(rate, steps, warmup) for rate in rates}
+    slow = [f"{share:.0%} of the average {rate}" for rate, share in shares.items() if share > MUCH]
+    if not slow:
+        return None
+    remedy = f"ema={fitting_rate(steps)} fits this length" + ("" if warmup else ", or ema_warmup=true")
+    which = "the first of them is" if len(rates) > 1 else "it is"
+    return (
+        f"ema: after {steps} steps {', '.join(slow)} will still be the weights the run begins with, and {which} what "
+        f"is exported as the student and sampled from; {remedy}"
+    )
+
 
 class Averages:
     """One average for each rate, begun as a copy of the weights: a <- rate a + (1 - rate) w after every step.
 
     Args:
         rates: decay of each average, of which the first is the one that is sampled from.
+        warmup: begin with smaller rates, see rate_at.
     """
 
-    def __init__(self, student: nn.Module, rates: Sequence[float]):
+    def __init__(self, student: nn.Module, rates: Sequence[float], warmup: bool = False):
+        self.warmup = warmup
         self.names = [name for name, _ in student.named_parameters()]
         self._averages = {rate: [p.detach().clone() for p in student.parameters()] for rate in rates}
 
@@ -27,10 +69,12 @@ class Averages:
         return tuple(self._averages)
 
     @torch.no_grad()
-    def step(self, student: nn.Module) -> None:
+    def step(self, student: nn.Module, number: int) -> None:
+        """Take in the weights after the step with this number, counted from 0."""
         weights: list[Tensor] = list(student.parameters())
         for rate, average in self._averages.items():
-            torch._foreach_lerp_(average, weights, 1 - rate)  # weights that stay as they are are averaged exactly
+            share = 1 - rate_at(rate, number, self.warmup)
+            torch._foreach_lerp_(average, weights, share)  # weights that stay as they are are averaged exactly
 
     def tensors(self, rate: float | None = None) -> dict[str, Tensor]:
         """The averaged parameters by name; of the first rate unless another is named."""

@@ -4,8 +4,10 @@ config.yaml      resolved                     metrics.jsonl   the numbers of eac
 checkpoints/     step_<n>/, newest last       timing.jsonl    seconds (not deterministic)
 student/         EMA weights, diffusers format with a model card
 evaluations/     samples drawn during training   calibration.json   what losses found out before training (head plans)
+vae/, autoencoder.json   the autoencoder of the latents, which sampling decodes with (not of runs on pixels)
 initialisation.json   which layers, heads and channels of the teacher the student began with
 bad_steps/       batches whose loss or gradient was not finite
+tracked.jsonl    what the tracker has been told, so that it is told once
 
 A checkpoint is a folder of safetensors files, state.json and manifest.json, which has the sha256 of each. It is
 written, synced and renamed; one that does not agree with its manifest is set aside for the one before. No pickles.
@@ -15,7 +17,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ from dit_shd.core.lock import Lock
 from dit_shd.core.yaml_files import parse_yaml, read_yaml
 from dit_shd.training.checkpoint import MANIFEST, damage, flat, step_of, unflat
 
+Completed = Callable[[dict[str, Any]], dict[str, Any]]
 LOCK = ".lock"
 
 
@@ -47,11 +50,12 @@ class RunFolder:
     lock: Lock | None = None
 
     @classmethod
-    def open(cls, path: Path, config: str, resumable: Collection[str] = ()) -> "RunFolder":
+    def open(cls, path: Path, config: str, resumable: Collection[str] = (), completed: Completed = dict) -> "RunFolder":
         """Make a run folder, or reopen the one that holds the same config. The main process locks it until release().
 
         Args:
             config: resolved, as YAML. resumable: its keys that may differ on resume.
+            completed: gives a config which an earlier version began a run with the keys of this one.
 
         Raises:
             UserError: the folder is in use, or holds another config, or something that is not a run.
@@ -59,14 +63,14 @@ class RunFolder:
         locks: list[Lock] = []
 
         def begin() -> None:
-            _check(path, config, resumable)
+            _check(path, config, resumable, completed)
             try:
                 path.mkdir(parents=True, exist_ok=True)
                 sync(path.parent)
             except OSError as error:
                 raise UserError(f"{path}: cannot be made a run folder ({error.strerror})") from error
             locks.append(Lock(path / LOCK, "dit-shd train"))
-            _check(path, config, resumable)  # again, now that nobody else can write
+            _check(path, config, resumable, completed)  # again, now that nobody else can write
             for place in (path, path / "checkpoints"):
                 mend(place)
             write_text(path / "config.yaml", config)
@@ -219,10 +223,10 @@ def _step(line: str) -> int:
         return 2**62  # half a line from a kill
 
 
-def _check(path: Path, new: str, resumable: Collection[str]) -> None:
+def _check(path: Path, new: str, resumable: Collection[str], completed: Completed) -> None:
     """Refuse a folder that holds another config, or something that is not a run."""
     if (path / "config.yaml").exists():
-        check_same(path, read_yaml(path / "config.yaml"), new, resumable)
+        check_same(path, completed(read_yaml(path / "config.yaml")), new, resumable)
     elif path.exists() and (not path.is_dir() or any(not file.name.startswith(BEGUN) for file in path.iterdir())):
         raise UserError(f"{path}: exists and is not a run folder; choose another run=FOLDER")
 

@@ -4,6 +4,7 @@ for step in train(config):
     print(step.number, step.metrics["loss"])
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from dit_shd.core import dtensor
-from dit_shd.core.config import resumable_keys
-from dit_shd.core.distributed import joining
+from dit_shd.core.config import checked, resumable_keys
+from dit_shd.core.distributed import joining, on_main
 from dit_shd.core.dtensor import whole_tree
 from dit_shd.core.errors import UserError
 from dit_shd.core.prefetch import ahead
@@ -22,6 +23,7 @@ from dit_shd.core.rng import Draws
 from dit_shd.core.signals import Stop
 from dit_shd.core.yaml_files import dump
 from dit_shd.data.datasets import DATASETS
+from dit_shd.data.latent_origin import before_training
 from dit_shd.distillation import calibration
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.losses import LOSSES
@@ -34,19 +36,22 @@ from dit_shd.tasks import TASKS, Batch, Task
 from dit_shd.training import checks, fsdp, nan_guard, optim, setup
 from dit_shd.training.checkpointer import Saver, averaged
 from dit_shd.training.compilation import compile_blocks
-from dit_shd.training.config import TrainConfig, resolved
+from dit_shd.training.config import TrainConfig, completed, resolved, sized
 from dit_shd.training.dry_run import step_shape
-from dit_shd.training.ema import Averages
+from dit_shd.training.ema import Averages, too_slow
 from dit_shd.training.gradient_norms import gradient_norms
 from dit_shd.training.nan_guard import Finding, Guard
 from dit_shd.training.run_folder import RunFolder
 from dit_shd.training.state import RunState
+from dit_shd.training.teacher_check import check_teacher
+from dit_shd.training.tracker import Tracker
 from dit_shd.training.validation import Validation
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
+_log = logging.getLogger("dit_shd")
 PATIENCE = timedelta(hours=3)
 """How long processes wait for the main one, which may be scoring or saving; NCCL's own is 10 minutes."""
 
@@ -77,25 +82,37 @@ class Trainer:
     """Everything one run holds; see run_steps for the loop."""
 
     def __init__(self, config: TrainConfig):
+        config = checked(config, "train")
         checks.ranges(config)
         self.config = config = resolved(config)
         torch.manual_seed(config.seed)
         self.task = task = TASKS.build(config.task, "task")
         dataset = DATASETS.build(config.data, "data")
+        self.config = config = sized(config, dataset.classes)
         student = FAMILIES.build(config.student, "student")
         losses = [LOSSES.build(p, f"losses.{i}") for i, p in enumerate(config.losses)]
+        checks.teaching(config, losses)
         self.teacher = _teacher(config)
         task.use(dataset, student)
-        checks.fit(config, task, losses, student, self.teacher)
+        kept = before_training(config.vae, dataset.origin, dataset.shape[0], config.run)
+        checks.fit(config, task, losses, student, self.teacher, kept)
         distiller = Distiller(task, student, losses, not config.compile and config.sharding == "no")
         self._try_out(distiller)
         self.accelerator = accelerator = _accelerator(config, task)
         self.micro_batch_size = checks.micro_batch_size(config, accelerator.num_processes)
-        self.folder = RunFolder.open(config.run, dump(config), resumable_keys(TrainConfig))
-        if config.tracker:
-            accelerator.init_trackers("dit_shd")
+        slow = too_slow(config.ema_rates, config.steps, config.ema_warmup)
+        if slow and accelerator.is_main_process:
+            _log.warning(slow)
+        for line in task.remarks(student) if accelerator.is_main_process else ():
+            _log.warning("%s", line)
+        check_teacher(config, task, self.teacher, accelerator)
+        self.folder = RunFolder.open(config.run, dump(config), resumable_keys(TrainConfig), completed)
+        on_main(lambda: kept.write(config.run))
+        self.decodes = kept.origin is None or kept.autoencoder is not None
+        """Whether sampling from the run gives images by itself."""
+        self.tracker = Tracker(config, self.folder, accelerator)
         self._place(distiller)
-        self.averages = Averages(self.student, config.ema_rates)
+        self.averages = Averages(self.student, config.ema_rates, config.ema_warmup)
         self.state = RunState(
             accelerator.unwrap_model(self.distiller), self.optimizer, self.averages, accelerator.scaler
         )
@@ -103,7 +120,7 @@ class Trainer:
         self.guard = Guard(config.run, accelerator, config.skip_bad_steps)
         self.stop = Stop()
         """Ask it, and the loop ends after its step, saved; the command line lets signals ask."""
-        self.saver = Saver(config, self.folder, self.state, self.guard, accelerator)
+        self.saver = Saver(config, self.folder, self.state, self.guard, accelerator, task)
         self.first_step = self.saver.resume()
         if self.validation.missing(self.first_step):
             self._evaluate(self.first_step)  # a kill came before it
@@ -228,7 +245,7 @@ class Trainer:
         good = self.guard.finite(metrics["loss"], metrics["grad_norm"])
         if good:
             self.optimizer.step()
-            self.averages.step(self.student)
+            self.averages.step(self.student, number)
         elif (error := self._leave_out(number)) is not None:
             self.saver.save(number)
             raise error
@@ -262,8 +279,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.folder.log("metrics.jsonl", numbers)
             self.folder.log("timing.jsonl", {"step": done, **meter.row()})
-        if self.config.tracker:
-            self.accelerator.log({k: v for k, v in numbers.items() if k != "step"}, step=done)
+        self.tracker.log("training", {k: v for k, v in numbers.items() if k != "step"}, done)
         return numbers
 
     def _meter(self) -> Meter:
@@ -278,12 +294,12 @@ class Trainer:
     def _evaluate(self, done: int) -> None:
         """Evaluate the averaged student."""
         figures = self.validation.run(done)
-        if figures is not None and self.config.tracker:
-            self.accelerator.log({f"evaluation/{k}": v for k, v in figures.items()}, step=done)
+        if figures is not None:
+            self.tracker.log("evaluation", {f"evaluation/{k}": v for k, v in figures.items()}, done)
         self.accelerator.wait_for_everyone()
 
     def _averaged(self) -> nn.Module:
-        return averaged(self.config, whole_tree(self.averages.tensors()))
+        return averaged(self.config, self.task, whole_tree(self.averages.tensors()))
 
     def _first_batches(self, distiller: Distiller) -> Iterator[Sequence[Batch]]:
         """As many batches as the losses want to calibrate on: the same, whatever a step is divided into."""
@@ -319,9 +335,7 @@ def _accelerator(config: TrainConfig, task: Task[Any]) -> "Accelerator":
 
 
 def _teacher(config: TrainConfig) -> nn.Module | None:
-    if config.losses and config.teacher is None:
-        raise UserError("teacher: losses need a teacher, and none was given (losses: [] is plain training)")
     if config.teacher is None:
         return None
-    teacher = loading.load(config.teacher).eval().requires_grad_(False)
+    teacher = loading.load_conditional(config.teacher).eval().requires_grad_(False)
     return teacher.bfloat16() if config.teacher_precision == "bf16" else teacher

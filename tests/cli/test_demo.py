@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from dit_shd.cli.child_processes import Job, run_jobs
-from dit_shd.cli.commands.demo import STUDENTS, TEACHER, DemoConfig, _sample, demo, student_config
+from dit_shd.cli.commands.demo import _sample, demo
 from dit_shd.cli.commands.demo import finished as finished_demo
+from dit_shd.cli.demo_folder import STUDENTS, TEACHER, DemoConfig, student_config
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.core.yaml_files import read_yaml

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -129,7 +131,7 @@ def test_two_processes_stop_after_the_same_step_though_one_alone_is_told(values,
     script.write_text(
         "import os, signal, sys\n"
         "from dit_shd.cli import main\n"
-        "from dit_shd.trainer import Trainer\n"
+        "from dit_shd.training.trainer import Trainer\n"
         "real, calls = Trainer.accumulate, []\n"
         "def accumulate(self, batches):\n"
         "    calls.append(self.accelerator.num_processes)\n"
@@ -153,3 +155,47 @@ def test_two_processes_stop_after_the_same_step_though_one_alone_is_told(values,
     assert said == ["rank 0 of 2: 3 steps, exit code 0", "rank 1 of 2: 3 steps, exit code 0"], errors[-2000:]
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+
+
+INTERRUPTED = """
+import os, runpy, signal, sys
+
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == MODULE:
+            os.kill(os.getpid(), signal.NUMBER)
+
+sys.modules.pop("argparse", None)
+sys.meta_path.insert(0, Interrupt())
+sys.argv = [SCRIPT, *WORDS]
+if SCRIPT == "-m":
+    runpy.run_module("dit_shd", run_name="__main__")
+else:
+    runpy.run_path(SCRIPT, run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "number", "module"),
+    [
+        ("-m", ["train", "configs/digits_shd.yaml"], "SIGINT", "argparse"),
+        ("-m", ["train", "configs/digits_shd.yaml"], "SIGINT", "torch"),
+        ("-m", ["train", "configs/digits_shd.yaml"], "SIGTERM", "torch"),
+        ("-m", ["evaluate", "--help"], "SIGINT", "torch"),
+        ("train_dit.py", ["configs/digits_shd.yaml"], "SIGINT", "argparse"),
+        ("train_dit.py", ["configs/digits_shd.yaml"], "SIGINT", "torch"),
+        ("sampling/sample_dit.py", ["dit_shd/assets/digits_teacher"], "SIGINT", "torch"),
+        ("eval/evaluate_dit.py", ["README.md"], "SIGINT", "torch"),
+    ],
+)
+def test_a_signal_while_modules_are_imported_ends_a_command_in_a_line(root, tmp_path, script, words, number, module):
+    """An exception in an import is somebody else's to catch, or ends the process from C++."""
+    words = [str(root / word) if "." in word or "/" in word else word for word in words]
+    code = INTERRUPTED.replace("MODULE", repr(module)).replace("NUMBER", number).replace("WORDS", repr(words))
+    script = script if script == "-m" else str(root / script)
+    command = [sys.executable, "-c", code.replace("SCRIPT", repr(script))]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr.strip()) == (128 + signal.Signals[number], "", "interrupted")
+    assert not list(tmp_path.iterdir())

@@ -1,5 +1,6 @@
 """Sets of images: read in order, batch by batch; every bad file is one clear line that names it."""
 
+import os
 import zipfile
 from pathlib import Path
 
@@ -7,12 +8,17 @@ import numpy as np
 import pytest
 from evaluating import Trap, pictures, refused, run
 from PIL import Image
+from png16 import deep_png
 
+from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.data.image_folders import FolderImages
 from dit_shd.data.image_sets import ArrayImages, NpzImages
 from dit_shd.data.open_images import open_images
+from dit_shd.data.sources.base import Asked
+from dit_shd.data.sources.detect import open_source
 from dit_shd.evaluation.features.digits import Digits
+from dit_shd.evaluation.reference_statistics import StatisticsConfig, write_reference_statistics
 
 # Bad samples
 
@@ -47,7 +53,7 @@ def two_arrays(path: Path) -> None:
 
 BAD_FILES = {
     "missing": (lambda p: p.unlink(), "found nothing at"),
-    "text": (lambda p: p.write_bytes(b"hello"), "found a file of another kind, no zip archive"),
+    "text": (lambda p: p.write_bytes(b"hello"), "found text ('hello' ...)"),
     "one array": (lambda p: np.save(p.open("wb"), pictures(9, 0)), "write numpy.savez(path, images)"),
     "two arr_0": (two_arrays, "wanted one arr_0, found 2"),
     "empty": (lambda p: p.write_bytes(b""), "found an empty file"),
@@ -125,9 +131,11 @@ def test_labels_are_read_however_they_are_written(tmp_path, given):
     ],
     ids=lambda given: f"{given.dtype}{list(given.shape)}",
 )
-def test_what_is_no_label_for_each_image_is_left_alone(tmp_path, given):
+def test_what_is_no_label_for_each_image_is_left_out_and_noted(tmp_path, given):
     np.savez(tmp_path / "s.npz", pictures(6, 0), given)
-    assert NpzImages(tmp_path / "s.npz", "s").labels is None
+    found = NpzImages(tmp_path / "s.npz", "s")
+    assert found.labels is None
+    assert f"arr_1 ({given.dtype} {list(given.shape)}) is not a label for each of 6 images" in found.notes[0]
 
 
 def test_a_file_with_something_before_the_archive_is_read(tmp_path):
@@ -162,6 +170,122 @@ def test_a_folder_is_read_in_the_order_of_its_paths_and_its_hash_covers_names_an
     first = found.sha256()
     (tmp_path / "2/a.png").rename(tmp_path / "2/b.png")
     assert FolderImages(tmp_path, "x").sha256() != first
+
+
+SUFFIXES = ("png", "PNG", "bmp", "webp", "jfif", "ppm", "tiff", "jp2")
+
+
+def save_grays(folder: Path, names: list[str], channels: int = 1, **options) -> np.ndarray:
+    """Different gray pictures, in the order of the names; [n, h, w, 1]."""
+    images = pictures(len(names), seed=3)
+    for name, image in zip(names, images):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.repeat(channels, 2).squeeze()).save(folder / name, **options)
+    return images
+
+
+def test_hidden_files_and_those_of_systems_are_no_samples(files):
+    """What editors, notebooks, waste bins and macOS leave behind is left out, and the results file says so."""
+    folder = files["folder"] / "set"
+    images = save_grays(folder, [f"{i}.png" for i in range(9)])
+    save_grays(folder, [".ipynb_checkpoints/0-checkpoint.png", ".Trash-1000/files/a.png", "@eaDir/0.png/thumb.png"])
+    (folder / "._0.png").write_bytes(b"\0\5\26\7" + bytes(60))
+    (folder / "notes.txt").write_text("x")
+    found = FolderImages(folder, "x")
+    np.testing.assert_array_equal(next(found.batches(99)), images)
+    record = run(files, samples=str(folder), reference=str(folder))
+    assert record["samples"]["n"] == record["reference"]["n"] == 9
+    for which in ("samples", "reference"):
+        assert f"{which}: left out: 1 (@eaDir/0.png/thumb.png) in folders of the system" in record["notes"]
+        assert f"{which}: left out: 1 files that are no images (1 .txt)" in record["notes"]
+        (hidden,) = (
+            note for note in record["notes"] if note.startswith(f"{which}: left out: 3 (") and "hidden" in note
+        )
+        assert ".ipynb_checkpoints/0-checkpoint.png" in hidden
+
+
+def test_both_commands_take_the_same_files(files):
+    """Of all kinds of pictures and of links; what is left out is counted and said by both in the same words."""
+    folder = files["folder"] / "set"
+    save_grays(folder, [f"a/{i}.{suffix}" for i, suffix in enumerate(SUFFIXES)], channels=3)
+    (folder / "b").symlink_to(files["folder"] / "elsewhere")
+    save_grays(files["folder"] / "elsewhere", ["0.png", "1.Png"], channels=3)
+    (files["folder"] / "elsewhere" / "up").symlink_to(files["folder"] / "elsewhere")
+    (folder / "a" / "linked.png").symlink_to(files["folder"] / "elsewhere" / "0.png")
+    evaluated, encoded = FolderImages(folder, "x"), open_source(str(folder), Asked(follow_links=True))
+    assert evaluated.shape[0] == len(encoded) == len(SUFFIXES) - 2 + 3
+    left_out = [note for note in encoded.notes if note.startswith("left out")]
+    assert left_out == [note for note in evaluated.notes if note.startswith("left out")]
+    assert any("1 .tiff, 1 .jp2, a kind of picture that is not read" in note for note in left_out)
+
+
+def test_broken_links_are_left_out_and_told(files):
+    folder = files["folder"] / "set"
+    save_grays(folder, ["0.png", "1.png"])
+    (folder / "gone.png").symlink_to(folder / "nowhere.png")
+    (folder / "circle.png").symlink_to(folder / "circle.png")
+    found = FolderImages(folder, "x")
+    assert found.shape[0] == 2
+    assert found.notes == ["left out: 2 (circle.png, gone.png), broken links or no regular files"]
+
+
+def test_splits_that_are_taken_together_are_told(files):
+    save_grays(files["folder"] / "set", ["train/0.png", "val/1.png"])
+    (note,) = FolderImages(files["folder"] / "set", "x").notes
+    assert note == "the images are of several splits (train, val), all are taken"
+
+
+def test_names_that_are_no_utf8(files):
+    folder = files["folder"] / "set"
+    save_grays(folder, [f"{i}.png" for i in range(9)] + [os.fsdecode(b"\xfe.png"), "new\nline.png"])
+    (folder / os.fsdecode(b"\xfd.txt")).write_text("x")
+    record = run(files, samples=str(folder), out=str(files["folder"] / "r.json"))
+    assert record["samples"]["n"] == 11
+    assert (files["folder"] / "r.html").exists()
+    (folder / os.fsdecode(b"\xfd.png")).write_text("x")
+    assert "\\udcfd.png: wanted an image, found a broken file" in refused(files, samples=str(folder))
+    assert "wanted a name in UTF-8" in refused(files, samples=str(folder / os.fsdecode(b"\xff")))
+
+
+def test_what_is_lossy_is_told_by_contents(files):
+    folder = files["folder"] / "set"
+    save_grays(folder, ["0.png", "1.png"], channels=3)
+    assert not FolderImages(folder, "x").lossy
+    save_grays(folder, ["2.png"], channels=3, format="webp", lossless=True)
+    save_grays(folder, ["3.webp"], channels=3, lossless=True)
+    assert not FolderImages(folder, "x").lossy
+    for kind in ("jpeg", "webp"):
+        save_grays(folder, ["4.png"], channels=3, format=kind)
+        found = FolderImages(folder, "x")
+        assert found.lossy
+        assert found.notes == ["of 5 images 1 (4.png) are JPEG or lossy WebP by their contents"]
+
+
+@pytest.mark.parametrize("through_statistics", [False, True])
+def test_a_lossy_reference_is_told(files, through_statistics):
+    reference = files["folder"] / "jpegs"
+    save_grays(reference, [f"{i}.jpg" for i in range(40)])
+    if through_statistics:
+        config = {
+            "images": str(reference),
+            "out": str(files["folder"] / "s.npz"),
+            "features": "digits",
+            "device": "cpu",
+        }
+        reference = write_reference_statistics(make(StatisticsConfig, config))
+    record = run(files, reference=str(reference))
+    assert "the reference images are JPEG files or lossy WebP" in record["adm_comparable"]["why_not"]
+    assert any(note.startswith("reference: of 40 images 40 (") for note in record["notes"])
+
+
+def test_deep_colours_are_rounded_and_told(tmp_path):
+    """To the nearest of 8 bits, value / 257, and not cut off."""
+    values = np.random.default_rng(0).integers(0, 2**16, (3, 8, 8, 3), dtype=np.uint16)
+    for i, image in enumerate(values):
+        (tmp_path / f"{i}.png").write_bytes(deep_png(image))
+    found = FolderImages(tmp_path, "x")
+    np.testing.assert_array_equal(next(found.batches(9)), np.rint(values / 257).astype(np.uint8))
+    assert found.notes == ["of 3 images 3 (0.png, 1.png, 2.png) are of 16 bits a channel, rounded to 8"]
 
 
 def cut_png(folder: Path) -> None:

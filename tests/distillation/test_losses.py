@@ -1,5 +1,6 @@
 """Distillation terms, layer maps, and the plug-in use of SHD."""
 
+import dataclasses
 import math
 
 import pytest
@@ -7,13 +8,17 @@ import torch
 
 from dit_shd import SHD, capture
 from dit_shd.attention.capture import Capture
+from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.diffusion.schedule import Schedule
+from dit_shd.distillation.initialisation.initialise import Initialisation
 from dit_shd.distillation.layer_map import layer_map
-from dit_shd.distillation.losses import View
+from dit_shd.distillation.losses import Loss, Term, View
 from dit_shd.distillation.losses.output import Output
 from dit_shd.models.families.mdt import MDTv2
 from dit_shd.tasks.diffusion import Batch
+from dit_shd.training import checks
+from dit_shd.training.config import TrainConfig
 
 SMALL = dict(
     sample_size=8,
@@ -294,3 +299,40 @@ def test_without_gradients_none_are_computed():
     torch.testing.assert_close(value, SHD()(teacher, student).detach())
     with torch.inference_mode():
         torch.testing.assert_close(SHD()(*captures_of_both()), value)
+
+
+class Smooth(Loss):
+    """Of the student alone."""
+
+    needs_output = False
+
+    def term(self, view):
+        return Term(view.student.square().flatten(1).mean(1))
+
+
+@pytest.mark.parametrize(
+    ("weight", "steps", "heaviest"),
+    [
+        (0.0, 9, 0.0),
+        (2.0, 1, 2.0),
+        ({0: 0.0, 10: 2.0}, 6, 1.0),
+        ({5: 0.0, 6: 3.0, 7: 0.0}, 9, 3.0),
+        ({5: 0.0, 9: 1}, 6, 0.0),
+    ],
+)
+def test_the_heaviest_weight_of_a_run(weight, steps, heaviest):
+    loss = Smooth(weight)
+    assert loss.heaviest(steps) == max(loss.weight_at(step) for step in range(steps)) == heaviest
+
+
+def test_a_teacher_must_be_of_use(values, caplog):
+    """With all weights 0 it is run for the logs, which is said."""
+    config = make(TrainConfig, values)
+    checks.teaching(config, [Smooth(), Output()])
+    checks.teaching(dataclasses.replace(config, losses=[], initialisation=Initialisation(weights="teacher")), [])
+    checks.teaching(dataclasses.replace(config, losses=[], teacher=None), [])
+    assert not caplog.records
+    with pytest.raises(UserError, match="no loss looks at it"):
+        checks.teaching(config, [Smooth()])
+    checks.teaching(config, [Output(0.0), SHD(weight={10**6: 0.0, 2 * 10**6: 1.0})])
+    assert "the weights are 0 in all 4 steps (output, shd), so nothing is learned from the teacher" in caplog.text

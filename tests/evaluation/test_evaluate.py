@@ -9,6 +9,7 @@ import pytest
 import torch
 from evaluating import pictures, refused, run
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
@@ -18,7 +19,7 @@ from dit_shd.data.image_sets import ArrayImages, NpzImages
 from dit_shd.data.open_images import open_images
 from dit_shd.evaluation.evaluate import EvaluateConfig
 from dit_shd.evaluation.extraction import extract_features
-from dit_shd.evaluation.features.digits import Digits
+from dit_shd.evaluation.features.digits import ASSET, Digits
 from dit_shd.evaluation.metrics import METRICS
 from dit_shd.evaluation.scoring import score
 
@@ -254,7 +255,7 @@ def test_a_broken_last_file_costs_nothing(files, seeds, monkeypatch):
 
 
 def test_another_result_of_the_last_file_is_found_out_first(files, seeds, monkeypatch):
-    Path(seeds[2].replace(".npz", ".results.json")).write_text("{}")
+    run(files, samples=seeds[2], out=seeds[2].replace(".npz", ".results.json"), metrics=["frechet"])
     monkeypatch.setattr(Digits, "extract", lambda *_: pytest.fail("the network ran"))
     assert "set_seed2.results.json: holds another result" in refused(files, samples=seeds)
 
@@ -268,6 +269,75 @@ def test_files_that_cannot_make_a_mean_are_refused(files, seeds):
 
 
 # Results are not lost
+
+
+def retrained(files: dict[str, Path]) -> Path:
+    """Other weights of the digits network."""
+    file = files["folder"] / "other.safetensors"
+    save_file({key: value * 1.01 for key, value in load_file(ASSET).items()}, file)
+    return file
+
+
+def records(folder: Path) -> dict[str, str]:
+    return {file.name: file.read_text() for file in folder.glob("*.json")}
+
+
+def test_a_second_evaluation_in_a_folder_has_a_name_of_its_own(files):
+    """Other samples, another reference, another network, several files; and each finds its own file again."""
+    folder, other = files["samples"].parent, files["samples"].with_name("other.npz")
+    np.savez(other, pictures(40, seed=9))
+    np.savez(files["folder"] / "reference_2.npz", pictures(50, seed=8))
+    evaluations = [
+        {},
+        {"samples": str(other)},
+        {"reference": str(files["folder"] / "reference_2.npz")},
+        {"reference": str(files["reference"]), "features": {"name": "digits", "weights": str(retrained(files))}},
+        {"samples": [str(files["samples"]), str(other)]},
+    ]
+    seen, figures = {}, []
+    for values in evaluations:
+        figures.append(run(files, **values)["figures"])
+        for name, text in seen.items():
+            assert (folder / name).read_text() == text, "a record was touched"
+        seen = records(folder)
+    names = set(seen)
+    assert {"results.json", "other.results.json", "set.results.json", "set_and_1_more.results.json"} <= names
+    assert len(names) == 4 + 2  # two more of set.npz: of the other network, and as one of two files
+    for values, found in zip(evaluations, figures):
+        assert run(files, **values)["figures"] == pytest.approx(found)
+    assert set(records(folder)) == names
+    assert {file.with_suffix(".html").name for file in folder.glob("*.json")} <= {f.name for f in folder.iterdir()}
+
+
+def test_a_result_of_something_else_in_the_way_gets_company(files):
+    out = files["samples"].parent / "results.json"
+    about = {"sha256": ""}
+    bare = json.dumps({"samples": about, "reference": about, "features": about, "metrics": [], "figures": {}})
+    for text in ('{"of": "another program"}', bare):
+        out.write_text(text)
+        run(files)
+        assert out.read_text() == text
+    assert json.loads((files["samples"].parent / "set.results.json").read_text())["samples"]["n"] == 40
+
+
+def test_an_evaluation_that_came_in_between_is_not_lost(files, monkeypatch):
+    """Two start in an empty folder; the one that ends later has a name of its own."""
+    other = files["samples"].with_name("other.npz")
+    np.savez(other, pictures(40, seed=9))
+    extract, nested = Digits.extract, []
+
+    def slow(self, images):
+        if not nested:
+            nested.append(1)
+            run(files, samples=str(other))
+        return extract(self, images)
+
+    monkeypatch.setattr(Digits, "extract", slow)
+    run(files)
+    assert {n: json.loads(t)["samples"]["path"] for n, t in records(files["samples"].parent).items()} == {
+        "results.json": str(other),
+        "set.results.json": str(files["samples"]),
+    }
 
 
 def test_another_result_is_never_overwritten_without_force(files):

@@ -2,6 +2,7 @@
 
 import math
 import re
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -213,6 +214,22 @@ def test_mmd_is_the_naive_double_sum():
 
     between = sum(kernel(a, b) for a in x for b in y) / (7 * 5)
     assert mmd2(torch.from_numpy(x), torch.from_numpy(y)) == pytest.approx(within(x) + within(y) - 2 * between)
+
+
+@pytest.mark.parametrize("outlier", [0.0, 1e10])
+@pytest.mark.parametrize(("scale", "offset"), [(1, 0), (1, 30), (1, 1e6), (1e-20, 0), (1e15, 0), (1e-3, -1000)])
+def test_mmd_is_that_of_exact_fractions_however_far_from_zero(scale, offset, outlier):
+    x, y = (rows(n, 3, seed=54 + n).float() * scale + offset for n in (7, 5))
+    x[3] += outlier * scale
+    exact = [[[Fraction(v) for v in row] for row in z.tolist()] for z in (x, y)]
+
+    def mean(a, b, skip):
+        pairs = [(p, q) for i, p in enumerate(a) for j, q in enumerate(b) if not (skip and i == j)]
+        return sum((sum(s * t for s, t in zip(p, q, strict=True)) / 3 + 1) ** 3 for p, q in pairs) / len(pairs)
+
+    one, two = exact
+    wanted = float(mean(one, one, True) + mean(two, two, True) - 2 * mean(one, two, False))
+    assert mmd2(x, y) == pytest.approx(wanted, rel=1e-9)
 
 
 def test_kid_is_unbiased_where_fd_is_not():

@@ -129,17 +129,17 @@ def test_images_that_are_kept_serve_precision_and_recall(files):
 
 def test_statistics_with_spatial_features_give_sfid(files, monkeypatch):
     """A small network with spatial features stands for Inception, whose own are tested with it."""
-    monkeypatch.setattr(plugins, "_trusted", {"evaluation"})
-    known = statistics(files, features="evaluation.Spatial")
-    expected = run(files, features="evaluation.Spatial")["figures"]
-    record = run(files, features="evaluation.Spatial", reference=str(known), force=True)
+    monkeypatch.setattr(plugins, "_trusted", {"evaluating"})
+    known = statistics(files, features="evaluating.Spatial")
+    expected = run(files, features="evaluating.Spatial")["figures"]
+    record = run(files, features="evaluating.Spatial", reference=str(known), force=True)
     assert record["reference"]["statistics"]["entries"] == ["mu", "sigma", "mu_s", "sigma_s"]
     assert record["figures"]["sFD(digits)"] == pytest.approx(expected["sFD(digits)"], rel=1e-6)
     assert expected["sFD(digits)"] > 0.1
     with np.load(known, allow_pickle=False) as file:
         np.savez(files["reference"], mu=file["mu"], sigma=file["sigma"], network_sha256=file["network_sha256"])
     assert "wanted mu_s and sigma_s" in refused(
-        files, features="evaluation.Spatial", metrics=["spatial_frechet"], force=True
+        files, features="evaluating.Spatial", metrics=["spatial_frechet"], force=True
     )
 
 

@@ -74,9 +74,9 @@ PWNED = "pwned"
 
 
 def all_classes() -> list[Class]:
-    from . import commands, configs, encoding, files, runs
+    from . import captures, commands, configs, encoding, files, runs
 
-    return [*configs.CLASSES, *files.CLASSES, *encoding.CLASSES, *runs.CLASSES, *commands.CLASSES]
+    return [*configs.CLASSES, *files.CLASSES, *encoding.CLASSES, *runs.CLASSES, *commands.CLASSES, *captures.CLASSES]
 
 
 def table() -> str:

@@ -61,4 +61,36 @@ def command(draw: random.Random, folder: Path) -> object:
     return code
 
 
-CLASSES = [Class("command lines", "words, keys and values in any order; dit-shd", 60, command)]
+def place(draw: random.Random, folder: Path) -> object:
+    """Names of models, data and outputs that are nowhere, or nobody's, or no names; nothing is asked of the hub."""
+    (folder / "runs" / "a").mkdir(parents=True)
+    names = [
+        "runs/b",
+        "runs/a",
+        "~",
+        "~nobody/x",
+        "hub:",
+        "hub:x",
+        "hub:../a",
+        "hub:a/b@",
+        "OWNER/NAME",
+        "a\0b",
+        "caf\udce9",
+    ]
+    name = draw.choice([*names, "x" * 5000, "runs/a/" * 900, "asset:", "asset:../a", "file:///x", "https://x/y"])
+    command = draw.choice(
+        [["sample", name, "count=1"], ["inspect", name], ["convert", name, "out"],
+         ["encode", f"images={name}", "out=l"], ["encode", "images=runs", f"vae={name}", "out=l"],
+         ["evaluate", name, f"reference={name}"]]
+    )  # fmt: skip
+    code = main(command)
+    assert code in (0, 2), f"{command}: exit code {code}"
+    if code == 2:
+        raise UserError("refused")
+    return code
+
+
+CLASSES = [
+    Class("command lines", "words, keys and values in any order; dit-shd", 60, command),
+    Class("places", "names of nothing, nobody's homes, other bytes, the hub's syntax; every command", 40, place),
+]

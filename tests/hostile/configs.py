@@ -5,12 +5,15 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import torch
 import yaml
+from diffusers.configuration_utils import FrozenDict
 
 from dit_shd.core.config import make
 from dit_shd.core.yaml_files import override, read_yaml
 from dit_shd.data.datasets import DATASETS
 from dit_shd.diffusion.sample_config import SampleConfig
+from dit_shd.diffusion.sampler import sample
 from dit_shd.distillation.losses import LOSSES
 from dit_shd.evaluation.evaluate import EvaluateConfig
 from dit_shd.evaluation.features import FEATURES
@@ -47,6 +50,7 @@ def settled(values: object) -> TrainConfig:
     """All that is checked before a model is made."""
     config = make(TrainConfig, values)  # type: ignore[arg-type]
     checks.ranges(config)
+    checks.teaching(config, [LOSSES.build(plugin) for plugin in config.losses])
     return resolved(config)
 
 
@@ -86,6 +90,22 @@ def assignments(draw: random.Random, folder: Path) -> object:
     return found.check() if isinstance(found, SampleConfig) else found
 
 
+def solver(draw: random.Random, folder: Path) -> object:
+    """Sampling settings that have no meaning, or only just: what is accepted gives finite images."""
+    length = draw.choice([0, 1, 19, 20, 21, 22, 100, 10**7])
+    given = {
+        "solver": draw.choice(["ddpm", "ddim", "dpm++"]),
+        "diffusion_steps": length,
+        "steps": draw.choice([-1, 0, 1, 2, length - 1, length, length + 1]),
+        "guidance": draw.choice([0, 1, 4, -3, 1e30]),
+        "guidance_power": draw.choice([0, 4, 1e-300, 1e300, -1, -1e300]),
+    }
+    model = torch.nn.Linear(1, 1)
+    model.config = FrozenDict(num_classes=2, in_channels=1, sample_size=2)
+    model.forward = lambda x, t, class_labels, return_dict: (x * 0.9 + class_labels.view(-1, 1, 1, 1) * 0.01,)
+    return sample(model, 1, **given)
+
+
 def plug_in(draw: random.Random, folder: Path) -> object:
     """A name out of a config must not import a file that lies in the way."""
     (folder / "evil.py").write_text(f"open({PWNED!r}, 'w')\nclass Evil: pass\n")
@@ -117,6 +137,7 @@ CLASSES = [
     Class("train configs", "values of a config replaced, dropped, renamed; the loader and its checks", 80, bent_train),
     Class("YAML text", "damaged text, Python tags, aliases that multiply, deep nesting; the loader", 40, bent_text),
     Class("assignments", "key=value with odd keys and values; train, sample, evaluate", 40, assignments),
+    Class("solvers", "schedules, steps and guidance that have no meaning; sampling", 60, solver),
     Class(
         "plug-in names", "dotted, relative and endless names beside a file that would run; the registry", 20, plug_in
     ),

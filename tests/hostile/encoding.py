@@ -12,12 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow
+import torch
+from diffusers import AutoencoderKL
 from PIL import Image
 from pyarrow import parquet
 
 from dit_shd.core.config import make
 from dit_shd.data.datasets.latents import Latents
 from dit_shd.data.encoding import EncodeConfig, encode_to_shards
+from dit_shd.data.latent_origin import Origin, before_training, decoder, of_source
+from dit_shd.data.open_images import open_images
 
 from . import Class
 from .damage import WEIRD, bend_file, bent_bytes, bent_values, exploit
@@ -144,8 +148,109 @@ def tables(draw: random.Random, folder: Path) -> object:
     return encoded(folder / "set.parquet", folder / "l")
 
 
+def layouts(draw: random.Random, folder: Path) -> object:
+    """Folders as others lay them out: label files and READMEs that lie, splits, links, names that are hard to print."""
+    root = folder / "set"
+    names = draw.choice([("train", "val"), ("01", "1"), ("__MACOSX", "a"), ("\udcff", "b\n\x1b[2J"), ("x" * 200, "y")])
+    for name in names:
+        (root / name).mkdir(parents=True, exist_ok=True)
+        (root / name / draw.choice(["0.png", "._0.png", "\udcfe.png", "0.JFIF", "0.tiff"])).write_bytes(picture(draw))
+    how = draw.randrange(5)
+    label: object = draw.choice([0, -1, 2**70, 1e300, "", "a", None, [0, 1], {}, True])
+    file = draw.choice([f"{names[0]}/0.png", "../../etc/passwd", "\x00", "", "/", f"{names[0]}\\0.png"])
+    if how == 0:
+        told = draw.choice([{"labels": [[file, label]]}, {"labels": {file: label}}, {"labels": label}, [], 3])
+        (root / "dataset.json").write_text(draw.choice([json.dumps(told), "[" * 9999, '{"labels": ']))
+    elif how == 1:
+        row = {"file_name": file, "label": label}
+        (root / "metadata.jsonl").write_text(draw.choice([json.dumps(row), json.dumps([row]), "{" * 999]))
+        if draw.random() < 0.3:
+            bend_file(draw, root / "metadata.jsonl")
+    elif how == 2:
+        text = draw.choice(["file_name,label\n0.png", "file_name\n\x00", 'file_name,label\n"0.png', "", "a" * 2**18])
+        (root / "metadata.csv").write_bytes(draw.choice([text.encode(), draw.randbytes(99), exploit()]))
+    elif how == 3:
+        (root / names[0] / "up").symlink_to(draw.choice(["..", ".", str(root), "../.."]))
+    else:
+        shutil.rmtree(root)
+        for part in draw.choice([("train", "test"), ("a/train", "b/train"), ("[x]/train", "*"), ("a::b", "c://d")]):
+            (root / part).mkdir(parents=True, exist_ok=True)
+            parquet.write_table(pyarrow.table({"image": [picture(draw)]}), root / part / "0.parquet")
+        paths = ["https://0.0.0.0/x", "/etc/*", "../*", "**", {}, None, 3, [[]], "hf://datasets/x"]
+        config: object = draw.choice([{"config_name": draw.choice(WEIRD), "data_files": draw.choice(paths)}, 3, None])
+        head = draw.choice(
+            [json.dumps({"configs": [config] * draw.randrange(3)}), "a: &a [*a]", "!!python/name:os.system", "{"]
+        )
+        (root / "README.md").write_text(f"---\n{head}\n---\n")
+    split, subset = draw.choice([None, "train", "val", "../x"]), draw.choice([None, "*", "a"]) if how == 4 else None
+    if draw.random() < 0.3 and how < 4:
+        return [batch.shape for batch in open_images(str(root), "samples").batches(2)]
+    return encoded(root, folder / "l", split=split, subset=subset, follow_links=how == 3 and draw.random() < 0.2)
+
+
+def numbers(draw: random.Random, folder: Path) -> object:
+    """Numbers of the user's choice for classes: of strangers, twice, out of range, no numbers; names of any kind."""
+    names = ["a", draw.choice(["b", "3", "b\n", "\udcff", "n01440764"])]
+    for name in names:
+        (folder / "set" / name).mkdir(parents=True)
+        (folder / "set" / name / "0.png").write_bytes(picture(draw))
+    chosen = draw.choice([0, 1, 3, 3, *WEIRD, -1, 2**20, 2**63, 1.5])
+    classes = draw.choice([{names[0]: 1, names[1]: chosen}, {names[0]: chosen}, {"x": 0}, {}, chosen, [0, 1]])
+    return Latents(encoded(folder / "set", folder / "l", classes=classes)).class_names
+
+
+@cache
+def autoencoder() -> Path:
+    folder = Path(tempfile.mkdtemp())
+    sizes = dict(block_out_channels=(4, 4), norm_num_groups=2, latent_channels=2)
+    blocks = dict(down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2)
+    AutoencoderKL(**sizes, **blocks).save_pretrained(folder / "vae")
+    keep = before_training(str(folder / "vae"), Origin(), 2, folder / "run")
+    (folder / "run").mkdir()
+    keep.write(folder / "run")
+    shutil.rmtree(folder / "vae")
+    return folder
+
+
+def autoencoders(draw: random.Random, folder: Path) -> object:
+    """An autoencoder's folder with a config of others or that lies, damaged weights, pickles; a run's record of one."""
+    shutil.copytree(autoencoder() / "run", folder / "run")
+    vae, record = folder / "run" / "vae", folder / "run" / "autoencoder.json"
+    config = json.loads((vae / "config.json").read_text())
+    how = draw.randrange(6)
+    if how == 0:
+        keys = ["scaling_factor", "shift_factor", "latents_mean", "latents_std", "latent_channels", "norm_num_groups"]
+        config |= {key: draw.choice([*WEIRD, [1.0, 2.0], 0.5]) for key in draw.sample(keys, 2)}
+    elif how == 1:
+        config["_class_name"] = draw.choice([*WEIRD, "AutoencoderTiny", "UNet2DConditionModel", "VQModel", "os.system"])
+    elif how == 2:
+        bend_file(draw, vae / "diffusion_pytorch_model.safetensors")
+    elif how == 3:
+        (vae / "diffusion_pytorch_model.safetensors").unlink()
+        (vae / "diffusion_pytorch_model.bin").write_bytes(exploit())
+    elif how == 4:
+        record.write_text(json.dumps(bent_values(draw, json.loads(record.read_text()))))
+    else:
+        bend_file(draw, draw.choice([vae / "config.json", record]))
+    if how < 2:
+        (vae / "config.json").write_text(json.dumps(config))
+    return decoder("auto", of_source(str(folder / "run"), 2), 2, torch.device("cpu"))
+
+
 CLASSES = [
     Class("latent shards", "damaged shards, headers and an index that lie; training, encode", 50, shards),
+    Class(
+        "autoencoders",
+        "configs that lie, other classes, damaged weights, pickles, a run's record; sampling",
+        40,
+        autoencoders,
+    ),
     Class("images to encode", "broken, bombs, links, pipes, odd names; encode", 40, class_folders),
+    Class(
+        "layouts of data", "label files and READMEs that lie, splits, links, odd names; encode, samples", 120, layouts
+    ),
+    Class(
+        "numbers of classes", "of strangers, twice, out of range, no numbers, odd names; encode classes=", 40, numbers
+    ),
     Class("tables to encode", "npz and Parquet: damaged, other types, paths in cells, zeros; encode", 40, tables),
 ]

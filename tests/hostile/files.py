@@ -104,7 +104,8 @@ def convertible(draw: random.Random, folder: Path) -> object:
     if file.suffix == ".safetensors":
         save_file({k: v.contiguous() for k, v in state.items()}, file)
     else:
-        args = draw.choice([argparse.Namespace(lr=1.0), Pretender(lr=1.0), {"x": [None] * 9}])
+        sit = argparse.Namespace(model="SiT-XL/2", prediction="velocity")
+        args = draw.choice([argparse.Namespace(lr=1.0), Pretender(lr=1.0), {"x": [None] * 9}, sit])
         wrapped = {"ema": state, "model": draw.choice([state, {}, None, 3]), "args": args}
         torch.save(draw.choice([state, wrapped, {"module": wrapped}, list(state.values())]), file)
     if draw.random() < 0.3:
@@ -180,11 +181,22 @@ def huge() -> bytes:
 
 
 def npz(draw: random.Random, folder: Path) -> object:
-    """npz files: damaged, of objects, with headers that lie, with zeros that unfold."""
+    """npz files: damaged, of objects, with headers that lie, with zeros that unfold, with labels that are none."""
     file = folder / "images.npz"
     images = pixels(draw)
-    how = draw.randrange(6)
-    if how == 0:
+    how = draw.randrange(7)
+    if how == 6:
+        odd = [
+            np.array([exploit()] * 6, dtype=object),
+            np.zeros((6, 2**13)),
+            np.zeros(6, "U200000"),
+            np.zeros(6, "M8[s]"),
+            np.zeros(6, [("a", "i4"), ("b", "O")]),
+            np.full(6, -(2**63)),
+            np.float64(np.nan),
+        ]
+        np.savez_compressed(file, images, draw.choice(odd))
+    elif how == 0:
         np.savez(file, np.array([{"x": exploit()}], dtype=object), np.arange(1))
     elif how == 1:
         head = {
@@ -262,7 +274,7 @@ CLASSES = [
         model_config,
     ),
     Class("convertible files", "odd shapes, types, names, args, one number posing as many; convert", 80, convertible),
-    Class("npz", "objects, lying headers, zeros that unfold, names that escape; datasets and samples", 60, npz),
+    Class("npz", "objects, lying headers, zeros that unfold, names that escape, odd labels; data, samples", 70, npz),
     Class("statistics", "covariances that are none; references", 30, statistics),
     Class(
         "images", "truncated, odd modes and sizes, 900 million pixels in 110 kB, circular links; samples", 40, images

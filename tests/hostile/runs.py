@@ -154,7 +154,7 @@ def named(draw: random.Random, folder: Path) -> object:
         if place == "features":
             return FEATURES.build(config.evaluation.features, "evaluation.features")
         if place == "teacher":
-            from dit_shd.models.loading import loading
+            from dit_shd.models import loading
 
             return loading.load(name)
         return FAMILIES.build(config.student, "student")

@@ -11,6 +11,7 @@ from huggingface_hub import constants
 from runs import run
 from safetensors import safe_open
 from safetensors.torch import load_file
+from small_families import FAMILIES, build, same
 
 from dit_shd.cli.program import main
 from dit_shd.core.config import make
@@ -18,19 +19,6 @@ from dit_shd.core.errors import UserError
 from dit_shd.models import export, loading, provenance
 from dit_shd.models.conversion import ConvertConfig, convert
 from dit_shd.models.families.dit import DiT
-from dit_shd.models.families.mdt import MDTv2
-
-SMALL = dict(sample_size=8, in_channels=1, num_layers=4, num_attention_heads=2, attention_head_dim=4, num_classes=3)
-FAMILIES = {"dit": (DiT, SMALL), "mdt": (MDTv2, {**SMALL, "decode_layer": 2})}
-
-
-def build(name, seed=0):
-    cls, options = FAMILIES[name]
-    torch.manual_seed(seed)
-    model = cls(**options)
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.1)
-    return model.eval()
 
 
 def inputs(channels=1):
@@ -40,10 +28,6 @@ def inputs(channels=1):
 
 def to(source, out, **options):
     return convert(make(ConvertConfig, {"source": str(source), "out": str(out), **options}))
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
@@ -238,9 +222,9 @@ def test_the_command_line(tmp_path, capsys):
     torch.save(build("mdt").to_public(), tmp_path / "m.pt")
     assert main(["convert", str(tmp_path / "m.pt"), str(tmp_path / "out"), "license=mit"]) == 0
     printed = capsys.readouterr().out.splitlines()
-    assert [line.partition(":")[0] for line in printed] == [str(tmp_path / "m.pt"), "licence", "done", "next"]
+    assert [line.partition(":")[0] for line in printed] == [str(tmp_path / "m.pt"), "licence", "done", "next", "or"]
     assert main(["convert", str(tmp_path / "m.pt"), "force=true"]) == 2
-    assert "wanted two names, FILE and OUT, found 1" in capsys.readouterr().err
+    assert "wanted 2 names, FILE and OUT, found 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ def config(tmp_path_factory):
         "data": {"name": "npz", "path": str(folder / "few.npz")},
         "student": {"name": "mdt", **MODEL},
         "teacher": str(folder / "teacher"),
+        "check_teacher": "no",
         "losses": [{"name": "output", "variance": True}, {"name": "shd", "plan": "matched", "rows": 0.5}],
         "batch_size": 4,
         "steps": STEPS,

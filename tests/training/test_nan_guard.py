@@ -239,8 +239,11 @@ def test_two_processes_decide_alike(values, tmp_path, root):
     file.write_text(yaml.safe_dump({**values, "steps": 5, "skip_bad_steps": 1, "log_every": 1}))
     script = tmp_path / "go.py"
     script.write_text(
-        "import sys; from pathlib import Path; from dit_shd.config import make, read_yaml\n"
-        "from dit_shd.errors import UserError; from dit_shd.trainer import TrainConfig, Trainer\n"
+        "import sys; from pathlib import Path; from dit_shd.core.config import make\n"
+        "from dit_shd.core.yaml_files import read_yaml\n"
+        "from dit_shd.core.errors import UserError\n"
+        "from dit_shd.training.config import TrainConfig\n"
+        "from dit_shd.training.trainer import Trainer\n"
         "trainer = Trainer(make(TrainConfig, read_yaml(Path(sys.argv[1]))))\n"
         "assert trainer.accelerator.num_processes == 2\n"
         "finished = [0]\n"

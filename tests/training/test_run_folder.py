@@ -222,7 +222,7 @@ def test_a_kill_before_the_config_is_written_leaves_a_folder_that_can_be_used(va
 def test_two_runs_in_one_folder_the_second_is_refused(values, root):
     """The first is another process, which waits."""
     code = (
-        "import sys, time; from pathlib import Path; from dit_shd.lock import Lock\n"
+        "import sys, time; from pathlib import Path; from dit_shd.core.lock import Lock\n"
         "lock = Lock(Path(sys.argv[1]), 'dit-shd train'); print('held', flush=True); time.sleep(60)"
     )
     config, _ = run(values, steps=2)

@@ -138,8 +138,10 @@ def test_two_processes_equal_one(values, tmp_path, root):
 
     file.write_text(yaml.safe_dump({**values, "run": str(tmp_path / "two"), "steps": 3}))
     code = (
-        "import sys; from pathlib import Path; from dit_shd.config import make, read_yaml\n"
-        "from dit_shd.trainer import TrainConfig, Trainer\n"
+        "import sys; from pathlib import Path; from dit_shd.core.config import make\n"
+        "from dit_shd.core.yaml_files import read_yaml\n"
+        "from dit_shd.training.config import TrainConfig\n"
+        "from dit_shd.training.trainer import Trainer\n"
         "trainer = Trainer(make(TrainConfig, read_yaml(Path(sys.argv[1]))))\n"
         "assert trainer.accelerator.num_processes == 2\n"
         "list(trainer.run_steps())\n"
@@ -188,7 +190,8 @@ def test_shd_in_the_masked_pass(values):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"teacher": None}, "losses need a teacher"),
+        ({"teacher": None}, r"losses need a teacher, .*; found output, shd"),
+        ({"losses": []}, "was given, but losses is empty, so nothing would be learned from it"),
         ({"teacher": "nowhere"}, "wanted a run folder"),
         ({"teacher": "asset:nobody"}, "no such model"),
         ({"steps": 0}, "steps: wanted a number from 1"),

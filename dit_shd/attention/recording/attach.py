@@ -7,8 +7,8 @@ with capture(teacher) as t, capture(student) as s:
 
 import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any, NoReturn
 
 from torch import nn
 
@@ -22,7 +22,28 @@ Layers = str | int | Sequence[str | int] | None
 """Names, patterns or depths of attention modules; None for all self-attention."""
 
 
-@contextmanager
+PARTS = ("transformer", "unet", "model")
+"""Under what names a pipeline holds its denoiser."""
+
+
+class Capturing(AbstractContextManager[Recording]):
+    """What capture(model) is before the `with`, which gives the captures; used as if it were them, it says so."""
+
+    def __init__(self, recording: AbstractContextManager[Recording]):
+        self._recording = recording
+
+    def __enter__(self) -> Recording:
+        return self._recording.__enter__()
+
+    def __exit__(self, *error: Any) -> bool | None:
+        return self._recording.__exit__(*error)
+
+    def _empty(self, *_: Any) -> NoReturn:
+        raise UserError("capture(model) holds no captures by itself: run the model inside `with capture(model) as c`")
+
+    __getitem__ = __len__ = __iter__ = __contains__ = get = keys = values = items = _empty
+
+
 def capture(
     model: nn.Module,
     layers: Layers = None,
@@ -30,7 +51,7 @@ def capture(
     block: Block = "joint",
     image: slice | None = None,
     projections: bool = True,
-) -> Iterator[Recording]:
+) -> Capturing:
     """Record the softmax attention of `model`; after each forward the yielded mapping holds that forward's Captures.
 
     Works for our models and for any whose attention ends in PyTorch's scaled_dot_product_attention (diffusers with the
@@ -51,7 +72,11 @@ def capture(
     Raises:
         UserError: nothing to capture, a pattern that fits no layer, a layer that does not reach the function.
     """
-    recording = Recording(sink, Choice(block, image), projections)
+    return Capturing(_recording(model, layers, Recording(sink, Choice(block, image), projections)))
+
+
+@contextmanager
+def _recording(model: nn.Module, layers: Layers, recording: Recording) -> Iterator[Recording]:
     chosen = _chosen(model, layers)
     with ExitStack() as stack:
         stack.enter_context(_hooked(model, recording))
@@ -110,6 +135,10 @@ def attach_processors(
 
 def _chosen(model: nn.Module, layers: Layers) -> dict[str, nn.Module]:
     """The attention modules that are wanted, none of which is set up in a way that hides its maps."""
+    if not isinstance(model, nn.Module):
+        parts = [name for name in PARTS if isinstance(getattr(model, name, None), nn.Module)]
+        hint = f"; of a pipeline take its model: .{parts[0]}" if parts else ""
+        raise UserError(f"capture: wanted a model (a torch module), found {type(model).__name__}{hint}")
     modules = discovery.check(model)
     reason = discovery.without_maps(model, modules) if layers is None else None
     if reason is not None:
@@ -148,7 +177,7 @@ def _selfs(modules: Mapping[str, nn.Module]) -> list[str]:
 @contextmanager
 def _hooked(model: nn.Module, recording: Recording) -> Iterator[None]:
     before = model.register_forward_pre_hook(recording.begin, with_kwargs=True)
-    after = model.register_forward_hook(recording.end, always_call=True)
+    after = model.register_forward_hook(recording.end, always_call=True, prepend=True)  # the last to begin ends first
     try:
         yield
     finally:

@@ -5,17 +5,19 @@ file (cli/specification.py), which may therefore import whatever it needs at its
 """
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from dit_shd.core.places import Kind
 from dit_shd.core.plugins import PluginFolder
 
+Config = TypeVar("Config")
 
-class Command(ABC):
+
+class Command(ABC, Generic[Config]):
     """A command of `dit-shd`. All attributes but `config` are written out, since they are read without being run."""
 
     config: ClassVar[type]
-    """The dataclass of its keys."""
+    """Config: the dataclass of its keys."""
     words: ClassVar[dict[str, str]] = {}
     """Key -> what the word that gives it without `key=` is called in the help: {"run": "RUN"}. A name that ends in ...
     takes several words. The key "" is a YAML file that gives the values which `key=value` overrides."""
@@ -24,8 +26,8 @@ class Command(ABC):
     """Key -> what is wanted there and what errors call it: said at once, before anything heavy is imported."""
 
     @abstractmethod
-    def run(self, config: Any) -> None:
+    def run(self, config: Config) -> None:
         """Do it."""
 
 
-COMMANDS = PluginFolder(__name__, Command, "command")
+COMMANDS: PluginFolder[Command[Any]] = PluginFolder(__name__, Command, "command")

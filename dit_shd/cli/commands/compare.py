@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from dit_shd.cli.commands import Command
-from dit_shd.core.config import option
+from dit_shd.core.config import checked, option
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import Place
 from dit_shd.evaluation import results
@@ -33,7 +33,7 @@ class CompareConfig:
     force: bool = option(False, "overwrite a page that is there")
 
 
-class Compare(Command):
+class Compare(Command[CompareConfig]):
     """One page of several evaluations."""
 
     config = CompareConfig
@@ -50,6 +50,7 @@ def compare(config: CompareConfig) -> list[Row]:
     Raises:
         UserError: not results files, figures of different networks, references or metrics, or a page at `out`.
     """
+    config = checked(config, "compare")
     records = [_read(Path(text)) for text in config.results]
     if len(records) < 2:
         raise UserError(f"results: wanted at least two results files, the teacher's first, found {len(records)}")

@@ -6,7 +6,7 @@
   dit-shd convert runs/shd student.safetensors           and back, to the public code's names
 
 No code in a file is ever run. Sizes are read from the tensors. What is written has a card with the licence it inherits.
-(SiT files look the same as DiT's and are not: SiT predicts velocity.)
+SiT, REPA and other files of flow matching, which look like DiT's and predict velocity, are refused.
 """
 
 from typing import ClassVar
@@ -15,7 +15,7 @@ from dit_shd.cli.commands import Command
 from dit_shd.models.conversion import ConvertConfig, convert
 
 
-class Convert(Command):
+class Convert(Command[ConvertConfig]):
     """Convert checkpoints to model folders and back."""
 
     config = ConvertConfig

@@ -7,7 +7,7 @@ from dit_shd.core.distributed import is_first_process
 from dit_shd.data.encoding import EncodeConfig, encode_to_shards
 
 
-class Encode(Command):
+class Encode(Command[EncodeConfig]):
     """Encode images into latent shards."""
 
     config = EncodeConfig
@@ -15,7 +15,5 @@ class Encode(Command):
 
     def run(self, config: EncodeConfig) -> None:
         latents = encode_to_shards(config)
-        if not is_first_process():  # under a launcher one process speaks
-            return
-        told = f"{len(latents)} images in {len(latents.classes)} classes, latents of shape {list(latents.shape)}"
-        print(f"done: {config.out}: {told}\nnext: dit-shd train CONFIG data='{{name: latents, path: {config.out}}}'")
+        if is_first_process():  # under a launcher one process speaks
+            print(latents.words())

@@ -7,7 +7,7 @@ from dit_shd.evaluation.evaluate import EvaluateConfig, evaluate
 from dit_shd.reports.evaluation_page import write_evaluation_page
 
 
-class Evaluate(Command):
+class Evaluate(Command[EvaluateConfig]):
     """Score samples against a reference."""
 
     config = EvaluateConfig

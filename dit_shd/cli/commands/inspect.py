@@ -13,6 +13,7 @@ from typing import ClassVar
 
 from dit_shd.analysis.inspect import InspectConfig, inspect, numbers, run_config, schedule_length, short_name
 from dit_shd.cli.commands import Command
+from dit_shd.core.config import checked
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import replacing
 from dit_shd.reports.figures.style import require_matplotlib
@@ -21,7 +22,7 @@ from dit_shd.reports.inspection_page import draw_pictures, write_inspect_page
 NUMBERS, PAGE = "numbers.json", "index.html"
 
 
-class Inspect(Command):
+class Inspect(Command[InspectConfig]):
     """Show a model's attention."""
 
     config = InspectConfig
@@ -40,6 +41,7 @@ def inspect_to_folder(config: InspectConfig) -> Path:
     Raises:
         UserError: no such model, one whose attention cannot be recorded, or a folder that holds something else.
     """
+    config = checked(config, "inspect")
     require_matplotlib()
     config.check(schedule_length(run_config(config.model)))
     out = config.out or Path(f"inspect_{short_name(config.model)}")

@@ -4,11 +4,11 @@ from typing import ClassVar
 
 from dit_shd.cli.commands import Command
 from dit_shd.core.distributed import is_first_process
-from dit_shd.diffusion.generation import sample_to_file
+from dit_shd.diffusion.generation import sample_to_file, words
 from dit_shd.diffusion.sample_config import SampleConfig
 
 
-class Sample(Command):
+class Sample(Command[SampleConfig]):
     """Sample images of a trained model."""
 
     config = SampleConfig
@@ -19,5 +19,4 @@ class Sample(Command):
     def run(self, config: SampleConfig) -> None:
         out = sample_to_file(config)
         if is_first_process():  # under a launcher one process speaks
-            grid = out.with_suffix(".png").name
-            print(f"done: {out}, {grid} beside it\nnext: dit-shd evaluate {out} reference=...")
+            print(words(config, out))

@@ -6,7 +6,7 @@ from dit_shd.cli.commands import Command
 from dit_shd.evaluation.reference_statistics import StatisticsConfig, write_reference_statistics
 
 
-class Statistics(Command):
+class Statistics(Command[StatisticsConfig]):
     """Write the statistics of a set of images."""
 
     config = StatisticsConfig

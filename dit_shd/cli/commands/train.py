@@ -8,13 +8,14 @@ from tqdm import tqdm
 from dit_shd.cli.commands import Command
 from dit_shd.core.distributed import is_first_process
 from dit_shd.core.signals import Stopped
+from dit_shd.data.latent_origin import following
 from dit_shd.reports.dry_run import dry_run_text
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.dry_run import dry_run
 from dit_shd.training.trainer import Trainer
 
 
-class Train(Command):
+class Train(Command[TrainConfig]):
     """Train a model."""
 
     config = TrainConfig
@@ -57,4 +58,4 @@ class Train(Command):
             words = f"stopped at step {done} of {config.steps}, saved; the same command goes on from there"
             raise Stopped(trainer.stop.signal, words)
         if main_process:
-            print(f"done: {trainer.folder.student}\nnext: dit-shd sample {config.run} count=100")
+            print(f"done: {trainer.folder.student}\n{following(config.run, 100, trainer.decodes)}")

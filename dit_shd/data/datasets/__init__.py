@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dit_shd.core.plugins import PluginFolder
 from dit_shd.core.rng import Draws
+from dit_shd.data.latent_origin import Origin
 
 
 class Dataset(ABC):
@@ -17,8 +18,12 @@ class Dataset(ABC):
     """What batch() gives."""
     classes: int
     """Number of classes; label `classes` means no label."""
+    class_names: tuple[str, ...] | None = None
+    """Of each class; None: they have none but their numbers, "": this one has none."""
     shape: tuple[int, int, int]
     """(c, y, x) of one latent."""
+    origin: Origin | None = None
+    """Of which autoencoder the latents are; None: they are pixels (or unknown, where they have not 1 or 3 channels)."""
 
     @classmethod
     def described(cls, **options: Any) -> str:

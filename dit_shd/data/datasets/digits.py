@@ -21,7 +21,7 @@ class Digits(Dataset):
         split: `train` (the first 450 of each class), `validation` (the last 50) or `all`.
     """
 
-    classes = 10
+    classes, class_names = 10, tuple("0123456789")
     shape = (1, 28, 28)
 
     def __init__(self, split: Literal["train", "validation", "all"] = "train"):

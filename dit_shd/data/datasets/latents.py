@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from dit_shd.core.errors import UserError
+from dit_shd.core.places import expanded
 from dit_shd.core.rng import Draws
 from dit_shd.data.datasets import Dataset
+from dit_shd.data.latent_origin import origin_of
 from dit_shd.data.latent_shards import ShardEntry, damaged, open_tensors, read_header, read_index, verify_shard
 
 
@@ -24,8 +26,10 @@ class Latents(Dataset):
     """
 
     def __init__(self, path: Path, flip: bool = True, verify: bool = False):
+        path = Path(expanded(path))
         self._set = read_index(path)
-        self.shape, self.classes = self._set.shape, len(self._set.classes)
+        self.shape, self.classes, self.class_names = self._set.shape, len(self._set.classes), self._set.classes
+        self.origin = origin_of(self._set)
         self._flip, self._path = flip and self._set.flips == 2, path
         self._files = [path / entry.file for entry in self._set.shards]
         self._firsts = np.cumsum([0, *(entry.count for entry in self._set.shards)])

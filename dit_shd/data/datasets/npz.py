@@ -9,21 +9,24 @@ import torch
 from torch import Tensor
 
 from dit_shd.core.errors import UserError
+from dit_shd.core.places import expanded
 from dit_shd.core.rng import Draws
 from dit_shd.data.datasets import Dataset
+from dit_shd.data.latent_origin import Origin
 
 UNFOLDS = 100
 """How many times its compressed size (1 MiB at least) an array may take in memory."""
 
 
 class Npz(Dataset):
-    """One npz file, held in memory.
+    """One npz file, held in memory. It does not tell of which autoencoder float latents are: the config's `vae` does.
 
     Args:
         path: the file. flip: mirror half of the samples left to right, drawn anew each time.
     """
 
     def __init__(self, path: Path, flip: bool = False):
+        path = Path(expanded(path))
         self._path, self._flip = path, flip
         array, labels = _read(path)
         if array.dtype == np.uint8 and array.ndim == 4:
@@ -32,6 +35,7 @@ class Npz(Dataset):
         elif array.dtype in (np.float16, np.float32, np.float64) and array.ndim == 4:
             self._images, self._latents = None, array
             _, c, y, x = array.shape
+            self.origin = Origin()
         else:
             raise UserError(
                 f"{path}: arr_0: wanted uint8 [n,y,x,c] images or float [n,c,y,x] latents, "

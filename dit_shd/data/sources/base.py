@@ -1,12 +1,13 @@
 """Images to be encoded, wherever they are: class folders, npz, Parquet, Hugging Face datasets.
 
-A source has a fixed order and gives each image as it lies there; `dit_shd.crop` makes pixels of it. One image that
-cannot be had is a BrokenImage (it is counted and skipped), a source that cannot be read is a UserError.
+A source has a fixed order and gives each image as it lies there; data/preprocessing.py makes pixels of it. One image
+that cannot be had is a BrokenImage (it is counted and skipped), a source that cannot be read is a UserError.
 """
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -38,12 +39,12 @@ class BrokenImage(ValueError):
 class ImageSource(ABC):
     """Images with a class each.
 
-    labels: int64 [n]; classes: their names; note: what a user should know of it.
+    labels: int64 [n]; classes: their names; notes: what a user should know of it.
     """
 
     labels: np.ndarray
     classes: tuple[str, ...]
-    note: str = ""
+    notes: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -63,6 +64,21 @@ class ImageSource(ABC):
     @abstractmethod
     def sha256(self) -> str:
         """Tells this source from another by names, sizes and labels; contents are not read."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a user says of the images beside where they are; None: what is usual.
+
+    split, subset: of several; image_column, label_column: of tables (and label files); follow_links: of a folder's
+    links that lead out of it.
+    """
+
+    split: str | None = None
+    subset: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    follow_links: bool = False
 
 
 class Forward(Generic[T]):
@@ -112,3 +128,7 @@ def checked_labels(labels: np.ndarray, names: tuple[str, ...] | None, where: str
         wanted = f"0 to {len(names) - 1}" if names is not None else "from 0 to a million"
         raise UserError(f"images: '{where}': wanted labels {wanted}, found {low} to {high}; is this split labelled?")
     return labels.astype(np.int64), names if names is not None else tuple(map(str, range(high + 1)))
+
+
+def needs(package: str) -> UserError:
+    return UserError(f'images: such data needs the package {package}; install it by: pip install "dit_shd[encode]"')

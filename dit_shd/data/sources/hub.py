@@ -7,8 +7,9 @@ from typing import Any
 
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import HubName, one_line
-from dit_shd.data.sources.base import NO_LABELS, ImageSource, fingerprint
-from dit_shd.data.sources.parquet import Columns, image_bytes, needs
+from dit_shd.data.sources.base import Asked, ImageSource, fingerprint, needs
+from dit_shd.data.sources.parquet import Columns, image_bytes
+from dit_shd.data.sources.splits import DEFAULT
 
 
 def is_saved(folder: Path) -> bool:
@@ -23,10 +24,10 @@ class HubImages(ImageSource):
         UserError: no datasets package, no such dataset, split or column.
     """
 
-    def __init__(self, place: Path | HubName, split: str, image_column: str | None, label_column: str | None):
+    def __init__(self, place: Path | HubName, asked: Asked):
         self._text = text = str(place)
-        data = _load(place, split).with_format(None)  # a saved set may say that its rows are tensors
-        self._columns = Columns.find(data.features.arrow_schema, image_column, label_column, text)
+        data = _load(place, asked).with_format(None)  # a saved set may say that its rows are tensors
+        self._columns = Columns.find(data.features.arrow_schema, asked.image_column, asked.label_column, text)
         try:
             self._images = data.select_columns([self._columns.image])
             if type(data.features[self._columns.image]).__name__ == "Image":
@@ -36,8 +37,7 @@ class HubImages(ImageSource):
             values = data[self._columns.label][:] if self._columns.label else []
         except Exception as error:  # a stranger's files can be wrong in any way
             raise _unreadable(text, error) from error
-        self.note = NO_LABELS if self._columns.label is None else ""
-        self.labels, self.classes = self._columns.labels(list(values), len(data), text)
+        self.labels, self.classes, self.notes = self._columns.labels(list(values), len(data), text)
         self._fingerprint = str(data._fingerprint)
 
     def raw(self, number: int) -> bytes:
@@ -54,9 +54,11 @@ class HubImages(ImageSource):
         return fingerprint([self._fingerprint, str(self._columns), self.labels.tobytes()])
 
 
-def _load(place: Path | HubName, split: str) -> Any:
+def _load(place: Path | HubName, asked: Asked) -> Any:
     text = str(place)
     reached = not isinstance(place, HubName) or place.files() is not None
+    if asked.subset is not None and not isinstance(place, HubName):
+        raise UserError(f"subset: wanted none for a saved dataset, '{text}', found {asked.subset}")
     try:
         import datasets
     except ImportError as error:
@@ -65,16 +67,19 @@ def _load(place: Path | HubName, split: str) -> Any:
         if not isinstance(place, HubName):
             data = datasets.load_from_disk(text)
         elif reached:
-            data = datasets.load_dataset(place.repository, revision=place.revision)
+            data = datasets.load_dataset(place.repository, asked.subset, revision=place.revision)
         else:
             with _offline():
-                data = datasets.load_dataset(place.repository, revision=place.revision)
+                data = datasets.load_dataset(place.repository, asked.subset, revision=place.revision)
     except Exception as error:
         if not reached and isinstance(place, HubName):
             raise UserError(f"images: {place.unreachable()}") from error
         raise _unreadable(text, error) from error
     if not isinstance(data, datasets.DatasetDict):
+        if asked.split not in (None, str(data.split)):
+            raise UserError(f"split: '{text}' is one split ({data.split}), and not {asked.split}; leave out split=")
         return data
+    split = asked.split or DEFAULT
     if split not in data:
         raise UserError(f"split: '{text}' has no split '{split}', it has {', '.join(map(str, data))}")
     return data[split]

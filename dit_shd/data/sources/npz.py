@@ -28,7 +28,7 @@ class NpzSource(ImageSource):
             raise UserError(f"{path}: wanted images of up to {MAX_PIXELS} pixels, found {h} x {w}")
         labels = self._images.labels
         if labels is None:
-            self.labels, self.classes, self.note = np.zeros(self._images.shape[0], np.int64), (ALL,), NO_LABELS
+            self.labels, self.classes, self.notes = np.zeros(self._images.shape[0], np.int64), (ALL,), [NO_LABELS]
         else:
             self.labels, self.classes = checked_labels(labels, None, str(path))
         self._rows = Forward(lambda number: 0, self._read)

@@ -1,7 +1,7 @@
 """Parquet files with a column of encoded images and one of labels, read row group by row group."""
 
 import json
-import re
+import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,19 @@ import numpy as np
 
 from dit_shd.core.errors import UserError
 from dit_shd.data.datasets.npz import UNFOLDS
-from dit_shd.data.sources.base import ALL, NO_LABELS, BrokenImage, Forward, ImageSource, checked_labels, fingerprint
+from dit_shd.data.sources.base import (
+    ALL,
+    NO_LABELS,
+    Asked,
+    BrokenImage,
+    Forward,
+    ImageSource,
+    checked_labels,
+    fingerprint,
+    needs,
+)
+from dit_shd.data.sources.classes import from_values
+from dit_shd.data.sources.listing import Listing
 
 IMAGE_NAMES = ("image", "img", "jpg", "png", "webp")
 LABEL_NAMES = ("label", "labels", "cls", "class", "fine_label")
@@ -43,17 +55,11 @@ class Columns:
         label = _choose(schema.names, label, LABEL_NAMES, "label_column", where)
         return cls(image, label, _class_names(schema, label))
 
-    def labels(self, values: Any, count: int, where: str) -> tuple[np.ndarray, tuple[str, ...]]:
-        """Labels int64 [n] and class names; `values` is the label column as a list of whole numbers or texts."""
+    def labels(self, values: Any, count: int, where: str) -> tuple[np.ndarray, tuple[str, ...], list[str]]:
+        """Labels int64 [n], class names and notes; `values` is the label column as a list of whole numbers or texts."""
         if self.label is None:
-            return checked_labels(np.zeros(count, np.int64), (ALL,), where)
-        if values and all(isinstance(value, str) for value in values):
-            names = tuple(sorted(set(values)))
-            number = {name: i for i, name in enumerate(names)}
-            return checked_labels(np.array([number[value] for value in values]), names, where)
-        if not all(type(value) is int and -(2**31) <= value < 2**31 for value in values):
-            raise UserError(f"images: '{where}': column {self.label}: wanted whole numbers or texts throughout")
-        return checked_labels(np.array(values, dtype=np.int64), self.names, where)
+            return *checked_labels(np.zeros(count, np.int64), (ALL,), where), [NO_LABELS]
+        return from_values(values, self.names, f"{where}', column '{self.label}")
 
 
 def image_bytes(cell: Any) -> bytes:
@@ -64,19 +70,18 @@ def image_bytes(cell: Any) -> bytes:
     raise BrokenImage("an empty cell" if cell is None else "no bytes of an image (paths in cells are not followed)")
 
 
-def of_split(files: Sequence[Path], split: str, where: str) -> list[Path]:
-    """Of files called SPLIT-00000-of-00012.parquet those of one split; of others all.
+def tables_of(found: Listing, image_column: str | None) -> list[str]:
+    """The Parquet files of a folder, where the first of them has a column of images or there are no images beside them.
 
     Raises:
-        UserError: no such split.
+        UserError: a damaged file.
     """
-    found = {file: re.fullmatch(r"(.+?)-\d+-of-\d+(-\w+)?", file.stem) for file in files}
-    splits = sorted({match[1] for match in found.values() if match})
-    if not splits or (len(splits) == 1 and all(found.values())):
-        return list(files)
-    if split not in splits:
-        raise UserError(f"split: '{where}' has no Parquet files of '{split}', it has {', '.join(splits)}")
-    return [file for file, match in found.items() if match and match[1] == split]
+    files = [path for path in found.others if path.lower().endswith(".parquet")]
+    files = [path for path in files if os.path.basename(path) != "metadata.parquet"] or files
+    if not files or not found.images:
+        return files
+    columns = _Table(found.root / files[0]).file.schema_arrow.names
+    return files if set(columns) & ({*IMAGE_NAMES} if image_column is None else {image_column}) else []
 
 
 class ParquetImages(ImageSource):
@@ -86,14 +91,12 @@ class ParquetImages(ImageSource):
         UserError: no pyarrow, no such columns, a damaged file.
     """
 
-    def __init__(self, files: Sequence[Path], text: str, image_column: str | None, label_column: str | None):
+    def __init__(self, files: Sequence[Path], text: str, asked: Asked):
         self._files, self._text = [_Table(file) for file in files], text
-        schema = self._files[0].file.schema_arrow
-        self._columns = Columns.find(schema, image_column, label_column, text)
+        self._columns = _common_columns(self._files, text, asked)
         self._firsts = [0, *accumulate(table.count for table in self._files)]
         values = [value for table in self._files for value in table.column(self._columns.label)]
-        self.note = NO_LABELS if self._columns.label is None else ""
-        self.labels, self.classes = self._columns.labels(values, self._firsts[-1], text)
+        self.labels, self.classes, self.notes = self._columns.labels(values, self._firsts[-1], text)
         self._groups = [
             (first + offset, table, group)
             for first, table in zip(self._firsts, self._files)
@@ -119,6 +122,27 @@ class ParquetImages(ImageSource):
     def sha256(self) -> str:
         told = (f"{table.path.name} {table.path.stat().st_size}" for table in self._files)
         return fingerprint([*told, str(self._columns), self.labels.tobytes()])
+
+
+def _common_columns(tables: Sequence["_Table"], where: str, asked: Asked) -> Columns:
+    """The columns of all tables.
+
+    Raises:
+        UserError: tables of other columns, or that call their classes by other names, whose numbers mean other things.
+    """
+    found = [Columns.find(table.file.schema_arrow, asked.image_column, asked.label_column, where) for table in tables]
+    for table, columns in zip(tables, found):
+        if columns != found[0]:
+            first, what = tables[0].path.name, "columns"
+            one, other = (f"{c.image}, {c.label or 'no labels'}" for c in (found[0], columns))
+            if (columns.image, columns.label) == (found[0].image, found[0].label):
+                what = f"names of classes in column {columns.label}"
+                one, other = (", ".join(c.names or ["none"])[:80] for c in (found[0], columns))
+            raise UserError(
+                f"images: '{where}': wanted the same {what} in all Parquet files, found {one} in {first} and "
+                f"{other} in {table.path.name}; encode them apart, or make them agree"
+            )
+    return found[0]
 
 
 class _Table:
@@ -157,10 +181,6 @@ class _Table:
 
     def _broken(self, error: Exception) -> UserError:
         return UserError(f"images: {self.path}: not a readable Parquet file ({' '.join(str(error).split())[:120]})")
-
-
-def needs(package: str) -> UserError:
-    return UserError(f'images: such data needs the package {package}; install it by: pip install "dit_shd[encode]"')
 
 
 def _choose(there: Sequence[str], given: str | None, usual: Sequence[str], key: str, where: str) -> str:

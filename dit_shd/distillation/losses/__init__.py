@@ -74,6 +74,10 @@ class Loss(nn.Module, ABC):
         """The factor of the step with this number, counted from 0."""
         return float(np.interp(step, list(self.weight), list(self.weight.values())))
 
+    def heaviest(self, steps: int) -> float:
+        """The largest factor of a run's steps: on lines between steps that are named, one of those or of the ends."""
+        return max(self.weight_at(step) for step in (0, steps - 1, *self.weight) if step < steps)
+
     @abstractmethod
     def term(self, student: Output, teacher: Output, batch: Batch) -> Term:
         """The loss of one pass; the teacher's output has no graph."""

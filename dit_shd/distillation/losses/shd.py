@@ -1,13 +1,14 @@
 """Squeezing-Heads Distillation (arXiv 2502.07436): the student's attention maps follow the squeezed teacher's."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from dit_shd.attention.capture import Capture, Captures
+from dit_shd.attention.capture import Capture, Captures, one_layer
+from dit_shd.attention.recording.attach import Capturing
 from dit_shd.attention.tiles import CHUNK_MIB
 from dit_shd.core import rng
 from dit_shd.core.errors import UserError
@@ -94,9 +95,8 @@ class SHD(LayerLoss):
         Raises:
             UserError: no captures, more student heads than teacher heads, other token counts, layers that do not map.
         """
-        for role, captures in (("teacher", teacher), ("student", student)):
-            if not captures:
-                raise UserError(f"SHD: the {role}'s captures are empty; run it inside `with capture({role})` first")
+        _given("teacher", teacher)
+        _given("student", student)
         pairs = self.begin(list(teacher), {name: Layer(name, capture) for name, capture in student.items()}, None)
         for name, capture in teacher.items():
             pairs(Layer(name, capture))
@@ -145,6 +145,8 @@ class SHD(LayerLoss):
         return total
 
     def calibrate(self, teacher: Captures, student: Captures) -> None:
+        _given("teacher", teacher)
+        _given("student", student)
         for ours, theirs in layer_map(list(teacher), list(student), self.layers).items():
             s, t = _captures(Layer(ours, student[ours]), Layer(theirs, teacher[theirs]))
             self.squeezer.add(ours, t, s.heads)
@@ -157,6 +159,24 @@ class SHD(LayerLoss):
         if not isinstance(plans, dict) or not all(isinstance(plan, list) for plan in plans.values()):
             raise UserError("SHD: the calibration of this run holds no plans")
         self.squeezer.plans = {layer: tuple(tuple(part) for part in plan) for layer, plan in plans.items()}
+
+
+def _same(ours: Tensor, theirs: Tensor) -> bool:
+    """Whether these are one tensor, and not one and its detached self, which somebody meant."""
+    one = ours.data_ptr() == theirs.data_ptr() and ours.device.type != "meta"
+    return one and ours.requires_grad == theirs.requires_grad
+
+
+def _given(role: str, captures: Any) -> None:
+    """Refuse what is no captures of a forward."""
+    first = f"run it inside `with capture({role}) as captures` and give those"
+    if not isinstance(captures, (Mapping, Capturing)):  # the second one says itself what to do
+        raise UserError(f"SHD: wanted the {role}'s captures, found {type(captures).__name__}; {first}")
+    layers = dict(captures.items())
+    if not layers:
+        raise UserError(f"SHD: the {role}'s captures are empty; {first}")
+    for name, capture in layers.items():
+        one_layer(capture, f"SHD: the {role}'s captures: {name}")
 
 
 def _not_finite(s: Capture) -> Tensor:
@@ -172,6 +192,11 @@ def _captures(student: Layer, teacher: Layer) -> tuple[Capture, Capture]:
     """
     s, t, ours, theirs = student.attention, teacher.attention, student.name, teacher.name
     assert s is not None and t is not None, "SHD reads attention"
+    if _same(s.query, t.query):
+        raise UserError(
+            f"SHD: {ours} of the student and {theirs} of the teacher are captures of one and the same forward, so "
+            "nothing is to be learned; of one model, capture its forward as a teacher first, then the student's"
+        )
     if s.heads > t.heads:
         raise UserError(
             f"SHD: the student has {s.heads} heads in {ours}, the teacher only {t.heads} in {theirs}; "

@@ -36,6 +36,7 @@ class DiT(LatentTransformer):
         num_layers: blocks. num_attention_heads, attention_head_dim: their product is the width e.
         num_classes: class `num_classes` means no label.
         learn_sigma: also predict the variance (twice the channels come out).
+        class_names: of each class, "" where it has none; None for a class that its training never saw.
     """
 
     SIZES: ClassVar = {f"{name}/{p}": {**shape, "patch_size": p} for name, shape in SHAPES.items() for p in (2, 4, 8)}
@@ -52,10 +53,12 @@ class DiT(LatentTransformer):
         num_classes: int = 1000,
         mlp_ratio: float = 4.0,
         learn_sigma: bool = True,
+        class_names: list[str | None] | None = None,
     ):
         super().__init__()
         width = num_attention_heads * attention_head_dim
         self.check_shape(sample_size, patch_size, num_layers, num_attention_heads, width, mlp_ratio)
+        self.check_names(class_names, num_classes)
         self.embedders(sample_size, patch_size, in_channels, width, num_classes)
         self.pos_embed = nn.Parameter(sincos_2d(width, sample_size // patch_size), requires_grad=False)
         self.blocks = nn.ModuleList(

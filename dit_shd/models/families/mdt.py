@@ -100,6 +100,7 @@ class MDTv2(LatentTransformer):
         num_attention_heads, attention_head_dim: their product is the width e.
         num_classes: class `num_classes` means no label.
         learn_sigma: also predict the variance (twice the channels come out).
+        class_names: of each class, "" where it has none; None for a class that its training never saw.
     """
 
     SIZES: ClassVar = {  # table 1 of the paper; decode_layer: 4 in the public XL/2, 6 in the public S/2 script
@@ -122,10 +123,12 @@ class MDTv2(LatentTransformer):
         num_classes: int = 1000,
         mlp_ratio: float = 4.0,
         learn_sigma: bool = True,
+        class_names: list[str | None] | None = None,
     ):
         super().__init__()
         width = num_attention_heads * attention_head_dim
         self.check_shape(sample_size, patch_size, num_layers, num_attention_heads, width, mlp_ratio)
+        self.check_names(class_names, num_classes)
         _check_depth(num_layers, decode_layer)
         window = sample_size // patch_size
         half = (num_layers - decode_layer) // 2

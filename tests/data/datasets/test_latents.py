@@ -1,12 +1,14 @@
 """Latent shards as a dataset: what is drawn, and files that are not what they should be."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import STUDENT
-from encoded import contents, encode, pictures, tiny_vae, write_folder
+from encoded import encode, pictures, tiny_vae, write_folder
 from runs import run, weights
 
 from dit_shd.core.errors import UserError
@@ -31,10 +33,7 @@ def whole(tmp_path_factory):
 @pytest.fixture
 def folder(whole, tmp_path):
     """A copy, to be damaged."""
-    (tmp_path / "l").mkdir()
-    for name, data in contents(whole).items():
-        (tmp_path / "l" / name).write_bytes(data)
-    return tmp_path / "l"
+    return Path(shutil.copytree(whole, tmp_path / "l"))
 
 
 def posterior(folder):

@@ -358,8 +358,9 @@ def test_two_processes_begin_with_the_same(values, tmp_path, root):
     (tmp_path / "config.json").write_text(json.dumps({**values, "run": str(tmp_path / "two")}))
     script = tmp_path / "go.py"
     script.write_text(
-        "import json, sys, torch; from dit_shd.config import make\n"
-        "from dit_shd.trainer import TrainConfig, Trainer\n"
+        "import json, sys, torch; from dit_shd.core.config import make\n"
+        "from dit_shd.training.config import TrainConfig\n"
+        "from dit_shd.training.trainer import Trainer\n"
         "trainer = Trainer(make(TrainConfig, json.load(open(sys.argv[1]))))\n"
         "assert trainer.accelerator.num_processes == 2\n"
         "one = torch.load(sys.argv[2], weights_only=True)\n"

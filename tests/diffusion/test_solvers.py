@@ -5,6 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from diffusers.configuration_utils import FrozenDict
 
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
@@ -129,6 +130,12 @@ def test_a_schedule_that_cannot_be_is_refused_alike_in_training_and_sampling(len
         of_run(make(SampleConfig, {"run": str(tmp_path), "steps": 1})).check()
 
 
+def test_a_ramp_without_a_beginning_is_refused():
+    """0 to a negative power: it overflows at the noisiest timesteps."""
+    with pytest.raises(UserError, match=r"^guidance_power: wanted 0 or more, found -200"):
+        make(SampleConfig, {"guidance_power": -200}).check()
+
+
 def test_the_shortest_schedule_is_the_last_whose_betas_are_below_one():
     assert Schedule.linear(FEWEST).betas.max() < 1
     assert 20 / (FEWEST - 1) >= 1
@@ -141,7 +148,7 @@ class Constant(torch.nn.Module):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(1))
         self.value, self.odd, self.at = value, odd, at
-        self.config = type("C", (dict,), {"__getattr__": dict.__getitem__})(num_classes=3, in_channels=1, sample_size=2)
+        self.config = FrozenDict(num_classes=3, in_channels=1, sample_size=2)
 
     def forward(self, x, t, class_labels, return_dict):
         return (torch.full_like(x, self.odd if int(t[0]) == self.at else self.value),)

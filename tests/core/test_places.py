@@ -3,22 +3,35 @@
 import http.server
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import pytest
+import yaml
 from huggingface_hub import constants
-from test_convert import build, same
+from PIL import Image
+from small_families import build, same
 
 from dit_shd.cli.program import main
+from dit_shd.core.config import cast, checked, make
 from dit_shd.core.errors import UserError
-from dit_shd.core.places import Asset, HubName, find, is_here
+from dit_shd.core.places import Asset, HubName, Place, expanded, find, is_here
+from dit_shd.core.yaml_files import read_yaml
 from dit_shd.data.autoencoder import read_autoencoder
+from dit_shd.data.datasets.latents import Latents
+from dit_shd.data.datasets.npz import Npz
+from dit_shd.data.encoding import EncodeConfig, encode_to_shards
+from dit_shd.data.latent_shards import read_index
+from dit_shd.data.open_images import open_images
 from dit_shd.data.sources.detect import open_source
+from dit_shd.diffusion.sample_config import SampleConfig
 from dit_shd.models import loading, provenance
+from dit_shd.training.config import TrainConfig
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
 
@@ -225,3 +238,95 @@ def test_offline_is_said(monkeypatch, tmp_path):
         read_autoencoder("hub:somebody/nothing")
     with pytest.raises(UserError, match="images: hub:nothing: HF_HUB_OFFLINE forbids"):
         open_source("hub:nothing")
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A home folder, and another folder to be in; nothing called ~ may appear there."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    yield tmp_path / "home"
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_home_folders_from_the_command_line(home, values, root, capsys):
+    """Every command, every kind of option; a resumed run finds its own folder again."""
+    np.savez(home / "set.npz", np.zeros((30, 28, 28, 1), np.uint8) + np.arange(30, dtype=np.uint8)[:, None, None, None])
+    shutil.copytree(values["teacher"], home / "teacher")
+    shutil.copy(values["data"]["path"], home / "data.npz")
+    told = {**values, "run": "~/run", "teacher": "~/teacher", "data": {"name": "npz", "path": "~/data.npz"}, "steps": 1}
+    (home / "c.yaml").write_text(
+        yaml.safe_dump({"check_teacher": "no", **told} if hasattr(TrainConfig, "check_teacher") else told)
+    )
+    for command in (
+        "train ~/c.yaml",
+        "sample ~/run count=2 steps=2 out=~/s.npz",
+        "convert ~/run ~/model",
+        "inspect ~/teacher samples=4 out=~/inspected",
+        "evaluate ~/set.npz reference=~/set.npz features=digits metrics=[frechet] out=~/a.json",
+        "evaluate ~/set.npz reference=~/set.npz features=digits metrics=[frechet] out=~/b.json",
+        "statistics ~/set.npz out=~/statistics.npz features=digits",
+        "compare ~/a.json ~/b.json out=~/compared.html cost=false",
+        "encode images=~/set.npz out=~/latents vae=null size=8",
+    ):
+        assert main(command.split()) == 0, (command, capsys.readouterr().err)
+    made = {"run", "s.npz", "model", "inspected", "a.json", "b.json", "statistics.npz", "compared.html", "latents"}
+    assert made <= {path.name for path in home.iterdir()}
+    saved = read_yaml("~/run/config.yaml")
+    assert (saved["run"], saved["teacher"]) == (str(home / "run"), str(home / "teacher"))
+    assert saved["data"]["path"] == str(home / "data.npz")
+
+
+def test_home_folders_from_python(home, values):
+    """Paths and texts, in configs filled by hand and by `make`, in lists, and as plain arguments."""
+    for path in ("~/x", Path("~/x")):
+        assert cast(Path, path, "x") == home / "x"
+        assert cast(Place, path, "x") == str(home / "x")
+        assert cast(Place | list[Place], [path], "x") == [str(home / "x")]
+        assert expanded(path) == str(home / "x")
+    config = checked(TrainConfig(run=Path("~/run"), teacher="~/t"))
+    assert (config.run, config.teacher) == (home / "run", str(home / "t"))
+    assert make(SampleConfig, {"run": Path("~/run")}).run == str(home / "run")
+    shutil.copy(values["data"]["path"], home / "data.npz")
+    encode_to_shards(EncodeConfig(images="~/data.npz", out=Path("~/l"), vae=None, size=8))
+    assert len(Latents(Path("~/l"))) == len(Npz(Path("~/data.npz"))) == len(open_images("~/data.npz", "x").labels)
+    build("mdt").save_pretrained(home / "m")
+    assert same(loading.load("~/m").to_public(), build("mdt").to_public())
+    assert provenance.provenance("~/m").learned_from
+
+
+def test_homes_of_nobody_and_names_that_begin_like_one(home):
+    for ask in (lambda x: find(x, "model"), lambda x: cast(Path, x, "out"), lambda x: make(SampleConfig, {"out": x})):
+        with pytest.raises(UserError, match=r"found '~nobody-here/x', and nobody here is called nobody-here"):
+            ask("~nobody-here/x")
+    assert expanded("./~") == "./~" and expanded("a/~b") == "a/~b"
+
+
+ODD = os.fsdecode(b"caf\xe9")
+"""A name in Latin-1, as an archive of another system may have left it."""
+
+
+@pytest.mark.parametrize(
+    "command", ["sample {}", "train {}", "inspect {}", "convert {} out", "evaluate {} reference=x", "compare {} b",
+                "statistics {} out=x", "encode images={} out=l", "encode images=x out={}", "sample x out={}"]
+)  # fmt: skip
+def test_names_that_are_not_utf_8_are_refused_in_a_line(home, capsys, command):
+    assert main([word.format(ODD) for word in command.split()]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "wanted text in UTF-8, found 'caf\\udce9'; rename the file" in line
+
+
+def test_folders_with_names_that_are_not_utf_8_are_read(home, capsys):
+    """Of classes and images: encoded, and evaluated with a hash of their own."""
+    for name in (ODD, "tea"):
+        (home / "set" / name).mkdir(parents=True)
+        for i in range(2):
+            Image.fromarray(np.full((8, 8), 40 * i, np.uint8)).save(home / "set" / name / f"{name}{i}.png")
+    assert main(["encode", "images=~/set", "out=~/l", "vae=null", "size=8"]) == 0
+    assert read_index(home / "l").classes == (ODD, "tea")
+    first = open_images("~/set", "x").sha256()
+    (home / "set" / ODD).rename(home / "set" / "cafe")
+    assert open_images("~/set", "x").sha256() != first
+    capsys.readouterr()

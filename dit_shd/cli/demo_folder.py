@@ -1,0 +1,156 @@
+"""What a demo is asked for, and the folder it works in: its files, its commands, how long its stages took."""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from dit_shd.core.config import option, resolve
+from dit_shd.core.errors import UserError
+from dit_shd.core.files import write_text
+
+TEACHER = "asset:digits_teacher"
+STUDENTS = {"output": "student, output only", "shd": "student, output + SHD"}
+"""Run folder (and config digits_<name>.yaml) -> what the page calls it."""
+SHORT = {"output": "output only", "shd": "output + SHD"}
+NAMES = {"teacher": "teacher", **STUDENTS}
+SAMPLE_BATCH = 50
+OWN = ("settings.json", "results.json", "seconds.json", "report.html", "samples", "logs", *STUDENTS)
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """The demo. The defaults take 5 to 8 minutes on two CPU cores."""
+
+    out: Path = option(Path("demo_out"), "the folder for everything; run again, it goes on where it stopped")
+    steps: int = option(600, "training steps of each student")
+    images: int = option(500, "images sampled from each model")
+    sampling_steps: int = option(50, "DDPM steps of each image")
+    guidance: float = option(2.0, "classifier-free guidance scale; 1 for none")
+    guidance_schedule: Literal["power-cosine", "constant"] = option("constant", "constant, or MDT's ramp")
+    seed: int = option(0, "of training and sampling")
+    fresh: bool = option(False, "remove what an earlier demo left in `out` and start over")
+
+    def check(self) -> None:
+        for key, low, high in (("steps", 1, None), ("images", 10, None), ("sampling_steps", 1, 1000)):
+            value = getattr(self, key)
+            if value < low or (high is not None and value > high):
+                wanted = f"{low} or more" if high is None else f"{low} to {high}"
+                raise UserError(f"demo.{key}: wanted {wanted}, found {value}")
+
+
+def student_config(name: str) -> Path:
+    """configs/digits_<name>.yaml: among the assets of an installed package, in configs/ of a source tree."""
+    package = Path(str(resources.files("dit_shd")))
+    file = f"digits_{name}.yaml"
+    for path in (package / "assets" / file, package.parent / "configs" / file):
+        if path.is_file():
+            return path
+    raise UserError(f"demo: {file} is missing from the installation; install dit_shd again")
+
+
+def seconds(out: Path) -> dict[str, float]:
+    """How long each stage took, all calls together."""
+    file = out / "seconds.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+
+def sample_file(config: DemoConfig, name: str) -> Path:
+    return config.out / "samples" / f"{name}.npz"
+
+
+def model_source(config: DemoConfig, name: str) -> str:
+    return TEACHER if name == "teacher" else str(config.out / name)
+
+
+def train_arguments(config: DemoConfig, name: str) -> list[str]:
+    """The command that trains a student: what `dit-shd` gets."""
+    keys = {"run": str(config.out / name), "steps": config.steps, "seed": config.seed}
+    keys |= {"log_every": 5, "checkpoint_every": 100}
+    return ["train", str(student_config(name)), *(_assign(k, v) for k, v in keys.items())]
+
+
+def sample_arguments(config: DemoConfig, name: str) -> list[str]:
+    """The command that samples from a model."""
+    keys = [_assign(key, value) for key, value in sample_keys(config, name).items()]
+    return ["sample", model_source(config, name), *keys]
+
+
+def _assign(key: str, value: Any) -> str:
+    """key=value as the command line reads it: the text as it is where YAML gives the same value back."""
+    text = str(value)
+    return f"{key}={text if yaml.safe_load(text) == value else json.dumps(value)}"
+
+
+def sample_keys(config: DemoConfig, name: str) -> dict[str, Any]:
+    return {
+        "count": config.images,
+        "steps": config.sampling_steps,
+        "guidance": config.guidance,
+        "guidance_schedule": config.guidance_schedule,
+        "labels": "balanced",
+        "seed": config.seed,
+        "batch_size": SAMPLE_BATCH,
+        "out": str(sample_file(config, name)),
+    }
+
+
+def claim(config: DemoConfig) -> None:
+    """Make the folder, or go on with the one that holds a demo of the same settings."""
+    out, file = config.out, config.out / "settings.json"
+    new = _settings(config)
+    old = _read_settings(file)
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and old.keys() != new.keys())):
+        raise UserError(f"{out}: exists and is not a demo's folder; choose another out=FOLDER")
+    if config.fresh and file.is_file():
+        for name in OWN:
+            path = out / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        old = {}
+    if old:
+        changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
+        if changed:
+            shown = ", ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} here" for k in changed[:3])
+            raise UserError(
+                f"{out}: holds a demo with other settings ({shown}); choose another out=FOLDER, "
+                "or say fresh=true to start over there"
+            )
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(file, json.dumps(new, indent=2))
+
+
+def _read_settings(file: Path) -> dict[str, Any]:
+    """What an earlier demo asked for; nothing where there is none to be read."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _settings(config: DemoConfig) -> dict[str, Any]:
+    """Everything the figures depend on: the keys, the teacher's weights and the students' configs."""
+    keys = {k: v for k, v in resolve(config).items() if k not in ("out", "fresh")}
+    weights = Path(str(resources.files("dit_shd"))) / "assets" / TEACHER.removeprefix("asset:")
+    files = {"teacher": next(weights.glob("*.safetensors"))} | {name: student_config(name) for name in STUDENTS}
+    return keys | {name: f"sha256 {hashlib.sha256(f.read_bytes()).hexdigest()[:16]}" for name, f in files.items()}
+
+
+@contextmanager
+def timed(out: Path, stage: str) -> Iterator[None]:
+    """Add the time of the block to the stage's in seconds.json."""
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        taken = seconds(out)
+        taken[stage] = round(taken.get(stage, 0.0) + time.perf_counter() - start, 1)
+        write_text(out / "seconds.json", json.dumps(taken))

@@ -1,0 +1,84 @@
+"""From names of classes to numbers, the same for folders, tables and label files."""
+
+import unicodedata
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from dit_shd.core.errors import UserError
+from dit_shd.data.sources.base import checked_labels
+from dit_shd.data.sources.listing import NAMED, counted, printable
+
+
+def ordered(names: Collection[str], where: str) -> tuple[tuple[str, ...], list[str]]:
+    """Class names in the order of their labels, by number where all are numbers, and what a user should know of them.
+
+    Raises:
+        UserError: two names that are one number.
+    """
+    numbers = {name: int(name) for name in names if name.isascii() and name.isdecimal() and len(name) < 19}
+    notes = _look_alike(names)
+    if not names or len(numbers) < len(names):
+        by_text = sorted(names)
+        if [name for name in by_text if name in numbers] != sorted(numbers, key=lambda name: numbers[name]):
+            text = next(name for name in by_text if name not in numbers)
+            notes.append(f"classes are in the order of text, 10 before 2: not all are numbers ({printable(text)})")
+        return tuple(by_text), notes
+    found = sorted(names, key=lambda name: (numbers[name], name))
+    for one, other in pairwise(found):
+        if numbers[one] == numbers[other]:
+            raise UserError(
+                f"images: '{where}': wanted classes of different numbers, found {one} and {other}; rename one of them"
+            )
+    moved = next(((name, label) for label, name in enumerate(found) if numbers[name] != label), None)
+    if moved:
+        notes.append(
+            f"labels are places in the order of the classes, not their numbers: {moved[0]} is label {moved[1]}"
+        )
+    return tuple(found), notes
+
+
+def from_names(names: Sequence[str], where: str) -> tuple[np.ndarray, tuple[str, ...], list[str]]:
+    """Labels int64 [n] of one class name for each image, the classes, and notes."""
+    classes, notes = ordered(set(names), where)
+    number = {name: label for label, name in enumerate(classes)}
+    labels = np.fromiter((number[name] for name in names), np.int64, len(names))
+    return *checked_labels(labels, classes, where), notes
+
+
+def from_values(
+    values: Sequence[Any], classes: tuple[str, ...] | None, where: str
+) -> tuple[np.ndarray, tuple[str, ...], list[str]]:
+    """The same of values that a table or a label file has: whole numbers, or texts.
+
+    Args:
+        classes: names of the numbers, where they are known.
+
+    Raises:
+        UserError: anything else, or numbers beyond the names.
+    """
+    if len(values) and all(isinstance(value, str) for value in values):
+        return from_names(values, where)
+    if not all(type(value) is int and -(2**31) <= value < 2**31 for value in values):
+        kinds = ", ".join(sorted({type(value).__name__ for value in values}))
+        raise UserError(f"images: '{where}': wanted whole numbers or texts as labels throughout, found {kinds}")
+    labels, names = checked_labels(np.array(values, dtype=np.int64), classes, where)
+    missing = [names[label] for label in np.flatnonzero(np.bincount(labels, minlength=len(names)) == 0)]
+    return labels, names, [f"classes without an image: {counted(missing)} of {len(names)}"] if missing else []
+
+
+def _look_alike(names: Collection[str]) -> list[str]:
+    """Names that differ by case or by the way accents are written only, which other systems take for one."""
+    alike = defaultdict(list)
+    for name in sorted(names):
+        alike[unicodedata.normalize("NFC", name).casefold()].append(name)
+    pairs = [" and ".join(map(printable, group)) for group in alike.values() if len(group) > 1]
+    more = ", ..." if len(pairs) > NAMED else ""
+    return (
+        [f"classes whose names hardly differ are classes of their own: {', '.join(pairs[:NAMED])}{more}"]
+        if pairs
+        else []
+    )

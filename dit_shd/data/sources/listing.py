@@ -1,0 +1,152 @@
+"""What of a folder is an image, and what is left out: the one rule of `encode` and of folders to be evaluated.
+
+A file is an image by its suffix (contents are looked at later). Names that begin with a dot and folders that systems
+leave behind are left out at any depth. Whatever is left out is counted, and `Listing.notes` says why.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dit_shd.core.errors import UserError
+
+SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm",
+)  # fmt: skip
+NOT_READ = (".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2", ".jxl", ".tga", ".ico", ".exr", ".psd", ".svg")
+"""Pictures, too, but of decoders that are out of a stranger's reach."""
+SYSTEM = {
+    "__macosx", "__pycache__", "@eadir", "@tmp", "lost+found", "$recycle.bin", "system volume information",
+    "#recycle", "@recycle", "@recently-snapshot", "#snapshot",
+}  # fmt: skip
+"""Folders of archivers, interpreters, file systems and storage boxes, in lower case; some hold thumbnails."""
+NAMED = 3
+"""So many names behind a count."""
+
+HIDDEN = "hidden, by a dot before the name"
+OF_SYSTEM = "in folders of the system"
+HERE_ANYWAY = "links to folders that are here anyway"
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What lies below a folder, as paths from there, sorted."""
+
+    root: Path
+    images: list[str]
+    others: list[str]
+    """Files that are no images by their names."""
+    folders: list[str]
+    """With or without images."""
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+    """Paths by the reason."""
+    links: bool = False
+    """Links that lead out of the folder are followed."""
+
+    def told(self) -> str:
+        """How many files are no images, by suffix."""
+        found = [_by_suffix(self.others)] if self.others else []
+        found += [f"{len(paths)} {reason}" for reason, paths in self.left_out.items()]
+        return ", ".join(found) or "it is empty"
+
+    def notes(self, used: Iterable[str] = ()) -> list[str]:
+        """What was left out and why, a line each.
+
+        Args:
+            used: others that are no images and serve nevertheless.
+        """
+        others = sorted({*self.others} - {*used})
+        pictures = [path for path in others if path.lower().endswith(NOT_READ)]
+        rest = [path for path in others if not path.lower().endswith(NOT_READ)]
+        notes = [f"left out: {counted(paths)} {reason}" for reason, paths in self.left_out.items()]
+        if pictures:
+            notes.append(f"left out: {_by_suffix(pictures)}, a kind of picture that is not read; save them as png")
+        if rest:
+            notes.append(f"left out: {len(rest)} files that are no images ({_by_suffix(rest)})")
+        return notes
+
+
+def scan(root: Path, follow_links: bool) -> Listing:
+    """Look through a folder once.
+
+    Raises:
+        UserError: a folder that is a link, when links are not followed: nothing is left out without a word.
+    """
+    images, others, all_folders, seen = [], [], [], {_identity(root)}
+    left_out: dict[str, list[str]] = {}
+    for place, folders, files in os.walk(root, onerror=_refuse, followlinks=follow_links):
+        here = os.path.relpath(place, root)
+        folders[:] = sorted(_worthwhile(root, here, folders, left_out))
+        _check_links(root, here, folders, follow_links, seen, left_out)
+        all_folders += [_joined(here, name) for name in folders]
+        for name in sorted(files):
+            path = _joined(here, name)
+            if name.startswith("."):
+                left_out.setdefault(HIDDEN, []).append(path)
+            else:
+                (images if name.lower().endswith(SUFFIXES) else others).append(path)
+    left_out = {reason: sorted(paths) for reason, paths in left_out.items()}
+    return Listing(root, sorted(images), sorted(others), sorted(all_folders), left_out, follow_links)
+
+
+def counted(paths: list[str]) -> str:
+    """How many, and the first of them by name."""
+    names = ", ".join(printable(path) for path in paths[:NAMED])
+    return f"{len(paths)} ({names}{', ...' if len(paths) > NAMED else ''})"
+
+
+def printable(name: str) -> str:
+    """A name on one line: what is no UTF-8 or cannot be seen is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
+def _refuse(error: OSError) -> None:
+    raise UserError(f"images: {printable(str(error.filename))} cannot be read ({error.strerror})")
+
+
+def _joined(here: str, name: str) -> str:
+    return name if here == "." else os.path.join(here, name)
+
+
+def _worthwhile(root: Path, here: str, folders: list[str], left_out: dict[str, list[str]]) -> Iterator[str]:
+    """The folders to be entered; the files below the others are counted as left out."""
+    for name in folders:
+        reason = HIDDEN if name.startswith(".") else OF_SYSTEM if name.lower() in SYSTEM else None
+        if reason is None:
+            yield name
+            continue
+        below = [os.path.join(place, file) for place, _, files in os.walk(root / here / name) for file in files]
+        paths = [os.path.relpath(path, root) for path in below] or [_joined(here, name) + os.sep]
+        left_out.setdefault(reason, []).extend(paths)
+
+
+def _check_links(
+    root: Path, here: str, folders: list[str], follow: bool, seen: set[tuple[int, int]], left_out: dict[str, list[str]]
+) -> None:
+    """Links can lead in circles, or to what is here anyway: each folder is entered once, and by its own name first."""
+    kept = []
+    for name in folders:
+        path = os.path.join(root, _joined(here, name))
+        link = os.path.islink(path)
+        if link and not follow:
+            raise UserError(f"images: {printable(path)} is a link; follow_links=true follows links")
+        identity, target = _identity(path), Path(path).resolve() if link else None
+        inside = target is not None and (target.is_relative_to(root.resolve()) or root.resolve().is_relative_to(target))
+        if inside or (identity in seen):
+            left_out.setdefault(HERE_ANYWAY, []).append(_joined(here, name))
+        else:
+            seen.add(identity)
+            kept.append(name)
+    folders[:] = kept
+
+
+def _identity(folder: str | Path) -> tuple[int, int]:
+    told = os.stat(folder)
+    return told.st_dev, told.st_ino
+
+
+def _by_suffix(paths: list[str]) -> str:
+    counts = Counter(os.path.splitext(path)[1] or "no suffix" for path in paths)
+    return ", ".join(f"{n} {printable(suffix)}" for suffix, n in counts.most_common(5))

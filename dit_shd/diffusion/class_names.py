@@ -1,0 +1,119 @@
+"""Names of classes, from the data into the student, and whether a teacher's are the same.
+
+A model's config holds `class_names`: of each class the name, "" for one that has none but its number, None for one that
+its training never saw. Data have names too where folders, tables or latents.json give them.
+"""
+
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from dit_shd.core.errors import one_line
+from dit_shd.data.datasets import Dataset
+from dit_shd.diffusion.denoiser import classes_of
+
+Names = Sequence[str | None]
+WORDNET = re.compile(r"n\d{8}")
+SHOWN = 8
+"""Classes that are named in a line."""
+
+
+def learned(dataset: Dataset, classes: int) -> list[str | None] | None:
+    """`class_names` of a model with some classes that learns from the data; None where that says nothing."""
+    seen = set(np.unique(dataset.labels()).tolist())
+    if dataset.class_names is None and len(seen) == classes:
+        return None
+    names = dict(enumerate(dataset.class_names or ()))
+    return [names.get(i, "") if i in seen else None for i in range(classes)]
+
+
+def tell(model: nn.Module, names: Names | None) -> None:
+    """Write them into a model's config, if its family has a place for them; they are saved with it."""
+    if names is not None and "class_names" in inspect.signature(type(model).__init__).parameters:
+        model.register_to_config(class_names=list(names))  # type: ignore[operator]
+
+
+def fewer(dataset: Dataset, classes: int) -> list[str]:
+    """What is to be said where the data have not all the classes of a student."""
+    seen = np.unique(dataset.labels()).tolist()
+    if len(seen) >= classes:
+        return []
+    return [
+        f"classes: the student knows {classes}, the data has images of {len(seen)} ({_listed(dataset, seen)}); only "
+        "these are sampled later"
+    ]
+
+
+def _listed(dataset: Dataset, classes: Sequence[int]) -> str:
+    named = dataset.class_names or ()
+    words = [f"{i} '{one_line(named[i])}'" if i < len(named) and named[i] else str(i) for i in classes[:SHOWN]]
+    return ", ".join(words) + (", ..." if len(classes) > SHOWN else "")
+
+
+def compare(teacher: nn.Module, dataset: Dataset) -> tuple[str, bool]:
+    """How the data's classes are the teacher's, in words; and whether that is as far as names tell right."""
+    seen = np.unique(dataset.labels()).tolist()
+    own: Any = teacher.config
+    theirs: Names | None = own.get("class_names")
+    unseen = [i for i in seen if theirs is not None and (i >= len(theirs) or theirs[i] is None)]
+    if unseen:
+        return f"the teacher never saw the data's classes {_listed(dataset, unseen)}", False
+    ours = {i: dataset.class_names[i] for i in seen} if dataset.class_names is not None else {}
+    if theirs is None and classes_of(teacher) == 1000 and ours and all(map(WORDNET.fullmatch, ours.values())):
+        theirs = _imagenet()
+    if not _comparable(ours, theirs):
+        return f"{_unnamed(ours, theirs)}: label i is taught as the teacher's class i ({_listed(dataset, seen)})", True
+    assert theirs is not None
+    index = {name: i for i, name in enumerate(theirs) if name}
+    wrong = [i for i, name in ours.items() if index.get(name) != i]
+    if not wrong:
+        return f"the data's {len(seen)} classes are the teacher's by name", True
+    return _mismatch(ours, index, wrong, theirs), False
+
+
+def _comparable(ours: Mapping[int, str], theirs: Names | None) -> bool:
+    """Both have names; numbers are names among numbers alone."""
+    if not ours or not all(ours.values()) or theirs is None or not any(theirs):
+        return False
+    numbers = [_numbers(ours.values()), _numbers(name for name in theirs if name)]
+    return numbers[0] == numbers[1]
+
+
+def _numbers(names: Any) -> bool:
+    return all(name.isdecimal() for name in names)
+
+
+def _unnamed(ours: Mapping[int, str], theirs: Names | None) -> str:
+    if not ours or not all(ours.values()):
+        return "the data's classes have no names"
+    if theirs is None or not any(theirs):
+        return "the teacher's classes have no names"
+    return "the classes have numbers for names in one of teacher and data"
+
+
+def _mismatch(ours: Mapping[int, str], index: Mapping[str, int], wrong: Sequence[int], theirs: Names) -> str:
+    first = wrong[0]
+    place = index.get(ours[first])
+    what = f"its class {place}" if place is not None else "none of its classes"
+    name = theirs[first] if first < len(theirs) else None
+    there = f"'{one_line(name)}'" if name else "no such class"
+    told = (
+        f"{len(wrong)} of the data's {len(ours)} classes are others in the teacher: class {first} is "
+        f"'{one_line(ours[first])}' in the data, which is {what}, and {there} in the teacher"
+    )
+    if all(name in index for name in ours.values()):
+        pairs = [f"{one_line(name)}: {index[name]}" for name in ours.values()]
+        shown = ", ".join(pairs[:SHOWN]) + (", ..." if len(pairs) > SHOWN else "")
+        told += f"; dit-shd encode classes='{{{shown}}}' keeps the teacher's numbers"
+    return told
+
+
+def _imagenet() -> list[str]:
+    """The WordNet ids of ImageNet-1k in the order of the public checkpoints' classes: sorted as texts."""
+    from timm.data.imagenet_info import ImageNetInfo
+
+    return list(ImageNetInfo("imagenet-1k").label_names())

@@ -1,0 +1,76 @@
+"""What an accelerate tracker (tensorboard, wandb, ...) is told of a run: its config, and the numbers of each step once.
+
+A run that goes on from a checkpoint takes the steps after it again, with the same numbers. What its tracker was told
+of them stands in tracked.jsonl, and is not told again: trackers append, and none of them forgets.
+"""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from dit_shd.core.config import resolve
+from dit_shd.core.distributed import on_main
+from dit_shd.core.errors import UserError
+from dit_shd.core.files import write_text
+from dit_shd.training.config import TrainConfig
+from dit_shd.training.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+FILE = "tracked.jsonl"
+
+
+class Tracker:
+    """Every process calls its methods; without `config.tracker` they do nothing.
+
+    Raises:
+        UserError: the tracker cannot begin (no account, no network).
+    """
+
+    def __init__(self, config: "TrainConfig", folder: RunFolder, accelerator: "Accelerator"):
+        self.name, self.folder, self.accelerator = config.tracker, folder, accelerator
+        if self.name is None:
+            return
+        self.told: dict[str, int] = on_main(self._begin)
+        try:
+            accelerator.init_trackers("dit_shd", config=hyperparameters(resolve(config)))
+        except Exception as error:  # each has its own
+            raise UserError(f"tracker: {self.name} cannot begin ({' '.join(str(error).split())[:200]})") from error
+
+    def log(self, kind: str, numbers: dict[str, float], step: int) -> None:
+        """Tell the numbers of a step, unless it was told them before; `kind` is training or evaluation."""
+        if self.name is None or step <= self.told.get(kind, -1):
+            return
+        if self.accelerator.is_main_process:  # first: a kill between the two leaves one out, and tells none twice
+            self.folder.log(FILE, {"tracker": self.name, "kind": kind, "step": step})
+        self.accelerator.log(numbers, step=step)
+
+    def _begin(self) -> dict[str, int]:
+        """The last step told by kind. Half a line of a kill is dropped, of the others the last are kept."""
+        last: dict[tuple[str, str], int] = {}
+        file = self.folder.path / FILE
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []:
+            try:
+                row = json.loads(line)
+                key, step = (str(row["tracker"]), str(row["kind"])), int(row["step"])
+            except (ValueError, KeyError, TypeError, OverflowError):
+                continue
+            last[key] = max(step, last.get(key, -1))
+        rows = [{"tracker": tracker, "kind": kind, "step": step} for (tracker, kind), step in last.items()]
+        write_text(file, "".join(json.dumps(row) + "\n" for row in rows))
+        return {kind: step for (tracker, kind), step in last.items() if tracker == self.name}
+
+
+def hyperparameters(values: Any, name: str = "") -> dict[str, Any]:
+    """A resolved config as trackers take it: flat, with dots (optimizer.lr, losses.0.name), numbers and texts alone."""
+    if isinstance(values, dict) and values:
+        items = values.items()
+    elif isinstance(values, list) and any(isinstance(value, (dict, list)) for value in values):
+        items = enumerate(values)
+    else:
+        plain = values is None or isinstance(values, (bool, int, float, str))
+        return {name: values if plain else json.dumps(values)}
+    return {
+        k: v for key, value in items for k, v in hyperparameters(value, f"{name}.{key}" if name else str(key)).items()
+    }
