@@ -10,13 +10,6 @@ NO_LABEL = -1
 """Stands for "no class" in labels; each model has its own number for that."""
 
 
-def known_classes(model: nn.Module) -> list[int]:
-    """The classes that a model has learned: those that its config names, or all."""
-    config: Any = model.config
-    names = config.get("class_names")
-    return [i for i in range(classes_of(model)) if names is None or (i < len(names) and names[i] is not None)]
-
-
 @dataclass(frozen=True)
 class Denoiser:
     """A class-conditional model, ours or of diffusers: all are called alike."""
@@ -55,6 +48,13 @@ class Denoiser:
         labels = torch.where(labels == NO_LABEL, self.classes, labels)
         x_t = x_t.to(next(self.model.parameters()).dtype)  # a teacher may be held in bfloat16
         return self.model(x_t, t, class_labels=labels, return_dict=False, **masked)[0]
+
+
+def known_classes(model: nn.Module) -> list[int]:
+    """The classes that a model has learned: those that its config names, or all."""
+    asked = Denoiser(model)
+    names = asked.model.config.get("class_names")
+    return [i for i in range(asked.classes) if names is None or (i < len(names) and names[i] is not None)]
 
 
 def classes_of(model: nn.Module) -> int:

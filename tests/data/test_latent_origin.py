@@ -118,7 +118,7 @@ def test_latents_are_kept_on_purpose_and_never_scored(trained, capsys):
 
 
 def test_shards_of_latents_are_no_images_either(trained, tmp_path, monkeypatch):
-    from dit_shd.diffusion.schedule import generation
+    from dit_shd.diffusion import generation
 
     with monkeypatch.context() as patch:
         patch.setattr(generation, "_finish", lambda *_: None)

@@ -11,23 +11,17 @@ from huggingface_hub import constants
 from runs import run
 from safetensors import safe_open
 from safetensors.torch import load_file
-from small_families import FAMILIES, build, same
+from small_families import FAMILIES, build, diffusers_dit, same, to
 
 from dit_shd.cli.program import main
-from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.models import export, loading, provenance
-from dit_shd.models.conversion import ConvertConfig, convert
 from dit_shd.models.families.dit import DiT
 
 
 def inputs(channels=1):
     r = torch.Generator().manual_seed(1)
     return torch.randn(3, channels, 8, 8, generator=r), torch.tensor([0, 437, 999]), torch.tensor([0, 2, 3])
-
-
-def to(source, out, **options):
-    return convert(make(ConvertConfig, {"source": str(source), "out": str(out), **options}))
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
@@ -65,22 +59,6 @@ def test_training_checkpoints_of_mdt_are_plain(tmp_path):
     assert same(loading.load(file).to_public(), build("mdt").to_public())
     with pytest.raises(UserError, match="wanted weights=ema, and it holds one set of weights; leave weights out"):
         to(file, tmp_path / "x", weights="ema")
-
-
-def diffusers_dit(**options):
-    torch.manual_seed(0)
-    model = DiTTransformer2DModel(
-        **{
-            **dict(num_attention_heads=3, attention_head_dim=8, in_channels=1, out_channels=2, num_layers=2),
-            **dict(sample_size=8, patch_size=2, num_embeds_ada_norm=3),
-            **options,
-        }
-    )
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.15)
-    for block in model.transformer_blocks[1:]:
-        block.norm1.emb.load_state_dict(model.transformer_blocks[0].norm1.emb.state_dict())
-    return model.eval()
 
 
 def test_a_folder_in_diffusers_layout(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_convert import build, diffusers_dit, same, to
+from small_families import build, diffusers_dit, same, to
 
 from dit_shd.cli.program import main
 from dit_shd.core.errors import UserError
