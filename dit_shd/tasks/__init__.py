@@ -75,6 +75,8 @@ class Task(ABC, Generic[B]):
     """Of a step, in order, as this task is configured."""
     all_passes: ClassVar[frozenset[str]] = frozenset({"plain"})
     """That there can be."""
+    resumable: ClassVar[frozenset[str]] = frozenset()
+    """Its keys that may differ when a run is resumed."""
     dataset: Dataset
 
     def use(self, dataset: Dataset, student: nn.Module) -> None:
@@ -133,11 +135,11 @@ class Task(ABC, Generic[B]):
         """Tokens that the first layers of a model see of a sample of a batch; 0 where that says nothing."""
         return 0
 
-    def check_evaluation(self, student: nn.Module, kept: Kept) -> None:
+    def check_evaluation(self, student: nn.Module, kept: Kept | None) -> None:
         """Refuse before training what could not be evaluated after days of it.
 
         Args:
-            kept: the autoencoder of the data's latents.
+            kept: the autoencoder of the data's latents; None where there are no data (yet), for what can be told then.
         """
 
     def evaluate(self, student: nn.Module, run: Path, step: int) -> dict[str, float] | None:

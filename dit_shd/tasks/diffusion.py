@@ -56,6 +56,7 @@ class Diffusion(Task[NoisyBatch]):
     batch_type: ClassVar = NoisyBatch
     needs = frozenset({"latents", "labels"})
     all_passes = frozenset({"plain", "masked"})
+    resumable = frozenset({"evaluation"})
 
     def __init__(
         self,
@@ -73,7 +74,7 @@ class Diffusion(Task[NoisyBatch]):
             if value is not None and not 0 <= value <= high:
                 raise UserError(f"task.{key}: wanted a number from 0 to {high:g}, found {value}")
         self.label_dropout, self.mask_ratio, self.gamma = label_dropout, mask_ratio, min_snr_gamma
-        self.schedule, self.evaluation = Schedule.linear(timesteps), evaluation
+        self.schedule, self.evaluation = Schedule.linear(timesteps, "task.timesteps"), evaluation
         self.passes = ("plain",) if mask_ratio is None else ("plain", "masked")
         self.tokens = 0
         """n of the student, for masked passes."""
@@ -98,7 +99,9 @@ class Diffusion(Task[NoisyBatch]):
     def check_model(self, role: str, model: nn.Module) -> None:
         """It must know the masked pass if there is one."""
         if self.mask_ratio is not None and "keep" not in inspect.signature(model.forward).parameters:
-            raise UserError(f"mask_ratio: the {role} ({type(model).__name__}) has no masked pass; set mask_ratio=null")
+            raise UserError(
+                f"task.mask_ratio: the {role} ({type(model).__name__}) has no masked pass; set task.mask_ratio=null"
+            )
 
     def remarks(self, student: nn.Module) -> Sequence[str]:
         return class_names.fewer(self.dataset, Denoiser(student).classes)
@@ -187,9 +190,10 @@ class Diffusion(Task[NoisyBatch]):
             batches.append(NoisyBatch(name, 0, labels, x, x, x, t, labels, keep))
         return batches
 
-    def check_evaluation(self, student: nn.Module, kept: Kept) -> None:
+    def check_evaluation(self, student: nn.Module, kept: Kept | None) -> None:
         self.evaluation.check(len(self.schedule))
-        self.evaluation.fit(student, kept)
+        if kept is not None:
+            self.evaluation.fit(student, kept)
 
     def evaluate(self, student: nn.Module, run: Path, step: int) -> dict[str, float] | None:
         return self.evaluation.run(student, run, step)

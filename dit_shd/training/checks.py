@@ -107,13 +107,7 @@ def fit(
     Args:
         kept: the autoencoder of the data's latents.
     """
-    for i, loss in enumerate(losses):
-        unknown = [name for name in loss.passes if name not in task.passes]
-        if len(unknown) == len(loss.passes) or any(name not in task.all_passes for name in unknown):
-            raise UserError(
-                f"losses.{i}.passes: wanted one or more of {', '.join(task.passes)}, which the task has as it is "
-                f"configured, found {', '.join(loss.passes)}"
-            )
+    passes(task, losses)
     for role, model in (("student", student), ("teacher", teacher)):
         if model is None:
             continue
@@ -124,6 +118,17 @@ def fit(
     initialise.check(config.initialisation, losses, student, teacher)
     if config.validate_every:
         task.check_evaluation(student, kept)
+
+
+def passes(task: Task[Any], losses: Sequence[Loss]) -> None:
+    """Every loss takes part in a pass, and names none that the task cannot have."""
+    for i, loss in enumerate(losses):
+        unknown = [name for name in loss.passes if name not in task.passes]
+        if len(unknown) == len(loss.passes) or any(name not in task.all_passes for name in unknown):
+            raise UserError(
+                f"losses.{i}.passes: wanted one or more of {', '.join(task.passes)}, which the task has as it is "
+                f"configured, found {', '.join(loss.passes)}"
+            )
 
 
 def micro_batch_size(config: TrainConfig, processes: int) -> int:

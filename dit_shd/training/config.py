@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from dit_shd.core.config import make, option, resolve
+from dit_shd.core.config import cast, make, option, resolve, resumable_keys
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import MODEL, Place
 from dit_shd.core.plugins import Plugin
@@ -15,9 +15,10 @@ from dit_shd.distillation.initialisation.initialise import Initialisation
 from dit_shd.distillation.losses import LOSSES
 from dit_shd.models.families import FAMILIES
 from dit_shd.profiling.estimate import EstimateConfig
-from dit_shd.tasks import TASKS
+from dit_shd.tasks import TASKS, Task
 from dit_shd.training.optim import OptimizerConfig
 
+TASK = "diffusion"
 MOVED = {
     "diffusion_steps": "timesteps",
     "min_snr_gamma": "min_snr_gamma",
@@ -32,7 +33,7 @@ class TrainConfig:
     """A training run. `losses: []` is plain training; with losses a teacher is needed."""
 
     run: Path = option(Path("runs/train"), "the run folder; the same command again resumes it", resumable=True)
-    task: Plugin = option(Plugin("diffusion"), "what is learned: {name: diffusion, mask_ratio: 0.3, ...}")
+    task: Plugin = option(Plugin(TASK), "what is learned: {name: diffusion, mask_ratio: 0.3, ...}")
     data: Plugin = option(Plugin("digits"), "dataset: {name: digits | npz, ...}")
     vae: Place | None = option(
         "auto",
@@ -116,22 +117,40 @@ class TrainConfig:
 
     @classmethod
     def migrated(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Values with the keys of 0.1.0, which stood here and are the task's now, where they belong."""
-        moved = {new: values[old] for old, new in MOVED.items() if old in values}
-        evaluation = values.get("evaluation")
-        if isinstance(evaluation, dict):
-            moved["evaluation"] = {k: v for k, v in evaluation.items() if k != "every"}
-        if not moved:
+        """Values with the keys of 0.1.0, which stood here and are the task's now, where they belong.
+
+        A task without a name (task.mask_ratio=null on the command line) is the default one.
+
+        Raises:
+            UserError: a key stands in both places, and they differ.
+        """
+        if isinstance(values.get("task"), dict) and "name" not in values["task"]:
+            values = {**values, "task": {"name": TASK, **values["task"]}}
+        old = [key for key in (*MOVED, "evaluation") if key in values]
+        if not old:
             return values
-        task = Plugin.from_value(values.get("task", "diffusion"), "task")
-        kept = {k: v for k, v in values.items() if k not in MOVED and k != "evaluation"}
-        if isinstance(evaluation, dict) and "every" in evaluation:
-            kept.setdefault("validate_every", evaluation["every"])
-        return {**kept, "task": {"name": task.name, **moved, **task.options}}
+        kept = {key: value for key, value in values.items() if key not in old}
+        moved = {MOVED[key]: values[key] for key in old if key in MOVED}
+        if "evaluation" in old:
+            evaluation = cast(dict[str, Any], values["evaluation"], "config.evaluation")
+            moved["evaluation"] = {key: value for key, value in evaluation.items() if key != "every"}
+            if "every" in evaluation:
+                _once(kept, "validate_every", evaluation["every"], "evaluation.every")
+        task = Plugin.from_value(values.get("task", TASK), "task")
+        options = dict(task.options)
+        for key, value in moved.items():
+            _once(options, key, value, f"task.{key}")
+        return {**kept, "task": {"name": task.name, **options}}
 
     @property
     def ema_rates(self) -> tuple[float, ...]:
         return tuple(self.ema) if isinstance(self.ema, list) else (self.ema,)
+
+
+def _once(values: dict[str, Any], key: str, value: Any, name: str) -> None:
+    """Take a value over from the place where it stood in 0.1.0."""
+    if values.setdefault(key, value) != value:
+        raise UserError(f"config: {name} stands in its place of 0.1.0, too, and differs: {values[key]} and {value}")
 
 
 def sized(config: TrainConfig, classes: int) -> TrainConfig:
@@ -147,6 +166,11 @@ def sized(config: TrainConfig, classes: int) -> TrainConfig:
     if isinstance(begun, dict) and begun.get("name") == config.student.name and "num_classes" not in begun:
         return config
     return replace(config, student=Plugin(config.student.name, {**options, "num_classes": classes}))
+
+
+def may_change(task: Task[Any]) -> list[str]:
+    """The keys that may differ when a run is resumed."""
+    return [*resumable_keys(TrainConfig), *(f"task.{key}" for key in sorted(task.resumable))]
 
 
 def completed(values: dict[str, Any]) -> dict[str, Any]:

@@ -44,14 +44,17 @@ def dry_run(config: TrainConfig) -> DryRun:
     checks.ranges(replace(config, dry_run=False))
     before = peak_memory(current_device())
     images = checks.micro_batch_size(config, int(os.environ.get("WORLD_SIZE", "1")))
-    checks.teaching(config, [LOSSES.build(p, f"losses.{i}") for i, p in enumerate(config.losses)])
+    step = step_shape(config, images)
+    task = step.task
+    checks.teaching(config, step.losses)
+    checks.passes(task, step.losses)
     student = meta.build(config.student, "student")
+    if config.validate_every:
+        task.check_evaluation(student, None)
     teacher, there = _teacher(config)
-    task = TASKS.build(config.task, "task")
     for role, model in (("student", student), ("teacher", teacher)):
         if model is not None:
             task.check_model(role, model)
-    step = step_shape(config, images)
     operations, memory = step_operations(step, student, teacher), step_memory(step, student, teacher)
     measured, counted = None, None
     if config.estimate.measure:

@@ -206,14 +206,23 @@ class RunFolder:
 
 def check_same(path: Path, old: dict[str, Any], new_text: str, resumable: Collection[str]) -> None:
     """Refuse a folder whose config differs in more than what may change on resume."""
-    new = parse_yaml(new_text)
-    changed = [k for k in sorted(old.keys() | new.keys()) if k not in resumable and old.get(k) != new.get(k)]
+    old, new = _fixed(old, resumable), _fixed(parse_yaml(new_text), resumable)
+    changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
     if changed:
         shown = ", ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} here" for k in changed[:3])
         raise UserError(
             f"{path}: already holds a run with another config ({shown}); choose another run=FOLDER. "
             f"May change on resume: {', '.join(resumable)}."
         )
+
+
+def _fixed(values: dict[str, Any], resumable: Collection[str]) -> dict[str, Any]:
+    """What of a config may not change; a part's key is named as part.key."""
+    fixed = {key: value for key, value in values.items() if key not in resumable}
+    for part, _, inner in (name.partition(".") for name in resumable):
+        if inner and isinstance(fixed.get(part), dict):
+            fixed[part] = {key: value for key, value in fixed[part].items() if key != inner}
+    return fixed
 
 
 def _step(line: str) -> int:

@@ -1,21 +1,23 @@
-"""What a run finds out before its first step: made once, saved with the run, read back on resume."""
+"""Before a run's first step: its processes, its teacher, and what it finds out once, saves and reads back on resume."""
 
 import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from dit_shd.core.distributed import on_main
+from dit_shd.core.distributed import joining, on_main
 from dit_shd.core.dtensor import is_sharded
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import write_text
 from dit_shd.distillation.calibration import calibrate
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.initialisation.initialise import initialise, moment_batches, shd_of
-from dit_shd.tasks import Batch
+from dit_shd.models import loading
+from dit_shd.tasks import Batch, Task
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.run_folder import RunFolder
 
@@ -23,6 +25,34 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 _log = logging.getLogger("dit_shd")
+PATIENCE = timedelta(hours=3)
+"""How long processes wait for the main one, which may be scoring or saving; NCCL's own is 10 minutes."""
+
+
+def make_accelerator(config: TrainConfig, task: Task[Any]) -> "Accelerator":
+    """Joins the other processes, if there are any."""
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+    with joining():
+        return Accelerator(
+            mixed_precision=config.precision,
+            cpu=not torch.accelerator.is_available(),
+            log_with=config.tracker,
+            project_dir=config.run,
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(find_unused_parameters=len(task.passes) == 1),
+                InitProcessGroupKwargs(timeout=PATIENCE),
+            ],
+        )
+
+
+def load_teacher(config: TrainConfig) -> nn.Module | None:
+    """The run's teacher, if it has one: without gradients, in its precision."""
+    if config.teacher is None:
+        return None
+    teacher = loading.load_conditional(config.teacher).eval().requires_grad_(False)
+    return teacher.bfloat16() if config.teacher_precision == "bf16" else teacher
 
 
 CALIBRATION_FILE = "calibration.json"

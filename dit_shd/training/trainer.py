@@ -7,15 +7,14 @@ for step in train(config):
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dit_shd.core import dtensor
-from dit_shd.core.config import checked, resumable_keys
-from dit_shd.core.distributed import joining, on_main
+from dit_shd.core.config import checked
+from dit_shd.core.distributed import on_main
 from dit_shd.core.dtensor import whole_tree
 from dit_shd.core.errors import UserError
 from dit_shd.core.prefetch import ahead
@@ -27,16 +26,15 @@ from dit_shd.data.latent_origin import before_training
 from dit_shd.distillation import calibration
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.losses import LOSSES
-from dit_shd.models import loading
 from dit_shd.models.families import FAMILIES
 from dit_shd.profiling.flops import step_operations
 from dit_shd.profiling.hardware import known_peak
 from dit_shd.profiling.throughput import Meter
-from dit_shd.tasks import TASKS, Batch, Task
+from dit_shd.tasks import TASKS, Batch
 from dit_shd.training import checks, fsdp, nan_guard, optim, setup
 from dit_shd.training.checkpointer import Saver, averaged
 from dit_shd.training.compilation import compile_blocks
-from dit_shd.training.config import TrainConfig, completed, resolved, sized
+from dit_shd.training.config import TrainConfig, completed, may_change, resolved, sized
 from dit_shd.training.dry_run import step_shape
 from dit_shd.training.ema import Averages, too_slow
 from dit_shd.training.gradient_norms import gradient_norms
@@ -47,14 +45,7 @@ from dit_shd.training.teacher_check import check_teacher
 from dit_shd.training.tracker import Tracker
 from dit_shd.training.validation import Validation
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-
 _log = logging.getLogger("dit_shd")
-PATIENCE = timedelta(hours=3)
-"""How long processes wait for the main one, which may be scoring or saving; NCCL's own is 10 minutes."""
-
 CALIBRATION_IMAGES = 32
 """Of each of the first steps, that losses calibrate on."""
 
@@ -92,13 +83,13 @@ class Trainer:
         student = FAMILIES.build(config.student, "student")
         losses = [LOSSES.build(p, f"losses.{i}") for i, p in enumerate(config.losses)]
         checks.teaching(config, losses)
-        self.teacher = _teacher(config)
+        self.teacher = setup.load_teacher(config)
         task.use(dataset, student)
         kept = before_training(config.vae, dataset.origin, dataset.shape[0], config.run)
         checks.fit(config, task, losses, student, self.teacher, kept)
         distiller = Distiller(task, student, losses, not config.compile and config.sharding == "no")
         self._try_out(distiller)
-        self.accelerator = accelerator = _accelerator(config, task)
+        self.accelerator = accelerator = setup.make_accelerator(config, task)
         self.micro_batch_size = checks.micro_batch_size(config, accelerator.num_processes)
         slow = too_slow(config.ema_rates, config.steps, config.ema_warmup)
         if slow and accelerator.is_main_process:
@@ -106,7 +97,7 @@ class Trainer:
         for line in task.remarks(student) if accelerator.is_main_process else ():
             _log.warning("%s", line)
         check_teacher(config, task, self.teacher, accelerator)
-        self.folder = RunFolder.open(config.run, dump(config), resumable_keys(TrainConfig), completed)
+        self.folder = RunFolder.open(config.run, dump(config), may_change(task), completed)
         on_main(lambda: kept.write(config.run))
         self.decodes = kept.origin is None or kept.autoencoder is not None
         """Whether sampling from the run gives images by itself."""
@@ -315,27 +306,3 @@ class Trainer:
         bad = nan_guard.first_non_finite(distiller, self.teacher, sample)
         if bad is not None:
             raise UserError(f"the first sample: teacher and student give NaN or infinity, first in {bad}")
-
-
-def _accelerator(config: TrainConfig, task: Task[Any]) -> "Accelerator":
-    from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
-
-    with joining():
-        return Accelerator(
-            mixed_precision=config.precision,
-            cpu=not torch.accelerator.is_available(),
-            log_with=config.tracker,
-            project_dir=config.run,
-            kwargs_handlers=[
-                DistributedDataParallelKwargs(find_unused_parameters=len(task.passes) == 1),
-                InitProcessGroupKwargs(timeout=PATIENCE),
-            ],
-        )
-
-
-def _teacher(config: TrainConfig) -> nn.Module | None:
-    if config.teacher is None:
-        return None
-    teacher = loading.load_conditional(config.teacher).eval().requires_grad_(False)
-    return teacher.bfloat16() if config.teacher_precision == "bf16" else teacher
