@@ -5,18 +5,20 @@ import math
 
 import pytest
 import torch
+from diffusers.configuration_utils import FrozenDict
 
 from dit_shd import SHD, capture
 from dit_shd.attention.capture import Capture
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.diffusion.schedule import Schedule
+from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.initialisation.initialise import Initialisation
 from dit_shd.distillation.layer_map import layer_map
-from dit_shd.distillation.losses import Loss, Term, View
+from dit_shd.distillation.losses import Layer, Loss, Term
 from dit_shd.distillation.losses.output import Output
 from dit_shd.models.families.mdt import MDTv2
-from dit_shd.tasks.diffusion import Batch
+from dit_shd.tasks.diffusion import Diffusion, NoisyBatch
 from dit_shd.training import checks
 from dit_shd.training.config import TrainConfig
 
@@ -31,34 +33,52 @@ SMALL = dict(
 )
 
 
-def view(student, teacher, t=(1, 500)):
-    x = torch.randn(2, 1, 4, 4)
-    batch = Batch(x, x, x, torch.tensor(t), torch.zeros(2, dtype=torch.long), None, torch.arange(2))
-    return View(batch, Schedule.linear(), student, teacher)
+class Says(torch.nn.Module):
+    """A model that always gives one output [b,2c,y,x]."""
+
+    def __init__(self, output):
+        super().__init__()
+        self.output, self.config = output, FrozenDict({"num_classes": 3})
+        self.parameter = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, x_t, t, class_labels, return_dict):
+        return (self.output,)
+
+
+def batch_of(x, t=(1, 500), labels=(0, 0), step=0, first=0):
+    """Images that are their own noise and noised version."""
+    indices = torch.arange(first, first + len(x))
+    return NoisyBatch("plain", step, indices, x, x, x, torch.tensor(t), torch.tensor(labels))
+
+
+def term_of(loss, student, teacher, t=(1, 500)):
+    """The term of what two models give."""
+    task, batch = Diffusion(), batch_of(torch.randn(len(student), 1, 4, 4), t)
+    return loss.term(*(task.predict(Says(output), batch) for output in (student, teacher)), batch)
 
 
 def test_output_distillation_is_the_noises_mean_squared_error():
     student, teacher = torch.randn(2, 2, 4, 4, requires_grad=True), torch.randn(2, 2, 4, 4)
-    term = Output().term(view(student, teacher))
+    term = term_of(Output(), student, teacher)
     want = [(student[i, 0] - teacher[i, 0]).square().mean() for i in range(2)]
     torch.testing.assert_close(term.value, torch.stack(want))
-    assert Output().term(view(teacher, teacher)).value.abs().max() == 0
+    assert term_of(Output(), teacher, teacher).value.abs().max() == 0
 
 
 def test_variance_part_is_a_kl_that_trains_the_variance():
     teacher = torch.randn(2, 2, 4, 4)
     student = teacher.clone().requires_grad_()
     loss = Output(variance=True)
-    assert loss.term(view(student, teacher)).value.abs().max() < 1e-6
+    assert term_of(loss, student, teacher).value.abs().max() < 1e-6
     moved = teacher + torch.tensor([0.0, 0.5])[None, :, None, None]
     moved.requires_grad_()
-    value = loss.term(view(moved, teacher)).value.sum()
+    value = term_of(loss, moved, teacher).value.sum()
     assert value > 0
     (grad,) = torch.autograd.grad(value, moved)
     assert grad[:, 1].abs().min() > 0
     assert grad[:, 0].abs().max() < 1e-6  # equal noise: only the variance moves
     with pytest.raises(UserError, match="must predict a variance"):
-        loss.term(view(student[:, :1], teacher[:, :1]))
+        term_of(loss, student[:, :1], teacher[:, :1])
 
 
 def test_variance_part_by_hand():
@@ -68,9 +88,7 @@ def test_variance_part_by_hand():
     low, high = schedule.posterior_log_variance[t], math.log(schedule.betas[t])
     gap = (0.65 - 0.4) * (high - low)
     want = (math.exp(gap) - 1 - gap) / 2 / math.log(2)
-    x = torch.randn(1, 1, 4, 4)
-    batch = Batch(x, x, x, torch.tensor([t]), torch.tensor([0]), None, torch.tensor([0]))
-    term = Output(variance=True).term(View(batch, schedule, torch.cat([noise, v_s], 1), torch.cat([noise, v_t], 1)))
+    term = term_of(Output(variance=True), torch.cat([noise, v_s], 1), torch.cat([noise, v_t], 1), [t])
     assert term.logs["variance"].item() == pytest.approx(want, rel=1e-3)
 
 
@@ -197,13 +215,15 @@ def test_some_rows_estimate_the_loss_and_its_gradient_without_bias():
 
 
 def test_rows_in_training_are_a_function_of_the_batch():
-    x = torch.zeros(1, 1, 2, 2)
     teacher, student = captures_of_both()
     loss = SHD(rows=0.5)
 
-    def value(index, t):
-        batch = Batch(x, x, x, torch.tensor([t]), torch.tensor([0]), None, torch.tensor([index]))
-        return loss.divergence(teacher, student, batch).value
+    def value(index, step):
+        batch = batch_of(torch.zeros(1, 1, 2, 2), [5], [0], step, index)
+        pairs = loss.begin(list(teacher), {name: Layer(name, found) for name, found in student.items()}, batch)
+        for name, found in teacher.items():
+            pairs(Layer(name, found))
+        return pairs.term().value
 
     assert torch.equal(value(3, 5), value(3, 5))
     assert not torch.equal(value(3, 5), value(4, 5))
@@ -238,7 +258,6 @@ def test_the_teacher_is_consumed_layer_by_layer():
     import weakref
 
     from dit_shd.attention.recording.attach import capture as record
-    from dit_shd.distillation.distiller import Distiller
 
     torch.manual_seed(0)
     teacher, student = (
@@ -247,9 +266,8 @@ def test_the_teacher_is_consumed_layer_by_layer():
     )
     for p in [*teacher.parameters(), *student.parameters()]:
         torch.nn.init.normal_(p, std=0.2)
-    distiller = Distiller(student, [SHD(), Output()], Schedule.linear())
-    x, t = torch.randn(2, 1, 8, 8), torch.tensor([3, 800])
-    batch = Batch(x, x, x, t, torch.tensor([0, 1]), None, torch.arange(2))
+    distiller = Distiller(Diffusion(), student, [SHD(), Output()])
+    batch = batch_of(torch.randn(2, 1, 8, 8), [3, 800], [0, 1])
     seen, alive = [], []
 
     def watch(name, found):
@@ -260,7 +278,7 @@ def test_the_teacher_is_consumed_layer_by_layer():
     for _ in range(2):
         seen.clear(), alive.clear(), student.zero_grad()
         with record(teacher, sink=watch):
-            total, logs = distiller(batch, "plain", teacher)
+            total, logs = distiller(batch, teacher)
         total.backward()
         results.append((total.detach(), logs["shd"], student.de_blocks[0].attn.qkv.weight.grad.clone()))
         held = max(alive)
@@ -304,10 +322,10 @@ def test_without_gradients_none_are_computed():
 class Smooth(Loss):
     """Of the student alone."""
 
-    needs_output = False
+    reads = frozenset()
 
-    def term(self, view):
-        return Term(view.student.square().flatten(1).mean(1))
+    def term(self, student, teacher, batch):
+        return Term(student.prediction.square().flatten(1).mean(1))
 
 
 @pytest.mark.parametrize(
