@@ -11,12 +11,9 @@ from dit_shd.attention.capture import Capture
 from dit_shd.attention.recording.attach import capture
 from dit_shd.attention.recording.sharded import KeptWeights
 from dit_shd.core.dtensor import is_sharded
-from dit_shd.distillation.losses import Layer, LayerLoss, Loss, Pairs, Reads, Term
+from dit_shd.distillation.losses import LAYERS, Layer, LayerLoss, Loss, Pairs, Reads, Term
 from dit_shd.models.blocks import recorded_blocks
 from dit_shd.tasks import Batch, Output, Task, Terms
-
-KINDS = (Reads.ATTENTION, Reads.HIDDEN)
-"""What is read of layers, each with layers and an order of its own."""
 
 
 class Distiller(nn.Module):
@@ -143,7 +140,7 @@ class _TeacherDone(Exception):
 
 def _kind(loss: Loss) -> Reads:
     """What of layers a loss reads."""
-    return next(kind for kind in KINDS if kind in loss.reads)
+    return next(iter(loss.reads & LAYERS))
 
 
 def _of_held(loss: LayerLoss, held: Mapping[str, Layer], student: Mapping[str, Layer], batch: Batch) -> Term:

@@ -529,3 +529,18 @@ def test_a_model_without_blocks_has_no_hidden_states():
     distiller = Distiller(Diffusion(), Says(torch.zeros(2, 2, 8, 8)), [Hints()])
     with pytest.raises(UserError, match="Says: has no list of blocks whose outputs could be read"):
         distiller(hidden_batch(), Says(torch.zeros(2, 2, 8, 8)))
+
+
+@pytest.mark.parametrize(
+    ("reads", "found"),
+    [((Reads.ATTENTION, Reads.HIDDEN), "attention, hidden"), ((Reads.OUTPUT,), "output"), ((), "nothing")],
+)
+def test_a_loss_of_layers_reads_one_kind_of_them(reads, found):
+    """Blocks and attention layers have other names, so no map pairs both at once."""
+
+    class Both(Hints):
+        pass
+
+    Both.reads = frozenset(reads)
+    with pytest.raises(UserError, match=f"Both: reads: wanted attention or hidden, one of the two, found {found}$"):
+        Both()

@@ -30,6 +30,10 @@ class Reads(enum.Enum):
     """Outputs of blocks [b,n,e]."""
 
 
+LAYERS = frozenset({Reads.ATTENTION, Reads.HIDDEN})
+"""What there is of layers; each has names and an order of its own."""
+
+
 @dataclass(frozen=True, eq=False)
 class Layer:
     """What a loss sees of one layer: whichever of it the loss reads."""
@@ -113,6 +117,9 @@ class LayerLoss(Loss):
         layers: str | dict[str, str] = "sections",
     ):
         super().__init__(weight, passes)
+        if len(self.reads & LAYERS) != 1:
+            found = ", ".join(sorted(kind.value for kind in self.reads)) or "nothing"
+            raise UserError(f"{type(self).__name__}: reads: wanted attention or hidden, one of the two, found {found}")
         if isinstance(layers, dict) and not layers:
             raise UserError(
                 f"{type(self).__name__}: layers: the map is empty; wanted sections, proportional or "
