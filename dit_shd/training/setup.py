@@ -1,4 +1,4 @@
-"""Before a run's first step: its processes, its teacher, and what it finds out once, saves and reads back on resume."""
+"""What a run finds out before its first step: made once, saved with the run, read back on resume."""
 
 import json
 import logging
@@ -24,35 +24,10 @@ from dit_shd.training.run_folder import RunFolder
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-_log = logging.getLogger("dit_shd")
 PATIENCE = timedelta(hours=3)
 """How long processes wait for the main one, which may be scoring or saving; NCCL's own is 10 minutes."""
 
-
-def make_accelerator(config: TrainConfig, task: Task[Any]) -> "Accelerator":
-    """Joins the other processes, if there are any."""
-    from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
-
-    with joining():
-        return Accelerator(
-            mixed_precision=config.precision,
-            cpu=not torch.accelerator.is_available(),
-            log_with=config.tracker,
-            project_dir=config.run,
-            kwargs_handlers=[
-                DistributedDataParallelKwargs(find_unused_parameters=len(task.passes) == 1),
-                InitProcessGroupKwargs(timeout=PATIENCE),
-            ],
-        )
-
-
-def load_teacher(config: TrainConfig) -> nn.Module | None:
-    """The run's teacher, if it has one: without gradients, in its precision."""
-    if config.teacher is None:
-        return None
-    teacher = loading.load_conditional(config.teacher).eval().requires_grad_(False)
-    return teacher.bfloat16() if config.teacher_precision == "bf16" else teacher
+_log = logging.getLogger("dit_shd")
 
 
 CALIBRATION_FILE = "calibration.json"
@@ -137,3 +112,29 @@ def load_or_initialise(
     if accelerator.num_processes > 1:
         for tensor in student.state_dict().values():
             torch.distributed.broadcast(tensor, 0)
+
+
+def accelerator_of(config: TrainConfig, task: Task[Any]) -> "Accelerator":
+    """What a run works with: devices, processes, precision."""
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+    with joining():
+        return Accelerator(
+            mixed_precision=config.precision,
+            cpu=not torch.accelerator.is_available(),
+            log_with=config.tracker,
+            project_dir=config.run,
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(find_unused_parameters=len(task.passes) == 1),
+                InitProcessGroupKwargs(timeout=PATIENCE),
+            ],
+        )
+
+
+def load_teacher(config: TrainConfig) -> nn.Module | None:
+    """The frozen teacher, in the precision that the config says."""
+    if config.teacher is None:
+        return None
+    teacher = loading.load_conditional(config.teacher).eval().requires_grad_(False)
+    return teacher.bfloat16() if config.teacher_precision == "bf16" else teacher

@@ -89,7 +89,7 @@ class Trainer:
         checks.fit(config, task, losses, student, self.teacher, kept)
         distiller = Distiller(task, student, losses, not config.compile and config.sharding == "no")
         self._try_out(distiller)
-        self.accelerator = accelerator = setup.make_accelerator(config, task)
+        self.accelerator = accelerator = setup.accelerator_of(config, task)
         self.micro_batch_size = checks.micro_batch_size(config, accelerator.num_processes)
         slow = too_slow(config.ema_rates, config.steps, config.ema_warmup)
         if slow and accelerator.is_main_process:

@@ -10,7 +10,7 @@ import yaml
 from diffusers.configuration_utils import FrozenDict
 
 from dit_shd.core.config import make
-from dit_shd.core.yaml_files import override, read_yaml
+from dit_shd.core.yaml_files import dump, override, read_yaml
 from dit_shd.data.datasets import DATASETS
 from dit_shd.diffusion.sample_config import SampleConfig
 from dit_shd.diffusion.sampler import sample
@@ -129,12 +129,12 @@ def plug_in(draw: random.Random, folder: Path) -> object:
 def run_folder(draw: random.Random, folder: Path) -> object:
     """A folder that holds something else, or a run whose files are damaged."""
     config = settled(dict(whole()[0]) | {"run": str(folder / "run")})
-    run = RunFolder.open(config.run, config)
+    run = RunFolder.open(config.run, dump(config))
     damaged = draw.choice(["config.yaml", "metrics.jsonl", "calibration.json"])
     (run.path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n' * 3)
     (run.path / "calibration.json").write_text('{"losses": {}}')
     (run.path / damaged).write_bytes(bent_bytes(draw, (run.path / damaged).read_bytes()))
-    reopened = RunFolder.open(config.run, config)
+    reopened = RunFolder.open(config.run, dump(config))
     reopened.forget_after(draw.choice([0, 1, 5]))
     return reopened.load(), reopened.metrics()
 
