@@ -91,10 +91,9 @@ def encode(folder: Path) -> None:
 
 def control(folder: Path) -> None:
     """What must be seen is seen: a request, and a tracker that was asked for."""
-    try:
+    with suppress(AssertionError):  # it is refused in a line: wandb cannot begin
         command("train", str(folder / "config.yaml"), f"run={folder / 'tracked'}", "tracker=wandb")
-    except ImportError:
-        urlopen("http://127.0.0.1:9/")
+    urlopen("http://127.0.0.1:9/")
 
 
 def installed_tracker(site: Path) -> None:

@@ -163,7 +163,7 @@ def main() -> int:
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(make, checkouts, folders))
     masks = {folder: [str(folder), str(checkout)] for folder, checkout in zip(folders, checkouts)}
-    results = list(differences(*folders, masks))
+    results = list(differences(folders[0], folders[1], masks))
     for file, what in results:
         print(f"{'DIFFERS' if what else 'same   '} {file}{f': {what}' if what else ''}")
     different = sum(bool(what) for _, what in results)

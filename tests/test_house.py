@@ -39,6 +39,21 @@ ROOMS = {
 TREES = {file.relative_to(PACKAGE): ast.parse(file.read_text()) for file in sorted(PACKAGE.rglob("*.py"))}
 LAZY = (Path("__init__.py"), Path("__main__.py"))
 """No rooms: the public names, loaded when asked for, and the program, which hears Ctrl-C while it is imported."""
+SEVERAL = {
+    "attention/recording/test_families.py": "models of timm and transformers",
+    "attention/recording/test_wrong_hands.py": "what people give to capture and SHD that is not what they take",
+    "attention/recording/test_zoo.py": "the models that the next one tries",
+    "attention/recording/test_zoo_capture.py": "every transformer class of diffusers",
+    "evaluation/features/test_networks.py": "networks of photographs",
+    "models/test_public_code.py": "ours beside the public code",
+    "reports/test_pages.py": "laws of every page",
+    "squeezing/test_masked_rows.py": "divergence, weights and gradients where every key is masked",
+    "training/test_equivalence.py": "a run however it is divided",
+    "training/test_kill.py": "a run killed anywhere",
+    "training/test_real_size.py": "true sizes",
+    "training/test_scale.py": "several processes, slices, compilation",
+}
+"""Files of tests that are of several files of a room, and what they are about."""
 ANY_CONFIGS = {
     "models/cards.py": "TrainConfig seen from below: the facts of an export are to be worked out by training",
     "models/export.py": "the same",
@@ -198,6 +213,17 @@ def _is_any(annotation: ast.expr | None) -> bool:
     return annotation is not None and "Any" in [n.id for n in ast.walk(annotation) if isinstance(n, ast.Name)]
 
 
+def test_tests_mirror_the_tree(root):
+    """tests/ROOM/test_x.py is of dit_shd/ROOM/x.py or of the package dit_shd/ROOM/x/, or says above what it is of."""
+    strange = set()
+    for file in (root / "tests").glob("*/**/test_*.py"):
+        own = file.relative_to(root / "tests")
+        module = PACKAGE / own.parent / own.stem.removeprefix("test_")
+        if not (module.is_dir() or module.with_suffix(".py").is_file()):
+            strange.add(own.as_posix())
+    assert strange == set(SEVERAL)
+
+
 def test_public_names_are_typed_and_completed():
     """What __getattr__ finds, a type checker reads under TYPE_CHECKING from the same place, and dir() names it."""
     (block,) = [node for node in TREES[Path("__init__.py")].body if isinstance(node, ast.If)]
@@ -259,5 +285,5 @@ def test_the_wheels_top_level_is_the_package(root, tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {n.split("/")[0] for n in names} == {"dit_shd", "dit_shd-0.1.0.dist-info"}
-    assert "dit_shd/assets/digits_teacher/diffusion_pytorch_model.safetensors" in names
+    assert {"dit_shd/py.typed", "dit_shd/assets/digits_teacher/diffusion_pytorch_model.safetensors"} <= set(names)
     assert wheel.stat().st_size < 12 * 2**20

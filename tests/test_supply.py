@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 
 from dit_shd.training.config import TrainConfig
 
-TOOLS = {"pytest-xdist", "ruff", "pyright", "pre-commit"}
+TOOLS = {"import-linter", "pytest-xdist", "ruff", "pyright", "pre-commit"}
 """Programs that developers run; nobody imports them."""
 
 

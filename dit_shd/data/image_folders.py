@@ -1,4 +1,4 @@
-"""Folders of images: what `dit_shd.image_sources.listing` takes for images, or the shards of a sampling."""
+"""Folders of images: what `dit_shd.data.sources.listing` takes for images, or the shards of a sampling."""
 
 import hashlib
 import os

@@ -2,7 +2,7 @@
 
 config.yaml      resolved                     metrics.jsonl   the numbers of each logged step (deterministic)
 checkpoints/     step_<n>/, newest last       timing.jsonl    seconds (not deterministic)
-student/         EMA weights, diffusers format with a model card
+student/         EMA weights, diffusers format with a model card and their step (training.json)
 evaluations/     samples drawn during training   calibration.json   what losses found out before training (head plans)
 vae/, autoencoder.json   the autoencoder of the latents, which sampling decodes with (not of runs on pixels)
 initialisation.json   which layers, heads and channels of the teacher the student began with

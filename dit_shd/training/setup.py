@@ -29,6 +29,8 @@ PATIENCE = timedelta(hours=3)
 
 _log = logging.getLogger("dit_shd")
 
+_log = logging.getLogger("dit_shd")
+
 
 CALIBRATION_FILE = "calibration.json"
 

@@ -244,7 +244,7 @@ def test_names_that_are_no_utf8(files):
     assert (files["folder"] / "r.html").exists()
     (folder / os.fsdecode(b"\xfd.png")).write_text("x")
     assert "\\udcfd.png: wanted an image, found a broken file" in refused(files, samples=str(folder))
-    assert "wanted a name in UTF-8" in refused(files, samples=str(folder / os.fsdecode(b"\xff")))
+    assert "wanted text in UTF-8" in refused(files, samples=str(folder / os.fsdecode(b"\xff")))
 
 
 def test_what_is_lossy_is_told_by_contents(files):

@@ -258,8 +258,8 @@ def test_what_follows_from_a_checkpoint_is_made_where_a_kill_came_before_it(valu
     whole, student = contents(config.run), config.run / "student"
 
     def older():
-        card = student / "README.md"
-        card.write_text(card.read_text().replace("for 4 steps", "for 2 steps"))
+        file = student / "training.json"
+        file.write_text(file.read_text().replace('"step": 4', '"step": 2'))
         (student / "diffusion_pytorch_model.safetensors").write_bytes(b"older")
 
     for lose in (

@@ -287,7 +287,7 @@ def test_two_processes_under_accelerate_equal_one(tmp_path, root):
     script.write_text(
         """
 import sys, torch
-sys.path.insert(0, sys.argv[1] + "/tests/attention/recording")
+sys.path[:0] = [sys.argv[1] + "/tests/attention/recording", sys.argv[1] + "/tests"]
 from accelerate import Accelerator
 from test_attach import dit
 from dit_shd import SHD
