@@ -19,6 +19,9 @@ from dit_shd.core.errors import UserError
 from dit_shd.models import public_checkpoints
 from dit_shd.models.layers import FeedForward, FinalLayer, LabelEmbedder, TimestepEmbedder, modulate
 
+MOST_LAYERS, MOST_WIDTH, MOST_TOKENS = 1024, 2**16, 2**17
+"""Beyond any such model: a config.json that says so is damaged, and would be built before its weights are looked at."""
+
 
 class Attention(nn.Module):
     """Multi-head self-attention; hands its Capture to `recorder`, if there is one."""
@@ -203,6 +206,11 @@ class LatentTransformer(ModelMixin, ConfigMixin):
             raise UserError(
                 f"{name}: wanted sizes of 1 or more, found sample_size {sample_size}, patch_size {patch_size}, "
                 f"num_layers {num_layers}, heads {heads}, width {width}, mlp_ratio {mlp_ratio}"
+            )
+        if num_layers > MOST_LAYERS or width > MOST_WIDTH or (sample_size // patch_size) ** 2 > MOST_TOKENS:
+            raise UserError(
+                f"{name}: wanted at most {MOST_LAYERS:,} layers of width {MOST_WIDTH:,} and {MOST_TOKENS:,} tokens, "
+                f"found {num_layers:,} layers of width {width:,} and {(sample_size // patch_size) ** 2:,} tokens"
             )
         if sample_size % patch_size:
             raise UserError(f"{name}: sample_size {sample_size} is not a multiple of patch_size {patch_size}")
