@@ -49,14 +49,14 @@ class SampleEvaluation:
         own = {"count": self.count, "steps": self.steps, "guidance": self.guidance, "labels": self.labels}
         out = run / "evaluations" / f"step_{step:08d}.npz"
         return make(
-            SampleConfig, {**own, **self.sample, "run": str(run), "out": out, "force": True}, "evaluation.sample"
+            SampleConfig, {**own, **self.sample, "run": str(run), "out": out, "force": True}, "task.evaluation.sample"
         )
 
     def scoring(self, samples: Path) -> EvaluateConfig:
         """What `dit-shd evaluate` would be told."""
         own = {"reference": self.reference, "features": resolve(self.features), **self.evaluate}
         own |= {"samples": str(samples), "out": samples.with_suffix(".results.json"), "force": True}
-        return make(EvaluateConfig, own, "evaluation.evaluate")
+        return make(EvaluateConfig, own, "task.evaluation.evaluate")
 
     def check(self, diffusion_steps: int) -> None:
         """Numbers in their ranges."""
@@ -66,7 +66,7 @@ class SampleEvaluation:
             try:
                 part.check()
             except UserError as error:  # training has keys of the same names
-                raise UserError(f"evaluation: {error}") from error
+                raise UserError(f"task.evaluation: {error}") from error
 
     def fit(self, student: nn.Module, kept: Kept) -> None:
         """Refuse before training what could not be done after days of it.
@@ -85,14 +85,16 @@ class SampleEvaluation:
             else:
                 decode = decoder(sampling.vae, kept.origin, own.in_channels, device)
         except UserError as error:
-            raise UserError(f"evaluation.sample.{error}") from error
+            raise UserError(f"task.evaluation.sample.{error}") from error
         if decode.keep:
-            raise UserError("evaluation.sample.vae: null keeps latents, and evaluations are of images; leave it out")
+            raise UserError(
+                "task.evaluation.sample.vae: null keeps latents, and evaluations are of images; leave it out"
+            )
         if self.reference is None:
             return
         scoring = self.scoring(Path("run.npz"))
-        network = FEATURES.build(scoring.features, "evaluation.features")
-        reference = open_reference(self.reference, "evaluation.reference")
+        network = FEATURES.build(scoring.features, "task.evaluation.features")
+        reference = open_reference(self.reference, "task.evaluation.reference")
         _, channels, height, width = decode(torch.zeros(1, own.in_channels, 1, 1)).shape  # of one latent
         shape = (self.count, own.sample_size * height, own.sample_size * width, channels)
         samples = ArrayImages(np.broadcast_to(np.uint8(0), shape), "evaluation")

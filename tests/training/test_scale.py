@@ -1,5 +1,7 @@
 """Training at scale: slices of weights, compiled and recomputed blocks, schedules, norms, meters."""
 
+import sys
+
 import pytest
 import torch
 import torch._dynamo
@@ -98,6 +100,7 @@ def test_sharded_projectors_learn_and_a_bad_step_of_one_process_holds_up_nobody(
     """The process that finds the bad number at once gathers slices for the others that go on looking."""
     (tmp_path / "mine.py").write_text(MINE)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
     monkeypatch.setattr(plugins, "_trusted", {"mine"})
     values = {**values, "optimizer": {"name": "adamw", "lr": 1e-3, "eps": 1e-3}, "steps": 3, "skip_bad_steps": 1}
     values["losses"] = [{"name": "mine.Mine"}]
@@ -110,6 +113,41 @@ def test_sharded_projectors_learn_and_a_bad_step_of_one_process_holds_up_nobody(
         for name in ("whole", "run")
     )
     for name in ("losses.0.projector.weight", "losses.0.projector.bias"):
+        torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-5)
+
+
+HINTS = """import torch
+from dit_shd.distillation.losses import LayerLoss, Reads, Term
+
+class Hints(LayerLoss):
+    reads = frozenset({Reads.HIDDEN})
+
+    def __init__(self):
+        super().__init__()
+        self.projector = torch.nn.Linear(8, 16)
+
+    def pair(self, student, teacher, batch):
+        return Term((self.projector(student.hidden) - teacher.hidden).square().flatten(1).mean(1))
+"""
+
+
+@pytest.mark.parametrize("sharding", ["no", pytest.param("fsdp2", marks=slices)])
+def test_two_processes_learn_from_hidden_states_as_one(values, tmp_path, root, monkeypatch, sharding):
+    """The projector has no part in the masked pass, the one in which gradients are synchronised."""
+    (tmp_path / "mine.py").write_text(HINTS)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    monkeypatch.setattr(plugins, "_trusted", {"mine"})
+    values = {**values, "optimizer": {"name": "adamw", "lr": 1e-3, "eps": 1e-3}, "steps": 3}
+    values["losses"] = [{"name": "mine.Hints"}, {"name": "shd"}]
+    _, whole = run({**values, "run": str(tmp_path / "whole")})
+    two_processes({**values, "sharding": sharding}, root, tmp_path)
+    close(whole, rows(tmp_path / "run"))
+    one, two = (
+        load_file(tmp_path / name / "checkpoints" / "step_00000003" / "distiller.safetensors")
+        for name in ("whole", "run")
+    )
+    for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-5)
 
 
