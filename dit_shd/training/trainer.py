@@ -7,7 +7,7 @@ for step in train(config):
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,9 +44,6 @@ from dit_shd.training.state import RunState
 from dit_shd.training.teacher_check import check_teacher
 from dit_shd.training.tracker import Tracker
 from dit_shd.training.validation import Validation
-
-if TYPE_CHECKING:
-    pass
 
 
 _log = logging.getLogger("dit_shd")
