@@ -45,7 +45,6 @@ from dit_shd.training.teacher_check import check_teacher
 from dit_shd.training.tracker import Tracker
 from dit_shd.training.validation import Validation
 
-
 _log = logging.getLogger("dit_shd")
 CALIBRATION_IMAGES = 32
 """Of each of the first steps, that losses calibrate on."""
