@@ -72,7 +72,7 @@ class Figures:
         if not bool(((self.scale < SCALE) & (self.scale > 1 / SCALE)).all()):
             return (
                 "its prediction is of another size than the noise: was it trained with another schedule "
-                "(diffusion_steps) or on latents of another scale?"
+                "(task.timesteps) or on latents of another scale?"
             )
         if self.none is not None and self.none <= WORSE:
             return (

@@ -70,6 +70,8 @@ class Loss(nn.Module, ABC):
 
     def __init__(self, weight: Weight = 1.0, passes: Sequence[str] = ("plain",)):
         super().__init__()
+        if self.reads & LAYERS and not isinstance(self, LayerLoss):
+            raise UserError(f"{type(self).__name__}: reads layers, so it wants to be a LayerLoss, which gets them")
         if not passes:
             raise UserError(f"{type(self).__name__}: passes: wanted the name of one or more, found none")
         self.weight, self.passes = _schedule(weight, type(self).__name__), tuple(passes)
