@@ -12,18 +12,17 @@ import time
 
 import torch
 from _measure import in_turn, parse, parser
-from step import BATCH, batches, models, step
+from step import BATCH, TASK, batches, models, step
 
 from dit_shd.attention.recording.attach import capture
 from dit_shd.distillation.losses.shd import SHD
-from dit_shd.tasks.diffusion import predict
 
 
 def loss_and_gradient(loss: SHD, teacher, student, batch) -> tuple[float, torch.Tensor, dict, float]:
     with capture(teacher) as theirs, capture(student) as ours:
         with torch.no_grad():
-            predict(teacher, batch)
-        predict(student, batch)
+            TASK.predict(teacher, batch)
+        TASK.predict(student, batch)
     start = time.perf_counter()
     term = loss.divergence(theirs, ours)
     seconds = time.perf_counter() - start
@@ -42,7 +41,7 @@ def main() -> None:
     options.add_argument("--tokens", type=int, default=256, choices=sorted(BATCH))
     args = parse(options)
     teacher, student = models(args.tokens)
-    batch = batches(args.tokens)["plain"]
+    batch = batches(args.tokens)[0]
     where = f"{args.tokens} tokens, batch {BATCH[args.tokens]}"
     value, gradient, logs, seconds = loss_and_gradient(SHD(), teacher, student, batch)
     for rows in (0.5, 0.25, 0.1):

@@ -18,14 +18,13 @@ from _measure import header
 
 from dit_shd.core.config import make
 from dit_shd.core.plugins import Plugin
+from dit_shd.core.rng import Draws
 from dit_shd.core.yaml_files import read_yaml
 from dit_shd.data.datasets import DATASETS
-from dit_shd.diffusion.objectives import noise_error, split
-from dit_shd.diffusion.schedule import Schedule
 from dit_shd.distillation.initialisation.initialise import Initialisation
 from dit_shd.models import loading
 from dit_shd.models.families import FAMILIES
-from dit_shd.tasks.diffusion import Batch, BatchSource, predict
+from dit_shd.tasks.diffusion import Diffusion, NoisyBatch
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.trainer import Trainer
 
@@ -39,17 +38,19 @@ SIDES = {
 """pick and merge are the option's two ways with heads; first keeps the first channels; unfitted measures nothing."""
 
 
-def held_out(count: int = 500) -> Batch:
+TASK = Diffusion(label_dropout=0.0, mask_ratio=None, min_snr_gamma=None)
+
+
+def held_out(count: int = 500) -> NoisyBatch:
     """The validation digits, each at a timestep of its own."""
     data = DATASETS.build(Plugin("digits", {"split": "validation"}))
-    source = BatchSource(data, Schedule.linear(), 2026, count, label_dropout=0.0, mask_ratio=None, tokens=None)
-    return source.draw(0, range(count))["plain"]
+    TASK.use(data, torch.nn.Identity())
+    return TASK.draw(Draws(2026, 0, range(count), count))[0]
 
 
 @torch.no_grad()
-def noise_loss(model: torch.nn.Module, batch: Batch) -> float:
-    noise, _ = split(predict(model, batch), batch.x_0.shape[1])
-    return noise_error(Schedule.linear(), noise, batch.noise, batch.t, None).mean().item()
+def noise_loss(model: torch.nn.Module, batch: NoisyBatch) -> float:
+    return TASK.losses(TASK.predict(model, batch), batch)["noise"].mean().item()
 
 
 def averaged(trainer: Trainer) -> torch.nn.Module:
@@ -59,7 +60,7 @@ def averaged(trainer: Trainer) -> torch.nn.Module:
     return student.eval()
 
 
-def curve(config: TrainConfig, at: list[int], batch: Batch) -> list[float]:
+def curve(config: TrainConfig, at: list[int], batch: NoisyBatch) -> list[float]:
     """The loss after each of some numbers of steps."""
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(replace(config, run=Path(folder) / "run"))

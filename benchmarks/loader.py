@@ -24,8 +24,6 @@ from torch import Tensor
 from dit_shd.core import rng
 from dit_shd.data.datasets.latents import Latents
 from dit_shd.data.latent_shards import DTYPES, LatentSet, ShardEntry, shard_file, verify_shard, write_index, write_shard
-from dit_shd.diffusion.schedule import Schedule
-from dit_shd.tasks.diffusion import BatchSource
 
 SHAPE = (4, 32, 32)
 SHARD = 1024
@@ -46,7 +44,7 @@ def write_set(folder: Path, count: int, dtype: str) -> None:
 def npy_files(data: Latents, folder: Path) -> Callable[[np.ndarray], Tensor]:
     """One file for each image; what reads a batch of them."""
     for i in range(len(data)):
-        np.save(folder / f"{i}.npy", data.batch(np.array([i]), 0, 0, [0])[0].numpy())
+        np.save(folder / f"{i}.npy", data.batch(np.array([i]), rng.Draws(0, 0, [0], 1))["latents"].numpy())
 
     def read(indices: np.ndarray) -> Tensor:
         return torch.from_numpy(np.concatenate([np.load(folder / f"{i}.npy", allow_pickle=False) for i in indices]))
@@ -96,15 +94,17 @@ def main() -> None:
         write_set(folders["shards"], args.latents, dtype)
         forget(folders["shards"])
         data = Latents(folders["shards"])
-        source = BatchSource(data, Schedule.linear(), 0, args.batch, 0.1, None, None)
         positions, steps = range(args.batch), range(args.latents // args.batch)
+
+        def draws(step: int) -> rng.Draws:
+            return rng.Draws(0, step, positions, args.batch)
 
         def epoch(read: Callable[[np.ndarray, int], object]) -> None:
             for step in steps:
-                read(source.indices(step, positions), step)
+                read(draws(step).indices(len(data)), step)
 
         def ours() -> None:
-            epoch(lambda indices, step: data.batch(indices, 0, step, positions))
+            epoch(lambda indices, step: data.batch(indices, draws(step)))
 
         start = time.perf_counter()
         ours()

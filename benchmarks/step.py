@@ -12,13 +12,13 @@ from contextlib import contextmanager
 import torch
 from _measure import child, in_turn, parse, parser, peak_mib
 
-from dit_shd.diffusion.schedule import Schedule
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.losses.output import Output
 from dit_shd.distillation.losses.shd import SHD
 from dit_shd.models.families.mdt import MDTv2
-from dit_shd.tasks.diffusion import Batch
+from dit_shd.tasks.diffusion import Diffusion, NoisyBatch
 
+TASK = Diffusion()
 BATCH = {256: 8, 1024: 2, 4096: 1}
 
 
@@ -34,14 +34,15 @@ def models(tokens: int, low: bool = False) -> tuple[torch.nn.Module, torch.nn.Mo
     return (teacher.bfloat16() if low else teacher), student
 
 
-def batches(tokens: int) -> dict[str, Batch]:
+def batches(tokens: int) -> list[NoisyBatch]:
     """A plain and a masked pass (40% of the tokens hidden)."""
-    schedule, b, side = Schedule.linear(), BATCH[tokens], 2 * int(tokens**0.5)
+    b, side = BATCH[tokens], 2 * int(tokens**0.5)
     x, noise, t = torch.randn(b, 4, side, side), torch.randn(b, 4, side, side), torch.full((b,), 300)
     keep = torch.stack([torch.randperm(tokens)[: int(tokens * 0.6)].sort().values for _ in range(b)])
     labels = torch.arange(b)
-    x_t = schedule.add_noise(x, noise, t)
-    return {n: Batch(x, noise, x_t, t, labels, k, labels) for n, k in (("plain", None), ("masked", keep))}
+    x_t = TASK.schedule.add_noise(x, noise, t)
+    kept = {"plain": None, "masked": keep}
+    return [NoisyBatch(name, 0, labels, x, noise, x_t, t, labels, kept[name]) for name in TASK.passes]
 
 
 @contextmanager
@@ -51,13 +52,13 @@ def step(side: str, tokens: int, low: bool = False):
     if tokens == 4096:
         student.enable_gradient_checkpointing()
     losses = [Output(), SHD()] if side == "with" else [Output()]
-    distiller = Distiller(student, losses, Schedule.linear())
+    distiller = Distiller(TASK, student, losses)
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4)
     drawn = batches(tokens)
 
     def run() -> None:
-        for name, batch in drawn.items():
-            distiller(batch, name, teacher)[0].backward()
+        for batch in drawn:
+            distiller(batch, teacher)[0].backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

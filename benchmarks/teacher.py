@@ -11,9 +11,8 @@ in bfloat16. And, for the bound, the student's own step without any teacher.
 from collections.abc import Callable
 
 from _measure import in_turn, parse, parser
-from step import BATCH, batches, models
+from step import BATCH, TASK, batches, models
 
-from dit_shd.diffusion.schedule import Schedule
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.losses.output import Output
 from dit_shd.distillation.losses.shd import SHD
@@ -25,11 +24,11 @@ def side(tokens: int, output: bool, cut: bool, low: bool = False, taught: bool =
     drawn = batches(tokens)
     encoder = {f"{part}.{i}.attn": f"{part}.{i}.attn" for part in ("en_inblocks", "en_outblocks") for i in range(3)}
     losses = [SHD(layers=encoder), *([Output()] if output else [])] if taught else []
-    distiller = Distiller(student, losses, Schedule.linear(), cut_teacher=cut)
+    distiller = Distiller(TASK, student, losses, stop_teacher_early=cut)
 
     def run() -> None:
-        for name, batch in drawn.items():
-            distiller(batch, name, teacher)[0].backward()
+        for batch in drawn:
+            distiller(batch, teacher)[0].backward()
         student.zero_grad()
 
     return run

@@ -58,9 +58,8 @@ def arm(kill):
 
 def owners():
     """Phase -> whose function it is, and its name there."""
-    from dit_shd.diffusion import generation
+    from dit_shd.diffusion import generation, sample_evaluation
     from dit_shd.models import export
-    from dit_shd.training import validation
     from dit_shd.training.checkpointer import Saver
     from dit_shd.training.run_folder import RunFolder
     from dit_shd.training.trainer import Trainer
@@ -70,7 +69,7 @@ def owners():
         "save": (RunFolder, "save"),
         "export": (export, "export"),
         "resume": (Saver, "resume"),
-        "evaluation": (validation, "evaluate"),
+        "evaluation": (sample_evaluation, "evaluate"),
         "sample": (generation, "draw"),
         "publish": (generation, "_publish"),
     }
@@ -91,7 +90,7 @@ def phase(kill):
 def line_of(step, positions, passes):
     """What was drawn at a place."""
     sums = hashlib.sha256()
-    for batch in passes.values():
+    for batch in passes:
         for value in (batch.indices, batch.x_t, batch.t, batch.labels):
             sums.update(value.contiguous().numpy().tobytes())
     return f"{step} {min(positions)} {len(positions)} {sums.hexdigest()}\n"
@@ -99,18 +98,18 @@ def line_of(step, positions, passes):
 
 def record_order(file):
     """Append a line for everything that is drawn of the data."""
-    from dit_shd.tasks.diffusion import BatchSource
+    from dit_shd.tasks.diffusion import Diffusion
 
-    real = BatchSource.draw
+    real = Diffusion.draw
 
-    def draw(self, step, positions):
-        passes = real(self, step, positions)
+    def draw(self, draws):
+        passes = real(self, draws)
         descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        os.write(descriptor, line_of(step, positions, passes).encode())
+        os.write(descriptor, line_of(draws.step, draws.positions, passes).encode())
         os.close(descriptor)
         return passes
 
-    BatchSource.draw = draw
+    Diffusion.draw = draw
 
 
 def live(life):

@@ -11,6 +11,8 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from dit_shd.core.config import make
+from dit_shd.core.rng import Draws
+from dit_shd.tasks.diffusion import Diffusion
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.trainer import train
 
@@ -20,6 +22,23 @@ def run(values, **changes):
     AcceleratorState._reset_state(reset_partial_state=True)
     config = make(TrainConfig, {**values, **changes})
     return config, [step.metrics for step in train(config)]
+
+
+def diffusion(dataset, tokens=16, **options):
+    """The task of a dataset and a student of some tokens."""
+    task = Diffusion(**options)
+    task.dataset, task.tokens = dataset, tokens
+    return task
+
+
+def drawn(task, step, positions, seed=0, batch_size=8):
+    """The passes of some positions of a step's batch, by name."""
+    return {batch.pass_name: batch for batch in task.draw(Draws(seed, step, positions, batch_size))}
+
+
+def drawn_by(trainer, step, positions):
+    """The same of a run."""
+    return drawn(trainer.task, step, positions, trainer.config.seed, trainer.config.batch_size)
 
 
 def contents(folder):

@@ -18,6 +18,8 @@ from dit_shd.models.families import FAMILIES
 from dit_shd.profiling import meta
 from dit_shd.profiling.estimate import hours, peaks
 from dit_shd.profiling.flops import step_operations
+from dit_shd.tasks import TASKS
+from dit_shd.training import checks
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.dry_run import step_shape
 
@@ -58,7 +60,9 @@ def test_a_configs_models_fit_together(name):
     config = load(name)
     student = meta.build(config.student, "student")
     assert (config.teacher is None) == (config.estimate.teacher is None) == (not config.losses)
-    assert config.mask_ratio is None or hasattr(student, "mask_token")
+    task = TASKS.build(config.task, "task")
+    assert ("masked" in task.passes) == hasattr(student, "mask_token")
+    checks.passes(task, [LOSSES.build(plugin, "losses") for plugin in config.losses])
     if config.estimate.teacher is None:
         return
     teacher = meta.build(config.estimate.teacher, "teacher")
@@ -80,7 +84,7 @@ def test_a_header_tells_what_is_counted(name):
     stand_in = config.estimate.teacher
     teacher = None if stand_in is None else meta.build(stand_in, "teacher")
     student = meta.build(config.student, "student")
-    found = step_operations(step_shape(config, student, config.micro_batch_size or config.batch_size), student, teacher)
+    found = step_operations(step_shape(config, config.micro_batch_size or config.batch_size), student, teacher)
     told = re.search(r"Cost: (\S+) GFLOP an image (\S+) EFLOP in all: (\S+) A100 or (\S+) H100 hours", header)
     assert told is not None
     whole = found.executed * config.batch_size * config.steps

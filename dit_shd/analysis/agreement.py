@@ -15,12 +15,13 @@ from dit_shd.attention.capture import Captures
 from dit_shd.attention.recording.attach import capture
 from dit_shd.core import rng
 from dit_shd.data.datasets import Dataset
+from dit_shd.diffusion.denoiser import Denoiser
 from dit_shd.diffusion.schedule import Schedule
 from dit_shd.distillation.layer_map import LayerMap, layer_map
 from dit_shd.squeezing.divergence import attention_kl
 from dit_shd.squeezing.plans import Plan
 from dit_shd.squeezing.squeeze import squeeze
-from dit_shd.tasks.diffusion import Batch, predict
+from dit_shd.tasks.diffusion import NoisyBatch
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,13 +57,14 @@ class LayerSqueeze:
     """KL(A~ || B) of each student B, mean over samples and rows, summed over heads."""
 
 
-def noised(dataset: Dataset, index: int, t: int, seed: int) -> Batch:
+def noised(dataset: Dataset, index: int, t: int, seed: int) -> NoisyBatch:
     """One sample of a dataset at one timestep, with its label, as a batch of one."""
-    x_0, labels = dataset.batch(np.array([index]), seed, 0, [0])
+    sample = dataset.batch(np.array([index]), rng.Draws(seed, 0, [0], 1))
+    x_0, labels = sample["latents"], sample["labels"]
     noise = rng.normal(seed, "inspect", 0, [index], dataset.shape)
     step = torch.tensor([t])
     x_t = Schedule.linear().add_noise(x_0, noise, step)
-    return Batch(x_0, noise, x_t, step, labels, None, torch.tensor([index]))
+    return NoisyBatch("plain", 0, torch.tensor([index]), x_0, noise, x_t, step, labels)
 
 
 def inkiest_token(x_0: Tensor, window: int) -> int:
@@ -75,7 +77,7 @@ def inkiest_token(x_0: Tensor, window: int) -> int:
 def attention_rows(
     teacher: nn.Module,
     students: Mapping[str, nn.Module],
-    batch: Batch,
+    batch: NoisyBatch,
     token: int,
     layers: Sequence[str] | None = None,
     how: LayerMap = "sections",
@@ -105,7 +107,7 @@ def attention_rows(
 
 @torch.no_grad()
 def squeeze_statistics(
-    teacher: nn.Module, students: Mapping[str, nn.Module], batch: Batch, how: LayerMap = "sections"
+    teacher: nn.Module, students: Mapping[str, nn.Module], batch: NoisyBatch, how: LayerMap = "sections"
 ) -> list[LayerSqueeze]:
     """Alpha, clamping, residual and the students' divergence, layer by layer."""
     t, s = _captures(teacher, students, batch)
@@ -131,13 +133,13 @@ def squeeze_statistics(
 
 
 def _captures(
-    teacher: nn.Module, students: Mapping[str, nn.Module], batch: Batch
+    teacher: nn.Module, students: Mapping[str, nn.Module], batch: NoisyBatch
 ) -> tuple[Captures, dict[str, Captures]]:
     """One plain forward of every model, recorded."""
     with ExitStack() as stack:
         recorded = {name: stack.enter_context(capture(m)) for name, m in {"": teacher, **students}.items()}
         for model in (teacher, *students.values()):
-            predict(model, batch)
+            Denoiser(model)(batch.x_t, batch.t, batch.labels, batch.keep)
         copies: dict[str, Captures] = {name: dict(captures) for name, captures in recorded.items()}
     return copies.pop(""), copies
 

@@ -18,7 +18,7 @@ from dit_shd.core import rng
 from dit_shd.core.errors import UserError
 from dit_shd.core.file_kinds import NPZ, SAFETENSORS, file_kind
 from dit_shd.data.datasets import Dataset
-from dit_shd.diffusion.denoiser import classes_of
+from dit_shd.diffusion.denoiser import Denoiser
 from dit_shd.diffusion.schedule import Schedule
 
 Time = Literal["auto", "steps", "fraction"]
@@ -56,15 +56,16 @@ class Images(Inputs):
     name = "images of the data"
 
     def __init__(self, model: nn.Module, dataset: Dataset, schedule: Schedule, batches: Sequence[range], seed: int):
-        own: Any = model.config
-        shape = (own.in_channels, own.sample_size, own.sample_size)
+        denoiser = Denoiser(model)
+        shape = denoiser.shape
         if shape != tuple(dataset.shape):
             raise UserError(f"data: the model takes latents of shape {shape}, the data's are {tuple(dataset.shape)}")
-        if classes_of(model) < dataset.classes:
-            raise UserError(f"data: the model knows {classes_of(model)} classes, the data has {dataset.classes}")
+        if denoiser.classes < dataset.classes:
+            raise UserError(f"data: the model knows {denoiser.classes} classes, the data has {dataset.classes}")
         self.batches, self._schedule, self._seed = batches, schedule, seed
         chosen = rng.permutation(seed, "inspect", 0, len(dataset))[: batches[-1].stop]
-        self.x_0, self._labels = dataset.batch(chosen, seed, 0, range(len(chosen)))
+        sample = dataset.batch(chosen, rng.Draws(seed, 0, range(len(chosen)), len(chosen)))
+        self.x_0, self._labels = sample["latents"], sample["labels"]
         if len(chosen) < batches[-1].stop:
             raise UserError(f"samples: wanted up to {len(chosen)}, all that the data has, found {batches[-1].stop}")
         self.words = f"{len(chosen)} images of the data, noised to each timestep, with their labels"

@@ -21,6 +21,7 @@ from dit_shd.core.places import MODEL, Place
 from dit_shd.core.plugins import Plugin
 from dit_shd.core.yaml_files import read_yaml
 from dit_shd.data.datasets import DATASETS
+from dit_shd.diffusion.sampler import timesteps_of
 from dit_shd.diffusion.schedule import Schedule
 from dit_shd.models import loading
 
@@ -158,7 +159,7 @@ def run_config(source: str) -> dict[str, Any]:
 
 def schedule_length(run: dict[str, Any]) -> int:
     """The length of the noise schedule."""
-    return cast(int, run.get("diffusion_steps", 1000), "diffusion_steps")
+    return cast(int, timesteps_of(run) or 1000, "task.timesteps")
 
 
 def short_name(source: str) -> str:

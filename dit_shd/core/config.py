@@ -58,6 +58,8 @@ def make(cls: type[T], values: Any, where: str = "config") -> T:
     """Fill the dataclass `cls` from a mapping, strictly."""
     if not isinstance(values, dict):
         raise UserError(f"{where}: wanted keys and values, found {describe(values)}")
+    if hasattr(cls, "migrated"):  # keys that have moved
+        values = cls.migrated(values)  # type: ignore[attr-defined]
     hints = typing.get_type_hints(cls, include_extras=True)
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in values:

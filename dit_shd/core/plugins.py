@@ -69,14 +69,14 @@ class PluginFolder(Generic[Base]):
         Raises:
             UserError: no such file, or a dotted name of an untrusted package or of another kind.
         """
-        if "." in name:
+        if "." in name and all(part.isidentifier() for part in name.split(".")):
             return self._foreign(name)
         known = self.names()
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             raise UserError(
-                f"{self.kind}: no plug-in called '{name}'"
-                + (f", did you mean '{near[0]}'?" if near else "")
+                f"{self.kind}: no plug-in called '{name if len(name) < 60 else name[:57] + '...'}'"
+                + (f", did you mean '{near[0]}'?" if near else ".")
                 + f" Available: {', '.join(known)}."
             )
         module = importlib.import_module(f"{self.package}.{name}")

@@ -73,7 +73,7 @@ def read_weights(cls: Any, folder: Path, variant: str | None = None) -> Any:
             local_files_only=True,
         )
     except Exception as error:  # a stranger's folder can be wrong in any way
-        raise UserError(f"{folder}: cannot be read as {cls.__name__}: {one_line(error, 200)}") from error
+        raise UserError(f"{folder}: cannot be read as {cls.__name__}: {_reason(error)}") from error
     for wrong, words in (("missing_keys", "missing"), ("unexpected_keys", "unknown"), ("mismatched_keys", "misshapen")):
         if told[wrong]:
             count, first = len(told[wrong]), sorted(told[wrong])[0]
@@ -81,6 +81,19 @@ def read_weights(cls: Any, folder: Path, variant: str | None = None) -> Any:
     if chosen.note:
         _log.info("%s: %s", folder, chosen.note)
     return model
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong with a folder, of the libraries' words those that help."""
+    text = one_line(error, 300)
+    if text.startswith("Cannot load because "):
+        misfit = text.removeprefix("Cannot load because ").partition(". If you want")[0]
+        return f"the weights do not fit config.json: {misfit}"
+    if text.startswith("Unable to load weights from checkpoint file"):
+        return "its file of weights is damaged; copy or download it again"
+    if isinstance(error, (TypeError, AttributeError)):
+        return f"a value in config.json is of a kind that it cannot be ({text[:120]})"
+    return text[:200]
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ numbers again. Philox is counter-based (Salmon et al., SC 2011), so each tuple n
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -41,3 +42,36 @@ def uniform(seed: int, purpose: str, step: int, indices: Sequence[int], shape: S
 def permutation(seed: int, purpose: str, epoch: int, count: int) -> np.ndarray:
     """The order of `count` things in one epoch."""
     return stream(seed, purpose, epoch).permutation(count)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers of some positions (0 .. batch_size-1) of one step's global batch."""
+
+    seed: int
+    step: int
+    positions: Sequence[int]
+    batch_size: int
+    """Of the whole step, over all processes."""
+
+    def normal(self, purpose: str, shape: Sequence[int]) -> Tensor:
+        """Standard normal noise [b, *shape] in float32."""
+        return normal(self.seed, purpose, self.step, self.positions, shape)
+
+    def uniform(self, purpose: str, shape: Sequence[int] = ()) -> Tensor:
+        """Uniform numbers in [0, 1) [b, *shape] in float64."""
+        return uniform(self.seed, purpose, self.step, self.positions, shape)
+
+    def scalar(self, purpose: str) -> float:
+        """One uniform number for the whole step."""
+        return float(stream(self.seed, purpose, self.step).random())
+
+    def indices(self, count: int) -> np.ndarray:
+        """Which of `count` samples: every epoch visits each once, in its own order, across step boundaries."""
+        seen = self.step * self.batch_size + np.asarray(self.positions)
+        return np.array([_order(self.seed, int(p) // count, count)[p % count] for p in seen])
+
+
+@lru_cache(maxsize=4)
+def _order(seed: int, epoch: int, count: int) -> np.ndarray:
+    return permutation(seed, "order", epoch, count)

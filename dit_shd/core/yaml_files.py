@@ -25,7 +25,9 @@ def parse_yaml(text: str) -> Any:
     """YAML as plain values; yaml.YAMLError whatever is wrong with it."""
     try:
         return yaml.load(text, _Loader)
-    except (ValueError, RecursionError) as error:  # impossible dates, endless numbers, bottomless brackets
+    except RecursionError as error:
+        raise yaml.YAMLError("brackets are nested too deeply") from error
+    except ValueError as error:  # impossible dates, endless numbers
         raise yaml.YAMLError(str(error)) from error
 
 
@@ -54,7 +56,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+        words = (
+            " ".join(str(error).split())
+            .replace(' in "<unicode string>",', " in")
+            .replace(' in "<byte string>",', " in")
+        )
+        raise UserError(f"{path}: not valid YAML: {words}") from error
     if values is None:
         return {}
     if not isinstance(values, dict):

@@ -147,6 +147,8 @@ def broken(name: str, error: BaseException, path: Path) -> UserError:
     reason = (str(error).splitlines() or [type(error).__name__])[0][:80]
     if reason == "File is not a zip file":
         reason = "its end is missing"
+    if "pickle" in reason:
+        reason = "of Python objects, which are never unpickled"
     return UserError(
         f"{name}: wanted an npz file written by numpy.savez, found a broken one ({reason}); write it again"
     )

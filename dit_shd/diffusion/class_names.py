@@ -5,7 +5,6 @@ its training never saw. Data have names too where folders, tables or latents.jso
 """
 
 import inspect
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,7 +20,6 @@ Names = Sequence[str | None]
 WORDNET = re.compile(r"n\d{8}")
 SHOWN = 8
 """Classes that are named in a line."""
-_log = logging.getLogger("dit_shd")
 
 
 def learned(dataset: Dataset, classes: int) -> list[str | None] | None:
@@ -39,15 +37,15 @@ def tell(model: nn.Module, names: Names | None) -> None:
         model.register_to_config(class_names=list(names))  # type: ignore[operator]
 
 
-def say_fewer(dataset: Dataset, classes: int) -> None:
-    """Say it where the data have not all the classes of a student."""
+def fewer(dataset: Dataset, classes: int) -> list[str]:
+    """What is to be said where the data have not all the classes of a student."""
     seen = np.unique(dataset.labels()).tolist()
-    if len(seen) < classes:
-        told = _listed(dataset, seen)
-        _log.warning(
-            "classes: the student knows %d, the data has images of %d (%s); only these are sampled later",
-            classes, len(seen), told,
-        )  # fmt: skip
+    if len(seen) >= classes:
+        return []
+    return [
+        f"classes: the student knows {classes}, the data has images of {len(seen)} ({_listed(dataset, seen)}); only "
+        "these are sampled later"
+    ]
 
 
 def _listed(dataset: Dataset, classes: Sequence[int]) -> str:

@@ -6,7 +6,7 @@
 Image i depends on the seed and on i only: its noise is a stream of its own, whatever the batch or the process.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -162,5 +162,11 @@ def device_of(model: nn.Module) -> torch.device:
 def of_run(config: SampleConfig) -> SampleConfig:
     """A SampleConfig with what the run folder it names knows: the steps of the noise schedule."""
     file = Path(config.run) / "config.yaml"
-    steps = read_yaml(file).get("diffusion_steps") if file.is_file() else None
+    steps = timesteps_of(read_yaml(file)) if file.is_file() else None
     return replace(config, diffusion_steps=steps) if isinstance(steps, int) else config
+
+
+def timesteps_of(run: Mapping[str, Any]) -> Any:
+    """The steps of the noise schedule that a run's config tells; None where it tells of none."""
+    task = run.get("task")
+    return task.get("timesteps") if isinstance(task, dict) else run.get("diffusion_steps")

@@ -24,16 +24,19 @@ class Schedule:
     timesteps: np.ndarray
 
     @classmethod
-    def linear(cls, steps: int = 1000) -> "Schedule":
+    def linear(cls, steps: int = 1000, key: str = "diffusion_steps") -> "Schedule":
         """The linear schedule of DDPM, section 4, scaled to any number of steps that leaves every beta below 1.
+
+        Args:
+            key: what the number is called where it was given.
 
         Raises:
             UserError: steps is not in FEWEST..MOST.
         """
         if not FEWEST <= steps <= MOST:
             raise UserError(
-                f"diffusion_steps: wanted {FEWEST} to {MOST:,} (the last step's noise variance, 20 / diffusion_steps, "
-                f"must be below 1), found {steps}"
+                f"{key}: wanted {FEWEST} to {MOST:,} (the last step's noise variance, 20 / {key}, must be below 1), "
+                f"found {steps}"
             )
         scale = 1000 / steps
         return cls(np.linspace(scale * 1e-4, scale * 0.02, steps, dtype=np.float64), np.arange(steps))

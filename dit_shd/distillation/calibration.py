@@ -1,7 +1,6 @@
 """What some losses want to know of the teacher before training."""
 
-import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -10,24 +9,21 @@ from torch import nn
 from dit_shd.attention.recording.attach import capture
 from dit_shd.attention.recording.sharded import captured
 from dit_shd.distillation.distiller import Distiller
-from dit_shd.tasks.diffusion import Batch, PassName, predict
-
-Passes = dict[PassName, Batch]
-_log = logging.getLogger("dit_shd")
+from dit_shd.tasks import Batch
 
 
 @torch.no_grad()
-def calibrate(distiller: Distiller, teacher: nn.Module, batches: Iterable[Passes]) -> dict[str, Any]:
-    """Show the batches to every loss that wants some; what each found, by its name."""
+def calibrate(distiller: Distiller, teacher: nn.Module, steps: Iterable[Sequence[Batch]]) -> dict[str, Any]:
+    """Show the batches of some steps to every loss that wants some; what each found, by its name."""
     wanting = {name: loss for name, loss in distiller.named_losses() if loss.calibration}
-    for number, passes in enumerate(batches):
-        for name, batch in passes.items():
-            losses = [loss for loss in wanting.values() if number < loss.calibration and name in loss.passes]
+    for number, batches in enumerate(steps):
+        for batch in batches:
+            losses = [loss for loss in wanting.values() if number < loss.calibration and batch.pass_name in loss.passes]
             if not losses:
                 continue
             with capture(distiller.student) as ours, captured(teacher) as theirs:
-                predict(distiller.student, batch)
-                predict(teacher, batch)
+                distiller.task.predict(distiller.student, batch)
+                distiller.task.predict(teacher, batch)
             for loss in losses:
                 loss.calibrate(theirs, ours)
     return {name: loss.calibrated() for name, loss in wanting.items()}

@@ -1,11 +1,54 @@
 """The repeated blocks of any transformer."""
 
-from torch import nn
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from dit_shd.core.errors import UserError
+
+
+def named_blocks(model: nn.Module, prefix: str = "") -> dict[str, nn.Module]:
+    """The members of a transformer's outermost lists of modules, by name."""
+    found: dict[str, nn.Module] = {}
+    for name, child in model.named_children():
+        path = f"{prefix}{name}"
+        if isinstance(child, nn.ModuleList):
+            found |= {f"{path}.{i}": block for i, block in enumerate(child)}
+        else:
+            found |= named_blocks(child, f"{path}.")
+    return {name: block for name, block in found.items() if any(True for _ in block.parameters())}
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
-    """The repeated blocks of a transformer: the members of its outermost lists of modules."""
-    found: list[nn.Module] = []
-    for child in model.children():
-        found += list(child) if isinstance(child, nn.ModuleList) else blocks(child)
-    return [block for block in found if any(True for _ in block.parameters())]
+    """The same without their names."""
+    return list(named_blocks(model).values())
+
+
+@contextmanager
+def recorded_blocks(model: nn.Module, sink: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Inside it, hand the output [b,n,e] of each block of a forward to `sink(name, output)` as it runs.
+
+    Raises:
+        UserError: a model without blocks, or a block that gives no tensor.
+    """
+    found = named_blocks(model)
+    if not found:
+        raise UserError(f"{type(model).__name__}: has no list of blocks whose outputs could be read")
+
+    def hook(name: str) -> Any:
+        def see(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            first = output[0] if isinstance(output, (tuple, list)) and output else output
+            if not isinstance(first, Tensor):
+                raise UserError(f"{name}: wanted a block that gives a tensor first, found {type(first).__name__}")
+            sink(name, first)
+
+        return see
+
+    handles = [block.register_forward_hook(hook(name)) for name, block in found.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

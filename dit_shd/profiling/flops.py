@@ -14,12 +14,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from dit_shd.attention.capture import Captures
 from dit_shd.attention.recording import discovery
 from dit_shd.attention.recording.attach import capture
-from dit_shd.diffusion.denoiser import Denoiser
-from dit_shd.diffusion.schedule import Schedule
 from dit_shd.distillation.distiller import Distiller
+from dit_shd.distillation.losses import Reads
 from dit_shd.profiling import meta
 from dit_shd.profiling.step import StepShape
-from dit_shd.tasks.diffusion import PassName, predict
+from dit_shd.tasks import Task
+from dit_shd.tasks.diffusion import Diffusion
+
+PLAIN = Diffusion(mask_ratio=None)
+"""How a class-conditional model is asked where nothing else is said."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class PassOperations:
 class Operations:
     """Of one image in one training step."""
 
-    passes: dict[PassName, PassOperations]
+    passes: dict[str, PassOperations]
 
     @property
     def total(self) -> float:
@@ -61,61 +64,67 @@ class Operations:
 def step_operations(step: StepShape, student: Any, teacher: Any = None) -> Operations:
     """Count one step, in seconds and without memory; the models may be real ones or without weights.
 
-    A masked pass is counted at its mean ratio.
+    Passes whose size is drawn are counted at its mean.
     """
-    named = Distiller(student, step.losses, Schedule.linear()).named_losses()
-    images = step.images
+    named, task = Distiller(step.task, student, step.losses).named_losses(), step.task
     kind = meta.Kind.of(student)
-    passes: dict[PassName, PassOperations] = {}
-    for name, kept in step.passes.items():
-        forward, backward = _counted(kind, kept, backward=True)
+    passes: dict[str, PassOperations] = {}
+    for name in task.passes:
+        forward, backward = _counted(kind, task, name, backward=True)
         wanted = {key: loss for key, loss in named if name in loss.passes}
-        theirs = captures_of(teacher, kept) if any(loss.needs_captures for loss in wanted.values()) else {}
-        ours = captures_of(student, kept) if theirs else {}
-        again = _counted(kind, kept, True, again=True)[1] - backward if step.recompute else 0
+        attention = any(Reads.ATTENTION in loss.reads for loss in wanted.values())
+        theirs = captures_of(teacher, task, name) if attention else {}
+        ours = captures_of(student, task, name) if theirs else {}
+        again = _counted(kind, task, name, True, again=True)[1] - backward if step.recompute else 0
         passes[name] = PassOperations(
-            tokens=Denoiser(student).tokens if kept is None else kept,
-            teacher=forward_operations(teacher, kept) if wanted else 0,
+            tokens=task.tokens_seen(student, _example(task, name, student, meta.META)),
+            teacher=forward_operations(teacher, task, name) if wanted else 0,
             forward=forward,
             backward=backward,
-            losses={key: loss.cost(theirs, ours, images).operations / images for key, loss in wanted.items()},
+            losses={k: loss.cost(theirs, ours, step.images).operations / step.images for k, loss in wanted.items()},
             recomputed=again,
         )
     return Operations(passes)
 
 
-def forward_operations(model: Any, kept: int | None = None) -> int:
+def forward_operations(model: Any, task: Task[Any] = PLAIN, pass_name: str = "plain") -> int:
     """Of a model's forward on one image."""
-    return _counted(meta.Kind.of(model), kept, backward=False)[0]
+    return _counted(meta.Kind.of(model), task, pass_name, backward=False)[0]
 
 
-def captures_of(model: Any, kept: int | None = None) -> Captures:
+def captures_of(model: Any, task: Task[Any] = PLAIN, pass_name: str = "plain") -> Captures:
     """What one image's forward hands to losses: shapes; of other people's attention, which needs numbers, real ones."""
     if all(discovery.is_ours(module) for module in discovery.attention_layers(model).values()):
-        return _shapes(meta.Kind.of(model), kept)
-    return _captured(model, kept)
+        return _shapes(meta.Kind.of(model), task, pass_name)
+    return _captured(model, task, pass_name)
 
 
 @lru_cache(maxsize=64)
-def _shapes(kind: meta.Kind, kept: int | None) -> Captures:
-    return _captured(kind.skeleton(), kept)
+def _shapes(kind: meta.Kind, task: Task[Any], pass_name: str) -> Captures:
+    return _captured(kind.skeleton(), task, pass_name)
 
 
-def _captured(model: Any, kept: int | None) -> Captures:
+def _captured(model: Any, task: Task[Any], pass_name: str) -> Captures:
     with torch.no_grad(), capture(model) as found:
-        predict(model, meta.batch(model, 1, kept, next(model.parameters()).device))
+        task.predict(model, _example(task, pass_name, model, next(model.parameters()).device))
         return dict(found)
 
 
 @lru_cache(maxsize=64)
-def _counted(kind: meta.Kind, kept: int | None, backward: bool, again: bool = False) -> tuple[int, int]:
+def _counted(kind: meta.Kind, task: Task[Any], pass_name: str, backward: bool, again: bool = False) -> tuple[int, int]:
     """Operations of forward and, if wanted, backward on one image; `again`: with blocks computed again."""
     model = kind.skeleton()
     if again:
         model.enable_gradient_checkpointing()
     with torch.set_grad_enabled(backward), meta.like_a_gpu("no"), FlopCounterMode(display=False) as counter:
-        output = predict(model, meta.batch(model, 1, kept))
+        output = task.predict(model, _example(task, pass_name, model, meta.META))
         forward = counter.get_total_flops()
         if backward:
-            output.sum().backward()
+            torch.stack([x.sum() for x in (output.prediction, *output.extra.values())]).sum().backward()
         return forward, counter.get_total_flops() - forward
+
+
+def _example(task: Task[Any], pass_name: str, model: Any, device: torch.device) -> Any:
+    """One image in one pass."""
+    (found,) = [batch for batch in task.example(model, 1, device) if batch.pass_name == pass_name]
+    return found

@@ -6,14 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dit_shd.diffusion.schedule import Schedule
 from dit_shd.distillation.distiller import Distiller
-from dit_shd.distillation.losses import Loss
+from dit_shd.distillation.losses import Loss, Reads
 from dit_shd.profiling import meta
 from dit_shd.profiling.flops import captures_of
 from dit_shd.profiling.step import StepShape
 from dit_shd.squeezing.cost import LayerCost
-from dit_shd.tasks.diffusion import PassName, predict
+from dit_shd.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -31,14 +30,14 @@ class Memory:
 
 def step_memory(step: StepShape, student: Any, teacher: Any) -> Memory:
     """Count what a step holds; the models may be without weights."""
-    distiller = Distiller(meta.Kind.of(student).skeleton(), step.losses, Schedule.linear()).to("meta")
+    distiller = Distiller(step.task, meta.Kind.of(student).skeleton(), step.losses).to("meta")
     bare = None if teacher is None else meta.Kind.of(teacher).skeleton()
     if bare is not None and step.teacher_precision == "bf16":
         bare = bare.bfloat16()
     trained = [p for p in distiller.parameters() if p.requires_grad]
     for p in trained:
         p.grad = torch.zeros_like(p)
-    passes = [_pass(step, distiller, teacher, bare, name) for name in step.passes]
+    passes = [_pass(step, distiller, teacher, bare, name) for name in step.task.passes]
     return Memory(
         images=step.images,
         parts={
@@ -68,27 +67,27 @@ def _states(step: StepShape, trained: list[nn.Parameter]) -> int:
     return sum(size(value) for value in states if isinstance(value, Tensor))
 
 
-def _pass(step: StepShape, distiller: Distiller, teacher: Any, bare: Any, name: PassName) -> dict[str, int]:
+def _pass(step: StepShape, distiller: Distiller, teacher: Any, bare: Any, name: str) -> dict[str, int]:
     """The peak of one pass: the student's forward, the teacher's beside it, the backward."""
     student: Any = distiller.student
-    kept = step.passes[name]
-    batch = meta.batch(student, step.images, kept)
+    task = step.task
+    (batch,) = [batch for batch in task.example(student, step.images, meta.META) if batch.pass_name == name]
     wanted = [loss for loss in distiller.losses if isinstance(loss, Loss) and name in loss.passes]
-    extra = _losses(wanted, student, teacher, kept, step.images)
+    extra = _losses(wanted, task, name, student, teacher, step.images)
     if step.recompute:
         student.enable_gradient_checkpointing()
     with meta.like_a_gpu(step.precision), meta.Live(student, *([] if bare is None else [bare])) as live:
-        output = predict(student, batch)
+        output = task.predict(student, batch)
         if wanted:
             assert bare is not None, "losses need a teacher"
             with torch.no_grad():
-                predict(bare, batch)
-        output.float().sum().backward()
+                task.predict(bare, batch)
+        output.prediction.sum().backward()
     return {"activations": live.peak, "losses (gradients held, tiles)": extra.held + extra.scratch}
 
 
-def _losses(wanted: list[Loss], student: Any, teacher: Any, kept: int | None, images: int) -> LayerCost:
-    if not any(loss.needs_captures for loss in wanted):
+def _losses(wanted: list[Loss], task: Task[Any], name: str, student: Any, teacher: Any, images: int) -> LayerCost:
+    if not any(Reads.ATTENTION in loss.reads for loss in wanted):
         return LayerCost()
-    theirs, ours = captures_of(teacher, kept), captures_of(student, kept)
+    theirs, ours = captures_of(teacher, task, name), captures_of(student, task, name)
     return sum((loss.cost(theirs, ours, images) for loss in wanted), LayerCost())

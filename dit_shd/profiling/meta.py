@@ -19,7 +19,6 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from dit_shd.core.plugins import Plugin
 from dit_shd.models.families import FAMILIES
-from dit_shd.tasks.diffusion import Batch
 
 META = torch.device("meta")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -49,15 +48,6 @@ def build(plugin: Plugin, where: str) -> Any:
     """A model by name without memory."""
     with META:
         return FAMILIES.build(plugin, where)
-
-
-def batch(model: Any, images: int, kept: int | None, device: torch.device = META) -> Batch:
-    """Something to run a model on; `kept` tokens in a masked pass."""
-    own = model.config
-    x = torch.zeros(images, own.in_channels, own.sample_size, own.sample_size, device=device)
-    t = torch.zeros(images, dtype=torch.long, device=device)
-    keep = None if kept is None else torch.arange(kept, device=device).expand(images, -1).contiguous()
-    return Batch(x_0=x, noise=x, x_t=x, t=t, labels=t, keep=keep, indices=t)
 
 
 @contextmanager

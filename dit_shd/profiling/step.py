@@ -1,14 +1,14 @@
 """What a training step does, apart from its two models: all that its operations and its memory depend on."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 from torch.optim import Optimizer
 
 from dit_shd.distillation.losses import Loss
-from dit_shd.tasks.diffusion import PassName
+from dit_shd.tasks import Task
 
 Precision = Literal["no", "bf16", "fp16"]
 
@@ -17,9 +17,8 @@ Precision = Literal["no", "bf16", "fp16"]
 class StepShape:
     """One training step in one process."""
 
+    task: Task[Any]
     losses: Sequence[Loss]
-    passes: Mapping[PassName, int | None]
-    """Pass -> the tokens its encoder sees, at the mean ratio; None for all."""
     images: int
     """Of one micro batch."""
     build_optimizer: Callable[[list[nn.Parameter]], Optimizer]

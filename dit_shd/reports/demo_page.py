@@ -13,15 +13,15 @@ import torch
 from dit_shd import __version__
 from dit_shd.analysis.agreement import LayerSqueeze, attention_rows, inkiest_token, noised, squeeze_statistics
 from dit_shd.core.environment import command
+from dit_shd.core.rng import Draws
 from dit_shd.data.datasets.digits import Digits
-from dit_shd.diffusion.schedule import Schedule
 from dit_shd.reports.figures.alpha import alpha_figure
 from dit_shd.reports.figures.attention import attention_figure
 from dit_shd.reports.figures.style import both
 from dit_shd.reports.figures.training import grid_figure, loss_figure
 from dit_shd.reports.html import paragraph, picture, section, side_by_side, wide, write_page
 from dit_shd.reports.tables import Row, facts, figures_table, number, table_html
-from dit_shd.tasks.diffusion import BatchSource
+from dit_shd.tasks.diffusion import Diffusion
 
 SHOWN_IMAGES = 80
 LOOKED_AT = 128
@@ -96,8 +96,10 @@ def write_demo_page(demo: Demo, page: Path) -> None:
 
 def layer_statistics(demo: Demo) -> list[LayerSqueeze]:
     """The squeeze of every layer over held-out digits at random timesteps."""
-    source = BatchSource(Digits("validation"), Schedule.linear(), demo.seed, LOOKED_AT, 0.0, None, None)
-    return squeeze_statistics(demo.teacher, dict(demo.students), source.draw(0, range(LOOKED_AT))["plain"])
+    task = Diffusion(label_dropout=0.0, mask_ratio=None)
+    task.use(Digits("validation"), demo.teacher)
+    (batch,) = task.draw(Draws(demo.seed, 0, range(LOOKED_AT), LOOKED_AT))
+    return squeeze_statistics(demo.teacher, dict(demo.students), batch)
 
 
 def _summary(demo: Demo) -> list[str]:

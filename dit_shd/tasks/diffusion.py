@@ -1,25 +1,31 @@
-"""What one pass of one training step works on, drawn once and shared by teacher and student."""
+"""Class-conditional diffusion: the student predicts the noise of DDPM, in MDT's masked pass, too."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Literal
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dit_shd.core import rng
+from dit_shd.core.errors import UserError
+from dit_shd.core.rng import Draws
 from dit_shd.data.datasets import Dataset
-from dit_shd.diffusion.denoiser import NO_LABEL, Denoiser
+from dit_shd.data.latent_origin import Kept
+from dit_shd.diffusion import class_names, teacher_check
+from dit_shd.diffusion.denoiser import NO_LABEL, Denoiser, known_classes
+from dit_shd.diffusion.objectives import noise_error, split, variational_bits
+from dit_shd.diffusion.sample_evaluation import SampleEvaluation
 from dit_shd.diffusion.schedule import Schedule
+from dit_shd.tasks import Batch, Opinion, Output, Task, Terms
 
-PassName = Literal["plain", "masked"]
+PLAIN = SampleEvaluation()
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
-    """Everything both models see in one pass."""
+class NoisyBatch(Batch):
+    """Noised latents."""
 
     x_0: Tensor
     """Latents [b,c,y,x]."""
@@ -30,93 +36,167 @@ class Batch:
     t: Tensor
     """Timesteps [b]."""
     labels: Tensor
-    """Class labels [b] after dropping; NO_LABEL where there is none (each model has its own number for that)."""
-    keep: Tensor | None
+    """Class labels [b] after dropping; NO_LABEL where there is none."""
+    keep: Tensor | None = None
     """Kept token indices [b,kept] of a masked pass."""
-    indices: Tensor
-    """Which samples of the dataset these are [b]."""
-    step: int = 0
-    """Of training, from 0: schedules of loss weights look at it."""
-
-    def to(self, device: torch.device) -> "Batch":
-        moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)}
-        return replace(self, **moved)
 
 
-def predict(model: nn.Module, batch: Batch) -> Tensor:
-    """A model's output for one batch."""
-    return Denoiser(model)(batch.x_t, batch.t, batch.labels, batch.keep)
-
-
-@dataclass(frozen=True)
-class BatchSource:
-    """Draws batches as pure functions of (seed, step, position in the global batch).
+class Diffusion(Task[NoisyBatch]):
+    """Noise prediction on latents with class labels (Ho et al., arXiv 2006.11239; MDT, arXiv 2303.14389).
 
     Args:
-        tokens: n of the student, for masked passes.
-        batch_size: images of one optimizer step over all processes.
-        label_dropout: share of labels replaced by "no label".
-        mask_ratio: masked passes drop a share drawn once a step from [mask_ratio, mask_ratio + 0.2] (MDT).
+        label_dropout: share of labels dropped, for guidance.
+        mask_ratio: masked pass: a share drawn once a step from here to +0.2 is hidden; empty for no masked pass.
+        min_snr_gamma: weight min(SNR, gamma)/SNR of the noise error; empty for none.
+        timesteps: steps of the linear noise schedule.
+        evaluation: samples and figures while training: count, steps, guidance, labels, reference, features, sample,
+            evaluate, keep.
     """
 
-    dataset: Dataset
-    schedule: Schedule
-    seed: int
-    batch_size: int
-    label_dropout: float
-    mask_ratio: float | None
-    tokens: int | None
+    batch_type: ClassVar = NoisyBatch
+    needs = frozenset({"latents", "labels"})
+    all_passes = frozenset({"plain", "masked"})
+    resumable = frozenset({"evaluation"})
 
-    @property
-    def passes(self) -> tuple[PassName, ...]:
-        return ("plain",) if self.mask_ratio is None else ("plain", "masked")
+    def __init__(
+        self,
+        label_dropout: float = 0.1,
+        mask_ratio: float | None = 0.3,
+        min_snr_gamma: float | None = 5.0,
+        timesteps: int = 1000,
+        evaluation: SampleEvaluation = PLAIN,
+    ):
+        for key, value, high in (
+            ("label_dropout", label_dropout, 1),
+            ("mask_ratio", mask_ratio, 0.8),
+            ("min_snr_gamma", min_snr_gamma, 1e6),
+        ):
+            if value is not None and not 0 <= value <= high:
+                raise UserError(f"task.{key}: wanted a number from 0 to {high:g}, found {value}")
+        self.label_dropout, self.mask_ratio, self.gamma = label_dropout, mask_ratio, min_snr_gamma
+        self.schedule, self.evaluation = Schedule.linear(timesteps, "task.timesteps"), evaluation
+        self.passes = ("plain",) if mask_ratio is None else ("plain", "masked")
+        self.tokens = 0
+        """n of the student, for masked passes."""
 
-    def draw(self, step: int, positions: Sequence[int]) -> dict[PassName, Batch]:
-        """The passes of some positions (0 .. batch_size-1) of one step.
+    def use(self, dataset: Dataset, student: nn.Module) -> None:
+        super().use(dataset, student)
+        if self.mask_ratio is not None:
+            self.tokens = Denoiser(student).tokens
 
-        As in the public recipe the passes share x_0 and t, and have their own noise and label drops.
-        """
-        indices = self.indices(step, positions)
-        x_0, labels = self.dataset.batch(indices, self.seed, step, positions)
-        t = (rng.uniform(self.seed, "timestep", step, positions) * len(self.schedule)).long()
-        batches: dict[PassName, Batch] = {}
+    def check(self, role: str, model: nn.Module) -> None:
+        denoiser = Denoiser(model)
+        if denoiser.shape != tuple(self.dataset.shape):
+            raise UserError(
+                f"{role}: takes latents of shape {denoiser.shape}, the data's are {tuple(self.dataset.shape)}"
+            )
+        known = denoiser.model.config
+        classes = known.get("num_classes", known.get("num_embeds_ada_norm", self.dataset.classes))
+        if classes < self.dataset.classes:
+            raise UserError(f"{role}: knows {classes} classes, the data has {self.dataset.classes}")
+        self.check_model(role, model)
+
+    def check_model(self, role: str, model: nn.Module) -> None:
+        """It must know the masked pass if there is one."""
+        if self.mask_ratio is not None and "keep" not in inspect.signature(model.forward).parameters:
+            raise UserError(
+                f"task.mask_ratio: the {role} ({type(model).__name__}) has no masked pass; set task.mask_ratio=null"
+            )
+
+    def remarks(self, student: nn.Module) -> Sequence[str]:
+        return class_names.fewer(self.dataset, Denoiser(student).classes)
+
+    def describe(self, student: nn.Module) -> None:
+        class_names.tell(student, class_names.learned(self.dataset, Denoiser(student).classes))
+
+    def judge(self, teacher: nn.Module, seed: int, device: torch.device, measure: bool) -> Iterator[Opinion]:
+        labels = self.label_dropout < 1
+        if labels and known_classes(teacher) != [0]:
+            told, right = class_names.compare(teacher, self.dataset)
+            yield Opinion(f"classes: {told}") if right else Opinion(fault=told)
+        if not measure:
+            return
+        found = teacher_check.look(teacher.to(device), self.dataset, self.schedule, seed, device, labels)
+        skipped = ""
+        if found.wrong is None:
+            why = "it has one class" if len(known_classes(teacher)) < 2 else "label_dropout is 1"
+            skipped = f"; labels were not looked at, since {why}"
+        fault = found.fault()
+        yield Opinion(f"teacher: {found.line()}{skipped}", f"{fault} ({found.line()})" if fault else None)
+
+    def draw(self, draws: Draws) -> Sequence[NoisyBatch]:
+        """As in the public recipe the passes share x_0 and t, and have their own noise and label drops."""
+        indices = draws.indices(len(self.dataset))
+        sample = self.dataset.batch(indices, draws)
+        x_0, labels = sample["latents"], sample["labels"]
+        t = (draws.uniform("timestep") * len(self.schedule)).long()
+        batches = []
         for name in self.passes:
-            noise = rng.normal(self.seed, f"noise/{name}", step, positions, x_0.shape[1:])
-            dropped = rng.uniform(self.seed, f"label/{name}", step, positions) < self.label_dropout
-            batches[name] = Batch(
+            noise = draws.normal(f"noise/{name}", x_0.shape[1:])
+            dropped = draws.uniform(f"label/{name}") < self.label_dropout
+            batch = NoisyBatch(
+                pass_name=name,
+                step=draws.step,
+                indices=torch.from_numpy(indices),
                 x_0=x_0,
                 noise=noise,
                 x_t=self.schedule.add_noise(x_0, noise, t),
                 t=t,
                 labels=torch.where(dropped, NO_LABEL, labels),
-                keep=self._keep(step, positions) if name == "masked" else None,
-                indices=torch.from_numpy(indices),
-                step=step,
+                keep=self._keep(draws) if name == "masked" else None,
             )
+            batches.append(batch)
         return batches
 
-    def indices(self, step: int, positions: Sequence[int]) -> np.ndarray:
-        """Dataset indices: every epoch visits each sample once, in its own order, across step boundaries."""
-        seen = step * self.batch_size + np.asarray(positions)
-        count = len(self.dataset)
-        return np.array([_order(self.seed, int(p) // count, count)[p % count] for p in seen])
-
-    def _keep(self, step: int, positions: Sequence[int]) -> Tensor:
-        assert self.mask_ratio is not None and self.tokens is not None
-        ratio = self.mask_ratio + 0.2 * float(rng.stream(self.seed, "mask ratio", step).random())
+    def _keep(self, draws: Draws) -> Tensor:
+        assert self.mask_ratio is not None and self.tokens
+        ratio = self.mask_ratio + 0.2 * draws.scalar("mask ratio")
         kept = max(1, int(self.tokens * (1 - ratio)))
-        ranks = rng.uniform(self.seed, "mask", step, positions, (self.tokens,))
+        ranks = draws.uniform("mask", (self.tokens,))
         return ranks.argsort(dim=1)[:, :kept].sort(dim=1).values
 
+    def predict(self, model: nn.Module, batch: NoisyBatch) -> Output:
+        output = Denoiser(model)(batch.x_t, batch.t, batch.labels, batch.keep).float()
+        noise, v = split(output, batch.x_t.shape[1])
+        if v is None:
+            return Output(noise)
+        x_0 = self.schedule.predict_x_0(batch.x_t, noise, batch.t)
+        mean = self.schedule.posterior_mean(x_0, batch.x_t, batch.t)
+        return Output(noise, {"variance": v, "mean": mean, "log_variance": self.schedule.log_variance(v, batch.t)})
 
-def kept_tokens(mask_ratio: float | None, tokens: int) -> dict[PassName, int | None]:
-    """Pass -> the tokens its encoder sees, at the mean ratio; None for all."""
-    passes: dict[PassName, int | None] = {"plain": None}
-    if mask_ratio is not None:
-        passes["masked"] = max(1, int(tokens * (1 - mask_ratio - 0.1)))
-    return passes
+    def losses(self, output: Output, batch: NoisyBatch) -> Terms:
+        terms = {"noise": noise_error(self.schedule, output.prediction, batch.noise, batch.t, self.gamma)}
+        v = output.extra.get("variance")
+        if v is not None:
+            terms["variational"] = variational_bits(self.schedule, batch.x_0, batch.x_t, output.prediction, v, batch.t)
+        return terms
 
+    def tokens_seen(self, model: nn.Module, batch: NoisyBatch) -> int:
+        return Denoiser(model).tokens if batch.keep is None else batch.keep.shape[1]
 
-@lru_cache(maxsize=4)
-def _order(seed: int, epoch: int, count: int) -> np.ndarray:
-    return rng.permutation(seed, "order", epoch, count)
+    def example(self, model: nn.Module, images: int, device: torch.device) -> Sequence[NoisyBatch]:
+        denoiser = Denoiser(model)
+        draw = None if device.type == "meta" else torch.Generator(device).manual_seed(0)
+        x = torch.randn(images, *denoiser.shape, device=device, generator=draw)
+        t = torch.randint(len(self.schedule), (images,), device=device, generator=draw)
+        labels = torch.zeros(images, dtype=torch.long, device=device)
+        batches = []
+        for name in self.passes:
+            keep = None
+            if name == "masked":
+                assert self.mask_ratio is not None
+                kept = max(1, int(denoiser.tokens * (1 - self.mask_ratio - 0.1)))
+                keep = torch.arange(kept, device=device).expand(images, -1).contiguous()
+            batches.append(NoisyBatch(name, 0, labels, x, x, x, t, labels, keep))
+        return batches
+
+    def check_evaluation(self, student: nn.Module, kept: Kept | None) -> None:
+        self.evaluation.check(len(self.schedule))
+        if kept is not None:
+            self.evaluation.fit(student, kept)
+
+    def evaluate(self, student: nn.Module, run: Path, step: int) -> dict[str, float] | None:
+        return self.evaluation.run(student, run, step)
+
+    def evaluated(self, run: Path, step: int, logged: bool) -> bool:
+        return self.evaluation.finished(run, step, logged)

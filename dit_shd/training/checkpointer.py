@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 from dit_shd.core.distributed import on_main
 from dit_shd.core.errors import UserError
-from dit_shd.diffusion.class_names import Names, tell
 from dit_shd.models import export
 from dit_shd.models.families import FAMILIES
+from dit_shd.tasks import Task
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.ema import share_of_first
 from dit_shd.training.nan_guard import Guard
@@ -32,11 +32,10 @@ class Saver:
         state: RunState,
         guard: Guard,
         accelerator: "Accelerator",
-        names: Names | None = None,
+        task: Task[Any],
     ):
         self.config, self.folder, self.state, self.guard, self.accelerator = config, folder, state, guard, accelerator
-        self.names = names
-        """Of the classes that the student learns."""
+        self.task = task
         self.step = 0
         """The last that was saved."""
 
@@ -86,14 +85,14 @@ class Saver:
         for rate in self.state.averages.rates:
             folder = self.folder.student_of(rate, self.config.ema_rates)
             if again or export.exported_step(folder) != done:
-                student = averaged(self.config, tensors[average_file(rate)], self.names)
+                student = averaged(self.config, self.task, tensors[average_file(rate)])
                 share = share_of_first(rate, done, self.config.ema_warmup)
                 export.export(student, folder, self.config, done, rate, share)
 
 
-def averaged(config: TrainConfig, tensors: dict[str, Tensor], names: Names | None) -> nn.Module:
-    """A student of its own with averaged weights, and the names of the classes it has seen."""
+def averaged(config: TrainConfig, task: Task[Any], tensors: dict[str, Tensor]) -> nn.Module:
+    """A student of its own with averaged weights, and what of the data goes with it."""
     student: Any = FAMILIES.build(config.student, "student")
-    tell(student, names)
+    task.describe(student)
     student.load_state_dict({k: v.cpu() for k, v in tensors.items()}, strict=False)
     return student.eval()

@@ -1,6 +1,5 @@
 """What a training config must be like, said before anything is written."""
 
-import inspect
 import logging
 import os
 from collections.abc import Sequence
@@ -12,11 +11,10 @@ from torch import nn
 from dit_shd.core.config import check_ranges
 from dit_shd.core.distributed import launched
 from dit_shd.core.errors import UserError
-from dit_shd.data.datasets import Dataset
 from dit_shd.data.latent_origin import Kept
-from dit_shd.diffusion.schedule import Schedule
 from dit_shd.distillation.initialisation import initialise
 from dit_shd.distillation.losses import Loss
+from dit_shd.tasks import Task
 from dit_shd.training.config import TrainConfig
 
 _log = logging.getLogger("dit_shd")
@@ -39,11 +37,6 @@ def ranges(config: TrainConfig) -> None:
         raise UserError("precision: fp16 needs a GPU, and there is none here; use bf16 or no")
     if config.sharding != "no":
         _sharding(config)
-    for i, loss in enumerate(config.losses):
-        if config.mask_ratio is None and loss.options.get("passes") == ["masked"]:
-            raise UserError(f"losses.{i}.passes: masked only, but mask_ratio is empty: there is no masked pass")
-    Schedule.linear(config.diffusion_steps)  # refuses what is no schedule
-    config.evaluation.check(config.diffusion_steps)
     if config.dry_run:
         raise UserError("dry_run: is for the command; from Python call dit_shd.training.dry_run.dry_run(config)")
     if config.tracker is not None:
@@ -90,7 +83,7 @@ def teaching(config: TrainConfig, losses: Sequence[Loss]) -> None:
             f"teacher: {config.teacher} was given, but losses is empty, so nothing would be learned from it; name some "
             f"(losses='[{{name: output}}]'); {plain}"
         )
-    if not any(loss.needs_output or loss.needs_captures for loss in losses):
+    if not any(loss.reads for loss in losses):
         raise UserError(f"teacher: {config.teacher} was given, but no loss looks at it ({names}); {plain}")
     if all(loss.heaviest(config.steps) == 0 for loss in losses) and int(os.environ.get("RANK", "0")) == 0:
         _log.warning(
@@ -103,39 +96,39 @@ def teaching(config: TrainConfig, losses: Sequence[Loss]) -> None:
 
 def fit(
     config: TrainConfig,
-    dataset: Dataset,
+    task: Task[Any],
     losses: Sequence[Loss],
     student: nn.Module,
     teacher: nn.Module | None,
     kept: Kept,
 ) -> None:
-    """Data, student and teacher must agree, and both models must know the masked pass if there is one.
+    """Task, data, losses, student and teacher must agree.
 
     Args:
         kept: the autoencoder of the data's latents.
     """
+    passes(task, losses)
     for role, model in (("student", student), ("teacher", teacher)):
         if model is None:
             continue
-        own: Any = model.config
-        shape = (own.in_channels, own.sample_size, own.sample_size)
-        if shape != tuple(dataset.shape):
-            raise UserError(f"{role}: takes latents of shape {shape}, the data's are {tuple(dataset.shape)}")
-        classes = own.get("num_classes", own.get("num_embeds_ada_norm", dataset.classes))
-        if classes < dataset.classes:
-            raise UserError(f"{role}: knows {classes} classes, the data has {dataset.classes}")
-        masked_pass(config, role, model)
+        task.check(role, model)
         bad = [name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())]
         if bad:
             raise UserError(f"{role}: its weights are not finite (NaN or infinity), first in {bad[0]}")
     initialise.check(config.initialisation, losses, student, teacher)
-    config.evaluation.fit(student, kept)
+    if config.validate_every:
+        task.check_evaluation(student, kept)
 
 
-def masked_pass(config: TrainConfig, role: str, model: nn.Module) -> None:
-    """A model must know the masked pass if there is one."""
-    if config.mask_ratio is not None and "keep" not in inspect.signature(model.forward).parameters:
-        raise UserError(f"mask_ratio: the {role} ({type(model).__name__}) has no masked pass; set mask_ratio=null")
+def passes(task: Task[Any], losses: Sequence[Loss]) -> None:
+    """Every loss takes part in a pass, and names none that the task cannot have."""
+    for i, loss in enumerate(losses):
+        unknown = [name for name in loss.passes if name not in task.passes]
+        if len(unknown) == len(loss.passes) or any(name not in task.all_passes for name in unknown):
+            raise UserError(
+                f"losses.{i}.passes: wanted one or more of {', '.join(task.passes)}, which the task has as it is "
+                f"configured, found {', '.join(loss.passes)}"
+            )
 
 
 def micro_batch_size(config: TrainConfig, processes: int) -> int:

@@ -3,9 +3,10 @@
 import inspect
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from dit_shd.core.config import option
+from dit_shd.core.config import cast, make, option, resolve, resumable_keys
+from dit_shd.core.errors import UserError
 from dit_shd.core.places import MODEL, Place
 from dit_shd.core.plugins import Plugin
 from dit_shd.core.yaml_files import read_yaml
@@ -14,8 +15,17 @@ from dit_shd.distillation.initialisation.initialise import Initialisation
 from dit_shd.distillation.losses import LOSSES
 from dit_shd.models.families import FAMILIES
 from dit_shd.profiling.estimate import EstimateConfig
+from dit_shd.tasks import TASKS, Task
 from dit_shd.training.optim import OptimizerConfig
-from dit_shd.training.validation import EvaluationConfig
+
+TASK = "diffusion"
+MOVED = {
+    "diffusion_steps": "timesteps",
+    "min_snr_gamma": "min_snr_gamma",
+    "label_dropout": "label_dropout",
+    "mask_ratio": "mask_ratio",
+}
+"""Keys of 0.1.0 -> of the task diffusion."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +33,7 @@ class TrainConfig:
     """A training run. `losses: []` is plain training; with losses a teacher is needed."""
 
     run: Path = option(Path("runs/train"), "the run folder; the same command again resumes it", resumable=True)
+    task: Plugin = option(Plugin(TASK), "what is learned: {name: diffusion, mask_ratio: 0.3, ...}")
     data: Plugin = option(Plugin("digits"), "dataset: {name: digits | npz, ...}")
     vae: Place | None = option(
         "auto",
@@ -56,14 +67,6 @@ class TrainConfig:
         0.9999, "decay of the weight average; of several the first is sampled from", range=(0, 1)
     )
     ema_warmup: bool = option(False, "begin with short averages: rate min(ema, (1 + n) / (10 + n)) at step n")
-    diffusion_steps: int = option(1000, "steps of the linear noise schedule, 21 or more")
-    min_snr_gamma: float | None = option(
-        5.0, "weight min(SNR, gamma)/SNR of the noise error; empty for none", range=(0, 1e6)
-    )
-    label_dropout: float = option(0.1, "share of labels dropped, for guidance", range=(0, 1))
-    mask_ratio: float | None = option(
-        0.3, "masked pass: share from here to +0.2 hidden; empty for no masked pass", range=(0, 0.8)
-    )
     precision: Literal["no", "bf16", "fp16"] = option("no", "mixed precision; maps, softmax and KL stay float32")
     compile: bool = option(
         False, "torch.compile the blocks of both models (needs a compiler; minutes at first)", resumable=True
@@ -103,16 +106,51 @@ class TrainConfig:
         range=(0.001, 1e6),
         resumable=True,
     )
-    evaluation: EvaluationConfig = option(EvaluationConfig(), "", resumable=True)
+    validate_every: int = option(
+        0, "steps between evaluations of the averaged weights; 0 for none", range=(0, 1e12), resumable=True
+    )
     tracker: str | None = option(None, "an accelerate tracker by name: tensorboard, wandb, ...", resumable=True)
     dry_run: bool = option(
         False, "say what the run would take, by count and by one real step, and write nothing", resumable=True
     )
     estimate: EstimateConfig = option(EstimateConfig(), "", resumable=True)
 
+    @classmethod
+    def migrated(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Values with the keys of 0.1.0, which stood here and are the task's now, where they belong.
+
+        A task without a name (task.mask_ratio=null on the command line) is the default one.
+
+        Raises:
+            UserError: a key stands in both places, and they differ.
+        """
+        if isinstance(values.get("task"), dict) and "name" not in values["task"]:
+            values = {**values, "task": {"name": TASK, **values["task"]}}
+        old = [key for key in (*MOVED, "evaluation") if key in values]
+        if not old:
+            return values
+        kept = {key: value for key, value in values.items() if key not in old}
+        moved = {MOVED[key]: values[key] for key in old if key in MOVED}
+        if "evaluation" in old:
+            evaluation = cast(dict[str, Any], values["evaluation"], "config.evaluation")
+            moved["evaluation"] = {key: value for key, value in evaluation.items() if key != "every"}
+            if "every" in evaluation:
+                _once(kept, "validate_every", evaluation["every"], "evaluation.every")
+        task = Plugin.from_value(values.get("task", TASK), "task")
+        options = dict(task.options)
+        for key, value in moved.items():
+            _once(options, key, value, f"task.{key}")
+        return {**kept, "task": {"name": task.name, **options}}
+
     @property
     def ema_rates(self) -> tuple[float, ...]:
         return tuple(self.ema) if isinstance(self.ema, list) else (self.ema,)
+
+
+def _once(values: dict[str, Any], key: str, value: Any, name: str) -> None:
+    """Take a value over from the place where it stood in 0.1.0."""
+    if values.setdefault(key, value) != value:
+        raise UserError(f"config: {name} stands in its place of 0.1.0, too, and differs: {values[key]} and {value}")
 
 
 def sized(config: TrainConfig, classes: int) -> TrainConfig:
@@ -130,7 +168,21 @@ def sized(config: TrainConfig, classes: int) -> TrainConfig:
     return replace(config, student=Plugin(config.student.name, {**options, "num_classes": classes}))
 
 
+def may_change(task: Task[Any]) -> list[str]:
+    """The keys that may differ when a run is resumed."""
+    return [*resumable_keys(TrainConfig), *(f"task.{key}" for key in sorted(task.resumable))]
+
+
+def completed(values: dict[str, Any]) -> dict[str, Any]:
+    """The config of a run that an earlier version began, with the keys of this one; as it is where it is none."""
+    try:
+        return resolve(resolved(make(TrainConfig, values)))
+    except UserError:
+        return values
+
+
 def resolved(config: TrainConfig) -> TrainConfig:
     """The config with the defaults of its data and losses written out (a model's are in its own config.json)."""
     losses = [LOSSES.filled(p, f"losses.{i}") for i, p in enumerate(config.losses)]
-    return replace(config, data=DATASETS.filled(config.data, "data"), losses=losses)
+    data, task = DATASETS.filled(config.data, "data"), TASKS.filled(config.task, "task")
+    return replace(config, task=task, data=data, losses=losses)

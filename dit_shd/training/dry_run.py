@@ -3,18 +3,17 @@
 import logging
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dit_shd.core import places
 from dit_shd.core.config import checked
 from dit_shd.core.errors import UserError
-from dit_shd.diffusion.denoiser import Denoiser
-from dit_shd.diffusion.schedule import Schedule
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.losses import LOSSES
 from dit_shd.models import loading
@@ -25,7 +24,7 @@ from dit_shd.profiling.flops import step_operations
 from dit_shd.profiling.hardware import current_device, peak_memory
 from dit_shd.profiling.memory import step_memory
 from dit_shd.profiling.step import StepShape
-from dit_shd.tasks.diffusion import Batch, PassName, kept_tokens
+from dit_shd.tasks import TASKS, Batch
 from dit_shd.training import checks, optim
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.ema import Averages, too_slow
@@ -45,13 +44,17 @@ def dry_run(config: TrainConfig) -> DryRun:
     checks.ranges(replace(config, dry_run=False))
     before = peak_memory(current_device())
     images = checks.micro_batch_size(config, int(os.environ.get("WORLD_SIZE", "1")))
-    checks.teaching(config, [LOSSES.build(p, f"losses.{i}") for i, p in enumerate(config.losses)])
+    step = step_shape(config, images)
+    task = step.task
+    checks.teaching(config, step.losses)
+    checks.passes(task, step.losses)
     student = meta.build(config.student, "student")
+    if config.validate_every:
+        task.check_evaluation(student, None)
     teacher, there = _teacher(config)
     for role, model in (("student", student), ("teacher", teacher)):
         if model is not None:
-            checks.masked_pass(config, role, model)
-    step = step_shape(config, student, images)
+            task.check_model(role, model)
     operations, memory = step_operations(step, student, teacher), step_memory(step, student, teacher)
     measured, counted = None, None
     if config.estimate.measure:
@@ -59,7 +62,7 @@ def dry_run(config: TrainConfig) -> DryRun:
         tried = config
         if current_device().type == "cpu":  # most have no bfloat16 products and take a hundred times as long
             tried = replace(config, precision="no", teacher_precision="no")
-        counted = step_memory(step_shape(tried, student, 1), student, teacher)
+        counted = step_memory(step_shape(tried, 1), student, teacher)
         real = teacher if there or config.estimate.teacher is None else FAMILIES.build(config.estimate.teacher)
         measured = take_a_step(tried, real, 1, before)
     return DryRun(
@@ -79,11 +82,11 @@ def dry_run(config: TrainConfig) -> DryRun:
     )
 
 
-def step_shape(config: TrainConfig, student: Any, images: int) -> StepShape:
+def step_shape(config: TrainConfig, images: int) -> StepShape:
     """A step of the run in micro batches of `images`."""
     return StepShape(
+        task=TASKS.build(config.task, "task"),
         losses=[LOSSES.build(p, f"losses.{i}") for i, p in enumerate(config.losses)],
-        passes=kept_tokens(config.mask_ratio, Denoiser(student).tokens),
         images=images,
         build_optimizer=partial(optim.build, config.optimizer),
         optimizer=config.optimizer.name,
@@ -120,8 +123,8 @@ def take_a_step(config: TrainConfig, teacher: Any, images: int, before: int) -> 
     if config.gradient_checkpointing:
         student.enable_gradient_checkpointing()
     losses = [LOSSES.build(p, f"losses.{i}") for i, p in enumerate(config.losses)]
-    schedule = Schedule.linear(config.diffusion_steps)
-    distiller = Distiller(student, losses, schedule, config.min_snr_gamma).to(device)
+    task = TASKS.build(config.task, "task")
+    distiller = Distiller(task, student, losses).to(device)
     optimizer = optim.build(config.optimizer, [p for p in distiller.parameters() if p.requires_grad])
     averages = Averages(student, config.ema_rates, config.ema_warmup)
     if teacher is not None:
@@ -130,7 +133,7 @@ def take_a_step(config: TrainConfig, teacher: Any, images: int, before: int) -> 
     seconds = 0.0
     for number in range(2):
         start = time.perf_counter()
-        _step(config, distiller, teacher, _batches(config, student, schedule, images, device))
+        _step(config, distiller, teacher, task.example(student, images, device))
         nn.utils.clip_grad_norm_(distiller.parameters(), config.optimizer.clip or float("inf"))
         optimizer.step()
         optimizer.zero_grad()
@@ -140,32 +143,12 @@ def take_a_step(config: TrainConfig, teacher: Any, images: int, before: int) -> 
     return Measurement(device.type, images, seconds, peak_memory(device) - before)
 
 
-def _step(config: TrainConfig, distiller: Distiller, teacher: Any, batches: dict[PassName, Batch]) -> None:
-    for name, batch in batches.items():
-        kind = batch.x_0.device.type
+def _step(config: TrainConfig, distiller: Distiller, teacher: Any, batches: Sequence[Batch]) -> None:
+    for batch in batches:
         low = torch.float16 if config.precision == "fp16" else torch.bfloat16
-        with torch.autocast(kind, low, enabled=config.precision != "no"):
-            loss, _ = distiller(batch, name, teacher)
+        with torch.autocast(batch.indices.device.type, low, enabled=config.precision != "no"):
+            loss, _ = distiller(batch, teacher)
         loss.backward()
-
-
-def _batches(
-    config: TrainConfig, student: Any, schedule: Schedule, images: int, device: torch.device
-) -> dict[PassName, Batch]:
-    own = student.config
-    shape = (images, own.in_channels, own.sample_size, own.sample_size)
-    t = torch.randint(len(schedule), (images,))
-    found: dict[PassName, Batch] = {}
-    for name, kept in kept_tokens(config.mask_ratio, student.tokens).items():
-        x_0, noise = torch.randn(shape), torch.randn(shape)
-        keep = None if kept is None else _some(student.tokens, kept, images)
-        x_t, labels = schedule.add_noise(x_0, noise, t), torch.zeros(images, dtype=torch.long)
-        found[name] = Batch(x_0, noise, x_t, t, labels, keep, labels).to(device)
-    return found
-
-
-def _some(tokens: int, kept: int, images: int) -> Tensor:
-    return torch.stack([torch.randperm(tokens)[:kept].sort().values for _ in range(images)])
 
 
 def _finish(device: torch.device) -> None:

@@ -4,22 +4,20 @@ import torch
 from torch import Tensor, nn
 
 from dit_shd.distillation.distiller import Distiller
-from dit_shd.tasks.diffusion import Batch, PassName
+from dit_shd.tasks import Batch
 
 
-def gradient_norms(
-    distiller: Distiller, batch: Batch, pass_name: PassName, teacher: nn.Module | None
-) -> dict[str, Tensor]:
+def gradient_norms(distiller: Distiller, batch: Batch, teacher: nn.Module | None) -> dict[str, Tensor]:
     """Norms over all parameters of the student, by `<pass>/<term>`, of one batch; no gradient is left behind.
 
     Costs a forward, and a backward for each term.
     """
     parameters = [p for p in distiller.student.parameters() if p.requires_grad]
-    terms, _ = distiller.terms(batch, pass_name, teacher)
+    terms, _ = distiller.terms(batch, teacher)
     norms: dict[str, Tensor] = {}
     for name, term in terms.items():
         reached = term.requires_grad  # a loss may train its own projector only, or nothing at all
         found = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True) if reached else ()
         squares = [grad.float().square().sum() for grad in found if grad is not None]
-        norms[f"{pass_name}/{name}"] = torch.stack(squares).sum().sqrt() if squares else term.new_zeros(())
+        norms[f"{batch.pass_name}/{name}"] = torch.stack(squares).sum().sqrt() if squares else term.new_zeros(())
     return norms

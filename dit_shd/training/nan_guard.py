@@ -12,9 +12,9 @@ finds the same again, and `dit-shd train CONFIG skip_bad_steps=1` goes on withou
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,13 +27,13 @@ from dit_shd.core.distributed import on_main
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import replacing_file
 from dit_shd.distillation.distiller import Distiller
-from dit_shd.tasks.diffusion import Batch, PassName
+from dit_shd.tasks import Batch
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-Passes = dict[PassName, Batch]
+Passes = Sequence[Batch]
 _log = logging.getLogger("dit_shd")
 
 
@@ -99,12 +99,12 @@ class Guard:
     def _keep(self, file: Path, batches: Passes, finding: Finding) -> None:
         """Write the batch of all processes down, with what was found."""
         tensors = {
-            f"{name}/{field}": value.clone(memory_format=torch.contiguous_format)  # the passes share some
-            for name, batch in batches.items()
+            f"{batch.pass_name}/{field}": value.clone(memory_format=torch.contiguous_format)  # the passes share some
+            for batch in batches
             for field, value in vars(batch).items()
             if isinstance(value, Tensor)
         }
-        told = {"batch": json.dumps({"step": batches["plain"].step, **asdict(finding)})}
+        told = {"batch": json.dumps({"step": batches[0].step, **asdict(finding)})}
         self.folder.mkdir(exist_ok=True)
         with replacing_file(file) as stream:
             stream.write(save(tensors, told))
@@ -126,7 +126,7 @@ def diagnose(
 
     gradient, layers = bad_gradient(distiller), []
     for passes in batches:
-        moved: Passes = {k: batch.to(accelerator.device) for k, batch in passes.items()}
+        moved = [batch.to(accelerator.device) for batch in passes]
         with accelerator.autocast():
             layers.append(first_non_finite(distiller, teacher, moved))
     terms = [key for key, value in metrics.items() if key != "loss" and not bool(torch.isfinite(value))]
@@ -142,10 +142,14 @@ def first_non_finite(distiller: Distiller, teacher: nn.Module | None, batches: P
     All passes are run, whatever the first one shows: the other processes of a sharded run wait for their slices.
     """
     found: list[str] = []
-    for name, batch in batches.items():
+    for batch in batches:
+        name = batch.pass_name
         with first_not_finite(_layers(distiller, teacher)) as first:
-            loss, _ = distiller(batch, name, teacher)
-        parts = {"x_0": batch.x_0, "noise": batch.noise, "x_t": batch.x_t}
+            loss, _ = distiller(batch, teacher)
+        parts = {field.name: getattr(batch, field.name) for field in fields(batch)}
+        parts = {
+            part: value for part, value in parts.items() if isinstance(value, Tensor) and value.is_floating_point()
+        }
         found += [f"the batch itself ({part})" for part, tensor in parts.items() if not _all_finite(tensor)]
         found += [f"{layer} (its output, {name} pass)" for layer in first]
         if not bool(torch.isfinite(loss)):
@@ -202,8 +206,8 @@ def _all_finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(local.to_local() if hasattr(local, "to_local") else local).all())
 
 
-def read_batches(file: Path) -> Passes:
-    """The passes of a batch that a run kept.
+def read_batches(file: Path, batch_type: type[Batch]) -> list[Batch]:
+    """The passes of a batch that a run kept, as batches of its task.
 
     Raises:
         UserError: no such file, or another.
@@ -214,7 +218,7 @@ def read_batches(file: Path) -> Passes:
             step = json.loads((opened.metadata() or {})["batch"])["step"]
             for key in opened.keys():  # noqa: SIM118
                 name, _, field = key.partition("/")
-                passes.setdefault(name, {"keep": None, "step": step})[field] = opened.get_tensor(key)
-        return {name: Batch(**fields) for name, fields in passes.items()}
+                passes.setdefault(name, {"pass_name": name, "step": step})[field] = opened.get_tensor(key)
+        return [batch_type(**tensors) for tensors in passes.values()]
     except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
         raise UserError(f"{file}: wanted a batch kept by a training run ({error})") from error

@@ -17,7 +17,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from dit_shd.core.lock import Lock
 from dit_shd.core.yaml_files import parse_yaml, read_yaml
 from dit_shd.training.checkpoint import MANIFEST, damage, flat, step_of, unflat
 
+Completed = Callable[[dict[str, Any]], dict[str, Any]]
 LOCK = ".lock"
 
 
@@ -49,14 +50,12 @@ class RunFolder:
     lock: Lock | None = None
 
     @classmethod
-    def open(
-        cls, path: Path, config: str, resumable: Collection[str] = (), defaults: Mapping[str, Any] | None = None
-    ) -> "RunFolder":
+    def open(cls, path: Path, config: str, resumable: Collection[str] = (), completed: Completed = dict) -> "RunFolder":
         """Make a run folder, or reopen the one that holds the same config. The main process locks it until release().
 
         Args:
             config: resolved, as YAML. resumable: its keys that may differ on resume.
-            defaults: of keys that the version which began a run may not have known.
+            completed: gives a config which an earlier version began a run with the keys of this one.
 
         Raises:
             UserError: the folder is in use, or holds another config, or something that is not a run.
@@ -64,14 +63,14 @@ class RunFolder:
         locks: list[Lock] = []
 
         def begin() -> None:
-            _check(path, config, resumable, defaults or {})
+            _check(path, config, resumable, completed)
             try:
                 path.mkdir(parents=True, exist_ok=True)
                 sync(path.parent)
             except OSError as error:
                 raise UserError(f"{path}: cannot be made a run folder ({error.strerror})") from error
             locks.append(Lock(path / LOCK, "dit-shd train"))
-            _check(path, config, resumable, defaults or {})  # again, now that nobody else can write
+            _check(path, config, resumable, completed)  # again, now that nobody else can write
             for place in (path, path / "checkpoints"):
                 mend(place)
             write_text(path / "config.yaml", config)
@@ -207,14 +206,23 @@ class RunFolder:
 
 def check_same(path: Path, old: dict[str, Any], new_text: str, resumable: Collection[str]) -> None:
     """Refuse a folder whose config differs in more than what may change on resume."""
-    new = parse_yaml(new_text)
-    changed = [k for k in sorted(old.keys() | new.keys()) if k not in resumable and old.get(k) != new.get(k)]
+    old, new = _fixed(old, resumable), _fixed(parse_yaml(new_text), resumable)
+    changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
     if changed:
         shown = ", ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} here" for k in changed[:3])
         raise UserError(
             f"{path}: already holds a run with another config ({shown}); choose another run=FOLDER. "
             f"May change on resume: {', '.join(resumable)}."
         )
+
+
+def _fixed(values: dict[str, Any], resumable: Collection[str]) -> dict[str, Any]:
+    """What of a config may not change; a part's key is named as part.key."""
+    fixed = {key: value for key, value in values.items() if key not in resumable}
+    for part, _, inner in (name.partition(".") for name in resumable):
+        if inner and isinstance(fixed.get(part), dict):
+            fixed[part] = {key: value for key, value in fixed[part].items() if key != inner}
+    return fixed
 
 
 def _step(line: str) -> int:
@@ -224,14 +232,10 @@ def _step(line: str) -> int:
         return 2**62  # half a line from a kill
 
 
-def _check(path: Path, new: str, resumable: Collection[str], defaults: Mapping[str, Any]) -> None:
-    """Refuse a folder that holds another config, or something that is not a run.
-
-    Args:
-        defaults: of keys that the version which began the run did not know.
-    """
+def _check(path: Path, new: str, resumable: Collection[str], completed: Completed) -> None:
+    """Refuse a folder that holds another config, or something that is not a run."""
     if (path / "config.yaml").exists():
-        check_same(path, {**defaults, **read_yaml(path / "config.yaml")}, new, resumable)
+        check_same(path, completed(read_yaml(path / "config.yaml")), new, resumable)
     elif path.exists() and (not path.is_dir() or any(not file.name.startswith(BEGUN) for file in path.iterdir())):
         raise UserError(f"{path}: exists and is not a run folder; choose another run=FOLDER")
 

@@ -2,9 +2,9 @@
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -13,12 +13,11 @@ from dit_shd.core.distributed import joining, on_main
 from dit_shd.core.dtensor import is_sharded
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import write_text
-from dit_shd.distillation import calibration
 from dit_shd.distillation.calibration import calibrate
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.initialisation.initialise import initialise, moment_batches, shd_of
 from dit_shd.models import loading
-from dit_shd.tasks.diffusion import Batch, BatchSource, PassName
+from dit_shd.tasks import Batch, Task
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.run_folder import RunFolder
 
@@ -30,7 +29,7 @@ PATIENCE = timedelta(hours=3)
 
 _log = logging.getLogger("dit_shd")
 
-Passes = dict[PassName, Batch]
+_log = logging.getLogger("dit_shd")
 
 
 CALIBRATION_FILE = "calibration.json"
@@ -39,7 +38,7 @@ CALIBRATION_FILE = "calibration.json"
 def load_or_calibrate(
     distiller: Distiller,
     teacher: nn.Module | None,
-    batches: Iterable[Passes],
+    steps: Iterable[Sequence[Batch]],
     folder: RunFolder,
     accelerator: "Accelerator",
 ) -> None:
@@ -54,9 +53,7 @@ def load_or_calibrate(
     new = not file.exists()
     accelerator.wait_for_everyone()
     if new and (accelerator.is_main_process or is_sharded(teacher)):
-        found = calibrate(
-            distiller, teacher, ({k: batch.to(accelerator.device) for k, batch in passes.items()} for passes in batches)
-        )
+        found = calibrate(distiller, teacher, moved(steps, accelerator.device))
         if accelerator.is_main_process:
             write_text(file, json.dumps(found, indent=1) + "\n")
     accelerator.wait_for_everyone()
@@ -74,12 +71,16 @@ def load_or_calibrate(
 INITIALISATION_FILE = "initialisation.json"
 
 
+def moved(steps: Iterable[Sequence[Batch]], device: torch.device) -> Iterator[list[Batch]]:
+    """The batches of each step on a device."""
+    return ([batch.to(device) for batch in batches] for batches in steps)
+
+
 def load_or_initialise(
     config: TrainConfig,
     distiller: Distiller,
     teacher: nn.Module | None,
-    source: BatchSource,
-    first_batches: Iterable[calibration.Passes],
+    first_batches: Iterable[Sequence[Batch]],
     folder: RunFolder,
     accelerator: "Accelerator",
 ) -> None:
@@ -101,9 +102,10 @@ def load_or_initialise(
     def begin() -> None:
         shd = shd_of(distiller.losses)
         if shd.calibration:
-            calibration.calibrate(distiller, teacher, ({k: b.to(device) for k, b in p.items()} for p in first_batches))
-        batches = [batch.to(device) for batch in moment_batches(source, options.calibration)]
-        plan = initialise(student, teacher, batches, options, shd)
+            calibrate(distiller, teacher, moved(first_batches, device))
+        first = moment_batches(distiller.task, config.seed, config.batch_size, options.calibration)
+        batches = [batch.to(device) for batch in first]
+        plan = initialise(distiller.task, student, teacher, batches, options, shd)
         write_text(folder.path / INITIALISATION_FILE, plan.text())
         for line in plan.lines():
             _log.info("initialisation %s", line)
@@ -114,7 +116,7 @@ def load_or_initialise(
             torch.distributed.broadcast(tensor, 0)
 
 
-def accelerator_of(config: TrainConfig) -> "Accelerator":
+def accelerator_of(config: TrainConfig, task: Task[Any]) -> "Accelerator":
     """What a run works with: devices, processes, precision."""
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
@@ -126,7 +128,7 @@ def accelerator_of(config: TrainConfig) -> "Accelerator":
             log_with=config.tracker,
             project_dir=config.run,
             kwargs_handlers=[
-                DistributedDataParallelKwargs(find_unused_parameters=config.mask_ratio is None),
+                DistributedDataParallelKwargs(find_unused_parameters=len(task.passes) == 1),
                 InitProcessGroupKwargs(timeout=PATIENCE),
             ],
         )

@@ -1,153 +1,24 @@
-"""Whether a teacher does what we think: looked at on the run's first images, before anything is written.
-
-A teacher of velocity taught as noise, of other latents, of another schedule or with its classes in another order loads
-and runs like a good one. Three questions of its noise error (DDPM eq. 14) tell them apart:
-
-- Is it below that of the best linear prediction from x_t, noise level by noise level?
-- Is the noise as large as it predicts? E[noise | x_t] has E[noise p] = E[p p]; another schedule or scale breaks that.
-- Is it lower under the true labels than under wrong ones, and not higher than under none? Image by image, on the same
-  noise; images are added until that is clear.
-
-All is drawn as a function of the seed for this purpose alone, by the main process: a run's own draws stay the same.
-"""
+"""Whether a teacher does what we think: said, and refused, before anything is written."""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from dit_shd.core import rng
 from dit_shd.core.distributed import on_main
 from dit_shd.core.errors import UserError
-from dit_shd.diffusion.class_names import compare
-from dit_shd.diffusion.denoiser import known_classes
-from dit_shd.diffusion.objectives import split
-from dit_shd.diffusion.schedule import Schedule
-from dit_shd.tasks.diffusion import NO_LABEL, Batch, BatchSource, predict
+from dit_shd.tasks import Task
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-
 _log = logging.getLogger("dit_shd")
 
-SNRS = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03)
-"""Noise levels that are looked at: at lower and higher ones a good teacher is not much better than the linear one."""
-LABEL_SNR = 1.0
-"""Labels are looked at where there is as much noise as this or more: there they decide what is predicted."""
-AT_ONCE = 8
-"""Images of each level in a round: one forward of 48 images, and two of 32 for the labels."""
-ROUNDS = (2, 16)
-"""At least, and at most, where labels are not clear before."""
-SCALE = 1.3
-"""How many times too small or too large a prediction may be."""
-CLEAR, WORSE, ENOUGH = 4.0, -3.0, 2.0
-"""Standard errors: of a gain that ends the look, of a loss against no label, of a gain that is one after all rounds."""
 
-
-@dataclass
-class Figures:
-    """What was found, by noise level [l] and, of labels, by image."""
-
-    error: Tensor
-    """The teacher's noise error as a share of the best linear prediction's [l]."""
-    scale: Tensor
-    """What the prediction would have to be multiplied by [l]; 1 is right."""
-    images: int
-    wrong: float | None = None
-    """Gain of the true labels over wrong ones, in standard errors; None: not looked at."""
-    none: float | None = None
-    """The same over no labels."""
-
-    def line(self) -> str:
-        """In words."""
-        error, scale = (f"{x.min():.2f} to {x.max():.2f}" for x in (self.error, self.scale))
-        told = f"noise error {error} of the best linear prediction's, scale {scale}"
-        if self.wrong is not None:
-            told += (
-                f"; true labels {self.wrong:+.1f} standard errors better than wrong ones, {self.none:+.1f} than none"
-            )
-        return f"{told} ({self.images} images)"
-
-    def fault(self) -> str | None:
-        """What a good teacher does not do, with the likely reasons; labels are judged where the noise is right."""
-        if not bool((self.error < 1).all()):
-            return (
-                "its noise error is no better than a linear prediction's: does it predict velocity or x_0, come from "
-                "other latents (scale, autoencoder, channels, pixel range), have another schedule, or is it untrained?"
-            )
-        if not bool(((self.scale < SCALE) & (self.scale > 1 / SCALE)).all()):
-            return (
-                "its prediction is of another size than the noise: was it trained with another schedule "
-                "(diffusion_steps) or on latents of another scale?"
-            )
-        if self.none is not None and self.none <= WORSE:
-            return (
-                "the labels make it worse than none: are its classes in another order than the data's, or have the "
-                "data no labels? (label_dropout=1 teaches without)"
-            )
-        if self.wrong is not None and self.wrong < ENOUGH:
-            return (
-                "it is no better under the true labels than under wrong ones: are its classes others than the data's, "
-                "or has it none? (label_dropout=1 teaches without)"
-            )
-        return None
-
-    def clear(self) -> bool:
-        """More images would change nothing."""
-        wrong, none = self.wrong, self.none
-        if wrong is None or none is None or none <= 2 * WORSE or (wrong >= CLEAR and none >= 0):
-            return True
-        return bool(replace(self, wrong=None, none=None).fault())
-
-
-@dataclass
-class Sums:
-    """Sums over what was seen of each level, for the best linear prediction of each channel and for the scale."""
-
-    moments: Tensor
-    """[l,c,6]: count, x_t, noise, x_t x_t, x_t noise, noise noise."""
-    products: Tensor
-    """[l,3]: noise p, p p, and the squared error, of predictions p."""
-    gains: dict[str, list[Tensor]] = field(default_factory=lambda: {"wrong": [], "none": []})
-    """Of the true labels, image by image [b], as shares of the linear error."""
-
-    @classmethod
-    def empty(cls, channels: int) -> "Sums":
-        return cls(torch.zeros(len(SNRS), channels, 6).double(), torch.zeros(len(SNRS), 3).double())
-
-    def add(self, batch: Batch, predicted: Tensor, levels: Tensor) -> None:
-        x, e, p = (y.double().flatten(2) for y in (batch.x_t, batch.noise, predicted))
-        each = torch.stack([torch.ones_like(x), x, e, x * x, x * e, e * e], dim=-1).sum(2).cpu()
-        self.moments.index_add_(0, levels, each)
-        products = torch.stack([e * p, p * p, (e - p).square()], dim=-1).sum((1, 2)).cpu()
-        self.products.index_add_(0, levels, products)
-
-    def linear(self) -> Tensor:
-        """Mean squared error of the best prediction a x_t + b of each channel [l]."""
-        _, x, e, xx, xe, ee = (self.moments / self.moments[..., :1]).unbind(-1)
-        variance = (xx - x * x).clamp(min=1e-12)
-        return (ee - e * e - (xe - x * e).square() / variance).mean(1)
-
-    def figures(self, images: int) -> Figures:
-        count = self.moments[..., 0].sum(1)
-        noise_p, p_p, squared = self.products.unbind(-1)
-        told = {name: _standard_errors(torch.cat(gains)) for name, gains in self.gains.items() if gains}
-        return Figures(squared / count / self.linear(), noise_p / p_p.clamp(min=1e-12), images, **told)
-
-
-def _standard_errors(gains: Tensor) -> float:
-    return float(gains.mean() / (gains.std() / len(gains) ** 0.5).clamp(min=1e-12))
-
-
-def settle(config: "TrainConfig", teacher: nn.Module | None, source: BatchSource, accelerator: "Accelerator") -> None:
-    """Look at the teacher of a new run, and say what was found. The main process does, on its device.
+def check_teacher(config: TrainConfig, task: Task[Any], teacher: nn.Module | None, accelerator: "Accelerator") -> None:
+    """Have the task judge the teacher of a new run, and say what was found. The main process does, on its device.
 
     Raises:
         UserError: it does not do what we think, and the config does not say to go on.
@@ -155,99 +26,19 @@ def settle(config: "TrainConfig", teacher: nn.Module | None, source: BatchSource
     if teacher is None:
         return
 
-    def complain(fault: str) -> None:
-        told = f"teacher: {config.teacher} does not do what is wanted: {fault}"
-        if config.check_teacher == "refuse":
-            raise UserError(f"{told}; check_teacher=warn goes on all the same")
-        _log.warning("%s", told)
-
     def act() -> None:
-        if RunFolder(config.run).newest is not None:  # it was looked at when the run began
+        if RunFolder(config.run).newest is not None:  # it was judged when the run began
             return
-        if config.label_dropout < 1 and known_classes(teacher) != [0]:
-            told, right = compare(teacher, source.dataset)
-            complain(told) if not right else _log.info("classes: %s", told)
-        if config.check_teacher == "no":
-            return
-        teacher.to(accelerator.device)
         with accelerator.autocast():
-            found = look(teacher, source, accelerator.device, labels=config.label_dropout < 1)
-        _log.info("teacher: %s%s", found.line(), "" if found.wrong is not None else _unlabelled(teacher))
-        fault = found.fault()
-        if fault:
-            complain(f"{fault} ({found.line()})")
+            opinions = task.judge(teacher, config.seed, accelerator.device, measure=config.check_teacher != "no")
+            for opinion in opinions:
+                if opinion.told:
+                    _log.info("%s", opinion.told)
+                if opinion.fault is None:
+                    continue
+                line = f"teacher: {config.teacher} does not do what is wanted: {opinion.fault}"
+                if config.check_teacher == "refuse":
+                    raise UserError(f"{line}; check_teacher=warn goes on all the same")
+                _log.warning("%s", line)
 
     on_main(act)
-
-
-def _unlabelled(teacher: nn.Module) -> str:
-    why = "it has one class" if len(known_classes(teacher)) < 2 else "label_dropout is 1"
-    return f"; labels were not looked at, since {why}"
-
-
-@torch.no_grad()
-def look(teacher: nn.Module, source: BatchSource, device: torch.device, labels: bool = True) -> Figures:
-    """The figures of a teacher on a run's first images, round by round.
-
-    Args:
-        labels: whether labels are looked at, where the teacher has several classes.
-    """
-    sums = Sums.empty(source.dataset.shape[0])
-    labels = labels and len(known_classes(teacher)) > 1
-    least, most = ROUNDS
-    for number in range(most):
-        batch, levels = _batch(source, number)
-        _see(teacher, batch.to(device), levels, sums, source.seed, labels)
-        found = sums.figures((number + 1) * len(levels))
-        if number + 1 >= least and found.clear():
-            break
-    return found  # type: ignore[reportPossiblyUnbound]
-
-
-def _see(teacher: nn.Module, batch: Batch, levels: Tensor, sums: Sums, seed: int, labels: bool) -> None:
-    """One batch with the true labels and, where they are looked at, its noisy part with wrong ones and with none."""
-    channels = batch.x_0.shape[1]
-    predicted = split(predict(teacher, batch).float(), channels)[0]
-    sums.add(batch, predicted, levels)
-    if not labels:
-        return
-    noisy = levels >= SNRS.index(LABEL_SNR)
-    here = noisy.to(batch.x_0.device)
-    part = replace(batch, **{name: value[here] for name, value in vars(batch).items() if isinstance(value, Tensor)})
-    true, linear = _errors(predicted[here], part), sums.linear()[levels[noisy]]
-    others = {"wrong": _wrong(known_classes(teacher), seed, part), "none": torch.full_like(part.labels, NO_LABEL)}
-    for name, given in others.items():
-        output = split(predict(teacher, replace(part, labels=given)).float(), channels)[0]
-        sums.gains[name].append((_errors(output, part) - true) / linear)
-
-
-def _errors(predicted: Tensor, batch: Batch) -> Tensor:
-    """Noise error of each image [b]."""
-    return (predicted - batch.noise).double().square().flatten(1).mean(1).cpu()
-
-
-def _batch(source: BatchSource, number: int) -> tuple[Batch, Tensor]:
-    """The images of one round with their labels, noised to the levels in turn, and each one's level [b]."""
-    count = len(SNRS) * AT_ONCE
-    places = range(number * count, (number + 1) * count)  # in the order of the run's, whatever its batch size
-    x_0, labels = source.dataset.batch(source.indices(0, places), source.seed, 0, places)
-    levels = torch.arange(count) % len(SNRS)
-    t = torch.tensor([_timestep(source.schedule, snr) for snr in SNRS])[levels]
-    noise = rng.normal(source.seed, "teacher check", 0, places, x_0.shape[1:])
-    x_t = source.schedule.add_noise(x_0, noise, t)
-    return Batch(x_0, noise, x_t, t, labels, None, torch.tensor(places)), levels
-
-
-def _timestep(schedule: Schedule, snr: float) -> int:
-    """The timestep whose signal-to-noise ratio is nearest."""
-    return int(np.abs(np.log(schedule.snr / snr)).argmin())
-
-
-def _wrong(classes: Sequence[int], seed: int, batch: Batch) -> Tensor:
-    """For each image [b] one of the other classes."""
-    known, labels = torch.tensor(classes), batch.labels.cpu()
-    place = torch.searchsorted(known, labels).clamp(max=len(known) - 1)
-    among = known[place] == labels
-    drawn = rng.uniform(seed, "teacher check label", 0, batch.indices.tolist())
-    chosen = (drawn * (len(known) - among.long())).long()
-    return known[chosen + (among & (chosen >= place)).long()].to(batch.labels.device)

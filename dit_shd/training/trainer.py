@@ -5,26 +5,24 @@ for step in train(config):
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dit_shd.core import dtensor
-from dit_shd.core.config import checked, resolve, resumable_keys
+from dit_shd.core.config import checked
 from dit_shd.core.distributed import on_main
 from dit_shd.core.dtensor import whole_tree
 from dit_shd.core.errors import UserError
 from dit_shd.core.prefetch import ahead
+from dit_shd.core.rng import Draws
 from dit_shd.core.signals import Stop
 from dit_shd.core.yaml_files import dump
 from dit_shd.data.datasets import DATASETS
 from dit_shd.data.latent_origin import before_training
-from dit_shd.diffusion import class_names
-from dit_shd.diffusion.denoiser import classes_of
-from dit_shd.diffusion.schedule import Schedule
 from dit_shd.distillation import calibration
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.losses import LOSSES
@@ -32,23 +30,20 @@ from dit_shd.models.families import FAMILIES
 from dit_shd.profiling.flops import step_operations
 from dit_shd.profiling.hardware import known_peak
 from dit_shd.profiling.throughput import Meter
-from dit_shd.tasks.diffusion import Batch, BatchSource, PassName
-from dit_shd.training import checks, fsdp, nan_guard, optim, setup, teacher_check
+from dit_shd.tasks import TASKS, Batch
+from dit_shd.training import checks, fsdp, nan_guard, optim, setup
 from dit_shd.training.checkpointer import Saver, averaged
 from dit_shd.training.compilation import compile_blocks
-from dit_shd.training.config import TrainConfig, resolved, sized
+from dit_shd.training.config import TrainConfig, completed, may_change, resolved, sized
 from dit_shd.training.dry_run import step_shape
 from dit_shd.training.ema import Averages, too_slow
 from dit_shd.training.gradient_norms import gradient_norms
 from dit_shd.training.nan_guard import Finding, Guard
 from dit_shd.training.run_folder import RunFolder
 from dit_shd.training.state import RunState
+from dit_shd.training.teacher_check import check_teacher
 from dit_shd.training.tracker import Tracker
-from dit_shd.training.validation import Monitor
-
-if TYPE_CHECKING:
-    pass
-
+from dit_shd.training.validation import Validation
 
 _log = logging.getLogger("dit_shd")
 CALIBRATION_IMAGES = 32
@@ -82,37 +77,27 @@ class Trainer:
         checks.ranges(config)
         self.config = config = resolved(config)
         torch.manual_seed(config.seed)
-        self.schedule = Schedule.linear(config.diffusion_steps)
+        self.task = task = TASKS.build(config.task, "task")
         dataset = DATASETS.build(config.data, "data")
         self.config = config = sized(config, dataset.classes)
         student = FAMILIES.build(config.student, "student")
         losses = [LOSSES.build(p, f"losses.{i}") for i, p in enumerate(config.losses)]
         checks.teaching(config, losses)
         self.teacher = setup.load_teacher(config)
+        task.use(dataset, student)
         kept = before_training(config.vae, dataset.origin, dataset.shape[0], config.run)
-        checks.fit(config, dataset, losses, student, self.teacher, kept)
-        self.names = class_names.learned(dataset, classes_of(student))
-        self.source = BatchSource(
-            dataset=dataset,
-            schedule=self.schedule,
-            seed=config.seed,
-            batch_size=config.batch_size,
-            label_dropout=config.label_dropout,
-            mask_ratio=config.mask_ratio,
-            tokens=getattr(student, "tokens", None),
-        )
-        whole = not config.compile and config.sharding == "no"
-        distiller = Distiller(student, losses, self.schedule, config.min_snr_gamma, cut_teacher=whole)
+        checks.fit(config, task, losses, student, self.teacher, kept)
+        distiller = Distiller(task, student, losses, not config.compile and config.sharding == "no")
         self._try_out(distiller)
-        self.accelerator = accelerator = setup.accelerator_of(config)
+        self.accelerator = accelerator = setup.accelerator_of(config, task)
         self.micro_batch_size = checks.micro_batch_size(config, accelerator.num_processes)
         slow = too_slow(config.ema_rates, config.steps, config.ema_warmup)
         if slow and accelerator.is_main_process:
             _log.warning(slow)
-        if accelerator.is_main_process:
-            class_names.say_fewer(dataset, classes_of(student))
-        teacher_check.settle(config, self.teacher, self.source, accelerator)
-        self.folder = RunFolder.open(config.run, dump(config), resumable_keys(TrainConfig), resolve(TrainConfig()))
+        for line in task.remarks(student) if accelerator.is_main_process else ():
+            _log.warning("%s", line)
+        check_teacher(config, task, self.teacher, accelerator)
+        self.folder = RunFolder.open(config.run, dump(config), may_change(task), completed)
         on_main(lambda: kept.write(config.run))
         self.decodes = kept.origin is None or kept.autoencoder is not None
         """Whether sampling from the run gives images by itself."""
@@ -122,20 +107,20 @@ class Trainer:
         self.state = RunState(
             accelerator.unwrap_model(self.distiller), self.optimizer, self.averages, accelerator.scaler
         )
-        self.monitor = Monitor(config.evaluation, config.run, accelerator.is_main_process)
+        self.validation = Validation(task, config.validate_every, self.folder, self._averaged)
         self.guard = Guard(config.run, accelerator, config.skip_bad_steps)
         self.stop = Stop()
         """Ask it, and the loop ends after its step, saved; the command line lets signals ask."""
-        self.saver = Saver(config, self.folder, self.state, self.guard, accelerator, self.names)
+        self.saver = Saver(config, self.folder, self.state, self.guard, accelerator, task)
         self.first_step = self.saver.resume()
-        if on_main(lambda: self.monitor.missing(self.first_step, self.folder.rows("evaluations.jsonl"))):
+        if self.validation.missing(self.first_step):
             self._evaluate(self.first_step)  # a kill came before it
 
     def _place(self, distiller: Distiller) -> None:
         """Onto the devices, whole or in slices, and ready to be fast."""
         config, device = self.config, self.accelerator.device
         first = self._first_batches(distiller)
-        setup.load_or_initialise(config, distiller, self.teacher, self.source, first, self.folder, self.accelerator)
+        setup.load_or_initialise(config, distiller, self.teacher, first, self.folder, self.accelerator)
         if config.gradient_checkpointing:
             distiller.student.enable_gradient_checkpointing()  # type: ignore[operator]
         if config.compile:
@@ -187,7 +172,9 @@ class Trainer:
             if self.stop.agreed() or done % config.checkpoint_every == 0 or done == config.steps:
                 self.saver.save(done)
                 meter.pause()
-            if self.monitor.due(done) and not self.stop.due:  # whoever stops it cannot wait; it is done on resumption
+            if (
+                self.validation.due(done) and not self.stop.due
+            ):  # whoever stops it cannot wait; it is done on resumption
                 self._evaluate(done)
                 meter.pause()
             yield Step(done, numbers)
@@ -206,20 +193,24 @@ class Trainer:
         for i in range(self.config.batch_size // (size * processes)):
             yield number, (i * processes + self.accelerator.process_index) * size
 
-    def draw(self, place: tuple[int, int]) -> dict[PassName, Batch]:
+    def draw(self, place: tuple[int, int]) -> Sequence[Batch]:
         number, first = place
-        return self.source.draw(number, range(first, first + self.micro_batch_size))
+        return self._draw(number, range(first, first + self.micro_batch_size))
 
-    def accumulate(self, batches: Iterator[dict[PassName, Batch]]) -> dict[str, Tensor]:
+    def _draw(self, number: int, positions: Sequence[int]) -> Sequence[Batch]:
+        return self.task.draw(Draws(self.config.seed, number, positions, self.config.batch_size))
+
+    def accumulate(self, batches: Iterator[Sequence[Batch]]) -> dict[str, Tensor]:
         """Gradients of one global batch: micro batch by micro batch and pass by pass; returns this process's means."""
         rounds = self.config.batch_size // (self.micro_batch_size * self.accelerator.num_processes)
         sums: dict[str, Tensor] = {}
         for i in range(rounds):
-            for name, batch in next(batches).items():
-                last = i == rounds - 1 and name == self.source.passes[-1]
+            for batch in next(batches):
+                name = batch.pass_name
+                last = i == rounds - 1 and name == self.task.passes[-1]
                 with fsdp.synchronised(self.distiller, self.accelerator, last):
                     with self.accelerator.autocast():
-                        loss, logs = self.distiller(batch.to(self.accelerator.device), name, self.teacher)
+                        loss, logs = self.distiller(batch.to(self.accelerator.device), self.teacher)
                     self.accelerator.backward(loss / rounds)
                 for key, value in {"loss": loss.detach(), **logs}.items():
                     key = key if key == "loss" else f"{name}/{key}"
@@ -230,9 +221,9 @@ class Trainer:
         """By pass and term, of this process's first micro batch of a step."""
         distiller, norms = self.accelerator.unwrap_model(self.distiller), {}
         batches = self.draw((number, self.accelerator.process_index * self.micro_batch_size))
-        for name, batch in batches.items():
+        for batch in batches:
             with self.accelerator.autocast():
-                found = gradient_norms(distiller, batch.to(self.accelerator.device), name, self.teacher)
+                found = gradient_norms(distiller, batch.to(self.accelerator.device), self.teacher)
             norms |= {f"grad_norm/{term}": norm for term, norm in found.items()}
         return norms
 
@@ -255,7 +246,7 @@ class Trainer:
     def _leave_out(self, number: int) -> UserError | None:
         """Keep the batch of a bad step and what it was; the error, where no more may be left out."""
         finding = self.diagnose(number)
-        return self.guard.leaves_out(number, finding, lambda: self.source.draw(number, range(self.config.batch_size)))
+        return self.guard.leaves_out(number, finding, lambda: self._draw(number, range(self.config.batch_size)))
 
     def diagnose(self, number: int) -> Finding:
         """Do step `number` (counted from 0) again and see what is not finite, in whichever process."""
@@ -287,29 +278,30 @@ class Trainer:
         peak = self.config.peak_tflops or known_peak(device)
         total = None if peak is None else peak * self.accelerator.num_processes
         student = self.state.distiller.student
-        step = step_shape(self.config, student, self.micro_batch_size)
+        step = step_shape(self.config, self.micro_batch_size)
         operations = step_operations(step, student, self.teacher).total
         return Meter(self.config.batch_size, operations, total, device)
 
     def _evaluate(self, done: int) -> None:
-        """Samples of the averaged student, and their figures."""
-        student = averaged(self.config, whole_tree(self.averages.tensors()), self.names)
-        figures = self.monitor.look(student, done)
+        """Evaluate the averaged student."""
+        figures = self.validation.run(done)
         if figures is not None:
-            self.folder.log("evaluations.jsonl", {"step": done, **figures})
             self.tracker.log("evaluation", {f"evaluation/{k}": v for k, v in figures.items()}, done)
         self.accelerator.wait_for_everyone()
 
-    def _first_batches(self, distiller: Distiller) -> Iterator[calibration.Passes]:
+    def _averaged(self) -> nn.Module:
+        return averaged(self.config, self.task, whole_tree(self.averages.tensors()))
+
+    def _first_batches(self, distiller: Distiller) -> Iterator[Sequence[Batch]]:
         """As many batches as the losses want to calibrate on: the same, whatever a step is divided into."""
         for number in range(max((loss.calibration for _, loss in distiller.named_losses()), default=0)):
-            yield self.source.draw(number, range(min(CALIBRATION_IMAGES, self.config.batch_size)))
+            yield self._draw(number, range(min(CALIBRATION_IMAGES, self.config.batch_size)))
 
     def _try_out(self, distiller: Distiller) -> None:
         """One forward on one sample before anything is written: what does not fit together is said here."""
         if self.teacher is None:
             return
-        sample = self.source.draw(0, range(1))
+        sample = self._draw(0, range(1))
         calibration.calibrate(distiller, self.teacher, [sample])
         bad = nan_guard.first_non_finite(distiller, self.teacher, sample)
         if bad is not None:

@@ -1,156 +1,45 @@
-"""Samples and their figures while a model trains, on a schedule."""
+"""Evaluations of the averaged weights while a model trains, on a schedule."""
 
-import logging
-import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
-import numpy as np
-import torch
 from torch import nn
 
-from dit_shd.core.config import make, option, resolve
 from dit_shd.core.distributed import on_main
-from dit_shd.core.errors import UserError
-from dit_shd.core.places import Place
-from dit_shd.core.plugins import Plugin
-from dit_shd.data.decoder import Decoder
-from dit_shd.data.image_sets import ArrayImages
-from dit_shd.data.latent_origin import AUTO, Kept, decoder
-from dit_shd.diffusion.generation import MERGED, lock_file, sample_to_file
-from dit_shd.diffusion.sample_config import SampleConfig
-from dit_shd.diffusion.sampler import device_of
-from dit_shd.evaluation import results
-from dit_shd.evaluation.evaluate import EvaluateConfig, evaluate
-from dit_shd.evaluation.features import FEATURES
-from dit_shd.evaluation.reference import open_reference
-from dit_shd.evaluation.scoring import choose
+from dit_shd.tasks import Task
+from dit_shd.training.run_folder import RunFolder
 
-_log = logging.getLogger("dit_shd")
+LOG = "evaluations.jsonl"
 
 
-@dataclass(frozen=True)
-class EvaluationConfig:
-    """Evaluations during training, of the averaged weights."""
-
-    every: int = option(0, "steps between evaluations; 0 for none", range=(0, 1e12))
-    count: int = option(1000, "images; figures of other counts are not comparable")
-    steps: int = option(50, "sampling steps")
-    guidance: float = option(1.0, "classifier-free guidance scale; 1 for none")
-    labels: Literal["random", "balanced"] = option("balanced", "class of image i: drawn, or i modulo the classes")
-    reference: Place | None = option(None, "what samples are compared with, as in dit-shd evaluate; empty: grids only")
-    features: Plugin = option(Plugin("inception"), "feature network")
-    sample: dict[str, Any] = option({}, "more keys of dit-shd sample (vae, batch_size, solver, ...)")
-    evaluate: dict[str, Any] = option({}, "more keys of dit-shd evaluate (metrics, batch_size, ...)")
-    keep: bool = option(False, "keep every evaluation's images (npz); its grid and figures are kept anyway")
-
-    def sampling(self, run: Path, step: int) -> SampleConfig:
-        """What `dit-shd sample` would be told."""
-        own = {"count": self.count, "steps": self.steps, "guidance": self.guidance, "labels": self.labels}
-        out = run / "evaluations" / f"step_{step:08d}.npz"
-        return make(
-            SampleConfig, {**own, **self.sample, "run": str(run), "out": out, "force": True}, "evaluation.sample"
-        )
-
-    def scoring(self, samples: Path) -> EvaluateConfig:
-        """What `dit-shd evaluate` would be told."""
-        own = {"reference": self.reference, "features": resolve(self.features), **self.evaluate}
-        own |= {"samples": str(samples), "out": samples.with_suffix(".results.json"), "force": True}
-        return make(EvaluateConfig, own, "evaluation.evaluate")
-
-    def check(self, diffusion_steps: int) -> None:
-        """Numbers in their ranges."""
-        if not self.every:
-            return
-        parts: list[Any] = [replace(self.sampling(Path("run"), 0), diffusion_steps=diffusion_steps)]
-        parts += [] if self.reference is None else [self.scoring(Path("run.npz"))]
-        for part in parts:
-            try:
-                part.check()
-            except UserError as error:  # training has keys of the same names
-                raise UserError(f"evaluation: {error}") from error
-
-    def fit(self, student: nn.Module, kept: Kept) -> None:
-        """Refuse before training what could not be done after days of it.
-
-        Args:
-            kept: the autoencoder of the data's latents.
-
-        Raises:
-            UserError: no such autoencoder or reference, or samples that features, reference or metrics do not fit.
-        """
-        if not self.every:
-            return
-        own: Any = student.config
-        sampling, device = self.sampling(Path("run"), 0), device_of(student)
-        try:
-            if sampling.vae == AUTO and kept.autoencoder is not None:
-                decode = Decoder(kept.autoencoder)
-            else:
-                decode = decoder(sampling.vae, kept.origin, own.in_channels, device)
-        except UserError as error:
-            raise UserError(f"evaluation.sample.{error}") from error
-        if decode.keep:
-            raise UserError("evaluation.sample.vae: null keeps latents, and evaluations are of images; leave it out")
-        if self.reference is None:
-            return
-        scoring = self.scoring(Path("run.npz"))
-        network = FEATURES.build(scoring.features, "evaluation.features")
-        reference = open_reference(self.reference, "evaluation.reference")
-        _, channels, height, width = decode(torch.zeros(1, own.in_channels, 1, 1)).shape  # of one latent
-        shape = (self.count, own.sample_size * height, own.sample_size * width, channels)
-        samples = ArrayImages(np.broadcast_to(np.uint8(0), shape), "evaluation")
-        network.check(samples.shape[1:], "evaluation")
-        reference.check(samples, network)
-        choose(scoring.metrics, samples, reference, network)
-
-
-class Monitor:
-    """Draws and scores at the steps that the config names. Every process draws its share, the main one scores.
+class Validation:
+    """Has a task evaluate the student at the steps that are due; every process calls it.
 
     What a kill interrupted is done again when the run comes by that step; what is finished is not.
+
+    Args:
+        every: steps between evaluations; 0 for none. student: makes one with the averaged weights.
     """
 
-    def __init__(self, config: EvaluationConfig, run: Path, main: bool):
-        self.config, self.run, self.main = config, run, main
+    def __init__(self, task: Task[Any], every: int, folder: RunFolder, student: Callable[[], nn.Module]):
+        self.task, self.every, self.folder, self.student = task, every, folder, student
 
     def due(self, step: int) -> bool:
-        return bool(self.config.every) and step % self.config.every == 0
+        """Whether a step is one to evaluate after."""
+        return bool(self.every) and step > 0 and step % self.every == 0
 
-    def missing(self, step: int, rows: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether an evaluation that was due has not been finished; `rows` are the figures that are logged."""
-        if not self.due(step) or not step:
-            return False
-        grid = self.run / "evaluations" / f"step_{step:08d}.png"
-        done = any(row["step"] == step for row in rows) if self.config.reference else grid.exists()
-        return not done or (not self.config.keep and grid.with_suffix(".npz").exists())
+    def missing(self, step: int) -> bool:
+        """Whether an evaluation that was due has not been finished."""
 
-    def _to_sample(self, out: Path) -> bool:
-        """Whether the images are not there yet; shards of another attempt (perhaps with other processes) go."""
-        parts = out.with_name(out.name + ".parts")
-        if (parts / MERGED).exists():
-            return True
-        shutil.rmtree(parts, ignore_errors=True)
-        lock_file(out).unlink(missing_ok=True)  # of one that was killed: the run's own lock keeps others out
-        return not out.exists()
+        def unfinished() -> bool:
+            logged = any(row["step"] == step for row in self.folder.rows(LOG))
+            return not self.task.evaluated(self.folder.path, step, logged)
 
-    def look(self, student: nn.Module, step: int) -> dict[str, float] | None:
-        """Sample from `student` and score the images; the figures, in the main process, if there is a reference."""
-        sampling = self.config.sampling(self.run, step)
-        assert sampling.out is not None
-        grid, record = sampling.out.with_suffix(".png"), sampling.out.with_suffix(".results.json")
-        figures: dict[str, float] | None = None
-        if not (record if self.config.reference else grid).exists():
-            out = sampling.out
-            if on_main(lambda: self._to_sample(out)):
-                sample_to_file(sampling, student)
-            if self.main and self.config.reference:
-                evaluate(self.config.scoring(sampling.out), say=lambda line: None)
-        if self.main and self.config.reference:
-            figures = dict(results.read_record(record)["figures"])  # type: ignore[index]
-            _log.info("step %d: %s", step, ", ".join(f"{k} {v:.4g}" for k, v in figures.items()))
-        if self.main and not self.config.keep:
-            sampling.out.unlink(missing_ok=True)
+        return self.due(step) and on_main(unfinished)
+
+    def run(self, step: int) -> dict[str, float] | None:
+        """Evaluate; the figures, in the main process, where there are any."""
+        figures = self.task.evaluate(self.student(), self.folder.path, step)
+        if figures is not None:
+            self.folder.log(LOG, {"step": step, **figures})
         return figures

@@ -19,9 +19,10 @@ from dit_shd.distillation.losses import LOSSES
 from dit_shd.evaluation.features import FEATURES
 from dit_shd.evaluation.metrics import METRICS
 from dit_shd.models.families import FAMILIES
+from dit_shd.tasks import TASKS
 from dit_shd.training.config import TrainConfig
 
-FOLDERS = {folder.kind: folder for folder in (DATASETS, FAMILIES, FEATURES, LOSSES, METRICS)}
+FOLDERS = {folder.kind: folder for folder in (DATASETS, FAMILIES, FEATURES, LOSSES, METRICS, TASKS)}
 
 
 def test_yamls_text_numbers_are_cast():
@@ -62,7 +63,12 @@ def test_wrong_values_say_wanted_and_found(values, message):
         ),
         ("losses", {"name": "shd", "wieght": 1}, r"shd|unknown key 'wieght', did you mean 'weight'\?"),
         ("losses", {"name": "shd", "temperature": 0}, r"temperature: wanted a number above 0"),
-        ("losses", {"name": "shd", "passes": ["side"]}, r"passes"),
+        ("losses", {"name": "shd", "passes": []}, r"passes: wanted the name of one or more"),
+        ("losses", {"name": "shd", "passes": 3}, r"losses\.passes: wanted a list"),
+        ("task", {"name": "diffusion", "mask_ratio": 0.9}, r"task\.mask_ratio: wanted a number from 0 to 0\.8"),
+        ("task", {"name": "diffusion", "label_dropout": float("nan")}, r"task\.label_dropout: wanted .* found nan"),
+        ("task", {"name": "diffusion", "mask_ration": 0.3}, r"unknown key 'mask_ration', did you mean 'mask_ratio'"),
+        ("task", {"name": "diffusion", "evaluation": {"cuont": 3}}, r"task\.evaluation: unknown key 'cuont'"),
         ("data", {"name": "npz"}, r"path: a value is needed"),
         ("models", {"name": "mdt", "size": "S/3"}, r"no size 'S/3'"),
         (

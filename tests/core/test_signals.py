@@ -181,7 +181,8 @@ else:
         ("-m", ["train", "configs/digits_shd.yaml"], "SIGINT", "argparse"),
         ("-m", ["train", "configs/digits_shd.yaml"], "SIGINT", "torch"),
         ("-m", ["train", "configs/digits_shd.yaml"], "SIGTERM", "torch"),
-        ("-m", ["evaluate", "--help"], "SIGINT", "argparse"),
+        ("-m", ["evaluate", "--help"], "SIGINT", "yaml"),  # it does without torch
+        ("-m", ["evaluate", "README.md"], "SIGINT", "torch"),
         ("train_dit.py", ["configs/digits_shd.yaml"], "SIGINT", "argparse"),
         ("train_dit.py", ["configs/digits_shd.yaml"], "SIGINT", "torch"),
         ("sampling/sample_dit.py", ["dit_shd/assets/digits_teacher"], "SIGINT", "torch"),

@@ -14,7 +14,7 @@ from dit_shd.diffusion.sampler import of_run, sample
 from dit_shd.diffusion.schedule import FEWEST, Schedule
 from dit_shd.diffusion.solvers import denoise, noises
 from dit_shd.models.loading import load
-from dit_shd.training import checks
+from dit_shd.tasks import TASKS
 from dit_shd.training.config import TrainConfig
 
 MEAN, STD = 0.3, 0.5
@@ -117,10 +117,10 @@ def test_ancestral_and_implicit_steps_are_a_float64_loop(solver, steps):
 
 @pytest.mark.parametrize("length", [-1, 0, 1, 20, 10**6 + 1])
 def test_a_schedule_that_cannot_be_is_refused_alike_in_training_and_sampling(length, tmp_path):
-    wanted = r"^diffusion_steps: wanted 21 to 1,000,000 .* below 1"
+    wanted = r"^diffusion_steps: wanted 21 to 1,000,000 .* 20 / diffusion_steps, must be below 1"
     values = {"run": "r", "data": "digits", "student": "dit"}
-    with pytest.raises(UserError, match=wanted):
-        checks.ranges(make(TrainConfig, {**values, "diffusion_steps": length}))
+    with pytest.raises(UserError, match=wanted.replace("diffusion_steps", r"task\.timesteps")):
+        TASKS.build(make(TrainConfig, {**values, "diffusion_steps": length}).task, "task")
     with pytest.raises(UserError, match=wanted):
         make(SampleConfig, {"diffusion_steps": length, "steps": 1}).check()
     with pytest.raises(UserError, match=wanted):

@@ -19,6 +19,7 @@ from dit_shd.evaluation.evaluate import EvaluateConfig
 from dit_shd.evaluation.features import FEATURES
 from dit_shd.evaluation.metrics import METRICS
 from dit_shd.models.families import FAMILIES
+from dit_shd.tasks import TASKS
 from dit_shd.training import checks
 from dit_shd.training.config import TrainConfig, resolved
 from dit_shd.training.run_folder import RunFolder
@@ -47,10 +48,13 @@ def whole() -> tuple[dict, ...]:
 
 
 def settled(values: object) -> TrainConfig:
-    """All that is checked before a model is made."""
+    """All that is checked before data or a model is there."""
     config = make(TrainConfig, values)  # type: ignore[arg-type]
     checks.ranges(config)
-    checks.teaching(config, [LOSSES.build(plugin) for plugin in config.losses])
+    losses, task = [LOSSES.build(plugin) for plugin in config.losses], TASKS.build(config.task, "task")
+    checks.teaching(config, losses)
+    checks.passes(task, losses)
+    task.check_evaluation(torch.nn.Identity(), None)
     return resolved(config)
 
 
@@ -75,6 +79,8 @@ def assignments(draw: random.Random, folder: Path) -> object:
         "optimizer.lr",
         "losses",
         "losses.0.weight",
+        "task.mask_ratio",
+        "mask_ratio",
         "student.name",
         "data",
         "",
@@ -114,7 +120,7 @@ def plug_in(draw: random.Random, folder: Path) -> object:
         name = draw.choice(
             ["evil.Evil", "evil", "../evil", "evil.", ".evil", "os.system", "x" * 5000, "evil:Evil", "__init__"]
         )
-        return draw.choice([DATASETS, FAMILIES, FEATURES, LOSSES, METRICS]).find(name)
+        return draw.choice([DATASETS, FAMILIES, FEATURES, LOSSES, METRICS, TASKS]).find(name)
     finally:
         sys.path.remove(str(folder))
         assert "evil" not in sys.modules

@@ -18,6 +18,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from dit_shd.core.config import make
+from dit_shd.core.rng import Draws
 from dit_shd.data.datasets.latents import Latents
 from dit_shd.data.encoding import EncodeConfig, encode_to_shards
 from dit_shd.data.latent_origin import Origin, before_training, decoder, of_source
@@ -89,7 +90,7 @@ def shards(draw: random.Random, folder: Path) -> object:
     else:
         shard.write_bytes(draw.choice([exploit(), b"", b"\x80\x04."]))
     if draw.random() < 0.5:
-        return Latents(folder / "l", verify=draw.random() < 0.5).batch(np.arange(6), 0, 0, range(6))
+        return Latents(folder / "l", verify=draw.random() < 0.5).batch(np.arange(6), Draws(0, 0, range(6), 6))
     return encoded(latents().parent / "images", folder / "l")
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from dit_shd.core.config import make
+from dit_shd.core.rng import Draws
 from dit_shd.data.datasets.npz import Npz
 from dit_shd.data.open_images import open_images
 from dit_shd.evaluation.reference import open_reference
@@ -223,7 +224,7 @@ def npz(draw: random.Random, folder: Path) -> object:
         np.savez(file, images, np.arange(6))
         bend_file(draw, file)
     if draw.random() < 0.5:
-        return Npz(file).batch(np.array([0]), 0, 0, [0])
+        return Npz(file).batch(np.array([0]), Draws(0, 0, [0], 1))
     return [batch.shape for batch in open_images(str(file), "samples").batches(4)]
 
 

@@ -16,15 +16,16 @@ import torch
 from dit_shd.core.hashing import sha256
 from dit_shd.core.lock import Lock
 from dit_shd.core.plugins import Plugin
+from dit_shd.core.rng import Draws
 from dit_shd.data.datasets import DATASETS
 from dit_shd.data.open_images import open_images
-from dit_shd.diffusion.schedule import Schedule
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.losses.shd import SHD
 from dit_shd.evaluation.features import FEATURES
 from dit_shd.models.families import FAMILIES
 from dit_shd.models.families.mdt import MDTv2
-from dit_shd.tasks.diffusion import BatchSource
+from dit_shd.tasks import TASKS
+from dit_shd.tasks.diffusion import Diffusion, NoisyBatch
 from dit_shd.training import setup
 from dit_shd.training.checkpoint import MANIFEST
 from dit_shd.training.nan_guard import Finding, Guard, read_batches
@@ -76,7 +77,7 @@ def calibrated(draw: random.Random, folder: Path) -> object:
     """calibration.json: plans that are none, of other layers, with heads twice; taken up and used for a loss."""
     student, teacher = models()
     loss = SHD(plan="matched")
-    distiller = Distiller(student, [loss], Schedule.linear())
+    distiller = Distiller(task(), student, [loss])
     good = {"shd": {"plans": {f"{s}.attn": [[0, 1], [2, 3]] for s in _blocks(student)}}}
     file = folder / setup.CALIBRATION_FILE
     file.write_text(json.dumps(bent_values(draw, bent_values(draw, good))))
@@ -84,9 +85,8 @@ def calibrated(draw: random.Random, folder: Path) -> object:
         file.write_bytes(bent_bytes(draw, json.dumps(good).encode()))
     one = SimpleNamespace(is_main_process=True, device=torch.device("cpu"), wait_for_everyone=lambda: None)
     setup.load_or_calibrate(distiller, teacher, [], RunFolder(folder), one)  # type: ignore[arg-type]
-    batch = source().draw(0, range(1))["plain"]
     with torch.no_grad():
-        return distiller(batch, "plain", teacher)
+        return distiller(batches(1)[0], teacher)
 
 
 def _blocks(model: MDTv2) -> list[str]:
@@ -94,7 +94,7 @@ def _blocks(model: MDTv2) -> list[str]:
 
 
 @functools.cache
-def source() -> BatchSource:
+def task() -> Diffusion:
     import tempfile
 
     import numpy as np
@@ -102,7 +102,14 @@ def source() -> BatchSource:
     file = Path(tempfile.mkdtemp()) / "data.npz"
     np.savez(file, np.zeros((6, 8, 8, 1), np.uint8), np.arange(6) % 3)
     data = DATASETS.build(Plugin("npz", {"path": str(file)}))
-    return BatchSource(data, Schedule.linear(), 0, 2, 0.1, 0.3, 16)
+    diffusion = Diffusion()
+    diffusion.use(data, models()[0])
+    return diffusion
+
+
+def batches(count: int) -> list[NoisyBatch]:
+    """The passes of a step's first images."""
+    return list(task().draw(Draws(0, 0, range(count), 2)))
 
 
 def lock(draw: random.Random, folder: Path) -> object:
@@ -126,9 +133,9 @@ def kept_batch(draw: random.Random, folder: Path) -> object:
     one = SimpleNamespace(is_main_process=True, scaler=None)
     file = folder / "bad_steps" / "step_00000001.safetensors"
     guard = Guard(folder, one, 0)  # type: ignore[arg-type]
-    guard._keep(file, source().draw(0, range(2)), Finding(("plain/noise",), "x"))
+    guard._keep(file, batches(2), Finding(("plain/noise",), "x"))
     bend_file(draw, file)
-    return read_batches(file)
+    return read_batches(file, NoisyBatch)
 
 
 def named(draw: random.Random, folder: Path) -> object:
@@ -138,7 +145,7 @@ def named(draw: random.Random, folder: Path) -> object:
     name = draw.choice(
         ["evil.Evil", "os.system", "builtins.eval", "evil", "dit_shd.core.config.make", "subprocess.Popen"]
     )
-    place = draw.choice(["data", "student", "losses", "features", "tracker", "optimizer", "teacher"])
+    place = draw.choice(["data", "student", "losses", "features", "tracker", "optimizer", "teacher", "task"])
     if place == "losses":
         values["losses"] = [{"name": name, "weight": 1}]
     elif place == "features":
@@ -150,9 +157,9 @@ def named(draw: random.Random, folder: Path) -> object:
     sys.path.insert(0, str(folder))
     try:
         config = settled(values)
-        config.evaluation.check(config.diffusion_steps)
         if place == "features":
-            return FEATURES.build(config.evaluation.features, "evaluation.features")
+            options = TASKS.filled(config.task, "task").options
+            return FEATURES.build(options["evaluation"].features, "evaluation.features")
         if place == "teacher":
             from dit_shd.models import loading
 
@@ -183,6 +190,8 @@ CLASSES = [
     Class("calibration", "plans that are none, heads twice, other layers; a run that goes on", 40, calibrated),
     Class("locks", "pids, hosts and times of nobody, a link that leads away; the second command", 40, lock),
     Class("kept batches", "damaged bytes and headers; replaying", 20, kept_batch),
-    Class("names in configs", "Python objects as data, model, loss, features, tracker, teacher; training", 40, named),
+    Class(
+        "names in configs", "Python objects as task, data, model, loss, features, tracker, teacher; training", 40, named
+    ),
     Class("image bombs", "kB that claim 4,000 megapixels, text that unfolds to 80 MB; samples", 30, image_bomb),
 ]

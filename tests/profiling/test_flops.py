@@ -23,7 +23,7 @@ from dit_shd.squeezing.cost import layer_cost
 from dit_shd.squeezing.divergence import attention_kl
 from dit_shd.squeezing.plans import contiguous
 from dit_shd.squeezing.squeeze import squeeze
-from dit_shd.tasks.diffusion import Batch
+from dit_shd.tasks.diffusion import Diffusion, NoisyBatch
 from dit_shd.training import optim
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.dry_run import step_shape
@@ -40,9 +40,9 @@ def config(values, tmp_path):
     return make(TrainConfig, {**values, **changes, "estimate": estimate})
 
 
-def step(config, student, images=None):
+def step(config, images=None):
     """A step of a config, as the trainer counts it."""
-    return step_shape(config, student, images or config.micro_batch_size or config.batch_size)
+    return step_shape(config, images or config.micro_batch_size or config.batch_size)
 
 
 def small(heads=2, width=8):
@@ -65,10 +65,10 @@ def test_a_models_operations_are_the_naive_models(family, kept):
         forward = counter.get_total_flops()
         output.sum().backward()
         backward = counter.get_total_flops() - forward
-    assert forward_operations(model, kept) == forward
-    ratio = 0.3 if family == "mdt" else None
-    found = step_operations(step(make(TrainConfig, {"mask_ratio": ratio}), model, 1), model)
-    ours = found.passes["plain" if kept is None else "masked"]
+    ratio, name = (0.3 if family == "mdt" else None), "plain" if kept is None else "masked"
+    assert forward_operations(model, Diffusion(mask_ratio=ratio), name) == forward
+    found = step_operations(step(make(TrainConfig, {"mask_ratio": ratio}), 1), model)
+    ours = found.passes[name]
     tokens = [n] * 4 if kept is None else [kept] * 2 + [n] * 3  # two encoder and two decoder blocks, one side block
     assert (ours.tokens, ours.forward) == (kept or n, forward)
     assert ours.backward - backward == sum(2 * m * m * heads * 8 for m in tokens)
@@ -136,13 +136,14 @@ def test_shd_takes_as_much_as_both_models_own_attention(mixed, units):
 
 def test_a_step_is_the_sum_of_its_parts(config):
     student, teacher = small(2, 4), small(4, 4)
-    found = step_operations(step(config, student), student, teacher)
+    found = step_operations(step(config), student, teacher)
     plain, masked = found.passes["plain"], found.passes["masked"]
-    assert plain.teacher == forward_operations(teacher) and masked.teacher == forward_operations(teacher, 9)
+    assert plain.teacher == forward_operations(teacher)
+    assert masked.teacher == forward_operations(teacher, Diffusion(), "masked")
     assert plain.losses["shd"] > 0 and masked.losses == {"output": 0}
     assert found.total == found.executed == plain.total + masked.total
     assert plain.total == plain.teacher + plain.forward + plain.backward + plain.losses["shd"]
-    alone = step_operations(step(make(TrainConfig, {"losses": []}), student), student)
+    alone = step_operations(step(make(TrainConfig, {"losses": []})), student)
     assert alone.passes["plain"].total == plain.forward + plain.backward
 
 
@@ -164,12 +165,12 @@ def test_activations_are_those_of_real_tensors(precision):
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
     x, t = torch.zeros(4, 1, 8, 8), torch.zeros(4, dtype=torch.long)
-    batch = Batch(x, x, x, t, t, None, t)
+    task, batch = Diffusion(mask_ratio=None), NoisyBatch("plain", 0, t, x, x, x, t, t)
     with meta.Live(model) as live:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            output = model(batch.x_t, batch.t, class_labels=batch.labels).sample
-        output.float().sum().backward()
-    counted = step_memory(step(config, model, 4), model, None).parts["activations"]
+            output = task.predict(model, batch)
+        output.prediction.sum().backward()
+    counted = step_memory(step(config, 4), model, None).parts["activations"]
     assert counted == pytest.approx(live.peak, rel=0.001 if precision == "no" else 0.05)
 
 
@@ -178,7 +179,7 @@ def test_memory_by_count(config, name, states):
     student, teacher = small(2, 4), small(4, 4)
     values = {"optimizer": {"name": name}, "ema": [0.9, 0.99], "losses": [{"name": "output"}, {"name": "shd"}]}
     config = make(TrainConfig, {**values, "teacher_precision": "bf16"})
-    found = step_memory(step(config, student, 3), student, teacher)
+    found = step_memory(step(config, 3), student, teacher)
     weights = sum(p.numel() for p in student.parameters())
     optimizer = optim.build(make(optim.OptimizerConfig, {"name": name}), student.parameters())
     for p in student.parameters():
@@ -205,7 +206,7 @@ def test_hours():
 def test_the_trainer_tells_its_share_of_the_peak(values):
     config, _ = run(values, peak_tflops=0.001, steps=2)
     rows = [json.loads(line) for line in (config.run / "timing.jsonl").read_text().splitlines()]
-    operations = step_operations(step(config, small(2, 4)), small(2, 4), small(4, 4)).total
+    operations = step_operations(step(config), small(2, 4), small(4, 4)).total
     for row in rows:
         assert row["mfu"] * 1e9 == pytest.approx(row["images_per_second"] * operations, rel=0.01)
 
@@ -234,7 +235,7 @@ def test_dry_run_writes_nothing(file, values, capsys, monkeypatch, tmp_path):
     stand_in += "in_channels: 1, num_classes: 3, num_layers: 4, decode_layer: 2}"
     code, out, _ = text(capsys, str(file), "dry_run=true", f"estimate.teacher={stand_in}")
     assert code == 0 and sorted(tmp_path.rglob("*")) == before
-    expected = step_operations(step(make(TrainConfig, values), small(2, 4)), small(2, 4), small(4, 4)).total
+    expected = step_operations(step(make(TrainConfig, values)), small(2, 4), small(4, 4)).total
     (total,) = [line for line in out.splitlines() if line.startswith("in all")][:1]
     assert float(total.split()[3]) == pytest.approx(expected / 1e9, abs=0.005)
     assert f"{8 * expected / 1e12:.3g} TFLOP" in out
@@ -253,6 +254,9 @@ def test_dry_run_writes_nothing(file, values, capsys, monkeypatch, tmp_path):
         ),
         (["estimate.teacher={name: mdt, size: Q/2}"], "no size 'Q/2'"),
         (["estimate.mfu=x"], "estimate.mfu"),
+        (["losses=[{name: shd, passes: [side]}]"], "losses.0.passes: wanted one or more of plain, masked"),
+        (["losses=[{name: shd, passes: [masked]}]", "mask_ratio=null"], "losses.0.passes: wanted one or more of plain"),
+        (["evaluation.every=1", "evaluation.steps=2000"], "evaluation: steps: wanted 1 to 1000, found 2000"),
     ],
 )
 def test_dry_run_says_what_is_missing(file, capsys, words, message):

@@ -6,13 +6,12 @@ import math
 import pytest
 import torch
 import yaml
-from runs import run, weights
+from runs import diffusion, drawn, run, weights
 from torch import nn
 
 from dit_shd.cli.program import main
 from dit_shd.core.plugins import Plugin
 from dit_shd.data.datasets import DATASETS
-from dit_shd.diffusion.schedule import Schedule
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.models import export, loading
 from dit_shd.models.provenance import front_matter
@@ -76,17 +75,12 @@ def plain(values):
 def error_of(config, folder):
     """The exported student's error on noise it has not seen; 1 is what predicting nothing gives."""
     student = loading.load(folder)
-    batch = _source(config).draw(10**6, range(48))["plain"]
-    with torch.no_grad():
-        _, logs = Distiller(student.eval(), [], Schedule.linear(), gamma=None)(batch)
-    return logs["noise"].item()
-
-
-def _source(config):
-    from dit_shd.tasks.diffusion import BatchSource
-
     data = DATASETS.build(Plugin(config.data.name, dict(config.data.options)))
-    return BatchSource(data, Schedule.linear(), seed=5, batch_size=48, label_dropout=0.0, mask_ratio=None, tokens=None)
+    task = diffusion(data, label_dropout=0.0, mask_ratio=None, min_snr_gamma=None)
+    batch = drawn(task, 10**6, range(48), seed=5, batch_size=48)["plain"]
+    with torch.no_grad():
+        _, logs = Distiller(task, student.eval())(batch)
+    return logs["noise"].item()
 
 
 def test_a_short_run_exports_noise_unless_the_average_is_warmed_up(plain, tmp_path, caplog):

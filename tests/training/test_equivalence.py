@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from killing import line_of
-from runs import run, weights
+from runs import drawn_by, run, weights
 
 from dit_shd.core.config import make
 from dit_shd.training.config import TrainConfig
@@ -62,5 +62,5 @@ def test_the_number_of_processes_may_change_when_a_run_is_resumed(plain, tmp_pat
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-6)
     places = [(step, range(first, first + 4)) for step in (0, 1) for first in (0, 4)]
-    wanted = {line_of(step, place, trainer.source.draw(step, place)) for step, place in places}
+    wanted = {line_of(step, place, drawn_by(trainer, step, place).values()) for step, place in places}
     assert wanted <= set(drawn.read_text().splitlines(keepends=True))

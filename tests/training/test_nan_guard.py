@@ -4,12 +4,13 @@ import json
 
 import pytest
 import torch
-from runs import contents, run, torchrun
+from runs import contents, drawn_by, run, torchrun
 from safetensors.torch import load_file
 
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.models import export, loading
+from dit_shd.tasks.diffusion import NoisyBatch
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.nan_guard import Guard, read_batches
 from dit_shd.training.replay import replay
@@ -85,8 +86,10 @@ def test_a_bad_step_stops_before_the_weights_and_is_named(values, case):
     assert saved["step"] == BAD
     assert all(torch.equal(before[k], saved["distiller"][f"student.{k}"]) for k in before)
     assert export.exported_step(trainer.folder.student) == BAD
-    batches = read_batches(trainer.folder.path / "bad_steps" / "step_00000003.safetensors")
-    drawn = trainer.source.draw(BAD, range(8))
+    file = trainer.folder.path / "bad_steps" / "step_00000003.safetensors"
+    batches = {batch.pass_name: batch for batch in read_batches(file, NoisyBatch)}
+    drawn = drawn_by(trainer, BAD, range(8))
+    assert batches.keys() == drawn.keys()
     for name, batch in drawn.items():
         for field, value in vars(batch).items():
             kept = getattr(batches[name], field)
@@ -146,7 +149,7 @@ def test_what_is_no_kept_batch_is_one_line(tmp_path):
     (tmp_path / "x.safetensors").write_bytes(b"x" * 20)
     for name in ("x.safetensors", "y.safetensors"):
         with pytest.raises(UserError, match="wanted a batch kept by a training run"):
-            read_batches(tmp_path / name)
+            read_batches(tmp_path / name, NoisyBatch)
 
 
 class FakeAccelerator:

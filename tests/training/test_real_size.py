@@ -9,13 +9,12 @@ from runs import run, weights
 
 from dit_shd.core.config import make
 from dit_shd.core.yaml_files import read_yaml
-from dit_shd.diffusion.schedule import Schedule
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.losses.output import Output
 from dit_shd.distillation.losses.shd import SHD
 from dit_shd.models.families import FAMILIES
 from dit_shd.models.families.mdt import MDTv2
-from dit_shd.tasks.diffusion import Batch
+from dit_shd.tasks.diffusion import Diffusion, NoisyBatch
 from dit_shd.training.config import TrainConfig
 
 
@@ -29,13 +28,13 @@ def test_one_step_of_b2_to_s2(side, b, most_gib):
     for block in teacher.modules():  # adaLN-Zero would let attention do nothing
         if isinstance(block, torch.nn.Linear):
             torch.nn.init.normal_(block.weight, std=0.02)
-    schedule = Schedule.linear()
-    distiller = Distiller(student, [Output(), SHD()], schedule)
+    task = Diffusion()
+    distiller = Distiller(task, student, [Output(), SHD()])
     x, noise, t = torch.randn(b, 4, side, side), torch.randn(b, 4, side, side), torch.full((b,), 300)
     keep = torch.stack([torch.randperm(student.tokens)[: int(student.tokens * 0.6)].sort().values for _ in range(b)])
-    x_t, labels = schedule.add_noise(x, noise, t), torch.arange(b)
+    x_t, labels = task.schedule.add_noise(x, noise, t), torch.arange(b)
     for name, kept in (("plain", None), ("masked", keep)):
-        loss, logs = distiller(Batch(x, noise, x_t, t, labels, kept, labels), name, teacher)
+        loss, logs = distiller(NoisyBatch(name, 0, labels, x, noise, x_t, t, labels, kept), teacher)
         loss.backward()
         assert torch.isfinite(loss)
         assert ("shd" in logs) == (name == "plain")

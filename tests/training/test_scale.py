@@ -1,10 +1,12 @@
 """Training at scale: slices of weights, compiled and recomputed blocks, schedules, norms, meters."""
 
+import sys
+
 import pytest
 import torch
 import torch._dynamo
 import yaml
-from runs import rows, run, torchrun, weights
+from runs import drawn_by, rows, run, torchrun, weights
 from safetensors.torch import load_file
 
 from dit_shd.core import plugins
@@ -13,10 +15,9 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
 from dit_shd.core.prefetch import ahead
 from dit_shd.distillation.distiller import Distiller
-from dit_shd.distillation.losses import LOSSES, Loss, Term
+from dit_shd.distillation.losses import LOSSES, Loss, Reads, Term
 from dit_shd.distillation.losses.output import Output
 from dit_shd.distillation.losses.shd import SHD
-from dit_shd.tasks.diffusion import predict
 from dit_shd.training.compilation import ONCE, compile_blocks
 from dit_shd.training.config import TrainConfig, resolved
 from dit_shd.training.gradient_norms import gradient_norms
@@ -87,9 +88,9 @@ class Mine(Loss):
         super().__init__(weight)
         self.projector = nn.Linear(8, 8)
 
-    def term(self, view):
-        value = (self.projector(view.student) - view.teacher).square().flatten(1).mean(1)
-        bad = view.batch.step == 1 and os.environ.get("RANK", "0") == "0"
+    def term(self, student, teacher, batch):
+        value = (self.projector(student.prediction) - teacher.prediction).square().flatten(1).mean(1)
+        bad = batch.step == 1 and os.environ.get("RANK", "0") == "0"
         return Term(value * float("nan") if bad else value)
 """
 
@@ -99,6 +100,7 @@ def test_sharded_projectors_learn_and_a_bad_step_of_one_process_holds_up_nobody(
     """The process that finds the bad number at once gathers slices for the others that go on looking."""
     (tmp_path / "mine.py").write_text(MINE)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
     monkeypatch.setattr(plugins, "_trusted", {"mine"})
     values = {**values, "optimizer": {"name": "adamw", "lr": 1e-3, "eps": 1e-3}, "steps": 3, "skip_bad_steps": 1}
     values["losses"] = [{"name": "mine.Mine"}]
@@ -111,6 +113,41 @@ def test_sharded_projectors_learn_and_a_bad_step_of_one_process_holds_up_nobody(
         for name in ("whole", "run")
     )
     for name in ("losses.0.projector.weight", "losses.0.projector.bias"):
+        torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-5)
+
+
+HINTS = """import torch
+from dit_shd.distillation.losses import LayerLoss, Reads, Term
+
+class Hints(LayerLoss):
+    reads = frozenset({Reads.HIDDEN})
+
+    def __init__(self):
+        super().__init__()
+        self.projector = torch.nn.Linear(8, 16)
+
+    def pair(self, student, teacher, batch):
+        return Term((self.projector(student.hidden) - teacher.hidden).square().flatten(1).mean(1))
+"""
+
+
+@pytest.mark.parametrize("sharding", ["no", pytest.param("fsdp2", marks=slices)])
+def test_two_processes_learn_from_hidden_states_as_one(values, tmp_path, root, monkeypatch, sharding):
+    """The projector has no part in the masked pass, the one in which gradients are synchronised."""
+    (tmp_path / "mine.py").write_text(HINTS)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    monkeypatch.setattr(plugins, "_trusted", {"mine"})
+    values = {**values, "optimizer": {"name": "adamw", "lr": 1e-3, "eps": 1e-3}, "steps": 3}
+    values["losses"] = [{"name": "mine.Hints"}, {"name": "shd"}]
+    _, whole = run({**values, "run": str(tmp_path / "whole")})
+    two_processes({**values, "sharding": sharding}, root, tmp_path)
+    close(whole, rows(tmp_path / "run"))
+    one, two = (
+        load_file(tmp_path / name / "checkpoints" / "step_00000003" / "distiller.safetensors")
+        for name in ("whole", "run")
+    )
+    for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-5)
 
 
@@ -170,12 +207,12 @@ def test_the_total_follows_the_schedule(values):
 def test_gradient_norms_add_up_to_the_gradient(values):
     """One term's norm is the norm of its gradient by another way: backward on it alone."""
     trainer = Trainer(make(TrainConfig, {**values, "mask_ratio": None}))
-    batch = trainer.source.draw(0, range(8))["plain"]
+    batch = drawn_by(trainer, 0, range(8))["plain"]
     distiller = trainer.state.distiller
-    norms = gradient_norms(distiller, batch, "plain", trainer.teacher)
+    norms = gradient_norms(distiller, batch, trainer.teacher)
     assert list(norms) == ["plain/noise", "plain/variational", "plain/output", "plain/shd"]
     for name, norm in norms.items():
-        terms, _ = distiller.terms(batch, "plain", trainer.teacher)
+        terms, _ = distiller.terms(batch, trainer.teacher)
         terms[name.split("/")[1]].backward()
         grads = [p.grad for p in distiller.student.parameters() if p.grad is not None]
         assert norm == pytest.approx(float(torch.cat([g.flatten() for g in grads]).norm()), rel=1e-4)
@@ -189,12 +226,12 @@ def test_a_term_that_does_not_pull_at_the_student_has_norm_zero(values, projecto
             super().__init__()
             self.factor = torch.nn.Parameter(torch.ones(())) if projector else 1.0
 
-        def term(self, view):
-            return Term(view.teacher.flatten(1).mean(1) * self.factor)
+        def term(self, student, teacher, batch):
+            return Term(teacher.prediction.flatten(1).mean(1) * self.factor)
 
     trainer = Trainer(make(TrainConfig, {**values, "mask_ratio": None}))
-    distiller = Distiller(trainer.student, [Aside()], trainer.schedule)
-    norms = gradient_norms(distiller, trainer.source.draw(0, range(2))["plain"], "plain", trainer.teacher)
+    distiller = Distiller(trainer.task, trainer.student, [Aside()])
+    norms = gradient_norms(distiller, drawn_by(trainer, 0, range(2))["plain"], trainer.teacher)
     assert norms["plain/noise"] > 0
     assert list(norms.values())[-1] == 0
 
@@ -221,17 +258,18 @@ def test_the_teacher_stops_after_the_last_layer_that_is_needed(values):
     """The same value and gradients; the layers behind do not run."""
     layers = {"en_inblocks.0.attn": "en_inblocks.0.attn"}
     trainer = Trainer(make(TrainConfig, {**values, "losses": [{"name": "shd", "layers": layers}]}))
-    batch = trainer.source.draw(0, range(4))["plain"]
+    batch = drawn_by(trainer, 0, range(4))["plain"]
     ran = []
     for name, block in trainer.teacher.named_modules():
         if name.endswith("blocks.0"):
             block.register_forward_hook(lambda *_, name=name: ran.append(name))
-    whole = Distiller(trainer.student, list(trainer.state.distiller.losses), trainer.schedule, cut_teacher=False)
+    losses = list(trainer.state.distiller.losses)
+    whole = Distiller(trainer.task, trainer.student, losses, stop_teacher_early=False)
     found = []
     for distiller in (trainer.state.distiller, whole, whole):
         ran.clear()
         distiller.zero_grad()
-        loss, _ = distiller(batch, "plain", trainer.teacher)
+        loss, _ = distiller(batch, trainer.teacher)
         loss.backward()
         found.append((loss.detach(), trainer.student.pos_embed.grad.clone(), list(ran)))
     (cut, cut_grad, few), _, (all_, all_grad, every) = found
@@ -239,12 +277,12 @@ def test_the_teacher_stops_after_the_last_layer_that_is_needed(values):
     assert torch.equal(cut_grad, all_grad)
     assert few == []  # the hook of a block that is left in its middle does not run
     assert len(every) == 3
-    assert predict(trainer.teacher, batch).isfinite().all()  # and it works as before
+    assert trainer.task.predict(trainer.teacher, batch).prediction.isfinite().all()  # and it works as before
 
 
 def test_a_teacher_whose_output_is_wanted_runs_to_its_end():
-    assert Output.needs_output
-    assert not SHD.needs_output
+    assert Reads.OUTPUT in Output.reads
+    assert Reads.OUTPUT not in SHD.reads
 
 
 def test_plug_ins_resolve_schedules(values):
@@ -261,9 +299,8 @@ def test_compiled_blocks_give_the_same_losses_and_settle(values):
     counter = torch._dynamo.utils.counters
     graphs = []
     for number in range(7):
-        for name in ("plain", "masked"):
-            batch = plain.source.draw(number, range(4))[name]
-            (one, logs), (two, others) = (t.state.distiller(batch, name, t.teacher) for t in (plain, compiled))
+        for batch in drawn_by(plain, number, range(4)).values():
+            (one, logs), (two, others) = (t.state.distiller(batch, t.teacher) for t in (plain, compiled))
             assert logs.keys() == others.keys()
             torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
             one.backward()

@@ -42,7 +42,7 @@ def test_a_resumed_run_reads_its_plans(values):
     trainer = Trainer(make(TrainConfig, {**values, "losses": MATCHED, "steps": 6}))
     assert trainer.first_step == 4
     (_, loss), *_ = trainer.accelerator.unwrap_model(trainer.distiller).named_losses()
-    assert loss.plans["de_blocks.0.attn"] == ((3, 0), (1, 2))
+    assert loss.squeezer.plans["de_blocks.0.attn"] == ((3, 0), (1, 2))
     file.write_text("{")
     AcceleratorState._reset_state(reset_partial_state=True)
     with pytest.raises(UserError, match=r"calibration\.json: not readable"):

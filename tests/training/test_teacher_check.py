@@ -15,11 +15,10 @@ from torch import nn
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
 from dit_shd.data.datasets import DATASETS
+from dit_shd.diffusion import teacher_check
 from dit_shd.diffusion.schedule import Schedule
 from dit_shd.models import loading
 from dit_shd.models.families import mdt
-from dit_shd.tasks.diffusion import BatchSource
-from dit_shd.training import teacher_check
 
 CPU = torch.device("cpu")
 SCHEDULE = Schedule.linear()
@@ -35,8 +34,8 @@ def teacher():
     return loading.load("asset:digits_teacher").eval().requires_grad_(False)
 
 
-def source(data=None, seed=0):
-    return BatchSource(data or digits(), SCHEDULE, seed, 64, 0.1, None, None)
+def look(model, data=None, seed=0):
+    return teacher_check.look(model, data or digits(), SCHEDULE, seed, CPU)
 
 
 class Other(nn.Module):
@@ -66,9 +65,9 @@ class Scaled:
     def __len__(self):
         return len(digits())
 
-    def batch(self, *place):
-        x, labels = digits().batch(*place)
-        return x * self.by + self.plus, labels
+    def batch(self, indices, draws):
+        sample = digits().batch(indices, draws)
+        return {**sample, "latents": sample["latents"] * self.by + self.plus}
 
 
 def x_0(x_t, t, noise):
@@ -113,14 +112,14 @@ WRONG = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_what_is_no_noise_prediction_of_ours(name):
-    found = teacher_check.look(WRONG[name](), source(), CPU)
+    found = look(WRONG[name]())
     assert "no better than a linear" in found.fault() or "another size" in found.fault()
 
 
 @pytest.mark.parametrize(("by", "plus"), [(5.49, 0), (1 / 5.49, 0), (1.4, 0), (0.7, 0), (0.5, 0.5), (-1, 0)])
 def test_latents_of_another_scale_or_range(by, plus):
     """1/0.18215 either way, the factor between two autoencoders, pixels in [0, 1], inverted ones."""
-    assert "linear" in teacher_check.look(teacher(), source(Scaled(by, plus)), CPU).fault()
+    assert "linear" in look(teacher(), Scaled(by, plus)).fault()
 
 
 @pytest.mark.parametrize(
@@ -133,7 +132,7 @@ def test_latents_of_another_scale_or_range(by, plus):
     ],
 )
 def test_classes_in_another_order_or_none(labels, reason):
-    assert reason in teacher_check.look(Other(labels=labels), source(), CPU).fault()
+    assert reason in look(Other(labels=labels)).fault()
 
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16", "held-out", "three classes"])
@@ -143,7 +142,7 @@ def test_a_good_teacher_is_taken(kind):
         data = Three(kept=True)
     model = loading.load("asset:digits_teacher").eval().bfloat16() if kind == "bfloat16" else teacher()
     for seed in range(3):
-        found = teacher_check.look(model, source(data, seed), CPU)
+        found = look(model, data, seed)
         assert found.fault() is None, found.line()
         assert found.images <= 192
 
@@ -160,14 +159,16 @@ class Three:
     def __len__(self):
         return len(self.at)
 
-    def batch(self, indices, *place):
-        x, labels = digits().batch(self.at[indices], *place)
-        return x, labels if self.kept else torch.searchsorted(torch.tensor([3, 5, 9]), labels)
+    def batch(self, indices, draws):
+        sample = digits().batch(self.at[indices], draws)
+        if self.kept:
+            return sample
+        return {**sample, "labels": torch.searchsorted(torch.tensor([3, 5, 9]), sample["labels"])}
 
 
 def test_classes_that_were_renumbered():
     """3, 5 and 9 became 0, 1 and 2: the labels of all are wrong."""
-    assert "labels make it worse" in teacher_check.look(teacher(), source(Three(kept=False)), CPU).fault()
+    assert "labels make it worse" in look(teacher(), Three(kept=False)).fault()
 
 
 def test_the_linear_prediction_is_the_least_squares_one():
@@ -191,7 +192,7 @@ def test_the_linear_prediction_is_the_least_squares_one():
 
 
 def test_wrong_labels_are_others_that_the_teacher_knows():
-    batch, _ = teacher_check._batch(source(), 0)
+    batch = teacher_check._seen(digits(), SCHEDULE, 0, 0)
     wrong = teacher_check._wrong([1, 4, 6, 9], 0, batch)
     assert set(wrong.tolist()) == {1, 4, 6, 9}
     assert not (wrong == batch.labels).any()
@@ -254,8 +255,9 @@ def test_two_processes_refuse_alike(values, tmp_path, root):
     (tmp_path / "values.json").write_text(json.dumps({**values, "check_teacher": "refuse"}))
     script = tmp_path / "two.py"
     script.write_text(
-        "import json, sys\nfrom dit_shd.core.distributed import leave_group\nfrom dit_shd.core.config import make\n"
-        "from dit_shd.core.errors import UserError\nfrom dit_shd.training.trainer import TrainConfig, Trainer\n"
+        "import json, sys\nfrom dit_shd.core.config import make\n"
+        "from dit_shd.core.distributed import leave_group\nfrom dit_shd.core.errors import UserError\n"
+        "from dit_shd.training.config import TrainConfig\nfrom dit_shd.training.trainer import Trainer\n"
         "try:\n    Trainer(make(TrainConfig, json.load(open(sys.argv[1]))))\n"
         "except UserError as error:\n    print('said:', error)\n"
         "import torch\nassert torch.distributed.get_world_size() == 2\nleave_group()\n"

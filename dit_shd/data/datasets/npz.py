@@ -2,16 +2,15 @@
 
 import math
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dit_shd.core import rng
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import expanded
+from dit_shd.core.rng import Draws
 from dit_shd.data.datasets import Dataset
 from dit_shd.data.latent_origin import Origin
 
@@ -54,16 +53,16 @@ class Npz(Dataset):
     def __len__(self) -> int:
         return len(self._labels)
 
-    def batch(self, indices: np.ndarray, seed: int, step: int, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def batch(self, indices: np.ndarray, draws: Draws) -> dict[str, Tensor]:
         if self._images is not None:
             x_0 = torch.from_numpy(self._images[indices]).permute(0, 3, 1, 2).float() / 127.5 - 1
         else:
             assert self._latents is not None
             x_0 = torch.from_numpy(self._latents[indices]).float()
         if self._flip:
-            mirrored = rng.uniform(seed, "flip", step, positions) < 0.5
+            mirrored = draws.uniform("flip") < 0.5
             x_0 = torch.where(mirrored[:, None, None, None], x_0.flip(-1), x_0)
-        return x_0, torch.from_numpy(self._labels[indices])
+        return {"latents": x_0, "labels": torch.from_numpy(self._labels[indices])}
 
     def images(self) -> np.ndarray:
         if self._images is None:

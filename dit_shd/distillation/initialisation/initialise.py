@@ -18,14 +18,15 @@ from torch import nn
 
 from dit_shd.core.config import option
 from dit_shd.core.errors import UserError
+from dit_shd.core.rng import Draws
 from dit_shd.distillation.initialisation import structure
 from dit_shd.distillation.initialisation.plan import InitialisationPlan
 from dit_shd.distillation.initialisation.transfer import Transfer
 from dit_shd.distillation.layer_map import layer_map
 from dit_shd.distillation.losses import Loss
 from dit_shd.distillation.losses.shd import SHD
-from dit_shd.squeezing.plans import Plan, check_plan, contiguous
-from dit_shd.tasks.diffusion import Batch, BatchSource
+from dit_shd.squeezing.plans import contiguous
+from dit_shd.tasks import Batch, Task
 
 AT_ONCE = 32
 """Calibration images of one forward of the teacher."""
@@ -48,6 +49,7 @@ class Initialisation:
 
 
 def initialise(
+    task: Task[Any],
     student: Any,
     teacher: Any,
     batches: Sequence[Batch],
@@ -70,10 +72,10 @@ def initialise(
     _comparable(student, teacher)
     layers = _layers(student, teacher, options, shd)
     h, g = teacher.config.num_attention_heads, student.config.num_attention_heads
-    groups = {block: _groups(shd, f"{block}.attn", h, g) for block in layers}
+    groups = {block: shd.squeezer.groups(f"{block}.attn", h, g) for block in layers}
     _narrow_enough(student, teacher, layers)
     transfer = Transfer(student, teacher, layers, groups, options.heads == "merge", options.channels == "importance")
-    return transfer.run(batches, shd)
+    return transfer.run(task, batches, shd.squeezer)
 
 
 def check(options: Initialisation, losses: Iterable[Loss], student: nn.Module, teacher: nn.Module | None) -> None:
@@ -91,12 +93,12 @@ def check(options: Initialisation, losses: Iterable[Loss], student: nn.Module, t
     _narrow_enough(student, teacher, _layers(student, teacher, options, shd))
 
 
-def moment_batches(source: BatchSource, images: int) -> Iterator[Batch]:
-    """The first images of the run in both passes, however many processes there are."""
+def moment_batches(task: Task[Any], seed: int, batch_size: int, images: int) -> Iterator[Batch]:
+    """The first images of the run in all passes, however many processes there are."""
     for start in range(0, images, AT_ONCE):
-        step, first = divmod(start, source.batch_size)
-        last = min(first + AT_ONCE, first + images - start, source.batch_size)
-        yield from source.draw(step, range(first, last)).values()
+        step, first = divmod(start, batch_size)
+        last = min(first + AT_ONCE, first + images - start, batch_size)
+        yield from task.draw(Draws(seed, step, range(first, last), batch_size))
 
 
 def shd_of(losses: Iterable[Loss | nn.Module]) -> SHD:
@@ -115,14 +117,6 @@ def _layers(student: nn.Module, teacher: nn.Module, options: Initialisation, shd
         plain = [[name for name in names if name not in left] for names, left in zip((theirs, ours), side)]
         pairs = layer_map(plain[0], plain[1], rule) | layer_map(side[0], side[1]) | pairs
     return {layer.removesuffix(".attn"): source.removesuffix(".attn") for layer, source in pairs.items()}
-
-
-def _groups(shd: SHD, layer: str, heads: int, wanted: int) -> Plan:
-    """The teacher heads of each student head of a layer, as the loss has them; neighbours where it says nothing."""
-    plan: Any = shd.plans if shd.plan == "matched" else shd.plan
-    if isinstance(plan, dict):
-        plan = plan.get(layer, "contiguous")
-    return contiguous(heads, wanted) if isinstance(plan, str) else check_plan(plan, heads, wanted)
 
 
 def _comparable(student: nn.Module, teacher: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +15,11 @@ from dit_shd.attention.streamed import attend
 from dit_shd.distillation.initialisation.heads import HeadMaps
 from dit_shd.distillation.initialisation.regression import Chosen, Moments
 from dit_shd.distillation.initialisation.structure import Site
-from dit_shd.distillation.losses.shd import SHD
 from dit_shd.models.layers import modulate
 from dit_shd.squeezing.plans import Plan
 from dit_shd.squeezing.squeeze import squeeze
-from dit_shd.tasks.diffusion import Batch, predict
+from dit_shd.squeezing.squeezer import Squeezer
+from dit_shd.tasks import Batch
 
 NORMED = {
     "attn.qkv": ("norm1", "adaLN_modulation", 0),
@@ -27,6 +28,8 @@ NORMED = {
 }
 """Maps that read modulate(norm(x), shift, scale): their norm, their adaLN, and which of its parts the shift is."""
 
+Ask = Callable[[nn.Module, Any], Any]
+"""Asks a model for a batch: Task.predict."""
 See = Callable[[str, Tensor], None]
 """Takes the name of a linear map and its input."""
 
@@ -39,10 +42,11 @@ class HeadMoments:
         self.weight = torch.zeros(heads, dtype=torch.float64)
         self._samples = 0
 
-    def add(self, found: Capture, groups: Plan, shd: SHD) -> None:
+    def add(self, found: Capture, groups: Plan, squeezer: Squeezer) -> None:
         for moments, x in ((self.query, found.query), (self.key, found.key), (self.result, result(found))):
             moments.add(side_by_side(x))
-        squeezed = squeeze(found, len(groups), groups, shd.method, seed=shd.seed, projections=shd.projections)
+        options: Any = {"seed": squeezer.seed, "projections": squeezer.projections}
+        squeezed = squeeze(found, len(groups), groups, squeezer.method, **options)
         mean = squeezed.weight.mean((0, 2)).double().cpu()
         samples = found.shape[0]
         self._samples += samples
@@ -69,13 +73,14 @@ def inputs(model: nn.Module, names: Iterable[str], see: See) -> Iterator[None]:
 
 
 @torch.no_grad()
-def look(
+def teacher_moments(
+    ask: Ask,
     teacher: nn.Module,
     batches: Iterable[Batch],
     reading: Iterable[str],
     layers: Mapping[str, str],
     groups: Mapping[str, Plan],
-    shd: SHD,
+    squeezer: Squeezer,
 ) -> tuple[dict[str, Moments], dict[str, HeadMoments]]:
     """Moments of what the teacher's maps read, by their names, and of its heads, by student block.
 
@@ -88,16 +93,17 @@ def look(
     def sink(layer: str, found: Capture) -> None:
         for block, plan in groups.items():
             if f"{layers[block]}.attn" == layer:
-                heads[block].add(found, plan, shd)
+                heads[block].add(found, plan, squeezer)
 
     with inputs(teacher, read, lambda name, x: read[name].add(x)), capture(teacher, sink=sink):
         for batch in batches:
-            predict(teacher, batch)
+            ask(teacher, batch)
     return read, heads
 
 
 @torch.no_grad()
-def look_again(
+def student_moments(
+    ask: Ask,
     teacher: nn.Module,
     batches: Iterable[Batch],
     sites: Sequence[Site],
@@ -139,7 +145,7 @@ def look_again(
         stack.enter_context(inputs(teacher, by_source, see))
         stack.enter_context(capture(teacher, sink=sink))
         for batch in batches:
-            predict(teacher, batch)
+            ask(teacher, batch)
     return found
 
 

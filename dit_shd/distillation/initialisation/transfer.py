@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from dit_shd.distillation.initialisation import structure
 from dit_shd.distillation.initialisation.heads import HeadMaps, squeezed_scores, squeezed_values
 from dit_shd.distillation.initialisation.importance import most_telling
-from dit_shd.distillation.initialisation.moments import HeadMoments, look, look_again
+from dit_shd.distillation.initialisation.moments import HeadMoments, student_moments, teacher_moments
 from dit_shd.distillation.initialisation.plan import Heads, InitialisationPlan
 from dit_shd.distillation.initialisation.regression import Chosen, Moments
 from dit_shd.distillation.initialisation.structure import BIAS_TABLE, TABLES, Site
-from dit_shd.distillation.losses.shd import SHD
 from dit_shd.squeezing.plans import Plan
-from dit_shd.tasks.diffusion import Batch
+from dit_shd.squeezing.squeezer import Squeezer
+from dit_shd.tasks import Batch, Task
 
 Tensors = dict[str, Tensor]
 
@@ -39,15 +39,17 @@ class Transfer:
     merge: bool
     measured: bool
 
-    def run(self, batches: Sequence[Batch], shd: SHD) -> InitialisationPlan:
+    def run(self, task: Task[Any], batches: Sequence[Batch], squeezer: Squeezer) -> InitialisationPlan:
         """Overwrite the student's weights; returns what was decided."""
         narrow = [site.source for site in self.sites if site.reads in self.narrower]
-        read, found = look(self.teacher, batches, narrow, self.layers, self.squeezed, shd)
+        read, found = teacher_moments(task.predict, self.teacher, batches, narrow, self.layers, self.squeezed, squeezer)
         kept = {space: self._keep(space, count, read) for space, count in self.narrower.items()}
         heads = {block: self._heads(block, found.get(block)) for block in self.layers}
         maps = {block: self._maps(block, heads[block], found[block], kept) for block in self.squeezed}
         fewer = [site for site in self.sites if site.reads in kept or (site.part == "attn.proj" and site.block in maps)]
-        again = look_again(self.teacher, batches, fewer, kept, maps, self.layers) if fewer else {}
+        again: Mapping[str, Moments] = {}
+        if fewer:
+            again = student_moments(task.predict, self.teacher, batches, fewer, kept, maps, self.layers)
         self.student.load_state_dict({**self.student.state_dict(), **self._tensors(kept, maps, again)})
         channels = {space: list(chosen.index) for space, chosen in kept.items()}
         return InitialisationPlan(self.layers, heads, channels, self.widths)

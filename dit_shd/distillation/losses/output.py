@@ -3,58 +3,33 @@
 import math
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from dit_shd.core.errors import UserError
-from dit_shd.diffusion.objectives import gaussian_kl, split
-from dit_shd.diffusion.schedule import Schedule
-from dit_shd.distillation.losses import Loss, Term, View, Weight
-from dit_shd.tasks.diffusion import PassName
+from dit_shd.diffusion.objectives import gaussian_kl
+from dit_shd.distillation.losses import Loss, Term, Weight
+from dit_shd.tasks import Batch
+from dit_shd.tasks import Output as Prediction
 
 
 class Output(Loss):
-    """Mean squared error of the predicted noise, student against teacher.
+    """Mean squared error of what is predicted (noise, velocity), student against teacher.
 
     Args:
-        variance: add KL(p_teacher || p_student) of the learned variance in bits per dimension, the student's mean
-            detached (the variational term with the teacher's distribution in place of the posterior).
+        variance: add KL(p_teacher(x_{t-1}|x_t) || p_student(x_{t-1}|x_t)) of a learned variance in bits per dimension,
+            the student's mean detached (the variational term with the teacher's distribution in place of the
+            posterior; arXiv 2102.09672).
     """
 
-    def __init__(self, weight: Weight = 1.0, passes: Sequence[PassName] = ("plain", "masked"), variance: bool = False):
+    def __init__(self, weight: Weight = 1.0, passes: Sequence[str] = ("plain", "masked"), variance: bool = False):
         super().__init__(weight, passes)
         self.variance = variance
 
-    def term(self, view: View) -> Term:
-        channels = view.batch.x_0.shape[1]
-        noise, v = split(view.student, channels)
-        teacher_noise, teacher_v = split(view.teacher, channels)
-        error = (noise - teacher_noise).square().flatten(1).mean(1)
+    def term(self, student: Prediction, teacher: Prediction, batch: Batch) -> Term:
+        error = (student.prediction - teacher.prediction).square().flatten(1).mean(1)
         if not self.variance:
             return Term(error)
-        if v is None or teacher_v is None:
+        if not {"mean", "log_variance"} <= student.extra.keys() & teacher.extra.keys():
             raise UserError("losses.output.variance: both models must predict a variance (learn_sigma)")
-        kl = variance_bits(view.schedule, view.batch.x_t, view.batch.t, noise, v, teacher_noise, teacher_v)
+        s, t = student.extra, teacher.extra
+        nats = gaussian_kl(t["mean"], t["log_variance"], s["mean"].detach(), s["log_variance"])
+        kl = nats.flatten(1).mean(1) / math.log(2.0)
         return Term(error + kl, {"noise": error.detach().mean(), "variance": kl.detach().mean()})
-
-
-def variance_bits(
-    schedule: Schedule,
-    x_t: Tensor,
-    t: Tensor,
-    noise: Tensor,
-    v: Tensor,
-    teacher_noise: Tensor,
-    teacher_v: Tensor,
-) -> Tensor:
-    """KL(p_teacher(x_{t-1}|x_t) || p_student(x_{t-1}|x_t)) in bits per dimension [b]; only v gets a gradient."""
-
-    def mean(predicted: Tensor) -> Tensor:
-        return schedule.posterior_mean(schedule.predict_x_0(x_t, predicted, t), x_t, t)
-
-    kl = gaussian_kl(
-        mean(teacher_noise),
-        schedule.log_variance(teacher_v, t),
-        mean(noise.detach()),
-        schedule.log_variance(v, t),
-    )
-    return kl.flatten(1).mean(1) / math.log(2.0)

@@ -13,6 +13,7 @@ from runs import run, weights
 
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
+from dit_shd.core.rng import Draws
 from dit_shd.data.datasets import DATASETS
 from dit_shd.data.datasets.latents import Latents
 from dit_shd.data.latent_shards import open_tensors, read_header, shard_files, verify_shard, write_shard
@@ -45,6 +46,13 @@ def posterior(folder):
 # What is drawn
 
 
+def drawn(data, indices, seed, step, positions):
+    """Latents and labels."""
+    sample = data.batch(indices, Draws(seed, step, positions, len(data)))
+    assert sample.keys() == data.fields
+    return sample["latents"], sample["labels"]
+
+
 def test_the_set(whole):
     data = Latents(whole)
     assert (len(data), data.classes, data.shape) == (10, 3, (2, 4, 4))
@@ -58,33 +66,33 @@ def test_draws_have_the_posteriors_mean_and_deviation(whole):
     """Over many steps, for the image and its mirror apart: both within five standard errors everywhere."""
     data, steps = Latents(whole), 600
     mean, deviation = posterior(whole)
-    draws = torch.stack([data.batch(np.arange(10), 0, step, range(10))[0] for step in range(steps)]).numpy()
+    draws = torch.stack([drawn(data, np.arange(10), 0, step, range(10))[0] for step in range(steps)]).numpy()
     sides = np.abs(draws[:, :, None] - mean).reshape(steps, 10, 2, -1).sum(-1).argmin(2)
     assert abs(sides.mean() - 0.5) < 0.05
     for image in range(10):
         for side in range(2):
-            drawn = draws[sides[:, image] == side, image]
-            z = (drawn - mean[image, side]) / deviation[image, side]
-            assert np.abs(z.mean(0)).max() < 5 / len(drawn) ** 0.5
-            assert np.abs((z**2).mean(0) - 1).max() < 5 * (2 / len(drawn)) ** 0.5
+            own = draws[sides[:, image] == side, image]
+            z = (own - mean[image, side]) / deviation[image, side]
+            assert np.abs(z.mean(0)).max() < 5 / len(own) ** 0.5
+            assert np.abs((z**2).mean(0) - 1).max() < 5 * (2 / len(own)) ** 0.5
 
 
 def test_a_draw_is_a_function_of_seed_step_and_position(whole):
     """Whatever else is in the batch, and in whichever process."""
     data, again = Latents(whole), Latents(whole)
     indices, positions = np.array([9, 0, 3, 4, 4]), [7, 1, 0, 2, 3]
-    x, labels = data.batch(indices, 5, 11, positions)
+    x, labels = drawn(data, indices, 5, 11, positions)
     assert labels.tolist() == LABELS[indices].tolist()
     for row, index, position in zip(x, indices, positions):
-        assert torch.equal(again.batch(np.array([index]), 5, 11, [position])[0][0], row)
+        assert torch.equal(drawn(again, np.array([index]), 5, 11, [position])[0][0], row)
     assert not torch.equal(x[3], x[4]), "the same image at two positions of a step"
     for seed, step in ((6, 11), (5, 12)):
-        assert not torch.isclose(data.batch(indices, seed, step, positions)[0], x).flatten(1).all(1).any()
+        assert not torch.isclose(drawn(data, indices, seed, step, positions)[0], x).flatten(1).all(1).any()
 
 
 def test_flips_on_request(whole):
     mean, deviation = posterior(whole)
-    x, _ = Latents(whole, flip=False).batch(np.arange(10), 0, 0, range(10))
+    x, _ = drawn(Latents(whole, flip=False), np.arange(10), 0, 0, range(10))
     assert np.abs((x.numpy() - mean[:, 0]) / deviation[:, 0]).max() < 5
 
 
@@ -93,7 +101,7 @@ def test_pixels_as_latents_are_exact(tmp_path):
     x = torch.from_numpy(pictures(6)).permute(0, 3, 1, 2) / 127.5 - 1
     for dtype in ("float32", "float16"):
         data = Latents(encode(tmp_path / "set", tmp_path / dtype, dtype=dtype))
-        found, _ = data.batch(np.arange(6), 0, 0, range(6))
+        found, _ = drawn(data, np.arange(6), 0, 0, range(6))
         assert found.dtype == torch.float32
         for one, wanted in zip(found, x):
             assert any(
@@ -152,9 +160,9 @@ def test_what_is_not_finite_is_refused_when_it_is_used(folder):
     index["shards"][0]["sha256"] = verify_shard(file).sha256
     (folder / "latents.json").write_text(json.dumps(index))
     data = Latents(folder)
-    data.batch(np.array([0, 2, 9]), 0, 0, range(3))
+    drawn(data, np.array([0, 2, 9]), 0, 0, range(3))
     with pytest.raises(UserError, match=r"000000000\.safetensors: holds latents that are not finite"):
-        data.batch(np.array([0, 1]), 0, 0, range(2))
+        drawn(data, np.array([0, 1]), 0, 0, range(2))
 
 
 def test_a_set_that_is_not_complete(folder):

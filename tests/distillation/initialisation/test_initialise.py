@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import STUDENT
-from runs import run, torchrun, weights
+from runs import diffusion, drawn, run, torchrun, weights
 from safetensors.torch import load_file
 
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
 from dit_shd.data.datasets import DATASETS
-from dit_shd.diffusion.schedule import Schedule
+from dit_shd.diffusion.denoiser import Denoiser
 from dit_shd.distillation.initialisation import regression
 from dit_shd.distillation.initialisation.heads import squeezed_scores, squeezed_values
 from dit_shd.distillation.initialisation.importance import most_telling
@@ -23,7 +23,7 @@ from dit_shd.distillation.initialisation.initialise import Initialisation, initi
 from dit_shd.distillation.initialisation.regression import Moments
 from dit_shd.distillation.losses.shd import SHD
 from dit_shd.models.families import FAMILIES
-from dit_shd.tasks.diffusion import BatchSource, predict
+from dit_shd.tasks.diffusion import Diffusion
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.trainer import Trainer, train
 
@@ -44,14 +44,18 @@ def build(family="mdt", seed=0, **changes):
 def batches(shapes):
     """Lists of plain (and for MDTv2 masked) batches of one size, by family."""
     data = DATASETS.build(Plugin("npz", {"path": str(shapes), "flip": True}))
-    source = BatchSource(data, Schedule.linear(), seed=3, batch_size=30, label_dropout=0.3, mask_ratio=0.3, tokens=16)
-    drawn = [source.draw(step, range(30)) for step in range(4)]
-    return {"mdt": [b for d in drawn for b in d.values()], "dit": [d["plain"] for d in drawn]}
+    task = diffusion(data, label_dropout=0.3)
+    steps = [drawn(task, step, range(30), seed=3, batch_size=30) for step in range(4)]
+    return {"mdt": [b for d in steps for b in d.values()], "dit": [d["plain"] for d in steps]}
+
+
+def output(model, batch):
+    return Denoiser(model)(batch.x_t, batch.t, batch.labels, batch.keep)
 
 
 @torch.no_grad()
 def outputs(model, batches):
-    return torch.cat([predict(model, batch).flatten() for batch in batches])
+    return torch.cat([output(model, batch).flatten() for batch in batches])
 
 
 @pytest.mark.parametrize("family", NAMES)
@@ -59,7 +63,9 @@ def outputs(model, batches):
 @pytest.mark.parametrize("calibration", [0, 1])
 def test_an_equal_student_is_a_copy_bit_for_bit(batches, family, heads, calibration):
     teacher, student = build(family), build(family, seed=1)
-    plan = initialise(student, teacher, batches[family][:calibration], Initialisation("teacher", heads=heads))
+    plan = initialise(
+        Diffusion(), student, teacher, batches[family][:calibration], Initialisation("teacher", heads=heads)
+    )
     assert torch.equal(outputs(student, batches[family]), outputs(teacher, batches[family]))
     assert all(torch.equal(v, teacher.state_dict()[k]) for k, v in student.state_dict().items())
     assert plan.channels == {}
@@ -112,7 +118,7 @@ def test_a_widened_model_gives_back_what_it_was_made_from(batches, family, heads
     expected = outputs(model, batches[family])
     torch.testing.assert_close(outputs(wide, batches[family]), expected, rtol=1e-4, atol=1e-4)
     student = build(family, seed=1)
-    plan = initialise(student, wide, batches[family], Initialisation("teacher", heads=heads))
+    plan = initialise(Diffusion(), student, wide, batches[family], Initialisation("teacher", heads=heads))
     for space, kept in plan.channels.items():
         assert [i // 2 for i in kept] == list(range(len(kept))), space
     torch.testing.assert_close(outputs(student, batches[family]), expected, rtol=2e-2, atol=2e-2)
@@ -121,7 +127,7 @@ def test_a_widened_model_gives_back_what_it_was_made_from(batches, family, heads
 def test_the_order_of_channels_and_hidden_units_does_not_matter(batches):
     teacher = build(num_attention_heads=4)
     students = [build(seed=1), build(seed=1)]
-    initialise(students[0], teacher, batches["mdt"])
+    initialise(Diffusion(), students[0], teacher, batches["mdt"])
     stream, hidden = torch.randperm(16), torch.randperm(64)
     state = teacher.state_dict()
     for name, tensor in state.items():
@@ -145,7 +151,7 @@ def test_the_order_of_channels_and_hidden_units_does_not_matter(batches):
     torch.testing.assert_close(
         outputs(shuffled, batches["mdt"]), outputs(teacher, batches["mdt"]), rtol=1e-3, atol=1e-3
     )
-    initialise(students[1], shuffled, batches["mdt"])
+    initialise(Diffusion(), students[1], shuffled, batches["mdt"])
     ours, theirs = (outputs(student, batches["mdt"]) for student in students)
     torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-2)
 
@@ -164,7 +170,7 @@ def test_merging_heads_that_look_alike_loses_nothing(batches, family):
             state[name] = tensor[:, [0, 0, 2, 2]]
     teacher.load_state_dict(state)
     student = build(family, seed=1, attention_head_dim=8)
-    initialise(student, teacher, batches[family], Initialisation("teacher", heads="merge"))
+    initialise(Diffusion(), student, teacher, batches[family], Initialisation("teacher", heads="merge"))
     torch.testing.assert_close(
         outputs(student, batches[family]), outputs(teacher, batches[family]), rtol=2e-2, atol=2e-2
     )
@@ -253,8 +259,8 @@ def test_the_channels_kept_are_those_of_naive_forward_selection():
 def test_features_beyond_the_rank_change_nothing_and_can_learn(batches, heads):
     """A student head wider than the heads it stands for: what is left over stays random where gradients need it."""
     teacher, student = build(num_attention_heads=4), build(seed=1, num_attention_heads=1, attention_head_dim=16)
-    initialise(student, teacher, batches["mdt"], Initialisation("teacher", heads=heads))
-    predict(student, batches["mdt"][0]).square().mean().backward()
+    initialise(Diffusion(), student, teacher, batches["mdt"], Initialisation("teacher", heads=heads))
+    output(student, batches["mdt"][0]).square().mean().backward()
     for name, p in student.named_parameters():
         if "attn.qkv.weight" in name and "side" not in name:
             assert all((x != 0).any(1).all() for x in (p[:16], p[32:])), name
@@ -302,7 +308,7 @@ def test_a_dit_run_keeps_the_teachers_fixed_positions(values, tmp_path):
 def test_a_teacher_in_bfloat16_gives_nearly_the_same(batches):
     students = [build(seed=1), build(seed=1)]
     for student, dtype in zip(students, (torch.float32, torch.bfloat16)):
-        initialise(student, build(num_attention_heads=4).to(dtype), batches["mdt"])
+        initialise(Diffusion(), student, build(num_attention_heads=4).to(dtype), batches["mdt"])
     ours, theirs = (outputs(student, batches["mdt"]) for student in students)
     assert (ours - theirs).norm() < 0.1 * ours.norm()
 
@@ -336,7 +342,7 @@ def test_layers_follow_the_loss_or_what_is_said(batches):
     few = batches["mdt"][:2]
 
     def layers(how=None, shd=None):
-        return dict(initialise(student, teacher, few, Initialisation("teacher", layers=how), shd).layers)
+        return dict(initialise(Diffusion(), student, teacher, few, Initialisation("teacher", layers=how), shd).layers)
 
     sections = {"en_inblocks.0": "en_inblocks.1", "en_outblocks.0": "en_outblocks.1", "de_blocks.0": "de_blocks.1",
                 "de_blocks.1": "de_blocks.3", "sideblocks.0": "sideblocks.0"}  # fmt: skip
@@ -399,6 +405,6 @@ def test_a_foreign_teacher_is_refused():
 
     foreign = DiTTransformer2DModel(num_attention_heads=2, attention_head_dim=4, num_layers=1, sample_size=8)
     with pytest.raises(UserError, match=r"only an MDTv2 or a DiT of ours .* the teacher is a DiTTransformer2DModel"):
-        initialise(build(), foreign, [])
+        initialise(Diffusion(), build(), foreign, [])
     with pytest.raises(UserError, match=r"decoder_pos_embed has None in the student .* family, .* must be the same"):
-        initialise(build("dit"), build("mdt"), [])
+        initialise(Diffusion(), build("dit"), build("mdt"), [])

@@ -201,6 +201,7 @@ def test_training_distilling_and_sampling(values, tmp_path, learn_sigma):
 
     images, _ = sample(model, count=2, steps=3, guidance=1.5, rounding="nearest", guidance_schedule="constant")
     assert images.shape == (2, 8, 8, 1)
-    with pytest.raises(UserError, match=r"mask_ratio: the student \(DiT\) has no masked pass; set mask_ratio=null"):
+    message = r"^task\.mask_ratio: the student \(DiT\) has no masked pass; set task\.mask_ratio=null"
+    with pytest.raises(UserError, match=message):
         run({**plain, "student": student, "mask_ratio": 0.3, "run": str(tmp_path / "masked")})
     assert not (tmp_path / "masked").exists()

@@ -1,0 +1,143 @@
+"""Samples of a student and their figures: the evaluation of tasks whose models draw images."""
+
+import logging
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from dit_shd.core.config import make, option, resolve
+from dit_shd.core.distributed import joined, on_main
+from dit_shd.core.errors import UserError
+from dit_shd.core.places import Place
+from dit_shd.core.plugins import Plugin
+from dit_shd.data.decoder import Decoder
+from dit_shd.data.image_sets import ArrayImages
+from dit_shd.data.latent_origin import AUTO, Kept, decoder
+from dit_shd.diffusion.generation import MERGED, lock_file, sample_to_file
+from dit_shd.diffusion.sample_config import SampleConfig
+from dit_shd.diffusion.sampler import device_of
+from dit_shd.evaluation import results
+from dit_shd.evaluation.evaluate import EvaluateConfig, evaluate
+from dit_shd.evaluation.features import FEATURES
+from dit_shd.evaluation.reference import open_reference
+from dit_shd.evaluation.scoring import choose
+
+_log = logging.getLogger("dit_shd")
+
+
+@dataclass(frozen=True)
+class SampleEvaluation:
+    """Images of a student and their figures, while it trains."""
+
+    count: int = option(1000, "images; figures of other counts are not comparable")
+    steps: int = option(50, "sampling steps")
+    guidance: float = option(1.0, "classifier-free guidance scale; 1 for none")
+    labels: Literal["random", "balanced"] = option("balanced", "class of image i: drawn, or i modulo the classes")
+    reference: Place | None = option(None, "what samples are compared with, as in dit-shd evaluate; empty: grids only")
+    features: Plugin = option(Plugin("inception"), "feature network")
+    sample: dict[str, Any] = option({}, "more keys of dit-shd sample (vae, batch_size, solver, ...)")
+    evaluate: dict[str, Any] = option({}, "more keys of dit-shd evaluate (metrics, batch_size, ...)")
+    keep: bool = option(False, "keep every evaluation's images (npz); its grid and figures are kept anyway")
+
+    def sampling(self, run: Path, step: int) -> SampleConfig:
+        """What `dit-shd sample` would be told."""
+        own = {"count": self.count, "steps": self.steps, "guidance": self.guidance, "labels": self.labels}
+        out = run / "evaluations" / f"step_{step:08d}.npz"
+        return make(
+            SampleConfig, {**own, **self.sample, "run": str(run), "out": out, "force": True}, "task.evaluation.sample"
+        )
+
+    def scoring(self, samples: Path) -> EvaluateConfig:
+        """What `dit-shd evaluate` would be told."""
+        own = {"reference": self.reference, "features": resolve(self.features), **self.evaluate}
+        own |= {"samples": str(samples), "out": samples.with_suffix(".results.json"), "force": True}
+        return make(EvaluateConfig, own, "task.evaluation.evaluate")
+
+    def check(self, diffusion_steps: int) -> None:
+        """Numbers in their ranges."""
+        parts: list[Any] = [replace(self.sampling(Path("run"), 0), diffusion_steps=diffusion_steps)]
+        parts += [] if self.reference is None else [self.scoring(Path("run.npz"))]
+        for part in parts:
+            try:
+                part.check()
+            except UserError as error:  # training has keys of the same names
+                raise UserError(f"task.evaluation: {error}") from error
+
+    def fit(self, student: nn.Module, kept: Kept) -> None:
+        """Refuse before training what could not be done after days of it.
+
+        Args:
+            kept: the autoencoder of the data's latents.
+
+        Raises:
+            UserError: no such autoencoder or reference, or samples that features, reference or metrics do not fit.
+        """
+        own: Any = student.config
+        sampling, device = self.sampling(Path("run"), 0), device_of(student)
+        try:
+            if sampling.vae == AUTO and kept.autoencoder is not None:
+                decode = Decoder(kept.autoencoder)
+            else:
+                decode = decoder(sampling.vae, kept.origin, own.in_channels, device)
+        except UserError as error:
+            raise UserError(f"task.evaluation.sample.{error}") from error
+        if decode.keep:
+            raise UserError(
+                "task.evaluation.sample.vae: null keeps latents, and evaluations are of images; leave it out"
+            )
+        if self.reference is None:
+            return
+        scoring = self.scoring(Path("run.npz"))
+        network = FEATURES.build(scoring.features, "task.evaluation.features")
+        reference = open_reference(self.reference, "task.evaluation.reference")
+        _, channels, height, width = decode(torch.zeros(1, own.in_channels, 1, 1)).shape  # of one latent
+        shape = (self.count, own.sample_size * height, own.sample_size * width, channels)
+        samples = ArrayImages(np.broadcast_to(np.uint8(0), shape), "evaluation")
+        network.check(samples.shape[1:], "evaluation")
+        reference.check(samples, network)
+        choose(scoring.metrics, samples, reference, network)
+
+    def place(self, run: Path, step: int) -> Path:
+        """The grid of a step's samples; the other files have its name."""
+        return run / "evaluations" / f"step_{step:08d}.png"
+
+    def finished(self, run: Path, step: int, logged: bool) -> bool:
+        """Whether nothing is left to do. logged: whether the step's figures are."""
+        grid = self.place(run, step)
+        done = logged if self.reference else grid.exists()
+        return done and (self.keep or not grid.with_suffix(".npz").exists())
+
+    def run(self, student: nn.Module, run: Path, step: int) -> dict[str, float] | None:
+        """Sample from `student` and score the images; the figures, in the main process, if there is a reference."""
+        sampling = self.sampling(run, step)
+        assert sampling.out is not None
+        main = joined().is_main_process
+        grid, record = sampling.out.with_suffix(".png"), sampling.out.with_suffix(".results.json")
+        figures: dict[str, float] | None = None
+        if not (record if self.reference else grid).exists():
+            out = sampling.out
+            if on_main(lambda: _to_sample(out)):
+                sample_to_file(sampling, student)
+            if main and self.reference:
+                evaluate(self.scoring(sampling.out), say=lambda line: None)
+        if main and self.reference:
+            figures = dict(results.read_record(record)["figures"])  # type: ignore[index]
+            _log.info("step %d: %s", step, ", ".join(f"{k} {v:.4g}" for k, v in figures.items()))
+        if main and not self.keep:
+            sampling.out.unlink(missing_ok=True)
+        return figures
+
+
+def _to_sample(out: Path) -> bool:
+    """Whether the images are not there yet; shards of another attempt (perhaps with other processes) go."""
+    parts = out.with_name(out.name + ".parts")
+    if (parts / MERGED).exists():
+        return True
+    shutil.rmtree(parts, ignore_errors=True)
+    lock_file(out).unlink(missing_ok=True)  # of one that was killed: the run's own lock keeps others out
+    return not out.exists()
