@@ -81,6 +81,8 @@ def phase(kill):
     def around(real, args):
         calls.append(args)
         if len(calls) == kill["call"]:
+            if not kill["delay"]:
+                die()
             threading.Timer(kill["delay"], die).start()
         return real()
 
