@@ -6,7 +6,7 @@ with capture(teacher) as t, capture(student) as s:
 """
 
 import fnmatch
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, NoReturn
 
@@ -77,13 +77,7 @@ def capture(
 
 @contextmanager
 def _recording(model: nn.Module, layers: Layers, recording: Recording) -> Iterator[Recording]:
-    chosen = _chosen(model, layers)
-    with ExitStack() as stack:
-        stack.enter_context(_hooked(model, recording))
-        for name, module in chosen.items():
-            recorder = Recorder(name, module, recording, layers is not None)
-            recording.recorders.append(recorder)
-            stack.enter_context(_tapping(module, recorder))
+    with _recorders(model, _chosen(model, layers), recording, layers is not None, _tapping):
         yield recording
 
 
@@ -124,13 +118,24 @@ def attach_processors(
     for name, module in chosen.items():
         if not hasattr(module, "set_processor") or getattr(module, "processor", None) is None:
             raise UserError(f"attach_processors: {name} takes no attention processor; use capture(model)")
+    return Attached(model, recording, _recorders(model, chosen, recording, layers is not None, _processing))
+
+
+def _recorders(
+    model: nn.Module,
+    chosen: Mapping[str, nn.Module],
+    recording: Recording,
+    named: bool,
+    at: Callable[[nn.Module, Recorder], AbstractContextManager[None]],
+) -> ExitStack:
+    """Hook the model and set a recorder `at` each chosen module; closing what is returned takes all of it back."""
     with ExitStack() as stack:
         stack.enter_context(_hooked(model, recording))
         for name, module in chosen.items():
-            recorder = Recorder(name, module, recording, layers is not None)
+            recorder = Recorder(name, module, recording, named)
             recording.recorders.append(recorder)
-            stack.enter_context(_processing(module, recorder))
-        return Attached(model, recording, stack.pop_all())
+            stack.enter_context(at(module, recorder))
+        return stack.pop_all()
 
 
 def _chosen(model: nn.Module, layers: Layers) -> dict[str, nn.Module]:
