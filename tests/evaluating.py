@@ -12,7 +12,7 @@ from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.evaluation.evaluate import EvaluateConfig, evaluate
 from dit_shd.evaluation.features import Features
-from dit_shd.evaluation.features.digits import Digits
+from dit_shd.evaluation.features.digits import DigitsFeatures
 from dit_shd.reports.evaluation_page import write_evaluation_page
 
 
@@ -26,7 +26,7 @@ class Trap:
         return os.mkdir, (str(self.mark),)
 
 
-class Spatial(Digits):
+class Spatial(DigitsFeatures):
     """The digits network, with a quarter of the pixels as spatial features."""
 
     has_spatial = True

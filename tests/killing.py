@@ -60,7 +60,7 @@ def owners():
     """Phase -> whose function it is, and its name there."""
     from dit_shd.diffusion import generation, sample_evaluation
     from dit_shd.models import export
-    from dit_shd.training.checkpointer import Saver
+    from dit_shd.training.checkpointer import Checkpointer
     from dit_shd.training.run_folder import RunFolder
     from dit_shd.training.trainer import Trainer
 
@@ -68,7 +68,7 @@ def owners():
         "step": (Trainer, "accumulate"),
         "save": (RunFolder, "save"),
         "export": (export, "export"),
-        "resume": (Saver, "resume"),
+        "resume": (Checkpointer, "resume"),
         "evaluation": (sample_evaluation, "evaluate"),
         "sample": (generation, "draw"),
         "publish": (generation, "_publish"),

@@ -50,7 +50,7 @@ class Inputs(ABC):
         return t / 1000 if self.fraction else t
 
 
-class Images(Inputs):
+class DatasetInputs(Inputs):
     """Images (or latents) of a dataset, noised to timestep t, with their labels."""
 
     name = "images of the data"
@@ -78,7 +78,7 @@ class Images(Inputs):
         return {"hidden_states": x_t, "timestep": step, "class_labels": self._labels[samples.start : samples.stop]}
 
 
-class Given(Inputs):
+class FileInputs(Inputs):
     """The arrays of a file, all in one forward; `a.b` is the entry b of the dictionary a; only `timestep` changes.
 
     Raises:

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from dit_shd.analysis.inputs import Given, Images, Inputs, Time
-from dit_shd.analysis.survey import LayerSurvey, Look, Scope, look, survey
-from dit_shd.analysis.synthetic_inputs import Drawn
+from dit_shd.analysis.inputs import DatasetInputs, FileInputs, Inputs, Time
+from dit_shd.analysis.survey import LayerSurvey, Look, Scope, layer_maps, survey
+from dit_shd.analysis.synthetic_inputs import SyntheticInputs
 from dit_shd.attention.recording.joint import Block
 from dit_shd.core.config import cast, checked, option, resolve
 from dit_shd.core.errors import UserError
@@ -104,7 +104,7 @@ def inspect(config: InspectConfig) -> Findings:
     inputs = _inputs(config, model, run)
     scope = Scope(config.layers, config.block, None if config.image is None else slice(*config.image))
     with tqdm(desc="one sample", unit="layer") as bar:
-        scope, looks = look(model, inputs, scope, timestep, config.tokens, bar.update)
+        scope, looks = layer_maps(model, inputs, scope, timestep, config.tokens, bar.update)
     shown = _shown(list(looks), config.shown)
     with tqdm(total=len(timesteps) * len(inputs.batches) * len(looks), desc="all samples", unit="layer") as bar:
         layers = survey(model, inputs, scope, timesteps, config.heads, bar.update)
@@ -137,7 +137,7 @@ def numbers(found: Findings) -> dict[str, Any]:
 
 def _inputs(config: InspectConfig, model: Any, run: dict[str, Any]) -> Inputs:
     if config.inputs is not None:
-        return Given(model, config.inputs, config.time)
+        return FileInputs(model, config.inputs, config.time)
     size, count = config.batch_size, config.samples
     batches = [range(first, min(first + size, count)) for first in range(0, count, size)]
     known = signatures.signature(model.forward).parameters
@@ -145,10 +145,12 @@ def _inputs(config: InspectConfig, model: Any, run: dict[str, Any]) -> Inputs:
     own = cast(Plugin, run["data"], "data") if "data" in run else None
     data = config.data or own or (ASSET_DATA if config.model.startswith("asset:") else None)
     if data is None:
-        return Drawn(model, batches, config.seed, config.time)
+        return SyntheticInputs(model, batches, config.seed, config.time)
     if not by_class:
         raise UserError(f"data: {type(model).__name__} takes more than images and labels; use inputs=FILE")
-    return Images(model, DATASETS.build(data, "data"), Schedule.linear(schedule_length(run)), batches, config.seed)
+    return DatasetInputs(
+        model, DATASETS.build(data, "data"), Schedule.linear(schedule_length(run)), batches, config.seed
+    )
 
 
 def run_config(source: str) -> dict[str, Any]:

@@ -85,7 +85,7 @@ class Scope:
 
 
 @torch.no_grad()
-def look(
+def layer_maps(
     model: nn.Module, inputs: Inputs, scope: Scope, t: int, tokens: Sequence[int] | None = None, tick: Tick = _idle
 ) -> tuple[Scope, dict[str, Look]]:
     """The maps of the first sample at timestep t by layer, and the scope with its block settled.

@@ -19,7 +19,7 @@ SIDE, TEXT_LENGTH, PIXELS, GUIDANCE = 16, 77, 8, 3.5
 TEXT_WIDTHS = "caption_channels", "joint_attention_dim", "text_embed_dim", "cap_feat_dim", "cross_attention_dim"
 
 
-class Drawn(Inputs):
+class SyntheticInputs(Inputs):
     """Random arguments, the same for the same seed and sample.
 
     Raises:
@@ -86,60 +86,60 @@ class Drawn(Inputs):
         return (rng.uniform(self._seed, f"inspect {name}", 0, samples) * high).long()
 
 
-def _latents(drawn: Drawn, name: str, samples: range) -> Tensor | None:
+def _latents(drawn: SyntheticInputs, name: str, samples: range) -> Tensor | None:
     channels = drawn.size("in_channels")
     if drawn.axes and drawn.size("sample_size") is None:  # packed tokens, as Flux has them
         return drawn.normal(name, samples, SIDE * SIDE, channels)
     return drawn.normal(name, samples, channels, drawn.side, drawn.side)
 
 
-def _text(drawn: Drawn, name: str, samples: range) -> Tensor | None:
+def _text(drawn: SyntheticInputs, name: str, samples: range) -> Tensor | None:
     return drawn.normal(name, samples, drawn.text_length, drawn.size(*TEXT_WIDTHS))
 
 
-def _mask(drawn: Drawn, name: str, samples: range) -> Tensor:
+def _mask(drawn: SyntheticInputs, name: str, samples: range) -> Tensor:
     return torch.ones(len(samples), drawn.text_length, dtype=torch.bool)
 
 
-def _pooled(drawn: Drawn, name: str, samples: range) -> Tensor | None:
+def _pooled(drawn: SyntheticInputs, name: str, samples: range) -> Tensor | None:
     return drawn.normal(name, samples, drawn.size("pooled_projection_dim"))
 
 
-def _labels(drawn: Drawn, name: str, samples: range) -> Tensor | None:
+def _labels(drawn: SyntheticInputs, name: str, samples: range) -> Tensor | None:
     return drawn.whole(name, samples, drawn.size("num_classes", "num_embeds_ada_norm"))
 
 
-def _guidance(drawn: Drawn, name: str, samples: range) -> Tensor | None:
+def _guidance(drawn: SyntheticInputs, name: str, samples: range) -> Tensor | None:
     return torch.full((len(samples),), GUIDANCE) if drawn.has("guidance_embeds") else None
 
 
-def _pixels(drawn: Drawn, name: str, samples: range) -> Tensor:
+def _pixels(drawn: SyntheticInputs, name: str, samples: range) -> Tensor:
     return torch.full((len(samples), 2), float(PIXELS * drawn.side))
 
 
-def _corner(drawn: Drawn, name: str, samples: range) -> Tensor:
+def _corner(drawn: SyntheticInputs, name: str, samples: range) -> Tensor:
     return torch.zeros(len(samples), 2)
 
 
-def _conditions(drawn: Drawn, name: str, samples: range) -> dict[str, Tensor]:
+def _conditions(drawn: SyntheticInputs, name: str, samples: range) -> dict[str, Tensor]:
     return {"resolution": _pixels(drawn, name, samples), "aspect_ratio": torch.ones(len(samples), 1)}
 
 
-def _shapes(drawn: Drawn, name: str, samples: range) -> list[tuple[int, int, int]]:
+def _shapes(drawn: SyntheticInputs, name: str, samples: range) -> list[tuple[int, int, int]]:
     return [(1, SIDE, SIDE)] * len(samples)
 
 
-def _image_positions(drawn: Drawn, name: str, samples: range) -> Tensor:
+def _image_positions(drawn: SyntheticInputs, name: str, samples: range) -> Tensor:
     """[n,axes]: row and column of every token in the second and third axis."""
     at = torch.cartesian_prod(torch.arange(SIDE), torch.arange(SIDE)).float()
     return torch.nn.functional.pad(at, (1, max(drawn.axes, 3) - 3))
 
 
-def _text_positions(drawn: Drawn, name: str, samples: range) -> Tensor:
+def _text_positions(drawn: SyntheticInputs, name: str, samples: range) -> Tensor:
     return torch.zeros(drawn.text_length, max(drawn.axes, 3))
 
 
-MAKERS: dict[str, Callable[[Drawn, str, range], Any]] = {
+MAKERS: dict[str, Callable[[SyntheticInputs, str, range], Any]] = {
     "hidden_states": _latents,
     "encoder_hidden_states": _text,
     "encoder_hidden_states_mask": _mask,

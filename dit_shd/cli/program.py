@@ -17,7 +17,7 @@ from dit_shd.core import plugins
 from dit_shd.core.config import make
 from dit_shd.core.distributed import leave_group
 from dit_shd.core.errors import UserError
-from dit_shd.core.places import look
+from dit_shd.core.places import check_values
 from dit_shd.core.signals import Stopped, terminable
 
 
@@ -57,7 +57,7 @@ def _run(options: Namespace) -> None:
     """Say what is not there, then import the command and do it."""
     values = values_of(options)
     if not values.get("dry_run"):  # which can do without what is not there yet
-        look(values, options.specification.places)
+        check_values(values, options.specification.places)
     command = COMMANDS.find(options.command)()
     where = "config" if "" in options.specification.words else options.command  # a file of values is the config
     command.run(make(command.config, values, where))

@@ -61,7 +61,7 @@ def joined() -> "PartialState":
         return PartialState(cpu=not torch.accelerator.is_available())
 
 
-def on_main(act: Callable[[], T]) -> T:
+def run_on_main(act: Callable[[], T]) -> T:
     """Call `act` in the main process alone; what it returns (plain data) is returned in every process.
 
     Raises:

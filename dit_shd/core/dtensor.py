@@ -12,12 +12,12 @@ def is_sharded(model: nn.Module) -> bool:
     return any(isinstance(module, FSDPModule) for module in model.modules())
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """The tensor a slice is of; every process has to ask for it."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[attr-defined]
 
 
-def slice_like(tensor: Tensor, of: Tensor) -> Tensor:
+def shard_like(tensor: Tensor, of: Tensor) -> Tensor:
     """This process's slice of a whole tensor, cut as `of` is; the tensor itself where `of` is whole."""
     if not hasattr(of, "full_tensor"):
         return tensor
@@ -27,12 +27,12 @@ def slice_like(tensor: Tensor, of: Tensor) -> Tensor:
     return distribute_tensor(tensor.to(of.device), local.device_mesh, local.placements, src_data_rank=None)
 
 
-def whole_tree(value: Any) -> Any:
+def gather_tree(value: Any) -> Any:
     """Plain data with `whole` tensors in place of slices, on the CPU."""
     if isinstance(value, Tensor):
-        return whole(value).detach().cpu()
+        return full_tensor(value).detach().cpu()
     if isinstance(value, Mapping):
-        return {k: whole_tree(v) for k, v in value.items()}
+        return {k: gather_tree(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(map(whole_tree, value))
+        return type(value)(map(gather_tree, value))
     return value

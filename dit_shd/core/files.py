@@ -36,19 +36,19 @@ def write_text(file: Path, text: str) -> None:
     Raises:
         UserError: it could not be written.
     """
-    with replacing_file(file) as stream:
+    with atomic_file(file) as stream:
         stream.write(text.encode(errors="backslashreplace"))  # names of files need not be UTF-8
 
 
-def discard(folder: Path) -> None:
+def remove(folder: Path) -> None:
     """Remove a folder in one step: a kill leaves it whole, or under a name that mend() removes."""
     part = folder.with_name(f".{folder.name}.part")
     os.replace(folder, part)
     shutil.rmtree(part)
 
 
-def mend(folder: Path) -> None:
-    """Undo what kills left half done in a folder that nobody else writes to: see replacing and replacing_file."""
+def recover(folder: Path) -> None:
+    """Undo what kills left half done in a folder that nobody else writes to: see atomic_folder and atomic_file."""
     for old in folder.glob(".*.old"):
         final = old.with_name(old.name[1 : -len(".old")])
         if not final.exists():
@@ -57,7 +57,7 @@ def mend(folder: Path) -> None:
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
-class replacing:
+class atomic_folder:
     """A folder that appears whole under its name when the block ends without an error, and not otherwise.
 
     A kill between its two renames leaves the old folder under `.NAME.old`; the next one, or mend(), puts it back.
@@ -104,7 +104,7 @@ class replacing:
         shutil.rmtree(self.old, ignore_errors=True)
 
 
-class replacing_file:
+class atomic_file:
     """A binary file that appears under its name, on disk, when the block ends without an error, and not otherwise.
 
     Args:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
-from dit_shd.core.distributed import on_main
+from dit_shd.core.distributed import run_on_main
 from dit_shd.core.errors import UserError
 
 BEAT_SECONDS = 20
@@ -88,7 +88,7 @@ class _Held:
             os.close(self.fd)
             raise
         self.over = threading.Event()
-        threading.Thread(target=_beat, args=(path, self.over), daemon=True).start()
+        threading.Thread(target=_heartbeat, args=(path, self.over), daemon=True).start()
 
     def release(self) -> None:
         if self.over.is_set() or os.getpid() != self.pid:
@@ -115,7 +115,7 @@ def locked(file: Path, what: str) -> Iterator[None]:
         UserError: another launch is in it; in every process.
     """
     locks: list[Lock] = []
-    on_main(lambda: locks.append(Lock(file, what)))
+    run_on_main(lambda: locks.append(Lock(file, what)))
     try:
         yield
     finally:
@@ -150,7 +150,7 @@ def _take(fd: int, path: Path) -> None:
     if not left:
         return
     here = left.get("host") == socket.gethostname()
-    if _lives(left) and not locked if here else _silence(path) < SILENT_SECONDS:
+    if _lives(left) and not locked if here else _seconds_since_heartbeat(path) < SILENT_SECONDS:
         raise _refusal(path, left)
     _log.info("%s: pid %s on %s ended without a word; going on", path.parent, left.get("pid"), left.get("host"))
 
@@ -212,13 +212,13 @@ def _lives(holder: dict[str, Any]) -> bool:
     return holder["start"] == _start_of(holder["pid"])
 
 
-def _silence(path: Path) -> float:
+def _seconds_since_heartbeat(path: Path) -> float:
     """Seconds since the last sign of life, by the file system's own clock."""
     with tempfile.TemporaryFile(dir=path.parent) as now:
         return os.fstat(now.fileno()).st_mtime - path.stat().st_mtime
 
 
-def _beat(path: Path, over: threading.Event) -> None:
+def _heartbeat(path: Path, over: threading.Event) -> None:
     while not over.wait(BEAT_SECONDS):
         try:
             os.utime(path)

@@ -160,7 +160,7 @@ def is_here(text: str, kind: Kind) -> bool:
         return False
 
 
-def look(values: Mapping[str, Any], kinds: Mapping[str, tuple[Kind, str]]) -> None:
+def check_values(values: Mapping[str, Any], kinds: Mapping[str, tuple[Kind, str]]) -> None:
     """Say what is not there before anything heavy is imported.
 
     Args:

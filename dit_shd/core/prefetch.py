@@ -8,7 +8,7 @@ A = TypeVar("A")
 T = TypeVar("T")
 
 
-def ahead(make: Callable[[A], T], arguments: Iterable[A]) -> Iterator[T]:
+def prefetch(make: Callable[[A], T], arguments: Iterable[A]) -> Iterator[T]:
     """make(a) for every argument, in order; the next one is in the making while one is used.
 
     What `make` raises is raised where its result would have come.

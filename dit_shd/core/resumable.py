@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dit_shd.core.errors import UserError
-from dit_shd.core.files import replacing_file
+from dit_shd.core.files import atomic_file
 
 _log = logging.getLogger("dit_shd")
 
@@ -30,7 +30,7 @@ def claim(folder: Path, told: dict[str, Any], maker: str, what: str) -> None:
     except OSError as error:
         raise UserError(f"{folder}: cannot hold the shards of {what} ({error.strerror})") from error
     if not (folder / SETTINGS).exists():
-        with replacing_file(folder / SETTINGS) as stream:
+        with atomic_file(folder / SETTINGS) as stream:
             stream.write(json.dumps(told).encode())
 
 

@@ -22,10 +22,10 @@ class Stopped(Exception):
         self.code = 128 + number
 
 
-class Stop:
+class StopRequest:
     """Whether somebody has asked to stop.
 
-    stop = Stop()
+    stop = StopRequest()
     with stop.listening():
         while not stop.agreed(): ...  # one step
     """
@@ -37,7 +37,7 @@ class Stop:
         """All processes have agreed to stop."""
         self._asked_at = 0.0
 
-    def ask(self, number: int = signal.SIGTERM) -> None:
+    def request(self, number: int = signal.SIGTERM) -> None:
         """Stop after this step."""
         if not self.signal:
             self.signal, self._asked_at = int(number), time.monotonic()
@@ -52,23 +52,23 @@ class Stop:
         if state.num_processes > 1:
             found = int(gather(torch.tensor([found], device=state.device)).max())  # type: ignore[union-attr]
         if found:
-            self.ask(found)
+            self.request(found)
         self.due = bool(found)
         return self.due
 
     @contextmanager
-    def listening(self) -> Iterator["Stop"]:
+    def listening(self) -> Iterator["StopRequest"]:
         """Take the signals, and give them back at the end. A second Ctrl-C is a KeyboardInterrupt at once."""
-        before = {number: signal.signal(number, self._hear) for number in SIGNALS}
+        before = {number: signal.signal(number, self._handle_signal) for number in SIGNALS}
         try:
             yield self
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
+    def _handle_signal(self, number: int, frame: FrameType | None) -> None:
         if not self.signal:
-            self.ask(number)
+            self.request(number)
             again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
             if int(os.environ.get("RANK", "0")) == 0:  # not print: it may be printing that was interrupted
                 os.write(2, f"\n{signal.Signals(number).name}: finishing this step, then saving{again}\n".encode())

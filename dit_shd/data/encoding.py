@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from dit_shd.core.config import checked, option, resolve
-from dit_shd.core.distributed import joined, launched, on_main
+from dit_shd.core.distributed import joined, launched, run_on_main
 from dit_shd.core.errors import UserError
-from dit_shd.core.files import replacing_file
+from dit_shd.core.files import atomic_file
 from dit_shd.core.lock import locked
 from dit_shd.core.places import Place
 from dit_shd.core.pretrained import COPY
@@ -147,12 +147,12 @@ def encode_to_shards(config: EncodeConfig) -> LatentSet:
     taken = f"taken: {len(source)}, classes: {counted(list(source.classes))}"
     for note in [taken, *source.notes] if state.is_main_process else ():
         _log.warning("images: %s", note)
-    settings = on_main(job.settings)
+    settings = run_on_main(job.settings)
     out = config.out.absolute()
     with locked(out.parent / f".{out.name}.lock", "dit-shd encode"):
-        on_main(lambda: _begin(job, settings))
+        run_on_main(lambda: _begin(job, settings))
         _encode_missing(state, job)
-        on_main(lambda: _finish(job, settings))
+        run_on_main(lambda: _finish(job, settings))
     return read_index(config.out)
 
 
@@ -307,7 +307,7 @@ def _without_images(job: Job, files: Iterable[Path]) -> list[str]:
 
 
 def _list(skipped: list[list[Any]], count: int, file: Path) -> None:
-    with replacing_file(file) as stream:
+    with atomic_file(file) as stream:
         for _, name, reason in skipped:
             stream.write(json.dumps({"image": name, "reason": reason}).encode() + b"\n")
     _log.warning("%d of %d images could not be read and were skipped; %s lists them", len(skipped), count, file)

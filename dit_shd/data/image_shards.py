@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from dit_shd.core.errors import UserError
-from dit_shd.core.files import replacing_file
+from dit_shd.core.files import atomic_file
 from dit_shd.core.places import expanded
 from dit_shd.core.resumable import read_settings
 
@@ -81,7 +81,7 @@ def write_shard(file: Path, images: np.ndarray, labels: np.ndarray) -> None:
     """
     data = io.BytesIO()
     np.savez(data, arr_0=images, arr_1=labels)
-    with replacing_file(file) as stream:
+    with atomic_file(file) as stream:
         stream.write(data.getbuffer())
 
 
@@ -134,7 +134,7 @@ def _damaged(file: Path, reason: object) -> UserError:
 
 def merge(shards: Shards, file: Path) -> None:
     """Stream all shards into one npz, never holding more than one of them."""
-    with replacing_file(file) as stream, zipfile.ZipFile(stream, "w") as archive:
+    with atomic_file(file) as stream, zipfile.ZipFile(stream, "w") as archive:
         arrays = (("arr_0.npy", DTYPES[shards.dtype], shards.shape), ("arr_1.npy", "<i8", shards.shape[:1]))
         for name, kind, shape in arrays:
             header = {"descr": kind, "fortran_order": False, "shape": shape}

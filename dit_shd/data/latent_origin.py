@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from dit_shd.core.errors import UserError
-from dit_shd.core.files import replacing, write_text
+from dit_shd.core.files import atomic_folder, write_text
 from dit_shd.core.places import HUB, Asset, HubName, find, is_here
 from dit_shd.core.pretrained import COPY, RECORD, model_folder
 from dit_shd.core.yaml_files import read_yaml
@@ -287,7 +287,7 @@ def write_record(origin: Origin, folder: Path) -> None:
 
 def keep_copy(autoencoder: Autoencoder, folder: Path) -> None:
     """A copy of an autoencoder, whole or not at all."""
-    with replacing(folder) as part:
+    with atomic_folder(folder) as part:
         autoencoder.vae.save_pretrained(part, safe_serialization=True)
 
 

@@ -23,7 +23,7 @@ import numpy as np
 import yaml
 
 from dit_shd.core.errors import UserError
-from dit_shd.core.files import replacing_file
+from dit_shd.core.files import atomic_file
 
 INDEX = "latents.json"
 FORMAT = 1
@@ -118,7 +118,7 @@ def write_shard(
     tensors = {"posterior": posterior, "label": labels}
     told = _told(skipped, remarks)
     data = save(tensors, {_KEY: json.dumps({**told, "sha256": _digest(tensors, told)})})
-    with replacing_file(file) as stream:
+    with atomic_file(file) as stream:
         stream.write(data)
 
 
@@ -197,7 +197,7 @@ def write_index(latents: LatentSet) -> None:
     """Write latents.json, which makes the set complete."""
     values = {"format": FORMAT, "count": len(latents)}
     values |= {name: value for name, value in asdict(latents).items() if name != "folder"}
-    with replacing_file(latents.folder / INDEX) as stream:
+    with atomic_file(latents.folder / INDEX) as stream:
         stream.write(json.dumps(values, indent=1).encode())
 
 

@@ -18,9 +18,9 @@ from torch import nn
 
 from dit_shd.core import hashing
 from dit_shd.core.config import checked, resolve
-from dit_shd.core.distributed import joined, launched, on_main
+from dit_shd.core.distributed import joined, launched, run_on_main
 from dit_shd.core.errors import UserError
-from dit_shd.core.files import replacing_file
+from dit_shd.core.files import atomic_file
 from dit_shd.core.lock import locked
 from dit_shd.core.resumable import SETTINGS, Progress, check_same, claim, share_of_missing
 from dit_shd.data.decoder import Decoder
@@ -56,15 +56,15 @@ def sample_to_file(config: SampleConfig, model: nn.Module | None = None) -> Path
     state = joined()
     launched(state.num_processes)
     folder = out.with_name(out.name + ".parts")
-    on_main(lambda: _refuse_existing(folder, out, config.force))
+    run_on_main(lambda: _refuse_existing(folder, out, config.force))
     network = (loading.load_conditional(config.run) if model is None else model).eval().to(state.device)  # type: ignore[arg-type]
     decode = load_decoder(config, network)
     told = {**settings(config), "model_sha256": hashing.sha256_of_tensors(network)}
     told |= {"vae_sha256": decode.digest, **({"vae_name": decode.name} if decode.name else {})}
     with locked(lock_file(out), "dit-shd sample"):
-        if on_main(lambda: _claim(folder, told, out, config.force)):
+        if run_on_main(lambda: _claim(folder, told, out, config.force)):
             _draw_missing(state, config, prepared(network, config), decode, folder)
-            on_main(lambda: _finish(folder, told, out, config.count))
+            run_on_main(lambda: _finish(folder, told, out, config.count))
     return out
 
 
@@ -152,9 +152,9 @@ def _finish(folder: Path, told: dict[str, Any], out: Path, count: int) -> None:
     merge(shards, folder / "merged.npz")
     if shards.dtype == np.uint8:
         _draw_grid(shards, folder / "merged.png")
-    with replacing_file(folder / "merged.json") as stream:
+    with atomic_file(folder / "merged.json") as stream:
         stream.write(json.dumps(told, indent=2).encode())
-    with replacing_file(folder / MERGED):
+    with atomic_file(folder / MERGED):
         pass
     _publish(folder, out)
 
@@ -165,7 +165,7 @@ def _draw_grid(shards: Shards, file: Path) -> None:
         shown.append(images[: SHOWN - sum(map(len, shown))])
         if sum(map(len, shown)) >= SHOWN:
             break
-    with replacing_file(file) as stream:
+    with atomic_file(file) as stream:
         grid(np.concatenate(shown)).save(stream, format="png")
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from dit_shd.core.config import make, option, resolve
-from dit_shd.core.distributed import joined, on_main
+from dit_shd.core.distributed import joined, run_on_main
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import Place
 from dit_shd.core.plugins import Plugin
@@ -25,7 +25,7 @@ from dit_shd.evaluation import results
 from dit_shd.evaluation.evaluate import EvaluateConfig, evaluate
 from dit_shd.evaluation.features import FEATURES
 from dit_shd.evaluation.reference import open_reference
-from dit_shd.evaluation.scoring import choose
+from dit_shd.evaluation.scoring import select_metrics
 
 _log = logging.getLogger("dit_shd")
 
@@ -100,7 +100,7 @@ class SampleEvaluation:
         samples = ArrayImages(np.broadcast_to(np.uint8(0), shape), "evaluation")
         network.check(samples.shape[1:], "evaluation")
         reference.check(samples, network)
-        choose(scoring.metrics, samples, reference, network)
+        select_metrics(scoring.metrics, samples, reference, network)
 
     def place(self, run: Path, step: int) -> Path:
         """The grid of a step's samples; the other files have its name."""
@@ -121,7 +121,7 @@ class SampleEvaluation:
         figures: dict[str, float] | None = None
         if not (record if self.reference else grid).exists():
             out = sampling.out
-            if on_main(lambda: _to_sample(out)):
+            if run_on_main(lambda: _to_sample(out)):
                 sample_to_file(sampling, student)
             if main and self.reference:
                 evaluate(self.scoring(sampling.out), say=lambda line: None)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dit_shd.core import rng
-from dit_shd.core.prefetch import ahead
+from dit_shd.core.prefetch import prefetch
 from dit_shd.diffusion.objectives import split
 from dit_shd.diffusion.sample_config import SampleConfig
 from dit_shd.diffusion.schedule import Schedule
@@ -51,7 +51,7 @@ def noises(
         noise = rng.normal(config.seed, "sample", step, indices, shape)
         return noise.pin_memory() if device.type == "cuda" else noise
 
-    for noise in ahead(one, steps):
+    for noise in prefetch(one, steps):
         yield noise.to(device, non_blocking=True)
 
 

@@ -24,7 +24,9 @@ CHANCE = 1e-9
 """Random order is called sorted as seldom as that."""
 
 
-def obstacles(samples: ImageSet, reference: Reference, network: FeatureNetwork, metrics: Sequence[Plugin]) -> list[str]:
+def reasons_against(
+    samples: ImageSet, reference: Reference, network: FeatureNetwork, metrics: Sequence[Plugin]
+) -> list[str]:
     """Why the figures are not ADM-comparable, a reason each; nothing if they are."""
     found = []
     if not network.is_fid:

@@ -25,13 +25,13 @@ from dit_shd.data.image_sets import ImageSet
 from dit_shd.data.open_images import open_images
 from dit_shd.evaluation import results
 from dit_shd.evaluation.bootstrap import SEED, intervals
-from dit_shd.evaluation.comparability import obstacles
+from dit_shd.evaluation.comparability import reasons_against
 from dit_shd.evaluation.extraction import extract_features, find_device
 from dit_shd.evaluation.feature_set import FeatureSet
 from dit_shd.evaluation.features import FEATURES, FeatureNetwork
 from dit_shd.evaluation.metrics import METRICS
 from dit_shd.evaluation.reference import Reference, open_reference
-from dit_shd.evaluation.scoring import Chosen, choose, figures_of
+from dit_shd.evaluation.scoring import Chosen, compute_metrics, select_metrics
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def evaluate(
             )
         network.check(samples.shape[1:], "samples")
         reference.check(samples, network)
-    chosen, left_out = choose(config.metrics, sets[0], reference, network)
+    chosen, left_out = select_metrics(config.metrics, sets[0], reference, network)
     job = _Job(config, reference, network.to(find_device(config.device)), chosen, left_out, say, write_page)
     return job.run(sets[0], job.head(sets[0]), plain=True)[0] if len(sets) == 1 else _several(job, sets)
 
@@ -169,13 +169,13 @@ class _Job:
 
     def head(self, samples: ImageSet) -> dict[str, Any]:
         """All of the record that is known before the network runs."""
-        why_not = obstacles(samples, self.reference, self.network, [plugin for plugin, _ in self.chosen])
+        why_not = reasons_against(samples, self.reference, self.network, [plugin for plugin, _ in self.chosen])
         head = {"adm_comparable": _verdict(why_not), "samples": results.about_samples(samples), **self.about}
         return json.loads(json.dumps(head))
 
     def guard(self, out: Path, record: dict[str, Any]) -> None:
         """Refuse to overwrite another result, or a page that is not the one of the result beside it."""
-        results.guard(out, record, self.config.force, before=True)
+        results.refuse_overwrite(out, record, self.config.force, before=True)
         page = out.with_suffix(".html")
         if self.write_page is not None and (
             page == out or (page.exists() and not out.exists() and not self.config.force)
@@ -187,7 +187,7 @@ class _Job:
 
     def places(self, samples: ImageSet, head: dict[str, Any], plain: bool) -> list[Path]:
         """Names for the results file; `plain`: of the whole evaluation, whose `out` the user may have named."""
-        return [self.config.out] if plain and self.config.out else results.places(samples, head, plain)
+        return [self.config.out] if plain and self.config.out else results.result_paths(samples, head, plain)
 
     def run(self, samples: ImageSet, record: dict[str, Any], plain: bool) -> tuple[dict[str, Any], Path]:
         """Evaluate one file of samples: the whole record, and where it is.
@@ -203,7 +203,7 @@ class _Job:
             return results.read_record(out) or {}, out
         reference_set = self.reference_set
         sample_set = extract_features(self.network, samples, config.batch_size, keep_spatial=config.resamples > 0)
-        figures, details = figures_of(self.chosen, sample_set, reference_set)
+        figures, details = compute_metrics(self.chosen, sample_set, reference_set)
         record = {"figures": figures, **record, "adm_comparable": self._verdict(record, sample_set)}
         if config.resamples:
             metrics = [metric for _, metric in self.chosen]
@@ -215,7 +215,7 @@ class _Job:
             record["notes"].append("rounding, label policy and seed are not recorded: no .json beside the samples")
         self.say(results.table(record))
         out = results.place(places, record)  # another evaluation may have come in between
-        results.guard(out, record, config.force, before=False)
+        results.refuse_overwrite(out, record, config.force, before=False)
         results.write(out, record)
         self.say(f"written to {out}")
         if self.write_page is not None:
@@ -226,7 +226,7 @@ class _Job:
 
     def _verdict(self, record: dict[str, Any], samples: FeatureSet) -> dict[str, Any]:
         """The head's, and what only the features tell."""
-        found = [reason for _, metric in self.chosen for reason in metric.obstacles(samples)]
+        found = [reason for _, metric in self.chosen for reason in metric.reasons_against(samples)]
         return _verdict([*record["adm_comparable"]["why_not"], *found])
 
     def _notes(self, samples: FeatureSet, reference: FeatureSet) -> list[str]:
@@ -267,7 +267,7 @@ def _several(job: _Job, sets: list[ImageSet]) -> dict[str, Any]:
         about |= {"figures": run["figures"], "results": str(file)}
     job.say(results.table(record))
     out = results.place(places, record)
-    results.guard(out, record, job.config.force, before=False)
+    results.refuse_overwrite(out, record, job.config.force, before=False)
     results.write(out, record)
     job.say(f"written to {out}")
     if job.write_page is not None:

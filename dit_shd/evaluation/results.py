@@ -65,7 +65,7 @@ def _beside(record: dict[str, Any], name: str) -> str:
     return f"  {interval['low']:.4f} to {interval['high']:.4f}" if interval else ""
 
 
-def guard(out: Path, record: dict[str, Any], force: bool, before: bool) -> None:
+def refuse_overwrite(out: Path, record: dict[str, Any], force: bool, before: bool) -> None:
     """Refuse to lose another result: before the run if its inputs differ, after it if its figures do."""
     if out.is_dir():
         raise UserError(f"out={out}: wanted a file, found a folder; add a file name")
@@ -88,7 +88,7 @@ def guard(out: Path, record: dict[str, Any], force: bool, before: bool) -> None:
         )
 
 
-def places(samples: ImageSet, head: Mapping[str, Any], plain: bool) -> list[Path]:
+def result_paths(samples: ImageSet, head: Mapping[str, Any], plain: bool) -> list[Path]:
     """Names beside the samples for a record, the best first: results.json (if `plain`), NAME.results.json, and one of
     its own for these very samples, reference and network."""
     folder = samples.path.parent if samples.path else Path()

@@ -45,15 +45,15 @@ def score(
         reference = Reference("reference_images", images=ArrayImages(reference_images, "reference_images"))
     reference.check(samples, features)
     asked = None if metrics is None else [Plugin(name) for name in metrics]
-    chosen, _ = choose(asked, samples, reference, features)
+    chosen, _ = select_metrics(asked, samples, reference, features)
     sample_set = extract_features(features, samples, batch_size)
     for _, metric in chosen:
-        for obstacle in metric.obstacles(sample_set):
-            _log.warning("%s", obstacle)
-    return figures_of(chosen, sample_set, reference.features(features, batch_size))[0]
+        for reason in metric.reasons_against(sample_set):
+            _log.warning("%s", reason)
+    return compute_metrics(chosen, sample_set, reference.features(features, batch_size))[0]
 
 
-def figures_of(
+def compute_metrics(
     metrics: Chosen, samples: FeatureSet, reference: FeatureSet
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
     """All figures by name, and what the metrics know of single images."""
@@ -66,7 +66,7 @@ def figures_of(
     return figures, details
 
 
-def choose(
+def select_metrics(
     asked: list[Plugin] | None, samples: ImageSet, reference: Reference, network: FeatureNetwork
 ) -> tuple[Chosen, list[str]]:
     """The metrics that apply, built, and a note for each that was left out.

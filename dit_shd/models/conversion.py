@@ -10,7 +10,7 @@ import torch
 from dit_shd.core import hashing
 from dit_shd.core.config import checked, option
 from dit_shd.core.errors import UserError
-from dit_shd.core.files import replacing_file
+from dit_shd.core.files import atomic_file
 from dit_shd.core.places import MODEL, HubName, Place, find
 from dit_shd.core.pretrained import RECORD
 from dit_shd.data.latent_origin import Origin, following, of_source
@@ -167,7 +167,7 @@ def _write_file(model: LatentTransformer, out: Path, origin: provenance.Provenan
 
     out.parent.mkdir(parents=True, exist_ok=True)
     state = {k: v.detach().contiguous() for k, v in model.to_public().items()}
-    with replacing_file(out, "nothing has changed") as stream:
+    with atomic_file(out, "nothing has changed") as stream:
         if out.suffix == ".safetensors":
             own = {k: v if v.is_floating_point() else v.clone() for k, v in state.items()}  # index buffers are shared
             save_file(own, stream.name, metadata=cards.metadata(origin))

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dit_shd.core.files import replacing
+from dit_shd.core.files import atomic_folder
 from dit_shd.data.latent_origin import Origin, read_record, write_record
 from dit_shd.models import cards
 from dit_shd.models.provenance import inherited, provenance
@@ -34,7 +34,7 @@ def write(
     Args:
         latents: of which autoencoder they are. training: of which step of a run it is, for training.json.
     """
-    with replacing(folder) as part:
+    with atomic_folder(folder) as part:
         model.save_pretrained(part, safe_serialization=True)
         (part / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
         if latents is not None:

@@ -67,7 +67,7 @@ def step_operations(step: StepShape, student: Any, teacher: Any = None) -> Opera
     Passes whose size is drawn are counted at its mean.
     """
     named, task = Distiller(step.task, student, step.losses).named_losses(), step.task
-    kind = meta.Kind.of(student)
+    kind = meta.ModelSpec.of(student)
     passes: dict[str, PassOperations] = {}
     for name in task.passes:
         forward, backward = _counted(kind, task, name, backward=True)
@@ -89,18 +89,18 @@ def step_operations(step: StepShape, student: Any, teacher: Any = None) -> Opera
 
 def forward_operations(model: Any, task: Task[Any] = PLAIN, pass_name: str = "plain") -> int:
     """Of a model's forward on one image."""
-    return _counted(meta.Kind.of(model), task, pass_name, backward=False)[0]
+    return _counted(meta.ModelSpec.of(model), task, pass_name, backward=False)[0]
 
 
 def captures_of(model: Any, task: Task[Any] = PLAIN, pass_name: str = "plain") -> Captures:
     """What one image's forward hands to losses: shapes; of other people's attention, which needs numbers, real ones."""
     if all(discovery.is_ours(module) for module in discovery.attention_layers(model).values()):
-        return _shapes(meta.Kind.of(model), task, pass_name)
+        return _shapes(meta.ModelSpec.of(model), task, pass_name)
     return _captured(model, task, pass_name)
 
 
 @lru_cache(maxsize=64)
-def _shapes(kind: meta.Kind, task: Task[Any], pass_name: str) -> Captures:
+def _shapes(kind: meta.ModelSpec, task: Task[Any], pass_name: str) -> Captures:
     return _captured(kind.skeleton(), task, pass_name)
 
 
@@ -111,12 +111,14 @@ def _captured(model: Any, task: Task[Any], pass_name: str) -> Captures:
 
 
 @lru_cache(maxsize=64)
-def _counted(kind: meta.Kind, task: Task[Any], pass_name: str, backward: bool, again: bool = False) -> tuple[int, int]:
+def _counted(
+    kind: meta.ModelSpec, task: Task[Any], pass_name: str, backward: bool, again: bool = False
+) -> tuple[int, int]:
     """Operations of forward and, if wanted, backward on one image; `again`: with blocks computed again."""
     model = kind.skeleton()
     if again:
         model.enable_gradient_checkpointing()
-    with torch.set_grad_enabled(backward), meta.like_a_gpu("no"), FlopCounterMode(display=False) as counter:
+    with torch.set_grad_enabled(backward), meta.emulate_gpu("no"), FlopCounterMode(display=False) as counter:
         output = task.predict(model, _example(task, pass_name, model, meta.META))
         forward = counter.get_total_flops()
         if backward:

@@ -30,8 +30,8 @@ class Memory:
 
 def step_memory(step: StepShape, student: Any, teacher: Any) -> Memory:
     """Count what a step holds; the models may be without weights."""
-    distiller = Distiller(step.task, meta.Kind.of(student).skeleton(), step.losses).to("meta")
-    bare = None if teacher is None else meta.Kind.of(teacher).skeleton()
+    distiller = Distiller(step.task, meta.ModelSpec.of(student).skeleton(), step.losses).to("meta")
+    bare = None if teacher is None else meta.ModelSpec.of(teacher).skeleton()
     if bare is not None and step.teacher_precision == "bf16":
         bare = bare.bfloat16()
     trained = [p for p in distiller.parameters() if p.requires_grad]
@@ -76,7 +76,7 @@ def _pass(step: StepShape, distiller: Distiller, teacher: Any, bare: Any, name: 
     extra = _losses(wanted, task, name, student, teacher, step.images)
     if step.recompute:
         student.enable_gradient_checkpointing()
-    with meta.like_a_gpu(step.precision), meta.Live(student, *([] if bare is None else [bare])) as live:
+    with meta.emulate_gpu(step.precision), meta.MemoryTracker(student, *([] if bare is None else [bare])) as live:
         output = task.predict(student, batch)
         if wanted:
             assert bare is not None, "losses need a teacher"

@@ -1,6 +1,6 @@
 """Models and batches on the meta device: tensors have shapes and no memory, and what is done to them can be counted.
 
-The meta device lacks two things that a GPU has: autocast, and the fused attention kernel. `like_a_gpu` stands in.
+The meta device lacks two things that a GPU has: autocast, and the fused attention kernel. `emulate_gpu` stands in.
 """
 
 import json
@@ -27,14 +27,14 @@ PRODUCTS: set[Callable] = {F.linear, F.conv2d, F.conv3d, torch.matmul, torch.bmm
 
 
 @dataclass(frozen=True)
-class Kind:
+class ModelSpec:
     """What a model is, but for its weights; can be the key of a cache."""
 
     cls: Any
     config: str
 
     @classmethod
-    def of(cls, model: Any) -> "Kind":
+    def of(cls, model: Any) -> "ModelSpec":
         model = getattr(model, "_orig_mod", model)  # torch.compile(model)
         return cls(type(model), json.dumps(dict(model.config), sort_keys=True))
 
@@ -51,7 +51,7 @@ def build(plugin: Plugin, where: str) -> Any:
 
 
 @contextmanager
-def like_a_gpu(precision: str) -> Iterator[None]:
+def emulate_gpu(precision: str) -> Iterator[None]:
     """Fused attention, and the low precision that autocast would give to products."""
     with _Kernels(DTYPES.get(precision)):
         yield
@@ -91,7 +91,7 @@ def _fused(
     return kernel(query, key, value, attn_mask, True, dropout_p, is_causal, scale=scale)[0]
 
 
-class Live(TorchDispatchMode):
+class MemoryTracker(TorchDispatchMode):
     """Bytes of the tensors that are made and still alive (`now`), and their highest number so far (`peak`).
 
     Args:

@@ -9,7 +9,7 @@ from dit_shd.profiling.hardware import peak_memory
 
 
 @dataclass
-class Meter:
+class Throughput:
     """Counts steps between two rows of the log.
 
     Args:

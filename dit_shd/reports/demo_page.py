@@ -14,7 +14,7 @@ from dit_shd import __version__
 from dit_shd.analysis.agreement import LayerSqueeze, attention_rows, inkiest_token, noised, squeeze_statistics
 from dit_shd.core.environment import command
 from dit_shd.core.rng import Draws
-from dit_shd.data.datasets.digits import Digits
+from dit_shd.data.datasets.digits import DigitsDataset
 from dit_shd.reports.figures.alpha import alpha_figure
 from dit_shd.reports.figures.attention import attention_figure
 from dit_shd.reports.figures.style import both
@@ -97,7 +97,7 @@ def write_demo_page(demo: Demo, page: Path) -> None:
 def layer_statistics(demo: Demo) -> list[LayerSqueeze]:
     """The squeeze of every layer over held-out digits at random timesteps."""
     task = Diffusion(label_dropout=0.0, mask_ratio=None)
-    task.use(Digits("validation"), demo.teacher)
+    task.use(DigitsDataset("validation"), demo.teacher)
     (batch,) = task.draw(Draws(demo.seed, 0, range(LOOKED_AT), LOOKED_AT))
     return squeeze_statistics(demo.teacher, dict(demo.students), batch)
 
@@ -161,7 +161,7 @@ def _losses(demo: Demo) -> str:
 
 
 def _attention(demo: Demo) -> str:
-    digits = Digits("validation")
+    digits = DigitsDataset("validation")
     batch = noised(digits, ONE_IMAGE, ONE_TIMESTEP, demo.seed)
     window = round(demo.teacher.tokens**0.5)
     token = inkiest_token(batch.x_0[0], window)

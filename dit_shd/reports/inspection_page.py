@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dit_shd import __version__
-from dit_shd.analysis.inputs import Images
+from dit_shd.analysis.inputs import DatasetInputs
 from dit_shd.analysis.inspect import Findings
 from dit_shd.core.environment import command
 from dit_shd.reports.figures.alpha import distribution_figure, merge_names, timestep_figure
@@ -203,7 +203,7 @@ def _moves(found: Findings) -> str:
 def _seen(found: Findings) -> dict[str, np.ndarray]:
     """What the first sample looks like; nothing where it is no picture."""
     latents = found.inputs.keywords(found.inputs.first, found.timestep)["hidden_states"]
-    if isinstance(found.inputs, Images):
+    if isinstance(found.inputs, DatasetInputs):
         return {"image": _pixels(found.inputs.x_0[0]), "as seen": _pixels(latents[0])}
     return {}
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from dit_shd.core.distributed import on_main
+from dit_shd.core.distributed import run_on_main
 from dit_shd.core.errors import UserError
 from dit_shd.models import export
 from dit_shd.models.families import FAMILIES
@@ -13,13 +13,13 @@ from dit_shd.training.config import TrainConfig
 from dit_shd.training.ema import share_of_first
 from dit_shd.training.nan_guard import Guard
 from dit_shd.training.run_folder import RunFolder
-from dit_shd.training.state import RunState, average_file
+from dit_shd.training.state import TrainState, average_file
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-class Saver:
+class Checkpointer:
     """Every process calls its methods; the main one writes.
 
     A checkpoint comes first and the students after it, so after a kill between them resume() makes these anew.
@@ -29,7 +29,7 @@ class Saver:
         self,
         config: TrainConfig,
         folder: RunFolder,
-        state: RunState,
+        state: TrainState,
         guard: Guard,
         accelerator: "Accelerator",
         task: Task[Any],
@@ -57,7 +57,7 @@ class Saver:
             self.folder.save(done, tensors, optimizer, numbers, keep, keep_every)
             self._export(tensors, done)
 
-        on_main(write)
+        run_on_main(write)
         self.step = done
 
     def resume(self) -> int:
@@ -66,10 +66,10 @@ class Saver:
         Raises:
             UserError: there is none but damaged ones, or it is not of this run.
         """
-        name = on_main(self.folder.pick)
+        name = run_on_main(self.folder.pick)
         saved = self.folder.load(name) if name else None
         self.step = saved["step"] if saved else 0
-        on_main(lambda: self.folder.forget_after(self.step))
+        run_on_main(lambda: self.folder.forget_after(self.step))
         if saved is None:
             return 0
         try:
@@ -78,7 +78,7 @@ class Saver:
         except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:150]
             raise UserError(f"{self.folder.path}: {name} does not fit this run ({reason})") from error
-        on_main(lambda: self._export(saved, self.step, again=False))
+        run_on_main(lambda: self._export(saved, self.step, again=False))
         return self.step
 
     def _export(self, tensors: dict[str, dict[str, Tensor]], done: int, again: bool = True) -> None:

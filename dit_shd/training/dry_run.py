@@ -27,7 +27,7 @@ from dit_shd.profiling.step import StepShape
 from dit_shd.tasks import TASKS, Batch
 from dit_shd.training import checks, optim
 from dit_shd.training.config import TrainConfig
-from dit_shd.training.ema import Averages, too_slow
+from dit_shd.training.ema import EMA, too_slow
 
 _log = logging.getLogger("dit_shd")
 
@@ -126,7 +126,7 @@ def take_a_step(config: TrainConfig, teacher: Any, images: int, before: int) -> 
     task = TASKS.build(config.task, "task")
     distiller = Distiller(task, student, losses).to(device)
     optimizer = optim.build(config.optimizer, [p for p in distiller.parameters() if p.requires_grad])
-    averages = Averages(student, config.ema_rates, config.ema_warmup)
+    averages = EMA(student, config.ema_rates, config.ema_warmup)
     if teacher is not None:
         teacher = teacher.bfloat16() if config.teacher_precision == "bf16" else teacher
         teacher.eval().requires_grad_(False).to(device)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from dit_shd.core.dtensor import slice_like
+from dit_shd.core.dtensor import shard_like
 
 MUCH = 0.05
 """Share of the weights a run began with above which its average is no good student."""
@@ -51,7 +51,7 @@ def too_slow(rates: Sequence[float], steps: int, warmup: bool) -> str | None:
     )
 
 
-class Averages:
+class EMA:
     """One average for each rate, begun as a copy of the weights: a <- rate a + (1 - rate) w after every step.
 
     Args:
@@ -90,4 +90,4 @@ class Averages:
         for name, average in self.tensors(rate).items():
             if tensors[name].shape != average.shape:
                 raise ValueError(f"average of {name}: wanted {list(average.shape)}, found {list(tensors[name].shape)}")
-            average.copy_(slice_like(tensors[name], average))
+            average.copy_(shard_like(tensors[name], average))

@@ -23,9 +23,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from dit_shd.core.distributed import on_main
+from dit_shd.core.distributed import run_on_main
 from dit_shd.core.errors import UserError
-from dit_shd.core.files import replacing_file
+from dit_shd.core.files import atomic_file
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.tasks import Batch
 
@@ -38,7 +38,7 @@ _log = logging.getLogger("dit_shd")
 
 
 @dataclass(frozen=True)
-class Finding:
+class Diagnosis:
     """What was not finite."""
 
     terms: tuple[str, ...] = ()
@@ -74,14 +74,14 @@ class Guard:
         count: Any = self.accelerator.reduce(good.to(self.accelerator.device, torch.float32), "sum")
         return int(count) == self.accelerator.num_processes
 
-    def leaves_out(self, number: int, finding: Finding, batch: Callable[[], Passes]) -> UserError | None:
+    def skip(self, number: int, finding: Diagnosis, batch: Callable[[], Passes]) -> UserError | None:
         """Keep the batch of a bad step and count it; the error, where no more may be left out.
 
         Args:
             number: of the step, from 0. batch: draws it, of all processes.
         """
         file = self.folder / f"step_{number + 1:08d}.safetensors"
-        on_main(lambda: self._keep(file, batch(), finding))
+        run_on_main(lambda: self._keep(file, batch(), finding))
         if self.skipped >= self.limit:
             return UserError(
                 f"step {number + 1}: {finding}. It has not reached the weights, which are saved as of step {number}; "
@@ -96,7 +96,7 @@ class Guard:
             self.accelerator.scaler.update()  # or the next gradient could not be unscaled
         return None
 
-    def _keep(self, file: Path, batches: Passes, finding: Finding) -> None:
+    def _keep(self, file: Path, batches: Passes, finding: Diagnosis) -> None:
         """Write the batch of all processes down, with what was found."""
         tensors = {
             f"{batch.pass_name}/{field}": value.clone(memory_format=torch.contiguous_format)  # the passes share some
@@ -106,7 +106,7 @@ class Guard:
         }
         told = {"batch": json.dumps({"step": batches[0].step, **asdict(finding)})}
         self.folder.mkdir(exist_ok=True)
-        with replacing_file(file) as stream:
+        with atomic_file(file) as stream:
             stream.write(save(tensors, told))
 
 
@@ -116,7 +116,7 @@ def diagnose(
     batches: Iterable[Passes],
     metrics: Mapping[str, Tensor],
     accelerator: "Accelerator",
-) -> Finding:
+) -> Diagnosis:
     """What of a step is not finite, in whichever process.
 
     Args:
@@ -132,7 +132,7 @@ def diagnose(
     terms = [key for key, value in metrics.items() if key != "loss" and not bool(torch.isfinite(value))]
     found = gather_object([(terms, layers)])
     every = dict.fromkeys(term for terms, _ in found for term in terms)
-    return Finding(tuple(every), next((layer for _, layers in found for layer in layers if layer), gradient))
+    return Diagnosis(tuple(every), next((layer for _, layers in found for layer in layers if layer), gradient))
 
 
 @torch.no_grad()

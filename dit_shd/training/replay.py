@@ -7,11 +7,11 @@ from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.core.yaml_files import read_yaml
 from dit_shd.training.config import TrainConfig
-from dit_shd.training.nan_guard import Finding
+from dit_shd.training.nan_guard import Diagnosis
 from dit_shd.training.trainer import Trainer
 
 
-def replay(run: str | Path, step: int) -> Finding:
+def replay(run: str | Path, step: int) -> Diagnosis:
     """Do a bad step of a run again, from the weights before it; nothing is written.
 
     Raises:

@@ -25,9 +25,9 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dit_shd.core.distributed import on_main
+from dit_shd.core.distributed import run_on_main
 from dit_shd.core.errors import UserError
-from dit_shd.core.files import cannot_be_written, discard, mend, replacing, sync, write_text
+from dit_shd.core.files import atomic_folder, cannot_be_written, recover, remove, sync, write_text
 from dit_shd.core.hashing import sha256
 from dit_shd.core.lock import Lock
 from dit_shd.core.yaml_files import parse_yaml, read_yaml
@@ -72,12 +72,12 @@ class RunFolder:
             locks.append(Lock(path / LOCK, "dit-shd train"))
             _check(path, config, resumable, completed)  # again, now that nobody else can write
             for place in (path, path / "checkpoints"):
-                mend(place)
+                recover(place)
             write_text(path / "config.yaml", config)
             (path / "checkpoints").mkdir(exist_ok=True)
             sync(path)
 
-        on_main(begin)
+        run_on_main(begin)
         return cls(path, locks[0] if locks else None)
 
     def release(self) -> None:
@@ -122,7 +122,7 @@ class RunFolder:
             UserError: it could not be written; those before it are as they were.
         """
         held, groups = flat(optimizer)
-        with replacing(self.path / "checkpoints" / f"step_{step:08d}") as folder:
+        with atomic_folder(self.path / "checkpoints" / f"step_{step:08d}") as folder:
             for name, state in {**tensors, "optimizer": held}.items():
                 save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / f"{name}.safetensors")
             (folder / "state.json").write_text(json.dumps({"step": step, "optimizer": groups, **extra}))
@@ -133,7 +133,7 @@ class RunFolder:
                     sync(self.path / log)
         for old in self.checkpoints()[:-keep]:
             if not keep_every or step_of(old) % keep_every:
-                discard(old)
+                remove(old)
 
     def pick(self) -> str | None:
         """The name of the newest sound checkpoint, None where there is none at all; damaged ones are set aside.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from dit_shd.core.distributed import joining, on_main
+from dit_shd.core.distributed import joining, run_on_main
 from dit_shd.core.dtensor import is_sharded
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import write_text
@@ -110,7 +110,7 @@ def load_or_initialise(
         for line in plan.lines():
             _log.info("initialisation %s", line)
 
-    on_main(begin)
+    run_on_main(begin)
     if accelerator.num_processes > 1:
         for tensor in student.state_dict().values():
             torch.distributed.broadcast(tensor, 0)

@@ -5,18 +5,18 @@ from typing import Any
 
 from torch import Tensor
 
-from dit_shd.core.dtensor import slice_like, whole_tree
+from dit_shd.core.dtensor import gather_tree, shard_like
 from dit_shd.distillation.distiller import Distiller
-from dit_shd.training.ema import Averages
+from dit_shd.training.ema import EMA
 
 
 @dataclass(frozen=True)
-class RunState:
+class TrainState:
     """The parts of a run that change from step to step. Draws need none: they are functions of the step."""
 
     distiller: Distiller
     optimizer: Any
-    averages: Averages
+    averages: EMA
     scaler: Any
     """fp16's gradient scaler, or None."""
 
@@ -24,11 +24,11 @@ class RunState:
         """Whole tensors by file and name: student and losses, and every average. Where they are sharded, every
         process has to ask."""
         averages = {average_file(rate): self.averages.tensors(rate) for rate in self.averages.rates}
-        return whole_tree({"distiller": self.distiller.state_dict(), **averages})
+        return gather_tree({"distiller": self.distiller.state_dict(), **averages})
 
     def optimizer_state(self) -> dict[str, Any]:
         """The optimizer's state, likewise."""
-        return whole_tree(self.optimizer.state_dict())
+        return gather_tree(self.optimizer.state_dict())
 
     def numbers(self) -> dict[str, Any]:
         """What else there is, as plain data."""
@@ -41,7 +41,7 @@ class RunState:
             KeyError, TypeError, ValueError, RuntimeError: it is not of this run.
         """
         own = self.distiller.state_dict()
-        self.distiller.load_state_dict({k: slice_like(v, own.get(k, v)) for k, v in saved["distiller"].items()})
+        self.distiller.load_state_dict({k: shard_like(v, own.get(k, v)) for k, v in saved["distiller"].items()})
         self.optimizer.load_state_dict(self._sliced(saved["optimizer"]))
         for rate in self.averages.rates:
             self.averages.load(rate, saved[average_file(rate)])
@@ -54,7 +54,7 @@ class RunState:
 
         def cut(value: Any, like: Tensor) -> Any:
             fits = isinstance(value, Tensor) and value.shape == like.shape
-            return slice_like(value, like) if fits else value
+            return shard_like(value, like) if fits else value
 
         state = {i: {k: cut(v, parameters[i]) for k, v in found.items()} for i, found in optimizer["state"].items()}
         return {**optimizer, "state": state}

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from dit_shd.core.distributed import on_main
+from dit_shd.core.distributed import run_on_main
 from dit_shd.core.errors import UserError
 from dit_shd.tasks import Task
 from dit_shd.training.config import TrainConfig
@@ -41,4 +41,4 @@ def check_teacher(config: TrainConfig, task: Task[Any], teacher: nn.Module | Non
                     raise UserError(f"{line}; check_teacher=warn goes on all the same")
                 _log.warning("%s", line)
 
-    on_main(act)
+    run_on_main(act)

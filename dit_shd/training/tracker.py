@@ -8,7 +8,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from dit_shd.core.config import resolve
-from dit_shd.core.distributed import on_main
+from dit_shd.core.distributed import run_on_main
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import write_text
 from dit_shd.training.config import TrainConfig
@@ -32,7 +32,7 @@ class Tracker:
         self.name, self.folder, self.accelerator = config.tracker, folder, accelerator
         if self.name is None:
             return
-        self.told: dict[str, int] = on_main(self._begin)
+        self.told: dict[str, int] = run_on_main(self._begin)
         try:
             accelerator.init_trackers("dit_shd", config=hyperparameters(resolve(config)))
         except Exception as error:  # each has its own

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from dit_shd.core import dtensor
 from dit_shd.core.config import checked
-from dit_shd.core.distributed import on_main
-from dit_shd.core.dtensor import whole_tree
+from dit_shd.core.distributed import run_on_main
+from dit_shd.core.dtensor import gather_tree
 from dit_shd.core.errors import UserError
-from dit_shd.core.prefetch import ahead
+from dit_shd.core.prefetch import prefetch
 from dit_shd.core.rng import Draws
-from dit_shd.core.signals import Stop
+from dit_shd.core.signals import StopRequest
 from dit_shd.core.yaml_files import dump
 from dit_shd.data.datasets import DATASETS
 from dit_shd.data.latent_origin import before_training
@@ -29,18 +29,18 @@ from dit_shd.distillation.losses import LOSSES
 from dit_shd.models.families import FAMILIES
 from dit_shd.profiling.flops import step_operations
 from dit_shd.profiling.hardware import known_peak
-from dit_shd.profiling.throughput import Meter
+from dit_shd.profiling.throughput import Throughput
 from dit_shd.tasks import TASKS, Batch
 from dit_shd.training import checks, fsdp, nan_guard, optim, setup
-from dit_shd.training.checkpointer import Saver, averaged
+from dit_shd.training.checkpointer import Checkpointer, averaged
 from dit_shd.training.compilation import compile_blocks
 from dit_shd.training.config import TrainConfig, completed, may_change, resolved, sized
 from dit_shd.training.dry_run import step_shape
-from dit_shd.training.ema import Averages, too_slow
+from dit_shd.training.ema import EMA, too_slow
 from dit_shd.training.gradient_norms import gradient_norms
-from dit_shd.training.nan_guard import Finding, Guard
+from dit_shd.training.nan_guard import Diagnosis, Guard
 from dit_shd.training.run_folder import RunFolder
-from dit_shd.training.state import RunState
+from dit_shd.training.state import TrainState
 from dit_shd.training.teacher_check import check_teacher
 from dit_shd.training.tracker import Tracker
 from dit_shd.training.validation import Validation
@@ -98,20 +98,20 @@ class Trainer:
             _log.warning("%s", line)
         check_teacher(config, task, self.teacher, accelerator)
         self.folder = RunFolder.open(config.run, dump(config), may_change(task), completed)
-        on_main(lambda: kept.write(config.run))
+        run_on_main(lambda: kept.write(config.run))
         self.decodes = kept.origin is None or kept.autoencoder is not None
         """Whether sampling from the run gives images by itself."""
         self.tracker = Tracker(config, self.folder, accelerator)
         self._place(distiller)
-        self.averages = Averages(self.student, config.ema_rates, config.ema_warmup)
-        self.state = RunState(
+        self.averages = EMA(self.student, config.ema_rates, config.ema_warmup)
+        self.state = TrainState(
             accelerator.unwrap_model(self.distiller), self.optimizer, self.averages, accelerator.scaler
         )
         self.validation = Validation(task, config.validate_every, self.folder, self._averaged)
         self.guard = Guard(config.run, accelerator, config.skip_bad_steps)
-        self.stop = Stop()
+        self.stop = StopRequest()
         """Ask it, and the loop ends after its step, saved; the command line lets signals ask."""
-        self.saver = Saver(config, self.folder, self.state, self.guard, accelerator, task)
+        self.saver = Checkpointer(config, self.folder, self.state, self.guard, accelerator, task)
         self.first_step = self.saver.resume()
         if self.validation.missing(self.first_step):
             self._evaluate(self.first_step)  # a kill came before it
@@ -153,7 +153,7 @@ class Trainer:
 
     def _steps(self) -> Iterator[Step]:
         config = self.config
-        batches, meter = ahead(self.draw, self._plan()), self._meter()
+        batches, meter = prefetch(self.draw, self._plan()), self._meter()
         for number in range(self.first_step, config.steps):
             done = number + 1
             for group in self.optimizer.param_groups:
@@ -229,7 +229,9 @@ class Trainer:
 
     def _clip(self) -> Tensor:
         limit = self.config.optimizer.clip or float("inf")
-        return dtensor.whole(torch.as_tensor(self.accelerator.clip_grad_norm_(self.distiller.parameters(), limit)))
+        return dtensor.full_tensor(
+            torch.as_tensor(self.accelerator.clip_grad_norm_(self.distiller.parameters(), limit))
+        )
 
     def _apply(self, number: int, metrics: dict[str, Tensor]) -> bool:
         """Let the gradient reach the weights, if it is finite; whether it did."""
@@ -246,9 +248,9 @@ class Trainer:
     def _leave_out(self, number: int) -> UserError | None:
         """Keep the batch of a bad step and what it was; the error, where no more may be left out."""
         finding = self.diagnose(number)
-        return self.guard.leaves_out(number, finding, lambda: self._draw(number, range(self.config.batch_size)))
+        return self.guard.skip(number, finding, lambda: self._draw(number, range(self.config.batch_size)))
 
-    def diagnose(self, number: int) -> Finding:
+    def diagnose(self, number: int) -> Diagnosis:
         """Do step `number` (counted from 0) again and see what is not finite, in whichever process."""
         self.optimizer.zero_grad()
         metrics = self.accumulate(map(self.draw, self.places(number)))
@@ -257,7 +259,7 @@ class Trainer:
             distiller, self.teacher, map(self.draw, self.places(number)), metrics, self.accelerator
         )
 
-    def _log(self, done: int, metrics: dict[str, Tensor], meter: Meter) -> dict[str, float]:
+    def _log(self, done: int, metrics: dict[str, Tensor], meter: Throughput) -> dict[str, float]:
         names = list(metrics)
         means: Any = torch.zeros(0)
         if names:  # not of a step that was left out
@@ -273,14 +275,14 @@ class Trainer:
         self.tracker.log("training", {k: v for k, v in numbers.items() if k != "step"}, done)
         return numbers
 
-    def _meter(self) -> Meter:
+    def _meter(self) -> Throughput:
         device = self.accelerator.device
         peak = self.config.peak_tflops or known_peak(device)
         total = None if peak is None else peak * self.accelerator.num_processes
         student = self.state.distiller.student
         step = step_shape(self.config, self.micro_batch_size)
         operations = step_operations(step, student, self.teacher).total
-        return Meter(self.config.batch_size, operations, total, device)
+        return Throughput(self.config.batch_size, operations, total, device)
 
     def _evaluate(self, done: int) -> None:
         """Evaluate the averaged student."""
@@ -290,7 +292,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _averaged(self) -> nn.Module:
-        return averaged(self.config, self.task, whole_tree(self.averages.tensors()))
+        return averaged(self.config, self.task, gather_tree(self.averages.tensors()))
 
     def _first_batches(self, distiller: Distiller) -> Iterator[Sequence[Batch]]:
         """As many batches as the losses want to calibrate on: the same, whatever a step is divided into."""

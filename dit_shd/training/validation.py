@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from dit_shd.core.distributed import on_main
+from dit_shd.core.distributed import run_on_main
 from dit_shd.tasks import Task
 from dit_shd.training.run_folder import RunFolder
 
@@ -35,7 +35,7 @@ class Validation:
             logged = any(row["step"] == step for row in self.folder.rows(LOG))
             return not self.task.evaluated(self.folder.path, step, logged)
 
-        return self.due(step) and on_main(unfinished)
+        return self.due(step) and run_on_main(unfinished)
 
     def run(self, step: int) -> dict[str, float] | None:
         """Evaluate; the figures, in the main process, where there are any."""

@@ -9,10 +9,10 @@ import torch
 import yaml
 import zoo
 
-from dit_shd.analysis.inputs import Given, Images, try_out
+from dit_shd.analysis.inputs import DatasetInputs, FileInputs, try_out
 from dit_shd.analysis.inspect import InspectConfig, inspect
-from dit_shd.analysis.survey import Scope, layout, look, mean_maps, survey
-from dit_shd.analysis.synthetic_inputs import Drawn
+from dit_shd.analysis.survey import Scope, layer_maps, layout, mean_maps, survey
+from dit_shd.analysis.synthetic_inputs import SyntheticInputs
 from dit_shd.attention.capture import Capture
 from dit_shd.attention.recording.attach import capture
 from dit_shd.cli.program import main
@@ -30,13 +30,13 @@ SD3, PIXART, FLUX, AURAFLOW, SANA = (f"{name}Transformer2DModel" for name in NAM
 
 
 def drawn(model, batches=(range(2),), time="auto"):
-    return Drawn(model, batches, 0, time)
+    return SyntheticInputs(model, batches, 0, time)
 
 
 @pytest.fixture
 def images(teacher, shapes):
     model = loading.load(teacher).eval()
-    return model, Images(model, Npz(shapes), Schedule.linear(), [range(3), range(3, 5)], 0)
+    return model, DatasetInputs(model, Npz(shapes), Schedule.linear(), [range(3), range(3, 5)], 0)
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_tokens_lie_as_the_latents_do():
 
 def test_rows_are_those_of_the_map(images):
     model, inputs = images
-    _, looks = look(model, inputs, Scope(), 300, [0, 5])
+    _, looks = layer_maps(model, inputs, Scope(), 300, [0, 5])
     with torch.no_grad(), capture(model) as captures:
         model(**inputs.keywords(range(1), 300))
     assert list(looks) == list(captures)
@@ -98,7 +98,7 @@ def test_rows_are_those_of_the_map(images):
         np.testing.assert_allclose(found.rows, expected.numpy(), rtol=1e-4, atol=1e-6)
         assert found.queries == found.keys == (4, 4)
     with pytest.raises(UserError, match="query tokens 0 to 15, found 16"):
-        look(model, inputs, Scope(), 300, [16])
+        layer_maps(model, inputs, Scope(), 300, [16])
 
 
 def test_alpha_is_that_of_squeeze_at_each_timestep(images):
@@ -127,9 +127,9 @@ def test_data_that_does_not_fit_is_refused(teacher, shapes, tmp_path):
     model = loading.load(teacher)
     np.savez(tmp_path / "wide.npz", arr_0=np.zeros((4, 8, 10, 1), np.uint8), arr_1=np.zeros(4, int))
     with pytest.raises(UserError, match=r"takes latents of shape \(1, 8, 8\), the data's are \(1, 8, 10\)"):
-        Images(model, Npz(tmp_path / "wide.npz"), Schedule.linear(), [range(2)], 0)
+        DatasetInputs(model, Npz(tmp_path / "wide.npz"), Schedule.linear(), [range(2)], 0)
     with pytest.raises(UserError, match="wanted up to 60, all that the data has, found 61"):
-        Images(model, Npz(shapes), Schedule.linear(), [range(61)], 0)
+        DatasetInputs(model, Npz(shapes), Schedule.linear(), [range(61)], 0)
 
 
 @pytest.mark.parametrize(("name", "fraction"), [(SD3, False), (PIXART, False), (FLUX, True), (AURAFLOW, True)])
@@ -143,13 +143,13 @@ def test_the_unit_of_the_timestep_is_found_out(name, fraction):
 
 def test_joint_attention_is_looked_at_over_the_image_where_the_model_tells():
     sd3 = zoo.build(SD3)
-    scope, looks = look(sd3, drawn(sd3), Scope(), 300)
+    scope, looks = layer_maps(sd3, drawn(sd3), Scope(), 300)
     assert scope.block == "image"
     assert {found.keys for found in looks.values()} == {(4, 4)}
-    scope, looks = look(sd3, drawn(sd3), Scope(block="joint"), 300)
+    scope, looks = layer_maps(sd3, drawn(sd3), Scope(block="joint"), 300)
     assert any(name.endswith(":text") and found.keys is None for name, found in looks.items())
     pixart = zoo.build(PIXART)
-    assert look(pixart, drawn(pixart), Scope(), 300)[0].block == "joint"
+    assert layer_maps(pixart, drawn(pixart), Scope(), 300)[0].block == "joint"
 
 
 def test_arguments_that_cannot_be_made_up_are_named():
@@ -168,22 +168,22 @@ def test_arrays_of_a_file_are_the_forwards_arguments(tmp_path):
     tensors = zoo.draw(PIXART)
     tensors.pop("added_cond_kwargs")
     save_file({**tensors, "added_cond_kwargs.resolution": torch.ones(2, 2)}, file)
-    inputs = Given(model, file, "auto")
+    inputs = FileInputs(model, file, "auto")
     found = inputs.keywords(range(2), 40)
     assert found["timestep"].tolist() == [40, 40]
     assert found["added_cond_kwargs"].keys() == {"resolution"}
     torch.testing.assert_close(found["hidden_states"], tensors["hidden_states"])
     save_file({**tensors, "timestep": torch.tensor([0.3, 1.0])}, file)
-    assert Given(model, file, "auto").keywords(range(2), 40)["timestep"].tolist() == pytest.approx([0.04, 0.04])
+    assert FileInputs(model, file, "auto").keywords(range(2), 40)["timestep"].tolist() == pytest.approx([0.04, 0.04])
     save_file({**tensors, "latents": torch.ones(1)}, file)
     with pytest.raises(UserError, match="'latents' is no argument of the forward"):
-        Given(model, file, "auto")
+        FileInputs(model, file, "auto")
 
 
 def test_a_pickle_among_the_arrays_is_not_read(tmp_path):
     np.savez(tmp_path / "x.npz", hidden_states=np.array([{}], dtype=object))
     with pytest.raises(UserError, match="wanted an npz or safetensors"):
-        Given(zoo.build(SD3), tmp_path / "x.npz", "auto")
+        FileInputs(zoo.build(SD3), tmp_path / "x.npz", "auto")
 
 
 def test_the_folder_of_a_diffusers_model(saved, tmp_path, capsys):
@@ -284,7 +284,7 @@ def test_the_teacher_that_ships_with_us_is_shown_digits(tmp_path):
 def test_the_model_is_left_as_it_was(images):
     model, inputs = images
     before = {name: type(module) for name, module in model.named_modules()}
-    survey(model, inputs, look(model, inputs, Scope(), 300)[0], [10])
+    survey(model, inputs, layer_maps(model, inputs, Scope(), 300)[0], [10])
     assert {name: type(module) for name, module in model.named_modules()} == before
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     assert all(module.recorder is None for module in model.modules() if hasattr(module, "recorder"))

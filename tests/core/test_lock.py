@@ -136,11 +136,11 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
 
 def test_what_fails_in_the_main_process_fails_in_all(file):
     """A disk that fails there is a line, too (two processes: test_guard.py, test_stop.py)."""
-    from dit_shd.core.distributed import on_main
+    from dit_shd.core.distributed import run_on_main
 
-    assert on_main(lambda: "plain data") == "plain data"
+    assert run_on_main(lambda: "plain data") == "plain data"
     with pytest.raises(UserError, match="the disk is gone"):
-        on_main(lambda: (_ for _ in ()).throw(OSError("the disk is gone")))
+        run_on_main(lambda: (_ for _ in ()).throw(OSError("the disk is gone")))
     with lock.locked(file, "x"):
         assert file.exists()
     assert not file.exists()

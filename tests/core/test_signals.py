@@ -13,7 +13,7 @@ from runs import contents, torchrun_and_errors
 from dit_shd.cli.program import main
 from dit_shd.core import signals
 from dit_shd.core.config import make
-from dit_shd.core.signals import Stop
+from dit_shd.core.signals import StopRequest
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.trainer import Trainer
 
@@ -82,7 +82,7 @@ def test_a_script_of_your_own_can_ask(values):
     trainer = Trainer(make(TrainConfig, {**values, "checkpoint_every": 100}))
     for step in trainer.run_steps():
         if step.number == 1:
-            trainer.stop.ask()
+            trainer.stop.request()
     assert trainer.folder.load()["step"] == 2
     assert trainer.stop.due
 
@@ -116,10 +116,10 @@ def test_outside_of_the_main_thread_signals_are_left_alone():
 
 
 def test_nothing_is_due_until_somebody_asks():
-    asked = Stop()
+    asked = StopRequest()
     assert not asked.agreed()
-    asked.ask(signal.SIGUSR1)
-    asked.ask(signal.SIGTERM)
+    asked.request(signal.SIGUSR1)
+    asked.request(signal.SIGTERM)
     assert asked.agreed()
     assert asked.signal == signal.SIGUSR1
 

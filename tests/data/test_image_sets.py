@@ -17,7 +17,7 @@ from dit_shd.data.image_sets import ArrayImages, NpzImages
 from dit_shd.data.open_images import open_images
 from dit_shd.data.sources.base import Asked
 from dit_shd.data.sources.detect import open_source
-from dit_shd.evaluation.features.digits import Digits
+from dit_shd.evaluation.features.digits import DigitsFeatures
 from dit_shd.evaluation.reference_statistics import StatisticsConfig, write_reference_statistics
 
 # Bad samples
@@ -313,7 +313,7 @@ BAD_FOLDERS = {
 
 @pytest.mark.parametrize("bad", BAD_FOLDERS)
 def test_bad_folders_are_refused_before_the_network_runs(files, bad, monkeypatch):
-    monkeypatch.setattr(Digits, "extract", lambda *_: pytest.fail("the network ran"))
+    monkeypatch.setattr(DigitsFeatures, "extract", lambda *_: pytest.fail("the network ran"))
     folder = files["folder"] / "pngs"
     folder.mkdir()
     for i, image in enumerate(pictures(5, seed=1)):

@@ -114,9 +114,9 @@ def test_a_disk_that_is_really_full():
         pytest.skip("no /dev/full here")
     from pathlib import Path
 
-    from dit_shd.core.files import replacing_file
+    from dit_shd.core.files import atomic_file
 
-    writing = replacing_file(Path("/dev/null"))
+    writing = atomic_file(Path("/dev/null"))
     writing.part = Path("/dev/full")
     writing._forget = lambda: None  # leave the device where it is
     with pytest.raises(UserError, match="the disk is full"), writing as stream:

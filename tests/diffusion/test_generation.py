@@ -128,7 +128,7 @@ def test_a_damaged_shard_is_told_and_drawn_again(teacher, straight, tmp_path, mo
     assert out.read_bytes() == straight.read_bytes()
 
 
-@pytest.mark.parametrize("when", ["merge", "replacing_file", "_publish", "replace", "replaces"])
+@pytest.mark.parametrize("when", ["merge", "atomic_file", "_publish", "replace", "replaces"])
 def test_a_kill_while_merging_loses_nothing(teacher, straight, tmp_path, monkeypatch, when):
     """Die at the entrance of each act of the end; the same command finishes without drawing anything."""
     with monkeypatch.context() as patch:
@@ -136,7 +136,7 @@ def test_a_kill_while_merging_loses_nothing(teacher, straight, tmp_path, monkeyp
         def dies(*_):
             raise KeyboardInterrupt
 
-        if when.startswith("replace") and when != "replacing_file":
+        if when.startswith("replace") and when != "atomic_file":
             moved, real = [], os.replace
 
             def some(source, target):

@@ -6,9 +6,9 @@ import torch
 
 from dit_shd.core.plugins import Plugin
 from dit_shd.data.image_sets import ImageSet
-from dit_shd.evaluation.comparability import lie_by_class, obstacles
+from dit_shd.evaluation.comparability import lie_by_class, reasons_against
 from dit_shd.evaluation.feature_set import Statistics
-from dit_shd.evaluation.features.digits import Digits
+from dit_shd.evaluation.features.digits import DigitsFeatures
 from dit_shd.evaluation.reference import Reference
 from dit_shd.evaluation.statistics_file import StatisticsFile
 
@@ -27,7 +27,7 @@ class Images(ImageSet):
         raise AssertionError
 
 
-class Real(Digits):
+class Real(DigitsFeatures):
     is_fid = True
 
 
@@ -38,7 +38,7 @@ def reference(images: int = 10_000, n: int = 0, complete: bool = True) -> Refere
 
 
 def reasons(samples=None, against=None, network=None, metrics=()) -> list[str]:
-    return obstacles(samples or Images(50_000), against or reference(), network or Real(), metrics)
+    return reasons_against(samples or Images(50_000), against or reference(), network or Real(), metrics)
 
 
 def test_everything_as_published_is_comparable():
@@ -51,7 +51,7 @@ def test_everything_as_published_is_comparable():
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
-        ({"network": Digits()}, "features digits are not the 2015 Inception"),
+        ({"network": DigitsFeatures()}, "features digits are not the 2015 Inception"),
         ({"samples": Images(49_999)}, "49,999 samples, not 50,000"),
         ({"samples": Images(50_000, lossy=True)}, "the samples are JPEG files"),
         ({"samples": Images(50_000, labels=np.arange(50_000) // 50)}, "sorted by class"),

@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
-from dit_shd.data.datasets.digits import Digits as MnistDigits
+from dit_shd.data.datasets.digits import DigitsDataset as MnistDigits
 from dit_shd.data.image_sets import ArrayImages, NpzImages
 from dit_shd.data.open_images import open_images
 from dit_shd.evaluation.evaluate import EvaluateConfig
 from dit_shd.evaluation.extraction import extract_features
-from dit_shd.evaluation.features.digits import ASSET, Digits
+from dit_shd.evaluation.features.digits import ASSET, DigitsFeatures
 from dit_shd.evaluation.metrics import METRICS
 from dit_shd.evaluation.scoring import score
 
@@ -36,7 +36,7 @@ FIGURES = [
 def test_figures_are_those_of_the_metrics_on_the_features(files, capsys):
     record = run(files)
     samples, reference = (
-        extract_features(Digits(), ArrayImages(pictures(n, seed=seed), "x"), batch_size=n)
+        extract_features(DigitsFeatures(), ArrayImages(pictures(n, seed=seed), "x"), batch_size=n)
         for n, seed in ((40, 1), (50, 2))
     )
     expected = {}
@@ -63,7 +63,7 @@ def test_the_record_says_what_was_measured_on_what(files):
     assert record["samples"]["n"] == 40
     assert record["reference"]["n"] == 50
     assert record["reference"]["sha256"] == hashlib.sha256(files["reference"].read_bytes()).hexdigest()
-    assert record["features"]["sha256"] == Digits().sha256
+    assert record["features"]["sha256"] == DigitsFeatures().sha256
     assert record["features"]["is_fid"] is False
     assert record["versions"]["torch"] == torch.__version__
     assert record["command"]
@@ -77,7 +77,7 @@ def test_figures_do_not_depend_on_the_batch_size(files):
 
 
 def test_features_stay_in_file_order(files):
-    network, images = Digits(), pictures(40, seed=1)
+    network, images = DigitsFeatures(), pictures(40, seed=1)
     expected = network.extract(torch.from_numpy(images))
     found = extract_features(network, NpzImages(files["samples"], "x"), batch_size=7)
     torch.testing.assert_close(found.pooled, expected.pooled, rtol=1e-4, atol=1e-5)
@@ -96,7 +96,7 @@ def test_an_npz_and_a_folder_of_the_same_images_agree(files):
 def test_score_gives_the_same_figures_and_takes_a_prepared_reference(files):
     samples, reference = pictures(40, seed=1), pictures(50, seed=2)
     record = run(files)
-    network = Digits()
+    network = DigitsFeatures()
     direct = score(samples, reference, network)
     prepared = extract_features(network, ArrayImages(reference, "reference"))
     assert direct == pytest.approx(record["figures"], rel=1e-9)
@@ -108,7 +108,7 @@ def test_chosen_metrics_take_options(files):
     record = run(files, metrics=[{"name": "precision_recall", "k": 5}])
     assert list(record["figures"]) == ["precision", "recall", "density", "coverage"]
     assert record["metrics"] == [{"name": "precision_recall", "k": 5, "density_k": 5, "block": 1024}]
-    assert record["figures"]["recall"] >= score(pictures(40, 1), pictures(50, 2), Digits())["recall"]
+    assert record["figures"]["recall"] >= score(pictures(40, 1), pictures(50, 2), DigitsFeatures())["recall"]
 
 
 def test_a_dataset_of_ours_is_a_set_of_images():
@@ -151,7 +151,7 @@ def test_samples_sorted_by_class_are_found_out(files, kind):
     assert ("sorted by class, not in random order" in why_not) == (kind in ("labels", "one-hot"))
     assert ("because the samples are sorted" in why_not) == (kind != "shuffled")
     if kind != "shuffled":
-        shuffled = score(images[chance], pictures(50, seed=2), Digits(), ["inception_score"])["IS(digits)"]
+        shuffled = score(images[chance], pictures(50, seed=2), DigitsFeatures(), ["inception_score"])["IS(digits)"]
         in_order, told = (float(text) for text in re.findall(r"\d+\.\d+", why_not))
         assert in_order == pytest.approx(record["figures"]["IS(digits)"], abs=1e-3)
         assert in_order < 0.5 * told < 0.5 * shuffled  # 100 images have not all of p(y), 500 have
@@ -166,7 +166,7 @@ def test_sorted_samples_of_one_chunk_are_as_good_as_others(files):
 
 def test_scores_of_sorted_samples_are_warned_of_in_python(caplog):
     images, labels = sorted_digits()
-    many, network = np.concatenate([images] * 11), Digits()
+    many, network = np.concatenate([images] * 11), DigitsFeatures()
     order = np.argsort(np.concatenate([labels] * 11), kind="stable")
     score(many[order], images, network, ["inception_score"])
     assert "because the samples are sorted" in caplog.text
@@ -182,8 +182,8 @@ def test_several_files_are_judged_by_their_figures_too(files, seeds):
 
 
 def test_only_the_real_inception_weights_give_fid(files, monkeypatch):
-    monkeypatch.setattr(Digits, "is_fid", True)
-    monkeypatch.setattr(Digits, "title", "inception-2015")
+    monkeypatch.setattr(DigitsFeatures, "is_fid", True)
+    monkeypatch.setattr(DigitsFeatures, "title", "inception-2015")
     record = run(files)
     assert list(record["figures"]) == [name.replace("FD", "FID").replace("(digits)", "") for name in FIGURES]
     assert any("published FID is of 50,000" in note for note in record["notes"])
@@ -221,7 +221,7 @@ def seeds(files) -> list[str]:
 
 def test_several_files_give_mean_and_spread(files, seeds):
     whole = run(files, samples=seeds)
-    each = [score(pictures(40, seed=10 + seed), pictures(50, seed=2), Digits()) for seed in range(3)]
+    each = [score(pictures(40, seed=10 + seed), pictures(50, seed=2), DigitsFeatures()) for seed in range(3)]
     for name in FIGURES:
         if not name.endswith(" std"):
             values = [figures[name] for figures in each]
@@ -242,7 +242,7 @@ def test_seeds_count_up_from_the_one_file_that_is_named(files, seeds):
 
 def test_finished_files_are_not_evaluated_again(files, seeds, capsys, monkeypatch):
     run(files, samples=seeds[:2], out=str(files["folder"] / "two.json"))
-    monkeypatch.setattr(Digits, "extract", lambda *_: pytest.fail("the network ran"))
+    monkeypatch.setattr(DigitsFeatures, "extract", lambda *_: pytest.fail("the network ran"))
     again = run(files, samples=seeds[:2], out=str(files["folder"] / "again.json"))
     assert capsys.readouterr().out.count("evaluated before, reused") == 2
     assert again["figures"] == json.loads((files["folder"] / "two.json").read_text())["figures"]
@@ -250,13 +250,13 @@ def test_finished_files_are_not_evaluated_again(files, seeds, capsys, monkeypatc
 
 def test_a_broken_last_file_costs_nothing(files, seeds, monkeypatch):
     Path(seeds[2]).write_bytes(b"half")
-    monkeypatch.setattr(Digits, "extract", lambda *_: pytest.fail("the network ran"))
+    monkeypatch.setattr(DigitsFeatures, "extract", lambda *_: pytest.fail("the network ran"))
     assert "wanted an npz file written by numpy.savez, found text" in refused(files, samples=seeds)
 
 
 def test_another_result_of_the_last_file_is_found_out_first(files, seeds, monkeypatch):
     run(files, samples=seeds[2], out=seeds[2].replace(".npz", ".results.json"), metrics=["frechet"])
-    monkeypatch.setattr(Digits, "extract", lambda *_: pytest.fail("the network ran"))
+    monkeypatch.setattr(DigitsFeatures, "extract", lambda *_: pytest.fail("the network ran"))
     assert "set_seed2.results.json: holds another result" in refused(files, samples=seeds)
 
 
@@ -324,7 +324,7 @@ def test_an_evaluation_that_came_in_between_is_not_lost(files, monkeypatch):
     """Two start in an empty folder; the one that ends later has a name of its own."""
     other = files["samples"].with_name("other.npz")
     np.savez(other, pictures(40, seed=9))
-    extract, nested = Digits.extract, []
+    extract, nested = DigitsFeatures.extract, []
 
     def slow(self, images):
         if not nested:
@@ -332,7 +332,7 @@ def test_an_evaluation_that_came_in_between_is_not_lost(files, monkeypatch):
             run(files, samples=str(other))
         return extract(self, images)
 
-    monkeypatch.setattr(Digits, "extract", slow)
+    monkeypatch.setattr(DigitsFeatures, "extract", slow)
     run(files)
     assert {n: json.loads(t)["samples"]["path"] for n, t in records(files["samples"].parent).items()} == {
         "results.json": str(other),
@@ -379,7 +379,7 @@ def test_a_full_disk_is_one_line_and_the_figures_were_said(files, capsys):
 
 
 def test_an_impossible_output_path_is_refused_before_the_network_runs(files, monkeypatch):
-    monkeypatch.setattr(Digits, "extract", lambda *_: pytest.fail("the network ran"))
+    monkeypatch.setattr(DigitsFeatures, "extract", lambda *_: pytest.fail("the network ran"))
     assert "found a folder" in refused(files, out=str(files["folder"]))
     assert "wanted a path in a folder" in refused(files, out=str(files["reference"] / "below" / "r.json"))
 
@@ -406,7 +406,7 @@ def test_nonsense_options_are_refused(files):
 
 
 def test_score_refuses_features_of_another_network():
-    network = Digits()
+    network = DigitsFeatures()
     prepared = extract_features(network, ArrayImages(pictures(9, 0), "x"))
     network.title = "other"
     with pytest.raises(UserError, match="extract both with one network"):

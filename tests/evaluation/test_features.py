@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from dit_shd.core.errors import UserError
 from dit_shd.data.datasets import DATASETS
 from dit_shd.evaluation.features import FEATURES, FeatureNetwork, digits
-from dit_shd.evaluation.features.digits import Digits, DigitsClassifier, shift
+from dit_shd.evaluation.features.digits import DigitsClassifier, DigitsFeatures, shift
 from dit_shd.evaluation.features.inception import Inception
 from dit_shd.evaluation.network_weights import read_weights
 
@@ -29,7 +29,7 @@ def held_out() -> tuple[torch.Tensor, torch.Tensor]:
 def test_a_malicious_pickle_is_refused_and_never_runs(tmp_path):
     mark, path = tmp_path / "mark", tmp_path / "weights.pth"
     torch.save({"fc.weight": Trap(mark)}, path)
-    for network in (Digits, Inception):
+    for network in (DigitsFeatures, Inception):
         with pytest.raises(UserError, match="cannot be read safely"):
             network(weights=path)
     path.write_bytes(pickle.dumps(Trap(mark), protocol=2))
@@ -40,7 +40,7 @@ def test_a_malicious_pickle_is_refused_and_never_runs(tmp_path):
     assert mark.exists(), "the trap itself must work, or this test proves nothing"
 
 
-@pytest.mark.parametrize("network", [Digits, Inception])
+@pytest.mark.parametrize("network", [DigitsFeatures, Inception])
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -70,7 +70,7 @@ def test_a_broken_safetensors_file_is_refused(tmp_path):
     path = tmp_path / "weights.safetensors"
     path.write_bytes(digits.ASSET.read_bytes()[:-100])
     with pytest.raises(UserError, match="cannot be read safely"):
-        Digits(weights=path)
+        DigitsFeatures(weights=path)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_weights_that_do_not_fit_name_the_tensor(tmp_path, change, message):
     path = tmp_path / "weights.safetensors"
     save_file(state, path)
     with pytest.raises(UserError, match=message):
-        Digits(weights=path)
+        DigitsFeatures(weights=path)
 
 
 # The digits classifier
@@ -100,7 +100,7 @@ def test_the_shipped_classifier_is_as_accurate_on_held_out_digits_as_its_log_say
     images, labels = held_out
     log = json.loads(digits.ASSET.with_suffix(".json").read_text())
     assert torch.bincount(labels).tolist() == [50] * 10
-    logits = Digits().extract(images).logits
+    logits = DigitsFeatures().extract(images).logits
     assert logits is not None
     accuracy = (logits.argmax(1) == labels).double().mean().item()
     assert accuracy == pytest.approx(log["held_out_accuracy"], abs=0.004)  # two digits of 500 for another CPU
@@ -114,7 +114,7 @@ def test_digits_and_the_dataset_hold_out_the_same_images(held_out):
 
 
 def test_logits_are_a_linear_map_of_the_pooled_features():
-    network = Digits()
+    network = DigitsFeatures()
     found = network.extract(photos(5, 28, 28, 1))
     assert isinstance(network.network, DigitsClassifier)
     torch.testing.assert_close(found.logits, found.pooled @ network.network.classes.weight.T)
@@ -123,14 +123,14 @@ def test_logits_are_a_linear_map_of_the_pooled_features():
 
 
 def test_features_of_an_image_do_not_depend_on_its_batch():
-    network, images = Digits(), photos(9, 28, 28, 1)
+    network, images = DigitsFeatures(), photos(9, 28, 28, 1)
     alone = torch.cat([network.extract(image[None]).pooled for image in images])
     torch.testing.assert_close(network.extract(images).pooled, alone, rtol=1e-5, atol=1e-5)
 
 
 def test_no_feature_is_dead_on_real_digits(held_out):
     """A feature of zero variance would make every covariance singular."""
-    pooled = Digits().extract(held_out[0]).pooled
+    pooled = DigitsFeatures().extract(held_out[0]).pooled
     assert pooled.std(0).min() > 1e-3
 
 
@@ -159,12 +159,12 @@ def test_shift_moves_whole_images_by_at_most_two_pixels():
 @pytest.mark.parametrize("shape", [(2, 28, 28, 3), (2, 32, 32, 1), (2, 28, 28)])
 def test_digits_refuses_other_shapes(shape):
     with pytest.raises(UserError, match=r"wants images of 28 x 28 with 1 channel"):
-        Digits().extract(torch.zeros(shape, dtype=torch.uint8))
+        DigitsFeatures().extract(torch.zeros(shape, dtype=torch.uint8))
 
 
 def test_float_images_are_refused():
     with pytest.raises(UserError, match=r"wanted uint8 images, found torch\.float32"):
-        Digits().extract(torch.zeros(2, 28, 28, 1))
+        DigitsFeatures().extract(torch.zeros(2, 28, 28, 1))
 
 
 @pytest.mark.parametrize("name", FEATURES.names())

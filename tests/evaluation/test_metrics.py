@@ -321,13 +321,13 @@ def test_sorted_samples_are_told_from_their_figures_and_random_order_from_a_shuf
     n, k, metric = 800, 40, InceptionScore(200)
     labels, rng = ORDERS[order](n, k), np.random.default_rng(5)
     logits = of_classes(labels, k)
-    (found,) = metric.obstacles(classified(logits))
+    (found,) = metric.reasons_against(classified(logits))
     copies = [inception_score(logits[rng.permutation(n)], 200)[0] for _ in range(20)]
     there, shuffled = (float(text) for text in re.findall(r"\d+\.\d+", found))
     assert there == pytest.approx(inception_score(logits, 200)[0], abs=1e-3)
     assert shuffled == pytest.approx(np.mean(copies), abs=3 * np.std(copies))
     assert "the samples are sorted" in found
-    assert metric.obstacles(classified(logits[rng.permutation(n)])) == []
+    assert metric.reasons_against(classified(logits[rng.permutation(n)])) == []
 
 
 @pytest.mark.parametrize(("n", "chunk"), [(30, 10), (101, 100), (150, 100), (400, 100), (1001, 500)])
@@ -336,15 +336,15 @@ def test_random_order_is_never_called_sorted(n, chunk):
     for seed in range(25):
         logits = of_classes(rng.integers(10, size=n), 10, seed)
         metric = InceptionScore(chunk)
-        assert metric.obstacles(classified(logits)) == []
+        assert metric.reasons_against(classified(logits)) == []
         assert not [note for note in metric.notes(classified(logits), classified(logits)) if "evenly" in note]
 
 
 def test_one_chunk_has_no_order_and_classes_in_turn_are_noted_only():
     labels = np.arange(4000) % 40
-    assert InceptionScore(4000).obstacles(classified(of_classes(np.sort(labels), 40))) == []
+    assert InceptionScore(4000).reasons_against(classified(of_classes(np.sort(labels), 40))) == []
     in_turn = classified(of_classes(labels, 40))
-    assert InceptionScore(200).obstacles(in_turn) == []
+    assert InceptionScore(200).reasons_against(in_turn) == []
     (note,) = InceptionScore(200).notes(in_turn, in_turn)
     assert "more evenly by class than in random order" in note
 

@@ -12,7 +12,7 @@ from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.data.image_sets import ArrayImages, file_sha256
 from dit_shd.evaluation.extraction import extract_features
-from dit_shd.evaluation.features.digits import Digits
+from dit_shd.evaluation.features.digits import DigitsFeatures
 from dit_shd.evaluation.reference_statistics import StatisticsConfig, write_reference_statistics
 from dit_shd.evaluation.scoring import score
 
@@ -20,7 +20,7 @@ from dit_shd.evaluation.scoring import score
 
 
 def write_statistics(path: Path, images: np.ndarray, **extra) -> None:
-    features = extract_features(Digits(), ArrayImages(images, "x"))
+    features = extract_features(DigitsFeatures(), ArrayImages(images, "x"))
     known = features.statistics
     np.savez(path, mu=known.mean.numpy(), sigma=known.covariance.numpy(), n=known.n, **extra)
 
@@ -29,7 +29,7 @@ def test_statistics_with_the_networks_hash_give_the_distance_of_the_images(files
     images = pictures(200, seed=4)
     np.savez(files["reference"], images)
     expected = run(files)["figures"]["FD(digits)"]
-    write_statistics(files["reference"], images, network_sha256=Digits().sha256)
+    write_statistics(files["reference"], images, network_sha256=DigitsFeatures().sha256)
     record = run(files, force=True)
     assert record["figures"]["FD(digits)"] == pytest.approx(expected, rel=1e-6)
     assert "precision" not in record["figures"]
@@ -41,12 +41,12 @@ def test_statistics_with_the_networks_hash_give_the_distance_of_the_images(files
 def test_statistics_win_over_the_images_beside_them_as_in_adms_file(files):
     shown, behind = pictures(50, seed=2), pictures(200, seed=4)
     alone = run(files)["figures"]
-    write_statistics(files["reference"], behind, network_sha256=Digits().sha256, arr_0=shown)
+    write_statistics(files["reference"], behind, network_sha256=DigitsFeatures().sha256, arr_0=shown)
     both = run(files, force=True)["figures"]
     assert both["precision"] == alone["precision"]
     assert both["recall"] == alone["recall"]
     assert both["FD(digits)"] == pytest.approx(
-        score(pictures(40, 1), behind, Digits(), ["frechet"])["FD(digits)"], rel=1e-6
+        score(pictures(40, 1), behind, DigitsFeatures(), ["frechet"])["FD(digits)"], rel=1e-6
     )
     assert both["FD(digits)"] != pytest.approx(alone["FD(digits)"], rel=1e-3)
 
@@ -72,19 +72,19 @@ def test_statistics_of_another_or_an_unnamed_network_are_refused(files, extra):
     ],
 )
 def test_broken_statistics_are_refused(files, mu, sigma, message):
-    np.savez(files["reference"], mu=mu, sigma=sigma, network_sha256=Digits().sha256)
+    np.savez(files["reference"], mu=mu, sigma=sigma, network_sha256=DigitsFeatures().sha256)
     assert message in refused(files)
 
 
 def test_sizes_that_the_file_says_are_checked(files):
-    known = {"network_sha256": Digits().sha256, "shape": np.array([32, 32, 1])}
+    known = {"network_sha256": DigitsFeatures().sha256, "shape": np.array([32, 32, 1])}
     write_statistics(files["reference"], pictures(60, seed=4), **known)
     assert "wanted reference images like the samples, (h, w, c) = (28, 28, 1), found (32, 32, 1)" in refused(files)
 
 
 @pytest.mark.parametrize(("extra", "message"), [({"n": -3}, "found n = -3"), ({"n": "many"}, "whole numbers")])
 def test_other_broken_entries_are_refused(files, extra, message):
-    np.savez(files["reference"], mu=np.zeros(64), sigma=np.eye(64), network_sha256=Digits().sha256, **extra)
+    np.savez(files["reference"], mu=np.zeros(64), sigma=np.eye(64), network_sha256=DigitsFeatures().sha256, **extra)
     assert message in refused(files)
 
 
@@ -99,13 +99,13 @@ def statistics(files, **values) -> Path:
 def test_a_statistics_file_holds_what_the_images_give_and_what_they_are(files):
     images = pictures(50, seed=2)
     with np.load(statistics(files), allow_pickle=False) as file:
-        pooled = Digits().extract(torch.from_numpy(images)).pooled.double().numpy()
+        pooled = DigitsFeatures().extract(torch.from_numpy(images)).pooled.double().numpy()
         np.testing.assert_allclose(file["mu"], pooled.mean(0), rtol=1e-5)
         np.testing.assert_allclose(file["sigma"], np.cov(pooled, rowvar=False), rtol=1e-4, atol=1e-6)
         assert "mu_s" not in file  # the digits network has no spatial features
         assert int(file["n"]) == 50
         assert str(file["network"]) == "digits"
-        assert str(file["network_sha256"]) == Digits().sha256
+        assert str(file["network_sha256"]) == DigitsFeatures().sha256
         assert file["shape"].tolist() == [28, 28, 1]
         assert str(file["source_sha256"]) == file_sha256(files["reference"])
 

@@ -28,7 +28,7 @@ from dit_shd.tasks import TASKS
 from dit_shd.tasks.diffusion import Diffusion, NoisyBatch
 from dit_shd.training import setup
 from dit_shd.training.checkpoint import MANIFEST
-from dit_shd.training.nan_guard import Finding, Guard, read_batches
+from dit_shd.training.nan_guard import Diagnosis, Guard, read_batches
 from dit_shd.training.run_folder import RunFolder
 
 from . import PWNED, Class
@@ -133,7 +133,7 @@ def kept_batch(draw: random.Random, folder: Path) -> object:
     one = SimpleNamespace(is_main_process=True, scaler=None)
     file = folder / "bad_steps" / "step_00000001.safetensors"
     guard = Guard(folder, one, 0)  # type: ignore[arg-type]
-    guard._keep(file, batches(2), Finding(("plain/noise",), "x"))
+    guard._keep(file, batches(2), Diagnosis(("plain/noise",), "x"))
     bend_file(draw, file)
     return read_batches(file, NoisyBatch)
 

@@ -148,7 +148,7 @@ def test_a_step_is_the_sum_of_its_parts(config):
 
 
 def test_live_bytes():
-    with meta.Live() as live:
+    with meta.MemoryTracker() as live:
         a = torch.zeros(100, device="meta")
         b = a.view(10, 10) + 1  # the view is no memory of its own
         del a
@@ -166,7 +166,7 @@ def test_activations_are_those_of_real_tensors(precision):
         p.grad = torch.zeros_like(p)
     x, t = torch.zeros(4, 1, 8, 8), torch.zeros(4, dtype=torch.long)
     task, batch = Diffusion(mask_ratio=None), NoisyBatch("plain", 0, t, x, x, x, t, t)
-    with meta.Live(model) as live:
+    with meta.MemoryTracker(model) as live:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             output = task.predict(model, batch)
         output.prediction.sum().backward()

@@ -15,7 +15,7 @@ from dit_shd.cli.commands.compare import CompareConfig, compare
 from dit_shd.cli.program import main
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
-from dit_shd.evaluation.features.digits import Digits
+from dit_shd.evaluation.features.digits import DigitsFeatures
 from dit_shd.reports.evaluation_page import thumbnails
 from dit_shd.reports.html import scatter
 from dit_shd.reports.tables import number
@@ -69,7 +69,7 @@ def test_a_sample_that_is_a_copy_has_its_original_beside_it(files):
 
 
 def test_statistics_alone_make_a_page_without_neighbours(files, tmp_path):
-    known = Digits()
+    known = DigitsFeatures()
     np.savez(files["reference"], mu=np.zeros(64), sigma=np.eye(64), network_sha256=known.sha256)
     run(files)
     words = words_of((files["samples"].parent / "results.html").read_text(encoding="utf-8"))
@@ -88,7 +88,7 @@ def test_a_full_disk_keeps_the_results_and_names_the_page(files):
 def test_a_page_of_something_else_is_never_overwritten(files, monkeypatch):
     page = files["samples"].parent / "results.html"
     page.write_text("mine")
-    monkeypatch.setattr(Digits, "extract", lambda *_: pytest.fail("the network ran"))
+    monkeypatch.setattr(DigitsFeatures, "extract", lambda *_: pytest.fail("the network ran"))
     assert "found a page of something else" in refused(files)
     assert "found the same file" in refused(files, out=str(page.with_name("other.html")))
     assert page.read_text() == "mine"

@@ -16,7 +16,7 @@ from dit_shd.distillation.distiller import Distiller
 from dit_shd.models import export, loading
 from dit_shd.models.provenance import front_matter
 from dit_shd.training.config import TrainConfig
-from dit_shd.training.ema import Averages, fitting_rate, share_of_first, too_slow
+from dit_shd.training.ema import EMA, fitting_rate, share_of_first, too_slow
 
 
 @pytest.mark.parametrize("warmup", [False, True])
@@ -25,7 +25,7 @@ def test_the_share_of_the_first_weights_is_what_an_average_keeps_of_them(rate, w
     """Weights of 1 at first and 0 ever after: the average is the share."""
     model = nn.Linear(1, 1, bias=False).double()
     nn.init.ones_(model.weight)
-    averages = Averages(model, [rate], warmup)
+    averages = EMA(model, [rate], warmup)
     nn.init.zeros_(model.weight)
     for step in range(300):
         want = share_of_first(rate, step, warmup)
@@ -35,7 +35,7 @@ def test_the_share_of_the_first_weights_is_what_an_average_keeps_of_them(rate, w
 
 def test_a_warmed_up_average_is_the_published_one_and_ends_as_the_plain_one():
     model = nn.Linear(3, 2, bias=False).double()
-    averages, want = Averages(model, [0.9], warmup=True), model.weight.detach().clone()
+    averages, want = EMA(model, [0.9], warmup=True), model.weight.detach().clone()
     for n in range(200):
         nn.init.normal_(model.weight)
         averages.step(model, n)

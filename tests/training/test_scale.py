@@ -13,7 +13,7 @@ from dit_shd.core import plugins
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
-from dit_shd.core.prefetch import ahead
+from dit_shd.core.prefetch import prefetch
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.losses import LOSSES, Loss, Reads, Term
 from dit_shd.distillation.losses.output import Output
@@ -338,9 +338,9 @@ def test_working_ahead_keeps_the_order_and_the_errors():
             raise ValueError("three")
         return x * x
 
-    iterator = ahead(make_one, range(5))
+    iterator = prefetch(make_one, range(5))
     assert [next(iterator) for _ in range(3)] == [0, 1, 4]
     with pytest.raises(ValueError, match="three"):
         next(iterator)
-    assert list(ahead(make_one, range(3))) == [0, 1, 4]
-    assert list(ahead(make_one, [])) == []
+    assert list(prefetch(make_one, range(3))) == [0, 1, 4]
+    assert list(prefetch(make_one, [])) == []

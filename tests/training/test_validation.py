@@ -60,7 +60,7 @@ def test_a_run_that_is_asked_to_stop_leaves_the_evaluation_for_later(values):
     trainer = Trainer(make(TrainConfig, {**values, "evaluation": evaluation}))
     for step in trainer.run_steps():
         if step.number == 1:
-            trainer.stop.ask()
+            trainer.stop.request()
     assert step.number == 2
     assert not (trainer.config.run / "evaluations").exists()
     run({**values, "evaluation": evaluation}, steps=2)

@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 from torch import nn
 
 from dit_shd.attention.recording import discovery
-from dit_shd.attention.recording.instrument import RECORDER, processor_of, tapped
-from dit_shd.attention.recording.joint import Block, Choice
+from dit_shd.attention.recording.instrument import RECORDER, instrumented, processor_of
+from dit_shd.attention.recording.joint import Block, BlockChoice
 from dit_shd.attention.recording.recorder import Recorder, Recording, Sink
 from dit_shd.core.errors import UserError
 
@@ -72,7 +72,7 @@ def capture(
     Raises:
         UserError: nothing to capture, a pattern that fits no layer, a layer that does not reach the function.
     """
-    return Capturing(_recording(model, layers, Recording(sink, Choice(block, image), projections)))
+    return Capturing(_recording(model, layers, Recording(sink, BlockChoice(block, image), projections)))
 
 
 @contextmanager
@@ -111,7 +111,7 @@ def attach_processors(
     Raises:
         UserError: as capture; or modules that take no processor.
     """
-    recording = Recording(None, Choice(block, image), projections)
+    recording = Recording(None, BlockChoice(block, image), projections)
     chosen = _chosen(model, layers)
     if layers is None:
         chosen = {name: chosen[name] for name in _selfs(chosen)}
@@ -206,7 +206,7 @@ def _tapping(module: nn.Module, recorder: Recorder) -> Iterator[None]:
     recorder.outer = outer
     vars(module)[RECORDER] = recorder
     if outer is None:
-        module.__class__ = tapped(cls)
+        module.__class__ = instrumented(cls)
     try:
         yield
     finally:

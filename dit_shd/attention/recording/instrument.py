@@ -1,4 +1,4 @@
-"""How somebody else's attention module is tapped: as a module, or by an attention processor of diffusers."""
+"""How somebody else's attention module is instrumented: as a module, or by an attention processor of diffusers."""
 
 import copy
 import functools
@@ -9,30 +9,30 @@ from typing import Any
 from torch import Tensor, nn
 
 from dit_shd.attention.recording.joint import Tokens
-from dit_shd.attention.recording.sdpa_calls import RawCall, Tap
+from dit_shd.attention.recording.sdpa_calls import RawCall, SDPATap
 
 RECORDER = "_dit_shd_recorder"
-"""The attribute of a tapped module that holds its Recorder."""
+"""The attribute of an instrumented module that holds its Recorder."""
 
 
 @functools.cache
-def tapped(cls: type) -> type:
+def instrumented(cls: type) -> type:
     """`cls` with a forward that tells the module's Recorder; one class for all modules of a kind, so that
     torch.compile sees the same code everywhere."""
     places = _places(cls.forward)
 
-    class Tapped(cls):
+    class Instrumented(cls):
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             recorder = getattr(self, RECORDER)
             if not recorder.armed:
                 return super().forward(*args, **kwargs)
             calls: list[RawCall] = []
-            with Tap(calls):
+            with SDPATap(calls):
                 result = super().forward(*args, **kwargs)
-            recorder.take(calls, _tokens(places, args, kwargs))
+            recorder.record(calls, _tokens(places, args, kwargs))
             return result
 
-    return _named(Tapped, cls, cls.__name__)
+    return _named(Instrumented, cls, cls.__name__)
 
 
 class SHDAttnProcessor:
@@ -60,9 +60,9 @@ def _recording(cls: type) -> type:
             if not self.recorder.armed:
                 return own(self, attn, *args, **kwargs)
             calls: list[RawCall] = []
-            with Tap(calls):
+            with SDPATap(calls):
                 result = own(self, attn, *args, **kwargs)
-            self.recorder.take(calls, _tokens(places, args, kwargs))
+            self.recorder.record(calls, _tokens(places, args, kwargs))
             return result
 
     return _named(Recording, cls, f"SHD{cls.__name__}")

@@ -23,7 +23,7 @@ Block = Literal["joint", "image", "image-text", "text-image"]
 
 
 @dataclass(frozen=True)
-class Choice:
+class BlockChoice:
     """The block of a joint map that is wanted; image: where the image's tokens stand, if the model does not tell."""
 
     block: Block = "joint"
@@ -93,7 +93,7 @@ class Layout:
 
 
 def sections(
-    call: Call, bias: DenseBias | None, layout: Layout | None, text: int | None, choice: Choice
+    call: Call, bias: DenseBias | None, layout: Layout | None, text: int | None, choice: BlockChoice
 ) -> Iterator[tuple[str, Capture]]:
     """The Captures of one call, each with what is to be added to its layer's name; none where it lacks the block.
 
@@ -139,7 +139,7 @@ _BLOCKS = {
 }
 
 
-def _split(n: int, layout: Layout | None, text: int | None, choice: Choice) -> tuple[slice, slice] | None:
+def _split(n: int, layout: Layout | None, text: int | None, choice: BlockChoice) -> tuple[slice, slice] | None:
     """Where image and text stand among n tokens."""
     if choice.image is not None:
         start, stop, step = choice.image.indices(n)

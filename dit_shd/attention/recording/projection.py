@@ -57,7 +57,7 @@ PATIENCE = 32
 """How many matrix products after an attention result its projection may come."""
 
 
-class Watch(TorchFunctionMode):
+class ProjectionFinder(TorchFunctionMode):
     """Looks out, in one eager forward, for where the results of attention arrive and how sequences are joined.
 
     `joins` holds the lengths (first, second) of every pair of tensors that were concatenated along their tokens.

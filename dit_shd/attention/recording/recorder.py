@@ -1,7 +1,7 @@
 """Recording: what the attention modules of a running model did becomes Captures.
 
-Our own attention modules hand over a Capture; those of others are tapped (carriers.py). A Recorder of each module
-takes either, and the Recording keeps what the last forward gave.
+Our own attention modules hand over a Capture; those of others are instrumented (instrument.py). A Recorder of each
+module takes either, and the Recording keeps what the last forward gave.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from dit_shd.attention.bias import DenseBias
 from dit_shd.attention.capture import Capture
 from dit_shd.attention.recording import discovery
-from dit_shd.attention.recording.joint import Choice, Layout, Tokens, sections
-from dit_shd.attention.recording.projection import Watch
+from dit_shd.attention.recording.joint import BlockChoice, Layout, Tokens, sections
+from dit_shd.attention.recording.projection import ProjectionFinder
 from dit_shd.attention.recording.sdpa_calls import Call, RawCall, joined
 from dit_shd.core.errors import UserError
 
@@ -47,25 +47,25 @@ class Recorder:
         """A module of ours has run."""
         if self.recording.armed:
             self.recording.check_graph(self)
-            self.recording.hand(self.name, capture)
+            self.recording.deliver(self.name, capture)
         if self.outer is not None:
             self.outer(capture)
 
-    def take(self, calls: list[RawCall], tokens: Tokens) -> None:
-        """A tapped module has run, with these calls of scaled_dot_product_attention."""
+    def record(self, calls: list[RawCall], tokens: Tokens) -> None:
+        """An instrumented module has run, with these calls of scaled_dot_product_attention."""
         if self.recording.armed:
             self.ran = (tuple(calls), tokens)
             if not torch.compiler.is_compiling():
                 self.recording.check_graph(self)
-                self.recording.settle(self)
+                self.recording.flush(self)
         if self.outer is not None:
-            self.outer.take(calls, tokens)
+            self.outer.record(calls, tokens)
 
 
 class Recording(Mapping[str, Capture]):
     """The Captures of the last forward of one model, by layer, in the order in which the layers ran."""
 
-    def __init__(self, sink: Sink | None, choice: Choice, projections: bool):
+    def __init__(self, sink: Sink | None, choice: BlockChoice, projections: bool):
         self.sink, self.choice, self.projections = sink, choice, projections
         self.recorders: list[Recorder] = []
         self.armed = False
@@ -73,7 +73,7 @@ class Recording(Mapping[str, Capture]):
         self._found: dict[str, Capture] = {}
         self._handed = 0
         self._text: int | None = None
-        self._watch: Watch | None = None
+        self._watch: ProjectionFinder | None = None
         self._watching = ExitStack()
         self._turns = 0
         self._masks: dict[int, tuple[Tensor, DenseBias]] = {}
@@ -90,7 +90,7 @@ class Recording(Mapping[str, Capture]):
         if not torch.compiler.is_compiling() and any(
             recorder.module not in LAYOUTS and not discovery.is_ours(recorder.module) for recorder in self.recorders
         ):
-            self._watch = Watch(model)
+            self._watch = ProjectionFinder(model)
             self._watching.callback(torch.compiler.set_stance("force_eager").__exit__, None, None, None)
             self._watching.enter_context(self._watch)
 
@@ -105,7 +105,7 @@ class Recording(Mapping[str, Capture]):
             return
         if watch is not None:
             self._learn(model, watch)
-        self.settle()
+        self.flush()
         self._masks.clear()
         if not self._handed:
             raise UserError(f"capture: {type(model).__name__}: {self._why_nothing()}")
@@ -115,7 +115,7 @@ class Recording(Mapping[str, Capture]):
         self.armed, self._watch = False, None
         self._watching.close()
 
-    def _learn(self, model: nn.Module, watch: Watch) -> None:
+    def _learn(self, model: nn.Module, watch: ProjectionFinder) -> None:
         """Keep what the first forward has shown."""
         layers = discovery.attention_layers(model)
         for recorder in self.recorders:
@@ -141,8 +141,8 @@ class Recording(Mapping[str, Capture]):
         names = ", ".join(recorder.name for recorder in self.recorders)
         return f"no self-attention that can be recorded ran; cross-attention has to be named: layers={names}"
 
-    def settle(self, recorder: Recorder | None = None) -> None:
-        """Make Captures of what a tapped module, or every one, did."""
+    def flush(self, recorder: Recorder | None = None) -> None:
+        """Make Captures of what an instrumented module, or every one, did."""
         if self._watch is not None and recorder is not None:
             recorder.turn, self._turns = self._turns, self._turns + 1  # its projection is known at the end only
             return
@@ -151,9 +151,9 @@ class Recording(Mapping[str, Capture]):
             if each.ran is not None:
                 (calls, tokens), each.ran = each.ran, None
                 for name, capture in self._captures(each, calls, tokens):
-                    self.hand(name, capture)
+                    self.deliver(name, capture)
 
-    def hand(self, name: str, capture: Capture) -> None:
+    def deliver(self, name: str, capture: Capture) -> None:
         self._handed += 1
         if self.sink is None:
             self._found[name] = capture
@@ -214,13 +214,13 @@ class Recording(Mapping[str, Capture]):
         return self._masks[id(mask)][1]
 
     def __getitem__(self, name: str) -> Capture:
-        self.settle()
+        self.flush()
         return self._found[name]
 
     def __iter__(self) -> Iterator[str]:
-        self.settle()
+        self.flush()
         return iter(list(self._found))
 
     def __len__(self) -> int:
-        self.settle()
+        self.flush()
         return len(self._found)

@@ -17,7 +17,7 @@ RawCall = tuple[tuple[Any, ...], dict[str, Any], Tensor]
 """Positional arguments, keywords and result."""
 
 
-class Tap(TorchFunctionMode):
+class SDPATap(TorchFunctionMode):
     """Appends every call of scaled_dot_product_attention to `calls`; changes nothing. Traceable by torch.compile."""
 
     def __init__(self, calls: list[RawCall]):

@@ -40,13 +40,13 @@ from dit_shd.cli.demo_folder import (
 from dit_shd.core.config import make
 from dit_shd.core.files import write_text
 from dit_shd.core.yaml_files import read_yaml
-from dit_shd.data.datasets.digits import Digits
+from dit_shd.data.datasets.digits import DigitsDataset
 from dit_shd.data.image_sets import ArrayImages
 from dit_shd.data.image_shards import shard_files
 from dit_shd.diffusion.generation import settings
 from dit_shd.diffusion.sample_config import SampleConfig
 from dit_shd.evaluation.extraction import extract_features
-from dit_shd.evaluation.features.digits import Digits as DigitsFeatures
+from dit_shd.evaluation.features.digits import DigitsFeatures as DigitsFeatures
 from dit_shd.evaluation.scoring import score
 from dit_shd.models import loading
 from dit_shd.models.loading import load
@@ -197,7 +197,7 @@ def _evaluate(config: DemoConfig, redo: bool) -> Scores:
 
 def _measure(config: DemoConfig) -> Scores:
     network = DigitsFeatures()
-    training, held_out = Digits("train").images(), Digits("validation").images()
+    training, held_out = DigitsDataset("train").images(), DigitsDataset("validation").images()
     reference = extract_features(network, ArrayImages(training, "the training digits"))
     rows = []
     for name, title in NAMES.items():

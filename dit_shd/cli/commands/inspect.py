@@ -15,7 +15,7 @@ from dit_shd.analysis.inspect import InspectConfig, inspect, numbers, run_config
 from dit_shd.cli.commands import Command
 from dit_shd.core.config import checked
 from dit_shd.core.errors import UserError
-from dit_shd.core.files import replacing
+from dit_shd.core.files import atomic_folder
 from dit_shd.reports.figures.style import require_matplotlib
 from dit_shd.reports.inspection_page import draw_pictures, write_inspect_page
 
@@ -47,7 +47,7 @@ def inspect_to_folder(config: InspectConfig) -> Path:
     out = config.out or Path(f"inspect_{short_name(config.model)}")
     _claim(out, config.force)
     found = inspect(config)
-    with replacing(out.resolve()) as part:
+    with atomic_folder(out.resolve()) as part:
         print("drawing ...", file=sys.stderr)
         pictures = draw_pictures(found)
         for name, light in pictures.files.items():

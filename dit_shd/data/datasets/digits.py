@@ -14,7 +14,7 @@ from dit_shd.data.datasets import Dataset
 PER_CLASS, HELD_OUT = 500, 50
 
 
-class Digits(Dataset):
+class DigitsDataset(Dataset):
     """The digits as latents of one channel in [-1, 1].
 
     Args:

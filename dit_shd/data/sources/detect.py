@@ -50,4 +50,4 @@ def open_folder(path: Path, text: str, asked: Asked) -> ImageSource:
         raise UserError(f"images: wanted images or Parquet files in '{text}', found none ({found.told()})")
     if asked.subset is not None:
         raise UserError(f"subset: wanted none for a folder of images, '{text}', found {asked.subset}")
-    return folder.FolderImages(found, asked.split, asked.label_column)
+    return folder.FolderSource(found, asked.split, asked.label_column)

@@ -14,7 +14,7 @@ from dit_shd.data.sources.listing import Listing, counted, printable
 from dit_shd.data.sources.splits import SplitFolders, split_of
 
 
-class FolderImages(ImageSource):
+class FolderSource(ImageSource):
     """The images of a Listing, in the order of their paths.
 
     Args:

@@ -11,7 +11,7 @@ ROUNDS = 64
 """Up to this many channels are chosen one by one; of more, several in each of so many rounds."""
 
 
-def most_telling(count: int, seen: Sequence[tuple[Tensor, Tensor]]) -> tuple[int, ...]:
+def most_important(count: int, seen: Sequence[tuple[Tensor, Tensor]]) -> tuple[int, ...]:
     """Forward selection of `count` channels: each adds most to what all maps that read the space would put out.
 
     A map puts out W x. Regressed on the channels that are kept, x leaves a residual of covariance R; keeping channel i

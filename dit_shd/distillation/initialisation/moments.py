@@ -14,7 +14,7 @@ from dit_shd.attention.relative_bias import RelativeBias
 from dit_shd.attention.streamed import attend
 from dit_shd.distillation.initialisation.heads import HeadMaps
 from dit_shd.distillation.initialisation.regression import Chosen, Moments
-from dit_shd.distillation.initialisation.structure import Site
+from dit_shd.distillation.initialisation.structure import LinearMap
 from dit_shd.models.layers import modulate
 from dit_shd.squeezing.plans import Plan
 from dit_shd.squeezing.squeeze import squeeze
@@ -106,7 +106,7 @@ def student_moments(
     ask: Ask,
     teacher: nn.Module,
     batches: Iterable[Batch],
-    sites: Sequence[Site],
+    sites: Sequence[LinearMap],
     kept: Mapping[str, Chosen],
     heads: Mapping[str, HeadMaps],
     layers: Mapping[str, str],
@@ -120,7 +120,7 @@ def student_moments(
         sites: the maps that read less than the teacher's. kept: by space. heads: by student block.
     """
     found = {site.name: Moments() for site in sites}
-    by_source: dict[str, list[Site]] = {}
+    by_source: dict[str, list[LinearMap]] = {}
     for site in sites:
         if site.part != "attn.proj":
             by_source.setdefault(site.source, []).append(site)
@@ -175,7 +175,7 @@ def _attended(found: Capture, maps: HeadMaps) -> Tensor:
     return side_by_side(attend(query, key, value, query.shape[-1] ** -0.5, bias))
 
 
-def _around(site: Site) -> list[str]:
+def _around(site: LinearMap) -> list[str]:
     """The norm and the adaLN in front of a teacher's map, by name."""
     if site.part not in NORMED:
         return []
@@ -183,7 +183,7 @@ def _around(site: Site) -> list[str]:
     return [prefix + name for name in NORMED[site.part][:2]]
 
 
-def _normed(site: Site, space: Chosen, latest: Mapping[str, Tensor]) -> Tensor:
+def _normed(site: LinearMap, space: Chosen, latest: Mapping[str, Tensor]) -> Tensor:
     norm, adaln = (latest[name] for name in _around(site))
     first = NORMED[site.part][2]
     shift, scale = (part[:, None] for part in adaln.unflatten(-1, (-1, space.width)).unbind(1)[first : first + 2])

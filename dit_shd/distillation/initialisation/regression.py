@@ -34,7 +34,7 @@ class Chosen:
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
+class Reconstruction:
     """x ~ R z + r"""
 
     matrix: Tensor
@@ -73,13 +73,13 @@ class Moments:
         z, _, zz, _ = self._means()
         return zz - z[:, None] * z
 
-    def reading(self, start: Tensor) -> Reading:
+    def reading(self, start: Tensor) -> Reconstruction:
         """The regression of x on z, shrunk towards x ~ S z (`start`); that itself where nothing was measured."""
         if not self.count:
-            return Reading(start, start.new_zeros(len(start)))
+            return Reconstruction(start, start.new_zeros(len(start)))
         z, x, _, xz = self._means()
         inner = self.covariance()
         across = xz - x[:, None] * z - start @ inner
         shrink = RIDGE * inner.diagonal().mean() + torch.finfo(inner.dtype).tiny
         matrix = start + torch.linalg.solve(inner + shrink * torch.eye(len(inner)).to(inner), across.t()).t()
-        return Reading(matrix, x - matrix @ z)
+        return Reconstruction(matrix, x - matrix @ z)

@@ -44,7 +44,7 @@ _BLOCK = re.compile(r"(\w+\.\d+)\.(.+)")
 
 
 @dataclass(frozen=True)
-class Site:
+class LinearMap:
     """One linear map of the student, and the one of the teacher that it comes from."""
 
     name: str
@@ -71,19 +71,19 @@ def blocks(model: nn.Module) -> list[str]:
     return list(dict.fromkeys(match[1] for match in found if match))
 
 
-def sites(student: nn.Module, layers: Mapping[str, str]) -> Iterator[Site]:
+def sites(student: nn.Module, layers: Mapping[str, str]) -> Iterator[LinearMap]:
     """The linear maps of a student's ends and of its blocks that have one of the teacher's to come from.
 
     The spaces `hidden` and `heads` get the block's name in front.
     """
     for part, (writes, reads) in ENDS.items():
-        yield Site(part, part, part, writes, reads)
+        yield LinearMap(part, part, part, writes, reads)
     state = student.state_dict()
     for block, source in layers.items():
         for part, spaces in OF_BLOCK.items():
             if f"{block}.{part}.weight" in state:
                 writes, reads = (f"{block}.{space}" if space in ("hidden", "heads") else space for space in spaces)
-                yield Site(f"{block}.{part}", f"{source}.{part}", part, writes, reads, block)
+                yield LinearMap(f"{block}.{part}", f"{source}.{part}", part, writes, reads, block)
 
 
 def widths(model: nn.Module, layers: Mapping[str, str]) -> dict[str, int]:

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from dit_shd.distillation.initialisation import structure
 from dit_shd.distillation.initialisation.heads import HeadMaps, squeezed_scores, squeezed_values
-from dit_shd.distillation.initialisation.importance import most_telling
+from dit_shd.distillation.initialisation.importance import most_important
 from dit_shd.distillation.initialisation.moments import HeadMoments, student_moments, teacher_moments
 from dit_shd.distillation.initialisation.plan import Heads, InitialisationPlan
 from dit_shd.distillation.initialisation.regression import Chosen, Moments
-from dit_shd.distillation.initialisation.structure import BIAS_TABLE, TABLES, Site
+from dit_shd.distillation.initialisation.structure import BIAS_TABLE, TABLES, LinearMap
 from dit_shd.squeezing.plans import Plan
 from dit_shd.squeezing.squeezer import Squeezer
 from dit_shd.tasks import Batch, Task
@@ -55,7 +55,7 @@ class Transfer:
         return InitialisationPlan(self.layers, heads, channels, self.widths)
 
     @cached_property
-    def sites(self) -> list[Site]:
+    def sites(self) -> list[LinearMap]:
         return list(structure.sites(self.student, self.layers))
 
     @cached_property
@@ -98,7 +98,7 @@ class Transfer:
                 for first in range(0, weight.shape[1], width):  # the copies of the space, each by itself
                     part = slice(first, first + width)
                     seen.append((covariance[part, part], weight[:, part]))
-        return Chosen(most_telling(count, seen), width)
+        return Chosen(most_important(count, seen), width)
 
     def _heads(self, block: str, found: HeadMoments | None) -> Heads:
         """Groups, and shares in them: by the weights of the squeeze, where it was seen."""

@@ -51,7 +51,7 @@ def scale(images: Tensor) -> Tensor:
     return images.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-class Digits(FeatureNetwork):
+class DigitsFeatures(FeatureNetwork):
     """The demo's classifier: images [b, 28, 28, 1], 64 pooled features, 10 logits.
 
     weights: another file of the same network; the shipped one if left out.

@@ -39,7 +39,7 @@ class Metric(abc.ABC):
         """What a reader must know before comparing these figures with others."""
         return []
 
-    def obstacles(self, samples: FeatureSet) -> list[str]:
+    def reasons_against(self, samples: FeatureSet) -> list[str]:
         """Why these figures may not be set beside published ones, as far as the features tell."""
         return []
 

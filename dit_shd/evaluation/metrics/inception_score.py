@@ -59,7 +59,7 @@ class InceptionScore(Metric):
             )
         return found
 
-    def obstacles(self, samples: FeatureSet) -> list[str]:
+    def reasons_against(self, samples: FeatureSet) -> list[str]:
         order, name = self._order(samples), samples.named("IS")
         if not order.is_sorted:
             return []

@@ -18,7 +18,7 @@ from dit_shd.data.datasets import DATASETS
 from dit_shd.diffusion.denoiser import Denoiser
 from dit_shd.distillation.initialisation import regression
 from dit_shd.distillation.initialisation.heads import squeezed_scores, squeezed_values
-from dit_shd.distillation.initialisation.importance import most_telling
+from dit_shd.distillation.initialisation.importance import most_important
 from dit_shd.distillation.initialisation.initialise import Initialisation, initialise
 from dit_shd.distillation.initialisation.regression import Moments
 from dit_shd.distillation.losses.shd import SHD
@@ -252,7 +252,7 @@ def test_the_channels_kept_are_those_of_naive_forward_selection():
     for _ in range(5):
         kept.append(min(set(range(9)) - set(kept), key=lambda i: missing([*kept, i])))
     seen = [(torch.from_numpy(x.T @ x / 80), torch.from_numpy(w)) for x, w in zip(inputs, maps)]
-    assert most_telling(5, seen) == tuple(sorted(kept))
+    assert most_important(5, seen) == tuple(sorted(kept))
 
 
 @pytest.mark.parametrize("heads", ["pick", "merge"])
