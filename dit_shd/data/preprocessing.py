@@ -22,7 +22,13 @@ MACHINE = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE,
 
 
 def pixels(raw: Raw, size: int) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The image's ADM centre crop, uint8 [size,size,3], and remarks on the image.
+    """The image's ADM centre crop, uint8 [size,size,3], and remarks on the image; errors as decoded."""
+    image, noted = decoded(raw)
+    return centre_crop(image, size), noted
+
+
+def decoded(raw: Raw) -> tuple[Any, tuple[str, ...]]:
+    """The image in RGB, as a PIL image, and remarks on it.
 
     Raises:
         BrokenImage: it cannot be decoded, or takes too much memory.
@@ -32,7 +38,7 @@ def pixels(raw: Raw, size: int) -> tuple[np.ndarray, tuple[str, ...]]:
 
     try:
         if isinstance(raw, np.ndarray):
-            return centre_crop(Image.fromarray(raw.squeeze(-1) if raw.shape[-1] == 1 else raw).convert("RGB"), size), ()
+            return Image.fromarray(raw.squeeze(-1) if raw.shape[-1] == 1 else raw).convert("RGB"), ()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pillow's own about bombs and odd files: what counts is below
             with opened(raw) as image:
@@ -40,7 +46,7 @@ def pixels(raw: Raw, size: int) -> tuple[np.ndarray, tuple[str, ...]]:
                 if image.mode not in MODES:
                     raise BrokenImage(f"mode {image.mode}; wanted 8 bits a channel")
                 noted = remarks(image, raw)
-                return centre_crop(_eight_bits(image, raw), size), noted
+                return _eight_bits(image, raw), noted
     except (BrokenImage, MemoryError):
         raise
     except Image.UnidentifiedImageError as error:
