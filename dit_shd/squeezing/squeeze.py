@@ -114,6 +114,7 @@ def squeeze(
         group[list(members)] = g
     capture, group = capture.detach(), group.to(capture.query.device)
     _check_finite(capture)
+    row_weight = check_row_weight(row_weight, capture, "squeeze")
     wide = torch.promote_types(capture.query.dtype, torch.float32)
     if method in ("constant", "hard") or heads == h:
         weight = _fixed(groups, method, seed).to(capture.query.device, wide)[None, :, None].expand(b, h, 1)
@@ -124,7 +125,6 @@ def squeeze(
         )
     if capture.out is None:
         raise ValueError(f"squeeze: {method} weights need the output projection by head (Capture.out [h,d,e])")
-    row_weight = check_row_weight(row_weight, capture, "squeeze")
     projections = projections or Projections()
     merge = _Merge(capture, groups, method, clamp, backend, chunk_mib, keep_maps, projections, row_weight)
     with torch.no_grad(), torch.autocast(group.device.type, enabled=False):

@@ -128,7 +128,7 @@ def test_weights_of_1_are_none_at_all():
 
 def test_weights_of_another_shape_are_refused():
     teacher, (student, _) = random_capture(h=4), student_of()
-    with pytest.raises(ValueError, match=r"squeeze: row_weight: wanted \[b,n\] = \[2,7\], found \[2,5\]"):
+    with pytest.raises(ValueError, match=r"squeeze: row_weight: wanted \[b,n\] = \[2,7\], found \[2, 5\]"):
         squeeze(teacher, 2, row_weight=torch.ones(2, 5))
     with pytest.raises(ValueError, match=r"attention_kl: row_weight: wanted \[b,n\] = \[2,7\], found \[7\]"):
         attention_kl(teacher, student, squeeze(teacher, 2), row_weight=torch.ones(7))
