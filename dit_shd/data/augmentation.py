@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from PIL.Image import Image, fromarray
 from torch import Tensor
 
 from dit_shd.core.config import option
@@ -53,7 +54,9 @@ class Augmentation:
     erasing_mode: Literal["pixel", "rand", "const"] = option(
         "pixel", "what it is filled with: noise by pixel, a colour at random, or the mean"
     )
-    repeats: int = option(1, "copies of an image in a batch, each augmented anew (repeated augmentation)", range=(1, 64))
+    repeats: int = option(
+        1, "copies of an image in a batch, each augmented anew (repeated augmentation)", range=(1, 64)
+    )
 
 
 class TrainTransform:
@@ -66,7 +69,7 @@ class TrainTransform:
         UserError: a policy that timm cannot read.
     """
 
-    def __init__(self, augmentation: Augmentation, image_input: ImageInput, seed: int = 0):
+    def __init__(self, augmentation: Augmentation, image_input: ImageInput, seed: int = 0) -> None:
         self._check(augmentation)
         self.input, self.seed = image_input, seed
         self._transform = _train_transform(augmentation, image_input)
@@ -90,7 +93,7 @@ class EvaluationTransform:
         crop: share of the smaller side; None for the network's own.
     """
 
-    def __init__(self, image_input: ImageInput, crop: float | None = None):
+    def __init__(self, image_input: ImageInput, crop: float | None = None) -> None:
         from timm.data.transforms_factory import transforms_imagenet_eval
 
         self.input = image_input
@@ -126,18 +129,15 @@ def _train_transform(augmentation: Augmentation, image_input: ImageInput) -> Cal
             re_mode=augmentation.erasing_mode,
         )  # type: ignore[return-value]
     except (AssertionError, ValueError, KeyError) as error:
-        raise UserError(
-            f"augmentation.policy: wanted one in timm's notation, as rand-m9-mstd0.5-inc1, found '{augmentation.policy}'"
-        ) from error
+        wanted = "one in timm's notation, as rand-m9-mstd0.5-inc1"
+        raise UserError(f"augmentation.policy: wanted {wanted}, found '{augmentation.policy}'") from error
 
 
-def pil_image(image: np.ndarray, channels: int) -> Any:
+def pil_image(image: np.ndarray, channels: int) -> Image:
     """A PIL image of uint8 [y,x,c] with as many channels as a network takes."""
-    from PIL import Image
-
     if channels not in (1, 3):
         raise UserError(f"the network takes {channels} channels; wanted 1 or 3, as images have")
-    plain = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
+    plain = fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
     return plain.convert("L" if channels == 1 else "RGB")
 
 
@@ -150,5 +150,3 @@ def renormalised(pixels: Tensor, done: ImageInput, wanted: ImageInput) -> Tensor
         for values in (done.mean, done.std, wanted.mean, wanted.std)
     )
     return (pixels * std + (mean - mean_wanted)) / std_wanted
-
-

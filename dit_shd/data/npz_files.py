@@ -6,6 +6,9 @@ import numpy as np
 
 from dit_shd.core.errors import UserError
 
+UNFOLDS = 100
+"""How many times its compressed size (1 MiB at least) an array may take in memory."""
+
 
 def latents_found(name: str, dtype: Any, shape: tuple[int, ...]) -> UserError:
     """The error for an array of floats where images should be."""

@@ -84,5 +84,3 @@ def measure_accuracy(
         logits = predict(pixels.to(device)).float().cpu()
         total += count_correct(logits, torch.from_numpy(labels[chosen]))
     return total
-
-

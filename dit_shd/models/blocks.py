@@ -15,7 +15,7 @@ def named_blocks(model: nn.Module, prefix: str = "") -> dict[str, nn.Module]:
     for name, child in model.named_children():
         path = f"{prefix}{name}"
         if isinstance(child, nn.ModuleList) or _is_list_of_blocks(child):
-            found |= {f"{path}.{i}": block for i, block in enumerate(child)}
+            found |= {f"{path}.{name}": block for name, block in child.named_children()}
         else:
             found |= named_blocks(child, f"{path}.")
     return {name: block for name, block in found.items() if any(True for _ in block.parameters())}

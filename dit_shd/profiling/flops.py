@@ -96,7 +96,14 @@ def captures_of(model: Any, task: Task[Any] = PLAIN, pass_name: str = "plain") -
     """What one image's forward hands to losses: shapes; of other people's attention, which needs numbers, real ones."""
     if all(discovery.is_ours(module) for module in discovery.attention_layers(model).values()):
         return _shapes(meta.ModelSpec.of(model), task, pass_name)
+    if any(parameter.is_meta for parameter in model.parameters()):
+        return _random_captures(meta.ModelSpec.of(model), task, pass_name)
     return _captured(model, task, pass_name)
+
+
+@lru_cache(maxsize=64)
+def _random_captures(kind: meta.ModelSpec, task: Task[Any], pass_name: str) -> Captures:
+    return _captured(kind.build(), task, pass_name)
 
 
 @lru_cache(maxsize=64)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -74,15 +74,17 @@ class Classification(Task[ImageBatch]):
         label_smoothing: float = 0.1,
         mixup: float = 0.8,
         cutmix: float = 1.0,
-        mixing: str = "step",
+        mixing: Literal["step", "pair"] = "step",
         augmentation: Augmentation = DEIT,
         evaluation: AccuracyEvaluation = PLAIN,
-    ):
-        for name, value, high in (("label_smoothing", label_smoothing, 1), ("mixup", mixup, 100), ("cutmix", cutmix, 100)):
+    ) -> None:
+        for name, value, high in (
+            ("label_smoothing", label_smoothing, 1),
+            ("mixup", mixup, 100),
+            ("cutmix", cutmix, 100),
+        ):
             if not 0 <= value <= high:
                 raise UserError(f"task.{name}: wanted a number from 0 to {high}, found {value}")
-        if mixing not in ("step", "pair"):
-            raise UserError(f"task.mixing: wanted step or pair, found '{mixing}'")
         check_ranges(augmentation, "task.augmentation.")
         check_ranges(evaluation, "task.evaluation.")
         self.label_smoothing, self.mixup, self.cutmix, self.mixing = label_smoothing, mixup, cutmix, mixing
@@ -106,7 +108,7 @@ class Classification(Task[ImageBatch]):
 
     def check(self, role: str, model: nn.Module) -> None:
         self.check_model(role, model)
-        classes = getattr(model, "config", {}).get("num_classes")
+        classes = known_classes(role, model)
         if classes != self.dataset.classes:
             raise UserError(f"{role}: knows {classes} classes, the data has {self.dataset.classes}")
         wanted, found = self.input.shape, image_input(role, model).shape
@@ -187,7 +189,7 @@ class Classification(Task[ImageBatch]):
     def example(self, model: nn.Module, images: int, device: torch.device) -> Sequence[ImageBatch]:
         draw = None if device.type == "meta" else torch.Generator(device).manual_seed(0)
         self.input = image_input("model", model)
-        classes = model.config.num_classes  # type: ignore[union-attr]
+        classes = known_classes("model", model)
         pixels = torch.randn(images, *self.input.shape, device=device, generator=draw)
         labels = torch.zeros(images, dtype=torch.long, device=device)
         targets = torch.full((images, classes), 1 / classes, device=device)
@@ -218,9 +220,12 @@ class Classification(Task[ImageBatch]):
         from accelerate.utils import reduce
 
         state, dataset = distributed.joined(), self._evaluation_data()
-        share = range(state.process_index, len(dataset), state.num_processes)
-        found = self._measure(student.to(state.device), dataset, share, state.device)
-        counts: Any = torch.tensor([found.images, *found.correct.values()], device=state.device)
+        share, device = (
+            range(state.process_index, len(dataset), state.num_processes),
+            torch.device(state.device or "cpu"),
+        )
+        found = self._measure(student.to(device), dataset, share, device)
+        counts: Any = torch.tensor([found.images, *found.correct.values()], device=device)
         images, *correct = reduce(counts, "sum").tolist()  # type: ignore[union-attr]
         total = Accuracy(images, dict(zip(found.correct, correct)))
         return total.figures() if state.is_main_process else None
@@ -238,5 +243,20 @@ def image_input(role: str, model: nn.Module) -> ImageInput:
     """
     found = getattr(model, "input", None)
     if not isinstance(found, ImageInput):
-        raise UserError(f"{role}: wanted an image classifier, as {{name: timm, model: ...}}, found {type(model).__name__}")
+        raise UserError(
+            f"{role}: wanted an image classifier, as {{name: timm, model: ...}}, found {type(model).__name__}"
+        )
+    return found
+
+
+def known_classes(role: str, model: nn.Module) -> int:
+    """How many classes a classifier knows.
+
+    Raises:
+        UserError: it does not say.
+    """
+    config: Any = getattr(model, "config", {})
+    found = config.get("num_classes")
+    if not isinstance(found, int):
+        raise UserError(f"{role}: wanted a classifier whose config has num_classes, found {type(model).__name__}")
     return found

@@ -66,6 +66,7 @@ def dry_run(config: TrainConfig) -> DryRun:
         real = teacher if there or config.estimate.teacher is None else FAMILIES.build(config.estimate.teacher)
         measured = take_a_step(tried, real, 1, before)
     return DryRun(
+        task=task,
         student=student,
         teacher=teacher,
         teacher_missing=config.teacher if teacher is not None and not there else None,
@@ -105,7 +106,7 @@ def _teacher(config: TrainConfig) -> tuple[Any, bool]:
     if stand_in is not None and not places.is_here(source, "model"):
         return meta.build(stand_in, "estimate.teacher"), False
     try:
-        return loading.load_conditional(source), True
+        return loading.load(source), True
     except UserError as error:
         hint = "to count without it, say what it will be: estimate.teacher='{name: mdt, size: B/2}'"
         raise UserError(f"teacher: {error}; {hint}") from error

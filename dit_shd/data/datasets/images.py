@@ -38,7 +38,7 @@ class Images(Dataset):
         subset: str | None = None,
         image_column: str | None = None,
         label_column: str | None = None,
-    ):
+    ) -> None:
         self._source = open_source(str(path), Asked(split, subset, image_column, label_column))
         if isinstance(self._source, (NpzSource, ParquetImages)):
             remedy = "name: npz" if isinstance(self._source, NpzSource) else "datasets' save_to_disk of it"

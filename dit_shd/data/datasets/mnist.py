@@ -49,7 +49,7 @@ class MNIST(Dataset):
         kind: Literal["digits", "fashion"] = "digits",
         split: Literal["train", "validation", "all", "test"] = "train",
         path: Path | None = None,
-    ):
+    ) -> None:
         folder = _folder(kind, path)
         part = "t10k" if split == "test" else "train"
         images = _read(folder, f"{part}-images-idx3-ubyte", IMAGES, (SIDE, SIDE))

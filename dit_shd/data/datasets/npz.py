@@ -13,9 +13,7 @@ from dit_shd.core.places import expanded
 from dit_shd.core.rng import Draws
 from dit_shd.data.datasets import Dataset
 from dit_shd.data.latent_origin import Origin
-
-UNFOLDS = 100
-"""How many times its compressed size (1 MiB at least) an array may take in memory."""
+from dit_shd.data.npz_files import UNFOLDS
 
 
 class Npz(Dataset):

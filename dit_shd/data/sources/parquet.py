@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dit_shd.core.errors import UserError
-from dit_shd.data.datasets.npz import UNFOLDS
+from dit_shd.data.npz_files import UNFOLDS
 from dit_shd.data.sources.base import (
     ALL,
     NO_LABELS,

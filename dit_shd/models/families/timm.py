@@ -55,7 +55,7 @@ class TimmModel(LibraryModel, ConfigMixin):
         drop_path_rate: float = 0.0,
         class_names: list[str | None] | None = None,
         options: dict[str, Any] | None = None,
-    ):
+    ) -> None:
         super().__init__()
         if not 0 <= drop_path_rate < 1:
             raise UserError(f"timm: drop_path_rate: wanted a number from 0 and below 1, found {drop_path_rate}")
@@ -69,7 +69,7 @@ class TimmModel(LibraryModel, ConfigMixin):
     ) -> ImageInput:
         """What the network takes, as timm's configuration tells where nothing else is said."""
         known: Any = self.network.pretrained_cfg
-        size = (img_size, img_size) if img_size is not None else tuple(known["input_size"][1:])
+        height, width = (img_size, img_size) if img_size is not None else known["input_size"][1:]
         values = {"mean": mean, "std": std}
         for name, value in values.items():
             chosen = [float(x) for x in (known[name] if value is None else value)]
@@ -78,7 +78,7 @@ class TimmModel(LibraryModel, ConfigMixin):
             values[name] = chosen
         moments = {name: tuple(value or ()) for name, value in values.items()}
         crop, interpolation = known.get("crop_pct") or 0.875, known.get("interpolation") or "bicubic"
-        return ImageInput((in_chans, *size), **moments, crop=float(crop), interpolation=str(interpolation))
+        return ImageInput((in_chans, height, width), **moments, crop=float(crop), interpolation=str(interpolation))
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits [b,k] of images [b,c,y,x]."""
@@ -118,21 +118,21 @@ class TimmModel(LibraryModel, ConfigMixin):
         }
 
     @classmethod
-    def is_config(cls, config: dict[str, Any]) -> bool:
+    def is_config(cls, values: dict[str, Any]) -> bool:
         """A folder of timm names an architecture."""
-        return isinstance(config.get("architecture"), str) and "_class_name" not in config
+        return isinstance(values.get("architecture"), str) and "_class_name" not in values
 
     @classmethod
-    def of_folder(cls, folder: Path, config: dict[str, Any]) -> Self:
+    def of_folder(cls, folder: Path, values: dict[str, Any]) -> Self:
         """The model of a folder of timm."""
         try:
-            return cls._read(config, folder / WEIGHTS)
+            return cls._read(values, folder / WEIGHTS)
         except UserError as error:
             raise UserError(f"{folder}: {error}") from error
 
     @classmethod
-    def _read(cls, config: dict[str, Any], file: Path) -> Self:
-        state, options = _tensors(file), _options(config)
+    def _read(cls, values: dict[str, Any], file: Path) -> Self:
+        state, options = _tensors(file), _options(values)
         with torch.device("meta"):
             wanted = cls(**options).network.state_dict()
         if state.keys() != wanted.keys():
@@ -145,17 +145,17 @@ class TimmModel(LibraryModel, ConfigMixin):
         return model
 
 
-def _options(config: dict[str, Any]) -> dict[str, Any]:
+def _options(values: dict[str, Any]) -> dict[str, Any]:
     """The keywords of a TimmModel that a config.json of timm tells."""
-    known = config.get("pretrained_cfg", config)
-    arguments = dict(config.get("model_args") or {})
+    known = values.get("pretrained_cfg", values)
+    arguments = dict(values.get("model_args") or {})
     size = known.get("input_size") or (3, None)
     fixed = size[1] if known.get("fixed_input_size") else None
-    names = config.get("label_names")
+    names = values.get("label_names")
     arguments.pop("drop_path_rate", None)
     return {
-        "model": str(config["architecture"]),
-        "num_classes": config.get("num_classes", known.get("num_classes", 1000)),
+        "model": str(values["architecture"]),
+        "num_classes": values.get("num_classes", known.get("num_classes", 1000)),
         "in_chans": arguments.pop("in_chans", size[0]),
         "img_size": arguments.pop("img_size", fixed),
         **{name: list(known[name]) for name in ("mean", "std") if known.get(name)},
@@ -212,11 +212,11 @@ def _tensors(file: Path) -> dict[str, Tensor]:
         UserError: there is none, or it is damaged.
     """
     if not file.is_file():
-        found = sorted(other.name for other in file.parent.glob("*") if other.suffix in (".bin", ".pth", ".safetensors"))
+        found = sorted(
+            other.name for other in file.parent.glob("*") if other.suffix in (".bin", ".pth", ".safetensors")
+        )
         raise UserError(f"wanted {file.name} beside config.json, found {', '.join(found) or 'no weights'}")
     try:
         return load_file(file)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file.name} is no readable safetensors file ({one_line(str(error))})") from error
-
-
