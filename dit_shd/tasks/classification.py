@@ -1,6 +1,6 @@
 """Image classification: cross-entropy with soft targets, on augmented and mixed images."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -255,8 +255,8 @@ def known_classes(role: str, model: nn.Module) -> int:
     Raises:
         UserError: it does not say.
     """
-    config: Any = getattr(model, "config", {})
-    found = config.get("num_classes")
+    settings: Mapping[str, object] = getattr(model, "config", {})
+    found = settings.get("num_classes")
     if not isinstance(found, int):
         raise UserError(f"{role}: wanted a classifier whose config has num_classes, found {type(model).__name__}")
     return found

@@ -107,7 +107,7 @@ def refused(values, message):
 
 def test_data_without_what_a_task_needs_are_refused(values, mine, shapes):
     data = {"name": "mine.Unlabelled", "path": str(shapes)}
-    message = "task: needs labels of the data, which have latents; choose another task or data"
+    message = "task: needs labels of the data, which have images, latents; choose another task or data"
     refused({**values, "data": data}, f"^{message}$")
     task, dataset = Diffusion(), DATASETS.build(Plugin("npz", {"path": str(shapes)}))
     dataset.fields = frozenset({"tokens"})

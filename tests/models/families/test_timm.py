@@ -13,7 +13,6 @@ from dit_shd.core.pretrained import of_hub
 from dit_shd.models import loading
 from dit_shd.models.blocks import named_blocks
 from dit_shd.models.families import FAMILIES
-from dit_shd.models.families.timm import TimmModel
 from dit_shd.profiling import meta
 
 TINY = dict(patch_size=7, embed_dim=24, depth=2, num_heads=3)
