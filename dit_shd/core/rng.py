@@ -6,7 +6,7 @@ numbers again. Philox is counter-based (Salmon et al., SC 2011), so each tuple n
 
 import hashlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -47,7 +47,7 @@ def permutation(seed: int, purpose: str, epoch: int, count: int) -> np.ndarray:
 
 
 @contextmanager
-def keyed_generators(seed: int, purpose: str, step: int, index: int = 0) -> Iterator[None]:
+def keyed_generators(seed: int, purpose: str, step: int, index: int = 0) -> Generator[None]:
     """Inside it a library that draws from the global generators of Python, numpy and torch (CPU) draws keyed numbers.
 
     The generators are left as they were found.

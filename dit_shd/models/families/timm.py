@@ -88,7 +88,9 @@ class TimmModel(LibraryModel, ConfigMixin):
         """Compute blocks again in the backward."""
         self.network.set_grad_checkpointing(True)  # type: ignore[operator]
 
-    def save_pretrained(self, save_directory: str | Path, **_: Any) -> None:
+    def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # the rest of diffusers' has no meaning here
+        self, save_directory: str | Path, **_: Any
+    ) -> None:
         """Write a folder of timm's: timm.create_model("local-dir:FOLDER", pretrained=True)."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
