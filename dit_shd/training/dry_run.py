@@ -15,6 +15,7 @@ from dit_shd.core import places
 from dit_shd.core.config import checked
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
+from dit_shd.distillation.calibration import calibrate
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.losses import LOSSES
 from dit_shd.distillation.teachers import Teachers, role
@@ -142,6 +143,7 @@ def take_a_step(config: TrainConfig, teachers: Teachers, images: int, before: in
     for teacher in teachers.values():
         teacher = teacher.bfloat16() if config.teacher_precision == "bf16" else teacher
         teacher.eval().requires_grad_(False).to(device)
+    calibrate(distiller, teachers, [task.example(student, images, device)])
     seconds = 0.0
     for number in range(2):
         start = time.perf_counter()
