@@ -82,8 +82,8 @@ class Diffusion(Task[NoisyBatch]):
         """n of the student, for masked passes."""
 
     def use(self, dataset: Dataset, student: nn.Module) -> None:
-        _check_conditional("student", student)
         super().use(dataset, student)
+        _check_conditional("student", student)
         if self.mask_ratio is not None:
             self.tokens = Denoiser(student).tokens
 

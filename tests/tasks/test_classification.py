@@ -197,7 +197,7 @@ def values(tmp_path):
             "drops out with p=0.1; classification has",
         ),
         ({"student": {"name": "dit", "size": "S/2"}}, "^student: wanted an image classifier, as .* found DiT$"),
-        ({"teacher": "asset:digits_teacher"}, "^teacher: wanted an image classifier, as .* found MDTv2$"),
+        ({"teacher": "asset:digits_teacher"}, "^asset:digits_teacher: wanted an image classifier, as .* found MDTv2$"),
         ({"task": "classification", "validate_every": 1}, r"task\.evaluation\.data: wanted the images that"),
         ({"check_teacher": "refuse"}, "knows the data's classes no better than chance"),
         ({"task": "diffusion"}, "^student: holds TimmModel, whose forward takes pixels"),
