@@ -5,7 +5,7 @@ with capture(teacher) as t, capture(student) as s:
     t["de_blocks.0.attn"].query             # [b,h,n,d]
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, NoReturn
 
@@ -76,7 +76,7 @@ def capture(
 
 
 @contextmanager
-def _recording(recording: Recording) -> Iterator[Recording]:
+def _recording(recording: Recording) -> Generator[Recording]:
     with _opened(recording):
         yield recording
 
@@ -92,7 +92,7 @@ def _opened(recording: Recording) -> ExitStack:
 
 
 @contextmanager
-def at(module: nn.Module, recorder: Recorder) -> Iterator[None]:
+def at(module: nn.Module, recorder: Recorder) -> Generator[None]:
     """Give a module a Recorder for a while: as its `recorder` if it is ours, else by changing its class."""
     if not discovery.is_ours(module):
         with recorded(module, recorder):
@@ -163,7 +163,7 @@ def _with_processors(model: nn.Module, selection: Selection) -> dict[str, nn.Mod
 
 
 @contextmanager
-def _processing(module: Any, recorder: Recorder) -> Iterator[None]:
+def _processing(module: Any, recorder: Recorder) -> Generator[None]:
     own = module.processor
     mine: Any = processor_of(own, recorder)
     module.set_processor(mine)

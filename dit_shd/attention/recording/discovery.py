@@ -85,12 +85,12 @@ def check(model: Any) -> None:
         )
     for module in model.modules():
         recompute = getattr(vars(module).get("_gradient_checkpointing_func"), "keywords", {})
-        if recompute.get("use_reentrant") and vars(module).get("gradient_checkpointing") and module.training:
-            if any(parameter.requires_grad for parameter in module.parameters()):
-                raise UserError(
-                    f"capture: {type(model).__name__} recomputes its blocks by reentrant gradient checkpointing, which "
-                    "gives captured tensors no gradient; use use_reentrant=False"
-                )
+        recomputes = recompute.get("use_reentrant") and vars(module).get("gradient_checkpointing") and module.training
+        if recomputes and any(parameter.requires_grad for parameter in module.parameters()):
+            raise UserError(
+                f"capture: {type(model).__name__} recomputes its blocks by reentrant gradient checkpointing, which "
+                "gives captured tensors no gradient; use use_reentrant=False"
+            )
 
 
 def refusal(module: nn.Module) -> str | None:
@@ -135,16 +135,18 @@ def _knows_sdpa(module: nn.Module) -> bool:
 
 def why_silent(module: nn.Module) -> str:
     """For a module that ran and never called it."""
-    reason = refusal(module)
-    imports = sorted(kernels([module]))
+    reason, imports = refusal(module), sorted(kernels([module]))
     if reason is None and imports:
-        reason = f"its file imports {', '.join(imports)}, which took the call; without that package, or with its switch off, many fall back to PyTorch's"
-    return "ran without calling scaled_dot_product_attention: " + (
-        reason
-        or "is another attention backend active? diffusers: model.set_attention_backend('native'); timm: "
-        "module.fused_attn = True; transformers: attn_implementation='sdpa'. A kernel that is hard-wired (flex), linear "
-        "attention or maps computed by hand cannot be recorded"
+        reason = (
+            f"its file imports {', '.join(imports)}, which took the call; without that package, or with its switch "
+            "off, many fall back to PyTorch's"
+        )
+    others = (
+        "is another attention backend active? diffusers: model.set_attention_backend('native'); timm: "
+        "module.fused_attn = True; transformers: attn_implementation='sdpa'. A kernel that is hard-wired (flex), "
+        "linear attention or maps computed by hand cannot be recorded"
     )
+    return f"ran without calling scaled_dot_product_attention: {reason or others}"
 
 
 def kernels(modules: Iterable[nn.Module]) -> set[str]:
@@ -179,7 +181,5 @@ def why_nothing(modules: dict[str, nn.Module]) -> str:
             "hard-wired kernel or maps computed by hand cannot be recorded"
         )
     name, module = next(iter(suspects.items()))
-    kind = (
-        f" ({type(module.processor).__name__})" if hasattr(module, "set_processor") else f" ({type(module).__name__})"
-    )
-    return f"{name}{kind} {why_silent(module)}"
+    shown: Any = getattr(module, "processor", None) if hasattr(module, "set_processor") else module
+    return f"{name} ({type(shown).__name__}) {why_silent(module)}"

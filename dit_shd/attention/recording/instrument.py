@@ -6,7 +6,7 @@ own methods say when a forward begins and ends. A copy or a pickle of an instrum
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import FunctionType
 from typing import Any, Protocol, cast
@@ -43,14 +43,14 @@ class Watcher(Protocol):
 
 
 @contextmanager
-def recorded(module: nn.Module, recorder: CallRecorder) -> Iterator[None]:
+def recorded(module: nn.Module, recorder: CallRecorder) -> Generator[None]:
     """For a while, let `recorder` take what a module does."""
     with _attached(module, RECORDERS, recorder):
         yield
 
 
 @contextmanager
-def watched(module: nn.Module, watcher: Watcher) -> Iterator[None]:
+def watched(module: nn.Module, watcher: Watcher) -> Generator[None]:
     """For a while, let `watcher` take when a model is called, by whatever method."""
     with _attached(module, WATCHERS, watcher):
         yield
@@ -62,7 +62,7 @@ def plain_class(module: nn.Module) -> type[nn.Module]:
 
 
 @contextmanager
-def _attached(module: nn.Module, kind: str, item: object) -> Iterator[None]:
+def _attached(module: nn.Module, kind: str, item: object) -> Generator[None]:
     _set(module, kind, (*vars(module).get(kind, ()), item))
     try:
         yield

@@ -1,4 +1,4 @@
-"""What the first forward of a model has shown, kept for later ones: which modules are attention, and how each is laid out."""
+"""What the first forward of a model has shown, kept for later ones: which modules are attention, and their layouts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

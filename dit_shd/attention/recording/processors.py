@@ -53,7 +53,7 @@ def _recording(cls: type) -> type:
     return Recording
 
 
-def _restored(cls: type, state: dict[str, Any]) -> Any:
+def _restored(cls: Any, state: dict[str, Any]) -> Any:
     new = cls.__new__(cls)
     vars(new).update(state)
     return new

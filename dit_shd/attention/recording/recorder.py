@@ -6,7 +6,7 @@ last forward gave.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -133,7 +133,7 @@ class Recording(Mapping[str, Capture]):
         self._set.enter_context(self.at(module, recorder))
 
     @contextmanager
-    def forward(self, door: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[list[Any]]:
+    def forward(self, door: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Generator[list[Any]]:
         """A call of the model, or of one of its methods; within a call of the model other calls are part of it."""
         outputs: list[Any] = []
         main = not door

@@ -20,6 +20,8 @@ RawCall = tuple[tuple[Any, ...], dict[str, Any], Tensor]
 ATTENTION: tuple[Any, ...] = (F.scaled_dot_product_attention, torch.ops.aten.scaled_dot_product_attention.default)
 """The function itself, and what stands for it in exported models."""
 
+_functional: Any = F
+
 
 class SDPATap(TorchFunctionMode):
     """Appends every call of scaled_dot_product_attention to `calls`; changes nothing. Traceable by torch.compile."""
@@ -46,13 +48,13 @@ class Opened(AbstractContextManager[None]):
         self._mode = mode
 
     def __enter__(self) -> None:
-        self._closed = F.has_torch_function
-        F.has_torch_function = _nothing
+        self._closed = _functional.has_torch_function
+        _functional.has_torch_function = _nothing
         self._mode.__enter__()
 
     def __exit__(self, *error: Any) -> None:
         self._mode.__exit__(*error)
-        F.has_torch_function = self._closed
+        _functional.has_torch_function = self._closed
 
 
 def _nothing(_: object) -> bool:

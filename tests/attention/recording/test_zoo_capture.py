@@ -59,7 +59,10 @@ def test_a_captured_layer_is_what_ran(name):
         assert len(captures) > 0
         for layer, c in captures.items():
             value = c.value[:, c.key_heads(range(c.heads))]
-            torch.testing.assert_close((c.map() @ value).to(c.mixed.dtype), c.mixed, rtol=1e-5, atol=1e-5, msg=layer)
+            maps = c.map()
+            torch.testing.assert_close(
+                (maps @ value.to(maps.dtype)).to(c.mixed.dtype), c.mixed, rtol=1e-5, atol=1e-5, msg=layer
+            )
             rows = c.mixed.transpose(1, 2).flatten(2)
             if c.out is None:
                 assert name in MAPS_ONLY and "does not arrive unchanged" in c.why_no_out
