@@ -60,9 +60,9 @@ def test_a_captured_layer_is_what_ran(name):
         for layer, c in captures.items():
             value = c.value[:, c.key_heads(range(c.heads))]
             maps = c.map()
-            torch.testing.assert_close(
-                (maps @ value.to(maps.dtype)).to(c.mixed.dtype), c.mixed, rtol=1e-5, atol=1e-5, msg=layer
-            )
+            mixed = (maps @ value.to(maps.dtype)).to(c.mixed.dtype)
+            near = 1e-5 if c.value.dtype == torch.float32 else 0.05
+            torch.testing.assert_close(mixed, c.mixed, rtol=near, atol=near, msg=layer)
             rows = c.mixed.transpose(1, 2).flatten(2)
             if c.out is None:
                 assert name in MAPS_ONLY and "does not arrive unchanged" in c.why_no_out
