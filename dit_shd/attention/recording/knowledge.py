@@ -6,7 +6,7 @@ from weakref import WeakKeyDictionary, ref
 
 from torch import nn
 
-from dit_shd.attention.recording.discovery import is_cross
+from dit_shd.attention.recording.discovery import attention_like, is_cross, why_silent
 from dit_shd.attention.recording.instrument import plain_class
 from dit_shd.attention.recording.joint import Layout, Role, Tokens
 from dit_shd.attention.recording.sdpa_calls import Call, joined
@@ -34,7 +34,13 @@ class Site:
         return self.layouts[min(call, len(self.layouts) - 1)]
 
 
-Sites = Mapping[str, Site]
+class Sites(dict[str, Site]):
+    """The modules that called attention in a forward, by name, in the order in which they ran."""
+
+    silent: Mapping[str, str] = {}
+    """Modules that are attention by their names and called none, and why that may be."""
+
+
 Key = tuple[object, ...]
 _KNOWN: "WeakKeyDictionary[nn.Module, dict[Key, Sites]]" = WeakKeyDictionary()
 
@@ -81,7 +87,7 @@ def learn(survey: Survey, text: int | None) -> Sites:
     for run in runs(survey):
         by_name.setdefault(run[0].name, []).append(run)
     layers = list(by_name)
-    sites: dict[str, Site] = {}
+    sites = Sites()
     for name, calls in by_name.items():
         layouts: list[Layout] = []
         reason = ""
@@ -100,6 +106,8 @@ def learn(survey: Survey, text: int | None) -> Sites:
                 layouts.append(replace(layout, role=_role(call, tokens, seen.module)))
         first = calls[0][0]
         sites[name] = Site(name, ref(first.module), tuple(layouts), reason)
+    others = attention_like({name: m for name, m in survey.ran.items() if name not in sites and not is_cross(m)})
+    sites.silent = {name: f"{name} {why_silent(module)}" for name, module in others.items()}
     return sites
 
 

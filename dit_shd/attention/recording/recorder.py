@@ -90,7 +90,7 @@ class Recording(Mapping[str, Capture]):
         """A later capture of the same model is under way, and this one has what it wanted."""
         self._ours = bool(discovery.own_layers(model))
         self._structure = 0
-        self._sites: Sites = {}
+        self._sites = Sites()
         self._key: knowledge.Key = ()
         self._with_graph = False
         self._found: dict[str, Capture] = {}
@@ -170,6 +170,7 @@ class Recording(Mapping[str, Capture]):
                 self._survey = Survey(self.model, type(self.model).__name__)
                 self._survey.start()
                 return
+            self.selection.check(sites)
             self._sites = sites
         self.armed = True
 
@@ -211,7 +212,7 @@ class Recording(Mapping[str, Capture]):
     def _why_nothing(self, survey: Survey | None) -> str:
         if survey is not None and not survey.calls:
             return discovery.why_nothing(survey.ran)
-        return self.selection.why_nothing(self._sites, {} if survey is None else survey.ran)
+        return self.selection.why_nothing(self._sites)
 
     def flush(self, recorder: Recorder | None = None) -> None:
         """Make Captures of what an instrumented module, or every one, did."""

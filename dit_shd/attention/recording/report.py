@@ -54,7 +54,7 @@ class Report:
 
 def _line(site: Site, shapes: Mapping[str, Shape], selection: Selection) -> Line:
     mine = {name: shape for name, shape in shapes.items() if _layer(name) == site.name}
-    chosen = selection.chosen({site.name: site}) if selection.layers is None else list(mine)
+    chosen = selection.chosen(Sites({site.name: site})) if selection.layers is None else list(mine)
     wanted = [selection.wants(layout) for layout in site.layouts]
     reason = "" if chosen and mine and all(wanted) else selection.left_out(site)
     first = site.layouts[0].projections if site.layouts else ()

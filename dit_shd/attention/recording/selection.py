@@ -3,6 +3,7 @@
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from torch import nn
 
@@ -41,7 +42,7 @@ class Selection:
         self._check_names(list(layers), list(layers))
         return {name: layers[name] for name in self._wanted(list(layers), list(layers))}
 
-    def check(self, sites: Sites, ran: Mapping[str, nn.Module]) -> None:
+    def check(self, sites: Sites, ran: Mapping[str, nn.Module] = MappingProxyType({})) -> None:
         """Refuse names that fit nothing, and layers that other layers of their kind are not.
 
         Raises:
@@ -75,25 +76,17 @@ class Selection:
         roles = " and ".join(dict.fromkeys(f"{layout.role}-attention" for layout in site.layouts if layout.unasked))
         return f"{roles or 'nothing of it'} is recorded when it is named: layers=..."
 
-    def why_nothing(self, sites: Sites, ran: Mapping[str, nn.Module]) -> str:
+    def why_nothing(self, sites: Sites) -> str:
         """Why none of the attention that ran was recorded."""
         if self.block.block != "joint":
             return (
                 f"no layer that ran is known to join text and image tokens: there is no block '{self.block.block}'; "
                 "use block='joint', or say where the image tokens stand, as in image=slice(77, None)"
             )
-        others = {
-            name: module
-            for name, module in discovery.attention_like(dict(ran)).items()
-            if name not in sites and hasattr(module, "set_processor")
-        }
-        silent = ""
-        if others:
-            name, module = next(iter(others.items()))
-            silent = f"{name} ({type(module.processor).__name__}) {discovery.why_silent(module)}. "
+        silent = [*sites.silent.values(), ""][0]
         return (
-            f"{silent}No self-attention that can be recorded ran; cross-attention has to be named: "
-            f"layers={', '.join(sites)}"
+            f"{silent}{'. ' if silent else ''}No self-attention that can be recorded ran; cross-attention has to be "
+            f"named: layers={', '.join(sites)}"
         )
 
     def _check_names(self, names: Sequence[str], depths: Sequence[str]) -> None:
