@@ -1,0 +1,283 @@
+"""The divergence on a GPU: by rows (value and gradient by the query), by keys, and by the offsets of a relative bias.
+
+    A~  = sum_i w_i A_i                   over the teacher heads of a group
+    KL  = sum A~ log A~ - sum A~ (S - top) + mass log total,   S the student's scores, mass = sum A~
+    dKL/dS = mass B - A~                  dMSE/dS = B (G - sum B G),  G = 2 (B - A~)
+
+The sum of A~ (S - top) is kept against the running top, so scores may be large. A program writes addresses of its own;
+only gradients of a bias that several programs share are added atomically.
+"""
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from dit_shd.squeezing.kernels.scores import (
+    MINUS_INFINITY,
+    block_scores,
+    dot,
+    load_key,
+    load_query,
+    places_of,
+    product,
+    table_entry,
+)
+
+TINY = tl.constexpr(1.1754943508222875e-38)
+
+
+class Group(NamedTuple):
+    """Student heads that stand for K teacher heads each, and what is known of the teacher's maps."""
+
+    members: Any
+    """[G,K], teacher heads."""
+    students: Any
+    """[G], student heads."""
+    weight: Any
+    """[b,h,n or 1] by strides."""
+    weight_b: Any
+    weight_h: Any
+    weight_n: Any
+    top: Any
+    """[b,h,n]"""
+    inverse: Any
+    """[b,h,n], 1 / total"""
+    heads: Any
+    """h"""
+    student_heads: Any
+    """g"""
+
+
+@triton.jit
+def block_target(
+    teacher, group, b, which, rows, cols, at, live_rows, live_cols, N,
+    K: tl.constexpr, WIDTH: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
+    BIAS: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """A~ [r,c] of one student head."""
+    target = tl.zeros([ROWS, COLS], tl.float32)
+    for i in range(K):
+        head = tl.load(group.members + which * K + i)
+        place = (b * group.heads + head) * N + rows
+        top = tl.load(group.top + place, mask=live_rows, other=0.0)
+        inverse = tl.load(group.inverse + place, mask=live_rows, other=0.0)
+        share = b * group.weight_b + head * group.weight_h + rows * group.weight_n
+        weight = tl.load(group.weight + share, mask=live_rows, other=0.0)
+        query = load_query(teacher, b, head, rows, live_rows, WIDTH, BLOCK_WIDTH)
+        key = load_key(teacher, b, head, cols, live_cols, WIDTH, BLOCK_WIDTH)
+        scores = block_scores(
+            teacher, query, key, b, head, rows, cols, at, live_rows, live_cols, BIAS, CAUSAL, PRECISION
+        )  # fmt: skip
+        target += tl.exp(scores - top[:, None]) * (inverse * weight)[:, None]
+    return target
+
+
+class Rows(NamedTuple):
+    """What is kept of each row of a student head: [b,g,n] each."""
+
+    top: Any
+    inverse: Any
+    """1 / total"""
+    mass: Any
+    """sum A~: 1, or 0 where the teacher hides all keys."""
+    slope: Any
+    """sum B G, for mse."""
+
+
+@triton.jit
+def divergence_rows(
+    teacher, student, group, kept, value, d_query, N, M,
+    MEASURE: tl.constexpr, GRADIENTS: tl.constexpr, K: tl.constexpr,
+    T_WIDTH: tl.constexpr, T_BLOCK: tl.constexpr, T_BIAS: tl.constexpr, T_CAUSAL: tl.constexpr,
+    S_WIDTH: tl.constexpr, S_BLOCK: tl.constexpr, S_BIAS: tl.constexpr, S_CAUSAL: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr, SPLIT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The divergence of a block of rows of a student head, its gradient by the query, and what the other kernels need.
+
+    Args:
+        kept: Rows, written; for mse top and inverse are read.
+        value: [b,g,n]. d_query: [b,g,n,S_WIDTH] float32, in units of the scores over T.
+    """
+    b, which = tl.program_id(2).to(tl.int64), tl.program_id(1)
+    head = tl.load(group.students + which)
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    live_rows = rows < N
+    t_at = places_of(teacher, rows, live_rows, T_CAUSAL)
+    s_at = places_of(student, rows, live_rows, S_CAUSAL)
+    place = (b * group.student_heads + head) * N + rows
+    query = load_query(student, b, head, rows, live_rows, S_WIDTH, S_BLOCK)
+    mass = tl.zeros([ROWS], tl.float32)
+    terms = tl.zeros([ROWS], tl.float32)  # kl: sum A~ log A~ - sum A~ (S - top); mse: sum (B - A~)^2
+    slope = tl.zeros([ROWS], tl.float32)
+    first = tl.zeros([ROWS, S_BLOCK], tl.float32)  # kl: B K, not yet normalised; mse: (B G) K
+    second = tl.zeros([ROWS, S_BLOCK], tl.float32)  # kl: A~ K; mse: B K
+    if MEASURE == "mse":
+        top = tl.load(kept.top + place, mask=live_rows, other=0.0)
+        inverse = tl.load(kept.inverse + place, mask=live_rows, other=0.0)
+        total = inverse
+    else:
+        top = tl.full([ROWS], MINUS_INFINITY, tl.float32)
+        total = tl.zeros([ROWS], tl.float32)
+        inverse = total
+    old = tl.zeros([ROWS], tl.float32)
+    stop = M
+    if T_CAUSAL and S_CAUSAL:
+        stop = tl.minimum(M, tl.maximum(tl.max(t_at), tl.max(s_at)) + 1)
+    for start in range(0, stop, COLS):
+        cols = start + tl.arange(0, COLS)
+        live_cols = cols < M
+        target = block_target(
+            teacher, group, b, which, rows, cols, t_at, live_rows, live_cols, N,
+            K, T_WIDTH, T_BLOCK, T_BIAS, T_CAUSAL, PRECISION, ROWS, COLS,
+        )  # fmt: skip
+        key = load_key(student, b, head, cols, live_cols, S_WIDTH, S_BLOCK)
+        scores = block_scores(
+            student, query, key, b, head, rows, cols, s_at, live_rows, live_cols, S_BIAS, S_CAUSAL, PRECISION
+        )  # fmt: skip
+        if MEASURE == "mse":
+            maps = tl.exp(scores - top[:, None]) * inverse[:, None]
+            gap = maps - target
+            terms += tl.sum(gap * gap, 1)
+            pull = 2 * maps * gap
+            slope += tl.sum(pull, 1)
+            if GRADIENTS:
+                first += product(pull, key, SPLIT, PRECISION)
+                second += product(maps, key, SPLIT, PRECISION)
+        else:
+            new = tl.maximum(top, tl.max(scores, 1))
+            base = tl.where(new == MINUS_INFINITY, 0.0, new)
+            maps = tl.exp(scores - base[:, None])
+            shrink = tl.exp(top - base)
+            total = total * shrink + tl.sum(maps, 1)
+            terms += (base - old) * mass
+            terms -= tl.sum(tl.where(target == 0, 0.0, target * (scores - base[:, None])), 1)
+            if MEASURE == "kl":
+                terms += tl.sum(target * tl.log(tl.maximum(target, TINY)), 1)
+            if GRADIENTS:
+                first = first * shrink[:, None] + product(maps, key, SPLIT, PRECISION)
+                second += product(target, key, SPLIT, PRECISION)
+            top, old = new, base
+        mass += tl.sum(target, 1)
+    if MEASURE == "mse":
+        counts = tl.where(mass > 0, 1.0, 0.0)  # rows that the teacher hides altogether count as nothing
+        terms = terms * counts
+        slope = slope * counts
+        gradient = (first - second * slope[:, None]) * counts[:, None]
+        tl.store(kept.slope + place, slope, mask=live_rows)
+    else:
+        seen = total > 0
+        inverse = tl.where(seen, 1.0 / total, 0.0)
+        terms += tl.where(seen, tl.log(total), 0.0) * mass
+        gradient = first * (inverse * mass)[:, None] - second
+        tl.store(kept.top + place, tl.where(seen, top, 0.0), mask=live_rows)
+        tl.store(kept.inverse + place, inverse, mask=live_rows)
+    tl.store(kept.mass + place, mass, mask=live_rows)
+    tl.store(value + place, terms, mask=live_rows)
+    if GRADIENTS:
+        dims = tl.arange(0, S_BLOCK)
+        live = live_rows[:, None] & (dims[None, :] < S_WIDTH)
+        tl.store(d_query + place[:, None] * S_WIDTH + dims[None, :], gradient, mask=live)
+
+
+@triton.jit
+def block_gradient(
+    teacher, student, group, kept, b, which, head, rows, cols, live_rows, live_cols, query, key, N,
+    MEASURE: tl.constexpr, K: tl.constexpr, T_WIDTH: tl.constexpr, T_BLOCK: tl.constexpr,
+    T_BIAS: tl.constexpr, T_CAUSAL: tl.constexpr, S_BIAS: tl.constexpr, S_CAUSAL: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The divergence's gradient by the student's scores over T [r,c]."""
+    t_at = places_of(teacher, rows, live_rows, T_CAUSAL)
+    s_at = places_of(student, rows, live_rows, S_CAUSAL)
+    target = block_target(
+        teacher, group, b, which, rows, cols, t_at, live_rows, live_cols, N,
+        K, T_WIDTH, T_BLOCK, T_BIAS, T_CAUSAL, PRECISION, ROWS, COLS,
+    )  # fmt: skip
+    scores = block_scores(
+        student, query, key, b, head, rows, cols, s_at, live_rows, live_cols, S_BIAS, S_CAUSAL, PRECISION
+    )  # fmt: skip
+    place = (b * group.student_heads + head) * N + rows
+    top = tl.load(kept.top + place, mask=live_rows, other=0.0)
+    inverse = tl.load(kept.inverse + place, mask=live_rows, other=0.0)
+    mass = tl.load(kept.mass + place, mask=live_rows, other=0.0)
+    maps = tl.exp(scores - top[:, None]) * inverse[:, None]
+    if MEASURE == "mse":
+        slope = tl.load(kept.slope + place, mask=live_rows, other=0.0)
+        gradient = maps * (2 * (maps - target) - slope[:, None]) * tl.where(mass > 0, 1.0, 0.0)[:, None]
+    else:
+        gradient = maps * mass[:, None] - target
+    return tl.where(live_rows[:, None] & live_cols[None, :], gradient, 0.0)
+
+
+@triton.jit
+def divergence_keys(
+    teacher, student, group, kept, d_key, d_bias, d_bias_b, d_bias_h, d_bias_n, d_bias_m, boost, N, M,
+    COLLECT: tl.constexpr, MEASURE: tl.constexpr, K: tl.constexpr,
+    T_WIDTH: tl.constexpr, T_BLOCK: tl.constexpr, T_BIAS: tl.constexpr, T_CAUSAL: tl.constexpr,
+    S_WIDTH: tl.constexpr, S_BLOCK: tl.constexpr, S_BIAS: tl.constexpr, S_CAUSAL: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The divergence's gradient by a block of keys of a student head, and by its bias.
+
+    Args:
+        d_key: [b,g,m,S_WIDTH] float32, in units of the scores over T. boost: brings the gradient of the scores, about
+            1 / m, to where 16-bit numbers are precise; a power of two.
+        COLLECT: none; dense: into d_bias by strides; entries: into the tables d_bias[b,g,entries]; both atomically.
+    """
+    b, which = tl.program_id(2).to(tl.int64), tl.program_id(1)
+    head = tl.load(group.students + which)
+    cols = tl.program_id(0) * COLS + tl.arange(0, COLS)
+    live_cols = cols < M
+    key = load_key(student, b, head, cols, live_cols, S_WIDTH, S_BLOCK)
+    gradient = tl.zeros([COLS, S_BLOCK], tl.float32)
+    for start in range(0, N, ROWS):
+        rows = start + tl.arange(0, ROWS)
+        live_rows = rows < N
+        query = load_query(student, b, head, rows, live_rows, S_WIDTH, S_BLOCK)
+        d_scores = block_gradient(
+            teacher, student, group, kept, b, which, head, rows, cols, live_rows, live_cols, query, key, N,
+            MEASURE, K, T_WIDTH, T_BLOCK, T_BIAS, T_CAUSAL, S_BIAS, S_CAUSAL, ROWS, COLS, PRECISION,
+        )  # fmt: skip
+        gradient += dot(tl.trans(d_scores * boost).to(query.dtype), query, PRECISION)
+        inside = live_rows[:, None] & live_cols[None, :]
+        if COLLECT == "dense":
+            places = rows[:, None] * d_bias_n + cols[None, :] * d_bias_m
+            tl.atomic_add(d_bias + b * d_bias_b + head * d_bias_h + places, d_scores, mask=inside)
+        if COLLECT == "entries":
+            places = table_entry(student, b, rows, cols, live_rows, live_cols)
+            tl.atomic_add(d_bias + b * d_bias_b + head * d_bias_h + places, d_scores, mask=inside)
+    dims = tl.arange(0, S_BLOCK)
+    line = ((b * group.student_heads + head) * M + cols)[:, None] * S_WIDTH + dims[None, :]
+    tl.store(d_key + line, gradient / boost, mask=live_cols[:, None] & (dims[None, :] < S_WIDTH))
+
+
+@triton.jit
+def divergence_offsets(
+    teacher, student, group, kept, lines, SIDE, N,
+    MEASURE: tl.constexpr, K: tl.constexpr,
+    T_WIDTH: tl.constexpr, T_BLOCK: tl.constexpr, T_BIAS: tl.constexpr, T_CAUSAL: tl.constexpr,
+    S_WIDTH: tl.constexpr, S_BLOCK: tl.constexpr, S_BIAS: tl.constexpr, S_CAUSAL: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The divergence's gradient by a relative bias, for all tokens of a SIDE x SIDE grid.
+
+    A program has one vertical offset: it adds up the blocks [x_q,x_k] of all grid lines that are so far apart, and
+    writes their sum: lines[b,g,x_q,offset,x_k]. No two programs meet.
+    """
+    b, which, offset = tl.program_id(2).to(tl.int64), tl.program_id(1), tl.program_id(0)
+    head = tl.load(group.students + which)
+    x_q, x_k = tl.arange(0, ROWS), tl.arange(0, COLS)
+    live_rows, live_cols = x_q < SIDE, x_k < SIDE
+    down = offset - (SIDE - 1)  # y_k - y_q
+    total = tl.zeros([ROWS, COLS], tl.float32)
+    for y in range(tl.maximum(0, -down), tl.minimum(SIDE, SIDE - down)):
+        rows, cols = y * SIDE + x_q, (y + down) * SIDE + x_k
+        query = load_query(student, b, head, rows, live_rows, S_WIDTH, S_BLOCK)
+        key = load_key(student, b, head, cols, live_cols, S_WIDTH, S_BLOCK)
+        total += block_gradient(
+            teacher, student, group, kept, b, which, head, rows, cols, live_rows, live_cols, query, key, N,
+            MEASURE, K, T_WIDTH, T_BLOCK, T_BIAS, T_CAUSAL, S_BIAS, S_CAUSAL, ROWS, COLS, PRECISION,
+        )  # fmt: skip
+    line = ((b * group.student_heads + head) * SIDE + x_q)[:, None] * (2 * SIDE - 1) + offset
+    tl.store(lines + line * SIDE + x_k[None, :], total, mask=live_rows[:, None] & live_cols[None, :])
