@@ -39,7 +39,7 @@ def side(dtype: str) -> scores.Side:
 
 
 GROUP = divergence.Group("*i32", "*i32", "*fp32", "i32", "i32", "i32", "*fp32", "*fp32", "i32", "i32")
-ROWS = divergence.Rows("*fp32", "*fp32", "*fp32", "*fp32")
+ROWS = divergence.Rows("*fp32", "*fp32", "*fp32", "*fp32", "*fp32", "i32")
 
 
 def configurations(dtype: str, width: int) -> list[tuple[str, Any, dict[str, Any], dict[str, Any], Blocks]]:
@@ -78,7 +78,9 @@ def configurations(dtype: str, width: int) -> list[tuple[str, Any, dict[str, Any
             found.append((f"divergence_keys {name} entries", divergence.divergence_keys, types, entries, blocks))
             for line in (16, 32, 64):
                 types, blocks = shared | dict(lines="*fp32", SIDE="i32", N="i32"), Blocks.of_offsets(line)
-                found.append((f"divergence_offsets {name} {line}", divergence.divergence_offsets, types, constants, blocks))
+                found.append(
+                    (f"divergence_offsets {name} {line}", divergence.divergence_offsets, types, constants, blocks)
+                )
     return found
 
 
@@ -108,9 +110,7 @@ def resources(cubin: bytes) -> dict[str, int]:
         file = Path(folder, "kernel.cubin")
         file.write_bytes(cubin)
         tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-        text = subprocess.run(
-            [tool, "--dump-resource-usage", file], capture_output=True, text=True, check=True
-        ).stdout
+        text = subprocess.run([tool, "--dump-resource-usage", file], capture_output=True, text=True, check=True).stdout
         sass = subprocess.run([tool, "--dump-sass", file], capture_output=True, text=True).stdout
     numbers = {key: int(number) for key, number in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", text)}
     numbers["SPILLS"] = len(re.findall(r"\b(?:STL|LDL)\b", sass))

@@ -83,6 +83,9 @@ class Rows(NamedTuple):
     """sum A~: 1, or 0 where the teacher hides all keys."""
     slope: Any
     """sum B G, for mse."""
+    row_weight: Any
+    """[b,n] by strides: what a row counts in the gradients."""
+    row_weight_b: Any
 
 
 @triton.jit
@@ -207,7 +210,9 @@ def block_gradient(
         gradient = maps * (2 * (maps - target) - slope[:, None]) * tl.where(mass > 0, 1.0, 0.0)[:, None]
     else:
         gradient = maps * mass[:, None] - target
-    return tl.where(live_rows[:, None] & live_cols[None, :], gradient, 0.0)
+    counts = tl.load(kept.row_weight + b * kept.row_weight_b + rows, mask=live_rows, other=0.0)
+    inside = (counts > 0)[:, None] & live_cols[None, :]
+    return tl.where(inside, gradient * counts[:, None], 0.0)
 
 
 @triton.jit

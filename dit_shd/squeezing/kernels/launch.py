@@ -87,6 +87,7 @@ def divergence(
     inverse: Tensor,
     student_top: Tensor,
     student_inverse: Tensor,
+    row_weight: Tensor,
     plan: Sequence[int],
     measure: str,
     gradients: bool,
@@ -99,6 +100,7 @@ def divergence(
         teacher, student: six tensors each. t_numbers, s_numbers: factor and bias factor.
         weight: [b,h,n or 1]. top, inverse: of the teacher's rows at this temperature [b,h,n].
         student_top, student_inverse: of the student's rows, read by mse alone.
+        row_weight: [b or 1,n], what every query row counts in d_key and d_bias.
         plan: the student head of each teacher head [h].
         collect: the bias's gradient: none, dense, entries or lines; d_bias_shape: its shape.
 
@@ -112,7 +114,10 @@ def divergence(
     d_key = terms.new_zeros(b, g, m, d) if gradients else terms.new_empty(0)
     d_bias = terms.new_zeros(list(d_bias_shape))
     mass, slope = terms.new_empty(2, b, g, n)
-    kept = kernels.Rows(student_top.clone(), student_inverse.clone(), mass, slope)
+    kept = kernels.Rows(
+        student_top.clone(), student_inverse.clone(), mass, slope, row_weight,
+        row_weight.stride(0) if row_weight.shape[0] > 1 else 0,
+    )  # fmt: skip
     ours = side(student, s_bias, *s_numbers, s_offset)  # type: ignore[misc]
     theirs = side(teacher, t_bias, *t_numbers, t_offset)  # type: ignore[misc]
     for members, students in groups_by_size(plan, query.device):
@@ -150,7 +155,7 @@ def divergence(
 
 @divergence.register_fake
 def _(teacher, t_bias, t_causal, t_numbers, t_offset, student, s_bias, s_causal, s_numbers, s_offset, weight,
-      top, inverse, student_top, student_inverse, plan, measure, gradients, collect, d_bias_shape):  # type: ignore[no-untyped-def]  # fmt: skip
+      top, inverse, student_top, student_inverse, row_weight, plan, measure, gradients, collect, d_bias_shape):  # type: ignore[no-untyped-def]  # fmt: skip
     query, key = student[0], student[1]
     terms = query.new_empty(query.shape[:3], dtype=torch.float32)
     nothing = terms.new_empty(0)
