@@ -48,7 +48,8 @@ def configurations(dtype: str, width: int) -> list[tuple[str, Any, dict[str, Any
     for (bias, causal), values in itertools.product(BIASES, (0, 1, 2, 4)):
         blocks = Blocks.of_values(width, width, values, DTYPES[dtype], bias)
         constants = dict(
-            VALUES=values, WIDTH=width, BLOCK_WIDTH=blocks.width(width), VALUE_WIDTH=width, BLOCK_VALUE=blocks.width(width),
+            VALUES=values, WIDTH=width, BLOCK_WIDTH=Blocks.width(width), VALUE_WIDTH=width,
+            BLOCK_VALUE=Blocks.width(width),
             BIAS=bias, CAUSAL=causal, SPLIT=False, PRECISION="ieee",
         )  # fmt: skip
         types = dict(
@@ -59,28 +60,25 @@ def configurations(dtype: str, width: int) -> list[tuple[str, Any, dict[str, Any
     shared = dict(teacher=side(dtype), student=side(dtype), group=GROUP, kept=ROWS)
     numbers = dict(N="i32", M="i32")
     for (bias, causal), measure, k in itertools.product(BIASES, ("kl", "mse"), (2, 3)):
-        constants = dict(
-            MEASURE=measure, K=k, T_WIDTH=width, T_BLOCK=Blocks.width(width), T_BIAS=bias, T_CAUSAL=causal,
+        fixed = dict(
+            K=k, T_WIDTH=width, T_BLOCK=Blocks.width(width), T_BIAS=bias, T_CAUSAL=causal,
             S_WIDTH=width, S_BLOCK=Blocks.width(width), S_BIAS=bias, S_CAUSAL=causal, PRECISION="ieee",
         )  # fmt: skip
-        name = f"{measure} {k}:1 {bias}"
-        rows = constants | dict(GRADIENTS=True, SPLIT=dtype != "fp32")
+        name, squared = f"{measure} {k}:1 {bias}", fixed | dict(SQUARED=measure == "mse")
+        kernel = divergence.squared_rows if measure == "mse" else divergence.divergence_rows
+        rows = fixed | dict(GRADIENTS=True, SPLIT=dtype != "fp32") | (dict(ENTROPY=True) if measure == "kl" else {})
         types = shared | dict(value="*fp32", d_query="*fp32") | numbers
-        blocks = Blocks.of_rows(width, width, DTYPES[dtype])
-        found.append((f"divergence_rows {name}", divergence.divergence_rows, types, rows, blocks))
+        blocks = Blocks.of_rows(width, width, DTYPES[dtype], measure)
+        found.append((f"{kernel.__name__} {name}", kernel, types, rows, blocks))
         blocks = Blocks.of_keys(width, width, DTYPES[dtype])
-        keys = constants | dict(COLLECT={"none": "none", "relative": "none", "dense": "dense"}[bias])
         strides = {f"d_bias_{axis}": "i32" for axis in "bhnm"}
         types = shared | dict(d_key="*fp32", d_bias="*fp32") | strides | dict(boost="fp32") | numbers
-        found.append((f"divergence_keys {name}", divergence.divergence_keys, types, keys, blocks))
-        if bias == "relative":
-            entries = keys | dict(COLLECT="entries")
-            found.append((f"divergence_keys {name} entries", divergence.divergence_keys, types, entries, blocks))
-            for line in (16, 32, 64):
-                types, blocks = shared | dict(lines="*fp32", SIDE="i32", N="i32"), Blocks.of_offsets(line)
-                found.append(
-                    (f"divergence_offsets {name} {line}", divergence.divergence_offsets, types, constants, blocks)
-                )
+        for collect in {"none": ["none"], "relative": ["none", "entries"], "dense": ["none", "dense"]}[bias]:
+            keys = squared | dict(COLLECT=collect)
+            found.append((f"divergence_keys {name} {collect}", divergence.divergence_keys, types, keys, blocks))
+        for line in (16, 32, 64) if bias == "relative" else ():
+            types, blocks = shared | dict(lines="*fp32", SIDE="i32", N="i32"), Blocks.of_offsets(line)
+            found.append((f"divergence_offsets {name} {line}", divergence.divergence_offsets, types, squared, blocks))
     return found
 
 

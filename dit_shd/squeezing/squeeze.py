@@ -102,18 +102,7 @@ def squeeze(
     Raises:
         UserError: student heads outside 1..h, or a plan that is no partition. ValueError: no W^O, not finite input.
     """
-    one_layer(capture, "squeeze")
-    if method not in get_args(Method):
-        raise UserError(f"squeeze: method: wanted one of {', '.join(get_args(Method))}, found '{method}'")
-    if backend not in get_args(Backend):
-        raise UserError(f"squeeze: backend: wanted {', '.join(get_args(Backend))}, found '{backend}'")
-    if isinstance(plan, str) and plan != "contiguous":
-        raise UserError(f"squeeze: plan: wanted contiguous or a list of groups, found '{plan}'")
-    if backend == "fused" and capture.causal and capture.positions is not None:
-        raise ValueError("squeeze: backend fused cannot serve some query rows of causal attention; use streamed")
-    reason = unfit(capture) if backend == "triton" else None
-    if reason:
-        raise ValueError(f"squeeze: backend triton cannot serve here: {reason}; use streamed or fused")
+    _check(capture, plan, method, backend)
     b, h, _, _ = capture.shape
     groups = plan_of(plan, h, heads)
     group = torch.empty(h, dtype=torch.long)
@@ -136,6 +125,21 @@ def squeeze(
     merge = _Merge(capture, groups, method, clamp, backend, chunk_mib, keep_maps, projections, row_weight)
     with torch.no_grad(), torch.autocast(group.device.type, enabled=False):
         return merge.run(group)
+
+
+def _check(capture: Capture, plan: Literal["contiguous"] | Sequence[Sequence[int]], method: str, backend: str) -> None:
+    one_layer(capture, "squeeze")
+    if method not in get_args(Method):
+        raise UserError(f"squeeze: method: wanted one of {', '.join(get_args(Method))}, found '{method}'")
+    if backend not in get_args(Backend):
+        raise UserError(f"squeeze: backend: wanted {', '.join(get_args(Backend))}, found '{backend}'")
+    if isinstance(plan, str) and plan != "contiguous":
+        raise UserError(f"squeeze: plan: wanted contiguous or a list of groups, found '{plan}'")
+    if backend == "fused" and capture.causal and capture.positions is not None:
+        raise ValueError("squeeze: backend fused cannot serve some query rows of causal attention; use streamed")
+    reason = unfit(capture) if backend == "triton" else None
+    if reason:
+        raise ValueError(f"squeeze: backend triton cannot serve here: {reason}; use streamed or fused")
 
 
 def plan_of(plan: Literal["contiguous"] | Sequence[Sequence[int]], heads: int, groups: int) -> Plan:

@@ -24,7 +24,7 @@ def run(job: Job) -> Result:
     kept = row_sums(student, job.temperature) if job.measure == "mse" else [top.new_zeros(student.shape[:3])] * 2
     collect, shape = _collected(student.bias, result)
     theirs, ours = side_of(teacher, job.temperature), side_of(student, job.temperature)
-    terms, d_query, d_key, d_bias = operators().divergence(
+    terms, d_query, d_key, d_bias = operators.divergence(
         *_flat(theirs), *_flat(ours), job.squeeze.weight.float(), top, inverse, *kept, row_weight,
         _student_heads(job), job.measure, job.gradients, collect, shape,
     )  # fmt: skip

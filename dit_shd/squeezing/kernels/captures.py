@@ -1,10 +1,7 @@
 """Captures as the kernels take them: whether they can be, and what of a teacher they work out."""
 
-import importlib
 import importlib.util
 import os
-from functools import cache
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -14,6 +11,11 @@ from dit_shd.attention.bias import DenseBias
 from dit_shd.attention.capture import Capture
 from dit_shd.attention.relative_bias import RelativeBias
 
+if importlib.util.find_spec("triton"):
+    from dit_shd.squeezing.kernels import launch as operators
+else:  # it is not made for every platform
+    operators: Any = None
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 WIDEST = 128
 """Head width that the kernels' blocks are made for."""
@@ -21,7 +23,7 @@ WIDEST = 128
 
 def unfit(teacher: Capture, student: Capture | None = None) -> str | None:
     """Why this backend cannot serve; None where it can."""
-    if importlib.util.find_spec("triton") is None:
+    if operators is None:
         return "triton is not installed"
     for side in (teacher,) if student is None else (teacher, student):
         reason = _unfit(side)
@@ -48,12 +50,6 @@ def _unfit(side: Capture) -> str | None:
 def interpreted() -> bool:
     """Whether kernels run in Triton's interpreter, on a CPU: for tests."""
     return os.environ.get("TRITON_INTERPRET") == "1"
-
-
-@cache
-def operators() -> ModuleType:
-    """kernels/launch.py; importing it imports triton."""
-    return importlib.import_module("dit_shd.squeezing.kernels.launch")
 
 
 def side_of(capture: Capture, temperature: float) -> dict[str, Any]:
@@ -110,7 +106,7 @@ def values_met(capture: Capture, groups: list[list[int]]) -> tuple[Tensor, Tenso
         chunk = partners[:, first : first + 4]
         width = 4 if chunk.shape[1] == 3 else chunk.shape[1]
         chunk = torch.nn.functional.pad(chunk, (0, width - chunk.shape[1]), value=-1).to(value.device)
-        out, top, inverse = operators().attend(**side, value=value, partners=chunk, split=False)
+        out, top, inverse = operators.attend(**side, value=value, partners=chunk, split=False)
         found.append(out[:, :, : partners[:, first : first + 4].shape[1]])
     assert top is not None and inverse is not None
     return torch.cat(found, 2), top, inverse
@@ -120,4 +116,4 @@ def row_sums(capture: Capture, temperature: float) -> tuple[Tensor, Tensor]:
     """Top and 1/total of the scores over T of every row [b,h,n]."""
     partners = torch.empty(capture.heads, 0, dtype=torch.int32, device=capture.query.device)
     side, value = side_of(capture, temperature), _rows_together(capture.value)
-    return operators().attend(**side, value=value, partners=partners, split=False)[1:]
+    return operators.attend(**side, value=value, partners=partners, split=False)[1:]

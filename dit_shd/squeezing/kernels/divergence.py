@@ -1,3 +1,4 @@
+# pyright: basic, reportArgumentType=false, reportOperatorIssue=false, reportIndexIssue=false, reportCallIssue=false
 """The divergence on a GPU: by rows (value and gradient by the query), by keys, and by the offsets of a relative bias.
 
     A~  = sum_i w_i A_i                   over the teacher heads of a group
@@ -21,6 +22,7 @@ from dit_shd.squeezing.kernels.scores import (
     load_query,
     places_of,
     product,
+    store_rows,
     table_entry,
 )
 
@@ -91,15 +93,15 @@ class Rows(NamedTuple):
 @triton.jit
 def divergence_rows(
     teacher, student, group, kept, value, d_query, N, M,
-    MEASURE: tl.constexpr, GRADIENTS: tl.constexpr, K: tl.constexpr,
+    ENTROPY: tl.constexpr, GRADIENTS: tl.constexpr, K: tl.constexpr,
     T_WIDTH: tl.constexpr, T_BLOCK: tl.constexpr, T_BIAS: tl.constexpr, T_CAUSAL: tl.constexpr,
     S_WIDTH: tl.constexpr, S_BLOCK: tl.constexpr, S_BIAS: tl.constexpr, S_CAUSAL: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, SPLIT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The divergence of a block of rows of a student head, its gradient by the query, and what the other kernels need.
+    """KL (ENTROPY) or cross-entropy of a block of rows of a student head, and its gradient by the query.
 
     Args:
-        kept: Rows, written; for mse top and inverse are read.
+        kept: Rows; top, inverse and mass are written.
         value: [b,g,n]. d_query: [b,g,n,S_WIDTH] float32, in units of the scores over T.
     """
     b, which = tl.program_id(2).to(tl.int64), tl.program_id(1)
@@ -108,22 +110,14 @@ def divergence_rows(
     live_rows = rows < N
     t_at = places_of(teacher, rows, live_rows, T_CAUSAL)
     s_at = places_of(student, rows, live_rows, S_CAUSAL)
-    place = (b * group.student_heads + head) * N + rows
     query = load_query(student, b, head, rows, live_rows, S_WIDTH, S_BLOCK)
+    top = tl.full([ROWS], MINUS_INFINITY, tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
     mass = tl.zeros([ROWS], tl.float32)
-    terms = tl.zeros([ROWS], tl.float32)  # kl: sum A~ log A~ - sum A~ (S - top); mse: sum (B - A~)^2
-    slope = tl.zeros([ROWS], tl.float32)
-    first = tl.zeros([ROWS, S_BLOCK], tl.float32)  # kl: B K, not yet normalised; mse: (B G) K
-    second = tl.zeros([ROWS, S_BLOCK], tl.float32)  # kl: A~ K; mse: B K
-    if MEASURE == "mse":
-        top = tl.load(kept.top + place, mask=live_rows, other=0.0)
-        inverse = tl.load(kept.inverse + place, mask=live_rows, other=0.0)
-        total = inverse
-    else:
-        top = tl.full([ROWS], MINUS_INFINITY, tl.float32)
-        total = tl.zeros([ROWS], tl.float32)
-        inverse = total
-    old = tl.zeros([ROWS], tl.float32)
+    terms = tl.zeros([ROWS], tl.float32)  # sum A~ log A~ - sum A~ (S - base)
+    base = tl.zeros([ROWS], tl.float32)
+    own = tl.zeros([ROWS, S_BLOCK], tl.float32)  # B K, not yet normalised
+    wanted = tl.zeros([ROWS, S_BLOCK], tl.float32)  # A~ K
     stop = M
     if T_CAUSAL and S_CAUSAL:
         stop = tl.minimum(M, tl.maximum(tl.max(t_at), tl.max(s_at)) + 1)
@@ -138,55 +132,92 @@ def divergence_rows(
         scores = block_scores(
             student, query, key, b, head, rows, cols, s_at, live_rows, live_cols, S_BIAS, S_CAUSAL, PRECISION
         )  # fmt: skip
-        if MEASURE == "mse":
-            maps = tl.exp(scores - top[:, None]) * inverse[:, None]
-            gap = maps - target
-            terms += tl.sum(gap * gap, 1)
-            pull = 2 * maps * gap
-            slope += tl.sum(pull, 1)
-            if GRADIENTS:
-                first += product(pull, key, SPLIT, PRECISION)
-                second += product(maps, key, SPLIT, PRECISION)
-        else:
-            new = tl.maximum(top, tl.max(scores, 1))
-            base = tl.where(new == MINUS_INFINITY, 0.0, new)
-            maps = tl.exp(scores - base[:, None])
-            shrink = tl.exp(top - base)
-            total = total * shrink + tl.sum(maps, 1)
-            terms += (base - old) * mass
-            terms -= tl.sum(tl.where(target == 0, 0.0, target * (scores - base[:, None])), 1)
-            if MEASURE == "kl":
-                terms += tl.sum(target * tl.log(tl.maximum(target, TINY)), 1)
-            if GRADIENTS:
-                first = first * shrink[:, None] + product(maps, key, SPLIT, PRECISION)
-                second += product(target, key, SPLIT, PRECISION)
-            top, old = new, base
+        new = tl.maximum(top, tl.max(scores, 1))
+        old, base = base, tl.where(new == MINUS_INFINITY, 0.0, new)
+        maps = tl.exp(scores - base[:, None])
+        shrink = tl.exp(top - base)
+        total = total * shrink + tl.sum(maps, 1)
+        terms += (base - old) * mass - tl.sum(tl.where(target == 0, 0.0, target * (scores - base[:, None])), 1)
+        if ENTROPY:
+            terms += tl.sum(target * tl.log(tl.maximum(target, TINY)), 1)
+        if GRADIENTS:
+            own = own * shrink[:, None] + product(maps, key, SPLIT, PRECISION)
+            wanted += product(target, key, SPLIT, PRECISION)
         mass += tl.sum(target, 1)
-    if MEASURE == "mse":
-        counts = tl.where(mass > 0, 1.0, 0.0)  # rows that the teacher hides altogether count as nothing
-        terms = terms * counts
-        slope = slope * counts
-        gradient = (first - second * slope[:, None]) * counts[:, None]
-        tl.store(kept.slope + place, slope, mask=live_rows)
-    else:
-        seen = total > 0
-        inverse = tl.where(seen, 1.0 / total, 0.0)
-        terms += tl.where(seen, tl.log(total), 0.0) * mass
-        gradient = first * (inverse * mass)[:, None] - second
-        tl.store(kept.top + place, tl.where(seen, top, 0.0), mask=live_rows)
-        tl.store(kept.inverse + place, inverse, mask=live_rows)
+        top = new
+    seen = total != 0  # NaN stays NaN
+    inverse = tl.where(seen, 1.0 / total, 0.0)
+    terms += tl.where(seen, tl.log(total), 0.0) * mass
+    place = (b * group.student_heads + head) * N + rows
+    tl.store(kept.top + place, tl.where(seen, top, 0.0), mask=live_rows)
+    tl.store(kept.inverse + place, inverse, mask=live_rows)
     tl.store(kept.mass + place, mass, mask=live_rows)
     tl.store(value + place, terms, mask=live_rows)
     if GRADIENTS:
-        dims = tl.arange(0, S_BLOCK)
-        live = live_rows[:, None] & (dims[None, :] < S_WIDTH)
-        tl.store(d_query + place[:, None] * S_WIDTH + dims[None, :], gradient, mask=live)
+        store_rows(d_query, place, own * (inverse * mass)[:, None] - wanted, live_rows, S_WIDTH, S_BLOCK)
+
+
+@triton.jit
+def squared_rows(
+    teacher, student, group, kept, value, d_query, N, M,
+    GRADIENTS: tl.constexpr, K: tl.constexpr,
+    T_WIDTH: tl.constexpr, T_BLOCK: tl.constexpr, T_BIAS: tl.constexpr, T_CAUSAL: tl.constexpr,
+    S_WIDTH: tl.constexpr, S_BLOCK: tl.constexpr, S_BIAS: tl.constexpr, S_CAUSAL: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr, SPLIT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The squared difference of the maps of a block of rows of a student head, and its gradient by the query.
+
+    Args:
+        kept: Rows; top and inverse are read, mass and slope are written.
+        value: [b,g,n]. d_query: [b,g,n,S_WIDTH] float32, in units of the scores over T.
+    """
+    b, which = tl.program_id(2).to(tl.int64), tl.program_id(1)
+    head = tl.load(group.students + which)
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    live_rows = rows < N
+    t_at = places_of(teacher, rows, live_rows, T_CAUSAL)
+    s_at = places_of(student, rows, live_rows, S_CAUSAL)
+    query = load_query(student, b, head, rows, live_rows, S_WIDTH, S_BLOCK)
+    place = (b * group.student_heads + head) * N + rows
+    top = tl.load(kept.top + place, mask=live_rows, other=0.0)
+    inverse = tl.load(kept.inverse + place, mask=live_rows, other=0.0)
+    mass = tl.zeros([ROWS], tl.float32)
+    terms = tl.zeros([ROWS], tl.float32)
+    slope = tl.zeros([ROWS], tl.float32)
+    pulled = tl.zeros([ROWS, S_BLOCK], tl.float32)  # (B G) K
+    own = tl.zeros([ROWS, S_BLOCK], tl.float32)  # B K
+    for start in range(0, M, COLS):
+        cols = start + tl.arange(0, COLS)
+        live_cols = cols < M
+        target = block_target(
+            teacher, group, b, which, rows, cols, t_at, live_rows, live_cols, N,
+            K, T_WIDTH, T_BLOCK, T_BIAS, T_CAUSAL, PRECISION, ROWS, COLS,
+        )  # fmt: skip
+        key = load_key(student, b, head, cols, live_cols, S_WIDTH, S_BLOCK)
+        scores = block_scores(
+            student, query, key, b, head, rows, cols, s_at, live_rows, live_cols, S_BIAS, S_CAUSAL, PRECISION
+        )  # fmt: skip
+        maps = tl.exp(scores - top[:, None]) * inverse[:, None]
+        gap = maps - target
+        terms += tl.sum(gap * gap, 1)
+        slope += tl.sum(2 * maps * gap, 1)
+        if GRADIENTS:
+            pulled += product(2 * maps * gap, key, SPLIT, PRECISION)
+            own += product(maps, key, SPLIT, PRECISION)
+        mass += tl.sum(target, 1)
+    counts = tl.where(mass == 0, 0.0, 1.0)  # rows that the teacher hides altogether count as nothing
+    tl.store(kept.slope + place, slope * counts, mask=live_rows)
+    tl.store(kept.mass + place, mass, mask=live_rows)
+    tl.store(value + place, terms * counts, mask=live_rows)
+    if GRADIENTS:
+        gradient = (pulled - own * slope[:, None]) * counts[:, None]
+        store_rows(d_query, place, gradient, live_rows, S_WIDTH, S_BLOCK)
 
 
 @triton.jit
 def block_gradient(
     teacher, student, group, kept, b, which, head, rows, cols, live_rows, live_cols, query, key, N,
-    MEASURE: tl.constexpr, K: tl.constexpr, T_WIDTH: tl.constexpr, T_BLOCK: tl.constexpr,
+    SQUARED: tl.constexpr, K: tl.constexpr, T_WIDTH: tl.constexpr, T_BLOCK: tl.constexpr,
     T_BIAS: tl.constexpr, T_CAUSAL: tl.constexpr, S_BIAS: tl.constexpr, S_CAUSAL: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -205,9 +236,9 @@ def block_gradient(
     inverse = tl.load(kept.inverse + place, mask=live_rows, other=0.0)
     mass = tl.load(kept.mass + place, mask=live_rows, other=0.0)
     maps = tl.exp(scores - top[:, None]) * inverse[:, None]
-    if MEASURE == "mse":
+    if SQUARED:
         slope = tl.load(kept.slope + place, mask=live_rows, other=0.0)
-        gradient = maps * (2 * (maps - target) - slope[:, None]) * tl.where(mass > 0, 1.0, 0.0)[:, None]
+        gradient = maps * (2 * (maps - target) - slope[:, None]) * tl.where(mass == 0, 0.0, 1.0)[:, None]
     else:
         gradient = maps * mass[:, None] - target
     counts = tl.load(kept.row_weight + b * kept.row_weight_b + rows, mask=live_rows, other=0.0)
@@ -218,7 +249,7 @@ def block_gradient(
 @triton.jit
 def divergence_keys(
     teacher, student, group, kept, d_key, d_bias, d_bias_b, d_bias_h, d_bias_n, d_bias_m, boost, N, M,
-    COLLECT: tl.constexpr, MEASURE: tl.constexpr, K: tl.constexpr,
+    COLLECT: tl.constexpr, SQUARED: tl.constexpr, K: tl.constexpr,
     T_WIDTH: tl.constexpr, T_BLOCK: tl.constexpr, T_BIAS: tl.constexpr, T_CAUSAL: tl.constexpr,
     S_WIDTH: tl.constexpr, S_BLOCK: tl.constexpr, S_BIAS: tl.constexpr, S_CAUSAL: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, PRECISION: tl.constexpr,
@@ -242,7 +273,7 @@ def divergence_keys(
         query = load_query(student, b, head, rows, live_rows, S_WIDTH, S_BLOCK)
         d_scores = block_gradient(
             teacher, student, group, kept, b, which, head, rows, cols, live_rows, live_cols, query, key, N,
-            MEASURE, K, T_WIDTH, T_BLOCK, T_BIAS, T_CAUSAL, S_BIAS, S_CAUSAL, ROWS, COLS, PRECISION,
+            SQUARED, K, T_WIDTH, T_BLOCK, T_BIAS, T_CAUSAL, S_BIAS, S_CAUSAL, ROWS, COLS, PRECISION,
         )  # fmt: skip
         gradient += dot(tl.trans(d_scores * boost).to(query.dtype), query, PRECISION)
         inside = live_rows[:, None] & live_cols[None, :]
@@ -252,15 +283,14 @@ def divergence_keys(
         if COLLECT == "entries":
             places = table_entry(student, b, rows, cols, live_rows, live_cols)
             tl.atomic_add(d_bias + b * d_bias_b + head * d_bias_h + places, d_scores, mask=inside)
-    dims = tl.arange(0, S_BLOCK)
-    line = ((b * group.student_heads + head) * M + cols)[:, None] * S_WIDTH + dims[None, :]
-    tl.store(d_key + line, gradient / boost, mask=live_cols[:, None] & (dims[None, :] < S_WIDTH))
+    lines = (b * group.student_heads + head) * M + cols
+    store_rows(d_key, lines, gradient / boost, live_cols, S_WIDTH, S_BLOCK)
 
 
 @triton.jit
 def divergence_offsets(
     teacher, student, group, kept, lines, SIDE, N,
-    MEASURE: tl.constexpr, K: tl.constexpr,
+    SQUARED: tl.constexpr, K: tl.constexpr,
     T_WIDTH: tl.constexpr, T_BLOCK: tl.constexpr, T_BIAS: tl.constexpr, T_CAUSAL: tl.constexpr,
     S_WIDTH: tl.constexpr, S_BLOCK: tl.constexpr, S_BIAS: tl.constexpr, S_CAUSAL: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, PRECISION: tl.constexpr,
@@ -282,7 +312,7 @@ def divergence_offsets(
         key = load_key(student, b, head, cols, live_cols, S_WIDTH, S_BLOCK)
         total += block_gradient(
             teacher, student, group, kept, b, which, head, rows, cols, live_rows, live_cols, query, key, N,
-            MEASURE, K, T_WIDTH, T_BLOCK, T_BIAS, T_CAUSAL, S_BIAS, S_CAUSAL, ROWS, COLS, PRECISION,
+            SQUARED, K, T_WIDTH, T_BLOCK, T_BIAS, T_CAUSAL, S_BIAS, S_CAUSAL, ROWS, COLS, PRECISION,
         )  # fmt: skip
     line = ((b * group.student_heads + head) * SIDE + x_q)[:, None] * (2 * SIDE - 1) + offset
     tl.store(lines + line * SIDE + x_k[None, :], total, mask=live_rows[:, None] & live_cols[None, :])

@@ -1,3 +1,4 @@
+# pyright: basic, reportArgumentType=false, reportOperatorIssue=false, reportIndexIssue=false, reportCallIssue=false
 """The kernels as operators of torch: opaque to torch.compile, with shapes for its fake tensors.
 
 A capture comes as six tensors (sides.py says which) and three facts; everything else is plain numbers.
@@ -5,6 +6,9 @@ A capture comes as six tensors (sides.py says which) and three facts; everything
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import torch
 import triton
@@ -55,7 +59,8 @@ def attend(
     inverse = torch.empty_like(top)
     blocks = Blocks.of_values(d, width, values, query.dtype, bias)
     attend_values[(triton.cdiv(n, blocks.rows), h, b)](
-        side(tensors, bias, factor, bias_factor, offset), value, *value.stride()[:3], partners, out, top, inverse, h, n, m,
+        side(tensors, bias, factor, bias_factor, offset), value, *value.stride()[:3],
+        partners, out, top, inverse, h, n, m,
         VALUES=values, WIDTH=d, BLOCK_WIDTH=blocks.width(d), VALUE_WIDTH=width, BLOCK_VALUE=blocks.width(width),
         BIAS=bias, CAUSAL=causal, SPLIT=split, PRECISION=PRECISION, **blocks.options(),
     )  # fmt: skip
@@ -113,44 +118,70 @@ def divergence(
     d_query = terms.new_zeros(b, g, n, d) if gradients else terms.new_empty(0)
     d_key = terms.new_zeros(b, g, m, d) if gradients else terms.new_empty(0)
     d_bias = terms.new_zeros(list(d_bias_shape))
-    mass, slope = terms.new_empty(2, b, g, n)
     kept = kernels.Rows(
-        student_top.clone(), student_inverse.clone(), mass, slope, row_weight,
+        student_top.clone(), student_inverse.clone(), torch.empty_like(terms), torch.empty_like(terms), row_weight,
         row_weight.stride(0) if row_weight.shape[0] > 1 else 0,
     )  # fmt: skip
-    ours = side(student, s_bias, *s_numbers, s_offset)  # type: ignore[misc]
-    theirs = side(teacher, t_bias, *t_numbers, t_offset)  # type: ignore[misc]
-    for members, students in groups_by_size(plan, query.device):
-        count, k = members.shape
+    theirs, ours = side(teacher, t_bias, *t_numbers, t_offset), side(student, s_bias, *s_numbers, s_offset)
+    widths = dict(T_WIDTH=d_t, T_BLOCK=Blocks.width(d_t), S_WIDTH=d, S_BLOCK=Blocks.width(d))
+    facts = dict(T_BIAS=t_bias, T_CAUSAL=t_causal, S_BIAS=s_bias, S_CAUSAL=s_causal, PRECISION=PRECISION)
+    layer = _Layer(theirs, ours, kept, measure, query.dtype, (b, n, m), widths | facts)
+    for members, students in groups_by_size(tuple(plan), query.device):
         group = kernels.Group(
             members, students, weight, weight.stride(0), weight.stride(1),
             weight.stride(2) if weight.shape[2] > 1 else 0, top, inverse, h, g,
         )  # fmt: skip
-        fixed = dict(
-            MEASURE=measure, K=k, T_WIDTH=d_t, T_BLOCK=Blocks.width(d_t), T_BIAS=t_bias, T_CAUSAL=t_causal,
-            S_WIDTH=d, S_BLOCK=Blocks.width(d), S_BIAS=s_bias, S_CAUSAL=s_causal, PRECISION=PRECISION,
-        )  # fmt: skip
-        blocks = Blocks.of_rows(d_t, d, query.dtype)
-        kernels.divergence_rows[(triton.cdiv(n, blocks.rows), count, b)](
-            theirs, ours, group, kept, terms, d_query if gradients else terms, n, m,
-            GRADIENTS=gradients, SPLIT=query.dtype != torch.float32, **blocks.options(), **fixed,
-        )  # fmt: skip
-        if not gradients:
-            continue
-        strides = [0 if size == 1 else stride for size, stride in zip(d_bias.shape, d_bias.stride())]
-        strides = strides if collect == "dense" else [*d_bias.stride()[:2], 0, 0] if collect == "entries" else [0] * 4
-        boost = 1.0 if query.dtype == torch.float32 else float(2 ** min(14, max(m, 1).bit_length() - 1))
-        blocks = Blocks.of_keys(d_t, d, query.dtype)
-        kernels.divergence_keys[(triton.cdiv(m, blocks.cols), count, b)](
-            theirs, ours, group, kept, d_key, d_bias, *strides, boost, n, m,
-            COLLECT=collect if collect != "lines" else "none", **blocks.options(), **fixed,
-        )  # fmt: skip
+        layer.rows(group, terms, d_query if gradients else None)
+        if gradients:
+            layer.keys(group, d_key, d_bias, collect)
         if collect == "lines":
-            window = d_bias.shape[2]
-            kernels.divergence_offsets[(2 * window - 1, count, b)](
-                theirs, ours, group, kept, d_bias, window, n, **Blocks.of_offsets(window).options(), **fixed
-            )
+            layer.offsets(group, d_bias)
     return terms, d_query, d_key, d_bias
+
+
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    """What all launches of a layer share."""
+
+    teacher: Side
+    student: Side
+    kept: kernels.Rows
+    measure: str
+    dtype: torch.dtype
+    size: tuple[int, int, int]
+    """(b, n, m)"""
+    fixed: dict[str, Any]
+    """Constants of the kernels: widths, biases, causality, precision."""
+
+    def rows(self, group: kernels.Group, terms: Tensor, d_query: Tensor | None) -> None:
+        (b, n, m), (count, k) = self.size, group.members.shape
+        blocks = Blocks.of_rows(self.fixed["T_WIDTH"], self.fixed["S_WIDTH"], self.dtype, self.measure)
+        kernel = kernels.squared_rows if self.measure == "mse" else kernels.divergence_rows
+        entropy = {} if self.measure == "mse" else {"ENTROPY": self.measure == "kl"}
+        kernel[(triton.cdiv(n, blocks.rows), count, b)](
+            self.teacher, self.student, group, self.kept, terms, terms if d_query is None else d_query, n, m,
+            GRADIENTS=d_query is not None, SPLIT=self.dtype != torch.float32, K=k,
+            **entropy, **blocks.options(), **self.fixed,
+        )  # fmt: skip
+
+    def keys(self, group: kernels.Group, d_key: Tensor, d_bias: Tensor, collect: str) -> None:
+        (b, n, m), (count, k) = self.size, group.members.shape
+        strides = [0 if size == 1 else stride for size, stride in zip(d_bias.shape, d_bias.stride())]
+        strides = {"dense": strides, "entries": [*strides[:2], 0, 0]}.get(collect, [0] * 4)
+        boost = 1.0 if self.dtype == torch.float32 else float(2 ** min(14, m.bit_length() - 1))
+        blocks = Blocks.of_keys(self.fixed["T_WIDTH"], self.fixed["S_WIDTH"], self.dtype)
+        kernels.divergence_keys[(triton.cdiv(m, blocks.cols), count, b)](
+            self.teacher, self.student, group, self.kept, d_key, d_bias, *strides, boost, n, m,
+            COLLECT="none" if collect == "lines" else collect, SQUARED=self.measure == "mse", K=k,
+            **blocks.options(), **self.fixed,
+        )  # fmt: skip
+
+    def offsets(self, group: kernels.Group, lines: Tensor) -> None:
+        (b, n, _), (count, k), window = self.size, group.members.shape, lines.shape[2]
+        kernels.divergence_offsets[(2 * window - 1, count, b)](
+            self.teacher, self.student, group, self.kept, lines, window, n,
+            SQUARED=self.measure == "mse", K=k, **Blocks.of_offsets(window).options(), **self.fixed,
+        )  # fmt: skip
 
 
 @divergence.register_fake
@@ -164,8 +195,9 @@ def _(teacher, t_bias, t_causal, t_numbers, t_offset, student, s_bias, s_causal,
     return terms, d_query, d_key, terms.new_empty(list(d_bias_shape))
 
 
-def groups_by_size(plan: Sequence[int], device: torch.device) -> list[tuple[Tensor, Tensor]]:
-    """Groups of one size together: their teacher heads [G,k] and student heads [G], int32."""
+@cache
+def groups_by_size(plan: tuple[int, ...], device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    """Groups of one size together: their teacher heads [G,k] and student heads [G], int32; copied once."""
     groups: dict[int, list[int]] = {}
     for head, student_head in enumerate(plan):
         groups.setdefault(student_head, []).append(head)

@@ -1,3 +1,4 @@
+# pyright: basic, reportArgumentType=false, reportOperatorIssue=false, reportIndexIssue=false, reportCallIssue=false
 """Blocks of scores on a GPU, and attention with several values to a map.
 
 A map is never written: a program holds one block of scores of each head that it needs, in float32, and every program
@@ -59,6 +60,13 @@ def load_rows(x, start_b, start_h, stride, rows, live, WIDTH: tl.constexpr, BLOC
 
 
 @triton.jit
+def store_rows(x, places, rows, live, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """Write rows [r,BLOCK] to x[..., WIDTH] at these places [r], counted in rows."""
+    dims = tl.arange(0, BLOCK)
+    tl.store(x + places[:, None] * WIDTH + dims[None, :], rows, mask=live[:, None] & (dims[None, :] < WIDTH))
+
+
+@triton.jit
 def load_query(side, b, head, rows, live, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     return load_rows(side.query, b * side.query_b, head * side.query_h, side.query_n, rows, live, WIDTH, BLOCK)
 
@@ -79,7 +87,7 @@ def table_entry(side, b, rows, cols, live_rows, live_cols):
 
 @triton.jit
 def dot(a, b, PRECISION: tl.constexpr):
-    """a @ b in float32. WIDENED, for Triton's interpreter, whose products of bfloat16 are wrong: the same by float32."""
+    """a @ b in float32; "widened": of float32 operands, for Triton's interpreter, whose bfloat16 products are wrong."""
     if PRECISION == "widened":
         return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
     return tl.dot(a, b, input_precision=PRECISION)
@@ -172,9 +180,10 @@ def attend_values(
             values = tl.load(value + b * value_b + places, mask=live_cols[:, None] & met[None, :], other=0.0)
             acc = acc * shrink[:, None] + product(maps, values, SPLIT, PRECISION)
         top = new
-    inverse = tl.where(total > 0, 1.0 / total, 0.0)
+    seen = total != 0  # NaN stays NaN
+    inverse = tl.where(seen, 1.0 / total, 0.0)
     place = (b * H + head) * N + rows
-    tl.store(top_out + place, tl.where(total > 0, top, 0.0), mask=live_rows)
+    tl.store(top_out + place, tl.where(seen, top, 0.0), mask=live_rows)
     tl.store(inverse_out + place, inverse, mask=live_rows)
     if VALUES > 0:
         line = ((b * H + head) * VALUES + which)[None, :] * N + rows[:, None]
