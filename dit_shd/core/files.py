@@ -30,13 +30,18 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_text(file: Path, text: str) -> None:
+def write_text(file: Path, text: str, remedy: str = REMEDY) -> None:
     """Replace a file's text in one step.
 
+    Args:
+        file: The file.
+        text: Its new text.
+        remedy: What the error advises.
+
     Raises:
-        UserError: it could not be written.
+        UserError: It could not be written.
     """
-    with atomic_file(file) as stream:
+    with atomic_file(file, remedy) as stream:
         stream.write(text.encode(errors="backslashreplace"))  # names of files need not be UTF-8
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dit_shd.evaluation.results import write_text
+from dit_shd.core.files import write_text
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #222; --quiet: #666; --line: #ddd; --paper: #fff; --tint: #f4f5f7; }

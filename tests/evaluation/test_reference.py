@@ -10,7 +10,8 @@ from evaluating import pictures, refused, run
 from dit_shd.core import plugins
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
-from dit_shd.data.image_sets import ArrayImages, file_sha256
+from dit_shd.core.hashing import sha256
+from dit_shd.data.image_sets import ArrayImages
 from dit_shd.evaluation.extraction import extract_features
 from dit_shd.evaluation.features.digits import DigitsFeatures
 from dit_shd.evaluation.reference_statistics import StatisticsConfig, write_reference_statistics
@@ -79,7 +80,7 @@ def test_broken_statistics_are_refused(files, mu, sigma, message):
 def test_sizes_that_the_file_says_are_checked(files):
     known = {"network_sha256": DigitsFeatures().sha256, "shape": np.array([32, 32, 1])}
     write_statistics(files["reference"], pictures(60, seed=4), **known)
-    assert "wanted reference images like the samples, (h, w, c) = (28, 28, 1), found (32, 32, 1)" in refused(files)
+    assert "wanted reference images like the samples, (y, x, c) = (28, 28, 1), found (32, 32, 1)" in refused(files)
 
 
 @pytest.mark.parametrize(("extra", "message"), [({"n": -3}, "found n = -3"), ({"n": "many"}, "whole numbers")])
@@ -107,7 +108,7 @@ def test_a_statistics_file_holds_what_the_images_give_and_what_they_are(files):
         assert str(file["network"]) == "digits"
         assert str(file["network_sha256"]) == DigitsFeatures().sha256
         assert file["shape"].tolist() == [28, 28, 1]
-        assert str(file["source_sha256"]) == file_sha256(files["reference"])
+        assert str(file["source_sha256"]) == sha256(files["reference"])
 
 
 def test_a_statistics_file_is_a_reference(files):
