@@ -69,15 +69,15 @@ class Scaling:
     factor: tuple[float, ...]
 
     @classmethod
-    def of_config(cls, config: Mapping[str, Any], channels: int) -> "Scaling":
+    def of_config(cls, vae_config: Mapping[str, Any], channels: int) -> "Scaling":
         """The scaling in an autoencoder's config; see the head of this file.
 
         Raises:
             UserError: Values that are no numbers, of other channels, or that no pipeline combines.
         """
-        scale = _number(config, "scaling_factor", 1.0)
-        shift = _number(config, "shift_factor", 0.0)
-        mean, deviation = (_numbers(config, key, channels) for key in ("latents_mean", "latents_std"))
+        scale = _number(vae_config, "scaling_factor", 1.0)
+        shift = _number(vae_config, "shift_factor", 0.0)
+        mean, deviation = (_numbers(vae_config, key, channels) for key in ("latents_mean", "latents_std"))
         if (mean is None) != (deviation is None):
             raise UserError("its config.json has one of latents_mean and latents_std; wanted both or none")
         if not scale or (deviation is not None and min(deviation) <= 0):
@@ -122,7 +122,7 @@ class Scaling:
         return (z - self._tensor(self.shift, z)) * self._tensor(self.factor, z)
 
     def apply_to_deviation(self, z: Tensor) -> Tensor:
-        """Standard deviations z [b,c,y,x] of latents as those of the diffusion model's input; a shift changes nothing."""
+        """Standard deviations z [b,c,y,x] of latents as those of the diffusion model's input; no shift changes them."""
         return z * self._tensor(self.factor, z).abs()
 
     def undo(self, x: Tensor) -> Tensor:
@@ -193,8 +193,8 @@ class Autoencoder:
             ) from error
         if colours not in (1, 3) or mean.shape != (1, self.channels, 2, 2) or sides[0] != sides[1] or sides[0] % 2:
             raise UserError(
-                f"vae: wanted an autoencoder of gray or RGB images; {self.name} decodes {self.channels} x 2 x 2 latents "
-                f"to {colours} x {sides} values, and encodes those to latents {list(mean.shape[1:])}"
+                f"vae: wanted an autoencoder of gray or RGB images; {self.name} decodes {self.channels} x 2 x 2 "
+                f"latents to {colours} x {sides} values, and encodes those to latents {list(mean.shape[1:])}"
             )
         return colours, sides[0] // 2
 
@@ -256,8 +256,8 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def _number(config: Mapping[str, Any], key: str, default: float) -> float:
-    value = config.get(key)
+def _number(vae_config: Mapping[str, Any], key: str, default: float) -> float:
+    value = vae_config.get(key)
     if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value):
@@ -265,8 +265,8 @@ def _number(config: Mapping[str, Any], key: str, default: float) -> float:
     return float(value)
 
 
-def _numbers(config: Mapping[str, Any], key: str, channels: int) -> tuple[float, ...] | None:
-    values = config.get(key)
+def _numbers(vae_config: Mapping[str, Any], key: str, channels: int) -> tuple[float, ...] | None:
+    values = vae_config.get(key)
     if values is None:
         return None
     if not isinstance(values, (list, tuple)) or len(values) != channels:

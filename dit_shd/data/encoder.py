@@ -20,9 +20,7 @@ class Encoder:
         precision: Autocast of the network; the output is float32.
     """
 
-    def __init__(
-        self, vae: Autoencoder | nn.Module | None = None, precision: Literal["no", "bf16"] = "no"
-    ) -> None:
+    def __init__(self, vae: Autoencoder | nn.Module | None = None, precision: Literal["no", "bf16"] = "no") -> None:
         autoencoder = vae if vae is None or isinstance(vae, Autoencoder) else Autoencoder(vae)
         self.autoencoder, self.precision = autoencoder, precision
         self.parts = 2 if autoencoder is not None and autoencoder.kind.posterior else 1

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -51,6 +51,9 @@ from dit_shd.data.sources.splits import DEFAULT
 SKIPPED = "skipped.jsonl"
 NEUTRAL = ("images", "out", "workers")
 """Keys that do not change the latents."""
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 _log = logging.getLogger("dit_shd")
 
@@ -130,7 +133,7 @@ def _begin(job: Job, settings: dict[str, Any]) -> None:
         keep_copy(job.encode.autoencoder, job.config.out / COPY)
 
 
-def _encode_missing(state: Any, job: Job) -> None:
+def _encode_missing(state: "PartialState", job: Job) -> None:
     def finished() -> int:
         firsts = [int(file.stem) for file in shard_files(job.config.out)]
         return sum(min(job.config.shard_size, len(job.source) - first) for first in firsts)

@@ -62,18 +62,15 @@ class ArrayImages(ImageSet):
     """Images in memory, uint8 [n,y,x,c]."""
 
     def __init__(self, images: np.ndarray | Tensor, name: str, labels: np.ndarray | None = None) -> None:
-        dtype = np.uint8 if images.dtype == torch.uint8 else images.dtype
-        self.shape = check_images(dtype, tuple(images.shape), False, name)
         self._pixels = images.cpu().numpy() if isinstance(images, Tensor) else images
+        self.shape = check_images(self._pixels.dtype, self._pixels.shape, False, name)
         self.name, self.labels = name, labels
 
     def batches(self, size: int) -> Iterator[Tensor]:
-        """Slices of the array."""
         for start in range(0, len(self._pixels), size):
             yield torch.from_numpy(np.ascontiguousarray(self._pixels[start : start + size]))
 
     def sha256(self) -> str:
-        """Hash of the pixels."""
         return hashlib.sha256(np.ascontiguousarray(self._pixels).data).hexdigest()
 
 
@@ -116,7 +113,7 @@ class NpzImages(ImageSet):
             raise broken_file_error(name, error, path) from error
 
     def batches(self, size: int) -> Iterator[Tensor]:
-        """Batches, read from the file one by one."""
+
         n, y, x, c = self.shape
         assert self.path is not None
         try:
@@ -132,7 +129,7 @@ class NpzImages(ImageSet):
             raise broken_file_error(self.name, error, self.path) from error
 
     def sha256(self) -> str:
-        """Hash of the file."""
+
         assert self.path is not None
         return hashing.sha256(self.path)
 

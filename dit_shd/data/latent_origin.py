@@ -170,7 +170,7 @@ def before_training(setting: str | None, origin: Origin | None, channels: int, r
         run: The run folder.
 
     Raises:
-        UserError: The autoencoder cannot be loaded, has changed, is one of other latents, or the run began with another.
+        UserError: The autoencoder cannot be loaded, has changed, is of other latents, or the run began with another.
     """
     if setting == PIXELS or (origin is None and setting in (AUTO, None) and channels in COLOURS):
         _check_colours(channels)

@@ -220,7 +220,9 @@ def read_index(folder: Path) -> LatentSet:
     """
     file = folder / INDEX
     if not file.is_file():
-        content = f"{len(shard_files(folder))} shards of a set that is not complete yet" if folder.is_dir() else "nothing"
+        content = (
+            f"{len(shard_files(folder))} shards of a set that is not complete yet" if folder.is_dir() else "nothing"
+        )
         raise UserError(f"{folder}: wanted a folder of latents, found {content}; make it by: dit-shd encode images=...")
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
@@ -228,9 +230,9 @@ def read_index(folder: Path) -> LatentSet:
             raise ValueError(f"format {values['format']}, this version reads {FORMAT}")
         latents = LatentSet(
             folder=folder,
-            shape=_whole_numbers(values["shape"], 3),
-            flips=_whole_numbers([values["flips"]], 1)[0],
-            parts=_whole_numbers([values["parts"]], 1)[0],
+            shape=_latent_shape(values["shape"]),
+            flips=_positive(values["flips"]),
+            parts=_positive(values["parts"]),
             dtype=str(values["dtype"]),
             classes=tuple(str(name) for name in values["classes"]),
             about=dict(values["about"]),
@@ -256,7 +258,14 @@ def _entry(values: dict[str, Any]) -> ShardEntry:
     return entry
 
 
-def _whole_numbers(values: Any, count: int) -> Any:
-    if len(values) != count or any(type(v) is not int or not 0 < v < 2**31 for v in values):
-        raise ValueError(f"wanted {count} whole numbers from 1, found {str(values)[:40]}")
-    return tuple(values)
+def _latent_shape(values: list[object]) -> tuple[int, int, int]:
+    if len(values) != 3:
+        raise ValueError(f"wanted 3 whole numbers from 1, found {str(values)[:40]}")
+    channels, height, width = map(_positive, values)
+    return channels, height, width
+
+
+def _positive(value: object) -> int:
+    if type(value) is not int or not 0 < value < 2**31:
+        raise ValueError(f"wanted a whole number from 1, found {str(value)[:40]}")
+    return value

@@ -91,8 +91,8 @@ def check_images(
 def latents_error(name: str, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> UserError:
     """The error for an array of floats in place of images."""
     return UserError(
-        f"{name}: wanted images uint8 [n,y,x,c] with c = 1 or 3, found {dtype} {list(shape)}; decode latents of dit-shd "
-        "sample vae=null first (sample again without vae=null), round pixels to 0..255"
+        f"{name}: wanted images uint8 [n,y,x,c] with c = 1 or 3, found {dtype} {list(shape)}; decode latents first "
+        "(sample again without vae=null), round pixels to 0..255"
     )
 
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
-"""Modes of 8 bits a channel or less, which are converted to RGB. Deeper modes would be clipped, not scaled (the scale of
-a deep gray is unknown; deep colours of a PNG are rounded)."""
+"""Modes of 8 bits a channel or less, which are converted to RGB. Deeper modes would be clipped, not scaled (the scale
+of a deep gray is unknown; deep colours of a PNG are rounded)."""
 MACHINE = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 """Errors of the machine, not of an image: they end the command, which can be repeated, and skip nothing."""
 

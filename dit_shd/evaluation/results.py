@@ -14,7 +14,6 @@ from dit_shd.core.files import write_text
 from dit_shd.data.image_sets import ImageSet
 from dit_shd.evaluation.features import FeatureNetwork
 
-
 REMEDY = "make room or choose another out=FILE"
 
 

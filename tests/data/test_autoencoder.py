@@ -163,7 +163,9 @@ def test_the_table_is_of_all_that_are_taken():
 def test_every_other_class_is_refused_in_words(name, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": name}))
     for load in (lambda: Encoder.load(str(tmp_path), "no", CPU), lambda: Decoder.load(str(tmp_path), 4, CPU)):
-        with pytest.raises(UserError, match=f"vae: .*: {name} is not supported: .*; supported are AutoencoderKL, ") as error:
+        with pytest.raises(
+            UserError, match=f"vae: .*: {name} is not supported: .*; supported are AutoencoderKL, "
+        ) as error:
             load()
         assert "\n" not in str(error.value)
 

@@ -463,7 +463,7 @@ def test_other_settings_and_files_of_others_are_refused(images, tmp_path):
 
 def test_a_vae_that_overflows_is_told(images, tmp_path, monkeypatch):
     monkeypatch.setattr(Encoder, "__call__", lambda self, x: x[:, None] * float("inf"))
-    with pytest.raises(UserError, match=r"images 0\.\.3 is not finite"):
+    with pytest.raises(UserError, match=r"images 0\.\.3 are not finite"):
         encode(images, tmp_path / "l")
 
 

@@ -125,7 +125,7 @@ def test_shards_of_latents_are_no_images_either(trained, tmp_path, monkeypatch):
         patch.setattr(generation, "_finish", lambda *_: None)
         config = make(SampleConfig, {**QUICK, "run": str(trained), "count": 5, "vae": None, "out": str(tmp_path / "s")})
         sample_to_file(config)
-    with pytest.raises(UserError, match=r"s\.npz\.parts: wanted images uint8 .*float32 \[5, 2, 4, 4\]; latents of"):
+    with pytest.raises(UserError, match=r"s\.npz\.parts: wanted images uint8 .*float32 \[5, 2, 4, 4\]; decode latents"):
         open_images(str(tmp_path / "s.npz.parts"), "samples")
 
 
@@ -138,7 +138,7 @@ def test_the_export_says_which(trained, root, tmp_path):
     assert read_record(tmp_path / "out") == record
     close(drawn(tmp_path / "out"), drawn(trained))
     shutil.rmtree(root / "vae")
-    with pytest.raises(UserError, match=r"which is cannot be loaded: nothing is at '.*/w/vae'; say where it is: vae="):
+    with pytest.raises(UserError, match=r"which cannot be loaded: nothing is at '.*/w/vae'; say where it is: vae="):
         drawn(tmp_path / "out", seed=1)
     assert not list((tmp_path / "out").glob("samples_5_seed1*"))
 
@@ -264,9 +264,7 @@ def test_a_run_that_began_before(trained, root):
     wanted = by_hand(sample(load(trained), 5, vae=None, **QUICK)[0])
     close(drawn(trained), wanted)
     shutil.move(root / "l", root / "away")
-    with pytest.raises(
-        UserError, match="latents of 2 channels of an unknown autoencoder; say vae=FOLDER"
-    ):
+    with pytest.raises(UserError, match="latents of 2 channels of an unknown autoencoder; say vae=FOLDER"):
         drawn(trained, seed=1)
     shutil.move(root / "away", root / "l")
     run(values(root, steps=3))

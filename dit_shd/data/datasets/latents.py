@@ -40,7 +40,7 @@ class Latents(Dataset):
 
     @classmethod
     def described(cls, **options: Any) -> str:
-        """The images and the autoencoder, by the folder's index."""
+
         about = read_index(Path(options["path"])).about
         return f"{super().described(**options)}: {about.get('images')} encoded by {about.get('vae')}"
 
@@ -88,13 +88,9 @@ class Latents(Dataset):
         return {"latents": x_0, "labels": torch.from_numpy(self._labels[indices])}
 
     def images(self) -> np.ndarray:
-        """Not available.
 
-        Raises:
-            UserError: Always.
-        """
         raise UserError(f"{self._path}: holds latents, not images")
 
     def labels(self) -> np.ndarray:
-        """The labels of all shards, int64 [n]."""
+
         return self._labels

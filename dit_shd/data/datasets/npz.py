@@ -16,7 +16,7 @@ from dit_shd.data.npz_files import BROKEN_FILE, MAX_EXPANSION, read_checked_head
 
 
 class Npz(Dataset):
-    """One npz file, held in memory. The autoencoder of float latents is not recorded in it; the config's `vae` names it.
+    """One npz file, held in memory. It does not record the autoencoder of float latents; the config's `vae` names it.
 
     Args:
         path: The file.
@@ -52,7 +52,7 @@ class Npz(Dataset):
         return len(self._labels)
 
     def batch(self, indices: np.ndarray, draws: Draws) -> dict[str, Tensor]:
-        """Latents, or images scaled to [-1, 1], as [b,c,y,x]; labels [b]."""
+
         if self._images is not None:
             x_0 = torch.from_numpy(self._images[indices]).permute(0, 3, 1, 2).float() / 127.5 - 1
         else:
@@ -64,17 +64,13 @@ class Npz(Dataset):
         return {"latents": x_0, "labels": torch.from_numpy(self._labels[indices])}
 
     def images(self) -> np.ndarray:
-        """The images, uint8 [n,y,x,c].
 
-        Raises:
-            UserError: The file holds latents.
-        """
         if self._images is None:
             raise UserError(f"{self._path}: holds latents, not images")
         return self._images
 
     def labels(self) -> np.ndarray:
-        """arr_1, int64 [n]."""
+
         return self._labels
 
 

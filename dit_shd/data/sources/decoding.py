@@ -22,7 +22,7 @@ FRAMES = "of several frames, the first of which is taken"
 
 
 @contextmanager
-def opened(source: Path | bytes) -> "Iterator[ImageFile]":
+def opened(source: Path | bytes) -> Iterator["ImageFile"]:
     """Open an image of one of FORMATS; it is decoded later."""
     from PIL import Image
 

@@ -76,9 +76,7 @@ class FolderSource(ImageSource):
             return -1
 
 
-def _images_of_split(
-    listing: Listing, split: str | None, where: str, notes: list[str]
-) -> tuple[list[str], list[str]]:
+def _images_of_split(listing: Listing, split: str | None, where: str, notes: list[str]) -> tuple[list[str], list[str]]:
     """Images of the split and the class folder of each, "" if there is none."""
     paths = [tuple(path.split(os.sep)) for path in listing.images]
     layout = SplitFolders.find({path[:-1] for path in paths})

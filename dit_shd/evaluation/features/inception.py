@@ -14,7 +14,7 @@ import io
 import socket
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -63,9 +63,9 @@ class Inception(FeatureNetwork):
         self.network: FeatureExtractorInceptionV3 = _network(state, path, advice)
 
     def _forward(self, images: Tensor) -> Features:
-        maps: list[Tensor] = []
+        maps: list[Any] = []
         layer = self.network.Mixed_6d.branch1x1
-        hook = layer.register_forward_hook(lambda module, inputs, output: maps.append(output))
+        hook = layer.register_forward_hook(lambda *call: maps.append(call[2]))
         try:
             pooled, logits = self.network(images.permute(0, 3, 1, 2))
         finally:

@@ -57,7 +57,7 @@ def frechet_distance(one: Statistics, two: Statistics) -> float:
 
 
 def trace_sqrt_product(one: Statistics, two: Statistics) -> Tensor:
-    """tr (S1 S2)^(1/2), exact for singular covariances.
+    """The trace tr (S1 S2)^(1/2), exact for singular covariances.
 
     If both are regular: eigenvalues of L' S2 L with S1 = L L', L lower. Otherwise: singular values of F1' F2.
     """

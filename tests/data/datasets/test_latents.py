@@ -181,7 +181,7 @@ def test_a_set_that_is_not_complete(folder):
         (lambda index: index.update(count=11), "count: 11, but the shards hold 10"),
         (lambda index: index.update(shape=[2, 4]), "wanted 3 whole numbers from 1"),
         (lambda index: index.update(shape=[2, 4, 8]), "latents.json lists another"),
-        (lambda index: index.update(shape=[2**31, 4, 4]), "wanted 3 whole numbers"),
+        (lambda index: index.update(shape=[2**31, 4, 4]), "wanted a whole number from 1"),
         (lambda index: index.update(flips=1), "latents.json lists another"),
         (lambda index: index.update(classes=["one"]), "labels 0 to 1 of 1 classes"),
         (lambda index: index["shards"][0].update(file="../l/000000000.safetensors"), "a shard cannot have the name"),
