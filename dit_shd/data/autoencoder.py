@@ -9,7 +9,7 @@ with one number, or one for each channel, as in the pipelines of diffusers:
     AutoencoderKLFlux2           running mean of its batch norm, on patches 2x2   1 / root of its running variance
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -244,7 +244,7 @@ def read_autoencoder(source: str) -> Autoencoder:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     """Silence what diffusers logs about weights that do not fit, which is a UserError here."""
     from diffusers.utils import logging
 

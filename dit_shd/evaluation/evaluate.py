@@ -267,10 +267,8 @@ def _several(job: _Job, sets: list[ImageSet]) -> dict[str, Any]:
     if len(set(hashes)) < len(hashes):
         same = [samples.name for samples, sha256 in zip(sets, hashes) if hashes.count(sha256) > 1]
         raise UserError(f"samples: wanted different images in each file, found the same in {', '.join(same)}")
-    joint = {
-        **heads[0],
-        "runs": [{"samples": head["samples"]} for head in heads],
-    }
+    entries: list[dict[str, Any]] = [{"samples": head["samples"]} for head in heads]
+    joint = {**heads[0], "runs": entries}
     places = job.places(sets[0], joint, plain=True)
     for samples, head in zip(sets, heads):
         job.guard(results.place(job.places(samples, head, plain=False), head), head)
@@ -285,8 +283,8 @@ def _several(job: _Job, sets: list[ImageSet]) -> dict[str, Any]:
         "adm_comparable": _verdict([reason for run in runs for reason in run["adm_comparable"]["why_not"]]),
         "notes": list(dict.fromkeys(note for run in runs for note in run["notes"])),
     }
-    for about, run, file in zip(record["runs"], runs, files):
-        about |= {"figures": run["figures"], "results": str(file)}
+    for entry, run, file in zip(entries, runs, files):
+        entry |= {"figures": run["figures"], "results": str(file)}
     job.say(results.table(record))
     out = results.place(places, record)
     results.refuse_overwrite(out, record, job.config.force, before=False)

@@ -1,7 +1,7 @@
 """Opening image files by their contents, not by their names; and remarks on them."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -22,7 +22,7 @@ FRAMES = "of several frames, the first of which is taken"
 
 
 @contextmanager
-def opened(source: Path | bytes) -> Iterator["ImageFile"]:
+def opened(source: Path | bytes) -> Generator["ImageFile"]:
     """Open an image of one of FORMATS; it is decoded later."""
     from PIL import Image
 

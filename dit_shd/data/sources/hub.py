@@ -1,6 +1,6 @@
 """Hugging Face datasets: a folder that `save_to_disk` wrote, or a name on the hub."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,7 +97,7 @@ def _load(place: Path | HubName, selection: Selection) -> "Dataset":
 
 
 @contextmanager
-def _offline() -> Iterator[None]:
+def _offline() -> Generator[None]:
     """Read the local cache without requests to the hub."""
     from datasets import config
     from huggingface_hub import constants

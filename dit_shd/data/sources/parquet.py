@@ -3,11 +3,11 @@
 import json
 import os
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -27,13 +27,17 @@ from dit_shd.data.sources.base import (
 from dit_shd.data.sources.classes import from_values
 from dit_shd.data.sources.listing import Listing
 
-if TYPE_CHECKING:
-    from pyarrow import Schema
-
 IMAGE_NAMES = ("image", "img", "jpg", "png", "webp")
 LABEL_NAMES = ("label", "labels", "cls", "class", "fine_label")
 ROWS = 16
 """Number of rows that are read at once."""
+
+
+class Schema(Protocol):
+    """What is read of pyarrow's Schema, which has no type stubs."""
+
+    names: Sequence[str]
+    metadata: Mapping[bytes, bytes] | None
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class Columns:
     """Class names, from Hugging Face's metadata."""
 
     @classmethod
-    def find(cls, schema: "Schema", image: str | None, label: str | None, where: str) -> "Columns":
+    def find(cls, schema: Schema, image: str | None, label: str | None, where: str) -> "Columns":
         """The columns by name, or those with usual names.
 
         Args:
@@ -216,7 +220,7 @@ def _choose(columns: Sequence[str], given: str | None, usual: Sequence[str], key
     return column
 
 
-def _class_names(schema: "Schema", label: str) -> tuple[str, ...] | None:
+def _class_names(schema: Schema, label: str) -> tuple[str, ...] | None:
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         names = features[label].get("names")
