@@ -56,7 +56,7 @@ def write_page(out: Path, title: str, body: Sequence[str]) -> None:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>\n<body>\n"
     )
-    write_text(out, head + "\n".join(body) + "\n</body></html>\n")
+    write_text(out, head + "\n".join(body) + "\n</body></html>\n", "make room or choose another out=FILE")
 
 
 def section(title: str, *parts: str) -> str:
