@@ -1,10 +1,10 @@
 """The keys of `dit-shd encode`."""
 
-from dataclasses import MISSING, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from dit_shd.core.config import option
+from dit_shd.core.config import REQUIRED, option
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import Place
 
@@ -14,11 +14,11 @@ class EncodeConfig:
     """What to encode and how."""
 
     images: Place = option(
-        MISSING,
+        REQUIRED,
         "folder of class folders, npz (arr_0 uint8 [n,y,x,c], arr_1 labels), Parquet files, "
         "or a Hugging Face dataset (a folder of save_to_disk, or hub:OWNER/NAME)",
     )
-    out: Path = option(MISSING, "the folder of latents; the same command again goes on there")
+    out: Path = option(REQUIRED, "the folder of latents; the same command again goes on there")
     size: int = option(256, "the images' side after the ADM centre crop")
     vae: Place | None = option(
         "hub:stabilityai/sd-vae-ft-mse", "autoencoder: folder or hub:OWNER/NAME; null: the pixels are the latents"
@@ -46,7 +46,7 @@ class EncodeConfig:
         """Check that the values are in their ranges.
 
         Raises:
-            UserError: Naming the key, the range and the value.
+            UserError: naming the key, the range and the value.
         """
         limits = {"size": 2**13, "batch_size": 2**16, "shard_size": 2**20, "workers": 2**10}
         for key, most in limits.items():

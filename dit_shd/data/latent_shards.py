@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from dit_shd.core.errors import UserError
+from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.files import atomic_file
 
 if TYPE_CHECKING:
@@ -114,14 +114,14 @@ def write_shard(
     """Write one shard in one step.
 
     Args:
-        file: The file.
+        file: the file.
         posterior: [n,flips,parts,c,y,x]
         labels: int64 [n]
-        skipped: As in ShardHeader.
-        remarks: As in ShardHeader.
+        skipped: as in ShardHeader.
+        remarks: as in ShardHeader.
 
     Raises:
-        UserError: It cannot be written, on a full disk above all; earlier shards are unchanged.
+        UserError: it cannot be written, on a full disk above all; earlier shards are unchanged.
     """
     from safetensors.numpy import save
 
@@ -136,7 +136,7 @@ def read_header(file: Path) -> ShardHeader:
     """Names, types and sizes, which safetensors compares with the file's length; no latent is read.
 
     Raises:
-        UserError: Truncated, or not a shard of dit-shd.
+        UserError: truncated, or not a shard of dit-shd.
     """
     try:
         with open_tensors(file) as tensors:
@@ -164,7 +164,7 @@ def verify_shard(file: Path) -> ShardHeader:
     """Read everything and compare it with the shard's checksum.
 
     Raises:
-        UserError: Damaged, or not a shard of dit-shd.
+        UserError: damaged, or not a shard of dit-shd.
     """
     header = read_header(file)
     try:
@@ -216,7 +216,7 @@ def read_index(folder: Path) -> LatentSet:
     """The set of latents in a folder, by latents.json alone.
 
     Raises:
-        UserError: No such set, one that is not complete yet, or a file that was not written by encode.
+        UserError: no such set, one that is not complete yet, or a file that was not written by encode.
     """
     file = folder / INDEX
     if not file.is_file():
@@ -245,8 +245,9 @@ def read_index(folder: Path) -> LatentSet:
         return latents
     except Exception as error:  # an untrusted file can be wrong in any way
         reason = f"{type(error).__name__}: " if isinstance(error, (KeyError, TypeError)) else ""
-        words = " ".join(str(error).split())[:120]
-        raise UserError(f"{file}: not written by dit-shd encode ({reason}{words}); encode again") from error
+        raise UserError(
+            f"{file}: not written by dit-shd encode ({reason}{error_line(error, 120)}); encode again"
+        ) from error
 
 
 def _entry(values: dict[str, Any]) -> ShardEntry:

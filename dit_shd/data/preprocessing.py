@@ -27,8 +27,8 @@ def pixels(raw: Raw, size: int) -> tuple[np.ndarray, tuple[str, ...]]:
     """The image's ADM centre crop, uint8 [size,size,3], and remarks on the image.
 
     Raises:
-        BrokenImage: It cannot be decoded, or takes too much memory.
-        UserError: The machine failed, not the image.
+        BrokenImage: it cannot be decoded, or takes too much memory.
+        UserError: the machine failed, not the image.
     """
     from PIL import Image
 

@@ -9,7 +9,7 @@ import json
 import re
 import statistics
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from dit_shd.core import environment
-from dit_shd.core.config import checked, option, resolve
+from dit_shd.core.config import REQUIRED, checked, option, resolve
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import Place
 from dit_shd.core.plugins import Plugin
@@ -39,9 +39,9 @@ class EvaluateConfig:
     """What is compared with what, and how."""
 
     samples: Place | list[Place] = option(
-        MISSING, "npz (arr_0: uint8 [n,y,x,c]), folder of images, folder of a run's shards, or dataset[:split]"
+        REQUIRED, "npz (arr_0: uint8 [n,y,x,c]), folder of images, folder of a run's shards, or dataset[:split]"
     )
-    reference: Place = option(MISSING, "the same, or a statistics file (dit-shd statistics, or ADM's npz)")
+    reference: Place = option(REQUIRED, "the same, or a statistics file (dit-shd statistics, or ADM's npz)")
     features: Plugin = option(Plugin("inception"), "feature network, a file of dit_shd/evaluation/features")
     metrics: list[Plugin] | None = option(None, "files of dit_shd/evaluation/metrics; all that apply if left out")
     seeds: int = option(
@@ -60,7 +60,7 @@ class EvaluateConfig:
         """The sample files, one for each seed.
 
         Raises:
-            UserError: No file, or `seeds` and no single file with a seed in its path.
+            UserError: no file, or `seeds` and no single file with a seed in its path.
         """
         files = [self.samples] if isinstance(self.samples, str) else list(self.samples)
         if not files:
@@ -80,7 +80,7 @@ class EvaluateConfig:
         """Check that the numbers are in their ranges.
 
         Raises:
-            UserError: Naming the key, the range and the value.
+            UserError: naming the key, the range and the value.
         """
         if self.batch_size < 1:
             raise UserError(f"batch_size: wanted at least 1 image, found {self.batch_size}")
@@ -123,15 +123,15 @@ def evaluate(
     the files, with their spread (standard deviation, n - 1).
 
     Args:
-        config: What is compared with what, and how.
-        say: Takes each line for the user.
-        write_page: Writes the page of one evaluation (reports.evaluation_page), if config.page is set.
+        config: what is compared with what, and how.
+        say: takes each line for the user.
+        write_page: writes the page of one evaluation (reports.evaluation_page), if config.page is set.
 
     Returns:
         The content of the results file.
 
     Raises:
-        UserError: Any input that cannot be compared, or without `force` another result at `out`, or one of the same
+        UserError: any input that cannot be compared, or without `force` another result at `out`, or one of the same
             samples, reference and network with other options or contents.
     """
     config = checked(config, "evaluate")
@@ -209,9 +209,9 @@ class _Job:
         """Evaluate one file of samples.
 
         Args:
-            samples: The samples.
-            record: The head of their record.
-            plain: Whether this is the only file of samples; as one of several, an existing result of the same inputs
+            samples: the samples.
+            record: the head of their record.
+            plain: whether this is the only file of samples; as one of several, an existing result of the same inputs
                 is used.
 
         Returns:

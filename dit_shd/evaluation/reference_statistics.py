@@ -1,14 +1,14 @@
 """The statistics file of a set of images: a reference that no longer requires the images."""
 
 import logging
-from dataclasses import MISSING, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from dit_shd import __version__
 from dit_shd.core import environment
-from dit_shd.core.config import checked, option
+from dit_shd.core.config import REQUIRED, checked, option
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import Place
 from dit_shd.core.plugins import Plugin
@@ -25,8 +25,8 @@ _log = logging.getLogger("dit_shd")
 class StatisticsConfig:
     """The images, the network and the file."""
 
-    images: Place = option(MISSING, "npz (arr_0: uint8 [n,y,x,c]), folder of images, or dataset[:split]")
-    out: Path = option(MISSING, "the npz to be written: mu, sigma (mu_s, sigma_s), n, network, sha256s, shape")
+    images: Place = option(REQUIRED, "npz (arr_0: uint8 [n,y,x,c]), folder of images, or dataset[:split]")
+    out: Path = option(REQUIRED, "the npz to be written: mu, sigma (mu_s, sigma_s), n, network, sha256s, shape")
     features: Plugin = option(Plugin("inception"), "feature network, a file of dit_shd/evaluation/features")
     keep_images: int = option(0, "number of images to keep in the file (ADM: 10000), for precision, recall and KID")
     batch_size: int = option(64, "images per forward pass of the feature network")
@@ -40,13 +40,13 @@ def write_reference_statistics(config: StatisticsConfig) -> Path:
     The images that are kept lie at equal distances in the set, so that a set sorted by class keeps every class.
 
     Args:
-        config: The images, the network and the file.
+        config: the images, the network and the file.
 
     Returns:
         The file, with the suffix .npz.
 
     Raises:
-        UserError: Images that cannot be read, a file at `out`, or one that cannot be written.
+        UserError: images that cannot be read, a file at `out`, or one that cannot be written.
     """
     config = checked(config, "statistics")
     if config.batch_size < 1:

@@ -18,7 +18,7 @@ class DigitsDataset(Dataset):
     """The digits as latents of one channel in [-1, 1].
 
     Args:
-        split: Which digits: `train` (the first 450 of each class), `validation` (the last 50) or `all`.
+        split: which digits: `train` (the first 450 of each class), `validation` (the last 50) or `all`.
     """
 
     classes, class_names = 10, tuple("0123456789")

@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dit_shd.core.errors import UserError
-from dit_shd.core.places import HubName, one_line
+from dit_shd.core.errors import UserError, error_line
+from dit_shd.core.places import HubName
 from dit_shd.data.sources.base import ImageSource, Selection, fingerprint, missing_package
 from dit_shd.data.sources.parquet import Columns, image_bytes
 from dit_shd.data.sources.splits import DEFAULT
@@ -24,11 +24,11 @@ class HubImages(ImageSource):
     """One split of a dataset with an image and a label column; memory-mapped by the datasets package.
 
     Args:
-        place: The folder, or the name on the hub.
-        selection: Which part of the dataset to read.
+        place: the folder, or the name on the hub.
+        selection: which part of the dataset to read.
 
     Raises:
-        UserError: No datasets package, no such dataset, split or column.
+        UserError: no datasets package, no such dataset, split or column.
     """
 
     def __init__(self, place: Path | HubName, selection: Selection) -> None:
@@ -114,4 +114,4 @@ def _offline() -> Generator[None]:
 
 
 def _unreadable(text: str, error: Exception) -> UserError:
-    return UserError(f"images: '{text}' cannot be read by the datasets package ({one_line(error)})")
+    return UserError(f"images: '{text}' cannot be read by the datasets package ({error_line(error)})")

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from dit_shd.core.errors import UserError
+from dit_shd.core.errors import UserError, error_line
 from dit_shd.data.sources.base import missing_package
 from dit_shd.data.sources.listing import Listing, counted, printable
 from dit_shd.data.sources.parquet import LABEL_NAMES
@@ -23,12 +23,12 @@ class LabelFiles:
     """The label files of a folder.
 
     Args:
-        listing: The folder's files.
-        images: The images that labels are wanted for; only label files beside them or above are read.
-        label_column: The column of labels in a table; a usual name if None.
+        listing: the folder's files.
+        images: the images that labels are wanted for; only label files beside them or above are read.
+        label_column: the column of labels in a table; a usual name if None.
 
     Raises:
-        UserError: A file that cannot be read, two labels for one image, or no such column.
+        UserError: a file that cannot be read, two labels for one image, or no such column.
     """
 
     def __init__(self, listing: Listing, images: Sequence[str], label_column: str | None) -> None:
@@ -57,8 +57,8 @@ class LabelFiles:
         except UserError:
             raise
         except Exception as error:  # an untrusted file can be wrong in any way
-            words = " ".join(str(error).split())[:120]
-            raise UserError(f"images: {where}: wanted labels of images, found a broken file ({words})") from error
+            reason = error_line(error, 120)
+            raise UserError(f"images: {where}: wanted labels of images, found a broken file ({reason})") from error
         if isinstance(entries, str):
             self.notes.append(f"{printable(file)} {entries}")
             return
@@ -150,13 +150,13 @@ def matched(
     """The images that have a label, their labels, and notes on the others.
 
     Args:
-        label_files: The labels.
-        images: The images of one split.
-        all_images: The images of all splits.
-        where: The folder, for errors.
+        label_files: the labels.
+        images: the images of one split.
+        all_images: the images of all splits.
+        where: the folder, for errors.
 
     Raises:
-        UserError: None of the images has a label.
+        UserError: none of the images has a label.
     """
     files = ", ".join(map(printable, label_files.used))
     labelled = [image for image in images if image in label_files.labels]

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from dit_shd.core.errors import UserError
+from dit_shd.core.errors import UserError, error_line
 from dit_shd.data.npz_files import MAX_EXPANSION
 from dit_shd.data.sources.base import (
     ALL,
@@ -54,13 +54,13 @@ class Columns:
         """The columns by name, or those with usual names.
 
         Args:
-            schema: The Arrow schema.
-            image: Name of the column of images.
-            label: Name of the column of labels.
-            where: The file or data set, for errors.
+            schema: the Arrow schema.
+            image: name of the column of images.
+            label: name of the column of labels.
+            where: the file or data set, for errors.
 
         Raises:
-            UserError: No such column.
+            UserError: no such column.
         """
         image = _choose(schema.names, image, IMAGE_NAMES, "image_column", where)
         if label is None and not set(LABEL_NAMES) & set(schema.names):
@@ -79,7 +79,7 @@ def image_bytes(cell: object) -> bytes:
     """The encoded image in a cell: bytes, or Hugging Face's {bytes, path}; a path is not followed.
 
     Raises:
-        BrokenImage: The cell holds no bytes.
+        BrokenImage: the cell holds no bytes.
     """
     data = cell.get("bytes") if isinstance(cell, dict) else cell
     if isinstance(data, bytes) and data:
@@ -91,7 +91,7 @@ def tables_of(listing: Listing, image_column: str | None) -> list[str]:
     """The Parquet files of a folder, if the first of them has a column of images or there are no images beside them.
 
     Raises:
-        UserError: A damaged file.
+        UserError: a damaged file.
     """
     files = [path for path in listing.others if path.lower().endswith(".parquet")]
     files = [path for path in files if os.path.basename(path) != "metadata.parquet"] or files
@@ -105,12 +105,12 @@ class ParquetImages(ImageSource):
     """The rows of Parquet files.
 
     Args:
-        files: The files, in order.
-        text: The source in the user's words, for errors.
-        selection: Which columns to read.
+        files: the files, in order.
+        text: the source in the user's words, for errors.
+        selection: which columns to read.
 
     Raises:
-        UserError: No pyarrow, no such columns, a damaged file.
+        UserError: no pyarrow, no such columns, a damaged file.
     """
 
     def __init__(self, files: Sequence[Path], text: str, selection: Selection) -> None:
@@ -153,7 +153,7 @@ def _common_columns(tables: Sequence["_Table"], where: str, selection: Selection
     """The columns of all tables.
 
     Raises:
-        UserError: Tables of other columns, or with other class names, so that numbers have other meanings.
+        UserError: tables of other columns, or with other class names, so that numbers have other meanings.
     """
     image, label = selection.image_column, selection.label_column
     all_columns = [Columns.find(table.file.schema_arrow, image, label, where) for table in tables]
@@ -208,7 +208,7 @@ class _Table:
             raise self._broken(error) from error
 
     def _broken(self, error: Exception) -> UserError:
-        return UserError(f"images: {self.path}: not a readable Parquet file ({' '.join(str(error).split())[:120]})")
+        return UserError(f"images: {self.path}: not a readable Parquet file ({error_line(error, 120)})")
 
 
 def _choose(columns: Sequence[str], given: str | None, usual: Sequence[str], key: str, where: str) -> str:

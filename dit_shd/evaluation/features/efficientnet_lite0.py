@@ -24,10 +24,10 @@ class EfficientNetLite0(FeatureNetwork):
     """Images [b,y,x,3] of any size, 1280 pooled features, 1000 logits without bias.
 
     Args:
-        weights: Another file with the same tensors; the package's if left out.
+        weights: another file with the same tensors; the package's if left out.
 
     Raises:
-        UserError: The package is not installed, or the file holds other weights.
+        UserError: the package is not installed, or the file holds other weights.
     """
 
     channels = 3
