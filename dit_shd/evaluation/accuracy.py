@@ -75,7 +75,12 @@ def measure_accuracy(
     """Accuracy on some images of a dataset.
 
     Args:
-        predict: logits [b,k] of inputs [b,c,y,x]. transform: an image uint8 [y,x,c] as an input [c,y,x].
+        predict: logits [b,k] of inputs [b,c,y,x].
+        dataset: with `images` among its fields.
+        transform: an image uint8 [y,x,c] as an input [c,y,x].
+        indices: of the images.
+        device: where inputs go.
+        batch_size: images of one forward.
     """
     labels, total = dataset.labels(), Accuracy(0, {})
     for first in range(0, len(indices), batch_size):

@@ -11,7 +11,7 @@ from dit_shd.core.places import Place
 from dit_shd.core.rng import Draws
 from dit_shd.data.datasets import Dataset
 from dit_shd.data.preprocessing import decoded
-from dit_shd.data.sources.base import Asked, BrokenImage
+from dit_shd.data.sources.base import BrokenImage, Selection
 from dit_shd.data.sources.detect import open_source
 from dit_shd.data.sources.npz import NpzSource
 from dit_shd.data.sources.parquet import ParquetImages
@@ -39,7 +39,7 @@ class Images(Dataset):
         image_column: str | None = None,
         label_column: str | None = None,
     ) -> None:
-        self._source = open_source(str(path), Asked(split, subset, image_column, label_column))
+        self._source = open_source(str(path), Selection(split, subset, image_column, label_column))
         if isinstance(self._source, (NpzSource, ParquetImages)):
             remedy = "name: npz" if isinstance(self._source, NpzSource) else "datasets' save_to_disk of it"
             raise UserError(f"data images: '{path}': is read in order only, and training takes any; use {remedy}")
