@@ -31,6 +31,8 @@ Settings = dict[str, Any]
 """Key (dots reach inside, as in optimizer.lr) -> value."""
 NAME = re.compile(r"\w[\w.+]*")
 """Of a level or an evaluator: a part of a file's name."""
+SEED = "{seed}"
+"""A value that stands for the cell's seed, for keys other than `seed`."""
 RESERVED = ("run", "seed", "dry_run")
 """Keys of training that are the study's to set."""
 
@@ -174,13 +176,22 @@ def _ordered(study: Study) -> list[tuple[str, int]]:
 
 
 def _cell(study: Study, base: Mapping[str, Any], number: int, variant: str, seed: int) -> Cell:
-    training = applied(dict(base), {**study.settings, **study.variants[variant]})
+    training = _seeded(applied(dict(base), {**study.settings, **study.variants[variant]}), seed)
     training = {key: value for key, value in training.items() if key != "run"} | {"seed": seed}
     evaluators = {
         name: [e.features.as_value(), e.reference, [m.as_value() for m in e.metrics]]
         for name, e in study.evaluators.items()
     }
     return Cell(number, variant, seed, training, canonical_sha256([training, study.sampling, evaluators]))
+
+
+def _seeded(value: Any, seed: int) -> Any:
+    """Plain values with the seed in place of the text {seed}."""
+    if isinstance(value, dict):
+        return {key: _seeded(each, seed) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_seeded(each, seed) for each in value]
+    return seed if value == SEED else value
 
 
 def canonical_sha256(values: Any) -> str:
