@@ -38,7 +38,7 @@ def run_cell(study: Study, cell: Cell, folder: Path, references: Mapping[str, st
     write_text(folder / "train.yaml", dump({**cell.training, "run": str(folder / "run")}))
     stages = _Stages(folder, cell, commands)
     error = ""
-    for name, arguments in _stages_of(study, folder, cell, references).items():
+    for name, arguments in stages_of(study, folder, cell, references).items():
         error = stages.run(name, arguments)
         if error:
             break
@@ -63,7 +63,7 @@ def run_cell(study: Study, cell: Cell, folder: Path, references: Mapping[str, st
     return result
 
 
-def _stages_of(study: Study, folder: Path, cell: Cell, references: Mapping[str, str]) -> dict[str, list[str]]:
+def stages_of(study: Study, folder: Path, cell: Cell, references: Mapping[str, str]) -> dict[str, list[str]]:
     """Stage -> the words of its command."""
     stages = {"train": ["train", str(folder / "train.yaml")]}
     if study.evaluators:

@@ -13,8 +13,9 @@ from typing import Any
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import write_text
 from dit_shd.core.lock import Lock
-from dit_shd.study.design import Cell
+from dit_shd.study.design import Cell, Study
 
+RESULTS = "results.jsonl"
 ROW = "row.json"
 LOCK = ".results.lock"
 
@@ -54,6 +55,17 @@ class Result:
     @property
     def cpu_hours(self) -> float:
         return sum(self.cpu_seconds.values()) / 3600
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A study, its cells, and the rows of those that have ended."""
+
+    study: Study
+    cells: Sequence[Cell]
+    results: dict[Cell, Result]
+    others: int
+    """Rows of results.jsonl that belong to no cell: of another config, or of variants that are no more."""
 
 
 def read_results(file: Path) -> list[Result]:

@@ -2,7 +2,7 @@
 
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import MISSING, dataclass
 from pathlib import Path
@@ -13,11 +13,12 @@ from dit_shd.core.files import write_text
 from dit_shd.core.lock import Lock
 from dit_shd.evaluation.metrics import METRICS
 from dit_shd.study.cell_run import assignments, run_cell
-from dit_shd.study.design import Cell, Evaluator, Study, canonical_sha256, cells_of, read_study
+from dit_shd.study.design import Cell, Evaluator, canonical_sha256, cells_of, read_study
 from dit_shd.study.processes import Commands, Interrupted
-from dit_shd.study.results import Result, collect, of_cells
+from dit_shd.study.results import RESULTS, Progress, Result, collect, of_cells
+from dit_shd.training.run_folder import LOCK as RUN_LOCK
 
-RESULTS = "results.jsonl"
+CELL_LOCK = ".cell.lock"
 SHARED_LOCK = ".shared.lock"
 WAIT_SECONDS = 2.0
 """Between two looks whether another process has finished the shared work."""
@@ -35,17 +36,6 @@ class StudyConfig:
     cells: Path | None = option(None, "where the run folders go; empty: cells/ beside the study file")
     retry: bool = option(False, "run cells again that failed")
     dry_run: bool = option(False, "list the cells and what has become of them, and run nothing")
-
-
-@dataclass(frozen=True)
-class Progress:
-    """A study, its cells, and the rows of those that have ended."""
-
-    study: Study
-    cells: Sequence[Cell]
-    results: dict[Cell, Result]
-    others: int
-    """Rows of results.jsonl that belong to no cell: of another config, or of variants that are no more."""
 
 
 class Runner:
@@ -116,13 +106,15 @@ class Runner:
 
     def _run_cell(self, cell: Cell, references: dict[str, str]) -> Result | None:
         """The result of a cell; None where another process is at it."""
+        place = self.place(cell)
         try:
-            lock = Lock(self.place(cell) / ".cell.lock", "dit-shd study")
+            with Lock(place / CELL_LOCK, "dit-shd study"):
+                if (place / "run").is_dir():  # a kill of the study may have left its training at work
+                    Lock(place / "run" / RUN_LOCK, "dit-shd study").release()
+                return run_cell(self.study, cell, place, references, self.commands)
         except UserError as error:
             self.say(f"cell {cell.number}, {cell.name}: left out: {error}")
             return None
-        with lock:
-            return run_cell(self.study, cell, self.place(cell), references, self.commands)
 
     def _affordable(self) -> bool:
         """Whether the study may begin another cell."""
