@@ -17,7 +17,7 @@ from dit_shd.attention.tiles import CHUNK_MIB
 from dit_shd.squeezing.backends import fused, streamed
 from dit_shd.squeezing.backends.autotune import Backend, choose
 from dit_shd.squeezing.backends.job import Job, Measure
-from dit_shd.squeezing.squeeze import Squeeze
+from dit_shd.squeezing.squeeze import Squeeze, check_row_weight
 
 
 def attention_kl(
@@ -28,6 +28,7 @@ def attention_kl(
     measure: Measure = "kl",
     backend: Backend = "streamed",
     chunk_mib: float = CHUNK_MIB,
+    row_weight: Tensor | None = None,
 ) -> Tensor:
     """Divergence of the student's maps from the squeezed teacher's, per sample [b].
 
@@ -41,6 +42,8 @@ def attention_kl(
             costs it one more pass, for the entropy); `auto`, the faster of those that fit, measured once for each
             kind of layer.
         chunk_mib: memory budget for the maps of one tile, in MiB; does not change the result beyond rounding.
+        row_weight: [b,n], 0 or more: a factor of every query row's divergence, 1 for None; rows of weight 0 (padding,
+            instructions) take no part in value or gradient.
 
     Returns:
         [b] in float32 (float64 for float64 captures). Gradients reach the student's query, key and bias only. Rows
@@ -50,6 +53,7 @@ def attention_kl(
         ValueError: token counts, head counts, weights or temperature that do not fit.
     """
     _check(teacher, student, squeeze, temperature, measure, backend)
+    row_weight = check_row_weight(row_weight, teacher, "attention_kl")
     leaves = () if student.bias is None else student.bias.leaves
     learns = student.bias is not None and student.bias.needs_grad()
     live = [student.query, student.key, *leaves]
@@ -62,6 +66,7 @@ def attention_kl(
         chunk_mib=chunk_mib,
         gradients=torch.is_grad_enabled() and any(x.requires_grad for x in live),
         bias_learns=learns,
+        row_weight=row_weight,
     )
     run = {"streamed": streamed.run, "fused": fused.run}[choose(job) if backend == "auto" else backend]
     return _AttentionDivergence.apply(job, run, *live)  # type: ignore[return-value]

@@ -67,11 +67,25 @@ class Projections:
 
 
 class Collector:
-    """Sums inner products over tiles of query rows."""
+    """Sums inner products over tiles of query rows.
 
-    def __init__(self, b: int, groups: int, k: int, n: int, each_row: bool, device: torch.device):
+    Args:
+        row_weight: [b,n]: a factor of every row's inner products; None: 1.
+    """
+
+    def __init__(
+        self,
+        b: int,
+        groups: int,
+        k: int,
+        n: int,
+        each_row: bool,
+        device: torch.device,
+        row_weight: Tensor | None = None,
+    ):
         rows = (n,) if each_row else ()
         self.each_row = each_row
+        self.root_weight = None if row_weight is None else row_weight.sqrt()
 
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(b, groups, *shape, dtype=torch.float64, device=device)
@@ -82,11 +96,15 @@ class Collector:
 
     def outputs(self, mixed: Tensor, factor: Tensor, samples: slice, groups: slice, rows: slice) -> None:
         """Take in A_a V_a [s,G,k,r,d] of some query rows."""
+        if self.root_weight is not None:
+            mixed = _weighted(mixed, self.root_weight[samples, None, None, rows, None])
         y = (mixed @ factor).sum(2)  # [s,G,r,f]
         self._add(self.norm, y.square().sum(-1), samples, groups, rows)
 
     def differences(self, mixed: Tensor, factor: Tensor, samples: slice, groups: slice, rows: slice) -> None:
         """Take in D_i V_a [s,G,k-1,r,k,d] of some query rows."""
+        if self.root_weight is not None:
+            mixed = _weighted(mixed, self.root_weight[samples, None, None, rows, None, None])
         s, count, less, r, k, d = mixed.shape
         by_value = mixed.permute(0, 1, 4, 2, 3, 5).reshape(s, count, k, less * r, d)
         z = (by_value @ factor).view(s, count, k, less, r, -1).transpose(2, 3)  # D_i X_a [s,G,i,a,r,f]
@@ -126,6 +144,7 @@ def streamed(
     each_row: bool = False,
     chunk_mib: float = CHUNK_MIB,
     keep: Tensor | None = None,
+    row_weight: Tensor | None = None,
 ) -> Products:
     """Inner products of some groups of k >= 2 heads, tile by tile.
 
@@ -133,12 +152,13 @@ def streamed(
         capture: detached. factor: Projections.of(capture.out, groups).
         each_row: for weights of each query row.
         keep: where to leave the maps [b, G k, n, m] for later use, if that is wanted.
+        row_weight: as Collector's.
     """
     b, _, n, m = capture.shape
     k, d = len(groups[0]), capture.value.shape[3]
     wide = torch.promote_types(capture.query.dtype, torch.float32)
     buffers = Buffers(wide, capture.query.device)
-    collector = Collector(b, len(groups), k, n, each_row, buffers.device)
+    collector = Collector(b, len(groups), k, n, each_row, buffers.device, row_weight)
     factor = factor.to(wide)
     tiling = Tiling.choose(b, len(groups), n, m, 2 * k if keep is not None else k, buffers.device, chunk_mib)
     for samples, part, heads in _tiles(b, groups, tiling):
@@ -171,12 +191,13 @@ def fused(
     each_row: bool = False,
     chunk_mib: float = CHUNK_MIB,
     rows: int = 1024,
+    row_weight: Tensor | None = None,
 ) -> Products:
     """The same from stock fused attention: one call for each value that a head's map meets. Memory is linear in n."""
     b, _, n, _ = capture.shape
     k, d = len(groups[0]), capture.value.shape[3]
     wide = torch.promote_types(capture.query.dtype, torch.float32)
-    collector = Collector(b, len(groups), k, n, each_row, capture.query.device)
+    collector = Collector(b, len(groups), k, n, each_row, capture.query.device, row_weight)
     factor = factor.to(wide)
     everyone = slice(0, b)
     for g, members in enumerate(groups):
@@ -197,6 +218,11 @@ def fused(
             differences = (tile[:, :-1] - tile[:, -1:]).transpose(2, 3)[:, None]  # [b,1,k-1,r,k,d]
             collector.differences(differences, factor[part], everyone, part, few)
     return collector.products()
+
+
+def _weighted(mixed: Tensor, root: Tensor) -> Tensor:
+    """Rows times the roots of their weights; a row of weight 0 is 0, also where it is NaN."""
+    return torch.where(root > 0, mixed * root, torch.zeros_like(mixed))
 
 
 def _tiles(b: int, groups: Groups, tiling: Tiling) -> Iterator[tuple[slice, slice, list[int]]]:

@@ -76,6 +76,7 @@ def squeeze(
     chunk_mib: float = CHUNK_MIB,
     keep_maps: bool = False,
     projections: Projections | None = None,
+    row_weight: Tensor | None = None,
 ) -> Squeeze:
     """Weights that merge the captured teacher heads into `heads` student heads. No gradient flows through them.
 
@@ -91,6 +92,8 @@ def squeeze(
         chunk_mib: memory budget for maps, in MiB; does not change the result beyond rounding.
         keep_maps: keep the maps for attention_kl, if all of them fit into half of that budget.
         projections: a cache of what is computed of W^O, for a teacher whose weights stay.
+        row_weight: [b,n], 0 or more: a factor of every query row's squared error, 1 for None; rows of weight 0
+            (padding, instructions) take no part.
 
     Raises:
         UserError: student heads outside 1..h, or a plan that is no partition. ValueError: no W^O, not finite input.
@@ -111,6 +114,7 @@ def squeeze(
         group[list(members)] = g
     capture, group = capture.detach(), group.to(capture.query.device)
     _check_finite(capture)
+    row_weight = check_row_weight(row_weight, capture, "squeeze")
     wide = torch.promote_types(capture.query.dtype, torch.float32)
     if method in ("constant", "hard") or heads == h:
         weight = _fixed(groups, method, seed).to(capture.query.device, wide)[None, :, None].expand(b, h, 1)
@@ -121,7 +125,8 @@ def squeeze(
         )
     if capture.out is None:
         raise ValueError(f"squeeze: {method} weights need the output projection by head (Capture.out [h,d,e])")
-    merge = _Merge(capture, groups, method, clamp, backend, chunk_mib, keep_maps, projections or Projections())
+    projections = projections or Projections()
+    merge = _Merge(capture, groups, method, clamp, backend, chunk_mib, keep_maps, projections, row_weight)
     with torch.no_grad(), torch.autocast(group.device.type, enabled=False):
         return merge.run(group)
 
@@ -129,6 +134,20 @@ def squeeze(
 def plan_of(plan: Literal["contiguous"] | Sequence[Sequence[int]], heads: int, groups: int) -> Plan:
     """The Plan that squeeze works by."""
     return contiguous(heads, groups) if isinstance(plan, str) else check_plan(plan, heads, groups)
+
+
+def check_row_weight(weight: Tensor | None, capture: Capture, where: str) -> Tensor | None:
+    """Weights of query rows as they are used: [b,n], without a graph, in float32 (float64 if the query is).
+
+    Raises:
+        ValueError: another shape.
+    """
+    if weight is None:
+        return None
+    b, _, n, _ = capture.shape
+    if weight.shape != (b, n):
+        raise ValueError(f"{where}: row_weight: wanted [b,n] = [{b},{n}], found {list(weight.shape)}")
+    return weight.detach().to(capture.query.device, torch.promote_types(capture.query.dtype, torch.float32))
 
 
 def can_keep(shape: tuple[int, int, int, int], chunk_mib: float) -> bool:
@@ -144,7 +163,7 @@ def _check_finite(capture: Capture) -> None:
 
 def _fixed(plan: Plan, method: Method, seed: int) -> Tensor:
     """Weights [h] that do not look at the maps."""
-    weight = torch.zeros(sum(map(len, plan)))
+    weight = torch.zeros(sum(map(len, plan)), dtype=torch.float64)
     generator = torch.Generator().manual_seed(seed)
     for members in plan:
         if method == "hard":
@@ -166,6 +185,7 @@ class _Merge:
     chunk_mib: float
     keep_maps: bool
     projections: Projections
+    row_weight: Tensor | None = None
 
     def run(self, group: Tensor) -> Squeeze:
         b, h, n, m = self.capture.shape
@@ -211,5 +231,7 @@ class _Merge:
         assert self.capture.out is not None
         factor = self.projections.of(self.capture.out, members)
         if self.backend == "fused":
-            return products.fused(self.capture, members, factor, each_row, self.chunk_mib)
-        return products.streamed(self.capture, members, factor, each_row, self.chunk_mib, keep)
+            return products.fused(self.capture, members, factor, each_row, self.chunk_mib, row_weight=self.row_weight)
+        return products.streamed(
+            self.capture, members, factor, each_row, self.chunk_mib, keep, row_weight=self.row_weight
+        )

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from torch import Tensor
+
 from dit_shd.attention.capture import Capture
 from dit_shd.attention.tiles import CHUNK_MIB
 from dit_shd.core.errors import UserError
@@ -64,8 +66,10 @@ class Squeezer:
             plan = plan.get(layer, "contiguous")
         return contiguous(heads, wanted) if isinstance(plan, str) else check_plan(plan, heads, wanted)
 
-    def squeeze(self, layer: str, teacher: Capture, heads: int, keep_maps: bool = False) -> Squeeze:
-        """Weights that squeeze a teacher layer into the `heads` of a student layer."""
+    def squeeze(
+        self, layer: str, teacher: Capture, heads: int, keep_maps: bool = False, row_weight: Tensor | None = None
+    ) -> Squeeze:
+        """Weights that squeeze a teacher layer into the `heads` of a student layer; row_weight [b,n] as in squeeze."""
         return squeeze(
             teacher,
             heads,
@@ -75,6 +79,7 @@ class Squeezer:
             chunk_mib=self.chunk_mib,
             keep_maps=keep_maps,
             projections=self.projections,
+            row_weight=row_weight,
         )
 
     def cost(

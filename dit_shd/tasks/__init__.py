@@ -34,6 +34,21 @@ class Batch:
     indices: Tensor
     """Which samples of the dataset these are [b]."""
 
+    def row_weight(self, tokens: int) -> Tensor | None:
+        """The factor [b,n] of every query row in losses on attention, 0 for rows that take no part; None: 1 each.
+
+        Args:
+            tokens: n of the layer.
+
+        Raises:
+            UserError: a layer of other tokens than the batch weighs.
+        """
+        return None
+
+    def prediction_weight(self) -> Tensor | None:
+        """The factor [b,n] of every token's prediction in losses on outputs; None: 1 each."""
+        return None
+
     def to(self, device: torch.device | str) -> Self:
         """The same on another device."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}

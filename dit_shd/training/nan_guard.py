@@ -12,7 +12,7 @@ finds the same again, and `dit-shd train CONFIG skip_bad_steps=1` goes on withou
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -165,7 +165,7 @@ def _layers(distiller: nn.Module, teacher: nn.Module | None) -> Iterator[tuple[s
 
 
 @contextmanager
-def first_not_finite(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[list[str]]:
+def first_not_finite(modules: Iterable[tuple[str, nn.Module]]) -> Generator[list[str]]:
     """A list that gets the name of the first module whose output is not finite."""
     first: list[str] = []
 

@@ -265,7 +265,7 @@ class Trainer:
         if names:  # not of a step that was left out
             stacked = torch.stack([metrics[n].float().to(self.accelerator.device) for n in names])
             means = self.accelerator.reduce(stacked, "mean")
-        numbers = {"step": done, **dict(zip(names, means.tolist()))}
+        numbers: dict[str, float] = {"step": done, **dict(zip(names, means.tolist()))}
         numbers["lr"] = self.optimizer.param_groups[0]["lr"]
         if self.guard.skipped:
             numbers["skipped_steps"] = self.guard.skipped

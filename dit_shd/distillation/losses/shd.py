@@ -116,11 +116,14 @@ class SHD(LayerLoss):
             return Term(_not_finite(s))  # the trainer's to judge
 
     def _divergence(self, layer: str, s: Capture, t: Capture, batch: Batch | None) -> Term:
+        weight = None if batch is None else batch.row_weight(t.shape[2])
         if self.rows < 1:
             rows = self._rows(layer, t.shape[2], batch).to(t.query.device)
             s, t = s.select(rows), t.select(rows)
-        squeezed = self.squeezer.squeeze(layer, t, s.heads, keep_maps=self.temperature == 1)
-        value = attention_kl(t, s, squeezed, self.temperature, self.measure, self.backend, self.squeezer.chunk_mib)
+            weight = None if weight is None else weight[:, rows]
+        keep_maps, chunk_mib = self.temperature == 1, self.squeezer.chunk_mib
+        squeezed = self.squeezer.squeeze(layer, t, s.heads, keep_maps, weight)
+        value = attention_kl(t, s, squeezed, self.temperature, self.measure, self.backend, chunk_mib, weight)
         logs = {f"{self.measure}/{layer}": value.detach().mean()}
         if squeezed.alpha is not None and squeezed.alpha.numel():
             assert squeezed.clamped is not None

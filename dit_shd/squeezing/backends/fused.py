@@ -62,15 +62,15 @@ def run(job: Job) -> Result:
         self_looked = attend(query, key, own, factor, None, student.causal) if job.gradients else None
     mixed = query.new_zeros(query.shape).index_add_(1, group, weight * looked.detach())  # sum_h w_h A_h K
     mass = _mass(job, weight, query)
-    result.value += (_log_sum_exp(job) * mass[..., 0] - factor * (query * mixed).sum(-1)).sum(
-        (1, 2), dtype=torch.float64
-    ) / n
+    terms = _log_sum_exp(job) * mass[..., 0] - factor * (query * mixed).sum(-1)
+    result.value += job.weighted(terms).sum((1, 2), dtype=torch.float64) / n
     if job.measure == "kl":
         result.value -= _entropy(job) / n
     if self_looked is not None:
-        (pulled,) = torch.autograd.grad(looked, seen, weight * query[:, group])
-        (pushed,) = torch.autograd.grad(self_looked, own, query * mass)
-        result.d_query = (self_looked.detach() * mass - mixed) * (factor / n)
+        rows = job.weighted(query)
+        (pulled,) = torch.autograd.grad(looked, seen, weight * rows[:, group])
+        (pushed,) = torch.autograd.grad(self_looked, own, rows * mass)
+        result.d_query = job.weighted(self_looked.detach() * mass - mixed) * (factor / n)
         d_key = (pushed - key.new_zeros(key.shape).index_add_(1, group, pulled)) * (factor / n)
         result.d_key.index_add_(1, torch.tensor(ours, device=key.device), d_key)
     return result
@@ -109,5 +109,6 @@ def _entropy(job: Job) -> Tensor:
         for rows in runs:
             mixed = target.rows(rows)
             logs = mixed.clamp(min=torch.finfo(mixed.dtype).tiny).log_()
-            found[samples] -= torch.linalg.vecdot(mixed, logs).sum((1, 2), dtype=torch.float64)
+            entropy = job.weighted(torch.linalg.vecdot(mixed, logs), samples, rows)
+            found[samples] -= entropy.sum((1, 2), dtype=torch.float64)
     return found

@@ -25,6 +25,20 @@ class Job:
     chunk_mib: float
     gradients: bool
     bias_learns: bool
+    row_weight: Tensor | None = None
+    """[b,n]: what each query row counts; None: 1 each."""
+
+    def weighted(self, terms: Tensor, samples: slice = slice(None), rows: slice = slice(None)) -> Tensor:
+        """Terms of some samples and query rows, each times its row's weight; what counts 0 is 0, also where it is NaN.
+
+        Args:
+            terms: [s,g,r] or [s,g,r,k].
+        """
+        if self.row_weight is None:
+            return terms
+        weight = self.row_weight[samples, None, rows]
+        weight = weight if terms.ndim == 3 else weight[..., None]
+        return torch.where(weight > 0, terms * weight, torch.zeros_like(terms))
 
 
 @dataclass(eq=False)

@@ -47,9 +47,10 @@ def _heads(job: Job, result: Result, samples: slice, ours: list[int], target: "T
     d_key = buffers.take("d_key", *student.key.transpose(1, 2).shape)  # the other way round: that product is faster
     for i, rows in enumerate(runs):
         terms, d_scores = _MEASURES[job.measure](target.rows(rows), student, rows, job)
-        result.value[samples] += terms.sum((1, 2), dtype=torch.float64) / n
+        result.value[samples] += job.weighted(terms, samples, rows).sum((1, 2), dtype=torch.float64) / n
         if not job.gradients:
             continue
+        d_scores = job.weighted(d_scores, samples, rows)
         if result.bias is not None:
             result.bias.add(d_scores, samples, student.heads, rows)
         flat = d_scores.flatten(0, 1)
