@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from scipy import stats
 
@@ -174,4 +174,6 @@ def _disagreements(
 def _rank_correlation(variants: Sequence[Variant], figure: str, other: str) -> float:
     """Kendall's tau of the variants' means in two figures."""
     pairs = [(v.summary(figure).mean, v.summary(other).mean) for v in variants if v.done]
-    return float(stats.kendalltau(*zip(*pairs))[0]) if len(pairs) > 1 else math.nan
+    first, second = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    tau: Any = stats.kendalltau(first, second)[0] if len(pairs) > 1 else math.nan
+    return float(tau)

@@ -15,13 +15,15 @@ from typing import Any
 
 from dit_shd.core.environment import about_process
 from dit_shd.core.files import write_text
+from dit_shd.core.signals import Stopped
 from dit_shd.core.yaml_files import dump, read_yaml
 from dit_shd.study.design import Cell, Evaluator, Study, canonical_sha256
-from dit_shd.study.processes import Commands, Interrupted, Usage, commit
+from dit_shd.study.processes import Commands, Usage, commit
 from dit_shd.study.results import ROW, Result, json_lines, read_results, write_row
 
 POINTS = 60
 """Of a loss curve that a row keeps."""
+STOPPED = "stopped by a signal; the same command goes on from what is saved"
 SAMPLES = "samples.npz"
 
 
@@ -29,10 +31,14 @@ def run_cell(study: Study, cell: Cell, folder: Path, references: Mapping[str, st
     """Run what is left of a cell and write its row; a failure is a row, too.
 
     Args:
-        folder: the cell's. references: evaluator -> what its samples are compared with.
+        study: the cell's study.
+        cell: what is run.
+        folder: the cell's own.
+        references: evaluator -> what its samples are compared with.
+        commands: runs `dit-shd` commands.
 
     Raises:
-        Interrupted: stopped from outside; the cell goes on later.
+        Stopped: by a signal; the cell goes on later.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "train.yaml", dump({**cell.training, "run": str(folder / "run")}))
@@ -64,7 +70,7 @@ def run_cell(study: Study, cell: Cell, folder: Path, references: Mapping[str, st
 
 
 def stages_of(study: Study, folder: Path, cell: Cell, references: Mapping[str, str]) -> dict[str, list[str]]:
-    """Stage -> the words of its command."""
+    """Stage -> the words of its command, in the order in which they run."""
     stages = {"train": ["train", str(folder / "train.yaml")]}
     if study.evaluators:
         sampling = {"seed": cell.seed, **study.sampling, "out": str(folder / SAMPLES), "force": True}
@@ -105,18 +111,18 @@ class _Stages:
         """Run a stage's command, unless it is done: what it failed with, or nothing.
 
         Raises:
-            Interrupted: stopped from outside.
+            Stopped: by a signal.
         """
         if name in self.done:
             return ""
         outcome = self.commands.run(arguments, self.folder / "logs" / f"{name}.log")
         self.usage[name] = self.usage.get(name, Usage()) + outcome.usage
-        if not (outcome.error or outcome.interrupted):
+        if outcome.done:
             self.done.append(name)
         usage = {name: asdict(usage) for name, usage in self.usage.items()}
         write_text(self.file, json.dumps({"sha256": self.sha256, "done": self.done, "usage": usage}))
-        if outcome.interrupted:
-            raise Interrupted
+        if outcome.signal:
+            raise Stopped(outcome.signal, STOPPED)
         return outcome.error
 
 

@@ -22,7 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dit_shd.core.config import make, option
+from dit_shd.core.config import check_ranges, make, option
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
 from dit_shd.core.yaml_files import override, read_yaml
@@ -83,6 +83,7 @@ class Study:
         Raises:
             UserError: names that are no file names, unknown variants, keys that the study sets itself.
         """
+        check_ranges(self, "study.")
         if not self.grid or not all(self.grid.values()):
             raise UserError("study.grid: wanted at least one factor with at least one level, found none")
         for name in [*self.grid, *(level for levels in self.grid.values() for level in levels), *self.evaluators]:
@@ -163,6 +164,7 @@ def cells_of(study: Study, file: Path) -> list[Cell]:
     """All cells in the order in which they run: blocks, in each block seed by seed.
 
     Args:
+        study: what is varied.
         file: the study's, which `config` is relative to.
     """
     base = read_yaml(file.parent / study.config)
@@ -176,8 +178,8 @@ def _ordered(study: Study) -> list[tuple[str, int]]:
 
 
 def _cell(study: Study, base: Mapping[str, Any], number: int, variant: str, seed: int) -> Cell:
-    training = _seeded(applied(dict(base), {**study.settings, **study.variants[variant]}), seed)
-    training = {key: value for key, value in training.items() if key != "run"} | {"seed": seed}
+    values = applied(dict(base), {**study.settings, **study.variants[variant]})
+    training = {key: _seeded(value, seed) for key, value in values.items() if key != "run"} | {"seed": seed}
     evaluators = {
         name: [e.features.as_value(), e.reference, [m.as_value() for m in e.metrics]]
         for name, e in study.evaluators.items()
@@ -185,7 +187,7 @@ def _cell(study: Study, base: Mapping[str, Any], number: int, variant: str, seed
     return Cell(number, variant, seed, training, canonical_sha256([training, study.sampling, evaluators]))
 
 
-def _seeded(value: Any, seed: int) -> Any:
+def _seeded(value: object, seed: int) -> object:
     """Plain values with the seed in place of the text {seed}."""
     if isinstance(value, dict):
         return {key: _seeded(each, seed) for key, each in value.items()}
@@ -194,7 +196,7 @@ def _seeded(value: Any, seed: int) -> Any:
     return seed if value == SEED else value
 
 
-def canonical_sha256(values: Any) -> str:
+def canonical_sha256(values: object) -> str:
     """sha256 of plain values, whatever the order of keys."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 

@@ -11,15 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-STOPPED = tuple(128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1))
+from dit_shd.core.signals import SIGNALS
+
+STOPPED = tuple(128 + number for number in SIGNALS)
 """Exit codes of a command that a signal ended in good order."""
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What a launcher of this process said, which is not meant for its children."""
-
-
-class Interrupted(Exception):
-    """A command was stopped from outside; the same study goes on with it."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +43,13 @@ class Outcome:
     usage: Usage
     error: str = ""
     """What it printed last, where it failed."""
-    interrupted: bool = False
-    """It was stopped from outside."""
+    signal: int = 0
+    """What stopped it from outside; 0 for nothing."""
+
+    @property
+    def done(self) -> bool:
+        """Whether it did what it was for."""
+        return not (self.error or self.signal)
 
 
 class Commands:
@@ -74,15 +77,15 @@ class Commands:
             output.flush()
             process = self._start([*self.words, *arguments], output)
         if process is None:
-            return Outcome(Usage(), interrupted=True)
+            return Outcome(Usage(), signal=signal.SIGTERM)
         _, status, used = os.wait4(process.pid, 0)
         with self._lock:
             self._pids.discard(process.pid)
         code = process.returncode = os.waitstatus_to_exitcode(status)
         mebibyte = 1024 * (1024 if sys.platform == "darwin" else 1)
         usage = Usage(time.perf_counter() - start, used.ru_utime + used.ru_stime, used.ru_maxrss / mebibyte)
-        if self.stopped or code in STOPPED or -code in (signal.SIGINT, signal.SIGTERM):
-            return Outcome(usage, interrupted=True)
+        if self.stopped or code in STOPPED or -code in SIGNALS:
+            return Outcome(usage, signal=-code if code < 0 else max(0, code - 128) or signal.SIGTERM)
         return Outcome(usage, f"{arguments[0]}: {_last_line(log, code)}" if code else "")
 
     def _start(self, words: Sequence[str], output: object) -> "subprocess.Popen[bytes] | None":

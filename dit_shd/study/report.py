@@ -23,7 +23,10 @@ def report_of(progress: Progress, analysis: Analysis, folder: Path, place: Calla
     """The page's values.
 
     Args:
-        folder: keeps the grids of samples, so that a page can be made anew without the cells. place: a cell's folder.
+        progress: the study's cells and rows.
+        analysis: of those rows.
+        folder: keeps the grids of samples, so that a page can be made anew without the cells.
+        place: gives a cell's folder.
     """
     study, done = progress.study, [v for v in analysis.variants if v.done]
     main = [name for name in analysis.figures if name == analysis.figure or name in analysis.rank_correlation]
@@ -168,10 +171,13 @@ def _cost(variant: Variant, figure: str) -> tuple[float, float, float]:
 
 def spread(summary: Summary) -> str:
     """Mean and standard deviation."""
-    return number(summary.mean) + (f" ± {number(summary.deviation)}" if summary.n > 1 else "")
+    mean = number(summary.mean)
+    places = len(mean.partition(".")[2])
+    return mean + (f" ± {summary.deviation:.{places}f}" if summary.n > 1 else "")
 
 
 def interval(comparison: Comparison) -> str:
+    """The 95% interval of a difference."""
     return f"{signed(comparison.difference.low)} to {signed(comparison.difference.high)}"
 
 

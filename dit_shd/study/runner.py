@@ -1,20 +1,23 @@
 """Running a study: shared work once, then its cells, several at once; what has ended is never run again."""
 
 import shlex
+import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import MISSING, dataclass
 from pathlib import Path
+from types import FrameType
 
-from dit_shd.core.config import option
+from dit_shd.core.config import check_ranges, option
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import write_text
 from dit_shd.core.lock import Lock
+from dit_shd.core.signals import Stopped, handling
 from dit_shd.evaluation.metrics import METRICS
-from dit_shd.study.cell_run import assignments, run_cell
+from dit_shd.study.cell_run import STOPPED, assignments, run_cell
 from dit_shd.study.design import Cell, Evaluator, canonical_sha256, cells_of, read_study
-from dit_shd.study.processes import Commands, Interrupted
+from dit_shd.study.processes import Commands
 from dit_shd.study.results import RESULTS, Progress, Result, collect, of_cells
 from dit_shd.training.run_folder import LOCK as RUN_LOCK
 
@@ -46,6 +49,7 @@ class Runner:
     """
 
     def __init__(self, config: StudyConfig, say: Callable[[str], None] = print):
+        check_ranges(config, "study.")
         self.config, self.say = config, say
         self.study = read_study(config.study)
         self.cells = cells_of(self.study, config.study)
@@ -70,13 +74,17 @@ class Runner:
 
         Raises:
             UserError: shared work failed.
+            Stopped: by a signal; training has been asked to save.
         """
         left = self._left()
         if left:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._prepare()
-            references = {name: self._reference(name, e) for name, e in self.study.evaluators.items()}
-            self._run_cells(left, references)
+            try:
+                with handling(signal.SIGUSR1, _stop):  # what SLURM sends before a job ends
+                    self._run_cells(left, self._shared())
+            except BaseException:
+                self.commands.stop()
+                raise
         return self.progress()
 
     def _left(self) -> list[Cell]:
@@ -101,7 +109,7 @@ class Runner:
                         if result is not None:
                             self._announce(cell, result)
             except BaseException:
-                self.commands.stop()
+                self.commands.stop()  # the pool waits for its threads
                 raise
 
     def _run_cell(self, cell: Cell, references: dict[str, str]) -> Result | None:
@@ -134,11 +142,12 @@ class Runner:
         taken = sum(result.seconds.values())
         self.say(f"[{len(progress.results)}/{len(self.cells)}] {cell.name}: {words} ({taken:.0f} s)")
 
-    def _prepare(self) -> None:
-        """Run the commands of `prepare`, each once for all cells and processes."""
+    def _shared(self) -> dict[str, str]:
+        """Do the work that all cells share, each part once for all processes: evaluator -> its reference."""
         for line in self.study.prepare:
             words = shlex.split(line)
             self._once(f"prepare-{canonical_sha256(words)[:8]}", words)
+        return {name: self._reference(name, evaluator) for name, evaluator in self.study.evaluators.items()}
 
     def _reference(self, name: str, evaluator: Evaluator) -> str:
         """What an evaluator compares with: statistics, made once, where its metrics need no images of the reference."""
@@ -167,11 +176,15 @@ class Runner:
         self.say(f"shared work: dit-shd {shlex.join(words)}")
         log = done.with_suffix(".log")
         outcome = self.commands.run(words, log)
-        if outcome.interrupted:
-            raise Interrupted
+        if outcome.signal:
+            raise Stopped(outcome.signal, STOPPED)
         if outcome.error:
             raise UserError(f"study: shared work failed: {outcome.error}; all it printed is in {log}")
         write_text(done, shlex.join(words) + "\n")
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise Stopped(number, STOPPED)
 
 
 def _lock_if_free(file: Path) -> Lock | None:

@@ -15,6 +15,7 @@ import yaml
 from dit_shd.cli.program import main
 from dit_shd.core.errors import UserError
 from dit_shd.core.yaml_files import read_yaml
+from dit_shd.study.report import signed
 from dit_shd.study.results import read_results
 from dit_shd.study.runner import Runner, StudyConfig
 
@@ -191,7 +192,7 @@ input()
 
 @pytest.mark.parametrize("sampled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_study_of_real_runs_ends_in_a_page(sampled, tmp_path, monkeypatch, root, capsys):
-    """Two losses, two seeds, 20 steps, by the command line alone; figures of samples, or of training's own evaluation."""
+    """Two losses, two seeds, 20 steps, by the command line alone; figures of samples or of training's evaluation."""
     monkeypatch.chdir(tmp_path)
     base = {**read_yaml(root / "experiments" / "digits_student.yaml"), "steps": 20, "batch_size": 2, "log_every": 4}
     base |= {"check_teacher": "no", "checkpoint_every": 20}
@@ -220,7 +221,7 @@ def test_a_study_of_real_runs_ends_in_a_page(sampled, tmp_path, monkeypatch, roo
     assert [row.curve["step"] for row in rows] == [[4, 8, 12, 16, 20]] * 4
     assert "plain/shd" in rows[1].curve and "plain/shd" not in rows[0].curve
     difference = (found[1] - found[0] + found[3] - found[2]) / 2
-    assert f"{abs(difference):.2f}"[:4] in capsys.readouterr().out
+    assert f" {signed(difference)} " in capsys.readouterr().out
     page = (tmp_path / "study.html").read_text()
     assert not re.search(r'(src|href|srcset)="(?!data:)', page), "something is loaded from elsewhere"
     assert page.count("<img") == 3 + 2 * sampled
