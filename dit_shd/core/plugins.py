@@ -94,7 +94,8 @@ class PluginFolder(Generic[Base]):
     def filled(self, plugin: Plugin, where: str = "") -> Plugin:
         """The plug-in with every default written out, so that a saved config does not depend on them."""
         cls = self.find(plugin.name)
-        given = arguments((cls,), plugin.options, where or self.kind)
+        factory: Callable[..., Base] = getattr(cls, "from_options", cls)
+        given = arguments((factory, cls), plugin.options, where or self.kind)
         parameters = inspect.signature(cls).parameters.values()
         defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
         return Plugin(plugin.name, {**defaults, **given})
