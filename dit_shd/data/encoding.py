@@ -9,14 +9,14 @@ import logging
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import MISSING, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from dit_shd.core.config import checked, option, resolve
+from dit_shd.core.config import REQUIRED, checked, option, resolve
 from dit_shd.core.distributed import joined, launched, run_on_main
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import atomic_file
@@ -60,11 +60,11 @@ class EncodeConfig:
     """What to encode and how."""
 
     images: Place = option(
-        MISSING,
+        REQUIRED,
         "folder of class folders, npz (arr_0 uint8 [n,y,x,c], arr_1 labels), Parquet files, "
         "or a Hugging Face dataset (a folder of save_to_disk, or hub:OWNER/NAME)",
     )
-    out: Path = option(MISSING, "the folder of latents; the same command again goes on there")
+    out: Path = option(REQUIRED, "the folder of latents; the same command again goes on there")
     size: int = option(256, "the images' side after the ADM centre crop")
     vae: Place | None = option(
         "hub:stabilityai/sd-vae-ft-mse", "autoencoder: folder or hub:OWNER/NAME; null: the pixels are the latents"

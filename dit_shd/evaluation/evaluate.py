@@ -9,7 +9,7 @@ import json
 import re
 import statistics
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from dit_shd.core import environment
-from dit_shd.core.config import checked, option, resolve
+from dit_shd.core.config import REQUIRED, checked, option, resolve
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import Place
 from dit_shd.core.plugins import Plugin
@@ -39,9 +39,9 @@ class EvaluateConfig:
     """What is compared with what, and how."""
 
     samples: Place | list[Place] = option(
-        MISSING, "npz (arr_0: uint8 [n,h,w,c]), folder of images, folder of a run's shards, or dataset[:split]"
+        REQUIRED, "npz (arr_0: uint8 [n,h,w,c]), folder of images, folder of a run's shards, or dataset[:split]"
     )
-    reference: Place = option(MISSING, "the same, or a statistics file (dit-shd statistics, or ADM's npz)")
+    reference: Place = option(REQUIRED, "the same, or a statistics file (dit-shd statistics, or ADM's npz)")
     features: Plugin = option(Plugin("inception"), "feature network, a file of dit_shd/evaluation/features")
     metrics: list[Plugin] | None = option(None, "files of dit_shd/evaluation/metrics; all that apply if left out")
     seeds: int = option(

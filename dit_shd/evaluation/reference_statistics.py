@@ -1,14 +1,14 @@
 """`dit-shd statistics`: the statistics file of a set of images, a reference that needs the images no more."""
 
 import logging
-from dataclasses import MISSING, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from dit_shd import __version__
 from dit_shd.core import environment
-from dit_shd.core.config import checked, option
+from dit_shd.core.config import REQUIRED, checked, option
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import Place
 from dit_shd.core.plugins import Plugin
@@ -25,8 +25,8 @@ _log = logging.getLogger("dit_shd")
 class StatisticsConfig:
     """What the statistics are of."""
 
-    images: Place = option(MISSING, "npz (arr_0: uint8 [n,h,w,c]), folder of images, or dataset[:split]")
-    out: Path = option(MISSING, "the npz to be written: mu, sigma (mu_s, sigma_s), n, network, sha256s, shape")
+    images: Place = option(REQUIRED, "npz (arr_0: uint8 [n,h,w,c]), folder of images, or dataset[:split]")
+    out: Path = option(REQUIRED, "the npz to be written: mu, sigma (mu_s, sigma_s), n, network, sha256s, shape")
     features: Plugin = option(Plugin("inception"), "feature network, a file of dit_shd/evaluation/features")
     keep_images: int = option(0, "also keep so many images (ADM: 10000), for precision, recall and KID")
     batch_size: int = option(64, "images per forward pass of the feature network")

@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dit_shd.core.errors import UserError
-from dit_shd.core.places import HubName, one_line
+from dit_shd.core.errors import UserError, error_line
+from dit_shd.core.places import HubName
 from dit_shd.data.sources.base import Asked, ImageSource, fingerprint, needs
 from dit_shd.data.sources.parquet import Columns, image_bytes
 from dit_shd.data.sources.splits import DEFAULT
@@ -103,4 +103,4 @@ def _offline() -> Generator[None]:
 
 
 def _unreadable(text: str, error: Exception) -> UserError:
-    return UserError(f"images: '{text}' cannot be read by the datasets package ({one_line(error)})")
+    return UserError(f"images: '{text}' cannot be read by the datasets package ({error_line(error)})")
