@@ -9,6 +9,7 @@ from dit_shd.reports.figures.style import both
 from dit_shd.reports.html import paragraph, picture, section, side_by_side, wide, write_page
 from dit_shd.reports.tables import facts, table_html
 
+SPREAD = "Mean and standard deviation over training seeds; costs are means of one cell."
 INTERVALS = (
     "Differences are paired by seed. The interval holds the mean difference with 95% confidence (Student's t over "
     "seeds); p is corrected for all comparisons of this table (Holm). Detectable is the true difference that as many "
@@ -60,7 +61,7 @@ def write_study_page(report: StudyReport, page: Path) -> None:
         f"<header>{section(report.title, *_lead(report))}</header>",
         section("Claims", report.claims.html()) if report.claims.rows else "",
         section("Every seed", *(_dots(name, dots) for name, dots in report.dots.items())) if report.dots else "",
-        section("Variants", report.variants.html()),
+        section("Variants", paragraph(SPREAD, "quiet"), report.variants.html()),
         section("Differences", paragraph(INTERVALS, "quiet"), report.comparisons.html()),
         section("Failures", report.failures.html()) if report.failures.rows else "",
         _cost(report),

@@ -19,7 +19,7 @@ from dit_shd.core.signals import Stopped
 from dit_shd.core.yaml_files import dump, read_yaml
 from dit_shd.study.design import Cell, Evaluator, Study, canonical_sha256
 from dit_shd.study.processes import Commands, Usage, commit
-from dit_shd.study.results import ROW, Result, json_lines, read_results, write_row
+from dit_shd.study.results import ROW, Result, json_lines, read_results, rounded, write_row
 
 POINTS = 60
 """Of a loss curve that a row keeps."""
@@ -150,7 +150,7 @@ def thinned(lines: list[dict[str, Any]], points: int = POINTS) -> dict[str, list
     every = -(-len(lines) // points) or 1
     kept = lines[::-every][::-1]
     terms = [key for key in (kept[-1] if kept else {}) if key == "step" or key.count("/") == 1]
-    return {key: [line[key] for line in kept] for key in terms if all(key in line for line in kept)}
+    return {key: [rounded(line[key]) for line in kept] for key in terms if all(key in line for line in kept)}
 
 
 def _config_sha256(file: Path) -> str:

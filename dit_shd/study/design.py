@@ -17,12 +17,12 @@ import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dit_shd.core.config import check_ranges, make, option
+from dit_shd.core.config import REQUIRED, check_ranges, make, option
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
 from dit_shd.core.yaml_files import override, read_yaml
@@ -41,7 +41,7 @@ RESERVED = ("run", "seed", "dry_run")
 class Evaluator:
     """One evaluation of a cell's samples; its keys are those of `dit-shd evaluate`."""
 
-    reference: str = option(MISSING, "images, dataset[:split] or a statistics file")
+    reference: str = option(REQUIRED, "images, dataset[:split] or a statistics file")
     features: Plugin = option(Plugin("inception"), "feature network")
     metrics: list[Plugin] = option([Plugin("frechet")], "metrics")
 
@@ -50,9 +50,9 @@ class Evaluator:
 class Claim:
     """What somebody says of two variants, to be judged."""
 
-    text: str = option(MISSING, "the claim in words")
-    better: str = option(MISSING, "the variant that is said to be better")
-    than: str = option(MISSING, "the other one")
+    text: str = option(REQUIRED, "the claim in words")
+    better: str = option(REQUIRED, "the variant that is said to be better")
+    than: str = option(REQUIRED, "the other one")
     source: str = option("", "who makes it, and where")
 
 
@@ -60,10 +60,10 @@ class Claim:
 class Study:
     """The keys of a study file."""
 
-    title: str = option(MISSING, "what the study is about")
-    config: str = option(MISSING, "the training config that every cell begins with, relative to the study file")
-    grid: dict[str, dict[str, Settings]] = option(MISSING, "factor -> level -> training settings")
-    seeds: list[int] = option(MISSING, "training seeds; sampling takes the same one")
+    title: str = option(REQUIRED, "what the study is about")
+    config: str = option(REQUIRED, "the training config that every cell begins with, relative to the study file")
+    grid: dict[str, dict[str, Settings]] = option(REQUIRED, "factor -> level -> training settings")
+    seeds: list[int] = option(REQUIRED, "training seeds; sampling takes the same one")
     question: str = option("", "what it is to answer, and how it was decided before it ran")
     settings: Settings = option({}, "training settings of every cell")
     order: list[list[str]] = option([], "blocks of variants that run first, each seed by seed; all others follow")

@@ -59,7 +59,7 @@ def state(progress: Progress, analysis: Analysis) -> str:
 def variants_table(analysis: Analysis) -> Table:
     """Mean and standard deviation of every figure, and what a cell takes."""
     headings = [("variant", ""), ("n", "seeds")]
-    headings += [(name, "mean ± standard deviation") for name in analysis.figures]
+    headings += [(name, "") for name in analysis.figures]
     headings += [("training", "CPU s"), ("a cell", "CPU s"), ("memory", "MiB")]
     rows = []
     for variant in analysis.variants:
@@ -76,10 +76,10 @@ def comparisons_table(analysis: Analysis) -> Table:
         ("variant", ""),
         ("compared with", ""),
         ("n", "seeds"),
-        (f"difference of {analysis.figure}", "paired by seed"),
+        (f"difference of {analysis.figure}", ""),
         ("95% interval", ""),
         ("p", "Holm"),
-        ("detectable", "with this n"),
+        ("detectable", ""),
         ("variant is better", ""),
     ]
     study = analysis.study

@@ -6,7 +6,7 @@ and machines can end at once.
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,8 @@ def read_results(file: Path) -> list[Result]:
     rows = []
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         try:
-            rows.append(Result(**json.loads(line)))
+            row = Result(**json.loads(line))
+            rows.append(replace(row, curve={key: list(map(rounded, values)) for key, values in row.curve.items()}))
         except (ValueError, TypeError) as error:
             raise UserError(f"{file}:{number}: wanted a row of a study, found something else ({error})") from error
     return rows
@@ -88,6 +89,11 @@ def read_results(file: Path) -> list[Result]:
 def json_lines(file: Path) -> list[dict[str, Any]]:
     """The lines of a log; none where there is no such file."""
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+
+
+def rounded(value: float) -> float:
+    """A point of a curve as it is kept: four digits."""
+    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def write_row(folder: Path, result: Result) -> None:

@@ -5,11 +5,11 @@ import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import MISSING, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from dit_shd.core.config import check_ranges, option
+from dit_shd.core.config import REQUIRED, check_ranges, option
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import write_text
 from dit_shd.core.lock import Lock
@@ -31,7 +31,7 @@ WAIT_SECONDS = 2.0
 class StudyConfig:
     """A study and how much of it runs now."""
 
-    study: Path = option(MISSING, "the study file (YAML)")
+    study: Path = option(REQUIRED, "the study file (YAML)")
     cell: int | None = option(None, "run this cell alone, by its number: one job of a queue or an array")
     workers: int = option(1, "cells at once", range=(1, 10_000))
     threads: int = option(1, "CPU threads of a command", range=(1, 10_000))
@@ -39,6 +39,7 @@ class StudyConfig:
     cells: Path | None = option(None, "where the run folders go; empty: cells/ beside the study file")
     retry: bool = option(False, "run cells again that failed")
     dry_run: bool = option(False, "list the cells and what has become of them, and run nothing")
+    run: bool = option(True, "false: run nothing, show what has ended (tables and page), whoever runs it")
 
 
 class Runner:
@@ -76,7 +77,7 @@ class Runner:
             UserError: shared work failed.
             Stopped: by a signal; training has been asked to save.
         """
-        left = self._left()
+        left = self._left() if self.config.run else []
         if left:
             self.folder.mkdir(parents=True, exist_ok=True)
             try:

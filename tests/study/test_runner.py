@@ -100,6 +100,10 @@ def test_single_cells_and_several_at_once_give_the_same_rows(study, tmp_path):
     for results in (together, one_by_one):
         assert plain(results) == plain(wanted)
         assert {row.config_sha256 for row in results.values()} == {row.config_sha256 for row in wanted.values()}
+    (tmp_path / "results.jsonl").unlink()
+    shown, _ = run(study(options={"run": False, "cells": tmp_path / "one"}))
+    assert shown == one_by_one, "rows are taken from where the cells are"
+    assert run(study(options={"run": False, "cells": tmp_path / "nowhere"}))[0] == shown
     with pytest.raises(UserError, match="wanted a number from 0 to 3, found 4"):
         run(study(options={"cell": 4}))
 
