@@ -6,7 +6,6 @@ import os
 import pytest
 import torch
 from runs import contents, diffusion, drawn, run
-from torch import nn
 
 from dit_shd.core import plugins
 from dit_shd.core.config import make
@@ -112,7 +111,7 @@ def test_data_without_what_a_task_needs_are_refused(values, mine, shapes):
     task, dataset = Diffusion(), DATASETS.build(Plugin("npz", {"path": str(shapes)}))
     dataset.fields = frozenset({"tokens"})
     with pytest.raises(UserError, match=r"^task: needs labels, latents of the data, which have tokens; "):
-        task.use(dataset, nn.Identity())
+        task.check_data(dataset)
 
 
 @pytest.mark.parametrize(
