@@ -118,7 +118,8 @@ def squeeze(
             weight, group, groups, alpha=nothing, clamped=nothing if nothing is None else nothing.bool(), residual=exact
         )
     if capture.out is None:
-        raise ValueError(f"squeeze: {method} weights need the output projection by head (Capture.out [h,d,e])")
+        reason = f": {capture.why_no_out}" if capture.why_no_out else ""
+        raise ValueError(f"squeeze: {method} weights need the output projection by head (Capture.out [h,d,e]){reason}")
     projections = projections or Projections()
     merge = _Merge(capture, groups, method, clamp, backend, chunk_mib, keep_maps, projections, row_weight, check)
     with torch.no_grad(), torch.autocast(group.device.type, enabled=False):
