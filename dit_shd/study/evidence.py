@@ -37,17 +37,19 @@ def read_evidence(folder: Path) -> list[Evidence]:
 
 def claims_summary(evidence: Iterable[Evidence]) -> str:
     """One table of all claims."""
-    headings = ["claim", "made in", "verdict", "difference", "95% interval", "n", "p (Holm)", "detectable", "study"]
+    headings = ["claim", "made in", "verdict", "figure", "means", "difference", "95% interval", "corrected interval"]
+    headings += ["p (Holm)", "detectable", "n", "study"]
     rows = [_claim_row(each, judgement) for each in evidence for judgement in each.analysis.judgements]
     return markdown(Table([(name, "") for name in headings], rows))
 
 
 def _claim_row(evidence: Evidence, judgement: Judgement) -> list[str]:
     claim, comparison = judgement.claim, judgement.comparison
-    difference, interval, p, detectable = difference_cells(comparison)
-    figure = f"{difference} {evidence.analysis.figure}"
-    n, name = str(comparison.difference.n), evidence.file.parent.name
-    return [claim.text, claim.source, f"**{judgement.verdict}**", figure, interval, n, p, detectable, name]
+    figure = evidence.analysis.figure
+    variants = {variant.name: variant for variant in evidence.analysis.variants}
+    means = [variants[name].summary(figure).mean for name in (claim.better, claim.than)]
+    words = [claim.text, claim.source, f"**{judgement.verdict}**", figure, " against ".join(map(number, means))]
+    return [*words, *difference_cells(comparison), str(comparison.difference.n), evidence.file.parent.name]
 
 
 def study_text(evidence: Evidence, root: Path) -> str:
