@@ -6,10 +6,11 @@ from pathlib import Path
 
 from dit_shd.reports.study_page import Table
 from dit_shd.reports.tables import number
-from dit_shd.study.analysis import Analysis, Judgement, analyse
+from dit_shd.study.analysis import Analysis, Comparison, Judgement, analyse
 from dit_shd.study.design import cells_of, read_study
 from dit_shd.study.report import comparisons_table, difference_cells, failures_table, notes, state, variants_table
 from dit_shd.study.results import RESULTS, Progress, of_cells, read_results
+from dit_shd.study.statistics import summary
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,18 @@ def claims_summary(evidence: Iterable[Evidence]) -> str:
 
 def _claim_row(evidence: Evidence, judgement: Judgement) -> list[str]:
     claim, comparison = judgement.claim, judgement.comparison
-    figure = evidence.analysis.figure
-    variants = {variant.name: variant for variant in evidence.analysis.variants}
-    means = [variants[name].summary(figure).mean for name in (claim.better, claim.than)]
-    words = [claim.text, claim.source, f"**{judgement.verdict}**", figure, " against ".join(map(number, means))]
-    return [*words, *difference_cells(comparison), str(comparison.difference.n), evidence.file.parent.name]
+    n, words = comparison.difference.n, [claim.text, claim.source, f"**{judgement.verdict}**"]
+    means = " against ".join(map(number, _means(evidence.analysis, comparison))) if n else "–"
+    cells = [evidence.analysis.figure, means, *difference_cells(comparison), str(n), evidence.file.parent.name]
+    return [*words, *cells]
+
+
+def _means(analysis: Analysis, comparison: Comparison) -> list[float]:
+    """Of both variants, over the seeds that both have."""
+    found = {variant.name: variant.by_seed(analysis.figure) for variant in analysis.variants}
+    first, second = found[comparison.variant], found[comparison.other]
+    seeds = first.keys() & second.keys()
+    return [summary([values[seed] for seed in sorted(seeds)]).mean for values in (first, second)]
 
 
 def study_text(evidence: Evidence, root: Path) -> str:
