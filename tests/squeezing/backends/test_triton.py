@@ -82,7 +82,7 @@ def compare(
     tolerance=1e-5,
     weights=True,
 ):
-    """Value, gradients and what the weights reach are float64's; the weights, too, where equal maps do not leave open."""
+    """Value, gradients and what the weights reach are float64's; the weights, too, where maps are not equal."""
     fine_teacher = learning(teacher, torch.float64)[0].detach()
     fine, fine_leaves = learning(student, torch.float64)
     rough, leaves = learning(student)
