@@ -30,6 +30,8 @@ WEIGHTS = re.compile(
     r"diffusion_pytorch_model(-\d+-of-\d+)?(\.(?P<variant>\w+))?(-\d+-of-\d+)?\.(?P<kind>safetensors|bin)"
 )
 """How diffusers names files of weights: parts of several, and a variant as fp16, may be told."""
+LIBRARY_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
+"""How timm and transformers do."""
 
 _log = logging.getLogger("dit_shd")
 
@@ -39,18 +41,24 @@ def model_folder(path: Path) -> Path | None:
     return next((path / place for place in PLACES if (path / place / "config.json").is_file()), None)
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """What a folder's config.json says; empty where it says nothing that can be read."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
 def class_name(folder: Path) -> str:
     """The class that a folder's config.json names.
 
     Raises:
         UserError: it is no diffusers model's.
     """
-    try:
-        name = json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"]
-        if not isinstance(name, str):
-            raise ValueError("_class_name is no text")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{folder}/config.json: not the config of a diffusers model (no _class_name)") from error
+    name = read_config(folder).get("_class_name")
+    if not isinstance(name, str):
+        raise UserError(f"{folder}/config.json: not the config of a diffusers model (no _class_name)")
     return name
 
 
@@ -145,6 +153,13 @@ def choose_weights(names: Iterable[str], where: str, variant: str | None = None)
     return Chosen([*found[(wanted, safe)], *index], wanted or None, safe, "; ".join(notes))
 
 
+def _library_weights(names: Sequence[str]) -> list[str]:
+    """The safetensors of a repository of timm or transformers; empty where it has weights as diffusers names them."""
+    if any(WEIGHTS.fullmatch(name) for name in names):
+        return []
+    return [name for name in names if LIBRARY_WEIGHTS.fullmatch(name)]
+
+
 def autoencoder_folder(source: str | Path) -> Path:
     """The folder of an autoencoder that a user names: itself, a pipeline's, or of the hub.
 
@@ -181,6 +196,7 @@ def of_hub(name: HubName, places: Sequence[str] = (".", "transformer")) -> Path:
     if config is None:
         raise UserError(f"{name}: wanted a repository with {' or '.join(configs)}, it has none")
     inside = config.removesuffix("config.json")
-    weights = choose_weights((f.removeprefix(inside) for f in files if f.startswith(inside)), str(name)).files
+    names = [f.removeprefix(inside) for f in files if f.startswith(inside)]
+    weights = _library_weights(names) or choose_weights(names, str(name)).files
     wanted = [config, *(inside + file for file in weights), "README.md", RECORD]
     return name.download([file for file in wanted if file in files]) / inside

@@ -138,5 +138,5 @@ def load_teacher(config: TrainConfig) -> nn.Module | None:
     """The frozen teacher, in the precision that the config says."""
     if config.teacher is None:
         return None
-    teacher = loading.load_conditional(config.teacher).eval().requires_grad_(False)
+    teacher = loading.load(config.teacher).eval().requires_grad_(False)
     return teacher.bfloat16() if config.teacher_precision == "bf16" else teacher

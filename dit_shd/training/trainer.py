@@ -22,7 +22,7 @@ from dit_shd.core.rng import Draws
 from dit_shd.core.signals import StopRequest
 from dit_shd.core.yaml_files import dump
 from dit_shd.data.datasets import DATASETS
-from dit_shd.data.latent_origin import before_training
+from dit_shd.data.latent_origin import Kept, before_training
 from dit_shd.distillation import calibration
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.losses import LOSSES
@@ -79,13 +79,14 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.task = task = TASKS.build(config.task, "task")
         dataset = DATASETS.build(config.data, "data")
-        self.config = config = sized(config, dataset.classes)
+        self.config = config = sized(config, dataset.sizes)
         student = FAMILIES.build(config.student, "student")
         losses = [LOSSES.build(p, f"losses.{i}") for i, p in enumerate(config.losses)]
         checks.teaching(config, losses)
         self.teacher = setup.load_teacher(config)
         task.use(dataset, student)
-        kept = before_training(config.vae, dataset.origin, dataset.shape[0], config.run)
+        latents = "latents" in dataset.fields
+        kept = before_training(config.vae, dataset.origin, dataset.shape[0], config.run) if latents else Kept(None)
         checks.fit(config, task, losses, student, self.teacher, kept)
         distiller = Distiller(task, student, losses, not config.compile and config.sharding == "no")
         self._try_out(distiller)

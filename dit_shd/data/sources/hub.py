@@ -69,7 +69,7 @@ def _load(place: Path | HubName, asked: Asked) -> Any:
         elif reached:
             data = datasets.load_dataset(place.repository, asked.subset, revision=place.revision)
         else:
-            with _offline():
+            with offline():
                 data = datasets.load_dataset(place.repository, asked.subset, revision=place.revision)
     except Exception as error:
         if not reached and isinstance(place, HubName):
@@ -86,7 +86,7 @@ def _load(place: Path | HubName, asked: Asked) -> Any:
 
 
 @contextmanager
-def _offline() -> Iterator[None]:
+def offline() -> Iterator[None]:
     """What is in the local cache is found without asking the hub again and again."""
     from datasets import config
     from huggingface_hub import constants
