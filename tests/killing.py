@@ -20,6 +20,8 @@ import threading
 import time
 from pathlib import Path
 
+import torch
+
 ACTS = ((os, "replace"), (os, "fsync"), (os, "unlink"), (os, "rmdir"))
 
 
@@ -63,12 +65,14 @@ def owners():
     from dit_shd.training.checkpointer import Checkpointer
     from dit_shd.training.run_folder import RunFolder
     from dit_shd.training.trainer import Trainer
+    from dit_shd.training.validation import Validation
 
     return {
         "step": (Trainer, "accumulate"),
         "save": (RunFolder, "save"),
         "export": (export, "export"),
         "resume": (Checkpointer, "resume"),
+        "validation": (Validation, "run"),
         "evaluation": (sample_evaluation, "evaluate"),
         "sample": (generation, "draw"),
         "publish": (generation, "_publish"),
@@ -93,16 +97,22 @@ def line_of(step, positions, passes):
     """What was drawn at a place."""
     sums = hashlib.sha256()
     for batch in passes:
-        for value in (batch.indices, batch.x_t, batch.t, batch.labels):
-            sums.update(value.contiguous().numpy().tobytes())
+        for value in vars(batch).values():
+            if isinstance(value, torch.Tensor):
+                sums.update(value.contiguous().numpy().tobytes())
     return f"{step} {min(positions)} {len(positions)} {sums.hexdigest()}\n"
 
 
 def record_order(file):
-    """Append a line for everything that is drawn of the data."""
-    from dit_shd.tasks.diffusion import Diffusion
+    """Append a line for everything that is drawn of the data, by whichever task."""
+    from dit_shd.tasks import TASKS
 
-    real = Diffusion.draw
+    for task in map(TASKS.find, TASKS.names()):
+        task.draw = recorded(task.draw, file)
+
+
+def recorded(real, file):
+    """A task's `draw` that also writes what it drew."""
 
     def draw(self, draws):
         passes = real(self, draws)
@@ -111,7 +121,7 @@ def record_order(file):
         os.close(descriptor)
         return passes
 
-    Diffusion.draw = draw
+    return draw
 
 
 def live(life):
@@ -132,7 +142,6 @@ def live(life):
 def fork_all(lives):
     import accelerate
     import diffusers
-    import torch
 
     assert accelerate and diffusers
     torch.set_num_threads(1)

@@ -49,6 +49,7 @@ SEVERAL = {
     "reports/test_pages.py": "laws of every page",
     "squeezing/test_masked_rows.py": "divergence, weights and gradients where every key is masked",
     "squeezing/test_row_weights.py": "squeeze, divergence and both backends",
+    "tasks/test_laws.py": "laws of every task's runs",
     "tasks/test_tasks.py": "what any task promises, with one of a test's own",
     "training/test_equivalence.py": "a run however it is divided",
     "training/test_kill.py": "a run killed anywhere",

@@ -14,6 +14,7 @@ from torch import nn
 from dit_shd.core import places
 from dit_shd.core.config import checked
 from dit_shd.core.errors import UserError
+from dit_shd.distillation.calibration import calibrate
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.losses import LOSSES
 from dit_shd.models import loading
@@ -130,6 +131,7 @@ def take_a_step(config: TrainConfig, teacher: Any, images: int, before: int) -> 
     if teacher is not None:
         teacher = teacher.bfloat16() if config.teacher_precision == "bf16" else teacher
         teacher.eval().requires_grad_(False).to(device)
+        calibrate(distiller, teacher, [task.example(student, images, device)])
     seconds = 0.0
     for number in range(2):
         start = time.perf_counter()
