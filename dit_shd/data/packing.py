@@ -69,7 +69,11 @@ class Sequences:
 
 
 def positions(documents: np.ndarray) -> np.ndarray:
-    """Each token's place in its document, as far as that is in the sequence [b,n], of documents' numbers [b,n]."""
+    """Each token's place in its document, as far as that is in the sequence [b,n], of documents' numbers [b,n].
+
+    Padding counts on from the last document, so a sequence of one document is one run of places.
+    """
+    documents = np.maximum.accumulate(documents, axis=1)
     n = documents.shape[1]
     new = np.ones_like(documents, bool)
     new[:, 1:] = documents[:, 1:] != documents[:, :-1]

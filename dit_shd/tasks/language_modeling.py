@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dit_shd.core.config import option
-from dit_shd.core.distributed import run_on_main
+from dit_shd.core.distributed import joined, run_on_main
 from dit_shd.core.errors import UserError, one_line
 from dit_shd.core.rng import Draws, stream
 from dit_shd.data.datasets.text import Text
@@ -37,10 +37,10 @@ class TokenBatch(Batch):
     """What the prediction of each next token counts [b,n]; their mean over a step's batch is 1."""
     query_weight: Tensor
     """What each query row counts in losses on attention [b,n]; their mean over a step's batch is 1."""
-    dropout_seed: Tensor
-    """Of what a model drops while it trains []."""
+    dropout_seeds: Tensor
+    """Of what a model drops while it trains [b]; the first one's is taken."""
     positions: Tensor | None = None
-    """Each token's place in its document [b,n], where documents are packed that do not attend to each other."""
+    """Each token's place in its document [b,n], which keeps documents apart; None where they are not."""
 
     @property
     def given(self) -> Tensor:
@@ -156,7 +156,7 @@ class LanguageModeling(Task[TokenBatch]):
                 tokens=tokens,
                 target_weight=targets.float() * (draws.batch_size * n / max(1, whole[0])),
                 query_weight=rows.float() * (draws.batch_size * n / max(1, whole[1])),
-                dropout_seed=_dropout_seed(draws),
+                dropout_seeds=_dropout_seeds(draws),
                 positions=self._positions(documents),
             )
         ]
@@ -177,9 +177,8 @@ class LanguageModeling(Task[TokenBatch]):
         return int(targets.sum()), int(rows.sum())
 
     def _positions(self, documents: Tensor) -> Tensor | None:
-        """Where any sequence holds several documents that must not attend to each other."""
-        several = (documents > 0).any() if self.separate else torch.zeros((), dtype=torch.bool)
-        return torch.from_numpy(positions(documents.numpy())) if bool(several) else None
+        """Of tokens in their documents [b,n]; padding goes on with the last one."""
+        return torch.from_numpy(positions(documents.numpy())) if self.separate else None
 
     def predict(self, model: nn.Module, batch: TokenBatch) -> Output:
         """Logits [b,n,k]. Places that begin anew tell transformers that packed documents are apart."""
@@ -187,7 +186,7 @@ class LanguageModeling(Task[TokenBatch]):
         if batch.tokens.is_meta:  # of places transformers reads the numbers; of a whole mask it does not
             n = batch.given.shape[1]
             where = {"attention_mask": torch.ones(1, 1, n, n, dtype=torch.bool, device=batch.tokens.device)}
-        with _dropping(model, batch.dropout_seed):
+        with _dropping(model, batch.dropout_seeds):
             return Output(model(input_ids=batch.given, use_cache=False, **where).logits.float())
 
     def losses(self, output: Output, batch: TokenBatch) -> Terms:
@@ -204,7 +203,7 @@ class LanguageModeling(Task[TokenBatch]):
         tokens = torch.zeros(images, n + 1, dtype=torch.long, device=device)
         ones = torch.ones(images, n, device=device)
         indices = torch.zeros(images, dtype=torch.long, device=device)
-        return [TokenBatch("plain", 0, indices, tokens, ones, ones, indices[0])]
+        return [TokenBatch("plain", 0, indices, tokens, ones, ones, indices)]
 
     def check_evaluation(self, student: nn.Module, kept: Kept | None) -> None:
         data = getattr(self, "dataset", None)
@@ -217,7 +216,7 @@ class LanguageModeling(Task[TokenBatch]):
             return self.perplexity(student.to(device or "cpu").eval(), cast(Text, self.dataset).held_out)
 
         figures = run_on_main(act)
-        return figures
+        return figures if joined().is_main_process else None
 
     @torch.no_grad()
     def perplexity(self, model: nn.Module, data: Text) -> dict[str, float]:
@@ -238,7 +237,7 @@ class LanguageModeling(Task[TokenBatch]):
                 _, targets, _, documents, row = self._masks(part, Draws(0, 0, range(len(part)), len(part)))
                 ones = targets.float()
                 indices = torch.from_numpy(part)
-                batch = TokenBatch("plain", 0, indices, row, ones, ones, indices[0], self._positions(documents))
+                batch = TokenBatch("plain", 0, indices, row, ones, ones, indices, self._positions(documents))
                 batch = batch.to(device)
                 logits = self.predict(model, batch).prediction
                 each = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="none")
@@ -252,21 +251,20 @@ class LanguageModeling(Task[TokenBatch]):
         return figures
 
 
-def _dropout_seed(draws: Draws) -> Tensor:
-    generator = stream(draws.seed, "dropout", draws.step, draws.positions[0])
-    return torch.tensor(int(generator.integers(2**62)))
+def _dropout_seeds(draws: Draws) -> Tensor:
+    return torch.tensor([int(stream(draws.seed, "dropout", draws.step, i).integers(2**62)) for i in draws.positions])
 
 
 @contextmanager
-def _dropping(model: nn.Module, seed: Tensor) -> Iterator[None]:
-    """What a model drops at random while it trains is a function of the seed; torch's generators are left as found."""
-    drops = model.training and seed.device.type != "meta" and _drops(model)
+def _dropping(model: nn.Module, seeds: Tensor) -> Iterator[None]:
+    """What a model drops at random while it trains is a function of the seeds; torch's generators are left as found."""
+    drops = model.training and seeds.device.type != "meta" and _drops(model)
     if not drops:
         yield
         return
-    devices = [] if seed.device.type == "cpu" else [seed.device]
-    with torch.random.fork_rng(devices, device_type=seed.device.type if devices else "cuda"):
-        torch.manual_seed(int(seed))
+    devices = [] if seeds.device.type == "cpu" else [seeds.device]
+    with torch.random.fork_rng(devices, device_type=seeds.device.type if devices else "cuda"):
+        torch.manual_seed(int(seeds[0]))
         yield
 
 

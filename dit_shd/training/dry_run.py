@@ -106,7 +106,7 @@ def _teacher(config: TrainConfig) -> tuple[Any, bool]:
     if stand_in is not None and not places.is_here(source, "model"):
         return meta.build(stand_in, "estimate.teacher"), False
     try:
-        return loading.load_conditional(source), True
+        return loading.load(source), True
     except UserError as error:
         hint = "to count without it, say what it will be: estimate.teacher='{name: mdt, size: B/2}'"
         raise UserError(f"teacher: {error}; {hint}") from error

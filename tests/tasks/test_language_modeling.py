@@ -77,7 +77,7 @@ def test_padding_and_prompts_do_not_count(tmp_path):
     model = causal_lm(LLAMA)
     made = task(instructions(tmp_path), pack=False, column="a", prompt="{q}: ", split="all", length=30)
     batch = batch_of(made)
-    assert batch.positions is None
+    assert torch.equal(batch.positions, torch.arange(30).expand(8, 30))
     found = made.losses(made.predict(model, batch), batch)["cross_entropy"]
     known = made.dataset.tokenizer
     documents = [made.dataset._documents[i] for i in batch.indices]
@@ -262,6 +262,6 @@ def test_what_is_dropped_is_a_function_of_the_seed_and_the_step(tmp_path):
     before = torch.get_rng_state()
     one, again, other = (made.predict(model, batch_of(made, step)).prediction for step in (0, 0, 1))
     assert torch.equal(one, again) and torch.equal(before, torch.get_rng_state())
-    same = dataclasses.replace(batch_of(made, 0), dropout_seed=batch_of(made, 1).dropout_seed)
+    same = dataclasses.replace(batch_of(made, 0), dropout_seeds=batch_of(made, 1).dropout_seeds)
     assert not torch.equal(one, made.predict(model, same).prediction)
     assert other.shape == one.shape
