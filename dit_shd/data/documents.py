@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dit_shd.core.errors import UserError
-from dit_shd.core.places import HUB, HubName, expanded, instead, one_line
-from dit_shd.data.sources.hub import offline
+from dit_shd.core.places import HUB, HubName, expanded, instead, offline, one_line
 
 Unit = Literal["file", "paragraph", "line"]
 SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")

@@ -55,7 +55,9 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The tokens of each text, as int32, without begin and end."""
-        return [np.asarray(e.ids, np.int32) for e in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+        return [
+            np.asarray(e.ids, np.int32) for e in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        ]
 
     def decode(self, tokens: Iterable[int]) -> str:
         """The text of some tokens; special ones leave none."""
@@ -145,15 +147,21 @@ def _of_file(file: Path, config: Path | None) -> Tokenizer:
     from tokenizers import Tokenizer as Model
 
     if not file.is_file():
-        raise UserError(f"data.tokenizer: {file.parent}: wanted a {FILE}, found none (sentencepiece files are not read)")
+        raise UserError(
+            f"data.tokenizer: {file.parent}: wanted a {FILE}, found none (sentencepiece files are not read)"
+        )
     try:
         model = Model.from_file(str(file))
     except Exception as error:  # the package raises Exception itself
-        raise UserError(f"data.tokenizer: {file}: not a tokenizer of the tokenizers package ({one_line(error)})") from error
+        raise UserError(
+            f"data.tokenizer: {file}: not a tokenizer of the tokenizers package ({one_line(error)})"
+        ) from error
     end = _told_end(config)
     known = [end] if end is not None else [token for token in ENDS if model.token_to_id(token) is not None]
     if not known:
-        raise UserError(f"data.tokenizer: {file}: nothing tells its end token; wanted {CONFIG} beside it, with eos_token")
+        raise UserError(
+            f"data.tokenizer: {file}: nothing tells its end token; wanted {CONFIG} beside it, with eos_token"
+        )
     return Tokenizer(model, known[0])
 
 
@@ -173,7 +181,7 @@ def open_tokenizer(name: str, vocabulary: int | None, texts: Iterable[str]) -> T
     """The tokenizer that a config names: `bytes`, one that is there, or one to be trained and kept.
 
     Args:
-        name: bytes, a file, a folder or hub:OWNER/NAME; with `vocabulary` the file of a BPE, trained if it is not there.
+        name: bytes, a file, a folder or hub:OWNER/NAME; with `vocabulary` a BPE file, trained if it is not there.
         vocabulary: tokens of the BPE; None: nothing is trained.
         texts: what it is trained on, read only then.
 
@@ -182,7 +190,9 @@ def open_tokenizer(name: str, vocabulary: int | None, texts: Iterable[str]) -> T
     """
     if name == BYTES:
         if vocabulary is not None:
-            raise UserError("data.vocabulary: bytes have 257 tokens; name a file to train a BPE: tokenizer=data/bpe.json")
+            raise UserError(
+                "data.vocabulary: bytes have 257 tokens; name a file to train a BPE: tokenizer=data/bpe.json"
+            )
         return ByteTokenizer()
     file = Path(expanded(name))
     if vocabulary is not None and not name.startswith("hub:") and not file.exists():

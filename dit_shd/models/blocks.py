@@ -1,6 +1,6 @@
 """The repeated blocks of any transformer."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,18 +14,11 @@ def named_blocks(model: nn.Module, prefix: str = "") -> dict[str, nn.Module]:
     found: dict[str, nn.Module] = {}
     for name, child in model.named_children():
         path = f"{prefix}{name}"
-        if isinstance(child, nn.ModuleList) or _is_list_of_blocks(child):
+        if isinstance(child, nn.ModuleList):
             found |= {f"{path}.{i}": block for i, block in enumerate(child)}
         else:
             found |= named_blocks(child, f"{path}.")
     return {name: block for name, block in found.items() if any(True for _ in block.parameters())}
-
-
-def _is_list_of_blocks(module: nn.Module) -> bool:
-    """Whether it is a Sequential that repeats one kind of block, as timm has them, and no small chain of layers."""
-    if not isinstance(module, nn.Sequential) or len(module) < 2:
-        return False
-    return len({type(member) for member in module}) == 1 and any(True for _ in module[0].children())
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
@@ -34,7 +27,7 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 
 
 @contextmanager
-def recorded_blocks(model: nn.Module, sink: Callable[[str, Tensor], None]) -> Iterator[None]:
+def recorded_blocks(model: nn.Module, sink: Callable[[str, Tensor], None]) -> Generator[None]:
     """Inside it, hand the output [b,n,e] of each block of a forward to `sink(name, output)` as it runs.
 
     Raises:

@@ -1,28 +1,26 @@
 """Causal language modeling: each token is predicted from those before it in its document."""
 
-import logging
-import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dit_shd.core.config import option
 from dit_shd.core.distributed import joined, run_on_main
-from dit_shd.core.errors import UserError, one_line
+from dit_shd.core.errors import UserError
 from dit_shd.core.rng import Draws, stream
+from dit_shd.data.datasets import Dataset
 from dit_shd.data.datasets.text import Text
 from dit_shd.data.latent_origin import Kept
 from dit_shd.data.packing import PADDING, positions
+from dit_shd.evaluation.perplexity import Perplexity, token_nats
+from dit_shd.models.language_model import check_attention, dropping, text_config
 from dit_shd.tasks import Batch, Opinion, Output, Task, Terms
 
-_log = logging.getLogger("dit_shd")
 JUDGED = 8
 """Sequences that a teacher is judged by."""
 
@@ -72,6 +70,20 @@ class TextEvaluation:
     batch_size: int = option(16, "sequences of one forward", range=(1, 1e6))
 
 
+@dataclass(frozen=True, eq=False)
+class _Masks:
+    """Sequences of a text, and what of them counts."""
+
+    tokens: Tensor
+    """[b,n+1]"""
+    documents: Tensor
+    """The number of each token's document in its sequence [b,n]."""
+    targets: Tensor
+    """Which next tokens are to be predicted [b,n]."""
+    rows: Tensor
+    """Which query rows take part in losses on attention [b,n]."""
+
+
 PLAIN = TextEvaluation()
 
 
@@ -93,17 +105,21 @@ class LanguageModeling(Task[TokenBatch]):
     def __init__(self, separate: bool = True, prompt_rows: bool = False, evaluation: TextEvaluation = PLAIN):
         self.separate, self.prompt_rows, self.evaluation = separate, prompt_rows, evaluation
 
+    @property
+    def _text(self) -> Text:
+        return cast(Text, self.dataset)
+
     def check(self, role: str, model: nn.Module) -> None:
         """It must know the data's tokens, and attend neither to tokens to come nor to other documents."""
         self.check_model(role, model)
         config = text_config(model)
-        data = cast(Text, self.dataset)
+        data = self._text
         known, longest = getattr(config, "vocab_size", None), getattr(config, "max_position_embeddings", None)
         if known is not None and known < data.tokenizer.vocabulary:
             raise UserError(f"{role}: knows {known} tokens, the data's tokenizer has {data.tokenizer.vocabulary}")
         if longest is not None and longest < data.length:
             raise UserError(f"{role}: takes {longest} tokens, data.length is {data.length}")
-        _check_attention(role, model, self.separate)
+        check_attention(role, model, self.separate)
 
     def check_model(self, role: str, model: nn.Module) -> None:
         """It must be a causal language model."""
@@ -114,7 +130,7 @@ class LanguageModeling(Task[TokenBatch]):
             )
 
     def remarks(self, student: nn.Module) -> Sequence[str]:
-        data = cast(Text, self.dataset)
+        data = self._text
         if not data.cut_tokens:
             return ()
         return [f"data: {data.cut_tokens} tokens are beyond data.length={data.length} of their documents and not seen"]
@@ -122,14 +138,14 @@ class LanguageModeling(Task[TokenBatch]):
     def describe(self, student: nn.Module) -> None:
         """The tokenizer is exported beside the weights."""
         if hasattr(student, "tokenizer"):
-            student.tokenizer = cast(Text, self.dataset).tokenizer  # type: ignore[assignment]
+            student.tokenizer = self._text.tokenizer  # type: ignore[assignment]
 
     @torch.no_grad()
     def judge(self, teacher: nn.Module, seed: int, device: torch.device, measure: bool) -> Iterator[Opinion]:
         """A teacher that predicts no better than how often tokens occur has another tokenizer, or learned nothing."""
         if not measure:
             return
-        data = cast(Text, self.dataset)
+        data = self._text
         (batch,) = self.draw(Draws(seed, 0, range(JUDGED), JUDGED))
         batch = batch.to(device)
         nats = float(self.losses(self.predict(teacher.to(device), batch), batch)["cross_entropy"].mean())
@@ -137,48 +153,44 @@ class LanguageModeling(Task[TokenBatch]):
         logits = (shares / shares.sum()).log().to(device).expand(*batch.targets.shape, -1)
         by_counts = float(self.losses(Output(logits), batch)["cross_entropy"].mean())
         told = f"teacher: {nats:.3f} nats a token on {JUDGED} sequences, tokens' frequencies alone {by_counts:.3f}"
-        fault = f"it predicts no better than tokens' frequencies ({nats:.3f} and {by_counts:.3f} nats a token): another "
+        fault = (
+            f"it predicts no better than tokens' frequencies ({nats:.3f} and {by_counts:.3f} nats a token): another "
+        )
         yield Opinion(told, None if nats < by_counts else f"{fault}tokenizer, or it was not trained")
 
     def draw(self, draws: Draws) -> Sequence[TokenBatch]:
         """Weights are of the whole step's batch, so a step is the same however it is divided."""
         count = len(self.dataset)
-        indices = draws.indices(count)
         everything = Draws(draws.seed, draws.step, range(draws.batch_size), draws.batch_size)
-        whole = self._counted(everything.indices(count), everything)
-        _, targets, rows, documents, tokens = self._masks(indices, draws)
-        n = targets.shape[1]
-        return [
-            TokenBatch(
-                pass_name="plain",
-                step=draws.step,
-                indices=torch.from_numpy(indices),
-                tokens=tokens,
-                target_weight=targets.float() * (draws.batch_size * n / max(1, whole[0])),
-                query_weight=rows.float() * (draws.batch_size * n / max(1, whole[1])),
-                dropout_seeds=_dropout_seeds(draws),
-                positions=self._positions(documents),
-            )
-        ]
+        whole = self._masks(self.dataset, everything.indices(count), everything)
+        indices = draws.indices(count)
+        seeds = [int(stream(draws.seed, "dropout", draws.step, i).integers(2**62)) for i in draws.positions]
+        batch = self._batch(draws.step, indices, self._masks(self.dataset, indices, draws), torch.tensor(seeds))
+        targets, rows = (mask.float().mean().clamp(min=1e-9) for mask in (whole.targets, whole.rows))
+        weights = {"target_weight": batch.target_weight / targets, "query_weight": batch.query_weight / rows}
+        return [replace(batch, **weights)]
 
-    def _masks(self, indices: np.ndarray, draws: Draws) -> tuple[int, Tensor, Tensor, Tensor, Tensor]:
-        """Which next tokens are targets [b,n], which query rows count [b,n], documents [b,n] and tokens [b,n+1]."""
-        sample = self.dataset.batch(indices, draws)
-        tokens, documents, prompt = (sample[name] for name in ("tokens", "documents", "prompt"))
+    def _masks(self, data: Dataset, indices: np.ndarray, draws: Draws) -> _Masks:
+        sample = data.batch(indices, draws)
+        documents, prompt = sample["documents"], sample["prompt"]
         here, following = documents[:, :-1], documents[:, 1:]
         targets = (here == following) & (following != PADDING) & ~prompt[:, 1:]
         rows = here != PADDING
-        rows = rows if self.prompt_rows else rows & ~prompt[:, :-1]
-        return len(tokens), targets, rows, here, tokens
+        return _Masks(sample["tokens"], here, targets, rows if self.prompt_rows else rows & ~prompt[:, :-1])
 
-    def _counted(self, indices: np.ndarray, draws: Draws) -> tuple[int, int]:
-        """Targets and query rows of some sequences."""
-        _, targets, rows, _, _ = self._masks(indices, draws)
-        return int(targets.sum()), int(rows.sum())
-
-    def _positions(self, documents: Tensor) -> Tensor | None:
-        """Of tokens in their documents [b,n]; padding goes on with the last one."""
-        return torch.from_numpy(positions(documents.numpy())) if self.separate else None
+    def _batch(self, step: int, indices: np.ndarray, masks: _Masks, seeds: Tensor) -> TokenBatch:
+        """Some sequences, in which whatever counts weighs 1."""
+        apart = torch.from_numpy(positions(masks.documents.numpy())) if self.separate else None
+        return TokenBatch(
+            "plain",
+            step,
+            torch.from_numpy(indices),
+            masks.tokens,
+            masks.targets.float(),
+            masks.rows.float(),
+            seeds,
+            apart,
+        )
 
     def predict(self, model: nn.Module, batch: TokenBatch) -> Output:
         """Logits [b,n,k]. Places that begin anew tell transformers that packed documents are apart."""
@@ -186,12 +198,11 @@ class LanguageModeling(Task[TokenBatch]):
         if batch.tokens.is_meta:  # of places transformers reads the numbers; of a whole mask it does not
             n = batch.given.shape[1]
             where = {"attention_mask": torch.ones(1, 1, n, n, dtype=torch.bool, device=batch.tokens.device)}
-        with _dropping(model, batch.dropout_seeds):
+        with dropping(model, batch.dropout_seeds):
             return Output(model(input_ids=batch.given, use_cache=False, **where).logits.float())
 
     def losses(self, output: Output, batch: TokenBatch) -> Terms:
-        nats = F.cross_entropy(output.prediction.flatten(0, 1), batch.targets.flatten(), reduction="none")
-        return {"cross_entropy": (nats.view_as(batch.targets) * batch.target_weight).mean(1)}
+        return {"cross_entropy": (token_nats(output.prediction, batch.targets) * batch.target_weight).mean(1)}
 
     def tokens_seen(self, model: nn.Module, batch: TokenBatch) -> int:
         return batch.given.shape[1]
@@ -206,106 +217,28 @@ class LanguageModeling(Task[TokenBatch]):
         return [TokenBatch("plain", 0, indices, tokens, ones, ones, indices)]
 
     def check_evaluation(self, student: nn.Module, kept: Kept | None) -> None:
-        data = getattr(self, "dataset", None)
-        if data is not None:
-            len(cast(Text, data).held_out)
+        if hasattr(self, "dataset"):
+            len(self._text.held_out)
 
     def evaluate(self, student: nn.Module, run: Path, step: int) -> dict[str, float] | None:
         def act() -> dict[str, float]:
             device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-            return self.perplexity(student.to(device or "cpu").eval(), cast(Text, self.dataset).held_out)
+            return self.perplexity(student.to(device or "cpu").eval(), self._text.held_out)
 
         figures = run_on_main(act)
         return figures if joined().is_main_process else None
 
     @torch.no_grad()
     def perplexity(self, model: nn.Module, data: Text) -> dict[str, float]:
-        """Figures of a model on text: nats a token and its exponential, bits a byte, tokens.
-
-        Every target token counts the same. Bits a byte do not depend on the tokenizer; they are of whole splits only.
-        """
-        chosen = np.arange(len(data))
-        wanted = self.evaluation.sequences
-        if wanted is not None and wanted < len(chosen):
-            chosen = chosen[np.linspace(0, len(chosen) - 1, wanted).round().astype(int)]
-        device = next(model.parameters()).device
-        nats, tokens, before = 0.0, 0, self.dataset
-        try:
-            self.dataset = data
-            for start in range(0, len(chosen), self.evaluation.batch_size):
-                part = chosen[start : start + self.evaluation.batch_size]
-                _, targets, _, documents, row = self._masks(part, Draws(0, 0, range(len(part)), len(part)))
-                ones = targets.float()
-                indices = torch.from_numpy(part)
-                batch = TokenBatch("plain", 0, indices, row, ones, ones, indices, self._positions(documents))
-                batch = batch.to(device)
-                logits = self.predict(model, batch).prediction
-                each = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="none")
-                nats += float((each.double() * batch.target_weight.flatten()).sum())
-                tokens += int(targets.sum())
-        finally:
-            self.dataset = before
-        figures = {"nats": nats / tokens, "perplexity": math.exp(min(nats / tokens, 700.0)), "tokens": tokens}
-        if len(chosen) == len(data) and not data.cut_tokens:
-            figures["bits_per_byte"] = nats / math.log(2) / data.text_bytes
-        return figures
-
-
-def _dropout_seeds(draws: Draws) -> Tensor:
-    return torch.tensor([int(stream(draws.seed, "dropout", draws.step, i).integers(2**62)) for i in draws.positions])
-
-
-@contextmanager
-def _dropping(model: nn.Module, seeds: Tensor) -> Iterator[None]:
-    """What a model drops at random while it trains is a function of the seeds; torch's generators are left as found."""
-    drops = model.training and seeds.device.type != "meta" and _drops(model)
-    if not drops:
-        yield
-        return
-    devices = [] if seeds.device.type == "cpu" else [seeds.device]
-    with torch.random.fork_rng(devices, device_type=seeds.device.type if devices else "cuda"):
-        torch.manual_seed(int(seeds[0]))
-        yield
-
-
-def _drops(model: nn.Module) -> bool:
-    """Whether anything in a model is dropped while it trains."""
-    config = text_config(model).to_dict()
-    return any("drop" in key and isinstance(value, float) and value > 0 for key, value in config.items())
-
-
-def text_config(model: nn.Module) -> Any:
-    """The config of a model of transformers, also inside a family of ours."""
-    config = getattr(getattr(model, "network", model), "config", None)
-    return config.get_text_config() if hasattr(config, "get_text_config") else config
-
-
-@torch.no_grad()
-def _check_attention(role: str, model: nn.Module, separate: bool) -> None:
-    """Run a model on a few tokens, and again with another last one and another first document.
-
-    Raises:
-        UserError: tokens attend to those to come, or to documents that are packed with theirs.
-    """
-    device = next(model.parameters()).device
-    training = model.training
-    tokens = torch.tensor([[0, 1, 0, 0, 1, 1]], device=device)
-    places = torch.tensor([[0, 1, 2, 0, 1, 2]], device=device)
-    last, first = tokens.clone(), tokens.clone()
-    last[0, 5], first[0, 1] = 0, 0
-    try:
-        model.eval()
-        plain, changed = (model(input_ids=x, use_cache=False).logits[0] for x in (tokens, last))
-        pair = [model(input_ids=x, position_ids=places, use_cache=False).logits[0] for x in (tokens, first)]
-    except (TypeError, ValueError, RuntimeError, IndexError) as error:
-        raise UserError(f"{role}: {type(model).__name__} cannot be run on tokens ({one_line(str(error), 160)})") from error
-    finally:
-        model.train(training)
-    name = type(getattr(model, "network", model)).__name__
-    if not torch.allclose(plain[:5], changed[:5], atol=1e-6):
-        raise UserError(f"{role}: {name} attends to tokens to come; wanted a causal language model")
-    if separate and not torch.allclose(pair[0][3:], pair[1][3:], atol=1e-6):
-        raise UserError(
-            f"{role}: in {name} packed documents attend to each other; task.separate=false lets them, or "
-            "data.pack=false gives each a sequence of its own"
-        )
+        """Figures of a model on the sequences of a text, or on some of them as the evaluation says."""
+        count, wanted = len(data), self.evaluation.sequences
+        chosen = np.arange(count)
+        if wanted is not None and wanted < count:
+            chosen = np.linspace(0, count - 1, wanted).round().astype(int)
+        device, sums = next(model.parameters()).device, Perplexity()
+        for start in range(0, len(chosen), self.evaluation.batch_size):
+            indices = chosen[start : start + self.evaluation.batch_size]
+            masks = self._masks(data, indices, Draws(0, 0, range(len(indices)), len(indices)))
+            batch = self._batch(0, indices, masks, torch.zeros(len(indices), dtype=torch.long)).to(device)
+            sums.add(self.predict(model, batch).prediction, batch.targets, batch.target_weight > 0)
+        return sums.figures(data.text_bytes if len(chosen) == count and not data.cut_tokens else None)

@@ -1,6 +1,7 @@
 """Language modeling: a GPT-2 learns from a LLaMA, packed lines of text."""
 
 from language import GPT2, LLAMA, causal_lm, lines
+
 from task_cases import Case
 
 

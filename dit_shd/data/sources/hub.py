@@ -1,12 +1,10 @@
 """Hugging Face datasets: a folder that `save_to_disk` wrote, or a name on the hub."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from dit_shd.core.errors import UserError
-from dit_shd.core.places import HubName, one_line
+from dit_shd.core.places import HubName, offline, one_line
 from dit_shd.data.sources.base import Asked, ImageSource, fingerprint, needs
 from dit_shd.data.sources.parquet import Columns, image_bytes
 from dit_shd.data.sources.splits import DEFAULT
@@ -83,23 +81,6 @@ def _load(place: Path | HubName, asked: Asked) -> Any:
     if split not in data:
         raise UserError(f"split: '{text}' has no split '{split}', it has {', '.join(map(str, data))}")
     return data[split]
-
-
-@contextmanager
-def offline() -> Iterator[None]:
-    """What is in the local cache is found without asking the hub again and again."""
-    from datasets import config
-    from huggingface_hub import constants
-
-    places: list[Any] = [config, constants]
-    before = [place.HF_HUB_OFFLINE for place in places]
-    try:
-        for place in places:
-            place.HF_HUB_OFFLINE = True
-        yield
-    finally:
-        for place, value in zip(places, before):
-            place.HF_HUB_OFFLINE = value
 
 
 def _unreadable(text: str, error: Exception) -> UserError:

@@ -4,8 +4,9 @@ A folder of transformers holds config.json and model*.safetensors, and mostly a 
 the hub. Nothing else is read: no pickle, and no code that a repository brings (auto_map).
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
+from os import PathLike
 from pathlib import Path
 from typing import Any, Self
 
@@ -67,7 +68,9 @@ class CausalLM(LibraryModel, ConfigMixin):
         if pretrained:
             size = told.get("vocab_size")
             if vocab_size is not None and isinstance(size, int) and size < vocab_size:
-                raise UserError(f"student: {source} knows {size} tokens, the data have {vocab_size}; tokenizer={source}")
+                raise UserError(
+                    f"student: {source} knows {size} tokens, the data have {vocab_size}; tokenizer={source}"
+                )
             return cls.of_folder(folder, told)
         return cls(config=told, vocab_size=vocab_size)
 
@@ -79,7 +82,7 @@ class CausalLM(LibraryModel, ConfigMixin):
         """Compute blocks again in the backward."""
         self.network.gradient_checkpointing_enable({"use_reentrant": False})
 
-    def save_pretrained(self, save_directory: str | Path, **_: Any) -> None:
+    def save_pretrained(self, save_directory: str | PathLike[str], *_: Any, **__: Any) -> None:
         """Write a folder of transformers, with the tokenizer if there is one."""
         with _quiet():
             self.network.save_pretrained(save_directory)
@@ -99,7 +102,9 @@ class CausalLM(LibraryModel, ConfigMixin):
         weights = sorted(file.name for file in folder.iterdir() if LIBRARY_WEIGHTS.fullmatch(file.name))
         if not weights:
             others = sorted(f.name for f in folder.iterdir() if f.suffix in (".bin", ".pt", ".pth", ".safetensors"))
-            raise UserError(f"{folder}: wanted model.safetensors beside config.json, found {', '.join(others) or 'none'}")
+            raise UserError(
+                f"{folder}: wanted model.safetensors beside config.json, found {', '.join(others) or 'none'}"
+            )
         with torch.device("meta"):
             model = cls(config=config)
         model.network = _read(folder, model.network)
@@ -146,7 +151,7 @@ def _check_keys(config: dict[str, Any], source: str | None) -> None:
     from transformers import CONFIG_MAPPING
 
     kind = config.get("model_type") or (read_config(folder_of(source)).get("model_type") if source else None)
-    if kind not in CONFIG_MAPPING:
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         return
     cls = CONFIG_MAPPING[kind]
     known = {*cls().to_dict(), *cls.attribute_map, "model_type"}
@@ -198,7 +203,7 @@ def _read(folder: Path, skeleton: Any) -> nn.Module:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     """Without transformers' bars and remarks on its standard settings."""
     from transformers.utils import logging
 
