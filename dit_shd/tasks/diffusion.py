@@ -83,6 +83,7 @@ class Diffusion(Task[NoisyBatch]):
 
     def use(self, dataset: Dataset, student: nn.Module) -> None:
         super().use(dataset, student)
+        _check_conditional("student", student)
         if self.mask_ratio is not None:
             self.tokens = Denoiser(student).tokens
 

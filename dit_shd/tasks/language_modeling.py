@@ -153,10 +153,8 @@ class LanguageModeling(Task[TokenBatch]):
         logits = (shares / shares.sum()).log().to(device).expand(*batch.targets.shape, -1)
         by_counts = float(self.losses(Output(logits), batch)["cross_entropy"].mean())
         told = f"teacher: {nats:.3f} nats a token on {JUDGED} sequences, tokens' frequencies alone {by_counts:.3f}"
-        fault = (
-            f"it predicts no better than tokens' frequencies ({nats:.3f} and {by_counts:.3f} nats a token): another "
-        )
-        yield Opinion(told, None if nats < by_counts else f"{fault}tokenizer, or it was not trained")
+        fault = f"it predicts no better than tokens' frequencies ({nats:.3f} and {by_counts:.3f} nats a token)"
+        yield Opinion(told, None if nats < by_counts else f"{fault}: another tokenizer, or it was not trained")
 
     def draw(self, draws: Draws) -> Sequence[TokenBatch]:
         """Weights are of the whole step's batch, so a step is the same however it is divided."""

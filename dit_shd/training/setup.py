@@ -133,10 +133,15 @@ def accelerator_of(config: TrainConfig, task: Task[Any]) -> "Accelerator":
         )
 
 
-def load_teachers(config: TrainConfig) -> dict[str, nn.Module]:
-    """The frozen teachers by name, in the precision that the config says."""
+def load_teachers(config: TrainConfig, task: Task[Any]) -> dict[str, nn.Module]:
+    """The frozen teachers by name, in the precision that the config says.
+
+    Raises:
+        UserError: one is not to be had, or cannot teach the task.
+    """
     teachers = {}
     for name, place in config.teachers.items():
         teacher = loading.load(place).eval().requires_grad_(False)
+        task.check_model(place, teacher)
         teachers[name] = teacher.bfloat16() if config.teacher_precision == "bf16" else teacher
     return teachers

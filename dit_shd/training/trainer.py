@@ -83,7 +83,7 @@ class Trainer:
         student = FAMILIES.build(config.student, "student")
         losses = [LOSSES.build(p, f"losses.{i}") for i, p in enumerate(config.losses)]
         checks.teaching(config, losses)
-        self.teachers = setup.load_teachers(config)
+        self.teachers = setup.load_teachers(config, task)
         task.use(dataset, student)
         latents = "latents" in dataset.fields
         kept = before_training(config.vae, dataset.origin, dataset.shape[0], config.run) if latents else Kept(None)

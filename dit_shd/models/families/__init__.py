@@ -14,16 +14,16 @@ class LibraryModel(ModelMixin):
 
     @classmethod
     @abstractmethod
-    def is_config(cls, config: dict[str, Any]) -> bool:
+    def is_config(cls, values: dict[str, Any]) -> bool:
         """Whether a config.json is one of that library's."""
 
     @classmethod
     @abstractmethod
-    def of_folder(cls, folder: Path, config: dict[str, Any]) -> Self:
+    def of_folder(cls, folder: Path, values: dict[str, Any]) -> Self:
         """The model of such a folder.
 
         Args:
-            config: what its config.json says.
+            values: what its config.json says.
 
         Raises:
             UserError: it cannot be read.

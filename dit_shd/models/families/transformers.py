@@ -4,7 +4,7 @@ A folder of transformers holds config.json and model*.safetensors, and mostly a 
 the hub. Nothing else is read: no pickle, and no code that a repository brings (auto_map).
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -34,7 +34,7 @@ class CausalLM(LibraryModel, ConfigMixin):
     config_name = "config.json"
 
     @register_to_config
-    def __init__(self, config: dict[str, Any] | None = None, vocab_size: int | None = None):
+    def __init__(self, config: dict[str, object] | None = None, vocab_size: int | None = None):
         super().__init__()
         self.network: Any = _network({**(config or {}), **({} if vocab_size is None else {"vocab_size": vocab_size})})
         self.tokenizer: Any = None
@@ -45,7 +45,7 @@ class CausalLM(LibraryModel, ConfigMixin):
         cls,
         source: Place | None = None,
         pretrained: bool = True,
-        config: dict[str, Any] | None = None,
+        config: dict[str, object] | None = None,
         vocab_size: int | None = None,
     ) -> Self:
         """Build from its keys in YAML.
@@ -90,12 +90,12 @@ class CausalLM(LibraryModel, ConfigMixin):
                 self.tokenizer.save_pretrained(save_directory)
 
     @classmethod
-    def is_config(cls, config: dict[str, Any]) -> bool:
+    def is_config(cls, values: dict[str, Any]) -> bool:
         """A folder of transformers names a type of model."""
-        return isinstance(config.get("model_type"), str) and not {"_class_name", "architecture"} & config.keys()
+        return isinstance(values.get("model_type"), str) and not {"_class_name", "architecture"} & values.keys()
 
     @classmethod
-    def of_folder(cls, folder: Path, config: dict[str, Any]) -> Self:
+    def of_folder(cls, folder: Path, values: dict[str, Any]) -> Self:
         """The model of a folder of transformers."""
         import torch
 
@@ -106,7 +106,7 @@ class CausalLM(LibraryModel, ConfigMixin):
                 f"{folder}: wanted model.safetensors beside config.json, found {', '.join(others) or 'none'}"
             )
         with torch.device("meta"):
-            model = cls(config=config)
+            model = cls(config=values)
         model.network = _read(folder, model.network)
         return model
 
@@ -126,7 +126,7 @@ def folder_of(source: str) -> Path:
     return folder
 
 
-def _network(config: dict[str, Any]) -> nn.Module:
+def _network(config: Mapping[str, object]) -> nn.Module:
     """A model of transformers with random weights.
 
     Raises:
@@ -146,7 +146,7 @@ def _network(config: dict[str, Any]) -> nn.Module:
         raise UserError(f"transformers: {_reason(kind, config, error)}") from error
 
 
-def _check_keys(config: dict[str, Any], source: str | None) -> None:
+def _check_keys(config: Mapping[str, object], source: str | None) -> None:
     """Refuse keys that the type of model does not have: transformers would take any, and leave them unused."""
     from transformers import CONFIG_MAPPING
 
@@ -160,7 +160,7 @@ def _check_keys(config: dict[str, Any], source: str | None) -> None:
             raise unknown(f"transformers: config of {kind}", key, known)
 
 
-def _reason(kind: str, config: dict[str, Any], error: Exception) -> str:
+def _reason(kind: str, config: Mapping[str, object], error: Exception) -> str:
     """Why there is no such model, in a line."""
     if "auto_map" in config:
         return f"a {kind} brings code of its own (auto_map), which is not run; wanted a type that transformers has"
