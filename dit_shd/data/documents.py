@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from dit_shd.core.errors import UserError
-from dit_shd.core.places import HUB, HubName, expanded, instead, offline, one_line
+from dit_shd.core.errors import UserError, error_line
+from dit_shd.core.places import HUB, HubName, expanded, instead, offline
 
 Unit = Literal["file", "paragraph", "line"]
 SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
@@ -96,7 +96,7 @@ def _read(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: wanted text in UTF-8 ({one_line(error)})") from error
+        raise UserError(f"{file}: wanted text in UTF-8 ({error_line(error)})") from error
 
 
 def _units(text: str, unit: Unit) -> Sequence[str]:
@@ -112,7 +112,7 @@ def _json_lines(file: Path, columns: Columns) -> Iterator[Document]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{file}:{number}: wanted a JSON object ({one_line(error)})") from error
+            raise UserError(f"{file}:{number}: wanted a JSON object ({error_line(error)})") from error
         if not isinstance(row, dict):
             raise UserError(f"{file}:{number}: wanted a JSON object, found {type(row).__name__}")
         yield columns.document(row, f"{file}:{number}")
@@ -126,7 +126,7 @@ def _parquet(file: Path, columns: Columns) -> Iterator[Document]:
     try:
         rows = parquet.read_table(file).to_pylist()
     except Exception as error:  # a stranger's file can be wrong in any way
-        raise UserError(f"{file}: not readable as Parquet ({one_line(error)})") from error
+        raise UserError(f"{file}: not readable as Parquet ({error_line(error)})") from error
     for number, row in enumerate(rows):
         yield columns.document(row, f"{file}[{number}]")
 
@@ -153,7 +153,7 @@ def _of_dataset(place: Path | HubName, columns: Columns, split: str) -> Iterator
     except Exception as error:
         if isinstance(place, HubName) and not reached:
             raise UserError(f"data.path: {place.unreachable()}") from error
-        raise UserError(f"data.path: '{place}' cannot be read by the datasets package ({one_line(error)})") from error
+        raise UserError(f"data.path: '{place}' cannot be read by the datasets package ({error_line(error)})") from error
     if isinstance(data, datasets.DatasetDict):
         if split not in data:
             raise UserError(f"data.hub_split: '{place}' has no split '{split}', it has {', '.join(map(str, data))}")

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dit_shd.core.errors import UserError
+from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.files import atomic_file
-from dit_shd.core.places import HubName, expanded, find, one_line
+from dit_shd.core.places import HubName, expanded, find
 
 if TYPE_CHECKING:
     import tokenizers
@@ -154,7 +154,7 @@ def _of_file(file: Path, config: Path | None) -> Tokenizer:
         model = Model.from_file(str(file))
     except Exception as error:  # the package raises Exception itself
         raise UserError(
-            f"data.tokenizer: {file}: not a tokenizer of the tokenizers package ({one_line(error)})"
+            f"data.tokenizer: {file}: not a tokenizer of the tokenizers package ({error_line(error)})"
         ) from error
     end = _told_end(config)
     known = [end] if end is not None else [token for token in ENDS if model.token_to_id(token) is not None]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dit_shd.core.errors import UserError, one_line
+from dit_shd.core.errors import UserError, error_line
 
 
 def text_config(model: nn.Module) -> Any:
@@ -63,7 +63,7 @@ def check_attention(role: str, model: nn.Module, separate: bool) -> None:
         plain, changed = (model(input_ids=x, use_cache=False).logits[0] for x in (tokens, last))
         pair = [model(input_ids=x, position_ids=positions, use_cache=False).logits[0] for x in (tokens, first)]
     except (TypeError, ValueError, RuntimeError, IndexError) as error:
-        raise UserError(f"{role}: {name} cannot be run on tokens ({one_line(str(error), 160)})") from error
+        raise UserError(f"{role}: {name} cannot be run on tokens ({error_line(error, 160)})") from error
     finally:
         model.train(training)
     if not torch.allclose(plain[:5], changed[:5], atol=1e-6):

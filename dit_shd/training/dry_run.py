@@ -27,7 +27,7 @@ from dit_shd.profiling.flops import step_operations
 from dit_shd.profiling.hardware import current_device, peak_memory
 from dit_shd.profiling.memory import step_memory
 from dit_shd.profiling.step import StepShape
-from dit_shd.tasks import TASKS, Batch
+from dit_shd.tasks import TASKS, Batch, Task
 from dit_shd.training import checks, optim
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.ema import EMA, too_slow
@@ -54,7 +54,7 @@ def dry_run(config: TrainConfig) -> DryRun:
     student = meta.build(config.student, "student")
     if config.validate_every:
         task.check_evaluation(student, None)
-    teachers, missing = _teachers(config)
+    teachers, missing = _teachers(config, task)
     task.check_model("student", student)
     for name, teacher in teachers.items():
         task.check_model(role(name), teacher)
@@ -100,7 +100,7 @@ def step_shape(config: TrainConfig, images: int) -> StepShape:
     )
 
 
-def _teachers(config: TrainConfig) -> tuple[dict[str, Any], dict[str, Plugin]]:
+def _teachers(config: TrainConfig, task: Task[Any]) -> tuple[dict[str, Any], dict[str, Plugin]]:
     """The teachers with their weights if they are there, else as estimate.teacher says; what the latter are."""
     teachers: dict[str, Any] = {}
     missing: dict[str, Plugin] = {}
@@ -115,6 +115,7 @@ def _teachers(config: TrainConfig) -> tuple[dict[str, Any], dict[str, Plugin]]:
         except UserError as error:
             hint = "to count without it, say what it will be: estimate.teacher='{name: mdt, size: B/2}'"
             raise UserError(f"{role(name)}: {error}; {hint}") from error
+        task.check_model(source, teachers[name])
     return teachers, missing
 
 

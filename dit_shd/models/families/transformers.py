@@ -13,7 +13,7 @@ from typing import Any, Self
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import nn
 
-from dit_shd.core.errors import UserError, one_line, unknown
+from dit_shd.core.errors import UserError, error_line, unknown
 from dit_shd.core.places import Asset, HubName, Place, find
 from dit_shd.core.pretrained import LIBRARY_WEIGHTS, model_folder, of_hub, read_config
 from dit_shd.models.families import LibraryModel
@@ -140,7 +140,7 @@ def _network(config: Mapping[str, object]) -> nn.Module:
         raise UserError("transformers: config: wanted model_type (as llama, gpt2) or source=FOLDER, found none")
     try:
         with _quiet():
-            known = AutoConfig.for_model(**{**config, "model_type": kind})
+            known = AutoConfig.for_model(kind, **{key: value for key, value in config.items() if key != "model_type"})
             return AutoModelForCausalLM.from_config(known, attn_implementation=ATTENTION, dtype=torch.float32)
     except Exception as error:  # transformers checks configs in many ways
         raise UserError(f"transformers: {_reason(kind, config, error)}") from error
@@ -169,7 +169,7 @@ def _reason(kind: str, config: Mapping[str, object], error: Exception) -> str:
             f"a {kind} caps its scores (attn_logit_softcapping), which scaled_dot_product_attention cannot; its maps "
             "cannot be captured. Wanted a model without, as gemma3, llama or gpt2"
         )
-    return f"no causal language model can be made of this config of type {kind} ({one_line(str(error), 200)})"
+    return f"no causal language model can be made of this config of type {kind} ({error_line(error, 200)})"
 
 
 def _read(folder: Path, skeleton: Any) -> nn.Module:
@@ -192,9 +192,7 @@ def _read(folder: Path, skeleton: Any) -> nn.Module:
                 dtype=torch.float32,
             )
     except Exception as error:  # a stranger's folder can be wrong in any way
-        raise UserError(
-            f"{folder}: cannot be read as {type(skeleton).__name__}: {one_line(str(error), 200)}"
-        ) from error
+        raise UserError(f"{folder}: cannot be read as {type(skeleton).__name__}: {error_line(error, 200)}") from error
     for wrong, words in (("missing_keys", "missing"), ("unexpected_keys", "unknown"), ("mismatched_keys", "misshapen")):
         if told[wrong]:
             first = sorted(str(name) for name in told[wrong])[0]
