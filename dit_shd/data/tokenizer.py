@@ -23,8 +23,10 @@ FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"
 
 
 class Tokenizer:
-    """Text to tokens. A document begins as the tokenizer has it (by its end token where it has nothing) and ends with
-    its end token, so that each of its own tokens has one before it that predicts it.
+    """Text to tokens.
+
+    A document begins as the tokenizer has it (by its end token where it has nothing) and ends with its end token, so
+    that each of its own tokens has one before it that predicts it.
 
     Args:
         tokenizer: of the tokenizers package.
