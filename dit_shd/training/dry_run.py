@@ -69,6 +69,7 @@ def dry_run(config: TrainConfig) -> DryRun:
         real = {name: FAMILIES.build(missing[name]) if name in missing else teachers[name] for name in teachers}
         measured = take_a_step(tried, real, 1, before)
     return DryRun(
+        task=task,
         student=student,
         teachers={role(name): teacher for name, teacher in teachers.items()},
         teachers_missing=[config.teachers[name] for name in missing],
