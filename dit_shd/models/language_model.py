@@ -2,15 +2,18 @@
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from dit_shd.core.errors import UserError, error_line
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
-def text_config(model: nn.Module) -> Any:
+
+def text_config(model: nn.Module) -> "PreTrainedConfig | None":
     """The config of a model of transformers, also inside a family of ours; None where it is another model."""
     own: Any = getattr(getattr(model, "network", model), "config", None)
     return own.get_text_config() if hasattr(own, "get_text_config") else None

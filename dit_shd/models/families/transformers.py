@@ -8,7 +8,7 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import nn
@@ -17,6 +17,10 @@ from dit_shd.core.errors import UserError, error_line, unknown
 from dit_shd.core.places import Asset, HubName, Place, find
 from dit_shd.core.pretrained import LIBRARY_WEIGHTS, model_folder, of_hub, read_config
 from dit_shd.models.families import LibraryModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers.modeling_outputs import CausalLMOutputWithPast
 
 ATTENTION = "sdpa"
 """Maps are captured where attention ends in PyTorch's scaled_dot_product_attention."""
@@ -74,7 +78,7 @@ class CausalLM(LibraryModel, ConfigMixin):
             return cls.of_folder(folder, told)
         return cls(config=told, vocab_size=vocab_size)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> "CausalLMOutputWithPast":
         """As the model of transformers."""
         return self.network(*args, **kwargs)
 
@@ -172,7 +176,7 @@ def _reason(kind: str, config: Mapping[str, object], error: Exception) -> str:
     return f"no causal language model can be made of this config of type {kind} ({error_line(error, 200)})"
 
 
-def _read(folder: Path, skeleton: Any) -> nn.Module:
+def _read(folder: Path, skeleton: "PreTrainedModel") -> nn.Module:
     """The model with the weights of a folder, in float32.
 
     Raises:
@@ -182,7 +186,7 @@ def _read(folder: Path, skeleton: Any) -> nn.Module:
 
     try:
         with _quiet():
-            model, told = type(skeleton).from_pretrained(
+            loaded: Any = type(skeleton).from_pretrained(
                 str(folder),
                 config=skeleton.config,
                 attn_implementation=ATTENTION,
@@ -191,6 +195,7 @@ def _read(folder: Path, skeleton: Any) -> nn.Module:
                 output_loading_info=True,
                 dtype=torch.float32,
             )
+            model, told = loaded
     except Exception as error:  # a stranger's folder can be wrong in any way
         raise UserError(f"{folder}: cannot be read as {type(skeleton).__name__}: {error_line(error, 200)}") from error
     for wrong, words in (("missing_keys", "missing"), ("unexpected_keys", "unknown"), ("mismatched_keys", "misshapen")):
