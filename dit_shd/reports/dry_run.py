@@ -1,4 +1,4 @@
-"""What a run would take, as text."""
+"""The cost of a run, as text."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -24,15 +24,12 @@ def dry_run_text(run: DryRun) -> str:
 def _models(run: DryRun) -> str:
     rows = []
     for role, model in {**run.teachers, "student": run.student}.items():
-        own = model.config
+        own: Any = model.config
         width = own.num_attention_heads * own.attention_head_dim
         millions = sum(p.numel() for p in model.parameters()) / 1e6
-        rows.append([role, type(model).__name__, *map(str, _shape(own, width, model)), f"{millions:.2f} M"])
+        shape = own.num_layers, own.num_attention_heads, width, Denoiser(model).tokens
+        rows.append([role, type(model).__name__, *map(str, shape), f"{millions:.2f} M"])
     return _table(["model", "family", "layers", "heads", "width", "tokens", "parameters"], rows)
-
-
-def _shape(own: Any, width: int, model: Any) -> Sequence[int]:
-    return own.num_layers, own.num_attention_heads, width, Denoiser(model).tokens
 
 
 def _operations(run: DryRun) -> str:
