@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -10,6 +11,7 @@ from dit_shd.core.plugins import Plugin
 from dit_shd.profiling.flops import Operations
 from dit_shd.profiling.hardware import PEAK_TFLOPS
 from dit_shd.profiling.memory import Memory
+from dit_shd.tasks import Task
 
 FLOAT32_TFLOPS = {"A100": 19.5, "H100": 67.0}
 """Dense peaks of the SXM cards without TF32, from the manufacturer's data sheets."""
@@ -23,7 +25,7 @@ class EstimateConfig:
     samples: int = option(50_000, "images sampled for one evaluation")
     sampling_steps: int = option(250, "steps of the sampler; guided: two forwards each")
     teacher: Plugin | dict[str, Plugin] | None = option(
-        None, "the teacher while its file is not there yet: {name: mdt, size: B/2}; of several, by name"
+        None, "the teacher if its file does not exist yet: {name: mdt, size: B/2}; of several, by name"
     )
     measure: bool = option(True, "also take one real step, at batch 1 and random weights")
 
@@ -44,6 +46,7 @@ class Measurement:
 class DryRun:
     """The cost of a run, by count and, if measured, by one real step."""
 
+    task: Task[Any]
     student: nn.Module
     teachers: Mapping[str, nn.Module]
     """By name: teacher, or teacher NAME of several."""

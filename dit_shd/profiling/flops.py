@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dit_shd.attention.capture import Captures
 from dit_shd.attention.recording import discovery
 from dit_shd.attention.recording.attach import capture
+from dit_shd.core.dtensor import is_sharded
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.losses import Loss, Reads
 from dit_shd.distillation.teachers import Teachers, by_name, chosen, read_teachers
@@ -114,9 +115,16 @@ def forward_operations(model: nn.Module, task: Task[Any] = PLAIN, pass_name: str
 
 def captures_of(model: nn.Module, task: Task[Any] = PLAIN, pass_name: str = "plain") -> Captures:
     """The captures of one image's forward: shapes only, or real tensors for attention of other packages."""
-    if all(discovery.is_ours(module) for module in discovery.attention_layers(model).values()):
+    if discovery.own_layers(model):
         return _shapes(meta.ModelSpec.of(model), task, pass_name)
+    if is_sharded(model) or any(parameter.is_meta for parameter in model.parameters()):
+        return _random_captures(meta.ModelSpec.of(model), task, pass_name)
     return _captured(model, task, pass_name)
+
+
+@lru_cache(maxsize=64)
+def _random_captures(spec: meta.ModelSpec, task: Task[Any], pass_name: str) -> Captures:
+    return _captured(spec.build(), task, pass_name)
 
 
 @lru_cache(maxsize=64)

@@ -51,9 +51,13 @@ class ModelSpec:
 
     def skeleton(self) -> ModelMixin:
         """The model without memory."""
-        cls: Any = self.cls
         with META:
-            return cls.from_config(json.loads(self.config))
+            return self.build()
+
+    def build(self) -> ModelMixin:
+        """The model with random weights."""
+        cls: Any = self.cls
+        return cls.from_config(json.loads(self.config))
 
 
 def build(plugin: Plugin, where: str) -> ModelMixin:
