@@ -94,8 +94,8 @@ def cost_figure(points: Mapping[str, tuple[float, float, float]], name: str, dar
     return png(draw, (7.6, 3.6), dark)
 
 
-def _colours(count: int) -> list[Any]:
-    """So many colours that can be told apart."""
+def _colours(count: int) -> list[tuple[float, float, float, float]]:
+    """`count` distinct colours."""
     import matplotlib
 
     return [matplotlib.colormaps["tab10" if count <= 10 else "tab20"](i % 20) for i in range(count)]
