@@ -192,6 +192,12 @@ class Classification(Task[ImageBatch]):
     def losses(self, output: Output, batch: ImageBatch) -> Terms:
         return {"cross_entropy": -(batch.targets * F.log_softmax(output.prediction, dim=1)).sum(1)}
 
+    def tokens_seen(self, model: nn.Module, batch: ImageBatch) -> int:
+        """Patches, and the tokens in front of them; 0 for a network without."""
+        network: Any = getattr(model, "network", model)
+        patches = getattr(getattr(network, "patch_embed", None), "num_patches", 0)
+        return patches + getattr(network, "num_prefix_tokens", 0) if patches else 0
+
     def example(self, model: nn.Module, images: int, device: torch.device) -> Sequence[ImageBatch]:
         draw = None if device.type == "meta" else torch.Generator(device).manual_seed(0)
         self.input = image_input("model", model)
