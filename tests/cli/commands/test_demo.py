@@ -97,7 +97,7 @@ def test_again_reuses_everything(finished, capsys):
     again = demo(settings(out))
     assert [f.stat().st_mtime_ns for f in files] == before
     assert again == scores
-    assert capsys.readouterr().out.count("done before, reused") == 3
+    assert capsys.readouterr().out.count("before, reused") == 3
 
 
 def test_a_missing_sample_file_alone_is_made_again(finished):
