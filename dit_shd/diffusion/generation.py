@@ -28,7 +28,7 @@ from dit_shd.data.image_shards import Shards, merge, open_shards, read_shard, sh
 from dit_shd.data.pixels import grid
 from dit_shd.diffusion import sampler
 from dit_shd.diffusion.denoiser import known_classes
-from dit_shd.diffusion.sample_config import SampleConfig
+from dit_shd.diffusion.sample_config import VELOCITY_SOLVERS, SampleConfig
 from dit_shd.diffusion.sampler import batches, draw, label_plan, load_decoder, prepared
 from dit_shd.models import loading
 
@@ -58,6 +58,8 @@ def sample_to_file(config: SampleConfig, model: nn.Module | None = None) -> Path
     folder = out.with_name(out.name + ".parts")
     run_on_main(lambda: _refuse_existing(folder, out, config.force))
     network = (loading.load_conditional(config.run) if model is None else model).eval().to(state.device)  # type: ignore[arg-type]
+    config = sampler.of_model(config, network)
+    config.check()
     decode = load_decoder(config, network)
     told = {**settings(config), "model_sha256": hashing.sha256_of_tensors(network)}
     told |= {"vae_sha256": decode.digest, **({"vae_name": decode.name} if decode.name else {})}
@@ -92,8 +94,13 @@ def lock_file(out: Path) -> Path:
 
 
 def settings(config: SampleConfig) -> dict[str, Any]:
-    """What makes the images what they are, but for the model itself."""
-    return {k: v for k, v in resolve(config).items() if k not in ("out", "force")}
+    """What makes the images what they are, but for the model itself.
+
+    Args:
+        config: Its solver is not auto.
+    """
+    unused = ("out", "force", "diffusion_steps" if config.solver in VELOCITY_SOLVERS else "shift")
+    return {k: v for k, v in resolve(config).items() if k not in unused}
 
 
 def _refuse_existing(folder: Path, out: Path, force: bool) -> None:

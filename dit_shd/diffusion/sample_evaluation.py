@@ -58,15 +58,24 @@ class SampleEvaluation:
         own |= {"samples": str(samples), "out": samples.with_suffix(".results.json"), "force": True}
         return make(EvaluateConfig, own, "task.evaluation.evaluate")
 
-    def check(self, diffusion_steps: int) -> None:
-        """Numbers in their ranges."""
-        parts: list[Any] = [replace(self.sampling(Path("run"), 0), diffusion_steps=diffusion_steps)]
-        parts += [] if self.reference is None else [self.scoring(Path("run.npz"))]
-        for part in parts:
-            try:
-                part.check()
-            except UserError as error:  # training has keys of the same names
-                raise UserError(f"task.evaluation: {error}") from error
+    def check(self, prediction: str, diffusion_steps: int = 1000) -> None:
+        """Refuse numbers out of their ranges, and solvers for models of another kind.
+
+        Args:
+            prediction: What the student predicts.
+            diffusion_steps: Of its noise schedule, if it has one.
+
+        Raises:
+            UserError: naming the key.
+        """
+        sampling = replace(self.sampling(Path("run"), 0), diffusion_steps=diffusion_steps)
+        scoring = None if self.reference is None else self.scoring(Path("run.npz"))
+        try:
+            sampling.of_prediction(prediction).check()
+            if scoring is not None:
+                scoring.check()
+        except UserError as error:  # training has keys of the same names
+            raise UserError(f"task.evaluation: {error}") from error
 
     def fit(self, student: nn.Module, kept: Kept) -> None:
         """Refuse before training what could not be done after days of it.

@@ -1,4 +1,4 @@
-"""Images from a model: DDPM (or DDIM, DPM-Solver++) with classifier-free guidance.
+"""Images from a model of noise or of velocity, with classifier-free guidance.
 
     model = dit_shd.models.load("runs/student")
     images, labels = dit_shd.diffusion.sampler.sample(model, count=16, steps=250, guidance=3.8)
@@ -21,12 +21,14 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.yaml_files import read_yaml
 from dit_shd.data.decoder import Decoder, finished
 from dit_shd.data.latent_origin import decoder, of_source
-from dit_shd.diffusion.denoiser import classes_of, known_classes
+from dit_shd.diffusion.denoiser import Denoiser, classes_of, known_classes
+from dit_shd.diffusion.flow import TimestepDensity
 from dit_shd.diffusion.guidance import Guided
-from dit_shd.diffusion.sample_config import SampleConfig
-from dit_shd.diffusion.solvers import denoise
+from dit_shd.diffusion.sample_config import VELOCITY_SOLVERS, SampleConfig
+from dit_shd.diffusion.solvers import network_calls, solve
 from dit_shd.models import loading
 from dit_shd.models.families.mdt import kept_biases
+from dit_shd.models.prediction import prediction_of
 
 
 def sample(
@@ -53,6 +55,7 @@ def sample(
     reason = loading.why_not_conditional(model)
     if reason is not None:
         raise UserError(f"model: {reason}")
+    config = of_model(config, model)
     config.check()
     known = known_classes(model)
     plan = label_plan(config, known, range(count)) if isinstance(labels, str) else np.asarray(labels, int)
@@ -116,19 +119,19 @@ def draw(
     shape: tuple[int, ...] = (own.in_channels, own.sample_size, own.sample_size)  # type: ignore[union-attr, assignment]
     guided = Guided(model, torch.from_numpy(labels).to(device), config)
 
-    sound: list[tuple[int, Tensor, Tensor]] = []
+    sound: list[tuple[float, Tensor, Tensor]] = []
 
-    def predict(x: Tensor, timestep: int) -> Tensor:
-        found = guided(x, timestep)
-        sound.append((timestep, torch.isfinite(x).all(), torch.isfinite(found).all()))
-        on_step(len(x) / config.steps)
-        return found
+    def predict(x: Tensor, time: float) -> Tensor:
+        output = guided(x, time)
+        sound.append((time, torch.isfinite(x).all(), torch.isfinite(output).all()))
+        on_step(len(x) / network_calls(config))
+        return output
 
     was_training = model.training
     model.eval()
     try:
         with kept_biases(model, torch.bfloat16 if config.precision == "bf16" else torch.float32):
-            latents = denoise(predict, config, indices, shape, device)
+            latents = solve(predict, config, indices, shape, device)
     except RuntimeError as error:
         if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise
@@ -144,14 +147,15 @@ def draw(
     return finished(decode, pixels, config.rounding)
 
 
-def _culprit(config: SampleConfig, sound: Sequence[tuple[int, Tensor, Tensor]]) -> str:
-    """Who first gave what is not finite. sound: of each timestep, whether the model's input and its output were."""
+def _culprit(config: SampleConfig, sound: Sequence[tuple[float, Tensor, Tensor]]) -> str:
+    """Who first gave what is not finite. sound: of each time, whether the model's input and its output were."""
     guided = "" if config.guidance == 1 else f" under guidance={config.guidance:g}"
-    for timestep, given, found in sound:
+    unit = "sigma" if config.solver in VELOCITY_SOLVERS else "timestep"
+    for time, given, found in sound:
         if not given:
             break
         if not found:
-            return f"the model's output{guided} at timestep {timestep}"
+            return f"the model's output{guided} at {unit} {time:.6g}"
     return f"what solver={config.solver} made in {config.steps} steps of finite model outputs{guided}"
 
 
@@ -161,12 +165,32 @@ def device_of(model: nn.Module) -> torch.device:
 
 def of_run(config: SampleConfig) -> SampleConfig:
     """A SampleConfig with what the run folder it names knows: the steps of the noise schedule."""
-    file = Path(config.run) / "config.yaml"
-    steps = timesteps_of(read_yaml(file)) if file.is_file() else None
+    steps = timesteps_of(_run_config(config))
     return replace(config, diffusion_steps=steps) if isinstance(steps, int) else config
+
+
+def of_model(config: SampleConfig, model: nn.Module) -> SampleConfig:
+    """A SampleConfig with what follows from the model, and from the run it names: solver, and shift of the steps.
+
+    Raises:
+        UserError: a solver for models of another kind.
+    """
+    config = config.of_prediction(prediction_of(model))
+    values = _run_config(config).get("task")
+    density = values.get("timestep_density") if isinstance(values, dict) else None
+    if config.shift is not None or not isinstance(density, dict):
+        return config
+    run = make(TimestepDensity, density, f"{config.run}: task.timestep_density")
+    return replace(config, shift=run.alpha(Denoiser(model).shape[1]))
 
 
 def timesteps_of(run: Mapping[str, Any]) -> Any:
     """The steps of the noise schedule that a run's config tells; None where it tells of none."""
     task = run.get("task")
     return task.get("timesteps") if isinstance(task, dict) else run.get("diffusion_steps")
+
+
+def _run_config(config: SampleConfig) -> Mapping[str, Any]:
+    """What config.yaml of the run says; nothing where it is no run."""
+    file = Path(config.run) / "config.yaml"
+    return read_yaml(file) if file.is_file() else {}

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from dit_shd.core.errors import UserError, one_line
+from dit_shd.models.prediction import NOISE, prediction_of
 
 NAMES = re.compile(
     r"(?<![a-z])(sit|repa[-_]?e?|lightning[-_]?dit|flow[-_]?dcn|ddt|fit|fit[-_]?v2|mask[-_]?dit|edm2?|velocity|"
@@ -93,10 +94,10 @@ def of_state(state: Mapping[str, Tensor]) -> str | None:
 
 
 def of_model(model: Any) -> str | None:
-    """The same of a model that has been read, DiT and MDTv2 of ours or diffusers' DiT."""
+    """The same of a model that has been read, DiT and MDTv2 of ours or diffusers' DiT, and says it predicts noise."""
     last = getattr(getattr(model, "final_layer", None), "linear", None) or getattr(model, "proj_out_2", None)
     own = model.config
-    if last is None or "in_channels" not in own or "patch_size" not in own:
+    if prediction_of(model) != NOISE or last is None or "in_channels" not in own or "patch_size" not in own:
         return None
     return of_last_layer(last.weight, last.bias, own["in_channels"], own["patch_size"])
 

@@ -70,13 +70,13 @@ class Output:
 
 
 @dataclass(frozen=True)
-class Opinion:
-    """What was found of a teacher."""
+class TeacherFinding:
+    """The answer to one question about a teacher."""
 
-    told: str = ""
-    """To be said in any case."""
+    message: str = ""
+    """For the log, in any case; empty for none."""
     fault: str | None = None
-    """What it does that a good one does not, with the likely reasons."""
+    """What it does that a good teacher does not, with the likely reasons."""
 
 
 class Task(ABC, Generic[B]):
@@ -108,6 +108,10 @@ class Task(ABC, Generic[B]):
             )
         self.dataset = dataset
 
+    def student_options(self) -> Mapping[str, Any]:
+        """Keywords of the student's family that follow from the task, where the config says nothing else."""
+        return {}
+
     def check_model(self, role: str, model: nn.Module) -> None:
         """Whether a model can learn or teach this task at all; UserError before anything is written."""
 
@@ -122,11 +126,16 @@ class Task(ABC, Generic[B]):
     def describe(self, student: nn.Module) -> None:
         """Write into a student's config what of the data goes with it when it is exported."""
 
-    def judge(self, teacher: nn.Module, seed: int, device: torch.device, measure: bool) -> Iterator[Opinion]:
-        """Whether a teacher does what we think, one question after the other.
+    def check_teacher(
+        self, teacher: nn.Module, seed: int, device: torch.device, measure: bool
+    ) -> Iterator[TeacherFinding]:
+        """Whether a teacher predicts what the task takes it to predict, one question after the other.
 
         Args:
-            measure: also ask it about the run's first samples; else only what its config tells is looked at.
+            teacher: A model that `check` has passed.
+            seed: The run's.
+            device: Where the teacher goes.
+            measure: Also ask for predictions of the run's first samples; else only its config is read.
         """
         yield from ()
 

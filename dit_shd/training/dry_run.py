@@ -25,9 +25,9 @@ from dit_shd.profiling.flops import step_operations
 from dit_shd.profiling.hardware import current_device, peak_memory
 from dit_shd.profiling.memory import step_memory
 from dit_shd.profiling.step import StepShape
-from dit_shd.tasks import TASKS, Batch
+from dit_shd.tasks import TASKS, Batch, Task
 from dit_shd.training import checks, optim
-from dit_shd.training.config import TrainConfig
+from dit_shd.training.config import TrainConfig, filled
 from dit_shd.training.ema import EMA, too_slow
 
 _log = logging.getLogger("dit_shd")
@@ -47,6 +47,7 @@ def dry_run(config: TrainConfig) -> DryRun:
     images = checks.micro_batch_size(config, int(os.environ.get("WORLD_SIZE", "1")))
     step = step_shape(config, images)
     task = step.task
+    config = _filled(config, task)
     checks.teaching(config, step.losses)
     checks.passes(task, step.losses)
     student = meta.build(config.student, "student")
@@ -81,6 +82,14 @@ def dry_run(config: TrainConfig) -> DryRun:
         assumed=config.estimate,
         warning=too_slow(config.ema_rates, config.steps, config.ema_warmup) or None,
     )
+
+
+def _filled(config: TrainConfig, task: Task[Any]) -> TrainConfig:
+    """The config whose student, and whose stand-in for a teacher, predict what the task wants."""
+    options, stand_in = task.student_options(), config.estimate.teacher
+    if stand_in is not None:
+        config = replace(config, estimate=replace(config.estimate, teacher=filled(stand_in, options)))
+    return replace(config, student=filled(config.student, options))
 
 
 def step_shape(config: TrainConfig, images: int) -> StepShape:

@@ -30,13 +30,13 @@ def check_teacher(config: TrainConfig, task: Task[Any], teacher: nn.Module | Non
         if RunFolder(config.run).newest is not None:  # it was judged when the run began
             return
         with accelerator.autocast():
-            opinions = task.judge(teacher, config.seed, accelerator.device, measure=config.check_teacher != "no")
-            for opinion in opinions:
-                if opinion.told:
-                    _log.info("%s", opinion.told)
-                if opinion.fault is None:
+            measure = config.check_teacher != "no"
+            for finding in task.check_teacher(teacher, config.seed, accelerator.device, measure):
+                if finding.message:
+                    _log.info("%s", finding.message)
+                if finding.fault is None:
                     continue
-                line = f"teacher: {config.teacher} does not do what is wanted: {opinion.fault}"
+                line = f"teacher: {config.teacher} does not do what is wanted: {finding.fault}"
                 if config.check_teacher == "refuse":
                     raise UserError(f"{line}; check_teacher=warn goes on all the same")
                 _log.warning("%s", line)

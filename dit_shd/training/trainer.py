@@ -79,7 +79,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.task = task = TASKS.build(config.task, "task")
         dataset = DATASETS.build(config.data, "data")
-        self.config = config = sized(config, dataset.classes)
+        self.config = config = sized(config, {"num_classes": dataset.classes, **task.student_options()})
         student = FAMILIES.build(config.student, "student")
         losses = [LOSSES.build(p, f"losses.{i}") for i, p in enumerate(config.losses)]
         checks.teaching(config, losses)

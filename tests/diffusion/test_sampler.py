@@ -33,8 +33,8 @@ def test_power_cosine_ramps_from_one_to_the_scale():
     config, constant = SampleConfig(guidance=3.8), SampleConfig(guidance=3.8, guidance_schedule="constant")
     for t in (0, 250, 500, 999):
         expected = 1 + 2.8 * (1 - np.cos(np.pi * (1 - t / 1000) ** 4)) / 2
-        assert guidance_weight(config, t) == pytest.approx(expected, rel=1e-12)
-        assert guidance_weight(constant, t) == 3.8
+        assert guidance_weight(config, t / 1000) == pytest.approx(expected, rel=1e-12)
+        assert guidance_weight(constant, t / 1000) == 3.8
 
 
 def test_guidance_by_hand():

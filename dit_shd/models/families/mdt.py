@@ -18,6 +18,7 @@ from dit_shd.attention.relative_bias import RelativeBias
 from dit_shd.core.errors import UserError
 from dit_shd.models import public_checkpoints
 from dit_shd.models.layers import FinalLayer, sincos_2d
+from dit_shd.models.prediction import NOISE, checked_prediction
 from dit_shd.models.transformer import Attention, Block, LatentTransformer
 
 KEPT_MIB = 1024
@@ -101,6 +102,7 @@ class MDTv2(LatentTransformer):
         num_classes: class `num_classes` means no label.
         learn_sigma: also predict the variance (twice the channels come out).
         class_names: of each class, "" where it has none; None for a class that its training never saw.
+        prediction: what it predicts (dit_shd/models/prediction.py): noise, or a velocity and its convention.
     """
 
     SIZES: ClassVar = {  # table 1 of the paper; decode_layer: 4 in the public XL/2, 6 in the public S/2 script
@@ -124,11 +126,13 @@ class MDTv2(LatentTransformer):
         mlp_ratio: float = 4.0,
         learn_sigma: bool = True,
         class_names: list[str | None] | None = None,
+        prediction: str = NOISE,
     ):
         super().__init__()
         width = num_attention_heads * attention_head_dim
         self.check_shape(sample_size, patch_size, num_layers, num_attention_heads, width, mlp_ratio)
         self.check_names(class_names, num_classes)
+        checked_prediction(prediction, type(self).__name__)
         _check_depth(num_layers, decode_layer)
         window = sample_size // patch_size
         half = (num_layers - decode_layer) // 2
