@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
@@ -145,7 +145,7 @@ def _settings(config: DemoConfig) -> dict[str, Any]:
 
 
 @contextmanager
-def timed(out: Path, stage: str) -> Iterator[None]:
+def timed(out: Path, stage: str) -> Generator[None]:
     """Add the time of the block to the stage's in seconds.json."""
     start = time.perf_counter()
     try:

@@ -19,7 +19,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -108,7 +108,7 @@ _mine: "WeakValueDictionary[Path, _Held]" = WeakValueDictionary()
 
 
 @contextmanager
-def locked(file: Path, what: str) -> Iterator[None]:
+def locked(file: Path, what: str) -> Generator[None]:
     """A block that one launch at a time may be in: every process enters it, the main one holds the lock.
 
     Raises:

@@ -88,13 +88,14 @@ class PluginFolder(Generic[Base]):
     def build(self, plugin: Plugin, where: str = "") -> Base:
         """Call the plug-in's class; unknown keys and wrong types are UserErrors naming `where.key`."""
         cls = self.find(plugin.name)
-        factory: Callable = getattr(cls, "from_options", cls)
+        factory: Callable[..., Base] = getattr(cls, "from_options", cls)
         return factory(**arguments((factory, cls), plugin.options, where or self.kind))
 
     def filled(self, plugin: Plugin, where: str = "") -> Plugin:
         """The plug-in with every default written out, so that a saved config does not depend on them."""
         cls = self.find(plugin.name)
-        given = arguments((cls,), plugin.options, where or self.kind)
+        factory: Callable[..., Base] = getattr(cls, "from_options", cls)
+        given = arguments((factory, cls), plugin.options, where or self.kind)
         parameters = inspect.signature(cls).parameters.values()
         defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
         return Plugin(plugin.name, {**defaults, **given})
@@ -116,7 +117,7 @@ class PluginFolder(Generic[Base]):
         return member
 
 
-def arguments(functions: Sequence[Callable], values: dict[str, Any], where: str) -> dict[str, Any]:
+def arguments(functions: Sequence[Callable[..., object]], values: dict[str, Any], where: str) -> dict[str, Any]:
     """Check `values` against the signatures of `functions` together and cast them to the annotated types."""
     by_name: dict[str, inspect.Parameter] = {}
     hints: dict[str, Any] = {}

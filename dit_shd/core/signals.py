@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
@@ -57,7 +57,7 @@ class StopRequest:
         return self.due
 
     @contextmanager
-    def listening(self) -> Iterator["StopRequest"]:
+    def listening(self) -> Generator["StopRequest"]:
         """Take the signals, and give them back at the end. A second Ctrl-C is a KeyboardInterrupt at once."""
         before = {number: signal.signal(number, self._handle_signal) for number in SIGNALS}
         try:
@@ -95,7 +95,7 @@ def leave(number: int) -> None:
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
+def interruptible() -> Generator[None]:
     """Ctrl-C is a KeyboardInterrupt in the block; in an import it ends the process, with code 130 and a line."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -111,7 +111,7 @@ def interruptible() -> Iterator[None]:
 
 
 @contextmanager
-def terminable() -> Iterator[None]:
+def terminable() -> Generator[None]:
     """SIGTERM ends the block as Ctrl-C does, by an exception, so that locks are released and a line is said."""
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -124,7 +124,7 @@ def terminable() -> Iterator[None]:
 
 
 @contextmanager
-def handling(number: int, handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+def handling(number: int, handler: Callable[[int, FrameType | None], None]) -> Generator[None]:
     """A signal handler for a while; none where this is not the main thread."""
     try:
         before = signal.signal(number, handler)

@@ -107,7 +107,7 @@ def _step(node: Any, part: str, where: str) -> Any:
     raise UserError(f"{where}: {describe(node)} has no keys")
 
 
-def _position(node: list, part: str, where: str) -> int:
+def _position(node: list[Any], part: str, where: str) -> int:
     if not part.isdecimal() or int(part) >= len(node):
         raise UserError(f"{where}: wanted a position from 0 to {len(node) - 1} in the list, found '{part}'")
     return int(part)

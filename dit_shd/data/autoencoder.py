@@ -9,7 +9,7 @@ with one number, or one for each channel, as the pipelines of diffusers do it:
     AutoencoderKLFlux2           running mean of its batch norm, on patches 2x2   1 / root of its running variance
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -237,7 +237,7 @@ def read_autoencoder(source: str) -> Autoencoder:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     """What diffusers would log about weights that do not fit is a UserError here."""
     from diffusers.utils import logging
 

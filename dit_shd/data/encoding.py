@@ -239,7 +239,7 @@ def _decoded(job: Job, numbers: range) -> Iterator[tuple[range, list[Decoded]]]:
         except BrokenImage as error:
             return error
 
-    waiting: deque = deque()
+    waiting: deque[tuple[range, list[Any]]] = deque()
     with ThreadPoolExecutor(job.config.workers) as pool:
         for first in range(0, len(numbers), job.config.batch_size):
             batch = numbers[first : first + job.config.batch_size]

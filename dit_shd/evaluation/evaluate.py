@@ -245,10 +245,8 @@ def _several(job: _Job, sets: list[ImageSet]) -> dict[str, Any]:
     if len(set(hashes)) < len(hashes):
         same = [samples.name for samples, sha256 in zip(sets, hashes) if hashes.count(sha256) > 1]
         raise UserError(f"samples: wanted different images in each file, found the same in {', '.join(same)}")
-    whole = {
-        **heads[0],
-        "runs": [{"samples": head["samples"]} for head in heads],
-    }
+    runs_with_files: list[dict[str, Any]] = [{"samples": head["samples"]} for head in heads]
+    whole = {**heads[0], "runs": runs_with_files}
     places = job.places(sets[0], whole, plain=True)
     for samples, head in zip(sets, heads):
         job.guard(results.place(job.places(samples, head, plain=False), head), head)
@@ -263,7 +261,7 @@ def _several(job: _Job, sets: list[ImageSet]) -> dict[str, Any]:
         "adm_comparable": _verdict([reason for run in runs for reason in run["adm_comparable"]["why_not"]]),
         "notes": list(dict.fromkeys(note for run in runs for note in run["notes"])),
     }
-    for about, run, file in zip(record["runs"], runs, files):
+    for about, run, file in zip(runs_with_files, runs, files):
         about |= {"figures": run["figures"], "results": str(file)}
     job.say(results.table(record))
     out = results.place(places, record)

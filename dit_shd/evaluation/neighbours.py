@@ -9,7 +9,7 @@ Shapes: n and m points, d features, c candidates, p pairs. Distances are squared
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -23,7 +23,7 @@ PAIRS = 2048
 
 
 @contextmanager
-def true_float32() -> Iterator[None]:
+def true_float32() -> Generator[None]:
     """Products of float32 keep all their bits, whatever the process allows elsewhere (TF32, bfloat16)."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")

@@ -1,6 +1,6 @@
 """The repeated blocks of any transformer."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,7 +27,7 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 
 
 @contextmanager
-def recorded_blocks(model: nn.Module, sink: Callable[[str, Tensor], None]) -> Iterator[None]:
+def recorded_blocks(model: nn.Module, sink: Callable[[str, Tensor], None]) -> Generator[None]:
     """Inside it, hand the output [b,n,e] of each block of a forward to `sink(name, output)` as it runs.
 
     Raises:

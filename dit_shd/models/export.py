@@ -20,7 +20,7 @@ def export(model: Any, folder: Path, config: Any, step: int, rate: float, share:
     Args:
         rate: of the average that its weights are. share: of the first weights in it.
     """
-    origin = inherited([] if config.teacher is None else [provenance(config.teacher)])
+    origin = inherited([provenance(place) for place in config.teachers.values()])
     latents = read_record(Path(config.run))
     card = cards.trained(model, config, step, origin, rate, share, latents)
     write(model, folder, card, latents, {"step": step, "ema": rate, "share_of_first_weights": share})

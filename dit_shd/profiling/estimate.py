@@ -1,5 +1,6 @@
 """From operations to GPU-hours, at stated assumptions."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,9 @@ class EstimateConfig:
     mfu: float = option(0.3, "share of the peak that is reached: an assumption, not a measurement")
     samples: int = option(50_000, "images sampled for one evaluation")
     sampling_steps: int = option(250, "steps of the sampler; guided: two forwards each")
-    teacher: Plugin | None = option(None, "the teacher while its file is not there yet: {name: mdt, size: B/2}")
+    teacher: Plugin | dict[str, Plugin] | None = option(
+        None, "the teacher while its file is not there yet: {name: mdt, size: B/2}; of several, by name"
+    )
     measure: bool = option(True, "also take one real step, at batch 1 and random weights")
 
 
@@ -41,9 +44,10 @@ class DryRun:
     """What a run would take, by count and, where it was tried, by one real step."""
 
     student: Any
-    teacher: Any
-    teacher_missing: str | None
-    """The teacher's name, where it is not there yet and was counted as estimate.teacher says."""
+    teachers: Mapping[str, Any]
+    """By what they are called: teacher, or teacher NAME of several."""
+    teachers_missing: Sequence[str]
+    """Places of those that are not there yet and were counted as estimate.teacher says."""
     operations: Operations
     memory: Memory
     counted: Memory | None

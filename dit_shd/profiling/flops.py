@@ -4,20 +4,24 @@ A multiply-add counts as two, as in torch's own counter, which counts the produc
 has five, the scores computed again among them). Element by element work is not counted.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dit_shd.attention.capture import Captures
 from dit_shd.attention.recording import discovery
 from dit_shd.attention.recording.attach import capture
 from dit_shd.distillation.distiller import Distiller
-from dit_shd.distillation.losses import Reads
+from dit_shd.distillation.losses import Loss, Reads
+from dit_shd.distillation.teachers import Teachers, by_name, chosen, read_teachers
 from dit_shd.profiling import meta
 from dit_shd.profiling.step import StepShape
+from dit_shd.squeezing.cost import LayerCost
 from dit_shd.tasks import Task
 from dit_shd.tasks.diffusion import Diffusion
 
@@ -61,30 +65,45 @@ class Operations:
         return self.total + sum(each.recomputed for each in self.passes.values())
 
 
-def step_operations(step: StepShape, student: Any, teacher: Any = None) -> Operations:
+def step_operations(step: StepShape, student: Any, teachers: nn.Module | Teachers | None = None) -> Operations:
     """Count one step, in seconds and without memory; the models may be real ones or without weights.
 
     Passes whose size is drawn are counted at its mean.
     """
-    named, task = Distiller(step.task, student, step.losses).named_losses(), step.task
+    named, task, known = Distiller(step.task, student, step.losses).named_losses(), step.task, by_name(teachers)
     kind = meta.ModelSpec.of(student)
     passes: dict[str, PassOperations] = {}
     for name in task.passes:
         forward, backward = _counted(kind, task, name, backward=True)
-        wanted = {key: loss for key, loss in named if name in loss.passes}
-        attention = any(Reads.ATTENTION in loss.reads for loss in wanted.values())
-        theirs = captures_of(teacher, task, name) if attention else {}
-        ours = captures_of(student, task, name) if theirs else {}
+        losses = {key: loss for key, loss in named if name in loss.passes}
+        asked = read_teachers(losses, known)
         again = _counted(kind, task, name, True, again=True)[1] - backward if step.recompute else 0
         passes[name] = PassOperations(
             tokens=task.tokens_seen(student, _example(task, name, student, meta.META)),
-            teacher=forward_operations(teacher, task, name) if wanted else 0,
+            teacher=sum(forward_operations(known[teacher], task, name) for teacher in asked),
             forward=forward,
             backward=backward,
-            losses={k: loss.cost(theirs, ours, step.images).operations / step.images for k, loss in wanted.items()},
+            losses={
+                key: cost.operations / step.images
+                for key, cost in loss_costs(losses, task, name, student, known, step.images).items()
+            },
             recomputed=again,
         )
     return Operations(passes)
+
+
+def loss_costs(
+    losses: Mapping[str, Loss], task: Task[Any], pass_name: str, student: Any, teachers: Teachers, images: int
+) -> dict[str, LayerCost]:
+    """What each loss computes in one pass beside both models."""
+    costs: dict[str, LayerCost] = {}
+    for key, loss in losses.items():
+        theirs, ours = {}, {}
+        if Reads.ATTENTION in loss.reads and loss.reads_teacher:
+            theirs = captures_of(teachers[chosen(loss.teacher, teachers, key)], task, pass_name)
+            ours = captures_of(student, task, pass_name)
+        costs[key] = loss.cost(theirs, ours, images)
+    return costs
 
 
 def forward_operations(model: Any, task: Task[Any] = PLAIN, pass_name: str = "plain") -> int:

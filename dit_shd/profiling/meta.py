@@ -5,7 +5,7 @@ The meta device lacks two things that a GPU has: autocast, and the fused attenti
 
 import json
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,15 @@ from dit_shd.models.families import FAMILIES
 
 META = torch.device("meta")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-PRODUCTS: set[Callable] = {F.linear, F.conv2d, F.conv3d, torch.matmul, torch.bmm, Tensor.matmul, Tensor.__matmul__}
+PRODUCTS: set[Callable[..., Tensor]] = {
+    F.linear,
+    F.conv2d,
+    F.conv3d,
+    torch.matmul,
+    torch.bmm,
+    Tensor.matmul,
+    Tensor.__matmul__,
+}
 """What autocast runs in low precision, as far as these models use it."""
 
 
@@ -51,7 +59,7 @@ def build(plugin: Plugin, where: str) -> Any:
 
 
 @contextmanager
-def emulate_gpu(precision: str) -> Iterator[None]:
+def emulate_gpu(precision: str) -> Generator[None]:
     """Fused attention, and the low precision that autocast would give to products."""
     with _Kernels(DTYPES.get(precision)):
         yield

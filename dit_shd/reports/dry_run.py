@@ -16,19 +16,18 @@ def dry_run_text(run: DryRun) -> str:
     sections = [_models(run), _operations(run), _hours(run), _memory(run)]
     if run.warning is not None:
         sections.append(run.warning)
-    if run.teacher_missing is not None:
-        sections.append(f"{run.teacher_missing} is not there yet; the teacher was counted as estimate.teacher says.")
+    for place in run.teachers_missing:
+        sections.append(f"{place} is not there yet; the teacher was counted as estimate.teacher says.")
     return "\n\n".join(sections)
 
 
 def _models(run: DryRun) -> str:
     rows = []
-    for role, model in (("teacher", run.teacher), ("student", run.student)):
-        if model is not None:
-            own = model.config
-            width = own.num_attention_heads * own.attention_head_dim
-            millions = sum(p.numel() for p in model.parameters()) / 1e6
-            rows.append([role, type(model).__name__, *map(str, _shape(own, width, model)), f"{millions:.2f} M"])
+    for role, model in {**run.teachers, "student": run.student}.items():
+        own = model.config
+        width = own.num_attention_heads * own.attention_head_dim
+        millions = sum(p.numel() for p in model.parameters()) / 1e6
+        rows.append([role, type(model).__name__, *map(str, _shape(own, width, model)), f"{millions:.2f} M"])
     return _table(["model", "family", "layers", "heads", "width", "tokens", "parameters"], rows)
 
 
@@ -67,10 +66,9 @@ def _operations(run: DryRun) -> str:
 def _hours(run: DryRun) -> str:
     own = run.assumed
     work = {f"training, {run.steps:,} steps": run.operations.executed * run.batch_size * run.steps}
-    for role, model in (("student", run.student), ("teacher", run.teacher)):
-        if model is not None:
-            forwards = 2 * own.samples * own.sampling_steps
-            work[f"sampling {own.samples:,} of the {role}"] = forward_operations(model) * forwards
+    for role, model in {"student": run.student, **run.teachers}.items():
+        forwards = 2 * own.samples * own.sampling_steps
+        work[f"sampling {own.samples:,} of the {role}"] = forward_operations(model) * forwards
     gpus = peaks(run.precision, run.peak_tflops)
     rows = [[what, *(f"{hours(each, peak, own.mfu):.3g}" for peak in gpus.values())] for what, each in work.items()]
     named = ", ".join(f"{name} {peak:g}" for name, peak in gpus.items())

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from dit_shd.core.errors import UserError
 from dit_shd.data.latent_origin import Kept
 from dit_shd.distillation.initialisation import initialise
 from dit_shd.distillation.losses import Loss
+from dit_shd.distillation.teachers import TEACHER, Teachers, chosen, role
 from dit_shd.tasks import Task
 from dit_shd.training.config import TrainConfig
 
@@ -66,26 +68,34 @@ def teaching(config: TrainConfig, losses: Sequence[Loss]) -> None:
     """A teacher where one is needed, and a use for one that was given; a use that trains nothing is said.
 
     Raises:
-        UserError: losses without a teacher, or a teacher that nothing would look at.
+        UserError: losses without a teacher, or a teacher that nothing would read.
     """
+    _names(config)
     names = ", ".join(plugin.name for plugin in config.losses)
-    if config.teacher is None:
-        if losses:
+    reading = {i: loss for i, loss in enumerate(losses) if loss.reads_teacher}
+    if not config.teachers:
+        if reading:
             raise UserError(
                 f"teacher: losses need a teacher, and none was given (losses: [] is plain training); found {names}"
             )
         return
+    read = {chosen(loss.teacher, config.teachers, f"losses.{i}") for i, loss in reading.items()}
     if config.initialisation.weights == "teacher":  # that is a use; it is loaded for it whatever comes after
-        return
+        read.add(next(iter(config.teachers)))
+    unread = [name for name in config.teachers if name not in read]
     plain = "teacher=null is plain training, initialisation.weights=teacher takes its weights to begin with"
-    if not losses:
+    if unread and not losses:
         raise UserError(
-            f"teacher: {config.teacher} was given, but losses is empty, so nothing would be learned from it; name some "
-            f"(losses='[{{name: output}}]'); {plain}"
+            f"teacher: {config.teachers[unread[0]]} was given, but losses is empty, so nothing would be learned from "
+            f"it; name some (losses='[{{name: output}}]'); {plain}"
         )
-    if not any(loss.reads for loss in losses):
-        raise UserError(f"teacher: {config.teacher} was given, but no loss looks at it ({names}); {plain}")
-    if all(loss.heaviest(config.steps) == 0 for loss in losses) and int(os.environ.get("RANK", "0")) == 0:
+    if unread:
+        raise UserError(
+            f"{_key(unread[0])}: {config.teachers[unread[0]]} was given, but no loss reads it ({names}); "
+            + (plain if len(config.teachers) == 1 else "name it in a loss (teacher: NAME) or leave it out")
+        )
+    by_losses = reading and config.initialisation.weights != "teacher"
+    if by_losses and all(loss.heaviest(config.steps) == 0 for loss in losses) and int(os.environ.get("RANK", "0")) == 0:
         _log.warning(
             "losses: the weights are 0 in all %d steps (%s), so nothing is learned from the teacher; its terms are "
             "only logged",
@@ -94,12 +104,28 @@ def teaching(config: TrainConfig, losses: Sequence[Loss]) -> None:
         )
 
 
+def _names(config: TrainConfig) -> None:
+    """The names of several teachers can stand in keys and logs."""
+    if isinstance(config.teacher, dict):
+        bad = [name for name in config.teacher if not re.fullmatch(r"[A-Za-z0-9][\w-]*", name)]
+        if bad or not config.teacher:
+            found = f"the name '{bad[0]}'" if bad else "no name"
+            raise UserError(
+                "teacher: wanted a place, or {name: place, ...} with names of letters, digits, - and _; found " + found
+            )
+
+
+def _key(name: str) -> str:
+    """Where a teacher stands in the config."""
+    return TEACHER if name == TEACHER else f"{TEACHER}.{name}"
+
+
 def fit(
     config: TrainConfig,
     task: Task[Any],
     losses: Sequence[Loss],
     student: nn.Module,
-    teacher: nn.Module | None,
+    teachers: Teachers,
     kept: Kept,
 ) -> None:
     """Task, data, losses, student and teacher must agree.
@@ -108,14 +134,13 @@ def fit(
         kept: the autoencoder of the data's latents.
     """
     passes(task, losses)
-    for role, model in (("student", student), ("teacher", teacher)):
-        if model is None:
-            continue
-        task.check(role, model)
+    models = {"student": student, **{role(name): teacher for name, teacher in teachers.items()}}
+    for who, model in models.items():
+        task.check(who, model)
         bad = [name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())]
         if bad:
-            raise UserError(f"{role}: its weights are not finite (NaN or infinity), first in {bad[0]}")
-    initialise.check(config.initialisation, losses, student, teacher)
+            raise UserError(f"{who}: its weights are not finite (NaN or infinity), first in {bad[0]}")
+    initialise.check(config.initialisation, losses, student, next(iter(teachers.values()), None))
     if config.validate_every:
         task.check_evaluation(student, kept)
 

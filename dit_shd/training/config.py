@@ -14,6 +14,7 @@ from dit_shd.core.yaml_files import read_yaml
 from dit_shd.data.datasets import DATASETS
 from dit_shd.distillation.initialisation.initialise import Initialisation
 from dit_shd.distillation.losses import LOSSES
+from dit_shd.distillation.teachers import TEACHER
 from dit_shd.models.families import FAMILIES
 from dit_shd.profiling.estimate import EstimateConfig
 from dit_shd.tasks import TASKS, Task
@@ -45,7 +46,9 @@ class TrainConfig:
     student: Plugin = option(
         Plugin("mdt"), "model to train: {name: mdt, size: S/2, ...}; num_classes is the data's if not given"
     )
-    teacher: Place | None = option(None, MODEL)
+    teacher: Place | dict[str, Place] | None = option(
+        None, f"{MODEL}; of several {{gpt2: PATH, llama: PATH}}, by the names that losses read them by"
+    )
     teacher_precision: Literal["no", "bf16"] = option("no", "hold and run the teacher in bfloat16; maps stay float32")
     check_teacher: Literal["refuse", "warn", "no"] = option(
         "refuse",
@@ -142,6 +145,13 @@ class TrainConfig:
         for key, value in moved.items():
             _once(options, key, value, f"task.{key}")
         return {**kept, "task": {"name": task.name, **options}}
+
+    @property
+    def teachers(self) -> dict[str, str]:
+        """Where each teacher is, by name; the first is the one of losses that name none."""
+        if self.teacher is None:
+            return {}
+        return self.teacher if isinstance(self.teacher, dict) else {TEACHER: self.teacher}
 
     @property
     def ema_rates(self) -> tuple[float, ...]:

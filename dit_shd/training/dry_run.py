@@ -14,9 +14,11 @@ from torch import nn
 from dit_shd.core import places
 from dit_shd.core.config import checked
 from dit_shd.core.errors import UserError
+from dit_shd.core.plugins import Plugin
 from dit_shd.distillation.calibration import calibrate
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.losses import LOSSES
+from dit_shd.distillation.teachers import Teachers, role
 from dit_shd.models import loading
 from dit_shd.models.families import FAMILIES
 from dit_shd.profiling import meta
@@ -53,24 +55,24 @@ def dry_run(config: TrainConfig) -> DryRun:
     student = meta.build(config.student, "student")
     if config.validate_every:
         task.check_evaluation(student, None)
-    teacher, there = _teacher(config)
-    for role, model in (("student", student), ("teacher", teacher)):
-        if model is not None:
-            task.check_model(role, model)
-    operations, memory = step_operations(step, student, teacher), step_memory(step, student, teacher)
+    teachers, missing = _teachers(config)
+    task.check_model("student", student)
+    for name, teacher in teachers.items():
+        task.check_model(role(name), teacher)
+    operations, memory = step_operations(step, student, teachers), step_memory(step, student, teachers)
     measured, counted = None, None
     if config.estimate.measure:
         _log.info("taking two real steps of one image (estimate.measure=false for none)")
         tried = config
         if current_device().type == "cpu":  # most have no bfloat16 products and take a hundred times as long
             tried = replace(config, precision="no", teacher_precision="no")
-        counted = step_memory(step_shape(tried, 1), student, teacher)
-        real = teacher if there or config.estimate.teacher is None else FAMILIES.build(config.estimate.teacher)
+        counted = step_memory(step_shape(tried, 1), student, teachers)
+        real = {name: FAMILIES.build(missing[name]) if name in missing else teachers[name] for name in teachers}
         measured = take_a_step(tried, real, 1, before)
     return DryRun(
         student=student,
-        teacher=teacher,
-        teacher_missing=config.teacher if teacher is not None and not there else None,
+        teachers={role(name): teacher for name, teacher in teachers.items()},
+        teachers_missing=[config.teachers[name] for name in missing],
         operations=operations,
         memory=memory,
         counted=counted,
@@ -107,25 +109,35 @@ def step_shape(config: TrainConfig, images: int) -> StepShape:
     )
 
 
-def _teacher(config: TrainConfig) -> tuple[Any, bool]:
-    """The teacher, and whether it is the real one: with its weights if it is there, else as estimate.teacher says."""
-    source, stand_in = config.teacher, config.estimate.teacher
-    if source is None:
-        return None, False
-    if stand_in is not None and not places.is_here(source, "model"):
-        return meta.build(stand_in, "estimate.teacher"), False
-    try:
-        return loading.load_conditional(source), True
-    except UserError as error:
-        hint = "to count without it, say what it will be: estimate.teacher='{name: mdt, size: B/2}'"
-        raise UserError(f"teacher: {error}; {hint}") from error
+def _teachers(config: TrainConfig) -> tuple[dict[str, Any], dict[str, Plugin]]:
+    """The teachers with their weights if they are there, else as estimate.teacher says; what the latter are."""
+    teachers: dict[str, Any] = {}
+    missing: dict[str, Plugin] = {}
+    for name, source in config.teachers.items():
+        stand_in = _stand_in(config, name)
+        if stand_in is not None and not places.is_here(source, "model"):
+            teachers[name] = meta.build(stand_in, "estimate.teacher")
+            missing[name] = stand_in
+            continue
+        try:
+            teachers[name] = loading.load_conditional(source)
+        except UserError as error:
+            hint = "to count without it, say what it will be: estimate.teacher='{name: mdt, size: B/2}'"
+            raise UserError(f"{role(name)}: {error}; {hint}") from error
+    return teachers, missing
 
 
-def take_a_step(config: TrainConfig, teacher: Any, images: int, before: int) -> Measurement:
+def _stand_in(config: TrainConfig, name: str) -> Plugin | None:
+    """What a teacher is counted as while it is not there: as estimate.teacher says, of one or of each by name."""
+    stand_in = config.estimate.teacher
+    return stand_in.get(name) if isinstance(stand_in, dict) else stand_in
+
+
+def take_a_step(config: TrainConfig, teachers: Teachers, images: int, before: int) -> Measurement:
     """Two steps on noise: the first finds out in which order the teacher's layers run, and fills the states.
 
     Args:
-        teacher: with weights, or None. before: peak_memory() of the time before the teacher was loaded.
+        teachers: with weights. before: peak_memory() of the time before they were loaded.
     """
     device = current_device()
     torch.manual_seed(config.seed)
@@ -137,14 +149,14 @@ def take_a_step(config: TrainConfig, teacher: Any, images: int, before: int) -> 
     distiller = Distiller(task, student, losses).to(device)
     optimizer = optim.build(config.optimizer, [p for p in distiller.parameters() if p.requires_grad])
     averages = EMA(student, config.ema_rates, config.ema_warmup)
-    if teacher is not None:
+    for teacher in teachers.values():
         teacher = teacher.bfloat16() if config.teacher_precision == "bf16" else teacher
         teacher.eval().requires_grad_(False).to(device)
-        calibrate(distiller, teacher, [task.example(student, images, device)])
+    calibrate(distiller, teachers, [task.example(student, images, device)])
     seconds = 0.0
     for number in range(2):
         start = time.perf_counter()
-        _step(config, distiller, teacher, task.example(student, images, device))
+        _step(config, distiller, teachers, task.example(student, images, device))
         nn.utils.clip_grad_norm_(distiller.parameters(), config.optimizer.clip or float("inf"))
         optimizer.step()
         optimizer.zero_grad()
@@ -154,11 +166,11 @@ def take_a_step(config: TrainConfig, teacher: Any, images: int, before: int) -> 
     return Measurement(device.type, images, seconds, peak_memory(device) - before)
 
 
-def _step(config: TrainConfig, distiller: Distiller, teacher: Any, batches: Sequence[Batch]) -> None:
+def _step(config: TrainConfig, distiller: Distiller, teachers: Teachers, batches: Sequence[Batch]) -> None:
     for batch in batches:
         low = torch.float16 if config.precision == "fp16" else torch.bfloat16
         with torch.autocast(batch.indices.device.type, low, enabled=config.precision != "no"):
-            loss, _ = distiller(batch, teacher)
+            loss, _ = distiller(batch, teachers)
         loss.backward()
 
 

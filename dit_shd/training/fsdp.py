@@ -7,7 +7,7 @@ bias in the backward, ZeRO-2); the frozen teacher's go at once (ZeRO-3).
 Checkpoints hold whole tensors, so a run may go on with another number of processes, or without sharding.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +39,7 @@ def shard(model: nn.Module, transformer: nn.Module, device: torch.device, frozen
 
 
 @contextmanager
-def synchronised(model: nn.Module, accelerator: "Accelerator", last: bool) -> Iterator[None]:
+def synchronised(model: nn.Module, accelerator: "Accelerator", last: bool) -> Generator[None]:
     """A forward and backward whose gradients are averaged over all processes only if it is the step's last one."""
     if is_sharded(model):
         model.set_requires_gradient_sync(last)  # type: ignore[operator]

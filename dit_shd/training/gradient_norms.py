@@ -4,16 +4,17 @@ import torch
 from torch import Tensor, nn
 
 from dit_shd.distillation.distiller import Distiller
+from dit_shd.distillation.teachers import Teachers
 from dit_shd.tasks import Batch
 
 
-def gradient_norms(distiller: Distiller, batch: Batch, teacher: nn.Module | None) -> dict[str, Tensor]:
+def gradient_norms(distiller: Distiller, batch: Batch, teachers: nn.Module | Teachers | None) -> dict[str, Tensor]:
     """Norms over all parameters of the student, by `<pass>/<term>`, of one batch; no gradient is left behind.
 
     Costs a forward, and a backward for each term.
     """
     parameters = [p for p in distiller.student.parameters() if p.requires_grad]
-    terms, _ = distiller.terms(batch, teacher)
+    terms, _ = distiller.terms(batch, teachers)
     norms: dict[str, Tensor] = {}
     for name, term in terms.items():
         reached = term.requires_grad  # a loss may train its own projector only, or nothing at all

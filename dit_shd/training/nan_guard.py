@@ -12,7 +12,7 @@ finds the same again, and `dit-shd train CONFIG skip_bad_steps=1` goes on withou
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -27,6 +27,7 @@ from dit_shd.core.distributed import run_on_main
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import atomic_file
 from dit_shd.distillation.distiller import Distiller
+from dit_shd.distillation.teachers import Teachers, role
 from dit_shd.tasks import Batch
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ class Guard:
 
 def diagnose(
     distiller: Distiller,
-    teacher: nn.Module | None,
+    teachers: Teachers,
     batches: Iterable[Passes],
     metrics: Mapping[str, Tensor],
     accelerator: "Accelerator",
@@ -128,7 +129,7 @@ def diagnose(
     for passes in batches:
         moved = [batch.to(accelerator.device) for batch in passes]
         with accelerator.autocast():
-            layers.append(first_non_finite(distiller, teacher, moved))
+            layers.append(first_non_finite(distiller, teachers, moved))
     terms = [key for key, value in metrics.items() if key != "loss" and not bool(torch.isfinite(value))]
     found = gather_object([(terms, layers)])
     every = dict.fromkeys(term for terms, _ in found for term in terms)
@@ -136,7 +137,7 @@ def diagnose(
 
 
 @torch.no_grad()
-def first_non_finite(distiller: Distiller, teacher: nn.Module | None, batches: Passes) -> str | None:
+def first_non_finite(distiller: Distiller, teachers: Teachers, batches: Passes) -> str | None:
     """Run the passes forward; the first layer whose output is not finite, or the part of the batch that is not.
 
     All passes are run, whatever the first one shows: the other processes of a sharded run wait for their slices.
@@ -144,8 +145,8 @@ def first_non_finite(distiller: Distiller, teacher: nn.Module | None, batches: P
     found: list[str] = []
     for batch in batches:
         name = batch.pass_name
-        with first_not_finite(_layers(distiller, teacher)) as first:
-            loss, _ = distiller(batch, teacher)
+        with first_not_finite(_layers(distiller, teachers)) as first:
+            loss, _ = distiller(batch, teachers)
         parts = {field.name: getattr(batch, field.name) for field in fields(batch)}
         parts = {
             part: value for part, value in parts.items() if isinstance(value, Tensor) and value.is_floating_point()
@@ -157,15 +158,15 @@ def first_non_finite(distiller: Distiller, teacher: nn.Module | None, batches: P
     return found[0] if found else None
 
 
-def _layers(distiller: nn.Module, teacher: nn.Module | None) -> Iterator[tuple[str, nn.Module]]:
+def _layers(distiller: nn.Module, teachers: Teachers) -> Iterator[tuple[str, nn.Module]]:
     """Every module but the outermost, whose output is the loss."""
     yield from ((name, module) for name, module in distiller.named_modules() if name)
-    if teacher is not None:
-        yield from teacher.named_modules(prefix="teacher")
+    for name, teacher in teachers.items():
+        yield from teacher.named_modules(prefix=role(name))
 
 
 @contextmanager
-def first_not_finite(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[list[str]]:
+def first_not_finite(modules: Iterable[tuple[str, nn.Module]]) -> Generator[list[str]]:
     """A list that gets the name of the first module whose output is not finite."""
     first: list[str] = []
 

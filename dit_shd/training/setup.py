@@ -16,6 +16,7 @@ from dit_shd.core.files import write_text
 from dit_shd.distillation.calibration import calibrate
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.initialisation.initialise import initialise, moment_batches, shd_of
+from dit_shd.distillation.teachers import Teachers
 from dit_shd.models import loading
 from dit_shd.tasks import Batch, Task
 from dit_shd.training.config import TrainConfig
@@ -29,31 +30,29 @@ PATIENCE = timedelta(hours=3)
 
 _log = logging.getLogger("dit_shd")
 
-_log = logging.getLogger("dit_shd")
-
-
 CALIBRATION_FILE = "calibration.json"
 
 
 def load_or_calibrate(
     distiller: Distiller,
-    teacher: nn.Module | None,
+    teachers: Teachers,
     steps: Iterable[Sequence[Batch]],
     folder: RunFolder,
     accelerator: "Accelerator",
 ) -> None:
     """Calibrate the losses of a new run, or restore what the run found before.
 
-    The main process looks and writes; all read, so that all work with the same. A sharded teacher needs all to look.
+    The main process calibrates and writes; all read, so that all work with the same. With a sharded teacher all
+    calibrate.
     """
     wanting = {name: loss for name, loss in distiller.named_losses() if loss.calibration}
-    if not wanting or teacher is None:
+    if not wanting or not teachers:
         return
     file = folder.path / CALIBRATION_FILE
     new = not file.exists()
     accelerator.wait_for_everyone()
-    if new and (accelerator.is_main_process or is_sharded(teacher)):
-        found = calibrate(distiller, teacher, moved(steps, accelerator.device))
+    if new and (accelerator.is_main_process or any(map(is_sharded, teachers.values()))):
+        found = calibrate(distiller, teachers, moved(steps, accelerator.device))
         if accelerator.is_main_process:
             write_text(file, json.dumps(found, indent=1) + "\n")
     accelerator.wait_for_everyone()
@@ -79,7 +78,7 @@ def moved(steps: Iterable[Sequence[Batch]], device: torch.device) -> Iterator[li
 def load_or_initialise(
     config: TrainConfig,
     distiller: Distiller,
-    teacher: nn.Module | None,
+    teachers: Teachers,
     first_batches: Iterable[Sequence[Batch]],
     folder: RunFolder,
     accelerator: "Accelerator",
@@ -94,15 +93,15 @@ def load_or_initialise(
     options, student = config.initialisation, distiller.student
     if options.weights == "random" or folder.newest is not None:
         return
-    assert teacher is not None, "check() asks for one"
+    first_name, teacher = next(iter(teachers.items()))
     device = accelerator.device
-    for model in (student, teacher):
+    for model in (student, *teachers.values()):
         model.to(device)
 
     def begin() -> None:
-        shd = shd_of(distiller.losses)
+        shd = shd_of(loss for _, loss in distiller.named_losses() if loss.teacher in (None, first_name))
         if shd.calibration:
-            calibrate(distiller, teacher, moved(first_batches, device))
+            calibrate(distiller, teachers, moved(first_batches, device))
         first = moment_batches(distiller.task, config.seed, config.batch_size, options.calibration)
         batches = [batch.to(device) for batch in first]
         plan = initialise(distiller.task, student, teacher, batches, options, shd)
@@ -134,9 +133,10 @@ def accelerator_of(config: TrainConfig, task: Task[Any]) -> "Accelerator":
         )
 
 
-def load_teacher(config: TrainConfig) -> nn.Module | None:
-    """The frozen teacher, in the precision that the config says."""
-    if config.teacher is None:
-        return None
-    teacher = loading.load_conditional(config.teacher).eval().requires_grad_(False)
-    return teacher.bfloat16() if config.teacher_precision == "bf16" else teacher
+def load_teachers(config: TrainConfig) -> dict[str, nn.Module]:
+    """The frozen teachers by name, in the precision that the config says."""
+    teachers = {}
+    for name, place in config.teachers.items():
+        teacher = loading.load_conditional(place).eval().requires_grad_(False)
+        teachers[name] = teacher.bfloat16() if config.teacher_precision == "bf16" else teacher
+    return teachers

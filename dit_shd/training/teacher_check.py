@@ -3,10 +3,12 @@
 import logging
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from dit_shd.core.distributed import run_on_main
 from dit_shd.core.errors import UserError
+from dit_shd.distillation.teachers import Teachers, role
 from dit_shd.tasks import Task
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.run_folder import RunFolder
@@ -17,28 +19,32 @@ if TYPE_CHECKING:
 _log = logging.getLogger("dit_shd")
 
 
-def check_teacher(config: TrainConfig, task: Task[Any], teacher: nn.Module | None, accelerator: "Accelerator") -> None:
-    """Have the task judge the teacher of a new run, and say what was found. The main process does, on its device.
+def check_teachers(config: TrainConfig, task: Task[Any], teachers: Teachers, accelerator: "Accelerator") -> None:
+    """Have the task judge the teachers of a new run, and say what was found. The main process does, on its device.
 
     Raises:
-        UserError: it does not do what we think, and the config does not say to go on.
+        UserError: one does not do what we think, and the config does not say to go on.
     """
-    if teacher is None:
+    if not teachers:
         return
 
     def act() -> None:
-        if RunFolder(config.run).newest is not None:  # it was judged when the run began
+        if RunFolder(config.run).newest is not None:  # they were judged when the run began
             return
         with accelerator.autocast():
-            measure = config.check_teacher != "no"
-            for finding in task.check_teacher(teacher, config.seed, accelerator.device, measure):
-                if finding.message:
-                    _log.info("%s", finding.message)
-                if finding.fault is None:
-                    continue
-                line = f"teacher: {config.teacher} does not do what is wanted: {finding.fault}"
-                if config.check_teacher == "refuse":
-                    raise UserError(f"{line}; check_teacher=warn goes on all the same")
-                _log.warning("%s", line)
+            for name, teacher in teachers.items():
+                _check(config, task, name, teacher, accelerator.device)
 
     run_on_main(act)
+
+
+def _check(config: TrainConfig, task: Task[Any], name: str, teacher: nn.Module, device: torch.device) -> None:
+    for finding in task.check_teacher(teacher, config.seed, device, measure=config.check_teacher != "no"):
+        if finding.message:
+            _log.info("%s%s", "" if len(config.teachers) == 1 else f"{name}: ", finding.message)
+        if finding.fault is None:
+            continue
+        line = f"{role(name)}: {config.teachers[name]} does not do what is wanted: {finding.fault}"
+        if config.check_teacher == "refuse":
+            raise UserError(f"{line}; check_teacher=warn goes on all the same")
+        _log.warning("%s", line)

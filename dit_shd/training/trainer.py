@@ -41,7 +41,7 @@ from dit_shd.training.gradient_norms import gradient_norms
 from dit_shd.training.nan_guard import Diagnosis, Guard
 from dit_shd.training.run_folder import RunFolder
 from dit_shd.training.state import TrainState
-from dit_shd.training.teacher_check import check_teacher
+from dit_shd.training.teacher_check import check_teachers
 from dit_shd.training.tracker import Tracker
 from dit_shd.training.validation import Validation
 
@@ -83,10 +83,10 @@ class Trainer:
         student = FAMILIES.build(config.student, "student")
         losses = [LOSSES.build(p, f"losses.{i}") for i, p in enumerate(config.losses)]
         checks.teaching(config, losses)
-        self.teacher = setup.load_teacher(config)
+        self.teachers = setup.load_teachers(config)
         task.use(dataset, student)
         kept = before_training(config.vae, dataset.origin, dataset.shape[0], config.run)
-        checks.fit(config, task, losses, student, self.teacher, kept)
+        checks.fit(config, task, losses, student, self.teachers, kept)
         distiller = Distiller(task, student, losses, not config.compile and config.sharding == "no")
         self._try_out(distiller)
         self.accelerator = accelerator = setup.accelerator_of(config, task)
@@ -96,7 +96,7 @@ class Trainer:
             _log.warning(slow)
         for line in task.remarks(student) if accelerator.is_main_process else ():
             _log.warning("%s", line)
-        check_teacher(config, task, self.teacher, accelerator)
+        check_teachers(config, task, self.teachers, accelerator)
         self.folder = RunFolder.open(config.run, dump(config), may_change(task), completed)
         run_on_main(lambda: kept.write(config.run))
         self.decodes = kept.origin is None or kept.autoencoder is not None
@@ -120,18 +120,18 @@ class Trainer:
         """Onto the devices, whole or in slices, and ready to be fast."""
         config, device = self.config, self.accelerator.device
         first = self._first_batches(distiller)
-        setup.load_or_initialise(config, distiller, self.teacher, first, self.folder, self.accelerator)
+        setup.load_or_initialise(config, distiller, self.teachers, first, self.folder, self.accelerator)
         if config.gradient_checkpointing:
             distiller.student.enable_gradient_checkpointing()  # type: ignore[operator]
         if config.compile:
-            compile_blocks(distiller.student, *([] if self.teacher is None else [self.teacher]))
+            compile_blocks(distiller.student, *self.teachers.values())
         sharded = config.sharding == "fsdp2"
         distiller.to(device)
-        if self.teacher is not None:
-            self.teacher.to(device)
+        for teacher in self.teachers.values():
+            teacher.to(device)
             if sharded:
-                fsdp.shard(self.teacher, self.teacher, device, frozen=True)
-        setup.load_or_calibrate(distiller, self.teacher, self._first_batches(distiller), self.folder, self.accelerator)
+                fsdp.shard(teacher, teacher, device, frozen=True)
+        setup.load_or_calibrate(distiller, self.teachers, self._first_batches(distiller), self.folder, self.accelerator)
         if sharded:
             fsdp.shard(distiller, distiller.student, device, frozen=False)
             self.distiller: nn.Module = distiller
@@ -210,7 +210,7 @@ class Trainer:
                 last = i == rounds - 1 and name == self.task.passes[-1]
                 with fsdp.synchronised(self.distiller, self.accelerator, last):
                     with self.accelerator.autocast():
-                        loss, logs = self.distiller(batch.to(self.accelerator.device), self.teacher)
+                        loss, logs = self.distiller(batch.to(self.accelerator.device), self.teachers)
                     self.accelerator.backward(loss / rounds)
                 for key, value in {"loss": loss.detach(), **logs}.items():
                     key = key if key == "loss" else f"{name}/{key}"
@@ -223,7 +223,7 @@ class Trainer:
         batches = self.draw((number, self.accelerator.process_index * self.micro_batch_size))
         for batch in batches:
             with self.accelerator.autocast():
-                found = gradient_norms(distiller, batch.to(self.accelerator.device), self.teacher)
+                found = gradient_norms(distiller, batch.to(self.accelerator.device), self.teachers)
             norms |= {f"grad_norm/{term}": norm for term, norm in found.items()}
         return norms
 
@@ -256,7 +256,7 @@ class Trainer:
         metrics = self.accumulate(map(self.draw, self.places(number)))
         distiller = self.accelerator.unwrap_model(self.distiller)
         return nan_guard.diagnose(
-            distiller, self.teacher, map(self.draw, self.places(number)), metrics, self.accelerator
+            distiller, self.teachers, map(self.draw, self.places(number)), metrics, self.accelerator
         )
 
     def _log(self, done: int, metrics: dict[str, Tensor], meter: Throughput) -> dict[str, float]:
@@ -265,7 +265,7 @@ class Trainer:
         if names:  # not of a step that was left out
             stacked = torch.stack([metrics[n].float().to(self.accelerator.device) for n in names])
             means = self.accelerator.reduce(stacked, "mean")
-        numbers = {"step": done, **dict(zip(names, means.tolist()))}
+        numbers: dict[str, float] = {"step": done, **dict(zip(names, means.tolist()))}
         numbers["lr"] = self.optimizer.param_groups[0]["lr"]
         if self.guard.skipped:
             numbers["skipped_steps"] = self.guard.skipped
@@ -281,7 +281,7 @@ class Trainer:
         total = None if peak is None else peak * self.accelerator.num_processes
         student = self.state.distiller.student
         step = step_shape(self.config, self.micro_batch_size)
-        operations = step_operations(step, student, self.teacher).total
+        operations = step_operations(step, student, self.teachers).total
         return Throughput(self.config.batch_size, operations, total, device)
 
     def _evaluate(self, done: int) -> None:
@@ -301,10 +301,10 @@ class Trainer:
 
     def _try_out(self, distiller: Distiller) -> None:
         """One forward on one sample before anything is written: what does not fit together is said here."""
-        if self.teacher is None:
+        if not self.teachers:
             return
         sample = self._draw(0, range(1))
-        calibration.calibrate(distiller, self.teacher, [sample])
-        bad = nan_guard.first_non_finite(distiller, self.teacher, sample)
+        calibration.calibrate(distiller, self.teachers, [sample])
+        bad = nan_guard.first_non_finite(distiller, self.teachers, sample)
         if bad is not None:
             raise UserError(f"the first sample: teacher and student give NaN or infinity, first in {bad}")

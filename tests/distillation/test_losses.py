@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from diffusers.configuration_utils import FrozenDict
+from small_steps import SMALL, batch_of
 
 from dit_shd import SHD, capture
 from dit_shd.attention.capture import Capture
@@ -18,19 +19,9 @@ from dit_shd.distillation.layer_map import layer_map
 from dit_shd.distillation.losses import Layer, LayerLoss, Loss, Reads, Term
 from dit_shd.distillation.losses.output import Output
 from dit_shd.models.families.mdt import MDTv2
-from dit_shd.tasks.diffusion import Diffusion, NoisyBatch
+from dit_shd.tasks.diffusion import Diffusion
 from dit_shd.training import checks
 from dit_shd.training.config import TrainConfig
-
-SMALL = dict(
-    sample_size=8,
-    patch_size=2,
-    in_channels=1,
-    num_classes=3,
-    num_layers=4,
-    decode_layer=2,
-    attention_head_dim=4,
-)
 
 
 class Says(torch.nn.Module):
@@ -43,12 +34,6 @@ class Says(torch.nn.Module):
 
     def forward(self, x_t, t, class_labels, return_dict):
         return (self.output,)
-
-
-def batch_of(x, t=(1, 500), labels=(0, 0), step=0, first=0):
-    """Images that are their own noise and noised version."""
-    indices = torch.arange(first, first + len(x))
-    return NoisyBatch("plain", step, indices, x, x, x, torch.tensor(t), torch.tensor(labels))
 
 
 def term_of(loss, student, teacher, t=(1, 500)):
@@ -350,7 +335,7 @@ def test_a_teacher_must_be_of_use(values, caplog):
     checks.teaching(dataclasses.replace(config, losses=[], initialisation=Initialisation(weights="teacher")), [])
     checks.teaching(dataclasses.replace(config, losses=[], teacher=None), [])
     assert not caplog.records
-    with pytest.raises(UserError, match="no loss looks at it"):
+    with pytest.raises(UserError, match="no loss reads it"):
         checks.teaching(config, [Smooth()])
     checks.teaching(config, [Output(0.0), SHD(weight={10**6: 0.0, 2 * 10**6: 1.0})])
     assert "the weights are 0 in all 4 steps (output, shd), so nothing is learned from the teacher" in caplog.text

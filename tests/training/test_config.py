@@ -1,10 +1,13 @@
 """Configs of runs that older versions began."""
 
 import logging
+import shutil
 from string import Template
 
 import pytest
+import torch
 import yaml
+from conftest import TEACHER
 from runs import contents, run
 
 from dit_shd.core.config import make, resolve
@@ -12,7 +15,11 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.yaml_files import parse_yaml
 from dit_shd.diffusion.generation import sample_to_file
 from dit_shd.diffusion.sample_config import SampleConfig
+from dit_shd.distillation.losses import LOSSES
+from dit_shd.models.families.mdt import MDTv2
+from dit_shd.training import checks
 from dit_shd.training.config import TrainConfig, completed, resolved
+from dit_shd.training.dry_run import dry_run
 
 OF_0_1_0 = Template("""\
 run: $run
@@ -184,3 +191,75 @@ def test_samples_of_a_run_of_0_1_0_follow_its_own_schedule(old):
         with pytest.raises(UserError, match="steps: wanted 1 to 200, found 201"):
             sample_to_file(make(SampleConfig, {**told, "steps": 201, "force": True}))
     assert drawn[0] == drawn[1]
+
+
+@pytest.fixture
+def two(values, tmp_path):
+    """The same with a second teacher, of 3 heads and twice the depth."""
+    torch.manual_seed(2)
+    size = {"num_attention_heads": 3, "num_layers": 8, "decode_layer": 4}
+    model = MDTv2(**{k: v for k, v in {**TEACHER, **size}.items() if k != "name"})
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    model.save_pretrained(tmp_path / "deep")
+    losses = [{"name": "shd"}, {"name": "shd", "teacher": "deep"}, {"name": "output", "teacher": "deep"}]
+    return {**values, "teacher": {"wide": values["teacher"], "deep": str(tmp_path / "deep")}, "losses": losses}
+
+
+def test_a_run_with_two_teachers_resumes_as_if_it_had_never_stopped(two, tmp_path):
+    straight, metrics = run(two)
+    assert {"plain/shd", "plain/shd#2", "plain/output", "masked/output"} <= metrics[0].keys()
+    assert metrics[0]["plain/shd"] != metrics[0]["plain/shd#2"]
+    begun, _ = run(two, steps=2, run=str(tmp_path / "begun"))
+    begun, _ = run(two, run=str(tmp_path / "begun"))
+    ours, theirs = contents(begun.run), contents(straight.run)
+    assert ours == theirs
+    saved = yaml.safe_load((begun.run / "config.yaml").read_text())
+    assert saved["teacher"] == two["teacher"]
+    assert [loss.get("teacher") for loss in saved["losses"]] == [None, "deep", "deep"]
+    shutil.rmtree(tmp_path / "deep")
+    with pytest.raises(UserError, match="deep"):
+        run(two, run=str(begun.run), steps=5)
+
+
+def test_a_dry_run_counts_every_teacher(two):
+    found = dry_run(make(TrainConfig, {**two, "estimate": {"measure": False}}))
+    assert list(found.teachers) == ["teacher wide", "teacher deep"]
+    single = {"teacher": two["teacher"]["deep"], "losses": [{"name": "shd"}, {"name": "output"}]}
+    deep = dry_run(make(TrainConfig, {**two, **single, "estimate": {"measure": False}}))
+    only = {**two, "teacher": two["teacher"]["wide"], "losses": [{"name": "shd"}], "estimate": {"measure": False}}
+    wide = dry_run(make(TrainConfig, only))
+    both, one, other = (run.operations.passes for run in (found, wide, deep))
+    assert both["plain"].teacher == one["plain"].teacher + other["plain"].teacher
+    assert both["masked"].teacher == other["masked"].teacher and one["masked"].teacher == 0
+    assert both["plain"].losses["shd#2"] == other["plain"].losses["shd"] > 0
+    weights = "teacher's weights"
+    assert found.memory.parts[weights] == wide.memory.parts[weights] + deep.memory.parts[weights]
+    stand_in = {"deep": {k: v for k, v in TEACHER.items() if k != "name"} | {"name": "mdt"}}
+    gone = {**two, "teacher": {**two["teacher"], "deep": "nowhere"}}
+    missing = dry_run(make(TrainConfig, {**gone, "estimate": {"measure": False, "teacher": stand_in}}))
+    assert missing.teachers_missing == ["nowhere"]
+    with pytest.raises(UserError, match=r"teacher deep: .*nowhere.*to count without it"):
+        dry_run(make(TrainConfig, {**gone, "estimate": {"measure": False}}))
+
+
+@pytest.mark.parametrize(
+    ("teacher", "named", "message"),
+    [
+        (
+            {"a": "x", "b": "y"},
+            [None, None],
+            r"teacher\.b: y was given, but no loss reads it \(output, output\); name it",
+        ),
+        ({"a": "x", "b": "y"}, ["c", "b"], r"losses\.0: teacher: wanted one of a, b, found 'c'"),
+        ("x", ["a", None], r"losses\.0: teacher: wanted one of teacher, found 'a'"),
+        ({}, [], "wanted a place, or .* found no name"),
+        ({"a.b": "x"}, [None], r"found the name 'a\.b'"),
+        (None, [None], "losses need a teacher, and none was given"),
+    ],
+)
+def test_teachers_and_losses_must_agree(values, teacher, named, message):
+    losses = [{"name": "output", **({} if name is None else {"teacher": name})} for name in named]
+    config = make(TrainConfig, {**values, "teacher": teacher, "losses": losses})
+    with pytest.raises(UserError, match=message):
+        checks.teaching(config, [LOSSES.build(plugin) for plugin in config.losses])

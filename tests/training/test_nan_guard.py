@@ -42,7 +42,7 @@ def poisoned(values, module, kind, **changes):
             return output
         return Poison.apply(output) if kind == "gradient" else output * float(kind)
 
-    (trainer.teacher if module.startswith("teacher.") else trainer.student).get_submodule(
+    (trainer.teachers["teacher"] if module.startswith("teacher.") else trainer.student).get_submodule(
         module.partition(".")[2]
     ).register_forward_hook(hook)
     return counted(trainer.run_steps(), finished), trainer

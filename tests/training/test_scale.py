@@ -209,10 +209,10 @@ def test_gradient_norms_add_up_to_the_gradient(values):
     trainer = Trainer(make(TrainConfig, {**values, "mask_ratio": None}))
     batch = drawn_by(trainer, 0, range(8))["plain"]
     distiller = trainer.state.distiller
-    norms = gradient_norms(distiller, batch, trainer.teacher)
+    norms = gradient_norms(distiller, batch, trainer.teachers["teacher"])
     assert list(norms) == ["plain/noise", "plain/variational", "plain/output", "plain/shd"]
     for name, norm in norms.items():
-        terms, _ = distiller.terms(batch, trainer.teacher)
+        terms, _ = distiller.terms(batch, trainer.teachers["teacher"])
         terms[name.split("/")[1]].backward()
         grads = [p.grad for p in distiller.student.parameters() if p.grad is not None]
         assert norm == pytest.approx(float(torch.cat([g.flatten() for g in grads]).norm()), rel=1e-4)
@@ -231,7 +231,7 @@ def test_a_term_that_does_not_pull_at_the_student_has_norm_zero(values, projecto
 
     trainer = Trainer(make(TrainConfig, {**values, "mask_ratio": None}))
     distiller = Distiller(trainer.task, trainer.student, [Aside()])
-    norms = gradient_norms(distiller, drawn_by(trainer, 0, range(2))["plain"], trainer.teacher)
+    norms = gradient_norms(distiller, drawn_by(trainer, 0, range(2))["plain"], trainer.teachers["teacher"])
     assert norms["plain/noise"] > 0
     assert list(norms.values())[-1] == 0
 
@@ -260,7 +260,7 @@ def test_the_teacher_stops_after_the_last_layer_that_is_needed(values):
     trainer = Trainer(make(TrainConfig, {**values, "losses": [{"name": "shd", "layers": layers}]}))
     batch = drawn_by(trainer, 0, range(4))["plain"]
     ran = []
-    for name, block in trainer.teacher.named_modules():
+    for name, block in trainer.teachers["teacher"].named_modules():
         if name.endswith("blocks.0"):
             block.register_forward_hook(lambda *_, name=name: ran.append(name))
     losses = list(trainer.state.distiller.losses)
@@ -269,7 +269,7 @@ def test_the_teacher_stops_after_the_last_layer_that_is_needed(values):
     for distiller in (trainer.state.distiller, whole, whole):
         ran.clear()
         distiller.zero_grad()
-        loss, _ = distiller(batch, trainer.teacher)
+        loss, _ = distiller(batch, trainer.teachers["teacher"])
         loss.backward()
         found.append((loss.detach(), trainer.student.pos_embed.grad.clone(), list(ran)))
     (cut, cut_grad, few), _, (all_, all_grad, every) = found
@@ -277,7 +277,9 @@ def test_the_teacher_stops_after_the_last_layer_that_is_needed(values):
     assert torch.equal(cut_grad, all_grad)
     assert few == []  # the hook of a block that is left in its middle does not run
     assert len(every) == 3
-    assert trainer.task.predict(trainer.teacher, batch).prediction.isfinite().all()  # and it works as before
+    assert (
+        trainer.task.predict(trainer.teachers["teacher"], batch).prediction.isfinite().all()
+    )  # and it works as before
 
 
 def test_a_teacher_whose_output_is_wanted_runs_to_its_end():
@@ -295,12 +297,12 @@ def test_compiled_blocks_give_the_same_losses_and_settle(values):
     """With captures handed on while blocks run, in both passes; once two numbers of kept tokens have been seen, any
     number is served by what is compiled."""
     plain, compiled = (Trainer(make(TrainConfig, {**values, "run": f"{values['run']}{i}"})) for i in range(2))
-    compile_blocks(compiled.student, compiled.teacher, backend="aot_eager")
+    compile_blocks(compiled.student, *compiled.teachers.values(), backend="aot_eager")
     counter = torch._dynamo.utils.counters
     graphs = []
     for number in range(7):
         for batch in drawn_by(plain, number, range(4)).values():
-            (one, logs), (two, others) = (t.state.distiller(batch, t.teacher) for t in (plain, compiled))
+            (one, logs), (two, others) = (t.state.distiller(batch, t.teachers) for t in (plain, compiled))
             assert logs.keys() == others.keys()
             torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
             one.backward()

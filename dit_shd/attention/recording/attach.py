@@ -6,7 +6,7 @@ with capture(teacher) as t, capture(student) as s:
 """
 
 import fnmatch
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, NoReturn
 
@@ -76,7 +76,7 @@ def capture(
 
 
 @contextmanager
-def _recording(model: nn.Module, layers: Layers, recording: Recording) -> Iterator[Recording]:
+def _recording(model: nn.Module, layers: Layers, recording: Recording) -> Generator[Recording]:
     with _recorders(model, _chosen(model, layers), recording, layers is not None, _tapping):
         yield recording
 
@@ -180,7 +180,7 @@ def _selfs(modules: Mapping[str, nn.Module]) -> list[str]:
 
 
 @contextmanager
-def _hooked(model: nn.Module, recording: Recording) -> Iterator[None]:
+def _hooked(model: nn.Module, recording: Recording) -> Generator[None]:
     before = model.register_forward_pre_hook(recording.begin, with_kwargs=True)
     after = model.register_forward_hook(recording.end, always_call=True, prepend=True)  # the last to begin ends first
     try:
@@ -192,7 +192,7 @@ def _hooked(model: nn.Module, recording: Recording) -> Iterator[None]:
 
 
 @contextmanager
-def _tapping(module: nn.Module, recorder: Recorder) -> Iterator[None]:
+def _tapping(module: nn.Module, recorder: Recorder) -> Generator[None]:
     """Give a module a Recorder for a while: as its `recorder` if it is ours, else by changing its class."""
     if discovery.is_ours(module):
         recorder.outer, module.recorder = module.recorder, recorder  # type: ignore[assignment]
@@ -218,7 +218,7 @@ def _tapping(module: nn.Module, recorder: Recorder) -> Iterator[None]:
 
 
 @contextmanager
-def _processing(module: Any, recorder: Recorder) -> Iterator[None]:
+def _processing(module: Any, recorder: Recorder) -> Generator[None]:
     own = module.processor
     module.set_processor(processor_of(own, recorder))
     try:

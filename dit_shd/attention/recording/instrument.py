@@ -16,7 +16,7 @@ RECORDER = "_dit_shd_recorder"
 
 
 @functools.cache
-def instrumented(cls: type) -> type:
+def instrumented(cls: type[Any]) -> type:
     """`cls` with a forward that tells the module's Recorder; one class for all modules of a kind, so that
     torch.compile sees the same code everywhere."""
     places = _places(cls.forward)
@@ -50,7 +50,7 @@ def processor_of(own: Any, recorder: Any) -> Any:
 
 
 @functools.cache
-def _recording(cls: type) -> type:
+def _recording(cls: type[Any]) -> type:
     own: Callable[..., Any] = cls.__call__
     places = _places(own, skip=2)  # self and the module
 

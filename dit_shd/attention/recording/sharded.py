@@ -1,6 +1,6 @@
 """Captures of models whose weights are in slices."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -29,7 +29,7 @@ class KeptWeights:
 
 
 @contextmanager
-def captured(model: nn.Module) -> Iterator[Captures]:
+def captured(model: nn.Module) -> Generator[Captures]:
     """capture(model), for a frozen model in slices as well."""
     if not is_sharded(model):
         with capture(model) as captures:

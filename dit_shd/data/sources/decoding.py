@@ -1,7 +1,7 @@
 """Image files opened, by their contents and not by their names: what is read, what of it is worth a note."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -19,7 +19,7 @@ FRAMES = "of several frames, the first of which is taken"
 
 
 @contextmanager
-def opened(source: Path | bytes) -> Iterator[Any]:
+def opened(source: Path | bytes) -> Generator[Any]:
     """A PIL image of one of FORMATS; it is decoded later."""
     from PIL import Image
 

@@ -1,6 +1,6 @@
 """Hugging Face datasets: a folder that `save_to_disk` wrote, or a name on the hub."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ def _load(place: Path | HubName, asked: Asked) -> Any:
 
 
 @contextmanager
-def _offline() -> Iterator[None]:
+def _offline() -> Generator[None]:
     """What is in the local cache is found without asking the hub again and again."""
     from datasets import config
     from huggingface_hub import constants

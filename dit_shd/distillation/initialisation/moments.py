@@ -1,6 +1,6 @@
 """What the teacher's maps read and its heads do on calibration batches: told by hooks, summed, never kept."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -54,13 +54,13 @@ class HeadMoments:
 
 
 @contextmanager
-def inputs(model: nn.Module, names: Iterable[str], see: See) -> Iterator[None]:
+def inputs(model: nn.Module, names: Iterable[str], see: See) -> Generator[None]:
     """Show the inputs of some linear maps while the model runs.
 
     An MLP may work with the weights of its linear maps without calling them, so it is asked as a whole.
     """
 
-    def asked(name: str) -> tuple[nn.Module, Callable]:
+    def asked(name: str) -> tuple[nn.Module, Callable[..., None]]:
         outer, _, part = name.rpartition(".")
         if part == "fc2":
             return model.get_submodule(outer), lambda mlp, args: see(name, mlp.act(mlp.fc1(args[0])))
@@ -136,7 +136,7 @@ def student_moments(
             if f"{layers[block]}.attn" == layer:
                 found[f"{block}.attn.proj"].add(_attended(capture, maps), side_by_side(result(capture)))
 
-    def keep(name: str) -> Callable:
+    def keep(name: str) -> Callable[..., None]:
         return lambda module, args, output: latest.update({name: output})
 
     with ExitStack() as stack:

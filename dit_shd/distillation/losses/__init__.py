@@ -1,63 +1,51 @@
 """Distillation terms, one file each. A loss sees what both models did in one pass; never a dataset or a device."""
 
-import enum
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dit_shd.attention.capture import Capture, Captures
+from dit_shd.attention.capture import Captures
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import PluginFolder
 from dit_shd.distillation.layer_map import LayerMap, layer_map
+from dit_shd.distillation.records import LAYERS, Forward, Layer, Layers, Reads, Term
 from dit_shd.squeezing.cost import LayerCost
-from dit_shd.tasks import Batch, Output
+from dit_shd.tasks import Batch
 
-
-class Reads(enum.Enum):
-    """What a loss looks at."""
-
-    OUTPUT = "output"
-    """What both models predict. Where no loss reads it, the teacher stops after the last layer needed."""
-    ATTENTION = "attention"
-    """Captures of attention layers."""
-    HIDDEN = "hidden"
-    """Outputs of blocks [b,n,e]."""
-
-
-LAYERS = frozenset({Reads.ATTENTION, Reads.HIDDEN})
-"""What there is of layers; each has names and an order of its own."""
-
-
-@dataclass(frozen=True, eq=False)
-class Layer:
-    """What a loss sees of one layer: whichever of it the loss reads."""
-
-    name: str
-    attention: Capture | None = None
-    hidden: Tensor | None = None
-    """The block's output [b,n,e]."""
-
-
-@dataclass(frozen=True, eq=False)
-class Term:
-    """What a loss returns: a value per sample [b] (its weight not applied) and numbers to log."""
-
-    value: Tensor
-    logs: dict[str, Tensor] = field(default_factory=dict)
-
+__all__ = ["LAYERS", "LOSSES", "Forward", "Frozen", "Layer", "LayerLoss", "Loss", "Pairs", "Reads", "Term", "Weight"]
 
 Weight = float | dict[int, float]
 """A factor, or {step: factor}: on a line between the steps named, and as at the first and last of them outside."""
 
 
+class Frozen:
+    """A model that a loss holds beside the teachers, an image encoder say: run without gradients, never trained.
+
+    It is no submodule of the loss, so it is never saved, averaged, sharded or synchronised; it moves with the loss.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model = model.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
+        return self.model(*inputs, **options)
+
+
 class Loss(nn.Module, ABC):
     """A distillation term.
+
+    The keywords of a loss's `__init__` are its keys in YAML. Every loss has one more, `teacher`: the name of the
+    teacher that it reads, where a run has several.
+
+    A loss whose `reads` include ATTENTION or HIDDEN is given all layers of both models at once. The teacher's are held
+    until it has run to its end: attention takes 3 b h n d numbers a layer (query, key and value; the maps themselves
+    are not stored), hidden states take b n e. A loss that is a sum over pairs of layers holds none: see LayerLoss.
 
     Args:
         weight: its factor in the total, the same throughout or by step.
@@ -65,16 +53,38 @@ class Loss(nn.Module, ABC):
     """
 
     reads: ClassVar[frozenset[Reads]] = frozenset({Reads.OUTPUT})
+    """Of the student, and of the teacher if it needs one."""
+    needs_teacher: ClassVar[bool] = True
+    """If not, `term` gets None in its place, and no teacher is run for it."""
     calibration = 0
-    """How many batches it wants to see before training; see calibrate."""
+    """How many batches it is calibrated on before training; see calibrate."""
+    teacher: str | None = None
+    """Which of the run's teachers it reads, by name; the first where it names none."""
+    layers: LayerMap = "sections"
+    """Which of the teacher's layers each of the student's learns from."""
 
     def __init__(self, weight: Weight = 1.0, passes: Sequence[str] = ("plain",)):
         super().__init__()
-        if self.reads & LAYERS and not isinstance(self, LayerLoss):
-            raise UserError(f"{type(self).__name__}: reads layers, so it wants to be a LayerLoss, which gets them")
         if not passes:
             raise UserError(f"{type(self).__name__}: passes: wanted the name of one or more, found none")
         self.weight, self.passes = _schedule(weight, type(self).__name__), tuple(passes)
+
+    @classmethod
+    def from_options(cls, teacher: str | None = None, **options: Any) -> Self:
+        """Build a loss from its keys in YAML.
+
+        Args:
+            teacher: the name of the teacher it reads; the first where empty.
+            options: the keywords of `__init__`.
+        """
+        loss = cls(**options)
+        loss.teacher = teacher
+        return loss
+
+    @property
+    def reads_teacher(self) -> bool:
+        """Whether a teacher has to run for it."""
+        return self.needs_teacher and bool(self.reads)
 
     def weight_at(self, step: int) -> float:
         """The factor of the step with this number, counted from 0."""
@@ -85,22 +95,39 @@ class Loss(nn.Module, ABC):
         return max(self.weight_at(step) for step in (0, steps - 1, *self.weight) if step < steps)
 
     @abstractmethod
-    def term(self, student: Output, teacher: Output, batch: Batch) -> Term:
-        """The loss of one pass; the teacher's output has no graph."""
+    def term(self, student: Forward, teacher: Forward, batch: Batch) -> Term:
+        """The loss of one pass.
+
+        Args:
+            student: its output, and its layers if they are read.
+            teacher: likewise, without a graph; None for a loss that needs no teacher.
+            batch: what both models were given.
+        """
+
+    def layer_map(self, student: Layers, teacher: Layers) -> dict[str, str]:
+        """Student layer -> teacher layer of one pass, by the names of `student.attention` or `student.hidden`."""
+        return layer_map(list(teacher), list(student), self.layers)
 
     def cost(self, teacher: Captures, student: Captures, images: int) -> LayerCost:
         """What one pass over some images takes, by count; the captures are one image's and may be without numbers."""
         return LayerCost()
 
     def calibrate(self, teacher: Captures, student: Captures) -> None:
-        """Look at one of `calibration` batches, without gradients."""
+        """Take in one of `calibration` batches, without gradients."""
 
     def calibrated(self) -> dict[str, Any]:
-        """What was found, as plain data to be saved with the run (and read back by restore)."""
+        """What calibration gave, as plain data to be saved with the run (and read back by restore)."""
         return {}
 
     def restore(self, found: dict[str, Any]) -> None:
         """Take up what calibrated() gave in an earlier session of the run."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What `.to()` and `.cuda()` come down to: the frozen models of the loss move with it."""
+        for value in vars(self).values():
+            if isinstance(value, Frozen):
+                value.model._apply(fn, recurse)
+        return super()._apply(fn, recurse)
 
 
 class LayerLoss(Loss):
@@ -119,6 +146,8 @@ class LayerLoss(Loss):
         layers: str | dict[str, str] = "sections",
     ):
         super().__init__(weight, passes)
+        if not self.needs_teacher:
+            raise UserError(f"{type(self).__name__}: pairs layers with a teacher's; a loss without one is a Loss")
         if len(self.reads & LAYERS) != 1:
             found = ", ".join(sorted(kind.value for kind in self.reads)) or "nothing"
             raise UserError(f"{type(self).__name__}: reads: wanted attention or hidden, one of the two, found {found}")
@@ -129,6 +158,11 @@ class LayerLoss(Loss):
             )
         self.layers: LayerMap = layers  # type: ignore[assignment]
 
+    @property
+    def kind(self) -> Reads:
+        """Of layers it reads: attention or hidden."""
+        return next(iter(self.reads & LAYERS))
+
     @abstractmethod
     def pair(self, student: Layer, teacher: Layer, batch: Batch | None) -> Term:
         """The loss of one pair of layers, with a gradient to the student's side only.
@@ -137,10 +171,10 @@ class LayerLoss(Loss):
             batch: of training; None in a script that calls the loss by itself.
         """
 
-    def term(self, student: Output, teacher: Output, batch: Batch) -> Term:
+    def term(self, student: Forward, teacher: Forward, batch: Batch) -> Term:
         raise TypeError(f"{type(self).__name__}: is a sum over layers; see begin")
 
-    def begin(self, teacher: Sequence[str], student: Mapping[str, Layer], batch: Batch | None) -> "Pairs":
+    def begin(self, teacher: Sequence[str], student: Layers, batch: Batch | None) -> "Pairs":
         """The loss of one pass, to be handed the teacher's layers as they run.
 
         Args:
@@ -152,7 +186,7 @@ class LayerLoss(Loss):
 class Pairs:
     """The loss of one pass, layer by layer as the teacher's come in."""
 
-    def __init__(self, loss: LayerLoss, pairs: Mapping[str, str], student: Mapping[str, Layer], batch: Batch | None):
+    def __init__(self, loss: LayerLoss, pairs: Mapping[str, str], student: Layers, batch: Batch | None):
         self._loss, self._pairs, self._student, self._batch = loss, pairs, student, batch
         self._terms: dict[str, Term] = {}
         self._gradients = torch.is_grad_enabled()
@@ -165,8 +199,8 @@ class Pairs:
                     self._terms[ours] = self._loss.pair(self._student[ours], teacher, self._batch)
 
     @property
-    def waits(self) -> bool:
-        """Whether there are layers to come that it wants."""
+    def incomplete(self) -> bool:
+        """Whether layers of the teacher that it pairs are still to come."""
         return len(self._terms) < len(self._pairs)
 
     def term(self) -> Term:

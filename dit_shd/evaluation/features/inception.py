@@ -59,12 +59,13 @@ class Inception(FeatureNetwork):
         state, self.sha256 = read_weights(path, advice)
         self.is_fid = self.sha256 == SHA256
         self.title = "inception-2015" if self.is_fid else f"inception-{self.sha256[:8]}"
-        self.network: FeatureExtractorInceptionV3 = _network(state, path, advice)
+        self.network = _network(state, path, advice)
 
     def _forward(self, images: Tensor) -> Features:
-        maps: list = []
-        layer = self.network.Mixed_6d.branch1x1
-        hook = layer.register_forward_hook(lambda *found: maps.append(found[2]))
+        maps: list[Tensor] = []
+        hook = self.network.get_submodule("Mixed_6d.branch1x1").register_forward_hook(
+            lambda *call: maps.append(call[2])
+        )
         try:
             pooled, logits = self.network(images.permute(0, 3, 1, 2))
         finally:

@@ -4,7 +4,7 @@ Its layout differs from the public checkpoints' (sail-sg/MDT) in their index buf
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -43,7 +43,7 @@ class RelativePositionBias(nn.Module):
 
 
 @contextmanager
-def kept_biases(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+def kept_biases(model: nn.Module, dtype: torch.dtype) -> Generator[None]:
     """Compute the biases of plain passes once for all forwards of the block: no gradient, and no change of weights.
 
     Together they take h n n numbers a layer; where that is more than KEPT_MIB they stay what is added tile by tile.

@@ -19,11 +19,13 @@ def similarity_figure(layers: Sequence[LayerSurvey], dark: bool = False) -> byte
     inches = min(0.36 * heads + 0.7, 3.6)
 
     def draw(figure: Any) -> None:
+        from matplotlib.cm import ScalarMappable
+        from matplotlib.colors import Normalize
         from matplotlib.patches import Rectangle
 
         for ax, layer in panels(figure, layers):
             h = layer.heads
-            image = ax.imshow(layer.cosines, cmap="magma", vmin=low, vmax=1)
+            ax.imshow(layer.cosines, cmap="magma", vmin=low, vmax=1)
             ax.set_title(layer.layer.removesuffix(".attn"), fontsize=8, loc="left")
             ax.grid(False)
             every = 1 if h <= 12 else 4
@@ -39,6 +41,8 @@ def similarity_figure(layers: Sequence[LayerSurvey], dark: bool = False) -> byte
             pairs = [(j + 0.3, i - 0.3) for part in layer.matched for i in part for j in part if i != j]
             if pairs:
                 ax.plot(*zip(*pairs), "o", color="white", markeredgecolor="black", markersize=3.6, markeredgewidth=0.6)
-        figure.colorbar(image, ax=figure.axes, label="cosine", shrink=0.8, aspect=30, pad=0.01)
+        figure.colorbar(
+            ScalarMappable(Normalize(low, 1), "magma"), ax=figure.axes, label="cosine", shrink=0.8, aspect=30, pad=0.01
+        )
 
     return png(draw, panels_size(len(layers), inches, inches + 0.2), dark)

@@ -6,6 +6,7 @@ something is drawn.
 
 import io
 from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
 from dit_shd.core.errors import UserError
@@ -25,12 +26,8 @@ DARK = {"ink": "#cfcfcf", "faint": "#484848"}
 
 def require_matplotlib() -> None:
     """Refuse early where matplotlib is missing."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            'the page needs the package matplotlib; install it with: pip install "dit_shd[demo]"'
-        ) from error
+    if find_spec("matplotlib") is None:
+        raise UserError('the page needs the package matplotlib; install it with: pip install "dit_shd[demo]"')
 
 
 def both(draw: Callable[..., bytes], *args: Any, **kwargs: Any) -> tuple[bytes, bytes]:

@@ -1,0 +1,61 @@
+"""What a loss reads of one model's forward, and what it returns."""
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from dit_shd.attention.capture import Capture
+from dit_shd.tasks import Output
+
+
+class Reads(enum.Enum):
+    """A part of a model's forward that a loss reads."""
+
+    OUTPUT = "output"
+    """What both models predict. Where no loss reads it, the teacher stops after the last layer needed."""
+    ATTENTION = "attention"
+    """Captures of attention layers."""
+    HIDDEN = "hidden"
+    """Outputs of blocks [b,n,e]."""
+
+
+LAYERS = frozenset({Reads.ATTENTION, Reads.HIDDEN})
+"""What there is of layers; each kind has names and an order of its own."""
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """What a loss sees of one layer: whichever of it the loss reads."""
+
+    name: str
+    attention: Capture | None = None
+    hidden: Tensor | None = None
+    """The block's output [b,n,e]."""
+
+
+Layers = Mapping[str, Layer]
+"""Layers by name, in the order in which they ran."""
+
+
+@dataclass(frozen=True, eq=False)
+class Forward(Output):
+    """What one model's forward gave: its output and, where a loss reads them, its layers."""
+
+    attention: Layers = field(default_factory=dict)
+    """Attention layers, if Reads.ATTENTION is read."""
+    hidden: Layers = field(default_factory=dict)
+    """Blocks, if Reads.HIDDEN is read."""
+
+    def layers(self, kind: Reads) -> Layers:
+        """The layers of one kind."""
+        return self.attention if kind is Reads.ATTENTION else self.hidden
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """What a loss returns: a value per sample [b] (its weight not applied) and numbers to log."""
+
+    value: Tensor
+    logs: dict[str, Tensor] = field(default_factory=dict)

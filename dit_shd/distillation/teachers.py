@@ -1,0 +1,59 @@
+"""The teachers of a run, by name: a run has one as a rule, and two or more where losses read different ones."""
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from dit_shd.core.errors import UserError
+from dit_shd.distillation.losses import Loss
+
+TEACHER = "teacher"
+"""What the only teacher of a run is called."""
+Teachers = Mapping[str, nn.Module]
+"""Frozen models by name; the first is the one that a loss reads which names none."""
+
+
+def by_name(teachers: nn.Module | Teachers | None) -> dict[str, nn.Module]:
+    """Teachers as a mapping, from a mapping, a single model or none."""
+    if teachers is None:
+        return {}
+    return {TEACHER: teachers} if isinstance(teachers, nn.Module) else dict(teachers)
+
+
+def role(name: str) -> str:
+    """How messages call a teacher.
+
+    >>> role("teacher"), role("llama")
+    ('teacher', 'teacher llama')
+    """
+    return TEACHER if name == TEACHER else f"{TEACHER} {name}"
+
+
+def chosen(wanted: str | None, names: Mapping[str, object], where: str) -> str:
+    """The name of the teacher that a loss reads.
+
+    Args:
+        wanted: as the loss names it; None for the first.
+        names: the teachers that there are, by name.
+        where: what errors call the loss.
+
+    Raises:
+        UserError: there is no such teacher, or none at all.
+    """
+    if not names:
+        raise UserError(f"{where}: needs a teacher, and none was given")
+    if wanted is None:
+        return next(iter(names))
+    if wanted not in names:
+        raise UserError(f"{where}: teacher: wanted one of {', '.join(names)}, found '{wanted}'")
+    return wanted
+
+
+def read_teachers(losses: Mapping[str, Loss], names: Mapping[str, object]) -> list[str]:
+    """The names of the teachers that losses (by their names) read, each once.
+
+    Raises:
+        UserError: a loss names a teacher that there is not.
+    """
+    read = [chosen(loss.teacher, names, name) for name, loss in losses.items() if loss.reads_teacher]
+    return list(dict.fromkeys(read))

@@ -1,0 +1,231 @@
+"""Several teachers by name, losses over all layers, and models that a loss holds for itself."""
+
+import pytest
+import torch
+from small_steps import SMALL, batch_of
+
+from dit_shd import SHD, capture
+from dit_shd.core.errors import UserError
+from dit_shd.core.plugins import Plugin
+from dit_shd.distillation.calibration import calibrate
+from dit_shd.distillation.distiller import Distiller
+from dit_shd.distillation.losses import LOSSES, Frozen, LayerLoss, Loss, Reads, Term
+from dit_shd.distillation.losses.output import Output
+from dit_shd.models.families.mdt import MDTv2
+from dit_shd.tasks.diffusion import Diffusion
+
+TASK = Diffusion()
+
+
+def model(seed, heads, **changes):
+    torch.manual_seed(seed)
+    built = MDTv2(**{**SMALL, "num_attention_heads": heads, **changes})
+    for p in built.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    return built
+
+
+@pytest.fixture
+def student():
+    return model(0, 2)
+
+
+@pytest.fixture
+def teachers():
+    """Of 4 and of 3 heads; the second is twice as deep."""
+    return {"wide": model(1, 4).eval(), "deep": model(2, 3, num_layers=8, decode_layer=4).eval()}
+
+
+@pytest.fixture
+def batch():
+    torch.manual_seed(3)
+    return batch_of(torch.randn(2, 1, 8, 8), [3, 800], [0, 1])
+
+
+class Hints(LayerLoss):
+    """The student's blocks give what the teacher's give, up to a linear map."""
+
+    reads = frozenset({Reads.HIDDEN})
+
+    def __init__(self, width=16):
+        super().__init__()
+        self.projector = torch.nn.Linear(8, width)
+
+    def pair(self, student, teacher, batch):
+        return Term((self.projector(student.hidden) - teacher.hidden).square().flatten(1).mean(1))
+
+
+def of(loss, teacher):
+    loss.teacher = teacher
+    return loss
+
+
+def gradients(distiller, batch, teachers):
+    distiller.zero_grad()
+    total, logs = distiller(batch, teachers)
+    total.backward()
+    return logs, {name: p.grad.clone() for name, p in distiller.student.named_parameters() if p.grad is not None}
+
+
+def counting(teachers):
+    """How often each teacher is asked, in a list that goes on."""
+    asked = []
+    for name, teacher in teachers.items():
+        teacher.register_forward_pre_hook(lambda *_, name=name: asked.append(name))
+    return asked
+
+
+def test_each_loss_learns_from_its_teacher(student, teachers, batch):
+    """Terms and gradients are those of a distiller for each teacher, in the first call and when layers stream."""
+    losses = [SHD(weight=0.5), of(SHD(weight=0.5), "deep"), of(Output(), "deep"), of(Hints(), "wide")]
+    both = Distiller(TASK, student, losses)
+    wide, deep = Distiller(TASK, student, [losses[0], losses[3]]), Distiller(TASK, student, losses[1:3])
+    base = gradients(Distiller(TASK, student), batch, None)[1]
+    for _ in range(2):
+        logs, found = gradients(both, batch, teachers)
+        one, from_wide = gradients(wide, batch, {"wide": teachers["wide"]})
+        other, from_deep = gradients(deep, batch, {"deep": teachers["deep"]})
+        assert torch.equal(logs["shd"], one["shd"]) and torch.equal(logs["test_distiller"], one["test_distiller"])
+        assert torch.equal(logs["shd#2"], other["shd"]) and torch.equal(logs["output"], other["output"])
+        assert logs["shd"] != logs["shd#2"]
+        assert list(logs)[:2] == ["noise", "variational"]
+        for name, gradient in found.items():
+            torch.testing.assert_close(gradient, from_wide[name] + from_deep[name] - base[name], rtol=1e-3, atol=1e-6)
+
+
+def test_a_teacher_runs_once_in_a_pass_that_reads_it(student, teachers, batch):
+    asked = counting(teachers)
+    losses = [SHD(), Output(passes=("plain",)), of(SHD(), "deep"), of(Output(passes=("masked",)), "deep")]
+    distiller = Distiller(TASK, student, losses)
+    distiller(batch, teachers)
+    assert sorted(asked) == ["deep", "wide"]
+    asked.clear()
+    distiller(batch, teachers)
+    assert sorted(asked) == ["deep", "wide"]
+    asked.clear()
+    (masked,) = [b for b in TASK.example(student, 2, torch.device("cpu")) if b.pass_name == "masked"]
+    distiller(masked, teachers)
+    assert asked == ["deep"]
+
+
+def test_a_teacher_stops_by_itself(student, teachers, batch):
+    """The one whose output nobody reads ends after its last layer that is needed, the other one runs to its end."""
+    ended = []
+    for name, teacher in teachers.items():
+        teacher.final_layer.register_forward_hook(lambda *_, name=name: ended.append(name))
+    layers = {"en_inblocks.0.attn": "en_inblocks.0.attn"}
+    distiller = Distiller(TASK, student, [SHD(layers=layers), of(SHD(layers=layers), "deep"), of(Output(), "deep")])
+    for expected in (["wide", "deep"], ["deep"]):
+        ended.clear()
+        distiller(batch, teachers)
+        assert ended == expected
+
+
+def test_matched_plans_are_of_the_teacher_that_a_loss_reads(student, teachers, batch):
+    distiller = Distiller(TASK, student, [SHD(plan="matched"), of(SHD(plan="matched"), "deep")])
+    plans = calibrate(distiller, teachers, [[batch]])
+    for name, teacher in (("shd", "wide"), ("shd#2", "deep")):
+        alone = Distiller(TASK, student, [SHD(plan="matched")])
+        assert calibrate(alone, teachers[teacher], [[batch]])["shd"] == plans[name]
+        heads = sorted(h for plan in plans[name]["plans"].values() for part in plan for h in part)
+        assert max(heads) == teachers[teacher].config.num_attention_heads - 1
+    distiller(batch, teachers)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [({}, "shd: needs a teacher, and none was given"), ({"wide": 1}, "shd: teacher: wanted one of wide, found 'deep'")],
+)
+def test_a_teacher_that_is_not_there(student, batch, given, message):
+    with pytest.raises(UserError, match=message):
+        Distiller(TASK, student, [of(SHD(), "deep")])(batch, given)
+
+
+def test_any_loss_has_a_key_for_its_teacher():
+    loss = LOSSES.build(Plugin("output", {"teacher": "deep", "weight": 3}))
+    assert (loss.teacher, loss.weight_at(0)) == ("deep", 3.0)
+    assert LOSSES.build(Plugin("shd")).teacher is None
+    assert LOSSES.filled(Plugin("output", {"teacher": "deep"})).options["teacher"] == "deep"
+    assert "teacher" not in LOSSES.filled(Plugin("output")).options
+    with pytest.raises(UserError, match=r"teacher: wanted text"):
+        LOSSES.build(Plugin("output", {"teacher": ["deep"]}))
+
+
+class AllLayers(Loss):
+    """Of every layer of both models at once."""
+
+    reads = frozenset({Reads.ATTENTION, Reads.HIDDEN})
+
+    def term(self, student, teacher, batch):
+        self.seen = student, teacher
+        queries = torch.stack([layer.attention.query.square().mean() for layer in teacher.attention.values()]).mean()
+        pairs = self.layer_map(student.hidden, teacher.hidden)
+        widths = [
+            student.hidden[a].hidden.square().mean() - teacher.hidden[b].hidden.square().mean()
+            for a, b in pairs.items()
+        ]
+        return Term((queries * torch.stack(widths).sum()).expand(len(batch.indices)))
+
+
+@pytest.mark.parametrize("beside", [[], ["shd"]])
+def test_a_loss_over_all_layers_is_given_all_of_them(student, teachers, batch, beside):
+    """What it sees is what the models do, whether other losses stream the same layers or not."""
+    teacher, loss = teachers["deep"], AllLayers()
+    distiller = Distiller(TASK, student, [loss, *(SHD() for _ in beside)])
+    with torch.no_grad(), capture(teacher) as captures, capture(student) as own:
+        want = TASK.predict(teacher, batch)
+        TASK.predict(student, batch)
+    terms = []
+    for _ in range(3):
+        total, logs = distiller(batch, teacher)
+        assert total.requires_grad
+        terms.append(logs["test_distiller"])
+        by_student, by_teacher = loss.seen
+        assert list(by_teacher.attention) == list(captures) and list(by_student.attention) == list(own)
+        for name, layer in by_teacher.attention.items():
+            assert torch.equal(layer.attention.key, captures[name].key) and not layer.attention.key.requires_grad
+        assert torch.equal(by_teacher.prediction, want.prediction)
+        assert len(by_teacher.hidden) == 8 and len(by_student.hidden) == 4
+        assert by_student.hidden["de_blocks.1"].hidden.requires_grad
+        assert loss.layer_map(by_student.hidden, by_teacher.hidden)["de_blocks.0"] == "de_blocks.1"
+    assert torch.equal(terms[0], terms[1]) and torch.equal(terms[1], terms[2])
+
+
+class Aligned(Loss):
+    """Of the student's blocks and a frozen encoder (REPA, arXiv 2410.06940, in small)."""
+
+    reads = frozenset({Reads.HIDDEN})
+    needs_teacher = False
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.projector = Frozen(torch.nn.Linear(64, 8)), torch.nn.Linear(8, 8)
+
+    def term(self, student, teacher, batch):
+        assert teacher is None
+        target = self.encoder(batch.x_0.flatten(1))
+        return Term((self.projector(student.hidden["en_outblocks.0"].hidden).mean(1) - target).square().mean(1))
+
+
+def test_a_model_that_a_loss_holds_is_no_part_of_the_run(student, teachers, batch):
+    """Neither trained nor saved nor sharded, and where its loss is; the loss needs no teacher and none is asked."""
+    asked, loss = counting(teachers), Aligned()
+    distiller = Distiller(TASK, student, [loss])
+    for given in (None, teachers):
+        distiller(batch, given)[0].backward()
+    assert asked == []
+    assert loss.projector.weight.grad is not None
+    assert loss.encoder.model.weight.grad is None and not loss.encoder.model.training
+    assert not [name for name in distiller.state_dict() if "encoder" in name]
+    assert loss.encoder.model not in set(distiller.modules())
+    assert not {id(p) for p in loss.encoder.model.parameters()} & {id(p) for p in distiller.parameters()}
+    distiller.to(torch.float64)
+    assert loss.encoder.model.weight.dtype == torch.float64
+
+
+def test_a_loss_of_pairs_of_layers_needs_a_teacher():
+    class Alone(Hints):
+        needs_teacher = False
+
+    with pytest.raises(UserError, match="Alone: pairs layers with a teacher's"):
+        Alone()
