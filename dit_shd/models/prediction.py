@@ -54,7 +54,9 @@ def prediction_of(model: Any) -> str:
     Raises:
         UserError: it says something that is not known.
     """
-    return checked_prediction(getattr(model, "config", {}).get("prediction") or NOISE, type(model).__name__)
+    config = getattr(model, "config", None)
+    name = config.get("prediction") if isinstance(config, Mapping) else getattr(config, "prediction", None)
+    return checked_prediction(name or NOISE, type(model).__name__)
 
 
 def checked_prediction(name: Any, where: str) -> str:
