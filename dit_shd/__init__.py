@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # what a type checker and an editor see; _HOME says the same to Python
     from dit_shd.attention.capture import Capture
     from dit_shd.attention.recording.attach import attach_processors, capture
-    from dit_shd.attention.recording.instrument import SHDAttnProcessor
+    from dit_shd.attention.recording.processors import SHDAttnProcessor
     from dit_shd.distillation.losses.shd import SHD
     from dit_shd.models.families.dit import DiT
     from dit_shd.models.families.mdt import MDTv2
@@ -19,7 +19,7 @@ _HOME = {
     "Capture": "dit_shd.attention.capture",
     "capture": "dit_shd.attention.recording.attach",
     "attach_processors": "dit_shd.attention.recording.attach",
-    "SHDAttnProcessor": "dit_shd.attention.recording.instrument",
+    "SHDAttnProcessor": "dit_shd.attention.recording.processors",
     "Squeeze": "dit_shd.squeezing.squeeze",
     "squeeze": "dit_shd.squeezing.squeeze",
     "attention_kl": "dit_shd.squeezing.divergence",

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
-from dit_shd.attention.recording.discovery import attention_layers
+from dit_shd.attention.recording.discovery import own_layers
 from dit_shd.core.config import make, resolve
 from dit_shd.core.yaml_files import dump, read_yaml
 from dit_shd.data.datasets import DATASETS
@@ -73,8 +73,8 @@ def test_a_configs_models_fit_together(name):
         loss = LOSSES.build(plugin, "losses")
         if isinstance(loss, SHD):
             assert other.num_attention_heads > own.num_attention_heads
-            pairs = layer_map(list(attention_layers(teacher)), list(attention_layers(student)), loss.layers)
-            assert set(pairs) == set(attention_layers(student))
+            pairs = layer_map(list(own_layers(teacher)), list(own_layers(student)), loss.layers)
+            assert set(pairs) == set(own_layers(student))
 
 
 @pytest.mark.slow

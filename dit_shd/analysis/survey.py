@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from dit_shd.analysis.inputs import Inputs, on_device, try_out
 from dit_shd.attention.capture import Capture
-from dit_shd.attention.recording.attach import Layers, capture
+from dit_shd.attention.recording.attach import capture
 from dit_shd.attention.recording.joint import Block
+from dit_shd.attention.recording.selection import Layers
 from dit_shd.attention.tiles import CHUNK_MIB, Buffers, Maps, Tiling, slices
 from dit_shd.core.errors import UserError
 from dit_shd.squeezing.matching import MapSimilarity, matched

@@ -7,7 +7,7 @@ one head, e model width, l layers, r rows of one tile, k heads of one group.
 from dit_shd.attention.bias import Bias, DenseBias
 from dit_shd.attention.capture import Capture, Captures
 from dit_shd.attention.recording.attach import attach_processors, capture
-from dit_shd.attention.recording.instrument import SHDAttnProcessor
+from dit_shd.attention.recording.processors import SHDAttnProcessor
 from dit_shd.attention.relative_bias import RelativeBias
 from dit_shd.attention.streamed import attend
 

@@ -18,6 +18,9 @@ Adder = Callable[[Tensor, slice], None]
 class BiasGradient(ABC):
     """Collects what score gradients mean for the leaves of a bias."""
 
+    collected: Tensor
+    """Where they are added up, in the layout of the bias's own class."""
+
     @abstractmethod
     def add(self, d_scores: Tensor, samples: slice, heads: Heads, rows: slice) -> None:
         """Take in the score gradients [b,k,r,m] of one tile: those samples, heads and query rows."""
@@ -156,14 +159,14 @@ def _stretched(bias: Tensor, factor: float) -> Tensor:
 class _DenseGradient(BiasGradient):
     def __init__(self, leaf: Tensor, samples: int):
         wide = torch.promote_types(leaf.dtype, torch.float32)
-        self.grad = torch.zeros(max(samples, leaf.shape[0]), *leaf.shape[1:], dtype=wide, device=leaf.device)
+        self.collected = torch.zeros(max(samples, leaf.shape[0]), *leaf.shape[1:], dtype=wide, device=leaf.device)
 
     def add(self, d_scores: Tensor, samples: slice, heads: Heads, rows: slice) -> None:
         every = slice(None)
-        b, h, n, _ = self.grad.shape
+        b, h, n, _ = self.collected.shape
         place = (every if b == 1 else samples, every if h == 1 else heads, every if n == 1 else rows)
-        target = self.grad[place]
-        self.grad[place] = target + d_scores.sum_to_size(target.shape)
+        target = self.collected[place]
+        self.collected[place] = target + d_scores.sum_to_size(target.shape)
 
     def total(self) -> tuple[Tensor, ...]:
-        return (self.grad,)
+        return (self.collected,)

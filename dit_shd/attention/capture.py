@@ -4,9 +4,9 @@ Nothing is computed here and no map is stored: a Capture refers to the tensors t
 stay in the autograd graph, so a loss on them trains the student.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -14,6 +14,28 @@ from torch import Tensor
 from dit_shd.attention.bias import Bias, DenseBias
 from dit_shd.attention.softmax import softmax
 from dit_shd.core.errors import UserError
+
+WeightSource = Callable[[], Tensor | str]
+"""Gives W^O by head [h,d,e] when it is wanted, or the reason why it cannot be had."""
+
+
+class _OnDemand:
+    """A field whose value may be a WeightSource, which is asked when the field is read for the first time."""
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> None: ...
+    @overload
+    def __get__(self, instance: object, owner: type) -> Tensor | None: ...
+    def __get__(self, instance: object | None, owner: type) -> Tensor | None:
+        if instance is None:
+            return None  # the field's default
+        value = vars(instance)["_out"]
+        if callable(value):
+            value = vars(instance)["_out"] = value()
+        return value if isinstance(value, Tensor) else None
+
+    def __set__(self, instance: object, value: Tensor | WeightSource | str | None) -> None:
+        vars(instance)["_out"] = value
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,8 +57,8 @@ class Capture:
     """Added to the scores; a tensor that broadcasts to [b,h,n,m] will do (a boolean one keeps what is True)."""
     causal: bool = False
     """Query i sees keys 0..i only (aligned at the first token, as in PyTorch's is_causal)."""
-    out: Tensor | None = None
-    """W^O by head: [h,d,e]."""
+    out: _OnDemand = _OnDemand()
+    """W^O by head: [h,d,e], if the layer has one; computed from the layer's weights when it is read."""
     mixed: Tensor | None = None
     """A V [b,h,n,d], where the layer's own result is at hand (it saves computing it again)."""
     positions: Tensor | None = None
@@ -60,9 +82,10 @@ class Capture:
             object.__setattr__(self, "bias", _dense(self.bias, self.shape))
         if self.bias is not None and any(x not in (1, y) for x, y in zip(self.bias.shape(), self.shape)):
             raise UserError(f"capture: wanted a bias that broadcasts to {self.shape}, found {self.bias.shape()}")
-        if self.out is not None and (self.out.ndim != 3 or self.out.shape[:2] != (h, self.value.shape[3])):
+        out = vars(self)["_out"]
+        if isinstance(out, Tensor) and (out.ndim != 3 or out.shape[:2] != (h, self.value.shape[3])):
             raise UserError(
-                f"capture: wanted W^O by head [h,d,e] = [{h},{self.value.shape[3]},e], found {tuple(self.out.shape)}"
+                f"capture: wanted W^O by head [h,d,e] = [{h},{self.value.shape[3]},e], found {tuple(out.shape)}"
             )
 
     @property
@@ -73,6 +96,12 @@ class Capture:
     def shape(self) -> tuple[int, int, int, int]:
         """(b, h, n, m)"""
         return (*self.query.shape[:3], self.key.shape[2])  # type: ignore[return-value]
+
+    @property
+    def why_no_out(self) -> str:
+        """Why there is no W^O, where `out` is None."""
+        reason = None if self.out is not None else vars(self)["_out"]
+        return reason if isinstance(reason, str) else ""
 
     @property
     def masks(self) -> bool:
@@ -107,18 +136,21 @@ class Capture:
 
     def detach(self) -> "Capture":
         """The same without a graph."""
-        tensors = {k: v.detach() for k, v in vars(self).items() if isinstance(v, Tensor)}
-        return replace(self, bias=None if self.bias is None else self.bias.detach(), **tensors)
+        tensors = {k.lstrip("_"): v.detach() for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return self._with(bias=None if self.bias is None else self.bias.detach(), **tensors)
 
     def select(self, rows: Tensor) -> "Capture":
         """The query rows with these indices [r]."""
-        return replace(
-            self,
+        return self._with(
             query=self.query[:, :, rows],
             bias=None if self.bias is None else self.bias.select(rows),
             mixed=None if self.mixed is None else self.mixed[:, :, rows],
             positions=rows if self.positions is None else self.positions[rows],
         )
+
+    def _with(self, **changes: Any) -> "Capture":
+        """The same with other fields; W^O is not asked for."""
+        return replace(self, **{"out": vars(self)["_out"], **changes})
 
 
 def _dense(bias: Any, shape: tuple[int, int, int, int]) -> DenseBias:

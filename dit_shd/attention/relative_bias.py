@@ -144,18 +144,18 @@ class _Runs(BiasGradient):
         self.window, self.spare = bias.window, table.shape[0] - (2 * bias.window - 1) ** 2
         wide = torch.promote_types(table.dtype, torch.float32)
         shape = (samples, table.shape[1], bias.window, (2 * bias.window - 1) * bias.window)
-        self.lines = torch.zeros(shape, dtype=wide, device=table.device)
+        self.collected = torch.zeros(shape, dtype=wide, device=table.device)
 
     def add(self, d_scores: Tensor, samples: slice, heads: Heads, rows: slice) -> None:
-        if len(self.lines) == 1:
+        if len(self.collected) == 1:
             samples, d_scores = slice(0, 1), d_scores.sum(0, keepdim=True) if len(d_scores) > 1 else d_scores
         for part, x, run in runs(rows, self.window):
-            self.lines[samples, heads, x, run] += d_scores[:, :, part]
+            self.collected[samples, heads, x, run] += d_scores[:, :, part]
 
     def total(self) -> tuple[Tensor, ...]:
         w, side = self.window, 2 * self.window - 1
-        b, h = self.lines.shape[:2]
-        lines = self.lines.view(b, h, w, side, w)
+        b, h = self.collected.shape[:2]
+        lines = self.collected.view(b, h, w, side, w)
         flipped = lines.new_zeros(b, h, side, side)
         for x in range(w):
             flipped[..., w - 1 - x : 2 * w - 1 - x] += lines[:, :, x]
@@ -170,15 +170,15 @@ class _Entries(BiasGradient):
         (table,) = bias.leaves
         self.bias = bias
         wide = torch.promote_types(table.dtype, torch.float32)
-        self.table = torch.zeros(samples, table.shape[1], table.shape[0], dtype=wide, device=table.device)
+        self.collected = torch.zeros(samples, table.shape[1], table.shape[0], dtype=wide, device=table.device)
 
     def add(self, d_scores: Tensor, samples: slice, heads: Heads, rows: slice) -> None:
         index = self.bias.samples(samples)._index(rows).flatten(1).long()  # [b or 1, r*m]; int32 is slow in index_add_
-        k, size = d_scores.shape[1], self.table.shape[2]
-        for i, grads in enumerate(d_scores.flatten(2).to(self.table.dtype)):
+        k, size = d_scores.shape[1], self.collected.shape[2]
+        for i, grads in enumerate(d_scores.flatten(2).to(self.collected.dtype)):
             places = index[i if len(index) > 1 else 0]
-            collected = self.table.new_zeros(k, size).index_add_(1, places, grads)
-            self.table[samples.start + i if len(self.table) > 1 else 0, heads] += collected
+            collected = self.collected.new_zeros(k, size).index_add_(1, places, grads)
+            self.collected[samples.start + i if len(self.collected) > 1 else 0, heads] += collected
 
     def total(self) -> tuple[Tensor, ...]:
-        return (self.table.transpose(1, 2),)
+        return (self.collected.transpose(1, 2),)

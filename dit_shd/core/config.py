@@ -1,29 +1,33 @@
 """Configs: frozen dataclasses, filled strictly from YAML and `key=value`, saved resolved.
 
-A default lives in the dataclass (or in a plug-in's `__init__`) and nowhere else. An unknown key names the nearest
-known one; values are cast by the annotated type, since YAML reads `1e-4` as text.
+A default lives in the dataclass (or in a plug-in's `__init__`) and nowhere else. The error for an unknown key names
+the nearest known one; values are cast to the annotated type, since YAML reads `1e-4` as text.
 """
 
 import dataclasses
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union
+from typing import Annotated, Any, Literal, Protocol, TypeVar, Union, runtime_checkable
 
 from dit_shd.core.errors import UserError, describe, one_line, unknown, wrong
 from dit_shd.core.places import PLACE, expanded
 
 T = TypeVar("T")
+REQUIRED: Any = dataclasses.MISSING
+"""The default of an option that has none: a value must be given."""
 
 
-def option(default: Any, doc: str, range: tuple[float, float] | None = None, resumable: bool = False) -> Any:
+def option(default: T, doc: str, range: tuple[float, float] | None = None, resumable: bool = False) -> T:
     """A config field.
 
     Args:
-        doc: its help text. range: smallest and largest number; an empty value is left alone.
-        resumable: whether it may differ when what the config began is resumed.
+        default: its value where none is given; REQUIRED for none.
+        doc: its help text.
+        range: smallest and largest number; None as a value is always allowed.
+        resumable: whether a resumed run may change it.
     """
     metadata = {"doc": doc, "range": range, "resumable": resumable}
     if isinstance(default, (list, dict)) or dataclasses.is_dataclass(default):
@@ -32,15 +36,19 @@ def option(default: Any, doc: str, range: tuple[float, float] | None = None, res
 
 
 def resumable_keys(cls: type) -> tuple[str, ...]:
-    """The keys of a config dataclass that may differ when what it began is resumed."""
+    """The keys of a config dataclass that a resumed run may change."""
     return tuple(f.name for f in dataclasses.fields(cls) if f.metadata.get("resumable"))
 
 
 def check_ranges(config: object, where: str = "") -> None:
-    """Every number of a config in its range, however it was made.
+    """Check that every number of a config is in its range.
+
+    Args:
+        config: the dataclass, however it was made.
+        where: prefix of the keys in errors.
 
     Raises:
-        UserError: naming the key, the range and what was found.
+        UserError: naming the key, the range and the value.
     """
     for f in dataclasses.fields(config):  # type: ignore[arg-type]
         value, name = getattr(config, f.name), f"{where}{f.name}"
@@ -54,12 +62,16 @@ def check_ranges(config: object, where: str = "") -> None:
                 raise UserError(f"{name}: wanted a number from {bounds[0]} to {bounds[1]:g}, found {number}")
 
 
-def make(cls: type[T], values: Any, where: str = "config") -> T:
-    """Fill the dataclass `cls` from a mapping, strictly."""
+def make(cls: type[T], values: object, where: str = "config") -> T:
+    """Fill the dataclass `cls` from a mapping, strictly.
+
+    Raises:
+        UserError: an unknown or missing key, or a value of another type.
+    """
     if not isinstance(values, dict):
         raise UserError(f"{where}: wanted keys and values, found {describe(values)}")
-    if hasattr(cls, "migrated"):  # keys that have moved
-        values = cls.migrated(values)  # type: ignore[attr-defined]
+    migrated: Callable[[dict[str, Any]], dict[str, Any]] = getattr(cls, "migrated", dict)  # keys that have moved
+    values = migrated(values)
     hints = typing.get_type_hints(cls, include_extras=True)
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in values:
@@ -72,20 +84,30 @@ def make(cls: type[T], values: Any, where: str = "config") -> T:
 
 
 def checked(config: T, where: str = "config") -> T:
-    """A config that somebody filled by hand, its values cast as `make` does."""
+    """A config that was constructed directly, its values cast as `make` casts them."""
     hints = typing.get_type_hints(type(config), include_extras=True)
     values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}  # type: ignore[arg-type]
     return type(config)(**{key: cast(hints[key], value, f"{where}.{key}") for key, value in values.items()})
 
 
-def cast(hint: Any, value: Any, where: str) -> Any:
-    """Turn a YAML value into the annotated type, or raise a UserError that says what was wanted and found."""
+def cast(hint: Any, value: object, where: str) -> Any:
+    """Turn a YAML value into the annotated type.
+
+    Args:
+        hint: the annotation.
+        value: as YAML gives it.
+        where: the key, for the error.
+
+    Raises:
+        UserError: what was wanted and found.
+    """
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
     if origin is Annotated:
-        place = PLACE in args[1:] and isinstance(value, (str, Path))
-        return expanded(value, where) if place else cast(args[0], value, where)
+        if PLACE in args[1:] and isinstance(value, (str, Path)):
+            return expanded(value, where)
+        return cast(args[0], value, where)
     if origin in (Union, types.UnionType):
         if value is None and type(None) in args:
             return None
@@ -94,7 +116,7 @@ def cast(hint: Any, value: Any, where: str) -> Any:
             try:
                 return cast(candidate, value, where)
             except UserError as error:
-                if len(options) == 1 or _meant(candidate, value):
+                if len(options) == 1 or _has_outer_type(candidate, value):
                     raise error
         raise wrong(where, " or ".join(type_name(a) for a in options), value)
     if origin is Literal:
@@ -120,14 +142,14 @@ def cast(hint: Any, value: Any, where: str) -> Any:
     return _scalar(hint, value, where)
 
 
-def _meant(hint: Any, value: Any) -> bool:
-    """Whether a value is of the shape that one of several types has: what is wrong is inside of it."""
+def _has_outer_type(hint: Any, value: object) -> bool:
+    """Whether a value is a list, mapping or path as one of several types is: the error is then inside of it."""
     if isinstance(value, (str, Path)):
         return typing.get_origin(hint) is Annotated or hint is Path
     return isinstance(value, (dict, list)) and typing.get_origin(hint) is type(value)
 
 
-def _scalar(hint: Any, value: Any, where: str) -> Any:
+def _scalar(hint: Any, value: object, where: str) -> object:
     if hint is bool:
         if isinstance(value, bool):
             return value
@@ -150,7 +172,7 @@ def _scalar(hint: Any, value: Any, where: str) -> Any:
     raise wrong(where, type_name(hint), value)
 
 
-def _number(value: Any) -> float | None:
+def _number(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     try:
@@ -161,14 +183,22 @@ def _number(value: Any) -> float | None:
 
 
 def type_name(hint: Any) -> str:
+    """What errors call an annotation."""
     hint = Path if typing.get_origin(hint) is Annotated else hint
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
     return words.get(hint, getattr(hint, "__name__", str(hint)))
 
 
-def resolve(value: Any) -> Any:
-    """The plain YAML form of a config, every default written out; `make(cls, resolve(c)) == c`."""
-    if hasattr(value, "as_value"):
+@runtime_checkable
+class _HasValue(Protocol):
+    """Part of a config that is a value in YAML; its class has `from_value` for `cast`."""
+
+    def as_value(self) -> object: ...
+
+
+def resolve(value: object) -> Any:
+    """Plain values of a config for YAML, every default written out; `make` reads them as the same config."""
+    if isinstance(value, _HasValue):
         return resolve(value.as_value())
     if dataclasses.is_dataclass(value):
         return {f.name: resolve(getattr(value, f.name)) for f in dataclasses.fields(value)}

@@ -1,22 +1,23 @@
-"""The keys of a config, read from its source without importing it: help must not wait for torch.
+"""The keys of a config, read from its source without importing it, so that help does not import torch.
 
 A config is a dataclass whose fields are `key: type = option(default, "meaning", ...)`; defaults and meanings may use
 constants of the same file. tests/cli/test_specification.py compares what is read here with the classes themselves.
 """
 
 import ast
-from dataclasses import MISSING
 from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
 
+from dit_shd.core.config import REQUIRED
+
 ROOT = Path(__file__).resolve().parents[2]
-"""What `dit_shd` is in."""
+"""The folder that holds the package dit_shd."""
 
 
 def source_file(module: str) -> Path:
-    """The file of one of our modules."""
+    """The file of a module of dit_shd."""
     path = ROOT.joinpath(*module.split("."))
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
@@ -30,6 +31,7 @@ def imported_from(tree: ast.Module, name: str, module: str) -> str:
 
 
 def parse(module: str) -> ast.Module:
+    """The syntax tree of a module of dit_shd."""
     return ast.parse(source_file(module).read_text(encoding="utf-8"))
 
 
@@ -54,7 +56,7 @@ def explain_source(module: str, name: str, indent: str = "  ") -> str:
             lines.append(explain_source(imported_from(tree, nested, module), nested, indent + "  "))
             continue
         default = _value(call.args[0], known)
-        shown = "needed" if default is MISSING else yaml.safe_dump(default, default_flow_style=True).splitlines()[0]
+        shown = "needed" if default is REQUIRED else yaml.safe_dump(default, default_flow_style=True).splitlines()[0]
         lines.append(f"{indent}{key}={shown}  {doc}".rstrip())
     return "\n".join(lines)
 
@@ -64,7 +66,7 @@ def _is_option(node: ast.expr | None) -> bool:
 
 
 def _nested(node: ast.expr, tree: ast.Module) -> str | None:
-    """The name of the config class of ours whose object without arguments a default is."""
+    """The name of the config class of dit_shd that a default constructs without arguments."""
     if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)) or node.args or node.keywords:
         return None
     name = node.func.id
@@ -73,9 +75,9 @@ def _nested(node: ast.expr, tree: ast.Module) -> str | None:
 
 
 def _constants(tree: ast.Module) -> dict[str, Any]:
-    """The constants of a file whose values can be read, and those of ours that it imports."""
+    """The constants of a file whose values can be evaluated, and those that it imports from dit_shd."""
     known: dict[str, Any] = {
-        "MISSING": MISSING,
+        "REQUIRED": REQUIRED,
         "Path": lambda path="": str(PurePath(path)),
         "Plugin": lambda name, options=None: {"name": name, **(options or {})},
         "map": map,
@@ -90,11 +92,11 @@ def _constants(tree: ast.Module) -> dict[str, Any]:
             if len(targets) == 1 and isinstance(targets[0], ast.Name):
                 try:
                     known[targets[0].id] = _value(node.value, known)
-                except Exception:  # no constant: something that a run makes
+                except Exception:  # its value is known at run time only
                     continue
     return known
 
 
 def _value(node: ast.expr, known: dict[str, Any]) -> Any:
-    """The value of an expression of our own source over constants."""
+    """The value of an expression over constants, in source of dit_shd."""
     return eval(compile(ast.Expression(node), "source", "eval"), {"__builtins__": {}, **known})

@@ -1,4 +1,4 @@
-"""Several processes: what the main one does for all, and how they end."""
+"""Several processes: joining their group, work of the main process for all, and leaving the group."""
 
 import os
 import sys
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def leave_group() -> None:
-    """End the process group of a launcher; gloo's threads, left to the interpreter's exit, abort it now and then."""
+    """Destroy a gloo process group before the interpreter exits; its threads would abort the exit now and then."""
     torch: Any = sys.modules.get("torch")
     group = None if torch is None or not torch.distributed.is_available() else torch.distributed
     if group is not None and group.is_initialized() and group.get_backend() == "gloo":
@@ -21,39 +21,40 @@ def leave_group() -> None:
 
 
 def is_first_process() -> bool:
-    """Whether this is the one that speaks, by what a launcher said."""
+    """Whether this process prints, by the launcher's RANK."""
     return os.environ.get("RANK", "0") == "0"
 
 
 T = TypeVar("T")
-TOLD = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""What a launcher tells its processes by the environment."""
+LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""Environment variables that a launcher sets for its processes."""
 
 
 @contextmanager
 def joining() -> Generator[None]:
-    """Where accelerate first looks for other processes. A single one may be told less than several need to be.
+    """The block in which accelerate joins the process group; a single process is given the variables that it lacks.
 
     Raises:
-        UserError: what the environment tells is not enough to find the others.
+        UserError: the environment does not suffice to form the group.
     """
-    told = {name: os.environ[name] for name in TOLD if name in os.environ}
-    if told and told.get("WORLD_SIZE", "1") == "1" and not told.get("MASTER_ADDR"):  # a shell or scheduler left some
+    variables = {name: os.environ[name] for name in LAUNCHER_VARIABLES if name in os.environ}
+    single = variables.get("WORLD_SIZE", "1") == "1" and not variables.get("MASTER_ADDR")
+    if variables and single:  # a shell or scheduler set some of them
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     try:
         yield
     except (ValueError, RuntimeError) as error:
-        if not told or isinstance(error, UserError):
+        if not variables or isinstance(error, UserError):
             raise
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"the environment is a launcher's ({', '.join(f'{k}={v}' for k, v in told.items())}), but no group of "
+            f"the environment is a launcher's ({', '.join(f'{k}={v}' for k, v in variables.items())}), but no group of "
             f"processes comes of it ({reason}); start by torchrun or accelerate launch, or unset these variables"
         ) from error
 
 
 def joined() -> "PartialState":
-    """Who the processes are that do this together; one, where no launcher says otherwise."""
+    """The state of the process group; of this process alone where no launcher started it."""
     import torch
     from accelerate import PartialState
 
@@ -62,27 +63,31 @@ def joined() -> "PartialState":
 
 
 def run_on_main(act: Callable[[], T]) -> T:
-    """Call `act` in the main process alone; what it returns (plain data) is returned in every process.
+    """Call `act` in the main process only and return its result (plain data) in every process.
 
     Raises:
-        UserError: `act` did, or its disk failed: in every process, so that none waits for one that is gone.
+        UserError: in every process, so that none hangs, where `act` raised a UserError or an OSError.
     """
     from accelerate.utils import broadcast_object_list
 
-    told: list[Any] = [None, None]
+    outcome: list[Any] = [None, None]  # the result, the error
     if joined().is_main_process:
         try:
-            told[0] = act()
+            outcome[0] = act()
         except (UserError, OSError) as error:
-            told[1] = str(error)
-    broadcast_object_list(told)
-    if told[1] is not None:
-        raise UserError(told[1])
-    return told[0]
+            outcome[1] = str(error)
+    broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise UserError(outcome[1])
+    return outcome[0]
 
 
 def launched(processes: int) -> None:
-    """accelerate must work with as many processes as the launcher started, or each would do all the work."""
+    """Check that accelerate works with as many processes as the launcher started; else each would do all the work.
+
+    Raises:
+        UserError: the numbers differ.
+    """
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != processes:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Tensors that are slices of larger ones (DTensor), and the whole ones again."""
+"""Sharded tensors (DTensor): gathering them, and cutting full tensors alike."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,18 +7,19 @@ from torch import Tensor, nn
 
 
 def is_sharded(model: nn.Module) -> bool:
+    """Whether FSDP2 shards a model or a part of it."""
     from torch.distributed.fsdp import FSDPModule
 
     return any(isinstance(module, FSDPModule) for module in model.modules())
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """The tensor a slice is of; every process has to ask for it."""
+    """The full tensor of a sharded one, which is a collective call; a tensor that is not sharded as it is."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[attr-defined]
 
 
 def shard_like(tensor: Tensor, of: Tensor) -> Tensor:
-    """This process's slice of a whole tensor, cut as `of` is; the tensor itself where `of` is whole."""
+    """Shard a full tensor as `of` is sharded; the tensor itself where `of` is not."""
     if not hasattr(of, "full_tensor"):
         return tensor
     from torch.distributed.tensor import distribute_tensor
@@ -27,8 +28,8 @@ def shard_like(tensor: Tensor, of: Tensor) -> Tensor:
     return distribute_tensor(tensor.to(of.device), local.device_mesh, local.placements, src_data_rank=None)
 
 
-def gather_tree(value: Any) -> Any:
-    """Plain data with `whole` tensors in place of slices, on the CPU."""
+def gather_tree(value: Any) -> Any:  # noqa: ANN401 - any tree
+    """Nested lists and mappings with every tensor gathered, detached and on the CPU; a collective call."""
     if isinstance(value, Tensor):
         return full_tensor(value).detach().cpu()
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""What is running: the command line, versions, the machine."""
+"""Versions, machine and command line of this process, as recorded beside results."""
 
 import platform
 import shlex

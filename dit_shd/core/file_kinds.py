@@ -1,4 +1,4 @@
-"""What a file is by its contents: names are given by people, and an error helps only if it says what was found."""
+"""The kind of a file by its contents, for errors: a name's suffix may be wrong."""
 
 import zipfile
 from pathlib import Path
@@ -22,7 +22,7 @@ HEADS = (
 
 
 def file_kind(path: Path) -> str:
-    """What a file is, in words; one of the constants above where it is what we read."""
+    """The kind of a file, in words; one of the constants above for the kinds that dit_shd reads."""
     try:
         size = path.stat().st_size
         with path.open("rb") as stream:
@@ -35,9 +35,9 @@ def file_kind(path: Path) -> str:
         return SAFETENSORS
     if head[:4] == b"PK\x03\x04" or zipfile.is_zipfile(path):
         return _zip_kind(path)
-    named = next((words for start, words in HEADS if head.startswith(start)), None)
-    if named is not None:
-        return named
+    kind = next((words for start, words in HEADS if head.startswith(start)), None)
+    if kind is not None:
+        return kind
     if head[257:262] == b"ustar":
         return "a tar file (unpack it)"
     try:

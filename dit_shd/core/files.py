@@ -1,12 +1,13 @@
-"""Files that are whole or not there, and stay so when the power goes: write, fsync, rename, fsync of the folder."""
+"""Files that appear complete or not at all, also at a power cut: write, fsync, rename, fsync of the folder."""
 
 import errno
 import os
 import re
 import shutil
-from contextlib import suppress
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from safetensors import SafetensorError
 
@@ -14,12 +15,12 @@ from dit_shd.core.errors import UserError
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NO_SYNC = {errno.EINVAL, errno.EBADF, errno.ENOTSUP}
-"""What file systems answer that cannot sync a folder by itself."""
+"""Errors of file systems that cannot sync a folder."""
 REMEDY = "what is finished is kept, and the same command goes on from it"
 
 
 def sync(path: Path) -> None:
-    """Have a file's contents, or a folder's names, on the disk."""
+    """Flush a file's contents, or a folder's entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -30,25 +31,30 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_text(file: Path, text: str) -> None:
-    """Replace a file's text in one step.
+def write_text(file: Path, text: str, remedy: str = REMEDY) -> None:
+    """Replace a file's text atomically.
+
+    Args:
+        file: the file.
+        text: its new text.
+        remedy: what the error advises.
 
     Raises:
         UserError: it could not be written.
     """
-    with atomic_file(file) as stream:
+    with atomic_file(file, remedy) as stream:
         stream.write(text.encode(errors="backslashreplace"))  # names of files need not be UTF-8
 
 
 def remove(folder: Path) -> None:
-    """Remove a folder in one step: a kill leaves it whole, or under a name that mend() removes."""
+    """Remove a folder atomically: after a kill it is complete, or has a name that recover() removes."""
     part = folder.with_name(f".{folder.name}.part")
     os.replace(folder, part)
     shutil.rmtree(part)
 
 
 def recover(folder: Path) -> None:
-    """Undo what kills left half done in a folder that nobody else writes to: see atomic_folder and atomic_file."""
+    """Complete or undo what a killed atomic_folder or atomic_file left in a folder that no other process writes to."""
     for old in folder.glob(".*.old"):
         final = old.with_name(old.name[1 : -len(".old")])
         if not final.exists():
@@ -57,99 +63,77 @@ def recover(folder: Path) -> None:
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
-class atomic_folder:
-    """A folder that appears whole under its name when the block ends without an error, and not otherwise.
+@contextmanager
+def atomic_folder(final: Path) -> Generator[Path]:
+    """A folder that appears complete under its name when the block ends without an error, and not otherwise.
 
-    A kill between its two renames leaves the old folder under `.NAME.old`; the next one, or mend(), puts it back.
+    A kill between the two renames leaves the old folder as `.NAME.old`; the next atomic_folder, or recover(), restores
+    it.
+
+    Args:
+        final: its path; the block writes into the folder that it is given.
 
     Raises:
         UserError: it could not be written.
     """
-
-    def __init__(self, final: Path):
-        self.final, self.part = final, final.with_name(f".{final.name}.part")
-        self.old = final.with_name(f".{final.name}.old")
-
-    def __enter__(self) -> Path:
-        try:
-            if self.old.exists() and not self.final.exists():
-                os.replace(self.old, self.final)
-            for leftover in (self.part, self.old):
-                shutil.rmtree(leftover, ignore_errors=True)
-            self.part.mkdir(parents=True)
-        except OSError as error:
-            raise cannot_be_written(self.final, error) from error
-        return self.part
-
-    def __exit__(self, kind: Any, error: Any, _: Any) -> None:
-        try:
-            if error is None:
-                self._appear()
-                return
-        except OSError as late:
-            error = late
-        shutil.rmtree(self.part, ignore_errors=True)
-        if isinstance(error, (OSError, SafetensorError)):
-            raise cannot_be_written(self.final, error) from error
-
-    def _appear(self) -> None:
-        for path in [*self.part.rglob("*"), self.part]:
-            if path.is_file():
-                path.chmod(0o666 & ~_umask())  # safetensors writes for the owner only
-            sync(path)
-        if self.final.exists():
-            os.replace(self.final, self.old)
-        os.replace(self.part, self.final)
-        sync(self.final.parent)
-        shutil.rmtree(self.old, ignore_errors=True)
+    part, old = final.with_name(f".{final.name}.part"), final.with_name(f".{final.name}.old")
+    try:
+        if old.exists() and not final.exists():
+            os.replace(old, final)
+        for leftover in (part, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        part.mkdir(parents=True)
+        yield part
+        _publish(part, final, old)
+    except (OSError, SafetensorError) as error:
+        raise cannot_be_written(final, error) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
-class atomic_file:
+def _publish(part: Path, final: Path, old: Path) -> None:
+    for path in [*part.rglob("*"), part]:
+        if path.is_file():
+            path.chmod(0o666 & ~_umask())  # safetensors writes for the owner only
+        sync(path)
+    if final.exists():
+        os.replace(final, old)
+    os.replace(part, final)
+    sync(final.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def atomic_file(final: Path, remedy: str = REMEDY) -> Generator[IO[bytes]]:
     """A binary file that appears under its name, on disk, when the block ends without an error, and not otherwise.
 
     Args:
-        remedy: what to say where it cannot be written.
+        final: its path.
+        remedy: last part of the error where it cannot be written.
 
     Raises:
         UserError: it could not be written.
     """
-
-    def __init__(self, final: Path, remedy: str = REMEDY):
-        self.final, self.part = final, final.with_name(f".{final.name}.{os.getpid()}.part")
-        self.remedy = remedy
-
-    def __enter__(self) -> IO[bytes]:
-        try:
-            self.file = open(self.part, "wb")
-        except OSError as error:
-            raise cannot_be_written(self.final, error, self.remedy) from error
-        return self.file
-
-    def __exit__(self, kind: Any, error: Any, _: Any) -> None:
-        try:
-            if error is None:
-                self.file.flush()
-                os.fsync(self.file.fileno())
-                self.file.close()
-                os.replace(self.part, self.final)
-                sync(self.final.parent)
-                return
-        except OSError as late:
-            error = late
-        self._forget()
+    part = final.with_name(f".{final.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(part, final)
+        sync(final.parent)
+    except BaseException as error:
+        with suppress(OSError):
+            part.unlink()
         if isinstance(error, OSError):
-            raise cannot_be_written(self.final, error, self.remedy) from error
-
-    def _forget(self) -> None:
-        for leave in (self.file.close, self.part.unlink):
-            with suppress(OSError):  # what was buffered cannot be written either
-                leave()
+            raise cannot_be_written(final, error, remedy) from error
+        raise
 
 
 def cannot_be_written(final: Path, error: Exception, remedy: str = REMEDY) -> UserError:
     """The line for a failed write: OSError, or what safetensors makes of one."""
-    told = re.search(r"os error (\d+)", str(error))
-    number = error.errno if isinstance(error, OSError) else int(told[1]) if told else 0
+    match = re.search(r"os error (\d+)", str(error))
+    number = error.errno if isinstance(error, OSError) else int(match[1]) if match else 0
     words = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())[:150]
     reason = "the disk is full" if number in FULL else words
     return UserError(f"{final}: cannot be written: {reason}; {remedy}")

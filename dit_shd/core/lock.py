@@ -4,11 +4,11 @@
         ...
 
 The lock is the kernel's (flock) on a small file, so it ends with its process however that dies, kill -9 included. The
-file tells the holder's pid, host and start; it goes away on release, and what a kill leaves behind is taken over.
+file records the holder's pid, host and start time; release removes it, and the file of a killed holder is taken over.
 
 Network file systems: Linux's NFS, CephFS, GPFS and recent Lustre carry flock between hosts. Some mounts keep it to one
-host (NFS with local_lock, BeeGFS by default) or have none, so a lock that another host's process left is believed as
-long as that process gives a sign of life: holders touch the file every BEAT_SECONDS.
+host (NFS with local_lock, BeeGFS by default) or have none, so a lock file of another host counts as held as long as its
+holder touches it, every HEARTBEAT_SECONDS.
 """
 
 import errno
@@ -28,25 +28,26 @@ from weakref import WeakValueDictionary
 from dit_shd.core.distributed import run_on_main
 from dit_shd.core.errors import UserError
 
-BEAT_SECONDS = 20
-SILENT_SECONDS = 120
-"""A holder on another host that has not been heard of for so long is dead."""
+HEARTBEAT_SECONDS = 20
+TIMEOUT_SECONDS = 120
+"""A holder on another host whose last heartbeat is older is dead."""
 
 _NO_FLOCK = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 _log = logging.getLogger("dit_shd")
 
 
 class Lock:
-    """Held from its making until release(), the end of the block, or the end of the process.
+    """A lock that is held from its construction until release(), the end of the block, or the end of the process.
 
-    A process that holds it may take it again, as a notebook does that begins anew. Only the main process of a launch
-    takes it.
+    A process may hold it more than once (a notebook cell that is run again). Only the main process of a launch takes
+    it.
 
     Args:
-        file: in a folder that exists, or is made now. what: the command, for the one who is refused.
+        file: the lock file; its folder is made if need be.
+        what: the command that holds it, for the error of the next one.
 
     Raises:
-        UserError: another process holds it; says which, and what to do.
+        UserError: another process holds it: which one, and what to do.
     """
 
     def __init__(self, file: Path, what: str):
@@ -57,7 +58,7 @@ class Lock:
         self._held.holders += 1
 
     def release(self) -> None:
-        """Let go; once is enough."""
+        """Release the lock; calling it again does nothing."""
         held, self._held = self._held, None
         if held is not None:
             held.holders -= 1
@@ -96,7 +97,7 @@ class _Held:
         self.over.set()
         _mine.pop(self.path, None)
         if _is_at(self.fd, self.path):
-            self.path.unlink()  # while it is still held: whoever waits for this inode looks again
+            self.path.unlink()  # while it is still held: _take checks that the inode it locked is still at the path
         os.close(self.fd)
 
     def __del__(self) -> None:
@@ -109,10 +110,10 @@ _mine: "WeakValueDictionary[Path, _Held]" = WeakValueDictionary()
 
 @contextmanager
 def locked(file: Path, what: str) -> Generator[None]:
-    """A block that one launch at a time may be in: every process enters it, the main one holds the lock.
+    """A block that one launch at a time may run: every process enters it, the main one holds the lock.
 
     Raises:
-        UserError: another launch is in it; in every process.
+        UserError: another launch holds the lock; in every process.
     """
     locks: list[Lock] = []
     run_on_main(lambda: locks.append(Lock(file, what)))
@@ -132,7 +133,11 @@ def _opened(path: Path) -> int:
 
 
 def _take(fd: int, path: Path) -> None:
-    """Lock the file, or say who holds it."""
+    """Lock the file.
+
+    Raises:
+        UserError: another process holds it.
+    """
     import fcntl
 
     try:
@@ -144,15 +149,15 @@ def _take(fd: int, path: Path) -> None:
         if error.errno not in _NO_FLOCK:
             raise
         locked = False
-    if not _is_at(fd, path):  # released between our opening and locking it
+    if not _is_at(fd, path):  # released between opening and locking
         raise _refusal(path, {})
-    left = _read(fd)
-    if not left:
+    holder = _read(fd)
+    if not holder:
         return
-    here = left.get("host") == socket.gethostname()
-    if _lives(left) and not locked if here else _seconds_since_heartbeat(path) < SILENT_SECONDS:
-        raise _refusal(path, left)
-    _log.info("%s: pid %s on %s ended without a word; going on", path.parent, left.get("pid"), left.get("host"))
+    same_host = holder.get("host") == socket.gethostname()
+    if _is_alive(holder) and not locked if same_host else _seconds_since_heartbeat(path) < TIMEOUT_SECONDS:
+        raise _refusal(path, holder)
+    _log.info("%s: taken over from pid %s on %s, which is gone", path.parent, holder.get("pid"), holder.get("host"))
 
 
 def _refusal(path: Path, holder: dict[str, Any]) -> UserError:
@@ -166,17 +171,17 @@ def _refusal(path: Path, holder: dict[str, Any]) -> UserError:
     if holder["host"] == socket.gethostname():
         return UserError(f"{path.parent}: {words}; wait for it, or end it by: kill {holder['pid']}")
     return UserError(
-        f"{path.parent}: {words}; wait for it, or end it there. If it is gone, try again in {SILENT_SECONDS} "
+        f"{path.parent}: {words}; wait for it, or end it there. If it is gone, try again in {TIMEOUT_SECONDS} "
         f"seconds, or remove {path}"
     )
 
 
 def _read(fd: int) -> dict[str, Any]:
-    """What the file tells of its holder; nothing if it is empty or half written."""
+    """The holder that the file records; {} if it is empty or half written."""
     try:
-        found = json.loads(os.pread(fd, 4096, 0))
-        kinds = {"what": str, "pid": int, "host": str, "start": int, "since": float}
-        return found if all(isinstance(found[key], kind) for key, kind in kinds.items()) else {}
+        holder = json.loads(os.pread(fd, 4096, 0))
+        types = {"what": str, "pid": int, "host": str, "start": int, "since": float}
+        return holder if all(isinstance(holder[key], cls) for key, cls in types.items()) else {}
     except (ValueError, KeyError, TypeError):
         return {}
 
@@ -189,11 +194,11 @@ def _is_at(fd: int, path: Path) -> bool:
 
 
 def _myself() -> dict[str, Any]:
-    return {"pid": os.getpid(), "host": socket.gethostname(), "start": _start_of(os.getpid())}
+    return {"pid": os.getpid(), "host": socket.gethostname(), "start": _start_ticks(os.getpid())}
 
 
-def _start_of(pid: int) -> int:
-    """When a process began, in clock ticks since the boot: a pid that is given again has another. 0: not known."""
+def _start_ticks(pid: int) -> int:
+    """When a process began, in clock ticks since the boot, which tells a reused pid apart; 0: not known."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
         return int(text.rpartition(")")[2].split()[19])
@@ -201,25 +206,25 @@ def _start_of(pid: int) -> int:
         return 0
 
 
-def _lives(holder: dict[str, Any]) -> bool:
-    """Whether a process of this host is still the one that wrote this."""
+def _is_alive(holder: dict[str, Any]) -> bool:
+    """Whether a holder on this host still runs."""
     try:
         os.kill(holder["pid"], 0)
     except PermissionError:
         pass
     except (OSError, OverflowError):
         return False
-    return holder["start"] == _start_of(holder["pid"])
+    return holder["start"] == _start_ticks(holder["pid"])
 
 
 def _seconds_since_heartbeat(path: Path) -> float:
-    """Seconds since the last sign of life, by the file system's own clock."""
+    """Seconds since the last heartbeat, by the file system's own clock."""
     with tempfile.TemporaryFile(dir=path.parent) as now:
         return os.fstat(now.fileno()).st_mtime - path.stat().st_mtime
 
 
 def _heartbeat(path: Path, over: threading.Event) -> None:
-    while not over.wait(BEAT_SECONDS):
+    while not over.wait(HEARTBEAT_SECONDS):
         try:
             os.utime(path)
         except OSError:

@@ -1,8 +1,7 @@
-"""Where things are that a user names: a path here (`~` is the home folder), `asset:NAME`, or a name on the hub.
+"""Names of models, data and files: a path (`~` is the home folder), `asset:NAME`, or a name on the Hugging Face hub.
 
-The Hugging Face hub is asked only for what is named `hub:OWNER/NAME` (or `hub:OWNER/NAME@REVISION`), so that a path
-with a slip in it never becomes somebody else's model. Of a name of which nothing is here this module says at once
-what is here instead; it imports nothing heavy.
+The hub is asked only for names `hub:OWNER/NAME` (or `hub:OWNER/NAME@REVISION`), so that a mistyped path never becomes
+another person's model. The error for a path that does not exist names similar ones. This module imports nothing heavy.
 """
 
 import difflib
@@ -15,12 +14,12 @@ from pathlib import Path
 from threading import Thread
 from typing import Annotated, Any, Literal, TypeVar
 
-from dit_shd.core.errors import UserError
+from dit_shd.core.errors import UserError, error_line
 
 T = TypeVar("T")
 PLACE = "place"
 Place = Annotated[str, PLACE]
-"""The type of an option that takes the name of a place; a config expands it as it does a Path."""
+"""The type of an option that takes one of these names; a config expands `~` in it as in a Path."""
 Kind = Literal["model", "autoencoder", "images", "dataset of images"]
 WANTED: dict[Kind, str] = {
     "model": "a run folder, a diffusers folder, a checkpoint file or asset:NAME",
@@ -28,17 +27,17 @@ WANTED: dict[Kind, str] = {
     "images": "a folder of class folders, an npz, Parquet files or a saved Hugging Face dataset",
     "dataset of images": "an npz file, a folder of images, or a dataset such as digits:validation",
 }
-"""What may be here, by what is looked for."""
+"""What a local name may refer to."""
 ON_HUB: tuple[Kind, ...] = ("model", "autoencoder", "images")
-"""What may be on the hub."""
+"""Kinds that may be on the hub."""
 MODEL = f"{WANTED['model']}, or hub:OWNER/NAME"
 """For the help of options that take a model."""
 HUB = re.compile(r"hub:(?P<repository>(?P<owner>[\w-][\w.-]*/)?[\w-][\w.-]*)(@(?P<revision>[\w-][\w./-]*))?")
 SHOWN = 5
 LISTED = 10_000
-"""Names of a folder that are looked through for similar ones."""
+"""Names of a folder that are compared with a mistyped one."""
 ANSWER_SECONDS, IN_ALL_SECONDS = 5.0, 10.0
-"""How long the hub may take for an answer, and with all of its addresses tried."""
+"""Timeouts for one address of the hub, and for all of them."""
 
 
 @dataclass(frozen=True)
@@ -89,11 +88,11 @@ class HubName:
         """One of its files in the local cache; None where it is not there."""
         from huggingface_hub import try_to_load_from_cache
 
-        found = try_to_load_from_cache(self.repository, file, revision=self.revision, repo_type=self.kind)
-        return Path(found) if isinstance(found, str) else None
+        path = try_to_load_from_cache(self.repository, file, revision=self.revision, repo_type=self.kind)
+        return Path(path) if isinstance(path, str) else None
 
     def download(self, files: Sequence[str]) -> Path:
-        """The folder of the local cache with some of its files, which are fetched first.
+        """The folder of the local cache with some of its files, downloaded where they are missing.
 
         Raises:
             UserError: a download failed.
@@ -106,19 +105,19 @@ class HubName:
                 self.repository, revision=self.revision, repo_type=self.kind, allow_patterns=patterns
             )
         except Exception as error:
-            raise UserError(f"{self}: the download failed ({one_line(error)})") from error
+            raise UserError(f"{self}: the download failed ({error_line(error)})") from error
         return Path(str(folder))
 
     def file(self, name: str) -> Path | None:
-        """One of its files, from the local cache or the hub; None if it cannot be had."""
-        found = self.cached(name)
+        """One of its files, from the local cache or the hub; None where neither has it."""
+        path = self.cached(name)
         try:
-            return (self.download([name]) / name) if found is None and name in (self.files() or ()) else found
+            return (self.download([name]) / name) if path is None and name in (self.files() or ()) else path
         except UserError:
             return None
 
     def unreachable(self) -> UserError:
-        """What to say where `files` gave None, and the local cache has not what is wanted."""
+        """The error where `files` gave None and the local cache lacks a file."""
         from huggingface_hub import constants
 
         why = (
@@ -130,22 +129,24 @@ class HubName:
 
 
 def find(text: str | Path, kind: Kind, what: str = "") -> Path | HubName | Asset:
-    """What is meant by a name; a path is one of something that exists.
+    """What a name refers to: a path that exists, a repository of the hub, or an asset.
 
     Args:
+        text: the name.
+        kind: what it should be the name of.
         what: the option, for the error.
 
     Raises:
-        UserError: nothing is there, or no such name can be.
+        UserError: the path does not exist, or the name is malformed.
     """
     text, what = str(text), f"{what}: " if what else ""
     if kind == "model" and text.startswith("asset:"):
         return Asset(text.removeprefix("asset:"))
     if text.startswith("hub:") and kind in ON_HUB:
-        named = HUB.fullmatch(text)
-        if named is None or not (named["owner"] or kind == "images"):
+        match = HUB.fullmatch(text)
+        if match is None or not (match["owner"] or kind == "images"):
             raise UserError(f"{what}wanted hub:OWNER/NAME or hub:OWNER/NAME@REVISION, found '{text}'")
-        return HubName(named["repository"], named["revision"], "dataset" if kind == "images" else "model")
+        return HubName(match["repository"], match["revision"], "dataset" if kind == "images" else "model")
     path = Path(expanded(text))
     if not text or not os.path.exists(path):
         raise UserError(f"{what}{_missing(text, path, kind)}")
@@ -153,7 +154,7 @@ def find(text: str | Path, kind: Kind, what: str = "") -> Path | HubName | Asset
 
 
 def is_here(text: str, kind: Kind) -> bool:
-    """Whether a name is one of something on this machine."""
+    """Whether a name refers to something on this machine."""
     try:
         return not isinstance(find(text, kind), HubName)
     except UserError:
@@ -161,10 +162,14 @@ def is_here(text: str, kind: Kind) -> bool:
 
 
 def check_values(values: Mapping[str, Any], kinds: Mapping[str, tuple[Kind, str]]) -> None:
-    """Say what is not there before anything heavy is imported.
+    """Check names before anything heavy is imported.
 
     Args:
-        values: as a user gave them. kinds: by key what is wanted, and what the option is called.
+        values: of options, as a user gave them.
+        kinds: by key, the kind and the option's name in errors.
+
+    Raises:
+        UserError: a name refers to nothing.
     """
     for key, (kind, what) in kinds.items():
         if isinstance(values.get(key), str) and values[key]:
@@ -172,31 +177,31 @@ def check_values(values: Mapping[str, Any], kinds: Mapping[str, tuple[Kind, str]
 
 
 def _missing(text: str, path: Path, kind: Kind) -> str:
-    """The line for a path of which nothing is there."""
+    """The error text for a path that does not exist."""
     hub = ""
     if kind in ON_HUB:
         first, slash, last = text.partition("/")
-        a_name = HUB.fullmatch(f"hub:{text}") and slash and not os.path.exists(first)
-        hub = f"; what is on the Hugging Face hub is named hub:{f'{first}/{last}' if a_name else 'OWNER/NAME'}"
+        is_hub_name = HUB.fullmatch(f"hub:{text}") and slash and not os.path.exists(first)
+        hub = f"; what is on the Hugging Face hub is named hub:{f'{first}/{last}' if is_hub_name else 'OWNER/NAME'}"
     return f"wanted {WANTED[kind]}, found nothing at '{text}' ({instead(path)}){hub}"
 
 
 def instead(path: Path) -> str:
-    """What is near a path of which nothing is there: similar names in its folder, else the first ones."""
-    gone = path
-    while gone.parent != gone and not os.path.exists(gone.parent):
-        gone = gone.parent
-    folder = gone.parent
+    """For the error about a path that does not exist: similar names in its folder, else the first names there."""
+    missing = path
+    while missing.parent != missing and not os.path.exists(missing.parent):
+        missing = missing.parent
+    folder = missing.parent
     where = "here" if str(folder) == "." else f"in '{folder}'"
     try:
         with os.scandir(folder) as entries:
             names = sorted(entry.name for entry in islice(entries, LISTED) if not entry.name.startswith("."))
-    except OSError:  # a file, or not ours to look into
-        return f"'{folder}' is no folder that can be looked into"
-    near = difflib.get_close_matches(gone.name, names, SHOWN, 0.5)
+    except OSError:  # a file, or no permission
+        return f"'{folder}' is no folder that can be read"
+    near = difflib.get_close_matches(missing.name, names, SHOWN, 0.5)
     if not near:
         near = [*names[:SHOWN], *(["..."] if len(names) > SHOWN else [])]
-    lead = "" if gone == path else f"there is no '{gone.name}' {where}, "
+    lead = "" if missing == path else f"there is no '{missing.name}' {where}, "
     return f"{lead}{where} there is {', '.join(near)}" if near else f"{lead}{where} there is nothing"
 
 
@@ -204,52 +209,52 @@ def expanded(text: str | Path, what: str = "") -> str:
     """A path with the home folder in place of `~` or `~user`; `./~` is a name like any other.
 
     Args:
+        text: the path.
         what: the option, for the error.
 
     Raises:
-        UserError: nobody here has such a home, or the name is none that can be written down (it is not UTF-8).
+        UserError: there is no such user, or the name is not UTF-8.
     """
-    text = written(str(text), what)
+    text = check_utf8(str(text), what)
     if not text.startswith("~"):
         return text
-    found = os.path.expanduser(text)
-    if found.startswith("~"):
+    path = os.path.expanduser(text)
+    if path.startswith("~"):
         user = text.partition("/")[0]
         what = f"{what}: " if what else ""
         raise UserError(
             f"{what}wanted a path, found '{text}', and nobody here is called {user[1:]}; a folder is ./{user}"
         )
-    return found
+    return path
 
 
-def written(text: str, what: str = "") -> str:
-    """A text that can be written down: names that are not UTF-8 would break every record they come into.
+def check_utf8(text: str, what: str = "") -> str:
+    """The text; names that are not UTF-8 could not be recorded in JSON and YAML.
+
+    Args:
+        text: any, with surrogates for bytes that could not be decoded.
+        what: the option, for the error.
 
     Raises:
-        UserError: it cannot.
+        UserError: the text is not UTF-8.
     """
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        told = text.encode("utf-8", "backslashreplace").decode()
+        shown = text.encode("utf-8", "backslashreplace").decode()
         raise UserError(
-            f"{f'{what}: ' if what else ''}wanted text in UTF-8, found '{told}'; rename the file"
+            f"{f'{what}: ' if what else ''}wanted text in UTF-8, found '{shown}'; rename the file"
         ) from error
     return text
 
 
-def one_line(error: BaseException, most: int = 160) -> str:
-    """What an error says, in a line of limited length."""
-    return " ".join(str(error).split())[:most] or type(error).__name__
-
-
-def _within(seconds: float, do: Callable[[], T]) -> T:
-    """What `do` gives or raises, or TimeoutError; what hangs is left alone."""
+def _within(seconds: float, call: Callable[[], T]) -> T:
+    """Return or raise what `call` does, or raise TimeoutError; a call that hangs goes on in its thread."""
     done: list[Any] = []
 
     def work() -> None:
         try:
-            done.append((do(), None))
+            done.append((call(), None))
         except BaseException as error:
             done.append((None, error))
 

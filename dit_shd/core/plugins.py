@@ -1,7 +1,7 @@
-"""Plug-ins by name: a file of a plug-in folder is the plug-in called like the file, and there is no list to edit.
+"""Plug-ins by name: each module of a plug-in folder is a plug-in of the module's name; there is no list to edit.
 
-A name with a dot (`my_package.my_loss.MyLoss`) imports somebody's own class, but only from packages that the
-command line trusts (`--trust my_package`): configs come from strangers and must not import code by themselves.
+A name with a dot (`my_package.my_loss.MyLoss`) imports a class of another package, but only of those that the command
+line trusts (`--trust my_package`): a config from elsewhere must not import code by itself.
 """
 
 import difflib
@@ -27,14 +27,18 @@ def trust(package: str) -> None:
 
 @dataclass(frozen=True)
 class Plugin:
-    """A named plug-in and the keywords its class is called with: `{name: x, key: value, ...}` in YAML."""
+    """A plug-in's name and the keyword arguments of its class: `{name: x, key: value, ...}` in YAML."""
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def from_value(cls, value: Any, where: str) -> "Plugin":
-        """From YAML: a name, or {name: ..., key: value}."""
+    def from_value(cls, value: object, where: str) -> "Plugin":
+        """From YAML: a name, or {name: ..., key: value}.
+
+        Raises:
+            UserError: it is neither.
+        """
         if isinstance(value, cls):
             return value
         if isinstance(value, str):
@@ -44,7 +48,7 @@ class Plugin:
         return cls(value["name"], {k: v for k, v in value.items() if k != "name"})
 
     def as_value(self) -> dict[str, Any]:
-        """The plain form, as in YAML."""
+        """As plain values for YAML."""
         return {"name": self.name, **self.options}
 
 
@@ -52,22 +56,24 @@ class PluginFolder(Generic[Base]):
     """The plug-ins of one kind: the modules of a package, each with one subclass of `base`.
 
     Args:
-        package: whose modules they are. base: what each defines a subclass of. kind: what errors call them.
+        package: the folder's dotted name.
+        base: the class of which each module defines a subclass.
+        kind: what errors call these plug-ins.
     """
 
     def __init__(self, package: str, base: type[Base], kind: str):
         self.package, self.base, self.kind = package, base, kind
 
     def names(self) -> list[str]:
-        """The plug-ins that ship with dit_shd, by looking into the folder."""
-        found = importlib.import_module(self.package)
-        return sorted(m.name for m in pkgutil.iter_modules(found.__path__) if not m.name.startswith("_"))
+        """The plug-ins that ship with dit_shd: the modules of the folder."""
+        package = importlib.import_module(self.package)
+        return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
 
     def find(self, name: str) -> type[Base]:
         """The class of the plug-in called `name`.
 
         Raises:
-            UserError: no such file, or a dotted name of an untrusted package or of another kind.
+            UserError: there is no such module, or a dotted name is of an untrusted package or of another kind.
         """
         if "." in name and all(part.isidentifier() for part in name.split(".")):
             return self._foreign(name)
@@ -86,13 +92,17 @@ class PluginFolder(Generic[Base]):
         raise AssertionError(f"{module.__name__} defines no subclass of {self.base.__name__}")
 
     def build(self, plugin: Plugin, where: str = "") -> Base:
-        """Call the plug-in's class; unknown keys and wrong types are UserErrors naming `where.key`."""
+        """Construct a plug-in from its options.
+
+        Raises:
+            UserError: naming `where.key`, for an unknown or missing key or a value of another type.
+        """
         cls = self.find(plugin.name)
         factory: Callable[..., Base] = getattr(cls, "from_options", cls)
         return factory(**arguments((factory, cls), plugin.options, where or self.kind))
 
     def filled(self, plugin: Plugin, where: str = "") -> Plugin:
-        """The plug-in with every default written out, so that a saved config does not depend on them."""
+        """The plug-in with every default written out, so that a saved config does not depend on later defaults."""
         cls = self.find(plugin.name)
         factory: Callable[..., Base] = getattr(cls, "from_options", cls)
         given = arguments((factory, cls), plugin.options, where or self.kind)
@@ -101,7 +111,7 @@ class PluginFolder(Generic[Base]):
         return Plugin(plugin.name, {**defaults, **given})
 
     def _foreign(self, name: str) -> type[Base]:
-        package = name.split(".")[0]
+        package = name.partition(".")[0]
         if package not in _trusted:
             raise UserError(
                 f"{self.kind}: '{name}' would import code of '{package}'; if you trust it, add --trust {package} to "
@@ -118,7 +128,11 @@ class PluginFolder(Generic[Base]):
 
 
 def arguments(functions: Sequence[Callable[..., object]], values: dict[str, Any], where: str) -> dict[str, Any]:
-    """Check `values` against the signatures of `functions` together and cast them to the annotated types."""
+    """Cast values to the annotated types of the parameters of several functions together.
+
+    Raises:
+        UserError: naming `where.key`, for an unknown or missing key or a value of another type.
+    """
     by_name: dict[str, inspect.Parameter] = {}
     hints: dict[str, Any] = {}
     for function in functions:

@@ -1,4 +1,4 @@
-"""Working ahead: the next thing is made by a thread while the last one is used."""
+"""Prefetching: a thread makes the next item while the current one is used."""
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,9 +9,9 @@ T = TypeVar("T")
 
 
 def prefetch(make: Callable[[A], T], arguments: Iterable[A]) -> Iterator[T]:
-    """make(a) for every argument, in order; the next one is in the making while one is used.
+    """Yield make(a) for every argument, in order; a thread makes the next one while one is used.
 
-    What `make` raises is raised where its result would have come.
+    An exception of `make` is raised where its result would have been yielded.
     """
     with ThreadPoolExecutor(1) as pool:
         waiting: Future[T] | None = None

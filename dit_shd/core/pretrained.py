@@ -1,4 +1,4 @@
-"""Folders of diffusers models, here, on the hub and among our assets: where they are, and their weights read safely."""
+"""Folders of diffusers models, local, on the hub or among the assets: finding them and reading weights safely."""
 
 import json
 import logging
@@ -7,11 +7,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from dit_shd.core.errors import UserError
-from dit_shd.core.places import WANTED, HubName, find, one_line
+from dit_shd.core.errors import UserError, error_line
+from dit_shd.core.places import WANTED, HubName, find
 
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
+
+Model = TypeVar("Model", bound="ModelMixin")
 RECORD, COPY = "autoencoder.json", "vae"
 
 
@@ -24,26 +28,26 @@ def asset(name: str) -> Path:
     return known[name]
 
 
-PLACES = ("student", ".", "transformer")
-"""Where in a folder the model may be: of a run, of a model, of a pipeline."""
+SUBFOLDERS = ("student", ".", "transformer")
+"""Where the model is in the folder of a run, of a model, of a pipeline."""
 WEIGHTS = re.compile(
     r"diffusion_pytorch_model(-\d+-of-\d+)?(\.(?P<variant>\w+))?(-\d+-of-\d+)?\.(?P<kind>safetensors|bin)"
 )
-"""How diffusers names files of weights: parts of several, and a variant as fp16, may be told."""
+"""How diffusers names files of weights, with the number of a shard and a variant such as fp16."""
 
 _log = logging.getLogger("dit_shd")
 
 
 def model_folder(path: Path) -> Path | None:
-    """The diffusers folder in a run, a model's or a pipeline's folder; None where there is none."""
-    return next((path / place for place in PLACES if (path / place / "config.json").is_file()), None)
+    """The diffusers model in the folder of a run, a model or a pipeline; None where there is none."""
+    return next((path / inside for inside in SUBFOLDERS if (path / inside / "config.json").is_file()), None)
 
 
 def class_name(folder: Path) -> str:
     """The class that a folder's config.json names.
 
     Raises:
-        UserError: it is no diffusers model's.
+        UserError: it is not the config of a diffusers model.
     """
     try:
         name = json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"]
@@ -54,29 +58,32 @@ def class_name(folder: Path) -> str:
     return name
 
 
-def read_weights(cls: Any, folder: Path, variant: str | None = None) -> Any:
-    """A model of a diffusers class from its folder; nothing in the files is executed, and nothing asked of the hub.
+def read_weights(cls: type[Model], folder: Path, variant: str | None = None) -> Model:
+    """Read a model of a diffusers class from its folder, without executing anything in it or asking the hub.
 
     Args:
-        variant: which weights, where there are several (fp16); None: those without a variant, or the only one.
+        cls: a subclass of diffusers.ModelMixin.
+        folder: with config.json and the weights.
+        variant: of the weights, such as fp16; None for those without a variant, or for the only one.
 
     Raises:
-        UserError: no weights, several variants to choose from, or weights that do not fit config.json.
+        UserError: no weights, an ambiguous variant, or weights that do not fit config.json.
     """
     chosen = choose_weights((file.name for file in folder.iterdir()), str(folder), variant)
+    load: Any = cls.from_pretrained  # its annotation lacks the loading info
     try:  # weights that are no safetensors are read with weights_only by diffusers
-        model, told = cls.from_pretrained(
+        model, info = load(
             str(folder),
             variant=chosen.variant,
             use_safetensors=chosen.safe,
             output_loading_info=True,
             local_files_only=True,
         )
-    except Exception as error:  # a stranger's folder can be wrong in any way
+    except Exception as error:  # of several libraries, for a folder that may be wrong in any way
         raise UserError(f"{folder}: cannot be read as {cls.__name__}: {_reason(error)}") from error
     for wrong, words in (("missing_keys", "missing"), ("unexpected_keys", "unknown"), ("mismatched_keys", "misshapen")):
-        if told[wrong]:
-            count, first = len(told[wrong]), sorted(told[wrong])[0]
+        if info[wrong]:
+            count, first = len(info[wrong]), sorted(info[wrong])[0]
             raise UserError(f"{folder}: the weights do not fit config.json: {count} {words}, first {first}")
     if chosen.note:
         _log.info("%s: %s", folder, chosen.note)
@@ -84,8 +91,8 @@ def read_weights(cls: Any, folder: Path, variant: str | None = None) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """What is wrong with a folder, of the libraries' words those that help."""
-    text = one_line(error, 300)
+    """The helpful part of a library's error about a folder."""
+    text = error_line(error, 300)
     if text.startswith("Cannot load because "):
         misfit = text.removeprefix("Cannot load because ").partition(". If you want")[0]
         return f"the weights do not fit config.json: {misfit}"
@@ -98,33 +105,36 @@ def _reason(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class Chosen:
-    """Which of a folder's weights are read: their files, and how diffusers is told so."""
+    """The weights of a folder that are read: their files, and the arguments of diffusers for them."""
 
     files: list[str]
     variant: str | None
     safe: bool
-    """They are safetensors."""
+    """Whether they are safetensors."""
     note: str
-    """What a user should know of the choice."""
+    """About the choice, for the log; empty for none."""
 
 
 def choose_weights(names: Iterable[str], where: str, variant: str | None = None) -> Chosen:
-    """Of the names in a diffusers folder the weights to read: without a variant before the only one, safetensors
-    before PyTorch files.
+    """The weights to read in a diffusers folder.
+
+    Those without a variant come before the only variant, safetensors before PyTorch files.
 
     Args:
+        names: of the files in the folder.
+        where: the folder, for errors.
         variant: as in read_weights.
 
     Raises:
-        UserError: none, or several variants.
+        UserError: there are none, or several variants.
     """
-    found: dict[tuple[str, bool], list[str]] = {}
+    files: dict[tuple[str, bool], list[str]] = {}
     names = sorted(names)
     for name in names:
         match = WEIGHTS.fullmatch(name)
         if match:
-            found.setdefault((match["variant"] or "", match["kind"] == "safetensors"), []).append(name)
-    variants = sorted({key[0] for key in found})
+            files.setdefault((match["variant"] or "", match["kind"] == "safetensors"), []).append(name)
+    variants = sorted({key[0] for key in files})
     if not variants:
         others = ", ".join(
             name for name in names if name.endswith((".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".sft"))
@@ -134,43 +144,44 @@ def choose_weights(names: Iterable[str], where: str, variant: str | None = None)
         )
     wanted = variant or ("" if "" in variants or len(variants) > 1 else variants[0])
     if wanted not in variants:
-        files = [found[key][0] for key in sorted(found)]
+        first = files[min(files)][0]
         raise UserError(
-            f"{where}: holds weights of several variants ({', '.join(variants)}); name the file: {where}/{files[0]}"
+            f"{where}: holds weights of several variants ({', '.join(variants)}); name the file: {where}/{first}"
         )
-    safe = (wanted, True) in found
+    safe = (wanted, True) in files
     notes = [f"its only weights are of variant {wanted}, read as float32"] if wanted and variant is None else []
     notes += [] if safe else ["read from a PyTorch file (.bin), without running code"]
     index = [f"diffusion_pytorch_model.{'safetensors' if safe else 'bin'}.index{'.' + wanted if wanted else ''}.json"]
-    return Chosen([*found[(wanted, safe)], *index], wanted or None, safe, "; ".join(notes))
+    return Chosen([*files[(wanted, safe)], *index], wanted or None, safe, "; ".join(notes))
 
 
 def autoencoder_folder(source: str | Path) -> Path:
-    """The folder of an autoencoder that a user names: itself, a pipeline's, or of the hub.
+    """The local folder of an autoencoder: of the name's own folder, of a pipeline's, or of a repository of the hub.
 
     Raises:
         UserError: there is none.
     """
-    place = find(source, "autoencoder")
-    if isinstance(place, HubName):
-        return of_hub(place, (".", "vae"))
-    assert isinstance(place, Path)
-    folder = next((place / inside for inside in (".", "vae") if (place / inside / "config.json").is_file()), None)
+    path = find(source, "autoencoder")
+    if isinstance(path, HubName):
+        return of_hub(path, (".", "vae"))
+    assert isinstance(path, Path)
+    folder = next((path / inside for inside in (".", "vae") if (path / inside / "config.json").is_file()), None)
     if folder is None:
         raise UserError(f"'{source}': wanted {WANTED['autoencoder']}, found no config.json in it")
     return folder
 
 
-def of_hub(name: HubName, places: Sequence[str] = (".", "transformer")) -> Path:
-    """The local folder of a model of the hub, whose files are fetched first, or what of it is in the local cache.
+def of_hub(name: HubName, subfolders: Sequence[str] = (".", "transformer")) -> Path:
+    """The local folder of a model of the hub: downloaded, or where the hub cannot be reached, from the local cache.
 
     Args:
-        places: where in the repository it may be.
+        name: the repository.
+        subfolders: where in it the model may be.
 
     Raises:
-        UserError: no such repository, none with a model, or no network.
+        UserError: no such repository, no model in it, or neither network nor cache.
     """
-    configs = [f"{place}/config.json".removeprefix("./") for place in places]
+    configs = [f"{inside}/config.json".removeprefix("./") for inside in subfolders]
     files = name.files()
     if files is None:
         cached = next(filter(None, map(name.cached, configs)), None)

@@ -1,28 +1,34 @@
-"""Work in shards that can be stopped at any moment: the claim on a folder, what is missing, progress."""
+"""Work in shards that can be stopped at any moment: the folder's settings, the missing shards, progress."""
 
 import json
 import logging
 import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import atomic_file
 
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
 _log = logging.getLogger("dit_shd")
 
 
-def claim(folder: Path, told: dict[str, Any], maker: str, what: str) -> None:
-    """Make the folder of shards, or go on with the one that was made by the same settings.
+def claim(folder: Path, settings: dict[str, Any], maker: str, what: str) -> None:
+    """Make the folder of shards, or continue one that was made with the same settings.
 
     Args:
-        told: what makes the shards what they are. maker, what: the command and the things, for errors.
+        folder: for shards and settings.json.
+        settings: all that determines the shards' contents.
+        maker: the command, for errors.
+        what: the items in the shards, for errors.
 
     Raises:
         UserError: the folder holds shards of other settings, or cannot be made.
     """
-    check_same(folder, told, maker)
+    check_same(folder, settings, maker)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob(".*.part"):
@@ -31,21 +37,21 @@ def claim(folder: Path, told: dict[str, Any], maker: str, what: str) -> None:
         raise UserError(f"{folder}: cannot hold the shards of {what} ({error.strerror})") from error
     if not (folder / SETTINGS).exists():
         with atomic_file(folder / SETTINGS) as stream:
-            stream.write(json.dumps(told).encode())
+            stream.write(json.dumps(settings).encode())
 
 
-def check_same(folder: Path, told: dict[str, Any], maker: str, beside: Collection[str] = ()) -> None:
+def check_same(folder: Path, settings: dict[str, Any], maker: str, beside: Collection[str] = ()) -> None:
     """Refuse a folder that was not made by `maker` with the same settings; files named in `beside` do not count.
 
     Raises:
         UserError: naming the settings that differ.
     """
-    there = read_settings(folder)
-    if there is None:
+    existing = read_settings(folder)
+    if existing is None:
         if folder.exists() and (not folder.is_dir() or any(f.name not in beside for f in folder.iterdir())):
             raise UserError(f"{folder}: exists and was not made by {maker}; remove it or choose another out=")
         return
-    changed = sorted(k for k in told.keys() | there.keys() if told.get(k) != there.get(k))
+    changed = sorted(k for k in settings.keys() | existing.keys() if settings.get(k) != existing.get(k))
     if changed:
         raise UserError(
             f"{folder}: holds shards of other settings ({', '.join(changed)}); remove it or choose another out="
@@ -53,13 +59,18 @@ def check_same(folder: Path, told: dict[str, Any], maker: str, beside: Collectio
 
 
 def share_of_missing(
-    state: Any, pieces: Sequence[range], file_of: Callable[[range], Path], check: Callable[[Path, range], None]
+    state: "PartialState",
+    pieces: Sequence[range],
+    file_of: Callable[[range], Path],
+    check: Callable[[Path, range], None],
 ) -> list[range]:
-    """The pieces that this process is to do: its share of those that have no sound shard yet.
+    """This process's share of the pieces that have no valid shard yet.
 
     Args:
-        state: accelerate's PartialState; every process calls this with the same pieces.
-        check: raises a UserError for a damaged shard, which is told in a line and removed.
+        state: of the process group; every process calls this with the same pieces.
+        pieces: the items of each shard.
+        file_of: the shard's file.
+        check: raises a UserError for a damaged shard, which is logged and removed.
     """
     rank, world = state.process_index, state.num_processes
     for piece in pieces[rank::world]:
@@ -72,7 +83,7 @@ def share_of_missing(
             file.unlink()
     state.wait_for_everyone()
     missing = [piece for piece in pieces if not file_of(piece).exists()]
-    state.wait_for_everyone()  # nobody begins before everybody has looked
+    state.wait_for_everyone()  # no process begins before all have listed what is missing
     return missing[rank::world]
 
 
@@ -80,7 +91,10 @@ class Progress:
     """A bar of the images of all processes, with images per second and the time left.
 
     Args:
-        total: images in all. finished: counts those in finished shards. shown: in this process.
+        desc: text before the bar.
+        total: number of images in all.
+        finished: counts the images in finished shards.
+        shown: whether this process shows the bar.
     """
 
     def __init__(self, desc: str, total: int, finished: Callable[[], int], shown: bool):
@@ -100,12 +114,12 @@ class Progress:
         )
 
     def step(self, share: float) -> None:
-        """Work of this process worth so many images (or parts of one) is done."""
+        """Count work of this process: a number of images, or a fraction of one."""
         self.share += share
         self._show()
 
     def shard(self) -> None:
-        """A shard of this process is on disk."""
+        """Count a shard of this process that is on disk."""
         self.share = 0.0
         if not self.bar.disable:
             self.finished = self._count()
@@ -123,11 +137,11 @@ class Progress:
 
 
 SETTINGS = "settings.json"
-"""In the folder of shards: what makes the images what they are."""
+"""File in the folder of shards: all that determines their contents."""
 
 
 def read_settings(folder: Path) -> dict[str, Any] | None:
-    """What the folder's shards were made by; None where it is no folder of shards."""
+    """The settings that a folder's shards were made with; None where it is no folder of shards."""
     file = folder / SETTINGS
     if not file.is_file():
         return None

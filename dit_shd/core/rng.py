@@ -1,7 +1,7 @@
 """Every random draw is a pure function of (seed, purpose, step, index).
 
-There is no generator state to save: resuming, another number of processes, or replaying one batch draw the same
-numbers again. Philox is counter-based (Salmon et al., SC 2011), so each tuple names its own independent stream.
+There is no generator state to save: a resumed run, another number of processes and the replay of one batch draw the
+same numbers again. Philox is counter-based (Salmon et al., SC 2011), so each tuple has an independent stream.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 def stream(seed: int, purpose: str, step: int = 0, index: int = 0) -> np.random.Generator:
-    """The stream of numbers that belongs to one (seed, purpose, step, index)."""
+    """The random stream of one (seed, purpose, step, index)."""
     return np.random.Generator(np.random.Philox(key=_key(seed, purpose), counter=[0, 0, step, index]))
 
 
@@ -40,19 +40,19 @@ def uniform(seed: int, purpose: str, step: int, indices: Sequence[int], shape: S
 
 
 def permutation(seed: int, purpose: str, epoch: int, count: int) -> np.ndarray:
-    """The order of `count` things in one epoch."""
+    """The order of `count` items in one epoch."""
     return stream(seed, purpose, epoch).permutation(count)
 
 
 @dataclass(frozen=True)
 class Draws:
-    """The random numbers of some positions (0 .. batch_size-1) of one step's global batch."""
+    """Random draws for some positions (0 .. batch_size-1) of one step's global batch."""
 
     seed: int
     step: int
     positions: Sequence[int]
     batch_size: int
-    """Of the whole step, over all processes."""
+    """Samples in the step, over all processes."""
 
     def normal(self, purpose: str, shape: Sequence[int]) -> Tensor:
         """Standard normal noise [b, *shape] in float32."""
@@ -67,7 +67,7 @@ class Draws:
         return float(stream(self.seed, purpose, self.step).random())
 
     def indices(self, count: int) -> np.ndarray:
-        """Which of `count` samples: every epoch visits each once, in its own order, across step boundaries."""
+        """Indices of samples out of `count`: an epoch visits each once, in an order of its own, across steps."""
         seen = self.step * self.batch_size + np.asarray(self.positions)
         return np.array([_order(self.seed, int(p) // count, count)[p % count] for p in seen])
 

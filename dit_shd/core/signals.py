@@ -1,4 +1,4 @@
-"""Stopping in good order: a signal asks, the step is finished and saved, and all processes leave after the same."""
+"""Graceful stops: at a signal, all processes finish the same step, save it and end."""
 
 import os
 import signal
@@ -11,11 +11,11 @@ from types import FrameType
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 """Ctrl-C, the end of a job, and what SLURM sends before it (--signal=USR1@90)."""
 ECHO_SECONDS = 2.0
-"""One Ctrl-C in a terminal reaches a process twice under a launcher, from the terminal and from the launcher."""
+"""Under a launcher one Ctrl-C reaches a process twice, from the terminal and from the launcher, within this time."""
 
 
 class Stopped(Exception):
-    """A run has been stopped by a signal, and saved: what to tell the user, and the exit code 128 + signal."""
+    """A run was stopped by a signal, and saved: the message for the user, and the exit code 128 + signal."""
 
     def __init__(self, number: int, words: str):
         super().__init__(words)
@@ -23,7 +23,7 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """Whether somebody has asked to stop.
+    """Whether a signal or a caller has requested to stop.
 
     stop = StopRequest()
     with stop.listening():
@@ -32,33 +32,33 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal = 0
-        """What asked this process; 0 for nothing."""
+        """The signal that this process received; 0 for none."""
         self.due = False
-        """All processes have agreed to stop."""
-        self._asked_at = 0.0
+        """Whether all processes have agreed to stop."""
+        self._requested_at = 0.0
 
     def request(self, number: int = signal.SIGTERM) -> None:
-        """Stop after this step."""
+        """Request a stop after this step."""
         if not self.signal:
-            self.signal, self._asked_at = int(number), time.monotonic()
+            self.signal, self._requested_at = int(number), time.monotonic()
 
     def agreed(self) -> bool:
-        """Whether any process has been asked: the same answer in all, at the cost of gathering one number."""
+        """Whether any process has a request: the same answer in all processes, which gathers one number."""
         import torch
         from accelerate import PartialState
         from accelerate.utils import gather
 
-        found, state = self.signal, PartialState()
+        number, state = self.signal, PartialState()
         if state.num_processes > 1:
-            found = int(gather(torch.tensor([found], device=state.device)).max())  # type: ignore[union-attr]
-        if found:
-            self.request(found)
-        self.due = bool(found)
+            number = int(gather(torch.tensor([number], device=state.device)).max())  # type: ignore[union-attr]
+        if number:
+            self.request(number)
+        self.due = bool(number)
         return self.due
 
     @contextmanager
     def listening(self) -> Generator["StopRequest"]:
-        """Take the signals, and give them back at the end. A second Ctrl-C is a KeyboardInterrupt at once."""
+        """Handle SIGNALS in the block, and restore their handlers. A second Ctrl-C is a KeyboardInterrupt at once."""
         before = {number: signal.signal(number, self._handle_signal) for number in SIGNALS}
         try:
             yield self
@@ -70,14 +70,14 @@ class StopRequest:
         if not self.signal:
             self.request(number)
             again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
-            if int(os.environ.get("RANK", "0")) == 0:  # not print: it may be printing that was interrupted
+            if int(os.environ.get("RANK", "0")) == 0:  # not print: the signal may have interrupted a print
                 os.write(2, f"\n{signal.Signals(number).name}: finishing this step, then saving{again}\n".encode())
-        elif number == signal.SIGINT and time.monotonic() - self._asked_at > ECHO_SECONDS:
+        elif number == signal.SIGINT and time.monotonic() - self._requested_at > ECHO_SECONDS:
             raise KeyboardInterrupt
 
 
 def importing(frame: FrameType | None) -> bool:
-    """Whether a module is being imported: it may take an exception for its own, and C++ may end the process for one."""
+    """Whether a module is being imported, where an exception may be swallowed, or end the process in C++."""
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib."):
             return True
@@ -86,8 +86,8 @@ def importing(frame: FrameType | None) -> bool:
 
 
 def leave(number: int) -> None:
-    """End the process for a signal, without unwinding what was going on: as little is left behind as by a kill."""
-    with suppress(Exception):  # it may be printing that was interrupted
+    """End the process for a signal at once, without unwinding the stack, as a kill does."""
+    with suppress(Exception):  # the signal may have interrupted a print
         sys.stdout.flush()
     if int(os.environ.get("RANK", "0")) == 0:
         os.write(2, b"\ninterrupted\n")
@@ -96,14 +96,14 @@ def leave(number: int) -> None:
 
 @contextmanager
 def interruptible() -> Generator[None]:
-    """Ctrl-C is a KeyboardInterrupt in the block; in an import it ends the process, with code 130 and a line."""
+    """Make Ctrl-C a KeyboardInterrupt in the block; during an import it ends the process with code 130 and a line."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         if importing(frame):
             leave(number)
         raise KeyboardInterrupt
 
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # somebody has other wishes
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # another handler is installed
         yield
         return
     with handling(signal.SIGINT, interrupt):
@@ -112,7 +112,7 @@ def interruptible() -> Generator[None]:
 
 @contextmanager
 def terminable() -> Generator[None]:
-    """SIGTERM ends the block as Ctrl-C does, by an exception, so that locks are released and a line is said."""
+    """Make SIGTERM end the block by an exception, as Ctrl-C does, so that locks are released and a line is printed."""
 
     def end(number: int, frame: FrameType | None) -> None:
         if importing(frame):
@@ -125,7 +125,7 @@ def terminable() -> Generator[None]:
 
 @contextmanager
 def handling(number: int, handler: Callable[[int, FrameType | None], None]) -> Generator[None]:
-    """A signal handler for a while; none where this is not the main thread."""
+    """Install a signal handler for the block; does nothing outside of the main thread."""
     try:
         before = signal.signal(number, handler)
     except ValueError:

@@ -9,20 +9,24 @@ import yaml
 
 from dit_shd.core.config import resolve
 from dit_shd.core.errors import UserError, describe, wrong
-from dit_shd.core.places import expanded, instead, written
+from dit_shd.core.places import check_utf8, expanded, instead
 
 
 class _Loader(yaml.SafeLoader):
     """Safe YAML without aliases, which can make a small file huge."""
 
-    def compose_node(self, parent: Any, index: Any) -> Any:
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not taken")
+            raise yaml.YAMLError("aliases (*name) are not allowed")
         return super().compose_node(parent, index)
 
 
 def parse_yaml(text: str) -> Any:
-    """YAML as plain values; yaml.YAMLError whatever is wrong with it."""
+    """YAML as plain values.
+
+    Raises:
+        yaml.YAMLError: whatever is wrong with it.
+    """
     try:
         return yaml.load(text, _Loader)
     except RecursionError as error:
@@ -32,9 +36,12 @@ def parse_yaml(text: str) -> Any:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file of keys and values, read safely; `base: NAME`, a file beside it, gives the keys it does not give.
+    """Read a YAML file of keys and values; `base: NAME`, a file beside it, has the keys that it lacks.
 
-    A key is taken whole from one file or the other: lists and plug-ins are never mixed.
+    The value of a key is of one file or the other: lists and plug-ins are never merged.
+
+    Raises:
+        UserError: no such file, or not valid YAML.
     """
     path = Path(expanded(path))
     values, seen = _read_yaml(path), [path.name]
@@ -51,8 +58,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        found = "a folder" if path.is_dir() else f"nothing; {instead(path)}"
-        raise UserError(f"{path}: wanted a config file (YAML), found {found}")
+        actual = "a folder" if path.is_dir() else f"nothing; {instead(path)}"
+        raise UserError(f"{path}: wanted a config file (YAML), found {actual}")
     try:
         values = parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -70,13 +77,17 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def override(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
-    """Apply `a.b=value` assignments (values are YAML; `losses.0.weight=2` reaches into lists) to a copy."""
+    """A copy of `values` with `a.b=value` assignments applied; values are YAML, `losses.0.weight=2` indexes a list.
+
+    Raises:
+        UserError: no assignment, not valid YAML, or a key of something that has none.
+    """
     result = copy.deepcopy(values)
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals or not key:
             raise UserError(f"'{assignment}': wanted key=value")
-        written(text, key)
+        check_utf8(text, key)
         try:
             value = parse_yaml(text)
         except yaml.YAMLError as error:
@@ -113,6 +124,6 @@ def _position(node: list[Any], part: str, where: str) -> int:
     return int(part)
 
 
-def dump(value: Any) -> str:
-    """The resolved config as YAML text."""
+def dump(value: object) -> str:
+    """A resolved config as YAML text."""
     return yaml.safe_dump(resolve(value), sort_keys=False, allow_unicode=True)

@@ -20,7 +20,8 @@ from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.core.yaml_files import read_yaml
 from dit_shd.data.decoder import Decoder, finished
-from dit_shd.data.latent_origin import decoder, of_source
+from dit_shd.data.latent_origin import decoder
+from dit_shd.data.model_origin import of_source
 from dit_shd.diffusion.denoiser import Denoiser, classes_of, known_classes
 from dit_shd.diffusion.flow import TimestepDensity
 from dit_shd.diffusion.guidance import Guided

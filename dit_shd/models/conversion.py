@@ -13,7 +13,8 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.files import atomic_file
 from dit_shd.core.places import MODEL, HubName, Place, find
 from dit_shd.core.pretrained import RECORD
-from dit_shd.data.latent_origin import Origin, following, of_source
+from dit_shd.data.latent_origin import Origin
+from dit_shd.data.model_origin import following, of_source
 from dit_shd.models import cards, export, loading, provenance, public_checkpoints
 from dit_shd.models.diffusers_dit import NOTE, public_state
 from dit_shd.models.families.dit import DiT

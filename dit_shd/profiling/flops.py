@@ -113,7 +113,7 @@ def forward_operations(model: Any, task: Task[Any] = PLAIN, pass_name: str = "pl
 
 def captures_of(model: Any, task: Task[Any] = PLAIN, pass_name: str = "plain") -> Captures:
     """What one image's forward hands to losses: shapes; of other people's attention, which needs numbers, real ones."""
-    if all(discovery.is_ours(module) for module in discovery.attention_layers(model).values()):
+    if discovery.own_layers(model):
         return _shapes(meta.ModelSpec.of(model), task, pass_name)
     return _captured(model, task, pass_name)
 

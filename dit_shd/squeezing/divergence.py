@@ -2,8 +2,8 @@
 
 KL of arXiv 2502.07436, eq. 10-11, with both maps at an attention temperature T and the bias inside it:
 value[b] = mean over n of sum over g of KL(A~[b,g,n,:] || B[b,g,n,:]). With B = softmax(S / T) the gradient is
-dS = (B - A~) / (T n), and from it dq, dk and dbias. Both backends compute the gradients along with the value and keep
-n x d tensors only: streamed.py tile by tile, fused.py from stock attention kernels.
+dS = (B - A~) / (T n), and from it dq, dk and dbias. All backends compute the gradients along with the value and keep
+n x d tensors only: streamed.py tile by tile, fused.py from stock attention kernels, triton.py by kernels of our own.
 """
 
 from typing import Any, get_args
@@ -14,8 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from dit_shd.attention.capture import Capture, one_layer
 from dit_shd.attention.tiles import CHUNK_MIB
-from dit_shd.squeezing.backends import fused, streamed
-from dit_shd.squeezing.backends.autotune import Backend, choose
+from dit_shd.squeezing.backends.autotune import RUNS, Backend, choose, unfit
 from dit_shd.squeezing.backends.job import Job, Measure
 from dit_shd.squeezing.squeeze import Squeeze, check_row_weight
 
@@ -39,8 +38,8 @@ def attention_kl(
             (the same gradient); `mse`, the squared difference of the maps summed and averaged the same way (the
             paper's table 10 ablation).
         backend: `streamed`, tile by tile; `fused`, stock attention kernels (for GPUs; no student bias, no mse; `kl`
-            costs it one more pass, for the entropy); `auto`, the faster of those that fit, measured once for each
-            kind of layer.
+            costs it one more pass, for the entropy); `triton`, kernels of our own (for GPUs; float32, bfloat16 and
+            float16); `auto`, the fastest of those that fit, measured once for each kind of layer.
         chunk_mib: memory budget for the maps of one tile, in MiB; does not change the result beyond rounding.
         row_weight: [b,n], 0 or more: a factor of every query row's divergence, 1 for None; rows of weight 0 (padding,
             instructions) take no part in value or gradient.
@@ -68,7 +67,7 @@ def attention_kl(
         bias_learns=learns,
         row_weight=row_weight,
     )
-    run = {"streamed": streamed.run, "fused": fused.run}[choose(job) if backend == "auto" else backend]
+    run = RUNS[choose(job) if backend == "auto" else backend]
     return _AttentionDivergence.apply(job, run, *live)  # type: ignore[return-value]
 
 
@@ -99,9 +98,9 @@ def _check(
         raise ValueError(f"attention_kl: measure: wanted one of {', '.join(get_args(Measure))}, found '{measure}'")
     if backend not in get_args(Backend):
         raise ValueError(f"attention_kl: backend: wanted one of {', '.join(get_args(Backend))}, found '{backend}'")
-    why_not = fused.unfit(teacher, student, measure) if backend == "fused" else None
+    why_not = unfit(backend, teacher, student, measure)
     if why_not:
-        raise ValueError(f"attention_kl: backend fused cannot serve here: {why_not}; use streamed or auto")
+        raise ValueError(f"attention_kl: backend {backend} cannot serve here: {why_not}; use streamed or auto")
 
 
 class _AttentionDivergence(torch.autograd.Function):

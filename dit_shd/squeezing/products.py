@@ -15,6 +15,7 @@ from torch import Tensor
 from dit_shd.attention.capture import Capture
 from dit_shd.attention.streamed import attend
 from dit_shd.attention.tiles import CHUNK_MIB, Buffers, Maps, Tiling, flat, run_of, slices
+from dit_shd.squeezing.kernels.captures import values_met
 
 Groups = list[list[int]]
 """Some groups of k heads each."""
@@ -118,6 +119,16 @@ class Collector:
         self._add(self.target, torch.einsum("sgirf,sgrf->sgri", whole, own), samples, groups, rows)
         self._add(self.own, own.square().sum(-1), samples, groups, rows)
 
+    def met(self, values: Tensor, factor: Tensor, group: int, rows: int) -> None:
+        """Take in A_i V_a [b,i,a,n,d] of one group, some rows at a time."""
+        part, everyone = slice(group, group + 1), slice(0, len(values))
+        for few in slices(values.shape[3], rows):
+            tile = values[:, :, :, few]
+            own = tile.diagonal(dim1=1, dim2=2).permute(0, 3, 1, 2)[:, None]  # [b,1,k,r,d]
+            self.outputs(own, factor[part], everyone, part, few)
+            differences = (tile[:, :-1] - tile[:, -1:]).transpose(2, 3)[:, None]  # [b,1,k-1,r,k,d]
+            self.differences(differences, factor[part], everyone, part, few)
+
     def _add(self, total: Tensor, part: Tensor, samples: slice, groups: slice, rows: slice) -> None:
         if self.each_row:
             total[samples, groups, rows] += part
@@ -199,7 +210,6 @@ def fused(
     wide = torch.promote_types(capture.query.dtype, torch.float32)
     collector = Collector(b, len(groups), k, n, each_row, capture.query.device, row_weight)
     factor = factor.to(wide)
-    everyone = slice(0, b)
     for g, members in enumerate(groups):
         query = capture.query[:, members].to(wide)
         shared = capture.key_heads(members)
@@ -210,14 +220,20 @@ def fused(
             partner = [(i + turn) % k for i in range(k)]
             found = attend(query, key, value[:, partner], capture.scale, bias, capture.causal, chunk_mib)
             met[:, torch.arange(k), torch.tensor(partner)] = found
-        part = slice(g, g + 1)
-        for few in slices(n, rows):
-            tile = met[:, :, :, few]
-            own = tile.diagonal(dim1=1, dim2=2).permute(0, 3, 1, 2)[:, None]  # [b,1,k,r,d]
-            collector.outputs(own, factor[part], everyone, part, few)
-            differences = (tile[:, :-1] - tile[:, -1:]).transpose(2, 3)[:, None]  # [b,1,k-1,r,k,d]
-            collector.differences(differences, factor[part], everyone, part, few)
+        collector.met(met, factor, g, rows)
     return collector.products()
+
+
+def by_kernels(
+    capture: Capture, groups: Groups, factor: Tensor, each_row: bool = False, row_weight: Tensor | None = None
+) -> tuple[Products, tuple[Tensor, Tensor]]:
+    """The same by Triton kernels, and the top and 1/total of the scores of every row [b,h,n]."""
+    b, _, n, _ = capture.shape
+    collector = Collector(b, len(groups), len(groups[0]), n, each_row, capture.query.device, row_weight)
+    values, *row_sums = values_met(capture, groups)
+    for g, members in enumerate(groups):
+        collector.met(values[:, members], factor.float(), g, n)
+    return collector.products(), (row_sums[0], row_sums[1])
 
 
 def _weighted(mixed: Tensor, root: Tensor) -> Tensor:

@@ -17,11 +17,12 @@ from dit_shd.attention.capture import Capture, one_layer
 from dit_shd.attention.tiles import CHUNK_MIB
 from dit_shd.core.errors import UserError
 from dit_shd.squeezing import products, weights
+from dit_shd.squeezing.kernels.captures import unfit
 from dit_shd.squeezing.plans import Plan, by_size, check_plan, contiguous
 from dit_shd.squeezing.products import Projections
 
 Method = Literal["pairwise", "joint", "per_query", "constant", "hard"]
-Backend = Literal["streamed", "fused"]
+Backend = Literal["streamed", "fused", "triton"]
 
 
 class NotFiniteError(ValueError):
@@ -43,6 +44,8 @@ class Squeeze:
     """[b, merges]: where alpha had left [0, 1]."""
     residual: Tensor | None = None
     """[b,g]: ||A~_g sum_i X_i - sum_i A_i X_i|| / ||sum_i A_i X_i||, over the heads i of each group."""
+    row_sums: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
+    """Top and 1/total of the capture's scores in every row [b,h,n] each, where they were found, for attention_kl."""
     maps: dict[int, Tensor] = field(default_factory=dict, repr=False)
     """The maps [b, heads, n, m] of the groups of each size, where they were kept for attention_kl on this capture."""
 
@@ -88,7 +91,8 @@ def squeeze(
             (the paper's table 8); hard: one head of each group, drawn once from `seed` (table 7). With as many student
             heads as teacher heads every method is the identity.
         clamp: keep every pairwise alpha in [0, 1]; without, merged maps can be negative and KL is then undefined.
-        backend: streamed (tile by tile), or fused (stock attention kernels, for GPUs); the same weights.
+        backend: streamed (tile by tile), fused (stock attention kernels, for GPUs) or triton (kernels of our own, for
+            GPUs); the same weights.
         chunk_mib: memory budget for maps, in MiB; does not change the result beyond rounding.
         keep_maps: keep the maps for attention_kl, if all of them fit into half of that budget.
         projections: a cache of what is computed of W^O, for a teacher whose weights stay.
@@ -98,15 +102,7 @@ def squeeze(
     Raises:
         UserError: student heads outside 1..h, or a plan that is no partition. ValueError: no W^O, not finite input.
     """
-    one_layer(capture, "squeeze")
-    if method not in get_args(Method):
-        raise UserError(f"squeeze: method: wanted one of {', '.join(get_args(Method))}, found '{method}'")
-    if backend not in get_args(Backend):
-        raise UserError(f"squeeze: backend: wanted streamed or fused, found '{backend}'")
-    if isinstance(plan, str) and plan != "contiguous":
-        raise UserError(f"squeeze: plan: wanted contiguous or a list of groups, found '{plan}'")
-    if backend == "fused" and capture.causal and capture.positions is not None:
-        raise ValueError("squeeze: backend fused cannot serve some query rows of causal attention; use streamed")
+    _check(capture, plan, method, backend)
     b, h, _, _ = capture.shape
     groups = plan_of(plan, h, heads)
     group = torch.empty(h, dtype=torch.long)
@@ -124,11 +120,27 @@ def squeeze(
             weight, group, groups, alpha=nothing, clamped=nothing if nothing is None else nothing.bool(), residual=exact
         )
     if capture.out is None:
-        raise ValueError(f"squeeze: {method} weights need the output projection by head (Capture.out [h,d,e])")
+        reason = f": {capture.why_no_out}" if capture.why_no_out else ""
+        raise ValueError(f"squeeze: {method} weights need the output projection by head (Capture.out [h,d,e]){reason}")
     projections = projections or Projections()
     merge = _Merge(capture, groups, method, clamp, backend, chunk_mib, keep_maps, projections, row_weight)
     with torch.no_grad(), torch.autocast(group.device.type, enabled=False):
         return merge.run(group)
+
+
+def _check(capture: Capture, plan: Literal["contiguous"] | Sequence[Sequence[int]], method: str, backend: str) -> None:
+    one_layer(capture, "squeeze")
+    if method not in get_args(Method):
+        raise UserError(f"squeeze: method: wanted one of {', '.join(get_args(Method))}, found '{method}'")
+    if backend not in get_args(Backend):
+        raise UserError(f"squeeze: backend: wanted {', '.join(get_args(Backend))}, found '{backend}'")
+    if isinstance(plan, str) and plan != "contiguous":
+        raise UserError(f"squeeze: plan: wanted contiguous or a list of groups, found '{plan}'")
+    if backend == "fused" and capture.causal and capture.positions is not None:
+        raise ValueError("squeeze: backend fused cannot serve some query rows of causal attention; use streamed")
+    reason = unfit(capture) if backend == "triton" else None
+    if reason:
+        raise ValueError(f"squeeze: backend triton cannot serve here: {reason}; use streamed or fused")
 
 
 def plan_of(plan: Literal["contiguous"] | Sequence[Sequence[int]], heads: int, groups: int) -> Plan:
@@ -196,6 +208,7 @@ class _Merge:
         residual = torch.zeros(b, len(self.plan), device=device, dtype=torch.float64)
         merges: dict[int, tuple[Tensor, Tensor]] = {}
         kept: dict[int, Tensor] = {}
+        row_sums: tuple[Tensor, Tensor] | None = None
         fits = self.keep_maps and self.backend == "streamed" and can_keep((b, h, n, m), self.chunk_mib)
         for k, chosen in by_size(self.plan):
             if k == 1:
@@ -203,7 +216,7 @@ class _Merge:
             members = [list(self.plan[g]) for g in chosen]
             if fits:
                 kept[k] = torch.empty(b, k * len(chosen), n, m, dtype=wide, device=device)
-            found = self._products(members, each_row, kept.get(k))
+            found, row_sums = self._products(members, each_row, kept.get(k))
             if not bool(torch.isfinite(found.norm).all()):
                 raise ValueError("squeeze: wanted finite W^O and outputs of the teacher's heads, found NaN or infinity")
             eps = torch.finfo(wide).eps
@@ -224,14 +237,19 @@ class _Merge:
             alpha=torch.cat([a for a, _ in alphas], dim=1).to(wide) if alphas else None,
             clamped=torch.cat([c for _, c in alphas], dim=1) if alphas else None,
             residual=residual.to(wide),
+            row_sums=row_sums,
             maps=kept,
         )
 
-    def _products(self, members: products.Groups, each_row: bool, keep: Tensor | None) -> products.Products:
+    def _products(
+        self, members: products.Groups, each_row: bool, keep: Tensor | None
+    ) -> tuple[products.Products, tuple[Tensor, Tensor] | None]:
+        """And the row sums, where the backend finds them."""
         assert self.capture.out is not None
         factor = self.projections.of(self.capture.out, members)
+        layer = (self.capture, members, factor, each_row)
+        if self.backend == "triton":
+            return products.by_kernels(*layer, self.row_weight)
         if self.backend == "fused":
-            return products.fused(self.capture, members, factor, each_row, self.chunk_mib, row_weight=self.row_weight)
-        return products.streamed(
-            self.capture, members, factor, each_row, self.chunk_mib, keep, row_weight=self.row_weight
-        )
+            return products.fused(*layer, self.chunk_mib, row_weight=self.row_weight), None
+        return products.streamed(*layer, self.chunk_mib, keep, row_weight=self.row_weight), None

@@ -268,7 +268,7 @@ def test_errors_are_one_line_and_leave_nothing(saved, tmp_path, capsys, argument
 
 def test_a_model_that_cannot_be_recorded_is_refused_in_one_line(saved, tmp_path, capsys):
     line = refused(capsys, saved(SANA), f"out={tmp_path / 'out'}")
-    assert "linear attention has no map" in line
+    assert "linear attention" in line
     assert not (tmp_path / "out").exists()
 
 

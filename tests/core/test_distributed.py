@@ -9,7 +9,7 @@ from accelerate.state import AcceleratorState
 from runs import contents
 
 from dit_shd.cli.program import main
-from dit_shd.core.distributed import TOLD
+from dit_shd.core.distributed import LAUNCHER_VARIABLES
 
 WHOLE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
 
@@ -17,7 +17,7 @@ WHOLE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.
 @pytest.fixture
 def command(values, tmp_path, monkeypatch):
     """Runs a command as if the environment told this, and puts everything back."""
-    for name in TOLD:
+    for name in LAUNCHER_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump({**values, "steps": 2, "batch_size": 4}))
@@ -25,7 +25,7 @@ def command(values, tmp_path, monkeypatch):
     def call(told, *arguments):
         AcceleratorState._reset_state(reset_partial_state=True)
         with monkeypatch.context() as patch:
-            for name in TOLD:  # so that all are put back
+            for name in LAUNCHER_VARIABLES:  # so that all are put back
                 patch.setenv(name, told.get(name, ""))
                 if name not in told:
                     patch.delenv(name)

@@ -86,7 +86,7 @@ def test_what_a_dead_process_left_is_taken_over_and_said(file, monkeypatch, capl
         no_flock(monkeypatch)
     caplog.set_level("INFO")
     with Lock(file, "x"):
-        assert "ended without a word" in caplog.text
+        assert "which is gone" in caplog.text
     assert not file.exists()
 
 
@@ -96,19 +96,19 @@ def test_without_flock_the_file_is_believed(file, holder, monkeypatch):
         Lock(file, "x")
 
 
-def test_another_hosts_lock_is_believed_while_it_gives_signs_of_life(file, caplog):
+def test_another_hosts_lock_is_held_while_its_heartbeat_is_recent(file, caplog):
     left_behind(file, host="elsewhere", pid=7)
     with pytest.raises(UserError, match=rf"pid 7 on elsewhere, .* If it is gone, try again .* or remove {file}"):
         Lock(file, "x")
-    silent = time.time() - lock.SILENT_SECONDS - 5
+    silent = time.time() - lock.TIMEOUT_SECONDS - 5
     os.utime(file, (silent, silent))
     caplog.set_level("INFO")
     with Lock(file, "x"):
-        assert "pid 7 on elsewhere ended without a word" in caplog.text
+        assert "pid 7 on elsewhere, which is gone" in caplog.text
 
 
 def test_a_holder_gives_signs_of_life(file, monkeypatch):
-    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(lock, "HEARTBEAT_SECONDS", 0.01)
     with Lock(file, "x"):
         os.utime(file, (0, 0))
         end = time.monotonic() + 10

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dit_shd.core.errors import UserError
+from dit_shd.core.files import atomic_file
 from dit_shd.core.resumable import SETTINGS
 from dit_shd.data.image_shards import merge, open_shards, read_shard, shard_file, write_shard
 
@@ -108,16 +109,13 @@ def test_a_full_disk(tmp_path, monkeypatch):
         write_shard(tmp_path / "gone" / "000000000.npz", np.zeros((1, 2, 2, 1), np.uint8), np.zeros(1, np.int64))
 
 
-def test_a_disk_that_is_really_full():
-    """/dev/full takes nothing; a shard whose half-written file lies there fails in the kernel."""
+def test_a_disk_that_is_really_full(tmp_path):
+    """A file whose unfinished part is a link to /dev/full: the kernel refuses what is written."""
     if not os.path.exists("/dev/full"):
         pytest.skip("no /dev/full here")
-    from pathlib import Path
-
-    from dit_shd.core.files import atomic_file
-
-    writing = atomic_file(Path("/dev/null"))
-    writing.part = Path("/dev/full")
-    writing._forget = lambda: None  # leave the device where it is
-    with pytest.raises(UserError, match="the disk is full"), writing as stream:
+    (tmp_path / f".000000000.npz.{os.getpid()}.part").symlink_to("/dev/full")
+    shard = tmp_path / "000000000.npz"
+    with pytest.raises(UserError, match="the disk is full"), atomic_file(shard) as stream:
         stream.write(bytes(100_000))
+    assert os.path.exists("/dev/full")
+    assert not list(tmp_path.iterdir())

@@ -1,20 +1,32 @@
-"""Which modules of a model are softmax attention that can be recorded; why others are not, and what to do."""
+"""What is known of a model before it runs: its own recorders, settings that hide attention, and what to do about it."""
 
-import functools
-from collections.abc import Mapping
-from types import CodeType, FunctionType
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
 
+import torch
 from torch import nn
 
 from dit_shd.core.errors import UserError
 
-ENDS = {"scaled_dot_product_attention", "dispatch_attention_fn", "ALL_ATTENTION_FUNCTIONS"}
-"""What code refers to that ends in scaled_dot_product_attention: it itself, diffusers' way, transformers' way."""
 NO_PROJECTION = (
     "what attention gives does not arrive unchanged at any projection (a gate, a norm or a sum comes first), so no W^O "
-    "belongs to a head and the squeeze of the paper does not apply. Leave the layer out by layers=[...], or take maps "
-    "alone by projections=False and squeeze them by method constant"
+    "belongs to a head and the squeeze of the paper does not apply; method constant does without"
 )
+PIPELINE_PARTS = ("transformer", "unet", "model", "vae")
+"""Under what names a pipeline holds its denoiser."""
+KERNELS = (
+    "flash_attn",
+    "flash_attn_interface",
+    "xformers",
+    "sageattention",
+    "natten",
+    "torch.nn.attention.flex_attention",
+)
+"""Packages whose attention does not end in scaled_dot_product_attention."""
+BY_HAND = {"AttnProcessor", "AttnAddedKVProcessor", "SlicedAttnProcessor", "CustomDiffusionAttnProcessor"}
+"""Processors of diffusers that multiply and take the softmax themselves."""
+_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 
 
 def is_ours(module: nn.Module) -> bool:
@@ -22,15 +34,9 @@ def is_ours(module: nn.Module) -> bool:
     return hasattr(type(module), "recorder")
 
 
-def attention_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The innermost modules of a model that are ours or whose code reaches scaled_dot_product_attention, by name."""
-    found: dict[str, nn.Module] = {}
-    for path, module in model.named_modules():
-        processor = vars(module).get("processor", module._modules.get("processor"))
-        if is_ours(module) or _reaches(type(module), "forward") or _reaches(type(processor), "__call__"):
-            found[path] = module
-    outer = {path[:i] for path in found for i, letter in enumerate(path) if letter == "."}
-    return {plain(path): module for path, module in found.items() if path and path not in outer}
+def own_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The attention modules of a model of dit_shd, by name; none of other people's models."""
+    return {plain(path): module for path, module in model.named_modules() if is_ours(module)}
 
 
 def plain(name: str) -> str:
@@ -38,7 +44,23 @@ def plain(name: str) -> str:
     return ".".join(part for part in name.removeprefix("module.").split(".") if part not in _WRAPPERS)
 
 
-_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+def unwrapped(model: nn.Module) -> nn.Module:
+    """What DDP, FSDP or torch.compile wrap; the names of its modules are the same."""
+    while True:
+        children = model._modules
+        inner = children.get("_orig_mod") or children.get("_fsdp_wrapped_module")
+        inner = children["module"] if inner is None and set(children) == {"module"} else inner
+        if inner is None:
+            return model
+        model = inner
+
+
+def cores(model: nn.Module) -> list[nn.Module]:
+    """The model, what it wraps, and what that is an adapter of: each may be called by itself."""
+    core = unwrapped(model)
+    base = getattr(core._modules.get("base_model"), "model", None)
+    found = [model, core, base] if isinstance(base, nn.Module) else [model, core]
+    return list(dict.fromkeys(found))
 
 
 def is_cross(module: nn.Module) -> bool:
@@ -46,42 +68,29 @@ def is_cross(module: nn.Module) -> bool:
     return getattr(module, "is_cross_attention", False) is True
 
 
-def check(model: nn.Module) -> dict[str, nn.Module]:
-    """The attention layers of a model, none of which is hidden by how the model is set up.
+def check(model: Any) -> None:
+    """Refuse what is no model, or cannot be recorded as it is set up.
 
     Raises:
-        UserError: no softmax attention, or recomputation that leaves no graph.
+        UserError: saying what to hand in, or what to set.
     """
+    if not isinstance(model, nn.Module):
+        parts = [name for name in PIPELINE_PARTS if isinstance(getattr(model, name, None), nn.Module)]
+        hint = f"; of a pipeline take its model: .{parts[0]}" if parts else ""
+        raise UserError(f"capture: wanted a model (a torch module), found {type(model).__name__}{hint}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UserError(
+            f"capture: {type(model).__name__} is a compiled program of torch.jit, whose calls cannot be seen; give the "
+            "model that it was made from"
+        )
     for module in model.modules():
         recompute = getattr(vars(module).get("_gradient_checkpointing_func"), "keywords", {})
-        if recompute.get("use_reentrant") and vars(module).get("gradient_checkpointing"):
+        recomputes = recompute.get("use_reentrant") and vars(module).get("gradient_checkpointing") and module.training
+        if recomputes and any(parameter.requires_grad for parameter in module.parameters()):
             raise UserError(
                 f"capture: {type(model).__name__} recomputes its blocks by reentrant gradient checkpointing, which "
                 "gives captured tensors no gradient; use use_reentrant=False"
             )
-    layers = attention_layers(model)
-    if not layers:
-        processors = {type(m.processor).__name__ for m in model.modules() if hasattr(m, "set_processor")}
-        which = f" ({', '.join(sorted(processors))})" if processors else ""
-        raise UserError(
-            f"capture: {type(model).__name__} has no attention module{which} that ends in PyTorch's "
-            "scaled_dot_product_attention; linear attention, a hard-wired kernel or maps computed by hand cannot be "
-            "recorded (diffusers' AttnProcessor: set AttnProcessor2_0 instead)"
-        )
-    return layers
-
-
-def without_maps(model: nn.Module, layers: Mapping[str, nn.Module]) -> str | None:
-    """Why none of the layers is self-attention, if the model's self-attention works another way (Sana's is linear)."""
-    others = {type(m.processor).__name__ for m in model.modules() if hasattr(m, "set_processor")} - {
-        type(getattr(m, "processor", None)).__name__ for m in layers.values()
-    }
-    if not others or not all(is_cross(module) for module in layers.values()):
-        return None
-    return (
-        f"its self-attention ({', '.join(sorted(others))}) does not end in scaled_dot_product_attention: linear "
-        f"attention has no map. Cross-attention has to be named: layers={', '.join(layers)}"
-    )
 
 
 def refusal(module: nn.Module) -> str | None:
@@ -95,50 +104,82 @@ def refusal(module: nn.Module) -> str | None:
         others = getattr(processor, "_SUPPORTED_BACKENDS", ("native",))
         remedy = "use model.set_attention_backend('native')" if "native" in others else "it supports no other"
         return f"its attention backend is '{name}'; {remedy}"
+    if hasattr(module, "set_processor") and type(processor).__name__ in BY_HAND:
+        return f"{type(processor).__name__} computes maps by hand; set AttnProcessor2_0 instead"
     if getattr(module, "fused_attn", True) is False:
+        timm: Any = sys.modules.get("timm.layers")
+        more = ", experimental=True" if timm is not None and timm.use_fused_attn() else ""
         return (
-            "fused_attn is off; timm.layers.set_fused_attn(True) before the model is made, or module.fused_attn = True"
+            f"fused_attn is off; timm.layers.set_fused_attn(True{more}) before the model is made, or "
+            "module.fused_attn = True where its forward knows it"
         )
-    how = getattr(getattr(module, "config", None), "_attn_implementation", "sdpa")
-    if how is not None and how != "sdpa":
+    config = getattr(module, "config", None)
+    how = getattr(config, "_attn_implementation", None)
+    if isinstance(how, str) and how != "sdpa" and "attention" in type(module).__name__.lower():
+        if getattr(config, "attn_logit_softcapping", None) is not None:
+            return (
+                f"its attn_implementation is '{how}', and sdpa would drop its soft cap: these maps cannot be recorded"
+            )
+        if not _knows_sdpa(module):
+            return f"its attn_implementation is '{how}', and transformers has no sdpa for this model"
         return f"its attn_implementation is '{how}'; load the model with attn_implementation='sdpa'"
     return None
 
 
+def _knows_sdpa(module: nn.Module) -> bool:
+    """Whether the models of a transformers module's file can be set to sdpa."""
+    file = vars(sys.modules[type(module).__module__])
+    flags = [vars(x)["_supports_sdpa"] for x in file.values() if isinstance(x, type) and "_supports_sdpa" in vars(x)]
+    return not flags or any(flags)
+
+
 def why_silent(module: nn.Module) -> str:
     """For a module that ran and never called it."""
-    reason = refusal(module) or (
-        "is another attention backend active? diffusers: model.set_attention_backend('native'); "
-        "timm: module.fused_attn = True; transformers: attn_implementation='sdpa'. A kernel that is hard-wired (flex) "
-        "cannot be recorded"
+    reason, imports = refusal(module), sorted(kernels([module]))
+    if reason is None and imports:
+        reason = (
+            f"its file imports {', '.join(imports)}, which took the call; without that package, or with its switch "
+            "off, many fall back to PyTorch's"
+        )
+    others = (
+        "is another attention backend active? diffusers: model.set_attention_backend('native'); timm: "
+        "module.fused_attn = True; transformers: attn_implementation='sdpa'. A kernel that is hard-wired (flex), "
+        "linear attention or maps computed by hand cannot be recorded"
     )
-    return f"ran without calling scaled_dot_product_attention: {reason}"
+    return f"ran without calling scaled_dot_product_attention: {reason or others}"
 
 
-@functools.cache
-def _reaches(cls: type, method: str) -> bool:
-    """Whether a method of a class refers to one of ENDS, itself or through functions of its file and methods."""
-    start = getattr(cls, method, None)
-    waiting, seen = [start], set()
-    while waiting:
-        function = waiting.pop()
-        function = getattr(function, "__wrapped__", function)
-        if not isinstance(function, FunctionType) or function in seen:
-            continue
-        seen.add(function)
-        names = _names(function.__code__)
-        if names & ENDS:
-            return True
-        for helper in (found for name in names for found in (function.__globals__.get(name), getattr(cls, name, None))):
-            if isinstance(helper, FunctionType) and helper.__module__ == function.__module__:
-                waiting.append(helper)
-    return False
+def kernels(modules: Iterable[nn.Module]) -> set[str]:
+    """What the files of some modules import of packages whose attention cannot be seen."""
+    return {name for module in modules for name in _imports(type(module).__module__)}
 
 
-def _names(code: CodeType) -> set[str]:
-    """Every global and attribute name in a function, inner functions included."""
-    names = set(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            names |= _names(constant)
-    return names
+def _imports(file: str) -> Iterator[str]:
+    for name, value in vars(sys.modules.get(file, sys)).items():
+        origin = value.__name__ if isinstance(value, type(sys)) else str(getattr(value, "__module__", ""))
+        if any(origin == kernel or origin.startswith(f"{kernel}.") for kernel in KERNELS):
+            yield origin if isinstance(value, type(sys)) else f"{origin}.{name}"
+
+
+def attention_like(modules: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    """Those of some modules that are attention by the name of their class or their processor, innermost."""
+    named = {name: module for name, module in modules.items() if "att" in _kind(module).lower()}
+    return {name: m for name, m in named.items() if not any(other.startswith(f"{name}.") for other in named)}
+
+
+def _kind(module: nn.Module) -> str:
+    processor = type(getattr(module, "processor", None)).__name__ if hasattr(module, "set_processor") else ""
+    return type(module).__name__ + processor
+
+
+def why_nothing(modules: dict[str, nn.Module]) -> str:
+    """Why no call of scaled_dot_product_attention was seen while these modules ran."""
+    suspects = attention_like(modules)
+    if not suspects:
+        return (
+            "no attention module ran that ends in PyTorch's scaled_dot_product_attention; linear attention, a "
+            "hard-wired kernel or maps computed by hand cannot be recorded"
+        )
+    name, module = next(iter(suspects.items()))
+    shown: Any = getattr(module, "processor", None) if hasattr(module, "set_processor") else module
+    return f"{name} ({type(shown).__name__}) {why_silent(module)}"

@@ -1,91 +1,228 @@
-"""How somebody else's attention module is instrumented: as a module, or by an attention processor of diffusers."""
+"""How somebody else's modules are instrumented while a model is recorded: by a class of their own class, for a while.
 
-import copy
+An attention module's forward notes its calls of scaled_dot_product_attention for the module's recorders; the model's
+own methods say when a forward begins and ends. A copy or a pickle of an instrumented module is a plain one.
+"""
+
 import functools
 import inspect
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from types import FunctionType
+from typing import Any, Protocol, cast
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
 from dit_shd.attention.recording.joint import Tokens
 from dit_shd.attention.recording.sdpa_calls import RawCall, SDPATap
 
-RECORDER = "_dit_shd_recorder"
-"""The attribute of an instrumented module that holds its Recorder."""
+RECORDERS, WATCHERS = "_dit_shd_recorders", "_dit_shd_watchers"
+"""The attributes of an instrumented module that hold its recorders, and what is told of its forwards."""
+
+
+class CallRecorder(Protocol):
+    """Takes what one run of a module did."""
+
+    @property
+    def armed(self) -> bool:
+        """Whether a forward that is recorded is under way."""
+        ...
+
+    def record(self, calls: list[RawCall], tokens: Tokens) -> None:
+        """Take the calls of one run."""
+        ...
+
+
+class Watcher(Protocol):
+    """Takes the beginning and the end of a model's forwards."""
+
+    def forward(self, door: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> AbstractContextManager[list[Any]]:
+        """A context for the length of a call of the model by a method; the list in it takes the result."""
+        ...
+
+
+@contextmanager
+def recorded(module: nn.Module, recorder: CallRecorder) -> Generator[None]:
+    """For a while, let `recorder` take what a module does."""
+    with _attached(module, RECORDERS, recorder):
+        yield
+
+
+@contextmanager
+def watched(module: nn.Module, watcher: Watcher) -> Generator[None]:
+    """For a while, let `watcher` take when a model is called, by whatever method."""
+    with _attached(module, WATCHERS, watcher):
+        yield
+
+
+def plain_class(module: nn.Module) -> type[nn.Module]:
+    """A module's class without ours."""
+    return vars(type(module)).get("_dit_shd_plain", type(module))
+
+
+@contextmanager
+def _attached(module: nn.Module, kind: str, item: object) -> Generator[None]:
+    _set(module, kind, (*vars(module).get(kind, ()), item))
+    try:
+        yield
+    finally:
+        _set(module, kind, tuple(each for each in vars(module)[kind] if each is not item))
+
+
+def _set(module: nn.Module, kind: str, items: tuple[object, ...]) -> None:
+    """Give a module its recorders or watchers, and the class that goes with what it has."""
+    plain = plain_class(module)
+    vars(module)[kind] = items
+    if not items:
+        del vars(module)[kind]
+    cls: type[nn.Module] = plain
+    for each, make in ((RECORDERS, _recorded_class), (WATCHERS, _watched_class)):
+        if each in vars(module):
+            cls = make(cls, plain)
+    if type(module) is not cls:
+        object.__setattr__(module, "__class__", cls)
+    forward = vars(module).get("forward")  # one set on the instance, as accelerate does, hides the class's
+    if RECORDERS in vars(module) and forward is not None and not isinstance(forward, _InstanceForward):
+        vars(module)["forward"] = _InstanceForward(module, forward)
+    elif RECORDERS not in vars(module) and isinstance(forward, _InstanceForward):
+        vars(module)["forward"] = forward.function
+
+
+class _InstanceForward:
+    """A forward that was set on an instance, recorded."""
+
+    def __init__(self, module: nn.Module, function: Callable[..., Any]):
+        self.module, self.function = module, function
+        functools.update_wrapper(self, function)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return _run_recorded(self.module, self.function, args, kwargs)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _same, (self.function,)
+
+
+def _same(x: Any) -> Any:
+    return x
 
 
 @functools.cache
-def instrumented(cls: type[Any]) -> type:
-    """`cls` with a forward that tells the module's Recorder; one class for all modules of a kind, so that
-    torch.compile sees the same code everywhere."""
-    places = _places(cls.forward)
+def _recorded_class(cls: type[nn.Module], plain: type[nn.Module]) -> type[nn.Module]:
+    """`cls` with a forward that hands its calls to the module's recorders; one class for all modules of a kind, so
+    that torch.compile sees the same code everywhere."""
+    base: Any = cls
+    places = token_places(plain.forward)
 
-    class Instrumented(cls):
+    class Recorded(base):
+        @functools.wraps(plain.forward)
         def forward(self, *args: Any, **kwargs: Any) -> Any:
-            recorder = getattr(self, RECORDER)
-            if not recorder.armed:
+            recorders = [each for each in getattr(self, RECORDERS, ()) if each.armed]
+            if not recorders:
                 return super().forward(*args, **kwargs)
             calls: list[RawCall] = []
             with SDPATap(calls):
                 result = super().forward(*args, **kwargs)
-            recorder.record(calls, _tokens(places, args, kwargs))
+            tokens = tokens_of(places, args, kwargs)
+            for recorder in recorders:
+                recorder.record(calls, tokens)
             return result
 
-    return _named(Instrumented, cls, cls.__name__)
+        def __reduce_ex__(self, protocol: Any) -> Any:
+            return _plain_reduced(super().__reduce_ex__(protocol), plain)
+
+    return _named(Recorded, plain)
 
 
-class SHDAttnProcessor:
-    """A processor of diffusers that does what the module's own does, and tells a Recorder; see attach_processors."""
+def _run_recorded(module: nn.Module, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
+    recorders = [each for each in vars(module).get(RECORDERS, ()) if each.armed]
+    calls: list[RawCall] = []
+    with ExitStack() as stack:
+        if recorders:
+            stack.enter_context(SDPATap(calls))
+        result = function(*args, **kwargs)
+    for recorder in recorders:
+        recorder.record(calls, tokens_of(token_places(plain_class(module).forward), args, kwargs))
+    return result
 
-    recorder: Any
+
+@functools.cache
+def _watched_class(cls: type[nn.Module], plain: type[nn.Module]) -> type[nn.Module]:
+    """`cls` whose methods say when they are called; `forward` and calling the model count as one and the same."""
+    base: Any = cls
+
+    class Watched(base):
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return _run_watched(self, "", super().__call__, args, kwargs)
+
+        def __reduce_ex__(self, protocol: Any) -> Any:
+            return _plain_reduced(super().__reduce_ex__(protocol), plain)
+
+    for name in dir(cls):
+        method = inspect.getattr_static(cls, name)
+        ours = name == "forward" or not (name.startswith("_") or hasattr(nn.Module, name))
+        if ours and isinstance(method, FunctionType):
+            setattr(Watched, name, _door("" if name == "forward" else name, method))
+    return _named(Watched, plain)
 
 
-def processor_of(own: Any, recorder: Any) -> Any:
-    """The module's own processor, as an SHDAttnProcessor with the same state and the same signature."""
-    new = copy.copy(own)
-    object.__setattr__(new, "__class__", _recording(type(own)))
-    object.__setattr__(new, "recorder", recorder)
+def _door(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def run(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return method(self, *args, **kwargs)
+        return _run_watched(self, name, functools.partial(method, self), args, kwargs)
+
+    return run
+
+
+def _run_watched(module: nn.Module, door: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
+    if torch.compiler.is_compiling():
+        return function(*args, **kwargs)
+    with ExitStack() as stack:
+        watchers = cast("tuple[Watcher, ...]", vars(module).get(WATCHERS, ()))
+        results = [stack.enter_context(watcher.forward(door, args, kwargs)) for watcher in watchers]
+        output = function(*args, **kwargs)
+        for result in results:
+            result.append(output)
+        return output
+
+
+def _plain_reduced(reduced: Any, plain: type) -> Any:
+    """What pickle and copy are given of an instrumented module: a plain one."""
+    if not isinstance(reduced, tuple):
+        return reduced
+    function, arguments, *rest = cast("tuple[Any, ...]", reduced)
+    arguments = tuple(plain if isinstance(each, type) and issubclass(each, plain) else each for each in arguments)
+    if rest and isinstance(rest[0], dict):
+        state = cast("dict[str, Any]", rest[0])
+        rest[0] = {key: value for key, value in state.items() if key not in (RECORDERS, WATCHERS)}
+    return function, arguments, *rest
+
+
+def _named(new: type, plain: type) -> type:
+    new.__name__, new.__qualname__ = plain.__name__, plain.__qualname__
+    new.__module__, new.__doc__ = plain.__module__, plain.__doc__
+    new._dit_shd_plain = plain  # type: ignore[attr-defined]
     return new
 
 
 @functools.cache
-def _recording(cls: type[Any]) -> type:
-    own: Callable[..., Any] = cls.__call__
-    places = _places(own, skip=2)  # self and the module
-
-    class Recording(SHDAttnProcessor, cls):
-        @functools.wraps(own)  # Attention.forward drops the keywords that a processor's signature lacks
-        def __call__(self, attn: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            if not self.recorder.armed:
-                return own(self, attn, *args, **kwargs)
-            calls: list[RawCall] = []
-            with SDPATap(calls):
-                result = own(self, attn, *args, **kwargs)
-            self.recorder.record(calls, _tokens(places, args, kwargs))
-            return result
-
-    return _named(Recording, cls, f"SHD{cls.__name__}")
-
-
-def _named(new: type, cls: type, name: str) -> type:
-    new.__name__, new.__qualname__, new.__module__, new.__doc__ = name, name, cls.__module__, cls.__doc__
-    return new
-
-
-def _places(function: Any, skip: int = 1) -> dict[str, int]:
+def token_places(function: Any, skip: int = 1) -> dict[str, int]:
     """The names and positions under which a function takes its tokens and, maybe, the text's."""
     names = list(inspect.signature(function).parameters)[skip:]
     text = [name for name in names if name.endswith("encoder_hidden_states")]
     return {name: names.index(name) for name in [*names[:1], *text[:1]]}
 
 
-def _tokens(places: dict[str, int], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tokens:
+def tokens_of(places: dict[str, int], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tokens:
+    """How many tokens a module was given."""
     given = [kwargs.get(name, args[at] if at < len(args) else None) for name, at in places.items()]
     hidden, text = [*given, None, None][:2]
     other = text is not None and text is not hidden
-    return Tokens(_length(hidden), _length(text) if other else None, other)
+    samples = hidden.shape[0] if isinstance(hidden, torch.Tensor) and hidden.ndim else None
+    return Tokens(_length(hidden), _length(text) if other else None, other, samples)
 
 
 def _length(tokens: Any) -> int | None:
-    return tokens.shape[1] if isinstance(tokens, Tensor) and tokens.ndim == 3 else None
+    return tokens.shape[1] if isinstance(tokens, torch.Tensor) and tokens.ndim == 3 else None

@@ -22,6 +22,10 @@ Block = Literal["joint", "image", "image-text", "text-image"]
 """Queries-keys; `image` is image queries over image keys. A block of a map is renormalised over its keys."""
 
 
+Role = Literal["self", "cross", "pooling", "unknown"]
+"""Whose keys a layer's queries see: their own sequence's, another one's; pooling: one query over its whole sequence."""
+
+
 @dataclass(frozen=True)
 class BlockChoice:
     """The block of a joint map that is wanted; image: where the image's tokens stand, if the model does not tell."""
@@ -42,6 +46,8 @@ class Tokens:
     text: int | None
     other: bool
     """Whether it was given another sequence at all."""
+    samples: int | None = None
+    """b, if it is known."""
 
     def crosses(self, call: Call, says_so: bool) -> bool:
         """Whether the queries are one sequence and the keys another, or a part of it; says_so: the module does."""
@@ -65,6 +71,12 @@ class Layout:
     """One for all tokens, or one for each of two runs of tokens, in order; None for a run that arrives nowhere (the
     text of a last block, say). Empty if no row arrives anywhere unchanged, or if nobody asked."""
     order: Literal["plain", "text first", "image first", "unknown"]
+    role: Role = "self"
+
+    @property
+    def unasked(self) -> bool:
+        """Whether it is not recorded unless it is named."""
+        return self.role in ("cross", "pooling")
 
     @classmethod
     def of(cls, parts: Sequence[Part], joins: Sequence[tuple[int, int]], n: int, text: int | None) -> "Layout":
@@ -117,12 +129,10 @@ def sections(
     image, words = split
     roles = ("text", "image") if words.start < image.start else ("image", "text")
     own: dict[str, Projection | None] = dict(zip(roles, projections * 2 if len(projections) == 1 else projections))
-    if own and own["image"] is None:
-        raise UserError(NO_PROJECTION)
     if choice.block != "joint":
         queries, over = _BLOCKS[choice.block]
         at = {"image": image, "text": words}
-        if not own or own[queries] is not None:
+        if not own or own[queries] is not None or queries == "image":
             yield "", _cut(call, bias, at[queries], at[over], own.get(queries))
     elif len(projections) < 2:
         yield "", _cut(call, bias, rows, keys, projections[0] if projections else None)
@@ -172,7 +182,7 @@ def _cut(call: Call, bias: DenseBias | None, rows: slice, keys: slice, projectio
         call.scale,
         bias,
         call.causal,
-        None if projection is None else projection.by_head(h, d),
+        NO_PROJECTION if projection is None else lambda: projection.by_head(h, d),
         call.mixed[:, :, rows] if call.mixed is not None and every_key else None,
         torch.arange(rows.start, rows.stop, device=call.query.device) if call.causal and not every_row else None,
     )

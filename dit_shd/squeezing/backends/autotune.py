@@ -8,20 +8,26 @@ from typing import Literal
 
 import torch
 
-from dit_shd.squeezing.backends import fused, streamed
+from dit_shd.attention.capture import Capture
+from dit_shd.squeezing.backends import fused, streamed, triton
 from dit_shd.squeezing.backends.job import Job, Result
+from dit_shd.squeezing.kernels import captures
 
-Backend = Literal["auto", "streamed", "fused"]
-_RUNS: dict[str, Callable[[Job], Result]] = {"streamed": streamed.run, "fused": fused.run}
+Backend = Literal["auto", "streamed", "fused", "triton"]
+RUNS: dict[str, Callable[[Job], Result]] = {"triton": triton.run, "fused": fused.run, "streamed": streamed.run}
 _chosen: dict[tuple[object, ...], str] = {}
 _log = logging.getLogger("dit_shd")
 
 
+def unfit(backend: str, teacher: Capture, student: Capture, measure: str) -> str | None:
+    """Why a backend cannot serve; None where it can."""
+    if backend == "fused":
+        return fused.unfit(teacher, student, measure)
+    return captures.unfit(teacher, student) if backend == "triton" else None
+
+
 def choose(job: Job) -> str:
-    """`streamed` or `fused`: the only one that fits, or the faster one in a trial on this very layer."""
-    why_not = fused.unfit(job.teacher, job.student, job.measure)
-    if why_not:
-        return "streamed"
+    """The only backend that fits, or the fastest one in a trial on this very layer."""
     teacher, student = job.teacher, job.student
     kind = (
         *(teacher.query.shape, teacher.key.shape, teacher.causal, type(teacher.bias)),
@@ -29,10 +35,20 @@ def choose(job: Job) -> str:
         *(job.squeeze.heads, job.squeeze.weight.shape, job.measure),
     )
     if kind not in _chosen:
-        seconds = {name: _seconds(run, replace(job, gradients=True)) for name, run in _RUNS.items()}
+        reasons = {name: unfit(name, teacher, student, job.measure) for name in RUNS}
+        if teacher.query.device.type == "cpu":
+            reasons["triton"] = "Triton's interpreter is for tests"
+        able = [name for name, reason in reasons.items() if reason is None]
+        if len(able) == 1:
+            _chosen[kind] = able[0]
+            return able[0]
+        seconds = {name: _seconds(RUNS[name], replace(job, gradients=True)) for name in able}
         _chosen[kind] = min(seconds, key=lambda name: seconds[name])
-        measured = ", ".join(f"{name} {1e3 * s:.1f} ms" for name, s in seconds.items())
-        _log.info("attention_kl at (b, h, n, m) = %s: backend %s (%s)", job.teacher.shape, _chosen[kind], measured)
+        measured = [f"{name} {1e3 * s:.1f} ms" for name, s in seconds.items()]
+        if teacher.query.device.type == "cuda" and reasons["triton"]:
+            measured.append(f"not triton: {reasons['triton']}")
+        shape = teacher.shape
+        _log.info("attention_kl at (b, h, n, m) = %s: backend %s (%s)", shape, _chosen[kind], ", ".join(measured))
     return _chosen[kind]
 
 

@@ -13,17 +13,20 @@ from dit_shd.core.errors import UserError
 REFUSED = {
     "SanaTransformer2DModel": "linear attention",
     "SanaVideoTransformer3DModel": "linear attention",
-    "SanaWMTransformer3DModel": "does not arrive unchanged",
-    "LuminaNextDiT2DModel": "does not arrive unchanged",
-    "Krea2Transformer2DModel": "does not arrive unchanged",
-    "MotifVideoTransformer3DModel": "does not arrive unchanged",
-    "StableAudio3DiTModel": "does not arrive unchanged",
-    "RFD4ProteinaTransformer": "does not arrive unchanged",
     "Kandinsky6SRTransformer3DModel": "hard-wired",
     "AnyFlowFARTransformer3DModel": "flex",
-    "T5FilmDecoder": "no attention module",
+    "T5FilmDecoder": "AttnProcessor2_0 instead",
 }
 """Class -> a word of the reason."""
+MAPS_ONLY = {
+    "SanaWMTransformer3DModel",
+    "LuminaNextDiT2DModel",
+    "Krea2Transformer2DModel",
+    "MotifVideoTransformer3DModel",
+    "StableAudio3DiTModel",
+    "RFD4ProteinaTransformer",
+}
+"""Some layer of these has no W^O: a gate or a sum comes before the projection."""
 INSTALLED = [name for name in sorted(zoo.ENTRIES) if name in zoo.classes()]
 SUPPORTED = [name for name in INSTALLED if name not in REFUSED]
 
@@ -56,8 +59,14 @@ def test_a_captured_layer_is_what_ran(name):
         assert len(captures) > 0
         for layer, c in captures.items():
             value = c.value[:, c.key_heads(range(c.heads))]
-            torch.testing.assert_close((c.map() @ value).to(c.mixed.dtype), c.mixed, rtol=1e-5, atol=1e-5, msg=layer)
+            maps = c.map()
+            mixed = (maps @ value.to(maps.dtype)).to(c.mixed.dtype)
+            near = 1e-5 if c.value.dtype == torch.float32 else 0.05
+            torch.testing.assert_close(mixed, c.mixed, rtol=near, atol=near, msg=layer)
             rows = c.mixed.transpose(1, 2).flatten(2)
+            if c.out is None:
+                assert name in MAPS_ONLY and "does not arrive unchanged" in c.why_no_out
+                continue
             weight = c.out.flatten(0, 1)
             there = [given for given, w in arrived(rows.shape[-1]) if torch.equal(w, weight)]
             assert any(holds(given, sample) for given in there for sample in rows), layer  # others may be padded
@@ -73,7 +82,7 @@ def test_the_loss_reaches_the_students_queries_and_keys_only(name):
         zoo.forward(teacher, inputs)
         zoo.forward(student, inputs)
     tensors = [x for c in s.values() for x in (c.query, c.key)]
-    loss = SHD()(t, s)
+    loss = SHD(method="constant" if name in MAPS_ONLY else "pairwise")(t, s)
     assert loss > 0
     grads = torch.autograd.grad(loss, tensors, retain_graph=True, allow_unused=True)
     assert sum(g is not None and g.abs().max() > 0 for g in grads) >= len(tensors) // 2
@@ -106,7 +115,8 @@ def test_processors_do_the_same_and_leave_no_trace(name):
     assert found.keys() == captures.keys()
     for layer, c in captures.items():
         assert torch.equal(found[layer].query, c.query)
-        assert torch.equal(found[layer].out, c.out)
+        assert (found[layer].out is None) == (c.out is None)
+        assert c.out is None or torch.equal(found[layer].out, c.out)
 
 
 def test_what_is_refused_is_in_the_zoo():

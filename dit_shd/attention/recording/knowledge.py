@@ -1,0 +1,125 @@
+"""What the first forward of a model has shown, kept for later ones: which modules are attention, and their layouts."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary, ref
+
+from torch import nn
+
+from dit_shd.attention.recording.discovery import attention_like, is_cross, why_silent
+from dit_shd.attention.recording.instrument import plain_class
+from dit_shd.attention.recording.joint import Layout, Role, Tokens
+from dit_shd.attention.recording.sdpa_calls import Call, joined
+from dit_shd.attention.recording.survey import SeenCall, Survey
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """A module that calls attention."""
+
+    name: str
+    module: "ref[nn.Module]"
+    layouts: tuple[Layout, ...]
+    """Of its calls in one forward, in order; runs that take their samples one by one count as one call."""
+    reason: str = ""
+    """Why it cannot be recorded at all."""
+
+    @property
+    def unasked(self) -> bool:
+        """Whether none of its calls is recorded unless it is named."""
+        return all(layout.unasked for layout in self.layouts)
+
+    def layout(self, call: int) -> Layout:
+        """Of a call; forwards may make more of them than the first one did."""
+        return self.layouts[min(call, len(self.layouts) - 1)]
+
+
+class Sites(dict[str, Site]):
+    """The modules that called attention in a forward, by name, in the order in which they ran."""
+
+    silent: Mapping[str, str] = {}
+    """Modules that are attention by their names and called none, and why that may be."""
+
+
+Key = tuple[object, ...]
+_KNOWN: "WeakKeyDictionary[nn.Module, dict[Key, Sites]]" = WeakKeyDictionary()
+
+
+def key_of(door: str, kwargs: Mapping[str, object], structure: int) -> Key:
+    """What has to be the same for what is known to hold: the method, which inputs are given, and the modules."""
+    given = frozenset(name for name, value in kwargs.items() if value is not None and value is not False)
+    return door, given, structure
+
+
+def structure(model: nn.Module) -> int:
+    """A number for the modules of a model and their kinds."""
+    return hash(tuple((id(m), plain_class(m), _processor(m)) for m in model.modules()))
+
+
+def _processor(module: nn.Module) -> type:
+    kind = type(vars(module).get("processor"))
+    return vars(kind).get("_dit_shd_plain", kind)
+
+
+def known(model: nn.Module, key: Key) -> Sites | None:
+    """The attention of a model."""
+    return _KNOWN.get(model, {}).get(key)
+
+
+def all_known(model: nn.Module, structure: int) -> list[Sites]:
+    """The attention of a model in all kinds of forwards that were seen."""
+    return [sites for key, sites in _KNOWN.get(model, {}).items() if key[-1] == structure]
+
+
+def remember(model: nn.Module, key: Key, sites: Sites) -> None:
+    """Keep what a survey has shown; what other modules had shown is forgotten."""
+    kept = {k: v for k, v in _KNOWN.get(model, {}).items() if k[-1] == key[-1]}
+    _KNOWN[model] = {**kept, key: sites}
+
+
+def learn(survey: Survey, text: int | None) -> Sites:
+    """The attention that ran while a survey was made, in the order in which it ran.
+
+    Args:
+        text: how many text tokens the model was given, if it says so.
+    """
+    by_name: dict[str, list[list[SeenCall]]] = {}
+    for run in runs(survey):
+        by_name.setdefault(run[0].name, []).append(run)
+    layers = list(by_name)
+    sites = Sites()
+    for name, calls in by_name.items():
+        layouts: list[Layout] = []
+        reason = ""
+        for run in calls:
+            tokens = run[0].tokens
+            try:
+                merged = joined([Call.of(each.raw) for each in run], tokens.samples)
+            except ValueError as error:
+                reason = str(error)
+                break
+            for call, seen in zip(merged, run):
+                n = call.query.shape[2]
+                layout = Layout.of(
+                    survey.finder.parts(seen.raw[2], name, layers), survey.finder.joins, n, tokens.text_among(n, text)
+                )
+                layouts.append(replace(layout, role=_role(call, tokens, seen.module)))
+        first = calls[0][0]
+        sites[name] = Site(name, ref(first.module), tuple(layouts), reason)
+    others = attention_like({name: m for name, m in survey.ran.items() if name not in sites and not is_cross(m)})
+    sites.silent = {name: f"{name} {why_silent(module)}" for name, module in others.items()}
+    return sites
+
+
+def _role(call: Call, tokens: Tokens, module: nn.Module) -> Role:
+    if call.query.shape[2] == 1 < call.key.shape[2]:
+        return "pooling"
+    return "cross" if tokens.crosses(call, is_cross(module)) else "self"
+
+
+def runs(survey: Survey) -> list[list[SeenCall]]:
+    """The calls of each run of a module, in the order in which the runs ended up calling attention."""
+    found: dict[int, list[SeenCall]] = {}
+    for call in survey.calls:
+        found.setdefault(call.run, []).append(call)
+    return list(found.values())

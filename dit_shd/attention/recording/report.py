@@ -1,0 +1,71 @@
+"""What became of every call of attention in a forward."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dit_shd.attention.recording.discovery import NO_PROJECTION
+from dit_shd.attention.recording.joint import Layout
+from dit_shd.attention.recording.knowledge import Site, Sites
+from dit_shd.attention.recording.selection import Selection
+
+Shape = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One layer: the calls of attention of one module."""
+
+    layer: str
+    shapes: Mapping[str, Shape]
+    """(b, h, n, m) of what was recorded, by its name among the captures."""
+    roles: tuple[str, ...]
+    """Of its calls: self, cross or unknown, and the order of text and image where one sequence holds both."""
+    projections: tuple[str, ...]
+    """Where W^O of its first call is, or why it is nowhere."""
+    left_out: str
+    """Why it, or some call of it, was not recorded; or nothing."""
+
+    def __str__(self) -> str:
+        parts = [f"{self.layer}: {', '.join(self.roles)}"]
+        for name, (b, h, n, m) in self.shapes.items():
+            parts.append(f"recorded as {name}: {b} samples, {h} heads, {n} x {m}")
+        if self.shapes:
+            parts.append(f"W^O {', '.join(self.projections)}")
+        return "; ".join([*parts, f"left out: {self.left_out}"] if self.left_out else parts)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Every layer that called attention, in the order in which they ran; print it."""
+
+    lines: tuple[Line, ...]
+
+    @classmethod
+    def of(cls, sites: Sites, shapes: Mapping[str, Shape], selection: Selection) -> "Report":
+        """From what is known of a model, and the shapes of what was recorded of it."""
+        return cls(tuple(_line(site, shapes, selection) for site in sites.values()))
+
+    def __str__(self) -> str:
+        recorded = sum(len(line.shapes) for line in self.lines)
+        calls = sum(len(line.roles) for line in self.lines)
+        head = f"{calls} calls of attention in {len(self.lines)} layers, {recorded} captures"
+        return "\n".join([head, *(f"  {line}" for line in self.lines)])
+
+
+def _line(site: Site, shapes: Mapping[str, Shape], selection: Selection) -> Line:
+    mine = {name: shape for name, shape in shapes.items() if _layer(name) == site.name}
+    chosen = selection.chosen(Sites({site.name: site})) if selection.layers is None else list(mine)
+    wanted = [selection.wants(layout) for layout in site.layouts]
+    reason = "" if chosen and mine and all(wanted) else selection.left_out(site)
+    first = site.layouts[0].projections if site.layouts else ()
+    names = tuple(p.name or "the model's own" for p in first if p is not None) or (NO_PROJECTION,)
+    return Line(site.name, mine, tuple(map(_role, site.layouts)), names, reason)
+
+
+def _role(layout: Layout) -> str:
+    return layout.role if layout.order == "plain" else f"{layout.role}, {layout.order}"
+
+
+def _layer(name: str) -> str:
+    """The layer of a capture's name."""
+    return name.partition("#")[0].partition(":")[0]

@@ -1,0 +1,139 @@
+"""The first forward of a model: which modules run when scaled_dot_product_attention is called.
+
+Nothing is known of the model beforehand, no names and no source: hooks keep a stack of the modules that are running,
+and a function mode notes each call of attention with the module on top. What is seen holds for later forwards, which
+then need no more than the modules that were found.
+"""
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from dit_shd.attention.recording import discovery
+from dit_shd.attention.recording.instrument import plain_class, token_places, tokens_of
+from dit_shd.attention.recording.joint import Tokens
+from dit_shd.attention.recording.projection import ProjectionFinder
+from dit_shd.attention.recording.sdpa_calls import ATTENTION, MultiHead, Opened, RawCall, heads_and_dropout
+
+
+@dataclass(eq=False)
+class Running:
+    """A module that is running, and what it was given."""
+
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    run: int
+    """The number of this run among all of all modules."""
+
+
+@dataclass(frozen=True, eq=False)
+class SeenCall:
+    """One call of attention."""
+
+    name: str
+    """Of the innermost module that was running."""
+    module: nn.Module
+    run: int
+    raw: RawCall
+    tokens: Tokens
+    graph: bool
+    """Whether gradients were on."""
+
+
+class Survey(TorchFunctionMode):
+    """Inside it, one eager forward of `root` is seen.
+
+    Args:
+        name: of the root, for attention that is done in its own forward.
+    """
+
+    def __init__(self, root: nn.Module, name: str):
+        super().__init__()
+        self.calls: list[SeenCall] = []
+        self.ran: dict[str, nn.Module] = {}
+        """Every module that ran, by name."""
+        self.finder = ProjectionFinder(root)
+        self.names = {module: discovery.plain(path) or name for path, module in root.named_modules()}
+        self._root = Running(root, (), {}, 0)
+        self._stack: list[Running] = []
+        self._runs = 0
+        self._open = ExitStack()
+
+    def start(self) -> None:
+        """Begin to see."""
+        for module in self.names:
+            if not isinstance(module, torch.jit.ScriptModule):
+                for hook in (
+                    module.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True),
+                    module.register_forward_hook(self._leave, always_call=True),
+                ):
+                    self._open.callback(hook.remove)
+        self._open.callback(torch.compiler.set_stance("force_eager").__exit__, None, None, None)
+        self._open.enter_context(self)
+
+    def stop(self) -> None:
+        """Leave the model as it was."""
+        self._open.close()
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._runs += 1
+        self._stack.append(Running(module, args, kwargs, self._runs))
+        self.ran.setdefault(self.names[module], module)
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self._stack and self._stack[-1].module is module:
+            self._stack.pop()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.multi_head_attention_forward:
+            with Opened(_InsideMultiHead(self, *heads_and_dropout(args, kwargs))):
+                return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        self.see(func, args, kwargs, result)
+        if func in ATTENTION:
+            self.attention((args, kwargs, result))
+        return result
+
+    def see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        """A function ran."""
+        self.finder.see(func, args, kwargs, result)
+
+    def attention(self, raw: RawCall) -> None:
+        """It was attention."""
+        running = self._owner()
+        self.finder.attention(raw[2])
+        tokens = tokens_of(token_places(plain_class(running.module).forward), running.args, running.kwargs)
+        self.calls.append(
+            SeenCall(self.names[running.module], running.module, running.run, raw, tokens, torch.is_grad_enabled())
+        )
+
+    def _owner(self) -> Running:
+        """The innermost module that is running; a processor that is a module counts as its attention module."""
+        if not self._stack:
+            return self._root
+        processor = len(self._stack) > 1 and vars(self._stack[-2].module)["_modules"].get("processor")
+        return self._stack[-2] if processor is self._stack[-1].module else self._stack[-1]
+
+
+class _InsideMultiHead(MultiHead):
+    """Hands on what happens inside of F.multi_head_attention_forward."""
+
+    def __init__(self, survey: Survey, heads: int, dropout: float):
+        super().__init__([], heads, dropout)
+        self.survey = survey
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        self.survey.see(func, args, kwargs, result)
+        raw = self.note(func, args, kwargs, result)
+        if raw is not None:
+            self.survey.attention(raw)
+        return result

@@ -1,0 +1,63 @@
+"""The divergence by kernels in Triton, for GPUs: nothing n x m is ever written, and no gradient is computed twice.
+
+Queries and keys are read in the precision that the models have; products and sums are in float32.
+"""
+
+from typing import Any
+
+import torch
+
+from dit_shd.attention.bias import Bias, DenseBias
+from dit_shd.attention.relative_bias import RelativeBias
+from dit_shd.squeezing.backends.job import Job, Result
+from dit_shd.squeezing.kernels.captures import operators, row_sums, side_of
+
+
+def run(job: Job) -> Result:
+    """Value and gradients of a layer."""
+    teacher, student = job.teacher, job.student
+    result = Result.empty(job, torch.float32)
+    n = teacher.shape[2]
+    known = job.squeeze.row_sums if job.temperature == 1 else None
+    top, inverse = row_sums(teacher, job.temperature) if known is None else known
+    row_weight = top.new_ones(1, n) if job.row_weight is None else job.row_weight.float().contiguous()
+    kept = row_sums(student, job.temperature) if job.measure == "mse" else [top.new_zeros(student.shape[:3])] * 2
+    collect, shape = _collected(student.bias, result)
+    theirs, ours = side_of(teacher, job.temperature), side_of(student, job.temperature)
+    terms, d_query, d_key, d_bias = operators.divergence(
+        *_flat(theirs), *_flat(ours), job.squeeze.weight.float(), top, inverse, *kept, row_weight,
+        _student_heads(job), job.measure, job.gradients, collect, shape,
+    )  # fmt: skip
+    result.value = job.weighted(terms).sum((1, 2), dtype=torch.float64) / n
+    if job.gradients:
+        factor = student.scale / job.temperature / n
+        result.d_query = job.weighted(d_query).mul_(factor)
+        places = torch.tensor(student.key_heads(range(student.heads)), device=d_key.device)
+        result.d_key.index_add_(1, places, d_key.mul_(factor))
+    if result.bias is not None:
+        result.bias.collected.add_(d_bias.view(result.bias.collected.shape))
+    return result
+
+
+def _student_heads(job: Job) -> list[int]:
+    """The student head of each teacher head [h]."""
+    of = {head: g for g, members in enumerate(job.squeeze.plan) for head in members}
+    return [of[head] for head in range(job.teacher.heads)]
+
+
+def _flat(side: dict[str, Any]) -> tuple[Any, ...]:
+    return side["tensors"], side["bias"], side["causal"], [side["factor"], side["bias_factor"]], side["offset"]
+
+
+def _collected(bias: Bias | None, result: Result) -> tuple[str, list[int]]:
+    """How a bias's gradient is collected, and the shape of what it is collected in."""
+    if bias is None or result.bias is None:
+        return "none", [0]
+    shape = list(result.bias.collected.shape)
+    if isinstance(bias, DenseBias):
+        return "dense", shape
+    assert isinstance(bias, RelativeBias)
+    if bias.code is not None:
+        return "entries", shape
+    b, h, window, _ = shape
+    return "lines", [b, h, window, 2 * window - 1, window]

@@ -1,0 +1,1 @@
+"""What runs on a GPU, in Triton; backends/triton.py launches it."""

@@ -1,0 +1,211 @@
+# pyright: basic, reportArgumentType=false, reportOperatorIssue=false, reportIndexIssue=false, reportCallIssue=false
+"""The kernels as operators of torch: opaque to torch.compile, with shapes for its fake tensors.
+
+A capture comes as six tensors (sides.py says which) and three facts; everything else is plain numbers.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from dit_shd.squeezing.kernels import divergence as kernels
+from dit_shd.squeezing.kernels.scores import Side, attend_values
+from dit_shd.squeezing.kernels.tiles import Blocks
+
+PRECISION = "widened" if os.environ.get("TRITON_INTERPRET") == "1" else "ieee"
+"""Of products of float32: TF32 would be three decimal digits."""
+
+
+def side(tensors: Sequence[Tensor], bias: str, factor: float, bias_factor: float, offset: int) -> Side:
+    """The kernels' view of a capture: query, key, bias, query_code, key_code, positions."""
+    query, key, added, query_code, key_code, positions = tensors
+    strides = [0 if size == 1 else stride for size, stride in zip(added.shape, added.stride())]
+    bias_strides = {"none": [0] * 4, "relative": [0, *strides[:1], 0, 0], "dense": strides}[bias]
+    return Side(
+        query, *query.stride()[:3], key, *key.stride()[:3], query.shape[1] // key.shape[1], factor,
+        added, *bias_strides, bias_factor, query_code, _per_sample(query_code), key_code, _per_sample(key_code),
+        offset, positions,
+    )  # fmt: skip
+
+
+def _per_sample(code: Tensor) -> int:
+    return code.stride(0) if code.ndim == 2 and code.shape[0] > 1 else 0
+
+
+@torch.library.custom_op("dit_shd::attend_values", mutates_args=())
+def attend(
+    tensors: Sequence[Tensor],
+    bias: str,
+    causal: bool,
+    factor: float,
+    bias_factor: float,
+    offset: int,
+    value: Tensor,
+    partners: Tensor,
+    split: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A_i V_a [b,h,values,n,d] in float32 for the values that partners [h,values] names; top and 1/total [b,h,n]."""
+    query, key = tensors[:2]
+    (b, h, n, d), m, values = query.shape, key.shape[2], partners.shape[1]
+    width = value.shape[3]
+    out = query.new_zeros(b, h, values, n, width, dtype=torch.float32)
+    top = query.new_empty(b, h, n, dtype=torch.float32)
+    inverse = torch.empty_like(top)
+    blocks = Blocks.of_values(d, width, values, query.dtype, bias)
+    attend_values[(triton.cdiv(n, blocks.rows), h, b)](
+        side(tensors, bias, factor, bias_factor, offset), value, *value.stride()[:3],
+        partners, out, top, inverse, h, n, m,
+        VALUES=values, WIDTH=d, BLOCK_WIDTH=blocks.width(d), VALUE_WIDTH=width, BLOCK_VALUE=blocks.width(width),
+        BIAS=bias, CAUSAL=causal, SPLIT=split, PRECISION=PRECISION, **blocks.options(),
+    )  # fmt: skip
+    return out, top, inverse
+
+
+@attend.register_fake
+def _(tensors, bias, causal, factor, bias_factor, offset, value, partners, split):  # type: ignore[no-untyped-def]
+    b, h, n, _ = tensors[0].shape
+    top = tensors[0].new_empty(b, h, n, dtype=torch.float32)
+    out = top.new_empty(b, h, partners.shape[1], n, value.shape[3])
+    return out, top, torch.empty_like(top)
+
+
+@torch.library.custom_op("dit_shd::attention_divergence", mutates_args=())
+def divergence(
+    teacher: Sequence[Tensor],
+    t_bias: str,
+    t_causal: bool,
+    t_numbers: Sequence[float],
+    t_offset: int,
+    student: Sequence[Tensor],
+    s_bias: str,
+    s_causal: bool,
+    s_numbers: Sequence[float],
+    s_offset: int,
+    weight: Tensor,
+    top: Tensor,
+    inverse: Tensor,
+    student_top: Tensor,
+    student_inverse: Tensor,
+    row_weight: Tensor,
+    plan: Sequence[int],
+    measure: str,
+    gradients: bool,
+    collect: str,
+    d_bias_shape: Sequence[int],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The divergence of every row [b,g,n] and, if wanted, its gradients by query, key and bias.
+
+    Args:
+        teacher, student: six tensors each. t_numbers, s_numbers: factor and bias factor.
+        weight: [b,h,n or 1]. top, inverse: of the teacher's rows at this temperature [b,h,n].
+        student_top, student_inverse: of the student's rows, read by mse alone.
+        row_weight: [b or 1,n], what every query row counts in d_key and d_bias.
+        plan: the student head of each teacher head [h].
+        collect: the bias's gradient: none, dense, entries or lines; d_bias_shape: its shape.
+
+    Returns:
+        terms [b,g,n]; d_query [b,g,n,d], d_key [b,g,m,d] and d_bias in float32, in units of the scores over T.
+    """
+    query, key = student[0], student[1]
+    (b, g, n, d), (h, d_t), m = query.shape, teacher[0].shape[1::2], key.shape[2]
+    terms = query.new_zeros(b, g, n, dtype=torch.float32)
+    d_query = terms.new_zeros(b, g, n, d) if gradients else terms.new_empty(0)
+    d_key = terms.new_zeros(b, g, m, d) if gradients else terms.new_empty(0)
+    d_bias = terms.new_zeros(list(d_bias_shape))
+    kept = kernels.Rows(
+        student_top.clone(), student_inverse.clone(), torch.empty_like(terms), torch.empty_like(terms), row_weight,
+        row_weight.stride(0) if row_weight.shape[0] > 1 else 0,
+    )  # fmt: skip
+    theirs, ours = side(teacher, t_bias, *t_numbers, t_offset), side(student, s_bias, *s_numbers, s_offset)
+    widths = dict(T_WIDTH=d_t, T_BLOCK=Blocks.width(d_t), S_WIDTH=d, S_BLOCK=Blocks.width(d))
+    facts = dict(T_BIAS=t_bias, T_CAUSAL=t_causal, S_BIAS=s_bias, S_CAUSAL=s_causal, PRECISION=PRECISION)
+    layer = _Layer(theirs, ours, kept, measure, query.dtype, (b, n, m), widths | facts)
+    for members, students in groups_by_size(tuple(plan), query.device):
+        group = kernels.Group(
+            members, students, weight, weight.stride(0), weight.stride(1),
+            weight.stride(2) if weight.shape[2] > 1 else 0, top, inverse, h, g,
+        )  # fmt: skip
+        layer.rows(group, terms, d_query if gradients else None)
+        if gradients:
+            layer.keys(group, d_key, d_bias, collect)
+        if collect == "lines":
+            layer.offsets(group, d_bias)
+    return terms, d_query, d_key, d_bias
+
+
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    """What all launches of a layer share."""
+
+    teacher: Side
+    student: Side
+    kept: kernels.Rows
+    measure: str
+    dtype: torch.dtype
+    size: tuple[int, int, int]
+    """(b, n, m)"""
+    fixed: dict[str, Any]
+    """Constants of the kernels: widths, biases, causality, precision."""
+
+    def rows(self, group: kernels.Group, terms: Tensor, d_query: Tensor | None) -> None:
+        (b, n, m), (count, k) = self.size, group.members.shape
+        blocks = Blocks.of_rows(self.fixed["T_WIDTH"], self.fixed["S_WIDTH"], self.dtype, self.measure)
+        kernel = kernels.squared_rows if self.measure == "mse" else kernels.divergence_rows
+        entropy = {} if self.measure == "mse" else {"ENTROPY": self.measure == "kl"}
+        kernel[(triton.cdiv(n, blocks.rows), count, b)](
+            self.teacher, self.student, group, self.kept, terms, terms if d_query is None else d_query, n, m,
+            GRADIENTS=d_query is not None, SPLIT=self.dtype != torch.float32, K=k,
+            **entropy, **blocks.options(), **self.fixed,
+        )  # fmt: skip
+
+    def keys(self, group: kernels.Group, d_key: Tensor, d_bias: Tensor, collect: str) -> None:
+        (b, n, m), (count, k) = self.size, group.members.shape
+        strides = [0 if size == 1 else stride for size, stride in zip(d_bias.shape, d_bias.stride())]
+        strides = {"dense": strides, "entries": [*strides[:2], 0, 0]}.get(collect, [0] * 4)
+        boost = 1.0 if self.dtype == torch.float32 else float(2 ** min(14, m.bit_length() - 1))
+        blocks = Blocks.of_keys(self.fixed["T_WIDTH"], self.fixed["S_WIDTH"], self.dtype)
+        kernels.divergence_keys[(triton.cdiv(m, blocks.cols), count, b)](
+            self.teacher, self.student, group, self.kept, d_key, d_bias, *strides, boost, n, m,
+            COLLECT="none" if collect == "lines" else collect, SQUARED=self.measure == "mse", K=k,
+            **blocks.options(), **self.fixed,
+        )  # fmt: skip
+
+    def offsets(self, group: kernels.Group, lines: Tensor) -> None:
+        (b, n, _), (count, k), window = self.size, group.members.shape, lines.shape[2]
+        kernels.divergence_offsets[(2 * window - 1, count, b)](
+            self.teacher, self.student, group, self.kept, lines, window, n,
+            SQUARED=self.measure == "mse", K=k, **Blocks.of_offsets(window).options(), **self.fixed,
+        )  # fmt: skip
+
+
+@divergence.register_fake
+def _(teacher, t_bias, t_causal, t_numbers, t_offset, student, s_bias, s_causal, s_numbers, s_offset, weight,
+      top, inverse, student_top, student_inverse, row_weight, plan, measure, gradients, collect, d_bias_shape):  # type: ignore[no-untyped-def]  # fmt: skip
+    query, key = student[0], student[1]
+    terms = query.new_empty(query.shape[:3], dtype=torch.float32)
+    nothing = terms.new_empty(0)
+    d_query = terms.new_empty(query.shape) if gradients else nothing
+    d_key = terms.new_empty(query.shape[0], query.shape[1], *key.shape[2:]) if gradients else nothing.clone()
+    return terms, d_query, d_key, terms.new_empty(list(d_bias_shape))
+
+
+@cache
+def groups_by_size(plan: tuple[int, ...], device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    """Groups of one size together: their teacher heads [G,k] and student heads [G], int32; copied once."""
+    groups: dict[int, list[int]] = {}
+    for head, student_head in enumerate(plan):
+        groups.setdefault(student_head, []).append(head)
+    sizes = sorted({len(members) for members in groups.values()})
+    return [
+        (
+            torch.tensor([x for x in groups.values() if len(x) == k], dtype=torch.int32, device=device),
+            torch.tensor([g for g, x in groups.items() if len(x) == k], dtype=torch.int32, device=device),
+        )
+        for k in sizes
+    ]

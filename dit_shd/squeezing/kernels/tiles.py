@@ -1,0 +1,55 @@
+"""How large a block of a kernel is, by head width and precision: chosen by count, to be tuned on a GPU."""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Query rows and keys of a program's block, and how it is run."""
+
+    rows: int
+    cols: int
+    warps: int
+    stages: int
+
+    def options(self) -> dict[str, int]:
+        """As a launch takes them."""
+        return {"ROWS": self.rows, "COLS": self.cols, "num_warps": self.warps, "num_stages": self.stages}
+
+    @staticmethod
+    def width(d: int) -> int:
+        """A head width as blocks have it: a power of two, 16 or more (what the tensor cores take)."""
+        return max(16, triton.next_power_of_2(d))
+
+    @classmethod
+    def of_values(cls, d: int, width: int, values: int, dtype: torch.dtype, bias: str) -> "Blocks":
+        """For attention with several values: one float32 accumulator [rows, values * width]."""
+        wide = max(cls.width(d), values * cls.width(width))
+        if wide > 128 or dtype == torch.float32:
+            return cls(32, 32, 4, 2)
+        return cls(64, 64 if bias == "none" else 32, 4, 2)
+
+    @classmethod
+    def of_rows(cls, d_teacher: int, d_student: int, dtype: torch.dtype, measure: str) -> "Blocks":
+        """For the divergence by rows: two blocks of maps and two accumulators [rows, width]."""
+        if _large(d_teacher, d_student, dtype) or measure == "mse":
+            return cls(32, 32, 8 if dtype == torch.float32 else 4, 1)
+        return cls(64, 32, 8, 2)
+
+    @classmethod
+    def of_keys(cls, d_teacher: int, d_student: int, dtype: torch.dtype) -> "Blocks":
+        """For the divergence by keys: two blocks of maps and one accumulator [keys, width]."""
+        return cls(32, 32, 4, 1) if _large(d_teacher, d_student, dtype) else cls(64, 32, 4, 2)
+
+    @classmethod
+    def of_offsets(cls, window: int) -> "Blocks":
+        """For the gradient of a relative bias: whole lines of its grid."""
+        line = cls.width(window)
+        return cls(line, line, 4 if line < 64 else 8, 1)
+
+
+def _large(d_teacher: int, d_student: int, dtype: torch.dtype) -> bool:
+    return dtype == torch.float32 or max(d_teacher, d_student) > 64
