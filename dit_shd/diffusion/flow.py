@@ -6,7 +6,7 @@ counts its time (models/prediction.py). The velocity here is always dx / dsigma 
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +82,7 @@ def shifted(sigma: Tensor, alpha: float) -> Tensor:
 
 
 def point_on_path(x_0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-    """x = (1 - sigma) x_0 + sigma noise [b,...], for sigmas [b]."""
+    """The points (1 - sigma) x_0 + sigma noise [b,...], for sigmas [b]."""
     s = _beside(sigma, x_0)
     return (1 - s) * x_0 + s * noise
 
@@ -93,7 +93,7 @@ def noise_end(x: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
 
 
 def predict_velocity(model: nn.Module, x: Tensor, sigma: Tensor, labels: Tensor, keep: Tensor | None = None) -> Tensor:
-    """noise - x_0 as a model predicts it, asked in its own convention.
+    """The velocity noise - x_0 that a model predicts, called in its own convention.
 
     Channels beyond the latents' are left out: SiT has the variance half of DiT and does not use it.
 
@@ -117,7 +117,7 @@ def predict_velocity(model: nn.Module, x: Tensor, sigma: Tensor, labels: Tensor,
     return convention.velocity(split(output, x.shape[1])[0])
 
 
-def no_velocity(model: Any) -> str:
+def no_velocity(model: nn.Module) -> str:
     """Why a model is not one of velocities, in words."""
     return (
         f"predicts {prediction_of(model)} ({type(model).__name__}); wanted one whose config says that it predicts a "

@@ -1,12 +1,11 @@
 """Classifier-free guidance (arXiv 2207.12598) with MDT's ramp (arXiv 2303.14389)."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dit_shd.diffusion.denoiser import classes_of
+from dit_shd.diffusion.denoiser import Denoiser, classes_of
 from dit_shd.diffusion.objectives import split
 from dit_shd.diffusion.sample_config import SampleConfig
 from dit_shd.models.prediction import convention_of
@@ -37,10 +36,9 @@ class Guided:
     """
 
     def __init__(self, model: nn.Module, labels: Tensor, config: SampleConfig):
-        own: Any = model.config
-        channels = own.in_channels if config.guided_channels is None else config.guided_channels
+        channels = Denoiser(model).channels
         self.model, self.labels, self.config = model, labels, config
-        self.guided: int = min(channels, own.in_channels)
+        self.guided = channels if config.guided_channels is None else min(config.guided_channels, channels)
         self.null = torch.full_like(labels, classes_of(model))
         self.convention = convention_of(model)
 

@@ -1,15 +1,14 @@
-"""The two ways from data to noise, DDPM's and rectified flow's, asked alike: for whoever looks at models of both.
+"""The two ways from data to noise, DDPM's and rectified flow's, behind one interface, for checks and analysis of both.
 
 A step counts the noise from 0 up, whatever the model is given as its time.
 """
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dit_shd.diffusion.flow import noise_end, point_on_path
 from dit_shd.diffusion.objectives import split
@@ -21,7 +20,7 @@ FLOW_STEPS = 1000
 
 
 class Process(ABC):
-    """A way from data to noise, and how a model of it is asked."""
+    """A way from data to noise, and how a model of it is called."""
 
     @abstractmethod
     def add_noise(self, x_0: Tensor, noise: Tensor, step: Tensor) -> Tensor:
@@ -83,10 +82,11 @@ class RectifiedFlow(Process):
         return step.to(torch.float32) / FLOW_STEPS
 
 
-def process_of(model: Any, timesteps: int = 1000) -> Process:
+def process_of(model: nn.Module, timesteps: int = 1000) -> Process:
     """The process of a model, as its config says.
 
     Args:
+        model: A class-conditional one.
         timesteps: Steps of the schedule, for a model that predicts noise.
     """
     convention = convention_of(model)

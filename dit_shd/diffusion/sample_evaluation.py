@@ -18,6 +18,7 @@ from dit_shd.core.plugins import Plugin
 from dit_shd.data.decoder import Decoder
 from dit_shd.data.image_sets import ArrayImages
 from dit_shd.data.latent_origin import AUTO, Kept, decoder
+from dit_shd.diffusion.denoiser import Denoiser
 from dit_shd.diffusion.generation import MERGED, lock_file, sample_to_file
 from dit_shd.diffusion.sample_config import SampleConfig
 from dit_shd.diffusion.sampler import device_of
@@ -45,18 +46,20 @@ class SampleEvaluation:
     keep: bool = option(False, "keep every evaluation's images (npz); its grid and figures are kept anyway")
 
     def sampling(self, run: Path, step: int) -> SampleConfig:
-        """What `dit-shd sample` would be told."""
-        own = {"count": self.count, "steps": self.steps, "guidance": self.guidance, "labels": self.labels}
+        """The config of `dit-shd sample`."""
+        values = {"count": self.count, "steps": self.steps, "guidance": self.guidance, "labels": self.labels}
         out = run / "evaluations" / f"step_{step:08d}.npz"
         return make(
-            SampleConfig, {**own, **self.sample, "run": str(run), "out": out, "force": True}, "task.evaluation.sample"
+            SampleConfig,
+            {**values, **self.sample, "run": str(run), "out": out, "force": True},
+            "task.evaluation.sample",
         )
 
     def scoring(self, samples: Path) -> EvaluateConfig:
-        """What `dit-shd evaluate` would be told."""
-        own = {"reference": self.reference, "features": resolve(self.features), **self.evaluate}
-        own |= {"samples": str(samples), "out": samples.with_suffix(".results.json"), "force": True}
-        return make(EvaluateConfig, own, "task.evaluation.evaluate")
+        """The config of `dit-shd evaluate`."""
+        values = {"reference": self.reference, "features": resolve(self.features), **self.evaluate}
+        values |= {"samples": str(samples), "out": samples.with_suffix(".results.json"), "force": True}
+        return make(EvaluateConfig, values, "task.evaluation.evaluate")
 
     def check(self, prediction: str, diffusion_steps: int = 1000) -> None:
         """Refuse numbers out of their ranges, and solvers for models of another kind.
@@ -81,18 +84,19 @@ class SampleEvaluation:
         """Refuse before training what could not be done after days of it.
 
         Args:
-            kept: the autoencoder of the data's latents.
+            student: What would be sampled from.
+            kept: The autoencoder of the data's latents.
 
         Raises:
             UserError: no such autoencoder or reference, or samples that features, reference or metrics do not fit.
         """
-        own: Any = student.config
+        side, channels = Denoiser(student).shape[1], Denoiser(student).channels
         sampling, device = self.sampling(Path("run"), 0), device_of(student)
         try:
             if sampling.vae == AUTO and kept.autoencoder is not None:
                 decode = Decoder(kept.autoencoder)
             else:
-                decode = decoder(sampling.vae, kept.origin, own.in_channels, device)
+                decode = decoder(sampling.vae, kept.origin, channels, device)
         except UserError as error:
             raise UserError(f"task.evaluation.sample.{error}") from error
         if decode.keep:
@@ -104,8 +108,8 @@ class SampleEvaluation:
         scoring = self.scoring(Path("run.npz"))
         network = FEATURES.build(scoring.features, "task.evaluation.features")
         reference = open_reference(self.reference, "task.evaluation.reference")
-        _, channels, height, width = decode(torch.zeros(1, own.in_channels, 1, 1)).shape  # of one latent
-        shape = (self.count, own.sample_size * height, own.sample_size * width, channels)
+        _, colours, height, width = decode(torch.zeros(1, channels, 1, 1)).shape  # of one latent
+        shape = (self.count, side * height, side * width, colours)
         samples = ArrayImages(np.broadcast_to(np.uint8(0), shape), "evaluation")
         network.check(samples.shape[1:], "evaluation")
         reference.check(samples, network)
@@ -116,7 +120,13 @@ class SampleEvaluation:
         return run / "evaluations" / f"step_{step:08d}.png"
 
     def finished(self, run: Path, step: int, logged: bool) -> bool:
-        """Whether nothing is left to do. logged: whether the step's figures are."""
+        """Whether nothing is left to do.
+
+        Args:
+            run: The run folder.
+            step: Of training.
+            logged: Whether the step's figures are in the run's log.
+        """
         grid = self.place(run, step)
         done = logged if self.reference else grid.exists()
         return done and (self.keep or not grid.with_suffix(".npz").exists())
@@ -143,7 +153,7 @@ class SampleEvaluation:
 
 
 def _to_sample(out: Path) -> bool:
-    """Whether the images are not there yet; shards of another attempt (perhaps with other processes) go."""
+    """Whether the images are not there yet; shards of another attempt (perhaps by other processes) are removed."""
     parts = out.with_name(out.name + ".parts")
     if (parts / MERGED).exists():
         return True

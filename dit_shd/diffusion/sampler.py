@@ -40,9 +40,13 @@ def sample(
     What was trained on latents is decoded by the autoencoder of the run that `models.load` took the model from.
 
     Args:
-        model: itself, or what names one, as `dit-shd sample` takes it.
-        labels: the class of each image, or how to choose it (random or balanced).
-        options: any key of SampleConfig (steps, guidance, seed, batch_size, vae, ...).
+        model: A model, or the name of one, as `dit-shd sample` takes it.
+        count: How many images.
+        labels: The class of each image, or how to choose it (random or balanced).
+        options: Any key of SampleConfig (steps, guidance, seed, batch_size, vae, ...).
+
+    Raises:
+        UserError: no such model, a key that has no meaning, or a class that the model does not know.
     """
     policy = labels if isinstance(labels, str) else "random"
     named = {"run": str(model)} if isinstance(model, (str, Path)) else {}
@@ -91,15 +95,15 @@ def _shortly(classes: Sequence[int]) -> str:
 
 
 def prepared(model: nn.Module, config: SampleConfig) -> nn.Module:
-    """The model as `draw` wants it: compiled, if so configured, once for all batches."""
+    """The model for `draw`: compiled, if so configured, once for all batches."""
     return torch.compile(model, dynamic=False) if config.compile else model  # type: ignore[return-value]
 
 
 def load_decoder(config: SampleConfig, model: nn.Module) -> Decoder:
-    """What turns the model's latents into pixels, by what the run or folder that it is from tells of them."""
-    own: Any = model.config
-    origin = of_source(config.run or str(own.get("_name_or_path") or ""), own.in_channels)
-    return decoder(config.vae, origin, own.in_channels, device_of(model))
+    """The decoder of the model's latents, as the run or folder that it is from records it."""
+    settings: Any = model.config
+    origin = of_source(config.run or str(settings.get("_name_or_path") or ""), settings.in_channels)
+    return decoder(config.vae, origin, settings.in_channels, device_of(model))
 
 
 @torch.no_grad()
@@ -111,20 +115,27 @@ def draw(
     decode: Callable[[Tensor], Tensor],
     on_step: Callable[[float], None] = lambda images: None,
 ) -> np.ndarray:
-    """The images with some numbers and their labels [b]: uint8 [b,y,x,c], or what the decoder keeps.
+    """The images of some numbers: uint8 [b,y,x,c], or what the decoder keeps.
 
     Args:
-        on_step: told after each solver step how much of the work that was, in images.
+        model: Class-conditional, as `prepared` gives it.
+        config: As of_model gives it.
+        indices: The images' numbers [b].
+        labels: Their classes [b].
+        decode: From latents [b,c,y,x] to pixels.
+        on_step: Called after each of the solver's predictions with its share of the work, in images.
+
+    Raises:
+        UserError: something is not finite, or torch.compile failed.
     """
-    device, own = device_of(model), model.config
-    shape: tuple[int, ...] = (own.in_channels, own.sample_size, own.sample_size)  # type: ignore[union-attr, assignment]
+    device, shape = device_of(model), Denoiser(model).shape
     guided = Guided(model, torch.from_numpy(labels).to(device), config)
 
-    sound: list[tuple[float, Tensor, Tensor]] = []
+    finite: list[tuple[float, Tensor, Tensor]] = []
 
     def predict(x: Tensor, time: float) -> Tensor:
         output = guided(x, time)
-        sound.append((time, torch.isfinite(x).all(), torch.isfinite(output).all()))
+        finite.append((time, torch.isfinite(x).all(), torch.isfinite(output).all()))
         on_step(len(x) / network_calls(config))
         return output
 
@@ -141,26 +152,27 @@ def draw(
         model.train(was_training)
     where = f"sampling images {indices[0]}..{indices[-1]}"
     if not bool(torch.isfinite(latents).all()):
-        raise UserError(f"{where}: {_culprit(config, sound)} is not finite (NaN or infinity)")
+        raise UserError(f"{where}: {_first_non_finite(config, finite)} is not finite (NaN or infinity)")
     pixels = decode(latents).float()
     if not bool(torch.isfinite(pixels).all()):
         raise UserError(f"{where}: the autoencoder's output is not finite (NaN or infinity)")
     return finished(decode, pixels, config.rounding)
 
 
-def _culprit(config: SampleConfig, sound: Sequence[tuple[float, Tensor, Tensor]]) -> str:
-    """Who first gave what is not finite. sound: of each time, whether the model's input and its output were."""
+def _first_non_finite(config: SampleConfig, finite: Sequence[tuple[float, Tensor, Tensor]]) -> str:
+    """What first was not finite, by whether the model's input and its output were at each time."""
     guided = "" if config.guidance == 1 else f" under guidance={config.guidance:g}"
     unit = "sigma" if config.solver in VELOCITY_SOLVERS else "timestep"
-    for time, given, found in sound:
-        if not given:
+    for time, input_finite, output_finite in finite:
+        if not input_finite:
             break
-        if not found:
+        if not output_finite:
             return f"the model's output{guided} at {unit} {time:.6g}"
     return f"what solver={config.solver} made in {config.steps} steps of finite model outputs{guided}"
 
 
 def device_of(model: nn.Module) -> torch.device:
+    """Where its weights are."""
     return next(model.parameters()).device
 
 
@@ -185,13 +197,13 @@ def of_model(config: SampleConfig, model: nn.Module) -> SampleConfig:
     return replace(config, shift=run.alpha(Denoiser(model).shape[1]))
 
 
-def timesteps_of(run: Mapping[str, Any]) -> Any:
-    """The steps of the noise schedule that a run's config tells; None where it tells of none."""
+def timesteps_of(run: Mapping[str, Any]) -> object:
+    """The steps of the noise schedule in the values of a run's config; None where there is none."""
     task = run.get("task")
     return task.get("timesteps") if isinstance(task, dict) else run.get("diffusion_steps")
 
 
 def _run_config(config: SampleConfig) -> Mapping[str, Any]:
-    """What config.yaml of the run says; nothing where it is no run."""
+    """The values of the run's config.yaml; none where it is no run."""
     file = Path(config.run) / "config.yaml"
     return read_yaml(file) if file.is_file() else {}

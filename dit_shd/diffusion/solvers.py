@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from dit_shd.diffusion.flow import shifted
 from dit_shd.diffusion.objectives import split
 from dit_shd.diffusion.sample_config import VELOCITY_SOLVERS, SampleConfig
 from dit_shd.diffusion.schedule import Schedule
+
+if TYPE_CHECKING:
+    from diffusers import DPMSolverMultistepScheduler
 
 
 def solve(
@@ -80,7 +83,7 @@ def denoise(
         return x
     schedule = full.respaced(config.steps)
     steps = list(reversed(range(len(schedule))))
-    fresh = noises(config, indices, shape, device, [0, *steps[:-1]] if config.solver == "ddpm" else [0])
+    fresh = noises(config, indices, shape, device, [0] if config.solver == "ddim" else [0, *steps[:-1]])
     x = next(fresh)
     for step in steps:
         predicted, v = split(predict(x, int(schedule.timesteps[step])), channels)
@@ -105,7 +108,7 @@ def noises(
         yield noise.to(device, non_blocking=True)
 
 
-def _dpm_solver(config: SampleConfig, schedule: Schedule) -> Any:
+def _dpm_solver(config: SampleConfig, schedule: Schedule) -> "DPMSolverMultistepScheduler":
     from diffusers import DPMSolverMultistepScheduler
 
     scheduler = DPMSolverMultistepScheduler(

@@ -96,10 +96,10 @@ class Diffusion(Task[NoisyBatch]):
         self.conditioning.check_model(role, model)
 
     def remarks(self, student: nn.Module) -> Sequence[str]:
-        return class_names.fewer(self.dataset, Denoiser(student).classes)
+        return class_names.missing(self.dataset, Denoiser(student).classes)
 
     def describe(self, student: nn.Module) -> None:
-        class_names.tell(student, class_names.learned(self.dataset, Denoiser(student).classes))
+        class_names.record(student, class_names.learned(self.dataset, Denoiser(student).classes))
 
     def check_teacher(
         self, teacher: nn.Module, seed: int, device: torch.device, measure: bool

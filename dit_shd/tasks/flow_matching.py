@@ -84,7 +84,8 @@ class FlowMatching(Task[FlowBatch]):
         timestep_density.check("task.timestep_density.")
         self.conditioning = Conditioning(label_dropout, mask_ratio)
         self.passes, self.convention = self.conditioning.passes, convention
-        self.density, self.weighting, self.evaluation = timestep_density, weighting, evaluation
+        self.density, self.evaluation = timestep_density, evaluation
+        self.weighting: Weighting = weighting
         self.tokens = 0
         """n of the student, for masked passes."""
 
@@ -107,13 +108,13 @@ class FlowMatching(Task[FlowBatch]):
         self.conditioning.check_model(role, model)
 
     def remarks(self, student: nn.Module) -> Sequence[str]:
-        remarks = class_names.fewer(self.dataset, Denoiser(student).classes)
+        remarks = class_names.missing(self.dataset, Denoiser(student).classes)
         if student.config.get("learn_sigma"):  # type: ignore[union-attr]
             remarks.append("student.learn_sigma: half of its output is a variance, which flow matching does not train")
         return remarks
 
     def describe(self, student: nn.Module) -> None:
-        class_names.tell(student, class_names.learned(self.dataset, Denoiser(student).classes))
+        class_names.record(student, class_names.learned(self.dataset, Denoiser(student).classes))
 
     def check_teacher(
         self, teacher: nn.Module, seed: int, device: torch.device, measure: bool

@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -27,7 +27,7 @@ from dit_shd.profiling.flops import step_operations
 from dit_shd.profiling.hardware import current_device, peak_memory
 from dit_shd.profiling.memory import step_memory
 from dit_shd.profiling.step import StepShape
-from dit_shd.tasks import TASKS, Batch, Task
+from dit_shd.tasks import TASKS, Batch
 from dit_shd.training import checks, optim
 from dit_shd.training.config import TrainConfig, filled
 from dit_shd.training.ema import EMA, too_slow
@@ -49,13 +49,13 @@ def dry_run(config: TrainConfig) -> DryRun:
     images = checks.micro_batch_size(config, int(os.environ.get("WORLD_SIZE", "1")))
     step = step_shape(config, images)
     task = step.task
-    config = _filled(config, task)
+    config = replace(config, student=filled(config.student, task.student_options()))
     checks.teaching(config, step.losses)
     checks.passes(task, step.losses)
     student = meta.build(config.student, "student")
     if config.validate_every:
         task.check_evaluation(student, None)
-    teachers, missing = _teachers(config)
+    teachers, missing = _teachers(config, task.student_options())
     task.check_model("student", student)
     for name, teacher in teachers.items():
         task.check_model(role(name), teacher)
@@ -86,14 +86,6 @@ def dry_run(config: TrainConfig) -> DryRun:
     )
 
 
-def _filled(config: TrainConfig, task: Task[Any]) -> TrainConfig:
-    """The config whose student, and whose stand-in for a teacher, predict what the task wants."""
-    options, stand_in = task.student_options(), config.estimate.teacher
-    if stand_in is not None:
-        config = replace(config, estimate=replace(config.estimate, teacher=filled(stand_in, options)))
-    return replace(config, student=filled(config.student, options))
-
-
 def step_shape(config: TrainConfig, images: int) -> StepShape:
     """A step of the run in micro batches of `images`."""
     return StepShape(
@@ -109,15 +101,20 @@ def step_shape(config: TrainConfig, images: int) -> StepShape:
     )
 
 
-def _teachers(config: TrainConfig) -> tuple[dict[str, Any], dict[str, Plugin]]:
-    """The teachers with their weights if they are there, else as estimate.teacher says; what the latter are."""
+def _teachers(config: TrainConfig, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Plugin]]:
+    """The teachers with their weights if they are there, else as estimate.teacher says; what the latter are.
+
+    Args:
+        config: Of the run.
+        options: Keywords of families that follow from the task, for what estimate.teacher does not say.
+    """
     teachers: dict[str, Any] = {}
     missing: dict[str, Plugin] = {}
     for name, source in config.teachers.items():
         stand_in = _stand_in(config, name)
         if stand_in is not None and not places.is_here(source, "model"):
-            teachers[name] = meta.build(stand_in, "estimate.teacher")
-            missing[name] = stand_in
+            missing[name] = filled(stand_in, options)
+            teachers[name] = meta.build(missing[name], "estimate.teacher")
             continue
         try:
             teachers[name] = loading.load_conditional(source)

@@ -236,7 +236,8 @@ def test_other_batch_sizes_give_the_same_images(teacher, straight, tmp_path):
         ({"count": 0}, "count: wanted 1 or more"),
         ({"run": "nowhere"}, "wanted a run folder"),
         ({"vae": "no/such/vae"}, "vae: wanted .* found nothing at 'no/such/vae'"),
-        ({"solver": "heun"}, r"solver: wanted ddpm \| ddim"),
+        ({"solver": "verlet"}, r"solver: wanted auto \| ddpm"),
+        ({"solver": "heun"}, "solver: heun is for models that predict velocities, and this one predicts noise"),
     ],
 )
 def test_bad_requests_are_one_line_and_leave_nothing(teacher, tmp_path, changes, message):
