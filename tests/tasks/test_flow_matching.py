@@ -202,6 +202,17 @@ def test_a_noise_student_is_not_evaluated_by_a_solver_of_velocity(values):
     refused({**values, "task": task, "validate_every": 1}, message)
 
 
+def test_a_student_begins_with_its_teachers_weights_in_its_convention_only(values, flow_teacher):
+    own = flow_values(values, flow_teacher, steps=1, initialisation={"weights": "teacher"})
+    refused(own, r"^initialisation: the student predicts velocity_sit and its teacher velocity_sd3: .*prediction=veloc")
+    own["student"]["prediction"] = "velocity_sd3"
+    _, (metrics,) = run(own)
+    assert (
+        metrics["plain/output"]
+        < 0.5 * run({**own, "run": own["run"] + "2", "initialisation": {}})[1][0]["plain/output"]
+    )
+
+
 def refused(values, message):
     """A run that is refused by a line, before anything is written."""
     with pytest.raises(UserError, match=message) as error:
