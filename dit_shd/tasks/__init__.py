@@ -94,12 +94,11 @@ class Task(ABC, Generic[B]):
     """Its keys that may differ when a run is resumed."""
     dataset: Dataset
 
-    def use(self, dataset: Dataset, student: nn.Module) -> None:
-        """Take the data, and the sizes of the student on which a batch depends.
+    def check_data(self, dataset: Dataset) -> None:
+        """Refuse data from which the task cannot learn, before anything else of them is read.
 
         Args:
-            dataset: What is learned from.
-            student: What learns.
+            dataset: What is to be learned from.
 
         Raises:
             UserError: the data lack a field that is needed.
@@ -110,6 +109,14 @@ class Task(ABC, Generic[B]):
                 f"task: needs {', '.join(missing)} of the data, which have {', '.join(sorted(dataset.fields))}; "
                 "choose another task or data"
             )
+
+    def use(self, dataset: Dataset, student: nn.Module) -> None:
+        """Take the data, which `check_data` has passed, and the sizes of the student on which a batch depends.
+
+        Args:
+            dataset: What is learned from.
+            student: What learns.
+        """
         self.dataset = dataset
 
     def student_options(self) -> Mapping[str, Any]:

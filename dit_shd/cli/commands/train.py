@@ -29,7 +29,7 @@ class Train(Command[TrainConfig]):
             if is_first_process():
                 print(found)
             return
-        trainer = Trainer(config)
+        trainer = Trainer.from_config(config)
         main_process = trainer.accelerator.is_main_process
         if trainer.first_step >= config.steps:
             if main_process:

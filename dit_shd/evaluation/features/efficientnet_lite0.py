@@ -25,16 +25,16 @@ class EfficientNetLite0(FeatureNetwork):
 
     Args:
         weights: another file with the same tensors; the package's if left out.
+        gray: read images [b,y,x,1], as three equal channels.
 
     Raises:
         UserError: the package is not installed, or the file holds other weights.
     """
 
-    channels = 3
-
-    def __init__(self, weights: Path | None = None) -> None:
+    def __init__(self, weights: Path | None = None, gray: bool = False) -> None:
         import timm
 
+        self.channels = 1 if gray else 3
         path = _packaged() if weights is None else weights
         state, self.sha256 = read_weights(path, ADVICE)
         known = self.sha256 == SHA256
@@ -48,7 +48,8 @@ class EfficientNetLite0(FeatureNetwork):
 
     def _forward(self, images: Tensor) -> Features:
         network = self.network
-        maps = network.forward_features((resized(images, SIDE) - 127) / 128)  # type: ignore[operator]
+        pixels = resized(images, SIDE).expand(-1, 3, -1, -1)
+        maps = network.forward_features((pixels - 127) / 128)  # type: ignore[operator]
         pooled = network.forward_head(maps, pre_logits=True)  # type: ignore[operator]
         return Features(pooled, pooled @ network.classifier.weight.T)  # type: ignore[union-attr, operator]
 
