@@ -57,8 +57,8 @@ def _listed(dataset: Dataset, classes: Sequence[int]) -> str:
 def compare(teacher: nn.Module, dataset: Dataset) -> tuple[str, bool]:
     """How the data's classes map to the teacher's, in words; and whether the names, where there are any, agree."""
     seen = np.unique(dataset.labels()).tolist()
-    config: Mapping[str, Any] = teacher.config  # type: ignore[assignment]
-    teacher_names: Names | None = config.get("class_names")
+    settings: Mapping[str, Any] = teacher.config  # type: ignore[assignment]
+    teacher_names: Names | None = settings.get("class_names")
     unseen = [i for i in seen if teacher_names is not None and (i >= len(teacher_names) or teacher_names[i] is None)]
     if unseen:
         return f"the teacher never saw the data's classes {_listed(dataset, unseen)}", False
