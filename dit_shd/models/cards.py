@@ -10,6 +10,7 @@ from dit_shd.core.errors import UserError, one_line
 from dit_shd.core.yaml_files import dump
 from dit_shd.data.datasets import DATASETS
 from dit_shd.data.latent_origin import Origin
+from dit_shd.models.prediction import convention_of, prediction_of
 from dit_shd.models.provenance import LISTS, PERMISSIVE, Provenance, union
 
 SHOWN = 20
@@ -53,8 +54,22 @@ def trained(
         f"Trained by dit_shd for {step} steps. The weights are their average over training (ema {rate}"
         f"{', warmed up' if config.ema_warmup else ''}), {share:.2%} of which are those it began with. "
         'Load: `dit_shd.models.load("this folder")`.',
-        f"{_classes(model)}{autoencoder_words(latents)}## Configuration\n\n```yaml\n{dump(config)}```\n",
+        f"{_prediction(model)}{_classes(model)}{autoencoder_words(latents)}"
+        f"## Configuration\n\n```yaml\n{dump(config)}```\n",
         {"training": weights},
+    )
+
+
+def _prediction(model: Any) -> str:
+    """The section on what a model of velocities predicts; nothing for one that predicts noise."""
+    convention = convention_of(model)
+    if convention is None:
+        return ""
+    time = "its time" if convention.scale == 1 else f"{convention.scale:g} times its time"
+    return (
+        f"## Prediction\n\nA velocity of rectified flow, {prediction_of(model)}: noise is at time {convention.noise_at}, "
+        f"data are at {1 - convention.noise_at}, and the velocity is the derivative along that time. "
+        f"The model is given {time}.\n\n"
     )
 
 

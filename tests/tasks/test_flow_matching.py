@@ -129,6 +129,8 @@ def test_a_run_records_its_convention_and_sampling_asks_by_it(values, flow_teach
     )
     told = json.loads((config.run / "student" / "config.json").read_text())
     assert (told["prediction"], told["learn_sigma"]) == ("velocity_sit", False)
+    card = (config.run / "student" / "README.md").read_text()
+    assert "A velocity of rectified flow, velocity_sit: noise is at time 0, data are at 1" in card
     text = (config.run / "config.yaml").read_text()
     assert "prediction: velocity_sit" in text and "learn_sigma: false" in text
     model = loading.load(config.run / "student")
