@@ -10,6 +10,7 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.rng import Draws
 from dit_shd.data.datasets import Dataset
 from dit_shd.diffusion.denoiser import NO_LABEL, Denoiser
+from dit_shd.models import loading
 
 MASKED = "masked"
 """The name of the masked pass."""
@@ -75,6 +76,17 @@ class Conditioning:
             raise UserError(
                 f"task.mask_ratio: the {role} ({type(model).__name__}) has no masked pass; set task.mask_ratio=null"
             )
+
+
+def check_conditional(role: str, model: nn.Module) -> None:
+    """Refuse a model that does not denoise square latents by class.
+
+    Raises:
+        UserError: it is of another kind.
+    """
+    reason = loading.why_not_conditional(model)
+    if reason is not None:
+        raise UserError(f"{role}: {reason}")
 
 
 def check_fit(role: str, model: nn.Module, dataset: Dataset) -> None:

@@ -14,11 +14,18 @@ def named_blocks(model: nn.Module, prefix: str = "") -> dict[str, nn.Module]:
     found: dict[str, nn.Module] = {}
     for name, child in model.named_children():
         path = f"{prefix}{name}"
-        if isinstance(child, nn.ModuleList):
-            found |= {f"{path}.{i}": block for i, block in enumerate(child)}
+        if isinstance(child, nn.ModuleList) or _is_list_of_blocks(child):
+            found |= {f"{path}.{name}": block for name, block in child.named_children()}
         else:
             found |= named_blocks(child, f"{path}.")
     return {name: block for name, block in found.items() if any(True for _ in block.parameters())}
+
+
+def _is_list_of_blocks(module: nn.Module) -> bool:
+    """Whether it is a Sequential that repeats one kind of block, as timm has them, and no small chain of layers."""
+    if not isinstance(module, nn.Sequential) or len(module) < 2:
+        return False
+    return len({type(member) for member in module}) == 1 and any(True for _ in module[0].children())
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:

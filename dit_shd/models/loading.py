@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import Asset, HubName, find
-from dit_shd.core.pretrained import WEIGHTS, asset, class_name, model_folder, of_hub, read_weights
+from dit_shd.core.pretrained import WEIGHTS, asset, class_name, model_folder, of_hub, read_config, read_weights
 from dit_shd.models import public_checkpoints, velocity
-from dit_shd.models.families import FAMILIES
+from dit_shd.models.families import FAMILIES, LibraryModel
 from dit_shd.models.transformer import LatentTransformer
 
 _log = logging.getLogger("dit_shd")
@@ -135,6 +135,10 @@ def read_folder(folder: Path, variant: str | None = None) -> ModelMixin:
     Raises:
         UserError: it cannot be read, or weights and config.json do not fit together.
     """
+    config = read_config(folder)
+    for library in families().values():
+        if issubclass(library, LibraryModel) and library.is_config(config):
+            return library.of_folder(folder, config).float()
     name = class_name(folder)
     cls: Any = families().get(name) or _diffusers_class(name)
     if cls is None:

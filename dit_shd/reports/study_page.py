@@ -12,8 +12,9 @@ from dit_shd.reports.tables import facts, table_html
 SPREAD = "Mean and standard deviation over training seeds; costs are means of one cell."
 INTERVALS = (
     "Differences are paired by seed. The interval holds the mean difference with 95% confidence (Student's t over "
-    "seeds); p is corrected for all comparisons of this table (Holm). Detectable is the true difference that as many "
-    "seeds, with this spread, would find four times in five: a smaller one can be there without being seen."
+    "seeds); the corrected one and p allow for the number of comparisons in this table (Holm). Detectable is the true "
+    "difference that as many seeds, with this spread, would find four times in five: a smaller one can be there "
+    "without being seen."
 )
 
 

@@ -13,7 +13,7 @@ from dit_shd.core.rng import Draws
 from dit_shd.data.datasets import Dataset
 from dit_shd.data.latent_origin import Kept
 from dit_shd.diffusion import class_names, teacher_check
-from dit_shd.diffusion.conditioning import Conditioning, check_fit
+from dit_shd.diffusion.conditioning import Conditioning, check_conditional, check_fit
 from dit_shd.diffusion.denoiser import Denoiser
 from dit_shd.diffusion.objectives import noise_error, split, variational_bits
 from dit_shd.diffusion.process import DDPM
@@ -60,6 +60,7 @@ class Diffusion(Task[NoisyBatch]):
     needs = frozenset({"latents", "labels"})
     all_passes = frozenset({"plain", "masked"})
     resumable = frozenset({"evaluation"})
+    generates = True
 
     def __init__(
         self,
@@ -79,15 +80,17 @@ class Diffusion(Task[NoisyBatch]):
 
     def use(self, dataset: Dataset, student: nn.Module) -> None:
         super().use(dataset, student)
+        check_conditional("student", student)
         if "masked" in self.passes:
             self.tokens = Denoiser(student).tokens
 
     def check(self, role: str, model: nn.Module) -> None:
-        check_fit(role, model, self.dataset)
         self.check_model(role, model)
+        check_fit(role, model, self.dataset)
 
     def check_model(self, role: str, model: nn.Module) -> None:
-        """It must predict noise, and know the masked pass if there is one."""
+        """It must denoise latents by class, predict noise, and know the masked pass if there is one."""
+        check_conditional(role, model)
         if prediction_of(model) != NOISE:
             raise UserError(
                 f"{role}: predicts {prediction_of(model)} and not noise; wanted task.name=flow_matching, or a {role} "

@@ -13,7 +13,7 @@ from dit_shd.core.rng import Draws
 from dit_shd.data.datasets import Dataset
 from dit_shd.data.latent_origin import Kept
 from dit_shd.diffusion import class_names, teacher_check
-from dit_shd.diffusion.conditioning import Conditioning, check_fit
+from dit_shd.diffusion.conditioning import Conditioning, check_conditional, check_fit
 from dit_shd.diffusion.denoiser import Denoiser
 from dit_shd.diffusion.flow import (
     TimestepDensity,
@@ -94,15 +94,17 @@ class FlowMatching(Task[FlowBatch]):
 
     def use(self, dataset: Dataset, student: nn.Module) -> None:
         super().use(dataset, student)
+        check_conditional("student", student)
         if "masked" in self.passes:
             self.tokens = Denoiser(student).tokens
 
     def check(self, role: str, model: nn.Module) -> None:
-        check_fit(role, model, self.dataset)
         self.check_model(role, model)
+        check_fit(role, model, self.dataset)
 
     def check_model(self, role: str, model: nn.Module) -> None:
-        """Its config must name a velocity, and it must know the masked pass if there is one."""
+        """It must denoise latents by class, its config name a velocity, and it know the masked pass if there is one."""
+        check_conditional(role, model)
         if convention_of(model) is None:
             raise UserError(f"{role}: {no_velocity(model)}")
         self.conditioning.check_model(role, model)

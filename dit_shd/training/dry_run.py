@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -27,7 +27,7 @@ from dit_shd.profiling.flops import step_operations
 from dit_shd.profiling.hardware import current_device, peak_memory
 from dit_shd.profiling.memory import step_memory
 from dit_shd.profiling.step import StepShape
-from dit_shd.tasks import TASKS, Batch
+from dit_shd.tasks import TASKS, Batch, Task
 from dit_shd.training import checks, optim
 from dit_shd.training.config import TrainConfig, filled
 from dit_shd.training.ema import EMA, too_slow
@@ -55,7 +55,7 @@ def dry_run(config: TrainConfig) -> DryRun:
     student = meta.build(config.student, "student")
     if config.validate_every:
         task.check_evaluation(student, None)
-    teachers, missing = _teachers(config, task.student_options())
+    teachers, missing = _teachers(config, task)
     task.check_model("student", student)
     for name, teacher in teachers.items():
         task.check_model(role(name), teacher)
@@ -70,6 +70,7 @@ def dry_run(config: TrainConfig) -> DryRun:
         real = {name: FAMILIES.build(missing[name]) if name in missing else teachers[name] for name in teachers}
         measured = take_a_step(tried, real, 1, before)
     return DryRun(
+        task=task,
         student=student,
         teachers={role(name): teacher for name, teacher in teachers.items()},
         teachers_missing=[config.teachers[name] for name in missing],
@@ -101,26 +102,22 @@ def step_shape(config: TrainConfig, images: int) -> StepShape:
     )
 
 
-def _teachers(config: TrainConfig, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Plugin]]:
-    """The teachers with their weights if they are there, else as estimate.teacher says; what the latter are.
-
-    Args:
-        config: Of the run.
-        options: Keywords of families that follow from the task, for what estimate.teacher does not say.
-    """
+def _teachers(config: TrainConfig, task: Task[Any]) -> tuple[dict[str, Any], dict[str, Plugin]]:
+    """The teachers with their weights if they are there, else as estimate.teacher says; what the latter are."""
     teachers: dict[str, Any] = {}
     missing: dict[str, Plugin] = {}
     for name, source in config.teachers.items():
         stand_in = _stand_in(config, name)
         if stand_in is not None and not places.is_here(source, "model"):
-            missing[name] = filled(stand_in, options)
+            missing[name] = filled(stand_in, task.student_options())
             teachers[name] = meta.build(missing[name], "estimate.teacher")
             continue
         try:
-            teachers[name] = loading.load_conditional(source)
+            teachers[name] = loading.load(source)
         except UserError as error:
             hint = "to count without it, say what it will be: estimate.teacher='{name: mdt, size: B/2}'"
             raise UserError(f"{role(name)}: {error}; {hint}") from error
+        task.check_model(source, teachers[name])
     return teachers, missing
 
 

@@ -5,14 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from dit_shd.reports.figures.style import panels, panels_size, png
+from dit_shd.reports.figures.style import PANELS, panels, panels_size, png
 
 Dots = Mapping[str, Mapping[int, float]]
 """Variant -> seed -> value."""
 Curve = Mapping[str, Sequence[float]]
 """Term -> its values at curve["step"]."""
-TERMS = 3
-"""Loss terms that are drawn."""
 
 
 def dot_figure(dots: Dots, name: str, dark: bool = False) -> bytes:
@@ -42,7 +40,7 @@ def dot_figure(dots: Dots, name: str, dark: bool = False) -> bytes:
 
 
 def curves_figure(curves: Mapping[str, Sequence[Curve]], dark: bool = False) -> bytes:
-    """A panel for each loss term that most variants log: every seed thin, the mean over seeds thick."""
+    """A panel for each loss term: every seed thin, the mean over seeds thick."""
     terms = _terms(curves)
     colours = dict(zip(curves, _colours(len(curves))))
 
@@ -66,12 +64,10 @@ def curves_figure(curves: Mapping[str, Sequence[Curve]], dark: bool = False) -> 
 
 
 def _terms(curves: Mapping[str, Sequence[Curve]]) -> list[str]:
-    """Terms by how many variants log them, the most first."""
-    counts: dict[str, int] = {}
-    for runs in curves.values():
-        for term in {term: None for run in runs for term in run if term != "step"}:
-            counts[term] = counts.get(term, 0) + 1
-    return sorted(counts, key=lambda term: -counts[term])[:TERMS] or [""]
+    """Every loss term of the first pass (plain/noise, plain/shd, ...), in the order of the run that has the most."""
+    logged = [[term for term in run if term != "step"] for runs in curves.values() for run in runs]
+    most = max(logged, key=len, default=[])
+    return [term for term in most if term.partition("/")[0] == most[0].partition("/")[0]][:PANELS] or [""]
 
 
 def cost_figure(points: Mapping[str, tuple[float, float, float]], name: str, dark: bool = False) -> bytes:
