@@ -68,8 +68,8 @@ def _prediction(model: Any) -> str:
     noise, data = convention.noise_at, 1 - convention.noise_at
     time = "its time" if convention.scale == 1 else f"{convention.scale:g} times its time"
     return (
-        f"## Prediction\n\nA velocity of rectified flow, {prediction_of(model)}: noise is at time {noise}, data are at {data}, "
-        f"and the velocity is the derivative along that time. The model is given {time}.\n\n"
+        f"## Prediction\n\nA velocity of rectified flow, {prediction_of(model)}: noise is at time {noise}, data are at "
+        f"{data}, and the velocity is the derivative along that time. The model is given {time}.\n\n"
     )
 
 
