@@ -93,7 +93,7 @@ class Diffusion(Task[NoisyBatch]):
         check_conditional(role, model)
         if prediction_of(model) != NOISE:
             raise UserError(
-                f"{role}: predicts {prediction_of(model)} and not noise; wanted task.name=flow_matching, or a {role} "
+                f"{role}: predicts {prediction_of(model)} and not noise; wanted task.name=flow_matching, or a model "
                 "that predicts noise"
             )
         self.conditioning.check_model(role, model)
