@@ -35,7 +35,7 @@ WEIGHTS = re.compile(
 )
 """How diffusers names files of weights, with the number of a shard and a variant such as fp16."""
 LIBRARY_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
-"""How timm and transformers do."""
+"""How timm and transformers name them."""
 
 _log = logging.getLogger("dit_shd")
 
@@ -46,7 +46,7 @@ def model_folder(path: Path) -> Path | None:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """What a folder's config.json says; empty where it says nothing that can be read."""
+    """A folder's config.json; empty where there is none, or it is not readable."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -164,7 +164,7 @@ def choose_weights(names: Iterable[str], where: str, variant: str | None = None)
 
 
 def _library_weights(names: Sequence[str]) -> list[str]:
-    """The safetensors of a repository of timm or transformers; empty where it has weights as diffusers names them."""
+    """The safetensors of a repository of timm or transformers; empty where it has weights in diffusers' names."""
     if any(WEIGHTS.fullmatch(name) for name in names):
         return []
     return [name for name in names if LIBRARY_WEIGHTS.fullmatch(name)]

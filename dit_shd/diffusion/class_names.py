@@ -7,7 +7,6 @@ its training never saw. Data have names too where folders, tables or latents.jso
 import inspect
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from torch import nn
@@ -15,6 +14,7 @@ from torch import nn
 from dit_shd.core.errors import one_line
 from dit_shd.data.datasets import Dataset
 from dit_shd.diffusion.denoiser import classes_of
+from dit_shd.models.shape import shape_of
 
 Names = Sequence[str | None]
 WORDNET = re.compile(r"n\d{8}")
@@ -57,8 +57,7 @@ def _listed(dataset: Dataset, classes: Sequence[int]) -> str:
 def compare(teacher: nn.Module, dataset: Dataset) -> tuple[str, bool]:
     """How the data's classes map to the teacher's, in words; and whether the names, where there are any, agree."""
     seen = np.unique(dataset.labels()).tolist()
-    settings: Mapping[str, Any] = teacher.config  # type: ignore[assignment]
-    teacher_names: Names | None = settings.get("class_names")
+    teacher_names: Names | None = shape_of(teacher).class_names
     unseen = [i for i in seen if teacher_names is not None and (i >= len(teacher_names) or teacher_names[i] is None)]
     if unseen:
         return f"the teacher never saw the data's classes {_listed(dataset, unseen)}", False

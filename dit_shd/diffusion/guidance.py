@@ -5,10 +5,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from dit_shd.diffusion.denoiser import Denoiser, classes_of
 from dit_shd.diffusion.objectives import split
 from dit_shd.diffusion.sample_config import SampleConfig
 from dit_shd.models.prediction import convention_of
+from dit_shd.models.shape import shape_of
 
 
 def guidance_weight(config: SampleConfig, share: float) -> float:
@@ -36,10 +36,11 @@ class Guided:
     """
 
     def __init__(self, model: nn.Module, labels: Tensor, config: SampleConfig):
-        channels = Denoiser(model).channels
+        shape = shape_of(model)
+        channels = shape.channels if config.guided_channels is None else config.guided_channels
         self.model, self.labels, self.config = model, labels, config
-        self.guided = channels if config.guided_channels is None else min(config.guided_channels, channels)
-        self.null = torch.full_like(labels, classes_of(model))
+        self.guided: int = min(channels, shape.channels)
+        self.null = torch.full_like(labels, shape.classes)
         self.convention = convention_of(model)
 
     def __call__(self, x: Tensor, time: float) -> Tensor:

@@ -18,7 +18,6 @@ from dit_shd.core.plugins import Plugin
 from dit_shd.data.decoder import Decoder
 from dit_shd.data.image_sets import ArrayImages
 from dit_shd.data.latent_origin import AUTO, Kept, decoder
-from dit_shd.diffusion.denoiser import Denoiser
 from dit_shd.diffusion.generation import MERGED, lock_file, sample_to_file
 from dit_shd.diffusion.sample_config import SampleConfig
 from dit_shd.diffusion.sampler import device_of
@@ -27,6 +26,7 @@ from dit_shd.evaluation.evaluate import EvaluateConfig, evaluate
 from dit_shd.evaluation.features import FEATURES
 from dit_shd.evaluation.reference import open_reference
 from dit_shd.evaluation.scoring import select_metrics
+from dit_shd.models.shape import shape_of
 
 _log = logging.getLogger("dit_shd")
 
@@ -90,13 +90,13 @@ class SampleEvaluation:
         Raises:
             UserError: no such autoencoder or reference, or samples that features, reference or metrics do not fit.
         """
-        side, channels = Denoiser(student).shape[1], Denoiser(student).channels
+        shape = shape_of(student)
         sampling, device = self.sampling(Path("run"), 0), device_of(student)
         try:
             if sampling.vae == AUTO and kept.autoencoder is not None:
                 decode = Decoder(kept.autoencoder)
             else:
-                decode = decoder(sampling.vae, kept.origin, channels, device)
+                decode = decoder(sampling.vae, kept.origin, shape.channels, device)
         except UserError as error:
             raise UserError(f"task.evaluation.sample.{error}") from error
         if decode.keep:
@@ -108,9 +108,9 @@ class SampleEvaluation:
         scoring = self.scoring(Path("run.npz"))
         network = FEATURES.build(scoring.features, "task.evaluation.features")
         reference = open_reference(self.reference, "task.evaluation.reference")
-        _, colours, height, width = decode(torch.zeros(1, channels, 1, 1)).shape  # of one latent
-        shape = (self.count, side * height, side * width, colours)
-        samples = ArrayImages(np.broadcast_to(np.uint8(0), shape), "evaluation")
+        _, channels, height, width = decode(torch.zeros(1, shape.channels, 1, 1)).shape  # of one latent
+        size = (self.count, shape.side * height, shape.side * width, channels)
+        samples = ArrayImages(np.broadcast_to(np.uint8(0), size), "evaluation")
         network.check(samples.shape[1:], "evaluation")
         reference.check(samples, network)
         select_metrics(scoring.metrics, samples, reference, network)

@@ -30,6 +30,7 @@ from dit_shd.diffusion.solvers import network_calls, solve
 from dit_shd.models import loading
 from dit_shd.models.families.mdt import kept_biases
 from dit_shd.models.prediction import prediction_of
+from dit_shd.models.shape import shape_of
 
 
 def sample(
@@ -101,9 +102,10 @@ def prepared(model: nn.Module, config: SampleConfig) -> nn.Module:
 
 def load_decoder(config: SampleConfig, model: nn.Module) -> Decoder:
     """The decoder of the model's latents, as the run or folder that it is from records it."""
+    channels = shape_of(model).channels
     settings: Any = model.config
-    origin = of_source(config.run or str(settings.get("_name_or_path") or ""), settings.in_channels)
-    return decoder(config.vae, origin, settings.in_channels, device_of(model))
+    origin = of_source(config.run or str(settings.get("_name_or_path") or ""), channels)
+    return decoder(config.vae, origin, channels, device_of(model))
 
 
 @torch.no_grad()
@@ -128,7 +130,7 @@ def draw(
     Raises:
         UserError: something is not finite, or torch.compile failed.
     """
-    device, shape = device_of(model), Denoiser(model).shape
+    device, shape = device_of(model), shape_of(model).latents
     guided = Guided(model, torch.from_numpy(labels).to(device), config)
 
     finite: list[tuple[float, Tensor, Tensor]] = []

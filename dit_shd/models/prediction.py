@@ -13,9 +13,8 @@ Public codes differ in which end of time is noise, and with it in the velocity's
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from dit_shd.core.errors import UserError
 
@@ -36,7 +35,7 @@ class Convention:
         return self.scale * (share if self.noise_at == 1 else 1 - share)
 
     def velocity(self, output: Tensor) -> Tensor:
-        """noise - x_0, whichever way the model's output points; it is its own inverse."""
+        """Noise - x_0, whichever way the model's output points; it is its own inverse."""
         return output if self.noise_at == 1 else -output
 
 
@@ -48,28 +47,28 @@ CONVENTIONS: Mapping[str, Convention] = {
 """Of velocities, by what `prediction` says."""
 
 
-def prediction_of(model: Any) -> str:
-    """What a model predicts: what its config says, and noise where it says nothing.
+def prediction_of(model: nn.Module) -> str:
+    """What a model predicts: what its config names, and noise where it names nothing.
 
     Raises:
-        UserError: it says something that is not known.
+        UserError: it names something that is not known.
     """
     config = getattr(model, "config", None)
     name = config.get("prediction") if isinstance(config, Mapping) else getattr(config, "prediction", None)
     return checked_prediction(name or NOISE, type(model).__name__)
 
 
-def checked_prediction(name: Any, where: str) -> str:
+def checked_prediction(name: object, where: str) -> str:
     """The name of a prediction as it is.
 
     Raises:
         UserError: there is none of that name.
     """
-    if name != NOISE and name not in CONVENTIONS:
+    if not isinstance(name, str) or (name != NOISE and name not in CONVENTIONS):
         raise UserError(f"{where}: prediction: wanted {NOISE} or {', '.join(CONVENTIONS)}, found {str(name)[:60]!r}")
     return name
 
 
-def convention_of(model: Any) -> Convention | None:
+def convention_of(model: nn.Module) -> Convention | None:
     """The convention of a model of velocities; None for one that predicts noise."""
     return CONVENTIONS.get(prediction_of(model))

@@ -1,28 +1,27 @@
 """Stochastic depth (Huang et al., arXiv 1603.09382) whose draws come with the batch.
 
-timm's DropPath draws from torch's global generator, so what is left out would depend on how a batch is divided among
-processes and micro batches. Here every sample brings its own numbers, one for each branch that may be left out.
+timm's DropPath draws from torch's global generator, so its result depends on how a batch is divided among processes
+and micro batches. Here every sample has its own draws, one for each branch.
 """
 
 from torch import Tensor, nn
 
 
 class StochasticDepth(nn.Module):
-    """Leaves a residual branch out for some samples, and scales it up for the others.
+    """Drops a residual branch for some samples, and scales it up for the others.
 
     Args:
-        rate: the probability that a sample's branch is left out.
+        rate: the probability that a sample's branch is dropped.
     """
 
     def __init__(self, rate: float):
         super().__init__()
         self.rate = rate
         self.draws: Tensor | None = None
-        """Uniform numbers [b] of the batch that runs; see give_draws. They stay until the next batch, since recomputed
-        blocks need them once more."""
+        """Uniform numbers [b] of the current batch, by set_draws; recomputed blocks use them once more."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """The branch x[b,...], where it is kept divided by the probability to keep it, elsewhere 0."""
+        """The branch x [b,...]: divided by the probability to keep it where it is kept, 0 where it is dropped."""
         if not self.training or self.rate == 0:
             return x
         draws = x.new_empty(len(x)).uniform_() if self.draws is None else self.draws
@@ -30,19 +29,20 @@ class StochasticDepth(nn.Module):
         return x * mask.view(-1, *[1] * (x.ndim - 1))
 
     def extra_repr(self) -> str:
-        """As torch shows it."""
+        """The rate, for torch's repr."""
         return f"rate={self.rate:.3f}"
 
 
 def branches(model: nn.Module) -> list[StochasticDepth]:
-    """Those of a model, in the order of its modules."""
+    """The StochasticDepth modules of a model, in the order of its modules."""
     return [module for module in model.modules() if isinstance(module, StochasticDepth)]
 
 
-def give_draws(model: nn.Module, draws: Tensor) -> None:
-    """Say what the next forward leaves out.
+def set_draws(model: nn.Module, draws: Tensor) -> None:
+    """Set the draws of the next forward.
 
     Args:
+        model: with StochasticDepth modules.
         draws: uniform numbers in [0, 1) [b, branches].
     """
     for index, branch in enumerate(branches(model)):
@@ -50,7 +50,7 @@ def give_draws(model: nn.Module, draws: Tensor) -> None:
 
 
 def replace_drop_paths(model: nn.Module) -> None:
-    """Put a StochasticDepth in place of every DropPath of timm."""
+    """Replace every DropPath of timm by a StochasticDepth."""
     from timm.layers.drop import DropPath
 
     for module in list(model.modules()):

@@ -25,7 +25,7 @@ class Evidence:
 def read_evidence(folder: Path) -> list[Evidence]:
     """The studies of a folder of experiments that have rows, by name."""
     found = []
-    for file in sorted(folder.glob("*/*.yaml")):
+    for file in sorted(folder.glob("*/study.yaml")):
         rows = read_results(file.parent / RESULTS)
         if rows:
             study = read_study(file)

@@ -19,7 +19,7 @@ from dit_shd.data.augmentation import Augmentation, EvaluationTransform, ImageIn
 from dit_shd.data.datasets import DATASETS, Dataset
 from dit_shd.data.latent_origin import Kept
 from dit_shd.evaluation.accuracy import Accuracy, measure_accuracy, wilson
-from dit_shd.models.stochastic_depth import branches, give_draws
+from dit_shd.models.stochastic_depth import branches, set_draws
 from dit_shd.tasks import Batch, Output, Task, TeacherFinding, Terms
 
 JUDGED = 64
@@ -181,7 +181,7 @@ class Classification(Task[ImageBatch]):
             return mix(pixels, labels)
 
     def predict(self, model: nn.Module, batch: ImageBatch) -> Output:
-        give_draws(model, batch.depth)
+        set_draws(model, batch.depth)
         wanted: ImageInput = model.input  # type: ignore[assignment]
         return Output(model(renormalised(batch.pixels, self.input, wanted)).float())
 

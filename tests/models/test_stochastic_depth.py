@@ -4,7 +4,7 @@ import timm
 import torch
 from timm.layers.drop import DropPath, drop_path
 
-from dit_shd.models.stochastic_depth import StochasticDepth, branches, give_draws, replace_drop_paths
+from dit_shd.models.stochastic_depth import StochasticDepth, branches, replace_drop_paths, set_draws
 
 
 def vit(**options):
@@ -38,14 +38,14 @@ def test_each_sample_has_its_own_draws_however_the_batch_is_divided():
     assert not any(isinstance(module, DropPath) for module in model.modules())
     assert [round(branch.rate, 6) for branch in branches(model)] == [0.15, 0.15, 0.3, 0.3]
     x, draws = torch.randn(8, 1, 16, 16).double(), torch.rand(8, 4)
-    give_draws(model, draws)
+    set_draws(model, draws)
     whole = model(x)
     parts = []
     for first in range(0, 8, 2):
-        give_draws(model, draws[first : first + 2])
+        set_draws(model, draws[first : first + 2])
         parts.append(model(x[first : first + 2]))
     torch.testing.assert_close(torch.cat(parts), whole)
-    give_draws(model, 1 - draws)
+    set_draws(model, 1 - draws)
     assert not torch.allclose(model(x), whole)
 
 
@@ -53,7 +53,7 @@ def test_a_model_with_no_branch_left_out_is_the_one_in_evaluation():
     model = vit()
     replace_drop_paths(model)
     x = torch.randn(2, 1, 16, 16)
-    give_draws(model, torch.ones(2, 4))
+    set_draws(model, torch.ones(2, 4))
     kept = model.train()(x)
     for branch in branches(model):
         branch.rate = 0.0

@@ -13,7 +13,7 @@ from dit_shd.study.evidence import claims_summary, read_evidence, study_text
 from dit_shd.study.results import Result, of_cells, read_results
 from dit_shd.training.config import TrainConfig
 
-STUDIES = sorted((Path(__file__).parents[2] / "experiments").glob("*/*.yaml"))
+STUDIES = sorted((Path(__file__).parents[2] / "experiments").glob("*/study.yaml"))
 VALUES = {
     "title": "Two losses",
     "question": "Which one?",

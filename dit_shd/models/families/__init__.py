@@ -10,7 +10,7 @@ from dit_shd.core.plugins import PluginFolder
 
 
 class LibraryModel(ModelMixin):
-    """A model that is built by another library, whose folders are read and written as that library has them."""
+    """A model of another library, read from and written to folders in that library's format."""
 
     @classmethod
     @abstractmethod
@@ -23,7 +23,8 @@ class LibraryModel(ModelMixin):
         """The model of such a folder.
 
         Args:
-            values: what its config.json says.
+            folder: with config.json and the weights.
+            values: of config.json.
 
         Raises:
             UserError: it cannot be read.

@@ -23,7 +23,7 @@ from dit_shd.models.stochastic_depth import replace_drop_paths
 
 WEIGHTS = "model.safetensors"
 RESERVED = frozenset(inspect.signature(timm.create_model).parameters) - {"model_name", "kwargs"}
-"""Arguments of timm.create_model that are none of an architecture: where weights come from, and the like."""
+"""Arguments of timm.create_model that are not an architecture's: the source of weights, and the like."""
 
 
 class TimmModel(LibraryModel, ConfigMixin):
@@ -34,10 +34,11 @@ class TimmModel(LibraryModel, ConfigMixin):
         num_classes: k.
         in_chans: channels of an image, 1 or 3.
         img_size: height and width of an image; empty: the architecture's.
-        mean: of each channel, of values in [0, 1]; empty: the architecture's. std: likewise.
+        mean: of each channel, of values in [0, 1]; empty: the architecture's.
+        std: likewise.
         drop_path_rate: stochastic depth: the last block's rate, from 0 at the first.
-        class_names: of each class, "" where it has none; None for a class that its training never saw.
-        options: further arguments of timm.create_model, as {depth: 6, num_heads: 3}.
+        class_names: of each class, "" for a class without a name, None for a class that was not trained.
+        options: further arguments of timm.create_model, such as {depth: 6, num_heads: 3}.
     """
 
     config_name = "config.json"
@@ -45,7 +46,7 @@ class TimmModel(LibraryModel, ConfigMixin):
     @register_to_config
     def __init__(
         self,
-        *,  # diffusers takes what is given by position for a default
+        *,  # diffusers would save the default of an argument that is given by position
         model: str = "deit_tiny_patch16_224",
         num_classes: int = 1000,
         in_chans: int = 3,
@@ -67,17 +68,17 @@ class TimmModel(LibraryModel, ConfigMixin):
     def _input(
         self, in_chans: int, img_size: int | None, mean: list[float] | None, std: list[float] | None
     ) -> ImageInput:
-        """What the network takes, as timm's configuration tells where nothing else is said."""
-        known: Any = self.network.pretrained_cfg
-        height, width = (img_size, img_size) if img_size is not None else known["input_size"][1:]
+        """Size and normalisation of the images; those of timm's configuration where none are given."""
+        defaults: Any = self.network.pretrained_cfg
+        height, width = (img_size, img_size) if img_size is not None else defaults["input_size"][1:]
         values = {"mean": mean, "std": std}
         for name, value in values.items():
-            chosen = [float(x) for x in (known[name] if value is None else value)]
+            chosen = [float(x) for x in (defaults[name] if value is None else value)]
             if len(chosen) != in_chans:
                 raise UserError(f"timm: {name}: wanted {in_chans} numbers, one for each channel, found {chosen}")
             values[name] = chosen
         moments = {name: tuple(value or ()) for name, value in values.items()}
-        crop, interpolation = known.get("crop_pct") or 0.875, known.get("interpolation") or "bicubic"
+        crop, interpolation = defaults.get("crop_pct") or 0.875, defaults.get("interpolation") or "bicubic"
         return ImageInput((in_chans, height, width), **moments, crop=float(crop), interpolation=str(interpolation))
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -85,13 +86,13 @@ class TimmModel(LibraryModel, ConfigMixin):
         return self.network(pixels)
 
     def enable_gradient_checkpointing(self, *_: Any, **__: Any) -> None:
-        """Compute blocks again in the backward."""
+        """Recompute blocks in the backward."""
         self.network.set_grad_checkpointing(True)  # type: ignore[operator]
 
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # the rest of diffusers' has no meaning here
         self, save_directory: str | Path, **_: Any
     ) -> None:
-        """Write a folder of timm's: timm.create_model("local-dir:FOLDER", pretrained=True)."""
+        """Write a folder that timm.create_model("local-dir:FOLDER", pretrained=True) reads."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.timm_config(), indent=2)
@@ -100,19 +101,20 @@ class TimmModel(LibraryModel, ConfigMixin):
         save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
 
     def timm_config(self) -> dict[str, Any]:
-        """What config.json says to timm."""
-        told: Any = self.config
-        arguments = {**(told.options or {}), "img_size": told.img_size, "in_chans": told.in_chans}
-        known: Any = self.network.pretrained_cfg
+        """The config.json of timm for this model."""
+        settings: Any = self.config
+        arguments = {**(settings.options or {}), "img_size": settings.img_size, "in_chans": settings.in_chans}
+        defaults: Any = self.network.pretrained_cfg
         c, y, x = self.input.shape
         kept = ("pool_size", "crop_pct", "crop_mode", "interpolation", "fixed_input_size", "first_conv", "classifier")
-        configuration = {key: known[key] for key in kept if known.get(key) is not None}
-        configuration |= {"num_classes": told.num_classes, "input_size": [c, y, x]}
+        configuration = {key: defaults[key] for key in kept if defaults.get(key) is not None}
+        configuration |= {"num_classes": settings.num_classes, "input_size": [c, y, x]}
         configuration |= {"mean": list(self.input.mean), "std": list(self.input.std)}
-        names = {} if told.class_names is None else {"label_names": [name or "" for name in told.class_names]}
+        classes = settings.class_names
+        names = {} if classes is None else {"label_names": [name or "" for name in classes]}
         return {
-            "architecture": told.model,
-            "num_classes": told.num_classes,
+            "architecture": settings.model,
+            "num_classes": settings.num_classes,
             "num_features": getattr(self.network, "num_features", None),
             **names,
             "pretrained_cfg": configuration,
@@ -121,7 +123,7 @@ class TimmModel(LibraryModel, ConfigMixin):
 
     @classmethod
     def is_config(cls, values: dict[str, Any]) -> bool:
-        """A folder of timm names an architecture."""
+        """Whether a config.json is timm's: it names an architecture."""
         return isinstance(values.get("architecture"), str) and "_class_name" not in values
 
     @classmethod
@@ -148,26 +150,26 @@ class TimmModel(LibraryModel, ConfigMixin):
 
 
 def _options(values: dict[str, Any]) -> dict[str, Any]:
-    """The keywords of a TimmModel that a config.json of timm tells."""
-    known = values.get("pretrained_cfg", values)
+    """The arguments of TimmModel for a config.json of timm."""
+    pretrained = values.get("pretrained_cfg", values)
     arguments = dict(values.get("model_args") or {})
-    size = known.get("input_size") or (3, None)
-    fixed = size[1] if known.get("fixed_input_size") else None
+    size = pretrained.get("input_size") or (3, None)
+    fixed = size[1] if pretrained.get("fixed_input_size") else None
     names = values.get("label_names")
     arguments.pop("drop_path_rate", None)
     return {
         "model": str(values["architecture"]),
-        "num_classes": values.get("num_classes", known.get("num_classes", 1000)),
+        "num_classes": values.get("num_classes", pretrained.get("num_classes", 1000)),
         "in_chans": arguments.pop("in_chans", size[0]),
         "img_size": arguments.pop("img_size", fixed),
-        **{name: list(known[name]) for name in ("mean", "std") if known.get(name)},
+        **{name: list(pretrained[name]) for name in ("mean", "std") if pretrained.get(name)},
         "class_names": list(names) if isinstance(names, (list, tuple)) else None,
         "options": arguments or None,
     }
 
 
 def _renamed(file: Path, options: dict[str, Any], first: str) -> dict[str, Tensor]:
-    """The tensors of a file whose names are those of another code that timm can read.
+    """The tensors of a file with the names of another code, converted by timm.
 
     Raises:
         UserError: they are not those of the architecture.
@@ -187,23 +189,23 @@ def _renamed(file: Path, options: dict[str, Any], first: str) -> dict[str, Tenso
 
 
 def _network(model: str, arguments: dict[str, Any]) -> nn.Module:
-    """timm's module by name; no weights are read.
+    """A module of timm by name; no weights are read.
 
     Raises:
         UserError: no such architecture, or arguments that it does not take.
     """
     if not timm.is_model(model):
-        near = timm.list_models(f"*{model.split('.')[0].split('_')[0]}*")[:4]
+        near = timm.list_models(f"*{model.partition('.')[0].partition('_')[0]}*")[:4]
         raise UserError(f"timm: no architecture called '{model}'; timm has {', '.join(near) or 'timm.list_models()'}")
     if reserved := sorted(RESERVED & arguments.keys()):
         raise UserError(f"timm: options: wanted arguments of the architecture, found {reserved[0]}")
     try:
         return timm.create_model(model, pretrained=False, **arguments)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        raise UserError(f"timm: {model} cannot be made with {_words(arguments)} ({one_line(str(error))})") from error
+        raise UserError(f"timm: {model} cannot be made with {_list(arguments)} ({one_line(str(error))})") from error
 
 
-def _words(arguments: dict[str, Any]) -> str:
+def _list(arguments: dict[str, Any]) -> str:
     return ", ".join(f"{key}={value}" for key, value in arguments.items() if value is not None)
 
 
@@ -214,10 +216,10 @@ def _tensors(file: Path) -> dict[str, Tensor]:
         UserError: there is none, or it is damaged.
     """
     if not file.is_file():
-        found = sorted(
+        others = sorted(
             other.name for other in file.parent.glob("*") if other.suffix in (".bin", ".pth", ".safetensors")
         )
-        raise UserError(f"wanted {file.name} beside config.json, found {', '.join(found) or 'no weights'}")
+        raise UserError(f"wanted {file.name} beside config.json, found {', '.join(others) or 'no weights'}")
     try:
         return load_file(file)
     except (SafetensorError, OSError) as error:
