@@ -12,10 +12,11 @@ from typing import Any, NoReturn
 from torch import nn
 
 from dit_shd.attention.recording import discovery
+from dit_shd.attention.recording.captures import Recording, Sink
 from dit_shd.attention.recording.instrument import recorded, watched
 from dit_shd.attention.recording.joint import Block, BlockChoice
 from dit_shd.attention.recording.processors import processor_of
-from dit_shd.attention.recording.recorder import Recorder, Recording, Sink
+from dit_shd.attention.recording.recorder import Recorder
 from dit_shd.attention.recording.selection import Layers, Selection
 from dit_shd.core.errors import UserError
 

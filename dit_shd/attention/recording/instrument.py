@@ -6,7 +6,7 @@ own methods say when a forward begins and ends. A copy or a pickle of an instrum
 
 import functools
 import inspect
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import FunctionType
 from typing import Any, Protocol, cast
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from dit_shd.attention.recording.joint import Tokens
-from dit_shd.attention.recording.sdpa_calls import RawCall, SDPATap
+from dit_shd.attention.recording.sdpa_calls import RawCall, SDPATap, See
 
 RECORDERS, WATCHERS = "_dit_shd_recorders", "_dit_shd_watchers"
 """The attributes of an instrumented module that hold its recorders, and what is told of its forwards."""
@@ -27,6 +27,10 @@ class CallRecorder(Protocol):
     @property
     def armed(self) -> bool:
         """Whether a forward that is recorded is under way."""
+        ...
+
+    def see(self) -> See | None:
+        """What takes every function of one run, if that is wanted."""
         ...
 
     def record(self, calls: list[RawCall], tokens: Tokens) -> None:
@@ -121,7 +125,7 @@ def _recorded_class(cls: type[nn.Module], plain: type[nn.Module]) -> type[nn.Mod
             if not recorders:
                 return super().forward(*args, **kwargs)
             calls: list[RawCall] = []
-            with SDPATap(calls):
+            with SDPATap(calls, seeing(recorders)):
                 result = super().forward(*args, **kwargs)
             tokens = tokens_of(places, args, kwargs)
             for recorder in recorders:
@@ -134,12 +138,26 @@ def _recorded_class(cls: type[nn.Module], plain: type[nn.Module]) -> type[nn.Mod
     return _named(Recorded, plain)
 
 
+def seeing(recorders: Sequence[CallRecorder]) -> See | None:
+    """What takes every function of one run for some recorders, if any of them wants that."""
+    wanted = [each.see() for each in recorders]
+    wanted = [each for each in wanted if each is not None]
+    if not wanted:
+        return None
+
+    def all_see(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for each in wanted:
+            each(function, args, kwargs)
+
+    return all_see
+
+
 def _run_recorded(module: nn.Module, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
     recorders = [each for each in vars(module).get(RECORDERS, ()) if each.armed]
     calls: list[RawCall] = []
     with ExitStack() as stack:
         if recorders:
-            stack.enter_context(SDPATap(calls))
+            stack.enter_context(SDPATap(calls, seeing(recorders)))
         result = function(*args, **kwargs)
     for recorder in recorders:
         recorder.record(calls, tokens_of(token_places(plain_class(module).forward), args, kwargs))

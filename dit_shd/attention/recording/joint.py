@@ -14,7 +14,8 @@ import torch
 from dit_shd.attention.bias import DenseBias
 from dit_shd.attention.capture import Capture
 from dit_shd.attention.recording.discovery import NO_PROJECTION
-from dit_shd.attention.recording.projection import Part, Projection
+from dit_shd.attention.recording.projection import Projection
+from dit_shd.attention.recording.results import Part
 from dit_shd.attention.recording.sdpa_calls import Call
 from dit_shd.core.errors import UserError
 
@@ -72,6 +73,8 @@ class Layout:
     text of a last block, say). Empty if no row arrives anywhere unchanged, or if nobody asked."""
     order: Literal["plain", "text first", "image first", "unknown"]
     role: Role = "self"
+    reason: str = NO_PROJECTION
+    """Why there is no projection, where there is none."""
 
     @property
     def unasked(self) -> bool:
@@ -119,12 +122,13 @@ def sections(
     n, m = call.query.shape[2], call.key.shape[2]
     rows, keys = slice(0, n), slice(0, m)
     projections = layout.projections if layout is not None else ()
+    reason = layout.reason if layout is not None else ""
     split = _split(n, layout, text, choice) if m == n else None
     if split is None:
         if len(projections) > 1 or (choice.block != "joint" and layout is not None and layout.order == "unknown"):
             raise UserError(f"where the image stands among its {n} tokens is not known; say it: image=slice(77, None)")
         if choice.block == "joint":
-            yield "", _cut(call, bias, rows, keys, projections[0] if projections else None)
+            yield "", _cut(call, bias, rows, keys, projections[0] if projections else None, reason)
         return
     image, words = split
     roles = ("text", "image") if words.start < image.start else ("image", "text")
@@ -133,13 +137,13 @@ def sections(
         queries, over = _BLOCKS[choice.block]
         at = {"image": image, "text": words}
         if not own or own[queries] is not None or queries == "image":
-            yield "", _cut(call, bias, at[queries], at[over], own.get(queries))
+            yield "", _cut(call, bias, at[queries], at[over], own.get(queries), reason)
     elif len(projections) < 2:
-        yield "", _cut(call, bias, rows, keys, projections[0] if projections else None)
+        yield "", _cut(call, bias, rows, keys, projections[0] if projections else None, reason)
     else:
-        yield "", _cut(call, bias, image, keys, own["image"])
+        yield "", _cut(call, bias, image, keys, own["image"], reason)
         if own["text"] is not None:
-            yield ":text", _cut(call, bias, words, keys, own["text"])
+            yield ":text", _cut(call, bias, words, keys, own["text"], reason)
 
 
 _BLOCKS = {
@@ -163,8 +167,10 @@ def _split(n: int, layout: Layout | None, text: int | None, choice: BlockChoice)
     return slice(0, n - text), slice(n - text, n)
 
 
-def _cut(call: Call, bias: DenseBias | None, rows: slice, keys: slice, projection: Projection | None) -> Capture:
-    """A block of a call's map."""
+def _cut(
+    call: Call, bias: DenseBias | None, rows: slice, keys: slice, projection: Projection | None, reason: str
+) -> Capture:
+    """A block of a call's map; reason: why there is no projection."""
     _, h, n, _ = call.query.shape
     m, d = call.value.shape[2:]
     every_row, every_key = rows == slice(0, n), keys == slice(0, m)
@@ -182,7 +188,7 @@ def _cut(call: Call, bias: DenseBias | None, rows: slice, keys: slice, projectio
         call.scale,
         bias,
         call.causal,
-        NO_PROJECTION if projection is None else lambda: projection.by_head(h, d),
+        reason if projection is None else projection.source(h, d),
         call.mixed[:, :, rows] if call.mixed is not None and every_key else None,
         torch.arange(rows.start, rows.stop, device=call.query.device) if call.causal and not every_row else None,
     )

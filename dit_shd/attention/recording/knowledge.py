@@ -1,14 +1,15 @@
 """What the first forward of a model has shown, kept for later ones: which modules are attention, and their layouts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from weakref import WeakKeyDictionary, ref
 
 from torch import nn
 
-from dit_shd.attention.recording.discovery import attention_like, is_cross, why_silent
+from dit_shd.attention.recording.discovery import NO_PROJECTION, attention_like, is_cross, why_silent
 from dit_shd.attention.recording.instrument import plain_class
 from dit_shd.attention.recording.joint import Layout, Role, Tokens
+from dit_shd.attention.recording.projection import PassingProjection
 from dit_shd.attention.recording.sdpa_calls import Call, joined
 from dit_shd.attention.recording.survey import SeenCall, Survey
 
@@ -29,6 +30,12 @@ class Site:
         """Whether none of its calls is recorded unless it is named."""
         return all(layout.unasked for layout in self.layouts)
 
+    @property
+    def passing(self) -> list[PassingProjection]:
+        """Its projections that have to be watched in every forward."""
+        every = [projection for layout in self.layouts for projection in layout.projections]
+        return [projection for projection in every if isinstance(projection, PassingProjection)]
+
     def layout(self, call: int) -> Layout:
         """Of a call; forwards may make more of them than the first one did."""
         return self.layouts[min(call, len(self.layouts) - 1)]
@@ -37,6 +44,8 @@ class Site:
 class Sites(dict[str, Site]):
     """The modules that called attention in a forward, by name, in the order in which they ran."""
 
+    settled = True
+    """Whether all was seen; layers whose results were all zeros are looked at again in the next forward."""
     silent: Mapping[str, str] = {}
     """Modules that are attention by their names and called none, and why that may be."""
 
@@ -53,7 +62,13 @@ def key_of(door: str, kwargs: Mapping[str, object], structure: int) -> Key:
 
 def structure(model: nn.Module) -> int:
     """A number for the modules of a model and their kinds."""
-    return hash(tuple((id(m), plain_class(m), _processor(m)) for m in model.modules()))
+    return hash(tuple((id(m), plain_class(m), _processor(m), "_hf_hook" in vars(m)) for m in model.modules()))
+
+
+def adapters(modules: Sequence[nn.Module]) -> Key:
+    """Which adapters are at work in some modules of peft: that changes from forward to forward."""
+    names = ("_disable_adapters", "_active_adapter", "merged_adapters")
+    return tuple(str(vars(module).get(name)) for module in modules for name in names)
 
 
 def _processor(module: nn.Module) -> type:
@@ -100,10 +115,12 @@ def learn(survey: Survey, text: int | None) -> Sites:
                 break
             for call, seen in zip(merged, run):
                 n = call.query.shape[2]
-                layout = Layout.of(
-                    survey.finder.parts(seen.raw[2], name, layers), survey.finder.joins, n, tokens.text_among(n, text)
-                )
-                layouts.append(replace(layout, role=_role(call, tokens, seen.module)))
+                parts = survey.arrivals.parts(seen.raw[2], name, layers)
+                layout = Layout.of(parts, survey.joins, n, tokens.text_among(n, text))
+                if survey.arrivals.silent(seen.raw[2]):
+                    sites.settled = False
+                why = survey.arrivals.reason(seen.raw[2]) or survey.failure or NO_PROJECTION
+                layouts.append(replace(layout, role=_role(call, tokens, seen.module), reason=why))
         first = calls[0][0]
         sites[name] = Site(name, ref(first.module), tuple(layouts), reason)
     others = attention_like({name: m for name, m in survey.ran.items() if name not in sites and not is_cross(m)})

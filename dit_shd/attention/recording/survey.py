@@ -5,7 +5,8 @@ and a function mode notes each call of attention with the module on top. What is
 then need no more than the modules that were found.
 """
 
-from contextlib import ExitStack
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +16,10 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from dit_shd.attention.recording import discovery
+from dit_shd.attention.recording.arrivals import Arrivals, Entered
 from dit_shd.attention.recording.instrument import plain_class, token_places, tokens_of
 from dit_shd.attention.recording.joint import Tokens
-from dit_shd.attention.recording.projection import ProjectionFinder
+from dit_shd.attention.recording.products import is_product
 from dit_shd.attention.recording.sdpa_calls import ATTENTION, MultiHead, Opened, RawCall, heads_and_dropout
 
 
@@ -30,6 +32,10 @@ class Running:
     kwargs: dict[str, Any]
     run: int
     """The number of this run among all of all modules."""
+    entered: Entered | None = None
+    """What it was given of attention results."""
+    products: int = 0
+    """How many functions that multiply have run in it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +64,10 @@ class Survey(TorchFunctionMode):
         self.calls: list[SeenCall] = []
         self.ran: dict[str, nn.Module] = {}
         """Every module that ran, by name."""
-        self.finder = ProjectionFinder(root)
+        self.arrivals = Arrivals(root)
+        self.joins: list[tuple[int, int]] = []
+        self.failure = ""
+        """What went wrong while looking; the model goes on."""
         self.names = {module: discovery.plain(path) or name for path, module in root.named_modules()}
         self._root = Running(root, (), {}, 0)
         self._stack: list[Running] = []
@@ -82,13 +91,29 @@ class Survey(TorchFunctionMode):
         self._open.close()
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.arrivals.busy:
+            return
         self._runs += 1
         self._stack.append(Running(module, args, kwargs, self._runs))
         self.ran.setdefault(self.names[module], module)
+        with self._harmless():
+            self._stack[-1].entered = self.arrivals.enter(module, args, kwargs)
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self._stack and self._stack[-1].module is module:
-            self._stack.pop()
+        if self.arrivals.busy or not self._stack or self._stack[-1].module is not module:
+            return
+        running = self._stack.pop()
+        if running.entered is not None:
+            with self._harmless():
+                self.arrivals.leave(running.entered, output)
+
+    @contextmanager
+    def _harmless(self) -> Generator[None]:
+        """Nothing that fails while looking is to fail the model."""
+        try:
+            yield
+        except Exception as error:
+            self.failure = f"{type(error).__name__}: {error}"
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -103,12 +128,27 @@ class Survey(TorchFunctionMode):
 
     def see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         """A function ran."""
-        self.finder.see(func, args, kwargs, result)
+        if self.arrivals.busy:
+            return
+        with self._harmless():
+            if func is torch.cat or func is torch.concat:
+                self._join(*args, **kwargs)
+            elif is_product(func):
+                running = self._stack[-1] if self._stack else self._root
+                self.arrivals.product(func, args, kwargs, result, running.module, running.products)
+                for each in self._stack or [self._root]:
+                    each.products += 1
+
+    def _join(self, tensors: Any, dim: int = 0, **_: Any) -> None:
+        pair = isinstance(tensors, (list, tuple)) and len(tensors) == 2
+        if pair and 0 < dim % tensors[0].ndim < tensors[0].ndim - 1:
+            self.joins.append((tensors[0].shape[dim], tensors[1].shape[dim]))
 
     def attention(self, raw: RawCall) -> None:
         """It was attention."""
         running = self._owner()
-        self.finder.attention(raw[2])
+        with self._harmless():
+            self.arrivals.attention(raw[2])
         tokens = tokens_of(token_places(plain_class(running.module).forward), running.args, running.kwargs)
         self.calls.append(
             SeenCall(self.names[running.module], running.module, running.run, raw, tokens, torch.is_grad_enabled())
