@@ -92,19 +92,15 @@ def _opened(recording: Recording) -> ExitStack:
         return stack.pop_all()
 
 
-@contextmanager
-def at(module: nn.Module, recorder: Recorder) -> Generator[None]:
+def at(module: nn.Module, recorder: Recorder) -> ExitStack:
     """Give a module a Recorder for a while: as its `recorder` if it is ours, else by changing its class."""
     if not discovery.is_ours(module):
-        with recorded(module, recorder):
-            yield
-        return
+        return recorded(module, recorder)
     ours: Any = module
     recorder.outer, ours.recorder = ours.recorder, recorder
-    try:
-        yield
-    finally:
-        ours.recorder = recorder.outer
+    stack = ExitStack()
+    stack.callback(setattr, ours, "recorder", recorder.outer)
+    return stack
 
 
 class Attached:
@@ -163,13 +159,10 @@ def _with_processors(model: nn.Module, selection: Selection) -> dict[str, nn.Mod
     return takers
 
 
-@contextmanager
-def _processing(module: Any, recorder: Recorder) -> Generator[None]:
+def _processing(module: Any, recorder: Recorder) -> ExitStack:
     own = module.processor
     mine: Any = processor_of(own, recorder)
     module.set_processor(mine)
-    try:
-        yield
-    finally:
-        if module.processor is mine:
-            module.set_processor(own)
+    stack = ExitStack()
+    stack.callback(lambda: module.set_processor(own) if module.processor is mine else None)
+    return stack

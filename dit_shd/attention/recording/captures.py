@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dit_shd.attention.bias import DenseBias
 from dit_shd.attention.capture import Capture
 from dit_shd.attention.recording import discovery, knowledge
-from dit_shd.attention.recording.instrument import recorded
+from dit_shd.attention.recording.instrument import plain_class, recorded, token_places, tokens_of
 from dit_shd.attention.recording.joint import Tokens, sections
 from dit_shd.attention.recording.knowledge import Site, Sites
 from dit_shd.attention.recording.projection import PassingProjection
@@ -56,7 +56,8 @@ class Recording(Mapping[str, Capture]):
         self._found: dict[str, Capture] = {}
         self._shapes: dict[str, tuple[int, int, int, int]] = {}
         """Of what the last forward gave."""
-        self._text: int | None = None
+        self._given: dict[str, int] = {}
+        """The lengths of the sequences that the model was given."""
         self._survey: Survey | None = None
         self._depth = [0, 0]
         self._fresh = False
@@ -116,6 +117,8 @@ class Recording(Mapping[str, Capture]):
         try:
             self._begin(door, args, kwargs)
             yield outputs
+            if self._survey is not None:
+                self._survey.result(outputs[0])
             self._end(main)
         except BaseException:
             self._forget()
@@ -131,8 +134,8 @@ class Recording(Mapping[str, Capture]):
         for recorder in self.recorders.values():
             recorder.ran, recorder.count = None, 0
         self._with_graph = torch.is_grad_enabled()
-        text = kwargs.get("encoder_hidden_states")
-        self._text = text.shape[1] if isinstance(text, Tensor) and text.ndim == 3 else None
+        names = token_places(getattr(plain_class(self._core), door or "forward"))
+        self._given = tokens_of(names, args, kwargs).lengths
         if not door:
             self._forget()
         if not self._ours:
@@ -141,7 +144,7 @@ class Recording(Mapping[str, Capture]):
             sites = knowledge.known(self._core, self._key)
             if sites is None:
                 self._survey = Survey(self.model, type(self.model).__name__)
-                self._survey.start()
+                self._survey.start(names, args, kwargs)
                 return
             self.selection.check(sites)
             self._sites = sites
@@ -173,7 +176,7 @@ class Recording(Mapping[str, Capture]):
 
     def _learn(self, survey: Survey) -> None:
         """Keep what the first forward has shown, and make its captures."""
-        self._sites = knowledge.learn(survey, self._text)
+        self._sites = knowledge.learn(survey)
         if self._sites and self._sites.settled:
             knowledge.remember(self._core, self._key, self._sites)
         self.selection.check(self._sites, survey.ran)
@@ -241,7 +244,8 @@ class Recording(Mapping[str, Capture]):
             recorder.count += 1
             if not self.selection.wants(layout):
                 continue
-            text = tokens.text_among(call.query.shape[2], self._text)
+            known = layout.text
+            text = None if known is None else known.among(call.query.shape[2], tokens.lengths, self._given)
             name = recorder.name + (f"#{i + 1}" if i else "")
             try:
                 bias = self._bias(call.mask)

@@ -125,6 +125,12 @@ class Call:
     causal: bool
     scale: float
 
+    @staticmethod
+    def inputs(raw: RawCall) -> tuple[Tensor, Tensor]:
+        """The query and the key of a call."""
+        query, key, *_ = _arguments(*raw[0], **raw[1])
+        return query, key
+
     @classmethod
     def of(cls, raw: RawCall) -> "Call":
         """The arguments of a call by their names.

@@ -19,8 +19,10 @@ from dit_shd.attention.recording import discovery
 from dit_shd.attention.recording.arrivals import Arrivals, Entered
 from dit_shd.attention.recording.instrument import plain_class, token_places, tokens_of
 from dit_shd.attention.recording.joint import Tokens
+from dit_shd.attention.recording.lineage import ENTERED, Lineage, Lineages, Streams
 from dit_shd.attention.recording.products import is_product
-from dit_shd.attention.recording.sdpa_calls import ATTENTION, MultiHead, Opened, RawCall, heads_and_dropout
+from dit_shd.attention.recording.roles import Given
+from dit_shd.attention.recording.sdpa_calls import ATTENTION, Call, MultiHead, Opened, RawCall, heads_and_dropout
 
 
 @dataclass(eq=False)
@@ -50,6 +52,10 @@ class SeenCall:
     tokens: Tokens
     graph: bool
     """Whether gradients were on."""
+    query: Lineage | None
+    key: Lineage | None
+    given: tuple[Given, ...]
+    """The sequences that the module was given."""
 
 
 class Survey(TorchFunctionMode):
@@ -65,7 +71,13 @@ class Survey(TorchFunctionMode):
         self.ran: dict[str, nn.Module] = {}
         """Every module that ran, by name."""
         self.arrivals = Arrivals(root)
-        self.joins: list[tuple[int, int]] = []
+        self.lineages = Lineages()
+        self.inputs: tuple[Given, ...] = ()
+        """The sequences that the model was given."""
+        self.image: Streams = frozenset()
+        """The inputs that are the image's, once that is known."""
+        self.outputs: list[Lineage] = []
+        """Of what the model gave."""
         self.failure = ""
         """What went wrong while looking; the model goes on."""
         self.names = {module: discovery.plain(path) or name for path, module in root.named_modules()}
@@ -74,8 +86,12 @@ class Survey(TorchFunctionMode):
         self._runs = 0
         self._open = ExitStack()
 
-    def start(self) -> None:
-        """Begin to see."""
+    def start(self, names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Begin to see; names: of what the model is given by position."""
+        given = {**dict(zip(names, args)), **kwargs}
+        for name, value in given.items():
+            self.lineages.name(value, name)
+        self.inputs = self._given(given)
         for module in self.names:
             if not isinstance(module, torch.jit.ScriptModule):
                 for hook in (
@@ -97,15 +113,29 @@ class Survey(TorchFunctionMode):
         self._stack.append(Running(module, args, kwargs, self._runs))
         self.ran.setdefault(self.names[module], module)
         with self._harmless():
+            for i, value in enumerate((*args, *kwargs.values())):
+                self.lineages.name(value, f"input {i} of {self.names[module]}", ENTERED)
             self._stack[-1].entered = self.arrivals.enter(module, args, kwargs)
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         if self.arrivals.busy or not self._stack or self._stack[-1].module is not module:
             return
         running = self._stack.pop()
-        if running.entered is not None:
-            with self._harmless():
+        with self._harmless():
+            if output is not None:
+                self.lineages.inherit(output, next(iter((*running.args, *running.kwargs.values())), None))
+            if running.entered is not None:
                 self.arrivals.leave(running.entered, output)
+
+    def result(self, output: Any) -> None:
+        """What the model gave."""
+        with self._harmless():
+            self.outputs = self.lineages.all(output)
+
+    def _given(self, given: dict[str, Any]) -> tuple[Given, ...]:
+        sequences = {name: x for name, x in given.items() if isinstance(x, torch.Tensor) and x.ndim == 3}
+        known = {name: self.lineages.of(x) for name, x in sequences.items()}
+        return tuple(Given(name, x.shape[1], each.streams) for name, x in sequences.items() if (each := known[name]))
 
     @contextmanager
     def _harmless(self) -> Generator[None]:
@@ -131,27 +161,32 @@ class Survey(TorchFunctionMode):
         if self.arrivals.busy:
             return
         with self._harmless():
-            if func is torch.cat or func is torch.concat:
-                self._join(*args, **kwargs)
-            elif is_product(func):
+            self.lineages.follow(func, args, kwargs, result)
+            if is_product(func):
                 running = self._stack[-1] if self._stack else self._root
                 self.arrivals.product(func, args, kwargs, result, running.module, running.products)
                 for each in self._stack or [self._root]:
                     each.products += 1
-
-    def _join(self, tensors: Any, dim: int = 0, **_: Any) -> None:
-        pair = isinstance(tensors, (list, tuple)) and len(tensors) == 2
-        if pair and 0 < dim % tensors[0].ndim < tensors[0].ndim - 1:
-            self.joins.append((tensors[0].shape[dim], tensors[1].shape[dim]))
 
     def attention(self, raw: RawCall) -> None:
         """It was attention."""
         running = self._owner()
         with self._harmless():
             self.arrivals.attention(raw[2])
-        tokens = tokens_of(token_places(plain_class(running.module).forward), running.args, running.kwargs)
+        places = token_places(plain_class(running.module).forward)
+        query, key = Call.inputs(raw)
         self.calls.append(
-            SeenCall(self.names[running.module], running.module, running.run, raw, tokens, torch.is_grad_enabled())
+            SeenCall(
+                self.names[running.module],
+                running.module,
+                running.run,
+                raw,
+                tokens_of(places, running.args, running.kwargs),
+                torch.is_grad_enabled(),
+                self.lineages.of(query),
+                self.lineages.of(key),
+                self._given({**dict(zip(places, running.args)), **running.kwargs}),
+            )
         )
 
     def _owner(self) -> Running:
