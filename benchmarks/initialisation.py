@@ -56,14 +56,14 @@ def noise_loss(model: torch.nn.Module, batch: NoisyBatch) -> float:
 def averaged(trainer: Trainer) -> torch.nn.Module:
     """The student that would be sampled from now."""
     student = FAMILIES.build(trainer.config.student, "student")
-    student.load_state_dict(trainer.averages.tensors(), strict=False)
+    student.load_state_dict(trainer.state.averages.tensors(), strict=False)
     return student.eval()
 
 
 def curve(config: TrainConfig, at: list[int], batch: NoisyBatch) -> list[float]:
     """The loss after each of some numbers of steps."""
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(replace(config, run=Path(folder) / "run"))
+        trainer = Trainer.from_config(replace(config, run=Path(folder) / "run"))
         found = {0: noise_loss(averaged(trainer), batch)}
         for step in trainer.run_steps():
             if step.number in at:

@@ -1,5 +1,6 @@
 """Make the pages that are made from code: `make docs`, or python docs/build.py [PAGE].
 
+- evidence.md from the rows of experiments/*/results.jsonl;
 - use-it-in-your-trainer.md from the scripts in examples/;
 - reliability.md by trying every class of hostile input (tests/hostile);
 - supported-models.md by trying capture() on a tiny random model of every transformer class of the installed diffusers
@@ -29,6 +30,16 @@ def trainer_page() -> str:
     table = (DOCS / "supported-models.md").read_text()
     supported, refused = (table.count(mark) for mark in ("| `", "| *"))
     return template("use-it-in-your-trainer").format(**quoted, supported=supported, tried=supported + refused)
+
+
+def evidence_page() -> str:
+    """What the studies of experiments/ have shown."""
+    from dit_shd.study.evidence import claims_summary, read_evidence, study_text
+
+    studies = read_evidence(ROOT / "experiments")
+    hours = sum(study.analysis.cpu_hours for study in studies)
+    texts = "\n\n".join(study_text(study, ROOT) for study in studies)
+    return template("evidence").format(claims=claims_summary(studies), studies=texts, hours=f"{hours:.1f}")
 
 
 def supported_page() -> str:
@@ -84,6 +95,7 @@ def _layers(names: list[str]) -> str:
 
 
 PAGES: dict[str, Callable[[], str]] = {
+    "evidence.md": evidence_page,
     "reliability.md": reliability_page,
     "supported-models.md": supported_page,
     "use-it-in-your-trainer.md": trainer_page,

@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 
 from dit_shd.core.config import make
-from dit_shd.data.encoding import EncodeConfig, encode_to_shards
+from dit_shd.data.encode_config import EncodeConfig
+from dit_shd.data.encoding import encode_to_shards
 
 QUICK = dict(vae=None, size=8, batch_size=4, shard_size=8)
 

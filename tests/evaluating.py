@@ -37,7 +37,7 @@ class Spatial(DigitsFeatures):
 
 
 def pictures(n: int, seed: int, shape: tuple[int, ...] = (28, 28, 1)) -> np.ndarray:
-    """Random smooth blots, uint8 [n, h, w, c]."""
+    """Random smooth blots, uint8 [n,y,x,c]."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (n, 4, 4, shape[2]), dtype=np.uint8)
     return coarse.repeat(-(-shape[0] // 4), 1)[:, : shape[0]].repeat(-(-shape[1] // 4), 2)[:, :, : shape[1]]

@@ -32,6 +32,10 @@ def test_the_trainer_page_is_the_examples(build, root):
     assert build.trainer_page() == (root / "docs" / "use-it-in-your-trainer.md").read_text(), "run: make docs"
 
 
+def test_the_page_of_evidence_is_what_the_rows_say(build, root):
+    assert build.evidence_page() == (root / "docs" / "evidence.md").read_text(), "run: make docs"
+
+
 @pytest.mark.skipif(diffusers.__version__ != zoo.VERSION, reason="the table names the diffusers it was made with")
 @pytest.mark.filterwarnings("ignore")
 def test_the_table_of_models_is_what_capture_says(build, root):

@@ -18,7 +18,7 @@ from dit_shd.training.trainer import Trainer
 
 def train(values):
     AcceleratorState._reset_state()
-    trainer = Trainer(make(TrainConfig, values))
+    trainer = Trainer.from_config(make(TrainConfig, values))
     assert trainer.accelerator.num_processes == 2
     list(trainer.run_steps())
 

@@ -31,13 +31,18 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_text(file: Path, text: str) -> None:
+def write_text(file: Path, text: str, remedy: str = REMEDY) -> None:
     """Replace a file's text atomically.
+
+    Args:
+        file: the file.
+        text: its new text.
+        remedy: what the error advises.
 
     Raises:
         UserError: it could not be written.
     """
-    with atomic_file(file) as stream:
+    with atomic_file(file, remedy) as stream:
         stream.write(text.encode(errors="backslashreplace"))  # names of files need not be UTF-8
 
 

@@ -1,15 +1,15 @@
-"""Autoencoders of diffusers: which classes, and how the latents of each are scaled for the diffusion model.
+"""Autoencoders of diffusers: the supported classes, and how each scales its latents for the diffusion model.
 
     encode: x = (z - shift) factor        decode: z = x / factor + shift
 
-with one number, or one for each channel, as the pipelines of diffusers do it:
+with one number, or one for each channel, as in the pipelines of diffusers:
 
     AutoencoderKL and the like   shift_factor or 0                                scaling_factor or 1
     with latents_mean and _std   latents_mean (no pipeline has both shifts)       scaling_factor / latents_std
     AutoencoderKLFlux2           running mean of its batch norm, on patches 2x2   1 / root of its running variance
 """
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -17,26 +17,26 @@ from math import isfinite
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
-from dit_shd.core.errors import UserError
+from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.hashing import sha256_of_tensors
 from dit_shd.core.pretrained import autoencoder_folder, class_name, read_weights
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What is particular to a class of autoencoders."""
+    """The properties of a class of autoencoders."""
 
     posterior: bool = True
-    """It gives a distribution, not a latent alone."""
+    """Whether it encodes to a distribution, not to a latent alone."""
     frames: bool = False
-    """It takes videos; an image is one of a single frame, as in diffusers' image pipelines."""
+    """Whether it is for videos; an image is then a video of one frame, as in diffusers' image pipelines."""
     patch: int = 1
-    """The diffusion model sees patches of so many latents' side as channels."""
+    """Side of the patches of latents that are channels of the diffusion model."""
     channels: str = "latent_channels"
-    """What its config calls them."""
+    """The config key of the number of channels."""
 
 
 KINDS = {
@@ -49,76 +49,84 @@ KINDS = {
     "AutoencoderKLQwenImage": Kind(frames=True, channels="z_dim"),
     "AutoencoderKLWan": Kind(frames=True, channels="z_dim"),
 }
-"""The classes that are taken, by name."""
+"""The supported classes by name."""
 REFUSED = {
     "ConsistencyDecoderVAE": "it decodes with fresh noise, so that an image would not depend on its seed alone",
     "VQModel": "the pipelines of diffusers disagree about how its latents are scaled",
     "AutoencoderRAE": "no pipeline of diffusers says how its latents are scaled",
     "AutoencoderKLKVAE": "no pipeline of diffusers says how its latents are scaled",
 }
-"""Autoencoders of images that are not, and why; all others are for video, sound or proteins."""
+"""Autoencoders of images that are not supported, and why; all others are for video, sound or proteins."""
 ENCODERS = ("encoder.", "quant_conv.")
-"""Where the tensors are that make latents."""
+"""Prefixes of the encoder's tensors."""
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """x = (z - shift) factor; each of one number, or of one for each channel of what the diffusion model sees."""
+    """x = (z - shift) factor; each is one number, or one for each channel of the diffusion model's input."""
 
     shift: tuple[float, ...]
     factor: tuple[float, ...]
 
     @classmethod
-    def of_config(cls, own: Mapping[str, Any], channels: int) -> "Scaling":
-        """As an autoencoder's config tells; see the head of this file.
+    def of_config(cls, vae_config: Mapping[str, Any], channels: int) -> "Scaling":
+        """The scaling in an autoencoder's config; see the head of this file.
 
         Raises:
-            UserError: numbers that are none, of other channels, or that no pipeline uses together.
+            UserError: values that are no numbers, of other channels, or that no pipeline combines.
         """
-        scale = _number(own, "scaling_factor", 1.0)
-        shift = _number(own, "shift_factor", 0.0)
-        mean, deviation = (_numbers(own, key, channels) for key in ("latents_mean", "latents_std"))
+        scale = _number(vae_config, "scaling_factor", 1.0)
+        shift = _number(vae_config, "shift_factor", 0.0)
+        mean, deviation = (_numbers(vae_config, key, channels) for key in ("latents_mean", "latents_std"))
         if (mean is None) != (deviation is None):
             raise UserError("its config.json has one of latents_mean and latents_std; wanted both or none")
         if not scale or (deviation is not None and min(deviation) <= 0):
-            raise UserError("scaling_factor and latents_std: wanted no zeros, and no latents_std below")
+            raise UserError("scaling_factor and latents_std: wanted no zeros, and no negative latents_std")
         if mean is None or deviation is None:
             return cls((shift,), (scale,))
         if shift:
             raise UserError("its config.json has shift_factor and latents_mean; wanted one of them, as in diffusers")
-        return cls(mean, tuple(scale / each for each in deviation))
+        return cls(mean, tuple(scale / std for std in deviation))
 
     @classmethod
-    def of_batch_norm(cls, norm: Any, eps: float, channels: int) -> "Scaling":
-        """FLUX.2's, from the running statistics."""
-        if norm.num_features != channels:
-            raise UserError(f"its batch norm has {norm.num_features} channels, its patches of 2 x 2 have {channels}")
-        deviation = (norm.running_var.double() + eps).sqrt()
-        if not bool(torch.isfinite(norm.running_mean).all() and torch.isfinite(deviation).all()):
-            raise UserError("the statistics of its batch norm are not finite")
-        return cls(tuple(norm.running_mean.double().tolist()), tuple((1 / deviation).tolist()))
-
-    @classmethod
-    def of_record(cls, told: Any) -> "Scaling":
-        """What `record` gave, read back.
+    def of_batch_norm(cls, norm: nn.BatchNorm2d, eps: float, channels: int) -> "Scaling":
+        """The scaling of FLUX.2, from the running statistics of a batch norm.
 
         Raises:
-            ValueError, TypeError, KeyError: it is something else.
+            UserError: statistics that are not finite, or of other channels.
         """
-        return cls(*(tuple(float(number) for number in told[key]) for key in ("shift", "factor")))
+        if norm.num_features != channels:
+            raise UserError(f"its batch norm has {norm.num_features} channels, its patches of 2 x 2 have {channels}")
+        mean, variance = norm.running_mean, norm.running_var
+        assert mean is not None and variance is not None, "AutoencoderKLFlux2 tracks running statistics"
+        deviation = (variance.double() + eps).sqrt()
+        if not bool(torch.isfinite(mean).all() and torch.isfinite(deviation).all()):
+            raise UserError("the statistics of its batch norm are not finite")
+        return cls(tuple(mean.double().tolist()), tuple((1 / deviation).tolist()))
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Sequence[float]]) -> "Scaling":
+        """The inverse of `record`, on the content of a file.
+
+        Raises:
+            ValueError, TypeError, KeyError: the content is no record.
+        """
+        return cls(*(tuple(float(number) for number in record[key]) for key in ("shift", "factor")))
 
     def record(self) -> dict[str, list[float]]:
+        """The scaling as JSON values."""
         return {key: list(numbers) for key, numbers in asdict(self).items()}
 
     def apply(self, z: Tensor) -> Tensor:
-        """What the diffusion model sees of latents z [b,c,y,x]."""
+        """Latents z [b,c,y,x] as input of the diffusion model."""
         return (z - self._tensor(self.shift, z)) * self._tensor(self.factor, z)
 
     def apply_to_deviation(self, z: Tensor) -> Tensor:
-        """The same of a standard deviation, which no shift moves."""
+        """Standard deviations z [b,c,y,x] of latents as those of the diffusion model's input; no shift changes them."""
         return z * self._tensor(self.factor, z).abs()
 
     def undo(self, x: Tensor) -> Tensor:
+        """The inverse of `apply`."""
         return x / self._tensor(self.factor, x) + self._tensor(self.shift, x)
 
     @staticmethod
@@ -127,35 +135,36 @@ class Scaling:
 
 
 class Autoencoder:
-    """One of diffusers' autoencoders, with images and latents as the diffusion model sees them.
+    """An autoencoder of diffusers, with images and latents as the diffusion model uses them.
 
     Args:
-        vae: of a class in KINDS.
+        vae: a model of a class in KINDS.
 
     Raises:
-        UserError: of another class, or its config tells no scaling.
+        UserError: it is of another class, or its config has no valid scaling.
     """
 
-    def __init__(self, vae: Any):
-        self.vae, self.name = vae.eval().requires_grad_(False), type(vae).__name__
+    def __init__(self, vae: nn.Module) -> None:
+        self.vae: Any = vae.eval().requires_grad_(False)
+        self.name = type(vae).__name__
         self.kind = kind_of(self.name)
-        own = vae.config
-        self.channels: int = own[self.kind.channels] * self.kind.patch**2
+        config = self.vae.config
+        self.channels: int = config[self.kind.channels] * self.kind.patch**2
         if self.kind.patch > 1:
-            self.scaling = Scaling.of_batch_norm(vae.bn, own["batch_norm_eps"], self.channels)
+            self.scaling = Scaling.of_batch_norm(self.vae.bn, config["batch_norm_eps"], self.channels)
         else:
-            self.scaling = Scaling.of_config(own, self.channels)
+            self.scaling = Scaling.of_config(config, self.channels)
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Mean and, where there is a posterior, deviation [b,c,y,x] of pixels [b,3,y,x] in [-1, 1]; float32."""
-        found = self.vae.encode(pixels[:, :, None] if self.kind.frames else pixels)
+        """Mean and, if there is a posterior, deviation [b,c,y,x] of pixels [b,3,y,x] in [-1, 1]; float32."""
+        output = self.vae.encode(pixels[:, :, None] if self.kind.frames else pixels)
         if not self.kind.posterior:
-            return self.scaling.apply(self._seen(found[0])), None
-        mean, deviation = found.latent_dist.mean, found.latent_dist.std
-        return self.scaling.apply(self._seen(mean)), self.scaling.apply_to_deviation(self._seen(deviation))
+            return self.scaling.apply(self._patches(output[0])), None
+        mean, deviation = output.latent_dist.mean, output.latent_dist.std
+        return self.scaling.apply(self._patches(mean)), self.scaling.apply_to_deviation(self._patches(deviation))
 
-    def _seen(self, z: Tensor) -> Tensor:
+    def _patches(self, z: Tensor) -> Tensor:
         return pixel_unshuffle((z[:, :, 0] if self.kind.frames else z).float(), self.kind.patch)
 
     @torch.no_grad()
@@ -163,62 +172,59 @@ class Autoencoder:
         """Pixels [b,c,y,x] in [-1, 1] of latents [b,c,y,x], image by image, so that memory does not grow with b."""
         z = pixel_shuffle(self.scaling.undo(latents), self.kind.patch)
         z = z[:, :, None] if self.kind.frames else z
-        x = torch.cat([self.vae.decode(one, return_dict=False)[0] for one in z.split(1)])
+        x = torch.cat([self.vae.decode(latent, return_dict=False)[0] for latent in z.split(1)])
         return x[:, :, 0] if self.kind.frames else x
 
     @cached_property
     def image(self) -> tuple[int, int]:
-        """Colours of an image, and how many pixels wide one latent is; tried out.
+        """Channels of an image, and pixels along one side of a latent, measured on a small image.
 
         Raises:
-            UserError: it does not make latents of images and images of latents.
+            UserError: it does not encode images to latents and decode latents to images.
         """
         like = next(self.vae.parameters())
-        try:  # of 2 x 2: norms of a single value are an error
+        try:  # on 2 x 2 latents: norms of a single value are an error
             _, colours, *sides = self.decode(like.new_zeros(1, self.channels, 2, 2)).shape
             mean, _ = self.encode(like.new_zeros(1, colours, *sides))
         except (RuntimeError, ValueError, IndexError) as error:
-            words = " ".join(str(error).split())[:120]
             raise UserError(
-                f"vae: wanted an autoencoder of images, and this {self.name} takes none ({words})"
+                f"vae: wanted an autoencoder of images, and this {self.name} encodes none ({error_line(error, 120)})"
             ) from error
         if colours not in (1, 3) or mean.shape != (1, self.channels, 2, 2) or sides[0] != sides[1] or sides[0] % 2:
             raise UserError(
-                f"vae: wanted an autoencoder of gray or RGB images; {self.name} makes {colours} x {sides} values of "
-                f"{self.channels} x 2 x 2 latents, and latents {list(mean.shape[1:])} of those"
+                f"vae: wanted an autoencoder of gray or RGB images; {self.name} decodes {self.channels} x 2 x 2 "
+                f"latents to {colours} x {sides} values, and encodes those to latents {list(mean.shape[1:])}"
             )
         return colours, sides[0] // 2
 
     @cached_property
     def digest(self) -> str:
         """sha256 of its tensors."""
-
         return sha256_of_tensors(self.vae)
 
     @cached_property
     def encoder_digest(self) -> str:
-        """sha256 of those that make latents: autoencoders of one encoder may have several decoders."""
-
+        """sha256 of the encoder's tensors: autoencoders with one encoder may have several decoders."""
         return sha256_of_tensors(self.vae, ENCODERS)
 
 
 def kind_of(name: str) -> Kind:
-    """What is particular to a class.
+    """The properties of a class of autoencoders.
 
     Raises:
-        UserError: it is not taken, and why.
+        UserError: it is not supported, and why.
     """
     if name not in KINDS:
-        reason = REFUSED.get(name, "it is not one whose latents diffusers makes of single images")
-        raise UserError(f"{name} is not taken: {reason}; taken are {', '.join(KINDS)}")
+        reason = REFUSED.get(name, "diffusers does not use it for latents of single images")
+        raise UserError(f"{name} is not supported: {reason}; supported are {', '.join(KINDS)}")
     return KINDS[name]
 
 
 def read_autoencoder(source: str) -> Autoencoder:
-    """An autoencoder of diffusers in a folder (or its `vae` folder, as a pipeline has it), or on the hub.
+    """Read an autoencoder of diffusers from a folder (or its `vae` folder, as in a pipeline), or from the hub.
 
     Raises:
-        UserError: there is none, it is of a class that is not taken, or its weights and its config do not fit.
+        UserError: there is none, it is of a class that is not supported, or its weights do not fit its config.
     """
     import diffusers
 
@@ -238,7 +244,7 @@ def read_autoencoder(source: str) -> Autoencoder:
 
 @contextmanager
 def _quiet() -> Generator[None]:
-    """What diffusers would log about weights that do not fit is a UserError here."""
+    """Silence what diffusers logs about weights that do not fit, which is a UserError here."""
     from diffusers.utils import logging
 
     before = logging.get_verbosity()
@@ -249,17 +255,17 @@ def _quiet() -> Generator[None]:
         logging.set_verbosity(before)
 
 
-def _number(own: Mapping[str, Any], key: str, otherwise: float) -> float:
-    value = own.get(key)
+def _number(vae_config: Mapping[str, Any], key: str, default: float) -> float:
+    value = vae_config.get(key)
     if value is None:
-        return otherwise
+        return default
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value):
         raise UserError(f"{key}: wanted a number, found {str(value)[:40]!r}")
     return float(value)
 
 
-def _numbers(own: Mapping[str, Any], key: str, channels: int) -> tuple[float, ...] | None:
-    values = own.get(key)
+def _numbers(vae_config: Mapping[str, Any], key: str, channels: int) -> tuple[float, ...] | None:
+    values = vae_config.get(key)
     if values is None:
         return None
     if not isinstance(values, (list, tuple)) or len(values) != channels:

@@ -1,11 +1,11 @@
-"""From latents to pixels: an autoencoder of diffusers, nothing where latents are pixels, or latents kept."""
+"""Latents to pixels: by an autoencoder of diffusers, unchanged if latents are pixels, or kept as latents."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dit_shd.core.errors import UserError
 from dit_shd.data.autoencoder import Autoencoder, read_autoencoder
@@ -13,27 +13,29 @@ from dit_shd.data.pixels import to_uint8
 
 
 class Decoder:
-    """decode(latents [b,c,y,x]) -> pixels in [-1, 1], one image at a time, so that memory does not grow with b.
+    """Decodes latents [b,c,y,x] to pixels in [-1, 1], one image at a time, so that memory does not grow with b.
 
     Args:
-        vae: an autoencoder of diffusers, or None where latents are pixels.
-        keep: latents stay what they are.
-        name: how the autoencoder is called.
+        vae: an autoencoder of diffusers, or None if latents are pixels.
+        keep: whether to keep latents.
+        name: the autoencoder's name.
     """
 
-    def __init__(self, vae: Any = None, keep: bool = False, name: str | None = None):
+    def __init__(self, vae: Autoencoder | nn.Module | None = None, keep: bool = False, name: str | None = None) -> None:
         self.autoencoder = vae if vae is None or isinstance(vae, Autoencoder) else Autoencoder(vae)
         self.keep, self.name = keep, name
 
     @classmethod
     def load(cls, source: str | None, channels: int, device: torch.device) -> "Decoder":
-        """By folder or hub:OWNER/NAME; None: latents are pixels.
+        """The decoder of an autoencoder by its folder or name.
 
         Args:
-            channels: of the latents that will come.
+            source: a folder or hub:OWNER/NAME; None if latents are pixels.
+            channels: number of channels of the latents.
+            device: where it decodes.
 
         Raises:
-            UserError: no such autoencoder, or one for other latents.
+            UserError: no such autoencoder, or one of other latents.
         """
         if source is None:
             return cls()
@@ -41,10 +43,10 @@ class Decoder:
 
     @classmethod
     def of(cls, autoencoder: Autoencoder, source: str, channels: int, device: torch.device) -> "Decoder":
-        """By an autoencoder that was read from `source`.
+        """The decoder of an autoencoder that was read from `source`.
 
         Raises:
-            UserError: it is one for other latents, or of other things than images.
+            UserError: it is one of latents with other channels, or of other data than images.
         """
         if autoencoder.channels != channels:
             raise UserError(f"vae: {source} decodes {autoencoder.channels} channels, the model has {channels}")
@@ -53,8 +55,8 @@ class Decoder:
         return cls(autoencoder, name=source)
 
     @property
-    def vae(self) -> Any:
-        """The network itself; None where there is none."""
+    def vae(self) -> nn.Module | None:
+        """The network; None if there is none."""
         return None if self.autoencoder is None else self.autoencoder.vae
 
     @property
@@ -70,7 +72,7 @@ class Decoder:
 def finished(
     decode: Callable[[Tensor], Tensor], decoded: Tensor, rounding: Literal["floor", "nearest"] = "floor"
 ) -> np.ndarray:
-    """What is written of what was decoded: images uint8 [b,y,x,c], or latents that are kept, float32 [b,c,y,x]."""
+    """The array to be written: images uint8 [b,y,x,c], or latents that are kept, float32 [b,c,y,x]."""
     if isinstance(decode, Decoder) and decode.keep:
         return decoded.cpu().numpy()
     return to_uint8(decoded, rounding)

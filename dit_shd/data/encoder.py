@@ -1,55 +1,55 @@
-"""From pixels to latents: the posterior of an autoencoder of diffusers, or the pixels themselves."""
+"""Pixels to latents: the posterior of an autoencoder of diffusers, or the pixels themselves."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dit_shd.core.errors import UserError
 from dit_shd.data.autoencoder import Autoencoder, read_autoencoder
 
 
 class Encoder:
-    """encode(pixels [b,3,y,x] in [-1, 1]) -> posterior [b,parts,c,y,x]: its mean and, where parts = 2, its deviation.
+    """Encodes pixels [b,3,y,x] in [-1, 1] to posteriors [b,parts,c,y,x]: mean and, if parts = 2, deviation.
 
-    Both are scaled as the diffusion model sees them (the mean is shifted, the deviation is not; see Scaling), so that
-    `Decoder`, which undoes that, is the inverse, and a dataset needs no factors.
+    Both are scaled for the diffusion model (the mean is shifted, the deviation is not; see Scaling), so that `Decoder`
+    is the inverse and a dataset needs no factors.
 
     Args:
-        vae: an autoencoder of diffusers, or None where pixels are the latents. Where there is no posterior, parts is 1.
-        precision: of the network; what comes out is float32.
+        vae: an autoencoder of diffusers, or None if pixels are the latents. Without a posterior, parts is 1.
+        precision: autocast of the network; the output is float32.
     """
 
-    def __init__(self, vae: Any = None, precision: Literal["no", "bf16"] = "no"):
-        own = vae if vae is None or isinstance(vae, Autoencoder) else Autoencoder(vae)
-        self.autoencoder, self.precision = own, precision
-        self.parts = 2 if own is not None and own.kind.posterior else 1
+    def __init__(self, vae: Autoencoder | nn.Module | None = None, precision: Literal["no", "bf16"] = "no") -> None:
+        autoencoder = vae if vae is None or isinstance(vae, Autoencoder) else Autoencoder(vae)
+        self.autoencoder, self.precision = autoencoder, precision
+        self.parts = 2 if autoencoder is not None and autoencoder.kind.posterior else 1
 
     @classmethod
     def load(cls, source: str | None, precision: Literal["no", "bf16"], device: torch.device) -> "Encoder":
-        """By folder or hub:OWNER/NAME; None: pixels are the latents."""
-        found = None if source is None else read_autoencoder(source)
-        if found is not None:
-            found.vae.to(device)
-        return cls(found, precision)
+        """The encoder of an autoencoder by its folder or hub:OWNER/NAME; None: pixels are the latents."""
+        autoencoder = None if source is None else read_autoencoder(source)
+        if autoencoder is not None:
+            autoencoder.vae.to(device)
+        return cls(autoencoder, precision)
 
     @property
     def digest(self) -> str | None:
-        """sha256 of the autoencoder's tensors, as the Decoder's."""
+        """sha256 of the autoencoder's tensors, the same as the Decoder's."""
         return None if self.autoencoder is None else self.autoencoder.digest
 
     def shape(self, size: int) -> tuple[int, int, int]:
         """(c, y, x) of the latent of an image of size x size.
 
         Raises:
-            UserError: the autoencoder takes no such images.
+            UserError: the autoencoder cannot encode such images.
         """
         if self.autoencoder is None:
             return 3, size, size
         colours, factor = self.autoencoder.image
         if colours != 3 or size % factor:
             raise UserError(
-                f"vae: takes images of {colours} channels and sizes that are multiples of {factor}, "
+                f"vae: encodes images of {colours} channels and sizes that are multiples of {factor}, "
                 f"wanted 3 channels and size {size}"
             )
         return self.autoencoder.channels, size // factor, size // factor

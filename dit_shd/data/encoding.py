@@ -1,29 +1,29 @@
-"""`dit-shd encode`: images into latent shards, by as many processes as there are, resumable.
+"""Encoding of images into latent shards, by one or several processes, resumable.
 
-Every `shard_size` images are a shard of their own; the same command again verifies the checksums of those that are
-there, makes the missing ones, and writes latents.json, without which a set is not complete.
+Each shard holds `shard_size` images. The same command again verifies the checksums of finished shards, encodes the
+missing ones, and writes latents.json, which marks the set as complete.
 """
 
 import json
 import logging
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from dit_shd.core.config import REQUIRED, checked, option, resolve
+from dit_shd.core.config import checked, resolve
 from dit_shd.core.distributed import joined, launched, run_on_main
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import atomic_file
 from dit_shd.core.lock import locked
-from dit_shd.core.places import Place
 from dit_shd.core.pretrained import COPY
 from dit_shd.core.resumable import Progress, claim, share_of_missing
+from dit_shd.data.encode_config import EncodeConfig
 from dit_shd.data.encoder import Encoder
 from dit_shd.data.latent_origin import Origin, keep_copy
 from dit_shd.data.latent_shards import (
@@ -42,64 +42,25 @@ from dit_shd.data.latent_shards import (
     write_shard,
 )
 from dit_shd.data.preprocessing import pixels
-from dit_shd.data.sources.base import Asked, BrokenImage, ImageSource
+from dit_shd.data.sources.base import BrokenImage, ImageSource, Raw, Selection
 from dit_shd.data.sources.detect import open_source
 from dit_shd.data.sources.listing import counted, printable
 from dit_shd.data.sources.numbering import renumber
 from dit_shd.data.sources.splits import DEFAULT
 
 SKIPPED = "skipped.jsonl"
-ELSEWHERE = ("images", "out", "workers")
-"""Keys that do not make the latents what they are."""
+NEUTRAL = ("images", "out", "workers")
+"""Keys that do not change the latents."""
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 _log = logging.getLogger("dit_shd")
 
 
 @dataclass(frozen=True)
-class EncodeConfig:
-    """What to encode and how."""
-
-    images: Place = option(
-        REQUIRED,
-        "folder of class folders, npz (arr_0 uint8 [n,y,x,c], arr_1 labels), Parquet files, "
-        "or a Hugging Face dataset (a folder of save_to_disk, or hub:OWNER/NAME)",
-    )
-    out: Path = option(REQUIRED, "the folder of latents; the same command again goes on there")
-    size: int = option(256, "the images' side after the ADM centre crop")
-    vae: Place | None = option(
-        "hub:stabilityai/sd-vae-ft-mse", "autoencoder: folder or hub:OWNER/NAME; null: the pixels are the latents"
-    )
-    flips: bool = option(True, "encode mirrored images, too")
-    dtype: Literal["float32", "float16"] = option(
-        "float32", "of the shards; ImageNet at 256 takes 84 GB in float32, half of that in float16"
-    )
-    precision: Literal["no", "bf16"] = option("no", "autocast of the autoencoder")
-    split: str | None = option(
-        None, "of tables, by their names (train if left out); or of folders called train, val, ..."
-    )
-    subset: str | None = option(None, "of a dataset with several (configs, folders of Parquet files)")
-    image_column: str | None = option(None, "of tables; empty: image, img, jpg, ...")
-    label_column: str | None = option(None, "of tables and metadata files; empty: label, labels, cls, ..., or none")
-    classes: dict[str, int] | None = option(
-        None, "number of each class by its name, as {cat: 281, dog: 207} for a teacher's; empty: in their order"
-    )
-    follow_links: bool = option(False, "follow links that lead out of the folder of images")
-    batch_size: int = option(32, "images in one forward of the autoencoder")
-    shard_size: int = option(1024, "images in one shard: what a kill costs at most")
-    workers: int = option(4, "threads of each process that decode images")
-
-    def check(self) -> None:
-        limits = {"size": 2**13, "batch_size": 2**16, "shard_size": 2**20, "workers": 2**10}
-        for key, most in limits.items():
-            if not 1 <= getattr(self, key) <= most:
-                raise UserError(f"{key}: wanted 1 to {most}, found {getattr(self, key)}")
-        if self.out.exists() and not self.out.is_dir():
-            raise UserError(f"out: wanted a folder, found a file at '{self.out}'")
-
-
-@dataclass(frozen=True)
 class Job:
-    """One encoding: what every process knows of it."""
+    """One encoding, the same in every process."""
 
     config: EncodeConfig
     source: ImageSource
@@ -109,27 +70,36 @@ class Job:
 
     @property
     def flips(self) -> int:
+        """2 with mirrored images, else 1."""
         return 2 if self.config.flips else 1
 
     def pieces(self) -> list[range]:
-        """The images' numbers, shard by shard: the same cuts whatever the number of processes."""
+        """The images' numbers, shard by shard, independent of the number of processes."""
         count, size = len(self.source), self.config.shard_size
         return [range(first, min(first + size, count)) for first in range(0, count, size)]
 
     def file(self, piece: range) -> Path:
+        """The shard of the images with these numbers."""
         return shard_file(self.config.out, piece.start)
 
     def settings(self) -> dict[str, Any]:
-        """What makes the latents what they are."""
-        own = {key: value for key, value in resolve(self.config).items() if key not in ELSEWHERE}
-        own["split"] = own["split"] or DEFAULT
+        """Everything that changes the latents."""
+        keys = {key: value for key, value in resolve(self.config).items() if key not in NEUTRAL}
+        keys["split"] = keys["split"] or DEFAULT
         about = {"format": FORMAT, "images_sha256": self.source.sha256(), "classes": list(self.source.classes)}
-        found = self.encode.autoencoder
-        return {**own, **about, **(Origin() if found is None else Origin.of_autoencoder(own["vae"], found)).record()}
+        autoencoder = self.encode.autoencoder
+        origin = Origin() if autoencoder is None else Origin.of_autoencoder(keys["vae"], autoencoder)
+        return {**keys, **about, **origin.record()}
 
 
 def encode_to_shards(config: EncodeConfig) -> LatentSet:
-    """Encode the images that have no sound shard yet; the finished set.
+    """Encode the images that have no sound shard yet.
+
+    Args:
+        config: the images and the autoencoder.
+
+    Returns:
+        The finished set.
 
     Raises:
         UserError: no such images or autoencoder, shards of other settings, no image that can be read.
@@ -139,7 +109,7 @@ def encode_to_shards(config: EncodeConfig) -> LatentSet:
     state = joined()
     launched(state.num_processes)
     columns = (config.image_column, config.label_column)
-    source = open_source(config.images, Asked(config.split, config.subset, *columns, config.follow_links))
+    source = open_source(config.images, Selection(config.split, config.subset, *columns, config.follow_links))
     source = renumber(source, config.classes)
     device = state.device or torch.device("cpu")
     encode = Encoder.load(config.vae, config.precision, device)
@@ -157,13 +127,13 @@ def encode_to_shards(config: EncodeConfig) -> LatentSet:
 
 
 def _begin(job: Job, settings: dict[str, Any]) -> None:
-    """Claim the folder, and keep the autoencoder in it: who trains on the latents needs it, perhaps with no network."""
+    """Claim the folder, and keep the autoencoder in it, which training on the latents uses, perhaps without network."""
     claim(job.config.out, settings, "encode", "the latents")
     if job.encode.autoencoder is not None and not (job.config.out / COPY).is_dir():
         keep_copy(job.encode.autoencoder, job.config.out / COPY)
 
 
-def _encode_missing(state: Any, job: Job) -> None:
+def _encode_missing(state: "PartialState", job: Job) -> None:
     def finished() -> int:
         firsts = [int(file.stem) for file in shard_files(job.config.out)]
         return sum(min(job.config.shard_size, len(job.source) - first) for first in firsts)
@@ -185,8 +155,12 @@ def _encode_missing(state: Any, job: Job) -> None:
 def encode_shard(
     job: Job, numbers: range, progress: Progress
 ) -> tuple[np.ndarray, np.ndarray, list[list[Any]], list[list[Any]]]:
-    """Posterior [n,flips,parts,c,y,x], labels [n], [number, name, reason] of the images that cannot be read, and
-    [remark, count, first name] on those that can."""
+    """Encode the images of one shard.
+
+    Returns:
+        Posterior [n,flips,parts,c,y,x], labels [n], [number, name, reason] of the images that cannot be read, and
+        [remark, count, first name] on the others.
+    """
     row = (job.flips, job.encode.parts, *job.shape)
     posterior = np.empty((len(numbers), *row), np.dtype(job.config.dtype))
     kept: list[int] = []
@@ -203,11 +177,11 @@ def encode_shard(
             else:
                 skipped.append([number, job.source.name(number), str(image)])
         if sound:
-            found = _posterior(job, np.stack(sound))
-            if not np.isfinite(found).all():
-                which = "dtype=float32" if job.config.dtype == "float16" else "precision=no"
-                raise UserError(f"vae: what it makes of images {batch[0]}..{batch[-1]} is not finite; try {which}")
-            posterior[len(kept) - len(sound) : len(kept)] = found
+            latents = _posterior(job, np.stack(sound))
+            if not np.isfinite(latents).all():
+                remedy = "dtype=float32" if job.config.dtype == "float16" else "precision=no"
+                raise UserError(f"vae: the latents of images {batch[0]}..{batch[-1]} are not finite; try {remedy}")
+            posterior[len(kept) - len(sound) : len(kept)] = latents
         progress.step(len(batch))
     return posterior[: len(kept)], job.source.labels[kept], skipped, sorted(remarks.values())
 
@@ -224,35 +198,35 @@ Decoded = tuple[np.ndarray, tuple[str, ...]] | BrokenImage
 
 
 def _decoded(job: Job, numbers: range) -> Iterator[tuple[range, list[Decoded]]]:
-    """Batch by batch the crops of some images, decoded by threads while the batch before is encoded."""
+    """The crops of images, batch by batch, decoded by threads while the batch before is encoded."""
     size = job.config.size
 
-    def crop(raw: Any) -> Decoded:
+    def crop(raw: Raw | BrokenImage) -> Decoded:
         try:
             return raw if isinstance(raw, BrokenImage) else pixels(raw, size)
         except BrokenImage as error:
             return error
 
-    def raw(number: int) -> Any:
+    def raw(number: int) -> Raw | BrokenImage:
         try:
             return job.source.raw(number)
         except BrokenImage as error:
             return error
 
-    waiting: deque[tuple[range, list[Any]]] = deque()
+    pending: deque[tuple[range, list[Future[Decoded]]]] = deque()
     with ThreadPoolExecutor(job.config.workers) as pool:
         for first in range(0, len(numbers), job.config.batch_size):
             batch = numbers[first : first + job.config.batch_size]
-            waiting.append((batch, [pool.submit(crop, raw(number)) for number in batch]))
-            if len(waiting) == 2:
-                batch, futures = waiting.popleft()
+            pending.append((batch, [pool.submit(crop, raw(number)) for number in batch]))
+            if len(pending) == 2:
+                batch, futures = pending.popleft()
                 yield batch, [future.result() for future in futures]
-        for batch, futures in waiting:
+        for batch, futures in pending:
             yield batch, [future.result() for future in futures]
 
 
 def _finish(job: Job, settings: dict[str, Any]) -> None:
-    """List what was skipped, and write latents.json.
+    """List the skipped images, and write latents.json.
 
     Raises:
         UserError: no image could be read.
@@ -261,10 +235,10 @@ def _finish(job: Job, settings: dict[str, Any]) -> None:
     headers = {job.file(piece): read_header(job.file(piece)) for piece in job.pieces()}
     skipped = [entry for header in headers.values() for entry in header.skipped]
     if skipped:
-        _list(skipped, len(job.source), config.out / SKIPPED)
+        _write_list(skipped, len(job.source), config.out / SKIPPED)
     notes = _summed(header.remarks for header in headers.values())
     if skipped:
-        notes += _without_images(job, headers)
+        notes += _unreadable_classes(job, headers)
     for note in notes:
         _log.warning("images: %s", note)
     if len(skipped) == len(job.source):
@@ -287,16 +261,16 @@ def _finish(job: Job, settings: dict[str, Any]) -> None:
     )
 
 
-def _summed(of_shards: Iterable[list[list[Any]]]) -> list[str]:
+def _summed(shard_remarks: Iterable[list[list[Any]]]) -> list[str]:
     """Remarks on images, counted over all shards."""
-    found: dict[str, list[Any]] = {}
-    for remark, count, name in (entry for remarks in of_shards for entry in remarks):
-        found.setdefault(remark, [0, name])[0] += count
-    return [f"{count} {remark} ({printable(name)}, ...)" for remark, (count, name) in sorted(found.items())]
+    totals: dict[str, list[Any]] = {}
+    for remark, count, name in (entry for remarks in shard_remarks for entry in remarks):
+        totals.setdefault(remark, [0, name])[0] += count
+    return [f"{count} {remark} ({printable(name)}, ...)" for remark, (count, name) in sorted(totals.items())]
 
 
-def _without_images(job: Job, files: Iterable[Path]) -> list[str]:
-    """A note on the classes that had images, of which none could be read."""
+def _unreadable_classes(job: Job, files: Iterable[Path]) -> list[str]:
+    """A note on classes of which no image could be read."""
     kept = np.concatenate([open_tensors(file).get_tensor("label") for file in files])
     lost = np.setdiff1d(job.source.labels, kept)
     return (
@@ -306,7 +280,7 @@ def _without_images(job: Job, files: Iterable[Path]) -> list[str]:
     )
 
 
-def _list(skipped: list[list[Any]], count: int, file: Path) -> None:
+def _write_list(skipped: list[list[Any]], count: int, file: Path) -> None:
     with atomic_file(file) as stream:
         for _, name, reason in skipped:
             stream.write(json.dumps({"image": name, "reason": reason}).encode() + b"\n")

@@ -1,8 +1,8 @@
 """Shards: the finished batches of a sampling, one file each, until they are merged into one npz.
 
-A shard is itself an npz like the merged one (arr_0 uint8 [b,y,x,c], or latents float32 [b,c,y,x], and arr_1 labels
-int64 [b]), uncompressed and named by the number of its first image. It appears under its name whole or not at all, and
-zip's checksums tell damage.
+A shard is an npz file like the merged one (arr_0 uint8 [b,y,x,c], or latents float32 [b,c,y,x], and arr_1 labels
+int64 [b]), uncompressed and named by the number of its first image. It is written in one step, and zip's checksums
+detect damage.
 """
 
 import io
@@ -18,9 +18,10 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.files import atomic_file
 from dit_shd.core.places import expanded
 from dit_shd.core.resumable import read_settings
+from dit_shd.data.npz_files import read_checked_header
 
 DTYPES = {np.dtype(np.uint8): "|u1", np.dtype(np.float32): "<f4"}
-"""Of images and of latents, as npy calls them."""
+"""Types of images and of latents, by their names in npy headers."""
 
 
 @dataclass(frozen=True)
@@ -29,24 +30,24 @@ class Shards:
 
     folder: Path
     settings: dict[str, Any]
-    """As in the .json beside a merged npz: every key of SampleConfig that matters, and the model's sha256."""
+    """As in the .json beside a merged npz: the keys of SampleConfig that change images, and the model's sha256."""
     files: tuple[Path, ...]
     """In the order of the images; numbers may be missing while the sampling goes on."""
     shape: tuple[int, int, int, int]
     """(n, y, x, c) of all finished images together; (n, c, y, x) of latents."""
     dtype: np.dtype
-    """uint8 of images, float32 of latents."""
+    """Uint8 of images, float32 of latents."""
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Images (or latents) and labels int64 [b] of one shard after the other; never more than one is held."""
+        """Images (or latents) and labels int64 [b] of one shard after the other; only one is in memory."""
         return map(read_shard, self.files)
 
 
 def open_shards(folder: Path) -> Shards:
-    """The finished shards in a folder `NAME.npz.parts`; only their headers are read now.
+    """The finished shards in a folder `NAME.npz.parts`; only their headers are read at once.
 
     Raises:
-        UserError: not such a folder, nothing in it yet, or a half-written shard. Iterating raises it for a damaged one.
+        UserError: not such a folder, nothing in it yet, or a half-written shard. Iterating raises it for damage.
     """
     folder = Path(expanded(folder))
     settings = read_settings(folder)
@@ -55,11 +56,11 @@ def open_shards(folder: Path) -> Shards:
     files = shard_files(folder)
     if not files:
         raise UserError(f"{folder}: no shard is finished yet; wait, or give the sampling command again")
-    kinds = [shard_shape(file) for file in files]
-    if len({(shape[1:], dtype) for shape, dtype in kinds}) > 1:
-        raise UserError(f"{folder}: wanted shards of one image size, found {sorted({s[1:] for s, _ in kinds})}")
-    (_, *row), dtype = kinds[0]
-    shape = (sum(shape[0] for shape, _ in kinds), *row)
+    shapes = [shard_shape(file) for file in files]
+    if len({(shape[1:], dtype) for shape, dtype in shapes}) > 1:
+        raise UserError(f"{folder}: wanted shards of one image size, found {sorted({s[1:] for s, _ in shapes})}")
+    (_, *row), dtype = shapes[0]
+    shape = (sum(shape[0] for shape, _ in shapes), *row)
     return Shards(folder, settings, tuple(files), shape, dtype)  # type: ignore[arg-type]
 
 
@@ -69,15 +70,15 @@ def shard_file(folder: Path, first: int) -> Path:
 
 
 def shard_files(folder: Path) -> list[Path]:
-    """All shards there are, in the order of their images."""
+    """All finished shards, in the order of their images."""
     return sorted(folder.glob("[0-9]*.npz"))
 
 
 def write_shard(file: Path, images: np.ndarray, labels: np.ndarray) -> None:
-    """Write one shard whole or not at all.
+    """Write one shard in one step.
 
     Raises:
-        UserError: it cannot be written, for a full disk above all; the shards before it are as they were.
+        UserError: it cannot be written, on a full disk above all; earlier shards are unchanged.
     """
     data = io.BytesIO()
     np.savez(data, arr_0=images, arr_1=labels)
@@ -104,27 +105,20 @@ def _read(file: Path, name: str) -> np.ndarray:
 
 
 def shard_shape(file: Path) -> tuple[tuple[int, int, int, int], np.dtype]:
-    """(b, y, x, c), or (b, c, y, x) of latents, and dtype, by the header, which must agree with the file's size."""
+    """(b, y, x, c), or (b, c, y, x) of latents, and dtype, by the header, which must agree with the file's size.
+
+    Raises:
+        UserError: half-written or damaged.
+    """
     try:
         with zipfile.ZipFile(file) as archive:
-            shape, dtype = _header(archive, "arr_0.npy")
-            labels, kind = _header(archive, "arr_1.npy")
+            images, labels = (read_checked_header(archive, name) for name in ("arr_0.npy", "arr_1.npy"))
     except Exception as error:  # a damaged file can fail in any way
         raise _damaged(file, error) from error
-    if dtype not in DTYPES or kind != np.int64 or len(shape) != 4 or labels != shape[:1] or not shape[0]:
-        raise _damaged(file, f"images {dtype} {shape}, labels {kind} {labels}")
-    return shape, dtype  # type: ignore[return-value]
-
-
-def _header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype]:
-    with archive.open(name) as stream:
-        if np.lib.format.read_magic(stream) != (1, 0):
-            raise ValueError("another version of npy")
-        shape, by_column, dtype = np.lib.format.read_array_header_1_0(stream)
-        size = stream.tell() + int(np.prod(shape, dtype=object)) * dtype.itemsize
-    if by_column or size != archive.getinfo(name).file_size:
-        raise ValueError(f"{name} is not as long as its header says")
-    return shape, dtype
+    sound = images.dtype in DTYPES and labels.dtype == np.int64 and not images.fortran_order
+    if not sound or len(images.shape) != 4 or labels.shape != images.shape[:1] or not images.shape[0]:
+        raise _damaged(file, f"images {images.dtype} {images.shape}, labels {labels.dtype} {labels.shape}")
+    return images.shape, images.dtype  # type: ignore[return-value]
 
 
 def _damaged(file: Path, reason: object) -> UserError:
@@ -133,11 +127,11 @@ def _damaged(file: Path, reason: object) -> UserError:
 
 
 def merge(shards: Shards, file: Path) -> None:
-    """Stream all shards into one npz, never holding more than one of them."""
+    """Stream all shards into one npz file; only one is in memory at a time."""
     with atomic_file(file) as stream, zipfile.ZipFile(stream, "w") as archive:
         arrays = (("arr_0.npy", DTYPES[shards.dtype], shards.shape), ("arr_1.npy", "<i8", shards.shape[:1]))
-        for name, kind, shape in arrays:
-            header = {"descr": kind, "fortran_order": False, "shape": shape}
+        for name, dtype, shape in arrays:
+            header = {"descr": dtype, "fortran_order": False, "shape": shape}
             with archive.open(name, "w", force_zip64=True) as member:
                 np.lib.format.write_array_header_1_0(member, header)  # type: ignore[arg-type]
                 for shard in shards.files:

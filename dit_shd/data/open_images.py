@@ -1,4 +1,4 @@
-"""A set of images by its path: an npz, shards, or a folder."""
+"""A set of images by its name or path: a dataset, an npz file, shards, or a folder."""
 
 from pathlib import Path
 
@@ -10,13 +10,15 @@ from dit_shd.data.image_sets import ArrayImages, ImageSet, NpzImages
 
 
 def open_images(text: str, what: str) -> ImageSet:
-    """What a user means by `text`: a dataset of ours (`digits`, `digits:validation`), an npz file, a folder of
-    images or of the shards of a sampling.
+    """Open a set of images.
 
-    A dataset's name wins over a file of that name; `./digits` is the file. `what` names the option in errors.
+    Args:
+        text: a dataset (`digits`, `digits:validation`), an npz file, or a folder of images or of a sampling's shards.
+            A dataset's name takes precedence over a file of that name; `./digits` is the file.
+        what: the config key, for errors.
 
     Raises:
-        UserError: there is no such thing, or it holds no images.
+        UserError: there is no such dataset, file or folder, or it holds no images.
     """
     name, colon, split = text.partition(":")
     if name in DATASETS.names():

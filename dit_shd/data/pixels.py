@@ -1,9 +1,12 @@
-"""From pixels to pictures."""
+"""Pixels of a model as uint8 images, and images as one picture."""
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 def to_uint8(pixels: Tensor, rounding: Literal["floor", "nearest"] = "floor") -> np.ndarray:
@@ -13,8 +16,14 @@ def to_uint8(pixels: Tensor, rounding: Literal["floor", "nearest"] = "floor") ->
     return levels.clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
-def grid(images: np.ndarray, columns: int = 10, gap: int = 2) -> Any:
-    """Images uint8 [n,y,x,c] as one PIL image, row by row on white."""
+def grid(images: np.ndarray, columns: int = 10, gap: int = 2) -> "Image":
+    """Images uint8 [n,y,x,c] as one PIL image, row by row on white.
+
+    Args:
+        images: the images.
+        columns: images in a row.
+        gap: pixels between images.
+    """
     from PIL import Image
 
     n, y, x, c = images.shape

@@ -1,10 +1,10 @@
-"""From an image as it lies somewhere to uint8 pixels of one size: decoding, and the ADM centre crop."""
+"""Images in any stored form to uint8 pixels of one size: decoding, and the ADM centre crop."""
 
 import errno
 import re
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,17 +12,25 @@ from dit_shd.core.errors import UserError
 from dit_shd.data.sources.base import BrokenImage, Raw, check_area
 from dit_shd.data.sources.decoding import FORMATS, is_deep, opened, remarks, rounded
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from PIL.ImageFile import ImageFile
+
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
-"""8 bits a channel or less, turned into RGB; deeper ones would be cut off, not scaled (of a deep gray no one knows the
-scale; deep colours of a PNG are rounded)."""
-
-
+"""Modes of 8 bits a channel or less, which are converted to RGB. Deeper modes would be clipped, not scaled (the scale
+of a deep gray is unknown; deep colours of a PNG are rounded)."""
 MACHINE = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-"""Errors that are no image's fault: they end the command, which can be given again, and skip nothing."""
+"""Errors of the machine, not of an image: they end the command, which can be repeated, and skip nothing."""
 
 
 def pixels(raw: Raw, size: int) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The image's ADM centre crop, uint8 [size,size,3], and remarks on the image.
+    """The image's ADM centre crop, uint8 [size,size,3], and remarks on the image; errors as decoded."""
+    image, image_remarks = decoded(raw)
+    return centre_crop(image, size), image_remarks
+
+
+def decoded(raw: Raw) -> "tuple[Image, tuple[str, ...]]":
+    """The image in RGB, as a PIL image, and remarks on it.
 
     Raises:
         BrokenImage: it cannot be decoded, or takes too much memory.
@@ -32,40 +40,40 @@ def pixels(raw: Raw, size: int) -> tuple[np.ndarray, tuple[str, ...]]:
 
     try:
         if isinstance(raw, np.ndarray):
-            return centre_crop(Image.fromarray(raw.squeeze(-1) if raw.shape[-1] == 1 else raw).convert("RGB"), size), ()
+            return Image.fromarray(raw.squeeze(-1) if raw.shape[-1] == 1 else raw).convert("RGB"), ()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pillow's own about bombs and odd files: what counts is below
+            warnings.simplefilter("ignore")  # pillow's warnings about bombs and odd files: checked below
             with opened(raw) as image:
                 check_area(*image.size)
                 if image.mode not in MODES:
                     raise BrokenImage(f"mode {image.mode}; wanted 8 bits a channel")
-                noted = remarks(image, raw)
-                return centre_crop(_eight_bits(image, raw), size), noted
+                image_remarks = remarks(image, raw)
+                return _eight_bits(image, raw), image_remarks
     except (BrokenImage, MemoryError):
         raise
     except Image.UnidentifiedImageError as error:
         raise BrokenImage(f"none of {', '.join(FORMATS)}") from error
-    except Exception as error:  # a stranger's file can be wrong in any way
+    except Exception as error:  # an untrusted file can be wrong in any way
         if isinstance(error, OSError) and error.errno in MACHINE:
             raise UserError(f"{raw if isinstance(raw, Path) else 'an image'}: {error.strerror}; try again") from error
         words = re.sub(r"<[^>]*>|'[^']*'", "...", " ".join(str(error).split()))  # no addresses, no paths
         raise BrokenImage((words or type(error).__name__)[:120]) from error
 
 
-def _eight_bits(image: Any, raw: Path | bytes) -> Any:
+def _eight_bits(image: "ImageFile", raw: Path | bytes) -> "Image":
     """The image in RGB."""
     from PIL import Image
 
     if not is_deep(image):
         return image.convert("RGB")
-    with opened(raw) as again:
-        return Image.fromarray(rounded(image, again)).convert("RGB")
+    with opened(raw) as second:
+        return Image.fromarray(rounded(image, second)).convert("RGB")
 
 
-def centre_crop(image: Any, size: int) -> np.ndarray:
-    """The crop of ADM (Dhariwal & Nichol 2021, guided-diffusion), uint8 [size,size,c] of a PIL image.
+def centre_crop(image: "Image", size: int) -> np.ndarray:
+    """The crop of ADM (Dhariwal & Nichol 2021, guided-diffusion), uint8 [size,size,c].
 
-    Halve by box averages while the smaller side is 2 size or more, scale it to `size` bicubically, cut out the middle.
+    Halve by box averages while the smaller side is 2 size or more, scale it to `size` bicubically, crop the middle.
     """
     from PIL.Image import Resampling
 

@@ -32,29 +32,35 @@ def intervals(
     resamples: int,
     seed: int = SEED,
 ) -> dict[str, dict[str, float]]:
-    """For each figure that allows it: `low` and `high` (95%), and `std`, the deviation over `resamples` resamplings.
+    """For each figure that allows it: `low` and `high` (95%), and `std`, the deviation over the resamplings.
 
-    samples: with spatial rows, if spatial statistics are there. seed: of the draws.
+    Args:
+        metrics: the metrics behind the figures.
+        samples: the samples' features, with spatial rows if spatial statistics are there.
+        reference: what the samples are compared with.
+        figures: the figures of the samples themselves, around which the intervals lie.
+        resamples: number of resamplings.
+        seed: seed of the draws.
     """
     unfit = {name for metric in metrics for name in metric.not_resampled}
     names = [name for name in figures if not name.endswith(" std") and name not in unfit]
-    found: dict[str, list[float]] = {name: [] for name in names}
+    resampled_figures: dict[str, list[float]] = {name: [] for name in names}
     generator = torch.Generator().manual_seed(seed)
     for _ in tqdm(range(resamples), unit="resampling", desc="intervals", disable=None):
         drawn = resampled(samples, generator)
         for metric in metrics:
             for name, value in metric.compute(drawn, reference).items():
-                if name in found:
-                    found[name].append(value)
+                if name in resampled_figures:
+                    resampled_figures[name].append(value)
     ends = {}
     for name in names:
-        std = float(torch.tensor(found[name], dtype=torch.float64).std())
+        std = float(torch.tensor(resampled_figures[name], dtype=torch.float64).std())
         ends[name] = {"low": figures[name] - NORMAL * std, "high": figures[name] + NORMAL * std, "std": std}
     return ends
 
 
 def resampled(samples: FeatureSet, generator: torch.Generator) -> FeatureSet:
-    """As many images, drawn with replacement."""
+    """Draw as many images as there are, with replacement."""
     assert samples.pooled is not None, "samples have features"
     n = len(samples.pooled)
     index = torch.randint(0, n, (n,), generator=generator).to(samples.pooled.device)

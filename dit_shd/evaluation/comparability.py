@@ -1,7 +1,7 @@
 """Whether figures may be set beside published ones, which come from OpenAI's ADM evaluator; and if not, why.
 
 The Inception Score takes p(y) over chunks in file order, so the order of the samples counts. Here their labels are
-asked whether they lie by class; dit_shd.evaluation.metrics.inception_score asks what the network makes of the images.
+tested for an order by class; dit_shd.evaluation.metrics.inception_score tests the network's logits.
 """
 
 import math
@@ -18,36 +18,36 @@ from dit_shd.evaluation.metrics.frechet import PUBLISHED
 from dit_shd.evaluation.reference import Reference
 
 REFERENCE_IMAGES = 10_000
-"""In ADM's reference file, for precision and recall."""
+"""Images in ADM's reference file, for precision and recall."""
 LOSSY = "JPEG files or lossy WebP"
 CHANCE = 1e-9
-"""Random order is called sorted as seldom as that."""
+"""Probability with which random order is called sorted."""
 
 
 def reasons_against(
     samples: ImageSet, reference: Reference, network: FeatureNetwork, metrics: Sequence[Plugin]
 ) -> list[str]:
-    """Why the figures are not ADM-comparable, a reason each; nothing if they are."""
-    found = []
+    """Why the figures are not ADM-comparable, one text for each reason; empty if they are."""
+    reasons = []
     if not network.is_fid:
-        found.append(f"features {network.title} are not the 2015 Inception")
+        reasons.append(f"features {network.title} are not the 2015 Inception")
     if samples.shape[0] != PUBLISHED:
-        found.append(f"{samples.shape[0]:,} samples, not {PUBLISHED:,}")
-    found += _of_reference(reference)
+        reasons.append(f"{samples.shape[0]:,} samples, not {PUBLISHED:,}")
+    reasons += _reasons_of_reference(reference)
     if samples.lossy:
-        found.append(f"the samples are {LOSSY}")
+        reasons.append(f"the samples are {LOSSY}")
     if samples.labels is not None and lie_by_class(samples.labels, _chunk(metrics)):
-        found.append("the samples are sorted by class, not in random order, so the Inception Score means nothing")
-    found += [f"options of {plugin.name} are not the usual ones" for plugin in metrics if _changed(plugin)]
-    return found
+        reasons.append("the samples are sorted by class, not in random order, so the Inception Score means nothing")
+    reasons += [f"options of {plugin.name} are not the usual ones" for plugin in metrics if _changed(plugin)]
+    return reasons
 
 
 def lie_by_class(labels: np.ndarray, chunk: int) -> bool:
-    """Whether labels [n], more than a chunk of them, lie by class where random order would not let them.
+    """Whether labels [n], more than a chunk of them, are ordered by class beyond what random order allows.
 
-    By class is what makes the parts of a file hold other shares of the classes than the whole, or neighbours alike:
-    rising or falling labels, blocks, the sorted files of several processes one after the other. Classes in turn (i
-    modulo the classes) lie more evenly than random order, and are let be.
+    Ordered by class: the parts of a file hold other shares of the classes than the whole file, or neighbours are
+    alike, as with rising or falling labels, blocks, and the sorted files of several processes in a row. Classes in
+    turn (i modulo the classes) lie more evenly than random order; that is not called sorted.
     """
     _, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
     if len(codes) <= max(chunk, 3) or not 1 < len(counts) < len(codes):
@@ -63,13 +63,13 @@ def _uneven(codes: np.ndarray, counts: np.ndarray, parts: int) -> bool:
     """
     n, part_of = len(codes), np.arange(len(codes)) * parts // len(codes)
     sizes = np.bincount(part_of)
-    cells, held = np.unique(part_of * len(counts) + codes, return_counts=True)
+    cells, observed = np.unique(part_of * len(counts) + codes, return_counts=True)
     part, code = np.divmod(cells, len(counts))
-    found = n * (float((held.astype(float) ** 2 / (sizes[part] * counts[code])).sum()) - 1)
+    chi_square = n * (float((observed.astype(float) ** 2 / (sizes[part] * counts[code])).sum()) - 1)
     mean = n * (parts - 1) * (len(counts) - 1) / (n - 1)
     (v_1, w_1), (v_2, w_2) = (_margin(n, margin) for margin in (sizes, counts))
     variance = 2 * n / (n - 3) * (v_1 - w_1) * (v_2 - w_2) + n**2 / (n - 1) * w_1 * w_2
-    return variance > 1e-9 and bool(gammaincc(mean**2 / variance, found * mean / variance) < CHANCE)
+    return variance > 1e-9 and bool(gammaincc(mean**2 / variance, chi_square * mean / variance) < CHANCE)
 
 
 def _margin(n: int, sizes: np.ndarray) -> tuple[float, float]:
@@ -79,8 +79,11 @@ def _margin(n: int, sizes: np.ndarray) -> tuple[float, float]:
 
 
 def _in_runs(codes: np.ndarray, counts: np.ndarray) -> bool:
-    """Whether more neighbours are of one class than random order gives: the runs test for several classes (Mood, Ann.
-    Math. Statist. 11, 1940), with Bernstein's bound in place of a normal tail, for such neighbours may be rare."""
+    """Whether more neighbours are of one class than random order gives.
+
+    The runs test for several classes (Mood, Ann. Math. Statist. 11, 1940), with Bernstein's bound in place of a normal
+    tail, because such neighbours may be rare.
+    """
     n, square, cube = len(codes), float((counts.astype(float) ** 2).sum()), float((counts.astype(float) ** 3).sum())
     alike = int((codes[1:] == codes[:-1]).sum())
     variance = (square * (square + n * (n + 1)) - 2 * n * cube - n**3) / (n**2 * (n - 1))
@@ -94,18 +97,18 @@ def _chunk(metrics: Sequence[Plugin]) -> int:
     return int(METRICS.filled(plugins[0]).options["chunk"])
 
 
-def _of_reference(reference: Reference) -> list[str]:
-    statistics = reference.statistics
-    found = [f"the reference images are {LOSSY}"] if reference.lossy else []
+def _reasons_of_reference(reference: Reference) -> list[str]:
+    statistics, count = reference.statistics, reference.image_count
+    reasons = [f"the reference images are {LOSSY}"] if reference.lossy else []
     if statistics is None:
-        return ["the reference is not a file of statistics (mu, sigma, mu_s, sigma_s) of a training set", *found]
+        return ["the reference is not a file of statistics (mu, sigma, mu_s, sigma_s) of a training set", *reasons]
     if not statistics.complete:
-        found.append("the reference lacks mu_s and sigma_s")
+        reasons.append("the reference lacks mu_s and sigma_s")
     if 0 < statistics.pooled.n < PUBLISHED:
-        found.append(f"statistics of only {statistics.pooled.n:,} reference images")
-    if reference.image_count != REFERENCE_IMAGES:
-        found.append(f"{reference.image_count:,} reference images for precision and recall, not {REFERENCE_IMAGES:,}")
-    return found
+        reasons.append(f"statistics of only {statistics.pooled.n:,} reference images")
+    if count != REFERENCE_IMAGES:
+        reasons.append(f"{count:,} reference images for precision and recall, not {REFERENCE_IMAGES:,}")
+    return reasons
 
 
 def _changed(plugin: Plugin) -> bool:

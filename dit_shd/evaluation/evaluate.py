@@ -39,7 +39,7 @@ class EvaluateConfig:
     """What is compared with what, and how."""
 
     samples: Place | list[Place] = option(
-        REQUIRED, "npz (arr_0: uint8 [n,h,w,c]), folder of images, folder of a run's shards, or dataset[:split]"
+        REQUIRED, "npz (arr_0: uint8 [n,y,x,c]), folder of images, folder of a run's shards, or dataset[:split]"
     )
     reference: Place = option(REQUIRED, "the same, or a statistics file (dit-shd statistics, or ADM's npz)")
     features: Plugin = option(Plugin("inception"), "feature network, a file of dit_shd/evaluation/features")
@@ -57,22 +57,31 @@ class EvaluateConfig:
     force: bool = option(False, "overwrite a results file that holds another result")
 
     def files(self) -> list[str]:
-        """The sample files, written out."""
-        given = [self.samples] if isinstance(self.samples, str) else list(self.samples)
-        if not given:
+        """The sample files, one for each seed.
+
+        Raises:
+            UserError: no file, or `seeds` and no single file with a seed in its path.
+        """
+        files = [self.samples] if isinstance(self.samples, str) else list(self.samples)
+        if not files:
             raise UserError("samples: wanted at least one file of samples, found none")
         if self.seeds == 1:
-            return given
-        parts = re.split(r"(?<=seed)(\d+)", given[0]) if len(given) == 1 else []
-        if self.seeds < 1 or len(parts) != 3:
+            return files
+        split = re.split(r"(?<=seed)(\d+)", files[0]) if len(files) == 1 else []
+        if self.seeds < 1 or len(split) != 3:
             raise UserError(
-                f"seeds={self.seeds}: wanted one file with seedN in its path, once, found {', '.join(given)}; "
+                f"seeds={self.seeds}: wanted one file with seedN in its path, once, found {', '.join(files)}; "
                 "name the files one by one instead"
             )
-        return [f"{parts[0]}{int(parts[1]) + i}{parts[2]}" for i in range(self.seeds)]
+        before, first, after = split
+        return [f"{before}{int(first) + i}{after}" for i in range(self.seeds)]
 
     def check(self) -> None:
-        """Numbers in their ranges."""
+        """Check that the numbers are in their ranges.
+
+        Raises:
+            UserError: naming the key, the range and the value.
+        """
         if self.batch_size < 1:
             raise UserError(f"batch_size: wanted at least 1 image, found {self.batch_size}")
         if self.resamples and self.resamples < 10:
@@ -89,13 +98,15 @@ class FeaturesAndImages:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation as a page shows it; of several files only the record, whose `runs` has them."""
+    """One evaluation as a page shows it."""
 
     record: Mapping[str, Any]
+    """What is in results.json; with several files of samples `runs` holds those."""
     samples: FeaturesAndImages | None = None
+    """None with several files of samples."""
     reference: FeaturesAndImages | None = None
     details: Mapping[str, Tensor] = field(default_factory=dict)
-    """What the metrics know of single images."""
+    """Results of the metrics for single images, by name."""
 
 
 PageWriter = Callable[[Path, Evaluation], None]
@@ -104,15 +115,20 @@ PageWriter = Callable[[Path, Evaluation], None]
 def evaluate(
     config: EvaluateConfig, say: Callable[[str], None] = print, write_page: PageWriter | None = None
 ) -> dict[str, Any]:
-    """Compare samples with a reference, say the table, write the results file and return what is in it.
-
-    Args:
-        write_page: writes the page of one evaluation (reports.evaluation_page), where config.page asks for it.
+    """Compare samples with a reference, print the table and write the results file.
 
     The results file is results.json beside the samples; where that is of other samples, of another reference or of
-    another network, NAME.results.json. Several files of samples are evaluated one after the other, each with a results
-    file of its own beside it (NAME.results.json), which the same command finds again; the figures are then means over
+    another network, NAME.results.json. Several files of samples are evaluated one after the other, each with its own
+    results file beside it (NAME.results.json), which the same command reads again; the figures are then means over
     the files, with their spread (standard deviation, n - 1).
+
+    Args:
+        config: what is compared with what, and how.
+        say: takes each line for the user.
+        write_page: writes the page of one evaluation (reports.evaluation_page), if config.page is set.
+
+    Returns:
+        The content of the results file.
 
     Raises:
         UserError: any input that cannot be compared, or without `force` another result at `out`, or one of the same
@@ -137,7 +153,7 @@ def evaluate(
 
 
 class _Job:
-    """What is the same for every file of samples; the reference's features are extracted once."""
+    """What all files of samples share; the reference's features are extracted once."""
 
     def __init__(
         self,
@@ -180,20 +196,26 @@ class _Job:
         if self.write_page is not None and (
             page == out or (page.exists() and not out.exists() and not self.config.force)
         ):
-            found = "the same file" if page == out else "a page of something else"
+            taken = "the same file" if page == out else "a page of something else"
             raise UserError(
-                f"{page}: wanted a place for the page, found {found}; choose another out=FILE, or page=false"
+                f"{page}: wanted a place for the page, found {taken}; choose another out=FILE, or page=false"
             )
 
     def places(self, samples: ImageSet, head: dict[str, Any], plain: bool) -> list[Path]:
-        """Names for the results file; `plain`: of the whole evaluation, whose `out` the user may have named."""
+        """Names for the results file; `plain`: of the entire evaluation, whose `out` the user may have named."""
         return [self.config.out] if plain and self.config.out else results.result_paths(samples, head, plain)
 
     def run(self, samples: ImageSet, record: dict[str, Any], plain: bool) -> tuple[dict[str, Any], Path]:
-        """Evaluate one file of samples: the whole record, and where it is.
+        """Evaluate one file of samples.
 
-        record: their head. plain: they are all there is; as one of several, a result that is there already for the
-            same inputs is used.
+        Args:
+            samples: the samples.
+            record: the head of their record.
+            plain: whether this is the only file of samples; as one of several, an existing result of the same inputs
+                is used.
+
+        Returns:
+            The complete record, and its file.
         """
         config, places = self.config, self.places(samples, record, plain)
         out = results.place(places, record)
@@ -225,9 +247,9 @@ class _Job:
         return record, out
 
     def _verdict(self, record: dict[str, Any], samples: FeatureSet) -> dict[str, Any]:
-        """The head's, and what only the features tell."""
-        found = [reason for _, metric in self.chosen for reason in metric.reasons_against(samples)]
-        return _verdict([*record["adm_comparable"]["why_not"], *found])
+        """The head's verdict, with the reasons that only the features show."""
+        reasons = [reason for _, metric in self.chosen for reason in metric.reasons_against(samples)]
+        return _verdict([*record["adm_comparable"]["why_not"], *reasons])
 
     def _notes(self, samples: FeatureSet, reference: FeatureSet) -> list[str]:
         notes = list(self._left_out)
@@ -239,30 +261,30 @@ class _Job:
 
 
 def _several(job: _Job, sets: list[ImageSet]) -> dict[str, Any]:
-    """One file after the other, then means and spreads over all of them."""
+    """Evaluate one file after the other, then take means and spreads over all of them."""
     heads = [job.head(samples) for samples in sets]
     hashes = [head["samples"]["sha256"] for head in heads]
     if len(set(hashes)) < len(hashes):
         same = [samples.name for samples, sha256 in zip(sets, hashes) if hashes.count(sha256) > 1]
         raise UserError(f"samples: wanted different images in each file, found the same in {', '.join(same)}")
-    runs_with_files: list[dict[str, Any]] = [{"samples": head["samples"]} for head in heads]
-    whole = {**heads[0], "runs": runs_with_files}
-    places = job.places(sets[0], whole, plain=True)
+    entries: list[dict[str, Any]] = [{"samples": head["samples"]} for head in heads]
+    joint = {**heads[0], "runs": entries}
+    places = job.places(sets[0], joint, plain=True)
     for samples, head in zip(sets, heads):
         job.guard(results.place(job.places(samples, head, plain=False), head), head)
-    job.guard(results.place(places, whole), whole)
+    job.guard(results.place(places, joint), joint)
     runs, files = zip(*(job.run(samples, head, plain=False) for samples, head in zip(sets, heads)))
     names = [name for name in runs[0]["figures"] if not name.endswith(" std")]
     values = {name: [run["figures"][name] for run in runs] for name in names}
     record = {
-        "figures": {name: statistics.mean(found) for name, found in values.items()},
-        "spread": {name: statistics.stdev(found) for name, found in values.items()},
-        **{key: value for key, value in whole.items() if key != "samples"},
+        "figures": {name: statistics.mean(figures) for name, figures in values.items()},
+        "spread": {name: statistics.stdev(figures) for name, figures in values.items()},
+        **{key: value for key, value in joint.items() if key != "samples"},
         "adm_comparable": _verdict([reason for run in runs for reason in run["adm_comparable"]["why_not"]]),
         "notes": list(dict.fromkeys(note for run in runs for note in run["notes"])),
     }
-    for about, run, file in zip(runs_with_files, runs, files):
-        about |= {"figures": run["figures"], "results": str(file)}
+    for entry, run, file in zip(entries, runs, files):
+        entry |= {"figures": run["figures"], "results": str(file)}
     job.say(results.table(record))
     out = results.place(places, record)
     results.refuse_overwrite(out, record, job.config.force, before=False)
@@ -274,5 +296,5 @@ def _several(job: _Job, sets: list[ImageSet]) -> dict[str, Any]:
 
 
 def _verdict(why_not: list[str]) -> dict[str, Any]:
-    """As it is recorded: every reason once."""
+    """The entry of the record, every reason once."""
     return {"yes": not why_not, "why_not": list(dict.fromkeys(why_not))}

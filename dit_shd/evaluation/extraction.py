@@ -1,4 +1,4 @@
-"""One pass of a feature network over a set of images, with everything the metrics need."""
+"""One pass of a feature network over a set of images, which gives everything that metrics use."""
 
 import torch
 from torch import Tensor
@@ -13,27 +13,27 @@ from dit_shd.evaluation.features import FeatureNetwork, Features
 def extract_features(
     network: FeatureNetwork, images: ImageSet, batch_size: int = 64, keep_spatial: bool = False
 ) -> FeatureSet:
-    """Run the network once over the images, in order; a bar shows on a terminal.
+    """Run the network once over the images, in order, with a progress bar.
 
-    Mean and covariance are summed as the images pass, in float64. Pooled features and logits are kept, the spatial
-    ones only for `keep_spatial`.
+    Mean and covariance are summed in float64 batch by batch. Pooled features and logits are kept, spatial features
+    only for `keep_spatial`.
 
     Raises:
         UserError: fewer than two images, images the network does not read, features that are not finite.
     """
-    pooled = _Kept(images.shape[0])
-    logits = _Kept(images.shape[0])
-    spatial = _Kept(images.shape[0])
+    pooled = _Rows(images.shape[0])
+    logits = _Rows(images.shape[0])
+    spatial = _Rows(images.shape[0])
     moments, spatial_moments = Moments(), Moments()
     with tqdm(total=images.shape[0], unit="image", desc=f"features of {images.name}", disable=None) as bar:
         for batch in images.batches(batch_size):
-            found = _checked(network.extract(batch), network.title, moments.n)
-            moments.add(found.pooled)
-            pooled.add(found.pooled)
-            logits.add(found.logits)
-            if found.spatial is not None:
-                spatial_moments.add(found.spatial)
-                spatial.add(found.spatial if keep_spatial else None)
+            features = _checked(network.extract(batch), network.title, moments.n)
+            moments.add(features.pooled)
+            pooled.add(features.pooled)
+            logits.add(features.logits)
+            if features.spatial is not None:
+                spatial_moments.add(features.spatial)
+                spatial.add(features.spatial if keep_spatial else None)
             bar.update(len(batch))
     return FeatureSet(
         statistics=moments.statistics(),
@@ -47,7 +47,7 @@ def extract_features(
 
 
 def find_device(name: str) -> torch.device:
-    """`auto` is a CUDA GPU if there is one.
+    """The device of this name; `auto` is a CUDA GPU if there is one.
 
     Raises:
         UserError: no such device, or one without float64.
@@ -65,8 +65,8 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-class _Kept:
-    """Rows [n, ...] in float32 that arrive in batches, without ever being held twice."""
+class _Rows:
+    """Rows [n,...] in float32 that arrive in batches and are never held twice."""
 
     def __init__(self, n: int) -> None:
         self.rows: Tensor | None = None
@@ -81,8 +81,8 @@ class _Kept:
         self._filled += len(batch)
 
 
-def _checked(found: Features, title: str, first: int) -> Features:
-    for rows in (found.pooled, found.logits, found.spatial):
+def _checked(features: Features, title: str, first: int) -> Features:
+    for rows in (features.pooled, features.logits, features.spatial):
         if rows is not None:
             require_finite(rows, title, first)
-    return found
+    return features

@@ -10,21 +10,20 @@ from dit_shd.core.errors import UserError
 
 @dataclass(frozen=True)
 class Statistics:
-    """Mean and covariance of n vectors of d features.
-
-    n: 0 where a statistics file does not say; mean [d], covariance [d, d]: float64.
-    rows [n, d]: the vectors themselves where they are few (n <= d), so that a singular covariance has an exact
-        factor; else None.
-    """
+    """Mean and covariance of n vectors of d features."""
 
     n: int
+    """0 where a statistics file does not say."""
     mean: Tensor
+    """[d] in float64."""
     covariance: Tensor
+    """[d,d] in float64."""
     rows: Tensor | None = None
+    """[n,d], the vectors themselves if n <= d, as an exact factor of a singular covariance; else None."""
 
     @classmethod
     def of(cls, rows: Tensor) -> "Statistics":
-        """Of rows [n, d] of any float type."""
+        """The statistics of rows [n,d] of any float type."""
         moments = Moments()
         moments.add(rows)
         return moments.statistics()
@@ -38,8 +37,8 @@ class Statistics:
 class Moments:
     """Mean and covariance of rows that arrive in pieces, in float64 (Chan, Golub & LeVeque 1979, eq. 2.1).
 
-    Rows are folded in blocks of `block`, whatever the pieces, so the result does not depend on them. The blocks are
-    merged, each centred on its own mean first, so nothing cancels however far the mean is from zero.
+    Rows are folded in blocks of `block` rows, so the result does not depend on the pieces. Each block is centred on
+    its own mean before it is merged, so that nothing cancels however far the mean is from zero.
     """
 
     def __init__(self, block: int = 4096) -> None:
@@ -47,43 +46,44 @@ class Moments:
         self._folded = 0
         self._mean: Tensor | None = None
         self._scatter: Tensor | None = None
-        self._waiting: list[Tensor] = []
+        self._pending: list[Tensor] = []
         self._count = 0
 
     @property
     def n(self) -> int:
-        """Rows so far."""
+        """Number of rows so far."""
         return self._folded + self._count
 
     def add(self, rows: Tensor) -> None:
-        """Take in rows [b, d] of any float type."""
+        """Take in rows [b,d] of any float type."""
         while len(rows):
-            part = rows[: self.block - self._count]
-            self._waiting.append(part)
-            self._count += len(part)
-            rows = rows[len(part) :]
+            piece = rows[: self.block - self._count]
+            self._pending.append(piece)
+            self._count += len(piece)
+            rows = rows[len(piece) :]
             if self._count == self.block:
                 self._fold()
 
     def statistics(self) -> Statistics:
-        """Of all rows so far; the covariance is divided by n - 1, as numpy.cov and ADM do.
+        """The statistics of all rows so far; the covariance is divided by n - 1, as numpy.cov and ADM do.
 
         Raises:
             UserError: fewer than two rows.
         """
         if self.n < 2:
             raise UserError(f"wanted at least 2 images for a covariance, found {self.n}")
-        few = torch.cat(self._waiting) if not self._folded and self._count <= self._waiting[0].shape[1] else None
+        singular = not self._folded and self._count <= self._pending[0].shape[1]
+        rows = torch.cat(self._pending) if singular else None
         self._fold()
         assert self._mean is not None
         assert self._scatter is not None
-        return Statistics(self.n, self._mean, self._scatter / (self.n - 1), few)
+        return Statistics(self.n, self._mean, self._scatter / (self.n - 1), rows)
 
     def _fold(self) -> None:
         if not self._count:
             return
-        rows = torch.cat(self._waiting).double()
-        self._waiting, self._count = [], 0
+        rows = torch.cat(self._pending).double()
+        self._pending, self._count = [], 0
         mean = rows.mean(0)
         rows -= mean
         scatter = rows.T @ rows
@@ -100,24 +100,22 @@ class Moments:
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """A set of images as a feature network sees it; a reference may be statistics only.
-
-    statistics: of the pooled features [d]. In ADM's file they are of the whole training set, while `pooled` are
-        of 10,000 images of it.
-    pooled [m, d] float32 in file order, or None.
-    logits [m, classes] float32 without the last bias, or None, in file order.
-    spatial: statistics of the features of sFID, or None.
-    spatial_rows: those features themselves, kept only where images are to be resampled.
-    title, is_fid: of the network, for the names of figures.
-    """
+    """The features of a set of images in one network; a reference may be statistics only."""
 
     statistics: Statistics
+    """Of the pooled features [d]. In ADM's file they are of the training set, `pooled` of 10,000 images of it."""
     pooled: Tensor | None = None
+    """[n,d] float32, in file order."""
     logits: Tensor | None = None
+    """[n,classes] float32 without the last bias, in file order."""
     spatial: Statistics | None = None
+    """Of the features of sFID."""
     spatial_rows: Tensor | None = field(default=None, repr=False)
+    """[n,s], the features of sFID, kept only if images are to be resampled."""
     title: str = "features"
+    """Of the network, for the names of figures."""
     is_fid: bool = False
+    """Whether the network is the 2015 Inception."""
 
     @classmethod
     def of(
@@ -128,7 +126,7 @@ class FeatureSet:
         is_fid: bool = False,
         spatial: Tensor | None = None,
     ) -> "FeatureSet":
-        """The set with these features, each [n, ...] in file order.
+        """The set with these features, each [n,...] in file order.
 
         Raises:
             UserError: fewer than two images, or features that are not finite.
@@ -136,20 +134,24 @@ class FeatureSet:
         for rows in (pooled, logits, spatial):
             if rows is not None:
                 require_finite(rows, title)
-        about = None if spatial is None else Statistics.of(spatial)
-        return cls(Statistics.of(pooled), pooled, logits, about, spatial, title, is_fid)
+        spatial_statistics = None if spatial is None else Statistics.of(spatial)
+        return cls(Statistics.of(pooled), pooled, logits, spatial_statistics, spatial, title, is_fid)
 
     def to(self, device: torch.device) -> "FeatureSet":
         """The same on another device."""
-        moved = {name: part.to(device) for name, part in vars(self).items() if isinstance(part, Tensor | Statistics)}
+        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor | Statistics)}
         return replace(self, **moved)
 
     def named(self, figure: str) -> str:
-        """A figure's name: as it is with the 2015 Inception, with the network's title for any other."""
+        """A figure's name: unchanged with the 2015 Inception, with the network's title for any other."""
         return figure if self.is_fid else f"{figure}({self.title})"
 
     def require_pooled(self, metric: str) -> Tensor:
-        """The features, or the error that says why `metric` needs them."""
+        """The features [n,d].
+
+        Raises:
+            UserError: there are only statistics; the message says that `metric` needs more.
+        """
         if self.pooled is None:
             raise UserError(
                 f"{metric}: wanted a reference with images, found only statistics; "
@@ -159,7 +161,7 @@ class FeatureSet:
 
 
 def require_finite(rows: Tensor, title: str, first: int = 0) -> None:
-    """Refuse features [b, d] that are nan or infinite; `first` is the number of the first image.
+    """Refuse features [b,d] that are nan or infinite; `first` is the number of the first image.
 
     Raises:
         UserError: naming the image.

@@ -1,9 +1,9 @@
 """Nearest-neighbour balls, exactly as in float64 and nearly as fast as in float32, in blocks.
 
-A ball around each point of a set reaches to its k-th neighbour. What counts is which points lie in which balls, and
-that is decided on float32 products with a rigorous bound on their error (Higham 2002, eq. 3.5); the few pairs the
-bound cannot decide are computed again in float64. So equal distances stay equal, copies are at distance zero, and
-the figures are those of float64 throughout.
+A ball around each point of a set reaches to its k-th neighbour. Which points lie in which balls is decided on float32
+products with a rigorous bound on their error (Higham 2002, eq. 3.5); the pairs that the bound leaves undecided are
+computed again in float64. So equal distances stay equal, copies are at distance zero, and the figures are those of
+float64 throughout.
 
 Shapes: n and m points, d features, c candidates, p pairs. Distances are squared.
 """
@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 SPARE = 8
-"""Neighbours kept beyond the wanted ones while rounding leaves their order open."""
+"""Neighbours kept beyond the k-th while rounding leaves their order open."""
 PAIRS = 2048
-"""Pairs whose distances are computed again at once."""
+"""Number of pairs whose distances are computed again at once."""
 
 
 @contextmanager
 def true_float32() -> Generator[None]:
-    """Products of float32 keep all their bits, whatever the process allows elsewhere (TF32, bfloat16)."""
+    """Keep all bits in products of float32, whatever the process allows elsewhere (TF32, bfloat16)."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -35,20 +35,19 @@ def true_float32() -> Generator[None]:
 
 @dataclass(frozen=True)
 class Manifold:
-    """Two sets of points in each other's balls.
-
-    sample_inside [n]: whether a sample lies in a ball of the reference; reference_inside [m]: the other way round.
-    counts [m]: samples in each reference ball of the second kind, that of density and coverage.
-    """
+    """Two sets of points in each other's balls."""
 
     sample_inside: Tensor
+    """[n], whether a sample lies in a ball of the reference."""
     reference_inside: Tensor
+    """[m], whether a reference point lies in a ball of the samples."""
     counts: Tensor
+    """[m], number of samples in each reference ball of density and coverage."""
 
 
 @true_float32()
 def manifold(samples: Tensor, reference: Tensor, k: int, density_k: int, block: int = 1024) -> Manifold:
-    """Which samples [n, d] lie in the reference's [m, d] balls to the k-th neighbour, and the other way round."""
+    """Which samples [n,d] lie in the balls of the reference [m,d] to the k-th neighbour, and the other way round."""
     frame = _Frame.around(samples, reference)
     x, y = _Low(samples, frame), _Low(reference, frame)
     (sample_radii,) = _radii(x, (k,), block)
@@ -74,26 +73,24 @@ def manifold(samples: Tensor, reference: Tensor, k: int, density_k: int, block: 
 
 @true_float32()
 def radii(points: Tensor, k: int, block: int = 1024) -> Tensor:
-    """[n]: each point's (k+1)-th smallest squared distance within the set, itself counted, in float64."""
+    """[n]: each point's (k+1)-th smallest squared distance within the set, the point itself counted, in float64."""
     return _radii(_Low(points, _Frame.around(points)), (k,), block)[0]
 
 
 def exact_distances(a: Tensor, b: Tensor) -> Tensor:
-    """[p]: |a_i - b_i|^2 of rows [p, d], by differences in float64."""
+    """[p]: |a_i - b_i|^2 of rows [p,d], by differences in float64."""
     return (a.double() - b.double()).square_().sum(-1)
 
 
 @dataclass(frozen=True)
 class _Frame:
-    """Where float32 has its zero and its unit, and how far its distances may be off.
-
-    slack: the error of a distance is at most slack times the sum of the two squared norms: rounding of a product
-        of d terms (d u, u the unit roundoff), of centring, and of the norms, twice over.
-    """
+    """The origin and the unit of the float32 points, and a bound on the error of their distances."""
 
     centre: Tensor
     unit: float
     slack: float
+    """The error of a distance is at most slack times the sum of the two squared norms: rounding of a product of d
+    terms (d u, u the unit roundoff), of centring, and of the norms, twice over."""
 
     @classmethod
     def around(cls, *sets: Tensor) -> "_Frame":
@@ -104,7 +101,7 @@ class _Frame:
         return cls(centre, unit, (len(centre) + 16) * torch.finfo(torch.float32).eps)
 
     def lower(self, a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Tensor:
-        """[n, m]: what the distances are at least, of rows [n, d] with norms [n] and rows [m, d] with norms [m]."""
+        """[n,m]: lower bounds of the distances of rows [n,d] with norms [n] and rows [m,d] with norms [m]."""
         shrink = 1 - self.slack
         distance = torch.addmm(b[1] * shrink, a[0], b[0].T, alpha=-2)
         return distance.add_((a[1] * shrink)[:, None])
@@ -116,11 +113,11 @@ class _Frame:
 
 
 class _Low:
-    """A set of points in float32, centred and scaled, block by block; its squared norms once and for all."""
+    """A set of points in float32, centred and scaled block by block, with its squared norms."""
 
     def __init__(self, points: Tensor, frame: _Frame) -> None:
         self.points, self.frame = points, frame
-        self.norms = torch.cat([self._rows(part).double().square_().sum(1) for part in points.split(PAIRS)]).float()
+        self.norms = torch.cat([self._rows(block).double().square_().sum(1) for block in points.split(PAIRS)]).float()
 
     def __getitem__(self, where: slice) -> tuple[Tensor, Tensor]:
         return self._rows(self.points[where]), self.norms[where]
@@ -146,14 +143,14 @@ def _radii(low: _Low, ks: tuple[int, ...], block: int) -> list[Tensor]:
             lowest[i], which[i] = _merge(lowest[i], which[i], lower, j.start)
             if i != j:
                 lowest[j], which[j] = _merge(lowest[j], which[j], lower.T.contiguous(), i.start)
-    return [_settle(low, lowest, which, k) for k in ks]
+    return [_exact_radii(low, lowest, which, k) for k in ks]
 
 
-def _settle(low: _Low, lowest: Tensor, which: Tensor, k: int) -> Tensor:
-    """The radii to the k-th neighbour from the candidates [n, c] whose distances are lowest from below.
+def _exact_radii(low: _Low, lowest: Tensor, which: Tensor, k: int) -> Tensor:
+    """The radii to the k-th neighbour from the candidates [n,c] with the lowest lower bounds.
 
-    A candidate certainly nearer than the (k+1)-th is counted, one certainly farther is left out, the rest are
-    computed in float64. Where a point that is no candidate could still be nearer, the whole row is.
+    A candidate certainly nearer than the (k+1)-th is counted, one certainly farther is left out, the others are
+    computed in float64. Where a point that is no candidate could still be nearer, so are all points of the row.
     """
     points = low.points
     upper = lowest + 2 * low.frame.slack * (low.norms[:, None] + low.norms[which])
@@ -162,13 +159,13 @@ def _settle(low: _Low, lowest: Tensor, which: Tensor, k: int) -> Tensor:
     rows, columns = ((lowest <= most) & ~nearer).nonzero(as_tuple=True)
     distances = torch.full(lowest.shape, torch.inf, dtype=torch.float64, device=points.device)
     distances[rows, columns] = _exact(points, points, rows, which[rows, columns])
-    found = distances.sort(1).values.gather(1, (k - nearer.sum(1))[:, None])[:, 0]
+    exact = distances.sort(1).values.gather(1, (k - nearer.sum(1))[:, None])[:, 0]
     if lowest.shape[1] < len(points):
-        sure = (low.frame.up(found) < lowest.amax(1)) | (found == 0)
+        sure = (low.frame.up(exact) < lowest.amax(1)) | (exact == 0)
         for row in (~sure).nonzero()[:, 0].tolist():
-            every = [exact_distances(part, points[row]) for part in points.split(PAIRS)]
-            found[row] = torch.cat(every).kthvalue(k + 1).values
-    return found
+            every = [exact_distances(block, points[row]) for block in points.split(PAIRS)]
+            exact[row] = torch.cat(every).kthvalue(k + 1).values
+    return exact
 
 
 def _inside(
@@ -176,7 +173,7 @@ def _inside(
 ) -> list[Tensor]:
     """For each set of radii [p], whether the pairs x[rows], y[columns] are within them; on the sphere is inside.
 
-    least [p]: what the distances are at least, in the frame's unit.
+    `least` [p] are lower bounds of the distances, in the frame's unit.
     """
     frame = x.frame
     most = (least + 2 * frame.slack * (x.norms[rows] + y.norms[columns])).double() * frame.unit**2
@@ -186,17 +183,17 @@ def _inside(
 
 
 def _exact(a: Tensor, b: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """[p]: the exact distances of a[rows] and b[columns], some pairs at a time."""
-    parts = [exact_distances(a[r], b[c]) for r, c in zip(rows.split(PAIRS), columns.split(PAIRS))]
-    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64, device=a.device)
+    """[p]: the exact distances of a[rows] and b[columns], PAIRS at a time."""
+    blocks = [exact_distances(a[r], b[c]) for r, c in zip(rows.split(PAIRS), columns.split(PAIRS))]
+    return torch.cat(blocks) if blocks else torch.empty(0, dtype=torch.float64, device=a.device)
 
 
 def _merge(lowest: Tensor, which: Tensor, distances: Tensor, start: int) -> tuple[Tensor, Tensor]:
-    """The c lowest of what is known and of a block [n, b] whose first column is point `start`."""
+    """The c lowest of the candidates so far and of a block [n,b] whose first column is point `start`."""
     c = lowest.shape[1]
     values, columns = distances.topk(min(c, distances.shape[1]), dim=1, largest=False, sorted=False)
-    values, places = torch.cat([lowest, values], 1).topk(c, dim=1, largest=False)
-    return values, torch.cat([which, columns + start], 1).gather(1, places)
+    values, indices = torch.cat([lowest, values], 1).topk(c, dim=1, largest=False)
+    return values, torch.cat([which, columns + start], 1).gather(1, indices)
 
 
 def _blocks(n: int, block: int) -> Iterator[slice]:

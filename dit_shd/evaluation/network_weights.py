@@ -15,10 +15,16 @@ from dit_shd.core.places import expanded
 
 
 def read_weights(path: Path, advice: str) -> tuple[dict[str, Tensor], str]:
-    """Tensors by name, and the sha256 of the file, without ever running code from it.
+    """Read a weights file without ever running code from it.
 
     Safetensors are read by safetensors, files of torch.save by torch.load(weights_only=True).
-    `advice` ends the error: where such a file comes from.
+
+    Args:
+        path: the file.
+        advice: where such a file comes from; ends the error.
+
+    Returns:
+        Tensors by name, and the sha256 of the file.
 
     Raises:
         UserError: no such file; not a weights file; anything in it but tensors by name.
@@ -64,10 +70,10 @@ def match_weights(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], pat
     extra = [name for name in state if name not in wanted]
     shapes = [name for name in wanted if name in state and state[name].shape != wanted[name].shape]
     if missing or extra:
-        what = f"no '{missing[0]}'" if missing else f"an unknown '{extra[0]}'"
+        difference = f"no '{missing[0]}'" if missing else f"an unknown '{extra[0]}'"
         count = f"{len(missing)} missing and {len(extra)} unknown of {len(wanted)} tensors"
-        raise UserError(f"{path}: these are weights of another network: {what} ({count}); {advice}")
+        raise UserError(f"{path}: these are weights of another network: {difference} ({count}); {advice}")
     if shapes:
         name = shapes[0]
-        need, found = tuple(wanted[name].shape), tuple(state[name].shape)
-        raise UserError(f"{path}: '{name}': wanted shape {need}, found {found}; {advice}")
+        shape, file_shape = tuple(wanted[name].shape), tuple(state[name].shape)
+        raise UserError(f"{path}: '{name}': wanted shape {shape}, found {file_shape}; {advice}")

@@ -4,9 +4,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dit_shd.core import hashing
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import expanded
-from dit_shd.data.image_sets import ImageSet, NpzImages, file_sha256
+from dit_shd.data.image_sets import ImageSet, NpzImages
 from dit_shd.data.open_images import open_images
 from dit_shd.data.sources.listing import printable
 from dit_shd.evaluation.extraction import extract_features
@@ -17,43 +18,40 @@ from dit_shd.evaluation.statistics_file import StatisticsFile, is_statistics_fil
 
 @dataclass(frozen=True)
 class Reference:
-    """A named reference.
-
-    images: the set of images, if there is one.
-    statistics: a file of statistics, if there is one. They win over those of `images` (ADM's file: statistics of
-        the training set, and 10,000 images for precision and recall).
-    prepared: features that were extracted before, in place of both.
-    sha256: of the file, where that is not the one of `images`.
-    """
+    """A named reference."""
 
     name: str
     images: ImageSet | None = None
     statistics: StatisticsFile | None = None
+    """They take precedence over those of `images` (ADM's file: statistics of the training set, and 10,000 images for
+    precision and recall)."""
     prepared: FeatureSet | None = None
+    """Features that were extracted before, in place of both."""
     sha256: str = ""
+    """Of the file, if that is not the hash of `images`."""
 
     @property
     def image_count(self) -> int:
-        """Images whose single features can be had, 0 for statistics alone."""
+        """Number of images whose features are available one by one; 0 for statistics alone."""
         if self.prepared is not None:
             return 0 if self.prepared.pooled is None else len(self.prepared.pooled)
         return 0 if self.images is None else self.images.shape[0]
 
     @property
     def lossy(self) -> bool:
-        """Some of the images behind it are JPEG or lossy WebP."""
+        """Whether some of its images are JPEG or lossy WebP."""
         if self.statistics is not None and self.statistics.texts.get("lossy"):
             return True
         return self.images is not None and self.images.lossy
 
     @property
     def notes(self) -> list[str]:
-        """What a user should know of the images behind it."""
+        """Remarks on its images."""
         of_file = self.statistics.texts.get("notes", "").split("\n") if self.statistics is not None else []
         return [*(printable(note) for note in of_file if note), *(self.images.notes if self.images is not None else ())]
 
     def has_spatial(self, network: FeatureNetwork) -> bool:
-        """Whether sFID can be had."""
+        """Whether sFID can be computed."""
         if self.prepared is not None:
             return self.prepared.spatial is not None
         if self.statistics is not None:
@@ -72,7 +70,7 @@ class Reference:
         for shape in shapes:
             if shape != samples.shape[1:]:
                 raise UserError(
-                    f"{self.name}: wanted reference images like the samples, (h, w, c) = {samples.shape[1:]}, "
+                    f"{self.name}: wanted reference images like the samples, (y, x, c) = {samples.shape[1:]}, "
                     f"found {shape}; make both of one size, the same way"
                 )
         if self.prepared is not None and self.prepared.title != network.title:
@@ -84,46 +82,54 @@ class Reference:
             self._check_network(self.statistics.texts, network)
 
     def _check_network(self, texts: dict[str, str], network: FeatureNetwork) -> None:
-        # ADM's files name no network; theirs is the 2015 Inception.
+        # ADM's files do not record their network, the 2015 Inception.
         sha256 = texts["network_sha256"]
         if not (sha256 == network.sha256 if sha256 else network.is_fid):
-            theirs = f"{texts['network'] or 'a network'} ({sha256[:8]})" if sha256 else "a network it does not name"
+            recorded = f"{texts['network'] or 'a network'} ({sha256[:8]})" if sha256 else "a network it does not name"
             raise UserError(
                 f"{self.name}: wanted statistics of feature network {network.title} ({network.sha256[:8]}), "
-                f"found those of {theirs}; use the same features=NAME for both, or a reference of images"
+                f"found those of {recorded}; use the same features=NAME for both, or a reference of images"
             )
 
     def features(self, network: FeatureNetwork, batch_size: int) -> FeatureSet:
-        """The set a metric sees; images are run through the network."""
+        """The features that metrics compare with; images are run through the network.
+
+        Raises:
+            UserError: images that cannot be read, or statistics of another number of features.
+        """
         if self.prepared is not None:
             return self.prepared.to(network.device)
-        found = None if self.images is None else extract_features(network, self.images, batch_size)
+        extracted = None if self.images is None else extract_features(network, self.images, batch_size)
         if self.statistics is None:
-            assert found is not None, "a reference has images or statistics"
-            return found
+            assert extracted is not None, "a reference has images or statistics"
+            return extracted
         pooled, spatial = self.statistics.pooled, self.statistics.spatial
-        if found is not None and found.statistics.mean.shape != pooled.mean.shape:
+        if extracted is not None and extracted.statistics.mean.shape != pooled.mean.shape:
             raise UserError(
-                f"{self.name}: wanted statistics of {len(found.statistics.mean)} features, "
+                f"{self.name}: wanted statistics of {len(extracted.statistics.mean)} features, "
                 f"found {len(pooled.mean)}; use the network they were made with"
             )
-        base = found or FeatureSet(pooled, title=network.title, is_fid=network.is_fid)
+        base = extracted or FeatureSet(pooled, title=network.title, is_fid=network.is_fid)
         moved = None if spatial is None else spatial.to(network.device)
         return replace(base, statistics=pooled.to(network.device), spatial=moved)
 
     def describe(self) -> dict[str, Any]:
-        """For the record: hash, counts, and where mean and covariance come from."""
+        """The entry of the record: hash, counts, and the origin of mean and covariance."""
         sha256 = self.sha256 or (self.images.sha256() if self.images else "")
-        about: dict[str, Any] = {"sha256": sha256, "n": self.image_count}
+        entry: dict[str, Any] = {"sha256": sha256, "n": self.image_count}
         if self.statistics is not None:
             texts = {key: value for key, value in self.statistics.texts.items() if value}
-            kinds = ["mu", "sigma", "mu_s", "sigma_s"] if self.statistics.complete else ["mu", "sigma"]
-            about["statistics"] = {"n": self.statistics.pooled.n or "not recorded", "entries": kinds, **texts}
-        return about
+            arrays = ["mu", "sigma", "mu_s", "sigma_s"] if self.statistics.complete else ["mu", "sigma"]
+            entry["statistics"] = {"n": self.statistics.pooled.n or "not recorded", "entries": arrays, **texts}
+        return entry
 
 
 def open_reference(text: str, what: str) -> Reference:
-    """Images as `open_images` reads them, or an npz file with mu [d] and sigma [d, d], and perhaps arr_0.
+    """Open images as `open_images` reads them, or an npz file with mu [d] and sigma [d,d], and perhaps arr_0.
+
+    Args:
+        text: a dataset's name, a file or a folder.
+        what: the config key, for errors.
 
     Raises:
         UserError: as `open_images`; or statistics that `read_statistics` refuses.
@@ -133,4 +139,4 @@ def open_reference(text: str, what: str) -> Reference:
         return Reference(text, images=open_images(text, what))
     statistics = read_statistics(path, text)
     images = NpzImages(path, text) if statistics.has_images else None
-    return Reference(text, images, statistics, sha256=file_sha256(path))
+    return Reference(text, images, statistics, sha256=hashing.sha256(path))

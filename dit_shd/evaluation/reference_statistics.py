@@ -1,4 +1,4 @@
-"""`dit-shd statistics`: the statistics file of a set of images, a reference that needs the images no more."""
+"""The statistics file of a set of images: a reference that no longer requires the images."""
 
 import logging
 from dataclasses import dataclass
@@ -23,12 +23,12 @@ _log = logging.getLogger("dit_shd")
 
 @dataclass(frozen=True)
 class StatisticsConfig:
-    """What the statistics are of."""
+    """The images, the network and the file."""
 
-    images: Place = option(REQUIRED, "npz (arr_0: uint8 [n,h,w,c]), folder of images, or dataset[:split]")
+    images: Place = option(REQUIRED, "npz (arr_0: uint8 [n,y,x,c]), folder of images, or dataset[:split]")
     out: Path = option(REQUIRED, "the npz to be written: mu, sigma (mu_s, sigma_s), n, network, sha256s, shape")
     features: Plugin = option(Plugin("inception"), "feature network, a file of dit_shd/evaluation/features")
-    keep_images: int = option(0, "also keep so many images (ADM: 10000), for precision, recall and KID")
+    keep_images: int = option(0, "number of images to keep in the file (ADM: 10000), for precision, recall and KID")
     batch_size: int = option(64, "images per forward pass of the feature network")
     device: str = option("auto", "where the feature network runs: auto, cpu, cuda, cuda:1")
     force: bool = option(False, "overwrite a file that is there")
@@ -38,6 +38,12 @@ def write_reference_statistics(config: StatisticsConfig) -> Path:
     """Run the feature network over the images and write the file.
 
     The images that are kept lie at equal distances in the set, so that a set sorted by class keeps every class.
+
+    Args:
+        config: the images, the network and the file.
+
+    Returns:
+        The file, with the suffix .npz.
 
     Raises:
         UserError: images that cannot be read, a file at `out`, or one that cannot be written.
@@ -52,7 +58,7 @@ def write_reference_statistics(config: StatisticsConfig) -> Path:
     images = open_images(config.images, "images")
     n = images.shape[0]
     if not 0 <= config.keep_images <= n:
-        raise UserError(f"keep_images: wanted 0 to {n}, all images there are, found {config.keep_images}")
+        raise UserError(f"keep_images: wanted 0 to {n}, the number of images, found {config.keep_images}")
     network: FeatureNetwork = FEATURES.build(config.features, "features")
     network.check(images.shape[1:], "images")
     network.to(find_device(config.device))

@@ -1,4 +1,4 @@
-"""The record of an evaluation: what was measured on what, as a table and as results.json."""
+"""The record of an evaluation: figures and what they are of, as a table and as results.json."""
 
 import hashlib
 import json
@@ -10,40 +10,43 @@ from typing import Any
 import numpy as np
 
 from dit_shd.core.errors import UserError
+from dit_shd.core.files import write_text
 from dit_shd.data.image_sets import ImageSet
 from dit_shd.evaluation.features import FeatureNetwork
 
+REMEDY = "make room or choose another out=FILE"
+
 
 def about_samples(samples: ImageSet) -> dict[str, Any]:
-    """Path, hash, counts, classes, and what the sampler wrote beside them."""
+    """The entry of the samples: path, hash, counts, classes, and the sampler's settings file beside them."""
     n, *shape = samples.shape
-    about: dict[str, Any] = {"path": samples.name, "sha256": samples.sha256(), "n": n, "shape": shape}
+    entry: dict[str, Any] = {"path": samples.name, "sha256": samples.sha256(), "n": n, "shape": shape}
     if samples.labels is not None:
         counts = np.unique(samples.labels, return_counts=True)[1]
-        about["labels"] = {"classes": len(counts), "fewest": int(counts.min()), "most": int(counts.max())}
+        entry["labels"] = {"classes": len(counts), "fewest": int(counts.min()), "most": int(counts.max())}
     sidecar = _sidecar(samples)
     if sidecar is not None:
-        about["sidecar"] = sidecar
-    return about
+        entry["sidecar"] = sidecar
+    return entry
 
 
 def about_network(network: FeatureNetwork, name: str) -> dict[str, Any]:
-    """name: the feature network's in the command."""
+    """The entry of the feature network, which is called `name` in the command."""
     return {"name": name, "title": network.title, "sha256": network.sha256, "is_fid": network.is_fid}
 
 
 def table(record: dict[str, Any]) -> str:
-    """The figures as aligned plain text, with what they were measured on, the verdict and the notes."""
+    """The figures as aligned plain text, with the samples and the reference, the verdict and the notes."""
     reference, figures = record["reference"], record["figures"]
     runs = record.get("runs")
     samples = runs[0]["samples"] if runs else record["samples"]
-    behind = f"{reference['n']:,} images" if reference["n"] else "statistics"
+    count = f"{reference['n']:,} images" if reference["n"] else "statistics"
     what = f"{len(runs)} files of {samples['n']:,} images" if runs else f"{samples['path']} ({samples['n']:,} images)"
     width = max([len("figure"), *map(len, figures)])
     heading = f"{'mean' if runs else 'value':>12}"
     heading += f"  {'spread':>10}" if runs else "  95% interval" if "intervals" in record else ""
     lines = [
-        f"{what} against {reference['path']} ({behind}), features {record['features']['title']}",
+        f"{what} against {reference['path']} ({count}), features {record['features']['title']}",
         f"{'figure':<{width}}  {heading}",
         *(f"{name:<{width}}  {value:>12.4f}{_beside(record, name)}" for name, value in figures.items()),
         verdict_line(record),
@@ -66,7 +69,11 @@ def _beside(record: dict[str, Any], name: str) -> str:
 
 
 def refuse_overwrite(out: Path, record: dict[str, Any], force: bool, before: bool) -> None:
-    """Refuse to lose another result: before the run if its inputs differ, after it if its figures do."""
+    """Refuse to lose another result: before the run if its inputs differ, after it if its figures do.
+
+    Raises:
+        UserError: `out` is a folder, cannot be written, or holds another result.
+    """
     if out.is_dir():
         raise UserError(f"out={out}: wanted a file, found a folder; add a file name")
     if before:
@@ -89,8 +96,11 @@ def refuse_overwrite(out: Path, record: dict[str, Any], force: bool, before: boo
 
 
 def result_paths(samples: ImageSet, head: Mapping[str, Any], plain: bool) -> list[Path]:
-    """Names beside the samples for a record, the best first: results.json (if `plain`), NAME.results.json, and one of
-    its own for these very samples, reference and network."""
+    """Names beside the samples for a record, the preferred first.
+
+    They are results.json (if `plain`), NAME.results.json, and a name that only these samples, this reference and this
+    network have.
+    """
     folder = samples.path.parent if samples.path else Path()
     name = (samples.path.stem if samples.path else samples.name).replace(":", "_")
     if "runs" in head:
@@ -101,8 +111,11 @@ def result_paths(samples: ImageSet, head: Mapping[str, Any], plain: bool) -> lis
 
 
 def place(candidates: Sequence[Path], head: Mapping[str, Any]) -> Path:
-    """The first name that is free, or that holds a record of the same samples, reference and network as `head` (the
-    same files or the same contents), which `guard` then judges; the last one if none is."""
+    """The first name that is free or holds a record of the same samples, reference and network as `head`.
+
+    The same are equal files or equal contents; refuse_overwrite then compares the records. The last name if there is
+    no such name.
+    """
     for file in candidates[:-1]:
         old = read_record(file) if file.exists() else head
         if old is not None and (_compared(old) == _compared(head) or _named(old) == _named(head)):
@@ -117,13 +130,17 @@ def _compared(record: Mapping[str, Any]) -> list[str]:
 
 
 def _named(record: Mapping[str, Any]) -> list[str]:
-    """Where samples and reference lay, and the network's hash."""
-    about = [*(run["samples"] for run in record.get("runs", [record])), record["reference"]]
-    return [*(str(Path(str(each.get("path"))).resolve()) for each in about), record["features"]["sha256"]]
+    """Paths of samples and reference, and the network's hash."""
+    sets = [*(run["samples"] for run in record.get("runs", [record])), record["reference"]]
+    return [*(str(Path(str(entry.get("path"))).resolve()) for entry in sets), record["features"]["sha256"]]
 
 
 def writable(out: Path) -> None:
-    """Make the folder of a file to be written, or refuse one that cannot be."""
+    """Make the folder of a file that is to be written.
+
+    Raises:
+        UserError: it cannot be made, or nothing can be written in it.
+    """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -133,29 +150,16 @@ def writable(out: Path) -> None:
 
 
 def write(out: Path, record: dict[str, Any]) -> None:
-    """Write whole or not at all.
+    """Write the results file in one step.
 
     Raises:
         UserError: there is no room, or no permission.
     """
-    write_text(out, json.dumps(record, indent=2, allow_nan=False) + "\n")
-
-
-def write_text(out: Path, text: str) -> None:
-    """As `write`, any text."""
-    part = out.with_name(f".{out.name}.part")
-    try:
-        part.write_text(text, encoding="utf-8", errors="backslashreplace")
-        part.replace(out)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise UserError(
-            f"{out}: could not be written ({error.strerror}); make room or choose another out=FILE"
-        ) from error
+    write_text(out, json.dumps(record, indent=2, allow_nan=False) + "\n", REMEDY)
 
 
 def read_record(file: Path) -> dict[str, Any] | None:
-    """A record that `write` left, or None where the file holds something else."""
+    """The record in a results file, or None where the file holds something else."""
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
         identity(record)
@@ -166,12 +170,12 @@ def read_record(file: Path) -> dict[str, Any] | None:
 
 
 def identity(record: dict[str, Any]) -> tuple[Any, ...]:
-    """What makes two evaluations the same: samples, reference, network, metrics, resampling."""
+    """What identifies an evaluation: samples, reference, network, metrics, resampling."""
     return (*_compared(record), record["metrics"], record.get("resamples", 0))
 
 
 def _sidecar(samples: ImageSet) -> dict[str, Any] | None:
-    """What the sampler wrote beside the samples (same stem, .json) or their shards: rounding, label policy, seed."""
+    """The sampler's settings beside the samples (same stem, .json) or their shards: rounding, label policy, seed."""
     if samples.settings is not None:
         return samples.settings
     if samples.path is None or not samples.path.is_file():

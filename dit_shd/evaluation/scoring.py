@@ -1,4 +1,4 @@
-"""Which metrics apply to what is there, and their figures."""
+"""Which metrics apply to samples, reference and network, and their figures."""
 
 import logging
 from collections.abc import Sequence
@@ -27,12 +27,19 @@ def score(
     metrics: Sequence[str] | None = None,
     batch_size: int = 64,
 ) -> dict[str, float]:
-    """Figures of images, uint8 [n, h, w, c], against a reference of the same kind; nothing is written.
+    """Compute figures of images against a reference; nothing is written.
 
     Samples that are sorted by class are logged as a warning: the Inception Score means nothing then.
 
-    reference_images: may be a FeatureSet that `extract_features` made, to be used many times.
-    metrics: names of files in dit_shd/evaluation/metrics; all that apply if left out.
+    Args:
+        images: samples, uint8 [n,y,x,c].
+        reference_images: images of the same kind, or a FeatureSet that `extract_features` made, to be used many times.
+        features: the feature network.
+        metrics: names of files in dit_shd/evaluation/metrics; all that apply if left out.
+        batch_size: images per forward pass of the feature network.
+
+    Returns:
+        Figures by name, as FD(digits).
 
     Raises:
         UserError: images of another type or shape than the network reads, or too few for a metric.
@@ -44,8 +51,8 @@ def score(
     else:
         reference = Reference("reference_images", images=ArrayImages(reference_images, "reference_images"))
     reference.check(samples, features)
-    asked = None if metrics is None else [Plugin(name) for name in metrics]
-    chosen, _ = select_metrics(asked, samples, reference, features)
+    plugins = None if metrics is None else [Plugin(name) for name in metrics]
+    chosen, _ = select_metrics(plugins, samples, reference, features)
     sample_set = extract_features(features, samples, batch_size)
     for _, metric in chosen:
         for reason in metric.reasons_against(sample_set):
@@ -56,40 +63,41 @@ def score(
 def compute_metrics(
     metrics: Chosen, samples: FeatureSet, reference: FeatureSet
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """All figures by name, and what the metrics know of single images."""
+    """All figures by name, and the metrics' results for single images."""
     figures: dict[str, float] = {}
     details: dict[str, Tensor] = {}
     for _, metric in metrics:
-        found, known = metric.details(samples, reference)
-        figures.update(found)
-        details.update(known)
+        metric_figures, metric_details = metric.details(samples, reference)
+        figures.update(metric_figures)
+        details.update(metric_details)
     return figures, details
 
 
 def select_metrics(
-    asked: list[Plugin] | None, samples: ImageSet, reference: Reference, network: FeatureNetwork
+    requested: list[Plugin] | None, samples: ImageSet, reference: Reference, network: FeatureNetwork
 ) -> tuple[Chosen, list[str]]:
     """The metrics that apply, built, and a note for each that was left out.
 
-    A metric that was asked for by name and does not apply is a UserError.
+    Raises:
+        UserError: a metric that was requested by name does not apply, or none applies.
     """
-    wanted = [Plugin(name) for name in METRICS.names()] if asked is None else asked
+    candidates = [Plugin(name) for name in METRICS.names()] if requested is None else requested
     chosen: Chosen = []
     notes = []
-    for plugin in wanted:
+    for plugin in candidates:
         metric: Metric = METRICS.build(plugin, f"metrics.{plugin.name}")
         obstacle = _obstacle(metric, samples, reference, network)
         if obstacle is None:
             chosen.append((plugin, metric))
-        elif asked is None and metric.needs_spatial and not network.has_spatial:
-            continue  # sFID is of one network; nobody misses it with another
-        elif asked is None:
+        elif requested is None and metric.needs_spatial and not network.has_spatial:
+            continue  # sFID is of one network; no note where another is used
+        elif requested is None:
             notes.append(f"{plugin.name} left out: {obstacle}")
         else:
             raise UserError(f"metrics.{plugin.name}: {obstacle}")
     if not chosen:
-        found = "; ".join(notes) or "an empty list"
-        raise UserError(f"metrics: wanted at least one that applies, found none ({found})")
+        reasons = "; ".join(notes) or "an empty list"
+        raise UserError(f"metrics: wanted at least one that applies, found none ({reasons})")
     return chosen, notes
 
 

@@ -1,8 +1,8 @@
-"""Statistics files: what a reference needs for FID and sFID, without its images.
+"""Statistics files: a reference for FID and sFID without its images.
 
-The layout is that of ADM's reference files, an npz of mu [d], sigma [d, d], mu_s [s], sigma_s [s, s] and perhaps
-arr_0, images of the set for precision, recall and KID. Ours also say what they are of: n, network, network_sha256,
-shape (h, w, c of the images) and TEXTS. Nothing in a file is ever unpickled.
+The layout is that of ADM's reference files, an npz of mu [d], sigma [d,d], mu_s [s], sigma_s [s,s] and perhaps
+arr_0, images of the set for precision, recall and KID. Files of dit-shd also record their origin: n, network,
+network_sha256, shape (y, x, c of the images) and TEXTS. Nothing in a file is ever unpickled.
 """
 
 import zipfile
@@ -15,36 +15,36 @@ import torch
 from torch import Tensor
 
 from dit_shd.core.errors import UserError
-from dit_shd.data.image_sets import BROKEN_FILE, broken
+from dit_shd.core.files import atomic_file
+from dit_shd.data.npz_files import BROKEN_FILE, broken_file_error
 from dit_shd.evaluation.feature_set import FeatureSet, Statistics
 
 LARGEST = 1e30
-"""Of a mean or covariance that can be squared without overflow; features of images are nowhere near."""
+"""Largest value of a mean or covariance that can be squared without overflow, far beyond features of images."""
 ROUNDING = 1e-6
-"""What a covariance may be asymmetric or negative by, relative to its norm: float32 statistics are."""
+"""Allowed asymmetry or negative eigenvalue of a covariance, relative to its norm: rounding of float32 statistics."""
 TEXTS = ("network", "network_sha256", "source", "source_sha256", "lossy", "notes", "command", "dit_shd")
-"""lossy: `yes` where some of the images are; notes: those on the images, a line each."""
+"""lossy: `yes` if some of the images are; notes: remarks on the images, one a line."""
 
 
 @dataclass(frozen=True)
 class StatisticsFile:
-    """What a file holds.
-
-    pooled, spatial: the statistics of FID and of sFID (None where the file has none).
-    shape: (h, w, c) of the images behind them, None where the file does not say.
-    texts: the other entries that say what they are of, "" where the file does not.
-    has_images: whether arr_0 is there too.
-    """
+    """The content of a file."""
 
     pooled: Statistics
+    """Of FID."""
     spatial: Statistics | None
+    """Of sFID; None where the file has none."""
     shape: tuple[int, ...] | None
+    """(y, x, c) of the images, None where it is not recorded."""
     texts: dict[str, str]
+    """The entries in TEXTS, "" where they are not recorded."""
     has_images: bool
+    """Whether the file holds arr_0 too."""
 
     @property
     def complete(self) -> bool:
-        """All four statistics are there."""
+        """Whether the file has all four statistics."""
         return self.spatial is not None
 
 
@@ -58,11 +58,15 @@ def is_statistics_file(path: Path, name: str) -> bool:
         with zipfile.ZipFile(path) as archive:
             return {"mu.npy", "sigma.npy"} <= set(archive.namelist())
     except BROKEN_FILE as error:
-        raise broken(name, error, path) from error
+        raise broken_file_error(name, error, path) from error
 
 
 def read_statistics(path: Path, name: str) -> StatisticsFile:
-    """Read and check; `name` is the file in errors.
+    """Read and check a file.
+
+    Args:
+        path: the file.
+        name: the file in errors.
 
     Raises:
         UserError: not an npz file; statistics of the wrong shape or type, not finite or too large, or a sigma that
@@ -73,7 +77,7 @@ def read_statistics(path: Path, name: str) -> StatisticsFile:
             has_images = "arr_0" in archive.files
             entries = {key: archive[key] for key in archive.files if not key.startswith("arr_")}
     except BROKEN_FILE as error:
-        raise broken(name, error, path) from error
+        raise broken_file_error(name, error, path) from error
     try:
         n = int(entries.get("n", 0))
         shape = tuple(int(v) for v in entries["shape"]) if "shape" in entries else None
@@ -89,7 +93,13 @@ def read_statistics(path: Path, name: str) -> StatisticsFile:
 
 
 def write_statistics(out: Path, features: FeatureSet, about: dict[str, Any], images: np.ndarray | None) -> None:
-    """Write whole or not at all: the statistics of a set of features, what they are of, and some of its images.
+    """Write a file in one step.
+
+    Args:
+        out: the file.
+        features: their statistics are written.
+        about: other entries, which record their origin.
+        images: images of the set to be kept, uint8 [n,y,x,c].
 
     Raises:
         UserError: the file cannot be written (a full disk, a folder without permission).
@@ -100,22 +110,16 @@ def write_statistics(out: Path, features: FeatureSet, about: dict[str, Any], ima
     entries = {key: value.cpu().numpy() for key, value in entries.items()} | {"n": features.statistics.n, **about}
     if images is not None:
         entries["arr_0"] = images
-    part = out.with_name(f".{out.name}.part")
-    try:
-        with part.open("wb") as stream:
-            np.savez(stream, **entries)
-        part.replace(out)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise UserError(f"{out}: could not be written ({error.strerror}); make room or choose out=OTHER.npz") from error
+    with atomic_file(out, "make room or choose out=OTHER.npz") as stream:
+        np.savez(stream, **entries)
 
 
 def _checked(mean: np.ndarray, covariance: np.ndarray, n: int, name: str, suffix: str) -> Statistics:
     mu, sigma = f"mu{suffix}", f"sigma{suffix}"
-    fits = mean.ndim == 1 and len(mean) > 0 and covariance.shape == (len(mean), len(mean))
-    if not fits or mean.dtype.kind != "f" or covariance.dtype.kind != "f":
+    valid = mean.ndim == 1 and len(mean) > 0 and covariance.shape == (len(mean), len(mean))
+    if not valid or mean.dtype.kind != "f" or covariance.dtype.kind != "f":
         raise UserError(
-            f"{name}: wanted statistics {mu} float [d] and {sigma} float [d, d], "
+            f"{name}: wanted statistics {mu} float [d] and {sigma} float [d,d], "
             f"found {mean.dtype} {list(mean.shape)} and {covariance.dtype} {list(covariance.shape)}"
         )
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
@@ -129,7 +133,7 @@ def _checked(mean: np.ndarray, covariance: np.ndarray, n: int, name: str, suffix
 
 
 def _check_covariance(covariance: Tensor, name: str, what: str) -> None:
-    """Symmetric, and without negative eigenvalues beyond rounding (Cholesky of a shifted copy, cheaper than eigh)."""
+    """Check for symmetry, and for negative eigenvalues beyond rounding (Cholesky of a shifted copy, not eigh)."""
     rounding = ROUNDING * float(covariance.norm()) + 1e-300
     if float((covariance - covariance.T).abs().max()) > rounding:
         raise UserError(f"{name}: wanted a covariance in {what}, found a matrix that is not symmetric")

@@ -9,6 +9,7 @@ from dit_shd.core.plugins import Plugin
 from dit_shd.profiling.flops import Operations
 from dit_shd.profiling.hardware import PEAK_TFLOPS
 from dit_shd.profiling.memory import Memory
+from dit_shd.tasks import Task
 
 FLOAT32_TFLOPS = {"A100": 19.5, "H100": 67.0}
 """Dense peaks of the SXM cards without TF32, by the maker's data sheets."""
@@ -43,6 +44,7 @@ class Measurement:
 class DryRun:
     """What a run would take, by count and, where it was tried, by one real step."""
 
+    task: Task[Any]
     student: Any
     teachers: Mapping[str, Any]
     """By what they are called: teacher, or teacher NAME of several."""

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dit_shd.attention.capture import Captures
 from dit_shd.attention.recording import discovery
 from dit_shd.attention.recording.attach import capture
+from dit_shd.core.dtensor import is_sharded
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.losses import Loss, Reads
 from dit_shd.distillation.teachers import Teachers, by_name, chosen, read_teachers
@@ -115,7 +116,14 @@ def captures_of(model: Any, task: Task[Any] = PLAIN, pass_name: str = "plain") -
     """What one image's forward hands to losses: shapes; of other people's attention, which needs numbers, real ones."""
     if discovery.own_layers(model):
         return _shapes(meta.ModelSpec.of(model), task, pass_name)
+    if is_sharded(model) or any(parameter.is_meta for parameter in model.parameters()):
+        return _random_captures(meta.ModelSpec.of(model), task, pass_name)
     return _captured(model, task, pass_name)
+
+
+@lru_cache(maxsize=64)
+def _random_captures(kind: meta.ModelSpec, task: Task[Any], pass_name: str) -> Captures:
+    return _captured(kind.build(), task, pass_name)
 
 
 @lru_cache(maxsize=64)

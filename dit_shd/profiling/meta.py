@@ -49,7 +49,11 @@ class ModelSpec:
     def skeleton(self) -> Any:
         """Such a model without memory."""
         with META:
-            return self.cls.from_config(json.loads(self.config))
+            return self.build()
+
+    def build(self) -> Any:
+        """Such a model with random weights."""
+        return self.cls.from_config(json.loads(self.config))
 
 
 def build(plugin: Plugin, where: str) -> Any:

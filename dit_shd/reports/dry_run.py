@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from dit_shd.diffusion.denoiser import Denoiser
 from dit_shd.profiling.estimate import DryRun, hours, peaks
-from dit_shd.profiling.flops import forward_operations
+from dit_shd.profiling.flops import captures_of, forward_operations
 from dit_shd.reports.tables import plain_table
+from dit_shd.tasks import Task
 
 GIGA = 1e9
 
@@ -24,15 +24,16 @@ def dry_run_text(run: DryRun) -> str:
 def _models(run: DryRun) -> str:
     rows = []
     for role, model in {**run.teachers, "student": run.student}.items():
-        own = model.config
-        width = own.num_attention_heads * own.attention_head_dim
         millions = sum(p.numel() for p in model.parameters()) / 1e6
-        rows.append([role, type(model).__name__, *map(str, _shape(own, width, model)), f"{millions:.2f} M"])
+        rows.append([role, type(model).__name__, *_shape(model, run.task), f"{millions:.2f} M"])
     return _table(["model", "family", "layers", "heads", "width", "tokens", "parameters"], rows)
 
 
-def _shape(own: Any, width: int, model: Any) -> Sequence[int]:
-    return own.num_layers, own.num_attention_heads, width, Denoiser(model).tokens
+def _shape(model: Any, task: Task[Any]) -> list[str]:
+    """Layers, heads, width and tokens of a model's self-attention."""
+    captures = list(captures_of(model, task).values())
+    heads, width = captures[0].heads, captures[0].query.shape[-1]
+    return [str(number) for number in (len(captures), heads, heads * width, captures[0].shape[2])]
 
 
 def _operations(run: DryRun) -> str:
@@ -66,16 +67,19 @@ def _operations(run: DryRun) -> str:
 def _hours(run: DryRun) -> str:
     own = run.assumed
     work = {f"training, {run.steps:,} steps": run.operations.executed * run.batch_size * run.steps}
-    for role, model in {"student": run.student, **run.teachers}.items():
+    for role, model in {"student": run.student, **run.teachers}.items() if run.task.generates else ():
         forwards = 2 * own.samples * own.sampling_steps
         work[f"sampling {own.samples:,} of the {role}"] = forward_operations(model) * forwards
     gpus = peaks(run.precision, run.peak_tflops)
     rows = [[what, *(f"{hours(each, peak, own.mfu):.3g}" for peak in gpus.values())] for what, each in work.items()]
     named = ", ".join(f"{name} {peak:g}" for name, peak in gpus.items())
+    sampling = (
+        f"; sampling in {own.sampling_steps} guided steps, two forwards each; decoding and evaluation not counted"
+    )
     return (
         f"{_table(['GPU-hours', *gpus], rows)}\n"
-        f"assumed: {own.mfu:g} of the peak (TFLOP/s at precision={run.precision}: {named}); sampling in "
-        f"{own.sampling_steps} guided steps, two forwards each; decoding and evaluation not counted"
+        f"assumed: {own.mfu:g} of the peak (TFLOP/s at precision={run.precision}: {named})"
+        f"{sampling if run.task.generates else ''}; evaluation not counted"
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dit_shd.evaluation.results import write_text
+from dit_shd.core.files import write_text
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #222; --quiet: #666; --line: #ddd; --paper: #fff; --tint: #f4f5f7; }
@@ -56,7 +56,7 @@ def write_page(out: Path, title: str, body: Sequence[str]) -> None:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>\n<body>\n"
     )
-    write_text(out, head + "\n".join(body) + "\n</body></html>\n")
+    write_text(out, head + "\n".join(body) + "\n</body></html>\n", "make room or choose another out=FILE")
 
 
 def section(title: str, *parts: str) -> str:

@@ -92,10 +92,12 @@ class Task(ABC, Generic[B]):
     """That there can be."""
     resumable: ClassVar[frozenset[str]] = frozenset()
     """Its keys that may differ when a run is resumed."""
+    generates: ClassVar[bool] = False
+    """Whether a model that learned it is sampled from."""
     dataset: Dataset
 
-    def use(self, dataset: Dataset, student: nn.Module) -> None:
-        """Take the data, and what of the student's shape a batch depends on.
+    def check_data(self, dataset: Dataset) -> None:
+        """Whether the task can learn from some data at all; asked before anything else of them is read.
 
         Raises:
             UserError: the data lack a field that is needed.
@@ -106,6 +108,9 @@ class Task(ABC, Generic[B]):
                 f"task: needs {', '.join(missing)} of the data, which have {', '.join(sorted(dataset.fields))}; "
                 "choose another task or data"
             )
+
+    def use(self, dataset: Dataset, student: nn.Module) -> None:
+        """Take the data, which `check_data` has passed, and what of the student's shape a batch depends on."""
         self.dataset = dataset
 
     def check_model(self, role: str, model: nn.Module) -> None:

@@ -12,10 +12,8 @@ from torch import nn
 from dit_shd.core.config import check_ranges
 from dit_shd.core.distributed import launched
 from dit_shd.core.errors import UserError
-from dit_shd.data.latent_origin import Kept
-from dit_shd.distillation.initialisation import initialise
 from dit_shd.distillation.losses import Loss
-from dit_shd.distillation.teachers import TEACHER, Teachers, chosen, role
+from dit_shd.distillation.teachers import TEACHER, chosen
 from dit_shd.tasks import Task
 from dit_shd.training.config import TrainConfig
 
@@ -120,29 +118,11 @@ def _key(name: str) -> str:
     return TEACHER if name == TEACHER else f"{TEACHER}.{name}"
 
 
-def fit(
-    config: TrainConfig,
-    task: Task[Any],
-    losses: Sequence[Loss],
-    student: nn.Module,
-    teachers: Teachers,
-    kept: Kept,
-) -> None:
-    """Task, data, losses, student and teacher must agree.
-
-    Args:
-        kept: the autoencoder of the data's latents.
-    """
-    passes(task, losses)
-    models = {"student": student, **{role(name): teacher for name, teacher in teachers.items()}}
-    for who, model in models.items():
-        task.check(who, model)
-        bad = [name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())]
-        if bad:
-            raise UserError(f"{who}: its weights are not finite (NaN or infinity), first in {bad[0]}")
-    initialise.check(config.initialisation, losses, student, next(iter(teachers.values()), None))
-    if config.validate_every:
-        task.check_evaluation(student, kept)
+def finite(who: str, model: nn.Module) -> None:
+    """A model's weights are finite."""
+    bad = [name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())]
+    if bad:
+        raise UserError(f"{who}: its weights are not finite (NaN or infinity), first in {bad[0]}")
 
 
 def passes(task: Task[Any], losses: Sequence[Loss]) -> None:

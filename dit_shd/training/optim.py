@@ -46,3 +46,16 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
         config.decay
     ]
     return config.lr * max(factor, 0.0)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, config: OptimizerConfig, step: int, steps: int) -> None:
+    """Give all parameters the learning rate of a step.
+
+    Args:
+        optimizer: Whose rate is set.
+        config: Peak, warm-up and decay.
+        step: From 0.
+        steps: Of the run.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(config, step, steps)

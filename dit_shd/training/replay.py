@@ -17,7 +17,7 @@ def replay(run: str | Path, step: int) -> Diagnosis:
     Raises:
         UserError: the run is not at the step before it.
     """
-    trainer = Trainer(replace(make(TrainConfig, read_yaml(Path(run) / "config.yaml")), run=Path(run)))
+    trainer = Trainer.from_config(replace(make(TrainConfig, read_yaml(Path(run) / "config.yaml")), run=Path(run)))
     try:
         if trainer.first_step != step - 1:
             raise UserError(

@@ -1,45 +1,59 @@
 """Evaluations of the averaged weights while a model trains, on a schedule."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from dit_shd.core.distributed import run_on_main
+from dit_shd.profiling.throughput import Throughput
 from dit_shd.tasks import Task
 from dit_shd.training.run_folder import RunFolder
+from dit_shd.training.step import Step
+from dit_shd.training.tracker import Tracker
 
 LOG = "evaluations.jsonl"
 
 
+@dataclass(frozen=True)
 class Validation:
-    """Has a task evaluate the student at the steps that are due; every process calls it.
+    """The service by which a task evaluates the student at the steps that are due.
 
     What a kill interrupted is done again when the run comes by that step; what is finished is not.
-
-    Args:
-        every: steps between evaluations; 0 for none. student: makes one with the averaged weights.
     """
 
-    def __init__(self, task: Task[Any], every: int, folder: RunFolder, student: Callable[[], nn.Module]):
-        self.task, self.every, self.folder, self.student = task, every, folder, student
+    task: Task[Any]
+    folder: RunFolder
+    tracker: Tracker
+    throughput: Throughput
+    student: Callable[[], nn.Module]
+    """Makes a student with the averaged weights."""
+    every: int
+    """Steps between evaluations; 0 for none."""
 
-    def due(self, step: int) -> bool:
+    def after(self, step: Step) -> None:
+        if self.due(step.number) and not step.stopping:  # whoever stops it cannot wait; it is done on resumption
+            self.run(step.number)
+            self.throughput.pause()
+
+    def due(self, number: int) -> bool:
         """Whether a step is one to evaluate after."""
-        return bool(self.every) and step > 0 and step % self.every == 0
+        return bool(self.every) and number > 0 and number % self.every == 0
 
-    def missing(self, step: int) -> bool:
+    def missing(self, number: int) -> bool:
         """Whether an evaluation that was due has not been finished."""
 
         def unfinished() -> bool:
-            logged = any(row["step"] == step for row in self.folder.rows(LOG))
-            return not self.task.evaluated(self.folder.path, step, logged)
+            logged = any(row["step"] == number for row in self.folder.rows(LOG))
+            return not self.task.evaluated(self.folder.path, number, logged)
 
-        return self.due(step) and run_on_main(unfinished)
+        return self.due(number) and run_on_main(unfinished)
 
-    def run(self, step: int) -> dict[str, float] | None:
-        """Evaluate; the figures, in the main process, where there are any."""
-        figures = self.task.evaluate(self.student(), self.folder.path, step)
+    def run(self, number: int) -> None:
+        """Evaluate after a step, and log the figures that there are."""
+        figures = self.task.evaluate(self.student(), self.folder.path, number)
         if figures is not None:
-            self.folder.log(LOG, {"step": step, **figures})
-        return figures
+            self.folder.log(LOG, {"step": number, **figures})
+            self.tracker.log("evaluation", {f"evaluation/{k}": v for k, v in figures.items()}, number)
+        self.tracker.accelerator.wait_for_everyone()

@@ -25,7 +25,8 @@ from dit_shd.core.yaml_files import read_yaml
 from dit_shd.data.autoencoder import read_autoencoder
 from dit_shd.data.datasets.latents import Latents
 from dit_shd.data.datasets.npz import Npz
-from dit_shd.data.encoding import EncodeConfig, encode_to_shards
+from dit_shd.data.encode_config import EncodeConfig
+from dit_shd.data.encoding import encode_to_shards
 from dit_shd.data.latent_shards import read_index
 from dit_shd.data.open_images import open_images
 from dit_shd.data.sources.detect import open_source

@@ -79,7 +79,7 @@ def test_the_echo_of_a_ctrl_c_is_not_a_second_one(config, tmp_path, monkeypatch)
 
 
 def test_a_script_of_your_own_can_ask(values):
-    trainer = Trainer(make(TrainConfig, {**values, "checkpoint_every": 100}))
+    trainer = Trainer.from_config(make(TrainConfig, {**values, "checkpoint_every": 100}))
     for step in trainer.run_steps():
         if step.number == 1:
             trainer.stop.request()

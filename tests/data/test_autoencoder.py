@@ -163,7 +163,9 @@ def test_the_table_is_of_all_that_are_taken():
 def test_every_other_class_is_refused_in_words(name, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": name}))
     for load in (lambda: Encoder.load(str(tmp_path), "no", CPU), lambda: Decoder.load(str(tmp_path), 4, CPU)):
-        with pytest.raises(UserError, match=f"vae: .*: {name} is not taken: .*; taken are AutoencoderKL, ") as error:
+        with pytest.raises(
+            UserError, match=f"vae: .*: {name} is not supported: .*; supported are AutoencoderKL, "
+        ) as error:
             load()
         assert "\n" not in str(error.value)
 
@@ -202,6 +204,6 @@ def test_an_autoencoder_of_something_else_is_refused():
         with pytest.raises(UserError, match=r"vae: wanted an autoencoder of (gray or RGB )?images"):
             Encoder(diffusers.AutoencoderKL(**KL, **changes)).shape(16)
     gray = diffusers.AutoencoderKL(**KL, in_channels=1, out_channels=1)
-    with pytest.raises(UserError, match="takes images of 1 channels"):
+    with pytest.raises(UserError, match="encodes images of 1 channels"):
         Encoder(gray).shape(16)
     assert Decoder(gray)(torch.zeros(1, 2, 4, 4)).shape == (1, 1, 8, 8)

@@ -21,7 +21,7 @@ from dit_shd.data.encoder import Encoder
 from dit_shd.data.encoding import encode_to_shards
 from dit_shd.data.latent_shards import open_tensors, read_index, shard_file, shard_files, write_shard
 from dit_shd.data.preprocessing import centre_crop, pixels
-from dit_shd.data.sources.base import Asked, BrokenImage, Forward
+from dit_shd.data.sources.base import BrokenImage, Selection, SequentialRows
 from dit_shd.data.sources.detect import open_source
 
 LABELS = np.arange(20) // 7
@@ -185,10 +185,10 @@ def test_columns_by_name_and_labels_as_text(tmp_path):
     Image.fromarray(pictures(1)[0]).save(stream, "png")
     animals = ["dog", "cat", "dog"]
     parquet.write_table(pa.table({"photo": [stream.getvalue()] * 3, "animal": animals}), tmp_path / "a.parquet")
-    source = open_source(str(tmp_path / "a.parquet"), Asked(image_column="photo", label_column="animal"))
+    source = open_source(str(tmp_path / "a.parquet"), Selection(image_column="photo", label_column="animal"))
     assert source.classes == ("cat", "dog")
     assert source.labels.tolist() == [1, 0, 1]
-    unlabelled = open_source(str(tmp_path / "a.parquet"), Asked(image_column="photo"))
+    unlabelled = open_source(str(tmp_path / "a.parquet"), Selection(image_column="photo"))
     assert (unlabelled.classes, unlabelled.labels.tolist()) == (("all",), [0, 0, 0])
     assert any("no labels" in note for note in unlabelled.notes)
     with pytest.raises(UserError, match=r"image_column: .* has no column image or img .* say image_column=NAME"):
@@ -215,7 +215,7 @@ def test_reading_forward_is_reading_by_number():
         begun.append(first)
         return iter(range(first, 100))
 
-    rows = Forward(lambda number: number // 10 * 10, read)
+    rows = SequentialRows(lambda number: number // 10 * 10, read)
     r = np.random.default_rng(0)
     for number in [*range(20), 25, 29, 21, *r.integers(0, 100, 50).tolist()]:
         assert rows[number] == number
@@ -273,7 +273,7 @@ def test_links_are_followed_on_request(tmp_path):
     (tmp_path / "elsewhere" / "circle").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(UserError, match="set/a is a link; follow_links=true follows links"):
         open_source(str(tmp_path / "set"))
-    source = open_source(str(tmp_path / "set"), Asked(follow_links=True))
+    source = open_source(str(tmp_path / "set"), Selection(follow_links=True))
     assert len(source) == 2
     assert source.raw(0).is_file()
 
@@ -411,7 +411,7 @@ def test_two_processes_encode_what_one_does(images, vae, straight, tmp_path, roo
         ({"images": "no/dataset"}, "found nothing at 'no/dataset' .* is named hub:no/dataset"),
         ({"images": __file__}, "found text .* at "),
         ({"vae": "no/such/vae"}, "vae: wanted .* found nothing at 'no/such/vae'"),
-        ({"vae": "VAE", "size": 9}, "vae: takes images of 3 channels and sizes that are multiples of 2"),
+        ({"vae": "VAE", "size": 9}, "vae: encodes images of 3 channels and sizes that are multiples of 2"),
         ({"out": __file__}, "out: wanted a folder, found a file"),
     ],
 )
@@ -445,7 +445,7 @@ def test_folders_that_say_nothing(tmp_path):
     for split in ("train", "test"):
         (tmp_path / "two" / f"{split}-00000-of-00001.parquet").write_bytes(b"PAR1")
     with pytest.raises(UserError, match="has no Parquet files of 'validation', it has test, train"):
-        open_source(str(tmp_path / "two"), Asked("validation"))
+        open_source(str(tmp_path / "two"), Selection("validation"))
     with pytest.raises(UserError, match="not a readable Parquet file"):
         open_source(str(tmp_path / "two"))
 
@@ -463,7 +463,7 @@ def test_other_settings_and_files_of_others_are_refused(images, tmp_path):
 
 def test_a_vae_that_overflows_is_told(images, tmp_path, monkeypatch):
     monkeypatch.setattr(Encoder, "__call__", lambda self, x: x[:, None] * float("inf"))
-    with pytest.raises(UserError, match=r"images 0\.\.3 is not finite"):
+    with pytest.raises(UserError, match=r"images 0\.\.3 are not finite"):
         encode(images, tmp_path / "l")
 
 

@@ -15,7 +15,7 @@ from dit_shd.core.errors import UserError
 from dit_shd.data.image_folders import FolderImages
 from dit_shd.data.image_sets import ArrayImages, NpzImages
 from dit_shd.data.open_images import open_images
-from dit_shd.data.sources.base import Asked
+from dit_shd.data.sources.base import Selection
 from dit_shd.data.sources.detect import open_source
 from dit_shd.evaluation.features.digits import DigitsFeatures
 from dit_shd.evaluation.reference_statistics import StatisticsConfig, write_reference_statistics
@@ -63,7 +63,7 @@ BAD_FILES = {
     "no arr_0": (lambda p: np.savez(p, images=pictures(9, 0)), "wanted images in arr_0, found images.npy"),
     "float": (lambda p: np.savez(p, pictures(9, 0) / 255), "found float64"),
     "signed": (lambda p: np.savez(p, pictures(9, 0).astype(np.int64)), "found int64"),
-    "three axes": (lambda p: np.savez(p, pictures(9, 0)[..., 0]), "wanted images uint8 [n, h, w, c]"),
+    "three axes": (lambda p: np.savez(p, pictures(9, 0)[..., 0]), "wanted images uint8 [n,y,x,c]"),
     "channels first": (
         lambda p: np.savez(p, pictures(9, 0, (28, 28, 3)).transpose(0, 3, 1, 2)),
         "channels last",
@@ -152,7 +152,7 @@ def test_samples_and_reference_of_another_shape_are_refused(files, shape):
     np.savez(files["reference"], pictures(50, 2, shape))
     assert "wanted reference images like the samples" in refused(files)
     np.savez(files["samples"], pictures(40, 1, shape))
-    assert "feature network digits wants images of 28 x 28" in refused(files)
+    assert "feature network digits reads images of 28 x 28" in refused(files)
 
 
 # Folders
@@ -212,7 +212,7 @@ def test_both_commands_take_the_same_files(files):
     save_grays(files["folder"] / "elsewhere", ["0.png", "1.Png"], channels=3)
     (files["folder"] / "elsewhere" / "up").symlink_to(files["folder"] / "elsewhere")
     (folder / "a" / "linked.png").symlink_to(files["folder"] / "elsewhere" / "0.png")
-    evaluated, encoded = FolderImages(folder, "x"), open_source(str(folder), Asked(follow_links=True))
+    evaluated, encoded = FolderImages(folder, "x"), open_source(str(folder), Selection(follow_links=True))
     assert evaluated.shape[0] == len(encoded) == len(SUFFIXES) - 2 + 3
     left_out = [note for note in encoded.notes if note.startswith("left out")]
     assert left_out == [note for note in evaluated.notes if note.startswith("left out")]
@@ -299,8 +299,8 @@ def save(folder: Path, mode: str, suffix: str = "png") -> None:
 
 BAD_FOLDERS = {
     "no images": (lambda f: [p.unlink() for p in f.glob("*.png")], "found none in it"),
-    "sizes": (lambda f: Image.new("L", (9, 9)).save(f / "7.png"), "7.png: wanted (h, w, c) = (28, 28, 1) like 0.png"),
-    "modes": (lambda f: save(f, "RGB"), "7.png: wanted (h, w, c) = (28, 28, 1) like 0.png, found (28, 28, 3)"),
+    "sizes": (lambda f: Image.new("L", (9, 9)).save(f / "7.png"), "7.png: wanted (y, x, c) = (28, 28, 1) like 0.png"),
+    "modes": (lambda f: save(f, "RGB"), "7.png: wanted (y, x, c) = (28, 28, 1) like 0.png, found (28, 28, 3)"),
     "palette": (lambda f: save(f, "P"), "found mode P"),
     "alpha": (lambda f: save(f, "RGBA"), "found mode RGBA"),
     "gray and alpha": (lambda f: save(f, "LA"), "found mode LA"),

@@ -16,7 +16,8 @@ from dit_shd.cli.program import main
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.data.datasets.latents import Latents
-from dit_shd.data.latent_origin import of_source, read_record
+from dit_shd.data.latent_origin import read_record
+from dit_shd.data.model_origin import of_source
 from dit_shd.data.open_images import open_images
 from dit_shd.data.pixels import to_uint8
 from dit_shd.diffusion.generation import sample_to_file
@@ -114,7 +115,7 @@ def test_latents_are_kept_on_purpose_and_never_scored(trained, capsys):
     for command in (["evaluate", str(out), f"reference={out}"], ["statistics", str(out), "out=x.npz"]):
         assert main([*command, "features=digits"]) == 2
         lines = capsys.readouterr().err.splitlines()
-        assert "wanted images uint8 [n, h, w, c]" in lines[-1] and "float32 [5, 2, 4, 4]" in lines[-1]
+        assert "wanted images uint8 [n,y,x,c]" in lines[-1] and "float32 [5, 2, 4, 4]" in lines[-1]
 
 
 def test_shards_of_latents_are_no_images_either(trained, tmp_path, monkeypatch):
@@ -124,7 +125,7 @@ def test_shards_of_latents_are_no_images_either(trained, tmp_path, monkeypatch):
         patch.setattr(generation, "_finish", lambda *_: None)
         config = make(SampleConfig, {**QUICK, "run": str(trained), "count": 5, "vae": None, "out": str(tmp_path / "s")})
         sample_to_file(config)
-    with pytest.raises(UserError, match=r"s\.npz\.parts: wanted images uint8 .*float32 \[5, 2, 4, 4\]; latents of"):
+    with pytest.raises(UserError, match=r"s\.npz\.parts: wanted images uint8 .*float32 \[5, 2, 4, 4\]; decode latents"):
         open_images(str(tmp_path / "s.npz.parts"), "samples")
 
 
@@ -137,7 +138,7 @@ def test_the_export_says_which(trained, root, tmp_path):
     assert read_record(tmp_path / "out") == record
     close(drawn(tmp_path / "out"), drawn(trained))
     shutil.rmtree(root / "vae")
-    with pytest.raises(UserError, match=r"which is not to be had: nothing is at '.*/w/vae'; say where it is: vae="):
+    with pytest.raises(UserError, match=r"which cannot be loaded: nothing is at '.*/w/vae'; say where it is: vae="):
         drawn(tmp_path / "out", seed=1)
     assert not list((tmp_path / "out").glob("samples_5_seed1*"))
 
@@ -184,7 +185,7 @@ def test_what_is_not_to_be_had_is_refused_before_anything_is_written(root, how, 
         other.save_pretrained(root / "vae")
     words = {"gone": "nothing is at", "other weights": "has other weights", "other scaling": "scales its latents"}
     refused(
-        root, rf"vae: the latents are those of '.*/w/vae' \(sha256 .*not to be had: .*{words[how]}.* vae=null to do"
+        root, rf"vae: the latents are those of '.*/w/vae' \(sha256 .*cannot be loaded: .*{words[how]}.* vae=null to do"
     )
     if how != "gone":
         refused(
@@ -192,7 +193,7 @@ def test_what_is_not_to_be_had_is_refused_before_anything_is_written(root, how, 
         )
     run(values(root, vae=None))
     assert not (root / "run" / "vae").exists()
-    with pytest.raises(UserError, match=rf"not to be had: .*{words[how]}.*vae=FOLDER"):
+    with pytest.raises(UserError, match=rf"cannot be loaded: .*{words[how]}.*vae=FOLDER"):
         drawn(root / "run")
     assert not list((root / "run").glob("samples*"))
     close(drawn(root / "run", vae=str(root / "moved")), by_hand(sample(load(root / "run"), 5, vae=None, **QUICK)[0]))
@@ -263,9 +264,7 @@ def test_a_run_that_began_before(trained, root):
     wanted = by_hand(sample(load(trained), 5, vae=None, **QUICK)[0])
     close(drawn(trained), wanted)
     shutil.move(root / "l", root / "away")
-    with pytest.raises(
-        UserError, match="latents of 2 channels, and nothing tells of which autoencoder; say vae=FOLDER"
-    ):
+    with pytest.raises(UserError, match="latents of 2 channels of an unknown autoencoder; say vae=FOLDER"):
         drawn(trained, seed=1)
     shutil.move(root / "away", root / "l")
     run(values(root, steps=3))
@@ -287,8 +286,8 @@ def test_float_latents_of_no_known_autoencoder(tmp_path, capsys, channels):
     with np.load(tmp_path / "a run" / "samples_100_seed0.npz") as file:
         assert file["arr_0"].shape == (100, channels, 4, 4) and file["arr_0"].dtype == np.float32
     assert main(["sample", str(tmp_path / "a run"), *KEYS]) == 2
-    assert f"latents of {channels} channels, and nothing tells of which autoencoder" in capsys.readouterr().err
-    with pytest.raises(UserError, match="nothing tells of which autoencoder"):
+    assert f"latents of {channels} channels of an unknown autoencoder" in capsys.readouterr().err
+    with pytest.raises(UserError, match="an unknown autoencoder"):
         sample(load(tmp_path / "a run"), 2, **QUICK)
     evaluation = {"every": 1, "count": 4, "steps": 2}
     with pytest.raises(UserError, match=r"evaluation\.sample\.vae: the model makes latents"):

@@ -16,7 +16,7 @@ from png16 import deep_png
 from dit_shd.core.errors import UserError
 from dit_shd.data.latent_shards import read_index
 from dit_shd.data.preprocessing import pixels
-from dit_shd.data.sources.base import Asked
+from dit_shd.data.sources.base import Selection
 from dit_shd.data.sources.detect import open_source
 from dit_shd.data.sources.listing import SYSTEM
 
@@ -86,9 +86,9 @@ def test_splits_of_tables_are_those_of_datasets(tmp_path, layout, split):
     }
     if split not in wanted:
         with pytest.raises(UserError, match=f"split: .* has no Parquet files of '{split}', it has "):
-            open_source(str(root), Asked(split))
+            open_source(str(root), Selection(split))
         return
-    source = open_source(str(root), Asked(split))
+    source = open_source(str(root), Selection(split))
     assert sorted({*source.labels.tolist()}) == wanted[split]
     assert len(source) == 2 * len(wanted[split])
     dropped = len(LAYOUTS[layout]) - len(wanted[split])
@@ -101,7 +101,7 @@ def test_capitals_name_the_same_splits(tmp_path):
     """datasets reads all of these as training data."""
     root = write_tables(tmp_path, {"Train-0.parquet": 0, "TEST-0.PARQUET": 1, "val-0.parquet": 2})
     for split, label in (("train", 0), ("test", 1), ("validation", 2)):
-        assert open_source(str(root), Asked(split)).labels.tolist() == [label] * 2
+        assert open_source(str(root), Selection(split)).labels.tolist() == [label] * 2
 
 
 def test_subsets_are_asked_for(tmp_path):
@@ -111,11 +111,11 @@ def test_subsets_are_asked_for(tmp_path):
     root = write_tables(tmp_path, files)
     with pytest.raises(UserError, match="several subsets, cropped, full size: which one"):
         open_source(str(root))
-    assert open_source(str(root), Asked(subset="full size")).labels.tolist() == [1, 1]
-    assert open_source(str(root), Asked("test", subset="cropped")).labels.tolist() == [2, 2]
-    assert open_source(str(root), Asked(subset="*")).labels.tolist() == [0, 0, 1, 1]
+    assert open_source(str(root), Selection(subset="full size")).labels.tolist() == [1, 1]
+    assert open_source(str(root), Selection("test", subset="cropped")).labels.tolist() == [2, 2]
+    assert open_source(str(root), Selection(subset="*")).labels.tolist() == [0, 0, 1, 1]
     with pytest.raises(UserError, match="has no subset 'x', it has cropped, full size"):
-        open_source(str(root), Asked(subset="x"))
+        open_source(str(root), Selection(subset="x"))
 
 
 def test_a_readme_says_what_is_what(tmp_path):
@@ -129,7 +129,7 @@ def test_a_readme_says_what_is_what(tmp_path):
     (root / "README.md").write_text(f"---\nconfigs:\n{one}{two}---\n")
     with pytest.raises(UserError, match="several subsets, one, two: which one"):
         open_source(str(root))
-    assert open_source(str(root), Asked(subset="two")).labels.tolist() == [2, 2]
+    assert open_source(str(root), Selection(subset="two")).labels.tolist() == [2, 2]
     for elsewhere in ("https://x.org/a.parquet", "../a.parquet", "/etc/a.parquet"):
         (root / "README.md").write_text(f"---\nconfigs:\n- config_name: x\n  data_files: {elsewhere}\n---\n")
         with pytest.raises(UserError, match=r"its README\.md names data elsewhere"):
@@ -188,7 +188,7 @@ def test_folders_of_splits_are_no_classes(tmp_path, names, around):
     root = put(tmp_path, *files)
     with pytest.raises(UserError, match=f"split: .* has folders of splits .*{names[0]}.* say split=NAME"):
         open_source(str(root))
-    source = open_source(str(root), Asked("train"))
+    source = open_source(str(root), Selection("train"))
     assert source.classes == ("cat", "dog")
     assert labels_by_name(source) == {f: int("dog" in f) for f in files if f.startswith(f"{around}{names[0]}/")}
     others = len(files) - 4
@@ -199,7 +199,7 @@ def test_splits_within_classes(tmp_path):
     root = put(tmp_path, *(f"{c}/{s}/{i}.png" for c in ("cat", "dog") for s in ("train", "test") for i in range(2)))
     with pytest.raises(UserError, match="folders of splits"):
         open_source(str(root))
-    assert labels_by_name(open_source(str(root), Asked("test"))) == {
+    assert labels_by_name(open_source(str(root), Selection("test"))) == {
         "cat/test/0.png": 0, "cat/test/1.png": 0, "dog/test/0.png": 1, "dog/test/1.png": 1,
     }  # fmt: skip
 
@@ -214,13 +214,13 @@ def test_a_class_may_be_called_train(tmp_path):
 def test_a_split_that_is_not_there(tmp_path):
     root = put(tmp_path / "val", "a/0.png", "b/1.png")
     with pytest.raises(UserError, match="has no folders of splits, such as train and val; leave out split=train"):
-        open_source(str(root), Asked("train"))
-    assert len(open_source(str(root), Asked("validation"))) == 2, "the folder itself is called so"
+        open_source(str(root), Selection("train"))
+    assert len(open_source(str(root), Selection("validation"))) == 2, "the folder itself is called so"
     with pytest.raises(UserError, match=r"split: wanted one of the folders in .*, train, val; found split=test"):
-        open_source(str(put(tmp_path / "both", "train/a/0.png", "val/a/0.png")), Asked("test"))
+        open_source(str(put(tmp_path / "both", "train/a/0.png", "val/a/0.png")), Selection("test"))
     np.savez(tmp_path / "x.npz", pictures(2))
     with pytest.raises(UserError, match="split: wanted none for a single file"):
-        open_source(str(tmp_path / "x.npz"), Asked("test"))
+        open_source(str(tmp_path / "x.npz"), Selection("test"))
 
 
 # Folders: classes
@@ -294,7 +294,7 @@ def test_pictures_that_are_not_read_and_links_are_told(tmp_path):
     put(tmp_path / "elsewhere", "5.png")
     (tmp_path / "elsewhere" / "circle").symlink_to(tmp_path / "elsewhere")
     (root / "d").symlink_to(tmp_path / "elsewhere")
-    source = open_source(str(root), Asked(follow_links=True))
+    source = open_source(str(root), Selection(follow_links=True))
     assert labels_by_name(source) == {
         "a/0.PNG": 0, "a/1.jfif": 0, "a/2.Jpe": 0, "b/3.pgm": 1, "d/5.png": 2,
     }  # fmt: skip
@@ -363,9 +363,9 @@ def test_label_files_and_images_that_do_not_match(tmp_path, kind):
     source = open_source(str(root))
     assert labels_by_name(source) == LABELS
     assert "left out: 1 (00002/more.png) images that" in told(source)
-    assert "not there: 2 (" in told(source) and "00003/gone.png" in told(source)
+    assert "missing: 2 (" in told(source) and "00003/gone.png" in told(source)
     write_labels(root, kind, {"nothing.png": 1})
-    with pytest.raises(UserError, match=r"names none of the images that are there, but nothing\.png"):
+    with pytest.raises(UserError, match=r"names none of the images in the folder, but nothing\.png"):
         open_source(str(root))
 
 
@@ -373,8 +373,8 @@ def test_label_files_of_folders_of_splits(tmp_path):
     root = put(tmp_path, "train/0.png", "train/1.png", "test/0.png")
     write_labels(root / "train", "csv", {"0.png": 1, "1.png": 0})
     write_labels(root / "test", "csv", {"0.png": 7})
-    assert labels_by_name(open_source(str(root), Asked("train"))) == {"train/0.png": 1, "train/1.png": 0}
-    assert labels_by_name(open_source(str(root), Asked("test"))) == {"test/0.png": 7}
+    assert labels_by_name(open_source(str(root), Selection("train"))) == {"train/0.png": 1, "train/1.png": 0}
+    assert labels_by_name(open_source(str(root), Selection("test"))) == {"test/0.png": 7}
 
 
 def test_a_label_file_that_says_there_are_none(tmp_path):
@@ -415,8 +415,8 @@ def test_files_that_are_called_so_and_hold_no_labels(tmp_path):
     assert "dataset.json has no labels and is not used" in told(source)
     assert "metadata.csv has no column of labels" in told(source)
     with pytest.raises(UserError, match=r"label_column: .* has no column kind, it has file_name, caption"):
-        open_source(str(root), Asked(label_column="kind"))
-    assert open_source(str(root), Asked(label_column="caption")).classes == ("x",)
+        open_source(str(root), Selection(label_column="kind"))
+    assert open_source(str(root), Selection(label_column="caption")).classes == ("x",)
 
 
 # What is said of images that are used

@@ -1,6 +1,7 @@
 """The evaluator from files to results.json, and every bad input it must refuse in one clear line."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -371,9 +372,9 @@ def test_other_figures_of_the_same_inputs_are_not_overwritten(files):
 
 
 def test_a_full_disk_is_one_line_and_the_figures_were_said(files, capsys):
-    part = files["samples"].parent / ".results.json.part"
+    part = files["samples"].parent / f".results.json.{os.getpid()}.part"
     part.symlink_to("/dev/full")
-    assert "results.json: could not be written (No space left on device)" in refused(files)
+    assert "results.json: cannot be written: the disk is full; make room" in refused(files)
     assert "FD(digits)" in capsys.readouterr().out
     assert not part.is_symlink()
 

@@ -158,7 +158,7 @@ def test_shift_moves_whole_images_by_at_most_two_pixels():
 
 @pytest.mark.parametrize("shape", [(2, 28, 28, 3), (2, 32, 32, 1), (2, 28, 28)])
 def test_digits_refuses_other_shapes(shape):
-    with pytest.raises(UserError, match=r"wants images of 28 x 28 with 1 channel"):
+    with pytest.raises(UserError, match=r"reads images of 28 x 28 with 1 channel"):
         DigitsFeatures().extract(torch.zeros(shape, dtype=torch.uint8))
 
 

@@ -1,5 +1,6 @@
 """References: statistics files written and read, and what may not be compared."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ from evaluating import pictures, refused, run
 from dit_shd.core import plugins
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
-from dit_shd.data.image_sets import ArrayImages, file_sha256
+from dit_shd.core.hashing import sha256
+from dit_shd.data.image_sets import ArrayImages
 from dit_shd.evaluation.extraction import extract_features
 from dit_shd.evaluation.features.digits import DigitsFeatures
 from dit_shd.evaluation.reference_statistics import StatisticsConfig, write_reference_statistics
@@ -79,7 +81,7 @@ def test_broken_statistics_are_refused(files, mu, sigma, message):
 def test_sizes_that_the_file_says_are_checked(files):
     known = {"network_sha256": DigitsFeatures().sha256, "shape": np.array([32, 32, 1])}
     write_statistics(files["reference"], pictures(60, seed=4), **known)
-    assert "wanted reference images like the samples, (h, w, c) = (28, 28, 1), found (32, 32, 1)" in refused(files)
+    assert "wanted reference images like the samples, (y, x, c) = (28, 28, 1), found (32, 32, 1)" in refused(files)
 
 
 @pytest.mark.parametrize(("extra", "message"), [({"n": -3}, "found n = -3"), ({"n": "many"}, "whole numbers")])
@@ -107,7 +109,7 @@ def test_a_statistics_file_holds_what_the_images_give_and_what_they_are(files):
         assert str(file["network"]) == "digits"
         assert str(file["network_sha256"]) == DigitsFeatures().sha256
         assert file["shape"].tolist() == [28, 28, 1]
-        assert str(file["source_sha256"]) == file_sha256(files["reference"])
+        assert str(file["source_sha256"]) == sha256(files["reference"])
 
 
 def test_a_statistics_file_is_a_reference(files):
@@ -166,7 +168,7 @@ def test_statistics_overwrite_nothing_without_force(files):
 
 
 def test_a_full_disk_is_one_line_and_leaves_no_half_file(files):
-    (files["folder"] / ".known.npz.part").symlink_to("/dev/full")
-    with pytest.raises(UserError, match=r"known\.npz: could not be written \(No space left"):
+    (files["folder"] / f".known.npz.{os.getpid()}.part").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"known\.npz: cannot be written: the disk is full; make room"):
         statistics(files)
     assert not list(files["folder"].glob("*known*"))

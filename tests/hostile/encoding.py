@@ -20,8 +20,10 @@ from pyarrow import parquet
 from dit_shd.core.config import make
 from dit_shd.core.rng import Draws
 from dit_shd.data.datasets.latents import Latents
-from dit_shd.data.encoding import EncodeConfig, encode_to_shards
-from dit_shd.data.latent_origin import Origin, before_training, decoder, of_source
+from dit_shd.data.encode_config import EncodeConfig
+from dit_shd.data.encoding import encode_to_shards
+from dit_shd.data.latent_origin import Origin, before_training, decoder
+from dit_shd.data.model_origin import of_source
 from dit_shd.data.open_images import open_images
 
 from . import Class

@@ -26,7 +26,7 @@ from dit_shd.models.families import FAMILIES
 from dit_shd.models.families.mdt import MDTv2
 from dit_shd.tasks import TASKS
 from dit_shd.tasks.diffusion import Diffusion, NoisyBatch
-from dit_shd.training import setup
+from dit_shd.training import calibration_file
 from dit_shd.training.checkpoint import MANIFEST
 from dit_shd.training.nan_guard import Diagnosis, Guard, read_batches
 from dit_shd.training.run_folder import RunFolder
@@ -73,18 +73,17 @@ def models() -> tuple[MDTv2, MDTv2]:
     return small(), MDTv2(**{**config, "num_attention_heads": 4, "attention_head_dim": 4})
 
 
-def calibrated(draw: random.Random, folder: Path) -> object:
+def calibration(draw: random.Random, folder: Path) -> object:
     """calibration.json: plans that are none, of other layers, with heads twice; taken up and used for a loss."""
     student, teacher = models()
     loss = SHD(plan="matched")
     distiller = Distiller(task(), student, [loss])
     good = {"shd": {"plans": {f"{s}.attn": [[0, 1], [2, 3]] for s in _blocks(student)}}}
-    file = folder / setup.CALIBRATION_FILE
+    file = folder / calibration_file.FILE
     file.write_text(json.dumps(bent_values(draw, bent_values(draw, good))))
     if draw.random() < 0.3:
         file.write_bytes(bent_bytes(draw, json.dumps(good).encode()))
-    one = SimpleNamespace(is_main_process=True, device=torch.device("cpu"), wait_for_everyone=lambda: None)
-    setup.load_or_calibrate(distiller, teacher, [], RunFolder(folder), one)  # type: ignore[arg-type]
+    calibration_file.restore(folder, dict(distiller.named_losses()), report=True)
     with torch.no_grad():
         return distiller(batches(1)[0], teacher)
 
@@ -187,7 +186,7 @@ def image_bomb(draw: random.Random, folder: Path) -> object:
 
 CLASSES = [
     Class("run checkpoints", "files missing, damaged, pickled, with a manifest that fits; resuming", 80, checkpoint),
-    Class("calibration", "plans that are none, heads twice, other layers; a run that goes on", 40, calibrated),
+    Class("calibration", "plans that are none, heads twice, other layers; a run that goes on", 40, calibration),
     Class("locks", "pids, hosts and times of nobody, a link that leads away; the second command", 40, lock),
     Class("kept batches", "damaged bytes and headers; replaying", 20, kept_batch),
     Class(

@@ -39,7 +39,7 @@ def case(request):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(case, tmp_path_factory):
     """Of a case's data, teacher and config."""
     return tmp_path_factory.mktemp("case")
 
@@ -105,7 +105,7 @@ def test_resuming_is_bit_identical(values, straight, folder, monkeypatch):
     for step in train(broken):
         if step.number == 3:  # its checkpoint is of step 2
             break
-    resumed = Trainer(broken)
+    resumed = Trainer.from_config(broken)
     assert resumed.first_step == 2
     list(resumed.run_steps())
     assert contents(straight[0].run) == contents(broken.run)
@@ -130,7 +130,7 @@ def test_a_run_can_be_counted_and_tried(values):
 
 
 def test_what_is_drawn_is_of_step_and_place_alone(straight):
-    trainer = Trainer(straight[0])
+    trainer = Trainer.from_config(straight[0])
     trainer.folder.release()
     whole = drawn_by(trainer, 3, range(8))
     parts = [drawn_by(trainer, 3, positions) for positions in (range(3), range(3, 8))]
@@ -146,7 +146,7 @@ def test_what_is_drawn_is_of_step_and_place_alone(straight):
 
 
 def test_a_bad_step_is_kept_and_left_out(values, case):
-    trainer = Trainer(make(TrainConfig, {**values, "skip_bad_steps": 1, "steps": 2, "validate_every": 0}))
+    trainer = Trainer.from_config(make(TrainConfig, {**values, "skip_bad_steps": 1, "steps": 2, "validate_every": 0}))
     handle = trainer.student.get_submodule(case.broken).register_forward_hook(lambda _, args, out: out * float("nan"))
     before = {k: v.clone() for k, v in trainer.student.state_dict().items()}
     steps = trainer.run_steps()

@@ -6,7 +6,6 @@ import os
 import pytest
 import torch
 from runs import contents, diffusion, drawn, run
-from torch import nn
 
 from dit_shd.core import plugins
 from dit_shd.core.config import make
@@ -107,12 +106,12 @@ def refused(values, message):
 
 def test_data_without_what_a_task_needs_are_refused(values, mine, shapes):
     data = {"name": "mine.Unlabelled", "path": str(shapes)}
-    message = "task: needs labels of the data, which have latents; choose another task or data"
+    message = "task: needs labels of the data, which have images, latents; choose another task or data"
     refused({**values, "data": data}, f"^{message}$")
     task, dataset = Diffusion(), DATASETS.build(Plugin("npz", {"path": str(shapes)}))
     dataset.fields = frozenset({"tokens"})
     with pytest.raises(UserError, match=r"^task: needs labels, latents of the data, which have tokens; "):
-        task.use(dataset, nn.Identity())
+        task.check_data(dataset)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +207,7 @@ def test_a_task_of_ones_own_trains_resumes_and_is_divided(own, tmp_path):
     for step in train(broken):
         if step.number == 5:
             break
-    list(Trainer(broken).run_steps())
+    list(Trainer.from_config(broken).run_steps())
     assert contents(straight.run) == contents(broken.run)
     _, parts = run(own, run=str(tmp_path / "c"), steps=3, micro_batch_size=2)
     for whole, part in zip(metrics, parts):
@@ -216,12 +215,12 @@ def test_a_task_of_ones_own_trains_resumes_and_is_divided(own, tmp_path):
 
 
 def test_a_bad_step_of_a_task_of_ones_own_is_kept_as_its_batch(own):
-    trainer = Trainer(make(TrainConfig, {**own, "skip_bad_steps": 1, "steps": 2}))
+    trainer = Trainer.from_config(make(TrainConfig, {**own, "skip_bad_steps": 1, "steps": 2}))
     trainer.student.final_layer.register_forward_hook(lambda _, args, output: output * float("nan"))
     next(trainer.run_steps())
     file = trainer.folder.path / "bad_steps" / "step_00000001.safetensors"
     kept = read_batches(file, trainer.task.batch_type)
-    wanted = trainer.draw((0, 0))
+    wanted = trainer.batches.at((0, 0))
     assert [(type(batch), batch.pass_name) for batch in kept] == [(type(batch), batch.pass_name) for batch in wanted]
     for found, want in zip(kept, wanted):
         for name, value in vars(want).items():

@@ -53,7 +53,7 @@ def test_the_number_of_processes_may_change_when_a_run_is_resumed(plain, tmp_pat
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     changed = make(TrainConfig, {**plain, "run": str(tmp_path / "changed")})
-    trainer = Trainer(changed)
+    trainer = Trainer.from_config(changed)
     assert trainer.first_step == 2
     list(trainer.run_steps())
     straight, _ = run(plain, run=str(tmp_path / "straight"))

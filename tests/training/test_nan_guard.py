@@ -34,7 +34,7 @@ class Poison(torch.autograd.Function):
 
 def poisoned(values, module, kind, **changes):
     """Steps and their trainer, in whose step BAD a module of student or teacher gives what is not finite."""
-    trainer = Trainer(make(TrainConfig, {**values, "checkpoint_every": 99, **changes}))
+    trainer = Trainer.from_config(make(TrainConfig, {**values, "checkpoint_every": 99, **changes}))
     finished = [0]
 
     def hook(_module, _inputs, output):
@@ -111,7 +111,7 @@ def test_a_bad_step_is_left_out_counted_and_nothing_else_changes(values, caplog)
     assert "skipped_steps" not in seen[0]
     assert "loss" in seen[BAD + 1]
     assert [m for m in caplog.messages if "step 3: the loss (plain/noise" in m and "left out (1 of 1)" in m]
-    again = Trainer(make(TrainConfig, {**values, "checkpoint_every": 99, "steps": 6, "skip_bad_steps": 1}))
+    again = Trainer.from_config(make(TrainConfig, {**values, "checkpoint_every": 99, "steps": 6, "skip_bad_steps": 1}))
     assert again.guard.skipped == 1
     assert next(again.run_steps()).metrics["skipped_steps"] == 1
 
@@ -247,7 +247,7 @@ def test_two_processes_decide_alike(values, tmp_path, root):
         "from dit_shd.core.errors import UserError\n"
         "from dit_shd.training.config import TrainConfig\n"
         "from dit_shd.training.trainer import Trainer\n"
-        "trainer = Trainer(make(TrainConfig, read_yaml(Path(sys.argv[1]))))\n"
+        "trainer = Trainer.from_config(make(TrainConfig, read_yaml(Path(sys.argv[1]))))\n"
         "assert trainer.accelerator.num_processes == 2\n"
         "finished = [0]\n"
         "second = trainer.accelerator.process_index\n"

@@ -270,7 +270,7 @@ def test_what_follows_from_a_checkpoint_is_made_where_a_kill_came_before_it(valu
     ):
         lose()
         assert contents(config.run) != whole
-        Trainer(config).folder.release()
+        Trainer.from_config(config).folder.release()
         assert contents(config.run) == whole
 
 

@@ -41,7 +41,7 @@ from dit_shd.core.yaml_files import read_yaml
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.trainer import Trainer
 plugins.trust("mine")
-trainer = Trainer(make(TrainConfig, read_yaml(Path(sys.argv[1]))))
+trainer = Trainer.from_config(make(TrainConfig, read_yaml(Path(sys.argv[1]))))
 assert trainer.accelerator.num_processes == 2
 list(trainer.run_steps())
 """
@@ -206,7 +206,7 @@ def test_the_total_follows_the_schedule(values):
 
 def test_gradient_norms_add_up_to_the_gradient(values):
     """One term's norm is the norm of its gradient by another way: backward on it alone."""
-    trainer = Trainer(make(TrainConfig, {**values, "mask_ratio": None}))
+    trainer = Trainer.from_config(make(TrainConfig, {**values, "mask_ratio": None}))
     batch = drawn_by(trainer, 0, range(8))["plain"]
     distiller = trainer.state.distiller
     norms = gradient_norms(distiller, batch, trainer.teachers["teacher"])
@@ -229,7 +229,7 @@ def test_a_term_that_does_not_pull_at_the_student_has_norm_zero(values, projecto
         def term(self, student, teacher, batch):
             return Term(teacher.prediction.flatten(1).mean(1) * self.factor)
 
-    trainer = Trainer(make(TrainConfig, {**values, "mask_ratio": None}))
+    trainer = Trainer.from_config(make(TrainConfig, {**values, "mask_ratio": None}))
     distiller = Distiller(trainer.task, trainer.student, [Aside()])
     norms = gradient_norms(distiller, drawn_by(trainer, 0, range(2))["plain"], trainer.teachers["teacher"])
     assert norms["plain/noise"] > 0
@@ -257,7 +257,7 @@ def test_timing_tells_throughput_and_memory(values):
 def test_the_teacher_stops_after_the_last_layer_that_is_needed(values):
     """The same value and gradients; the layers behind do not run."""
     layers = {"en_inblocks.0.attn": "en_inblocks.0.attn"}
-    trainer = Trainer(make(TrainConfig, {**values, "losses": [{"name": "shd", "layers": layers}]}))
+    trainer = Trainer.from_config(make(TrainConfig, {**values, "losses": [{"name": "shd", "layers": layers}]}))
     batch = drawn_by(trainer, 0, range(4))["plain"]
     ran = []
     for name, block in trainer.teachers["teacher"].named_modules():
@@ -296,7 +296,9 @@ def test_plug_ins_resolve_schedules(values):
 def test_compiled_blocks_give_the_same_losses_and_settle(values):
     """With captures handed on while blocks run, in both passes; once two numbers of kept tokens have been seen, any
     number is served by what is compiled."""
-    plain, compiled = (Trainer(make(TrainConfig, {**values, "run": f"{values['run']}{i}"})) for i in range(2))
+    plain, compiled = (
+        Trainer.from_config(make(TrainConfig, {**values, "run": f"{values['run']}{i}"})) for i in range(2)
+    )
     compile_blocks(compiled.student, *compiled.teachers.values(), backend="aot_eager")
     counter = torch._dynamo.utils.counters
     graphs = []

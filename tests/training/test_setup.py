@@ -39,14 +39,14 @@ def test_a_resumed_run_reads_its_plans(values):
     found["shd"]["plans"]["de_blocks.0.attn"] = [[3, 0], [1, 2]]
     file.write_text(json.dumps(found))
     AcceleratorState._reset_state(reset_partial_state=True)
-    trainer = Trainer(make(TrainConfig, {**values, "losses": MATCHED, "steps": 6}))
+    trainer = Trainer.from_config(make(TrainConfig, {**values, "losses": MATCHED, "steps": 6}))
     assert trainer.first_step == 4
     (_, loss), *_ = trainer.accelerator.unwrap_model(trainer.distiller).named_losses()
     assert loss.squeezer.plans["de_blocks.0.attn"] == ((3, 0), (1, 2))
     file.write_text("{")
     AcceleratorState._reset_state(reset_partial_state=True)
     with pytest.raises(UserError, match=r"calibration\.json: not readable"):
-        Trainer(make(TrainConfig, {**values, "losses": MATCHED, "steps": 6}))
+        Trainer.from_config(make(TrainConfig, {**values, "losses": MATCHED, "steps": 6}))
 
 
 def test_a_plan_looks_at_the_same_images_whatever_a_step_is_divided_into(values, tmp_path, monkeypatch):

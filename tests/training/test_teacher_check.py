@@ -258,7 +258,7 @@ def test_two_processes_refuse_alike(values, tmp_path, root):
         "import json, sys\nfrom dit_shd.core.config import make\n"
         "from dit_shd.core.distributed import leave_group\nfrom dit_shd.core.errors import UserError\n"
         "from dit_shd.training.config import TrainConfig\nfrom dit_shd.training.trainer import Trainer\n"
-        "try:\n    Trainer(make(TrainConfig, json.load(open(sys.argv[1]))))\n"
+        "try:\n    Trainer.from_config(make(TrainConfig, json.load(open(sys.argv[1]))))\n"
         "except UserError as error:\n    print('said:', error)\n"
         "import torch\nassert torch.distributed.get_world_size() == 2\nleave_group()\n"
     )

@@ -50,7 +50,7 @@ def told(tmp_path, monkeypatch):
 def train(values, stop=None, **changes):
     """Some steps, after which the process is gone without another word."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    trainer = Trainer(make(TrainConfig, {**values, "tracker": "wandb", **changes}))
+    trainer = Trainer.from_config(make(TrainConfig, {**values, "tracker": "wandb", **changes}))
     for step in trainer.run_steps():
         if step.number == stop:
             break

@@ -106,7 +106,7 @@ def test_resuming_is_bit_identical(values, tmp_path):
     for step in train(broken):
         if step.number == 5:  # checkpoint at 4; the fifth step is lost and logged
             break
-    resumed = Trainer(broken)
+    resumed = Trainer.from_config(broken)
     assert resumed.first_step == 4
     list(resumed.run_steps())
     assert contents(straight.run) == contents(broken.run)
@@ -140,7 +140,7 @@ def test_two_processes_equal_one(values, tmp_path, root):
         "from dit_shd.core.yaml_files import read_yaml\n"
         "from dit_shd.training.config import TrainConfig\n"
         "from dit_shd.training.trainer import Trainer\n"
-        "trainer = Trainer(make(TrainConfig, read_yaml(Path(sys.argv[1]))))\n"
+        "trainer = Trainer.from_config(make(TrainConfig, read_yaml(Path(sys.argv[1]))))\n"
         "assert trainer.accelerator.num_processes == 2\n"
         "list(trainer.run_steps())\n"
     )
@@ -249,7 +249,7 @@ def test_a_folder_that_is_no_run_is_refused(values, tmp_path):
 
 
 def test_a_gradient_that_is_not_finite_stops_before_the_weights(values, monkeypatch):
-    trainer = Trainer(make(TrainConfig, values))
+    trainer = Trainer.from_config(make(TrainConfig, values))
     with torch.no_grad():
         trainer.student.pos_embed.fill_(float("inf"))
     before = trainer.student.final_layer.linear.weight.clone()

@@ -51,13 +51,13 @@ def test_figures_may_be_asked_for_later(digits):
 
 def test_processes_wait_for_the_one_that_scores(values):
     """NCCL's 10 minutes are over before 50,000 images are."""
-    handler = Trainer(make(TrainConfig, values)).accelerator.init_handler
+    handler = Trainer.from_config(make(TrainConfig, values)).accelerator.init_handler
     assert handler.timeout >= timedelta(hours=1)
 
 
 def test_a_run_that_is_asked_to_stop_leaves_the_evaluation_for_later(values):
     evaluation = {"every": 2, "count": 3, "steps": 2}
-    trainer = Trainer(make(TrainConfig, {**values, "evaluation": evaluation}))
+    trainer = Trainer.from_config(make(TrainConfig, {**values, "evaluation": evaluation}))
     for step in trainer.run_steps():
         if step.number == 1:
             trainer.stop.request()

@@ -4,7 +4,8 @@ from typing import ClassVar
 
 from dit_shd.cli.commands import Command
 from dit_shd.core.distributed import is_first_process
-from dit_shd.data.encoding import EncodeConfig, encode_to_shards
+from dit_shd.data.encode_config import EncodeConfig
+from dit_shd.data.encoding import encode_to_shards
 
 
 class Encode(Command[EncodeConfig]):

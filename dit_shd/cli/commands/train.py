@@ -8,7 +8,7 @@ from tqdm import tqdm
 from dit_shd.cli.commands import Command
 from dit_shd.core.distributed import is_first_process
 from dit_shd.core.signals import Stopped
-from dit_shd.data.latent_origin import following
+from dit_shd.data.model_origin import following
 from dit_shd.reports.dry_run import dry_run_text
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.dry_run import dry_run
@@ -29,7 +29,7 @@ class Train(Command[TrainConfig]):
             if is_first_process():
                 print(found)
             return
-        trainer = Trainer(config)
+        trainer = Trainer.from_config(config)
         main_process = trainer.accelerator.is_main_process
         if trainer.first_step >= config.steps:
             if main_process:

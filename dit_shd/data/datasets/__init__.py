@@ -1,7 +1,7 @@
-"""Datasets, one file each. A dataset holds latents (pixels scaled to [-1, 1] where there is no VAE) and labels."""
+"""Datasets, one file each. A dataset holds latents (pixels scaled to [-1, 1] if there is no VAE) and labels."""
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -12,22 +12,22 @@ from dit_shd.data.latent_origin import Origin
 
 
 class Dataset(ABC):
-    """Latents x_0[c,y,x] with a class label each, in a fixed order."""
+    """Latents x_0 [c,y,x], each with a class label, in a fixed order."""
 
-    fields: ClassVar[frozenset[str]] = frozenset({"latents", "labels"})
-    """What batch() gives."""
+    fields: frozenset[str] = frozenset({"latents", "labels"})
+    """Names of the tensors that batch() returns; `images`: image() returns them one by one, as they are."""
     classes: int
     """Number of classes; label `classes` means no label."""
     class_names: tuple[str, ...] | None = None
-    """Of each class; None: they have none but their numbers, "": this one has none."""
+    """Of each class, "" for a class without a name; None if classes have only numbers."""
     shape: tuple[int, int, int]
     """(c, y, x) of one latent."""
     origin: Origin | None = None
-    """Of which autoencoder the latents are; None: they are pixels (or unknown, where they have not 1 or 3 channels)."""
+    """The autoencoder of the latents; None for pixels, or if it is unknown (neither 1 nor 3 channels)."""
 
     @classmethod
     def described(cls, **options: Any) -> str:
-        """What the data are and whose, in a line for the cards of models trained on them; `options` are __init__'s."""
+        """Name and authors of the data in one line, for the cards of models; `options` are those of __init__."""
         return " ".join([cls.__module__.rpartition(".")[2], *(str(v) for k, v in options.items() if k == "path")])
 
     @abstractmethod
@@ -35,18 +35,31 @@ class Dataset(ABC):
 
     @abstractmethod
     def batch(self, indices: np.ndarray, draws: Draws) -> dict[str, Tensor]:
-        """The samples of some indices, by the names in `fields`: latents[b,c,y,x] in float32, labels[b].
+        """The samples with these indices.
 
-        Anything random (flips, posterior noise) comes from `draws`.
+        Args:
+            indices: of the samples [b].
+            draws: the source of anything random (flips, posterior noise).
+
+        Returns:
+            Tensors by the names in `fields`: latents [b,c,y,x] in float32, labels [b].
         """
 
     @abstractmethod
     def images(self) -> np.ndarray:
-        """The images as uint8 [n,y,x,c], for evaluation; a dataset of latents raises UserError."""
+        """The images as uint8 [n,y,x,c], for evaluation.
+
+        Raises:
+            UserError: it is a dataset of latents.
+        """
+
+    def image(self, index: int) -> np.ndarray:
+        """One image as it is, uint8 [y,x,c], of data that have `images` among their fields."""
+        return self.images()[index]
 
     @abstractmethod
     def labels(self) -> np.ndarray:
-        """int64 [n]"""
+        """The labels, int64 [n]."""
 
 
 DATASETS = PluginFolder(__name__, Dataset, "data")

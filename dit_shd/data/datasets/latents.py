@@ -1,4 +1,4 @@
-"""Latents that `dit-shd encode` made: posterior noise and flips are drawn anew each time a sample is seen."""
+"""Latents of `dit-shd encode`: posterior noise and flips are drawn each time a sample is used."""
 
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,14 @@ from dit_shd.data.latent_shards import ShardEntry, damaged, open_tensors, read_h
 
 
 class Latents(Dataset):
-    """A folder of latent shards, memory-mapped; what is drawn of one image is one read.
+    """A folder of latent shards, memory-mapped; each sample is one contiguous read.
 
-    Sizes and headers of all shards are looked at now, latents when they are used: they must be finite.
+    Sizes and headers of all shards are checked at once, latents when they are used: they must be finite.
 
     Args:
-        path: the folder. flip: take the mirrored image half of the time, if it was encoded, too.
-        verify: read everything first and compare it with the checksums.
+        path: the folder.
+        flip: whether half of the samples are the mirrored image, if mirrored images were encoded.
+        verify: whether to read everything first and compare it with the checksums.
     """
 
     def __init__(self, path: Path, flip: bool = True, verify: bool = False):
@@ -39,17 +40,25 @@ class Latents(Dataset):
 
     @classmethod
     def described(cls, **options: Any) -> str:
-        about = read_index(Path(options["path"])).about
-        return f"{super().described(**options)}: {about.get('images')} encoded by {about.get('vae')}"
+        dataset = super().described(**options)
+        try:
+            about = read_index(Path(options["path"])).about
+        except UserError:  # it has been moved away since the training began
+            return dataset
+        return f"{dataset}: {about.get('images')} encoded by {about.get('vae')}"
 
     def _open(self, entry: ShardEntry, verify: bool) -> np.ndarray:
-        """The labels of a shard, when it is the one that latents.json tells of."""
+        """The labels of a shard.
+
+        Raises:
+            UserError: it is not the shard that latents.json lists, or it is damaged.
+        """
         file = self._path / entry.file
         header = verify_shard(file) if verify else read_header(file)
-        found = (header.shape, header.dtype, header.sha256, file.stat().st_size)
-        wanted = ((entry.count, *self._set.row), self._set.dtype, entry.sha256, entry.bytes)
-        if found != wanted:
-            raise damaged(file, f"{self._path.name}'s latents.json tells of another")
+        in_file = (header.shape, header.dtype, header.sha256, file.stat().st_size)
+        in_index = ((entry.count, *self._set.row), self._set.dtype, entry.sha256, entry.bytes)
+        if in_file != in_index:
+            raise damaged(file, f"{self._path.name}'s latents.json lists another")
         labels = open_tensors(file).get_tensor("label")
         if len(labels) and not 0 <= labels.min() <= labels.max() < self.classes:
             raise damaged(file, f"labels {labels.min()} to {labels.max()} of {self.classes} classes")
@@ -59,6 +68,11 @@ class Latents(Dataset):
         return len(self._labels)
 
     def batch(self, indices: np.ndarray, draws: Draws) -> dict[str, Tensor]:
+        """Samples of the posteriors [b,c,y,x] and labels [b].
+
+        Raises:
+            UserError: a latent is not finite.
+        """
         rows = np.empty((len(indices), self._set.parts, *self.shape), np.float32)
         sides = np.zeros(len(indices), int)
         if self._flip:
@@ -77,7 +91,9 @@ class Latents(Dataset):
         return {"latents": x_0, "labels": torch.from_numpy(self._labels[indices])}
 
     def images(self) -> np.ndarray:
+
         raise UserError(f"{self._path}: holds latents, not images")
 
     def labels(self) -> np.ndarray:
+
         return self._labels

@@ -1,6 +1,5 @@
 """Images or latents in one npz file: arr_0 (uint8 [n,y,x,c] images or float [n,c,y,x] latents) and arr_1 (labels)."""
 
-import math
 import zipfile
 from pathlib import Path
 
@@ -13,16 +12,15 @@ from dit_shd.core.places import expanded
 from dit_shd.core.rng import Draws
 from dit_shd.data.datasets import Dataset
 from dit_shd.data.latent_origin import Origin
-
-UNFOLDS = 100
-"""How many times its compressed size (1 MiB at least) an array may take in memory."""
+from dit_shd.data.npz_files import BROKEN_FILE, MAX_EXPANSION, read_checked_header
 
 
 class Npz(Dataset):
-    """One npz file, held in memory. It does not tell of which autoencoder float latents are: the config's `vae` does.
+    """One npz file, held in memory. It does not record the autoencoder of float latents; the config's `vae` names it.
 
     Args:
-        path: the file. flip: mirror half of the samples left to right, drawn anew each time.
+        path: the file.
+        flip: whether half of the samples are mirrored left to right, drawn each time.
     """
 
     def __init__(self, path: Path, flip: bool = False):
@@ -31,6 +29,7 @@ class Npz(Dataset):
         array, labels = _read(path)
         if array.dtype == np.uint8 and array.ndim == 4:
             self._images, self._latents = array, None
+            self.fields = self.fields | {"images"}
             _, y, x, c = array.shape
         elif array.dtype in (np.float16, np.float32, np.float64) and array.ndim == 4:
             self._images, self._latents = None, array
@@ -42,10 +41,10 @@ class Npz(Dataset):
                 f"found {array.dtype} {list(array.shape)}"
             )
         if labels.shape != (len(array),) or labels.dtype.kind not in "iu" or labels.min() < 0:
-            below = f" down to {labels.min()}" if labels.size and labels.dtype.kind in "iu" else ""
+            lowest = f" down to {labels.min()}" if labels.size and labels.dtype.kind in "iu" else ""
             raise UserError(
                 f"{path}: arr_1: wanted {len(array)} whole labels from 0, one for each image, found {labels.dtype} "
-                f"{list(labels.shape)}{below}"
+                f"{list(labels.shape)}{lowest}"
             )
         self._labels = labels.astype(np.int64)
         self.classes, self.shape = int(labels.max()) + 1, (c, y, x)
@@ -54,6 +53,7 @@ class Npz(Dataset):
         return len(self._labels)
 
     def batch(self, indices: np.ndarray, draws: Draws) -> dict[str, Tensor]:
+
         if self._images is not None:
             x_0 = torch.from_numpy(self._images[indices]).permute(0, 3, 1, 2).float() / 127.5 - 1
         else:
@@ -65,11 +65,13 @@ class Npz(Dataset):
         return {"latents": x_0, "labels": torch.from_numpy(self._labels[indices])}
 
     def images(self) -> np.ndarray:
+
         if self._images is None:
             raise UserError(f"{self._path}: holds latents, not images")
         return self._images
 
     def labels(self) -> np.ndarray:
+
         return self._labels
 
 
@@ -77,11 +79,13 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; wanted an npz with arr_0 and arr_1")
     try:
-        with zipfile.ZipFile(path) as members:
-            _check_sizes(path, members)
+        with zipfile.ZipFile(path) as archive:
+            _check_sizes(path, archive)
         with np.load(path, allow_pickle=False) as archive:
             images, labels = archive["arr_0"], archive["arr_1"]
-    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except UserError:
+        raise
+    except BROKEN_FILE as error:
         raise UserError(f"{path}: wanted an npz with arr_0 (images or latents) and arr_1 (labels)") from error
     if not len(images):
         raise UserError(f"{path}: arr_0 is empty; wanted at least one image")
@@ -90,18 +94,13 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return images, labels
 
 
-def _check_sizes(path: Path, members: zipfile.ZipFile) -> None:
-    """Refuse a small file that unfolds into a large one, and headers that announce more than there is."""
+def _check_sizes(path: Path, archive: zipfile.ZipFile) -> None:
+    """Refuse a small file that expands into a large array, and headers of another size than their arrays."""
     for name in ("arr_0.npy", "arr_1.npy"):
-        info = members.getinfo(name)
-        if info.file_size > UNFOLDS * max(info.compress_size, 2**20):
+        info = archive.getinfo(name)
+        if info.file_size > MAX_EXPANSION * max(info.compress_size, 2**20):
             raise UserError(
-                f"{path}: {name} unfolds from {info.compress_size} to {info.file_size} bytes; wanted an array of at "
-                f"most {UNFOLDS} times its size in the file (save it by numpy.savez)"
+                f"{path}: {name} expands from {info.compress_size} to {info.file_size} bytes; wanted an array of at "
+                f"most {MAX_EXPANSION} times its size in the file (save it by numpy.savez)"
             )
-        with members.open(name) as stream:
-            version = np.lib.format.read_magic(stream)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, _, dtype = read(stream)
-            if stream.tell() + math.prod(shape) * dtype.itemsize != info.file_size:
-                raise ValueError("the header announces another size")
+        read_checked_header(archive, name)

@@ -1,1 +1,1 @@
-"""Where images to be encoded come from, one file each: folders, npz files, Parquet, the hub."""
+"""Sources of images to be encoded, one file each: folders, npz files, Parquet, the hub."""

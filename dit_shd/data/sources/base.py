@@ -1,7 +1,7 @@
-"""Images to be encoded, wherever they are: class folders, npz, Parquet, Hugging Face datasets.
+"""Sources of images to be encoded: class folders, npz files, Parquet, Hugging Face datasets.
 
-A source has a fixed order and gives each image as it lies there; data/preprocessing.py makes pixels of it. One image
-that cannot be had is a BrokenImage (it is counted and skipped), a source that cannot be read is a UserError.
+A source has a fixed order and returns each image in its stored form; data/preprocessing.py decodes it. An image that
+cannot be read is a BrokenImage (it is counted and skipped), a source that cannot be read is a UserError.
 """
 
 import hashlib
@@ -16,10 +16,15 @@ import numpy as np
 from dit_shd.core.errors import UserError
 
 MAX_PIXELS = 2**26
-"""Of an image, decoded or scaled: more is refused before it takes memory."""
+"""Of an image, decoded or scaled; larger ones are refused before they take memory."""
 
 
 def check_area(width: int, height: int) -> None:
+    """Refuse an image that is too large.
+
+    Raises:
+        BrokenImage: it has more than MAX_PIXELS.
+    """
     if width * height > MAX_PIXELS:
         raise BrokenImage(f"{width} x {height} pixels; wanted {MAX_PIXELS} at most")
 
@@ -37,59 +42,58 @@ class BrokenImage(ValueError):
 
 
 class ImageSource(ABC):
-    """Images with a class each.
-
-    labels: int64 [n]; classes: their names; notes: what a user should know of it.
-    """
+    """Images, each with a class, in a fixed order."""
 
     labels: np.ndarray
+    """int64 [n]"""
     classes: tuple[str, ...]
+    """Class names."""
     notes: Sequence[str] = ()
+    """Remarks for the user."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @abstractmethod
     def raw(self, number: int) -> Raw:
-        """One image; cheapest in ascending order. Not for several threads at once.
+        """One image in its stored form; fastest in ascending order. Not thread-safe.
 
         Raises:
-            BrokenImage: there is none.
+            BrokenImage: it cannot be read.
         """
 
     @abstractmethod
     def name(self, number: int) -> str:
-        """What a user calls the image."""
+        """The image's name for a user."""
 
     @abstractmethod
     def sha256(self) -> str:
-        """Tells this source from another by names, sizes and labels; contents are not read."""
+        """Hash of names, sizes and labels, which identifies the source; contents are not read."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a user says of the images beside where they are; None: what is usual.
-
-    split, subset: of several; image_column, label_column: of tables (and label files); follow_links: of a folder's
-    links that lead out of it.
-    """
+class Selection:
+    """Which part of a source to read; None means the usual one."""
 
     split: str | None = None
     subset: str | None = None
     image_column: str | None = None
+    """Of tables."""
     label_column: str | None = None
+    """Of tables and label files."""
     follow_links: bool = False
+    """Whether to follow a folder's links that lead out of it."""
 
 
-class Forward(Generic[T]):
-    """Rows of something that is read forward only, as if they had numbers.
+class SequentialRows(Generic[T]):
+    """Rows of a stream that is read forward only, accessed by number.
 
     Args:
-        begin: the row at which reading for a row begins.
-        read: the rows from there to the end.
+        begin: the row at which reading starts to reach a given row.
+        read: the rows from a starting row to the end.
     """
 
-    def __init__(self, begin: Callable[[int], int], read: Callable[[int], Iterator[T]]):
+    def __init__(self, begin: Callable[[int], int], read: Callable[[int], Iterator[T]]) -> None:
         self._begin, self._read = begin, read
         self._next, self._rows = 0, None
 
@@ -105,16 +109,21 @@ class Forward(Generic[T]):
 
 
 def fingerprint(parts: Iterable[str | bytes]) -> str:
-    """sha256 of some texts in order."""
-    total = hashlib.sha256()
+    """sha256 of texts in order."""
+    digest = hashlib.sha256()
     for part in parts:
         data = part if isinstance(part, bytes) else part.encode("utf-8", "surrogateescape")
-        total.update(len(data).to_bytes(8, "little") + data)
-    return total.hexdigest()
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()
 
 
 def checked_labels(labels: np.ndarray, names: tuple[str, ...] | None, where: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Labels as int64 [n] and the classes' names (numbers, where they have none).
+    """Labels as int64 [n] and the classes' names (their numbers if they have none).
+
+    Args:
+        labels: whole numbers [n].
+        names: class names.
+        where: the source, for errors.
 
     Raises:
         UserError: no images, a label below 0 or beyond the names.
@@ -130,5 +139,6 @@ def checked_labels(labels: np.ndarray, names: tuple[str, ...] | None, where: str
     return labels.astype(np.int64), names if names is not None else tuple(map(str, range(high + 1)))
 
 
-def needs(package: str) -> UserError:
+def missing_package(package: str) -> UserError:
+    """The error for data that a package must read which is not installed."""
     return UserError(f'images: such data needs the package {package}; install it by: pip install "dit_shd[encode]"')

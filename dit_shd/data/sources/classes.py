@@ -1,4 +1,4 @@
-"""From names of classes to numbers, the same for folders, tables and label files."""
+"""Class names as numbers, in the same way for folders, tables and label files."""
 
 import unicodedata
 from collections import defaultdict
@@ -14,10 +14,10 @@ from dit_shd.data.sources.listing import NAMED, counted, printable
 
 
 def ordered(names: Collection[str], where: str) -> tuple[tuple[str, ...], list[str]]:
-    """Class names in the order of their labels, by number where all are numbers, and what a user should know of them.
+    """Class names in the order of their labels (numerical if all are numbers), and remarks for the user.
 
     Raises:
-        UserError: two names that are one number.
+        UserError: two names that are the same number.
     """
     numbers = {name: int(name) for name in names if name.isascii() and name.isdecimal() and len(name) < 19}
     notes = _look_alike(names)
@@ -27,18 +27,18 @@ def ordered(names: Collection[str], where: str) -> tuple[tuple[str, ...], list[s
             text = next(name for name in by_text if name not in numbers)
             notes.append(f"classes are in the order of text, 10 before 2: not all are numbers ({printable(text)})")
         return tuple(by_text), notes
-    found = sorted(names, key=lambda name: (numbers[name], name))
-    for one, other in pairwise(found):
+    by_number = sorted(names, key=lambda name: (numbers[name], name))
+    for one, other in pairwise(by_number):
         if numbers[one] == numbers[other]:
             raise UserError(
                 f"images: '{where}': wanted classes of different numbers, found {one} and {other}; rename one of them"
             )
-    moved = next(((name, label) for label, name in enumerate(found) if numbers[name] != label), None)
+    moved = next(((name, label) for label, name in enumerate(by_number) if numbers[name] != label), None)
     if moved:
         notes.append(
             f"labels are places in the order of the classes, not their numbers: {moved[0]} is label {moved[1]}"
         )
-    return tuple(found), notes
+    return tuple(by_number), notes
 
 
 def from_names(names: Sequence[str], where: str) -> tuple[np.ndarray, tuple[str, ...], list[str]]:
@@ -52,26 +52,28 @@ def from_names(names: Sequence[str], where: str) -> tuple[np.ndarray, tuple[str,
 def from_values(
     values: Sequence[Any], classes: tuple[str, ...] | None, where: str
 ) -> tuple[np.ndarray, tuple[str, ...], list[str]]:
-    """The same of values that a table or a label file has: whole numbers, or texts.
+    """Labels int64 [n] of the values of a table or a label file, the classes, and notes.
 
     Args:
-        classes: names of the numbers, where they are known.
+        values: whole numbers or texts, one for each image.
+        classes: names of the numbers, if they are known.
+        where: the source, for errors.
 
     Raises:
-        UserError: anything else, or numbers beyond the names.
+        UserError: values of other types, or numbers beyond the names.
     """
     if len(values) and all(isinstance(value, str) for value in values):
         return from_names(values, where)
     if not all(type(value) is int and -(2**31) <= value < 2**31 for value in values):
-        kinds = ", ".join(sorted({type(value).__name__ for value in values}))
-        raise UserError(f"images: '{where}': wanted whole numbers or texts as labels throughout, found {kinds}")
+        types = ", ".join(sorted({type(value).__name__ for value in values}))
+        raise UserError(f"images: '{where}': wanted whole numbers or texts as labels throughout, found {types}")
     labels, names = checked_labels(np.array(values, dtype=np.int64), classes, where)
     missing = [names[label] for label in np.flatnonzero(np.bincount(labels, minlength=len(names)) == 0)]
     return labels, names, [f"classes without an image: {counted(missing)} of {len(names)}"] if missing else []
 
 
 def _look_alike(names: Collection[str]) -> list[str]:
-    """Names that differ by case or by the way accents are written only, which other systems take for one."""
+    """Names that differ only by case or by the encoding of accents, which other systems treat as equal."""
     alike = defaultdict(list)
     for name in sorted(names):
         alike[unicodedata.normalize("NFC", name).casefold()].append(name)

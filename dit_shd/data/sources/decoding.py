@@ -1,66 +1,71 @@
-"""Image files opened, by their contents and not by their names: what is read, what of it is worth a note."""
+"""Opening image files by their contents, not by their names; and remarks on them."""
 
 import io
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from PIL.ImageFile import ImageFile
+
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM")
-"""What is decoded, whatever a file is called; other decoders of pillow are out of a stranger's reach."""
+"""Formats that are decoded, whatever a file's suffix; pillow's other decoders never see untrusted files."""
 LOSSLESS = (".png", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm")
-"""Suffixes that promise it."""
+"""Suffixes of lossless formats."""
 DEEP = "of 16 bits a channel, rounded to 8"
-"""A remark on an image, as are the next ones."""
 MISNAMED = "JPEG or lossy WebP by their contents, not by their names"
 FRAMES = "of several frames, the first of which is taken"
+"""DEEP, MISNAMED and FRAMES are remarks on an image."""
 
 
 @contextmanager
-def opened(source: Path | bytes) -> Generator[Any]:
-    """A PIL image of one of FORMATS; it is decoded later."""
+def opened(source: Path | bytes) -> Generator["ImageFile"]:
+    """Open an image of one of FORMATS; it is decoded later."""
     from PIL import Image
 
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
         yield image
 
 
-def is_deep(image: Any) -> bool:
-    """A colour PNG of 16 bits a channel, of which pillow would cut off the low half. Ask before it is decoded."""
+def is_deep(image: "ImageFile") -> bool:
+    """Whether a PNG has 16 bits a channel and colour, of which pillow drops the low half; before it is decoded."""
     return image.format == "PNG" and image.mode in ("RGB", "RGBA") and str(image.tile[0][3]).endswith(";16B")
 
 
-def rounded(image: Any, again: Any) -> np.ndarray:
-    """uint8 [h,w,c]: the nearest of 8 bits, value / 257, of an image that `is_deep`; c = 3 or 4.
+def rounded(image: "ImageFile", second: "ImageFile") -> np.ndarray:
+    """Round an image that `is_deep` to 8 bits, value / 257: uint8 [y,x,c] with c = 3 or 4.
 
-    pillow gives one half of each value, so both are decoded: with the other byte order the low half comes first.
+    Pillow decodes one half of each value, so the image is decoded twice: with the other byte order the low half is
+    first.
 
     Args:
-        again: the same image, opened once more.
+        image: the image, opened.
+        second: the same image, opened a second time.
     """
-    kind = image.tile[0][3]
-    if kind == "LA;16B":  # four bytes a pixel, as they lie there
-        image.tile = [(*image.tile[0][:3], "RGBA")]
+    mode = str(image.tile[0][3])
+    if mode == "LA;16B":  # four bytes a pixel, in their stored order
+        image.tile = [(*image.tile[0][:3], "RGBA")]  # type: ignore[list-item]
         gray = np.array(image).astype(np.uint32)
         values = gray[..., [0, 0, 0, 2]] * 256 + gray[..., [1, 1, 1, 3]]
     else:
-        again.tile = [(*again.tile[0][:3], kind.replace(";16B", ";16L"))]
-        values = np.array(image).astype(np.uint32) * 256 + np.array(again)
+        second.tile = [(*second.tile[0][:3], mode.replace(";16B", ";16L"))]  # type: ignore[list-item]
+        values = np.array(image).astype(np.uint32) * 256 + np.array(second)
     return ((values + 128) // 257).astype(np.uint8)
 
 
-def remarks(image: Any, source: Path | bytes) -> tuple[str, ...]:
-    """What a user should know of an image that is used; ask before it is decoded."""
-    named = isinstance(source, Path) and source.suffix.lower() in LOSSLESS
-    found = [(DEEP, is_deep(image)), (MISNAMED, named and is_lossy(image, source))]
-    found.append((FRAMES, getattr(image, "is_animated", False)))
-    return tuple(remark for remark, holds in found if holds)
+def remarks(image: "ImageFile", source: Path | bytes) -> tuple[str, ...]:
+    """Remarks on an image for the user, before it is decoded."""
+    lossless_name = isinstance(source, Path) and source.suffix.lower() in LOSSLESS
+    conditions = [(DEEP, is_deep(image)), (MISNAMED, lossless_name and is_lossy(image, source))]
+    conditions.append((FRAMES, getattr(image, "is_animated", False)))
+    return tuple(remark for remark, holds in conditions if holds)
 
 
-def is_lossy(image: Any, source: Path | bytes) -> bool:
-    """JPEG, or WebP that is not lossless."""
+def is_lossy(image: "ImageFile", source: Path | bytes) -> bool:
+    """Whether an image is JPEG, or WebP that is not lossless."""
     if image.format != "WEBP":
         return image.format in ("JPEG", "MPO")
     with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as stream:

@@ -1,4 +1,4 @@
-"""Which reader a source of images is for."""
+"""Which reader a source of images is read by."""
 
 from pathlib import Path
 
@@ -6,48 +6,63 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.file_kinds import NPZ, PARQUET, file_kind
 from dit_shd.core.places import WANTED, HubName, find
 from dit_shd.data.sources import folder, hub, npz, parquet, splits
-from dit_shd.data.sources.base import Asked, ImageSource
+from dit_shd.data.sources.base import ImageSource, Selection
 from dit_shd.data.sources.listing import counted, scan
 
 
-def open_source(text: str, asked: Asked | None = None) -> ImageSource:
-    """What a user means by `text`: a folder of images or Parquet files, an npz, a saved dataset, hub:OWNER/NAME.
+def open_source(text: str, selection: Selection | None = None) -> ImageSource:
+    """Open a source of images.
+
+    Args:
+        text: a folder of images or Parquet files, an npz, a saved dataset, or hub:OWNER/NAME.
+        selection: which part of it to read.
 
     Raises:
-        UserError: there is no such thing, or there are no images in it.
+        UserError: there is no such source, or there are no images in it.
     """
-    path, asked = find(text, "images", "images"), asked or Asked()
+    path, selection = find(text, "images", "images"), selection or Selection()
     if isinstance(path, HubName):
-        return hub.HubImages(path, asked)
+        return hub.HubImages(path, selection)
     assert isinstance(path, Path)
     if path.is_dir():
-        return hub.HubImages(path, asked) if hub.is_saved(path) else open_folder(path, text, asked)
+        return hub.HubImages(path, selection) if hub.is_saved(path) else open_folder(path, text, selection)
     if path.is_file():
         for key in ("split", "subset"):
-            if getattr(asked, key) is not None:
-                raise UserError(f"{key}: wanted none for a single file, '{text}', found {getattr(asked, key)}")
+            if getattr(selection, key) is not None:
+                raise UserError(f"{key}: wanted none for a single file, '{text}', found {getattr(selection, key)}")
         kind = file_kind(path)
         if kind == NPZ or path.suffix.lower() == ".npz":
             return npz.NpzSource(path)
         if kind == PARQUET or path.suffix.lower() == ".parquet":
-            return parquet.ParquetImages([path], text, asked)
+            return parquet.ParquetImages([path], text, selection)
     raise UserError(f"images: wanted {WANTED['images']}, found {file_kind(path)} at '{text}'")
 
 
-def open_folder(path: Path, text: str, asked: Asked) -> ImageSource:
-    """Tables with a column of images win over pictures beside them, and pictures over other tables; both are told."""
+def open_folder(path: Path, text: str, selection: Selection) -> ImageSource:
+    """Open a folder.
 
-    found = scan(path, asked.follow_links)
-    tables = parquet.tables_of(found, asked.image_column)
+    Tables with a column of images take precedence over image files beside them, and image files over other tables;
+    notes say what was left out.
+
+    Args:
+        path: the folder.
+        text: the folder in the user's words.
+        selection: which part of it to read.
+
+    Raises:
+        UserError: there are no images in it.
+    """
+    listing = scan(path, selection.follow_links)
+    tables = parquet.tables_of(listing, selection.image_column)
     if tables:
-        chosen, notes = splits.tables_of_split(tables, path, asked.split, asked.subset, text)
-        source = parquet.ParquetImages([path / file for file in chosen], text, asked)
-        if found.images:
-            notes.append(f"left out: {counted(found.images)} images beside tables")
-        source.notes = [*source.notes, *notes, *found.notes(tables)]
+        chosen, notes = splits.tables_of_split(tables, path, selection.split, selection.subset, text)
+        source = parquet.ParquetImages([path / file for file in chosen], text, selection)
+        if listing.images:
+            notes.append(f"left out: {counted(listing.images)} images beside tables")
+        source.notes = [*source.notes, *notes, *listing.notes(tables)]
         return source
-    if not found.images:
-        raise UserError(f"images: wanted images or Parquet files in '{text}', found none ({found.told()})")
-    if asked.subset is not None:
-        raise UserError(f"subset: wanted none for a folder of images, '{text}', found {asked.subset}")
-    return folder.FolderSource(found, asked.split, asked.label_column)
+    if not listing.images:
+        raise UserError(f"images: wanted images or Parquet files in '{text}', found none ({listing.summary()})")
+    if selection.subset is not None:
+        raise UserError(f"subset: wanted none for a folder of images, '{text}', found {selection.subset}")
+    return folder.FolderSource(listing, selection.split, selection.label_column)

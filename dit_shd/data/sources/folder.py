@@ -1,4 +1,4 @@
-"""Folders of images: labels are those of a label file, or `folder/class/.../image.jpg`, the class being the first."""
+"""Folders of images: labels are those of a label file, or of the first folder in `folder/class/.../image.jpg`."""
 
 import os
 from collections.abc import Collection, Sequence
@@ -18,48 +18,56 @@ class FolderSource(ImageSource):
     """The images of a Listing, in the order of their paths.
 
     Args:
-        split: the one to be read, where folders of splits are there.
-        label_column: of a label file.
+        listing: the folder's files.
+        split: the split to be read, if there are folders of splits.
+        label_column: the column of a label file.
 
     Raises:
-        UserError: folders of splits and none asked for, images beside class folders, which would belong to no class,
-            or a label file that is wrong.
+        UserError: folders of splits and no split given, images beside class folders, which would belong to no class,
+            or a faulty label file.
     """
 
-    def __init__(self, found: Listing, split: str | None = None, label_column: str | None = None):
-        self._links, self._root = found.links, found.root.resolve()
-        where, notes = printable(str(found.root)), []
-        images, classes = _of_split(found, split, where, notes)
-        files = LabelFiles(found, images, label_column)
+    def __init__(self, listing: Listing, split: str | None = None, label_column: str | None = None) -> None:
+        self._links, self._root = listing.links, listing.root.resolve()
+        where, notes = printable(str(listing.root)), []
+        images, classes = _images_of_split(listing, split, where, notes)
+        files = LabelFiles(listing, images, label_column)
         notes += files.notes
         self._labelled = bool(files.used)
         if files.used and not files.none:
-            images, values, told = matched(files, images, found.images, where)
-            self.labels, self.classes, more = from_values(values, None, where)
+            images, values, image_notes = matched(files, images, listing.images, where)
+            self.labels, self.classes, class_notes = from_values(values, None, where)
         elif files.none or not any(classes):
             self.labels, self.classes = np.zeros(len(images), np.int64), (ALL,)
-            told, more = [f"{files.used[0]}: {NO_LABELS}" if files.none else NO_LABELS], []
+            image_notes, class_notes = [f"{files.used[0]}: {NO_LABELS}" if files.none else NO_LABELS], []
         else:
             _check_loose(images, classes, where)
-            self.labels, self.classes, more = from_names(classes, where)
-            told = _of_folders(found, images, set(classes))
+            self.labels, self.classes, class_notes = from_names(classes, where)
+            image_notes = _folder_notes(listing, images, set(classes))
         self._images = images
-        self.notes = [*notes, *told, *more, *found.notes(files.used)]
+        self.notes = [*notes, *image_notes, *class_notes, *listing.notes(files.used)]
 
     def raw(self, number: int) -> Path:
+        """The path of the image.
+
+        Raises:
+            BrokenImage: not a regular file, or a link out of the folder when links are not followed.
+        """
         path = self._root / self._images[number]
-        if not path.is_file():  # nor a link in a circle, nor a pipe that nobody writes to
+        if not path.is_file():  # also a link in a circle, or a pipe without a writer
             raise BrokenImage("no regular file")
         if not self._links and not path.resolve().is_relative_to(self._root):
             raise BrokenImage("a link that leads out of the folder; follow_links=true follows it")
         return path
 
     def name(self, number: int) -> str:
+        """The path below the folder."""
         return self._images[number]
 
     def sha256(self) -> str:
-        told = [f"{path} {self._size(path)}" for path in self._images]
-        return fingerprint([*told, self.labels.tobytes()] if self._labelled else told)
+        """Hash of paths and sizes, and of the labels of label files."""
+        files = [f"{path} {self._size(path)}" for path in self._images]
+        return fingerprint([*files, self.labels.tobytes()] if self._labelled else files)
 
     def _size(self, path: str) -> int:
         try:
@@ -68,16 +76,16 @@ class FolderSource(ImageSource):
             return -1
 
 
-def _of_split(found: Listing, split: str | None, where: str, notes: list[str]) -> tuple[list[str], list[str]]:
-    """Images of the split and the class folder of each, "" where there is none."""
-    paths = [tuple(path.split(os.sep)) for path in found.images]
+def _images_of_split(listing: Listing, split: str | None, where: str, notes: list[str]) -> tuple[list[str], list[str]]:
+    """Images of the split and the class folder of each, "" if there is none."""
+    paths = [tuple(path.split(os.sep)) for path in listing.images]
     layout = SplitFolders.find({path[:-1] for path in paths})
     if layout is None:
-        if split is not None and split_of(found.root.resolve().name) != (split_of(split) or split):
+        if split is not None and split_of(listing.root.resolve().name) != (split_of(split) or split):
             raise UserError(
                 f"split: '{where}' has no folders of splits, such as train and val; leave out split={split}"
             )
-        return found.images, [path[0] if len(path) > 1 else "" for path in paths]
+        return listing.images, [path[0] if len(path) > 1 else "" for path in paths]
     chosen = layout.chosen(split, where)
     kept = [path for path in paths if layout.split(path[:-1]) == chosen]
     if len(kept) < len(paths):
@@ -95,12 +103,12 @@ def _check_loose(images: Sequence[str], classes: Sequence[str], where: str) -> N
         )
 
 
-def _of_folders(found: Listing, images: Sequence[str], classes: Collection[str]) -> list[str]:
-    """What became no class, and one folder around all others, which is a class where perhaps those in it were meant."""
-    used = {folder for image in found.images for folder in ancestors(image)}
+def _folder_notes(listing: Listing, images: Sequence[str], classes: Collection[str]) -> list[str]:
+    """Notes on folders without images, and on a single class folder whose subfolders may be the intended classes."""
+    used = {folder for image in listing.images for folder in ancestors(image)}
     first = images[0].split(os.sep)
     beside = os.sep.join(first[: next(i for i, name in enumerate(first) if name in classes)])
-    empty = [folder for folder in found.folders if os.path.dirname(folder) == beside and folder not in used]
+    empty = [folder for folder in listing.folders if os.path.dirname(folder) == beside and folder not in used]
     notes = [f"no classes: {counted(empty)}, folders without an image"] if empty else []
     deeper = {tuple(image.split(os.sep)[:-1]) for image in images}
     if len(classes) == 1 and len(deeper) > 1:

@@ -3,31 +3,39 @@
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.places import HubName
-from dit_shd.data.sources.base import Asked, ImageSource, fingerprint, needs
+from dit_shd.data.sources.base import ImageSource, Selection, fingerprint, missing_package
 from dit_shd.data.sources.parquet import Columns, image_bytes
 from dit_shd.data.sources.splits import DEFAULT
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 
 def is_saved(folder: Path) -> bool:
-    """`Dataset.save_to_disk` or `DatasetDict.save_to_disk` was here."""
+    """Whether `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote the folder."""
     return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
 
 
 class HubImages(ImageSource):
     """One split of a dataset with an image and a label column; memory-mapped by the datasets package.
 
+    Args:
+        place: the folder, or the name on the hub.
+        selection: which part of the dataset to read.
+
     Raises:
         UserError: no datasets package, no such dataset, split or column.
     """
 
-    def __init__(self, place: Path | HubName, asked: Asked):
+    def __init__(self, place: Path | HubName, selection: Selection) -> None:
         self._text = text = str(place)
-        data = _load(place, asked).with_format(None)  # a saved set may say that its rows are tensors
-        self._columns = Columns.find(data.features.arrow_schema, asked.image_column, asked.label_column, text)
+        data = _load(place, selection).with_format(None)  # a saved set may return tensors
+        columns = selection.image_column, selection.label_column
+        self._columns = Columns.find(data.features.arrow_schema, *columns, text)
         try:
             self._images = data.select_columns([self._columns.image])
             if type(data.features[self._columns.image]).__name__ == "Image":
@@ -35,12 +43,13 @@ class HubImages(ImageSource):
 
                 self._images = self._images.cast_column(self._columns.image, Image(decode=False))
             values = data[self._columns.label][:] if self._columns.label else []
-        except Exception as error:  # a stranger's files can be wrong in any way
+        except Exception as error:  # an untrusted file can be wrong in any way
             raise _unreadable(text, error) from error
         self.labels, self.classes, self.notes = self._columns.labels(list(values), len(data), text)
         self._fingerprint = str(data._fingerprint)
 
     def raw(self, number: int) -> bytes:
+        """The encoded image."""
         try:
             cell = self._images[number][self._columns.image]
         except Exception as error:
@@ -48,38 +57,40 @@ class HubImages(ImageSource):
         return image_bytes(cell)
 
     def name(self, number: int) -> str:
+        """Dataset and row."""
         return f"{self._text}[{number}]"
 
     def sha256(self) -> str:
+        """Hash of the datasets package's fingerprint, the columns and the labels."""
         return fingerprint([self._fingerprint, str(self._columns), self.labels.tobytes()])
 
 
-def _load(place: Path | HubName, asked: Asked) -> Any:
-    text = str(place)
+def _load(place: Path | HubName, selection: Selection) -> "Dataset":
+    text, subset = str(place), selection.subset
     reached = not isinstance(place, HubName) or place.files() is not None
-    if asked.subset is not None and not isinstance(place, HubName):
-        raise UserError(f"subset: wanted none for a saved dataset, '{text}', found {asked.subset}")
+    if subset is not None and not isinstance(place, HubName):
+        raise UserError(f"subset: wanted none for a saved dataset, '{text}', found {subset}")
     try:
         import datasets
     except ImportError as error:
-        raise needs("datasets") from error
+        raise missing_package("datasets") from error
     try:
         if not isinstance(place, HubName):
             data = datasets.load_from_disk(text)
         elif reached:
-            data = datasets.load_dataset(place.repository, asked.subset, revision=place.revision)
+            data = datasets.load_dataset(place.repository, subset, revision=place.revision)
         else:
             with _offline():
-                data = datasets.load_dataset(place.repository, asked.subset, revision=place.revision)
+                data = datasets.load_dataset(place.repository, subset, revision=place.revision)
     except Exception as error:
         if not reached and isinstance(place, HubName):
             raise UserError(f"images: {place.unreachable()}") from error
         raise _unreadable(text, error) from error
     if not isinstance(data, datasets.DatasetDict):
-        if asked.split not in (None, str(data.split)):
-            raise UserError(f"split: '{text}' is one split ({data.split}), and not {asked.split}; leave out split=")
+        if selection.split not in (None, str(data.split)):
+            raise UserError(f"split: '{text}' is one split ({data.split}), not {selection.split}; leave out split=")
         return data
-    split = asked.split or DEFAULT
+    split = selection.split or DEFAULT
     if split not in data:
         raise UserError(f"split: '{text}' has no split '{split}', it has {', '.join(map(str, data))}")
     return data[split]
@@ -87,19 +98,19 @@ def _load(place: Path | HubName, asked: Asked) -> Any:
 
 @contextmanager
 def _offline() -> Generator[None]:
-    """What is in the local cache is found without asking the hub again and again."""
+    """Read the local cache without requests to the hub."""
     from datasets import config
     from huggingface_hub import constants
 
-    places: list[Any] = [config, constants]
-    before = [place.HF_HUB_OFFLINE for place in places]
+    modules: list[Any] = [config, constants]
+    before = [module.HF_HUB_OFFLINE for module in modules]
     try:
-        for place in places:
-            place.HF_HUB_OFFLINE = True
+        for module in modules:
+            module.HF_HUB_OFFLINE = True
         yield
     finally:
-        for place, value in zip(places, before):
-            place.HF_HUB_OFFLINE = value
+        for module, value in zip(modules, before):
+            module.HF_HUB_OFFLINE = value
 
 
 def _unreadable(text: str, error: Exception) -> UserError:

@@ -1,4 +1,4 @@
-"""Labels in a file beside the images: EDM's dataset.json, Hugging Face's metadata.csv, .jsonl or .parquet."""
+"""Files of labels beside the images: EDM's dataset.json, Hugging Face's metadata.csv, .jsonl or .parquet."""
 
 import csv
 import json
@@ -8,8 +8,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from dit_shd.core.errors import UserError
-from dit_shd.data.sources.base import needs
+from dit_shd.core.errors import UserError, error_line
+from dit_shd.data.sources.base import missing_package
 from dit_shd.data.sources.listing import Listing, counted, printable
 from dit_shd.data.sources.parquet import LABEL_NAMES
 
@@ -20,20 +20,26 @@ FILE_NAME = "file_name"
 
 
 class LabelFiles:
-    """What the label files of a folder say of its images.
+    """The label files of a folder.
 
-    used: the files that say something, as paths from the folder; labels: of images, by their paths; none: one of them
-    says that there are no labels; notes: what a user should know.
+    Args:
+        listing: the folder's files.
+        images: the images that labels are wanted for; only label files beside them or above are read.
+        label_column: the column of labels in a table; a usual name if None.
 
     Raises:
-        UserError: a file that cannot be read, two that say different things of one image, or no such column.
+        UserError: a file that cannot be read, two labels for one image, or no such column.
     """
 
-    def __init__(self, listing: Listing, images: Sequence[str], label_column: str | None):
+    def __init__(self, listing: Listing, images: Sequence[str], label_column: str | None) -> None:
         self.used: list[str] = []
+        """The files with labels, as paths from the folder."""
         self.labels: dict[str, Any] = {}
+        """Labels by the images' paths."""
         self.none = False
+        """Whether one of the files records that there are no labels."""
         self.notes: list[str] = []
+        """Remarks for the user."""
         folders = {folder for image in images for folder in ancestors(image)}
         for file in listing.others:
             folder, name = posixpath.split(file)
@@ -50,9 +56,9 @@ class LabelFiles:
             entries = _edm(path) if path.name == EDM else _metadata(path, label_column)
         except UserError:
             raise
-        except Exception as error:  # a stranger's file can be wrong in any way
-            words = " ".join(str(error).split())[:120]
-            raise UserError(f"images: {where}: wanted labels of images, found a broken file ({words})") from error
+        except Exception as error:  # an untrusted file can be wrong in any way
+            reason = error_line(error, 120)
+            raise UserError(f"images: {where}: wanted labels of images, found a broken file ({reason})") from error
         if isinstance(entries, str):
             self.notes.append(f"{printable(file)} {entries}")
             return
@@ -69,17 +75,17 @@ class LabelFiles:
 
 
 def ancestors(image: str) -> list[str]:
-    """The folders that an image is in, "" the first."""
-    parts = image.split("/")[:-1]
-    return ["/".join(parts[:depth]) for depth in range(len(parts) + 1)]
+    """The folders that an image is in, from "" downwards."""
+    folders = image.split("/")[:-1]
+    return ["/".join(folders[:depth]) for depth in range(len(folders) + 1)]
 
 
 def _edm(path: Path) -> list[tuple[str, Any]] | str | None:
     """Names and labels of `{"labels": [[file, label], ...]}`; None: there are none; a text: why it is no such file."""
-    told = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(told, dict) or "labels" not in told:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict) or "labels" not in content:
         return "has no labels and is not used"
-    labels = told["labels"]
+    labels = content["labels"]
     if labels is None:
         return None
     entries = list(labels.items()) if isinstance(labels, dict) else [tuple(entry) for entry in labels]
@@ -90,26 +96,26 @@ def _edm(path: Path) -> list[tuple[str, Any]] | str | None:
 
 
 def _metadata(path: Path, label_column: str | None) -> list[tuple[str, Any]] | str:
-    """The same of columns of a table; a text: it has no labels, so that class folders count."""
+    """Names and labels in columns of a table; a text: why it has no labels, so that class folders are used."""
     rows = _READERS[path.suffix](path)
     columns = list(dict.fromkeys(name for row in rows for name in row))
     if FILE_NAME not in columns:
         return f"has no column {FILE_NAME} and is not used"
-    wanted = LABEL_NAMES if label_column is None else (label_column,)
-    label = next((name for name in wanted if name in columns), None)
+    label_names = LABEL_NAMES if label_column is None else (label_column,)
+    label = next((name for name in label_names if name in columns), None)
     if label is None and label_column is not None:
         raise UserError(
             f"label_column: {printable(str(path))} has no column {label_column}, it has {', '.join(columns)[:200]}"
         )
     if label is None:
-        return f"has no column of labels ({', '.join(LABEL_NAMES)}; label_column=NAME says another) and is not used"
+        return f"has no column of labels ({', '.join(LABEL_NAMES)}; label_column=NAME sets another) and is not used"
     if any(not isinstance(row.get(FILE_NAME), str) or row.get(label) in (None, "") for row in rows):
         raise ValueError(f"a row without {FILE_NAME} or {label}")
     return [(row[FILE_NAME], row[label]) for row in rows]
 
 
 def _csv(path: Path) -> list[dict[str, Any]]:
-    """Rows of texts; a column that holds nothing but whole numbers holds numbers."""
+    """Rows of texts; columns that hold only whole numbers are converted to numbers."""
     with path.open(encoding="utf-8-sig", newline="") as stream:
         rows = list(csv.DictReader(stream, strict=True))
     for name in rows[0] if rows else ():
@@ -130,7 +136,7 @@ def _parquet(path: Path) -> list[dict[str, Any]]:
     try:
         import pyarrow.parquet
     except ImportError as error:
-        raise needs("pyarrow") from error
+        raise missing_package("pyarrow") from error
     names = pyarrow.parquet.read_schema(path).names
     return pyarrow.parquet.read_table(path, columns=[name for name in names if name != "image"]).to_pylist()
 
@@ -139,25 +145,28 @@ _READERS = {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}
 
 
 def matched(
-    found: LabelFiles, images: Sequence[str], there: Collection[str], where: str
+    label_files: LabelFiles, images: Sequence[str], all_images: Collection[str], where: str
 ) -> tuple[list[str], list[Any], list[str]]:
     """The images that have a label, their labels, and notes on the others.
 
     Args:
-        there: all images, those of other splits among them.
+        label_files: the labels.
+        images: the images of one split.
+        all_images: the images of all splits.
+        where: the folder, for errors.
 
     Raises:
-        UserError: none of them has a label.
+        UserError: none of the images has a label.
     """
-    files = ", ".join(map(printable, found.used))
-    kept = [image for image in images if image in found.labels]
-    if not kept:
-        first = printable(next(iter(found.labels), "nothing"))
-        raise UserError(f"images: '{where}': {files} names none of the images that are there, but {first}")
-    unnamed, missing = sorted({*images} - {*kept}), sorted({*found.labels} - {*there})
+    files = ", ".join(map(printable, label_files.used))
+    labelled = [image for image in images if image in label_files.labels]
+    if not labelled:
+        first = printable(next(iter(label_files.labels), "nothing"))
+        raise UserError(f"images: '{where}': {files} names none of the images in the folder, but {first}")
+    unlabelled, missing = sorted({*images} - {*labelled}), sorted({*label_files.labels} - {*all_images})
     notes = [f"labels are those of {files}"]
-    if unnamed:
-        notes.append(f"left out: {counted(unnamed)} images that {files} does not name")
+    if unlabelled:
+        notes.append(f"left out: {counted(unlabelled)} images that {files} does not name")
     if missing:
-        notes.append(f"not there: {counted(missing)} images that {files} names")
-    return kept, [found.labels[image] for image in kept], notes
+        notes.append(f"missing: {counted(missing)} images that {files} names")
+    return labelled, [label_files.labels[image] for image in labelled], notes

@@ -1,7 +1,7 @@
-"""What of a folder is an image, and what is left out: the one rule of `encode` and of folders to be evaluated.
+"""Which files of a folder are images, and which are left out: the rule of `encode` and of folders to be evaluated.
 
-A file is an image by its suffix (contents are looked at later). Names that begin with a dot and folders that systems
-leave behind are left out at any depth. Whatever is left out is counted, and `Listing.notes` says why.
+A file is an image by its suffix (contents are checked later). Names that begin with a dot and folders that systems
+create are left out at any depth. Files that are left out are counted, and `Listing.notes` gives the reasons.
 """
 
 import os
@@ -16,14 +16,14 @@ SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm",
 )  # fmt: skip
 NOT_READ = (".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2", ".jxl", ".tga", ".ico", ".exr", ".psd", ".svg")
-"""Pictures, too, but of decoders that are out of a stranger's reach."""
+"""Suffixes of formats that are not decoded: their decoders never see untrusted files."""
 SYSTEM = {
     "__macosx", "__pycache__", "@eadir", "@tmp", "lost+found", "$recycle.bin", "system volume information",
     "#recycle", "@recycle", "@recently-snapshot", "#snapshot",
 }  # fmt: skip
 """Folders of archivers, interpreters, file systems and storage boxes, in lower case; some hold thumbnails."""
 NAMED = 3
-"""So many names behind a count."""
+"""Number of names shown behind a count."""
 
 HIDDEN = "hidden, by a dot before the name"
 OF_SYSTEM = "in folders of the system"
@@ -32,7 +32,7 @@ HERE_ANYWAY = "links to folders that are here anyway"
 
 @dataclass(frozen=True)
 class Listing:
-    """What lies below a folder, as paths from there, sorted."""
+    """The files and folders below a folder, as paths from it, sorted."""
 
     root: Path
     images: list[str]
@@ -43,19 +43,19 @@ class Listing:
     left_out: dict[str, list[str]] = field(default_factory=dict)
     """Paths by the reason."""
     links: bool = False
-    """Links that lead out of the folder are followed."""
+    """Whether links that lead out of the folder are followed."""
 
-    def told(self) -> str:
-        """How many files are no images, by suffix."""
-        found = [_by_suffix(self.others)] if self.others else []
-        found += [f"{len(paths)} {reason}" for reason, paths in self.left_out.items()]
-        return ", ".join(found) or "it is empty"
+    def summary(self) -> str:
+        """Numbers of files that are no images, by suffix, and of those left out, by reason."""
+        counts = [_by_suffix(self.others)] if self.others else []
+        counts += [f"{len(paths)} {reason}" for reason, paths in self.left_out.items()]
+        return ", ".join(counts) or "it is empty"
 
     def notes(self, used: Iterable[str] = ()) -> list[str]:
-        """What was left out and why, a line each.
+        """What was left out and why, one line for each reason.
 
         Args:
-            used: others that are no images and serve nevertheless.
+            used: files that are no images and are used nevertheless.
         """
         others = sorted({*self.others} - {*used})
         pictures = [path for path in others if path.lower().endswith(NOT_READ)]
@@ -69,10 +69,14 @@ class Listing:
 
 
 def scan(root: Path, follow_links: bool) -> Listing:
-    """Look through a folder once.
+    """List the files below a folder.
+
+    Args:
+        root: the folder.
+        follow_links: whether to follow links to folders.
 
     Raises:
-        UserError: a folder that is a link, when links are not followed: nothing is left out without a word.
+        UserError: a folder that is a link, when links are not followed: nothing is left out silently.
     """
     images, others, all_folders, seen = [], [], [], {_identity(root)}
     left_out: dict[str, list[str]] = {}
@@ -92,13 +96,13 @@ def scan(root: Path, follow_links: bool) -> Listing:
 
 
 def counted(paths: list[str]) -> str:
-    """How many, and the first of them by name."""
+    """The number of paths, and the first of them."""
     names = ", ".join(printable(path) for path in paths[:NAMED])
     return f"{len(paths)} ({names}{', ...' if len(paths) > NAMED else ''})"
 
 
 def printable(name: str) -> str:
-    """A name on one line: what is no UTF-8 or cannot be seen is escaped."""
+    """A name on one line; invalid UTF-8 and invisible characters are escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
@@ -111,7 +115,7 @@ def _joined(here: str, name: str) -> str:
 
 
 def _worthwhile(root: Path, here: str, folders: list[str], left_out: dict[str, list[str]]) -> Iterator[str]:
-    """The folders to be entered; the files below the others are counted as left out."""
+    """The folders to be listed; the files below the others are counted as left out."""
     for name in folders:
         reason = HIDDEN if name.startswith(".") else OF_SYSTEM if name.lower() in SYSTEM else None
         if reason is None:
@@ -125,7 +129,7 @@ def _worthwhile(root: Path, here: str, folders: list[str], left_out: dict[str, l
 def _check_links(
     root: Path, here: str, folders: list[str], follow: bool, seen: set[tuple[int, int]], left_out: dict[str, list[str]]
 ) -> None:
-    """Links can lead in circles, or to what is here anyway: each folder is entered once, and by its own name first."""
+    """Remove links to folders that are listed anyway, in circles or not; a folder is listed by its own name first."""
     kept = []
     for name in folders:
         path = os.path.join(root, _joined(here, name))
@@ -143,8 +147,8 @@ def _check_links(
 
 
 def _identity(folder: str | Path) -> tuple[int, int]:
-    told = os.stat(folder)
-    return told.st_dev, told.st_ino
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
 
 
 def _by_suffix(paths: list[str]) -> str:

@@ -8,40 +8,54 @@ import numpy as np
 
 from dit_shd.core.errors import UserError
 from dit_shd.data.image_sets import NpzImages
-from dit_shd.data.sources.base import ALL, MAX_PIXELS, NO_LABELS, Forward, ImageSource, checked_labels, fingerprint
+from dit_shd.data.sources.base import (
+    ALL,
+    MAX_PIXELS,
+    NO_LABELS,
+    ImageSource,
+    SequentialRows,
+    checked_labels,
+    fingerprint,
+)
 
 CHUNK = 2**22
-"""Bytes read at once."""
+"""Number of bytes read at once."""
 
 
 class NpzSource(ImageSource):
-    """The images of an npz file, never more than a few of them in memory.
+    """The images of an npz file, of which only a batch is in memory.
+
+    Args:
+        path: the file.
 
     Raises:
         UserError: not such a file.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path) -> None:
         self._images = NpzImages(path, str(path))
-        _, h, w, _ = self._images.shape
-        if h * w > MAX_PIXELS:
-            raise UserError(f"{path}: wanted images of up to {MAX_PIXELS} pixels, found {h} x {w}")
+        _, y, x, _ = self._images.shape
+        if y * x > MAX_PIXELS:
+            raise UserError(f"{path}: wanted images of up to {MAX_PIXELS} pixels, found {y} x {x}")
         labels = self._images.labels
         if labels is None:
             self.labels, self.classes, self.notes = np.zeros(self._images.shape[0], np.int64), (ALL,), [NO_LABELS]
         else:
             self.labels, self.classes = checked_labels(labels, None, str(path))
-        self._rows = Forward(lambda number: 0, self._read)
+        self._rows = SequentialRows(lambda number: 0, self._read)
 
     def _read(self, _: int) -> Iterator[np.ndarray]:
         for batch in self._images.batches(max(1, CHUNK // math.prod(self._images.shape[1:]))):
             yield from batch.numpy()
 
     def raw(self, number: int) -> np.ndarray:
+        """The image, uint8 [y,x,c]."""
         return self._rows[number]
 
     def name(self, number: int) -> str:
+        """Array and row."""
         return f"arr_0[{number}]"
 
     def sha256(self) -> str:
+        """Hash of the shape and the labels."""
         return fingerprint([str(self._images.shape), self.labels.tobytes()])

@@ -1,4 +1,4 @@
-"""`classes={folder: index}`: classes with numbers of the user's choice, as a teacher's that has more of them."""
+"""`classes={folder: index}`: class numbers of the user's choice, such as those of a teacher with more classes."""
 
 from collections.abc import Mapping
 
@@ -8,29 +8,29 @@ from dit_shd.core.errors import UserError, one_line
 from dit_shd.data.sources.base import ImageSource
 
 MOST = 2**20
-"""Classes."""
+"""Largest number of classes."""
 
 
 def renumber(source: ImageSource, classes: Mapping[str, int] | None) -> ImageSource:
-    """The source with the number of each class as given; numbers that none has become classes without a name.
+    """Give each class of a source the number that `classes` has for it; unused numbers are classes without a name.
 
     Raises:
-        UserError: a class that is not there or has images and no number, or a number twice or out of range.
+        UserError: an unknown class, a class with images and no number, or a number twice or out of range.
     """
     if classes is None:
         return source
-    there = {source.classes[i] for i in np.unique(source.labels)}
-    strange, left_out = sorted(classes.keys() - set(source.classes)), sorted(there - classes.keys())
-    if strange:
+    present = {source.classes[i] for i in np.unique(source.labels)}
+    unknown, left_out = sorted(classes.keys() - set(source.classes)), sorted(present - classes.keys())
+    if unknown:
         raise UserError(
-            f"classes: there is no class '{one_line(strange[0])}' among the images'; there is {_listed(there)}"
+            f"classes: there is no class '{one_line(unknown[0])}' among the images'; there is {_listed(present)}"
         )
     if left_out:
         raise UserError(f"classes: wanted a number for each class, found none for {_listed(left_out)}")
     numbers = list(classes.values())
     if len(set(numbers)) < len(numbers):
         twice = next(number for number in numbers if numbers.count(number) > 1)
-        raise UserError(f"classes: wanted a number of its own for each class, found {twice} twice")
+        raise UserError(f"classes: wanted a different number for each class, found {twice} twice")
     if not numbers or not 0 <= min(numbers) <= max(numbers) < MOST:
         raise UserError(f"classes: wanted numbers from 0 to {MOST - 1}, found {numbers or 'none'}")
     names = [""] * (max(numbers) + 1)

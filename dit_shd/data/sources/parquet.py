@@ -3,26 +3,26 @@
 import json
 import os
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from dit_shd.core.errors import UserError
-from dit_shd.data.datasets.npz import UNFOLDS
+from dit_shd.core.errors import UserError, error_line
+from dit_shd.data.npz_files import MAX_EXPANSION
 from dit_shd.data.sources.base import (
     ALL,
     NO_LABELS,
-    Asked,
     BrokenImage,
-    Forward,
     ImageSource,
+    Selection,
+    SequentialRows,
     checked_labels,
     fingerprint,
-    needs,
+    missing_package,
 )
 from dit_shd.data.sources.classes import from_values
 from dit_shd.data.sources.listing import Listing
@@ -30,21 +30,34 @@ from dit_shd.data.sources.listing import Listing
 IMAGE_NAMES = ("image", "img", "jpg", "png", "webp")
 LABEL_NAMES = ("label", "labels", "cls", "class", "fine_label")
 ROWS = 16
-"""Read at once."""
+"""Number of rows that are read at once."""
+
+
+class Schema(Protocol):
+    """What is read of pyarrow's Schema, which has no type stubs."""
+
+    names: Sequence[str]
+    metadata: Mapping[bytes, bytes] | None
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of an Arrow schema are meant."""
+    """The columns of an Arrow schema that hold images and labels."""
 
     image: str
     label: str | None
     names: tuple[str, ...] | None
-    """Of the classes, as Hugging Face's metadata has them."""
+    """Class names, from Hugging Face's metadata."""
 
     @classmethod
-    def find(cls, schema: Any, image: str | None, label: str | None, where: str) -> "Columns":
-        """The columns by name, or those that are usually meant.
+    def find(cls, schema: Schema, image: str | None, label: str | None, where: str) -> "Columns":
+        """The columns by name, or those with usual names.
+
+        Args:
+            schema: the Arrow schema.
+            image: name of the column of images.
+            label: name of the column of labels.
+            where: the file or data set, for errors.
 
         Raises:
             UserError: no such column.
@@ -55,45 +68,54 @@ class Columns:
         label = _choose(schema.names, label, LABEL_NAMES, "label_column", where)
         return cls(image, label, _class_names(schema, label))
 
-    def labels(self, values: Any, count: int, where: str) -> tuple[np.ndarray, tuple[str, ...], list[str]]:
-        """Labels int64 [n], class names and notes; `values` is the label column as a list of whole numbers or texts."""
+    def labels(self, values: Sequence[Any], count: int, where: str) -> tuple[np.ndarray, tuple[str, ...], list[str]]:
+        """Labels int64 [n], class names and notes; `values` is the label column, whole numbers or texts."""
         if self.label is None:
             return *checked_labels(np.zeros(count, np.int64), (ALL,), where), [NO_LABELS]
         return from_values(values, self.names, f"{where}', column '{self.label}")
 
 
-def image_bytes(cell: Any) -> bytes:
-    """The encoded image in a cell: bytes, or Hugging Face's {bytes, path}; a path is not followed."""
-    found = cell.get("bytes") if isinstance(cell, dict) else cell
-    if isinstance(found, bytes) and found:
-        return found
+def image_bytes(cell: object) -> bytes:
+    """The encoded image in a cell: bytes, or Hugging Face's {bytes, path}; a path is not followed.
+
+    Raises:
+        BrokenImage: the cell holds no bytes.
+    """
+    data = cell.get("bytes") if isinstance(cell, dict) else cell
+    if isinstance(data, bytes) and data:
+        return data
     raise BrokenImage("an empty cell" if cell is None else "no bytes of an image (paths in cells are not followed)")
 
 
-def tables_of(found: Listing, image_column: str | None) -> list[str]:
-    """The Parquet files of a folder, where the first of them has a column of images or there are no images beside them.
+def tables_of(listing: Listing, image_column: str | None) -> list[str]:
+    """The Parquet files of a folder, if the first of them has a column of images or there are no images beside them.
 
     Raises:
         UserError: a damaged file.
     """
-    files = [path for path in found.others if path.lower().endswith(".parquet")]
+    files = [path for path in listing.others if path.lower().endswith(".parquet")]
     files = [path for path in files if os.path.basename(path) != "metadata.parquet"] or files
-    if not files or not found.images:
+    if not files or not listing.images:
         return files
-    columns = _Table(found.root / files[0]).file.schema_arrow.names
+    columns = _Table(listing.root / files[0]).file.schema_arrow.names
     return files if set(columns) & ({*IMAGE_NAMES} if image_column is None else {image_column}) else []
 
 
 class ParquetImages(ImageSource):
-    """The rows of some Parquet files.
+    """The rows of Parquet files.
+
+    Args:
+        files: the files, in order.
+        text: the source in the user's words, for errors.
+        selection: which columns to read.
 
     Raises:
         UserError: no pyarrow, no such columns, a damaged file.
     """
 
-    def __init__(self, files: Sequence[Path], text: str, asked: Asked):
+    def __init__(self, files: Sequence[Path], text: str, selection: Selection) -> None:
         self._files, self._text = [_Table(file) for file in files], text
-        self._columns = _common_columns(self._files, text, asked)
+        self._columns = _common_columns(self._files, text, selection)
         self._firsts = [0, *accumulate(table.count for table in self._files)]
         values = [value for table in self._files for value in table.column(self._columns.label)]
         self.labels, self.classes, self.notes = self._columns.labels(values, self._firsts[-1], text)
@@ -103,7 +125,7 @@ class ParquetImages(ImageSource):
             for group, offset in enumerate(table.offsets)
         ]
         self._starts = [first for first, _, _ in self._groups]
-        self._rows = Forward(lambda number: self._starts[self._group(number)], self._read)
+        self._rows = SequentialRows(lambda number: self._starts[self._group(number)], self._read)
 
     def _group(self, number: int) -> int:
         return bisect_right(self._starts, number) - 1
@@ -113,46 +135,51 @@ class ParquetImages(ImageSource):
             yield from table.rows(group, self._columns.image)
 
     def raw(self, number: int) -> bytes:
+        """The encoded image."""
         return image_bytes(self._rows[number])
 
     def name(self, number: int) -> str:
-        at = bisect_right(self._firsts, number) - 1
-        return f"{self._files[at].path.name}[{number - self._firsts[at]}]"
+        """File and row."""
+        index = bisect_right(self._firsts, number) - 1
+        return f"{self._files[index].path.name}[{number - self._firsts[index]}]"
 
     def sha256(self) -> str:
-        told = (f"{table.path.name} {table.path.stat().st_size}" for table in self._files)
-        return fingerprint([*told, str(self._columns), self.labels.tobytes()])
+        """Hash of the files' names and sizes, the columns and the labels."""
+        files = (f"{table.path.name} {table.path.stat().st_size}" for table in self._files)
+        return fingerprint([*files, str(self._columns), self.labels.tobytes()])
 
 
-def _common_columns(tables: Sequence["_Table"], where: str, asked: Asked) -> Columns:
+def _common_columns(tables: Sequence["_Table"], where: str, selection: Selection) -> Columns:
     """The columns of all tables.
 
     Raises:
-        UserError: tables of other columns, or that call their classes by other names, whose numbers mean other things.
+        UserError: tables of other columns, or with other class names, so that numbers have other meanings.
     """
-    found = [Columns.find(table.file.schema_arrow, asked.image_column, asked.label_column, where) for table in tables]
-    for table, columns in zip(tables, found):
-        if columns != found[0]:
+    image, label = selection.image_column, selection.label_column
+    all_columns = [Columns.find(table.file.schema_arrow, image, label, where) for table in tables]
+    common = all_columns[0]
+    for table, columns in zip(tables, all_columns):
+        if columns != common:
             first, what = tables[0].path.name, "columns"
-            one, other = (f"{c.image}, {c.label or 'no labels'}" for c in (found[0], columns))
-            if (columns.image, columns.label) == (found[0].image, found[0].label):
+            one, other = (f"{c.image}, {c.label or 'no labels'}" for c in (common, columns))
+            if (columns.image, columns.label) == (common.image, common.label):
                 what = f"names of classes in column {columns.label}"
-                one, other = (", ".join(c.names or ["none"])[:80] for c in (found[0], columns))
+                one, other = (", ".join(c.names or ["none"])[:80] for c in (common, columns))
             raise UserError(
                 f"images: '{where}': wanted the same {what} in all Parquet files, found {one} in {first} and "
-                f"{other} in {table.path.name}; encode them apart, or make them agree"
+                f"{other} in {table.path.name}; encode them separately, or make them agree"
             )
-    return found[0]
+    return common
 
 
 class _Table:
-    """One Parquet file; whatever is wrong with it is a UserError."""
+    """One Parquet file; any fault of it is a UserError."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path) -> None:
         try:
             import pyarrow.parquet
         except ImportError as error:
-            raise needs("pyarrow") from error
+            raise missing_package("pyarrow") from error
         self.path = path
         try:
             self.file = pyarrow.parquet.ParquetFile(path)
@@ -169,10 +196,11 @@ class _Table:
             raise self._broken(error) from error
 
     def rows(self, group: int, column: str) -> Iterator[Any]:
-        told = self.file.metadata.row_group(group)
-        sizes = [told.column(i) for i in range(told.num_columns) if told.column(i).path_in_schema.startswith(column)]
-        if any(size.total_uncompressed_size > UNFOLDS * max(size.total_compressed_size, 2**20) for size in sizes):
-            raise self._broken(ValueError(f"column {column} unfolds to more than {UNFOLDS} times its size"))
+        metadata = self.file.metadata.row_group(group)
+        chunks = [metadata.column(i) for i in range(metadata.num_columns)]
+        for chunk in (chunk for chunk in chunks if chunk.path_in_schema.startswith(column)):
+            if chunk.total_uncompressed_size > MAX_EXPANSION * max(chunk.total_compressed_size, 2**20):
+                raise self._broken(ValueError(f"column {column} expands to more than {MAX_EXPANSION} times its size"))
         try:
             for batch in self.file.iter_batches(ROWS, row_groups=[group], columns=[column], use_threads=False):
                 yield from batch.column(0).to_pylist()
@@ -180,19 +208,19 @@ class _Table:
             raise self._broken(error) from error
 
     def _broken(self, error: Exception) -> UserError:
-        return UserError(f"images: {self.path}: not a readable Parquet file ({' '.join(str(error).split())[:120]})")
+        return UserError(f"images: {self.path}: not a readable Parquet file ({error_line(error, 120)})")
 
 
-def _choose(there: Sequence[str], given: str | None, usual: Sequence[str], key: str, where: str) -> str:
-    wanted = usual if given is None else (given,)
-    found = next((name for name in wanted if name in there), None)
-    if found is None:
-        columns = ", ".join(there)[:200]
-        raise UserError(f"{key}: '{where}' has no column {' or '.join(wanted)}, it has {columns}; say {key}=NAME")
-    return found
+def _choose(columns: Sequence[str], given: str | None, usual: Sequence[str], key: str, where: str) -> str:
+    names = usual if given is None else (given,)
+    column = next((name for name in names if name in columns), None)
+    if column is None:
+        known = ", ".join(columns)[:200]
+        raise UserError(f"{key}: '{where}' has no column {' or '.join(names)}, it has {known}; say {key}=NAME")
+    return column
 
 
-def _class_names(schema: Any, label: str) -> tuple[str, ...] | None:
+def _class_names(schema: Schema, label: str) -> tuple[str, ...] | None:
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         names = features[label].get("names")

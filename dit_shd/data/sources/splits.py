@@ -1,4 +1,4 @@
-"""Training, validation and test data that lie in one folder, told apart by the names of its folders or tables."""
+"""Training, validation and test data in one folder, recognised by the names of folders or tables."""
 
 import re
 import shutil
@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from dit_shd.core.errors import UserError
-from dit_shd.data.sources.base import needs
+from dit_shd.data.sources.base import missing_package
 from dit_shd.data.sources.listing import counted, printable
 
 WORDS = {
@@ -20,18 +20,18 @@ WORDS = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-"""What splits are called (those of the datasets package)."""
+"""Names of splits (those of the datasets package)."""
 DEFAULT = "train"
-"""Of tables, where no split is asked for."""
+"""The split of tables if none is given."""
 TOP = "."
-"""Name of the subset that lies in no folder."""
+"""Name of the subset that is in no folder."""
 EVERY = "*"
 """All subsets as one."""
 README = "README.md"
 
 
 def split_of(name: str, loosely: bool = False) -> str | None:
-    """The split that a folder's name means: `train`, `val2017`; loosely `ILSVRC2012_img_train`, too."""
+    """The split of a folder's name: `train`, `val2017`; with `loosely` also `ILSVRC2012_img_train`."""
     around = r"[-._ 0-9]"
     for split, words in WORDS.items():
         word = f"({'|'.join(words)})"
@@ -42,24 +42,23 @@ def split_of(name: str, loosely: bool = False) -> str | None:
 
 
 Folders = Collection[tuple[str, ...]]
-"""Each as the names on the way there."""
+"""Each as the names on its path."""
 
 
 @dataclass(frozen=True)
 class SplitFolders:
-    """Folders of splits.
-
-    start: so many folders lie around all images; depth: so many folders of classes lie between those and the splits.
-    names: the folders, each with its split.
-    """
+    """Folders of splits."""
 
     start: int
+    """Number of folders around all images."""
     depth: int
+    """Number of class folders between those and the splits."""
     names: dict[str, str]
+    """The split of each folder's name."""
 
     @classmethod
     def find(cls, folders: Folders) -> "SplitFolders | None":
-        """Look at the folders that hold images."""
+        """Find folders of splits among the folders with images; None if there are none."""
         around = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(min(folders), max(folders))))
         for start in range(around, -1, -1):
             inner = {path[start:] for path in folders}
@@ -69,9 +68,9 @@ class SplitFolders:
         return None
 
     def split(self, path: Sequence[str]) -> str | None:
-        """The folder of a split that a path leads through."""
-        at = self.start + self.depth
-        return path[at] if len(path) > at else None
+        """The split folder in a path, None if there is none."""
+        position = self.start + self.depth
+        return path[position] if len(path) > position else None
 
     def inner(self, path: tuple[str, ...]) -> tuple[str, ...]:
         """The path from the class folders on, without the split."""
@@ -79,28 +78,30 @@ class SplitFolders:
         return path[: self.depth] + path[self.depth + 1 :]
 
     def chosen(self, split: str | None, where: str) -> str:
-        """The folder's name of the split that is asked for.
+        """The name of the folder of a split.
 
         Raises:
-            UserError: none is asked for, or there is none such, or two.
+            UserError: no split is given, or there is no such folder, or there are two.
         """
-        there = ", ".join(printable(name) for name in self.names)
+        known = ", ".join(printable(name) for name in self.names)
         if split is None:
             raise UserError(
-                f"split: '{where}' has folders of splits ({there}), which are no classes: which one? say split=NAME"
+                f"split: '{where}' has folders of splits ({known}), which are no classes: which one? say split=NAME"
             )
         if split in self.names:
             return split
-        wanted = split_of(split)
-        found = [name for name, kind in self.names.items() if kind == wanted]
-        if len(found) != 1:
-            raise UserError(f"split: wanted one of the folders in '{where}', {there}; found split={split}")
-        return found[0]
+        standard_name = split_of(split)
+        folders = [name for name, folder_split in self.names.items() if folder_split == standard_name]
+        if len(folders) != 1:
+            raise UserError(f"split: wanted one of the folders in '{where}', {known}; found split={split}")
+        return folders[0]
 
 
 def _at_the_top(folders: Folders) -> dict[str, str]:
-    """Nothing but splits, at least two splits among others, or one whose images all lie deeper, as those of class
-    folders do (for a class may be called train)."""
+    """Splits at the top: only splits, at least two among other folders, or one whose images are all in subfolders.
+
+    The last rule is that a class may be called train: then its images are directly in it.
+    """
     top = sorted({path[0] for path in folders if path})
     loose = {name: split for name in top if (split := split_of(name, loosely=True))}
     strict = {name: split for name, split in loose.items() if split_of(name)}
@@ -111,10 +112,10 @@ def _at_the_top(folders: Folders) -> dict[str, str]:
 
 
 def _below_classes(folders: Folders) -> dict[str, str]:
-    """Nothing but splits in every class folder, at least two of them."""
+    """Splits in class folders: only splits in each, at least two of them."""
     below = {path[1] if len(path) > 1 else "" for path in folders}
-    found = {name: split for name in sorted(below) if (split := split_of(name, loosely=True))}
-    return found if len(found) == len(below) and len({*found.values()}) > 1 else {}
+    names = {name: split for name in sorted(below) if (split := split_of(name, loosely=True))}
+    return names if len(names) == len(below) and len({*names.values()}) > 1 else {}
 
 
 def tables_of_split(
@@ -123,19 +124,23 @@ def tables_of_split(
     """The Parquet files of one split and subset, in order, and notes on the others.
 
     Args:
-        files: paths below `root`; the datasets package says of which split each is, by its name.
+        files: paths below `root`; the datasets package derives the split of each from its name.
+        root: the folder.
+        split: the split; DEFAULT if None.
+        subset: the subset, if there are several.
+        where: the folder in the user's words, for errors.
 
     Raises:
-        UserError: no datasets package, no such split, or several subsets and none asked for.
+        UserError: no datasets package, no such split, or several subsets and none given.
     """
     splits, listed = _resolved(files, root, subset, where)
-    asked = split or DEFAULT
-    if len(splits) == 1 and _tell_nothing(files) and split in (None, split_of(root.resolve().name)):
-        asked = next(iter(splits))
-    if asked not in splits:
-        raise UserError(f"split: '{where}' has no Parquet files of '{asked}', it has {', '.join(sorted(splits))}")
-    others = {file for name, found in splits.items() if name != asked for file in found}
-    chosen = splits[asked]
+    name = split or DEFAULT
+    if len(splits) == 1 and not _name_splits(files) and split in (None, split_of(root.resolve().name)):
+        name = next(iter(splits))
+    if name not in splits:
+        raise UserError(f"split: '{where}' has no Parquet files of '{name}', it has {', '.join(sorted(splits))}")
+    others = {file for other, split_files in splits.items() if other != name for file in split_files}
+    chosen = splits[name]
     rest = sorted({*files} - others - {*chosen})
     if both := sorted(others & {*chosen}):
         raise UserError(f"split: '{where}': {counted(both)} are of several splits by their names; rename them")
@@ -150,31 +155,32 @@ def tables_of_split(
     return chosen, notes
 
 
-def _tell_nothing(files: Sequence[str]) -> bool:
-    parts = {part for file in files for part in (*PurePath(file).parent.parts, PurePath(file).stem)}
-    return not any(split_of(part, loosely=True) for part in parts)
+def _name_splits(files: Sequence[str]) -> bool:
+    """Whether names of files or their folders contain splits."""
+    names = {name for file in files for name in (*PurePath(file).parent.parts, PurePath(file).stem)}
+    return any(split_of(name, loosely=True) for name in names)
 
 
 def _of_subset(files: list[str], subset: str | None, where: str) -> tuple[list[str], list[str]]:
-    """Of files in several folders those of one: `cropped/train-00000-of-00001.parquet` is of the subset cropped.
+    """The files of one subset: `cropped/train-00000-of-00001.parquet` is of the subset cropped.
 
     Raises:
-        UserError: several, and none is asked for.
+        UserError: there are several subsets and none is given.
     """
-    found: dict[str, list[str]] = {}
+    subsets: dict[str, list[str]] = {}
     for file in files:
         folders = PurePath(file).parent.parts
         depth = next((i for i, name in enumerate(folders) if split_of(name, loosely=True)), len(folders))
-        found.setdefault("/".join(folders[:depth]) or TOP, []).append(file)
-    there = ", ".join(printable(name) for name in found)
-    if subset == EVERY or (subset is None and (len(found) == 1 or _tell_nothing(files))):
-        return files, [] if len(found) == 1 else [f"Parquet files in several folders are read as one set: {there}"]
+        subsets.setdefault("/".join(folders[:depth]) or TOP, []).append(file)
+    known = ", ".join(printable(name) for name in subsets)
+    if subset == EVERY or (subset is None and (len(subsets) == 1 or not _name_splits(files))):
+        return files, [] if len(subsets) == 1 else [f"Parquet files in several folders are read as one set: {known}"]
     if subset is None:
-        raise _which(found, where, f" (or subset='{EVERY}': all as one)")
-    if subset not in found:
-        raise UserError(f"subset: '{where}' has no subset '{subset}', it has {there}")
-    others = sorted({*files} - {*found[subset]})
-    return found[subset], [f"left out: {counted(others)} Parquet files of other subsets"] if others else []
+        raise _ambiguous_subset(subsets, where, f" (or subset='{EVERY}': all as one)")
+    if subset not in subsets:
+        raise UserError(f"subset: '{where}' has no subset '{subset}', it has {known}")
+    others = sorted({*files} - {*subsets[subset]})
+    return subsets[subset], [f"left out: {counted(others)} Parquet files of other subsets"] if others else []
 
 
 def _resolved(
@@ -182,51 +188,51 @@ def _resolved(
 ) -> tuple[dict[str, list[str]], list[str]]:
     """Files by split, and the subsets that the README lists.
 
-    datasets looks at names only: it is shown empty files of these names, so that it sees what we read and nothing else.
+    The datasets package resolves names only: it reads a folder of empty files with these names and nothing else.
     """
     try:
         import datasets
     except ImportError as error:
-        raise needs("datasets") from error
+        raise missing_package("datasets") from error
     with tempfile.TemporaryDirectory() as temporary:
-        shown = Path(temporary).resolve() / "shown"
-        shown.mkdir()
-        listed = _copy_card(root, shown, where)
-        lower = {} if listed else {file.lower(): file for file in files}  # Train.parquet is no other split than train
+        copy = Path(temporary).resolve() / "names"
+        copy.mkdir()
+        listed = _copy_card(root, copy, where)
+        lower = {} if listed else {file.lower(): file for file in files}  # Train.parquet is the same split as train
         named = lower if len(lower) == len(files) else {file: file for file in files}
         for file in named:
-            (shown / file).parent.mkdir(parents=True, exist_ok=True)
-            (shown / file).touch()
+            (copy / file).parent.mkdir(parents=True, exist_ok=True)
+            (copy / file).touch()
         if len(listed) > 1 and subset is not None and subset not in listed:
             raise UserError(f"subset: '{where}' has no subset '{subset}', it has {', '.join(map(printable, listed))}")
         try:
             name = subset if len(listed) > 1 else None
-            builder: Any = datasets.load_dataset_builder(str(shown), name, cache_dir=str(Path(temporary) / "cache"))
-            found = {str(split): [*map(Path, paths)] for split, paths in builder.config.data_files.items()}
-        except Exception as error:  # a stranger's names and README can be wrong in any way
+            builder: Any = datasets.load_dataset_builder(str(copy), name, cache_dir=str(Path(temporary) / "cache"))
+            data_files = {str(split): [*map(Path, paths)] for split, paths in builder.config.data_files.items()}
+        except Exception as error:  # untrusted names and READMEs can be wrong in any way
             if len(listed) > 1 and subset is None:
-                raise _which(listed, where, "") from error
-            words = " ".join(str(error).replace(str(shown), where).split())[:160]
-            raise UserError(f"images: '{where}': the datasets package cannot tell its splits ({words})") from error
-        told = {
-            split: {str(p.relative_to(shown)) for p in paths if p.is_relative_to(shown)}
-            for split, paths in found.items()
+                raise _ambiguous_subset(listed, where, "") from error
+            words = " ".join(str(error).replace(str(copy), where).split())[:160]
+            raise UserError(f"images: '{where}': the datasets package cannot resolve its splits ({words})") from error
+        relative = {
+            split: {str(p.relative_to(copy)) for p in paths if p.is_relative_to(copy)}
+            for split, paths in data_files.items()
         }
-    splits = {split: sorted(named[file] for file in {*named} & paths) for split, paths in told.items()}
+    splits = {split: sorted(named[file] for file in {*named} & paths) for split, paths in relative.items()}
     return {split: paths for split, paths in splits.items() if paths}, listed
 
 
-def _copy_card(root: Path, shown: Path, where: str) -> list[str]:
-    """Show datasets the README, too, where it lists subsets and their files; the subsets' names.
+def _copy_card(root: Path, copy: Path, where: str) -> list[str]:
+    """Copy the README if it lists subsets and their files; the subsets' names.
 
     Raises:
-        UserError: it names files elsewhere.
+        UserError: it names files outside of the folder.
     """
     try:
         text = (root / README).read_text(encoding="utf-8")
         head = re.match(r"---\r?\n(.*?)\r?\n---", text, re.DOTALL)
-        told = yaml.safe_load(head[1]) if head else None
-        configs = told["configs"] if isinstance(told, dict) else []
+        metadata = yaml.safe_load(head[1]) if head else None
+        configs = metadata["configs"] if isinstance(metadata, dict) else []
         names = [str(config["config_name"]) for config in configs]
         elsewhere = re.search(r"\S*(://|::|\.\.)\S*|(?<=[\s'\"])[/~]\S*", yaml.safe_dump(configs))
     except (OSError, ValueError, TypeError, KeyError, RecursionError, yaml.YAMLError):
@@ -234,10 +240,10 @@ def _copy_card(root: Path, shown: Path, where: str) -> list[str]:
     if elsewhere:
         raise UserError(f"images: '{where}': its {README} names data elsewhere ({printable(elsewhere[0])[:60]})")
     if names:
-        shutil.copyfile(root / README, shown / README)
+        shutil.copyfile(root / README, copy / README)
     return names
 
 
-def _which(subsets: Collection[str], where: str, more: str) -> UserError:
-    there = ", ".join(map(printable, subsets))
-    return UserError(f"subset: '{where}' has several subsets, {there}: which one? say subset=NAME{more}")
+def _ambiguous_subset(subsets: Collection[str], where: str, more: str) -> UserError:
+    known = ", ".join(map(printable, subsets))
+    return UserError(f"subset: '{where}' has several subsets, {known}: which one? say subset=NAME{more}")

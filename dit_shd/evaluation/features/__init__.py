@@ -1,12 +1,12 @@
-"""Feature networks: what an image is turned into before sets of images are compared.
+"""Feature networks: they turn each image into a vector before sets of images are compared.
 
 One file here is one network, called by its file name. Only the Inception network of 2015-12-05 gives a
 distance that may be called FID (Heusel et al., arXiv 1706.08500); any other network gives FD(title).
 
-Shapes: b images, h x w pixels, c channels, d pooled features.
+Shapes: b images, y rows and x columns of pixels, c channels, d pooled features, s spatial features.
 """
 
-import abc
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Self
 
@@ -19,58 +19,57 @@ from dit_shd.core.plugins import PluginFolder
 
 @dataclass(frozen=True)
 class Features:
-    """What one forward pass gives.
-
-    pooled [b, d] float32: the vector of an image in which distances are taken.
-    logits [b, classes] float32: class scores without the last layer's bias (the Inception Score of ADM and
-        of torch-fidelity uses those), or None when the network does not classify.
-    spatial [b, s] float32: the features of sFID, which still know where they are in the image, or None.
-    """
+    """The result of one forward pass."""
 
     pooled: Tensor
+    """[b,d] float32, the vector of each image; distances are taken between these."""
     logits: Tensor | None = None
+    """[b,classes] float32, class scores without the last layer's bias, as the Inception Score of ADM and of
+    torch-fidelity uses them; None if the network does not classify."""
     spatial: Tensor | None = None
+    """[b,s] float32, the features of sFID, one for each position in a feature map; None if there are none."""
 
 
-class FeatureNetwork(abc.ABC):
+class FeatureNetwork(ABC):
     """A frozen network with a name, the hash of its weights, and `extract`.
 
     A subclass sets the attributes below (in the class or in `__init__`) and implements `_forward`.
-
-    title: the name in a figure, as in FD(digits).
-    sha256: of the weights file, recorded with every figure.
-    channels: of the images it reads; size: their (height, width), or None where any size goes.
-    is_fid: True only for the real 2015 Inception weights; has_logits: whether it classifies; has_spatial:
-        whether it has the features of sFID.
-    network: the module; it is moved by `to`.
     """
 
     title: str
+    """The name in a figure, as in FD(digits)."""
     sha256: str
+    """Of the weights file, recorded with every figure."""
     channels: int
+    """Of the images it reads."""
     size: tuple[int, int] | None = None
+    """(y, x) of the images it reads; None for any size."""
     is_fid: bool = False
+    """True only for the 2015 Inception weights."""
     has_logits: bool = True
+    """Whether it classifies."""
     has_spatial: bool = False
+    """Whether it has the features of sFID."""
     network: nn.Module
+    """Moved to another device by `to`."""
 
-    @abc.abstractmethod
+    @abstractmethod
     def _forward(self, images: Tensor) -> Features:
-        """Features of raw uint8 images [b, h, w, c], already checked and on the network's device."""
+        """Features of raw uint8 images [b,y,x,c], already checked and on the network's device."""
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """The network's device."""
         return next(self.network.parameters()).device
 
     def to(self, device: str | torch.device) -> Self:
-        """Move the network; `extract` brings the images there by itself."""
+        """Move the network; `extract` then moves the images to the same device."""
         self.network.to(device)
         return self
 
     @torch.no_grad()
     def extract(self, images: Tensor) -> Features:
-        """Features of raw images, uint8 [b, h, w, c], on the network's device. Never resize or scale before.
+        """Features of raw images, uint8 [b,y,x,c], on the network's device. Never resize or scale before.
 
         Convolutions run in true float32 (cuDNN's TF32 would move a distance in its third digit).
 
@@ -84,13 +83,17 @@ class FeatureNetwork(abc.ABC):
             return self._forward(images.to(self.device))
 
     def check(self, shape: tuple[int, ...], where: str) -> None:
-        """Refuse images whose shape (h, w, c) this network does not read; `where` names them."""
+        """Refuse images whose shape (y, x, c) this network does not read; `where` names them.
+
+        Raises:
+            UserError: another size or another number of channels.
+        """
         size = "any size" if self.size is None else " x ".join(map(str, self.size))
-        fits = len(shape) == 3 and shape[2] == self.channels and self.size in (None, shape[:2])
-        if not fits:
+        accepted = len(shape) == 3 and shape[2] == self.channels and self.size in (None, shape[:2])
+        if not accepted:
             raise UserError(
-                f"{where}: feature network {self.title} wants images of {size} with {self.channels} "
-                f"channel(s), found (h, w, c) = {tuple(shape)}; choose another with features=NAME"
+                f"{where}: feature network {self.title} reads images of {size} with {self.channels} "
+                f"channel(s), found (y, x, c) = {tuple(shape)}; choose another with features=NAME"
             )
 
 

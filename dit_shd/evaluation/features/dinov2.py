@@ -22,9 +22,11 @@ ADDRESS = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pre
 
 
 class DINOv2(FeatureNetwork):
-    """Images [b, h, w, 3] of any size; 384, 768, 1024 or 1536 features by variant; no logits.
+    """Images [b,y,x,3] of any size; 384, 768, 1024 or 1536 features by variant; no logits.
 
-    weights: the file. variant: the width of the network the file is of.
+    Args:
+        weights: the file.
+        variant: size of the network that the file holds.
 
     Raises:
         UserError: no such file, a file that is not safe to read, or weights of another network.
@@ -49,6 +51,6 @@ class DINOv2(FeatureNetwork):
         self.network = network
 
     def _forward(self, images: Tensor) -> Features:
-        mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (MEAN, STD))
+        mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (MEAN, STD))
         tokens = self.network.forward_features((resized(images, SIDE) / 255 - mean) / std)  # type: ignore[operator]
         return Features(tokens[:, 0])

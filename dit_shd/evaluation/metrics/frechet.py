@@ -15,34 +15,36 @@ from dit_shd.evaluation.feature_set import FeatureSet, Statistics
 from dit_shd.evaluation.metrics import Metric
 
 WELL_CONDITIONED = 1e-10
-"""Least ratio of Cholesky pivots for which the fast path is taken."""
+"""Smallest ratio of Cholesky pivots for which the fast path is taken."""
 PUBLISHED = 50_000
-"""Samples behind a published FID."""
+"""Number of samples behind a published FID."""
 
 
 class Frechet(Metric):
     """FID, or FD(title) for any other network; rounding below zero is cut off."""
 
     def compute(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
+        """The Frechet distance of the pooled features."""
         name = "FID" if samples.is_fid else f"FD({samples.title})"
         return {name: max(0.0, frechet_distance(samples.statistics, reference.statistics))}
 
     def notes(self, samples: FeatureSet, reference: FeatureSet) -> list[str]:
+        """Sets that are too small for an unbiased distance."""
         n, d = samples.statistics.n, len(samples.statistics.mean)
-        found = []
+        notes = []
         if samples.is_fid and n != PUBLISHED:
-            found.append(f"{n:,} samples: published FID is of {PUBLISHED:,}, and fewer samples raise it")
+            notes.append(f"{n:,} samples: published FID is of {PUBLISHED:,}, and fewer samples raise it")
         for name, count in (("samples", n), ("reference images", reference.statistics.n)):
             if 0 < count <= d:
-                found.append(f"{count} {name} for {d} features: a singular covariance, a strongly biased distance")
-        return found
+                notes.append(f"{count} {name} for {d} features: a singular covariance, a strongly biased distance")
+        return notes
 
 
 def frechet_distance(one: Statistics, two: Statistics) -> float:
     """The squared distance d^2, in float64; for equal sets rounding may leave it just below zero.
 
     Raises:
-        UserError: the two sets have another number of features.
+        UserError: the two sets have different numbers of features.
     """
     if one.mean.shape != two.mean.shape:
         raise UserError(
@@ -55,9 +57,9 @@ def frechet_distance(one: Statistics, two: Statistics) -> float:
 
 
 def trace_sqrt_product(one: Statistics, two: Statistics) -> Tensor:
-    """tr (S1 S2)^(1/2), exact for singular covariances.
+    """The trace tr (S1 S2)^(1/2), exact for singular covariances.
 
-    Both regular: eigenvalues of L' S2 L with S1 = L L', L lower. Otherwise: singular values of F1' F2.
+    If both are regular: eigenvalues of L' S2 L with S1 = L L', L lower. Otherwise: singular values of F1' F2.
     """
     lower_one, lower_two = _cholesky(one), _cholesky(two)
     if lower_one is not None and lower_two is not None:
@@ -68,7 +70,7 @@ def trace_sqrt_product(one: Statistics, two: Statistics) -> Tensor:
 
 
 def _cholesky(statistics: Statistics) -> Tensor | None:
-    """L [d, d], lower, with S = L L'; None where S is singular or nearly so."""
+    """L [d,d], lower, with S = L L'; None where S is singular or nearly so."""
     if 0 < statistics.n <= len(statistics.mean):
         return None
     lower, failed = torch.linalg.cholesky_ex(statistics.covariance)
@@ -79,7 +81,7 @@ def _cholesky(statistics: Statistics) -> Tensor | None:
 
 
 def _factor(statistics: Statistics) -> Tensor:
-    """F [d, r] with S = F F': the centred features where they are few, else from the eigenvectors."""
+    """F [d,r] with S = F F': the centred features if there are fewer than d, else from the eigenvectors."""
     if statistics.rows is not None:
         return (statistics.rows.double() - statistics.mean).T / (statistics.n - 1) ** 0.5
     values, vectors = torch.linalg.eigh(statistics.covariance)

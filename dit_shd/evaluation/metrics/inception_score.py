@@ -20,13 +20,14 @@ from dit_shd.evaluation.metrics import Metric
 
 SHUFFLES, SEED = 30, 0
 DEVIATIONS, SHARE = 10.0, 0.005
-"""How far from random order's mean, in its deviations and as a share, the file's order is called another one."""
+"""Distance from random order's mean, in its deviations and as a share, beyond which the file's order is another one."""
 
 
 class InceptionScore(Metric):
     """IS, or IS(title) with any other network, of the samples alone; and its deviation over chunks.
 
-    chunk: samples that share one p(y).
+    Args:
+        chunk: number of samples that share one p(y).
     """
 
     needs_logits = True
@@ -35,40 +36,43 @@ class InceptionScore(Metric):
         if chunk < 1:
             raise UserError(f"metrics.inception_score.chunk: wanted at least 1 image, found {chunk}")
         self.chunk = chunk
-        self._seen: tuple[FeatureSet, Order] | None = None
+        self._latest: tuple[FeatureSet, Order] | None = None
 
     def compute(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
+        """The score and its deviation over chunks."""
         mean, std = inception_score(_logits(samples), self.chunk)
         name = samples.named("IS")
         return {name: mean, f"{name} std": std}
 
     def notes(self, samples: FeatureSet, reference: FeatureSet) -> list[str]:
-        logits, name, found = _logits(samples), samples.named("IS"), []
+        """An incomplete last chunk, and an order of the file that is more even than random."""
+        logits, name, notes = _logits(samples), samples.named("IS"), []
         rest = len(logits) % self.chunk
         if rest and len(logits) > self.chunk:
             adm = float(chunk_scores(logits, self.chunk).mean())
-            found.append(
+            notes.append(
                 f"{name}: the last chunk holds {rest:,} of {self.chunk:,} images and counts by them; ADM's evaluator "
                 f"counts it as a whole chunk, which would give {adm:.3f}"
             )
         order = self._order(samples)
         if order.evener:
-            found.append(
+            notes.append(
                 f"{name}: the samples lie more evenly by class than in random order, which would give "
                 f"{order.shuffled:.3f}"
             )
-        return found
+        return notes
 
     def reasons_against(self, samples: FeatureSet) -> list[str]:
+        """That the samples are sorted, if they are."""
         order, name = self._order(samples), samples.named("IS")
         if not order.is_sorted:
             return []
         return [f"{name} is {order.score:.3f} because the samples are sorted, and {order.shuffled:.3f} in random order"]
 
     def _order(self, samples: FeatureSet) -> "Order":
-        if self._seen is None or self._seen[0] is not samples:
-            self._seen = samples, order_of(_logits(samples), self.chunk)
-        return self._seen[1]
+        if self._latest is None or self._latest[0] is not samples:
+            self._latest = samples, order_of(_logits(samples), self.chunk)
+        return self._latest[1]
 
 
 def _logits(samples: FeatureSet) -> Tensor:
@@ -78,7 +82,7 @@ def _logits(samples: FeatureSet) -> Tensor:
 
 
 def inception_score(logits: Tensor, chunk: int = 5000) -> tuple[float, float]:
-    """Mean and population standard deviation over chunks of the rows of logits [n, classes], by their images."""
+    """Mean and population standard deviation over chunks of logits [n,classes], weighted by images."""
     scores = chunk_scores(logits, chunk)
     share = _sizes(len(logits), chunk).to(scores) / len(logits)
     mean = (share * scores).sum()
@@ -119,17 +123,17 @@ class Order:
 
 
 def order_of(logits: Tensor, chunk: int) -> Order:
-    """The score of logits [n, classes] in file order and in SHUFFLES random ones; a single chunk has no order."""
+    """The score of logits [n,classes] in file order and in SHUFFLES random orders; a single chunk has no order."""
     n = len(logits)
     if n <= chunk:
         score = inception_score(logits, chunk)[0]
         return Order(score, score, 0.0)
     sizes = _sizes(n, chunk).to(logits.device)
     p, within = torch.empty_like(logits, dtype=torch.float64), torch.empty(n, dtype=torch.float64, device=logits.device)
-    for some in torch.arange(n).split(4096):
-        log_p = logits[some].double().log_softmax(1)
-        p[some] = log_p.exp()
-        within[some] = (p[some] * log_p).sum(1)
+    for rows in torch.arange(n).split(4096):
+        log_p = logits[rows].double().log_softmax(1)
+        p[rows] = log_p.exp()
+        within[rows] = (p[rows] * log_p).sum(1)
     generator = torch.Generator().manual_seed(SEED)
     orders = [torch.arange(n), *(torch.randperm(n, generator=generator) for _ in range(SHUFFLES))]
     scores = torch.stack([_score(p, within, order.to(logits.device) // chunk, sizes) for order in orders])
@@ -137,7 +141,7 @@ def order_of(logits: Tensor, chunk: int) -> Order:
 
 
 def _score(p: Tensor, within: Tensor, chunk_of: Tensor, sizes: Tensor) -> Tensor:
-    """The score of p [n, classes] with -H(p) `within` [n], each row in the chunk that chunk_of [n] says."""
+    """The score of p [n,classes] with -H(p) `within` [n] and chunk_of [n], the number of each row's chunk."""
     marginals = p.new_zeros(len(sizes), p.shape[1]).index_add_(0, chunk_of, p) / sizes[:, None]
     kl = within.new_zeros(len(sizes)).index_add_(0, chunk_of, within) / sizes
     kl -= torch.special.xlogy(marginals, marginals).sum(1)
@@ -145,5 +149,5 @@ def _score(p: Tensor, within: Tensor, chunk_of: Tensor, sizes: Tensor) -> Tensor
 
 
 def _sizes(n: int, chunk: int) -> Tensor:
-    """Images in each chunk."""
+    """Number of images in each chunk."""
     return torch.tensor([min(chunk, n - start) for start in range(0, n, chunk)])

@@ -1,4 +1,4 @@
-"""Kernel Inception Distance (Binkowski et al., arXiv 1801.01401, section 4): unbiased, so honest for few images.
+"""Kernel Inception Distance (Binkowski et al., arXiv 1801.01401, section 4): unbiased also for small sets.
 
 The squared maximum mean discrepancy of the kernel k(x, y) = (x.y / d + 1)^3, estimated without bias
 (Gretton et al. 2012, eq. 3) on random subsets of the two sets; the figure is the mean over subsets. The draws of
@@ -17,7 +17,10 @@ from dit_shd.evaluation.metrics import Metric
 class KID(Metric):
     """KID, or KID(title) with any other network, and its deviation over subsets; may be just below zero.
 
-    subsets: how many are drawn. subset_size: images in each, fewer where a set has fewer. seed: of the draws.
+    Args:
+        subsets: number of subsets.
+        subset_size: images in each subset; fewer where a set has fewer.
+        seed: seed of the draws.
     """
 
     needs_reference_images = True
@@ -29,20 +32,22 @@ class KID(Metric):
         self.subsets, self.subset_size, self.seed = subsets, subset_size, seed
 
     def compute(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
+        """Mean and deviation of the squared discrepancy over subsets."""
         x, y = samples.require_pooled("kid"), reference.require_pooled("kid")
         if x.shape[1] != y.shape[1]:
             raise UserError(f"kid: wanted as many features on both sides, found {x.shape[1]} and {y.shape[1]}")
         size = min(self.subset_size, len(x), len(y))
         draws = np.random.RandomState(self.seed)
-        found = []
+        discrepancies = []
         for _ in range(self.subsets):
             one = draws.choice(len(x), size, replace=False)
             two = draws.choice(len(y), size, replace=False)
-            found.append(mmd2(x[torch.from_numpy(one)], y[torch.from_numpy(two)]))
+            discrepancies.append(mmd2(x[torch.from_numpy(one)], y[torch.from_numpy(two)]))
         name = samples.named("KID")
-        return {name: float(np.mean(found)), f"{name} std": float(np.std(found))}
+        return {name: float(np.mean(discrepancies)), f"{name} std": float(np.std(discrepancies))}
 
     def notes(self, samples: FeatureSet, reference: FeatureSet) -> list[str]:
+        """Subsets that are smaller than `subset_size`."""
         size = min(self.subset_size, *(len(s.require_pooled("kid")) for s in (samples, reference)))
         if size == self.subset_size:
             return []
@@ -50,11 +55,11 @@ class KID(Metric):
 
 
 def mmd2(x: Tensor, y: Tensor) -> float:
-    """Unbiased squared discrepancy of x [n, d] and y [m, d] under the cubic kernel, in float64.
+    """Unbiased squared discrepancy of x [n,d] and y [m,d] under the cubic kernel, in float64.
 
     With features u around a middle m, x_i . y_j / d + 1 = c + a_i + b_j + e_ij, where c = m.m / d + 1, a = u.m / d and
     e = u.u / d. In the sum over both sets the terms c^3 and 3 c^2 (a_i + b_j) cancel, so they are left out: far from
-    zero they are all that the digits hold. The middle is a median, which no outlier moves.
+    zero they would take up all digits of a float64. The middle is a median, which no outlier moves.
     """
     x, y = x.double(), y.double()
     middle = torch.cat([x, y]).median(0).values
@@ -70,6 +75,6 @@ def mmd2(x: Tensor, y: Tensor) -> float:
 
 
 def _off_diagonal_mean(kernel: Tensor) -> Tensor:
-    """The diagonal is left out, not subtracted: an outlier's own entry would swallow all others."""
+    """Mean without the diagonal, which is not subtracted afterwards: an outlier's entry would absorb all others."""
     n = len(kernel)
     return kernel.fill_diagonal_(0).sum() / (n * (n - 1))

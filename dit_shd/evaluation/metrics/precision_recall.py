@@ -1,4 +1,4 @@
-"""How much of the samples is like the reference, and how much of the reference they cover.
+"""The share of the samples that is like the reference, and the share of the reference that they cover.
 
 Improved precision and recall (Kynkäänniemi et al., arXiv 1904.06991, eqs. 1 to 3): the share of samples inside the
 reference, and of the reference inside the samples. A point is inside a set when it lies in the ball around one of
@@ -23,8 +23,10 @@ from dit_shd.evaluation.neighbours import Manifold, manifold
 class PrecisionRecall(Metric):
     """Precision, recall and coverage in [0, 1], and density, which may be above 1.
 
-    k: neighbours that set a radius of precision and recall; density_k: of density and coverage; block: rows of one
-    block of distances.
+    Args:
+        k: the neighbour that gives a ball's radius, of precision and recall.
+        density_k: the same, of density and coverage.
+        block: rows and columns of one block of distances.
     """
 
     needs_reference_images = True
@@ -38,25 +40,26 @@ class PrecisionRecall(Metric):
         self.minimum = max(k, density_k) + 1
 
     def compute(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
+        """Precision, recall, density and coverage."""
         return self.details(samples, reference)[0]
 
     def details(self, samples: FeatureSet, reference: FeatureSet) -> tuple[dict[str, float], dict[str, Tensor]]:
         """The figures, and for each image whether it is inside: `sample_inside` [n], `reference_inside` [m]."""
         x, y = samples.require_pooled("precision_recall"), reference.require_pooled("precision_recall")
-        found = self.manifold(x, y)
+        balls = self.manifold(x, y)
         figures = {
-            "precision": float(found.sample_inside.double().mean()),
-            "recall": float(found.reference_inside.double().mean()),
-            "density": float(found.counts.double().sum() / (self.density_k * len(x))),
-            "coverage": float((found.counts > 0).double().mean()),
+            "precision": float(balls.sample_inside.double().mean()),
+            "recall": float(balls.reference_inside.double().mean()),
+            "density": float(balls.counts.double().sum() / (self.density_k * len(x))),
+            "coverage": float((balls.counts > 0).double().mean()),
         }
-        return figures, {"sample_inside": found.sample_inside, "reference_inside": found.reference_inside}
+        return figures, {"sample_inside": balls.sample_inside, "reference_inside": balls.reference_inside}
 
     def manifold(self, samples: Tensor, reference: Tensor) -> Manifold:
-        """Who lies in whose balls, for samples [n, d] and reference [m, d].
+        """Which points of samples [n,d] and reference [m,d] lie in balls of the other set.
 
         Raises:
-            UserError: a set with too few images, or another number of features on the two sides.
+            UserError: a set with too few images, or different numbers of features on the two sides.
         """
         for name, rows in (("samples", samples), ("reference", reference)):
             if len(rows) < self.minimum:

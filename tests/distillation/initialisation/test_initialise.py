@@ -283,7 +283,9 @@ def test_a_run_begins_with_the_teachers_weights(values, teacher, tmp_path, caplo
     assert "stream: 8 of 16 channels" in caplog.text
     assert "de_blocks.1 from de_blocks.1; heads: " in caplog.text
 
-    trainer = Trainer(make(TrainConfig, {**teacher_run(values, calibration=20), "run": str(tmp_path / "again")}))
+    trainer = Trainer.from_config(
+        make(TrainConfig, {**teacher_run(values, calibration=20), "run": str(tmp_path / "again")})
+    )
     first = {k: v.clone() for k, v in trainer.student.state_dict().items()}
     average, raw = (
         load_file(config.run / "checkpoints" / "step_00000001" / f"{n}.safetensors") for n in ("ema_0.9", "distiller")
@@ -359,7 +361,7 @@ def test_layers_follow_the_loss_or_what_is_said(batches):
 
 def test_two_processes_begin_with_the_same(values, tmp_path, root):
     values = teacher_run(values, calibration=8)
-    one = Trainer(make(TrainConfig, {**values, "run": str(tmp_path / "one")}))
+    one = Trainer.from_config(make(TrainConfig, {**values, "run": str(tmp_path / "one")}))
     torch.save(one.student.state_dict(), tmp_path / "one.pt")
     (tmp_path / "config.json").write_text(json.dumps({**values, "run": str(tmp_path / "two")}))
     script = tmp_path / "go.py"
@@ -367,12 +369,12 @@ def test_two_processes_begin_with_the_same(values, tmp_path, root):
         "import json, sys, torch; from dit_shd.core.config import make\n"
         "from dit_shd.training.config import TrainConfig\n"
         "from dit_shd.training.trainer import Trainer\n"
-        "trainer = Trainer(make(TrainConfig, json.load(open(sys.argv[1]))))\n"
+        "trainer = Trainer.from_config(make(TrainConfig, json.load(open(sys.argv[1]))))\n"
         "assert trainer.accelerator.num_processes == 2\n"
         "one = torch.load(sys.argv[2], weights_only=True)\n"
         "ours = trainer.student.state_dict()\n"
         "for name in one: torch.testing.assert_close(ours[name], one[name])\n"
-        "averages = trainer.averages.tensors()\n"
+        "averages = trainer.state.averages.tensors()\n"
         "assert all(torch.equal(averages[n], p) for n, p in trainer.student.named_parameters())\n"
         "torch.distributed.destroy_process_group()\n"
     )

@@ -22,7 +22,7 @@ def random_inception(tmp_path_factory) -> Path:
     """Weights of Inception's shapes: signals neither die nor explode, the last bias is large."""
     generator = torch.Generator().manual_seed(0)
     state = {}
-    for name, tensor in inception._wanted().items():
+    for name, tensor in inception._expected_tensors().items():
         if name.endswith("conv.weight"):
             state[name] = torch.randn(tensor.shape, generator=generator) * (2 / tensor[0].numel()) ** 0.5
         elif name.endswith(("running_var", "bn.weight")):

@@ -54,6 +54,15 @@ def test_lite0_knows_what_is_on_photographs(lite):
     assert found == [698, 985]
 
 
+def test_lite0_reads_gray_images_as_three_equal_channels(lite):
+    images = photos(2, 28, 28)[..., :1]
+    gray = EfficientNetLite0(gray=True)
+    assert (gray.channels, gray.title, gray.sha256) == (1, lite.title, lite.sha256)
+    assert torch.equal(gray.extract(images).pooled, lite.extract(images.expand(-1, -1, -1, 3)).pooled)
+    with pytest.raises(UserError, match=r"with 1 channel"):
+        gray.extract(photos(2, 28, 28))
+
+
 def test_lite0_gives_pooled_features_and_logits_without_bias(lite):
     images = photos(2, 40, 56)
     found = lite.extract(images)

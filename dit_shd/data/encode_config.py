@@ -1,0 +1,56 @@
+"""The keys of `dit-shd encode`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from dit_shd.core.config import REQUIRED, option
+from dit_shd.core.errors import UserError
+from dit_shd.core.places import Place
+
+
+@dataclass(frozen=True)
+class EncodeConfig:
+    """What to encode and how."""
+
+    images: Place = option(
+        REQUIRED,
+        "folder of class folders, npz (arr_0 uint8 [n,y,x,c], arr_1 labels), Parquet files, "
+        "or a Hugging Face dataset (a folder of save_to_disk, or hub:OWNER/NAME)",
+    )
+    out: Path = option(REQUIRED, "the folder of latents; the same command again goes on there")
+    size: int = option(256, "the images' side after the ADM centre crop")
+    vae: Place | None = option(
+        "hub:stabilityai/sd-vae-ft-mse", "autoencoder: folder or hub:OWNER/NAME; null: the pixels are the latents"
+    )
+    flips: bool = option(True, "encode mirrored images, too")
+    dtype: Literal["float32", "float16"] = option(
+        "float32", "of the shards; ImageNet at 256 takes 84 GB in float32, half of that in float16"
+    )
+    precision: Literal["no", "bf16"] = option("no", "autocast of the autoencoder")
+    split: str | None = option(
+        None, "of tables, by their names (train if left out); or of folders called train, val, ..."
+    )
+    subset: str | None = option(None, "of a dataset with several (configs, folders of Parquet files)")
+    image_column: str | None = option(None, "of tables; empty: image, img, jpg, ...")
+    label_column: str | None = option(None, "of tables and metadata files; empty: label, labels, cls, ..., or none")
+    classes: dict[str, int] | None = option(
+        None, "number of each class by its name, as {cat: 281, dog: 207} for a teacher's; empty: in their order"
+    )
+    follow_links: bool = option(False, "follow links that lead out of the folder of images")
+    batch_size: int = option(32, "images in one forward of the autoencoder")
+    shard_size: int = option(1024, "images in one shard: what a kill costs at most")
+    workers: int = option(4, "threads of each process that decode images")
+
+    def check(self) -> None:
+        """Check that the values are in their ranges.
+
+        Raises:
+            UserError: naming the key, the range and the value.
+        """
+        limits = {"size": 2**13, "batch_size": 2**16, "shard_size": 2**20, "workers": 2**10}
+        for key, most in limits.items():
+            if not 1 <= getattr(self, key) <= most:
+                raise UserError(f"{key}: wanted 1 to {most}, found {getattr(self, key)}")
+        if self.out.exists() and not self.out.is_dir():
+            raise UserError(f"out: wanted a folder, found a file at '{self.out}'")

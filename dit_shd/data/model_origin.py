@@ -1,0 +1,65 @@
+"""The autoencoder of an existing model's latents, by its run, folder or name; and how to sample from it."""
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+from dit_shd.core.errors import UserError
+from dit_shd.core.places import Asset, HubName, find
+from dit_shd.core.pretrained import COPY, RECORD, model_folder
+from dit_shd.core.yaml_files import read_yaml
+from dit_shd.data.latent_origin import COLOURS, Origin, origin_of, read_record
+from dit_shd.data.latent_shards import read_index
+
+
+def of_source(source: str, channels: int) -> Origin | None:
+    """The origin of the latents of a model in a run, a student's folder or a pipeline; None if they are pixels."""
+    default = None if channels in COLOURS else Origin()
+    path = find(source, "model") if source else Asset("")
+    if isinstance(path, Asset):
+        return default
+    if isinstance(path, HubName):
+        return _on_hub(path, default)
+    recorded = read_record(path)
+    if recorded is not None:
+        return replace(recorded, places=(path / COPY, path.parent / COPY))
+    folder = model_folder(path) if path.is_dir() else None
+    if folder is not None and folder.name == "transformer" and (folder.parent / COPY).is_dir():  # a pipeline
+        return Origin(str(folder.parent / COPY))
+    run = next((place for place in (path, path.parent) if (place / "config.yaml").is_file()), None)
+    return default if run is None or folder is None else _of_old_run(run, default)
+
+
+def _on_hub(name: HubName, default: Origin | None) -> Origin | None:
+    """The origin of a student on the hub, or of a pipeline, which has its autoencoder beside its transformer."""
+    file = name.file(RECORD)
+    if file is not None:
+        return read_record(file.parent)
+    pipeline = name.file("config.json") is None and name.file(f"{COPY}/config.json") is not None
+    return Origin(str(name)) if pipeline else default
+
+
+def _of_old_run(run: Path, default: Origin | None) -> Origin | None:
+    """The origin of a run without a record: that of its data, if they are latents."""
+    data = read_yaml(run / "config.yaml").get("data")
+    if not isinstance(data, dict) or data.get("name") != "latents":
+        return default
+    try:
+        return origin_of(read_index(Path(str(data.get("path")))))
+    except UserError:  # moved since
+        return Origin()
+
+
+def following(model: Path, count: int, decodes: bool, vae: str | None = None) -> str:
+    """The command that samples from a model, in lines that can be pasted.
+
+    Args:
+        model: the run or model folder.
+        count: number of images.
+        decodes: whether sampling finds the autoencoder by itself.
+        vae: otherwise its name, if it is known.
+    """
+    line = f"next: dit-shd sample {shlex.quote(str(model))} count={count}"
+    if decodes or vae:
+        return line if decodes else f"{line} vae={shlex.quote(str(vae))}"
+    return f"{line} vae=null\n      (keeps latents; their autoencoder, vae=FOLDER or hub:OWNER/NAME, decodes them)"

@@ -1,0 +1,1 @@
+"""Grids of runs: cells as ordinary run folders, rows of results, and what they show over seeds."""

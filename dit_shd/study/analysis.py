@@ -1,0 +1,182 @@
+"""What the rows of a study show: each variant over its seeds, compared ones seed by seed, claims judged."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from scipy import stats
+
+from dit_shd.study.design import Claim, Study
+from dit_shd.study.results import Result
+from dit_shd.study.statistics import Difference, Summary, holm, holm_confidence, interval, paired_difference, summary
+
+ALPHA = 0.05
+Verdict = Literal["seen", "the opposite is seen", "not seen", "cannot be told"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The rows of one variant."""
+
+    name: str
+    done: Sequence[Result]
+    failed: Sequence[Result]
+
+    def by_seed(self, figure: str) -> dict[int, float]:
+        """Seed -> a figure, for seeds that have it."""
+        return {row.seed: row.figures[figure] for row in self.done if figure in row.figures}
+
+    def summary(self, figure: str) -> Summary:
+        return summary(list(self.by_seed(figure).values()))
+
+    def mean(self, of: Callable[[Result], float]) -> float:
+        """The mean of a number over finished rows."""
+        return summary([of(row) for row in self.done]).mean
+
+    @property
+    def training_seconds(self) -> float:
+        """CPU seconds of training, on average."""
+        return self.mean(lambda row: row.cpu_seconds["train"])
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two variants in one figure."""
+
+    variant: str
+    other: str
+    difference: Difference
+    """variant - other."""
+    holm_p: float
+    """Corrected for all comparisons of the study."""
+    corrected: tuple[float, float]
+    """Interval that is corrected likewise: it holds 0 unless holm_p is below 0.05."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A claim and what the seeds say of it."""
+
+    claim: Claim
+    comparison: Comparison
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """A comparison in which two evaluators rank the variants differently."""
+
+    variant: str
+    other: str
+    figure: str
+    difference: float
+    second_figure: str
+    second_difference: float
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Everything that is said of a study."""
+
+    study: Study
+    figure: str
+    """The one that decides."""
+    figures: Sequence[str]
+    """All that every finished cell has."""
+    variants: Sequence[Variant]
+    comparisons: Sequence[Comparison]
+    judgements: Sequence[Judgement]
+    disagreements: Sequence[Disagreement]
+    rank_correlation: dict[str, float]
+    """Other Frechet distances -> Kendall's tau of the variants' means with those of the deciding figure."""
+
+    @property
+    def rows(self) -> list[Result]:
+        return [row for variant in self.variants for row in (*variant.done, *variant.failed)]
+
+    @property
+    def cpu_hours(self) -> float:
+        return sum(row.cpu_hours for row in self.rows)
+
+
+def analyse(study: Study, rows: Iterable[Result]) -> Analysis:
+    """The analysis of the rows of a study's cells, whether all are there or not."""
+    rows = list(rows)
+    variants = [Variant(name, _of(rows, name, done=True), _of(rows, name, done=False)) for name in study.variants]
+    figures = _shared_figures(rows)
+    figure = study.figure or next(iter(figures), "")
+    others = [name for name in figures if name != figure and name.partition("(")[0] == figure.partition("(")[0]]
+    comparisons = compare(study, variants, figure)
+    return Analysis(
+        study=study,
+        figure=figure,
+        figures=figures,
+        variants=variants,
+        comparisons=comparisons,
+        judgements=[_judge(study, claim, comparisons) for claim in study.claims],
+        disagreements=[
+            d for name in others for d in _disagreements(figure, comparisons, name, compare(study, variants, name))
+        ],
+        rank_correlation={name: _rank_correlation(variants, figure, name) for name in others},
+    )
+
+
+def compare(study: Study, variants: Sequence[Variant], figure: str) -> list[Comparison]:
+    """All comparisons of a study in one figure, over the seeds that both variants have."""
+    values = {variant.name: variant.by_seed(figure) for variant in variants}
+    found: list[tuple[str, str, Difference]] = []
+    for name, other in study.comparisons:
+        seeds = sorted(values[name].keys() & values[other].keys())
+        difference = paired_difference([values[name][s] for s in seeds], [values[other][s] for s in seeds])
+        found.append((name, other, difference))
+    p_values = [difference.p for *_, difference in found]
+    levels = zip(found, holm(p_values), holm_confidence(p_values))
+    return [Comparison(*pair, p, interval(pair[2], confidence)) for pair, p, confidence in levels]
+
+
+def verdict_of(comparison: Comparison, higher_is_better: bool, relevant: float) -> Verdict:
+    """What is said of the claim that `variant` is better than `other`.
+
+    seen: better, and unlikely by chance (p below 0.05 after Holm's correction). not seen: the whole interval lies below
+    the smallest gain that would matter. Else it cannot be told from so few seeds.
+    """
+    sign = 1 if higher_is_better else -1
+    gain = sign * comparison.difference.mean
+    if comparison.holm_p < ALPHA:
+        return "seen" if gain > 0 else "the opposite is seen"
+    most = max(sign * comparison.difference.low, sign * comparison.difference.high)
+    return "not seen" if most < relevant else "cannot be told"
+
+
+def _of(rows: Iterable[Result], variant: str, done: bool) -> list[Result]:
+    return sorted((r for r in rows if r.variant == variant and r.done == done), key=lambda row: row.seed)
+
+
+def _shared_figures(rows: Iterable[Result]) -> list[str]:
+    """Names of figures that all finished rows have, but for deviations inside of one file of samples."""
+    done = [row.figures for row in rows if row.done]
+    return [name for name in (done[0] if done else {}) if all(name in f for f in done) and not name.endswith(" std")]
+
+
+def _judge(study: Study, claim: Claim, comparisons: Sequence[Comparison]) -> Judgement:
+    comparison = next(c for c in comparisons if (c.variant, c.other) == (claim.better, claim.than))
+    return Judgement(claim, comparison, verdict_of(comparison, study.higher_is_better, study.relevant))
+
+
+def _disagreements(
+    figure: str, first: Sequence[Comparison], second_figure: str, second: Sequence[Comparison]
+) -> list[Disagreement]:
+    return [
+        Disagreement(a.variant, a.other, figure, a.difference.mean, second_figure, b.difference.mean)
+        for a, b in zip(first, second)
+        if a.difference.mean * b.difference.mean < 0
+    ]
+
+
+def _rank_correlation(variants: Sequence[Variant], figure: str, other: str) -> float:
+    """Kendall's tau of the variants' means in two figures."""
+    pairs = [(v.summary(figure).mean, v.summary(other).mean) for v in variants if v.done]
+    first, second = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    tau: Any = stats.kendalltau(first, second)[0] if len(pairs) > 1 else math.nan
+    return float(tau)

@@ -1,0 +1,159 @@
+"""One cell from its config to its row: train, sample, evaluate, each an ordinary `dit-shd` command.
+
+    train.yaml   the config        run/          the run folder       samples.npz   the images
+    logs/        what was printed  stages.json   what is done         row.json      the result
+
+A stage that is done is not run again; one that was cut off goes on by the rules of its command.
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dit_shd.core.environment import about_process
+from dit_shd.core.files import write_text
+from dit_shd.core.signals import Stopped
+from dit_shd.core.yaml_files import dump, read_yaml
+from dit_shd.study.design import Cell, Evaluator, Study, canonical_sha256
+from dit_shd.study.processes import Commands, Usage, commit
+from dit_shd.study.results import ROW, Result, json_lines, read_results, rounded, write_row
+
+POINTS = 60
+"""Of a loss curve that a row keeps."""
+STOPPED = "stopped by a signal; the same command goes on from what is saved"
+SAMPLES = "samples.npz"
+
+
+def run_cell(study: Study, cell: Cell, folder: Path, references: Mapping[str, str], commands: Commands) -> Result:
+    """Run what is left of a cell and write its row; a failure is a row, too.
+
+    Args:
+        study: the cell's study.
+        cell: what is run.
+        folder: the cell's own.
+        references: evaluator -> what its samples are compared with.
+        commands: runs `dit-shd` commands.
+
+    Raises:
+        Stopped: by a signal; the cell goes on later.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "train.yaml", dump({**cell.training, "run": str(folder / "run")}))
+    stages = _Stages(folder, cell, commands)
+    error = ""
+    for name, arguments in stages_of(study, folder, cell, references).items():
+        error = stages.run(name, arguments)
+        if error:
+            break
+    result = Result(
+        cell=cell.number,
+        variant=cell.variant,
+        seed=cell.seed,
+        sha256=cell.sha256,
+        status="failed" if error else "done",
+        error=error,
+        failures=_earlier_failures(folder, cell),
+        config_sha256=_config_sha256(folder / "run" / "config.yaml"),
+        figures={} if error else _figures(study, folder),
+        seconds={name: round(usage.seconds, 1) for name, usage in stages.usage.items()},
+        cpu_seconds={name: round(usage.cpu_seconds, 1) for name, usage in stages.usage.items()},
+        memory_mib=round(max((usage.memory_mib for usage in stages.usage.values()), default=0.0)),
+        curve=thinned(json_lines(folder / "run" / "metrics.jsonl")),
+        versions={**about_process()["versions"], "commit": commit()},
+        finished=time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
+    )
+    write_row(folder, result)
+    return result
+
+
+def stages_of(study: Study, folder: Path, cell: Cell, references: Mapping[str, str]) -> dict[str, list[str]]:
+    """Stage -> the words of its command, in the order in which they run."""
+    stages = {"train": ["train", str(folder / "train.yaml")]}
+    if study.evaluators:
+        sampling = {"seed": cell.seed, **study.sampling, "out": str(folder / SAMPLES), "force": True}
+        stages["sample"] = ["sample", str(folder / "run"), *assignments(sampling)]
+    for name, evaluator in study.evaluators.items():
+        stages[f"evaluate-{name}"] = _evaluation(name, evaluator, references[name], folder)
+    return stages
+
+
+def _evaluation(name: str, evaluator: Evaluator, reference: str, folder: Path) -> list[str]:
+    keys = {
+        "reference": reference,
+        "features": evaluator.features.as_value(),
+        "metrics": [metric.as_value() for metric in evaluator.metrics],
+        "out": str(folder / f"{name}.json"),
+        "page": False,
+        "force": True,
+    }
+    return ["evaluate", str(folder / SAMPLES), *assignments(keys)]
+
+
+def assignments(values: Mapping[str, Any]) -> list[str]:
+    """Values as key=value of a command line; JSON is YAML, too."""
+    return [f"{key}={json.dumps(value)}" for key, value in values.items()]
+
+
+class _Stages:
+    """Which stages of a cell are done, and what they took."""
+
+    def __init__(self, folder: Path, cell: Cell, commands: Commands):
+        self.file, self.folder, self.sha256, self.commands = folder / "stages.json", folder, cell.sha256, commands
+        known = json.loads(self.file.read_text(encoding="utf-8")) if self.file.is_file() else {}
+        known = known if known.get("sha256") == cell.sha256 else {}
+        self.usage = {name: Usage(**usage) for name, usage in known.get("usage", {}).items()}
+        self.done: list[str] = known.get("done", [])
+
+    def run(self, name: str, arguments: list[str]) -> str:
+        """Run a stage's command, unless it is done: what it failed with, or nothing.
+
+        Raises:
+            Stopped: by a signal.
+        """
+        if name in self.done:
+            return ""
+        outcome = self.commands.run(arguments, self.folder / "logs" / f"{name}.log")
+        self.usage[name] = self.usage.get(name, Usage()) + outcome.usage
+        if outcome.done:
+            self.done.append(name)
+        usage = {name: asdict(usage) for name, usage in self.usage.items()}
+        write_text(self.file, json.dumps({"sha256": self.sha256, "done": self.done, "usage": usage}))
+        if outcome.signal:
+            raise Stopped(outcome.signal, STOPPED)
+        return outcome.error
+
+
+def _figures(study: Study, folder: Path) -> dict[str, float]:
+    """All figures by name; of a name that two evaluators have, the later one's says which it is."""
+    figures: dict[str, float] = {}
+    for name in study.evaluators:
+        record = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        for figure, value in record["figures"].items():
+            figures[f"{figure} by {name}" if figure in figures else figure] = value
+    for line in json_lines(folder / "run" / "evaluations.jsonl")[-1:]:  # the last evaluation during training
+        numbers = {key: value for key, value in line.items() if isinstance(value, (int, float)) and key != "step"}
+        figures |= {f"training/{key}": value for key, value in numbers.items()}
+    return figures
+
+
+def _earlier_failures(folder: Path, cell: Cell) -> list[str]:
+    """What the same cell failed with before."""
+    rows = [row for row in read_results(folder / ROW) if row.sha256 == cell.sha256 and not row.done]
+    return [error for row in rows for error in (*row.failures, row.error)]
+
+
+def thinned(lines: list[dict[str, Any]], points: int = POINTS) -> dict[str, list[float]]:
+    """Loss terms (keys such as plain/noise) of at most so many lines of a metrics.jsonl, the last one with them."""
+    every = -(-len(lines) // points) or 1
+    kept = lines[::-every][::-1]
+    terms = [key for key in (kept[-1] if kept else {}) if key == "step" or key.count("/") == 1]
+    return {key: [rounded(line[key]) for line in kept] for key in terms if all(key in line for line in kept)}
+
+
+def _config_sha256(file: Path) -> str:
+    if not file.is_file():
+        return ""
+    return canonical_sha256({key: value for key, value in read_yaml(file).items() if key != "run"})

@@ -1,0 +1,206 @@
+"""A study as its file describes it: what is varied, over which seeds, and how each run is measured.
+
+    title: Does attention supervision help?          seeds: [0, 1, 2]
+    config: ../../configs/digits_output.yaml         sampling: {count: 500, steps: 50}
+    settings: {steps: 600}                           evaluators:
+    grid:                                              digits: {features: digits, reference: digits}
+      start: {teacher: {initialisation.weights: teacher}, random: {}}
+      loss:
+        output: {}
+        shd: {losses: [{name: output}, {name: shd, weight: 0.1}]}
+
+A variant is one level of each factor of `grid`, named by the levels (`teacher-shd`); a cell is a variant and a seed.
+"""
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from dit_shd.core.config import REQUIRED, check_ranges, make, option
+from dit_shd.core.errors import UserError
+from dit_shd.core.plugins import Plugin
+from dit_shd.core.yaml_files import override, read_yaml
+
+Settings = dict[str, Any]
+"""Key (dots reach inside, as in optimizer.lr) -> value."""
+NAME = re.compile(r"\w[\w.+]*")
+"""Of a level or an evaluator: a part of a file's name."""
+SEED = "{seed}"
+"""A value that stands for the cell's seed, for keys other than `seed`."""
+RESERVED = ("run", "seed", "dry_run")
+"""Keys of training that are the study's to set."""
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """One evaluation of a cell's samples; its keys are those of `dit-shd evaluate`."""
+
+    reference: str = option(REQUIRED, "images, dataset[:split] or a statistics file")
+    features: Plugin = option(Plugin("inception"), "feature network")
+    metrics: list[Plugin] = option([Plugin("frechet")], "metrics")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What somebody says of two variants, to be judged."""
+
+    text: str = option(REQUIRED, "the claim in words")
+    better: str = option(REQUIRED, "the variant that is said to be better")
+    than: str = option(REQUIRED, "the other one")
+    source: str = option("", "who makes it, and where")
+
+
+@dataclass(frozen=True)
+class Study:
+    """The keys of a study file."""
+
+    title: str = option(REQUIRED, "what the study is about")
+    config: str = option(REQUIRED, "the training config that every cell begins with, relative to the study file")
+    grid: dict[str, dict[str, Settings]] = option(REQUIRED, "factor -> level -> training settings")
+    seeds: list[int] = option(REQUIRED, "training seeds; sampling takes the same one")
+    question: str = option("", "what it is to answer, and how it was decided before it ran")
+    settings: Settings = option({}, "training settings of every cell")
+    order: list[list[str]] = option([], "blocks of variants that run first, each seed by seed; all others follow")
+    sampling: Settings = option({}, "keys of dit-shd sample")
+    evaluators: dict[str, Evaluator] = option({}, "name -> how samples are scored")
+    figure: str = option("", "the figure that decides; empty: the first one of the first evaluator")
+    higher_is_better: bool = option(False, "of that figure")
+    baseline: dict[str, str] = option({}, "factor -> level that every other level is compared with; or none")
+    claims: list[Claim] = option([], "what is judged in words")
+    relevant: float = option(0.0, "smallest difference of the figure that would matter", range=(0, 1e12))
+    prepare: list[str] = option([], "dit-shd commands that run once, before any cell")
+    cpu_hours: float | None = option(None, "no cell begins once the study's cells have taken so many", range=(0, 1e9))
+
+    def check(self) -> None:
+        """Everything that can be refused before a cell runs.
+
+        Raises:
+            UserError: names that are no file names, unknown variants, keys that the study sets itself.
+        """
+        check_ranges(self, "study.")
+        if not self.grid or not all(self.grid.values()):
+            raise UserError("study.grid: wanted at least one factor with at least one level, found none")
+        for name in [*self.grid, *(level for levels in self.grid.values() for level in levels), *self.evaluators]:
+            if not NAME.fullmatch(name):
+                raise UserError(f"study: '{name}': wanted a name of letters, digits, _ . and +")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise UserError(f"study.seeds: wanted different whole numbers, at least one, found {self.seeds}")
+        places = {"settings": self.settings} | {f"grid.{k}.{v}": s for k, g in self.grid.items() for v, s in g.items()}
+        for where, settings in places.items():
+            for key in settings.keys() & set(RESERVED):
+                raise UserError(f"study.{where}: {key} is the study's to set; leave it out")
+        for where, name in self._named_variants():
+            if name not in self.variants:
+                raise UserError(f"study.{where}: no variant '{name}'. Known: {', '.join(self.variants)}")
+        for factor, level in self.baseline.items():
+            if level not in self.grid.get(factor, {}):
+                raise UserError(
+                    f"study.baseline: wanted a factor of the grid and one of its levels, found {factor}: {level}"
+                )
+
+    def _named_variants(self) -> list[tuple[str, str]]:
+        """Where a variant is named, and its name."""
+        found = [("order", name) for block in self.order for name in block]
+        return found + [("claims", name) for claim in self.claims for name in (claim.better, claim.than)]
+
+    @cached_property
+    def variants(self) -> dict[str, Settings]:
+        """Variant -> its settings, over those of every cell."""
+        found = {}
+        for levels in itertools.product(*self.grid.values()):
+            settings = [factor[level] for factor, level in zip(self.grid.values(), levels)]
+            found["-".join(levels)] = {key: value for each in settings for key, value in each.items()}
+        return found
+
+    @cached_property
+    def comparisons(self) -> list[tuple[str, str]]:
+        """Pairs (variant, what it is compared with): claims, then each level with the baseline's."""
+        pairs = [(claim.better, claim.than) for claim in self.claims]
+        for levels in itertools.product(*self.grid.values()):
+            named = dict(zip(self.grid, levels))
+            for factor, level in self.baseline.items():
+                other = "-".join({**named, factor: level}.values())
+                pair = ("-".join(levels), other)
+                if named[factor] != level and pair not in pairs:
+                    pairs.append(pair)
+        return list(dict.fromkeys(pairs))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study."""
+
+    number: int
+    variant: str
+    seed: int
+    training: Mapping[str, Any] = field(repr=False, compare=False)
+    """The whole training config, without `run`."""
+    sha256: str
+    """Of all that decides its figures: training, sampling, evaluation."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.variant}-seed{self.seed}"
+
+
+def read_study(file: Path) -> Study:
+    """A study from its file, checked.
+
+    Raises:
+        UserError: the file, or what it says, is not a study.
+    """
+    study = make(Study, read_yaml(file), "study")
+    study.check()
+    return study
+
+
+def cells_of(study: Study, file: Path) -> list[Cell]:
+    """All cells in the order in which they run: blocks, in each block seed by seed.
+
+    Args:
+        study: what is varied.
+        file: the study's, which `config` is relative to.
+    """
+    base = read_yaml(file.parent / study.config)
+    return [_cell(study, base, number, *chosen) for number, chosen in enumerate(_ordered(study))]
+
+
+def _ordered(study: Study) -> list[tuple[str, int]]:
+    first = {name for block in study.order for name in block}
+    blocks: list[Sequence[str]] = [*study.order, [name for name in study.variants if name not in first]]
+    return list(dict.fromkeys((variant, seed) for block in blocks for seed in study.seeds for variant in block))
+
+
+def _cell(study: Study, base: Mapping[str, Any], number: int, variant: str, seed: int) -> Cell:
+    values = applied(dict(base), {**study.settings, **study.variants[variant]})
+    training = {key: _seeded(value, seed) for key, value in values.items() if key != "run"} | {"seed": seed}
+    evaluators = {
+        name: [e.features.as_value(), e.reference, [m.as_value() for m in e.metrics]]
+        for name, e in study.evaluators.items()
+    }
+    return Cell(number, variant, seed, training, canonical_sha256([training, study.sampling, evaluators]))
+
+
+def _seeded(value: object, seed: int) -> object:
+    """Plain values with the seed in place of the text {seed}."""
+    if isinstance(value, dict):
+        return {key: _seeded(each, seed) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_seeded(each, seed) for each in value]
+    return seed if value == SEED else value
+
+
+def canonical_sha256(values: object) -> str:
+    """sha256 of plain values, whatever the order of keys."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def applied(values: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    """A config with settings over it, by the rules of key=value on the command line."""
+    return override(values, [f"{key}={json.dumps(value)}" for key, value in settings.items()])

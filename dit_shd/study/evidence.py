@@ -1,0 +1,94 @@
+"""Studies that have run as pages of Markdown: every claim with its verdict, figure, interval, n and cost."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dit_shd.reports.study_page import Table
+from dit_shd.reports.tables import number
+from dit_shd.study.analysis import Analysis, Comparison, Judgement, analyse
+from dit_shd.study.design import cells_of, read_study
+from dit_shd.study.report import comparisons_table, difference_cells, failures_table, notes, state, variants_table
+from dit_shd.study.results import RESULTS, Progress, of_cells, read_results
+from dit_shd.study.statistics import summary
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A study that has run, as far as it got."""
+
+    file: Path
+    progress: Progress
+    analysis: Analysis
+
+
+def read_evidence(folder: Path) -> list[Evidence]:
+    """The studies of a folder of experiments that have rows, by name."""
+    found = []
+    for file in sorted(folder.glob("*/study.yaml")):
+        rows = read_results(file.parent / RESULTS)
+        if rows:
+            study = read_study(file)
+            cells = cells_of(study, file)
+            results = of_cells(rows, cells)
+            progress = Progress(study, cells, results, len(rows) - len(results))
+            found.append(Evidence(file, progress, analyse(study, results.values())))
+    return found
+
+
+def claims_summary(evidence: Iterable[Evidence]) -> str:
+    """One table of all claims."""
+    headings = ["claim", "made in", "verdict", "figure", "means", "difference", "95% interval", "corrected interval"]
+    headings += ["p (Holm)", "detectable", "n", "study"]
+    rows = [_claim_row(each, judgement) for each in evidence for judgement in each.analysis.judgements]
+    return markdown(Table([(name, "") for name in headings], rows))
+
+
+def _claim_row(evidence: Evidence, judgement: Judgement) -> list[str]:
+    claim, comparison = judgement.claim, judgement.comparison
+    n, words = comparison.difference.n, [claim.text, claim.source, f"**{judgement.verdict}**"]
+    means = " against ".join(map(number, _means(evidence.analysis, comparison))) if n else "–"
+    cells = [evidence.analysis.figure, means, *difference_cells(comparison), str(n), evidence.file.parent.name]
+    return [*words, *cells]
+
+
+def _means(analysis: Analysis, comparison: Comparison) -> list[float]:
+    """Of both variants, over the seeds that both have."""
+    found = {variant.name: variant.by_seed(analysis.figure) for variant in analysis.variants}
+    first, second = found[comparison.variant], found[comparison.other]
+    seeds = first.keys() & second.keys()
+    return [summary([values[seed] for seed in sorted(seeds)]).mean for values in (first, second)]
+
+
+def study_text(evidence: Evidence, root: Path) -> str:
+    """One study: what it asked, its variants, its differences.
+
+    Args:
+        evidence: the study.
+        root: of the repository, which the command is relative to.
+    """
+    study, analysis, progress = evidence.progress.study, evidence.analysis, evidence.progress
+    place = evidence.file.relative_to(root)
+    commits = sorted({row.versions.get("commit", "") for row in analysis.rows} - {""})
+    parts = [
+        f"## {study.title}",
+        study.question,
+        f"```sh\ndit-shd study {place}\n```",
+        f"{state(progress, analysis)} Made with commit {', '.join(commits)}. The smallest difference that was said "
+        f"beforehand to matter: {number(study.relevant)} {analysis.figure}. Rows: [results.jsonl]"
+        f"(../{place.parent}/{RESULTS}).",
+        markdown(variants_table(analysis)),
+        markdown(comparisons_table(analysis)),
+        "\n".join(f"- {note}" for note in notes(progress, analysis)),
+    ]
+    failures = failures_table(analysis)
+    if failures.rows:
+        parts.append(markdown(failures))
+    return "\n\n".join(part for part in parts if part)
+
+
+def markdown(table: Table) -> str:
+    """A table of Markdown."""
+    heads = [f"{name} ({words})" if words else name for name, words in table.headings]
+    lines: list[Sequence[str]] = [heads, ["---"] * len(heads), *table.rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -1,0 +1,187 @@
+"""A study's analysis as the values of its page and of the printed table."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from dit_shd.core.environment import command
+from dit_shd.reports.figures.training import grid_figure
+from dit_shd.reports.study_page import StudyReport, Table
+from dit_shd.reports.tables import number
+from dit_shd.study.analysis import Analysis, Comparison, Variant, verdict_of
+from dit_shd.study.cell_run import SAMPLES
+from dit_shd.study.design import Cell
+from dit_shd.study.results import Progress
+from dit_shd.study.statistics import Summary
+
+SHOWN_IMAGES = 40
+
+
+def report_of(progress: Progress, analysis: Analysis, folder: Path, place: Callable[[Cell], Path]) -> StudyReport:
+    """The page's values.
+
+    Args:
+        progress: the study's cells and rows.
+        analysis: of those rows.
+        folder: keeps the grids of samples, so that a page can be made anew without the cells.
+        place: gives a cell's folder.
+    """
+    study, done = progress.study, [v for v in analysis.variants if v.done]
+    main = [name for name in analysis.figures if name == analysis.figure or name in analysis.rank_correlation]
+    return StudyReport(
+        title=study.title,
+        question=study.question,
+        state=state(progress, analysis),
+        claims=claims_table(analysis),
+        variants=variants_table(analysis),
+        comparisons=comparisons_table(analysis),
+        failures=failures_table(analysis),
+        notes=notes(progress, analysis),
+        dots={name: {v.name: v.by_seed(name) for v in done} for name in main},
+        curves={v.name: [row.curve for row in v.done if row.curve] for v in done},
+        cost={v.name: _cost(v, analysis.figure) for v in done},
+        figure=analysis.figure,
+        samples=sample_grids(progress, folder, place),
+        facts={"command": command(), "rows": "results.jsonl", **versions(analysis)},
+    )
+
+
+def state(progress: Progress, analysis: Analysis) -> str:
+    """How far the study is."""
+    ended, failed = len(progress.results), sum(not row.done for row in progress.results.values())
+    words = f"{ended} of {len(progress.cells)} cells have ended, {failed} of them failed"
+    words += f"; {analysis.cpu_hours:.2f} CPU hours"
+    return words + (f" of {progress.study.cpu_hours:g} planned." if progress.study.cpu_hours else ".")
+
+
+def variants_table(analysis: Analysis) -> Table:
+    """Mean and standard deviation of every figure, and what a cell takes."""
+    headings = [("variant", ""), ("n", "seeds")]
+    headings += [(name, "") for name in analysis.figures]
+    headings += [("training", "CPU s"), ("a cell", "CPU s"), ("memory", "MiB")]
+    rows = []
+    for variant in analysis.variants:
+        count = f"{len(variant.done)}" + (f" (+{len(variant.failed)} failed)" if variant.failed else "")
+        figures = [spread(variant.summary(name)) if variant.done else "" for name in analysis.figures]
+        whole = variant.mean(lambda row: 3600 * row.cpu_hours)
+        costs = [variant.training_seconds, whole, variant.mean(lambda row: row.memory_mib)]
+        rows.append([variant.name, count, *figures, *(f"{value:.0f}" if variant.done else "" for value in costs)])
+    return Table(headings, rows)
+
+
+def comparisons_table(analysis: Analysis) -> Table:
+    """Differences, their intervals, and what could have been seen."""
+    headings = [
+        ("variant", ""),
+        ("compared with", ""),
+        ("n", "seeds"),
+        (f"difference of {analysis.figure}", ""),
+        ("95% interval", ""),
+        ("corrected interval", "Holm"),
+        ("p", "Holm"),
+        ("detectable", ""),
+        ("variant is better", ""),
+    ]
+    study = analysis.study
+    rows = []
+    for c in analysis.comparisons:
+        verdict = verdict_of(c, study.higher_is_better, study.relevant)
+        rows.append([c.variant, c.other, str(c.difference.n), *difference_cells(c), verdict])
+    return Table(headings, rows)
+
+
+def difference_cells(comparison: Comparison) -> list[str]:
+    """Difference, its intervals, corrected p, detectable difference; dashes where one seed tells nothing."""
+    d = comparison.difference
+    if d.n < 2:
+        return [signed(d.mean) if d.n else "–", *["–"] * 4]
+    intervals = [span(d.low, d.high), span(*comparison.corrected)]
+    return [signed(d.mean), *intervals, f"{comparison.holm_p:.2g}", number(d.detectable)]
+
+
+def claims_table(analysis: Analysis) -> Table:
+    """Each claim and its verdict."""
+    headings = [
+        ("claim", ""),
+        ("made in", ""),
+        ("verdict", ""),
+        ("difference", ""),
+        ("95% interval", ""),
+        ("n", "seeds"),
+    ]
+    rows = []
+    for judgement in analysis.judgements:
+        claim, c = judgement.claim, judgement.comparison
+        cells = difference_cells(c)[:2]
+        rows.append([claim.text, claim.source, judgement.verdict, *cells, str(c.difference.n)])
+    return Table(headings, rows)
+
+
+def failures_table(analysis: Analysis) -> Table:
+    """Cells that failed, or did at first."""
+    rows = [[r.variant, str(r.seed), r.error or "done at last", "; ".join(r.failures)] for r in analysis.rows]
+    return Table(
+        [("variant", ""), ("seed", ""), ("error", ""), ("earlier", "")],
+        [row for row in rows if row[2] != "done at last" or row[3]],
+    )
+
+
+def notes(progress: Progress, analysis: Analysis) -> list[str]:
+    """What a reader should know before the figures."""
+    found = []
+    if progress.others:
+        found.append(f"{progress.others} rows of results.jsonl are of other configs or variants, and are not shown.")
+    for name, tau in analysis.rank_correlation.items():
+        found.append(f"Ranks of the variants' means by {name} and by {analysis.figure}: Kendall's tau {tau:.2f}.")
+    for d in analysis.disagreements:
+        found.append(
+            f"The evaluators disagree on {d.variant} and {d.other}: {signed(d.difference)} in {d.figure}, "
+            f"{signed(d.second_difference)} in {d.second_figure}."
+        )
+    return found
+
+
+def sample_grids(progress: Progress, folder: Path, place: Callable[[Cell], Path]) -> dict[str, bytes]:
+    """Variant -> a grid of the images of its first finished seed; kept in `folder`, where they are read from later."""
+    grids: dict[str, bytes] = {}
+    for cell in progress.cells:
+        if cell in progress.results and progress.results[cell].done and cell.variant not in grids:
+            file, samples = folder / f"{cell.variant}.png", place(cell) / SAMPLES
+            if samples.is_file():
+                folder.mkdir(exist_ok=True)
+                with np.load(samples, allow_pickle=False) as archive:
+                    file.write_bytes(grid_figure(archive["arr_0"][:SHOWN_IMAGES], columns=10, enlarge=2))
+            if file.is_file():
+                grids[cell.variant] = file.read_bytes()
+    return {variant: grids[variant] for variant in progress.study.variants if variant in grids}
+
+
+def versions(analysis: Analysis) -> dict[str, str]:
+    """Which versions the rows were made with: one line for each kind."""
+    kinds = {json.dumps(row.versions): row.versions for row in analysis.rows}
+    lines = [", ".join(f"{name} {value}" for name, value in kind.items() if value) for kind in kinds.values()]
+    return {"versions": "; ".join(lines)}
+
+
+def _cost(variant: Variant, figure: str) -> tuple[float, float, float]:
+    summary = variant.summary(figure)
+    return variant.training_seconds, summary.mean, summary.deviation
+
+
+def spread(summary: Summary) -> str:
+    """Mean and standard deviation."""
+    mean = number(summary.mean)
+    places = len(mean.partition(".")[2])
+    return mean + (f" ± {summary.deviation:.{places}f}" if summary.n > 1 else "")
+
+
+def span(low: float, high: float) -> str:
+    """An interval of differences."""
+    return f"{signed(low)} to {signed(high)}"
+
+
+def signed(value: float) -> str:
+    """A difference with its sign."""
+    return ("+" if value > 0 else "−" if value < 0 else "") + number(abs(value))

@@ -1,0 +1,134 @@
+"""results.jsonl: one row for each cell that has ended, in order of the cells, failures too.
+
+A row is first written beside its cell, whole, and then taken into results.jsonl, so that cells of several processes
+and machines can end at once.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from dit_shd.core.errors import UserError
+from dit_shd.core.files import write_text
+from dit_shd.core.lock import Lock
+from dit_shd.study.design import Cell, Study
+
+RESULTS = "results.jsonl"
+ROW = "row.json"
+LOCK = ".results.lock"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One row."""
+
+    cell: int
+    variant: str
+    seed: int
+    sha256: str
+    """Of what was asked for; see Cell."""
+    status: str
+    """done or failed."""
+    error: str = ""
+    failures: list[str] = field(default_factory=list)
+    """Errors of earlier tries."""
+    config_sha256: str = ""
+    """Of the run's resolved config, every default written out, without the place of the run."""
+    figures: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Stage -> seconds on the clock."""
+    cpu_seconds: dict[str, float] = field(default_factory=dict)
+    memory_mib: float = 0.0
+    """The largest resident memory of a command."""
+    curve: dict[str, list[float]] = field(default_factory=dict)
+    """Term -> its values at curve["step"]."""
+    versions: dict[str, str] = field(default_factory=dict)
+    finished: str = ""
+    """Date and time, UTC."""
+
+    @property
+    def done(self) -> bool:
+        return self.status == "done"
+
+    @property
+    def cpu_hours(self) -> float:
+        return sum(self.cpu_seconds.values()) / 3600
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A study, its cells, and the rows of those that have ended."""
+
+    study: Study
+    cells: Sequence[Cell]
+    results: dict[Cell, Result]
+    others: int
+    """Rows of results.jsonl that belong to no cell: of another config, or of variants that are no more."""
+
+
+def read_results(file: Path) -> list[Result]:
+    """The rows of a results.jsonl; none where there is no such file.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    if not file.exists():
+        return []
+    rows = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            row = Result(**json.loads(line))
+            rows.append(replace(row, curve={key: list(map(rounded, values)) for key, values in row.curve.items()}))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{file}:{number}: wanted a row of a study, found something else ({error})") from error
+    return rows
+
+
+def json_lines(file: Path) -> list[dict[str, Any]]:
+    """The lines of a log; none where there is no such file."""
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+
+
+def rounded(value: float) -> float:
+    """A point of a curve as it is kept: four digits."""
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def write_row(folder: Path, result: Result) -> None:
+    """Write the row of a cell beside it."""
+    write_text(folder / ROW, json.dumps(asdict(result)))
+
+
+def collect(file: Path, folders: Iterable[Path]) -> list[Result]:
+    """Take the rows of cells into results.jsonl and give all of its rows; newer rows of a cell replace older ones.
+
+    Where another process is doing the same, its next call takes them.
+    """
+    try:
+        lock = Lock(file.with_name(LOCK), "dit-shd study")
+    except UserError:
+        return read_results(file)
+    with lock:
+        rows = {_key(row): row for row in read_results(file)}
+        before = dict(rows)
+        for folder in folders:
+            if (folder / ROW).is_file():
+                (row,) = read_results(folder / ROW)
+                rows[_key(row)] = row
+        found = sorted(rows.values(), key=lambda row: (row.cell, row.variant, row.seed))
+        if rows != before:
+            write_text(file, "".join(json.dumps(asdict(row)) + "\n" for row in found))
+        return found
+
+
+def of_cells(rows: Iterable[Result], cells: Sequence[Cell]) -> dict[Cell, Result]:
+    """Cell -> its row, for the cells that have one; rows of another config are no rows of theirs."""
+    known: Mapping[tuple[str, int, str], Result] = {_key(row): row for row in rows}
+    keys = {cell: (cell.variant, cell.seed, cell.sha256) for cell in cells}
+    return {cell: known[key] for cell, key in keys.items() if key in known}
+
+
+def _key(row: Result) -> tuple[str, int, str]:
+    return row.variant, row.seed, row.sha256

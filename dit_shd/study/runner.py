@@ -1,0 +1,195 @@
+"""Running a study: shared work once, then its cells, several at once; what has ended is never run again."""
+
+import shlex
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from dit_shd.core.config import REQUIRED, check_ranges, option
+from dit_shd.core.errors import UserError
+from dit_shd.core.files import write_text
+from dit_shd.core.lock import Lock
+from dit_shd.core.signals import Stopped, handling
+from dit_shd.evaluation.metrics import METRICS
+from dit_shd.study.cell_run import STOPPED, assignments, run_cell
+from dit_shd.study.design import Cell, Evaluator, canonical_sha256, cells_of, read_study
+from dit_shd.study.processes import Commands
+from dit_shd.study.results import RESULTS, Progress, Result, collect, of_cells
+from dit_shd.training.run_folder import LOCK as RUN_LOCK
+
+CELL_LOCK = ".cell.lock"
+SHARED_LOCK = ".shared.lock"
+WAIT_SECONDS = 2.0
+"""Between two looks whether another process has finished the shared work."""
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """A study and how much of it runs now."""
+
+    study: Path = option(REQUIRED, "the study file (YAML)")
+    cell: int | None = option(None, "run this cell alone, by its number: one job of a queue or an array")
+    workers: int = option(1, "cells at once", range=(1, 10_000))
+    threads: int = option(1, "CPU threads of a command", range=(1, 10_000))
+    launcher: str = option("", "words in place of dit-shd: accelerate launch --num_processes 8 -m dit_shd")
+    cells: Path | None = option(None, "where the run folders go; empty: cells/ beside the study file")
+    retry: bool = option(False, "run cells again that failed")
+    dry_run: bool = option(False, "list the cells and what has become of them, and run nothing")
+    run: bool = option(True, "false: run nothing, show what has ended (tables and page), whoever runs it")
+
+
+class Runner:
+    """What is to be run of a study, and where.
+
+    Raises:
+        UserError: the study file, or the cell's number, is wrong.
+    """
+
+    def __init__(self, config: StudyConfig, say: Callable[[str], None] = print):
+        check_ranges(config, "study.")
+        self.config, self.say = config, say
+        self.study = read_study(config.study)
+        self.cells = cells_of(self.study, config.study)
+        if config.cell is not None and not 0 <= config.cell < len(self.cells):
+            raise UserError(f"study.cell: wanted a number from 0 to {len(self.cells) - 1}, found {config.cell}")
+        self.home = config.study.parent
+        self.folder = (config.cells or self.home / "cells").absolute()
+        self.commands = Commands(config.launcher, config.threads)
+
+    def place(self, cell: Cell) -> Path:
+        """The folder of a cell."""
+        return self.folder / cell.name
+
+    def progress(self) -> Progress:
+        """All that is known now."""
+        rows = collect(self.home / RESULTS, map(self.place, self.cells))
+        results = of_cells(rows, self.cells)
+        return Progress(self.study, self.cells, results, len(rows) - len(results))
+
+    def run(self) -> Progress:
+        """Run what is left of the cells that are asked for.
+
+        Raises:
+            UserError: shared work failed.
+            Stopped: by a signal; training has been asked to save.
+        """
+        left = self._left() if self.config.run else []
+        if left:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                with handling(signal.SIGUSR1, _stop):  # what SLURM sends before a job ends
+                    self._run_cells(left, self._shared())
+            except BaseException:
+                self.commands.stop()
+                raise
+        return self.progress()
+
+    def _left(self) -> list[Cell]:
+        """Cells that are asked for and have not ended."""
+        results = self.progress().results
+        asked = self.cells if self.config.cell is None else [self.cells[self.config.cell]]
+        return [c for c in asked if c not in results or (self.config.retry and not results[c].done)]
+
+    def _run_cells(self, cells: list[Cell], references: dict[str, str]) -> None:
+        """Run cells, `workers` at once, in their order; an exception ends those that run."""
+        waiting, running = list(cells), dict[Future[Result | None], Cell]()
+        with ThreadPoolExecutor(self.config.workers) as pool:
+            try:
+                while waiting or running:
+                    while waiting and len(running) < self.config.workers and self._affordable():
+                        cell = waiting.pop(0)
+                        running[pool.submit(self._run_cell, cell, references)] = cell
+                    if not running:
+                        break
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        cell, result = running.pop(future), future.result()
+                        if result is not None:
+                            self._announce(cell, result)
+            except BaseException:
+                self.commands.stop()  # the pool waits for its threads
+                raise
+
+    def _run_cell(self, cell: Cell, references: dict[str, str]) -> Result | None:
+        """The result of a cell; None where another process is at it."""
+        place = self.place(cell)
+        try:
+            with Lock(place / CELL_LOCK, "dit-shd study"):
+                if (place / "run").is_dir():  # a kill of the study may have left its training at work
+                    Lock(place / "run" / RUN_LOCK, "dit-shd study").release()
+                return run_cell(self.study, cell, place, references, self.commands)
+        except UserError as error:
+            self.say(f"cell {cell.number}, {cell.name}: left out: {error}")
+            return None
+
+    def _affordable(self) -> bool:
+        """Whether the study may begin another cell."""
+        limit = self.study.cpu_hours
+        if limit is None:
+            return True
+        spent = sum(row.cpu_hours for row in self.progress().results.values())
+        if spent >= limit:
+            self.say(f"{spent:.2f} CPU hours spent of cpu_hours: {limit:g}; no other cell begins")
+        return spent < limit
+
+    def _announce(self, cell: Cell, result: Result) -> None:
+        """Take the row into results.jsonl, and say how it ended."""
+        progress = self.progress()
+        figure = self.study.figure or next(iter(result.figures), "")
+        words = f"{figure} {result.figures.get(figure, float('nan')):.3f}" if result.done else f"failed: {result.error}"
+        taken = sum(result.seconds.values())
+        self.say(f"[{len(progress.results)}/{len(self.cells)}] {cell.name}: {words} ({taken:.0f} s)")
+
+    def _shared(self) -> dict[str, str]:
+        """Do the work that all cells share, each part once for all processes: evaluator -> its reference."""
+        for line in self.study.prepare:
+            words = shlex.split(line)
+            self._once(f"prepare-{canonical_sha256(words)[:8]}", words)
+        return {name: self._reference(name, evaluator) for name, evaluator in self.study.evaluators.items()}
+
+    def _reference(self, name: str, evaluator: Evaluator) -> str:
+        """What an evaluator compares with: statistics, made once, where its metrics need no images of the reference."""
+        if any(METRICS.find(metric.name).needs_reference_images for metric in evaluator.metrics):
+            return evaluator.reference
+        about = [evaluator.features.as_value(), evaluator.reference]
+        file = self.folder / "shared" / f"{name}-{canonical_sha256(about)[:8]}.npz"
+        keys = {"features": about[0], "out": str(file)}
+        self._once(file.stem, ["statistics", evaluator.reference, *assignments(keys)])
+        return str(file)
+
+    def _once(self, name: str, words: list[str]) -> None:
+        """Run a command unless it is done; another process that is at it is waited for."""
+        shared = self.folder / "shared"
+        done = shared / f"{name}.done"
+        while not done.exists():
+            lock = _lock_if_free(shared / SHARED_LOCK)
+            if lock is None:
+                time.sleep(WAIT_SECONDS)
+                continue
+            with lock:
+                if not done.exists():
+                    self._run_shared(done, words)
+
+    def _run_shared(self, done: Path, words: list[str]) -> None:
+        self.say(f"shared work: dit-shd {shlex.join(words)}")
+        log = done.with_suffix(".log")
+        outcome = self.commands.run(words, log)
+        if outcome.signal:
+            raise Stopped(outcome.signal, STOPPED)
+        if outcome.error:
+            raise UserError(f"study: shared work failed: {outcome.error}; all it printed is in {log}")
+        write_text(done, shlex.join(words) + "\n")
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise Stopped(number, STOPPED)
+
+
+def _lock_if_free(file: Path) -> Lock | None:
+    try:
+        return Lock(file, "dit-shd study")
+    except UserError:
+        return None

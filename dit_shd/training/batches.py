@@ -1,0 +1,62 @@
+"""Which batches a process draws: a function of seed, step and position alone."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dit_shd.core.rng import Draws
+from dit_shd.tasks import Batch, Task
+
+Passes = Sequence[Batch]
+"""The passes of some positions of one step."""
+Place = tuple[int, int]
+"""A micro batch: its step (from 0) and its first position in the global batch."""
+CALIBRATION_IMAGES = 32
+"""Of each of the first steps, that losses are calibrated on."""
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The batches of a run as its processes divide them: process p of P draws micro batches p, p + P, ... of a step."""
+
+    task: Task[Any]
+    seed: int
+    size: int
+    """Images of one optimizer step, over all processes."""
+    micro_size: int
+    """Images of one forward in one process."""
+    processes: int = 1
+    process: int = 0
+
+    @property
+    def rounds(self) -> int:
+        """Micro batches of a step in one process."""
+        return self.size // (self.micro_size * self.processes)
+
+    def draw(self, number: int, positions: Sequence[int]) -> Passes:
+        """Some positions of a step's global batch."""
+        return self.task.draw(Draws(self.seed, number, positions, self.size))
+
+    def whole(self, number: int) -> Passes:
+        """A step's global batch, of all processes."""
+        return self.draw(number, range(self.size))
+
+    def at(self, place: Place) -> Passes:
+        """One micro batch."""
+        number, first = place
+        return self.draw(number, range(first, first + self.micro_size))
+
+    def places(self, number: int) -> Iterator[Place]:
+        """This process's micro batches of a step."""
+        for i in range(self.rounds):
+            yield number, (i * self.processes + self.process) * self.micro_size
+
+    def places_of(self, steps: range) -> Iterator[Place]:
+        """Those of several steps, one after the other."""
+        for number in steps:
+            yield from self.places(number)
+
+    def first_steps(self, count: int) -> Iterator[Passes]:
+        """The first images of the first steps, for calibration: the same, whatever a step is divided into."""
+        for number in range(count):
+            yield self.draw(number, range(min(CALIBRATION_IMAGES, self.size)))

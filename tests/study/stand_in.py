@@ -1,0 +1,50 @@
+"""A stand-in for `dit-shd` that leaves the files of each command at once, for tests of what a study does with them.
+
+A config can ask it to fail (`data: {name: fails}`, once: `fails_once`) or to last (`data: {name: lasts}`, unless there
+is a file called go). The figure is 10 * weight of the second loss + seed.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+
+def main(command, first, *assignments):
+    keys = {key: yaml.safe_load(value) for key, _, value in (word.partition("=") for word in assignments)}
+    if command == "train":
+        train(yaml.safe_load(Path(first).read_text()), Path(first))
+    elif command == "sample":
+        np.savez(keys["out"], arr_0=np.full((4, 8, 8, 1), keys["seed"], dtype=np.uint8))
+    elif command == "evaluate":
+        config = yaml.safe_load((Path(first).parent / "run" / "config.yaml").read_text())
+        weight = config["losses"][1]["weight"] if len(config["losses"]) > 1 else 0
+        figures = {"FD(x)": 10 * weight + config["seed"], "IS(x)": 1.0, "IS(x) std": 0.5}
+        Path(keys["out"]).write_text(json.dumps({"figures": figures, "reference": keys["reference"]}))
+    elif command == "statistics":
+        Path(keys["out"]).write_text("statistics")
+
+
+def train(config, file):
+    name, mark = config["data"]["name"], file.with_name("failed")
+    if name == "fails" or (name == "fails_once" and not mark.exists()):
+        mark.touch()
+        print("dit-shd train: data fails: wanted data, found none", file=sys.stderr)
+        sys.exit(2)
+    if name == "lasts" and not Path("go").exists():
+        file.with_name("begun").touch()
+        time.sleep(60)
+    run = Path(config["run"])
+    run.mkdir(exist_ok=True)
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    rows = [{"step": step, "loss": 1.0, "plain/noise": 1 / step} for step in range(1, 101)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+if __name__ == "__main__":
+    with open("calls", "a") as calls:
+        calls.write(" ".join(sys.argv[1:3]) + "\n")
+    main(*sys.argv[1:])

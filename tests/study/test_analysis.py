@@ -1,0 +1,112 @@
+"""What rows show: pairs of the same seed, corrected together; verdicts; evaluators that disagree."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from dit_shd.core.config import make
+from dit_shd.study.analysis import Comparison, analyse, verdict_of
+from dit_shd.study.design import Study
+from dit_shd.study.results import Result
+from dit_shd.study.statistics import Difference
+
+VALUES = {
+    "title": "t",
+    "config": "base.yaml",
+    "grid": {"loss": {"output": {}, "shd": {}, "hard": {}}},
+    "seeds": [0, 1, 2, 3],
+    "baseline": {"loss": "output"},
+    "claims": [{"text": "x", "better": "shd", "than": "hard"}],
+}
+
+
+def row(variant, seed, value, other=0.0, **changes):
+    figures = {"FD(a)": value, "IS(a)": 1.0, "IS(a) std": 0.1, "FD(b)": other}
+    values = {"figures": figures, "cpu_seconds": {"train": 90.0, "sample": 90.0}, **changes}
+    return Result(cell=0, variant=variant, seed=seed, sha256="", status="done", **values)
+
+
+def failed(variant, seed):
+    return Result(cell=0, variant=variant, seed=seed, sha256="", status="failed", error="out of memory")
+
+
+FIGURES = {"output": [9.0, 8.0, 9.5, 9.1], "shd": [7.0, 6.5, 7.7, 7.2], "hard": [7.1, 6.4, 7.6, 7.4]}
+ROWS = [row(variant, seed, value) for variant, values in FIGURES.items() for seed, value in enumerate(values)]
+
+
+def analysis(rows, **changes):
+    return analyse(make(Study, {**VALUES, **changes}), rows)
+
+
+def test_variants_are_paired_by_seed_and_corrected_together():
+    found = analysis(ROWS[::-1])
+    assert [(c.variant, c.other) for c in found.comparisons] == [
+        ("shd", "hard"), ("shd", "output"), ("hard", "output"),
+    ]  # fmt: skip
+    tests = [stats.ttest_rel(FIGURES[c.variant], FIGURES[c.other]).pvalue for c in found.comparisons]
+    np.testing.assert_allclose([c.difference.p for c in found.comparisons], tests)
+    first, second, third = sorted(tests)
+    wanted = [3 * first, max(3 * first, 2 * second), max(3 * first, 2 * second, third)]
+    np.testing.assert_allclose(sorted(c.holm_p for c in found.comparisons), wanted)
+    for c in found.comparisons:
+        low, high = c.corrected
+        assert low <= c.difference.low < c.difference.high <= high
+        assert (low <= 0 <= high) == (c.holm_p > 0.05)
+
+
+def test_figures_that_not_every_row_has_are_left_out():
+    assert analysis(ROWS).figures == ["FD(a)", "IS(a)", "FD(b)"]
+    assert analysis(ROWS).figure == "FD(a)"
+    assert analysis([*ROWS, row("shd", 9, 1.0, figures={"FD(b)": 1.0})]).figures == ["FD(b)"]
+    assert analysis(ROWS, figure="FD(b)").figure == "FD(b)"
+
+
+def test_a_seed_that_failed_is_shown_and_not_paired():
+    found = analysis([*(r for r in ROWS if (r.variant, r.seed) != ("shd", 2)), failed("shd", 2)])
+    assert [len(variant.failed) for variant in found.variants] == [0, 1, 0]
+    pairs = {(c.variant, c.other): c.difference for c in found.comparisons}
+    kept = [0, 1, 3]
+    assert pairs["shd", "output"].n == 3
+    assert pairs["shd", "output"].mean == pytest.approx(
+        np.mean([FIGURES["shd"][i] - FIGURES["output"][i] for i in kept])
+    )
+    assert pairs["hard", "output"].n == 4
+    assert found.cpu_hours == pytest.approx(11 * 180 / 3600)
+
+
+def test_nothing_to_compare_yet():
+    found = analysis([])
+    assert found.figure == "" and [c.difference.n for c in found.comparisons] == [0, 0, 0]
+    assert found.judgements[0].verdict == "cannot be told"
+    assert math.isnan(analysis([row("shd", 0, 1.0)]).comparisons[0].difference.mean)
+
+
+@pytest.mark.parametrize(
+    ("mean", "half", "p", "verdict"),
+    [
+        (-1.0, 0.5, 0.01, "seen"),
+        (1.0, 0.5, 0.01, "the opposite is seen"),
+        (-1.0, 0.9, 0.06, "cannot be told"),
+        (-0.1, 0.2, 0.5, "not seen"),
+        (-0.1, 0.5, 0.5, "cannot be told"),
+        (1.0, 0.9, 0.06, "not seen"),
+        (math.nan, math.nan, math.nan, "cannot be told"),
+    ],
+)
+def test_verdicts(mean, half, p, verdict):
+    """Half a point is the smallest gain that matters."""
+    lower = Comparison("a", "b", Difference(5, mean, 1, mean - half, mean + half, 0, 0), p, (0, 0))
+    higher = Comparison("a", "b", Difference(5, -mean, 1, -mean - half, -mean + half, 0, 0), p, (0, 0))
+    assert verdict_of(lower, higher_is_better=False, relevant=0.5) == verdict
+    assert verdict_of(higher, higher_is_better=True, relevant=0.5) == verdict
+
+
+def test_evaluators_that_rank_two_variants_differently():
+    second = {"output": 3.0, "shd": 2.0, "hard": 1.0}
+    found = analysis([row(r.variant, r.seed, r.figures["FD(a)"], second[r.variant] + r.seed) for r in ROWS])
+    (one,) = found.disagreements
+    assert (one.variant, one.other, one.second_figure, one.second_difference) == ("shd", "hard", "FD(b)", 1.0)
+    assert one.difference == pytest.approx(-0.025)
+    assert found.rank_correlation == {"FD(b)": pytest.approx(1 / 3)}

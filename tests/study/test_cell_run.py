@@ -1,0 +1,46 @@
+"""The commands of a cell: what the real ones take."""
+
+import pytest
+
+from dit_shd.cli.arguments import parser_of, values_of
+from dit_shd.cli.specification import specifications
+from dit_shd.core.config import make
+from dit_shd.diffusion.sample_config import SampleConfig
+from dit_shd.evaluation.evaluate import EvaluateConfig
+from dit_shd.study.cell_run import stages_of, thinned
+from dit_shd.study.design import Cell, Study
+
+
+def test_the_real_commands_take_the_words_of_a_cell(tmp_path):
+    study = Study(
+        title="t",
+        config="base.yaml",
+        grid={"loss": {"output": {}}},
+        seeds=[3],
+        sampling={"count": 20, "guidance": 2.0, "labels": "balanced"},
+        evaluators={"gray": {"features": {"name": "efficientnet_lite0", "gray": True}, "reference": "digits"}},
+    )
+    study = make(Study, vars(study), "study")
+    cell = Cell(0, "output", 3, {}, "")
+    stages = stages_of(study, tmp_path, cell, {"gray": str(tmp_path / "with space.npz")})
+    assert list(stages) == ["train", "sample", "evaluate-gray"]
+    assert stages["train"] == ["train", str(tmp_path / "train.yaml")]
+    parser = parser_of(specifications())
+    sampling = make(SampleConfig, values_of(parser.parse_args(stages["sample"])))
+    sampling.check()
+    assert (sampling.run, sampling.out) == (str(tmp_path / "run"), tmp_path / "samples.npz")
+    assert (sampling.count, sampling.guidance, sampling.labels, sampling.seed) == (20, 2.0, "balanced", 3)
+    scoring = make(EvaluateConfig, values_of(parser.parse_args(stages["evaluate-gray"])))
+    scoring.check()
+    assert (scoring.samples, scoring.out) == ([str(sampling.out)], tmp_path / "gray.json")
+    assert scoring.reference == str(tmp_path / "with space.npz")
+    assert scoring.features.as_value() == {"name": "efficientnet_lite0", "gray": True}
+    assert scoring.metrics is not None and [metric.name for metric in scoring.metrics] == ["frechet"]
+
+
+@pytest.mark.parametrize(("lines", "kept"), [(0, 0), (1, 1), (60, 60), (61, 31), (600, 60)])
+def test_a_thinned_curve_ends_with_the_last_line(lines, kept):
+    curve = thinned([{"step": i, "plain/noise": 1.0, "a/b/c": 1, "loss": 2} for i in range(1, lines + 1)])
+    assert len(curve.get("step", [])) == kept
+    assert not lines or curve["step"][-1] == lines
+    assert curve.keys() == ({"step", "plain/noise"} if lines else set())

@@ -1,0 +1,80 @@
+"""Pages from rows alone, and the experiments that ship."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dit_shd.core.config import make
+from dit_shd.study.design import cells_of, read_study
+from dit_shd.study.evidence import claims_summary, read_evidence, study_text
+from dit_shd.study.results import Result, of_cells, read_results
+from dit_shd.training.config import TrainConfig
+
+STUDIES = sorted((Path(__file__).parents[2] / "experiments").glob("*/study.yaml"))
+VALUES = {
+    "title": "Two losses",
+    "question": "Which one?",
+    "config": "../base.yaml",
+    "grid": {"loss": {"output": {}, "shd": {"losses": [{"name": "shd"}]}}},
+    "seeds": [0, 1, 2],
+    "relevant": 0.5,
+    "claims": [{"text": "SHD helps", "source": "table 5", "better": "shd", "than": "output"}],
+}
+
+
+@pytest.fixture
+def evidence(tmp_path):
+    """A study of which five of six cells have ended, one of them badly."""
+    folder = tmp_path / "one"
+    folder.mkdir()
+    (tmp_path / "base.yaml").write_text("steps: 3\n")
+    (folder / "study.yaml").write_text(yaml.safe_dump(VALUES, sort_keys=False))
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "study.yaml").write_text("no study: yet\n")
+    cells = cells_of(read_study(folder / "study.yaml"), folder / "study.yaml")
+    rows = []
+    for cell in cells[:5]:
+        value = 9.0 + cell.seed - (2.0 + 0.1 * cell.seed) * (cell.variant == "shd")
+        known = {"cell": cell.number, "variant": cell.variant, "seed": cell.seed, "sha256": cell.sha256}
+        costs = {"cpu_seconds": {"train": 3600.0}, "memory_mib": 500, "versions": {"commit": "abc"}}
+        rows.append(Result(**known, **costs, status="done", figures={"FD(x)": value}))
+    rows[4] = Result(**known, status="failed", error="no | memory")
+    (folder / "results.jsonl").write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))
+    return read_evidence(tmp_path)
+
+
+def test_a_claim_has_its_verdict_figure_interval_and_n(evidence):
+    (claim,) = claims_summary(evidence).splitlines()[2:]
+    cells = [cell.strip() for cell in claim.strip("|").split("|")]
+    assert cells[:7] == [
+        "SHD helps", "table 5", "**seen**", "FD(x)", "7.45 against 9.50", "−2.05", "−2.69 to −1.41",
+    ]  # fmt: skip
+    assert cells[7] == cells[6], "there is one comparison only"
+    assert cells[10:] == ["2", "one"]
+
+
+def test_a_study_says_what_it_took_and_what_failed(evidence, tmp_path):
+    text = study_text(evidence[0], tmp_path)
+    for words in (
+        "## Two losses",
+        "Which one?",
+        "dit-shd study one/study.yaml",
+        "5 of 6 cells have ended, 1 of them failed; 4.00 CPU hours",
+        "Made with commit abc.",
+        "| output | 2 (+1 failed) | 9.50 ± 0.71 |",
+        "no \\| memory",
+    ):
+        assert words in text, words
+
+
+@pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.parent.name)
+def test_an_experiment_that_ships_is_a_study_of_its_rows(file):
+    """Its cells are runs that training takes, and no row of results.jsonl is of another config."""
+    cells = cells_of(read_study(file), file)
+    for cell in cells:
+        make(TrainConfig, dict(cell.training))
+    rows = read_results(file.with_name("results.jsonl"))
+    assert len(of_cells(rows, cells)) == len(rows)

@@ -1,0 +1,234 @@
+"""A study from its file to its rows: once each, on after a kill, failures kept; and one of real runs to the page."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from dit_shd.cli.program import main
+from dit_shd.core.errors import UserError
+from dit_shd.core.yaml_files import read_yaml
+from dit_shd.study.report import signed
+from dit_shd.study.results import read_results
+from dit_shd.study.runner import Runner, StudyConfig
+
+STAND_IN = Path(__file__).with_name("stand_in.py")
+LOSSES = [{"name": "output"}, {"name": "shd", "weight": 0.5}]
+VALUES = {
+    "title": "Two losses",
+    "config": "base.yaml",
+    "grid": {"loss": {"output": {}, "shd": {"losses": LOSSES}}},
+    "seeds": [1, 2],
+    "evaluators": {"first": {"features": "digits", "reference": "digits:validation"}},
+    "baseline": {"loss": "output"},
+}
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """Write a study whose commands are the stand-in's; its config, with what is asked of the command line."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base.yaml").write_text("data: {name: x}\nlosses: [{name: output}]\n")
+
+    def write(options=None, **changes):
+        (tmp_path / "study.yaml").write_text(yaml.safe_dump({**VALUES, **changes}, sort_keys=False))
+        launcher = f"{sys.executable} {STAND_IN}"
+        return StudyConfig(study=tmp_path / "study.yaml", launcher=launcher, **(options or {}))
+
+    return write
+
+
+def run(config):
+    """The results of a study by the cell's name, and what was said."""
+    said = []
+    progress = Runner(config, said.append).run()
+    return {cell.name: row for cell, row in progress.results.items()}, said
+
+
+def calls():
+    file = Path("calls")
+    return [line.split()[0] for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def lasting(value):
+    """Both variants of the grid, the second with data that the stand-in knows."""
+    return {"loss": {"output": {}, "shd": {"data.name": value, "losses": LOSSES}}}
+
+
+def test_every_cell_is_a_row_and_nothing_runs_twice(study, tmp_path):
+    results, _ = run(study())
+    rows = read_results(tmp_path / "results.jsonl")
+    assert [(row.cell, row.variant, row.seed) for row in rows] == [
+        (0, "output", 1), (1, "shd", 1), (2, "output", 2), (3, "shd", 2),
+    ]  # fmt: skip
+    assert {name: row.figures["FD(x)"] for name, row in results.items()} == {
+        "output-seed1": 1, "output-seed2": 2, "shd-seed1": 6, "shd-seed2": 7,
+    }  # fmt: skip
+    row = results["shd-seed2"]
+    assert row.done and row.config_sha256 and row.versions["torch"]
+    assert row.seconds.keys() == row.cpu_seconds.keys() == {"train", "sample", "evaluate-first"}
+    assert row.memory_mib > 1 and 0 < row.cpu_hours < 1
+    assert row.curve["step"][-1] == 100 and 40 < len(row.curve["step"]) <= 60
+    assert row.curve.keys() == {"step", "plain/noise"}
+    assert sorted(calls()) == ["evaluate"] * 4 + ["sample"] * 4 + ["statistics"] + ["train"] * 4
+    record = json.loads((tmp_path / "cells" / "shd-seed2" / "first.json").read_text())
+    assert Path(record["reference"]).read_text() == "statistics"
+    before = (tmp_path / "results.jsonl").read_bytes()
+    run(study())
+    assert len(calls()) == 13 and (tmp_path / "results.jsonl").read_bytes() == before
+
+
+def test_single_cells_and_several_at_once_give_the_same_rows(study, tmp_path):
+    def plain(results):
+        return {name: (row.sha256, row.figures) for name, row in results.items()}
+
+    wanted, _ = run(study())
+    (tmp_path / "results.jsonl").unlink()
+    together, _ = run(study(options={"workers": 4, "cells": tmp_path / "elsewhere"}))
+    (tmp_path / "results.jsonl").unlink()
+    for number in (3, 0, 2, 1):
+        one_by_one, _ = run(study(options={"cell": number, "cells": tmp_path / "one"}))
+    places = {"elsewhere", "one", "cells"}
+    assert places <= {path.name for path in tmp_path.iterdir()}
+    for results in (together, one_by_one):
+        assert plain(results) == plain(wanted)
+        assert {row.config_sha256 for row in results.values()} == {row.config_sha256 for row in wanted.values()}
+    (tmp_path / "results.jsonl").unlink()
+    shown, _ = run(study(options={"run": False, "cells": tmp_path / "one"}))
+    assert shown == one_by_one, "rows are taken from where the cells are"
+    assert run(study(options={"run": False, "cells": tmp_path / "nowhere"}))[0] == shown
+    with pytest.raises(UserError, match="wanted a number from 0 to 3, found 4"):
+        run(study(options={"cell": 4}))
+
+
+def test_a_failure_is_a_row_and_the_others_go_on(study):
+    results, said = run(study(grid=lasting("fails")))
+    failed = results["shd-seed1"]
+    assert failed.status == "failed" and not failed.figures
+    assert failed.error == "train: dit-shd train: data fails: wanted data, found none (exit code 2)"
+    assert results["output-seed2"].done
+    assert any("shd-seed1: failed: train:" in line for line in said)
+    done = len(calls())
+    assert run(study(grid=lasting("fails")))[0] == results
+    assert len(calls()) == done, "a failure is an end"
+
+
+def test_a_cell_that_failed_is_tried_again_when_asked_to_and_the_failure_stays(study):
+    run(study(grid=lasting("fails_once")))
+    results, _ = run(study(grid=lasting("fails_once"), options={"retry": True}))
+    assert all(row.done for row in results.values())
+    assert len(results["shd-seed1"].failures) == 1 and "data fails" in results["shd-seed1"].failures[0]
+    assert calls().count("train") == 6
+
+
+def test_rows_of_another_config_are_kept_and_not_shown(study, tmp_path):
+    run(study())
+    runner = Runner(study(sampling={"steps": 7}))
+    progress = runner.progress()
+    assert not progress.results and progress.others == 4
+    runner.run()
+    assert len(read_results(tmp_path / "results.jsonl")) == 8
+
+
+def test_shared_work_that_fails_is_no_cell(study, tmp_path):
+    file = tmp_path / "data.yaml"
+    file.write_text(f"data: {{name: fails}}\nrun: {tmp_path / 'teacher'}\n")
+    with pytest.raises(UserError, match=r"shared work failed: train: .*data fails"):
+        run(study(prepare=[f"train {file}"]))
+    assert not (tmp_path / "results.jsonl").exists()
+    file.write_text(f"data: {{name: x}}\nrun: {tmp_path / 'teacher'}\n")
+    results, _ = run(study(prepare=[f"train {file}"]))
+    assert len(results) == 4 and calls().count("train") == 6
+
+
+def test_no_cell_begins_beyond_the_budget(study):
+    results, said = run(study(cpu_hours=1e-9))
+    assert list(results) == ["output-seed1"]
+    assert "no other cell begins" in said[-1]
+
+
+def test_a_signal_ends_the_commands_and_the_same_study_goes_on(study, tmp_path, root):
+    config = study(grid=lasting("lasts"))
+    words = [sys.executable, "-m", "dit_shd", "study", str(config.study), f"launcher={config.launcher}", "workers=2"]
+    environment = {"PYTHONPATH": str(root), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True)
+    begun = tmp_path / "cells" / "shd-seed1" / "begun"
+    deadline = time.monotonic() + 60
+    while not begun.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 143, errors
+    assert "the same command goes on" in errors
+    assert all(row.variant == "output" for row in read_results(tmp_path / "results.jsonl"))
+    (tmp_path / "go").touch()
+    results, _ = run(config)
+    assert len(results) == 4 and all(row.done for row in results.values())
+    assert results["shd-seed1"].seconds["train"] >= 0 and not results["shd-seed1"].failures
+
+
+def test_a_run_that_a_killed_study_left_at_work_is_left_alone(study, tmp_path, root):
+    folder = tmp_path / "cells" / "shd-seed1" / "run"
+    folder.mkdir(parents=True)
+    code = f"""
+from pathlib import Path
+from dit_shd.core.lock import Lock
+lock = Lock(Path({str(folder)!r}) / ".lock", "dit-shd train")
+print("held", flush=True)
+input()
+"""
+    words = [sys.executable, "-c", code]
+    holder = subprocess.Popen(words, env={"PYTHONPATH": str(root)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert holder.stdout.readline() == b"held\n"
+    results, said = run(study())
+    holder.communicate(b"\n", timeout=30)
+    assert list(results) == ["output-seed1", "output-seed2", "shd-seed2"]
+    assert any("cell 1, shd-seed1: left out:" in line and "in use by" in line for line in said)
+    assert len(run(study())[0]) == 4
+
+
+@pytest.mark.parametrize("sampled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_study_of_real_runs_ends_in_a_page(sampled, tmp_path, monkeypatch, root, capsys):
+    """Two losses, two seeds, 20 steps, by the command line alone; figures of samples or of training's evaluation."""
+    monkeypatch.chdir(tmp_path)
+    base = {**read_yaml(root / "experiments" / "digits_student.yaml"), "steps": 20, "batch_size": 2, "log_every": 4}
+    base |= {"check_teacher": "no", "checkpoint_every": 20}
+    images = {"count": 20, "steps": 2, "labels": "balanced"}
+    scored = {"features": "digits", "reference": "digits:validation"}
+    values = {
+        **VALUES,
+        "grid": {"loss": {"output": {}, "shd": {"losses": [*base["losses"], {"name": "shd", "weight": 0.1}]}}},
+        "sampling": images if sampled else {},
+        "evaluators": {"digits": scored} if sampled else {},
+        "claims": [{"text": "Attention helps", "source": "table 5", "better": "shd", "than": "output"}],
+    }
+    if not sampled:
+        base |= {
+            "validate_every": 20,
+            "task": {"evaluation": {**images, **scored, "evaluate": {"metrics": ["frechet"]}}},
+        }
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    assert main(["study", "study.yaml", "workers=2"]) == 0, capsys.readouterr()
+    rows = read_results(tmp_path / "results.jsonl")
+    assert [row.status for row in rows] == ["done"] * 4
+    found = [row.figures["FD(digits)" if sampled else "training/FD(digits)"] for row in rows]
+    assert np.isfinite(found).all()
+    assert len(set(found)) == 4
+    assert [row.curve["step"] for row in rows] == [[4, 8, 12, 16, 20]] * 4
+    assert "plain/shd" in rows[1].curve and "plain/shd" not in rows[0].curve
+    difference = (found[1] - found[0] + found[3] - found[2]) / 2
+    assert f" {signed(difference)} " in capsys.readouterr().out
+    page = (tmp_path / "study.html").read_text()
+    assert not re.search(r'(src|href|srcset)="(?!data:)', page), "something is loaded from elsewhere"
+    assert page.count("<img") == 3 + 2 * sampled
+    for words in ("Attention helps", "Every seed", "Cost against quality", "Loss curves", "4 of 4 cells have ended"):
+        assert words in page
+    assert (tmp_path / "samples" / "shd.png").is_file() == sampled

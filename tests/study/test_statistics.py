@@ -1,0 +1,97 @@
+"""Against scipy's own tests, definitions, and many repeated studies."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from dit_shd.study.statistics import detectable_difference, holm, holm_confidence, paired_difference, power_of, summary
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 30])
+def test_a_paired_difference_is_scipys_paired_t_test(n):
+    rng = np.random.default_rng(n)
+    first, second = rng.normal(3, 1, n), rng.normal(2, 2, n)
+    found, wanted = paired_difference(first, second), stats.ttest_rel(first, second)
+    interval = wanted.confidence_interval(0.95)
+    assert found.n == n
+    np.testing.assert_allclose([found.low, found.high, found.p], [interval.low, interval.high, wanted.pvalue])
+    assert found.mean == pytest.approx(first.mean() - second.mean())
+
+
+def test_order_of_the_pairs_and_the_sign_of_the_difference():
+    found, turned = paired_difference([1, 5, 3], [2, 3, 9]), paired_difference([9, 2, 3], [3, 1, 5])
+    assert (turned.mean, turned.low, turned.high, turned.p) == pytest.approx(
+        (-found.mean, -found.high, -found.low, found.p)
+    )
+
+
+def test_one_seed_tells_no_interval_and_equal_differences_leave_no_doubt():
+    alone = paired_difference([2.0], [1.5])
+    assert (alone.n, alone.mean) == (1, 0.5) and math.isnan(alone.low) and math.isnan(alone.p)
+    assert math.isnan(paired_difference([], []).mean)
+    exact = paired_difference([2.0, 3.0], [1.0, 2.0])
+    assert (exact.low, exact.high, exact.p, exact.detectable) == (1, 1, 0, 0)
+    assert paired_difference([2.0, 3.0], [2.0, 3.0]).p == 1
+    with pytest.raises(ValueError, match="as many values"):
+        paired_difference([1.0, 2.0], [1.0])
+
+
+def closed_testing(p_values):
+    """Holm as a closed test: the largest Bonferroni p-value of all sets of hypotheses that hold a hypothesis."""
+    corrected = [0.0] * len(p_values)
+    for size in range(1, len(p_values) + 1):
+        for chosen in itertools.combinations(range(len(p_values)), size):
+            bonferroni = min(1.0, size * min(p_values[i] for i in chosen))
+            for i in chosen:
+                corrected[i] = max(corrected[i], bonferroni)
+    return corrected
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
+def test_holm_is_the_closed_test_of_bonferroni(p_values):
+    np.testing.assert_allclose(holm(p_values), closed_testing(p_values))
+
+
+@given(st.lists(st.floats(1e-6, 1), min_size=1, max_size=8))
+def test_corrected_intervals_and_corrected_p_values_agree(p_values):
+    """An interval of confidence c leaves 0 out where p <= 1 - c."""
+    for p, corrected, confidence in zip(p_values, holm(p_values), holm_confidence(p_values)):
+        if abs(corrected - 0.05) > 1e-9:
+            assert (p <= 1 - confidence) == (corrected <= 0.05)
+        assert 0.95 - 1e-12 <= confidence <= 1 - 0.05 / len(p_values) + 1e-12
+
+
+def test_unknown_p_values_count_for_nothing():
+    found = holm([math.nan, 0.01, 0.04])
+    assert math.isnan(found[0]) and found[1:] == [0.02, 0.04]
+    assert holm([]) == []
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 12])
+def test_power_is_that_of_the_noncentral_t(n):
+    limit = stats.t.ppf(0.975, n - 1)
+    for size in (0.0, 0.3, 1.0):
+        shift = size * math.sqrt(n)
+        wanted = stats.nct.sf(limit, n - 1, shift) + stats.nct.cdf(-limit, n - 1, shift)
+        assert power_of(-2 * size, 2.0, n) == pytest.approx(wanted)
+
+
+def test_the_detectable_difference_is_found_four_times_in_five():
+    n, deviation = 5, 0.7
+    size = detectable_difference(deviation, n)
+    draws = np.random.default_rng(0).normal(size, deviation, (20_000, n))
+    found = stats.ttest_1samp(draws, 0, axis=1).pvalue < 0.05
+    assert found.mean() == pytest.approx(0.8, abs=0.01)
+    assert detectable_difference(2 * deviation, n) == pytest.approx(2 * size)
+    assert detectable_difference(deviation, 10) < size
+    assert math.isnan(detectable_difference(1.0, 1))
+
+
+def test_a_summary_of_few_values():
+    assert summary([1.0, 2.0, 4.0]).deviation == pytest.approx(np.std([1, 2, 4], ddof=1))
+    assert math.isnan(summary([1.0]).deviation) and math.isnan(summary([]).mean)
