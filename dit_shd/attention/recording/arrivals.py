@@ -242,7 +242,7 @@ class Arrivals:
 
     def _parameter(self, weight: Tensor) -> tuple[nn.Module, str, bool] | None:
         """The module and name of the parameter that is a product's weight, and whether it was transposed on the way."""
-        if id(weight) in self._parameters:
+        if id(weight) in self._parameters and (type(weight) in (Tensor, nn.Parameter) or hasattr(weight, "placements")):
             return (*self._parameters[id(weight)], False)
         parameter = self._storages.get(address(weight)) if type(weight) in (Tensor, nn.Parameter) else None
         if parameter is None or parameter.numel() != weight.numel() or parameter.dtype != weight.dtype:

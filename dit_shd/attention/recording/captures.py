@@ -20,7 +20,7 @@ from dit_shd.attention.recording.instrument import plain_class, recorded, token_
 from dit_shd.attention.recording.joint import Tokens, sections
 from dit_shd.attention.recording.knowledge import Site, Sites
 from dit_shd.attention.recording.projection import PassingProjection
-from dit_shd.attention.recording.recorder import ProductRecorder, Recorder
+from dit_shd.attention.recording.recorder import ProductRecorder, Recorder, SlowPath
 from dit_shd.attention.recording.report import Report
 from dit_shd.attention.recording.sdpa_calls import Call, RawCall, joined
 from dit_shd.attention.recording.selection import Selection
@@ -65,6 +65,7 @@ class Recording(Mapping[str, Capture]):
         self._masks: dict[int, tuple[Tensor, DenseBias]] = {}
         self._set = ExitStack()
         self._products: list[ProductRecorder] = []
+        self._slow: set[nn.Module] = set()
         self._adapters = [module for module in model.modules() if hasattr(module, "_disable_adapters")]
         self._reported = False
 
@@ -86,6 +87,7 @@ class Recording(Mapping[str, Capture]):
         self._set.close()
 
     def _instrument(self, sites: Sites) -> None:
+        before = len(self.recorders)
         self._chosen.update(self.selection.chosen(sites))
         for name, site in sites.items():
             module = site.module()
@@ -94,6 +96,17 @@ class Recording(Mapping[str, Capture]):
             if name in self._chosen and self.selection.projections:
                 for projection in site.passing:
                     self._watch(projection)
+        if len(self.recorders) > before:
+            self._leave_fast_paths()
+
+    def _leave_fast_paths(self) -> None:
+        """Where PyTorch's encoder layers hold attention that is wanted."""
+        wanted = {recorder.module for recorder in self.recorders.values()}
+        for module in self._core.modules():
+            fast = isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerEncoder)) and module not in self._slow
+            if fast and wanted & set(module.modules()):
+                self._slow.add(module)
+                self._set.enter_context(recorded(module, SlowPath(self)))
 
     def _watch(self, projection: PassingProjection) -> None:
         module = projection.module()

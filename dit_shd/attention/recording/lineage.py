@@ -114,7 +114,7 @@ class Lineages:
         tensors: Any = args[0] if args else kwargs.get("tensors", ())
         if not isinstance(tensors, (list, tuple)) or not isinstance(result, Tensor):
             return
-        parts = [x for x in tensors if isinstance(x, Tensor)]
+        parts = [x for x in tensors if isinstance(x, Tensor) and x.ndim == result.ndim]  # an empty cache has none
         dim = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis", 0))
         known = [self.of(x) for x in parts]
         present = [each for each in known if each is not None]

@@ -79,6 +79,24 @@ class Recorder:
         return runs[::-1]
 
 
+class SlowPath:
+    """At a module of PyTorch whose eval fast path hides attention: while one is recorded, it takes the other path."""
+
+    def __init__(self, recording: Host):
+        self.recording = recording
+
+    @property
+    def armed(self) -> bool:
+        """Whether a forward is under way."""
+        return self.recording.armed
+
+    def see(self) -> None:
+        """That there is a function mode at all is enough."""
+
+    def record(self, calls: list[RawCall], tokens: Tokens) -> None:
+        """The attention inside of it has been recorded by its own recorder."""
+
+
 class ProductRecorder:
     """Takes the weights of a projection that are at hand only while it runs."""
 
