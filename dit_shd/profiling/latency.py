@@ -1,4 +1,4 @@
-"""What one forward pass of a model takes."""
+"""Cost of one forward pass of a model."""
 
 import statistics
 import time
@@ -15,12 +15,12 @@ LATENCY_BATCH = 16
 
 @dataclass(frozen=True)
 class Cost:
-    """What one forward pass of a model takes."""
+    """Cost of one forward pass of a model."""
 
     heads: int
     parameters: int
     flops: int
-    """Of one image; a multiply-add counts as two."""
+    """For one image; a multiply-add counts as two."""
     latency_ms: float
     """Per image, at batch 16 on one CPU thread; the median of several passes."""
 

@@ -20,12 +20,14 @@ INTERVALS = (
 
 @dataclass(frozen=True)
 class Table:
-    """Headings (name, what it is in small letters) and rows of text."""
+    """A table as text."""
 
     headings: Sequence[tuple[str, str]]
+    """(name, explanation in small letters) of each column."""
     rows: Sequence[Sequence[str]]
 
     def html(self) -> str:
+        """The table as HTML."""
         return table_html(self.headings, self.rows, tinted=-1)
 
 

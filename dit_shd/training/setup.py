@@ -114,13 +114,14 @@ def models_and_task(config: TrainConfig) -> Parts:
     torch.manual_seed(config.seed)
     task, dataset = TASKS.build(config.task, "task"), DATASETS.build(config.data, "data")
     task.check_data(dataset)
-    config = sized(config, dataset.classes)
+    config = sized(config, dataset.sizes)
     student = FAMILIES.build(config.student, "student")
     losses = [LOSSES.build(plugin, f"losses.{i}") for i, plugin in enumerate(config.losses)]
     checks.teaching(config, losses)
     teachers = load_teachers(config, task)
     task.use(dataset, student)
-    kept = before_training(config.vae, dataset.origin, dataset.shape[0], config.run)
+    latents = "latents" in dataset.fields
+    kept = before_training(config.vae, dataset.origin, dataset.shape[0], config.run) if latents else Kept(None)
     return Parts(config, task, student, losses, teachers, kept)
 
 

@@ -1,11 +1,14 @@
 """Variants over their seeds: dots, curves, cost against quality."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dit_shd.reports.figures.style import PANELS, panels, panels_size, png
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Dots = Mapping[str, Mapping[int, float]]
 """Variant -> seed -> value."""
@@ -17,7 +20,7 @@ def dot_figure(dots: Dots, name: str, dark: bool = False) -> bytes:
     """A line for each variant: a dot for each seed, in the seed's colour, and a bar at the mean."""
     seeds = sorted({seed for values in dots.values() for seed in values})
 
-    def draw(figure: Any) -> None:
+    def draw(figure: "Figure") -> None:
         ax = figure.subplots()
         colours = _colours(len(seeds))
         for line, values in enumerate(dots.values()):
@@ -44,7 +47,7 @@ def curves_figure(curves: Mapping[str, Sequence[Curve]], dark: bool = False) -> 
     terms = _terms(curves)
     colours = dict(zip(curves, _colours(len(curves))))
 
-    def draw(figure: Any) -> None:
+    def draw(figure: "Figure") -> None:
         for ax, term in panels(figure, terms):
             for variant, runs in curves.items():
                 logged = [run for run in runs if term in run]
@@ -74,10 +77,12 @@ def cost_figure(points: Mapping[str, tuple[float, float, float]], name: str, dar
     """Cost against quality.
 
     Args:
-        points: variant -> mean CPU seconds of training, mean and standard deviation of the figure. name: the figure's.
+        points: variant -> mean CPU seconds of training, mean and standard deviation of the figure.
+        name: the figure.
+        dark: whether it is for a dark page.
     """
 
-    def draw(figure: Any) -> None:
+    def draw(figure: "Figure") -> None:
         ax = figure.subplots()
         for (variant, (cost, mean, deviation)), colour in zip(points.items(), _colours(len(points))):
             bar = None if np.isnan(deviation) else deviation
@@ -89,8 +94,8 @@ def cost_figure(points: Mapping[str, tuple[float, float, float]], name: str, dar
     return png(draw, (7.6, 3.6), dark)
 
 
-def _colours(count: int) -> list[Any]:
-    """So many colours that can be told apart."""
+def _colours(count: int) -> list[tuple[float, float, float, float]]:
+    """`count` distinct colours."""
     import matplotlib
 
     return [matplotlib.colormaps["tab10" if count <= 10 else "tab20"](i % 20) for i in range(count)]
