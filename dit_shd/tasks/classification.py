@@ -68,6 +68,7 @@ class Classification(Task[ImageBatch]):
     batch_type: ClassVar = ImageBatch
     needs = frozenset({"images", "labels"})
     resumable = frozenset({"evaluation"})
+    evaluates_averages = True
 
     def __init__(
         self,
