@@ -69,7 +69,7 @@ def supported_page() -> str:
             continue
         lines = captures.report().lines
         orders = {role.partition(", ")[2] for line in lines if line.shapes for role in line.roles} - {""}
-        partial += any(" " in name for line in lines if line.shapes for name in line.projections)
+        partial += any(found.out is None for found in captures.values())
         first = next(line for line in lines if line.shapes and (not orders or ", " in line.roles[0]))
         owners = ", ".join(f"`{name}`" if " " not in name else "none: maps alone" for name in first.projections)
         rows.append(f"| `{name}` | {_layers(list(captures))} | {', '.join(sorted(orders))} | {owners} |")
