@@ -29,7 +29,7 @@ class Blocks:
         """For attention with several values: one float32 accumulator [rows, values * width]."""
         wide = max(cls.width(d), values * cls.width(width))
         if wide > 128 or dtype == torch.float32:
-            return cls(32, 32, 4, 2)
+            return cls(32, 32, 4 if bias == "none" else 8, 2)
         return cls(64, 64 if bias == "none" else 32, 4, 2)
 
     @classmethod
