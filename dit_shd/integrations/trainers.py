@@ -13,7 +13,6 @@ number is not known beforehand, and each micro batch counts the same.
 """
 
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 """The label of tokens that are not learned, in transformers and TRL."""
-Inputs = Mapping[str, Any]
+Inputs = dict[str, Any]
 """What a trainer gives to compute_loss."""
 
 
@@ -139,7 +138,8 @@ class SHDTerm:
         counts = [int(learned_rows(inputs).sum()) for inputs in found[0] if inputs.get("labels") is not None]
         self._expected = deque(counts)
         total = torch.tensor(float(sum(counts)), device=self.trainer.args.device)
-        self._total = float(self.trainer.accelerator.gather(total[None]).sum())
+        every: Any = self.trainer.accelerator.gather(total[None])
+        self._total = float(every.sum())
         return found
 
     def compute_loss(
