@@ -34,7 +34,7 @@ class PassOperations:
     """Of one image in one pass."""
 
     tokens: int
-    """That the encoder sees; fewer in a masked pass."""
+    """That the encoder sees; fewer where a pass leaves some out."""
     teacher: float
     forward: float
     backward: float
@@ -70,12 +70,12 @@ def step_operations(step: StepShape, student: Any, teachers: nn.Module | Teacher
 
     Passes whose size is drawn are counted at its mean.
     """
-    named, task, known = Distiller(step.task, student, step.losses).named_losses(), step.task, by_name(teachers)
+    distiller, task, known = Distiller(step.task, student, step.losses), step.task, by_name(teachers)
     kind = meta.ModelSpec.of(student)
     passes: dict[str, PassOperations] = {}
     for name in task.passes:
         forward, backward = _counted(kind, task, name, backward=True)
-        losses = {key: loss for key, loss in named if name in loss.passes}
+        losses = distiller.losses_of(name)
         asked = read_teachers(losses, known)
         again = _counted(kind, task, name, True, again=True)[1] - backward if step.recompute else 0
         passes[name] = PassOperations(

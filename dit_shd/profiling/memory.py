@@ -72,7 +72,7 @@ def _pass(step: StepShape, distiller: Distiller, teachers: Teachers, bare: Teach
     student: Any = distiller.student
     task = step.task
     (batch,) = [batch for batch in task.example(student, step.images, meta.META) if batch.pass_name == name]
-    losses = {key: loss for key, loss in distiller.named_losses() if name in loss.passes}
+    losses = distiller.losses_of(name)
     extra = sum(loss_costs(losses, task, name, student, teachers, step.images).values(), LayerCost())
     if step.recompute:
         student.enable_gradient_checkpointing()

@@ -108,7 +108,12 @@ class Task(ABC, Generic[B]):
             )
 
     def use(self, dataset: Dataset, student: nn.Module) -> None:
-        """Take the data, which `check_data` has passed, and what of the student's shape a batch depends on."""
+        """Take the data, and what of the student's shape a batch depends on.
+
+        Raises:
+            UserError: the data lack a field that is needed.
+        """
+        self.check_data(dataset)
         self.dataset = dataset
 
     def check_model(self, role: str, model: nn.Module) -> None:

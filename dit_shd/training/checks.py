@@ -128,6 +128,8 @@ def finite(who: str, model: nn.Module) -> None:
 def passes(task: Task[Any], losses: Sequence[Loss]) -> None:
     """Every loss takes part in a pass, and names none that the task cannot have."""
     for i, loss in enumerate(losses):
+        if loss.passes is None:
+            continue
         unknown = [name for name in loss.passes if name not in task.passes]
         if len(unknown) == len(loss.passes) or any(name not in task.all_passes for name in unknown):
             raise UserError(
