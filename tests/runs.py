@@ -56,7 +56,8 @@ def rows(folder, file="metrics.jsonl"):
 
 def weights(folder, student="student"):
     """The exported student's tensors."""
-    return load_file(folder / student / "diffusion_pytorch_model.safetensors")
+    (file,) = (folder / student).glob("*.safetensors")
+    return load_file(file)
 
 
 def torchrun(script, processes, root, *arguments):

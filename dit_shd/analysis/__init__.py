@@ -1,1 +1,1 @@
-"""What attention does, as numbers."""
+"""Analysis of attention, as numbers."""

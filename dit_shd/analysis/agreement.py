@@ -1,4 +1,4 @@
-"""A teacher's attention, what it squeezes to, and how near its students came: numbers, without any drawing.
+"""A teacher's attention, its squeezed maps, and the divergence of students from them, as numbers.
 
 Alphabet: b batch, h teacher heads, g student heads, w tokens along one side of the image (n = w w).
 """
@@ -26,13 +26,13 @@ from dit_shd.tasks.diffusion import NoisyBatch
 
 @dataclass(frozen=True, eq=False)
 class AttentionRows:
-    """One query token's rows of attention in one layer, laid out as the image is."""
+    """One query token's rows of attention in one layer, in the layout of the image."""
 
     layer: str
     teacher: np.ndarray
     """[h,w,w]"""
     squeezed: np.ndarray
-    """[g,w,w], A~"""
+    """[g,w,w], the squeezed maps A~."""
     students: dict[str, np.ndarray]
     """[g,w,w] of each student."""
     weights: np.ndarray
@@ -42,7 +42,7 @@ class AttentionRows:
 
 @dataclass(frozen=True, eq=False)
 class LayerSqueeze:
-    """How one teacher layer squeezes over a batch, and how near the students are to it."""
+    """Statistics of squeezing one teacher layer over a batch, and the students' divergence from it."""
 
     layer: str
     alpha: np.ndarray
@@ -50,7 +50,7 @@ class LayerSqueeze:
     t: np.ndarray
     """[b], timesteps"""
     clamped: float
-    """Share of alphas that had left [0, 1]."""
+    """Share of alphas outside of [0, 1] before clamping."""
     residual: float
     """||A~ X - sum A_i X_i|| / ||sum A_i X_i||, mean over samples and groups."""
     divergence: dict[str, float]
@@ -68,7 +68,7 @@ def noised(dataset: Dataset, index: int, t: int, seed: int) -> NoisyBatch:
 
 
 def inkiest_token(x_0: Tensor, window: int) -> int:
-    """The token with the brightest patch in one image [c,y,x]: one that has something to attend to."""
+    """The token with the brightest patch in one image [c,y,x], which is not background."""
     patch = x_0.shape[-1] // window
     return int(torch.nn.functional.avg_pool2d(x_0.mean(0)[None], patch).flatten().argmax())
 
@@ -82,27 +82,36 @@ def attention_rows(
     layers: Sequence[str] | None = None,
     how: LayerMap = "sections",
 ) -> list[AttentionRows]:
-    """The rows of one query token in some of the students' layers (all by default), for a batch of one."""
-    t, s = _captures(teacher, students, batch)
-    pairs = layer_map(list(t), list(next(iter(s.values()))), how)
+    """The rows of one query token in the students' layers.
+
+    Args:
+        teacher: the teacher.
+        students: by name, all with the same layers and heads.
+        batch: a batch of one sample.
+        token: the query token.
+        layers: names of the students' layers; all if None.
+        how: the layer map.
+    """
+    teacher_captures, student_captures = _captures(teacher, students, batch)
+    first = next(iter(student_captures.values()))
     row = slice(token, token + 1)
-    found = []
-    for ours, theirs in pairs.items():
-        if layers is not None and ours not in layers:
+    results = []
+    for layer, teacher_layer in layer_map(list(teacher_captures), list(first), how).items():
+        if layers is not None and layer not in layers:
             continue
-        squeezed = squeeze(t[theirs], next(iter(s.values()))[ours].heads)
-        maps = t[theirs].map(row)
-        found.append(
+        squeezed = squeeze(teacher_captures[teacher_layer], first[layer].heads)
+        maps = teacher_captures[teacher_layer].map(row)
+        results.append(
             AttentionRows(
-                layer=ours,
+                layer=layer,
                 teacher=_square(maps),
                 squeezed=_square(squeezed.mix(maps, row)),
-                students={name: _square(captures[ours].map(row)) for name, captures in s.items()},
+                students={name: _square(captures[layer].map(row)) for name, captures in student_captures.items()},
                 weights=squeezed.weight[0, :, 0].double().numpy(),
                 plan=squeezed.plan,
             )
         )
-    return found
+    return results
 
 
 @torch.no_grad()
@@ -110,32 +119,36 @@ def squeeze_statistics(
     teacher: nn.Module, students: Mapping[str, nn.Module], batch: NoisyBatch, how: LayerMap = "sections"
 ) -> list[LayerSqueeze]:
     """Alpha, clamping, residual and the students' divergence, layer by layer."""
-    t, s = _captures(teacher, students, batch)
-    pairs = layer_map(list(t), list(next(iter(s.values()))), how)
-    found = []
-    for ours, theirs in pairs.items():
-        squeezed = squeeze(t[theirs], next(iter(s.values()))[ours].heads)
+    teacher_captures, student_captures = _captures(teacher, students, batch)
+    first = next(iter(student_captures.values()))
+    statistics = []
+    for layer, teacher_layer in layer_map(list(teacher_captures), list(first), how).items():
+        teacher_capture = teacher_captures[teacher_layer]
+        squeezed = squeeze(teacher_capture, first[layer].heads)
         assert squeezed.alpha is not None
         assert squeezed.clamped is not None
         assert squeezed.residual is not None
-        near = {name: float(attention_kl(t[theirs], captures[ours], squeezed).mean()) for name, captures in s.items()}
-        found.append(
+        divergence = {
+            name: float(attention_kl(teacher_capture, captures[layer], squeezed).mean())
+            for name, captures in student_captures.items()
+        }
+        statistics.append(
             LayerSqueeze(
-                layer=ours,
+                layer=layer,
                 alpha=squeezed.alpha.double().numpy(),
                 t=batch.t.numpy(),
                 clamped=float(squeezed.clamped.double().mean()) if squeezed.clamped.numel() else 0.0,
                 residual=float(squeezed.residual.mean()),
-                divergence=near,
+                divergence=divergence,
             )
         )
-    return found
+    return statistics
 
 
 def _captures(
     teacher: nn.Module, students: Mapping[str, nn.Module], batch: NoisyBatch
 ) -> tuple[Captures, dict[str, Captures]]:
-    """One plain forward of every model, recorded."""
+    """Record one forward of every model."""
     with ExitStack() as stack:
         recorded = {name: stack.enter_context(capture(m)) for name, m in {"": teacher, **students}.items()}
         for model in (teacher, *students.values()):
@@ -145,7 +158,7 @@ def _captures(
 
 
 def _square(rows: Tensor) -> np.ndarray:
-    """Rows [1,heads,1,n] as pictures [heads,w,w]."""
+    """Rows [1,heads,1,n] as images [heads,w,w]."""
     heads, n = rows.shape[1], rows.shape[3]
     side = int(n**0.5)
     return rows[0, :, 0].double().reshape(heads, side, side).numpy()

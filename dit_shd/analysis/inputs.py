@@ -1,5 +1,7 @@
-"""What a model is shown when its attention is looked at: images of a dataset, a user's own tensors, or (drawn.py)
-random ones. Timesteps count 0..1000, or the steps of a run's schedule, whatever the model's own unit is.
+"""Inputs of a model whose attention is analysed: images of a dataset, or tensors in a file.
+
+Random inputs are in synthetic_inputs.py. Timesteps count 0..1000, or the steps of a run's schedule, whatever the unit
+of the model.
 """
 
 import inspect
@@ -13,9 +15,10 @@ import torch
 from diffusers.models.embeddings import Timesteps
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from dit_shd.core import rng
-from dit_shd.core.errors import UserError
+from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.file_kinds import NPZ, SAFETENSORS, file_kind
 from dit_shd.data.datasets import Dataset
 from dit_shd.diffusion.denoiser import Denoiser
@@ -30,23 +33,25 @@ class Inputs(ABC):
     """The keyword arguments of a model's forward, at any timestep."""
 
     name: str
+    """For errors."""
     words: str
-    """What these inputs are, for the page."""
+    """A description for the page."""
     batches: Sequence[range]
     """The samples of every forward."""
     fraction: bool | None = None
-    """Whether the model wants t / 1000; None: not known yet."""
+    """Whether the model's timestep is t / 1000; None if it is not known yet."""
 
     @abstractmethod
     def keywords(self, samples: range, t: int) -> dict[str, Any]:
-        """The arguments of some samples at timestep t."""
+        """The arguments for samples at timestep t."""
 
     @property
     def first(self) -> range:
-        """The samples of the pictures: one, if samples can be told apart."""
+        """The samples whose maps are drawn: one, if samples can be separated."""
         return self.batches[0][:1]
 
     def time(self, t: int) -> float:
+        """Timestep t in the model's unit."""
         return t / 1000 if self.fraction else t
 
 
@@ -67,7 +72,7 @@ class DatasetInputs(Inputs):
         sample = dataset.batch(chosen, rng.Draws(seed, 0, range(len(chosen)), len(chosen)))
         self.x_0, self._labels = sample["latents"], sample["labels"]
         if len(chosen) < batches[-1].stop:
-            raise UserError(f"samples: wanted up to {len(chosen)}, all that the data has, found {batches[-1].stop}")
+            raise UserError(f"samples: wanted up to {len(chosen)}, the size of the data, found {batches[-1].stop}")
         self.words = f"{len(chosen)} images of the data, noised to each timestep, with their labels"
 
     def keywords(self, samples: range, t: int) -> dict[str, Any]:
@@ -82,7 +87,7 @@ class FileInputs(Inputs):
     """The arrays of a file, all in one forward; `a.b` is the entry b of the dictionary a; only `timestep` changes.
 
     Raises:
-        UserError: not such a file, or arguments the forward does not know.
+        UserError: not such a file, or names that are no arguments of the forward.
     """
 
     def __init__(self, model: nn.Module, path: Path, time: Time):
@@ -95,8 +100,8 @@ class FileInputs(Inputs):
             raise UserError(f"{path}: wanted hidden_states among the arrays, found {', '.join(arrays) or 'none'}")
         self.name = str(path)
         self._timestep = arrays.pop("timestep", torch.zeros(len(arrays["hidden_states"])))
-        told = self._timestep.is_floating_point() and 0 < float(self._timestep.max()) <= 1
-        self.fraction = {"steps": False, "fraction": True, "auto": True if told else None}[time]
+        is_fraction = self._timestep.is_floating_point() and 0 < float(self._timestep.max()) <= 1
+        self.fraction = {"steps": False, "fraction": True, "auto": True if is_fraction else None}[time]
         self._keywords: dict[str, Any] = {}
         for name, array in arrays.items():
             outer, dot, entry = name.partition(".")
@@ -118,36 +123,36 @@ class FileInputs(Inputs):
 
 
 def try_out(model: nn.Module, inputs: Inputs, t: int) -> None:
-    """One forward at timestep t (1 or more), unrecorded: what does not fit is said, the unit of `timestep` found out.
+    """Run one forward at timestep t (1 or more) without recording; it determines the unit of `timestep`.
 
-    diffusers' Timesteps module is shown 1000 t by a model that multiplies what it is given.
+    A model that multiplies its timestep passes 1000 t to diffusers' Timesteps module.
 
     Raises:
         UserError: the forward failed.
     """
-    seen: list[float] = []
+    timesteps: list[float] = []
 
-    def look(module: Any, args: tuple[Any, ...]) -> None:
-        seen.append(float(args[0].max()) * module.scale)
+    def read_timestep(module: nn.Module, args: tuple[Any, ...]) -> None:
+        assert isinstance(module, Timesteps)
+        timesteps.append(float(args[0].max()) * module.scale)
 
-    hooks = [m.register_forward_pre_hook(look) for m in model.modules() if isinstance(m, Timesteps)]
+    hooks = [m.register_forward_pre_hook(read_timestep) for m in model.modules() if isinstance(m, Timesteps)]
     try:
         model(**on_device(inputs.keywords(inputs.first, t), model), return_dict=False)
-    except Exception as error:  # anybody's model, with whatever it makes of the inputs
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise UserError(f"{type(model).__name__}: its forward failed on {inputs.name} ({reason}); {REMEDY}") from error
+    except Exception as error:  # a model of any package can fail in any way
+        words = f"its forward failed on {inputs.name} ({error_line(error)})"
+        raise UserError(f"{type(model).__name__}: {words}; {REMEDY}") from error
     finally:
         for hook in hooks:
             hook.remove()
     if inputs.fraction is None:
-        inputs.fraction = bool(seen) and seen[0] >= 100 * t
+        inputs.fraction = bool(timesteps) and timesteps[0] >= 100 * t
 
 
-def on_device(value: Any, model: nn.Module) -> Any:
-    """Tensors, also inside dictionaries, where the model is."""
-    if isinstance(value, dict):
-        return {k: on_device(v, model) for k, v in value.items()}
-    return value.to(next(model.parameters()).device) if isinstance(value, Tensor) else value
+def on_device(keywords: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+    """Arguments with their tensors, also inside of dictionaries, on the model's device."""
+    device = next(model.parameters()).device
+    return tree_map_only(Tensor, lambda tensor: tensor.to(device), keywords)
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -156,14 +161,14 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: no such file; wanted an npz or safetensors file of the forward's arguments")
     try:
         if file_kind(path) == SAFETENSORS:
-            found = load_file(path)
+            arrays = load_file(path)
         else:
             with np.load(path, allow_pickle=False) as archive:
-                found = {name: torch.from_numpy(archive[name]) for name in archive.files}
-    except Exception as error:  # a stranger's file can be wrong in any way; nothing in it is executed
+                arrays = {name: torch.from_numpy(archive[name]) for name in archive.files}
+    except Exception as error:  # an untrusted file can be wrong in any way; nothing in it is executed
         kind = file_kind(path)
-        found = f"{kind} with more than numbers in it, or damaged" if kind in (NPZ, SAFETENSORS) else kind
+        content = f"{kind} with more than numbers in it, or damaged" if kind in (NPZ, SAFETENSORS) else kind
         raise UserError(
-            f"{path}: wanted an npz or safetensors file of the forward's arguments, found {found}"
+            f"{path}: wanted an npz or safetensors file of the forward's arguments, found {content}"
         ) from error
-    return {name: x.float() if x.is_floating_point() else x for name, x in found.items()}
+    return {name: x.float() if x.is_floating_point() else x for name, x in arrays.items()}

@@ -1,4 +1,4 @@
-"""What the attention of one model does, as numbers."""
+"""Analysis of the attention of one model, as numbers."""
 
 import fnmatch
 import inspect as signatures
@@ -12,7 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 from dit_shd.analysis.inputs import DatasetInputs, FileInputs, Inputs, Time
-from dit_shd.analysis.survey import LayerSurvey, Look, Scope, layer_maps, survey
+from dit_shd.analysis.survey import LayerMaps, LayerSurvey, Scope, layer_maps, survey
 from dit_shd.analysis.synthetic_inputs import SyntheticInputs
 from dit_shd.attention.recording.joint import Block
 from dit_shd.core.config import cast, checked, option, resolve
@@ -26,14 +26,16 @@ from dit_shd.diffusion.schedule import Schedule
 from dit_shd.models import loading
 
 ASSET_DATA = Plugin("digits", {"split": "validation"})
-"""What the models that ship with us are shown."""
+"""The data for models that ship with the package."""
 GRID = (50, 100, 200, 300, 400, 500, 600, 700, 800, 900)
+"""Timesteps of alpha by default, of 1000."""
 PICTURED = 300
+"""Timestep of the maps by default, of 1000."""
 
 
 @dataclass(frozen=True)
 class InspectConfig:
-    """What to look at. Timesteps count 0 to 1000, or the steps of the run's own schedule."""
+    """What to analyse. Timesteps count 0 to 1000, or the steps of the run's schedule."""
 
     model: Place = option("", MODEL)
     heads: int | None = option(None, "student heads of the merge plan; empty: half of the layer's, rounded up")
@@ -44,16 +46,21 @@ class InspectConfig:
     timesteps: list[int] | None = option(None, f"of alpha; empty: {', '.join(map(str, GRID))} of 1000")
     samples: int = option(16, "images (or random inputs) behind the similarity of heads and alpha")
     batch_size: int = option(4, "samples of one forward")
-    data: Plugin | None = option(None, "dataset for a class-conditional model; a run folder knows its own")
+    data: Plugin | None = option(None, "dataset for a class-conditional model; empty: that of the run folder")
     inputs: Path | None = option(None, "npz or safetensors of the forward's arguments, a.b for entries of a dictionary")
-    time: Time = option("auto", "the unit of the model's timestep: steps, fraction (t / 1000), or found out")
-    block: Block | None = option(None, "of joint text-image attention; empty: image where it can be told, else joint")
-    image: list[int] | None = option(None, "where the image's tokens stand in a joint sequence: [first, last + 1]")
+    time: Time = option("auto", "the unit of the model's timestep: steps, fraction (t / 1000), or auto: detected")
+    block: Block | None = option(None, "of joint text-image attention; empty: image if it is known, else joint")
+    image: list[int] | None = option(None, "range of the image's tokens in a joint sequence: [first, last + 1]")
     seed: int = option(0, "of the noise, the choice of images and random inputs")
     out: Path | None = option(None, "the folder; empty: inspect_<name> here")
     force: bool = option(False, "replace what an earlier inspect left in the folder")
 
     def check(self, steps: int) -> None:
+        """Check that the values are in their ranges, for a schedule of so many steps.
+
+        Raises:
+            UserError: naming the key, the range and the value.
+        """
         for key in ("samples", "batch_size"):
             if getattr(self, key) < 1:
                 raise UserError(f"{key}: wanted 1 or more, found {getattr(self, key)}")
@@ -70,7 +77,7 @@ class InspectConfig:
 
 @dataclass(frozen=True, eq=False)
 class Findings:
-    """All that the page is made of."""
+    """The results of an analysis, from which its page is made."""
 
     config: InspectConfig
     model: nn.Module
@@ -78,46 +85,48 @@ class Findings:
     scope: Scope
     timestep: int
     timesteps: list[int]
-    looks: dict[str, Look]
+    maps: dict[str, LayerMaps]
     layers: list[LayerSurvey]
     shown: list[str]
 
 
 def inspect(config: InspectConfig) -> Findings:
-    """Look at a model: the numbers.
+    """Analyse a model's attention.
+
+    Args:
+        config: the model, and what to analyse.
 
     Raises:
         UserError: no such model, or one whose attention cannot be recorded.
     """
     config = checked(config, "inspect")
     run = run_config(config.model)
-    model: Any = loading.load(config.model).eval().requires_grad_(False)
-    known = signatures.signature(model.forward).parameters
-    if "hidden_states" not in known:
-        told = f"holds {type(model).__name__}, whose forward takes {', '.join([*known][:4])}"
-        raise UserError(f"{config.model}: {told}; wanted a transformer (hidden_states)")
-    if torch.accelerator.is_available():
-        model.to(torch.accelerator.current_accelerator())
+    model = loading.load(config.model).eval().requires_grad_(False)
+    parameters = signatures.signature(model.forward).parameters
+    if "hidden_states" not in parameters:
+        words = f"holds {type(model).__name__}, whose forward takes {', '.join([*parameters][:4])}"
+        raise UserError(f"{config.model}: {words}; wanted a transformer (hidden_states)")
+    _to_accelerator(model)
     steps = schedule_length(run)
     timestep = PICTURED * steps // 1000 if config.timestep is None else config.timestep
     timesteps = sorted(set(config.timesteps or (t * steps // 1000 for t in GRID)))
     inputs = _inputs(config, model, run)
     scope = Scope(config.layers, config.block, None if config.image is None else slice(*config.image))
     with tqdm(desc="one sample", unit="layer") as bar:
-        scope, looks = layer_maps(model, inputs, scope, timestep, config.tokens, bar.update)
-    shown = _shown(list(looks), config.shown)
-    with tqdm(total=len(timesteps) * len(inputs.batches) * len(looks), desc="all samples", unit="layer") as bar:
+        scope, maps = layer_maps(model, inputs, scope, timestep, config.tokens, bar.update)
+    shown = _shown(list(maps), config.shown)
+    with tqdm(total=len(timesteps) * len(inputs.batches) * len(maps), desc="all samples", unit="layer") as bar:
         layers = survey(model, inputs, scope, timesteps, config.heads, bar.update)
-    return Findings(config, model, inputs, scope, timestep, timesteps, looks, layers, shown)
+    return Findings(config, model, inputs, scope, timestep, timesteps, maps, layers, shown)
 
 
-def numbers(found: Findings) -> dict[str, Any]:
-    """What the page says, for programs: heads and plans count from 0 here, as squeeze(plan=...) takes them."""
+def numbers(findings: Findings) -> dict[str, Any]:
+    """The numbers of the page as JSON; heads and plans count from 0, as in squeeze(plan=...)."""
     return {
-        "settings": resolve(found.config),
-        "inputs": found.inputs.words,
-        "block": found.scope.block,
-        "timesteps": found.timesteps,
+        "settings": resolve(findings.config),
+        "inputs": findings.inputs.words,
+        "block": findings.scope.block,
+        "timesteps": findings.timesteps,
         "layers": {
             layer.layer: {
                 "heads": layer.heads,
@@ -130,20 +139,25 @@ def numbers(found: Findings) -> dict[str, Any]:
                 "clamped": layer.clamped.round(6).tolist(),
                 "residual": layer.residual.round(6).tolist(),
             }
-            for layer in found.layers
+            for layer in findings.layers
         },
     }
 
 
-def _inputs(config: InspectConfig, model: Any, run: dict[str, Any]) -> Inputs:
+def _to_accelerator(model: nn.Module) -> None:
+    if torch.accelerator.is_available():
+        model.to(torch.accelerator.current_accelerator())
+
+
+def _inputs(config: InspectConfig, model: nn.Module, run: dict[str, Any]) -> Inputs:
     if config.inputs is not None:
         return FileInputs(model, config.inputs, config.time)
     size, count = config.batch_size, config.samples
     batches = [range(first, min(first + size, count)) for first in range(0, count, size)]
-    known = signatures.signature(model.forward).parameters
-    by_class = "class_labels" in known and "encoder_hidden_states" not in known
-    own = cast(Plugin, run["data"], "data") if "data" in run else None
-    data = config.data or own or (ASSET_DATA if config.model.startswith("asset:") else None)
+    parameters = signatures.signature(model.forward).parameters
+    by_class = "class_labels" in parameters and "encoder_hidden_states" not in parameters
+    run_data = cast(Plugin, run["data"], "data") if "data" in run else None
+    data = config.data or run_data or (ASSET_DATA if config.model.startswith("asset:") else None)
     if data is None:
         return SyntheticInputs(model, batches, config.seed, config.time)
     if not by_class:
@@ -165,6 +179,7 @@ def schedule_length(run: dict[str, Any]) -> int:
 
 
 def short_name(source: str) -> str:
+    """A model's name for a folder."""
     if source.startswith("asset:"):
         return source.removeprefix("asset:")
     path = Path(source).resolve()
@@ -176,12 +191,12 @@ def _shown(names: Sequence[str], wanted: Sequence[int | str] | None) -> list[str
     if wanted is None:
         return [names[i] for i in sorted({0, len(names) // 2, len(names) - 1})]
     chosen: set[str] = set()
-    for each in wanted:
-        if isinstance(each, int):
-            fitting = [names[each]] if -len(names) <= each < len(names) else []
+    for pattern in wanted:
+        if isinstance(pattern, int):
+            matching = [names[pattern]] if -len(names) <= pattern < len(names) else []
         else:
-            fitting = fnmatch.filter(names, each)
-        if not fitting:
-            raise UserError(f"shown: no layer fits '{each}'. Layers: {', '.join(names)}")
-        chosen.update(fitting)
+            matching = fnmatch.filter(names, pattern)
+        if not matching:
+            raise UserError(f"shown: no layer fits '{pattern}'. Layers: {', '.join(names)}")
+        chosen.update(matching)
     return [name for name in names if name in chosen]

@@ -1,7 +1,7 @@
-"""A survey of one model's attention: maps of one sample, how alike its heads are, and alpha against the timestep.
+"""A survey of one model's attention: maps of one sample, similarity of heads, and alpha against the timestep.
 
-Alphabet: b samples, h heads, g student heads, n query tokens, m keys. Maps are made tile by tile and are gone when
-their sums are taken; at most one layer's q, k and v are held.
+Alphabet: b samples, h heads, g student heads, n query tokens, m key tokens. Maps are computed tile by tile and only
+their sums are kept; at most one layer's q, k and v are in memory.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ from dit_shd.squeezing.products import Projections
 from dit_shd.squeezing.squeeze import Squeeze, squeeze
 
 BINS = 128
-"""Rows and columns of the picture of a whole map."""
+"""Largest number of rows and columns in the picture of a layer's map."""
 Grid = tuple[int, int]
 """(rows, columns) of tokens."""
 Tick = Callable[[], object]
@@ -35,7 +35,7 @@ def _idle() -> None: ...
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
+class LayerMaps:
     """One layer's maps of one sample at one timestep."""
 
     tokens: list[int]
@@ -44,18 +44,18 @@ class Look:
     """[q,h,m], their rows."""
     received: np.ndarray
     """[h,m], the mean over all query tokens."""
-    whole: np.ndarray
-    """[y,x], the mean over heads: how much of a run of queries' attention goes to a run of keys."""
-    tokens_in_all: int
+    binned: np.ndarray
+    """[y,x], the mean over heads, with intervals of queries averaged and intervals of keys summed."""
+    token_count: int
     """n"""
     queries: Grid | None
-    """How the query tokens lie; None: in a line."""
+    """The grid of the query tokens; None if they are in a line."""
     keys: Grid | None
 
 
 @dataclass(frozen=True, eq=False)
 class LayerSurvey:
-    """What is known of one layer. T timesteps, s samples."""
+    """The results of one layer. T timesteps, s samples."""
 
     layer: str
     tokens: int
@@ -66,60 +66,68 @@ class LayerSurvey:
     alpha: np.ndarray
     """[T,s,merges], of the contiguous plan."""
     clamped: np.ndarray
-    """[T], share of alphas that had left [0, 1]."""
+    """[T], share of alphas outside of [0, 1] before clamping."""
     residual: np.ndarray
     """[T], ||A~ X - sum A_i X_i|| / ||sum A_i X_i||, mean over samples and groups."""
 
     @property
     def heads(self) -> int:
+        """Number of heads."""
         return len(self.cosines)
 
 
 @dataclass(frozen=True)
 class Scope:
-    """Which layers and maps are looked at; see capture for what they may be."""
+    """The layers and maps to analyse; see capture for their values."""
 
     layers: Layers = None
     block: Block | None = None
-    """None: the image's part of joint text-image attention where the model tells it, else the whole map."""
+    """None: the image block of joint text-image attention if the model defines it, else the entire map."""
     image: slice | None = None
 
 
 @torch.no_grad()
 def layer_maps(
     model: nn.Module, inputs: Inputs, scope: Scope, t: int, tokens: Sequence[int] | None = None, tick: Tick = _idle
-) -> tuple[Scope, dict[str, Look]]:
-    """The maps of the first sample at timestep t by layer, and the scope with its block settled.
+) -> tuple[Scope, dict[str, LayerMaps]]:
+    """The maps of the first sample at timestep t.
 
     Args:
-        tokens: query tokens; by default one in the middle and two on the way to the corners. tick: is called for
-            every layer that ran.
+        model: the model.
+        inputs: the arguments of its forward.
+        scope: the layers and maps.
+        t: the timestep.
+        tokens: query tokens; by default three on the diagonal.
+        tick: called for every recorded layer.
+
+    Returns:
+        The scope with its block, and the maps by layer.
 
     Raises:
-        UserError: nothing to look at, or a token that is not there.
+        UserError: no attention to record, or a token out of range.
     """
     try_out(model, inputs, max(t, 1))
     keywords = inputs.keywords(inputs.first, t)
 
-    def maps(block: Block) -> dict[str, Look]:
-        found: dict[str, Look] = {}
+    def record(block: Block) -> dict[str, LayerMaps]:
+        maps: dict[str, LayerMaps] = {}
 
         def sink(name: str, layer: Capture) -> None:
-            found[name] = _look(name, layer, keywords, tokens)
+            maps[name] = _maps_of(name, layer, keywords, tokens)
             tick()
 
         with capture(model, scope.layers, sink, block, scope.image):
             model(**on_device(keywords, model), return_dict=False)
-        return found
+        return maps
 
     if scope.block is None and "encoder_hidden_states" in keywords:
         try:
-            found = maps("image")
-            return replace(scope, block="image"), found
-        except UserError:  # no joint attention, or nobody knows where the image stands
+            maps = record("image")
+            return replace(scope, block="image"), maps
+        except UserError:  # no joint attention, or the range of the image's tokens is unknown
             pass
-    settled = scope.block or "joint"
-    return replace(scope, block=settled), maps(settled)
+    block = scope.block or "joint"
+    return replace(scope, block=block), record(block)
 
 
 @torch.no_grad()
@@ -134,7 +142,12 @@ def survey(
     """Head similarity, plans and alpha of every layer, over all samples and timesteps.
 
     Args:
-        heads: student heads; by default half of each layer's, rounded up. tick: is called for every layer that ran.
+        model: the model.
+        inputs: the arguments of its forward.
+        scope: the layers and maps, with a block.
+        timesteps: the timesteps.
+        heads: student heads; by default half of each layer's, rounded up.
+        tick: called for every recorded layer.
 
     Raises:
         UserError: more student heads than a layer has, or values that are not finite.
@@ -155,12 +168,12 @@ def survey(
         for t in timesteps:
             for samples in inputs.batches:
                 model(**on_device(inputs.keywords(samples, t), model), return_dict=False)
-    return [found.layer(name, len(timesteps)) for name, found in sums.items()]
+    return [layer_sums.layer(name, len(timesteps)) for name, layer_sums in sums.items()]
 
 
 @dataclass
 class _Sums:
-    """What is gathered of one layer."""
+    """The accumulated results of one layer."""
 
     tokens: int
     groups: int
@@ -181,7 +194,8 @@ class _Sums:
     def layer(self, name: str, timesteps: int) -> LayerSurvey:
         cosines = self.similarity.cosines()
         alpha, clamped, residual = (
-            torch.cat(each).unflatten(0, (timesteps, -1)).numpy() for each in (self.alpha, self.clamped, self.residual)
+            torch.cat(batches).unflatten(0, (timesteps, -1)).numpy()
+            for batches in (self.alpha, self.clamped, self.residual)
         )
         return LayerSurvey(
             layer=name,
@@ -195,26 +209,26 @@ class _Sums:
         )
 
 
-def _look(name: str, layer: Capture, keywords: dict[str, Any], tokens: Sequence[int] | None) -> Look:
+def _maps_of(name: str, layer: Capture, keywords: dict[str, Any], tokens: Sequence[int] | None) -> LayerMaps:
     _, _, n, m = layer.shape
-    lying = layout(n, keywords)
+    grid = layout(n, keywords)
     if tokens is None:
-        rows, columns = lying or (1, n)
+        rows, columns = grid or (1, n)
         tokens = sorted({int(f * rows) * columns + int(f * columns) for f in (0.25, 0.5, 0.75)})
     missing = [token for token in tokens if not 0 <= token < n]
     if missing:
         raise UserError(f"tokens: {name} has query tokens 0 to {n - 1}, found {missing[0]}")
     layer = layer.detach()
-    received, whole = mean_maps(layer)
-    chosen = layer.select(torch.tensor(tokens, device=layer.query.device)).map()[0]  # [h,q,m]
-    return Look(
+    received, binned = mean_maps(layer)
+    token_rows = layer.select(torch.tensor(tokens, device=layer.query.device)).map()[0]  # [h,q,m]
+    return LayerMaps(
         tokens=list(tokens),
-        rows=chosen.transpose(0, 1).double().cpu().numpy(),
+        rows=token_rows.transpose(0, 1).double().cpu().numpy(),
         received=received.cpu().numpy(),
-        whole=whole.cpu().numpy(),
-        tokens_in_all=n,
-        queries=lying,
-        keys=lying if m == n else layout(m, keywords),
+        binned=binned.cpu().numpy(),
+        token_count=n,
+        queries=grid,
+        keys=grid if m == n else layout(m, keywords),
     )
 
 
@@ -222,16 +236,21 @@ def _look(name: str, layer: Capture, keywords: dict[str, Any], tokens: Sequence[
 def mean_maps(layer: Capture, bins: int = BINS, chunk_mib: float = CHUNK_MIB) -> tuple[Tensor, Tensor]:
     """Means of a layer's maps, tile by tile, in float64.
 
+    Args:
+        layer: the capture.
+        bins: largest number of intervals of queries and of keys.
+        chunk_mib: memory of a tile.
+
     Returns:
-        The mean over samples and query tokens [h,m]; and that over samples and heads, with the attention to a run of
-        keys summed and that of a run of queries averaged, so that every row sums to 1: [min(n,bins),min(m,bins)].
+        The mean over samples and query tokens [h,m]; and the mean over samples and heads, with intervals of keys
+        summed and intervals of queries averaged, so that every row sums to 1: [min(n,bins),min(m,bins)].
     """
     b, h, n, m = layer.shape
     buffers = Buffers(torch.promote_types(layer.query.dtype, torch.float32), layer.query.device)
     y, x = min(n, bins), min(m, bins)
-    row_bin, key_bin = (torch.arange(k, device=buffers.device) * few // k for k, few in ((n, y), (m, x)))
+    row_bin, key_bin = (torch.arange(k, device=buffers.device) * count // k for k, count in ((n, y), (m, x)))
     received = torch.zeros(h, m, dtype=torch.float64, device=buffers.device)
-    whole = torch.zeros(y, x, dtype=torch.float64, device=buffers.device)
+    binned = torch.zeros(y, x, dtype=torch.float64, device=buffers.device)
     tiling = Tiling.choose(b, 1, n, m, h, buffers.device, chunk_mib)
     for samples in slices(b, tiling.samples):
         maps = Maps(layer, samples, range(h), 1.0, buffers)
@@ -239,13 +258,13 @@ def mean_maps(layer: Capture, bins: int = BINS, chunk_mib: float = CHUNK_MIB) ->
             tile = maps.maps(rows)  # [b,h,r,m]
             received += tile.sum((0, 2), dtype=torch.float64)
             summed = tile.sum((0, 1), dtype=torch.float64)  # [r,m]
-            few = whole.new_zeros(len(summed), x).index_add_(1, key_bin, summed)
-            whole.index_add_(0, row_bin[rows], few)
-    return received / (b * n), whole / (b * h * row_bin.bincount()[:, None])
+            key_sums = binned.new_zeros(len(summed), x).index_add_(1, key_bin, summed)
+            binned.index_add_(0, row_bin[rows], key_sums)
+    return received / (b * n), binned / (b * h * row_bin.bincount()[:, None])
 
 
 def layout(n: int, keywords: dict[str, Any]) -> Grid | None:
-    """How n tokens lie: as the latents' height and width have it, or their positions, or in a square; None: a line."""
+    """The grid of n tokens, by the latents' height and width, by their positions, or square; None for a line."""
     latents, positions = keywords.get("hidden_states"), keywords.get("img_ids")
     if isinstance(latents, Tensor) and latents.ndim == 4:
         y, x = latents.shape[2:]

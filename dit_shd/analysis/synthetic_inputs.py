@@ -1,4 +1,4 @@
-"""Random inputs for anybody's transformer, by the names of its forward's arguments and the sizes in its config.
+"""Random inputs for any transformer, by the names of its forward's arguments and the sizes in its config.
 
 Adding an argument is one function and one line of MAKERS.
 """
@@ -15,22 +15,26 @@ from dit_shd.core import rng
 from dit_shd.core.errors import UserError
 
 SIDE, TEXT_LENGTH, PIXELS, GUIDANCE = 16, 77, 8, 3.5
-"""Where a config does not say: tokens on a side, text tokens, pixels of one latent, the guidance that is embedded."""
+"""Defaults for a config without these: tokens on a side, text tokens, pixels of a latent, the embedded guidance."""
 TEXT_WIDTHS = "caption_channels", "joint_attention_dim", "text_embed_dim", "cap_feat_dim", "cross_attention_dim"
+
+
+Argument = Tensor | dict[str, Tensor] | list[tuple[int, int, int]] | None
+"""The value of an argument; None if it cannot be made."""
 
 
 class SyntheticInputs(Inputs):
     """Random arguments, the same for the same seed and sample.
 
     Raises:
-        UserError: an argument that is needed and is not known how to make.
+        UserError: a required argument that is not in MAKERS.
     """
 
     name = "random inputs"
 
     def __init__(self, model: nn.Module, batches: Sequence[range], seed: int, time: Time):
         self.batches, self._seed = batches, seed
-        self._config = dict(cast(Mapping[str, Any], model.config))
+        self._config = dict(cast("Mapping[str, Any]", model.config))
         self.fraction = {"steps": False, "fraction": True, "auto": None}[time]
         parameters = inspect.signature(model.forward).parameters
         self._timed = "timestep" in parameters
@@ -41,22 +45,23 @@ class SyntheticInputs(Inputs):
                 raise UserError(f"{type(model).__name__}: cannot make up its argument '{name}'; {REMEDY}")
         self.words = (
             f"{batches[-1].stop} random inputs: pure noise as hidden_states, the same at every timestep, and random "
-            "conditions; they show how the model is made, not what it does with images"
+            "conditions; they show the model's structure, not its behaviour on images"
         )
 
     def keywords(self, samples: range, t: int) -> dict[str, Any]:
-        made = {name: self._make(name, samples) for name in self._names}
+        arguments = {name: self._make(name, samples) for name in self._names}
         time = torch.full((len(samples),), float(self.time(t)))
-        return made | ({"timestep": time} if self._timed else {})
+        return arguments | ({"timestep": time} if self._timed else {})
 
-    def _make(self, name: str, samples: range) -> Any:
+    def _make(self, name: str, samples: range) -> Argument:
         return MAKERS[name](self, name, samples)
 
     def size(self, *keys: str) -> int | None:
-        """The first of some keys of the config that is a whole number."""
+        """The value of the first of these config keys that holds a whole number."""
         return next((v for key in keys if isinstance(v := self._config.get(key), int)), None)
 
     def has(self, key: str) -> bool:
+        """Whether a config key is set."""
         return bool(self._config.get(key))
 
     @property
@@ -66,6 +71,7 @@ class SyntheticInputs(Inputs):
 
     @property
     def text_length(self) -> int:
+        """Number of text tokens."""
         return self.size("max_text_seq_length", "text_len") or TEXT_LENGTH
 
     @property
@@ -74,13 +80,13 @@ class SyntheticInputs(Inputs):
         return self.size("sample_size") or 2 * SIDE
 
     def normal(self, name: str, samples: range, *shape: int | None) -> Tensor | None:
-        """Standard normal numbers [b,*shape]; None if a size is not known."""
+        """Standard normal numbers [b,*shape]; None if a size is unknown."""
         if None in shape:
             return None
         return rng.normal(self._seed, f"inspect {name}", 0, samples, shape)  # type: ignore[arg-type]
 
-    def whole(self, name: str, samples: range, high: int | None) -> Tensor | None:
-        """Numbers below `high` [b]."""
+    def integers(self, name: str, samples: range, high: int | None) -> Tensor | None:
+        """Whole numbers below `high` [b]; None if that is unknown."""
         if high is None:
             return None
         return (rng.uniform(self._seed, f"inspect {name}", 0, samples) * high).long()
@@ -106,7 +112,7 @@ def _pooled(drawn: SyntheticInputs, name: str, samples: range) -> Tensor | None:
 
 
 def _labels(drawn: SyntheticInputs, name: str, samples: range) -> Tensor | None:
-    return drawn.whole(name, samples, drawn.size("num_classes", "num_embeds_ada_norm"))
+    return drawn.integers(name, samples, drawn.size("num_classes", "num_embeds_ada_norm"))
 
 
 def _guidance(drawn: SyntheticInputs, name: str, samples: range) -> Tensor | None:
@@ -139,7 +145,7 @@ def _text_positions(drawn: SyntheticInputs, name: str, samples: range) -> Tensor
     return torch.zeros(drawn.text_length, max(drawn.axes, 3))
 
 
-MAKERS: dict[str, Callable[[SyntheticInputs, str, range], Any]] = {
+MAKERS: dict[str, Callable[[SyntheticInputs, str, range], Argument]] = {
     "hidden_states": _latents,
     "encoder_hidden_states": _text,
     "encoder_hidden_states_mask": _mask,
@@ -155,4 +161,4 @@ MAKERS: dict[str, Callable[[SyntheticInputs, str, range], Any]] = {
     "target_size": _pixels,
     "crop_coords": _corner,
 }
-"""Argument -> how it is made; None where the config does not say: the argument is left out."""
+"""Argument -> function that makes it; it returns None, and the argument is left out, if the config lacks a size."""

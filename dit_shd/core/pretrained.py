@@ -34,6 +34,8 @@ WEIGHTS = re.compile(
     r"diffusion_pytorch_model(-\d+-of-\d+)?(\.(?P<variant>\w+))?(-\d+-of-\d+)?\.(?P<kind>safetensors|bin)"
 )
 """How diffusers names files of weights, with the number of a shard and a variant such as fp16."""
+LIBRARY_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
+"""How timm and transformers name them."""
 
 _log = logging.getLogger("dit_shd")
 
@@ -43,18 +45,24 @@ def model_folder(path: Path) -> Path | None:
     return next((path / inside for inside in SUBFOLDERS if (path / inside / "config.json").is_file()), None)
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """A folder's config.json; empty where there is none, or it is not readable."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
 def class_name(folder: Path) -> str:
     """The class that a folder's config.json names.
 
     Raises:
         UserError: it is not the config of a diffusers model.
     """
-    try:
-        name = json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"]
-        if not isinstance(name, str):
-            raise ValueError("_class_name is no text")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{folder}/config.json: not the config of a diffusers model (no _class_name)") from error
+    name = read_config(folder).get("_class_name")
+    if not isinstance(name, str):
+        raise UserError(f"{folder}/config.json: not the config of a diffusers model (no _class_name)")
     return name
 
 
@@ -155,6 +163,13 @@ def choose_weights(names: Iterable[str], where: str, variant: str | None = None)
     return Chosen([*files[(wanted, safe)], *index], wanted or None, safe, "; ".join(notes))
 
 
+def _library_weights(names: Sequence[str]) -> list[str]:
+    """The safetensors of a repository of timm or transformers; empty where it has weights in diffusers' names."""
+    if any(WEIGHTS.fullmatch(name) for name in names):
+        return []
+    return [name for name in names if LIBRARY_WEIGHTS.fullmatch(name)]
+
+
 def autoencoder_folder(source: str | Path) -> Path:
     """The local folder of an autoencoder: of the name's own folder, of a pipeline's, or of a repository of the hub.
 
@@ -192,6 +207,7 @@ def of_hub(name: HubName, subfolders: Sequence[str] = (".", "transformer")) -> P
     if config is None:
         raise UserError(f"{name}: wanted a repository with {' or '.join(configs)}, it has none")
     inside = config.removesuffix("config.json")
-    weights = choose_weights((f.removeprefix(inside) for f in files if f.startswith(inside)), str(name)).files
+    names = [f.removeprefix(inside) for f in files if f.startswith(inside)]
+    weights = _library_weights(names) or choose_weights(names, str(name)).files
     wanted = [config, *(inside + file for file in weights), "README.md", RECORD]
     return name.download([file for file in wanted if file in files]) / inside

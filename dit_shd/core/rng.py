@@ -5,7 +5,9 @@ same numbers again. Philox is counter-based (Salmon et al., SC 2011), so each tu
 """
 
 import hashlib
-from collections.abc import Sequence
+import random
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -42,6 +44,25 @@ def uniform(seed: int, purpose: str, step: int, indices: Sequence[int], shape: S
 def permutation(seed: int, purpose: str, epoch: int, count: int) -> np.ndarray:
     """The order of `count` items in one epoch."""
     return stream(seed, purpose, epoch).permutation(count)
+
+
+@contextmanager
+def keyed_generators(seed: int, purpose: str, step: int, index: int = 0) -> Generator[None]:
+    """Inside it a library that draws from the global generators of Python, numpy and torch (CPU) draws keyed numbers.
+
+    The generators are left as they were found.
+    """
+    keys = [int(key) for key in stream(seed, purpose, step, index).integers(2**32, size=3)]
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    random.seed(keys[0])
+    np.random.seed(keys[1])  # noqa: NPY002
+    torch.default_generator.manual_seed(keys[2])  # torch.manual_seed would seed the GPUs, too
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])  # noqa: NPY002
+        torch.set_rng_state(before[2])
 
 
 @dataclass(frozen=True)

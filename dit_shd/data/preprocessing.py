@@ -24,7 +24,13 @@ MACHINE = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE,
 
 
 def pixels(raw: Raw, size: int) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The image's ADM centre crop, uint8 [size,size,3], and remarks on the image.
+    """The image's ADM centre crop, uint8 [size,size,3], and remarks on the image; errors as decoded."""
+    image, image_remarks = decoded(raw)
+    return centre_crop(image, size), image_remarks
+
+
+def decoded(raw: Raw) -> "tuple[Image, tuple[str, ...]]":
+    """The image in RGB, as a PIL image, and remarks on it.
 
     Raises:
         BrokenImage: it cannot be decoded, or takes too much memory.
@@ -34,7 +40,7 @@ def pixels(raw: Raw, size: int) -> tuple[np.ndarray, tuple[str, ...]]:
 
     try:
         if isinstance(raw, np.ndarray):
-            return centre_crop(Image.fromarray(raw.squeeze(-1) if raw.shape[-1] == 1 else raw).convert("RGB"), size), ()
+            return Image.fromarray(raw.squeeze(-1) if raw.shape[-1] == 1 else raw).convert("RGB"), ()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pillow's warnings about bombs and odd files: checked below
             with opened(raw) as image:
@@ -42,7 +48,7 @@ def pixels(raw: Raw, size: int) -> tuple[np.ndarray, tuple[str, ...]]:
                 if image.mode not in MODES:
                     raise BrokenImage(f"mode {image.mode}; wanted 8 bits a channel")
                 image_remarks = remarks(image, raw)
-                return centre_crop(_eight_bits(image, raw), size), image_remarks
+                return _eight_bits(image, raw), image_remarks
     except (BrokenImage, MemoryError):
         raise
     except Image.UnidentifiedImageError as error:

@@ -15,6 +15,7 @@ from torch import nn
 from dit_shd.core.errors import one_line
 from dit_shd.data.datasets import Dataset
 from dit_shd.diffusion.denoiser import classes_of
+from dit_shd.models.shape import shape_of
 
 Names = Sequence[str | None]
 WORDNET = re.compile(r"n\d{8}")
@@ -57,8 +58,7 @@ def _listed(dataset: Dataset, classes: Sequence[int]) -> str:
 def compare(teacher: nn.Module, dataset: Dataset) -> tuple[str, bool]:
     """How the data's classes are the teacher's, in words; and whether that is as far as names tell right."""
     seen = np.unique(dataset.labels()).tolist()
-    own: Any = teacher.config
-    theirs: Names | None = own.get("class_names")
+    theirs: Names | None = shape_of(teacher).class_names
     unseen = [i for i in seen if theirs is not None and (i >= len(theirs) or theirs[i] is None)]
     if unseen:
         return f"the teacher never saw the data's classes {_listed(dataset, unseen)}", False

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dit_shd.models.shape import shape_of
+
 NO_LABEL = -1
 """Stands for "no class" in labels; each model has its own number for that."""
 
@@ -18,24 +20,22 @@ class Denoiser:
 
     @property
     def channels(self) -> int:
-        return self.model.config.in_channels
+        return shape_of(self.model).channels
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Of the latents it takes [c,y,x]."""
-        side = self.model.config.sample_size
-        return (self.channels, side, side)
+        return shape_of(self.model).latents
 
     @property
     def tokens(self) -> int:
         """n of a pass over all tokens."""
-        return (self.model.config.sample_size // self.model.config.patch_size) ** 2
+        return shape_of(self.model).tokens
 
     @property
     def classes(self) -> int:
         """How many; that number is also its label for "none"."""
-        config = self.model.config
-        return config.num_classes if "num_classes" in config else config.num_embeds_ada_norm
+        return shape_of(self.model).classes
 
     def __call__(self, x_t: Tensor, t: Tensor, labels: Tensor, keep: Tensor | None = None) -> Tensor:
         """Its output [b, c or 2c, y, x].
@@ -52,11 +52,11 @@ class Denoiser:
 
 def known_classes(model: nn.Module) -> list[int]:
     """The classes that a model has learned: those that its config names, or all."""
-    asked = Denoiser(model)
-    names = asked.model.config.get("class_names")
-    return [i for i in range(asked.classes) if names is None or (i < len(names) and names[i] is not None)]
+    shape = shape_of(model)
+    names = shape.class_names
+    return [i for i in range(shape.classes) if names is None or (i < len(names) and names[i] is not None)]
 
 
 def classes_of(model: nn.Module) -> int:
     """The number of classes of a model; that number is also its label for "none"."""
-    return Denoiser(model).classes
+    return shape_of(model).classes

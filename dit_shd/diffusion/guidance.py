@@ -1,13 +1,12 @@
 """Classifier-free guidance (arXiv 2207.12598) with MDT's ramp (arXiv 2303.14389)."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dit_shd.diffusion.denoiser import classes_of
 from dit_shd.diffusion.sample_config import SampleConfig
+from dit_shd.models.shape import shape_of
 
 
 def guidance_weight(config: SampleConfig, timestep: float) -> float:
@@ -27,11 +26,11 @@ class Guided:
     """
 
     def __init__(self, model: nn.Module, labels: Tensor, config: SampleConfig):
-        own: Any = model.config
-        channels = own.in_channels if config.guided_channels is None else config.guided_channels
+        shape = shape_of(model)
+        channels = shape.channels if config.guided_channels is None else config.guided_channels
         self.model, self.labels, self.config = model, labels, config
-        self.guided: int = min(channels, own.in_channels)
-        self.null = torch.full_like(labels, classes_of(model))
+        self.guided: int = min(channels, shape.channels)
+        self.null = torch.full_like(labels, shape.classes)
 
     def __call__(self, x: Tensor, timestep: int) -> Tensor:
         weight = guidance_weight(self.config, timestep)

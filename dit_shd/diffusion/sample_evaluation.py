@@ -26,6 +26,7 @@ from dit_shd.evaluation.evaluate import EvaluateConfig, evaluate
 from dit_shd.evaluation.features import FEATURES
 from dit_shd.evaluation.reference import open_reference
 from dit_shd.evaluation.scoring import select_metrics
+from dit_shd.models.shape import shape_of
 
 _log = logging.getLogger("dit_shd")
 
@@ -77,13 +78,13 @@ class SampleEvaluation:
         Raises:
             UserError: no such autoencoder or reference, or samples that features, reference or metrics do not fit.
         """
-        own: Any = student.config
+        shape = shape_of(student)
         sampling, device = self.sampling(Path("run"), 0), device_of(student)
         try:
             if sampling.vae == AUTO and kept.autoencoder is not None:
                 decode = Decoder(kept.autoencoder)
             else:
-                decode = decoder(sampling.vae, kept.origin, own.in_channels, device)
+                decode = decoder(sampling.vae, kept.origin, shape.channels, device)
         except UserError as error:
             raise UserError(f"task.evaluation.sample.{error}") from error
         if decode.keep:
@@ -95,9 +96,9 @@ class SampleEvaluation:
         scoring = self.scoring(Path("run.npz"))
         network = FEATURES.build(scoring.features, "task.evaluation.features")
         reference = open_reference(self.reference, "task.evaluation.reference")
-        _, channels, height, width = decode(torch.zeros(1, own.in_channels, 1, 1)).shape  # of one latent
-        shape = (self.count, own.sample_size * height, own.sample_size * width, channels)
-        samples = ArrayImages(np.broadcast_to(np.uint8(0), shape), "evaluation")
+        _, channels, height, width = decode(torch.zeros(1, shape.channels, 1, 1)).shape  # of one latent
+        size = (self.count, shape.side * height, shape.side * width, channels)
+        samples = ArrayImages(np.broadcast_to(np.uint8(0), size), "evaluation")
         network.check(samples.shape[1:], "evaluation")
         reference.check(samples, network)
         select_metrics(scoring.metrics, samples, reference, network)

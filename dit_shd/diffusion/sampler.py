@@ -28,6 +28,7 @@ from dit_shd.diffusion.sample_config import SampleConfig
 from dit_shd.diffusion.solvers import denoise
 from dit_shd.models import loading
 from dit_shd.models.families.mdt import kept_biases
+from dit_shd.models.shape import shape_of
 
 
 def sample(
@@ -94,9 +95,10 @@ def prepared(model: nn.Module, config: SampleConfig) -> nn.Module:
 
 def load_decoder(config: SampleConfig, model: nn.Module) -> Decoder:
     """What turns the model's latents into pixels, by what the run or folder that it is from tells of them."""
-    own: Any = model.config
-    origin = of_source(config.run or str(own.get("_name_or_path") or ""), own.in_channels)
-    return decoder(config.vae, origin, own.in_channels, device_of(model))
+    channels = shape_of(model).channels
+    settings: Any = model.config
+    origin = of_source(config.run or str(settings.get("_name_or_path") or ""), channels)
+    return decoder(config.vae, origin, channels, device_of(model))
 
 
 @torch.no_grad()
@@ -113,8 +115,7 @@ def draw(
     Args:
         on_step: told after each solver step how much of the work that was, in images.
     """
-    device, own = device_of(model), model.config
-    shape: tuple[int, ...] = (own.in_channels, own.sample_size, own.sample_size)  # type: ignore[union-attr, assignment]
+    device, shape = device_of(model), shape_of(model).latents
     guided = Guided(model, torch.from_numpy(labels).to(device), config)
 
     sound: list[tuple[int, Tensor, Tensor]] = []

@@ -1,4 +1,4 @@
-"""Model families, checkpoints of ours and of others, and where weights come from."""
+"""Model families, checkpoints of dit_shd and of others, and the provenance of weights."""
 
 from dit_shd.models.families.dit import DiT
 from dit_shd.models.families.mdt import MDTv2

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -14,39 +13,46 @@ def named_blocks(model: nn.Module, prefix: str = "") -> dict[str, nn.Module]:
     found: dict[str, nn.Module] = {}
     for name, child in model.named_children():
         path = f"{prefix}{name}"
-        if isinstance(child, nn.ModuleList):
-            found |= {f"{path}.{i}": block for i, block in enumerate(child)}
+        if isinstance(child, nn.ModuleList) or _is_list_of_blocks(child):
+            found |= {f"{path}.{name}": block for name, block in child.named_children()}
         else:
             found |= named_blocks(child, f"{path}.")
     return {name: block for name, block in found.items() if any(True for _ in block.parameters())}
 
 
+def _is_list_of_blocks(module: nn.Module) -> bool:
+    """Whether a module is a Sequential of blocks of one class, as timm's, rather than a chain of layers."""
+    if not isinstance(module, nn.Sequential) or len(module) < 2:
+        return False
+    return len({type(member) for member in module}) == 1 and any(True for _ in module[0].children())
+
+
 def blocks(model: nn.Module) -> list[nn.Module]:
-    """The same without their names."""
+    """The blocks of `named_blocks` without their names."""
     return list(named_blocks(model).values())
 
 
 @contextmanager
 def recorded_blocks(model: nn.Module, sink: Callable[[str, Tensor], None]) -> Generator[None]:
-    """Inside it, hand the output [b,n,e] of each block of a forward to `sink(name, output)` as it runs.
+    """Call `sink(name, output)` with the output [b,n,e] of each block as the model runs in the `with` block.
 
     Raises:
-        UserError: a model without blocks, or a block that gives no tensor.
+        UserError: the model has no blocks, or a block does not return a tensor.
     """
-    found = named_blocks(model)
-    if not found:
+    named = named_blocks(model)
+    if not named:
         raise UserError(f"{type(model).__name__}: has no list of blocks whose outputs could be read")
 
-    def hook(name: str) -> Any:
-        def see(_module: nn.Module, _inputs: Any, output: Any) -> None:
+    def hook(name: str) -> Callable[[nn.Module, object, object], None]:
+        def record(_module: nn.Module, _inputs: object, output: object) -> None:
             first = output[0] if isinstance(output, (tuple, list)) and output else output
             if not isinstance(first, Tensor):
                 raise UserError(f"{name}: wanted a block that gives a tensor first, found {type(first).__name__}")
             sink(name, first)
 
-        return see
+        return record
 
-    handles = [block.register_forward_hook(hook(name)) for name, block in found.items()]
+    handles = [block.register_forward_hook(hook(name)) for name, block in named.items()]
     try:
         yield
     finally:

@@ -1,107 +1,114 @@
-"""The words of a model card."""
+"""The text of model cards."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import yaml
+from torch import nn
 
-from dit_shd.core.errors import UserError, one_line
-from dit_shd.core.yaml_files import dump
-from dit_shd.data.datasets import DATASETS
+from dit_shd.core.errors import one_line
 from dit_shd.data.latent_origin import Origin
 from dit_shd.models.provenance import LISTS, PERMISSIVE, Provenance, union
+from dit_shd.models.shape import shape_of
 
 SHOWN = 20
 """Classes that a card names."""
 
 
+@dataclass(frozen=True)
+class RunFacts:
+    """What the cards of a run's models say about their training."""
+
+    config: str
+    """The run's config as YAML."""
+    ema_warmup: bool
+    """Whether the decay rates of the averages were warmed up."""
+    dataset: str
+    """Name and source of the data in one line."""
+    origin: Provenance
+    """Of the teachers."""
+    latents: Origin | None = None
+    """The autoencoder of the latents; None for pixels."""
+
+
 def metadata(origin: Provenance) -> dict[str, str]:
-    """For the head of a safetensors file, whose values are texts; of_file reads it."""
+    """Provenance as the metadata of a safetensors file, whose values are texts; provenance.of_file reads it."""
     lists = {key: "\n".join(getattr(origin, key)) for key in LISTS}
     return {k: v for k, v in {"format": "pt", "license": origin.license or "", **lists}.items() if v}
 
 
-def trained(
-    model: Any,
-    config: Any,
-    step: int,
-    origin: Provenance,
-    rate: float,
-    share: float,
-    latents: Origin | None = None,
-) -> str:
+def trained(model: nn.Module, facts: RunFacts, step: int, rate: float, share: float) -> str:
     """The card of a model that dit_shd trained.
 
     Args:
-        origin: of what it learned from. rate: of the average that its weights are.
-        share: of the first weights in it.
-        latents: of which autoencoder they are; None: pixels.
+        model: for its class, its classes and its number of parameters.
+        facts: of the run.
+        step: number of training steps.
+        rate: decay rate of the average that the weights are.
+        share: share of the first weights in that average.
     """
     weights = {
         "weights": "average",
         "steps": step,
         "ema": rate,
-        "ema_warmup": config.ema_warmup,
+        "ema_warmup": facts.ema_warmup,
         "share_of_first_weights": float(f"{share:.4g}"),
     }
-
-    data = _data(config.data)
     return _text(
         model,
-        replace(origin, trained_on=union([[data], origin.trained_on])),
+        replace(facts.origin, trained_on=union([[facts.dataset], facts.origin.trained_on])),
         f"Trained by dit_shd for {step} steps. The weights are their average over training (ema {rate}"
-        f"{', warmed up' if config.ema_warmup else ''}), {share:.2%} of which are those it began with. "
+        f"{', warmed up' if facts.ema_warmup else ''}), {share:.2%} of which are those it began with. "
         'Load: `dit_shd.models.load("this folder")`.',
-        f"{_classes(model)}{autoencoder_words(latents)}## Configuration\n\n```yaml\n{dump(config)}```\n",
+        f"{_classes(model)}{autoencoder_section(facts.latents)}## Configuration\n\n```yaml\n{facts.config}```\n",
         {"training": weights},
     )
 
 
-def _classes(model: Any) -> str:
-    """The section on the classes that the training saw; nothing where it saw all of them and they have no names."""
-    names = model.config.get("class_names")
+def _classes(model: nn.Module) -> str:
+    """The section on the trained classes; empty where the model's config does not name classes."""
+    names = shape_of(model).class_names
     if names is None:
         return ""
-    seen = [f"{i} {one_line(name)}".strip() for i, name in enumerate(names) if name is not None]
-    listed = ", ".join(seen[:SHOWN]) + (", ... (config.json has all of them)" if len(seen) > SHOWN else "")
-    return f"## Classes\n\n{len(seen)} of {len(names)} were trained: {listed}.\n\n"
+    trained = [f"{i} {one_line(name)}".strip() for i, name in enumerate(names) if name is not None]
+    listed = ", ".join(trained[:SHOWN]) + (", ... (config.json has all of them)" if len(trained) > SHOWN else "")
+    return f"## Classes\n\n{len(trained)} of {len(names)} were trained: {listed}.\n\n"
 
 
-def autoencoder_words(latents: Origin | None) -> str:
-    """The card's section about the autoencoder; empty where latents are pixels."""
+def autoencoder_section(latents: Origin | None) -> str:
+    """The card's section on the autoencoder; empty for a model of pixels."""
     if latents is None:
         return ""
     if not latents.vae:
         return "## Autoencoder\n\nIt makes latents, and the data did not tell of which autoencoder.\n\n"
-    told = f"; the sha256 of its tensors is {latents.vae_sha256}" if latents.vae_sha256 else ""
+    digest = f"; the sha256 of its tensors is {latents.vae_sha256}" if latents.vae_sha256 else ""
     return (
-        f"## Autoencoder\n\nIt makes latents of {latents.vae}{told}. `dit-shd sample` decodes with the copy in the run "
-        "folder (`vae/`), or with the one of that name if it is the same.\n\n"
+        f"## Autoencoder\n\nIt makes latents of {latents.vae}{digest}. `dit-shd sample` decodes with the copy in the "
+        "run folder (`vae/`), or with the one of that name if it is the same.\n\n"
     )
 
 
-def converted(model: Any, source: str, sha256: str, origin: Provenance, latents: Origin | None = None) -> str:
-    """The card of a model that was read from a file or folder of others."""
+def converted(model: nn.Module, source: str, sha256: str, origin: Provenance, latents: Origin | None = None) -> str:
+    """The card of a model that was converted from a file or folder.
+
+    Args:
+        model: for its class and number of parameters.
+        source: the file or folder.
+        sha256: of the model's tensors.
+        origin: of the weights.
+        latents: the autoencoder of the latents; None for pixels.
+    """
     return _text(
         model,
         origin,
         f"Converted by dit_shd from {source}; the sha256 of its tensors is {sha256}. "
         'Load: `dit_shd.models.load("this folder")`.',
-        autoencoder_words(latents),
+        autoencoder_section(latents),
     )
 
 
-def _data(plugin: Any) -> str:
-    """A dataset in words."""
-    cls: Any = DATASETS.find(plugin.name)
-    try:
-        return cls.described(**plugin.options)
-    except UserError:  # it has been moved away since the training began
-        return super(cls, cls).described(**plugin.options)
-
-
-def _text(model: Any, origin: Provenance, first: str, last: str, more: Mapping[str, Any] | None = None) -> str:
+def _text(model: nn.Module, origin: Provenance, first: str, last: str, more: Mapping[str, Any] | None = None) -> str:
     head: dict[str, Any] = {"library_name": "dit_shd"}
     if origin.license is not None:
         head["license"] = origin.license
@@ -109,19 +116,19 @@ def _text(model: Any, origin: Provenance, first: str, last: str, more: Mapping[s
     head |= more or {}
     head |= {key: list(getattr(origin, key)) for key in LISTS if getattr(origin, key)}
     millions = sum(p.numel() for p in model.parameters()) / 1e6
-    parts = [
+    sections = [
         f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---",
         f"# {type(model).__name__}, {millions:.2f} M parameters\n\n{first}",
-        f"## Licence\n\n{licence_words(origin)}",
+        f"## Licence\n\n{licence_text(origin)}",
     ]
     for title, items in (("Made from", origin.learned_from), ("Data", origin.trained_on)):
         if items:
-            parts.append(f"## {title}\n\n" + "\n".join(f"- {item}" for item in items))
-    return "\n\n".join([*parts, last]).rstrip() + "\n"
+            sections.append(f"## {title}\n\n" + "\n".join(f"- {item}" for item in items))
+    return "\n\n".join([*sections, last]).rstrip() + "\n"
 
 
-def licence_words(origin: Provenance) -> str:
-    """What the licence means for whoever takes the weights."""
+def licence_text(origin: Provenance) -> str:
+    """What the licence means for users of the weights."""
     if origin.license is None:
         return "No model's licence is inherited: whoever trained these weights chooses one."
     if origin.license == "unknown":

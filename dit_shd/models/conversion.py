@@ -1,9 +1,9 @@
-"""`dit-shd convert`: checkpoints of the public codes and diffusers folders to folders of ours, and back."""
+"""`dit-shd convert`: public checkpoints and diffusers folders into folders of dit_shd, and back."""
 
 import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -18,16 +18,17 @@ from dit_shd.data.model_origin import following, of_source
 from dit_shd.models import cards, export, loading, provenance, public_checkpoints
 from dit_shd.models.diffusers_dit import NOTE, public_state
 from dit_shd.models.families.dit import DiT
+from dit_shd.models.shape import shape_of
 from dit_shd.models.transformer import LatentTransformer
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt")
 WRITTEN = ("config.json", "README.md", RECORD, "diffusion_pytorch_model*.safetensors", "*.safetensors.index.json")
-"""What a folder holds that may be replaced."""
+"""Files of a model folder, which may be replaced."""
 
 
 @dataclass(frozen=True)
 class ConvertConfig:
-    """What to convert, and to what."""
+    """What to convert, and into which format."""
 
     source: Place = option("", f"the FILE: {MODEL}")
     out: Path = option(Path(), "the OUT: a folder, or a file for format=public")
@@ -42,6 +43,11 @@ class ConvertConfig:
     force: bool = option(False, "replace OUT if it is a model folder or a file")
 
     def check(self) -> None:
+        """Check that OUT can be written without losing anything.
+
+        Raises:
+            UserError: OUT holds other files, or exists without force=true.
+        """
         if self.format == "public" and self.out.suffix not in SUFFIXES:
             raise UserError(f"OUT: wanted a file named {', '.join(SUFFIXES)} for format=public, found {self.out}")
         if self.out.is_dir():
@@ -57,6 +63,7 @@ class ConvertConfig:
 
     @property
     def public(self) -> bool:
+        """Whether to write a state dict of the public code."""
         return self.format == "public" or (self.format is None and self.out.suffix in SUFFIXES)
 
 
@@ -66,14 +73,14 @@ class Converted:
 
     out: Path
     lines: list[str]
-    """In words: the model, its licence, where it is, what to do next."""
+    """For the user: the model, its licence, its folder, commands that may follow."""
 
 
 def convert(config: ConvertConfig) -> Converted:
-    """Read a checkpoint of whatever kind and write it as another.
+    """Read a checkpoint of any supported kind and write it in another.
 
     Raises:
-        UserError: nothing to read, nothing of ours, something in the way; nothing has been written then.
+        UserError: nothing to read, another model, or OUT is in use; nothing has been written then.
     """
     config = checked(config, "convert")
     config.check()
@@ -82,8 +89,7 @@ def convert(config: ConvertConfig) -> Converted:
     if bad:
         raise UserError(f"{config.source}: its weights are not finite (NaN or infinity), first in {bad[0]}")
     origin, reason = _origin(config, model)
-    own: Any = model.config
-    latents = of_source(config.source, own.in_channels)
+    latents = of_source(config.source, shape_of(model).channels)
     if config.public:
         _write_file(model, config.out, origin)
         done = str(config.out)
@@ -97,7 +103,7 @@ def convert(config: ConvertConfig) -> Converted:
 
 
 def _following(config: ConvertConfig, latents: Origin | None) -> list[str]:
-    """What to do next, in lines that can be pasted."""
+    """Commands that may follow, one a line."""
     decodes = latents is None or (bool(latents.vae) and not config.public)
     lines = following(config.out, 16, decodes, None if latents is None else latents.vae).splitlines()
     return lines if config.public else [*lines, f"or:   dit-shd train CONFIG teacher={shlex.quote(str(config.out))}"]
@@ -105,19 +111,18 @@ def _following(config: ConvertConfig, latents: Origin | None) -> list[str]:
 
 def describe(model: LatentTransformer) -> str:
     """A model's sizes in a line."""
-    own: Any = model.config
-    heads = own.num_attention_heads
+    shape = shape_of(model)
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     return (
-        f"{type(model).__name__}, {millions:.2f} M parameters: {own.num_layers} blocks of {heads} heads, "
-        f"width {heads * own.attention_head_dim}, {model.tokens} tokens of patch {own.patch_size} (latents "
-        f"{own.in_channels}x{own.sample_size}x{own.sample_size}), {own.num_classes} classes, "
-        f"variance {'learned' if own.learn_sigma else 'fixed'}"
+        f"{type(model).__name__}, {millions:.2f} M parameters: {shape.layers} blocks of {shape.heads} heads, "
+        f"width {shape.width}, {shape.tokens} tokens of patch {shape.patch} (latents "
+        f"{'x'.join(map(str, shape.latents))}), {shape.classes} classes, "
+        f"variance {'learned' if model.config['learn_sigma'] else 'fixed'}"
     )
 
 
 def _read(config: ConvertConfig) -> tuple[LatentTransformer, list[str]]:
-    """The model, and what is worth saying about how it was read."""
+    """The model, and notes for the user on how it was read."""
     from diffusers import DiTTransformer2DModel
 
     path = find(config.source, "model")
@@ -125,16 +130,16 @@ def _read(config: ConvertConfig) -> tuple[LatentTransformer, list[str]]:
         return loading.read_file(path, config.weights, config.heads), []
     if config.weights is not None:
         raise UserError("weights: only of checkpoint files, which may hold several; leave it out")
-    found = loading.load(config.source)
-    own: Any = found.config
-    if config.heads not in (None, own.get("num_attention_heads")):
-        raise UserError(f"heads: its config.json says {own.get('num_attention_heads')}, found heads={config.heads}")
-    if isinstance(found, LatentTransformer):
-        return found, []
-    if isinstance(found, DiTTransformer2DModel):
-        return DiT.from_public(public_state(found), own.num_attention_heads), [NOTE]
+    model = loading.load(config.source)
+    shape = shape_of(model)
+    if config.heads is not None and shape.names("num_attention_heads") and config.heads != shape.heads:
+        raise UserError(f"heads: its config.json says {shape.heads}, found heads={config.heads}")
+    if isinstance(model, LatentTransformer):
+        return model, []
+    if isinstance(model, DiTTransformer2DModel):
+        return DiT.from_public(public_state(model), shape.heads), [NOTE]
     raise UserError(
-        f"{config.source}: holds {type(found).__name__}; wanted MDTv2, DiT or diffusers' DiTTransformer2DModel"
+        f"{config.source}: holds {type(model).__name__}; wanted MDTv2, DiT or diffusers' DiTTransformer2DModel"
     )
 
 
@@ -144,17 +149,17 @@ def _name(source: str) -> str:
 
 
 def _origin(config: ConvertConfig, model: LatentTransformer) -> tuple[provenance.Provenance, str]:
-    """Where the weights come from, and why we think so."""
+    """The provenance of the weights, and the reason for it, for the user."""
     origin = provenance.inherited([provenance.provenance(config.source)])
     if config.license is not None:
         return replace(origin, license=config.license), ", as you say"
-    own: Any = model.config
     xl = {**DiT.SIZES["XL/2"], "num_classes": 1000, "learn_sigma": True}
-    guess = f"DiT-XL-2-{8 * own.sample_size}x{8 * own.sample_size}"
+    side = 8 * shape_of(model).side
+    guess = f"DiT-XL-2-{side}x{side}"
     if (
         origin.license == "unknown"
         and type(model) is DiT
-        and xl.items() <= dict(own).items()
+        and xl.items() <= dict(model.config).items()
         and guess in provenance.PUBLIC
     ):
         return provenance.PUBLIC[guess], f", taken for the public {guess} by its sizes; if it is another: license=..."
@@ -170,7 +175,9 @@ def _write_file(model: LatentTransformer, out: Path, origin: provenance.Provenan
     state = {k: v.detach().contiguous() for k, v in model.to_public().items()}
     with atomic_file(out, "nothing has changed") as stream:
         if out.suffix == ".safetensors":
-            own = {k: v if v.is_floating_point() else v.clone() for k, v in state.items()}  # index buffers are shared
-            save_file(own, stream.name, metadata=cards.metadata(origin))
+            tensors = {
+                k: v if v.is_floating_point() else v.clone() for k, v in state.items()
+            }  # index buffers are shared
+            save_file(tensors, stream.name, metadata=cards.metadata(origin))
         else:
             torch.save(state, stream)

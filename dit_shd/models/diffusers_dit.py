@@ -1,10 +1,10 @@
 """From diffusers' DiTTransformer2DModel to DiT.
 
-The two hold the same weights under other names and compute different things with them: diffusers takes timestep
+Both hold the same weights under other names and compute different functions of them: diffusers has timestep
 frequencies 10000^(-i/127) in place of 10000^(-i/128), an epsilon of 1e-5 in every second norm, and copies of the
-embedders in every block, which training lets drift apart. A folder converted from the public checkpoint (as
-facebook/DiT-XL-2-256) therefore becomes the public DiT again, value for value; one that was trained in diffusers has
-no equal here.
+embedders in every block, which differ after training. A folder converted from the public checkpoint (such as
+facebook/DiT-XL-2-256) therefore becomes the public DiT again, value for value; a model that was trained in diffusers
+has no equivalent here.
 """
 
 from typing import Any
@@ -19,9 +19,9 @@ NOTE = (
     "the weights are as they were, the outputs are the public DiT's and not diffusers', whose timestep frequencies and "
     "an epsilon differ (right for folders that were made from the public checkpoints)"
 )
-"""What to tell whoever converts."""
+"""For the user of a conversion."""
 SETTINGS = {"activation_fn": "gelu-approximate", "attention_bias": True, "norm_elementwise_affine": False}
-"""What the public DiT is like, in diffusers' words."""
+"""The public DiT in diffusers' options."""
 BLOCK = {
     "adaLN_modulation.1": "norm1.linear",
     "attn.proj": "attn1.to_out.0",
@@ -44,17 +44,17 @@ def public_state(model: DiTTransformer2DModel) -> dict[str, Tensor]:
     """The weights under the public DiT's names.
 
     Raises:
-        UserError: a model that no public DiT equals.
+        UserError: no public DiT is equivalent to the model.
     """
-    own = model.state_dict()
+    tensors = model.state_dict()
     config = model.config
     for key, wanted in SETTINGS.items():
         if config[key] != wanted:
             raise UserError(f"DiTTransformer2DModel: {key}={config[key]!r}; the public DiT has {wanted!r}")
 
     def take(target: str, source: str) -> dict[str, Tensor]:
-        kinds = [kind for kind in ("weight", "bias") if f"{source}.{kind}" in own]
-        return {f"{target}.{kind}": own[f"{source}.{kind}"] for kind in kinds}
+        kinds = [kind for kind in ("weight", "bias") if f"{source}.{kind}" in tensors]
+        return {f"{target}.{kind}": tensors[f"{source}.{kind}"] for kind in kinds}
 
     positions: Any = model.pos_embed.pos_embed
     state: dict[str, Tensor] = {"pos_embed": positions}
@@ -72,8 +72,8 @@ def public_state(model: DiTTransformer2DModel) -> dict[str, Tensor]:
         for target, source in BLOCK.items():
             state |= take(f"blocks.{i}.{target}", f"{name}.{source}")
         for kind in ("weight", "bias"):
-            parts = [own[f"{name}.attn1.to_{letter}.{kind}"] for letter in "qkv"]
-            state[f"blocks.{i}.attn.qkv.{kind}"] = torch.cat(parts)
+            qkv = [tensors[f"{name}.attn1.to_{letter}.{kind}"] for letter in "qkv"]
+            state[f"blocks.{i}.attn.qkv.{kind}"] = torch.cat(qkv)
     return state
 
 

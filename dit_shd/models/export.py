@@ -1,38 +1,50 @@
-"""Writing a model in diffusers format with its card."""
+"""Exports: a model in diffusers format with its card, and with the training step it is of."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+
+from diffusers import ModelMixin
 
 from dit_shd.core.files import atomic_folder
-from dit_shd.data.latent_origin import Origin, read_record, write_record
+from dit_shd.data.latent_origin import Origin, write_record
 from dit_shd.models import cards
-from dit_shd.models.provenance import inherited, provenance
+from dit_shd.models.cards import RunFacts
 
 TRAINING = "training.json"
-"""Of which step of its run an exported student is."""
+"""File of an exported student with its training step."""
 
 
-def export(model: Any, folder: Path, config: Any, step: int, rate: float, share: float) -> None:
-    """Write a trained model with a card, replacing the last: a reader sees one of the two, whole.
+def export(model: ModelMixin, folder: Path, facts: RunFacts, step: int, rate: float, share: float) -> None:
+    """Write a trained model with its card; it replaces the previous export atomically.
 
     Args:
-        rate: of the average that its weights are. share: of the first weights in it.
+        model: with averaged weights.
+        folder: to be written.
+        facts: of the run.
+        step: the training step of the weights.
+        rate: decay rate of the average that the weights are.
+        share: share of the first weights in that average.
     """
-    origin = inherited([provenance(place) for place in config.teachers.values()])
-    latents = read_record(Path(config.run))
-    card = cards.trained(model, config, step, origin, rate, share, latents)
-    write(model, folder, card, latents, {"step": step, "ema": rate, "share_of_first_weights": share})
+    training = {"step": step, "ema": rate, "share_of_first_weights": share}
+    write(model, folder, cards.trained(model, facts, step, rate, share), facts.latents, training)
 
 
 def write(
-    model: Any, folder: Path, card: str, latents: Origin | None = None, training: Mapping[str, Any] | None = None
+    model: ModelMixin,
+    folder: Path,
+    card: str,
+    latents: Origin | None = None,
+    training: Mapping[str, float] | None = None,
 ) -> None:
-    """Write a model in diffusers format with a model card, replacing the last.
+    """Write a model in diffusers format with a model card; it replaces the folder's contents atomically.
 
     Args:
-        latents: of which autoencoder they are. training: of which step of a run it is, for training.json.
+        model: to be saved.
+        folder: to be written.
+        card: the text of README.md.
+        latents: the autoencoder of its latents; None for pixels.
+        training: the contents of training.json, if any.
     """
     with atomic_folder(folder) as part:
         model.save_pretrained(part, safe_serialization=True)
@@ -44,7 +56,7 @@ def write(
 
 
 def exported_step(folder: Path) -> int | None:
-    """The training step of an export; None where it does not say, or there is none."""
+    """The training step of an export; None where there is none, or its training.json is not readable."""
     try:
         return int(json.loads((folder / TRAINING).read_text(encoding="utf-8"))["step"])
     except (OSError, ValueError, KeyError, TypeError):

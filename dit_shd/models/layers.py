@@ -1,4 +1,4 @@
-"""What MDT and DiT have in common: embedders, adaLN, the final layer (arXiv 2212.09748)."""
+"""Layers of both MDT and DiT: embedders, adaLN, MLP, the final layer (arXiv 2212.09748)."""
 
 import math
 from functools import partial
@@ -9,21 +9,22 @@ from torch import Tensor, nn
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x (1 + scale) + shift, the adaLN of DiT."""
+    """X (1 + scale) + shift, the adaLN of DiT."""
     return torch.addcmul(shift, x, 1 + scale)
 
 
 class FeedForward(Mlp):
     """timm's Mlp with DiT's tanh GELU [b,n,e] -> [b,n,e].
 
-    Without a graph, on a CPU and in float32, oneDNN applies bias and GELU while it multiplies (what torch.compile
-    makes of it too): about 0.85 of the time, equal up to rounding.
+    Without a graph, on a CPU and in float32, oneDNN fuses bias and GELU into the products, as torch.compile does: about
+    0.85 of the time, equal up to rounding.
     """
 
     def __init__(self, width: int, ratio: float):
         super().__init__(width, int(width * ratio), act_layer=partial(nn.GELU, approximate="tanh"))  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
+        """Tokens [b,n,e] from tokens."""
         if not _has_onednn(x):
             return super().forward(x)
         fused = torch.ops.mkldnn._linear_pointwise
@@ -52,6 +53,7 @@ class FinalLayer(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """Patches [b,n,p*p*c] of tokens [b,n,e] under the condition [b,e]."""
         shift, scale = self.adaLN_modulation(condition)[:, None].chunk(2, dim=-1)
         return self.linear(modulate(self.norm_final(x), shift, scale))
 
@@ -65,6 +67,7 @@ class TimestepEmbedder(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, timestep: Tensor) -> Tensor:
+        """Embeddings [b,e] of timesteps [b]."""
         half = self.features // 2
         frequencies = torch.exp(
             -math.log(10000) * torch.arange(half, dtype=torch.float32, device=timestep.device) / half
@@ -74,7 +77,7 @@ class TimestepEmbedder(nn.Module):
 
 
 class LabelEmbedder(nn.Module):
-    """One row for each class and a last one for "no label"."""
+    """One row for each class and a last one for "no class"."""
 
     def __init__(self, classes: int, width: int):
         super().__init__()

@@ -1,4 +1,4 @@
-"""load(): a model from a run folder, a diffusers folder, a checkpoint file, the hub or our assets."""
+"""Loading a model: from a run folder, a diffusers folder, a checkpoint file, the hub or the assets."""
 
 import inspect
 import logging
@@ -12,20 +12,24 @@ from torch import Tensor, nn
 
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import Asset, HubName, find
-from dit_shd.core.pretrained import WEIGHTS, asset, class_name, model_folder, of_hub, read_weights
+from dit_shd.core.pretrained import WEIGHTS, asset, class_name, model_folder, of_hub, read_config, read_weights
 from dit_shd.models import public_checkpoints, velocity
-from dit_shd.models.families import FAMILIES
+from dit_shd.models.families import FAMILIES, LibraryModel
+from dit_shd.models.shape import is_conditional, shape_of
 from dit_shd.models.transformer import LatentTransformer
 
 _log = logging.getLogger("dit_shd")
 
 
 def load(source: str | Path) -> ModelMixin:
-    """A model from a run folder, a diffusers folder, a checkpoint file, `asset:NAME` (ships with us), or the Hugging
-    Face hub's `hub:OWNER/NAME[@REVISION]`; of a pipeline the transformer is taken.
+    """Load a model; of a pipeline its transformer.
+
+    Args:
+        source: a run folder, a diffusers folder, a checkpoint file, `asset:NAME` (ships with dit_shd), or
+            `hub:OWNER/NAME[@REVISION]` of the Hugging Face hub.
 
     Raises:
-        UserError: nothing there, something else, weights that are not finite, or a model that does not predict noise.
+        UserError: no such model, weights that are not finite, or a model that does not predict noise.
     """
     model = _read(source)
     bad = next((name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())), None)
@@ -33,12 +37,12 @@ def load(source: str | Path) -> ModelMixin:
         raise UserError(f"{source}: its weights are not finite (NaN or infinity), first in {bad}")
     reason = velocity.of_model(model)
     if reason is not None:
-        raise UserError(f"{source}: refused, because {velocity.words(reason)}")
+        raise UserError(f"{source}: refused, because {velocity.explain(reason)}")
     return model
 
 
 def load_conditional(source: str | Path) -> ModelMixin:
-    """A model as `load` gives, that denoises latents by class: what is trained, distilled and sampled from.
+    """Load a class-conditional model of latents, as training and sampling need it; see `load`.
 
     Raises:
         UserError: as `load`, or it is another kind of model.
@@ -51,35 +55,33 @@ def load_conditional(source: str | Path) -> ModelMixin:
 
 
 def why_not_conditional(model: nn.Module) -> str | None:
-    """What keeps a model from denoising square latents by class; None for one that can."""
-    known = inspect.signature(model.forward).parameters
-    told: Any = getattr(model, "config", {})
-    wrapped = any(p.kind is p.VAR_KEYWORD for p in known.values())  # compiled, or in a module of somebody's own
-    sizes = (told.get("num_classes", told.get("num_embeds_ada_norm")), told.get("in_channels"), told.get("sample_size"))
-    by_class = wrapped or ("class_labels" in known and "encoder_hidden_states" not in known)
-    if by_class and all(isinstance(size, int) for size in sizes):
+    """Why a model is not a class-conditional transformer of square latents; None for one that is."""
+    parameters = inspect.signature(model.forward).parameters
+    wrapped = any(p.kind is p.VAR_KEYWORD for p in parameters.values())  # compiled, or in another module
+    by_class = wrapped or ("class_labels" in parameters and "encoder_hidden_states" not in parameters)
+    if by_class and is_conditional(model):
         return None
     return (
-        f"holds {type(model).__name__}, whose forward takes {', '.join([*known][:4]) or 'nothing'}; training and "
+        f"holds {type(model).__name__}, whose forward takes {', '.join([*parameters][:4]) or 'nothing'}; training and "
         "sampling want a transformer of square latents by class: MDTv2, DiT or diffusers' DiTTransformer2DModel; the "
         "attention of others can be distilled by dit_shd.capture in a script of your own"
     )
 
 
 def _read(source: str | Path) -> ModelMixin:
-    place = find(source, "model")
-    if isinstance(place, Asset):
-        return read_folder(asset(place.name))
-    if isinstance(place, HubName):
-        return read_folder(of_hub(place))
-    if place.is_file():
-        named = WEIGHTS.fullmatch(place.name) if (place.parent / "config.json").is_file() else None
-        return read_file(place) if named is None else read_folder(place.parent, named["variant"])
-    folder = model_folder(place)
+    path = find(source, "model")
+    if isinstance(path, Asset):
+        return read_folder(asset(path.name))
+    if isinstance(path, HubName):
+        return read_folder(of_hub(path))
+    if path.is_file():
+        match = WEIGHTS.fullmatch(path.name) if (path.parent / "config.json").is_file() else None
+        return read_file(path) if match is None else read_folder(path.parent, match["variant"])
+    folder = model_folder(path)
     if folder is None:
-        parts = ", ".join(sorted(file.parent.name for file in place.glob("*/config.json")))
-        found = f"one with {parts} in it (a pipeline without a transformer?)" if parts else "none with a config.json"
-        raise UserError(f"{place}: wanted a folder of a model, a run, or a pipeline with a transformer, found {found}")
+        inside = ", ".join(sorted(file.parent.name for file in path.glob("*/config.json")))
+        actual = f"one with {inside} in it (a pipeline without a transformer?)" if inside else "none with a config.json"
+        raise UserError(f"{path}: wanted a folder of a model, a run, or a pipeline with a transformer, found {actual}")
     return read_folder(folder)
 
 
@@ -89,14 +91,19 @@ def read_file(
     """A model from a checkpoint file of a public code.
 
     Args:
-        weights: as in read_tensors. heads: as in LatentTransformer.from_public.
+        path: the file.
+        weights: as in read_tensors.
+        heads: as in LatentTransformer.from_public.
+
+    Raises:
+        UserError: it is no such file, or something in it does not fit.
     """
     state = public_checkpoints.read_tensors(path, weights)
     try:
         model = of_public(state, heads)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    classes = model.config.num_classes  # type: ignore[attr-defined]
+    classes = shape_of(model).classes
     if classes + 1 in public_checkpoints.USUAL_CLASSES:
         _log.warning(
             "%s: its class embedding has %d rows, read as %d classes and one row for no class; if it knows %d classes "
@@ -107,18 +114,19 @@ def read_file(
 
 
 def of_public(state: Mapping[str, Tensor], heads: int | None = None) -> LatentTransformer:
-    """A model from a public state dict of whichever family of ours it is.
+    """A model from a public state dict of any family.
 
     Args:
+        state: the tensors by name.
         heads: as in LatentTransformer.from_public.
 
     Raises:
-        UserError: none of them, or something in it does not fit.
+        UserError: of no family, or something in it does not fit.
     """
     known = {name: cls for name, cls in families().items() if issubclass(cls, LatentTransformer)}
     reason = velocity.of_state(public_checkpoints.clean(state))
     if reason is not None:
-        raise UserError(f"refused, because {velocity.words(reason)}")
+        raise UserError(f"refused, because {velocity.explain(reason)}")
     for cls in known.values():
         if cls.is_public(public_checkpoints.clean(state)):
             return cls.from_public(state, heads)
@@ -130,11 +138,16 @@ def read_folder(folder: Path, variant: str | None = None) -> ModelMixin:
     """The model of a diffusers folder.
 
     Args:
+        folder: with config.json and weights.
         variant: as in read_weights.
 
     Raises:
         UserError: it cannot be read, or weights and config.json do not fit together.
     """
+    config = read_config(folder)
+    for library in families().values():
+        if issubclass(library, LibraryModel) and library.is_config(config):
+            return library.of_folder(folder, config).float()
     name = class_name(folder)
     cls: Any = families().get(name) or _diffusers_class(name)
     if cls is None:
@@ -143,11 +156,11 @@ def read_folder(folder: Path, variant: str | None = None) -> ModelMixin:
 
 
 def families() -> dict[str, type]:
-    """Every family of ours, by the name of its class."""
+    """Every family of dit_shd, by the name of its class."""
     return {cls.__name__: cls for cls in (FAMILIES.find(name) for name in FAMILIES.names())}
 
 
-def _diffusers_class(name: str) -> Any:
+def _diffusers_class(name: str) -> type[ModelMixin] | None:
     import diffusers
 
     cls = getattr(diffusers, name, None)

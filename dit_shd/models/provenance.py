@@ -1,7 +1,7 @@
-"""Where weights come from, and under which licence."""
+"""The provenance of weights: the models and data behind them, and the licence."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,20 +15,18 @@ from dit_shd.core.pretrained import asset, model_folder
 from dit_shd.core.yaml_files import parse_yaml
 
 PERMISSIVE = ("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0")
-"""Licences that leave what is learned from the weights to whoever learned it, named as the hub names them."""
-
-
+"""Licences under which a model that learned from the weights may have any licence, in the hub's names."""
 IMAGENET = "ImageNet-1k (its images are for non-commercial research and education)"
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where weights come from."""
+    """The licence of weights, and the models and data behind them."""
 
     license: str | None = None
-    """As the hub names it; `unknown` where nobody said; None: made here, inherits nothing."""
+    """In the hub's names; `unknown` where none is named; None: trained by dit_shd, inherits nothing."""
     base_model: tuple[str, ...] = ()
-    """Models of the hub that the weights are, or learned from."""
+    """Models of the hub that the weights are of, or learned from."""
     learned_from: tuple[str, ...] = ()
     """All models behind the weights with their licences, nearest first."""
     trained_on: tuple[str, ...] = ()
@@ -36,6 +34,7 @@ class Provenance:
 
     @property
     def noncommercial(self) -> bool:
+        """Whether the licence excludes commercial use."""
         return "-nc" in (self.license or "")
 
 
@@ -52,42 +51,42 @@ PUBLIC = {
 
 
 def of_file(path: Path) -> Provenance:
-    """Of a checkpoint file: known by its name, or told by what a safetensors file says of itself."""
+    """Of a checkpoint file: by the name of a public one, or by the metadata of a safetensors file."""
     if path.stem in PUBLIC:
         return PUBLIC[path.stem]
-    told: Mapping[str, Any] = {}
+    metadata: Mapping[str, Any] = {}
     if file_kind(path) == SAFETENSORS:
         from safetensors import SafetensorError, safe_open
 
         try:
             with safe_open(path, "pt") as file:
-                told = {k: v.split("\n") if k in LISTS else v for k, v in (file.metadata() or {}).items()}
+                metadata = {k: v.split("\n") if k in LISTS else v for k, v in (file.metadata() or {}).items()}
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path}: not a readable safetensors file ({error})") from error
-    return _told(path.name, told)
+    return _from_metadata(path.name, metadata)
 
 
 def of_folder(name: str, folder: Path) -> Provenance:
-    """Of a diffusers folder: what its card (or the one of the pipeline it is in) says."""
+    """Of a diffusers folder, by its card or that of the pipeline it is in."""
     cards = [folder / "README.md", *([folder.parent / "README.md"] if folder.name == "transformer" else [])]
-    return _told(name, next((front_matter(card) for card in cards if card.is_file()), {}))
+    return _from_metadata(name, next((front_matter(card) for card in cards if card.is_file()), {}))
 
 
 def of_hub_model(name: HubName) -> Provenance:
-    """Of a model of the hub: one of the public ones, or what its card says."""
-    for known in PUBLIC.values():
-        if name.repository in known.base_model:
-            return known
+    """Of a model of the hub: of a public checkpoint, or by its card."""
+    for public in PUBLIC.values():
+        if name.repository in public.base_model:
+            return public
     card = name.file("README.md")
-    found = _told(str(name), {} if card is None else front_matter(card))
-    return replace(found, base_model=(name.repository, *found.base_model))
+    origin = _from_metadata(str(name), {} if card is None else front_matter(card))
+    return replace(origin, base_model=(name.repository, *origin.base_model))
 
 
 def inherited(sources: Sequence[Provenance]) -> Provenance:
-    """Of weights made from some others: everything that is behind those, and the licence that binds most.
+    """Of weights that learned from others: all that is behind those, and their most restrictive licence.
 
-    One that is not permissive goes before one that nobody named, and that before permissive ones; two different ones
-    that are not permissive are `other`.
+    A licence that is not permissive precedes `unknown`, and that the permissive ones; two different licences that are
+    not permissive make `other`.
     """
     licenses = [source.license for source in sources if source.license is not None]
     binding = sorted(set(licenses) - {"unknown", *PERMISSIVE})
@@ -103,12 +102,13 @@ def inherited(sources: Sequence[Provenance]) -> Provenance:
 LISTS = ("base_model", "learned_from", "trained_on")
 
 
-def union(lists: Any) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(item for each in lists for item in each))
+def union(lists: Iterable[Iterable[str]]) -> tuple[str, ...]:
+    """The items of all lists, each once, in order."""
+    return tuple(dict.fromkeys(item for items in lists for item in items))
 
 
-def _told(name: str, values: Mapping[str, Any]) -> Provenance:
-    """What a card or a file's metadata say, and the model itself as the nearest of what is learned from it."""
+def _from_metadata(name: str, values: Mapping[str, Any]) -> Provenance:
+    """By the metadata of a card or file; the model itself comes first in `learned_from`."""
     license = values.get("license")
     lists = {key: tuple(str(x) for x in _list(values.get(key)) if str(x).strip()) for key in LISTS}
     if not isinstance(license, str) or not license:
@@ -117,32 +117,32 @@ def _told(name: str, values: Mapping[str, Any]) -> Provenance:
     return Provenance(license, **{**lists, "learned_from": (itself, *lists["learned_from"])})
 
 
-def _list(value: Any) -> list[Any]:
+def _list(value: object) -> list[object]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def front_matter(card: Path) -> dict[str, Any]:
-    """The YAML at the head of a card; empty where there is none that can be read."""
+    """The YAML at the head of a card; empty where there is none, or it is not valid."""
     text = card.read_text(encoding="utf-8", errors="replace")
-    found = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
+    match = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
     try:
-        values = parse_yaml(found[1]) if found else None
+        values = parse_yaml(match[1]) if match else None
     except yaml.YAMLError:
         values = None
     return {str(k): v for k, v in values.items()} if isinstance(values, dict) else {}
 
 
 def provenance(source: str | Path) -> Provenance:
-    """Where the weights that `load(source)` reads come from, as far as their card or file tells."""
+    """The provenance of the weights that `load(source)` reads, by their card or file."""
     try:
-        place = find(source, "model")
-    except UserError:  # it has been moved away since it was loaded
+        path = find(source, "model")
+    except UserError:  # moved away since it was loaded
         return Provenance("unknown")
-    if isinstance(place, Asset):
-        return of_folder(str(source), asset(place.name))
-    if isinstance(place, HubName):
-        return of_hub_model(place)
-    if place.is_file():
-        return of_file(place)
-    folder = model_folder(place)
-    return Provenance("unknown") if folder is None else of_folder(place.resolve().name, folder)
+    if isinstance(path, Asset):
+        return of_folder(str(source), asset(path.name))
+    if isinstance(path, HubName):
+        return of_hub_model(path)
+    if path.is_file():
+        return of_file(path)
+    folder = model_folder(path)
+    return Provenance("unknown") if folder is None else of_folder(path.resolve().name, folder)

@@ -1,4 +1,4 @@
-"""Public checkpoints: reading a file without executing anything, and the sizes that its tensors tell."""
+"""Public checkpoints: reading a file without executing anything, and a model's sizes from the tensors' shapes."""
 
 import argparse
 import math
@@ -6,7 +6,7 @@ import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import safetensors
 import torch
@@ -18,46 +18,46 @@ from dit_shd.core.file_kinds import PICKLE, SAFETENSORS, TORCH, file_kind
 from dit_shd.models import velocity
 
 Weights = Literal["ema", "model"]
-"""Which weights of a training checkpoint."""
+"""The weights of a training checkpoint to read."""
 ENTRIES: dict[Weights | None, tuple[str, ...]] = {
     None: ("ema", "state_dict", "model"),
     "ema": ("ema", "state_dict"),
     "model": ("model", "state_dict"),
 }
-"""Under which names training checkpoints hold them, the first wins."""
+"""Their names in training checkpoints; the first that exists is read."""
 
 
 def read_tensors(path: Path, weights: Weights | None = None) -> dict[str, Tensor]:
-    """A flat state dict from a .safetensors or a PyTorch file. No pickled code is ever run (weights_only).
+    """Read a flat state dict from a .safetensors or PyTorch file; no pickled code is ever run (weights_only).
 
-    Training checkpoints (DiT: model, ema, opt and an argparse.Namespace of args, which does nothing when it is made)
-    hold several.
+    A training checkpoint holds several (DiT: model, ema, opt and args, an argparse.Namespace without side effects).
 
     Args:
-        weights: which of them; None: the average where there is one.
+        path: the file.
+        weights: which of them; None for the average where there is one.
 
     Raises:
-        UserError: no such file, a file that is no checkpoint, one that wants to execute code, or one of a model that
-            predicts something else than noise.
+        UserError: no such file, not a checkpoint, one that needs to execute code, or of a model that does not predict
+            noise.
     """
-    state = _load(path)
-    velocity.refuse_told(path, {**_metadata(path), **state} if isinstance(state, dict) else state)
-    told = _classes(state)
-    state, entry = _entry(path, state, weights)
-    if not _named(state):
-        raise UserError(f"{path}: wanted a state dict (names to tensors), found {_contents(state)}")
-    state = _inner(path, clean(state), weights, entry)
+    contents = _load(path)
+    velocity.refuse_by_metadata(path, {**_metadata(path), **contents} if isinstance(contents, dict) else contents)
+    classes = _classes(contents)
+    contents, entry = _entry(path, contents, weights)
+    if not _is_state_dict(contents):
+        raise UserError(f"{path}: wanted a state dict (names to tensors), found {_describe(contents)}")
+    state = _inner(path, clean(contents), weights, entry)
     table = state.get("y_embedder.embedding_table.weight")
-    if told is not None and table is not None and table.shape[:1] == (told,):
+    if classes is not None and table is not None and table.shape[:1] == (classes,):
         raise UserError(
-            f"{path}: its class embedding has {told} rows for {told} classes, and none for `no class`, which guidance "
-            "and dropped labels need; to use it without them, append a row and say guidance=1"
+            f"{path}: its class embedding has {classes} rows for {classes} classes, and none for `no class`, which "
+            "guidance and dropped labels need; to use it without them, append a row and say guidance=1"
         )
     return state
 
 
-def _load(path: Path) -> Any:
-    """All that a file holds: tensors, and what else can be made without running code."""
+def _load(path: Path) -> object:
+    """The contents of a file: tensors, and other data that can be read without running code."""
     wanted = "wanted a checkpoint: safetensors, or a file of torch.save (.pt, .pth, .ckpt)"
     if not path.is_file():
         raise UserError(f"{path}: no such file; {wanted}")
@@ -70,60 +70,62 @@ def _load(path: Path) -> Any:
         with torch.serialization.safe_globals([argparse.Namespace]), path.open("rb") as stream:
             return torch.load(stream, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        wants = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if wants is None:
+        code = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if code is None:
             raise UserError(f"{path}: {wanted}, found {kind} that is damaged or holds more than tensors") from error
         raise UserError(
-            f"{path}: refused, because loading it would execute code ({wants[1]}); it holds more than tensors, names "
+            f"{path}: refused, because loading it would execute code ({code[1]}); it holds more than tensors, names "
             "and numbers: save it again by torch.save(model.state_dict(), FILE)"
         ) from error
-    except Exception as error:  # a broken file can fail in any way; none of them is worth a traceback
-        found = f"{kind} of other things" if kind == PICKLE else f"a damaged one ({kind.split(' ', 1)[1]})"
-        raise UserError(f"{path}: {wanted}, found {found}; copy or download it again") from error
+    except Exception as error:  # of several libraries: a damaged file can fail in any way
+        actual = f"{kind} of other things" if kind == PICKLE else f"a damaged one ({kind.partition(' ')[2]})"
+        raise UserError(f"{path}: {wanted}, found {actual}; copy or download it again") from error
 
 
 def _metadata(path: Path) -> dict[str, str]:
-    """What a safetensors file says of itself."""
+    """The metadata of a safetensors file; empty for other files."""
     if file_kind(path) != SAFETENSORS:
         return {}
     with safetensors.safe_open(path, "pt") as file:
         return file.metadata() or {}
 
 
-def _named(state: Any) -> bool:
-    return isinstance(state, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+def _is_state_dict(contents: object) -> TypeGuard[dict[str, Tensor]]:
+    if not isinstance(contents, dict):
+        return False
+    return all(isinstance(k, str) and isinstance(v, Tensor) for k, v in contents.items())
 
 
-def _contents(state: Any) -> str:
-    """What a file holds that is no state dict."""
-    if not isinstance(state, dict):
-        return f"a {type(state).__name__}"
-    odd = [f"{str(k)[:40]} ({type(v).__name__})" for k, v in state.items() if not isinstance(v, Tensor)]
-    return f"{', '.join(odd[:4])}{' and more' if len(odd) > 4 else ''}" if odd else "tensors without names"
+def _describe(contents: object) -> str:
+    """The contents of a file that are not a state dict, for an error."""
+    if not isinstance(contents, dict):
+        return f"a {type(contents).__name__}"
+    others = [f"{str(k)[:40]} ({type(v).__name__})" for k, v in contents.items() if not isinstance(v, Tensor)]
+    return f"{', '.join(others[:4])}{' and more' if len(others) > 4 else ''}" if others else "tensors without names"
 
 
-def _classes(state: Any) -> int | None:
-    """How many classes a training checkpoint says that its data have."""
-    args = state.get("args") if isinstance(state, dict) else None
-    told = args.get("num_classes") if isinstance(args, dict) else getattr(args, "num_classes", None)
-    return told if isinstance(told, int) else None
+def _classes(contents: object) -> int | None:
+    """The number of classes in the args of a training checkpoint."""
+    args = contents.get("args") if isinstance(contents, dict) else None
+    classes = args.get("num_classes") if isinstance(args, dict) else getattr(args, "num_classes", None)
+    return classes if isinstance(classes, int) else None
 
 
-def _entry(path: Path, state: Any, weights: Weights | None) -> tuple[Any, str]:
-    """The part of a training checkpoint that holds the weights, and its name; all of another file, and no name."""
-    if not isinstance(state, dict):
-        return state, ""
-    entries = [k for k, v in state.items() if isinstance(k, str) and isinstance(v, dict) and v]
+def _entry(path: Path, contents: object, weights: Weights | None) -> tuple[object, str]:
+    """The entry of a training checkpoint that holds the weights, and its name; the contents of other files, and ""."""
+    if not isinstance(contents, dict):
+        return contents, ""
+    entries = [k for k, v in contents.items() if isinstance(k, str) and isinstance(v, dict) and v]
     for name in ENTRIES[weights]:
         if name in entries:
-            return state[name], name
+            return contents[name], name
     if weights is not None and entries:
         raise UserError(f"{path}: wanted weights={weights}, and it holds only {', '.join(entries)}; leave weights out")
-    return state, ""
+    return contents, ""
 
 
 def _inner(path: Path, state: dict[str, Tensor], weights: Weights | None, entry: str) -> dict[str, Tensor]:
-    """The tensors of the model, where all names begin with a word, as Lightning's do, or others stand beside it."""
+    """The tensors of one model, where all names have a prefix (as Lightning's do) or a file holds several models."""
     outer = sorted({name.removesuffix(FIRST) for name in state if name.endswith("." + FIRST)})
     if FIRST in state or not outer:
         if weights is not None and entry != weights and not (weights == "model" and entry):
@@ -134,52 +136,57 @@ def _inner(path: Path, state: dict[str, Tensor], weights: Weights | None, entry:
     if entry != weights:
         wanted = {"ema": averages, "model": [name for name in outer if name not in averages]}.get(weights or "", wanted)
     if len(wanted) != 1:
-        held = ", ".join(name.rstrip(".") for name in outer)
-        raise UserError(f"{path}: wanted one model, or one for weights=ema or model, found the models {held}")
+        models = ", ".join(name.rstrip(".") for name in outer)
+        raise UserError(f"{path}: wanted one model, or one for weights=ema or model, found the models {models}")
     return {name.removeprefix(wanted[0]): v for name, v in state.items() if name.startswith(wanted[0])}
 
 
 def clean(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without what DDP, torch.compile and AveragedModel add: words in names, and a count of steps.
+    """A state dict without the parts of names, and the step count, that DDP, torch.compile and AveragedModel add.
 
     Raises:
         UserError: two tensors have the same name then.
     """
-    found: dict[str, Tensor] = {}
+    cleaned: dict[str, Tensor] = {}
     for name, tensor in state.items():
         short = ".".join(part for part in name.split(".") if part not in WRAPPERS)
-        if short in found:
+        if short in cleaned:
             raise UserError(f"two of its tensors are {short} when {' and '.join(WRAPPERS)} are taken off their names")
         if not (short == "n_averaged" and not tensor.ndim):
-            found[short] = tensor
-    return found
+            cleaned[short] = tensor
+    return cleaned
 
 
 USUAL_CLASSES = (10, 100, 1000)
-"""As many rows of a class embedding are more likely as many classes than one fewer."""
+"""A class embedding of this many rows is more likely of as many classes than of one fewer."""
 WRAPPERS = ("module", "_orig_mod")
 FIRST = "x_embedder.proj.weight"
-"""A tensor that every model of ours has, and has once."""
+"""A tensor that every family has once."""
 
 
 def size(family: str, state: Mapping[str, Tensor], name: str, axis: int, ndim: int = 2) -> int:
     """The length of one axis of a tensor.
 
     Raises:
-        UserError: there is no such tensor, or it has another number of axes, or none of its axes is that long.
+        UserError: there is no such tensor, it has another number of axes, or it is empty.
     """
-    found = state.get(name)
-    if found is None or found.ndim != ndim or not found.numel():
-        what = "missing" if found is None else f"of shape {tuple(found.shape)}"
+    tensor = state.get(name)
+    if tensor is None or tensor.ndim != ndim or not tensor.numel():
+        what = "missing" if tensor is None else f"of shape {tuple(tensor.shape)}"
         raise UserError(f"not a state dict of {family}: {name} is {what}, wanted {ndim} axes")
-    return found.shape[axis]
+    return tensor.shape[axis]
 
 
 def shapes(family: str, state: Mapping[str, Tensor], block: str) -> tuple[dict[str, Any], int]:
-    """What the tensors of both families tell by their shapes: keywords of the class, and the width e.
+    """The sizes of DiT or MDTv2 from the shapes of the tensors: arguments of the class, and the width e.
 
     Args:
+        family: the class, for errors.
+        state: the tensors by name.
         block: the name of a block that every such model has.
+
+    Raises:
+        UserError: it is no state dict of this family.
     """
     width, channels, patch = (size(family, state, "x_embedder.proj.weight", i, 4) for i in range(3))
     config = dict(
@@ -194,28 +201,29 @@ def shapes(family: str, state: Mapping[str, Tensor], block: str) -> tuple[dict[s
 
 
 def count(state: Mapping[str, Tensor], section: str) -> int:
-    """How many blocks a section has."""
+    """The number of blocks in a section."""
     return len({k.split(".")[1] for k in state if k.startswith(section + ".")})
 
 
 def check_fits(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Names and shapes must be a model's own, and every tensor hold numbers of its own.
+    """Check that a state dict has a model's names and shapes, dense and without shared memory.
 
     Raises:
-        UserError: saying what does not fit.
+        UserError: what does not fit.
     """
-    own = model.state_dict()
-    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    wrong = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
+    wanted = model.state_dict()
+    missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
+    wrong = [k for k in wanted.keys() & state.keys() if wanted[k].shape != state[k].shape]
     if missing or extra or wrong:
-        shapes = [f"{k} wanted {tuple(own[k].shape)} found {tuple(state[k].shape)}" for k in sorted(wrong)[:2]]
+        shapes = [f"{k} wanted {tuple(wanted[k].shape)} found {tuple(state[k].shape)}" for k in sorted(wrong)[:2]]
         raise UserError(
             f"the checkpoint does not fit {type(model).__name__}: {len(missing)} tensors missing {missing[:2]}, "
             f"{len(extra)} unknown {extra[:2]}, {len(wrong)} of another shape {shapes}"
         )
-    odd = [k for k, v in state.items() if not v.is_floating_point() or v.layout != torch.strided]
-    if odd:
-        raise UserError(f"the checkpoint's {odd[0]} ({state[odd[0]].dtype}) is no dense floating-point tensor")
-    held = {v.untyped_storage().data_ptr(): v.untyped_storage().nbytes() for v in state.values()}
-    if sum(v.numel() * v.element_size() for v in state.values()) > sum(held.values()):
+    unusable = [k for k, v in state.items() if not v.is_floating_point() or v.layout != torch.strided]
+    if unusable:
+        name = unusable[0]
+        raise UserError(f"the checkpoint's {name} ({state[name].dtype}) is no dense floating-point tensor")
+    storages = {v.untyped_storage().data_ptr(): v.untyped_storage().nbytes() for v in state.values()}
+    if sum(v.numel() * v.element_size() for v in state.values()) > sum(storages.values()):
         raise UserError("the checkpoint's tensors share their memory; wanted values of its own for each")

@@ -1,7 +1,7 @@
-"""What MDT and DiT have in common: patches in, blocks conditioned by adaLN-Zero, patches out (arXiv 2212.09748)."""
+"""Base of MDT and DiT: patches in, blocks conditioned by adaLN-Zero, patches out (arXiv 2212.09748)."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
@@ -20,11 +20,11 @@ from dit_shd.models import public_checkpoints
 from dit_shd.models.layers import FeedForward, FinalLayer, LabelEmbedder, TimestepEmbedder, modulate
 
 MOST_LAYERS, MOST_WIDTH, MOST_TOKENS = 1024, 2**16, 2**17
-"""Beyond any such model: a config.json that says so is damaged, and would be built before its weights are looked at."""
+"""Limits beyond any such model: a damaged config.json is refused before the model is built."""
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; hands its Capture to `recorder`, if there is one."""
+    """Multi-head self-attention; calls `recorder` with its Capture, if there is one."""
 
     recorder: Recorder | None = None
 
@@ -35,10 +35,11 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def bias(self, code: Tensor | None) -> Bias | None:
-        """What is added to the scores; `code` tells which tokens are there."""
+        """The bias of the scores; `code` [b,n] has the positions of the tokens, None for all tokens."""
         return None
 
     def forward(self, x: Tensor, code: Tensor | None) -> Tensor:
+        """Tokens [b,n,e] from tokens; `code` as in `bias`."""
         b, n, e = x.shape
         query, key, value = (y.view(b, n, self.heads, -1).transpose(1, 2) for y in self.qkv(x).chunk(3, dim=-1))
         bias = self.bias(code)
@@ -58,7 +59,7 @@ class Attention(nn.Module):
 
     @torch.compiler.disable
     def _attend_eagerly(self, query: Tensor, key: Tensor, value: Tensor, scale: float, bias: Bias | None) -> Tensor:
-        """Losses that listen, and tiles of a learnable bias, are no graph: what is around them is compiled."""
+        """Recorders and tiles of a learnable bias break the graph; torch.compile compiles the rest."""
         return self._attend(query, key, value, scale, bias)
 
 
@@ -74,6 +75,7 @@ class Block(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     def forward(self, x: Tensor, condition: Tensor, code: Tensor | None = None) -> Tensor:
+        """Tokens [b,n,e] from tokens, the condition [b,e] and codes of the tokens [b,n]."""
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(condition)[:, None].chunk(6, dim=-1)
         x = torch.addcmul(x, gate_a, self.attn(modulate(self.norm1(x), shift_a, scale_a), code))
         return torch.addcmul(x, gate_m, self.mlp(modulate(self.norm2(x), shift_m, scale_m)))
@@ -82,17 +84,17 @@ class Block(nn.Module):
 class LatentTransformer(ModelMixin, ConfigMixin):
     """A class-conditional transformer of square latents; a family adds position embeddings and blocks.
 
-    Parameters carry the names of the public checkpoints, so reading and writing those changes next to nothing.
+    Parameters have the names of the public checkpoints, which are read and written with few changes.
     """
 
     _supports_gradient_checkpointing = True
     SIZES: ClassVar[Mapping[str, dict[str, int]]]
-    """The keywords that a size by name stands for."""
+    """Arguments of the class by the name of a size, such as S/2."""
     pos_embed: nn.Parameter
     final_layer: FinalLayer
 
     def embedders(self, sample_size: int, patch_size: int, in_channels: int, width: int, num_classes: int) -> None:
-        """Make the modules that embed latents, timesteps and labels."""
+        """Construct the modules that embed latents, timesteps and labels."""
         self.x_embedder = PatchEmbed(sample_size, patch_size, in_channels, width)
         self.t_embedder = TimestepEmbedder(width)
         self.y_embedder = LabelEmbedder(num_classes, width)
@@ -100,42 +102,47 @@ class LatentTransformer(ModelMixin, ConfigMixin):
 
     @classmethod
     def from_options(cls, size: str | None = None, **options: Any) -> Self:
-        """Build by the name of a size (as S/2), any keyword of the class overriding the size's own."""
+        """Construct a model by the name of a size (such as S/2); arguments of the class override the size's.
+
+        Raises:
+            UserError: there is no such size.
+        """
         if size is not None and size not in cls.SIZES:
             raise UserError(f"{cls.__name__}: no size '{size}'. Sizes: {', '.join(cls.SIZES)}")
         return cls(**{**cls.SIZES.get(size or "", {}), **options})
 
     @classmethod
     def public_config(cls, state: Mapping[str, Tensor], heads: int | None = None) -> dict[str, Any]:
-        """The keywords of the class that a public state dict (and a head count beside it) tells."""
+        """Arguments of the class for a public state dict, and the number of heads where tensors do not determine it."""
         raise NotImplementedError
 
     @classmethod
     def is_public(cls, state: Mapping[str, Tensor]) -> bool:
-        """Whether a state dict looks like a public one of this family."""
+        """Whether a state dict is a public one of this family, by the names of its tensors."""
         raise NotImplementedError
 
     @classmethod
     def from_public(cls, state: Mapping[str, Tensor], heads: int | None = None) -> Self:
-        """A model from a public state dict; its sizes are read from the tensors.
+        """A model from a public state dict, with sizes from the shapes of the tensors.
 
         Args:
-            heads: the number of heads, for a family whose tensors do not tell (DiT).
+            state: the tensors by name.
+            heads: the number of heads, for a family whose tensors do not determine it (DiT).
 
         Raises:
             UserError: the tensors are not those of such a model.
         """
-        state = cls.own_tensors(public_checkpoints.clean(state))
+        state = cls.parameters_of(public_checkpoints.clean(state))
         config = cls.public_config(state, heads)
-        with torch.device("meta"):  # what does not fit is found before any memory is taken
+        with torch.device("meta"):  # a misfit is reported before memory is allocated
             public_checkpoints.check_fits(cls(**config), state)
         model = cls(**config)
         model.load_state_dict(state)
         return model
 
     @classmethod
-    def own_tensors(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Those of a public state dict that we keep."""
+    def parameters_of(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A public state dict without its index buffers."""
         return state
 
     def to_public(self) -> dict[str, Tensor]:
@@ -148,7 +155,7 @@ class LatentTransformer(ModelMixin, ConfigMixin):
         return self.pos_embed.shape[1]
 
     def initialise(self) -> None:
-        """Xavier linears, N(0, 0.02) embedders, and zeros where adaLN-Zero and the last layer want them."""
+        """Initialise the weights: linear maps by Xavier, embedders by N(0, 0.02), adaLN-Zero and last layer by 0."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -164,20 +171,26 @@ class LatentTransformer(ModelMixin, ConfigMixin):
             nn.init.zeros_(linear.weight)  # type: ignore[arg-type]
             nn.init.zeros_(linear.bias)  # type: ignore[arg-type]
 
-    def embed(self, latents: Tensor, timestep: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens [b,n,e] with their positions, and the condition [b,e] of every block."""
+    def embed(self, latents: Tensor, timestep: Tensor | float, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens [b,n,e] with their position embedding, and the condition [b,e] of every block.
+
+        Args:
+            latents: noisy latents [b,c,y,x].
+            timestep: [b], or one number.
+            labels: [b].
+        """
         timestep = torch.as_tensor(timestep, device=latents.device).expand(latents.shape[0])
         condition = self.t_embedder(timestep) + self.y_embedder.embedding_table(labels)
         return self.x_embedder(latents) + self.pos_embed, condition
 
     def run(self, block: nn.Module, *inputs: Tensor | None) -> Tensor:
-        """A block's output; with gradient checkpointing it is computed again in the backward."""
+        """A block's output; with gradient checkpointing it is recomputed in the backward."""
         if self.gradient_checkpointing and torch.is_grad_enabled():
             return self._gradient_checkpointing_func(block, *inputs)  # type: ignore[misc]
         return block(*inputs)
 
     def result(self, x: Tensor, condition: Tensor, return_dict: bool) -> Transformer2DModelOutput | tuple[Tensor]:
-        """The final layer, and its patches put together: sample [b, c or 2c, y, x]."""
+        """Apply the final layer and assemble its patches: sample [b, c or 2c, y, x]."""
         patches = self.final_layer(x, condition)
         b, n, _ = patches.shape
         w, p = math.isqrt(n), self.config.patch_size  # type: ignore[attr-defined]
@@ -187,8 +200,12 @@ class LatentTransformer(ModelMixin, ConfigMixin):
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
     @classmethod
-    def check_names(cls, names: Any, classes: int) -> None:
-        """Refuse names that are no text or not one for each class."""
+    def check_names(cls, names: Sequence[object] | None, classes: int) -> None:
+        """Refuse class names that are not text or not one for each class.
+
+        Raises:
+            UserError: naming the class of the model.
+        """
         if names is None:
             return
         if not isinstance(names, (list, tuple)) or not all(name is None or isinstance(name, str) for name in names):
@@ -200,7 +217,11 @@ class LatentTransformer(ModelMixin, ConfigMixin):
     def check_shape(
         cls, sample_size: int, patch_size: int, num_layers: int, heads: int, width: int, mlp_ratio: float
     ) -> None:
-        """Refuse sizes that no such model has."""
+        """Refuse sizes that no such model has.
+
+        Raises:
+            UserError: naming the class of the model and the sizes.
+        """
         name = cls.__name__
         if min(sample_size, patch_size, num_layers, heads, width) < 1 or mlp_ratio * width < 1:
             raise UserError(

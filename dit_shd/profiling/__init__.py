@@ -1,1 +1,1 @@
-"""What models and training steps take: operations, memory, time."""
+"""Operations, memory and time of models and training steps."""

@@ -1,28 +1,31 @@
-"""From operations to GPU-hours, at stated assumptions."""
+"""Operations converted to GPU-hours, under stated assumptions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from torch import nn
 
 from dit_shd.core.config import option
 from dit_shd.core.plugins import Plugin
 from dit_shd.profiling.flops import Operations
 from dit_shd.profiling.hardware import PEAK_TFLOPS
 from dit_shd.profiling.memory import Memory
+from dit_shd.tasks import Task
 
 FLOAT32_TFLOPS = {"A100": 19.5, "H100": 67.0}
-"""Dense peaks of the SXM cards without TF32, by the maker's data sheets."""
+"""Dense peaks of the SXM cards without TF32, from the manufacturer's data sheets."""
 
 
 @dataclass(frozen=True)
 class EstimateConfig:
-    """What dry_run assumes."""
+    """The assumptions of dry_run."""
 
     mfu: float = option(0.3, "share of the peak that is reached: an assumption, not a measurement")
     samples: int = option(50_000, "images sampled for one evaluation")
     sampling_steps: int = option(250, "steps of the sampler; guided: two forwards each")
     teacher: Plugin | dict[str, Plugin] | None = option(
-        None, "the teacher while its file is not there yet: {name: mdt, size: B/2}; of several, by name"
+        None, "the teacher if its file does not exist yet: {name: mdt, size: B/2}; of several, by name"
     )
     measure: bool = option(True, "also take one real step, at batch 1 and random weights")
 
@@ -36,22 +39,23 @@ class Measurement:
     seconds: float
     """Of the second of two steps."""
     peak: int
-    """Bytes: of a GPU what was allocated, else what this process's highest resident memory grew by."""
+    """Bytes: the most that was allocated on a GPU, else the growth of this process's peak resident memory."""
 
 
 @dataclass(frozen=True)
 class DryRun:
-    """What a run would take, by count and, where it was tried, by one real step."""
+    """The cost of a run, by count and, if measured, by one real step."""
 
-    student: Any
-    teachers: Mapping[str, Any]
-    """By what they are called: teacher, or teacher NAME of several."""
+    task: Task[Any]
+    student: nn.Module
+    teachers: Mapping[str, nn.Module]
+    """By name: teacher, or teacher NAME of several."""
     teachers_missing: Sequence[str]
-    """Places of those that are not there yet and were counted as estimate.teacher says."""
+    """Places of teachers that do not exist yet and were counted as configured in estimate.teacher."""
     operations: Operations
     memory: Memory
     counted: Memory | None
-    """As measured: of one image, in float32 on a CPU."""
+    """By count under the conditions of the measurement: one image, in float32 on a CPU."""
     measured: Measurement | None
     steps: int
     batch_size: int
@@ -59,16 +63,16 @@ class DryRun:
     peak_tflops: float | None
     assumed: EstimateConfig
     warning: str | None = None
-    """What is to be said of the run as it is configured."""
+    """A warning about the configuration."""
 
 
-def peaks(precision: str, own: float | None = None) -> dict[str, float]:
-    """GPU -> its peak in TFLOP/s: of `own`, where that is known, else of an A100 and an H100."""
-    if own is not None:
-        return {f"{own:g} TFLOP/s": own}
+def peaks(precision: str, peak_tflops: float | None = None) -> dict[str, float]:
+    """GPU -> its peak in TFLOP/s: `peak_tflops` if given, else those of an A100 and an H100."""
+    if peak_tflops is not None:
+        return {f"{peak_tflops:g} TFLOP/s": peak_tflops}
     return {gpu: peak if precision == "no" else PEAK_TFLOPS[gpu] for gpu, peak in FLOAT32_TFLOPS.items()}
 
 
 def hours(operations: float, peak_tflops: float, mfu: float) -> float:
-    """GPU-hours that some operations take."""
+    """GPU-hours of operations at a share (MFU) of a peak."""
     return operations / (peak_tflops * 1e12 * mfu) / 3600

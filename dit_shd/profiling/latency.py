@@ -1,13 +1,13 @@
-"""What one forward pass of a model takes."""
+"""Cost of one forward pass of a model."""
 
 import statistics
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 
+from dit_shd.models.shape import shape_of
 from dit_shd.profiling.flops import forward_operations
 
 LATENCY_BATCH = 16
@@ -15,24 +15,23 @@ LATENCY_BATCH = 16
 
 @dataclass(frozen=True)
 class Cost:
-    """What one forward pass of a model takes."""
+    """Cost of one forward pass of a model."""
 
     heads: int
     parameters: int
     flops: int
-    """Of one image; a multiply-add counts as two."""
+    """For one image; a multiply-add counts as two."""
     latency_ms: float
     """Per image, at batch 16 on one CPU thread; the median of several passes."""
 
 
 def cost(model: nn.Module, repeats: int = 9) -> Cost:
     """Measure a model on the CPU, on one thread."""
-    config: Any = model.config
-    shape = (config.in_channels, config.sample_size, config.sample_size)
+    shape = shape_of(model)
 
     def forward(b: int) -> None:
         model(
-            torch.zeros(b, *shape),
+            torch.zeros(b, *shape.latents),
             torch.zeros(b, dtype=torch.long),
             class_labels=torch.zeros(b, dtype=torch.long),
         )
@@ -50,7 +49,7 @@ def cost(model: nn.Module, repeats: int = 9) -> Cost:
     finally:
         torch.set_num_threads(threads)
     return Cost(
-        heads=config.num_attention_heads,
+        heads=shape.heads,
         parameters=sum(p.numel() for p in model.parameters()),
         flops=forward_operations(model),
         latency_ms=1e3 * statistics.median(seconds) / LATENCY_BATCH,

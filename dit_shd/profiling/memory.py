@@ -1,7 +1,7 @@
-"""Memory of one process in one training step, by count: what is held throughout, and the most that one pass adds."""
+"""Memory of one process in one training step, by count: what stays allocated, and the largest addition by a pass."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,35 +13,40 @@ from dit_shd.profiling.flops import loss_costs
 from dit_shd.profiling.step import StepShape
 from dit_shd.squeezing.cost import LayerCost
 
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
+
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes by what they are for."""
+    """Bytes by their use."""
 
     images: int
-    """Of one micro batch."""
+    """Images of one micro batch."""
     parts: dict[str, int]
+    """Use -> bytes."""
 
     @property
     def total(self) -> int:
+        """All bytes."""
         return sum(self.parts.values())
 
 
-def step_memory(step: StepShape, student: Any, teachers: nn.Module | Teachers | None) -> Memory:
-    """Count what a step holds; the models may be without weights."""
+def step_memory(step: StepShape, student: nn.Module, teachers: nn.Module | Teachers | None) -> Memory:
+    """Count the bytes that a step allocates; the models may be on the meta device."""
     distiller = Distiller(step.task, meta.ModelSpec.of(student).skeleton(), step.losses).to("meta")
-    known = by_name(teachers)
-    bare = {name: meta.ModelSpec.of(teacher).skeleton() for name, teacher in known.items()}
+    by_key = by_name(teachers)
+    skeletons: dict[str, nn.Module] = {name: meta.ModelSpec.of(model).skeleton() for name, model in by_key.items()}
     if step.teacher_precision == "bf16":
-        bare = {name: teacher.bfloat16() for name, teacher in bare.items()}
+        skeletons = {name: teacher.bfloat16() for name, teacher in skeletons.items()}
     trained = [p for p in distiller.parameters() if p.requires_grad]
     for p in trained:
         p.grad = torch.zeros_like(p)
-    passes = [_pass(step, distiller, known, bare, name) for name in step.task.passes]
+    passes = [_pass(step, distiller, by_key, skeletons, name) for name in step.task.passes]
     return Memory(
         images=step.images,
         parts={
-            "teacher's weights": sum(map(held, bare.values())),
+            "teacher's weights": sum(map(held, skeletons.values())),
             "student's weights": held(distiller),
             "gradients": sum(size(p) for p in trained),
             f"optimizer's states ({step.optimizer})": _states(step, trained),
@@ -52,6 +57,7 @@ def step_memory(step: StepShape, student: Any, teachers: nn.Module | Teachers | 
 
 
 def size(tensor: Tensor) -> int:
+    """Bytes of a tensor."""
     return tensor.numel() * tensor.element_size()
 
 
@@ -67,19 +73,18 @@ def _states(step: StepShape, trained: list[nn.Parameter]) -> int:
     return sum(size(value) for value in states if isinstance(value, Tensor))
 
 
-def _pass(step: StepShape, distiller: Distiller, teachers: Teachers, bare: Teachers, name: str) -> dict[str, int]:
-    """The peak of one pass: the student's forward, each teacher's beside it, the backward."""
-    student: Any = distiller.student
-    task = step.task
+def _pass(step: StepShape, distiller: Distiller, teachers: Teachers, skeletons: Teachers, name: str) -> dict[str, int]:
+    """The peak of one pass: the student's forward, that of each teacher, the backward."""
+    student, task = distiller.student, step.task
     (batch,) = [batch for batch in task.example(student, step.images, meta.META) if batch.pass_name == name]
     losses = distiller.losses_of(name)
     extra = sum(loss_costs(losses, task, name, student, teachers, step.images).values(), LayerCost())
     if step.recompute:
-        student.enable_gradient_checkpointing()
-    with meta.emulate_gpu(step.precision), meta.MemoryTracker(student, *bare.values()) as live:
+        cast("ModelMixin", student).enable_gradient_checkpointing()
+    with meta.emulate_gpu(step.precision), meta.MemoryTracker(student, *skeletons.values()) as tracker:
         output = task.predict(student, batch)
         with torch.no_grad():
-            for teacher in read_teachers(losses, bare):
-                task.predict(bare[teacher], batch)
+            for teacher in read_teachers(losses, skeletons):
+                task.predict(skeletons[teacher], batch)
         output.prediction.sum().backward()
-    return {"activations": live.peak, "losses (gradients held, tiles)": extra.held + extra.scratch}
+    return {"activations": tracker.peak, "losses (gradients held, tiles)": extra.held + extra.scratch}

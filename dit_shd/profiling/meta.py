@@ -1,6 +1,6 @@
-"""Models and batches on the meta device: tensors have shapes and no memory, and what is done to them can be counted.
+"""Models and batches on the meta device: tensors have shapes and no memory, and operations on them can be counted.
 
-The meta device lacks two things that a GPU has: autocast, and the fused attention kernel. `emulate_gpu` stands in.
+The meta device lacks autocast and the fused attention kernel of a GPU; `emulate_gpu` replaces both.
 """
 
 import json
@@ -8,10 +8,11 @@ import weakref
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
+from diffusers import ModelMixin
 from torch import Tensor, UntypedStorage, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -20,6 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from dit_shd.core.plugins import Plugin
 from dit_shd.models.families import FAMILIES
 
+T = TypeVar("T")
 META = torch.device("meta")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 PRODUCTS: set[Callable[..., Tensor]] = {
@@ -31,36 +33,42 @@ PRODUCTS: set[Callable[..., Tensor]] = {
     Tensor.matmul,
     Tensor.__matmul__,
 }
-"""What autocast runs in low precision, as far as these models use it."""
+"""The functions that autocast runs in low precision, as far as these models use them."""
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What a model is, but for its weights; can be the key of a cache."""
+    """Class and config of a model; can be the key of a cache."""
 
-    cls: Any
+    cls: type[ModelMixin]
     config: str
 
     @classmethod
-    def of(cls, model: Any) -> "ModelSpec":
+    def of(cls, model: nn.Module) -> "ModelSpec":
+        """The specification of a model, compiled or not."""
         model = getattr(model, "_orig_mod", model)  # torch.compile(model)
-        return cls(type(model), json.dumps(dict(model.config), sort_keys=True))
+        return cls(cast("type[ModelMixin]", type(model)), json.dumps(dict(cast("Any", model.config)), sort_keys=True))
 
-    def skeleton(self) -> Any:
-        """Such a model without memory."""
+    def skeleton(self) -> ModelMixin:
+        """The model without memory."""
         with META:
-            return self.cls.from_config(json.loads(self.config))
+            return self.build()
+
+    def build(self) -> ModelMixin:
+        """The model with random weights."""
+        cls: Any = self.cls
+        return cls.from_config(json.loads(self.config))
 
 
-def build(plugin: Plugin, where: str) -> Any:
-    """A model by name without memory."""
+def build(plugin: Plugin, where: str) -> ModelMixin:
+    """The model of a family without memory."""
     with META:
         return FAMILIES.build(plugin, where)
 
 
 @contextmanager
 def emulate_gpu(precision: str) -> Generator[None]:
-    """Fused attention, and the low precision that autocast would give to products."""
+    """Run fused attention, and matrix products in the low precision of autocast."""
     with _Kernels(DTYPES.get(precision)):
         yield
 
@@ -70,17 +78,21 @@ class _Kernels(TorchFunctionMode):
         super().__init__()
         self.low = low
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> object:
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
-            return _fused(*map(self._lowered, args[:3]), *args[3:], **tree_map(self._lowered, kwargs))
+            return _fused(*self._lowered_all(args[:3]), *args[3:], **self._lowered_all(kwargs))
         if func in PRODUCTS:
-            args, kwargs = tree_map(self._lowered, (args, kwargs))
+            args, kwargs = self._lowered_all(args), self._lowered_all(kwargs)
         return func(*args, **kwargs)
 
-    def _lowered(self, x: Any) -> Any:
-        lower = self.low is not None and isinstance(x, Tensor) and x.dtype == torch.float32
-        return x.to(self.low) if lower else x
+    def _lowered_all(self, arguments: T) -> T:
+        return cast("T", tree_map(self._lowered, arguments))
+
+    def _lowered(self, x: object) -> object:
+        return x.to(self.low) if self.low is not None and isinstance(x, Tensor) and x.dtype == torch.float32 else x
 
 
 def _fused(
@@ -100,37 +112,39 @@ def _fused(
 
 
 class MemoryTracker(TorchDispatchMode):
-    """Bytes of the tensors that are made and still alive (`now`), and their highest number so far (`peak`).
+    """Counts bytes of the tensors that are created and still alive (`now`), and their maximum (`peak`).
 
     Args:
-        known: modules whose parameters, gradients and buffers do not count.
+        models: whose parameters, gradients and buffers are not counted.
     """
 
-    def __init__(self, *known: nn.Module):
+    def __init__(self, *models: nn.Module):
         super().__init__()
         self.now = self.peak = 0
         self._alive: set[int] = set()
-        self._foreign = []
-        for model in known:
+        self._excluded = []
+        for model in models:
             tensors = [*model.parameters(), *model.buffers(), *(p.grad for p in model.parameters())]
-            self._foreign += [t.untyped_storage() for t in tensors if t is not None]
-        self._alive.update(storage._cdata for storage in self._foreign)
+            self._excluded += [t.untyped_storage() for t in tensors if t is not None]
+        self._alive.update(storage._cdata for storage in self._excluded)
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> object:
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
-                self._see(tensor.untyped_storage())
+                self._add(tensor.untyped_storage())
         return result
 
-    def _see(self, storage: UntypedStorage) -> None:
+    def _add(self, storage: UntypedStorage) -> None:
         if storage._cdata in self._alive:
             return
         self._alive.add(storage._cdata)
         self.now += storage.nbytes()
         self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes())
+        weakref.finalize(storage, self._remove, storage._cdata, storage.nbytes())
 
-    def _gone(self, name: int, size: int) -> None:
+    def _remove(self, name: int, size: int) -> None:
         self._alive.discard(name)
         self.now -= size

@@ -1,4 +1,4 @@
-"""What a training step does, apart from its two models: all that its operations and its memory depend on."""
+"""Everything besides the models that operations and memory of a training step depend on."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,13 +20,13 @@ class StepShape:
     task: Task[Any]
     losses: Sequence[Loss]
     images: int
-    """Of one micro batch."""
+    """Images of one micro batch."""
     build_optimizer: Callable[[list[nn.Parameter]], Optimizer]
     optimizer: str
-    """Its name."""
+    """Name of the optimizer."""
     averages: int = 1
-    """Weight averages that are kept."""
+    """Number of weight averages."""
     recompute: bool = False
-    """The student's blocks are computed again in the backward."""
+    """Whether the backward computes the student's blocks again (gradient checkpointing)."""
     precision: Precision = "no"
     teacher_precision: Literal["no", "bf16"] = "no"

@@ -1,4 +1,4 @@
-"""Images and operations a second, while a run goes on."""
+"""Images and operations a second during a run."""
 
 import time
 from dataclasses import dataclass, field
@@ -10,37 +10,38 @@ from dit_shd.profiling.hardware import peak_memory
 
 @dataclass
 class Throughput:
-    """Counts steps between two rows of the log.
-
-    Args:
-        images: of one optimizer step, over all processes.
-        operations: of one image, all passes of both models (a multiply-add counts as two).
-        peak_tflops: of all devices together, for the utilisation (MFU); None: not known.
-    """
+    """Counts steps between two rows of the log."""
 
     images: int
+    """Of one optimizer step, over all processes."""
     operations: float
+    """For one image, all passes of both models (a multiply-add counts as two)."""
     peak_tflops: float | None
+    """Of all devices together, for the utilisation (MFU); None if it is unknown."""
     device: torch.device
     _steps: int = 0
     _since: float = field(default_factory=time.perf_counter)
 
     def step(self) -> None:
-        """An optimizer step is done."""
+        """Count an optimizer step."""
         self._steps += 1
 
     def pause(self) -> None:
-        """Begin anew: what came since the last row (a save, an evaluation) is no training."""
+        """Restart the clock: the time since the last row (a save, an evaluation) is not training."""
         self._steps, self._since = 0, time.perf_counter()
 
     def row(self) -> dict[str, float]:
-        """seconds (of a step), images_per_second, tflops (10^12 operations a second), mfu (share of the peak),
-        memory_gib (the peak of this process: on its GPU, or resident)."""
+        """The row of the log for the steps since the last one.
+
+        Returns:
+            seconds (of a step), images_per_second, tflops (10^12 operations a second), mfu (share of the peak) and
+            memory_gib (the peak of this process: on its GPU, or resident).
+        """
         seconds = (time.perf_counter() - self._since) / max(1, self._steps)
         tflops = self.images * self.operations / seconds / 1e12
-        found = {"seconds": seconds, "images_per_second": self.images / seconds, "tflops": tflops}
+        row = {"seconds": seconds, "images_per_second": self.images / seconds, "tflops": tflops}
         if self.peak_tflops is not None:
-            found["mfu"] = tflops / self.peak_tflops
-        found["memory_gib"] = peak_memory(self.device) / 2**30
+            row["mfu"] = tflops / self.peak_tflops
+        row["memory_gib"] = peak_memory(self.device) / 2**30
         self.pause()
-        return {name: float(f"{number:.4g}") for name, number in found.items()}
+        return {name: float(f"{number:.4g}") for name, number in row.items()}

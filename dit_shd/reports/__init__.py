@@ -1,1 +1,1 @@
-"""Values drawn as pages, tables and figures. Knows neither the trainer nor the command line."""
+"""Pages, tables and figures of results; independent of the trainer and the command line."""

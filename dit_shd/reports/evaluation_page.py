@@ -1,4 +1,4 @@
-"""The page beside results.json: figures, samples by class, their nearest reference images, who lies inside whom."""
+"""The page beside results.json: figures, samples by class, nearest reference images, and precision and recall."""
 
 import html
 import io
@@ -18,11 +18,13 @@ from dit_shd.reports.html import paragraph, picture, scatter, section, side_by_s
 from dit_shd.reports.tables import facts, number, table_html
 
 CLASSES, OF_A_CLASS = 10, 10
-"""Shown: some classes, and some samples of each."""
+"""Numbers of classes and of samples of each that are shown."""
 NEIGHBOURS_OF, NEIGHBOURS = 8, 5
+"""Number of samples whose neighbours are shown, and of neighbours."""
 POINTS = 1000
-"""Of each set in the precision and recall picture."""
+"""Points of each set in the precision and recall picture."""
 OUTSIDE = 20
+"""Images outside of the other set that are shown."""
 THUMB = 96
 """Pixels of the longer side of an image on the page."""
 
@@ -42,7 +44,15 @@ def write_result_page(
     reference: FeaturesAndImages,
     details: Mapping[str, Tensor],
 ) -> None:
-    """Write the page of one evaluation. details: what the metrics know of single images."""
+    """Write the page of one evaluation.
+
+    Args:
+        page: the file.
+        record: the content of results.json.
+        samples: the samples.
+        reference: what they were compared with.
+        details: the metrics' results for single images, by name.
+    """
     body = [
         f"<header><h1>{html.escape(_title(record))}</h1>",
         paragraph(verdict_line(record), "lead"),
@@ -61,20 +71,20 @@ def write_summary_page(page: Path, record: Mapping[str, Any]) -> None:
     names = list(record["figures"])
     rows = [[run["samples"]["path"], *(number(run["figures"][name]) for name in names)] for run in record["runs"]]
     title = f"{len(rows)} files of samples"
-    each = table_html([("samples", ""), *((name, "") for name in names)], rows, tinted=-1)
+    table = table_html([("samples", ""), *((name, "") for name in names)], rows, tinted=-1)
     body = [
         f"<header><h1>{title}</h1>",
         paragraph(verdict_line(record), "lead"),
         "</header>",
         figures_section(record),
-        section("Each file", each),
+        section("Each file", table),
         footer(record),
     ]
     write_page(page, f"dit_shd: {title}", body)
 
 
 def figures_section(record: Mapping[str, Any]) -> str:
-    """The table of figures, with intervals or spreads where there are any, and the notes."""
+    """The table of figures, with intervals or spreads if there are any, and the notes."""
     intervals, spread = record.get("intervals", {}), record.get("spread", {})
     headings = [("figure", ""), ("mean", "over files") if spread else ("value", "")]
     headings += [("spread", "standard deviation")] if spread else []
@@ -91,7 +101,7 @@ def figures_section(record: Mapping[str, Any]) -> str:
 
 
 def footer(record: Mapping[str, Any]) -> str:
-    """Everything that is needed to repeat the figures."""
+    """Everything that is required to repeat the figures."""
     samples, reference, features = record.get("samples"), record["reference"], record["features"]
     about = {"command": record["command"]}
     if samples is not None:
@@ -110,14 +120,14 @@ def footer(record: Mapping[str, Any]) -> str:
 
 
 def thumbnails(images: np.ndarray, columns: int) -> bytes:
-    """Images uint8 [n, h, w, c], row by row, as PNG; large ones are made small, small ones enlarged."""
+    """Images uint8 [n,y,x,c], row by row, as PNG; large ones are reduced, small ones enlarged."""
     from PIL import Image
 
-    n, h, w, c = images.shape
-    factor = THUMB / max(h, w)
-    size = (max(1, round(w * factor)), max(1, round(h * factor)))
-    how = Image.Resampling.NEAREST if factor > 1 else Image.Resampling.LANCZOS
-    small = [np.asarray(Image.fromarray(image[..., 0] if c == 1 else image).resize(size, how)) for image in images]
+    n, y, x, c = images.shape
+    factor = THUMB / max(y, x)
+    size = (max(1, round(x * factor)), max(1, round(y * factor)))
+    filter = Image.Resampling.NEAREST if factor > 1 else Image.Resampling.LANCZOS
+    small = [np.asarray(Image.fromarray(image[..., 0] if c == 1 else image).resize(size, filter)) for image in images]
     stream = io.BytesIO()
     grid(np.stack(small).reshape(n, size[1], size[0], c), columns).save(stream, format="PNG", optimize=True)
     return stream.getvalue()
@@ -149,7 +159,7 @@ def _by_class(samples: FeaturesAndImages) -> str:
 
 
 def _nearest(samples: FeaturesAndImages, reference: FeaturesAndImages) -> str:
-    """Some samples and the reference images nearest to them, to see copies with one's own eyes."""
+    """Some samples and the reference images nearest to them, so that copies are visible."""
     x, y = samples.features.pooled, reference.features.pooled
     if x is None or y is None or reference.images is None:
         return ""
@@ -158,15 +168,15 @@ def _nearest(samples: FeaturesAndImages, reference: FeaturesAndImages) -> str:
     count = min(NEIGHBOURS, len(y))
     rows, closest = [], []
     for i in chosen:
-        distances = torch.cat([exact_distances(part, x[i]) for part in y.split(4096)])
+        distances = torch.cat([exact_distances(rows_y, x[i]) for rows_y in y.split(4096)])
         values, where = distances.topk(count, largest=False)
         closest.append(float(values[0]) ** 0.5)
         rows.append(where.cpu().numpy())
-    theirs = reference.images.take(np.concatenate(rows)).reshape(len(chosen), count, *reference.images.shape[1:])
-    sheet = np.concatenate([samples.images.take(chosen)[:, None], theirs], 1)
+    nearest = reference.images.take(np.concatenate(rows)).reshape(len(chosen), count, *reference.images.shape[1:])
+    sheet = np.concatenate([samples.images.take(chosen)[:, None], nearest], 1)
     words = (
         f"Left: {len(chosen)} samples, spread over the file. Right: the {count} reference images nearest to each in "
-        "the features of this network, nearest first. A sample that is its neighbour's copy was learnt by heart. "
+        "the features of this network, nearest first. A sample that is a copy of its neighbour was memorised. "
         f"Distances to the first: {', '.join(number(distance) for distance in closest)}."
     )
     shown = picture(thumbnails(sheet.reshape(-1, *sheet.shape[2:]), count + 1), "samples and their nearest neighbours")
@@ -194,12 +204,12 @@ def _inside(samples: FeaturesAndImages, reference: FeaturesAndImages, details: M
     parts = [paragraph(words), side_by_side(plots)]
     sets = (("samples outside the reference", samples), ("reference images no sample is near to", reference))
     sheets = []
-    for (name, which), flags in zip(sets, inside):
+    for (name, images_set), flags in zip(sets, inside):
         outside = np.flatnonzero(~flags)
-        if which.images is not None and len(outside):
-            some = outside[_spread(len(outside), OUTSIDE)]
-            caption = f"{len(some)} of {len(outside):,} {name}"
-            sheets.append(picture(thumbnails(which.images.take(some), 5), name, caption))
+        if images_set.images is not None and len(outside):
+            selected = outside[_spread(len(outside), OUTSIDE)]
+            caption = f"{len(selected)} of {len(outside):,} {name}"
+            sheets.append(picture(thumbnails(images_set.images.take(selected), 5), name, caption))
     return section("Precision and recall", *parts, side_by_side(sheets) if sheets else "")
 
 

@@ -1,4 +1,4 @@
-"""A page that needs nothing but itself: plain HTML with its pictures inside."""
+"""Self-contained pages: plain HTML with its pictures inside."""
 
 import base64
 import html
@@ -50,7 +50,16 @@ code { font: .85rem/1.4 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
 
 
 def write_page(out: Path, title: str, body: Sequence[str]) -> None:
-    """Write the page whole or not at all."""
+    """Write the page atomically.
+
+    Args:
+        out: the file.
+        title: its title.
+        body: HTML of its parts.
+
+    Raises:
+        UserError: it could not be written.
+    """
     head = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -83,7 +92,7 @@ def picture(image: bytes | tuple[bytes, bytes], alt: str, caption: str = "", css
 
 
 def scatter(behind: np.ndarray, points: np.ndarray, inside: np.ndarray, title: str) -> str:
-    """Points [n, 2] before others, as SVG that follows the page's colours; those not `inside` [n] in orange."""
+    """Points [n,2] in front of others, as SVG in the page's colours; those not `inside` [n] in orange."""
     everything = np.concatenate([behind, points])
     low, high = np.percentile(everything, 0.5, axis=0), np.percentile(everything, 99.5, axis=0)
     width, height = 400, 300
@@ -99,11 +108,12 @@ def scatter(behind: np.ndarray, points: np.ndarray, inside: np.ndarray, title: s
 
 
 def wide(inner: str) -> str:
-    """Something that scrolls sideways on a narrow screen."""
+    """HTML that scrolls sideways on a narrow screen."""
     return f'<div class="wide">{inner}</div>'
 
 
 def side_by_side(figures: Sequence[str]) -> str:
+    """Figures in a row that wraps on a narrow screen."""
     return f'<div class="row">{"".join(figures)}</div>'
 
 

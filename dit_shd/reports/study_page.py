@@ -12,19 +12,22 @@ from dit_shd.reports.tables import facts, table_html
 SPREAD = "Mean and standard deviation over training seeds; costs are means of one cell."
 INTERVALS = (
     "Differences are paired by seed. The interval holds the mean difference with 95% confidence (Student's t over "
-    "seeds); p is corrected for all comparisons of this table (Holm). Detectable is the true difference that as many "
-    "seeds, with this spread, would find four times in five: a smaller one can be there without being seen."
+    "seeds); the corrected one and p allow for the number of comparisons in this table (Holm). Detectable is the true "
+    "difference that as many seeds, with this spread, would find four times in five: a smaller one can be there "
+    "without being seen."
 )
 
 
 @dataclass(frozen=True)
 class Table:
-    """Headings (name, what it is in small letters) and rows of text."""
+    """A table as text."""
 
     headings: Sequence[tuple[str, str]]
+    """(name, explanation in small letters) of each column."""
     rows: Sequence[Sequence[str]]
 
     def html(self) -> str:
+        """The table as HTML."""
         return table_html(self.headings, self.rows, tinted=-1)
 
 

@@ -19,7 +19,7 @@ class Row:
     figures: dict[str, float]
     """By exact name, as FD(digits)."""
     spread: dict[str, float] = field(default_factory=dict)
-    """Standard deviations over several files of samples, where there are any."""
+    """Standard deviations over several files of samples; empty for one file."""
 
 
 def table_html(
@@ -28,11 +28,13 @@ def table_html(
     bold: Sequence[int] = (),
     tinted: int = 0,
 ) -> str:
-    """A table; headings are (name, what it is in small letters).
+    """A table.
 
     Args:
-        rows: texts, escaped here. tinted: the row that stands out.
+        headings: (name, explanation in small letters) of each column.
+        rows: texts, escaped here.
         bold: for each column the row whose cell is bold, -1 for none.
+        tinted: the row with a tinted background, -1 for none.
     """
     heads = "".join(f"<th>{html.escape(n)}<small>{html.escape(words)}</small></th>" for n, words in headings)
     lines = []
@@ -97,6 +99,7 @@ def facts(pairs: Mapping[str, str]) -> str:
 
 
 def lower_is_better(name: str) -> bool:
+    """Whether a figure is a distance."""
     return name.partition("(")[0] in LOWER_IS_BETTER
 
 

@@ -28,6 +28,7 @@ def attention_kl(
     backend: Backend = "streamed",
     chunk_mib: float = CHUNK_MIB,
     row_weight: Tensor | None = None,
+    check: bool = True,
 ) -> Tensor:
     """Divergence of the student's maps from the squeezed teacher's, per sample [b].
 
@@ -43,6 +44,7 @@ def attention_kl(
         chunk_mib: memory budget for the maps of one tile, in MiB; does not change the result beyond rounding.
         row_weight: [b,n], 0 or more: a factor of every query row's divergence, 1 for None; rows of weight 0 (padding,
             instructions) take no part in value or gradient.
+        check: look whether the weights sum to 1, for which a GPU has to be waited for.
 
     Returns:
         [b] in float32 (float64 for float64 captures). Gradients reach the student's query, key and bias only. Rows
@@ -52,6 +54,8 @@ def attention_kl(
         ValueError: token counts, head counts, weights or temperature that do not fit.
     """
     _check(teacher, student, squeeze, temperature, measure, backend)
+    if check:
+        _check_sums(squeeze)
     row_weight = check_row_weight(row_weight, teacher, "attention_kl")
     leaves = () if student.bias is None else student.bias.leaves
     learns = student.bias is not None and student.bias.needs_grad()
@@ -87,9 +91,6 @@ def _check(
             f"attention_kl: wanted a squeeze of {h} heads into {g} with weights [{b},{h},1 or {n}], "
             f"found {squeeze.heads} groups and weights {list(squeeze.weight.shape)}"
         )
-    sums = torch.zeros_like(squeeze.weight[:, :g]).index_add_(1, squeeze.group, squeeze.weight)
-    if not bool(((sums - 1).abs() < 1e-3).all()):
-        raise ValueError("attention_kl: wanted weights that sum to 1 in every group, found others (or NaN)")
     if any(kept.shape[0] != b or kept.shape[2:] != (n, m) for kept in squeeze.maps.values()):
         raise ValueError("attention_kl: wanted the capture that the squeeze and its kept maps are of, found another")
     if not temperature > 0:
@@ -101,6 +102,12 @@ def _check(
     why_not = unfit(backend, teacher, student, measure)
     if why_not:
         raise ValueError(f"attention_kl: backend {backend} cannot serve here: {why_not}; use streamed or auto")
+
+
+def _check_sums(squeeze: Squeeze) -> None:
+    sums = torch.zeros_like(squeeze.weight[:, : squeeze.heads]).index_add_(1, squeeze.group, squeeze.weight)
+    if not bool(((sums - 1).abs() < 1e-3).all()):
+        raise ValueError("attention_kl: wanted weights that sum to 1 in every group, found others (or NaN)")
 
 
 class _AttentionDivergence(torch.autograd.Function):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dit_shd.attention.capture import Capture
 from dit_shd.attention.streamed import attend
-from dit_shd.attention.tiles import CHUNK_MIB, Buffers, Maps, Tiling, flat, run_of, slices
+from dit_shd.attention.tiles import CHUNK_MIB, Buffers, Maps, Tiling, flat, index_tensor, run_of, slices
 from dit_shd.squeezing.kernels.captures import values_met
 
 Groups = list[list[int]]
@@ -49,14 +49,14 @@ class Projections:
 
     def of(self, out: Tensor, groups: Groups) -> Tensor:
         """L[G,k,d,f], f = min(k d, e), in float64, with L_a L_c^T = W_a W_c^T inside each group of `out` [h,d,e]."""
+        if torch.compiler.is_compiling():  # a cache is nothing for a graph
+            return _short_factor(out, groups)
         key = (out.data_ptr(), tuple(out.shape), out.stride(), out.dtype, str(out.device), str(groups))
-        found = self._kept.get(key)
+        entry = self._kept.get(key)
         version = 0 if out.is_inference() else out._version
-        if found is not None and found[1] == version:
-            return found[2]
-        stacked = out.detach()[torch.tensor(groups, device=out.device)].double().flatten(1, 2)  # [G, k d, e]
-        upper = torch.linalg.qr(stacked.transpose(1, 2), mode="r").R  # [G, f, k d]
-        factor = upper.transpose(1, 2).unflatten(1, (len(groups[0]), -1)).contiguous()
+        if entry is not None and entry[1] == version:
+            return entry[2]
+        factor = _short_factor(out, groups)
         while len(self._kept) >= self.most:
             self._kept.pop(next(iter(self._kept)))
         self._kept[key] = (out, version, factor)  # holding `out` keeps its memory from becoming another tensor's
@@ -65,6 +65,13 @@ class Projections:
     def clear(self) -> None:
         """Forget all of them."""
         self._kept.clear()
+
+
+def _short_factor(out: Tensor, groups: Groups) -> Tensor:
+    place = index_tensor(tuple(head for group in groups for head in group), out.device).view(len(groups), -1)
+    stacked = out.detach()[place].double().flatten(1, 2)  # [G, k d, e]
+    upper = torch.linalg.qr(stacked.transpose(1, 2), mode="r").R  # [G, f, k d]
+    return upper.transpose(1, 2).unflatten(1, (len(groups[0]), -1)).contiguous()
 
 
 class Collector:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dit_shd.attention.capture import Capture, one_layer
-from dit_shd.attention.tiles import CHUNK_MIB
+from dit_shd.attention.tiles import CHUNK_MIB, index_tensor
 from dit_shd.core.errors import UserError
 from dit_shd.squeezing import products, weights
 from dit_shd.squeezing.kernels.captures import unfit
@@ -23,10 +23,6 @@ from dit_shd.squeezing.products import Projections
 
 Method = Literal["pairwise", "joint", "per_query", "constant", "hard"]
 Backend = Literal["streamed", "fused", "triton"]
-
-
-class NotFiniteError(ValueError):
-    """The teacher's q, k or v hold NaN or infinity."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +76,7 @@ def squeeze(
     keep_maps: bool = False,
     projections: Projections | None = None,
     row_weight: Tensor | None = None,
+    check: bool = True,
 ) -> Squeeze:
     """Weights that merge the captured teacher heads into `heads` student heads. No gradient flows through them.
 
@@ -98,6 +95,7 @@ def squeeze(
         projections: a cache of what is computed of W^O, for a teacher whose weights stay.
         row_weight: [b,n], 0 or more: a factor of every query row's squared error, 1 for None; rows of weight 0
             (padding, instructions) take no part.
+        check: look whether the numbers are finite, for which a GPU has to be waited for; without, NaN stays NaN.
 
     Raises:
         UserError: student heads outside 1..h, or a plan that is no partition. ValueError: no W^O, not finite input.
@@ -105,11 +103,11 @@ def squeeze(
     _check(capture, plan, method, backend)
     b, h, _, _ = capture.shape
     groups = plan_of(plan, h, heads)
-    group = torch.empty(h, dtype=torch.long)
-    for g, members in enumerate(groups):
-        group[list(members)] = g
-    capture, group = capture.detach(), group.to(capture.query.device)
-    _check_finite(capture)
+    of = {head: g for g, members in enumerate(groups) for head in members}
+    group = index_tensor(tuple(of[head] for head in range(h)), capture.query.device)
+    capture = capture.detach()
+    if check:
+        _check_finite(capture)
     row_weight = check_row_weight(row_weight, capture, "squeeze")
     wide = torch.promote_types(capture.query.dtype, torch.float32)
     if method in ("constant", "hard") or heads == h:
@@ -123,7 +121,7 @@ def squeeze(
         reason = f": {capture.why_no_out}" if capture.why_no_out else ""
         raise ValueError(f"squeeze: {method} weights need the output projection by head (Capture.out [h,d,e]){reason}")
     projections = projections or Projections()
-    merge = _Merge(capture, groups, method, clamp, backend, chunk_mib, keep_maps, projections, row_weight)
+    merge = _Merge(capture, groups, method, clamp, backend, chunk_mib, keep_maps, projections, row_weight, check)
     with torch.no_grad(), torch.autocast(group.device.type, enabled=False):
         return merge.run(group)
 
@@ -170,7 +168,7 @@ def can_keep(shape: tuple[int, int, int, int], chunk_mib: float) -> bool:
 def _check_finite(capture: Capture) -> None:
     total = sum(x.sum(dtype=torch.float64) for x in (capture.query, capture.key, capture.value))
     if not bool(torch.isfinite(total)):  # type: ignore[arg-type]
-        raise NotFiniteError("squeeze: wanted finite q, k and v of the teacher, found NaN or infinity")
+        raise ValueError("squeeze: wanted finite q, k and v of the teacher, found NaN or infinity")
 
 
 def _fixed(plan: Plan, method: Method, seed: int) -> Tensor:
@@ -197,7 +195,8 @@ class _Merge:
     chunk_mib: float
     keep_maps: bool
     projections: Projections
-    row_weight: Tensor | None = None
+    row_weight: Tensor | None
+    check: bool
 
     def run(self, group: Tensor) -> Squeeze:
         b, h, n, m = self.capture.shape
@@ -217,18 +216,19 @@ class _Merge:
             if fits:
                 kept[k] = torch.empty(b, k * len(chosen), n, m, dtype=wide, device=device)
             found, row_sums = self._products(members, each_row, kept.get(k))
-            if not bool(torch.isfinite(found.norm).all()):
+            if self.check and not bool(torch.isfinite(found.norm).all()):
                 raise ValueError("squeeze: wanted finite W^O and outputs of the teacher's heads, found NaN or infinity")
             eps = torch.finfo(wide).eps
+            place = index_tensor(tuple(head for group in members for head in group), device).view(-1, k)
             if self.method == "pairwise":
                 assert found.table is not None
                 w, alpha, clamped = weights.progressive(found.table, found.norm, self.clamp, eps)
                 merges |= {g: (alpha[:, i], clamped[:, i]) for i, g in enumerate(chosen)}
-                weight[:, torch.tensor(members), 0] = w
+                weight[:, place, 0] = w
             else:
                 w = weights.joint(found, eps)  # [b,G,k] or [b,G,n,k]
-                weight[:, torch.tensor(members)] = w.movedim(-1, 2).reshape(b, len(chosen), k, -1)
-            residual[:, chosen] = weights.relative_residual(found, w)
+                weight[:, place] = w.movedim(-1, 2).reshape(b, len(chosen), k, -1)
+            residual[:, index_tensor(tuple(chosen), device)] = weights.relative_residual(found, w)
         alphas = [merges[g] for g in sorted(merges)]
         return Squeeze(
             weight.to(wide),

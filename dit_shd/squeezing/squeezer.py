@@ -67,9 +67,15 @@ class Squeezer:
         return contiguous(heads, wanted) if isinstance(plan, str) else check_plan(plan, heads, wanted)
 
     def squeeze(
-        self, layer: str, teacher: Capture, heads: int, keep_maps: bool = False, row_weight: Tensor | None = None
+        self,
+        layer: str,
+        teacher: Capture,
+        heads: int,
+        keep_maps: bool = False,
+        row_weight: Tensor | None = None,
+        check: bool = True,
     ) -> Squeeze:
-        """Weights that squeeze a teacher layer into the `heads` of a student layer; row_weight [b,n] as in squeeze."""
+        """Weights that squeeze a teacher layer into the `heads` of a student layer; the rest as in squeeze."""
         return squeeze(
             teacher,
             heads,
@@ -80,6 +86,7 @@ class Squeezer:
             keep_maps=keep_maps,
             projections=self.projections,
             row_weight=row_weight,
+            check=check,
         )
 
     def cost(

@@ -139,4 +139,4 @@ def relative_residual(products: Products, weight: Tensor) -> Tensor:
         squared = (squared - 2 * (w * products.target).sum(-1) + products.own).sum(-1)
         norm = norm.sum(-1)
     ratio = squared.clamp(min=0) / norm.clamp(min=torch.finfo(norm.dtype).tiny)
-    return torch.where(norm > 0, ratio.sqrt(), 0.0)
+    return torch.where(norm == 0, 0.0, ratio.sqrt())  # NaN stays NaN

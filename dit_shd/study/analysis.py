@@ -1,15 +1,15 @@
 """What the rows of a study show: each variant over its seeds, compared ones seed by seed, claims judged."""
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from scipy import stats
 
 from dit_shd.study.design import Claim, Study
 from dit_shd.study.results import Result
-from dit_shd.study.statistics import Difference, Summary, holm, paired_difference, summary
+from dit_shd.study.statistics import Difference, Summary, holm, holm_confidence, interval, paired_difference, summary
 
 ALPHA = 0.05
 Verdict = Literal["seen", "the opposite is seen", "not seen", "cannot be told"]
@@ -30,14 +30,14 @@ class Variant:
     def summary(self, figure: str) -> Summary:
         return summary(list(self.by_seed(figure).values()))
 
-    def mean(self, of: Literal["train_seconds", "cpu_seconds", "memory_mib"]) -> float:
-        """Mean CPU seconds of training, of all commands, or largest memory, of a cell."""
-        values = {
-            "train_seconds": [row.cpu_seconds["train"] for row in self.done],
-            "cpu_seconds": [row.cpu_hours * 3600 for row in self.done],
-            "memory_mib": [row.memory_mib for row in self.done],
-        }[of]
-        return summary(values).mean
+    def mean(self, of: Callable[[Result], float]) -> float:
+        """The mean of a number over finished rows."""
+        return summary([of(row) for row in self.done]).mean
+
+    @property
+    def training_seconds(self) -> float:
+        """CPU seconds of training, on average."""
+        return self.mean(lambda row: row.cpu_seconds["train"])
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ class Comparison:
     """variant - other."""
     holm_p: float
     """Corrected for all comparisons of the study."""
+    corrected: tuple[float, float]
+    """Interval that is corrected likewise: it holds 0 unless holm_p is below 0.05."""
 
 
 @dataclass(frozen=True)
@@ -123,13 +125,14 @@ def analyse(study: Study, rows: Iterable[Result]) -> Analysis:
 def compare(study: Study, variants: Sequence[Variant], figure: str) -> list[Comparison]:
     """All comparisons of a study in one figure, over the seeds that both variants have."""
     values = {variant.name: variant.by_seed(figure) for variant in variants}
-    found = []
+    found: list[tuple[str, str, Difference]] = []
     for name, other in study.comparisons:
         seeds = sorted(values[name].keys() & values[other].keys())
         difference = paired_difference([values[name][s] for s in seeds], [values[other][s] for s in seeds])
-        found.append(Comparison(name, other, difference, math.nan))
-    corrected = holm([comparison.difference.p for comparison in found])
-    return [replace(comparison, holm_p=p) for comparison, p in zip(found, corrected)]
+        found.append((name, other, difference))
+    p_values = [difference.p for *_, difference in found]
+    levels = zip(found, holm(p_values), holm_confidence(p_values))
+    return [Comparison(*pair, p, interval(pair[2], confidence)) for pair, p, confidence in levels]
 
 
 def verdict_of(comparison: Comparison, higher_is_better: bool, relevant: float) -> Verdict:

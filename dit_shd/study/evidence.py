@@ -6,10 +6,11 @@ from pathlib import Path
 
 from dit_shd.reports.study_page import Table
 from dit_shd.reports.tables import number
-from dit_shd.study.analysis import Analysis, Judgement, analyse
+from dit_shd.study.analysis import Analysis, Comparison, Judgement, analyse
 from dit_shd.study.design import cells_of, read_study
 from dit_shd.study.report import comparisons_table, difference_cells, failures_table, notes, state, variants_table
 from dit_shd.study.results import RESULTS, Progress, of_cells, read_results
+from dit_shd.study.statistics import summary
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Evidence:
 def read_evidence(folder: Path) -> list[Evidence]:
     """The studies of a folder of experiments that have rows, by name."""
     found = []
-    for file in sorted(folder.glob("*/*.yaml")):
+    for file in sorted(folder.glob("*/study.yaml")):
         rows = read_results(file.parent / RESULTS)
         if rows:
             study = read_study(file)
@@ -37,17 +38,26 @@ def read_evidence(folder: Path) -> list[Evidence]:
 
 def claims_summary(evidence: Iterable[Evidence]) -> str:
     """One table of all claims."""
-    headings = ["claim", "made in", "verdict", "difference", "95% interval", "n", "p (Holm)", "detectable", "study"]
+    headings = ["claim", "made in", "verdict", "figure", "means", "difference", "95% interval", "corrected interval"]
+    headings += ["p (Holm)", "detectable", "n", "study"]
     rows = [_claim_row(each, judgement) for each in evidence for judgement in each.analysis.judgements]
     return markdown(Table([(name, "") for name in headings], rows))
 
 
 def _claim_row(evidence: Evidence, judgement: Judgement) -> list[str]:
     claim, comparison = judgement.claim, judgement.comparison
-    difference, interval, p, detectable = difference_cells(comparison)
-    figure = f"{difference} {evidence.analysis.figure}"
-    n, name = str(comparison.difference.n), evidence.file.parent.name
-    return [claim.text, claim.source, f"**{judgement.verdict}**", figure, interval, n, p, detectable, name]
+    n, words = comparison.difference.n, [claim.text, claim.source, f"**{judgement.verdict}**"]
+    means = " against ".join(map(number, _means(evidence.analysis, comparison))) if n else "–"
+    cells = [evidence.analysis.figure, means, *difference_cells(comparison), str(n), evidence.file.parent.name]
+    return [*words, *cells]
+
+
+def _means(analysis: Analysis, comparison: Comparison) -> list[float]:
+    """Of both variants, over the seeds that both have."""
+    found = {variant.name: variant.by_seed(analysis.figure) for variant in analysis.variants}
+    first, second = found[comparison.variant], found[comparison.other]
+    seeds = first.keys() & second.keys()
+    return [summary([values[seed] for seed in sorted(seeds)]).mean for values in (first, second)]
 
 
 def study_text(evidence: Evidence, root: Path) -> str:

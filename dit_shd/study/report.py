@@ -65,7 +65,8 @@ def variants_table(analysis: Analysis) -> Table:
     for variant in analysis.variants:
         count = f"{len(variant.done)}" + (f" (+{len(variant.failed)} failed)" if variant.failed else "")
         figures = [spread(variant.summary(name)) if variant.done else "" for name in analysis.figures]
-        costs = [variant.mean("train_seconds"), variant.mean("cpu_seconds"), variant.mean("memory_mib")]
+        whole = variant.mean(lambda row: 3600 * row.cpu_hours)
+        costs = [variant.training_seconds, whole, variant.mean(lambda row: row.memory_mib)]
         rows.append([variant.name, count, *figures, *(f"{value:.0f}" if variant.done else "" for value in costs)])
     return Table(headings, rows)
 
@@ -78,6 +79,7 @@ def comparisons_table(analysis: Analysis) -> Table:
         ("n", "seeds"),
         (f"difference of {analysis.figure}", ""),
         ("95% interval", ""),
+        ("corrected interval", "Holm"),
         ("p", "Holm"),
         ("detectable", ""),
         ("variant is better", ""),
@@ -91,13 +93,12 @@ def comparisons_table(analysis: Analysis) -> Table:
 
 
 def difference_cells(comparison: Comparison) -> list[str]:
-    """Difference, interval, corrected p and detectable difference; dashes where one seed tells nothing."""
+    """Difference, its intervals, corrected p, detectable difference; dashes where one seed tells nothing."""
     d = comparison.difference
-    if d.n == 0:
-        return ["–"] * 4
-    if d.n == 1:
-        return [signed(d.mean), "–", "–", "–"]
-    return [signed(d.mean), interval(comparison), f"{comparison.holm_p:.2g}", number(d.detectable)]
+    if d.n < 2:
+        return [signed(d.mean) if d.n else "–", *["–"] * 4]
+    intervals = [span(d.low, d.high), span(*comparison.corrected)]
+    return [signed(d.mean), *intervals, f"{comparison.holm_p:.2g}", number(d.detectable)]
 
 
 def claims_table(analysis: Analysis) -> Table:
@@ -166,7 +167,7 @@ def versions(analysis: Analysis) -> dict[str, str]:
 
 def _cost(variant: Variant, figure: str) -> tuple[float, float, float]:
     summary = variant.summary(figure)
-    return variant.mean("train_seconds"), summary.mean, summary.deviation
+    return variant.training_seconds, summary.mean, summary.deviation
 
 
 def spread(summary: Summary) -> str:
@@ -176,9 +177,9 @@ def spread(summary: Summary) -> str:
     return mean + (f" ± {summary.deviation:.{places}f}" if summary.n > 1 else "")
 
 
-def interval(comparison: Comparison) -> str:
-    """The 95% interval of a difference."""
-    return f"{signed(comparison.difference.low)} to {signed(comparison.difference.high)}"
+def span(low: float, high: float) -> str:
+    """An interval of differences."""
+    return f"{signed(low)} to {signed(high)}"
 
 
 def signed(value: float) -> str:

@@ -56,13 +56,22 @@ def paired_difference(first: Sequence[float], second: Sequence[float], confidenc
     if found.n < 2:
         return Difference(found.n, found.mean, math.nan, math.nan, math.nan, math.nan, math.nan)
     error = found.deviation / math.sqrt(found.n)
-    half = float(stats.t.ppf((1 + confidence) / 2, found.n - 1)) * error
     if error == 0:
         p = 1.0 if found.mean == 0 else 0.0
     else:
         p = 2 * float(stats.t.sf(abs(found.mean) / error, found.n - 1))
-    detectable = detectable_difference(found.deviation, found.n)
-    return Difference(found.n, found.mean, found.deviation, found.mean - half, found.mean + half, p, detectable)
+    low, high = interval(found, confidence)
+    return Difference(
+        found.n, found.mean, found.deviation, low, high, p, detectable_difference(found.deviation, found.n)
+    )
+
+
+def interval(values: Summary | Difference, confidence: float) -> tuple[float, float]:
+    """The confidence interval of a mean (Student's t, n - 1 degrees of freedom); NaN of one value."""
+    if values.n < 2:
+        return math.nan, math.nan
+    half = float(stats.t.ppf((1 + confidence) / 2, values.n - 1)) * values.deviation / math.sqrt(values.n)
+    return values.mean - half, values.mean + half
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -74,6 +83,21 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(known) - rank) * p))
         corrected[i] = largest
     return corrected
+
+
+def holm_confidence(p_values: Sequence[float], alpha: float = 1 - CONFIDENCE) -> list[float]:
+    """For each test the confidence of an interval that holds no difference unless Holm's correction finds one.
+
+    The i-th smallest of m p-values is tested at alpha / (m - i + 1), up to the first that fails; all later ones fail at
+    its level.
+    """
+    known = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))
+    confidence, failed = [CONFIDENCE] * len(p_values), 0.0
+    for rank, (p, i) in enumerate(known):
+        level = failed or alpha / (len(known) - rank)
+        failed = failed or (level if p > level else 0.0)
+        confidence[i] = 1 - level
+    return confidence
 
 
 def power_of(difference: float, deviation: float, n: int, alpha: float = 1 - CONFIDENCE) -> float:

@@ -92,6 +92,8 @@ class Task(ABC, Generic[B]):
     """That there can be."""
     resumable: ClassVar[frozenset[str]] = frozenset()
     """Its keys that may differ when a run is resumed."""
+    generates: ClassVar[bool] = False
+    """Whether a model that learned it is sampled from."""
     dataset: Dataset
 
     def check_data(self, dataset: Dataset) -> None:

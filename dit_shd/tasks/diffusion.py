@@ -18,6 +18,7 @@ from dit_shd.diffusion.denoiser import NO_LABEL, Denoiser, known_classes
 from dit_shd.diffusion.objectives import noise_error, split, variational_bits
 from dit_shd.diffusion.sample_evaluation import SampleEvaluation
 from dit_shd.diffusion.schedule import Schedule
+from dit_shd.models import loading
 from dit_shd.tasks import Batch, Opinion, Output, Task, Terms
 
 PLAIN = SampleEvaluation()
@@ -57,6 +58,7 @@ class Diffusion(Task[NoisyBatch]):
     needs = frozenset({"latents", "labels"})
     all_passes = frozenset({"plain", "masked"})
     resumable = frozenset({"evaluation"})
+    generates = True
 
     def __init__(
         self,
@@ -81,10 +83,12 @@ class Diffusion(Task[NoisyBatch]):
 
     def use(self, dataset: Dataset, student: nn.Module) -> None:
         super().use(dataset, student)
+        _check_conditional("student", student)
         if self.mask_ratio is not None:
             self.tokens = Denoiser(student).tokens
 
     def check(self, role: str, model: nn.Module) -> None:
+        _check_conditional(role, model)
         denoiser = Denoiser(model)
         if denoiser.shape != tuple(self.dataset.shape):
             raise UserError(
@@ -97,7 +101,8 @@ class Diffusion(Task[NoisyBatch]):
         self.check_model(role, model)
 
     def check_model(self, role: str, model: nn.Module) -> None:
-        """It must know the masked pass if there is one."""
+        """It must denoise latents by class, and know the masked pass if there is one."""
+        _check_conditional(role, model)
         if self.mask_ratio is not None and "keep" not in inspect.signature(model.forward).parameters:
             raise UserError(
                 f"task.mask_ratio: the {role} ({type(model).__name__}) has no masked pass; set task.mask_ratio=null"
@@ -200,3 +205,9 @@ class Diffusion(Task[NoisyBatch]):
 
     def evaluated(self, run: Path, step: int, logged: bool) -> bool:
         return self.evaluation.finished(run, step, logged)
+
+
+def _check_conditional(role: str, model: nn.Module) -> None:
+    reason = loading.why_not_conditional(model)
+    if reason is not None:
+        raise UserError(f"{role}: {reason}")

@@ -1,13 +1,20 @@
 """Saving a run and going on from what was saved: the checkpoint, and the students that follow from it."""
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from diffusers import ModelMixin
+from torch import Tensor
 
 from dit_shd.core.distributed import run_on_main
 from dit_shd.core.errors import UserError
+from dit_shd.core.yaml_files import dump
+from dit_shd.data.datasets import DATASETS
+from dit_shd.data.latent_origin import read_record
 from dit_shd.models import export
+from dit_shd.models.cards import RunFacts
 from dit_shd.models.families import FAMILIES
+from dit_shd.models.provenance import inherited, provenance
 from dit_shd.profiling.throughput import Throughput
 from dit_shd.tasks import Task
 from dit_shd.training.config import TrainConfig
@@ -50,6 +57,18 @@ class Checkpointer:
         self.guard, self.throughput, self.accelerator = guard, throughput, accelerator
         self.step = 0
         """The last that was saved."""
+
+    @cached_property
+    def _facts(self) -> RunFacts:
+        """What the cards of all exports have in common."""
+        config = self.config
+        return RunFacts(
+            config=dump(config),
+            ema_warmup=config.ema_warmup,
+            dataset=DATASETS.find(config.data.name).described(**config.data.options),
+            origin=inherited([provenance(teacher) for teacher in config.teachers.values()]),
+            latents=read_record(self.folder.path),
+        )
 
     def after(self, step: Step) -> None:
         if step.stopping or step.number % self.config.checkpoint_every == 0 or step.number == self.config.steps:
@@ -104,12 +123,12 @@ class Checkpointer:
             if again or export.exported_step(folder) != done:
                 student = averaged(self.config, self.task, tensors[average_file(rate)])
                 share = share_of_first(rate, done, self.config.ema_warmup)
-                export.export(student, folder, self.config, done, rate, share)
+                export.export(student, folder, self._facts, done, rate, share)
 
 
-def averaged(config: TrainConfig, task: Task[Any], tensors: dict[str, Tensor]) -> nn.Module:
+def averaged(config: TrainConfig, task: Task[Any], tensors: dict[str, Tensor]) -> ModelMixin:
     """A student of its own with averaged weights, and what of the data goes with it."""
-    student: Any = FAMILIES.build(config.student, "student")
+    student = FAMILIES.build(config.student, "student")
     task.describe(student)
     student.load_state_dict({k: v.cpu() for k, v in tensors.items()}, strict=False)
     return student.eval()

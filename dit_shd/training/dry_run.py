@@ -27,7 +27,7 @@ from dit_shd.profiling.flops import step_operations
 from dit_shd.profiling.hardware import current_device, peak_memory
 from dit_shd.profiling.memory import step_memory
 from dit_shd.profiling.step import StepShape
-from dit_shd.tasks import TASKS, Batch
+from dit_shd.tasks import TASKS, Batch, Task
 from dit_shd.training import checks, optim
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.ema import EMA, too_slow
@@ -54,7 +54,7 @@ def dry_run(config: TrainConfig) -> DryRun:
     student = meta.build(config.student, "student")
     if config.validate_every:
         task.check_evaluation(student, None)
-    teachers, missing = _teachers(config)
+    teachers, missing = _teachers(config, task)
     task.check_model("student", student)
     for name, teacher in teachers.items():
         task.check_model(role(name), teacher)
@@ -69,6 +69,7 @@ def dry_run(config: TrainConfig) -> DryRun:
         real = {name: FAMILIES.build(missing[name]) if name in missing else teachers[name] for name in teachers}
         measured = take_a_step(tried, real, 1, before)
     return DryRun(
+        task=task,
         student=student,
         teachers={role(name): teacher for name, teacher in teachers.items()},
         teachers_missing=[config.teachers[name] for name in missing],
@@ -100,7 +101,7 @@ def step_shape(config: TrainConfig, images: int) -> StepShape:
     )
 
 
-def _teachers(config: TrainConfig) -> tuple[dict[str, Any], dict[str, Plugin]]:
+def _teachers(config: TrainConfig, task: Task[Any]) -> tuple[dict[str, Any], dict[str, Plugin]]:
     """The teachers with their weights if they are there, else as estimate.teacher says; what the latter are."""
     teachers: dict[str, Any] = {}
     missing: dict[str, Plugin] = {}
@@ -111,10 +112,11 @@ def _teachers(config: TrainConfig) -> tuple[dict[str, Any], dict[str, Plugin]]:
             missing[name] = stand_in
             continue
         try:
-            teachers[name] = loading.load_conditional(source)
+            teachers[name] = loading.load(source)
         except UserError as error:
             hint = "to count without it, say what it will be: estimate.teacher='{name: mdt, size: B/2}'"
             raise UserError(f"{role(name)}: {error}; {hint}") from error
+        task.check_model(source, teachers[name])
     return teachers, missing
 
 

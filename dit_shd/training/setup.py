@@ -118,17 +118,22 @@ def models_and_task(config: TrainConfig) -> Parts:
     student = FAMILIES.build(config.student, "student")
     losses = [LOSSES.build(plugin, f"losses.{i}") for i, plugin in enumerate(config.losses)]
     checks.teaching(config, losses)
-    teachers = load_teachers(config)
+    teachers = load_teachers(config, task)
     task.use(dataset, student)
     kept = before_training(config.vae, dataset.origin, dataset.shape[0], config.run)
     return Parts(config, task, student, losses, teachers, kept)
 
 
-def load_teachers(config: TrainConfig) -> dict[str, nn.Module]:
-    """The frozen teachers by name, in the precision that the config says."""
+def load_teachers(config: TrainConfig, task: Task[Any]) -> dict[str, nn.Module]:
+    """The frozen teachers by name, in the precision that the config says.
+
+    Raises:
+        UserError: One is not to be had, or cannot teach the task.
+    """
     teachers: dict[str, nn.Module] = {}
     for name, source in config.teachers.items():
-        teacher = loading.load_conditional(source).eval().requires_grad_(False)
+        teacher = loading.load(source).eval().requires_grad_(False)
+        task.check_model(source, teacher)
         teachers[name] = teacher.bfloat16() if config.teacher_precision == "bf16" else teacher
     return teachers
 

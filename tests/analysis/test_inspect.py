@@ -128,7 +128,7 @@ def test_data_that_does_not_fit_is_refused(teacher, shapes, tmp_path):
     np.savez(tmp_path / "wide.npz", arr_0=np.zeros((4, 8, 10, 1), np.uint8), arr_1=np.zeros(4, int))
     with pytest.raises(UserError, match=r"takes latents of shape \(1, 8, 8\), the data's are \(1, 8, 10\)"):
         DatasetInputs(model, Npz(tmp_path / "wide.npz"), Schedule.linear(), [range(2)], 0)
-    with pytest.raises(UserError, match="wanted up to 60, all that the data has, found 61"):
+    with pytest.raises(UserError, match="wanted up to 60, the size of the data, found 61"):
         DatasetInputs(model, Npz(shapes), Schedule.linear(), [range(61)], 0)
 
 

@@ -286,7 +286,7 @@ def test_a_teacher_that_goes_bad_is_named():
         (dict(rows=1.5), "at most 1"),
         (dict(calibration=0), "1 batch or more"),
         (dict(method="alpha"), "method: wanted one of pairwise"),
-        (dict(backend="triton"), "backend: wanted one of auto"),
+        (dict(backend="cuda"), "backend: wanted one of auto"),
     ],
 )
 def test_options_of_shd_that_make_no_sense(options, message):

@@ -158,7 +158,7 @@ def test_other_models_and_contradictions_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"heads: its config.json says 2, found heads=4"):
         to(tmp_path / "mdt", tmp_path / "x", heads=4)
     torch.save(build("mdt").to_public(), tmp_path / "mdt.pt")
-    with pytest.raises(UserError, match="this MDTv2 has 2, as its tensors tell; found heads=4"):
+    with pytest.raises(UserError, match="this MDTv2 has 2 by its tensors; found heads=4"):
         to(tmp_path / "mdt.pt", tmp_path / "x", heads=4)
 
 

@@ -236,10 +236,10 @@ def test_dry_run_writes_nothing(file, values, capsys, monkeypatch, tmp_path):
     code, out, _ = text(capsys, str(file), "dry_run=true", f"estimate.teacher={stand_in}")
     assert code == 0 and sorted(tmp_path.rglob("*")) == before
     expected = step_operations(step(make(TrainConfig, values)), small(2, 4), small(4, 4)).total
-    (total,) = [line for line in out.splitlines() if line.startswith("in all")][:1]
+    (total,) = [line for line in out.splitlines() if line.startswith("total")][:1]
     assert float(total.split()[3]) == pytest.approx(expected / 1e9, abs=0.005)
     assert f"{8 * expected / 1e12:.3g} TFLOP" in out
-    assert "none is not there yet" in out and "measured on" in out
+    assert "none does not exist yet" in out and "measured on" in out
 
 
 @pytest.mark.parametrize(

@@ -166,7 +166,7 @@ def test_cost_stands_beside_figures(two, tmp_path, capsys):
     words = words_of(page)
     assert f"<td>{rows[0].cost.parameters / 1e6:.2f}</td>" in words
     assert number(rows[1].figures["KID(digits)"]) in words
-    assert "student: no cost, for nothing beside the samples says which model" in words
+    assert "student: no cost, because no file beside the samples records their model" in words
     assert "sampled with different steps: teacher 50, student not recorded" in words
     assert "one training seed each" in words
     assert len(images_of(page)) == 2
@@ -178,7 +178,7 @@ def test_another_model_than_the_sampled_one_has_no_cost(two, tmp_path):
     record["samples"]["sidecar"]["model_sha256"] = "0" * 64
     Path(two[0]).write_text(json.dumps(record))
     assert compared(two, tmp_path)[0].cost is None
-    assert "is not the model any more" in (tmp_path / "page.html").read_text()
+    assert "has changed since the images were sampled" in (tmp_path / "page.html").read_text()
 
 
 @pytest.mark.parametrize(

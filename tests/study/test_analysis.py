@@ -50,6 +50,10 @@ def test_variants_are_paired_by_seed_and_corrected_together():
     first, second, third = sorted(tests)
     wanted = [3 * first, max(3 * first, 2 * second), max(3 * first, 2 * second, third)]
     np.testing.assert_allclose(sorted(c.holm_p for c in found.comparisons), wanted)
+    for c in found.comparisons:
+        low, high = c.corrected
+        assert low <= c.difference.low < c.difference.high <= high
+        assert (low <= 0 <= high) == (c.holm_p > 0.05)
 
 
 def test_figures_that_not_every_row_has_are_left_out():
@@ -93,8 +97,8 @@ def test_nothing_to_compare_yet():
 )
 def test_verdicts(mean, half, p, verdict):
     """Half a point is the smallest gain that matters."""
-    lower = Comparison("a", "b", Difference(5, mean, 1, mean - half, mean + half, 0, 0), p)
-    higher = Comparison("a", "b", Difference(5, -mean, 1, -mean - half, -mean + half, 0, 0), p)
+    lower = Comparison("a", "b", Difference(5, mean, 1, mean - half, mean + half, 0, 0), p, (0, 0))
+    higher = Comparison("a", "b", Difference(5, -mean, 1, -mean - half, -mean + half, 0, 0), p, (0, 0))
     assert verdict_of(lower, higher_is_better=False, relevant=0.5) == verdict
     assert verdict_of(higher, higher_is_better=True, relevant=0.5) == verdict
 

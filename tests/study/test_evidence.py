@@ -13,7 +13,7 @@ from dit_shd.study.evidence import claims_summary, read_evidence, study_text
 from dit_shd.study.results import Result, of_cells, read_results
 from dit_shd.training.config import TrainConfig
 
-STUDIES = sorted((Path(__file__).parents[2] / "experiments").glob("*/*.yaml"))
+STUDIES = sorted((Path(__file__).parents[2] / "experiments").glob("*/study.yaml"))
 VALUES = {
     "title": "Two losses",
     "question": "Which one?",
@@ -49,8 +49,11 @@ def evidence(tmp_path):
 def test_a_claim_has_its_verdict_figure_interval_and_n(evidence):
     (claim,) = claims_summary(evidence).splitlines()[2:]
     cells = [cell.strip() for cell in claim.strip("|").split("|")]
-    assert cells[:6] == ["SHD helps", "table 5", "**seen**", "−2.05 FD(x)", "−2.69 to −1.41", "2"]
-    assert cells[8] == "one"
+    assert cells[:7] == [
+        "SHD helps", "table 5", "**seen**", "FD(x)", "7.45 against 9.50", "−2.05", "−2.69 to −1.41",
+    ]  # fmt: skip
+    assert cells[7] == cells[6], "there is one comparison only"
+    assert cells[10:] == ["2", "one"]
 
 
 def test_a_study_says_what_it_took_and_what_failed(evidence, tmp_path):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from dit_shd.study.statistics import detectable_difference, holm, paired_difference, power_of, summary
+from dit_shd.study.statistics import detectable_difference, holm, holm_confidence, paired_difference, power_of, summary
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 30])
@@ -55,6 +55,15 @@ def closed_testing(p_values):
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
 def test_holm_is_the_closed_test_of_bonferroni(p_values):
     np.testing.assert_allclose(holm(p_values), closed_testing(p_values))
+
+
+@given(st.lists(st.floats(1e-6, 1), min_size=1, max_size=8))
+def test_corrected_intervals_and_corrected_p_values_agree(p_values):
+    """An interval of confidence c leaves 0 out where p <= 1 - c."""
+    for p, corrected, confidence in zip(p_values, holm(p_values), holm_confidence(p_values)):
+        if abs(corrected - 0.05) > 1e-9:
+            assert (p <= 1 - confidence) == (corrected <= 0.05)
+        assert 0.95 - 1e-12 <= confidence <= 1 - 0.05 / len(p_values) + 1e-12
 
 
 def test_unknown_p_values_count_for_nothing():

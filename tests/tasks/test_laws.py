@@ -39,7 +39,7 @@ def case(request):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(case, tmp_path_factory):
     """Of a case's data, teacher and config."""
     return tmp_path_factory.mktemp("case")
 

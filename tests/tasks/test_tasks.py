@@ -6,7 +6,6 @@ import os
 import pytest
 import torch
 from runs import contents, diffusion, drawn, run
-from torch import nn
 
 from dit_shd.core import plugins
 from dit_shd.core.config import make
@@ -107,12 +106,12 @@ def refused(values, message):
 
 def test_data_without_what_a_task_needs_are_refused(values, mine, shapes):
     data = {"name": "mine.Unlabelled", "path": str(shapes)}
-    message = "task: needs labels of the data, which have latents; choose another task or data"
+    message = "task: needs labels of the data, which have images, latents; choose another task or data"
     refused({**values, "data": data}, f"^{message}$")
     task, dataset = Diffusion(), DATASETS.build(Plugin("npz", {"path": str(shapes)}))
     dataset.fields = frozenset({"tokens"})
     with pytest.raises(UserError, match=r"^task: needs labels, latents of the data, which have tokens; "):
-        task.use(dataset, nn.Identity())
+        task.check_data(dataset)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Datasets, one file each. A dataset holds latents (pixels scaled to [-1, 1] if there is no VAE) and labels."""
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -14,8 +14,8 @@ from dit_shd.data.latent_origin import Origin
 class Dataset(ABC):
     """Latents x_0 [c,y,x], each with a class label, in a fixed order."""
 
-    fields: ClassVar[frozenset[str]] = frozenset({"latents", "labels"})
-    """Names of the tensors that batch() returns."""
+    fields: frozenset[str] = frozenset({"latents", "labels"})
+    """Names of the tensors that batch() returns; `images`: image() returns them one by one, as they are."""
     classes: int
     """Number of classes; label `classes` means no label."""
     class_names: tuple[str, ...] | None = None
@@ -52,6 +52,10 @@ class Dataset(ABC):
         Raises:
             UserError: it is a dataset of latents.
         """
+
+    def image(self, index: int) -> np.ndarray:
+        """One image as it is, uint8 [y,x,c], of data that have `images` among their fields."""
+        return self.images()[index]
 
     @abstractmethod
     def labels(self) -> np.ndarray:

@@ -21,6 +21,7 @@ class DigitsDataset(Dataset):
         split: which digits: `train` (the first 450 of each class), `validation` (the last 50) or `all`.
     """
 
+    fields = frozenset({"latents", "labels", "images"})
     classes, class_names = 10, tuple("0123456789")
     shape = (1, 28, 28)
 

@@ -40,9 +40,12 @@ class Latents(Dataset):
 
     @classmethod
     def described(cls, **options: Any) -> str:
-
-        about = read_index(Path(options["path"])).about
-        return f"{super().described(**options)}: {about.get('images')} encoded by {about.get('vae')}"
+        dataset = super().described(**options)
+        try:
+            about = read_index(Path(options["path"])).about
+        except UserError:  # it has been moved away since the training began
+            return dataset
+        return f"{dataset}: {about.get('images')} encoded by {about.get('vae')}"
 
     def _open(self, entry: ShardEntry, verify: bool) -> np.ndarray:
         """The labels of a shard.

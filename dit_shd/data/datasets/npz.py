@@ -29,6 +29,7 @@ class Npz(Dataset):
         array, labels = _read(path)
         if array.dtype == np.uint8 and array.ndim == 4:
             self._images, self._latents = array, None
+            self.fields = self.fields | {"images"}
             _, y, x, c = array.shape
         elif array.dtype in (np.float16, np.float32, np.float64) and array.ndim == 4:
             self._images, self._latents = None, array

@@ -1,6 +1,5 @@
 """Squeezing-Heads Distillation (arXiv 2502.07436): the student's attention maps follow the squeezed teacher's."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
@@ -18,7 +17,7 @@ from dit_shd.squeezing.backends.autotune import Backend
 from dit_shd.squeezing.backends.job import Measure
 from dit_shd.squeezing.cost import LayerCost
 from dit_shd.squeezing.divergence import attention_kl
-from dit_shd.squeezing.squeeze import Method, NotFiniteError
+from dit_shd.squeezing.squeeze import Method
 from dit_shd.squeezing.squeezer import Groups, Squeezer
 from dit_shd.tasks import Batch
 
@@ -82,6 +81,8 @@ class SHD(LayerLoss):
         self.measure: Measure = measure
         self.backend: Backend = backend
         self.calibration = calibration if plan == "matched" else 0
+        self._unchecked = True
+        """Whether numbers are still to be looked at; afterwards a GPU is not waited for any more."""
 
     def forward(self, teacher: Captures, student: Captures, step: int = 0) -> Tensor:
         """The weighted loss of two models' captures, a scalar with a gradient to the student only.
@@ -101,6 +102,7 @@ class SHD(LayerLoss):
         pairs = self.begin(list(teacher), {name: Layer(name, capture) for name, capture in student.items()}, None)
         for name, capture in teacher.items():
             pairs(Layer(name, capture))
+        self._unchecked = False
         return pairs.term()
 
     def pair(self, student: Layer, teacher: Layer, batch: Batch | None) -> Term:
@@ -110,11 +112,7 @@ class SHD(LayerLoss):
         except UserError:
             raise
         except ValueError as error:
-            if batch is None or not isinstance(error, NotFiniteError):
-                raise UserError(
-                    f"SHD: {student.name} of the student, {teacher.name} of the teacher: {error}"
-                ) from error
-            return Term(_not_finite(s))  # the trainer's to judge
+            raise UserError(f"SHD: {student.name} of the student, {teacher.name} of the teacher: {error}") from error
 
     def _divergence(self, layer: str, s: Capture, t: Capture, batch: Batch | None) -> Term:
         weight = None if batch is None else batch.row_weight(t.shape[2])
@@ -123,8 +121,11 @@ class SHD(LayerLoss):
             s, t = s.select(rows), t.select(rows)
             weight = None if weight is None else weight[:, rows]
         keep_maps, chunk_mib = self.temperature == 1, self.squeezer.chunk_mib
-        squeezed = self.squeezer.squeeze(layer, t, s.heads, keep_maps, weight)
-        value = attention_kl(t, s, squeezed, self.temperature, self.measure, self.backend, chunk_mib, weight)
+        check = (
+            batch is None and self._unchecked
+        )  # in training NaN goes on to the loss, and the trainer's guard sees it
+        squeezed = self.squeezer.squeeze(layer, t, s.heads, keep_maps, weight, check)
+        value = attention_kl(t, s, squeezed, self.temperature, self.measure, self.backend, chunk_mib, weight, check)
         logs = {f"{self.measure}/{layer}": value.detach().mean()}
         if squeezed.alpha is not None and squeezed.alpha.numel():
             assert squeezed.clamped is not None
@@ -181,11 +182,6 @@ def _given(role: str, captures: Any) -> None:
         raise UserError(f"SHD: the {role}'s captures are empty; {first}")
     for name, capture in layers.items():
         one_layer(capture, f"SHD: the {role}'s captures: {name}")
-
-
-def _not_finite(s: Capture) -> Tensor:
-    """NaN for each sample [b], and in the gradient: the trainer's guard sees it, in all processes alike."""
-    return s.query.flatten(1).sum(1) * math.nan
 
 
 def _captures(student: Layer, teacher: Layer) -> tuple[Capture, Capture]:

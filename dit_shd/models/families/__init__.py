@@ -1,7 +1,34 @@
-"""Model families of ours, one file each: adding a family is one file. A family is a diffusers ModelMixin."""
+"""Model families, one file each: adding a family is one file. A family is a diffusers ModelMixin."""
+
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any, Self
 
 from diffusers import ModelMixin
 
 from dit_shd.core.plugins import PluginFolder
+
+
+class LibraryModel(ModelMixin):
+    """A model of another library, read from and written to folders in that library's format."""
+
+    @classmethod
+    @abstractmethod
+    def is_config(cls, values: dict[str, Any]) -> bool:
+        """Whether a config.json is one of that library's."""
+
+    @classmethod
+    @abstractmethod
+    def of_folder(cls, folder: Path, values: dict[str, Any]) -> Self:
+        """The model of such a folder.
+
+        Args:
+            folder: with config.json and the weights.
+            values: of config.json.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+
 
 FAMILIES = PluginFolder(__name__, ModelMixin, "models")

@@ -32,11 +32,16 @@ class DiT(LatentTransformer):
     patches + pos_embed (fixed: sines and cosines) -> blocks -> final layer. It has no masked pass.
 
     Args:
-        sample_size: latent height and width. patch_size: p. in_channels: latent channels.
-        num_layers: blocks. num_attention_heads, attention_head_dim: their product is the width e.
-        num_classes: class `num_classes` means no label.
-        learn_sigma: also predict the variance (twice the channels come out).
-        class_names: of each class, "" where it has none; None for a class that its training never saw.
+        sample_size: height and width of the latents.
+        patch_size: p, height and width of a token's patch.
+        in_channels: channels of the latents.
+        num_layers: number of blocks.
+        num_attention_heads: heads of a block.
+        attention_head_dim: d; heads times d is the width e.
+        num_classes: number of classes; label `num_classes` means no class.
+        mlp_ratio: width of the MLP over e.
+        learn_sigma: whether to predict the variance too (the output has 2c channels).
+        class_names: of each class, "" for a class without a name, None for a class that was not trained.
     """
 
     SIZES: ClassVar = {f"{name}/{p}": {**shape, "patch_size": p} for name, shape in SHAPES.items() for p in (2, 4, 8)}
@@ -73,10 +78,13 @@ class DiT(LatentTransformer):
         """Predict noise (and variance).
 
         Args:
-            hidden_states: noisy latents [b,c,y,x]. timestep: [b] or one number. class_labels: [b].
+            hidden_states: noisy latents [b,c,y,x].
+            timestep: [b], or one number.
+            class_labels: [b].
+            return_dict: whether to return a record of diffusers instead of a tuple.
 
         Returns:
-            sample [b, c or 2c, y, x].
+            `sample` [b, c or 2c, y, x].
         """
         x, condition = self.embed(hidden_states, timestep, class_labels)
         for block in self.blocks:

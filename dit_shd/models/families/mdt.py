@@ -1,6 +1,6 @@
 """MDTv2, the masked diffusion transformer (arXiv 2303.14389), as a diffusers model.
 
-Its layout differs from the public checkpoints' (sail-sg/MDT) in their index buffers only. See MDTv2 for the data flow.
+Its state dict is that of the public checkpoints (sail-sg/MDT) without their index buffers. MDTv2 has the data flow.
 """
 
 import math
@@ -21,11 +21,11 @@ from dit_shd.models.layers import FinalLayer, sincos_2d
 from dit_shd.models.transformer import Attention, Block, LatentTransformer
 
 KEPT_MIB = 1024
-"""What `kept_biases` may hold, in MiB; XL/2 at 256 tokens takes 116."""
+"""Memory limit of `kept_biases` in MiB; XL/2 at 256 tokens takes 116."""
 
 
 class RelativePositionBias(nn.Module):
-    """The learnable table of RelativeBias for a w x w grid."""
+    """Learnable table of RelativeBias for a grid of w x w tokens."""
 
     def __init__(self, window: int, heads: int):
         super().__init__()
@@ -36,6 +36,7 @@ class RelativePositionBias(nn.Module):
         """The bias of all tokens, computed once, inside `kept_biases`."""
 
     def forward(self, code: Tensor | None) -> Bias:
+        """The bias of the tokens with these codes [b,n]; of all tokens for None."""
         if code is None and self.kept is not None:
             return self.kept
         return RelativeBias(self.relative_position_bias_table, self.window, code)
@@ -43,11 +44,12 @@ class RelativePositionBias(nn.Module):
 
 @contextmanager
 def kept_biases(model: nn.Module, dtype: torch.dtype) -> Generator[None]:
-    """Compute the biases of plain passes once for all forwards of the block: no gradient, and no change of weights.
+    """Compute the biases of plain passes once for all forwards in the block, which must not train the model.
 
-    Together they take h n n numbers a layer; where that is more than KEPT_MIB they stay what is added tile by tile.
+    They take h n n numbers a layer; biases of more than KEPT_MIB are added tile by tile as without this.
 
     Args:
+        model: whose biases are kept.
         dtype: of the queries, which under autocast is not the table's.
     """
     modules = [m for m in model.modules() if isinstance(m, RelativePositionBias)]
@@ -75,13 +77,14 @@ class BiasedAttention(Attention):
 
 
 class MDTBlock(Block):
-    """A block with such attention and, where asked for, a long skip."""
+    """A block with MDT's attention and, for `skip`, a long skip connection."""
 
     def __init__(self, width: int, heads: int, window: int, mlp_ratio: float, skip: bool = False):
         super().__init__(width, BiasedAttention(width, heads, window), mlp_ratio)
         self.skip_linear = nn.Linear(2 * width, width) if skip else None
 
     def forward(self, x: Tensor, condition: Tensor, code: Tensor | None = None, skip: Tensor | None = None) -> Tensor:
+        """Tokens [b,n,e] from tokens, the condition [b,e], codes of the tokens [b,n] and the skipped tokens [b,n,e]."""
         if self.skip_linear is not None:
             x = self.skip_linear(torch.cat([x, skip], dim=-1))  # type: ignore[list-item]
         return super().forward(x, condition, code)
@@ -92,15 +95,20 @@ class MDTv2(LatentTransformer):
 
     patches + pos_embed -> en_inblocks (outputs pushed on a stack) -> en_outblocks (popped as long skips)
     -> + decoder_pos_embed -> de_blocks (skip: the embedded patches) -> final layer.
-    In the masked pass the encoder sees the kept tokens only, and one side block fills in the others before the decoder.
+    In the masked pass the encoder runs on the kept tokens, and one side block fills in the others before the decoder.
 
     Args:
-        sample_size: latent height and width. patch_size: p. in_channels: latent channels.
-        num_layers: encoder and decoder blocks together; num_layers - decode_layer must be even.
-        num_attention_heads, attention_head_dim: their product is the width e.
-        num_classes: class `num_classes` means no label.
-        learn_sigma: also predict the variance (twice the channels come out).
-        class_names: of each class, "" where it has none; None for a class that its training never saw.
+        sample_size: height and width of the latents.
+        patch_size: p, height and width of a token's patch.
+        in_channels: channels of the latents.
+        num_layers: blocks of encoder and decoder together; num_layers - decode_layer must be even.
+        num_attention_heads: heads of a block.
+        attention_head_dim: d; heads times d is the width e.
+        decode_layer: blocks of the decoder.
+        num_classes: number of classes; label `num_classes` means no class.
+        mlp_ratio: width of the MLP over e.
+        learn_sigma: whether to predict the variance too (the output has 2c channels).
+        class_names: of each class, "" for a class without a name, None for a class that was not trained.
     """
 
     SIZES: ClassVar = {  # table 1 of the paper; decode_layer: 4 in the public XL/2, 6 in the public S/2 script
@@ -160,11 +168,14 @@ class MDTv2(LatentTransformer):
         """Predict noise (and variance).
 
         Args:
-            hidden_states: noisy latents [b,c,y,x]. timestep: [b] or one number. class_labels: [b].
-            keep: token indices [b,kept] of the masked pass; None is the plain pass.
+            hidden_states: noisy latents [b,c,y,x].
+            timestep: [b], or one number.
+            class_labels: [b].
+            keep: indices [b,kept] of the tokens of the masked pass; None for the plain pass.
+            return_dict: whether to return a record of diffusers instead of a tuple.
 
         Returns:
-            sample [b, c or 2c, y, x].
+            `sample` [b, c or 2c, y, x].
         """
         embedded, condition = self.embed(hidden_states, timestep, class_labels)
         x, code = (embedded, None) if keep is None else (take(embedded, keep), self.code[keep])
@@ -181,7 +192,7 @@ class MDTv2(LatentTransformer):
         return self.result(x, condition, return_dict)
 
     def _interpolate(self, kept: Tensor, condition: Tensor, keep: Tensor) -> Tensor:
-        """The side interpolator: put mask tokens where tokens are missing and let one block fill them in."""
+        """The side interpolator: mask tokens in place of the missing tokens, which one block fills in."""
         b, _, e = kept.shape
         index = keep[..., None].expand(-1, -1, e)
         full = self.mask_token.to(kept.dtype).expand(b, self.tokens, e).scatter(1, index, kept) + self.decoder_pos_embed
@@ -195,28 +206,28 @@ class MDTv2(LatentTransformer):
     @classmethod
     def public_config(cls, state: Mapping[str, Tensor], heads: int | None = None) -> dict[str, Any]:
         config, width = public_checkpoints.shapes(cls.__name__, state, "sideblocks.0")
-        own = public_checkpoints.size(
+        table_heads = public_checkpoints.size(
             cls.__name__, state, "sideblocks.0.attn.rel_pos_bias.relative_position_bias_table", 1
         )
-        if heads not in (None, own):
-            raise UserError(f"heads: this MDTv2 has {own}, as its tensors tell; found heads={heads}")
+        if heads not in (None, table_heads):
+            raise UserError(f"heads: this MDTv2 has {table_heads} by its tensors; found heads={heads}")
         decode = public_checkpoints.count(state, "de_blocks")
         return {
             **config,
             "num_layers": public_checkpoints.count(state, "en_inblocks")
             + public_checkpoints.count(state, "en_outblocks")
             + decode,
-            "num_attention_heads": own,
-            "attention_head_dim": width // own,
+            "num_attention_heads": table_heads,
+            "attention_head_dim": width // table_heads,
             "decode_layer": decode,
         }
 
     @classmethod
-    def own_tensors(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def parameters_of(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
         return {k: v for k, v in state.items() if not k.endswith("relative_position_index")}
 
     def to_public(self) -> dict[str, Tensor]:
-        """The state dict of the public layout (its index buffers included)."""
+        """The state dict of the public layout, index buffers included."""
         state = dict(self.state_dict())
         window = math.isqrt(self.tokens)
         code = self.code.long()
@@ -226,7 +237,7 @@ class MDTv2(LatentTransformer):
 
 
 def take(x: Tensor, keep: Tensor) -> Tensor:
-    """Tokens x[b,n,e] at the indices keep[b,kept]."""
+    """The tokens of x [b,n,e] at the indices `keep` [b,kept]."""
     return x.gather(1, keep[..., None].expand(-1, -1, x.shape[-1]))
 
 

@@ -1,7 +1,7 @@
 """The weights alpha of pairwise merges: by layer, and by timestep."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,11 +10,14 @@ from dit_shd.analysis.survey import LayerSurvey
 from dit_shd.reports.figures.style import COLOURS, panels, panels_size, png
 from dit_shd.squeezing.plans import Plan
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 def alpha_figure(layers: Sequence[LayerSqueeze], steps: int = 1000, dark: bool = False) -> bytes:
     """A column for each layer: the histogram of alpha, and alpha against the timestep, merge by merge."""
 
-    def draw(figure: Any) -> None:
+    def draw(figure: "Figure") -> None:
         axes = figure.subplots(2, len(layers), squeeze=False, sharex="row", sharey="row")
         for column, layer in enumerate(layers):
             top, below = axes[:, column]
@@ -39,18 +42,18 @@ def alpha_figure(layers: Sequence[LayerSqueeze], steps: int = 1000, dark: bool =
 
 
 def distribution_figure(layers: Sequence[LayerSurvey], dark: bool = False) -> bytes:
-    """Alpha by layer, all merges, samples and timesteps together: a histogram on end with median and quartiles."""
+    """Alpha by layer, over merges, samples and timesteps: a vertical histogram with median and quartiles."""
     bins = 40
 
-    def draw(figure: Any) -> None:
+    def draw(figure: "Figure") -> None:
         ax = figure.subplots()
-        for at, layer in enumerate(layers):
+        for x, layer in enumerate(layers):
             counts, edges = np.histogram(layer.alpha, bins=bins, range=(0, 1))
             half = np.repeat(0.42 * counts / max(counts.max(), 1), 2)
-            ax.fill_betweenx(np.repeat(edges, 2)[1:-1], at - half, at + half, color=COLOURS[1], alpha=0.55, linewidth=0)
+            ax.fill_betweenx(np.repeat(edges, 2)[1:-1], x - half, x + half, color=COLOURS[1], alpha=0.55, linewidth=0)
             low, middle, high = np.quantile(layer.alpha, (0.25, 0.5, 0.75))
-            ax.plot([at, at], [low, high], color=COLOURS[0], linewidth=2)
-            ax.plot(at, middle, "o", color=COLOURS[0], markersize=5)
+            ax.plot([x, x], [low, high], color=COLOURS[0], linewidth=2)
+            ax.plot(x, middle, "o", color=COLOURS[0], markersize=5)
         ax.axhline(0.5, color=ax.xaxis.label.get_color(), linewidth=0.8, linestyle="--")
         ax.set_axisbelow(True)
         names = [layer.layer.removesuffix(".attn") for layer in layers]
@@ -66,7 +69,7 @@ def distribution_figure(layers: Sequence[LayerSurvey], dark: bool = False) -> by
 def timestep_figure(layers: Sequence[LayerSurvey], timesteps: Sequence[int], dark: bool = False) -> bytes:
     """Alpha against the timestep, a panel for each layer and a line for each merge: mean and one standard deviation."""
 
-    def draw(figure: Any) -> None:
+    def draw(figure: "Figure") -> None:
         import matplotlib
 
         for ax, layer in panels(figure, layers, sharex=True, sharey=True):
@@ -92,9 +95,9 @@ def timestep_figure(layers: Sequence[LayerSurvey], timesteps: Sequence[int], dar
 
 
 def merge_names(plan: Plan) -> list[str]:
-    """What each merge puts together, in the order of Squeeze.alpha: alpha is the weight of what is left of the |."""
+    """The heads of each merge, in the order of Squeeze.alpha: alpha is the weight of the heads left of the |."""
     names = []
-    for part in plan:
-        heads = [str(head + 1) for head in part]
+    for group in plan:
+        heads = [str(head + 1) for head in group]
         names += [f"{'+'.join(heads[:i])} | {heads[i]}" for i in range(1, len(heads))]
     return names

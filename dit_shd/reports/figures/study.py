@@ -1,25 +1,26 @@
 """Variants over their seeds: dots, curves, cost against quality."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dit_shd.reports.figures.style import panels, panels_size, png
+from dit_shd.reports.figures.style import PANELS, panels, panels_size, png
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Dots = Mapping[str, Mapping[int, float]]
 """Variant -> seed -> value."""
 Curve = Mapping[str, Sequence[float]]
 """Term -> its values at curve["step"]."""
-TERMS = 3
-"""Loss terms that are drawn."""
 
 
 def dot_figure(dots: Dots, name: str, dark: bool = False) -> bytes:
     """A line for each variant: a dot for each seed, in the seed's colour, and a bar at the mean."""
     seeds = sorted({seed for values in dots.values() for seed in values})
 
-    def draw(figure: Any) -> None:
+    def draw(figure: "Figure") -> None:
         ax = figure.subplots()
         colours = _colours(len(seeds))
         for line, values in enumerate(dots.values()):
@@ -42,11 +43,11 @@ def dot_figure(dots: Dots, name: str, dark: bool = False) -> bytes:
 
 
 def curves_figure(curves: Mapping[str, Sequence[Curve]], dark: bool = False) -> bytes:
-    """A panel for each loss term that most variants log: every seed thin, the mean over seeds thick."""
+    """A panel for each loss term: every seed thin, the mean over seeds thick."""
     terms = _terms(curves)
     colours = dict(zip(curves, _colours(len(curves))))
 
-    def draw(figure: Any) -> None:
+    def draw(figure: "Figure") -> None:
         for ax, term in panels(figure, terms):
             for variant, runs in curves.items():
                 logged = [run for run in runs if term in run]
@@ -66,22 +67,22 @@ def curves_figure(curves: Mapping[str, Sequence[Curve]], dark: bool = False) -> 
 
 
 def _terms(curves: Mapping[str, Sequence[Curve]]) -> list[str]:
-    """Terms by how many variants log them, the most first."""
-    counts: dict[str, int] = {}
-    for runs in curves.values():
-        for term in {term: None for run in runs for term in run if term != "step"}:
-            counts[term] = counts.get(term, 0) + 1
-    return sorted(counts, key=lambda term: -counts[term])[:TERMS] or [""]
+    """Every loss term of the first pass (plain/noise, plain/shd, ...), in the order of the run that has the most."""
+    logged = [[term for term in run if term != "step"] for runs in curves.values() for run in runs]
+    most = max(logged, key=len, default=[])
+    return [term for term in most if term.partition("/")[0] == most[0].partition("/")[0]][:PANELS] or [""]
 
 
 def cost_figure(points: Mapping[str, tuple[float, float, float]], name: str, dark: bool = False) -> bytes:
     """Cost against quality.
 
     Args:
-        points: variant -> mean CPU seconds of training, mean and standard deviation of the figure. name: the figure's.
+        points: variant -> mean CPU seconds of training, mean and standard deviation of the figure.
+        name: the figure.
+        dark: whether it is for a dark page.
     """
 
-    def draw(figure: Any) -> None:
+    def draw(figure: "Figure") -> None:
         ax = figure.subplots()
         for (variant, (cost, mean, deviation)), colour in zip(points.items(), _colours(len(points))):
             bar = None if np.isnan(deviation) else deviation
@@ -93,8 +94,8 @@ def cost_figure(points: Mapping[str, tuple[float, float, float]], name: str, dar
     return png(draw, (7.6, 3.6), dark)
 
 
-def _colours(count: int) -> list[Any]:
-    """So many colours that can be told apart."""
+def _colours(count: int) -> list[tuple[float, float, float, float]]:
+    """`count` distinct colours."""
     import matplotlib
 
     return [matplotlib.colormaps["tab10" if count <= 10 else "tab20"](i % 20) for i in range(count)]

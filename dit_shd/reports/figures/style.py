@@ -1,31 +1,38 @@
-"""The pictures of pages, each as PNG bytes, for light and for dark pages.
+"""Elements that all figures share. A figure is PNG bytes, for light and for dark pages.
 
-Here is what all of them share; training.py, attention.py, heads.py and alpha.py draw. matplotlib is imported only when
-something is drawn.
+matplotlib is imported only when a figure is drawn.
 """
 
 import io
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dit_shd.core.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 T = TypeVar("T")
 
 COLOURS = ("#d9822b", "#3a87c8", "#5a9e5a", "#a569bd")
 """One for each student, the same in every picture."""
 FRAME = "#31d0c6"
-"""Around what is meant."""
+"""Colour of frames around tokens and groups."""
 PANELS = 6
-"""Panels side by side."""
+"""Largest number of panels side by side."""
 DPI = 144
 LIGHT = {"ink": "#333333", "faint": "#d8d8d8"}
 DARK = {"ink": "#cfcfcf", "faint": "#484848"}
 
 
 def require_matplotlib() -> None:
-    """Refuse early where matplotlib is missing."""
+    """Refuse early if matplotlib is missing.
+
+    Raises:
+        UserError: it is.
+    """
     if find_spec("matplotlib") is None:
         raise UserError('the page needs the package matplotlib; install it with: pip install "dit_shd[demo]"')
 
@@ -35,7 +42,8 @@ def both(draw: Callable[..., bytes], *args: Any, **kwargs: Any) -> tuple[bytes, 
     return draw(*args, **kwargs, dark=False), draw(*args, **kwargs, dark=True)
 
 
-def bare(ax: Any, title: str = "") -> Any:
+def bare(ax: "Axes", title: str = "") -> "Axes":
+    """Remove ticks, grid and frame of axes, and set the title."""
     ax.set_xticks([])
     ax.set_yticks([])
     ax.grid(False)
@@ -45,8 +53,15 @@ def bare(ax: Any, title: str = "") -> Any:
     return ax
 
 
-def mark(ax: Any, token: int, tokens: tuple[int, int], pixels: tuple[int, int]) -> None:
-    """A frame around the query token; tokens and pixels: how many rows and columns there are of each."""
+def mark(ax: "Axes", token: int, tokens: tuple[int, int], pixels: tuple[int, int]) -> None:
+    """Draw a frame around the query token.
+
+    Args:
+        ax: axes with an image.
+        token: number of the token.
+        tokens: rows and columns of tokens.
+        pixels: rows and columns of the image.
+    """
     from matplotlib.patches import Rectangle
 
     high, wide = pixels[0] / tokens[0], pixels[1] / tokens[1]
@@ -54,7 +69,7 @@ def mark(ax: Any, token: int, tokens: tuple[int, int], pixels: tuple[int, int]) 
     ax.add_patch(Rectangle(corner, wide, high, fill=False, edgecolor=FRAME, linewidth=1.6))
 
 
-def panels(figure: Any, items: Sequence[T], **kwargs: Any) -> Iterator[tuple[Any, T]]:
+def panels(figure: "Figure", items: Sequence[T], **kwargs: Any) -> "Iterator[tuple[Axes, T]]":
     """Axes for each item, up to PANELS side by side."""
     columns = min(len(items), PANELS)
     axes = figure.subplots(-(-len(items) // columns), columns, squeeze=False, **kwargs).ravel()
@@ -64,12 +79,21 @@ def panels(figure: Any, items: Sequence[T], **kwargs: Any) -> Iterator[tuple[Any
 
 
 def panels_size(count: int, wide: float, high: float) -> tuple[float, float]:
-    """Inches of a figure of panels of this size."""
+    """Width and height in inches of a figure of panels of this size."""
     return min(count, PANELS) * wide, -(-count // PANELS) * high
 
 
-def png(draw: Callable[[Any], None], inches: tuple[float, float], dark: bool) -> bytes:
-    """Draw into a figure of its own (no pyplot, no global state) and give the PNG."""
+def png(draw: "Callable[[Figure], None]", inches: tuple[float, float], dark: bool) -> bytes:
+    """Draw a figure without pyplot or global state.
+
+    Args:
+        draw: draws into an empty figure.
+        inches: width and height.
+        dark: whether it is for a dark page.
+
+    Returns:
+        The PNG.
+    """
     require_matplotlib()
     import matplotlib
     from matplotlib.figure import Figure

@@ -2,15 +2,18 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dit_shd.data.pixels import grid
 from dit_shd.reports.figures.style import COLOURS, png
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 Curves = Mapping[str, Sequence[Mapping[str, float]]]
-"""Student -> the lines of its metrics.jsonl."""
+"""Student -> the rows of its metrics.jsonl."""
 
 
 def grid_figure(images: np.ndarray, columns: int = 10, enlarge: int = 3) -> bytes:
@@ -25,13 +28,13 @@ def grid_figure(images: np.ndarray, columns: int = 10, enlarge: int = 3) -> byte
 def loss_figure(curves: Curves, terms: Mapping[str, str], dark: bool = False) -> bytes:
     """One panel for each term (key of metrics.jsonl -> title) with every student that logged it."""
 
-    def draw(figure: Any) -> None:
+    def draw(figure: "Figure") -> None:
         from matplotlib.ticker import LogLocator, NullLocator
 
         axes = figure.subplots(1, len(terms), squeeze=False)[0]
         for ax, (key, title) in zip(axes, terms.items()):
-            for colour, (name, lines) in zip(COLOURS, curves.items()):
-                points = [(line["step"], line[key]) for line in lines if key in line]
+            for colour, (name, rows) in zip(COLOURS, curves.items()):
+                points = [(row["step"], row[key]) for row in rows if key in row]
                 if points:
                     steps, values = np.array(points, dtype=float).T
                     ax.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
@@ -53,6 +56,6 @@ def smooth(values: np.ndarray, share: float = 0.08) -> np.ndarray:
     """A running mean over about `share` of the points, shorter at both ends."""
     half = int(len(values) * share / 2)
     total = np.concatenate([[0.0], np.cumsum(values)])
-    at = np.arange(len(values))
-    first, last = np.maximum(at - half, 0), np.minimum(at + half + 1, len(values))
+    index = np.arange(len(values))
+    first, last = np.maximum(index - half, 0), np.minimum(index + half + 1, len(values))
     return (total[last] - total[first]) / (last - first)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dit_shd.attention.capture import Capture
 from dit_shd.attention.streamed import attend
-from dit_shd.attention.tiles import Buffers, Maps, Tiling, slices
+from dit_shd.attention.tiles import Buffers, Maps, Tiling, index_tensor, slices
 from dit_shd.squeezing.backends.job import Job, Result
 from dit_shd.squeezing.backends.streamed import targets
 
@@ -72,7 +72,7 @@ def run(job: Job) -> Result:
         (pushed,) = torch.autograd.grad(self_looked, own, rows * mass)
         result.d_query = job.weighted(self_looked.detach() * mass - mixed) * (factor / n)
         d_key = (pushed - key.new_zeros(key.shape).index_add_(1, group, pulled)) * (factor / n)
-        result.d_key.index_add_(1, torch.tensor(ours, device=key.device), d_key)
+        result.d_key.index_add_(1, index_tensor(tuple(ours), key.device), d_key)
     return result
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dit_shd.attention.softmax import softmax_
-from dit_shd.attention.tiles import Buffers, Maps, Tiling, add_product, slices
+from dit_shd.attention.tiles import Buffers, Maps, Tiling, add_product, index_tensor, slices
 from dit_shd.squeezing.backends.job import Job, Result
 from dit_shd.squeezing.plans import by_size
 
@@ -60,7 +60,7 @@ def _heads(job: Job, result: Result, samples: slice, ours: list[int], target: "T
         factor = student.factor / n
         result.d_query[samples, student.heads] = d_query.mul_(factor).unflatten(0, (-1, len(ours)))
         shared = d_key.mul_(factor).transpose(1, 2).unflatten(0, (-1, len(ours)))
-        places = torch.tensor(job.student.key_heads(ours), device=d_key.device)
+        places = index_tensor(tuple(job.student.key_heads(ours)), d_key.device)
         result.d_key[samples] = result.d_key[samples].index_add_(1, places, shared)
 
 

@@ -9,6 +9,7 @@ import torch
 
 from dit_shd.attention.bias import Bias, DenseBias
 from dit_shd.attention.relative_bias import RelativeBias
+from dit_shd.attention.tiles import index_tensor
 from dit_shd.squeezing.backends.job import Job, Result
 from dit_shd.squeezing.kernels.captures import operators, row_sums, side_of
 
@@ -32,7 +33,7 @@ def run(job: Job) -> Result:
     if job.gradients:
         factor = student.scale / job.temperature / n
         result.d_query = job.weighted(d_query).mul_(factor)
-        places = torch.tensor(student.key_heads(range(student.heads)), device=d_key.device)
+        places = index_tensor(tuple(student.key_heads(range(student.heads))), d_key.device)
         result.d_key.index_add_(1, places, d_key.mul_(factor))
     if result.bias is not None:
         result.bias.collected.add_(d_bias.view(result.bias.collected.shape))

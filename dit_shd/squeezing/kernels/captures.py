@@ -1,6 +1,7 @@
 """Captures as the kernels take them: whether they can be, and what of a teacher they work out."""
 
 import importlib.util
+import itertools
 import os
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from dit_shd.attention.bias import DenseBias
 from dit_shd.attention.capture import Capture
 from dit_shd.attention.relative_bias import RelativeBias
+from dit_shd.attention.tiles import index_tensor
 
 if importlib.util.find_spec("triton"):
     from dit_shd.squeezing.kernels import launch as operators
@@ -96,18 +98,20 @@ def values_met(capture: Capture, groups: list[list[int]]) -> tuple[Tensor, Tenso
         groups: of k heads each.
     """
     h, k = capture.heads, len(groups[0]) if groups else 0
-    partners = torch.full((h, k), -1, dtype=torch.int32)
+    partners = [[-1] * k for _ in range(h)]
     for members in groups:
-        partners[members] = torch.tensor(capture.key_heads(members), dtype=torch.int32)
+        for head in members:
+            partners[head] = capture.key_heads(members)
     side, value = side_of(capture, 1.0), _rows_together(capture.value)
     found: list[Tensor] = []
     top = inverse = None
     for first in range(0, max(k, 1), 4):
-        chunk = partners[:, first : first + 4]
-        width = 4 if chunk.shape[1] == 3 else chunk.shape[1]
-        chunk = torch.nn.functional.pad(chunk, (0, width - chunk.shape[1]), value=-1).to(value.device)
-        out, top, inverse = operators.attend(**side, value=value, partners=chunk, split=False)
-        found.append(out[:, :, : partners[:, first : first + 4].shape[1]])
+        count = min(4, k - first)
+        width = 4 if count == 3 else count
+        chunk = [[*row[first : first + 4], *[-1] * (width - count)] for row in partners]
+        place = index_tensor(tuple(itertools.chain(*chunk)), value.device).view(h, width).int()
+        out, top, inverse = operators.attend(**side, value=value, partners=place, split=False)
+        found.append(out[:, :, :count])
     assert top is not None and inverse is not None
     return torch.cat(found, 2), top, inverse
 

@@ -7,13 +7,13 @@ A capture comes as six tensors (sides.py says which) and three facts; everything
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
+from dit_shd.attention.tiles import index_tensor
 from dit_shd.squeezing.kernels import divergence as kernels
 from dit_shd.squeezing.kernels.scores import Side, attend_values
 from dit_shd.squeezing.kernels.tiles import Blocks
@@ -126,7 +126,7 @@ def divergence(
     widths = dict(T_WIDTH=d_t, T_BLOCK=Blocks.width(d_t), S_WIDTH=d, S_BLOCK=Blocks.width(d))
     facts = dict(T_BIAS=t_bias, T_CAUSAL=t_causal, S_BIAS=s_bias, S_CAUSAL=s_causal, PRECISION=PRECISION)
     layer = _Layer(theirs, ours, kept, measure, query.dtype, (b, n, m), widths | facts)
-    for members, students in groups_by_size(tuple(plan), query.device):
+    for members, students in groups_by_size(plan, query.device):
         group = kernels.Group(
             members, students, weight, weight.stride(0), weight.stride(1),
             weight.stride(2) if weight.shape[2] > 1 else 0, top, inverse, h, g,
@@ -195,17 +195,14 @@ def _(teacher, t_bias, t_causal, t_numbers, t_offset, student, s_bias, s_causal,
     return terms, d_query, d_key, terms.new_empty(list(d_bias_shape))
 
 
-@cache
-def groups_by_size(plan: tuple[int, ...], device: torch.device) -> list[tuple[Tensor, Tensor]]:
-    """Groups of one size together: their teacher heads [G,k] and student heads [G], int32; copied once."""
+def groups_by_size(plan: Sequence[int], device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    """Groups of one size together: their teacher heads [G,k] and student heads [G], int32."""
     groups: dict[int, list[int]] = {}
     for head, student_head in enumerate(plan):
         groups.setdefault(student_head, []).append(head)
-    sizes = sorted({len(members) for members in groups.values()})
-    return [
-        (
-            torch.tensor([x for x in groups.values() if len(x) == k], dtype=torch.int32, device=device),
-            torch.tensor([g for g, x in groups.items() if len(x) == k], dtype=torch.int32, device=device),
-        )
-        for k in sizes
-    ]
+    found = []
+    for k in sorted({len(members) for members in groups.values()}):
+        students = tuple(g for g, members in groups.items() if len(members) == k)
+        members = tuple(head for g in students for head in groups[g])
+        found.append((index_tensor(members, device).view(-1, k).int(), index_tensor(students, device).int()))
+    return found

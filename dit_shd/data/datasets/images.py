@@ -1,0 +1,82 @@
+"""Images with classes, wherever they are: class folders (ImageFolder) and Hugging Face datasets, read one by one."""
+
+import logging
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from dit_shd.core.errors import UserError
+from dit_shd.core.places import Place
+from dit_shd.core.rng import Draws
+from dit_shd.data.datasets import Dataset
+from dit_shd.data.preprocessing import decoded
+from dit_shd.data.sources.base import BrokenImage, Selection
+from dit_shd.data.sources.detect import open_source
+from dit_shd.data.sources.npz import NpzSource
+from dit_shd.data.sources.parquet import ParquetImages
+
+_log = logging.getLogger("dit_shd")
+
+
+class Images(Dataset):
+    """Images of any size, decoded when they are used.
+
+    Args:
+        path: a folder of class folders, a dataset that `datasets` saved, or hub:OWNER/NAME.
+        split: of several. subset: of several.
+        image_column: of a dataset; empty: the only one of images. label_column: likewise.
+    """
+
+    fields = frozenset({"images", "labels"})
+    shape = (3, 0, 0)
+
+    def __init__(
+        self,
+        path: Place,
+        split: str | None = None,
+        subset: str | None = None,
+        image_column: str | None = None,
+        label_column: str | None = None,
+    ) -> None:
+        self._source = open_source(str(path), Selection(split, subset, image_column, label_column))
+        if isinstance(self._source, (NpzSource, ParquetImages)):
+            remedy = "name: npz" if isinstance(self._source, NpzSource) else "datasets' save_to_disk of it"
+            raise UserError(f"data images: '{path}': is read in order only, and training takes any; use {remedy}")
+        self.classes, self.class_names = len(self._source.classes), self._source.classes
+        self._broken: set[int] = set()
+
+    @classmethod
+    def described(cls, **options: Any) -> str:
+        """Whose the data are, in a line."""
+        return f"images of {options.get('path')}"
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def image(self, index: int) -> np.ndarray:
+        """One image, uint8 [y,x,3]; in place of one that cannot be decoded the next of its class.
+
+        Raises:
+            UserError: there is none in its place.
+        """
+        same = np.flatnonzero(self._source.labels == self._source.labels[index])
+        at = int(np.searchsorted(same, index))
+        for other in np.roll(same, -at)[:8]:
+            try:
+                return np.asarray(decoded(self._source.raw(int(other)))[0])
+            except BrokenImage as error:
+                if other not in self._broken:
+                    self._broken.add(int(other))
+                    _log.warning("%s: left out, %s", self._source.name(int(other)), error)
+        raise UserError(f"{self._source.name(index)}: cannot be decoded, nor the next ones of its class")
+
+    def batch(self, indices: np.ndarray, draws: Draws) -> dict[str, Tensor]:
+        raise UserError("data images: are of any size and have no latents; encode them first: dit-shd encode")
+
+    def images(self) -> np.ndarray:
+        raise UserError("data images: may differ in size; dit-shd encode or a folder of one size is for this")
+
+    def labels(self) -> np.ndarray:
+        """int64 [n]."""
+        return self._source.labels

@@ -1,0 +1,91 @@
+"""Accuracy of an image classifier: the share of images whose class is among the first k, with an interval.
+
+The interval is Wilson's (1927) for a share of independent trials, 95%: unlike the normal approximation it stays inside
+[0, 1] and holds for few images and for shares near 0 or 1. It tells how far the figure moves with other images of the
+same kind; another training seed moves it, too, and that it leaves out.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dit_shd.core.errors import UserError
+from dit_shd.data.datasets import Dataset
+
+NORMAL = 1.959964
+"""Standard deviations on both sides that hold 95% of a normal distribution."""
+RANKS = (1, 5)
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Of how many images the class was among the first k."""
+
+    images: int
+    correct: dict[int, int]
+    """By k."""
+
+    def figures(self) -> dict[str, float]:
+        """`top1`, and the ends of its interval as `top1_low` and `top1_high`; likewise for other k; and `images`."""
+        found: dict[str, float] = {}
+        for k, count in self.correct.items():
+            low, high = wilson(count, self.images)
+            found |= {f"top{k}": count / self.images, f"top{k}_low": low, f"top{k}_high": high}
+        return {**found, "images": float(self.images)}
+
+    def __add__(self, other: "Accuracy") -> "Accuracy":
+        correct = {k: self.correct.get(k, 0) + other.correct.get(k, 0) for k in {**self.correct, **other.correct}}
+        return Accuracy(self.images + other.images, correct)
+
+
+def wilson(successes: int, trials: int) -> tuple[float, float]:
+    """The 95% interval of a share: (p + z^2/2n -+ z sqrt(p (1-p)/n + z^2/4n^2)) / (1 + z^2/n)."""
+    share, spread = successes / trials, NORMAL**2 / trials
+    half = NORMAL * math.sqrt(share * (1 - share) / trials + spread / (4 * trials))
+    low, high = ((share + spread / 2 + sign * half) / (1 + spread) for sign in (-1, 1))
+    return (0.0 if successes == 0 else low), (1.0 if successes == trials else high)
+
+
+def count_correct(logits: Tensor, labels: Tensor) -> Accuracy:
+    """Of some images' logits [b,k] and classes [b]; top-5 only where there are more than 5 classes.
+
+    Raises:
+        UserError: a logit is not finite.
+    """
+    if not bool(torch.isfinite(logits).all()):
+        raise UserError("accuracy: the model's logits are not finite (NaN or infinity)")
+    ranks = [k for k in RANKS if k == 1 or k < logits.shape[1]]
+    order = logits.topk(max(ranks), dim=1).indices
+    return Accuracy(len(labels), {k: int((order[:, :k] == labels[:, None]).sum()) for k in ranks})
+
+
+@torch.no_grad()
+def measure_accuracy(
+    predict: Callable[[Tensor], Tensor],
+    dataset: Dataset,
+    transform: Callable[[np.ndarray], Tensor],
+    indices: Sequence[int],
+    device: torch.device,
+    batch_size: int = 64,
+) -> Accuracy:
+    """Accuracy on some images of a dataset.
+
+    Args:
+        predict: logits [b,k] of inputs [b,c,y,x].
+        dataset: with `images` among its fields.
+        transform: an image uint8 [y,x,c] as an input [c,y,x].
+        indices: of the images.
+        device: where inputs go.
+        batch_size: images of one forward.
+    """
+    labels, total = dataset.labels(), Accuracy(0, {})
+    for first in range(0, len(indices), batch_size):
+        chosen = [int(index) for index in indices[first : first + batch_size]]
+        pixels = torch.stack([transform(dataset.image(index)) for index in chosen])
+        logits = predict(pixels.to(device)).float().cpu()
+        total += count_correct(logits, torch.from_numpy(labels[chosen]))
+    return total

@@ -1,0 +1,262 @@
+"""Image classification: cross-entropy with soft targets, on augmented and mixed images."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dit_shd.core import distributed
+from dit_shd.core.config import check_ranges, option
+from dit_shd.core.errors import UserError
+from dit_shd.core.plugins import Plugin
+from dit_shd.core.rng import Draws, keyed_generators, stream
+from dit_shd.data.augmentation import Augmentation, EvaluationTransform, ImageInput, TrainTransform, renormalised
+from dit_shd.data.datasets import DATASETS, Dataset
+from dit_shd.data.latent_origin import Kept
+from dit_shd.evaluation.accuracy import Accuracy, measure_accuracy, wilson
+from dit_shd.models.stochastic_depth import branches, set_draws
+from dit_shd.tasks import Batch, Opinion, Output, Task, Terms
+
+JUDGED = 64
+"""Images that a teacher is asked about before training."""
+
+
+@dataclass(frozen=True)
+class AccuracyEvaluation:
+    """Accuracy while training."""
+
+    data: Plugin | None = option(None, "images that are not trained on: {name: images, path: ..., split: validation}")
+    crop: float | None = option(None, "share of the smaller side that is taken; empty: the student's", range=(0.05, 1))
+    batch_size: int = option(64, "images of one forward", range=(1, 1e6))
+
+
+PLAIN, DEIT = AccuracyEvaluation(), Augmentation()
+
+
+@dataclass(frozen=True, eq=False)
+class ImageBatch(Batch):
+    """Images with soft targets."""
+
+    pixels: Tensor
+    """Normalised for the student [b,c,y,x]."""
+    targets: Tensor
+    """Probabilities of the classes [b,k]."""
+    labels: Tensor
+    """The class with the largest share of the image [b]."""
+    depth: Tensor
+    """Uniform numbers for stochastic depth [b, branches of the student that may be left out]."""
+
+
+class Classification(Task[ImageBatch]):
+    """Image classification (DeiT's recipe, arXiv 2012.12877).
+
+    Args:
+        label_smoothing: share of the target that is spread over all classes.
+        mixup: alpha of the Beta distribution that two images are mixed by (arXiv 1710.09412); 0 for none.
+        cutmix: the same of a rectangle of one image in the other (arXiv 1905.04899); 0 for none. Where both are set,
+            each is taken half of the time.
+        mixing: draw one share for a whole step, as timm does, or one for each pair of images.
+        augmentation: crop, ratio, flip, policy, color_jitter, interpolation, erasing, erasing_mode, repeats.
+        evaluation: accuracy while training: data, crop, batch_size.
+    """
+
+    batch_type: ClassVar = ImageBatch
+    needs = frozenset({"images", "labels"})
+    resumable = frozenset({"evaluation"})
+
+    def __init__(
+        self,
+        label_smoothing: float = 0.1,
+        mixup: float = 0.8,
+        cutmix: float = 1.0,
+        mixing: Literal["step", "pair"] = "step",
+        augmentation: Augmentation = DEIT,
+        evaluation: AccuracyEvaluation = PLAIN,
+    ) -> None:
+        for name, value, high in (
+            ("label_smoothing", label_smoothing, 1),
+            ("mixup", mixup, 100),
+            ("cutmix", cutmix, 100),
+        ):
+            if not 0 <= value <= high:
+                raise UserError(f"task.{name}: wanted a number from 0 to {high}, found {value}")
+        check_ranges(augmentation, "task.augmentation.")
+        check_ranges(evaluation, "task.evaluation.")
+        self.label_smoothing, self.mixup, self.cutmix, self.mixing = label_smoothing, mixup, cutmix, mixing
+        self.augmentation, self.evaluation = augmentation, evaluation
+        self._transforms: dict[int, TrainTransform] = {}
+
+    def use(self, dataset: Dataset, student: nn.Module) -> None:
+        super().use(dataset, student)
+        self.input, self.branches = image_input("student", student), len(branches(student))
+
+    def check_model(self, role: str, model: nn.Module) -> None:
+        """It takes images, and nothing in it is random but stochastic depth, whose draws come with the batch."""
+        image_input(role, model)
+        for name, module in model.named_modules():
+            rate = getattr(module, "p", 0)
+            if role == "student" and isinstance(module, nn.modules.dropout._DropoutNd) and rate > 0:
+                raise UserError(
+                    f"{role}: {name} drops out with p={rate}; classification has stochastic depth instead "
+                    "(drop_path_rate), whose draws do not depend on how a batch is divided"
+                )
+
+    def check(self, role: str, model: nn.Module) -> None:
+        self.check_model(role, model)
+        classes = known_classes(role, model)
+        if classes != self.dataset.classes:
+            raise UserError(f"{role}: knows {classes} classes, the data has {self.dataset.classes}")
+        wanted, found = self.input.shape, image_input(role, model).shape
+        if found != wanted:
+            raise UserError(f"{role}: takes images of {list(found)} [c,y,x], the student's are {list(wanted)}")
+
+    def describe(self, student: nn.Module) -> None:
+        if self.dataset.class_names is not None:
+            student.register_to_config(class_names=list(self.dataset.class_names))  # type: ignore[operator]
+
+    def judge(self, teacher: nn.Module, seed: int, device: torch.device, measure: bool) -> Iterator[Opinion]:
+        """Whether it knows the data's classes better than chance."""
+        if not measure:
+            return
+        indices = stream(seed, "judged").permutation(len(self.dataset))[:JUDGED]
+        found = self._measure(teacher.to(device), self.dataset, indices.tolist(), device)
+        low, chance = wilson(found.correct[1], found.images)[0], 1 / self.dataset.classes
+        told = f"top-1 {found.correct[1] / found.images:.1%} of {found.images} images to train on"
+        fault = f"it knows the data's classes no better than chance ({told}): other classes, or in another order?"
+        yield Opinion(f"teacher: {told}", fault if low <= chance else None)
+
+    def draw(self, draws: Draws) -> Sequence[ImageBatch]:
+        """One pass. Positions 2 i and 2 i + 1 of a step are mixed with each other."""
+        pairs = sorted({int(position) // 2 for position in draws.positions})
+        positions = [p for pair in pairs for p in (2 * pair, 2 * pair + 1) if p < draws.batch_size]
+        both = replace(draws, positions=positions)
+        indices = self._indices(both)
+        pixels, labels = self._augmented(indices, both), torch.from_numpy(self.dataset.labels()[indices])
+        targets = torch.empty(len(positions), self.dataset.classes)
+        for first in range(0, len(positions), 2):
+            pair = slice(first, first + 2)
+            pixels[pair], targets[pair] = self._mixed(pixels[pair], labels[pair], draws, positions[first] // 2)
+        chosen = [positions.index(int(position)) for position in draws.positions]
+        batch = ImageBatch(
+            pass_name="plain",
+            step=draws.step,
+            indices=torch.from_numpy(indices)[chosen],
+            pixels=pixels[chosen],
+            targets=targets[chosen],
+            labels=targets[chosen].argmax(1),
+            depth=draws.uniform("stochastic depth", (self.branches,)).float(),
+        )
+        return [batch]
+
+    def _indices(self, draws: Draws) -> np.ndarray:
+        """Of each position. With repeats a batch holds so many copies of an image, far from each other."""
+        images = -(-draws.batch_size // self.augmentation.repeats)
+        first = replace(draws, positions=[p % images for p in draws.positions], batch_size=images)
+        return first.indices(len(self.dataset))
+
+    def _augmented(self, indices: np.ndarray, draws: Draws) -> Tensor:
+        """The inputs [b,c,y,x] of some positions."""
+        if draws.seed not in self._transforms:
+            self._transforms[draws.seed] = TrainTransform(self.augmentation, self.input, draws.seed)
+        transform, image = self._transforms[draws.seed], self.dataset.image
+        inputs = [transform(image(int(i)), draws.step, int(p)) for i, p in zip(indices, draws.positions)]
+        return torch.stack(inputs)
+
+    def _mixed(self, pixels: Tensor, labels: Tensor, draws: Draws, pair: int) -> tuple[Tensor, Tensor]:
+        """Two images by timm's mixup or cutmix, and their targets; the last of an odd batch stays as it is."""
+        from timm.data.mixup import Mixup, mixup_target
+
+        classes, smoothing = self.dataset.classes, self.label_smoothing
+        if len(pixels) < 2 or not (self.mixup or self.cutmix):
+            return pixels, mixup_target(labels, classes, smoothing=smoothing)
+        mix = Mixup(self.mixup, self.cutmix, label_smoothing=smoothing, num_classes=classes)
+        with keyed_generators(draws.seed, "mixing", draws.step, pair if self.mixing == "pair" else 0):
+            return mix(pixels, labels)
+
+    def predict(self, model: nn.Module, batch: ImageBatch) -> Output:
+        set_draws(model, batch.depth)
+        wanted: ImageInput = model.input  # type: ignore[assignment]
+        return Output(model(renormalised(batch.pixels, self.input, wanted)).float())
+
+    def losses(self, output: Output, batch: ImageBatch) -> Terms:
+        return {"cross_entropy": -(batch.targets * F.log_softmax(output.prediction, dim=1)).sum(1)}
+
+    def example(self, model: nn.Module, images: int, device: torch.device) -> Sequence[ImageBatch]:
+        draw = None if device.type == "meta" else torch.Generator(device).manual_seed(0)
+        self.input = image_input("model", model)
+        classes = known_classes("model", model)
+        pixels = torch.randn(images, *self.input.shape, device=device, generator=draw)
+        labels = torch.zeros(images, dtype=torch.long, device=device)
+        targets = torch.full((images, classes), 1 / classes, device=device)
+        depth = torch.ones(images, len(branches(model)), device=device)
+        return [ImageBatch("plain", 0, labels, pixels, targets, labels, depth)]
+
+    def check_evaluation(self, student: nn.Module, kept: Kept | None) -> None:
+        if self.evaluation.data is None:
+            raise UserError(
+                "task.evaluation.data: wanted the images that validate_every evaluates on, found none; name some, or "
+                "set validate_every=0"
+            )
+        if kept is not None:
+            self._evaluation_data()
+
+    def _evaluation_data(self) -> Dataset:
+        assert self.evaluation.data is not None, "check_evaluation asks for it"
+        dataset = DATASETS.build(self.evaluation.data, "task.evaluation.data")
+        if not self.needs <= dataset.fields or dataset.classes != self.dataset.classes:
+            raise UserError(
+                f"task.evaluation.data: wanted images of {self.dataset.classes} classes, found "
+                f"{', '.join(sorted(dataset.fields))} of {dataset.classes}"
+            )
+        return dataset
+
+    def evaluate(self, student: nn.Module, run: Path, step: int) -> dict[str, float] | None:
+        """Every process takes its share of the images."""
+        from accelerate.utils import reduce
+
+        state, dataset = distributed.joined(), self._evaluation_data()
+        share, device = (
+            range(state.process_index, len(dataset), state.num_processes),
+            torch.device(state.device or "cpu"),
+        )
+        found = self._measure(student.to(device), dataset, share, device)
+        counts: Any = torch.tensor([found.images, *found.correct.values()], device=device)
+        images, *correct = reduce(counts, "sum").tolist()  # type: ignore[union-attr]
+        total = Accuracy(images, dict(zip(found.correct, correct)))
+        return total.figures() if state.is_main_process else None
+
+    def _measure(self, model: nn.Module, dataset: Dataset, indices: Sequence[int], device: torch.device) -> Accuracy:
+        transform = EvaluationTransform(image_input("model", model), self.evaluation.crop)
+        return measure_accuracy(model, dataset, transform, indices, device, self.evaluation.batch_size)
+
+
+def image_input(role: str, model: nn.Module) -> ImageInput:
+    """What a classifier takes.
+
+    Raises:
+        UserError: it is none.
+    """
+    found = getattr(model, "input", None)
+    if not isinstance(found, ImageInput):
+        raise UserError(
+            f"{role}: wanted an image classifier, as {{name: timm, model: ...}}, found {type(model).__name__}"
+        )
+    return found
+
+
+def known_classes(role: str, model: nn.Module) -> int:
+    """How many classes a classifier knows.
+
+    Raises:
+        UserError: it does not say.
+    """
+    settings: Mapping[str, object] = getattr(model, "config", {})
+    found = settings.get("num_classes")
+    if not isinstance(found, int):
+        raise UserError(f"{role}: wanted a classifier whose config has num_classes, found {type(model).__name__}")
+    return found

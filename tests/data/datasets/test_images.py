@@ -1,0 +1,73 @@
+"""Images of any size from class folders and Hugging Face datasets."""
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from dit_shd.core.errors import UserError
+from dit_shd.core.plugins import Plugin
+from dit_shd.core.rng import Draws
+from dit_shd.data.datasets import DATASETS
+
+
+def build(path, **options):
+    return DATASETS.build(Plugin("images", {"path": str(path), **options}), "data")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three images of two classes in two splits, of different sizes and formats."""
+    r = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for i, (name, size) in enumerate((("cat/1.png", (9, 12)), ("cat/2.png", (16, 8)), ("dog/1.png", (20, 20)))):
+            file = tmp_path / "set" / split / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            pixels = r.integers(0, 256, (*size, 3), np.uint8)
+            Image.fromarray(pixels[..., 0] if i == 1 else pixels).save(file)
+    return tmp_path / "set"
+
+
+def test_class_folders(folder):
+    data = build(folder, split="train")
+    assert len(data) == 3 and data.class_names == ("cat", "dog") and data.labels().tolist() == [0, 0, 1]
+    assert [data.image(i).shape for i in range(3)] == [(9, 12, 3), (16, 8, 3), (20, 20, 3)]
+    assert np.array_equal(data.image(2), np.asarray(Image.open(folder / "train" / "dog" / "1.png")))
+    assert not np.array_equal(data.image(2), build(folder, split="val").image(2))
+
+
+def test_hugging_face_datasets(folder, tmp_path):
+    files = sorted((folder / "train").rglob("*.png"))
+    table = {"image": [str(f) for f in files], "label": [0, 0, 1]}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    datasets.Dataset.from_dict(table, features=features).save_to_disk(tmp_path / "saved")
+    ours, theirs = build(tmp_path / "saved"), build(folder, split="train")
+    assert ours.class_names == theirs.class_names and ours.labels().tolist() == theirs.labels().tolist()
+    assert all(np.array_equal(ours.image(i), theirs.image(i)) for i in (2, 0, 1))
+
+
+def test_an_image_that_is_none_is_replaced_by_the_next_of_its_class_and_said(folder, caplog):
+    (folder / "train" / "cat" / "1.png").write_text("no image")
+    data = build(folder, split="train")
+    for _ in range(2):
+        assert np.array_equal(data.image(0), data.image(1))
+    assert [r.message for r in caplog.records if "1.png" in r.message] == [
+        "train/cat/1.png: left out, none of PNG, JPEG, WEBP, BMP, GIF, PPM"
+    ]
+    (folder / "train" / "cat" / "2.png").write_text("no image")
+    with pytest.raises(UserError, match=r"cat/1\.png: cannot be decoded, nor the next ones of its class"):
+        data.image(0)
+
+
+def test_what_can_only_be_read_in_order_or_has_no_one_size_is_refused(folder, shapes, tmp_path):
+    with pytest.raises(UserError, match="is read in order only, and training takes any; use name: npz"):
+        build(shapes)
+    table = {"image": [{"bytes": b"", "path": None}], "label": [0]}
+    datasets.Dataset.from_dict(table).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="use datasets' save_to_disk of it"):
+        build(tmp_path / "a.parquet", image_column="image", label_column="label")
+    data = build(folder, split="train")
+    with pytest.raises(UserError, match="of any size and have no latents; encode them first"):
+        data.batch(np.array([0]), Draws(0, 0, [0], 1))
+    with pytest.raises(UserError, match="may differ in size"):
+        data.images()

@@ -1,0 +1,59 @@
+"""Accuracy against counting by hand, and its interval against scipy's."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binomtest
+
+from dit_shd.core.errors import UserError
+from dit_shd.core.plugins import Plugin
+from dit_shd.data.datasets import DATASETS
+from dit_shd.evaluation.accuracy import Accuracy, count_correct, measure_accuracy, wilson
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(0, 1), (1, 1), (0, 40), (40, 40), (3, 40), (7777, 10000)])
+def test_the_interval_is_wilsons(successes, trials):
+    wanted = binomtest(successes, trials).proportion_ci(0.95, "wilson")
+    assert wilson(successes, trials) == pytest.approx((wanted.low, wanted.high), abs=1e-7)
+
+
+def test_what_is_counted_is_what_a_sort_says():
+    r = np.random.default_rng(0)
+    logits, labels = r.standard_normal((200, 12)), r.integers(0, 12, 200)
+    ranks = [(row > row[label]).sum() for row, label in zip(logits, labels)]
+    wanted = {1: sum(rank < 1 for rank in ranks), 5: sum(rank < 5 for rank in ranks)}
+    found = count_correct(torch.from_numpy(logits), torch.from_numpy(labels))
+    assert found == Accuracy(200, wanted)
+    figures = found.figures()
+    assert figures["top1"] == wanted[1] / 200 and figures["top1_low"] < figures["top1"] < figures["top1_high"]
+    assert figures["images"] == 200
+
+
+def test_a_model_that_knows_nothing_is_no_better_than_chance():
+    """Equal logits are no correct answer for every class."""
+    found = count_correct(torch.zeros(100, 10), torch.arange(100) % 10)
+    assert found.correct == {1: 10, 5: 50}
+
+
+def test_top_5_of_5_classes_says_nothing_and_is_left_out():
+    assert count_correct(torch.eye(5), torch.arange(5)) == Accuracy(5, {1: 5})
+
+
+def test_logits_that_are_no_numbers_are_refused():
+    with pytest.raises(UserError, match="logits are not finite"):
+        count_correct(torch.tensor([[0.0, float("nan")]]), torch.tensor([1]))
+
+
+def test_shares_of_a_dataset_add_up():
+    data = DATASETS.build(Plugin("digits", {"split": "validation"}))
+
+    def predict(pixels):
+        return torch.stack([(pixels.sum((1, 2, 3)) * (k + 1)).sin() for k in range(10)], dim=1)
+
+    def transform(image):
+        return torch.from_numpy(image).permute(2, 0, 1) / 255
+
+    cpu = torch.device("cpu")
+    whole = measure_accuracy(predict, data, transform, range(len(data)), cpu, batch_size=7)
+    parts = [measure_accuracy(predict, data, transform, range(i, len(data), 3), cpu) for i in range(3)]
+    assert whole == sum(parts, Accuracy(0, {})) and whole.images == 500

@@ -1,0 +1,171 @@
+"""timm's classifiers: what is exported is what timm loads, and the other way round; folders that are none."""
+
+import json
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from dit_shd.core.errors import UserError
+from dit_shd.core.plugins import Plugin
+from dit_shd.core.pretrained import of_hub
+from dit_shd.models import loading
+from dit_shd.models.blocks import named_blocks
+from dit_shd.models.families import FAMILIES
+from dit_shd.profiling import meta
+
+TINY = dict(patch_size=7, embed_dim=24, depth=2, num_heads=3)
+GRAY = dict(num_classes=10, in_chans=1, img_size=28, mean=[0.3], std=[0.4], options=TINY)
+
+
+def build(name="deit_tiny_patch16_224", **options):
+    torch.manual_seed(0)
+    return FAMILIES.build(Plugin("timm", {"model": name, **GRAY, **options}), "student").eval()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    build(drop_path_rate=0.2, class_names=list("abcdefghij")).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def x():
+    return torch.randn(3, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    "name", ["deit_tiny_patch16_224", "deit3_small_patch16_224", "deit_tiny_distilled_patch16_224"]
+)
+def test_what_is_saved_is_read_by_timm_and_by_us(name, tmp_path, x):
+    model = build(name)
+    model.save_pretrained(tmp_path / "m")
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True).eval()
+    ours = loading.load(tmp_path / "m").eval()
+    assert torch.equal(model(x), theirs(x)) and torch.equal(model(x), ours(x))
+    told = timm.data.resolve_model_data_config(theirs)
+    assert (tuple(told["input_size"]), tuple(told["mean"]), tuple(told["std"])) == ((1, 28, 28), (0.3,), (0.4,))
+    assert ours.input == model.input and told["crop_pct"] == ours.input.crop
+    assert named_blocks(ours).keys() == {"network.blocks.0", "network.blocks.1"}
+
+
+def test_what_timm_saves_is_read(tmp_path, x):
+    torch.manual_seed(0)
+    arguments = dict(num_classes=10, in_chans=1, img_size=28, **TINY)
+    theirs = timm.create_model("deit3_small_patch16_224", **arguments).eval()
+    timm.models.save_for_hf(theirs, tmp_path, model_args=arguments, safe_serialization=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["pretrained_cfg"] |= {"mean": [0.5], "std": [0.5]}  # timm leaves those of three channels
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = loading.load(tmp_path).eval()
+    assert torch.equal(model(x), theirs(x))
+    assert model.input.mean == (0.5,) and model.config.num_classes == 10
+
+
+def test_tensors_under_other_names_are_renamed_by_timm(tmp_path, x):
+    """The public code of DeiT III calls its layer scales gamma_1 and gamma_2."""
+    model = build("deit3_small_patch16_224")
+    model.save_pretrained(tmp_path / "m")
+    state = load_file(tmp_path / "m" / "model.safetensors")
+    public = {k.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2"): v for k, v in state.items()}
+    assert public.keys() != state.keys()
+    save_file(public, tmp_path / "m" / "model.safetensors")
+    assert torch.equal(loading.load(tmp_path / "m").eval()(x), model(x))
+
+
+def test_a_folder_keeps_what_a_student_was_but_for_its_stochastic_depth(folder):
+    told = loading.load(folder).config
+    assert told.class_names == list("abcdefghij") and told.drop_path_rate == 0
+    assert {key: told[key] for key in GRAY} == GRAY
+
+
+def test_without_weights_it_is_built_on_the_meta_device():
+    with meta.META:
+        model = build()
+    again = meta.ModelSpec.of(model).skeleton()
+    assert all(p.is_meta for p in again.parameters())
+    assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in build().state_dict().items()}
+
+
+def test_blocks_computed_again_give_the_same_gradients(x):
+    grads = []
+    for again in (False, True):
+        model = build().train()
+        if again:
+            model.enable_gradient_checkpointing()
+        model(x).square().sum().backward()
+        grads.append([p.grad for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*grads))
+
+
+def damaged(folder, change):
+    config = json.loads((folder / "config.json").read_text())
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.update(architecture="deit_tinny"), "no architecture called 'deit_tinny'"),
+        (
+            lambda c: c["model_args"].update(checkpoint_path="x.pth"),
+            "options: wanted arguments .* found checkpoint_path",
+        ),
+        (lambda c: c["model_args"].update(pretrained_cfg={}), "found pretrained_cfg"),
+        (lambda c: c["model_args"].update(embed_dim=3 * 10**6), r"wanted \[.*3000000.*\], found"),
+        (lambda c: c["model_args"].update(depth=3), "the tensors are not those of deit_tiny_patch16_224"),
+        (lambda c: c["model_args"].update(num_heads="x"), "cannot be made with"),
+        (lambda c: c["model_args"].update(nonsense=1), "cannot be made with"),
+        (lambda c: c.update(num_classes=7), r"head.*: wanted \[7"),
+        (lambda c: c["pretrained_cfg"].update(mean=[0.5, 0.5, 0.5]), "mean: wanted 1 numbers, one for each channel"),
+    ],
+)
+def test_a_folder_that_is_not_as_it_says_is_refused(folder, change, message):
+    with pytest.raises(UserError, match=message) as error:
+        loading.load(damaged(folder, change))
+    assert "\n" not in str(error.value)
+
+
+def test_nothing_but_safetensors_is_read(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"wanted model\.safetensors beside config\.json, found pytorch_model\.bin"):
+        loading.load(folder)
+    (folder / "model.safetensors").write_bytes(b"\x80\x04pickle")
+    with pytest.raises(UserError, match=r"model\.safetensors is no readable safetensors file"):
+        loading.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": "deit_tinny_patch16_224"}, "no architecture called 'deit_tinny_patch16_224'; timm has deit"),
+        ({"options": {"pretrained": True}}, "options: wanted arguments of the architecture, found pretrained"),
+        ({"drop_path_rate": 1.0}, "drop_path_rate: wanted a number from 0 and below 1, found 1.0"),
+        ({"mean": None}, "mean: wanted 1 numbers, one for each channel, found"),
+    ],
+)
+def test_options_that_there_are_not(options, message):
+    with pytest.raises(UserError, match=message):
+        build(**{"name": options.pop("model", "deit_tiny_patch16_224"), **options})
+
+
+def test_a_repository_of_timm_on_the_hub(folder, monkeypatch):
+    """Its config and safetensors are fetched, nothing else."""
+    fetched = []
+
+    class Name:
+        def files(self):
+            return ["README.md", "config.json", "model.safetensors", "pytorch_model.bin"]
+
+        def download(self, files):
+            fetched.extend(files)
+            return folder
+
+        def __str__(self):
+            return "hub:timm/deit"
+
+    assert of_hub(Name()) == folder
+    assert sorted(fetched) == ["README.md", "config.json", "model.safetensors"]

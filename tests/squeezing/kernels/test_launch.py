@@ -1,0 +1,157 @@
+"""The kernels' operators: opaque to torch.compile, inside their tensors, and compiled for GPUs that are not here."""
+
+import ctypes
+import dataclasses
+import mmap
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from random_captures import random_capture
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dit_shd.attention.bias import DenseBias
+from dit_shd.attention.capture import Capture
+from dit_shd.attention.relative_bias import RelativeBias
+from dit_shd.squeezing.divergence import attention_kl
+from dit_shd.squeezing.kernels.captures import operators, side_of
+from dit_shd.squeezing.squeeze import squeeze
+
+interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="in the interpreter; benchmarks/gpu.py has a GPU")
+
+
+@interpreted
+def test_compiled_code_sees_one_operator_and_no_graph_break():
+    teacher, student = random_capture(h=4, dtype=torch.float32), random_capture(h=2, d=3, seed=5, dtype=torch.float32)
+
+    def loss(t_query, query, key):
+        t = dataclasses.replace(teacher, query=t_query)
+        s = dataclasses.replace(student, query=query, key=key)
+        weights = squeeze(t, 2, backend="triton", check=False)
+        return attention_kl(t, s, weights, backend="triton", check=False).sum()
+
+    torch._dynamo.reset()
+    results = []
+    for function in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+        query, key = student.query.clone().requires_grad_(), student.key.clone().requires_grad_()
+        value = function(teacher.query, query, key)
+        results.append([value.detach(), *torch.autograd.grad(value, [query, key])])
+    torch.testing.assert_close(*results)
+
+
+@interpreted
+def test_fake_tensors_have_the_shapes_of_real_ones():
+    teacher = random_capture(h=4, dtype=torch.float32)
+    side = side_of(teacher, 1.0)
+    partners = torch.tensor([[0, 1], [0, 1], [2, 3], [2, 3]], dtype=torch.int32)
+    torch.library.opcheck(
+        operators.attend,
+        (*side.values(), teacher.value, partners, False),
+        test_utils=("test_schema", "test_faketensor"),
+    )
+
+
+class Guarded(TorchDispatchMode):
+    """New tensors stand at the edge of a page that nobody may touch: before it, or behind it."""
+
+    FACTORIES = ("aten::new_empty", "aten::new_zeros", "aten::empty_like", "aten::zeros_like", "aten::clone")
+
+    def __init__(self, before):
+        super().__init__()
+        self.before, self.pages = before, []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        return self.moved(made) if function._schema.name in self.FACTORIES else made
+
+    def moved(self, x):
+        """The same numbers there."""
+        if not x.numel():
+            return x
+        page, size = mmap.PAGESIZE, x.numel() * x.element_size()
+        room = -(-size // page) * page
+        memory = mmap.mmap(-1, room + 2 * page)
+        start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        libc = ctypes.CDLL(None, use_errno=True)
+        for wall in (start, start + page + room):
+            assert libc.mprotect(ctypes.c_void_p(wall), page, 0) == 0  # PROT_NONE
+        offset = page if self.before else page + room - size
+        flat = torch.frombuffer(memory, dtype=torch.uint8, offset=offset, count=size)
+        self.pages.append(memory)
+        return flat.view(x.dtype).view(x.shape).copy_(x)
+
+
+def inside_their_tensors(before):
+    """Every kernel with all its tensors at walls; whoever reads or writes beyond one is killed."""
+    guarded = Guarded(before)
+    r = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return guarded.moved(torch.randn(*shape, generator=r))
+
+    def capture(heads, d, n, bias, causal):
+        made = DenseBias(draw(1, heads, n, n)) if bias == "dense" else None
+        made = RelativeBias(draw(52, heads), 4) if bias == "grid" else made
+        out = draw(heads, d, 9)
+        return Capture(draw(1, heads, n, d), draw(1, heads, n, d), draw(1, heads, n, d), 0.5, made, causal, out)
+
+    partners = guarded.moved(torch.tensor([[0, 1, 2, -1]] * 3, dtype=torch.int32))
+    for bias, causal, n, measure, collect, shape in (
+        ("none", True, 37, "kl", "none", [0]),
+        ("dense", False, 5, "mse", "dense", [1, 1, 5, 5]),
+        ("grid", False, 16, "kl", "lines", [1, 1, 4, 7, 4]),
+    ):
+        sides = [side_of(capture(heads, d, n, bias, causal), 1.0) for heads, d in ((3, 5), (1, 7))]
+        flat = [[s["tensors"], s["bias"], s["causal"], [s["factor"], s["bias_factor"]], s["offset"]] for s in sides]
+        weight, *kept, row_weight = draw(1, 3, 1), draw(1, 1, n), draw(1, 1, n), draw(1, n)
+        with guarded:
+            value = draw(1, 3, n, 5)
+            _, top, inverse = operators.attend._init_fn(**sides[0], value=value, partners=partners, split=False)
+            operators.divergence._init_fn(
+                *flat[0], *flat[1], weight, top, inverse, *kept, row_weight, [0, 0, 0], measure, True, collect, shape
+            )
+
+
+def in_a_process_of_its_own(code):
+    """This file's functions, where a crash is nobody else's."""
+    folders = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+    code = f"import sys; sys.path[:0] = {folders}; from test_launch import *; {code}"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+@interpreted
+@pytest.mark.parametrize("before", [False, True])
+def test_nothing_is_read_or_written_outside_of_the_tensors(before):
+    done = in_a_process_of_its_own(f"inside_their_tensors({before})")
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@interpreted
+@pytest.mark.parametrize(("before", "index"), [(True, -1), (False, 1)])
+def test_the_wall_is_felt(before, index):
+    """A read of one number beyond a guarded tensor kills."""
+    read = f"ctypes.c_float.from_address(Guarded({before}).moved(torch.ones(1)).data_ptr() + 4 * {index}).value"
+    assert in_a_process_of_its_own(f"guarded = Guarded({before}); {read}").returncode == -signal.SIGSEGV
+
+
+def ahead_of_time(root, *options):
+    """benchmarks/triton_kernels.py: compiles without a GPU, and ends with 1 if a kernel spills."""
+    env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"} | {"PYTHONPATH": str(root)}
+    command = [sys.executable, root / "benchmarks" / "triton_kernels.py", *options]
+    return subprocess.run(command, env=env, capture_output=True, text=True)
+
+
+def test_kernels_compile_for_gpus_without_one(root):
+    done = ahead_of_time(root, "--width", "64", "--dtype", "bf16", "--only", "kl 2:1 none")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("| divergence_") == 4  # by rows and by keys, on two architectures
+
+
+@pytest.mark.slow
+def test_no_kernel_spills_at_the_common_width(root):
+    done = ahead_of_time(root, "--width", "64", "72", "--dtype", "bf16", "fp32")
+    assert done.returncode == 0, done.stdout + done.stderr

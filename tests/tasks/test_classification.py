@@ -1,0 +1,238 @@
+"""Classification: what a batch is, whatever it is divided into; soft targets; what is refused; a run and its accuracy.
+
+That a run resumes, is divided, sharded and guarded as any other is tests/tasks/test_laws.py's.
+"""
+
+import copy
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from runs import rows, run
+
+from dit_shd.core.errors import UserError
+from dit_shd.core.plugins import Plugin
+from dit_shd.core.rng import Draws
+from dit_shd.data.augmentation import Augmentation
+from dit_shd.data.datasets import DATASETS
+from dit_shd.models import loading
+from dit_shd.models.families import FAMILIES
+from dit_shd.tasks import Output
+from dit_shd.tasks.classification import AccuracyEvaluation, Classification, ImageBatch
+
+TINY = dict(patch_size=7, embed_dim=24, depth=2, num_heads=3)
+GRAY = dict(in_chans=1, img_size=28, mean=[0.13], std=[0.31])
+STUDENT = {"name": "timm", "model": "deit_tiny_patch16_224", **GRAY, "options": TINY, "drop_path_rate": 0.2}
+WHOLE = Augmentation(crop=[1, 1], ratio=[1, 1], flip=0, policy=None, erasing=0)
+
+
+def classification(batch_size=8, seed=0, **options):
+    """The task of the digits and a tiny DeiT, and a function that draws positions of a step."""
+    task = Classification(**options)
+    torch.manual_seed(0)
+    student = FAMILIES.build(Plugin("timm", {k: v for k, v in STUDENT.items() if k != "name"} | {"num_classes": 10}))
+    task.use(DATASETS.build(Plugin("digits")), student)
+    return task, student, lambda step, positions: task.draw(Draws(seed, step, positions, batch_size))[0]
+
+
+def equal(one, other):
+    return all(
+        torch.equal(value, getattr(other, name)) if isinstance(value, torch.Tensor) else value == getattr(other, name)
+        for name, value in vars(one).items()
+    )
+
+
+def rows_of(batch, chosen):
+    """Some samples of a batch."""
+    values = {k: v[chosen] if isinstance(v, torch.Tensor) else v for k, v in vars(batch).items()}
+    return ImageBatch(**values)
+
+
+@pytest.mark.parametrize("mixing", ["step", "pair"])
+@pytest.mark.parametrize("batch_size", [8, 7])
+def test_a_batch_is_the_same_however_it_is_divided(mixing, batch_size):
+    """Also in parts that cut a pair; the last of an odd batch is mixed with none."""
+    _, _, draw = classification(batch_size, mixing=mixing)
+    whole = draw(3, range(batch_size))
+    for parts in ([range(4), range(4, batch_size)], [range(1), range(1, 3), range(3, batch_size)]):
+        for part in parts:
+            assert equal(draw(3, part), rows_of(whole, list(part)))
+    assert not torch.equal(whole.pixels, draw(4, range(batch_size)).pixels)
+    assert not torch.equal(whole.depth, draw(4, range(batch_size)).depth)
+    if batch_size == 7:
+        assert whole.targets[6].max() == pytest.approx(0.91)
+
+
+def test_without_mixing_and_smoothing_targets_are_the_labels_and_an_epoch_has_every_image_once(shapes):
+    task, student, draw = classification(8, mixup=0.0, cutmix=0.0, label_smoothing=0.0, augmentation=WHOLE)
+    batch = draw(7, range(8))
+    assert torch.equal(batch.labels, torch.from_numpy(task.dataset.labels()[batch.indices.numpy()]))
+    assert torch.equal(batch.targets, F.one_hot(batch.labels, 10).float())
+    task.use(DATASETS.build(Plugin("npz", {"path": str(shapes)})), student)
+    seen = torch.cat([draw(step, range(8)).indices for step in range(15)])
+    assert sorted(seen.tolist()) == sorted([*range(60)] * 2)
+
+
+def test_copies_of_an_image_are_augmented_anew_and_lie_apart():
+    _, _, draw = classification(8, mixup=0.0, cutmix=0.0, augmentation=Augmentation(repeats=3))
+    batch = draw(0, range(8))
+    assert batch.indices.tolist() == [*batch.indices[:3].tolist() * 2, *batch.indices[:2].tolist()]
+    assert len(set(batch.indices.tolist())) == 3
+    assert not torch.equal(batch.pixels[0], batch.pixels[3])
+    following = draw(1, range(8)).indices
+    assert not set(batch.indices.tolist()) & set(following.tolist())
+
+
+def test_mixup_and_cutmix_are_those_of_their_papers():
+    """Against the definitions: pixels and targets in the same share, or a rectangle and its area."""
+    _, _, plain = classification(6, mixup=0.0, cutmix=0.0, label_smoothing=0.2, augmentation=WHOLE)
+    first, second = plain(2, range(0, 6, 2)), plain(2, range(1, 6, 2))
+    _, _, mixed = classification(6, mixup=0.8, cutmix=0.0, label_smoothing=0.2, augmentation=WHOLE, mixing="pair")
+    found = mixed(2, range(0, 6, 2))
+    shares = []
+    for i in range(3):
+        difference = first.pixels[i] - second.pixels[i]
+        share = ((found.pixels[i] - second.pixels[i]) * difference).sum() / difference.square().sum()
+        wanted = share * first.pixels[i] + (1 - share) * second.pixels[i]
+        torch.testing.assert_close(found.pixels[i], wanted, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found.targets[i], share * first.targets[i] + (1 - share) * second.targets[i])
+        assert found.labels[i] == (first if share > 0.5 else second).labels[i]
+        shares.append(float(share))
+    assert len({round(share, 4) for share in shares}) == 3
+    _, _, cut = classification(6, mixup=0.0, cutmix=1.0, label_smoothing=0.2, augmentation=WHOLE)
+    found = cut(2, range(0, 6, 2))
+    differs = (first.pixels != second.pixels).any(0)
+    taken = ((found.pixels == second.pixels).all(0) & differs)[0]
+    inside = torch.zeros(28, 28, dtype=torch.bool)
+    y, x = torch.nonzero(taken, as_tuple=True)
+    inside[y.min() : y.max() + 1, x.min() : x.max() + 1] = True
+    assert torch.equal(torch.where(inside, second.pixels, first.pixels), found.pixels)  # one rectangle for a step
+    share = ((found.targets - second.targets) / (first.targets - second.targets))[first.targets != second.targets]
+    assert share.std() < 1e-5 and 0 < share[0] < 1 - taken.float().mean() + 1e-6
+
+
+def test_the_loss_is_cross_entropy_with_soft_targets():
+    task, _, draw = classification()
+    batch = draw(0, range(8))
+    logits = torch.randn(8, 10)
+    found = task.losses(Output(logits), batch)["cross_entropy"]
+    torch.testing.assert_close(found, F.cross_entropy(logits, batch.targets, reduction="none"))
+
+
+def test_the_student_leaves_out_what_the_batch_says_and_the_teacher_nothing():
+    task, student, draw = classification()
+    batch = draw(0, range(8))
+    student.train()
+    first, again = (task.predict(student, batch).prediction for _ in range(2))
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, task.predict(student, draw(1, range(8)).to("cpu")).prediction)
+    halves = [task.predict(student, draw(0, part)).prediction for part in (range(4), range(4, 8))]
+    torch.testing.assert_close(torch.cat(halves), first, rtol=1e-4, atol=1e-5)
+
+
+def test_a_teacher_of_another_normalisation_sees_the_same_images():
+    task, student, draw = classification()
+    task.dataset = DATASETS.build(Plugin("digits"))
+    other = copy.deepcopy(student).eval()
+    with torch.no_grad():  # the same function of images in [0, 1] under mean 0.5 and std 0.25
+        weight, bias = other.network.patch_embed.proj.weight, other.network.patch_embed.proj.bias
+        bias += weight.sum((1, 2, 3)) * (0.5 - 0.13) / 0.31
+        weight *= 0.25 / 0.31
+    other.input = type(student.input)(student.input.shape, (0.5,), (0.25,))
+    batch = draw(0, range(8))
+    student.eval()
+    torch.testing.assert_close(
+        task.predict(other, batch).prediction, task.predict(student, batch).prediction, rtol=1e-3, atol=1e-4
+    )
+
+
+# What is refused
+
+
+@pytest.fixture
+def values(tmp_path):
+    """A tiny distillation of the digits, with a random teacher of 6 heads."""
+    torch.manual_seed(1)
+    teacher = {**GRAY, "model": "deit3_small_patch16_224", "num_classes": 10, "options": {**TINY, "num_heads": 6}}
+    FAMILIES.build(Plugin("timm", teacher)).save_pretrained(tmp_path / "teacher")
+    evaluation = {"data": {"name": "digits", "split": "validation"}}
+    return {
+        "run": str(tmp_path / "run"),
+        "task": {"name": "classification", "evaluation": evaluation},
+        "data": "digits",
+        "student": STUDENT,
+        "teacher": str(tmp_path / "teacher"),
+        "check_teacher": "no",
+        "losses": [{"name": "shd"}],
+        "steps": 2,
+        "batch_size": 8,
+        "log_every": 1,
+        "ema": [0.5, 0.0],
+        "optimizer": {"name": "adamw", "lr": 1e-3},
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"task": {"name": "classification", "mixup": -1}}, r"task\.mixup: wanted a number from 0 to 100, found -1"),
+        ({"task": {"name": "classification", "mixing": "epoch"}}, r"task\.mixing: wanted step | pair"),
+        (
+            {"task": {"name": "classification", "augmentation": {"flip": 2}}},
+            r"task\.augmentation\.flip: wanted a number",
+        ),
+        (
+            {"task": {"name": "classification", "augmentation": {"crp": [1, 1]}}},
+            "unknown key 'crp', did you mean 'crop'",
+        ),
+        ({"student": {**STUDENT, "num_classes": 7}}, "^student: knows 7 classes, the data has 10$"),
+        (
+            {"student": {**STUDENT, "img_size": 14}},
+            r"^teacher: takes images of \[1, 28, 28\].*the student's are \[1, 14",
+        ),
+        (
+            {"student": {**STUDENT, "options": {**TINY, "proj_drop_rate": 0.1}}},
+            "drops out with p=0.1; classification has",
+        ),
+        ({"student": {"name": "dit", "size": "S/2"}}, "^student: wanted an image classifier, as .* found DiT$"),
+        ({"teacher": "asset:digits_teacher"}, "^asset:digits_teacher: wanted an image classifier, as .* found MDTv2$"),
+        ({"task": "classification", "validate_every": 1}, r"task\.evaluation\.data: wanted the images that"),
+        ({"check_teacher": "refuse"}, "knows the data's classes no better than chance"),
+        ({"task": "diffusion"}, "holds TimmModel, whose forward takes pixels"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_written(values, change, message, tmp_path):
+    with pytest.raises(UserError, match=message) as error:
+        run({**values, **change})
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_data_without_images_are_refused(values, tmp_path):
+    file = tmp_path / "latents.npz"
+    np.savez(file, arr_0=np.zeros((4, 1, 8, 8), np.float32), arr_1=np.arange(4))
+    with pytest.raises(UserError, match="task: needs images of the data, which have labels, latents"):
+        run({**values, "data": {"name": "npz", "path": str(file)}})
+
+
+# A run
+
+
+def test_a_run_is_evaluated_and_what_it_exports_is_loaded_by_timm(values, tmp_path):
+    config, metrics = run({**values, "validate_every": 2})
+    assert {"plain/cross_entropy", "plain/shd"} <= metrics[0].keys()
+    (figures,) = rows(config.run, "evaluations.jsonl")
+    student = loading.load(config.run).eval()
+    task = Classification(evaluation=AccuracyEvaluation())
+    data = DATASETS.build(Plugin("digits", {"split": "validation"}))
+    task.use(data, student)
+    pixels = (torch.from_numpy(data.images()).permute(0, 3, 1, 2) / 255 - 0.13) / 0.31
+    assert student.input.crop == 0.9  # so that evaluation is not all of the image
+    centre = F.interpolate(pixels, 31, mode="bicubic", antialias=True)[..., 1:29, 1:29]
+    near = (student(centre).argmax(1) == torch.from_numpy(data.labels())).float().mean()
+    assert figures["top1"] == pytest.approx(float(near), abs=0.03)
+    assert figures["top1_low"] < figures["top1"] < figures["top1_high"] and figures["images"] == 500
+    theirs = timm.create_model(f"local-dir:{config.run / 'student_ema_0'}", pretrained=True)
+    assert theirs.pretrained_cfg["label_names"] == list("0123456789")
