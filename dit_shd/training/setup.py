@@ -120,7 +120,8 @@ def models_and_task(config: TrainConfig) -> Parts:
     checks.teaching(config, losses)
     teachers = load_teachers(config, task)
     task.use(dataset, student)
-    kept = before_training(config.vae, dataset.origin, dataset.shape[0], config.run)
+    latents = "latents" in task.needs
+    kept = before_training(config.vae, dataset.origin, dataset.shape[0], config.run) if latents else Kept(None)
     return Parts(config, task, student, losses, teachers, kept)
 
 
