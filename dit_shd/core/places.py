@@ -7,7 +7,8 @@ another person's model. The error for a path that does not exist names similar o
 import difflib
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -126,6 +127,23 @@ class HubName:
             else "the Hugging Face hub cannot be reached"
         )
         return UserError(f"{self}: {why}, and it is not in the local cache")
+
+
+@contextmanager
+def offline() -> Generator[None]:
+    """Inside it data sets of the local cache are found without asking the hub again and again."""
+    from datasets import config
+    from huggingface_hub import constants
+
+    places: list[Any] = [config, constants]
+    before = [place.HF_HUB_OFFLINE for place in places]
+    try:
+        for place in places:
+            place.HF_HUB_OFFLINE = True
+        yield
+    finally:
+        for place, value in zip(places, before):
+            place.HF_HUB_OFFLINE = value
 
 
 def find(text: str | Path, kind: Kind, what: str = "") -> Path | HubName | Asset:

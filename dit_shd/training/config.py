@@ -1,6 +1,7 @@
 """What a training run is told: every key with its default and its meaning."""
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -163,19 +164,21 @@ def _once(values: dict[str, Any], key: str, value: Any, name: str) -> None:
         raise UserError(f"config: {name} stands in its place of 0.1.0, too, and differs: {values[key]} and {value}")
 
 
-def sized(config: TrainConfig, classes: int) -> TrainConfig:
-    """The config with the data's number of classes for a student of which nothing else is said.
+def sized(config: TrainConfig, sizes: Mapping[str, int]) -> TrainConfig:
+    """The config with the data's sizes (classes, tokens) for a student of which nothing else is said.
 
     A run that began before this was so keeps its family's default.
     """
-    family, options = FAMILIES.find(config.student.name), config.student.options
-    if "num_classes" in options or "num_classes" not in inspect.signature(family).parameters:
+    family, given = FAMILIES.find(config.student.name), config.student.options
+    known = inspect.signature(family).parameters
+    missing = {key: size for key, size in sizes.items() if key in known and key not in given}
+    if not missing:
         return config
     file = config.run / "config.yaml"
     begun = read_yaml(file).get("student") if file.is_file() else None
-    if isinstance(begun, dict) and begun.get("name") == config.student.name and "num_classes" not in begun:
+    if isinstance(begun, dict) and begun.get("name") == config.student.name and not missing.keys() & begun.keys():
         return config
-    return replace(config, student=Plugin(config.student.name, {**options, "num_classes": classes}))
+    return replace(config, student=Plugin(config.student.name, {**given, **missing}))
 
 
 def may_change(task: Task[Any]) -> list[str]:

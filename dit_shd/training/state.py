@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from dit_shd.core.dtensor import gather_tree, shard_like
 from dit_shd.distillation.distiller import Distiller
@@ -24,7 +24,9 @@ class TrainState:
         """Whole tensors by file and name: student and losses, and every average. Where they are sharded, every
         process has to ask."""
         averages = {average_file(rate): self.averages.tensors(rate) for rate in self.averages.rates}
-        return gather_tree({"distiller": self.distiller.state_dict(), **averages})
+        again = tied(self.distiller)
+        own = {name: tensor for name, tensor in self.distiller.state_dict().items() if name not in again}
+        return gather_tree({"distiller": own, **averages})
 
     def optimizer_state(self) -> dict[str, Any]:
         """The optimizer's state, likewise."""
@@ -41,7 +43,9 @@ class TrainState:
             KeyError, TypeError, ValueError, RuntimeError: it is not of this run.
         """
         own = self.distiller.state_dict()
-        self.distiller.load_state_dict({k: shard_like(v, own.get(k, v)) for k, v in saved["distiller"].items()})
+        whole = {**saved["distiller"]}
+        whole |= {name: whole[first] for name, first in tied(self.distiller).items() if name not in whole}
+        self.distiller.load_state_dict({k: shard_like(v, own.get(k, v)) for k, v in whole.items()})
         self.optimizer.load_state_dict(self._sliced(saved["optimizer"]))
         for rate in self.averages.rates:
             self.averages.load(rate, saved[average_file(rate)])
@@ -58,6 +62,13 @@ class TrainState:
 
         state = {i: {k: cut(v, parameters[i]) for k, v in found.items()} for i, found in optimizer["state"].items()}
         return {**optimizer, "state": state}
+
+
+def tied(module: nn.Module) -> dict[str, str]:
+    """Further names of parameters that have several (a language model's head is its embedding), and their first."""
+    first: dict[int, str] = {}
+    names = ((name, first.setdefault(id(p), name)) for name, p in module.named_parameters(remove_duplicate=False))
+    return {name: kept for name, kept in names if name != kept}
 
 
 def average_file(rate: float) -> str:

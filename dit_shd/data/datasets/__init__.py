@@ -30,6 +30,11 @@ class Dataset(ABC):
         """Name and authors of the data in one line, for the cards of models; `options` are those of __init__."""
         return " ".join([cls.__module__.rpartition(".")[2], *(str(v) for k, v in options.items() if k == "path")])
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What of the data a model has to know, by the keyword of its family: how many classes, say."""
+        return {"num_classes": self.classes}
+
     @abstractmethod
     def __len__(self) -> int: ...
 

@@ -1,12 +1,10 @@
 """Hugging Face datasets: a folder that `save_to_disk` wrote, or a name on the hub."""
 
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dit_shd.core.errors import UserError, error_line
-from dit_shd.core.places import HubName
+from dit_shd.core.places import HubName, offline
 from dit_shd.data.sources.base import ImageSource, Selection, fingerprint, missing_package
 from dit_shd.data.sources.parquet import Columns, image_bytes
 from dit_shd.data.sources.splits import DEFAULT
@@ -80,7 +78,7 @@ def _load(place: Path | HubName, selection: Selection) -> "Dataset":
         elif reached:
             data = datasets.load_dataset(place.repository, subset, revision=place.revision)
         else:
-            with _offline():
+            with offline():
                 data = datasets.load_dataset(place.repository, subset, revision=place.revision)
     except Exception as error:
         if not reached and isinstance(place, HubName):
@@ -94,23 +92,6 @@ def _load(place: Path | HubName, selection: Selection) -> "Dataset":
     if split not in data:
         raise UserError(f"split: '{text}' has no split '{split}', it has {', '.join(map(str, data))}")
     return data[split]
-
-
-@contextmanager
-def _offline() -> Generator[None]:
-    """Read the local cache without requests to the hub."""
-    from datasets import config
-    from huggingface_hub import constants
-
-    modules: list[Any] = [config, constants]
-    before = [module.HF_HUB_OFFLINE for module in modules]
-    try:
-        for module in modules:
-            module.HF_HUB_OFFLINE = True
-        yield
-    finally:
-        for module, value in zip(modules, before):
-            module.HF_HUB_OFFLINE = value
 
 
 def _unreadable(text: str, error: Exception) -> UserError:

@@ -1,0 +1,160 @@
+"""Text as token sequences of one length, for causal language models."""
+
+import copy
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NoReturn, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dit_shd.core.errors import UserError
+from dit_shd.core.places import Place
+from dit_shd.core.rng import Draws
+from dit_shd.data.datasets import Dataset
+from dit_shd.data.documents import Columns, Document, Unit, read_documents
+from dit_shd.data.packing import Sequences
+from dit_shd.data.tokenizer import BYTES, Tokenizer, open_tokenizer
+
+Split = Literal["train", "validation", "all"]
+
+
+class Text(Dataset):
+    """Documents of text files, JSON lines, Parquet files or a Hugging Face dataset, as sequences of tokens.
+
+    Args:
+        path: a file, a folder of files (.txt, .md, .jsonl, .parquet), a saved dataset, or hub:OWNER/NAME.
+        tokenizer: bytes; a file (tokenizer.json), a folder of transformers or hub:OWNER/NAME; or, with vocabulary, the
+            file of a BPE that is trained on the training split if it is not there yet.
+        vocabulary: tokens of the BPE to train; empty: nothing is trained.
+        length: n, tokens that a model is given of a sequence.
+        document: what is one document of a text file: file, paragraph (up to an empty line) or line.
+        split: train, validation (the share that is held out) or all.
+        held_out: share for validation; by: of the documents, evenly spread, or of the end of each document.
+        pack: documents one after the other in a sequence; else each has its own, cut at `length` and padded.
+        column: of the text in tables. prompt: what comes before it and is not learned, with columns in braces.
+        hub_split: of a dataset that has several.
+    """
+
+    fields = frozenset({"tokens"})
+    classes = 0
+
+    def __init__(
+        self,
+        path: Place,
+        tokenizer: Place = BYTES,
+        vocabulary: int | None = None,
+        length: int = 128,
+        document: Unit = "file",
+        split: Split = "train",
+        held_out: float = 0.1,
+        by: Literal["document", "position"] = "document",
+        pack: bool = True,
+        column: str = "text",
+        prompt: str | None = None,
+        hub_split: str = "train",
+    ):
+        if length < 2:
+            raise UserError(f"data.length: wanted 2 tokens or more, found {length}")
+        if not 0 <= held_out < 1:
+            raise UserError(f"data.held_out: wanted a share from 0 and below 1, found {held_out}")
+        self.length, self._pack, self._held_out, self._by = length, pack, held_out, by
+        self._documents = read_documents(str(path), document, Columns(column, prompt), hub_split)
+        self.tokenizer: Tokenizer = open_tokenizer(
+            str(tokenizer), vocabulary, (d.prompt + d.text for d in self._part("train"))
+        )
+        self._take(split)
+
+    def _take(self, split: Split) -> None:
+        """Become the sequences of a split."""
+        documents = self._part(split)
+        known = self.tokenizer
+        prompts, texts = (known.encode([getattr(d, name) for d in documents]) for name in ("prompt", "text"))
+        rows = [np.concatenate([known.begin, p, t, [known.end]]).astype(np.int32) for p, t in zip(prompts, texts)]
+        masked = [len(known.begin) + len(p) if len(p) else 0 for p in prompts]
+        self._sequences = Sequences.of(rows, masked, self.length, self._pack)
+        self.text_bytes = sum(len(d.text.encode()) for d in documents)
+        """Of the texts, prompts apart."""
+        self.split = split
+
+    def _part(self, split: Split) -> list[Document]:
+        """The documents of a split.
+
+        Raises:
+            UserError: it has none.
+        """
+        if split == "all":
+            return self._documents
+        held, kept = self._divided()
+        part = kept if split == "train" else held
+        if not part:
+            remedy = "by=position, or document=line or paragraph" if self._by == "document" else "a larger held_out"
+            raise UserError(
+                f"data.split: {split} is empty: {len(self._documents)} documents, {self._held_out:g} held out by "
+                f"{self._by}; {remedy}"
+            )
+        return part
+
+    def _divided(self) -> tuple[list[Document], list[Document]]:
+        """What is held out, and what is not."""
+        share, documents = self._held_out, self._documents
+        if self._by == "document":  # evenly spread: the i-th, where i times the share passes a whole number
+            counts = np.floor(np.arange(len(documents) + 1) * share + 1e-9)
+            held = np.diff(counts) > 0
+            return [d for d, h in zip(documents, held) if h], [d for d, h in zip(documents, held) if not h]
+        cuts = [round(len(d.text) * (1 - share)) for d in documents]
+        ends = [Document(d.text[cut:], d.prompt) for d, cut in zip(documents, cuts) if d.text[cut:].strip()]
+        begins = [Document(d.text[:cut], d.prompt) for d, cut in zip(documents, cuts) if d.text[:cut].strip()]
+        return ends, begins
+
+    @cached_property
+    def held_out(self) -> Self:
+        """The validation split, by the same tokenizer."""
+        other = copy.copy(self)
+        other._take("validation")
+        return other
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What a model has to know of the data."""
+        return {"vocab_size": self.tokenizer.vocabulary}
+
+    @property
+    def cut_tokens(self) -> int:
+        """Tokens of documents that are too long for a sequence of their own."""
+        return self._sequences.cut
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        """Of a sequence."""
+        return (self.length,)
+
+    @classmethod
+    def described(cls, **options: Any) -> str:
+        place = str(options.get("path"))
+        return f"text {place if place.startswith('hub:') else Path(place).name}"
+
+    def __len__(self) -> int:
+        return len(self._sequences)
+
+    def batch(self, indices: np.ndarray, draws: Draws) -> dict[str, Tensor]:
+        """The sequences of some indices: a pure function of them.
+
+        Returns:
+            tokens [b,n+1]; documents [b,n+1]: the number of each token's document in its sequence, -1 for padding;
+            prompt [b,n+1]: whether it stands before what is to be learned.
+        """
+        tokens, documents, prompt = self._sequences.take(indices, self.tokenizer.end)
+        found = {"tokens": tokens, "documents": documents, "prompt": prompt}
+        return {name: torch.from_numpy(array) for name, array in found.items()}
+
+    def token_counts(self) -> np.ndarray:
+        """How often each token occurs [vocabulary]."""
+        return np.bincount(self._sequences.tokens, minlength=self.tokenizer.vocabulary)
+
+    def images(self) -> NoReturn:
+        raise UserError("data text: holds text, not images")
+
+    def labels(self) -> NoReturn:
+        raise UserError("data text: holds text, and text has no labels")

@@ -1,0 +1,166 @@
+"""Documents of text: from text files, JSON lines, Parquet, and Hugging Face datasets, here or on the hub."""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from dit_shd.core.errors import UserError, error_line
+from dit_shd.core.places import HUB, HubName, expanded, instead, offline
+
+Unit = Literal["file", "paragraph", "line"]
+SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
+"""Of the files that are read of a folder."""
+FIELD = re.compile(r"\{(\w+)\}")
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text, and what stands before it that is not to be learned: an instruction."""
+
+    text: str
+    prompt: str = ""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where a document is in a row of a table."""
+
+    text: str = "text"
+    """The column of the text."""
+    prompt: str | None = None
+    """What comes before it, with columns in braces: "Question: {question} Answer: "; None for nothing."""
+
+    def document(self, row: dict[str, Any], where: str) -> Document:
+        """The document of a row.
+
+        Raises:
+            UserError: a column is missing, or holds no text.
+        """
+        return Document(self._text(row, self.text, where), self._prompt(row, where))
+
+    def _prompt(self, row: dict[str, Any], where: str) -> str:
+        return "" if self.prompt is None else FIELD.sub(lambda m: self._text(row, m[1], where), self.prompt)
+
+    def _text(self, row: dict[str, Any], column: str, where: str) -> str:
+        if column not in row:
+            raise UserError(f"{where}: wanted a column '{column}', found {', '.join(map(str, row))}")
+        if not isinstance(row[column], str):
+            raise UserError(f"{where}: {column}: wanted text, found {type(row[column]).__name__}")
+        return row[column]
+
+
+def read_documents(path: str, unit: Unit, columns: Columns, split: str = "train") -> list[Document]:
+    """All documents of a file, of a folder's files in the order of their names, or of a dataset.
+
+    Args:
+        path: a file, a folder of files, a folder that `Dataset.save_to_disk` wrote, or hub:OWNER/NAME.
+        unit: what is one document of a text file: all of it, a paragraph (up to an empty line) or a line.
+        columns: where documents are in tables.
+        split: of a dataset that has several.
+
+    Raises:
+        UserError: nothing is there, it cannot be read, or it holds no text.
+    """
+    if path.startswith("hub:"):
+        documents = list(_of_dataset(_hub_name(path), columns, split))
+    else:
+        place = Path(expanded(path))
+        if not place.exists():
+            raise UserError(f"data.path: wanted text, found nothing at '{path}' ({instead(place)})")
+        saved = any((place / name).is_file() for name in ("dataset_dict.json", "state.json"))
+        documents = list(_of_dataset(place, columns, split) if saved else _of_files(place, unit, columns))
+    documents = [document for document in documents if document.text.strip()]
+    if not documents:
+        raise UserError(f"data.path: wanted text, '{path}' holds none")
+    return documents
+
+
+def _of_files(place: Path, unit: Unit, columns: Columns) -> Iterator[Document]:
+    files = sorted(f for f in place.rglob("*") if f.suffix in SUFFIXES) if place.is_dir() else [place]
+    if not files:
+        raise UserError(f"data.path: wanted files ending in {', '.join(SUFFIXES)}, '{place}' has none")
+    for file in files:
+        if file.suffix == ".jsonl":
+            yield from _json_lines(file, columns)
+        elif file.suffix == ".parquet":
+            yield from _parquet(file, columns)
+        else:
+            yield from (Document(text) for text in _units(_read(file), unit))
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: wanted text in UTF-8 ({error_line(error)})") from error
+
+
+def _units(text: str, unit: Unit) -> Sequence[str]:
+    if unit == "file":
+        return [text]
+    return text.splitlines() if unit == "line" else re.split(r"\n\s*\n", text)
+
+
+def _json_lines(file: Path, columns: Columns) -> Iterator[Document]:
+    for number, line in enumerate(_read(file).splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{file}:{number}: wanted a JSON object ({error_line(error)})") from error
+        if not isinstance(row, dict):
+            raise UserError(f"{file}:{number}: wanted a JSON object, found {type(row).__name__}")
+        yield columns.document(row, f"{file}:{number}")
+
+
+def _parquet(file: Path, columns: Columns) -> Iterator[Document]:
+    try:
+        from pyarrow import parquet
+    except ImportError as error:
+        raise _needs("pyarrow") from error
+    try:
+        rows = parquet.read_table(file).to_pylist()
+    except Exception as error:  # a stranger's file can be wrong in any way
+        raise UserError(f"{file}: not readable as Parquet ({error_line(error)})") from error
+    for number, row in enumerate(rows):
+        yield columns.document(row, f"{file}[{number}]")
+
+
+def _hub_name(path: str) -> HubName:
+    named = HUB.fullmatch(path)
+    if named is None:
+        raise UserError(f"data.path: wanted hub:OWNER/NAME or hub:OWNER/NAME@REVISION, found '{path}'")
+    return HubName(named["repository"], named["revision"], "dataset")
+
+
+def _of_dataset(place: Path | HubName, columns: Columns, split: str) -> Iterator[Document]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise _needs("datasets") from error
+    reached = not isinstance(place, HubName) or place.files() is not None
+    try:
+        if isinstance(place, HubName):
+            with nullcontext() if reached else offline():
+                data: Any = datasets.load_dataset(place.repository, revision=place.revision)
+        else:
+            data = datasets.load_from_disk(str(place))
+    except Exception as error:
+        if isinstance(place, HubName) and not reached:
+            raise UserError(f"data.path: {place.unreachable()}") from error
+        raise UserError(f"data.path: '{place}' cannot be read by the datasets package ({error_line(error)})") from error
+    if isinstance(data, datasets.DatasetDict):
+        if split not in data:
+            raise UserError(f"data.hub_split: '{place}' has no split '{split}', it has {', '.join(map(str, data))}")
+        data = data[split]
+    for number, row in enumerate(data):
+        yield columns.document(row, f"{place}[{number}]")
+
+
+def _needs(package: str) -> UserError:
+    return UserError(f'data text: needs the package {package}; install it with: pip install "dit_shd[language]"')

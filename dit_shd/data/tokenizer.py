@@ -1,0 +1,205 @@
+"""Tokenizers: bytes, a BPE trained on the run's own text, or one that is read from a file, a folder or the hub."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dit_shd.core.errors import UserError, error_line
+from dit_shd.core.files import atomic_file
+from dit_shd.core.places import HubName, expanded, find
+
+if TYPE_CHECKING:
+    import tokenizers
+
+BYTES = "bytes"
+END = "<|endoftext|>"
+ENDS = (END, "</s>", "<eos>", "<|end_of_text|>", "[SEP]")
+"""What a text ends with, where a tokenizer's folder does not tell."""
+FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"
+
+
+class Tokenizer:
+    """Text to tokens.
+
+    A document begins as the tokenizer has it (by its end token where it has nothing) and ends with its end token, so
+    that each of its own tokens has one before it that predicts it.
+
+    Args:
+        tokenizer: of the tokenizers package.
+        end: the text of its end token.
+    """
+
+    def __init__(self, tokenizer: "tokenizers.Tokenizer", end: str):
+        self._tokenizer, self._end = tokenizer, end
+        known = tokenizer.token_to_id(end)
+        if known is None:
+            raise UserError(f"data.tokenizer: its end token '{end}' is none of its tokens")
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self.end: int = known
+        added = [i for i in tokenizer.encode("").ids if i != known]
+        self.begin: tuple[int, ...] = tuple(added) or (known,)
+        tokenizer.encode_special_tokens = True  # a text in which the end token's letters stand does not end there
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens there are."""
+        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+
+    @property
+    def sha256(self) -> str:
+        """Of all that it is made of."""
+        return hashlib.sha256(self._tokenizer.to_str().encode()).hexdigest()
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The tokens of each text, as int32, without begin and end."""
+        return [
+            np.asarray(e.ids, np.int32) for e in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        ]
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The text of some tokens; special ones leave none."""
+        return self._tokenizer.decode([int(token) for token in tokens])
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write it as transformers reads it (AutoTokenizer)."""
+        from transformers import PreTrainedTokenizerFast
+
+        PreTrainedTokenizerFast(tokenizer_object=self._tokenizer, eos_token=self._end).save_pretrained(str(folder))
+
+
+class ByteTokenizer(Tokenizer):
+    """256 bytes, each its own number, and the end of a text."""
+
+    def __init__(self) -> None:
+        super().__init__(_byte_model(), END)
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """As the tokenizer would, which takes a hundred times as long."""
+        return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in texts]
+
+
+def _byte_model() -> "tokenizers.Tokenizer":
+    from tokenizers import Tokenizer as Model
+    from tokenizers import decoders, models, pre_tokenizers
+
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    letters = {byte: chr(byte) for byte in printable}
+    others = [byte for byte in range(256) if byte not in letters]
+    letters |= {byte: chr(256 + i) for i, byte in enumerate(others)}  # as GPT-2's tokenizer writes bytes
+    model = Model(models.BPE(vocab={letter: byte for byte, letter in letters.items()}, merges=[]))
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = decoders.ByteLevel()
+    model.add_special_tokens([END])
+    return model
+
+
+def trained_bpe(texts: Iterable[str], vocabulary: int, file: Path) -> Tokenizer:
+    """A byte-level BPE of some size, trained on texts and written to a file; the same texts give the same file.
+
+    Raises:
+        UserError: a vocabulary without room for all bytes, or more than the texts give.
+    """
+    from tokenizers import Tokenizer as Model
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    if vocabulary < 257:
+        raise UserError(f"data.vocabulary: wanted 257 or more (256 bytes and the end of a text), found {vocabulary}")
+    model = Model(models.BPE())
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
+    )
+    model.train_from_iterator(texts, trainer)
+    if model.get_vocab_size() < vocabulary:
+        raise UserError(f"data.vocabulary: the text gives {model.get_vocab_size()} tokens, wanted {vocabulary}")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(file) as part:
+        part.write(model.to_str(pretty=True).encode())
+    return Tokenizer(model, END)
+
+
+def read_tokenizer(source: str) -> Tokenizer:
+    """A tokenizer from its file (tokenizer.json), a folder of transformers, or hub:OWNER/NAME.
+
+    Raises:
+        UserError: there is none, or it cannot be read.
+    """
+    place = find(source, "model", "data.tokenizer")
+    if isinstance(place, HubName):
+        files = [place.file(FILE), place.file(CONFIG)]
+        if files[0] is None:
+            raise UserError(f"data.tokenizer: {source}: wanted a {FILE}, found none (sentencepiece files are not read)")
+        return _of_file(files[0], files[1])
+    if not isinstance(place, Path):
+        raise UserError(f"data.tokenizer: {source}: no tokenizer ships with dit_shd")
+    if place.is_dir():
+        folder = next((x for x in (place / "student", place) if (x / FILE).is_file()), place)
+        return _of_file(folder / FILE, folder / CONFIG)
+    return _of_file(place, place.with_name(CONFIG))
+
+
+def _of_file(file: Path, config: Path | None) -> Tokenizer:
+    from tokenizers import Tokenizer as Model
+
+    if not file.is_file():
+        raise UserError(
+            f"data.tokenizer: {file.parent}: wanted a {FILE}, found none (sentencepiece files are not read)"
+        )
+    try:
+        model = Model.from_file(str(file))
+    except Exception as error:  # the package raises Exception itself
+        raise UserError(
+            f"data.tokenizer: {file}: not a tokenizer of the tokenizers package ({error_line(error)})"
+        ) from error
+    end = _told_end(config)
+    known = [end] if end is not None else [token for token in ENDS if model.token_to_id(token) is not None]
+    if not known:
+        raise UserError(
+            f"data.tokenizer: {file}: nothing tells its end token; wanted {CONFIG} beside it, with eos_token"
+        )
+    return Tokenizer(model, known[0])
+
+
+def _told_end(config: Path | None) -> str | None:
+    """The end token that a tokenizer_config.json names."""
+    if config is None or not config.is_file():
+        return None
+    try:
+        told: Any = json.loads(config.read_text(encoding="utf-8")).get("eos_token")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
+    told = told.get("content") if isinstance(told, dict) else told
+    return told if isinstance(told, str) else None
+
+
+def open_tokenizer(name: str, vocabulary: int | None, texts: Iterable[str]) -> Tokenizer:
+    """The tokenizer that a config names: `bytes`, one that is there, or one to be trained and kept.
+
+    Args:
+        name: bytes, a file, a folder or hub:OWNER/NAME; with `vocabulary` a BPE file, trained if it is not there.
+        vocabulary: tokens of the BPE; None: nothing is trained.
+        texts: what it is trained on, read only then.
+
+    Raises:
+        UserError: there is none, or another number of tokens than the config says.
+    """
+    if name == BYTES:
+        if vocabulary is not None:
+            raise UserError(
+                "data.vocabulary: bytes have 257 tokens; name a file to train a BPE: tokenizer=data/bpe.json"
+            )
+        return ByteTokenizer()
+    file = Path(expanded(name))
+    if vocabulary is not None and not name.startswith("hub:") and not file.exists():
+        return trained_bpe(texts, vocabulary, file)
+    tokenizer = read_tokenizer(name)
+    if vocabulary not in (None, tokenizer.vocabulary):
+        raise UserError(f"data.vocabulary: {name} has {tokenizer.vocabulary} tokens, wanted {vocabulary}; move it away")
+    return tokenizer

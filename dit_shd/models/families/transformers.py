@@ -1,0 +1,221 @@
+"""Causal language models of transformers, by config or from a folder: what AutoModelForCausalLM loads is exported.
+
+A folder of transformers holds config.json and model*.safetensors, and mostly a tokenizer; so do its repositories on
+the hub. Nothing else is read: no pickle, and no code that a repository brings (auto_map).
+"""
+
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from torch import nn
+
+from dit_shd.core.errors import UserError, error_line, unknown
+from dit_shd.core.places import Asset, HubName, Place, find
+from dit_shd.core.pretrained import LIBRARY_WEIGHTS, model_folder, of_hub, read_config
+from dit_shd.models.families import LibraryModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers.modeling_outputs import CausalLMOutputWithPast
+
+ATTENTION = "sdpa"
+"""Maps are captured where attention ends in PyTorch's scaled_dot_product_attention."""
+
+
+class CausalLM(LibraryModel, ConfigMixin):
+    """A causal language model of transformers: tokens [b,n] to logits [b,n,k], as its `network` computes them.
+
+    Args:
+        config: of the model as transformers has it: {model_type: llama, hidden_size: 512, ...}; keys left out are the
+            library's defaults.
+        vocab_size: tokens that it knows; empty: as the config says.
+    """
+
+    config_name = "config.json"
+
+    @register_to_config
+    def __init__(self, config: dict[str, object] | None = None, vocab_size: int | None = None):
+        super().__init__()
+        self.network: Any = _network({**(config or {}), **({} if vocab_size is None else {"vocab_size": vocab_size})})
+        self.tokenizer: Any = None
+        """Written beside the weights, if there is one: anything with transformers' save_pretrained."""
+
+    @classmethod
+    def from_options(
+        cls,
+        source: Place | None = None,
+        pretrained: bool = True,
+        config: dict[str, object] | None = None,
+        vocab_size: int | None = None,
+    ) -> Self:
+        """Build from its keys in YAML.
+
+        Args:
+            source: a folder of transformers or hub:OWNER/NAME, whose config is taken; empty: `config` alone.
+            pretrained: take the weights of `source`, too.
+            config: keys over those of `source`.
+            vocab_size: tokens that it knows; empty: as the config says.
+
+        Raises:
+            UserError: no such folder, or keys that fit no model.
+        """
+        if config:
+            _check_keys(config, source)
+        if source is None:
+            return cls(config=config, vocab_size=vocab_size)
+        folder = folder_of(source)
+        told = {**read_config(folder), **(config or {})}
+        if pretrained:
+            size = told.get("vocab_size")
+            if vocab_size is not None and isinstance(size, int) and size < vocab_size:
+                raise UserError(
+                    f"student: {source} knows {size} tokens, the data have {vocab_size}; tokenizer={source}"
+                )
+            return cls.of_folder(folder, told)
+        return cls(config=told, vocab_size=vocab_size)
+
+    def forward(self, *args: Any, **kwargs: Any) -> "CausalLMOutputWithPast":
+        """As the model of transformers."""
+        return self.network(*args, **kwargs)
+
+    def enable_gradient_checkpointing(self, *_: Any, **__: Any) -> None:
+        """Compute blocks again in the backward."""
+        self.network.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def save_pretrained(self, save_directory: str | PathLike[str], *_: Any, **__: Any) -> None:
+        """Write a folder of transformers, with the tokenizer if there is one."""
+        with _quiet():
+            self.network.save_pretrained(save_directory)
+            if self.tokenizer is not None:
+                self.tokenizer.save_pretrained(save_directory)
+
+    @classmethod
+    def is_config(cls, values: dict[str, Any]) -> bool:
+        """A folder of transformers names a type of model."""
+        return isinstance(values.get("model_type"), str) and not {"_class_name", "architecture"} & values.keys()
+
+    @classmethod
+    def of_folder(cls, folder: Path, values: dict[str, Any]) -> Self:
+        """The model of a folder of transformers."""
+        import torch
+
+        weights = sorted(file.name for file in folder.iterdir() if LIBRARY_WEIGHTS.fullmatch(file.name))
+        if not weights:
+            others = sorted(f.name for f in folder.iterdir() if f.suffix in (".bin", ".pt", ".pth", ".safetensors"))
+            raise UserError(
+                f"{folder}: wanted model.safetensors beside config.json, found {', '.join(others) or 'none'}"
+            )
+        with torch.device("meta"):
+            model = cls(config=values)
+        model.network = _read(folder, model.network)
+        return model
+
+
+def folder_of(source: str) -> Path:
+    """The folder of a model of transformers that a user names.
+
+    Raises:
+        UserError: there is none.
+    """
+    place = find(source, "model")
+    if isinstance(place, Asset):
+        raise UserError(f"{source}: no language model ships with dit_shd; wanted a folder or hub:OWNER/NAME")
+    folder = of_hub(place) if isinstance(place, HubName) else model_folder(place)
+    if folder is None or not CausalLM.is_config(read_config(folder)):
+        raise UserError(f"{source}: wanted a folder of a transformers model (its config.json names a model_type)")
+    return folder
+
+
+def _network(config: Mapping[str, object]) -> nn.Module:
+    """A model of transformers with random weights.
+
+    Raises:
+        UserError: no causal language model of that type, one whose maps cannot be captured, or unknown keys.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    kind = config.get("model_type")
+    if not isinstance(kind, str):
+        raise UserError("transformers: config: wanted model_type (as llama, gpt2) or source=FOLDER, found none")
+    try:
+        with _quiet():
+            known = AutoConfig.for_model(kind, **{key: value for key, value in config.items() if key != "model_type"})
+            return AutoModelForCausalLM.from_config(known, attn_implementation=ATTENTION, dtype=torch.float32)
+    except Exception as error:  # transformers checks configs in many ways
+        raise UserError(f"transformers: {_reason(kind, config, error)}") from error
+
+
+def _check_keys(config: Mapping[str, object], source: str | None) -> None:
+    """Refuse keys that the type of model does not have: transformers would take any, and leave them unused."""
+    from transformers import CONFIG_MAPPING
+
+    kind = config.get("model_type") or (read_config(folder_of(source)).get("model_type") if source else None)
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        return
+    cls = CONFIG_MAPPING[kind]
+    known = {*cls().to_dict(), *cls.attribute_map, "model_type"}
+    for key in config:
+        if key not in known:
+            raise unknown(f"transformers: config of {kind}", key, known)
+
+
+def _reason(kind: str, config: Mapping[str, object], error: Exception) -> str:
+    """Why there is no such model, in a line."""
+    if "auto_map" in config:
+        return f"a {kind} brings code of its own (auto_map), which is not run; wanted a type that transformers has"
+    if config.get("attn_logit_softcapping") is not None or kind == "gemma2":
+        return (
+            f"a {kind} caps its scores (attn_logit_softcapping), which scaled_dot_product_attention cannot; its maps "
+            "cannot be captured. Wanted a model without, as gemma3, llama or gpt2"
+        )
+    return f"no causal language model can be made of this config of type {kind} ({error_line(error, 200)})"
+
+
+def _read(folder: Path, skeleton: "PreTrainedModel") -> nn.Module:
+    """The model with the weights of a folder, in float32.
+
+    Raises:
+        UserError: they are not those of its config.
+    """
+    import torch
+
+    try:
+        with _quiet():
+            loaded: Any = type(skeleton).from_pretrained(
+                str(folder),
+                config=skeleton.config,
+                attn_implementation=ATTENTION,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                dtype=torch.float32,
+            )
+            model, told = loaded
+    except Exception as error:  # a stranger's folder can be wrong in any way
+        raise UserError(f"{folder}: cannot be read as {type(skeleton).__name__}: {error_line(error, 200)}") from error
+    for wrong, words in (("missing_keys", "missing"), ("unexpected_keys", "unknown"), ("mismatched_keys", "misshapen")):
+        if told[wrong]:
+            first = sorted(str(name) for name in told[wrong])[0]
+            raise UserError(f"{folder}: the weights do not fit config.json: {len(told[wrong])} {words}, first {first}")
+    return model
+
+
+@contextmanager
+def _quiet() -> Generator[None]:
+    """Without transformers' bars and remarks on its standard settings."""
+    from transformers.utils import logging
+
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()

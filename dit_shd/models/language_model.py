@@ -1,0 +1,78 @@
+"""What is known of a causal language model of transformers: its config, what its tokens attend to, what it drops."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from dit_shd.core.errors import UserError, error_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+
+def text_config(model: nn.Module) -> "PreTrainedConfig | None":
+    """The config of a model of transformers, also inside a family of ours; None where it is another model."""
+    own: Any = getattr(getattr(model, "network", model), "config", None)
+    return own.get_text_config() if hasattr(own, "get_text_config") else None
+
+
+def drops(model: nn.Module) -> bool:
+    """Whether anything in a model is dropped while it trains."""
+    config = text_config(model)
+    known = {} if config is None else config.to_dict()
+    return any("drop" in key and isinstance(value, float) and value > 0 for key, value in known.items())
+
+
+@contextmanager
+def dropping(model: nn.Module, seeds: Tensor) -> Generator[None]:
+    """What a model drops at random while it trains is a function of the seeds; torch's generators are left as found.
+
+    Args:
+        model: to be run inside.
+        seeds: [b]; the first one's is taken.
+    """
+    if not model.training or seeds.is_meta or not drops(model):
+        yield
+        return
+    devices = [] if seeds.device.type == "cpu" else [seeds.device]
+    with torch.random.fork_rng(devices, device_type=seeds.device.type if devices else "cuda"):
+        torch.manual_seed(int(seeds[0]))
+        yield
+
+
+@torch.no_grad()
+def check_attention(role: str, model: nn.Module, separate: bool) -> None:
+    """Run a model on a few tokens, and again with another last one and another first document.
+
+    Args:
+        role: what errors call the model.
+        model: of transformers, or a family's.
+        separate: whether packed documents, whose positions begin anew, have to be apart.
+
+    Raises:
+        UserError: tokens attend to those to come, or to documents that are packed with theirs.
+    """
+    device = next(model.parameters()).device
+    training, name = model.training, type(getattr(model, "network", model)).__name__
+    tokens = torch.tensor([[0, 1, 0, 0, 1, 1]], device=device)
+    positions = torch.tensor([[0, 1, 2, 0, 1, 2]], device=device)
+    last, first = tokens.clone(), tokens.clone()
+    last[0, 5], first[0, 1] = 0, 0
+    try:
+        model.eval()
+        plain, changed = (model(input_ids=x, use_cache=False).logits[0] for x in (tokens, last))
+        pair = [model(input_ids=x, position_ids=positions, use_cache=False).logits[0] for x in (tokens, first)]
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:
+        raise UserError(f"{role}: {name} cannot be run on tokens ({error_line(error, 160)})") from error
+    finally:
+        model.train(training)
+    if not torch.allclose(plain[:5], changed[:5], atol=1e-6):
+        raise UserError(f"{role}: {name} attends to tokens to come; wanted a causal language model")
+    if separate and not torch.allclose(pair[0][3:], pair[1][3:], atol=1e-6):
+        raise UserError(
+            f"{role}: in {name} packed documents attend to each other; task.separate=false lets them, or "
+            "data.pack=false gives each a sequence of its own"
+        )

@@ -1,0 +1,101 @@
+"""Text as sequences: splits do not overlap, batches are functions of their indices, refusals are a line."""
+
+import numpy as np
+import pytest
+import torch
+from language import TEXT, lines
+
+from dit_shd.core.errors import UserError
+from dit_shd.core.plugins import Plugin
+from dit_shd.core.rng import Draws
+from dit_shd.data.datasets import DATASETS
+
+DRAWS = Draws(0, 0, range(1), 1)
+
+
+def text(path, **options):
+    return DATASETS.build(Plugin("text", {"path": path, "length": 16, **options}))
+
+
+def words(data):
+    """The text of a dataset's sequences, documents between bars."""
+    batch = data.batch(np.arange(len(data)), DRAWS)
+    return data.tokenizer.decode(batch["tokens"][batch["documents"] >= 0])
+
+
+@pytest.mark.parametrize("by", ["document", "position"])
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.5])
+def test_splits_are_parts_of_the_whole(tmp_path, by, share):
+    path = lines(tmp_path)
+    parts = {
+        split: text(path, document="line", held_out=share, by=by, split=split)
+        for split in ("train", "validation", "all")
+    }
+    sizes = {split: part.text_bytes for split, part in parts.items()}
+    assert sizes["train"] + sizes["validation"] == pytest.approx(sizes["all"], abs=2)  # but for lone spaces
+    assert sizes["validation"] / sizes["all"] == pytest.approx(share, abs=0.07)
+    documents = {split: {d.text for d in part._part(split)} for split, part in parts.items()}
+    if by == "document":
+        assert not documents["train"] & documents["validation"]
+        assert documents["train"] | documents["validation"] == documents["all"]
+    else:
+        assert len(documents["train"]) == 40
+    held = parts["train"].held_out
+    assert (held.split, held.tokenizer) == ("validation", parts["train"].tokenizer)
+    assert words(held) == words(parts["validation"])
+
+
+def test_every_document_begins_and_ends(tmp_path):
+    data = text(lines(tmp_path), document="line", split="all", pack=False, length=80)
+    batch = data.batch(np.arange(len(data)), DRAWS)
+    for tokens, documents in zip(batch["tokens"], batch["documents"]):
+        real = tokens[documents >= 0]
+        assert real[0] == real[-1] == data.tokenizer.end
+        assert not (real[1:-1] == data.tokenizer.end).any()
+    assert data.token_counts().sum() == (batch["documents"] >= 0).sum()
+    assert data.cut_tokens == 0
+    assert text(lines(tmp_path), document="line", split="all", pack=False, length=8).cut_tokens > 0
+
+
+def test_a_batch_is_a_function_of_its_indices(tmp_path):
+    data = text(lines(tmp_path), document="line", prompt=None)
+    whole, other = data.batch(np.array([3, 1, 2]), DRAWS), data.batch(np.array([2]), Draws(5, 7, range(1), 9))
+    for name, tensor in whole.items():
+        assert tensor.shape == (3, 17)
+        assert torch.equal(tensor[2:], other[name])
+
+
+def test_a_tokenizer_is_trained_on_the_training_split_alone(tmp_path):
+    (tmp_path / "a.txt").write_text(TEXT * 3 + "\n" + "zq" * 200)
+    data = text(
+        str(tmp_path / "a.txt"),
+        document="paragraph",
+        held_out=0.4,
+        by="position",
+        tokenizer=str(tmp_path / "bpe.json"),
+        vocabulary=290,
+    )
+    assert data.sizes == {"vocab_size": 290}
+    other = text(str(tmp_path / "a.txt"), split="validation", by="position", tokenizer=str(tmp_path / "bpe.json"))
+    assert other.tokenizer.sha256 == data.tokenizer.sha256
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, r"data\.split: train is empty: 1 documents, 1 held out|data\.split: validation is empty"),
+        ({"length": 1}, r"data\.length: wanted 2 tokens or more, found 1"),
+        ({"held_out": 1.0}, r"data\.held_out: wanted a share from 0 and below 1, found 1"),
+        ({"document": "page"}, r"data\.document: wanted file \| paragraph \| line"),
+    ],
+)
+def test_refusals(tmp_path, options, message):
+    with pytest.raises(UserError, match=message):
+        text(lines(tmp_path), **{"split": "validation", **options})
+
+
+def test_it_holds_no_images(tmp_path):
+    data = text(lines(tmp_path), document="line")
+    for ask in (data.images, data.labels):
+        with pytest.raises(UserError, match="data text: holds text"):
+            ask()

@@ -1,0 +1,92 @@
+"""Documents out of files and tables."""
+
+import json
+
+import pytest
+
+from dit_shd.core.errors import UserError
+from dit_shd.data.documents import Columns, Document, read_documents
+
+PROMPT = "Q: {question}\nA: "
+
+
+def texts(documents):
+    return [document.text for document in documents]
+
+
+@pytest.mark.parametrize(
+    ("unit", "count"), [("file", ["a b\nc\n\n\nd\n"]), ("line", ["a b", "c", "d"]), ("paragraph", ["a b\nc", "d\n"])]
+)
+def test_units_of_a_text_file(tmp_path, unit, count):
+    (tmp_path / "a.txt").write_text("a b\nc\n\n\nd\n")
+    assert texts(read_documents(str(tmp_path / "a.txt"), unit, Columns())) == count
+
+
+def test_a_folder_is_its_files_by_name(tmp_path):
+    (tmp_path / "b.md").write_text("second")
+    (tmp_path / "a.txt").write_text("first")
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "a.jsonl").write_text('{"text": "third"}\n\n{"text": "fourth"}\n')
+    (tmp_path / "picture.png").write_bytes(b"no text")
+    assert texts(read_documents(str(tmp_path), "file", Columns())) == ["first", "second", "third", "fourth"]
+
+
+ROWS = [{"question": "1 + 1?", "answer": "2", "id": 1}, {"question": "Ok?", "answer": "Yes {id}", "id": 2}]
+
+
+def saved_in(folder, kind):
+    """The rows as JSON lines, Parquet, or one split of a saved dataset."""
+    if kind == "jsonl":
+        (folder / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+        return folder / "x.jsonl"
+    datasets = pytest.importorskip("datasets")
+    data = datasets.Dataset.from_list(ROWS)
+    if kind == "parquet":
+        data.to_parquet(folder / "x.parquet")
+        return folder / "x.parquet"
+    datasets.DatasetDict({"train": data, "test": data}).save_to_disk(folder / "saved")
+    return folder / "saved"
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "saved"])
+def test_columns_of_tables(tmp_path, kind):
+    place = str(saved_in(tmp_path, kind))
+    found = read_documents(place, "file", Columns("answer", PROMPT))
+    assert found == [Document("2", "Q: 1 + 1?\nA: "), Document("Yes {id}", "Q: Ok?\nA: ")]
+    with pytest.raises(UserError, match=r"wanted a column 'text', found question, answer, id"):
+        read_documents(place, "file", Columns())
+    with pytest.raises(UserError, match=r"id: wanted text, found int"):
+        read_documents(place, "file", Columns("id"))
+    if kind == "saved":
+        with pytest.raises(UserError, match=r"data\.hub_split: .* has no split 'dev', it has train, test"):
+            read_documents(place, "file", Columns("answer"), "dev")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", None, r"data\.path: wanted text, found nothing at"),
+        ("a.txt", b" \n", r"data\.path: wanted text, '.*' holds none"),
+        ("a.txt", b"\xff\xfe", r"wanted text in UTF-8"),
+        ("a.jsonl", b"{", r"a\.jsonl:1: wanted a JSON object"),
+        ("a.jsonl", b"[1]", r"a\.jsonl:1: wanted a JSON object, found list"),
+        ("a.parquet", b"PAR1", r"not readable as Parquet"),
+        ("folder/a.png", b"", r"wanted files ending in .* has none"),
+    ],
+)
+def test_what_is_no_text_is_refused_in_a_line(tmp_path, name, content, message):
+    file = tmp_path / name
+    if content is not None:
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(content)
+    place = file.parent if name.startswith("folder") else file
+    with pytest.raises(UserError, match=message) as error:
+        read_documents(str(place), "file", Columns())
+    assert "\n" not in str(error.value)
+
+
+def test_a_name_of_the_hub_without_a_network():
+    with pytest.raises(UserError, match=r"data\.path: hub:someone/nothing: .* not in the local cache"):
+        read_documents("hub:someone/nothing", "file", Columns())
+    with pytest.raises(UserError, match=r"data\.path: wanted hub:OWNER/NAME"):
+        read_documents("hub:../x", "file", Columns())

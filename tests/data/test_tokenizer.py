@@ -1,0 +1,92 @@
+"""Tokenizers: the text comes back, ends are ends, what is trained is kept, what is read is checked."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from language import TEXT
+
+from dit_shd.core.errors import UserError
+from dit_shd.data.tokenizer import END, ByteTokenizer, Tokenizer, open_tokenizer, read_tokenizer
+
+
+@pytest.fixture(scope="module")
+def bytes_of_text():
+    return ByteTokenizer()
+
+
+@given(text=st.text(max_size=40))
+def test_bytes_are_the_bytes_and_come_back(bytes_of_text, text):
+    (tokens,) = bytes_of_text.encode([text])
+    assert list(tokens) == list(text.encode())
+    assert bytes_of_text.decode(tokens) == text
+    assert list(tokens) == list(Tokenizer.encode(bytes_of_text, [text])[0])
+
+
+def test_a_bpe_is_trained_once_and_then_read(tmp_path):
+    file = tmp_path / "new" / "bpe.json"
+    first = open_tokenizer(str(file), 300, [TEXT] * 3)
+    (tokens,) = first.encode([TEXT])
+    assert first.vocabulary == 300 and len(tokens) < len(TEXT) / 2 and first.decode(tokens) == TEXT
+    again = open_tokenizer(str(file), 300, iter(()))  # nothing is read: it is there
+    assert again.sha256 == first.sha256
+    other = open_tokenizer(str(tmp_path / "other.json"), 300, [TEXT] * 3)
+    assert (tmp_path / "other.json").read_bytes() == file.read_bytes() and other.sha256 == first.sha256
+    with pytest.raises(UserError, match=r"data\.vocabulary: .* has 300 tokens, wanted 310; move it away"):
+        open_tokenizer(str(file), 310, [TEXT])
+
+
+def test_what_transformers_reads_is_the_same(tmp_path):
+    from transformers import AutoTokenizer
+
+    known = open_tokenizer(str(tmp_path / "bpe.json"), 300, [TEXT])
+    known.save_pretrained(tmp_path / "folder")
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "folder")
+    assert theirs(TEXT)["input_ids"] == list(known.encode([TEXT])[0])
+    assert theirs.eos_token_id == known.end and theirs.decode(theirs(TEXT)["input_ids"]) == TEXT
+    back = read_tokenizer(str(tmp_path / "folder"))
+    assert (back.end, back.begin, back.vocabulary) == (known.end, (known.end,), 300)
+
+
+def test_the_end_tokens_letters_in_a_text_are_letters(tmp_path):
+    for known in (ByteTokenizer(), open_tokenizer(str(tmp_path / "bpe.json"), 300, [TEXT])):
+        (tokens,) = known.encode([f"a{END}b"])
+        assert known.end not in tokens and known.decode(tokens) == f"a{END}b"
+
+
+def test_a_document_begins_as_the_tokenizer_has_it(tmp_path):
+    from tokenizers import Tokenizer as Model
+    from tokenizers import models, processors
+
+    model = Model(models.WordLevel({"<s>": 0, "</s>": 1, "a": 2, "?": 3}, unk_token="?"))
+    model.add_special_tokens(["<s>", "</s>"])
+    model.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    model.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "</s>"}}))
+    known = read_tokenizer(str(tmp_path))
+    assert (known.begin, known.end, list(known.encode(["a"])[0])) == ((0,), 1, [2])
+
+
+@pytest.mark.parametrize(
+    ("name", "vocabulary", "message"),
+    [
+        ("bytes", 300, r"data\.vocabulary: bytes have 257 tokens"),
+        ("{folder}/none.json", None, r"data\.tokenizer: wanted .* found nothing"),
+        ("{folder}/bpe.json", 256, r"data\.vocabulary: wanted 257 or more"),
+        ("{folder}/bpe.json", 5000, r"data\.vocabulary: the text gives \d+ tokens, wanted 5000"),
+        ("{folder}", None, r"wanted a tokenizer\.json, found none"),
+        ("{folder}/broken.json", None, r"not a tokenizer of the tokenizers package"),
+        ("{folder}/endless.json", None, r"nothing tells its end token"),
+    ],
+)
+def test_what_is_no_tokenizer_is_refused_in_a_line(tmp_path, name, vocabulary, message):
+    from tokenizers import Tokenizer as Model
+    from tokenizers import models
+
+    (tmp_path / "broken.json").write_text("{}")
+    Model(models.WordLevel({"a": 0}, unk_token="a")).save(str(tmp_path / "endless.json"))
+    with pytest.raises(UserError, match=message) as error:
+        open_tokenizer(name.format(folder=tmp_path), vocabulary, [TEXT])
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "bpe.json").exists()

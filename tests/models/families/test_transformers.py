@@ -1,0 +1,114 @@
+"""Language models of transformers as a family: made by config, read and written as transformers has them."""
+
+import json
+
+import pytest
+import torch
+from language import GPT2, LLAMA, causal_lm
+
+from dit_shd.core.errors import UserError
+from dit_shd.core.plugins import Plugin
+from dit_shd.models.families import FAMILIES
+from dit_shd.models.families.transformers import CausalLM
+from dit_shd.models.loading import load
+
+TOKENS = torch.tensor([[1, 2, 3, 4, 5]])
+
+
+def build(**options):
+    return FAMILIES.build(Plugin("transformers", options), "student")
+
+
+@pytest.mark.parametrize("config", [GPT2, LLAMA], ids=lambda config: config["model_type"])
+def test_what_is_written_transformers_reads(tmp_path, config):
+    from transformers import AutoModelForCausalLM
+
+    model = causal_lm(config)
+    model.save_pretrained(tmp_path)
+    names = {file.name for file in tmp_path.iterdir()}
+    assert {"config.json", "model.safetensors"} <= names and not any(name.endswith(".bin") for name in names)
+    theirs, back = AutoModelForCausalLM.from_pretrained(tmp_path), load(tmp_path)
+    assert type(theirs) is type(model.network) is type(back.network)
+    for other in (theirs, back):
+        assert torch.equal(other(TOKENS).logits, model(TOKENS).logits)
+    assert isinstance(back, CausalLM) and back.network.config._attn_implementation == "sdpa"
+    again = build(source=str(tmp_path))
+    assert torch.equal(again(TOKENS).logits, model(TOKENS).logits)
+    fresh = build(source=str(tmp_path), pretrained=False)
+    assert not torch.equal(fresh(TOKENS).logits, model(TOKENS).logits)
+
+
+def test_a_config_is_all_that_a_skeleton_needs():
+    model = build(config={k: v for k, v in LLAMA.items() if k != "vocab_size"}, vocab_size=99)
+    assert model.network.config.vocab_size == 99
+    with torch.device("meta"):
+        other = CausalLM.from_config(dict(model.config))
+    assert {k: v.shape for k, v in other.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
+
+
+def test_blocks_are_computed_again_in_the_backward():
+    model = causal_lm(GPT2).train()
+    model(TOKENS).logits.sum().backward()
+    wanted = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    model.enable_gradient_checkpointing()
+    model(TOKENS).logits.sum().backward()
+    for p, want in zip(model.parameters(), wanted):
+        torch.testing.assert_close(p.grad, want)
+
+
+def folder_with(folder, config=None, weights=True, **files):
+    causal_lm(GPT2).save_pretrained(folder)
+    if config is not None:
+        told = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**told, **config}))
+    if not weights:
+        (folder / "model.safetensors").unlink()
+    for name, content in files.items():
+        (folder / name.replace("_bin", ".bin")).write_bytes(content)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ({"config": {"n_embd": 20}}, r"the weights do not fit config\.json|cannot be read as GPT2LMHeadModel"),
+        ({"config": {"n_layer": 3}}, r"the weights do not fit config\.json: \d+ missing, first transformer\.h\.2"),
+        ({"weights": False}, r"wanted model\.safetensors beside config\.json, found none"),
+        (
+            {"weights": False, "pytorch_model_bin": b"a pickle"},
+            r"wanted model\.safetensors beside config\.json, found pytorch_model\.bin",
+        ),
+        ({"config": {"model_type": "mine", "auto_map": {"AutoConfig": "x.C"}}}, r"brings code of its own \(auto_map\)"),
+        ({"config": {"n_head": 3}}, r"transformers: no causal language model|cannot be read"),
+    ],
+)
+def test_folders_that_cannot_be_read(tmp_path, broken, message):
+    with pytest.raises(UserError, match=message) as error:
+        load(folder_with(tmp_path, **broken))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, r"wanted model_type \(as llama, gpt2\) or source=FOLDER"),
+        ({"config": {**GPT2, "n_embed": 3}}, r"config of gpt2: unknown key 'n_embed', did you mean 'n_embd'"),
+        ({"config": {**LLAMA, "num_attention_heads": 3}}, r"no causal language model can be made .* of type llama"),
+        ({"config": {"model_type": "gemma2"}}, r"a gemma2 caps its scores \(attn_logit_softcapping\)"),
+        ({"config": {"model_type": "gpt9"}}, r"no causal language model can be made .* type gpt9"),
+        ({"config": {"model_type": "bloom", "n_layer": 1, "hidden_size": 8, "n_head": 2}}, r"type bloom"),
+        ({"source": "nowhere"}, r"wanted a run folder.* found nothing at 'nowhere'"),
+        ({"source": "asset:digits_teacher"}, r"no language model ships with dit_shd"),
+    ],
+)
+def test_configs_of_no_model(options, message):
+    with pytest.raises(UserError, match=message) as error:
+        build(**options)
+    assert "\n" not in str(error.value)
+
+
+def test_a_vocabulary_that_is_too_small_is_refused(tmp_path):
+    causal_lm(GPT2).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"knows 257 tokens, the data have 300"):
+        build(source=str(tmp_path), vocab_size=300)

@@ -1,0 +1,267 @@
+"""Language modeling: what counts, what is seen, and what a loss on attention takes of it, against naive mathematics."""
+
+import dataclasses
+import json
+import math
+
+import oracle
+import pytest
+import torch
+from language import GPT2, LLAMA, TEXT, causal_lm, lines
+
+from dit_shd.attention.recording.attach import capture
+from dit_shd.core.errors import UserError
+from dit_shd.core.plugins import Plugin
+from dit_shd.core.rng import Draws
+from dit_shd.data.datasets import DATASETS
+from dit_shd.distillation.distiller import Distiller
+from dit_shd.distillation.losses.shd import SHD
+from dit_shd.tasks.language_modeling import LanguageModeling, TextEvaluation
+
+SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+SMALL |= {"intermediate_size": 24, "max_position_embeddings": 32, "vocab_size": 257}
+MISTRAL = {"model_type": "mistral", "sliding_window": 5, **SMALL}
+GEMMA = {"model_type": "gemma3_text", "sliding_window": 5, "head_dim": 4, **SMALL}
+MODELS = {"gpt2": GPT2, "llama": LLAMA, "mistral": MISTRAL, "gemma3_text": GEMMA}
+
+
+def task(path, student=None, evaluation=None, separate=True, prompt_rows=False, **data):
+    data = {"path": path, "length": 16, "document": "line", **data}
+    made = LanguageModeling(separate, prompt_rows, evaluation or TextEvaluation())
+    made.use(DATASETS.build(Plugin("text", data)), student)
+    return made
+
+
+def batch_of(made, step=0, positions=range(8), size=8):
+    (batch,) = made.draw(Draws(0, step, positions, size))
+    return batch
+
+
+def instructions(folder):
+    """Questions and answers as JSON lines."""
+    file = folder / "x.jsonl"
+    rows = [{"q": TEXT[: 3 + i % 7], "a": TEXT[i : i + 4 + i % 9]} for i in range(24)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(file)
+
+
+def naive_nats(model, rows, prompts=None):
+    """-log p of every token but the first of some documents, each run by itself; those of prompts left out."""
+    nats = []
+    for row, skipped in zip(rows, prompts or [0] * len(rows)):
+        logits = model(input_ids=torch.tensor([row])).logits[0].double()
+        each = -logits.log_softmax(-1)[torch.arange(len(row) - 1), row[1:]]
+        nats += each[max(0, skipped - 1) :].tolist()
+    return nats
+
+
+# What counts
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_packed_documents_are_as_if_each_were_alone(tmp_path, name):
+    """Of every sequence, each document's piece by itself through the model: the same mean over all target tokens."""
+    model, made = causal_lm(MODELS[name]), task(lines(tmp_path), split="all")
+    batch = batch_of(made)
+    assert batch.positions is not None
+    found = made.losses(made.predict(model, batch), batch)["cross_entropy"]
+    sample = made.dataset.batch(batch.indices.numpy(), None)
+    pieces = []
+    for tokens, documents in zip(sample["tokens"], sample["documents"]):
+        pieces += [tokens[documents == i].tolist() for i in documents.unique() if i >= 0]
+    nats = naive_nats(model, pieces)
+    assert float(found.mean().detach()) == pytest.approx(sum(nats) / len(nats), rel=1e-5)
+
+
+def test_padding_and_prompts_do_not_count(tmp_path):
+    model = causal_lm(LLAMA)
+    made = task(instructions(tmp_path), pack=False, column="a", prompt="{q}: ", split="all", length=30)
+    batch = batch_of(made)
+    assert torch.equal(batch.positions, torch.arange(30).expand(8, 30))
+    found = made.losses(made.predict(model, batch), batch)["cross_entropy"]
+    known = made.dataset.tokenizer
+    documents = [made.dataset._documents[i] for i in batch.indices]
+    rows = [[known.end, *(d.prompt + d.text).encode(), known.end] for d in documents]
+    nats = naive_nats(model, rows, [1 + len(d.prompt) for d in documents])
+    assert float(found.mean().detach()) == pytest.approx(sum(nats) / len(nats), rel=1e-5)
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_parts_of_a_batch_add_up_to_the_batch(tmp_path, pack):
+    """Samples have other numbers of targets, and a step's mean is over its tokens however it is divided."""
+    model, made = causal_lm(GPT2), task(lines(tmp_path), pack=pack, length=30)
+
+    def value(positions):
+        batch = batch_of(made, positions=positions)
+        return made.losses(made.predict(model, batch), batch)["cross_entropy"].detach(), batch
+
+    whole, batch = value(range(8))
+    parts = [value(range(i, i + 2))[0] for i in range(0, 8, 2)]
+    torch.testing.assert_close(whole, torch.cat(parts))
+    for weight in (batch.target_weight, batch.query_weight):
+        assert float(weight.mean()) == pytest.approx(1)
+        assert len(weight[weight > 0].unique()) == 1
+
+
+def test_documents_may_be_let_attend_to_each_other(tmp_path):
+    apart, together = task(lines(tmp_path)), task(lines(tmp_path), separate=False)
+    assert batch_of(apart).positions is not None and batch_of(together).positions is None
+    assert torch.equal(batch_of(apart).target_weight, batch_of(together).target_weight)
+
+
+# What losses on attention take
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("pack", [True, False])
+def test_shd_is_the_oracles_over_the_rows_that_count(tmp_path, name, pack):
+    """Values and gradients of every parameter, by whole maps, in float64; sliding windows and grouped keys as run."""
+    made = task(instructions(tmp_path), pack=pack, column="a", prompt="{q}: ", split="all", length=20)
+    batch = batch_of(made, positions=range(4), size=4)
+    few = {"n_head": 2} if name == "gpt2" else {"num_attention_heads": 2, "num_key_value_heads": 1}
+    teacher, student = causal_lm(MODELS[name]).double(), causal_lm({**MODELS[name], **few}, seed=1).double()
+    assert 0 < float((batch.query_weight > 0).double().mean()) < 1
+    distiller = Distiller(made, student, [SHD(weight=1.0)])
+    terms, _ = distiller.terms(batch, teacher)
+    with capture(teacher) as t, capture(student) as s:
+        for model in (teacher, student):
+            made.predict(model, batch)
+    want = torch.zeros((), dtype=torch.float64)
+    root = batch.query_weight.double().sqrt()
+    for one, other in zip(t.values(), s.values()):
+        a, b = one.map().detach(), other.map()
+        x = oracle.head_outputs(one.value[:, one.key_heads(range(4))], one.out).detach()
+        w, _ = oracle.merge_progressively(root[:, None, :, None] * a, x, [[0, 1], [2, 3]])
+        rows = [oracle.divergence(a[:, :, i : i + 1], b[:, :, i : i + 1], w) for i in range(a.shape[2])]
+        want = want + (torch.stack(rows, 1) * batch.query_weight).mean()
+    torch.testing.assert_close(terms["shd"], want)
+    ours, theirs = (
+        torch.autograd.grad(value, list(student.parameters()), allow_unused=True) for value in (terms["shd"], want)
+    )
+    assert sum(g is not None for g in ours) >= 4
+    for x, y in zip(ours, theirs):
+        assert (x is None) == (y is None)
+        if x is not None:
+            torch.testing.assert_close(x, y, rtol=1e-7, atol=1e-10)
+
+
+def test_what_padding_holds_changes_no_bit(tmp_path):
+    made = task(lines(tmp_path), pack=False, length=30)
+    batch = batch_of(made)
+    padded = torch.cat([batch.query_weight == 0, torch.ones(8, 1, dtype=torch.bool)], 1)
+    padded[:, 1:] &= torch.cat([batch.target_weight[:, 1:] == 0, torch.ones(8, 1, dtype=torch.bool)], 1)
+    padded[torch.arange(8), (~padded).sum(1).clamp(max=30)] = False  # the last target
+    others = dataclasses.replace(batch, tokens=torch.where(padded, 7, batch.tokens))
+    assert not torch.equal(others.tokens, batch.tokens)
+    teacher, student = causal_lm(GPT2), causal_lm({**GPT2, "n_head": 2}, seed=1)
+
+    def gradients(of):
+        loss, _ = Distiller(made, student, [SHD()])(of, teacher)
+        return [loss.detach(), *torch.autograd.grad(loss, list(student.parameters()))]
+
+    for one, other in zip(gradients(batch), gradients(others)):
+        assert torch.equal(one, other)
+
+
+def test_rows_of_prompts_can_take_part(tmp_path):
+    options = {"pack": False, "column": "a", "prompt": "{q}: ", "split": "all", "length": 30}
+    without, within = (task(instructions(tmp_path), prompt_rows=rows, **options) for rows in (False, True))
+    one, other = batch_of(without), batch_of(within)
+    assert (one.query_weight > 0).sum() < (other.query_weight > 0).sum()
+    assert torch.equal(one.target_weight, other.target_weight)
+    with pytest.raises(UserError, match=r"a layer has 7 query rows, the batch 30 tokens"):
+        one.row_weight(7)
+
+
+# Evaluation
+
+
+@pytest.mark.parametrize("size", [1, 5])
+def test_perplexity_is_over_every_held_out_token(tmp_path, size):
+    model = causal_lm(GPT2)
+    made = task(lines(tmp_path), evaluation=TextEvaluation(batch_size=size), pack=False, length=31, held_out=0.3)
+    held = made.dataset.held_out
+    figures = made.perplexity(model, held)
+    end = held.tokenizer.end
+    rows = [[end, *d.text.encode(), end][:32] for d in held._part("validation")]
+    nats = naive_nats(model, rows)
+    assert figures["tokens"] == len(nats)
+    assert figures["nats"] == pytest.approx(sum(nats) / len(nats), rel=1e-5)
+    assert figures["perplexity"] == pytest.approx(math.exp(sum(nats) / len(nats)), rel=1e-4)
+    assert ("bits_per_byte" in figures) == (held.cut_tokens == 0)
+    assert made.dataset is not held
+
+
+def test_bits_of_a_uniform_guess_are_those_of_the_vocabulary(tmp_path):
+    model = causal_lm(GPT2, std=0.0)
+    made = task(lines(tmp_path), length=30)
+    figures = made.perplexity(model, made.dataset.held_out)
+    held = made.dataset.held_out
+    assert figures["perplexity"] == pytest.approx(257)
+    assert figures["bits_per_byte"] == pytest.approx(math.log2(257) * figures["tokens"] / held.text_bytes)
+
+
+# Refusals
+
+
+BERT = {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+BERT |= {"intermediate_size": 24, "vocab_size": 257}
+OPT = {"model_type": "opt", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 257}
+OPT |= {"ffn_dim": 24, "word_embed_proj_dim": 16, "max_position_embeddings": 40}
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "message"),
+    [
+        ({**GPT2, "vocab_size": 200}, {}, r"^student: knows 200 tokens, the data's tokenizer has 257$"),
+        (GPT2, {"length": 40}, r"^student: takes 32 tokens, data\.length is 40$"),
+        (BERT, {}, r"^student: BertLMHeadModel attends to tokens to come; wanted a causal language model$"),
+        (OPT, {}, r"^student: in OPTForCausalLM packed documents attend to each other; task\.separate=false"),
+    ],
+)
+def test_models_that_do_not_fit(tmp_path, config, options, message):
+    made = task(lines(tmp_path), **options)
+    with pytest.raises(UserError, match=message):
+        made.check("student", causal_lm(config))
+
+
+def test_a_model_that_fits_is_left_as_it_was(tmp_path):
+    model = causal_lm(GPT2).train()
+    task(lines(tmp_path)).check("student", model)
+    assert model.training
+    task(lines(tmp_path), separate=False).check("student", causal_lm(OPT))
+    with pytest.raises(UserError, match="wanted a causal language model"):
+        task(lines(tmp_path)).check("teacher", torch.nn.Linear(2, 2))
+
+
+def test_a_teacher_that_knows_nothing_of_the_text_is_found_out(tmp_path):
+    made = task(lines(tmp_path))
+    (opinion,) = made.judge(causal_lm(GPT2), 0, torch.device("cpu"), measure=True)
+    assert "no better than tokens' frequencies" in opinion.fault
+    assert not list(made.judge(causal_lm(GPT2), 0, torch.device("cpu"), measure=False))
+    good = causal_lm(GPT2, std=0.02).train()
+    optimizer = torch.optim.Adam(good.parameters(), 1e-2)
+    for step in range(40):
+        batch = batch_of(made, step)
+        made.losses(made.predict(good, batch), batch)["cross_entropy"].mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    (opinion,) = made.judge(good.eval(), 0, torch.device("cpu"), measure=True)
+    assert opinion.fault is None and opinion.told.startswith("teacher: ")
+
+
+def test_cut_documents_are_said(tmp_path):
+    (line,) = task(lines(tmp_path), pack=False, length=10).remarks(torch.nn.Identity())
+    assert "tokens are beyond data.length=10" in line
+    assert task(lines(tmp_path)).remarks(torch.nn.Identity()) == ()
+
+
+def test_what_is_dropped_is_a_function_of_the_seed_and_the_step(tmp_path):
+    made = task(lines(tmp_path))
+    model = causal_lm({**GPT2, "resid_pdrop": 0.3, "attn_pdrop": 0.3}).train()
+    before = torch.get_rng_state()
+    one, again, other = (made.predict(model, batch_of(made, step)).prediction for step in (0, 0, 1))
+    assert torch.equal(one, again) and torch.equal(before, torch.get_rng_state())
+    same = dataclasses.replace(batch_of(made, 0), dropout_seeds=batch_of(made, 1).dropout_seeds)
+    assert not torch.equal(one, made.predict(model, same).prediction)
+    assert other.shape == one.shape
