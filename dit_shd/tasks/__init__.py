@@ -33,6 +33,8 @@ class Batch:
     """Of training, from 0: schedules of loss weights read it."""
     indices: Tensor
     """Which samples of the dataset these are [b]."""
+    data: Mapping[str, Tensor] = field(default_factory=dict, kw_only=True)
+    """Further fields of the dataset [b,...], those that losses read (`Loss.fields`)."""
 
     def row_weight(self, tokens: int) -> Tensor | None:
         """The factor [b,n] of every query row in losses on attention, 0 for rows that take no part; None: 1 each.
@@ -53,7 +55,8 @@ class Batch:
         """The same on another device."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
         moved = {k: v.to(device, non_blocking=True) for k, v in tensors.items() if isinstance(v, Tensor)}
-        return replace(self, **moved)
+        data = {k: v.to(device, non_blocking=True) for k, v in self.data.items()}
+        return replace(self, **moved, data=data)
 
 
 B = TypeVar("B", bound=Batch)

@@ -138,6 +138,17 @@ def passes(task: Task[Any], losses: Sequence[Loss]) -> None:
             )
 
 
+def fields(task: Task[Any], losses: Sequence[Loss]) -> None:
+    """The dataset has the fields that losses read."""
+    for i, loss in enumerate(losses):
+        missing = sorted(loss.fields - task.dataset.fields)
+        if missing:
+            raise UserError(
+                f"losses.{i}: reads {', '.join(missing)} of the data, which have "
+                f"{', '.join(sorted(task.dataset.fields))}; choose other data or leave the loss out"
+            )
+
+
 def micro_batch_size(config: TrainConfig, processes: int) -> int:
     """Images of one forward in one process; batch_size must be a multiple of it times the processes."""
     launched(processes)

@@ -56,6 +56,8 @@ class Loss(nn.Module, ABC):
     """Of the student, and of the teacher if it needs one."""
     needs_teacher: ClassVar[bool] = True
     """If not, `term` gets None in its place, and no teacher is run for it."""
+    fields: ClassVar[frozenset[str]] = frozenset()
+    """Fields of the dataset that it reads beside what the task draws, as `batch.data[name]`."""
     calibration = 0
     """How many batches it is calibrated on before training; see calibrate."""
     teacher: str | None = None
