@@ -3,7 +3,7 @@
     python benchmarks/triton_kernels.py [--arch 80 90] [--width 64 72] [--dtype bf16 fp32]
 
 Each kernel is compiled to a cubin as it is launched (dit_shd/squeezing/kernels), and the cubin is read by cuobjdump. A
-spill (a local load or store) at a head width of 64 is a fault: the command ends with 1 then.
+spill (a local load or store) at a head width of 64 in 16 bits is a fault: the command ends with 1 then.
 """
 
 import argparse
@@ -68,9 +68,9 @@ def configurations(dtype: str, width: int) -> list[tuple[str, Any, dict[str, Any
         kernel = divergence.squared_rows if measure == "mse" else divergence.divergence_rows
         rows = fixed | dict(GRADIENTS=True, SPLIT=dtype != "fp32") | (dict(ENTROPY=True) if measure == "kl" else {})
         types = shared | dict(value="*fp32", d_query="*fp32") | numbers
-        blocks = Blocks.of_rows(width, width, DTYPES[dtype], measure)
+        blocks = Blocks.of_rows(width, width, DTYPES[dtype], measure, bias)
         found.append((f"{kernel.__name__} {name}", kernel, types, rows, blocks))
-        blocks = Blocks.of_keys(width, width, DTYPES[dtype])
+        blocks = Blocks.of_keys(width, width, DTYPES[dtype], bias)
         strides = {f"d_bias_{axis}": "i32" for axis in "bhnm"}
         types = shared | dict(d_key="*fp32", d_bias="*fp32") | strides | dict(boost="fp32") | numbers
         for collect in {"none": ["none"], "relative": ["none", "entries"], "dense": ["none", "dense"]}[bias]:
@@ -131,7 +131,7 @@ def main() -> int:
                 continue
             result = compiled(kernel, types, constants, blocks, arch)
             used = resources(result.asm["cubin"])
-            spilled += width == 64 and used["SPILLS"] > 0
+            spilled += width == 64 and dtype != "fp32" and used["SPILLS"] > 0
             print(
                 f"| {name} | {arch} | {dtype} | {width} | {blocks.rows} x {blocks.cols} | {blocks.warps} | "
                 f"{used['REG']} | {result.metadata.shared} | {used['SPILLS']} |",

@@ -18,7 +18,7 @@ from dit_shd.attention.recording import discovery
 from dit_shd.attention.recording.attach import capture
 from dit_shd.core.dtensor import is_sharded
 from dit_shd.distillation.distiller import Distiller
-from dit_shd.distillation.losses import Loss, Reads
+from dit_shd.distillation.losses import LAYERS, Loss
 from dit_shd.distillation.teachers import Teachers, by_name, chosen, read_teachers
 from dit_shd.profiling import meta
 from dit_shd.profiling.step import StepShape
@@ -101,7 +101,7 @@ def loss_costs(
     costs: dict[str, LayerCost] = {}
     for key, loss in losses.items():
         teacher_captures, student_captures = {}, {}
-        if Reads.ATTENTION in loss.reads and loss.reads_teacher:
+        if LAYERS & loss.reads and loss.reads_teacher:
             teacher_captures = captures_of(teachers[chosen(loss.teacher, teachers, key)], task, pass_name)
             student_captures = captures_of(student, task, pass_name)
         costs[key] = loss.cost(teacher_captures, student_captures, images)

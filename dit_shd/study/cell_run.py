@@ -7,6 +7,7 @@ A stage that is done is not run again; one that was cut off goes on by the rules
 """
 
 import json
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -24,6 +25,7 @@ from dit_shd.study.results import ROW, Result, json_lines, read_results, rounded
 POINTS = 60
 """Of a loss curve that a row keeps."""
 STOPPED = "stopped by a signal; the same command goes on from what is saved"
+CONFIG = "train.yaml"
 SAMPLES = "samples.npz"
 
 
@@ -41,7 +43,8 @@ def run_cell(study: Study, cell: Cell, folder: Path, references: Mapping[str, st
         Stopped: by a signal; the cell goes on later.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "train.yaml", dump({**cell.training, "run": str(folder / "run")}))
+    _keep_other_run(cell, folder)
+    write_text(folder / CONFIG, dump({**cell.training, "run": str(folder / "run")}))
     stages = _Stages(folder, cell, commands)
     error = ""
     for name, arguments in stages_of(study, folder, cell, references).items():
@@ -69,9 +72,18 @@ def run_cell(study: Study, cell: Cell, folder: Path, references: Mapping[str, st
     return result
 
 
+def _keep_other_run(cell: Cell, folder: Path) -> None:
+    """Rename the run folder of an earlier version of the study, which trained by another config."""
+    if not (folder / CONFIG).is_file() or not (folder / "run").is_dir():
+        return
+    old = {key: value for key, value in read_yaml(folder / CONFIG).items() if key != "run"}
+    if old != cell.training:
+        os.replace(folder / "run", folder / f"run-{canonical_sha256(old)[:8]}")
+
+
 def stages_of(study: Study, folder: Path, cell: Cell, references: Mapping[str, str]) -> dict[str, list[str]]:
     """Stage -> the words of its command, in the order in which they run."""
-    stages = {"train": ["train", str(folder / "train.yaml")]}
+    stages = {"train": ["train", str(folder / CONFIG)]}
     if study.evaluators:
         sampling = {"seed": cell.seed, **study.sampling, "out": str(folder / SAMPLES), "force": True}
         stages["sample"] = ["sample", str(folder / "run"), *assignments(sampling)]

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,13 +17,19 @@ from dit_shd.core.signals import SIGNALS
 STOPPED = tuple(128 + number for number in SIGNALS)
 """Exit codes of a command that a signal ended in good order."""
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+PROGRAM = (sys.executable, "-m", "dit_shd")
+LAUNCHED = ("train", "sample", "encode")
+"""Commands that several processes can share."""
+RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What a launcher of this process said, which is not meant for its children."""
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What a command took: seconds on the clock and of all its processors, and the largest resident memory."""
+    """What a command took: seconds on the clock and of all its processors, and the largest resident memory.
+
+    Linux counts a child's memory from what its parent had (some 800 MiB of a study): less than that is not seen.
+    """
 
     seconds: float = 0.0
     cpu_seconds: float = 0.0
@@ -56,13 +63,13 @@ class Commands:
     """Runs `dit-shd` commands from several threads, and can end all that run.
 
     Args:
-        launcher: words in place of `dit-shd`, as "accelerate launch --num_processes 8 -m dit_shd"; empty: this
-            interpreter.
+        launcher: words in place of `dit-shd` for commands that several processes share (LAUNCHED), as
+            "accelerate launch --num_processes 8 -m dit_shd".
         threads: of each process, on CPUs.
     """
 
     def __init__(self, launcher: str = "", threads: int = 1):
-        self.words = shlex.split(launcher) or [sys.executable, "-m", "dit_shd"]
+        self.launcher = tuple(shlex.split(launcher))
         self.environment = _environment(threads)
         self._pids: set[int] = set()
         self._lock = threading.Lock()
@@ -75,7 +82,7 @@ class Commands:
         with open(log, "ab") as output:
             output.write(f"$ dit-shd {shlex.join(arguments)}\n".encode())
             output.flush()
-            process = self._start([*self.words, *arguments], output)
+            process = self._start([*self.program(arguments[0]), *arguments], output)
         if process is None:
             return Outcome(Usage(), signal=signal.SIGTERM)
         _, status, used = os.wait4(process.pid, 0)
@@ -87,6 +94,10 @@ class Commands:
         if self.stopped or code in STOPPED or -code in SIGNALS:
             return Outcome(usage, signal=-code if code < 0 else max(0, code - 128) or signal.SIGTERM)
         return Outcome(usage, f"{arguments[0]}: {_last_line(log, code)}" if code else "")
+
+    def program(self, command: str) -> Sequence[str]:
+        """The words that a command of `dit-shd` begins with."""
+        return self.launcher if self.launcher and command in LAUNCHED else PROGRAM
 
     def _start(self, words: Sequence[str], output: object) -> "subprocess.Popen[bytes] | None":
         """The process; None where none is to begin any more."""
@@ -108,7 +119,8 @@ class Commands:
         with self._lock:
             self.stopped = True
             for pid in self._pids:
-                os.kill(pid, signal.SIGTERM)
+                with suppress(ProcessLookupError):  # it has just ended
+                    os.kill(pid, signal.SIGTERM)
 
 
 def commit() -> str:
@@ -128,7 +140,7 @@ def commit() -> str:
 def _environment(threads: int) -> Mapping[str, str]:
     package = str(Path(__file__).resolve().parents[2])
     paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-    inherited = {key: value for key, value in os.environ.items() if key not in LAUNCHED}
+    inherited = {key: value for key, value in os.environ.items() if key not in RANKS}
     return inherited | dict.fromkeys(THREADS, str(threads)) | {"PYTHONPATH": os.pathsep.join(paths)}
 
 

@@ -41,7 +41,7 @@ class Result:
     """Stage -> seconds on the clock."""
     cpu_seconds: dict[str, float] = field(default_factory=dict)
     memory_mib: float = 0.0
-    """The largest resident memory of a command."""
+    """The largest resident memory of a command; see Usage."""
     curve: dict[str, list[float]] = field(default_factory=dict)
     """Term -> its values at curve["step"]."""
     versions: dict[str, str] = field(default_factory=dict)
@@ -87,8 +87,9 @@ def read_results(file: Path) -> list[Result]:
 
 
 def json_lines(file: Path) -> list[dict[str, Any]]:
-    """The lines of a log; none where there is no such file."""
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+    """The lines of a log, but for a half one that a kill left; none where there is no such file."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
 
 
 def rounded(value: float) -> float:

@@ -35,7 +35,7 @@ class StudyConfig:
     cell: int | None = option(None, "run this cell alone, by its number: one job of a queue or an array")
     workers: int = option(1, "cells at once", range=(1, 10_000))
     threads: int = option(1, "CPU threads of a command", range=(1, 10_000))
-    launcher: str = option("", "words in place of dit-shd: accelerate launch --num_processes 8 -m dit_shd")
+    launcher: str = option("", "words to train and sample with: accelerate launch --num_processes 8 -m dit_shd")
     cells: Path | None = option(None, "where the run folders go; empty: cells/ beside the study file")
     retry: bool = option(False, "run cells again that failed")
     dry_run: bool = option(False, "list the cells and what has become of them, and run nothing")

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -22,19 +22,35 @@ class OptimizerConfig:
     weight_decay: float = option(0.0, "decoupled weight decay", range=(0, 1e3))
     clip: float = option(1.0, "largest gradient norm; 0 for no clipping", range=(0, 1e12))
     warmup_steps: int = option(0, "linear warm-up", range=(0, 1e12))
-    decay: Literal["constant", "linear", "cosine"] = option("constant", "after the warm-up, down to 0 at the last step")
+    decay: Literal["constant", "linear", "cosine"] = option(
+        "constant", "after the warm-up, down to final_lr at the last step"
+    )
+    final_lr: float = option(0.0, "learning rate that the decay ends at", range=(0, 1e3))
+    decayed: Literal["all", "matrices"] = option(
+        "all", "what weight_decay acts on: matrices leaves out biases, norms, tokens and position embeddings"
+    )
 
 
 def build(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     """timm's Adan (arXiv 2208.06677) or PyTorch's AdamW over `parameters`."""
+    groups = _groups(config, list(parameters))
     common = dict(lr=config.lr, eps=config.eps, weight_decay=config.weight_decay)
     if config.betas:
         common["betas"] = tuple(config.betas)  # type: ignore[assignment]
     if config.name == "adan":
         from timm.optim import Adan
 
-        return Adan(parameters, **common)  # type: ignore[arg-type]
-    return torch.optim.AdamW(parameters, **common)  # type: ignore[arg-type]
+        return Adan(groups, **common)  # type: ignore[arg-type]
+    return torch.optim.AdamW(groups, **common)  # type: ignore[arg-type]
+
+
+def _groups(config: OptimizerConfig, parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
+    """Parameters with weight decay, and those without where some are left out."""
+    if config.decayed == "all":
+        return [{"params": parameters}]
+    matrices = [p for p in parameters if p.ndim > 1 and p.shape[0] > 1]  # a class token is [1,1,e]
+    known = {id(p) for p in matrices}
+    return [{"params": matrices}, {"params": [p for p in parameters if id(p) not in known], "weight_decay": 0.0}]
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
@@ -45,7 +61,7 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
     factor = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))}[
         config.decay
     ]
-    return config.lr * max(factor, 0.0)
+    return config.final_lr + (config.lr - config.final_lr) * max(factor, 0.0)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, config: OptimizerConfig, step: int, steps: int) -> None:

@@ -41,13 +41,15 @@ class Services:
         throughput: Throughput,
     ) -> "Services":
         """The services that a config asks for."""
-        accelerator, student = tracker.accelerator, partial(_student, config, task, state)
+        accelerator, rates = tracker.accelerator, config.ema_rates if task.evaluates_averages else config.ema_rates[:1]
+        suffixes = [folder.student_of(rate, config.ema_rates).name.removeprefix("student") for rate in rates]
+        students = {suffix: partial(_student, config, task, state, rate) for suffix, rate in zip(suffixes, rates)}
         guard = Guard(config.run, accelerator, config.skip_bad_steps)
         every, norms_every = config.log_every, config.gradient_norms_every
         return cls(
             LogBook(folder, tracker, throughput, guard, state.optimizer, every, norms_every, config.steps),
             Checkpointer(config, task, folder, state, guard, throughput, accelerator),
-            Validation(task, folder, tracker, throughput, student, config.validate_every),
+            Validation(task, folder, tracker, throughput, students, config.validate_every),
             guard,
         )
 
@@ -68,6 +70,6 @@ class Services:
         return first_step
 
 
-def _student(config: TrainConfig, task: Task[Any], state: TrainState) -> nn.Module:
-    """A student with the averaged weights; where they are in slices, every process has to ask."""
-    return averaged(config, task, gather_tree(state.averages.tensors()))
+def _student(config: TrainConfig, task: Task[Any], state: TrainState, rate: float) -> nn.Module:
+    """A student with the weights of one average; where they are in slices, every process has to ask."""
+    return averaged(config, task, gather_tree(state.averages.tensors(rate)))

@@ -1,6 +1,6 @@
 """Evaluations of the averaged weights while a model trains, on a schedule."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +27,8 @@ class Validation:
     folder: RunFolder
     tracker: Tracker
     throughput: Throughput
-    student: Callable[[], nn.Module]
-    """Makes a student with the averaged weights."""
+    students: Mapping[str, Callable[[], nn.Module]]
+    """Each makes a student with averaged weights; by what is added to the names of its figures."""
     every: int
     """Steps between evaluations; 0 for none."""
 
@@ -52,8 +52,11 @@ class Validation:
 
     def run(self, number: int) -> None:
         """Evaluate after a step, and log the figures that there are."""
-        figures = self.task.evaluate(self.student(), self.folder.path, number)
-        if figures is not None:
+        figures: dict[str, float] = {}
+        for suffix, student in self.students.items():
+            found = self.task.evaluate(student(), self.folder.path, number)
+            figures |= {f"{name}{suffix}": value for name, value in (found or {}).items()}
+        if figures:
             self.folder.log(LOG, {"step": number, **figures})
             self.tracker.log("evaluation", {f"evaluation/{k}": v for k, v in figures.items()}, number)
         self.tracker.accelerator.wait_for_everyone()

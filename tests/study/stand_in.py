@@ -39,6 +39,9 @@ def train(config, file):
         time.sleep(60)
     run = Path(config["run"])
     run.mkdir(exist_ok=True)
+    if (run / "config.yaml").exists() and yaml.safe_load((run / "config.yaml").read_text()) != config:
+        print("dit-shd train: already holds a run with another config", file=sys.stderr)
+        sys.exit(2)
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     rows = [{"step": step, "loss": 1.0, "plain/noise": 1 / step} for step in range(1, 101)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

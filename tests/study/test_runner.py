@@ -15,6 +15,7 @@ import yaml
 from dit_shd.cli.program import main
 from dit_shd.core.errors import UserError
 from dit_shd.core.yaml_files import read_yaml
+from dit_shd.study import processes
 from dit_shd.study.report import signed
 from dit_shd.study.results import read_results
 from dit_shd.study.runner import Runner, StudyConfig
@@ -35,12 +36,12 @@ VALUES = {
 def study(tmp_path, monkeypatch):
     """Write a study whose commands are the stand-in's; its config, with what is asked of the command line."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(processes, "PROGRAM", (sys.executable, str(STAND_IN)))
     (tmp_path / "base.yaml").write_text("data: {name: x}\nlosses: [{name: output}]\n")
 
     def write(options=None, **changes):
         (tmp_path / "study.yaml").write_text(yaml.safe_dump({**VALUES, **changes}, sort_keys=False))
-        launcher = f"{sys.executable} {STAND_IN}"
-        return StudyConfig(study=tmp_path / "study.yaml", launcher=launcher, **(options or {}))
+        return StudyConfig(study=tmp_path / "study.yaml", **(options or {}))
 
     return write
 
@@ -137,6 +138,17 @@ def test_rows_of_another_config_are_kept_and_not_shown(study, tmp_path):
     assert len(read_results(tmp_path / "results.jsonl")) == 8
 
 
+def test_a_change_of_training_begins_anew_and_keeps_the_earlier_runs(study, tmp_path):
+    run(study())
+    results, _ = run(study(settings={"steps": 7}))
+    assert [row.status for row in results.values()] == ["done"] * 4
+    for cell in results:
+        new, (kept,) = tmp_path / "cells" / cell / "run", (tmp_path / "cells" / cell).glob("run-*")
+        assert read_yaml(new / "config.yaml")["steps"] == 7
+        assert "steps" not in read_yaml(kept / "config.yaml")
+    assert len(read_results(tmp_path / "results.jsonl")) == 8
+
+
 def test_shared_work_that_fails_is_no_cell(study, tmp_path):
     file = tmp_path / "data.yaml"
     file.write_text(f"data: {{name: fails}}\nrun: {tmp_path / 'teacher'}\n")
@@ -155,8 +167,9 @@ def test_no_cell_begins_beyond_the_budget(study):
 
 
 def test_a_signal_ends_the_commands_and_the_same_study_goes_on(study, tmp_path, root):
-    config = study(grid=lasting("lasts"))
-    words = [sys.executable, "-m", "dit_shd", "study", str(config.study), f"launcher={config.launcher}", "workers=2"]
+    config = study(grid=lasting("lasts"), evaluators={})
+    launcher = f"launcher={sys.executable} {STAND_IN}"
+    words = [sys.executable, "-m", "dit_shd", "study", str(config.study), launcher, "workers=2"]
     environment = {"PYTHONPATH": str(root), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True)
     begun = tmp_path / "cells" / "shd-seed1" / "begun"

@@ -234,5 +234,24 @@ def test_a_run_is_evaluated_and_what_it_exports_is_loaded_by_timm(values, tmp_pa
     near = (student(centre).argmax(1) == torch.from_numpy(data.labels())).float().mean()
     assert figures["top1"] == pytest.approx(float(near), abs=0.03)
     assert figures["top1_low"] < figures["top1"] < figures["top1_high"] and figures["images"] == 500
+    assert figures["images_ema_0"] == 500 and 0 <= figures["top1_ema_0"] <= 1
     theirs = timm.create_model(f"local-dir:{config.run / 'student_ema_0'}", pretrained=True)
     assert theirs.pretrained_cfg["label_names"] == list("0123456789")
+
+
+def test_all_the_losses_of_table_4_train_together(values):
+    widths = {"student_width": 24, "teacher_width": 24}
+    losses = [{"name": "nkd"}, {"name": "vitkd", **widths}, {"name": "kd", "temperature": 2.0}, {"name": "shd"}]
+    student = {**STUDENT, "options": {**TINY, "depth": 3}}
+    _, metrics = run({**values, "student": student, "losses": losses, "teacher": deeper(values["teacher"])})
+    total = sum(metrics[0][f"plain/{name}"] for name in ("cross_entropy", "nkd", "vitkd", "kd"))
+    assert metrics[0]["loss"] == pytest.approx(total + 2 * metrics[0]["plain/shd"], rel=1e-5)
+    assert metrics[0]["plain/vitkd/generation"] > 0 and metrics[0]["plain/nkd/others"] > 0
+
+
+def deeper(folder):
+    """A teacher of 4 blocks beside the one of 2."""
+    options = {"num_classes": 10, "options": {**TINY, "num_heads": 6, "depth": 4}}
+    teacher = Plugin("timm", {**GRAY, "model": "deit3_small_patch16_224", **options})
+    FAMILIES.build(teacher).save_pretrained(f"{folder}_deep")
+    return f"{folder}_deep"

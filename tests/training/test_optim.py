@@ -1,6 +1,7 @@
 """Learning rates and optimizers."""
 
 import pytest
+import timm
 import torch
 
 from dit_shd.training.optim import OptimizerConfig, build, learning_rate
@@ -24,3 +25,22 @@ def test_optimizers_get_what_the_config_says():
     adamw = build(OptimizerConfig(name="adamw", betas=[0.8, 0.9], eps=1e-3), weights)
     assert isinstance(adamw, torch.optim.AdamW)
     assert (adamw.param_groups[0]["betas"], adamw.param_groups[0]["eps"]) == ((0.8, 0.9), 1e-3)
+
+
+def test_decay_ends_where_it_is_told_to():
+    cosine = OptimizerConfig(lr=2.0, decay="cosine", final_lr=0.5)
+    assert learning_rate(cosine, 0, 100) == 2.0
+    assert learning_rate(cosine, 50, 100) == pytest.approx(1.25)
+    assert learning_rate(cosine, 100, 100) == pytest.approx(0.5)
+
+
+def test_what_is_no_matrix_is_not_decayed():
+    """DeiT's exemptions: biases and norms, class token and position embedding; the rest shrinks."""
+    model = timm.create_model("deit_tiny_patch16_224", img_size=32, embed_dim=24, depth=1, num_classes=3)
+    named = dict(model.named_parameters())
+    optimizer = build(OptimizerConfig(name="adamw", weight_decay=0.1, decayed="matrices"), named.values())
+    spared = {id(p) for p in optimizer.param_groups[1]["params"]}
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+    wanted = {name for name, p in named.items() if p.ndim == 1} | model.no_weight_decay()
+    assert {name for name, p in named.items() if id(p) in spared} == wanted & named.keys()
+    assert len(build(OptimizerConfig(name="adamw", weight_decay=0.1), named.values()).param_groups) == 1

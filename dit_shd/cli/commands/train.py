@@ -58,4 +58,6 @@ class Train(Command[TrainConfig]):
             words = f"stopped at step {done} of {config.steps}, saved; the same command goes on from there"
             raise Stopped(trainer.stop.signal, words)
         if main_process:
-            print(f"done: {trainer.folder.student}\n{following(config.run, 100, trainer.decodes)}")
+            print(f"done: {trainer.folder.student}")
+            if trainer.task.generates:
+                print(following(config.run, 100, trainer.decodes))

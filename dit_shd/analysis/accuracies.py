@@ -1,0 +1,111 @@
+"""Top-1 and top-5 of image classifiers that are there: the students of a run, or any one model."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from dit_shd.core.config import cast, check_ranges, checked, option
+from dit_shd.core.errors import UserError
+from dit_shd.core.files import write_text
+from dit_shd.core.places import MODEL, Place, find
+from dit_shd.core.plugins import Plugin
+from dit_shd.core.yaml_files import read_yaml
+from dit_shd.data.augmentation import EvaluationTransform, ImageInput
+from dit_shd.data.datasets import DATASETS, Dataset
+from dit_shd.evaluation.accuracy import Accuracy, measure_accuracy
+from dit_shd.models import loading
+
+CONFIG = "config.yaml"
+
+
+@dataclass(frozen=True)
+class AccuracyConfig:
+    """Accuracy of a model, or of all students of a run."""
+
+    model: Place = option("", MODEL)
+    data: Plugin | None = option(
+        None, "images: {name: images, path: ..., split: validation}; empty: what the run's training evaluates on"
+    )
+    crop: float | None = option(None, "share of the smaller side that is taken; empty: the model's", range=(0.05, 1))
+    batch_size: int = option(64, "images of one forward", range=(1, 1e6))
+    out: Path | None = option(None, "a JSON file for the figures; empty for none")
+
+
+def accuracies(config: AccuracyConfig) -> dict[str, Accuracy]:
+    """Measure, and write the figures where the config says.
+
+    Args:
+        config: of the command.
+
+    Returns:
+        The accuracy of each model by its name.
+
+    Raises:
+        UserError: no such model, none that classifies images, or data of other classes.
+    """
+    config = checked(config, "accuracy")
+    check_ranges(config)
+    if not config.model:
+        raise UserError(f"accuracy: model: wanted {MODEL}, found none")
+    if config.out is not None and config.out.exists():
+        raise UserError(f"out: {config.out} is there already; choose another name or move it away")
+    config = _completed(config)
+    assert config.data is not None, "it is completed"
+    dataset = DATASETS.build(config.data, "data")
+    if "images" not in dataset.fields:
+        raise UserError(f"data: wanted images, found {', '.join(sorted(dataset.fields))}")
+    found = {name: _accuracy(name, source, dataset, config) for name, source in _students(config.model).items()}
+    if config.out is not None:
+        figures = {name: accuracy.figures() for name, accuracy in found.items()}
+        write_text(config.out, json.dumps(figures, indent=1) + "\n")
+    return found
+
+
+def _students(model: str) -> dict[str, str]:
+    """The students of a run by name; of anything else itself."""
+    place = find(model, "model", "MODEL")
+    if not isinstance(place, Path):
+        return {model: model}
+    inside = sorted(folder for folder in place.glob("student*") if (folder / "config.json").is_file())
+    return {folder.name: str(folder) for folder in inside} or {place.name: model}
+
+
+def _completed(config: AccuracyConfig) -> AccuracyConfig:
+    """The config with what the run of the model evaluates on, where it says nothing else.
+
+    Raises:
+        UserError: nothing says it.
+    """
+    if config.data is not None:
+        return config
+    place = find(config.model, "model", "MODEL")
+    folders = [place, place.parent] if isinstance(place, Path) else []
+    file = next((folder / CONFIG for folder in folders if (folder / CONFIG).is_file()), None)
+    task = {} if file is None else read_yaml(file).get("task")
+    evaluation = task.get("evaluation") if isinstance(task, Mapping) else None
+    if not isinstance(evaluation, Mapping) or evaluation.get("data") is None:
+        raise UserError(
+            f"data: wanted the images to measure on, found none, and no run of {config.model} says them; "
+            "data='{name: images, path: FOLDER, split: validation}'"
+        )
+    where = f"{file}: task.evaluation"
+    data, crop = cast(Plugin, evaluation["data"], f"{where}.data"), evaluation.get("crop")
+    return replace(config, data=data, crop=crop if config.crop is None else config.crop)
+
+
+def _accuracy(name: str, source: str, dataset: Dataset, config: AccuracyConfig) -> Accuracy:
+    model: nn.Module = loading.load(source)
+    model.eval()
+    image_input, classes = getattr(model, "input", None), getattr(model, "config", {}).get("num_classes")
+    if not isinstance(image_input, ImageInput) or not isinstance(classes, int):
+        raise UserError(f"{name}: wanted an image classifier, found {type(model).__name__}")
+    if classes != dataset.classes:
+        raise UserError(f"{name}: knows {classes} classes, the data has {dataset.classes}")
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    device, transform = found or torch.device("cpu"), EvaluationTransform(image_input, config.crop)
+    nn.Module.to(model, device)
+    return measure_accuracy(model, dataset, transform, range(len(dataset)), device, config.batch_size)

@@ -1,0 +1,41 @@
+"""What losses on logits have in common: whose logits can be compared."""
+
+from torch import Tensor
+
+from dit_shd.core.errors import UserError
+from dit_shd.distillation.records import Forward
+
+
+def shared_logits(name: str, student: Forward, teacher: Forward) -> tuple[Tensor, Tensor]:
+    """What both models predict, if it is logits of the same classes.
+
+    Args:
+        name: of the loss, for the error.
+        student: its forward.
+        teacher: likewise.
+
+    Raises:
+        UserError: it is none, or of other classes or tokens.
+    """
+    s, t = student.prediction, teacher.prediction
+    if s.shape != t.shape or s.ndim not in (2, 3):
+        raise UserError(
+            f"losses.{name}: wanted logits [b,k] or [b,n,k] of the same classes, found {list(s.shape)} of the student "
+            f"and {list(t.shape)} of the teacher"
+        )
+    return s, t
+
+
+def checked_temperature(name: str, temperature: float) -> float:
+    """A temperature above 0.
+
+    Args:
+        name: of the loss, for the error.
+        temperature: as a config says.
+
+    Raises:
+        UserError: it is not above 0.
+    """
+    if not temperature > 0:
+        raise UserError(f"losses.{name}.temperature: wanted a number above 0, found {temperature}")
+    return temperature

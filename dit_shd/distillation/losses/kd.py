@@ -1,0 +1,36 @@
+"""Distillation of logits: the student's classes or tokens are as probable as the teacher's."""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+
+from dit_shd.distillation.logits import checked_temperature, shared_logits
+from dit_shd.distillation.losses import Forward, Loss, Term, Weight
+from dit_shd.tasks import Batch
+
+
+class KD(Loss):
+    """T^2 KL(softmax(t / T) || softmax(s / T)) of logits t, s [b,k] or [b,n,k] (Hinton et al., arXiv 1503.02531).
+
+    Of tokens it is the mean over n, weighted as the task weighs their predictions. T^2 keeps the size of the gradient
+    about the same at any T.
+
+    Args:
+        weight: its factor in the total.
+        passes: the passes it takes part in.
+        temperature: T.
+    """
+
+    def __init__(self, weight: Weight = 1.0, passes: Sequence[str] = ("plain",), temperature: float = 1.0) -> None:
+        super().__init__(weight, passes)
+        self.temperature = checked_temperature("kd", temperature)
+
+    def term(self, student: Forward, teacher: Forward, batch: Batch) -> Term:
+        """The divergence of each sample [b]."""
+        s, t = shared_logits("kd", student, teacher)
+        log_s, log_t = (F.log_softmax(x / self.temperature, dim=-1) for x in (s, t))
+        value = self.temperature**2 * (log_t.exp() * (log_t - log_s)).sum(-1)
+        weight = batch.prediction_weight()
+        if value.ndim > 1:
+            value = (value if weight is None else value * weight).mean(1)
+        return Term(value)

@@ -1,0 +1,145 @@
+"""ViTKD: the student's first blocks mimic the teacher's, and from its last block the teacher's is generated."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dit_shd.attention.capture import Captures
+from dit_shd.core import rng
+from dit_shd.core.errors import UserError
+from dit_shd.distillation.losses import Forward, Layers, Loss, Reads, Term, Weight
+from dit_shd.squeezing.cost import FLOAT, LayerCost
+from dit_shd.tasks import Batch
+
+SHALLOW = 2
+"""Blocks that mimic."""
+
+
+class ViTKD(Loss):
+    """Feature distillation of vision transformers (Yang et al., arXiv 2209.02432), on block outputs F [b,n,e].
+
+    mimicking: sum over the first two blocks, tokens and channels of (P_i F_s - F_t)^2, P_i linear.
+    generation: a learned token takes the place of a share r of the tokens of P F_s of the last block, two 3x3
+    convolutions with a ReLU between run over the token grid, and the squared error to F_t of the last block is summed
+    over those tokens and channels and divided by r.
+
+    Tokens in front of the grid (class, distillation) take no part. At equal widths there are no P, as in the public
+    code. Which tokens are replaced is a function of seed, step and sample.
+
+    Args:
+        weight: its factor in the total.
+        passes: the passes it takes part in.
+        student_width: e of the student.
+        teacher_width: e of the teacher.
+        mimicking: the factor of that part; the published one.
+        generation: likewise.
+        mask_ratio: r.
+        prefix_tokens: tokens of the student in front of the grid; the teacher has all that are more than its grid.
+        layers: sections, proportional, or a map {student block: teacher block}.
+        seed: of the tokens that are replaced.
+    """
+
+    reads = frozenset({Reads.HIDDEN})
+
+    def __init__(
+        self,
+        student_width: int,
+        teacher_width: int,
+        weight: Weight = 1.0,
+        passes: Sequence[str] = ("plain",),
+        mimicking: float = 3e-5,
+        generation: float = 3e-6,
+        mask_ratio: float = 0.5,
+        prefix_tokens: int = 1,
+        layers: str | dict[str, str] = "sections",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(weight, passes)
+        if min(student_width, teacher_width) < 1 or prefix_tokens < 0:
+            raise UserError(
+                "losses.vitkd: wanted widths of 1 or more and 0 prefix_tokens or more, found "
+                f"{student_width}, {teacher_width} and {prefix_tokens}"
+            )
+        if not 0 < mask_ratio < 1:
+            raise UserError(f"losses.vitkd.mask_ratio: wanted a share above 0 and below 1, found {mask_ratio}")
+        self.widths, self.mask_ratio, self.prefix_tokens = (student_width, teacher_width), mask_ratio, prefix_tokens
+        self.factors, self.seed = (mimicking, generation), seed
+        self.layers = layers  # type: ignore[assignment]
+        self.mimic = nn.ModuleList(self._projector() for _ in range(SHALLOW))
+        self.align = self._projector()
+        self.mask_token = nn.Parameter(torch.zeros(teacher_width))
+        self.generate = nn.Sequential(
+            nn.Conv2d(teacher_width, teacher_width, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(teacher_width, teacher_width, 3, padding=1),
+        )
+
+    def _projector(self) -> nn.Module:
+        student, teacher = self.widths
+        return nn.Identity() if student == teacher else nn.Linear(student, teacher)
+
+    def term(self, student: Forward, teacher: Forward, batch: Batch) -> Term:
+        """Both parts of each sample [b], with their published factors."""
+        pairs = list(self.layer_map(student.hidden, teacher.hidden).items())
+        if len(pairs) <= SHALLOW:
+            raise UserError(f"losses.vitkd: wanted a student of more than {SHALLOW} blocks, found {len(pairs)}")
+        tokens = [self._tokens(student.hidden, teacher.hidden, *pair) for pair in (*pairs[:SHALLOW], pairs[-1])]
+        shallow = [_error(project(s), t).sum(1) for project, (s, t) in zip(self.mimic, tokens)]
+        mimicking, generation = torch.stack(shallow).sum(0), self._generation(*tokens[-1], batch)
+        value = self.factors[0] * mimicking + self.factors[1] * generation
+        return Term(value, {"mimicking": mimicking.detach().mean(), "generation": generation.detach().mean()})
+
+    def _generation(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        """The error of the replaced tokens [b]."""
+        masked = self._masked(batch, student.shape[1]).to(student.device)
+        aligned = self.align(student)
+        tokens = torch.where(masked[..., None], self.mask_token.to(aligned.dtype), aligned)
+        side = math.isqrt(tokens.shape[1])
+        grid = tokens.transpose(1, 2).unflatten(2, (side, side))
+        generated = self.generate(grid).flatten(2).transpose(1, 2)
+        return (_error(generated, teacher) * masked).sum(1) / self.mask_ratio
+
+    def _masked(self, batch: Batch, n: int) -> Tensor:
+        """Which tokens are replaced [b,n]: as many in every sample."""
+        draws = rng.uniform(self.seed, "vitkd", batch.step, batch.indices.tolist(), (n,))
+        return draws.argsort(1).argsort(1) >= int(n * (1 - self.mask_ratio))
+
+    def _tokens(self, student: Layers, teacher: Layers, own: str, other: str) -> tuple[Tensor, Tensor]:
+        """The patch tokens of two blocks.
+
+        Raises:
+            UserError: no square grid, other token counts, or other widths than the loss was made for.
+        """
+        s, t = student[own].hidden, teacher[other].hidden
+        assert s is not None
+        assert t is not None
+        n = s.shape[1] - self.prefix_tokens
+        if n < 1 or math.isqrt(n) ** 2 != n or t.shape[1] < n or t.shape[0] != s.shape[0]:
+            raise UserError(
+                f"losses.vitkd: wanted a square grid of tokens behind {self.prefix_tokens} (prefix_tokens), and as "
+                f"many in the teacher, found {list(s.shape)} in {own} and {list(t.shape)} in {other} of the teacher"
+            )
+        if (s.shape[2], t.shape[2]) != self.widths:
+            raise UserError(
+                f"losses.vitkd: student_width, teacher_width: wanted {s.shape[2]} and {t.shape[2]}, the widths of "
+                f"{own} and of {other} of the teacher, found {self.widths[0]} and {self.widths[1]}"
+            )
+        return s[:, -n:], t[:, -n:]
+
+    def cost(self, teacher: Captures, student: Captures, images: int) -> LayerCost:
+        """Linear maps and convolutions, forward and backward, of the tokens that attention sees."""
+        if not student:
+            return LayerCost()
+        n = next(iter(student.values())).shape[2] - self.prefix_tokens
+        own, other = self.widths
+        linear = 0 if own == other else (SHALLOW + 1) * own * other
+        products = images * n * (linear + 2 * 9 * other**2)
+        return LayerCost(operations=3 * 2 * products, held=FLOAT * images * n * other * (SHALLOW + 4))
+
+
+def _error(student: Tensor, teacher: Tensor) -> Tensor:
+    """The squared error of each token [b,n], summed over channels; float32, where a forward was in bfloat16."""
+    wide = torch.promote_types(student.dtype, torch.float32)
+    return (student.to(wide) - teacher.to(wide)).square().sum(2)

@@ -1,0 +1,76 @@
+"""dit-shd accuracy: a model by itself, the students of a run, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from dit_shd.cli.program import main
+from dit_shd.core.plugins import Plugin
+from dit_shd.data.datasets import DATASETS
+from dit_shd.evaluation.accuracy import wilson
+from dit_shd.models.families import FAMILIES
+
+GRAY = dict(num_classes=10, in_chans=1, img_size=28, mean=[0.13], std=[0.31])
+TINY = dict(patch_size=7, embed_dim=24, depth=1, num_heads=3)
+
+
+def save(folder, seed, **changes):
+    torch.manual_seed(seed)
+    model = FAMILIES.build(Plugin("timm", {"model": "deit_tiny_patch16_224", **GRAY, "options": TINY, **changes}))
+    model.save_pretrained(folder)
+    return model.eval()
+
+
+def predicted(model, images):
+    with torch.no_grad():
+        return model((torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - 0.13) / 0.31)
+
+
+def test_a_run_s_students_and_a_model_are_measured_by_the_run_s_images(tmp_path, capsys):
+    """Without a crop inputs are the images themselves, so that the shares can be counted by hand."""
+    run, data = tmp_path / "run", {"name": "digits", "split": "validation"}
+    models = {name: save(run / name, seed) for seed, name in enumerate(("student", "student_ema_0"))}
+    config = {"task": {"name": "classification", "evaluation": {"data": data, "crop": 1.0}}}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert main(["accuracy", str(run), f"out={tmp_path / 'a.json'}"]) == 0
+    lines, figures = capsys.readouterr().out.splitlines(), json.loads((tmp_path / "a.json").read_text())
+    images, labels = (
+        getattr(DATASETS.build(Plugin("digits", {"split": "validation"})), k)() for k in ("images", "labels")
+    )
+    for name, model in models.items():
+        order = predicted(model, images).argsort(1, descending=True).numpy()
+        counts = [int((order[:, :k] == labels[:, None]).sum()) for k in (1, 5)]
+        assert [figures[name]["top1"], figures[name]["top5"]] == [count / 500 for count in counts]
+        low, high = wilson(counts[0], 500)
+        (line,) = (line for line in lines if line.split()[0] == name)
+        assert f"{counts[0] / 5:.2f} [{100 * low:.2f}, {100 * high:.2f}]" in line
+    assert main(["accuracy", str(run / "student_ema_0")]) == 0
+    assert f"{100 * figures['student_ema_0']['top1']:.2f} [" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "words", "message"),
+    [
+        ({}, [], "data: wanted the images to measure on, found none, and no run of"),
+        ({}, ["data=digts"], "no plug-in called 'digts', did you mean 'digits'"),
+        ({}, ["data={name: npz, path: latents.npz}"], "data: wanted images, found labels, latents"),
+        ({"num_classes": 7}, ["data=digits"], "model: knows 7 classes, the data has 10"),
+        ({}, ["data=digits", "crop=2"], "crop: wanted a number from 0.05 to 1, found 2"),
+        ({}, ["data=digits", "out=latents.npz"], "out: latents.npz is there already"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_in_a_line(tmp_path, monkeypatch, capsys, changes, words, message):
+    monkeypatch.chdir(tmp_path)
+    save("model", 0, **changes)
+    np.savez("latents.npz", arr_0=np.zeros((4, 1, 8, 8), np.float32), arr_1=np.arange(4))
+    assert main(["accuracy", "model", *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+def test_a_model_that_classifies_nothing_is_refused(capsys):
+    assert main(["accuracy", "asset:digits_teacher", "data=digits"]) == 2
+    assert "asset:digits_teacher: wanted an image classifier, found MDTv2" in capsys.readouterr().err

@@ -1,0 +1,85 @@
+"""kd against its definition in float64 numpy: value, gradient by differences, weights of tokens, what is refused."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from dit_shd.core.errors import UserError
+from dit_shd.core.plugins import Plugin
+from dit_shd.distillation.losses import LOSSES, Forward
+from dit_shd.tasks import Batch
+
+
+@dataclass(frozen=True, eq=False)
+class Weighted(Batch):
+    weight: torch.Tensor | None = None
+
+    def prediction_weight(self):
+        return self.weight
+
+
+def batch(weight=None):
+    return Weighted("plain", 0, torch.arange(3), weight)
+
+
+def oracle(s, t, temperature):
+    """The definition, entry by entry [...]."""
+
+    def softmax(row):
+        e = np.exp(row / temperature - (row / temperature).max())
+        return e / e.sum()
+
+    def kl(one, other):
+        p, q = softmax(one), softmax(other)
+        return temperature**2 * sum(p[k] * (np.log(p[k]) - np.log(q[k])) for k in range(len(p)))
+
+    rows = [kl(one, other) for one, other in zip(t.reshape(-1, t.shape[-1]), s.reshape(-1, s.shape[-1]))]
+    return np.array(rows).reshape(s.shape[:-1])
+
+
+def logits(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape) * 2
+
+
+def value(s, t, weight=None, **options):
+    loss = LOSSES.build(Plugin("kd", options))
+    return loss.term(Forward(torch.as_tensor(s)), Forward(torch.as_tensor(t)), batch(weight)).value
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_the_value_is_the_definition(temperature):
+    s, t = logits(3, 7), logits(3, 7, seed=1)
+    np.testing.assert_allclose(value(s, t, temperature=temperature), oracle(s, t, temperature), rtol=1e-12)
+    s, t = logits(3, 5, 7), logits(3, 5, 7, seed=1)
+    np.testing.assert_allclose(value(s, t, temperature=temperature), oracle(s, t, temperature).mean(1), rtol=1e-12)
+    weight = np.random.default_rng(2).random((3, 5))
+    weighted = value(s, t, torch.from_numpy(weight), temperature=temperature)
+    np.testing.assert_allclose(weighted, (oracle(s, t, temperature) * weight).mean(1), rtol=1e-12)
+
+
+def test_the_gradient_is_that_of_the_definition():
+    s, t = logits(3, 4), logits(3, 4, seed=1)
+    x = torch.from_numpy(s).requires_grad_()
+    value(x, t, temperature=2.0).sum().backward()
+    for i, k in np.ndindex(3, 4):
+        step = np.zeros_like(s)
+        step[i, k] = 1e-6
+        wanted = (oracle(s + step, t, 2.0).sum() - oracle(s - step, t, 2.0).sum()) / 2e-6
+        assert float(x.grad[i, k]) == pytest.approx(wanted, rel=1e-6, abs=1e-8)
+
+
+def test_it_is_zero_where_student_and_teacher_agree_and_elsewhere_not():
+    s = logits(3, 7)
+    assert abs(value(s, s + 5.0)).max() < 1e-14
+    assert value(s, logits(3, 7, seed=1)).min() > 0
+
+
+def test_what_is_no_logits_of_the_same_classes_is_refused():
+    with pytest.raises(UserError, match=r"losses\.kd: wanted logits .* found \[3, 7\] of the student and \[3, 6\]"):
+        value(logits(3, 7), logits(3, 6))
+    with pytest.raises(UserError, match=r"found \[2, 1, 4, 4\]"):
+        value(logits(2, 1, 4, 4), logits(2, 1, 4, 4))
+    with pytest.raises(UserError, match=r"losses\.kd\.temperature: wanted a number above 0, found 0"):
+        value(logits(3, 7), logits(3, 7), temperature=0)
