@@ -25,7 +25,7 @@ from dit_shd.tasks import TASKS
 from dit_shd.training.checkpoint import MANIFEST
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.dry_run import dry_run
-from dit_shd.training.nan_guard import read_batches
+from dit_shd.training.bad_step import read_batches
 from dit_shd.training.replay import replay
 from dit_shd.training.trainer import Trainer, train
 
