@@ -9,7 +9,6 @@ import struct
 import sys
 import zlib
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 
@@ -26,10 +25,9 @@ from dit_shd.models.families import FAMILIES
 from dit_shd.models.families.mdt import MDTv2
 from dit_shd.tasks import TASKS
 from dit_shd.tasks.diffusion import Diffusion, NoisyBatch
-from dit_shd.training import calibration_file
-from dit_shd.training.checkpoint import MANIFEST
-from dit_shd.training import bad_step
+from dit_shd.training import bad_step, calibration_file
 from dit_shd.training.bad_step import read_batches
+from dit_shd.training.checkpoint import MANIFEST
 from dit_shd.training.diagnosis import Diagnosis
 from dit_shd.training.run_folder import RunFolder
 

@@ -22,10 +22,10 @@ from dit_shd.core.config import make
 from dit_shd.core.hashing import sha256
 from dit_shd.models import export
 from dit_shd.tasks import TASKS
+from dit_shd.training.bad_step import read_batches
 from dit_shd.training.checkpoint import MANIFEST
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.dry_run import dry_run
-from dit_shd.training.bad_step import read_batches
 from dit_shd.training.replay import replay
 from dit_shd.training.trainer import Trainer, train
 

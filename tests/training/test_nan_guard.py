@@ -11,8 +11,8 @@ from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.models import export, loading
 from dit_shd.tasks.diffusion import NoisyBatch
-from dit_shd.training.config import TrainConfig
 from dit_shd.training.bad_step import read_batches
+from dit_shd.training.config import TrainConfig
 from dit_shd.training.nan_guard import Guard
 from dit_shd.training.replay import replay
 from dit_shd.training.trainer import Trainer
