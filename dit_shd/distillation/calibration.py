@@ -32,7 +32,7 @@ def calibrate(
         UserError: A loss reads a teacher that was not given.
     """
     known = by_name(teachers)
-    calibrated = {name: loss for name, loss in distiller.named_losses() if loss.calibration}
+    calibrated = {n: loss for n, loss in distiller.named_losses() if loss.calibration and loss.reads_teacher}
     for number, batches in enumerate(steps):
         for batch in batches:
             readers: dict[str, list[Loss]] = {}

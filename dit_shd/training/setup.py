@@ -145,13 +145,14 @@ def first_sample(config: TrainConfig, distiller: Distiller, teachers: Teachers) 
     Raises:
         UserError: Their layers cannot be paired, or they give numbers that are not finite.
     """
-    if not teachers:
+    if not distiller.losses and not teachers:
         return
     sample = Batches(distiller.task, config.seed, config.batch_size, 1, fields=distiller.fields).draw(0, range(1))
     calibration.calibrate(distiller, teachers, [sample])
     bad = diagnosis.first_non_finite(distiller, teachers, sample)
     if bad is not None:
-        raise UserError(f"the first sample: teacher and student give NaN or infinity, first in {bad}")
+        models = "teacher and student give" if teachers else "the student gives"
+        raise UserError(f"the first sample: {models} NaN or infinity, first in {bad}")
 
 
 def join(config: TrainConfig, distiller: Distiller) -> tuple["Accelerator", Batches]:
