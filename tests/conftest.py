@@ -65,7 +65,7 @@ def two_processes(request, root, tmp_path_factory) -> Path:
     Whichever xdist worker comes first launches it; the others wait for it at a lock.
     """
     from runs import torchrun
-    from two_process_jobs import JOBS
+    from two_process_jobs import job
 
     marks = (mark for item in request.session.items for mark in item.iter_markers("two_processes"))
     names = sorted({mark.args[0] for mark in marks})
@@ -77,7 +77,7 @@ def two_processes(request, root, tmp_path_factory) -> Path:
             state.write_text("the launch of two processes failed in another worker")
             for name in names:
                 (folder / name).mkdir(parents=True)
-                JOBS[name].prepare(folder / name)
+                job(name).prepare(folder / name)
             (folder / "jobs.json").write_text(json.dumps(names))
             torchrun(root / "tests" / "two_processes.py", 2, root, folder, seconds=1500)
             state.write_text("")

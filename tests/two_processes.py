@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from accelerate.state import AcceleratorState
-from two_process_jobs import JOBS
+from two_process_jobs import job
 
 
 def main(folder):
@@ -20,7 +20,7 @@ def main(folder):
     for name in json.loads((folder / "jobs.json").read_text()):
         print(name, flush=True)
         AcceleratorState._reset_state()
-        JOBS[name].work(folder / name)
+        job(name).work(folder / name)
     leave()
 
 

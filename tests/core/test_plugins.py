@@ -144,7 +144,7 @@ def package(tmp_path, monkeypatch):
 def test_plugins_of_ones_own_train_and_evaluate_by_their_names(package, capsys):
     """Nothing of them is listed anywhere; the same command again resumes."""
     (package / "config.yaml").write_text(yaml.safe_dump({**CONFIG, "run": str(package / "run")}))
-    words = ["train", str(package / "config.yaml"), "--trust", "my_package"]
+    words = ["train", "--trust", "my_package", str(package / "config.yaml")]
     assert program.main(words) == 0, capsys.readouterr().err
     logged = rows(package / "run")
     assert {"plain/halved", "plain/losses", "loss"} <= logged[0].keys()
@@ -172,7 +172,7 @@ def test_a_command_of_ones_own_runs_and_explains_its_keys(package, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["train", "config.yaml"], "'my_package.tasks.Halved' would import code of 'my_package'; if you trust it"),
+        (["train", "config.yaml"], "'my_package.data.Bright' would import code of 'my_package'; if you trust it"),
         (["my_package.commands.Hello"], "'my_package.commands.Hello' would import code of 'my_package'"),
         (["my_package.commands.Hullo", "--trust", "my_package"], "cannot import 'my_package.commands.Hullo'"),
         (["my_package.data.Bright", "--trust", "my_package"], "is not a subclass of dit_shd.cli.commands.Command"),
