@@ -1,5 +1,6 @@
 """Small things every test may use."""
 
+import json
 import os
 from pathlib import Path
 
@@ -12,21 +13,11 @@ if not torch.cuda.is_available():
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from evaluating import pictures
+from filelock import FileLock
+from small_runs import STUDENT, TEACHER, values_of, write_shapes, write_teacher
 
+__all__ = ["STUDENT", "TEACHER"]
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
-
-STUDENT = {
-    "name": "mdt",
-    "sample_size": 8,
-    "patch_size": 2,
-    "in_channels": 1,
-    "num_classes": 3,
-    "num_layers": 4,
-    "decode_layer": 2,
-    "num_attention_heads": 2,
-    "attention_head_dim": 4,
-}
-TEACHER = {**STUDENT, "num_attention_heads": 4}
 
 
 @pytest.fixture(scope="session")
@@ -37,28 +28,13 @@ def root() -> Path:
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory) -> Path:
     """An npz of 60 8x8 images in three classes: dark, bright, striped."""
-    r = np.random.default_rng(0)
-    labels = np.arange(60) % 3
-    images = r.integers(0, 60, (60, 8, 8, 1))
-    images[labels == 1] += 150
-    images[labels == 2, ::2] += 150
-    path = tmp_path_factory.mktemp("data") / "shapes.npz"
-    np.savez(path, arr_0=images.astype(np.uint8), arr_1=labels)
-    return path
+    return write_shapes(tmp_path_factory.mktemp("data") / "shapes.npz")
 
 
 @pytest.fixture(scope="session")
 def teacher(tmp_path_factory) -> Path:
     """A random MDTv2 of four heads in diffusers format."""
-    from dit_shd.models.families.mdt import MDTv2
-
-    torch.manual_seed(1)
-    model = MDTv2(**{k: v for k, v in TEACHER.items() if k != "name"})
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.1)
-    path = tmp_path_factory.mktemp("models") / "teacher"
-    model.save_pretrained(path)
-    return path
+    return write_teacher(tmp_path_factory.mktemp("models") / "teacher")
 
 
 @pytest.fixture(scope="session")
@@ -79,20 +55,40 @@ def flow_teacher(tmp_path_factory) -> Path:
 @pytest.fixture
 def values(shapes, teacher, tmp_path) -> dict:
     """The values of a tiny distillation config with every kind of loss."""
-    return {
-        "run": str(tmp_path / "run"),
-        "data": {"name": "npz", "path": str(shapes), "flip": True},
-        "student": dict(STUDENT),
-        "teacher": str(teacher),
-        "check_teacher": "no",  # it is random
-        "losses": [{"name": "output", "variance": True}, {"name": "shd", "weight": 0.5}],
-        "steps": 4,
-        "batch_size": 8,
-        "log_every": 1,
-        "checkpoint_every": 2,
-        "ema": 0.9,
-        "optimizer": {"lr": 1e-2, "warmup_steps": 2, "decay": "cosine"},
-    }
+    return values_of(shapes, teacher, tmp_path / "run")
+
+
+@pytest.fixture(scope="session")
+def two_processes(request, root, tmp_path_factory) -> Path:
+    """What two processes made of every job that collected tests are marked with, by one launch.
+
+    Whichever xdist worker comes first launches it; the others wait for it at a lock.
+    """
+    from runs import torchrun
+    from two_process_jobs import job
+
+    marks = (mark for item in request.session.items for mark in item.iter_markers("two_processes"))
+    names = sorted({mark.args[0] for mark in marks})
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, state = base / "two_processes", base / "two_processes.txt"
+    with FileLock(base / "two_processes.lock"):
+        if not state.exists():
+            state.write_text("the launch of two processes failed in another worker")
+            for name in names:
+                (folder / name).mkdir(parents=True)
+                job(name).prepare(folder / name)
+            (folder / "jobs.json").write_text(json.dumps(names))
+            torchrun(root / "tests" / "two_processes.py", 2, root, folder, seconds=1500)
+            state.write_text("")
+    assert not state.read_text(), state.read_text()
+    return folder
+
+
+@pytest.fixture
+def by_two(request, two_processes) -> Path:
+    """The folder of the job that the test is marked with."""
+    return two_processes / request.node.get_closest_marker("two_processes").args[0]
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from dit_shd.core.config import make
 from dit_shd.core.rng import Draws
 from dit_shd.tasks.diffusion import Diffusion
 from dit_shd.training.config import TrainConfig
-from dit_shd.training.trainer import train
+from dit_shd.training.trainer import Trainer, train
 
 
 def run(values, **changes):
@@ -22,6 +22,14 @@ def run(values, **changes):
     AcceleratorState._reset_state(reset_partial_state=True)
     config = make(TrainConfig, {**values, **changes})
     return config, [step.metrics for step in train(config)]
+
+
+def train_by_two(values, folder, **changes):
+    """Train in each of two processes that work together."""
+    AcceleratorState._reset_state()
+    trainer = Trainer.from_config(make(TrainConfig, {**values, "run": str(folder), **changes}))
+    assert trainer.accelerator.num_processes == 2
+    list(trainer.run_steps())
 
 
 def diffusion(dataset, tokens=16, **options):
@@ -60,12 +68,12 @@ def weights(folder, student="student"):
     return load_file(file)
 
 
-def torchrun(script, processes, root, *arguments):
+def torchrun(script, processes, root, *arguments, seconds=300):
     """Run a script in some processes on gloo; what they wrote to stdout. The script asserts its world size itself."""
-    return torchrun_and_errors(script, processes, root, *arguments)[0]
+    return torchrun_and_errors(script, processes, root, *arguments, seconds=seconds)[0]
 
 
-def torchrun_and_errors(script, processes, root, *arguments):
+def torchrun_and_errors(script, processes, root, *arguments, seconds=300):
     """The same, and what all of them wrote to stderr.
 
     Each process has a stdout of its own: in one pipe their lines run into each other.
@@ -75,7 +83,11 @@ def torchrun_and_errors(script, processes, root, *arguments):
         command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0", "--redirects", "1", "--log_dir", logs]
         environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
-            [*command, str(script), *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=300
+            [*command, str(script), *map(str, arguments)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
         )
         assert done.returncode == 0, done.stderr[:4000]
         outputs = sorted(Path(logs).rglob("stdout.log"))

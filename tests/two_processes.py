@@ -1,7 +1,7 @@
-"""Runs of two processes, all by one launch: `torchrun --nproc_per_node 2 tests/two_processes.py CONFIGS.json`.
+"""What two processes do for tests, all by one launch: `torchrun --nproc_per_node 2 tests/two_processes.py FOLDER`.
 
-CONFIGS.json is a list of config values; the same two processes train them one after the other, each to its own `run`.
-The first that fails ends the launch.
+FOLDER/jobs.json names jobs of tests/two_process_jobs; the same two processes do them one after the other, each in a
+folder of its own, FOLDER/NAME. The first that fails ends the launch; its name is the last that is printed.
 """
 
 import json
@@ -10,28 +10,19 @@ from pathlib import Path
 
 import torch
 from accelerate.state import AcceleratorState
-
-from dit_shd.core.config import make
-from dit_shd.training.config import TrainConfig
-from dit_shd.training.trainer import Trainer
+from two_process_jobs import job
 
 
-def train(values):
-    AcceleratorState._reset_state()
-    trainer = Trainer.from_config(make(TrainConfig, values))
-    assert trainer.accelerator.num_processes == 2
-    list(trainer.run_steps())
-
-
-def main(file):
+def main(folder):
     torch.set_num_threads(1)
     leave = torch.distributed.destroy_process_group
-    torch.distributed.destroy_process_group = lambda *_: None  # as each run does at its end; the next works in it
-    for values in json.loads(Path(file).read_text()):
-        print(values["run"], flush=True)
-        train(values)
+    torch.distributed.destroy_process_group = lambda *_: None  # as commands do at their end; the next job works in it
+    for name in json.loads((folder / "jobs.json").read_text()):
+        print(name, flush=True)
+        AcceleratorState._reset_state()
+        job(name).work(folder / name)
     leave()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(Path(sys.argv[1]))

@@ -2,7 +2,7 @@
 
 import argparse
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,17 @@ class _Help(argparse.Action):
         parser.epilog = f"keys (key=value; dots reach inside, as optimizer.lr=1e-4; values are YAML):\n{keys}"
         parser.print_help()
         parser.exit()
+
+
+def trusted(words: Sequence[str]) -> list[str]:
+    """The packages that a command line trusts, wherever it says so.
+
+    Args:
+        words: Of the command line.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--trust", action="append", default=[])
+    return parser.parse_known_args(list(words))[0].trust
 
 
 def parser_of(commands: Mapping[str, Specification]) -> argparse.ArgumentParser:

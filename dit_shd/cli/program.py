@@ -10,7 +10,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 
-from dit_shd.cli.arguments import parser_of, values_of
+from dit_shd.cli.arguments import parser_of, trusted, values_of
 from dit_shd.cli.commands import COMMANDS
 from dit_shd.cli.specification import specifications
 from dit_shd.core import plugins
@@ -30,14 +30,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    options = parser_of(specifications()).parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    for package in trusted(words):
+        plugins.trust(package)
+    try:
+        commands = specifications(words)
+    except UserError as error:
+        print(f"dit-shd: {error}", file=sys.stderr)
+        return 2
+    options = parser_of(commands).parse_args(words)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # not every name of a file can be printed everywhere
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("dit_shd").setLevel(logging.INFO)
-    for package in options.trust:
-        plugins.trust(package)
     try:
         with terminable():
             _run(options)
@@ -52,8 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"dit-shd {options.command}: {reason}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        words = "interrupted; the same command goes on from what is saved"
-        print(f"\ndit-shd {options.command}: {words}", file=sys.stderr)
+        message = "interrupted; the same command goes on from what is saved"
+        print(f"\ndit-shd {options.command}: {message}", file=sys.stderr)
         return 130
     finally:
         leave_group()

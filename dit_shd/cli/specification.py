@@ -1,7 +1,7 @@
 """A command's arguments and keys, read from its file without importing it."""
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,8 +30,8 @@ class Specification:
 
 
 def specification(name: str) -> Specification:
-    """The specification of the command called `name`."""
-    module = f"{COMMANDS.package}.{name}"
+    """The specification of the command called `name`; of a dotted name, once its module is imported."""
+    module = name.rpartition(".")[0] or f"{COMMANDS.package}.{name}"
     tree = parse(module)
     attributes: dict[str, Any] = {"words": {}, "words_help": "", "places": {}}
     config = ""
@@ -51,6 +51,18 @@ def specification(name: str) -> Specification:
     return Specification(name, text, (imported_from(tree, config, module), config), **attributes)
 
 
-def specifications() -> dict[str, Specification]:
-    """The specifications of all commands."""
-    return {name: specification(name) for name in COMMANDS.names()}
+def specifications(words: Sequence[str] = ()) -> dict[str, Specification]:
+    """The specifications of all commands, and of the one of another package that the first word names with dots.
+
+    Args:
+        words: Of the command line.
+
+    Raises:
+        UserError: That package is not trusted, or has no such command.
+    """
+    names = COMMANDS.names()
+    first = words[0] if words else ""
+    if "." in first and not first.startswith("-"):
+        COMMANDS.find(first)  # imports its module
+        names.append(first)
+    return {name: specification(name) for name in names}

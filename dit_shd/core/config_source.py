@@ -5,6 +5,7 @@ constants of the same file. tests/cli/test_specification.py compares what is rea
 """
 
 import ast
+import sys
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -17,7 +18,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def source_file(module: str) -> Path:
-    """The file of a module of dit_shd."""
+    """The file of a module of dit_shd, or of any module that has been imported."""
+    imported = getattr(sys.modules.get(module), "__file__", None)
+    if imported is not None:
+        return Path(imported)
     path = ROOT.joinpath(*module.split("."))
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
@@ -31,7 +35,7 @@ def imported_from(tree: ast.Module, name: str, module: str) -> str:
 
 
 def parse(module: str) -> ast.Module:
-    """The syntax tree of a module of dit_shd."""
+    """The syntax tree of such a module."""
     return ast.parse(source_file(module).read_text(encoding="utf-8"))
 
 

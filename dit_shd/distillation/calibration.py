@@ -1,4 +1,4 @@
-"""What losses work out from their teachers before training."""
+"""Calibration of losses on batches, before training."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -18,18 +18,21 @@ from dit_shd.tasks import Batch
 def calibrate(
     distiller: Distiller, teachers: nn.Module | Teachers, steps: Iterable[Sequence[Batch]]
 ) -> dict[str, dict[str, Any]]:
-    """Calibrate every loss that is calibrated on batches, each on captures of its own teacher.
+    """Calibrate every loss that is calibrated on batches, by captures of the teacher that it reads.
 
     Args:
-        distiller: student and losses.
-        teachers: frozen models by name, or a single one.
-        steps: the passes of the first steps, on the models' device.
+        distiller: Student and losses.
+        teachers: Frozen models by name, or a single one.
+        steps: The passes of the first steps, on the models' device.
 
     Returns:
-        What each loss is to be restored from, by the loss's name.
+        Plain data that each loss can be restored from, by the loss's name.
+
+    Raises:
+        UserError: A loss reads a teacher that was not given.
     """
     known = by_name(teachers)
-    calibrated = {name: loss for name, loss in distiller.named_losses() if loss.calibration}
+    calibrated = {n: loss for n, loss in distiller.named_losses() if loss.calibration and loss.reads_teacher}
     for number, batches in enumerate(steps):
         for batch in batches:
             readers: dict[str, list[Loss]] = {}

@@ -22,14 +22,14 @@ from dit_shd.tasks import Batch, Task, Terms
 class Distiller(nn.Module):
     """The student, and the losses with whatever projectors they hold.
 
-    A teacher is a guest: it comes in with each call and is never a part of this module, so it is never synchronised,
-    saved or averaged. Each is run once in a pass, if a loss of the pass reads it.
+    Teachers are arguments of each call and never a part of this module, so they are never synchronised, saved or
+    averaged. Each is run once in a pass, if a loss of the pass reads it.
 
     Args:
-        task: what is learned.
-        student: the model that learns it.
-        losses: what it takes from teachers.
-        stop_teacher_early: let a teacher stop after the last layer that losses read, if none reads its output. Not
+        task: What is learned.
+        student: The model that learns it.
+        losses: The terms of distillation.
+        stop_teacher_early: Let a teacher stop after the last layer that losses read, if none reads its output. Not
             for a teacher that is compiled or sharded: both need a forward that ends.
     """
 
@@ -45,8 +45,11 @@ class Distiller(nn.Module):
         """The loss of one pass, averaged over the batch, and its terms (detached, not weighted) by name.
 
         Args:
-            batch: one pass.
-            teachers: frozen models by name, or a single one.
+            batch: One pass.
+            teachers: Frozen models by name, or a single one.
+
+        Raises:
+            UserError: A loss reads a teacher that was not given.
         """
         terms, logs = self.terms(batch, teachers)
         total = sum(terms.values(), torch.zeros((), device=batch.indices.device))
@@ -56,7 +59,18 @@ class Distiller(nn.Module):
         return total, logs
 
     def terms(self, batch: Batch, teachers: nn.Module | Teachers | None = None) -> tuple[Terms, Terms]:
-        """The weighted terms of one pass, averaged over the batch, with their graph; and what is to be logged."""
+        """The terms of one pass by name.
+
+        Args:
+            batch: One pass.
+            teachers: Frozen models by name, or a single one.
+
+        Returns:
+            Weighted means over the batch, with their graph; and numbers to log, without.
+
+        Raises:
+            UserError: A loss reads a teacher that was not given.
+        """
         losses = self.losses_of(batch.pass_name)
         student = self._run_student(batch, losses.values())
         terms = {name: value.mean() for name, value in self.task.losses(student, batch).items()}
@@ -106,6 +120,16 @@ class Distiller(nn.Module):
             found = self._streams[teacher].terms(self.task, teachers[teacher], batch, reading, student)
             terms |= {name: term for name, term in found.items() if name in losses}
         return terms | {name: losses[name].term(student, mean(read), batch) for name, read in outputs.items()}
+
+    @property
+    def fields(self) -> frozenset[str]:
+        """The fields of the dataset that losses read beside what the task draws."""
+        return frozenset[str]().union(*(loss.fields for _, loss in self.named_losses()))
+
+    @property
+    def calibration(self) -> int:
+        """The number of steps whose batches losses are calibrated on."""
+        return max((loss.calibration for _, loss in self.named_losses()), default=0)
 
     def losses_of(self, pass_name: str) -> dict[str, Loss]:
         """The losses that are terms of a pass, by name."""

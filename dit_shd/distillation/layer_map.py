@@ -13,14 +13,16 @@ def layer_map(teacher: Sequence[str], student: Sequence[str], how: LayerMap = "s
     """Student layer -> teacher layer, both by name, in the order in which they run.
 
     Args:
-        how: `proportional`: the student's l-th layer (from 1) takes the teacher's layer l * L_t / L_s, rounded up
-            (the paper: 48 -> 24 layers, the 4th takes the 8th). `sections`: the same inside each section, a section
+        teacher: Names of its layers, in order.
+        student: Names of its layers, in order.
+        how: `proportional`: the student's l-th layer (from 1) gets the teacher's layer l * L_t / L_s, rounded up
+            (the paper: 48 -> 24 layers, the 4th gets the 8th). `sections`: the same inside each section, a section
             being the layers whose names differ by a number only (MDT: en_inblocks, en_outblocks, de_blocks); models
-            of two families, which have no section in common, are taken whole. A dict is the map itself, student
-            layers it leaves out are not supervised.
+            of two families, which have no section in common, are one section each. A dict is the map itself; student
+            layers that it leaves out are not supervised.
 
     Raises:
-        UserError: a name nobody has, or a section the teacher lacks.
+        UserError: A name that does not exist, or a section that the teacher lacks.
     """
     if isinstance(how, Mapping):
         for names, known, role in ((how.keys(), student, "student"), (how.values(), teacher, "teacher")):
@@ -30,9 +32,9 @@ def layer_map(teacher: Sequence[str], student: Sequence[str], how: LayerMap = "s
         return dict(how)
     if how not in ("sections", "proportional"):
         raise UserError(f"layers: wanted sections, proportional or a map of names, found '{how}'")
-    whole = [[name for name in names if ":" not in name] for names in (teacher, student)]
-    pairs = _proportional(*whole) if how == "proportional" else _by_section(*whole)
-    for name in student:  # a layer's text queries learn from the text queries of its teacher, if they have any
+    layers = [[name for name in names if ":" not in name] for names in (teacher, student)]
+    pairs = _proportional(*layers) if how == "proportional" else _by_section(*layers)
+    for name in student:  # a layer's text queries learn from the text queries of its teacher, if it has any
         layer, _, part = name.partition(":")
         if part and f"{pairs[layer]}:{part}" in teacher:
             pairs[name] = f"{pairs[layer]}:{part}"
@@ -40,17 +42,17 @@ def layer_map(teacher: Sequence[str], student: Sequence[str], how: LayerMap = "s
 
 
 def _by_section(teacher: Sequence[str], student: Sequence[str]) -> dict[str, str]:
-    theirs, ours = _sections(teacher), _sections(student)
-    if not theirs.keys() & ours.keys():
+    sources, sections = _sections(teacher), _sections(student)
+    if not sources.keys() & sections.keys():
         return _proportional(teacher, student)
     pairs: dict[str, str] = {}
-    for section, names in ours.items():
-        if section not in theirs:
+    for section, names in sections.items():
+        if section not in sources:
             raise UserError(
-                f"layers: the teacher has no section '{section}' (it has {', '.join(theirs)}); "
+                f"layers: the teacher has no section '{section}' (it has {', '.join(sources)}); "
                 "use layers=proportional or name the pairs"
             )
-        pairs |= _proportional(theirs[section], names)
+        pairs |= _proportional(sources[section], names)
     return pairs
 
 

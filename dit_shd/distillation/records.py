@@ -22,12 +22,12 @@ class Reads(enum.Enum):
 
 
 LAYERS = frozenset({Reads.ATTENTION, Reads.HIDDEN})
-"""What there is of layers; each kind has names and an order of its own."""
+"""The kinds of layers; each has its names and its order."""
 
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """What a loss sees of one layer: whichever of it the loss reads."""
+    """One layer in one forward: the part of it that a loss reads."""
 
     name: str
     attention: Capture | None = None
@@ -41,7 +41,7 @@ Layers = Mapping[str, Layer]
 
 @dataclass(frozen=True, eq=False)
 class Forward(Output):
-    """What one model's forward gave: its output and, where a loss reads them, its layers."""
+    """One model's forward: its output and, where a loss reads them, its layers."""
 
     attention: Layers = field(default_factory=dict)
     """Attention layers, if Reads.ATTENTION is read."""

@@ -20,13 +20,13 @@ Sink = Callable[[Reads, Layer], None]
 
 
 class TeacherStream:
-    """What is known of one teacher from pass to pass: the order of its layers.
+    """Runs one teacher, pass by pass, and remembers the order of its layers.
 
-    With it the layers go to every LayerLoss as they run, and none is held. In the first call of a pass the order is
-    not known and all of them are held, as they are in every call for a loss that reads all layers at once.
+    With the order the layers go to every LayerLoss as they run, and none is held. In the first call of a pass the
+    order is not known and all of them are held, as they are in every call for a loss that reads all layers at once.
 
     Args:
-        stop_early: let the teacher stop after the last layer that losses read, if none reads its output.
+        stop_early: Let the teacher stop after the last layer that losses read, if none reads its output.
     """
 
     def __init__(self, stop_early: bool = True):
@@ -37,7 +37,18 @@ class TeacherStream:
     def terms(
         self, task: Task[Any], teacher: nn.Module, batch: Batch, losses: Mapping[str, Loss], student: Forward
     ) -> dict[str, Term]:
-        """Run the teacher once; the term of every loss that reads it, by name."""
+        """Run the teacher once.
+
+        Args:
+            task: What is learned.
+            teacher: On the batch's device.
+            batch: One pass.
+            losses: All that read this teacher, by name.
+            student: Its output and layers on the same batch.
+
+        Returns:
+            The term of every loss, by name.
+        """
         streamed = self._begin(batch, losses, student)
         read = frozenset[Reads]().union(*(loss.reads for loss in losses.values()))
         held: dict[Reads, dict[str, Layer]] = {
@@ -66,7 +77,7 @@ class TeacherStream:
         }
 
     def _begin(self, batch: Batch, losses: Mapping[str, Loss], student: Forward) -> dict[str, Pairs]:
-        """The losses whose teacher's layers run in an order that is known."""
+        """Begin the losses of pairs of layers, if the order of the teacher's layers is known."""
         begun: dict[str, Pairs] = {}
         for name, loss in losses.items():
             order = self._orders.get((batch.pass_name, loss.kind)) if isinstance(loss, LayerLoss) else None
@@ -76,7 +87,7 @@ class TeacherStream:
 
 
 class _TeacherDoneError(Exception):
-    """The teacher has run as far as it is needed."""
+    """The teacher has run as far as losses read it."""
 
 
 def _forward(output: Output | None, held: Mapping[Reads, Mapping[str, Layer]]) -> Forward:
@@ -86,7 +97,7 @@ def _forward(output: Output | None, held: Mapping[Reads, Mapping[str, Layer]]) -
 
 
 def _term(loss: Loss, student: Forward, teacher: Forward, batch: Batch) -> Term:
-    """The term of a loss once everything of the teacher is there."""
+    """The term of a loss after the teacher has run to its end."""
     if not isinstance(loss, LayerLoss):
         return loss.term(student, teacher, batch)
     layers = teacher.layers(loss.kind)
@@ -102,14 +113,18 @@ def _record(
     """Deliver the layers that a model's next forward runs to `sink(kind, layer)`, as far as they are read.
 
     Args:
-        weights: of a model whose gathered weights do not outlive its blocks.
+        stack: Ends the recording when it is closed.
+        model: The teacher.
+        read: Parts of its forward.
+        sink: Takes each layer as it runs.
+        weights: For a model whose gathered weights do not outlive its blocks.
     """
 
-    def attention(name: str, found: Capture) -> None:
-        sink(Reads.ATTENTION, Layer(name, attention=found if weights is None else weights.of(name, found)))
+    def attention(name: str, capture: Capture) -> None:
+        sink(Reads.ATTENTION, Layer(name, attention=capture if weights is None else weights.of(name, capture)))
 
-    def hidden(name: str, found: Tensor) -> None:
-        sink(Reads.HIDDEN, Layer(name, hidden=found))
+    def hidden(name: str, output: Tensor) -> None:
+        sink(Reads.HIDDEN, Layer(name, hidden=output))
 
     if Reads.ATTENTION in read:
         stack.enter_context(capture(model, sink=attention))

@@ -33,29 +33,33 @@ def chosen(wanted: str | Sequence[str] | None, names: Mapping[str, object], wher
     """The names of the teachers that a loss reads: one, or those whose outputs are averaged.
 
     Args:
-        wanted: as the loss names them; None for the first.
-        names: the teachers that there are, by name.
-        where: what errors call the loss.
+        wanted: As the loss names them; None for the first.
+        names: Those that exist, by name.
+        where: The loss, for the error.
 
     Raises:
-        UserError: there is no such teacher, or none at all.
+        UserError: No such teacher, or none at all.
     """
     if not names:
         raise UserError(f"{where}: needs a teacher, and none was given")
     if wanted is None:
         return [next(iter(names))]
-    every = [wanted] if isinstance(wanted, str) else list(wanted)
-    for name in every:
+    several = [wanted] if isinstance(wanted, str) else list(wanted)
+    for name in several:
         if name not in names:
             raise UserError(f"{where}: teacher: wanted one of {', '.join(names)}, found '{name}'")
-    return every
+    return several
 
 
 def read_teachers(losses: Mapping[str, Loss], names: Mapping[str, object]) -> list[str]:
-    """The names of the teachers that losses (by their names) read, each once.
+    """The names of the teachers that losses read, without repetition.
+
+    Args:
+        losses: By name.
+        names: The teachers that exist, by name.
 
     Raises:
-        UserError: a loss names a teacher that there is not.
+        UserError: A loss names a teacher that does not exist.
     """
     read = [chosen(loss.teacher, names, name) for name, loss in losses.items() if loss.reads_teacher]
-    return list(dict.fromkeys(name for every in read for name in every))
+    return list(dict.fromkeys(name for several in read for name in several))

@@ -1,9 +1,12 @@
-"""Which batches a process draws: a function of seed, step and position alone."""
+"""The batches that a process draws: a function of seed, step and position alone."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
+from dit_shd.core.errors import UserError
 from dit_shd.core.rng import Draws
 from dit_shd.tasks import Batch, Task
 
@@ -12,7 +15,7 @@ Passes = Sequence[Batch]
 Place = tuple[int, int]
 """A micro batch: its step (from 0) and its first position in the global batch."""
 CALIBRATION_IMAGES = 32
-"""Of each of the first steps, that losses are calibrated on."""
+"""Images of a step that losses are calibrated on."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +39,24 @@ class Batches:
         return self.size // (self.micro_size * self.processes)
 
     def draw(self, number: int, positions: Sequence[int]) -> Passes:
-        """Some positions of a step's global batch."""
+        """Draw some positions of a step's global batch.
+
+        Args:
+            number: Of the step, from 0.
+            positions: In the batch.
+
+        Raises:
+            UserError: The dataset does not give a field that a loss reads.
+        """
         draws = Draws(self.seed, number, positions, self.size)
         passes = self.task.draw(draws)
         if not self.fields:
             return passes
         sample = self.task.dataset.batch(passes[0].indices.numpy(), draws)  # the same draws: the same augmentation
-        data = {name: sample[name] for name in sorted(self.fields)}
-        return [replace(batch, data=data) for batch in passes]
+        missing = sorted(self.fields - sample.keys())
+        if missing:
+            raise UserError(f"data: a loss reads {', '.join(missing)}, and batches have {', '.join(sorted(sample))}")
+        return [replace(batch, data={name: sample[name] for name in sorted(self.fields)}) for batch in passes]
 
     def whole(self, number: int) -> Passes:
         """A step's global batch, of all processes."""
@@ -64,7 +77,12 @@ class Batches:
         for number in steps:
             yield from self.places(number)
 
-    def first_steps(self, count: int) -> Iterator[Passes]:
-        """The first images of the first steps, for calibration: the same, whatever a step is divided into."""
+    def first_steps(self, count: int, device: torch.device) -> Iterator[Passes]:
+        """The first images of the first steps, for calibration: the same for any number of processes.
+
+        Args:
+            count: Of steps.
+            device: Where the batches go.
+        """
         for number in range(count):
-            yield self.draw(number, range(min(CALIBRATION_IMAGES, self.size)))
+            yield [batch.to(device) for batch in self.draw(number, range(min(CALIBRATION_IMAGES, self.size)))]

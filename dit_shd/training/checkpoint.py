@@ -12,16 +12,16 @@ MANIFEST = "manifest.json"
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, in a few words; None if it is as it was written."""
+    """The damage of a checkpoint, in a few words; None if it is as it was written."""
     try:
         sums = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if not isinstance(sums, dict) or "state.json" not in sums:
             return f"{MANIFEST} is damaged"
-        for name, wanted in sums.items():
+        for name, expected in sums.items():
             file = folder / Path(name).name
             if not file.is_file():
                 return f"{name} is missing"
-            if sha256(file) != wanted:
+            if sha256(file) != expected:
                 return f"{name} is damaged"
     except FileNotFoundError:
         return f"{MANIFEST} is missing"
@@ -31,6 +31,7 @@ def damage(folder: Path) -> str | None:
 
 
 def step_of(checkpoint: Path) -> int:
+    """The step of a checkpoint, by the name of its folder."""
     return int(checkpoint.name.removeprefix("step_"))
 
 
@@ -48,7 +49,12 @@ def flat(optimizer: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def unflat(tensors: dict[str, Tensor], rest: dict[str, Any]) -> dict[str, Any]:
-    """The state_dict again."""
+    """The state_dict of which `flat` made tensors and plain data.
+
+    Args:
+        tensors: By parameter and key.
+        rest: Plain data.
+    """
     state: dict[Any, dict[str, Any]] = {}
     for name, value in {**tensors, **rest["state"]}.items():
         parameter, _, key = name.rpartition("/")

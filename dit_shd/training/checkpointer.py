@@ -1,4 +1,4 @@
-"""Saving a run and going on from what was saved: the checkpoint, and the students that follow from it."""
+"""Saving a run and resuming it: the checkpoint, and the students that are exported with it."""
 
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -35,11 +35,11 @@ class Checkpointer:
 
     Args:
         config: Of the run.
-        task: What is learned, for what of the data goes with an exported student.
+        task: Describes the data in an exported student.
         folder: Of the run.
-        state: What a checkpoint holds.
-        guard: Whose count of bad steps it holds, too.
-        throughput: Does not count the time of a save.
+        state: The tensors of a checkpoint.
+        guard: Its count of bad steps is saved, too.
+        throughput: The time of a save is left out of it.
         accelerator: Of the run.
     """
 
@@ -56,11 +56,11 @@ class Checkpointer:
         self.config, self.task, self.folder, self.state = config, task, folder, state
         self.guard, self.throughput, self.accelerator = guard, throughput, accelerator
         self.step = 0
-        """The last that was saved."""
+        """The last that was saved, from 1."""
 
     @cached_property
     def _facts(self) -> RunFacts:
-        """What the cards of all exports have in common."""
+        """Everything that the cards of all exports share."""
         config = self.config
         return RunFacts(
             config=dump(config),
@@ -76,10 +76,13 @@ class Checkpointer:
             self.throughput.pause()
 
     def save(self, done: int) -> None:
-        """Save the run after step `done`.
+        """Save the run.
+
+        Args:
+            done: The last step that was taken, from 1.
 
         Raises:
-            UserError: it could not be written; the checkpoints before it are as they were.
+            UserError: It could not be written; the checkpoints before it are as they were.
         """
         if done == self.step:
             return
@@ -97,10 +100,13 @@ class Checkpointer:
         self.step = done
 
     def resume(self) -> int:
-        """Take up the newest sound checkpoint, if there is one; its step.
+        """Take up the newest sound checkpoint.
+
+        Returns:
+            Its step; 0 where there is none.
 
         Raises:
-            UserError: there is none but damaged ones, or it is not of this run.
+            UserError: There are damaged ones alone, or it is of another run.
         """
         name = run_on_main(self.folder.pick)
         saved = self.folder.load(name) if name else None
@@ -127,7 +133,13 @@ class Checkpointer:
 
 
 def averaged(config: TrainConfig, task: Task[Any], tensors: dict[str, Tensor]) -> ModelMixin:
-    """A student of its own with averaged weights, and what of the data goes with it."""
+    """A student with averaged weights, and with the data's names in its config.
+
+    Args:
+        config: Of the run.
+        task: Describes the data in the student's config.
+        tensors: The averaged parameters by name.
+    """
     student = FAMILIES.build(config.student, "student")
     task.describe(student)
     student.load_state_dict({k: v.cpu() for k, v in tensors.items()}, strict=False)

@@ -1,4 +1,4 @@
-"""What a training config must be like, said before anything is written."""
+"""Checks of a training config, before anything is written."""
 
 import logging
 import os
@@ -21,18 +21,21 @@ _log = logging.getLogger("dit_shd")
 
 
 def ranges(config: TrainConfig) -> None:
-    """Every number in its range, and combinations that exist.
+    """Refuse numbers out of their range, and combinations that do not exist.
+
+    Args:
+        config: Of the run.
 
     Raises:
-        UserError: naming the key, the range and what was found.
+        UserError: The key, its range and the value.
     """
     check_ranges(config)
     if not config.ema_rates or len({f"{rate:g}" for rate in config.ema_rates}) < len(config.ema_rates):
         raise UserError(f"ema: wanted one or more rates, each once, found {config.ema}")
-    wanted = 3 if config.optimizer.name == "adan" else 2
+    count = 3 if config.optimizer.name == "adan" else 2
     betas = config.optimizer.betas
-    if betas and (len(betas) != wanted or not all(0 <= b < 1 for b in betas)):
-        raise UserError(f"optimizer.betas: {config.optimizer.name} wanted {wanted} numbers in [0, 1), found {betas}")
+    if betas and (len(betas) != count or not all(0 <= b < 1 for b in betas)):
+        raise UserError(f"optimizer.betas: {config.optimizer.name} wanted {count} numbers in [0, 1), found {betas}")
     if config.precision == "fp16" and not torch.accelerator.is_available():
         raise UserError("precision: fp16 needs a GPU, and there is none here; use bf16 or no")
     if config.sharding != "no":
@@ -63,10 +66,14 @@ def _tracker(name: str) -> None:
 
 
 def teaching(config: TrainConfig, losses: Sequence[Loss]) -> None:
-    """A teacher where one is needed, and a use for one that was given; a use that trains nothing is said.
+    """Refuse losses without a teacher, and a teacher without a use; warn of losses whose weights are all 0.
+
+    Args:
+        config: Of the run.
+        losses: As the config names them.
 
     Raises:
-        UserError: losses without a teacher, or a teacher that nothing would read.
+        UserError: Losses without a teacher, or a teacher that no loss reads.
     """
     _names(config)
     names = ", ".join(plugin.name for plugin in config.losses)
@@ -78,7 +85,7 @@ def teaching(config: TrainConfig, losses: Sequence[Loss]) -> None:
             )
         return
     read = {name for i, loss in reading.items() for name in chosen(loss.teacher, config.teachers, f"losses.{i}")}
-    if config.initialisation.weights == "teacher":  # that is a use; it is loaded for it whatever comes after
+    if config.initialisation.weights == "teacher":  # a use, even on resumption: it is loaded then, too
         read.add(next(iter(config.teachers)))
     unread = [name for name in config.teachers if name not in read]
     plain = "teacher=null is plain training, initialisation.weights=teacher takes its weights to begin with"
@@ -103,30 +110,46 @@ def teaching(config: TrainConfig, losses: Sequence[Loss]) -> None:
 
 
 def _names(config: TrainConfig) -> None:
-    """The names of several teachers can stand in keys and logs."""
+    """Refuse names of teachers that could not stand in keys and logs."""
     if isinstance(config.teacher, dict):
         bad = [name for name in config.teacher if not re.fullmatch(r"[A-Za-z0-9][\w-]*", name)]
         if bad or not config.teacher:
-            found = f"the name '{bad[0]}'" if bad else "no name"
+            first = f"the name '{bad[0]}'" if bad else "no name"
             raise UserError(
-                "teacher: wanted a place, or {name: place, ...} with names of letters, digits, - and _; found " + found
+                "teacher: wanted a place, or {name: place, ...} with names of letters, digits, - and _; found " + first
             )
 
 
 def _key(name: str) -> str:
-    """Where a teacher stands in the config."""
+    """The key of a teacher in the config."""
     return TEACHER if name == TEACHER else f"{TEACHER}.{name}"
 
 
 def finite(who: str, model: nn.Module) -> None:
-    """A model's weights are finite."""
+    """Refuse a model whose weights are not finite.
+
+    Args:
+        who: The model, for the error.
+        model: With its weights.
+
+    Raises:
+        UserError: NaN or infinity.
+    """
     bad = [name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())]
     if bad:
         raise UserError(f"{who}: its weights are not finite (NaN or infinity), first in {bad[0]}")
 
 
 def passes(task: Task[Any], losses: Sequence[Loss]) -> None:
-    """Every loss takes part in a pass, and names none that the task cannot have."""
+    """Refuse a loss that is a term of no pass, or of one that the task cannot have.
+
+    Args:
+        task: As it is configured.
+        losses: In the order of the config.
+
+    Raises:
+        UserError: Such a loss.
+    """
     for i, loss in enumerate(losses):
         if loss.passes is None:
             continue
@@ -139,7 +162,15 @@ def passes(task: Task[Any], losses: Sequence[Loss]) -> None:
 
 
 def fields(task: Task[Any], losses: Sequence[Loss]) -> None:
-    """The dataset has the fields that losses read."""
+    """Refuse a loss that reads a field which the dataset lacks.
+
+    Args:
+        task: With its dataset.
+        losses: In the order of the config.
+
+    Raises:
+        UserError: Such a loss.
+    """
     for i, loss in enumerate(losses):
         missing = sorted(loss.fields - task.dataset.fields)
         if missing:
@@ -150,7 +181,15 @@ def fields(task: Task[Any], losses: Sequence[Loss]) -> None:
 
 
 def micro_batch_size(config: TrainConfig, processes: int) -> int:
-    """Images of one forward in one process; batch_size must be a multiple of it times the processes."""
+    """Images of one forward in one process.
+
+    Args:
+        config: Of the run.
+        processes: That accelerate works with.
+
+    Raises:
+        UserError: batch_size is no multiple of it times the processes, or the launcher started another number.
+    """
     launched(processes)
     size = config.micro_batch_size or config.batch_size // processes
     if size < 1 or config.batch_size % (size * processes):

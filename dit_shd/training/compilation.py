@@ -13,7 +13,11 @@ ONCE = "skip_fwd_side_effects_in_bwd_under_checkpoint"
 
 
 def compile_blocks(*models: nn.Module, backend: str = "inductor") -> None:
-    """Compile the blocks of models in place; what attention does, captured or with a learnable bias, stays as it is.
+    """Compile the blocks of models in place; attention, captured or with a learnable bias, is not compiled.
+
+    Args:
+        models: Student and teachers.
+        backend: Of torch.compile.
 
     Raises:
         UserError: torch.compile does not work on this machine (no C++ compiler, as a rule), or torch is too old.

@@ -1,4 +1,4 @@
-"""What a training run is told: every key with its default and its meaning."""
+"""The config of a training run: every key with its default and its meaning."""
 
 import inspect
 from collections.abc import Mapping
@@ -121,12 +121,15 @@ class TrainConfig:
 
     @classmethod
     def migrated(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Values with the keys of 0.1.0, which stood here and are the task's now, where they belong.
+        """Values in which the keys of 0.1.0 that are the task's now have moved to the task.
 
         A task without a name (task.mask_ratio=null on the command line) is the default one.
 
+        Args:
+            values: From YAML and the command line.
+
         Raises:
-            UserError: a key stands in both places, and they differ.
+            UserError: A key stands in both places with different values.
         """
         if isinstance(values.get("task"), dict) and "name" not in values["task"]:
             values = {**values, "task": {"name": TASK, **values["task"]}}
@@ -148,42 +151,48 @@ class TrainConfig:
 
     @property
     def teachers(self) -> dict[str, str]:
-        """Where each teacher is, by name; the first is the one of losses that name none."""
+        """The place of each teacher, by name; losses that name none read the first."""
         if self.teacher is None:
             return {}
         return self.teacher if isinstance(self.teacher, dict) else {TEACHER: self.teacher}
 
     @property
     def ema_rates(self) -> tuple[float, ...]:
+        """The decay of every weight average; the first is sampled from."""
         return tuple(self.ema) if isinstance(self.ema, list) else (self.ema,)
 
 
-def _once(values: dict[str, Any], key: str, value: Any, name: str) -> None:
-    """Take a value over from the place where it stood in 0.1.0."""
+def _once(values: dict[str, Any], key: str, value: object, name: str) -> None:
+    """Move a value from its place of 0.1.0."""
     if values.setdefault(key, value) != value:
         raise UserError(f"config: {name} stands in its place of 0.1.0, too, and differs: {values[key]} and {value}")
 
 
 def sized(config: TrainConfig, defaults: Mapping[str, Any]) -> TrainConfig:
-    """The config with what follows from data and task (number of classes, prediction) for a student that is not told.
+    """The config whose student has the keywords that follow from data and task (number of classes, prediction).
 
-    A run that began before this was so keeps its family's defaults.
+    Keywords of the config come first. A run that an earlier version began without them keeps its family's defaults.
 
     Args:
         config: Of the run.
-        defaults: Keywords of families; a family that does not know one goes without.
+        defaults: Keywords of families; those that the student's family does not have are left out.
     """
     student = filled(config.student, defaults)
     file = config.run / "config.yaml"
-    begun = read_yaml(file).get("student") if file.is_file() else None
+    saved = read_yaml(file).get("student") if file.is_file() else None
     new = student.options.keys() - config.student.options.keys()
-    if isinstance(begun, dict) and begun.get("name") == student.name and not new & begun.keys():
+    if isinstance(saved, dict) and saved.get("name") == student.name and not new & saved.keys():
         return config
     return replace(config, student=student)
 
 
 def filled(family: Plugin, defaults: Mapping[str, Any]) -> Plugin:
-    """A family of models with some keywords that it knows and that are not given."""
+    """A family of models with default keywords.
+
+    Args:
+        family: Its name, and the keywords of the config, which come first.
+        defaults: Keywords; those that the family does not have are left out.
+    """
     known = inspect.signature(FAMILIES.find(family.name)).parameters
     missing = {key: value for key, value in defaults.items() if key in known and key not in family.options}
     return Plugin(family.name, {**family.options, **missing})
@@ -195,7 +204,11 @@ def may_change(task: Task[Any]) -> list[str]:
 
 
 def completed(values: dict[str, Any]) -> dict[str, Any]:
-    """The config of a run that an earlier version began, with the keys of this one; as it is where it is none."""
+    """The config of a run that an earlier version began, with the keys of this version.
+
+    Args:
+        values: Of config.yaml; returned as they are if they are no config.
+    """
     try:
         return resolve(resolved(make(TrainConfig, values)))
     except UserError:
@@ -203,15 +216,15 @@ def completed(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def resolved(config: TrainConfig) -> TrainConfig:
-    """The config with the defaults of its data and losses written out (a model's are in its own config.json)."""
+    """The config with the defaults of task, data and losses written out (a model's are in its own config.json)."""
     data, task = DATASETS.filled(config.data, "data"), TASKS.filled(config.task, "task")
     built = TASKS.build(task, "task")
     passes = [*built.passes, *sorted(built.all_passes.difference(built.passes))]
     losses = [LOSSES.filled(p, f"losses.{i}") for i, p in enumerate(config.losses)]
-    every = [Plugin(p.name, {**p.options, "passes": passes}) if _in_all(p) else p for p in losses]
-    return replace(config, task=task, data=data, losses=every)
+    return replace(config, task=task, data=data, losses=[_with_passes(p, passes) for p in losses])
 
 
-def _in_all(loss: Plugin) -> bool:
-    """Whether a loss takes part in every pass."""
-    return loss.options.get("passes", ()) is None
+def _with_passes(loss: Plugin, passes: list[str]) -> Plugin:
+    """A loss of all passes names them, so that a saved config does not depend on the task."""
+    everywhere = loss.options.get("passes", ()) is None
+    return Plugin(loss.name, {**loss.options, "passes": passes}) if everywhere else loss

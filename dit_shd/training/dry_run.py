@@ -1,4 +1,4 @@
-"""`dit-shd train CONFIG dry_run=true`: what a run would take, by count and by one real step. Nothing is written."""
+"""`dit-shd train CONFIG dry_run=true`: the cost of a run, by count and by one real step. Nothing is written."""
 
 import logging
 import os
@@ -38,10 +38,13 @@ _log = logging.getLogger("dit_shd")
 def dry_run(config: TrainConfig) -> DryRun:
     """Count a run, and take one step of it (`estimate.measure`).
 
-    Neither the data nor, with `estimate.teacher`, the teacher need be there.
+    The data need not exist, nor, with `estimate.teacher`, the teacher.
+
+    Args:
+        config: Of the run.
 
     Raises:
-        UserError: a config that cannot work.
+        UserError: A config that cannot work.
     """
     config = checked(config, "train")
     checks.ranges(replace(config, dry_run=False))
@@ -103,7 +106,7 @@ def step_shape(config: TrainConfig, images: int) -> StepShape:
 
 
 def _teachers(config: TrainConfig, task: Task[Any]) -> tuple[dict[str, Any], dict[str, Plugin]]:
-    """The teachers with their weights if they are there, else as estimate.teacher says; what the latter are."""
+    """The teachers, with their weights where those exist; and what the others are, by estimate.teacher."""
     teachers: dict[str, Any] = {}
     missing: dict[str, Plugin] = {}
     for name, source in config.teachers.items():
@@ -122,16 +125,19 @@ def _teachers(config: TrainConfig, task: Task[Any]) -> tuple[dict[str, Any], dic
 
 
 def _stand_in(config: TrainConfig, name: str) -> Plugin | None:
-    """What a teacher is counted as while it is not there: as estimate.teacher says, of one or of each by name."""
+    """The model that a teacher is counted as while it does not exist: estimate.teacher, one or by name."""
     stand_in = config.estimate.teacher
     return stand_in.get(name) if isinstance(stand_in, dict) else stand_in
 
 
 def take_a_step(config: TrainConfig, teachers: Teachers, images: int, before: int) -> Measurement:
-    """Two steps on noise: the first finds out in which order the teacher's layers run, and fills the states.
+    """Take two steps on noise: in the first one layers are not streamed yet and the optimizer has no states.
 
     Args:
-        teachers: with weights. before: peak_memory() of the time before they were loaded.
+        config: Of the run.
+        teachers: With weights.
+        images: Of the step.
+        before: peak_memory() of the time before the teachers were loaded.
     """
     device = current_device()
     torch.manual_seed(config.seed)

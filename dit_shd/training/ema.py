@@ -12,17 +12,20 @@ from torch import Tensor, nn
 from dit_shd.core.dtensor import shard_like
 
 MUCH = 0.05
-"""Share of the weights a run began with above which its average is no good student."""
+"""Share of the first weights above which an average is no good student."""
 
 
 def rate_at(rate: float, step: int, warmup: bool) -> float:
-    """The rate of a step, counted from 0: with a warm-up the average begins short, and spans about a tenth of the steps
-    until that is longer than what `rate` spans (as in TensorFlow and diffusers: (1 + n) / (10 + n))."""
+    """The rate of a step, counted from 0.
+
+    With a warm-up the average begins short and spans about a tenth of the steps until that is longer than the span of
+    `rate` (as in TensorFlow and diffusers: (1 + n) / (10 + n)).
+    """
     return min(rate, (1 + step) / (10 + step)) if warmup else rate
 
 
 def share_of_first(rate: float, steps: int, warmup: bool) -> float:
-    """How much of an average after some steps are the weights it began with: the product of all steps' rates."""
+    """The share of the first weights in an average after some steps: the product of all steps' rates."""
     short = 0  # steps whose rate is that of the warm-up
     if warmup:
         short = steps if rate >= 1 else min(steps, max(0, math.ceil((10 * rate - 1) / (1 - rate))))
@@ -38,7 +41,7 @@ def fitting_rate(steps: int) -> float:
 
 
 def too_slow(rates: Sequence[float], steps: int, warmup: bool) -> str | None:
-    """What to say before a run whose averages will still be what it began with; None where they will not."""
+    """A warning of averages that will still be the first weights when a run ends; None where they will not."""
     shares = {rate: share_of_first(rate, steps, warmup) for rate in rates}
     slow = [f"{share:.0%} of the average {rate}" for rate, share in shares.items() if share > MUCH]
     if not slow:
@@ -55,8 +58,9 @@ class EMA:
     """One average for each rate, begun as a copy of the weights: a <- rate a + (1 - rate) w after every step.
 
     Args:
-        rates: decay of each average, of which the first is the one that is sampled from.
-        warmup: begin with smaller rates, see rate_at.
+        student: Whose parameters are averaged.
+        rates: Decay of each average; the first is sampled from.
+        warmup: Begin with smaller rates, see rate_at.
     """
 
     def __init__(self, student: nn.Module, rates: Sequence[float], warmup: bool = False):
@@ -66,26 +70,40 @@ class EMA:
 
     @property
     def rates(self) -> tuple[float, ...]:
+        """The decay of each average."""
         return tuple(self._averages)
 
     @torch.no_grad()
     def step(self, student: nn.Module, number: int) -> None:
-        """Take in the weights after the step with this number, counted from 0."""
+        """Update every average.
+
+        Args:
+            student: With its weights after a step.
+            number: Of the step, from 0.
+        """
         weights: list[Tensor] = list(student.parameters())
         for rate, average in self._averages.items():
             share = 1 - rate_at(rate, number, self.warmup)
             torch._foreach_lerp_(average, weights, share)  # weights that stay as they are are averaged exactly
 
     def tensors(self, rate: float | None = None) -> dict[str, Tensor]:
-        """The averaged parameters by name; of the first rate unless another is named."""
+        """The averaged parameters by name.
+
+        Args:
+            rate: Of the average; None for the first.
+        """
         return dict(zip(self.names, self._averages[self.rates[0] if rate is None else rate]))
 
     @torch.no_grad()
     def load(self, rate: float, tensors: dict[str, Tensor]) -> None:
-        """Put back what `tensors` gave, each process its own slices.
+        """Put back an average, in every process its slices.
+
+        Args:
+            rate: Of the average.
+            tensors: Parameters by name, whole.
 
         Raises:
-            KeyError, ValueError: a tensor is missing, or has another shape.
+            KeyError, ValueError: A tensor is missing, or has another shape.
         """
         for name, average in self.tensors(rate).items():
             if tensors[name].shape != average.shape:

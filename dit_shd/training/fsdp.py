@@ -25,9 +25,11 @@ def shard(model: nn.Module, transformer: nn.Module, device: torch.device, frozen
     """Replace the parameters of `model` by slices over all processes.
 
     Args:
-        transformer: the part of it (or all) whose blocks are gathered one by one. The rest, projectors of losses among
+        model: On every process, whole.
+        transformer: The part of it (or all) whose blocks are gathered one by one. The rest, projectors of losses among
             it, is gathered as a whole: it need not be called as a module.
-        frozen: free a block's gathered weights as soon as it has run: for a teacher, which has no backward.
+        device: Of this process.
+        frozen: Free a block's gathered weights as soon as it has run: for a teacher, which has no backward.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard

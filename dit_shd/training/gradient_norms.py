@@ -1,4 +1,4 @@
-"""How strongly each term pulls at the student: the norm of its gradient, weight included."""
+"""The norm of each term's gradient in the student, weight included."""
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +12,18 @@ def gradient_norms(distiller: Distiller, batch: Batch, teachers: nn.Module | Tea
     """Norms over all parameters of the student, by `<pass>/<term>`, of one batch; no gradient is left behind.
 
     Costs a forward, and a backward for each term.
+
+    Args:
+        distiller: Student and losses, not wrapped in DDP.
+        batch: One pass.
+        teachers: Frozen models by name, or a single one.
     """
     parameters = [p for p in distiller.student.parameters() if p.requires_grad]
     terms, _ = distiller.terms(batch, teachers)
     norms: dict[str, Tensor] = {}
     for name, term in terms.items():
         reached = term.requires_grad  # a loss may train its own projector only, or nothing at all
-        found = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True) if reached else ()
-        squares = [grad.float().square().sum() for grad in found if grad is not None]
+        gradients = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True) if reached else ()
+        squares = [gradient.float().square().sum() for gradient in gradients if gradient is not None]
         norms[f"{batch.pass_name}/{name}"] = torch.stack(squares).sum().sqrt() if squares else term.new_zeros(())
     return norms

@@ -1,4 +1,4 @@
-"""What a run writes down of its steps: metrics.jsonl, timing.jsonl, and the tracker."""
+"""The log of a run's steps: metrics.jsonl, timing.jsonl, and the tracker."""
 
 from dataclasses import dataclass
 from typing import Any

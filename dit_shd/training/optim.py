@@ -32,7 +32,12 @@ class OptimizerConfig:
 
 
 def build(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """timm's Adan (arXiv 2208.06677) or PyTorch's AdamW over `parameters`."""
+    """Build timm's Adan (arXiv 2208.06677) or PyTorch's AdamW.
+
+    Args:
+        config: Name and settings.
+        parameters: To be trained.
+    """
     groups = _groups(config, list(parameters))
     common = dict(lr=config.lr, eps=config.eps, weight_decay=config.weight_decay)
     if config.betas:
@@ -54,7 +59,13 @@ def _groups(config: OptimizerConfig, parameters: list[nn.Parameter]) -> list[dic
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
-    """The learning rate of step 0 .. steps-1: a function of the step alone, so that resuming needs no state."""
+    """The learning rate of a step: a function of the step alone, so that resuming needs no state.
+
+    Args:
+        config: Peak, warm-up and decay.
+        step: From 0.
+        steps: Of the run.
+    """
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     done = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)

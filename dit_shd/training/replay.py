@@ -1,4 +1,4 @@
-"""A bad step of a run, done again."""
+"""A bad step of a run, taken again."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,15 +7,19 @@ from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.core.yaml_files import read_yaml
 from dit_shd.training.config import TrainConfig
-from dit_shd.training.nan_guard import Diagnosis
+from dit_shd.training.diagnosis import Diagnosis
 from dit_shd.training.trainer import Trainer
 
 
 def replay(run: str | Path, step: int) -> Diagnosis:
-    """Do a bad step of a run again, from the weights before it; nothing is written.
+    """Take a bad step of a run again, from the weights before it; nothing is written.
+
+    Args:
+        run: The run folder.
+        step: Its number, from 1.
 
     Raises:
-        UserError: the run is not at the step before it.
+        UserError: The run is not at the step before it.
     """
     trainer = Trainer.from_config(replace(make(TrainConfig, read_yaml(Path(run) / "config.yaml")), run=Path(run)))
     try:

@@ -3,11 +3,11 @@
 config.yaml      resolved                     metrics.jsonl   the numbers of each logged step (deterministic)
 checkpoints/     step_<n>/, newest last       timing.jsonl    seconds (not deterministic)
 student/         EMA weights, diffusers format with a model card and their step (training.json)
-evaluations/     samples drawn during training   calibration.json   what losses found out before training (head plans)
+evaluations/     samples drawn during training   calibration.json   the calibration of losses (head plans)
 vae/, autoencoder.json   the autoencoder of the latents, which sampling decodes with (not of runs on pixels)
 initialisation.json   which layers, heads and channels of the teacher the student began with
 bad_steps/       batches whose loss or gradient was not finite
-tracked.jsonl    what the tracker has been told, so that it is told once
+tracked.jsonl    the steps that the tracker has, so that it gets each once
 
 A checkpoint is a folder of safetensors files, state.json and manifest.json, which has the sha256 of each. It is
 written, synced and renamed; one that does not agree with its manifest is set aside for the one before. No pickles.
@@ -46,19 +46,24 @@ _log = logging.getLogger("dit_shd")
 
 @dataclass(frozen=True)
 class RunFolder:
+    """The folder of one run: its config, checkpoints, logs and exported students."""
+
     path: Path
     lock: Lock | None = None
+    """Of the main process, while it may write."""
 
     @classmethod
     def open(cls, path: Path, config: str, resumable: Collection[str] = (), completed: Completed = dict) -> "RunFolder":
         """Make a run folder, or reopen the one that holds the same config. The main process locks it until release().
 
         Args:
-            config: resolved, as YAML. resumable: its keys that may differ on resume.
-            completed: gives a config which an earlier version began a run with the keys of this one.
+            path: Of the folder, which need not exist.
+            config: Resolved, as YAML.
+            resumable: Its keys that may differ on resume.
+            completed: Gives the config of a run that an earlier version began the keys of this version.
 
         Raises:
-            UserError: the folder is in use, or holds another config, or something that is not a run.
+            UserError: The folder is in use, or holds another config, or something that is not a run.
         """
         locks: list[Lock] = []
 
@@ -81,22 +86,23 @@ class RunFolder:
         return cls(path, locks[0] if locks else None)
 
     def release(self) -> None:
-        """Others may use the folder."""
+        """Let others use the folder."""
         if self.lock is not None:
             self.lock.release()
 
     @property
     def student(self) -> Path:
+        """The exported student with the weights of the first average."""
         return self.path / "student"
 
     def student_of(self, rate: float, rates: Sequence[float]) -> Path:
-        """Where the student of one weight average goes: student/ for the first of all rates."""
+        """The exported student of one weight average: student/ for the first of all rates."""
         return self.student if rate == rates[0] else self.path / f"student_ema_{rate:g}"
 
     def checkpoints(self) -> list[Path]:
-        """All there are, sound or not, oldest first."""
-        found = (self.path / "checkpoints").glob("step_*")
-        return sorted((f for f in found if re.fullmatch(r"step_\d+", f.name)), key=step_of)
+        """All of them, sound or not, oldest first."""
+        folders = (self.path / "checkpoints").glob("step_*")
+        return sorted((f for f in folders if re.fullmatch(r"step_\d+", f.name)), key=step_of)
 
     @property
     def newest(self) -> Path | None:
@@ -115,11 +121,15 @@ class RunFolder:
         """Write a checkpoint whole or not at all, then drop all but the newest `keep` and the milestones.
 
         Args:
-            tensors: by file and name. optimizer: its state_dict(). extra: plain data.
-            keep_every: checkpoints of steps that are a multiple of it are never dropped; 0 for none.
+            step: The last that was taken, from 1.
+            tensors: By file and name.
+            optimizer: Its state_dict().
+            extra: Plain data.
+            keep: Newest checkpoints that stay.
+            keep_every: Checkpoints of steps that are a multiple of it are never dropped; 0 for none.
 
         Raises:
-            UserError: it could not be written; those before it are as they were.
+            UserError: It could not be written; those before it are as they were.
         """
         held, groups = flat(optimizer)
         with atomic_folder(self.path / "checkpoints" / f"step_{step:08d}") as folder:
@@ -139,7 +149,7 @@ class RunFolder:
         """The name of the newest sound checkpoint, None where there is none at all; damaged ones are set aside.
 
         Raises:
-            UserError: there were some, and none is sound: to begin anew would be no resuming.
+            UserError: There are damaged ones alone: to begin anew would be no resuming.
         """
         damaged: dict[Path, str] = {}
         for folder in reversed(self.checkpoints()):
@@ -150,11 +160,11 @@ class RunFolder:
                     _log.warning("%s: %s; kept as %s, going on from %s", bad, words, aside.name, folder.name)
                 return folder.name
             damaged[folder] = reason
-        told = [f"{folder.name}: {reason}" for folder, reason in damaged.items()]
-        told += [file.name for file in sorted((self.path / "checkpoints").glob("step_*.damaged*"))]
-        if told:
+        reasons = [f"{folder.name}: {reason}" for folder, reason in damaged.items()]
+        reasons += [file.name for file in sorted((self.path / "checkpoints").glob("step_*.damaged*"))]
+        if reasons:
             raise UserError(
-                f"{self.path / 'checkpoints'}: no checkpoint is sound ({'; '.join(told)[:300]}); put a copy of one "
+                f"{self.path / 'checkpoints'}: no checkpoint is sound ({'; '.join(reasons)[:300]}); put a copy of one "
                 f"back, or move {self.path} away to begin anew"
             )
         return None
@@ -163,7 +173,13 @@ class RunFolder:
         """A checkpoint: tensors by file, `optimizer` as a state_dict, and state.json's numbers.
 
         Args:
-            name: as pick() gave it, which is asked where this is empty; None where there is no checkpoint.
+            name: As pick() gives it; None for the one that it gives now.
+
+        Returns:
+            None where there is no checkpoint.
+
+        Raises:
+            UserError: It is no checkpoint of a run.
         """
         name = name or self.pick()
         if name is None:
@@ -182,6 +198,15 @@ class RunFolder:
             ) from error
 
     def log(self, file: str, numbers: dict[str, Any]) -> None:
+        """Append a row to a log.
+
+        Args:
+            file: Its name.
+            numbers: With their step.
+
+        Raises:
+            UserError: It could not be written.
+        """
         try:
             with open(self.path / file, "a", encoding="utf-8") as lines:
                 lines.write(json.dumps(numbers) + "\n")
@@ -189,7 +214,7 @@ class RunFolder:
             raise cannot_be_written(self.path / file, error) from error
 
     def forget_after(self, step: int) -> None:
-        """Drop logged steps that the newest checkpoint does not have: they are about to be run again."""
+        """Drop the rows of later steps, which the newest checkpoint does not have: they are about to be taken again."""
         for file in map(self.path.joinpath, LOGS):
             if file.exists():
                 text = file.read_text(encoding="utf-8", errors="replace")
@@ -197,15 +222,27 @@ class RunFolder:
                 write_text(file, "".join(line + "\n" for line in kept))
 
     def metrics(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl."""
         return self.rows("metrics.jsonl")
 
     def rows(self, log: str) -> list[dict[str, Any]]:
+        """The rows of a log by its file name; none where there is none."""
         file = self.path / log
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def check_same(path: Path, old: dict[str, Any], new_text: str, resumable: Collection[str]) -> None:
-    """Refuse a folder whose config differs in more than what may change on resume."""
+    """Refuse a folder whose config differs in keys that may not change on resume.
+
+    Args:
+        path: Of the folder.
+        old: Its config.
+        new_text: The config, as YAML.
+        resumable: Keys that may change; a key of a part as part.key.
+
+    Raises:
+        UserError: Up to three keys that differ.
+    """
     old, new = _fixed(old, resumable), _fixed(parse_yaml(new_text), resumable)
     changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
     if changed:
@@ -217,7 +254,7 @@ def check_same(path: Path, old: dict[str, Any], new_text: str, resumable: Collec
 
 
 def _fixed(values: dict[str, Any], resumable: Collection[str]) -> dict[str, Any]:
-    """What of a config may not change; a part's key is named as part.key."""
+    """The keys of a config that may not change; a part's key is named as part.key."""
     fixed = {key: value for key, value in values.items() if key not in resumable}
     for part, _, inner in (name.partition(".") for name in resumable):
         if inner and isinstance(fixed.get(part), dict):

@@ -1,17 +1,23 @@
-"""What a run does beside its steps: its log, its checkpoints and its validation, in this order."""
+"""The services of a run beside its steps: log, checkpoints and validation, in this order."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from accelerate import Accelerator
 from torch import nn
 
 from dit_shd.core.dtensor import gather_tree
+from dit_shd.distillation.teachers import Teachers
+from dit_shd.profiling.flops import step_operations
+from dit_shd.profiling.hardware import known_peak
 from dit_shd.profiling.throughput import Throughput
 from dit_shd.tasks import Task
+from dit_shd.training.batches import Batches
 from dit_shd.training.checkpointer import Checkpointer, averaged
 from dit_shd.training.config import TrainConfig
+from dit_shd.training.dry_run import step_shape
 from dit_shd.training.log_book import LogBook
 from dit_shd.training.nan_guard import Guard
 from dit_shd.training.run_folder import RunFolder
@@ -23,7 +29,7 @@ from dit_shd.training.validation import Validation
 
 @dataclass(frozen=True)
 class Services:
-    """The services of a run, and the guard whose count of bad steps the first two write down."""
+    """The services of a run, and the guard, whose count of bad steps the first two write."""
 
     log_book: LogBook
     checkpointer: Checkpointer
@@ -34,27 +40,38 @@ class Services:
     def of(
         cls,
         config: TrainConfig,
-        task: Task[Any],
         state: TrainState,
+        teachers: Teachers,
         folder: RunFolder,
         tracker: Tracker,
-        throughput: Throughput,
+        batches: Batches,
     ) -> "Services":
-        """The services that a config asks for."""
-        accelerator, rates = tracker.accelerator, config.ema_rates if task.evaluates_averages else config.ema_rates[:1]
+        """The services of a run.
+
+        Args:
+            config: Of the run.
+            state: What is saved and evaluated.
+            teachers: Whose operations count, too.
+            folder: Of the run.
+            tracker: Of the run.
+            batches: Of this process.
+        """
+        accelerator, task = tracker.accelerator, batches.task
+        rates = config.ema_rates if task.evaluates_averages else config.ema_rates[:1]
         suffixes = [folder.student_of(rate, config.ema_rates).name.removeprefix("student") for rate in rates]
         students = {suffix: partial(_student, config, task, state, rate) for suffix, rate in zip(suffixes, rates)}
+        meter = throughput(config, state.distiller.student, teachers, batches.micro_size, accelerator)
         guard = Guard(config.run, accelerator, config.skip_bad_steps)
         every, norms_every = config.log_every, config.gradient_norms_every
         return cls(
-            LogBook(folder, tracker, throughput, guard, state.optimizer, every, norms_every, config.steps),
-            Checkpointer(config, task, folder, state, guard, throughput, accelerator),
-            Validation(task, folder, tracker, throughput, students, config.validate_every),
+            LogBook(folder, tracker, meter, guard, state.optimizer, every, norms_every, config.steps),
+            Checkpointer(config, task, folder, state, guard, meter, accelerator),
+            Validation(task, folder, tracker, meter, students, config.validate_every),
             guard,
         )
 
     def __iter__(self) -> Iterator[Service]:
-        """In the order in which they follow a step."""
+        """The services in the order in which they follow a step."""
         return iter((self.log_book, self.checkpointer, self.validation))
 
     def resume(self) -> int:
@@ -70,6 +87,24 @@ class Services:
         return first_step
 
 
+def throughput(
+    config: TrainConfig, student: nn.Module, teachers: Teachers, images: int, accelerator: Accelerator
+) -> Throughput:
+    """Counter of images and operations a second.
+
+    Args:
+        config: Of the run.
+        student: Of the run.
+        teachers: By name.
+        images: Of one micro batch.
+        accelerator: Whose devices' peak is known, or in the config.
+    """
+    peak = config.peak_tflops or known_peak(accelerator.device)
+    total = None if peak is None else peak * accelerator.num_processes
+    operations = step_operations(step_shape(config, images), student, teachers).total
+    return Throughput(config.batch_size, operations, total, accelerator.device)
+
+
 def _student(config: TrainConfig, task: Task[Any], state: TrainState, rate: float) -> nn.Module:
-    """A student with the weights of one average; where they are in slices, every process has to ask."""
+    """A student with the weights of one average; every process takes part, since they may be in slices."""
     return averaged(config, task, gather_tree(state.averages.tensors(rate)))

@@ -1,4 +1,4 @@
-"""What a checkpoint must hold for a run to go on as if nothing had happened: there is no other state."""
+"""The state of a run, all of it: with it a run resumes as if it had never stopped."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -21,31 +21,36 @@ class TrainState:
     """fp16's gradient scaler, or None."""
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Whole tensors by file and name: student and losses, and every average. Where they are sharded, every
-        process has to ask."""
+        """Whole tensors by file and name: student and losses, and every average.
+
+        Every process takes part, since they may be in slices.
+        """
         averages = {average_file(rate): self.averages.tensors(rate) for rate in self.averages.rates}
-        again = tied(self.distiller)
-        own = {name: tensor for name, tensor in self.distiller.state_dict().items() if name not in again}
-        return gather_tree({"distiller": own, **averages})
+        repeated = tied(self.distiller)
+        tensors = {name: tensor for name, tensor in self.distiller.state_dict().items() if name not in repeated}
+        return gather_tree({"distiller": tensors, **averages})
 
     def optimizer_state(self) -> dict[str, Any]:
         """The optimizer's state, likewise."""
         return gather_tree(self.optimizer.state_dict())
 
     def numbers(self) -> dict[str, Any]:
-        """What else there is, as plain data."""
+        """The rest of the state, as plain data."""
         return {} if self.scaler is None else {"scaler": self.scaler.state_dict()}
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Put back what a checkpoint holds, each process its own slices.
+        """Put back the state of a checkpoint, in every process its slices.
+
+        Args:
+            saved: Tensors by file, the optimizer's state_dict, and numbers.
 
         Raises:
-            KeyError, TypeError, ValueError, RuntimeError: it is not of this run.
+            KeyError, TypeError, ValueError, RuntimeError: It is of another run.
         """
-        own = self.distiller.state_dict()
-        whole = {**saved["distiller"]}
-        whole |= {name: whole[first] for name, first in tied(self.distiller).items() if name not in whole}
-        self.distiller.load_state_dict({k: shard_like(v, own.get(k, v)) for k, v in whole.items()})
+        current = self.distiller.state_dict()
+        tensors = {**saved["distiller"]}
+        tensors |= {name: tensors[first] for name, first in tied(self.distiller).items() if name not in tensors}
+        self.distiller.load_state_dict({k: shard_like(v, current.get(k, v)) for k, v in tensors.items()})
         self.optimizer.load_state_dict(self._sliced(saved["optimizer"]))
         for rate in self.averages.rates:
             self.averages.load(rate, saved[average_file(rate)])
@@ -53,14 +58,13 @@ class TrainState:
             self.scaler.load_state_dict(saved["scaler"])
 
     def _sliced(self, optimizer: dict[str, Any]) -> dict[str, Any]:
-        """Tensors of a parameter's shape are cut as the parameter is."""
+        """An optimizer's state whose tensors of a parameter's shape are cut into slices as the parameter is."""
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-
-        def cut(value: Any, like: Tensor) -> Any:
-            fits = isinstance(value, Tensor) and value.shape == like.shape
-            return shard_like(value, like) if fits else value
-
-        state = {i: {k: cut(v, parameters[i]) for k, v in found.items()} for i, found in optimizer["state"].items()}
+        state: dict[Any, dict[str, Any]] = {}
+        for i, values in optimizer["state"].items():
+            like = parameters[i]
+            cut = {k: shard_like(v, like) for k, v in values.items() if isinstance(v, Tensor) and v.shape == like.shape}
+            state[i] = {**values, **cut}
         return {**optimizer, "state": state}
 
 

@@ -1,4 +1,4 @@
-"""Whether a teacher does what we think: said, and refused, before anything is written."""
+"""Checks of what teachers predict, before anything is written."""
 
 import logging
 from typing import TYPE_CHECKING, Any
@@ -20,16 +20,22 @@ _log = logging.getLogger("dit_shd")
 
 
 def check_teachers(config: TrainConfig, task: Task[Any], teachers: Teachers, accelerator: "Accelerator") -> None:
-    """Have the task judge the teachers of a new run, and say what was found. The main process does, on its device.
+    """Check the teachers of a new run by the task, in the main process, and log the findings.
+
+    Args:
+        config: Of the run.
+        task: What they are to teach.
+        teachers: By name.
+        accelerator: Of the run.
 
     Raises:
-        UserError: one does not do what we think, and the config does not say to go on.
+        UserError: A teacher has a fault, and the config does not say to go on.
     """
     if not teachers:
         return
 
     def act() -> None:
-        if RunFolder(config.run).newest is not None:  # they were judged when the run began
+        if RunFolder(config.run).newest is not None:  # they were checked when the run began
             return
         with accelerator.autocast():
             for name, teacher in teachers.items():

@@ -1,7 +1,7 @@
-"""What an accelerate tracker (tensorboard, wandb, ...) is told of a run: its config, and the numbers of each step once.
+"""An accelerate tracker (tensorboard, wandb, ...): it gets a run's config, and the numbers of each step once.
 
-A run that goes on from a checkpoint takes the steps after it again, with the same numbers. What its tracker was told
-of them stands in tracked.jsonl, and is not told again: trackers append, and none of them forgets.
+A run that goes on from a checkpoint takes the steps after it again, with the same numbers. The steps that its tracker
+has are kept in tracked.jsonl and are not sent again: trackers append, and none of them can remove a row.
 """
 
 import json
@@ -22,32 +22,44 @@ FILE = "tracked.jsonl"
 
 
 class Tracker:
-    """Every process calls its methods; without `config.tracker` they do nothing.
+    """The tracker of a run. Every process calls its methods; without `config.tracker` they do nothing.
+
+    Args:
+        config: Of the run.
+        folder: Of the run.
+        accelerator: Of the run.
 
     Raises:
-        UserError: the tracker cannot begin (no account, no network).
+        UserError: The tracker cannot begin (no account, no network).
     """
 
-    def __init__(self, config: "TrainConfig", folder: RunFolder, accelerator: "Accelerator"):
+    def __init__(self, config: TrainConfig, folder: RunFolder, accelerator: "Accelerator"):
         self.name, self.folder, self.accelerator = config.tracker, folder, accelerator
         if self.name is None:
             return
-        self.told: dict[str, int] = run_on_main(self._begin)
+        self.sent: dict[str, int] = run_on_main(self._begin)
+        """Kind -> the last step that was sent."""
         try:
             accelerator.init_trackers("dit_shd", config=hyperparameters(resolve(config)))
         except Exception as error:  # each has its own
             raise UserError(f"tracker: {self.name} cannot begin ({' '.join(str(error).split())[:200]})") from error
 
     def log(self, kind: str, numbers: dict[str, float], step: int) -> None:
-        """Tell the numbers of a step, unless it was told them before; `kind` is training or evaluation."""
-        if self.name is None or step <= self.told.get(kind, -1):
+        """Send the numbers of a step, unless they were sent before.
+
+        Args:
+            kind: training or evaluation.
+            numbers: By name.
+            step: From 1.
+        """
+        if self.name is None or step <= self.sent.get(kind, -1):
             return
-        if self.accelerator.is_main_process:  # first: a kill between the two leaves one out, and tells none twice
+        if self.accelerator.is_main_process:  # first: a kill between the two leaves one out, and sends none twice
             self.folder.log(FILE, {"tracker": self.name, "kind": kind, "step": step})
         self.accelerator.log(numbers, step=step)
 
     def _begin(self) -> dict[str, int]:
-        """The last step told by kind. Half a line of a kill is dropped, of the others the last are kept."""
+        """The last step that was sent by kind. Half a line of a kill is dropped, of the others the last are kept."""
         last: dict[tuple[str, str], int] = {}
         file = self.folder.path / FILE
         for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []:
@@ -62,8 +74,13 @@ class Tracker:
         return {kind: step for (tracker, kind), step in last.items() if tracker == self.name}
 
 
-def hyperparameters(values: Any, name: str = "") -> dict[str, Any]:
-    """A resolved config as trackers take it: flat, with dots (optimizer.lr, losses.0.name), numbers and texts alone."""
+def hyperparameters(values: object, name: str = "") -> dict[str, Any]:
+    """A resolved config in the form of trackers: flat, with dots (optimizer.lr, losses.0.name), numbers and texts.
+
+    Args:
+        values: As resolve() gives them, or a part of them.
+        name: Of the part.
+    """
     if isinstance(values, dict) and values:
         items = values.items()
     elif isinstance(values, list) and any(isinstance(value, (dict, list)) for value in values):

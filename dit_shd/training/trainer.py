@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from dit_shd.core import dtensor
 from dit_shd.core.prefetch import prefetch
 from dit_shd.core.signals import StopRequest
-from dit_shd.training import fsdp, nan_guard, optim, setup
+from dit_shd.training import diagnosis, fsdp, optim, setup
 from dit_shd.training.batches import Passes
 from dit_shd.training.config import TrainConfig
+from dit_shd.training.diagnosis import Diagnosis
 from dit_shd.training.gradient_norms import gradient_norms
-from dit_shd.training.nan_guard import Diagnosis
 from dit_shd.training.run import Run
 from dit_shd.training.step import Step
 
@@ -157,4 +157,4 @@ class Trainer:
         self.state.optimizer.zero_grad()
         terms = self.accumulate(map(self.batches.at, self.batches.places(number)))
         again = map(self.batches.at, self.batches.places(number))
-        return nan_guard.diagnose(self.state.distiller, self.teachers, again, terms, self.accelerator)
+        return diagnosis.diagnose(self.state.distiller, self.teachers, again, terms, self.accelerator)

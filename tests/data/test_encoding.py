@@ -12,6 +12,7 @@ import torch
 from encoded import QUICK, config, contents, encode, pictures, tiny_vae, write_folder
 from PIL import Image
 from torch.nn import functional as F
+from two_process_jobs import said
 
 from dit_shd.cli.program import main
 from dit_shd.core.errors import UserError
@@ -390,13 +391,12 @@ def test_killed_again_and_again_it_ends_as_if_never(vae, tmp_path, root):
     assert contents(tmp_path / "l") == contents(straight)
 
 
-def test_two_processes_encode_what_one_does(images, vae, straight, tmp_path, root):
-    command = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
-    command += ["--rdzv_endpoint", "127.0.0.1:0", "-m", "dit_shd", "encode", f"images={images}"]
-    done = run([*command, f"out={tmp_path / 'l'}", f"vae={vae}", "size=8", "batch_size=4", "shard_size=8"], root)
-    assert done.returncode == 0, done.stderr[:4000]
-    assert done.stdout.count("done: ") == 1, "one of two processes reports, so there was one world of two"
-    assert contents(tmp_path / "l") == contents(straight)
+@pytest.mark.two_processes("encoding")
+def test_two_processes_encode_what_one_does(by_two):
+    (first, said_first), (second, said_second) = said(by_two)
+    assert (first, second) == (0, 0)
+    assert (said_first + said_second).count("done: ") == 1, "one of two processes reports: there was one world of two"
+    assert contents(by_two / "two") == contents(by_two / "one")
 
 
 # Errors

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from two_process_jobs import said
 
 from dit_shd.core.config import make
 from dit_shd.core.distributed import launched
@@ -271,15 +272,13 @@ def test_processes_that_are_none_are_refused(monkeypatch):
         launched(1)
 
 
-def test_two_processes_sample_what_one_does(teacher, straight, tmp_path, root):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
-    command += ["--rdzv_endpoint", "127.0.0.1:0", str(root / "sampling" / "sample_dit.py"), str(teacher), "count=10"]
-    command += ["steps=6", "batch_size=4", "guided_channels=null", f"out={tmp_path / 'two.npz'}"]
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[:4000]
-    assert done.stdout.count("done: ") == 1, "one of two processes reports, so there was one world of two"
-    assert straight.read_bytes() == (tmp_path / "two.npz").read_bytes()
+@pytest.mark.two_processes("sampling")
+def test_two_processes_sample_what_one_does(straight, by_two):
+    """By the script; the teacher of the job is this one."""
+    (first, said_first), (second, said_second) = said(by_two)
+    assert not first and not second
+    assert (said_first + said_second).count("done: ") == 1, "one of two processes reports: there was one world of two"
+    assert straight.read_bytes() == (by_two / "two.npz").read_bytes()
 
 
 def test_a_run_knows_its_schedule(teacher, tmp_path):

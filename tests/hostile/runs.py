@@ -9,7 +9,6 @@ import struct
 import sys
 import zlib
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 
@@ -26,9 +25,10 @@ from dit_shd.models.families import FAMILIES
 from dit_shd.models.families.mdt import MDTv2
 from dit_shd.tasks import TASKS
 from dit_shd.tasks.diffusion import Diffusion, NoisyBatch
-from dit_shd.training import calibration_file
+from dit_shd.training import bad_step, calibration_file
+from dit_shd.training.bad_step import read_batches
 from dit_shd.training.checkpoint import MANIFEST
-from dit_shd.training.nan_guard import Diagnosis, Guard, read_batches
+from dit_shd.training.diagnosis import Diagnosis
 from dit_shd.training.run_folder import RunFolder
 
 from . import PWNED, Class
@@ -129,10 +129,8 @@ def lock(draw: random.Random, folder: Path) -> object:
 
 def kept_batch(draw: random.Random, folder: Path) -> object:
     """A batch that a run kept, damaged."""
-    one = SimpleNamespace(is_main_process=True, scaler=None)
     file = folder / "bad_steps" / "step_00000001.safetensors"
-    guard = Guard(folder, one, 0)  # type: ignore[arg-type]
-    guard._keep(file, batches(2), Diagnosis(("plain/noise",), "x"))
+    bad_step.write(file, batches(2), Diagnosis(("plain/noise",), "x"))
     bend_file(draw, file)
     return read_batches(file, NoisyBatch)
 

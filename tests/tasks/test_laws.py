@@ -12,25 +12,22 @@ import sys
 import pytest
 import torch
 import yaml
-from filelock import FileLock
 from killing import line_of
-from runs import contents, drawn_by, rows, run, torchrun, weights
+from runs import contents, drawn_by, rows, run, weights
 from safetensors.torch import load_file, save_file
 from task_cases import CASES, COMMON
+from two_process_jobs.tasks import SLICES
 
 from dit_shd.core.config import make
 from dit_shd.core.hashing import sha256
 from dit_shd.models import export
 from dit_shd.tasks import TASKS
+from dit_shd.training.bad_step import read_batches
 from dit_shd.training.checkpoint import MANIFEST
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.dry_run import dry_run
-from dit_shd.training.nan_guard import read_batches
 from dit_shd.training.replay import replay
 from dit_shd.training.trainer import Trainer, train
-
-SLICES = hasattr(torch.cpu.Stream(), "record_event")
-"""Whether this torch shards on a CPU."""
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -210,40 +207,13 @@ def test_killed_anywhere_a_run_ends_as_if_never(straight, folder, root, tmp_path
 # Two processes
 
 
-def of_two(values, folder):
-    """The configs of a case that two processes train."""
-    yield {**values, "run": str(folder / "ddp")}
-    yield {**values, "run": str(folder / "begun"), "steps": 2}
-    if SLICES:
-        yield {**values, "run": str(folder / "fsdp2"), "sharding": "fsdp2", "validate_every": 0}
-
-
-@pytest.fixture(scope="session")
-def by_two(root, tmp_path_factory):
-    """Every case trained by two processes, all in one launch of whichever worker comes first: the folder of runs."""
-    shared = tmp_path_factory.getbasetemp()
-    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
-    folder = shared / "by_two"
-    with FileLock(shared / "by_two.lock"):
-        if not (folder / "done").exists():
-            configs = []
-            for name, case in CASES.items():
-                (folder / name).mkdir(parents=True)
-                values = {**COMMON, **case.values(folder / name)}
-                (folder / name / "values.json").write_text(json.dumps(values))
-                configs += of_two(values, folder / name)
-            (folder / "configs.json").write_text(json.dumps(configs))
-            torchrun(root / "tests" / "two_processes.py", 2, root, folder / "configs.json")
-            (folder / "done").touch()
-    return folder
-
-
 @pytest.fixture
 def runs_of_two(by_two, case):
     """The folder of a case's runs."""
     return by_two / next(name for name in CASES if CASES[name] is case)
 
 
+@pytest.mark.two_processes("tasks")
 def test_two_processes_equal_one(runs_of_two, straight):
     close(straight[1], rows(runs_of_two / "ddp"))
     same_weights(straight[0].run, runs_of_two / "ddp")
@@ -251,12 +221,14 @@ def test_two_processes_equal_one(runs_of_two, straight):
     close(one, two, rel=0.05)
 
 
+@pytest.mark.two_processes("tasks")
 @pytest.mark.skipif(not SLICES, reason="this torch slices on GPUs only")
 def test_sharded_training_equals_whole_training(runs_of_two, straight):
     close(straight[1], rows(runs_of_two / "fsdp2"))
     same_weights(straight[0].run, runs_of_two / "fsdp2")
 
 
+@pytest.mark.two_processes("tasks")
 def test_the_number_of_processes_may_change_when_a_run_is_resumed(runs_of_two, straight):
     """Two processes to step 2, one from there."""
     values = json.loads((runs_of_two / "values.json").read_text())

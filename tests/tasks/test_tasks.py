@@ -14,8 +14,8 @@ from dit_shd.core.plugins import Plugin
 from dit_shd.data.datasets import DATASETS
 from dit_shd.models.families import FAMILIES
 from dit_shd.tasks.diffusion import Diffusion, NoisyBatch
+from dit_shd.training.bad_step import read_batches
 from dit_shd.training.config import TrainConfig
-from dit_shd.training.nan_guard import read_batches
 from dit_shd.training.trainer import Trainer, train
 
 MINE = '''

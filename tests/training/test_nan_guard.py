@@ -4,15 +4,17 @@ import json
 
 import pytest
 import torch
-from runs import contents, drawn_by, run, torchrun
+from runs import contents, drawn_by, rows, run
 from safetensors.torch import load_file
+from two_process_jobs import said
 
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.models import export, loading
 from dit_shd.tasks.diffusion import NoisyBatch
+from dit_shd.training.bad_step import read_batches
 from dit_shd.training.config import TrainConfig
-from dit_shd.training.nan_guard import Guard, read_batches
+from dit_shd.training.nan_guard import Guard
 from dit_shd.training.replay import replay
 from dit_shd.training.trainer import Trainer
 
@@ -234,40 +236,16 @@ def test_a_model_with_nan_is_refused_at_load(teacher, tmp_path, kind):
         loading.load(tmp_path / "m")
 
 
-def test_two_processes_decide_alike(values, tmp_path, root):
-    """Only the second process sees a bad number; both leave the step out, and both stop at the next."""
-    import yaml
-
-    file = tmp_path / "config.yaml"
-    file.write_text(yaml.safe_dump({**values, "steps": 5, "skip_bad_steps": 1, "log_every": 1}))
-    script = tmp_path / "go.py"
-    script.write_text(
-        "import sys; from pathlib import Path; from dit_shd.core.config import make\n"
-        "from dit_shd.core.yaml_files import read_yaml\n"
-        "from dit_shd.core.errors import UserError\n"
-        "from dit_shd.training.config import TrainConfig\n"
-        "from dit_shd.training.trainer import Trainer\n"
-        "trainer = Trainer.from_config(make(TrainConfig, read_yaml(Path(sys.argv[1]))))\n"
-        "assert trainer.accelerator.num_processes == 2\n"
-        "finished = [0]\n"
-        "second = trainer.accelerator.process_index\n"
-        "bad = lambda m, i, o: o * float('nan') if second and finished[0] in (1, 3) else o\n"
-        "trainer.student.en_inblocks[0].register_forward_hook(bad)\n"
-        "try:\n"
-        "    for step in trainer.run_steps():\n"
-        "        finished[0] = step.number\n"
-        "except UserError as error:\n"
-        "    print('said:', error)\n"
-        "import torch; torch.distributed.destroy_process_group()\n"
-    )
-    said = [line for line in torchrun(script, 2, root, file).splitlines() if line.startswith("said: ")]
-    assert len(said) == 2
-    assert said[0] == said[1]
-    assert "step 4: the loss (plain/noise" in said[0]
-    assert "first in student.en_inblocks.0 (its output" in said[0]
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [row.get("skipped_steps", 0) for row in rows] == [0, 1, 1]
-    assert ["loss" in row for row in rows] == [True, False, True]
-    assert {f.name for f in (tmp_path / "run" / "bad_steps").iterdir()} == {
+@pytest.mark.two_processes("bad_steps")
+def test_two_processes_decide_alike(by_two):
+    """Only the second process has a bad number; both leave the step out, and both stop at the next."""
+    (first,), (second,) = said(by_two)
+    assert first == second
+    assert "step 4: the loss (plain/noise" in first
+    assert "first in student.en_inblocks.0 (its output" in first
+    logged = rows(by_two / "run")
+    assert [row.get("skipped_steps", 0) for row in logged] == [0, 1, 1]
+    assert ["loss" in row for row in logged] == [True, False, True]
+    assert {f.name for f in (by_two / "run" / "bad_steps").iterdir()} == {
         f"step_0000000{n}.safetensors" for n in (2, 4)
     }

@@ -1,15 +1,12 @@
 """Training at scale: slices of weights, compiled and recomputed blocks, schedules, norms, meters."""
 
-import sys
-
 import pytest
 import torch
 import torch._dynamo
-import yaml
-from runs import drawn_by, rows, run, torchrun, weights
+from runs import drawn_by, rows, run, weights
 from safetensors.torch import load_file
+from two_process_jobs.training import SLICES, configs
 
-from dit_shd.core import plugins
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
@@ -33,122 +30,63 @@ def close(one, two, rel=1e-4):
         assert a == pytest.approx(b, rel=rel, abs=1e-6)
 
 
-GO = """import sys
-from pathlib import Path
-from dit_shd.core import plugins
-from dit_shd.core.config import make
-from dit_shd.core.yaml_files import read_yaml
-from dit_shd.training.config import TrainConfig
-from dit_shd.training.trainer import Trainer
-plugins.trust("mine")
-trainer = Trainer.from_config(make(TrainConfig, read_yaml(Path(sys.argv[1]))))
-assert trainer.accelerator.num_processes == 2
-list(trainer.run_steps())
-"""
-
-
-def two_processes(values, root, folder):
-    script, file = folder / "go.py", folder / "config.yaml"
-    script.write_text(GO)
-    file.write_text(yaml.safe_dump(values))
-    torchrun(script, 2, root, file)
-
-
-slices = pytest.mark.skipif(not hasattr(torch.cpu.Stream(), "record_event"), reason="this torch slices on GPUs only")
+slices = pytest.mark.skipif(not SLICES, reason="this torch slices on GPUs only")
 
 
 @slices
-def test_sharded_training_equals_whole_training_and_checkpoints_fit_both(values, tmp_path, root):
+@pytest.mark.two_processes("training")
+def test_sharded_training_equals_whole_training_and_checkpoints_fit_both(by_two):
     """fully_shard on gloo: teacher, student, optimizer and averages in slices; then on by one process, whole."""
-    values = {**values, "optimizer": {"name": "adamw", "lr": 1e-3, "eps": 1e-3}, "ema": [0.9, 0.5], "steps": 3}
-    values["losses"] = [{"name": "output"}, {"name": "shd", "plan": "matched", "calibration": 1}]
-    whole, one = run({**values, "run": str(tmp_path / "whole")})
-    values["run"] = str(tmp_path / "sharded")
-    two_processes({**values, "sharding": "fsdp2"}, root, tmp_path)
-    close(one, rows(tmp_path / "sharded"))
-    for folder in ("student", "student_ema_0.5"):
-        ours, theirs = (weights(run_folder, folder) for run_folder in (whole.run, tmp_path / "sharded"))
-        assert ours.keys() == theirs.keys()
-        for name in ours:
-            torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-5)
-    _, on = run({**values, "steps": 4})
-    _, straight = run({**values, "run": str(tmp_path / "whole"), "steps": 4})
+    one, two = (by_two / "sharded" / name for name in ("one", "two"))
+    close(rows(one), rows(two))
+    for student in ("student", "student_ema_0.5"):
+        first, second = weights(one, student), weights(two, student)
+        assert first.keys() == second.keys()
+        for name in first:
+            torch.testing.assert_close(first[name], second[name], rtol=1e-3, atol=1e-5)
+    values, _ = configs(by_two)["sharded"]
+    (_, straight), (_, on) = (run(values, run=str(folder), steps=4) for folder in (one, two))
     close(straight, on)
-    two_processes({**values, "sharding": "fsdp2", "steps": 5}, root, tmp_path)
-    assert [row["step"] for row in rows(tmp_path / "sharded")] == [1, 2, 3, 4, 5]
-
-
-MINE = """import os
-from torch import nn
-from dit_shd.distillation.losses import Loss
-from dit_shd.distillation.losses import Term
-
-class Mine(Loss):
-    def __init__(self, weight: float = 1.0):
-        super().__init__(weight)
-        self.projector = nn.Linear(8, 8)
-
-    def term(self, student, teacher, batch):
-        value = (self.projector(student.prediction) - teacher.prediction).square().flatten(1).mean(1)
-        bad = batch.step == 1 and os.environ.get("RANK", "0") == "0"
-        return Term(value * float("nan") if bad else value)
-"""
+    assert [row["step"] for row in rows(by_two / "resumed")] == [1, 2, 3, 4, 5]  # begun by one process, whole
 
 
 @slices
-def test_sharded_projectors_learn_and_a_bad_step_of_one_process_holds_up_nobody(values, tmp_path, root, monkeypatch):
+@pytest.mark.two_processes("training")
+def test_sharded_projectors_learn_and_a_bad_step_of_one_process_holds_up_nobody(by_two):
     """The process that finds the bad number at once gathers slices for the others that go on looking."""
-    (tmp_path / "mine.py").write_text(MINE)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "mine", raising=False)
-    monkeypatch.setattr(plugins, "_trusted", {"mine"})
-    values = {**values, "optimizer": {"name": "adamw", "lr": 1e-3, "eps": 1e-3}, "steps": 3, "skip_bad_steps": 1}
-    values["losses"] = [{"name": "mine.Mine"}]
-    _, whole = run({**values, "run": str(tmp_path / "whole")})
-    two_processes({**values, "sharding": "fsdp2"}, root, tmp_path)
-    close(whole, rows(tmp_path / "run"))
-    assert [row.get("skipped_steps", 0) for row in whole] == [0, 1, 1]
-    one, two = (
-        load_file(tmp_path / name / "checkpoints" / "step_00000003" / "distiller.safetensors")
-        for name in ("whole", "run")
-    )
-    for name in ("losses.0.projector.weight", "losses.0.projector.bias"):
-        torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-5)
+    one, two = (by_two / "bad" / name for name in ("one", "two"))
+    close(rows(one), rows(two))
+    assert [row.get("skipped_steps", 0) for row in rows(one)] == [0, 1, 1]
+    same_distillers(one, two)
 
 
-HINTS = """import torch
-from dit_shd.distillation.losses import LayerLoss, Reads, Term
-
-class Hints(LayerLoss):
-    reads = frozenset({Reads.HIDDEN})
-
-    def __init__(self):
-        super().__init__()
-        self.projector = torch.nn.Linear(8, 16)
-
-    def pair(self, student, teacher, batch):
-        return Term((self.projector(student.hidden) - teacher.hidden).square().flatten(1).mean(1))
-"""
-
-
-@pytest.mark.parametrize("sharding", ["no", pytest.param("fsdp2", marks=slices)])
-def test_two_processes_learn_from_hidden_states_as_one(values, tmp_path, root, monkeypatch, sharding):
+@pytest.mark.two_processes("training")
+@pytest.mark.parametrize("name", ["hints", pytest.param("sharded_hints", marks=slices)])
+def test_two_processes_learn_from_hidden_states_as_one(by_two, name):
     """The projector has no part in the masked pass, the one in which gradients are synchronised."""
-    (tmp_path / "mine.py").write_text(HINTS)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "mine", raising=False)
-    monkeypatch.setattr(plugins, "_trusted", {"mine"})
-    values = {**values, "optimizer": {"name": "adamw", "lr": 1e-3, "eps": 1e-3}, "steps": 3}
-    values["losses"] = [{"name": "mine.Hints"}, {"name": "shd"}]
-    _, whole = run({**values, "run": str(tmp_path / "whole")})
-    two_processes({**values, "sharding": sharding}, root, tmp_path)
-    close(whole, rows(tmp_path / "run"))
-    one, two = (
-        load_file(tmp_path / name / "checkpoints" / "step_00000003" / "distiller.safetensors")
-        for name in ("whole", "run")
+    one, two = (by_two / name / folder for folder in ("one", "two"))
+    close(rows(one), rows(two))
+    same_distillers(one, two)
+
+
+@pytest.mark.two_processes("training")
+@pytest.mark.parametrize("name", ["teachers", pytest.param("sharded_teachers", marks=slices)])
+def test_two_processes_learn_from_two_teachers_as_one(by_two, name):
+    """Of unlike heads and depths; in the masked pass only the second one is read."""
+    one, two = (by_two / name / folder for folder in ("one", "two"))
+    assert {"plain/shd", "plain/shd#2", "masked/output"} <= rows(two)[0].keys()
+    close(rows(one), rows(two))
+    same_distillers(one, two)
+
+
+def same_distillers(one, two):
+    """The last checkpoints of two runs hold the same students and projectors."""
+    first, second = (
+        load_file(folder / "checkpoints" / "step_00000003" / "distiller.safetensors") for folder in (one, two)
     )
-    for name in one:
-        torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-5)
+    assert first.keys() == second.keys()
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize(

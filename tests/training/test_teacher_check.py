@@ -1,6 +1,5 @@
 """A teacher that does not do what we think is refused before anything is written; a good one never is."""
 
-import json
 import logging
 from functools import cache
 from pathlib import Path
@@ -9,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from runs import contents, run, torchrun
+from runs import contents, run
 from torch import nn
+from two_process_jobs import read, said
 
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
@@ -252,20 +252,8 @@ def test_labels_are_not_looked_at_where_there_are_none(values, tmp_path, caplog,
     assert "standard errors" not in caplog.text
 
 
-def test_two_processes_refuse_alike(values, tmp_path, root):
+@pytest.mark.two_processes("refusal")
+def test_two_processes_refuse_alike(by_two):
     """With the figures of one process, and by a line in each."""
-    (tmp_path / "values.json").write_text(json.dumps({**values, "check_teacher": "refuse"}))
-    script = tmp_path / "two.py"
-    script.write_text(
-        "import json, sys\nfrom dit_shd.core.config import make\n"
-        "from dit_shd.core.distributed import leave_group\nfrom dit_shd.core.errors import UserError\n"
-        "from dit_shd.training.config import TrainConfig\nfrom dit_shd.training.trainer import Trainer\n"
-        "try:\n    Trainer.from_config(make(TrainConfig, json.load(open(sys.argv[1]))))\n"
-        "except UserError as error:\n    print('said:', error)\n"
-        "import torch\nassert torch.distributed.get_world_size() == 2\nleave_group()\n"
-    )
-    with pytest.raises(UserError) as alone:
-        run({**values, "check_teacher": "refuse"})
-    said = [line for line in torchrun(script, 2, root, tmp_path / "values.json").splitlines() if "said:" in line]
-    assert said == [f"said: {alone.value}"] * 2
-    assert not (tmp_path / "run").exists()
+    assert said(by_two) == [[read(by_two, "alone.json")]] * 2
+    assert not (by_two / "run").exists()

@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from runs import contents, diffusion, drawn, run, torchrun, weights
+from runs import contents, diffusion, drawn, rows, run, weights
 from safetensors.torch import load_file
 
 from dit_shd.core.config import make
@@ -128,26 +128,10 @@ def test_micro_batches_equal_the_whole_batch(values, tmp_path):
         assert x["grad_norm"] == pytest.approx(y["grad_norm"], rel=1e-3)
 
 
-def test_two_processes_equal_one(values, tmp_path, root):
-    """torchrun on gloo, batch 8 = 2 x 4; the world size is asserted by what each process logs."""
-    _, one = run(values, run=str(tmp_path / "one"), steps=3)
-    file = tmp_path / "config.yaml"
-    import yaml
-
-    file.write_text(yaml.safe_dump({**values, "run": str(tmp_path / "two"), "steps": 3}))
-    code = (
-        "import sys; from pathlib import Path; from dit_shd.core.config import make\n"
-        "from dit_shd.core.yaml_files import read_yaml\n"
-        "from dit_shd.training.config import TrainConfig\n"
-        "from dit_shd.training.trainer import Trainer\n"
-        "trainer = Trainer.from_config(make(TrainConfig, read_yaml(Path(sys.argv[1]))))\n"
-        "assert trainer.accelerator.num_processes == 2\n"
-        "list(trainer.run_steps())\n"
-    )
-    script = tmp_path / "go.py"
-    script.write_text(code)
-    torchrun(script, 2, root, file)
-    two = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
+@pytest.mark.two_processes("training")
+def test_two_processes_equal_one(by_two):
+    """Batch 8 = 2 x 4; the world size is asserted in each process."""
+    one, two = (rows(by_two / "plain" / name) for name in ("one", "two"))
     assert [m["step"] for m in two] == [1, 2, 3]
     for x, y in zip(one, two):
         assert x["loss"] == pytest.approx(y["loss"], rel=1e-4)

@@ -1,4 +1,4 @@
-"""Distillation terms, one file each. A loss sees what both models did in one pass; never a dataset or a device."""
+"""Distillation terms, one file each. A loss gets what both models gave in one pass; never a dataset or a device."""
 
 import math
 from abc import ABC, abstractmethod
@@ -20,20 +20,32 @@ from dit_shd.tasks import Batch
 __all__ = ["LAYERS", "LOSSES", "Forward", "Frozen", "Layer", "LayerLoss", "Loss", "Pairs", "Reads", "Term", "Weight"]
 
 Weight = float | dict[int, float]
-"""A factor, or {step: factor}: on a line between the steps named, and as at the first and last of them outside."""
+"""A factor, or {step: factor}: linear between the named steps, constant before the first and after the last."""
 
 
 class Frozen:
     """A model that a loss holds beside the teachers, an image encoder say: run without gradients, never trained.
 
     It is no submodule of the loss, so it is never saved, averaged, sharded or synchronised; it moves with the loss.
+
+    Args:
+        model: Set to evaluation, its parameters frozen.
     """
 
     def __init__(self, model: nn.Module):
         self.model = model.eval().requires_grad_(False)
 
     @torch.no_grad()
-    def __call__(self, *inputs: Any, **options: Any) -> Any:
+    def __call__(self, *inputs: object, **options: object) -> Any:  # noqa: ANN401
+        """Run the model.
+
+        Args:
+            inputs: Of its forward.
+            options: Of its forward.
+
+        Returns:
+            What it gives, without a graph.
+        """
         return self.model(*inputs, **options)
 
 
@@ -48,22 +60,25 @@ class Loss(nn.Module, ABC):
     are not stored), hidden states take b n e. A loss that is a sum over pairs of layers holds none: see LayerLoss.
 
     Args:
-        weight: its factor in the total, the same throughout or by step.
-        passes: the passes of the task that it takes part in; None for all of them.
+        weight: The factor in the total, constant or by step.
+        passes: Names of the task's passes that it is a term of; None for all of them.
+
+    Raises:
+        UserError: A negative weight, or no pass.
     """
 
     reads: ClassVar[frozenset[Reads]] = frozenset({Reads.OUTPUT})
-    """Of the student, and of the teacher if it needs one."""
+    """Parts of the student's forward, and of the teacher's if it needs one."""
     needs_teacher: ClassVar[bool] = True
     """If not, `term` gets None in its place, and no teacher is run for it."""
     fields: ClassVar[frozenset[str]] = frozenset()
     """Fields of the dataset that it reads beside what the task draws, as `batch.data[name]`."""
-    calibration = 0
-    """How many batches it is calibrated on before training; see calibrate."""
+    calibration: int = 0
+    """Batches that it is calibrated on before training; see calibrate."""
     teacher: str | Sequence[str] | None = None
-    """Which of the run's teachers it reads, by name; the first where it names none, the mean output of several."""
+    """The name of the teacher that it reads: None for the first, several for the mean of their outputs."""
     layers: LayerMap = "sections"
-    """Which of the teacher's layers each of the student's learns from."""
+    """Rule or map by which each layer of the student gets a layer of the teacher."""
 
     def __init__(self, weight: Weight = 1.0, passes: Sequence[str] | None = ("plain",)):
         super().__init__()
@@ -76,11 +91,11 @@ class Loss(nn.Module, ABC):
         """Build a loss from its keys in YAML.
 
         Args:
-            teacher: the name of the teacher it reads; the first where empty. Several: the mean of their outputs.
-            options: the keywords of `__init__`.
+            teacher: The name of the teacher that it reads; None for the first. Several: the mean of their outputs.
+            options: The keywords of `__init__`.
 
         Raises:
-            UserError: several teachers for a loss that reads layers, whose mean means nothing.
+            UserError: Several teachers for a loss that reads layers, whose mean has no meaning.
         """
         loss = cls(**options)
         if isinstance(teacher, list) and (not teacher or loss.reads != {Reads.OUTPUT}):
@@ -99,11 +114,11 @@ class Loss(nn.Module, ABC):
         return self.passes is None or pass_name in self.passes
 
     def weight_at(self, step: int) -> float:
-        """The factor of the step with this number, counted from 0."""
+        """The factor at a step, counted from 0."""
         return float(np.interp(step, list(self.weight), list(self.weight.values())))
 
     def heaviest(self, steps: int) -> float:
-        """The largest factor of a run's steps: on lines between steps that are named, one of those or of the ends."""
+        """The largest factor in a run of so many steps: a piecewise linear function has it at a node or an end."""
         return max(self.weight_at(step) for step in (0, steps - 1, *self.weight) if step < steps)
 
     @abstractmethod
@@ -111,31 +126,60 @@ class Loss(nn.Module, ABC):
         """The loss of one pass.
 
         Args:
-            student: its output, and its layers if they are read.
-            teacher: likewise, without a graph; None for a loss that needs no teacher.
-            batch: what both models were given.
+            student: Output, and layers if they are read.
+            teacher: Likewise, without a graph; None for a loss that needs no teacher.
+            batch: The input of both models.
+
+        Returns:
+            A value for each sample [b], not weighted.
         """
 
     def layer_map(self, student: Layers, teacher: Layers) -> dict[str, str]:
-        """Student layer -> teacher layer of one pass, by the names of `student.attention` or `student.hidden`."""
+        """Student layer -> teacher layer of one pass.
+
+        Args:
+            student: `student.attention` or `student.hidden` of `term`.
+            teacher: The same of the teacher.
+
+        Raises:
+            UserError: `layers` names layers that do not exist, or a section is missing in the teacher.
+        """
         return layer_map(list(teacher), list(student), self.layers)
 
     def cost(self, teacher: Captures, student: Captures, images: int) -> LayerCost:
-        """What one pass over some images takes, by count; the captures are one image's and may be without numbers."""
+        """Operations and bytes of one pass, apart from both models.
+
+        Args:
+            teacher: Captures of one image, perhaps on the meta device; empty for a loss that reads no layers.
+            student: The same of the student.
+            images: In the pass.
+        """
         return LayerCost()
 
     def calibrate(self, teacher: Captures, student: Captures) -> None:
-        """Take in one of `calibration` batches, without gradients."""
+        """Take in one of `calibration` batches, without gradients.
+
+        Args:
+            teacher: Captures of the batch.
+            student: Captures of the same batch.
+        """
 
     def calibrated(self) -> dict[str, Any]:
-        """What calibration gave, as plain data to be saved with the run (and read back by restore)."""
+        """The result of calibration, as plain data to be saved with the run and read back by restore."""
         return {}
 
-    def restore(self, found: dict[str, Any]) -> None:
-        """Take up what calibrated() gave in an earlier session of the run."""
+    def restore(self, calibrated: dict[str, Any]) -> None:
+        """Take up what calibrated() gave in an earlier session of the run.
+
+        Args:
+            calibrated: Plain data.
+
+        Raises:
+            UserError: It is of another loss.
+        """
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """What `.to()` and `.cuda()` come down to: the frozen models of the loss move with it."""
+        """Move the frozen models with the loss: `.to()`, `.cuda()` and the like all end here."""
         for value in vars(self).values():
             if isinstance(value, Frozen):
                 value.model._apply(fn, recurse)
@@ -143,10 +187,15 @@ class Loss(nn.Module, ABC):
 
 
 class LayerLoss(Loss):
-    """A sum over pairs of layers. A pair is settled as soon as the teacher's layer has run, so that none is held.
+    """A sum over pairs of layers. A pair is computed as soon as the teacher's layer has run, so that none is held.
 
     Args:
+        weight: The factor in the total, constant or by step.
+        passes: Names of the task's passes that it is a term of; None for all of them.
         layers: sections, proportional, or a map {student layer: teacher layer}.
+
+    Raises:
+        UserError: An empty map, or a class whose `reads` are not exactly one kind of layers.
     """
 
     reads = frozenset({Reads.ATTENTION})
@@ -161,8 +210,8 @@ class LayerLoss(Loss):
         if not self.needs_teacher:
             raise UserError(f"{type(self).__name__}: pairs layers with a teacher's; a loss without one is a Loss")
         if len(self.reads & LAYERS) != 1:
-            found = ", ".join(sorted(kind.value for kind in self.reads)) or "nothing"
-            raise UserError(f"{type(self).__name__}: reads: wanted attention or hidden, one of the two, found {found}")
+            kinds = ", ".join(sorted(kind.value for kind in self.reads)) or "nothing"
+            raise UserError(f"{type(self).__name__}: reads: wanted attention or hidden, one of the two, found {kinds}")
         if isinstance(layers, dict) and not layers:
             raise UserError(
                 f"{type(self).__name__}: layers: the map is empty; wanted sections, proportional or "
@@ -172,7 +221,7 @@ class LayerLoss(Loss):
 
     @property
     def kind(self) -> Reads:
-        """Of layers it reads: attention or hidden."""
+        """The kind of layers that it reads: attention or hidden."""
         return next(iter(self.reads & LAYERS))
 
     @abstractmethod
@@ -180,23 +229,37 @@ class LayerLoss(Loss):
         """The loss of one pair of layers, with a gradient to the student's side only.
 
         Args:
-            batch: of training; None in a script that calls the loss by itself.
+            student: One layer, with its graph.
+            teacher: The layer that it learns from, without a graph.
+            batch: Of training; None in a script that calls the loss by itself.
+
+        Returns:
+            A value for each sample [b]; logs without a / in their names are averaged over the pairs.
         """
 
     def term(self, student: Forward, teacher: Forward, batch: Batch) -> Term:
         raise TypeError(f"{type(self).__name__}: is a sum over layers; see begin")
 
     def begin(self, teacher: Sequence[str], student: Layers, batch: Batch | None) -> "Pairs":
-        """The loss of one pass, to be handed the teacher's layers as they run.
+        """Begin the loss of one pass, which is then called with each of the teacher's layers as it runs.
 
         Args:
-            teacher: the names of its layers, in the order in which they run.
+            teacher: The names of its layers, in the order in which they run.
+            student: Its layers, which have all run.
+            batch: Of training; None in a script that calls the loss by itself.
         """
         return Pairs(self, layer_map(teacher, list(student), self.layers), student, batch)
 
 
 class Pairs:
-    """The loss of one pass, layer by layer as the teacher's come in."""
+    """The loss of one pass, pair by pair as the teacher's layers run.
+
+    Args:
+        loss: Whose pairs these are.
+        pairs: Student layer -> teacher layer.
+        student: Its layers.
+        batch: Of training, if there is one.
+    """
 
     def __init__(self, loss: LayerLoss, pairs: Mapping[str, str], student: Layers, batch: Batch | None):
         self._loss, self._pairs, self._student, self._batch = loss, pairs, student, batch
@@ -204,29 +267,33 @@ class Pairs:
         self._gradients = torch.is_grad_enabled()
 
     def __call__(self, teacher: Layer) -> None:
-        """One of the teacher's layers has run."""
-        for ours, theirs in self._pairs.items():
-            if theirs == teacher.name:
+        """Compute the pairs of a layer of the teacher that has just run."""
+        for layer, source in self._pairs.items():
+            if source == teacher.name:
                 with torch.set_grad_enabled(self._gradients):  # the teacher runs without
-                    self._terms[ours] = self._loss.pair(self._student[ours], teacher, self._batch)
+                    self._terms[layer] = self._loss.pair(self._student[layer], teacher, self._batch)
 
     @property
     def incomplete(self) -> bool:
-        """Whether layers of the teacher that it pairs are still to come."""
+        """Whether layers of the teacher that are paired have not run yet."""
         return len(self._terms) < len(self._pairs)
 
     def term(self) -> Term:
-        """The loss, once the teacher is through; numbers without a / in their names are means over the layers."""
-        missing = [theirs for ours, theirs in self._pairs.items() if ours not in self._terms]
+        """The loss, once all layers have run; logs without a / in their names are means over the pairs.
+
+        Raises:
+            UserError: A layer did not run, though it did in the first call of the pass.
+        """
+        missing = [source for layer, source in self._pairs.items() if layer not in self._terms]
         if missing:
             name = type(self._loss).__name__
             raise UserError(f"{name}: layer {missing[0]} of the teacher did not run in this pass, but did before")
-        ordered = [self._terms[ours] for ours in self._pairs]
+        ordered = [self._terms[layer] for layer in self._pairs]
         logs = {k: v for term in ordered for k, v in term.logs.items() if "/" in k}
         for key in dict.fromkeys(k for term in ordered for k in term.logs if "/" not in k):
             logs[key] = torch.stack([term.logs[key] for term in ordered if key in term.logs]).mean()
         values = [term.value for term in ordered]
-        b = math.gcd(*(len(value) for value in values))  # a video's layers see b x frames or b x places samples
+        b = math.gcd(*(len(value) for value in values))  # layers of a video have b x frames or b x places samples
         return Term(torch.stack([value.view(b, -1).mean(1) for value in values]).sum(0), logs)
 
 
@@ -234,7 +301,7 @@ def _schedule(weight: Weight, name: str) -> dict[int, float]:
     """{step: factor}, steps in order.
 
     Raises:
-        UserError: a negative factor, or a step that is none.
+        UserError: A negative factor, or a key that is no step.
     """
     points = weight if isinstance(weight, dict) else {0: weight}
     for step, factor in points.items():

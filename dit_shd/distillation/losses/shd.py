@@ -28,19 +28,23 @@ class SHD(LayerLoss):
     In a training script of your own: `loss = SHD()(teacher_captures, student_captures)`.
 
     Args:
-        weight: beta; 2.0 for images in the paper's appendix. {step: beta} for a schedule.
-        passes: where it applies; None for all. Where a pass leaves tokens out, layers can differ in tokens: map them by
-            section then.
-        plan: which teacher heads each student head stands for: contiguous; matched (similar heads together, found on
+        weight: Beta; 2.0 for images in the paper's appendix. {step: beta} for a schedule.
+        passes: Names of the task's passes; None for all. Layers can differ in tokens where a pass leaves some out: map
+            them by section then.
+        plan: Which teacher heads each student head stands for: contiguous; matched (similar heads together, found on
             calibration batches before training); a list of groups; or {student layer: list of groups}.
-        method: pairwise (the paper's alpha), joint, per_query, constant or hard; see squeeze. seed: for hard and rows.
+        method: Of squeezing: pairwise (the paper's alpha), joint, per_query, constant or hard; see squeeze.
         temperature: T_a of both maps in the divergence; alpha is computed on the untempered maps.
         measure: kl; cross_entropy (the same gradient, cheaper on the fused backend); mse (the paper's table 10).
         layers: sections, proportional, or a map {student layer: teacher layer}.
-        backend: of the divergence: auto, streamed or fused; see attention_kl.
-        rows: share of the query rows, drawn anew in every call, that alpha and the divergence are estimated from.
-        calibration: batches that a matched plan looks at (32 images each in training).
-        chunk_mib: memory budget for attention maps, in MiB.
+        backend: Of the divergence: auto, streamed, fused or triton; see attention_kl.
+        rows: Share of the query rows, drawn anew in every call, that alpha and the divergence are estimated from.
+        calibration: Batches from which a matched plan is found (32 images each in training).
+        seed: For the method hard and for rows.
+        chunk_mib: Memory budget for attention maps, in MiB.
+
+    Raises:
+        UserError: A value out of its range.
     """
 
     def __init__(
@@ -87,18 +91,28 @@ class SHD(LayerLoss):
     def forward(self, teacher: Captures, student: Captures, step: int = 0) -> Tensor:
         """The weighted loss of two models' captures, a scalar with a gradient to the student only.
 
-        step: where you are in training, for a weight that follows a schedule.
+        Args:
+            teacher: Captures of its forward.
+            student: Captures of its forward on the same batch.
+            step: Of training, for a weight that follows a schedule.
+
+        Raises:
+            UserError: Captures that cannot be compared.
         """
         return self.weight_at(step) * self.divergence(teacher, student).value.mean()
 
     def divergence(self, teacher: Captures, student: Captures) -> Term:
         """Value per sample [b]; logs hold each layer's mean alpha and divergence, the share clamped and the residual.
 
+        Args:
+            teacher: Captures of its forward.
+            student: Captures of its forward on the same batch.
+
         Raises:
-            UserError: no captures, more student heads than teacher heads, other token counts, layers that do not map.
+            UserError: No captures, more student heads than teacher heads, other token counts, layers that do not map.
         """
-        _given("teacher", teacher)
-        _given("student", student)
+        _check_captures("teacher", teacher)
+        _check_captures("student", student)
         pairs = self.begin(list(teacher), {name: Layer(name, capture) for name, capture in student.items()}, None)
         for name, capture in teacher.items():
             pairs(Layer(name, capture))
@@ -144,35 +158,35 @@ class SHD(LayerLoss):
 
     def cost(self, teacher: Captures, student: Captures, images: int) -> LayerCost:
         total = LayerCost()
-        for ours, theirs in layer_map(list(teacher), list(student), self.layers).items():
-            s, t = _captures(Layer(ours, student[ours]), Layer(theirs, teacher[theirs]))
-            total += self.squeezer.cost(ours, t, s, images, self.rows, self.temperature)
+        for layer, source in layer_map(list(teacher), list(student), self.layers).items():
+            s, t = _captures(Layer(layer, student[layer]), Layer(source, teacher[source]))
+            total += self.squeezer.cost(layer, t, s, images, self.rows, self.temperature)
         return total
 
     def calibrate(self, teacher: Captures, student: Captures) -> None:
-        _given("teacher", teacher)
-        _given("student", student)
-        for ours, theirs in layer_map(list(teacher), list(student), self.layers).items():
-            s, t = _captures(Layer(ours, student[ours]), Layer(theirs, teacher[theirs]))
-            self.squeezer.add(ours, t, s.heads)
+        _check_captures("teacher", teacher)
+        _check_captures("student", student)
+        for layer, source in layer_map(list(teacher), list(student), self.layers).items():
+            s, t = _captures(Layer(layer, student[layer]), Layer(source, teacher[source]))
+            self.squeezer.add(layer, t, s.heads)
 
     def calibrated(self) -> dict[str, Any]:
         return {"plans": {layer: [list(part) for part in plan] for layer, plan in self.squeezer.match().items()}}
 
-    def restore(self, found: dict[str, Any]) -> None:
-        plans = found.get("plans")
+    def restore(self, calibrated: dict[str, Any]) -> None:
+        plans = calibrated.get("plans")
         if not isinstance(plans, dict) or not all(isinstance(plan, list) for plan in plans.values()):
             raise UserError("SHD: the calibration of this run holds no plans")
         self.squeezer.plans = {layer: tuple(tuple(part) for part in plan) for layer, plan in plans.items()}
 
 
-def _same(ours: Tensor, theirs: Tensor) -> bool:
-    """Whether these are one tensor, and not one and its detached self, which somebody meant."""
-    one = ours.data_ptr() == theirs.data_ptr() and ours.device.type != "meta"
-    return one and ours.requires_grad == theirs.requires_grad
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors share memory and are not one and its detached self, which is somebody's intention."""
+    shared = one.data_ptr() == other.data_ptr() and one.device.type != "meta"
+    return shared and one.requires_grad == other.requires_grad
 
 
-def _given(role: str, captures: Any) -> None:
+def _check_captures(role: str, captures: object) -> None:
     """Refuse what is no captures of a forward."""
     first = f"run it inside `with capture({role}) as captures` and give those"
     if not isinstance(captures, (Mapping, Capturing)):  # the second one says itself what to do
@@ -188,28 +202,28 @@ def _captures(student: Layer, teacher: Layer) -> tuple[Capture, Capture]:
     """Both captures, if the student's layer can learn from the teacher's.
 
     Raises:
-        UserError: more heads than the teacher, or other tokens.
+        UserError: More heads than the teacher, or other tokens.
     """
-    s, t, ours, theirs = student.attention, teacher.attention, student.name, teacher.name
+    s, t, layer, source = student.attention, teacher.attention, student.name, teacher.name
     assert s is not None and t is not None, "SHD reads attention"
     if _same(s.query, t.query):
         raise UserError(
-            f"SHD: {ours} of the student and {theirs} of the teacher are captures of one and the same forward, so "
+            f"SHD: {layer} of the student and {source} of the teacher are captures of one and the same forward, so "
             "nothing is to be learned; of one model, capture its forward as a teacher first, then the student's"
         )
     if s.heads > t.heads:
         raise UserError(
-            f"SHD: the student has {s.heads} heads in {ours}, the teacher only {t.heads} in {theirs}; "
+            f"SHD: the student has {s.heads} heads in {layer}, the teacher only {t.heads} in {source}; "
             "heads can be merged, not split"
         )
     if s.shape[0] != t.shape[0]:
         raise UserError(
-            f"SHD: {ours} of the student saw {s.shape[0]} samples and {theirs} of the teacher {t.shape[0]}; "
+            f"SHD: {layer} of the student saw {s.shape[0]} samples and {source} of the teacher {t.shape[0]}; "
             "run both on the same batch"
         )
     if s.shape[2:] != t.shape[2:]:
         raise UserError(
-            f"SHD: {ours} of the student has {s.shape[2]} query and {s.shape[3]} key tokens, {theirs} of the teacher "
+            f"SHD: {layer} of the student has {s.shape[2]} query and {s.shape[3]} key tokens, {source} of the teacher "
             f"{t.shape[2]} and {t.shape[3]}; their maps cannot be compared (same patch size, latents and text? other "
             "layers=?)"
         )

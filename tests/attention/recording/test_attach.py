@@ -8,7 +8,6 @@ import torch
 import zoo
 from diffusers import DiTTransformer2DModel
 from diffusers.models.attention_processor import AttnProcessor
-from runs import torchrun
 from torch.utils.checkpoint import checkpoint
 
 from dit_shd import SHD, SHDAttnProcessor, attach_processors, capture
@@ -278,45 +277,10 @@ def test_unequal_depths_and_families_map_as_long_as_tokens_agree():
         SHD()(t, {})
 
 
-def test_two_processes_under_accelerate_equal_one(tmp_path, root):
-    """DDP by torchrun on gloo, three steps of half batches each; the world size is asserted inside."""
-    script = tmp_path / "train.py"
-    script.write_text(
-        """
-import sys, torch
-sys.path[:0] = [sys.argv[1] + "/tests/attention/recording", sys.argv[1] + "/tests"]
-from accelerate import Accelerator
-from test_attach import dit
-from dit_shd import SHD
-from dit_shd import capture
-
-accelerator = Accelerator(cpu=True)
-rank, world = accelerator.process_index, accelerator.num_processes
-assert world == int(sys.argv[2])
-teacher, student = dit(4), dit(2)
-optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
-student, optimizer = accelerator.prepare(student, optimizer)
-for i in range(3):
-    r = torch.Generator().manual_seed(i)
-    x, t, y = torch.randn(4, 4, 8, 8, generator=r), torch.arange(4) * 200, torch.arange(4)
-    mine = slice(rank * 4 // world, (rank + 1) * 4 // world)
-    batch = dict(timestep=t[mine], class_labels=y[mine])
-    with capture(teacher) as tc, capture(student) as sc:
-        with torch.no_grad():
-            teacher(x[mine], **batch)
-        out = student(x[mine], **batch).sample
-    accelerator.backward(SHD()(tc, sc) + out.square().mean())
-    optimizer.step()
-    optimizer.zero_grad()
-if rank == 0:
-    torch.save(accelerator.unwrap_model(student).state_dict(), sys.argv[3])
-accelerator.end_training()
-"""
-    )
-    found = []
-    for world in (1, 2):
-        out = tmp_path / f"{world}.pt"
-        torchrun(script, world, root, root, world, out)
-        found.append(torch.load(out, weights_only=True))
-    for name, tensor in found[0].items():
-        torch.testing.assert_close(found[1][name], tensor, rtol=1e-4, atol=1e-6, msg=name)
+@pytest.mark.two_processes("script")
+def test_two_processes_under_accelerate_equal_one(by_two):
+    """DDP by torchrun on gloo, three steps of half batches each."""
+    (world, one), (worlds, two) = (torch.load(by_two / f"{name}.pt", weights_only=True) for name in ("one", "two"))
+    assert (world, worlds) == (1, 2)
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-6, msg=name)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import STUDENT
-from runs import diffusion, drawn, run, torchrun, weights
+from runs import diffusion, drawn, run, weights
 from safetensors.torch import load_file
+from two_process_jobs import said
 
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
@@ -359,26 +360,10 @@ def test_layers_follow_the_loss_or_what_is_said(batches):
     assert torch.equal(student.en_inblocks[0].mlp.fc1.weight, before)
 
 
-def test_two_processes_begin_with_the_same(values, tmp_path, root):
-    values = teacher_run(values, calibration=8)
-    one = Trainer.from_config(make(TrainConfig, {**values, "run": str(tmp_path / "one")}))
-    torch.save(one.student.state_dict(), tmp_path / "one.pt")
-    (tmp_path / "config.json").write_text(json.dumps({**values, "run": str(tmp_path / "two")}))
-    script = tmp_path / "go.py"
-    script.write_text(
-        "import json, sys, torch; from dit_shd.core.config import make\n"
-        "from dit_shd.training.config import TrainConfig\n"
-        "from dit_shd.training.trainer import Trainer\n"
-        "trainer = Trainer.from_config(make(TrainConfig, json.load(open(sys.argv[1]))))\n"
-        "assert trainer.accelerator.num_processes == 2\n"
-        "one = torch.load(sys.argv[2], weights_only=True)\n"
-        "ours = trainer.student.state_dict()\n"
-        "for name in one: torch.testing.assert_close(ours[name], one[name])\n"
-        "averages = trainer.state.averages.tensors()\n"
-        "assert all(torch.equal(averages[n], p) for n, p in trainer.student.named_parameters())\n"
-        "torch.distributed.destroy_process_group()\n"
-    )
-    torchrun(script, 2, root, tmp_path / "config.json", tmp_path / "one.pt")
+@pytest.mark.two_processes("initialisation")
+def test_two_processes_begin_with_the_same(by_two):
+    """As one process does; no weight is far from its, and averages begin with the weights."""
+    assert said(by_two) == [[2, True, [], []]] * 2
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,59 @@
+"""The file of a bad step: its batch, of all processes and passes, and the diagnosis."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from dit_shd.core.errors import UserError
+from dit_shd.core.files import atomic_file
+from dit_shd.tasks import Batch
+from dit_shd.training.batches import Passes
+from dit_shd.training.diagnosis import Diagnosis, tensors_of
+
+
+def write(file: Path, batches: Passes, diagnosis: Diagnosis) -> None:
+    """Keep the batch of a step.
+
+    Args:
+        file: In a folder that need not exist.
+        batches: The passes.
+        diagnosis: Goes into the file's metadata.
+    """
+    tensors = {
+        f"{batch.pass_name}/{field}": value.clone(memory_format=torch.contiguous_format)  # the passes share some
+        for batch in batches
+        for field, value in tensors_of(batch).items()
+    }
+    metadata = {"batch": json.dumps({"step": batches[0].step, **asdict(diagnosis)})}
+    file.parent.mkdir(exist_ok=True)
+    with atomic_file(file) as stream:
+        stream.write(save(tensors, metadata))
+
+
+def read_batches(file: Path, batch_type: type[Batch]) -> list[Batch]:
+    """The passes of a kept batch, as batches of its task.
+
+    Args:
+        file: That a training run wrote.
+        batch_type: Of the task.
+
+    Raises:
+        UserError: No such file, or another.
+    """
+    try:
+        passes: dict[Any, dict[str, Any]] = {}
+        with safe_open(file, "pt") as opened:
+            step = json.loads((opened.metadata() or {})["batch"])["step"]
+            for key in opened.keys():  # noqa: SIM118
+                name, _, field = key.partition("/")
+                values = passes.setdefault(name, {"pass_name": name, "step": step, "data": {}})
+                field, _, inner = field.partition("/")
+                (values["data"] if inner else values)[inner or field] = opened.get_tensor(key)
+        return [batch_type(**tensors) for tensors in passes.values()]
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
+        raise UserError(f"{file}: wanted a batch kept by a training run ({error})") from error

@@ -1,0 +1,140 @@
+"""The cause of a step that is not finite: loss terms, and the first layer whose output or gradient is not finite."""
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from dit_shd.distillation.distiller import Distiller
+from dit_shd.distillation.teachers import Teachers, role
+from dit_shd.tasks import Batch
+from dit_shd.training.batches import Passes
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The parts of a step that are not finite."""
+
+    terms: tuple[str, ...] = ()
+    """Loss terms, as pass/term."""
+    layer: str | None = None
+    """The first one, and whether by its output or its gradient."""
+
+    def __str__(self) -> str:
+        what = f"the loss ({', '.join(self.terms[:4])})" if self.terms else "the gradient"
+        return f"{what} is not finite (NaN or infinity), first in {self.layer or 'no layer that shows it again'}"
+
+
+def diagnose(
+    distiller: Distiller,
+    teachers: Teachers,
+    batches: Iterable[Passes],
+    terms: Mapping[str, Tensor],
+    accelerator: "Accelerator",
+) -> Diagnosis:
+    """Find the parts of a step that are not finite, in any process.
+
+    Args:
+        distiller: With the step's gradients.
+        teachers: By name.
+        batches: Of the step, in this process's micro batches.
+        terms: Of the step, in this process.
+        accelerator: Of the run.
+    """
+    from accelerate.utils import gather_object
+
+    gradient, layers = bad_gradient(distiller), []
+    for passes in batches:
+        moved = [batch.to(accelerator.device) for batch in passes]
+        with accelerator.autocast():
+            layers.append(first_non_finite(distiller, teachers, moved))
+    bad = [key for key, value in terms.items() if key != "loss" and not bool(torch.isfinite(value))]
+    processes = gather_object([(bad, layers)])
+    names = dict.fromkeys(term for terms, _ in processes for term in terms)
+    return Diagnosis(tuple(names), next((layer for _, layers in processes for layer in layers if layer), gradient))
+
+
+@torch.no_grad()
+def first_non_finite(distiller: Distiller, teachers: Teachers, batches: Passes) -> str | None:
+    """Run the passes forward; the first layer whose output is not finite, or the part of the batch that is not.
+
+    All passes are run, whatever the first one shows: the other processes of a sharded run wait for their slices.
+
+    Args:
+        distiller: On the batches' device.
+        teachers: On the same device.
+        batches: The passes.
+    """
+    bad: list[str] = []
+    for batch in batches:
+        name = batch.pass_name
+        with recorded_non_finite(_layers(distiller, teachers)) as first:
+            loss, _ = distiller(batch, teachers)
+        parts = {part: value for part, value in tensors_of(batch).items() if value.is_floating_point()}
+        bad += [f"the batch itself ({part})" for part, tensor in parts.items() if not _all_finite(tensor)]
+        bad += [f"{layer} (its output, {name} pass)" for layer in first]
+        if not bool(torch.isfinite(loss)):
+            bad.append(f"the loss alone ({name} pass)")
+    return bad[0] if bad else None
+
+
+def tensors_of(batch: Batch) -> dict[str, Tensor]:
+    """The tensors of a batch by field; those of `data` as data/NAME."""
+    fields = {name: value for name, value in vars(batch).items() if isinstance(value, Tensor)}
+    return fields | {f"data/{name}": value for name, value in batch.data.items()}
+
+
+def _layers(distiller: nn.Module, teachers: Teachers) -> Iterator[tuple[str, nn.Module]]:
+    """Every module but the outermost, whose output is the loss."""
+    yield from ((name, module) for name, module in distiller.named_modules() if name)
+    for name, teacher in teachers.items():
+        yield from teacher.named_modules(prefix=role(name))
+
+
+@contextmanager
+def recorded_non_finite(modules: Iterable[tuple[str, nn.Module]]) -> Generator[list[str]]:
+    """A list that gets the name of the first module whose output is not finite."""
+    first: list[str] = []
+
+    def hook(name: str) -> Callable[[nn.Module, object, object], None]:
+        def record(_module: nn.Module, _inputs: object, output: object) -> None:
+            if not first and not all(map(_all_finite, _tensors(output))):
+                first.append(name)
+
+        return record
+
+    handles = [module.register_forward_hook(hook(name)) for name, module in modules]
+    try:
+        yield first
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _tensors(value: object) -> Iterator[Tensor]:
+    """The tensors of floats in nested lists, tuples and mappings."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield value
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _tensors(part)
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))
+
+
+def bad_gradient(module: nn.Module) -> str | None:
+    """The last layer (where the backward begins) whose gradient is not finite."""
+    bad = [name for name, p in module.named_parameters() if p.grad is not None and not _all_finite(p.grad)]
+    return f"{bad[-1]} (its gradient)" if bad else None
+
+
+def _all_finite(tensor: Tensor) -> bool:
+    local: Any = tensor
+    return bool(torch.isfinite(local.to_local() if hasattr(local, "to_local") else local).all())

@@ -1,0 +1,57 @@
+"""Everything that a training config names: task, student, losses, teachers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from dit_shd.data.latent_origin import Kept
+from dit_shd.distillation.losses import Loss
+from dit_shd.distillation.teachers import Teachers
+from dit_shd.models import loading
+from dit_shd.tasks import Task
+from dit_shd.training.config import TrainConfig
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """Everything that a config names, built."""
+
+    config: TrainConfig
+    """With every default written out, and the student's keywords that follow from data and task."""
+    task: Task[Any]
+    student: nn.Module
+    losses: Sequence[Loss]
+    teachers: Teachers
+    kept: Kept
+    """The autoencoder of the data's latents."""
+
+    @property
+    def teacher(self) -> nn.Module | None:
+        """The first teacher, from which a student can be initialised."""
+        return next(iter(self.teachers.values()), None)
+
+    @property
+    def losses_of_teacher(self) -> list[Loss]:
+        """The losses that read the first teacher."""
+        names = (None, next(iter(self.teachers), None))
+        return [loss for loss in self.losses if loss.teacher in names]
+
+
+def load_teachers(config: TrainConfig, task: Task[Any]) -> dict[str, nn.Module]:
+    """The frozen teachers by name, in the precision that the config says.
+
+    Args:
+        config: With the places of the teachers.
+        task: What they are to teach.
+
+    Raises:
+        UserError: One is missing, or cannot teach the task.
+    """
+    teachers: dict[str, nn.Module] = {}
+    for name, source in config.teachers.items():
+        teacher = loading.load(source).eval().requires_grad_(False)
+        task.check_model(source, teacher)
+        teachers[name] = teacher.bfloat16() if config.teacher_precision == "bf16" else teacher
+    return teachers

@@ -1,0 +1,26 @@
+"""Every case of tests/task_cases: trained by DDP, begun by DDP, and in slices."""
+
+import json
+
+import torch
+from runs import train_by_two
+from task_cases import CASES, COMMON
+
+SLICES = hasattr(torch.cpu.Stream(), "record_event")
+"""Whether this torch shards on a CPU."""
+
+
+def prepare(folder):
+    for name, case in CASES.items():
+        (folder / name).mkdir(parents=True)
+        values = {**COMMON, **case.values(folder / name)}
+        (folder / name / "values.json").write_text(json.dumps(values))
+
+
+def work(folder):
+    for name in CASES:
+        values = json.loads((folder / name / "values.json").read_text())
+        train_by_two(values, folder / name / "ddp")
+        train_by_two(values, folder / name / "begun", steps=2)
+        if SLICES:
+            train_by_two(values, folder / name / "fsdp2", sharding="fsdp2", validate_every=0)
