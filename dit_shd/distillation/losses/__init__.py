@@ -119,7 +119,7 @@ class Loss(nn.Module, ABC):
         """What calibration gave, as plain data to be saved with the run (and read back by restore)."""
         return {}
 
-    def restore(self, found: dict[str, Any]) -> None:
+    def restore(self, calibration: dict[str, Any]) -> None:
         """Take up what calibrated() gave in an earlier session of the run."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:

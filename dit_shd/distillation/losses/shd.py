@@ -1,4 +1,4 @@
-"""Squeezing-Heads Distillation (arXiv 2502.07436): the student's attention maps follow the squeezed teacher's."""
+"""Squeezing-Heads Distillation (arXiv 2502.07436): divergence of the student's maps from the squeezed teacher's."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
@@ -23,22 +23,23 @@ from dit_shd.tasks import Batch
 
 
 class SHD(LayerLoss):
-    """sum over layers and student heads of KL(A~ || B), mean over samples and query rows (eq. 5-11).
+    """Sum over layers and student heads of KL(A~ || B), mean over samples and query rows (eq. 5-11).
 
-    In a training script of your own: `loss = SHD()(teacher_captures, student_captures)`.
+    In your own training script: `loss = SHD()(teacher_captures, student_captures)`.
 
     Args:
         weight: beta; 2.0 for images in the paper's appendix. {step: beta} for a schedule.
-        passes: where it applies. In a masked pass layers can differ in tokens; map them by section then.
-        plan: which teacher heads each student head stands for: contiguous; matched (similar heads together, found on
-            calibration batches before training); a list of groups; or {student layer: list of groups}.
-        method: pairwise (the paper's alpha), joint, per_query, constant or hard; see squeeze. seed: for hard and rows.
+        passes: of the task, in which it applies. In a masked pass layers can differ in tokens; map them by section.
+        plan: the groups of teacher heads: contiguous; matched (similar heads, by calibration batches before training);
+            a list of groups; or {student layer: list of groups}.
+        method: pairwise (the paper's alpha), joint, per_query, constant or hard; see squeeze.
         temperature: T_a of both maps in the divergence; alpha is computed on the untempered maps.
         measure: kl; cross_entropy (the same gradient, cheaper on the fused backend); mse (the paper's table 10).
         layers: sections, proportional, or a map {student layer: teacher layer}.
         backend: of the divergence: auto, streamed or fused; see attention_kl.
-        rows: share of the query rows, drawn anew in every call, that alpha and the divergence are estimated from.
-        calibration: batches that a matched plan looks at (32 images each in training).
+        rows: share of the query rows, sampled in every call, to estimate alpha and the divergence from.
+        calibration: number of batches for a matched plan (32 images each in training).
+        seed: of the method hard and of the sampled rows.
         chunk_mib: memory budget for attention maps, in MiB.
     """
 
@@ -60,13 +61,13 @@ class SHD(LayerLoss):
         super().__init__(weight, passes, layers)
         if isinstance(plan, str) and plan not in ("contiguous", "matched"):
             raise UserError(f"SHD: plan: wanted contiguous, matched or a list of groups, found '{plan}'")
-        for name, value, kind in (
-            ("method", method, Method),
-            ("measure", measure, Measure),
-            ("backend", backend, Backend),
+        for name, value, choices in (
+            ("method", method, get_args(Method)),
+            ("measure", measure, get_args(Measure)),
+            ("backend", backend, get_args(Backend)),
         ):
-            if value not in get_args(kind):
-                raise UserError(f"SHD: {name}: wanted one of {', '.join(get_args(kind))}, found '{value}'")
+            if value not in choices:
+                raise UserError(f"SHD: {name}: wanted one of {', '.join(choices)}, found '{value}'")
         if not temperature > 0:
             raise UserError(f"SHD: temperature: wanted a number above 0, found {temperature}")
         if not chunk_mib > 0:
@@ -84,20 +85,23 @@ class SHD(LayerLoss):
         """Whether numbers are still to be looked at; afterwards a GPU is not waited for any more."""
 
     def forward(self, teacher: Captures, student: Captures, step: int = 0) -> Tensor:
-        """The weighted loss of two models' captures, a scalar with a gradient to the student only.
+        """The weighted loss of two models' captures: a scalar with a gradient to the student only.
 
-        step: where you are in training, for a weight that follows a schedule.
+        Args:
+            teacher: captures of a forward.
+            student: captures of a forward on the same batch.
+            step: of the training, for a weight that follows a schedule.
         """
         return self.weight_at(step) * self.divergence(teacher, student).value.mean()
 
     def divergence(self, teacher: Captures, student: Captures) -> Term:
-        """Value per sample [b]; logs hold each layer's mean alpha and divergence, the share clamped and the residual.
+        """Value per sample [b]; the logs are each layer's mean alpha and divergence, the share clamped, the residual.
 
         Raises:
-            UserError: no captures, more student heads than teacher heads, other token counts, layers that do not map.
+            UserError: no captures, more student heads than teacher heads, other token counts, layers without a map.
         """
-        _given("teacher", teacher)
-        _given("student", student)
+        _check_captures("teacher", teacher)
+        _check_captures("student", student)
         pairs = self.begin(list(teacher), {name: Layer(name, capture) for name, capture in student.items()}, None)
         for name, capture in teacher.items():
             pairs(Layer(name, capture))
@@ -120,9 +124,7 @@ class SHD(LayerLoss):
             s, t = s.select(rows), t.select(rows)
             weight = None if weight is None else weight[:, rows]
         keep_maps, chunk_mib = self.temperature == 1, self.squeezer.chunk_mib
-        check = (
-            batch is None and self._unchecked
-        )  # in training NaN goes on to the loss, and the trainer's guard sees it
+        check = batch is None and self._unchecked  # in training NaN is propagated to the loss, for the trainer's guard
         squeezed = self.squeezer.squeeze(layer, t, s.heads, keep_maps, weight, check)
         value = attention_kl(t, s, squeezed, self.temperature, self.measure, self.backend, chunk_mib, weight, check)
         logs = {f"{self.measure}/{layer}": value.detach().mean()}
@@ -134,7 +136,7 @@ class SHD(LayerLoss):
         return Term(value, logs)
 
     def _rows(self, layer: str, n: int, batch: Batch | None) -> Tensor:
-        """Some query rows, in order: a function of the batch in training, of torch's generator elsewhere."""
+        """A sample of the query rows, ascending: by the batch in training, by torch's generator elsewhere."""
         count = max(1, round(self.rows * n))
         if batch is None:
             return torch.randperm(n)[:count].sort().values
@@ -143,72 +145,72 @@ class SHD(LayerLoss):
 
     def cost(self, teacher: Captures, student: Captures, images: int) -> LayerCost:
         total = LayerCost()
-        for ours, theirs in layer_map(list(teacher), list(student), self.layers).items():
-            s, t = _captures(Layer(ours, student[ours]), Layer(theirs, teacher[theirs]))
-            total += self.squeezer.cost(ours, t, s, images, self.rows, self.temperature)
+        for layer, source in layer_map(list(teacher), list(student), self.layers).items():
+            s, t = _captures(Layer(layer, student[layer]), Layer(source, teacher[source]))
+            total += self.squeezer.cost(layer, t, s, images, self.rows, self.temperature)
         return total
 
     def calibrate(self, teacher: Captures, student: Captures) -> None:
-        _given("teacher", teacher)
-        _given("student", student)
-        for ours, theirs in layer_map(list(teacher), list(student), self.layers).items():
-            s, t = _captures(Layer(ours, student[ours]), Layer(theirs, teacher[theirs]))
-            self.squeezer.add(ours, t, s.heads)
+        _check_captures("teacher", teacher)
+        _check_captures("student", student)
+        for layer, source in layer_map(list(teacher), list(student), self.layers).items():
+            s, t = _captures(Layer(layer, student[layer]), Layer(source, teacher[source]))
+            self.squeezer.add(layer, t, s.heads)
 
     def calibrated(self) -> dict[str, Any]:
-        return {"plans": {layer: [list(part) for part in plan] for layer, plan in self.squeezer.match().items()}}
+        return {"plans": {layer: [list(group) for group in plan] for layer, plan in self.squeezer.match().items()}}
 
-    def restore(self, found: dict[str, Any]) -> None:
-        plans = found.get("plans")
+    def restore(self, calibration: dict[str, Any]) -> None:
+        plans = calibration.get("plans")
         if not isinstance(plans, dict) or not all(isinstance(plan, list) for plan in plans.values()):
             raise UserError("SHD: the calibration of this run holds no plans")
-        self.squeezer.plans = {layer: tuple(tuple(part) for part in plan) for layer, plan in plans.items()}
+        self.squeezer.plans = {layer: tuple(tuple(group) for group in plan) for layer, plan in plans.items()}
 
 
-def _same(ours: Tensor, theirs: Tensor) -> bool:
-    """Whether these are one tensor, and not one and its detached self, which somebody meant."""
-    one = ours.data_ptr() == theirs.data_ptr() and ours.device.type != "meta"
-    return one and ours.requires_grad == theirs.requires_grad
+def _is_same(student: Tensor, teacher: Tensor) -> bool:
+    """Whether both are the same tensor; a tensor and its detached alias are not, for self-distillation."""
+    same_memory = student.data_ptr() == teacher.data_ptr() and student.device.type != "meta"
+    return same_memory and student.requires_grad == teacher.requires_grad
 
 
-def _given(role: str, captures: Any) -> None:
-    """Refuse what is no captures of a forward."""
-    first = f"run it inside `with capture({role}) as captures` and give those"
-    if not isinstance(captures, (Mapping, Capturing)):  # the second one says itself what to do
-        raise UserError(f"SHD: wanted the {role}'s captures, found {type(captures).__name__}; {first}")
+def _check_captures(role: str, captures: object) -> None:
+    """Refuse anything but the captures of a forward."""
+    remedy = f"run it inside `with capture({role}) as captures` and give those"
+    if not isinstance(captures, (Mapping, Capturing)):  # a Capturing raises an error with the remedy
+        raise UserError(f"SHD: wanted the {role}'s captures, found {type(captures).__name__}; {remedy}")
     layers = dict(captures.items())
     if not layers:
-        raise UserError(f"SHD: the {role}'s captures are empty; {first}")
+        raise UserError(f"SHD: the {role}'s captures are empty; {remedy}")
     for name, capture in layers.items():
         one_layer(capture, f"SHD: the {role}'s captures: {name}")
 
 
 def _captures(student: Layer, teacher: Layer) -> tuple[Capture, Capture]:
-    """Both captures, if the student's layer can learn from the teacher's.
+    """Both captures, if they fit.
 
     Raises:
-        UserError: more heads than the teacher, or other tokens.
+        UserError: more heads than in the teacher, or other tokens.
     """
-    s, t, ours, theirs = student.attention, teacher.attention, student.name, teacher.name
+    s, t, layer, source = student.attention, teacher.attention, student.name, teacher.name
     assert s is not None and t is not None, "SHD reads attention"
-    if _same(s.query, t.query):
+    if _is_same(s.query, t.query):
         raise UserError(
-            f"SHD: {ours} of the student and {theirs} of the teacher are captures of one and the same forward, so "
+            f"SHD: {layer} of the student and {source} of the teacher are captures of one and the same forward, so "
             "nothing is to be learned; of one model, capture its forward as a teacher first, then the student's"
         )
     if s.heads > t.heads:
         raise UserError(
-            f"SHD: the student has {s.heads} heads in {ours}, the teacher only {t.heads} in {theirs}; "
+            f"SHD: the student has {s.heads} heads in {layer}, the teacher only {t.heads} in {source}; "
             "heads can be merged, not split"
         )
     if s.shape[0] != t.shape[0]:
         raise UserError(
-            f"SHD: {ours} of the student saw {s.shape[0]} samples and {theirs} of the teacher {t.shape[0]}; "
+            f"SHD: {layer} of the student has {s.shape[0]} samples and {source} of the teacher {t.shape[0]}; "
             "run both on the same batch"
         )
     if s.shape[2:] != t.shape[2:]:
         raise UserError(
-            f"SHD: {ours} of the student has {s.shape[2]} query and {s.shape[3]} key tokens, {theirs} of the teacher "
+            f"SHD: {layer} of the student has {s.shape[2]} query and {s.shape[3]} key tokens, {source} of the teacher "
             f"{t.shape[2]} and {t.shape[3]}; their maps cannot be compared (same patch size, latents and text? other "
             "layers=?)"
         )

@@ -224,13 +224,13 @@ def test_a_reading_is_the_ridge_regression():
     moments = Moments()
     for part in (slice(0, 20), slice(20, 50)):
         moments.add(torch.from_numpy(z[part])[None], torch.from_numpy(x[part])[None])
-    found = moments.reading(torch.from_numpy(start))
+    found = moments.regression(torch.from_numpy(start))
     centred, rest = z - z.mean(0), (x - z @ start.T) - (x - z @ start.T).mean(0)
     penalty = np.sqrt(50 * regression.RIDGE * centred.var(0).mean()) * np.eye(3)
     change, *_ = np.linalg.lstsq(np.concatenate([centred, penalty]), np.concatenate([rest, np.zeros((3, 5))]))
     np.testing.assert_allclose(found.matrix.numpy(), start + change.T, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(found.offset.numpy(), x.mean(0) - found.matrix.numpy() @ z.mean(0), rtol=1e-4, atol=1e-5)
-    nothing = Moments().reading(torch.from_numpy(start))
+    nothing = Moments().regression(torch.from_numpy(start))
     assert torch.equal(nothing.matrix, torch.from_numpy(start)) and not nothing.offset.any()
 
 
