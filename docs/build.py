@@ -28,7 +28,9 @@ def trainer_page() -> str:
         lines = (ROOT / "examples" / f"distil_{name}.py").read_text()
         quoted[name] = f"```python\n{lines}```\n"
     table = (DOCS / "supported-models.md").read_text()
-    supported, refused = (table.count(mark) for mark in ("| `", "| *"))
+    counted = re.search(r"(\d+) classes work, (\d+) are refused", table)
+    assert counted is not None
+    supported, refused = map(int, counted.groups())
     return template("use-it-in-your-trainer").format(**quoted, supported=supported, tried=supported + refused)
 
 
@@ -51,10 +53,9 @@ def supported_page() -> str:
     import zoo
 
     from dit_shd import capture
-    from dit_shd.attention.recording.recorder import LAYOUTS
     from dit_shd.core.errors import UserError
 
-    rows, reasons = [], []
+    rows, reasons, partial = [], [], 0
     for name in sorted(zoo.classes()):
         if name not in zoo.ENTRIES:
             reasons.append(f"| *{name}* | untried |")
@@ -66,14 +67,16 @@ def supported_page() -> str:
         except UserError as error:
             reasons.append(f"| *{name}* | {str(error).removeprefix('capture: ')} |")
             continue
-        layouts = [layout for m in model.modules() for layout in LAYOUTS.get(m, [])]
-        orders = {x.order for x in layouts} - {"plain"} or {""}
-        first = next(x for m in model.modules() for x in LAYOUTS.get(m, []) if x.order in orders or orders == {""})
-        owners = ", ".join(f"`{p.name}`" for p in first.projections if p is not None)
+        lines = captures.report().lines
+        orders = {role.partition(", ")[2] for line in lines if line.shapes for role in line.roles} - {""}
+        partial += any(found.out is None for found in captures.values())
+        first = next(line for line in lines if line.shapes and (not orders or ", " in line.roles[0]))
+        owners = ", ".join(f"`{name}`" if " " not in name else "none: maps alone" for name in first.projections)
         rows.append(f"| `{name}` | {_layers(list(captures))} | {', '.join(sorted(orders))} | {owners} |")
     return template("supported-models").format(
         version=diffusers.__version__,
         supported=len(rows),
+        partial=partial,
         refused=sum("untried" not in line for line in reasons),
         untried=sum("untried" in line for line in reasons),
         rows="\n".join(rows),

@@ -12,10 +12,11 @@ from typing import Any, NoReturn
 from torch import nn
 
 from dit_shd.attention.recording import discovery
+from dit_shd.attention.recording.captures import Recording, Sink
 from dit_shd.attention.recording.instrument import recorded, watched
 from dit_shd.attention.recording.joint import Block, BlockChoice
 from dit_shd.attention.recording.processors import processor_of
-from dit_shd.attention.recording.recorder import Recorder, Recording, Sink
+from dit_shd.attention.recording.recorder import Recorder
 from dit_shd.attention.recording.selection import Layers, Selection
 from dit_shd.core.errors import UserError
 
@@ -91,19 +92,15 @@ def _opened(recording: Recording) -> ExitStack:
         return stack.pop_all()
 
 
-@contextmanager
-def at(module: nn.Module, recorder: Recorder) -> Generator[None]:
+def at(module: nn.Module, recorder: Recorder) -> ExitStack:
     """Give a module a Recorder for a while: as its `recorder` if it is ours, else by changing its class."""
     if not discovery.is_ours(module):
-        with recorded(module, recorder):
-            yield
-        return
+        return recorded(module, recorder)
     ours: Any = module
     recorder.outer, ours.recorder = ours.recorder, recorder
-    try:
-        yield
-    finally:
-        ours.recorder = recorder.outer
+    stack = ExitStack()
+    stack.callback(setattr, ours, "recorder", recorder.outer)
+    return stack
 
 
 class Attached:
@@ -162,13 +159,10 @@ def _with_processors(model: nn.Module, selection: Selection) -> dict[str, nn.Mod
     return takers
 
 
-@contextmanager
-def _processing(module: Any, recorder: Recorder) -> Generator[None]:
+def _processing(module: Any, recorder: Recorder) -> ExitStack:
     own = module.processor
     mine: Any = processor_of(own, recorder)
     module.set_processor(mine)
-    try:
-        yield
-    finally:
-        if module.processor is mine:
-            module.set_processor(own)
+    stack = ExitStack()
+    stack.callback(lambda: module.set_processor(own) if module.processor is mine else None)
+    return stack

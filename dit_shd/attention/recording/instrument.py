@@ -6,8 +6,8 @@ own methods say when a forward begins and ends. A copy or a pickle of an instrum
 
 import functools
 import inspect
-from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from types import FunctionType
 from typing import Any, Protocol, cast
 
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from dit_shd.attention.recording.joint import Tokens
-from dit_shd.attention.recording.sdpa_calls import RawCall, SDPATap
+from dit_shd.attention.recording.sdpa_calls import RawCall, SDPATap, See
 
 RECORDERS, WATCHERS = "_dit_shd_recorders", "_dit_shd_watchers"
 """The attributes of an instrumented module that hold its recorders, and what is told of its forwards."""
@@ -27,6 +27,10 @@ class CallRecorder(Protocol):
     @property
     def armed(self) -> bool:
         """Whether a forward that is recorded is under way."""
+        ...
+
+    def see(self) -> See | None:
+        """What takes every function of one run, if that is wanted."""
         ...
 
     def record(self, calls: list[RawCall], tokens: Tokens) -> None:
@@ -42,18 +46,14 @@ class Watcher(Protocol):
         ...
 
 
-@contextmanager
-def recorded(module: nn.Module, recorder: CallRecorder) -> Generator[None]:
-    """For a while, let `recorder` take what a module does."""
-    with _attached(module, RECORDERS, recorder):
-        yield
+def recorded(module: nn.Module, recorder: CallRecorder) -> ExitStack:
+    """Let `recorder` take what a module does, until what is returned is closed."""
+    return _attached(module, RECORDERS, recorder)
 
 
-@contextmanager
-def watched(module: nn.Module, watcher: Watcher) -> Generator[None]:
-    """For a while, let `watcher` take when a model is called, by whatever method."""
-    with _attached(module, WATCHERS, watcher):
-        yield
+def watched(module: nn.Module, watcher: Watcher) -> ExitStack:
+    """Let `watcher` take when a model is called, by whatever method, until what is returned is closed."""
+    return _attached(module, WATCHERS, watcher)
 
 
 def plain_class(module: nn.Module) -> type[nn.Module]:
@@ -61,13 +61,12 @@ def plain_class(module: nn.Module) -> type[nn.Module]:
     return vars(type(module)).get("_dit_shd_plain", type(module))
 
 
-@contextmanager
-def _attached(module: nn.Module, kind: str, item: object) -> Generator[None]:
+def _attached(module: nn.Module, kind: str, item: object) -> ExitStack:
+    """No generator, which Python would end by itself when it exits."""
     _set(module, kind, (*vars(module).get(kind, ()), item))
-    try:
-        yield
-    finally:
-        _set(module, kind, tuple(each for each in vars(module)[kind] if each is not item))
+    stack = ExitStack()
+    stack.callback(lambda: _set(module, kind, tuple(each for each in vars(module)[kind] if each is not item)))
+    return stack
 
 
 def _set(module: nn.Module, kind: str, items: tuple[object, ...]) -> None:
@@ -121,7 +120,7 @@ def _recorded_class(cls: type[nn.Module], plain: type[nn.Module]) -> type[nn.Mod
             if not recorders:
                 return super().forward(*args, **kwargs)
             calls: list[RawCall] = []
-            with SDPATap(calls):
+            with SDPATap(calls, seeing(recorders)):
                 result = super().forward(*args, **kwargs)
             tokens = tokens_of(places, args, kwargs)
             for recorder in recorders:
@@ -134,12 +133,26 @@ def _recorded_class(cls: type[nn.Module], plain: type[nn.Module]) -> type[nn.Mod
     return _named(Recorded, plain)
 
 
+def seeing(recorders: Sequence[CallRecorder]) -> See | None:
+    """What takes every function of one run for some recorders, if any of them wants that."""
+    wanted = [each.see() for each in recorders]
+    wanted = [each for each in wanted if each is not None]
+    if not wanted:
+        return None
+
+    def all_see(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for each in wanted:
+            each(function, args, kwargs)
+
+    return all_see
+
+
 def _run_recorded(module: nn.Module, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
     recorders = [each for each in vars(module).get(RECORDERS, ()) if each.armed]
     calls: list[RawCall] = []
     with ExitStack() as stack:
         if recorders:
-            stack.enter_context(SDPATap(calls))
+            stack.enter_context(SDPATap(calls, seeing(recorders)))
         result = function(*args, **kwargs)
     for recorder in recorders:
         recorder.record(calls, tokens_of(token_places(plain_class(module).forward), args, kwargs))
@@ -208,21 +221,15 @@ def _named(new: type, plain: type) -> type:
 
 
 @functools.cache
-def token_places(function: Any, skip: int = 1) -> dict[str, int]:
-    """The names and positions under which a function takes its tokens and, maybe, the text's."""
-    names = list(inspect.signature(function).parameters)[skip:]
-    text = [name for name in names if name.endswith("encoder_hidden_states")]
-    return {name: names.index(name) for name in [*names[:1], *text[:1]]}
+def token_places(function: Any, skip: int = 1) -> tuple[str, ...]:
+    """The names of what a function takes, in order."""
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return tuple(p.name for p in list(inspect.signature(function).parameters.values())[skip:] if p.kind not in kinds)
 
 
-def tokens_of(places: dict[str, int], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tokens:
-    """How many tokens a module was given."""
-    given = [kwargs.get(name, args[at] if at < len(args) else None) for name, at in places.items()]
-    hidden, text = [*given, None, None][:2]
-    other = text is not None and text is not hidden
-    samples = hidden.shape[0] if isinstance(hidden, torch.Tensor) and hidden.ndim else None
-    return Tokens(_length(hidden), _length(text) if other else None, other, samples)
-
-
-def _length(tokens: Any) -> int | None:
-    return tokens.shape[1] if isinstance(tokens, torch.Tensor) and tokens.ndim == 3 else None
+def tokens_of(places: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tokens:
+    """How many tokens the sequences have that a module was given, and how many samples."""
+    given = {**dict(zip(places, args)), **kwargs}
+    lengths = {name: x.shape[1] for name, x in given.items() if isinstance(x, torch.Tensor) and x.ndim == 3}
+    first = args[0] if args else next(iter(kwargs.values()), None)
+    return Tokens(lengths, first.shape[0] if isinstance(first, torch.Tensor) and first.ndim else None)

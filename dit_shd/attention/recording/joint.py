@@ -14,16 +14,14 @@ import torch
 from dit_shd.attention.bias import DenseBias
 from dit_shd.attention.capture import Capture
 from dit_shd.attention.recording.discovery import NO_PROJECTION
-from dit_shd.attention.recording.projection import Part, Projection
+from dit_shd.attention.recording.projection import Projection
+from dit_shd.attention.recording.results import Part
+from dit_shd.attention.recording.roles import Order, Role, TextLength
 from dit_shd.attention.recording.sdpa_calls import Call
 from dit_shd.core.errors import UserError
 
 Block = Literal["joint", "image", "image-text", "text-image"]
 """Queries-keys; `image` is image queries over image keys. A block of a map is renormalised over its keys."""
-
-
-Role = Literal["self", "cross", "pooling", "unknown"]
-"""Whose keys a layer's queries see: their own sequence's, another one's; pooling: one query over its whole sequence."""
 
 
 @dataclass(frozen=True)
@@ -40,27 +38,12 @@ class BlockChoice:
 
 @dataclass(frozen=True)
 class Tokens:
-    """What a module was given: how many tokens of its own, and how many of another sequence's (None: not known)."""
+    """The sequences that a module was given."""
 
-    hidden: int | None
-    text: int | None
-    other: bool
-    """Whether it was given another sequence at all."""
+    lengths: dict[str, int]
+    """By the names of its arguments."""
     samples: int | None = None
     """b, if it is known."""
-
-    def crosses(self, call: Call, says_so: bool) -> bool:
-        """Whether the queries are one sequence and the keys another, or a part of it; says_so: the module does."""
-        n, m = call.query.shape[2], call.key.shape[2]
-        if not self.other:
-            return n == self.hidden and n != m
-        return says_so or (n == self.hidden and self.text is not None and n != m <= self.text)
-
-    def text_among(self, n: int, model: int | None) -> int | None:
-        """How many of a sequence's n tokens are text; model: how many text tokens the whole model was given."""
-        if self.hidden is not None and self.hidden < n:
-            return n - self.hidden
-        return model if self.text is None else self.text
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,38 +53,41 @@ class Layout:
     projections: tuple[Projection | None, ...]
     """One for all tokens, or one for each of two runs of tokens, in order; None for a run that arrives nowhere (the
     text of a last block, say). Empty if no row arrives anywhere unchanged, or if nobody asked."""
-    order: Literal["plain", "text first", "image first", "unknown"]
+    order: Order
     role: Role = "self"
+    square: bool = True
+    """Whether there are as many keys as queries."""
+    text: TextLength | None = None
+    """How many tokens are text, in a joint sequence."""
+    reason: str = NO_PROJECTION
+    """Why there is no projection, where there is none."""
 
     @property
     def unasked(self) -> bool:
         """Whether it is not recorded unless it is named."""
-        return self.role in ("cross", "pooling")
+        return self.role in ("cross", "pooling") or (self.role == "unknown" and not self.square)
 
-    @classmethod
-    def of(cls, parts: Sequence[Part], joins: Sequence[tuple[int, int]], n: int, text: int | None) -> "Layout":
-        """From where the rows of n tokens arrived, and which pairs of sequences were joined in that forward."""
-        runs: list[tuple[int, Projection | None]] = []
-        for part in parts:
-            known = [i for i, (_, projection) in enumerate(runs) if part.projection.same(projection)]
-            if not known:
-                runs.append((int(part.tokens[0]), part.projection))
-        claimed = torch.cat([part.tokens for part in parts]) if parts else torch.arange(n)
-        edges = {first for first, second in joins if first + second == n}
-        if len(runs) == 1 and len(claimed) < n:
-            start, stop = int(claimed.min()), int(claimed.max()) + 1
-            if stop - start == len(claimed) and (start or stop) in edges:
-                runs = [(0, None), *runs] if start else [*runs, (stop, None)]
-        if len(runs) == 2:
-            joins = [(runs[1][0], n - runs[1][0])]
-        joined = {pair for pair in joins if sum(pair) == n and text in pair}
-        orders = {"unknown" if a == b else "text first" if a == text else "image first" for a, b in joined}
-        order = orders.pop() if len(orders) == 1 else "unknown" if orders or len(runs) > 1 else "plain"
-        if order == "unknown" and len(runs) == 2:  # as many text tokens as image tokens: go by the names
-            texts = [p is None or "add" in p.name or "context" in p.name or p.name.endswith("_t") for _, p in runs]
-            if texts[0] != texts[1]:
-                order = "text first" if texts[0] else "image first"
-        return cls(tuple(projection for _, projection in runs), order)  # type: ignore[arg-type]
+
+def projections_of(parts: Sequence[Part]) -> list[tuple[int, Projection]]:
+    """The projections at which a sequence arrived, in order, each with the first token that arrived there."""
+    runs: list[tuple[int, Projection]] = []
+    for part in parts:
+        if not any(part.projection.same(projection) for _, projection in runs):
+            runs.append((int(part.tokens[0]), part.projection))
+    return runs
+
+
+def with_gaps(parts: Sequence[Part], n: int, order: Order, text: int) -> tuple[Projection | None, ...]:
+    """The projections of n tokens, in order: None for a side of a joint sequence that arrived nowhere."""
+    runs = projections_of(parts)
+    found: list[Projection | None] = [projection for _, projection in runs]
+    claimed = torch.cat([part.tokens for part in parts]) if parts else torch.arange(n)
+    if len(runs) == 1 and len(claimed) < n and order in ("text first", "image first"):
+        edge = text if order == "text first" else n - text
+        start, stop = int(claimed.min()), int(claimed.max()) + 1
+        if stop - start == len(claimed) and edge in (start, stop):
+            found = [None, *found] if start else [*found, None]
+    return tuple(found)
 
 
 def sections(
@@ -119,12 +105,13 @@ def sections(
     n, m = call.query.shape[2], call.key.shape[2]
     rows, keys = slice(0, n), slice(0, m)
     projections = layout.projections if layout is not None else ()
+    reason = layout.reason if layout is not None else ""
     split = _split(n, layout, text, choice) if m == n else None
     if split is None:
         if len(projections) > 1 or (choice.block != "joint" and layout is not None and layout.order == "unknown"):
             raise UserError(f"where the image stands among its {n} tokens is not known; say it: image=slice(77, None)")
         if choice.block == "joint":
-            yield "", _cut(call, bias, rows, keys, projections[0] if projections else None)
+            yield "", _cut(call, bias, rows, keys, projections[0] if projections else None, reason)
         return
     image, words = split
     roles = ("text", "image") if words.start < image.start else ("image", "text")
@@ -133,13 +120,13 @@ def sections(
         queries, over = _BLOCKS[choice.block]
         at = {"image": image, "text": words}
         if not own or own[queries] is not None or queries == "image":
-            yield "", _cut(call, bias, at[queries], at[over], own.get(queries))
+            yield "", _cut(call, bias, at[queries], at[over], own.get(queries), reason)
     elif len(projections) < 2:
-        yield "", _cut(call, bias, rows, keys, projections[0] if projections else None)
+        yield "", _cut(call, bias, rows, keys, projections[0] if projections else None, reason)
     else:
-        yield "", _cut(call, bias, image, keys, own["image"])
+        yield "", _cut(call, bias, image, keys, own["image"], reason)
         if own["text"] is not None:
-            yield ":text", _cut(call, bias, words, keys, own["text"])
+            yield ":text", _cut(call, bias, words, keys, own["text"], reason)
 
 
 _BLOCKS = {
@@ -163,8 +150,10 @@ def _split(n: int, layout: Layout | None, text: int | None, choice: BlockChoice)
     return slice(0, n - text), slice(n - text, n)
 
 
-def _cut(call: Call, bias: DenseBias | None, rows: slice, keys: slice, projection: Projection | None) -> Capture:
-    """A block of a call's map."""
+def _cut(
+    call: Call, bias: DenseBias | None, rows: slice, keys: slice, projection: Projection | None, reason: str
+) -> Capture:
+    """A block of a call's map; reason: why there is no projection."""
     _, h, n, _ = call.query.shape
     m, d = call.value.shape[2:]
     every_row, every_key = rows == slice(0, n), keys == slice(0, m)
@@ -182,7 +171,7 @@ def _cut(call: Call, bias: DenseBias | None, rows: slice, keys: slice, projectio
         call.scale,
         bias,
         call.causal,
-        NO_PROJECTION if projection is None else lambda: projection.by_head(h, d),
+        reason if projection is None else projection.source(h, d),
         call.mixed[:, :, rows] if call.mixed is not None and every_key else None,
         torch.arange(rows.start, rows.stop, device=call.query.device) if call.causal and not every_row else None,
     )

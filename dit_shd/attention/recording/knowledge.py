@@ -1,14 +1,17 @@
 """What the first forward of a model has shown, kept for later ones: which modules are attention, and their layouts."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from weakref import WeakKeyDictionary, ref
 
 from torch import nn
 
-from dit_shd.attention.recording.discovery import attention_like, is_cross, why_silent
+from dit_shd.attention.recording.discovery import NO_PROJECTION, attention_like, is_cross, why_silent
 from dit_shd.attention.recording.instrument import plain_class
-from dit_shd.attention.recording.joint import Layout, Role, Tokens
+from dit_shd.attention.recording.joint import Layout, projections_of, with_gaps
+from dit_shd.attention.recording.lineage import Segments
+from dit_shd.attention.recording.projection import PassingProjection
+from dit_shd.attention.recording.roles import Order, image_streams, order_at, order_of, role_of, text_length
 from dit_shd.attention.recording.sdpa_calls import Call, joined
 from dit_shd.attention.recording.survey import SeenCall, Survey
 
@@ -29,6 +32,12 @@ class Site:
         """Whether none of its calls is recorded unless it is named."""
         return all(layout.unasked for layout in self.layouts)
 
+    @property
+    def passing(self) -> list[PassingProjection]:
+        """Its projections that have to be watched in every forward."""
+        every = [projection for layout in self.layouts for projection in layout.projections]
+        return [projection for projection in every if isinstance(projection, PassingProjection)]
+
     def layout(self, call: int) -> Layout:
         """Of a call; forwards may make more of them than the first one did."""
         return self.layouts[min(call, len(self.layouts) - 1)]
@@ -37,6 +46,8 @@ class Site:
 class Sites(dict[str, Site]):
     """The modules that called attention in a forward, by name, in the order in which they ran."""
 
+    settled = True
+    """Whether all was seen; layers whose results were all zeros are looked at again in the next forward."""
     silent: Mapping[str, str] = {}
     """Modules that are attention by their names and called none, and why that may be."""
 
@@ -53,7 +64,13 @@ def key_of(door: str, kwargs: Mapping[str, object], structure: int) -> Key:
 
 def structure(model: nn.Module) -> int:
     """A number for the modules of a model and their kinds."""
-    return hash(tuple((id(m), plain_class(m), _processor(m)) for m in model.modules()))
+    return hash(tuple((id(m), plain_class(m), _processor(m), "_hf_hook" in vars(m)) for m in model.modules()))
+
+
+def adapters(modules: Sequence[nn.Module]) -> Key:
+    """Which adapters are at work in some modules of peft: that changes from forward to forward."""
+    names = ("_disable_adapters", "_active_adapter", "merged_adapters")
+    return tuple(str(vars(module).get(name)) for module in modules for name in names)
 
 
 def _processor(module: nn.Module) -> type:
@@ -77,33 +94,25 @@ def remember(model: nn.Module, key: Key, sites: Sites) -> None:
     _KNOWN[model] = {**kept, key: sites}
 
 
-def learn(survey: Survey, text: int | None) -> Sites:
-    """The attention that ran while a survey was made, in the order in which it ran.
-
-    Args:
-        text: how many text tokens the model was given, if it says so.
-    """
+def learn(survey: Survey) -> Sites:
+    """The attention that ran while a survey was made, in the order in which it ran."""
     by_name: dict[str, list[list[SeenCall]]] = {}
     for run in runs(survey):
         by_name.setdefault(run[0].name, []).append(run)
-    layers = list(by_name)
+    survey.image = image_streams((call.query for call in survey.calls), survey.outputs)
+    splits = _splits(survey, list(by_name))
     sites = Sites()
     for name, calls in by_name.items():
         layouts: list[Layout] = []
         reason = ""
         for run in calls:
-            tokens = run[0].tokens
             try:
-                merged = joined([Call.of(each.raw) for each in run], tokens.samples)
+                merged = joined([Call.of(each.raw) for each in run], run[0].tokens.samples)
             except ValueError as error:
                 reason = str(error)
                 break
-            for call, seen in zip(merged, run):
-                n = call.query.shape[2]
-                layout = Layout.of(
-                    survey.finder.parts(seen.raw[2], name, layers), survey.finder.joins, n, tokens.text_among(n, text)
-                )
-                layouts.append(replace(layout, role=_role(call, tokens, seen.module)))
+            layouts.extend(_layout(survey, seen, call, splits, list(by_name)) for call, seen in zip(merged, run))
+            sites.settled = sites.settled and not any(survey.arrivals.silent(each.raw[2]) for each in run)
         first = calls[0][0]
         sites[name] = Site(name, ref(first.module), tuple(layouts), reason)
     others = attention_like({name: m for name, m in survey.ran.items() if name not in sites and not is_cross(m)})
@@ -111,10 +120,40 @@ def learn(survey: Survey, text: int | None) -> Sites:
     return sites
 
 
-def _role(call: Call, tokens: Tokens, module: nn.Module) -> Role:
-    if call.query.shape[2] == 1 < call.key.shape[2]:
-        return "pooling"
-    return "cross" if tokens.crosses(call, is_cross(module)) else "self"
+def _layout(
+    survey: Survey, seen: SeenCall, call: Call, splits: dict[Segments, tuple[Order, int]], layers: Sequence[str]
+) -> Layout:
+    n, m = call.query.shape[2], call.key.shape[2]
+    mixed = seen.raw[2]
+    parts = survey.arrivals.parts(mixed, seen.name, layers)
+    order, text = splits.get(_segments(seen), ("unknown" if len(projections_of(parts)) > 1 else "plain", 0))
+    return Layout(
+        with_gaps(parts, n, order, text),
+        order,
+        role_of(seen.query, seen.key, n),
+        n == m,
+        text_length(text, n, survey.image, seen.given, survey.inputs) if text else None,
+        survey.arrivals.reason(mixed) or survey.failure or NO_PROJECTION,
+    )
+
+
+def _splits(survey: Survey, layers: Sequence[str]) -> dict[Segments, tuple[Order, int]]:
+    """How text and image stand in each kind of joint sequence: as the projections of some layer say, or the inputs."""
+    splits: dict[Segments, tuple[Order, int]] = {}
+    for seen in survey.calls:
+        segments, runs = _segments(seen), projections_of(survey.arrivals.parts(seen.raw[2], seen.name, layers))
+        if segments and len(runs) == 2:
+            splits[segments] = order_at(segments, survey.image, runs[1][0])
+    for segments in map(_segments, survey.calls):
+        if segments:
+            splits.setdefault(segments, order_of(segments, survey.image))
+    return splits
+
+
+def _segments(seen: SeenCall) -> Segments:
+    """The segments of a call's queries, if it is known that they are all of them."""
+    n = seen.raw[2].shape[-2]
+    return seen.query.segments if seen.query is not None and seen.query.tokens == n else ()
 
 
 def runs(survey: Survey) -> list[list[SeenCall]]:

@@ -29,7 +29,7 @@ def processor_of(own: Any, recorder: Any) -> Any:
 def _recording(cls: type) -> type:
     base: Any = cls
     own: Callable[..., Any] = cls.__call__
-    places = token_places(own, skip=2)  # self and the module
+    places = token_places(own, 2)  # without self and the module
 
     class Recording(SHDAttnProcessor, base):
         @functools.wraps(own)  # Attention.forward drops the keywords that a processor's signature lacks

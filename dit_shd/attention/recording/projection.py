@@ -1,166 +1,220 @@
-"""Which weights W^O take over what an attention layer mixed, found by watching where its rows arrive.
+"""Where the W^O of an attention layer is, and how it is read when it is wanted.
 
-No list of names: while the model runs once, the rows of each attention result [b,n,h d] are looked for among the rows
-that reach a matrix product with a parameter. In joint text-image attention the image tokens' rows arrive at one
-projection and the text tokens' at another; in blocks that also hold an MLP they arrive as the first columns of a wider
-input. Rows that arrive nowhere were changed on the way (by a gate, say), and then no W^O of the paper exists.
+A bare parameter is read as it is. Of anything else (adapters, quantised, parametrised or cast weights) W^O is what its
+own product makes of unit rows. Weights that are at hand only while the product runs (sharded, offloaded) are taken
+then.
 """
 
-from collections.abc import Collection
-from dataclasses import dataclass
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
+from weakref import ref
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dit_shd.attention.recording.discovery import plain
+from dit_shd.attention.capture import WeightSource
+from dit_shd.attention.recording.arrangement import Arrangement, rows_of_result, unit_rows
+from dit_shd.attention.recording.products import Product
 
 
 @dataclass(frozen=True, eq=False)
-class Projection:
-    """A parameter that holds W^O, as h d of its input columns starting at `first`."""
+class Projection(ABC):
+    """Something that holds W^O, as h d of its input columns starting at `first`."""
 
-    owner: nn.Module
-    parameter: str
     name: str
-    """Of the owner, in the model it was found in."""
-    transposed: bool
-    """Stored [in, out], as GPT-2 does, instead of [out, in]."""
+    """Of the module, in the model it was found in."""
     first: int
 
-    def by_head(self, heads: int, width: int) -> Tensor:
-        """W^O [h,d,e], without a graph."""
-        weight = getattr(self.owner, self.parameter).detach()
-        weight = weight if self.transposed else weight.t()
-        return weight[self.first : self.first + heads * width].unflatten(0, (heads, width))
+    @abstractmethod
+    def by_head(self, heads: int, width: int) -> Tensor | str:
+        """W^O [h,d,e] without a graph, or the reason why it cannot be had."""
+
+    @property
+    @abstractmethod
+    def identity(self) -> tuple[object, ...]:
+        """What two places of the same W^O have in common."""
+
+    def source(self, heads: int, width: int) -> WeightSource:
+        """What gives W^O of the forward under way, when it is wanted."""
+        return functools.partial(self.by_head, heads, width)
 
     def same(self, other: "Projection | None") -> bool:
-        return other is not None and (self.owner, self.parameter, self.first) == (
-            other.owner,
-            other.parameter,
-            other.first,
-        )
+        """Whether both are one."""
+        return other is not None and self.identity == other.identity
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
-    """Some query tokens that share a projection."""
+class ParameterProjection(Projection):
+    """A parameter that stays where it is."""
 
-    tokens: Tensor
-    """Their positions [r], in order."""
-    projection: Projection
+    owner: "ref[nn.Module]"
+    parameter: str
+    transposed: bool
+    """Stored [in,out], as GPT-2 does, instead of [out,in]."""
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        return self.owner, self.parameter, self.first
+
+    def by_head(self, heads: int, width: int) -> Tensor | str:
+        weight: Any = getattr(self.owner(), self.parameter, None)
+        if weight is None or weight.device.type == "meta":
+            return f"the weight of {self.name} is not there any more"
+        weight = local(weight.detach())
+        weight = weight.flatten(1) if weight.ndim > 2 else weight
+        weight = weight if self.transposed else weight.t()
+        return _split(weight[self.first : self.first + heads * width], heads, width)
 
 
-PATIENCE = 32
-"""How many matrix products after an attention result its projection may come."""
+@dataclass(frozen=True, eq=False)
+class ModuleProjection(Projection):
+    """A module that is linear in its rows: what it makes of unit rows."""
+
+    module: "ref[nn.Module]"
+    like: Tensor
+    """An input of the module without memory (on meta), for its shape."""
+    device: torch.device
+    arrangement: Arrangement
+    more: tuple[tuple[Any, ...], dict[str, Any]]
+    """Its other arguments."""
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        return self.module, self.first
+
+    def source(self, heads: int, width: int) -> WeightSource:
+        """At once, since adapters may be switched before it is wanted; when it is wanted, of a model in training."""
+        module = self.module()
+        trains = torch.is_grad_enabled() and module is not None and any(p.requires_grad for p in module.parameters())
+        if trains:
+            return super().source(heads, width)
+        found = self.by_head(heads, width)
+        return lambda: found
+
+    def by_head(self, heads: int, width: int) -> Tensor | str:
+        found = self.weights(heads * width)
+        return found if isinstance(found, str) else _split(found, heads, width)
+
+    def weights(self, k: int) -> Tensor | str:
+        """W^O [k,e], or why it cannot be had."""
+        module = self.module()
+        if module is None:
+            return f"{self.name} is not there any more"
+        like = torch.empty_like(self.like, device=self.device)
+        args, kwargs = self.more
+        try:
+            return matrix(lambda x: module(x, *args, **kwargs), like, self.arrangement, self.first, k)[0]
+        except Exception as error:
+            return f"{self.name} could not be asked for its weights: {error}"
 
 
-class ProjectionFinder:
-    """Looks, in one eager forward, for where the results of attention arrive and how sequences are joined.
+@dataclass(frozen=True, eq=False)
+class FunctionProjection(Projection):
+    """A function that multiplies with parameters that stay where they are, however they lie."""
 
-    `joins` holds the lengths (first, second) of every pair of tensors that were concatenated along their tokens.
+    owner: "ref[nn.Module]"
+    parameter: str
+    evaluate: Callable[[Tensor, int, int], Tensor]
+    """(parameter, first, k) -> [k,e]"""
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        return self.owner, self.parameter, self.first
+
+    def by_head(self, heads: int, width: int) -> Tensor | str:
+        weight = getattr(self.owner(), self.parameter, None)
+        if weight is None:
+            return f"the weight of {self.name} is not there any more"
+        return _split(self.evaluate(weight, self.first, heads * width), heads, width)
+
+
+@dataclass(frozen=True, eq=False)
+class PassingProjection(Projection):
+    """A product whose weights are at hand only while it runs: it is watched in every forward."""
+
+    module: "ref[nn.Module]"
+    ordinal: int
+    """The number of the product among those of one run of the module."""
+    k: int
+    whole: ModuleProjection | None = None
+    """The module, if it is to be asked as a whole when it has run."""
+    taken: list[list[Tensor | str]] = field(default_factory=lambda: [[]])
+    """What the forward under way has shown, [k,e], in a list of its own."""
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        return self.module, self.ordinal, self.first
+
+    @property
+    def waits(self) -> bool:
+        """Whether it has not run in the forward under way."""
+        return not self.taken[0]
+
+    def begin(self) -> None:
+        """Another forward begins."""
+        self.taken[0] = []
+
+    def take(self, product: Product | None, arrangement: Arrangement = "last") -> None:
+        """The product runs; or the module has run."""
+        if self.waits and product is not None and self.whole is None:
+            self.taken[0].append(weights_of(product, arrangement, self.first, self.k))
+        elif self.waits and product is None and self.whole is not None:
+            self.taken[0].append(self.whole.weights(self.k))
+
+    def source(self, heads: int, width: int) -> WeightSource:
+        return functools.partial(self._of, self.taken[0], heads, width)
+
+    def by_head(self, heads: int, width: int) -> Tensor | str:
+        return self._of(self.taken[0], heads, width)
+
+    def _of(self, taken: list[Tensor | str], heads: int, width: int) -> Tensor | str:
+        if not taken:
+            return f"the weights of {self.name} are at hand only while it runs, and it was not seen to run"
+        return taken[0] if isinstance(taken[0], str) else _split(taken[0], heads, width)
+
+
+def weights_of(product: Product, arrangement: Arrangement, first: int, k: int) -> Tensor | str:
+    """A copy of the weights [k,e] of a product; of a model that is in training, the reason why there is none."""
+    weight = product.weight
+    if torch.is_grad_enabled() and weight is not None and weight.requires_grad:
+        return "its weights are in training, and not kept; run a teacher under torch.no_grad()"
+    try:
+        if weight is not None and type(weight) in (Tensor, nn.Parameter):
+            weight = weight if product.transposed else weight.t()
+            return weight[first : first + k].detach().clone()
+        return matrix(product.of, product.rows, arrangement, first, k)[0]
+    except Exception as error:
+        return f"its product could not be asked for its weights: {error}"
+
+
+@torch.no_grad()
+def matrix(
+    function: Callable[[Tensor], Any], like: Tensor, arrangement: Arrangement, first: int, k: int
+) -> tuple[Tensor, Tensor]:
+    """What a function that is linear in its rows makes of unit rows: its weights [k,e], and its bias [e].
+
+    Randomness that the function draws is given back.
     """
-
-    def __init__(self, root: nn.Module):
-        self.root = root
-        self.joins: list[tuple[int, int]] = []
-        self._found: list[_Result] = []
-
-    def attention(self, result: Tensor) -> None:
-        """Attention gave this [b,h,n,d]; its rows are looked for from now on."""
-        if result.ndim == 4 and not result.is_nested:
-            self._found.append(_Result(result))
-
-    def see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        """A function ran."""
-        if func is torch.cat or func is torch.concat:
-            self._join(*args, **kwargs)
-        elif self._found and func in _PRODUCTS:
-            operands = _PRODUCTS[func](*args, **kwargs)
-            if operands is not None and isinstance(operands[1], Tensor) and operands[1].ndim == 2:
-                self._arrive(*operands)
-
-    def parts(self, mixed: Tensor, layer: str, layers: Collection[str]) -> list[Part]:
-        """Where the rows of one result of `layer` arrived, in the order of their tokens.
-
-        What another of the attention `layers` does with them (as its queries, say) is not a W^O.
-        """
-        arrivals = next((result.arrivals for result in self._found if result.mixed is mixed), [])
-        others = [f"{other}." for other in layers if other != layer]
-        chosen: list[Part] = []
-        for part in sorted(arrivals, key=lambda each: -len(each.tokens)):  # stable: the first of equals
-            foreign = any(plain(part.projection.name).startswith(other) for other in others)
-            if not foreign and not any(bool(torch.isin(part.tokens, known.tokens).any()) for known in chosen):
-                chosen.append(part)
-        return sorted(chosen, key=lambda each: int(each.tokens[0]))
-
-    def _join(self, tensors: Any, dim: int = 0, **_: Any) -> None:
-        pair = isinstance(tensors, (list, tuple)) and len(tensors) == 2
-        if pair and 0 < dim % tensors[0].ndim < tensors[0].ndim - 1:
-            self.joins.append((tensors[0].shape[dim], tensors[1].shape[dim]))
-
-    @torch.no_grad()
-    def _arrive(self, given: Tensor, weight: Tensor, transposed: bool) -> None:
-        for result in [result for result in self._found if result.patience > 0]:
-            result.patience -= 1
-            columns = result.columns
-            if given.shape[-1] < columns:
-                continue
-            for first in sorted({0, given.shape[-1] - columns}):
-                tokens = result.among(given[..., first : first + columns])
-                place = self._place(weight) if len(tokens) else None
-                if place is not None:
-                    result.arrivals.append(Part(tokens, Projection(*place, transposed, first)))
-                    break
-
-    def _place(self, weight: Tensor) -> tuple[nn.Module, str, str] | None:
-        for path, module in self.root.named_modules():
-            for name, parameter in module._parameters.items():
-                if parameter is weight:
-                    return module, name, path
-        return None
+    devices = [like.device] if like.device.type != "cpu" else []
+    with torch.random.fork_rng(devices=devices, device_type=like.device.type if devices else "cuda"):
+        unit = unit_rows(like, arrangement, first, k)
+        both = [rows_of_result(_tensor(function(x)), arrangement) for x in (unit, torch.zeros_like(unit))]
+    made, bias = (x.reshape(k, -1) for x in both)
+    return made - bias, bias[0]
 
 
-class _Result:
-    """One result of attention, and what is known of where its rows went."""
-
-    def __init__(self, mixed: Tensor):
-        self.mixed = mixed
-        self.columns = mixed.shape[1] * mixed.shape[3]
-        self.patience = PATIENCE
-        self.arrivals: list[Part] = []
-        self._rows: dict[torch.dtype, Tensor] = {}
-
-    def among(self, given: Tensor) -> Tensor:
-        """The tokens [r] whose rows are among those of given [..., h d]."""
-        if given.dtype not in self._rows:
-            self._rows[given.dtype] = _fingerprints(self.mixed.transpose(1, 2).flatten(2).to(given.dtype))  # [b,n]
-        rows = self._rows[given.dtype]
-        there = torch.isin(rows, _fingerprints(given.reshape(-1, self.columns))) & (rows != 0)
-        return there.any(0).cpu().nonzero()[:, 0]
+def _tensor(output: Any) -> Tensor:
+    """A module's result, or the first of several."""
+    return local(output if isinstance(output, Tensor) else output[0])
 
 
-def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor, bool]:
-    return input, weight, False
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor that is spread over several (tensor parallel)."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[attr-defined]
 
 
-def _addmm(input: Tensor, mat1: Tensor, mat2: Tensor, **_: Any) -> tuple[Tensor, Tensor, bool]:
-    return mat1, mat2, True
-
-
-def _matmul(input: Tensor, other: Tensor, **_: Any) -> tuple[Tensor, Tensor, bool]:
-    return input, other, True
-
-
-_PRODUCTS: dict[Any, Any] = {F.linear: _linear, torch.addmm: _addmm} | dict.fromkeys(
-    (torch.matmul, torch.mm, Tensor.matmul, Tensor.mm, Tensor.__matmul__), _matmul
-)
-
-
-def _fingerprints(rows: Tensor) -> Tensor:
-    """A number for each row [..., k] that depends on every bit of it, and on nothing else; 0 for a row of zeros."""
-    wide, whole = (torch.float64, torch.int64) if rows.dtype == torch.float64 else (torch.float32, torch.int32)
-    bits = rows.to(wide).contiguous().view(whole).long()
-    odd = torch.randint(-(2**62), 2**62, (rows.shape[-1],), generator=torch.Generator().manual_seed(0))
-    return (bits * (2 * odd + 1).to(bits.device)).sum(-1)
+def _split(weight: Tensor, heads: int, width: int) -> Tensor:
+    return weight.unflatten(0, (heads, width))

@@ -5,7 +5,7 @@ mode around a module sees what it worked with, whatever the module looks like. n
 F.multi_head_attention_forward, which is opened for the length of the call.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,8 @@ RawCall = tuple[tuple[Any, ...], dict[str, Any], Tensor]
 """Positional arguments, keywords and result."""
 ATTENTION: tuple[Any, ...] = (F.scaled_dot_product_attention, torch.ops.aten.scaled_dot_product_attention.default)
 """The function itself, and what stands for it in exported models."""
+See = Callable[[Any, tuple[Any, ...], dict[str, Any]], None]
+"""Takes every function that has run."""
 
 _functional: Any = F
 
@@ -26,16 +28,18 @@ _functional: Any = F
 class SDPATap(TorchFunctionMode):
     """Appends every call of scaled_dot_product_attention to `calls`; changes nothing. Traceable by torch.compile."""
 
-    def __init__(self, calls: list[RawCall]):
+    def __init__(self, calls: list[RawCall], see: See | None = None):
         super().__init__()
-        self.calls = calls
+        self.calls, self.see = calls, see
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is F.multi_head_attention_forward:
-            with Opened(MultiHead(self.calls, *heads_and_dropout(args, kwargs))):
+            with Opened(MultiHead(self.calls, *heads_and_dropout(args, kwargs), self.see)):
                 return func(*args, **kwargs)
         result = func(*args, **kwargs)
+        if self.see is not None:
+            self.see(func, args, kwargs)
         if func in ATTENTION:
             self.calls.append((args, kwargs, result))
         return result
@@ -72,14 +76,16 @@ class MultiHead(TorchFunctionMode):
     """Inside F.multi_head_attention_forward: notes its call of scaled_dot_product_attention or, with need_weights,
     the call that would have given what it multiplies and takes the softmax of itself (its query is scaled already)."""
 
-    def __init__(self, calls: list[RawCall], heads: int, dropout: float):
+    def __init__(self, calls: list[RawCall], heads: int, dropout: float, see: See | None = None):
         super().__init__()
-        self.calls, self.heads, self.dropout = calls, heads, dropout
+        self.calls, self.heads, self.dropout, self.see = calls, heads, dropout, see
         self.scores: tuple[Tensor, Tensor, Tensor | None] | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
+        if self.see is not None:
+            self.see(func, args, kwargs)
         self.note(func, args, kwargs, result)
         return result
 
@@ -118,6 +124,12 @@ class Call:
     """Broadcastable to [b,h,n,m]; boolean (True is kept) or added to the scores."""
     causal: bool
     scale: float
+
+    @staticmethod
+    def inputs(raw: RawCall) -> tuple[Tensor, Tensor]:
+        """The query and the key of a call."""
+        query, key, *_ = _arguments(*raw[0], **raw[1])
+        return query, key
 
     @classmethod
     def of(cls, raw: RawCall) -> "Call":

@@ -83,6 +83,9 @@ class Selection:
                 f"no layer that ran is known to join text and image tokens: there is no block '{self.block.block}'; "
                 "use block='joint', or say where the image tokens stand, as in image=slice(77, None)"
             )
+        refused = [f"{name}: {site.reason}" for name, site in sites.items() if site.reason]
+        if refused:
+            return refused[0]
         silent = [*sites.silent.values(), ""][0]
         return (
             f"{silent}{'. ' if silent else ''}No self-attention that can be recorded ran; cross-attention has to be "

@@ -5,7 +5,8 @@ and a function mode notes each call of attention with the module on top. What is
 then need no more than the modules that were found.
 """
 
-from contextlib import ExitStack
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +16,13 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from dit_shd.attention.recording import discovery
+from dit_shd.attention.recording.arrivals import Arrivals, Entered
 from dit_shd.attention.recording.instrument import plain_class, token_places, tokens_of
 from dit_shd.attention.recording.joint import Tokens
-from dit_shd.attention.recording.projection import ProjectionFinder
-from dit_shd.attention.recording.sdpa_calls import ATTENTION, MultiHead, Opened, RawCall, heads_and_dropout
+from dit_shd.attention.recording.lineage import ENTERED, Lineage, Lineages, Streams
+from dit_shd.attention.recording.products import is_product
+from dit_shd.attention.recording.roles import Given
+from dit_shd.attention.recording.sdpa_calls import ATTENTION, Call, MultiHead, Opened, RawCall, heads_and_dropout
 
 
 @dataclass(eq=False)
@@ -30,6 +34,10 @@ class Running:
     kwargs: dict[str, Any]
     run: int
     """The number of this run among all of all modules."""
+    entered: Entered | None = None
+    """What it was given of attention results."""
+    products: int = 0
+    """How many functions that multiply have run in it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +52,10 @@ class SeenCall:
     tokens: Tokens
     graph: bool
     """Whether gradients were on."""
+    query: Lineage | None
+    key: Lineage | None
+    given: tuple[Given, ...]
+    """The sequences that the module was given."""
 
 
 class Survey(TorchFunctionMode):
@@ -58,15 +70,28 @@ class Survey(TorchFunctionMode):
         self.calls: list[SeenCall] = []
         self.ran: dict[str, nn.Module] = {}
         """Every module that ran, by name."""
-        self.finder = ProjectionFinder(root)
+        self.arrivals = Arrivals(root)
+        self.lineages = Lineages()
+        self.inputs: tuple[Given, ...] = ()
+        """The sequences that the model was given."""
+        self.image: Streams = frozenset()
+        """The inputs that are the image's, once that is known."""
+        self.outputs: list[Lineage] = []
+        """Of what the model gave."""
+        self.failure = ""
+        """What went wrong while looking; the model goes on."""
         self.names = {module: discovery.plain(path) or name for path, module in root.named_modules()}
         self._root = Running(root, (), {}, 0)
         self._stack: list[Running] = []
         self._runs = 0
         self._open = ExitStack()
 
-    def start(self) -> None:
-        """Begin to see."""
+    def start(self, names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Begin to see; names: of what the model is given by position."""
+        given = {**dict(zip(names, args)), **kwargs}
+        for name, value in given.items():
+            self.lineages.name(value, name)
+        self.inputs = self._given(given)
         for module in self.names:
             if not isinstance(module, torch.jit.ScriptModule):
                 for hook in (
@@ -82,13 +107,43 @@ class Survey(TorchFunctionMode):
         self._open.close()
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.arrivals.busy:
+            return
         self._runs += 1
         self._stack.append(Running(module, args, kwargs, self._runs))
         self.ran.setdefault(self.names[module], module)
+        with self._harmless():
+            for i, value in enumerate((*args, *kwargs.values())):
+                self.lineages.name(value, f"input {i} of {self.names[module]}", ENTERED)
+            self._stack[-1].entered = self.arrivals.enter(module, args, kwargs)
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self._stack and self._stack[-1].module is module:
-            self._stack.pop()
+        if self.arrivals.busy or not self._stack or self._stack[-1].module is not module:
+            return
+        running = self._stack.pop()
+        with self._harmless():
+            if output is not None:
+                self.lineages.inherit(output, next(iter((*running.args, *running.kwargs.values())), None))
+            if running.entered is not None:
+                self.arrivals.leave(running.entered, output)
+
+    def result(self, output: Any) -> None:
+        """What the model gave."""
+        with self._harmless():
+            self.outputs = self.lineages.all(output)
+
+    def _given(self, given: dict[str, Any]) -> tuple[Given, ...]:
+        sequences = {name: x for name, x in given.items() if isinstance(x, torch.Tensor) and x.ndim == 3}
+        known = {name: self.lineages.of(x) for name, x in sequences.items()}
+        return tuple(Given(name, x.shape[1], each.streams) for name, x in sequences.items() if (each := known[name]))
+
+    @contextmanager
+    def _harmless(self) -> Generator[None]:
+        """Nothing that fails while looking is to fail the model."""
+        try:
+            yield
+        except Exception as error:
+            self.failure = f"{type(error).__name__}: {error}"
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -103,15 +158,35 @@ class Survey(TorchFunctionMode):
 
     def see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         """A function ran."""
-        self.finder.see(func, args, kwargs, result)
+        if self.arrivals.busy:
+            return
+        with self._harmless():
+            self.lineages.follow(func, args, kwargs, result)
+            if is_product(func):
+                running = self._stack[-1] if self._stack else self._root
+                self.arrivals.product(func, args, kwargs, result, running.module, running.products)
+                for each in self._stack or [self._root]:
+                    each.products += 1
 
     def attention(self, raw: RawCall) -> None:
         """It was attention."""
         running = self._owner()
-        self.finder.attention(raw[2])
-        tokens = tokens_of(token_places(plain_class(running.module).forward), running.args, running.kwargs)
+        with self._harmless():
+            self.arrivals.attention(raw[2])
+        places = token_places(plain_class(running.module).forward)
+        query, key = Call.inputs(raw)
         self.calls.append(
-            SeenCall(self.names[running.module], running.module, running.run, raw, tokens, torch.is_grad_enabled())
+            SeenCall(
+                self.names[running.module],
+                running.module,
+                running.run,
+                raw,
+                tokens_of(places, running.args, running.kwargs),
+                torch.is_grad_enabled(),
+                self.lineages.of(query),
+                self.lineages.of(key),
+                self._given({**dict(zip(places, running.args)), **running.kwargs}),
+            )
         )
 
     def _owner(self) -> Running:

@@ -1,0 +1,300 @@
+"""Recording: what the attention modules of a running model did becomes Captures.
+
+Attention modules of dit_shd hand over a Capture; those of others are instrumented (instrument.py) as soon as a first
+forward has shown which they are (survey.py). A Recorder of each module takes either, and the Recording keeps what the
+last forward gave.
+"""
+
+import logging
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dit_shd.attention.bias import DenseBias
+from dit_shd.attention.capture import Capture
+from dit_shd.attention.recording import discovery, knowledge
+from dit_shd.attention.recording.instrument import plain_class, recorded, token_places, tokens_of
+from dit_shd.attention.recording.joint import Tokens, sections
+from dit_shd.attention.recording.knowledge import Site, Sites
+from dit_shd.attention.recording.projection import PassingProjection
+from dit_shd.attention.recording.recorder import ProductRecorder, Recorder, SlowPath
+from dit_shd.attention.recording.report import Report
+from dit_shd.attention.recording.sdpa_calls import Call, RawCall, joined
+from dit_shd.attention.recording.selection import Selection
+from dit_shd.attention.recording.survey import Survey
+from dit_shd.core.errors import UserError
+
+Sink = Callable[[str, Capture], None]
+"""Takes a layer's name and its Capture while the model runs."""
+_log = logging.getLogger("dit_shd")
+
+
+class Recording(Mapping[str, Capture]):
+    """The Captures of the last forward of one model, by layer, in the order in which the layers ran.
+
+    Args:
+        model: that is recorded. selection: which of its layers are wanted, and which part of their maps.
+        at: sets a Recorder at a module, for the length of a context.
+    """
+
+    def __init__(self, model: nn.Module, selection: Selection, sink: Sink | None, at: Any):
+        self.model, self.selection, self.sink, self.at = model, selection, sink, at
+        self._core = discovery.unwrapped(model)
+        self.recorders: dict[str, Recorder] = {}
+        self._chosen: set[str] = set()
+        self.armed = False
+        self.paused = False
+        """A later capture of the same model is under way, and this one has what it wanted."""
+        self._ours = bool(discovery.own_layers(model))
+        self._modules = self._structure = 0
+        self._sites = Sites()
+        self._key: knowledge.Key = ()
+        self._with_graph = False
+        self._found: dict[str, Capture] = {}
+        self._shapes: dict[str, tuple[int, int, int, int]] = {}
+        """Of what the last forward gave."""
+        self._given: dict[str, int] = {}
+        """The lengths of the sequences that the model was given."""
+        self._survey: Survey | None = None
+        self._depth = [0, 0]
+        self._fresh = False
+        """A forward has begun by another method than calling the model, and nothing was recorded yet."""
+        self._masks: dict[int, tuple[Tensor, DenseBias]] = {}
+        self._set = ExitStack()
+        self._products: list[ProductRecorder] = []
+        self._slow: set[nn.Module] = set()
+        self._adapters = [module for module in model.modules() if hasattr(module, "_disable_adapters")]
+        self._reported = False
+
+    def open(self) -> None:
+        """Set recorders at the layers that are known already."""
+        if self._ours:
+            for name, module in self.selection.of_ours(discovery.own_layers(self.model)).items():
+                self._record(name, module)
+            return
+        self.selection.check_settings(self.model)
+        self._modules = knowledge.structure(self._core)
+        self._structure = hash((self._modules, knowledge.adapters(self._adapters)))
+        for sites in knowledge.all_known(self._core, self._structure):
+            self._instrument(sites)
+
+    def close(self) -> None:
+        """Leave the model as it was."""
+        self.stop()
+        self._set.close()
+
+    def _instrument(self, sites: Sites) -> None:
+        before = len(self.recorders)
+        self._chosen.update(self.selection.chosen(sites))
+        for name, site in sites.items():
+            module = site.module()
+            if name in self._chosen and module is not None and name not in self.recorders:
+                self._record(name, module)
+            if name in self._chosen and self.selection.projections:
+                for projection in site.passing:
+                    self._watch(projection)
+        if len(self.recorders) > before:
+            self._leave_fast_paths()
+
+    def _leave_fast_paths(self) -> None:
+        """Where PyTorch's encoder layers hold attention that is wanted."""
+        wanted = {recorder.module for recorder in self.recorders.values()}
+        for module in self._core.modules():
+            fast = isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerEncoder)) and module not in self._slow
+            if fast and wanted & set(module.modules()):
+                self._slow.add(module)
+                self._set.enter_context(recorded(module, SlowPath(self)))
+
+    def _watch(self, projection: PassingProjection) -> None:
+        module = projection.module()
+        if module is not None and not any(each.projection is projection for each in self._products):
+            self._products.append(ProductRecorder(projection, self))
+            self._set.enter_context(recorded(module, self._products[-1]))
+
+    def _record(self, name: str, module: nn.Module) -> None:
+        recorder = self.recorders[name] = Recorder(name, module, self)
+        self._set.enter_context(self.at(module, recorder))
+
+    @contextmanager
+    def forward(self, door: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Generator[list[Any]]:
+        """A call of the model, or of one of its methods; within a call of the model other calls are part of it."""
+        outputs: list[Any] = []
+        main = not door
+        if self.paused or self._depth[0] or (self._depth[1] and not main):
+            yield outputs
+            return
+        self._depth[not main] += 1
+        try:
+            self._begin(door, args, kwargs)
+            yield outputs
+            if self._survey is not None:
+                self._survey.result(outputs[0])
+            self._end(main)
+        except BaseException:
+            self._forget()
+            raise
+        finally:
+            self.stop()
+            self._depth[not main] -= 1
+
+    def _begin(self, door: str, args: Any, kwargs: dict[str, Any]) -> None:
+        self.stop()
+        self._fresh = True
+        self._masks.clear()
+        for recorder in self.recorders.values():
+            recorder.ran, recorder.count = None, 0
+        self._with_graph = torch.is_grad_enabled()
+        names = token_places(getattr(plain_class(self._core), door or "forward"))
+        self._given = tokens_of(names, args, kwargs).lengths
+        if not door:
+            self._forget()
+        if not self._ours:
+            self._structure = hash((self._modules, knowledge.adapters(self._adapters)))
+            self._key = knowledge.key_of(door, kwargs, self._structure)
+            sites = knowledge.known(self._core, self._key)
+            if sites is None:
+                self._survey = Survey(self.model, type(self.model).__name__)
+                self._survey.start(names, args, kwargs)
+                return
+            self.selection.check(sites)
+            self._sites = sites
+            self._instrument(sites)
+            for each in self._products:
+                each.projection.begin()
+        self.armed = True
+
+    def _end(self, main: bool) -> None:
+        self.armed = False
+        survey = self._survey
+        self.stop()
+        if survey is not None and (survey.calls or main):
+            self._learn(survey)
+        self.flush()
+        self._masks.clear()
+        if main and not self._shapes:
+            raise UserError(f"capture: {type(self.model).__name__}: {self._why_nothing(survey)}")
+        if self._shapes and not self._reported:
+            self._reported = True
+            _log.info("%s", self.report())
+
+    def stop(self) -> None:
+        """Leave nothing behind of a forward, also of one that was interrupted."""
+        self.armed = False
+        if self._survey is not None:
+            self._survey.stop()
+            self._survey = None
+
+    def _learn(self, survey: Survey) -> None:
+        """Keep what the first forward has shown, and make its captures."""
+        self._sites = knowledge.learn(survey)
+        if self._sites and self._sites.settled:
+            knowledge.remember(self._core, self._key, self._sites)
+        self.selection.check(self._sites, survey.ran)
+        self._instrument(self._sites)
+        for calls in knowledge.runs(survey):
+            recorder = self.recorders.get(calls[0].name)
+            if recorder is not None:
+                self.check_graph(recorder, calls[0].graph)
+                recorder.ran = (tuple(call.raw for call in calls), calls[0].tokens, None)
+                self.flush(recorder)
+
+    def _why_nothing(self, survey: Survey | None) -> str:
+        if survey is not None and not survey.calls:
+            return discovery.why_nothing(survey.ran)
+        return self.selection.why_nothing(self._sites)
+
+    def flush(self, recorder: Recorder | None = None) -> None:
+        """Make Captures of what an instrumented module, or every one, did."""
+        for each in [recorder] if recorder is not None else list(self.recorders.values()):
+            if self.armed and self._waits(each):
+                continue
+            for calls, tokens in each.runs():
+                for name, capture in self._captures(each, calls, tokens):
+                    self.deliver(name, capture)
+
+    def _waits(self, recorder: Recorder) -> bool:
+        """Whether a module's projection is at hand only while it runs, and has not run yet."""
+        site = self._site(recorder)
+        return site is not None and self.selection.projections and any(each.waits for each in site.passing)
+
+    def deliver(self, name: str, capture: Capture) -> None:
+        """Keep a Capture, or hand it on."""
+        if self._fresh:
+            self._forget()
+        self._shapes[name] = capture.shape
+        if self.sink is None:
+            self._found[name] = capture
+        else:
+            self.sink(name, capture)
+
+    def _forget(self) -> None:
+        """Leave the captures of the forward before."""
+        self._fresh, self._found, self._shapes = False, {}, {}
+
+    def check_graph(self, recorder: Recorder, graph: bool) -> None:
+        """Refuse a layer whose captures would train nothing; graph: whether it ran with one."""
+        if self._with_graph and not graph and any(p.requires_grad for p in recorder.module.parameters()):
+            raise UserError(
+                f"capture: {recorder.name} ran without a graph inside a forward that has one, so no loss on it would "
+                "train it; reentrant gradient checkpointing does that: use use_reentrant=False"
+            )
+
+    def _captures(self, recorder: Recorder, raw: Sequence[RawCall], tokens: Tokens) -> Iterator[tuple[str, Capture]]:
+        site = self._site(recorder)
+        if site is None or recorder.name not in self._chosen:
+            return
+        if not raw:
+            raise UserError(f"capture: {recorder.name}: {discovery.why_silent(recorder.module)}")
+        try:
+            calls = joined([Call.of(each) for each in raw], tokens.samples)
+        except ValueError as error:
+            raise UserError(f"capture: {recorder.name}: {error}") from error
+        for call in calls:
+            layout, i = site.layout(recorder.count), recorder.count
+            recorder.count += 1
+            if not self.selection.wants(layout):
+                continue
+            known = layout.text
+            text = None if known is None else known.among(call.query.shape[2], tokens.lengths, self._given)
+            name = recorder.name + (f"#{i + 1}" if i else "")
+            try:
+                bias = self._bias(call.mask)
+                for suffix, capture in sections(call, bias, layout, text, self.selection.block):
+                    yield name + suffix, capture
+            except UserError as error:
+                raise UserError(f"capture: {name}: {error}") from error
+
+    def _site(self, recorder: Recorder) -> Site | None:
+        """What is known of a recorder's module, by this forward or another one."""
+        if recorder.name in self._sites:
+            return self._sites[recorder.name]
+        others = knowledge.all_known(self._core, self._structure)
+        return next((sites[recorder.name] for sites in others if recorder.name in sites), None)
+
+    def _bias(self, mask: Tensor | None) -> DenseBias | None:
+        """The mask as a bias; layers that share a mask share it."""
+        if mask is None:
+            return None
+        if id(mask) not in self._masks:
+            self._masks[id(mask)] = (mask, DenseBias(mask))
+        return self._masks[id(mask)][1]
+
+    def report(self) -> Report:
+        """What was recorded in the last forward, and what of its attention was left out, with the reason."""
+        self.flush()
+        return Report.of(self._sites, self._shapes, self.selection)
+
+    def __getitem__(self, name: str) -> Capture:
+        self.flush()
+        return self._found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        self.flush()
+        return iter(list(self._found))
+
+    def __len__(self) -> int:
+        self.flush()
+        return len(self._found)

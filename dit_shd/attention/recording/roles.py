@@ -1,0 +1,117 @@
+"""Self, cross, image and text: what the lineages of one forward say about the calls of attention in it."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from dit_shd.attention.recording.lineage import INPUT, Lineage, Segments, Streams
+
+Role = Literal["self", "cross", "pooling", "unknown"]
+"""Whose keys a layer's queries see: their own sequence's, another one's; pooling: one query over its whole sequence."""
+Order = Literal["plain", "text first", "image first", "unknown"]
+_TEXT = re.compile(r"encoder_hidden|context|te?xt|caption|prompt|cond|instruct|word", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Given:
+    """One sequence that a module or a model was given."""
+
+    name: str
+    length: int
+    streams: Streams
+
+
+@dataclass(frozen=True)
+class TextLength:
+    """From what the number of text tokens in a joint sequence follows, in any forward."""
+
+    place: Literal["module", "model", "fixed"]
+    name: str
+    of: Literal["text", "image"]
+    """Whose length that input has."""
+    total: int
+    text: int
+    """Lengths in the first forward: what holds if nothing else is known, and the whole sequence is as long."""
+
+    def among(self, n: int, module: dict[str, int], model: dict[str, int]) -> int | None:
+        """How many of n tokens are text, given the lengths of what a module and the model were given."""
+        length = (module if self.place == "module" else model).get(self.name)
+        if self.place == "fixed" or length is None:
+            return self.text if n == self.total else None
+        return length if self.of == "text" else n - length
+
+
+def role_of(query: Lineage | None, key: Lineage | None, n: int) -> Role:
+    """The role of a call with n queries."""
+    if query is None or key is None:
+        return "unknown"
+    if not query.streams & key.streams:
+        return "cross"
+    ours = sum(length for length, streams in key.segments if streams & query.streams)
+    m = ours if key.segments else None
+    return "pooling" if n == 1 and m != 1 and query.segments == () and key.tokens != 1 else "self"
+
+
+def image_streams(calls: Iterable[Lineage | None], outputs: Sequence[Lineage]) -> Streams:
+    """The streams that are the image's among those that calls join; nothing, if that is not known.
+
+    What the model gives has the tokens of its image. Where it gives several sequences, names of inputs decide.
+    """
+    joined = {streams for lineage in calls if lineage for _, streams in lineage.segments if streams}
+    every = frozenset[str]().union(*joined)
+    given = {lineage.streams & every for lineage in outputs if lineage.level == INPUT} - {frozenset[str]()}
+    if len(given) == 1:
+        (streams,) = given
+        if any(not each & streams for each in joined):
+            return streams
+    texts = {name for name in every if _TEXT.search(name)}
+    return every - texts if texts and texts != every else frozenset()
+
+
+def order_at(segments: Segments, image: Streams, edge: int) -> tuple[Order, int]:
+    """The same of a sequence whose two parts, which meet at an edge, have projections of their own."""
+    at, sides = 0, [False, False]
+    for length, streams in segments:
+        if streams & image:
+            sides = [sides[0] or at < edge, sides[1] or at + length > edge]
+        at += length
+    if sides[0] == sides[1]:
+        return "unknown", 0
+    return ("image first", at - edge) if sides[0] else ("text first", edge)
+
+
+def order_of(segments: Segments, image: Streams) -> tuple[Order, int]:
+    """How text and image stand in a sequence, and how many tokens are text."""
+    if not image or not any(streams & image for _, streams in segments):
+        several = len({streams for _, streams in segments if streams}) > 1
+        return ("unknown" if several and not image else "plain"), 0
+    runs: list[bool] = []
+    text = waiting = 0
+    for length, streams in segments:
+        if not streams:  # the model's own tokens (registers, say) go with those after them, or with the last ones
+            waiting += length
+            continue
+        is_text = not streams & image
+        text += (length + waiting) * is_text
+        waiting = 0
+        if not runs or runs[-1] != is_text:
+            runs.append(is_text)
+    text += waiting * (bool(runs) and runs[-1])
+    if len(runs) > 2:
+        return "unknown", 0
+    return ("plain" if not text else "text first" if runs[0] else "image first"), text
+
+
+def text_length(text: int, total: int, image: Streams, module: Sequence[Given], model: Sequence[Given]) -> TextLength:
+    """From what the number of text tokens follows, by what the module and the model were given."""
+    places: tuple[tuple[Literal["module", "model"], Sequence[Given]], ...] = (("module", module), ("model", model))
+    for place, inputs in places:
+        for each in inputs:
+            if each.length == text and each.streams and not each.streams & image:
+                return TextLength(place, each.name, "text", total, text)
+    for place, inputs in places:
+        for each in inputs:
+            if each.length == total - text and each.streams and each.streams <= image:
+                return TextLength(place, each.name, "image", total, text)
+    return TextLength("fixed", "", "text", total, text)
