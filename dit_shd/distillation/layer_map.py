@@ -40,17 +40,17 @@ def layer_map(teacher: Sequence[str], student: Sequence[str], how: LayerMap = "s
 
 
 def _by_section(teacher: Sequence[str], student: Sequence[str]) -> dict[str, str]:
-    theirs, ours = _sections(teacher), _sections(student)
-    if not theirs.keys() & ours.keys():
+    sources, sections = _sections(teacher), _sections(student)
+    if not sources.keys() & sections.keys():
         return _proportional(teacher, student)
     pairs: dict[str, str] = {}
-    for section, names in ours.items():
-        if section not in theirs:
+    for section, names in sections.items():
+        if section not in sources:
             raise UserError(
-                f"layers: the teacher has no section '{section}' (it has {', '.join(theirs)}); "
+                f"layers: the teacher has no section '{section}' (it has {', '.join(sources)}); "
                 "use layers=proportional or name the pairs"
             )
-        pairs |= _proportional(theirs[section], names)
+        pairs |= _proportional(sources[section], names)
     return pairs
 
 

@@ -105,11 +105,11 @@ def _record(
         weights: of a model whose gathered weights do not outlive its blocks.
     """
 
-    def attention(name: str, found: Capture) -> None:
-        sink(Reads.ATTENTION, Layer(name, attention=found if weights is None else weights.of(name, found)))
+    def attention(name: str, capture: Capture) -> None:
+        sink(Reads.ATTENTION, Layer(name, attention=capture if weights is None else weights.of(name, capture)))
 
-    def hidden(name: str, found: Tensor) -> None:
-        sink(Reads.HIDDEN, Layer(name, hidden=found))
+    def hidden(name: str, output: Tensor) -> None:
+        sink(Reads.HIDDEN, Layer(name, hidden=output))
 
     if Reads.ATTENTION in read:
         stack.enter_context(capture(model, sink=attention))

@@ -1,4 +1,4 @@
-"""Distillation terms, one file each. A loss sees what both models did in one pass; never a dataset or a device."""
+"""Distillation losses, one file each: functions of both models' outputs, attention and hidden states in one pass."""
 
 import math
 from abc import ABC, abstractmethod
@@ -20,13 +20,13 @@ from dit_shd.tasks import Batch
 __all__ = ["LAYERS", "LOSSES", "Forward", "Frozen", "Layer", "LayerLoss", "Loss", "Pairs", "Reads", "Term", "Weight"]
 
 Weight = float | dict[int, float]
-"""A factor, or {step: factor}: on a line between the steps named, and as at the first and last of them outside."""
+"""A factor, or {step: factor}: linear between the steps, constant before the first and after the last."""
 
 
 class Frozen:
-    """A model that a loss holds beside the teachers, an image encoder say: run without gradients, never trained.
+    """A frozen model of a loss, such as an image encoder, run without gradients.
 
-    It is no submodule of the loss, so it is never saved, averaged, sharded or synchronised; it moves with the loss.
+    It is not a submodule of the loss, so it is not saved, averaged, sharded or synchronised; it moves with the loss.
     """
 
     def __init__(self, model: nn.Module):
@@ -119,17 +119,17 @@ class Loss(nn.Module, ABC):
         return LayerCost()
 
     def calibrate(self, teacher: Captures, student: Captures) -> None:
-        """Take in one of `calibration` batches, without gradients."""
+        """Add one of `calibration` batches, without gradients."""
 
     def calibrated(self) -> dict[str, Any]:
-        """What calibration gave, as plain data to be saved with the run (and read back by restore)."""
+        """The result of calibration as plain data, saved with the run and read by `restore`."""
         return {}
 
     def restore(self, calibration: dict[str, Any]) -> None:
-        """Take up what calibrated() gave in an earlier session of the run."""
+        """Restore the result of `calibrated` of an earlier session of the run."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """What `.to()` and `.cuda()` come down to: the frozen models of the loss move with it."""
+        """The implementation of `.to()` and `.cuda()`: frozen models move with the loss."""
         for value in vars(self).values():
             if isinstance(value, Frozen):
                 value.model._apply(fn, recurse)
@@ -155,8 +155,8 @@ class LayerLoss(Loss):
         if not self.needs_teacher:
             raise UserError(f"{type(self).__name__}: pairs layers with a teacher's; a loss without one is a Loss")
         if len(self.reads & LAYERS) != 1:
-            found = ", ".join(sorted(kind.value for kind in self.reads)) or "nothing"
-            raise UserError(f"{type(self).__name__}: reads: wanted attention or hidden, one of the two, found {found}")
+            kinds = ", ".join(sorted(kind.value for kind in self.reads)) or "nothing"
+            raise UserError(f"{type(self).__name__}: reads: wanted attention or hidden, one of the two, found {kinds}")
         if isinstance(layers, dict) and not layers:
             raise UserError(
                 f"{type(self).__name__}: layers: the map is empty; wanted sections, proportional or "
@@ -198,11 +198,11 @@ class Pairs:
         self._gradients = torch.is_grad_enabled()
 
     def __call__(self, teacher: Layer) -> None:
-        """One of the teacher's layers has run."""
-        for ours, theirs in self._pairs.items():
-            if theirs == teacher.name:
+        """Add the pairs of a teacher's layer, which has run."""
+        for layer, source in self._pairs.items():
+            if source == teacher.name:
                 with torch.set_grad_enabled(self._gradients):  # the teacher runs without
-                    self._terms[ours] = self._loss.pair(self._student[ours], teacher, self._batch)
+                    self._terms[layer] = self._loss.pair(self._student[layer], teacher, self._batch)
 
     @property
     def incomplete(self) -> bool:
@@ -211,11 +211,11 @@ class Pairs:
 
     def term(self) -> Term:
         """The loss, once the teacher is through; numbers without a / in their names are means over the layers."""
-        missing = [theirs for ours, theirs in self._pairs.items() if ours not in self._terms]
+        missing = [source for layer, source in self._pairs.items() if layer not in self._terms]
         if missing:
             name = type(self._loss).__name__
             raise UserError(f"{name}: layer {missing[0]} of the teacher did not run in this pass, but did before")
-        ordered = [self._terms[ours] for ours in self._pairs]
+        ordered = [self._terms[layer] for layer in self._pairs]
         logs = {k: v for term in ordered for k, v in term.logs.items() if "/" in k}
         for key in dict.fromkeys(k for term in ordered for k in term.logs if "/" not in k):
             logs[key] = torch.stack([term.logs[key] for term in ordered if key in term.logs]).mean()
