@@ -406,9 +406,7 @@ def test_a_foreign_teacher_is_refused():
     from diffusers import DiTTransformer2DModel
 
     foreign = DiTTransformer2DModel(num_attention_heads=2, attention_head_dim=4, num_layers=1, sample_size=8)
-    with pytest.raises(
-        UserError, match=r"an MDTv2 or a DiT of dit_shd as teacher, found a DiTTransformer2DModel"
-    ):
+    with pytest.raises(UserError, match=r"an MDTv2 or a DiT of dit_shd as teacher, found a DiTTransformer2DModel"):
         initialise(Diffusion(), build(), foreign, [])
     with pytest.raises(UserError, match=r"decoder_pos_embed has None in the student .* family, .* must be the same"):
         initialise(Diffusion(), build("dit"), build("mdt"), [])
