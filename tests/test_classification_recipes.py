@@ -1,12 +1,15 @@
 """The recipes of configs/classification and their study: complete, models that fit together, headers that are true."""
 
+import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 import yaml
 
 from dit_shd.attention.recording.attach import capture
+from dit_shd.cli.program import main
 from dit_shd.core.config import make, resolve
 from dit_shd.core.yaml_files import dump, override, read_yaml
 from dit_shd.data.datasets import DATASETS
@@ -17,7 +20,6 @@ from dit_shd.profiling.estimate import hours, peaks
 from dit_shd.tasks import TASKS
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.dry_run import dry_run
-from dit_shd.training.trainer import train
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "configs" / "classification"
@@ -94,13 +96,37 @@ def test_the_study_varies_the_losses_alone():
     assert [loss["name"] for loss in levels["kd_shd"]["losses"]] == ["kd", "shd"]
 
 
-@pytest.mark.skipif(not FASHION.is_dir(), reason="apt install dataset-fashion-mnist")
-def test_the_small_recipes_train_and_the_student_learns_from_the_teacher(tmp_path):
-    """Two steps of each by the commands of docs/classification.md, on Debian's Fashion-MNIST."""
-    few = ["steps=2", "batch_size=8", "validate_every=0", "log_every=1"]
-    list(train(load("fashion_teacher", *few, f"run={tmp_path / 'teacher'}")))
-    losses = "losses=[{name: kd, temperature: 2}, {name: shd, weight: 2}]"
-    student = load(
-        "fashion_student", *few, f"run={tmp_path / 's'}", f"teacher={tmp_path / 'teacher'}", losses, "check_teacher=no"
-    )
-    assert all({"plain/kd", "plain/shd"} <= step.metrics.keys() for step in train(student))
+def commands() -> list[list[str]]:
+    """Those of `dit-shd` in docs/classification.md, without the program's name."""
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "classification.md").read_text(), re.DOTALL)
+    words = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
+    return [command[1:] for command in words if command[:1] == ["dit-shd"]]
+
+
+def test_the_page_s_commands_run(tmp_path, monkeypatch, capsys):
+    """Made small: counts without a step, two steps of eight images, the accuracy of 500 digits, a study's cells."""
+    small = {
+        "deit3_s_to_deit_ti_shd.yaml": ["estimate.measure=false"],
+        "fashion_teacher.yaml": ["steps=2", "batch_size=8", "validate_every=0"],
+        "fashion_student.yaml": ["steps=2", "batch_size=8", "validate_every=0", "check_teacher=no"],
+        "fashion_kd_shd": ["data={name: digits, split: validation}"],
+        "study.yaml": ["dry_run=true"],
+    }
+    monkeypatch.chdir(tmp_path)
+    for name in ("configs", "experiments"):
+        Path(name).symlink_to(ROOT / name)
+    ran = []
+    for command in commands():
+        more = small.get(Path(command[1]).name)
+        needs_fashion = "fashion" in command[1] and command[0] == "train"
+        if more is None or (not FASHION.is_dir() and (needs_fashion or command[0] == "accuracy")):
+            continue  # of a run that takes days, or: apt install dataset-fashion-mnist
+        assert main([*command, *more]) == 0, command
+        ran.append(command[0])
+    printed = capsys.readouterr().out
+    assert ran == (["train", "train", "train", "accuracy", "study"] if FASHION.is_dir() else ["train", "study"])
+    assert "shd" in printed and "11  kd_shd-seed2" in printed
+    if FASHION.is_dir():
+        losses = json.loads(Path("runs/fashion_kd_shd/metrics.jsonl").read_text().splitlines()[-1])
+        assert {"plain/kd", "plain/shd"} <= losses.keys()
+        assert "student_ema_0" in printed and "top-5 %" in printed

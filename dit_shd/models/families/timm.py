@@ -36,12 +36,14 @@ class TimmModel(LibraryModel, ConfigMixin):
         img_size: height and width of an image; empty: the architecture's.
         mean: of each channel, of values in [0, 1]; empty: the architecture's.
         std: likewise.
+        crop_pct: share of an image's smaller side that evaluation takes; empty: the architecture's.
         drop_path_rate: stochastic depth: the last block's rate, from 0 at the first.
         class_names: of each class, "" for a class without a name, None for a class that was not trained.
         options: further arguments of timm.create_model, such as {depth: 6, num_heads: 3}.
     """
 
     config_name = "config.json"
+    card_tags = ("image-classification", "timm")
 
     @register_to_config
     def __init__(
