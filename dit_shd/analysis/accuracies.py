@@ -58,11 +58,11 @@ def accuracies(config: AccuracyConfig) -> dict[str, Accuracy]:
     dataset = DATASETS.build(config.data, "data")
     if "images" not in dataset.fields:
         raise UserError(f"data: wanted images, found {', '.join(sorted(dataset.fields))}")
-    found = {name: _accuracy(name, source, dataset, config) for name, source in _students(config.model).items()}
+    results = {name: _accuracy(name, source, dataset, config) for name, source in _students(config.model).items()}
     if config.out is not None:
-        figures = {name: accuracy.figures() for name, accuracy in found.items()}
+        figures = {name: accuracy.figures() for name, accuracy in results.items()}
         write_text(config.out, json.dumps(figures, indent=1) + "\n")
-    return found
+    return results
 
 
 def _students(model: str) -> dict[str, str]:
@@ -105,7 +105,7 @@ def _accuracy(name: str, source: str, dataset: Dataset, config: AccuracyConfig) 
         raise UserError(f"{name}: wanted an image classifier, found {type(model).__name__}")
     if classes != dataset.classes:
         raise UserError(f"{name}: knows {classes} classes, the data has {dataset.classes}")
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    device, transform = found or torch.device("cpu"), EvaluationTransform(image_input, config.crop)
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    device, transform = accelerator or torch.device("cpu"), EvaluationTransform(image_input, config.crop)
     nn.Module.to(model, device)
     return measure_accuracy(model, dataset, transform, range(len(dataset)), device, config.batch_size)

@@ -172,11 +172,11 @@ def _told_end(config: Path | None) -> str | None:
     if config is None or not config.is_file():
         return None
     try:
-        told: Any = json.loads(config.read_text(encoding="utf-8")).get("eos_token")
+        token: Any = json.loads(config.read_text(encoding="utf-8")).get("eos_token")
     except (OSError, ValueError, AttributeError, RecursionError):
         return None
-    told = told.get("content") if isinstance(told, dict) else told
-    return told if isinstance(told, str) else None
+    token = token.get("content") if isinstance(token, dict) else token
+    return token if isinstance(token, str) else None
 
 
 def open_tokenizer(name: str, vocabulary: int | None, texts: Iterable[str]) -> Tokenizer:

@@ -117,8 +117,8 @@ class Distiller(nn.Module):
             else:
                 terms[name] = loss.term(student, None, batch)  # type: ignore[arg-type]
         for teacher, reading in readers.items():
-            found = self._streams[teacher].terms(self.task, teachers[teacher], batch, reading, student)
-            terms |= {name: term for name, term in found.items() if name in losses}
+            of_teacher = self._streams[teacher].terms(self.task, teachers[teacher], batch, reading, student)
+            terms |= {name: term for name, term in of_teacher.items() if name in losses}
         return terms | {name: losses[name].term(student, mean(read), batch) for name, read in outputs.items()}
 
     @property

@@ -31,11 +31,11 @@ class Accuracy:
 
     def figures(self) -> dict[str, float]:
         """`top1`, and the ends of its interval as `top1_low` and `top1_high`; likewise for other k; and `images`."""
-        found: dict[str, float] = {}
+        figures: dict[str, float] = {}
         for k, count in self.correct.items():
             low, high = wilson(count, self.images)
-            found |= {f"top{k}": count / self.images, f"top{k}_low": low, f"top{k}_high": high}
-        return {**found, "images": float(self.images)}
+            figures |= {f"top{k}": count / self.images, f"top{k}_low": low, f"top{k}_high": high}
+        return {**figures, "images": float(self.images)}
 
     def __add__(self, other: "Accuracy") -> "Accuracy":
         correct = {k: self.correct.get(k, 0) + other.correct.get(k, 0) for k in {**self.correct, **other.correct}}

@@ -10,14 +10,14 @@ from dit_shd.core.errors import UserError
 
 def named_blocks(model: nn.Module, prefix: str = "") -> dict[str, nn.Module]:
     """The members of a transformer's outermost lists of modules, by name."""
-    found: dict[str, nn.Module] = {}
+    members: dict[str, nn.Module] = {}
     for name, child in model.named_children():
         path = f"{prefix}{name}"
         if isinstance(child, nn.ModuleList) or _is_list_of_blocks(child):
-            found |= {f"{path}.{name}": block for name, block in child.named_children()}
+            members |= {f"{path}.{index}": block for index, block in child.named_children()}
         else:
-            found |= named_blocks(child, f"{path}.")
-    return {name: block for name, block in found.items() if any(True for _ in block.parameters())}
+            members |= named_blocks(child, f"{path}.")
+    return {name: block for name, block in members.items() if any(True for _ in block.parameters())}
 
 
 def _is_list_of_blocks(module: nn.Module) -> bool:

@@ -1,8 +1,8 @@
-"""What is known of a causal language model of transformers: its config, what its tokens attend to, what it drops."""
+"""Causal language models of transformers: their config, a check of their attention, and their dropout."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -14,27 +14,27 @@ if TYPE_CHECKING:
 
 
 def text_config(model: nn.Module) -> "PreTrainedConfig | None":
-    """The config of a model of transformers, also inside a family of ours; None where it is another model."""
-    own: Any = getattr(getattr(model, "network", model), "config", None)
-    return own.get_text_config() if hasattr(own, "get_text_config") else None
+    """The config of a model of transformers, also inside a family of dit_shd; None for other models."""
+    config: object = getattr(getattr(model, "network", model), "config", None)
+    return config.get_text_config() if hasattr(config, "get_text_config") else None  # type: ignore[attr-defined]
 
 
-def drops(model: nn.Module) -> bool:
-    """Whether anything in a model is dropped while it trains."""
+def has_dropout(model: nn.Module) -> bool:
+    """Whether a model has dropout in training."""
     config = text_config(model)
-    known = {} if config is None else config.to_dict()
-    return any("drop" in key and isinstance(value, float) and value > 0 for key, value in known.items())
+    values = {} if config is None else config.to_dict()
+    return any("drop" in key and isinstance(value, float) and value > 0 for key, value in values.items())
 
 
 @contextmanager
-def dropping(model: nn.Module, seeds: Tensor) -> Generator[None]:
-    """What a model drops at random while it trains is a function of the seeds; torch's generators are left as found.
+def seeded_dropout(model: nn.Module, seeds: Tensor) -> Generator[None]:
+    """Seed the dropout of a model in the block; torch's generators are restored after it.
 
     Args:
-        model: to be run inside.
-        seeds: [b]; the first one's is taken.
+        model: run in the block.
+        seeds: of the samples [b]; the first is used.
     """
-    if not model.training or seeds.is_meta or not drops(model):
+    if not model.training or seeds.is_meta or not has_dropout(model):
         yield
         return
     devices = [] if seeds.device.type == "cpu" else [seeds.device]
@@ -50,10 +50,10 @@ def check_attention(role: str, model: nn.Module, separate: bool) -> None:
     Args:
         role: what errors call the model.
         model: of transformers, or a family's.
-        separate: whether packed documents, whose positions begin anew, have to be apart.
+        separate: whether packed documents, whose positions begin anew, must not attend to each other.
 
     Raises:
-        UserError: tokens attend to those to come, or to documents that are packed with theirs.
+        UserError: tokens attend to later tokens, or to other documents of their sequence.
     """
     device = next(model.parameters()).device
     training, name = model.training, type(getattr(model, "network", model)).__name__

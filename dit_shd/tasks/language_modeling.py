@@ -18,7 +18,7 @@ from dit_shd.data.datasets.text import Text
 from dit_shd.data.latent_origin import Kept
 from dit_shd.data.packing import PADDING, positions
 from dit_shd.evaluation.perplexity import Perplexity, token_nats
-from dit_shd.models.language_model import check_attention, dropping, text_config
+from dit_shd.models.language_model import check_attention, seeded_dropout, text_config
 from dit_shd.tasks import Batch, Output, Task, TeacherFinding, Terms
 
 JUDGED = 8
@@ -198,7 +198,7 @@ class LanguageModeling(Task[TokenBatch]):
         if batch.tokens.is_meta:  # of places transformers reads the numbers; of a whole mask it does not
             n = batch.given.shape[1]
             where = {"attention_mask": torch.ones(1, 1, n, n, dtype=torch.bool, device=batch.tokens.device)}
-        with dropping(model, batch.dropout_seeds):
+        with seeded_dropout(model, batch.dropout_seeds):
             return Output(model(input_ids=batch.given, use_cache=False, **where).logits.float())
 
     def losses(self, output: Output, batch: TokenBatch) -> Terms:

@@ -25,11 +25,11 @@ class AccuracyCommand(Command[AccuracyConfig]):
         print(accuracy_table(accuracies(config)))
 
 
-def accuracy_table(found: dict[str, Accuracy]) -> str:
+def accuracy_table(by_model: dict[str, Accuracy]) -> str:
     """A row for each model: the share of images whose class is among the first k, in percent, and its interval."""
-    ranks = list(next(iter(found.values())).correct)
+    ranks = list(next(iter(by_model.values())).correct)
     headings = [("model", ""), *((f"top-{k} %", "") for k in ranks), ("images", "")]
-    rows = [[name, *(_cell(accuracy, k) for k in ranks), f"{accuracy.images:,}"] for name, accuracy in found.items()]
+    rows = [[name, *(_cell(accuracy, k) for k in ranks), f"{accuracy.images:,}"] for name, accuracy in by_model.items()]
     return plain_table(headings, rows)
 
 

@@ -146,8 +146,8 @@ class Text(Dataset):
             prompt [b,n+1]: whether it stands before what is to be learned.
         """
         tokens, documents, prompt = self._sequences.take(indices, self.tokenizer.end)
-        found = {"tokens": tokens, "documents": documents, "prompt": prompt}
-        return {name: torch.from_numpy(array) for name, array in found.items()}
+        arrays = {"tokens": tokens, "documents": documents, "prompt": prompt}
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def token_counts(self) -> np.ndarray:
         """How often each token occurs [vocabulary]."""

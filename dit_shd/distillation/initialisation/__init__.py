@@ -1,1 +1,1 @@
-"""A student that begins with weights of its teacher."""
+"""Initialising a student with weights of its teacher."""

@@ -1,8 +1,7 @@
-"""Heads of a student layer, each from the group of teacher heads that it stands for. Pure mathematics in float64.
+"""The heads of a student layer from groups of teacher heads. Pure mathematics in float64.
 
-Queries, keys and values of a group's k heads, side by side, are k d features; a student head has d' of its own, linear
-maps of those: q' = C_q q, k' = C_k k, v' = C_v v. So nothing here knows what the layer reads, and inputs enter through
-second moments only.
+Queries, keys and values of a group's k heads, concatenated, are k d features; the d' features of a student head are
+linear maps of those: q' = C_q q, k' = C_k k, v' = C_v v. The inputs of the layer enter through second moments only.
 """
 
 from dataclasses import dataclass
@@ -14,26 +13,32 @@ from torch.nn.functional import pad
 
 @dataclass(frozen=True, eq=False)
 class HeadMaps:
-    """A layer's heads: C_q, C_k, C_v [g d', h d], S [h d, g d'], and the teacher heads' shares in each map [g, h]."""
+    """The heads of a student layer as linear maps of the teacher's."""
 
     query: Tensor
+    """C_q [g d', h d]."""
     key: Tensor
+    """C_k [g d', h d]."""
     value: Tensor
+    """C_v [g d', h d]."""
     back: Tensor
-    """S of the guess u ~ S z while maps in a group agree: u = (A_1 V_1 ... A_h V_h), z the same of the student."""
+    """S [h d, g d'] with u ~ S z if the maps of a group agree: u = (A_1 V_1 ... A_h V_h), z likewise of the student."""
     share: Tensor
+    """Shares of the teacher heads in the map of each student head [g,h]."""
 
 
 def squeezed_scores(query: Tensor, key: Tensor, weight: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """The best scores of d' features for sum_h w_h q_h . k_h, in mean square over independent queries and keys.
 
     The sum is q^T D k with D = diag(w) over the group's features; its best approximation of rank d' follows from the
-    singular values of Q^1/2 D K^1/2 (Eckart and Young). softmax(sum_h w_h S_h) is the geometric mean of the maps whose
-    arithmetic mean is the squeezed map: the same where the maps agree.
+    singular values of Q^1/2 D K^1/2 (Eckart and Young). softmax(sum_h w_h S_h) is the normalised geometric mean of the
+    maps whose arithmetic mean is the squeezed map: the same if the maps agree.
 
     Args:
-        query: Q = E[q q^T] of the group [k d, k d]. key: K, the covariance of its keys (a softmax over keys does not
-            see their mean). weight: [k]. width: d'.
+        query: Q = E[q q^T] of the group [k d, k d].
+        key: K, the covariance of its keys [k d, k d] (a softmax over keys is invariant to their mean).
+        weight: w of the heads [k].
+        width: d'.
 
     Returns:
         C_q and C_k [d', k d]; rows beyond the rank are zero.
@@ -47,17 +52,19 @@ def squeezed_scores(query: Tensor, key: Tensor, weight: Tensor, width: int) -> t
 
 
 def squeezed_values(value: Tensor, out: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """The best d' features of what a group's heads give, for what W^O makes of it.
+    """The d' features of a group's head outputs that preserve the layer's output best.
 
-    u = (A_1 V_1 ... A_k V_k) goes out as u W, W = (W_1^O; ...; W_k^O). The best u C_v^T S^T W of rank d' in mean square
-    follows from the singular values of U^1/2 W. With white inputs and equal maps that is the truncated singular value
-    decomposition of X = sum_i W_i^V W_i^O, the merged head's X_1 + X_2.
+    Outputs u = (A_1 V_1 ... A_k V_k) are projected to u W, W = (W_1^O; ...; W_k^O). The best u C_v^T S^T W of rank d'
+    in mean square follows from the singular values of U^1/2 W. With white inputs and equal maps that is the truncated
+    singular value decomposition of X = sum_i W_i^V W_i^O, the merged head's X_1 + X_2.
 
     Args:
-        value: U, the covariance of u [k d, k d]. out: W [k d, e]. width: d'.
+        value: U, the covariance of u [k d, k d].
+        out: W [k d, e].
+        width: d'.
 
     Returns:
-        C_v [d', k d] and S [k d, d'] with u ~ S C_v u as far as W can see; exact up to rank d', zero beyond the rank.
+        C_v [d', k d] and S [k d, d'] with u W ~ (S C_v u) W; exact up to rank d', zero beyond the rank.
     """
     root, inverse = roots(value)
     u, s, _ = torch.linalg.svd(root @ out, full_matrices=False)

@@ -1,4 +1,7 @@
-"""What the teacher's maps read and its heads do on calibration batches: told by hooks, summed, never kept."""
+"""Moments of the inputs of the teacher's linear maps, and of its heads, on calibration batches.
+
+Hooks add each batch to running sums; no activation is kept.
+"""
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -26,166 +29,190 @@ NORMED = {
     "mlp.fc1": ("norm2", "adaLN_modulation", 3),
     "final_layer.linear": ("final_layer.norm_final", "final_layer.adaLN_modulation", 0),
 }
-"""Maps that read modulate(norm(x), shift, scale): their norm, their adaLN, and which of its parts the shift is."""
+"""Maps that read modulate(norm(x), shift, scale): their norm, their adaLN, and the index of the shift in it."""
 
-Ask = Callable[[nn.Module, Any], Any]
-"""Asks a model for a batch: Task.predict."""
-See = Callable[[str, Tensor], None]
-"""Takes the name of a linear map and its input."""
+Predict = Callable[[nn.Module, Any], object]
+"""Runs a model on a batch: Task.predict."""
+InputSink = Callable[[str, Tensor], None]
+"""Receives the name of a linear map and its input [b,n,i]."""
 
 
 class HeadMoments:
-    """What is known of one teacher layer's heads: moments of queries, keys and results, and their squeeze's weights."""
+    """Moments of the queries, keys and head outputs of one teacher layer, and mean weights of its squeeze."""
 
     def __init__(self, heads: int):
-        self.query, self.key, self.result = Moments(), Moments(), Moments()
+        self.query, self.key, self.output = Moments(), Moments(), Moments()
         self.weight = torch.zeros(heads, dtype=torch.float64)
         self._samples = 0
 
-    def add(self, found: Capture, groups: Plan, squeezer: Squeezer) -> None:
-        for moments, x in ((self.query, found.query), (self.key, found.key), (self.result, result(found))):
-            moments.add(side_by_side(x))
+    def add(self, capture: Capture, groups: Plan, squeezer: Squeezer) -> None:
+        """Add the capture of one batch."""
+        outputs = head_outputs(capture)
+        for moments, x in ((self.query, capture.query), (self.key, capture.key), (self.output, outputs)):
+            moments.add(concatenated(x))
         options: Any = {"seed": squeezer.seed, "projections": squeezer.projections}
-        squeezed = squeeze(found, len(groups), groups, squeezer.method, **options)
+        squeezed = squeeze(capture, len(groups), groups, squeezer.method, **options)
         mean = squeezed.weight.mean((0, 2)).double().cpu()
-        samples = found.shape[0]
+        samples = capture.shape[0]
         self._samples += samples
         self.weight += (mean - self.weight) * samples / self._samples
 
 
 @contextmanager
-def inputs(model: nn.Module, names: Iterable[str], see: See) -> Generator[None]:
-    """Show the inputs of some linear maps while the model runs.
+def record_inputs(model: nn.Module, names: Iterable[str], sink: InputSink) -> Generator[None]:
+    """Call `sink` with the inputs of some linear maps as the model runs in the block.
 
-    An MLP may work with the weights of its linear maps without calling them, so it is asked as a whole.
+    Args:
+        model: on which hooks are set.
+        names: of the linear maps. The hooks of an MLP's maps are on the MLP, which may use their weights without
+            calling them.
+        sink: receives each input.
     """
 
-    def asked(name: str) -> tuple[nn.Module, Callable[..., None]]:
+    def hook(name: str) -> tuple[nn.Module, Callable[..., None]]:
         outer, _, part = name.rpartition(".")
         if part == "fc2":
-            return model.get_submodule(outer), lambda mlp, args: see(name, mlp.act(mlp.fc1(args[0])))
-        return model.get_submodule(outer if part == "fc1" else name), lambda _, args: see(name, args[0])
+            return model.get_submodule(outer), lambda mlp, args: sink(name, mlp.act(mlp.fc1(args[0])))
+        return model.get_submodule(outer if part == "fc1" else name), lambda _, args: sink(name, args[0])
 
     with ExitStack() as stack:
-        for module, tell in map(asked, dict.fromkeys(names)):
-            stack.callback(module.register_forward_pre_hook(tell).remove)
+        for module, function in map(hook, dict.fromkeys(names)):
+            stack.callback(module.register_forward_pre_hook(function).remove)
         yield
 
 
 @torch.no_grad()
 def teacher_moments(
-    ask: Ask,
+    predict: Predict,
     teacher: nn.Module,
     batches: Iterable[Batch],
-    reading: Iterable[str],
+    names: Iterable[str],
     layers: Mapping[str, str],
     groups: Mapping[str, Plan],
     squeezer: Squeezer,
 ) -> tuple[dict[str, Moments], dict[str, HeadMoments]]:
-    """Moments of what the teacher's maps read, by their names, and of its heads, by student block.
+    """Moments of the inputs of the teacher's linear maps, by their names, and of its heads, by student block.
 
     Args:
-        reading: names of maps. layers: student block -> teacher block. groups: of heads, by student block.
+        predict: runs the teacher on a batch.
+        teacher: a family of dit_shd.
+        batches: for calibration.
+        names: of the linear maps.
+        layers: student block -> teacher block.
+        groups: of teacher heads, by student block.
+        squeezer: for the weights of the heads.
     """
-    read = {name: Moments() for name in reading}
+    inputs = {name: Moments() for name in names}
     heads = {block: HeadMoments(sum(map(len, plan))) for block, plan in groups.items()}
 
-    def sink(layer: str, found: Capture) -> None:
+    def sink(layer: str, captured: Capture) -> None:
         for block, plan in groups.items():
             if f"{layers[block]}.attn" == layer:
-                heads[block].add(found, plan, squeezer)
+                heads[block].add(captured, plan, squeezer)
 
-    with inputs(teacher, read, lambda name, x: read[name].add(x)), capture(teacher, sink=sink):
+    with record_inputs(teacher, inputs, lambda name, x: inputs[name].add(x)), capture(teacher, sink=sink):
         for batch in batches:
-            ask(teacher, batch)
-    return read, heads
+            predict(teacher, batch)
+    return inputs, heads
 
 
 @torch.no_grad()
 def student_moments(
-    ask: Ask,
+    predict: Predict,
     teacher: nn.Module,
     batches: Iterable[Batch],
-    sites: Sequence[LinearMap],
+    maps: Sequence[LinearMap],
     kept: Mapping[str, Chosen],
     heads: Mapping[str, HeadMaps],
     layers: Mapping[str, str],
 ) -> dict[str, Moments]:
-    """Moments of what each student map would read if what the student keeps were just as it is in the teacher.
+    """Moments of the inputs of student maps, if the activations that the student keeps equal the teacher's.
 
-    A LayerNorm over fewer channels normalises by other numbers, and merged heads look elsewhere: what is read behind
-    either is computed as the student will.
+    A LayerNorm over fewer channels has other statistics, and merged heads have other maps: inputs behind either are
+    computed with the student's operations.
 
     Args:
-        sites: the maps that read less than the teacher's. kept: by space. heads: by student block.
+        predict: runs the teacher on a batch.
+        teacher: a family of dit_shd.
+        batches: for calibration.
+        maps: student maps with fewer inputs than the teacher's.
+        kept: channels, by space.
+        heads: by student block.
+        layers: student block -> teacher block.
+
+    Returns:
+        By the maps' names: moments of the student's inputs z with the teacher's x.
     """
-    found = {site.name: Moments() for site in sites}
+    moments = {linear.name: Moments() for linear in maps}
     by_source: dict[str, list[LinearMap]] = {}
-    for site in sites:
-        if site.part != "attn.proj":
-            by_source.setdefault(site.source, []).append(site)
+    for linear in maps:
+        if linear.part != "attn.proj":
+            by_source.setdefault(linear.source, []).append(linear)
     latest: dict[str, Tensor] = {}
 
-    def see(name: str, x: Tensor) -> None:
-        for site in by_source[name]:
-            space = kept[site.reads]
-            found[site.name].add(_normed(site, space, latest) if site.part in NORMED else space.of(x), x)
+    def add_input(name: str, x: Tensor) -> None:
+        for linear in by_source[name]:
+            space = kept[linear.reads]
+            moments[linear.name].add(_normed(linear, space, latest) if linear.part in NORMED else space.of(x), x)
 
-    def sink(layer: str, capture: Capture) -> None:
-        for block, maps in heads.items():
+    def add_capture(layer: str, captured: Capture) -> None:
+        for block, head_maps in heads.items():
             if f"{layers[block]}.attn" == layer:
-                found[f"{block}.attn.proj"].add(_attended(capture, maps), side_by_side(result(capture)))
+                outputs = concatenated(head_outputs(captured))
+                moments[f"{block}.attn.proj"].add(_student_outputs(captured, head_maps), outputs)
 
     def keep(name: str) -> Callable[..., None]:
         return lambda module, args, output: latest.update({name: output})
 
     with ExitStack() as stack:
-        for name in {name for site in sites for name in _around(site)}:
+        for name in {name for linear in maps for name in _norm_and_adaln(linear)}:
             stack.callback(teacher.get_submodule(name).register_forward_hook(keep(name)).remove)
-        stack.enter_context(inputs(teacher, by_source, see))
-        stack.enter_context(capture(teacher, sink=sink))
+        stack.enter_context(record_inputs(teacher, by_source, add_input))
+        stack.enter_context(capture(teacher, sink=add_capture))
         for batch in batches:
-            ask(teacher, batch)
-    return found
+            predict(teacher, batch)
+    return moments
 
 
-def side_by_side(x: Tensor) -> Tensor:
-    """[b,n,h d] of [b,h,n,d]"""
+def concatenated(x: Tensor) -> Tensor:
+    """Heads [b,h,n,d] as features [b,n,h d]."""
     return x.transpose(1, 2).flatten(2)
 
 
-def result(found: Capture) -> Tensor:
-    """A V [b,h,n,d]"""
-    if found.mixed is not None:
-        return found.mixed
-    return attend(found.query, found.key, found.value, found.scale, found.bias)
+def head_outputs(capture: Capture) -> Tensor:
+    """A V [b,h,n,d]."""
+    if capture.mixed is not None:
+        return capture.mixed
+    return attend(capture.query, capture.key, capture.value, capture.scale, capture.bias)
 
 
-def _attended(found: Capture, maps: HeadMaps) -> Tensor:
-    """What the student's heads give for the teacher's queries, keys and values: [b,n,g d']."""
+def _student_outputs(capture: Capture, maps: HeadMaps) -> Tensor:
+    """Outputs of the student's heads [b,n,g d'] for the teacher's queries, keys and values."""
     heads = len(maps.share)
     query, key, value = (
-        (side_by_side(x) @ c.to(x).t()).unflatten(2, (heads, -1)).transpose(1, 2)
-        for x, c in ((found.query, maps.query), (found.key, maps.key), (found.value, maps.value))
+        (concatenated(x) @ c.to(x).t()).unflatten(2, (heads, -1)).transpose(1, 2)
+        for x, c in ((capture.query, maps.query), (capture.key, maps.key), (capture.value, maps.value))
     )
-    bias = found.bias
+    bias = capture.bias
     if isinstance(bias, RelativeBias):
         (table,) = bias.leaves
         bias = bias.rebuilt([table @ maps.share.to(table).t()])
-    return side_by_side(attend(query, key, value, query.shape[-1] ** -0.5, bias))
+    return concatenated(attend(query, key, value, query.shape[-1] ** -0.5, bias))
 
 
-def _around(site: LinearMap) -> list[str]:
-    """The norm and the adaLN in front of a teacher's map, by name."""
-    if site.part not in NORMED:
+def _norm_and_adaln(linear: LinearMap) -> list[str]:
+    """Names of the norm and the adaLN before a teacher's map; none for maps without them."""
+    if linear.part not in NORMED:
         return []
-    prefix = site.source.removesuffix(site.part)
-    return [prefix + name for name in NORMED[site.part][:2]]
+    prefix = linear.source.removesuffix(linear.part)
+    return [prefix + name for name in NORMED[linear.part][:2]]
 
 
-def _normed(site: LinearMap, space: Chosen, latest: Mapping[str, Tensor]) -> Tensor:
-    norm, adaln = (latest[name] for name in _around(site))
-    first = NORMED[site.part][2]
-    shift, scale = (part[:, None] for part in adaln.unflatten(-1, (-1, space.width)).unbind(1)[first : first + 2])
-    few = space.of(norm)
-    return modulate(layer_norm(few, few.shape[-1:], eps=1e-6), space.of(shift), space.of(scale))
+def _normed(linear: LinearMap, space: Chosen, latest: Mapping[str, Tensor]) -> Tensor:
+    """The student's modulated norm [b,n,z] of the channels that it keeps."""
+    norm, adaln = (latest[name] for name in _norm_and_adaln(linear))
+    first = NORMED[linear.part][2]
+    chunks = adaln.unflatten(-1, (-1, space.width)).unbind(1)
+    shift, scale = (chunk[:, None] for chunk in chunks[first : first + 2])
+    z = space.of(norm)
+    return modulate(layer_norm(z, z.shape[-1:], eps=1e-6), space.of(shift), space.of(scale))

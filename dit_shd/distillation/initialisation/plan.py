@@ -1,4 +1,4 @@
-"""What of the teacher becomes what of the student: data that a person can read, printed and saved with the run."""
+"""The plan of an initialisation: layers, heads and channels that were chosen, printed and saved with the run."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,11 +12,12 @@ class Heads:
     """The heads of one student layer."""
 
     groups: Plan
-    """The teacher heads that each student head stands for."""
+    """The teacher heads of each student head."""
     shares: tuple[tuple[float, ...], ...]
-    """The share of each of those in the student head's map."""
+    """Their shares in the student head's map."""
 
     def lines(self) -> Iterator[str]:
+        """Each student head in words."""
         for group, shares in zip(self.groups, self.shares):
             if max(shares) == 1:
                 picked = group[shares.index(1)]
@@ -27,14 +28,16 @@ class Heads:
 
 @dataclass(frozen=True)
 class InitialisationPlan:
-    """Layers by the names of their blocks, heads by student block, channels by space (see parts.py)."""
+    """Layers, heads and channels of the teacher that the student is made of."""
 
     layers: Mapping[str, str]
+    """Student block -> teacher block."""
     heads: Mapping[str, Heads]
+    """By student block."""
     channels: Mapping[str, Sequence[int]]
-    """The teacher's channels that the student keeps, of the spaces where it keeps fewer."""
+    """The teacher's channels that the student keeps, by space (structure.py), where it keeps fewer."""
     widths: Mapping[str, int]
-    """The teacher's number of channels of every space."""
+    """The teacher's number of channels, by space."""
 
     def lines(self) -> Iterator[str]:
         """The plan in words."""
@@ -44,14 +47,14 @@ class InitialisationPlan:
             yield f"{space}: {len(kept)} of {self.widths[space]} channels"
 
     def text(self) -> str:
-        """The plan as JSON, an entry a line."""
+        """The plan as JSON, one entry a line."""
         heads = {
             block: [{"of": of, "shares": [round(s, 6) for s in shares]} for of, shares in zip(h.groups, h.shares)]
             for block, h in self.heads.items()
         }
-        parts = {"layers": self.layers, "heads": heads, "channels": self.channels}
-        shown = [f'"{name}": ' + _lines(entries) for name, entries in parts.items()]
-        return "{\n" + ",\n".join(shown) + "\n}\n"
+        sections = {"layers": self.layers, "heads": heads, "channels": self.channels}
+        text = ",\n".join(f'"{name}": ' + _lines(entries) for name, entries in sections.items())
+        return "{\n" + text + "\n}\n"
 
 
 def _lines(entries: Mapping[str, object]) -> str:

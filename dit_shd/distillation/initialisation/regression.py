@@ -1,8 +1,8 @@
-"""What a linear map of the student reads, and what that tells of what the teacher's map reads.
+"""Refitting a linear map to fewer inputs.
 
-A map y = W x + b of the teacher sees channels x; the student's has only z. Ridge regression on calibration batches
-gives x ~ R z + r, so y ~ (W R) z + (W r + b): what can be told of the cut channels from those that stay is added to
-the weights of these.
+A map y = W x + b of the teacher reads channels x; the student's reads only z. Ridge regression on calibration batches
+gives x ~ R z + r, so y ~ (W R) z + (W r + b): the part of the cut channels that the kept ones predict is added to the
+weights of these.
 """
 
 from dataclasses import dataclass
@@ -16,29 +16,33 @@ RIDGE = 1e-3
 
 @dataclass(frozen=True)
 class Chosen:
-    """The channels of a space that the student keeps, by their numbers, out of `width`."""
+    """The channels of a space that the student keeps."""
 
     index: tuple[int, ...]
+    """Their numbers, ascending."""
     width: int
+    """The teacher's number of channels."""
 
     def of(self, x: Tensor, dim: int = -1) -> Tensor:
-        """z of x, along an axis that may hold several copies of the space."""
+        """z of x, along an axis that may be several copies of the space."""
         index = torch.tensor(self.index, device=x.device)
         dim %= x.ndim
         return x.unflatten(dim, (-1, self.width)).index_select(dim + 1, index).flatten(dim, dim + 1)
 
     def back(self, copies: int = 1) -> Tensor:
-        """S [channels, kept] of the plain guess x ~ S z: a cut channel is zero."""
+        """S [channels, kept] of x ~ S z with zeros for the channels that are cut."""
         kept = torch.eye(self.width, dtype=torch.float64)[:, list(self.index)]
         return torch.block_diag(*[kept] * copies)
 
 
 @dataclass(frozen=True, eq=False)
 class Reconstruction:
-    """x ~ R z + r"""
+    """The regression x ~ R z + r."""
 
     matrix: Tensor
+    """R [channels, kept]."""
     offset: Tensor
+    """r [channels]."""
 
     def through(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """W R and W r + b."""
@@ -46,14 +50,14 @@ class Reconstruction:
 
 
 class Moments:
-    """First and second moments of z, and of x with z where x is given, summed over calibration batches in float64."""
+    """First and second moments of z, and of x with z if x is given, summed over calibration batches in float64."""
 
     def __init__(self) -> None:
         self.count = 0
         self._sums: tuple[Tensor, ...] = ()
 
     def add(self, z: Tensor, x: Tensor | None = None) -> None:
-        """Take in z [..., kept], and x [..., channels] of the same tokens."""
+        """Add z [..., kept], and x [..., channels] of the same tokens."""
         z = z.flatten(0, -2).float()
         x = z[:, :0] if x is None else x.flatten(0, -2).float()
         double = torch.float64
@@ -65,16 +69,16 @@ class Moments:
         return tuple(total.cpu() / self.count for total in self._sums)
 
     def second(self) -> Tensor:
-        """E[z z^T]"""
+        """E[z z^T]."""
         return self._means()[2]
 
     def covariance(self) -> Tensor:
-        """Cov[z]"""
+        """Cov[z]."""
         z, _, zz, _ = self._means()
         return zz - z[:, None] * z
 
-    def reading(self, start: Tensor) -> Reconstruction:
-        """The regression of x on z, shrunk towards x ~ S z (`start`); that itself where nothing was measured."""
+    def regression(self, start: Tensor) -> Reconstruction:
+        """The ridge regression of x on z, shrunk towards x ~ S z (`start`); without batches, S itself."""
         if not self.count:
             return Reconstruction(start, start.new_zeros(len(start)))
         z, x, _, xz = self._means()

@@ -1,4 +1,4 @@
-"""From the teacher's weights to the student's: decide, look, write."""
+"""From the teacher's weights to the student's: choose channels and heads, measure moments, compute weights."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from dit_shd.distillation.initialisation.moments import HeadMoments, student_mom
 from dit_shd.distillation.initialisation.plan import Heads, InitialisationPlan
 from dit_shd.distillation.initialisation.regression import Chosen, Moments
 from dit_shd.distillation.initialisation.structure import BIAS_TABLE, TABLES, LinearMap
+from dit_shd.models.shape import shape_of
 from dit_shd.squeezing.plans import Plan
 from dit_shd.squeezing.squeezer import Squeezer
 from dit_shd.tasks import Batch, Task
@@ -24,12 +25,15 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Transfer:
-    """One student and what it gets.
+    """Computes the weights of one student from its teacher.
 
     Args:
-        layers: student block -> teacher block. groups: student block -> the teacher heads of each of its heads.
-        merge: merge the heads of a group; else the one with the largest weight in the squeeze stands for it.
-        measured: keep the most telling channels; else the first ones.
+        student: whose weights are overwritten.
+        teacher: of the same family.
+        layers: student block -> teacher block.
+        groups: student block -> the teacher heads of each of its heads.
+        merge: whether to merge the heads of a group; else the one of largest weight in the squeeze is kept.
+        by_importance: whether to keep the most important channels; else the first ones.
     """
 
     student: nn.Module
@@ -37,26 +41,37 @@ class Transfer:
     layers: Mapping[str, str]
     groups: Mapping[str, Plan]
     merge: bool
-    measured: bool
+    by_importance: bool
 
     def run(self, task: Task[Any], batches: Sequence[Batch], squeezer: Squeezer) -> InitialisationPlan:
-        """Overwrite the student's weights; returns what was decided."""
-        narrow = [site.source for site in self.sites if site.reads in self.narrower]
-        read, found = teacher_moments(task.predict, self.teacher, batches, narrow, self.layers, self.squeezed, squeezer)
-        kept = {space: self._keep(space, count, read) for space, count in self.narrower.items()}
-        heads = {block: self._heads(block, found.get(block)) for block in self.layers}
-        maps = {block: self._maps(block, heads[block], found[block], kept) for block in self.squeezed}
-        fewer = [site for site in self.sites if site.reads in kept or (site.part == "attn.proj" and site.block in maps)]
-        again: Mapping[str, Moments] = {}
-        if fewer:
-            again = student_moments(task.predict, self.teacher, batches, fewer, kept, maps, self.layers)
-        self.student.load_state_dict({**self.student.state_dict(), **self._tensors(kept, maps, again)})
+        """Overwrite the student's weights.
+
+        Args:
+            task: predicts with the teacher.
+            batches: for calibration; none to use the weights alone.
+            squeezer: for the weights of the heads.
+
+        Returns:
+            The layers, heads and channels that were chosen.
+        """
+        predict, layers = task.predict, self.layers
+        names = [linear.source for linear in self.linear_maps if linear.reads in self.narrower]
+        inputs, of_heads = teacher_moments(predict, self.teacher, batches, names, layers, self.squeezed, squeezer)
+        kept = {space: self._keep(space, count, inputs) for space, count in self.narrower.items()}
+        heads = {block: self._heads(block, of_heads.get(block)) for block in layers}
+        head_maps = {block: self._head_maps(block, heads[block], of_heads[block], kept) for block in self.squeezed}
+        refitted = [linear for linear in self.linear_maps if linear.reads in kept or _projects(linear, head_maps)]
+        moments: Mapping[str, Moments] = {}
+        if refitted:
+            moments = student_moments(predict, self.teacher, batches, refitted, kept, head_maps, layers)
+        self.student.load_state_dict({**self.student.state_dict(), **self._tensors(kept, head_maps, moments)})
         channels = {space: list(chosen.index) for space, chosen in kept.items()}
-        return InitialisationPlan(self.layers, heads, channels, self.widths)
+        return InitialisationPlan(layers, heads, channels, self.widths)
 
     @cached_property
-    def sites(self) -> list[LinearMap]:
-        return list(structure.sites(self.student, self.layers))
+    def linear_maps(self) -> list[LinearMap]:
+        """The student's linear maps that are made of the teacher's."""
+        return list(structure.linear_maps(self.student, self.layers))
 
     @cached_property
     def widths(self) -> dict[str, int]:
@@ -66,123 +81,129 @@ class Transfer:
     @cached_property
     def narrower(self) -> dict[str, int]:
         """Space -> channels of the student, where it has fewer."""
-        ours = structure.widths(self.student, {block: block for block in self.layers})
-        return {space: count for space, count in ours.items() if count < self.widths[space]}
+        widths = structure.widths(self.student, {block: block for block in self.layers})
+        return {space: count for space, count in widths.items() if count < self.widths[space]}
 
     @cached_property
-    def head_width(self) -> tuple[int, int]:
-        """d of the teacher and of the student."""
+    def head_widths(self) -> tuple[int, int]:
+        """d of the teacher and d' of the student."""
         return head_width(self.teacher), head_width(self.student)
 
     @cached_property
     def squeezed(self) -> dict[str, Plan]:
         """The groups of the layers whose heads cannot be copied one by one."""
-        d, ours = self.head_width
-        alike = [block for block, plan in self.groups.items() if d == ours and _in_order(plan)]
-        return {block: plan for block, plan in self.groups.items() if block not in alike}
+        d, d_student = self.head_widths
+        return {block: plan for block, plan in self.groups.items() if d != d_student or not _is_identity(plan)}
 
     @cached_property
-    def old(self) -> Tensors:
+    def teacher_tensors(self) -> Tensors:
         """The teacher's tensors in float64."""
         return {name: tensor.detach().cpu().double() for name, tensor in self.teacher.state_dict().items()}
 
-    def _keep(self, space: str, count: int, read: Mapping[str, Moments]) -> Chosen:
+    def _keep(self, space: str, count: int, inputs: Mapping[str, Moments]) -> Chosen:
+        """The channels that are kept of a space."""
         width = self.widths[space]
-        if not self.measured:
+        if not self.by_importance:
             return Chosen(tuple(range(count)), width)
-        seen: list[tuple[Tensor, Tensor]] = []
-        for site in self.sites:
-            if site.reads == space:
-                weight, moments = self.old[f"{site.source}.weight"], read[site.source]
+        readers: list[tuple[Tensor, Tensor]] = []
+        for linear in self.linear_maps:
+            if linear.reads == space:
+                weight, moments = self.teacher_tensors[f"{linear.source}.weight"], inputs[linear.source]
                 covariance = moments.covariance() if moments.count else torch.eye(weight.shape[1]).double()
-                for first in range(0, weight.shape[1], width):  # the copies of the space, each by itself
-                    part = slice(first, first + width)
-                    seen.append((covariance[part, part], weight[:, part]))
-        return Chosen(most_important(count, seen), width)
+                for first in range(0, weight.shape[1], width):  # each copy of the space
+                    copy = slice(first, first + width)
+                    readers.append((covariance[copy, copy], weight[:, copy]))
+        return Chosen(most_important(count, readers), width)
 
-    def _heads(self, block: str, found: HeadMoments | None) -> Heads:
-        """Groups, and shares in them: by the weights of the squeeze, where it was seen."""
+    def _heads(self, block: str, moments: HeadMoments | None) -> Heads:
+        """Groups, and shares in them by the weights of the squeeze; equal shares without moments."""
         shares = []
         for group in self.groups[block]:
-            weight = torch.ones(len(group)) if found is None else found.weight[list(group)]
+            weight = torch.ones(len(group)) if moments is None else moments.weight[list(group)]
             share = weight / weight.sum() if weight.sum() > 0 else torch.full_like(weight, 1 / len(group))
-            picked = torch.nn.functional.one_hot(share.argmax(), len(group))
-            shares.append(tuple(map(float, share if self.merge else picked)))
+            heaviest = torch.nn.functional.one_hot(share.argmax(), len(group))
+            shares.append(tuple(map(float, share if self.merge else heaviest)))
         return Heads(self.groups[block], tuple(shares))
 
-    def _maps(self, block: str, heads: Heads, found: HeadMoments, kept: Mapping[str, Chosen]) -> HeadMaps:
+    def _head_maps(self, block: str, heads: Heads, measured: HeadMoments, kept: Mapping[str, Chosen]) -> HeadMaps:
         source = self.layers[block]
-        weights, biases = (self.old[f"{source}.attn.qkv.{kind}"].chunk(3) for kind in ("weight", "bias"))
-        out = self.old[f"{source}.attn.proj.weight"].t()
+        weights, biases = (self.teacher_tensors[f"{source}.attn.qkv.{kind}"].chunk(3) for kind in ("weight", "bias"))
+        out = self.teacher_tensors[f"{source}.attn.proj.weight"].t()
         if "stream" in kept:
             out = kept["stream"].of(out)
-        if found.query.count:
-            moments = found.query.second(), found.key.covariance(), found.result.covariance()
-        else:  # as if the layer read white noise and attended alike everywhere
+        if measured.query.count:
+            moments = measured.query.second(), measured.key.covariance(), measured.output.covariance()
+        else:  # of white inputs and uniform attention
             query, key, value = (w @ w.t() for w in weights)
             moments = query + biases[0][:, None] * biases[0], key, value
-        each = [self._head(group, share, moments, out) for group, share in zip(heads.groups, heads.shares)]
-        query, key, value, back, share = (torch.cat(rows) for rows in zip(*each))
+        rows = [self._head(group, share, moments, out) for group, share in zip(heads.groups, heads.shares)]
+        query, key, value, back, share = map(torch.cat, zip(*rows))
         return HeadMaps(query, key, value, back.t(), share)
 
     def _head(
         self, group: Sequence[int], shares: Sequence[float], moments: tuple[Tensor, Tensor, Tensor], out: Tensor
     ) -> tuple[Tensor, ...]:
-        """The rows of C_q, C_k, C_v and S^T, and of the shares, that make one student head."""
-        d, ours = self.head_width
+        """The rows of one student head in C_q, C_k, C_v, S^T and the shares."""
+        d, d_student = self.head_widths
         members = [(i, s) for i, s in zip(group, shares) if self.merge or s]
         features = torch.tensor([i * d + j for i, _ in members for j in range(d)])
         share = torch.tensor([s for _, s in members], dtype=torch.float64)
-        if len(members) == 1 and d == ours:
+        if len(members) == 1 and d == d_student:
             rows = (torch.eye(d, dtype=torch.float64),) * 4
         else:
             query, key, value = (moment[features][:, features] for moment in moments)
-            c_q, c_k = squeezed_scores(query, key, share, ours)
-            c_v, back = squeezed_values(value, out[features], ours)
+            c_q, c_k = squeezed_scores(query, key, share, d_student)
+            c_v, back = squeezed_values(value, out[features], d_student)
             # each model divides its scores by the root of its own head width
-            rows = c_q * (ours / d) ** 0.5, c_k, c_v, back.t()
-        of_head = _spread(share[None], torch.tensor([i for i, _ in members]), len(out) // d)
-        return *(_spread(row, features, len(out)) for row in rows), of_head
+            rows = c_q * (d_student / d) ** 0.5, c_k, c_v, back.t()
+        head_share = _spread(share[None], torch.tensor([i for i, _ in members]), len(out) // d)
+        return *(_spread(row, features, len(out)) for row in rows), head_share
 
     def _tensors(
-        self, kept: Mapping[str, Chosen], maps: Mapping[str, HeadMaps], again: Mapping[str, Moments]
+        self, kept: Mapping[str, Chosen], head_maps: Mapping[str, HeadMaps], moments: Mapping[str, Moments]
     ) -> Tensors:
         """The student's new tensors in float64."""
-        own, new = self.student.state_dict(), Tensors()
+        before, new = self.student.state_dict(), Tensors()
         for name, space in TABLES.items():
-            if name in own:
-                new[name] = kept[space].of(self.old[name]) if space in kept else self.old[name]
-        for site in self.sites:
-            weight, bias = self.old[f"{site.source}.weight"], self.old[f"{site.source}.bias"]
-            squeezed = maps.get(site.block)
+            if name in before:
+                table = self.teacher_tensors[name]
+                new[name] = kept[space].of(table) if space in kept else table
+        for linear in self.linear_maps:
+            weight, bias = (self.teacher_tensors[f"{linear.source}.{kind}"] for kind in ("weight", "bias"))
+            heads = head_maps.get(linear.block)
             start: Tensor | None = None
-            if site.part == "attn.qkv" and squeezed is not None:
-                whole = torch.block_diag(squeezed.query, squeezed.key, squeezed.value)
-                weight, bias = whole @ weight, whole @ bias
-            elif site.writes in kept:
-                weight, bias = (kept[site.writes].of(tensor, 0) for tensor in (weight, bias))
-            if site.part == "attn.proj" and squeezed is not None:
-                start = squeezed.back
-            elif site.reads in kept:
-                start = kept[site.reads].back(weight.shape[1] // self.widths[site.reads])
+            if linear.part == "attn.qkv" and heads is not None:
+                c = torch.block_diag(heads.query, heads.key, heads.value)
+                weight, bias = c @ weight, c @ bias
+            elif linear.writes in kept:
+                weight, bias = (kept[linear.writes].of(tensor, 0) for tensor in (weight, bias))
+            if linear.part == "attn.proj" and heads is not None:
+                start = heads.back
+            elif linear.reads in kept:
+                start = kept[linear.reads].back(weight.shape[1] // self.widths[linear.reads])
             if start is not None:
-                weight, bias = again[site.name].reading(start).through(weight, bias)
-            if site.part == "attn.qkv" and squeezed is not None:
-                weight = _awake(weight, own[f"{site.name}.weight"].cpu(), squeezed)
-            new[f"{site.name}.weight"], new[f"{site.name}.bias"] = weight, bias
+                weight, bias = moments[linear.name].regression(start).through(weight, bias)
+            if linear.part == "attn.qkv" and heads is not None:
+                weight = _fill_idle(weight, before[f"{linear.name}.weight"].cpu(), heads)
+            new[f"{linear.name}.weight"], new[f"{linear.name}.bias"] = weight, bias
         for block, source in self.layers.items():
-            if f"{block}.{BIAS_TABLE}" in own:
-                table = self.old[f"{source}.{BIAS_TABLE}"]
-                new[f"{block}.{BIAS_TABLE}"] = table @ maps[block].share.t() if block in maps else table
+            if f"{block}.{BIAS_TABLE}" in before:
+                table = self.teacher_tensors[f"{source}.{BIAS_TABLE}"]
+                new[f"{block}.{BIAS_TABLE}"] = table @ head_maps[block].share.t() if block in head_maps else table
         return new
 
 
-def head_width(model: Any) -> int:
-    """d"""
-    return len(model.state_dict()["x_embedder.proj.bias"]) // model.config.num_attention_heads
+def head_width(model: nn.Module) -> int:
+    """The width d of a model's heads."""
+    return len(model.state_dict()["x_embedder.proj.bias"]) // shape_of(model).heads
 
 
-def _in_order(plan: Plan) -> bool:
+def _projects(linear: LinearMap, head_maps: Mapping[str, HeadMaps]) -> bool:
+    """Whether a map is the output projection of heads that are not copied."""
+    return linear.part == "attn.proj" and linear.block in head_maps
+
+
+def _is_identity(plan: Plan) -> bool:
     return plan == tuple((i,) for i in range(len(plan)))
 
 
@@ -191,12 +212,12 @@ def _spread(rows: Tensor, features: Tensor, count: int) -> Tensor:
     return rows.new_zeros(len(rows), count).index_copy(1, features, rows)
 
 
-def _awake(weight: Tensor, own: Tensor, maps: HeadMaps) -> Tensor:
-    """Features that a wider student head has beyond the group's rank keep their own random queries and values.
+def _fill_idle(weight: Tensor, random: Tensor, maps: HeadMaps) -> Tensor:
+    """Weights with random queries and values for the features of a student head beyond its group's rank.
 
-    Their keys, and what W^O makes of their values, are zero, so they change nothing yet; with all of them zero no
-    gradient would ever reach them.
+    Their keys, and the rows of W^O for their values, are zero, so that they do not change the output; if all were zero,
+    they would get no gradient.
     """
     query, key, value = ((c == 0).all(1) for c in (maps.query, maps.key, maps.value))
     idle = torch.cat([query, torch.zeros_like(key), value])
-    return torch.where(idle[:, None], own.double(), weight)
+    return torch.where(idle[:, None], random.double(), weight)

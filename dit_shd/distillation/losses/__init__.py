@@ -1,4 +1,4 @@
-"""Distillation terms, one file each. A loss gets what both models gave in one pass; never a dataset or a device."""
+"""Distillation losses, one file each: functions of both models' outputs, attention and hidden states in one pass."""
 
 import math
 from abc import ABC, abstractmethod
@@ -24,7 +24,7 @@ Weight = float | dict[int, float]
 
 
 class Frozen:
-    """A model that a loss holds beside the teachers, an image encoder say: run without gradients, never trained.
+    """A frozen model of a loss, such as an image encoder, run without gradients.
 
     It is no submodule of the loss, so it is never saved, averaged, sharded or synchronised; it moves with the loss.
 
@@ -168,11 +168,11 @@ class Loss(nn.Module, ABC):
         """The result of calibration, as plain data to be saved with the run and read back by restore."""
         return {}
 
-    def restore(self, calibrated: dict[str, Any]) -> None:
-        """Take up what calibrated() gave in an earlier session of the run.
+    def restore(self, calibration: dict[str, Any]) -> None:
+        """Restore the result of `calibrated` of an earlier session of the run.
 
         Args:
-            calibrated: Plain data.
+            calibration: Plain data.
 
         Raises:
             UserError: It is of another loss.
@@ -267,7 +267,7 @@ class Pairs:
         self._gradients = torch.is_grad_enabled()
 
     def __call__(self, teacher: Layer) -> None:
-        """Compute the pairs of a layer of the teacher that has just run."""
+        """Add the pairs of a teacher's layer, which has run."""
         for layer, source in self._pairs.items():
             if source == teacher.name:
                 with torch.set_grad_enabled(self._gradients):  # the teacher runs without

@@ -1,4 +1,4 @@
-"""Distillation of logits: the student's classes or tokens are as probable as the teacher's."""
+"""Distillation of logits: KL divergence of the student's classes or tokens from the teacher's."""
 
 from collections.abc import Sequence
 
@@ -12,12 +12,12 @@ from dit_shd.tasks import Batch
 class KD(Loss):
     """T^2 KL(softmax(t / T) || softmax(s / T)) of logits t, s [b,k] or [b,n,k] (Hinton et al., arXiv 1503.02531).
 
-    Of tokens it is the mean over n, weighted as the task weighs their predictions. T^2 keeps the size of the gradient
-    about the same at any T.
+    For tokens it is the mean over n, with the task's weights of predictions. T^2 makes the size of the gradient about
+    the same at any T.
 
     Args:
-        weight: its factor in the total.
-        passes: the passes it takes part in.
+        weight: factor of the loss; {step: factor} for a schedule.
+        passes: of the task, in which it applies.
         temperature: T.
     """
 

@@ -1,4 +1,4 @@
-"""Normalised distillation of logits: the target class and the other classes, each compared by itself."""
+"""Normalised distillation of logits: the target class and the other classes, compared separately."""
 
 from collections.abc import Sequence
 
@@ -16,13 +16,13 @@ class NKD(Loss):
     """Normalised KD (Yang et al., arXiv 2303.13005) of logits t, s [b,k] and the class y [b].
 
     -p_t[y] log p_s[y] - gamma T^2 sum over k != y of softmax(t / T without y) log softmax(s / T without y), p the
-    softmax at T = 1. It is a cross-entropy, so where student and teacher agree it is not 0, but at its least.
+    softmax at T = 1. It is a cross-entropy: where student and teacher agree it is minimal, but not 0.
 
     y is the batch's hard label: of mixed images the class with the larger share, as in the public code.
 
     Args:
-        weight: its factor in the total.
-        passes: the passes it takes part in.
+        weight: factor of the loss; {step: factor} for a schedule.
+        passes: of the task, in which it applies.
         gamma: of the other classes; 1 in the published runs of vision transformers.
         temperature: T of the other classes; 1 in those runs.
     """
@@ -43,7 +43,7 @@ class NKD(Loss):
         """Both parts of each sample [b]."""
         s, t = shared_logits("nkd", student, teacher)
         labels = _labels(batch, s)
-        target = -_of(F.softmax(t, 1), labels) * _of(F.log_softmax(s, 1), labels)
+        target = -_at(F.softmax(t, 1), labels) * _at(F.log_softmax(s, 1), labels)
         is_label = F.one_hot(labels, s.shape[1]).bool()
         others_s, others_t = (x.div(self.temperature).masked_fill(is_label, -torch.inf) for x in (s, t))
         log_s = F.log_softmax(others_s, 1).masked_fill(is_label, 0)
@@ -52,8 +52,8 @@ class NKD(Loss):
         return Term(target + self.gamma * others, logs)
 
 
-def _of(values: Tensor, labels: Tensor) -> Tensor:
-    """Of each row [b,k] the label's value [b]."""
+def _at(values: Tensor, labels: Tensor) -> Tensor:
+    """The values [b,k] at the labels [b]."""
     return values.gather(1, labels[:, None])[:, 0]
 
 

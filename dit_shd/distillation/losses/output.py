@@ -1,4 +1,4 @@
-"""Output distillation: the student predicts what the teacher predicts."""
+"""Output distillation: the error of the student's prediction from the teacher's."""
 
 import math
 from collections.abc import Sequence
@@ -11,12 +11,14 @@ from dit_shd.tasks import Output as Prediction
 
 
 class Output(Loss):
-    """Mean squared error of what is predicted (noise, velocity), student against teacher.
+    """Mean squared error of the prediction (noise, velocity), student against teacher.
 
     Args:
-        variance: add KL(p_teacher(x_{t-1}|x_t) || p_student(x_{t-1}|x_t)) of a learned variance in bits per dimension,
-            the student's mean detached (the variational term with the teacher's distribution in place of the
-            posterior; arXiv 2102.09672).
+        weight: factor of the loss; {step: factor} for a schedule.
+        passes: of the task, in which it applies; None for all.
+        variance: whether to add KL(p_teacher(x_{t-1}|x_t) || p_student(x_{t-1}|x_t)) of a learned variance in bits per
+            dimension, with the student's mean detached (the variational term with the teacher's distribution in place
+            of the posterior; arXiv 2102.09672).
     """
 
     def __init__(self, weight: Weight = 1.0, passes: Sequence[str] | None = None, variance: bool = False):

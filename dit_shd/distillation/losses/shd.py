@@ -1,4 +1,4 @@
-"""Squeezing-Heads Distillation (arXiv 2502.07436): the student's attention maps follow the squeezed teacher's."""
+"""Squeezing-Heads Distillation (arXiv 2502.07436): divergence of the student's maps from the squeezed teacher's."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
@@ -23,9 +23,9 @@ from dit_shd.tasks import Batch
 
 
 class SHD(LayerLoss):
-    """sum over layers and student heads of KL(A~ || B), mean over samples and query rows (eq. 5-11).
+    """Sum over layers and student heads of KL(A~ || B), mean over samples and query rows (eq. 5-11).
 
-    In a training script of your own: `loss = SHD()(teacher_captures, student_captures)`.
+    In your own training script: `loss = SHD()(teacher_captures, student_captures)`.
 
     Args:
         weight: Beta; 2.0 for images in the paper's appendix. {step: beta} for a schedule.
@@ -65,13 +65,13 @@ class SHD(LayerLoss):
         super().__init__(weight, passes, layers)
         if isinstance(plan, str) and plan not in ("contiguous", "matched"):
             raise UserError(f"SHD: plan: wanted contiguous, matched or a list of groups, found '{plan}'")
-        for name, value, kind in (
-            ("method", method, Method),
-            ("measure", measure, Measure),
-            ("backend", backend, Backend),
+        for name, value, choices in (
+            ("method", method, get_args(Method)),
+            ("measure", measure, get_args(Measure)),
+            ("backend", backend, get_args(Backend)),
         ):
-            if value not in get_args(kind):
-                raise UserError(f"SHD: {name}: wanted one of {', '.join(get_args(kind))}, found '{value}'")
+            if value not in choices:
+                raise UserError(f"SHD: {name}: wanted one of {', '.join(choices)}, found '{value}'")
         if not temperature > 0:
             raise UserError(f"SHD: temperature: wanted a number above 0, found {temperature}")
         if not chunk_mib > 0:
@@ -89,7 +89,7 @@ class SHD(LayerLoss):
         """Whether numbers are still to be looked at; afterwards a GPU is not waited for any more."""
 
     def forward(self, teacher: Captures, student: Captures, step: int = 0) -> Tensor:
-        """The weighted loss of two models' captures, a scalar with a gradient to the student only.
+        """The weighted loss of two models' captures: a scalar with a gradient to the student only.
 
         Args:
             teacher: Captures of its forward.
@@ -102,7 +102,7 @@ class SHD(LayerLoss):
         return self.weight_at(step) * self.divergence(teacher, student).value.mean()
 
     def divergence(self, teacher: Captures, student: Captures) -> Term:
-        """Value per sample [b]; logs hold each layer's mean alpha and divergence, the share clamped and the residual.
+        """Value per sample [b]; the logs are each layer's mean alpha and divergence, the share clamped, the residual.
 
         Args:
             teacher: Captures of its forward.
@@ -135,9 +135,7 @@ class SHD(LayerLoss):
             s, t = s.select(rows), t.select(rows)
             weight = None if weight is None else weight[:, rows]
         keep_maps, chunk_mib = self.temperature == 1, self.squeezer.chunk_mib
-        check = (
-            batch is None and self._unchecked
-        )  # in training NaN goes on to the loss, and the trainer's guard sees it
+        check = batch is None and self._unchecked  # in training NaN is propagated to the loss, for the trainer's guard
         squeezed = self.squeezer.squeeze(layer, t, s.heads, keep_maps, weight, check)
         value = attention_kl(t, s, squeezed, self.temperature, self.measure, self.backend, chunk_mib, weight, check)
         logs = {f"{self.measure}/{layer}": value.detach().mean()}
@@ -149,7 +147,7 @@ class SHD(LayerLoss):
         return Term(value, logs)
 
     def _rows(self, layer: str, n: int, batch: Batch | None) -> Tensor:
-        """Some query rows, in order: a function of the batch in training, of torch's generator elsewhere."""
+        """A sample of the query rows, ascending: by the batch in training, by torch's generator elsewhere."""
         count = max(1, round(self.rows * n))
         if batch is None:
             return torch.randperm(n)[:count].sort().values
@@ -171,42 +169,42 @@ class SHD(LayerLoss):
             self.squeezer.add(layer, t, s.heads)
 
     def calibrated(self) -> dict[str, Any]:
-        return {"plans": {layer: [list(part) for part in plan] for layer, plan in self.squeezer.match().items()}}
+        return {"plans": {layer: [list(group) for group in plan] for layer, plan in self.squeezer.match().items()}}
 
-    def restore(self, calibrated: dict[str, Any]) -> None:
-        plans = calibrated.get("plans")
+    def restore(self, calibration: dict[str, Any]) -> None:
+        plans = calibration.get("plans")
         if not isinstance(plans, dict) or not all(isinstance(plan, list) for plan in plans.values()):
             raise UserError("SHD: the calibration of this run holds no plans")
-        self.squeezer.plans = {layer: tuple(tuple(part) for part in plan) for layer, plan in plans.items()}
+        self.squeezer.plans = {layer: tuple(tuple(group) for group in plan) for layer, plan in plans.items()}
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors share memory and are not one and its detached self, which is somebody's intention."""
-    shared = one.data_ptr() == other.data_ptr() and one.device.type != "meta"
-    return shared and one.requires_grad == other.requires_grad
+def _is_same(student: Tensor, teacher: Tensor) -> bool:
+    """Whether both are the same tensor; a tensor and its detached alias are not, for self-distillation."""
+    same_memory = student.data_ptr() == teacher.data_ptr() and student.device.type != "meta"
+    return same_memory and student.requires_grad == teacher.requires_grad
 
 
 def _check_captures(role: str, captures: object) -> None:
-    """Refuse what is no captures of a forward."""
-    first = f"run it inside `with capture({role}) as captures` and give those"
-    if not isinstance(captures, (Mapping, Capturing)):  # the second one says itself what to do
-        raise UserError(f"SHD: wanted the {role}'s captures, found {type(captures).__name__}; {first}")
+    """Refuse anything but the captures of a forward."""
+    remedy = f"run it inside `with capture({role}) as captures` and give those"
+    if not isinstance(captures, (Mapping, Capturing)):  # a Capturing raises an error with the remedy
+        raise UserError(f"SHD: wanted the {role}'s captures, found {type(captures).__name__}; {remedy}")
     layers = dict(captures.items())
     if not layers:
-        raise UserError(f"SHD: the {role}'s captures are empty; {first}")
+        raise UserError(f"SHD: the {role}'s captures are empty; {remedy}")
     for name, capture in layers.items():
         one_layer(capture, f"SHD: the {role}'s captures: {name}")
 
 
 def _captures(student: Layer, teacher: Layer) -> tuple[Capture, Capture]:
-    """Both captures, if the student's layer can learn from the teacher's.
+    """Both captures, if they fit.
 
     Raises:
         UserError: More heads than the teacher, or other tokens.
     """
     s, t, layer, source = student.attention, teacher.attention, student.name, teacher.name
     assert s is not None and t is not None, "SHD reads attention"
-    if _same(s.query, t.query):
+    if _is_same(s.query, t.query):
         raise UserError(
             f"SHD: {layer} of the student and {source} of the teacher are captures of one and the same forward, so "
             "nothing is to be learned; of one model, capture its forward as a teacher first, then the student's"
@@ -218,7 +216,7 @@ def _captures(student: Layer, teacher: Layer) -> tuple[Capture, Capture]:
         )
     if s.shape[0] != t.shape[0]:
         raise UserError(
-            f"SHD: {layer} of the student saw {s.shape[0]} samples and {source} of the teacher {t.shape[0]}; "
+            f"SHD: {layer} of the student has {s.shape[0]} samples and {source} of the teacher {t.shape[0]}; "
             "run both on the same batch"
         )
     if s.shape[2:] != t.shape[2:]:

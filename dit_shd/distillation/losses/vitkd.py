@@ -1,4 +1,4 @@
-"""ViTKD: the student's first blocks mimic the teacher's, and from its last block the teacher's is generated."""
+"""ViTKD: the first blocks mimic the teacher's, and the last block generates the teacher's."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from dit_shd.squeezing.cost import FLOAT, LayerCost
 from dit_shd.tasks import Batch
 
 SHALLOW = 2
-"""Blocks that mimic."""
+"""Number of first blocks that mimic the teacher's."""
 
 
 class ViTKD(Loss):
@@ -29,8 +29,8 @@ class ViTKD(Loss):
     code. Which tokens are replaced is a function of seed, step and sample.
 
     Args:
-        weight: its factor in the total.
-        passes: the passes it takes part in.
+        weight: factor of the loss; {step: factor} for a schedule.
+        passes: of the task, in which it applies.
         student_width: e of the student.
         teacher_width: e of the teacher.
         mimicking: the factor of that part; the published one.
@@ -106,37 +106,37 @@ class ViTKD(Loss):
         draws = rng.uniform(self.seed, "vitkd", batch.step, batch.indices.tolist(), (n,))
         return draws.argsort(1).argsort(1) >= int(n * (1 - self.mask_ratio))
 
-    def _tokens(self, student: Layers, teacher: Layers, own: str, other: str) -> tuple[Tensor, Tensor]:
+    def _tokens(self, student: Layers, teacher: Layers, block: str, source: str) -> tuple[Tensor, Tensor]:
         """The patch tokens of two blocks.
 
         Raises:
             UserError: no square grid, other token counts, or other widths than the loss was made for.
         """
-        s, t = student[own].hidden, teacher[other].hidden
+        s, t = student[block].hidden, teacher[source].hidden
         assert s is not None
         assert t is not None
         n = s.shape[1] - self.prefix_tokens
         if n < 1 or math.isqrt(n) ** 2 != n or t.shape[1] < n or t.shape[0] != s.shape[0]:
             raise UserError(
                 f"losses.vitkd: wanted a square grid of tokens behind {self.prefix_tokens} (prefix_tokens), and as "
-                f"many in the teacher, found {list(s.shape)} in {own} and {list(t.shape)} in {other} of the teacher"
+                f"many in the teacher, found {list(s.shape)} in {block} and {list(t.shape)} in {source} of the teacher"
             )
         if (s.shape[2], t.shape[2]) != self.widths:
             raise UserError(
                 f"losses.vitkd: student_width, teacher_width: wanted {s.shape[2]} and {t.shape[2]}, the widths of "
-                f"{own} and of {other} of the teacher, found {self.widths[0]} and {self.widths[1]}"
+                f"{block} and of {source} of the teacher, found {self.widths[0]} and {self.widths[1]}"
             )
         return s[:, -n:], t[:, -n:]
 
     def cost(self, teacher: Captures, student: Captures, images: int) -> LayerCost:
-        """Linear maps and convolutions, forward and backward, of the tokens that attention sees."""
+        """Operations of linear maps and convolutions on the tokens of attention, forward and backward."""
         if not student:
             return LayerCost()
         n = next(iter(student.values())).shape[2] - self.prefix_tokens
-        own, other = self.widths
-        linear = 0 if own == other else (SHALLOW + 1) * own * other
-        products = images * n * (linear + 2 * 9 * other**2)
-        return LayerCost(operations=3 * 2 * products, held=FLOAT * images * n * other * (SHALLOW + 4))
+        e, e_teacher = self.widths
+        linear = 0 if e == e_teacher else (SHALLOW + 1) * e * e_teacher
+        products = images * n * (linear + 2 * 9 * e_teacher**2)
+        return LayerCost(operations=3 * 2 * products, held=FLOAT * images * n * e_teacher * (SHALLOW + 4))
 
 
 def _error(student: Tensor, teacher: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""Causal language models of transformers, by config or from a folder: what AutoModelForCausalLM loads is exported.
+"""Causal language models of transformers, by config or from a folder; exports are loaded by AutoModelForCausalLM.
 
-A folder of transformers holds config.json and model*.safetensors, and mostly a tokenizer; so do its repositories on
-the hub. Nothing else is read: no pickle, and no code that a repository brings (auto_map).
+A folder of transformers, or a repository on the hub, has config.json, model*.safetensors and usually a tokenizer.
+Nothing else is read: no pickle, and no code of the repository (auto_map).
 """
 
 from collections.abc import Generator, Mapping
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from transformers.modeling_outputs import CausalLMOutputWithPast
 
 ATTENTION = "sdpa"
-"""Maps are captured where attention ends in PyTorch's scaled_dot_product_attention."""
+"""The implementation by scaled_dot_product_attention, whose maps can be captured."""
 
 
 class CausalLM(LibraryModel, ConfigMixin):
-    """A causal language model of transformers: tokens [b,n] to logits [b,n,k], as its `network` computes them.
+    """A causal language model of transformers: tokens [b,n] to logits [b,n,k], computed by its `network`.
 
     Args:
-        config: of the model as transformers has it: {model_type: llama, hidden_size: 512, ...}; keys left out are the
-            library's defaults.
-        vocab_size: tokens that it knows; empty: as the config says.
+        config: of the model in transformers' keys: {model_type: llama, hidden_size: 512, ...}; defaults are the
+            library's.
+        vocab_size: size of the vocabulary k; empty: the config's.
     """
 
     config_name = "config.json"
@@ -43,7 +43,7 @@ class CausalLM(LibraryModel, ConfigMixin):
         super().__init__()
         self.network: Any = _network({**(config or {}), **({} if vocab_size is None else {"vocab_size": vocab_size})})
         self.tokenizer: Any = None
-        """Written beside the weights, if there is one: anything with transformers' save_pretrained."""
+        """Exported with the weights, if there is one: an object with transformers' save_pretrained."""
 
     @classmethod
     def from_options(
@@ -53,38 +53,38 @@ class CausalLM(LibraryModel, ConfigMixin):
         config: dict[str, object] | None = None,
         vocab_size: int | None = None,
     ) -> Self:
-        """Build from its keys in YAML.
+        """Construct a model from its keys in YAML.
 
         Args:
-            source: a folder of transformers or hub:OWNER/NAME, whose config is taken; empty: `config` alone.
-            pretrained: take the weights of `source`, too.
-            config: keys over those of `source`.
-            vocab_size: tokens that it knows; empty: as the config says.
+            source: a folder of transformers or hub:OWNER/NAME, for its config; empty: `config` alone.
+            pretrained: whether to read the weights of `source`, too.
+            config: keys that override those of `source`.
+            vocab_size: size of the vocabulary; empty: the config's.
 
         Raises:
-            UserError: no such folder, or keys that fit no model.
+            UserError: no such folder, or keys of no model.
         """
         if config:
             _check_keys(config, source)
         if source is None:
             return cls(config=config, vocab_size=vocab_size)
         folder = folder_of(source)
-        told = {**read_config(folder), **(config or {})}
+        values = {**read_config(folder), **(config or {})}
         if pretrained:
-            size = told.get("vocab_size")
+            size = values.get("vocab_size")
             if vocab_size is not None and isinstance(size, int) and size < vocab_size:
                 raise UserError(
                     f"student: {source} knows {size} tokens, the data have {vocab_size}; tokenizer={source}"
                 )
-            return cls.of_folder(folder, told)
-        return cls(config=told, vocab_size=vocab_size)
+            return cls.of_folder(folder, values)
+        return cls(config=values, vocab_size=vocab_size)
 
     def forward(self, *args: Any, **kwargs: Any) -> "CausalLMOutputWithPast":
-        """As the model of transformers."""
+        """The output of the model of transformers."""
         return self.network(*args, **kwargs)
 
     def enable_gradient_checkpointing(self, *_: Any, **__: Any) -> None:
-        """Compute blocks again in the backward."""
+        """Recompute blocks in the backward."""
         self.network.gradient_checkpointing_enable({"use_reentrant": False})
 
     def save_pretrained(self, save_directory: str | PathLike[str], *_: Any, **__: Any) -> None:
@@ -96,7 +96,7 @@ class CausalLM(LibraryModel, ConfigMixin):
 
     @classmethod
     def is_config(cls, values: dict[str, Any]) -> bool:
-        """A folder of transformers names a type of model."""
+        """Whether a config.json is transformers': it names a model_type."""
         return isinstance(values.get("model_type"), str) and not {"_class_name", "architecture"} & values.keys()
 
     @classmethod
@@ -117,15 +117,15 @@ class CausalLM(LibraryModel, ConfigMixin):
 
 
 def folder_of(source: str) -> Path:
-    """The folder of a model of transformers that a user names.
+    """The local folder of a model of transformers.
 
     Raises:
         UserError: there is none.
     """
-    place = find(source, "model")
-    if isinstance(place, Asset):
+    path = find(source, "model")
+    if isinstance(path, Asset):
         raise UserError(f"{source}: no language model ships with dit_shd; wanted a folder or hub:OWNER/NAME")
-    folder = of_hub(place) if isinstance(place, HubName) else model_folder(place)
+    folder = of_hub(path) if isinstance(path, HubName) else model_folder(path)
     if folder is None or not CausalLM.is_config(read_config(folder)):
         raise UserError(f"{source}: wanted a folder of a transformers model (its config.json names a model_type)")
     return folder
@@ -145,14 +145,15 @@ def _network(config: Mapping[str, object]) -> nn.Module:
         raise UserError("transformers: config: wanted model_type (as llama, gpt2) or source=FOLDER, found none")
     try:
         with _quiet():
-            known = AutoConfig.for_model(kind, **{key: value for key, value in config.items() if key != "model_type"})
-            return AutoModelForCausalLM.from_config(known, attn_implementation=ATTENTION, dtype=torch.float32)
+            options = {key: value for key, value in config.items() if key != "model_type"}
+            settings = AutoConfig.for_model(kind, **options)
+            return AutoModelForCausalLM.from_config(settings, attn_implementation=ATTENTION, dtype=torch.float32)
     except Exception as error:  # transformers checks configs in many ways
         raise UserError(f"transformers: {_reason(kind, config, error)}") from error
 
 
 def _check_keys(config: Mapping[str, object], source: str | None) -> None:
-    """Refuse keys that the type of model does not have: transformers would take any, and leave them unused."""
+    """Refuse keys that the type of model does not have; transformers would ignore them."""
     from transformers import CONFIG_MAPPING
 
     kind = config.get("model_type") or (read_config(folder_of(source)).get("model_type") if source else None)
@@ -166,9 +167,9 @@ def _check_keys(config: Mapping[str, object], source: str | None) -> None:
 
 
 def _reason(kind: str, config: Mapping[str, object], error: Exception) -> str:
-    """Why there is no such model, in a line."""
+    """Why there is no such model, in one line."""
     if "auto_map" in config:
-        return f"a {kind} brings code of its own (auto_map), which is not run; wanted a type that transformers has"
+        return f"a {kind} has code of its own (auto_map), which is not run; wanted a type that transformers has"
     if config.get("attn_logit_softcapping") is not None or kind == "gemma2":
         return (
             f"a {kind} caps its scores (attn_logit_softcapping), which scaled_dot_product_attention cannot; its maps "
@@ -196,19 +197,19 @@ def _read(folder: Path, skeleton: "PreTrainedModel") -> nn.Module:
                 output_loading_info=True,
                 dtype=torch.float32,
             )
-            model, told = loaded
-    except Exception as error:  # a stranger's folder can be wrong in any way
+            model, info = loaded
+    except Exception as error:  # of several libraries, for a folder that may be wrong in any way
         raise UserError(f"{folder}: cannot be read as {type(skeleton).__name__}: {error_line(error, 200)}") from error
     for wrong, words in (("missing_keys", "missing"), ("unexpected_keys", "unknown"), ("mismatched_keys", "misshapen")):
-        if told[wrong]:
-            first = sorted(str(name) for name in told[wrong])[0]
-            raise UserError(f"{folder}: the weights do not fit config.json: {len(told[wrong])} {words}, first {first}")
+        if info[wrong]:
+            first = min(str(name) for name in info[wrong])
+            raise UserError(f"{folder}: the weights do not fit config.json: {len(info[wrong])} {words}, first {first}")
     return model
 
 
 @contextmanager
 def _quiet() -> Generator[None]:
-    """Without transformers' bars and remarks on its standard settings."""
+    """Silence transformers' progress bars and notes in the block."""
     from transformers.utils import logging
 
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -24,9 +24,9 @@ def run(job: Job) -> Result:
     row_weight = top.new_ones(1, n) if job.row_weight is None else job.row_weight.float().contiguous()
     kept = row_sums(student, job.temperature) if job.measure == "mse" else [top.new_zeros(student.shape[:3])] * 2
     collect, shape = _collected(student.bias, result)
-    theirs, ours = side_of(teacher, job.temperature), side_of(student, job.temperature)
+    sides = side_of(teacher, job.temperature), side_of(student, job.temperature)
     terms, d_query, d_key, d_bias = operators.divergence(
-        *_flat(theirs), *_flat(ours), job.squeeze.weight.float(), top, inverse, *kept, row_weight,
+        *_flat(sides[0]), *_flat(sides[1]), job.squeeze.weight.float(), top, inverse, *kept, row_weight,
         _student_heads(job), job.measure, job.gradients, collect, shape,
     )  # fmt: skip
     result.value = job.weighted(terms).sum((1, 2), dtype=torch.float64) / n

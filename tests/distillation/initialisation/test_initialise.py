@@ -225,13 +225,13 @@ def test_a_reading_is_the_ridge_regression():
     moments = Moments()
     for part in (slice(0, 20), slice(20, 50)):
         moments.add(torch.from_numpy(z[part])[None], torch.from_numpy(x[part])[None])
-    found = moments.reading(torch.from_numpy(start))
+    found = moments.regression(torch.from_numpy(start))
     centred, rest = z - z.mean(0), (x - z @ start.T) - (x - z @ start.T).mean(0)
     penalty = np.sqrt(50 * regression.RIDGE * centred.var(0).mean()) * np.eye(3)
     change, *_ = np.linalg.lstsq(np.concatenate([centred, penalty]), np.concatenate([rest, np.zeros((3, 5))]))
     np.testing.assert_allclose(found.matrix.numpy(), start + change.T, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(found.offset.numpy(), x.mean(0) - found.matrix.numpy() @ z.mean(0), rtol=1e-4, atol=1e-5)
-    nothing = Moments().reading(torch.from_numpy(start))
+    nothing = Moments().regression(torch.from_numpy(start))
     assert torch.equal(nothing.matrix, torch.from_numpy(start)) and not nothing.offset.any()
 
 
@@ -391,7 +391,7 @@ def test_a_foreign_teacher_is_refused():
     from diffusers import DiTTransformer2DModel
 
     foreign = DiTTransformer2DModel(num_attention_heads=2, attention_head_dim=4, num_layers=1, sample_size=8)
-    with pytest.raises(UserError, match=r"only an MDTv2 or a DiT of ours .* the teacher is a DiTTransformer2DModel"):
+    with pytest.raises(UserError, match=r"an MDTv2 or a DiT of dit_shd as teacher, found a DiTTransformer2DModel"):
         initialise(Diffusion(), build(), foreign, [])
     with pytest.raises(UserError, match=r"decoder_pos_embed has None in the student .* family, .* must be the same"):
         initialise(Diffusion(), build("dit"), build("mdt"), [])

@@ -79,7 +79,7 @@ def folder_with(folder, config=None, weights=True, **files):
             {"weights": False, "pytorch_model_bin": b"a pickle"},
             r"wanted model\.safetensors beside config\.json, found pytorch_model\.bin",
         ),
-        ({"config": {"model_type": "mine", "auto_map": {"AutoConfig": "x.C"}}}, r"brings code of its own \(auto_map\)"),
+        ({"config": {"model_type": "mine", "auto_map": {"AutoConfig": "x.C"}}}, r"has code of its own \(auto_map\)"),
         ({"config": {"n_head": 3}}, r"transformers: no causal language model|cannot be read"),
     ],
 )
