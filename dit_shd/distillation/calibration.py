@@ -34,8 +34,8 @@ def calibrate(
         for batch in batches:
             readers: dict[str, list[Loss]] = {}
             for name, loss in calibrated.items():
-                if number < loss.calibration and batch.pass_name in loss.passes:
-                    readers.setdefault(chosen(loss.teacher, known, name), []).append(loss)
+                if number < loss.calibration and loss.takes_part(batch.pass_name):
+                    readers.setdefault(chosen(loss.teacher, known, name)[0], []).append(loss)
             for name, losses in readers.items():
                 with capture(distiller.student) as student, captured(known[name]) as teacher:
                     distiller.task.predict(distiller.student, batch)

@@ -127,7 +127,7 @@ def _text(model: nn.Module, origin: Provenance, first: str, last: str, more: Map
     head: dict[str, Any] = {"library_name": "dit_shd"}
     if origin.license is not None:
         head["license"] = origin.license
-    head["tags"] = ["diffusion", "knowledge-distillation"]
+    head["tags"] = [*getattr(model, "card_tags", ("diffusion",)), "knowledge-distillation"]
     head |= more or {}
     head |= {key: list(getattr(origin, key)) for key in LISTS if getattr(origin, key)}
     millions = sum(p.numel() for p in model.parameters()) / 1e6

@@ -237,6 +237,8 @@ def test_a_run_is_evaluated_and_what_it_exports_is_loaded_by_timm(values, tmp_pa
     assert figures["images_ema_0"] == 500 and 0 <= figures["top1_ema_0"] <= 1
     theirs = timm.create_model(f"local-dir:{config.run / 'student_ema_0'}", pretrained=True)
     assert theirs.pretrained_cfg["label_names"] == list("0123456789")
+    card = (config.run / "student" / "README.md").read_text()
+    assert "- image-classification" in card and "diffusion" not in card
 
 
 def test_all_the_losses_of_table_4_train_together(values):

@@ -41,7 +41,7 @@ class Loss(nn.Module, ABC):
     """A distillation term.
 
     The keywords of a loss's `__init__` are its keys in YAML. Every loss has one more, `teacher`: the name of the
-    teacher that it reads, where a run has several.
+    teacher that it reads, where a run has several; a list of names stands for the mean of these teachers' outputs.
 
     A loss whose `reads` include ATTENTION or HIDDEN is given all layers of both models at once. The teacher's are held
     until it has run to its end: attention takes 3 b h n d numbers a layer (query, key and value; the maps themselves
@@ -49,35 +49,43 @@ class Loss(nn.Module, ABC):
 
     Args:
         weight: its factor in the total, the same throughout or by step.
-        passes: the passes it takes part in.
+        passes: the passes of the task that it takes part in; None for all of them.
     """
 
     reads: ClassVar[frozenset[Reads]] = frozenset({Reads.OUTPUT})
     """Of the student, and of the teacher if it needs one."""
     needs_teacher: ClassVar[bool] = True
     """If not, `term` gets None in its place, and no teacher is run for it."""
+    fields: ClassVar[frozenset[str]] = frozenset()
+    """Fields of the dataset that it reads beside what the task draws, as `batch.data[name]`."""
     calibration = 0
     """How many batches it is calibrated on before training; see calibrate."""
-    teacher: str | None = None
-    """Which of the run's teachers it reads, by name; the first where it names none."""
+    teacher: str | Sequence[str] | None = None
+    """Which of the run's teachers it reads, by name; the first where it names none, the mean output of several."""
     layers: LayerMap = "sections"
     """Which of the teacher's layers each of the student's learns from."""
 
-    def __init__(self, weight: Weight = 1.0, passes: Sequence[str] = ("plain",)):
+    def __init__(self, weight: Weight = 1.0, passes: Sequence[str] | None = ("plain",)):
         super().__init__()
-        if not passes:
+        if passes is not None and not passes:
             raise UserError(f"{type(self).__name__}: passes: wanted the name of one or more, found none")
-        self.weight, self.passes = _schedule(weight, type(self).__name__), tuple(passes)
+        self.weight, self.passes = _schedule(weight, type(self).__name__), None if passes is None else tuple(passes)
 
     @classmethod
-    def from_options(cls, teacher: str | None = None, **options: Any) -> Self:
+    def from_options(cls, teacher: str | list[str] | None = None, **options: Any) -> Self:
         """Build a loss from its keys in YAML.
 
         Args:
-            teacher: the name of the teacher it reads; the first where empty.
+            teacher: the name of the teacher it reads; the first where empty. Several: the mean of their outputs.
             options: the keywords of `__init__`.
+
+        Raises:
+            UserError: several teachers for a loss that reads layers, whose mean means nothing.
         """
         loss = cls(**options)
+        if isinstance(teacher, list) and (not teacher or loss.reads != {Reads.OUTPUT}):
+            wanted = "one or more names" if not teacher else "one name, since it reads layers"
+            raise UserError(f"{cls.__name__}: teacher: wanted {wanted}, found {teacher}")
         loss.teacher = teacher
         return loss
 
@@ -85,6 +93,10 @@ class Loss(nn.Module, ABC):
     def reads_teacher(self) -> bool:
         """Whether a teacher has to run for it."""
         return self.needs_teacher and bool(self.reads)
+
+    def takes_part(self, pass_name: str) -> bool:
+        """Whether it is a term of a pass."""
+        return self.passes is None or pass_name in self.passes
 
     def weight_at(self, step: int) -> float:
         """The factor of the step with this number, counted from 0."""
@@ -142,7 +154,7 @@ class LayerLoss(Loss):
     def __init__(
         self,
         weight: Weight = 1.0,
-        passes: Sequence[str] = ("plain",),
+        passes: Sequence[str] | None = ("plain",),
         layers: str | dict[str, str] = "sections",
     ):
         super().__init__(weight, passes)

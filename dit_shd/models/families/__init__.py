@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from diffusers import ModelMixin
 
@@ -11,6 +11,9 @@ from dit_shd.core.plugins import PluginFolder
 
 class LibraryModel(ModelMixin):
     """A model of another library, read from and written to folders in that library's format."""
+
+    card_tags: ClassVar[tuple[str, ...]] = ()
+    """What the hub calls such models, for the cards of exports."""
 
     @classmethod
     @abstractmethod

@@ -36,6 +36,7 @@ class CausalLM(LibraryModel, ConfigMixin):
     """
 
     config_name = "config.json"
+    card_tags = ("text-generation",)
 
     @register_to_config
     def __init__(self, config: dict[str, object] | None = None, vocab_size: int | None = None):
