@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
+from dit_shd.data.datasets.digits import DigitsDataset
 from dit_shd.evaluation.evaluate import EvaluateConfig, evaluate
 from dit_shd.evaluation.features import Features
 from dit_shd.evaluation.features.digits import DigitsFeatures
@@ -66,3 +67,10 @@ def rows(n: int, d: int, seed: int, scale: float = 1.0, shift: float = 0.0) -> t
 
 def photos(n: int, h: int, w: int, c: int, seed: int = 0) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (n, h, w, c), dtype=np.uint8))
+
+
+def sorted_digits() -> tuple[np.ndarray, np.ndarray]:
+    """Real digits, 500 in all, class by class."""
+    data = DigitsDataset("validation")
+    order = np.argsort(data.labels(), kind="stable")
+    return data.images()[order], data.labels()[order]

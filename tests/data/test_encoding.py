@@ -1,6 +1,5 @@
 """Encoding images: the crop, every kind of source, posteriors, resuming after anything, processes, broken images."""
 
-import io
 import json
 import os
 import subprocess
@@ -11,7 +10,6 @@ import pytest
 import torch
 from encoded import QUICK, config, contents, encode, pictures, tiny_vae, write_folder
 from PIL import Image
-from torch.nn import functional as F
 from two_process_jobs import said
 
 from dit_shd.cli.program import main
@@ -21,20 +19,11 @@ from dit_shd.data.decoder import Decoder
 from dit_shd.data.encoder import Encoder
 from dit_shd.data.encoding import encode_to_shards
 from dit_shd.data.latent_shards import open_tensors, read_index, shard_file, shard_files, write_shard
-from dit_shd.data.preprocessing import centre_crop, pixels
-from dit_shd.data.sources.base import BrokenImage, Selection, SequentialRows
+from dit_shd.data.sources.base import Selection
 from dit_shd.data.sources.detect import open_source
 
 LABELS = np.arange(20) // 7
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """As the processes that some tests start."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +40,8 @@ def vae(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def straight(images, vae, tmp_path_factory):
+def straight(images, vae, one_thread, tmp_path_factory):
     """The twenty images encoded without any trouble: shards of 8, 8 and 4."""
-    torch.set_num_threads(1)
     return encode(images, tmp_path_factory.mktemp("straight") / "latents", vae=str(vae))
 
 
@@ -61,43 +49,6 @@ def tensors(folder):
     """posterior and labels of all shards together."""
     opened = [open_tensors(file) for file in shard_files(folder)]
     return tuple(np.concatenate([shard.get_tensor(name) for shard in opened]) for name in ("posterior", "label"))
-
-
-# The crop
-
-
-@pytest.mark.parametrize(("width", "height"), [(96, 80), (80, 96), (64, 64), (23, 17), (16, 40), (5, 9)])
-def test_the_crop_is_adms(width, height):
-    """Against torch: average pooling by two, antialiased bicubic (a = -0.5 as pillow's), the middle."""
-    torch.manual_seed(0)
-    smooth = F.interpolate(torch.rand(1, 3, 6, 6), (height, width), mode="bicubic").clamp(0, 1)
-    image = (smooth[0].permute(1, 2, 0) * 255).byte().numpy()
-    x = torch.from_numpy(image).permute(2, 0, 1)[None].float()
-    while min(x.shape[2:]) >= 32:
-        x = F.avg_pool2d(x, 2).round()
-    scale = 16 / min(x.shape[2:])
-    y_size, x_size = (round(side * scale) for side in x.shape[2:])
-    x = F.interpolate(x, (y_size, x_size), mode="bicubic", antialias=True).clamp(0, 255)
-    top, left = (y_size - 16) // 2, (x_size - 16) // 2
-    wanted = x[0, :, top : top + 16, left : left + 16].permute(1, 2, 0).numpy()
-    found = centre_crop(Image.fromarray(image), 16)
-    assert found.dtype == np.uint8
-    assert np.abs(found - wanted).max() < 2.6  # pillow rounds after each of two directions
-
-
-def test_an_image_of_the_size_is_left_alone():
-    (image,) = pictures(1)
-    np.testing.assert_array_equal(pixels(image, 8)[0], image)
-
-
-@pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGBA", "CMYK"])
-def test_other_modes_become_rgb(mode):
-    stream = io.BytesIO()
-    Image.fromarray(pictures(1)[0]).convert(mode).save(stream, "jpeg" if mode == "CMYK" else "png")
-    assert pixels(stream.getvalue(), 8)[0].shape == (8, 8, 3)
-
-
-# Posteriors
 
 
 def test_posteriors_are_the_autoencoders(images, vae, straight):
@@ -144,9 +95,6 @@ def test_half_precision_on_disk(images, vae, straight, tmp_path):
     np.testing.assert_allclose(bf16, tensors(straight)[0], atol=0.05)
 
 
-# Sources
-
-
 @pytest.mark.parametrize("kind", ["npz", "parquet", "parquet folder", "saved", "saved as tensors", "saved splits"])
 def test_every_source_gives_the_same(images, tmp_path, kind):
     labels, names = LABELS.tolist(), ["class0", "class1", "class2"]
@@ -176,54 +124,6 @@ def test_every_source_gives_the_same(images, tmp_path, kind):
         found = dict(zip(("posterior", "labels"), tensors(encode(source, tmp_path / "l"))))[name]
         np.testing.assert_array_equal(found, wanted)
     assert list(read_index(tmp_path / "l").classes) == names
-
-
-def test_columns_by_name_and_labels_as_text(tmp_path):
-    pa = pytest.importorskip("pyarrow")
-    from pyarrow import parquet
-
-    stream = io.BytesIO()
-    Image.fromarray(pictures(1)[0]).save(stream, "png")
-    animals = ["dog", "cat", "dog"]
-    parquet.write_table(pa.table({"photo": [stream.getvalue()] * 3, "animal": animals}), tmp_path / "a.parquet")
-    source = open_source(str(tmp_path / "a.parquet"), Selection(image_column="photo", label_column="animal"))
-    assert source.classes == ("cat", "dog")
-    assert source.labels.tolist() == [1, 0, 1]
-    unlabelled = open_source(str(tmp_path / "a.parquet"), Selection(image_column="photo"))
-    assert (unlabelled.classes, unlabelled.labels.tolist()) == (("all",), [0, 0, 0])
-    assert any("no labels" in note for note in unlabelled.notes)
-    with pytest.raises(UserError, match=r"image_column: .* has no column image or img .* say image_column=NAME"):
-        open_source(str(tmp_path / "a.parquet"))
-
-
-def test_class_folders_that_are_numbers_are_in_their_order(tmp_path):
-    for name in ("0", "2", "10"):
-        write_folder(tmp_path / name, pictures(1), np.zeros(1, int))
-    (tmp_path / "10" / "notes.txt").write_text("x")
-    (tmp_path / ".hidden").mkdir()
-    source = open_source(str(tmp_path))
-    assert source.classes == ("0", "2", "10")
-    assert {source.name(i).split("/")[0]: int(label) for i, label in enumerate(source.labels)} == {
-        "0": 0, "10": 2, "2": 1,
-    }  # fmt: skip
-    assert any("1 files" in note and ".txt" in note for note in source.notes)
-
-
-def test_reading_forward_is_reading_by_number():
-    begun = []
-
-    def read(first):
-        begun.append(first)
-        return iter(range(first, 100))
-
-    rows = SequentialRows(lambda number: number // 10 * 10, read)
-    r = np.random.default_rng(0)
-    for number in [*range(20), 25, 29, 21, *r.integers(0, 100, 50).tolist()]:
-        assert rows[number] == number
-    assert begun[:2] == [0, 20], "in order nothing is read twice"
-
-
-# Broken images
 
 
 def broken_folder(root):
@@ -297,9 +197,6 @@ def test_a_failing_disk_skips_nothing(images, tmp_path, monkeypatch):
         with pytest.raises(UserError, match=r"0000\.png: Input/output error; try again"):
             encode(images, tmp_path / "l")
     assert not shard_files(tmp_path / "l")
-
-
-# Resuming
 
 
 def begin(values, shards, monkeypatch):
@@ -399,9 +296,6 @@ def test_two_processes_encode_what_one_does(by_two):
     assert contents(by_two / "two") == contents(by_two / "one")
 
 
-# Errors
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -421,33 +315,6 @@ def test_bad_requests_are_one_line_and_leave_nothing(images, vae, tmp_path, chan
         encode_to_shards(config(**{"images": images, "out": tmp_path / "l", **changes, **given}))
     assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
-
-
-def test_a_missing_package_is_named(tmp_path, monkeypatch):
-    (tmp_path / "a.parquet").write_bytes(b"PAR1")
-    (tmp_path / "saved").mkdir()
-    (tmp_path / "saved" / "state.json").write_text("{}")
-    for name in ("datasets", "pyarrow", "pyarrow.parquet"):
-        monkeypatch.setitem(sys.modules, name, None)
-    for source in ("a.parquet", "saved"):
-        with pytest.raises(UserError, match=r'install it by: pip install "dit_shd\[encode\]"'):
-            open_source(str(tmp_path / source))
-
-
-def test_folders_that_say_nothing(tmp_path):
-    with pytest.raises(UserError, match=r"found none \(it is empty"):
-        open_source(str(tmp_path))
-    write_folder(tmp_path, pictures(1), np.zeros(1, int))
-    (tmp_path / "loose.png").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"wanted images in class folders or without any, found both .*loose\.png"):
-        open_source(str(tmp_path))
-    (tmp_path / "two").mkdir()
-    for split in ("train", "test"):
-        (tmp_path / "two" / f"{split}-00000-of-00001.parquet").write_bytes(b"PAR1")
-    with pytest.raises(UserError, match="has no Parquet files of 'validation', it has test, train"):
-        open_source(str(tmp_path / "two"), Selection("validation"))
-    with pytest.raises(UserError, match="not a readable Parquet file"):
-        open_source(str(tmp_path / "two"))
 
 
 def test_other_settings_and_files_of_others_are_refused(images, tmp_path):
@@ -476,12 +343,3 @@ def test_the_command(images, tmp_path, capsys):
     assert shown.out.splitlines()[-1] == f"next: dit-shd train CONFIG data='{{name: latents, path: {tmp_path / 'l'}}}'"
     assert main(["encode", "out=x"]) == 2
     assert "encode.images: a value is needed" in capsys.readouterr().err
-
-
-def test_cells_without_an_image():
-    from dit_shd.data.sources.parquet import image_bytes
-
-    assert image_bytes({"bytes": b"x", "path": "/etc/passwd"}) == b"x"
-    for cell in (None, b"", 3, {"bytes": None, "path": "/etc/passwd"}, {"path": "/etc/passwd"}):
-        with pytest.raises(BrokenImage, match=r"an empty cell|paths in cells are not followed"):
-            image_bytes(cell)

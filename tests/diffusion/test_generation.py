@@ -23,6 +23,7 @@ from dit_shd.diffusion.sampler import of_run, sample
 from dit_shd.models.loading import load
 
 QUICK = dict(steps=6, batch_size=4, guided_channels=None)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -30,19 +31,9 @@ def model(teacher):
     return load(teacher).eval()
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """As the processes that some tests start."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
-def straight(teacher, tmp_path_factory):
+def straight(teacher, one_thread, tmp_path_factory):
     """Ten images sampled without any trouble."""
-    torch.set_num_threads(1)
     return sample_to_file(config(teacher, tmp_path_factory.mktemp("straight")))
 
 

@@ -1,37 +1,33 @@
 """The evaluator from files to results.json, and every bad input it must refuse in one clear line."""
 
 import json
-import os
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from evaluating import pictures, refused, run
+from evaluating import pictures, refused, run, sorted_digits
 from PIL import Image
-from safetensors.torch import load_file, save_file
 
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
-from dit_shd.data.datasets.digits import DigitsDataset as MnistDigits
 from dit_shd.data.image_sets import ArrayImages, NpzImages
 from dit_shd.data.open_images import open_images
 from dit_shd.evaluation.evaluate import EvaluateConfig
 from dit_shd.evaluation.extraction import extract_features
-from dit_shd.evaluation.features.digits import ASSET, DigitsFeatures
+from dit_shd.evaluation.features.digits import DigitsFeatures
 from dit_shd.evaluation.metrics import METRICS
 from dit_shd.evaluation.scoring import score
 
 NAMES = ("frechet", "inception_score", "kid", "precision_recall")
+
+
 FIGURES = [
     "FD(digits)", "IS(digits)", "IS(digits) std", "KID(digits)", "KID(digits) std",
     "precision", "recall", "density", "coverage",
 ]  # fmt: skip
-
-
-# What comes out
 
 
 def test_figures_are_those_of_the_metrics_on_the_features(files, capsys):
@@ -94,17 +90,6 @@ def test_an_npz_and_a_folder_of_the_same_images_agree(files):
     assert from_folder["figures"] == pytest.approx(run(files)["figures"], rel=1e-9)
 
 
-def test_score_gives_the_same_figures_and_takes_a_prepared_reference(files):
-    samples, reference = pictures(40, seed=1), pictures(50, seed=2)
-    record = run(files)
-    network = DigitsFeatures()
-    direct = score(samples, reference, network)
-    prepared = extract_features(network, ArrayImages(reference, "reference"))
-    assert direct == pytest.approx(record["figures"], rel=1e-9)
-    assert score(torch.from_numpy(samples), prepared, network) == pytest.approx(direct, rel=1e-9)
-    assert list(score(samples, prepared, network, ["frechet"])) == ["FD(digits)"]
-
-
 def test_chosen_metrics_take_options(files):
     record = run(files, metrics=[{"name": "precision_recall", "k": 5}])
     assert list(record["figures"]) == ["precision", "recall", "density", "coverage"]
@@ -120,13 +105,6 @@ def test_a_dataset_of_ours_is_a_set_of_images():
     assert validation.sha256() != everything.sha256()
     with pytest.raises(UserError, match=r"samples\.split"):
         open_images("digits:nowhere", "samples")
-
-
-def sorted_digits() -> tuple[np.ndarray, np.ndarray]:
-    """Real digits, 500 in all, class by class."""
-    data = MnistDigits("validation")
-    order = np.argsort(data.labels(), kind="stable")
-    return data.images()[order], data.labels()[order]
 
 
 CHUNKED = [{"name": "inception_score", "chunk": 100}]
@@ -165,14 +143,6 @@ def test_sorted_samples_of_one_chunk_are_as_good_as_others(files):
     assert "sorted" not in " ".join(run(files, metrics=["inception_score"])["adm_comparable"]["why_not"])
 
 
-def test_scores_of_sorted_samples_are_warned_of_in_python(caplog):
-    images, labels = sorted_digits()
-    many, network = np.concatenate([images] * 11), DigitsFeatures()
-    order = np.argsort(np.concatenate([labels] * 11), kind="stable")
-    score(many[order], images, network, ["inception_score"])
-    assert "because the samples are sorted" in caplog.text
-
-
 def test_several_files_are_judged_by_their_figures_too(files, seeds):
     images, _ = sorted_digits()
     for seed, path in enumerate(seeds[:2]):
@@ -206,9 +176,6 @@ def test_intervals_come_with_resamples(files, capsys):
     assert f"{low:.4f} to {high:.4f}" in capsys.readouterr().out
     assert "at least 10" in refused(files, resamples=3, force=True)
     assert "holds another result" in refused(files)
-
-
-# Several files of samples
 
 
 @pytest.fixture
@@ -269,122 +236,6 @@ def test_files_that_cannot_make_a_mean_are_refused(files, seeds):
     assert "wanted at least one file" in refused(files, samples=[])
 
 
-# Results are not lost
-
-
-def retrained(files: dict[str, Path]) -> Path:
-    """Other weights of the digits network."""
-    file = files["folder"] / "other.safetensors"
-    save_file({key: value * 1.01 for key, value in load_file(ASSET).items()}, file)
-    return file
-
-
-def records(folder: Path) -> dict[str, str]:
-    return {file.name: file.read_text() for file in folder.glob("*.json")}
-
-
-def test_a_second_evaluation_in_a_folder_has_a_name_of_its_own(files):
-    """Other samples, another reference, another network, several files; and each finds its own file again."""
-    folder, other = files["samples"].parent, files["samples"].with_name("other.npz")
-    np.savez(other, pictures(40, seed=9))
-    np.savez(files["folder"] / "reference_2.npz", pictures(50, seed=8))
-    evaluations = [
-        {},
-        {"samples": str(other)},
-        {"reference": str(files["folder"] / "reference_2.npz")},
-        {"reference": str(files["reference"]), "features": {"name": "digits", "weights": str(retrained(files))}},
-        {"samples": [str(files["samples"]), str(other)]},
-    ]
-    seen, figures = {}, []
-    for values in evaluations:
-        figures.append(run(files, **values)["figures"])
-        for name, text in seen.items():
-            assert (folder / name).read_text() == text, "a record was touched"
-        seen = records(folder)
-    names = set(seen)
-    assert {"results.json", "other.results.json", "set.results.json", "set_and_1_more.results.json"} <= names
-    assert len(names) == 4 + 2  # two more of set.npz: of the other network, and as one of two files
-    for values, found in zip(evaluations, figures):
-        assert run(files, **values)["figures"] == pytest.approx(found)
-    assert set(records(folder)) == names
-    assert {file.with_suffix(".html").name for file in folder.glob("*.json")} <= {f.name for f in folder.iterdir()}
-
-
-def test_a_result_of_something_else_in_the_way_gets_company(files):
-    out = files["samples"].parent / "results.json"
-    about = {"sha256": ""}
-    bare = json.dumps({"samples": about, "reference": about, "features": about, "metrics": [], "figures": {}})
-    for text in ('{"of": "another program"}', bare):
-        out.write_text(text)
-        run(files)
-        assert out.read_text() == text
-    assert json.loads((files["samples"].parent / "set.results.json").read_text())["samples"]["n"] == 40
-
-
-def test_an_evaluation_that_came_in_between_is_not_lost(files, monkeypatch):
-    """Two start in an empty folder; the one that ends later has a name of its own."""
-    other = files["samples"].with_name("other.npz")
-    np.savez(other, pictures(40, seed=9))
-    extract, nested = DigitsFeatures.extract, []
-
-    def slow(self, images):
-        if not nested:
-            nested.append(1)
-            run(files, samples=str(other))
-        return extract(self, images)
-
-    monkeypatch.setattr(DigitsFeatures, "extract", slow)
-    run(files)
-    assert {n: json.loads(t)["samples"]["path"] for n, t in records(files["samples"].parent).items()} == {
-        "results.json": str(other),
-        "set.results.json": str(files["samples"]),
-    }
-
-
-def test_another_result_is_never_overwritten_without_force(files):
-    run(files)
-    out = files["samples"].parent / "results.json"
-    kept = out.read_text()
-    assert run(files)["figures"] == pytest.approx(json.loads(kept)["figures"])  # the same again is fine
-    kept = out.read_text()
-    np.savez(files["samples"], pictures(40, seed=9))
-    assert "holds another result" in refused(files)
-    assert out.read_text() == kept
-    run(files, force=True)
-    assert out.read_text() != kept
-
-
-@pytest.mark.parametrize("content", ['{"figures": {}}', "not json", "[]"])
-def test_a_file_that_is_no_result_is_not_overwritten(files, content):
-    out = files["folder"] / "other.json"
-    out.write_text(content)
-    assert "holds another result" in refused(files, out=str(out))
-    assert out.read_text() == content
-
-
-def test_other_figures_of_the_same_inputs_are_not_overwritten(files):
-    run(files)
-    out = files["samples"].parent / "results.json"
-    changed = json.loads(out.read_text())
-    changed["figures"]["precision"] += 0.01
-    out.write_text(json.dumps(changed))
-    assert "holds another result" in refused(files)
-
-
-def test_a_full_disk_is_one_line_and_the_figures_were_said(files, capsys):
-    part = files["samples"].parent / f".results.json.{os.getpid()}.part"
-    part.symlink_to("/dev/full")
-    assert "results.json: cannot be written: the disk is full; make room" in refused(files)
-    assert "FD(digits)" in capsys.readouterr().out
-    assert not part.is_symlink()
-
-
-def test_an_impossible_output_path_is_refused_before_the_network_runs(files, monkeypatch):
-    monkeypatch.setattr(DigitsFeatures, "extract", lambda *_: pytest.fail("the network ran"))
-    assert "found a folder" in refused(files, out=str(files["folder"]))
-    assert "wanted a path in a folder" in refused(files, out=str(files["reference"] / "below" / "r.json"))
-
-
 def test_too_few_images_for_a_metric(files):
     np.savez(files["samples"], pictures(3, seed=1))
     assert "wanted at least 6 images, found 3" in refused(files, metrics=["frechet", "precision_recall"])
@@ -404,14 +255,6 @@ def test_nonsense_options_are_refused(files):
     assert "unknown key 'kk'" in refused(files, metrics=[{"name": "precision_recall", "kk": 3}])
     with pytest.raises(UserError, match=r"reference: a value is needed"):
         make(EvaluateConfig, {"samples": "x.npz"})
-
-
-def test_score_refuses_features_of_another_network():
-    network = DigitsFeatures()
-    prepared = extract_features(network, ArrayImages(pictures(9, 0), "x"))
-    network.title = "other"
-    with pytest.raises(UserError, match="extract both with one network"):
-        score(pictures(9, 0), prepared, network)
 
 
 def test_the_default_network_is_the_one_of_fid():

@@ -1,0 +1,101 @@
+"""The page of several evaluations, and what may not be set side by side."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from evaluating import pictures, run
+from pages import images_of, words_of
+
+from dit_shd.cli.commands.compare import CompareConfig, compare
+from dit_shd.cli.program import main
+from dit_shd.core.config import make
+from dit_shd.core.errors import UserError
+from dit_shd.reports.tables import number
+
+
+@pytest.fixture
+def two(files, teacher) -> list[str]:
+    """Results of two files, the first of which says which model it came from."""
+    found = []
+    for i, seed in enumerate((1, 9)):
+        samples = files["folder"] / f"{'teacher' if i == 0 else 'student'}.npz"
+        np.savez(samples, pictures(40, seed=seed))
+        if i == 0:
+            told = {"run": str(teacher), "steps": 50, "guidance": 1.0}
+            samples.with_suffix(".json").write_text(json.dumps(told))
+        found.append(str(files["folder"] / f"{i}.json"))
+        run(files, samples=str(samples), out=found[-1], page=False)
+    return found
+
+
+def compared(results: list[str], folder: Path, **values) -> list:
+    return compare(make(CompareConfig, {"results": results, "out": str(folder / "page.html"), **values}))
+
+
+def test_cost_stands_beside_figures(two, tmp_path, capsys):
+    rows = compared(two, tmp_path)
+    assert [row.name for row in rows] == ["teacher", "student"]
+    assert rows[0].cost.heads == 4
+    assert rows[0].cost.parameters > 0
+    assert rows[1].cost is None
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    words = words_of(page)
+    assert f"<td>{rows[0].cost.parameters / 1e6:.2f}</td>" in words
+    assert number(rows[1].figures["KID(digits)"]) in words
+    assert "student: no cost, because no file beside the samples records their model" in words
+    assert "sampled with different steps: teacher 50, student not recorded" in words
+    assert "one training seed each" in words
+    assert len(images_of(page)) == 2
+    assert "FD(digits)" in capsys.readouterr().out
+
+
+def test_another_model_than_the_sampled_one_has_no_cost(two, tmp_path):
+    record = json.loads(Path(two[0]).read_text())
+    record["samples"]["sidecar"]["model_sha256"] = "0" * 64
+    Path(two[0]).write_text(json.dumps(record))
+    assert compared(two, tmp_path)[0].cost is None
+    assert "has changed since the images were sampled" in (tmp_path / "page.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: r["features"].update(sha256="1"), "wanted the features of"),
+        (lambda r: r["reference"].update(sha256="1"), "wanted the reference of"),
+        (lambda r: r["metrics"][-1].update(k=7), "precision_recall has other options"),
+        (lambda r: r.pop("figures"), "wanted a results file"),
+        (lambda r: r["figures"].update({"FD(digits)": "NaN"}), "wanted a results file"),
+    ],
+)
+def test_what_is_not_comparable_is_refused(two, tmp_path, change, message):
+    record = json.loads(Path(two[1]).read_text())
+    change(record)
+    Path(two[1]).write_text(json.dumps(record))
+    with pytest.raises(UserError, match=message):
+        compared(two, tmp_path, cost=False)
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_nonsense_comparisons_are_refused(two, tmp_path):
+    for results, values, message in (
+        (two[:1], {}, "at least two results files"),
+        ([two[0], str(tmp_path / "no.json")], {}, "found nothing"),
+        (two, {"names": ["one"]}, "names: wanted 2"),
+    ):
+        with pytest.raises(UserError, match=message):
+            compared(results, tmp_path, cost=False, **values)
+    (tmp_path / "page.html").write_text("mine")
+    with pytest.raises(UserError, match="is there already"):
+        compared(two, tmp_path, cost=False)
+    assert (tmp_path / "page.html").read_text() == "mine"
+
+
+def test_the_command(two, tmp_path, capsys):
+    assert main(["compare", *two, f"out={tmp_path / 'c.html'}", "cost=false", "names=[big, small]"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"^big ", printed, re.M)
+    assert re.search(r"^small ", printed, re.M)
+    assert main(["compare", two[0]]) == 2

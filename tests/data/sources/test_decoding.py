@@ -1,0 +1,31 @@
+"""Remarks on images."""
+
+import numpy as np
+from encoded import encode, pictures
+from image_sources import pngs
+from PIL import Image
+from png16 import deep_png
+
+from dit_shd.data.latent_shards import read_index
+
+
+def test_remarks_are_counted_over_shards_and_kept(tmp_path, caplog):
+    root = pngs(tmp_path / "set", *(f"a/{i}.png" for i in range(3)))
+    values = np.random.default_rng(0).integers(0, 2**16, (8, 8, 3), dtype=np.uint16)
+    for i in range(3, 6):
+        (root / "a" / f"{i}.png").write_bytes(deep_png(values))
+    Image.fromarray(pictures(1)[0]).save(root / "a" / "6.png", format="jpeg")
+    Image.fromarray(pictures(1)[0]).save(root / "a" / "7.png", format="webp")
+    Image.fromarray(pictures(1)[0]).save(root / "a" / "8.png", format="webp", lossless=True)
+    (root / "b").mkdir()
+    (root / "b" / "broken.png").write_text("x")
+    out = encode(root, tmp_path / "l", shard_size=4)
+    wanted = [
+        "2 JPEG or lossy WebP by their contents, not by their names (a/6.png, ...)",
+        "3 of 16 bits a channel, rounded to 8 (a/3.png, ...)",
+        "classes of which no image could be read: 1 (b)",
+    ]
+    assert read_index(out).about["notes"] == wanted
+    assert all(note in caplog.text for note in wanted)
+    encode(root, out, shard_size=4)
+    assert read_index(out).about["notes"] == wanted, "the same command again verifies the shards"

@@ -1,0 +1,63 @@
+"""Parquet files: columns, cells, names of classes."""
+
+import io
+import sys
+
+import pytest
+from encoded import pictures
+from image_sources import notes, write_tables
+from PIL import Image
+
+from dit_shd.core.errors import UserError
+from dit_shd.data.sources.base import BrokenImage, Selection
+from dit_shd.data.sources.detect import open_source
+
+
+def test_columns_by_name_and_labels_as_text(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    stream = io.BytesIO()
+    Image.fromarray(pictures(1)[0]).save(stream, "png")
+    animals = ["dog", "cat", "dog"]
+    parquet.write_table(pa.table({"photo": [stream.getvalue()] * 3, "animal": animals}), tmp_path / "a.parquet")
+    source = open_source(str(tmp_path / "a.parquet"), Selection(image_column="photo", label_column="animal"))
+    assert source.classes == ("cat", "dog")
+    assert source.labels.tolist() == [1, 0, 1]
+    unlabelled = open_source(str(tmp_path / "a.parquet"), Selection(image_column="photo"))
+    assert (unlabelled.classes, unlabelled.labels.tolist()) == (("all",), [0, 0, 0])
+    assert any("no labels" in note for note in unlabelled.notes)
+    with pytest.raises(UserError, match=r"image_column: .* has no column image or img .* say image_column=NAME"):
+        open_source(str(tmp_path / "a.parquet"))
+
+
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "state.json").write_text("{}")
+    for name in ("datasets", "pyarrow", "pyarrow.parquet"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for source in ("a.parquet", "saved"):
+        with pytest.raises(UserError, match=r'install it by: pip install "dit_shd\[encode\]"'):
+            open_source(str(tmp_path / source))
+
+
+def test_cells_without_an_image():
+    from dit_shd.data.sources.parquet import image_bytes
+
+    assert image_bytes({"bytes": b"x", "path": "/etc/passwd"}) == b"x"
+    for cell in (None, b"", 3, {"bytes": None, "path": "/etc/passwd"}, {"path": "/etc/passwd"}):
+        with pytest.raises(BrokenImage, match=r"an empty cell|paths in cells are not followed"):
+            image_bytes(cell)
+
+
+def test_tables_agree_on_the_names_of_classes(tmp_path):
+    files = {"train-00000-of-00002.parquet": 0, "train-00001-of-00002.parquet": 0}
+    one, other = files
+    root = write_tables(tmp_path, files, {one: ["cat", "dog"], other: ["dog", "cat"]})
+    with pytest.raises(UserError, match=f"same names of classes .* found cat, dog in {one} and dog, cat in {other}"):
+        open_source(str(root))
+    write_tables(tmp_path, files, {one: ["cat", "dog"], other: ["cat", "dog"]})
+    source = open_source(str(root))
+    assert source.classes == ("cat", "dog")
+    assert "classes without an image: 1 (dog) of 2" in notes(source)

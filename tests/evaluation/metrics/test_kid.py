@@ -1,0 +1,79 @@
+"""KID against torch-fidelity, double sums and exact fractions."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from evaluating import rows
+
+from dit_shd.core.errors import UserError
+from dit_shd.evaluation.feature_set import FeatureSet, Statistics
+from dit_shd.evaluation.metrics.frechet import frechet_distance
+from dit_shd.evaluation.metrics.kid import KID, mmd2
+
+
+def test_kid_is_torch_fidelitys_to_the_last_digits():
+    from torch_fidelity.metric_kid import kid_features_to_metric
+
+    x, y = rows(300, 12, seed=50), rows(260, 12, seed=51, scale=1.2, shift=0.1)
+    theirs = kid_features_to_metric(x, y, kid_subset_size=100, verbose=False)
+    ours = KID(subset_size=100).compute(FeatureSet.of(x), FeatureSet.of(y))
+    assert ours["KID(features)"] == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-10)
+    assert ours["KID(features) std"] == pytest.approx(theirs["kernel_inception_distance_std"], rel=1e-10)
+    assert ours["KID(features)"] > 10 * abs(ours["KID(features) std"]) / 100**0.5
+
+
+def test_mmd_is_the_naive_double_sum():
+    x, y = rows(7, 3, seed=52).numpy(), rows(5, 3, seed=53).numpy()
+
+    def kernel(a, b):
+        return (sum(p * q for p, q in zip(a, b, strict=True)) / 3 + 1) ** 3
+
+    def within(z):
+        n = len(z)
+        return sum(kernel(z[i], z[j]) for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
+
+    between = sum(kernel(a, b) for a in x for b in y) / (7 * 5)
+    assert mmd2(torch.from_numpy(x), torch.from_numpy(y)) == pytest.approx(within(x) + within(y) - 2 * between)
+
+
+@pytest.mark.parametrize("outlier", [0.0, 1e10])
+@pytest.mark.parametrize(("scale", "offset"), [(1, 0), (1, 30), (1, 1e6), (1e-20, 0), (1e15, 0), (1e-3, -1000)])
+def test_mmd_is_that_of_exact_fractions_however_far_from_zero(scale, offset, outlier):
+    x, y = (rows(n, 3, seed=54 + n).float() * scale + offset for n in (7, 5))
+    x[3] += outlier * scale
+    exact = [[[Fraction(v) for v in row] for row in z.tolist()] for z in (x, y)]
+
+    def mean(a, b, skip):
+        pairs = [(p, q) for i, p in enumerate(a) for j, q in enumerate(b) if not (skip and i == j)]
+        return sum((sum(s * t for s, t in zip(p, q, strict=True)) / 3 + 1) ** 3 for p, q in pairs) / len(pairs)
+
+    one, two = exact
+    wanted = float(mean(one, one, True) + mean(two, two, True) - 2 * mean(one, two, False))
+    assert mmd2(x, y) == pytest.approx(wanted, rel=1e-9)
+
+
+def test_kid_is_unbiased_where_fd_is_not():
+    """Sets of one distribution: KID is zero on average whatever the size, FD is far from it for small sets."""
+    generator = np.random.default_rng(56)
+    kids, distances = [], []
+    for _ in range(200):
+        x, y = (torch.from_numpy(generator.standard_normal((20, 4)) / 2) for _ in range(2))
+        kids.append(mmd2(x, y))
+        distances.append(frechet_distance(Statistics.of(x), Statistics.of(y)))
+    assert abs(np.mean(kids)) < 2 * np.std(kids) / 200**0.5
+    assert np.mean(distances) > 20 * np.std(distances) / 200**0.5
+
+
+def test_kid_of_few_images_takes_them_all_and_says_so():
+    x, y = FeatureSet.of(rows(30, 4, seed=54)), FeatureSet.of(rows(20, 4, seed=55))
+    assert "subsets of 20 images" in KID().notes(x, y)[0]
+    assert KID(subset_size=20).notes(x, y) == []
+    assert KID().compute(x, y) == KID(subset_size=20).compute(x, y)
+
+
+@pytest.mark.parametrize("options", [{"subsets": 0}, {"subset_size": 1}, {"seed": -1}])
+def test_kid_refuses_nonsense_options(options):
+    with pytest.raises(UserError, match="wanted at least"):
+        KID(**options)

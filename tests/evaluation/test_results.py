@@ -1,0 +1,125 @@
+"""Results files: their names, and what is never overwritten."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from evaluating import pictures, refused, run
+from safetensors.torch import load_file, save_file
+
+from dit_shd.evaluation.features.digits import ASSET, DigitsFeatures
+
+
+def retrained(files: dict[str, Path]) -> Path:
+    """Other weights of the digits network."""
+    file = files["folder"] / "other.safetensors"
+    save_file({key: value * 1.01 for key, value in load_file(ASSET).items()}, file)
+    return file
+
+
+def records(folder: Path) -> dict[str, str]:
+    return {file.name: file.read_text() for file in folder.glob("*.json")}
+
+
+def test_a_second_evaluation_in_a_folder_has_a_name_of_its_own(files):
+    """Other samples, another reference, another network, several files; and each finds its own file again."""
+    folder, other = files["samples"].parent, files["samples"].with_name("other.npz")
+    np.savez(other, pictures(40, seed=9))
+    np.savez(files["folder"] / "reference_2.npz", pictures(50, seed=8))
+    evaluations = [
+        {},
+        {"samples": str(other)},
+        {"reference": str(files["folder"] / "reference_2.npz")},
+        {"reference": str(files["reference"]), "features": {"name": "digits", "weights": str(retrained(files))}},
+        {"samples": [str(files["samples"]), str(other)]},
+    ]
+    seen, figures = {}, []
+    for values in evaluations:
+        figures.append(run(files, **values)["figures"])
+        for name, text in seen.items():
+            assert (folder / name).read_text() == text, "a record was touched"
+        seen = records(folder)
+    names = set(seen)
+    assert {"results.json", "other.results.json", "set.results.json", "set_and_1_more.results.json"} <= names
+    assert len(names) == 4 + 2  # two more of set.npz: of the other network, and as one of two files
+    for values, found in zip(evaluations, figures):
+        assert run(files, **values)["figures"] == pytest.approx(found)
+    assert set(records(folder)) == names
+    assert {file.with_suffix(".html").name for file in folder.glob("*.json")} <= {f.name for f in folder.iterdir()}
+
+
+def test_a_result_of_something_else_in_the_way_gets_company(files):
+    out = files["samples"].parent / "results.json"
+    about = {"sha256": ""}
+    bare = json.dumps({"samples": about, "reference": about, "features": about, "metrics": [], "figures": {}})
+    for text in ('{"of": "another program"}', bare):
+        out.write_text(text)
+        run(files)
+        assert out.read_text() == text
+    assert json.loads((files["samples"].parent / "set.results.json").read_text())["samples"]["n"] == 40
+
+
+def test_an_evaluation_that_came_in_between_is_not_lost(files, monkeypatch):
+    """Two start in an empty folder; the one that ends later has a name of its own."""
+    other = files["samples"].with_name("other.npz")
+    np.savez(other, pictures(40, seed=9))
+    extract, nested = DigitsFeatures.extract, []
+
+    def slow(self, images):
+        if not nested:
+            nested.append(1)
+            run(files, samples=str(other))
+        return extract(self, images)
+
+    monkeypatch.setattr(DigitsFeatures, "extract", slow)
+    run(files)
+    assert {n: json.loads(t)["samples"]["path"] for n, t in records(files["samples"].parent).items()} == {
+        "results.json": str(other),
+        "set.results.json": str(files["samples"]),
+    }
+
+
+def test_another_result_is_never_overwritten_without_force(files):
+    run(files)
+    out = files["samples"].parent / "results.json"
+    kept = out.read_text()
+    assert run(files)["figures"] == pytest.approx(json.loads(kept)["figures"])  # the same again is fine
+    kept = out.read_text()
+    np.savez(files["samples"], pictures(40, seed=9))
+    assert "holds another result" in refused(files)
+    assert out.read_text() == kept
+    run(files, force=True)
+    assert out.read_text() != kept
+
+
+@pytest.mark.parametrize("content", ['{"figures": {}}', "not json", "[]"])
+def test_a_file_that_is_no_result_is_not_overwritten(files, content):
+    out = files["folder"] / "other.json"
+    out.write_text(content)
+    assert "holds another result" in refused(files, out=str(out))
+    assert out.read_text() == content
+
+
+def test_other_figures_of_the_same_inputs_are_not_overwritten(files):
+    run(files)
+    out = files["samples"].parent / "results.json"
+    changed = json.loads(out.read_text())
+    changed["figures"]["precision"] += 0.01
+    out.write_text(json.dumps(changed))
+    assert "holds another result" in refused(files)
+
+
+def test_a_full_disk_is_one_line_and_the_figures_were_said(files, capsys):
+    part = files["samples"].parent / f".results.json.{os.getpid()}.part"
+    part.symlink_to("/dev/full")
+    assert "results.json: cannot be written: the disk is full; make room" in refused(files)
+    assert "FD(digits)" in capsys.readouterr().out
+    assert not part.is_symlink()
+
+
+def test_an_impossible_output_path_is_refused_before_the_network_runs(files, monkeypatch):
+    monkeypatch.setattr(DigitsFeatures, "extract", lambda *_: pytest.fail("the network ran"))
+    assert "found a folder" in refused(files, out=str(files["folder"]))
+    assert "wanted a path in a folder" in refused(files, out=str(files["reference"] / "below" / "r.json"))
