@@ -119,7 +119,7 @@ def levels(a: Tensor, b: Tensor) -> str:
 
 def guided_steps(config: SampleConfig) -> int:
     """Steps whose unconditional half is computed."""
-    weights = [guidance_weight(config, int(t)) for t in Schedule.linear().respaced(config.steps).timesteps]
+    weights = [guidance_weight(config, int(t) / 1000) for t in Schedule.linear().respaced(config.steps).timesteps]
     return sum(abs(weight - 1) > config.guidance_tolerance for weight in weights)
 
 

@@ -68,9 +68,9 @@ def configurations(dtype: str, width: int) -> list[tuple[str, Any, dict[str, Any
         kernel = divergence.squared_rows if measure == "mse" else divergence.divergence_rows
         rows = fixed | dict(GRADIENTS=True, SPLIT=dtype != "fp32") | (dict(ENTROPY=True) if measure == "kl" else {})
         types = shared | dict(value="*fp32", d_query="*fp32") | numbers
-        blocks = Blocks.of_rows(width, width, DTYPES[dtype], measure)
+        blocks = Blocks.of_rows(width, width, DTYPES[dtype], measure, bias)
         found.append((f"{kernel.__name__} {name}", kernel, types, rows, blocks))
-        blocks = Blocks.of_keys(width, width, DTYPES[dtype])
+        blocks = Blocks.of_keys(width, width, DTYPES[dtype], bias)
         strides = {f"d_bias_{axis}": "i32" for axis in "bhnm"}
         types = shared | dict(d_key="*fp32", d_bias="*fp32") | strides | dict(boost="fp32") | numbers
         for collect in {"none": ["none"], "relative": ["none", "entries"], "dense": ["none", "dense"]}[bias]:

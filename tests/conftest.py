@@ -61,6 +61,21 @@ def teacher(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def flow_teacher(tmp_path_factory) -> Path:
+    """A random DiT of velocities in diffusers format."""
+    from dit_shd.models.families.dit import DiT
+
+    torch.manual_seed(2)
+    options = {k: v for k, v in TEACHER.items() if k not in ("name", "decode_layer")}
+    model = DiT(**options, learn_sigma=False, prediction="velocity_sd3")
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    path = tmp_path_factory.mktemp("models") / "velocity"
+    model.save_pretrained(path)
+    return path
+
+
 @pytest.fixture
 def values(shapes, teacher, tmp_path) -> dict:
     """The values of a tiny distillation config with every kind of loss."""

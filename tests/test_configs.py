@@ -27,6 +27,7 @@ FOLDER = Path(__file__).parents[1] / "configs"
 NAMES = sorted(file.stem for file in FOLDER.glob("*.yaml"))
 CONTROLS = {
     "digits_output": "digits_shd",
+    "digits_flow_output": "digits_flow_shd",
     "dit_b2_alone": "dit_xl2_to_b2_shd",
     "dit_xl2_to_b2_output": "dit_xl2_to_b2_shd",
     "mdtv2_b2_to_s2_output": "mdtv2_b2_to_s2_shd",
@@ -34,7 +35,11 @@ CONTROLS = {
     "mdtv2_xl2_to_s2_output": "mdtv2_xl2_to_s2_shd",
 }
 """Control run -> what it is compared with."""
-TEACHERS = {"mdtv2_b2_to_s2_shd": "mdtv2_b2_teacher", "mdtv2_b1_to_s1_512_shd": "mdtv2_b1_512_teacher"}
+TEACHERS = {
+    "mdtv2_b2_to_s2_shd": "mdtv2_b2_teacher",
+    "mdtv2_b1_to_s1_512_shd": "mdtv2_b1_512_teacher",
+    "digits_flow_shd": "digits_flow_teacher",
+}
 """Config -> the config of its teacher."""
 
 

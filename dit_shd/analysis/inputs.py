@@ -22,7 +22,8 @@ from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.file_kinds import NPZ, SAFETENSORS, file_kind
 from dit_shd.data.datasets import Dataset
 from dit_shd.diffusion.denoiser import Denoiser
-from dit_shd.diffusion.schedule import Schedule
+from dit_shd.diffusion.process import FLOW_STEPS, Process
+from dit_shd.models.prediction import Convention, convention_of
 
 Time = Literal["auto", "steps", "fraction"]
 """The unit of a model's `timestep`: steps 0..1000, or the fraction t / 1000."""
@@ -40,6 +41,8 @@ class Inputs(ABC):
     """The samples of every forward."""
     fraction: bool | None = None
     """Whether the model's timestep is t / 1000; None if it is not known yet."""
+    convention: Convention | None = None
+    """Of a model of velocities, whose config says how it is given time."""
 
     @abstractmethod
     def keywords(self, samples: range, t: int) -> dict[str, Any]:
@@ -52,6 +55,8 @@ class Inputs(ABC):
 
     def time(self, t: int) -> float:
         """Timestep t in the model's unit."""
+        if self.convention is not None:
+            return float(self.convention.time(torch.tensor(t / FLOW_STEPS, dtype=torch.float64)))
         return t / 1000 if self.fraction else t
 
 
@@ -60,14 +65,14 @@ class DatasetInputs(Inputs):
 
     name = "images of the data"
 
-    def __init__(self, model: nn.Module, dataset: Dataset, schedule: Schedule, batches: Sequence[range], seed: int):
+    def __init__(self, model: nn.Module, dataset: Dataset, process: Process, batches: Sequence[range], seed: int):
         denoiser = Denoiser(model)
         shape = denoiser.shape
         if shape != tuple(dataset.shape):
             raise UserError(f"data: the model takes latents of shape {shape}, the data's are {tuple(dataset.shape)}")
         if denoiser.classes < dataset.classes:
             raise UserError(f"data: the model knows {denoiser.classes} classes, the data has {dataset.classes}")
-        self.batches, self._schedule, self._seed = batches, schedule, seed
+        self.batches, self._process, self._seed = batches, process, seed
         chosen = rng.permutation(seed, "inspect", 0, len(dataset))[: batches[-1].stop]
         sample = dataset.batch(chosen, rng.Draws(seed, 0, range(len(chosen)), len(chosen)))
         self.x_0, self._labels = sample["latents"], sample["labels"]
@@ -79,8 +84,8 @@ class DatasetInputs(Inputs):
         x_0 = self.x_0[samples.start : samples.stop]
         noise = rng.normal(self._seed, "inspect noise", 0, samples, x_0.shape[1:])
         step = torch.full((len(samples),), t)
-        x_t = self._schedule.add_noise(x_0, noise, step)
-        return {"hidden_states": x_t, "timestep": step, "class_labels": self._labels[samples.start : samples.stop]}
+        x_t, labels = self._process.add_noise(x_0, noise, step), self._labels[samples.start : samples.stop]
+        return {"hidden_states": x_t, "timestep": self._process.time(step), "class_labels": labels}
 
 
 class FileInputs(Inputs):
@@ -98,7 +103,7 @@ class FileInputs(Inputs):
             raise UserError(f"{path}: '{unknown[0]}' is no argument of the forward. Known: {', '.join(known)}")
         if "hidden_states" not in arrays:
             raise UserError(f"{path}: wanted hidden_states among the arrays, found {', '.join(arrays) or 'none'}")
-        self.name = str(path)
+        self.name, self.convention = str(path), convention_of(model)
         self._timestep = arrays.pop("timestep", torch.zeros(len(arrays["hidden_states"])))
         is_fraction = self._timestep.is_floating_point() and 0 < float(self._timestep.max()) <= 1
         self.fraction = {"steps": False, "fraction": True, "auto": True if is_fraction else None}[time]
@@ -114,7 +119,7 @@ class FileInputs(Inputs):
         self.words = f"the {count} samples of {path.name}; hidden_states are the same at every timestep"
 
     def keywords(self, samples: range, t: int) -> dict[str, Any]:
-        timestep = self._timestep.float() if self.fraction else self._timestep
+        timestep = self._timestep.float() if self.fraction or self.convention else self._timestep
         return {**self._keywords, "timestep": torch.full_like(timestep, self.time(t))}
 
     @property

@@ -21,8 +21,8 @@ from dit_shd.core.places import MODEL, Place
 from dit_shd.core.plugins import Plugin
 from dit_shd.core.yaml_files import read_yaml
 from dit_shd.data.datasets import DATASETS
+from dit_shd.diffusion.process import process_of
 from dit_shd.diffusion.sampler import timesteps_of
-from dit_shd.diffusion.schedule import Schedule
 from dit_shd.models import loading
 
 ASSET_DATA = Plugin("digits", {"split": "validation"})
@@ -162,9 +162,8 @@ def _inputs(config: InspectConfig, model: nn.Module, run: dict[str, Any]) -> Inp
         return SyntheticInputs(model, batches, config.seed, config.time)
     if not by_class:
         raise UserError(f"data: {type(model).__name__} takes more than images and labels; use inputs=FILE")
-    return DatasetInputs(
-        model, DATASETS.build(data, "data"), Schedule.linear(schedule_length(run)), batches, config.seed
-    )
+    process = process_of(model, schedule_length(run))
+    return DatasetInputs(model, DATASETS.build(data, "data"), process, batches, config.seed)
 
 
 def run_config(source: str) -> dict[str, Any]:

@@ -153,7 +153,7 @@ def survey(
         UserError: more student heads than a layer has, or values that are not finite.
     """
     sums: dict[str, _Sums] = {}
-    projections = Projections(most=4096)
+    projections = Projections(size=4096)
 
     def sink(name: str, layer: Capture) -> None:
         groups = -(-layer.heads // 2) if heads is None else heads

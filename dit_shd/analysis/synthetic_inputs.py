@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dit_shd.analysis.inputs import REMEDY, Inputs, Time
 from dit_shd.core import rng
 from dit_shd.core.errors import UserError
+from dit_shd.models.prediction import convention_of
 
 SIDE, TEXT_LENGTH, PIXELS, GUIDANCE = 16, 77, 8, 3.5
 """Defaults for a config without these: tokens on a side, text tokens, pixels of a latent, the embedded guidance."""
@@ -33,7 +34,7 @@ class SyntheticInputs(Inputs):
     name = "random inputs"
 
     def __init__(self, model: nn.Module, batches: Sequence[range], seed: int, time: Time):
-        self.batches, self._seed = batches, seed
+        self.batches, self._seed, self.convention = batches, seed, convention_of(model)
         self._config = dict(cast("Mapping[str, Any]", model.config))
         self.fraction = {"steps": False, "fraction": True, "auto": None}[time]
         parameters = inspect.signature(model.forward).parameters

@@ -6,8 +6,7 @@ its training never saw. Data have names too where folders, tables or latents.jso
 
 import inspect
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from torch import nn
@@ -24,7 +23,7 @@ SHOWN = 8
 
 
 def learned(dataset: Dataset, classes: int) -> list[str | None] | None:
-    """`class_names` of a model with some classes that learns from the data; None where that says nothing."""
+    """`class_names` of a model of some classes that learns from the data; None where all are seen and have no name."""
     seen = set(np.unique(dataset.labels()).tolist())
     if dataset.class_names is None and len(seen) == classes:
         return None
@@ -32,14 +31,14 @@ def learned(dataset: Dataset, classes: int) -> list[str | None] | None:
     return [names.get(i, "") if i in seen else None for i in range(classes)]
 
 
-def tell(model: nn.Module, names: Names | None) -> None:
+def record(model: nn.Module, names: Names | None) -> None:
     """Write them into a model's config, if its family has a place for them; they are saved with it."""
     if names is not None and "class_names" in inspect.signature(type(model).__init__).parameters:
         model.register_to_config(class_names=list(names))  # type: ignore[operator]
 
 
-def fewer(dataset: Dataset, classes: int) -> list[str]:
-    """What is to be said where the data have not all the classes of a student."""
+def missing(dataset: Dataset, classes: int) -> list[str]:
+    """A line for the log where the data have not all the classes of a student; else none."""
     seen = np.unique(dataset.labels()).tolist()
     if len(seen) >= classes:
         return []
@@ -56,60 +55,64 @@ def _listed(dataset: Dataset, classes: Sequence[int]) -> str:
 
 
 def compare(teacher: nn.Module, dataset: Dataset) -> tuple[str, bool]:
-    """How the data's classes are the teacher's, in words; and whether that is as far as names tell right."""
+    """How the data's classes map to the teacher's, in words; and whether the names, where there are any, agree."""
     seen = np.unique(dataset.labels()).tolist()
-    theirs: Names | None = shape_of(teacher).class_names
-    unseen = [i for i in seen if theirs is not None and (i >= len(theirs) or theirs[i] is None)]
+    teacher_names: Names | None = shape_of(teacher).class_names
+    unseen = [i for i in seen if teacher_names is not None and (i >= len(teacher_names) or teacher_names[i] is None)]
     if unseen:
         return f"the teacher never saw the data's classes {_listed(dataset, unseen)}", False
-    ours = {i: dataset.class_names[i] for i in seen} if dataset.class_names is not None else {}
-    if theirs is None and classes_of(teacher) == 1000 and ours and all(map(WORDNET.fullmatch, ours.values())):
-        theirs = _imagenet()
-    if not _comparable(ours, theirs):
-        return f"{_unnamed(ours, theirs)}: label i is taught as the teacher's class i ({_listed(dataset, seen)})", True
-    assert theirs is not None
-    index = {name: i for i, name in enumerate(theirs) if name}
-    wrong = [i for i, name in ours.items() if index.get(name) != i]
+    data_names = {i: dataset.class_names[i] for i in seen} if dataset.class_names is not None else {}
+    wordnet = bool(data_names) and all(map(WORDNET.fullmatch, data_names.values()))
+    if teacher_names is None and classes_of(teacher) == 1000 and wordnet:
+        teacher_names = _imagenet()
+    if not _comparable(data_names, teacher_names):
+        reason = _unnamed(data_names, teacher_names)
+        return f"{reason}: label i is taught as the teacher's class i ({_listed(dataset, seen)})", True
+    assert teacher_names is not None
+    index = {name: i for i, name in enumerate(teacher_names) if name}
+    wrong = [i for i, name in data_names.items() if index.get(name) != i]
     if not wrong:
         return f"the data's {len(seen)} classes are the teacher's by name", True
-    return _mismatch(ours, index, wrong, theirs), False
+    return _mismatch(data_names, index, wrong, teacher_names), False
 
 
-def _comparable(ours: Mapping[int, str], theirs: Names | None) -> bool:
+def _comparable(data_names: Mapping[int, str], teacher_names: Names | None) -> bool:
     """Both have names; numbers are names among numbers alone."""
-    if not ours or not all(ours.values()) or theirs is None or not any(theirs):
+    if not data_names or not all(data_names.values()) or teacher_names is None or not any(teacher_names):
         return False
-    numbers = [_numbers(ours.values()), _numbers(name for name in theirs if name)]
+    numbers = [_numbers(data_names.values()), _numbers(name for name in teacher_names if name)]
     return numbers[0] == numbers[1]
 
 
-def _numbers(names: Any) -> bool:
+def _numbers(names: Iterable[str]) -> bool:
     return all(name.isdecimal() for name in names)
 
 
-def _unnamed(ours: Mapping[int, str], theirs: Names | None) -> str:
-    if not ours or not all(ours.values()):
+def _unnamed(data_names: Mapping[int, str], teacher_names: Names | None) -> str:
+    if not data_names or not all(data_names.values()):
         return "the data's classes have no names"
-    if theirs is None or not any(theirs):
+    if teacher_names is None or not any(teacher_names):
         return "the teacher's classes have no names"
     return "the classes have numbers for names in one of teacher and data"
 
 
-def _mismatch(ours: Mapping[int, str], index: Mapping[str, int], wrong: Sequence[int], theirs: Names) -> str:
+def _mismatch(
+    data_names: Mapping[int, str], index: Mapping[str, int], wrong: Sequence[int], teacher_names: Names
+) -> str:
     first = wrong[0]
-    place = index.get(ours[first])
+    place = index.get(data_names[first])
     what = f"its class {place}" if place is not None else "none of its classes"
-    name = theirs[first] if first < len(theirs) else None
+    name = teacher_names[first] if first < len(teacher_names) else None
     there = f"'{one_line(name)}'" if name else "no such class"
-    told = (
-        f"{len(wrong)} of the data's {len(ours)} classes are others in the teacher: class {first} is "
-        f"'{one_line(ours[first])}' in the data, which is {what}, and {there} in the teacher"
+    message = (
+        f"{len(wrong)} of the data's {len(data_names)} classes are others in the teacher: class {first} is "
+        f"'{one_line(data_names[first])}' in the data, which is {what}, and {there} in the teacher"
     )
-    if all(name in index for name in ours.values()):
-        pairs = [f"{one_line(name)}: {index[name]}" for name in ours.values()]
+    if all(name in index for name in data_names.values()):
+        pairs = [f"{one_line(name)}: {index[name]}" for name in data_names.values()]
         shown = ", ".join(pairs[:SHOWN]) + (", ..." if len(pairs) > SHOWN else "")
-        told += f"; dit-shd encode classes='{{{shown}}}' keeps the teacher's numbers"
-    return told
+        message += f"; dit-shd encode classes='{{{shown}}}' keeps the teacher's numbers"
+    return message
 
 
 def _imagenet() -> list[str]:

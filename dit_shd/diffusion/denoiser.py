@@ -1,4 +1,4 @@
-"""How a class-conditional model is asked: the one place that knows its arguments."""
+"""How a class-conditional model is called: the one place that knows its arguments."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +29,7 @@ class Denoiser:
 
     @property
     def tokens(self) -> int:
-        """n of a pass over all tokens."""
+        """How many a pass over all of them has: n."""
         return shape_of(self.model).tokens
 
     @property
@@ -38,11 +38,13 @@ class Denoiser:
         return shape_of(self.model).classes
 
     def __call__(self, x_t: Tensor, t: Tensor, labels: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Its output [b, c or 2c, y, x].
+        """The model's output [b, c or 2c, y, x].
 
         Args:
-            x_t: noised latents [b,c,y,x]. t: timesteps [b]. labels: classes [b], NO_LABEL for none.
-            keep: kept token indices [b,kept] of a masked pass, for models that know one.
+            x_t: Noised latents [b,c,y,x].
+            t: Timesteps [b], or times in the model's own unit.
+            labels: Classes [b], NO_LABEL for none.
+            keep: Kept token indices [b,kept] of a masked pass, for models that have one.
         """
         masked = {} if keep is None else {"keep": keep}
         labels = torch.where(labels == NO_LABEL, self.classes, labels)

@@ -11,7 +11,7 @@ import logging
 import os
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import nn
@@ -28,9 +28,12 @@ from dit_shd.data.image_shards import Shards, merge, open_shards, read_shard, sh
 from dit_shd.data.pixels import grid
 from dit_shd.diffusion import sampler
 from dit_shd.diffusion.denoiser import known_classes
-from dit_shd.diffusion.sample_config import SampleConfig
+from dit_shd.diffusion.sample_config import VELOCITY_SOLVERS, SampleConfig
 from dit_shd.diffusion.sampler import batches, draw, label_plan, load_decoder, prepared
 from dit_shd.models import loading
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 SHOWN = 100
 """Images on the grid beside the npz."""
@@ -45,7 +48,11 @@ def sample_to_file(config: SampleConfig, model: nn.Module | None = None) -> Path
     """Sample `config.count` images into an npz, with a grid (png) and the settings (json) beside it.
 
     Args:
-        model: what to sample from, in place of the one that `config.run` names.
+        config: What to sample, and how.
+        model: What to sample from, in place of the one that `config.run` names.
+
+    Returns:
+        Where the npz is.
 
     Raises:
         UserError: the npz is there already (and no force), or shards of other settings or of another model are.
@@ -58,13 +65,15 @@ def sample_to_file(config: SampleConfig, model: nn.Module | None = None) -> Path
     folder = out.with_name(out.name + ".parts")
     run_on_main(lambda: _refuse_existing(folder, out, config.force))
     network = (loading.load_conditional(config.run) if model is None else model).eval().to(state.device)  # type: ignore[arg-type]
+    config = sampler.of_model(config, network)
+    config.check()
     decode = load_decoder(config, network)
-    told = {**settings(config), "model_sha256": hashing.sha256_of_tensors(network)}
-    told |= {"vae_sha256": decode.digest, **({"vae_name": decode.name} if decode.name else {})}
+    record = {**settings(config), "model_sha256": hashing.sha256_of_tensors(network)}
+    record |= {"vae_sha256": decode.digest, **({"vae_name": decode.name} if decode.name else {})}
     with locked(lock_file(out), "dit-shd sample"):
-        if run_on_main(lambda: _claim(folder, told, out, config.force)):
+        if run_on_main(lambda: _claim(folder, record, out, config.force)):
             _draw_missing(state, config, prepared(network, config), decode, folder)
-            run_on_main(lambda: _finish(folder, told, out, config.count))
+            run_on_main(lambda: _finish(folder, record, out, config.count))
     return out
 
 
@@ -92,8 +101,13 @@ def lock_file(out: Path) -> Path:
 
 
 def settings(config: SampleConfig) -> dict[str, Any]:
-    """What makes the images what they are, but for the model itself."""
-    return {k: v for k, v in resolve(config).items() if k not in ("out", "force")}
+    """What makes the images what they are, but for the model itself.
+
+    Args:
+        config: Its solver is not auto.
+    """
+    unused = ("out", "force", "diffusion_steps" if config.solver in VELOCITY_SOLVERS else "shift")
+    return {k: v for k, v in resolve(config).items() if k not in unused}
 
 
 def _refuse_existing(folder: Path, out: Path, force: bool) -> None:
@@ -105,18 +119,18 @@ def _refuse_existing(folder: Path, out: Path, force: bool) -> None:
             raise UserError(f"{file}: is there already; choose another out=FILE{remedy}")
 
 
-def _claim(folder: Path, told: dict[str, Any], out: Path, force: bool) -> bool:
+def _claim(folder: Path, record: dict[str, Any], out: Path, force: bool) -> bool:
     """Make the folder of shards, or go on with the one of the same settings and model; False: all was finished."""
     _refuse_existing(folder, out, force)  # again, now that nobody else can write
-    check_same(folder, told, "sample", beside=(MERGED,))
+    check_same(folder, record, "sample", beside=(MERGED,))
     if (folder / MERGED).exists():
         _publish(folder, out)
         return False
-    claim(folder, told, "sample", "the samples")
+    claim(folder, record, "sample", "the samples")
     return True
 
 
-def _draw_missing(state: Any, config: SampleConfig, model: Any, decode: Decoder, folder: Path) -> None:
+def _draw_missing(state: "PartialState", config: SampleConfig, model: nn.Module, decode: Decoder, folder: Path) -> None:
     """Every process draws its share of the batches that have no sound shard yet."""
 
     def file_of(indices: range) -> Path:
@@ -139,12 +153,12 @@ def _draw_missing(state: Any, config: SampleConfig, model: Any, decode: Decoder,
 
 
 def _check_shard(file: Path, indices: range) -> None:
-    found = len(read_shard(file)[0])
-    if found != len(indices):
-        raise UserError(f"{file}: holds {found} images where {len(indices)} were wanted")
+    images = len(read_shard(file)[0])
+    if images != len(indices):
+        raise UserError(f"{file}: holds {images} images where {len(indices)} were wanted")
 
 
-def _finish(folder: Path, told: dict[str, Any], out: Path, count: int) -> None:
+def _finish(folder: Path, record: dict[str, Any], out: Path, count: int) -> None:
     """Merge the shards beside them, then move everything to its place."""
     shards = open_shards(folder)
     if shards.shape[0] != count:
@@ -153,7 +167,7 @@ def _finish(folder: Path, told: dict[str, Any], out: Path, count: int) -> None:
     if shards.dtype == np.uint8:
         _draw_grid(shards, folder / "merged.png")
     with atomic_file(folder / "merged.json") as stream:
-        stream.write(json.dumps(told, indent=2).encode())
+        stream.write(json.dumps(record, indent=2).encode())
     with atomic_file(folder / MERGED):
         pass
     _publish(folder, out)

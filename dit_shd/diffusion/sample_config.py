@@ -1,13 +1,18 @@
 """Every key of sampling, with its default and its meaning."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from dit_shd.core.config import option
+from dit_shd.core.config import check_ranges, option
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import MODEL, Place
 from dit_shd.diffusion.schedule import Schedule
+from dit_shd.models.prediction import NOISE
+
+NOISE_SOLVERS, VELOCITY_SOLVERS = ("ddpm", "ddim", "dpm++"), ("euler", "heun")
+"""By what a model predicts; the first of each is what `auto` stands for."""
+MOST_STEPS = 10**6
 
 
 @dataclass(frozen=True)
@@ -17,8 +22,10 @@ class SampleConfig:
     run: Place = option("", MODEL)
     count: int = option(50_000, "images")
     steps: int = option(250, "sampling steps, evenly spaced over the schedule")
-    solver: Literal["ddpm", "ddim", "dpm++"] = option(
-        "ddpm", "ddpm (ancestral), ddim (eta 0), or diffusers' DPM-Solver++"
+    solver: Literal["auto", "ddpm", "ddim", "dpm++", "euler", "heun"] = option(
+        "auto",
+        "of noise: ddpm (ancestral), ddim (eta 0), or diffusers' DPM-Solver++; of velocity: euler or heun; auto: the "
+        "first that fits the model",
     )
     guidance: float = option(3.8, "classifier-free guidance scale; 1 for none")
     guidance_schedule: Literal["power-cosine", "constant"] = option(
@@ -37,6 +44,11 @@ class SampleConfig:
     seed: int = option(0, "image i is a function of the seed and i")
     batch_size: int = option(64, "images in one batch of one process")
     diffusion_steps: int = option(1000, "steps of the schedule the model was trained with; a run folder knows its own")
+    shift: float | None = option(
+        None,
+        "of euler and heun: alpha of SD3's shift of the steps, above 1 more of them in noise; empty: the run's, or 1",
+        range=(1e-3, 1e3),
+    )
     vae: Place | None = option(
         "auto",
         "autoencoder that decodes: auto (the run's, none for pixels), a folder, hub:OWNER/NAME, pixels, or null to "
@@ -47,15 +59,37 @@ class SampleConfig:
     out: Path | None = option(None, "the npz; empty: samples_<count>_seed<seed>.npz in the run folder")
     force: bool = option(False, "replace an npz that is there already")
 
+    def of_prediction(self, prediction: str) -> Self:
+        """The config with the solver named for a model that predicts `prediction`.
+
+        Raises:
+            UserError: the solver is one for models of another kind.
+        """
+        fitting = NOISE_SOLVERS if prediction == NOISE else VELOCITY_SOLVERS
+        if self.solver != "auto" and self.solver not in fitting:
+            kind = "velocities" if self.solver in VELOCITY_SOLVERS else "noise"
+            raise UserError(
+                f"solver: {self.solver} is for models that predict {kind}, and this one predicts {prediction}; wanted "
+                f"{', '.join(fitting)} or auto"
+            )
+        return replace(self, solver=fitting[0] if self.solver == "auto" else self.solver)
+
     def check(self) -> None:
+        """Refuse numbers that have no meaning.
+
+        Raises:
+            UserError: naming the key, what was wanted and what was found.
+        """
+        check_ranges(self)
         for key in ("count", "batch_size"):
             if getattr(self, key) < 1:
                 raise UserError(f"{key}: wanted 1 or more, found {getattr(self, key)}")
         if self.count > 10**8:
             raise UserError(f"count: wanted up to 10^8, found {self.count}")
         Schedule.linear(self.diffusion_steps)  # refuses what is no schedule
-        if not 1 <= self.steps <= self.diffusion_steps:
-            raise UserError(f"steps: wanted 1 to {self.diffusion_steps}, found {self.steps}")
+        most = self.diffusion_steps if self.solver in NOISE_SOLVERS else MOST_STEPS
+        if not 1 <= self.steps <= most:
+            raise UserError(f"steps: wanted 1 to {most}, found {self.steps}")
         for key in ("guidance_tolerance", "guidance_power"):
             if getattr(self, key) < 0:
                 raise UserError(f"{key}: wanted 0 or more, found {getattr(self, key)}")

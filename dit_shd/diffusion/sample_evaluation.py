@@ -46,34 +46,46 @@ class SampleEvaluation:
     keep: bool = option(False, "keep every evaluation's images (npz); its grid and figures are kept anyway")
 
     def sampling(self, run: Path, step: int) -> SampleConfig:
-        """What `dit-shd sample` would be told."""
-        own = {"count": self.count, "steps": self.steps, "guidance": self.guidance, "labels": self.labels}
+        """The config of `dit-shd sample`."""
+        values = {"count": self.count, "steps": self.steps, "guidance": self.guidance, "labels": self.labels}
         out = run / "evaluations" / f"step_{step:08d}.npz"
         return make(
-            SampleConfig, {**own, **self.sample, "run": str(run), "out": out, "force": True}, "task.evaluation.sample"
+            SampleConfig,
+            {**values, **self.sample, "run": str(run), "out": out, "force": True},
+            "task.evaluation.sample",
         )
 
     def scoring(self, samples: Path) -> EvaluateConfig:
-        """What `dit-shd evaluate` would be told."""
-        own = {"reference": self.reference, "features": resolve(self.features), **self.evaluate}
-        own |= {"samples": str(samples), "out": samples.with_suffix(".results.json"), "force": True}
-        return make(EvaluateConfig, own, "task.evaluation.evaluate")
+        """The config of `dit-shd evaluate`."""
+        values = {"reference": self.reference, "features": resolve(self.features), **self.evaluate}
+        values |= {"samples": str(samples), "out": samples.with_suffix(".results.json"), "force": True}
+        return make(EvaluateConfig, values, "task.evaluation.evaluate")
 
-    def check(self, diffusion_steps: int) -> None:
-        """Numbers in their ranges."""
-        parts: list[Any] = [replace(self.sampling(Path("run"), 0), diffusion_steps=diffusion_steps)]
-        parts += [] if self.reference is None else [self.scoring(Path("run.npz"))]
-        for part in parts:
-            try:
-                part.check()
-            except UserError as error:  # training has keys of the same names
-                raise UserError(f"task.evaluation: {error}") from error
+    def check(self, prediction: str, diffusion_steps: int = 1000) -> None:
+        """Refuse numbers out of their ranges, and solvers for models of another kind.
+
+        Args:
+            prediction: What the student predicts.
+            diffusion_steps: Of its noise schedule, if it has one.
+
+        Raises:
+            UserError: naming the key.
+        """
+        sampling = replace(self.sampling(Path("run"), 0), diffusion_steps=diffusion_steps)
+        scoring = None if self.reference is None else self.scoring(Path("run.npz"))
+        try:
+            sampling.of_prediction(prediction).check()
+            if scoring is not None:
+                scoring.check()
+        except UserError as error:  # training has keys of the same names
+            raise UserError(f"task.evaluation: {error}") from error
 
     def fit(self, student: nn.Module, kept: Kept) -> None:
         """Refuse before training what could not be done after days of it.
 
         Args:
-            kept: the autoencoder of the data's latents.
+            student: What would be sampled from.
+            kept: The autoencoder of the data's latents.
 
         Raises:
             UserError: no such autoencoder or reference, or samples that features, reference or metrics do not fit.
@@ -108,7 +120,13 @@ class SampleEvaluation:
         return run / "evaluations" / f"step_{step:08d}.png"
 
     def finished(self, run: Path, step: int, logged: bool) -> bool:
-        """Whether nothing is left to do. logged: whether the step's figures are."""
+        """Whether nothing is left to do.
+
+        Args:
+            run: The run folder.
+            step: Of training.
+            logged: Whether the step's figures are in the run's log.
+        """
         grid = self.place(run, step)
         done = logged if self.reference else grid.exists()
         return done and (self.keep or not grid.with_suffix(".npz").exists())
@@ -135,7 +153,7 @@ class SampleEvaluation:
 
 
 def _to_sample(out: Path) -> bool:
-    """Whether the images are not there yet; shards of another attempt (perhaps with other processes) go."""
+    """Whether the images are not there yet; shards of another attempt (perhaps by other processes) are removed."""
     parts = out.with_name(out.name + ".parts")
     if (parts / MERGED).exists():
         return True

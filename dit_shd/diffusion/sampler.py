@@ -1,4 +1,4 @@
-"""Images from a model: DDPM (or DDIM, DPM-Solver++) with classifier-free guidance.
+"""Images from a model of noise or of velocity, with classifier-free guidance.
 
     model = dit_shd.models.load("runs/student")
     images, labels = dit_shd.diffusion.sampler.sample(model, count=16, steps=250, guidance=3.8)
@@ -22,12 +22,14 @@ from dit_shd.core.yaml_files import read_yaml
 from dit_shd.data.decoder import Decoder, finished
 from dit_shd.data.latent_origin import decoder
 from dit_shd.data.model_origin import of_source
-from dit_shd.diffusion.denoiser import classes_of, known_classes
+from dit_shd.diffusion.denoiser import Denoiser, classes_of, known_classes
+from dit_shd.diffusion.flow import TimestepDensity
 from dit_shd.diffusion.guidance import Guided
-from dit_shd.diffusion.sample_config import SampleConfig
-from dit_shd.diffusion.solvers import denoise
+from dit_shd.diffusion.sample_config import VELOCITY_SOLVERS, SampleConfig
+from dit_shd.diffusion.solvers import network_calls, solve
 from dit_shd.models import loading
 from dit_shd.models.families.mdt import kept_biases
+from dit_shd.models.prediction import prediction_of
 from dit_shd.models.shape import shape_of
 
 
@@ -39,9 +41,13 @@ def sample(
     What was trained on latents is decoded by the autoencoder of the run that `models.load` took the model from.
 
     Args:
-        model: itself, or what names one, as `dit-shd sample` takes it.
-        labels: the class of each image, or how to choose it (random or balanced).
-        options: any key of SampleConfig (steps, guidance, seed, batch_size, vae, ...).
+        model: A model, or the name of one, as `dit-shd sample` takes it.
+        count: How many images.
+        labels: The class of each image, or how to choose it (random or balanced).
+        options: Any key of SampleConfig (steps, guidance, seed, batch_size, vae, ...).
+
+    Raises:
+        UserError: no such model, a key that has no meaning, or a class that the model does not know.
     """
     policy = labels if isinstance(labels, str) else "random"
     named = {"run": str(model)} if isinstance(model, (str, Path)) else {}
@@ -55,6 +61,7 @@ def sample(
     reason = loading.why_not_conditional(model)
     if reason is not None:
         raise UserError(f"model: {reason}")
+    config = of_model(config, model)
     config.check()
     known = known_classes(model)
     plan = label_plan(config, known, range(count)) if isinstance(labels, str) else np.asarray(labels, int)
@@ -89,12 +96,12 @@ def _shortly(classes: Sequence[int]) -> str:
 
 
 def prepared(model: nn.Module, config: SampleConfig) -> nn.Module:
-    """The model as `draw` wants it: compiled, if so configured, once for all batches."""
+    """The model for `draw`: compiled, if so configured, once for all batches."""
     return torch.compile(model, dynamic=False) if config.compile else model  # type: ignore[return-value]
 
 
 def load_decoder(config: SampleConfig, model: nn.Module) -> Decoder:
-    """What turns the model's latents into pixels, by what the run or folder that it is from tells of them."""
+    """The decoder of the model's latents, as the run or folder that it is from records it."""
     channels = shape_of(model).channels
     settings: Any = model.config
     origin = of_source(config.run or str(settings.get("_name_or_path") or ""), channels)
@@ -110,27 +117,35 @@ def draw(
     decode: Callable[[Tensor], Tensor],
     on_step: Callable[[float], None] = lambda images: None,
 ) -> np.ndarray:
-    """The images with some numbers and their labels [b]: uint8 [b,y,x,c], or what the decoder keeps.
+    """The images of some numbers: uint8 [b,y,x,c], or what the decoder keeps.
 
     Args:
-        on_step: told after each solver step how much of the work that was, in images.
+        model: Class-conditional, as `prepared` gives it.
+        config: As of_model gives it.
+        indices: The images' numbers [b].
+        labels: Their classes [b].
+        decode: From latents [b,c,y,x] to pixels.
+        on_step: Called after each of the solver's predictions with its share of the work, in images.
+
+    Raises:
+        UserError: something is not finite, or torch.compile failed.
     """
     device, shape = device_of(model), shape_of(model).latents
     guided = Guided(model, torch.from_numpy(labels).to(device), config)
 
-    sound: list[tuple[int, Tensor, Tensor]] = []
+    finite: list[tuple[float, Tensor, Tensor]] = []
 
-    def predict(x: Tensor, timestep: int) -> Tensor:
-        found = guided(x, timestep)
-        sound.append((timestep, torch.isfinite(x).all(), torch.isfinite(found).all()))
-        on_step(len(x) / config.steps)
-        return found
+    def predict(x: Tensor, time: float) -> Tensor:
+        output = guided(x, time)
+        finite.append((time, torch.isfinite(x).all(), torch.isfinite(output).all()))
+        on_step(len(x) / network_calls(config))
+        return output
 
     was_training = model.training
     model.eval()
     try:
         with kept_biases(model, torch.bfloat16 if config.precision == "bf16" else torch.float32):
-            latents = denoise(predict, config, indices, shape, device)
+            latents = solve(predict, config, indices, shape, device)
     except RuntimeError as error:
         if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise
@@ -139,36 +154,58 @@ def draw(
         model.train(was_training)
     where = f"sampling images {indices[0]}..{indices[-1]}"
     if not bool(torch.isfinite(latents).all()):
-        raise UserError(f"{where}: {_culprit(config, sound)} is not finite (NaN or infinity)")
+        raise UserError(f"{where}: {_first_non_finite(config, finite)} is not finite (NaN or infinity)")
     pixels = decode(latents).float()
     if not bool(torch.isfinite(pixels).all()):
         raise UserError(f"{where}: the autoencoder's output is not finite (NaN or infinity)")
     return finished(decode, pixels, config.rounding)
 
 
-def _culprit(config: SampleConfig, sound: Sequence[tuple[int, Tensor, Tensor]]) -> str:
-    """Who first gave what is not finite. sound: of each timestep, whether the model's input and its output were."""
+def _first_non_finite(config: SampleConfig, finite: Sequence[tuple[float, Tensor, Tensor]]) -> str:
+    """What first was not finite, by whether the model's input and its output were at each time."""
     guided = "" if config.guidance == 1 else f" under guidance={config.guidance:g}"
-    for timestep, given, found in sound:
-        if not given:
+    unit = "sigma" if config.solver in VELOCITY_SOLVERS else "timestep"
+    for time, input_finite, output_finite in finite:
+        if not input_finite:
             break
-        if not found:
-            return f"the model's output{guided} at timestep {timestep}"
+        if not output_finite:
+            return f"the model's output{guided} at {unit} {time:.6g}"
     return f"what solver={config.solver} made in {config.steps} steps of finite model outputs{guided}"
 
 
 def device_of(model: nn.Module) -> torch.device:
+    """Where its weights are."""
     return next(model.parameters()).device
 
 
 def of_run(config: SampleConfig) -> SampleConfig:
     """A SampleConfig with what the run folder it names knows: the steps of the noise schedule."""
-    file = Path(config.run) / "config.yaml"
-    steps = timesteps_of(read_yaml(file)) if file.is_file() else None
+    steps = timesteps_of(_run_config(config))
     return replace(config, diffusion_steps=steps) if isinstance(steps, int) else config
 
 
-def timesteps_of(run: Mapping[str, Any]) -> Any:
-    """The steps of the noise schedule that a run's config tells; None where it tells of none."""
+def of_model(config: SampleConfig, model: nn.Module) -> SampleConfig:
+    """A SampleConfig with what follows from the model, and from the run it names: solver, and shift of the steps.
+
+    Raises:
+        UserError: a solver for models of another kind.
+    """
+    config = config.of_prediction(prediction_of(model))
+    values = _run_config(config).get("task")
+    density = values.get("timestep_density") if isinstance(values, dict) else None
+    if config.shift is not None or not isinstance(density, dict):
+        return config
+    run = make(TimestepDensity, density, f"{config.run}: task.timestep_density")
+    return replace(config, shift=run.alpha(Denoiser(model).shape[1]))
+
+
+def timesteps_of(run: Mapping[str, Any]) -> object:
+    """The steps of the noise schedule in the values of a run's config; None where there is none."""
     task = run.get("task")
     return task.get("timesteps") if isinstance(task, dict) else run.get("diffusion_steps")
+
+
+def _run_config(config: SampleConfig) -> Mapping[str, Any]:
+    """The values of the run's config.yaml; none where it is no run."""
+    file = Path(config.run) / "config.yaml"
+    return read_yaml(file) if file.is_file() else {}

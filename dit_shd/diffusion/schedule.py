@@ -28,7 +28,8 @@ class Schedule:
         """The linear schedule of DDPM, section 4, scaled to any number of steps that leaves every beta below 1.
 
         Args:
-            key: what the number is called where it was given.
+            steps: How many.
+            key: The name of that number where it was given.
 
         Raises:
             UserError: steps is not in FEWEST..MOST.
@@ -42,9 +43,10 @@ class Schedule:
         return cls(np.linspace(scale * 1e-4, scale * 0.02, steps, dtype=np.float64), np.arange(steps))
 
     def respaced(self, count: int) -> "Schedule":
-        """The process that visits `count` evenly spaced steps of this one, the first and the last among them (IDDPM,
-        section 4). A single step is the last, the noisiest: x_0 as the noise alone has it (the public code visits 0,
-        where the model is told that next to nothing is noise, and the noise comes back).
+        """The process that visits `count` evenly spaced steps of this one, the first and the last (IDDPM, section 4).
+
+        A single step is the last, the noisiest: x_0 as the noise alone has it (the public code visits 0, where next to
+        nothing is noise for the model, and the noise comes back).
 
         Raises:
             UserError: count is not in 1..len(self).
@@ -78,7 +80,7 @@ class Schedule:
 
     @cached_property
     def posterior_log_variance(self) -> np.ndarray:
-        """log of DDPM eq. 7's variance; it is 0 at the first step, where the second step's stands in (IDDPM)."""
+        """The log of DDPM eq. 7's variance, which is 0 at the first step: there the second step's is taken (IDDPM)."""
         variance = self.betas * (1 - self._previous) / (1 - self.alphas_cumprod)
         variance[0] = variance[1] if len(self) > 1 else self.betas[0]
         return np.log(variance)
@@ -115,7 +117,7 @@ class Schedule:
         return share * self.at(np.log(self.betas), step, v.ndim) + (1 - share) * low
 
     def fixed_log_variance(self, step: Tensor, ndim: int) -> Tensor:
-        """log beta, the large fixed variance of DDPM, for models that predict none."""
+        """The log of beta, the large fixed variance of DDPM, for models that predict none."""
         fixed = np.log(np.append(np.exp(self.posterior_log_variance[0]), self.betas[1:]))
         return self.at(fixed, step, ndim)
 
@@ -123,8 +125,11 @@ class Schedule:
         """x_{t-1} by ancestral sampling, no clipping of x_0 (DDPM algorithm 2 with IDDPM's variance).
 
         Args:
-            x_t: [b,c,y,x]. noise: predicted noise. v: predicted variance share, or None for the fixed large variance.
-            step: [b]. fresh: new standard normal noise, unused at the last step (0).
+            x_t: Noised latents [b,c,y,x].
+            noise: Predicted noise, of the same shape.
+            v: Predicted variance share, of the same shape, or None for the fixed large variance.
+            step: Of this process [b].
+            fresh: New standard normal noise, unused at the last step (0).
         """
         mean = self.posterior_mean(self.predict_x_0(x_t, noise, step), x_t, step)
         log_variance = self.fixed_log_variance(step, x_t.ndim) if v is None else self.log_variance(v, step)

@@ -9,6 +9,7 @@ from torch import nn
 
 from dit_shd.core.errors import one_line
 from dit_shd.data.latent_origin import Origin
+from dit_shd.models.prediction import convention_of, prediction_of
 from dit_shd.models.provenance import LISTS, PERMISSIVE, Provenance, union
 from dit_shd.models.shape import shape_of
 
@@ -61,8 +62,22 @@ def trained(model: nn.Module, facts: RunFacts, step: int, rate: float, share: fl
         f"Trained by dit_shd for {step} steps. The weights are their average over training (ema {rate}"
         f"{', warmed up' if facts.ema_warmup else ''}), {share:.2%} of which are those it began with. "
         'Load: `dit_shd.models.load("this folder")`.',
-        f"{_classes(model)}{autoencoder_section(facts.latents)}## Configuration\n\n```yaml\n{facts.config}```\n",
+        f"{_prediction(model)}{_classes(model)}{autoencoder_section(facts.latents)}"
+        f"## Configuration\n\n```yaml\n{facts.config}```\n",
         {"training": weights},
+    )
+
+
+def _prediction(model: nn.Module) -> str:
+    """The section on what a model of velocities predicts; nothing for one that predicts noise."""
+    convention = convention_of(model)
+    if convention is None:
+        return ""
+    noise, data = convention.noise_at, 1 - convention.noise_at
+    time = "its time" if convention.scale == 1 else f"{convention.scale:g} times its time"
+    return (
+        f"## Prediction\n\nA velocity of rectified flow, {prediction_of(model)}: noise is at time {noise}, data are at "
+        f"{data}, and the velocity is the derivative along that time. The model is given {time}.\n\n"
     )
 
 

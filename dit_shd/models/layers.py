@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """X (1 + scale) + shift, the adaLN of DiT."""
+    """x (1 + scale) + shift, the adaLN of DiT."""
     return torch.addcmul(shift, x, 1 + scale)
 
 

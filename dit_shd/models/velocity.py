@@ -12,6 +12,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from dit_shd.core.errors import UserError, one_line
+from dit_shd.models.prediction import NOISE, prediction_of
 from dit_shd.models.shape import shape_of
 
 NAMES = re.compile(
@@ -94,10 +95,11 @@ def of_state(state: Mapping[str, Tensor]) -> str | None:
 
 
 def of_model(model: nn.Module) -> str | None:
-    """The same for a model: DiT, MDTv2 or diffusers' DiT."""
+    """The same for a model whose config says that it predicts noise: DiT, MDTv2 or diffusers' DiT."""
     last = getattr(getattr(model, "final_layer", None), "linear", None) or getattr(model, "proj_out_2", None)
     shape = shape_of(model)
-    if last is None or not (shape.names("in_channels") and shape.names("patch_size")):
+    sizes = shape.names("in_channels") and shape.names("patch_size")
+    if prediction_of(model) != NOISE or last is None or not sizes:
         return None
     return of_last_layer(last.weight, last.bias, shape.channels, shape.patch)
 

@@ -21,7 +21,7 @@ from dit_shd.reports.figures.heads import similarity_figure
 from dit_shd.reports.figures.style import both
 from dit_shd.reports.html import paragraph, picture, section, wide, write_page
 from dit_shd.reports.tables import facts, number, table_html
-from dit_shd.squeezing.matching import together
+from dit_shd.squeezing.matching import group_similarity
 from dit_shd.squeezing.plans import Plan
 
 SCROLLED = 900
@@ -144,7 +144,7 @@ def _plan(plan: Plan) -> str:
 
 def _inside(cosines: np.ndarray, plan: Plan) -> str:
     pairs = sum(len(group) * (len(group) - 1) // 2 for group in plan)
-    return number(sum(together(cosines, group) for group in plan) / pairs) if pairs else "none"
+    return number(sum(group_similarity(cosines, group) for group in plan) / pairs) if pairs else "none"
 
 
 def _alpha(findings: Findings, pictures: Pictures) -> str:

@@ -1,4 +1,4 @@
-"""Squeezing h teacher heads into g student heads, and how far maps are apart (arXiv 2502.07436)."""
+"""Squeezing h teacher heads into g student heads, and the divergence of attention maps (arXiv 2502.07436)."""
 
 from dit_shd.squeezing.divergence import attention_kl
 from dit_shd.squeezing.matching import matched

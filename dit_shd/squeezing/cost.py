@@ -1,10 +1,10 @@
-"""What SHD takes beside both models' own forwards and backwards, from the shapes of a layer's captures.
+"""Operations and memory of SHD beside both models' forwards and backwards, from the shapes of a layer's captures.
 
-Streamed, as products.py and backends/streamed.py work. Multiply-adds of a group of k teacher heads of width
-d, at n query rows and m keys: scores k n m d; differences of maps times values (k-1) k n m d; the factors of W^O, of
-f = min(k d, e) columns, k n d f and (k-1) k n d f; their inner products ((k-1) k)^2 n f. Then the divergence: the
+For the streamed algorithms of products.py and backends/streamed.py. Multiply-adds of a group of k teacher heads of
+width d, at n query rows and m keys: scores k n m d; differences of maps times values (k-1) k n m d; the factors of W^O,
+of f = min(k d, e) columns, k n d f and (k-1) k n d f; their inner products ((k-1) k)^2 n f. Then the divergence: the
 group's scores once more, unless its maps were kept, and, for the student's head of width d_s, scores and two gradients,
-3 n m d_s. What is solved of k x k is not counted.
+3 n m d_s. Systems of k x k are not counted.
 """
 
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ from dit_shd.squeezing.squeeze import can_keep
 
 @dataclass(frozen=True)
 class LayerCost:
-    """What a loss takes beside both models' own forwards and backwards."""
+    """Operations and memory of a loss beside both models' forwards and backwards."""
 
     operations: float = 0.0
-    """A multiply-add counts as two."""
+    """Floating-point operations; a multiply-add counts as two."""
     held: int = 0
     """Bytes kept for the backward."""
     scratch: int = 0
-    """Bytes in use at any one time."""
+    """Bytes of temporary memory."""
 
     def __add__(self, other: "LayerCost") -> "LayerCost":
         return LayerCost(self.operations + other.operations, self.held + other.held, max(self.scratch, other.scratch))
@@ -43,16 +43,27 @@ def layer_cost(
     temperature: float = 1.0,
     chunk_mib: float = CHUNK_MIB,
 ) -> LayerCost:
-    """Of one layer and some images; the captures are one image's. The rest: as in SHD."""
+    """Cost of one layer.
+
+    Args:
+        teacher: capture of one image.
+        student: capture of one image.
+        plan: the groups of teacher heads.
+        images: number of images.
+        method: as in squeeze.
+        rows: share of the query rows, as in SHD.
+        temperature: as in attention_kl.
+        chunk_mib: memory budget for maps, in MiB.
+    """
     _, h, n, m = teacher.shape
     n = n if rows == 1 else max(1, round(rows * n))
     d, d_student = teacher.query.shape[3], student.query.shape[3]
-    weighs = method not in ("constant", "hard") and student.heads < h
-    keeps = weighs and temperature == 1 and can_keep((images, h, n, m), chunk_mib)
+    has_alpha = method not in ("constant", "hard") and student.heads < h
+    keeps = has_alpha and temperature == 1 and can_keep((images, h, n, m), chunk_mib)
     total = 0
     for group in plan:
         k = len(group)
-        if weighs and k > 1:
+        if has_alpha and k > 1:
             total += _alpha(teacher, k, n, method == "per_query")
         if not (keeps and k > 1):
             total += k * n * m * d
@@ -65,11 +76,11 @@ def layer_cost(
     )
 
 
-def _alpha(teacher: Capture, k: int, n: int, each_row: bool) -> int:
+def _alpha(teacher: Capture, k: int, n: int, per_row: bool) -> int:
     """Multiply-adds of one group's weights for one image."""
     assert teacher.out is not None
     m, d, d_value = teacher.shape[3], teacher.query.shape[3], teacher.value.shape[3]
     f, less = min(k * d_value, teacher.out.shape[2]), k - 1
-    own = 0 if teacher.mixed is not None else k * n * m * d_value
-    inner = less * (less + 1) * n * f if each_row else (less * k) ** 2 * n * f
-    return k * n * m * d + own + less * k * n * m * d_value + (k + less * k) * n * d_value * f + inner
+    outputs = 0 if teacher.mixed is not None else k * n * m * d_value
+    inner = less * (less + 1) * n * f if per_row else (less * k) ** 2 * n * f
+    return k * n * m * d + outputs + less * k * n * m * d_value + (k + less * k) * n * d_value * f + inner

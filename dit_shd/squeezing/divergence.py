@@ -1,11 +1,12 @@
-"""How far the student's attention maps are from the squeezed teacher's.
+"""Divergence of the student's attention maps from the squeezed teacher's.
 
 KL of arXiv 2502.07436, eq. 10-11, with both maps at an attention temperature T and the bias inside it:
 value[b] = mean over n of sum over g of KL(A~[b,g,n,:] || B[b,g,n,:]). With B = softmax(S / T) the gradient is
 dS = (B - A~) / (T n), and from it dq, dk and dbias. All backends compute the gradients along with the value and keep
-n x d tensors only: streamed.py tile by tile, fused.py from stock attention kernels, triton.py by kernels of our own.
+n x d tensors only: streamed.py tile by tile, fused.py from stock attention kernels, triton.py by Triton kernels.
 """
 
+from collections.abc import Callable
 from typing import Any, get_args
 
 import torch
@@ -15,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from dit_shd.attention.capture import Capture, one_layer
 from dit_shd.attention.tiles import CHUNK_MIB
 from dit_shd.squeezing.backends.autotune import RUNS, Backend, choose, unfit
-from dit_shd.squeezing.backends.job import Job, Measure
+from dit_shd.squeezing.backends.job import Job, Measure, Result
 from dit_shd.squeezing.squeeze import Squeeze, check_row_weight
 
 
@@ -33,33 +34,35 @@ def attention_kl(
     """Divergence of the student's maps from the squeezed teacher's, per sample [b].
 
     Args:
-        teacher: h heads. student: g heads; same samples and tokens, any head widths. squeeze: h -> g.
+        teacher: capture of h heads.
+        student: capture of g heads; same samples and tokens, any head width.
+        squeeze: weights of h heads in g.
         temperature: T_a > 0, dividing the scores (bias included) of both.
         measure: `kl`, summed over keys and heads, mean over query rows; `cross_entropy`, KL plus the teacher's entropy
             (the same gradient); `mse`, the squared difference of the maps summed and averaged the same way (the
             paper's table 10 ablation).
         backend: `streamed`, tile by tile; `fused`, stock attention kernels (for GPUs; no student bias, no mse; `kl`
-            costs it one more pass, for the entropy); `triton`, kernels of our own (for GPUs; float32, bfloat16 and
+            costs it one more pass, for the entropy); `triton`, Triton kernels (for GPUs; float32, bfloat16 and
             float16); `auto`, the fastest of those that fit, measured once for each kind of layer.
         chunk_mib: memory budget for the maps of one tile, in MiB; does not change the result beyond rounding.
         row_weight: [b,n], 0 or more: a factor of every query row's divergence, 1 for None; rows of weight 0 (padding,
             instructions) take no part in value or gradient.
-        check: look whether the weights sum to 1, for which a GPU has to be waited for.
+        check: whether to check that the weights sum to 1, which synchronises with a GPU.
 
     Returns:
         [b] in float32 (float64 for float64 captures). Gradients reach the student's query, key and bias only. Rows
         whose keys are all masked in the teacher count as 0.
 
     Raises:
-        ValueError: token counts, head counts, weights or temperature that do not fit.
+        ValueError: token counts, head counts, weights or temperature do not fit.
     """
     _check(teacher, student, squeeze, temperature, measure, backend)
     if check:
         _check_sums(squeeze)
     row_weight = check_row_weight(row_weight, teacher, "attention_kl")
     leaves = () if student.bias is None else student.bias.leaves
-    learns = student.bias is not None and student.bias.needs_grad()
-    live = [student.query, student.key, *leaves]
+    bias_needs_grad = student.bias is not None and student.bias.needs_grad()
+    inputs = [student.query, student.key, *leaves]
     job = Job(
         teacher=teacher.detach(),
         student=student.detach(),
@@ -67,12 +70,12 @@ def attention_kl(
         temperature=temperature,
         measure=measure,
         chunk_mib=chunk_mib,
-        gradients=torch.is_grad_enabled() and any(x.requires_grad for x in live),
-        bias_learns=learns,
+        gradients=torch.is_grad_enabled() and any(x.requires_grad for x in inputs),
+        bias_needs_grad=bias_needs_grad,
         row_weight=row_weight,
     )
     run = RUNS[choose(job) if backend == "auto" else backend]
-    return _AttentionDivergence.apply(job, run, *live)  # type: ignore[return-value]
+    return _AttentionDivergence.apply(job, run, *inputs)  # type: ignore[return-value]
 
 
 def _check(
@@ -91,7 +94,7 @@ def _check(
             f"attention_kl: wanted a squeeze of {h} heads into {g} with weights [{b},{h},1 or {n}], "
             f"found {squeeze.heads} groups and weights {list(squeeze.weight.shape)}"
         )
-    if any(kept.shape[0] != b or kept.shape[2:] != (n, m) for kept in squeeze.maps.values()):
+    if any(maps.shape[0] != b or maps.shape[2:] != (n, m) for maps in squeeze.maps.values()):
         raise ValueError("attention_kl: wanted the capture that the squeeze and its kept maps are of, found another")
     if not temperature > 0:
         raise ValueError(f"attention_kl: wanted a temperature above 0, found {temperature}")
@@ -111,10 +114,17 @@ def _check_sums(squeeze: Squeeze) -> None:
 
 
 class _AttentionDivergence(torch.autograd.Function):
-    """Computes gradients along with the value: both come from the same maps, and only n x d tensors are kept."""
+    """Computes the gradients in the forward, from the same maps as the value; only n x d tensors are kept."""
 
     @staticmethod
-    def forward(ctx: Any, job: Job, run: Any, query: Tensor, key: Tensor, *leaves: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        job: Job,
+        run: Callable[[Job], Result],
+        query: Tensor,
+        key: Tensor,
+        *leaves: Tensor,
+    ) -> Tensor:
         with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
             result = run(job)
         if job.gradients:
@@ -127,9 +137,9 @@ class _AttentionDivergence(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # noqa: ANN401
         d_query, d_key, *totals = ctx.saved_tensors
         query_dtype, key_dtype, leaves = ctx.dtypes
-        each = upstream.to(d_query.dtype)[:, None, None, None]
+        scale = upstream.to(d_query.dtype)[:, None, None, None]
         grads = ctx.bias.weighted(totals, upstream) if totals else [None] * leaves
-        return None, None, (d_query * each).to(query_dtype), (d_key * each).to(key_dtype), *grads
+        return None, None, (d_query * scale).to(query_dtype), (d_key * scale).to(key_dtype), *grads

@@ -1,10 +1,10 @@
-"""Head matching: which teacher heads look alike on calibration data, and the partition that keeps them together.
+"""Head matching: the similarity of teacher heads on calibration data, and the partition into groups of similar heads.
 
 arXiv 2502.07436 (table 5) merges similar heads instead of neighbours. Similarity is the cosine of two heads' maps,
 all query rows of all samples taken as one vector. The partition has the contiguous plan's group sizes and the largest
-sum of similarities inside groups: exactly, as a set partition over all candidate groups (an integer programme, solved
-by scipy's HiGHS), while there are few enough of them; else by reassigning all heads optimally, group by group
-membership fixed in turn (scipy's assignment solver), until nothing improves.
+sum of similarities inside groups. Up to CANDIDATES candidate groups it is exact, a set partition (an integer programme,
+solved by scipy's HiGHS); beyond that all heads are reassigned optimally to the current groups (scipy's assignment
+solver) until the sum no longer improves.
 """
 
 from itertools import combinations
@@ -32,7 +32,7 @@ class MapSimilarity:
 
     @torch.no_grad()
     def add(self, capture: Capture) -> None:
-        """Take in one layer's maps of one batch, tile by tile."""
+        """Add one layer's maps of one batch, tile by tile."""
         capture = capture.detach()
         b, h, n, m = capture.shape
         buffers = Buffers(torch.promote_types(capture.query.dtype, torch.float32), capture.query.device)
@@ -46,43 +46,44 @@ class MapSimilarity:
                 self.gram += (flat @ flat.transpose(1, 2)).sum(0, dtype=torch.float64)
 
     def cosines(self) -> np.ndarray:
-        """[h,h], 1 on the diagonal."""
+        """Cosines of the heads' maps [h,h], 1 on the diagonal."""
         assert self.gram is not None
         norms = self.gram.diagonal().sqrt().clamp(min=torch.finfo(torch.float64).tiny)
         return (self.gram / norms[:, None] / norms[None, :]).cpu().numpy()
 
 
 def matched(similarity: np.ndarray, groups: int) -> Plan:
-    """The partition of h heads into groups (sizes as contiguous) of the most similar, ordered by their first head.
+    """The partition of h heads into groups of similar heads, ordered by their first head.
 
     Args:
         similarity: [h,h], symmetric.
+        groups: g; the groups have the sizes of the contiguous plan.
     """
     h = len(similarity)
     start = contiguous(h, groups)
-    sizes = sorted({len(part) for part in start})
+    sizes = sorted({len(group) for group in start})
     if sum(comb(h, k) for k in sizes) <= CANDIDATES:
-        found = _exact(similarity, start)
+        partition = _exact(similarity, start)
     else:
-        found = _reassigned(similarity, start)
-    return tuple(sorted(tuple(sorted(part)) for part in found))
+        partition = _reassigned(similarity, start)
+    return tuple(sorted(tuple(sorted(group)) for group in partition))
 
 
-def together(similarity: np.ndarray, part: tuple[int, ...]) -> float:
+def group_similarity(similarity: np.ndarray, group: tuple[int, ...]) -> float:
     """The sum of similarities of the pairs inside a group."""
-    return float(similarity[np.ix_(part, part)].sum() - similarity[part, part].sum()) / 2
+    return float(similarity[np.ix_(group, group)].sum() - similarity[group, group].sum()) / 2
 
 
 def _exact(similarity: np.ndarray, start: Plan) -> list[tuple[int, ...]]:
     h = len(similarity)
-    sizes = sorted({len(part) for part in start})
-    candidates = [part for k in sizes for part in combinations(range(h), k)]
+    sizes = sorted({len(group) for group in start})
+    candidates = [group for k in sizes for group in combinations(range(h), k)]
     covers = np.zeros((h + len(sizes), len(candidates)))
-    for column, part in enumerate(candidates):
-        covers[list(part), column] = 1  # every head once
-        covers[h + sizes.index(len(part)), column] = 1  # every size as often as the plan has it
-    counts = [1] * h + [sum(len(part) == k for part in start) for k in sizes]
-    values = np.array([together(similarity, part) for part in candidates])
+    for column, group in enumerate(candidates):
+        covers[list(group), column] = 1  # every head once
+        covers[h + sizes.index(len(group)), column] = 1  # every size as often as in the plan
+    counts = [1] * h + [sum(len(group) == k for group in start) for k in sizes]
+    values = np.array([group_similarity(similarity, group) for group in candidates])
     solved = milp(-values, integrality=np.ones(len(values)), bounds=Bounds(0, 1),
                   constraints=LinearConstraint(covers, counts, counts))  # type: ignore[arg-type]  # fmt: skip
     assert solved.x is not None, solved.message
@@ -90,17 +91,17 @@ def _exact(similarity: np.ndarray, start: Plan) -> list[tuple[int, ...]]:
 
 
 def _reassigned(similarity: np.ndarray, start: Plan) -> list[tuple[int, ...]]:
-    best, h = [list(part) for part in start], len(similarity)
-    value = sum(together(similarity, tuple(part)) for part in best)
+    best, h = [list(group) for group in start], len(similarity)
+    value = sum(group_similarity(similarity, tuple(group)) for group in best)
     for _ in range(100):
-        slots = [g for g, part in enumerate(best) for _ in part]
-        to_group = np.stack([similarity[:, part].sum(1) - similarity[:, part].max(1) for part in best], axis=1)
-        heads, places = linear_sum_assignment(to_group[:, slots], maximize=True)
+        slots = [g for g, group in enumerate(best) for _ in group]
+        to_group = np.stack([similarity[:, group].sum(1) - similarity[:, group].max(1) for group in best], axis=1)
+        heads, assigned = linear_sum_assignment(to_group[:, slots], maximize=True)
         moved: list[list[int]] = [[] for _ in best]
-        for head, place in zip(heads, places):
-            moved[slots[place]].append(int(head))
-        reached = sum(together(similarity, tuple(part)) for part in moved)
-        if reached <= value + 1e-12 * h:
+        for head, slot in zip(heads, assigned):
+            moved[slots[slot]].append(int(head))
+        improved = sum(group_similarity(similarity, tuple(group)) for group in moved)
+        if improved <= value + 1e-12 * h:
             break
-        best, value = moved, reached
-    return [tuple(part) for part in best]
+        best, value = moved, improved
+    return [tuple(group) for group in best]

@@ -1,4 +1,4 @@
-"""Which teacher heads each student head stands for: a partition of the h heads into g groups, as plain data."""
+"""Plans: partitions of the h teacher heads into g groups, one for each student head, as plain data."""
 
 from collections.abc import Sequence
 
@@ -9,10 +9,14 @@ Plan = tuple[tuple[int, ...], ...]
 
 
 def contiguous(heads: int, groups: int) -> Plan:
-    """Neighbouring heads, groups as even as possible, larger ones first: 16 -> 6 is 3,3,3,3,2,2.
+    """Groups of neighbouring heads, as even as possible, larger ones first: 16 -> 6 is 3,3,3,3,2,2.
+
+    Args:
+        heads: h.
+        groups: g.
 
     Raises:
-        UserError: groups is not in 1..heads.
+        UserError: g is not in 1..h.
     """
     if not 1 <= groups <= heads:
         raise UserError(f"squeeze: wanted 1 to {heads} student heads for a teacher of {heads}, found {groups}")
@@ -23,16 +27,21 @@ def contiguous(heads: int, groups: int) -> Plan:
 
 
 def check_plan(plan: Sequence[Sequence[int]], heads: int, groups: int) -> Plan:
-    """An explicit plan as a Plan: every teacher head exactly once, one group for each student head."""
-    found = tuple(tuple(int(i) for i in part) for part in plan)
-    if len(found) != groups or any(not part for part in found) or sorted(sum(found, ())) != list(range(heads)):
+    """A user's plan as a Plan.
+
+    Raises:
+        UserError: a teacher head is missing or in two groups, or the number of groups is not that of student heads.
+    """
+    checked = tuple(tuple(int(i) for i in group) for group in plan)
+    if len(checked) != groups or not all(checked) or sorted(sum(checked, ())) != list(range(heads)):
         raise UserError(
-            f"squeeze: wanted a plan of {groups} groups that holds each of the heads 0..{heads - 1} once, found {found}"
+            f"squeeze: wanted a plan of {groups} groups that holds each of the heads 0..{heads - 1} once, "
+            f"found {checked}"
         )
-    return found
+    return checked
 
 
 def by_size(plan: Plan) -> list[tuple[int, list[int]]]:
-    """(k, the groups of k heads) for every group size k: groups of one size are worked on together."""
+    """(k, the numbers of the groups of k heads) for every group size k, to process groups of one size together."""
     sizes = sorted({len(members) for members in plan})
     return [(k, [g for g, members in enumerate(plan) if len(members) == k]) for k in sizes]

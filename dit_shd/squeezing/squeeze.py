@@ -1,8 +1,8 @@
 """From h teacher heads to g student heads: the closed-form weights of Squeezing-Heads Distillation and its ablations.
 
-Paper: arXiv 2502.07436, eq. 5-9. Every way of squeezing is a matrix w[b,g,h] with A~_g = sum_h w[b,g,h] A_h. Each
-teacher head belongs to exactly one student head, so one weight per teacher head and its group are all of w.
-plans.py says which heads belong together, products.py what is needed of the teacher, weights.py what follows from it.
+Paper: arXiv 2502.07436, eq. 5-9. Every method is a matrix w [b,g,h] with A~_g = sum_h w[b,g,h] A_h. Each teacher head
+belongs to exactly one student head, so w is determined by one weight for each teacher head, and the groups.
+plans.py has the groups, products.py inner products of the teacher's outputs, weights.py the weights from these.
 """
 
 import math
@@ -23,41 +23,44 @@ from dit_shd.squeezing.products import Projections
 
 Method = Literal["pairwise", "joint", "per_query", "constant", "hard"]
 Backend = Literal["streamed", "fused", "triton"]
+PlanLike = Literal["contiguous"] | Sequence[Sequence[int]]
+"""Contiguous groups, or a list of groups of head numbers."""
 
 
 @dataclass(frozen=True, eq=False)
 class Squeeze:
-    """Weights that merge teacher heads into student heads, and what is known about them."""
+    """Weights that merge teacher heads into student heads, with diagnostics."""
 
     weight: Tensor
-    """[b,h,n or 1]: the weight of every teacher head in its student head; they sum to 1 in each group."""
+    """Weight of every teacher head in its student head [b,h,n or 1]; the weights of a group sum to 1."""
     group: Tensor
-    """[h]: the student head that each teacher head belongs to."""
+    """The student head of each teacher head [h]."""
     plan: Plan
+    """The teacher heads of each student head."""
     alpha: Tensor | None = None
-    """[b, merges]: the weight kept by the merged output so far at each pairwise merge, in the plan's order."""
+    """Alpha of each pairwise merge [b, merges], in the plan's order: the weight of the heads merged before."""
     clamped: Tensor | None = None
-    """[b, merges]: where alpha had left [0, 1]."""
+    """Where alpha was outside of [0, 1] [b, merges]."""
     residual: Tensor | None = None
-    """[b,g]: ||A~_g sum_i X_i - sum_i A_i X_i|| / ||sum_i A_i X_i||, over the heads i of each group."""
+    """||A~_g sum_i X_i - sum_i A_i X_i|| / ||sum_i A_i X_i|| over the heads i of each group [b,g]."""
     row_sums: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
-    """Top and 1/total of the capture's scores in every row [b,h,n] each, where they were found, for attention_kl."""
+    """Maximum and 1/sum of the exponentials of every row's scores [b,h,n] each, for attention_kl, if computed."""
     maps: dict[int, Tensor] = field(default_factory=dict, repr=False)
-    """The maps [b, heads, n, m] of the groups of each size, where they were kept for attention_kl on this capture."""
+    """Maps [b, heads, n, m] of the groups of each size, for attention_kl on this capture, if they were kept."""
 
     @property
     def heads(self) -> int:
-        """g"""
+        """The number of student heads g."""
         return len(self.plan)
 
     @property
     def w(self) -> Tensor:
-        """The dense w[b,g,h,n or 1], for reading and for oracles."""
+        """The weights as a dense matrix w [b,g,h,n or 1]."""
         member = torch.nn.functional.one_hot(self.group, self.heads).t()  # [g,h]
         return self.weight[:, None] * member[None, :, :, None]
 
     def mix(self, maps: Tensor, rows: slice = slice(None)) -> Tensor:
-        """A~[b,g,r,m] of the maps [b,h,r,m] of some query rows."""
+        """Squeeze the maps [b,h,r,m] of some query rows into A~ [b,g,r,m]."""
         weight = self.weight if self.weight.shape[2] == 1 else self.weight[:, :, rows]
         weighted = maps * weight[..., None].to(maps.dtype)
         b, _, r, m = maps.shape
@@ -67,7 +70,7 @@ class Squeeze:
 def squeeze(
     capture: Capture,
     heads: int,
-    plan: Literal["contiguous"] | Sequence[Sequence[int]] = "contiguous",
+    plan: PlanLike = "contiguous",
     method: Method = "pairwise",
     clamp: bool = True,
     seed: int = 0,
@@ -82,29 +85,32 @@ def squeeze(
 
     Args:
         capture: the teacher's layer; all methods but `constant` and `hard` need its `out` (W^O by head).
-        plan: contiguous groups, or an explicit list of groups of head numbers.
+        heads: g.
+        plan: contiguous groups, or a list of groups of head numbers.
         method: pairwise: alpha in closed form, merged left to right inside each group (eq. 5-9); joint: least squares
-            over each group at once, on the simplex; per_query: the same for every query row by itself; constant: 1/k
-            (the paper's table 8); hard: one head of each group, drawn once from `seed` (table 7). With as many student
-            heads as teacher heads every method is the identity.
-        clamp: keep every pairwise alpha in [0, 1]; without, merged maps can be negative and KL is then undefined.
-        backend: streamed (tile by tile), fused (stock attention kernels, for GPUs) or triton (kernels of our own, for
-            GPUs); the same weights.
+            over each group at once, on the simplex; per_query: the same for every query row separately; constant: 1/k
+            (the paper's table 8); hard: one head of each group, drawn from `seed` (table 7). With g = h every method
+            is the identity.
+        clamp: whether to keep every pairwise alpha in [0, 1]; without, merged maps can be negative, and KL undefined.
+        seed: of the method hard.
+        backend: streamed (tile by tile), fused (PyTorch's attention kernels, for GPUs) or triton (Triton kernels, for
+            GPUs); the weights are the same up to rounding.
         chunk_mib: memory budget for maps, in MiB; does not change the result beyond rounding.
-        keep_maps: keep the maps for attention_kl, if all of them fit into half of that budget.
-        projections: a cache of what is computed of W^O, for a teacher whose weights stay.
+        keep_maps: whether to keep the maps for attention_kl, if all of them fit into half of that budget.
+        projections: a cache of the factors of W^O, for a teacher whose weights do not change.
         row_weight: [b,n], 0 or more: a factor of every query row's squared error, 1 for None; rows of weight 0
             (padding, instructions) take no part.
-        check: look whether the numbers are finite, for which a GPU has to be waited for; without, NaN stays NaN.
+        check: whether to check for NaN and infinity, which synchronises with a GPU; without, NaN is propagated.
 
     Raises:
-        UserError: student heads outside 1..h, or a plan that is no partition. ValueError: no W^O, not finite input.
+        UserError: g is not in 1..h, or the plan is not a partition.
+        ValueError: no W^O, or the input is not finite.
     """
     _check(capture, plan, method, backend)
     b, h, _, _ = capture.shape
     groups = plan_of(plan, h, heads)
-    of = {head: g for g, members in enumerate(groups) for head in members}
-    group = index_tensor(tuple(of[head] for head in range(h)), capture.query.device)
+    group_of = {head: g for g, members in enumerate(groups) for head in members}
+    group = index_tensor(tuple(group_of[head] for head in range(h)), capture.query.device)
     capture = capture.detach()
     if check:
         _check_finite(capture)
@@ -112,11 +118,10 @@ def squeeze(
     wide = torch.promote_types(capture.query.dtype, torch.float32)
     if method in ("constant", "hard") or heads == h:
         weight = _fixed(groups, method, seed).to(capture.query.device, wide)[None, :, None].expand(b, h, 1)
-        nothing = weight.new_zeros(b, 0) if method == "pairwise" else None
-        exact = weight.new_zeros(b, h) if heads == h else None
-        return Squeeze(
-            weight, group, groups, alpha=nothing, clamped=nothing if nothing is None else nothing.bool(), residual=exact
-        )
+        alpha = weight.new_zeros(b, 0) if method == "pairwise" else None
+        clamped = None if alpha is None else alpha.bool()
+        residual = weight.new_zeros(b, h) if heads == h else None
+        return Squeeze(weight, group, groups, alpha=alpha, clamped=clamped, residual=residual)
     if capture.out is None:
         reason = f": {capture.why_no_out}" if capture.why_no_out else ""
         raise ValueError(f"squeeze: {method} weights need the output projection by head (Capture.out [h,d,e]){reason}")
@@ -126,7 +131,7 @@ def squeeze(
         return merge.run(group)
 
 
-def _check(capture: Capture, plan: Literal["contiguous"] | Sequence[Sequence[int]], method: str, backend: str) -> None:
+def _check(capture: Capture, plan: PlanLike, method: str, backend: str) -> None:
     one_layer(capture, "squeeze")
     if method not in get_args(Method):
         raise UserError(f"squeeze: method: wanted one of {', '.join(get_args(Method))}, found '{method}'")
@@ -141,13 +146,13 @@ def _check(capture: Capture, plan: Literal["contiguous"] | Sequence[Sequence[int
         raise ValueError(f"squeeze: backend triton cannot serve here: {reason}; use streamed or fused")
 
 
-def plan_of(plan: Literal["contiguous"] | Sequence[Sequence[int]], heads: int, groups: int) -> Plan:
-    """The Plan that squeeze works by."""
+def plan_of(plan: PlanLike, heads: int, groups: int) -> Plan:
+    """The Plan for squeeze's argument `plan`."""
     return contiguous(heads, groups) if isinstance(plan, str) else check_plan(plan, heads, groups)
 
 
 def check_row_weight(weight: Tensor | None, capture: Capture, where: str) -> Tensor | None:
-    """Weights of query rows as they are used: [b,n], without a graph, in float32 (float64 if the query is).
+    """Weights of query rows [b,n], detached, in float32 (float64 if the query is).
 
     Raises:
         ValueError: another shape.
@@ -161,7 +166,7 @@ def check_row_weight(weight: Tensor | None, capture: Capture, where: str) -> Ten
 
 
 def can_keep(shape: tuple[int, int, int, int], chunk_mib: float) -> bool:
-    """Whether the maps of (b, h, n, m) fit into half of the budget."""
+    """Whether float32 maps of shape (b, h, n, m) fit into half of the budget."""
     return 4 * math.prod(shape) <= chunk_mib * 2**19
 
 
@@ -172,7 +177,7 @@ def _check_finite(capture: Capture) -> None:
 
 
 def _fixed(plan: Plan, method: Method, seed: int) -> Tensor:
-    """Weights [h] that do not look at the maps."""
+    """Weights [h] that do not depend on the maps."""
     weight = torch.zeros(sum(map(len, plan)), dtype=torch.float64)
     generator = torch.Generator().manual_seed(seed)
     for members in plan:
@@ -185,7 +190,7 @@ def _fixed(plan: Plan, method: Method, seed: int) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class _Merge:
-    """Weights that look at the maps."""
+    """Weights that depend on the maps."""
 
     capture: Capture
     plan: Plan
@@ -202,33 +207,33 @@ class _Merge:
         b, h, n, m = self.capture.shape
         device = group.device
         wide = torch.promote_types(self.capture.query.dtype, torch.float32)
-        each_row = self.method == "per_query"
-        weight = torch.ones(b, h, n if each_row else 1, device=device, dtype=torch.float64)
+        per_row = self.method == "per_query"
+        weight = torch.ones(b, h, n if per_row else 1, device=device, dtype=torch.float64)
         residual = torch.zeros(b, len(self.plan), device=device, dtype=torch.float64)
         merges: dict[int, tuple[Tensor, Tensor]] = {}
         kept: dict[int, Tensor] = {}
         row_sums: tuple[Tensor, Tensor] | None = None
         fits = self.keep_maps and self.backend == "streamed" and can_keep((b, h, n, m), self.chunk_mib)
-        for k, chosen in by_size(self.plan):
+        for k, students in by_size(self.plan):
             if k == 1:
                 continue
-            members = [list(self.plan[g]) for g in chosen]
+            members = [list(self.plan[g]) for g in students]
             if fits:
-                kept[k] = torch.empty(b, k * len(chosen), n, m, dtype=wide, device=device)
-            found, row_sums = self._products(members, each_row, kept.get(k))
-            if self.check and not bool(torch.isfinite(found.norm).all()):
+                kept[k] = torch.empty(b, k * len(students), n, m, dtype=wide, device=device)
+            inner, row_sums = self._products(members, per_row, kept.get(k))
+            if self.check and not bool(torch.isfinite(inner.norm).all()):
                 raise ValueError("squeeze: wanted finite W^O and outputs of the teacher's heads, found NaN or infinity")
             eps = torch.finfo(wide).eps
             place = index_tensor(tuple(head for group in members for head in group), device).view(-1, k)
             if self.method == "pairwise":
-                assert found.table is not None
-                w, alpha, clamped = weights.progressive(found.table, found.norm, self.clamp, eps)
-                merges |= {g: (alpha[:, i], clamped[:, i]) for i, g in enumerate(chosen)}
+                assert inner.table is not None
+                w, alpha, clamped = weights.progressive(inner.table, inner.norm, self.clamp, eps)
+                merges |= {g: (alpha[:, i], clamped[:, i]) for i, g in enumerate(students)}
                 weight[:, place, 0] = w
             else:
-                w = weights.joint(found, eps)  # [b,G,k] or [b,G,n,k]
-                weight[:, place] = w.movedim(-1, 2).reshape(b, len(chosen), k, -1)
-            residual[:, index_tensor(tuple(chosen), device)] = weights.relative_residual(found, w)
+                w = weights.joint(inner, eps)  # [b,G,k] or [b,G,n,k]
+                weight[:, place] = w.movedim(-1, 2).reshape(b, len(students), k, -1)
+            residual[:, index_tensor(tuple(students), device)] = weights.relative_residual(inner, w)
         alphas = [merges[g] for g in sorted(merges)]
         return Squeeze(
             weight.to(wide),
@@ -242,12 +247,12 @@ class _Merge:
         )
 
     def _products(
-        self, members: products.Groups, each_row: bool, keep: Tensor | None
+        self, members: products.Groups, per_row: bool, keep: Tensor | None
     ) -> tuple[products.Products, tuple[Tensor, Tensor] | None]:
-        """And the row sums, where the backend finds them."""
+        """The products, and the row sums if the backend computes them."""
         assert self.capture.out is not None
         factor = self.projections.of(self.capture.out, members)
-        layer = (self.capture, members, factor, each_row)
+        layer = (self.capture, members, factor, per_row)
         if self.backend == "triton":
             return products.by_kernels(*layer, self.row_weight)
         if self.backend == "fused":

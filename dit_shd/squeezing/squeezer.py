@@ -1,6 +1,4 @@
-"""How a layer's teacher heads become the student's: plan, method and what they need, as one object."""
-
-from typing import Any
+"""Squeezer: plan and method of squeezing for all layers, with the state that they need."""
 
 from torch import Tensor
 
@@ -11,19 +9,20 @@ from dit_shd.squeezing.cost import LayerCost, layer_cost
 from dit_shd.squeezing.matching import MapSimilarity, matched
 from dit_shd.squeezing.plans import Plan, check_plan, contiguous
 from dit_shd.squeezing.products import Projections
-from dit_shd.squeezing.squeeze import Method, Squeeze, plan_of, squeeze
+from dit_shd.squeezing.squeeze import Method, PlanLike, Squeeze, plan_of, squeeze
 
 Groups = list[list[int]]
 
 
 class Squeezer:
-    """Squeezes the heads of any layer; what a loss trains on and what a student's first weights follow.
+    """Squeezes the heads of any layer, for a loss and for the initialisation of a student alike.
 
     Args:
-        plan: which teacher heads each student head stands for: contiguous; matched (similar heads together, found on
-            calibration batches); a list of groups; or {student layer: list of groups}.
+        plan: the groups of teacher heads: contiguous; matched (similar heads, by calibration batches); a list of
+            groups; or {student layer: list of groups}.
         method: pairwise (the paper's alpha), joint, per_query, constant or hard; see squeeze.
-        seed: for hard. chunk_mib: memory budget for attention maps, in MiB.
+        seed: of the method hard.
+        chunk_mib: memory budget for attention maps, in MiB.
     """
 
     def __init__(
@@ -40,16 +39,16 @@ class Squeezer:
         self.projections = Projections()
         self._similarities: dict[str, tuple[MapSimilarity, int]] = {}
 
-    def plan_for(self, layer: str) -> Any:
+    def plan_for(self, layer: str) -> PlanLike:
         """The plan of a student layer, as squeeze takes it.
 
         Raises:
-            UserError: a matched plan that is not known yet, or a map that does not name the layer.
+            UserError: a matched plan before calibration, or a mapping without the layer.
         """
         if self.plan == "matched":
             if layer not in self.plans:
                 raise UserError(
-                    f"SHD: the matched plan of {layer} is not known yet; in a script of your own call "
+                    f"SHD: the matched plan of {layer} is not known yet; in your own script call "
                     "loss.calibrate(teacher_captures, student_captures) on some batches, then loss.calibrated()"
                 )
             return self.plans[layer]
@@ -57,14 +56,19 @@ class Squeezer:
             if layer not in self.plan:
                 raise UserError(f"SHD: plan: names no groups for {layer}; it has {', '.join(self.plan)}")
             return self.plan[layer]
-        return self.plan
+        return "contiguous" if isinstance(self.plan, str) else self.plan
 
-    def groups(self, layer: str, heads: int, wanted: int) -> Plan:
-        """The teacher heads of each student head of a layer; neighbours where the plan says nothing of it."""
-        plan: Any = self.plans if self.plan == "matched" else self.plan
-        if isinstance(plan, dict):
-            plan = plan.get(layer, "contiguous")
-        return contiguous(heads, wanted) if isinstance(plan, str) else check_plan(plan, heads, wanted)
+    def groups(self, layer: str, heads: int, groups: int) -> Plan:
+        """The plan of a layer, contiguous where there is none for it.
+
+        Args:
+            layer: of the student.
+            heads: h.
+            groups: g.
+        """
+        plans = self.plans if self.plan == "matched" else self.plan
+        plan = plans.get(layer, "contiguous") if isinstance(plans, dict) else plans
+        return contiguous(heads, groups) if isinstance(plan, str) else check_plan(plan, heads, groups)
 
     def squeeze(
         self,
@@ -92,19 +96,19 @@ class Squeezer:
     def cost(
         self, layer: str, teacher: Capture, student: Capture, images: int, rows: float, temperature: float
     ) -> LayerCost:
-        """What a layer takes, by count; a matched plan that is not known yet has groups as large as neighbours'."""
+        """Operations and memory of a layer; a matched plan before calibration counts as the contiguous one."""
         known = self.plan != "matched" or layer in self.plans
         plan = plan_of(self.plan_for(layer) if known else "contiguous", teacher.heads, student.heads)
         return layer_cost(teacher, student, plan, images, self.method, rows, temperature, self.chunk_mib)
 
     def add(self, layer: str, teacher: Capture, heads: int) -> None:
-        """Count a calibration batch in for a matched plan of a student layer of `heads`."""
+        """Add a calibration batch to the matched plan of a student layer of `heads` heads."""
         similarity, _ = self._similarities.get(layer, (MapSimilarity(self.chunk_mib), 0))
         similarity.add(teacher)
         self._similarities[layer] = (similarity, heads)
 
     def match(self) -> dict[str, Plan]:
-        """The matched plans of all layers that were counted in."""
+        """The matched plans of all layers with calibration batches."""
         for layer, (similarity, heads) in self._similarities.items():
             self.plans[layer] = matched(similarity.cosines(), heads)
         self._similarities.clear()

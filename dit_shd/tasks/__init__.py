@@ -1,7 +1,7 @@
 """What is learned, one file each. Trainer, Distiller, losses and profilers know a task by the names of this file.
 
-A step of training draws one Batch or more (its passes, each with a backward of its own), asks student and teacher
-alike (`predict`), and compares (`losses`, and whatever distillation adds).
+A step of training draws one Batch or more (its passes, each with a backward of its own), runs student and teacher on it
+in the same way (`predict`), and compares (`losses`, and the losses of distillation).
 """
 
 from abc import ABC, abstractmethod
@@ -25,7 +25,7 @@ Terms = dict[str, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Everything both models see in one pass; a task's own batch adds its tensors."""
+    """The input of both models in one pass; a task's own batch adds its tensors."""
 
     pass_name: str
     """A step is one pass or more, each with its own backward."""
@@ -70,13 +70,13 @@ class Output:
 
 
 @dataclass(frozen=True)
-class Opinion:
-    """What was found of a teacher."""
+class TeacherFinding:
+    """The answer to one question about a teacher."""
 
-    told: str = ""
-    """To be said in any case."""
+    message: str = ""
+    """For the log, in any case; empty for none."""
     fault: str | None = None
-    """What it does that a good one does not, with the likely reasons."""
+    """What it does that a good teacher does not, with the likely reasons."""
 
 
 class Task(ABC, Generic[B]):
@@ -99,7 +99,10 @@ class Task(ABC, Generic[B]):
     dataset: Dataset
 
     def check_data(self, dataset: Dataset) -> None:
-        """Whether the task can learn from some data at all; asked before anything else of them is read.
+        """Refuse data from which the task cannot learn, before anything else of them is read.
+
+        Args:
+            dataset: What is to be learned from.
 
         Raises:
             UserError: the data lack a field that is needed.
@@ -112,28 +115,58 @@ class Task(ABC, Generic[B]):
             )
 
     def use(self, dataset: Dataset, student: nn.Module) -> None:
-        """Take the data, which `check_data` has passed, and what of the student's shape a batch depends on."""
+        """Take the data, which `check_data` has passed, and the sizes of the student on which a batch depends.
+
+        Args:
+            dataset: What is learned from.
+            student: What learns.
+        """
         self.dataset = dataset
 
+    def student_options(self) -> Mapping[str, Any]:
+        """Keywords of the student's family that follow from the task, where the config says nothing else."""
+        return {}
+
     def check_model(self, role: str, model: nn.Module) -> None:
-        """Whether a model can learn or teach this task at all; UserError before anything is written."""
+        """Refuse a model that can never learn or teach this task, whatever the data, before anything is written.
+
+        Args:
+            role: Of the model, for the message: student or teacher.
+            model: Perhaps without weights, on the meta device.
+
+        Raises:
+            UserError: it cannot.
+        """
 
     @abstractmethod
     def check(self, role: str, model: nn.Module) -> None:
-        """Whether a model fits task and data; UserError before anything is written."""
+        """Refuse a model that does not fit task and data, before anything is written.
+
+        Args:
+            role: Of the model, for the message: student or teacher.
+            model: With its weights.
+
+        Raises:
+            UserError: it does not fit.
+        """
 
     def remarks(self, student: nn.Module) -> Sequence[str]:
-        """What is to be said of data and student before training."""
+        """Warnings about data and student, for the log before training."""
         return ()
 
     def describe(self, student: nn.Module) -> None:
-        """Write into a student's config what of the data goes with it when it is exported."""
+        """Write into a student's config what belongs to its data, for its export."""
 
-    def judge(self, teacher: nn.Module, seed: int, device: torch.device, measure: bool) -> Iterator[Opinion]:
-        """Whether a teacher does what we think, one question after the other.
+    def check_teacher(
+        self, teacher: nn.Module, seed: int, device: torch.device, measure: bool
+    ) -> Iterator[TeacherFinding]:
+        """Whether a teacher predicts what the task takes it to predict, one question after the other.
 
         Args:
-            measure: also ask it about the run's first samples; else only what its config tells is looked at.
+            teacher: A model that `check` has passed.
+            seed: The run's.
+            device: Where the teacher goes.
+            measure: Also ask for predictions of the run's first samples; else only its config is read.
         """
         yield from ()
 
@@ -143,7 +176,7 @@ class Task(ABC, Generic[B]):
 
     @abstractmethod
     def predict(self, model: nn.Module, batch: B) -> Output:
-        """Ask a model, teacher and student alike."""
+        """Run a model on a batch: teacher and student in the same way."""
 
     @abstractmethod
     def losses(self, output: Output, batch: B) -> Terms:
@@ -154,26 +187,41 @@ class Task(ABC, Generic[B]):
         """Passes of a step for a model's shape, for counting and timing: values mean nothing, sizes are the mean's."""
 
     def tokens_seen(self, model: nn.Module, batch: B) -> int:
-        """Tokens that the first layers of a model see of a sample of a batch; 0 where that says nothing."""
+        """Tokens of a sample of a batch in the first layers of a model; 0 where the number means nothing."""
         return 0
 
     def check_evaluation(self, student: nn.Module, kept: Kept | None) -> None:
         """Refuse before training what could not be evaluated after days of it.
 
         Args:
-            kept: the autoencoder of the data's latents; None where there are no data (yet), for what can be told then.
+            student: What would be evaluated.
+            kept: The autoencoder of the data's latents; None where there are no data (yet), for checks without them.
+
+        Raises:
+            UserError: the evaluation cannot work.
         """
 
     def evaluate(self, student: nn.Module, run: Path, step: int) -> dict[str, float] | None:
-        """Figures of a student in the main process, whatever of them are not there yet; every process calls it.
+        """Figures of a student, in the main process; every process calls it. What is finished is not done again.
 
         Args:
-            run: the run folder, for what the evaluation leaves.
+            student: With the averaged weights.
+            run: The run folder, for the files that the evaluation leaves.
+            step: Of training, in their names.
+
+        Returns:
+            The figures by name; None in other processes, or where there are none.
         """
         return None
 
     def evaluated(self, run: Path, step: int, logged: bool) -> bool:
-        """Whether evaluate() has nothing left to do after a step. logged: whether its figures are in the run's log."""
+        """Whether evaluate() has nothing left to do after a step.
+
+        Args:
+            run: The run folder.
+            step: The step that it was of.
+            logged: Whether its figures are in the run's log.
+        """
         return logged
 
 

@@ -20,7 +20,7 @@ from dit_shd.data.datasets import DATASETS, Dataset
 from dit_shd.data.latent_origin import Kept
 from dit_shd.evaluation.accuracy import Accuracy, measure_accuracy, wilson
 from dit_shd.models.stochastic_depth import branches, set_draws
-from dit_shd.tasks import Batch, Opinion, Output, Task, Terms
+from dit_shd.tasks import Batch, Output, Task, TeacherFinding, Terms
 
 JUDGED = 64
 """Images that a teacher is asked about before training."""
@@ -120,7 +120,9 @@ class Classification(Task[ImageBatch]):
         if self.dataset.class_names is not None:
             student.register_to_config(class_names=list(self.dataset.class_names))  # type: ignore[operator]
 
-    def judge(self, teacher: nn.Module, seed: int, device: torch.device, measure: bool) -> Iterator[Opinion]:
+    def check_teacher(
+        self, teacher: nn.Module, seed: int, device: torch.device, measure: bool
+    ) -> Iterator[TeacherFinding]:
         """Whether it knows the data's classes better than chance."""
         if not measure:
             return
@@ -129,7 +131,7 @@ class Classification(Task[ImageBatch]):
         low, chance = wilson(found.correct[1], found.images)[0], 1 / self.dataset.classes
         told = f"top-1 {found.correct[1] / found.images:.1%} of {found.images} images to train on"
         fault = f"it knows the data's classes no better than chance ({told}): other classes, or in another order?"
-        yield Opinion(f"teacher: {told}", fault if low <= chance else None)
+        yield TeacherFinding(f"teacher: {told}", fault if low <= chance else None)
 
     def draw(self, draws: Draws) -> Sequence[ImageBatch]:
         """One pass. Positions 2 i and 2 i + 1 of a step are mixed with each other."""

@@ -1,6 +1,5 @@
 """Class-conditional diffusion: the student predicts the noise of DDPM, in MDT's masked pass, too."""
 
-import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +13,17 @@ from dit_shd.core.rng import Draws
 from dit_shd.data.datasets import Dataset
 from dit_shd.data.latent_origin import Kept
 from dit_shd.diffusion import class_names, teacher_check
-from dit_shd.diffusion.denoiser import NO_LABEL, Denoiser, known_classes
+from dit_shd.diffusion.conditioning import Conditioning, check_conditional, check_fit
+from dit_shd.diffusion.denoiser import Denoiser
 from dit_shd.diffusion.objectives import noise_error, split, variational_bits
+from dit_shd.diffusion.process import DDPM
 from dit_shd.diffusion.sample_evaluation import SampleEvaluation
 from dit_shd.diffusion.schedule import Schedule
-from dit_shd.models import loading
-from dit_shd.tasks import Batch, Opinion, Output, Task, Terms
+from dit_shd.models.prediction import NOISE, prediction_of
+from dit_shd.tasks import Batch, Output, Task, TeacherFinding, Terms
 
 PLAIN = SampleEvaluation()
+MOST_GAMMA = 1e6
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,66 +70,46 @@ class Diffusion(Task[NoisyBatch]):
         timesteps: int = 1000,
         evaluation: SampleEvaluation = PLAIN,
     ):
-        for key, value, high in (
-            ("label_dropout", label_dropout, 1),
-            ("mask_ratio", mask_ratio, 0.8),
-            ("min_snr_gamma", min_snr_gamma, 1e6),
-        ):
-            if value is not None and not 0 <= value <= high:
-                raise UserError(f"task.{key}: wanted a number from 0 to {high:g}, found {value}")
-        self.label_dropout, self.mask_ratio, self.gamma = label_dropout, mask_ratio, min_snr_gamma
+        if min_snr_gamma is not None and not 0 <= min_snr_gamma <= MOST_GAMMA:
+            raise UserError(f"task.min_snr_gamma: wanted a number from 0 to {MOST_GAMMA:g}, found {min_snr_gamma}")
+        self.conditioning = Conditioning(label_dropout, mask_ratio)
+        self.passes, self.gamma = self.conditioning.passes, min_snr_gamma
         self.schedule, self.evaluation = Schedule.linear(timesteps, "task.timesteps"), evaluation
-        self.passes = ("plain",) if mask_ratio is None else ("plain", "masked")
         self.tokens = 0
         """n of the student, for masked passes."""
 
     def use(self, dataset: Dataset, student: nn.Module) -> None:
         super().use(dataset, student)
-        _check_conditional("student", student)
-        if self.mask_ratio is not None:
+        check_conditional("student", student)
+        if "masked" in self.passes:
             self.tokens = Denoiser(student).tokens
 
     def check(self, role: str, model: nn.Module) -> None:
-        _check_conditional(role, model)
-        denoiser = Denoiser(model)
-        if denoiser.shape != tuple(self.dataset.shape):
-            raise UserError(
-                f"{role}: takes latents of shape {denoiser.shape}, the data's are {tuple(self.dataset.shape)}"
-            )
-        known = denoiser.model.config
-        classes = known.get("num_classes", known.get("num_embeds_ada_norm", self.dataset.classes))
-        if classes < self.dataset.classes:
-            raise UserError(f"{role}: knows {classes} classes, the data has {self.dataset.classes}")
         self.check_model(role, model)
+        check_fit(role, model, self.dataset)
 
     def check_model(self, role: str, model: nn.Module) -> None:
-        """It must denoise latents by class, and know the masked pass if there is one."""
-        _check_conditional(role, model)
-        if self.mask_ratio is not None and "keep" not in inspect.signature(model.forward).parameters:
+        """It must denoise latents by class, predict noise, and know the masked pass if there is one."""
+        check_conditional(role, model)
+        if prediction_of(model) != NOISE:
             raise UserError(
-                f"task.mask_ratio: the {role} ({type(model).__name__}) has no masked pass; set task.mask_ratio=null"
+                f"{role}: predicts {prediction_of(model)} and not noise; wanted task.name=flow_matching, or a model "
+                "that predicts noise"
             )
+        self.conditioning.check_model(role, model)
 
     def remarks(self, student: nn.Module) -> Sequence[str]:
-        return class_names.fewer(self.dataset, Denoiser(student).classes)
+        return class_names.missing(self.dataset, Denoiser(student).classes)
 
     def describe(self, student: nn.Module) -> None:
-        class_names.tell(student, class_names.learned(self.dataset, Denoiser(student).classes))
+        class_names.record(student, class_names.learned(self.dataset, Denoiser(student).classes))
 
-    def judge(self, teacher: nn.Module, seed: int, device: torch.device, measure: bool) -> Iterator[Opinion]:
-        labels = self.label_dropout < 1
-        if labels and known_classes(teacher) != [0]:
-            told, right = class_names.compare(teacher, self.dataset)
-            yield Opinion(f"classes: {told}") if right else Opinion(fault=told)
-        if not measure:
-            return
-        found = teacher_check.look(teacher.to(device), self.dataset, self.schedule, seed, device, labels)
-        skipped = ""
-        if found.wrong is None:
-            why = "it has one class" if len(known_classes(teacher)) < 2 else "label_dropout is 1"
-            skipped = f"; labels were not looked at, since {why}"
-        fault = found.fault()
-        yield Opinion(f"teacher: {found.line()}{skipped}", f"{fault} ({found.line()})" if fault else None)
+    def check_teacher(
+        self, teacher: nn.Module, seed: int, device: torch.device, measure: bool
+    ) -> Iterator[TeacherFinding]:
+        process, dropout = DDPM(self.schedule), self.conditioning.label_dropout
+        for message, fault in teacher_check.findings(teacher, self.dataset, process, seed, device, dropout, measure):
+            yield TeacherFinding(message, fault)
 
     def draw(self, draws: Draws) -> Sequence[NoisyBatch]:
         """As in the public recipe the passes share x_0 and t, and have their own noise and label drops."""
@@ -138,7 +120,6 @@ class Diffusion(Task[NoisyBatch]):
         batches = []
         for name in self.passes:
             noise = draws.normal(f"noise/{name}", x_0.shape[1:])
-            dropped = draws.uniform(f"label/{name}") < self.label_dropout
             batch = NoisyBatch(
                 pass_name=name,
                 step=draws.step,
@@ -147,18 +128,11 @@ class Diffusion(Task[NoisyBatch]):
                 noise=noise,
                 x_t=self.schedule.add_noise(x_0, noise, t),
                 t=t,
-                labels=torch.where(dropped, NO_LABEL, labels),
-                keep=self._keep(draws) if name == "masked" else None,
+                labels=self.conditioning.labels(draws, name, labels),
+                keep=self.conditioning.keep(draws, name, self.tokens),
             )
             batches.append(batch)
         return batches
-
-    def _keep(self, draws: Draws) -> Tensor:
-        assert self.mask_ratio is not None and self.tokens
-        ratio = self.mask_ratio + 0.2 * draws.scalar("mask ratio")
-        kept = max(1, int(self.tokens * (1 - ratio)))
-        ranks = draws.uniform("mask", (self.tokens,))
-        return ranks.argsort(dim=1)[:, :kept].sort(dim=1).values
 
     def predict(self, model: nn.Module, batch: NoisyBatch) -> Output:
         output = Denoiser(model)(batch.x_t, batch.t, batch.labels, batch.keep).float()
@@ -187,16 +161,12 @@ class Diffusion(Task[NoisyBatch]):
         labels = torch.zeros(images, dtype=torch.long, device=device)
         batches = []
         for name in self.passes:
-            keep = None
-            if name == "masked":
-                assert self.mask_ratio is not None
-                kept = max(1, int(denoiser.tokens * (1 - self.mask_ratio - 0.1)))
-                keep = torch.arange(kept, device=device).expand(images, -1).contiguous()
+            keep = self.conditioning.example_keep(name, denoiser.tokens, images, device)
             batches.append(NoisyBatch(name, 0, labels, x, x, x, t, labels, keep))
         return batches
 
     def check_evaluation(self, student: nn.Module, kept: Kept | None) -> None:
-        self.evaluation.check(len(self.schedule))
+        self.evaluation.check(NOISE, len(self.schedule))
         if kept is not None:
             self.evaluation.fit(student, kept)
 
@@ -205,9 +175,3 @@ class Diffusion(Task[NoisyBatch]):
 
     def evaluated(self, run: Path, step: int, logged: bool) -> bool:
         return self.evaluation.finished(run, step, logged)
-
-
-def _check_conditional(role: str, model: nn.Module) -> None:
-    reason = loading.why_not_conditional(model)
-    if reason is not None:
-        raise UserError(f"{role}: {reason}")

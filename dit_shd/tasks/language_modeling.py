@@ -19,7 +19,7 @@ from dit_shd.data.latent_origin import Kept
 from dit_shd.data.packing import PADDING, positions
 from dit_shd.evaluation.perplexity import Perplexity, token_nats
 from dit_shd.models.language_model import check_attention, dropping, text_config
-from dit_shd.tasks import Batch, Opinion, Output, Task, Terms
+from dit_shd.tasks import Batch, Output, Task, TeacherFinding, Terms
 
 JUDGED = 8
 """Sequences that a teacher is judged by."""
@@ -107,7 +107,7 @@ class LanguageModeling(Task[TokenBatch]):
 
     @property
     def _text(self) -> Text:
-        return cast(Text, self.dataset)
+        return cast("Text", self.dataset)
 
     def check(self, role: str, model: nn.Module) -> None:
         """It must know the data's tokens, and attend neither to tokens to come nor to other documents."""
@@ -141,7 +141,9 @@ class LanguageModeling(Task[TokenBatch]):
             student.tokenizer = self._text.tokenizer  # type: ignore[assignment]
 
     @torch.no_grad()
-    def judge(self, teacher: nn.Module, seed: int, device: torch.device, measure: bool) -> Iterator[Opinion]:
+    def check_teacher(
+        self, teacher: nn.Module, seed: int, device: torch.device, measure: bool
+    ) -> Iterator[TeacherFinding]:
         """A teacher that predicts no better than how often tokens occur has another tokenizer, or learned nothing."""
         if not measure:
             return
@@ -154,7 +156,7 @@ class LanguageModeling(Task[TokenBatch]):
         by_counts = float(self.losses(Output(logits), batch)["cross_entropy"].mean())
         told = f"teacher: {nats:.3f} nats a token on {JUDGED} sequences, tokens' frequencies alone {by_counts:.3f}"
         fault = f"it predicts no better than tokens' frequencies ({nats:.3f} and {by_counts:.3f} nats a token)"
-        yield Opinion(told, None if nats < by_counts else f"{fault}: another tokenizer, or it was not trained")
+        yield TeacherFinding(told, None if nats < by_counts else f"{fault}: another tokenizer, or it was not trained")
 
     def draw(self, draws: Draws) -> Sequence[TokenBatch]:
         """Weights are of the whole step's batch, so a step is the same however it is divided."""

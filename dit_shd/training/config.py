@@ -164,21 +164,29 @@ def _once(values: dict[str, Any], key: str, value: Any, name: str) -> None:
         raise UserError(f"config: {name} stands in its place of 0.1.0, too, and differs: {values[key]} and {value}")
 
 
-def sized(config: TrainConfig, sizes: Mapping[str, int]) -> TrainConfig:
-    """The config with the data's sizes (classes, tokens) for a student of which nothing else is said.
+def sized(config: TrainConfig, defaults: Mapping[str, Any]) -> TrainConfig:
+    """The config with what follows from data and task (number of classes, prediction) for a student that is not told.
 
-    A run that began before this was so keeps its family's default.
+    A run that began before this was so keeps its family's defaults.
+
+    Args:
+        config: Of the run.
+        defaults: Keywords of families; a family that does not know one goes without.
     """
-    family, given = FAMILIES.find(config.student.name), config.student.options
-    known = inspect.signature(family).parameters
-    missing = {key: size for key, size in sizes.items() if key in known and key not in given}
-    if not missing:
-        return config
+    student = filled(config.student, defaults)
     file = config.run / "config.yaml"
     begun = read_yaml(file).get("student") if file.is_file() else None
-    if isinstance(begun, dict) and begun.get("name") == config.student.name and not missing.keys() & begun.keys():
+    new = student.options.keys() - config.student.options.keys()
+    if isinstance(begun, dict) and begun.get("name") == student.name and not new & begun.keys():
         return config
-    return replace(config, student=Plugin(config.student.name, {**given, **missing}))
+    return replace(config, student=student)
+
+
+def filled(family: Plugin, defaults: Mapping[str, Any]) -> Plugin:
+    """A family of models with some keywords that it knows and that are not given."""
+    known = inspect.signature(FAMILIES.find(family.name)).parameters
+    missing = {key: value for key, value in defaults.items() if key in known and key not in family.options}
+    return Plugin(family.name, {**family.options, **missing})
 
 
 def may_change(task: Task[Any]) -> list[str]:

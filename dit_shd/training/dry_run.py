@@ -29,7 +29,7 @@ from dit_shd.profiling.memory import step_memory
 from dit_shd.profiling.step import StepShape
 from dit_shd.tasks import TASKS, Batch, Task
 from dit_shd.training import checks, optim
-from dit_shd.training.config import TrainConfig
+from dit_shd.training.config import TrainConfig, filled
 from dit_shd.training.ema import EMA, too_slow
 
 _log = logging.getLogger("dit_shd")
@@ -49,6 +49,7 @@ def dry_run(config: TrainConfig) -> DryRun:
     images = checks.micro_batch_size(config, int(os.environ.get("WORLD_SIZE", "1")))
     step = step_shape(config, images)
     task = step.task
+    config = replace(config, student=filled(config.student, task.student_options()))
     checks.teaching(config, step.losses)
     checks.passes(task, step.losses)
     student = meta.build(config.student, "student")
@@ -108,8 +109,8 @@ def _teachers(config: TrainConfig, task: Task[Any]) -> tuple[dict[str, Any], dic
     for name, source in config.teachers.items():
         stand_in = _stand_in(config, name)
         if stand_in is not None and not places.is_here(source, "model"):
-            teachers[name] = meta.build(stand_in, "estimate.teacher")
-            missing[name] = stand_in
+            missing[name] = filled(stand_in, task.student_options())
+            teachers[name] = meta.build(missing[name], "estimate.teacher")
             continue
         try:
             teachers[name] = loading.load(source)

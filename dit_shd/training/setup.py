@@ -114,7 +114,7 @@ def models_and_task(config: TrainConfig) -> Parts:
     torch.manual_seed(config.seed)
     task, dataset = TASKS.build(config.task, "task"), DATASETS.build(config.data, "data")
     task.check_data(dataset)
-    config = sized(config, dataset.sizes)
+    config = sized(config, {**dataset.sizes, **task.student_options()})
     student = FAMILIES.build(config.student, "student")
     losses = [LOSSES.build(plugin, f"losses.{i}") for i, plugin in enumerate(config.losses)]
     checks.teaching(config, losses)

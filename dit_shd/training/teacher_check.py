@@ -39,12 +39,12 @@ def check_teachers(config: TrainConfig, task: Task[Any], teachers: Teachers, acc
 
 
 def _check(config: TrainConfig, task: Task[Any], name: str, teacher: nn.Module, device: torch.device) -> None:
-    for opinion in task.judge(teacher, config.seed, device, measure=config.check_teacher != "no"):
-        if opinion.told:
-            _log.info("%s%s", "" if len(config.teachers) == 1 else f"{name}: ", opinion.told)
-        if opinion.fault is None:
+    for finding in task.check_teacher(teacher, config.seed, device, measure=config.check_teacher != "no"):
+        if finding.message:
+            _log.info("%s%s", "" if len(config.teachers) == 1 else f"{name}: ", finding.message)
+        if finding.fault is None:
             continue
-        line = f"{role(name)}: {config.teachers[name]} does not do what is wanted: {opinion.fault}"
+        line = f"{role(name)}: {config.teachers[name]} does not do what is wanted: {finding.fault}"
         if config.check_teacher == "refuse":
             raise UserError(f"{line}; check_teacher=warn goes on all the same")
         _log.warning("%s", line)

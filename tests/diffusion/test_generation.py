@@ -92,7 +92,7 @@ def test_files(teacher, model, tmp_path, capsys):
 
 def test_interrupted_sampling_goes_on(teacher, straight, tmp_path, monkeypatch):
     begin(config(teacher, tmp_path), 1, monkeypatch)
-    with pytest.raises(UserError, match=r"shards of other settings \(seed\)"):
+    with pytest.raises(UserError, match=r"shards of other settings \(seed: \d+ there, 3 here\)"):
         sample_to_file(config(teacher, tmp_path, seed=3))
     drawn, real = [], sampler.draw
     monkeypatch.setattr(generation, "draw", lambda *arguments: drawn.append(arguments[2]) or real(*arguments))
@@ -236,7 +236,8 @@ def test_other_batch_sizes_give_the_same_images(teacher, straight, tmp_path):
         ({"count": 0}, "count: wanted 1 or more"),
         ({"run": "nowhere"}, "wanted a run folder"),
         ({"vae": "no/such/vae"}, "vae: wanted .* found nothing at 'no/such/vae'"),
-        ({"solver": "heun"}, r"solver: wanted ddpm \| ddim"),
+        ({"solver": "verlet"}, r"solver: wanted auto \| ddpm"),
+        ({"solver": "heun"}, "solver: heun is for models that predict velocities, and this one predicts noise"),
     ],
 )
 def test_bad_requests_are_one_line_and_leave_nothing(teacher, tmp_path, changes, message):
@@ -259,7 +260,7 @@ def test_parts_of_another_model_are_refused(teacher, tmp_path, monkeypatch):
     with torch.no_grad():
         changed.pos_embed += 1
     changed.save_pretrained(tmp_path / "model")
-    with pytest.raises(UserError, match=r"other settings \(model_sha256\)"):
+    with pytest.raises(UserError, match=r"other settings \(model_sha256: "):
         sample_to_file(config(teacher, tmp_path, **options))
 
 
@@ -300,3 +301,15 @@ def test_files_of_others_are_left_alone(teacher, tmp_path):
     for out in (".", "..", "/"):
         with pytest.raises(UserError, match=r"out: wanted|is there already"):
             sample_to_file(config(teacher, tmp_path, out=out))
+
+
+def test_interrupted_sampling_of_velocity_goes_on(flow_teacher, tmp_path, monkeypatch):
+    """The same bytes; the settings have what makes the images, and no schedule of DDPM."""
+    values = [config(flow_teacher, tmp_path / name, solver="heun", shift=2.0) for name in ("whole", "broken")]
+    whole = sample_to_file(values[0])
+    begin(values[1], 1, monkeypatch)
+    with pytest.raises(UserError, match=r"shards of other settings \(shift\)"):
+        sample_to_file(config(flow_teacher, tmp_path / "broken", solver="heun"))
+    assert sample_to_file(values[1]).read_bytes() == whole.read_bytes()
+    told = json.loads(whole.with_suffix(".json").read_text())
+    assert (told["solver"], told["shift"]) == ("heun", 2.0) and "diffusion_steps" not in told

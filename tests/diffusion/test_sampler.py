@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from diffusers.configuration_utils import FrozenDict
 
 from dit_shd.core import rng
 from dit_shd.core.config import make
@@ -33,8 +34,8 @@ def test_power_cosine_ramps_from_one_to_the_scale():
     config, constant = SampleConfig(guidance=3.8), SampleConfig(guidance=3.8, guidance_schedule="constant")
     for t in (0, 250, 500, 999):
         expected = 1 + 2.8 * (1 - np.cos(np.pi * (1 - t / 1000) ** 4)) / 2
-        assert guidance_weight(config, t) == pytest.approx(expected, rel=1e-12)
-        assert guidance_weight(constant, t) == 3.8
+        assert guidance_weight(config, t / 1000) == pytest.approx(expected, rel=1e-12)
+        assert guidance_weight(constant, t / 1000) == 3.8
 
 
 def test_guidance_by_hand():
@@ -238,3 +239,58 @@ def test_without_a_compiler_compile_is_one_line(teacher, tmp_path, root):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("dit-shd sample: compile=true: torch.compile failed")
+
+
+# Models of velocity
+
+
+def test_conventions_give_the_same_images(flow_teacher):
+    """The same network, asked in each convention: SiT's answers with the other sign, at the other time."""
+    network = load(flow_teacher).eval()
+
+    class Other(torch.nn.Module):
+        def __init__(self, prediction):
+            super().__init__()
+            self.inner, self.config = network, FrozenDict({**network.config, "prediction": prediction})
+
+        def forward(self, x, t, class_labels, return_dict):
+            sit = self.config["prediction"] == "velocity_sit"
+            output = self.inner(x, 1000 * (1 - t if sit else t), class_labels=class_labels, return_dict=False)[0]
+            return (-output if sit else output,)
+
+    options = dict(steps=3, guidance=2.0, seed=4)
+    wanted, _ = sample(network, 5, **options)
+    assert len(np.unique(wanted)) > 20
+    for prediction in ("velocity_sit", "velocity_repa"):
+        found, _ = sample(Other(prediction), 5, **options)
+        assert np.abs(found.astype(int) - wanted).max() <= 1  # 1000 (1 - (1 - sigma)) rounds
+
+
+def test_guidance_of_velocity_by_hand(flow_teacher):
+    network = load(flow_teacher).eval()
+    config = SampleConfig(guidance=3.0, guidance_schedule="constant")
+    x, labels = torch.randn(2, 1, 8, 8), torch.tensor([0, 2])
+    t = torch.full((2,), 250.0)
+    conditional = network(x, t, class_labels=labels, return_dict=False)[0]
+    none = network(x, t, class_labels=torch.tensor([3, 3]), return_dict=False)[0]
+    torch.testing.assert_close(Guided(network, labels, config)(x, 0.25), none + 3 * (conditional - none))
+
+
+@pytest.mark.parametrize(
+    ("kind", "solver", "message"),
+    [
+        ("velocity", "ddpm", "^solver: ddpm is for models that predict noise, and this one predicts velocity_sd3; wan"),
+        ("velocity", "dpm[+][+]", "wanted euler, heun or auto$"),
+        ("noise", "heun", "^solver: heun is for models that predict velocities, and this one predicts noise; wanted d"),
+    ],
+)
+def test_a_solver_for_models_of_another_kind_is_refused(model, flow_teacher, kind, solver, message):
+    network = load(flow_teacher) if kind == "velocity" else model
+    with pytest.raises(UserError, match=message):
+        sample(network, 1, steps=2, solver=solver.replace("[+]", "+"))
+
+
+def test_the_default_solver_fits_the_model(model, flow_teacher):
+    for network, solver in ((model, "ddpm"), (load(flow_teacher).eval(), "euler")):
+        images = [sample(network, 2, steps=3, solver=name)[0] for name in ("auto", solver)]
+        np.testing.assert_array_equal(*images)

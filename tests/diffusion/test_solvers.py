@@ -5,6 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.configuration_utils import FrozenDict
 
 from dit_shd.core.config import make
@@ -12,7 +13,7 @@ from dit_shd.core.errors import UserError
 from dit_shd.diffusion.sample_config import SampleConfig
 from dit_shd.diffusion.sampler import of_run, sample
 from dit_shd.diffusion.schedule import FEWEST, Schedule
-from dit_shd.diffusion.solvers import denoise, noises
+from dit_shd.diffusion.solvers import denoise, network_calls, noises, solve
 from dit_shd.models.loading import load
 from dit_shd.tasks import TASKS
 from dit_shd.training.config import TrainConfig
@@ -169,3 +170,61 @@ def test_the_model_is_blamed_only_for_its_own_output(model, options, culprit):
 def test_guidance_that_overflows_is_named(teacher):
     with pytest.raises(UserError, match=r"under guidance=1e\+38 is not finite"):
         sample(load(teacher), 2, steps=1, guidance=1e38, guidance_schedule="constant")
+
+
+# Of velocity
+
+
+def exact_velocity(x, sigma):
+    """E[noise - x_0 | x] of data N(MEAN, STD^2) on the straight path."""
+    variance = (1 - sigma) ** 2 * STD**2 + sigma**2
+    centred = (x - (1 - sigma) * MEAN) / variance
+    return sigma * centred - (MEAN + (1 - sigma) * STD**2 * centred)
+
+
+def flown(solver, steps, shift=None, images=2):
+    """x_0 under the exact velocity, the noise it came from, and the sigmas that were visited."""
+    visited = []
+
+    def predict(x, sigma):
+        visited.append(sigma)
+        return exact_velocity(x, sigma)
+
+    config = make(SampleConfig, {"solver": solver, "steps": steps, "shift": shift})
+    (start,) = noises(config, range(images), (1, 2, 2), CPU, [0])
+    found = solve(predict, config, range(images), (1, 2, 2), CPU)
+    assert len(visited) == network_calls(config)
+    return found.double(), start.double(), visited
+
+
+@pytest.mark.parametrize("shift", [None, 0.5, 3.0])
+@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("heun", 2)])
+def test_more_steps_come_nearer_to_the_flow(solver, order, shift):
+    """The exact solution keeps (x - mean) / deviation: noise z ends at MEAN + STD z. Errors fall with the order."""
+    errors = []
+    for steps in (50, 100, 200):
+        found, start, _ = flown(solver, steps, shift)
+        errors.append(float((found - (MEAN + STD * start)).abs().max()))
+    for coarse, fine in pairwise(errors):
+        assert coarse / fine == pytest.approx(2**order, rel=0.25)
+    assert errors[-1] < (0.02 if order == 1 else 1e-3)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_euler_is_diffusers(shift):
+    """Its FlowMatchEulerDiscreteScheduler on the same sigmas, before its own shift."""
+    found, start, visited = flown("euler", 7, shift)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 7, 7).tolist())
+    x = start.float()
+    for t, sigma in zip(scheduler.timesteps, scheduler.sigmas.tolist()):
+        x = scheduler.step(exact_velocity(x, sigma), t, x, return_dict=False)[0]
+    torch.testing.assert_close(scheduler.sigmas[:-1].double(), torch.tensor(visited).double(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(found.float(), x, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun"])
+def test_one_step_of_velocity_is_the_mean_of_the_data(solver):
+    found, _, visited = flown(solver, 1)
+    assert visited == [1.0]
+    torch.testing.assert_close(found, torch.full_like(found, MEAN), atol=1e-6, rtol=0)

@@ -11,7 +11,7 @@ from random_captures import naive, random_capture, shared_keys
 
 from dit_shd.attention.bias import DenseBias
 from dit_shd.attention.capture import Capture
-from dit_shd.squeezing.matching import MapSimilarity, _reassigned, matched, together
+from dit_shd.squeezing.matching import MapSimilarity, _reassigned, group_similarity, matched
 from dit_shd.squeezing.plans import contiguous
 from dit_shd.squeezing.products import Projections
 from dit_shd.squeezing.squeeze import squeeze
@@ -152,7 +152,7 @@ def test_projections_are_kept_until_the_weights_change():
 
 
 def test_only_so_many_projections_are_kept():
-    cache = Projections(most=3)
+    cache = Projections(size=3)
     for _ in range(5):
         cache.of(torch.randn(2, 3, 8), [[0, 1]])
     assert len(cache._kept) == 3
@@ -188,11 +188,11 @@ def test_matched_plans_are_the_best_of_all_partitions(h, g):
     sizes = [len(part) for part in contiguous(h, g)]
     assert sorted(map(len, plan)) == sorted(sizes)
     assert sorted(sum(plan, ())) == list(range(h))
-    best = max(sum(together(similarity, part) for part in found) for found in partitions(list(range(h)), sizes))
-    assert sum(together(similarity, part) for part in plan) == pytest.approx(best)
+    best = max(sum(group_similarity(similarity, part) for part in found) for found in partitions(list(range(h)), sizes))
+    assert sum(group_similarity(similarity, part) for part in plan) == pytest.approx(best)
     better = _reassigned(similarity, contiguous(h, g))
-    value = sum(together(similarity, tuple(part)) for part in better)
-    assert sum(together(similarity, part) for part in contiguous(h, g)) - 1e-9 <= value <= best + 1e-9
+    value = sum(group_similarity(similarity, tuple(part)) for part in better)
+    assert sum(group_similarity(similarity, part) for part in contiguous(h, g)) - 1e-9 <= value <= best + 1e-9
 
 
 def test_matching_finds_heads_that_look_alike():

@@ -40,7 +40,7 @@ def case(request):
 
 @pytest.fixture(scope="module")
 def folder(case, tmp_path_factory):
-    """Of a case's data, teacher and config."""
+    """Of a case's data, teacher and config: one for each case."""
     return tmp_path_factory.mktemp("case")
 
 

@@ -16,12 +16,14 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
 from dit_shd.data.datasets import DATASETS
 from dit_shd.diffusion import teacher_check
+from dit_shd.diffusion.process import DDPM
 from dit_shd.diffusion.schedule import Schedule
 from dit_shd.models import loading
 from dit_shd.models.families import mdt
 
 CPU = torch.device("cpu")
 SCHEDULE = Schedule.linear()
+PROCESS = DDPM(SCHEDULE)
 
 
 @cache
@@ -35,7 +37,7 @@ def teacher():
 
 
 def look(model, data=None, seed=0):
-    return teacher_check.look(model, data or digits(), SCHEDULE, seed, CPU)
+    return teacher_check.measure(model, data or digits(), PROCESS, seed, CPU)
 
 
 class Other(nn.Module):
@@ -143,7 +145,7 @@ def test_a_good_teacher_is_taken(kind):
     model = loading.load("asset:digits_teacher").eval().bfloat16() if kind == "bfloat16" else teacher()
     for seed in range(3):
         found = look(model, data, seed)
-        assert found.fault() is None, found.line()
+        assert found.fault() is None, found.summary()
         assert found.images <= 192
 
 
@@ -188,15 +190,15 @@ def test_the_linear_prediction_is_the_least_squares_one():
             design = np.stack([x, np.ones_like(x)], 1)
             errors.append(np.square(e - design @ np.linalg.lstsq(design, e, rcond=None)[0]).mean())
         assert sums.linear()[level] == pytest.approx(np.mean(errors), rel=1e-9)
-    assert sums.figures(40).scale.tolist() == pytest.approx([2.0] * 6)
+    assert sums.measurement(40).scale.tolist() == pytest.approx([2.0] * 6)
 
 
 def test_wrong_labels_are_others_that_the_teacher_knows():
-    batch = teacher_check._seen(digits(), SCHEDULE, 0, 0)
-    wrong = teacher_check._wrong([1, 4, 6, 9], 0, batch)
+    batch = teacher_check._draw_images(digits(), PROCESS, 0, 0)
+    wrong = teacher_check._wrong_labels([1, 4, 6, 9], 0, batch)
     assert set(wrong.tolist()) == {1, 4, 6, 9}
     assert not (wrong == batch.labels).any()
-    assert torch.equal(wrong, teacher_check._wrong([1, 4, 6, 9], 0, batch))
+    assert torch.equal(wrong, teacher_check._wrong_labels([1, 4, 6, 9], 0, batch))
 
 
 # In a run
@@ -246,7 +248,7 @@ def test_labels_are_not_looked_at_where_there_are_none(values, tmp_path, caplog,
         model.save_pretrained(tmp_path / "one")
         changes = {"data": {"name": "npz", "path": str(tmp_path / "one.npz")}, "teacher": str(tmp_path / "one")}
     run({**values, **changes, "check_teacher": "warn"}, steps=1)
-    assert f"labels were not looked at, since {why}" in caplog.text
+    assert f"labels were not compared, since {why}" in caplog.text
     assert "standard errors" not in caplog.text
 
 

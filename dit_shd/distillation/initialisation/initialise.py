@@ -25,6 +25,7 @@ from dit_shd.distillation.initialisation.transfer import Transfer
 from dit_shd.distillation.layer_map import layer_map
 from dit_shd.distillation.losses import Loss
 from dit_shd.distillation.losses.shd import SHD
+from dit_shd.models.prediction import prediction_of
 from dit_shd.squeezing.plans import contiguous
 from dit_shd.tasks import Batch, Task
 
@@ -127,6 +128,12 @@ def _comparable(student: nn.Module, teacher: nn.Module) -> None:
                 f"initialisation: only an MDTv2 or a DiT of ours can give or take weights, the {role} is a "
                 f"{type(model).__name__}; use initialisation.weights=random"
             )
+    learned, taught = prediction_of(student), prediction_of(teacher)
+    if learned != taught:
+        raise UserError(
+            f"initialisation: the student predicts {learned} and its teacher {taught}: the same weights mean something "
+            f"else; set student.prediction={taught}"
+        )
     ours, theirs = structure.fixed(student), structure.fixed(teacher)
     for part in sorted(ours.keys() | theirs.keys()):
         if ours.get(part) != theirs.get(part):

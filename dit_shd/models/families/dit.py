@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dit_shd.core.errors import UserError
 from dit_shd.models import public_checkpoints
 from dit_shd.models.layers import FinalLayer, sincos_2d
+from dit_shd.models.prediction import NOISE, checked_prediction
 from dit_shd.models.transformer import Attention, Block, LatentTransformer
 
 SHAPES: dict[str, dict[str, int]] = {
@@ -42,6 +43,7 @@ class DiT(LatentTransformer):
         mlp_ratio: width of the MLP over e.
         learn_sigma: whether to predict the variance too (the output has 2c channels).
         class_names: of each class, "" for a class without a name, None for a class that was not trained.
+        prediction: what the output is (dit_shd/models/prediction.py): noise, or a velocity and its convention.
     """
 
     SIZES: ClassVar = {f"{name}/{p}": {**shape, "patch_size": p} for name, shape in SHAPES.items() for p in (2, 4, 8)}
@@ -59,11 +61,13 @@ class DiT(LatentTransformer):
         mlp_ratio: float = 4.0,
         learn_sigma: bool = True,
         class_names: list[str | None] | None = None,
+        prediction: str = NOISE,
     ):
         super().__init__()
         width = num_attention_heads * attention_head_dim
         self.check_shape(sample_size, patch_size, num_layers, num_attention_heads, width, mlp_ratio)
         self.check_names(class_names, num_classes)
+        checked_prediction(prediction, type(self).__name__)
         self.embedders(sample_size, patch_size, in_channels, width, num_classes)
         self.pos_embed = nn.Parameter(sincos_2d(width, sample_size // patch_size), requires_grad=False)
         self.blocks = nn.ModuleList(

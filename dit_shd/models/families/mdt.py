@@ -18,6 +18,7 @@ from dit_shd.attention.relative_bias import RelativeBias
 from dit_shd.core.errors import UserError
 from dit_shd.models import public_checkpoints
 from dit_shd.models.layers import FinalLayer, sincos_2d
+from dit_shd.models.prediction import NOISE, checked_prediction
 from dit_shd.models.transformer import Attention, Block, LatentTransformer
 
 KEPT_MIB = 1024
@@ -109,6 +110,7 @@ class MDTv2(LatentTransformer):
         mlp_ratio: width of the MLP over e.
         learn_sigma: whether to predict the variance too (the output has 2c channels).
         class_names: of each class, "" for a class without a name, None for a class that was not trained.
+        prediction: what the output is (dit_shd/models/prediction.py): noise, or a velocity and its convention.
     """
 
     SIZES: ClassVar = {  # table 1 of the paper; decode_layer: 4 in the public XL/2, 6 in the public S/2 script
@@ -132,11 +134,13 @@ class MDTv2(LatentTransformer):
         mlp_ratio: float = 4.0,
         learn_sigma: bool = True,
         class_names: list[str | None] | None = None,
+        prediction: str = NOISE,
     ):
         super().__init__()
         width = num_attention_heads * attention_head_dim
         self.check_shape(sample_size, patch_size, num_layers, num_attention_heads, width, mlp_ratio)
         self.check_names(class_names, num_classes)
+        checked_prediction(prediction, type(self).__name__)
         _check_depth(num_layers, decode_layer)
         window = sample_size // patch_size
         half = (num_layers - decode_layer) // 2

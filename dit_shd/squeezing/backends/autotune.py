@@ -1,4 +1,4 @@
-"""Which backend is the faster one here: measured on the layer at hand, once for each kind of layer."""
+"""The fastest backend, measured on the first layer of each kind."""
 
 import logging
 import time
@@ -20,14 +20,14 @@ _log = logging.getLogger("dit_shd")
 
 
 def unfit(backend: str, teacher: Capture, student: Capture, measure: str) -> str | None:
-    """Why a backend cannot serve; None where it can."""
+    """Why a backend does not support a layer; None if it does."""
     if backend == "fused":
         return fused.unfit(teacher, student, measure)
     return captures.unfit(teacher, student) if backend == "triton" else None
 
 
 def choose(job: Job) -> str:
-    """The only backend that fits, or the fastest one in a trial on this very layer."""
+    """The only backend that supports a layer, or the fastest in a trial on it."""
     teacher, student = job.teacher, job.student
     kind = (
         *(teacher.query.shape, teacher.key.shape, teacher.causal, type(teacher.bias)),
@@ -38,11 +38,11 @@ def choose(job: Job) -> str:
         reasons = {name: unfit(name, teacher, student, job.measure) for name in RUNS}
         if teacher.query.device.type == "cpu":
             reasons["triton"] = "Triton's interpreter is for tests"
-        able = [name for name, reason in reasons.items() if reason is None]
-        if len(able) == 1:
-            _chosen[kind] = able[0]
-            return able[0]
-        seconds = {name: _seconds(RUNS[name], replace(job, gradients=True)) for name in able}
+        supported = [name for name, reason in reasons.items() if reason is None]
+        if len(supported) == 1:
+            _chosen[kind] = supported[0]
+            return supported[0]
+        seconds = {name: _seconds(RUNS[name], replace(job, gradients=True)) for name in supported}
         _chosen[kind] = min(seconds, key=lambda name: seconds[name])
         measured = [f"{name} {1e3 * s:.1f} ms" for name, s in seconds.items()]
         if teacher.query.device.type == "cuda" and reasons["triton"]:
@@ -54,15 +54,15 @@ def choose(job: Job) -> str:
 
 def _seconds(run: Callable[[Job], Result], job: Job) -> float:
     """The shorter of two runs (the first one warms up)."""
-    found = []
+    seconds: list[float] = []
     with torch.no_grad(), torch.autocast(job.student.query.device.type, enabled=False):
         for _ in range(2):
             _finish(job)
             start = time.perf_counter()
             run(job)
             _finish(job)
-            found.append(time.perf_counter() - start)
-    return min(found)
+            seconds.append(time.perf_counter() - start)
+    return min(seconds)
 
 
 def _finish(job: Job) -> None:

@@ -1,4 +1,4 @@
-"""The divergence from stock fused attention, for GPUs: memory linear in n, no map and no tile of ours.
+"""The divergence from PyTorch's fused attention, for GPUs: memory linear in n, without maps or tiles.
 
 Cross-entropy is linear in the teacher's maps. With S = scale q k^T / T of the student (no bias):
 
@@ -21,7 +21,7 @@ from dit_shd.squeezing.backends.streamed import targets
 
 
 def unfit(teacher: Capture, student: Capture, measure: str) -> str | None:
-    """Why this backend cannot serve; None where it can."""
+    """Why this backend does not support a layer; None if it does."""
     if student.bias is not None:
         return "the student has an additive bias or mask"
     if measure == "mse":
@@ -34,81 +34,81 @@ def unfit(teacher: Capture, student: Capture, measure: str) -> str | None:
 
 
 def run(job: Job) -> Result:
-    """Whole layer at once; every tensor is n x d."""
+    """Value and gradients of a layer at once; every tensor is n x d."""
     teacher, student = job.teacher, job.student
     wide = torch.promote_types(student.query.dtype, torch.float32)
     result = Result.empty(job, wide)
     n = teacher.shape[2]
     factor = student.scale / job.temperature
-    ours = student.key_heads(range(student.heads))
-    query, key = student.query.to(wide), student.key[:, ours].to(wide)
-    theirs = teacher.key_heads(range(teacher.heads))
+    student_keys = student.key_heads(range(student.heads))
+    query, key = student.query.to(wide), student.key[:, student_keys].to(wide)
+    teacher_keys = teacher.key_heads(range(teacher.heads))
     bias = None if teacher.bias is None else teacher.bias.scaled(1 / job.temperature)
     weight = job.squeeze.weight.to(wide)[..., None]  # [b,h,n or 1,1]
     group = job.squeeze.group
 
     with torch.enable_grad():
-        seen = key[:, group].detach().requires_grad_()  # the student's keys, as the teacher's values
-        looked = attend(
+        values = key[:, group].detach().requires_grad_()  # the student's keys, as the teacher's values
+        by_teacher = attend(  # A_h K
             teacher.query.to(wide),
-            teacher.key[:, theirs].to(wide),
-            seen,
+            teacher.key[:, teacher_keys].to(wide),
+            values,
             teacher.scale / job.temperature,
             bias,
             teacher.causal,
             job.chunk_mib,
         )
-        own = key.detach().requires_grad_()
-        self_looked = attend(query, key, own, factor, None, student.causal) if job.gradients else None
-    mixed = query.new_zeros(query.shape).index_add_(1, group, weight * looked.detach())  # sum_h w_h A_h K
+        own_values = key.detach().requires_grad_()
+        by_student = attend(query, key, own_values, factor, None, student.causal) if job.gradients else None  # B K
+    mixed = query.new_zeros(query.shape).index_add_(1, group, weight * by_teacher.detach())  # sum_h w_h A_h K
     mass = _mass(job, weight, query)
     terms = _log_sum_exp(job) * mass[..., 0] - factor * (query * mixed).sum(-1)
     result.value += job.weighted(terms).sum((1, 2), dtype=torch.float64) / n
     if job.measure == "kl":
         result.value -= _entropy(job) / n
-    if self_looked is not None:
+    if by_student is not None:
         rows = job.weighted(query)
-        (pulled,) = torch.autograd.grad(looked, seen, weight * rows[:, group])
-        (pushed,) = torch.autograd.grad(self_looked, own, rows * mass)
-        result.d_query = job.weighted(self_looked.detach() * mass - mixed) * (factor / n)
-        d_key = (pushed - key.new_zeros(key.shape).index_add_(1, group, pulled)) * (factor / n)
-        result.d_key.index_add_(1, index_tensor(tuple(ours), key.device), d_key)
+        (teacher_part,) = torch.autograd.grad(by_teacher, values, weight * rows[:, group])
+        (student_part,) = torch.autograd.grad(by_student, own_values, rows * mass)
+        result.d_query = job.weighted(by_student.detach() * mass - mixed) * (factor / n)
+        d_key = (student_part - key.new_zeros(key.shape).index_add_(1, group, teacher_part)) * (factor / n)
+        result.d_key.index_add_(1, index_tensor(tuple(student_keys), key.device), d_key)
     return result
 
 
 def _mass(job: Job, weight: Tensor, like: Tensor) -> Tensor:
-    """sum_m A~ [b,g,n,1]: 1, but 0 in rows that the teacher masks altogether."""
+    """The sum of A~ over keys [b,g,n,1]: 1, but 0 in rows whose keys the teacher masks altogether."""
     teacher = job.teacher
     if not teacher.masks:
         return like.new_ones(*like.shape[:3], 1)
     ones = like.new_ones(*teacher.query.shape[:2], teacher.key.shape[2], 1)
     key = teacher.key[:, teacher.key_heads(range(teacher.heads))].to(like.dtype)
-    seen = attend(teacher.query.to(like.dtype), key, ones, teacher.scale, teacher.bias, teacher.causal, job.chunk_mib)
-    return like.new_zeros(*like.shape[:3], 1).index_add_(1, job.squeeze.group, weight * seen)
+    sums = attend(teacher.query.to(like.dtype), key, ones, teacher.scale, teacher.bias, teacher.causal, job.chunk_mib)
+    return like.new_zeros(*like.shape[:3], 1).index_add_(1, job.squeeze.group, weight * sums)
 
 
 def _log_sum_exp(job: Job) -> Tensor:
-    """log sum_m exp(S / T) of the student [b,g,n], tile by tile."""
+    """The student's log sum_m exp(S / T) [b,g,n], tile by tile."""
     b, g, n, m = job.student.shape
     wide = torch.promote_types(job.student.query.dtype, torch.float32)
     buffers = Buffers(wide, job.student.query.device)
-    found = torch.empty(b, g, n, dtype=wide, device=buffers.device)
+    result = torch.empty(b, g, n, dtype=wide, device=buffers.device)
     tiling = Tiling.choose(b, g, n, m, 2, buffers.device, job.chunk_mib)
     for samples in slices(b, tiling.samples):
         for heads in slices(g, tiling.groups):
             maps = Maps(job.student, samples, range(heads.start, heads.stop), job.temperature, buffers)
             for rows in slices(n, tiling.rows):
-                found[samples, heads, rows] = maps.scores(rows).logsumexp(-1)
-    return found
+                result[samples, heads, rows] = maps.scores(rows).logsumexp(-1)
+    return result
 
 
 def _entropy(job: Job) -> Tensor:
-    """sum over n and g of the squeezed teacher's entropy [b]; of the mixed map, which is not the mix of entropies."""
-    found = torch.zeros(job.teacher.shape[0], dtype=torch.float64, device=job.teacher.query.device)
+    """Entropy of the squeezed maps A~, summed over n and g [b]."""
+    total = torch.zeros(job.teacher.shape[0], dtype=torch.float64, device=job.teacher.query.device)
     for samples, _, target, runs in targets(job, planes=2):
         for rows in runs:
             mixed = target.rows(rows)
             logs = mixed.clamp(min=torch.finfo(mixed.dtype).tiny).log_()
             entropy = job.weighted(torch.linalg.vecdot(mixed, logs), samples, rows)
-            found[samples] -= entropy.sum((1, 2), dtype=torch.float64)
-    return found
+            total[samples] -= entropy.sum((1, 2), dtype=torch.float64)
+    return total

@@ -1,4 +1,4 @@
-"""One layer's divergence, as every backend takes it, and what a backend gives back."""
+"""Input and result of a backend: the divergence of one layer."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -15,7 +15,7 @@ Measure = Literal["kl", "cross_entropy", "mse"]
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """Both captures are detached."""
+    """The divergence of one layer to compute; both captures are detached."""
 
     teacher: Capture
     student: Capture
@@ -24,15 +24,17 @@ class Job:
     measure: Measure
     chunk_mib: float
     gradients: bool
-    bias_learns: bool
+    bias_needs_grad: bool
     row_weight: Tensor | None = None
-    """[b,n]: what each query row counts; None: 1 each."""
+    """Weight of each query row [b,n]; None: 1."""
 
     def weighted(self, terms: Tensor, samples: slice = slice(None), rows: slice = slice(None)) -> Tensor:
-        """Terms of some samples and query rows, each times its row's weight; what counts 0 is 0, also where it is NaN.
+        """Terms of some samples and query rows times the rows' weights; weight 0 makes 0, also of NaN.
 
         Args:
             terms: [s,g,r] or [s,g,r,k].
+            samples: s of the b samples.
+            rows: r of the n query rows.
         """
         if self.row_weight is None:
             return terms
@@ -43,23 +45,24 @@ class Job:
 
 @dataclass(eq=False)
 class Result:
-    """Every sample's own: value [b] and the gradients of value[b] by query, key and bias."""
+    """The divergence of every sample, and its gradients by query, key and bias."""
 
     value: Tensor
     """[b], float64"""
     d_query: Tensor
     """[b,g,n,d]"""
     d_key: Tensor
-    """[b,g,m,d], or fewer heads where they are shared"""
+    """[b,g,m,d], or fewer heads where heads share keys"""
     bias: BiasGradient | None
     """In units of the scores over T, not yet divided by n T."""
 
     @classmethod
     def empty(cls, job: Job, dtype: torch.dtype) -> "Result":
+        """A result of zeros, to which a backend adds; without gradients only the value is allocated."""
         student = job.student
         value = torch.zeros(student.shape[0], dtype=torch.float64, device=student.query.device)
         if not job.gradients:
             return cls(value, value, value, None)
         d_query, d_key = (torch.zeros(x.shape, dtype=dtype, device=x.device) for x in (student.query, student.key))
-        learns = job.bias_learns and student.bias is not None
-        return cls(value, d_query, d_key, student.bias.gradient(student.shape[0]) if learns else None)  # type: ignore[union-attr]
+        bias = student.bias if job.bias_needs_grad else None
+        return cls(value, d_query, d_key, None if bias is None else bias.gradient(student.shape[0]))

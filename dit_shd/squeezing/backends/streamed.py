@@ -1,7 +1,7 @@
-"""The divergence tile by tile: any bias, mask or causality, any widths, shared keys; KL exactly.
+"""The divergence tile by tile: any bias, mask or causality, any widths, shared keys; exact KL.
 
-Both maps of a tile, the divergence of its rows and the gradient of its scores come out of one visit; the scores'
-gradient goes on to query, key and bias at once, so no map outlives its tile.
+Both maps of a tile, the divergence of its rows and the gradient of its scores are computed together, and the gradient
+is propagated to query, key and bias at once, so that no map is kept beyond its tile.
 """
 
 from collections.abc import Iterator
@@ -16,36 +16,40 @@ from dit_shd.squeezing.plans import by_size
 
 
 def run(job: Job) -> Result:
-    """One pass over the tiles."""
+    """Value and gradients of a layer in one pass over the tiles."""
     result = Result.empty(job, torch.promote_types(job.student.query.dtype, torch.float32))
-    for samples, ours, target, runs in targets(job, planes=3):
-        _heads(job, result, samples, ours, target, runs)
+    for samples, heads, target, row_tiles in targets(job, planes=3):
+        _heads(job, result, samples, heads, target, row_tiles)
     return result
 
 
 def targets(job: Job, planes: int) -> Iterator[tuple[slice, list[int], "Target", list[slice]]]:
-    """Samples, student heads, what these are to learn, and the runs of query rows to take it in.
+    """Tiles of the squeezed maps: samples, student heads, their target, and the slices of query rows.
 
     Args:
-        planes: what the caller holds of a tile for each student head, beside the teacher's maps.
+        job: the layer.
+        planes: maps of a tile that the caller holds for each student head, beside the teacher's maps.
     """
     b, _, n, m = job.teacher.shape
     buffers = Buffers(torch.promote_types(job.student.query.dtype, torch.float32), job.student.query.device)
-    for k, chosen in by_size(job.squeeze.plan):
-        tiling = Tiling.choose(b, len(chosen), n, m, k + planes, buffers.device, job.chunk_mib)
+    for k, groups in by_size(job.squeeze.plan):
+        tiling = Tiling.choose(b, len(groups), n, m, k + planes, buffers.device, job.chunk_mib)
         for samples in slices(b, tiling.samples):
-            for part in slices(len(chosen), tiling.groups):
-                target = Target(job, buffers, k, samples, chosen[part], slice(part.start * k, part.stop * k))
-                yield samples, chosen[part], target, list(slices(n, tiling.rows))
+            for tile in slices(len(groups), tiling.groups):
+                kept_heads = slice(tile.start * k, tile.stop * k)
+                target = Target(job, buffers, k, samples, groups[tile], kept_heads)
+                yield samples, groups[tile], target, list(slices(n, tiling.rows))
 
 
-def _heads(job: Job, result: Result, samples: slice, ours: list[int], target: "Target", runs: list[slice]) -> None:
+def _heads(
+    job: Job, result: Result, samples: slice, heads: list[int], target: "Target", row_tiles: list[slice]
+) -> None:
     """Value and gradients of some samples and student heads."""
     n, buffers = job.teacher.shape[2], target.buffers
-    student = Maps(job.student, samples, ours, job.temperature, buffers)
+    student = Maps(job.student, samples, heads, job.temperature, buffers)
     d_query = buffers.take("d_query", *student.query.shape)
-    d_key = buffers.take("d_key", *student.key.transpose(1, 2).shape)  # the other way round: that product is faster
-    for i, rows in enumerate(runs):
+    d_key = buffers.take("d_key", *student.key.transpose(1, 2).shape)  # transposed: that product is faster
+    for i, rows in enumerate(row_tiles):
         terms, d_scores = _MEASURES[job.measure](target.rows(rows), student, rows, job)
         result.value[samples] += job.weighted(terms, samples, rows).sum((1, 2), dtype=torch.float64) / n
         if not job.gradients:
@@ -58,29 +62,35 @@ def _heads(job: Job, result: Result, samples: slice, ours: list[int], target: "T
         add_product(d_key, student.query[:, rows].transpose(1, 2), flat, first=i == 0)
     if job.gradients:
         factor = student.factor / n
-        result.d_query[samples, student.heads] = d_query.mul_(factor).unflatten(0, (-1, len(ours)))
-        shared = d_key.mul_(factor).transpose(1, 2).unflatten(0, (-1, len(ours)))
-        places = index_tensor(tuple(job.student.key_heads(ours)), d_key.device)
-        result.d_key[samples] = result.d_key[samples].index_add_(1, places, shared)
+        result.d_query[samples, student.heads] = d_query.mul_(factor).unflatten(0, (-1, len(heads)))
+        shared = d_key.mul_(factor).transpose(1, 2).unflatten(0, (-1, len(heads)))
+        key_heads = index_tensor(tuple(job.student.key_heads(heads)), d_key.device)
+        result.d_key[samples] = result.d_key[samples].index_add_(1, key_heads, shared)
 
 
 class Target:
-    """A~[b,G,r,m] for some student heads that stand for k teacher heads each, run of rows by run of rows.
+    """A~ [b,G,r,m] of some student heads, each of k teacher heads, by tiles of query rows.
 
     Args:
-        place: where these teacher heads are among the kept maps of their group size.
+        job: the layer.
+        buffers: for the maps.
+        k: teacher heads of each student head.
+        samples: of the batch.
+        student_heads: G of them.
+        kept_heads: positions of their teacher heads among the kept maps of this group size.
     """
 
-    def __init__(self, job: Job, buffers: Buffers, k: int, samples: slice, ours: list[int], place: slice):
-        self.k, self.buffers, self.groups = k, buffers, len(ours)
-        heads = [head for g in ours for head in job.squeeze.plan[g]]
+    def __init__(self, job: Job, buffers: Buffers, k: int, samples: slice, student_heads: list[int], kept_heads: slice):
+        self.k, self.buffers, self.groups = k, buffers, len(student_heads)
+        heads = [head for g in student_heads for head in job.squeeze.plan[g]]
         weight = job.squeeze.weight[samples, heads].to(buffers.dtype)
         self.weight = weight.unflatten(1, (self.groups, k))[..., None]  # [s,G,k,n or 1,1]
         kept = job.squeeze.maps.get(k) if job.temperature == 1 else None
-        self.kept = None if kept is None else kept[samples, place]
+        self.kept = None if kept is None else kept[samples, kept_heads]
         self.maps = Maps(job.teacher, samples, heads, job.temperature, buffers) if kept is None else None
 
     def rows(self, rows: slice) -> Tensor:
+        """A~ [s,G,r,m] of some query rows, in a buffer that the next call overwrites."""
         if self.kept is not None:
             maps = self.kept[:, :, rows].unflatten(1, (self.groups, self.k))
         else:
@@ -99,8 +109,8 @@ class Target:
 def _kl(target: Tensor, student: Maps, rows: slice, job: Job) -> tuple[Tensor, Tensor]:
     """KL (or cross-entropy) per row [s,G,r] and its gradient by the scores over T: B sum(A~) - A~.
 
-    log B is (S - max S) + log(max B): no second pass of exponentials, and two numbers, since beside a max S of -1e9 (a
-    row that a mask hides altogether) the second is lost.
+    log B is (S - max S) + log(max B), without a second pass of exponentials; the two are added separately, since
+    log(max B) would be lost beside a max S of -1e9 (a row whose keys are all masked).
     """
     buffers = student.buffers
     log_map = student.scores(rows, "log B")
@@ -109,7 +119,9 @@ def _kl(target: Tensor, student: Maps, rows: slice, job: Job) -> tuple[Tensor, T
     log_map.sub_(torch.where(most > 0, log_map.amax(-1, keepdim=True), 0.0))
     if student.hides:
         log_map.masked_fill_(target == 0, 0.0)  # 0 log 0
-    mass = target.sum(-1, keepdim=True) if job.teacher.masks else most.new_ones(())  # rows it masks altogether: 0
+    mass = (
+        target.sum(-1, keepdim=True) if job.teacher.masks else most.new_ones(())
+    )  # 0 for rows that are masked altogether
     terms = -torch.linalg.vecdot(target, log_map) - (torch.where(most > 0, most.log(), 0.0) * mass)[..., 0]
     if job.measure == "kl":
         log_target = torch.clamp(target, min=torch.finfo(target.dtype).tiny, out=log_map).log_()
@@ -126,7 +138,7 @@ def _mse(target: Tensor, student: Maps, rows: slice, job: Job) -> tuple[Tensor, 
     maps = student.maps(rows, "B")
     gap = torch.sub(maps, target, out=student.buffers.take("gap", *maps.shape))
     if job.teacher.masks:
-        gap.mul_(target.sum(-1, keepdim=True) > 0)  # rows that the teacher masks altogether count as nothing
+        gap.mul_(target.sum(-1, keepdim=True) > 0)  # rows that the teacher masks altogether count as 0
     terms = torch.linalg.vecdot(gap, gap)
     if not job.gradients:
         return terms, terms

@@ -153,9 +153,15 @@ class _Layer:
     fixed: dict[str, Any]
     """Constants of the kernels: widths, biases, causality, precision."""
 
+    @property
+    def bias(self) -> str:
+        """What blocks are made for: dense, if either side's is."""
+        kinds = (self.fixed["T_BIAS"], self.fixed["S_BIAS"])
+        return "dense" if "dense" in kinds else kinds[1]
+
     def rows(self, group: kernels.Group, terms: Tensor, d_query: Tensor | None) -> None:
         (b, n, m), (count, k) = self.size, group.members.shape
-        blocks = Blocks.of_rows(self.fixed["T_WIDTH"], self.fixed["S_WIDTH"], self.dtype, self.measure)
+        blocks = Blocks.of_rows(self.fixed["T_WIDTH"], self.fixed["S_WIDTH"], self.dtype, self.measure, self.bias)
         kernel = kernels.squared_rows if self.measure == "mse" else kernels.divergence_rows
         entropy = {} if self.measure == "mse" else {"ENTROPY": self.measure == "kl"}
         kernel[(triton.cdiv(n, blocks.rows), count, b)](
@@ -169,7 +175,7 @@ class _Layer:
         strides = [0 if size == 1 else stride for size, stride in zip(d_bias.shape, d_bias.stride())]
         strides = {"dense": strides, "entries": [*strides[:2], 0, 0]}.get(collect, [0] * 4)
         boost = 1.0 if self.dtype == torch.float32 else float(2 ** min(14, m.bit_length() - 1))
-        blocks = Blocks.of_keys(self.fixed["T_WIDTH"], self.fixed["S_WIDTH"], self.dtype)
+        blocks = Blocks.of_keys(self.fixed["T_WIDTH"], self.fixed["S_WIDTH"], self.dtype, self.bias)
         kernels.divergence_keys[(triton.cdiv(m, blocks.cols), count, b)](
             self.teacher, self.student, group, self.kept, d_key, d_bias, *strides, boost, n, m,
             COLLECT="none" if collect == "lines" else collect, SQUARED=self.measure == "mse", K=k,

@@ -68,11 +68,13 @@ def store_rows(x, places, rows, live, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def load_query(side, b, head, rows, live, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """Query rows [r,d] of a head."""
     return load_rows(side.query, b * side.query_b, head * side.query_h, side.query_n, rows, live, WIDTH, BLOCK)
 
 
 @triton.jit
 def load_key(side, b, head, cols, live, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """Keys [c,d] of a head, which several heads may share."""
     shared = head // side.shared
     return load_rows(side.key, b * side.key_b, shared * side.key_h, side.key_m, cols, live, WIDTH, BLOCK)
 

@@ -33,16 +33,18 @@ class Blocks:
         return cls(64, 64 if bias == "none" else 32, 4, 2)
 
     @classmethod
-    def of_rows(cls, d_teacher: int, d_student: int, dtype: torch.dtype, measure: str) -> "Blocks":
+    def of_rows(cls, d_teacher: int, d_student: int, dtype: torch.dtype, measure: str, bias: str) -> "Blocks":
         """For the divergence by rows: two blocks of maps and two accumulators [rows, width]."""
-        if _large(d_teacher, d_student, dtype) or measure == "mse":
-            return cls(32, 32, 8 if dtype == torch.float32 else 4, 1)
-        return cls(64, 32, 8, 2)
+        if measure == "mse" or _large(d_teacher, d_student, dtype):
+            return cls(32, 32, 8, 1)
+        return cls(32 if bias == "dense" else 64, 32, 8, 2)
 
     @classmethod
-    def of_keys(cls, d_teacher: int, d_student: int, dtype: torch.dtype) -> "Blocks":
+    def of_keys(cls, d_teacher: int, d_student: int, dtype: torch.dtype, bias: str) -> "Blocks":
         """For the divergence by keys: two blocks of maps and one accumulator [keys, width]."""
-        return cls(32, 32, 4, 1) if _large(d_teacher, d_student, dtype) else cls(64, 32, 4, 2)
+        if _large(d_teacher, d_student, dtype):
+            return cls(32, 32, 4, 1)
+        return cls(64, 32, 8 if bias == "dense" else 4, 2)
 
     @classmethod
     def of_offsets(cls, window: int) -> "Blocks":

@@ -1,0 +1,108 @@
+"""What tasks of class-conditional latents have in common: dropped labels, masked passes, models that fit the data."""
+
+import inspect
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dit_shd.core.errors import UserError
+from dit_shd.core.rng import Draws
+from dit_shd.data.datasets import Dataset
+from dit_shd.diffusion.denoiser import NO_LABEL, Denoiser
+from dit_shd.models import loading
+
+MASKED = "masked"
+"""The name of the masked pass."""
+SPREAD = 0.2
+"""By how much more than the ratio a step may mask."""
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """How a step's labels are dropped and its tokens masked; a pass draws both for itself.
+
+    Args:
+        label_dropout: share of labels dropped, for guidance.
+        mask_ratio: a share of tokens, drawn once a step from here to SPREAD more, is hidden in the masked pass (MDT,
+            arXiv 2303.14389); None for no such pass.
+
+    Raises:
+        UserError: a share out of its range.
+    """
+
+    label_dropout: float
+    mask_ratio: float | None
+
+    def __post_init__(self) -> None:
+        for key, high in (("label_dropout", 1), ("mask_ratio", 1 - SPREAD)):
+            value = getattr(self, key)
+            if value is not None and not 0 <= value <= high:
+                raise UserError(f"task.{key}: wanted a number from 0 to {high:g}, found {value}")
+
+    @property
+    def passes(self) -> tuple[str, ...]:
+        """Of a step, in order."""
+        return ("plain",) if self.mask_ratio is None else ("plain", MASKED)
+
+    def labels(self, draws: Draws, name: str, labels: Tensor) -> Tensor:
+        """The labels [b] of a pass, NO_LABEL where they are dropped."""
+        return torch.where(draws.uniform(f"label/{name}") < self.label_dropout, NO_LABEL, labels)
+
+    def keep(self, draws: Draws, name: str, tokens: int) -> Tensor | None:
+        """The kept token indices [b,kept] of a pass, sorted; None where all are kept."""
+        if name != MASKED:
+            return None
+        assert self.mask_ratio is not None
+        ratio = self.mask_ratio + SPREAD * draws.scalar("mask ratio")
+        ranks = draws.uniform("mask", (tokens,))
+        return ranks.argsort(dim=1)[:, : _kept(tokens, ratio)].sort(dim=1).values
+
+    def example_keep(self, name: str, tokens: int, images: int, device: torch.device) -> Tensor | None:
+        """Token indices as many as `keep` gives on average [b,kept]."""
+        if name != MASKED:
+            return None
+        assert self.mask_ratio is not None
+        kept = _kept(tokens, self.mask_ratio + SPREAD / 2)
+        return torch.arange(kept, device=device).expand(images, -1).contiguous()
+
+    def check_model(self, role: str, model: nn.Module) -> None:
+        """Refuse a model without a masked pass where there is one.
+
+        Raises:
+            UserError: it has none.
+        """
+        if self.mask_ratio is not None and "keep" not in inspect.signature(model.forward).parameters:
+            raise UserError(
+                f"task.mask_ratio: the {role} ({type(model).__name__}) has no masked pass; set task.mask_ratio=null"
+            )
+
+
+def check_conditional(role: str, model: nn.Module) -> None:
+    """Refuse a model that does not denoise square latents by class.
+
+    Raises:
+        UserError: it is of another kind.
+    """
+    reason = loading.why_not_conditional(model)
+    if reason is not None:
+        raise UserError(f"{role}: {reason}")
+
+
+def check_fit(role: str, model: nn.Module, dataset: Dataset) -> None:
+    """Refuse a model of other latents or fewer classes than the data's.
+
+    Raises:
+        UserError: naming both shapes or both numbers.
+    """
+    denoiser = Denoiser(model)
+    if denoiser.shape != tuple(dataset.shape):
+        raise UserError(f"{role}: takes latents of shape {denoiser.shape}, the data's are {tuple(dataset.shape)}")
+    known = denoiser.model.config
+    classes = known.get("num_classes", known.get("num_embeds_ada_norm", dataset.classes))
+    if classes < dataset.classes:
+        raise UserError(f"{role}: knows {classes} classes, the data has {dataset.classes}")
+
+
+def _kept(tokens: int, ratio: float) -> int:
+    return max(1, int(tokens * (1 - ratio)))
