@@ -35,7 +35,7 @@ def calibrate(
             readers: dict[str, list[Loss]] = {}
             for name, loss in calibrated.items():
                 if number < loss.calibration and batch.pass_name in loss.passes:
-                    readers.setdefault(chosen(loss.teacher, known, name), []).append(loss)
+                    readers.setdefault(chosen(loss.teacher, known, name)[0], []).append(loss)
             for name, losses in readers.items():
                 with capture(distiller.student) as student, captured(known[name]) as teacher:
                     distiller.task.predict(distiller.student, batch)

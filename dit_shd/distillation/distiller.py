@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dit_shd.attention.recording.attach import capture
+from dit_shd.distillation.ensemble import OutputOf, mean
 from dit_shd.distillation.losses import Loss
 from dit_shd.distillation.records import Forward, Layer, Reads, Term
 from dit_shd.distillation.teacher_stream import TeacherStream
@@ -90,14 +91,21 @@ class Distiller(nn.Module):
         """The term of every loss, teacher by teacher."""
         readers: dict[str, dict[str, Loss]] = {}
         terms: dict[str, Term] = {}
+        outputs: dict[str, list[OutputOf]] = {}
         for name, loss in losses.items():
-            if loss.reads_teacher:
-                readers.setdefault(chosen(loss.teacher, teachers, name), {})[name] = loss
+            read = chosen(loss.teacher, teachers, name) if loss.reads_teacher else []
+            if len(read) == 1:
+                readers.setdefault(read[0], {})[name] = loss
+            elif read:
+                outputs[name] = [OutputOf() for _ in read]
+                for teacher, output in zip(read, outputs[name]):
+                    readers.setdefault(teacher, {})[f"{name} of {teacher}"] = output
             else:
                 terms[name] = loss.term(student, None, batch)  # type: ignore[arg-type]
-        for name, reading in readers.items():
-            terms |= self._streams[name].terms(self.task, teachers[name], batch, reading, student)
-        return terms
+        for teacher, reading in readers.items():
+            found = self._streams[teacher].terms(self.task, teachers[teacher], batch, reading, student)
+            terms |= {name: term for name, term in found.items() if name in losses}
+        return terms | {name: losses[name].term(student, mean(read), batch) for name, read in outputs.items()}
 
     def named_losses(self) -> list[tuple[str, Loss]]:
         """The losses by the name of their file; a second one of a kind gets a number."""

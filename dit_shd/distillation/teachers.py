@@ -1,6 +1,6 @@
 """The teachers of a run, by name: a run has one as a rule, and two or more where losses read different ones."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
@@ -29,11 +29,11 @@ def role(name: str) -> str:
     return TEACHER if name == TEACHER else f"{TEACHER} {name}"
 
 
-def chosen(wanted: str | None, names: Mapping[str, object], where: str) -> str:
-    """The name of the teacher that a loss reads.
+def chosen(wanted: str | Sequence[str] | None, names: Mapping[str, object], where: str) -> list[str]:
+    """The names of the teachers that a loss reads: one, or those whose outputs are averaged.
 
     Args:
-        wanted: as the loss names it; None for the first.
+        wanted: as the loss names them; None for the first.
         names: the teachers that there are, by name.
         where: what errors call the loss.
 
@@ -43,10 +43,12 @@ def chosen(wanted: str | None, names: Mapping[str, object], where: str) -> str:
     if not names:
         raise UserError(f"{where}: needs a teacher, and none was given")
     if wanted is None:
-        return next(iter(names))
-    if wanted not in names:
-        raise UserError(f"{where}: teacher: wanted one of {', '.join(names)}, found '{wanted}'")
-    return wanted
+        return [next(iter(names))]
+    every = [wanted] if isinstance(wanted, str) else list(wanted)
+    for name in every:
+        if name not in names:
+            raise UserError(f"{where}: teacher: wanted one of {', '.join(names)}, found '{name}'")
+    return every
 
 
 def read_teachers(losses: Mapping[str, Loss], names: Mapping[str, object]) -> list[str]:
@@ -56,4 +58,4 @@ def read_teachers(losses: Mapping[str, Loss], names: Mapping[str, object]) -> li
         UserError: a loss names a teacher that there is not.
     """
     read = [chosen(loss.teacher, names, name) for name, loss in losses.items() if loss.reads_teacher]
-    return list(dict.fromkeys(read))
+    return list(dict.fromkeys(name for every in read for name in every))

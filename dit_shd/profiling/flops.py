@@ -102,7 +102,7 @@ def loss_costs(
     for key, loss in losses.items():
         teacher_captures, student_captures = {}, {}
         if LAYERS & loss.reads and loss.reads_teacher:
-            teacher_captures = captures_of(teachers[chosen(loss.teacher, teachers, key)], task, pass_name)
+            teacher_captures = captures_of(teachers[chosen(loss.teacher, teachers, key)[0]], task, pass_name)
             student_captures = captures_of(student, task, pass_name)
         costs[key] = loss.cost(teacher_captures, student_captures, images)
     return costs

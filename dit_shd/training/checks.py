@@ -77,7 +77,7 @@ def teaching(config: TrainConfig, losses: Sequence[Loss]) -> None:
                 f"teacher: losses need a teacher, and none was given (losses: [] is plain training); found {names}"
             )
         return
-    read = {chosen(loss.teacher, config.teachers, f"losses.{i}") for i, loss in reading.items()}
+    read = {name for i, loss in reading.items() for name in chosen(loss.teacher, config.teachers, f"losses.{i}")}
     if config.initialisation.weights == "teacher":  # that is a use; it is loaded for it whatever comes after
         read.add(next(iter(config.teachers)))
     unread = [name for name in config.teachers if name not in read]

@@ -147,8 +147,8 @@ def test_any_loss_has_a_key_for_its_teacher():
     assert LOSSES.build(Plugin("shd")).teacher is None
     assert LOSSES.filled(Plugin("output", {"teacher": "deep"})).options["teacher"] == "deep"
     assert "teacher" not in LOSSES.filled(Plugin("output")).options
-    with pytest.raises(UserError, match=r"teacher: wanted text"):
-        LOSSES.build(Plugin("output", {"teacher": ["deep"]}))
+    with pytest.raises(UserError, match=r"teacher: wanted text or list"):
+        LOSSES.build(Plugin("output", {"teacher": {"deep": 1}}))
 
 
 class AllLayers(Loss):

@@ -41,7 +41,7 @@ class Loss(nn.Module, ABC):
     """A distillation term.
 
     The keywords of a loss's `__init__` are its keys in YAML. Every loss has one more, `teacher`: the name of the
-    teacher that it reads, where a run has several.
+    teacher that it reads, where a run has several; a list of names stands for the mean of these teachers' outputs.
 
     A loss whose `reads` include ATTENTION or HIDDEN is given all layers of both models at once. The teacher's are held
     until it has run to its end: attention takes 3 b h n d numbers a layer (query, key and value; the maps themselves
@@ -58,8 +58,8 @@ class Loss(nn.Module, ABC):
     """If not, `term` gets None in its place, and no teacher is run for it."""
     calibration = 0
     """How many batches it is calibrated on before training; see calibrate."""
-    teacher: str | None = None
-    """Which of the run's teachers it reads, by name; the first where it names none."""
+    teacher: str | Sequence[str] | None = None
+    """Which of the run's teachers it reads, by name; the first where it names none, the mean output of several."""
     layers: LayerMap = "sections"
     """Which of the teacher's layers each of the student's learns from."""
 
@@ -70,14 +70,20 @@ class Loss(nn.Module, ABC):
         self.weight, self.passes = _schedule(weight, type(self).__name__), tuple(passes)
 
     @classmethod
-    def from_options(cls, teacher: str | None = None, **options: Any) -> Self:
+    def from_options(cls, teacher: str | list[str] | None = None, **options: Any) -> Self:
         """Build a loss from its keys in YAML.
 
         Args:
-            teacher: the name of the teacher it reads; the first where empty.
+            teacher: the name of the teacher it reads; the first where empty. Several: the mean of their outputs.
             options: the keywords of `__init__`.
+
+        Raises:
+            UserError: several teachers for a loss that reads layers, whose mean means nothing.
         """
         loss = cls(**options)
+        if isinstance(teacher, list) and (not teacher or loss.reads != {Reads.OUTPUT}):
+            wanted = "one or more names" if not teacher else "one name, since it reads layers"
+            raise UserError(f"{cls.__name__}: teacher: wanted {wanted}, found {teacher}")
         loss.teacher = teacher
         return loss
 

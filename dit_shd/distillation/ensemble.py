@@ -1,0 +1,39 @@
+"""Several teachers as one: the mean of their outputs, as in BabyLLaMA (arXiv 2308.02019), which averages logits."""
+
+from collections.abc import Sequence
+
+import torch
+
+from dit_shd.core.errors import UserError
+from dit_shd.distillation.losses import Loss
+from dit_shd.distillation.records import Forward, Term
+from dit_shd.tasks import Batch
+
+
+class OutputOf(Loss):
+    """Reads what one of several teachers predicts, and keeps it for the mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.output: Forward | None = None
+
+    def term(self, student: Forward, teacher: Forward, batch: Batch) -> Term:
+        """0: it is no loss."""
+        self.output = teacher
+        return Term(teacher.prediction.new_zeros(1))
+
+
+def mean(read: Sequence[OutputOf]) -> Forward:
+    """The mean prediction of teachers that have run.
+
+    Raises:
+        UserError: they predict tensors of different shapes.
+    """
+    predictions = [each.output.prediction for each in read if each.output is not None]
+    shapes = {tuple(prediction.shape) for prediction in predictions}
+    if len(shapes) > 1:
+        raise UserError(
+            f"teacher: the mean of several wants outputs of one shape, found {' and '.join(map(str, sorted(shapes)))}; "
+            "of language models: the same tokenizer"
+        )
+    return Forward(torch.stack(predictions).mean(0))

@@ -1,0 +1,1 @@
+"""SHD in other people's training loops."""
