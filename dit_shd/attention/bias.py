@@ -79,7 +79,7 @@ class Bias(ABC):
         return self.rebuilt([leaf.detach() for leaf in self.leaves])
 
     def scaled(self, factor: float) -> "Bias":
-        """factor * bias"""
+        """The bias times a factor."""
         return self.rebuilt([leaf * factor for leaf in self.leaves])
 
     def needs_grad(self) -> bool:
@@ -151,7 +151,7 @@ class DenseBias(Bias):
 
 
 def _stretched(bias: Tensor, factor: float) -> Tensor:
-    """factor * bias, in which what is finite stays finite: rows masked by finfo.min do not become rows of infinity."""
+    """Factor * bias, in which what is finite stays finite: rows masked by finfo.min do not become rows of infinity."""
     limit = torch.finfo(bias.dtype).max
     return torch.where(bias.isinf(), bias, (bias * factor).clamp(-limit, limit))
 

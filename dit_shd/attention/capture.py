@@ -94,7 +94,7 @@ class Capture:
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """(b, h, n, m)"""
+        """The lengths (b, h, n, m)."""
         return (*self.query.shape[:3], self.key.shape[2])  # type: ignore[return-value]
 
     @property

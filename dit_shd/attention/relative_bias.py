@@ -89,7 +89,7 @@ class RelativeBias(Bias):
         return add_entries
 
     def _index(self, rows: slice) -> Tensor:
-        """[b or 1, r, m], int32"""
+        """Entries of the table [b or 1, r, m], int32."""
         assert self.code is not None and self.query_code is not None
         offset = (self.window - 1) * (2 * self.window - 1) + (self.window - 1)
         return (self.query_code[:, rows, None] + offset) - self.code[:, None, :]

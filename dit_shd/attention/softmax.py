@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def softmax(scores: Tensor, masks: bool = True) -> Tensor:
-    """softmax over the last axis; zeros where all of a row is -inf, if `masks` says that this is possible."""
+    """Softmax over the last axis; zeros where all of a row is -inf, if `masks` says that this is possible."""
     maps = scores.softmax(dim=-1)
     return maps.masked_fill(_all_masked(scores), 0.0) if masks else maps
 

@@ -32,8 +32,11 @@ def attend(
     """softmax(scale q k^T + bias) v, in memory linear in n.
 
     Args:
-        query: [b,h,n,d]. key, value: [b,h,m,d]; the value's width may differ.
-        scale: factor of the scores. bias: added to them, or nothing.
+        query: [b,h,n,d].
+        key: [b,h,m,d].
+        value: [b,h,m,d]; its width may differ.
+        scale: factor of the scores.
+        bias: added to them, or nothing.
         causal: query i sees keys 0..i only.
         chunk_mib: memory budget for what is n x m, in MiB.
 

@@ -158,7 +158,7 @@ class Loan:
 
 
 def add_product(out: Tensor, a: Tensor, b: Tensor, factor: float = 1.0, first: bool = False) -> None:
-    """out += factor a @ b, batch by batch; `first` does not read what out held."""
+    """Out += factor a @ b, batch by batch; `first` does not read what out held."""
     torch.baddbmm(out, a, b, beta=0 if first else 1, alpha=factor, out=out)
 
 

@@ -32,9 +32,15 @@ def layer_map(teacher: Sequence[str], student: Sequence[str], how: LayerMap = "s
         return dict(how)
     if how not in ("sections", "proportional"):
         raise UserError(f"layers: wanted sections, proportional or a map of names, found '{how}'")
+    runs = [max((_run(name) for name in names), default=1) for names in (teacher, student)]
+    if min(runs) > 1 and runs[0] != runs[1]:
+        raise UserError(
+            f"layers: a layer of the teacher runs {runs[0]} times in one forward, one of the student {runs[1]} times; "
+            "name the pairs"
+        )
     layers = [[name for name in names if ":" not in name] for names in (teacher, student)]
     pairs = _proportional(*layers) if how == "proportional" else _by_section(*layers)
-    for name in student:  # a layer's text queries learn from the text queries of its teacher, if it has any
+    for name in student:  # a layer's text queries learn from the text queries of its teacher, if they have any
         layer, _, part = name.partition(":")
         if part and f"{pairs[layer]}:{part}" in teacher:
             pairs[name] = f"{pairs[layer]}:{part}"
@@ -66,3 +72,9 @@ def _sections(names: Sequence[str]) -> dict[str, list[str]]:
     for name in names:
         sections.setdefault(re.sub(r"\d+", "*", name), []).append(name)
     return sections
+
+
+def _run(name: str) -> int:
+    """The number of the run that a capture's name has: NAME, NAME#2, NAME#3:text, ..."""
+    number = name.partition(":")[0].partition("#")[2]
+    return int(number) if number.isdigit() else 1

@@ -135,6 +135,14 @@ def test_text_queries_learn_from_their_layers_text_queries_where_it_has_any():
     assert layer_map(teacher, student, "proportional") == {"b.0": "b.1", "b.0:text": "b.1:text", "b.1": "b.3"}
 
 
+def test_layers_that_run_several_times_run_as_often_on_both_sides():
+    three, two = (["a", *(f"a#{i}" for i in range(2, n + 1))] for n in (3, 2))
+    assert layer_map(three, three) == {name: name for name in three}
+    assert layer_map(["b.0", "b.1", "b.2"], three) == dict(zip(three, ["b.0", "b.1", "b.2"]))
+    with pytest.raises(UserError, match="of the teacher runs 3 times in one forward, one of the student 2 times"):
+        layer_map(three, two)
+
+
 @pytest.mark.parametrize(
     ("how", "message"),
     [

@@ -19,7 +19,7 @@ def rows_of(x: Tensor, arrangement: Arrangement) -> Tensor:
 
 
 def unit_rows(like: Tensor, arrangement: Arrangement, first: int, k: int) -> Tensor:
-    """k rows, each with a one in another of the features from `first` on, arranged as `like` is."""
+    """K rows, each with a one in another of the features from `first` on, arranged as `like` is."""
     width = rows_of(like, arrangement).shape[-1]
     eye = torch.zeros(k, width, dtype=like.dtype, device=like.device)
     eye[torch.arange(k), first + torch.arange(k)] = 1

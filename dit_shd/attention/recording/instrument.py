@@ -108,8 +108,10 @@ def _same(x: Any) -> Any:
 
 @functools.cache
 def _recorded_class(cls: type[nn.Module], plain: type[nn.Module]) -> type[nn.Module]:
-    """`cls` with a forward that hands its calls to the module's recorders; one class for all modules of a kind, so
-    that torch.compile sees the same code everywhere."""
+    """`cls` with a forward that hands its calls to the module's recorders.
+
+    One class for all modules of a kind, so that torch.compile sees the same code everywhere.
+    """
     base: Any = cls
     places = token_places(plain.forward)
 

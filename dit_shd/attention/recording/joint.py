@@ -96,6 +96,9 @@ def sections(
     """The Captures of one call, each with what is to be added to its layer's name; none where it lacks the block.
 
     Args:
+        call: of the layer.
+        bias: its mask, as a bias.
+        choice: the block that is wanted.
         layout: without projections if W^O is not wanted; None if nothing is known.
         text: the number of text tokens in the sequence, if it is joint.
 

@@ -73,8 +73,11 @@ def heads_and_dropout(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[int,
 
 
 class MultiHead(TorchFunctionMode):
-    """Inside F.multi_head_attention_forward: notes its call of scaled_dot_product_attention or, with need_weights,
-    the call that would have given what it multiplies and takes the softmax of itself (its query is scaled already)."""
+    """Inside F.multi_head_attention_forward: notes its call of scaled_dot_product_attention.
+
+    With need_weights it multiplies and takes the softmax itself: then, the call that would have given the same (its
+    query is scaled already).
+    """
 
     def __init__(self, calls: list[RawCall], heads: int, dropout: float, see: See | None = None):
         super().__init__()
