@@ -71,6 +71,7 @@ class FlowMatching(Task[FlowBatch]):
     needs = frozenset({"latents", "labels"})
     all_passes = frozenset({"plain", "masked"})
     resumable = frozenset({"evaluation"})
+    generates = True
 
     def __init__(
         self,
