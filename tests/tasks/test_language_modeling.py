@@ -236,9 +236,9 @@ def test_a_model_that_fits_is_left_as_it_was(tmp_path):
 
 def test_a_teacher_that_knows_nothing_of_the_text_is_found_out(tmp_path):
     made = task(lines(tmp_path))
-    (opinion,) = made.judge(causal_lm(GPT2), 0, torch.device("cpu"), measure=True)
-    assert "no better than tokens' frequencies" in opinion.fault
-    assert not list(made.judge(causal_lm(GPT2), 0, torch.device("cpu"), measure=False))
+    (finding,) = made.check_teacher(causal_lm(GPT2), 0, torch.device("cpu"), measure=True)
+    assert "no better than tokens' frequencies" in finding.fault
+    assert not list(made.check_teacher(causal_lm(GPT2), 0, torch.device("cpu"), measure=False))
     good = causal_lm(GPT2, std=0.02).train()
     optimizer = torch.optim.Adam(good.parameters(), 1e-2)
     for step in range(40):
@@ -246,8 +246,8 @@ def test_a_teacher_that_knows_nothing_of_the_text_is_found_out(tmp_path):
         made.losses(made.predict(good, batch), batch)["cross_entropy"].mean().backward()
         optimizer.step()
         optimizer.zero_grad()
-    (opinion,) = made.judge(good.eval(), 0, torch.device("cpu"), measure=True)
-    assert opinion.fault is None and opinion.told.startswith("teacher: ")
+    (finding,) = made.check_teacher(good.eval(), 0, torch.device("cpu"), measure=True)
+    assert finding.fault is None and finding.message.startswith("teacher: ")
 
 
 def test_cut_documents_are_said(tmp_path):
