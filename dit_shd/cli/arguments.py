@@ -1,4 +1,4 @@
-"""From words to values: key=value, files between them, and help that imports nothing heavy."""
+"""Command-line words as values: key=value and files, and help that imports nothing heavy."""
 
 import argparse
 import re
@@ -12,16 +12,16 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.yaml_files import override, read_yaml
 
 ORDER = ("encode", "convert", "train", "sample", "evaluate", "statistics", "compare", "inspect", "demo")
-"""In which the commands that everybody needs are listed; others follow."""
+"""The order in which commands are listed; others follow."""
 
 
 class _Help(argparse.Action):
-    """--help of one command: its words, then every key with its default."""
+    """--help of one command: its text, then every key with its default."""
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, nargs=0, **kwargs)
 
-    def __call__(self, parser: Any, *_: Any) -> None:
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         keys = parser.get_default("specification").keys
         parser.epilog = f"keys (key=value; dots reach inside, as optimizer.lr=1e-4; values are YAML):\n{keys}"
         parser.print_help()
@@ -35,15 +35,15 @@ def parser_of(commands: Mapping[str, Specification]) -> argparse.ArgumentParser:
         description="Distil diffusion transformers: train, sample, evaluate. Start with: dit-shd demo",
     )
     parser.add_argument("--version", action="version", version=f"dit-shd {__version__}")
-    added = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in [*(n for n in ORDER if n in commands), *(n for n in commands if n not in ORDER)]:
-        _add(added, commands[name])
+        _add(subparsers, commands[name])
     return parser
 
 
-def _add(added: Any, command: Specification) -> None:
+def _add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]", command: Specification) -> None:
     first = " ".join(command.words.values())
-    sub = added.add_parser(
+    sub = subparsers.add_parser(
         command.name,
         usage=f"%(prog)s [--trust PACKAGE] {f'{first} ' if first else ''}[key=value ...]",
         help=command.text.partition("\n")[0],
@@ -61,24 +61,28 @@ def _add(added: Any, command: Specification) -> None:
 
 
 def values_of(options: argparse.Namespace) -> dict[str, Any]:
-    """The values of a command's keys, as its words and key=value give them."""
+    """The values of a command's keys, from its words and key=value.
+
+    Raises:
+        UserError: missing or unexpected words, or text that is no YAML.
+    """
     words = options.specification.words
     if not words:
         return override({}, options.assignments)
     if isinstance(options.first, str):
         (key,) = words
-        given = {key: options.first} if key else read_yaml(Path(options.first))
-        return override(given, options.assignments)
+        values = {key: options.first} if key else read_yaml(Path(options.first))
+        return override(values, options.assignments)
     names, assignments = sorted_words([*options.first, *options.assignments])
     if len(words) == 1:
         return override({next(iter(words)): names}, assignments)
     if len(names) != len(words):
-        wanted = " and ".join(words.values())
-        raise UserError(f"wanted {len(words)} names, {wanted}, found {len(names)}: {' '.join(names)}")
+        expected = " and ".join(words.values())
+        raise UserError(f"wanted {len(words)} names, {expected}, found {len(names)}: {' '.join(names)}")
     return override(dict(zip(words, names)), assignments)
 
 
 def sorted_words(words: list[str]) -> tuple[list[str], list[str]]:
-    """Files and key=value, in any order, where a command takes several files (./a=b is a file)."""
+    """Separate files from key=value, in any order, for a command with several files (./a=b is a file)."""
     assignments = [word for word in words if re.match(r"[A-Za-z_][\w.]*=", word)]
     return [word for word in words if word not in assignments], assignments

@@ -1,4 +1,4 @@
-"""Commands of ours as child processes, side by side, one thread each, with a progress bar for each."""
+"""Commands of dit-shd as parallel child processes with one thread and one progress bar each."""
 
 import os
 import subprocess
@@ -13,33 +13,41 @@ from dit_shd.core.errors import UserError
 
 POLL_SECONDS = 0.25
 LINE_SECONDS = 20
-"""Between two lines where there is no terminal to draw bars on."""
+"""Time between two lines of progress without a terminal."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One `dit-shd` command. `done` looks at what it wrote and counts the units ready, of `total`."""
+    """One `dit-shd` command."""
 
     name: str
     arguments: list[str]
     log: Path
+    """The file for its output."""
     total: int
+    """Number of units in all."""
     unit: str
     done: Callable[[], int]
+    """Counts the finished units by the files that it wrote."""
 
 
-def run_jobs(jobs: Sequence[Job], title: str, at_once: int = 2) -> None:
-    """Run all jobs, in their order, `at_once` side by side; what they print goes to their logs.
+def run_jobs(jobs: Sequence[Job], title: str, parallel: int = 2) -> None:
+    """Run jobs in order, several in parallel; their output is written to their logs.
+
+    Args:
+        jobs: the jobs.
+        title: text before lines of progress.
+        parallel: number of jobs that run at the same time.
 
     Raises:
-        UserError: a job failed; its last lines have been printed then, and the others are stopped.
+        UserError: a job failed; its last lines are printed, and the others are stopped.
     """
-    waiting, running = list(jobs), dict[str, tuple[Job, subprocess.Popen[bytes]]]()
+    pending, running = list(jobs), dict[str, tuple[Job, subprocess.Popen[bytes]]]()
     show = _Bars(jobs) if sys.stderr.isatty() else _Lines(jobs, title)
     try:
-        while waiting or running:
-            while waiting and len(running) < at_once:
-                job = waiting.pop(0)
+        while pending or running:
+            while pending and len(running) < parallel:
+                job = pending.pop(0)
                 running[job.name] = (job, _start(job))
             time.sleep(POLL_SECONDS)
             for job, process in list(running.values()):
@@ -86,9 +94,9 @@ def _failure(job: Job, code: int) -> UserError:
 
 
 class _Bars:
-    """A live bar for each job."""
+    """A progress bar for each job."""
 
-    def __init__(self, jobs: Sequence[Job]):
+    def __init__(self, jobs: Sequence[Job]) -> None:
         from tqdm import tqdm
 
         self.bars: list[tuple[Job, Any]] = [
@@ -113,9 +121,9 @@ class _Bars:
 
 
 class _Lines:
-    """A plain line every now and then."""
+    """A line of progress every LINE_SECONDS."""
 
-    def __init__(self, jobs: Sequence[Job], title: str):
+    def __init__(self, jobs: Sequence[Job], title: str) -> None:
         self.jobs, self.title = jobs, title
         self.start = self.last = time.monotonic()
 
@@ -129,4 +137,4 @@ class _Lines:
         print(f"{self.title}: {counts} ({time.monotonic() - self.start:.0f} s)", file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Nothing to tidy up."""
+        """Do nothing: lines need no cleaning up."""

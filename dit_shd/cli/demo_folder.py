@@ -1,6 +1,5 @@
-"""What a demo is asked for, and the folder it works in: its files, its commands, how long its stages took."""
+"""Settings and folder of a demo: its files, its commands, the duration of its stages."""
 
-import hashlib
 import json
 import shutil
 import time
@@ -16,14 +15,17 @@ import yaml
 from dit_shd.core.config import option, resolve
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import write_text
+from dit_shd.core.hashing import sha256
+from dit_shd.core.resumable import SETTINGS, differences, read_settings
 
 TEACHER = "asset:digits_teacher"
 STUDENTS = {"output": "student, output only", "shd": "student, output + SHD"}
-"""Run folder (and config digits_<name>.yaml) -> what the page calls it."""
+"""Run folder (and config digits_<name>.yaml) -> name on the page."""
 SHORT = {"output": "output only", "shd": "output + SHD"}
 NAMES = {"teacher": "teacher", **STUDENTS}
 SAMPLE_BATCH = 50
-OWN = ("settings.json", "results.json", "seconds.json", "report.html", "samples", "logs", *STUDENTS)
+FILES = (SETTINGS, "results.json", "seconds.json", "report.html", "samples", "logs", *STUDENTS)
+"""What a demo writes into its folder."""
 
 
 @dataclass(frozen=True)
@@ -58,39 +60,42 @@ def student_config(name: str) -> Path:
 
 
 def seconds(out: Path) -> dict[str, float]:
-    """How long each stage took, all calls together."""
+    """Stage -> its duration in seconds, over all calls."""
     file = out / "seconds.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
 
 def sample_file(config: DemoConfig, name: str) -> Path:
+    """The images of a model."""
     return config.out / "samples" / f"{name}.npz"
 
 
 def model_source(config: DemoConfig, name: str) -> str:
+    """The run folder or asset of a model."""
     return TEACHER if name == "teacher" else str(config.out / name)
 
 
 def train_arguments(config: DemoConfig, name: str) -> list[str]:
-    """The command that trains a student: what `dit-shd` gets."""
+    """The words after `dit-shd` that train a student."""
     keys = {"run": str(config.out / name), "steps": config.steps, "seed": config.seed}
     keys |= {"log_every": 5, "checkpoint_every": 100}
     return ["train", str(student_config(name)), *(_assign(k, v) for k, v in keys.items())]
 
 
 def sample_arguments(config: DemoConfig, name: str) -> list[str]:
-    """The command that samples from a model."""
+    """The words after `dit-shd` that sample from a model."""
     keys = [_assign(key, value) for key, value in sample_keys(config, name).items()]
     return ["sample", model_source(config, name), *keys]
 
 
-def _assign(key: str, value: Any) -> str:
-    """key=value as the command line reads it: the text as it is where YAML gives the same value back."""
+def _assign(key: str, value: object) -> str:
+    """key=value for the command line: plain text if YAML reads the same value from it."""
     text = str(value)
     return f"{key}={text if yaml.safe_load(text) == value else json.dumps(value)}"
 
 
 def sample_keys(config: DemoConfig, name: str) -> dict[str, Any]:
+    """The settings with which a model is sampled."""
     return {
         "count": config.images,
         "steps": config.sampling_steps,
@@ -104,36 +109,27 @@ def sample_keys(config: DemoConfig, name: str) -> dict[str, Any]:
 
 
 def claim(config: DemoConfig) -> None:
-    """Make the folder, or go on with the one that holds a demo of the same settings."""
-    out, file = config.out, config.out / "settings.json"
-    new = _settings(config)
-    old = _read_settings(file)
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and old.keys() != new.keys())):
+    """Make the folder, or continue in one that holds a demo of the same settings.
+
+    Raises:
+        UserError: it holds other files, or a demo of other settings.
+    """
+    out, settings = config.out, _settings(config)
+    recorded = read_settings(out)
+    foreign = any(out.iterdir()) if out.is_dir() and recorded is None else out.is_file()
+    if foreign or (recorded is not None and recorded.keys() != settings.keys()):
         raise UserError(f"{out}: exists and is not a demo's folder; choose another out=FOLDER")
-    if config.fresh and file.is_file():
-        for name in OWN:
+    if config.fresh:
+        for name in FILES:
             path = out / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        old = {}
-    if old:
-        changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
-        if changed:
-            shown = ", ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} here" for k in changed[:3])
-            raise UserError(
-                f"{out}: holds a demo with other settings ({shown}); choose another out=FOLDER, "
-                "or say fresh=true to start over there"
-            )
+    elif recorded not in (None, settings):
+        raise UserError(
+            f"{out}: holds a demo with other settings ({differences(recorded, settings)}); choose another out=FOLDER, "
+            "or say fresh=true to start over there"
+        )
     out.mkdir(parents=True, exist_ok=True)
-    write_text(file, json.dumps(new, indent=2))
-
-
-def _read_settings(file: Path) -> dict[str, Any]:
-    """What an earlier demo asked for; nothing where there is none to be read."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    write_text(out / SETTINGS, json.dumps(settings, indent=2))
 
 
 def _settings(config: DemoConfig) -> dict[str, Any]:
@@ -141,7 +137,7 @@ def _settings(config: DemoConfig) -> dict[str, Any]:
     keys = {k: v for k, v in resolve(config).items() if k not in ("out", "fresh")}
     weights = Path(str(resources.files("dit_shd"))) / "assets" / TEACHER.removeprefix("asset:")
     files = {"teacher": next(weights.glob("*.safetensors"))} | {name: student_config(name) for name in STUDENTS}
-    return keys | {name: f"sha256 {hashlib.sha256(f.read_bytes()).hexdigest()[:16]}" for name, f in files.items()}
+    return keys | {name: f"sha256 {sha256(file)[:16]}" for name, file in files.items()}
 
 
 @contextmanager
@@ -151,6 +147,6 @@ def timed(out: Path, stage: str) -> Generator[None]:
     try:
         yield
     finally:
-        taken = seconds(out)
-        taken[stage] = round(taken.get(stage, 0.0) + time.perf_counter() - start, 1)
-        write_text(out / "seconds.json", json.dumps(taken))
+        durations = seconds(out)
+        durations[stage] = round(durations.get(stage, 0.0) + time.perf_counter() - start, 1)
+        write_text(out / "seconds.json", json.dumps(durations))

@@ -22,7 +22,14 @@ from dit_shd.core.signals import Stopped, terminable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code."""
+    """Run one command.
+
+    Args:
+        argv: its words; those of the process if None.
+
+    Returns:
+        The exit code.
+    """
     options = parser_of(specifications()).parse_args(argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -45,8 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"dit-shd {options.command}: {reason}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        told = "interrupted; the same command goes on from what is saved"
-        print(f"\ndit-shd {options.command}: {told}", file=sys.stderr)
+        words = "interrupted; the same command goes on from what is saved"
+        print(f"\ndit-shd {options.command}: {words}", file=sys.stderr)
         return 130
     finally:
         leave_group()
@@ -54,9 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: Namespace) -> None:
-    """Say what is not there, then import the command and do it."""
+    """Check that files exist, then import the command and run it."""
     values = values_of(options)
-    if not values.get("dry_run"):  # which can do without what is not there yet
+    if not values.get("dry_run"):  # which does not require them
         check_values(values, options.specification.places)
     command = COMMANDS.find(options.command)()
     where = "config" if "" in options.specification.words else options.command  # a file of values is the config

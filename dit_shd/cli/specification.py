@@ -1,4 +1,4 @@
-"""What a command is called with, read from its file without importing it."""
+"""A command's arguments and keys, read from its file without importing it."""
 
 import ast
 from collections.abc import Mapping
@@ -11,28 +11,29 @@ from dit_shd.core.config_source import explain_source, imported_from, parse
 
 @dataclass(frozen=True)
 class Specification:
-    """A command as its file describes it."""
+    """The description of a command in its file."""
 
     name: str
     text: str
     """The docstring; its first line is the summary."""
     config: tuple[str, str]
-    """Module and class of its keys."""
+    """Module and class of its config."""
     words: Mapping[str, str]
+    """As in Command, as are the next ones."""
     words_help: str
     places: Mapping[str, Any]
 
     @property
     def keys(self) -> str:
-        """Every key with its default and its meaning."""
+        """Every key with its default and meaning, as text."""
         return explain_source(*self.config)
 
 
 def specification(name: str) -> Specification:
-    """Of the command called `name`."""
+    """The specification of the command called `name`."""
     module = f"{COMMANDS.package}.{name}"
     tree = parse(module)
-    given: dict[str, Any] = {"words": {}, "words_help": "", "places": {}}
+    attributes: dict[str, Any] = {"words": {}, "words_help": "", "places": {}}
     config = ""
     for cls in (node for node in tree.body if isinstance(node, ast.ClassDef)):
         if not any(ast.unparse(base).partition("[")[0] == "Command" for base in cls.bases):
@@ -44,12 +45,12 @@ def specification(name: str) -> Specification:
             key = target.id if isinstance(target, ast.Name) else ""
             if key == "config" and isinstance(node.value, ast.Name):
                 config = node.value.id
-            elif key in given:
-                given[key] = ast.literal_eval(node.value)
+            elif key in attributes:
+                attributes[key] = ast.literal_eval(node.value)
     text = ast.get_docstring(tree) or ""
-    return Specification(name, text, (imported_from(tree, config, module), config), **given)
+    return Specification(name, text, (imported_from(tree, config, module), config), **attributes)
 
 
 def specifications() -> dict[str, Specification]:
-    """Of every command."""
+    """The specifications of all commands."""
     return {name: specification(name) for name in COMMANDS.names()}

@@ -51,11 +51,21 @@ def check_same(folder: Path, settings: dict[str, Any], maker: str, beside: Colle
         if folder.exists() and (not folder.is_dir() or any(f.name not in beside for f in folder.iterdir())):
             raise UserError(f"{folder}: exists and was not made by {maker}; remove it or choose another out=")
         return
-    changed = sorted(k for k in settings.keys() | existing.keys() if settings.get(k) != existing.get(k))
-    if changed:
-        raise UserError(
-            f"{folder}: holds shards of other settings ({', '.join(changed)}); remove it or choose another out="
-        )
+    if existing != settings:
+        words = differences(existing, settings)
+        raise UserError(f"{folder}: holds shards of other settings ({words}); remove it or choose another out=")
+
+
+def differences(existing: dict[str, Any], settings: dict[str, Any]) -> str:
+    """The first keys in which a folder's settings differ from new ones, with both values."""
+
+    def shown(value: object) -> str:
+        text = repr(value)
+        return text if len(text) < 40 else f"{text[:37]}..."
+
+    keys = sorted(k for k in settings.keys() | existing.keys() if settings.get(k) != existing.get(k))
+    words = [f"{key}: {shown(existing.get(key))} there, {shown(settings.get(key))} here" for key in keys[:3]]
+    return ", ".join(words) + (", ..." if len(keys) > 3 else "")
 
 
 def share_of_missing(

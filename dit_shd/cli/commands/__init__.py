@@ -1,7 +1,7 @@
 """Commands, one file each, called by the file's name: adding a command is one file.
 
-A file's docstring is what `--help` says; it and the class's attributes are read from the source without importing the
-file (cli/specification.py), which may therefore import whatever it needs at its top.
+A file's docstring is the text of `--help`; it and the class's attributes are read from the source without importing the
+file (cli/specification.py), which may therefore import heavy packages at its top.
 """
 
 from abc import ABC, abstractmethod
@@ -14,20 +14,21 @@ Config = TypeVar("Config")
 
 
 class Command(ABC, Generic[Config]):
-    """A command of `dit-shd`. All attributes but `config` are written out, since they are read without being run."""
+    """A command of `dit-shd`. All attributes but `config` are literals, since they are read without being run."""
 
     config: ClassVar[type]
-    """Config: the dataclass of its keys."""
+    """The dataclass of its keys (Config)."""
     words: ClassVar[dict[str, str]] = {}
-    """Key -> what the word that gives it without `key=` is called in the help: {"run": "RUN"}. A name that ends in ...
-    takes several words. The key "" is a YAML file that gives the values which `key=value` overrides."""
+    """Key -> name in the help of the word that sets it without `key=`: {"run": "RUN"}. A name that ends in ... stands
+    for several words. The key "" is a YAML file of values, which `key=value` overrides."""
     words_help: ClassVar[str] = ""
+    """The help of these words."""
     places: ClassVar[dict[str, tuple[Kind, str]]] = {}
-    """Key -> what is wanted there and what errors call it: said at once, before anything heavy is imported."""
+    """Key -> kind of file that must exist, and its name in errors; checked before anything heavy is imported."""
 
     @abstractmethod
     def run(self, config: Config) -> None:
-        """Do it."""
+        """Run the command."""
 
 
 COMMANDS: PluginFolder[Command[Any]] = PluginFolder(__name__, Command, "command")

@@ -24,13 +24,13 @@ from dit_shd.reports.tables import Row, figures_table, plain_table, table_html
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """What is set side by side."""
+    """The evaluations and the page."""
 
     results: list[Place] = option(REQUIRED, "results files of evaluate, the teacher's first")
-    names: list[str] | None = option(None, "what the page calls them; run or file names if left out")
+    names: list[str] | None = option(None, "their names on the page; run or file names if left out")
     out: Path = option(Path("compare.html"), "the page")
     cost: bool = option(True, "measure parameters, operations and latency of the models the samples came from")
-    force: bool = option(False, "overwrite a page that is there")
+    force: bool = option(False, "overwrite an existing page")
 
 
 class Compare(Command[CompareConfig]):
@@ -45,7 +45,13 @@ class Compare(Command[CompareConfig]):
 
 
 def compare(config: CompareConfig) -> list[Row]:
-    """Write the page, print its table and return the rows, the teacher's (the first file's) first.
+    """Write the page and print its table.
+
+    Args:
+        config: the evaluations and the page.
+
+    Returns:
+        The rows of the table, the teacher's (the first file's) first.
 
     Raises:
         UserError: not results files, figures of different networks, references or metrics, or a page at `out`.
@@ -96,27 +102,26 @@ def compare(config: CompareConfig) -> list[Row]:
 def _read(file: Path) -> dict[str, Any]:
     record = results.read_record(file)
     if record is None:
-        found = "something else" if file.is_file() else "nothing"
-        raise UserError(f"{file}: wanted a results file that dit-shd evaluate wrote, found {found}")
+        content = "something else" if file.is_file() else "nothing"
+        raise UserError(f"{file}: wanted a results file that dit-shd evaluate wrote, found {content}")
     return record
 
 
 def _names(files: list[str], records: list[dict[str, Any]]) -> list[str]:
-    """The run's folder where the sampler told it, else the samples' file; the results file where those repeat."""
-    found = [Path(str(about_result(r).get("sidecar", {}).get("run") or about_result(r)["path"])).stem for r in records]
-    return found if len(set(found)) == len(found) else list(files)
+    """The run's folder if the sampler recorded it, else the samples' file; the results file if those repeat."""
+    names = [Path(str(about_result(r).get("sidecar", {}).get("run") or about_result(r)["path"])).stem for r in records]
+    return names if len(set(names)) == len(names) else list(files)
 
 
 def _check_comparable(files: list[str], records: list[dict[str, Any]]) -> None:
-    """Only figures of one network, one reference and the same options mean anything side by side."""
+    """Check that all figures are of one network, one reference and the same options."""
     first = records[0]
     for file, record in zip(files, records):
-        for what in ("features", "reference"):
-            if record[what]["sha256"] != first[what]["sha256"]:
-                there = record[what].get("title") or record[what]["path"]
-                here = first[what].get("title") or first[what]["path"]
-                raise UserError(f"{file}: wanted the {what} of {files[0]} ({here}), found {there}; evaluate it again")
+        for key in ("features", "reference"):
+            if record[key]["sha256"] != first[key]["sha256"]:
+                name, first_name = (entry.get("title") or entry["path"] for entry in (record[key], first[key]))
+                raise UserError(f"{file}: wanted the {key} of {files[0]} ({first_name}), found {name}; evaluate again")
         options = {metric["name"]: metric for metric in first["metrics"]}
         changed = [m["name"] for m in record["metrics"] if m != options.get(m["name"], m)]
         if changed:
-            raise UserError(f"{file}: {changed[0]} has other options than in {files[0]}; evaluate it again")
+            raise UserError(f"{file}: {changed[0]} has other options than in {files[0]}; evaluate again")

@@ -1,20 +1,19 @@
-"""The whole main job on real digits: distil two students, sample, evaluate, write report.html.
+"""Distillation on real digits from start to end: train two students, sample, evaluate, write report.html.
 
     the teacher that ships with the package -> two students, with and without SHD -> images of all three
     -> FD(digits), IS, precision, recall -> one page, report.html
 
-The folder it leaves (everything in it is of the usual kind, so all other commands work on it):
+Its folder (with files of the usual formats, so that all other commands work on them):
 
-    settings.json  what was asked for              output/, shd/   the run folders of the students
+    settings.json  the settings                    output/, shd/   the run folders of the students
     results.json   the figures                     samples/        images of the three models
-    seconds.json   how long each stage took        logs/           what the child processes printed
+    seconds.json   the duration of each stage      logs/           output of the child processes
 """
 
 import json
 import shlex
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -46,9 +45,8 @@ from dit_shd.data.image_shards import shard_files
 from dit_shd.diffusion.generation import settings
 from dit_shd.diffusion.sample_config import SampleConfig
 from dit_shd.evaluation.extraction import extract_features
-from dit_shd.evaluation.features.digits import DigitsFeatures as DigitsFeatures
+from dit_shd.evaluation.features.digits import DigitsFeatures
 from dit_shd.evaluation.scoring import score
-from dit_shd.models import loading
 from dit_shd.models.loading import load
 from dit_shd.profiling.latency import Cost, cost
 from dit_shd.reports.demo_page import Demo, Scores, write_demo_page
@@ -58,7 +56,7 @@ from dit_shd.training.run_folder import RunFolder
 
 
 class RunDemo(Command[DemoConfig]):
-    """The whole main job on real digits."""
+    """Distillation on real digits from start to end."""
 
     config = DemoConfig
 
@@ -69,15 +67,21 @@ class RunDemo(Command[DemoConfig]):
 def demo(config: DemoConfig) -> Scores:
     """Train, sample, evaluate and write the page; finished stages of the same settings are reused.
 
+    Args:
+        config: the settings.
+
+    Returns:
+        The figures.
+
     Raises:
-        UserError: `out` holds something else, or a stage failed.
+        UserError: `out` holds other files, or a stage failed.
     """
     config.check()
     require_matplotlib()
     claim(config)
     print(
         f"Two students, {config.steps} training steps each, side by side; then {config.images} images of "
-        f"each of the three models in {config.sampling_steps} steps; then the figures. All of it goes to "
+        f"each of the three models in {config.sampling_steps} steps; then the figures. All files are written to "
         f"{config.out}/"
     )
     trained = _train(config)
@@ -96,7 +100,7 @@ def demo(config: DemoConfig) -> Scores:
 
 
 def finished(config: DemoConfig, scores: Scores) -> Demo:
-    """All that the page is made of."""
+    """The data of the page."""
     images = {}
     for name in NAMES:
         with np.load(sample_file(config, name), allow_pickle=False) as file:
@@ -122,7 +126,11 @@ def finished(config: DemoConfig, scores: Scores) -> Demo:
 
 
 def _train(config: DemoConfig) -> set[str]:
-    """Train the students that are not finished; their names."""
+    """Train the students that are not finished.
+
+    Returns:
+        Their names.
+    """
     jobs = []
     for name in STUDENTS:
         run = config.out / name
@@ -132,7 +140,7 @@ def _train(config: DemoConfig) -> set[str]:
             log = config.out / "logs" / f"train_{name}.log"
             jobs.append(Job(f"{name} student", arguments, log, config.steps, "step", lambda run=run: _last_step(run)))
     if not jobs:
-        print("training: done before, reused")
+        print("training: finished before, reused")
         return set()
     with timed(config.out, "training"):
         run_jobs(jobs, "training")
@@ -143,11 +151,11 @@ def _last_step(run: Path) -> int:
     try:
         return int(RunFolder(run).metrics()[-1]["step"])
     except (OSError, ValueError, LookupError):
-        return 0  # nothing yet, or half a line
+        return 0  # no row yet, or half a row
 
 
 def _sample(config: DemoConfig, trained: set[str]) -> bool:
-    """Sample what is not there yet, the big teacher first; whether anything was done."""
+    """Sample the models without finished samples, the large teacher first; whether there were any."""
     jobs = []
     for name in NAMES:
         if name in trained or not _sampled(config, name):
@@ -155,7 +163,7 @@ def _sample(config: DemoConfig, trained: set[str]) -> bool:
             log = config.out / "logs" / f"sample_{name}.log"
             jobs.append(Job(name, arguments, log, config.images, "img", lambda name=name: _images_done(config, name)))
     if not jobs:
-        print("sampling: done before, reused")
+        print("sampling: finished before, reused")
         return False
     with timed(config.out, "sampling"):
         run_jobs(jobs, "sampling")
@@ -163,14 +171,14 @@ def _sample(config: DemoConfig, trained: set[str]) -> bool:
 
 
 def _sampled(config: DemoConfig, name: str) -> bool:
-    """Whether the npz is there with exactly these settings beside it (the folder may have been moved)."""
+    """Whether the npz exists with exactly these settings beside it (the folder may have been moved)."""
     file = sample_file(config, name)
-    beside = file.with_suffix(".json")
-    if not (file.is_file() and beside.is_file()):
+    sidecar = file.with_suffix(".json")
+    if not (file.is_file() and sidecar.is_file()):
         return False
-    wanted = settings(make(SampleConfig, {**sample_keys(config, name), "run": ""}, "sample"))
-    told = json.loads(beside.read_text(encoding="utf-8"))
-    return {**{k: v for k, v in told.items() if not k.endswith("_sha256")}, "run": ""} == wanted
+    current = settings(make(SampleConfig, {**sample_keys(config, name), "run": ""}, "sample"))
+    recorded = json.loads(sidecar.read_text(encoding="utf-8"))
+    return {**{k: v for k, v in recorded.items() if not k.endswith("_sha256")}, "run": ""} == current
 
 
 def _images_done(config: DemoConfig, name: str) -> int:
@@ -182,13 +190,13 @@ def _images_done(config: DemoConfig, name: str) -> int:
 
 
 def _evaluate(config: DemoConfig, redo: bool) -> Scores:
-    """Figures and costs of the three models, from results.json where they are known."""
+    """Figures and costs of the three models, from results.json if it is current."""
     file = config.out / "results.json"
     if file.is_file() and not redo:
-        print("figures: done before, reused")
-        known = json.loads(file.read_text(encoding="utf-8"))
-        rows = [Row(r["name"], Cost(**r["cost"]), r["figures"]) for r in known["rows"]]
-        return Scores(rows, known["real"], known["real_count"], known["reference_count"])
+        print("figures: computed before, reused")
+        recorded = json.loads(file.read_text(encoding="utf-8"))
+        rows = [Row(r["name"], Cost(**r["cost"]), r["figures"]) for r in recorded["rows"]]
+        return Scores(rows, recorded["real"], recorded["real_count"], recorded["reference_count"])
     with timed(config.out, "evaluation"):
         scores = _measure(config)
     write_text(file, json.dumps(asdict(scores), indent=2))
@@ -203,7 +211,6 @@ def _measure(config: DemoConfig) -> Scores:
     for name, title in NAMES.items():
         with np.load(sample_file(config, name), allow_pickle=False) as file:
             figures = score(file["arr_0"], reference, network)
-        model: Any = loading.load(model_source(config, name)).eval()
-        rows.append(Row(title, cost(model), figures))
+        rows.append(Row(title, cost(load(model_source(config, name)).eval()), figures))
     real = score(held_out, reference, network)
     return Scores(rows, real, len(held_out), len(training))

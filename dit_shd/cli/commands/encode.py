@@ -16,5 +16,5 @@ class Encode(Command[EncodeConfig]):
 
     def run(self, config: EncodeConfig) -> None:
         latents = encode_to_shards(config)
-        if is_first_process():  # under a launcher one process speaks
+        if is_first_process():  # of several under a launcher
             print(latents.words())

@@ -1,9 +1,9 @@
 """Show a model's attention: maps, similarity of heads, merge plans, alpha by layer and timestep; a page.
 
-The folder it leaves:
+Its folder:
 
-    index.html     the page, complete in itself     maps_<layer>.png                  where tokens look
-    numbers.json   everything the page says         maps_whole, similarity, alpha_layers, alpha_timesteps.png
+    index.html     the page, self-contained         maps_<layer>.png                  maps of query tokens
+    numbers.json   the numbers of the page          maps_whole, similarity, alpha_layers, alpha_timesteps.png
 """
 
 import json
@@ -36,30 +36,36 @@ class Inspect(Command[InspectConfig]):
 
 
 def inspect_to_folder(config: InspectConfig) -> Path:
-    """Look at a model and write its folder; the folder.
+    """Analyse a model and write the folder.
+
+    Args:
+        config: the model, what to analyse, and the folder.
+
+    Returns:
+        The folder.
 
     Raises:
-        UserError: no such model, one whose attention cannot be recorded, or a folder that holds something else.
+        UserError: no such model, one whose attention cannot be recorded, or a folder that holds other files.
     """
     config = checked(config, "inspect")
     require_matplotlib()
     config.check(schedule_length(run_config(config.model)))
     out = config.out or Path(f"inspect_{short_name(config.model)}")
-    _claim(out, config.force)
-    found = inspect(config)
+    _refuse_overwrite(out, config.force)
+    findings = inspect(config)
     with atomic_folder(out.resolve()) as part:
         print("drawing ...", file=sys.stderr)
-        pictures = draw_pictures(found)
+        pictures = draw_pictures(findings)
         for name, light in pictures.files.items():
             (part / f"{name}.png").write_bytes(light)
-        write_inspect_page(found, pictures, part / PAGE)
+        write_inspect_page(findings, pictures, part / PAGE)
         files = sorted([NUMBERS, *(file.name for file in part.iterdir())])
-        (part / NUMBERS).write_text(json.dumps(numbers(found) | {"files": files}, indent=1), encoding="utf-8")
+        (part / NUMBERS).write_text(json.dumps(numbers(findings) | {"files": files}, indent=1), encoding="utf-8")
     return out
 
 
-def _claim(out: Path, force: bool) -> None:
-    """Refuse a folder that is taken; by force only one that an inspect made and nobody added to is replaced."""
+def _refuse_overwrite(out: Path, force: bool) -> None:
+    """Refuse an existing folder; `force` replaces one that inspect wrote and that holds no other files."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     try:
@@ -70,4 +76,4 @@ def _claim(out: Path, force: bool) -> None:
     if foreign:
         raise UserError(f"{out}: holds files that inspect did not write ({foreign[0]}); choose another out=FOLDER")
     if not force:
-        raise UserError(f"{out}: is there already; say force=true to replace it, or choose another out=FOLDER")
+        raise UserError(f"{out}: exists already; say force=true to replace it, or choose another out=FOLDER")

@@ -18,5 +18,5 @@ class Sample(Command[SampleConfig]):
 
     def run(self, config: SampleConfig) -> None:
         out = sample_to_file(config)
-        if is_first_process():  # under a launcher one process speaks
+        if is_first_process():  # of several under a launcher
             print(words(config, out))

@@ -1,4 +1,4 @@
-"""Run a grid of training runs over seeds and say what it shows: rows, a table, one page.
+"""Run a grid of training runs over seeds and report the results: rows, a table, one page.
 
 The same command goes on where it stopped. A queue runs single cells: dit-shd study STUDY.yaml cell=17
 """
@@ -45,7 +45,7 @@ def show(runner: Runner, progress: Progress) -> None:
 
 
 def _list(progress: Progress) -> None:
-    """Every cell, its number, and what has become of it."""
+    """Print every cell with its number and state."""
     for cell in progress.cells:
         row = progress.results.get(cell)
         words = "to be run" if row is None else row.status + (f": {row.error}" if row.error else "")

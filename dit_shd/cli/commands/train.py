@@ -25,9 +25,9 @@ class Train(Command[TrainConfig]):
 
     def run(self, config: TrainConfig) -> None:
         if config.dry_run:
-            found = dry_run_text(dry_run(config))
-            if is_first_process():
-                print(found)
+            text = dry_run_text(dry_run(config))
+            if is_first_process():  # of several under a launcher
+                print(text)
             return
         trainer = Trainer.from_config(config)
         main_process = trainer.accelerator.is_main_process

@@ -36,7 +36,7 @@ def finished(tmp_path_factory) -> tuple[Path, Scores]:
     """The folder and the scores of one small demo."""
     out = tmp_path_factory.mktemp("demo") / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo_page, "LOOKED_AT", 16)
+        patch.setattr(demo_page, "ALPHA_IMAGES", 16)
         return out, demo(settings(out))
 
 
@@ -70,7 +70,7 @@ def test_the_page_holds_everything_and_asks_nobody(finished):
 
 def test_every_layer_has_its_alphas(finished, monkeypatch):
     out, scores = finished
-    monkeypatch.setattr(demo_page, "LOOKED_AT", 16)
+    monkeypatch.setattr(demo_page, "ALPHA_IMAGES", 16)
     layers = demo_page.layer_statistics(finished_demo(settings(out), scores))
     assert len(layers) == len({layer.layer for layer in layers}) == LAYERS
     for layer in layers:
@@ -97,7 +97,7 @@ def test_again_reuses_everything(finished, capsys):
     again = demo(settings(out))
     assert [f.stat().st_mtime_ns for f in files] == before
     assert again == scores
-    assert capsys.readouterr().out.count("done before, reused") == 3
+    assert capsys.readouterr().out.count("before, reused") == 3
 
 
 def test_a_missing_sample_file_alone_is_made_again(finished):
