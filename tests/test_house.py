@@ -6,8 +6,11 @@ Which room may import which is import-linter's (pyproject.toml); `make check` ru
 import ast
 import importlib
 import inspect
+import io
+import re
 import subprocess
 import sys
+import tokenize
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,6 +63,15 @@ SEVERAL = {
     "training/test_scale.py": "several processes, slices, compilation",
 }
 """Files of tests that are of several files of a room, and what they are about."""
+
+
+ANY_TASKS_LOSSES = ("__init__", "output", "shd")
+"""Losses of any task; others may be of one task, whose batches they read."""
+KNOW_DIFFUSION = {
+    "profiling/flops.py": "asks a class-conditional model where no task is named",
+    "profiling/latency.py": "asks class-conditional models",
+}
+"""Files that name what is a task's, and why; only ever fewer."""
 
 
 def plugin_folders() -> list[PluginFolder]:
@@ -259,6 +271,32 @@ def test_importing_does_nothing():
 def test_unknown_names_are_attribute_errors():
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = dit_shd.nothing
+
+
+def code_lines(text: str) -> int:
+    """Lines with code: neither blank, nor a comment, nor of a string that stands by itself (docstrings)."""
+    strings = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant)]
+    documented = {line for node in strings for line in range(node.lineno, node.end_lineno + 1)}
+    marks = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    tokens = [t for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type not in marks]
+    return len({line for t in tokens for line in range(t.start[0], t.end[0] + 1)} - documented)
+
+
+@pytest.mark.parametrize(("file", "most"), [("training/trainer.py", 170), ("distillation/distiller.py", 150)])
+def test_the_loop_and_the_distiller_are_short(file, most):
+    assert code_lines('"""a\n\nb"""\n\nx = (  # y\n    1\n)\n') == 3
+    assert code_lines((PACKAGE / file).read_text()) < most
+
+
+def test_the_loop_knows_no_task():
+    """What trains, distils, guards and profiles names no timestep, no label and no masked pass: those are a task's."""
+    rooms = ("training", "distillation", "profiling")
+    files = {f for f in TREES if f.parts[0] in rooms and "initialisation" not in f.parts and f.name != "config.py"}
+    files -= {f for f in files if f.parts[:2] == ("distillation", "losses") and f.stem not in ANY_TASKS_LOSSES}
+    assert len(files) > 30
+    words = re.compile(r"timestep|\blabels?\b|class_labels|label_dropout|\bmask(ed|s|ing)?\b|mask_ratio", re.IGNORECASE)
+    found = {file.as_posix() for file in files if words.search((PACKAGE / file).read_text())}
+    assert found == set(KNOW_DIFFUSION)
 
 
 def test_files_are_about_300_lines_and_functions_about_65(root):

@@ -34,7 +34,7 @@ def calibrate(
         for batch in batches:
             readers: dict[str, list[Loss]] = {}
             for name, loss in calibrated.items():
-                if number < loss.calibration and batch.pass_name in loss.passes:
+                if number < loss.calibration and loss.takes_part(batch.pass_name):
                     readers.setdefault(chosen(loss.teacher, known, name)[0], []).append(loss)
             for name, losses in readers.items():
                 with capture(distiller.student) as student, captured(known[name]) as teacher:

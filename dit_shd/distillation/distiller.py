@@ -57,7 +57,7 @@ class Distiller(nn.Module):
 
     def terms(self, batch: Batch, teachers: nn.Module | Teachers | None = None) -> tuple[Terms, Terms]:
         """The weighted terms of one pass, averaged over the batch, with their graph; and what is to be logged."""
-        losses = {name: loss for name, loss in self.named_losses() if batch.pass_name in loss.passes}
+        losses = self.losses_of(batch.pass_name)
         student = self._run_student(batch, losses.values())
         terms = {name: value.mean() for name, value in self.task.losses(student, batch).items()}
         logs = {name: term.detach() for name, term in terms.items()}
@@ -106,6 +106,10 @@ class Distiller(nn.Module):
             found = self._streams[teacher].terms(self.task, teachers[teacher], batch, reading, student)
             terms |= {name: term for name, term in found.items() if name in losses}
         return terms | {name: losses[name].term(student, mean(read), batch) for name, read in outputs.items()}
+
+    def losses_of(self, pass_name: str) -> dict[str, Loss]:
+        """The losses that are terms of a pass, by name."""
+        return {name: loss for name, loss in self.named_losses() if loss.takes_part(pass_name)}
 
     def named_losses(self) -> list[tuple[str, Loss]]:
         """The losses by the name of their file; a second one of a kind gets a number."""

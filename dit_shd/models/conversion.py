@@ -18,6 +18,7 @@ from dit_shd.data.model_origin import following, of_source
 from dit_shd.models import cards, export, loading, provenance, public_checkpoints
 from dit_shd.models.diffusers_dit import NOTE, public_state
 from dit_shd.models.families.dit import DiT
+from dit_shd.models.prediction import NOISE, prediction_of
 from dit_shd.models.shape import shape_of
 from dit_shd.models.transformer import LatentTransformer
 
@@ -38,6 +39,11 @@ class ConvertConfig:
     heads: int | None = option(None, "heads of a DiT whose width is none of the public ones (a given number wins)")
     format: Literal["diffusers", "public"] | None = option(
         None, "a diffusers folder, or a state dict as the public code has it; empty: by whether OUT is named .pt etc."
+    )
+    prediction: Literal["noise", "velocity_sit", "velocity_repa", "velocity_sd3"] | None = option(
+        None,
+        "what the model of a checkpoint file predicts, as its code says: velocity_sit for SiT, velocity_repa for REPA; "
+        "empty: noise",
     )
     license: str | None = option(None, "licence of the weights, as the hub names it (apache-2.0); empty: as found")
     force: bool = option(False, "replace OUT if it is a model folder or a file")
@@ -91,6 +97,11 @@ def convert(config: ConvertConfig) -> Converted:
     origin, reason = _origin(config, model)
     latents = of_source(config.source, shape_of(model).channels)
     if config.public:
+        if prediction_of(model) != NOISE and config.out.suffix != ".safetensors":
+            raise UserError(
+                f"OUT: a {config.out.suffix} file does not say that its model predicts {prediction_of(model)}; wanted "
+                "one named .safetensors, or a folder"
+            )
         _write_file(model, config.out, origin)
         done = str(config.out)
     else:
@@ -127,9 +138,11 @@ def _read(config: ConvertConfig) -> tuple[LatentTransformer, list[str]]:
 
     path = find(config.source, "model")
     if isinstance(path, Path) and path.is_file():
-        return loading.read_file(path, config.weights, config.heads), []
+        return loading.read_file(path, config.weights, config.heads, config.prediction or NOISE), []
     if config.weights is not None:
         raise UserError("weights: only of checkpoint files, which may hold several; leave it out")
+    if config.prediction is not None:
+        raise UserError("prediction: only of checkpoint files, a folder's config.json says it; leave it out")
     model = loading.load(config.source)
     shape = shape_of(model)
     if config.heads is not None and shape.names("num_attention_heads") and config.heads != shape.heads:
@@ -159,6 +172,7 @@ def _origin(config: ConvertConfig, model: LatentTransformer) -> tuple[provenance
     if (
         origin.license == "unknown"
         and type(model) is DiT
+        and prediction_of(model) == NOISE
         and xl.items() <= dict(model.config).items()
         and guess in provenance.PUBLIC
     ):
@@ -166,6 +180,11 @@ def _origin(config: ConvertConfig, model: LatentTransformer) -> tuple[provenance
     if origin.license == "unknown":
         return origin, ": nothing there says whose the weights are; if you know, license=..."
     return origin, " (what learns from it inherits that)" if origin.noncommercial else ""
+
+
+def _prediction(model: LatentTransformer) -> dict[str, str]:
+    """For the metadata of a file; nothing for noise, which files of others leave out, too."""
+    return {} if prediction_of(model) == NOISE else {"prediction": prediction_of(model)}
 
 
 def _write_file(model: LatentTransformer, out: Path, origin: provenance.Provenance) -> None:
@@ -178,6 +197,6 @@ def _write_file(model: LatentTransformer, out: Path, origin: provenance.Provenan
             tensors = {
                 k: v if v.is_floating_point() else v.clone() for k, v in state.items()
             }  # index buffers are shared
-            save_file(tensors, stream.name, metadata=cards.metadata(origin))
+            save_file(tensors, stream.name, metadata={**cards.metadata(origin), **_prediction(model)})
         else:
             torch.save(state, stream)

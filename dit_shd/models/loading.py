@@ -15,6 +15,7 @@ from dit_shd.core.places import Asset, HubName, find
 from dit_shd.core.pretrained import WEIGHTS, asset, class_name, model_folder, of_hub, read_config, read_weights
 from dit_shd.models import public_checkpoints, velocity
 from dit_shd.models.families import FAMILIES, LibraryModel
+from dit_shd.models.prediction import NOISE
 from dit_shd.models.shape import is_conditional, shape_of
 from dit_shd.models.transformer import LatentTransformer
 
@@ -86,7 +87,10 @@ def _read(source: str | Path) -> ModelMixin:
 
 
 def read_file(
-    path: Path, weights: public_checkpoints.Weights | None = None, heads: int | None = None
+    path: Path,
+    weights: public_checkpoints.Weights | None = None,
+    heads: int | None = None,
+    prediction: str = NOISE,
 ) -> LatentTransformer:
     """A model from a checkpoint file of a public code.
 
@@ -94,13 +98,14 @@ def read_file(
         path: the file.
         weights: as in read_tensors.
         heads: as in LatentTransformer.from_public.
+        prediction: as in of_public.
 
     Raises:
         UserError: it is no such file, or something in it does not fit.
     """
-    state = public_checkpoints.read_tensors(path, weights)
+    state = public_checkpoints.read_tensors(path, weights, prediction)
     try:
-        model = of_public(state, heads)
+        model = of_public(state, heads, prediction)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     classes = shape_of(model).classes
@@ -113,23 +118,28 @@ def read_file(
     return model
 
 
-def of_public(state: Mapping[str, Tensor], heads: int | None = None) -> LatentTransformer:
+def of_public(state: Mapping[str, Tensor], heads: int | None = None, prediction: str = NOISE) -> LatentTransformer:
     """A model from a public state dict of any family.
 
     Args:
         state: the tensors by name.
         heads: as in LatentTransformer.from_public.
+        prediction: what the model predicts, for its config. SiT and REPA have DiT's tensors, and predict a velocity.
 
     Raises:
         UserError: of no family, or something in it does not fit.
     """
     known = {name: cls for name, cls in families().items() if issubclass(cls, LatentTransformer)}
-    reason = velocity.of_state(public_checkpoints.clean(state))
-    if reason is not None:
+    state = public_checkpoints.clean(state)
+    if prediction == NOISE and (reason := velocity.of_state(state)) is not None:
         raise UserError(f"refused, because {velocity.explain(reason)}")
+    if prediction != NOISE:  # REPA's projectors serve its training only
+        state = {name: tensor for name, tensor in state.items() if not velocity.PROJECTOR.match(name)}
     for cls in known.values():
-        if cls.is_public(public_checkpoints.clean(state)):
-            return cls.from_public(state, heads)
+        if cls.is_public(state):
+            model = cls.from_public(state, heads)
+            model.register_to_config(prediction=prediction)
+            return model
     first = ", ".join(sorted(state)[:2]) or "none"
     raise UserError(f"not a state dict of {' or '.join(known)}: none has tensors of these names ({first}, ...)")
 

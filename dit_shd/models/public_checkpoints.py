@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dit_shd.core.errors import UserError
 from dit_shd.core.file_kinds import PICKLE, SAFETENSORS, TORCH, file_kind
 from dit_shd.models import velocity
+from dit_shd.models.prediction import NOISE
 
 Weights = Literal["ema", "model"]
 """The weights of a training checkpoint to read."""
@@ -27,7 +28,7 @@ ENTRIES: dict[Weights | None, tuple[str, ...]] = {
 """Their names in training checkpoints; the first that exists is read."""
 
 
-def read_tensors(path: Path, weights: Weights | None = None) -> dict[str, Tensor]:
+def read_tensors(path: Path, weights: Weights | None = None, prediction: str = NOISE) -> dict[str, Tensor]:
     """Read a flat state dict from a .safetensors or PyTorch file; no pickled code is ever run (weights_only).
 
     A training checkpoint holds several (DiT: model, ema, opt and args, an argparse.Namespace without side effects).
@@ -35,13 +36,15 @@ def read_tensors(path: Path, weights: Weights | None = None) -> dict[str, Tensor
     Args:
         path: the file.
         weights: which of them; None for the average where there is one.
+        prediction: what the model predicts, as the user says.
 
     Raises:
-        UserError: no such file, not a checkpoint, one that needs to execute code, or of a model that does not predict
-            noise.
+        UserError: no such file, not a checkpoint, one that needs to execute code, or (for noise) of a model that by its
+            file predicts something else.
     """
     contents = _load(path)
-    velocity.refuse_by_metadata(path, {**_metadata(path), **contents} if isinstance(contents, dict) else contents)
+    if prediction == NOISE:
+        velocity.refuse_by_metadata(path, {**_metadata(path), **contents} if isinstance(contents, dict) else contents)
     classes = _classes(contents)
     contents, entry = _entry(path, contents, weights)
     if not _is_state_dict(contents):

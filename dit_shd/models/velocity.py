@@ -57,7 +57,8 @@ def explain(reason: str) -> str:
     """Why a model is refused, to follow `because`."""
     return (
         f"{reason}: SiT, REPA and others of flow matching have DiT's tensors and predict velocity (or x_0), not noise; "
-        "taught or sampled as noise it gives rubbish; wanted a DiT or MDTv2 that predicts noise"
+        "taught or sampled as noise it gives rubbish; wanted a DiT or MDTv2 that predicts noise; for flow "
+        "matching make a folder that says so: dit-shd convert FILE OUT prediction=velocity_sit (REPA: velocity_repa)"
     )
 
 

@@ -35,7 +35,7 @@ class PassOperations:
     """Operations for one image in one pass."""
 
     tokens: int
-    """Tokens in the encoder; fewer in a masked pass."""
+    """Tokens in the encoder; fewer where a pass leaves some out."""
     teacher: float
     forward: float
     backward: float
@@ -72,12 +72,12 @@ def step_operations(step: StepShape, student: nn.Module, teachers: nn.Module | T
 
     Passes of random size are counted at its mean.
     """
-    named, task, by_key = Distiller(step.task, student, step.losses).named_losses(), step.task, by_name(teachers)
+    distiller, task, by_key = Distiller(step.task, student, step.losses), step.task, by_name(teachers)
     spec = meta.ModelSpec.of(student)
     passes: dict[str, PassOperations] = {}
     for name in task.passes:
         forward, backward = _counted(spec, task, name, backward=True)
-        losses = {key: loss for key, loss in named if name in loss.passes}
+        losses = distiller.losses_of(name)
         required = read_teachers(losses, by_key)
         recomputed = _counted(spec, task, name, True, recompute=True)[1] - backward if step.recompute else 0
         passes[name] = PassOperations(

@@ -77,7 +77,7 @@ def _pass(step: StepShape, distiller: Distiller, teachers: Teachers, skeletons: 
     """The peak of one pass: the student's forward, that of each teacher, the backward."""
     student, task = distiller.student, step.task
     (batch,) = [batch for batch in task.example(student, step.images, meta.META) if batch.pass_name == name]
-    losses = {key: loss for key, loss in distiller.named_losses() if name in loss.passes}
+    losses = distiller.losses_of(name)
     extra = sum(loss_costs(losses, task, name, student, teachers, step.images).values(), LayerCost())
     if step.recompute:
         cast("ModelMixin", student).enable_gradient_checkpointing()

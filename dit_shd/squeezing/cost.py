@@ -78,9 +78,13 @@ def layer_cost(
 
 def _alpha(teacher: Capture, k: int, n: int, per_row: bool) -> int:
     """Multiply-adds of one group's weights for one image."""
-    assert teacher.out is not None
     m, d, d_value = teacher.shape[3], teacher.query.shape[3], teacher.value.shape[3]
-    f, less = min(k * d_value, teacher.out.shape[2]), k - 1
+    f, less = min(k * d_value, _columns(teacher)), k - 1
     outputs = 0 if teacher.mixed is not None else k * n * m * d_value
     inner = less * (less + 1) * n * f if per_row else (less * k) ** 2 * n * f
     return k * n * m * d + outputs + less * k * n * m * d_value + (k + less * k) * n * d_value * f + inner
+
+
+def _columns(teacher: Capture) -> int:
+    """e of W^O; of a square one where it was not found, as can be on the meta device."""
+    return teacher.heads * teacher.value.shape[3] if teacher.out is None else teacher.out.shape[2]

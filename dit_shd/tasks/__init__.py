@@ -33,6 +33,8 @@ class Batch:
     """Of training, from 0: schedules of loss weights read it."""
     indices: Tensor
     """Which samples of the dataset these are [b]."""
+    data: Mapping[str, Tensor] = field(default_factory=dict, kw_only=True)
+    """Further fields of the dataset [b,...], those that losses read (`Loss.fields`)."""
 
     def row_weight(self, tokens: int) -> Tensor | None:
         """The factor [b,n] of every query row in losses on attention, 0 for rows that take no part; None: 1 each.
@@ -53,7 +55,8 @@ class Batch:
         """The same on another device."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
         moved = {k: v.to(device, non_blocking=True) for k, v in tensors.items() if isinstance(v, Tensor)}
-        return replace(self, **moved)
+        data = {k: v.to(device, non_blocking=True) for k, v in self.data.items()}
+        return replace(self, **moved, data=data)
 
 
 B = TypeVar("B", bound=Batch)
@@ -115,12 +118,16 @@ class Task(ABC, Generic[B]):
             )
 
     def use(self, dataset: Dataset, student: nn.Module) -> None:
-        """Take the data, which `check_data` has passed, and the sizes of the student on which a batch depends.
+        """Take the data, and the sizes of the student on which a batch depends.
 
         Args:
             dataset: What is learned from.
             student: What learns.
+
+        Raises:
+            UserError: The data lack a field that is needed.
         """
+        self.check_data(dataset)
         self.dataset = dataset
 
     def student_options(self) -> Mapping[str, Any]:

@@ -16,6 +16,7 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
 from dit_shd.core.rng import Draws, keyed_generators, stream
 from dit_shd.data.augmentation import Augmentation, EvaluationTransform, ImageInput, TrainTransform, renormalised
+from dit_shd.data.augmenter import Augmenter
 from dit_shd.data.datasets import DATASETS, Dataset
 from dit_shd.data.latent_origin import Kept
 from dit_shd.evaluation.accuracy import Accuracy, measure_accuracy, wilson
@@ -63,11 +64,12 @@ class Classification(Task[ImageBatch]):
         mixing: draw one share for a whole step, as timm does, or one for each pair of images.
         augmentation: crop, ratio, flip, policy, color_jitter, interpolation, erasing, erasing_mode, repeats.
         evaluation: accuracy while training: data, crop, batch_size.
+        workers: processes that decode and augment, beside each process that trains; 0 for none.
     """
 
     batch_type: ClassVar = ImageBatch
     needs = frozenset({"images", "labels"})
-    resumable = frozenset({"evaluation"})
+    resumable = frozenset({"evaluation", "workers"})
     evaluates_averages = True
 
     def __init__(
@@ -78,6 +80,7 @@ class Classification(Task[ImageBatch]):
         mixing: Literal["step", "pair"] = "step",
         augmentation: Augmentation = DEIT,
         evaluation: AccuracyEvaluation = PLAIN,
+        workers: int = 0,
     ) -> None:
         for name, value, high in (
             ("label_smoothing", label_smoothing, 1),
@@ -89,12 +92,15 @@ class Classification(Task[ImageBatch]):
         check_ranges(augmentation, "task.augmentation.")
         check_ranges(evaluation, "task.evaluation.")
         self.label_smoothing, self.mixup, self.cutmix, self.mixing = label_smoothing, mixup, cutmix, mixing
-        self.augmentation, self.evaluation = augmentation, evaluation
-        self._transforms: dict[int, TrainTransform] = {}
+        if not 0 <= workers <= 1024:
+            raise UserError(f"task.workers: wanted a whole number from 0 to 1024, found {workers}")
+        self.augmentation, self.evaluation, self.workers = augmentation, evaluation, workers
+        self._augmenter: Augmenter | None = None
 
     def use(self, dataset: Dataset, student: nn.Module) -> None:
         super().use(dataset, student)
         self.input, self.branches = image_input("student", student), len(branches(student))
+        self._augmenter = None
 
     def check_model(self, role: str, model: nn.Module) -> None:
         """It takes images, and nothing in it is random but stochastic depth, whose draws come with the batch."""
@@ -164,11 +170,10 @@ class Classification(Task[ImageBatch]):
 
     def _augmented(self, indices: np.ndarray, draws: Draws) -> Tensor:
         """The inputs [b,c,y,x] of some positions."""
-        if draws.seed not in self._transforms:
-            self._transforms[draws.seed] = TrainTransform(self.augmentation, self.input, draws.seed)
-        transform, image = self._transforms[draws.seed], self.dataset.image
-        inputs = [transform(image(int(i)), draws.step, int(p)) for i, p in zip(indices, draws.positions)]
-        return torch.stack(inputs)
+        if self._augmenter is None or self._augmenter.transform.seed != draws.seed:
+            transform = TrainTransform(self.augmentation, self.input, draws.seed)
+            self._augmenter = Augmenter(self.dataset, transform, self.workers)
+        return self._augmenter([(int(i), draws.step, int(p)) for i, p in zip(indices, draws.positions)])
 
     def _mixed(self, pixels: Tensor, labels: Tensor, draws: Draws, pair: int) -> tuple[Tensor, Tensor]:
         """Two images by timm's mixup or cutmix, and their targets; the last of an odd batch stays as it is."""
@@ -188,6 +193,12 @@ class Classification(Task[ImageBatch]):
 
     def losses(self, output: Output, batch: ImageBatch) -> Terms:
         return {"cross_entropy": -(batch.targets * F.log_softmax(output.prediction, dim=1)).sum(1)}
+
+    def tokens_seen(self, model: nn.Module, batch: ImageBatch) -> int:
+        """Patches, and the tokens in front of them; 0 for a network without."""
+        network: Any = getattr(model, "network", model)
+        patches = getattr(getattr(network, "patch_embed", None), "num_patches", 0)
+        return patches + getattr(network, "num_prefix_tokens", 0) if patches else 0
 
     def example(self, model: nn.Module, images: int, device: torch.device) -> Sequence[ImageBatch]:
         draw = None if device.type == "meta" else torch.Generator(device).manual_seed(0)

@@ -1,7 +1,7 @@
 """Which batches a process draws: a function of seed, step and position alone."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dit_shd.core.rng import Draws
@@ -27,6 +27,8 @@ class Batches:
     """Images of one forward in one process."""
     processes: int = 1
     process: int = 0
+    fields: frozenset[str] = frozenset()
+    """Fields of the dataset that losses read beside what the task draws."""
 
     @property
     def rounds(self) -> int:
@@ -35,7 +37,13 @@ class Batches:
 
     def draw(self, number: int, positions: Sequence[int]) -> Passes:
         """Some positions of a step's global batch."""
-        return self.task.draw(Draws(self.seed, number, positions, self.size))
+        draws = Draws(self.seed, number, positions, self.size)
+        passes = self.task.draw(draws)
+        if not self.fields:
+            return passes
+        sample = self.task.dataset.batch(passes[0].indices.numpy(), draws)  # the same draws: the same augmentation
+        data = {name: sample[name] for name in sorted(self.fields)}
+        return [replace(batch, data=data) for batch in passes]
 
     def whole(self, number: int) -> Passes:
         """A step's global batch, of all processes."""

@@ -128,11 +128,24 @@ def finite(who: str, model: nn.Module) -> None:
 def passes(task: Task[Any], losses: Sequence[Loss]) -> None:
     """Every loss takes part in a pass, and names none that the task cannot have."""
     for i, loss in enumerate(losses):
+        if loss.passes is None:
+            continue
         unknown = [name for name in loss.passes if name not in task.passes]
         if len(unknown) == len(loss.passes) or any(name not in task.all_passes for name in unknown):
             raise UserError(
                 f"losses.{i}.passes: wanted one or more of {', '.join(task.passes)}, which the task has as it is "
                 f"configured, found {', '.join(loss.passes)}"
+            )
+
+
+def fields(task: Task[Any], losses: Sequence[Loss]) -> None:
+    """The dataset has the fields that losses read."""
+    for i, loss in enumerate(losses):
+        missing = sorted(loss.fields - task.dataset.fields)
+        if missing:
+            raise UserError(
+                f"losses.{i}: reads {', '.join(missing)} of the data, which have "
+                f"{', '.join(sorted(task.dataset.fields))}; choose other data or leave the loss out"
             )
 
 

@@ -204,6 +204,14 @@ def completed(values: dict[str, Any]) -> dict[str, Any]:
 
 def resolved(config: TrainConfig) -> TrainConfig:
     """The config with the defaults of its data and losses written out (a model's are in its own config.json)."""
-    losses = [LOSSES.filled(p, f"losses.{i}") for i, p in enumerate(config.losses)]
     data, task = DATASETS.filled(config.data, "data"), TASKS.filled(config.task, "task")
-    return replace(config, task=task, data=data, losses=losses)
+    built = TASKS.build(task, "task")
+    passes = [*built.passes, *sorted(built.all_passes.difference(built.passes))]
+    losses = [LOSSES.filled(p, f"losses.{i}") for i, p in enumerate(config.losses)]
+    every = [Plugin(p.name, {**p.options, "passes": passes}) if _in_all(p) else p for p in losses]
+    return replace(config, task=task, data=data, losses=every)
+
+
+def _in_all(loss: Plugin) -> bool:
+    """Whether a loss takes part in every pass."""
+    return loss.options.get("passes", ()) is None

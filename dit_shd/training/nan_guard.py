@@ -14,7 +14,7 @@ import json
 import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,8 +102,7 @@ class Guard:
         tensors = {
             f"{batch.pass_name}/{field}": value.clone(memory_format=torch.contiguous_format)  # the passes share some
             for batch in batches
-            for field, value in vars(batch).items()
-            if isinstance(value, Tensor)
+            for field, value in _tensors_of(batch).items()
         }
         told = {"batch": json.dumps({"step": batches[0].step, **asdict(finding)})}
         self.folder.mkdir(exist_ok=True)
@@ -147,15 +146,18 @@ def first_non_finite(distiller: Distiller, teachers: Teachers, batches: Passes) 
         name = batch.pass_name
         with first_not_finite(_layers(distiller, teachers)) as first:
             loss, _ = distiller(batch, teachers)
-        parts = {field.name: getattr(batch, field.name) for field in fields(batch)}
-        parts = {
-            part: value for part, value in parts.items() if isinstance(value, Tensor) and value.is_floating_point()
-        }
+        parts = {part: value for part, value in _tensors_of(batch).items() if value.is_floating_point()}
         found += [f"the batch itself ({part})" for part, tensor in parts.items() if not _all_finite(tensor)]
         found += [f"{layer} (its output, {name} pass)" for layer in first]
         if not bool(torch.isfinite(loss)):
             found.append(f"the loss alone ({name} pass)")
     return found[0] if found else None
+
+
+def _tensors_of(batch: Batch) -> dict[str, Tensor]:
+    """The tensors of a batch by field; those of `data` as data/NAME."""
+    fields = {name: value for name, value in vars(batch).items() if isinstance(value, Tensor)}
+    return fields | {f"data/{name}": value for name, value in batch.data.items()}
 
 
 def _layers(distiller: nn.Module, teachers: Teachers) -> Iterator[tuple[str, nn.Module]]:
@@ -219,7 +221,9 @@ def read_batches(file: Path, batch_type: type[Batch]) -> list[Batch]:
             step = json.loads((opened.metadata() or {})["batch"])["step"]
             for key in opened.keys():  # noqa: SIM118
                 name, _, field = key.partition("/")
-                passes.setdefault(name, {"pass_name": name, "step": step})[field] = opened.get_tensor(key)
+                values = passes.setdefault(name, {"pass_name": name, "step": step, "data": {}})
+                field, _, inner = field.partition("/")
+                (values["data"] if inner else values)[inner or field] = opened.get_tensor(key)
         return [batch_type(**tensors) for tensors in passes.values()]
     except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
         raise UserError(f"{file}: wanted a batch kept by a training run ({error})") from error

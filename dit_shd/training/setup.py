@@ -16,7 +16,6 @@ from dit_shd.core.distributed import run_on_main
 from dit_shd.core.dtensor import is_sharded
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import write_text
-from dit_shd.core.rng import Draws
 from dit_shd.core.yaml_files import dump
 from dit_shd.data.datasets import DATASETS
 from dit_shd.data.latent_origin import Kept, before_training
@@ -80,7 +79,7 @@ def build(config: TrainConfig) -> Run:
     check(parts)
     distiller = Distiller(task, parts.student, parts.losses, not config.compile and config.sharding == "no")
     first_sample(config, distiller, teachers)
-    accelerator, batches = join(config, task)
+    accelerator, batches = join(config, distiller)
     if accelerator.is_main_process:
         warn(parts)
     check_teachers(config, task, teachers, accelerator)
@@ -120,7 +119,7 @@ def models_and_task(config: TrainConfig) -> Parts:
     checks.teaching(config, losses)
     teachers = load_teachers(config, task)
     task.use(dataset, student)
-    latents = "latents" in dataset.fields
+    latents = "latents" in task.needs
     kept = before_training(config.vae, dataset.origin, dataset.shape[0], config.run) if latents else Kept(None)
     return Parts(config, task, student, losses, teachers, kept)
 
@@ -147,6 +146,7 @@ def check(parts: Parts) -> None:
     """
     config, task = parts.config, parts.task
     checks.passes(task, parts.losses)
+    checks.fields(task, parts.losses)
     models = {"student": parts.student, **{role(name): teacher for name, teacher in parts.teachers.items()}}
     for who, model in models.items():
         task.check(who, model)
@@ -165,19 +165,26 @@ def first_sample(config: TrainConfig, distiller: Distiller, teachers: Teachers) 
     """
     if not teachers:
         return
-    sample = distiller.task.draw(Draws(config.seed, 0, range(1), config.batch_size))
+    sample = Batches(distiller.task, config.seed, config.batch_size, 1, fields=fields_of(distiller)).draw(0, range(1))
     calibration.calibrate(distiller, teachers, [sample])
     bad = nan_guard.first_non_finite(distiller, teachers, sample)
     if bad is not None:
         raise UserError(f"the first sample: teacher and student give NaN or infinity, first in {bad}")
 
 
-def join(config: TrainConfig, task: Task[Any]) -> tuple["Accelerator", Batches]:
+def join(config: TrainConfig, distiller: Distiller) -> tuple["Accelerator", Batches]:
     """The processes and devices of the run, and how the processes divide its batches."""
-    accelerator = make_accelerator(config, task)
+    accelerator = make_accelerator(config, distiller.task)
     size = checks.micro_batch_size(config, accelerator.num_processes)
     place = accelerator.num_processes, accelerator.process_index
-    return accelerator, Batches(task, config.seed, config.batch_size, size, *place)
+    return accelerator, Batches(
+        distiller.task, config.seed, config.batch_size, size, *place, fields=fields_of(distiller)
+    )
+
+
+def fields_of(distiller: Distiller) -> frozenset[str]:
+    """The fields of the dataset that losses read beside what the task draws."""
+    return frozenset[str]().union(*(loss.fields for _, loss in distiller.named_losses()))
 
 
 def warn(parts: Parts) -> None:

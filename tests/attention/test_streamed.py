@@ -125,8 +125,9 @@ def test_capture_changes_nothing_and_leaves_nothing():
 
 
 def test_capture_refuses_models_and_layers_it_does_not_know():
-    with pytest.raises(UserError, match="no attention module"), capture(torch.nn.Linear(2, 2)):
-        pass
+    linear = torch.nn.Linear(2, 2)
+    with pytest.raises(UserError, match="no attention module ran"), capture(linear):
+        linear(torch.zeros(1, 2))
     with pytest.raises(UserError, match=r"no layer fits 'blocks\.9'"), capture(small(), ["blocks.9"]):
         pass
 

@@ -308,7 +308,7 @@ def test_interrupted_sampling_of_velocity_goes_on(flow_teacher, tmp_path, monkey
     values = [config(flow_teacher, tmp_path / name, solver="heun", shift=2.0) for name in ("whole", "broken")]
     whole = sample_to_file(values[0])
     begin(values[1], 1, monkeypatch)
-    with pytest.raises(UserError, match=r"shards of other settings \(shift\)"):
+    with pytest.raises(UserError, match=r"shards of other settings \(shift: 2\.0 there, None here\)"):
         sample_to_file(config(flow_teacher, tmp_path / "broken", solver="heun"))
     assert sample_to_file(values[1]).read_bytes() == whole.read_bytes()
     told = json.loads(whole.with_suffix(".json").read_text())

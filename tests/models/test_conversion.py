@@ -293,3 +293,41 @@ def test_cards_that_say_nothing_are_unknown(tmp_path, text):
     (tmp_path / "m" / "README.md").unlink()
     assert provenance.provenance(tmp_path / "m").license == "unknown"
     assert json.loads((tmp_path / "m" / "config.json").read_text())["_class_name"] == "MDTv2"
+
+
+# Models of velocity
+
+
+@pytest.mark.parametrize("prediction", ["velocity_sit", "velocity_repa"])
+def test_a_file_of_flow_matching_becomes_a_folder_that_says_so(tmp_path, prediction):
+    """By its name, args, projectors and untrained variance half it is refused as a model of noise."""
+    model = build("dit")
+    with torch.no_grad():
+        for p in (model.final_layer.linear.weight, model.final_layer.linear.bias):
+            p.unflatten(0, (4, 2, 1))[:, 1] = 0
+    state = {k: v.clone() for k, v in model.to_public().items()}
+    args = argparse.Namespace(model="SiT-XL/2", path_type="Linear", prediction="velocity")
+    torch.save({"ema": {**state, "projectors.0.0.weight": torch.ones(2, 8)}, "args": args}, tmp_path / "SiT.pt")
+    with pytest.raises(
+        UserError, match=r"for flow matching make .*convert FILE OUT prediction=velocity_sit \(REPA: vel"
+    ):
+        to(tmp_path / "SiT.pt", tmp_path / "no", heads=2)
+    done = to(tmp_path / "SiT.pt", tmp_path / "folder", heads=2, prediction=prediction)
+    assert not any("cc-by-nc" in line for line in done.lines)
+    again = loading.load(tmp_path / "folder")
+    assert again.config.prediction == prediction
+    assert torch.equal(again(*inputs()).sample, model(*inputs()).sample)
+    with pytest.raises(UserError, match=rf"a \.pt file does not say that its model predicts {prediction}"):
+        to(tmp_path / "folder", tmp_path / "back.pt")
+    to(tmp_path / "folder", tmp_path / "back.safetensors")
+    assert same(load_file(tmp_path / "back.safetensors"), state)
+    with pytest.raises(UserError, match=f"its training says prediction={prediction}"):
+        loading.load(tmp_path / "back.safetensors")
+    to(tmp_path / "back.safetensors", tmp_path / "twice", heads=2, prediction=prediction)
+    assert same(loading.load(tmp_path / "twice").state_dict(), again.state_dict())
+
+
+def test_a_folder_says_itself_what_it_predicts(tmp_path):
+    build("mdt").save_pretrained(tmp_path / "folder")
+    with pytest.raises(UserError, match=r"^prediction: only of checkpoint files, a folder's config\.json says it"):
+        to(tmp_path / "folder", tmp_path / "out", prediction="velocity_sit")

@@ -1,6 +1,7 @@
-"""Ours beside the public code of MDT and DiT, where that is at hand:
+"""Ours beside the public code of MDT, DiT, SiT and REPA, where that is at hand:
 
-    DIT_SHD_PUBLIC_MDT=/path/to/MDT DIT_SHD_PUBLIC_DIT=/path/to/DiT make test
+    DIT_SHD_PUBLIC_MDT=/path/to/MDT DIT_SHD_PUBLIC_DIT=/path/to/DiT DIT_SHD_PUBLIC_SIT=/path/to/SiT \\
+    DIT_SHD_PUBLIC_REPA=/path/to/REPA make test
 
 Skipped otherwise; test_mdt.py, test_dit.py and test_diffusion.py hold without it.
 """
@@ -10,14 +11,20 @@ import importlib.util
 import os
 import sys
 import types
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
 
+from dit_shd.diffusion import solvers
+from dit_shd.diffusion.denoiser import NO_LABEL
+from dit_shd.diffusion.flow import point_on_path, predict_velocity, velocity_error
 from dit_shd.diffusion.guidance import Guided
 from dit_shd.diffusion.objectives import noise_error, split, variational_bits
 from dit_shd.diffusion.sample_config import SampleConfig
 from dit_shd.diffusion.schedule import Schedule
+from dit_shd.models import loading
 from dit_shd.models.families.dit import DiT
 from dit_shd.models.families.mdt import MDTv2
 
@@ -45,6 +52,14 @@ def public():
 def public_dit():
     """DiT's model module."""
     spec = importlib.util.spec_from_file_location("public_dit", f"{checkout('DIT_SHD_PUBLIC_DIT')}/models.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def module_of(variable, file):
+    """A module of a checkout that imports nothing else of it."""
+    spec = importlib.util.spec_from_file_location(f"{variable}_{Path(file).stem}", f"{checkout(variable)}/{file}")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -206,3 +221,85 @@ def test_sizes_of_dit(public_dit, size):
     shapes = {k: v.shape for k, v in theirs.state_dict().items()}
     assert {k: v.shape for k, v in ours.state_dict().items()} == shapes
     assert ours.config.num_attention_heads == theirs.num_heads
+
+
+def flow_pair(theirs, prediction):
+    """A public model of velocities with random weights, and ours of its tensors."""
+    for p in theirs.parameters():
+        if p.requires_grad:
+            torch.nn.init.normal_(p, std=0.05)
+    return theirs.eval(), loading.of_public(theirs.state_dict(), 4, prediction).eval()
+
+
+@pytest.mark.parametrize("learn_sigma", [True, False])
+def test_loss_and_ode_of_sit(learn_sigma):
+    """Their transport's training loss from the same noise and times; their guided drift by steps of Euler and Heun."""
+    torch.manual_seed(0)
+    models = module_of("DIT_SHD_PUBLIC_SIT", "models.py")
+    sizes = dict(input_size=8, hidden_size=48, depth=3, num_heads=4, num_classes=10, learn_sigma=learn_sigma)
+    theirs, ours = flow_pair(models.SiT(**sizes), "velocity_sit")
+    package = types.ModuleType("transport")
+    package.__path__ = [f"{checkout('DIT_SHD_PUBLIC_SIT')}/transport"]
+    sys.modules["transport"] = package
+    sys.modules.setdefault("torchdiffeq", types.SimpleNamespace(odeint=None))
+    public = importlib.import_module("transport.transport")
+    linear = dict(model_type=public.ModelType.VELOCITY, path_type=public.PathType.LINEAR)
+    transport = public.Transport(**linear, loss_type=public.WeightType.NONE, train_eps=0, sample_eps=0)
+    x_0, y = torch.randn(5, 4, 8, 8), torch.tensor([0, 3, 9, 10, 4])
+    torch.manual_seed(7)
+    wanted = transport.training_losses(theirs, x_0, dict(y=y))["loss"]
+    torch.manual_seed(7)
+    noise, sigma = torch.randn_like(x_0), 1 - torch.rand(5)
+    labels = torch.where(y == 10, NO_LABEL, y)
+    found = predict_velocity(ours, point_on_path(x_0, noise, sigma), sigma, labels)
+    found = velocity_error(found, noise - x_0, torch.ones(5))
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+    z, y = torch.randn(2, 4, 8, 8), torch.tensor([1, 2])
+    both = dict(y=torch.cat([y, torch.full_like(y, 10)]), cfg_scale=1.5)
+    drift = transport.get_drift()
+    times = torch.linspace(0, 1, 6)
+    for solver in ("euler", "heun"):
+        x = torch.cat([z, z])
+        with torch.no_grad():
+            for now, after in pairwise(times.tolist()):
+                at = lambda x, t: drift(x, torch.full((4,), t), theirs.forward_with_cfg, **both)  # noqa: E731
+                slope = at(x, now)
+                if solver == "heun" and after < 1:
+                    slope = (slope + at(x + (after - now) * slope, after)) / 2
+                x = x + (after - now) * slope
+            config = SampleConfig(solver=solver, steps=5, guidance=1.5, guidance_schedule="constant", guided_channels=3)
+            found = flow_of(Guided(ours, y, config), config, z)
+        torch.testing.assert_close(found, x[:2], rtol=1e-4, atol=1e-5)
+
+
+def test_loss_and_samples_of_repa():
+    """Their loss without the projection, and their Euler and Heun samplers, guided."""
+    torch.manual_seed(0)
+    models = module_of("DIT_SHD_PUBLIC_REPA", "models/sit.py")
+    sizes = dict(input_size=8, hidden_size=48, decoder_hidden_size=48, depth=3, num_heads=4, num_classes=1000)
+    theirs, ours = flow_pair(models.SiT(**sizes, encoder_depth=2, z_dims=[8], qk_norm=False), "velocity_repa")
+    loss, samplers = (module_of("DIT_SHD_PUBLIC_REPA", file) for file in ("loss.py", "samplers.py"))
+    x_0, y = torch.randn(5, 4, 8, 8), torch.tensor([0, 3, 9, 1000, 4])
+    torch.manual_seed(7)
+    wanted, _ = loss.SILoss()(theirs, x_0, dict(y=y), zs=[torch.zeros(5, 16, 8)])
+    torch.manual_seed(7)
+    sigma = torch.rand(5, 1, 1, 1).flatten()
+    noise = torch.randn_like(x_0)
+    labels = torch.where(y == 1000, NO_LABEL, y)
+    found = predict_velocity(ours, point_on_path(x_0, noise, sigma), sigma, labels)
+    torch.testing.assert_close(velocity_error(found, noise - x_0, torch.ones(5)), wanted, rtol=1e-5, atol=1e-6)
+    z, y = torch.randn(2, 4, 8, 8), torch.tensor([1, 2])
+    for heun in (False, True):
+        wanted = samplers.euler_sampler(theirs, z, y, num_steps=5, heun=heun, cfg_scale=1.5)
+        options = dict(solver="heun" if heun else "euler", steps=5, guidance=1.5, guidance_schedule="constant")
+        config = SampleConfig(**options, guided_channels=None)
+        with torch.no_grad():
+            found = flow_of(Guided(ours, y, config), config, z)
+        torch.testing.assert_close(found, wanted.float(), rtol=1e-4, atol=1e-5)
+
+
+def flow_of(guided, config, z):
+    """Our solver from some noise of another's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(solvers, "noises", lambda *_: iter([z]))
+        return solvers.integrate(guided, config, range(len(z)), z.shape[1:], z.device)

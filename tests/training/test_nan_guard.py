@@ -112,7 +112,7 @@ def test_a_bad_step_is_left_out_counted_and_nothing_else_changes(values, caplog)
     assert "loss" in seen[BAD + 1]
     assert [m for m in caplog.messages if "step 3: the loss (plain/noise" in m and "left out (1 of 1)" in m]
     again = Trainer.from_config(make(TrainConfig, {**values, "checkpoint_every": 99, "steps": 6, "skip_bad_steps": 1}))
-    assert again.guard.skipped == 1
+    assert again.services.guard.skipped == 1
     assert next(again.run_steps()).metrics["skipped_steps"] == 1
 
 

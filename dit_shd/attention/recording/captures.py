@@ -178,7 +178,9 @@ class Recording(Mapping[str, Capture]):
             raise UserError(f"capture: {type(self.model).__name__}: {self._why_nothing(survey)}")
         if self._shapes and not self._reported:
             self._reported = True
-            _log.info("%s", self.report())
+            report = self.report()
+            if report.lines:  # none: every layer hands over its captures by itself
+                _log.info("%s", report)
 
     def stop(self) -> None:
         """Leave nothing behind of a forward, also of one that was interrupted."""

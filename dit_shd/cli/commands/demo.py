@@ -48,6 +48,7 @@ from dit_shd.evaluation.extraction import extract_features
 from dit_shd.evaluation.features.digits import DigitsFeatures
 from dit_shd.evaluation.scoring import score
 from dit_shd.models.loading import load
+from dit_shd.models.prediction import NOISE
 from dit_shd.profiling.latency import Cost, cost
 from dit_shd.reports.demo_page import Demo, Scores, write_demo_page
 from dit_shd.reports.figures.style import require_matplotlib
@@ -176,7 +177,8 @@ def _sampled(config: DemoConfig, name: str) -> bool:
     sidecar = file.with_suffix(".json")
     if not (file.is_file() and sidecar.is_file()):
         return False
-    current = settings(make(SampleConfig, {**sample_keys(config, name), "run": ""}, "sample"))
+    sampled = make(SampleConfig, {**sample_keys(config, name), "run": ""}, "sample")
+    current = settings(sampled.of_prediction(NOISE))
     recorded = json.loads(sidecar.read_text(encoding="utf-8"))
     return {**{k: v for k, v in recorded.items() if not k.endswith("_sha256")}, "run": ""} == current
 

@@ -49,13 +49,15 @@ class Loss(nn.Module, ABC):
 
     Args:
         weight: its factor in the total, the same throughout or by step.
-        passes: the passes it takes part in.
+        passes: the passes of the task that it takes part in; None for all of them.
     """
 
     reads: ClassVar[frozenset[Reads]] = frozenset({Reads.OUTPUT})
     """Of the student, and of the teacher if it needs one."""
     needs_teacher: ClassVar[bool] = True
     """If not, `term` gets None in its place, and no teacher is run for it."""
+    fields: ClassVar[frozenset[str]] = frozenset()
+    """Fields of the dataset that it reads beside what the task draws, as `batch.data[name]`."""
     calibration = 0
     """How many batches it is calibrated on before training; see calibrate."""
     teacher: str | Sequence[str] | None = None
@@ -63,11 +65,11 @@ class Loss(nn.Module, ABC):
     layers: LayerMap = "sections"
     """Which of the teacher's layers each of the student's learns from."""
 
-    def __init__(self, weight: Weight = 1.0, passes: Sequence[str] = ("plain",)):
+    def __init__(self, weight: Weight = 1.0, passes: Sequence[str] | None = ("plain",)):
         super().__init__()
-        if not passes:
+        if passes is not None and not passes:
             raise UserError(f"{type(self).__name__}: passes: wanted the name of one or more, found none")
-        self.weight, self.passes = _schedule(weight, type(self).__name__), tuple(passes)
+        self.weight, self.passes = _schedule(weight, type(self).__name__), None if passes is None else tuple(passes)
 
     @classmethod
     def from_options(cls, teacher: str | list[str] | None = None, **options: Any) -> Self:
@@ -91,6 +93,10 @@ class Loss(nn.Module, ABC):
     def reads_teacher(self) -> bool:
         """Whether a teacher has to run for it."""
         return self.needs_teacher and bool(self.reads)
+
+    def takes_part(self, pass_name: str) -> bool:
+        """Whether it is a term of a pass."""
+        return self.passes is None or pass_name in self.passes
 
     def weight_at(self, step: int) -> float:
         """The factor of the step with this number, counted from 0."""
@@ -148,7 +154,7 @@ class LayerLoss(Loss):
     def __init__(
         self,
         weight: Weight = 1.0,
-        passes: Sequence[str] = ("plain",),
+        passes: Sequence[str] | None = ("plain",),
         layers: str | dict[str, str] = "sections",
     ):
         super().__init__(weight, passes)

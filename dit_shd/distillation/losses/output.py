@@ -19,7 +19,7 @@ class Output(Loss):
             posterior; arXiv 2102.09672).
     """
 
-    def __init__(self, weight: Weight = 1.0, passes: Sequence[str] = ("plain", "masked"), variance: bool = False):
+    def __init__(self, weight: Weight = 1.0, passes: Sequence[str] | None = None, variance: bool = False):
         super().__init__(weight, passes)
         self.variance = variance
 

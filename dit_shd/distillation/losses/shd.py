@@ -29,7 +29,8 @@ class SHD(LayerLoss):
 
     Args:
         weight: beta; 2.0 for images in the paper's appendix. {step: beta} for a schedule.
-        passes: where it applies. In a masked pass layers can differ in tokens; map them by section then.
+        passes: where it applies; None for all. Where a pass leaves tokens out, layers can differ in tokens: map them by
+            section then.
         plan: which teacher heads each student head stands for: contiguous; matched (similar heads together, found on
             calibration batches before training); a list of groups; or {student layer: list of groups}.
         method: pairwise (the paper's alpha), joint, per_query, constant or hard; see squeeze. seed: for hard and rows.
@@ -45,7 +46,7 @@ class SHD(LayerLoss):
     def __init__(
         self,
         weight: Weight = 2.0,
-        passes: Sequence[str] = ("plain",),
+        passes: Sequence[str] | None = ("plain",),
         plan: str | Groups | dict[str, Groups] = "contiguous",
         method: Method = "pairwise",
         temperature: float = 1.0,

@@ -53,6 +53,7 @@ class TimmModel(LibraryModel, ConfigMixin):
         img_size: int | None = None,
         mean: list[float] | None = None,
         std: list[float] | None = None,
+        crop_pct: float | None = None,
         drop_path_rate: float = 0.0,
         class_names: list[str | None] | None = None,
         options: dict[str, Any] | None = None,
@@ -63,10 +64,15 @@ class TimmModel(LibraryModel, ConfigMixin):
         arguments = {"num_classes": num_classes, "in_chans": in_chans, "drop_path_rate": drop_path_rate or None}
         self.network = _network(model, {**(options or {}), **arguments, "img_size": img_size})
         replace_drop_paths(self.network)
-        self.input = self._input(in_chans, img_size, mean, std)
+        self.input = self._input(in_chans, img_size, mean, std, crop_pct)
 
     def _input(
-        self, in_chans: int, img_size: int | None, mean: list[float] | None, std: list[float] | None
+        self,
+        in_chans: int,
+        img_size: int | None,
+        mean: list[float] | None,
+        std: list[float] | None,
+        crop_pct: float | None,
     ) -> ImageInput:
         """Size and normalisation of the images; those of timm's configuration where none are given."""
         defaults: Any = self.network.pretrained_cfg
@@ -78,7 +84,7 @@ class TimmModel(LibraryModel, ConfigMixin):
                 raise UserError(f"timm: {name}: wanted {in_chans} numbers, one for each channel, found {chosen}")
             values[name] = chosen
         moments = {name: tuple(value or ()) for name, value in values.items()}
-        crop, interpolation = defaults.get("crop_pct") or 0.875, defaults.get("interpolation") or "bicubic"
+        crop, interpolation = crop_pct or defaults.get("crop_pct") or 0.875, defaults.get("interpolation") or "bicubic"
         return ImageInput((in_chans, height, width), **moments, crop=float(crop), interpolation=str(interpolation))
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -106,10 +112,10 @@ class TimmModel(LibraryModel, ConfigMixin):
         arguments = {**(settings.options or {}), "img_size": settings.img_size, "in_chans": settings.in_chans}
         defaults: Any = self.network.pretrained_cfg
         c, y, x = self.input.shape
-        kept = ("pool_size", "crop_pct", "crop_mode", "interpolation", "fixed_input_size", "first_conv", "classifier")
+        kept = ("pool_size", "crop_mode", "interpolation", "fixed_input_size", "first_conv", "classifier")
         configuration = {key: defaults[key] for key in kept if defaults.get(key) is not None}
         configuration |= {"num_classes": settings.num_classes, "input_size": [c, y, x]}
-        configuration |= {"mean": list(self.input.mean), "std": list(self.input.std)}
+        configuration |= {"mean": list(self.input.mean), "std": list(self.input.std), "crop_pct": self.input.crop}
         classes = settings.class_names
         names = {} if classes is None else {"label_names": [name or "" for name in classes]}
         return {
@@ -163,6 +169,7 @@ def _options(values: dict[str, Any]) -> dict[str, Any]:
         "in_chans": arguments.pop("in_chans", size[0]),
         "img_size": arguments.pop("img_size", fixed),
         **{name: list(pretrained[name]) for name in ("mean", "std") if pretrained.get(name)},
+        "crop_pct": pretrained.get("crop_pct"),
         "class_names": list(names) if isinstance(names, (list, tuple)) else None,
         "options": arguments or None,
     }

@@ -16,7 +16,7 @@ from dit_shd.models.families import FAMILIES
 from dit_shd.profiling import meta
 
 TINY = dict(patch_size=7, embed_dim=24, depth=2, num_heads=3)
-GRAY = dict(num_classes=10, in_chans=1, img_size=28, mean=[0.3], std=[0.4], options=TINY)
+GRAY = dict(num_classes=10, in_chans=1, img_size=28, mean=[0.3], std=[0.4], crop_pct=0.95, options=TINY)
 
 
 def build(name="deit_tiny_patch16_224", **options):
@@ -46,7 +46,7 @@ def test_what_is_saved_is_read_by_timm_and_by_us(name, tmp_path, x):
     assert torch.equal(model(x), theirs(x)) and torch.equal(model(x), ours(x))
     told = timm.data.resolve_model_data_config(theirs)
     assert (tuple(told["input_size"]), tuple(told["mean"]), tuple(told["std"])) == ((1, 28, 28), (0.3,), (0.4,))
-    assert ours.input == model.input and told["crop_pct"] == ours.input.crop
+    assert ours.input == model.input and told["crop_pct"] == ours.input.crop == 0.95
     assert named_blocks(ours).keys() == {"network.blocks.0", "network.blocks.1"}
 
 

@@ -1,0 +1,106 @@
+"""The recipes of configs/classification and their study: complete, models that fit together, headers that are true."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dit_shd.attention.recording.attach import capture
+from dit_shd.core.config import make, resolve
+from dit_shd.core.yaml_files import dump, override, read_yaml
+from dit_shd.data.datasets import DATASETS
+from dit_shd.data.datasets.mnist import FASHION
+from dit_shd.distillation.losses import LOSSES
+from dit_shd.models.families import FAMILIES
+from dit_shd.profiling.estimate import hours, peaks
+from dit_shd.tasks import TASKS
+from dit_shd.training.config import TrainConfig
+from dit_shd.training.dry_run import dry_run
+from dit_shd.training.trainer import train
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "configs" / "classification"
+NAMES = sorted(file.stem for file in FOLDER.glob("*.yaml"))
+IMAGENET = ["deit3_s_to_deit_ti_nkd_vitkd", "deit3_s_to_deit_ti_shd", "deit_ti_alone"]
+
+
+def load(name: str, *assignments: str) -> TrainConfig:
+    return make(TrainConfig, override(read_yaml(FOLDER / f"{name}.yaml"), assignments))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_is_complete(name):
+    """It loads and round-trips, its plug-ins take its keys, and its header says how to run it and what it costs."""
+    config, header = load(name), (FOLDER / f"{name}.yaml").read_text()
+    assert make(TrainConfig, yaml.safe_load(dump(config))) == config
+    assert f"train_dit.py configs/classification/{name}.yaml" in header and "Cost:" in header
+    TASKS.build(config.task, "task")
+    for loss in config.losses:
+        LOSSES.filled(loss, "losses")
+    assert config.data.name in DATASETS.names() and config.student.name == "timm"
+
+
+@pytest.mark.parametrize("name", IMAGENET)
+def test_a_header_tells_what_is_counted(name):
+    """By dry_run, which needs neither ImageNet nor the hub; the models fit together and the heads are the paper's."""
+    config = load(name, "estimate.measure=false")
+    found, header = dry_run(config), (FOLDER / f"{name}.yaml").read_text()
+    told = re.search(r"Cost: (\S+) GFLOP an image, (\S+) EFLOP in all: (\S+) A100 or (\S+) H100 hours", header)
+    whole = found.operations.executed * config.batch_size * config.steps
+    spent = [hours(whole, peak, config.estimate.mfu) for peak in peaks(config.precision).values()]
+    for number, text in zip([found.operations.total / 1e9, whole / 1e18, *spent], told.groups()):
+        assert number == pytest.approx(float(text), rel=0.01)
+    assert float(re.search(r"count: (\S+) GiB for 1024", header)[1]) == pytest.approx(
+        found.memory.total / 2**30, abs=0.1
+    )
+    assert config.steps == round(300 * 1_281_167 / 1024)
+    assert config.optimizer.warmup_steps == round(20 * 1_281_167 / 1024)
+
+
+def test_the_paper_s_pair_has_6_and_3_heads():
+    config, heads = load("deit3_s_to_deit_ti_shd"), []
+    for plugin in (config.estimate.teacher, config.student):
+        model = FAMILIES.build(plugin, "model").eval()
+        c, y, x = model.input.shape
+        with capture(model) as captures:
+            model(next(model.parameters()).new_zeros(1, c, y, x))
+        assert len(captures) == 12
+        heads.append({layer.heads for layer in captures.values()})
+    assert heads == [{6}, {3}]
+
+
+@pytest.mark.parametrize("control", ["deit3_s_to_deit_ti_nkd_vitkd", "deit_ti_alone"])
+def test_a_control_run_differs_in_its_losses_only(control):
+    ours, other = resolve(load(control)), resolve(load("deit3_s_to_deit_ti_shd"))
+    assert {key for key in ours if ours[key] != other[key]} <= {
+        "run",
+        "losses",
+        "teacher",
+        "teacher_precision",
+        "estimate",
+    }
+    terms = [[term["name"] for term in config["losses"]] for config in (ours, other)]
+    assert terms == [["nkd", "vitkd"] if "nkd" in control else [], ["nkd", "vitkd", "shd"]]
+
+
+def test_the_study_varies_the_losses_alone():
+    study = read_yaml(ROOT / "experiments" / "fashion_classification" / "study.yaml")
+    levels = study["grid"]["loss"]
+    assert set(levels) == {"none", "kd", "shd", "kd_shd"} and len(study["seeds"]) == 3
+    teacher = str(load("fashion_teacher").run)
+    assert all(set(level) in (set(), {"teacher", "losses"}) for level in levels.values())
+    assert all(level.get("teacher", teacher) == teacher for level in levels.values())
+    assert [loss["name"] for loss in levels["kd_shd"]["losses"]] == ["kd", "shd"]
+
+
+@pytest.mark.skipif(not FASHION.is_dir(), reason="apt install dataset-fashion-mnist")
+def test_the_small_recipes_train_and_the_student_learns_from_the_teacher(tmp_path):
+    """Two steps of each by the commands of docs/classification.md, on Debian's Fashion-MNIST."""
+    few = ["steps=2", "batch_size=8", "validate_every=0", "log_every=1"]
+    list(train(load("fashion_teacher", *few, f"run={tmp_path / 'teacher'}")))
+    losses = "losses=[{name: kd, temperature: 2}, {name: shd, weight: 2}]"
+    student = load(
+        "fashion_student", *few, f"run={tmp_path / 's'}", f"teacher={tmp_path / 'teacher'}", losses, "check_teacher=no"
+    )
+    assert all({"plain/kd", "plain/shd"} <= step.metrics.keys() for step in train(student))
