@@ -19,7 +19,9 @@ DATA = {"name": "text", "document": "line", "length": 16, "held_out": 0.3}
 def run_of(folder, config, seed, **data):
     """A run folder as training leaves it, as far as it is read."""
     causal_lm(config, seed).save_pretrained(folder / "student")
-    (folder / "config.yaml").write_text(yaml.safe_dump({"data": {**DATA, **data}, "task": {"name": "language_modeling"}}))
+    (folder / "config.yaml").write_text(
+        yaml.safe_dump({"data": {**DATA, **data}, "task": {"name": "language_modeling"}})
+    )
     return str(folder)
 
 

@@ -1,7 +1,7 @@
 """Perplexity of language models on held-out text, a row each, and over the seeds of runs.
 
 dit-shd perplexity runs/kjv_kd_seed0 runs/kjv_kd_seed1 runs/kjv_shd_seed0 runs/kjv_shd_seed1
-dit-shd perplexity hub:openai-community/gpt2 data='{name: text, path: book.txt, tokenizer: hub:openai-community/gpt2, split: all}'
+dit-shd perplexity hub:OWNER/NAME data='{name: text, path: book.txt, tokenizer: hub:OWNER/NAME, split: all}'
 """
 
 from collections.abc import Mapping
