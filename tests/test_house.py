@@ -50,6 +50,7 @@ SEVERAL = {
     "attention/recording/test_zoo_capture.py": "every transformer class of diffusers",
     "models/test_public_code.py": "ours beside the public code",
     "squeezing/test_synchronisations.py": "what Python reads of a layer, and NaN where it reads nothing",
+    "squeezing/test_causal_memory.py": "squeeze and divergence, both backends",
     "squeezing/test_masked_rows.py": "divergence, weights and gradients where every key is masked",
     "squeezing/test_row_weights.py": "squeeze, divergence and both backends",
     "tasks/test_laws.py": "laws of every task's runs",

@@ -13,6 +13,7 @@ number is not known beforehand, and each micro batch counts the same.
 """
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +80,12 @@ def learned_rows(inputs: Inputs) -> Tensor:
     return rows
 
 
+def backbone(model: nn.Module) -> nn.Module:
+    """A language model without its head, which TRL's DistillationTrainer runs by itself; also of one with adapters."""
+    whole: Any = getattr(model, "get_base_model", lambda: model)()
+    return getattr(whole, "base_model", whole)
+
+
 def add_shd(trainer: "Trainer", loss: SHD | None = None, teacher: nn.Module | None = None) -> "SHDTerm":
     """Add SHD to a trainer that is made, before train() is called.
 
@@ -135,7 +142,8 @@ class SHDTerm:
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 (as the trainer's)
         """The trainer's, which draws the micro batches of an optimizer step; their rows are counted."""
         found = self._get_batch_samples(*args, **kwargs)
-        counts = [int(learned_rows(inputs).sum()) for inputs in found[0] if inputs.get("labels") is not None]
+        known = [x for x in found[0] if isinstance(x, Mapping) and x.get("labels") is not None]  # TRL's may be texts
+        counts = [int(learned_rows(dict(x)).sum()) for x in known]
         self._expected = deque(counts)
         total = torch.tensor(float(sum(counts)), device=self.trainer.args.device)
         every: Any = self.trainer.accelerator.gather(total[None])
@@ -154,8 +162,8 @@ class SHDTerm:
         if not model.training:
             return self._compute_loss(model, inputs, **arguments)
         rows, asked = learned_rows(inputs), _tokens(inputs)
-        student: nn.Module = self.trainer.accelerator.unwrap_model(model)
-        teacher: nn.Module = self.trainer.accelerator.unwrap_model(self.teacher)
+        unwrap = self.trainer.accelerator.unwrap_model
+        student, teacher = backbone(unwrap(model)), backbone(unwrap(self.teacher))
         with capture(student) as ours, capture(teacher) as theirs:
             found = self._compute_loss(model, inputs, **arguments)
             if not len(theirs):  # the trainer does not run it

@@ -145,7 +145,7 @@ def _counted(
     """Operations of the forward and, if `backward`, of the backward on one image."""
     model = spec.skeleton()
     if recompute:
-        model.enable_gradient_checkpointing()
+        meta.recompute_blocks(model, "no")
     with torch.set_grad_enabled(backward), meta.emulate_gpu("no"), FlopCounterMode(display=False) as counter:
         output = task.predict(model, _example(task, pass_name, model, meta.META))
         forward = counter.get_total_flops()

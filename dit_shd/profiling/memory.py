@@ -1,7 +1,6 @@
 """Memory of one process in one training step, by count: what stays allocated, and the largest addition by a pass."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +11,6 @@ from dit_shd.profiling import meta
 from dit_shd.profiling.flops import loss_costs
 from dit_shd.profiling.step import StepShape
 from dit_shd.squeezing.cost import LayerCost
-
-if TYPE_CHECKING:
-    from diffusers import ModelMixin
 
 
 @dataclass(frozen=True)
@@ -80,7 +76,7 @@ def _pass(step: StepShape, distiller: Distiller, teachers: Teachers, skeletons: 
     losses = distiller.losses_of(name)
     extra = sum(loss_costs(losses, task, name, student, teachers, step.images).values(), LayerCost())
     if step.recompute:
-        cast("ModelMixin", student).enable_gradient_checkpointing()
+        meta.recompute_blocks(student, step.precision)
     with meta.emulate_gpu(step.precision), meta.MemoryTracker(student, *skeletons.values()) as tracker:
         output = task.predict(student, batch)
         with torch.no_grad():

@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import torch
@@ -19,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from dit_shd.core.plugins import Plugin
+from dit_shd.models.blocks import blocks
 from dit_shd.models.families import FAMILIES
 
 T = TypeVar("T")
@@ -71,6 +73,26 @@ def emulate_gpu(precision: str) -> Generator[None]:
     """Run fused attention, and matrix products in the low precision of autocast."""
     with _Kernels(DTYPES.get(precision)):
         yield
+
+
+def recompute_blocks(model: nn.Module, precision: str) -> None:
+    """Turn on gradient checkpointing, in which blocks run again with the kernels of `emulate_gpu`.
+
+    What runs in the backward sees no function mode, so every block brings its own, and so do its parts: transformers
+    checkpoints a block's class, past what is set on the block.
+
+    Args:
+        model: That is thrown away afterwards.
+        precision: As in emulate_gpu.
+    """
+    cast("ModelMixin", model).enable_gradient_checkpointing()
+    for module in (part for block in blocks(model) for part in (block, *block.children())):
+        module.forward = partial(_emulated, module.forward, precision)
+
+
+def _emulated(forward: Callable[..., T], precision: str, *args: Any, **kwargs: Any) -> T:
+    with emulate_gpu(precision):
+        return forward(*args, **kwargs)
 
 
 class _Kernels(TorchFunctionMode):

@@ -13,6 +13,7 @@ from dit_shd.attention.capture import Capture
 from dit_shd.cli import program
 from dit_shd.core.config import make
 from dit_shd.core.plugins import Plugin
+from dit_shd.core.yaml_files import read_yaml
 from dit_shd.models.families.dit import DiT
 from dit_shd.models.families.mdt import MDTv2
 from dit_shd.profiling import meta
@@ -267,3 +268,15 @@ def test_dry_run_says_what_is_missing(file, capsys, words, message):
 def test_without_a_teacher_nothing_of_one_is_told(file, capsys):
     code, out, _ = text(capsys, str(file), "dry_run=true", "losses=[]", "teacher=null", "estimate.measure=false")
     assert code == 0 and "teacher, forward" not in out and "measured" not in out
+
+
+@pytest.mark.parametrize("config", ["dit_b2_alone", "language/babyllama_llama_teacher"])
+def test_blocks_that_are_computed_again_are_counted_at_any_precision(root, config):
+    """As many operations as the forward's but for what is outside of blocks; activations become fewer."""
+    values = read_yaml(root / "configs" / f"{config}.yaml")
+    student = meta.build(Plugin.from_value(values["student"], "student"), "student")
+    steps = [step_shape(make(TrainConfig, {**values, "gradient_checkpointing": again}), 2) for again in (False, True)]
+    plain, again = (step_operations(step, student, None).passes["plain"] for step in steps)
+    assert 0.85 * plain.forward < again.recomputed <= plain.forward and plain.recomputed == 0
+    held = [step_memory(step, student, None).parts["activations"] for step in steps]
+    assert held[1] < held[0] / 2

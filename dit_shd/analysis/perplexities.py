@@ -1,0 +1,127 @@
+"""The perplexity of language models that are there on held-out text: students of runs, or any of transformers."""
+
+import json
+import re
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from dit_shd.core.config import REQUIRED, cast, check_ranges, checked, option
+from dit_shd.core.errors import UserError
+from dit_shd.core.files import write_text
+from dit_shd.core.places import MODEL, Place, find
+from dit_shd.core.plugins import Plugin
+from dit_shd.core.yaml_files import read_yaml
+from dit_shd.data.datasets import DATASETS
+from dit_shd.data.datasets.text import Text
+from dit_shd.models import loading
+from dit_shd.tasks.language_modeling import LanguageModeling, TextEvaluation
+
+CONFIG = "config.yaml"
+SEED = re.compile(r"[_-]?seed_?\d+$")
+"""At the end of a run's name: runs of one name before it are told apart by their seed."""
+Figures = dict[str, float]
+
+
+@dataclass(frozen=True)
+class PerplexityConfig:
+    """Perplexity of models on held-out text."""
+
+    models: list[Place] = option(REQUIRED, f"each {MODEL}")
+    data: Plugin | None = option(
+        None, "text: {name: text, path: ..., tokenizer: ..., split: validation}; empty: what the models' runs held out"
+    )
+    separate: bool = option(True, "packed documents do not attend to each other")
+    sequences: int | None = option(None, "of the text, evenly spread; empty: all", range=(1, 1e9))
+    batch_size: int = option(16, "sequences of one forward", range=(1, 1e6))
+    out: Path | None = option(None, "a JSON file for the figures; empty for none")
+
+
+def perplexities(config: PerplexityConfig) -> dict[str, Figures]:
+    """Measure, and write the figures where the config says.
+
+    Args:
+        config: of the command.
+
+    Returns:
+        The figures of each model by its name.
+
+    Raises:
+        UserError: no such model, no language model, or models of runs that held out different texts.
+    """
+    config = checked(config, "perplexity")
+    check_ranges(config)
+    if config.out is not None and config.out.exists():
+        raise UserError(f"out: {config.out} is there already; choose another name or move it away")
+    plugins = {place: config.data or _held_out(place) for place in config.models}
+    different = [place for place in plugins if plugins[place] != plugins[config.models[0]]]
+    if different:
+        raise UserError(
+            f"models: {config.models[0]} and {different[0]} are of runs on other data or other splits of it, so their "
+            "figures are not comparable; say data={name: text, path: ..., split: validation}"
+        )
+    data = DATASETS.build(plugins[config.models[0]], "data")
+    if not isinstance(data, Text):
+        raise UserError(f"data: wanted text, found {', '.join(sorted(data.fields))}")
+    found = {_name(place): _measured(place, data, config) for place in config.models}
+    if config.out is not None:
+        write_text(config.out, json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def over_seeds(figures: Mapping[str, Figures]) -> dict[str, tuple[int, Figures, Figures]]:
+    """Of runs whose names differ in their seed alone: how many, the mean of their figures and the standard deviation.
+
+    Args:
+        figures: of each model by its name.
+    """
+    groups: dict[str, list[Figures]] = {}
+    for name, row in figures.items():
+        groups.setdefault(SEED.sub("", name), []).append(row)
+    summary: dict[str, tuple[int, Figures, Figures]] = {}
+    for name, rows in groups.items():
+        keys = [key for key in rows[0] if all(key in row for row in rows)]
+        means = {key: statistics.fmean(row[key] for row in rows) for key in keys}
+        spreads = {key: statistics.stdev([row[key] for row in rows]) for key in keys} if len(rows) > 1 else {}
+        summary[name] = (len(rows), means, spreads)
+    return summary
+
+
+def _held_out(place: str) -> Plugin:
+    """The text that a run held out.
+
+    Raises:
+        UserError: nothing says it.
+    """
+    path = find(place, "model", "MODELS")
+    folders = [path, path.parent] if isinstance(path, Path) else []
+    file = next((folder / CONFIG for folder in folders if (folder / CONFIG).is_file()), None)
+    told = None if file is None else read_yaml(file).get("data")
+    if not isinstance(told, Mapping) or told.get("name") != "text":
+        raise UserError(
+            f"data: wanted the text to measure on, found none, and no run of {place} says it; "
+            "data='{name: text, path: FILE, tokenizer: FOLDER, split: all}'"
+        )
+    plugin = cast(Plugin, dict(told), f"{file}: data")
+    return replace(plugin, options={**plugin.options, "split": "validation"})
+
+
+def _name(place: str) -> str:
+    path = find(place, "model", "MODELS")
+    return path.resolve().name if isinstance(path, Path) else place
+
+
+def _measured(place: str, data: Text, config: PerplexityConfig) -> Figures:
+    model: nn.Module = loading.load(place)
+    evaluation = TextEvaluation(config.sequences, config.batch_size)
+    task = LanguageModeling(config.separate, evaluation=evaluation)
+    task.check_data(data)
+    task.use(data, model)
+    task.check(place, model)
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    nn.Module.to(model, device or torch.device("cpu"))
+    return task.perplexity(model.eval(), data)

@@ -1,0 +1,76 @@
+"""dit-shd perplexity: the figures of models on the text that their runs held out, and what is refused."""
+
+import json
+import math
+
+import pytest
+import yaml
+from language import GPT2, LLAMA, causal_lm, lines
+
+from dit_shd.analysis.perplexities import over_seeds
+from dit_shd.cli.program import main
+from dit_shd.core.plugins import Plugin
+from dit_shd.data.datasets import DATASETS
+from dit_shd.tasks.language_modeling import LanguageModeling
+
+DATA = {"name": "text", "document": "line", "length": 16, "held_out": 0.3}
+
+
+def run_of(folder, config, seed, **data):
+    """A run folder as training leaves it, as far as it is read."""
+    causal_lm(config, seed).save_pretrained(folder / "student")
+    (folder / "config.yaml").write_text(
+        yaml.safe_dump({"data": {**DATA, **data}, "task": {"name": "language_modeling"}})
+    )
+    return str(folder)
+
+
+def test_models_are_measured_on_what_their_runs_held_out(tmp_path, capsys):
+    path = lines(tmp_path)
+    runs = [run_of(tmp_path / f"small_seed{seed}", GPT2, seed, path=path) for seed in (0, 1)]
+    runs.append(run_of(tmp_path / "other", LLAMA, 0, path=path))
+    assert main(["perplexity", *runs, f"out={tmp_path / 'out.json'}"]) == 0
+    table, found = capsys.readouterr().out.splitlines(), json.loads((tmp_path / "out.json").read_text())
+    assert list(found) == ["small_seed0", "small_seed1", "other"]
+    task, options = LanguageModeling(), {k: v for k, v in DATA.items() if k != "name"}
+    data = DATASETS.build(Plugin("text", {**options, "path": path, "split": "validation"}))
+    task.use(data, None)
+    for name, (config, seed) in zip(found, [(GPT2, 0), (GPT2, 1), (LLAMA, 0)]):
+        assert found[name] == pytest.approx(task.perplexity(causal_lm(config, seed), data))
+        assert any(line.startswith(name) and f"{found[name]['perplexity']:.3f}" in line for line in table)
+    mean = sum(found[name]["nats"] for name in list(found)[:2]) / 2
+    (line,) = (line for line in table if line.startswith("small (2 seeds)"))
+    assert f"{mean:.4f} ± " in line and not any(line.startswith("other (") for line in table)
+
+
+def test_spread_is_the_standard_deviation():
+    figures = {f"a_seed{i}": {"nats": float(i)} for i in range(3)} | {"b": {"nats": 4.0}}
+    summary = over_seeds(figures)
+    assert summary["a"] == (3, {"nats": 1.0}, {"nats": 1.0})
+    assert summary["b"] == (1, {"nats": 4.0}, {})
+    assert math.isclose(summary["a"][2]["nats"], 1.0)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["{run}", "{other}"], "are of runs on other data or other splits of it"),
+        (["{run}/student/nothing"], "found nothing at"),
+        (["{bare}"], "data: wanted the text to measure on, found none"),
+        (["{run}", "data=digits"], "data: wanted text, found images, labels, latents"),
+        (["{run}", "out={run}/config.yaml"], "is there already"),
+        (["{run}", "data={{name: text, path: {path}, length: 64, split: all, document: line}}"], "takes 32 tokens"),
+    ],
+)
+def test_refusals(tmp_path, capsys, words, message):
+    path = lines(tmp_path)
+    places = {
+        "run": run_of(tmp_path / "run", GPT2, 0, path=path),
+        "other": run_of(tmp_path / "other", GPT2, 0, path=path, held_out=0.5),
+        "bare": str(tmp_path / "bare"),
+        "path": path,
+    }
+    causal_lm(GPT2).save_pretrained(tmp_path / "bare")
+    assert main(["perplexity", *(word.format(**places) for word in words)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line

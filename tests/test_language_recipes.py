@@ -1,0 +1,48 @@
+"""The recipes of configs/language: complete, and models that fit together."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dit_shd.core.config import make
+from dit_shd.core.yaml_files import dump, read_yaml
+from dit_shd.distillation.losses.kd import KD
+from dit_shd.distillation.losses.shd import SHD
+from dit_shd.training import checks
+from dit_shd.training.config import TrainConfig
+from dit_shd.training.dry_run import dry_run, step_shape
+
+FOLDER = Path(__file__).parents[1] / "configs" / "language"
+NAMES = sorted(file.stem for file in FOLDER.glob("*.yaml"))
+MILLIONS = {"babyllama_gpt2_teacher": 705, "babyllama_llama_teacher": 360, "babyllama_shd": 58}
+"""Parameters of arXiv 2308.02019."""
+
+
+def load(name, **changes):
+    return make(TrainConfig, {**read_yaml(FOLDER / f"{name}.yaml"), **changes})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_is_complete(name):
+    config, header = load(name), (FOLDER / f"{name}.yaml").read_text()
+    assert make(TrainConfig, yaml.safe_load(dump(config))) == config
+    assert f"dit-shd train configs/language/{name}.yaml" in header
+    checks.teaching(config, step_shape(config, 1).losses)
+
+
+@pytest.mark.parametrize("name", MILLIONS)
+def test_babyllama_has_the_papers_models(name):
+    found = dry_run(load(name, estimate={**read_yaml(FOLDER / f"{name}.yaml").get("estimate", {}), "measure": False}))
+    models = {name: found.student} if not found.teachers else {**found.teachers, name: found.student}
+    wanted = {"teacher gpt2": 705, "teacher llama": 360, **MILLIONS}
+    for each, model in models.items():
+        assert round(sum(p.numel() for p in model.parameters()) / 1e6) == wanted[each]
+
+
+def test_babyllama_learns_from_the_mean_of_two_teachers_and_the_maps_of_one():
+    losses = step_shape(load("babyllama_shd"), 1).losses
+    assert [(type(loss), loss.teacher) for loss in losses] == [(KD, ["gpt2", "llama"]), (SHD, "gpt2")]
+    assert losses[0].temperature == 2.0
+    student, gpt2 = (read_yaml(FOLDER / f"babyllama_{x}.yaml")["student"]["config"] for x in ("shd", "gpt2_teacher"))
+    assert (gpt2["n_head"], student["num_attention_heads"]) == (16, 8)
