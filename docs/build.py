@@ -1,6 +1,7 @@
 """Make the pages that are made from code: `make docs`, or python docs/build.py [PAGE].
 
 - evidence.md from the rows of experiments/*/results.jsonl;
+- losses.md from the losses themselves, counted for MDTv2-B/2 -> S/2;
 - use-it-in-your-trainer.md from the scripts in examples/;
 - reliability.md by trying every class of hostile input (tests/hostile);
 - supported-models.md by trying capture() on a tiny random model of every transformer class of the installed diffusers
@@ -92,6 +93,14 @@ def reliability_page() -> str:
     return template("reliability").format(limit=hostile.LIMIT_MIB, table=hostile.table().rstrip())
 
 
+def losses_page() -> str:
+    """Every loss in one line."""
+    from dit_shd.profiling.loss_table import loss_table
+    from dit_shd.reports.losses_page import losses_markdown
+
+    return template("losses").format(table=losses_markdown(loss_table()))
+
+
 def _layers(names: list[str]) -> str:
     """Names that differ by a number only, once."""
     return ", ".join(f"`{name}`" for name in dict.fromkeys(re.sub(r"(?<=[.#])\d+", "*", name) for name in names))
@@ -99,6 +108,7 @@ def _layers(names: list[str]) -> str:
 
 PAGES: dict[str, Callable[[], str]] = {
     "evidence.md": evidence_page,
+    "losses.md": losses_page,
     "reliability.md": reliability_page,
     "supported-models.md": supported_page,
     "use-it-in-your-trainer.md": trainer_page,

@@ -70,7 +70,7 @@ NOT_NAMED_YET = {"attention", "attention/recording", "integrations", "squeezing/
 ANY_TASKS_LOSSES = ("__init__", "output", "shd")
 """Losses of any task; others may be of one task, whose batches they read."""
 KNOW_DIFFUSION = {
-    "profiling/flops.py": "asks a class-conditional model where no task is named",
+    "profiling/captures.py": "asks a class-conditional model where no task is named",
     "profiling/latency.py": "asks class-conditional models",
 }
 """Files that name what is a task's, and why; only ever fewer."""

@@ -1,11 +1,16 @@
 """The repeated blocks of any transformer."""
 
-from collections.abc import Callable, Generator
+import inspect
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 
 from dit_shd.core.errors import UserError
+
+STREAM = "hidden_states"
+"""The argument by which a block of diffusers or transformers is given the tokens that it works on."""
 
 
 def named_blocks(model: nn.Module, prefix: str = "") -> dict[str, nn.Module]:
@@ -37,24 +42,62 @@ def recorded_blocks(model: nn.Module, sink: Callable[[str, Tensor], None]) -> Ge
     """Call `sink(name, output)` with the output [b,n,e] of each block as the model runs in the `with` block.
 
     Raises:
-        UserError: the model has no blocks, or a block does not return a tensor.
+        UserError: the model has no blocks, or the output of a block is not to be had; see recorded.
     """
     named = named_blocks(model)
     if not named:
         raise UserError(f"{type(model).__name__}: has no list of blocks whose outputs could be read")
+    with recorded(named, sink):
+        yield
 
-    def hook(name: str) -> Callable[[nn.Module, object, object], None]:
-        def record(_module: nn.Module, _inputs: object, output: object) -> None:
-            first = output[0] if isinstance(output, (tuple, list)) and output else output
-            if not isinstance(first, Tensor):
-                raise UserError(f"{name}: wanted a block that gives a tensor first, found {type(first).__name__}")
-            sink(name, first)
+
+@contextmanager
+def recorded(modules: Mapping[str, nn.Module], sink: Callable[[str, Tensor], None]) -> Generator[None]:
+    """Call `sink(name, output)` with what each of some modules gives while they run in the `with` block.
+
+    Of several tensors, as blocks with a stream for text and one for the image give them, it is the one that has the
+    shape of the module's argument `hidden_states`, which in diffusers is the image; without such an argument, it is the
+    first.
+    A module that runs again in one forward is called NAME#2, NAME#3, ...
+
+    Args:
+        modules: by name.
+        sink: takes a name and a tensor [b,n,e].
+
+    Raises:
+        UserError: a module gives no tensor, or two of that shape.
+    """
+    runs: dict[str, int] = {}
+
+    def hook(name: str, module: nn.Module) -> Callable[..., None]:
+        arguments = list(inspect.signature(module.forward).parameters)
+        place = arguments.index(STREAM) if STREAM in arguments else None
+
+        def record(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
+            given = None if place is None else kwargs.get(STREAM, args[place] if place < len(args) else None)
+            runs[name] = runs.get(name, 0) + 1
+            sink(name + (f"#{runs[name]}" if runs[name] > 1 else ""), _stream(name, output, given))
 
         return record
 
-    handles = [block.register_forward_hook(hook(name)) for name, block in named.items()]
+    handles = [m.register_forward_hook(hook(name, m), with_kwargs=True) for name, m in modules.items()]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _stream(name: str, output: object, given: object) -> Tensor:
+    """The tensor of a module's output that continues what it was given."""
+    several = list(output) if isinstance(output, (tuple, list)) else [output]
+    tensors = [x for x in several if isinstance(x, Tensor)]
+    alike = [x for x in tensors if isinstance(given, Tensor) and x.shape == given.shape]
+    if len(alike) > 1:
+        raise UserError(
+            f"{name}: gives {len(alike)} tensors {list(alike[0].shape)}, and which of them is the image cannot be "
+            "told; wanted text of another number of tokens than the image"
+        )
+    if not tensors or not (alike or isinstance(several[0], Tensor)):
+        raise UserError(f"{name}: wanted a block that gives a tensor first, found {type(several[0]).__name__}")
+    return (alike or tensors)[0]

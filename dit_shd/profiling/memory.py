@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.teachers import Teachers, by_name, read_teachers
 from dit_shd.profiling import meta
-from dit_shd.profiling.flops import loss_costs
+from dit_shd.profiling.loss_cost import loss_costs
 from dit_shd.profiling.step import StepShape
 from dit_shd.squeezing.cost import LayerCost
 

@@ -147,11 +147,12 @@ def take_a_step(config: TrainConfig, teachers: Teachers, images: int, before: in
     losses = [LOSSES.build(p, f"losses.{i}") for i, p in enumerate(config.losses)]
     task = TASKS.build(config.task, "task")
     distiller = Distiller(task, student, losses).to(device)
-    optimizer = optim.build(config.optimizer, [p for p in distiller.parameters() if p.requires_grad])
     averages = EMA(student, config.ema_rates, config.ema_warmup)
     for teacher in teachers.values():
         teacher = teacher.bfloat16() if config.teacher_precision == "bf16" else teacher
         teacher.eval().requires_grad_(False).to(device)
+    distiller.build(task.example(student, 1, device), teachers)
+    optimizer = optim.build(config.optimizer, [p for p in distiller.parameters() if p.requires_grad])
     calibrate(distiller, teachers, [task.example(student, images, device)])
     seconds = 0.0
     for number in range(2):

@@ -135,7 +135,7 @@ def check(parts: Parts) -> None:
 
 
 def first_sample(config: TrainConfig, distiller: Distiller, teachers: Teachers) -> None:
-    """Run student and teachers on one sample, before anything is written.
+    """Run student and teachers on one sample, before anything is written; losses get their projectors from its sizes.
 
     Args:
         config: Of the run.
@@ -148,6 +148,7 @@ def first_sample(config: TrainConfig, distiller: Distiller, teachers: Teachers) 
     if not distiller.losses and not teachers:
         return
     sample = Batches(distiller.task, config.seed, config.batch_size, 1, fields=distiller.fields).draw(0, range(1))
+    distiller.build(sample, teachers, config.seed)
     calibration.calibrate(distiller, teachers, [sample])
     bad = diagnosis.first_non_finite(distiller, teachers, sample)
     if bad is not None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from dit_shd.attention.capture import Captures
 from dit_shd.core import rng
 from dit_shd.core.errors import UserError
-from dit_shd.distillation.losses import Forward, Layers, Loss, Reads, Term, Weight
+from dit_shd.distillation.losses import Forward, Layers, Loss, Needs, Reads, Term, Weight
 from dit_shd.squeezing.cost import FLOAT, LayerCost
 from dit_shd.tasks import Batch
 
@@ -42,6 +42,8 @@ class ViTKD(Loss):
     """
 
     reads = frozenset({Reads.HIDDEN})
+    needs = frozenset({Needs.EQUAL_TOKENS})
+    paper = "arXiv 2209.02432"
 
     def __init__(
         self,

@@ -1,0 +1,93 @@
+"""A student made of some blocks of its teacher, at equal width: any model whose config has its number of blocks."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dit_shd.core.errors import UserError
+from dit_shd.distillation.kept import KeptPlan
+from dit_shd.models.blocks import named_blocks
+
+
+def student_of(teacher: nn.Module, plan: KeptPlan) -> nn.Module:
+    """A model of the teacher's class with as many blocks as the plan has, and their weights.
+
+    Args:
+        teacher: Of diffusers or dit_shd.
+        plan: Which blocks it keeps; lists of blocks that it does not name are kept whole.
+
+    Raises:
+        UserError: No key of its config is its number of blocks, or the blocks do not fit.
+    """
+    config: dict[str, Any] = dict(teacher.config)  # type: ignore[call-overload]
+    lists = {name.rpartition(".")[0] for name in plan.weights}
+    for of_list in lists:
+        count = sum(name.rpartition(".")[0] == of_list for name in named_blocks(teacher))
+        keys = [key for key, value in config.items() if value == count and "layers" in key and isinstance(value, int)]
+        if len(keys) > 1 and of_list.startswith("single"):
+            keys = [key for key in keys if "single" in key]
+        elif len(keys) > 1:
+            keys = [key for key in keys if "single" not in key]
+        if len(keys) != 1:
+            raise UserError(
+                f"{type(teacher).__name__}: no key of its config is the number of {of_list} ({count}); build the "
+                "student by hand and give it the weights by copy_kept(student, teacher, plan)"
+            )
+        config[keys[0]] = sum(name.rpartition(".")[0] == of_list for name in plan.weights)
+    cls: Any = type(teacher)
+    student: nn.Module = cls.from_config(config)
+    copy_kept(student, teacher, plan)
+    return student
+
+
+@torch.no_grad()
+def copy_kept(student: nn.Module, teacher: nn.Module, plan: KeptPlan) -> dict[str, str]:
+    """Overwrite a student's weights by those of the blocks that it keeps, and of all that is outside of them.
+
+    Where a block has other tensors than the one it comes from (SD3's last, which gives no text), it comes from the
+    first of its interval that has the same.
+
+    Args:
+        student: Of fewer blocks.
+        teacher: Of the same widths.
+        plan: Which blocks are kept.
+
+    Returns:
+        Student block -> the teacher's block that it was given.
+
+    Raises:
+        UserError: Tensors that differ in name or shape.
+    """
+    own, other = student.state_dict(), teacher.state_dict()
+    names = list(named_blocks(teacher))
+    sources: dict[str, str] = {}
+    for block in named_blocks(student):
+        first, last = plan.weights.get(block, block), plan.layers.get(block, block)
+        if first not in names or last not in names:
+            raise UserError(f"kept: the teacher has no block {first if first not in names else last}")
+        shapes = _shapes(own, block)
+        interval = names[names.index(first) : names.index(last) + 1]
+        source = next((name for name in interval if _shapes(other, name) == shapes), None)
+        if source is None:
+            raise UserError(
+                f"kept: {block} of the student has other tensors than {first} of the teacher (equal widths and heads, "
+                "and the same family, are needed)"
+            )
+        sources[block] = source
+    taken: dict[str, Tensor] = {}
+    for name, tensor in own.items():
+        block = next((b for b in sources if name.startswith(f"{b}.")), None)
+        source = name if block is None else sources[block] + name.removeprefix(block)
+        if source not in other or other[source].shape != tensor.shape:
+            found = "none" if source not in other else list(other[source].shape)
+            raise UserError(f"kept: {name} is {list(tensor.shape)} in the student, {source} of the teacher is {found}")
+        taken[name] = other[source].to(tensor)
+    student.load_state_dict(taken)
+    return sources
+
+
+def _shapes(state: dict[str, Tensor], block: str) -> dict[str, tuple[int, ...]]:
+    """The shapes of a block's tensors by their names in it."""
+    prefix = f"{block}."
+    return {name.removeprefix(prefix): tuple(x.shape) for name, x in state.items() if name.startswith(prefix)}

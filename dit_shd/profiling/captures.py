@@ -1,0 +1,75 @@
+"""Captures and forwards of one image, for counting: shapes alone, or random tensors where a model has to be run."""
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from dit_shd.attention.capture import Captures
+from dit_shd.attention.recording import discovery
+from dit_shd.attention.recording.attach import capture
+from dit_shd.core.dtensor import is_sharded
+from dit_shd.distillation import recording
+from dit_shd.distillation.records import Forward, Reads
+from dit_shd.profiling import meta
+from dit_shd.tasks import Batch, Task
+from dit_shd.tasks.diffusion import Diffusion
+
+PLAIN = Diffusion(mask_ratio=None)
+"""The default task: a class-conditional model without a masked pass."""
+
+
+def captures_of(model: nn.Module, task: Task[Any] = PLAIN, pass_name: str = "plain") -> Captures:
+    """The captures of one image's forward: shapes only, or real tensors for attention of other packages."""
+    if discovery.own_layers(model):
+        return _shapes(meta.ModelSpec.of(model), task, pass_name)
+    if is_sharded(model) or any(parameter.is_meta for parameter in model.parameters()):
+        return _random_captures(meta.ModelSpec.of(model), task, pass_name)
+    return _captured(model, task, pass_name)
+
+
+@lru_cache(maxsize=64)
+def _random_captures(spec: meta.ModelSpec, task: Task[Any], pass_name: str) -> Captures:
+    return _captured(spec.build(), task, pass_name)
+
+
+@lru_cache(maxsize=64)
+def _shapes(spec: meta.ModelSpec, task: Task[Any], pass_name: str) -> Captures:
+    return _captured(spec.skeleton(), task, pass_name)
+
+
+def _captured(model: nn.Module, task: Task[Any], pass_name: str) -> Captures:
+    with torch.no_grad(), capture(model) as captures:
+        task.predict(model, example(task, pass_name, model, next(model.parameters()).device))
+        return dict(captures)
+
+
+def forward_of(model: nn.Module, task: Task[Any], pass_name: str, read: frozenset[Reads]) -> tuple[Forward, Batch]:
+    """The forward of one image without gradients, with all layers that are read, and its batch.
+
+    Args:
+        model: Perhaps without memory.
+        task: What is learned.
+        pass_name: Of the task.
+        read: Parts of the forward. Where attention of another package is read, the tensors are real, else on meta.
+    """
+    spec = meta.ModelSpec.of(model)
+    real = bool(read & {Reads.ATTENTION, Reads.ATTENTION_OUTPUT}) and not discovery.own_layers(model)
+    run = spec.build() if real else spec.skeleton()
+    batch = example(task, pass_name, run, torch.device("cpu") if real else meta.META)
+    with torch.no_grad():
+        return recording.forward(task, run, batch, read), batch
+
+
+def example(task: Task[Any], pass_name: str, model: nn.Module, device: torch.device) -> Batch:
+    """A batch of one image in one pass.
+
+    Args:
+        task: What is learned.
+        pass_name: Of the task.
+        model: Whose shape the batch has.
+        device: Where it is.
+    """
+    (example,) = [batch for batch in task.example(model, 1, device) if batch.pass_name == pass_name]
+    return example
