@@ -111,16 +111,16 @@ def _blocks(model: nn.Module, wanted: str | None) -> dict[str, nn.Module]:
 @torch.no_grad()
 def _borders(model: nn.Module, blocks: Mapping[str, nn.Module], run: Callable[[], Any]) -> list[Tensor]:
     """What goes into the first block, and what every block gives, in order."""
-    found: list[Tensor] = []
-    with _input(next(iter(blocks.values())), found), recorded(blocks, lambda _, output: found.append(output)):
+    borders: list[Tensor] = []
+    with _input(next(iter(blocks.values())), borders), recorded(blocks, lambda _, output: borders.append(output)):
         run()
-    return found
+    return borders
 
 
 @contextmanager
-def _input(block: nn.Module, found: list[Tensor]) -> Generator[None]:
+def _input(block: nn.Module, borders: list[Tensor]) -> Generator[None]:
     def read(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        found.append(kwargs[STREAM] if STREAM in kwargs else args[0])
+        borders.append(kwargs[STREAM] if STREAM in kwargs else args[0])
 
     handle = block.register_forward_pre_hook(read, with_kwargs=True)
     try:

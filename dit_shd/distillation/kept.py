@@ -34,8 +34,8 @@ class KeptPlan:
         """
         file = file / "plan.json" if file.is_dir() else file
         try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-            plan = cls(found["weights"], found["layers"], found["errors"])
+            values = json.loads(file.read_text(encoding="utf-8"))
+            plan = cls(values["weights"], values["layers"], values["errors"])
             names = [*plan.weights.items(), *plan.layers.items()]
             if plan.weights.keys() != plan.layers.keys() or not all(isinstance(x, str) for pair in names for x in pair):
                 raise ValueError("weights and layers are of different blocks")

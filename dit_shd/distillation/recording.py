@@ -14,11 +14,12 @@ from dit_shd.attention.recording.attach import capture
 from dit_shd.attention.recording.sharded import KeptWeights
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.records import Forward, Layer, Reads
-from dit_shd.models.blocks import recorded, recorded_blocks
+from dit_shd.models.blocks import blocks, recorded, recorded_blocks
 from dit_shd.tasks import Batch, Task
 
 Sink = Callable[[Reads, Layer], None]
 """Takes the kind of a layer and the layer, as it runs."""
+FEATURES = frozenset({Reads.ATTENTION_OUTPUT, Reads.HIDDEN})
 _attention: "WeakKeyDictionary[nn.Module, list[str]]" = WeakKeyDictionary()
 """The attention modules of models of other packages, by name, once a forward has shown which they are."""
 
@@ -43,6 +44,8 @@ def record(
         sink: Takes each layer as it runs.
         weights: For a model whose gathered weights do not outlive its blocks.
     """
+    if read & FEATURES:
+        _check_compiled(model, read)
 
     def attention(name: str, capture: Capture) -> None:
         sink(Reads.ATTENTION, Layer(name, attention=capture if weights is None else weights.of(name, capture)))
@@ -57,6 +60,23 @@ def record(
         stack.enter_context(capture(model, sink=attention))
     if Reads.HIDDEN in read:
         stack.enter_context(recorded_blocks(model, output(Reads.HIDDEN)))
+
+
+def _check_compiled(model: nn.Module, read: frozenset[Reads]) -> None:
+    """Refuse compiled code in which nothing can be read from one forward to the next."""
+    if "_orig_mod" in model._modules:
+        raise UserError(
+            f"{type(model).__name__}: a model that is compiled as a whole does not give its {_names(read & FEATURES)}; "
+            "compile its blocks (block.compile())"
+        )
+    if Reads.ATTENTION_OUTPUT in read and any(m._compiled_call_impl is not None for m in blocks(model)):
+        raise UserError(
+            "attention output: compiled blocks do not give what attention modules in them put out; compile=false"
+        )
+
+
+def _names(kinds: frozenset[Reads]) -> str:
+    return " and ".join(sorted(kind.value for kind in kinds))
 
 
 def forward(task: Task[Any], model: nn.Module, batch: Batch, read: frozenset[Reads]) -> Forward:
@@ -80,7 +100,7 @@ def forward(task: Task[Any], model: nn.Module, batch: Batch, read: frozenset[Rea
         return Forward(
             output.prediction,
             output.extra,
-            attention={name: Layer(name, attention=found) for name, found in captures.items()},
+            attention={name: Layer(name, attention=one) for name, one in captures.items()},
             attention_output=held[Reads.ATTENTION_OUTPUT],
             hidden=held[Reads.HIDDEN],
         )
@@ -97,9 +117,9 @@ def attention_modules(task: Task[Any], model: nn.Module, batch: Batch) -> dict[s
     Raises:
         UserError: It has none that can be recorded.
     """
-    found = discovery.own_layers(model)
-    if found:
-        return found
+    modules = discovery.own_layers(model)
+    if modules:
+        return modules
     core = discovery.unwrapped(model)
     if core not in _attention:
         with torch.no_grad(), capture(model, projections=False) as captures:

@@ -66,12 +66,12 @@ class Forward(Output):
 
     def layers(self, kind: Reads) -> Layers:
         """The layers of one kind."""
-        found = {
+        by_kind = {
             Reads.ATTENTION: self.attention,
             Reads.ATTENTION_OUTPUT: self.attention_output,
             Reads.HIDDEN: self.hidden,
         }
-        return found[kind]
+        return by_kind[kind]
 
 
 @dataclass(frozen=True, eq=False)

@@ -71,17 +71,15 @@ class _OverRows(torch.autograd.Function):
         ctx.save_for_backward(*leaves)
         ctx.tile, ctx.student, ctx.rows, ctx.of_captures = tile, [one.detach() for one in student], rows, of_captures
         captures = _rebuilt(ctx.student, leaves[:of_captures])
-        found: Tensor | None = None
+        values: Tensor | None = None
         with torch.no_grad(), torch.autocast(leaves[0].device.type, enabled=False):
             for i, part in enumerate(rows):
                 value = tile(captures, leaves[of_captures:], part)
-                if (
-                    found is None
-                ):  # one tensor for all: a small one left of every tile would split the memory of the next
-                    found = value.new_empty(len(rows), *value.shape)
-                found[i] = value
-        assert found is not None
-        return found
+                # one tensor for all tiles: a small one left of each would split the memory of the next
+                values = value.new_empty(len(rows), *value.shape) if values is None else values
+                values[i] = value
+        assert values is not None
+        return values
 
     @staticmethod
     @once_differentiable
@@ -94,9 +92,9 @@ class _OverRows(torch.autograd.Function):
         for part, gradient in zip(ctx.rows, upstream):
             with torch.enable_grad(), torch.autocast(leaves[0].device.type, enabled=False):
                 value = ctx.tile(captures, leaves[ctx.of_captures :], part)
-            for total, found in zip(sums, torch.autograd.grad(value, wanted, gradient, allow_unused=True)):
-                if found is not None:
-                    total.add_(found)
+            for total, share in zip(sums, torch.autograd.grad(value, wanted, gradient, allow_unused=True)):
+                if share is not None:
+                    total.add_(share)
         given = iter(sums)
         return (None, None, None, None, *(next(given).to(x.dtype) if x.requires_grad else None for x in leaves))
 

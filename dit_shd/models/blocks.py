@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -80,12 +80,29 @@ def recorded(modules: Mapping[str, nn.Module], sink: Callable[[str, Tensor], Non
 
         return record
 
-    handles = [m.register_forward_hook(hook(name, m), with_kwargs=True) for name, m in modules.items()]
-    try:
+    with ExitStack() as stack:
+        for name, module in modules.items():
+            _after(stack, module, hook(name, module))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
+
+
+def _after(stack: ExitStack, module: nn.Module, record: Callable[..., None]) -> None:
+    """Call `record(module, args, kwargs, output)` after each call of a module until the stack is closed.
+
+    Of a compiled module outside of what is compiled: inside, the hook of the first call would be there for good.
+    """
+    compiled = module._compiled_call_impl
+    if compiled is None:
+        stack.callback(module.register_forward_hook(record, with_kwargs=True).remove)
+        return
+
+    def call(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        output = compiled(*args, **kwargs)
+        record(module, args, kwargs, output)
+        return output
+
+    module._compiled_call_impl = call
+    stack.callback(setattr, module, "_compiled_call_impl", compiled)
 
 
 def _stream(name: str, output: object, given: object) -> Tensor:

@@ -101,9 +101,9 @@ def _leaves(forward: Forward) -> Forward:
 
 def _leaf(layer: Layer) -> Layer:
     if layer.attention is not None:
-        found: Capture = layer.attention
-        tensors = {name: _learning(getattr(found, name)) for name in ("query", "key", "value")}
-        return replace(layer, attention=replace(found, out=None, **tensors))
+        attention: Capture = layer.attention
+        tensors = {name: _learning(getattr(attention, name)) for name in ("query", "key", "value")}
+        return replace(layer, attention=replace(attention, out=None, **tensors))
     assert layer.hidden is not None
     return replace(layer, hidden=_learning(layer.hidden))
 

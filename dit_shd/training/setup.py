@@ -125,6 +125,7 @@ def check(parts: Parts) -> None:
     config, task = parts.config, parts.task
     checks.passes(task, parts.losses)
     checks.fields(task, parts.losses)
+    checks.compiled(config, parts.losses)
     models = {"student": parts.student, **{role(name): teacher for name, teacher in parts.teachers.items()}}
     for who, model in models.items():
         task.check(who, model)

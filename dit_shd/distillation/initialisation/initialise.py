@@ -12,6 +12,7 @@ moments.py    moments on calibration batches      transfer.py    the new weights
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, cast
 
 from torch import nn
@@ -20,8 +21,10 @@ from dit_shd.core.config import option
 from dit_shd.core.errors import UserError
 from dit_shd.core.rng import Draws
 from dit_shd.distillation.initialisation import structure
+from dit_shd.distillation.initialisation.kept_blocks import check_kept, copy_kept
 from dit_shd.distillation.initialisation.plan import InitialisationPlan
 from dit_shd.distillation.initialisation.transfer import Transfer
+from dit_shd.distillation.kept import KEPT, KeptPlan
 from dit_shd.distillation.layer_map import LayerMap, layer_map
 from dit_shd.distillation.losses import Loss
 from dit_shd.distillation.losses.shd import SHD
@@ -41,7 +44,9 @@ class Initialisation:
 
     weights: Literal["random", "teacher"] = option("random", "random weights, or the teacher's")
     layers: str | dict[str, str] | None = option(
-        None, "sections, proportional or {student layer: teacher layer}; empty: as the shd loss has it"
+        None,
+        "sections, proportional, kept:PLAN (of dit-shd depth) or {student layer: teacher layer}; empty: as the shd "
+        "loss has it",
     )
     heads: Literal["pick", "merge"] = option(
         "pick", "of a group of heads keep the one of largest weight, or merge them"
@@ -67,7 +72,7 @@ def initialise(
 
     Args:
         task: predicts with the teacher.
-        student: an MDTv2 or DiT.
+        student: an MDTv2 or DiT; of kept blocks, any model with the teacher's widths.
         teacher: of the same family, on the same device.
         batches: of the run's data, plain and masked.
         options: of the initialisation.
@@ -80,6 +85,9 @@ def initialise(
         UserError: the models do not fit together.
     """
     shd = SHD() if shd is None else shd
+    plan = _kept(options)
+    if plan is not None:
+        return InitialisationPlan(copy_kept(student, teacher, plan), {}, {}, {})
     _comparable(student, teacher)
     layers = _layers(student, teacher, options, shd)
     h, g = shape_of(teacher).heads, shape_of(student).heads
@@ -105,9 +113,21 @@ def check(options: Initialisation, losses: Iterable[Loss], student: nn.Module, t
         return
     if teacher is None:
         raise UserError("initialisation.weights: teacher was asked for, but the run has none; give teacher=...")
+    plan = _kept(options)
+    if plan is not None:
+        check_kept(student, teacher, plan)
+        return
     shd = shd_of(losses)
     _comparable(student, teacher)
     _narrow_enough(student, teacher, _layers(student, teacher, options, shd))
+
+
+def _kept(options: Initialisation) -> KeptPlan | None:
+    """The plan of kept blocks, if that is how the student begins."""
+    rule = options.layers
+    if not isinstance(rule, str) or not rule.startswith(KEPT):
+        return None
+    return KeptPlan.read(Path(rule.removeprefix(KEPT)).expanduser())
 
 
 def moment_batches(task: Task[Any], seed: int, batch_size: int, images: int) -> Iterator[Batch]:

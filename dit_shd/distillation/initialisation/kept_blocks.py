@@ -1,5 +1,6 @@
 """A student made of some blocks of its teacher, at equal width: any model whose config has its number of blocks."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -59,32 +60,54 @@ def copy_kept(student: nn.Module, teacher: nn.Module, plan: KeptPlan) -> dict[st
     Raises:
         UserError: Tensors that differ in name or shape.
     """
+    sources, tensors = check_kept(student, teacher, plan)
+    other = teacher.state_dict()
+    student.load_state_dict({name: other[source].to(student.state_dict()[name]) for name, source in tensors.items()})
+    return sources
+
+
+def check_kept(student: nn.Module, teacher: nn.Module, plan: KeptPlan) -> tuple[dict[str, str], dict[str, str]]:
+    """What copy_kept does, without doing it.
+
+    Args:
+        student: Of fewer blocks.
+        teacher: Of the same widths.
+        plan: Which blocks are kept.
+
+    Returns:
+        Student block -> teacher's block, and student tensor -> teacher's tensor.
+
+    Raises:
+        UserError: Tensors that differ in name or shape.
+    """
     own, other = student.state_dict(), teacher.state_dict()
     names = list(named_blocks(teacher))
-    sources: dict[str, str] = {}
-    for block in named_blocks(student):
-        first, last = plan.weights.get(block, block), plan.layers.get(block, block)
-        if first not in names or last not in names:
-            raise UserError(f"kept: the teacher has no block {first if first not in names else last}")
-        shapes = _shapes(own, block)
-        interval = names[names.index(first) : names.index(last) + 1]
-        source = next((name for name in interval if _shapes(other, name) == shapes), None)
-        if source is None:
-            raise UserError(
-                f"kept: {block} of the student has other tensors than {first} of the teacher (equal widths and heads, "
-                "and the same family, are needed)"
-            )
-        sources[block] = source
-    taken: dict[str, Tensor] = {}
+    sources = {block: _source(block, own, other, names, plan) for block in named_blocks(student)}
+    tensors: dict[str, str] = {}
     for name, tensor in own.items():
         block = next((b for b in sources if name.startswith(f"{b}.")), None)
         source = name if block is None else sources[block] + name.removeprefix(block)
         if source not in other or other[source].shape != tensor.shape:
-            found = "none" if source not in other else list(other[source].shape)
-            raise UserError(f"kept: {name} is {list(tensor.shape)} in the student, {source} of the teacher is {found}")
-        taken[name] = other[source].to(tensor)
-    student.load_state_dict(taken)
-    return sources
+            shape = "none" if source not in other else list(other[source].shape)
+            raise UserError(f"kept: {name} is {list(tensor.shape)} in the student, {source} of the teacher is {shape}")
+        tensors[name] = source
+    return sources, tensors
+
+
+def _source(block: str, own: dict[str, Tensor], other: dict[str, Tensor], names: Sequence[str], plan: KeptPlan) -> str:
+    """The teacher's block that a block of the student comes from."""
+    first, last = plan.weights.get(block, block), plan.layers.get(block, block)
+    if first not in names or last not in names:
+        raise UserError(f"kept: the teacher has no block {first if first not in names else last}")
+    shapes = _shapes(own, block)
+    interval = names[names.index(first) : names.index(last) + 1]
+    source = next((name for name in interval if _shapes(other, name) == shapes), None)
+    if source is None:
+        raise UserError(
+            f"kept: {block} of the student has other tensors than {first} of the teacher (equal widths and heads, and "
+            "the same family, are needed)"
+        )
+    return source
 
 
 def _shapes(state: dict[str, Tensor], block: str) -> dict[str, tuple[int, ...]]:

@@ -18,9 +18,10 @@ class AlignToDistill(Loss):
     """KL(A_t || softmax(W A_s + c)), W [H_t,H_s] learned: a 1x1 convolution over all maps of all layers and heads.
 
     Mean over the H_t maps of the teacher and, with `over: keys`, query rows (arXiv 2403.01479). What W makes is no
-    distribution; the softmax makes it one: over keys for every query row, or as published over all n m entries of a
-    map, where the teacher's map is divided by n (our reading). No map of layers: W learns it. All layers of both models
-    need as many tokens. The teacher's layers are held until it has run.
+    distribution; the softmax makes it one: over keys for every query row, or over all n m entries of a map, where the
+    teacher's map goes through that softmax, too, as in the public code. Entries that the teacher masks, and rows
+    without weight, take no part. No map of layers: W learns it. All layers of both models need as many tokens. The
+    teacher's layers are held until it has run.
 
     Args:
         weight: Factor of the loss; {step: factor} for a schedule.
@@ -74,17 +75,15 @@ class AlignToDistill(Loss):
         if self.over == "keys":
             parts = over_rows(partial(_by_keys, t, weight), s, sum(heads) + 3 * heads[1], learned, self.chunk_mib)
             return Term(parts.sum(0) / n)
-        parts = over_rows(partial(_by_map, t, weight), s, sum(heads) + 3 * heads[1], learned, self.chunk_mib)
-        mass = n if weight is None else weight.sum(1)[:, None].clamp(min=torch.finfo(weight.dtype).tiny)
-        cross, rows = parts[:, 0].sum(0) / mass, parts[:, 2].sum(0) / mass
-        entropy = rows * torch.log(torch.as_tensor(mass, dtype=rows.dtype, device=rows.device))
-        return Term((cross - entropy + rows * parts[:, 1].logsumexp(0)).mean(1))
+        parts = over_rows(partial(_by_map, t, weight), s, sum(heads) + 4 * heads[1], learned, self.chunk_mib)
+        mass = parts[:, 0].sum(0)
+        return Term((parts[:, 1].sum(0) / mass - mass.log() + parts[:, 2].logsumexp(0)).mean(1))
 
 
 def _captures(forward: Forward, who: str) -> list[Capture]:
     """The captures of all layers, of one number of tokens."""
-    found = {name: layer.attention for name, layer in forward.attention.items()}
-    shapes = {name: one.shape[2:] for name, one in found.items() if one is not None}
+    layers = {name: layer.attention for name, layer in forward.attention.items()}
+    shapes = {name: one.shape[2:] for name, one in layers.items() if one is not None}
     first = next(iter(shapes))
     other = next((name for name, shape in shapes.items() if shape != shapes[first]), first)
     if other != first:
@@ -92,7 +91,7 @@ def _captures(forward: Forward, who: str) -> list[Capture]:
             f"losses.align_to_distill: wanted as many tokens in all layers of {who}, found {shapes[first]} in {first} "
             f"and {shapes[other]} in {other}; other tokens in other layers: shd, head_mean"
         )
-    return [one for one in found.values() if one is not None]
+    return [one for one in layers.values() if one is not None]
 
 
 def _tile(
@@ -138,9 +137,15 @@ def _by_map(
     learned: Sequence[Tensor],
     rows: slice,
 ) -> Tensor:
-    """For each of the teacher's maps [3,b,H_t] over some rows: sum of A (log A - X), log sum exp X, sum of A."""
+    """For each of the teacher's maps [3,b,H_t] over some rows: sum of e^A, of e^A (A - X), log sum exp X."""
     target, mixed = _tile(teacher, student, learned, rows)
+    seen = mixed > torch.finfo(mixed.dtype).min / 2
+    likely, exponent = target.exp(), mixed
     if row_weights is not None:
         weight = row_weights[:, None, rows, None].to(target)
-        target, mixed = target * weight, mixed.masked_fill(weight <= 0, torch.finfo(mixed.dtype).min)
-    return torch.stack([_cross(target, mixed).sum(2), mixed.flatten(2).logsumexp(2), target.sum((2, 3))])
+        seen = seen & (weight > 0)
+        likely, exponent = likely * weight, mixed + weight.clamp(min=torch.finfo(weight.dtype).tiny).log()
+    likely = likely.masked_fill(~seen, 0.0)
+    gap = (target - mixed).masked_fill(~seen, 0.0)
+    exponent = exponent.masked_fill(~seen, torch.finfo(mixed.dtype).min)
+    return torch.stack([likely.sum((2, 3)), (likely * gap).sum((2, 3)), exponent.flatten(2).logsumexp(2)])

@@ -99,10 +99,10 @@ class REPA(Loss):
         blocks = list(student.hidden.values())
         tokens = blocks[self.depth - 1].hidden if self.depth <= len(blocks) else None
         if tokens is None or tokens.ndim != 3:
-            found = (
+            got = (
                 f"{len(blocks)} blocks" if tokens is None else f"{list(tokens.shape)} in {blocks[self.depth - 1].name}"
             )
-            raise UserError(f"losses.repa.depth: wanted tokens [b,n,e] of block {self.depth}, found {found}")
+            raise UserError(f"losses.repa.depth: wanted tokens [b,n,e] of block {self.depth}, found {got}")
         return tokens
 
     def _target(self, tokens: Tensor, batch: Batch) -> Tensor:
@@ -132,9 +132,9 @@ class REPA(Loss):
             )
         images = F.interpolate(given.expand(-1, 3, -1, -1), (SIDE, SIDE), mode="bicubic", antialias=True)
         mean, std = (torch.tensor(values, device=given.device).view(3, 1, 1) for values in (MEAN, STD))
-        found = self.encoder(((images.clamp(-1, 1) + 1) / 2 - mean) / std)
-        inner = math.isqrt(found.shape[1])
-        grid = found.transpose(1, 2).unflatten(2, (inner, inner))
+        patches = self.encoder(((images.clamp(-1, 1) + 1) / 2 - mean) / std)
+        inner = math.isqrt(patches.shape[1])
+        grid = patches.transpose(1, 2).unflatten(2, (inner, inner))
         return F.interpolate(grid, (side, side), mode="bilinear", align_corners=False).flatten(2).transpose(1, 2)
 
 

@@ -15,6 +15,13 @@ def maps(layers):
     return torch.cat(found, 1)
 
 
+def _over_all(target, mixed, kept, weight):
+    """KL of two softmaxes over the entries of a map that are seen, each as likely as its row weighs."""
+    likely = weight[:, None].expand_as(kept)[kept].log()
+    p, q = (target[kept] + likely).log_softmax(0), (mixed[kept] + likely).log_softmax(0)
+    return (p.exp() * (p - q)).sum()
+
+
 def oracle(loss, s, t, over, causal=False, weights=None):
     """The definition [b], one map of the teacher at a time."""
     a, b = maps(t), maps(s)
@@ -29,9 +36,9 @@ def oracle(loss, s, t, over, causal=False, weights=None):
             terms = a[:, i] * (a[:, i].log() - mixed.log_softmax(2))
             total = total + (terms.nan_to_num(0).sum(2) * rows).sum(1) / n
         else:
-            p = a[:, i] * rows[:, :, None] / rows.sum(1)[:, None, None]
-            q = mixed.masked_fill(rows[:, :, None] <= 0, float("-inf")).flatten(1).log_softmax(1).view_as(mixed)
-            total = total + torch.where(p > 0, p * (p.log() - q), torch.zeros(())).sum((1, 2))
+            hidden = torch.ones(n, n, dtype=torch.bool).triu(1) if causal else torch.zeros(n, n, dtype=torch.bool)
+            kept = [~hidden & (row[:, None] > 0) for row in rows]
+            total = total + torch.stack([_over_all(*one) for one in zip(a[:, i], mixed, kept, rows)])
     return total / a.shape[1]
 
 

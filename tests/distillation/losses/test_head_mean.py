@@ -43,6 +43,22 @@ def test_rows_have_the_weights_of_the_batch():
     checks.same(loss, s, t, lambda: oracle(s, t, "kl", weights), checks.batch(weights=weights), rtol=1e-8)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_mean_may_be_of_scores(causal):
+    s, t = checks.captures(2, depth=1, grad=True, causal=causal), checks.captures(4, depth=1, seed=1, causal=causal)
+
+    def want():
+        a, b = (
+            naive.scores(c["b.0"].query, c["b.0"].key, c["b.0"].scale, c["b.0"].bias.leaves[0], causal)
+            .mean(1)
+            .softmax(2)
+            for c in (t, s)
+        )
+        return divergence(a, b).mean(1)
+
+    checks.same(checks.build("head_mean", of="scores"), s, t, want, rtol=1e-8)
+
+
 def test_what_makes_no_sense_is_refused():
     with pytest.raises(UserError, match="measure: wanted kl or mse, found 'l1'"):
         checks.build("head_mean", measure="l1")
