@@ -3,13 +3,16 @@
     python benchmarks/losses.py [--tokens 256 4096] [--losses shd feature ...]
 
 One layer: forward and backward of the loss on its last pair of layers at batch 1 (the whole loss where it has none:
-lift, output, vitkd, align_to_distill), beside what a step takes without it. Step: one plain pass,
-noise prediction, one step of AdamW, with the loss against without it; at 4,096 tokens the student recomputes its blocks.
+lift, output, vitkd, align_to_distill), beside what a step takes without it. Step: one plain pass, noise prediction, one
+step of AdamW, with the loss against without it; at 4,096 tokens the student recomputes its blocks.
 Batch 2 at 256 tokens, 1 at 4,096. Random weights and noise. Sides in turn; memory by a process for each side.
 
 minilm wants equal heads, so it is measured on a student with the teacher's 12; its reference is that student's step.
 repa (which needs an encoder) and the losses of logits (kd, nkd) are left out.
 """
+
+import argparse
+from collections.abc import Callable
 
 import torch
 from _measure import child, in_turn, parse, parser, peak_mib
@@ -17,7 +20,7 @@ from _measure import child, in_turn, parse, parser, peak_mib
 from dit_shd.core.plugins import Plugin
 from dit_shd.distillation import recording
 from dit_shd.distillation.distiller import Distiller
-from dit_shd.distillation.losses import LOSSES, LayerLoss
+from dit_shd.distillation.losses import LAYERS, LOSSES, LayerLoss, Reads
 from dit_shd.models.families.mdt import MDTv2
 from dit_shd.tasks.diffusion import Diffusion
 
@@ -70,35 +73,37 @@ class Step:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    @property
-    def parameters(self) -> int:
-        """What the loss learns."""
-        return sum(p.numel() for p in self.distiller.losses.parameters())
 
+class Layers:
+    """One forward of both models at batch 1, with all that losses read, for the losses apart from the models."""
 
-class Layer:
-    """Forward and backward of a loss on one pair of layers, apart from the models."""
-
-    def __init__(self, name: str, tokens: int):
-        teacher, student = models(tokens, heads_of(name))
-        (batch,) = TASK.example(student, 1, torch.device("cpu"))
-        (self.loss,) = losses(name)
+    def __init__(self, tokens: int, heads: int):
+        teacher, student = models(tokens, heads)
+        (self.batch,) = TASK.example(student, 1, torch.device("cpu"))
+        read = frozenset({Reads.OUTPUT}) | LAYERS
         with torch.no_grad():
-            s, t = (recording.forward(TASK, model, batch, self.loss.reads) for model in (student, teacher))
-        self.loss.build(s, t, batch)
-        if isinstance(self.loss, LayerLoss):
-            pairs = self.loss.layer_map(s.layers(self.loss.kind), t.layers(self.loss.kind))
-            last = list(pairs)[-1]
-            self.run = lambda: self.loss.pair(
-                leaf(s.layers(self.loss.kind)[last]), t.layers(self.loss.kind)[pairs[last]], batch
-            )
-        else:
-            self.run = lambda: self.loss.term(leaves(s), t, batch)
+            self.student, self.teacher = (recording.forward(TASK, m, self.batch, read) for m in (student, teacher))
 
-    def __call__(self) -> None:
-        value = self.run().value.sum()
-        if value.requires_grad:
-            value.backward()
+    def run(self, name: str) -> tuple[Callable[[], None], int, int]:
+        """Forward and backward of a loss on its last pair of layers; how many pairs it has, and parameters."""
+        (loss,) = losses(name)
+        with torch.no_grad():
+            loss.build(self.student, self.teacher, self.batch)
+        pairs = {"": ""}
+        if isinstance(loss, LayerLoss):
+            own, other = self.student.layers(loss.kind), self.teacher.layers(loss.kind)
+            pairs = loss.layer_map(own, other)
+            last = list(pairs)[-1]
+
+        def run() -> None:
+            if isinstance(loss, LayerLoss):
+                value = loss.pair(leaf(own[last]), other[pairs[last]], self.batch).value
+            else:
+                value = loss.term(leaves(self.student), self.teacher, self.batch).value
+            if value.requires_grad:
+                value.sum().backward()
+
+        return run, len(pairs), sum(p.numel() for p in loss.parameters())
 
 
 def leaf(layer):
@@ -129,29 +134,35 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--tokens", type=int, nargs="+", default=[256, 4096], choices=sorted(BATCH))
     options.add_argument("--losses", nargs="+", default=NAMES, choices=NAMES)
+    options.add_argument("--no-steps", action="store_true", help="one layer alone, beside a step without the loss")
     options.add_argument("--no-memory", action="store_true", help="leave out the peaks, which take a process each")
     args = parse(options, memory)
     for tokens in args.tokens:
         print(f"\n{tokens} tokens, batch {BATCH[tokens]}")
-        print("| loss | one layer / step without | step / step without | more memory, MiB | parameters, M |")
-        print("|---|---|---|---|---|", flush=True)
-        references = {}
-        for name in args.losses:
-            heads = heads_of(name)
-            if heads not in references:
-                reference = Step("none", tokens, heads)
-                case = {"name": "none", "tokens": tokens, "heads": heads, "threads": args.threads}
-                references[heads] = reference, None if args.no_memory else child(case)
-            reference, base = references[heads]
-            layer, step = Layer(name, tokens), Step(name, tokens, heads)
-            seconds = in_turn({"without": reference, "with": step, "layer": layer}, args.repeats)
-            share, ratio = (seconds[side] / seconds["without"] for side in ("layer", "with"))
-            more = "-"
-            if base is not None:
-                case = {"name": name, "tokens": tokens, "heads": heads, "threads": args.threads}
-                more = f"{child(case) - base:.0f}"
-            print(f"| {name} | {share:.4f} | {ratio:.3f} | {more} | {step.parameters / 1e6:.2f} |", flush=True)
-            del layer, step
+        print("| loss | pairs | a pair / step without | step / step without | more memory, MiB | parameters, M |")
+        print("|---|---|---|---|---|---|", flush=True)
+        for heads in (6, 12):
+            names = [name for name in args.losses if heads_of(name) == heads]
+            if names:
+                rows(names, tokens, heads, args)
+
+
+def rows(names: list[str], tokens: int, heads: int, args: argparse.Namespace) -> None:
+    """Measure and print a row for each of some losses on a student of so many heads."""
+    reference, layers = Step("none", tokens, heads), Layers(tokens, heads)
+    case = {"name": "none", "tokens": tokens, "heads": heads, "threads": args.threads}
+    base = None if args.no_memory else child(case)
+    alone = in_turn({"step": reference}, args.repeats)["step"] if args.no_steps else None
+    for name in names:
+        run, pairs, parameters = layers.run(name)
+        if alone is None:
+            step = Step(name, tokens, heads)
+            seconds = in_turn({"without": reference, "with": step, "pair": run}, args.repeats)
+            share, ratio = seconds["pair"] / seconds["without"], f"{seconds['with'] / seconds['without']:.3f}"
+        else:
+            share, ratio = in_turn({"pair": run}, args.repeats)["pair"] / alone, "-"
+        more = "-" if base is None else f"{child({**case, 'name': name}) - base:.0f}"
+        print(f"| {name} | {pairs} | {share:.4f} | {ratio} | {more} | {parameters / 1e6:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

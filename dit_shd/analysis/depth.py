@@ -87,9 +87,9 @@ def find_plan(config: DepthConfig) -> tuple[nn.Module, KeptPlan]:
                 )
             tokens, width = tokens + borders[0].shape[0] * borders[0].shape[1], borders[0].shape[2]
             fits.add(borders)
-    if tokens < 4 * width:
+    if tokens < 8 * width:  # half of them are fitted to
         raise UserError(
-            f"samples: {tokens} tokens are too few to fit maps of {width} channels; wanted {4 * width} or more"
+            f"samples: {tokens} tokens are too few to fit maps of {width} channels; wanted {8 * width} or more"
         )
     keep = config.keep or -(-len(names) // 2)
     intervals = best_intervals(fits.error, len(names), keep, config.longest)

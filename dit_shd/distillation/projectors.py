@@ -5,6 +5,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from dit_shd.attention.tiles import full_precision
 from dit_shd.core.errors import UserError
 
 Kind = Literal["linear", "mlp", "none"]
@@ -76,7 +77,7 @@ class Orthonormal(nn.Module):
     @property
     def weight(self) -> Tensor:
         """P [e_t,e_s], in float32 or wider."""
-        with torch.autocast(self.free.device.type, enabled=False):
+        with full_precision(self.free.device):
             free = self.free.to(torch.promote_types(self.free.dtype, torch.float32))
             q, r = torch.linalg.qr(free)
             return q * r.diagonal().sign().where(r.diagonal() != 0, torch.ones_like(r.diagonal()))

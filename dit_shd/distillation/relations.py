@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from dit_shd.attention.bias import DenseBias
 from dit_shd.attention.capture import Capture
-from dit_shd.attention.tiles import CHUNK_MIB, Tiling, slices
+from dit_shd.attention.tiles import CHUNK_MIB, Tiling, full_precision, slices
 from dit_shd.core.errors import UserError
 from dit_shd.squeezing.divergence import attention_kl
 from dit_shd.squeezing.squeeze import squeeze
@@ -72,7 +72,7 @@ class _OverRows(torch.autograd.Function):
         ctx.tile, ctx.student, ctx.rows, ctx.of_captures = tile, [one.detach() for one in student], rows, of_captures
         captures = _rebuilt(ctx.student, leaves[:of_captures])
         values: Tensor | None = None
-        with torch.no_grad(), torch.autocast(leaves[0].device.type, enabled=False):
+        with torch.no_grad(), full_precision(leaves[0].device):
             for i, part in enumerate(rows):
                 value = tile(captures, leaves[of_captures:], part)
                 # one tensor for all tiles: a small one left of each would split the memory of the next
@@ -90,7 +90,7 @@ class _OverRows(torch.autograd.Function):
         sums = [torch.zeros_like(leaf, dtype=torch.promote_types(leaf.dtype, torch.float32)) for leaf in wanted]
         captures = _rebuilt(ctx.student, leaves[: ctx.of_captures])
         for part, gradient in zip(ctx.rows, upstream):
-            with torch.enable_grad(), torch.autocast(leaves[0].device.type, enabled=False):
+            with torch.enable_grad(), full_precision(leaves[0].device):
                 value = ctx.tile(captures, leaves[ctx.of_captures :], part)
             for total, share in zip(sums, torch.autograd.grad(value, wanted, gradient, allow_unused=True)):
                 if share is not None:

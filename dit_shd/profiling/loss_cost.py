@@ -76,7 +76,7 @@ def _counted(loss: Loss, student: Forward, teacher: Forward | None, batch: Batch
     """Operations of forward and backward of one image times images, what is held in between, and the peak."""
     device = student.prediction.device
     loss = copy.deepcopy(loss).to_empty(device=device)
-    student = _leaves(student)
+    student, batch = _leaves(student), replace(batch, indices=torch.arange(len(batch.indices)))
     with meta.MemoryTracker(loss) as memory, FlopCounterMode(display=False) as counter:
         if isinstance(loss, LayerLoss):
             assert teacher is not None, "a sum over pairs of layers needs a teacher"

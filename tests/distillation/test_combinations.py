@@ -93,6 +93,7 @@ def test_recomputed_blocks_give_the_same():
     torch.testing.assert_close(gradient, again, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_compiled_blocks_give_the_same_features():
     """In passes with and without recording, in turn: what is recorded is of the call."""
     results = []

@@ -21,11 +21,11 @@ def student_of(teacher: nn.Module, plan: KeptPlan) -> nn.Module:
     Raises:
         UserError: No key of its config is its number of blocks, or the blocks do not fit.
     """
-    config: dict[str, Any] = dict(teacher.config)  # type: ignore[call-overload]
+    options: dict[str, Any] = dict(teacher.config)  # type: ignore[call-overload]
     lists = {name.rpartition(".")[0] for name in plan.weights}
     for of_list in lists:
         count = sum(name.rpartition(".")[0] == of_list for name in named_blocks(teacher))
-        keys = [key for key, value in config.items() if value == count and "layers" in key and isinstance(value, int)]
+        keys = [key for key, value in options.items() if value == count and "layers" in key and isinstance(value, int)]
         if len(keys) > 1 and of_list.startswith("single"):
             keys = [key for key in keys if "single" in key]
         elif len(keys) > 1:
@@ -35,9 +35,9 @@ def student_of(teacher: nn.Module, plan: KeptPlan) -> nn.Module:
                 f"{type(teacher).__name__}: no key of its config is the number of {of_list} ({count}); build the "
                 "student by hand and give it the weights by copy_kept(student, teacher, plan)"
             )
-        config[keys[0]] = sum(name.rpartition(".")[0] == of_list for name in plan.weights)
+        options[keys[0]] = sum(name.rpartition(".")[0] == of_list for name in plan.weights)
     cls: Any = type(teacher)
-    student: nn.Module = cls.from_config(config)
+    student: nn.Module = cls.from_config(options)
     copy_kept(student, teacher, plan)
     return student
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dit_shd.attention.tiles import full_precision
 from dit_shd.distillation.features import features, wide
 from dit_shd.distillation.losses import Layer, LayerLoss, Reads, Term, Weight
 from dit_shd.tasks import Batch
@@ -38,7 +39,7 @@ class SelfCorrelation(LayerLoss):
         """One minus the cosine of both matrices [b]; tokens of weight 0 take no part."""
         s, t = features("self_correlation", student, teacher)
         weight = None if batch is None else batch.row_weight(s.shape[1])
-        with torch.autocast(s.device.type, enabled=False):
+        with full_precision(s.device):
             s, t = (_directions(wide(x), weight) for x in (s, t))
             if s.shape[1] <= min(s.shape[2], t.shape[2]):
                 s, t = (x @ x.transpose(1, 2) for x in (s, t))

@@ -52,7 +52,7 @@ def test_what_does_not_fit_is_refused():
         checks.build("feature", s, t, projector="none")
     with pytest.raises(UserError, match=r"same samples and tokens, found \[2, 7, 4\] in b\.0 and \[2, 5, 6\] in b\.0"):
         checks.build("feature", s, checks.tokens(6, n=5))
-    with pytest.raises(UserError, match="projector: wanted one of linear, mlp, none, found 'conv'"):
+    with pytest.raises(UserError, match=r"projector: wanted linear \| mlp \| none, found 'conv'"):
         checks.build("feature", projector="conv")
     with pytest.raises(UserError, match=r"has no projector for b\.0 yet; .* distiller\.build"):
         checks.term(checks.build("feature"), s, t)
