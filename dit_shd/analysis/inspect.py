@@ -59,7 +59,7 @@ class InspectConfig:
         """Check that the values are in their ranges, for a schedule of so many steps.
 
         Raises:
-            UserError: naming the key, the range and the value.
+            UserError: Naming the key, the range and the value.
         """
         for key in ("samples", "batch_size"):
             if getattr(self, key) < 1:
@@ -94,10 +94,10 @@ def inspect(config: InspectConfig) -> Findings:
     """Analyse a model's attention.
 
     Args:
-        config: the model, and what to analyse.
+        config: The model, and what to analyse.
 
     Raises:
-        UserError: no such model, or one whose attention cannot be recorded.
+        UserError: No such model, or one whose attention cannot be recorded.
     """
     config = checked(config, "inspect")
     run = run_config(config.model)

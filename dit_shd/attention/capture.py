@@ -173,7 +173,7 @@ def one_layer(capture: Any, where: str) -> None:
     """Refuse what is no Capture.
 
     Raises:
-        UserError: saying where a Capture comes from.
+        UserError: Saying where a Capture comes from.
     """
     if not isinstance(capture, Capture):
         raise UserError(

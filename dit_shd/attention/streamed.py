@@ -35,10 +35,10 @@ def attend(
         query: [b,h,n,d].
         key: [b,h,m,d].
         value: [b,h,m,d]; its width may differ.
-        scale: factor of the scores.
-        bias: added to them, or nothing.
-        causal: query i sees keys 0..i only.
-        chunk_mib: memory budget for what is n x m, in MiB.
+        scale: Factor of the scores.
+        bias: Added to them, or nothing.
+        causal: Query i sees keys 0..i only.
+        chunk_mib: Memory budget for what is n x m, in MiB.
 
     Returns:
         [b,h,n,d]. Gradients reach query, key, value and the bias's leaves.

@@ -80,8 +80,11 @@ class Maps:
     """The maps of some samples and heads of a capture, tile by tile.
 
     Args:
-        capture: detached. samples, heads: which, in the order in which they are wanted.
-        temperature: T_a. buffers: where the tiles live; maps(name) overwrites what that name held before.
+        capture: Detached.
+        samples: Which of them, in the order in which they are wanted.
+        heads: Likewise.
+        temperature: T_a.
+        buffers: Where the tiles live; maps(name) overwrites what that name held before.
     """
 
     def __init__(self, capture: Capture, samples: slice, heads: Sequence[int], temperature: float, buffers: Buffers):

@@ -55,7 +55,7 @@ def sample_to_file(config: SampleConfig, model: nn.Module | None = None) -> Path
         Where the npz is.
 
     Raises:
-        UserError: the npz is there already (and no force), or shards of other settings or of another model are.
+        UserError: The npz is there already (and no force), or shards of other settings or of another model are.
     """
     config = sampler.of_run(checked(config, "sample"))
     config.check()

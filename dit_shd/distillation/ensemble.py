@@ -27,7 +27,7 @@ def mean(read: Sequence[OutputOf]) -> Forward:
     """The mean prediction of teachers that have run.
 
     Raises:
-        UserError: they predict tensors of different shapes.
+        UserError: They predict tensors of different shapes.
     """
     predictions = [each.output.prediction for each in read if each.output is not None]
     shapes = {tuple(prediction.shape) for prediction in predictions}

@@ -86,7 +86,7 @@ def convert(config: ConvertConfig) -> Converted:
     """Read a checkpoint of any supported kind and write it in another.
 
     Raises:
-        UserError: nothing to read, another model, or OUT is in use; nothing has been written then.
+        UserError: Nothing to read, another model, or OUT is in use; nothing has been written then.
     """
     config = checked(config, "convert")
     config.check()

@@ -81,7 +81,7 @@ class Study:
         """Everything that can be refused before a cell runs.
 
         Raises:
-            UserError: names that are no file names, unknown variants, keys that the study sets itself.
+            UserError: Names that are no file names, unknown variants, keys that the study sets itself.
         """
         check_ranges(self, "study.")
         if not self.grid or not all(self.grid.values()):
@@ -153,7 +153,7 @@ def read_study(file: Path) -> Study:
     """A study from its file, checked.
 
     Raises:
-        UserError: the file, or what it says, is not a study.
+        UserError: The file, or what it says, is not a study.
     """
     study = make(Study, read_yaml(file), "study")
     study.check()
@@ -164,8 +164,8 @@ def cells_of(study: Study, file: Path) -> list[Cell]:
     """All cells in the order in which they run: blocks, in each block seed by seed.
 
     Args:
-        study: what is varied.
-        file: the study's, which `config` is relative to.
+        study: What is varied.
+        file: The study's, which `config` is relative to.
     """
     base = read_yaml(file.parent / study.config)
     return [_cell(study, base, number, *chosen) for number, chosen in enumerate(_ordered(study))]

@@ -64,8 +64,8 @@ def study_text(evidence: Evidence, root: Path) -> str:
     """One study: what it asked, its variants, its differences.
 
     Args:
-        evidence: the study.
-        root: of the repository, which the command is relative to.
+        evidence: The study.
+        root: Of the repository, which the command is relative to.
     """
     study, analysis, progress = evidence.progress.study, evidence.analysis, evidence.progress
     place = evidence.file.relative_to(root)

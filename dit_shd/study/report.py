@@ -23,10 +23,10 @@ def report_of(progress: Progress, analysis: Analysis, folder: Path, place: Calla
     """The page's values.
 
     Args:
-        progress: the study's cells and rows.
-        analysis: of those rows.
-        folder: keeps the grids of samples, so that a page can be made anew without the cells.
-        place: gives a cell's folder.
+        progress: The study's cells and rows.
+        analysis: Of those rows.
+        folder: Keeps the grids of samples, so that a page can be made anew without the cells.
+        place: Gives a cell's folder.
     """
     study, done = progress.study, [v for v in analysis.variants if v.done]
     main = [name for name in analysis.figures if name == analysis.figure or name in analysis.rank_correlation]

@@ -72,7 +72,7 @@ def read_results(file: Path) -> list[Result]:
     """The rows of a results.jsonl; none where there is no such file.
 
     Raises:
-        UserError: it holds something else.
+        UserError: It holds something else.
     """
     if not file.exists():
         return []

@@ -46,7 +46,7 @@ class Runner:
     """What is to be run of a study, and where.
 
     Raises:
-        UserError: the study file, or the cell's number, is wrong.
+        UserError: The study file, or the cell's number, is wrong.
     """
 
     def __init__(self, config: StudyConfig, say: Callable[[str], None] = print):
@@ -74,8 +74,8 @@ class Runner:
         """Run what is left of the cells that are asked for.
 
         Raises:
-            UserError: shared work failed.
-            Stopped: by a signal; training has been asked to save.
+            UserError: Shared work failed.
+            Stopped: By a signal; training has been asked to save.
         """
         left = self._left() if self.config.run else []
         if left:

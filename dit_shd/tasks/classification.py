@@ -57,14 +57,14 @@ class Classification(Task[ImageBatch]):
     """Image classification (DeiT's recipe, arXiv 2012.12877).
 
     Args:
-        label_smoothing: share of the target that is spread over all classes.
-        mixup: alpha of the Beta distribution that two images are mixed by (arXiv 1710.09412); 0 for none.
-        cutmix: the same of a rectangle of one image in the other (arXiv 1905.04899); 0 for none. Where both are set,
+        label_smoothing: Share of the target that is spread over all classes.
+        mixup: Parameter alpha of the Beta distribution that two images are mixed by (arXiv 1710.09412); 0 for none.
+        cutmix: The same of a rectangle of one image in the other (arXiv 1905.04899); 0 for none. Where both are set,
             each is taken half of the time.
-        mixing: draw one share for a whole step, as timm does, or one for each pair of images.
-        augmentation: crop, ratio, flip, policy, color_jitter, interpolation, erasing, erasing_mode, repeats.
-        evaluation: accuracy while training: data, crop, batch_size.
-        workers: processes that decode and augment, beside each process that trains; 0 for none.
+        mixing: Draw one share for a whole step, as timm does, or one for each pair of images.
+        augmentation: Its keys: crop, ratio, flip, policy, color_jitter, interpolation, erasing, erasing_mode, repeats.
+        evaluation: Accuracy while training: data, crop, batch_size.
+        workers: Processes that decode and augment, beside each process that trains; 0 for none.
     """
 
     batch_type: ClassVar = ImageBatch
@@ -253,7 +253,7 @@ def image_input(role: str, model: nn.Module) -> ImageInput:
     """What a classifier takes.
 
     Raises:
-        UserError: it is none.
+        UserError: It is none.
     """
     found = getattr(model, "input", None)
     if not isinstance(found, ImageInput):
@@ -267,7 +267,7 @@ def known_classes(role: str, model: nn.Module) -> int:
     """How many classes a classifier knows.
 
     Raises:
-        UserError: it does not say.
+        UserError: It does not say.
     """
     settings: Mapping[str, object] = getattr(model, "config", {})
     found = settings.get("num_classes")

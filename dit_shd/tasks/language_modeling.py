@@ -93,9 +93,9 @@ class LanguageModeling(Task[TokenBatch]):
     Padding takes no part, nor do tokens before a text (a prompt, an instruction) as targets.
 
     Args:
-        separate: packed documents do not attend to each other; else attention goes on from one to the next.
-        prompt_rows: whether query rows of a prompt's tokens take part in losses on attention.
-        evaluation: perplexity while training: sequences, batch_size.
+        separate: Packed documents do not attend to each other; else attention goes on from one to the next.
+        prompt_rows: Whether query rows of a prompt's tokens take part in losses on attention.
+        evaluation: Perplexity while training: sequences, batch_size.
     """
 
     batch_type: ClassVar = TokenBatch

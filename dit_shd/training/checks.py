@@ -188,7 +188,7 @@ def micro_batch_size(config: TrainConfig, processes: int) -> int:
         processes: That accelerate works with.
 
     Raises:
-        UserError: batch_size is no multiple of it times the processes, or the launcher started another number.
+        UserError: The batch size is no multiple of it times the processes, or the launcher started another number.
     """
     launched(processes)
     size = config.micro_batch_size or config.batch_size // processes

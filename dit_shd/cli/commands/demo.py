@@ -69,7 +69,7 @@ def demo(config: DemoConfig) -> Scores:
     """Train, sample, evaluate and write the page; finished stages of the same settings are reused.
 
     Args:
-        config: the settings.
+        config: The settings.
 
     Returns:
         The figures.

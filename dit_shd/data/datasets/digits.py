@@ -18,7 +18,7 @@ class DigitsDataset(Dataset):
     """The digits as latents of one channel in [-1, 1].
 
     Args:
-        split: which digits: `train` (the first 450 of each class), `validation` (the last 50) or `all`.
+        split: Which digits: `train` (the first 450 of each class), `validation` (the last 50) or `all`.
     """
 
     fields = frozenset({"latents", "labels", "images"})

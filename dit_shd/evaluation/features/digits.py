@@ -55,7 +55,7 @@ class DigitsFeatures(FeatureNetwork):
     """The demo's classifier: images [b,28,28,1], 64 pooled features, 10 logits.
 
     Args:
-        weights: another file of the same network; the shipped file if left out.
+        weights: Another file of the same network; the shipped file if left out.
     """
 
     title = "digits"
