@@ -67,8 +67,8 @@ class Capture:
     def __post_init__(self) -> None:
         for name in ("query", "key", "value"):
             if not isinstance(x := getattr(self, name), Tensor) or x.ndim != 4:
-                found = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
-                raise UserError(f"capture: {name}: wanted a tensor [b,h,tokens,d], found {found}")
+                given = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+                raise UserError(f"capture: {name}: wanted a tensor [b,h,tokens,d], found {given}")
         b, h, n, d = self.query.shape
         b_k, h_k, m, d_k = self.key.shape
         if b_k != b or d_k != d or h % max(h_k, 1) or self.value.shape[:3] != self.key.shape[:3]:

@@ -106,17 +106,17 @@ class Study:
 
     def _named_variants(self) -> list[tuple[str, str]]:
         """Where a variant is named, and its name."""
-        found = [("order", name) for block in self.order for name in block]
-        return found + [("claims", name) for claim in self.claims for name in (claim.better, claim.than)]
+        ordered = [("order", name) for block in self.order for name in block]
+        return ordered + [("claims", name) for claim in self.claims for name in (claim.better, claim.than)]
 
     @cached_property
     def variants(self) -> dict[str, Settings]:
         """Variant -> its settings, over those of every cell."""
-        found = {}
+        variants = {}
         for levels in itertools.product(*self.grid.values()):
             settings = [factor[level] for factor, level in zip(self.grid.values(), levels)]
-            found["-".join(levels)] = {key: value for each in settings for key, value in each.items()}
-        return found
+            variants["-".join(levels)] = {key: value for each in settings for key, value in each.items()}
+        return variants
 
     @cached_property
     def comparisons(self) -> list[tuple[str, str]]:

@@ -24,7 +24,7 @@ class Evidence:
 
 def read_evidence(folder: Path) -> list[Evidence]:
     """The studies of a folder of experiments that have rows, by name."""
-    found = []
+    evidence = []
     for file in sorted(folder.glob("*/study.yaml")):
         rows = read_results(file.parent / RESULTS)
         if rows:
@@ -32,8 +32,8 @@ def read_evidence(folder: Path) -> list[Evidence]:
             cells = cells_of(study, file)
             results = of_cells(rows, cells)
             progress = Progress(study, cells, results, len(rows) - len(results))
-            found.append(Evidence(file, progress, analyse(study, results.values())))
-    return found
+            evidence.append(Evidence(file, progress, analyse(study, results.values())))
+    return evidence
 
 
 def claims_summary(evidence: Iterable[Evidence]) -> str:
@@ -54,8 +54,8 @@ def _claim_row(evidence: Evidence, judgement: Judgement) -> list[str]:
 
 def _means(analysis: Analysis, comparison: Comparison) -> list[float]:
     """Of both variants, over the seeds that both have."""
-    found = {variant.name: variant.by_seed(analysis.figure) for variant in analysis.variants}
-    first, second = found[comparison.variant], found[comparison.other]
+    by_seed = {variant.name: variant.by_seed(analysis.figure) for variant in analysis.variants}
+    first, second = by_seed[comparison.variant], by_seed[comparison.other]
     seeds = first.keys() & second.keys()
     return [summary([values[seed] for seed in sorted(seeds)]).mean for values in (first, second)]
 

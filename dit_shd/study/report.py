@@ -130,17 +130,17 @@ def failures_table(analysis: Analysis) -> Table:
 
 def notes(progress: Progress, analysis: Analysis) -> list[str]:
     """What a reader should know before the figures."""
-    found = []
+    lines = []
     if progress.others:
-        found.append(f"{progress.others} rows of results.jsonl are of other configs or variants, and are not shown.")
+        lines.append(f"{progress.others} rows of results.jsonl are of other configs or variants, and are not shown.")
     for name, tau in analysis.rank_correlation.items():
-        found.append(f"Ranks of the variants' means by {name} and by {analysis.figure}: Kendall's tau {tau:.2f}.")
+        lines.append(f"Ranks of the variants' means by {name} and by {analysis.figure}: Kendall's tau {tau:.2f}.")
     for d in analysis.disagreements:
-        found.append(
+        lines.append(
             f"The evaluators disagree on {d.variant} and {d.other}: {signed(d.difference)} in {d.figure}, "
             f"{signed(d.second_difference)} in {d.second_figure}."
         )
-    return found
+    return lines
 
 
 def sample_grids(progress: Progress, folder: Path, place: Callable[[Cell], Path]) -> dict[str, bytes]:

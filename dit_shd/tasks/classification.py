@@ -118,9 +118,9 @@ class Classification(Task[ImageBatch]):
         classes = known_classes(role, model)
         if classes != self.dataset.classes:
             raise UserError(f"{role}: knows {classes} classes, the data has {self.dataset.classes}")
-        wanted, found = self.input.shape, image_input(role, model).shape
-        if found != wanted:
-            raise UserError(f"{role}: takes images of {list(found)} [c,y,x], the student's are {list(wanted)}")
+        wanted, shape = self.input.shape, image_input(role, model).shape
+        if shape != wanted:
+            raise UserError(f"{role}: takes images of {list(shape)} [c,y,x], the student's are {list(wanted)}")
 
     def describe(self, student: nn.Module) -> None:
         if self.dataset.class_names is not None:
@@ -133,11 +133,11 @@ class Classification(Task[ImageBatch]):
         if not measure:
             return
         indices = stream(seed, "judged").permutation(len(self.dataset))[:JUDGED]
-        found = self._measure(teacher.to(device), self.dataset, indices.tolist(), device)
-        low, chance = wilson(found.correct[1], found.images)[0], 1 / self.dataset.classes
-        told = f"top-1 {found.correct[1] / found.images:.1%} of {found.images} images to train on"
-        fault = f"it knows the data's classes no better than chance ({told}): other classes, or in another order?"
-        yield TeacherFinding(f"teacher: {told}", fault if low <= chance else None)
+        accuracy = self._measure(teacher.to(device), self.dataset, indices.tolist(), device)
+        low, chance = wilson(accuracy.correct[1], accuracy.images)[0], 1 / self.dataset.classes
+        figure = f"top-1 {accuracy.correct[1] / accuracy.images:.1%} of {accuracy.images} images to train on"
+        fault = f"it knows the data's classes no better than chance ({figure}): other classes, or in another order?"
+        yield TeacherFinding(f"teacher: {figure}", fault if low <= chance else None)
 
     def draw(self, draws: Draws) -> Sequence[ImageBatch]:
         """One pass. Positions 2 i and 2 i + 1 of a step are mixed with each other."""
@@ -234,14 +234,12 @@ class Classification(Task[ImageBatch]):
         from accelerate.utils import reduce
 
         state, dataset = distributed.joined(), self._evaluation_data()
-        share, device = (
-            range(state.process_index, len(dataset), state.num_processes),
-            torch.device(state.device or "cpu"),
-        )
-        found = self._measure(student.to(device), dataset, share, device)
-        counts: Any = torch.tensor([found.images, *found.correct.values()], device=device)
+        share = range(state.process_index, len(dataset), state.num_processes)
+        device = torch.device(state.device or "cpu")
+        accuracy = self._measure(student.to(device), dataset, share, device)
+        counts: Any = torch.tensor([accuracy.images, *accuracy.correct.values()], device=device)
         images, *correct = reduce(counts, "sum").tolist()  # type: ignore[union-attr]
-        total = Accuracy(images, dict(zip(found.correct, correct)))
+        total = Accuracy(images, dict(zip(accuracy.correct, correct)))
         return total.figures() if state.is_main_process else None
 
     def _measure(self, model: nn.Module, dataset: Dataset, indices: Sequence[int], device: torch.device) -> Accuracy:
@@ -255,12 +253,12 @@ def image_input(role: str, model: nn.Module) -> ImageInput:
     Raises:
         UserError: It is none.
     """
-    found = getattr(model, "input", None)
-    if not isinstance(found, ImageInput):
+    taken = getattr(model, "input", None)
+    if not isinstance(taken, ImageInput):
         raise UserError(
             f"{role}: wanted an image classifier, as {{name: timm, model: ...}}, found {type(model).__name__}"
         )
-    return found
+    return taken
 
 
 def known_classes(role: str, model: nn.Module) -> int:
@@ -270,7 +268,7 @@ def known_classes(role: str, model: nn.Module) -> int:
         UserError: It does not say.
     """
     settings: Mapping[str, object] = getattr(model, "config", {})
-    found = settings.get("num_classes")
-    if not isinstance(found, int):
+    classes = settings.get("num_classes")
+    if not isinstance(classes, int):
         raise UserError(f"{role}: wanted a classifier whose config has num_classes, found {type(model).__name__}")
-    return found
+    return classes

@@ -154,9 +154,11 @@ class LanguageModeling(Task[TokenBatch]):
         shares = torch.from_numpy(data.token_counts() + 1.0).float()
         logits = (shares / shares.sum()).log().to(device).expand(*batch.targets.shape, -1)
         by_counts = float(self.losses(Output(logits), batch)["cross_entropy"].mean())
-        told = f"teacher: {nats:.3f} nats a token on {JUDGED} sequences, tokens' frequencies alone {by_counts:.3f}"
+        figures = f"teacher: {nats:.3f} nats a token on {JUDGED} sequences, tokens' frequencies alone {by_counts:.3f}"
         fault = f"it predicts no better than tokens' frequencies ({nats:.3f} and {by_counts:.3f} nats a token)"
-        yield TeacherFinding(told, None if nats < by_counts else f"{fault}: another tokenizer, or it was not trained")
+        yield TeacherFinding(
+            figures, None if nats < by_counts else f"{fault}: another tokenizer, or it was not trained"
+        )
 
     def draw(self, draws: Draws) -> Sequence[TokenBatch]:
         """Weights are of the whole step's batch, so a step is the same however it is divided."""

@@ -185,7 +185,9 @@ def test_gradient_norms_are_logged_and_change_nothing(values, tmp_path):
 
 def test_timing_tells_throughput_and_memory(values):
     config, _ = run(values, steps=2, peak_tflops=1.0)
-    for row in rows(config.run, "timing.jsonl"):
+    timing = rows(config.run, "timing.jsonl")
+    assert len(timing) == 2
+    for row in timing:
         assert row["images_per_second"] == pytest.approx(8 / row["seconds"], rel=0.05)
         assert 0.01 < row["memory_gib"] < 24
         assert row["mfu"] == pytest.approx(row["tflops"], rel=0.01)

@@ -123,6 +123,7 @@ def test_steps_may_be_raised_and_a_finished_run_is_left_alone(values):
 def test_micro_batches_equal_the_whole_batch(values, tmp_path):
     _, a = run(values, run=str(tmp_path / "a"), steps=3)
     _, b = run(values, run=str(tmp_path / "b"), steps=3, micro_batch_size=2)
+    assert len(a) == len(b) == 3
     for x, y in zip(a, b):
         assert x["loss"] == pytest.approx(y["loss"], rel=1e-5)
         assert x["grad_norm"] == pytest.approx(y["grad_norm"], rel=1e-3)
