@@ -153,6 +153,12 @@ def test_contributing_says_where_each_plugin_goes(root):
     assert {f"`{f.package.replace('.', '/')}/x.py`": f.base.__name__ for f in folders}.items() <= told.items()
 
 
+def test_readme_says_what_each_room_holds(root):
+    rows = [line.split("|")[1] for line in (root / "README.md").read_text().splitlines() if line.startswith("| `")]
+    named = {name.strip("`/") for row in rows for name in row.strip().split(", ")}
+    assert not ROOMS - named
+
+
 @pytest.mark.parametrize("folder", plugin_folders(), ids=lambda folder: folder.package)
 def test_a_plugin_is_a_file_with_one_class(folder):
     """Each module of a plug-in folder defines exactly one subclass of its base, whose name a config finds."""

@@ -154,13 +154,11 @@ def _inputs(config: InspectConfig, model: nn.Module, run: dict[str, Any]) -> Inp
         return FileInputs(model, config.inputs, config.time)
     size, count = config.batch_size, config.samples
     batches = [range(first, min(first + size, count)) for first in range(0, count, size)]
-    parameters = signatures.signature(model.forward).parameters
-    by_class = "class_labels" in parameters and "encoder_hidden_states" not in parameters
     run_data = cast(Plugin, run["data"], "data") if "data" in run else None
     data = config.data or run_data or (ASSET_DATA if config.model.startswith("asset:") else None)
     if data is None:
         return SyntheticInputs(model, batches, config.seed, config.time)
-    if not by_class:
+    if loading.why_not_conditional(model) is not None:
         raise UserError(f"data: {type(model).__name__} takes more than images and labels; use inputs=FILE")
     process = process_of(model, schedule_length(run))
     return DatasetInputs(model, DATASETS.build(data, "data"), process, batches, config.seed)

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from dit_shd.core.errors import UserError
 from dit_shd.data.datasets import Dataset
+from dit_shd.evaluation.bootstrap import NORMAL
 
-NORMAL = 1.959964
-"""Standard deviations on both sides that hold 95% of a normal distribution."""
 RANKS = (1, 5)
 
 

@@ -20,7 +20,7 @@ from dit_shd.evaluation.feature_set import FeatureSet
 from dit_shd.evaluation.metrics import Metric
 
 SEED = 0
-NORMAL = 1.96
+NORMAL = 1.959964
 """Standard deviations on both sides that hold 95% of a normal distribution."""
 
 

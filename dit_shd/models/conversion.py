@@ -91,9 +91,7 @@ def convert(config: ConvertConfig) -> Converted:
     config = checked(config, "convert")
     config.check()
     model, note = _read(config)
-    bad = [name for name, tensor in model.state_dict().items() if not bool(torch.isfinite(tensor).all())]
-    if bad:
-        raise UserError(f"{config.source}: its weights are not finite (NaN or infinity), first in {bad[0]}")
+    loading.check_finite(str(config.source), model)
     origin, reason = _origin(config, model)
     latents = of_source(config.source, shape_of(model).channels)
     if config.public:

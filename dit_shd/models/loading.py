@@ -33,13 +33,26 @@ def load(source: str | Path) -> ModelMixin:
         UserError: No such model, weights that are not finite, or a model that does not predict noise.
     """
     model = _read(source)
-    bad = next((name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())), None)
-    if bad is not None:
-        raise UserError(f"{source}: its weights are not finite (NaN or infinity), first in {bad}")
+    check_finite(str(source), model)
     reason = velocity.of_model(model)
     if reason is not None:
         raise UserError(f"{source}: refused, because {velocity.explain(reason)}")
     return model
+
+
+def check_finite(where: str, model: nn.Module) -> None:
+    """Refuse a model whose weights are not finite.
+
+    Args:
+        where: The model, for the error.
+        model: With its weights.
+
+    Raises:
+        UserError: NaN or infinity.
+    """
+    bad = next((name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())), None)
+    if bad is not None:
+        raise UserError(f"{where}: its weights are not finite (NaN or infinity), first in {bad}")
 
 
 def load_conditional(source: str | Path) -> ModelMixin:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from dit_shd.core.environment import command
+from dit_shd.core.files import atomic_file
 from dit_shd.reports.figures.training import grid_figure
 from dit_shd.reports.study_page import StudyReport, Table
 from dit_shd.reports.tables import number
@@ -152,7 +153,9 @@ def sample_grids(progress: Progress, folder: Path, place: Callable[[Cell], Path]
             if samples.is_file():
                 folder.mkdir(exist_ok=True)
                 with np.load(samples, allow_pickle=False) as archive:
-                    file.write_bytes(grid_figure(archive["arr_0"][:SHOWN_IMAGES], columns=10, enlarge=2))
+                    grid = grid_figure(archive["arr_0"][:SHOWN_IMAGES], columns=10, enlarge=2)
+                with atomic_file(file) as stream:
+                    stream.write(grid)
             if file.is_file():
                 grids[cell.variant] = file.read_bytes()
     return {variant: grids[variant] for variant in progress.study.variants if variant in grids}

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
 from dit_shd.core.config import check_ranges
 from dit_shd.core.distributed import launched
@@ -123,21 +122,6 @@ def _names(config: TrainConfig) -> None:
 def _key(name: str) -> str:
     """The key of a teacher in the config."""
     return TEACHER if name == TEACHER else f"{TEACHER}.{name}"
-
-
-def finite(who: str, model: nn.Module) -> None:
-    """Refuse a model whose weights are not finite.
-
-    Args:
-        who: The model, for the error.
-        model: With its weights.
-
-    Raises:
-        UserError: NaN or infinity.
-    """
-    bad = [name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())]
-    if bad:
-        raise UserError(f"{who}: its weights are not finite (NaN or infinity), first in {bad[0]}")
 
 
 def passes(task: Task[Any], losses: Sequence[Loss]) -> None:
