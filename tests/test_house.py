@@ -63,7 +63,7 @@ SEVERAL = {
 """Files of tests that are of several files of a room, and what they are about."""
 
 
-PLACEHOLDERS = {"found", "ours", "theirs", "told"}
+PLACEHOLDERS = {"each", "few", "found", "ours", "own", "theirs", "told"}
 """Names that say who has something and not what it is; captures, settings, student, teacher say it."""
 NOT_NAMED_YET = {"attention/recording", "integrations", "squeezing/kernels"}
 """Folders that still have such names; only ever fewer."""

@@ -117,8 +117,8 @@ class Maps:
 
     def bias(self, rows: slice) -> Tensor:
         """What is added to the scores of some query rows [b,k,r,m]: bias over T, minus infinity where hidden."""
-        few, r = self.query.shape[0] // self.count, rows.stop - rows.start
-        return self._biased(self.buffers.take("bias", few, self.count, r, self.m).zero_(), rows)
+        samples, r = self.query.shape[0] // self.count, rows.stop - rows.start
+        return self._biased(self.buffers.take("bias", samples, self.count, r, self.m).zero_(), rows)
 
     def _biased(self, scores: Tensor, rows: slice) -> Tensor:
         if self._add is not None:

@@ -29,7 +29,7 @@ def mean(read: Sequence[OutputOf]) -> Forward:
     Raises:
         UserError: They predict tensors of different shapes.
     """
-    predictions = [each.output.prediction for each in read if each.output is not None]
+    predictions = [one.output.prediction for one in read if one.output is not None]
     shapes = {tuple(prediction.shape) for prediction in predictions}
     if len(shapes) > 1:
         raise UserError(

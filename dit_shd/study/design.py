@@ -115,7 +115,7 @@ class Study:
         variants = {}
         for levels in itertools.product(*self.grid.values()):
             settings = [factor[level] for factor, level in zip(self.grid.values(), levels)]
-            variants["-".join(levels)] = {key: value for each in settings for key, value in each.items()}
+            variants["-".join(levels)] = {key: value for changes in settings for key, value in changes.items()}
         return variants
 
     @cached_property
@@ -190,9 +190,9 @@ def _cell(study: Study, base: Mapping[str, Any], number: int, variant: str, seed
 def _seeded(value: object, seed: int) -> object:
     """Plain values with the seed in place of the text {seed}."""
     if isinstance(value, dict):
-        return {key: _seeded(each, seed) for key, each in value.items()}
+        return {key: _seeded(entry, seed) for key, entry in value.items()}
     if isinstance(value, list):
-        return [_seeded(each, seed) for each in value]
+        return [_seeded(entry, seed) for entry in value]
     return seed if value == SEED else value
 
 

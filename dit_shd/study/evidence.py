@@ -40,7 +40,7 @@ def claims_summary(evidence: Iterable[Evidence]) -> str:
     """One table of all claims."""
     headings = ["claim", "made in", "verdict", "figure", "means", "difference", "95% interval", "corrected interval"]
     headings += ["p (Holm)", "detectable", "n", "study"]
-    rows = [_claim_row(each, judgement) for each in evidence for judgement in each.analysis.judgements]
+    rows = [_claim_row(study, judgement) for study in evidence for judgement in study.analysis.judgements]
     return markdown(Table([(name, "") for name in headings], rows))
 
 

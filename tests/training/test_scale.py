@@ -12,8 +12,7 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
 from dit_shd.core.prefetch import prefetch
 from dit_shd.distillation.distiller import Distiller
-from dit_shd.distillation.losses import LOSSES, Loss, Reads, Term
-from dit_shd.distillation.losses.output import Output
+from dit_shd.distillation.losses import LOSSES, Loss, Term
 from dit_shd.distillation.losses.shd import SHD
 from dit_shd.training.compilation import ONCE, compile_blocks
 from dit_shd.training.config import TrainConfig, resolved
@@ -222,9 +221,14 @@ def test_the_teacher_stops_after_the_last_layer_that_is_needed(values):
     )  # and it works as before
 
 
-def test_a_teacher_whose_output_is_wanted_runs_to_its_end():
-    assert Reads.OUTPUT in Output.reads
-    assert Reads.OUTPUT not in SHD.reads
+def test_a_teacher_whose_output_is_read_runs_to_its_end(values):
+    shd = {"name": "shd", "layers": {"en_inblocks.0.attn": "en_inblocks.0.attn"}}
+    trainer = Trainer.from_config(make(TrainConfig, {**values, "losses": [shd, {"name": "output"}]}))
+    ran = []
+    last = trainer.teachers["teacher"].final_layer.register_forward_hook(lambda *_: ran.append("final_layer"))
+    trainer.state.distiller(drawn_by(trainer, 0, range(4))["plain"], trainer.teachers)
+    assert ran == ["final_layer"]
+    last.remove()
 
 
 def test_plug_ins_resolve_schedules(values):
