@@ -103,7 +103,7 @@ def read_file(
     path: Path,
     weights: public_checkpoints.Weights | None = None,
     heads: int | None = None,
-    prediction: str = NOISE,
+    prediction: str | None = None,
 ) -> LatentTransformer:
     """A model from a checkpoint file of a public code.
 
@@ -111,11 +111,15 @@ def read_file(
         path: The file.
         weights: As in read_tensors.
         heads: As in LatentTransformer.from_public.
-        prediction: As in of_public.
+        prediction: As in of_public; None: what `dit-shd convert` recorded in the file, else noise.
 
     Raises:
         UserError: It is no such file, or something in it does not fit.
     """
+    recorded = public_checkpoints.recorded_prediction(path)
+    if None not in (recorded, prediction) and recorded != prediction:
+        raise UserError(f"{path}: its metadata says prediction={recorded}, found prediction={prediction}; leave it out")
+    prediction = prediction or recorded or NOISE
     state = public_checkpoints.read_tensors(path, weights, prediction)
     try:
         model = of_public(state, heads, prediction)

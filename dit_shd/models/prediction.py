@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from dit_shd.core.errors import UserError
 
 NOISE = "noise"
+PREDICTION = "prediction"
+"""The key of a model's config, and of the metadata of a file."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def prediction_of(model: nn.Module) -> str:
         UserError: It names something that is not known.
     """
     config = getattr(model, "config", None)
-    name = config.get("prediction") if isinstance(config, Mapping) else getattr(config, "prediction", None)
+    name = config.get(PREDICTION) if isinstance(config, Mapping) else getattr(config, PREDICTION, None)
     return checked_prediction(name or NOISE, type(model).__name__)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dit_shd.core.errors import UserError
 from dit_shd.core.file_kinds import PICKLE, SAFETENSORS, TORCH, file_kind
 from dit_shd.models import velocity
-from dit_shd.models.prediction import NOISE
+from dit_shd.models.prediction import CONVENTIONS, NOISE, PREDICTION
 
 Weights = Literal["ema", "model"]
 """The weights of a training checkpoint to read."""
@@ -91,6 +91,15 @@ def _metadata(path: Path) -> dict[str, str]:
         return {}
     with safetensors.safe_open(path, "pt") as file:
         return file.metadata() or {}
+
+
+def recorded_prediction(path: Path) -> str | None:
+    """The velocity convention in the metadata of a file that `dit-shd convert` wrote; None for other files."""
+    try:
+        name = _metadata(path).get(PREDICTION)
+    except (OSError, safetensors.SafetensorError):  # read_tensors says what is wrong with it
+        return None
+    return name if name in CONVENTIONS else None
 
 
 def _is_state_dict(contents: object) -> TypeGuard[dict[str, Tensor]]:
