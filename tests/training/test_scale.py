@@ -10,7 +10,6 @@ from two_process_jobs.training import SLICES, configs
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
-from dit_shd.core.prefetch import prefetch
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.losses import LOSSES, Loss, Term
 from dit_shd.distillation.losses.shd import SHD
@@ -278,17 +277,3 @@ def test_without_a_compiler_compile_is_one_line(values, monkeypatch):
     monkeypatch.setattr(torch, "compile", broken)
     with pytest.raises(UserError, match=r"^compile: torch.compile does not work here \(no C\+\+ compiler was found\)"):
         run({**values, "compile": True})
-
-
-def test_working_ahead_keeps_the_order_and_the_errors():
-    def make_one(x):
-        if x == 3:
-            raise ValueError("three")
-        return x * x
-
-    iterator = prefetch(make_one, range(5))
-    assert [next(iterator) for _ in range(3)] == [0, 1, 4]
-    with pytest.raises(ValueError, match="three"):
-        next(iterator)
-    assert list(prefetch(make_one, range(3))) == [0, 1, 4]
-    assert list(prefetch(make_one, [])) == []
