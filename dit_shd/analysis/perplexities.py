@@ -23,7 +23,7 @@ from dit_shd.tasks.language_modeling import LanguageModeling, TextEvaluation
 
 CONFIG = "config.yaml"
 SEED = re.compile(r"[_-]?seed_?\d+$")
-"""At the end of a run's name: runs of one name before it are told apart by their seed."""
+"""The end of the name of a run; runs of one name before it differ in their seed."""
 Figures = dict[str, float]
 
 

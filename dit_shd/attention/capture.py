@@ -20,7 +20,7 @@ WeightSource = Callable[[], Tensor | str]
 
 
 class _OnDemand:
-    """A field whose value may be a WeightSource, which is asked when the field is read for the first time."""
+    """A field whose value may be a WeightSource, which is called when the field is read for the first time."""
 
     @overload
     def __get__(self, instance: None, owner: type) -> None: ...

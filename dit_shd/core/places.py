@@ -67,14 +67,14 @@ class HubName:
         """
         from huggingface_hub import HfApi, errors
 
-        def ask() -> list[str]:
+        def list_files() -> list[str]:
             about = HfApi().repo_info(
                 self.repository, revision=self.revision, repo_type=self.kind, timeout=ANSWER_SECONDS
             )
             return [file.rfilename for file in about.siblings or []]  # type: ignore[union-attr]
 
         try:
-            return _within(IN_ALL_SECONDS, ask)
+            return _within(IN_ALL_SECONDS, list_files)
         except errors.RevisionNotFoundError as error:
             raise UserError(f"{self}: on the hub it has no revision '{self.revision}'") from error
         except (errors.RepositoryNotFoundError, errors.GatedRepoError) as error:
@@ -122,7 +122,7 @@ class HubName:
         from huggingface_hub import constants
 
         why = (
-            "HF_HUB_OFFLINE forbids to ask the hub"
+            "HF_HUB_OFFLINE forbids requests to the hub"
             if constants.HF_HUB_OFFLINE
             else "the Hugging Face hub cannot be reached"
         )
@@ -240,9 +240,7 @@ def expanded(text: str | Path, what: str = "") -> str:
     if path.startswith("~"):
         user = text.partition("/")[0]
         what = f"{what}: " if what else ""
-        raise UserError(
-            f"{what}wanted a path, found '{text}', and nobody here is called {user[1:]}; a folder is ./{user}"
-        )
+        raise UserError(f"{what}wanted a path, found '{text}', and there is no user {user[1:]}; a folder is ./{user}")
     return path
 
 

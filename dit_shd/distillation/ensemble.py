@@ -33,7 +33,7 @@ def mean(read: Sequence[OutputOf]) -> Forward:
     shapes = {tuple(prediction.shape) for prediction in predictions}
     if len(shapes) > 1:
         raise UserError(
-            f"teacher: the mean of several wants outputs of one shape, found {' and '.join(map(str, sorted(shapes)))}; "
+            f"teacher: the mean of several needs outputs of one shape, found {' and '.join(map(str, sorted(shapes)))}; "
             "of language models: the same tokenizer"
         )
     return Forward(torch.stack(predictions).mean(0))

@@ -48,7 +48,7 @@ class Evaluator:
 
 @dataclass(frozen=True)
 class Claim:
-    """What somebody says of two variants, to be judged."""
+    """A claim about two variants, to be judged by the results."""
 
     text: str = option(REQUIRED, "the claim in words")
     better: str = option(REQUIRED, "the variant that is said to be better")

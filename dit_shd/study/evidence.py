@@ -61,7 +61,7 @@ def _means(analysis: Analysis, comparison: Comparison) -> list[float]:
 
 
 def study_text(evidence: Evidence, root: Path) -> str:
-    """One study: what it asked, its variants, its differences.
+    """One study: its question, its variants, its differences.
 
     Args:
         evidence: The study.

@@ -173,7 +173,7 @@ class Task(ABC, Generic[B]):
             teacher: A model that `check` has passed.
             seed: The run's.
             device: Where the teacher goes.
-            measure: Also ask for predictions of the run's first samples; else only its config is read.
+            measure: Also run it on the first samples; else only its config is read.
         """
         yield from ()
 

@@ -24,7 +24,7 @@ from dit_shd.models.stochastic_depth import branches, set_draws
 from dit_shd.tasks import Batch, Output, Task, TeacherFinding, Terms
 
 JUDGED = 64
-"""Images that a teacher is asked about before training."""
+"""Images on which a teacher is checked before training."""
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ class Classification(Task[ImageBatch]):
             self._evaluation_data()
 
     def _evaluation_data(self) -> Dataset:
-        assert self.evaluation.data is not None, "check_evaluation asks for it"
+        assert self.evaluation.data is not None, "check_evaluation requires it"
         dataset = DATASETS.build(self.evaluation.data, "task.evaluation.data")
         if not self.needs <= dataset.fields or dataset.classes != self.dataset.classes:
             raise UserError(

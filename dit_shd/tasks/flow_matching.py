@@ -53,7 +53,7 @@ class FlowBatch(Batch):
 class FlowMatching(Task[FlowBatch]):
     """Velocity prediction on latents with class labels (rectified flow: SiT, arXiv 2401.08740; SD3, 2403.03206).
 
-    Teacher and student may have different conventions: each is asked in the one that its config names.
+    Teacher and student may have different conventions: each is called in the one that its config names.
 
     Args:
         label_dropout: Share of labels dropped, for guidance.

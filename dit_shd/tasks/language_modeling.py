@@ -22,7 +22,7 @@ from dit_shd.models.language_model import check_attention, seeded_dropout, text_
 from dit_shd.tasks import Batch, Output, Task, TeacherFinding, Terms
 
 JUDGED = 8
-"""Sequences that a teacher is judged by."""
+"""Sequences on which a teacher is checked before training."""
 
 
 @dataclass(frozen=True, eq=False)
