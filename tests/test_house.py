@@ -16,11 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from plugin_folders import PACKAGE, makes_a_folder, plugin_folders
 
 import dit_shd
-from dit_shd.core.plugins import PluginFolder
 
-PACKAGE = Path(dit_shd.__file__).parent
 ROOMS = {
     "analysis",
     "attention",
@@ -69,18 +68,6 @@ NOT_NAMED_YET = {"attention/recording", "integrations", "squeezing/kernels"}
 """Folders that still have such names; only ever fewer."""
 ANY_TASKS_LOSSES = ("__init__", "output", "shd")
 """Losses of any task; others may be of one task, whose batches they read."""
-
-
-def plugin_folders() -> list[PluginFolder]:
-    """Every PluginFolder that an __init__.py of ours defines."""
-    packages = [f"dit_shd.{'.'.join(file.parent.parts)}" for file, tree in TREES.items() if _makes_a_folder(tree)]
-    modules = map(importlib.import_module, packages)
-    return [value for module in modules for value in vars(module).values() if isinstance(value, PluginFolder)]
-
-
-def _makes_a_folder(tree: ast.Module) -> bool:
-    values = [node.value for node in tree.body if isinstance(node, (ast.Assign, ast.AnnAssign))]
-    return any(isinstance(value, ast.Call) and ast.unparse(value.func) == "PluginFolder" for value in values)
 
 
 def imports(tree: ast.AST) -> Iterator[tuple[ast.Import | ast.ImportFrom, list[str]]]:
@@ -134,7 +121,7 @@ def test_an_init_is_a_face():
     """It names the public API of its package; only that of a plug-in folder defines something: the base class."""
     found = []
     for file, tree in TREES.items():
-        if file.name != "__init__.py" or file.parent == Path() or _makes_a_folder(tree):
+        if file.name != "__init__.py" or file.parent == Path() or makes_a_folder(tree):
             continue
         for position, node in enumerate(tree.body):
             docstring = position == 0 and isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
