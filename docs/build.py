@@ -97,8 +97,9 @@ def losses_page() -> str:
     """Every loss in one line."""
     from dit_shd.profiling.loss_table import loss_table
     from dit_shd.reports.losses_page import losses_markdown
+    from dit_shd.tasks.diffusion import Diffusion
 
-    return template("losses").format(table=losses_markdown(loss_table()))
+    return template("losses").format(table=losses_markdown(loss_table(Diffusion(mask_ratio=None))))
 
 
 def _layers(names: list[str]) -> str:

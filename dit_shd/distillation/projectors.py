@@ -31,7 +31,7 @@ def projector(name: str, kind: Kind, student: Tensor, teacher: Tensor) -> nn.Mod
 
     Args:
         name: Of the loss, for the error.
-        kind: linear; mlp, two linear maps with SiLU between, as wide inside as the wider side; none.
+        kind: `linear`; `mlp`, two linear maps with SiLU between, as wide inside as the wider side; `none`.
         student: Its features [...,e_s].
         teacher: Its features [...,e_t]; for none of the same width.
 

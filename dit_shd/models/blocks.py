@@ -42,7 +42,7 @@ def recorded_blocks(model: nn.Module, sink: Callable[[str, Tensor], None]) -> Ge
     """Call `sink(name, output)` with the output [b,n,e] of each block as the model runs in the `with` block.
 
     Raises:
-        UserError: the model has no blocks, or the output of a block is not to be had; see recorded.
+        UserError: The model has no blocks, or the output of a block is not to be had; see recorded.
     """
     named = named_blocks(model)
     if not named:
@@ -61,11 +61,11 @@ def recorded(modules: Mapping[str, nn.Module], sink: Callable[[str, Tensor], Non
     A module that runs again in one forward is called NAME#2, NAME#3, ...
 
     Args:
-        modules: by name.
-        sink: takes a name and a tensor [b,n,e].
+        modules: By name.
+        sink: Takes a name and a tensor [b,n,e].
 
     Raises:
-        UserError: a module gives no tensor, or two of that shape.
+        UserError: A module gives no tensor, or two of that shape.
     """
     runs: dict[str, int] = {}
 

@@ -14,13 +14,9 @@ from dit_shd.distillation import recording
 from dit_shd.distillation.records import Forward, Reads
 from dit_shd.profiling import meta
 from dit_shd.tasks import Batch, Task
-from dit_shd.tasks.diffusion import Diffusion
-
-PLAIN = Diffusion(mask_ratio=None)
-"""The default task: a class-conditional model without a masked pass."""
 
 
-def captures_of(model: nn.Module, task: Task[Any] = PLAIN, pass_name: str = "plain") -> Captures:
+def captures_of(model: nn.Module, task: Task[Any], pass_name: str = "plain") -> Captures:
     """The captures of one image's forward: shapes only, or real tensors for attention of other packages."""
     if discovery.own_layers(model):
         return _shapes(meta.ModelSpec.of(model), task, pass_name)

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.teachers import Teachers, by_name, read_teachers
 from dit_shd.profiling import meta
-from dit_shd.profiling.captures import PLAIN, example
+from dit_shd.profiling.captures import example
 from dit_shd.profiling.loss_cost import build_losses, loss_costs
 from dit_shd.profiling.step import StepShape
 from dit_shd.tasks import Task
@@ -86,7 +86,7 @@ def step_operations(step: StepShape, student: nn.Module, teachers: nn.Module | T
     return Operations(passes)
 
 
-def forward_operations(model: nn.Module, task: Task[Any] = PLAIN, pass_name: str = "plain") -> int:
+def forward_operations(model: nn.Module, task: Task[Any], pass_name: str = "plain") -> int:
     """Operations of a model's forward on one image."""
     return _counted(meta.ModelSpec.of(model), task, pass_name, backward=False)[0]
 

@@ -11,10 +11,10 @@ from dit_shd.core.plugins import Plugin
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.losses import LAYERS, LOSSES, Loss
 from dit_shd.profiling import meta
-from dit_shd.profiling.captures import PLAIN
 from dit_shd.profiling.flops import step_operations
 from dit_shd.profiling.loss_cost import build_losses, loss_costs
 from dit_shd.profiling.step import StepShape
+from dit_shd.tasks import Task
 
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "tinybert": {"heads": "mean"},
@@ -47,10 +47,11 @@ class LossEntry:
     """Why it is not counted, or with which keys."""
 
 
-def loss_table(student: str = "S/2", teacher: str = "B/2", sample_size: int = 32) -> list[LossEntry]:
+def loss_table(task: Task[Any], student: str = "S/2", teacher: str = "B/2", sample_size: int = 32) -> list[LossEntry]:
     """All losses, counted for two sizes of MDTv2.
 
     Args:
+        task: Of one pass.
         student: Size of the student.
         teacher: Size of the teacher.
         sample_size: Height and width of a latent; 32 is 256 tokens.
@@ -58,12 +59,12 @@ def loss_table(student: str = "S/2", teacher: str = "B/2", sample_size: int = 32
     own, other = (
         meta.build(Plugin("mdt", {"size": s, "sample_size": sample_size}), "model") for s in (student, teacher)
     )
-    step = StepShape(PLAIN, [LOSSES.find("output")()], 1, lambda _: None, "none")  # type: ignore[arg-type, return-value]
+    step = StepShape(task, [LOSSES.find("output")()], 1, lambda _: None, "none")  # type: ignore[arg-type, return-value]
     plain = step_operations(step, own, other).total
-    return [_entry(name, own, other, plain) for name in LOSSES.names()]
+    return [_entry(name, task, own, other, plain) for name in LOSSES.names()]
 
 
-def _entry(name: str, student: nn.Module, teacher: nn.Module, plain: float) -> LossEntry:
+def _entry(name: str, task: Task[Any], student: nn.Module, teacher: nn.Module, plain: float) -> LossEntry:
     cls = LOSSES.find(name)
     reads = ", ".join(sorted(part.value for part in cls.reads)) + ("" if cls.needs_teacher else " (no teacher)")
     needs = ", ".join(sorted(need.value for need in cls.needs))
@@ -74,8 +75,8 @@ def _entry(name: str, student: nn.Module, teacher: nn.Module, plain: float) -> L
     loss: Loss = LOSSES.build(Plugin(name, options))
     share = 0.0
     if loss.reads & LAYERS:
-        build_losses(Distiller(PLAIN, student, [loss]), {"teacher": teacher})
-        (cost,) = loss_costs({name: loss}, PLAIN, "plain", student, {"teacher": teacher}, 1).values()
+        build_losses(Distiller(task, student, [loss]), {"teacher": teacher})
+        (cost,) = loss_costs({name: loss}, task, task.passes[0], student, {"teacher": teacher}, 1).values()
         share = cost.operations / plain
     parameters = sum(p.numel() for p in loss.parameters())
     note = ", ".join(f"{key}: {value}" for key, value in options.items() if key == "heads")

@@ -13,6 +13,7 @@ from dit_shd.cli.commands import Command
 from dit_shd.core.config import checked, option
 from dit_shd.profiling.loss_table import loss_table
 from dit_shd.reports.losses_page import losses_text
+from dit_shd.tasks.diffusion import Diffusion
 
 
 @dataclass(frozen=True)
@@ -32,4 +33,4 @@ class Losses(Command[LossesConfig]):
     def run(self, config: LossesConfig) -> None:
         """Count and print."""
         config = checked(config, "losses")
-        print(losses_text(loss_table(config.student, config.teacher, config.sample_size)))
+        print(losses_text(loss_table(Diffusion(mask_ratio=None), config.student, config.teacher, config.sample_size)))

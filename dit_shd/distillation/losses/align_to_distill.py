@@ -26,7 +26,7 @@ class AlignToDistill(Loss):
     Args:
         weight: Factor of the loss; {step: factor} for a schedule.
         passes: Of the task, in which it applies.
-        over: keys or all.
+        over: `keys` or `all`.
         chunk_mib: Memory budget for maps, in MiB.
     """
 

@@ -18,7 +18,7 @@ class AttentionOutput(LayerLoss):
     Args:
         weight: Factor of the loss; {step: factor} for a schedule.
         passes: Of the task, in which it applies.
-        layers: sections, proportional, last, or a map {student layer: teacher layer}.
+        layers: `sections`, `proportional`, `last`, or a map {student layer: teacher layer}.
         projector: P: linear, mlp, or none for layers of equal width.
     """
 

@@ -33,7 +33,7 @@ class DiffKD(LayerLoss):
     Args:
         weight: Factor of the loss; {step: factor} for a schedule.
         passes: Of the task, in which it applies.
-        layers: last, sections, proportional, or a map {student block: teacher block}.
+        layers: `last`, `sections`, `proportional`, or a map {student block: teacher block}.
         bottleneck: Channels of z; none for the teacher's width without an autoencoder.
         steps: Of DDIM; 5 in the paper.
         seed: Of the noise.

@@ -18,7 +18,7 @@ class Feature(LayerLoss):
     Args:
         weight: Factor of the loss; {step: factor} for a schedule.
         passes: Of the task, in which it applies.
-        layers: sections, proportional, last, or a map {student block: teacher block}.
+        layers: `sections`, `proportional`, `last`, or a map {student block: teacher block}.
         projector: P: linear; mlp, two linear maps with SiLU between; none, for blocks of equal width.
         normalise: Layer norm of P(F_s) and of F_t before the comparison, without scale and shift.
     """

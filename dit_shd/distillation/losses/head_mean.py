@@ -24,9 +24,9 @@ class HeadMean(LayerLoss):
     Args:
         weight: Factor of the loss; {step: factor} for a schedule.
         passes: Of the task, in which it applies.
-        layers: sections, proportional, last, or a map {student layer: teacher layer}.
-        measure: kl, or mse, the squared difference summed over keys.
-        of: maps, or scores: what the mean is of.
+        layers: `sections`, `proportional`, `last`, or a map {student layer: teacher layer}.
+        measure: `kl`, or `mse`, the squared difference summed over keys.
+        of: `maps`, or `scores`: what the mean is of.
         chunk_mib: Memory budget for maps, in MiB.
     """
 

@@ -22,7 +22,7 @@ class MaskedFeature(LayerLoss):
     Args:
         weight: Factor of the loss; {step: factor} for a schedule.
         passes: Of the task, in which it applies.
-        layers: sections, proportional, last, or a map {student block: teacher block}.
+        layers: `sections`, `proportional`, `last`, or a map {student block: teacher block}.
         projector: P: linear, mlp, or none for blocks of equal width (the paper's, whose widths are equal).
         deviations: k; 2 in the paper.
     """

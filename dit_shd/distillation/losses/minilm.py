@@ -18,7 +18,7 @@ class MiniLM(LayerLoss):
     Args:
         weight: Factor of the loss; {step: factor} for a schedule.
         passes: Of the task, in which it applies.
-        layers: last (as published), sections, proportional, or a map {student layer: teacher layer}; a sum over layers.
+        layers: `last` (as published), `sections`, `proportional`, or a map {student layer: teacher layer}.
         chunk_mib: Memory budget for maps, in MiB.
     """
 

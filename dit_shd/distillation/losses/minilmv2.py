@@ -21,8 +21,8 @@ class MiniLMv2(LayerLoss):
     Args:
         weight: Factor of the loss; {step: factor} for a schedule.
         passes: Of the task, in which it applies.
-        layers: last, sections, proportional, or a map {student layer: teacher layer}; the paper takes the student's
-            last layer and an upper middle layer of a large teacher.
+        layers: `last`, `sections`, `proportional`, or a map {student layer: teacher layer}; the paper takes the
+            student's last layer and an upper middle layer of a large teacher.
         relation_heads: r; none for the student's number of heads. It has to divide all widths.
         chunk_mib: Memory budget for relations, in MiB.
     """

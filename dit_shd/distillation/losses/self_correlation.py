@@ -21,7 +21,7 @@ class SelfCorrelation(LayerLoss):
     Args:
         weight: Factor of the loss; {step: factor} for a schedule.
         passes: Of the task, in which it applies.
-        layers: sections, proportional, last, or a map {student block: teacher block}.
+        layers: `sections`, `proportional`, `last`, or a map {student block: teacher block}.
     """
 
     reads = frozenset({Reads.HIDDEN})

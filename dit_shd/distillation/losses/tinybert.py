@@ -24,8 +24,8 @@ class TinyBERT(LayerLoss):
     Args:
         weight: Factor of the loss; {step: factor} for a schedule.
         passes: Of the task, in which it applies.
-        layers: sections, proportional, last, or a map {student layer: teacher layer}.
-        heads: each, which wants as many in both models; mean.
+        layers: `sections`, `proportional`, `last`, or a map {student layer: teacher layer}.
+        heads: `each`, which wants as many in both models, or `mean`.
         chunk_mib: Memory budget for scores, in MiB.
     """
 

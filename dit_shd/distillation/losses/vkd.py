@@ -21,8 +21,8 @@ class VkD(LayerLoss):
     Args:
         weight: Factor of the loss; {step: factor} for a schedule.
         passes: Of the task, in which it applies.
-        layers: last (as published), sections, proportional, or a map {student block: teacher block}.
-        tokens: mean, to compare the means of tokens; all, to compare every token.
+        layers: `last` (as published), `sections`, `proportional`, or a map {student block: teacher block}.
+        tokens: `mean`, to compare the means of tokens; `all`, to compare every token.
     """
 
     reads = frozenset({Reads.HIDDEN})

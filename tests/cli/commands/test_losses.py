@@ -8,11 +8,14 @@ from dit_shd.cli import program
 from dit_shd.distillation.losses import LOSSES, Needs, alternatives
 from dit_shd.distillation.losses.tinybert import TinyBERT
 from dit_shd.profiling.loss_table import UNCOUNTED, loss_table
+from dit_shd.tasks.diffusion import Diffusion
+
+PLAIN = Diffusion(mask_ratio=None)
 
 
 @pytest.fixture(scope="module")
 def entries():
-    return {entry.name: entry for entry in loss_table()}
+    return {entry.name: entry for entry in loss_table(PLAIN)}
 
 
 def test_every_loss_says_what_it_is(entries):
@@ -39,7 +42,6 @@ def _step():
     """Operations of both models in a plain pass of one image, with the share of shd."""
     from dit_shd.core.plugins import Plugin
     from dit_shd.profiling import meta
-    from dit_shd.profiling.captures import PLAIN
     from dit_shd.profiling.flops import step_operations
     from dit_shd.profiling.step import StepShape
 
