@@ -47,8 +47,8 @@ class LinearFits:
         ridge = RIDGE * inputs.diagonal()[1:].mean() * torch.eye(len(inputs), dtype=inputs.dtype, device=inputs.device)
         ridge[0, 0] = 0
         fit = torch.linalg.solve(inputs + ridge, both)
-        own, cross, outputs = (self._sums[1, *key] for key in ((first, first), (first, last), (last, last)))
-        left = outputs.trace() - 2 * (fit * cross).sum() + (fit * (own @ fit)).sum()
+        inputs, cross, outputs = (self._sums[1, *key] for key in ((first, first), (first, last), (last, last)))
+        left = outputs.trace() - 2 * (fit * cross).sum() + (fit * (inputs @ fit)).sum()
         variance = outputs.trace() - outputs[0].square().sum() / outputs[0, 0]
         return float(left / variance)
 

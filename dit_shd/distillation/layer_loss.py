@@ -49,7 +49,7 @@ class LayerLoss(Loss):
                 f"{type(self).__name__}: layers: the map is empty; wanted sections, proportional, last or "
                 "{student layer: teacher layer}"
             )
-        self.layers: LayerMap = layers  # type: ignore[assignment]
+        self.layers: LayerMap = layers
         self.projectors = nn.ModuleDict()
         """What `make_projector` made, by student layer (with _ for .)."""
 

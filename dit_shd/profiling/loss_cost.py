@@ -65,11 +65,11 @@ def _forwards(
     key: str, loss: Loss, task: Task[Any], pass_name: str, student: nn.Module, teachers: Teachers
 ) -> tuple[Forward, Any, Batch]:
     """Both models' forwards as far as a loss reads them, on one device, and the student's batch."""
-    own, batch = forward_of(student, task, pass_name, loss.reads)
+    taught, batch = forward_of(student, task, pass_name, loss.reads)
     if not loss.reads_teacher:
-        return own, None, batch
-    other, _ = forward_of(teachers[chosen(loss.teacher, teachers, key)[0]], task, pass_name, loss.reads)
-    return own, other, batch
+        return taught, None, batch
+    teaching, _ = forward_of(teachers[chosen(loss.teacher, teachers, key)[0]], task, pass_name, loss.reads)
+    return taught, teaching, batch
 
 
 def _counted(loss: Loss, student: Forward, teacher: Forward | None, batch: Batch, images: int) -> LayerCost:

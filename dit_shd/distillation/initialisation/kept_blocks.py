@@ -61,8 +61,10 @@ def copy_kept(student: nn.Module, teacher: nn.Module, plan: KeptPlan) -> dict[st
         UserError: Tensors that differ in name or shape.
     """
     sources, tensors = check_kept(student, teacher, plan)
-    other = teacher.state_dict()
-    student.load_state_dict({name: other[source].to(student.state_dict()[name]) for name, source in tensors.items()})
+    teacher_state = teacher.state_dict()
+    student.load_state_dict(
+        {name: teacher_state[source].to(student.state_dict()[name]) for name, source in tensors.items()}
+    )
     return sources
 
 
@@ -80,28 +82,30 @@ def check_kept(student: nn.Module, teacher: nn.Module, plan: KeptPlan) -> tuple[
     Raises:
         UserError: Tensors that differ in name or shape.
     """
-    own, other = student.state_dict(), teacher.state_dict()
+    state, teacher_state = student.state_dict(), teacher.state_dict()
     names = list(named_blocks(teacher))
-    sources = {block: _source(block, own, other, names, plan) for block in named_blocks(student)}
+    sources = {block: _source(block, state, teacher_state, names, plan) for block in named_blocks(student)}
     tensors: dict[str, str] = {}
-    for name, tensor in own.items():
+    for name, tensor in state.items():
         block = next((b for b in sources if name.startswith(f"{b}.")), None)
         source = name if block is None else sources[block] + name.removeprefix(block)
-        if source not in other or other[source].shape != tensor.shape:
-            shape = "none" if source not in other else list(other[source].shape)
+        if source not in teacher_state or teacher_state[source].shape != tensor.shape:
+            shape = "none" if source not in teacher_state else list(teacher_state[source].shape)
             raise UserError(f"kept: {name} is {list(tensor.shape)} in the student, {source} of the teacher is {shape}")
         tensors[name] = source
     return sources, tensors
 
 
-def _source(block: str, own: dict[str, Tensor], other: dict[str, Tensor], names: Sequence[str], plan: KeptPlan) -> str:
+def _source(
+    block: str, state: dict[str, Tensor], teacher_state: dict[str, Tensor], names: Sequence[str], plan: KeptPlan
+) -> str:
     """The teacher's block that a block of the student comes from."""
     first, last = plan.weights.get(block, block), plan.layers.get(block, block)
     if first not in names or last not in names:
         raise UserError(f"kept: the teacher has no block {first if first not in names else last}")
-    shapes = _shapes(own, block)
+    shapes = _shapes(state, block)
     interval = names[names.index(first) : names.index(last) + 1]
-    source = next((name for name in interval if _shapes(other, name) == shapes), None)
+    source = next((name for name in interval if _shapes(teacher_state, name) == shapes), None)
     if source is None:
         raise UserError(
             f"kept: {block} of the student has other tensors than {first} of the teacher (equal widths and heads, and "

@@ -43,10 +43,10 @@ class SelfCorrelation(LayerLoss):
             s, t = (_directions(wide(x), weight) for x in (s, t))
             if s.shape[1] <= min(s.shape[2], t.shape[2]):
                 s, t = (x @ x.transpose(1, 2) for x in (s, t))
-                both, own, other = ((x * y).sum((1, 2)) for x, y in ((s, t), (s, s), (t, t)))
+                both, of_student, of_teacher = ((x * y).sum((1, 2)) for x, y in ((s, t), (s, s), (t, t)))
             else:
-                both, own, other = (_overlap(x, y) for x, y in ((s, t), (s, s), (t, t)))
-            return Term(1 - both / (own * other).sqrt().clamp(min=torch.finfo(own.dtype).tiny))
+                both, of_student, of_teacher = (_overlap(x, y) for x, y in ((s, t), (s, s), (t, t)))
+            return Term(1 - both / (of_student * of_teacher).sqrt().clamp(min=torch.finfo(of_student.dtype).tiny))
 
 
 def _directions(x: Tensor, weight: Tensor | None) -> Tensor:

@@ -68,7 +68,7 @@ class ViTKD(Loss):
             raise UserError(f"losses.vitkd.mask_ratio: wanted a share above 0 and below 1, found {mask_ratio}")
         self.widths, self.mask_ratio, self.prefix_tokens = (student_width, teacher_width), mask_ratio, prefix_tokens
         self.factors, self.seed = (mimicking, generation), seed
-        self.layers = layers  # type: ignore[assignment]
+        self.layers = layers
         self.mimic = nn.ModuleList(self._projector() for _ in range(SHALLOW))
         self.align = self._projector()
         self.mask_token = nn.Parameter(torch.zeros(teacher_width))

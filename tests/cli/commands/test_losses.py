@@ -51,13 +51,14 @@ def _step():
 
 
 def test_the_command_prints_them(capsys):
-    assert program.main(["losses", "student=S/4", "teacher=S/4", "sample_size=8"]) == 0
+    assert program.main(["losses", "teacher=S/2", "sample_size=8"]) == 0
     out = capsys.readouterr().out
     assert all(f"\n{name} " in out for name in LOSSES.names())
     assert "arXiv 2502.07436" in out and "equal heads" in out
 
 
-def test_the_page_is_made_of_the_same(root, entries):
+def test_the_page_is_made_of_the_same(root, entries, monkeypatch):
+    monkeypatch.setattr("dit_shd.profiling.loss_table.loss_table", lambda task: list(entries.values()))
     spec = importlib.util.spec_from_file_location("docs_build", root / "docs" / "build.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
