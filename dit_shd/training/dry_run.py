@@ -140,11 +140,17 @@ def take_a_step(config: TrainConfig, teachers: Teachers, images: int, before: in
         before: Value of peak_memory() of the time before the teachers were loaded.
     """
     device = current_device()
+    losses = [LOSSES.build(p, f"losses.{i}") for i, p in enumerate(config.losses)]
+    for i, loss in enumerate(losses):
+        if loss.fields:
+            raise UserError(
+                f"losses.{i}: reads {', '.join(sorted(loss.fields))} of the data, which a dry run lacks; say "
+                "estimate.measure=false, or leave it out of the dry run"
+            )
     torch.manual_seed(config.seed)
     student = FAMILIES.build(config.student, "student")
     if config.gradient_checkpointing:
         student.enable_gradient_checkpointing()
-    losses = [LOSSES.build(p, f"losses.{i}") for i, p in enumerate(config.losses)]
     task = TASKS.build(config.task, "task")
     distiller = Distiller(task, student, losses).to(device)
     averages = EMA(student, config.ema_rates, config.ema_warmup)

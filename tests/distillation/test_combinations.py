@@ -5,7 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+import transformers
 import zoo
 from runs import rows, run
 from safetensors.torch import load_file
@@ -150,11 +152,11 @@ def test_projectors_are_trained_kept_and_resumed_and_never_exported(values, tmp_
         assert "\n" not in str(error.value)
 
 
-class OfZoo(Task):
-    """Any transformer of diffusers on its random inputs."""
+class Asks(Task):
+    """Runs any model by a function, on inputs that do not change."""
 
-    def __init__(self, name):
-        self.name = name
+    def __init__(self, run):
+        self.run = run
 
     def check(self, role, model): ...
 
@@ -166,8 +168,7 @@ class OfZoo(Task):
         return {}
 
     def predict(self, model, batch):
-        found = zoo.forward(model, zoo.draw(self.name))
-        return Output(found if isinstance(found, torch.Tensor) else found[0])
+        return Output(self.run(model))
 
 
 JOINT = ["SD3Transformer2DModel", "FluxTransformer2DModel", "CogVideoXTransformer3DModel"]
@@ -179,7 +180,7 @@ def test_features_of_any_transformer_of_diffusers(name):
     """Block outputs that are tuples give the image's tokens; attention modules give theirs."""
     torch.manual_seed(0)
     teacher, student = zoo.build(name).eval(), zoo.build(name)
-    batch, task = Batch("plain", 0, torch.arange(2)), OfZoo(name)
+    batch, task = Batch("plain", 0, torch.arange(2)), Asks(lambda model: zoo.forward(model, zoo.draw(name)))
     losses = [loss_of(loss) for loss in ("feature", "self_correlation", "attention_output")]
     distiller = Distiller(task, student, losses)
     distiller.build([batch], teacher)
@@ -199,3 +200,44 @@ def test_features_of_any_transformer_of_diffusers(name):
         )
         task.predict(student, batch)
         assert given["transformer_blocks.0"].shape == seen[0].shape
+
+
+def timm_model(heads, width):
+    return timm.create_model(
+        "vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=width, depth=2, num_heads=heads, num_classes=3
+    )
+
+
+def transformers_model(heads, width):
+    config = transformers.ViTConfig(
+        hidden_size=width,
+        num_hidden_layers=2,
+        num_attention_heads=heads,
+        intermediate_size=2 * width,
+        image_size=32,
+        patch_size=8,
+        attn_implementation="sdpa",
+    )
+    return transformers.ViTModel(config, add_pooling_layer=False)
+
+
+@pytest.mark.parametrize("build", [timm_model, transformers_model])
+def test_features_and_attention_of_timm_and_transformers(build):
+    """Of other heads and widths; each loss gives a gradient to the student."""
+    torch.manual_seed(0)
+    teacher, student = build(4, 32).eval(), build(2, 16)
+    images = torch.randn(2, 3, 32, 32)
+
+    def ask(model):
+        output = model(images)
+        return output if isinstance(output, torch.Tensor) else output.last_hidden_state
+
+    batch, task = Batch("plain", 0, torch.arange(2)), Asks(ask)
+    for name in ("feature", "vkd", "self_correlation", "attention_output", "minilmv2", "head_mean", "align_to_distill"):
+        distiller = Distiller(task, student, [loss_of(name)])
+        distiller.build([batch], teacher)
+        for _ in range(2):
+            student.zero_grad()
+            total, _ = distiller(batch, teacher)
+            total.backward()
+        assert any(p.grad is not None and bool(p.grad.any()) for p in student.parameters()), name
