@@ -136,6 +136,7 @@ def main() -> None:
     options.add_argument("--losses", nargs="+", default=NAMES, choices=NAMES)
     options.add_argument("--no-steps", action="store_true", help="one layer alone, beside a step without the loss")
     options.add_argument("--no-memory", action="store_true", help="leave out the peaks, which take a process each")
+    options.add_argument("--memory-alone", action="store_true", help="the peaks alone")
     args = parse(options, memory)
     for tokens in args.tokens:
         print(f"\n{tokens} tokens, batch {BATCH[tokens]}")
@@ -149,9 +150,13 @@ def main() -> None:
 
 def rows(names: list[str], tokens: int, heads: int, args: argparse.Namespace) -> None:
     """Measure and print a row for each of some losses on a student of so many heads."""
-    reference, layers = Step("none", tokens, heads), Layers(tokens, heads)
     case = {"name": "none", "tokens": tokens, "heads": heads, "threads": args.threads}
     base = None if args.no_memory else child(case)
+    if args.memory_alone:
+        for name in names:
+            print(f"| {name} | - | - | - | {child({**case, 'name': name}) - base:.0f} | - |", flush=True)
+        return
+    reference, layers = Step("none", tokens, heads), Layers(tokens, heads)
     alone = in_turn({"step": reference}, args.repeats)["step"] if args.no_steps else None
     for name in names:
         run, pairs, parameters = layers.run(name)
