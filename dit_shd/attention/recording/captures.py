@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from dit_shd.attention.bias import DenseBias
 from dit_shd.attention.capture import Capture
 from dit_shd.attention.recording import discovery, knowledge
-from dit_shd.attention.recording.instrument import plain_class, recorded, token_places, tokens_of
+from dit_shd.attention.recording.instrument import plain_class, recorded, token_places, tokens_of, watched_later
 from dit_shd.attention.recording.joint import Tokens, sections
 from dit_shd.attention.recording.knowledge import Site, Sites
 from dit_shd.attention.recording.projection import PassingProjection
 from dit_shd.attention.recording.recorder import ProductRecorder, Recorder, SlowPath
-from dit_shd.attention.recording.report import Report
+from dit_shd.attention.recording.report import Report, why_empty
 from dit_shd.attention.recording.sdpa_calls import Call, RawCall, joined
 from dit_shd.attention.recording.selection import Selection
 from dit_shd.attention.recording.survey import Survey
@@ -38,16 +38,17 @@ class Recording(Mapping[str, Capture]):
     Args:
         model: that is recorded. selection: which of its layers are wanted, and which part of their maps.
         at: sets a Recorder at a module, for the length of a context.
+        keeps_teacher: around another capture of the same model, keep a forward without a graph (the teacher's) when one
+            with a graph (the student's) follows.
     """
 
-    def __init__(self, model: nn.Module, selection: Selection, sink: Sink | None, at: Any):
+    def __init__(self, model: nn.Module, selection: Selection, sink: Sink | None, at: Any, keeps_teacher: bool = True):
         self.model, self.selection, self.sink, self.at = model, selection, sink, at
+        self.keeps_teacher = keeps_teacher
         self._core = discovery.unwrapped(model)
         self.recorders: dict[str, Recorder] = {}
         self._chosen: set[str] = set()
         self.armed = False
-        self.paused = False
-        """A later capture of the same model is under way, and this one has what it wanted."""
         self._ours = bool(discovery.own_layers(model))
         self._modules = self._structure = 0
         self._sites = Sites()
@@ -59,6 +60,8 @@ class Recording(Mapping[str, Capture]):
         self._given: dict[str, int] = {}
         """The lengths of the sequences that the model was given."""
         self._survey: Survey | None = None
+        self._doors, self._failed = dict[str, None](), False
+        """The methods by which forwards have begun; whether the last one ended in an error."""
         self._depth = [0, 0]
         self._fresh = False
         """A forward has begun by another method than calling the model, and nothing was recorded yet."""
@@ -123,10 +126,11 @@ class Recording(Mapping[str, Capture]):
         """A call of the model, or of one of its methods; within a call of the model other calls are part of it."""
         outputs: list[Any] = []
         main = not door
-        if self.paused or self._depth[0] or (self._depth[1] and not main):
+        if self._depth[0] or (self._depth[1] and not main) or self._is_students():
             yield outputs
             return
         self._depth[not main] += 1
+        self._doors[door or "forward"], self._failed = None, False
         try:
             self._begin(door, args, kwargs)
             yield outputs
@@ -135,10 +139,18 @@ class Recording(Mapping[str, Capture]):
             self._end(main)
         except BaseException:
             self._forget()
+            self._failed = True
             raise
         finally:
             self.stop()
             self._depth[not main] -= 1
+
+    def _is_students(self) -> bool:
+        """Whether the forward that begins belongs to a capture inside of this one, which has the teacher's."""
+        has_teacher = self.keeps_teacher and bool(self._shapes) and not self._with_graph
+        if not (has_teacher and torch.is_grad_enabled()):
+            return False
+        return any(watched_later(module, self) for module in discovery.cores(self.model))
 
     def _begin(self, door: str, args: Any, kwargs: dict[str, Any]) -> None:
         self.stop()
@@ -283,6 +295,11 @@ class Recording(Mapping[str, Capture]):
         if id(mask) not in self._masks:
             self._masks[id(mask)] = (mask, DenseBias(mask))
         return self._masks[id(mask)][1]
+
+    @property
+    def why_empty(self) -> str:
+        """Why there are no captures, and what to do."""
+        return why_empty(type(self._core).__name__, list(self._doors), self.sink is not None, self._failed)
 
     def report(self) -> Report:
         """What was recorded in the last forward, and what of its attention was left out, with the reason."""

@@ -18,7 +18,7 @@ from dit_shd.attention.recording.joint import Tokens
 from dit_shd.attention.recording.sdpa_calls import RawCall, SDPATap, See
 
 RECORDERS, WATCHERS = "_dit_shd_recorders", "_dit_shd_watchers"
-"""The attributes of an instrumented module that hold its recorders, and what is told of its forwards."""
+"""The attributes of an instrumented module that hold its recorders, and what watches its forwards."""
 
 
 class CallRecorder(Protocol):
@@ -54,6 +54,12 @@ def recorded(module: nn.Module, recorder: CallRecorder) -> ExitStack:
 def watched(module: nn.Module, watcher: Watcher) -> ExitStack:
     """Let `watcher` take when a model is called, by whatever method, until what is returned is closed."""
     return _attached(module, WATCHERS, watcher)
+
+
+def watched_later(module: nn.Module, watcher: Watcher) -> bool:
+    """Whether others came to watch a model after this one."""
+    watchers: tuple[Watcher, ...] = vars(module).get(WATCHERS, ())
+    return watcher in watchers and watchers[-1] is not watcher
 
 
 def plain_class(module: nn.Module) -> type[nn.Module]:
