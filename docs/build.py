@@ -57,6 +57,7 @@ def supported_page() -> str:
     import zoo
 
     from dit_shd import capture
+    from dit_shd.attention.recording.discovery import NO_PROJECTION
     from dit_shd.core.errors import UserError
 
     rows, reasons, maps_alone = [], [], []
@@ -73,10 +74,11 @@ def supported_page() -> str:
             continue
         lines = captures.report().lines
         orders = {role.partition(", ")[2] for line in lines if line.shapes for role in line.roles} - {""}
-        without = {layer: found.why_no_out for layer, found in captures.items() if found.out is None}
+        without = {layer: _numbered(found.why_no_out) for layer, found in captures.items() if found.out is None}
         for reason in dict.fromkeys(without.values()):
             layers = _layers([layer for layer, each in without.items() if each == reason])
-            maps_alone.append((name, f"| `{name}` | {layers} | {reason} |"))
+            what = reason.partition(f": {NO_PROJECTION}")[0]
+            maps_alone.append((name, f"| `{name}` | {layers} | {what} |"))
         first = next(line for line in lines if line.shapes and (not orders or ", " in line.roles[0]))
         owners = ", ".join(f"`{name}`" if " " not in name else "none: maps alone" for name in first.projections)
         rows.append(f"| `{name}` | {_layers(list(captures))} | {', '.join(sorted(orders))} | {owners} |")
@@ -127,7 +129,12 @@ def reliability_page() -> str:
 
 def _layers(names: list[str]) -> str:
     """Names that differ by a number only, once."""
-    return ", ".join(f"`{name}`" for name in dict.fromkeys(re.sub(r"(?<=[.#])\d+", "*", name) for name in names))
+    return ", ".join(f"`{name}`" for name in dict.fromkeys(map(_numbered, names)))
+
+
+def _numbered(text: str) -> str:
+    """A text with stars for the numbers of layers."""
+    return re.sub(r"(?<=[.#])\d+", "*", text)
 
 
 PAGES: dict[str, Callable[[], str]] = {

@@ -20,7 +20,7 @@ from dit_shd.attention.recording import projection as at
 from dit_shd.attention.recording.arrangement import Arrangement, rows_of, rows_of_result
 from dit_shd.attention.recording.discovery import NO_PROJECTION, plain
 from dit_shd.attention.recording.parameters import Parameters
-from dit_shd.attention.recording.products import Product, products
+from dit_shd.attention.recording.products import Product, is_product, products
 from dit_shd.attention.recording.projection import Projection
 from dit_shd.attention.recording.results import Part, Result, same_memory
 
@@ -78,7 +78,7 @@ class Arrivals:
 
     def follow(self, function: Any, args: tuple[Any, ...], made: Any, module: nn.Module) -> None:
         """A function has run in a module: if it bends what a product gave, that product makes a gate."""
-        if self.busy:
+        if self.busy or is_product(function):
             return
         for result in self._results:
             if result.patience > 0 and not result.arrivals:
@@ -88,7 +88,9 @@ class Arrivals:
             if product() is bent and part in result.arrivals:
                 result.arrivals.remove(part)
                 name = getattr(function, "__name__", "a function")
-                result.reason = f"what {part.projection.name} makes of it goes through {name}, so that is a gate, no W^O"
+                result.reason = (
+                    f"what {part.projection.name} makes of it goes through {name}, so that is a gate, no W^O"
+                )
 
     def parts(self, mixed: Tensor, layer: str, layers: Collection[str]) -> list[Part]:
         """Where the rows of one result of `layer` arrived, in the order of their tokens.
@@ -112,14 +114,15 @@ class Arrivals:
                 return []
         return sorted(chosen, key=lambda each: int(each.tokens[0]))
 
-    def reason(self, mixed: Tensor) -> str:
-        """Why a result arrived at no projection."""
+    def reason(self, mixed: Tensor, failure: str) -> str:
+        """Why a result arrived at no projection; failure: what went wrong while looking."""
         if mixed.is_meta:
             return "on the meta device there are no numbers by which its rows could be known again further on"
         result = self._of(mixed)
-        if result is None or result.reason or not result.changed:
-            return "" if result is None else result.reason
-        return f"{result.changed} comes first: {NO_PROJECTION}"
+        if result is not None and result.reason:
+            return result.reason
+        first = f"{result.changed} comes first: " if result is not None and result.changed else ""
+        return failure or first + NO_PROJECTION
 
     def silent(self, mixed: Tensor) -> bool:
         """Whether a result was all zeros, which could be anybody's rows."""
@@ -246,8 +249,8 @@ class Arrivals:
             return at.ParameterProjection(
                 self._names[held.module], hold.first, ref(held.module), held.name, product.transposed is not flipped
             )
-        others = [x for x in (*product.args, *product.kwargs.values()) if isinstance(x, nn.Parameter)]
-        if weight is None and len(others) == 1 and self._parameters.get(others[0]) is not None:
+        others = [x for x in product.args if isinstance(x, Tensor) and x is not product.rows]
+        if weight is None and not product.kwargs and len(others) == 1 and self._parameters.get(others[0]) is not None:
             return self._function(product, hold, others[0])
         name = self._names.get(module, "")
         passing = at.PassingProjection(name, hold.first, ref(module), ordinal, k, product.at, hold.arrangement)

@@ -11,13 +11,12 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from dit_shd.attention.bias import DenseBias
 from dit_shd.attention.capture import Capture
 from dit_shd.attention.recording import discovery, knowledge
 from dit_shd.attention.recording.instrument import plain_class, recorded, token_places, tokens_of, watched_later
-from dit_shd.attention.recording.joint import Tokens, sections
+from dit_shd.attention.recording.joint import Biases, Tokens, sections
 from dit_shd.attention.recording.knowledge import Site, Sites
 from dit_shd.attention.recording.projection import PassingProjection
 from dit_shd.attention.recording.recorder import ProductRecorder, Recorder, SlowPath
@@ -65,11 +64,11 @@ class Recording(Mapping[str, Capture]):
         self._depth = [0, 0]
         self._fresh = False
         """A forward has begun by another method than calling the model, and nothing was recorded yet."""
-        self._masks: dict[int, tuple[Tensor, DenseBias]] = {}
+        self._biases = Biases()
         self._set = ExitStack()
         self._products: list[ProductRecorder] = []
         self._slow: set[nn.Module] = set()
-        self._adapters = [module for module in model.modules() if hasattr(module, "_disable_adapters")]
+        self._adapters, self._places = list[nn.Module](), list[knowledge.Place]()
         self._reported = False
 
     def open(self) -> None:
@@ -79,10 +78,16 @@ class Recording(Mapping[str, Capture]):
                 self._record(name, module)
             return
         self.selection.check_settings(self.model)
-        self._modules = knowledge.structure(self._core)
-        self._structure = hash((self._modules, knowledge.adapters(self._adapters)))
+        self._look()
         for sites in knowledge.all_known(self._core, self._structure):
             self._instrument(sites)
+
+    def _look(self) -> None:
+        """Take note of the modules of the model, and of the adapters that are at work."""
+        if not self._modules or not all(map(knowledge.in_place, self._places)):
+            self._modules, self._places = knowledge.structure(self._core), []
+            self._adapters = [module for module in self._core.modules() if hasattr(module, "_disable_adapters")]
+        self._structure = hash((self._modules, knowledge.adapters(self._adapters)))
 
     def close(self) -> None:
         """Leave the model as it was."""
@@ -90,17 +95,21 @@ class Recording(Mapping[str, Capture]):
         self._set.close()
 
     def _instrument(self, sites: Sites) -> None:
-        before = len(self.recorders)
+        before = list(self.recorders.values())
         self._chosen.update(self.selection.chosen(sites))
         for name, site in sites.items():
             module = site.module()
-            if name in self._chosen and module is not None and name not in self.recorders:
+            known = self.recorders.get(name)
+            if name in self._chosen and module is not None and (known is None or known.module is not module):
                 self._record(name, module)
             if name in self._chosen and self.selection.projections:
                 for projection in site.passing:
                     self._watch(projection)
-        if len(self.recorders) > before:
+        changed = list(self.recorders.values()) != before
+        if changed:
             self._leave_fast_paths()
+        if changed or not self._places:
+            self._places += knowledge.places(self._core, sites)
 
     def _leave_fast_paths(self) -> None:
         """Where PyTorch's encoder layers hold attention that is wanted."""
@@ -155,7 +164,7 @@ class Recording(Mapping[str, Capture]):
     def _begin(self, door: str, args: Any, kwargs: dict[str, Any]) -> None:
         self.stop()
         self._fresh = True
-        self._masks.clear()
+        self._biases.clear()
         for recorder in self.recorders.values():
             recorder.ran, recorder.count = None, 0
         self._with_graph = torch.is_grad_enabled()
@@ -164,7 +173,7 @@ class Recording(Mapping[str, Capture]):
         if not door:
             self._forget()
         if not self._ours:
-            self._structure = hash((self._modules, knowledge.adapters(self._adapters)))
+            self._look()
             self._key = knowledge.key_of(door, kwargs, self._structure)
             sites = knowledge.known(self._core, self._key)
             if sites is None:
@@ -185,7 +194,7 @@ class Recording(Mapping[str, Capture]):
         if survey is not None and (survey.calls or main):
             self._learn(survey)
         self.flush()
-        self._masks.clear()
+        self._biases.clear()
         if main and not self._shapes:
             raise UserError(f"capture: {type(self.model).__name__}: {self._why_nothing(survey)}")
         if self._shapes and not self._reported:
@@ -275,8 +284,7 @@ class Recording(Mapping[str, Capture]):
             text = None if known is None else known.among(call.query.shape[2], tokens.lengths, self._given)
             name = recorder.name + (f"#{i + 1}" if i else "")
             try:
-                bias = self._bias(call.mask)
-                for suffix, capture in sections(call, bias, layout, text, self.selection.block):
+                for suffix, capture in sections(call, self._biases.of(call.mask), layout, text, self.selection.block):
                     yield name + suffix, capture
             except UserError as error:
                 raise UserError(f"capture: {name}: {error}") from error
@@ -287,14 +295,6 @@ class Recording(Mapping[str, Capture]):
             return self._sites[recorder.name]
         others = knowledge.all_known(self._core, self._structure)
         return next((sites[recorder.name] for sites in others if recorder.name in sites), None)
-
-    def _bias(self, mask: Tensor | None) -> DenseBias | None:
-        """The mask as a bias; layers that share a mask share it."""
-        if mask is None:
-            return None
-        if id(mask) not in self._masks:
-            self._masks[id(mask)] = (mask, DenseBias(mask))
-        return self._masks[id(mask)][1]
 
     @property
     def why_empty(self) -> str:

@@ -4,6 +4,7 @@ An attention module's forward notes its calls of scaled_dot_product_attention fo
 own methods say when a forward begins and ends. A copy or a pickle of an instrumented module is a plain one.
 """
 
+import copyreg
 import functools
 import inspect
 from collections.abc import Callable, Sequence
@@ -210,11 +211,13 @@ def _run_watched(module: nn.Module, door: str, function: Callable[..., Any], arg
 
 
 def _plain_reduced(reduced: Any, plain: type) -> Any:
-    """What pickle and copy are given of an instrumented module: a plain one."""
+    """What pickle and copy are given of an instrumented module: a plain one, made without a function of ours."""
     if not isinstance(reduced, tuple):
         return reduced
     function, arguments, *rest = cast("tuple[Any, ...]", reduced)
     arguments = tuple(plain if isinstance(each, type) and issubclass(each, plain) else each for each in arguments)
+    if function is vars(copyreg)["__newobj__"]:  # pickle refuses it for another class than the object's
+        function, arguments = vars(copyreg)["_reconstructor"], (plain, object, None)
     if rest and isinstance(rest[0], dict):
         state = cast("dict[str, Any]", rest[0])
         rest[0] = {key: value for key, value in state.items() if key not in (RECORDERS, WATCHERS)}

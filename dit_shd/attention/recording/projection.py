@@ -52,6 +52,10 @@ class Projection(ABC):
     def source(self, heads: int, width: int) -> WeightSource:
         """What gives W^O of the forward under way, when it is wanted; it keeps the module."""
         holder, sample = self.holder, _sample(self.weight())
+        if sample is not None and not isinstance(self.weight(), nn.Parameter):  # there for this forward alone
+            found = self.by_head(heads, width)
+            copied = found if isinstance(found, str) else found.clone()
+            return lambda: copied
 
         def read() -> Tensor | str:
             if holder is None:
@@ -277,21 +281,24 @@ def local(tensor: Tensor) -> Tensor:
 
 def _sample(weight: Tensor | None) -> Tensor | None:
     """Some numbers of a weight that nobody trains, by which a later change of it is noticed."""
-    if weight is None or weight.device.type == "meta" or (torch.is_grad_enabled() and weight.requires_grad):
+    if weight is None or weight.is_meta or weight.ndim < 2 or (torch.is_grad_enabled() and weight.requires_grad):
         return None
-    weight = local(weight.detach())
-    return weight.flatten(1).diagonal().clone() if weight.ndim > 1 else None
+    return _diagonal(weight).clone()
 
 
 def _unchanged(sample: Tensor, weight: Tensor | None, name: str) -> bool:
     """Whether a weight still has the numbers that it had; a GPU is not waited for, it stops at its next step if not."""
     if weight is None or weight.device != sample.device:
-        return weight is not None and weight.device.type != "meta"
-    found = local(weight.detach()).flatten(1).diagonal()
+        return weight is not None and not weight.is_meta
+    found = _diagonal(weight)
     if sample.device.type != "cuda":
         return found.dtype == sample.dtype and torch.equal(found, sample)
     torch._assert_async((found == sample).all(), f"the weights of {name} have changed between forward and loss")
     return True
+
+
+def _diagonal(weight: Tensor) -> Tensor:
+    return local(weight.detach()).flatten(1).diagonal()
 
 
 def _split(weight: Tensor, heads: int, width: int) -> Tensor:

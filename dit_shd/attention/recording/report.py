@@ -75,7 +75,9 @@ def why_empty(model: str, doors: Sequence[str], sink: bool, failed: bool) -> str
     """Why nothing is among the captures of a model, and what to do.
 
     Args:
-        model: Its class. doors: Its methods that ran inside of the capture. sink: Whether a sink takes the captures.
+        model: Its class.
+        doors: Its methods that ran inside of the capture.
+        sink: Whether a sink takes the captures.
         failed: Whether the last forward ended in an error.
     """
     if sink:
@@ -85,6 +87,6 @@ def why_empty(model: str, doors: Sequence[str], sink: bool, failed: bool) -> str
     if doors:
         return f"no attention ran inside {' and '.join(doors)} of {model}, which is all that was called of it"
     return (
-        f"neither {model} nor a method of it was called inside `with capture(...)`; if a part of it was, by itself, hand "
-        "that part to capture"
+        f"neither {model} nor a method of it was called inside `with capture(...)`; if a part of it was, by itself, "
+        "hand that part to capture"
     )

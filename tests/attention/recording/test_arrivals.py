@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from clients import patterns
 from clients.patterns import E, H, Layer, X, elsewhere, split
 from torch import nn
 
@@ -9,12 +10,12 @@ from dit_shd import capture
 from dit_shd.attention.recording.results import Result, same_memory
 
 
-class Gating(Layer):
+class Gating(patterns.Gating):
     """What a product makes of the result gates it, before W^O."""
 
     def __init__(self, gate=torch.sigmoid) -> None:
         super().__init__()
-        self.gate, self.bend = nn.Linear(E, E), gate
+        self.bend = gate
 
     def forward(self, x):
         y = elsewhere(*split(self.qkv(x)))
@@ -35,14 +36,6 @@ class GatingAfter(Gating):
     def forward(self, x):
         y = elsewhere(*split(self.qkv(x)))
         return self.bend(self.gate(y)) * self.proj(y)
-
-
-class Twice(Gating):
-    """Two products, neither of them alone W^O."""
-
-    def forward(self, x):
-        y = elsewhere(*split(self.qkv(x)))
-        return self.proj(y) + self.gate(y)
 
 
 class Silent(Layer):
@@ -81,7 +74,7 @@ def test_beside_a_gate_the_projection_is_the_other():
 
 
 def test_several_products_leave_a_doubt():
-    found = recorded(nn.Sequential(Twice()).eval())
+    found = recorded(nn.Sequential(patterns.Twice()).eval())
     assert found.out is None
     assert "several products (of 0.proj and 0.gate)" in found.why_no_out
 

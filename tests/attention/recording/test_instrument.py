@@ -7,7 +7,7 @@ import pickle
 import pytest
 import small_families
 import torch
-from clients.patterns import Doors, X
+from clients.patterns import Doors, E, X
 from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import nn
 
@@ -113,12 +113,43 @@ def test_a_users_processor_set_in_between_stays_and_works(record):
     assert marks(model) == []
 
 
-def test_a_module_that_is_moved_or_replaced_in_between():
+def adapted(block):
+    """A low-rank adapter injected around W^O, as load_lora_weights does."""
+    block.proj = Adapter(block.proj)
+
+
+def replaced(block):
+    block.proj = nn.Linear(E, E)
+
+
+class Adapter(nn.Module):
+    def __init__(self, base: nn.Linear):
+        super().__init__()
+        self.base, self.down, self.up = base, nn.Linear(E, 2, bias=False), nn.Linear(2, E, bias=False)
+
+    def forward(self, x):
+        return self.base(x) + self.up(self.down(x))
+
+
+@pytest.mark.parametrize("change", [adapted, replaced])
+@pytest.mark.parametrize("inside", [True, False])
+def test_modules_that_change_in_between_are_found_again(change, inside):
+    """Inside of a capture or between two: W^O is the new one, and layers that are new are recorded."""
     model = Doors().eval()
+    with torch.no_grad(), capture(model):
+        run(model)
+        if inside:
+            change(model.blocks[0])
     with torch.no_grad(), capture(model) as captures:
         run(model)
+        if not inside:
+            change(model.blocks[0])
         model.blocks[1] = copy.deepcopy(model.blocks[0])
-        run(model)
-        assert list(captures) == ["blocks.0", "blocks.1"]
-        assert torch.equal(captures["blocks.1"].out, captures["blocks.0"].out)
+        for _ in range(2):
+            run(model)
+            assert list(captures) == ["blocks.0", "blocks.1"]
+            proj = model.blocks[0].proj
+            want = proj(torch.eye(E)) - proj(torch.zeros(E))
+            for found in captures.values():
+                torch.testing.assert_close(found.out.flatten(0, 1), want, rtol=0, atol=1e-6)
     assert marks(model) == []

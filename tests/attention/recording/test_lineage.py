@@ -48,7 +48,13 @@ BOTH = ("c+x", [(5, "c"), (9, "x")])
     ("make", "shapes", "want"),
     [
         (lambda x: F.layer_norm(x, (8,)) * 2 + 1, X, ONE),
-        (lambda x: F.linear(x, torch.empty(24, 8, device=x.device)).unflatten(2, (3, 2, 4)).permute(2, 0, 3, 1, 4)[0], X, ONE),
+        (
+            lambda x: (
+                F.linear(x, torch.empty(24, 8, device=x.device)).unflatten(2, (3, 2, 4)).permute(2, 0, 3, 1, 4)[0]
+            ),
+            X,
+            ONE,
+        ),
         (lambda x, t: x * t[:, None] + t[:, None], {**X, "t": (2, 8)}, ONE),
         (lambda x: x + nn.Parameter(torch.empty(1, 9, 8, device=x.device)), X, ONE),
         (lambda x: nn.Parameter(torch.empty(1, 9, 8, device=x.device)) + x, X, ONE),
@@ -62,7 +68,11 @@ BOTH = ("c+x", [(5, "c"), (9, "x")])
         (lambda x, c: torch.cat([x, x], 2), X | C, ONE),
         (lambda x, c: F.scaled_dot_product_attention(x, c, c), X | C, ONE),
         (lambda x, c: torch.bmm(x, c.transpose(1, 2)), X | C, ONE),
-        (lambda x: torch.cat([nn.Parameter(torch.empty(2, 3, 8, device=x.device)), x], 1), X, ("x", [(3, ""), (9, "x")])),
+        (
+            lambda x: torch.cat([nn.Parameter(torch.empty(2, 3, 8, device=x.device)), x], 1),
+            X,
+            ("x", [(3, ""), (9, "x")]),
+        ),
         # some of the tokens of both, which nobody knows: not the first ones
         (lambda x, c: torch.cat([c, x], 1).index_select(1, torch.arange(5, device=x.device)), X | C, ("c+x", [])),
         (lambda x, c: torch.cat([c, x], 1)[:, [13, 12, 11]], X | C, ("c+x", [])),

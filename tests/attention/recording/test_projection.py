@@ -4,7 +4,7 @@ import gc
 
 import pytest
 import torch
-from clients.patterns import ByHead, E, H, Layer, Matmul, X, merged, split
+from clients.patterns import ByHead, ByHeadCast, E, Flat, Layer, Matmul, X, merged, split
 from torch import nn
 from torch.nn import functional as F
 
@@ -26,18 +26,6 @@ def recorded(model: nn.Module) -> dict:
     return dict(captures)
 
 
-class Folder(nn.Module):
-    """The projection's weights by an einsum with a cast parameter."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.qkv, self.out = nn.Linear(E, 3 * E), nn.Parameter(torch.empty(H, E // H, E))
-
-    def forward(self, x):
-        a = F.scaled_dot_product_attention(*split(self.qkv(x)))
-        return x + torch.einsum("hde,bhnd->bne", self.out.double(), a.double()).to(x.dtype)
-
-
 class Scaled(Layer):
     def forward(self, x):
         rows = merged(F.scaled_dot_product_attention(*split(self.qkv(x)))).flatten(0, 1)
@@ -52,7 +40,7 @@ class Grouped(Layer):
         return self.proj(merged(F.scaled_dot_product_attention(*split(self.qkv(x)))).transpose(1, 2)).transpose(1, 2)
 
 
-@pytest.mark.parametrize("layer", [Layer, ByHead, Folder, lambda: Layer(project=lambda: Matmul(E, E))])
+@pytest.mark.parametrize("layer", [Layer, ByHead, ByHeadCast, lambda: Layer(project=lambda: Matmul(E, E))])
 def test_captures_outlive_their_model(layer):
     """What reads W^O when it is wanted keeps the module that holds it, and nothing else is kept."""
     model = drawn(nn.Sequential(layer(), layer()))
@@ -77,20 +65,14 @@ def test_a_model_is_not_kept_by_what_is_known_of_it():
     assert all(module() is None for module in gone)
 
 
-@pytest.mark.parametrize("views", [True, False])
-def test_parameters_in_one_storage_are_told_apart(views):
+def test_parameters_in_one_storage_are_told_apart():
     """As optimisers and FSDP flatten them; x @ weight.T gives no parameter but a view of the storage."""
-    model = drawn(nn.Sequential(*(Layer(project=lambda: Matmul(E, E)) for _ in range(3))))
-    want = [layer.proj.weight.detach().clone() for layer in model]
-    if views:
-        flat = torch.cat([w.flatten() for w in want])
-        for i, layer in enumerate(model):
-            layer.proj.weight = nn.Parameter(flat[i * E * E : (i + 1) * E * E].view(E, E))
-    for found, expected in zip(recorded(model).values(), want, strict=True):
-        assert torch.equal(found.out.flatten(0, 1), expected.t())
+    model = drawn(Flat())
+    for found, block in zip(recorded(model).values(), model.blocks, strict=True):
+        torch.testing.assert_close(found.out.flatten(0, 1), block.proj.weight.t(), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("layer", [Folder, Scaled, Grouped])
+@pytest.mark.parametrize("layer", [ByHeadCast, Scaled, Grouped])
 def test_what_a_product_really_multiplies_with(layer):
     """By the product's own result, in the first forward and in one that knows where it is."""
     model = drawn(layer())
@@ -99,7 +81,7 @@ def test_what_a_product_really_multiplies_with(layer):
         (found,) = recorded(model).values()
         assert found.out is not None, found.why_no_out
         with torch.no_grad():
-            got = model(x) - (x if layer is Folder else 0)
+            got = model(x) - (x if layer is ByHeadCast else 0)
         want = torch.einsum("bhnd,hde->bne", found.mixed, found.out.to(found.mixed.dtype))
         rest = (got - want).flatten(0, 1)
         torch.testing.assert_close(rest, rest[:1].expand_as(rest), rtol=0, atol=1e-5)  # a bias
@@ -131,3 +113,18 @@ def test_the_students_weights_are_not_sampled_and_may_change():
     with torch.no_grad():
         model[0].proj.weight.mul_(2)
     assert torch.equal(captures["0"].out.flatten(0, 1), model[0].proj.weight.t())
+
+
+@pytest.mark.parametrize("layer", [Layer, ByHead])
+def test_weights_that_are_there_for_one_forward_alone(layer):
+    """An average by torch.func.functional_call: its own W^O, not that of the model it was called through."""
+    model = drawn(nn.Sequential(layer()))
+    name = "0.out" if layer is ByHead else "0.proj.weight"
+    average = {name: parameter.detach() * 1.1 for name, parameter in model.named_parameters()}
+    for _ in range(2):  # in a first forward, and where W^O is known
+        with torch.no_grad(), capture(model) as captures:
+            torch.func.functional_call(model, average, X()["args"])
+        found = captures["0"].out.flatten(0, 1)
+        torch.testing.assert_close(found, average[name].flatten(0, 1) if layer is ByHead else average[name].t())
+        (plain,) = recorded(model).values()
+        torch.testing.assert_close(plain.out.flatten(0, 1) * 1.1, found)
