@@ -356,8 +356,17 @@ CLIENTS = [
     Client("joint, text first", Joint, two(5, 9), 2),
     Client("joint, equal lengths", Joint, two(6, 6), 2),
     Client("causal mask and scale", stack(Masked), X, 2),
-    Client("gate before W^O", stack(Gated), X, 2, reason="does not arrive unchanged at any projection", projections=False),
-    Client("gate made of the result", stack(Gating), X, 2, reason="goes through sigmoid, so that is a gate", projections=False),
+    Client(
+        "gate before W^O", stack(Gated), X, 2, reason="does not arrive unchanged at any projection", projections=False
+    ),
+    Client(
+        "gate made of the result",
+        stack(Gating),
+        X,
+        2,
+        reason="goes through sigmoid, so that is a gate",
+        projections=False,
+    ),
     Client("two products of the result", stack(Twice), X, 2, reason="arrives at several products", projections=False),
     Client("weights in one storage", Flat, X, 2),
     Client("x @ weight.T", projected(lambda: Matmul(E, E)), X, 2),

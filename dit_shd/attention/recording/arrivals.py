@@ -81,7 +81,7 @@ class Arrivals:
         if self.busy or is_product(function):
             return
         for result in self._results:
-            if result.patience > 0 and not result.arrivals:
+            if result.patience > 0:
                 result.follow(function, args, made, self._names.get(module, ""))
         bent = args[0] if function in _BENDS and args else None
         for product, result, part in self._made if bent is not None else ():
@@ -261,7 +261,7 @@ class Arrivals:
             self.busy = False
         return passing
 
-    def _function(self, product: Product, hold: _Holds, parameter: nn.Parameter) -> Projection:
+    def _function(self, product: Product, hold: _Holds, parameter: Tensor) -> Projection:
         held = self._parameters.get(parameter)
         assert held is not None
         like, arrangement = product.rows.to("meta"), hold.arrangement
