@@ -59,21 +59,21 @@ def capture(
     other; then the outer capture keeps the teacher's forward, which has to come first and under torch.no_grad().
 
     Args:
-        model: or a wrapper of it (DDP, torch.compile), run by calling it or by any of its methods.
-        layers: names, patterns (`transformer_blocks.*.attn1`) or depths (0 is the first, -1 the last) of attention
+        model: Or a wrapper of it (DDP, torch.compile), run by calling it or by any of its methods.
+        layers: Names, patterns (`transformer_blocks.*.attn1`) or depths (0 is the first, -1 the last) of attention
             modules; by default all self-attention, joint text-image attention included.
-        sink: is handed every Capture as its layer runs; the mapping then stays empty, and nothing is held. In the first
+        sink: Is handed every Capture as its layer runs; the mapping then stays empty, and nothing is held. In the first
             forward, and under torch.compile, it is handed them when the forward ends.
-        block: of joint text-image attention: joint (the whole map), image (image queries over image keys), image-text
+        block: Of joint text-image attention: joint (the whole map), image (image queries over image keys), image-text
             or text-image (queries-keys).
-        image: where the image's tokens stand in a joint sequence, if the model does not tell.
-        projections: whether W^O is wanted (`out`).
+        image: Where the image's tokens stand in a joint sequence, if the model does not tell.
+        projections: Whether W^O is wanted (`out`).
 
     Returns:
         A context manager that gives the mapping of layer names to Captures.
 
     Raises:
-        UserError: nothing to capture, a pattern that fits no layer, a layer that does not reach the function.
+        UserError: Nothing to capture, a pattern that fits no layer, a layer that does not reach the function.
     """
     discovery.check(model)
     return Capturing(_recording(Recording(model, Selection(layers, BlockChoice(block, image), projections), sink, at)))
@@ -138,7 +138,7 @@ def attach_processors(
         What holds the captures, and takes the processors off again.
 
     Raises:
-        UserError: as capture; or modules that take no processor.
+        UserError: As capture; or modules that take no processor.
     """
     discovery.check(model)
     selection = Selection(layers, BlockChoice(block, image), projections)

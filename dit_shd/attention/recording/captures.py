@@ -35,9 +35,10 @@ class Recording(Mapping[str, Capture]):
     """The Captures of the last forward of one model, by layer, in the order in which the layers ran.
 
     Args:
-        model: that is recorded. selection: which of its layers are wanted, and which part of their maps.
-        at: sets a Recorder at a module, for the length of a context.
-        keeps_teacher: around another capture of the same model, keep a forward without a graph (the teacher's) when one
+        model: That is recorded.
+        selection: Which of its layers are wanted, and which part of their maps.
+        at: Sets a Recorder at a module, for the length of a context.
+        keeps_teacher: Around another capture of the same model, keep a forward without a graph (the teacher's) when one
             with a graph (the student's) follows.
     """
 
