@@ -1,0 +1,111 @@
+"""Captions of images: beside them in IMAGE.txt or IMAGE.json, in Hugging Face's metadata, or in a column of a table."""
+
+import os
+import posixpath
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from dit_shd.core.errors import UserError, error_line
+from dit_shd.data.sources.base import BrokenImage, ImageSource, Raw, fingerprint
+from dit_shd.data.sources.caption_cells import NAMES, column_of, of_cells, of_json
+from dit_shd.data.sources.label_files import FILE_NAME, METADATA_READERS
+from dit_shd.data.sources.listing import Listing, printable
+
+NO_CAPTION = "it has no caption"
+MOST_BYTES = 2**20
+"""Of a file with a caption."""
+
+
+class Captioned(ImageSource):
+    """A source whose images each have a caption; those without one are left out as broken images are.
+
+    Args:
+        source: the images.
+        captions: of each, None or empty where there is none.
+
+    Raises:
+        UserError: there are none at all.
+    """
+
+    def __init__(self, source: ImageSource, captions: Sequence[str | None]) -> None:
+        self._source = source
+        self.captions = [caption.strip() or None if caption is not None else None for caption in captions]
+        self.labels, self.classes = source.labels, source.classes
+        missing = [number for number, caption in enumerate(self.captions) if caption is None]
+        if len(missing) == len(self.captions):
+            raise UserError(f"images: wanted captions, found none for any of {len(missing)} images; {BESIDE}")
+        shown = ", ".join(printable(source.name(number)) for number in missing[:3])
+        notes = [f"left out: {len(missing)} images without a caption ({shown}, ...)"] if missing else []
+        self.notes = [*source.notes, *notes]
+
+    def raw(self, number: int) -> Raw:
+        if self.captions[number] is None:
+            raise BrokenImage(NO_CAPTION)
+        return self._source.raw(number)
+
+    def name(self, number: int) -> str:
+        return self._source.name(number)
+
+    def sha256(self) -> str:
+        """Hash of the source and of the captions."""
+        return fingerprint([self._source.sha256(), *(caption or "" for caption in self.captions)])
+
+
+BESIDE = (
+    "they are read from IMAGE.txt or IMAGE.json beside an image, from metadata.jsonl, .csv or .parquet with "
+    f"{FILE_NAME}, or from a column of a table ({', '.join(NAMES)}; caption_column=NAME sets another)"
+)
+
+
+def of_folder(listing: Listing, images: Sequence[str], column: str | None) -> list[str | None]:
+    """The captions of a folder's images, None where there is none.
+
+    Args:
+        listing: the folder's files.
+        images: paths from the folder.
+        column: of metadata, or the key in IMAGE.json; None for a usual name.
+
+    Raises:
+        UserError: a file that cannot be read.
+    """
+    captions: dict[str, str] = {}
+    for file in listing.others:
+        folder, name = posixpath.split(file)
+        stem, suffix = posixpath.splitext(name)
+        if stem == "metadata" and suffix in METADATA_READERS:
+            captions |= _of_metadata(listing.root / file, folder, column)
+    others = {*listing.others}
+    return [captions.get(image) or _beside(listing.root, image, others, column) for image in images]
+
+
+def _of_metadata(path: Path, folder: str, column: str | None) -> dict[str, str]:
+    """Captions by the images' paths; none where the table has no such columns."""
+    where = printable(str(path))
+    try:
+        rows = METADATA_READERS[path.suffix](path)
+    except UserError:
+        raise
+    except Exception as error:  # an untrusted file can be wrong in any way
+        raise UserError(f"images: {where}: wanted captions, found a broken file ({error_line(error, 120)})") from error
+    names = dict.fromkeys(name for row in rows for name in row)
+    if FILE_NAME not in names or (column is None and not {*NAMES} & names.keys()):
+        return {}
+    name = column_of(list(names), column, where)
+    captions = of_cells([row.get(name) for row in rows])
+    paths = [posixpath.normpath(posixpath.join(folder, str(row.get(FILE_NAME)).replace("\\", "/"))) for row in rows]
+    return {path: caption for path, caption in zip(paths, captions) if caption}
+
+
+def _beside(root: Path, image: str, others: Collection[str], column: str | None) -> str | None:
+    stem = os.path.splitext(image)[0]
+    for suffix in (".txt", ".json"):
+        file = root / f"{stem}{suffix}"
+        if f"{stem}{suffix}" not in others:
+            continue
+        if file.stat().st_size > MOST_BYTES:
+            raise UserError(f"images: {file}: wanted a caption, found {file.stat().st_size} bytes")
+        data = file.read_bytes()
+        if suffix == ".json":
+            return of_json(data, column, printable(str(file)))
+        return data.decode("utf-8", "replace")
+    return None

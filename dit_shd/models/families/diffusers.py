@@ -1,0 +1,65 @@
+"""Any transformer of diffusers, like another but smaller: `student: {like: teacher, num_layers: 14}`."""
+
+from pathlib import Path
+from typing import Any
+
+from diffusers import ModelMixin
+
+from dit_shd.core.errors import UserError, error_line
+from dit_shd.core.places import Asset, HubName, Place, find
+from dit_shd.core.pretrained import asset, class_name, model_folder, of_hub, read_config
+from dit_shd.models.students import smaller
+
+NO_SIZES = ("_class_name", "_diffusers_version", "_name_or_path")
+"""Keys of a config.json that are no arguments of the class."""
+
+
+class Diffusers(ModelMixin):
+    """A transformer of diffusers with random weights; what is built is of diffusers' own class.
+
+    Args:
+        like: the model whose class and config it has: a folder or hub:OWNER/NAME, of a pipeline its transformer.
+        config: keys that differ, such as {num_layers: 14, num_attention_heads: 12}; what follows from them follows.
+    """
+
+    @classmethod
+    def from_options(cls, like: Place, config: dict[str, Any] | None = None) -> ModelMixin:
+        """The model.
+
+        Args:
+            like: the model whose class and config it has.
+            config: keys that differ.
+
+        Raises:
+            UserError: no such model, keys that its class does not have, or sizes that do not fit together.
+        """
+        folder = _folder(like)
+        name = class_name(folder)
+        values = {key: value for key, value in read_config(folder).items() if key not in NO_SIZES}
+        student = smaller(values, config or {})
+        try:
+            transformer: Any = _class(name, folder)
+            return transformer.from_config(student)
+        except UserError:
+            raise
+        except Exception as error:  # of diffusers, for sizes that do not fit together
+            raise UserError(f"student: no {name} has these sizes ({error_line(error, 200)})") from error
+
+
+def _folder(place: str) -> Path:
+    path = find(place, "model", "student.like")
+    if isinstance(path, Asset):
+        return asset(path.name)
+    folder = of_hub(path) if isinstance(path, HubName) else model_folder(path)
+    if folder is None:
+        raise UserError(f"student.like: wanted a folder with a model or a pipeline, found none in '{place}'")
+    return folder
+
+
+def _class(name: str, folder: Path) -> type[ModelMixin]:
+    import diffusers
+
+    cls = getattr(diffusers, name, None)
+    if not (isinstance(cls, type) and issubclass(cls, ModelMixin)):
+        raise UserError(f"student.like: {folder} holds a {name}, which the installed diffusers does not have")
+    return cls
