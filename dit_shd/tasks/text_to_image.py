@@ -2,23 +2,27 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from dit_shd.core.distributed import joined
 from dit_shd.core.errors import UserError
 from dit_shd.core.rng import Draws
 from dit_shd.data.datasets import Dataset
+from dit_shd.data.latent_origin import Kept
 from dit_shd.data.pipeline_record import PipelineRecord
 from dit_shd.data.text_condition import TextCondition
 from dit_shd.diffusion.adapters import Adapter, adapter_of, settings_of
 from dit_shd.diffusion.flow import TimestepDensity, Weighting
 from dit_shd.diffusion.text_models import check_fit, text_differs
 from dit_shd.diffusion.text_process import TextProcess, process_of
+from dit_shd.diffusion.validation_loss import ValidationLoss
 from dit_shd.tasks import Batch, Output, Task, Terms
 
-DENSITY = TimestepDensity(name="logit_normal")
+DENSITY, NO_EVALUATION = TimestepDensity(name="logit_normal"), ValidationLoss()
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,12 +63,14 @@ class TextToImage(Task[TextBatch]):
         min_snr_gamma: of DDPM: weight min(SNR, gamma)/SNR of the error; empty for none.
         embedded_guidance: the scale that guidance-distilled models are given; empty: their training script's.
         adapter: somebody's own adapter of the models' class, with dots; empty: as the data were encoded.
+        evaluation: loss on held-out data while training: data, count.
         side: height and width of latents where there are no data, for dry_run; empty: the model's sample_size.
         text_tokens: tokens of text where there are no data; empty: as the pipeline makes them.
     """
 
     batch_type: ClassVar = TextBatch
     needs = frozenset({"latents", "text", "text_mask"})
+    resumable = frozenset({"evaluation"})
     generates = True
 
     def __init__(
@@ -75,6 +81,7 @@ class TextToImage(Task[TextBatch]):
         min_snr_gamma: float | None = None,
         embedded_guidance: float | None = None,
         adapter: str | None = None,
+        evaluation: ValidationLoss = NO_EVALUATION,
         side: int | None = None,
         text_tokens: int | None = None,
     ):
@@ -84,7 +91,8 @@ class TextToImage(Task[TextBatch]):
         self.text_dropout, self.density, self.gamma = text_dropout, timestep_density, min_snr_gamma
         self.weighting: Weighting = weighting
         self.embedded_guidance, self.own_adapter = embedded_guidance, adapter
-        self.side, self.text_tokens = side, text_tokens
+        evaluation.check("task.evaluation.")
+        self.side, self.text_tokens, self.evaluation = side, text_tokens, evaluation
         self.record: PipelineRecord | None = None
         """Of the data's pipeline."""
 
@@ -164,6 +172,24 @@ class TextToImage(Task[TextBatch]):
         t = self.process.example_times(images, device)
         indices = torch.zeros(images, dtype=torch.long, device=device)
         return [TextBatch("plain", 0, indices, x, x, x, t, text, mask, vector)]
+
+    def check_evaluation(self, student: nn.Module, kept: Kept | None) -> None:
+        """The held-out data must be there, and be of the text encoders that the run's are of."""
+        held_out = self.evaluation.open() if kept is not None else None
+        if held_out is None:
+            return
+        self.check_data(held_out)
+        own, other = self.record, held_out.record
+        if own is not None and other is not None and own.text_sha256 != other.text_sha256:
+            raise UserError("task.evaluation.data: has embeddings of other text encoders than the run's data")
+
+    def evaluate(self, student: nn.Module, run: Path, step: int) -> dict[str, float] | None:
+        if self.evaluation.data is None or not joined().is_main_process:
+            return None
+        held_out = self.evaluation.open()
+        assert held_out is not None
+        adapter = self._adapter(student)
+        return self.evaluation.figures(student, held_out, adapter, self.process, self.embedded_guidance)
 
     def _side(self, adapter: Adapter, config: Mapping[str, Any]) -> int:
         if self.record is not None:

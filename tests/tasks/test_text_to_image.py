@@ -5,31 +5,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_pipelines import KINDS, write_images, write_pipeline
+from encoded_text import CAPTIONS, encode
+from tiny_pipelines import KINDS, write_pipeline
 
 from dit_shd.core.config import make
 from dit_shd.core.plugins import Plugin
 from dit_shd.core.rng import Draws
 from dit_shd.data.datasets import DATASETS
-from dit_shd.data.encode_config import EncodeConfig
-from dit_shd.data.encoding import encode_to_shards
 from dit_shd.diffusion.pipelines import Prompts
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.trainer import Trainer
 
-CAPTIONS = {"a": "a thin seven", "b": None, "c": "two digits : four and seven with a zero", "d": "a nine", "e": ""}
 HEADS = {"z_image": "n_heads"}
-
-
-def encode(folder, pipeline, **options):
-    """Latents and embeddings of images with captions."""
-    images = folder / "images"
-    if not images.exists():
-        write_images(images, CAPTIONS)
-    values = {"images": str(images), "out": folder / "latents", "size": 16, "shard_size": 2, "workers": 1}
-    config = make(EncodeConfig, {**values, "pipeline": str(pipeline), **options}, "encode")
-    encode_to_shards(config, Prompts.load(str(pipeline), torch.device("cpu"), text_tokens=config.text_tokens))
-    return config.out
 
 
 @pytest.fixture(scope="module", params=list(KINDS))
