@@ -3,8 +3,9 @@
     python experiments/captioned_digits/images.py OUT --count 20000 --split train
 
 A caption says which digits there are and where ("two digits: four and seven", "a three at the left"), and half of the
-time that a digit is thin, thick or slanted, if it is. OUT/captions.txt has the captions alone, OUT/NUMBER.png and .txt
-the canvases; OUT.json what is on each canvas, for the reader that scores samples (read.py).
+time that a digit is thin, thick or slanted, if it is. OUT.prompts.txt has the captions alone, OUT/NUMBER.png and .txt
+the canvases; OUT.json says what is on each canvas, for read.py, which scores samples; OUT.npz has the pictures in one
+file.
 """
 
 import argparse
@@ -98,6 +99,7 @@ def main() -> None:
     for number, (image, canvas) in enumerate(zip(images, canvases)):
         Image.fromarray(image).convert("RGB").save(options.out / f"{number:06d}.png")
         (options.out / f"{number:06d}.txt").write_text(canvas.caption + "\n")
+    np.savez_compressed(options.out.with_suffix(".npz"), np.repeat(images[..., None], 3, axis=-1))
     options.out.with_suffix(".json").write_text(json.dumps([asdict(canvas) for canvas in canvases]))
     options.out.with_suffix(".prompts.txt").write_text("".join(f"{canvas.caption}\n" for canvas in canvases))
 

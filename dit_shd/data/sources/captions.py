@@ -57,8 +57,8 @@ BESIDE = (
 )
 
 
-def of_folder(listing: Listing, images: Sequence[str], column: str | None) -> list[str | None]:
-    """The captions of a folder's images, None where there is none.
+def of_folder(listing: Listing, images: Sequence[str], column: str | None) -> tuple[list[str | None], list[str]]:
+    """The captions of a folder's images, None where there is none, and the files that they are from.
 
     Args:
         listing: the folder's files.
@@ -69,13 +69,16 @@ def of_folder(listing: Listing, images: Sequence[str], column: str | None) -> li
         UserError: a file that cannot be read.
     """
     captions: dict[str, str] = {}
+    used: list[str] = []
     for file in listing.others:
         folder, name = posixpath.split(file)
         stem, suffix = posixpath.splitext(name)
         if stem == "metadata" and suffix in METADATA_READERS:
             captions |= _of_metadata(listing.root / file, folder, column)
+            used.append(file)
     others = {*listing.others}
-    return [captions.get(image) or _beside(listing.root, image, others, column) for image in images]
+    used += [file for image in images for file in _files_beside(image, others)]
+    return [captions.get(image) or _beside(listing.root, image, others, column) for image in images], used
 
 
 def _of_metadata(path: Path, folder: str, column: str | None) -> dict[str, str]:
@@ -96,16 +99,18 @@ def _of_metadata(path: Path, folder: str, column: str | None) -> dict[str, str]:
     return {path: caption for path, caption in zip(paths, captions) if caption}
 
 
-def _beside(root: Path, image: str, others: Collection[str], column: str | None) -> str | None:
+def _files_beside(image: str, others: Collection[str]) -> list[str]:
+    """The files that an image's caption may be in; the first is taken."""
     stem = os.path.splitext(image)[0]
-    for suffix in (".txt", ".json"):
-        file = root / f"{stem}{suffix}"
-        if f"{stem}{suffix}" not in others:
-            continue
-        if file.stat().st_size > MOST_BYTES:
-            raise UserError(f"images: {file}: wanted a caption, found {file.stat().st_size} bytes")
-        data = file.read_bytes()
-        if suffix == ".json":
-            return of_json(data, column, printable(str(file)))
-        return data.decode("utf-8", "replace")
-    return None
+    return [f"{stem}{suffix}" for suffix in (".txt", ".json") if f"{stem}{suffix}" in others]
+
+
+def _beside(root: Path, image: str, others: Collection[str], column: str | None) -> str | None:
+    names = _files_beside(image, others)
+    if not names:
+        return None
+    file = root / names[0]
+    if file.stat().st_size > MOST_BYTES:
+        raise UserError(f"images: {file}: wanted a caption, found {file.stat().st_size} bytes")
+    data = file.read_bytes()
+    return of_json(data, column, printable(str(file))) if file.suffix == ".json" else data.decode("utf-8", "replace")

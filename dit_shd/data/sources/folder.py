@@ -46,7 +46,8 @@ class FolderSource(ImageSource):
             self.labels, self.classes, class_notes = from_names(classes, where)
             image_notes = _folder_notes(listing, images, set(classes))
         self._images = images
-        self.notes = [*notes, *image_notes, *class_notes, *listing.notes(files.used)]
+        self._own_notes, self._label_files = [*notes, *image_notes, *class_notes], files.used
+        self.notes = [*self._own_notes, *listing.notes(files.used)]
 
     def raw(self, number: int) -> Path:
         """The path of the image.
@@ -71,7 +72,9 @@ class FolderSource(ImageSource):
         return fingerprint([*files, self.labels.tobytes()] if self._labelled else files)
 
     def texts(self, column: str | None) -> list[str | None]:
-        return captions.of_folder(self._listing, self._images, column)
+        texts, used = captions.of_folder(self._listing, self._images, column)
+        self.notes = [*self._own_notes, *self._listing.notes([*self._label_files, *used])]
+        return texts
 
     def _size(self, path: str) -> int:
         try:
