@@ -307,6 +307,33 @@ def sana():
     )
 
 
+def aura_flow():
+    from diffusers import AuraFlowPipeline, AuraFlowTransformer2DModel
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    transformer = AuraFlowTransformer2DModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        num_mmdit_layers=1,
+        num_single_dit_layers=2,
+        num_attention_heads=4,
+        attention_head_dim=8,
+        joint_attention_dim=32,
+        caption_projection_dim=32,
+        pos_embed_max_size=256,
+    )
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+    encoder = UMT5EncoderModel(UMT5Config(vocab_size=vocabulary_size(), pad_token_id=0, eos_token_id=1, **sizes))
+    return AuraFlowPipeline(
+        transformer=transformer,
+        scheduler=flow(shift=1.73),
+        vae=kl(shift=None),
+        text_encoder=encoder,
+        tokenizer=tokenizer(),
+    )
+
+
 KINDS = {
     "sd3": sd3,
     "flux": flux,
@@ -315,6 +342,7 @@ KINDS = {
     "z_image": z_image,
     "lumina2": lumina2,
     "sana": sana,
+    "aura_flow": aura_flow,
 }
 """By the name of the adapter."""
 

@@ -1,6 +1,6 @@
 """Pipelines of diffusers: their folders, their text encoders, and whole ones with a student in them."""
 
-import logging
+import json
 import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -13,7 +13,6 @@ from torch import nn
 
 from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.places import Asset, HubName, find
-from dit_shd.core.pretrained import read_config
 from dit_shd.data.pipeline_record import ENCODERS, INDEX, PipelineRecord, read_index, text_digest
 from dit_shd.data.text_condition import TextCondition
 from dit_shd.diffusion.adapters import Adapter, adapter_of
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
 
 NOT_FOR_TEXT = {"transformer": None, "vae": None}
 """Components that embeddings do not need."""
-
-_log = logging.getLogger("dit_shd")
 
 
 class Prompts:
@@ -104,13 +101,12 @@ def record_of(place: str, folder: Path, adapter: str | None = None) -> PipelineR
     index = read_index(folder)
     scheduler = read_scheduler(folder)
     classes = index["_class_name"], index["transformer"][1]
+    place = place if place.startswith("hub:") else str(folder.resolve())
     return PipelineRecord(place, *classes, text_digest(folder), scheduler, adapter)
 
 
 def read_scheduler(folder: Path) -> dict[str, Any]:
     """The config of a pipeline's scheduler; empty where there is none."""
-    import json
-
     file = folder / "scheduler" / "scheduler_config.json"
     try:
         return dict(json.loads(file.read_text(encoding="utf-8")))
@@ -181,19 +177,6 @@ def open_pipeline(
             raise UserError(f"pipeline: {folder} cannot be read ({error_line(error, 200)})") from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-def parts_of(model: nn.Module) -> Path | None:
-    """The folder of the pipeline that a transformer was loaded from; None where it is of no such folder."""
-    config: Any = getattr(model, "config", {})
-    folder = Path(str(config.get("_name_or_path") or ""))
-    pipeline = folder.parent
-    return pipeline if folder.name == "transformer" and (pipeline / INDEX).is_file() else None
-
-
-def transformer_class(folder: Path) -> str:
-    """The class that the config of a transformer's folder names."""
-    return str(read_config(folder).get("_class_name"))
 
 
 @contextmanager

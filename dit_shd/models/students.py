@@ -6,7 +6,15 @@ from typing import Any
 from dit_shd.core.errors import UserError, unknown
 
 HEADS = ("num_attention_heads", "n_heads")
-LAYERS = ("num_layers", "n_layers", "num_single_layers", "num_refiner_layers", "n_refiner_layers")
+LAYERS = (
+    "num_layers",
+    "n_layers",
+    "num_single_layers",
+    "num_mmdit_layers",
+    "num_single_dit_layers",
+    "num_refiner_layers",
+    "n_refiner_layers",
+)
 WIDTH = ("attention_head_dim",)
 FOLLOW_WIDTH = ("caption_projection_dim", "cross_attention_dim", "hidden_size", "dim")
 """Sizes that are the width in many classes: where they are the teacher's, they become the student's."""

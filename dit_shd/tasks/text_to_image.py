@@ -44,6 +44,13 @@ class TextBatch(Batch):
     text_pooled: Tensor | None = None
     """[b,p], of models that are given one vector of a prompt."""
 
+    def row_weight(self, tokens: int) -> Tensor | None:
+        """Padding of prompts takes no part where text has rows of its own (joint attention of two streams)."""
+        area = self.x_t.shape[-2] * self.x_t.shape[-1]
+        if tokens != self.text_mask.shape[1] or tokens in (area, area // 4):
+            return None
+        return self.text_mask.float()
+
     @property
     def condition(self) -> TextCondition:
         """What a model is given of the prompts."""

@@ -144,6 +144,8 @@ def public_loss(kind, pipeline, x_0, noise, t, text):
         images = list(noisy.unsqueeze(2).unbind(0))
         prompts = [e[m] for e, m in zip(text.embeddings, text.mask)]
         output = -torch.stack(model(images, (1000 - 1000 * t) / 1000, prompts, return_dict=False)[0]).squeeze(2)
+    elif kind == "aura_flow":
+        output = model(noisy, timestep=t, **prompt).sample
     elif kind == "lumina2":
         output = -model(noisy, timestep=1.0 - t, encoder_attention_mask=text.mask.long(), **prompt).sample
     elif kind == "sana":
@@ -173,7 +175,7 @@ def test_every_adapter_names_a_class_and_a_pipeline_of_diffusers():
     import diffusers
 
     adapters = by_class()
-    assert len(adapters) == len(ADAPTERS.names()) >= 7
+    assert len(adapters) == len(ADAPTERS.names()) >= 8
     for name, adapter in adapters.items():
         assert hasattr(diffusers, name)
         for pipeline in adapter.pipelines:
