@@ -102,7 +102,7 @@ def encode_captions(
 
 def encode_shard(captions: Sequence[str], encoder: PromptEncoder, dtype: str, batch_size: int) -> TextShard:
     """The shard of some images' captions, each different one encoded once."""
-    different = list(dict.fromkeys(captions))
+    different = list(dict.fromkeys(captions)) or [""]  # of a shard all of whose images were left out
     rows = {caption: row for row, caption in enumerate(different)}
     parts = [
         _cast(encoder(different[first : first + batch_size]), dtype) for first in range(0, len(different), batch_size)

@@ -71,19 +71,22 @@ class Prompts:
 
     def __call__(self, prompts: Sequence[str]) -> TextCondition:
         """The condition of prompts, on the CPU."""
-        return self.adapter.encode(self.pipeline, prompts, self.record.text_tokens).to(torch.empty(0))
+        with quiet():
+            return self.adapter.encode(self.pipeline, prompts, self.record.text_tokens).to(torch.empty(0))
 
     def empty(self) -> TextCondition:
         """The condition of no prompt [1,...]."""
-        return self.adapter.encode_empty(self.pipeline, self.record.text_tokens).to(torch.empty(0))
+        with quiet():
+            return self.adapter.encode_empty(self.pipeline, self.record.text_tokens).to(torch.empty(0))
 
     def too_long(self, prompts: Sequence[str]) -> int:
         """How many of some prompts are longer than what every tokenizer's encoder takes."""
         limits = self.adapter.limits(self.pipeline, self.record.text_tokens)
-        lengths = [
-            [len(ids) <= limit for ids in getattr(self.pipeline, name)(list(prompts)).input_ids]
-            for name, limit in limits.items()
-        ]
+        with quiet():
+            lengths = [
+                [len(ids) <= limit for ids in getattr(self.pipeline, name)(list(prompts)).input_ids]
+                for name, limit in limits.items()
+            ]
         return sum(not any(fits) for fits in zip(*lengths))
 
 

@@ -43,7 +43,7 @@ def adapter(kind) -> Adapter:
 
 def sides(pipeline, adapter):
     """Height and width of latents that are not square."""
-    multiple = adapter.multiple(pipeline.transformer.config)
+    multiple = 8 if isinstance(adapter, ADAPTERS.find("sana")) else adapter.multiple(pipeline.transformer.config)
     return 6 * multiple, 4 * multiple
 
 
@@ -80,7 +80,7 @@ def unpacked(x, pipeline, adapter):
 
 @torch.no_grad()
 def test_a_model_through_its_adapter_predicts_what_the_pipeline_s_call_predicts(kind, pipeline, adapter):
-    guidance = None if kind == "qwen_image" else 2.5 if kind == "flux" else 1.0
+    guidance = {"qwen_image": None, "flux": 2.5, "z_image": 0.0}.get(kind, 1.0)  # without classifier-free guidance
     text = adapter.encode(pipeline, PROMPTS)
     record = asked_by_the_pipeline(pipeline, adapter, guidance)
     assert len(record) == 3
@@ -91,7 +91,7 @@ def test_a_model_through_its_adapter_predicts_what_the_pipeline_s_call_predicts(
         assert x.shape[-2:] == sides(pipeline, adapter)
         assert predicted.std() > 0.01
         torch.testing.assert_close(
-            predicted[:, : x.shape[1]], unpacked(output, pipeline, adapter), rtol=1e-5, atol=1e-5
+            predicted[:, : x.shape[1]], unpacked(output, pipeline, adapter), rtol=1e-4, atol=5e-5
         )
 
 

@@ -34,6 +34,7 @@ def made(kind, tmp_path_factory):
 
 def values(kind, pipeline, latents, run, **changes):
     losses = [{"name": "output"}, {"name": "shd", "plan": "matched"}]
+    losses = losses[:1] if kind == "sana" else losses  # its self-attention is linear
     return {
         "run": str(run),
         "task": {"name": "text_to_image", "text_dropout": 0.3},
@@ -57,7 +58,7 @@ def test_three_steps_with_resume(kind, made, tmp_path):
     pipeline, latents = made
     config = make(TrainConfig, values(kind, pipeline, latents, tmp_path / "run"))
     steps = [step.metrics for step in Trainer.from_config(config).run_steps()]
-    assert all({"plain/shd", "plain/output"} <= metrics.keys() for metrics in steps)
+    assert all({f"plain/{loss.name}" for loss in config.losses} <= metrics.keys() for metrics in steps)
     interrupted = replace(config, run=tmp_path / "two", steps=2)
     first = [step.metrics for step in Trainer.from_config(interrupted).run_steps()]
     last = [step.metrics for step in Trainer.from_config(replace(interrupted, steps=3)).run_steps()]

@@ -1,6 +1,6 @@
 """AuraFlow: joint attention in blocks of two streams, then one stream; padding is zeros, and taken for text."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -22,3 +22,6 @@ class AuraFlow(Adapter):
         self, model: nn.Module, x: Tensor, time: Tensor, text: TextCondition, guidance: Tensor | None
     ) -> dict[str, Any]:
         return {"hidden_states": x, "timestep": time.to(x.dtype), "encoder_hidden_states": text.embeddings}
+
+    def text(self, encoded: Sequence[Any]) -> TextCondition:
+        return TextCondition.of(encoded[0])
