@@ -24,11 +24,11 @@ OF_LAYERS = ("dual_attention_layers",)
 """Lists of numbers of layers: the student's are those that are made of them."""
 
 
-def smaller(config: Mapping[str, Any], changes: Mapping[str, Any], where: str = "student") -> dict[str, Any]:
+def smaller(sizes: Mapping[str, Any], changes: Mapping[str, Any], where: str = "student") -> dict[str, Any]:
     """A config with changes, and with what follows from them.
 
     Args:
-        config: the teacher's.
+        sizes: the teacher's.
         changes: keys of it with the student's values.
         where: the key of the changes, for errors.
 
@@ -36,36 +36,36 @@ def smaller(config: Mapping[str, Any], changes: Mapping[str, Any], where: str = 
         UserError: a key that the class does not have, or a size beyond the teacher's.
     """
     for key, value in changes.items():
-        if key not in config or key.startswith("_"):
-            raise unknown(where, key, [name for name in config if not name.startswith("_")])
-        most = config[key]
+        if key not in sizes or key.startswith("_"):
+            raise unknown(where, key, [name for name in sizes if not name.startswith("_")])
+        most = sizes[key]
         if key in (*HEADS, *LAYERS, *WIDTH, *FOLLOW_WIDTH, *FOLLOW_HEADS) and type(most) is int and value > most:
             raise UserError(f"{where}.{key}: wanted at most the teacher's {most}, found {value}")
-    student = {**config, **changes}
-    key = next((name for name in HEADS if name in config), None)
+    student = {**sizes, **changes}
+    key = next((name for name in HEADS if name in sizes), None)
     if key is None:
         return student
-    before, after = config[key], student[key]
+    before, after = sizes[key], student[key]
     for name in FOLLOW_HEADS:
-        if isinstance(config.get(name), int) and name not in changes:
-            student[name] = _ratio(config[name], after, before, f"{where}.{name}")
-    width = before * _head_width(config, before)
+        if isinstance(sizes.get(name), int) and name not in changes:
+            student[name] = _ratio(sizes[name], after, before, f"{where}.{name}")
+    width = before * _head_width(sizes, before)
     for name in FOLLOW_WIDTH:
-        if config.get(name) == width and name not in changes:
+        if sizes.get(name) == width and name not in changes:
             student[name] = after * _head_width(student, before)
-    before_depth = next((config[name] for name in LAYERS[:2] if isinstance(config.get(name), int)), 0)
+    before_depth = next((sizes[name] for name in LAYERS[:2] if isinstance(sizes.get(name), int)), 0)
     depth = next((student[name] for name in LAYERS[:2] if isinstance(student.get(name), int)), None)
     for name in OF_LAYERS:
-        if depth is not None and isinstance(config.get(name), (list, tuple)) and name not in changes:
-            student[name] = [number for number in range(depth) if _source(number, depth, before_depth) in config[name]]
+        if depth is not None and isinstance(sizes.get(name), (list, tuple)) and name not in changes:
+            student[name] = [number for number in range(depth) if _source(number, depth, before_depth) in sizes[name]]
     return student
 
 
-def _head_width(config: Mapping[str, Any], heads: int) -> int:
+def _head_width(sizes: Mapping[str, Any], heads: int) -> int:
     """Width of a head: as it is named, or the model's width by its heads."""
-    if isinstance(config.get("attention_head_dim"), int):
-        return config["attention_head_dim"]
-    width = next((config[name] for name in FOLLOW_WIDTH[2:] if isinstance(config.get(name), int)), 0)
+    if isinstance(sizes.get("attention_head_dim"), int):
+        return sizes["attention_head_dim"]
+    width = next((sizes[name] for name in FOLLOW_WIDTH[2:] if isinstance(sizes.get(name), int)), 0)
     return width // heads
 
 

@@ -198,10 +198,10 @@ class TextToImage(Task[TextBatch]):
         adapter = self._adapter(student)
         return self.evaluation.figures(student, held_out, adapter, self.process, self.embedded_guidance)
 
-    def _side(self, adapter: Adapter, config: Mapping[str, Any]) -> int:
+    def _side(self, adapter: Adapter, settings: Mapping[str, Any]) -> int:
         if self.record is not None:
             return self.dataset.shape[-1]
-        side = config.get("sample_size")
+        side = settings.get("sample_size")
         return side if isinstance(side, int) else adapter.example_side
 
     def _adapter(self, model: nn.Module) -> Adapter:

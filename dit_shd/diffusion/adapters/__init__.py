@@ -56,16 +56,16 @@ class Adapter(ABC):
     attention: ClassVar[str] = "joint"
     """What its attention is, in words, for the table of adapters."""
 
-    def channels(self, config: Mapping[str, Any]) -> int:
+    def channels(self, settings: Mapping[str, Any]) -> int:
         """Channels c of the latents that a transformer with this config takes."""
-        return config["in_channels"]
+        return settings["in_channels"]
 
-    def multiple(self, config: Mapping[str, Any]) -> int:
+    def multiple(self, settings: Mapping[str, Any]) -> int:
         """What height and width of latents are a multiple of."""
-        return config.get("patch_size") or 1
+        return settings.get("patch_size") or 1
 
     @abstractmethod
-    def text_widths(self, config: Mapping[str, Any]) -> tuple[int, int | None]:
+    def text_widths(self, settings: Mapping[str, Any]) -> tuple[int, int | None]:
         """Width e of the embeddings, and width p of the pooled vector or None."""
 
     @abstractmethod
@@ -134,8 +134,8 @@ class Adapter(ABC):
 
 def settings_of(model: nn.Module) -> Mapping[str, Any]:
     """The config of a model; empty where it has none."""
-    config: Any = getattr(model, "config", None)
-    return config if isinstance(config, Mapping) else {}
+    values: Any = getattr(model, "config", None)
+    return values if isinstance(values, Mapping) else {}
 
 
 def encode_prompt(

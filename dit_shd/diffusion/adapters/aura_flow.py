@@ -15,8 +15,8 @@ class AuraFlow(Adapter):
     transformer = "AuraFlowTransformer2DModel"
     pipelines = ("AuraFlowPipeline",)
 
-    def text_widths(self, config: Mapping[str, Any]) -> tuple[int, int | None]:
-        return config["joint_attention_dim"], None
+    def text_widths(self, settings: Mapping[str, Any]) -> tuple[int, int | None]:
+        return settings["joint_attention_dim"], None
 
     def arguments(
         self, model: nn.Module, x: Tensor, time: Tensor, text: TextCondition, guidance: Tensor | None

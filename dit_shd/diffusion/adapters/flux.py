@@ -21,14 +21,14 @@ class Flux(Adapter):
     guidance = 3.5
     example_tokens = 512
 
-    def channels(self, config: Mapping[str, Any]) -> int:
-        return config["in_channels"] // packing.SIDE**2
+    def channels(self, settings: Mapping[str, Any]) -> int:
+        return settings["in_channels"] // packing.SIDE**2
 
-    def multiple(self, config: Mapping[str, Any]) -> int:
+    def multiple(self, settings: Mapping[str, Any]) -> int:
         return packing.SIDE
 
-    def text_widths(self, config: Mapping[str, Any]) -> tuple[int, int | None]:
-        return config["joint_attention_dim"], config["pooled_projection_dim"]
+    def text_widths(self, settings: Mapping[str, Any]) -> tuple[int, int | None]:
+        return settings["joint_attention_dim"], settings["pooled_projection_dim"]
 
     def arguments(
         self, model: nn.Module, x: Tensor, time: Tensor, text: TextCondition, guidance: Tensor | None

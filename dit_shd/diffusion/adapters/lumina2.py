@@ -19,8 +19,8 @@ class Lumina2(Adapter):
     pipelines = ("Lumina2Pipeline",)
     attention = "joint, one stream"
 
-    def text_widths(self, config: Mapping[str, Any]) -> tuple[int, int | None]:
-        return config["cap_feat_dim"], None
+    def text_widths(self, settings: Mapping[str, Any]) -> tuple[int, int | None]:
+        return settings["cap_feat_dim"], None
 
     def arguments(
         self, model: nn.Module, x: Tensor, time: Tensor, text: TextCondition, guidance: Tensor | None

@@ -22,8 +22,8 @@ class PixArt(Adapter):
     example_tokens = 300
     attention = "self, and cross to text"
 
-    def text_widths(self, config: Mapping[str, Any]) -> tuple[int, int | None]:
-        return config["caption_channels"], None
+    def text_widths(self, settings: Mapping[str, Any]) -> tuple[int, int | None]:
+        return settings["caption_channels"], None
 
     def arguments(
         self, model: nn.Module, x: Tensor, time: Tensor, text: TextCondition, guidance: Tensor | None
@@ -39,9 +39,9 @@ class PixArt(Adapter):
 
 def _sizes(model: nn.Module, x: Tensor) -> dict[str, Tensor | None]:
     """Height and width in pixels [b,2] and their ratio [b,1], for a model that is given them."""
-    config = settings_of(model)
-    given = config.get("use_additional_conditions")
-    if not (config.get("sample_size") == 128 if given is None else given):
+    settings = settings_of(model)
+    given = settings.get("use_additional_conditions")
+    if not (settings.get("sample_size") == 128 if given is None else given):
         return {"resolution": None, "aspect_ratio": None}
     height, width = (PIXELS * side for side in x.shape[-2:])
     sizes = torch.tensor([[height, width]], dtype=x.dtype, device=x.device).expand(len(x), -1)

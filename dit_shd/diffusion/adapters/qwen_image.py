@@ -17,11 +17,11 @@ class QwenImage(Adapter):
     pipelines = ("QwenImagePipeline",)
     guidance = 1.0
 
-    def channels(self, config: Mapping[str, Any]) -> int:
-        return config["in_channels"] // packing.SIDE**2
+    def channels(self, settings: Mapping[str, Any]) -> int:
+        return settings["in_channels"] // packing.SIDE**2
 
-    def text_widths(self, config: Mapping[str, Any]) -> tuple[int, int | None]:
-        return config["joint_attention_dim"], None
+    def text_widths(self, settings: Mapping[str, Any]) -> tuple[int, int | None]:
+        return settings["joint_attention_dim"], None
 
     def arguments(
         self, model: nn.Module, x: Tensor, time: Tensor, text: TextCondition, guidance: Tensor | None

@@ -20,8 +20,8 @@ class Sana(Adapter):
     example_tokens = 300
     attention = "self (linear: features and output alone), and cross to text"
 
-    def text_widths(self, config: Mapping[str, Any]) -> tuple[int, int | None]:
-        return config["caption_channels"], None
+    def text_widths(self, settings: Mapping[str, Any]) -> tuple[int, int | None]:
+        return settings["caption_channels"], None
 
     def arguments(
         self, model: nn.Module, x: Tensor, time: Tensor, text: TextCondition, guidance: Tensor | None

@@ -19,8 +19,8 @@ class SD3(Adapter):
     pipelines = ("StableDiffusion3Pipeline",)
     example_tokens = 333
 
-    def text_widths(self, config: Mapping[str, Any]) -> tuple[int, int | None]:
-        return config["joint_attention_dim"], config["pooled_projection_dim"]
+    def text_widths(self, settings: Mapping[str, Any]) -> tuple[int, int | None]:
+        return settings["joint_attention_dim"], settings["pooled_projection_dim"]
 
     def arguments(
         self, model: nn.Module, x: Tensor, time: Tensor, text: TextCondition, guidance: Tensor | None

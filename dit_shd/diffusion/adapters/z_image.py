@@ -19,11 +19,11 @@ class ZImage(Adapter):
     example_tokens = 128
     attention = "joint, one stream"
 
-    def multiple(self, config: Mapping[str, Any]) -> int:
-        return config["all_patch_size"][0]
+    def multiple(self, settings: Mapping[str, Any]) -> int:
+        return settings["all_patch_size"][0]
 
-    def text_widths(self, config: Mapping[str, Any]) -> tuple[int, int | None]:
-        return config["cap_feat_dim"], None
+    def text_widths(self, settings: Mapping[str, Any]) -> tuple[int, int | None]:
+        return settings["cap_feat_dim"], None
 
     def arguments(
         self, model: nn.Module, x: Tensor, time: Tensor, text: TextCondition, guidance: Tensor | None

@@ -26,7 +26,7 @@ class Diffusers(ModelMixin):
 
     @classmethod
     def from_options(
-        cls, like: Place | None = None, transformer: str | None = None, config: dict[str, Any] | None = None
+        cls, like: Place | None = None, transformer: str | None = None, config: dict[str, object] | None = None
     ) -> ModelMixin:
         """The model.
 
