@@ -55,7 +55,7 @@ class EncodeConfig:
         """Check that the values are in their ranges.
 
         Raises:
-            UserError: naming the key, the range and the value.
+            UserError: Naming the key, the range and the value.
         """
         limits = {"size": 2**13, "batch_size": 2**16, "shard_size": 2**20, "workers": 2**10, "text_tokens": 2**15}
         for key, most in limits.items():

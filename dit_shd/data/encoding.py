@@ -105,14 +105,14 @@ def encode_to_shards(config: EncodeConfig, prompts: PromptEncoder | None = None)
     """Encode the images that have no sound shard yet, and their captions.
 
     Args:
-        config: the images and the autoencoder.
-        prompts: the text encoders of config.pipeline, if there is one.
+        config: The images and the autoencoder.
+        prompts: The text encoders of config.pipeline, if there is one.
 
     Returns:
         The finished set.
 
     Raises:
-        UserError: no such images or autoencoder, shards of other settings, no image that can be read.
+        UserError: No such images or autoencoder, shards of other settings, no image that can be read.
     """
     config = checked(config, "encode")
     config.check()
@@ -244,7 +244,7 @@ def _finish(job: Job, settings: dict[str, Any]) -> None:
     """List the skipped images, and write latents.json.
 
     Raises:
-        UserError: no image could be read.
+        UserError: No image could be read.
     """
     config = job.config
     headers = {job.file(piece): read_header(job.file(piece)) for piece in job.pieces()}

@@ -71,7 +71,7 @@ def read_record(folder: Path) -> PipelineRecord | None:
     """The record in a folder; None where there is none.
 
     Raises:
-        UserError: the file is no record.
+        UserError: The file is no record.
     """
     file = folder / RECORD
     if not file.is_file():
@@ -86,7 +86,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     """The model_index.json of a pipeline's folder.
 
     Raises:
-        UserError: there is none, or it is none of a pipeline with a transformer.
+        UserError: There is none, or it is none of a pipeline with a transformer.
     """
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))

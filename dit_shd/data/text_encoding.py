@@ -59,16 +59,16 @@ def encode_captions(
     """Encode the captions of the images that are in a finished set of latent shards.
 
     Args:
-        state: of the process group; every process calls this with the same arguments.
-        folder: of the latents.
-        source: of the images.
-        pieces: the images' numbers, shard by shard.
-        encoder: of the pipeline.
-        dtype: of the embeddings.
-        batch_size: captions in one forward of the text encoders.
+        state: Of the process group; every process calls this with the same arguments.
+        folder: Of the latents.
+        source: Of the images.
+        pieces: The images' numbers, shard by shard.
+        encoder: Of the pipeline.
+        dtype: Of the embeddings.
+        batch_size: Captions in one forward of the text encoders.
 
     Raises:
-        UserError: embeddings that are not finite.
+        UserError: Embeddings that are not finite.
     """
     run_on_main(lambda: (folder / FOLDER).mkdir(exist_ok=True))
 

@@ -78,7 +78,7 @@ def read_condition(file: Path) -> TextCondition:
     """A condition that was written alone.
 
     Raises:
-        UserError: it is damaged.
+        UserError: It is damaged.
     """
     return _condition(_verified(file)[0])
 
@@ -87,7 +87,7 @@ def verify(file: Path) -> TextShard:
     """Read a shard and compare it with its checksum.
 
     Raises:
-        UserError: damaged, or not a shard of dit-shd.
+        UserError: Damaged, or not a shard of dit-shd.
     """
     tensors, about = _verified(file)
     try:
@@ -117,7 +117,7 @@ def read_index(folder: Path) -> TextSet:
     """The embeddings of a folder of latents, by text.json alone.
 
     Raises:
-        UserError: there are none, or they are not complete.
+        UserError: There are none, or they are not complete.
     """
     file = folder / FOLDER / INDEX
     if not file.is_file():
@@ -141,7 +141,7 @@ def open_shard(folder: Path, entry: TextEntry) -> Path:
     """The file of a shard, whose header is compared with the index.
 
     Raises:
-        UserError: it is not the shard that text.json lists, or it is damaged.
+        UserError: It is not the shard that text.json lists, or it is damaged.
     """
     file = folder / FOLDER / entry.file
     sizes, about = _header(file)

@@ -28,9 +28,9 @@ class Prompts:
     """The text encoders of a pipeline: prompts to what its transformer is given of them.
 
     Args:
-        pipeline: with text encoders and tokenizers.
-        adapter: of its transformer.
-        record: of the pipeline.
+        pipeline: With text encoders and tokenizers.
+        adapter: Of its transformer.
+        record: Of the pipeline.
     """
 
     def __init__(self, pipeline: "DiffusionPipeline", adapter: Adapter, record: PipelineRecord):
@@ -49,15 +49,15 @@ class Prompts:
         """The text encoders of a pipeline by name.
 
         Args:
-            place: a folder or hub:OWNER/NAME.
-            device: where they go.
-            precision: bf16 holds and runs them in bfloat16.
-            adapter: the name of somebody's own adapter.
-            text_tokens: of a prompt; None for the pipeline's default.
-            size: height and width of the images that the prompts are of.
+            place: A folder or hub:OWNER/NAME.
+            device: Where they go.
+            precision: Bf16 holds and runs them in bfloat16.
+            adapter: The name of somebody's own adapter.
+            text_tokens: Of a prompt; None for the pipeline's default.
+            size: Height and width of the images that the prompts are of.
 
         Raises:
-            UserError: no such pipeline, or one whose transformer has no adapter.
+            UserError: No such pipeline, or one whose transformer has no adapter.
         """
         folder = folder_of(place, text_alone=True)
         record = replace(record_of(place, folder, adapter), text_tokens=text_tokens, size=size)
@@ -94,12 +94,12 @@ def record_of(place: str, folder: Path, adapter: str | None = None) -> PipelineR
     """What a run must know of a pipeline.
 
     Args:
-        place: its name as a user gives it.
-        folder: where it is.
-        adapter: the name of somebody's own adapter.
+        place: Its name as a user gives it.
+        folder: Where it is.
+        adapter: The name of somebody's own adapter.
 
     Raises:
-        UserError: it is no pipeline with a transformer.
+        UserError: It is no pipeline with a transformer.
     """
     index = read_index(folder)
     scheduler = read_scheduler(folder)
@@ -121,11 +121,11 @@ def folder_of(place: str, text_alone: bool = False) -> Path:
     """The local folder of a pipeline, downloaded where it is on the hub.
 
     Args:
-        place: a folder or hub:OWNER/NAME.
-        text_alone: without transformer and autoencoder, which need not be downloaded.
+        place: A folder or hub:OWNER/NAME.
+        text_alone: Without transformer and autoencoder, which need not be downloaded.
 
     Raises:
-        UserError: no such pipeline, or neither network nor cache.
+        UserError: No such pipeline, or neither network nor cache.
     """
     path = find(place, "model", "pipeline")
     if isinstance(path, Asset):
@@ -162,12 +162,12 @@ def open_pipeline(
     """A pipeline of a folder, without running code of it and without pickles.
 
     Args:
-        folder: as `folder_of` gives it.
-        dtype: of its weights.
-        components: that are given in place of the folder's; None for none.
+        folder: As `folder_of` gives it.
+        dtype: Of its weights.
+        components: That are given in place of the folder's; None for none.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: It cannot be read.
     """
     from diffusers import DiffusionPipeline
 

@@ -40,7 +40,7 @@ def sample_prompts(config: SampleConfig) -> Path:
         Where the npz is: arr_0 uint8 [n,y,x,c], arr_1 the number of each image's prompt.
 
     Raises:
-        UserError: no prompts, a pipeline of other text encoders, or an argument that its call does not have.
+        UserError: No prompts, a pipeline of other text encoders, or an argument that its call does not have.
     """
     config = checked(config, "sample")
     assert config.prompts is not None
@@ -74,7 +74,7 @@ def read_prompts(file: Path) -> list[str]:
     """The lines of a file that are not empty.
 
     Raises:
-        UserError: there are none, or no such file.
+        UserError: There are none, or no such file.
     """
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
@@ -92,13 +92,13 @@ def assemble(run: str, place: str | None, precision: str = "no") -> tuple["Diffu
     Args:
         run: A run, a student's folder, a pipeline's folder or hub:OWNER/NAME.
         place: The pipeline of a run's student; None for the one that it was encoded by.
-        precision: bf16 holds and runs it in bfloat16.
+        precision: Bf16 holds and runs it in bfloat16.
 
     Returns:
         The pipeline, and what is recorded of it.
 
     Raises:
-        UserError: nothing says which pipeline, or it has other text encoders than the student has learned.
+        UserError: Nothing says which pipeline, or it has other text encoders than the student has learned.
     """
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     student = None if run.startswith("hub:") else model_folder(Path(run))
@@ -141,7 +141,7 @@ def call_arguments(pipeline: "DiffusionPipeline", record: PipelineRecord, given:
     """The arguments of a pipeline's call: a user's, and the size and tokens that the student has learned.
 
     Raises:
-        UserError: an argument that the call does not have.
+        UserError: An argument that the call does not have.
     """
     known = inspect.signature(type(pipeline).__call__).parameters
     for key in given:
@@ -171,7 +171,7 @@ def draw(
         call: More arguments of the pipeline's call.
 
     Raises:
-        UserError: the pipeline's call fails on them, or its images are not finite.
+        UserError: The pipeline's call fails on them, or its images are not finite.
     """
     seeds = [int(rng.stream(seed, "sample prompt", 0, index).integers(2**62)) for index in indices]
     generators = [torch.Generator("cpu").manual_seed(number) for number in seeds]

@@ -23,7 +23,7 @@ def check_fit(
         text: Width of the data's embeddings, and of their pooled vector or None.
 
     Raises:
-        UserError: naming both sizes.
+        UserError: Naming both sizes.
     """
     config = settings_of(model)
     channels, multiple = adapter.channels(config), adapter.multiple(config)

@@ -151,7 +151,7 @@ def process_of(
         multiple: Side of a token's patch of the latents.
 
     Raises:
-        UserError: a scheduler whose betas or predictions are not known here.
+        UserError: A scheduler whose betas or predictions are not known here.
     """
     if kind == "flow":
         return Flow(density, scheduler, weighting, multiple)
@@ -165,7 +165,7 @@ def ddpm_schedule(scheduler: Mapping[str, Any]) -> Schedule:
     """The noise schedule in a scheduler's config, in diffusers' terms.
 
     Raises:
-        UserError: betas of a kind that is not known here.
+        UserError: Betas of a kind that is not known here.
     """
     steps, kind = scheduler.get("num_train_timesteps", 1000), scheduler.get("beta_schedule", "linear")
     first, last = scheduler.get("beta_start", 1e-4), scheduler.get("beta_end", 0.02)

@@ -34,7 +34,7 @@ class ValidationLoss:
             where: What the keys are below, for the message.
 
         Raises:
-            UserError: naming the key.
+            UserError: Naming the key.
         """
         check_ranges(self, where)
 
@@ -42,7 +42,7 @@ class ValidationLoss:
         """The held-out data.
 
         Raises:
-            UserError: there are none of that name.
+            UserError: There are none of that name.
         """
         return None if self.data is None else DATASETS.build(self.data, "task.evaluation.data")
 

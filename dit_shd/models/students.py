@@ -28,12 +28,12 @@ def smaller(sizes: Mapping[str, Any], changes: Mapping[str, Any], where: str = "
     """A config with changes, and with what follows from them.
 
     Args:
-        sizes: the teacher's.
-        changes: keys of it with the student's values.
-        where: the key of the changes, for errors.
+        sizes: The teacher's.
+        changes: Keys of it with the student's values.
+        where: The key of the changes, for errors.
 
     Raises:
-        UserError: a key that the class does not have, or a size beyond the teacher's.
+        UserError: A key that the class does not have, or a size beyond the teacher's.
     """
     for key, value in changes.items():
         if key not in sizes or key.startswith("_"):

@@ -63,16 +63,16 @@ class TextToImage(Task[TextBatch]):
     What the models predict, and the pipeline's shift or noise schedule, follow from the data's pipeline.
 
     Args:
-        text_dropout: share of captions dropped, for guidance.
-        timestep_density: of flow: how often each share of noise is trained: name (uniform, logit_normal, mode,
+        text_dropout: Share of captions dropped, for guidance.
+        timestep_density: Of flow: how often each share of noise is trained: name (uniform, logit_normal, mode,
             cosmap), mean, std, scale, shift, base_side. A shift of 1 stands for the pipeline scheduler's own.
-        weighting: of flow: of the error by the share of noise: none, cosmap or sigma_sqrt.
-        min_snr_gamma: of DDPM: weight min(SNR, gamma)/SNR of the error; empty for none.
-        embedded_guidance: the scale that guidance-distilled models are given; empty: their training script's.
-        adapter: somebody's own adapter of the models' class, with dots; empty: as the data were encoded.
-        evaluation: loss on held-out data while training: data, count.
-        side: height and width of latents where there are no data, for dry_run; empty: the model's sample_size.
-        text_tokens: tokens of text where there are no data; empty: as the pipeline makes them.
+        weighting: Of flow: of the error by the share of noise: none, cosmap or sigma_sqrt.
+        min_snr_gamma: Of DDPM: weight min(SNR, gamma)/SNR of the error; empty for none.
+        embedded_guidance: The scale that guidance-distilled models are given; empty: their training script's.
+        adapter: Somebody's own adapter of the models' class, with dots; empty: as the data were encoded.
+        evaluation: Loss on held-out data while training: data, count.
+        side: Height and width of latents where there are no data, for dry_run; empty: the model's sample_size.
+        text_tokens: Tokens of text where there are no data; empty: as the pipeline makes them.
     """
 
     batch_type: ClassVar = TextBatch

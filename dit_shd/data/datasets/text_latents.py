@@ -23,9 +23,9 @@ class TextLatents(Dataset):
     """A folder of shards of latents and of embeddings, both memory-mapped.
 
     Args:
-        path: the folder.
-        flip: whether half of the samples are the mirrored image, if mirrored images were encoded.
-        verify: whether to read everything first and compare it with the checksums.
+        path: The folder.
+        flip: Whether half of the samples are the mirrored image, if mirrored images were encoded.
+        verify: Whether to read everything first and compare it with the checksums.
     """
 
     fields = frozenset({"latents", "text", "text_mask", "text_pooled"})

@@ -20,7 +20,7 @@ def column_of(names: Collection[str], given: str | None, where: str) -> str:
     """The column of captions in a table.
 
     Raises:
-        UserError: there is none.
+        UserError: There is none.
     """
     column = next((name for name in (NAMES if given is None else (given,)) if name in names), None)
     if column is None:
@@ -33,7 +33,7 @@ def of_json(data: bytes, column: str | None, where: str) -> str | None:
     """The caption in the content of IMAGE.json: a text, or an object with one of the usual keys.
 
     Raises:
-        UserError: it is no JSON.
+        UserError: It is no JSON.
     """
     try:
         content = json.loads(data)

@@ -20,11 +20,11 @@ class Captioned(ImageSource):
     """A source whose images each have a caption; those without one are left out as broken images are.
 
     Args:
-        source: the images.
-        captions: of each, None or empty where there is none.
+        source: The images.
+        captions: Of each, None or empty where there is none.
 
     Raises:
-        UserError: there are none at all.
+        UserError: There are none at all.
     """
 
     def __init__(self, source: ImageSource, captions: Sequence[str | None]) -> None:
@@ -61,12 +61,12 @@ def of_folder(listing: Listing, images: Sequence[str], column: str | None) -> tu
     """The captions of a folder's images, None where there is none, and the files that they are from.
 
     Args:
-        listing: the folder's files.
-        images: paths from the folder.
-        column: of metadata, or the key in IMAGE.json; None for a usual name.
+        listing: The folder's files.
+        images: Paths from the folder.
+        column: Of metadata, or the key in IMAGE.json; None for a usual name.
 
     Raises:
-        UserError: a file that cannot be read.
+        UserError: A file that cannot be read.
     """
     captions: dict[str, str] = {}
     used: list[str] = []

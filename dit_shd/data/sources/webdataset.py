@@ -30,7 +30,7 @@ class Sample:
         """The content of one file.
 
         Raises:
-            BrokenImage: it is too large, or the tar is cut short.
+            BrokenImage: It is too large, or the tar is cut short.
         """
         offset, size = self.files[suffix]
         if size > MOST_BYTES:
@@ -57,11 +57,11 @@ class TarImages(ImageSource):
     """The samples of tars, in their order.
 
     Args:
-        tars: the files.
-        text: the source in the user's words, for errors.
+        tars: The files.
+        text: The source in the user's words, for errors.
 
     Raises:
-        UserError: a damaged tar, or no image in them.
+        UserError: A damaged tar, or no image in them.
     """
 
     def __init__(self, tars: Sequence[Path], text: str) -> None:

@@ -173,7 +173,7 @@ def adapter_of(transformer: str, name: str | None = None) -> Adapter:
         name: Of the adapter, a dotted one of somebody's own; None: the one of the class.
 
     Raises:
-        UserError: no such adapter, and how one looks.
+        UserError: No such adapter, and how one looks.
     """
     if name is not None:
         return ADAPTERS.find(name)()

@@ -16,7 +16,7 @@ def pairs(student: nn.Module, teacher: nn.Module, how: str | dict[str, str] | No
     """Student block -> teacher block; evenly spaced in each list of blocks, unless named.
 
     Raises:
-        UserError: models of two classes, or blocks that do not exist.
+        UserError: Models of two classes, or blocks that do not exist.
     """
     if type(student) is not type(teacher):
         raise UserError(
@@ -36,7 +36,7 @@ def check(student: nn.Module, teacher: nn.Module, layers: Mapping[str, str]) -> 
         layers: Student block -> teacher block.
 
     Raises:
-        UserError: naming the first tensor that differs.
+        UserError: Naming the first tensor that differs.
     """
     available = teacher.state_dict()
     for name, tensor in student.state_dict().items():

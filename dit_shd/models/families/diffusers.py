@@ -19,9 +19,9 @@ class Diffusers(ModelMixin):
     """A transformer of diffusers with random weights; what is built is of diffusers' own class.
 
     Args:
-        like: the model whose class and config it has: a folder or hub:OWNER/NAME, of a pipeline its transformer.
-        transformer: in place of like: the name of a class of diffusers, whose own defaults are its config.
-        config: keys that differ, such as {num_layers: 14, num_attention_heads: 12}; what follows from them follows.
+        like: The model whose class and config it has: a folder or hub:OWNER/NAME, of a pipeline its transformer.
+        transformer: In place of like: the name of a class of diffusers, whose own defaults are its config.
+        config: Keys that differ, such as {num_layers: 14, num_attention_heads: 12}; what follows from them follows.
     """
 
     @classmethod
@@ -31,12 +31,12 @@ class Diffusers(ModelMixin):
         """The model.
 
         Args:
-            like: the model whose class and config it has.
-            transformer: in place of it: the name of a class, whose own defaults are its config.
-            config: keys that differ.
+            like: The model whose class and config it has.
+            transformer: In place of it: the name of a class, whose own defaults are its config.
+            config: Keys that differ.
 
         Raises:
-            UserError: no such model, keys that its class does not have, or sizes that do not fit together.
+            UserError: No such model, keys that its class does not have, or sizes that do not fit together.
         """
         if (like is None) == (transformer is None):
             raise UserError("student: wanted like=MODEL or transformer=CLASS, and one of them")
@@ -54,7 +54,7 @@ def _built(cls: type[ModelMixin], values: dict[str, Any]) -> ModelMixin:
     """The model of a class and its arguments.
 
     Raises:
-        UserError: an argument that it does not have, or sizes that do not fit together.
+        UserError: An argument that it does not have, or sizes that do not fit together.
     """
     known = inspect.signature(cls.__init__).parameters
     for key in values:
