@@ -78,7 +78,7 @@ class LatentSet:
         """A summary of the set and the command that trains on it, in lines that can be pasted.
 
         Args:
-            dataset: the name of the dataset that reads it.
+            dataset: The name of the dataset that reads it.
         """
         summary = f"{len(self)} images in {len(self.classes)} classes, latents of shape {list(self.shape)}"
         data = yaml.safe_dump({"name": dataset, "path": str(self.folder)}, default_flow_style=True, width=2**20)

@@ -6,7 +6,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +51,9 @@ class PipelineRecord:
         Raises:
             ValueError, TypeError: it is none.
         """
-        size = values.get("size")
-        record = cls(**{**values, "size": None if size is None else (int(size[0]), int(size[1]))})
+        record = cls(**values)
+        if record.size is not None:
+            record = replace(record, size=(int(record.size[0]), int(record.size[1])))
         texts = (record.pipeline, record.pipeline_class, record.transformer_class, record.text_sha256)
         if not all(isinstance(text, str) for text in texts) or not isinstance(record.scheduler, dict):
             raise ValueError("a name is no text, or the scheduler's config is no mapping")

@@ -47,9 +47,9 @@ class TextCondition:
             other: Of one prompt.
         """
         tokens = max(self.tokens, other.tokens)
-        own, new = self.padded(tokens), other.to(self.embeddings).padded(tokens)
-        embeddings = torch.where(rows[:, None, None], new.embeddings, own.embeddings)
-        pooled = own.pooled
+        before, new = self.padded(tokens), other.to(self.embeddings).padded(tokens)
+        embeddings = torch.where(rows[:, None, None], new.embeddings, before.embeddings)
+        pooled = before.pooled
         if pooled is not None and new.pooled is not None:
             pooled = torch.where(rows[:, None], new.pooled, pooled)
-        return TextCondition(embeddings, torch.where(rows[:, None], new.mask, own.mask), pooled)
+        return TextCondition(embeddings, torch.where(rows[:, None], new.mask, before.mask), pooled)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from dit_shd.core import hashing, rng
 from dit_shd.core.config import checked
@@ -110,7 +111,7 @@ def assemble(run: str, place: str | None, precision: str = "no") -> tuple["Diffu
             )
         folder = folder_of(run if place is None else place)
         record = record_of(place or run, folder)
-        components = {} if place is None else {"transformer": loading.load(run).to(dtype=dtype)}
+        components = {} if place is None else {"transformer": _student(run, dtype)}
         return open_pipeline(folder, dtype, **components), record
     folder = folder_of(place or record.pipeline)
     digest = text_digest(folder)
@@ -119,7 +120,12 @@ def assemble(run: str, place: str | None, precision: str = "no") -> tuple["Diffu
             f"pipeline: {folder} has other text encoders (sha256 {digest[:12]}...) than the student has learned "
             f"({record.text_sha256[:12]}..., of '{record.pipeline}')"
         )
-    return open_pipeline(folder, dtype, transformer=loading.load(student).to(dtype=dtype)), record
+    return open_pipeline(folder, dtype, transformer=_student(student, dtype)), record
+
+
+def _student(place: str | Path, dtype: torch.dtype) -> nn.Module:
+    model: nn.Module = loading.load(place)
+    return model.to(dtype)
 
 
 def write_pipeline(pipeline: "DiffusionPipeline", run: str, folder: Path) -> None:
@@ -130,7 +136,7 @@ def write_pipeline(pipeline: "DiffusionPipeline", run: str, folder: Path) -> Non
         run: What it was assembled of.
         folder: To be written.
     """
-    pipeline.save_pretrained(folder, safe_serialization=True)
+    pipeline.save_pretrained(folder)
     student = None if run.startswith("hub:") else model_folder(Path(run))
     card = None if student is None else student / CARD
     if card is not None and card.is_file():
@@ -143,7 +149,7 @@ def call_arguments(pipeline: "DiffusionPipeline", record: PipelineRecord, given:
     Raises:
         UserError: An argument that the call does not have.
     """
-    known = inspect.signature(type(pipeline).__call__).parameters
+    known = inspect.signature(pipeline.__class__.__call__).parameters
     for key in given:
         if key not in known or key in OURS:
             raise UserError(f"call.{key}: is no argument of {type(pipeline).__name__}'s call that may be given here")
@@ -175,8 +181,9 @@ def draw(
     """
     seeds = [int(rng.stream(seed, "sample prompt", 0, index).integers(2**62)) for index in indices]
     generators = [torch.Generator("cpu").manual_seed(number) for number in seeds]
+    whole: Any = pipeline
     try:
-        images = pipeline(prompt=list(prompts), generator=generators, output_type="np", **call).images
+        images = whole(prompt=list(prompts), generator=generators, output_type="np", **call).images
     except (ValueError, TypeError) as error:
         raise UserError(f"call: {type(pipeline).__name__} refuses it ({error_line(error, 200)})") from error
     if not np.isfinite(images).all():

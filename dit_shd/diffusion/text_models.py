@@ -62,7 +62,7 @@ def text_differs(model: nn.Module, record: PipelineRecord) -> str | None:
 
 def text_of(folder: Path) -> str | None:
     """The hash of the text encoders that the transformer in a folder has learned; None where nothing says it."""
-    own = read_record(folder) if folder.is_dir() else None
-    if own is not None:
-        return own.text_sha256
+    record = read_record(folder) if folder.is_dir() else None
+    if record is not None:
+        return record.text_sha256
     return text_digest(folder.parent) if folder.name == "transformer" and (folder.parent / INDEX).is_file() else None

@@ -107,15 +107,15 @@ class Ddpm(TextProcess):
     ) -> Terms:
         target = noise if self.target == "epsilon" else self._v(x_0, noise, t)
         error = (prediction - target).square().flatten(1).mean(1)
-        terms = {"noise": error if self.gamma is None else self._weight(t) * error}
+        terms = {"noise": error if self.gamma is None else self._weight(self.gamma, t) * error}
         if "variance" in extra and self.target == "epsilon":
             terms["variational"] = variational_bits(self.schedule, x_0, x_t, prediction, extra["variance"], t)
         return terms
 
-    def _weight(self, t: Tensor) -> Tensor:
+    def _weight(self, gamma: float, t: Tensor) -> Tensor:
         """min(SNR, gamma) / SNR of the noise, / (SNR + 1) of v (min-SNR, arXiv 2303.09556)."""
         snr = self.schedule.snr
-        return self.schedule.at(np.minimum(snr, self.gamma) / (snr + (self.target == "v_prediction")), t, 1)
+        return self.schedule.at(np.minimum(snr, gamma) / (snr + (self.target == "v_prediction")), t, 1)
 
     def _x_0(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         if self.target == "epsilon":

@@ -43,7 +43,7 @@ def recorded_blocks(model: nn.Module, sink: Callable[[str, Tensor], None]) -> Ge
     if not named:
         raise UserError(f"{type(model).__name__}: has no list of blocks whose outputs could be read")
 
-    def hook(name: str) -> Callable[[nn.Module, object, object], None]:
+    def hook(name: str) -> Callable[..., None]:
         def record(_module: nn.Module, inputs: tuple[object, ...], keywords: dict[str, object], output: object) -> None:
             tokens = _stream(keywords.get("hidden_states", inputs[0] if inputs else None), output)
             if tokens is None:

@@ -97,7 +97,7 @@ class TextToImage(Task[TextBatch]):
             raise UserError(f"task.text_dropout: wanted a number from 0 to 1, found {text_dropout}")
         self.text_dropout, self.density, self.gamma = text_dropout, timestep_density, min_snr_gamma
         self.weighting: Weighting = weighting
-        self.embedded_guidance, self.own_adapter = embedded_guidance, adapter
+        self.embedded_guidance, self.named_adapter = embedded_guidance, adapter
         evaluation.check("task.evaluation.")
         self.side, self.text_tokens, self.evaluation = side, text_tokens, evaluation
         self.record: PipelineRecord | None = None
@@ -116,7 +116,7 @@ class TextToImage(Task[TextBatch]):
     def check(self, role: str, model: nn.Module) -> None:
         """It must take the data's latents and text, and have learned the text encoders that made it."""
         assert self.record is not None
-        if type(model).__name__ != self.record.transformer_class and self.own_adapter is None:
+        if type(model).__name__ != self.record.transformer_class and self.named_adapter is None:
             adapter = self._adapter(model)
             if adapter.process != self.process.kind:
                 raise UserError(
@@ -186,8 +186,8 @@ class TextToImage(Task[TextBatch]):
         if held_out is None:
             return
         self.check_data(held_out)
-        own, other = self.record, held_out.record
-        if own is not None and other is not None and own.text_sha256 != other.text_sha256:
+        records = {record.text_sha256 for record in (self.record, held_out.record) if record is not None}
+        if len(records) > 1:
             raise UserError("task.evaluation.data: has embeddings of other text encoders than the run's data")
 
     def evaluate(self, student: nn.Module, run: Path, step: int) -> dict[str, float] | None:
@@ -206,8 +206,8 @@ class TextToImage(Task[TextBatch]):
 
     def _adapter(self, model: nn.Module) -> Adapter:
         model = getattr(model, "_orig_mod", model)  # torch.compile(model)
-        own = self.own_adapter or (self.record.adapter if self.record is not None else None)
-        return adapter_of(type(model).__name__, own)
+        name = self.named_adapter or (self.record.adapter if self.record is not None else None)
+        return adapter_of(type(model).__name__, name)
 
     def _process(self, model: nn.Module) -> TextProcess:
         scheduler = {} if self.record is None else self.record.scheduler

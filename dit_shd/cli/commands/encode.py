@@ -5,6 +5,8 @@ With pipeline=PIPELINE, captions are encoded, too.
 
 from typing import ClassVar
 
+import torch
+
 from dit_shd.cli.commands import Command
 from dit_shd.core.distributed import is_first_process, joined
 from dit_shd.data.encode_config import EncodeConfig
@@ -27,7 +29,8 @@ class Encode(Command[EncodeConfig]):
         prompts = None
         if config.pipeline is not None:
             options = config.precision, config.adapter, config.text_tokens
-            prompts = Prompts.load(config.pipeline, joined().device, *options, (config.size, config.size))
+            device = joined().device or torch.device("cpu")
+            prompts = Prompts.load(config.pipeline, device, *options, (config.size, config.size))
         latents = encode_to_shards(config, prompts)
         if is_first_process():  # of several under a launcher
             print(latents.words("latents" if prompts is None else "text_latents"))

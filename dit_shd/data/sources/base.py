@@ -76,10 +76,10 @@ class ImageSource(ABC):
         """The caption of each image, None where there is none.
 
         Args:
-            column: the name of what holds them; None for a usual one.
+            column: The name of what holds them; None for a usual one.
 
         Raises:
-            UserError: such a source has no captions.
+            UserError: Such a source has no captions.
         """
         raise UserError("images: wanted a source with captions: a folder, Parquet, a dataset or tars, found an npz")
 

@@ -29,7 +29,7 @@ class Captioned(ImageSource):
 
     def __init__(self, source: ImageSource, captions: Sequence[str | None]) -> None:
         self._source = source
-        self.captions = [caption.strip() or None if caption is not None else None for caption in captions]
+        self.captions: list[str | None] = [(caption or "").strip() or None for caption in captions]
         self.labels, self.classes = source.labels, source.classes
         missing = [number for number, caption in enumerate(self.captions) if caption is None]
         if len(missing) == len(self.captions):
