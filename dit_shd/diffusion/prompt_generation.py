@@ -124,8 +124,7 @@ def assemble(run: str, place: str | None, precision: str = "no") -> tuple["Diffu
 
 
 def _student(place: str | Path, dtype: torch.dtype) -> nn.Module:
-    model: nn.Module = loading.load(place)
-    return model.to(dtype)
+    return nn.Module.to(loading.load(place), dtype)
 
 
 def write_pipeline(pipeline: "DiffusionPipeline", run: str, folder: Path) -> None:

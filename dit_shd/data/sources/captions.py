@@ -29,17 +29,19 @@ class Captioned(ImageSource):
 
     def __init__(self, source: ImageSource, captions: Sequence[str | None]) -> None:
         self._source = source
-        self.captions: list[str | None] = [(caption or "").strip() or None for caption in captions]
+        texts = [(caption or "").strip() or None for caption in captions]
+        self.captions = texts
         self.labels, self.classes = source.labels, source.classes
-        missing = [number for number, caption in enumerate(self.captions) if caption is None]
-        if len(missing) == len(self.captions):
+        missing = [number for number, caption in enumerate(texts) if caption is None]
+        if len(missing) == len(texts):
             raise UserError(f"images: wanted captions, found none for any of {len(missing)} images; {BESIDE}")
         shown = ", ".join(printable(source.name(number)) for number in missing[:3])
         notes = [f"left out: {len(missing)} images without a caption ({shown}, ...)"] if missing else []
         self.notes = [*source.notes, *notes]
+        self._texts = texts
 
     def raw(self, number: int) -> Raw:
-        if self.captions[number] is None:
+        if self._texts[number] is None:
             raise BrokenImage(NO_CAPTION)
         return self._source.raw(number)
 
@@ -48,7 +50,7 @@ class Captioned(ImageSource):
 
     def sha256(self) -> str:
         """Hash of the source and of the captions."""
-        return fingerprint([self._source.sha256(), *(caption or "" for caption in self.captions)])
+        return fingerprint([self._source.sha256(), *(caption or "" for caption in self._texts)])
 
 
 BESIDE = (
