@@ -15,7 +15,7 @@ from dit_shd.data.datasets import Dataset
 from dit_shd.data.latent_origin import Kept
 from dit_shd.data.pipeline_record import PipelineRecord
 from dit_shd.data.text_condition import TextCondition
-from dit_shd.diffusion.adapters import Adapter, adapter_of, settings_of
+from dit_shd.diffusion.adapters import Adapter, adapter_of_model, settings_of
 from dit_shd.diffusion.flow import TimestepDensity, Weighting
 from dit_shd.diffusion.text_models import check_fit, text_differs
 from dit_shd.diffusion.text_process import TextProcess, process_of
@@ -205,9 +205,8 @@ class TextToImage(Task[TextBatch]):
         return side if isinstance(side, int) else adapter.example_side
 
     def _adapter(self, model: nn.Module) -> Adapter:
-        model = getattr(model, "_orig_mod", model)  # torch.compile(model)
         name = self.named_adapter or (self.record.adapter if self.record is not None else None)
-        return adapter_of(type(model).__name__, name)
+        return adapter_of_model(model, name)
 
     def _process(self, model: nn.Module) -> TextProcess:
         scheduler = {} if self.record is None else self.record.scheduler

@@ -12,7 +12,7 @@ def values(folder):
     pipeline = write_pipeline("sd3", folder / "pipeline")
     latents = {"name": "text_latents", "path": str(encode(folder, pipeline, captions=CAPTIONS, text_tokens=6))}
     density = {"name": "mode", "scale": 0.8}
-    evaluation = {"data": latents, "count": 4}
+    evaluation = {"data": {**latents}, "count": 4}
     return {
         "task": {"name": "text_to_image", "text_dropout": 0.3, "timestep_density": density, "evaluation": evaluation},
         "data": latents,

@@ -8,6 +8,7 @@ velocity noise - x_0 (or what DDPM's scheduler calls the prediction) out.
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -187,6 +188,22 @@ def adapter_of(transformer: str, name: str | None = None) -> Adapter:
     return adapters[transformer]
 
 
+def adapter_of_model(model: nn.Module, name: str | None = None) -> Adapter:
+    """The adapter of a model, whose class may have been wrapped: compiled, or a subclass that shards it.
+
+    Args:
+        model: The transformer.
+        name: As in adapter_of.
+
+    Raises:
+        UserError: No such adapter, and how one looks.
+    """
+    model = getattr(model, "_orig_mod", model)  # torch.compile(model)
+    classes = [cls.__name__ for cls in type(model).__mro__]
+    return adapter_of(next((cls for cls in classes if cls in by_class()), classes[0]), name)
+
+
+@lru_cache(maxsize=1)
 def by_class() -> dict[str, Adapter]:
     """Every adapter of dit_shd by the class of its transformer."""
     adapters = [ADAPTERS.find(name)() for name in ADAPTERS.names()]
