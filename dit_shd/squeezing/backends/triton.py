@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from dit_shd.attention.bias import Bias, DenseBias
+from dit_shd.attention.kernels.captures import side_of
 from dit_shd.attention.relative_bias import RelativeBias
 from dit_shd.attention.tiles import index_tensor
 from dit_shd.squeezing.backends.job import Job, Result
-from dit_shd.squeezing.kernels.captures import operators, row_sums, side_of
+from dit_shd.squeezing.kernels.captures import row_sums
 
 
 def run(job: Job) -> Result:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from dit_shd.squeezing.kernels.scores import (
+from dit_shd.attention.kernels.scores import (
     MINUS_INFINITY,
     block_scores,
     dot,
