@@ -12,6 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 from dit_shd.analysis.inputs import DatasetInputs, FileInputs, Inputs, Time
+from dit_shd.analysis.map_sheets import Sheets, head_sheets
 from dit_shd.analysis.survey import LayerMaps, LayerSurvey, Scope, layer_maps, survey
 from dit_shd.analysis.synthetic_inputs import SyntheticInputs
 from dit_shd.attention.recording.joint import Block
@@ -59,7 +60,7 @@ class InspectConfig:
         """Check that the values are in their ranges, for a schedule of so many steps.
 
         Raises:
-            UserError: naming the key, the range and the value.
+            UserError: Naming the key, the range and the value.
         """
         for key in ("samples", "batch_size"):
             if getattr(self, key) < 1:
@@ -88,16 +89,18 @@ class Findings:
     maps: dict[str, LayerMaps]
     layers: list[LayerSurvey]
     shown: list[str]
+    sheets: Sheets
+    """Of the first sample: maps of many query tokens at several timesteps."""
 
 
 def inspect(config: InspectConfig) -> Findings:
     """Analyse a model's attention.
 
     Args:
-        config: the model, and what to analyse.
+        config: The model, and what to analyse.
 
     Raises:
-        UserError: no such model, or one whose attention cannot be recorded.
+        UserError: No such model, or one whose attention cannot be recorded.
     """
     config = checked(config, "inspect")
     run = run_config(config.model)
@@ -117,7 +120,9 @@ def inspect(config: InspectConfig) -> Findings:
     shown = _shown(list(maps), config.shown)
     with tqdm(total=len(timesteps) * len(inputs.batches) * len(maps), desc="all samples", unit="layer") as bar:
         layers = survey(model, inputs, scope, timesteps, config.heads, bar.update)
-    return Findings(config, model, inputs, scope, timestep, timesteps, maps, layers, shown)
+    with tqdm(desc="one sample, all timesteps", unit="layer") as bar:
+        sheets = head_sheets(model, inputs, scope, maps, timesteps, config.heads, bar.update)
+    return Findings(config, model, inputs, scope, timestep, timesteps, maps, layers, shown, sheets)
 
 
 def numbers(findings: Findings) -> dict[str, Any]:
@@ -154,13 +159,11 @@ def _inputs(config: InspectConfig, model: nn.Module, run: dict[str, Any]) -> Inp
         return FileInputs(model, config.inputs, config.time)
     size, count = config.batch_size, config.samples
     batches = [range(first, min(first + size, count)) for first in range(0, count, size)]
-    parameters = signatures.signature(model.forward).parameters
-    by_class = "class_labels" in parameters and "encoder_hidden_states" not in parameters
     run_data = cast(Plugin, run["data"], "data") if "data" in run else None
     data = config.data or run_data or (ASSET_DATA if config.model.startswith("asset:") else None)
     if data is None:
         return SyntheticInputs(model, batches, config.seed, config.time)
-    if not by_class:
+    if loading.why_not_conditional(model) is not None:
         raise UserError(f"data: {type(model).__name__} takes more than images and labels; use inputs=FILE")
     process = process_of(model, schedule_length(run))
     return DatasetInputs(model, DATASETS.build(data, "data"), process, batches, config.seed)

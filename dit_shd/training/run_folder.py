@@ -75,7 +75,7 @@ class RunFolder:
             except OSError as error:
                 raise UserError(f"{path}: cannot be made a run folder ({error.strerror})") from error
             locks.append(Lock(path / LOCK, "dit-shd train"))
-            _check(path, config, resumable, completed)  # again, now that nobody else can write
+            _check(path, config, resumable, completed)  # again, under the lock
             for place in (path, path / "checkpoints"):
                 recover(place)
             write_text(path / "config.yaml", config)
@@ -191,7 +191,7 @@ class RunFolder:
             if step_of(folder) != state["step"]:
                 raise ValueError("state.json is of another step")
             return {**loaded, **state, "optimizer": unflat(loaded["optimizer"], state["optimizer"])}
-        except Exception as error:  # what agrees with its manifest can still be somebody else's
+        except Exception as error:  # what agrees with its manifest can still be of another program
             raise UserError(
                 f"{folder}: not a checkpoint ({' '.join(str(error).split())[:150]}); move it away to resume from the "
                 "one before"
@@ -226,9 +226,10 @@ class RunFolder:
         return self.rows("metrics.jsonl")
 
     def rows(self, log: str) -> list[dict[str, Any]]:
-        """The rows of a log by its file name; none where there is none."""
+        """The rows of a log by its file name, without a line that is still being written; none where there is none."""
         file = self.path / log
-        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        text = file.read_text(encoding="utf-8") if file.exists() else ""
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
 def check_same(path: Path, old: dict[str, Any], new_text: str, resumable: Collection[str]) -> None:

@@ -23,6 +23,7 @@ from dit_shd.distillation.initialisation import initialise as initialisation
 from dit_shd.distillation.losses import LOSSES
 from dit_shd.distillation.teachers import Teachers, role
 from dit_shd.models.families import FAMILIES
+from dit_shd.models.loading import check_finite
 from dit_shd.tasks import TASKS
 from dit_shd.training import calibration_file, checks, diagnosis, fsdp, optim
 from dit_shd.training.accelerator import make_accelerator
@@ -128,7 +129,7 @@ def check(parts: Parts) -> None:
     models = {"student": parts.student, **{role(name): teacher for name, teacher in parts.teachers.items()}}
     for who, model in models.items():
         task.check(who, model)
-        checks.finite(who, model)
+        check_finite(who, model)
     initialisation.check(config.initialisation, parts.losses_of_teacher, parts.student, parts.teacher)
     if config.validate_every:
         task.check_evaluation(parts.student, parts.kept)
@@ -210,6 +211,8 @@ def initialise(
         return
     for model in (student, *parts.teachers.values()):
         model.to(device)
+    teacher = parts.teacher
+    assert teacher is not None, "a config that begins with a teacher's weights has a teacher"
     shd = initialisation.shd_of(parts.losses_of_teacher)
 
     def begin() -> None:
@@ -217,7 +220,7 @@ def initialise(
             calibration.calibrate(distiller, parts.teachers, batches.first_steps(distiller.calibration, device))
         drawn = initialisation.moment_batches(parts.task, batches.seed, batches.size, options.calibration)
         moments = [batch.to(device) for batch in drawn]
-        plan = initialisation.initialise(parts.task, student, parts.teacher, moments, options, shd)
+        plan = initialisation.initialise(parts.task, student, teacher, moments, options, shd)
         write_text(folder.path / INITIALISATION_FILE, plan.text())
         for line in plan.lines():
             _log.info("initialisation %s", line)

@@ -121,8 +121,9 @@ def attention_keys(
     """The gradients by a block of keys and values that `shared` heads share, and by these heads' bias.
 
     Args:
-        d_key: [b,h/shared,m,WIDTH]. d_value: [b,h/shared,m,VALUE_WIDTH].
-        COLLECT: none; dense: into d_bias by strides, which are 0 where it broadcasts; entries: into the tables
+        d_key: [b,h/shared,m,WIDTH].
+        d_value: [b,h/shared,m,VALUE_WIDTH].
+        COLLECT: `none`; `dense`: into d_bias by strides, which are 0 where it broadcasts; `entries`: into the tables
             d_bias[b,h,entries]; both atomically, in float32.
     """
     b, key_head = tl.program_id(2).to(tl.int64), tl.program_id(1)

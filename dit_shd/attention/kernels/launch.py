@@ -121,13 +121,16 @@ def attention(
     """Attention with a bias, and what its gradient needs.
 
     Args:
-        query: [b,h,n,d]. key: [b,h/shared,m,d]. value: [b,h/shared,m,v].
-        leaf: a dense bias [b or 1,h or 1,n or 1,m or 1], or the table of a relative one [entries,h].
-        query_code: [b or 1,n]. key_code: [b or 1,m]; codes of tokens of a grid of window x window.
-        kind: none, dense, grid (a relative bias of all tokens) or tokens (of some).
-        window: tokens along one side, of a relative bias.
-        causal: query i sees keys 0..i only.
-        scale: factor of the scores.
+        query: [b,h,n,d].
+        key: [b,h/shared,m,d].
+        value: [b,h/shared,m,v].
+        leaf: A dense bias [b or 1,h or 1,n or 1,m or 1], or the table of a relative one [entries,h].
+        query_code: [b or 1,n], codes of tokens of a grid of window x window.
+        key_code: [b or 1,m].
+        kind: `none`, `dense`, `grid` (a relative bias of all tokens) or `tokens` (of some).
+        window: Tokens along one side, of a relative bias.
+        causal: Query i sees keys 0..i only.
+        scale: Factor of the scores.
 
     Returns:
         [b,h,n,v] in the query's precision, token by token in memory; top and 1/total [b,h,n] in float32.

@@ -148,8 +148,9 @@ def attend_values(
     Args:
         heads: [H], the heads i.
         partners: [H,VALUES], the key heads whose values they are; -1 for none. VALUES 0: top and 1 / total alone.
-        out: [b,H,VALUES,n,VALUE_WIDTH] by strides. top_out, inverse_out: [b,H,n]; 1 / total is 0 where all keys are
-            hidden.
+        out: [b,H,VALUES,n,VALUE_WIDTH] by strides.
+        top_out: [b,H,n].
+        inverse_out: [b,H,n], 1 / total; 0 where all keys are hidden.
     """
     b, slot = tl.program_id(2).to(tl.int64), tl.program_id(1)
     head = tl.load(heads + slot)

@@ -56,7 +56,7 @@ def fastest(
     Args:
         kind: What the choice is remembered by.
         what: What is chosen for, in the log.
-        runs: By backend.
+        runs: What to time, by the backend's name.
         device: Of the layer.
         not_triton: Why triton is not among them, for the log.
     """
