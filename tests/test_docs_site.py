@@ -56,6 +56,15 @@ def test_the_words_of_the_field_are_explained(page, root):
         assert word in text
 
 
+def test_messages_that_are_explained_are_those_of_the_code(root):
+    explained = re.findall(r"^\| `([^`]*)`", (root / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
+    assert len(explained) > 5
+    sources = "".join(file.read_text() for file in (root / "dit_shd").rglob("*.py"))
+    said = re.sub(r"\"\s*\n\s*f?\"", "", sources)
+    parts = {message: message.removesuffix(": no") for message in explained}
+    assert not [message for message, part in parts.items() if part not in said]
+
+
 @pytest.mark.slow
 def test_the_site_is_whole_and_is_searched_from_its_files(root):
     done = subprocess.run([sys.executable, root / "docs" / "make_site.py"], capture_output=True, text=True, cwd=root)
