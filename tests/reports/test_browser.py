@@ -160,10 +160,10 @@ def test_a_page_of_a_run_that_trains_comes_again_and_holds_still_when_asked(read
     run = RunLog("x", tmp_path, 9, [{"step": i, "loss": 1 / i} for i in range(1, 9)])
     write_run_page([run], tmp_path / "plot.html", reload_seconds=1)
     page = reader.show(tmp_path / "plot.html", 390)
-    page.evaluate("() => { window.before = true; window.scrollTo(0, 200); }")
+    place = page.evaluate("() => { window.before = true; window.scrollTo(0, 60); return window.scrollY; }")
     with page.expect_event("load", timeout=10_000):
         pass
-    assert page.evaluate("[window.before === undefined, window.scrollY]") == [True, 200]
+    assert page.evaluate("[window.before === undefined, window.scrollY]") == [True, place] != [True, 0]
     page.click("button.pause")
     page.evaluate("() => { window.before = true; }")
     page.wait_for_timeout(1500)
