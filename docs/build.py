@@ -3,6 +3,7 @@
 - pictures/ of concepts.md by looking at the teacher that ships with dit_shd (only when named);
 - evidence.md from the rows of experiments/*/results.jsonl;
 - use-it-in-your-trainer.md from the scripts in examples/;
+- text-to-image.md with the table of adapters (dit_shd/diffusion/adapters);
 - reliability.md by trying every class of hostile input (tests/hostile);
 - supported-models.md by trying capture() on a tiny random model of every transformer class of the installed diffusers
   (their sizes are those of the tests, tests/zoo).
@@ -98,6 +99,18 @@ def reliability_page() -> str:
     import hostile
 
     return template("reliability").format(limit=hostile.LIMIT_MIB, table=hostile.table().rstrip())
+
+
+def text_to_image_page() -> str:
+    """How to distil a text-to-image model, with every adapter."""
+    from dit_shd.diffusion.adapters import by_class
+
+    rows = ["| transformer of diffusers | pipelines | process | attention |", "|---|---|---|---|"]
+    words = {"flow": "rectified flow", "ddpm": "DDPM"}
+    for name, adapter in by_class().items():
+        pipelines = ", ".join(f"`{pipeline}`" for pipeline in adapter.pipelines)
+        rows.append(f"| `{name}` | {pipelines} | {words[adapter.process]} | {adapter.attention} |")
+    return template("text-to-image").format(table="\n".join(rows))
 
 
 def cli_page() -> str:
@@ -212,6 +225,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "evidence.md": evidence_page,
     "reliability.md": reliability_page,
     "supported-models.md": supported_page,
+    "text-to-image.md": text_to_image_page,
     "use-it-in-your-trainer.md": trainer_page,
 }
 

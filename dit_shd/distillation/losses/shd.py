@@ -38,7 +38,7 @@ class SHD(LayerLoss):
         temperature: T_a of both maps in the divergence; alpha is computed on the untempered maps.
         measure: `kl`; `cross_entropy` (the same gradient, cheaper on the fused backend); `mse` (the paper's table 10).
         layers: `sections`, `proportional`, or a map {student layer: teacher layer}.
-        backend: Of the divergence: auto, streamed, fused or triton; see attention_kl.
+        backend: `auto`, `streamed`, `fused` or `triton`; see attention_kl and Squeezer.
         rows: Share of the query rows, drawn anew in every call, that alpha and the divergence are estimated from.
         calibration: Batches from which a matched plan is found (32 images each in training).
         seed: For the method hard and for rows.
@@ -81,7 +81,7 @@ class SHD(LayerLoss):
             raise UserError(f"SHD: rows: wanted a share above 0 and at most 1, found {rows}")
         if calibration < 1:
             raise UserError(f"SHD: calibration: wanted 1 batch or more, found {calibration}")
-        self.squeezer = Squeezer(plan, method, seed, chunk_mib)
+        self.squeezer = Squeezer(plan, method, seed, chunk_mib, backend)
         self.temperature, self.rows = temperature, rows
         self.measure: Measure = measure
         self.backend: Backend = backend
