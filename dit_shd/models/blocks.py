@@ -56,8 +56,7 @@ def recorded(modules: Mapping[str, nn.Module], sink: Callable[[str, Tensor], Non
     """Call `sink(name, output)` with what each of some modules gives while they run in the `with` block.
 
     Of several tensors, as blocks with a stream for text and one for the image give them, it is the one that has the
-    shape of the module's argument `hidden_states`, which in diffusers is the image; without such an argument, it is the
-    first.
+    shape of the module's argument `hidden_states` (or its first), which in diffusers is the image; else it is the first.
     A module that runs again in one forward is called NAME#2, NAME#3, ...
 
     Args:
@@ -71,10 +70,10 @@ def recorded(modules: Mapping[str, nn.Module], sink: Callable[[str, Tensor], Non
 
     def hook(name: str, module: nn.Module) -> Callable[..., None]:
         arguments = list(inspect.signature(module.forward).parameters)
-        place = arguments.index(STREAM) if STREAM in arguments else None
+        place = arguments.index(STREAM) if STREAM in arguments else 0
 
         def record(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
-            given = None if place is None else kwargs.get(STREAM, args[place] if place < len(args) else None)
+            given = kwargs.get(STREAM, args[place] if place < len(args) else None)
             runs[name] = runs.get(name, 0) + 1
             sink(name + (f"#{runs[name]}" if runs[name] > 1 else ""), _stream(name, output, given))
 
@@ -111,10 +110,7 @@ def _stream(name: str, output: object, given: object) -> Tensor:
     tensors = [x for x in several if isinstance(x, Tensor)]
     alike = [x for x in tensors if isinstance(given, Tensor) and x.shape == given.shape]
     if len(alike) > 1:
-        raise UserError(
-            f"{name}: gives {len(alike)} tensors {list(alike[0].shape)}, and which of them is the image cannot be "
-            "told; wanted text of another number of tokens than the image"
-        )
+        raise UserError(f"{name}: gives as many text tokens as image tokens, which cannot be told apart")
     if not tensors or not (alike or isinstance(several[0], Tensor)):
         raise UserError(f"{name}: wanted a block that gives a tensor first, found {type(several[0]).__name__}")
     return (alike or tensors)[0]

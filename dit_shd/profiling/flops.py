@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from dit_shd.core.errors import UserError
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.teachers import Teachers, by_name, read_teachers
 from dit_shd.profiling import meta
@@ -100,7 +101,10 @@ def _counted(
     if recompute:
         meta.recompute_blocks(model, "no")
     with torch.set_grad_enabled(backward), meta.emulate_gpu("no"), FlopCounterMode(display=False) as counter:
-        output = task.predict(model, example(task, pass_name, model, meta.META))
+        try:
+            output = task.predict(model, example(task, pass_name, model, meta.META))
+        except NotImplementedError as error:
+            raise UserError(f"{spec.cls.__name__}: its forward reads values, so that it cannot be counted") from error
         forward = counter.get_total_flops()
         if backward:
             torch.stack([x.sum() for x in (output.prediction, *output.extra.values())]).sum().backward()

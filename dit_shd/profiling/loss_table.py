@@ -56,10 +56,12 @@ def loss_table(task: Task[Any], student: str = "S/2", teacher: str = "B/2", samp
         teacher: Size of the teacher.
         sample_size: Height and width of a latent; 32 is 256 tokens.
     """
-    models = [meta.build(Plugin("mdt", {"size": s, "sample_size": sample_size}), "model") for s in (student, teacher)]
+    taught, teaching = (
+        meta.build(Plugin("mdt", {"size": size, "sample_size": sample_size}), "model") for size in (student, teacher)
+    )
     step = StepShape(task, [LOSSES.find("output")()], 1, lambda _: None, "none")  # type: ignore[arg-type, return-value]
-    plain = step_operations(step, *models).total
-    return [_entry(name, task, *models, plain) for name in LOSSES.names()]
+    plain = step_operations(step, taught, teaching).total
+    return [_entry(name, task, taught, teaching, plain) for name in LOSSES.names()]
 
 
 def _entry(name: str, task: Task[Any], student: nn.Module, teacher: nn.Module, plain: float) -> LossEntry:

@@ -49,7 +49,7 @@ def test_of_two_streams_it_is_the_images():
     model = Model(Block("text first"), Block("image first"))
     given = outputs(model, torch.randn(2, 5, 4), torch.randn(2, 3, 4))
     assert {name: list(x.shape) for name, x in given.items()} == {"blocks.0": [2, 5, 4], "blocks.1": [2, 5, 4]}
-    with pytest.raises(UserError, match=r"blocks\.0: gives 2 tensors \[2, 5, 4\], and which of them is the image"):
+    with pytest.raises(UserError, match=r"blocks\.0: gives as many text tokens as image tokens"):
         outputs(model, torch.randn(2, 5, 4), torch.randn(2, 5, 4))
 
 

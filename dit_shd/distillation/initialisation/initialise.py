@@ -20,7 +20,7 @@ from torch import nn
 from dit_shd.core.config import option
 from dit_shd.core.errors import UserError
 from dit_shd.core.rng import Draws
-from dit_shd.distillation.initialisation import structure
+from dit_shd.distillation.initialisation import depth, structure
 from dit_shd.distillation.initialisation.kept_blocks import check_kept, copy_kept
 from dit_shd.distillation.initialisation.plan import InitialisationPlan
 from dit_shd.distillation.initialisation.transfer import Transfer
@@ -72,7 +72,7 @@ def initialise(
 
     Args:
         task: Predicts with the teacher.
-        student: An MDTv2 or DiT; of kept blocks, any model with the teacher's widths.
+        student: An MDTv2 or DiT; or of any other class with its teacher's widths, whose blocks are copied whole.
         teacher: Of the same family, on the same device.
         batches: Of the run's data, plain and masked.
         options: Of the initialisation.
@@ -88,6 +88,8 @@ def initialise(
     plan = _kept(options)
     if plan is not None:
         return InitialisationPlan(copy_kept(student, teacher, plan), {}, {}, {})
+    if not structure.known(student.state_dict()):
+        return depth.copy(student, teacher, depth.pairs(student, teacher, options.layers))
     _comparable(student, teacher)
     layers = _layers(student, teacher, options, shd)
     h, g = shape_of(teacher).heads, shape_of(student).heads
@@ -116,6 +118,9 @@ def check(options: Initialisation, losses: Iterable[Loss], student: nn.Module, t
     plan = _kept(options)
     if plan is not None:
         check_kept(student, teacher, plan)
+        return
+    if not structure.known(student.state_dict()):
+        depth.check(student, teacher, depth.pairs(student, teacher, options.layers))
         return
     shd = shd_of(losses)
     _comparable(student, teacher)

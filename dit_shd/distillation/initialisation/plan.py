@@ -33,7 +33,7 @@ class InitialisationPlan:
     layers: Mapping[str, str]
     """Student block -> teacher block."""
     heads: Mapping[str, Heads]
-    """By student block; none of blocks that were kept as they are."""
+    """By student block; none where blocks are copied whole."""
     channels: Mapping[str, Sequence[int]]
     """The teacher's channels that the student keeps, by space (structure.py), where it keeps fewer."""
     widths: Mapping[str, int]

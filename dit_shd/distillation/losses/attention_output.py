@@ -34,7 +34,7 @@ class AttentionOutput(LayerLoss):
         projector: Kind = "linear",
     ) -> None:
         super().__init__(weight, passes, layers)
-        self.project = check_kind("attention_output", projector)
+        self.project: Kind = check_kind("attention_output", projector)
 
     def make_projector(self, student: Layer, teacher: Layer) -> nn.Module:
         """P of one pair of layers."""

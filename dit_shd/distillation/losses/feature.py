@@ -36,7 +36,8 @@ class Feature(LayerLoss):
         normalise: bool = False,
     ) -> None:
         super().__init__(weight, passes, layers)
-        self.project, self.normalise = check_kind("feature", projector), normalise
+        self.project: Kind = check_kind("feature", projector)
+        self.normalise = normalise
 
     def make_projector(self, student: Layer, teacher: Layer) -> nn.Module:
         """P of one pair of blocks."""

@@ -42,7 +42,8 @@ class MaskedFeature(LayerLoss):
         super().__init__(weight, passes, layers)
         if not deviations > 0:
             raise UserError(f"losses.masked_feature.deviations: wanted a number above 0, found {deviations}")
-        self.project, self.deviations = check_kind("masked_feature", projector), deviations
+        self.project: Kind = check_kind("masked_feature", projector)
+        self.deviations = deviations
 
     def make_projector(self, student: Layer, teacher: Layer) -> nn.Module:
         """P of one pair of blocks."""

@@ -56,7 +56,7 @@ class MiniLMv2(LayerLoss):
                     f"({name} of {student.name}) and {widths[1]} ({teacher.name} of the teacher)"
                 )
             weight = row_weight(batch, both[0].shape[2])
-            terms[name] = relation_kl(*(_split(x, heads) for x in both), weight, self.chunk_mib)
+            terms[name] = relation_kl(_split(both[0], heads), _split(both[1], heads), weight, self.chunk_mib)
         value = torch.stack(list(terms.values())).sum(0)
         return Term(value, {name: term.detach().mean() for name, term in terms.items()})
 
