@@ -56,7 +56,7 @@ def recorded(modules: Mapping[str, nn.Module], sink: Callable[[str, Tensor], Non
     """Call `sink(name, output)` with what each of some modules gives while they run in the `with` block.
 
     Of several tensors, as blocks with a stream for text and one for the image give them, it is the one that has the
-    shape of the module's argument `hidden_states` (or its first), which in diffusers is the image; else it is the first.
+    shape of the module's argument `hidden_states` (or of its first), which in diffusers is the image; else the first.
     A module that runs again in one forward is called NAME#2, NAME#3, ...
 
     Args:
