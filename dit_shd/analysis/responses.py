@@ -132,9 +132,7 @@ def rouge(config: RougeConfig) -> Scores:
     check_ranges(config)
     if config.out is not None and config.out.exists():
         raise UserError(f"out: {config.out} is there already; choose another name or move it away")
-    plugins = {
-        name: cast(Plugin, value, f"{config.sets}: {name}") for name, value in read_yaml(config.sets).items()
-    }
+    plugins = {name: cast(Plugin, value, f"{config.sets}: {name}") for name, value in read_yaml(config.sets).items()}
     if not plugins:
         raise UserError(f"{config.sets}: wanted sets of instructions by name, found none")
     scores, record = Scores(), dict[str, Any]()

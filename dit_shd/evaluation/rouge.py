@@ -28,5 +28,7 @@ def _scorer() -> "RougeScorer":
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError as error:
-        raise UserError('rouge: needs the package rouge-score; install it with: pip install "dit_shd[language]"') from error
+        raise UserError(
+            'rouge: needs the package rouge-score; install it with: pip install "dit_shd[language]"'
+        ) from error
     return RougeScorer(["rougeL"], use_stemmer=True)

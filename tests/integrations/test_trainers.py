@@ -123,7 +123,9 @@ def test_the_rows_that_take_part_are_an_option(tmp_path, prompt_rows):
         w, _ = oracle.merge_progressively(rows[:, None, :, None] * a, x, [[0, 1], [2, 3]])
         each = [oracle.divergence(a[:, :, i : i + 1], b[:, :, i : i + 1], w) for i in range(a.shape[2])]
         want = want + (torch.stack(each, 1) * rows).sum() / rows.sum()
-    wanted = dict(zip(dict(student.named_parameters()), torch.autograd.grad(want, list(student.parameters()), allow_unused=True)))
+    wanted = dict(
+        zip(dict(student.named_parameters()), torch.autograd.grad(want, list(student.parameters()), allow_unused=True))
+    )
     gradients = []
     for weight in (0.0, 3.0):
         again, _ = models()
@@ -132,7 +134,9 @@ def test_the_rows_that_take_part_are_an_option(tmp_path, prompt_rows):
         gradients.append(gradient_of(trainer))
     for name, gradient in wanted.items():
         difference = gradients[1][name] - gradients[0][name]
-        torch.testing.assert_close(difference, 3 * (0 if gradient is None else gradient) + 0 * difference, rtol=1e-3, atol=3e-6)
+        torch.testing.assert_close(
+            difference, 3 * (0 if gradient is None else gradient) + 0 * difference, rtol=1e-3, atol=3e-6
+        )
 
 
 def test_precision_is_the_trainers(tmp_path):
@@ -156,7 +160,9 @@ def test_only_adapters_learn(tmp_path):
     trainer = trainer_of(student, data, tmp_path)
     add_shd(trainer, SHD(weight=2.0), teacher)
     found = {name.removeprefix("base_model.model."): g for name, g in gradient_of(trainer).items()}
-    assert set(want) <= set(found) and all(name.endswith(("lora_A.default.weight", "lora_B.default.weight")) for name in want)
+    assert set(want) <= set(found) and all(
+        name.endswith(("lora_A.default.weight", "lora_B.default.weight")) for name in want
+    )
     for name, gradient in want.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=2e-6)
 

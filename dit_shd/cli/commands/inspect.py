@@ -4,6 +4,10 @@ Its folder:
 
     index.html     the page, self-contained         maps_<layer>.png                  maps of query tokens
     numbers.json   the numbers of the page          maps_whole, similarity, alpha_layers, alpha_timesteps.png
+
+Of a language model: maps of three heads, similarity and alpha by layer over a text:
+
+    dit-shd inspect hub:openai-community/gpt2 data='{name: text, path: book.txt, document: line}'
 """
 
 import json
@@ -12,12 +16,14 @@ from pathlib import Path
 from typing import ClassVar
 
 from dit_shd.analysis.inspect import InspectConfig, inspect, numbers, run_config, schedule_length, short_name
+from dit_shd.analysis.inspect_text import TextFindings, text_numbers
 from dit_shd.cli.commands import Command
-from dit_shd.core.config import checked
+from dit_shd.core.config import checked, resolve
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import atomic_folder
 from dit_shd.reports.figures.style import require_matplotlib
 from dit_shd.reports.inspection_page import draw_pictures, write_inspect_page
+from dit_shd.reports.text_inspection_page import write_text_inspection
 
 NUMBERS, PAGE = "numbers.json", "index.html"
 
@@ -27,7 +33,7 @@ class Inspect(Command[InspectConfig]):
 
     config = InspectConfig
     words: ClassVar = {"model": "MODEL"}
-    words_help = "run, diffusers transformer folder or asset:NAME"
+    words_help = "run, folder of a diffusers transformer or a language model, hub:OWNER/NAME, or asset:NAME"
     places: ClassVar = {"model": ("model", "MODEL")}
 
     def run(self, config: InspectConfig) -> None:
@@ -55,12 +61,17 @@ def inspect_to_folder(config: InspectConfig) -> Path:
     findings = inspect(config)
     with atomic_folder(out.resolve()) as part:
         print("drawing ...", file=sys.stderr)
-        pictures = draw_pictures(findings)
-        for name, light in pictures.files.items():
-            (part / f"{name}.png").write_bytes(light)
-        write_inspect_page(findings, pictures, part / PAGE)
+        if isinstance(findings, TextFindings):
+            values = {"settings": resolve(config), **text_numbers(findings)}
+            write_text_inspection(findings, part / PAGE)
+        else:
+            values = numbers(findings)
+            pictures = draw_pictures(findings)
+            for name, light in pictures.files.items():
+                (part / f"{name}.png").write_bytes(light)
+            write_inspect_page(findings, pictures, part / PAGE)
         files = sorted([NUMBERS, *(file.name for file in part.iterdir())])
-        (part / NUMBERS).write_text(json.dumps(numbers(findings) | {"files": files}, indent=1), encoding="utf-8")
+        (part / NUMBERS).write_text(json.dumps(values | {"files": files}, indent=1), encoding="utf-8")
     return out
 
 
