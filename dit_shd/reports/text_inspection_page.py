@@ -48,8 +48,8 @@ def _summary(findings: TextFindings) -> str:
 
 def _maps(findings: TextFindings) -> str:
     words = (
-        f"The maps of some heads over the first {len(findings.labels)} tokens of the first sequence: query tokens down, "
-        "key tokens across. Bright: much attention; one scale (square root) for each layer. Heads count from 1."
+        f"The maps of some heads over the first {len(findings.labels)} tokens of the first sequence: queries down, "
+        "keys across. Bright: much attention; one scale (square root) for each layer. Heads count from 1."
     )
     parts = [paragraph(words)]
     for name in findings.shown:
