@@ -3,72 +3,18 @@
 import oracle
 import pytest
 import torch
-from language import GPT2, LLAMA, causal_lm
-from runs import torchrun
+from language import GPT2, LLAMA
+from two_process_jobs import said
 
 from dit_shd import SHD, capture
 from dit_shd.core.errors import UserError
-from dit_shd.data.packing import PADDING
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.integrations.trainers import add_shd
-from dit_shd.tasks.language_modeling import LanguageModeling, TokenBatch
+from dit_shd.tasks.language_modeling import LanguageModeling
 
 transformers = pytest.importorskip("transformers")
-SAMPLES = 8
 
-
-def samples(seed=0, length=12):
-    """Tokens [8,n+1], and which of them are learned: prompts and padding of many lengths are not."""
-    r = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(1, 256, (SAMPLES, length + 1), generator=r)
-    at = torch.arange(length + 1)
-    begin = torch.randint(1, 5, (SAMPLES, 1), generator=r)
-    end = torch.randint(7, length + 2, (SAMPLES, 1), generator=r)
-    return tokens, (at >= begin) & (at < end), at < end
-
-
-def batch_of(tokens, learned, real):
-    """The same as our own task has it."""
-    documents = torch.where(real, 0, PADDING)
-    targets = learned[:, 1:] & (documents[:, 1:] != PADDING)
-    rows = learned[:, :-1]
-    weights = (mask.float() / mask.float().mean() for mask in (targets, rows))
-    indices = torch.arange(len(tokens))
-    return TokenBatch("plain", 0, indices, tokens, *weights, indices, None)
-
-
-def models(student=GPT2, teacher=LLAMA):
-    few = {"n_head": 2} if student is GPT2 else {"num_attention_heads": 2, "num_key_value_heads": 1}
-    return causal_lm({**student, **few}, seed=1).network, causal_lm(teacher).network
-
-
-def trainer_of(student, data, folder, cls=None, **options):
-    """One step of gradient descent at rate 1, so that weights tell the gradient."""
-    tokens, learned, real = data
-    rows = [
-        {"input_ids": t, "attention_mask": m.long(), "labels": torch.where(kept, t, -100)}
-        for t, kept, m in zip(tokens, learned, real)
-    ]
-    options = {"per_device_train_batch_size": SAMPLES, "max_steps": 1, **options}
-    arguments = transformers.TrainingArguments(
-        output_dir=str(folder), use_cpu=True, optim="sgd", learning_rate=1.0, lr_scheduler_type="constant",
-        max_grad_norm=0.0, report_to=[], save_strategy="no", logging_steps=1, remove_unused_columns=False,
-        disable_tqdm=True, **options,
-    )  # fmt: skip
-    return (cls or transformers.Trainer)(model=student, args=arguments, train_dataset=rows)
-
-
-def gradient_of(trainer):
-    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
-    trainer.train()
-    return {name: before[name] - p.detach() for name, p in trainer.model.named_parameters()}
-
-
-def distillers(student, teacher, data, weight):
-    distiller = Distiller(LanguageModeling(), student, [SHD(weight=weight)])
-    loss, logs = distiller(batch_of(*data), teacher)
-    learning = {name: p for name, p in student.named_parameters() if p.requires_grad}
-    return dict(zip(learning, torch.autograd.grad(loss, list(learning.values())))), logs
+from small_trainers import SAMPLES, batch_of, distillers, gradient_of, models, samples, trainer_of  # noqa: E402
 
 
 @pytest.mark.parametrize("micro", [8, 4, 2])
@@ -323,24 +269,12 @@ def test_it_can_be_taken_back_and_is_no_part_of_an_evaluation(tmp_path):
     assert "shd" not in trainer.state.log_history[0]
 
 
-@pytest.mark.slow
-def test_two_processes_are_one(root, tmp_path):
-    """Each has half of the batch; weights after a step are those of one process."""
-    script = tmp_path / "script.py"
-    script.write_text(
-        f"import sys; sys.path[:0] = ['{root}/tests', '{root}/tests/integrations']\n"
-        "import torch, test_trainers as t\n"
-        "from dit_shd import SHD\n"
-        "from dit_shd.integrations.trainers import add_shd\n"
-        "data = t.samples(); student, teacher = t.models()\n"
-        "want, _ = t.distillers(student, teacher, data, 2.0)\n"
-        f"trainer = t.trainer_of(student, data, '{tmp_path}/out', per_device_train_batch_size=2,"
-        " gradient_accumulation_steps=2)\n"
-        "assert trainer.accelerator.num_processes == 2\n"
-        "add_shd(trainer, SHD(weight=2.0), teacher)\n"
-        "found = t.gradient_of(trainer)\n"
-        "for name, gradient in want.items():\n"
-        "    torch.testing.assert_close(found[name.removeprefix('module.')], gradient, rtol=1e-3, atol=2e-6)\n"
-        "print('same')\n"
-    )
-    assert torchrun(script, 2, root).count("same") == 2
+@pytest.mark.two_processes("trainers")
+def test_two_processes_are_one(by_two):
+    """Each has half of the batch, in two micro batches: the gradient is that of our Distiller on all of it."""
+    want, names = torch.load(by_two / "want.pt", weights_only=True), said(by_two)
+    assert names == [[2, 2]] * 2
+    for found in (torch.load(by_two / f"gradient_{rank}.pt", weights_only=True) for rank in range(2)):
+        assert found.keys() == want.keys()
+        for name, gradient in want.items():
+            torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=2e-6)
