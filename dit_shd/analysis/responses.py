@@ -26,6 +26,7 @@ from dit_shd.data.tokenizer import Tokenizer
 from dit_shd.evaluation.rouge import rouge_l
 from dit_shd.models import loading
 from dit_shd.models.families.transformers import CausalLM
+from dit_shd.models.language_model import text_config
 
 Scores = dict[str, dict[str, list[float]]]
 """Model -> set -> ROUGE-L, in percent, of each sampling seed."""
@@ -81,12 +82,30 @@ def responses(
         documents: With prompts.
         seed: Of sampling.
         config: Lengths, temperature, batch size.
+
+    Raises:
+        UserError: a model that takes too few tokens for such responses.
     """
+    cut = replace(config, prompt_tokens=_room(model, tokenizer, config))
     answers: list[str] = []
     for first in tqdm(range(0, len(documents), config.batch_size), desc=f"seed {seed}", unit="batch"):
         indices = range(first, min(first + config.batch_size, len(documents)))
-        answers += _answers(model, tokenizer, [documents[i].prompt for i in indices], seed, indices, config)
+        answers += _answers(model, tokenizer, [documents[i].prompt for i in indices], seed, indices, cut)
     return answers
+
+
+def _room(model: CausalLM, tokenizer: Tokenizer, config: RougeConfig) -> int:
+    """Tokens of a prompt that a model has room for beside its response."""
+    longest = getattr(text_config(model), "max_position_embeddings", None)
+    if longest is None:
+        return config.prompt_tokens
+    room = longest - config.response_tokens - len(tokenizer.begin)
+    if room < 1:
+        raise UserError(
+            f"response_tokens: wanted less than the {longest} tokens that the model takes with its prompt, found "
+            f"{config.response_tokens}"
+        )
+    return min(config.prompt_tokens, room)
 
 
 def _answers(

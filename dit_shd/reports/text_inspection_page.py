@@ -9,10 +9,8 @@ import torch
 from dit_shd import __version__
 from dit_shd.analysis.inspect_text import TextFindings, pictured_heads
 from dit_shd.core.environment import command
-from dit_shd.reports.figures.heads import similarity_figure
-from dit_shd.reports.figures.style import both
-from dit_shd.reports.figures.token_maps import alpha_by_layer_figure, token_maps_figure
-from dit_shd.reports.html import paragraph, picture, section, wide, write_page
+from dit_shd.reports.figures.token_maps import alpha_by_layer_figure, similarity_panels, token_maps_figure
+from dit_shd.reports.html import paragraph, section, wide, write_page
 from dit_shd.reports.tables import facts, table_html
 from dit_shd.squeezing.plans import Plan
 
@@ -55,18 +53,23 @@ def _maps(findings: TextFindings) -> str:
     for name in findings.shown:
         maps = findings.maps[name]
         heads = pictured_heads(maps.rows.shape[1], findings.shown_heads)
-        pair = both(token_maps_figure, maps, heads, findings.labels)
-        parts.append(wide(picture(pair, f"attention maps of {name}", name)))
+        parts.append(f"<h3>{html.escape(name)}</h3>" + wide(token_maps_figure(maps, heads, findings.labels)))
     return section("Attention maps", *parts)
 
 
 def _similarity(findings: TextFindings) -> str:
     words = (
-        "The cosine of every two heads' maps, over all sequences. Frames: the contiguous merge plan, neighbours. "
-        "Dots: the matched plan, groups of the same sizes with the largest similarity inside."
+        "The cosine of every two heads' maps, over all sequences; the fullest colour is 1, none the lowest. The "
+        "matched plan has groups of the contiguous plan's sizes with the largest similarity inside."
     )
-    pair = both(similarity_figure, findings.layers)
-    return section("Similar heads", paragraph(words), wide(picture(pair, "similarity of heads by layer")))
+    titles = [f"layer {i + 1}" for i in range(len(findings.layers))]
+    headings = [("layer", ""), ("contiguous", "groups"), ("matched", "groups"), ("lowest cosine", "")]
+    rows = [
+        [layer.layer, _plan(layer.plan), _plan(layer.matched), f"{layer.cosines.min():.2f}"]
+        for layer in findings.layers
+    ]
+    panels = wide(similarity_panels(findings.layers, titles))
+    return section("Similar heads", paragraph(words), panels, table_html(headings, rows, tinted=-1))
 
 
 def _alpha(findings: TextFindings) -> str:
@@ -90,10 +93,8 @@ def _alpha(findings: TextFindings) -> str:
         ]
         for layer in merging
     ]
-    pair = both(alpha_by_layer_figure, merging)
-    return section(
-        "Alpha by layer", paragraph(words), wide(picture(pair, "alpha by layer")), table_html(headings, rows, tinted=-1)
-    )
+    figure = wide(alpha_by_layer_figure(merging))
+    return section("Alpha by layer", paragraph(words), figure, table_html(headings, rows, tinted=-1))
 
 
 def _plan(plan: Plan) -> str:

@@ -36,7 +36,7 @@ def test_figures_are_those_of_whole_maps_without_padding(tmp_path, config, pack)
     products = torch.zeros(4, 4, dtype=torch.float64)
     for i, (sequence, places) in enumerate(zip(findings.inputs.sequences, findings.inputs.places)):
         with torch.no_grad(), capture(model) as captures:
-            model(input_ids=sequence[None], position_ids=places[None])
+            model(input_ids=sequence[None], position_ids=places[None], use_cache=False)
         layer = captures[findings.layers[0].layer]
         if pack and int((places == 0).sum()) > 1:  # no key of another document
             begin = int((places == 0).nonzero()[1])
@@ -79,10 +79,10 @@ def test_the_command_leaves_a_page_and_its_numbers(tmp_path, capsys):
     words = ["inspect", str(tmp_path / "run"), "samples=3", f"out={out}", "shown=[-1]", "shown_heads=[0, 3]"]
     assert main(words) == 0
     numbers, page = json.loads((out / "numbers.json").read_text()), (out / "index.html").read_text()
-    assert list(numbers["layers"]) == ["transformer.h.0.attn", "transformer.h.1.attn"]
+    assert list(numbers["layers"]) == ["network.transformer.h.0.attn", "network.transformer.h.1.attn"]
     assert {len(layer["alpha_mean"]) for layer in numbers["layers"].values()} == {2}
     assert "GPT2LMHeadModel: 2 attention layers of 4 heads" in page and "3 sequences of the text" in page
-    assert page.count("attention maps of transformer.h.1.attn") == 1 and "transformer.h.0.attn" in page
+    assert page.count("<h3>network.transformer.h.1.attn</h3>") == 1 and "<h3>network.transformer.h.0" not in page
     assert sorted(numbers["files"]) == sorted(file.name for file in out.iterdir())
     assert main(words) == 2
     assert "exists already; say force=true" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from language import GPT2, causal_lm
 from dit_shd.analysis.responses import KeyedSampling, RougeConfig, responses
 from dit_shd.cli.program import main
 from dit_shd.core.config import make
+from dit_shd.core.errors import UserError
 from dit_shd.data.documents import Document
 from dit_shd.data.tokenizer import ByteTokenizer
 from dit_shd.evaluation.rouge import rouge_l
@@ -40,6 +41,10 @@ def test_a_response_does_not_depend_on_its_batch():
     found = [responses(model, tokenizer, PROMPTS, 3, settings(batch_size=size)) for size in (1, 3, 4)]
     assert found[0] == found[1] == found[2]
     assert responses(model, tokenizer, PROMPTS, 4, settings()) != found[0]
+    with pytest.raises(
+        UserError, match="wanted less than the 32 tokens that the model takes with its prompt, found 31"
+    ):
+        responses(model, tokenizer, PROMPTS, 3, settings(response_tokens=31))
 
 
 def test_temperature_0_takes_the_likeliest_token():
@@ -62,7 +67,7 @@ def test_the_command_scores_every_model_on_every_set(tmp_path, capsys):
     rows = [{"q": "Say a", "a": ["a", "b"]}, {"q": "Say c", "a": "c"}]
     (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     plugin = {"name": "text", "path": str(tmp_path / "x.jsonl"), "column": "a", "prompt": "{q}: "}
-    (tmp_path / "sets.yaml").write_text(yaml.safe_dump({"first": plugin, "second": plugin}))
+    (tmp_path / "sets.yaml").write_text(yaml.safe_dump({"first": plugin, "second": dict(plugin)}))
     words = [str(tmp_path / name) for name in ("one", "two")]
     words = ["rouge", *words, f"sets={tmp_path / 'sets.yaml'}", "seeds=[1, 2]", "response_tokens=4"]
     assert main([*words, f"out={tmp_path / 'out.json'}"]) == 0
