@@ -65,7 +65,7 @@ SEVERAL = {
 
 PLACEHOLDERS = {"found", "ours", "theirs", "told"}
 """Names that say who has something and not what it is; captures, settings, student, teacher say it."""
-NOT_NAMED_YET = {"attention", "attention/recording", "integrations", "squeezing/kernels", "study", "tasks", "training"}
+NOT_NAMED_YET = {"attention", "attention/recording", "squeezing/kernels", "study", "tasks", "training"}
 """Folders that still have such names; only ever fewer."""
 ANY_TASKS_LOSSES = ("__init__", "output", "shd")
 """Losses of any task; others may be of one task, whose batches they read."""
