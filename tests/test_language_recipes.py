@@ -1,5 +1,6 @@
 """The recipes of configs/language: complete, and models that fit together."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from dit_shd.core.yaml_files import dump, read_yaml
 from dit_shd.data.datasets import DATASETS
 from dit_shd.distillation.losses.kd import KD
 from dit_shd.distillation.losses.shd import SHD
+from dit_shd.profiling.estimate import hours, peaks
 from dit_shd.training import checks
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.dry_run import dry_run, step_shape
@@ -34,12 +36,20 @@ def test_a_recipe_is_complete(name):
 
 
 @pytest.mark.parametrize("name", MILLIONS)
-def test_babyllama_has_the_papers_models(name):
+def test_babyllama_has_the_papers_models_and_costs_what_its_header_says(name):
     found = dry_run(load(name, estimate={**read_yaml(FOLDER / f"{name}.yaml").get("estimate", {}), "measure": False}))
     models = {name: found.student} if not found.teachers else {**found.teachers, name: found.student}
     wanted = {"teacher gpt2": 705, "teacher llama": 360, **MILLIONS}
     for each, model in models.items():
         assert round(sum(p.numel() for p in model.parameters()) / 1e6) == wanted[each]
+    config, header = load(name), (FOLDER / f"{name}.yaml").read_text()
+    cost = re.search(r"Cost: (\S+) GFLOP a sequence, (\S+) EFLOP in all.*: (\S+) A100 or (\S+) H100 hours", header)
+    whole = found.operations.executed * config.batch_size * config.steps
+    spent = [hours(whole, peak, config.estimate.mfu) for peak in peaks(config.precision).values()]
+    for number, text in zip([found.operations.total / 1e9, whole / 1e18, *spent], cost.groups()):
+        assert number == pytest.approx(float(text), rel=0.01)
+    gib = re.search(r"Memory by count: (\S+) GiB for 256", header)[1]
+    assert found.memory.total / 2**30 == pytest.approx(float(gib), abs=0.1)
 
 
 def test_babyllama_learns_from_the_mean_of_two_teachers_and_the_maps_of_one():
