@@ -52,7 +52,7 @@ def inspect_text(
         heads: Student heads of the merge plan; None for half of the layer's, rounded up.
 
     Raises:
-        UserError: a model whose attention cannot be recorded.
+        UserError: A model whose attention cannot be recorded.
     """
     inputs = TextInputs.of(data, samples, seed)
     pictured = inputs.first_tokens()
@@ -72,7 +72,7 @@ def text_of(data: Plugin | None, run: Mapping[str, Any], model: str) -> Text:
         model: Its place.
 
     Raises:
-        UserError: there is none, or it is no text.
+        UserError: There is none, or it is no text.
     """
     if data is None and isinstance(run.get("data"), Mapping):
         options = dict(run["data"])
@@ -118,7 +118,7 @@ def pictured_heads(count: int, heads: list[int] | None = None) -> list[int]:
         heads: Their numbers.
 
     Raises:
-        UserError: the layer has no such head.
+        UserError: The layer has no such head.
     """
     if heads is None:
         return sorted({round(i * (count - 1) / (PICTURED_HEADS - 1)) for i in range(PICTURED_HEADS)})

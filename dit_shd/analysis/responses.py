@@ -84,7 +84,7 @@ def responses(
         config: Lengths, temperature, batch size.
 
     Raises:
-        UserError: a model that takes too few tokens for such responses.
+        UserError: A model that takes too few tokens for such responses.
     """
     cut = replace(config, prompt_tokens=_room(model, tokenizer, config))
     answers: list[str] = []
@@ -145,7 +145,7 @@ def rouge(config: RougeConfig) -> Scores:
         config: Of the command.
 
     Raises:
-        UserError: no such model, no language model, a set without prompts, or a file that is there already.
+        UserError: No such model, no language model, a set without prompts, or a file that is there already.
     """
     config = checked(config, "rouge")
     check_ranges(config)

@@ -75,7 +75,7 @@ def values_of(options: argparse.Namespace) -> dict[str, Any]:
     """The values of a command's keys, from its words and key=value.
 
     Raises:
-        UserError: missing or unexpected words, or text that is no YAML.
+        UserError: Missing or unexpected words, or text that is no YAML.
     """
     words = options.specification.words
     if not words:

@@ -43,11 +43,11 @@ class Lock:
     it.
 
     Args:
-        file: the lock file; its folder is made if need be.
-        what: the command that holds it, for the error of the next one.
+        file: The lock file; its folder is made if need be.
+        what: The command that holds it, for the error of the next one.
 
     Raises:
-        UserError: another process holds it: which one, and what to do.
+        UserError: Another process holds it: which one, and what to do.
     """
 
     def __init__(self, file: Path, what: str):
@@ -113,7 +113,7 @@ def locked(file: Path, what: str) -> Generator[None]:
     """A block that one launch at a time may run: every process enters it, the main one holds the lock.
 
     Raises:
-        UserError: another launch holds the lock; in every process.
+        UserError: Another launch holds the lock; in every process.
     """
     locks: list[Lock] = []
     run_on_main(lambda: locks.append(Lock(file, what)))
@@ -136,7 +136,7 @@ def _take(fd: int, path: Path) -> None:
     """Lock the file.
 
     Raises:
-        UserError: another process holds it.
+        UserError: Another process holds it.
     """
     import fcntl
 

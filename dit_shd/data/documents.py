@@ -40,7 +40,7 @@ class Columns:
         """The document of a row.
 
         Raises:
-            UserError: a column is missing, or holds no text.
+            UserError: A column is missing, or holds no text.
         """
         texts = row.get(self.text)
         if isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts):
@@ -64,14 +64,14 @@ def read_documents(
     """All documents of a file, of a folder's files in the order of their names, or of a dataset.
 
     Args:
-        path: a file, a folder of files, a folder that `Dataset.save_to_disk` wrote, or hub:OWNER/NAME.
-        unit: what is one document of a text file: all of it, a paragraph (up to an empty line) or a line.
-        columns: where documents are in tables.
-        split: of a dataset that has several.
-        file: of a repository of the hub, which is read alone.
+        path: A file, a folder of files, a folder that `Dataset.save_to_disk` wrote, or hub:OWNER/NAME.
+        unit: What is one document of a text file: all of it, a paragraph (up to an empty line) or a line.
+        columns: Where documents are in tables.
+        split: Of a dataset that has several.
+        file: Of a repository of the hub, which is read alone.
 
     Raises:
-        UserError: nothing is there, it cannot be read, or it holds no text.
+        UserError: Nothing is there, it cannot be read, or it holds no text.
     """
     if path.startswith("hub:") and file is not None:
         documents = list(_of_files(_hub_file(_hub_name(path), file), unit, columns))

@@ -47,7 +47,7 @@ def sample(
         options: Any key of SampleConfig (steps, guidance, seed, batch_size, vae, ...).
 
     Raises:
-        UserError: no such model, a key that has no meaning, or a class that the model does not know.
+        UserError: No such model, a key that has no meaning, or a class that the model does not know.
     """
     policy = labels if isinstance(labels, str) else "random"
     named = {"run": str(model)} if isinstance(model, (str, Path)) else {}
@@ -128,7 +128,7 @@ def draw(
         on_step: Called after each of the solver's predictions with its share of the work, in images.
 
     Raises:
-        UserError: something is not finite, or torch.compile failed.
+        UserError: Something is not finite, or torch.compile failed.
     """
     device, shape = device_of(model), shape_of(model).latents
     guided = Guided(model, torch.from_numpy(labels).to(device), config)
@@ -188,7 +188,7 @@ def of_model(config: SampleConfig, model: nn.Module) -> SampleConfig:
     """A SampleConfig with what follows from the model, and from the run it names: solver, and shift of the steps.
 
     Raises:
-        UserError: a solver for models of another kind.
+        UserError: A solver for models of another kind.
     """
     config = config.of_prediction(prediction_of(model))
     values = _run_config(config).get("task")

@@ -48,13 +48,13 @@ def compare(config: CompareConfig) -> list[Row]:
     """Write the page and print its table.
 
     Args:
-        config: the evaluations and the page.
+        config: The evaluations and the page.
 
     Returns:
         The rows of the table, the teacher's (the first file's) first.
 
     Raises:
-        UserError: not results files, figures of different networks, references or metrics, or a page at `out`.
+        UserError: Not results files, figures of different networks, references or metrics, or a page at `out`.
     """
     config = checked(config, "compare")
     records = [_read(Path(text)) for text in config.results]

@@ -26,18 +26,21 @@ class Text(Dataset):
     """Documents of text files, JSON lines, Parquet files or a Hugging Face dataset, as sequences of tokens.
 
     Args:
-        path: a file, a folder of files (.txt, .md, .jsonl, .parquet), a saved dataset, or hub:OWNER/NAME.
-        tokenizer: bytes; a file (tokenizer.json), a folder of transformers or hub:OWNER/NAME; or, with vocabulary, the
-            file of a BPE that is trained on the training split if it is not there yet.
-        vocabulary: tokens of the BPE to train; empty: nothing is trained.
-        length: n, tokens that a model is given of a sequence.
-        document: what is one document of a text file: file, paragraph (up to an empty line) or line.
-        split: train, validation (the share that is held out), test (of `counts`) or all.
-        held_out: share for validation; by: of the documents, evenly spread, or of the end of each document.
-        counts: documents of train, validation and test instead, drawn once for all seeds: [12500, 1000, 500].
-        pack: documents one after the other in a sequence; else each has its own, cut at `length` and padded.
-        column: of the text in tables. prompt: what comes before it and is not learned, with columns in braces.
-        hub_split: of a dataset that has several; hub_file: a file of its repository that is read alone.
+        path: A file, a folder of files (.txt, .md, .jsonl, .parquet), a saved dataset, or hub:OWNER/NAME.
+        tokenizer: `bytes`; a file (tokenizer.json), a folder of transformers or hub:OWNER/NAME; or, with vocabulary,
+            the file of a BPE that is trained on the training split if it is not there yet.
+        vocabulary: Tokens of the BPE to train; empty: nothing is trained.
+        length: Tokens that a model is given of a sequence, n.
+        document: What is one document of a text file: file, paragraph (up to an empty line) or line.
+        split: `train`, `validation` (the share that is held out), `test` (of counts) or `all`.
+        held_out: Share for validation.
+        by: `document`, whole documents evenly spread, or `position`, the end of each document.
+        counts: Documents of train, validation and test instead, drawn once for all seeds: [12500, 1000, 500].
+        pack: Documents one after the other in a sequence; else each has its own, cut at `length` and padded.
+        column: Of the text in tables.
+        prompt: What comes before it and is not learned, with columns in braces.
+        hub_split: Of a dataset that has several.
+        hub_file: A file of its repository that is read alone.
     """
 
     fields = frozenset({"tokens"})
@@ -93,7 +96,7 @@ class Text(Dataset):
         """The documents of a split.
 
         Raises:
-            UserError: it has none.
+            UserError: It has none.
         """
         if split == "all":
             return self._documents
@@ -159,7 +162,7 @@ class Text(Dataset):
         """The sequences of some indices: a pure function of them.
 
         Returns:
-            tokens [b,n+1]; documents [b,n+1]: the number of each token's document in its sequence, -1 for padding;
+            Tokens [b,n+1]; documents [b,n+1]: the number of each token's document in its sequence, -1 for padding;
             prompt [b,n+1]: whether it stands before what is to be learned.
         """
         tokens, documents, prompt = self._sequences.take(indices, self.tokenizer.end)
@@ -181,7 +184,7 @@ def _checked(counts: list[int], documents: int) -> list[int]:
     """Counts of documents that there are.
 
     Raises:
-        UserError: other than three whole numbers above 0, or more documents than there are.
+        UserError: Other than three whole numbers above 0, or more documents than there are.
     """
     if len(counts) != len(PARTS) or min(counts) < 1:
         raise UserError(f"data.counts: wanted documents of {', '.join(PARTS)}, 1 or more of each, found {counts}")
