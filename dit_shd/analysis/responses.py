@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from dit_shd.core.config import REQUIRED, cast, check_ranges, checked, option
@@ -187,7 +187,8 @@ def _language_model(place: str) -> CausalLM:
     if not isinstance(model, CausalLM):
         raise UserError(f"{place}: wanted a causal language model of transformers, found {type(model).__name__}")
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return model.to(device or torch.device("cpu")).eval()
+    nn.Module.to(model, device or torch.device("cpu"))
+    return model.eval()
 
 
 def _name(place: str) -> str:

@@ -85,7 +85,7 @@ class Text(Dataset):
         self._sequences = Sequences.of(rows, masked, self.length, self._pack)
         self.text_bytes = sum(len(d.text.encode()) for d in documents)
         """Of the texts, prompts apart."""
-        self.split = split
+        self.split: Split = split
 
     @property
     def documents(self) -> list[Document]:
