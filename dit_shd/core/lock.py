@@ -124,6 +124,25 @@ def locked(file: Path, what: str) -> Generator[None]:
             lock.release()
 
 
+def is_held(path: Path) -> bool:
+    """Whether a lock file's holder is alive, by what the file says of it; nothing is locked."""
+    try:
+        fd = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        holder = _read(fd)
+        if not holder:
+            return False
+        if holder["host"] == socket.gethostname():
+            return _is_alive(holder)
+        return time.time() - path.stat().st_mtime < TIMEOUT_SECONDS
+    except OSError:  # released in between
+        return False
+    finally:
+        os.close(fd)
+
+
 def _opened(path: Path) -> int:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

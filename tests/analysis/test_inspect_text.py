@@ -17,8 +17,6 @@ from dit_shd.core.plugins import Plugin
 from dit_shd.data.datasets import DATASETS
 from dit_shd.squeezing.squeeze import squeeze
 
-pytest.importorskip("matplotlib")
-
 
 def text(folder, **options):
     return DATASETS.build(

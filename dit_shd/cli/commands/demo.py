@@ -51,7 +51,6 @@ from dit_shd.models.loading import load
 from dit_shd.models.prediction import NOISE
 from dit_shd.profiling.latency import Cost, cost
 from dit_shd.reports.demo_page import Demo, Scores, write_demo_page
-from dit_shd.reports.figures.style import require_matplotlib
 from dit_shd.reports.tables import Row, figures_table, plain_table
 from dit_shd.tasks.diffusion import Diffusion
 from dit_shd.training.run_folder import RunFolder
@@ -79,7 +78,6 @@ def demo(config: DemoConfig) -> Scores:
         UserError: `out` holds other files, or a stage failed.
     """
     config.check()
-    require_matplotlib()
     claim(config)
     print(
         f"Two students, {config.steps} training steps each, side by side; then {config.images} images of "
