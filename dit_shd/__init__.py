@@ -7,11 +7,15 @@ if TYPE_CHECKING:  # what a type checker and an editor see; _HOME says the same 
     from dit_shd.attention.capture import Capture
     from dit_shd.attention.recording.attach import attach_processors, capture
     from dit_shd.attention.recording.processors import SHDAttnProcessor
+    from dit_shd.diffusion.sampler import sample
     from dit_shd.distillation.losses.shd import SHD
+    from dit_shd.evaluation.figures import evaluate
     from dit_shd.models.families.dit import DiT
     from dit_shd.models.families.mdt import MDTv2
+    from dit_shd.models.loading import load
     from dit_shd.squeezing.divergence import attention_kl
     from dit_shd.squeezing.squeeze import Squeeze, squeeze
+    from dit_shd.training.runs import train
 
 __version__ = "0.1.0"
 
@@ -26,6 +30,10 @@ _HOME = {
     "SHD": "dit_shd.distillation.losses.shd",
     "DiT": "dit_shd.models.families.dit",
     "MDTv2": "dit_shd.models.families.mdt",
+    "load": "dit_shd.models.loading",
+    "train": "dit_shd.training.runs",
+    "sample": "dit_shd.diffusion.sampler",
+    "evaluate": "dit_shd.evaluation.figures",
 }
 __all__ = [
     "SHD",
@@ -37,7 +45,11 @@ __all__ = [
     "attach_processors",
     "attention_kl",
     "capture",
+    "evaluate",
+    "load",
+    "sample",
     "squeeze",
+    "train",
 ]
 
 

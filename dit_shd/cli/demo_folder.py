@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import yaml
 
+from dit_shd.core import shipped_configs
 from dit_shd.core.config import option, resolve
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import write_text
@@ -19,12 +20,24 @@ from dit_shd.core.hashing import sha256
 from dit_shd.core.resumable import SETTINGS, differences, read_settings
 
 TEACHER = "asset:digits_teacher"
-STUDENTS = {"output": "student, output only", "shd": "student, output + SHD"}
+STUDENTS = {
+    "output": "student, output only",
+    "shd": "student, output + SHD",
+    "from_teacher": "student from the teacher's weights, output + SHD",
+}
 """Run folder (and config digits_<name>.yaml) -> name on the page."""
-SHORT = {"output": "output only", "shd": "output + SHD"}
+SHORT = {"output": "output only", "shd": "output + SHD", "from_teacher": "teacher's weights, output + SHD"}
 NAMES = {"teacher": "teacher", **STUDENTS}
+LABELS = {
+    "teacher": "teacher",
+    "output": "student\noutput only",
+    "shd": "student\noutput + SHD",
+    "from_teacher": "student\nteacher's weights,\noutput + SHD",
+}
+"""Labels of the rows of PICTURE."""
+PICTURE = "rows.png"
 SAMPLE_BATCH = 50
-FILES = (SETTINGS, "results.json", "seconds.json", "report.html", "samples", "logs", *STUDENTS)
+FILES = (SETTINGS, "results.json", "seconds.json", "report.html", PICTURE, "samples", "logs", *STUDENTS)
 """What a demo writes into its folder."""
 
 
@@ -50,13 +63,11 @@ class DemoConfig:
 
 
 def student_config(name: str) -> Path:
-    """configs/digits_<name>.yaml: among the assets of an installed package, in configs/ of a source tree."""
-    package = Path(str(resources.files("dit_shd")))
-    file = f"digits_{name}.yaml"
-    for path in (package / "assets" / file, package.parent / "configs" / file):
-        if path.is_file():
-            return path
-    raise UserError(f"demo: {file} is missing from the installation; install dit_shd again")
+    """The config digits_<name>.yaml that ships with dit_shd."""
+    file = shipped_configs.find_shipped(f"digits_{name}")
+    if file is None:
+        raise UserError(f"demo: digits_{name}.yaml is missing from the installation; install dit_shd again")
+    return file
 
 
 def seconds(out: Path) -> dict[str, float]:

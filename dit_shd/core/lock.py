@@ -124,6 +124,25 @@ def locked(file: Path, what: str) -> Generator[None]:
             lock.release()
 
 
+def is_locked(file: Path) -> bool:
+    """Whether a process that lives holds a lock, by what its file records: the question takes no lock.
+
+    Args:
+        file: the lock file.
+    """
+    try:
+        fd = os.open(file, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        holder = _read(fd)
+    finally:
+        os.close(fd)
+    if holder.get("host") == socket.gethostname():
+        return _is_alive(holder)
+    return bool(holder) and _seconds_since_heartbeat(file) < TIMEOUT_SECONDS
+
+
 def _opened(path: Path) -> int:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,6 @@
 """Every key of sampling, with its default and its meaning."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal, Self
 
 from dit_shd.core.config import check_ranges, option
@@ -13,21 +12,23 @@ from dit_shd.models.prediction import NOISE
 NOISE_SOLVERS, VELOCITY_SOLVERS = ("ddpm", "ddim", "dpm++"), ("euler", "heun")
 """By what a model predicts; the first of each is what `auto` stands for."""
 MOST_STEPS = 10**6
+COUNT = 50_000
+"""Images, where nothing else is said."""
 
 
 @dataclass(frozen=True)
 class SampleConfig:
     """What to sample and how; the defaults are MDT's protocol for reported figures."""
 
-    run: Place = option("", MODEL)
-    count: int = option(50_000, "images")
+    run: Place = option("", MODEL, heading="What is sampled")
+    count: int | None = option(None, "images; empty: as many as labels are given, else 50,000")
     steps: int = option(250, "sampling steps, evenly spaced over the schedule")
     solver: Literal["auto", "ddpm", "ddim", "dpm++", "euler", "heun"] = option(
         "auto",
         "of noise: ddpm (ancestral), ddim (eta 0), or diffusers' DPM-Solver++; of velocity: euler or heun; auto: the "
         "first that fits the model",
     )
-    guidance: float = option(3.8, "classifier-free guidance scale; 1 for none")
+    guidance: float = option(3.8, "classifier-free guidance scale; 1 for none", heading="Guidance")
     guidance_schedule: Literal["power-cosine", "constant"] = option(
         "power-cosine", "MDT's ramp, or the scale throughout"
     )
@@ -37,10 +38,12 @@ class SampleConfig:
         "where |weight - 1| is within this, no guidance and half of the network's work; 0 for guidance everywhere",
     )
     guided_channels: int | None = option(3, "noise channels that are guided (the public code's 3); empty for all")
-    labels: Literal["random", "balanced"] = option(
-        "random", "class of image i: drawn, or in turn; of the classes that the training saw"
+    labels: Literal["random", "balanced"] | int | list[int] = option(
+        "random", "class of image i: drawn, or in turn, of the classes that the training saw; or 3,3,7: these in turn"
     )
-    rounding: Literal["floor", "nearest"] = option("floor", "to uint8: floor (MDT) or nearest (DiT); it moves FID")
+    rounding: Literal["floor", "nearest"] = option(
+        "floor", "to uint8: floor (MDT) or nearest (DiT); it moves FID", heading="Images and files"
+    )
     seed: int = option(0, "image i is a function of the seed and i")
     batch_size: int = option(64, "images in one batch of one process")
     diffusion_steps: int = option(1000, "steps of the schedule the model was trained with; a run folder knows its own")
@@ -56,8 +59,25 @@ class SampleConfig:
     )
     precision: Literal["no", "bf16"] = option("no", "autocast of the network")
     compile: bool = option(False, "torch.compile the network (needs a compiler; minutes at first, then faster)")
-    out: Path | None = option(None, "the npz; empty: samples_<count>_seed<seed>.npz in the run folder")
+    out: Place | None = option(
+        None, "the npz, or FOLDER/ for png; empty: samples_<count>_seed<seed>.npz in the run folder"
+    )
     force: bool = option(False, "replace an npz that is there already")
+
+    @property
+    def images(self) -> int:
+        """The number of images."""
+        return COUNT if self.count is None else self.count
+
+    @property
+    def label_list(self) -> list[int] | None:
+        """The classes that are taken in turn, where they are given one by one."""
+        return [self.labels] if isinstance(self.labels, int) else self.labels if isinstance(self.labels, list) else None
+
+    def counted(self) -> Self:
+        """The config with the number of images written out."""
+        given = self.label_list
+        return replace(self, count=len(given) if given and self.count is None else self.images)
 
     def of_prediction(self, prediction: str) -> Self:
         """The config with the solver named for a model that predicts `prediction`.
@@ -81,10 +101,12 @@ class SampleConfig:
             UserError: naming the key, what was wanted and what was found.
         """
         check_ranges(self)
-        for key in ("count", "batch_size"):
-            if getattr(self, key) < 1:
-                raise UserError(f"{key}: wanted 1 or more, found {getattr(self, key)}")
-        if self.count > 10**8:
+        for key, value in (("count", self.images), ("batch_size", self.batch_size)):
+            if value < 1:
+                raise UserError(f"{key}: wanted 1 or more, found {value}")
+        if self.label_list == []:
+            raise UserError("labels: wanted random, balanced or classes as 3,3,7, found none")
+        if self.images > 10**8:
             raise UserError(f"count: wanted up to 10^8, found {self.count}")
         Schedule.linear(self.diffusion_steps)  # refuses what is no schedule
         most = self.diffusion_steps if self.solver in NOISE_SOLVERS else MOST_STEPS

@@ -2,6 +2,8 @@
 
 import statistics
 import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -36,21 +38,38 @@ def cost(model: nn.Module, repeats: int = 9) -> Cost:
             class_labels=torch.zeros(b, dtype=torch.long),
         )
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.no_grad():
-            forward(LATENCY_BATCH)
-            seconds = []
-            for _ in range(repeats):
-                start = time.perf_counter()
-                forward(LATENCY_BATCH)
-                seconds.append(time.perf_counter() - start)
-    finally:
-        torch.set_num_threads(threads)
+    with torch.no_grad(), one_thread():
+        seconds = median_seconds(lambda: forward(LATENCY_BATCH), repeats)
     return Cost(
         heads=shape.heads,
         parameters=sum(p.numel() for p in model.parameters()),
         flops=forward_operations(model),
-        latency_ms=1e3 * statistics.median(seconds) / LATENCY_BATCH,
+        latency_ms=1e3 * seconds / LATENCY_BATCH,
     )
+
+
+def median_seconds(run: Callable[[], object], repeats: int = 9) -> float:
+    """The median time of several calls after a first one that does not count.
+
+    Args:
+        run: what is called.
+        repeats: calls that count.
+    """
+    run()
+    seconds: list[float] = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+@contextmanager
+def one_thread() -> Generator[None]:
+    """Let torch use one CPU thread in the block."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

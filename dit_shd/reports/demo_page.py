@@ -107,18 +107,20 @@ def layer_statistics(demo: Demo) -> list[LayerSqueeze]:
 
 def _summary(demo: Demo) -> list[str]:
     scores = demo.scores
-    teacher, _, shd = scores.rows
+    teacher, _, shd, started = scores.rows
     name = next(iter(teacher.figures))
     big, small = teacher.cost, shd.cost
     assert big is not None and small is not None, "the demo measures every model"
     sizes = [f"{cost.parameters / 1e6:.2f} M parameters" for cost in (big, small)]
     figures = [number(row.figures[name]) for row in scores.rows]
     lead = (
-        f"Two students of {small.heads} heads ({sizes[1]}) were trained for {demo.steps} steps by a "
+        f"Students of {small.heads} heads ({sizes[1]}) were trained for {demo.steps} steps by a "
         f"teacher of {big.heads} heads ({sizes[0]}) on real handwritten digits: one from the "
         "teacher's output alone, one also from its attention (Squeezing-Heads Distillation, SHD). Over "
         f"{demo.count} images each, {name} is {figures[0]} for the teacher, {figures[1]} without SHD and "
-        f"{figures[2]} with it; lower is better."
+        f"{figures[2]} with it; lower is better. These two begin with random weights and are short on purpose: they "
+        "differ by the loss alone. A third one begins with the teacher's weights and learns from output and attention: "
+        f"{number(started.figures[name])}."
     )
     return [paragraph(lead, "lead")]
 
@@ -150,17 +152,17 @@ def _samples(demo: Demo) -> str:
     grids = []
     for name, title in demo.titles.items():
         grids.append(picture(grid_figure(demo.images[name][:count]), f"{count} generated digits: {title}", title))
-    words = "One class in each column. The same position in all three grids has the same class and the same noise."
+    words = "One class in each column. The same position in all grids has the same class and the same noise."
     return section("Images", paragraph(words), side_by_side(grids))
 
 
 def _losses(demo: Demo) -> str:
     words = (
         "Each point is the mean over one training batch, the strong line a running mean. The attention KL "
-        "is only computed where it is trained; the last table on this page has it for both students."
+        "is only computed where it is trained; the last table on this page has it for all students."
     )
     images = both(loss_figure, dict(demo.curves), TERMS)
-    return section("Training", paragraph(words), wide(picture(images, "losses of both students", css="scroll")))
+    return section("Training", paragraph(words), wide(picture(images, "losses of the students", css="scroll")))
 
 
 def _attention(demo: Demo) -> str:

@@ -5,10 +5,9 @@ matplotlib is imported only when a figure is drawn.
 
 import io
 from collections.abc import Callable, Iterator, Sequence
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dit_shd.core.errors import UserError
+from dit_shd.core.installation import require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,8 +32,7 @@ def require_matplotlib() -> None:
     Raises:
         UserError: it is.
     """
-    if find_spec("matplotlib") is None:
-        raise UserError('the page needs the package matplotlib; install it with: pip install "dit_shd[demo]"')
+    require(["matplotlib"], "demo", "the page")
 
 
 def both(draw: Callable[..., bytes], *args: Any, **kwargs: Any) -> tuple[bytes, bytes]:
