@@ -67,10 +67,10 @@ def perplexities(config: PerplexityConfig) -> dict[str, Figures]:
     data = DATASETS.build(plugins[config.models[0]], "data")
     if not isinstance(data, Text):
         raise UserError(f"data: wanted text, found {', '.join(sorted(data.fields))}")
-    found = {_name(place): _measured(place, data, config) for place in config.models}
+    figures = {_name(place): _measured(place, data, config) for place in config.models}
     if config.out is not None:
-        write_text(config.out, json.dumps(found, indent=1) + "\n")
-    return found
+        write_text(config.out, json.dumps(figures, indent=1) + "\n")
+    return figures
 
 
 def over_seeds(figures: Mapping[str, Figures]) -> dict[str, tuple[int, Figures, Figures]]:
@@ -100,13 +100,13 @@ def _held_out(place: str) -> Plugin:
     path = find(place, "model", "MODELS")
     folders = [path, path.parent] if isinstance(path, Path) else []
     file = next((folder / CONFIG for folder in folders if (folder / CONFIG).is_file()), None)
-    told = None if file is None else read_yaml(file).get("data")
-    if not isinstance(told, Mapping) or told.get("name") != "text":
+    data = None if file is None else read_yaml(file).get("data")
+    if not isinstance(data, Mapping) or data.get("name") != "text":
         raise UserError(
             f"data: wanted the text to measure on, found none, and no run of {place} says it; "
             "data='{name: text, path: FILE, tokenizer: FOLDER, split: all}'"
         )
-    plugin = cast(Plugin, dict(told), f"{file}: data")
+    plugin = cast(Plugin, dict(data), f"{file}: data")
     return replace(plugin, options={**plugin.options, "split": "validation"})
 
 

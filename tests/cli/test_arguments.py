@@ -117,7 +117,8 @@ def test_help_has_headings_and_choices(capsys):
 def test_a_package_of_the_working_folder_is_trusted_by_name(tmp_path, monkeypatch, capsys):
     (tmp_path / "my_losses.py").write_text(
         "from dit_shd.distillation.losses import Loss, Term\n\n\nclass Mine(Loss):\n    '''Mine.'''\n\n"
-        "    def term(self, student, teacher, batch):\n        return Term((student.prediction * 0).flatten(1).sum(1))\n"
+        "    def term(self, student, teacher, batch):\n"
+        "        return Term((student.prediction * 0).flatten(1).sum(1))\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", str(tmp_path))])

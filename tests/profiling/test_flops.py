@@ -270,13 +270,13 @@ def test_without_a_teacher_nothing_of_one_is_told(file, capsys):
     assert code == 0 and "teacher, forward" not in out and "measured" not in out
 
 
-@pytest.mark.parametrize("config", ["dit_b2_alone", "language/babyllama_llama_teacher"])
-def test_blocks_that_are_computed_again_are_counted_at_any_precision(root, config):
-    """As many operations as the forward's but for what is outside of blocks; activations become fewer."""
+@pytest.mark.parametrize(("config", "share"), [("dit_b2_alone", 0.85), ("language/babyllama_llama_teacher", 0.7)])
+def test_blocks_that_are_computed_again_are_counted_at_any_precision(root, config, share):
+    """As many operations as the forward's but for what is outside of blocks (a quarter: Llama's vocabulary)."""
     values = read_yaml(root / "configs" / f"{config}.yaml")
     student = meta.build(Plugin.from_value(values["student"], "student"), "student")
     steps = [step_shape(make(TrainConfig, {**values, "gradient_checkpointing": again}), 2) for again in (False, True)]
     plain, again = (step_operations(step, student, None).passes["plain"] for step in steps)
-    assert 0.85 * plain.forward < again.recomputed <= plain.forward and plain.recomputed == 0
+    assert share * plain.forward < again.recomputed <= plain.forward and plain.recomputed == 0
     held = [step_memory(step, student, None).parts["activations"] for step in steps]
     assert held[1] < held[0] / 2

@@ -22,13 +22,13 @@ def parts(values):
 def test_the_largest_that_fits_is_taken(parts, monkeypatch):
     needed = {n: step_memory(step_shape(parts.config, n), parts.student, parts.teachers).total for n in divisors(8)}
     assert list(needed) == [8, 4, 2, 1] and sorted(needed.values(), reverse=True) == list(needed.values())
-    for size in needed:
-        monkeypatch.setattr(micro_batch, "free_memory", lambda device, size=size: needed[size] / 0.9 + 1)
+    for size, total in needed.items():
+        monkeypatch.setattr(micro_batch, "free_memory", lambda device, total=total: total / 0.9 + 1)
         assert largest(parts, 1) == size
     monkeypatch.setattr(micro_batch, "free_memory", lambda device: needed[8])
     assert largest(parts, 2) == 4, "two processes share the batch"
     monkeypatch.setattr(micro_batch, "free_memory", lambda device: 1)
-    with pytest.raises(UserError, match="not even one image fits: .* GiB by count"):
+    with pytest.raises(UserError, match=r"not even one image fits: .* GiB by count"):
         largest(parts, 1)
 
 

@@ -24,11 +24,11 @@ class PerplexityCommand(Command[PerplexityConfig]):
         print(perplexity_table(perplexities(config)))
 
 
-def perplexity_table(found: Mapping[str, Figures]) -> str:
+def perplexity_table(figures: Mapping[str, Figures]) -> str:
     """A row for each model and, where several runs differ in their seed alone, one for their mean and deviation."""
     headings = [(name, "") for name in ("model", "perplexity", "nats a token", "bits a byte", "tokens")]
-    rows = [[name, *_cells(figures, {})] for name, figures in found.items()]
-    groups = {name: group for name, group in over_seeds(found).items() if group[0] > 1}
+    rows = [[name, *_cells(row, {})] for name, row in figures.items()]
+    groups = {name: group for name, group in over_seeds(figures).items() if group[0] > 1}
     rows += [[f"{name} ({count} seeds)", *_cells(mean, spread)] for name, (count, mean, spread) in groups.items()]
     return plain_table(headings, rows)
 

@@ -24,7 +24,7 @@ def file(values, tmp_path) -> str:
 def header(text: str) -> dict[str, str]:
     """The lines of a header by their names."""
     lines = [re.split(r"\s{2,}", line, maxsplit=1) for line in text.splitlines() if re.match(r"[a-z, ]+\s{2,}\S", line)]
-    return {name: words for name, words in lines}
+    return dict(lines)
 
 
 def test_a_run_begins_with_what_it_is(file, values, capsys):
@@ -103,8 +103,6 @@ def test_running_out_of_memory_is_one_line(file, monkeypatch, capsys):
     monkeypatch.setattr(Trainer, "accumulate", full)
     assert main(["train", file]) == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert line.startswith(
-        "dit-shd train: no room on the GPU for 2.50 GiB more; less memory: a smaller micro_batch_size"
-    )
-    for key in ("gradient_checkpointing=true", "dry_run=true", "auto"):
+    assert line.startswith("dit-shd train: no room on the GPU for 2.50 GiB more; less memory: ")
+    for key in ("micro_batch_size", "gradient_checkpointing=true", "dry_run=true", "auto"):
         assert key in line
