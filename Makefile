@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow test-kill check setup docs test-lowest
+.PHONY: demo test test-slow test-kill check dist setup docs test-lowest
 
 setup: .venv/ready
 
@@ -28,6 +28,13 @@ docs: setup
 
 test-lowest:
 	.ci/lowest
+
+dist: setup
+	rm -rf dist
+	$(BIN)/python -m pip install -qq --disable-pip-version-check build twine check-wheel-contents
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents --toplevel dit_shd dist/*.whl
 
 check: setup
 	$(BIN)/ruff check .

@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # what a type checker and an editor see; _HOME says the same 
     from dit_shd.squeezing.squeeze import Squeeze, squeeze
     from dit_shd.training.runs import train
 
-__version__ = "0.1.0"
+    __version__: str
 
 _HOME = {
     "Capture": "dit_shd.attention.capture",
@@ -55,6 +55,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import the public names when they are first asked for (PEP 562): `import dit_shd` itself loads nothing."""
+    if name == "__version__":
+        return _version()
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
     raise AttributeError(f"module 'dit_shd' has no attribute '{name}'")
@@ -62,4 +64,14 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """The public names, also those that nobody has asked for yet: completion works without loading anything."""
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "__version__"})
+
+
+def _version() -> str:
+    """The version of the installed package, which is the tag that it was built of."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("dit_shd")
+    except PackageNotFoundError:  # a source tree that is not installed
+        return "0+unknown"

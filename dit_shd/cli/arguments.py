@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dit_shd.cli import foreign_words
-from dit_shd.cli.specification import Specification
+from dit_shd.cli.specification import Specification, command_names
 from dit_shd.core.errors import UserError, unknown
 from dit_shd.core.plugin_source import plugin_names, plugin_source
 from dit_shd.core.shipped_configs import read_config
-from dit_shd.core.yaml_files import override
+from dit_shd.core.yaml_files import override, parse_yaml
 
 ASSIGNMENT = re.compile(r"[A-Za-z_][\w.]*=")
 
@@ -54,8 +54,10 @@ def split(words: Sequence[str]) -> Line:
         elif word == "--version" and not line.command:
             line.version = True
         elif word.startswith("-"):
-            value = value if equals else rest[0] if rest and not rest[0].startswith("-") else ""
-            line.flags.append((option, value))
+            after = rest[0] if rest and not rest[0].startswith("-") and rest[0] not in command_names() else ""
+            line.flags.append((option, value if equals else after))
+            if after and not equals and not line.command:
+                rest.pop(0)  # its value is no command
         elif not line.command:
             line.command = word
         else:
@@ -108,16 +110,22 @@ def _check_keys(values: Mapping[str, Any], command: Specification, where: str) -
     """Refuse unknown keys, also of the plug-ins that ship with dit_shd, before anything heavy is imported."""
     moved = command.moved
     groups = {"": values, **{k.name: values.get(k.name) for k in command.keys if k.nested and not k.depth}}
-    for group, found in groups.items():
+    for group, given in groups.items():
         prefix = f"{group}." if group else ""
         known = [key.name.removeprefix(prefix) for key in command.keys if key.name.startswith(prefix)]
         known = [name for name in known if "." not in name]
-        for key in found if isinstance(found, Mapping) else ():
+        for key in given if isinstance(given, Mapping) else ():
             if key not in known and not (group == "" and key in moved):
                 advice = foreign_words.advice(str(key), command) if group == "" else None
                 raise advice or unknown(f"{where}{'.' * bool(group)}{group}", str(key), known)
+    for key in command.keys:
+        if key.default == "needed" and not key.depth and key.name not in values:
+            raise UserError(f"{where}.{key.name}: a value is needed and none was given")
+    defaults = {key.name: key.default for key in command.keys}
     for key, package in command.plugins.items():
         value = values.get(key)
+        if isinstance(value, Mapping) and "name" not in value:  # task.mask_ratio=0.2 is of the default task
+            value = {**parse_yaml(defaults[key]), **value}
         if isinstance(value, list):
             for i, item in enumerate(value):
                 _check_plugin(item, package, f"{key}.{i}")

@@ -39,7 +39,7 @@ def advice(word: str, command: Specification) -> UserError | None:
     if said is None:
         return None
     keys = {key.name for key in command.keys}
-    instead = f"here it is {said}; as {said}=..." if said in keys else said.format(command=command.name)
+    instead = f"here it is {said}; as {said}=..." if said in keys else said.replace("{command}", command.name)
     return UserError(f"{word}: {instead}")
 
 
@@ -57,7 +57,7 @@ def flag(given: tuple[str, str], command: Specification) -> UserError:
     said = _meaning(word, command)
     key = word if word in keys else said if said in keys else last.get(word)
     if key is None and said is not None:
-        return UserError(f"{option}: {said.format(command=command.name)}")
+        return UserError(f"{option}: {said.replace('{command}', command.name)}")
     if key is None:
         near = difflib.get_close_matches(word, [*last, *command.synonyms], 1, 0.6)
         key = _meaning(near[0], command) or last.get(near[0]) if near else None

@@ -15,6 +15,7 @@ from dit_shd.distillation.losses.shd import SHD
 from dit_shd.distillation.teachers import chosen, role
 from dit_shd.models.shape import shape_of
 from dit_shd.profiling.flops import captures_of, forward_operations
+from dit_shd.squeezing.squeezer import Squeezer
 from dit_shd.training.step import Step
 from dit_shd.training.trainer import Trainer
 
@@ -99,9 +100,15 @@ def _layers(trainer: Trainer, name: str, loss: LayerLoss) -> str:
         return f"pairs by {loss.layers}"
     heads = sorted({(teacher[t].heads, student[s].heads) for s, t in pairs.items()})
     merged = ", ".join(f"{h} heads into {g}" for h, g in heads)
-    plan = f" ({loss.squeezer.plan if isinstance(loss.squeezer.plan, str) else 'groups as given'}, "
-    plan += f"{loss.squeezer.method})" if isinstance(loss, SHD) else ")"
-    return f"{merged}{plan if isinstance(loss, SHD) else ''}; {_pairs(pairs)}"
+    return f"{merged}{_plan(loss)}; {_pairs(pairs)}"
+
+
+def _plan(loss: LayerLoss) -> str:
+    """How SHD merges heads; empty for other losses."""
+    if not isinstance(loss, SHD):
+        return ""
+    squeezer: Squeezer = loss.squeezer  # type: ignore[assignment]
+    return f" ({squeezer.plan if isinstance(squeezer.plan, str) else 'groups as given'}, {squeezer.method})"
 
 
 def _pairs(pairs: Mapping[str, str]) -> str:
@@ -131,7 +138,7 @@ def _losses(trainer: Trainer, distiller: Distiller) -> str:
     """The base terms and those of distillation with their weights, pass by pass where they differ."""
     first = trainer.first_step
     by_pass = {name: list(_terms(distiller.losses_of(name), first)) for name in trainer.task.passes}
-    terms = [f"{name}: {' + '.join(['base', *found])}" for name, found in by_pass.items()]
+    terms = [f"{name}: {' + '.join(['base', *parts])}" for name, parts in by_pass.items()]
     return "; ".join(terms) if len(terms) > 1 else terms[0].partition(": ")[2]
 
 

@@ -89,7 +89,7 @@ def output_path(config: SampleConfig) -> Path:
         out = Path(config.out)
         if out.name in ("", ".."):
             raise UserError(f"out: wanted the name of an npz or FOLDER/, found '{config.out}'")
-        if not config.out.endswith("/"):
+        if not str(config.out).endswith("/"):
             return out if out.suffix == ".npz" else out.with_name(out.name + ".npz")
         if config.vae is None:
             raise UserError(f"out: {config.out} is a folder for png, and vae=null keeps latents; wanted FILE.npz")

@@ -70,16 +70,16 @@ def evaluate(
     Raises:
         UserError: images that cannot be compared.
     """
-    if isinstance(samples, (str, Path)) or (isinstance(samples, Sequence) and not isinstance(samples, tuple)):
+    if not isinstance(samples, (np.ndarray, Tensor)):
         places = [str(place) for place in ([samples] if isinstance(samples, (str, Path)) else samples)]
         keys = {"samples": places, "reference": str(reference), "features": features, "page": False, **options}
         record = evaluate_files(make(EvaluateConfig, keys, "evaluate"), say=lambda line: None)
         return Figures(record["figures"], {"verdict": results.verdict_line(record), **record})
     network = FEATURES.build(Plugin.from_value(features, "features"), "features").to(find_device("auto"))
-    found: Any = reference
+    truth: Any = reference
     if isinstance(reference, (str, Path)):
-        found = open_reference(str(reference), "reference").features(network, int(options.get("batch_size", 64)))
-    figures = score(samples, found, network, **options)
+        truth = open_reference(str(reference), "reference").features(network, int(options.get("batch_size", 64)))
+    figures = score(samples, truth, network, **options)
     return Figures(
         figures, {"features": network.title, "reference": str(reference)[:80], "samples": f"{len(samples)} images"}
     )

@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -91,13 +91,16 @@ def to_onnx(program: torch.export.ExportedProgram, file: Path) -> None:
         UserError: the packages are not installed, or an operation has no counterpart in ONNX.
     """
     require_onnx()
+    import onnx
+
     try:
         with torch.no_grad(), quiet():
-            onnx = torch.onnx.export(
+            program_of_onnx = torch.onnx.export(
                 program, (), input_names=NAMES, output_names=["prediction"], dynamo=True, verbose=False, optimize=True
             )
-            assert onnx is not None
-            onnx.save(str(file), external_data=False)
+            assert program_of_onnx is not None
+            program_of_onnx.save(str(file), external_data=False)
+            onnx.checker.check_model(str(file))
     except Exception as error:  # the exporter's own kinds are many
         raise UserError(f"ONNX: {error_line(error, 300)}") from error
 
@@ -156,10 +159,10 @@ def difference(model: nn.Module, runtime: Runtime, what: str) -> float:
     reference = torch_runtime(Forward(model).eval())
     for images in CHECKED:
         inputs = inputs_for(model, images, seed=images)
-        expected, found = reference(inputs), runtime(inputs)
-        if expected.shape != found.shape:
-            raise UserError(f"{what}: gives {list(found.shape)} where the model gives {list(expected.shape)}")
-        error = (found - expected).abs().max() / expected.abs().max().clamp_min(1e-12)
+        expected, given = reference(inputs), runtime(inputs)
+        if expected.shape != given.shape:
+            raise UserError(f"{what}: gives {list(given.shape)} where the model gives {list(expected.shape)}")
+        error = (given - expected).abs().max() / expected.abs().max().clamp_min(1e-12)
         largest = max(largest, float(error))
     if not largest <= TOLERANCE:
         raise UserError(f"{what}: differs from the model by {largest:.2g} of its largest output, allowed {TOLERANCE:g}")
@@ -167,7 +170,7 @@ def difference(model: nn.Module, runtime: Runtime, what: str) -> float:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet() -> Generator[None]:
     """Keep the exporter's remarks out of the terminal in the block."""
     loggers: list[Any] = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export")]
     levels = [logger.level for logger in loggers]

@@ -21,7 +21,8 @@ class RunSummary:
     """A run folder, read."""
 
     path: Path
-    config: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    """The values of config.yaml."""
     checkpoints: list[int]
     """Steps of the checkpoints, oldest first."""
     metrics: list[Mapping[str, Any]]
@@ -42,7 +43,7 @@ class RunSummary:
     @property
     def steps(self) -> int:
         """The steps of the whole run."""
-        return int(self.config.get("steps", 0))
+        return int(self.settings.get("steps", 0))
 
     @property
     def seconds_a_step(self) -> float | None:
@@ -68,7 +69,7 @@ def read_run(path: Path, running: bool = False) -> RunSummary:
     students = [path / "student", *sorted(path.glob("student_ema_*"))]
     return RunSummary(
         path=path,
-        config=read_yaml(path / "config.yaml"),
+        settings=read_yaml(path / "config.yaml"),
         checkpoints=sorted(int(step) for step in checkpoints if step.isdecimal()),
         metrics=list(rows(path / "metrics.jsonl")),
         timing=list(rows(path / "timing.jsonl")),
@@ -110,22 +111,22 @@ def parameters(folder: Path) -> int | None:
 
 def summary_lines(run: RunSummary) -> list[tuple[str, str]]:
     """What a run is and how far it is: (name, text) of each line."""
-    config = run.config
-    lines = [("run", f"{run.path}: {_state(run)}"), ("task", _plugin(config.get("task")))]
-    lines += [("data", _plugin(config.get("data")))]
-    teacher = config.get("teacher")
+    settings = run.settings
+    lines = [("run", f"{run.path}: {_state(run)}"), ("task", _plugin(settings.get("task")))]
+    lines += [("data", _plugin(settings.get("data")))]
+    teacher = settings.get("teacher")
     for name, place in (teacher if isinstance(teacher, dict) else {"": teacher} if teacher else {}).items():
         lines.append((f"teacher {name}".strip(), str(place)))
     lines.append(("student", _student(run)))
-    losses = [f"{loss.get('weight', 1)} x {loss['name']}" for loss in config.get("losses") or []]
+    losses = [f"{loss.get('weight', 1)} x {loss['name']}" for loss in settings.get("losses") or []]
     lines.append(("losses", " + ".join(["base", *losses])))
-    optimizer = config.get("optimizer") or {}
+    optimizer = settings.get("optimizer") or {}
     lines.append(
         (
             "steps",
-            f"{run.steps:,} of {config.get('batch_size')}, {optimizer.get('name')} at {optimizer.get('lr'):g}"
+            f"{run.steps:,} of {settings.get('batch_size')}, {optimizer.get('name')} at {optimizer.get('lr'):g}"
             if isinstance(optimizer.get("lr"), float)
-            else f"{run.steps:,} of {config.get('batch_size')}",
+            else f"{run.steps:,} of {settings.get('batch_size')}",
         )
     )
     if run.metrics:
@@ -159,7 +160,7 @@ def _plugin(value: object) -> str:
 
 
 def _student(run: RunSummary) -> str:
-    text = _plugin(run.config.get("student"))
+    text = _plugin(run.settings.get("student"))
     count = parameters(run.students[0]) if run.students else None
     exported = f"; exported: {', '.join(str(path) for path in run.students)}" if run.students else "; not exported yet"
     return f"{text}{f', {count / 1e6:.2f} M parameters' if count else ''}{exported}"

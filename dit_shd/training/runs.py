@@ -48,7 +48,7 @@ class TrainedRun:
         return f"<p>{head}</p>{_curve([row['loss'] for row in rows if 'loss' in row])}<table>{cells}</table>"
 
 
-def train(config: str | Path | Mapping[str, Any], progress: bool = True, **changes: Any) -> TrainedRun:
+def train(config: str | Path | Mapping[str, object], progress: bool = True, **changes: Any) -> TrainedRun:
     """Train to the end, or go on with a run that is in its folder already; Ctrl-C saves and ends.
 
     For the steps one by one: `dit_shd.training.trainer.train(config)`.
@@ -87,14 +87,14 @@ def _bar(trainer: Trainer, shown: bool) -> Any:  # noqa: ANN401 - a bar of the t
     return tqdm(total=trainer.config.steps, initial=trainer.first_step, desc=name, unit="step", disable=hidden)
 
 
-def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def merged(values: Mapping[str, object], changes: Mapping[str, object]) -> dict[str, Any]:
     """Values with changes in their place; of a mapping that is no plug-in, key by key."""
-    merged = dict(values)
+    result = dict(values)
     for key, value in changes.items():
-        before = merged.get(key)
+        before = result.get(key)
         both = isinstance(before, Mapping) and isinstance(value, Mapping) and "name" not in value
-        merged[key] = merged(before, value) if both else value  # type: ignore[arg-type]
-    return merged
+        result[key] = merged(before, value) if both else value  # type: ignore[arg-type]
+    return result
 
 
 def _curve(losses: list[float]) -> str:

@@ -25,7 +25,7 @@ def test_the_largest_that_fits_is_taken(parts, monkeypatch):
     for size, total in needed.items():
         monkeypatch.setattr(micro_batch, "free_memory", lambda device, total=total: total / 0.9 + 1)
         assert largest(parts, 1) == size
-    monkeypatch.setattr(micro_batch, "free_memory", lambda device: needed[8])
+    monkeypatch.setattr(micro_batch, "free_memory", lambda device: needed[8] / 0.9 + 1)
     assert largest(parts, 2) == 4, "two processes share the batch"
     monkeypatch.setattr(micro_batch, "free_memory", lambda device: 1)
     with pytest.raises(UserError, match=r"not even one image fits: .* GiB by count"):

@@ -55,5 +55,5 @@ def text(run: RunSummary) -> Iterator[str]:
     folder = shlex.quote(str(run.path))
     if run.step < run.steps and not run.running:
         yield f"next: dit-shd train {folder}"
-    elif run.students and run.config.get("task", {}).get("name") in ("diffusion", "flow_matching"):
+    elif run.students and run.settings.get("task", {}).get("name") in ("diffusion", "flow_matching"):
         yield f"next: dit-shd sample {folder} count=100"

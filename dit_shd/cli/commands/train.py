@@ -93,8 +93,8 @@ class Train(Command[TrainConfig]):
         "another's weights is from=RUN run=FOLDER",
         "ckpt": "the same command again goes on from the newest checkpoint; a new run from another's weights is "
         "from=RUN run=FOLDER",
-        "pretrained": "from",
-        "init_from": "from",
+        "pretrained": "from=RUN run=FOLDER begins a new run with another's weights",
+        "init_from": "from=RUN run=FOLDER begins a new run with another's weights",
         "wandb": "tracker=wandb",
         "report_to": "tracker",
         "logger": "tracker",

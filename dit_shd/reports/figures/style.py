@@ -32,7 +32,7 @@ def require_matplotlib() -> None:
     Raises:
         UserError: it is.
     """
-    require(["matplotlib"], "demo", "the page")
+    require(["matplotlib"], "pages", "the page")
 
 
 def both(draw: Callable[..., bytes], *args: Any, **kwargs: Any) -> tuple[bytes, bytes]:
