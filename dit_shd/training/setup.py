@@ -222,6 +222,8 @@ def initialise(
         return
     for model in (student, *parts.teachers.values()):
         model.to(device)
+    teacher = parts.teacher
+    assert teacher is not None, "a config that begins with a teacher's weights has a teacher"
     shd = initialisation.shd_of(parts.losses_of_teacher)
 
     def begin() -> None:
@@ -229,7 +231,7 @@ def initialise(
             calibration.calibrate(distiller, parts.teachers, batches.first_steps(distiller.calibration, device))
         drawn = initialisation.moment_batches(parts.task, batches.seed, batches.size, options.calibration)
         moments = [batch.to(device) for batch in drawn]
-        plan = initialisation.initialise(parts.task, student, parts.teacher, moments, options, shd)
+        plan = initialisation.initialise(parts.task, student, teacher, moments, options, shd)
         write_text(folder.path / INITIALISATION_FILE, plan.text())
         for line in plan.lines():
             _log.info("initialisation %s", line)
