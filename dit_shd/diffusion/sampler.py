@@ -37,7 +37,7 @@ from dit_shd.models.families.mdt import kept_biases
 from dit_shd.models.prediction import prediction_of
 from dit_shd.models.shape import shape_of
 
-A_FEW, SHOWN = 16, 100
+DEFAULT_COUNT, SHOWN = 16, 100
 """Images where no number is given, and the most that a notebook shows."""
 
 
@@ -91,7 +91,7 @@ def sample(
     Raises:
         UserError: no such model, a key that has no meaning, or a class that the model does not know.
     """
-    count = (A_FEW if isinstance(labels, str) else len(labels)) if count is None else count
+    count = (DEFAULT_COUNT if isinstance(labels, str) else len(labels)) if count is None else count
     policy = labels if isinstance(labels, str) else "random"
     named = {"run": str(model)} if isinstance(model, (str, Path)) else {}
     config = make(SampleConfig, {**options, "count": count, "labels": policy, **named}, "sample")

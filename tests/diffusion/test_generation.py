@@ -101,8 +101,7 @@ def test_a_folder_of_png_holds_the_images_of_the_npz(teacher, straight, tmp_path
     images, labels = arrays(straight)
     folder = tmp_path / "pictures"
     wanted = config(teacher, tmp_path, out=f"{folder}/")
-    with pytest.raises(KeyboardInterrupt):
-        begin(wanted, 2, monkeypatch)  # goes on with what is there
+    begin(wanted, 2, monkeypatch)  # what is there is gone on with
     folder.mkdir(exist_ok=True)  # empty: as good as none
     assert sample_to_file(wanted) == folder
     files = sorted(folder.iterdir())
