@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from dit_shd import __version__
+import dit_shd
 from dit_shd.cli import help
 from dit_shd.cli.arguments import Line, similar_commands, split, values_of
 from dit_shd.cli.commands import COMMANDS
@@ -88,7 +88,7 @@ def _answered(line: Line) -> str | None:
     for package in line.trusted:
         plugins.trust(package)
     if line.version:
-        return f"dit-shd {__version__}"
+        return f"dit-shd {dit_shd.__version__}"
     if not line.command and line.flags:
         raise UserError(f"{line.flags[0][0]}: wanted a command first; dit-shd --help lists them")
     if not line.command:
