@@ -1,7 +1,7 @@
 """dit_shd: distil diffusion transformers through their attention (Squeezing-Heads Distillation, arXiv 2502.07436)."""
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # what a type checker and an editor see; _HOME says the same to Python
     from dit_shd.attention.capture import Capture
@@ -53,7 +53,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Import the public names when they are first asked for (PEP 562): `import dit_shd` itself loads nothing."""
     if name == "__version__":
         return _version()

@@ -4,7 +4,7 @@ import sys
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line (cli.py), where Ctrl-C ends a command in a line from its first moment on."""
+    """The command line (cli/program.py), where Ctrl-C ends a command in a line from its first moment on."""
     try:
         from dit_shd.core.signals import interruptible
 

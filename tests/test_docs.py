@@ -1,6 +1,7 @@
 """The examples run, and the pages made from code say what the code says."""
 
 import importlib.util
+import re
 import subprocess
 import sys
 import zipfile
@@ -16,6 +17,27 @@ def build(root):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def strange_paths(page, root, beside):
+    """Links and paths of this repository in a page that lead nowhere; ROOM and x stand for any name."""
+    text = page.read_text()
+    folders = "|".join(sorted(path.name for path in root.iterdir() if path.is_dir() and path.name[0].isalpha()))
+    named = set(re.findall(rf"(?<![\w./-])(?:{folders})/[\w./*-]*[\w*/]", text))
+    stand_ins = {name for name in named if "ROOM" in name or name.endswith(("/x.py", "/results.jsonl"))}
+    links = set(re.findall(r"\]\((?!\w+:|#)([^)#\s]+)", text))
+    there = {name for name in named for base in (root, page.parent) if [*base.glob(name.rstrip("/"))]}
+    return named - stand_ins - there | {link for link in links if not (beside / link).exists()}
+
+
+def test_paths_that_pages_name_exist(root, tmp_path):
+    (tmp_path / "x.md").write_text("`docs/no.md`, `dit_shd/core/`, `tests/ROOM/`, [a](docs/build.py), [b](b.md)")
+    assert strange_paths(tmp_path / "x.md", root, root) == {"docs/no.md", "b.md"}
+    pages = [root / "README.md", root / "CONTRIBUTING.md", *root.glob("*/README.md"), *root.glob("docs/*.md")]
+    assert len(pages) > 8
+    lost = {page.name: strange_paths(page, root, page.parent) for page in pages}
+    lost |= {page.name: strange_paths(page, root, root / "docs") for page in root.glob("docs/templates/*.md")}
+    assert not {page: paths for page, paths in lost.items() if paths}
 
 
 @pytest.mark.parametrize("name", ["distil_sd3", "distil_deit"])

@@ -39,13 +39,13 @@ def accuracies(config: AccuracyConfig) -> dict[str, Accuracy]:
     """Measure, and write the figures where the config says.
 
     Args:
-        config: of the command.
+        config: Of the command.
 
     Returns:
         The accuracy of each model by its name.
 
     Raises:
-        UserError: no such model, none that classifies images, or data of other classes.
+        UserError: No such model, none that classifies images, or data of other classes.
     """
     config = checked(config, "accuracy")
     check_ranges(config)
@@ -78,7 +78,7 @@ def _completed(config: AccuracyConfig) -> AccuracyConfig:
     """The config with what the run of the model evaluates on, where it says nothing else.
 
     Raises:
-        UserError: nothing says it.
+        UserError: Nothing says it.
     """
     if config.data is not None:
         return config

@@ -85,12 +85,12 @@ def attention_rows(
     """The rows of one query token in the students' layers.
 
     Args:
-        teacher: the teacher.
-        students: by name, all with the same layers and heads.
-        batch: a batch of one sample.
-        token: the query token.
-        layers: names of the students' layers; all if None.
-        how: the layer map.
+        teacher: The teacher.
+        students: By name, all with the same layers and heads.
+        batch: A batch of one sample.
+        token: The query token.
+        layers: Names of the students' layers; all if None.
+        how: The layer map.
     """
     teacher_captures, student_captures = _captures(teacher, students, batch)
     first = next(iter(student_captures.values()))

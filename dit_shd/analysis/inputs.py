@@ -92,7 +92,7 @@ class FileInputs(Inputs):
     """The arrays of a file, all in one forward; `a.b` is the entry b of the dictionary a; only `timestep` changes.
 
     Raises:
-        UserError: not such a file, or names that are no arguments of the forward.
+        UserError: Not such a file, or names that are no arguments of the forward.
     """
 
     def __init__(self, model: nn.Module, path: Path, time: Time):
@@ -133,7 +133,7 @@ def try_out(model: nn.Module, inputs: Inputs, t: int) -> None:
     A model that multiplies its timestep passes 1000 t to diffusers' Timesteps module.
 
     Raises:
-        UserError: the forward failed.
+        UserError: The forward failed.
     """
     timesteps: list[float] = []
 

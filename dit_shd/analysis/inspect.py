@@ -59,7 +59,7 @@ class InspectConfig:
         """Check that the values are in their ranges, for a schedule of so many steps.
 
         Raises:
-            UserError: naming the key, the range and the value.
+            UserError: Naming the key, the range and the value.
         """
         for key in ("samples", "batch_size"):
             if getattr(self, key) < 1:
@@ -94,10 +94,10 @@ def inspect(config: InspectConfig) -> Findings:
     """Analyse a model's attention.
 
     Args:
-        config: the model, and what to analyse.
+        config: The model, and what to analyse.
 
     Raises:
-        UserError: no such model, or one whose attention cannot be recorded.
+        UserError: No such model, or one whose attention cannot be recorded.
     """
     config = checked(config, "inspect")
     run = run_config(config.model)
@@ -154,13 +154,11 @@ def _inputs(config: InspectConfig, model: nn.Module, run: dict[str, Any]) -> Inp
         return FileInputs(model, config.inputs, config.time)
     size, count = config.batch_size, config.samples
     batches = [range(first, min(first + size, count)) for first in range(0, count, size)]
-    parameters = signatures.signature(model.forward).parameters
-    by_class = "class_labels" in parameters and "encoder_hidden_states" not in parameters
     run_data = cast(Plugin, run["data"], "data") if "data" in run else None
     data = config.data or run_data or (ASSET_DATA if config.model.startswith("asset:") else None)
     if data is None:
         return SyntheticInputs(model, batches, config.seed, config.time)
-    if not by_class:
+    if loading.why_not_conditional(model) is not None:
         raise UserError(f"data: {type(model).__name__} takes more than images and labels; use inputs=FILE")
     process = process_of(model, schedule_length(run))
     return DatasetInputs(model, DATASETS.build(data, "data"), process, batches, config.seed)

@@ -23,7 +23,7 @@ from dit_shd.tasks.language_modeling import LanguageModeling, TextEvaluation
 
 CONFIG = "config.yaml"
 SEED = re.compile(r"[_-]?seed_?\d+$")
-"""At the end of a run's name: runs of one name before it are told apart by their seed."""
+"""The end of the name of a run; runs of one name before it differ in their seed."""
 Figures = dict[str, float]
 
 
@@ -45,13 +45,13 @@ def perplexities(config: PerplexityConfig) -> dict[str, Figures]:
     """Measure, and write the figures where the config says.
 
     Args:
-        config: of the command.
+        config: Of the command.
 
     Returns:
         The figures of each model by its name.
 
     Raises:
-        UserError: no such model, no language model, or models of runs that held out different texts.
+        UserError: No such model, no language model, or models of runs that held out different texts.
     """
     config = checked(config, "perplexity")
     check_ranges(config)
@@ -77,7 +77,7 @@ def over_seeds(figures: Mapping[str, Figures]) -> dict[str, tuple[int, Figures, 
     """Of runs whose names differ in their seed alone: how many, the mean of their figures and the standard deviation.
 
     Args:
-        figures: of each model by its name.
+        figures: Of each model by its name.
     """
     groups: dict[str, list[Figures]] = {}
     for name, row in figures.items():
@@ -95,7 +95,7 @@ def _held_out(place: str) -> Plugin:
     """The text that a run held out.
 
     Raises:
-        UserError: nothing says it.
+        UserError: Nothing says it.
     """
     path = find(place, "model", "MODELS")
     folders = [path, path.parent] if isinstance(path, Path) else []

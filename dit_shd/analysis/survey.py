@@ -93,18 +93,18 @@ def layer_maps(
     """The maps of the first sample at timestep t.
 
     Args:
-        model: the model.
-        inputs: the arguments of its forward.
-        scope: the layers and maps.
-        t: the timestep.
-        tokens: query tokens; by default three on the diagonal.
-        tick: called for every recorded layer.
+        model: The model.
+        inputs: The arguments of its forward.
+        scope: The layers and maps.
+        t: The timestep.
+        tokens: Query tokens; by default three on the diagonal.
+        tick: Called for every recorded layer.
 
     Returns:
         The scope with its block, and the maps by layer.
 
     Raises:
-        UserError: no attention to record, or a token out of range.
+        UserError: No attention to record, or a token out of range.
     """
     try_out(model, inputs, max(t, 1))
     keywords = inputs.keywords(inputs.first, t)
@@ -142,15 +142,15 @@ def survey(
     """Head similarity, plans and alpha of every layer, over all samples and timesteps.
 
     Args:
-        model: the model.
-        inputs: the arguments of its forward.
-        scope: the layers and maps, with a block.
-        timesteps: the timesteps.
-        heads: student heads; by default half of each layer's, rounded up.
-        tick: called for every recorded layer.
+        model: The model.
+        inputs: The arguments of its forward.
+        scope: The layers and maps, with a block.
+        timesteps: The timesteps.
+        heads: Student heads; by default half of each layer's, rounded up.
+        tick: Called for every recorded layer.
 
     Raises:
-        UserError: more student heads than a layer has, or values that are not finite.
+        UserError: More student heads than a layer has, or values that are not finite.
     """
     sums: dict[str, _Sums] = {}
     projections = Projections(size=4096)
@@ -237,9 +237,9 @@ def mean_maps(layer: Capture, bins: int = BINS, chunk_mib: float = CHUNK_MIB) ->
     """Means of a layer's maps, tile by tile, in float64.
 
     Args:
-        layer: the capture.
-        bins: largest number of intervals of queries and of keys.
-        chunk_mib: memory of a tile.
+        layer: The capture.
+        bins: Largest number of intervals of queries and of keys.
+        chunk_mib: Memory of a tile.
 
     Returns:
         The mean over samples and query tokens [h,m]; and the mean over samples and heads, with intervals of keys

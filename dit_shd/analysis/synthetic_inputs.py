@@ -28,7 +28,7 @@ class SyntheticInputs(Inputs):
     """Random arguments, the same for the same seed and sample.
 
     Raises:
-        UserError: a required argument that is not in MAKERS.
+        UserError: A required argument that is not in MAKERS.
     """
 
     name = "random inputs"

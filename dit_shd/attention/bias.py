@@ -132,11 +132,11 @@ class DenseBias(Bias):
         tensor = tensor if tensor.shape[1] == 1 else tensor[:, heads]
 
         def add(scores: Tensor, rows: slice) -> None:
-            few = tensor if tensor.shape[2] == 1 else tensor[:, :, rows]
+            added = tensor if tensor.shape[2] == 1 else tensor[:, :, rows]
             if factor <= 1:
-                scores.add_(few, alpha=factor)
+                scores.add_(added, alpha=factor)
             else:
-                scores.add_(_stretched(few.to(scores.dtype), factor))
+                scores.add_(_stretched(added.to(scores.dtype), factor))
 
         return add
 

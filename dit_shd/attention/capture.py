@@ -20,7 +20,7 @@ WeightSource = Callable[[], Tensor | str]
 
 
 class _OnDemand:
-    """A field whose value may be a WeightSource, which is asked when the field is read for the first time."""
+    """A field whose value may be a WeightSource, which is called when the field is read for the first time."""
 
     @overload
     def __get__(self, instance: None, owner: type) -> None: ...
@@ -67,8 +67,8 @@ class Capture:
     def __post_init__(self) -> None:
         for name in ("query", "key", "value"):
             if not isinstance(x := getattr(self, name), Tensor) or x.ndim != 4:
-                found = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
-                raise UserError(f"capture: {name}: wanted a tensor [b,h,tokens,d], found {found}")
+                given = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+                raise UserError(f"capture: {name}: wanted a tensor [b,h,tokens,d], found {given}")
         b, h, n, d = self.query.shape
         b_k, h_k, m, d_k = self.key.shape
         if b_k != b or d_k != d or h % max(h_k, 1) or self.value.shape[:3] != self.key.shape[:3]:
@@ -173,7 +173,7 @@ def one_layer(capture: Any, where: str) -> None:
     """Refuse what is no Capture.
 
     Raises:
-        UserError: saying where a Capture comes from.
+        UserError: Saying where a Capture comes from.
     """
     if not isinstance(capture, Capture):
         raise UserError(

@@ -24,7 +24,7 @@ class RelativeBias(Bias):
 
     Args:
         table: [(2w-1)^2+3, h]; the last three entries are never used (BEiT keeps them for its class token).
-        window: w, tokens along one side.
+        window: Tokens along one side, w.
         code: [b,m], the codes of the tokens that are there; None: all n = w w tokens, row by row.
         query_code: [b,r], those of the query tokens, where they are not the same.
     """

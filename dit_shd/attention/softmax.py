@@ -1,4 +1,4 @@
-"""One softmax for everybody: rows with every key masked are zeros, as SDPA has it, and not NaN."""
+"""Softmax in which rows with every key masked are zeros, as in SDPA, and not NaN."""
 
 import torch
 from torch import Tensor

@@ -35,10 +35,10 @@ def attend(
         query: [b,h,n,d].
         key: [b,h,m,d].
         value: [b,h,m,d]; its width may differ.
-        scale: factor of the scores.
-        bias: added to them, or nothing.
-        causal: query i sees keys 0..i only.
-        chunk_mib: memory budget for what is n x m, in MiB.
+        scale: Factor of the scores.
+        bias: Added to them, or nothing.
+        causal: Query i sees keys 0..i only.
+        chunk_mib: Memory budget for what is n x m, in MiB.
 
     Returns:
         [b,h,n,d]. Gradients reach query, key, value and the bias's leaves.
@@ -89,10 +89,10 @@ class _StreamedAttention(torch.autograd.Function):
         low = query.dtype in (torch.bfloat16, torch.float16)
         for samples, heads, rows_of, maps in _parts(capture, chunk_mib, planes=2 if low else 1):
             if low:  # the stock kernel's own low-precision products, with the bias of some rows as its mask
-                few = (query[samples, heads], key[samples, heads], value[samples, heads])
+                q, k, v = query[samples, heads], key[samples, heads], value[samples, heads]
                 for rows in rows_of:
                     mask = maps.bias(rows).to(query.dtype)
-                    mixed = F.scaled_dot_product_attention(few[0][:, :, rows], *few[1:], attn_mask=mask, scale=scale)
+                    mixed = F.scaled_dot_product_attention(q[:, :, rows], k, v, attn_mask=mask, scale=scale)
                     output[samples, heads, rows] = mixed
                 continue
             values = flat(value, samples, heads).to(maps.buffers.dtype)

@@ -80,8 +80,11 @@ class Maps:
     """The maps of some samples and heads of a capture, tile by tile.
 
     Args:
-        capture: detached. samples, heads: which, in the order in which they are wanted.
-        temperature: T_a. buffers: where the tiles live; maps(name) overwrites what that name held before.
+        capture: Detached.
+        samples: Which of them, in the order in which they are wanted.
+        heads: Likewise.
+        temperature: T_a.
+        buffers: Where the tiles live; maps(name) overwrites what that name held before.
     """
 
     def __init__(self, capture: Capture, samples: slice, heads: Sequence[int], temperature: float, buffers: Buffers):
@@ -114,8 +117,8 @@ class Maps:
 
     def bias(self, rows: slice) -> Tensor:
         """What is added to the scores of some query rows [b,k,r,m]: bias over T, minus infinity where hidden."""
-        few, r = self.query.shape[0] // self.count, rows.stop - rows.start
-        return self._biased(self.buffers.take("bias", few, self.count, r, self.m).zero_(), rows)
+        samples, r = self.query.shape[0] // self.count, rows.stop - rows.start
+        return self._biased(self.buffers.take("bias", samples, self.count, r, self.m).zero_(), rows)
 
     def _biased(self, scores: Tensor, rows: slice) -> Tensor:
         if self._add is not None:

@@ -35,7 +35,7 @@ def split(words: Sequence[str]) -> Line:
     """Sort the words of a command line: options may stand anywhere, and so may key=value.
 
     Args:
-        words: without the name of the program.
+        words: Without the name of the program.
 
     Raises:
         UserError: --trust without a package.
@@ -69,7 +69,7 @@ def values_of(line: Line, command: Specification) -> dict[str, Any]:
     """The values of a command's keys, from its words and key=value.
 
     Raises:
-        UserError: flags, missing or unexpected words, text that is no YAML, or keys that the command does not have.
+        UserError: Flags, missing or unexpected words, text that is no YAML, or keys that the command does not have.
     """
     if line.flags:
         raise foreign_words.flag(line.flags[0], command)

@@ -35,12 +35,12 @@ def run_jobs(jobs: Sequence[Job], title: str, parallel: int = 2) -> None:
     """Run jobs in order, several in parallel; their output is written to their logs.
 
     Args:
-        jobs: the jobs.
-        title: text before lines of progress.
-        parallel: number of jobs that run at the same time.
+        jobs: The jobs.
+        title: Text before lines of progress.
+        parallel: Number of jobs that run at the same time.
 
     Raises:
-        UserError: a job failed; its last lines are printed, and the others are stopped.
+        UserError: A job failed; its last lines are printed, and the others are stopped.
     """
     pending, running = list(jobs), dict[str, tuple[Job, subprocess.Popen[bytes]]]()
     show = _Bars(jobs) if sys.stderr.isatty() else _Lines(jobs, title)

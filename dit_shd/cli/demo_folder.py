@@ -123,7 +123,7 @@ def claim(config: DemoConfig) -> None:
     """Make the folder, or continue in one that holds a demo of the same settings.
 
     Raises:
-        UserError: it holds other files, or a demo of other settings.
+        UserError: It holds other files, or a demo of other settings.
     """
     out, settings = config.out, _settings(config)
     recorded = read_settings(out)

@@ -32,8 +32,8 @@ def advice(word: str, command: Specification) -> UserError | None:
     """The error for a key of other programs; None where the word is not known.
 
     Args:
-        word: as it was given: learning_rate, learning-rate.
-        command: that does not have it.
+        word: As it was given: learning_rate, learning-rate.
+        command: That does not have it.
     """
     said = _meaning(word, command)
     if said is None:
@@ -47,8 +47,8 @@ def flag(given: tuple[str, str], command: Specification) -> UserError:
     """The error for --flag VALUE, which is key=value here.
 
     Args:
-        given: the flag and the value after it, which may be empty.
-        command: of the command line.
+        given: The flag and the value after it, which may be empty.
+        command: Of the command line.
     """
     option, value = given
     word = option.lstrip("-").replace("-", "_")

@@ -23,7 +23,7 @@ def program(commands: Mapping[str, Specification]) -> str:
     """The text of `dit-shd --help`.
 
     Args:
-        commands: by name.
+        commands: By name.
     """
     listed = {name for _, names in ORDER for name in names}
     groups = [*ORDER, ("More", tuple(name for name in commands if name not in listed))]
@@ -52,7 +52,7 @@ def command(spec: Specification) -> str:
     """The text of `dit-shd COMMAND --help`.
 
     Args:
-        spec: of the command.
+        spec: Of the command.
     """
     lines = [f"usage: {spec.usage}", "", spec.text]
     if spec.words:
@@ -71,11 +71,11 @@ def topic(spec: Specification, word: str) -> str:
     """The text of `dit-shd COMMAND --help WORD`: a plug-in, all plug-ins of a key, or a key.
 
     Args:
-        spec: of the command.
-        word: the name of one of them.
+        spec: Of the command.
+        word: The name of one of them.
 
     Raises:
-        UserError: there is none of this name.
+        UserError: There is none of this name.
     """
     plugins = [(key, package) for key, package in spec.plugins.items() if word in plugin_names(package)]
     keys = [key for key in spec.keys if word in (key.name, key.name.rpartition(".")[2])]

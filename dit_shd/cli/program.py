@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        argv: its words; those of the process if None.
+        argv: Its words; those of the process if None.
 
     Returns:
         The exit code.

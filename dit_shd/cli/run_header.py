@@ -27,7 +27,7 @@ def run_header(trainer: Trainer) -> str:
     """What a run is, in aligned lines.
 
     Args:
-        trainer: of the run, before its first step.
+        trainer: Of the run, before its first step.
     """
     distiller, student = trainer.state.distiller, trainer.student
     rows: list[tuple[str, str]] = [("run", _run(trainer)), ("device", _device(trainer))]
@@ -163,8 +163,8 @@ class RemainingTime:
     """The time that a run will take, from its first steps.
 
     Args:
-        first: the step that it begins with, from 0.
-        total: all of its steps.
+        first: The step that it begins with, from 0.
+        total: All of its steps.
     """
 
     def __init__(self, first: int, total: int):
@@ -174,7 +174,7 @@ class RemainingTime:
         """The estimate, once there is one; None after every other step.
 
         Args:
-            step: that was taken.
+            step: That was taken.
         """
         taken = step.number - self._first
         if taken == 1:
@@ -198,7 +198,7 @@ def shown_terms(metrics: Mapping[str, float]) -> dict[str, str]:
     """The loss and all of its terms, for a bar: `plain/` is left out, figures of single layers are.
 
     Args:
-        metrics: of a logged step; empty on others.
+        metrics: Of a logged step; empty on others.
     """
     terms = {key: value for key, value in metrics.items() if key == "loss" or (key.count("/") == 1)}
     return {key.removeprefix("plain/"): f"{value:.4f}" for key, value in terms.items() if "grad_norm" not in key}

@@ -75,7 +75,7 @@ def command_names(first: str = "") -> list[str]:
     """The commands, and the one of another package that the first word of a command line names with dots.
 
     Args:
-        first: the word.
+        first: The word.
 
     Raises:
         UserError: That package is not trusted, or has no such command.

@@ -26,11 +26,11 @@ def option(
     """A config field.
 
     Args:
-        default: its value where none is given; REQUIRED for none.
-        doc: its help text.
-        range: smallest and largest number; None as a value is always allowed.
-        resumable: whether a resumed run may change it.
-        heading: of it and the fields after it, in help.
+        default: Its value where none is given; REQUIRED for none.
+        doc: Its help text.
+        range: Smallest and largest number; None as a value is always allowed.
+        resumable: Whether a resumed run may change it.
+        heading: Of it and the fields after it, in help.
     """
     metadata = {"doc": doc, "range": range, "resumable": resumable, "heading": heading}
     if isinstance(default, (list, dict)) or dataclasses.is_dataclass(default):
@@ -47,11 +47,11 @@ def check_ranges(config: object, where: str = "") -> None:
     """Check that every number of a config is in its range.
 
     Args:
-        config: the dataclass, however it was made.
-        where: prefix of the keys in errors.
+        config: The dataclass, however it was made.
+        where: Prefix of the keys in errors.
 
     Raises:
-        UserError: naming the key, the range and the value.
+        UserError: Naming the key, the range and the value.
     """
     for f in dataclasses.fields(config):  # type: ignore[arg-type]
         value, name = getattr(config, f.name), f"{where}{f.name}"
@@ -69,7 +69,7 @@ def make(cls: type[T], values: object, where: str = "config") -> T:
     """Fill the dataclass `cls` from a mapping, strictly.
 
     Raises:
-        UserError: an unknown or missing key, or a value of another type.
+        UserError: An unknown or missing key, or a value of another type.
     """
     if not isinstance(values, dict):
         raise UserError(f"{where}: wanted keys and values, found {describe(values)}")
@@ -97,12 +97,12 @@ def cast(hint: Any, value: object, where: str) -> Any:
     """Turn a YAML value into the annotated type.
 
     Args:
-        hint: the annotation.
-        value: as YAML gives it.
-        where: the key, for the error.
+        hint: The annotation.
+        value: As YAML gives it.
+        where: The key, for the error.
 
     Raises:
-        UserError: what was wanted and found.
+        UserError: What was wanted and found.
     """
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:

@@ -75,9 +75,9 @@ def keys_of(module: str, name: str, prefix: str = "") -> list[Key]:
     """The keys of the config class `name` of a module, those of the configs inside of it after the key they are in.
 
     Args:
-        module: its dotted name.
-        name: of the class.
-        prefix: of the names of its keys.
+        module: Its dotted name.
+        name: Of the class.
+        prefix: Of the names of its keys.
     """
     tree = parse(module)
     home = imported_from(tree, name, module)
@@ -137,8 +137,8 @@ def kind_of(annotation: ast.expr | None, tree: ast.Module) -> str:
     """The values that an annotation allows, in a few words.
 
     Args:
-        annotation: as in the source; None where there is none.
-        tree: of the file in which it stands, for names that stand for other types.
+        annotation: As in the source; None where there is none.
+        tree: Of the file in which it stands, for names that stand for other types.
     """
     match annotation:
         case None:

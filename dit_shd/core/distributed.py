@@ -35,7 +35,7 @@ def joining() -> Generator[None]:
     """The block in which accelerate joins the process group; a single process is given the variables that it lacks.
 
     Raises:
-        UserError: the environment does not suffice to form the group.
+        UserError: The environment does not suffice to form the group.
     """
     variables = {name: os.environ[name] for name in LAUNCHER_VARIABLES if name in os.environ}
     single = variables.get("WORLD_SIZE", "1") == "1" and not variables.get("MASTER_ADDR")
@@ -66,7 +66,7 @@ def run_on_main(act: Callable[[], T]) -> T:
     """Call `act` in the main process only and return its result (plain data) in every process.
 
     Raises:
-        UserError: in every process, so that none hangs, where `act` raised a UserError or an OSError.
+        UserError: In every process, so that none hangs, where `act` raised a UserError or an OSError.
     """
     from accelerate.utils import broadcast_object_list
 
@@ -86,7 +86,7 @@ def launched(processes: int) -> None:
     """Check that accelerate works with as many processes as the launcher started; else each would do all the work.
 
     Raises:
-        UserError: the numbers differ.
+        UserError: The numbers differ.
     """
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != processes:

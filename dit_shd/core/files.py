@@ -35,12 +35,12 @@ def write_text(file: Path, text: str, remedy: str = REMEDY) -> None:
     """Replace a file's text atomically.
 
     Args:
-        file: the file.
-        text: its new text.
-        remedy: what the error advises.
+        file: The file.
+        text: Its new text.
+        remedy: What the error advises.
 
     Raises:
-        UserError: it could not be written.
+        UserError: It could not be written.
     """
     with atomic_file(file, remedy) as stream:
         stream.write(text.encode(errors="backslashreplace"))  # names of files need not be UTF-8
@@ -71,10 +71,10 @@ def atomic_folder(final: Path) -> Generator[Path]:
     it.
 
     Args:
-        final: its path; the block writes into the folder that it is given.
+        final: Its path; the block writes into the folder that it is given.
 
     Raises:
-        UserError: it could not be written.
+        UserError: It could not be written.
     """
     part, old = final.with_name(f".{final.name}.part"), final.with_name(f".{final.name}.old")
     try:
@@ -108,11 +108,11 @@ def atomic_file(final: Path, remedy: str = REMEDY) -> Generator[IO[bytes]]:
     """A binary file that appears under its name, on disk, when the block ends without an error, and not otherwise.
 
     Args:
-        final: its path.
-        remedy: last part of the error where it cannot be written.
+        final: Its path.
+        remedy: Last part of the error where it cannot be written.
 
     Raises:
-        UserError: it could not be written.
+        UserError: It could not be written.
     """
     part = final.with_name(f".{final.name}.{os.getpid()}.part")
     try:

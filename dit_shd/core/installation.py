@@ -14,12 +14,12 @@ def require(packages: Sequence[str], extra: str, what: str) -> None:
     """Refuse to begin without some packages; all that are missing are named at once.
 
     Args:
-        packages: by the names under which they are imported.
-        extra: of dit_shd, that installs them.
-        what: needs them, for the error.
+        packages: By the names under which they are imported.
+        extra: Of dit_shd, that installs them.
+        what: Needs them, for the error.
 
     Raises:
-        UserError: some are missing.
+        UserError: Some are missing.
     """
     missing = [package for package in packages if find_spec(package) is None]
     if missing:
@@ -31,7 +31,7 @@ def install_command(extra: str) -> str:
     """The pip command that adds an extra to dit_shd as it was installed: from an index, an address, or a source tree.
 
     Args:
-        extra: its name in pyproject.toml.
+        extra: Its name in pyproject.toml.
     """
     requirement = f"dit_shd[{extra}]"
     try:

@@ -43,11 +43,11 @@ class Lock:
     it.
 
     Args:
-        file: the lock file; its folder is made if need be.
-        what: the command that holds it, for the error of the next one.
+        file: The lock file; its folder is made if need be.
+        what: The command that holds it, for the error of the next one.
 
     Raises:
-        UserError: another process holds it: which one, and what to do.
+        UserError: Another process holds it: which one, and what to do.
     """
 
     def __init__(self, file: Path, what: str):
@@ -113,7 +113,7 @@ def locked(file: Path, what: str) -> Generator[None]:
     """A block that one launch at a time may run: every process enters it, the main one holds the lock.
 
     Raises:
-        UserError: another launch holds the lock; in every process.
+        UserError: Another launch holds the lock; in every process.
     """
     locks: list[Lock] = []
     run_on_main(lambda: locks.append(Lock(file, what)))
@@ -128,7 +128,7 @@ def is_locked(file: Path) -> bool:
     """Whether a process that lives holds a lock, by what its file records: the question takes no lock.
 
     Args:
-        file: the lock file.
+        file: The lock file.
     """
     try:
         fd = os.open(file, os.O_RDONLY | os.O_NOFOLLOW)
@@ -155,7 +155,7 @@ def _take(fd: int, path: Path) -> None:
     """Lock the file.
 
     Raises:
-        UserError: another process holds it.
+        UserError: Another process holds it.
     """
     import fcntl
 

@@ -22,8 +22,8 @@ def memory_line(error: BaseException, training: bool) -> str:
     """What happened and what to do, in one line.
 
     Args:
-        error: of which is_out_of_memory is true.
-        training: whether a run was being trained.
+        error: Of which is_out_of_memory is true.
+        training: Whether a run was being trained.
     """
     size = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)|you tried to allocate (\d+) bytes", str(error))
     where = "on the GPU" if "CUDA" in str(error) else "in memory"

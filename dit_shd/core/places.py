@@ -63,18 +63,18 @@ class HubName:
         """The names of its files; None where the hub cannot be reached (see `unreachable`).
 
         Raises:
-            UserError: there is no such repository or revision, or it needs a login.
+            UserError: There is no such repository or revision, or it needs a login.
         """
         from huggingface_hub import HfApi, errors
 
-        def ask() -> list[str]:
+        def list_files() -> list[str]:
             about = HfApi().repo_info(
                 self.repository, revision=self.revision, repo_type=self.kind, timeout=ANSWER_SECONDS
             )
             return [file.rfilename for file in about.siblings or []]  # type: ignore[union-attr]
 
         try:
-            return _within(IN_ALL_SECONDS, ask)
+            return _within(IN_ALL_SECONDS, list_files)
         except errors.RevisionNotFoundError as error:
             raise UserError(f"{self}: on the hub it has no revision '{self.revision}'") from error
         except (errors.RepositoryNotFoundError, errors.GatedRepoError) as error:
@@ -96,7 +96,7 @@ class HubName:
         """The folder of the local cache with some of its files, downloaded where they are missing.
 
         Raises:
-            UserError: a download failed.
+            UserError: A download failed.
         """
         from huggingface_hub import snapshot_download
 
@@ -122,7 +122,7 @@ class HubName:
         from huggingface_hub import constants
 
         why = (
-            "HF_HUB_OFFLINE forbids to ask the hub"
+            "HF_HUB_OFFLINE forbids requests to the hub"
             if constants.HF_HUB_OFFLINE
             else "the Hugging Face hub cannot be reached"
         )
@@ -150,12 +150,12 @@ def find(text: str | Path, kind: Kind, what: str = "") -> Path | HubName | Asset
     """What a name refers to: a path that exists, a repository of the hub, or an asset.
 
     Args:
-        text: the name.
-        kind: what it should be the name of.
-        what: the option, for the error.
+        text: The name.
+        kind: What it should be the name of.
+        what: The option, for the error.
 
     Raises:
-        UserError: the path does not exist, or the name is malformed.
+        UserError: The path does not exist, or the name is malformed.
     """
     text, what = str(text), f"{what}: " if what else ""
     if kind == "model" and text.startswith("asset:"):
@@ -183,11 +183,11 @@ def check_values(values: Mapping[str, Any], kinds: Mapping[str, tuple[Kind, str]
     """Check names before anything heavy is imported.
 
     Args:
-        values: of options, as a user gave them.
-        kinds: by key, the kind and the option's name in errors.
+        values: Of options, as a user gave them.
+        kinds: By key, the kind and the option's name in errors.
 
     Raises:
-        UserError: a name refers to nothing.
+        UserError: A name refers to nothing.
     """
     for key, (kind, what) in kinds.items():
         if isinstance(values.get(key), str) and values[key]:
@@ -227,11 +227,11 @@ def expanded(text: str | Path, what: str = "") -> str:
     """A path with the home folder in place of `~` or `~user`; `./~` is a name like any other.
 
     Args:
-        text: the path.
-        what: the option, for the error.
+        text: The path.
+        what: The option, for the error.
 
     Raises:
-        UserError: there is no such user, or the name is not UTF-8.
+        UserError: There is no such user, or the name is not UTF-8.
     """
     text = check_utf8(str(text), what)
     if not text.startswith("~"):
@@ -240,9 +240,7 @@ def expanded(text: str | Path, what: str = "") -> str:
     if path.startswith("~"):
         user = text.partition("/")[0]
         what = f"{what}: " if what else ""
-        raise UserError(
-            f"{what}wanted a path, found '{text}', and nobody here is called {user[1:]}; a folder is ./{user}"
-        )
+        raise UserError(f"{what}wanted a path, found '{text}', and there is no user {user[1:]}; a folder is ./{user}")
     return path
 
 
@@ -250,11 +248,11 @@ def check_utf8(text: str, what: str = "") -> str:
     """The text; names that are not UTF-8 could not be recorded in JSON and YAML.
 
     Args:
-        text: any, with surrogates for bytes that could not be decoded.
-        what: the option, for the error.
+        text: Any, with surrogates for bytes that could not be decoded.
+        what: The option, for the error.
 
     Raises:
-        UserError: the text is not UTF-8.
+        UserError: The text is not UTF-8.
     """
     try:
         text.encode()

@@ -34,8 +34,8 @@ def plugin_source(package: str, name: str) -> PluginSource:
     """A plug-in that ships with dit_shd.
 
     Args:
-        package: dotted name of its folder.
-        name: of its file.
+        package: Dotted name of its folder.
+        name: Of its file.
     """
     base, kind = _base(package)
     module = f"{package}.{name}"

@@ -41,7 +41,7 @@ class Plugin:
         """From YAML: a name, or {name: ..., key: value}.
 
         Raises:
-            UserError: it is neither.
+            UserError: It is neither.
         """
         if isinstance(value, cls):
             return value
@@ -60,9 +60,9 @@ class PluginFolder(Generic[Base]):
     """The plug-ins of one kind: the modules of a package, each with one subclass of `base`.
 
     Args:
-        package: the folder's dotted name.
-        base: the class of which each module defines a subclass.
-        kind: what errors call these plug-ins.
+        package: The folder's dotted name.
+        base: The class of which each module defines a subclass.
+        kind: What errors call these plug-ins.
     """
 
     def __init__(self, package: str, base: type[Base], kind: str):
@@ -77,7 +77,7 @@ class PluginFolder(Generic[Base]):
         """The class of the plug-in called `name`.
 
         Raises:
-            UserError: there is no such module, or a dotted name is of an untrusted package or of another kind.
+            UserError: There is no such module, or a dotted name is of an untrusted package or of another kind.
         """
         if "." in name and all(part.isidentifier() for part in name.split(".")):
             return self._foreign(name)
@@ -99,7 +99,7 @@ class PluginFolder(Generic[Base]):
         """Construct a plug-in from its options.
 
         Raises:
-            UserError: naming `where.key`, for an unknown or missing key or a value of another type.
+            UserError: Naming `where.key`, for an unknown or missing key or a value of another type.
         """
         cls = self.find(plugin.name)
         factory: Callable[..., Base] = getattr(cls, "from_options", cls)
@@ -135,7 +135,7 @@ def arguments(functions: Sequence[Callable[..., object]], values: dict[str, Any]
     """Cast values to the annotated types of the parameters of several functions together.
 
     Raises:
-        UserError: naming `where.key`, for an unknown or missing key or a value of another type.
+        UserError: Naming `where.key`, for an unknown or missing key or a value of another type.
     """
     by_name: dict[str, inspect.Parameter] = {}
     hints: dict[str, Any] = {}

@@ -58,7 +58,7 @@ def class_name(folder: Path) -> str:
     """The class that a folder's config.json names.
 
     Raises:
-        UserError: it is not the config of a diffusers model.
+        UserError: It is not the config of a diffusers model.
     """
     name = read_config(folder).get("_class_name")
     if not isinstance(name, str):
@@ -70,12 +70,12 @@ def read_weights(cls: type[Model], folder: Path, variant: str | None = None) -> 
     """Read a model of a diffusers class from its folder, without executing anything in it or asking the hub.
 
     Args:
-        cls: a subclass of diffusers.ModelMixin.
-        folder: with config.json and the weights.
-        variant: of the weights, such as fp16; None for those without a variant, or for the only one.
+        cls: A subclass of diffusers.ModelMixin.
+        folder: With config.json and the weights.
+        variant: Of the weights, such as fp16; None for those without a variant, or for the only one.
 
     Raises:
-        UserError: no weights, an ambiguous variant, or weights that do not fit config.json.
+        UserError: No weights, an ambiguous variant, or weights that do not fit config.json.
     """
     chosen = choose_weights((file.name for file in folder.iterdir()), str(folder), variant)
     load: Any = cls.from_pretrained  # its annotation lacks the loading info
@@ -129,12 +129,12 @@ def choose_weights(names: Iterable[str], where: str, variant: str | None = None)
     Those without a variant come before the only variant, safetensors before PyTorch files.
 
     Args:
-        names: of the files in the folder.
-        where: the folder, for errors.
-        variant: as in read_weights.
+        names: Of the files in the folder.
+        where: The folder, for errors.
+        variant: As in read_weights.
 
     Raises:
-        UserError: there are none, or several variants.
+        UserError: There are none, or several variants.
     """
     files: dict[tuple[str, bool], list[str]] = {}
     names = sorted(names)
@@ -174,7 +174,7 @@ def autoencoder_folder(source: str | Path) -> Path:
     """The local folder of an autoencoder: of the name's own folder, of a pipeline's, or of a repository of the hub.
 
     Raises:
-        UserError: there is none.
+        UserError: There is none.
     """
     path = find(source, "autoencoder")
     if isinstance(path, HubName):
@@ -190,11 +190,11 @@ def of_hub(name: HubName, subfolders: Sequence[str] = (".", "transformer")) -> P
     """The local folder of a model of the hub: downloaded, or where the hub cannot be reached, from the local cache.
 
     Args:
-        name: the repository.
-        subfolders: where in it the model may be.
+        name: The repository.
+        subfolders: Where in it the model may be.
 
     Raises:
-        UserError: no such repository, no model in it, or neither network nor cache.
+        UserError: No such repository, no model in it, or neither network nor cache.
     """
     configs = [f"{inside}/config.json".removeprefix("./") for inside in subfolders]
     files = name.files()

@@ -21,13 +21,13 @@ def claim(folder: Path, settings: dict[str, Any], maker: str, what: str) -> None
     """Make the folder of shards, or continue one that was made with the same settings.
 
     Args:
-        folder: for shards and settings.json.
-        settings: all that determines the shards' contents.
-        maker: the command, for errors.
-        what: the items in the shards, for errors.
+        folder: For shards and settings.json.
+        settings: All that determines the shards' contents.
+        maker: The command, for errors.
+        what: The items in the shards, for errors.
 
     Raises:
-        UserError: the folder holds shards of other settings, or cannot be made.
+        UserError: The folder holds shards of other settings, or cannot be made.
     """
     check_same(folder, settings, maker)
     try:
@@ -45,7 +45,7 @@ def check_same(folder: Path, settings: dict[str, Any], maker: str, beside: Colle
     """Refuse a folder that was not made by `maker` with the same settings; files named in `beside` do not count.
 
     Raises:
-        UserError: naming the settings that differ.
+        UserError: Naming the settings that differ.
     """
     existing = read_settings(folder)
     if existing is None:
@@ -78,10 +78,10 @@ def share_of_missing(
     """This process's share of the pieces that have no valid shard yet.
 
     Args:
-        state: of the process group; every process calls this with the same pieces.
-        pieces: the items of each shard.
-        file_of: the shard's file.
-        check: raises a UserError for a damaged shard, which is logged and removed.
+        state: Of the process group; every process calls this with the same pieces.
+        pieces: The items of each shard.
+        file_of: The shard's file.
+        check: Raises a UserError for a damaged shard, which is logged and removed.
     """
     rank, world = state.process_index, state.num_processes
     for piece in pieces[rank::world]:
@@ -102,10 +102,10 @@ class Progress:
     """A bar of the images of all processes, with images per second and the time left.
 
     Args:
-        desc: text before the bar.
-        total: number of images in all.
-        finished: counts the images in finished shards.
-        shown: whether this process shows the bar.
+        desc: Text before the bar.
+        total: Number of images in all.
+        finished: Counts the images in finished shards.
+        shown: Whether this process shows the bar.
     """
 
     def __init__(self, desc: str, total: int, finished: Callable[[], int], shown: bool):

@@ -30,15 +30,17 @@ def _key(seed: int, purpose: str) -> np.ndarray:
 def normal(seed: int, purpose: str, step: int, indices: Sequence[int], shape: Sequence[int]) -> Tensor:
     """Standard normal noise [b, *shape] in float32, one stream for each sample index."""
     draws = np.empty((len(indices), *shape), dtype=np.float32)
-    for i, row in zip(indices, draws):
-        stream(seed, purpose, step, i).standard_normal(dtype=np.float32, out=row)
+    for position, i in enumerate(indices):
+        draws[position] = stream(seed, purpose, step, i).standard_normal(tuple(shape), np.float32)
     return torch.from_numpy(draws)
 
 
 def uniform(seed: int, purpose: str, step: int, indices: Sequence[int], shape: Sequence[int] = ()) -> Tensor:
     """Uniform numbers in [0, 1) [b, *shape] in float64, one stream for each sample index."""
-    draws = [stream(seed, purpose, step, i).random(shape) for i in indices]
-    return torch.from_numpy(np.asarray(draws))
+    draws = np.empty((len(indices), *shape))
+    for position, i in enumerate(indices):
+        draws[position] = stream(seed, purpose, step, i).random(tuple(shape))
+    return torch.from_numpy(draws)
 
 
 def permutation(seed: int, purpose: str, epoch: int, count: int) -> np.ndarray:

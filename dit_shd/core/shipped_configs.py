@@ -41,7 +41,7 @@ def config_file(text: str | Path) -> Path:
     """The config that a word names: a file, the run folder that holds it, or an experiment that ships with dit_shd.
 
     Raises:
-        UserError: there is none; the error has the names of similar ones.
+        UserError: There is none; the error has the names of similar ones.
     """
     path = Path(expanded(text))
     if path.is_file():
@@ -64,7 +64,7 @@ def read_config(text: str | Path) -> dict[str, Any]:
     """The values of such a config; those of a run folder go on with the run in it.
 
     Raises:
-        UserError: there is none, or it is not valid YAML.
+        UserError: There is none, or it is not valid YAML.
     """
     values = read_yaml(config_file(text))
     return values | ({"run": str(text)} if Path(expanded(text)).is_dir() else {})

@@ -25,7 +25,7 @@ def parse_yaml(text: str) -> Any:
     """YAML as plain values.
 
     Raises:
-        yaml.YAMLError: whatever is wrong with it.
+        yaml.YAMLError: Whatever is wrong with it.
     """
     try:
         return yaml.load(text, _Loader)
@@ -41,7 +41,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     The value of a key is of one file or the other: lists and plug-ins are never merged.
 
     Raises:
-        UserError: no such file, or not valid YAML.
+        UserError: No such file, or not valid YAML.
     """
     path = Path(expanded(path))
     values, seen = _read_yaml(path), [path.name]
@@ -80,7 +80,7 @@ def override(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, An
     """A copy of `values` with `a.b=value` assignments applied; values are YAML, `losses.0.weight=2` indexes a list.
 
     Raises:
-        UserError: no assignment, not valid YAML, or a key of something that has none.
+        UserError: No assignment, not valid YAML, or a key of something that has none.
     """
     result = copy.deepcopy(values)
     for assignment in assignments:

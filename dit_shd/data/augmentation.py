@@ -63,10 +63,10 @@ class TrainTransform:
     """The augmentation of one run.
 
     Args:
-        seed: of the run.
+        seed: Of the run.
 
     Raises:
-        UserError: a policy that timm cannot read.
+        UserError: A policy that timm cannot read.
     """
 
     def __init__(self, augmentation: Augmentation, image_input: ImageInput, seed: int = 0) -> None:
@@ -90,7 +90,7 @@ class EvaluationTransform:
     """timm's transform for evaluation: scale, centre crop, normalise.
 
     Args:
-        crop: share of the smaller side; None for the network's own.
+        crop: Share of the smaller side; None for the network's own.
     """
 
     def __init__(self, image_input: ImageInput, crop: float | None = None) -> None:

@@ -30,9 +30,9 @@ class Augmenter:
     """Makes inputs of images of one dataset.
 
     Args:
-        dataset: with `images` among its fields; every worker gets a copy.
-        transform: of the run.
-        workers: processes beside this one; 0: this one does it.
+        dataset: With `images` among its fields; every worker gets a copy.
+        transform: Of the run.
+        workers: Processes beside this one; 0: this one does it.
     """
 
     def __init__(self, dataset: Dataset, transform: TrainTransform, workers: int = 0) -> None:
@@ -43,7 +43,7 @@ class Augmenter:
         """The inputs [b,c,y,x] of some images.
 
         Raises:
-            UserError: an image cannot be read, or a worker was ended.
+            UserError: An image cannot be read, or a worker was ended.
         """
         if not self.workers:
             return torch.from_numpy(_augmented(self.dataset, self.transform, items))

@@ -73,7 +73,7 @@ class Scaling:
         """The scaling in an autoencoder's config; see the head of this file.
 
         Raises:
-            UserError: values that are no numbers, of other channels, or that no pipeline combines.
+            UserError: Values that are no numbers, of other channels, or that no pipeline combines.
         """
         scale = _number(vae_config, "scaling_factor", 1.0)
         shift = _number(vae_config, "shift_factor", 0.0)
@@ -93,7 +93,7 @@ class Scaling:
         """The scaling of FLUX.2, from the running statistics of a batch norm.
 
         Raises:
-            UserError: statistics that are not finite, or of other channels.
+            UserError: Statistics that are not finite, or of other channels.
         """
         if norm.num_features != channels:
             raise UserError(f"its batch norm has {norm.num_features} channels, its patches of 2 x 2 have {channels}")
@@ -109,7 +109,7 @@ class Scaling:
         """The inverse of `record`, on the content of a file.
 
         Raises:
-            ValueError, TypeError, KeyError: the content is no record.
+            ValueError, TypeError, KeyError: The content is no record.
         """
         return cls(*(tuple(float(number) for number in record[key]) for key in ("shift", "factor")))
 
@@ -138,10 +138,10 @@ class Autoencoder:
     """An autoencoder of diffusers, with images and latents as the diffusion model uses them.
 
     Args:
-        vae: a model of a class in KINDS.
+        vae: A model of a class in KINDS.
 
     Raises:
-        UserError: it is of another class, or its config has no valid scaling.
+        UserError: It is of another class, or its config has no valid scaling.
     """
 
     def __init__(self, vae: nn.Module) -> None:
@@ -180,7 +180,7 @@ class Autoencoder:
         """Channels of an image, and pixels along one side of a latent, measured on a small image.
 
         Raises:
-            UserError: it does not encode images to latents and decode latents to images.
+            UserError: It does not encode images to latents and decode latents to images.
         """
         like = next(self.vae.parameters())
         try:  # on 2 x 2 latents: norms of a single value are an error
@@ -212,7 +212,7 @@ def kind_of(name: str) -> Kind:
     """The properties of a class of autoencoders.
 
     Raises:
-        UserError: it is not supported, and why.
+        UserError: It is not supported, and why.
     """
     if name not in KINDS:
         reason = REFUSED.get(name, "diffusers does not use it for latents of single images")
@@ -224,7 +224,7 @@ def read_autoencoder(source: str) -> Autoencoder:
     """Read an autoencoder of diffusers from a folder (or its `vae` folder, as in a pipeline), or from the hub.
 
     Raises:
-        UserError: there is none, it is of a class that is not supported, or its weights do not fit its config.
+        UserError: There is none, it is of a class that is not supported, or its weights do not fit its config.
     """
     import diffusers
 

@@ -16,9 +16,9 @@ class Decoder:
     """Decodes latents [b,c,y,x] to pixels in [-1, 1], one image at a time, so that memory does not grow with b.
 
     Args:
-        vae: an autoencoder of diffusers, or None if latents are pixels.
-        keep: whether to keep latents.
-        name: the autoencoder's name.
+        vae: An autoencoder of diffusers, or None if latents are pixels.
+        keep: Whether to keep latents.
+        name: The autoencoder's name.
     """
 
     def __init__(self, vae: Autoencoder | nn.Module | None = None, keep: bool = False, name: str | None = None) -> None:
@@ -30,12 +30,12 @@ class Decoder:
         """The decoder of an autoencoder by its folder or name.
 
         Args:
-            source: a folder or hub:OWNER/NAME; None if latents are pixels.
-            channels: number of channels of the latents.
-            device: where it decodes.
+            source: A folder or hub:OWNER/NAME; None if latents are pixels.
+            channels: Number of channels of the latents.
+            device: Where it decodes.
 
         Raises:
-            UserError: no such autoencoder, or one of other latents.
+            UserError: No such autoencoder, or one of other latents.
         """
         if source is None:
             return cls()
@@ -46,7 +46,7 @@ class Decoder:
         """The decoder of an autoencoder that was read from `source`.
 
         Raises:
-            UserError: it is one of latents with other channels, or of other data than images.
+            UserError: It is one of latents with other channels, or of other data than images.
         """
         if autoencoder.channels != channels:
             raise UserError(f"vae: {source} decodes {autoencoder.channels} channels, the model has {channels}")

@@ -39,7 +39,7 @@ class Columns:
         """The document of a row.
 
         Raises:
-            UserError: a column is missing, or holds no text.
+            UserError: A column is missing, or holds no text.
         """
         return Document(self._text(row, self.text, where), self._prompt(row, where))
 
@@ -58,13 +58,13 @@ def read_documents(path: str, unit: Unit, columns: Columns, split: str = "train"
     """All documents of a file, of a folder's files in the order of their names, or of a dataset.
 
     Args:
-        path: a file, a folder of files, a folder that `Dataset.save_to_disk` wrote, or hub:OWNER/NAME.
-        unit: what is one document of a text file: all of it, a paragraph (up to an empty line) or a line.
-        columns: where documents are in tables.
-        split: of a dataset that has several.
+        path: A file, a folder of files, a folder that `Dataset.save_to_disk` wrote, or hub:OWNER/NAME.
+        unit: What is one document of a text file: all of it, a paragraph (up to an empty line) or a line.
+        columns: Where documents are in tables.
+        split: Of a dataset that has several.
 
     Raises:
-        UserError: nothing is there, it cannot be read, or it holds no text.
+        UserError: Nothing is there, it cannot be read, or it holds no text.
     """
     if path.startswith("hub:"):
         documents = list(_of_dataset(_hub_name(path), columns, split))

@@ -46,7 +46,7 @@ class EncodeConfig:
         """Check that the values are in their ranges.
 
         Raises:
-            UserError: naming the key, the range and the value.
+            UserError: Naming the key, the range and the value.
         """
         limits = {"size": 2**13, "batch_size": 2**16, "shard_size": 2**20, "workers": 2**10}
         for key, most in limits.items():

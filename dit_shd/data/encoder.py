@@ -16,8 +16,8 @@ class Encoder:
     is the inverse and a dataset needs no factors.
 
     Args:
-        vae: an autoencoder of diffusers, or None if pixels are the latents. Without a posterior, parts is 1.
-        precision: autocast of the network; the output is float32.
+        vae: An autoencoder of diffusers, or None if pixels are the latents. Without a posterior, parts is 1.
+        precision: Autocast of the network; the output is float32.
     """
 
     def __init__(self, vae: Autoencoder | nn.Module | None = None, precision: Literal["no", "bf16"] = "no") -> None:
@@ -42,7 +42,7 @@ class Encoder:
         """(c, y, x) of the latent of an image of size x size.
 
         Raises:
-            UserError: the autoencoder cannot encode such images.
+            UserError: The autoencoder cannot encode such images.
         """
         if self.autoencoder is None:
             return 3, size, size

@@ -96,13 +96,13 @@ def encode_to_shards(config: EncodeConfig) -> LatentSet:
     """Encode the images that have no sound shard yet.
 
     Args:
-        config: the images and the autoencoder.
+        config: The images and the autoencoder.
 
     Returns:
         The finished set.
 
     Raises:
-        UserError: no such images or autoencoder, shards of other settings, no image that can be read.
+        UserError: No such images or autoencoder, shards of other settings, no image that can be read.
     """
     config = checked(config, "encode")
     config.check()
@@ -229,7 +229,7 @@ def _finish(job: Job, settings: dict[str, Any]) -> None:
     """List the skipped images, and write latents.json.
 
     Raises:
-        UserError: no image could be read.
+        UserError: No image could be read.
     """
     config = job.config
     headers = {job.file(piece): read_header(job.file(piece)) for piece in job.pieces()}

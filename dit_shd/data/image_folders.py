@@ -29,11 +29,11 @@ class FolderImages(ImageSet):
     Every file is checked before the first one is used: mode and size, and of png the checksums.
 
     Args:
-        path: the folder.
-        name: the folder in errors and records.
+        path: The folder.
+        name: The folder in errors and records.
 
     Raises:
-        UserError: no images, a broken image, or an image of another shape or mode.
+        UserError: No images, a broken image, or an image of another shape or mode.
     """
 
     def __init__(self, path: Path, name: str) -> None:
@@ -85,11 +85,11 @@ class ShardImages(ImageSet):
     """The finished shards of a sampling (NAME.npz.parts), which may still be going on.
 
     Args:
-        path: the folder.
-        name: the folder in errors and records.
+        path: The folder.
+        name: The folder in errors and records.
 
     Raises:
-        UserError: nothing finished yet, or a half-written shard.
+        UserError: Nothing finished yet, or a half-written shard.
     """
 
     def __init__(self, path: Path, name: str) -> None:
@@ -124,7 +124,7 @@ def _checked_shape(file: Path, root: Path, by_remark: dict[str, list[str]]) -> t
     """(y, x, c) of an image file, without its pixels; remarks on it are added to `by_remark`.
 
     Raises:
-        UserError: a broken file, or anything but gray or RGB of 8 bits, or RGB of 16.
+        UserError: A broken file, or anything but gray or RGB of 8 bits, or RGB of 16.
     """
     with _opened(file) as image:
         if image.mode not in ("L", "RGB"):

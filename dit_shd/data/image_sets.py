@@ -81,11 +81,11 @@ class NpzImages(ImageSet):
     order. Anything else in arr_1 is left out, with a note: other programs write other arrays there.
 
     Args:
-        path: the file.
-        name: the file in errors and records.
+        path: The file.
+        name: The file in errors and records.
 
     Raises:
-        UserError: not an npz file, no arr_0 or two, or an arr_0 that is cut short or not uint8 [n,y,x,c].
+        UserError: Not an npz file, no arr_0 or two, or an arr_0 that is cut short or not uint8 [n,y,x,c].
     """
 
     def __init__(self, path: Path, name: str) -> None:

@@ -47,7 +47,7 @@ def open_shards(folder: Path) -> Shards:
     """The finished shards in a folder `NAME.npz.parts`; only their headers are read at once.
 
     Raises:
-        UserError: not such a folder, nothing in it yet, or a half-written shard. Iterating raises it for damage.
+        UserError: Not such a folder, nothing in it yet, or a half-written shard. Iterating raises it for damage.
     """
     folder = Path(expanded(folder))
     settings = read_settings(folder)
@@ -78,7 +78,7 @@ def write_shard(file: Path, images: np.ndarray, labels: np.ndarray) -> None:
     """Write one shard in one step.
 
     Raises:
-        UserError: it cannot be written, on a full disk above all; earlier shards are unchanged.
+        UserError: It cannot be written, on a full disk above all; earlier shards are unchanged.
     """
     data = io.BytesIO()
     np.savez(data, arr_0=images, arr_1=labels)
@@ -90,7 +90,7 @@ def read_shard(file: Path) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 [b,y,x,c] (or latents float32 [b,c,y,x]) and labels int64 [b]; every byte is checked.
 
     Raises:
-        UserError: half-written or damaged.
+        UserError: Half-written or damaged.
     """
     shard_shape(file)
     return _read(file, "arr_0.npy"), _read(file, "arr_1.npy")
@@ -108,7 +108,7 @@ def shard_shape(file: Path) -> tuple[tuple[int, int, int, int], np.dtype]:
     """(b, y, x, c), or (b, c, y, x) of latents, and dtype, by the header, which must agree with the file's size.
 
     Raises:
-        UserError: half-written or damaged.
+        UserError: Half-written or damaged.
     """
     try:
         with zipfile.ZipFile(file) as archive:

@@ -49,11 +49,11 @@ class Origin:
         """The origin in the content of a record, or of latents.json.
 
         Args:
-            record: values of autoencoder.json, or of `about` in latents.json.
-            places: possible folders of copies.
+            record: Values of autoencoder.json, or of `about` in latents.json.
+            places: Possible folders of copies.
 
         Raises:
-            ValueError, TypeError, KeyError, AttributeError: the content is no record.
+            ValueError, TypeError, KeyError, AttributeError: The content is no record.
         """
         texts = {key: record.get(key) for key in ("vae", "vae_sha256", "encoder_sha256")}
         if any(text is not None and not isinstance(text, str) for text in texts.values()):
@@ -83,8 +83,8 @@ class Origin:
         """Why images of these latents by an autoencoder would be wrong; None if they would be right.
 
         Args:
-            autoencoder: the autoencoder.
-            exact: whether it must be the same; else the same encoder and scaling (with another decoder) suffice.
+            autoencoder: The autoencoder.
+            exact: Whether it must be the same; else the same encoder and scaling (with another decoder) suffice.
         """
         same = autoencoder.digest == self.vae_sha256
         if self.vae_sha256 and not same and (exact or autoencoder.encoder_digest != self.encoder_sha256):
@@ -101,7 +101,7 @@ class Origin:
         """Read the autoencoder from the first place that has it.
 
         Raises:
-            UserError: no place has it.
+            UserError: No place has it.
         """
         reasons = []
         for place in [*(str(place) for place in self.places if place.is_dir()), *self._names()]:
@@ -133,7 +133,7 @@ class Origin:
         """Read an autoencoder that the user names for these latents.
 
         Raises:
-            UserError: there is none, or it is one of other latents.
+            UserError: There is none, or it is one of other latents.
         """
         autoencoder = read_autoencoder(source)
         difference = self.differs(autoencoder, exact=False)
@@ -164,13 +164,13 @@ def before_training(setting: str | None, origin: Origin | None, channels: int, r
     """The autoencoder that a run on latents keeps, resolved before its first step.
 
     Args:
-        setting: auto, pixels, a folder or name, or None to train without an autoencoder.
-        origin: origin of the data; None if they are pixels.
-        channels: number of channels of the latents.
-        run: the run folder.
+        setting: `auto`, `pixels`, a folder or name, or None to train without an autoencoder.
+        origin: Origin of the data; None if they are pixels.
+        channels: Number of channels of the latents.
+        run: The run folder.
 
     Raises:
-        UserError: the autoencoder cannot be loaded, has changed, is of other latents, or the run began with another.
+        UserError: The autoencoder cannot be loaded, has changed, is of other latents, or the run began with another.
     """
     if setting == PIXELS or (origin is None and setting in (AUTO, None) and channels in COLOURS):
         _check_colours(channels)
@@ -197,13 +197,13 @@ def decoder(setting: str | None, origin: Origin | None, channels: int, device: t
     """The decoder of a model's latents.
 
     Args:
-        setting: auto, pixels, a folder or name, or None to keep latents.
-        origin: origin of the latents; None if they are pixels.
-        channels: number of channels of the latents.
-        device: where it decodes.
+        setting: `auto`, `pixels`, a folder or name, or None to keep latents.
+        origin: Origin of the latents; None if they are pixels.
+        channels: Number of channels of the latents.
+        device: Where it decodes.
 
     Raises:
-        UserError: the autoencoder is unknown, cannot be loaded, or is another than the one that was named.
+        UserError: The autoencoder is unknown, cannot be loaded, or is another than the one that was named.
     """
     if setting is None:
         return Decoder(keep=True)
@@ -227,7 +227,7 @@ def read_record(folder: Path) -> Origin | None:
     """The origin of the latents of a folder's model; None if the folder has no record.
 
     Raises:
-        UserError: the file is not a record.
+        UserError: The file is not a record.
     """
     file = folder / RECORD
     if not file.is_file():
@@ -262,7 +262,7 @@ def origin_of(latents: LatentSet) -> Origin | None:
     """The autoencoder of a set of latents; None if pixels are the latents.
 
     Raises:
-        UserError: the entry in latents.json was not written by encode.
+        UserError: The entry in latents.json was not written by encode.
     """
     if latents.about.get("vae") is None and latents.about.get("vae_sha256") is None:
         return None

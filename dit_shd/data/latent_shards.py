@@ -114,14 +114,14 @@ def write_shard(
     """Write one shard in one step.
 
     Args:
-        file: the file.
+        file: The file.
         posterior: [n,flips,parts,c,y,x]
-        labels: int64 [n]
-        skipped: as in ShardHeader.
-        remarks: as in ShardHeader.
+        labels: Int64 [n]
+        skipped: As in ShardHeader.
+        remarks: As in ShardHeader.
 
     Raises:
-        UserError: it cannot be written, on a full disk above all; earlier shards are unchanged.
+        UserError: It cannot be written, on a full disk above all; earlier shards are unchanged.
     """
     from safetensors.numpy import save
 
@@ -136,7 +136,7 @@ def read_header(file: Path) -> ShardHeader:
     """Names, types and sizes, which safetensors compares with the file's length; no latent is read.
 
     Raises:
-        UserError: truncated, or not a shard of dit-shd.
+        UserError: It is truncated, or not a shard of dit-shd.
     """
     try:
         with open_tensors(file) as tensors:
@@ -164,7 +164,7 @@ def verify_shard(file: Path) -> ShardHeader:
     """Read everything and compare it with the shard's checksum.
 
     Raises:
-        UserError: damaged, or not a shard of dit-shd.
+        UserError: It is damaged, or not a shard of dit-shd.
     """
     header = read_header(file)
     try:
@@ -216,7 +216,7 @@ def read_index(folder: Path) -> LatentSet:
     """The set of latents in a folder, by latents.json alone.
 
     Raises:
-        UserError: no such set, one that is not complete yet, or a file that was not written by encode.
+        UserError: No such set, one that is not complete yet, or a file that was not written by encode.
     """
     file = folder / INDEX
     if not file.is_file():

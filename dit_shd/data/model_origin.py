@@ -54,10 +54,10 @@ def following(model: Path, count: int, decodes: bool, vae: str | None = None) ->
     """The command that samples from a model, in lines that can be pasted.
 
     Args:
-        model: the run or model folder.
-        count: number of images.
-        decodes: whether sampling finds the autoencoder by itself.
-        vae: otherwise its name, if it is known.
+        model: The run or model folder.
+        count: Number of images.
+        decodes: Whether sampling finds the autoencoder by itself.
+        vae: Otherwise its name, if it is known.
     """
     line = f"next: dit-shd sample {shlex.quote(str(model))} count={count}"
     if decodes or vae:

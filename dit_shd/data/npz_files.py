@@ -40,7 +40,7 @@ def read_npy_header(stream: IO[bytes]) -> NpyHeader:
     """Read a header; the stream is then at the data.
 
     Raises:
-        ValueError: not an npy file.
+        ValueError: Not an npy file.
     """
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -51,8 +51,8 @@ def read_checked_header(archive: zipfile.ZipFile, name: str) -> NpyHeader:
     """The header of an array in an npz file, which must agree with the size of that array.
 
     Raises:
-        KeyError: there is no such array.
-        ValueError: it is not an array, or has another size.
+        KeyError: There is no such array.
+        ValueError: It is not an array, or has another size.
     """
     with archive.open(name) as stream:
         header = read_npy_header(stream)
@@ -70,7 +70,7 @@ def check_images(
         The shape (n, y, x, c).
 
     Raises:
-        UserError: not uint8 [n,y,x,c] with c = 1 or 3, empty, or in Fortran order.
+        UserError: Not uint8 [n,y,x,c] with c = 1 or 3, empty, or in Fortran order.
     """
     if np.dtype(dtype).kind == "f" and len(shape) == 4:
         raise latents_error(name, dtype, shape)

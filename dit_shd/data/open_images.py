@@ -13,12 +13,12 @@ def open_images(text: str, what: str) -> ImageSet:
     """Open a set of images.
 
     Args:
-        text: a dataset (`digits`, `digits:validation`), an npz file, or a folder of images or of a sampling's shards.
+        text: A dataset (`digits`, `digits:validation`), an npz file, or a folder of images or of a sampling's shards.
             A dataset's name takes precedence over a file of that name; `./digits` is the file.
-        what: the config key, for errors.
+        what: The config key, for errors.
 
     Raises:
-        UserError: there is no such dataset, file or folder, or it holds no images.
+        UserError: There is no such dataset, file or folder, or it holds no images.
     """
     name, colon, split = text.partition(":")
     if name in DATASETS.names():

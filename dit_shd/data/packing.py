@@ -18,10 +18,11 @@ class Sequences:
     """Documents as one row of tokens, and where sequences are cut out of it.
 
     Args:
-        tokens: of all documents, one after the other [t].
-        starts: where each document begins in it [documents], from 0.
-        prompts: tokens at the beginning of each document that are not to be learned (its begin among them if > 0).
-        length: n. pack: documents after one another; else a sequence is one document, cut where it is too long.
+        tokens: Of all documents, one after the other [t].
+        starts: Where each document begins in it [documents], from 0.
+        prompts: Tokens at the beginning of each document that are not to be learned (its begin among them if > 0).
+        length: Tokens of a sequence, n.
+        pack: Documents after one another; else a sequence is one document, cut where it is too long.
     """
 
     tokens: np.ndarray
@@ -52,8 +53,8 @@ class Sequences:
         """Sequences [b,n+1]: tokens, the number of each token's document in its sequence, and whether it is prompt.
 
         Args:
-            indices: which [b].
-            padding: the token that fills up a short sequence; its document is PADDING.
+            indices: Which [b].
+            padding: The token that fills up a short sequence; its document is PADDING.
         """
         wide = self.length + 1
         firsts = indices * self.length if self.pack else self.starts[indices]

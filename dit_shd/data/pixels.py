@@ -20,9 +20,9 @@ def grid(images: np.ndarray, columns: int = 10, gap: int = 2) -> "Image":
     """Images uint8 [n,y,x,c] as one PIL image, row by row on white.
 
     Args:
-        images: the images.
-        columns: images in a row.
-        gap: pixels between images.
+        images: The images.
+        columns: Images in a row.
+        gap: Pixels between images.
     """
     from PIL import Image
 

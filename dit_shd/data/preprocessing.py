@@ -33,8 +33,8 @@ def decoded(raw: Raw) -> "tuple[Image, tuple[str, ...]]":
     """The image in RGB, as a PIL image, and remarks on it.
 
     Raises:
-        BrokenImage: it cannot be decoded, or takes too much memory.
-        UserError: the machine failed, not the image.
+        BrokenImage: It cannot be decoded, or takes too much memory.
+        UserError: The machine failed, not the image.
     """
     from PIL import Image
 

@@ -29,8 +29,8 @@ class Tokenizer:
     that each of its own tokens has one before it that predicts it.
 
     Args:
-        tokenizer: of the tokenizers package.
-        end: the text of its end token.
+        tokenizer: Of the tokenizers package.
+        end: The text of its end token.
     """
 
     def __init__(self, tokenizer: "tokenizers.Tokenizer", end: str):
@@ -102,7 +102,7 @@ def trained_bpe(texts: Iterable[str], vocabulary: int, file: Path) -> Tokenizer:
     """A byte-level BPE of some size, trained on texts and written to a file; the same texts give the same file.
 
     Raises:
-        UserError: a vocabulary without room for all bytes, or more than the texts give.
+        UserError: A vocabulary without room for all bytes, or more than the texts give.
     """
     from tokenizers import Tokenizer as Model
     from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -129,7 +129,7 @@ def read_tokenizer(source: str) -> Tokenizer:
     """A tokenizer from its file (tokenizer.json), a folder of transformers, or hub:OWNER/NAME.
 
     Raises:
-        UserError: there is none, or it cannot be read.
+        UserError: There is none, or it cannot be read.
     """
     place = find(source, "model", "data.tokenizer")
     if isinstance(place, HubName):
@@ -183,12 +183,12 @@ def open_tokenizer(name: str, vocabulary: int | None, texts: Iterable[str]) -> T
     """The tokenizer that a config names: `bytes`, one that is there, or one to be trained and kept.
 
     Args:
-        name: bytes, a file, a folder or hub:OWNER/NAME; with `vocabulary` a BPE file, trained if it is not there.
-        vocabulary: tokens of the BPE; None: nothing is trained.
-        texts: what it is trained on, read only then.
+        name: `bytes`, a file, a folder or hub:OWNER/NAME; with `vocabulary` a BPE file, trained if it is not there.
+        vocabulary: Tokens of the BPE; None: nothing is trained.
+        texts: What it is trained on, read only then.
 
     Raises:
-        UserError: there is none, or another number of tokens than the config says.
+        UserError: There is none, or another number of tokens than the config says.
     """
     if name == BYTES:
         if vocabulary is not None:

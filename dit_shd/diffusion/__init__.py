@@ -1,1 +1,1 @@
-"""Diffusion processes, how a model is asked, guidance, solvers, sampling."""
+"""Diffusion processes, the call of a model, guidance, solvers, sampling."""

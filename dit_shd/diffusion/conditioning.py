@@ -23,12 +23,12 @@ class Conditioning:
     """How a step's labels are dropped and its tokens masked; a pass draws both for itself.
 
     Args:
-        label_dropout: share of labels dropped, for guidance.
-        mask_ratio: a share of tokens, drawn once a step from here to SPREAD more, is hidden in the masked pass (MDT,
+        label_dropout: Share of labels dropped, for guidance.
+        mask_ratio: A share of tokens, drawn once a step from here to SPREAD more, is hidden in the masked pass (MDT,
             arXiv 2303.14389); None for no such pass.
 
     Raises:
-        UserError: a share out of its range.
+        UserError: A share out of its range.
     """
 
     label_dropout: float
@@ -70,7 +70,7 @@ class Conditioning:
         """Refuse a model without a masked pass where there is one.
 
         Raises:
-            UserError: it has none.
+            UserError: It has none.
         """
         if self.mask_ratio is not None and "keep" not in inspect.signature(model.forward).parameters:
             raise UserError(
@@ -82,7 +82,7 @@ def check_conditional(role: str, model: nn.Module) -> None:
     """Refuse a model that does not denoise square latents by class.
 
     Raises:
-        UserError: it is of another kind.
+        UserError: It is of another kind.
     """
     reason = loading.why_not_conditional(model)
     if reason is not None:
@@ -93,7 +93,7 @@ def check_fit(role: str, model: nn.Module, dataset: Dataset) -> None:
     """Refuse a model of other latents or fewer classes than the data's.
 
     Raises:
-        UserError: naming both shapes or both numbers.
+        UserError: Naming both shapes or both numbers.
     """
     denoiser = Denoiser(model)
     if denoiser.shape != tuple(dataset.shape):

@@ -48,7 +48,7 @@ class Denoiser:
         """
         masked = {} if keep is None else {"keep": keep}
         labels = torch.where(labels == NO_LABEL, self.classes, labels)
-        x_t = x_t.to(next(self.model.parameters()).dtype)  # a teacher may be held in bfloat16
+        x_t = x_t.to(next((p.dtype for p in self.model.parameters()), x_t.dtype))  # a teacher may be held in bfloat16
         return self.model(x_t, t, class_labels=labels, return_dict=False, **masked)[0]
 
 

@@ -53,7 +53,7 @@ class TimestepDensity:
             where: What the keys are below, for the message.
 
         Raises:
-            UserError: naming the key.
+            UserError: Naming the key.
         """
         check_ranges(self, where)
 
@@ -108,7 +108,7 @@ def predict_velocity(model: nn.Module, x: Tensor, sigma: Tensor, labels: Tensor,
         The velocity [b,c,y,x] in float32.
 
     Raises:
-        UserError: the model predicts noise.
+        UserError: The model predicts noise.
     """
     convention = convention_of(model)
     if convention is None:

@@ -59,7 +59,7 @@ def sample_to_file(config: SampleConfig, model: nn.Module | None = None) -> Path
         Where the images are.
 
     Raises:
-        UserError: the npz is there already (and no force), or shards of other settings or of another model are.
+        UserError: The npz is there already (and no force), or shards of other settings or of another model are.
     """
     config = sampler.of_run(checked(config, "sample").counted())
     config.check()
@@ -152,7 +152,7 @@ def _places(out: Path) -> dict[str, Path]:
 
 def _claim(folder: Path, record: dict[str, Any], out: Path, force: bool) -> bool:
     """Make the folder of shards, or go on with the one of the same settings and model; False: all was finished."""
-    _refuse_existing(folder, out, force)  # again, now that nobody else can write
+    _refuse_existing(folder, out, force)  # again, under the lock
     check_same(folder, record, "sample", beside=(MERGED,))
     if (folder / MERGED).exists():
         _publish(folder, out)

@@ -5,10 +5,10 @@ import math
 import torch
 from torch import Tensor, nn
 
+from dit_shd.diffusion.denoiser import NO_LABEL, Denoiser
 from dit_shd.diffusion.objectives import split
 from dit_shd.diffusion.sample_config import SampleConfig
 from dit_shd.models.prediction import convention_of
-from dit_shd.models.shape import shape_of
 
 
 def guidance_weight(config: SampleConfig, share: float) -> float:
@@ -36,11 +36,10 @@ class Guided:
     """
 
     def __init__(self, model: nn.Module, labels: Tensor, config: SampleConfig):
-        shape = shape_of(model)
-        channels = shape.channels if config.guided_channels is None else config.guided_channels
-        self.model, self.labels, self.config = model, labels, config
-        self.guided: int = min(channels, shape.channels)
-        self.null = torch.full_like(labels, shape.classes)
+        self.denoiser, self.labels, self.config = Denoiser(model), labels, config
+        channels = self.denoiser.channels if config.guided_channels is None else config.guided_channels
+        self.guided: int = min(channels, self.denoiser.channels)
+        self.null = torch.full_like(labels, NO_LABEL)
         self.convention = convention_of(model)
 
     def __call__(self, x: Tensor, time: float) -> Tensor:
@@ -58,5 +57,5 @@ class Guided:
         if self.convention is not None:
             t = self.convention.time(t)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            output = self.model(x, t, class_labels=labels, return_dict=False)[0].float()
+            output = self.denoiser(x, t, labels).float()
         return output if self.convention is None else self.convention.velocity(split(output, x.shape[1])[0])

@@ -13,7 +13,7 @@ def split(output: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:
     """A model's output [b, c or 2c, y, x] as predicted noise and, where there is one, variance share v.
 
     Raises:
-        ValueError: neither c nor 2c channels.
+        ValueError: Neither c nor 2c channels.
     """
     if output.shape[1] == channels:
         return output, None

@@ -83,7 +83,7 @@ class SampleConfig:
         """The config with the solver named for a model that predicts `prediction`.
 
         Raises:
-            UserError: the solver is one for models of another kind.
+            UserError: The solver is one for models of another kind.
         """
         fitting = NOISE_SOLVERS if prediction == NOISE else VELOCITY_SOLVERS
         if self.solver != "auto" and self.solver not in fitting:
@@ -98,7 +98,7 @@ class SampleConfig:
         """Refuse numbers that have no meaning.
 
         Raises:
-            UserError: naming the key, what was wanted and what was found.
+            UserError: Naming the key, what was wanted and what was found.
         """
         check_ranges(self)
         for key, value in (("count", self.images), ("batch_size", self.batch_size)):

@@ -69,7 +69,7 @@ class SampleEvaluation:
             diffusion_steps: Of its noise schedule, if it has one.
 
         Raises:
-            UserError: naming the key.
+            UserError: Naming the key.
         """
         sampling = replace(self.sampling(Path("run"), 0), diffusion_steps=diffusion_steps)
         scoring = None if self.reference is None else self.scoring(Path("run.npz"))
@@ -88,7 +88,7 @@ class SampleEvaluation:
             kept: The autoencoder of the data's latents.
 
         Raises:
-            UserError: no such autoencoder or reference, or samples that features, reference or metrics do not fit.
+            UserError: No such autoencoder or reference, or samples that features, reference or metrics do not fit.
         """
         shape = shape_of(student)
         sampling, device = self.sampling(Path("run"), 0), device_of(student)

@@ -53,10 +53,10 @@ class Samples(NamedTuple):
         """Write an npz as `dit-shd sample` does: arr_0 the images, arr_1 the labels.
 
         Args:
-            file: its name.
+            file: Its name.
 
         Raises:
-            UserError: it is there already.
+            UserError: It is there already.
         """
         path = Path(file)
         if path.exists():
@@ -89,7 +89,7 @@ def sample(
         options: Any key of SampleConfig (steps, guidance, seed, batch_size, vae, ...).
 
     Raises:
-        UserError: no such model, a key that has no meaning, or a class that the model does not know.
+        UserError: No such model, a key that has no meaning, or a class that the model does not know.
     """
     count = (DEFAULT_COUNT if isinstance(labels, str) else len(labels)) if count is None else count
     policy = labels if isinstance(labels, str) else "random"
@@ -139,11 +139,11 @@ def check_labels(labels: Sequence[int] | np.ndarray, model: nn.Module) -> None:
     """Refuse classes that a model does not have, or that its training never saw.
 
     Args:
-        labels: of images.
+        labels: Of images.
         model: Class-conditional.
 
     Raises:
-        UserError: there are some.
+        UserError: There are some.
     """
     classes, known = sorted({int(label) for label in labels}), known_classes(model)
     if classes[0] < 0 or classes[-1] >= classes_of(model):
@@ -190,7 +190,7 @@ def draw(
         on_step: Called after each of the solver's predictions with its share of the work, in images.
 
     Raises:
-        UserError: something is not finite, or torch.compile failed.
+        UserError: Something is not finite, or torch.compile failed.
     """
     device, shape = device_of(model), shape_of(model).latents
     guided = Guided(model, torch.from_numpy(labels).to(device), config)
@@ -258,7 +258,7 @@ def of_model(config: SampleConfig, model: nn.Module) -> SampleConfig:
     """A SampleConfig with what follows from the model, and from the run it names: solver, and shift of the steps.
 
     Raises:
-        UserError: a solver for models of another kind.
+        UserError: A solver for models of another kind.
     """
     config = config.of_prediction(prediction_of(model))
     values = _run_config(config).get("task")

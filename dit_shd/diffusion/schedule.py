@@ -32,7 +32,7 @@ class Schedule:
             key: The name of that number where it was given.
 
         Raises:
-            UserError: steps is not in FEWEST..MOST.
+            UserError: Steps is not in FEWEST..MOST.
         """
         if not FEWEST <= steps <= MOST:
             raise UserError(
@@ -49,7 +49,7 @@ class Schedule:
         nothing is noise for the model, and the noise comes back).
 
         Raises:
-            UserError: count is not in 1..len(self).
+            UserError: Count is not in 1..len(self).
         """
         if not 1 <= count <= len(self):
             raise UserError(f"steps: wanted 1 to {len(self)} sampling steps, found {count}")

@@ -39,7 +39,7 @@ def solve(
 
 
 def network_calls(config: SampleConfig) -> int:
-    """How often a solver asks for a prediction of an image."""
+    """Number of predictions that a solver takes of an image."""
     return 2 * config.steps - 1 if config.solver == "heun" else config.steps
 
 

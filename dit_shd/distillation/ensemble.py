@@ -27,13 +27,13 @@ def mean(read: Sequence[OutputOf]) -> Forward:
     """The mean prediction of teachers that have run.
 
     Raises:
-        UserError: they predict tensors of different shapes.
+        UserError: They predict tensors of different shapes.
     """
-    predictions = [each.output.prediction for each in read if each.output is not None]
+    predictions = [one.output.prediction for one in read if one.output is not None]
     shapes = {tuple(prediction.shape) for prediction in predictions}
     if len(shapes) > 1:
         raise UserError(
-            f"teacher: the mean of several wants outputs of one shape, found {' and '.join(map(str, sorted(shapes)))}; "
+            f"teacher: the mean of several needs outputs of one shape, found {' and '.join(map(str, sorted(shapes)))}; "
             "of language models: the same tokenizer"
         )
     return Forward(torch.stack(predictions).mean(0))

@@ -10,12 +10,12 @@ def shared_logits(name: str, student: Forward, teacher: Forward) -> tuple[Tensor
     """What both models predict, if it is logits of the same classes.
 
     Args:
-        name: of the loss, for the error.
-        student: its forward.
-        teacher: likewise.
+        name: Of the loss, for the error.
+        student: Its forward.
+        teacher: Likewise.
 
     Raises:
-        UserError: it is none, or of other classes or tokens.
+        UserError: It is none, or of other classes or tokens.
     """
     s, t = student.prediction, teacher.prediction
     if s.shape != t.shape or s.ndim not in (2, 3):
@@ -30,11 +30,11 @@ def checked_temperature(name: str, temperature: float) -> float:
     """A temperature above 0.
 
     Args:
-        name: of the loss, for the error.
-        temperature: as a config says.
+        name: Of the loss, for the error.
+        temperature: As a config says.
 
     Raises:
-        UserError: it is not above 0.
+        UserError: It is not above 0.
     """
     if not temperature > 0:
         raise UserError(f"losses.{name}.temperature: wanted a number above 0, found {temperature}")

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from dit_shd.core.errors import UserError
 from dit_shd.data.datasets import Dataset
+from dit_shd.evaluation.bootstrap import NORMAL
 
-NORMAL = 1.959964
-"""Standard deviations on both sides that hold 95% of a normal distribution."""
 RANKS = (1, 5)
 
 
@@ -54,7 +53,7 @@ def count_correct(logits: Tensor, labels: Tensor) -> Accuracy:
     """Of some images' logits [b,k] and classes [b]; top-5 only where there are more than 5 classes.
 
     Raises:
-        UserError: a logit is not finite.
+        UserError: A logit is not finite.
     """
     if not bool(torch.isfinite(logits).all()):
         raise UserError("accuracy: the model's logits are not finite (NaN or infinity)")
@@ -75,12 +74,12 @@ def measure_accuracy(
     """Accuracy on some images of a dataset.
 
     Args:
-        predict: logits [b,k] of inputs [b,c,y,x].
-        dataset: with `images` among its fields.
-        transform: an image uint8 [y,x,c] as an input [c,y,x].
-        indices: of the images.
-        device: where inputs go.
-        batch_size: images of one forward.
+        predict: Logits [b,k] of inputs [b,c,y,x].
+        dataset: With `images` among its fields.
+        transform: An image uint8 [y,x,c] as an input [c,y,x].
+        indices: Of the images.
+        device: Where inputs go.
+        batch_size: Images of one forward.
     """
     labels, total = dataset.labels(), Accuracy(0, {})
     for first in range(0, len(indices), batch_size):

@@ -20,7 +20,7 @@ from dit_shd.evaluation.feature_set import FeatureSet
 from dit_shd.evaluation.metrics import Metric
 
 SEED = 0
-NORMAL = 1.96
+NORMAL = 1.959964
 """Standard deviations on both sides that hold 95% of a normal distribution."""
 
 
@@ -35,12 +35,12 @@ def intervals(
     """For each figure that allows it: `low` and `high` (95%), and `std`, the deviation over the resamplings.
 
     Args:
-        metrics: the metrics behind the figures.
-        samples: the samples' features, with spatial rows if spatial statistics are there.
-        reference: what the samples are compared with.
-        figures: the figures of the samples themselves, around which the intervals lie.
-        resamples: number of resamplings.
-        seed: seed of the draws.
+        metrics: The metrics behind the figures.
+        samples: The samples' features, with spatial rows if spatial statistics are there.
+        reference: What the samples are compared with.
+        figures: The figures of the samples themselves, around which the intervals lie.
+        resamples: Number of resamplings.
+        seed: Seed of the draws.
     """
     unfit = {name for metric in metrics for name in metric.not_resampled}
     names = [name for name in figures if not name.endswith(" std") and name not in unfit]

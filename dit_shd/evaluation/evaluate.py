@@ -60,7 +60,7 @@ class EvaluateConfig:
         """The sample files, one for each seed.
 
         Raises:
-            UserError: no file, or `seeds` and no single file with a seed in its path.
+            UserError: No file, or `seeds` and no single file with a seed in its path.
         """
         files = [self.samples] if isinstance(self.samples, str) else list(self.samples)
         if not files:
@@ -80,7 +80,7 @@ class EvaluateConfig:
         """Check that the numbers are in their ranges.
 
         Raises:
-            UserError: naming the key, the range and the value.
+            UserError: Naming the key, the range and the value.
         """
         if self.batch_size < 1:
             raise UserError(f"batch_size: wanted at least 1 image, found {self.batch_size}")
@@ -123,15 +123,15 @@ def evaluate(
     the files, with their spread (standard deviation, n - 1).
 
     Args:
-        config: what is compared with what, and how.
-        say: takes each line for the user.
-        write_page: writes the page of one evaluation (reports.evaluation_page), if config.page is set.
+        config: What is compared with what, and how.
+        say: Takes each line for the user.
+        write_page: Writes the page of one evaluation (reports.evaluation_page), if config.page is set.
 
     Returns:
         The content of the results file.
 
     Raises:
-        UserError: any input that cannot be compared, or without `force` another result at `out`, or one of the same
+        UserError: Any input that cannot be compared, or without `force` another result at `out`, or one of the same
             samples, reference and network with other options or contents.
     """
     config = checked(config, "evaluate")
@@ -209,9 +209,9 @@ class _Job:
         """Evaluate one file of samples.
 
         Args:
-            samples: the samples.
-            record: the head of their record.
-            plain: whether this is the only file of samples; as one of several, an existing result of the same inputs
+            samples: The samples.
+            record: The head of their record.
+            plain: Whether this is the only file of samples; as one of several, an existing result of the same inputs
                 is used.
 
         Returns:

@@ -19,7 +19,7 @@ def extract_features(
     only for `keep_spatial`.
 
     Raises:
-        UserError: fewer than two images, images the network does not read, features that are not finite.
+        UserError: Fewer than two images, images the network does not read, features that are not finite.
     """
     pooled = _Rows(images.shape[0])
     logits = _Rows(images.shape[0])
@@ -50,7 +50,7 @@ def find_device(name: str) -> torch.device:
     """The device of this name; `auto` is a CUDA GPU if there is one.
 
     Raises:
-        UserError: no such device, or one without float64.
+        UserError: No such device, or one without float64.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -68,7 +68,7 @@ class Moments:
         """The statistics of all rows so far; the covariance is divided by n - 1, as numpy.cov and ADM do.
 
         Raises:
-            UserError: fewer than two rows.
+            UserError: Fewer than two rows.
         """
         if self.n < 2:
             raise UserError(f"wanted at least 2 images for a covariance, found {self.n}")
@@ -129,7 +129,7 @@ class FeatureSet:
         """The set with these features, each [n,...] in file order.
 
         Raises:
-            UserError: fewer than two images, or features that are not finite.
+            UserError: Fewer than two images, or features that are not finite.
         """
         for rows in (pooled, logits, spatial):
             if rows is not None:
@@ -150,7 +150,7 @@ class FeatureSet:
         """The features [n,d].
 
         Raises:
-            UserError: there are only statistics; the message says that `metric` needs more.
+            UserError: There are only statistics; the message says that `metric` needs more.
         """
         if self.pooled is None:
             raise UserError(
@@ -164,7 +164,7 @@ def require_finite(rows: Tensor, title: str, first: int = 0) -> None:
     """Refuse features [b,d] that are nan or infinite; `first` is the number of the first image.
 
     Raises:
-        UserError: naming the image.
+        UserError: Naming the image.
     """
     finite = torch.isfinite(rows).all(1)
     if not finite.all():

@@ -59,16 +59,16 @@ def evaluate(
     memory, and nothing is written.
 
     Args:
-        samples: images uint8 [n,y,x,c], or a file, folder or dataset of images, or several.
-        reference: images of the same kind, or whatever `dit-shd evaluate` takes.
-        features: the feature network, a plug-in's name or {name: ..., key: value}.
-        options: of files any key of EvaluateConfig (seeds, resamples, force, ...); of arrays metrics and batch_size.
+        samples: Images uint8 [n,y,x,c], or a file, folder or dataset of images, or several.
+        reference: Images of the same kind, or whatever `dit-shd evaluate` takes.
+        features: The feature network, a plug-in's name or {name: ..., key: value}.
+        options: Of files any key of EvaluateConfig (seeds, resamples, force, ...); of arrays metrics and batch_size.
 
     Returns:
         The figures by name.
 
     Raises:
-        UserError: images that cannot be compared.
+        UserError: Images that cannot be compared.
     """
     if not isinstance(samples, (np.ndarray, Tensor)):
         places = [str(place) for place in ([samples] if isinstance(samples, (str, Path)) else samples)]

@@ -20,14 +20,14 @@ def read_weights(path: Path, advice: str) -> tuple[dict[str, Tensor], str]:
     Safetensors are read by safetensors, files of torch.save by torch.load(weights_only=True).
 
     Args:
-        path: the file.
-        advice: where such a file comes from; ends the error.
+        path: The file.
+        advice: Where such a file comes from; ends the error.
 
     Returns:
         Tensors by name, and the sha256 of the file.
 
     Raises:
-        UserError: no such file; not a weights file; anything in it but tensors by name.
+        UserError: No such file; not a weights file; anything in it but tensors by name.
     """
     import safetensors
     from safetensors.torch import load
@@ -64,7 +64,7 @@ def match_weights(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], pat
     """Refuse a state dict whose names or shapes are not those of the network.
 
     Raises:
-        UserError: naming the first tensor that is missing, left over or of another shape.
+        UserError: Naming the first tensor that is missing, left over or of another shape.
     """
     missing = [name for name in wanted if name not in state]
     extra = [name for name in state if name not in wanted]

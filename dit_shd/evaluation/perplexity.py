@@ -12,10 +12,10 @@ def token_nats(logits: Tensor, targets: Tensor) -> Tensor:
 
     Args:
         logits: [b,n,k].
-        targets: token numbers [b,n].
+        targets: Token numbers [b,n].
 
     Returns:
-        nats [b,n].
+        Nats [b,n].
     """
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
 
@@ -32,8 +32,8 @@ class Perplexity:
 
         Args:
             logits: [b,n,k].
-            targets: token numbers [b,n].
-            counted: which of them count, boolean [b,n].
+            targets: Token numbers [b,n].
+            counted: Which of them count, boolean [b,n].
         """
         self.nats += float(token_nats(logits, targets).double()[counted].sum())
         self.tokens += int(counted.sum())
@@ -42,7 +42,7 @@ class Perplexity:
         """Nats a token, perplexity and tokens; of whole texts bits a byte, which do not depend on the tokenizer.
 
         Args:
-            text_bytes: of the texts whose tokens were counted, all of them; None where some were not.
+            text_bytes: Of the texts whose tokens were counted, all of them; None where some were not.
         """
         mean = self.nats / max(1, self.tokens)
         figures = {"nats": mean, "perplexity": math.exp(min(mean, 700.0)), "tokens": float(self.tokens)}

@@ -62,7 +62,7 @@ class Reference:
         """Refuse a reference that these samples cannot be compared with in the features of this network.
 
         Raises:
-            UserError: images of another shape, or statistics of another network or of images of another shape.
+            UserError: Images of another shape, or statistics of another network or of images of another shape.
         """
         shapes = [] if self.images is None else [self.images.shape[1:]]
         if self.statistics is not None and self.statistics.shape is not None:
@@ -95,7 +95,7 @@ class Reference:
         """The features that metrics compare with; images are run through the network.
 
         Raises:
-            UserError: images that cannot be read, or statistics of another number of features.
+            UserError: Images that cannot be read, or statistics of another number of features.
         """
         if self.prepared is not None:
             return self.prepared.to(network.device)
@@ -128,11 +128,11 @@ def open_reference(text: str, what: str) -> Reference:
     """Open images as `open_images` reads them, or an npz file with mu [d] and sigma [d,d], and perhaps arr_0.
 
     Args:
-        text: a dataset's name, a file or a folder.
-        what: the config key, for errors.
+        text: A dataset's name, a file or a folder.
+        what: The config key, for errors.
 
     Raises:
-        UserError: as `open_images`; or statistics that `read_statistics` refuses.
+        UserError: As `open_images`; or statistics that `read_statistics` refuses.
     """
     path = Path(expanded(text))
     if not path.is_file() or not is_statistics_file(path, text):

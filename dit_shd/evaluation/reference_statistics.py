@@ -40,13 +40,13 @@ def write_reference_statistics(config: StatisticsConfig) -> Path:
     The images that are kept lie at equal distances in the set, so that a set sorted by class keeps every class.
 
     Args:
-        config: the images, the network and the file.
+        config: The images, the network and the file.
 
     Returns:
         The file, with the suffix .npz.
 
     Raises:
-        UserError: images that cannot be read, a file at `out`, or one that cannot be written.
+        UserError: Images that cannot be read, a file at `out`, or one that cannot be written.
     """
     config = checked(config, "statistics")
     if config.batch_size < 1:

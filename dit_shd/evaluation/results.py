@@ -139,7 +139,7 @@ def writable(out: Path) -> None:
     """Make the folder of a file that is to be written.
 
     Raises:
-        UserError: it cannot be made, or nothing can be written in it.
+        UserError: It cannot be made, or nothing can be written in it.
     """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -153,7 +153,7 @@ def write(out: Path, record: dict[str, Any]) -> None:
     """Write the results file in one step.
 
     Raises:
-        UserError: there is no room, or no permission.
+        UserError: There is no room, or no permission.
     """
     write_text(out, json.dumps(record, indent=2, allow_nan=False) + "\n", REMEDY)
 

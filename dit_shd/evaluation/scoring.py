@@ -32,17 +32,17 @@ def score(
     Samples that are sorted by class are logged as a warning: the Inception Score means nothing then.
 
     Args:
-        images: samples, uint8 [n,y,x,c].
-        reference_images: images of the same kind, or a FeatureSet that `extract_features` made, to be used many times.
-        features: the feature network.
-        metrics: names of files in dit_shd/evaluation/metrics; all that apply if left out.
-        batch_size: images per forward pass of the feature network.
+        images: Samples, uint8 [n,y,x,c].
+        reference_images: Images of the same kind, or a FeatureSet that `extract_features` made, to be used many times.
+        features: The feature network.
+        metrics: Names of files in dit_shd/evaluation/metrics; all that apply if left out.
+        batch_size: Images per forward pass of the feature network.
 
     Returns:
         Figures by name, as FD(digits).
 
     Raises:
-        UserError: images of another type or shape than the network reads, or too few for a metric.
+        UserError: Images of another type or shape than the network reads, or too few for a metric.
     """
     samples = ArrayImages(images, "images")
     features.check(samples.shape[1:], "images")
@@ -79,7 +79,7 @@ def select_metrics(
     """The metrics that apply, built, and a note for each that was left out.
 
     Raises:
-        UserError: a metric that was requested by name does not apply, or none applies.
+        UserError: A metric that was requested by name does not apply, or none applies.
     """
     candidates = [Plugin(name) for name in METRICS.names()] if requested is None else requested
     chosen: Chosen = []

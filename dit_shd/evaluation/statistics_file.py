@@ -52,7 +52,7 @@ def is_statistics_file(path: Path, name: str) -> bool:
     """Whether an npz file has mu and sigma.
 
     Raises:
-        UserError: not an npz file.
+        UserError: Not an npz file.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -65,11 +65,11 @@ def read_statistics(path: Path, name: str) -> StatisticsFile:
     """Read and check a file.
 
     Args:
-        path: the file.
-        name: the file in errors.
+        path: The file.
+        name: The file in errors.
 
     Raises:
-        UserError: not an npz file; statistics of the wrong shape or type, not finite or too large, or a sigma that
+        UserError: Not an npz file; statistics of the wrong shape or type, not finite or too large, or a sigma that
             is no covariance.
     """
     try:
@@ -96,13 +96,13 @@ def write_statistics(out: Path, features: FeatureSet, about: dict[str, Any], ima
     """Write a file in one step.
 
     Args:
-        out: the file.
-        features: their statistics are written.
-        about: other entries, which record their origin.
-        images: images of the set to be kept, uint8 [n,y,x,c].
+        out: The file.
+        features: Their statistics are written.
+        about: Other entries, which record their origin.
+        images: Images of the set to be kept, uint8 [n,y,x,c].
 
     Raises:
-        UserError: the file cannot be written (a full disk, a folder without permission).
+        UserError: The file cannot be written (a full disk, a folder without permission).
     """
     entries: dict[str, Any] = {"mu": features.statistics.mean, "sigma": features.statistics.covariance}
     if features.spatial is not None:

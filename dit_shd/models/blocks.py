@@ -37,7 +37,7 @@ def recorded_blocks(model: nn.Module, sink: Callable[[str, Tensor], None]) -> Ge
     """Call `sink(name, output)` with the output [b,n,e] of each block as the model runs in the `with` block.
 
     Raises:
-        UserError: the model has no blocks, or a block does not return a tensor.
+        UserError: The model has no blocks, or a block does not return a tensor.
     """
     named = named_blocks(model)
     if not named:

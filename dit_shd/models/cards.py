@@ -43,11 +43,11 @@ def trained(model: nn.Module, facts: RunFacts, step: int, rate: float, share: fl
     """The card of a model that dit_shd trained.
 
     Args:
-        model: for its class, its classes and its number of parameters.
-        facts: of the run.
-        step: number of training steps.
-        rate: decay rate of the average that the weights are.
-        share: share of the first weights in that average.
+        model: For its class, its classes and its number of parameters.
+        facts: Of the run.
+        step: Number of training steps.
+        rate: Decay rate of the average that the weights are.
+        share: Share of the first weights in that average.
     """
     weights = {
         "weights": "average",
@@ -108,11 +108,11 @@ def converted(model: nn.Module, source: str, sha256: str, origin: Provenance, la
     """The card of a model that was converted from a file or folder.
 
     Args:
-        model: for its class and number of parameters.
-        source: the file or folder.
-        sha256: of the model's tensors.
-        origin: of the weights.
-        latents: the autoencoder of the latents; None for pixels.
+        model: For its class and number of parameters.
+        source: The file or folder.
+        sha256: Of the model's tensors.
+        origin: Of the weights.
+        latents: The autoencoder of the latents; None for pixels.
     """
     return _text(
         model,

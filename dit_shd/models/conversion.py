@@ -18,7 +18,7 @@ from dit_shd.data.model_origin import following, of_source
 from dit_shd.models import cards, export, loading, provenance, public_checkpoints
 from dit_shd.models.diffusers_dit import NOTE, public_state
 from dit_shd.models.families.dit import DiT
-from dit_shd.models.prediction import NOISE, prediction_of
+from dit_shd.models.prediction import NOISE, PREDICTION, prediction_of
 from dit_shd.models.shape import shape_of
 from dit_shd.models.transformer import LatentTransformer
 
@@ -43,7 +43,7 @@ class ConvertConfig:
     prediction: Literal["noise", "velocity_sit", "velocity_repa", "velocity_sd3"] | None = option(
         None,
         "what the model of a checkpoint file predicts, as its code says: velocity_sit for SiT, velocity_repa for REPA; "
-        "empty: noise",
+        "empty: as its metadata says, else noise",
     )
     license: str | None = option(None, "licence of the weights, as the hub names it (apache-2.0); empty: as found")
     force: bool = option(False, "replace OUT if it is a model folder or a file")
@@ -86,14 +86,12 @@ def convert(config: ConvertConfig) -> Converted:
     """Read a checkpoint of any supported kind and write it in another.
 
     Raises:
-        UserError: nothing to read, another model, or OUT is in use; nothing has been written then.
+        UserError: Nothing to read, another model, or OUT is in use; nothing has been written then.
     """
     config = checked(config, "convert")
     config.check()
     model, note = _read(config)
-    bad = [name for name, tensor in model.state_dict().items() if not bool(torch.isfinite(tensor).all())]
-    if bad:
-        raise UserError(f"{config.source}: its weights are not finite (NaN or infinity), first in {bad[0]}")
+    loading.check_finite(str(config.source), model)
     origin, reason = _origin(config, model)
     latents = of_source(config.source, shape_of(model).channels)
     if config.public:
@@ -138,7 +136,7 @@ def _read(config: ConvertConfig) -> tuple[LatentTransformer, list[str]]:
 
     path = find(config.source, "model")
     if isinstance(path, Path) and path.is_file():
-        return loading.read_file(path, config.weights, config.heads, config.prediction or NOISE), []
+        return loading.read_file(path, config.weights, config.heads, config.prediction), []
     if config.weights is not None:
         raise UserError("weights: only of checkpoint files, which may hold several; leave it out")
     if config.prediction is not None:
@@ -184,7 +182,7 @@ def _origin(config: ConvertConfig, model: LatentTransformer) -> tuple[provenance
 
 def _prediction(model: LatentTransformer) -> dict[str, str]:
     """For the metadata of a file; nothing for noise, which files of others leave out, too."""
-    return {} if prediction_of(model) == NOISE else {"prediction": prediction_of(model)}
+    return {} if prediction_of(model) == NOISE else {PREDICTION: prediction_of(model)}
 
 
 def _write_file(model: LatentTransformer, out: Path, origin: provenance.Provenance) -> None:

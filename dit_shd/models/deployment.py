@@ -29,7 +29,7 @@ class Forward(nn.Module):
     """A class-conditional model as a function of three tensors, which gives one.
 
     Args:
-        model: whose forward takes latents, timesteps and class_labels.
+        model: Whose forward takes latents, timesteps and class_labels.
     """
 
     def __init__(self, model: nn.Module):
@@ -40,9 +40,9 @@ class Forward(nn.Module):
         """The prediction [b,c,y,x].
 
         Args:
-            latents: noisy [b,c,y,x].
-            timesteps: of each [b].
-            labels: class of each [b]; the number of classes stands for no class.
+            latents: Noisy [b,c,y,x].
+            timesteps: Of each [b].
+            labels: Class of each [b]; the number of classes stands for no class.
         """
         return self.model(latents, timesteps, class_labels=labels).sample
 
@@ -51,9 +51,9 @@ def inputs_for(model: nn.Module, images: int, seed: int = 0) -> Inputs:
     """Inputs of a model: noise, timesteps and classes.
 
     Args:
-        model: for the sizes.
+        model: For the sizes.
         images: b.
-        seed: of the noise.
+        seed: Of the noise.
     """
     shape, generator = shape_of(model), torch.Generator().manual_seed(seed)
     latents = torch.randn(images, *shape.latents, generator=generator)
@@ -66,10 +66,10 @@ def to_program(model: nn.Module) -> torch.export.ExportedProgram:
     """The model as a torch.export program with a batch of any size.
 
     Args:
-        model: on the CPU, in evaluation.
+        model: On the CPU, in evaluation.
 
     Raises:
-        UserError: torch.export cannot trace it.
+        UserError: Torch.export cannot trace it.
     """
     batch = torch.export.Dim("batch", min=1, max=4096)
     shapes = tuple({0: batch} for _ in NAMES)
@@ -84,11 +84,11 @@ def to_onnx(program: torch.export.ExportedProgram, file: Path) -> None:
     """Write a program as one ONNX file.
 
     Args:
-        program: of to_program.
-        file: its name.
+        program: Of to_program.
+        file: Its name.
 
     Raises:
-        UserError: the packages are not installed, or an operation has no counterpart in ONNX.
+        UserError: The packages are not installed, or an operation has no counterpart in ONNX.
     """
     require_onnx()
     import onnx
@@ -109,7 +109,7 @@ def require_onnx() -> None:
     """Ask for the packages of ONNX.
 
     Raises:
-        UserError: one is missing.
+        UserError: One is missing.
     """
     require(("onnx", "onnxscript", "onnxruntime"), "export", "ONNX")
 
@@ -118,8 +118,8 @@ def onnx_runtime(file: Path, threads: int = 1) -> Runtime:
     """An ONNX file in onnxruntime on the CPU.
 
     Args:
-        file: of to_onnx.
-        threads: that it may use.
+        file: Of to_onnx.
+        threads: That it may use.
     """
     import onnxruntime
 
@@ -148,12 +148,12 @@ def difference(model: nn.Module, runtime: Runtime, what: str) -> float:
     """The largest difference between a runtime's outputs and the model's, relative to the largest output.
 
     Args:
-        model: the reference.
-        runtime: what is compared with it, at several batch sizes.
-        what: its name, for the error.
+        model: The reference.
+        runtime: What is compared with it, at several batch sizes.
+        what: Its name, for the error.
 
     Raises:
-        UserError: it is larger than TOLERANCE: the exported model is another one.
+        UserError: It is larger than TOLERANCE: the exported model is another one.
     """
     largest = 0.0
     reference = torch_runtime(Forward(model).eval())

@@ -44,7 +44,7 @@ def public_state(model: DiTTransformer2DModel) -> dict[str, Tensor]:
     """The weights under the public DiT's names.
 
     Raises:
-        UserError: no public DiT is equivalent to the model.
+        UserError: No public DiT is equivalent to the model.
     """
     tensors = model.state_dict()
     config = model.config

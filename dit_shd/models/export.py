@@ -19,12 +19,12 @@ def export(model: ModelMixin, folder: Path, facts: RunFacts, step: int, rate: fl
     """Write a trained model with its card; it replaces the previous export atomically.
 
     Args:
-        model: with averaged weights.
-        folder: to be written.
-        facts: of the run.
-        step: the training step of the weights.
-        rate: decay rate of the average that the weights are.
-        share: share of the first weights in that average.
+        model: With averaged weights.
+        folder: To be written.
+        facts: Of the run.
+        step: The training step of the weights.
+        rate: Decay rate of the average that the weights are.
+        share: Share of the first weights in that average.
     """
     training = {"step": step, "ema": rate, "share_of_first_weights": share}
     write(model, folder, cards.trained(model, facts, step, rate, share), facts.latents, training)
@@ -40,11 +40,11 @@ def write(
     """Write a model in diffusers format with a model card; it replaces the folder's contents atomically.
 
     Args:
-        model: to be saved.
-        folder: to be written.
-        card: the text of README.md.
-        latents: the autoencoder of its latents; None for pixels.
-        training: the contents of training.json, if any.
+        model: To be saved.
+        folder: To be written.
+        card: The text of README.md.
+        latents: The autoencoder of its latents; None for pixels.
+        training: The contents of training.json, if any.
     """
     with atomic_folder(folder) as part:
         model.save_pretrained(part, safe_serialization=True)

@@ -31,8 +31,8 @@ def seeded_dropout(model: nn.Module, seeds: Tensor) -> Generator[None]:
     """Seed the dropout of a model in the block; torch's generators are restored after it.
 
     Args:
-        model: run in the block.
-        seeds: of the samples [b]; the first is used.
+        model: Run in the block.
+        seeds: Of the samples [b]; the first is used.
     """
     if not model.training or seeds.is_meta or not has_dropout(model):
         yield
@@ -48,12 +48,12 @@ def check_attention(role: str, model: nn.Module, separate: bool) -> None:
     """Run a model on a few tokens, and again with another last one and another first document.
 
     Args:
-        role: what errors call the model.
-        model: of transformers, or a family's.
-        separate: whether packed documents, whose positions begin anew, must not attend to each other.
+        role: What errors call the model.
+        model: Of transformers, or a family's.
+        separate: Whether packed documents, whose positions begin anew, must not attend to each other.
 
     Raises:
-        UserError: tokens attend to later tokens, or to other documents of their sequence.
+        UserError: Tokens attend to later tokens, or to other documents of their sequence.
     """
     device = next(model.parameters()).device
     training, name = model.training, type(getattr(model, "network", model)).__name__

@@ -26,27 +26,40 @@ def load(source: str | Path) -> ModelMixin:
     """Load a model; of a pipeline its transformer.
 
     Args:
-        source: a run folder, a diffusers folder, a checkpoint file, `asset:NAME` (ships with dit_shd), or
+        source: A run folder, a diffusers folder, a checkpoint file, `asset:NAME` (ships with dit_shd), or
             `hub:OWNER/NAME[@REVISION]` of the Hugging Face hub.
 
     Raises:
-        UserError: no such model, weights that are not finite, or a model that does not predict noise.
+        UserError: No such model, weights that are not finite, or a model that does not predict noise.
     """
     model = _read(source)
-    bad = next((name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())), None)
-    if bad is not None:
-        raise UserError(f"{source}: its weights are not finite (NaN or infinity), first in {bad}")
+    check_finite(str(source), model)
     reason = velocity.of_model(model)
     if reason is not None:
         raise UserError(f"{source}: refused, because {velocity.explain(reason)}")
     return model
 
 
+def check_finite(where: str, model: nn.Module) -> None:
+    """Refuse a model whose weights are not finite.
+
+    Args:
+        where: The model, for the error.
+        model: With its weights.
+
+    Raises:
+        UserError: NaN or infinity.
+    """
+    bad = next((name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())), None)
+    if bad is not None:
+        raise UserError(f"{where}: its weights are not finite (NaN or infinity), first in {bad}")
+
+
 def load_conditional(source: str | Path) -> ModelMixin:
     """Load a class-conditional model of latents, as training and sampling need it; see `load`.
 
     Raises:
-        UserError: as `load`, or it is another kind of model.
+        UserError: As `load`, or it is another kind of model.
     """
     model = load(source)
     reason = why_not_conditional(model)
@@ -90,19 +103,23 @@ def read_file(
     path: Path,
     weights: public_checkpoints.Weights | None = None,
     heads: int | None = None,
-    prediction: str = NOISE,
+    prediction: str | None = None,
 ) -> LatentTransformer:
     """A model from a checkpoint file of a public code.
 
     Args:
-        path: the file.
-        weights: as in read_tensors.
-        heads: as in LatentTransformer.from_public.
-        prediction: as in of_public.
+        path: The file.
+        weights: As in read_tensors.
+        heads: As in LatentTransformer.from_public.
+        prediction: As in of_public; None: what `dit-shd convert` recorded in the file, else noise.
 
     Raises:
-        UserError: it is no such file, or something in it does not fit.
+        UserError: It is no such file, or something in it does not fit.
     """
+    recorded = public_checkpoints.recorded_prediction(path)
+    if None not in (recorded, prediction) and recorded != prediction:
+        raise UserError(f"{path}: its metadata says prediction={recorded}, found prediction={prediction}; leave it out")
+    prediction = prediction or recorded or NOISE
     state = public_checkpoints.read_tensors(path, weights, prediction)
     try:
         model = of_public(state, heads, prediction)
@@ -122,12 +139,12 @@ def of_public(state: Mapping[str, Tensor], heads: int | None = None, prediction:
     """A model from a public state dict of any family.
 
     Args:
-        state: the tensors by name.
-        heads: as in LatentTransformer.from_public.
-        prediction: what the model predicts, for its config. SiT and REPA have DiT's tensors, and predict a velocity.
+        state: The tensors by name.
+        heads: As in LatentTransformer.from_public.
+        prediction: What the model predicts, for its config. SiT and REPA have DiT's tensors, and predict a velocity.
 
     Raises:
-        UserError: of no family, or something in it does not fit.
+        UserError: Of no family, or something in it does not fit.
     """
     known = {name: cls for name, cls in families().items() if issubclass(cls, LatentTransformer)}
     state = public_checkpoints.clean(state)
@@ -148,11 +165,11 @@ def read_folder(folder: Path, variant: str | None = None) -> ModelMixin:
     """The model of a diffusers folder.
 
     Args:
-        folder: with config.json and weights.
-        variant: as in read_weights.
+        folder: With config.json and weights.
+        variant: As in read_weights.
 
     Raises:
-        UserError: it cannot be read, or weights and config.json do not fit together.
+        UserError: It cannot be read, or weights and config.json do not fit together.
     """
     config = read_config(folder)
     for library in families().values():

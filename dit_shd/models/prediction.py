@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from dit_shd.core.errors import UserError
 
 NOISE = "noise"
+PREDICTION = "prediction"
+"""The key of a model's config, and of the metadata of a file."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,10 @@ def prediction_of(model: nn.Module) -> str:
     """What a model predicts: what its config names, and noise where it names nothing.
 
     Raises:
-        UserError: it names something that is not known.
+        UserError: It names something that is not known.
     """
     config = getattr(model, "config", None)
-    name = config.get("prediction") if isinstance(config, Mapping) else getattr(config, "prediction", None)
+    name = config.get(PREDICTION) if isinstance(config, Mapping) else getattr(config, PREDICTION, None)
     return checked_prediction(name or NOISE, type(model).__name__)
 
 
@@ -62,7 +64,7 @@ def checked_prediction(name: object, where: str) -> str:
     """The name of a prediction as it is.
 
     Raises:
-        UserError: there is none of that name.
+        UserError: There is none of that name.
     """
     if not isinstance(name, str) or (name != NOISE and name not in CONVENTIONS):
         raise UserError(f"{where}: prediction: wanted {NOISE} or {', '.join(CONVENTIONS)}, found {str(name)[:60]!r}")

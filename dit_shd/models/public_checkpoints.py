@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dit_shd.core.errors import UserError
 from dit_shd.core.file_kinds import PICKLE, SAFETENSORS, TORCH, file_kind
 from dit_shd.models import velocity
-from dit_shd.models.prediction import NOISE
+from dit_shd.models.prediction import CONVENTIONS, NOISE, PREDICTION
 
 Weights = Literal["ema", "model"]
 """The weights of a training checkpoint to read."""
@@ -34,12 +34,12 @@ def read_tensors(path: Path, weights: Weights | None = None, prediction: str = N
     A training checkpoint holds several (DiT: model, ema, opt and args, an argparse.Namespace without side effects).
 
     Args:
-        path: the file.
-        weights: which of them; None for the average where there is one.
-        prediction: what the model predicts, as the user says.
+        path: The file.
+        weights: Which of them; None for the average where there is one.
+        prediction: What the model predicts, as the user says.
 
     Raises:
-        UserError: no such file, not a checkpoint, one that needs to execute code, or (for noise) of a model that by its
+        UserError: No such file, not a checkpoint, one that needs to execute code, or (for noise) of a model that by its
             file predicts something else.
     """
     contents = _load(path)
@@ -91,6 +91,15 @@ def _metadata(path: Path) -> dict[str, str]:
         return {}
     with safetensors.safe_open(path, "pt") as file:
         return file.metadata() or {}
+
+
+def recorded_prediction(path: Path) -> str | None:
+    """The velocity convention in the metadata of a file that `dit-shd convert` wrote; None for other files."""
+    try:
+        name = _metadata(path).get(PREDICTION)
+    except (OSError, safetensors.SafetensorError):  # read_tensors says what is wrong with it
+        return None
+    return name if name in CONVENTIONS else None
 
 
 def _is_state_dict(contents: object) -> TypeGuard[dict[str, Tensor]]:
@@ -148,7 +157,7 @@ def clean(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state dict without the parts of names, and the step count, that DDP, torch.compile and AveragedModel add.
 
     Raises:
-        UserError: two tensors have the same name then.
+        UserError: Two tensors have the same name then.
     """
     cleaned: dict[str, Tensor] = {}
     for name, tensor in state.items():
@@ -171,7 +180,7 @@ def size(family: str, state: Mapping[str, Tensor], name: str, axis: int, ndim: i
     """The length of one axis of a tensor.
 
     Raises:
-        UserError: there is no such tensor, it has another number of axes, or it is empty.
+        UserError: There is no such tensor, it has another number of axes, or it is empty.
     """
     tensor = state.get(name)
     if tensor is None or tensor.ndim != ndim or not tensor.numel():
@@ -184,12 +193,12 @@ def shapes(family: str, state: Mapping[str, Tensor], block: str) -> tuple[dict[s
     """The sizes of DiT or MDTv2 from the shapes of the tensors: arguments of the class, and the width e.
 
     Args:
-        family: the class, for errors.
-        state: the tensors by name.
-        block: the name of a block that every such model has.
+        family: The class, for errors.
+        state: The tensors by name.
+        block: The name of a block that every such model has.
 
     Raises:
-        UserError: it is no state dict of this family.
+        UserError: It is no state dict of this family.
     """
     width, channels, patch = (size(family, state, "x_embedder.proj.weight", i, 4) for i in range(3))
     config = dict(
@@ -212,7 +221,7 @@ def check_fits(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Check that a state dict has a model's names and shapes, dense and without shared memory.
 
     Raises:
-        UserError: what does not fit.
+        UserError: What does not fit.
     """
     wanted = model.state_dict()
     missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())

@@ -11,7 +11,7 @@ class StochasticDepth(nn.Module):
     """Drops a residual branch for some samples, and scales it up for the others.
 
     Args:
-        rate: the probability that a sample's branch is dropped.
+        rate: The probability that a sample's branch is dropped.
     """
 
     def __init__(self, rate: float):
@@ -42,8 +42,8 @@ def set_draws(model: nn.Module, draws: Tensor) -> None:
     """Set the draws of the next forward.
 
     Args:
-        model: with StochasticDepth modules.
-        draws: uniform numbers in [0, 1) [b, branches].
+        model: With StochasticDepth modules.
+        draws: Uniform numbers in [0, 1) [b, branches].
     """
     for index, branch in enumerate(branches(model)):
         branch.draws = draws[:, index]

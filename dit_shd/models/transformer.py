@@ -105,7 +105,7 @@ class LatentTransformer(ModelMixin, ConfigMixin):
         """Construct a model by the name of a size (such as S/2); arguments of the class override the size's.
 
         Raises:
-            UserError: there is no such size.
+            UserError: There is no such size.
         """
         if size is not None and size not in cls.SIZES:
             raise UserError(f"{cls.__name__}: no size '{size}'. Sizes: {', '.join(cls.SIZES)}")
@@ -126,11 +126,11 @@ class LatentTransformer(ModelMixin, ConfigMixin):
         """A model from a public state dict, with sizes from the shapes of the tensors.
 
         Args:
-            state: the tensors by name.
-            heads: the number of heads, for a family whose tensors do not determine it (DiT).
+            state: The tensors by name.
+            heads: The number of heads, for a family whose tensors do not determine it (DiT).
 
         Raises:
-            UserError: the tensors are not those of such a model.
+            UserError: The tensors are not those of such a model.
         """
         state = cls.parameters_of(public_checkpoints.clean(state))
         config = cls.public_config(state, heads)
@@ -175,7 +175,7 @@ class LatentTransformer(ModelMixin, ConfigMixin):
         """Tokens [b,n,e] with their position embedding, and the condition [b,e] of every block.
 
         Args:
-            latents: noisy latents [b,c,y,x].
+            latents: Noisy latents [b,c,y,x].
             timestep: [b], or one number.
             labels: [b].
         """
@@ -204,7 +204,7 @@ class LatentTransformer(ModelMixin, ConfigMixin):
         """Refuse class names that are not text or not one for each class.
 
         Raises:
-            UserError: naming the class of the model.
+            UserError: Naming the class of the model.
         """
         if names is None:
             return
@@ -220,7 +220,7 @@ class LatentTransformer(ModelMixin, ConfigMixin):
         """Refuse sizes that no such model has.
 
         Raises:
-            UserError: naming the class of the model and the sizes.
+            UserError: Naming the class of the model and the sizes.
         """
         name = cls.__name__
         if min(sample_size, patch_size, num_layers, heads, width) < 1 or mlp_ratio * width < 1:

@@ -39,11 +39,11 @@ def refuse_by_metadata(path: Path, contents: object) -> None:
     """Refuse a file by its name or by its contents other than tensors.
 
     Args:
-        path: the file.
-        contents: of the file, or its metadata.
+        path: The file.
+        contents: Of the file, or its metadata.
 
     Raises:
-        UserError: the model does not predict noise.
+        UserError: The model does not predict noise.
     """
     reason = next(_reasons(contents), None)
     name = NAMES.search(path.stem)

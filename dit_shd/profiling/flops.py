@@ -24,10 +24,6 @@ from dit_shd.profiling import meta
 from dit_shd.profiling.step import StepShape
 from dit_shd.squeezing.cost import LayerCost
 from dit_shd.tasks import Batch, Task
-from dit_shd.tasks.diffusion import Diffusion
-
-PLAIN = Diffusion(mask_ratio=None)
-"""The default task: a class-conditional model without a masked pass."""
 
 
 @dataclass(frozen=True)
@@ -108,12 +104,12 @@ def loss_costs(
     return costs
 
 
-def forward_operations(model: nn.Module, task: Task[Any] = PLAIN, pass_name: str = "plain") -> int:
+def forward_operations(model: nn.Module, task: Task[Any], pass_name: str = "plain") -> int:
     """Operations of a model's forward on one image."""
     return _counted(meta.ModelSpec.of(model), task, pass_name, backward=False)[0]
 
 
-def captures_of(model: nn.Module, task: Task[Any] = PLAIN, pass_name: str = "plain") -> Captures:
+def captures_of(model: nn.Module, task: Task[Any], pass_name: str = "plain") -> Captures:
     """The captures of one image's forward: shapes only, or real tensors for attention of other packages."""
     if discovery.own_layers(model):
         return _shapes(meta.ModelSpec.of(model), task, pass_name)

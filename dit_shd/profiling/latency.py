@@ -5,12 +5,14 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from dit_shd.models.shape import shape_of
 from dit_shd.profiling.flops import forward_operations
+from dit_shd.tasks import Task
 
 LATENCY_BATCH = 16
 
@@ -27,23 +29,21 @@ class Cost:
     """Per image, at batch 16 on one CPU thread; the median of several passes."""
 
 
-def cost(model: nn.Module, repeats: int = 9) -> Cost:
-    """Measure a model on the CPU, on one thread."""
-    shape = shape_of(model)
+def cost(model: nn.Module, task: Task[Any], repeats: int = 9) -> Cost:
+    """Measure a model on the CPU, on one thread.
 
-    def forward(b: int) -> None:
-        model(
-            torch.zeros(b, *shape.latents),
-            torch.zeros(b, dtype=torch.long),
-            class_labels=torch.zeros(b, dtype=torch.long),
-        )
-
+    Args:
+        model: A transformer of latents.
+        task: Asks it; the first pass of its steps is measured.
+        repeats: Passes whose median is the latency.
+    """
+    batch = task.example(model, LATENCY_BATCH, torch.device("cpu"))[0]
     with torch.no_grad(), one_thread():
-        seconds = median_seconds(lambda: forward(LATENCY_BATCH), repeats)
+        seconds = median_seconds(lambda: task.predict(model, batch), repeats)
     return Cost(
-        heads=shape.heads,
+        heads=shape_of(model).heads,
         parameters=sum(p.numel() for p in model.parameters()),
-        flops=forward_operations(model),
+        flops=forward_operations(model, task, batch.pass_name),
         latency_ms=1e3 * seconds / LATENCY_BATCH,
     )
 
@@ -52,8 +52,8 @@ def median_seconds(run: Callable[[], object], repeats: int = 9) -> float:
     """The median time of several calls after a first one that does not count.
 
     Args:
-        run: what is called.
-        repeats: calls that count.
+        run: What is called.
+        repeats: Calls that count.
     """
     run()
     seconds: list[float] = []

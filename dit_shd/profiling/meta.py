@@ -137,7 +137,7 @@ class MemoryTracker(TorchDispatchMode):
     """Counts bytes of the tensors that are created and still alive (`now`), and their maximum (`peak`).
 
     Args:
-        models: whose parameters, gradients and buffers are not counted.
+        models: Whose parameters, gradients and buffers are not counted.
     """
 
     def __init__(self, *models: nn.Module):

@@ -34,7 +34,7 @@ class Throughput:
         """The row of the log for the steps since the last one.
 
         Returns:
-            seconds (of a step), images_per_second, tflops (10^12 operations a second), mfu (share of the peak) and
+            Seconds (of a step), images_per_second, tflops (10^12 operations a second), mfu (share of the peak) and
             memory_gib (the peak of this process: on its GPU, or resident).
         """
         seconds = (time.perf_counter() - self._since) / max(1, self._steps)

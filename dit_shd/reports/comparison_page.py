@@ -13,6 +13,7 @@ from dit_shd.profiling.latency import Cost, cost
 from dit_shd.reports.evaluation_page import thumbnails
 from dit_shd.reports.html import paragraph, picture, section, side_by_side
 from dit_shd.reports.tables import facts, table_html
+from dit_shd.tasks.diffusion import Diffusion
 
 SHOWN, COLUMNS = 40, 8
 """Images of each model, and columns of their grid."""
@@ -43,7 +44,7 @@ def cost_columns(name: str, record: dict[str, Any], notes: list[str]) -> Cost | 
     if sidecar.get("model_sha256") not in (None, hashing.sha256_of_tensors(model)):
         notes.append(f"{name}: no cost, because {sidecar['run']} has changed since the images were sampled")
         return None
-    return cost(model)
+    return cost(model, Diffusion(mask_ratio=None))
 
 
 def comparison_notes(names: list[str], records: list[dict[str, Any]]) -> list[str]:

@@ -70,7 +70,7 @@ def _hours(run: DryRun) -> str:
     work = {f"training, {run.steps:,} steps": run.operations.executed * run.batch_size * run.steps}
     for role, model in {"student": run.student, **run.teachers}.items() if run.task.generates else ():
         forwards = 2 * assumed.samples * assumed.sampling_steps
-        work[f"sampling {assumed.samples:,} of the {role}"] = forward_operations(model) * forwards
+        work[f"sampling {assumed.samples:,} of the {role}"] = forward_operations(model, run.task) * forwards
     gpus = peaks(run.precision, run.peak_tflops)
     rows = [[name, *(f"{hours(flops, gpu, assumed.mfu):.3g}" for gpu in gpus.values())] for name, flops in work.items()]
     named = ", ".join(f"{name} {peak:g}" for name, peak in gpus.items())

@@ -47,11 +47,11 @@ def write_result_page(
     """Write the page of one evaluation.
 
     Args:
-        page: the file.
-        record: the content of results.json.
-        samples: the samples.
-        reference: what they were compared with.
-        details: the metrics' results for single images, by name.
+        page: The file.
+        record: The content of results.json.
+        samples: The samples.
+        reference: What they were compared with.
+        details: The metrics' results for single images, by name.
     """
     body = [
         f"<header><h1>{html.escape(_title(record))}</h1>",

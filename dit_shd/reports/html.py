@@ -53,12 +53,12 @@ def write_page(out: Path, title: str, body: Sequence[str]) -> None:
     """Write the page atomically.
 
     Args:
-        out: the file.
-        title: its title.
+        out: The file.
+        title: Its title.
         body: HTML of its parts.
 
     Raises:
-        UserError: it could not be written.
+        UserError: It could not be written.
     """
     head = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'

@@ -56,11 +56,11 @@ def read_run(path: Path, running: bool = False) -> RunSummary:
     """Read a run folder; files that are being written are read as far as they are whole.
 
     Args:
-        path: of the folder.
-        running: whether a process is at work in it.
+        path: Of the folder.
+        running: Whether a process is at work in it.
 
     Raises:
-        UserError: it is no run folder.
+        UserError: It is no run folder.
     """
     if not (path / "config.yaml").is_file():
         kind = "a folder without config.yaml" if path.is_dir() else "no folder"

@@ -1,4 +1,4 @@
-"""The page of a study: what it asked, every seed of every variant, what they show, what it cost."""
+"""The page of a study: its question, every seed of every variant, the findings, the cost."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -32,9 +32,9 @@ def table_html(
 
     Args:
         headings: (name, explanation in small letters) of each column.
-        rows: texts, escaped here.
-        bold: for each column the row whose cell is bold, -1 for none.
-        tinted: the row with a tinted background, -1 for none.
+        rows: Texts, escaped here.
+        bold: For each column the row whose cell is bold, -1 for none.
+        tinted: The row with a tinted background, -1 for none.
     """
     heads = "".join(f"<th>{html.escape(n)}<small>{html.escape(words)}</small></th>" for n, words in headings)
     lines = []

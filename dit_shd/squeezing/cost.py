@@ -46,14 +46,14 @@ def layer_cost(
     """Cost of one layer.
 
     Args:
-        teacher: capture of one image.
-        student: capture of one image.
-        plan: the groups of teacher heads.
-        images: number of images.
-        method: as in squeeze.
-        rows: share of the query rows, as in SHD.
-        temperature: as in attention_kl.
-        chunk_mib: memory budget for maps, in MiB.
+        teacher: Capture of one image.
+        student: Capture of one image.
+        plan: The groups of teacher heads.
+        images: Number of images.
+        method: As in squeeze.
+        rows: Share of the query rows, as in SHD.
+        temperature: As in attention_kl.
+        chunk_mib: Memory budget for maps, in MiB.
     """
     _, h, n, m = teacher.shape
     n = n if rows == 1 else max(1, round(rows * n))

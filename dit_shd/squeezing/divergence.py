@@ -34,9 +34,9 @@ def attention_kl(
     """Divergence of the student's maps from the squeezed teacher's, per sample [b].
 
     Args:
-        teacher: capture of h heads.
-        student: capture of g heads; same samples and tokens, any head width.
-        squeeze: weights of h heads in g.
+        teacher: Capture of h heads.
+        student: Capture of g heads; same samples and tokens, any head width.
+        squeeze: Weights of h heads in g.
         temperature: T_a > 0, dividing the scores (bias included) of both.
         measure: `kl`, summed over keys and heads, mean over query rows; `cross_entropy`, KL plus the teacher's entropy
             (the same gradient); `mse`, the squared difference of the maps summed and averaged the same way (the
@@ -44,17 +44,17 @@ def attention_kl(
         backend: `streamed`, tile by tile; `fused`, stock attention kernels (for GPUs; no student bias, no mse; `kl`
             costs it one more pass, for the entropy); `triton`, Triton kernels (for GPUs; float32, bfloat16 and
             float16); `auto`, the fastest of those that fit, measured once for each kind of layer.
-        chunk_mib: memory budget for the maps of one tile, in MiB; does not change the result beyond rounding.
+        chunk_mib: Memory budget for the maps of one tile, in MiB; does not change the result beyond rounding.
         row_weight: [b,n], 0 or more: a factor of every query row's divergence, 1 for None; rows of weight 0 (padding,
             instructions) take no part in value or gradient.
-        check: whether to check that the weights sum to 1, which synchronises with a GPU.
+        check: Whether to check that the weights sum to 1, which synchronises with a GPU.
 
     Returns:
         [b] in float32 (float64 for float64 captures). Gradients reach the student's query, key and bias only. Rows
         whose keys are all masked in the teacher count as 0.
 
     Raises:
-        ValueError: token counts, head counts, weights or temperature do not fit.
+        ValueError: Token counts, head counts, weights or temperature do not fit.
     """
     _check(teacher, student, squeeze, temperature, measure, backend)
     if check:

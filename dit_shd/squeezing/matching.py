@@ -57,7 +57,7 @@ def matched(similarity: np.ndarray, groups: int) -> Plan:
 
     Args:
         similarity: [h,h], symmetric.
-        groups: g; the groups have the sizes of the contiguous plan.
+        groups: Their number g; they have the sizes of the contiguous plan.
     """
     h = len(similarity)
     start = contiguous(h, groups)

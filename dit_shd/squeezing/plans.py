@@ -12,11 +12,11 @@ def contiguous(heads: int, groups: int) -> Plan:
     """Groups of neighbouring heads, as even as possible, larger ones first: 16 -> 6 is 3,3,3,3,2,2.
 
     Args:
-        heads: h.
-        groups: g.
+        heads: Of the teacher, h.
+        groups: Their number, g.
 
     Raises:
-        UserError: g is not in 1..h.
+        UserError: The number of groups g is not in 1..h.
     """
     if not 1 <= groups <= heads:
         raise UserError(f"squeeze: wanted 1 to {heads} student heads for a teacher of {heads}, found {groups}")
@@ -30,7 +30,7 @@ def check_plan(plan: Sequence[Sequence[int]], heads: int, groups: int) -> Plan:
     """A user's plan as a Plan.
 
     Raises:
-        UserError: a teacher head is missing or in two groups, or the number of groups is not that of student heads.
+        UserError: A teacher head is missing or in two groups, or the number of groups is not that of student heads.
     """
     checked = tuple(tuple(int(i) for i in group) for group in plan)
     if len(checked) != groups or not all(checked) or sorted(sum(checked, ())) != list(range(heads)):

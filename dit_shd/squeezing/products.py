@@ -78,12 +78,12 @@ class Collector:
     """Sums inner products over tiles of query rows.
 
     Args:
-        b: samples.
+        b: Samples.
         groups: G.
-        k: heads of a group.
-        n: query rows.
-        per_row: whether to keep the products of every row.
-        device: of the products.
+        k: Heads of a group.
+        n: Query rows.
+        per_row: Whether to keep the products of every row.
+        device: Of the products.
         row_weight: [b,n], a factor of every row's inner products; None: 1.
     """
 
@@ -174,13 +174,13 @@ def streamed(
     """Inner products of groups of k >= 2 heads, tile by tile.
 
     Args:
-        capture: of the teacher, detached.
+        capture: Of the teacher, detached.
         groups: G of them.
         factor: Projections.of(capture.out, groups).
-        per_row: whether to keep the products of every query row.
-        chunk_mib: memory budget for the maps of a tile, in MiB.
-        keep: tensor [b, G k, n, m] to write the maps into; None to drop them.
-        row_weight: as in Collector.
+        per_row: Whether to keep the products of every query row.
+        chunk_mib: Memory budget for the maps of a tile, in MiB.
+        keep: Tensor [b, G k, n, m] to write the maps into; None to drop them.
+        row_weight: As in Collector.
     """
     b, _, n, m = capture.shape
     k, d = len(groups[0]), capture.value.shape[3]

@@ -84,27 +84,27 @@ def squeeze(
     """Weights that merge the captured teacher heads into `heads` student heads. No gradient flows through them.
 
     Args:
-        capture: the teacher's layer; all methods but `constant` and `hard` need its `out` (W^O by head).
-        heads: g.
-        plan: contiguous groups, or a list of groups of head numbers.
-        method: pairwise: alpha in closed form, merged left to right inside each group (eq. 5-9); joint: least squares
+        capture: The teacher's layer; all methods but `constant` and `hard` need its `out` (W^O by head).
+        heads: Of the student, g.
+        plan: `contiguous`, or a list of groups of head numbers.
+        method: `pairwise`: alpha in closed form, merged left to right inside each group (eq. 5-9); joint: least squares
             over each group at once, on the simplex; per_query: the same for every query row separately; constant: 1/k
             (the paper's table 8); hard: one head of each group, drawn from `seed` (table 7). With g = h every method
             is the identity.
-        clamp: whether to keep every pairwise alpha in [0, 1]; without, merged maps can be negative, and KL undefined.
-        seed: of the method hard.
-        backend: streamed (tile by tile), fused (PyTorch's attention kernels, for GPUs) or triton (Triton kernels, for
+        clamp: Whether to keep every pairwise alpha in [0, 1]; without, merged maps can be negative, and KL undefined.
+        seed: Of the method hard.
+        backend: `streamed` (tile by tile), fused (PyTorch's attention kernels, for GPUs) or triton (Triton kernels, for
             GPUs); the weights are the same up to rounding.
-        chunk_mib: memory budget for maps, in MiB; does not change the result beyond rounding.
-        keep_maps: whether to keep the maps for attention_kl, if all of them fit into half of that budget.
-        projections: a cache of the factors of W^O, for a teacher whose weights do not change.
+        chunk_mib: Memory budget for maps, in MiB; does not change the result beyond rounding.
+        keep_maps: Whether to keep the maps for attention_kl, if all of them fit into half of that budget.
+        projections: A cache of the factors of W^O, for a teacher whose weights do not change.
         row_weight: [b,n], 0 or more: a factor of every query row's squared error, 1 for None; rows of weight 0
             (padding, instructions) take no part.
-        check: whether to check for NaN and infinity, which synchronises with a GPU; without, NaN is propagated.
+        check: Whether to check for NaN and infinity, which synchronises with a GPU; without, NaN is propagated.
 
     Raises:
-        UserError: g is not in 1..h, or the plan is not a partition.
-        ValueError: no W^O, or the input is not finite.
+        UserError: The number of groups g is not in 1..h, or the plan is not a partition.
+        ValueError: No W^O, or the input is not finite.
     """
     _check(capture, plan, method, backend)
     b, h, _, _ = capture.shape
@@ -155,7 +155,7 @@ def check_row_weight(weight: Tensor | None, capture: Capture, where: str) -> Ten
     """Weights of query rows [b,n], detached, in float32 (float64 if the query is).
 
     Raises:
-        ValueError: another shape.
+        ValueError: Another shape.
     """
     if weight is None:
         return None

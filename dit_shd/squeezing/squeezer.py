@@ -18,11 +18,11 @@ class Squeezer:
     """Squeezes the heads of any layer, for a loss and for the initialisation of a student alike.
 
     Args:
-        plan: the groups of teacher heads: contiguous; matched (similar heads, by calibration batches); a list of
+        plan: The groups of teacher heads: contiguous; matched (similar heads, by calibration batches); a list of
             groups; or {student layer: list of groups}.
-        method: pairwise (the paper's alpha), joint, per_query, constant or hard; see squeeze.
-        seed: of the method hard.
-        chunk_mib: memory budget for attention maps, in MiB.
+        method: `pairwise` (the paper's alpha), joint, per_query, constant or hard; see squeeze.
+        seed: Of the method hard.
+        chunk_mib: Memory budget for attention maps, in MiB.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Squeezer:
         """The plan of a student layer, as squeeze takes it.
 
         Raises:
-            UserError: a matched plan before calibration, or a mapping without the layer.
+            UserError: A matched plan before calibration, or a mapping without the layer.
         """
         if self.plan == "matched":
             if layer not in self.plans:
@@ -62,9 +62,9 @@ class Squeezer:
         """The plan of a layer, contiguous where there is none for it.
 
         Args:
-            layer: of the student.
-            heads: h.
-            groups: g.
+            layer: Of the student.
+            heads: Of the teacher, h.
+            groups: Their number, g.
         """
         plans = self.plans if self.plan == "matched" else self.plan
         plan = plans.get(layer, "contiguous") if isinstance(plans, dict) else plans

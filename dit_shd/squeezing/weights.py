@@ -19,13 +19,13 @@ def progressive(table: Tensor, norm: Tensor, clamp: bool, eps: float) -> tuple[T
     <u+v, u> / ||u+v||^2 (the sign of eq. 7 as the expansion of the objective gives it).
 
     Args:
-        table: of Products.
-        norm: of Products.
-        clamp: whether to keep alpha in [0, 1].
-        eps: rounding unit of the maps.
+        table: Of Products.
+        norm: Of Products.
+        clamp: Whether to keep alpha in [0, 1].
+        eps: Rounding unit of the maps.
 
     Returns:
-        w [b,G,k], alpha [b,G,k-1] and whether it was outside of [0, 1] [b,G,k-1].
+        Weights w [b,G,k], alpha [b,G,k-1] and whether it was outside of [0, 1] [b,G,k-1].
     """
     b, groups, _, k, _, _ = table.shape
     weight = torch.zeros(b, groups, k, dtype=table.dtype, device=table.device)
@@ -54,9 +54,9 @@ def pair(total: Tensor, ahead: Tensor, uu: Tensor, norm: Tensor, clamp: bool, ep
         total: ||u+v||^2.
         ahead: <u+v,u>.
         uu: ||u||^2.
-        norm: of Products.
-        clamp: whether to keep alpha in [0, 1].
-        eps: rounding unit of the maps.
+        norm: Of Products.
+        clamp: Whether to keep alpha in [0, 1].
+        eps: Rounding unit of the maps.
     """
     vv = total - 2 * ahead + uu
     flat = (total <= 64 * eps * (uu + vv)) | (total <= (8 * eps) ** 2 * norm)
@@ -92,10 +92,10 @@ def simplex_least_squares(gram: Tensor, target: Tensor) -> Tensor:
 
     Args:
         gram: G [N,k,k], positive definite.
-        target: t [N,k].
+        target: Vectors t [N,k].
 
     Returns:
-        w [N,k].
+        Weights w [N,k].
     """
     count, k = target.shape
     scale = gram.diagonal(dim1=1, dim2=2).amax(1).clamp(min=torch.finfo(gram.dtype).tiny)

@@ -125,13 +125,13 @@ def analyse(study: Study, rows: Iterable[Result]) -> Analysis:
 def compare(study: Study, variants: Sequence[Variant], figure: str) -> list[Comparison]:
     """All comparisons of a study in one figure, over the seeds that both variants have."""
     values = {variant.name: variant.by_seed(figure) for variant in variants}
-    found: list[tuple[str, str, Difference]] = []
+    pairs: list[tuple[str, str, Difference]] = []
     for name, other in study.comparisons:
         seeds = sorted(values[name].keys() & values[other].keys())
         difference = paired_difference([values[name][s] for s in seeds], [values[other][s] for s in seeds])
-        found.append((name, other, difference))
-    p_values = [difference.p for *_, difference in found]
-    levels = zip(found, holm(p_values), holm_confidence(p_values))
+        pairs.append((name, other, difference))
+    p_values = [difference.p for *_, difference in pairs]
+    levels = zip(pairs, holm(p_values), holm_confidence(p_values))
     return [Comparison(*pair, p, interval(pair[2], confidence)) for pair, p, confidence in levels]
 
 

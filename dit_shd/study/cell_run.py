@@ -33,14 +33,14 @@ def run_cell(study: Study, cell: Cell, folder: Path, references: Mapping[str, st
     """Run what is left of a cell and write its row; a failure is a row, too.
 
     Args:
-        study: the cell's study.
-        cell: what is run.
-        folder: the cell's own.
-        references: evaluator -> what its samples are compared with.
-        commands: runs `dit-shd` commands.
+        study: The cell's study.
+        cell: What is run.
+        folder: The cell's own.
+        references: Evaluator -> what its samples are compared with.
+        commands: Runs `dit-shd` commands.
 
     Raises:
-        Stopped: by a signal; the cell goes on later.
+        Stopped: By a signal; the cell goes on later.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _keep_other_run(cell, folder)
@@ -123,7 +123,7 @@ class _Stages:
         """Run a stage's command, unless it is done: what it failed with, or nothing.
 
         Raises:
-            Stopped: by a signal.
+            Stopped: By a signal.
         """
         if name in self.done:
             return ""

@@ -48,7 +48,7 @@ class Evaluator:
 
 @dataclass(frozen=True)
 class Claim:
-    """What somebody says of two variants, to be judged."""
+    """A claim about two variants, to be judged by the results."""
 
     text: str = option(REQUIRED, "the claim in words")
     better: str = option(REQUIRED, "the variant that is said to be better")
@@ -81,7 +81,7 @@ class Study:
         """Everything that can be refused before a cell runs.
 
         Raises:
-            UserError: names that are no file names, unknown variants, keys that the study sets itself.
+            UserError: Names that are no file names, unknown variants, keys that the study sets itself.
         """
         check_ranges(self, "study.")
         if not self.grid or not all(self.grid.values()):
@@ -106,17 +106,17 @@ class Study:
 
     def _named_variants(self) -> list[tuple[str, str]]:
         """Where a variant is named, and its name."""
-        found = [("order", name) for block in self.order for name in block]
-        return found + [("claims", name) for claim in self.claims for name in (claim.better, claim.than)]
+        ordered = [("order", name) for block in self.order for name in block]
+        return ordered + [("claims", name) for claim in self.claims for name in (claim.better, claim.than)]
 
     @cached_property
     def variants(self) -> dict[str, Settings]:
         """Variant -> its settings, over those of every cell."""
-        found = {}
+        variants = {}
         for levels in itertools.product(*self.grid.values()):
             settings = [factor[level] for factor, level in zip(self.grid.values(), levels)]
-            found["-".join(levels)] = {key: value for each in settings for key, value in each.items()}
-        return found
+            variants["-".join(levels)] = {key: value for changes in settings for key, value in changes.items()}
+        return variants
 
     @cached_property
     def comparisons(self) -> list[tuple[str, str]]:
@@ -153,7 +153,7 @@ def read_study(file: Path) -> Study:
     """A study from its file, checked.
 
     Raises:
-        UserError: the file, or what it says, is not a study.
+        UserError: The file, or what it says, is not a study.
     """
     study = make(Study, read_yaml(file), "study")
     study.check()
@@ -164,8 +164,8 @@ def cells_of(study: Study, file: Path) -> list[Cell]:
     """All cells in the order in which they run: blocks, in each block seed by seed.
 
     Args:
-        study: what is varied.
-        file: the study's, which `config` is relative to.
+        study: What is varied.
+        file: The study's, which `config` is relative to.
     """
     base = read_yaml(file.parent / study.config)
     return [_cell(study, base, number, *chosen) for number, chosen in enumerate(_ordered(study))]
@@ -190,9 +190,9 @@ def _cell(study: Study, base: Mapping[str, Any], number: int, variant: str, seed
 def _seeded(value: object, seed: int) -> object:
     """Plain values with the seed in place of the text {seed}."""
     if isinstance(value, dict):
-        return {key: _seeded(each, seed) for key, each in value.items()}
+        return {key: _seeded(entry, seed) for key, entry in value.items()}
     if isinstance(value, list):
-        return [_seeded(each, seed) for each in value]
+        return [_seeded(entry, seed) for entry in value]
     return seed if value == SEED else value
 
 

@@ -24,7 +24,7 @@ class Evidence:
 
 def read_evidence(folder: Path) -> list[Evidence]:
     """The studies of a folder of experiments that have rows, by name."""
-    found = []
+    evidence = []
     for file in sorted(folder.glob("*/study.yaml")):
         rows = read_results(file.parent / RESULTS)
         if rows:
@@ -32,15 +32,15 @@ def read_evidence(folder: Path) -> list[Evidence]:
             cells = cells_of(study, file)
             results = of_cells(rows, cells)
             progress = Progress(study, cells, results, len(rows) - len(results))
-            found.append(Evidence(file, progress, analyse(study, results.values())))
-    return found
+            evidence.append(Evidence(file, progress, analyse(study, results.values())))
+    return evidence
 
 
 def claims_summary(evidence: Iterable[Evidence]) -> str:
     """One table of all claims."""
     headings = ["claim", "made in", "verdict", "figure", "means", "difference", "95% interval", "corrected interval"]
     headings += ["p (Holm)", "detectable", "n", "study"]
-    rows = [_claim_row(each, judgement) for each in evidence for judgement in each.analysis.judgements]
+    rows = [_claim_row(study, judgement) for study in evidence for judgement in study.analysis.judgements]
     return markdown(Table([(name, "") for name in headings], rows))
 
 
@@ -54,18 +54,18 @@ def _claim_row(evidence: Evidence, judgement: Judgement) -> list[str]:
 
 def _means(analysis: Analysis, comparison: Comparison) -> list[float]:
     """Of both variants, over the seeds that both have."""
-    found = {variant.name: variant.by_seed(analysis.figure) for variant in analysis.variants}
-    first, second = found[comparison.variant], found[comparison.other]
+    by_seed = {variant.name: variant.by_seed(analysis.figure) for variant in analysis.variants}
+    first, second = by_seed[comparison.variant], by_seed[comparison.other]
     seeds = first.keys() & second.keys()
     return [summary([values[seed] for seed in sorted(seeds)]).mean for values in (first, second)]
 
 
 def study_text(evidence: Evidence, root: Path) -> str:
-    """One study: what it asked, its variants, its differences.
+    """One study: its question, its variants, its differences.
 
     Args:
-        evidence: the study.
-        root: of the repository, which the command is relative to.
+        evidence: The study.
+        root: Of the repository, which the command is relative to.
     """
     study, analysis, progress = evidence.progress.study, evidence.analysis, evidence.progress
     place = evidence.file.relative_to(root)

@@ -63,9 +63,9 @@ class Commands:
     """Runs `dit-shd` commands from several threads, and can end all that run.
 
     Args:
-        launcher: words in place of `dit-shd` for commands that several processes share (LAUNCHED), as
+        launcher: Words in place of `dit-shd` for commands that several processes share (LAUNCHED), as
             "accelerate launch --num_processes 8 -m dit_shd".
-        threads: of each process, on CPUs.
+        threads: Of each process, on CPUs.
     """
 
     def __init__(self, launcher: str = "", threads: int = 1):

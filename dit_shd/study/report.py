@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from dit_shd.core.environment import command
+from dit_shd.core.files import atomic_file
 from dit_shd.reports.figures.training import grid_figure
 from dit_shd.reports.study_page import StudyReport, Table
 from dit_shd.reports.tables import number
@@ -23,10 +24,10 @@ def report_of(progress: Progress, analysis: Analysis, folder: Path, place: Calla
     """The page's values.
 
     Args:
-        progress: the study's cells and rows.
-        analysis: of those rows.
-        folder: keeps the grids of samples, so that a page can be made anew without the cells.
-        place: gives a cell's folder.
+        progress: The study's cells and rows.
+        analysis: Of those rows.
+        folder: Keeps the grids of samples, so that a page can be made anew without the cells.
+        place: Gives a cell's folder.
     """
     study, done = progress.study, [v for v in analysis.variants if v.done]
     main = [name for name in analysis.figures if name == analysis.figure or name in analysis.rank_correlation]
@@ -130,17 +131,17 @@ def failures_table(analysis: Analysis) -> Table:
 
 def notes(progress: Progress, analysis: Analysis) -> list[str]:
     """What a reader should know before the figures."""
-    found = []
+    lines = []
     if progress.others:
-        found.append(f"{progress.others} rows of results.jsonl are of other configs or variants, and are not shown.")
+        lines.append(f"{progress.others} rows of results.jsonl are of other configs or variants, and are not shown.")
     for name, tau in analysis.rank_correlation.items():
-        found.append(f"Ranks of the variants' means by {name} and by {analysis.figure}: Kendall's tau {tau:.2f}.")
+        lines.append(f"Ranks of the variants' means by {name} and by {analysis.figure}: Kendall's tau {tau:.2f}.")
     for d in analysis.disagreements:
-        found.append(
+        lines.append(
             f"The evaluators disagree on {d.variant} and {d.other}: {signed(d.difference)} in {d.figure}, "
             f"{signed(d.second_difference)} in {d.second_figure}."
         )
-    return found
+    return lines
 
 
 def sample_grids(progress: Progress, folder: Path, place: Callable[[Cell], Path]) -> dict[str, bytes]:
@@ -152,7 +153,9 @@ def sample_grids(progress: Progress, folder: Path, place: Callable[[Cell], Path]
             if samples.is_file():
                 folder.mkdir(exist_ok=True)
                 with np.load(samples, allow_pickle=False) as archive:
-                    file.write_bytes(grid_figure(archive["arr_0"][:SHOWN_IMAGES], columns=10, enlarge=2))
+                    grid = grid_figure(archive["arr_0"][:SHOWN_IMAGES], columns=10, enlarge=2)
+                with atomic_file(file) as stream:
+                    stream.write(grid)
             if file.is_file():
                 grids[cell.variant] = file.read_bytes()
     return {variant: grids[variant] for variant in progress.study.variants if variant in grids}

@@ -72,7 +72,7 @@ def read_results(file: Path) -> list[Result]:
     """The rows of a results.jsonl; none where there is no such file.
 
     Raises:
-        UserError: it holds something else.
+        UserError: It holds something else.
     """
     if not file.exists():
         return []
@@ -118,10 +118,10 @@ def collect(file: Path, folders: Iterable[Path]) -> list[Result]:
             if (folder / ROW).is_file():
                 (row,) = read_results(folder / ROW)
                 rows[_key(row)] = row
-        found = sorted(rows.values(), key=lambda row: (row.cell, row.variant, row.seed))
+        ordered = sorted(rows.values(), key=lambda row: (row.cell, row.variant, row.seed))
         if rows != before:
-            write_text(file, "".join(json.dumps(asdict(row)) + "\n" for row in found))
-        return found
+            write_text(file, "".join(json.dumps(asdict(row)) + "\n" for row in ordered))
+        return ordered
 
 
 def of_cells(rows: Iterable[Result], cells: Sequence[Cell]) -> dict[Cell, Result]:

@@ -24,7 +24,7 @@ from dit_shd.training.run_folder import LOCK as RUN_LOCK
 CELL_LOCK = ".cell.lock"
 SHARED_LOCK = ".shared.lock"
 WAIT_SECONDS = 2.0
-"""Between two looks whether another process has finished the shared work."""
+"""Between two checks whether another process has finished the shared work."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Runner:
     """What is to be run of a study, and where.
 
     Raises:
-        UserError: the study file, or the cell's number, is wrong.
+        UserError: The study file, or the cell's number, is wrong.
     """
 
     def __init__(self, config: StudyConfig, say: Callable[[str], None] = print):
@@ -74,8 +74,8 @@ class Runner:
         """Run what is left of the cells that are asked for.
 
         Raises:
-            UserError: shared work failed.
-            Stopped: by a signal; training has been asked to save.
+            UserError: Shared work failed.
+            Stopped: By a signal; training saves before it ends.
         """
         left = self._left() if self.config.run else []
         if left:
@@ -91,8 +91,8 @@ class Runner:
     def _left(self) -> list[Cell]:
         """Cells that are asked for and have not ended."""
         results = self.progress().results
-        asked = self.cells if self.config.cell is None else [self.cells[self.config.cell]]
-        return [c for c in asked if c not in results or (self.config.retry and not results[c].done)]
+        cells = self.cells if self.config.cell is None else [self.cells[self.config.cell]]
+        return [c for c in cells if c not in results or (self.config.retry and not results[c].done)]
 
     def _run_cells(self, cells: list[Cell], references: dict[str, str]) -> None:
         """Run cells, `workers` at once, in their order; an exception ends those that run."""

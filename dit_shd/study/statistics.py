@@ -52,17 +52,23 @@ def paired_difference(first: Sequence[float], second: Sequence[float], confidenc
     """The mean of first - second, seed by seed, with what is known of it; NaN where one seed tells nothing."""
     if len(first) != len(second):
         raise ValueError(f"wanted as many values of both variants, found {len(first)} and {len(second)}")
-    found = summary(np.subtract(first, second).tolist())
-    if found.n < 2:
-        return Difference(found.n, found.mean, math.nan, math.nan, math.nan, math.nan, math.nan)
-    error = found.deviation / math.sqrt(found.n)
+    differences = summary(np.subtract(first, second).tolist())
+    if differences.n < 2:
+        return Difference(differences.n, differences.mean, math.nan, math.nan, math.nan, math.nan, math.nan)
+    error = differences.deviation / math.sqrt(differences.n)
     if error == 0:
-        p = 1.0 if found.mean == 0 else 0.0
+        p = 1.0 if differences.mean == 0 else 0.0
     else:
-        p = 2 * float(stats.t.sf(abs(found.mean) / error, found.n - 1))
-    low, high = interval(found, confidence)
+        p = 2 * float(stats.t.sf(abs(differences.mean) / error, differences.n - 1))
+    low, high = interval(differences, confidence)
     return Difference(
-        found.n, found.mean, found.deviation, low, high, p, detectable_difference(found.deviation, found.n)
+        differences.n,
+        differences.mean,
+        differences.deviation,
+        low,
+        high,
+        p,
+        detectable_difference(differences.deviation, differences.n),
     )
 
 
@@ -115,5 +121,5 @@ def detectable_difference(deviation: float, n: int, power: float = POWER, alpha:
     most = 1.0
     while power_of(most, 1.0, n, alpha) < power:
         most *= 2
-    found = optimize.brentq(lambda size: power_of(size, 1.0, n, alpha) - power, 0.0, most)
-    return float(found) * deviation  # type: ignore[arg-type]
+    ratio = optimize.brentq(lambda size: power_of(size, 1.0, n, alpha) - power, 0.0, most)
+    return float(ratio) * deviation  # type: ignore[arg-type]

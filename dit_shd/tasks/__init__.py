@@ -40,10 +40,10 @@ class Batch:
         """The factor [b,n] of every query row in losses on attention, 0 for rows that take no part; None: 1 each.
 
         Args:
-            tokens: n of the layer.
+            tokens: Query tokens n of the layer.
 
         Raises:
-            UserError: a layer of other tokens than the batch weighs.
+            UserError: A layer of other tokens than the batch weighs.
         """
         return None
 
@@ -108,7 +108,7 @@ class Task(ABC, Generic[B]):
             dataset: What is to be learned from.
 
         Raises:
-            UserError: the data lack a field that is needed.
+            UserError: The data lack a field that is needed.
         """
         missing = sorted(self.needs - dataset.fields)
         if missing:
@@ -142,7 +142,7 @@ class Task(ABC, Generic[B]):
             model: Perhaps without weights, on the meta device.
 
         Raises:
-            UserError: it cannot.
+            UserError: It cannot.
         """
 
     @abstractmethod
@@ -154,7 +154,7 @@ class Task(ABC, Generic[B]):
             model: With its weights.
 
         Raises:
-            UserError: it does not fit.
+            UserError: It does not fit.
         """
 
     def remarks(self, student: nn.Module) -> Sequence[str]:
@@ -173,7 +173,7 @@ class Task(ABC, Generic[B]):
             teacher: A model that `check` has passed.
             seed: The run's.
             device: Where the teacher goes.
-            measure: Also ask for predictions of the run's first samples; else only its config is read.
+            measure: Also run it on the first samples; else only its config is read.
         """
         yield from ()
 
@@ -205,7 +205,7 @@ class Task(ABC, Generic[B]):
             kept: The autoencoder of the data's latents; None where there are no data (yet), for checks without them.
 
         Raises:
-            UserError: the evaluation cannot work.
+            UserError: The evaluation cannot work.
         """
 
     def evaluate(self, student: nn.Module, run: Path, step: int) -> dict[str, float] | None:

@@ -24,7 +24,7 @@ from dit_shd.models.stochastic_depth import branches, set_draws
 from dit_shd.tasks import Batch, Output, Task, TeacherFinding, Terms
 
 JUDGED = 64
-"""Images that a teacher is asked about before training."""
+"""Images on which a teacher is checked before training."""
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,14 @@ class Classification(Task[ImageBatch]):
     """Image classification (DeiT's recipe, arXiv 2012.12877).
 
     Args:
-        label_smoothing: share of the target that is spread over all classes.
-        mixup: alpha of the Beta distribution that two images are mixed by (arXiv 1710.09412); 0 for none.
-        cutmix: the same of a rectangle of one image in the other (arXiv 1905.04899); 0 for none. Where both are set,
+        label_smoothing: Share of the target that is spread over all classes.
+        mixup: Parameter alpha of the Beta distribution that two images are mixed by (arXiv 1710.09412); 0 for none.
+        cutmix: The same of a rectangle of one image in the other (arXiv 1905.04899); 0 for none. Where both are set,
             each is taken half of the time.
-        mixing: draw one share for a whole step, as timm does, or one for each pair of images.
-        augmentation: crop, ratio, flip, policy, color_jitter, interpolation, erasing, erasing_mode, repeats.
-        evaluation: accuracy while training: data, crop, batch_size.
-        workers: processes that decode and augment, beside each process that trains; 0 for none.
+        mixing: Draw one share for a whole step, as timm does, or one for each pair of images.
+        augmentation: Its keys: crop, ratio, flip, policy, color_jitter, interpolation, erasing, erasing_mode, repeats.
+        evaluation: Accuracy while training: data, crop, batch_size.
+        workers: Processes that decode and augment, beside each process that trains; 0 for none.
     """
 
     batch_type: ClassVar = ImageBatch
@@ -118,9 +118,9 @@ class Classification(Task[ImageBatch]):
         classes = known_classes(role, model)
         if classes != self.dataset.classes:
             raise UserError(f"{role}: knows {classes} classes, the data has {self.dataset.classes}")
-        wanted, found = self.input.shape, image_input(role, model).shape
-        if found != wanted:
-            raise UserError(f"{role}: takes images of {list(found)} [c,y,x], the student's are {list(wanted)}")
+        wanted, shape = self.input.shape, image_input(role, model).shape
+        if shape != wanted:
+            raise UserError(f"{role}: takes images of {list(shape)} [c,y,x], the student's are {list(wanted)}")
 
     def describe(self, student: nn.Module) -> None:
         if self.dataset.class_names is not None:
@@ -133,11 +133,11 @@ class Classification(Task[ImageBatch]):
         if not measure:
             return
         indices = stream(seed, "judged").permutation(len(self.dataset))[:JUDGED]
-        found = self._measure(teacher.to(device), self.dataset, indices.tolist(), device)
-        low, chance = wilson(found.correct[1], found.images)[0], 1 / self.dataset.classes
-        told = f"top-1 {found.correct[1] / found.images:.1%} of {found.images} images to train on"
-        fault = f"it knows the data's classes no better than chance ({told}): other classes, or in another order?"
-        yield TeacherFinding(f"teacher: {told}", fault if low <= chance else None)
+        accuracy = self._measure(teacher.to(device), self.dataset, indices.tolist(), device)
+        low, chance = wilson(accuracy.correct[1], accuracy.images)[0], 1 / self.dataset.classes
+        figure = f"top-1 {accuracy.correct[1] / accuracy.images:.1%} of {accuracy.images} images to train on"
+        fault = f"it knows the data's classes no better than chance ({figure}): other classes, or in another order?"
+        yield TeacherFinding(f"teacher: {figure}", fault if low <= chance else None)
 
     def draw(self, draws: Draws) -> Sequence[ImageBatch]:
         """One pass. Positions 2 i and 2 i + 1 of a step are mixed with each other."""
@@ -220,7 +220,7 @@ class Classification(Task[ImageBatch]):
             self._evaluation_data()
 
     def _evaluation_data(self) -> Dataset:
-        assert self.evaluation.data is not None, "check_evaluation asks for it"
+        assert self.evaluation.data is not None, "check_evaluation requires it"
         dataset = DATASETS.build(self.evaluation.data, "task.evaluation.data")
         if not self.needs <= dataset.fields or dataset.classes != self.dataset.classes:
             raise UserError(
@@ -234,14 +234,12 @@ class Classification(Task[ImageBatch]):
         from accelerate.utils import reduce
 
         state, dataset = distributed.joined(), self._evaluation_data()
-        share, device = (
-            range(state.process_index, len(dataset), state.num_processes),
-            torch.device(state.device or "cpu"),
-        )
-        found = self._measure(student.to(device), dataset, share, device)
-        counts: Any = torch.tensor([found.images, *found.correct.values()], device=device)
+        share = range(state.process_index, len(dataset), state.num_processes)
+        device = torch.device(state.device or "cpu")
+        accuracy = self._measure(student.to(device), dataset, share, device)
+        counts: Any = torch.tensor([accuracy.images, *accuracy.correct.values()], device=device)
         images, *correct = reduce(counts, "sum").tolist()  # type: ignore[union-attr]
-        total = Accuracy(images, dict(zip(found.correct, correct)))
+        total = Accuracy(images, dict(zip(accuracy.correct, correct)))
         return total.figures() if state.is_main_process else None
 
     def _measure(self, model: nn.Module, dataset: Dataset, indices: Sequence[int], device: torch.device) -> Accuracy:
@@ -253,24 +251,24 @@ def image_input(role: str, model: nn.Module) -> ImageInput:
     """What a classifier takes.
 
     Raises:
-        UserError: it is none.
+        UserError: It is none.
     """
-    found = getattr(model, "input", None)
-    if not isinstance(found, ImageInput):
+    taken = getattr(model, "input", None)
+    if not isinstance(taken, ImageInput):
         raise UserError(
             f"{role}: wanted an image classifier, as {{name: timm, model: ...}}, found {type(model).__name__}"
         )
-    return found
+    return taken
 
 
 def known_classes(role: str, model: nn.Module) -> int:
     """How many classes a classifier knows.
 
     Raises:
-        UserError: it does not say.
+        UserError: It does not say.
     """
     settings: Mapping[str, object] = getattr(model, "config", {})
-    found = settings.get("num_classes")
-    if not isinstance(found, int):
+    classes = settings.get("num_classes")
+    if not isinstance(classes, int):
         raise UserError(f"{role}: wanted a classifier whose config has num_classes, found {type(model).__name__}")
-    return found
+    return classes

@@ -48,11 +48,11 @@ class Diffusion(Task[NoisyBatch]):
     """Noise prediction on latents with class labels (Ho et al., arXiv 2006.11239; MDT, arXiv 2303.14389).
 
     Args:
-        label_dropout: share of labels dropped, for guidance.
-        mask_ratio: masked pass: a share drawn once a step from here to +0.2 is hidden; empty for no masked pass.
-        min_snr_gamma: weight min(SNR, gamma)/SNR of the noise error; empty for none.
-        timesteps: steps of the linear noise schedule.
-        evaluation: samples and figures while training: count, steps, guidance, labels, reference, features, sample,
+        label_dropout: Share of labels dropped, for guidance.
+        mask_ratio: Masked pass: a share drawn once a step from here to +0.2 is hidden; empty for no masked pass.
+        min_snr_gamma: Weight min(SNR, gamma)/SNR of the noise error; empty for none.
+        timesteps: Steps of the linear noise schedule.
+        evaluation: Samples and figures while training: count, steps, guidance, labels, reference, features, sample,
             evaluate, keep.
     """
 

@@ -53,17 +53,17 @@ class FlowBatch(Batch):
 class FlowMatching(Task[FlowBatch]):
     """Velocity prediction on latents with class labels (rectified flow: SiT, arXiv 2401.08740; SD3, 2403.03206).
 
-    Teacher and student may have different conventions: each is asked in the one that its config names.
+    Teacher and student may have different conventions: each is called in the one that its config names.
 
     Args:
-        label_dropout: share of labels dropped, for guidance.
-        mask_ratio: masked pass: a share drawn once a step from here to +0.2 is hidden; empty for no masked pass.
-        convention: of a student whose own `prediction` is not given, and written into its config: velocity_sit (time 0
+        label_dropout: Share of labels dropped, for guidance.
+        mask_ratio: Masked pass: a share drawn once a step from here to +0.2 is hidden; empty for no masked pass.
+        convention: Of a student whose own `prediction` is not given, and written into its config: velocity_sit (time 0
             is noise), velocity_repa (time 1 is noise) or velocity_sd3 (the same, times 1000).
-        timestep_density: how often each share of noise is trained: name (uniform, logit_normal, mode, cosmap), mean,
+        timestep_density: How often each share of noise is trained: name (uniform, logit_normal, mode, cosmap), mean,
             std, scale, shift, base_side.
-        weighting: of the error by the share of noise: none, cosmap or sigma_sqrt.
-        evaluation: samples and figures while training: count, steps, guidance, labels, reference, features, sample,
+        weighting: Of the error by the share of noise: none, cosmap or sigma_sqrt.
+        evaluation: Samples and figures while training: count, steps, guidance, labels, reference, features, sample,
             evaluate, keep.
     """
 

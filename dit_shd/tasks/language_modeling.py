@@ -22,7 +22,7 @@ from dit_shd.models.language_model import check_attention, seeded_dropout, text_
 from dit_shd.tasks import Batch, Output, Task, TeacherFinding, Terms
 
 JUDGED = 8
-"""Sequences that a teacher is judged by."""
+"""Sequences on which a teacher is checked before training."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,9 +93,9 @@ class LanguageModeling(Task[TokenBatch]):
     Padding takes no part, nor do tokens before a text (a prompt, an instruction) as targets.
 
     Args:
-        separate: packed documents do not attend to each other; else attention goes on from one to the next.
-        prompt_rows: whether query rows of a prompt's tokens take part in losses on attention.
-        evaluation: perplexity while training: sequences, batch_size.
+        separate: Packed documents do not attend to each other; else attention goes on from one to the next.
+        prompt_rows: Whether query rows of a prompt's tokens take part in losses on attention.
+        evaluation: Perplexity while training: sequences, batch_size.
     """
 
     batch_type: ClassVar = TokenBatch
@@ -154,9 +154,11 @@ class LanguageModeling(Task[TokenBatch]):
         shares = torch.from_numpy(data.token_counts() + 1.0).float()
         logits = (shares / shares.sum()).log().to(device).expand(*batch.targets.shape, -1)
         by_counts = float(self.losses(Output(logits), batch)["cross_entropy"].mean())
-        told = f"teacher: {nats:.3f} nats a token on {JUDGED} sequences, tokens' frequencies alone {by_counts:.3f}"
+        figures = f"teacher: {nats:.3f} nats a token on {JUDGED} sequences, tokens' frequencies alone {by_counts:.3f}"
         fault = f"it predicts no better than tokens' frequencies ({nats:.3f} and {by_counts:.3f} nats a token)"
-        yield TeacherFinding(told, None if nats < by_counts else f"{fault}: another tokenizer, or it was not trained")
+        yield TeacherFinding(
+            figures, None if nats < by_counts else f"{fault}: another tokenizer, or it was not trained"
+        )
 
     def draw(self, draws: Draws) -> Sequence[TokenBatch]:
         """Weights are of the whole step's batch, so a step is the same however it is divided."""

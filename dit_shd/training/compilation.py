@@ -20,7 +20,7 @@ def compile_blocks(*models: nn.Module, backend: str = "inductor") -> None:
         backend: Of torch.compile.
 
     Raises:
-        UserError: torch.compile does not work on this machine (no C++ compiler, as a rule), or torch is too old.
+        UserError: Compilation does not work on this machine (no C++ compiler, as a rule), or torch is too old.
     """
     import torch._dynamo
 

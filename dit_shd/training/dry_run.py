@@ -137,7 +137,7 @@ def take_a_step(config: TrainConfig, teachers: Teachers, images: int, before: in
         config: Of the run.
         teachers: With weights.
         images: Of the step.
-        before: peak_memory() of the time before the teachers were loaded.
+        before: Value of peak_memory() of the time before the teachers were loaded.
     """
     device = current_device()
     torch.manual_seed(config.seed)

@@ -27,10 +27,10 @@ def with_micro_batch(parts: Parts) -> Parts:
     """The parts of a run with the number in the place of `micro_batch_size: auto`; a resumed run keeps its own.
 
     Args:
-        parts: of the run, checked.
+        parts: Of the run, checked.
 
     Raises:
-        UserError: not even one image fits.
+        UserError: Not even one image fits.
     """
     config = parts.config
     if config.micro_batch_size != AUTO_SIZE:
@@ -45,11 +45,11 @@ def largest(parts: Parts, processes: int) -> int:
     """The largest number of images that divides the batch and whose step fits.
 
     Args:
-        parts: of the run.
-        processes: that share the batch.
+        parts: Of the run.
+        processes: That share the batch.
 
     Raises:
-        UserError: not even one image fits.
+        UserError: Not even one image fits.
     """
     config, device = replace(parts.config, micro_batch_size=None), current_device()
     free = free_memory(device)

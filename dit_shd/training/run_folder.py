@@ -76,7 +76,7 @@ class RunFolder:
             except OSError as error:
                 raise UserError(f"{path}: cannot be made a run folder ({error.strerror})") from error
             locks.append(Lock(path / LOCK, "dit-shd train"))
-            _check(path, config, resumable, completed)  # again, now that nobody else can write
+            _check(path, config, resumable, completed)  # again, under the lock
             for place in (path, path / "checkpoints"):
                 recover(place)
             write_text(path / "config.yaml", config)
@@ -192,7 +192,7 @@ class RunFolder:
             if step_of(folder) != state["step"]:
                 raise ValueError("state.json is of another step")
             return {**loaded, **state, "optimizer": unflat(loaded["optimizer"], state["optimizer"])}
-        except Exception as error:  # what agrees with its manifest can still be somebody else's
+        except Exception as error:  # what agrees with its manifest can still be of another program
             raise UserError(
                 f"{folder}: not a checkpoint ({' '.join(str(error).split())[:150]}); move it away to resume from the "
                 "one before"

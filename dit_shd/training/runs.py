@@ -54,15 +54,15 @@ def train(config: str | Path | Mapping[str, object], progress: bool = True, **ch
     For the steps one by one: `dit_shd.training.trainer.train(config)`.
 
     Args:
-        config: values, a YAML file, the name of an experiment that ships with dit_shd, or a run folder.
-        progress: whether to show a bar, in a notebook as a widget.
-        changes: keys of TrainConfig that take the place of the config's; those of a group (optimizer) are merged.
+        config: Values, a YAML file, the name of an experiment that ships with dit_shd, or a run folder.
+        progress: Whether to show a bar, in a notebook as a widget.
+        changes: Keys of TrainConfig that take the place of the config's; those of a group (optimizer) are merged.
 
     Returns:
         The run, whose step is smaller than steps where it was interrupted.
 
     Raises:
-        UserError: a config that cannot work; nothing has been written then.
+        UserError: A config that cannot work; nothing has been written then.
     """
     values = dict(config) if isinstance(config, Mapping) else read_config(config)
     trainer = Trainer.from_config(make(TrainConfig, merged(values, changes)))

@@ -23,6 +23,7 @@ from dit_shd.distillation.initialisation import initialise as initialisation
 from dit_shd.distillation.losses import LOSSES
 from dit_shd.distillation.teachers import Teachers, role
 from dit_shd.models.families import FAMILIES
+from dit_shd.models.loading import check_finite
 from dit_shd.tasks import TASKS
 from dit_shd.training import calibration_file, checks, diagnosis, fsdp, optim
 from dit_shd.training.accelerator import make_accelerator
@@ -132,7 +133,7 @@ def check(parts: Parts) -> None:
     models = {"student": parts.student, **{role(name): teacher for name, teacher in parts.teachers.items()}}
     for who, model in models.items():
         task.check(who, model)
-        checks.finite(who, model)
+        check_finite(who, model)
     initialisation.check(config.initialisation, parts.losses_of_teacher, parts.student, parts.teacher)
     if config.validate_every:
         task.check_evaluation(parts.student, parts.kept)

@@ -48,7 +48,7 @@ class Tracker:
         """Send the numbers of a step, unless they were sent before.
 
         Args:
-            kind: training or evaluation.
+            kind: Training or evaluation.
             numbers: By name.
             step: From 1.
         """

@@ -127,8 +127,8 @@ class Trainer:
         norms: Terms = {}
         for batch in self.batches.at(next(self.batches.places(number))):
             with self.accelerator.autocast():
-                found = gradient_norms(self.state.distiller, batch.to(self.accelerator.device), self.teachers)
-            norms |= {f"grad_norm/{term}": norm for term, norm in found.items()}
+                by_term = gradient_norms(self.state.distiller, batch.to(self.accelerator.device), self.teachers)
+            norms |= {f"grad_norm/{term}": norm for term, norm in by_term.items()}
         return norms
 
     def _clip(self) -> Tensor:

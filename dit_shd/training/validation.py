@@ -54,8 +54,8 @@ class Validation:
         """Evaluate after a step, and log the figures that there are."""
         figures: dict[str, float] = {}
         for suffix, student in self.students.items():
-            found = self.task.evaluate(student(), self.folder.path, number)
-            figures |= {f"{name}{suffix}": value for name, value in (found or {}).items()}
+            evaluated = self.task.evaluate(student(), self.folder.path, number)
+            figures |= {f"{name}{suffix}": value for name, value in (evaluated or {}).items()}
         if figures:
             self.folder.log(LOG, {"step": number, **figures})
             self.tracker.log("evaluation", {f"evaluation/{k}": v for k, v in figures.items()}, number)

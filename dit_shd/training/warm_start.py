@@ -50,11 +50,11 @@ def take_weights(student: nn.Module, source: str) -> WarmStart:
     """Copy the tensors of another model that have the names and shapes of the student's.
 
     Args:
-        student: whose weights are replaced.
-        source: a run folder, a model folder or whatever else names a model.
+        student: Whose weights are replaced.
+        source: A run folder, a model folder or whatever else names a model.
 
     Raises:
-        UserError: there is no such model, or most of the student's parameters are not in it.
+        UserError: There is no such model, or most of the student's parameters are not in it.
     """
     other = loading.load(source).state_dict()
     own = student.state_dict()

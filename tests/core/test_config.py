@@ -122,9 +122,20 @@ def test_overrides_reach_inside_and_leave_the_original_alone():
     assert values == {"losses": [{"name": "shd"}], "data": "digits"}
 
 
-@pytest.mark.parametrize("text", ["steps", "=3", "losses.1.weight=2", "steps.x=1", "losses.x=1", "a=[", "losses.0=1"])
-def test_broken_overrides_are_refused(text):
-    with pytest.raises(UserError):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("steps", "'steps': wanted key=value"),
+        ("=3", "'=3': wanted key=value"),
+        ("losses.1.weight=2", "losses.1: wanted a position from 0 to 0 in the list, found '1'"),
+        ("steps.x=1", "'steps' holds 3 .*, which has no keys"),
+        ("losses.x=1", "losses.x: wanted a position from 0 to 0 in the list, found 'x'"),
+        ("a=[", "'a=\\[': the value is not valid YAML"),
+        ("losses.0=1", "losses.0: wanted {name: ..., key: value}, found 1"),
+    ],
+)
+def test_broken_overrides_are_refused(text, message):
+    with pytest.raises(UserError, match=message):
         make(TrainConfig, override({"losses": [{"name": "shd"}], "steps": 3}, [text]))
 
 

@@ -300,7 +300,7 @@ def test_home_folders_from_python(home, values):
 
 def test_homes_of_nobody_and_names_that_begin_like_one(home):
     for ask in (lambda x: find(x, "model"), lambda x: cast(Path, x, "out"), lambda x: make(SampleConfig, {"out": x})):
-        with pytest.raises(UserError, match=r"found '~nobody-here/x', and nobody here is called nobody-here"):
+        with pytest.raises(UserError, match=r"found '~nobody-here/x', and there is no user nobody-here"):
             ask("~nobody-here/x")
     assert expanded("./~") == "./~" and expanded("a/~b") == "a/~b"
 

@@ -8,18 +8,12 @@ import sys
 import pytest
 import yaml
 from accelerate.state import AcceleratorState
+from plugin_folders import plugin_folders
 from runs import rows
 
 from dit_shd.cli import program
-from dit_shd.cli.commands import COMMANDS
 from dit_shd.core import plugins
 from dit_shd.core.errors import UserError
-from dit_shd.data.datasets import DATASETS
-from dit_shd.distillation.losses import LOSSES
-from dit_shd.evaluation.features import FEATURES
-from dit_shd.evaluation.metrics import METRICS
-from dit_shd.models.families import FAMILIES
-from dit_shd.tasks import TASKS
 
 PACKAGE = {
     "losses": """
@@ -185,9 +179,7 @@ def test_a_package_that_nobody_trusts_is_not_imported(package, words, message, c
         assert not [name for name in sys.modules if name.split(".")[0] == "my_package"]
 
 
-@pytest.mark.parametrize(
-    "folder", [LOSSES, TASKS, DATASETS, FAMILIES, FEATURES, METRICS, COMMANDS], ids=lambda folder: folder.kind
-)
+@pytest.mark.parametrize("folder", plugin_folders(), ids=lambda folder: folder.kind)
 def test_an_unknown_name_lists_what_exists(folder):
     with pytest.raises(UserError, match=f"{folder.kind}: no plug-in called 'xyz'.* Available: ") as error:
         folder.find("xyz")

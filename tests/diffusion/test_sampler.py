@@ -95,6 +95,7 @@ def test_skipping_guidance_moves_pixels_by_less_than_a_level():
 def test_noise_drawn_ahead_is_the_noise_of_its_step():
     config = SampleConfig(seed=3)
     found = list(noises(config, [5, 9], (1, 2, 2), torch.device("cpu"), [0, 7, 6]))
+    assert [noise.shape for noise in found] == [(2, 1, 2, 2)] * 3
     for step, noise in zip([0, 7, 6], found):
         for i, row in zip([5, 9], noise):
             alone = rng.stream(3, "sample", step, i).standard_normal((1, 2, 2), dtype=np.float32)

@@ -68,7 +68,7 @@ def test_teachers_of_other_shapes_have_no_mean(teachers):
         )
 
     distiller.task.predict = other
-    with pytest.raises(UserError, match=r"the mean of several wants outputs of one shape, found .* and .*"):
+    with pytest.raises(UserError, match=r"the mean of several needs outputs of one shape, found .* and .*"):
         distiller.terms(batch, teachers)
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from dit_shd.evaluation.bootstrap import intervals, resampled
 from dit_shd.evaluation.feature_set import FeatureSet
@@ -49,7 +50,7 @@ def test_an_interval_is_around_the_figure_and_repeats_itself():
     assert set(found) == {name for name in known if not name.endswith(" std")} - {"recall"}
     for name, ends in found.items():
         assert ends["low"] < known[name] < ends["high"]
-        assert ends["high"] - ends["low"] == pytest.approx(2 * 1.96 * ends["std"])
+        assert ends["high"] - ends["low"] == pytest.approx(2 * stats.norm.ppf(0.975) * ends["std"])
 
 
 def test_rows_of_one_image_stay_together():

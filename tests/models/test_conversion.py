@@ -321,9 +321,11 @@ def test_a_file_of_flow_matching_becomes_a_folder_that_says_so(tmp_path, predict
         to(tmp_path / "folder", tmp_path / "back.pt")
     to(tmp_path / "folder", tmp_path / "back.safetensors")
     assert same(load_file(tmp_path / "back.safetensors"), state)
-    with pytest.raises(UserError, match=f"its training says prediction={prediction}"):
-        loading.load(tmp_path / "back.safetensors")
-    to(tmp_path / "back.safetensors", tmp_path / "twice", heads=2, prediction=prediction)
+    for other in {"noise", "velocity_sit", "velocity_repa"} - {prediction}:
+        with pytest.raises(UserError, match=f"its metadata says prediction={prediction}, found prediction={other}"):
+            to(tmp_path / "back.safetensors", tmp_path / "no", heads=2, prediction=other)
+    to(tmp_path / "back.safetensors", tmp_path / "twice", heads=2)
+    assert loading.load(tmp_path / "twice").config.prediction == prediction
     assert same(loading.load(tmp_path / "twice").state_dict(), again.state_dict())
 
 

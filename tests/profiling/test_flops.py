@@ -31,6 +31,7 @@ from dit_shd.training.dry_run import step_shape
 
 DIT = dict(sample_size=8, in_channels=1, num_classes=3, num_layers=4)
 SHAPE = dict(**DIT, decode_layer=2)
+PLAIN = Diffusion(mask_ratio=None)
 
 
 @pytest.fixture
@@ -78,7 +79,7 @@ def test_a_models_operations_are_the_naive_models(family, kept):
 @pytest.mark.parametrize(("size", "published"), [("S/2", 6.06), ("XL/2", 118.64)])
 def test_the_counts_of_dits_paper(size, published):
     """arXiv 2212.09748, table 4: what it calls Gflops are multiply-adds."""
-    flops = forward_operations(meta.build(Plugin("dit", {"size": size}), "model"))
+    flops = forward_operations(meta.build(Plugin("dit", {"size": size}), "model"), PLAIN)
     assert flops / 2e9 == pytest.approx(published, rel=0.002)
 
 
@@ -91,8 +92,8 @@ def test_operations_are_those_of_real_tensors():
     zeros = torch.zeros(1, dtype=torch.long)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # the counter knows its products
         model(torch.zeros(1, 4, 8, 8), zeros, class_labels=zeros)
-    assert forward_operations(model) == counter.get_total_flops()
-    assert [c.shape for c in captures_of(model).values()] == [(1, 2, 16, 16)] * 2
+    assert forward_operations(model, PLAIN) == counter.get_total_flops()
+    assert [c.shape for c in captures_of(model, PLAIN).values()] == [(1, 2, 16, 16)] * 2
 
 
 def captured(h, n, d, e, mixed=False, seed=0):
@@ -139,7 +140,7 @@ def test_a_step_is_the_sum_of_its_parts(config):
     student, teacher = small(2, 4), small(4, 4)
     found = step_operations(step(config), student, teacher)
     plain, masked = found.passes["plain"], found.passes["masked"]
-    assert plain.teacher == forward_operations(teacher)
+    assert plain.teacher == forward_operations(teacher, PLAIN)
     assert masked.teacher == forward_operations(teacher, Diffusion(), "masked")
     assert plain.losses["shd"] > 0 and masked.losses == {"output": 0}
     assert found.total == found.executed == plain.total + masked.total
@@ -208,6 +209,7 @@ def test_the_trainer_tells_its_share_of_the_peak(values):
     config, _ = run(values, peak_tflops=0.001, steps=2)
     rows = [json.loads(line) for line in (config.run / "timing.jsonl").read_text().splitlines()]
     operations = step_operations(step(config), small(2, 4), small(4, 4)).total
+    assert len(rows) == 2
     for row in rows:
         assert row["mfu"] * 1e9 == pytest.approx(row["images_per_second"] * operations, rel=0.01)
 

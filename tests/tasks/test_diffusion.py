@@ -1,12 +1,15 @@
-"""Keys of the task diffusion: where they stood in 0.1.0, and which of them may change while a run goes on."""
+"""The task diffusion: its keys, where they stood in 0.1.0 and which may change while a run goes on; what it draws."""
 
 import pytest
-from runs import rows, run
+import torch
+from runs import diffusion, drawn, rows, run
 
 from dit_shd.core.config import make, resolve
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
 from dit_shd.core.yaml_files import override
+from dit_shd.data.datasets import DATASETS
+from dit_shd.diffusion.denoiser import NO_LABEL
 from dit_shd.training.config import TrainConfig, resolved
 
 
@@ -62,3 +65,49 @@ def test_how_a_run_is_evaluated_may_change_while_it_goes_on_and_what_it_learns_m
     assert grids == ["step_00000001.png", "step_00000002.png"]
     with pytest.raises(UserError, match=r"another config \(task: .*May change on resume: .*task\.evaluation\."):
         run(values, steps=3, task={"name": "diffusion", "label_dropout": 0.2, "evaluation": evaluation})
+
+
+# What is drawn
+
+
+def source(shapes, batch_size=8, **changes):
+    """What a run draws, by step and positions: its passes by name."""
+    data = DATASETS.build(Plugin("npz", {"path": str(shapes), "flip": True}))
+    task = diffusion(data, **{"label_dropout": 0.3, "mask_ratio": 0.3, **changes})
+    return lambda step, positions: drawn(task, step, positions, seed=3, batch_size=batch_size)
+
+
+def test_batches_are_pure_functions_of_step_and_position(shapes):
+    whole = source(shapes)(5, range(8))
+    assert list(whole) == ["plain", "masked"]
+    parts = [source(shapes)(5, r) for r in (range(3), range(3, 8))]
+    for name, batch in whole.items():
+        for field in ("x_0", "noise", "x_t", "t", "labels", "indices"):
+            halves = torch.cat([getattr(p[name], field) for p in parts])
+            assert torch.equal(getattr(batch, field), halves), field
+    assert torch.equal(whole["masked"].keep, torch.cat([p["masked"].keep for p in parts]))
+
+
+def test_the_two_passes_share_images_and_time_but_not_noise(shapes):
+    plain, masked = source(shapes, label_dropout=0.5)(0, range(8)).values()
+    assert torch.equal(plain.x_0, masked.x_0)
+    assert torch.equal(plain.t, masked.t)
+    assert not torch.equal(plain.noise, masked.noise)
+    assert not torch.equal(plain.labels, masked.labels)
+    assert plain.keep is None
+    assert masked.keep.shape[1] + 1 >= 16 * 0.5
+    assert masked.keep.shape[1] <= 16 * 0.7
+    assert all(len(set(row.tolist())) == len(row) for row in masked.keep)
+
+
+def test_labels_are_dropped_at_the_asked_rate(shapes):
+    batch = source(shapes, label_dropout=0.25, batch_size=2000)(0, range(2000))["plain"]
+    assert abs((batch.labels == NO_LABEL).float().mean().item() - 0.25) < 0.04
+
+
+def test_the_mask_ratio_varies_up_to_a_fifth_more(shapes):
+    s = source(shapes, mask_ratio=0.3, tokens=100)
+    kept = {s(step, range(1))["masked"].keep.shape[1] for step in range(60)}
+    assert max(kept) <= 70
+    assert min(kept) >= 50
+    assert max(kept) - min(kept) > 12

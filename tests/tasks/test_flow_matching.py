@@ -104,8 +104,10 @@ def test_labels_drops_and_masks_are_those_of_diffusion(shapes):
     """The same plan: only the path from data to noise differs."""
     flow, ddpm = task(shapes, mask_ratio=0.3, label_dropout=0.5), Diffusion(mask_ratio=0.3, label_dropout=0.5)
     ddpm.dataset, ddpm.tokens = flow.dataset, 16
-    for name, batch in drawn(flow, 4, range(8)).items():
-        other = drawn(ddpm, 4, range(8))[name]
+    batches, others = (drawn(each, 4, range(8)) for each in (flow, ddpm))
+    assert batches.keys() == others.keys() == {"plain", "masked"}
+    for name, batch in batches.items():
+        other = others[name]
         for field in ("x_0", "noise", "labels", "indices"):
             assert torch.equal(getattr(batch, field), getattr(other, field)), field
         assert name == "plain" or torch.equal(batch.keep, other.keep)

@@ -282,3 +282,19 @@ def test_a_checkpoint_of_something_else_is_one_line(values):
     with pytest.raises(UserError, match="step_00000002 does not fit this run"):
         run(values)
     assert steps(folder) == [2]
+
+
+def test_a_folder_of_another_config_is_refused_untouched(values):
+    config, _ = run(values, steps=2)
+    before = (config.run / "config.yaml").read_text()
+    with pytest.raises(UserError, match=r"another config \(seed: 0 there, 5 here\)"):
+        run({**values, "seed": 5})
+    assert (config.run / "config.yaml").read_text() == before
+
+
+def test_a_folder_that_is_no_run_is_refused(values, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("x")
+    with pytest.raises(UserError, match="not a run folder"):
+        run(values)
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.tex"]

@@ -10,10 +10,8 @@ from two_process_jobs.training import SLICES, configs
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
-from dit_shd.core.prefetch import prefetch
 from dit_shd.distillation.distiller import Distiller
-from dit_shd.distillation.losses import LOSSES, Loss, Reads, Term
-from dit_shd.distillation.losses.output import Output
+from dit_shd.distillation.losses import LOSSES, Loss, Term
 from dit_shd.distillation.losses.shd import SHD
 from dit_shd.training.compilation import ONCE, compile_blocks
 from dit_shd.training.config import TrainConfig, resolved
@@ -185,7 +183,9 @@ def test_gradient_norms_are_logged_and_change_nothing(values, tmp_path):
 
 def test_timing_tells_throughput_and_memory(values):
     config, _ = run(values, steps=2, peak_tflops=1.0)
-    for row in rows(config.run, "timing.jsonl"):
+    timing = rows(config.run, "timing.jsonl")
+    assert len(timing) == 2
+    for row in timing:
         assert row["images_per_second"] == pytest.approx(8 / row["seconds"], rel=0.05)
         assert 0.01 < row["memory_gib"] < 24
         assert row["mfu"] == pytest.approx(row["tflops"], rel=0.01)
@@ -220,9 +220,14 @@ def test_the_teacher_stops_after_the_last_layer_that_is_needed(values):
     )  # and it works as before
 
 
-def test_a_teacher_whose_output_is_wanted_runs_to_its_end():
-    assert Reads.OUTPUT in Output.reads
-    assert Reads.OUTPUT not in SHD.reads
+def test_a_teacher_whose_output_is_read_runs_to_its_end(values):
+    shd = {"name": "shd", "layers": {"en_inblocks.0.attn": "en_inblocks.0.attn"}}
+    trainer = Trainer.from_config(make(TrainConfig, {**values, "losses": [shd, {"name": "output"}]}))
+    ran = []
+    last = trainer.teachers["teacher"].final_layer.register_forward_hook(lambda *_: ran.append("final_layer"))
+    trainer.state.distiller(drawn_by(trainer, 0, range(4))["plain"], trainer.teachers)
+    assert ran == ["final_layer"]
+    last.remove()
 
 
 def test_plug_ins_resolve_schedules(values):
@@ -272,17 +277,3 @@ def test_without_a_compiler_compile_is_one_line(values, monkeypatch):
     monkeypatch.setattr(torch, "compile", broken)
     with pytest.raises(UserError, match=r"^compile: torch.compile does not work here \(no C\+\+ compiler was found\)"):
         run({**values, "compile": True})
-
-
-def test_working_ahead_keeps_the_order_and_the_errors():
-    def make_one(x):
-        if x == 3:
-            raise ValueError("three")
-        return x * x
-
-    iterator = prefetch(make_one, range(5))
-    assert [next(iterator) for _ in range(3)] == [0, 1, 4]
-    with pytest.raises(ValueError, match="three"):
-        next(iterator)
-    assert list(prefetch(make_one, range(3))) == [0, 1, 4]
-    assert list(prefetch(make_one, [])) == []

@@ -50,7 +50,6 @@ def configs(folder):
     names = {"wide": values["teacher"], "deep": str(folder / "deep")}
     losses = [{"name": "shd"}, {"name": "shd", "teacher": "deep"}, {"name": "output", "teacher": "deep"}]
     found = {
-        "plain": ({**values, "steps": 3}, {}),
         "hints": (hints, {}),
         "teachers": ({**steady, "teacher": names, "losses": losses}, {}),
     }

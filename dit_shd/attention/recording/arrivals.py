@@ -181,7 +181,7 @@ class Arrivals:
     def _look(
         self, given: Any, arrangements: Collection[Arrangement], wide: bool, tire: bool = False
     ) -> Iterator[_Holds]:
-        """The results whose rows a tensor holds; wide: as the first or last columns of longer rows, too."""
+        """The results whose rows a tensor holds, with `wide` as the first or last columns of longer rows, too."""
         if not isinstance(given, Tensor) or not given.is_floating_point() or given.is_nested:
             return
         given = at.local(given)

@@ -56,21 +56,21 @@ def capture(
     it needs torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = True besides.
 
     Args:
-        model: or a wrapper of it (DDP, torch.compile), run by calling it or by any of its methods.
-        layers: names, patterns (`transformer_blocks.*.attn1`) or depths (0 is the first, -1 the last) of attention
+        model: Or a wrapper of it (DDP, torch.compile), run by calling it or by any of its methods.
+        layers: Names, patterns (`transformer_blocks.*.attn1`) or depths (0 is the first, -1 the last) of attention
             modules; by default all self-attention, joint text-image attention included.
-        sink: is handed every Capture as its layer runs; the mapping then stays empty, and nothing is held. In the first
+        sink: Is handed every Capture as its layer runs; the mapping then stays empty, and nothing is held. In the first
             forward, and under torch.compile, it is handed them when the forward ends.
-        block: of joint text-image attention: joint (the whole map), image (image queries over image keys), image-text
+        block: Of joint text-image attention: joint (the whole map), image (image queries over image keys), image-text
             or text-image (queries-keys).
-        image: where the image's tokens stand in a joint sequence, if the model does not tell.
-        projections: whether W^O is wanted (`out`).
+        image: Where the image's tokens stand in a joint sequence, if the model does not tell.
+        projections: Whether W^O is wanted (`out`).
 
     Returns:
         A context manager that gives the mapping of layer names to Captures.
 
     Raises:
-        UserError: nothing to capture, a pattern that fits no layer, a layer that does not reach the function.
+        UserError: Nothing to capture, a pattern that fits no layer, a layer that does not reach the function.
     """
     discovery.check(model)
     return Capturing(_recording(Recording(model, Selection(layers, BlockChoice(block, image), projections), sink, at)))
@@ -135,7 +135,7 @@ def attach_processors(
         What holds the captures, and takes the processors off again.
 
     Raises:
-        UserError: as capture; or modules that take no processor.
+        UserError: As capture; or modules that take no processor.
     """
     discovery.check(model)
     selection = Selection(layers, BlockChoice(block, image), projections)

@@ -36,8 +36,9 @@ class Recording(Mapping[str, Capture]):
     """The Captures of the last forward of one model, by layer, in the order in which the layers ran.
 
     Args:
-        model: that is recorded. selection: which of its layers are wanted, and which part of their maps.
-        at: sets a Recorder at a module, for the length of a context.
+        model: That is recorded.
+        selection: Which of its layers are wanted, and which part of their maps.
+        at: Sets a Recorder at a module, for the length of a context.
     """
 
     def __init__(self, model: nn.Module, selection: Selection, sink: Sink | None, at: Any):

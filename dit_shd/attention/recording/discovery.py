@@ -72,7 +72,7 @@ def check(model: Any) -> None:
     """Refuse what is no model, or cannot be recorded as it is set up.
 
     Raises:
-        UserError: saying what to hand in, or what to set.
+        UserError: Saying what to hand in, or what to set.
     """
     if not isinstance(model, nn.Module):
         parts = [name for name in PIPELINE_PARTS if isinstance(getattr(model, name, None), nn.Module)]

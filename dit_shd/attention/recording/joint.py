@@ -96,14 +96,14 @@ def sections(
     """The Captures of one call, each with what is to be added to its layer's name; none where it lacks the block.
 
     Args:
-        call: of the layer.
-        bias: its mask, as a bias.
-        choice: the block that is wanted.
-        layout: without projections if W^O is not wanted; None if nothing is known.
-        text: the number of text tokens in the sequence, if it is joint.
+        call: Of the layer.
+        bias: Its mask, as a bias.
+        choice: The block that is wanted.
+        layout: Without projections if W^O is not wanted; None if nothing is known.
+        text: The number of text tokens in the sequence, if it is joint.
 
     Raises:
-        UserError: a block is wanted, and where the image's tokens stand is not known.
+        UserError: A block is wanted, and where the image's tokens stand is not known.
     """
     n, m = call.query.shape[2], call.key.shape[2]
     rows, keys = slice(0, n), slice(0, m)
@@ -156,7 +156,7 @@ def _split(n: int, layout: Layout | None, text: int | None, choice: BlockChoice)
 def _cut(
     call: Call, bias: DenseBias | None, rows: slice, keys: slice, projection: Projection | None, reason: str
 ) -> Capture:
-    """A block of a call's map; reason: why there is no projection."""
+    """A block of a call's map; `reason` is why there is no projection."""
     _, h, n, _ = call.query.shape
     m, d = call.value.shape[2:]
     every_row, every_key = rows == slice(0, n), keys == slice(0, m)

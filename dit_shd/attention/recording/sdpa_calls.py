@@ -139,7 +139,7 @@ class Call:
         """The arguments of a call by their names.
 
         Raises:
-            ValueError: what Captures are not made of.
+            ValueError: What Captures are not made of.
         """
         args, kwargs, result = raw
         query, key, value, mask, dropout, causal, scale = _arguments(*args, **kwargs)

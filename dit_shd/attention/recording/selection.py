@@ -29,7 +29,7 @@ class Selection:
         """Refuse a wanted layer that is set up in a way that hides its maps.
 
         Raises:
-            UserError: naming the layer and the setting.
+            UserError: Naming the layer and the setting.
         """
         for path, module in model.named_modules():
             name = discovery.plain(path)
@@ -46,7 +46,7 @@ class Selection:
         """Refuse names that fit nothing, and layers that other layers of their kind are not.
 
         Raises:
-            UserError: naming the layer.
+            UserError: Naming the layer.
         """
         if not sites:
             return

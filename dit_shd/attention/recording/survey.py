@@ -62,7 +62,7 @@ class Survey(TorchFunctionMode):
     """Inside it, one eager forward of `root` is seen.
 
     Args:
-        name: of the root, for attention that is done in its own forward.
+        name: Of the root, for attention that is done in its own forward.
     """
 
     def __init__(self, root: nn.Module, name: str):
@@ -87,7 +87,7 @@ class Survey(TorchFunctionMode):
         self._open = ExitStack()
 
     def start(self, names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Begin to see; names: of what the model is given by position."""
+        """Begin to record; `names` are those of the arguments that the model is given by position."""
         given = {**dict(zip(names, args)), **kwargs}
         for name, value in given.items():
             self.lineages.name(value, name)

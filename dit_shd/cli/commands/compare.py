@@ -51,13 +51,13 @@ def compare(config: CompareConfig) -> list[Row]:
     """Write the page and print its table.
 
     Args:
-        config: the evaluations and the page.
+        config: The evaluations and the page.
 
     Returns:
         The rows of the table, the teacher's (the first file's) first.
 
     Raises:
-        UserError: not results files, figures of different networks, references or metrics, or a page at `out`.
+        UserError: Not results files, figures of different networks, references or metrics, or a page at `out`.
     """
     config = checked(config, "compare")
     config = replace(config, results=[str(_results_file(Path(text))) for text in config.results])
@@ -107,7 +107,7 @@ def _results_file(place: Path) -> Path:
     """A results file, or the newest one in a run folder.
 
     Raises:
-        UserError: the folder holds none.
+        UserError: The folder holds none.
     """
     if not place.is_dir():
         return place

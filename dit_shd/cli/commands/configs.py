@@ -42,7 +42,7 @@ def listing(configs: Mapping[str, Path]) -> str:
     """Name, cost and purpose of each experiment.
 
     Args:
-        configs: files by name.
+        configs: Files by name.
     """
     lines: list[str] = []
     for name, file in configs.items():
@@ -55,10 +55,10 @@ def copied(config: ConfigsConfig) -> str:
     """Copy an experiment; what was made, and the command that runs it.
 
     Args:
-        config: which, and where to.
+        config: Which, and where to.
 
     Raises:
-        UserError: no such experiment, or the file is there already.
+        UserError: No such experiment, or the file is there already.
     """
     source = shipped_configs.config_file(config.name)
     out = config.out or Path(source.name)

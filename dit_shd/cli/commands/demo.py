@@ -60,6 +60,7 @@ from dit_shd.profiling.latency import Cost, cost
 from dit_shd.reports.demo_page import Demo, Scores, write_demo_page
 from dit_shd.reports.figures.rows import rows_picture
 from dit_shd.reports.tables import Row, figures_table, number, plain_table
+from dit_shd.tasks.diffusion import Diffusion
 from dit_shd.training.run_folder import RunFolder
 
 PACKAGES = ("mlxtend", "matplotlib")
@@ -80,7 +81,7 @@ def demo(config: DemoConfig) -> Scores:
     """Train, sample, evaluate and write the page; finished stages of the same settings are reused.
 
     Args:
-        config: the settings.
+        config: The settings.
 
     Returns:
         The figures.
@@ -117,7 +118,7 @@ def headline(scores: Scores) -> str:
     """What the demo found, in two sentences.
 
     Args:
-        scores: of teacher and students, in the order of NAMES.
+        scores: Of teacher and students, in the order of NAMES.
     """
     teacher, output, shd, started = (row.figures[MEASURE] for row in scores.rows)
     nearer = (output - shd) / (output - teacher)
@@ -243,6 +244,6 @@ def _measure(config: DemoConfig) -> Scores:
     for name, title in NAMES.items():
         with np.load(sample_file(config, name), allow_pickle=False) as file:
             figures = score(file["arr_0"], reference, network)
-        rows.append(Row(title, cost(load(model_source(config, name)).eval()), figures))
+        rows.append(Row(title, cost(load(model_source(config, name)).eval(), Diffusion(mask_ratio=None)), figures))
     real = score(held_out, reference, network)
     return Scores(rows, real, len(held_out), len(training))

@@ -78,13 +78,13 @@ def export(config: ExportConfig) -> tuple[Path, list[Measured]]:
     """Export a model.
 
     Args:
-        config: the model and its files.
+        config: The model and its files.
 
     Returns:
         The folder, and what was measured.
 
     Raises:
-        UserError: no class-conditional model, one that cannot be traced, a folder that is there already, or an
+        UserError: No class-conditional model, one that cannot be traced, a folder that is there already, or an
             exported model that differs.
     """
     config = checked(config, "export")

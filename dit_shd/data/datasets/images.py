@@ -23,9 +23,11 @@ class Images(Dataset):
     """Images of any size, decoded when they are used.
 
     Args:
-        path: a folder of class folders, a dataset that `datasets` saved, or hub:OWNER/NAME.
-        split: of several. subset: of several.
-        image_column: of a dataset; empty: the only one of images. label_column: likewise.
+        path: A folder of class folders, a dataset that `datasets` saved, or hub:OWNER/NAME.
+        split: Of several.
+        subset: Of several.
+        image_column: Of a dataset; empty: the only one of images.
+        label_column: Likewise.
     """
 
     fields = frozenset({"images", "labels"})
@@ -58,7 +60,7 @@ class Images(Dataset):
         """One image, uint8 [y,x,3]; in place of one that cannot be decoded the next of its class.
 
         Raises:
-            UserError: there is none in its place.
+            UserError: There is none in its place.
         """
         same = np.flatnonzero(self._source.labels == self._source.labels[index])
         at = int(np.searchsorted(same, index))

@@ -21,9 +21,9 @@ class Latents(Dataset):
     Sizes and headers of all shards are checked at once, latents when they are used: they must be finite.
 
     Args:
-        path: the folder.
-        flip: whether half of the samples are the mirrored image, if mirrored images were encoded.
-        verify: whether to read everything first and compare it with the checksums.
+        path: The folder.
+        flip: Whether half of the samples are the mirrored image, if mirrored images were encoded.
+        verify: Whether to read everything first and compare it with the checksums.
     """
 
     def __init__(self, path: Path, flip: bool = True, verify: bool = False):
@@ -51,7 +51,7 @@ class Latents(Dataset):
         """The labels of a shard.
 
         Raises:
-            UserError: it is not the shard that latents.json lists, or it is damaged.
+            UserError: It is not the shard that latents.json lists, or it is damaged.
         """
         file = self._path / entry.file
         header = verify_shard(file) if verify else read_header(file)
@@ -71,7 +71,7 @@ class Latents(Dataset):
         """Samples of the posteriors [b,c,y,x] and labels [b].
 
         Raises:
-            UserError: a latent is not finite.
+            UserError: A latent is not finite.
         """
         rows = np.empty((len(indices), self._set.parts, *self.shape), np.float32)
         sides = np.zeros(len(indices), int)

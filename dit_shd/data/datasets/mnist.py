@@ -35,9 +35,9 @@ class MNIST(Dataset):
     """Images of one channel: as latents in [-1, 1], and as they are.
 
     Args:
-        kind: digits or fashion.
-        split: train (but for the last 5,000 images), validation (those), all (both), or test.
-        path: the folder of the four files, compressed by gzip or not; empty: where Debian puts Fashion-MNIST.
+        kind: Digits or fashion.
+        split: `train` (but for the last 5,000 images), validation (those), all (both), or test.
+        path: The folder of the four files, compressed by gzip or not; empty: where Debian puts Fashion-MNIST.
     """
 
     fields = frozenset({"latents", "labels", "images"})
@@ -104,7 +104,7 @@ def _read(folder: Path, name: str, magic: int, shape: tuple[int, ...]) -> np.nda
     """uint8 [n, *shape] of an IDX file.
 
     Raises:
-        UserError: it is not there, or something else.
+        UserError: It is not there, or something else.
     """
     file = next((file for file in (folder / f"{name}.gz", folder / name) if file.is_file()), None)
     if file is None:

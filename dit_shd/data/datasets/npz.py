@@ -19,8 +19,8 @@ class Npz(Dataset):
     """One npz file, held in memory. It does not record the autoencoder of float latents; the config's `vae` names it.
 
     Args:
-        path: the file.
-        flip: whether half of the samples are mirrored left to right, drawn each time.
+        path: The file.
+        flip: Whether half of the samples are mirrored left to right, drawn each time.
     """
 
     def __init__(self, path: Path, flip: bool = False):

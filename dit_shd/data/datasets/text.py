@@ -24,17 +24,19 @@ class Text(Dataset):
     """Documents of text files, JSON lines, Parquet files or a Hugging Face dataset, as sequences of tokens.
 
     Args:
-        path: a file, a folder of files (.txt, .md, .jsonl, .parquet), a saved dataset, or hub:OWNER/NAME.
-        tokenizer: bytes; a file (tokenizer.json), a folder of transformers or hub:OWNER/NAME; or, with vocabulary, the
-            file of a BPE that is trained on the training split if it is not there yet.
-        vocabulary: tokens of the BPE to train; empty: nothing is trained.
-        length: n, tokens that a model is given of a sequence.
-        document: what is one document of a text file: file, paragraph (up to an empty line) or line.
-        split: train, validation (the share that is held out) or all.
-        held_out: share for validation; by: of the documents, evenly spread, or of the end of each document.
-        pack: documents one after the other in a sequence; else each has its own, cut at `length` and padded.
-        column: of the text in tables. prompt: what comes before it and is not learned, with columns in braces.
-        hub_split: of a dataset that has several.
+        path: A file, a folder of files (.txt, .md, .jsonl, .parquet), a saved dataset, or hub:OWNER/NAME.
+        tokenizer: `bytes`; a file (tokenizer.json), a folder of transformers or hub:OWNER/NAME; or, with vocabulary,
+            the file of a BPE that is trained on the training split if it is not there yet.
+        vocabulary: Tokens of the BPE to train; empty: nothing is trained.
+        length: Tokens that a model is given of a sequence, n.
+        document: What is one document of a text file: file, paragraph (up to an empty line) or line.
+        split: `train`, `validation` (the share that is held out) or `all`.
+        held_out: Share for validation.
+        by: `document`, whole documents evenly spread, or `position`, the end of each document.
+        pack: Documents one after the other in a sequence; else each has its own, cut at `length` and padded.
+        column: Of the text in tables.
+        prompt: What comes before it and is not learned, with columns in braces.
+        hub_split: Of a dataset that has several.
     """
 
     fields = frozenset({"tokens"})
@@ -82,7 +84,7 @@ class Text(Dataset):
         """The documents of a split.
 
         Raises:
-            UserError: it has none.
+            UserError: It has none.
         """
         if split == "all":
             return self._documents
@@ -142,7 +144,7 @@ class Text(Dataset):
         """The sequences of some indices: a pure function of them.
 
         Returns:
-            tokens [b,n+1]; documents [b,n+1]: the number of each token's document in its sequence, -1 for padding;
+            Tokens [b,n+1]; documents [b,n+1]: the number of each token's document in its sequence, -1 for padding;
             prompt [b,n+1]: whether it stands before what is to be learned.
         """
         tokens, documents, prompt = self._sequences.take(indices, self.tokenizer.end)

@@ -24,7 +24,7 @@ def check_area(width: int, height: int) -> None:
     """Refuse an image that is too large.
 
     Raises:
-        BrokenImage: it has more than MAX_PIXELS.
+        BrokenImage: It has more than MAX_PIXELS.
     """
     if width * height > MAX_PIXELS:
         raise BrokenImage(f"{width} x {height} pixels; wanted {MAX_PIXELS} at most")
@@ -60,7 +60,7 @@ class ImageSource(ABC):
         """One image in its stored form; fastest in ascending order. Not thread-safe.
 
         Raises:
-            BrokenImage: it cannot be read.
+            BrokenImage: It cannot be read.
         """
 
     @abstractmethod
@@ -90,8 +90,8 @@ class SequentialRows(Generic[T]):
     """Rows of a stream that is read forward only, accessed by number.
 
     Args:
-        begin: the row at which reading starts to reach a given row.
-        read: the rows from a starting row to the end.
+        begin: The row at which reading starts to reach a given row.
+        read: The rows from a starting row to the end.
     """
 
     def __init__(self, begin: Callable[[int], int], read: Callable[[int], Iterator[T]]) -> None:
@@ -122,12 +122,12 @@ def checked_labels(labels: np.ndarray, names: tuple[str, ...] | None, where: str
     """Labels as int64 [n] and the classes' names (their numbers if they have none).
 
     Args:
-        labels: whole numbers [n].
-        names: class names.
-        where: the source, for errors.
+        labels: Whole numbers [n].
+        names: Class names.
+        where: The source, for errors.
 
     Raises:
-        UserError: no images, a label below 0 or beyond the names.
+        UserError: No images, a label below 0 or beyond the names.
     """
     if not len(labels):
         raise UserError(f"images: wanted at least one image, found none in '{where}'")

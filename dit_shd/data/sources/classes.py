@@ -17,7 +17,7 @@ def ordered(names: Collection[str], where: str) -> tuple[tuple[str, ...], list[s
     """Class names in the order of their labels (numerical if all are numbers), and remarks for the user.
 
     Raises:
-        UserError: two names that are the same number.
+        UserError: Two names that are the same number.
     """
     numbers = {name: int(name) for name in names if name.isascii() and name.isdecimal() and len(name) < 19}
     notes = _look_alike(names)
@@ -55,12 +55,12 @@ def from_values(
     """Labels int64 [n] of the values of a table or a label file, the classes, and notes.
 
     Args:
-        values: whole numbers or texts, one for each image.
-        classes: names of the numbers, if they are known.
-        where: the source, for errors.
+        values: Whole numbers or texts, one for each image.
+        classes: Names of the numbers, if they are known.
+        where: The source, for errors.
 
     Raises:
-        UserError: values of other types, or numbers beyond the names.
+        UserError: Values of other types, or numbers beyond the names.
     """
     if len(values) and all(isinstance(value, str) for value in values):
         return from_names(values, where)

@@ -42,8 +42,8 @@ def rounded(image: "ImageFile", second: "ImageFile") -> np.ndarray:
     first.
 
     Args:
-        image: the image, opened.
-        second: the same image, opened a second time.
+        image: The image, opened.
+        second: The same image, opened a second time.
     """
     mode = str(image.tile[0][3])
     if mode == "LA;16B":  # four bytes a pixel, in their stored order

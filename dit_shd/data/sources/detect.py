@@ -14,11 +14,11 @@ def open_source(text: str, selection: Selection | None = None) -> ImageSource:
     """Open a source of images.
 
     Args:
-        text: a folder of images or Parquet files, an npz, a saved dataset, or hub:OWNER/NAME.
-        selection: which part of it to read.
+        text: A folder of images or Parquet files, an npz, a saved dataset, or hub:OWNER/NAME.
+        selection: Which part of it to read.
 
     Raises:
-        UserError: there is no such source, or there are no images in it.
+        UserError: There is no such source, or there are no images in it.
     """
     path, selection = find(text, "images", "images"), selection or Selection()
     if isinstance(path, HubName):
@@ -45,12 +45,12 @@ def open_folder(path: Path, text: str, selection: Selection) -> ImageSource:
     notes say what was left out.
 
     Args:
-        path: the folder.
-        text: the folder in the user's words.
-        selection: which part of it to read.
+        path: The folder.
+        text: The folder in the user's words.
+        selection: Which part of it to read.
 
     Raises:
-        UserError: there are no images in it.
+        UserError: There are no images in it.
     """
     listing = scan(path, selection.follow_links)
     tables = parquet.tables_of(listing, selection.image_column)

@@ -18,12 +18,12 @@ class FolderSource(ImageSource):
     """The images of a Listing, in the order of their paths.
 
     Args:
-        listing: the folder's files.
-        split: the split to be read, if there are folders of splits.
-        label_column: the column of a label file.
+        listing: The folder's files.
+        split: The split to be read, if there are folders of splits.
+        label_column: The column of a label file.
 
     Raises:
-        UserError: folders of splits and no split given, images beside class folders, which would belong to no class,
+        UserError: Folders of splits and no split given, images beside class folders, which would belong to no class,
             or a faulty label file.
     """
 
@@ -51,7 +51,7 @@ class FolderSource(ImageSource):
         """The path of the image.
 
         Raises:
-            BrokenImage: not a regular file, or a link out of the folder when links are not followed.
+            BrokenImage: Not a regular file, or a link out of the folder when links are not followed.
         """
         path = self._root / self._images[number]
         if not path.is_file():  # also a link in a circle, or a pipe without a writer

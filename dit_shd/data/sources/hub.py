@@ -22,11 +22,11 @@ class HubImages(ImageSource):
     """One split of a dataset with an image and a label column; memory-mapped by the datasets package.
 
     Args:
-        place: the folder, or the name on the hub.
-        selection: which part of the dataset to read.
+        place: The folder, or the name on the hub.
+        selection: Which part of the dataset to read.
 
     Raises:
-        UserError: no datasets package, no such dataset, split or column.
+        UserError: No datasets package, no such dataset, split or column.
     """
 
     def __init__(self, place: Path | HubName, selection: Selection) -> None:

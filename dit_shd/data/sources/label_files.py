@@ -23,12 +23,12 @@ class LabelFiles:
     """The label files of a folder.
 
     Args:
-        listing: the folder's files.
-        images: the images that labels are wanted for; only label files beside them or above are read.
-        label_column: the column of labels in a table; a usual name if None.
+        listing: The folder's files.
+        images: The images that labels are wanted for; only label files beside them or above are read.
+        label_column: The column of labels in a table; a usual name if None.
 
     Raises:
-        UserError: a file that cannot be read, two labels for one image, or no such column.
+        UserError: A file that cannot be read, two labels for one image, or no such column.
     """
 
     def __init__(self, listing: Listing, images: Sequence[str], label_column: str | None) -> None:
@@ -150,13 +150,13 @@ def matched(
     """The images that have a label, their labels, and notes on the others.
 
     Args:
-        label_files: the labels.
-        images: the images of one split.
-        all_images: the images of all splits.
-        where: the folder, for errors.
+        label_files: The labels.
+        images: The images of one split.
+        all_images: The images of all splits.
+        where: The folder, for errors.
 
     Raises:
-        UserError: none of the images has a label.
+        UserError: None of the images has a label.
     """
     files = ", ".join(map(printable, label_files.used))
     labelled = [image for image in images if image in label_files.labels]

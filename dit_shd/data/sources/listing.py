@@ -55,7 +55,7 @@ class Listing:
         """What was left out and why, one line for each reason.
 
         Args:
-            used: files that are no images and are used nevertheless.
+            used: Files that are no images and are used nevertheless.
         """
         others = sorted({*self.others} - {*used})
         pictures = [path for path in others if path.lower().endswith(NOT_READ)]
@@ -72,11 +72,11 @@ def scan(root: Path, follow_links: bool) -> Listing:
     """List the files below a folder.
 
     Args:
-        root: the folder.
-        follow_links: whether to follow links to folders.
+        root: The folder.
+        follow_links: Whether to follow links to folders.
 
     Raises:
-        UserError: a folder that is a link, when links are not followed: nothing is left out silently.
+        UserError: A folder that is a link, when links are not followed: nothing is left out silently.
     """
     images, others, all_folders, seen = [], [], [], {_identity(root)}
     left_out: dict[str, list[str]] = {}

@@ -26,10 +26,10 @@ class NpzSource(ImageSource):
     """The images of an npz file, of which only a batch is in memory.
 
     Args:
-        path: the file.
+        path: The file.
 
     Raises:
-        UserError: not such a file.
+        UserError: Not such a file.
     """
 
     def __init__(self, path: Path) -> None:

@@ -15,7 +15,7 @@ def renumber(source: ImageSource, classes: Mapping[str, int] | None) -> ImageSou
     """Give each class of a source the number that `classes` has for it; unused numbers are classes without a name.
 
     Raises:
-        UserError: an unknown class, a class with images and no number, or a number twice or out of range.
+        UserError: An unknown class, a class with images and no number, or a number twice or out of range.
     """
     if classes is None:
         return source

@@ -54,13 +54,13 @@ class Columns:
         """The columns by name, or those with usual names.
 
         Args:
-            schema: the Arrow schema.
-            image: name of the column of images.
-            label: name of the column of labels.
-            where: the file or data set, for errors.
+            schema: The Arrow schema.
+            image: Name of the column of images.
+            label: Name of the column of labels.
+            where: The file or data set, for errors.
 
         Raises:
-            UserError: no such column.
+            UserError: No such column.
         """
         image = _choose(schema.names, image, IMAGE_NAMES, "image_column", where)
         if label is None and not set(LABEL_NAMES) & set(schema.names):
@@ -79,7 +79,7 @@ def image_bytes(cell: object) -> bytes:
     """The encoded image in a cell: bytes, or Hugging Face's {bytes, path}; a path is not followed.
 
     Raises:
-        BrokenImage: the cell holds no bytes.
+        BrokenImage: The cell holds no bytes.
     """
     data = cell.get("bytes") if isinstance(cell, dict) else cell
     if isinstance(data, bytes) and data:
@@ -91,7 +91,7 @@ def tables_of(listing: Listing, image_column: str | None) -> list[str]:
     """The Parquet files of a folder, if the first of them has a column of images or there are no images beside them.
 
     Raises:
-        UserError: a damaged file.
+        UserError: A damaged file.
     """
     files = [path for path in listing.others if path.lower().endswith(".parquet")]
     files = [path for path in files if os.path.basename(path) != "metadata.parquet"] or files
@@ -105,12 +105,12 @@ class ParquetImages(ImageSource):
     """The rows of Parquet files.
 
     Args:
-        files: the files, in order.
-        text: the source in the user's words, for errors.
-        selection: which columns to read.
+        files: The files, in order.
+        text: The source in the user's words, for errors.
+        selection: Which columns to read.
 
     Raises:
-        UserError: no pyarrow, no such columns, a damaged file.
+        UserError: No pyarrow, no such columns, a damaged file.
     """
 
     def __init__(self, files: Sequence[Path], text: str, selection: Selection) -> None:
@@ -153,7 +153,7 @@ def _common_columns(tables: Sequence["_Table"], where: str, selection: Selection
     """The columns of all tables.
 
     Raises:
-        UserError: tables of other columns, or with other class names, so that numbers have other meanings.
+        UserError: Tables of other columns, or with other class names, so that numbers have other meanings.
     """
     image, label = selection.image_column, selection.label_column
     all_columns = [Columns.find(table.file.schema_arrow, image, label, where) for table in tables]

@@ -81,7 +81,7 @@ class SplitFolders:
         """The name of the folder of a split.
 
         Raises:
-            UserError: no split is given, or there is no such folder, or there are two.
+            UserError: No split is given, or there is no such folder, or there are two.
         """
         known = ", ".join(printable(name) for name in self.names)
         if split is None:
@@ -124,14 +124,14 @@ def tables_of_split(
     """The Parquet files of one split and subset, in order, and notes on the others.
 
     Args:
-        files: paths below `root`; the datasets package derives the split of each from its name.
-        root: the folder.
-        split: the split; DEFAULT if None.
-        subset: the subset, if there are several.
-        where: the folder in the user's words, for errors.
+        files: Paths below `root`; the datasets package derives the split of each from its name.
+        root: The folder.
+        split: The split; DEFAULT if None.
+        subset: The subset, if there are several.
+        where: The folder in the user's words, for errors.
 
     Raises:
-        UserError: no datasets package, no such split, or several subsets and none given.
+        UserError: No datasets package, no such split, or several subsets and none given.
     """
     splits, listed = _resolved(files, root, subset, where)
     name = split or DEFAULT
@@ -165,7 +165,7 @@ def _of_subset(files: list[str], subset: str | None, where: str) -> tuple[list[s
     """The files of one subset: `cropped/train-00000-of-00001.parquet` is of the subset cropped.
 
     Raises:
-        UserError: there are several subsets and none is given.
+        UserError: There are several subsets and none is given.
     """
     subsets: dict[str, list[str]] = {}
     for file in files:
@@ -226,7 +226,7 @@ def _copy_card(root: Path, copy: Path, where: str) -> list[str]:
     """Copy the README if it lists subsets and their files; the subsets' names.
 
     Raises:
-        UserError: it names files outside of the folder.
+        UserError: It names files outside of the folder.
     """
     try:
         text = (root / README).read_text(encoding="utf-8")

@@ -37,8 +37,8 @@ def squeezed_scores(query: Tensor, key: Tensor, weight: Tensor, width: int) -> t
     Args:
         query: Q = E[q q^T] of the group [k d, k d].
         key: K, the covariance of its keys [k d, k d] (a softmax over keys is invariant to their mean).
-        weight: w of the heads [k].
-        width: d'.
+        weight: Weights w of the heads [k].
+        width: Head width d'.
 
     Returns:
         C_q and C_k [d', k d]; rows beyond the rank are zero.
@@ -61,7 +61,7 @@ def squeezed_values(value: Tensor, out: Tensor, width: int) -> tuple[Tensor, Ten
     Args:
         value: U, the covariance of u [k d, k d].
         out: W [k d, e].
-        width: d'.
+        width: Head width d'.
 
     Returns:
         C_v [d', k d] and S [k d, d'] with u W ~ (S C_v u) W; exact up to rank d', zero beyond the rank.

@@ -20,7 +20,7 @@ def most_important(count: int, readers: Sequence[tuple[Tensor, Tensor]]) -> tupl
     its weights are large, and if the channels already kept do not predict it.
 
     Args:
-        count: number of channels to keep.
+        count: Number of channels to keep.
         readers: Cov[x] [a,a] and W [o,a] of every map that reads the space, with a channels in and o out.
 
     Returns:

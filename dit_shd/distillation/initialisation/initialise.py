@@ -66,18 +66,18 @@ def initialise(
     4 GB on the models' device for XL/2 into S/2.
 
     Args:
-        task: predicts with the teacher.
-        student: an MDTv2 or DiT.
-        teacher: of the same family, on the same device.
-        batches: of the run's data, plain and masked.
-        options: of the initialisation.
-        shd: loss whose layer map, groups and method of squeezing are used; SHD() for None.
+        task: Predicts with the teacher.
+        student: An MDTv2 or DiT.
+        teacher: Of the same family, on the same device.
+        batches: Of the run's data, plain and masked.
+        options: Of the initialisation.
+        shd: Loss whose layer map, groups and method of squeezing are used; SHD() for None.
 
     Returns:
         The plan: layers, heads and channels that were chosen.
 
     Raises:
-        UserError: the models do not fit together.
+        UserError: The models do not fit together.
     """
     shd = SHD() if shd is None else shd
     _comparable(student, teacher)
@@ -93,13 +93,13 @@ def check(options: Initialisation, losses: Iterable[Loss], student: nn.Module, t
     """Check that the options apply to a run's models.
 
     Args:
-        options: of the initialisation.
-        losses: of the run, for the layer map and groups of SHD.
-        student: of the run.
-        teacher: of the run, if any.
+        options: Of the initialisation.
+        losses: Of the run, for the layer map and groups of SHD.
+        student: Of the run.
+        teacher: Of the run, if any.
 
     Raises:
-        UserError: no teacher, or it does not fit.
+        UserError: No teacher, or it does not fit.
     """
     if options.weights == "random":
         return

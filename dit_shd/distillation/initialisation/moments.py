@@ -63,10 +63,10 @@ def record_inputs(model: nn.Module, names: Iterable[str], sink: InputSink) -> Ge
     """Call `sink` with the inputs of some linear maps as the model runs in the block.
 
     Args:
-        model: on which hooks are set.
-        names: of the linear maps. The hooks of an MLP's maps are on the MLP, which may use their weights without
+        model: On which hooks are set.
+        names: Of the linear maps. The hooks of an MLP's maps are on the MLP, which may use their weights without
             calling them.
-        sink: receives each input.
+        sink: Receives each input.
     """
 
     def hook(name: str) -> tuple[nn.Module, Callable[..., None]]:
@@ -94,13 +94,13 @@ def teacher_moments(
     """Moments of the inputs of the teacher's linear maps, by their names, and of its heads, by student block.
 
     Args:
-        predict: runs the teacher on a batch.
-        teacher: a family of dit_shd.
-        batches: for calibration.
-        names: of the linear maps.
-        layers: student block -> teacher block.
-        groups: of teacher heads, by student block.
-        squeezer: for the weights of the heads.
+        predict: Runs the teacher on a batch.
+        teacher: A family of dit_shd.
+        batches: For calibration.
+        names: Of the linear maps.
+        layers: Student block -> teacher block.
+        groups: Of teacher heads, by student block.
+        squeezer: For the weights of the heads.
     """
     inputs = {name: Moments() for name in names}
     heads = {block: HeadMoments(sum(map(len, plan))) for block, plan in groups.items()}
@@ -132,13 +132,13 @@ def student_moments(
     computed with the student's operations.
 
     Args:
-        predict: runs the teacher on a batch.
-        teacher: a family of dit_shd.
-        batches: for calibration.
-        maps: student maps with fewer inputs than the teacher's.
-        kept: channels, by space.
-        heads: by student block.
-        layers: student block -> teacher block.
+        predict: Runs the teacher on a batch.
+        teacher: A family of dit_shd.
+        batches: For calibration.
+        maps: Student maps with fewer inputs than the teacher's.
+        kept: Channels, by space.
+        heads: By student block.
+        layers: Student block -> teacher block.
 
     Returns:
         By the maps' names: moments of the student's inputs z with the teacher's x.

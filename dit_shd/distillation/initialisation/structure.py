@@ -83,8 +83,8 @@ def linear_maps(student: nn.Module, layers: Mapping[str, str]) -> Iterator[Linea
     The spaces `hidden` and `heads` are prefixed by the block's name.
 
     Args:
-        student: an MDTv2 or DiT.
-        layers: student block -> teacher block.
+        student: An MDTv2 or DiT.
+        layers: Student block -> teacher block.
     """
     for part, (writes, reads) in ENDS.items():
         yield LinearMap(part, part, part, writes, reads)
@@ -100,8 +100,8 @@ def widths(model: nn.Module, layers: Mapping[str, str]) -> dict[str, int]:
     """Space -> number of channels, without the spaces `heads`.
 
     Args:
-        model: an MDTv2 or DiT.
-        layers: student block -> the model's block; spaces have the student's names.
+        model: An MDTv2 or DiT.
+        layers: Student block -> the model's block; spaces have the student's names.
     """
     state = model.state_dict()
     shared = {

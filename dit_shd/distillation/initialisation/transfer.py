@@ -28,12 +28,12 @@ class Transfer:
     """Computes the weights of one student from its teacher.
 
     Args:
-        student: whose weights are overwritten.
-        teacher: of the same family.
-        layers: student block -> teacher block.
-        groups: student block -> the teacher heads of each of its heads.
-        merge: whether to merge the heads of a group; else the one of largest weight in the squeeze is kept.
-        by_importance: whether to keep the most important channels; else the first ones.
+        student: Whose weights are overwritten.
+        teacher: Of the same family.
+        layers: Student block -> teacher block.
+        groups: Student block -> the teacher heads of each of its heads.
+        merge: Whether to merge the heads of a group; else the one of largest weight in the squeeze is kept.
+        by_importance: Whether to keep the most important channels; else the first ones.
     """
 
     student: nn.Module
@@ -47,9 +47,9 @@ class Transfer:
         """Overwrite the student's weights.
 
         Args:
-            task: predicts with the teacher.
-            batches: for calibration; none to use the weights alone.
-            squeezer: for the weights of the heads.
+            task: Predicts with the teacher.
+            batches: For calibration; none to use the weights alone.
+            squeezer: For the weights of the heads.
 
         Returns:
             The layers, heads and channels that were chosen.

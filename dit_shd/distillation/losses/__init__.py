@@ -192,7 +192,7 @@ class LayerLoss(Loss):
     Args:
         weight: The factor in the total, constant or by step.
         passes: Names of the task's passes that it is a term of; None for all of them.
-        layers: sections, proportional, or a map {student layer: teacher layer}.
+        layers: `sections`, `proportional`, or a map {student layer: teacher layer}.
 
     Raises:
         UserError: An empty map, or a class whose `reads` are not exactly one kind of layers.

@@ -16,8 +16,8 @@ class KD(Loss):
     the same at any T.
 
     Args:
-        weight: factor of the loss; {step: factor} for a schedule.
-        passes: of the task, in which it applies.
+        weight: Factor of the loss; {step: factor} for a schedule.
+        passes: Of the task, in which it applies.
         temperature: T.
     """
 

@@ -21,9 +21,9 @@ class NKD(Loss):
     y is the batch's hard label: of mixed images the class with the larger share, as in the public code.
 
     Args:
-        weight: factor of the loss; {step: factor} for a schedule.
-        passes: of the task, in which it applies.
-        gamma: of the other classes; 1 in the published runs of vision transformers.
+        weight: Factor of the loss; {step: factor} for a schedule.
+        passes: Of the task, in which it applies.
+        gamma: Of the other classes; 1 in the published runs of vision transformers.
         temperature: T of the other classes; 1 in those runs.
     """
 
@@ -61,7 +61,7 @@ def _labels(batch: Batch, logits: Tensor) -> Tensor:
     """The classes [b] of a batch.
 
     Raises:
-        UserError: it has none, or the logits are not of one class for each sample.
+        UserError: It has none, or the logits are not of one class for each sample.
     """
     labels = getattr(batch, "labels", None)
     if not isinstance(labels, Tensor) or logits.ndim != 2 or labels.shape != logits.shape[:1]:

@@ -14,9 +14,9 @@ class Output(Loss):
     """Mean squared error of the prediction (noise, velocity), student against teacher.
 
     Args:
-        weight: factor of the loss; {step: factor} for a schedule.
-        passes: of the task, in which it applies; None for all.
-        variance: whether to add KL(p_teacher(x_{t-1}|x_t) || p_student(x_{t-1}|x_t)) of a learned variance in bits per
+        weight: Factor of the loss; {step: factor} for a schedule.
+        passes: Of the task, in which it applies; None for all.
+        variance: Whether to add KL(p_teacher(x_{t-1}|x_t) || p_student(x_{t-1}|x_t)) of a learned variance in bits per
             dimension, with the student's mean detached (the variational term with the teacher's distribution in place
             of the posterior; arXiv 2102.09672).
     """

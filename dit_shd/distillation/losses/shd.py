@@ -35,8 +35,8 @@ class SHD(LayerLoss):
             calibration batches before training); a list of groups; or {student layer: list of groups}.
         method: Of squeezing: pairwise (the paper's alpha), joint, per_query, constant or hard; see squeeze.
         temperature: T_a of both maps in the divergence; alpha is computed on the untempered maps.
-        measure: kl; cross_entropy (the same gradient, cheaper on the fused backend); mse (the paper's table 10).
-        layers: sections, proportional, or a map {student layer: teacher layer}.
+        measure: `kl`; `cross_entropy` (the same gradient, cheaper on the fused backend); `mse` (the paper's table 10).
+        layers: `sections`, `proportional`, or a map {student layer: teacher layer}.
         backend: Of the divergence: auto, streamed, fused or triton; see attention_kl.
         rows: Share of the query rows, drawn anew in every call, that alpha and the divergence are estimated from.
         calibration: Batches from which a matched plan is found (32 images each in training).

@@ -29,16 +29,16 @@ class ViTKD(Loss):
     code. Which tokens are replaced is a function of seed, step and sample.
 
     Args:
-        weight: factor of the loss; {step: factor} for a schedule.
-        passes: of the task, in which it applies.
-        student_width: e of the student.
-        teacher_width: e of the teacher.
-        mimicking: the factor of that part; the published one.
-        generation: likewise.
-        mask_ratio: r.
-        prefix_tokens: tokens of the student in front of the grid; the teacher has all that are more than its grid.
-        layers: sections, proportional, or a map {student block: teacher block}.
-        seed: of the tokens that are replaced.
+        weight: Factor of the loss; {step: factor} for a schedule.
+        passes: Of the task, in which it applies.
+        student_width: Model width e of the student.
+        teacher_width: Model width e of the teacher.
+        mimicking: The factor of that part; the published one.
+        generation: Likewise.
+        mask_ratio: Share of tokens r.
+        prefix_tokens: Tokens of the student in front of the grid; the teacher has all that are more than its grid.
+        layers: `sections`, `proportional`, or a map {student block: teacher block}.
+        seed: Of the tokens that are replaced.
     """
 
     reads = frozenset({Reads.HIDDEN})
@@ -110,7 +110,7 @@ class ViTKD(Loss):
         """The patch tokens of two blocks.
 
         Raises:
-            UserError: no square grid, other token counts, or other widths than the loss was made for.
+            UserError: No square grid, other token counts, or other widths than the loss was made for.
         """
         s, t = student[block].hidden, teacher[source].hidden
         assert s is not None

@@ -74,7 +74,7 @@ class FeatureNetwork(ABC):
         Convolutions run in true float32 (cuDNN's TF32 would move a distance in its third digit).
 
         Raises:
-            UserError: images of another type or shape than the network reads.
+            UserError: Images of another type or shape than the network reads.
         """
         self.check(tuple(images.shape[1:]), "images")
         if images.dtype != torch.uint8:
@@ -86,7 +86,7 @@ class FeatureNetwork(ABC):
         """Refuse images whose shape (y, x, c) this network does not read; `where` names them.
 
         Raises:
-            UserError: another size or another number of channels.
+            UserError: Another size or another number of channels.
         """
         size = "any size" if self.size is None else " x ".join(map(str, self.size))
         accepted = len(shape) == 3 and shape[2] == self.channels and self.size in (None, shape[:2])

@@ -25,11 +25,11 @@ class DINOv2(FeatureNetwork):
     """Images [b,y,x,3] of any size; 384, 768, 1024 or 1536 features by variant; no logits.
 
     Args:
-        weights: the file.
-        variant: size of the network that the file holds.
+        weights: The file.
+        variant: Size of the network that the file holds.
 
     Raises:
-        UserError: no such file, a file that is not safe to read, or weights of another network.
+        UserError: No such file, a file that is not safe to read, or weights of another network.
     """
 
     channels = 3

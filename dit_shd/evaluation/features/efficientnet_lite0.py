@@ -24,11 +24,11 @@ class EfficientNetLite0(FeatureNetwork):
     """Images [b,y,x,3] of any size, 1280 pooled features, 1000 logits without bias.
 
     Args:
-        weights: another file with the same tensors; the package's if left out.
-        gray: read images [b,y,x,1], as three equal channels.
+        weights: Another file with the same tensors; the package's if left out.
+        gray: Read images [b,y,x,1], as three equal channels.
 
     Raises:
-        UserError: the package is not installed, or the file holds other weights.
+        UserError: The package is not installed, or the file holds other weights.
     """
 
     def __init__(self, weights: Path | None = None, gray: bool = False) -> None:

@@ -41,12 +41,12 @@ class Inception(FeatureNetwork):
     """Images [b,y,x,3] of any size, 2048 pooled features, 1008 logits without bias, 2023 spatial features.
 
     Args:
-        weights: the state dict of torch-fidelity's port; if left out, the file in torch hub's cache (where
+        weights: The state dict of torch-fidelity's port; if left out, the file in torch hub's cache (where
             torch-fidelity puts it), which is downloaded first if it is missing. Weights other than those of 2015 are
             named inception-<hash> and give FD, not FID.
 
     Raises:
-        UserError: no such file and no download, a file that is not safe to read, or weights of another network.
+        UserError: No such file and no download, a file that is not safe to read, or weights of another network.
     """
 
     channels = 3
@@ -82,7 +82,7 @@ def _download(path: Path) -> None:
     """Download the file and check its hash; a partial file is never left.
 
     Raises:
-        UserError: there is no network, or the download has another hash.
+        UserError: There is no network, or the download has another hash.
     """
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT_SECONDS)

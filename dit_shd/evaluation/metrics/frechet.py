@@ -44,7 +44,7 @@ def frechet_distance(one: Statistics, two: Statistics) -> float:
     """The squared distance d^2, in float64; for equal sets rounding may leave it just below zero.
 
     Raises:
-        UserError: the two sets have different numbers of features.
+        UserError: The two sets have different numbers of features.
     """
     if one.mean.shape != two.mean.shape:
         raise UserError(

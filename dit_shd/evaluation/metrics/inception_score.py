@@ -27,7 +27,7 @@ class InceptionScore(Metric):
     """IS, or IS(title) with any other network, of the samples alone; and its deviation over chunks.
 
     Args:
-        chunk: number of samples that share one p(y).
+        chunk: Number of samples that share one p(y).
     """
 
     needs_logits = True

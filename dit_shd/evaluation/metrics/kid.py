@@ -18,9 +18,9 @@ class KID(Metric):
     """KID, or KID(title) with any other network, and its deviation over subsets; may be just below zero.
 
     Args:
-        subsets: number of subsets.
-        subset_size: images in each subset; fewer where a set has fewer.
-        seed: seed of the draws.
+        subsets: Number of subsets.
+        subset_size: Images in each subset; fewer where a set has fewer.
+        seed: Seed of the draws.
     """
 
     needs_reference_images = True

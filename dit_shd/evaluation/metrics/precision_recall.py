@@ -24,9 +24,9 @@ class PrecisionRecall(Metric):
     """Precision, recall and coverage in [0, 1], and density, which may be above 1.
 
     Args:
-        k: the neighbour that gives a ball's radius, of precision and recall.
-        density_k: the same, of density and coverage.
-        block: rows and columns of one block of distances.
+        k: The neighbour that gives a ball's radius, of precision and recall.
+        density_k: The same, of density and coverage.
+        block: Rows and columns of one block of distances.
     """
 
     needs_reference_images = True
@@ -59,7 +59,7 @@ class PrecisionRecall(Metric):
         """Which points of samples [n,d] and reference [m,d] lie in balls of the other set.
 
         Raises:
-            UserError: a set with too few images, or different numbers of features on the two sides.
+            UserError: A set with too few images, or different numbers of features on the two sides.
         """
         for name, rows in (("samples", samples), ("reference", reference)):
             if len(rows) < self.minimum:

@@ -26,11 +26,11 @@ class LibraryModel(ModelMixin):
         """The model of such a folder.
 
         Args:
-            folder: with config.json and the weights.
-            values: of config.json.
+            folder: With config.json and the weights.
+            values: Of config.json.
 
         Raises:
-            UserError: it cannot be read.
+            UserError: It cannot be read.
         """
 
 

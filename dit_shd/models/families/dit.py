@@ -33,17 +33,17 @@ class DiT(LatentTransformer):
     patches + pos_embed (fixed: sines and cosines) -> blocks -> final layer. It has no masked pass.
 
     Args:
-        sample_size: height and width of the latents.
-        patch_size: p, height and width of a token's patch.
-        in_channels: channels of the latents.
-        num_layers: number of blocks.
-        num_attention_heads: heads of a block.
-        attention_head_dim: d; heads times d is the width e.
-        num_classes: number of classes; label `num_classes` means no class.
-        mlp_ratio: width of the MLP over e.
-        learn_sigma: whether to predict the variance too (the output has 2c channels).
-        class_names: of each class, "" for a class without a name, None for a class that was not trained.
-        prediction: what the output is (dit_shd/models/prediction.py): noise, or a velocity and its convention.
+        sample_size: Height and width of the latents.
+        patch_size: Height and width of a token's patch, p.
+        in_channels: Channels of the latents.
+        num_layers: Number of blocks.
+        num_attention_heads: Heads of a block.
+        attention_head_dim: Head width d; heads times d is the width e.
+        num_classes: Number of classes; label `num_classes` means no class.
+        mlp_ratio: Width of the MLP over e.
+        learn_sigma: Whether to predict the variance too (the output has 2c channels).
+        class_names: Of each class, "" for a class without a name, None for a class that was not trained.
+        prediction: What the output is (dit_shd/models/prediction.py): noise, or a velocity and its convention.
     """
 
     SIZES: ClassVar = {f"{name}/{p}": {**shape, "patch_size": p} for name, shape in SHAPES.items() for p in (2, 4, 8)}
@@ -82,10 +82,10 @@ class DiT(LatentTransformer):
         """Predict noise (and variance).
 
         Args:
-            hidden_states: noisy latents [b,c,y,x].
+            hidden_states: Noisy latents [b,c,y,x].
             timestep: [b], or one number.
             class_labels: [b].
-            return_dict: whether to return a record of diffusers instead of a tuple.
+            return_dict: Whether to return a record of diffusers instead of a tuple.
 
         Returns:
             `sample` [b, c or 2c, y, x].

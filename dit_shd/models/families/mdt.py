@@ -50,8 +50,8 @@ def kept_biases(model: nn.Module, dtype: torch.dtype) -> Generator[None]:
     They take h n n numbers a layer; biases of more than KEPT_MIB are added tile by tile as without this.
 
     Args:
-        model: whose biases are kept.
-        dtype: of the queries, which under autocast is not the table's.
+        model: Whose biases are kept.
+        dtype: Of the queries, which under autocast is not the table's.
     """
     modules = [m for m in model.modules() if isinstance(m, RelativePositionBias)]
     size = sum(m.window**4 * m.relative_position_bias_table.shape[1] for m in modules) * dtype.itemsize
@@ -99,18 +99,18 @@ class MDTv2(LatentTransformer):
     In the masked pass the encoder runs on the kept tokens, and one side block fills in the others before the decoder.
 
     Args:
-        sample_size: height and width of the latents.
-        patch_size: p, height and width of a token's patch.
-        in_channels: channels of the latents.
-        num_layers: blocks of encoder and decoder together; num_layers - decode_layer must be even.
-        num_attention_heads: heads of a block.
-        attention_head_dim: d; heads times d is the width e.
-        decode_layer: blocks of the decoder.
-        num_classes: number of classes; label `num_classes` means no class.
-        mlp_ratio: width of the MLP over e.
-        learn_sigma: whether to predict the variance too (the output has 2c channels).
-        class_names: of each class, "" for a class without a name, None for a class that was not trained.
-        prediction: what the output is (dit_shd/models/prediction.py): noise, or a velocity and its convention.
+        sample_size: Height and width of the latents.
+        patch_size: Height and width of a token's patch, p.
+        in_channels: Channels of the latents.
+        num_layers: Blocks of encoder and decoder together; num_layers - decode_layer must be even.
+        num_attention_heads: Heads of a block.
+        attention_head_dim: Head width d; heads times d is the width e.
+        decode_layer: Blocks of the decoder.
+        num_classes: Number of classes; label `num_classes` means no class.
+        mlp_ratio: Width of the MLP over e.
+        learn_sigma: Whether to predict the variance too (the output has 2c channels).
+        class_names: Of each class, "" for a class without a name, None for a class that was not trained.
+        prediction: What the output is (dit_shd/models/prediction.py): noise, or a velocity and its convention.
     """
 
     SIZES: ClassVar = {  # table 1 of the paper; decode_layer: 4 in the public XL/2, 6 in the public S/2 script
@@ -172,11 +172,11 @@ class MDTv2(LatentTransformer):
         """Predict noise (and variance).
 
         Args:
-            hidden_states: noisy latents [b,c,y,x].
+            hidden_states: Noisy latents [b,c,y,x].
             timestep: [b], or one number.
             class_labels: [b].
-            keep: indices [b,kept] of the tokens of the masked pass; None for the plain pass.
-            return_dict: whether to return a record of diffusers instead of a tuple.
+            keep: Indices [b,kept] of the tokens of the masked pass; None for the plain pass.
+            return_dict: Whether to return a record of diffusers instead of a tuple.
 
         Returns:
             `sample` [b, c or 2c, y, x].

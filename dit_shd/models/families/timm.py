@@ -30,16 +30,16 @@ class TimmModel(LibraryModel, ConfigMixin):
     """A classifier of timm: images [b,c,y,x], normalised, to logits [b,k].
 
     Args:
-        model: the architecture's name, as deit3_small_patch16_224.
-        num_classes: k.
-        in_chans: channels of an image, 1 or 3.
-        img_size: height and width of an image; empty: the architecture's.
-        mean: of each channel, of values in [0, 1]; empty: the architecture's.
-        std: likewise.
-        crop_pct: share of an image's smaller side that evaluation takes; empty: the architecture's.
-        drop_path_rate: stochastic depth: the last block's rate, from 0 at the first.
-        class_names: of each class, "" for a class without a name, None for a class that was not trained.
-        options: further arguments of timm.create_model, such as {depth: 6, num_heads: 3}.
+        model: The architecture's name, as deit3_small_patch16_224.
+        num_classes: Classes k.
+        in_chans: Channels of an image, 1 or 3.
+        img_size: Height and width of an image; empty: the architecture's.
+        mean: Of each channel, of values in [0, 1]; empty: the architecture's.
+        std: Likewise.
+        crop_pct: Share of an image's smaller side that evaluation takes; empty: the architecture's.
+        drop_path_rate: Stochastic depth: the last block's rate, from 0 at the first.
+        class_names: Of each class, "" for a class without a name, None for a class that was not trained.
+        options: Further arguments of timm.create_model, such as {depth: 6, num_heads: 3}.
     """
 
     config_name = "config.json"
@@ -181,7 +181,7 @@ def _renamed(file: Path, options: dict[str, Any], first: str) -> dict[str, Tenso
     """The tensors of a file with the names of another code, converted by timm.
 
     Raises:
-        UserError: they are not those of the architecture.
+        UserError: They are not those of the architecture.
     """
     arguments = {key: options[key] for key in ("num_classes", "in_chans", "img_size")}
     source = {"file": str(file), "custom_load": False, "num_classes": options["num_classes"]}
@@ -201,7 +201,7 @@ def _network(model: str, arguments: dict[str, Any]) -> nn.Module:
     """A module of timm by name; no weights are read.
 
     Raises:
-        UserError: no such architecture, or arguments that it does not take.
+        UserError: No such architecture, or arguments that it does not take.
     """
     if not timm.is_model(model):
         near = timm.list_models(f"*{model.partition('.')[0].partition('_')[0]}*")[:4]
@@ -222,7 +222,7 @@ def _tensors(file: Path) -> dict[str, Tensor]:
     """Of a safetensors file.
 
     Raises:
-        UserError: there is none, or it is damaged.
+        UserError: There is none, or it is damaged.
     """
     if not file.is_file():
         others = sorted(

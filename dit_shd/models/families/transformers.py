@@ -30,9 +30,9 @@ class CausalLM(LibraryModel, ConfigMixin):
     """A causal language model of transformers: tokens [b,n] to logits [b,n,k], computed by its `network`.
 
     Args:
-        config: of the model in transformers' keys: {model_type: llama, hidden_size: 512, ...}; defaults are the
+        config: Of the model in transformers' keys: {model_type: llama, hidden_size: 512, ...}; defaults are the
             library's.
-        vocab_size: size of the vocabulary k; empty: the config's.
+        vocab_size: Size of the vocabulary k; empty: the config's.
     """
 
     config_name = "config.json"
@@ -56,13 +56,13 @@ class CausalLM(LibraryModel, ConfigMixin):
         """Construct a model from its keys in YAML.
 
         Args:
-            source: a folder of transformers or hub:OWNER/NAME, for its config; empty: `config` alone.
-            pretrained: whether to read the weights of `source`, too.
-            config: keys that override those of `source`.
-            vocab_size: size of the vocabulary; empty: the config's.
+            source: A folder of transformers or hub:OWNER/NAME, for its config; empty: `config` alone.
+            pretrained: Whether to read the weights of `source`, too.
+            config: Keys that override those of `source`.
+            vocab_size: Size of the vocabulary; empty: the config's.
 
         Raises:
-            UserError: no such folder, or keys of no model.
+            UserError: No such folder, or keys of no model.
         """
         if config:
             _check_keys(config, source)
@@ -120,7 +120,7 @@ def folder_of(source: str) -> Path:
     """The local folder of a model of transformers.
 
     Raises:
-        UserError: there is none.
+        UserError: There is none.
     """
     path = find(source, "model")
     if isinstance(path, Asset):
@@ -135,7 +135,7 @@ def _network(config: Mapping[str, object]) -> nn.Module:
     """A model of transformers with random weights.
 
     Raises:
-        UserError: no causal language model of that type, one whose maps cannot be captured, or unknown keys.
+        UserError: No causal language model of that type, one whose maps cannot be captured, or unknown keys.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -182,7 +182,7 @@ def _read(folder: Path, skeleton: "PreTrainedModel") -> nn.Module:
     """The model with the weights of a folder, in float32.
 
     Raises:
-        UserError: they are not those of its config.
+        UserError: They are not those of its config.
     """
     import torch
 

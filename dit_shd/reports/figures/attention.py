@@ -55,9 +55,9 @@ def maps_figure(layer: LayerMaps, pictures: Mapping[str, np.ndarray], dark: bool
     """A line for each query token of one layer, and one for the mean over all tokens; a column for each head.
 
     Args:
-        layer: the maps.
-        pictures: the model's input by title, [y,x] or [y,x,3]; drawn on the left, with the tokens framed.
-        dark: whether it is for a dark page.
+        layer: The maps.
+        pictures: The model's input by title, [y,x] or [y,x,3]; drawn on the left, with the tokens framed.
+        dark: Whether it is for a dark page.
     """
     q, h, _ = layer.rows.shape
     lines = [*layer.rows, layer.received]

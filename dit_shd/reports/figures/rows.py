@@ -17,8 +17,8 @@ def rows_picture(rows: Mapping[str, np.ndarray], columns: int = 10) -> bytes:
     """The first images of each model as a PNG; none is chosen.
 
     Args:
-        rows: label -> images uint8 [n,y,x,c]; a label may have several lines.
-        columns: images of each row.
+        rows: Label -> images uint8 [n,y,x,c]; a label may have several lines.
+        columns: Images of each row.
 
     Returns:
         The PNG.

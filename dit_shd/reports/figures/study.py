@@ -77,9 +77,9 @@ def cost_figure(points: Mapping[str, tuple[float, float, float]], name: str, dar
     """Cost against quality.
 
     Args:
-        points: variant -> mean CPU seconds of training, mean and standard deviation of the figure.
-        name: the figure.
-        dark: whether it is for a dark page.
+        points: Variant -> mean CPU seconds of training, mean and standard deviation of the figure.
+        name: The figure.
+        dark: Whether it is for a dark page.
     """
 
     def draw(figure: "Figure") -> None:

@@ -30,7 +30,7 @@ def require_matplotlib() -> None:
     """Refuse early if matplotlib is missing.
 
     Raises:
-        UserError: it is.
+        UserError: It is.
     """
     require(["matplotlib"], "pages", "the page")
 
@@ -55,10 +55,10 @@ def mark(ax: "Axes", token: int, tokens: tuple[int, int], pixels: tuple[int, int
     """Draw a frame around the query token.
 
     Args:
-        ax: axes with an image.
-        token: number of the token.
-        tokens: rows and columns of tokens.
-        pixels: rows and columns of the image.
+        ax: Axes with an image.
+        token: Number of the token.
+        tokens: Rows and columns of tokens.
+        pixels: Rows and columns of the image.
     """
     from matplotlib.patches import Rectangle
 
@@ -85,9 +85,9 @@ def png(draw: "Callable[[Figure], None]", inches: tuple[float, float], dark: boo
     """Draw a figure without pyplot or global state.
 
     Args:
-        draw: draws into an empty figure.
-        inches: width and height.
-        dark: whether it is for a dark page.
+        draw: Draws into an empty figure.
+        inches: Width and height.
+        dark: Whether it is for a dark page.
 
     Returns:
         The PNG.

@@ -33,8 +33,8 @@ class Job:
 
         Args:
             terms: [s,g,r] or [s,g,r,k].
-            samples: s of the b samples.
-            rows: r of the n query rows.
+            samples: Numbers of the s samples taken of b.
+            rows: Numbers of the r rows taken of n.
         """
         if self.row_weight is None:
             return terms

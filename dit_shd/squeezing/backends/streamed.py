@@ -27,8 +27,8 @@ def targets(job: Job, planes: int) -> Iterator[tuple[slice, list[int], "Target",
     """Tiles of the squeezed maps: samples, student heads, their target, and the slices of query rows.
 
     Args:
-        job: the layer.
-        planes: maps of a tile that the caller holds for each student head, beside the teacher's maps.
+        job: The layer.
+        planes: Maps of a tile that the caller holds for each student head, beside the teacher's maps.
     """
     b, _, n, m = job.teacher.shape
     buffers = Buffers(torch.promote_types(job.student.query.dtype, torch.float32), job.student.query.device)
@@ -72,12 +72,12 @@ class Target:
     """A~ [b,G,r,m] of some student heads, each of k teacher heads, by tiles of query rows.
 
     Args:
-        job: the layer.
-        buffers: for the maps.
-        k: teacher heads of each student head.
-        samples: of the batch.
+        job: The layer.
+        buffers: For the maps.
+        k: Teacher heads of each student head.
+        samples: Of the batch.
         student_heads: G of them.
-        kept_heads: positions of their teacher heads among the kept maps of this group size.
+        kept_heads: Positions of their teacher heads among the kept maps of this group size.
     """
 
     def __init__(self, job: Job, buffers: Buffers, k: int, samples: slice, student_heads: list[int], kept_heads: slice):

@@ -95,7 +95,7 @@ def values_met(capture: Capture, groups: list[list[int]]) -> tuple[Tensor, Tenso
     Heads that are in none of the groups meet no value.
 
     Args:
-        groups: of k heads each.
+        groups: Of k heads each.
     """
     h, k = capture.heads, len(groups[0]) if groups else 0
     partners = [[-1] * k for _ in range(h)]

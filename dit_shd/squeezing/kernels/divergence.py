@@ -259,7 +259,8 @@ def divergence_keys(
     Args:
         d_key: [b,g,m,S_WIDTH] float32, in units of the scores over T. boost: brings the gradient of the scores, about
             1 / m, to where 16-bit numbers are precise; a power of two.
-        COLLECT: none; dense: into d_bias by strides; entries: into the tables d_bias[b,g,entries]; both atomically.
+        COLLECT: `none`; `dense`: into d_bias by strides; `entries`: into the tables d_bias[b,g,entries]; both
+            atomically.
     """
     b, which = tl.program_id(2).to(tl.int64), tl.program_id(1)
     head = tl.load(group.students + which)

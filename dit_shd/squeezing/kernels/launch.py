@@ -102,15 +102,15 @@ def divergence(
     """The divergence of every row [b,g,n] and, if wanted, its gradients by query, key and bias.
 
     Args:
-        teacher, student: six tensors each. t_numbers, s_numbers: factor and bias factor.
+        teacher, student: Six tensors each. t_numbers, s_numbers: factor and bias factor.
         weight: [b,h,n or 1]. top, inverse: of the teacher's rows at this temperature [b,h,n].
-        student_top, student_inverse: of the student's rows, read by mse alone.
+        student_top, student_inverse: Of the student's rows, read by mse alone.
         row_weight: [b or 1,n], what every query row counts in d_key and d_bias.
-        plan: the student head of each teacher head [h].
-        collect: the bias's gradient: none, dense, entries or lines; d_bias_shape: its shape.
+        plan: The student head of each teacher head [h].
+        collect: The bias's gradient: none, dense, entries or lines; d_bias_shape: its shape.
 
     Returns:
-        terms [b,g,n]; d_query [b,g,n,d], d_key [b,g,m,d] and d_bias in float32, in units of the scores over T.
+        Terms [b,g,n]; d_query [b,g,n,d], d_key [b,g,m,d] and d_bias in float32, in units of the scores over T.
     """
     query, key = student[0], student[1]
     (b, g, n, d), (h, d_t), m = query.shape, teacher[0].shape[1::2], key.shape[2]

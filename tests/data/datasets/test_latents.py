@@ -103,6 +103,7 @@ def test_pixels_as_latents_are_exact(tmp_path):
         data = Latents(encode(tmp_path / "set", tmp_path / dtype, dtype=dtype))
         found, _ = drawn(data, np.arange(6), 0, 0, range(6))
         assert found.dtype == torch.float32
+        assert found.shape == x.shape
         for one, wanted in zip(found, x):
             assert any(
                 torch.allclose(one, side, atol=0 if dtype == "float32" else 5e-4) for side in (wanted, wanted.flip(-1))

@@ -60,6 +60,7 @@ def test_every_document_begins_and_ends(tmp_path):
 def test_a_batch_is_a_function_of_its_indices(tmp_path):
     data = text(lines(tmp_path), document="line", prompt=None)
     whole, other = data.batch(np.array([3, 1, 2]), DRAWS), data.batch(np.array([2]), Draws(5, 7, range(1), 9))
+    assert whole.keys() == other.keys() == {"tokens", "documents", "prompt"}
     for name, tensor in whole.items():
         assert tensor.shape == (3, 17)
         assert torch.equal(tensor[2:], other[name])

@@ -262,11 +262,12 @@ def test_features_beyond_the_rank_change_nothing_and_can_learn(batches, heads):
     teacher, student = build(num_attention_heads=4), build(seed=1, num_attention_heads=1, attention_head_dim=16)
     initialise(Diffusion(), student, teacher, batches["mdt"], Initialisation("teacher", heads=heads))
     output(student, batches["mdt"][0]).square().mean().backward()
-    for name, p in student.named_parameters():
-        if "attn.qkv.weight" in name and "side" not in name:
-            assert all((x != 0).any(1).all() for x in (p[:16], p[32:])), name
-        if "attn.proj.weight" in name and "side" not in name:
-            assert (p.grad != 0).any(0).all(), name
+    parameters = {name: p for name, p in student.named_parameters() if "side" not in name}
+    inputs = [p for name, p in parameters.items() if "attn.qkv.weight" in name]
+    outputs = [p for name, p in parameters.items() if "attn.proj.weight" in name]
+    assert len(inputs) == len(outputs) == 4
+    assert all((x != 0).any(1).all() for p in inputs for x in (p[:16], p[32:]))
+    assert all((p.grad != 0).any(0).all() for p in outputs)
 
 
 def teacher_run(values, **changes):
@@ -334,6 +335,7 @@ def test_heads_follow_the_matched_plan_of_the_run(values):
     config, _ = run(teacher_run(values, heads="merge", calibration=8), losses=[loss], steps=1)
     plans = json.loads((config.run / "calibration.json").read_text())["shd"]["plans"]
     saved = json.loads((config.run / "initialisation.json").read_text())["heads"]
+    assert len(plans) == 4
     for layer, plan in plans.items():
         heads = saved[layer.removesuffix(".attn")]
         assert [head["of"] for head in heads] == plan

@@ -1,0 +1,42 @@
+"""Draws that are functions of (seed, purpose, step, index) alone."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from dit_shd.core import rng
+from dit_shd.core.rng import Draws
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
+def test_a_draw_is_a_function_of_its_index(shape):
+    for draw in (rng.normal, rng.uniform):
+        whole = draw(5, "noise", 7, range(6), shape)
+        assert whole.shape == (6, *shape)
+        assert torch.equal(whole[2:4], draw(5, "noise", 7, [2, 3], shape))
+        assert draw(5, "noise", 7, [], shape).shape == (0, *shape)
+        others = (draw(6, "noise", 7, range(6), shape), draw(5, "label", 7, range(6), shape))
+        assert not any(torch.equal(whole, other) for other in (*others, draw(5, "noise", 8, range(6), shape)))
+
+
+def test_every_epoch_visits_each_sample_once():
+    visited = np.concatenate([Draws(3, step, range(8), 8).indices(60) for step in range(15)])  # two epochs of 60
+    assert sorted(visited[:60]) == sorted(visited[60:]) == list(range(60))
+    assert list(visited[:60]) != list(visited[60:])
+
+
+def test_libraries_draw_keyed_numbers_and_their_generators_are_left_alone():
+    def drawn():
+        return random.random(), np.random.random(), torch.rand(()).item()  # noqa: NPY002
+
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
+    keyed = []
+    for step in (4, 4, 5):
+        with rng.keyed_generators(1, "augmentation", step):
+            keyed.append(drawn())
+    assert keyed[0] == keyed[1]
+    assert not set(keyed[0]) & set(keyed[2])
+    after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
+    assert after == states
