@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import nn
 
+from dit_shd.attention.capture import Captures
+from dit_shd.core.errors import UserError
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.layer_map import layer_map
 from dit_shd.distillation.losses import LayerLoss, Loss
@@ -67,17 +69,24 @@ def _device(trainer: Trainer) -> str:
 
 def _model(trainer: Trainer, model: nn.Module, place: str = "") -> str:
     """Family, layers, heads, width, parameters and operations of a model."""
-    captures, task = list(captures_of(model, trainer.task).values()), trainer.task
-    shape, first = shape_of(model), captures[0]
-    width = shape.width if shape.names("attention_head_dim") else first.heads * first.query.shape[-1]
-    name = type(getattr(model, "_orig_mod", model)).__name__
-    parameters = sum(p.numel() for p in model.parameters()) / 1e6
-    giga = forward_operations(model, task, task.passes[0]) / 1e9
-    source = f"{place}: " if place else ""
-    return (
-        f"{source}{name}, {len(captures)} layers, {first.heads} heads, width {width}, {first.shape[2]} tokens, "
-        f"{parameters:.2f} M parameters, {giga:.3g} GFLOP an image"
-    )
+    task, shape = trainer.task, shape_of(model)
+    facts = [type(getattr(model, "_orig_mod", model)).__name__]
+    captures = list(_captures(trainer, model).values())
+    if captures:
+        first = captures[0]
+        width = shape.width if shape.names("attention_head_dim") else first.heads * first.query.shape[-1]
+        facts += [f"{len(captures)} layers", f"{first.heads} heads", f"width {width}", f"{first.shape[2]} tokens"]
+    facts.append(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
+    facts.append(f"{forward_operations(model, task, task.passes[0]) / 1e9:.3g} GFLOP a sample")
+    return f"{f'{place}: ' if place else ''}{', '.join(facts)}"
+
+
+def _captures(trainer: Trainer, model: nn.Module) -> Captures:
+    """The attention layers of a model; none of one that has none, or whose attention cannot be captured."""
+    try:
+        return captures_of(model, trainer.task)
+    except UserError:
+        return {}
 
 
 def _data(trainer: Trainer) -> str:
@@ -92,8 +101,7 @@ def _data(trainer: Trainer) -> str:
 def _layers(trainer: Trainer, name: str, loss: LayerLoss) -> str:
     """Which layer of the teacher each of the student's learns from, and how many heads become how many."""
     (key,) = chosen(loss.teacher, trainer.teachers, name)
-    teacher = captures_of(trainer.teachers[key], trainer.task)
-    student = captures_of(trainer.student, trainer.task)
+    teacher, student = _captures(trainer, trainer.teachers[key]), _captures(trainer, trainer.student)
     try:
         pairs = layer_map(list(teacher), list(student), loss.layers)
     except ValueError:  # a loss of blocks, not of attention layers
