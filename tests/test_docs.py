@@ -10,6 +10,8 @@ import diffusers
 import pytest
 import zoo
 
+from dit_shd.tasks import TASKS
+
 
 @pytest.fixture(scope="module")
 def build(root):
@@ -96,3 +98,8 @@ def test_the_table_of_hostile_input_has_every_class(root):
     page = (root / "docs" / "reliability.md").read_text()
     missing = [cls.name for cls in all_classes() if f"| {cls.name} | {cls.what} | {cls.count} |" not in page]
     assert not missing, "run: make docs"
+
+
+def test_the_table_of_laws_has_every_task(root):
+    page = (root / "docs" / "reliability.md").read_text()
+    assert [name for name in TASKS.names() if f"\n| {name} | " not in page] == []
