@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow test-kill check dist setup docs test-lowest
+.PHONY: demo test test-slow test-kill check dist setup docs docs-site test-lowest
 
 setup: .venv/ready
 
@@ -25,6 +25,10 @@ test-kill: setup
 
 docs: setup
 	$(BIN)/python docs/build.py
+
+docs-site: setup
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[docs]'
+	$(BIN)/python docs/make_site.py
 
 test-lowest:
 	.ci/lowest

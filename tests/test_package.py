@@ -12,7 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 
 pytestmark = pytest.mark.slow
-OPTIONAL = ("mlxtend", "matplotlib", "datasets", "pyarrow", "transformers", "tokenizers", "onnx", "onnxruntime", "trl")
+OPTIONAL = ("mlxtend", "datasets", "pyarrow", "transformers", "tokenizers", "onnx", "onnxruntime", "trl")
 
 
 def closure(requirements: list[str]) -> set[str]:
@@ -73,6 +73,7 @@ def test_the_wheel_holds_the_package_and_the_experiments(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {name.split("/")[0] for name in names} == {"dit_shd", f"{'-'.join(wheel.name.split('-')[:2])}.dist-info"}
     assert {"dit_shd/py.typed", "dit_shd/assets/configs/digits_shd.yaml"} <= names
+    assert {"dit_shd/reports/static/page.css", "dit_shd/reports/static/page.js"} <= names
     assert "dit_shd/assets/digits_teacher/diffusion_pytorch_model.safetensors" in names
     assert not any("experiments" in name or "tests" in name for name in names)
     assert wheel.stat().st_size < 12 * 2**20
@@ -98,8 +99,7 @@ def test_everything_but_extras_works_without_extras(site, tmp_path):
     ("words", "needed"),
     [
         (["train", "digits_shd", "steps=1"], ["mlxtend"]),
-        (["demo"], ["mlxtend", "matplotlib"]),
-        (["inspect", "asset:digits_teacher"], ["matplotlib"]),
+        (["demo"], ["mlxtend"]),
         (["export", "asset:digits_teacher"], ["onnx", "onnxscript", "onnxruntime"]),
     ],
 )

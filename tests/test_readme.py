@@ -59,7 +59,6 @@ def test_every_command_has_words_and_keys_that_exist(text):
 
 def test_the_commands_run_in_their_order_from_a_clean_folder(text, tmp_path, monkeypatch, capsys, caplog):
     pytest.importorskip("mlxtend")
-    pytest.importorskip("matplotlib")
     caplog.set_level("INFO", "dit_shd")
     monkeypatch.chdir(tmp_path)
     assert set(ELSEWHERE) <= set(commands(text)), "not in the README any more"
@@ -84,7 +83,7 @@ def test_the_python_runs(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     loop, calls = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     torch.manual_seed(0)
-    sizes = dict(sample_size=8, in_channels=1, num_layers=2, decode_layer=1, attention_head_dim=8, num_classes=3)
+    sizes = dict(sample_size=8, in_channels=1, num_layers=4, decode_layer=2, attention_head_dim=8, num_classes=3)
     teacher, student = (MDTv2(**sizes, num_attention_heads=heads) for heads in (4, 2))
     inputs = dict(x_t=torch.randn(2, 1, 8, 8), timestep=torch.tensor([5, 500]), labels=torch.tensor([0, 2]))
     for parameter in (*teacher.parameters(), *student.parameters()):

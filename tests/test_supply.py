@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 
 from dit_shd.training.config import TrainConfig
 
-TOOLS = {"import-linter", "pytest-xdist", "ruff", "pyright", "pre-commit"}
+TOOLS = {"import-linter", "ipykernel", "pytest-xdist", "ruff", "pyright", "pre-commit"}
 """Programs that developers run; nobody imports them."""
 OF_TORCH = {"triton"}
 """What torch brings along where it exists; imported only there."""
@@ -40,7 +40,7 @@ def names(requirements: Iterable[Requirement]) -> set[str]:
 
 def extras(declared: dict[str, list[Requirement]]) -> set[str]:
     """What users may add."""
-    return names(r for extra, group in declared.items() if extra not in ("", "dev", "clients") for r in group)
+    return names(r for extra, group in declared.items() if extra not in ("", "dev", "docs", "clients") for r in group)
 
 
 def imported(files: Iterable[Path], own: Iterable[str] = (), eager: bool = False) -> set[str]:

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dit_shd.attention.capture import Captures
+from dit_shd.analysis.map_sheets import LayerSheets, Sheets, extent, merged_notes, rows_of
+from dit_shd.attention.capture import Capture, Captures
 from dit_shd.attention.recording.attach import capture
 from dit_shd.core import rng
 from dit_shd.data.datasets import Dataset
@@ -20,24 +21,8 @@ from dit_shd.diffusion.schedule import Schedule
 from dit_shd.distillation.layer_map import LayerMap, layer_map
 from dit_shd.squeezing.divergence import attention_kl
 from dit_shd.squeezing.plans import Plan
-from dit_shd.squeezing.squeeze import squeeze
+from dit_shd.squeezing.squeeze import Squeeze, squeeze
 from dit_shd.tasks.diffusion import NoisyBatch
-
-
-@dataclass(frozen=True, eq=False)
-class AttentionRows:
-    """One query token's rows of attention in one layer, in the layout of the image."""
-
-    layer: str
-    teacher: np.ndarray
-    """[h,w,w]"""
-    squeezed: np.ndarray
-    """[g,w,w], the squeezed maps A~."""
-    students: dict[str, np.ndarray]
-    """[g,w,w] of each student."""
-    weights: np.ndarray
-    """[h], the weight of each teacher head in its student head."""
-    plan: Plan
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +32,7 @@ class LayerSqueeze:
     layer: str
     alpha: np.ndarray
     """[b,merges]"""
+    plan: Plan
     t: np.ndarray
     """[b], timesteps"""
     clamped: float
@@ -74,44 +60,51 @@ def inkiest_token(x_0: Tensor, window: int) -> int:
 
 
 @torch.no_grad()
-def attention_rows(
-    teacher: nn.Module,
-    students: Mapping[str, nn.Module],
-    batch: NoisyBatch,
-    token: int,
-    layers: Sequence[str] | None = None,
-    how: LayerMap = "sections",
-) -> list[AttentionRows]:
-    """The rows of one query token in the students' layers.
+def model_sheets(
+    teacher: nn.Module, students: Mapping[str, nn.Module], batches: Sequence[NoisyBatch], how: LayerMap = "sections"
+) -> Sheets:
+    """Maps of the teacher, squeezed to the students' heads, and of the students, in the students' layers.
 
     Args:
         teacher: The teacher.
         students: By name, all with the same layers and heads.
-        batch: A batch of one sample.
-        token: The query token.
-        layers: Names of the students' layers; all if None.
+        batches: One sample at several timesteps.
         how: The layer map.
     """
-    teacher_captures, student_captures = _captures(teacher, students, batch)
-    first = next(iter(student_captures.values()))
-    row = slice(token, token + 1)
-    results = []
-    for layer, teacher_layer in layer_map(list(teacher_captures), list(first), how).items():
-        if layers is not None and layer not in layers:
-            continue
-        squeezed = squeeze(teacher_captures[teacher_layer], first[layer].heads)
-        maps = teacher_captures[teacher_layer].map(row)
-        results.append(
-            AttentionRows(
-                layer=layer,
-                teacher=_square(maps),
-                squeezed=_square(squeezed.mix(maps, row)),
-                students={name: _square(captures[layer].map(row)) for name, captures in student_captures.items()},
-                weights=squeezed.weight[0, :, 0].double().numpy(),
-                plan=squeezed.plan,
-            )
-        )
-    return results
+    sheets: dict[str, LayerSheets] = {}
+    groups: dict[str, list[str]] = {}
+    for batch in batches:
+        captures, student_captures = _captures(teacher, students, batch)
+        first = next(iter(student_captures.values()))
+        pairs = layer_map(list(captures), list(first), how)
+        for layer, teacher_layer in pairs.items():
+            of_teacher = captures[teacher_layer]
+            squeezed = squeeze(of_teacher, first[layer].heads)
+            grid = _grid(of_teacher)
+            if layer not in sheets:
+                maps = len(squeezed.group) + squeezed.heads * (1 + len(students))
+                size = extent(len(pairs), len(batches), maps, *of_teacher.shape[2:])
+                sheets[layer] = LayerSheets.begin(layer, *of_teacher.shape[2:], (grid, grid), size)
+                groups = _groups(squeezed, list(students))
+            rows = rows_of(of_teacher, sheets[layer].tokens)
+            student_rows = [rows_of(layers[layer], sheets[layer].tokens) for layers in student_captures.values()]
+            none = [""] * squeezed.heads
+            notes = [*[""] * len(squeezed.group), *merged_notes(squeezed), *none * len(students)]
+            sheets[layer].add(torch.cat([rows, squeezed.mix(rows[None])[0], *student_rows]), grid, notes)
+    return Sheets([int(batch.t[0]) for batch in batches], groups, list(sheets.values()))
+
+
+def _groups(squeezed: Squeeze, students: Sequence[str]) -> dict[str, list[str]]:
+    """The names of all maps of a layer."""
+    names = [f"head {head}" for head in range(squeezed.heads)]
+    groups = {"teacher": [f"head {head}" for head in range(len(squeezed.group))], "teacher, squeezed": names}
+    return groups | dict.fromkeys(students, names)
+
+
+def _grid(layer: Capture) -> tuple[int, int]:
+    """The square of an image's tokens."""
+    side = int(layer.shape[2] ** 0.5)
+    return side, side
 
 
 @torch.no_grad()
@@ -136,6 +129,7 @@ def squeeze_statistics(
             LayerSqueeze(
                 layer=layer,
                 alpha=squeezed.alpha.double().numpy(),
+                plan=squeezed.plan,
                 t=batch.t.numpy(),
                 clamped=float(squeezed.clamped.double().mean()) if squeezed.clamped.numel() else 0.0,
                 residual=float(squeezed.residual.mean()),
@@ -155,10 +149,3 @@ def _captures(
             Denoiser(model)(batch.x_t, batch.t, batch.labels, batch.keep)
         copies: dict[str, Captures] = {name: dict(captures) for name, captures in recorded.items()}
     return copies.pop(""), copies
-
-
-def _square(rows: Tensor) -> np.ndarray:
-    """Rows [1,heads,1,n] as images [heads,w,w]."""
-    heads, n = rows.shape[1], rows.shape[3]
-    side = int(n**0.5)
-    return rows[0, :, 0].double().reshape(heads, side, side).numpy()

@@ -12,6 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 from dit_shd.analysis.inputs import DatasetInputs, FileInputs, Inputs, Time
+from dit_shd.analysis.map_sheets import Sheets, head_sheets
 from dit_shd.analysis.survey import LayerMaps, LayerSurvey, Scope, layer_maps, survey
 from dit_shd.analysis.synthetic_inputs import SyntheticInputs
 from dit_shd.attention.recording.joint import Block
@@ -88,6 +89,8 @@ class Findings:
     maps: dict[str, LayerMaps]
     layers: list[LayerSurvey]
     shown: list[str]
+    sheets: Sheets
+    """Of the first sample: maps of many query tokens at several timesteps."""
 
 
 def inspect(config: InspectConfig) -> Findings:
@@ -117,7 +120,9 @@ def inspect(config: InspectConfig) -> Findings:
     shown = _shown(list(maps), config.shown)
     with tqdm(total=len(timesteps) * len(inputs.batches) * len(maps), desc="all samples", unit="layer") as bar:
         layers = survey(model, inputs, scope, timesteps, config.heads, bar.update)
-    return Findings(config, model, inputs, scope, timestep, timesteps, maps, layers, shown)
+    with tqdm(desc="one sample, all timesteps", unit="layer") as bar:
+        sheets = head_sheets(model, inputs, scope, maps, timesteps, config.heads, bar.update)
+    return Findings(config, model, inputs, scope, timestep, timesteps, maps, layers, shown, sheets)
 
 
 def numbers(findings: Findings) -> dict[str, Any]:

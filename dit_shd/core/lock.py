@@ -124,23 +124,23 @@ def locked(file: Path, what: str) -> Generator[None]:
             lock.release()
 
 
-def is_locked(file: Path) -> bool:
-    """Whether a process that lives holds a lock, by what its file records: the question takes no lock.
-
-    Args:
-        file: The lock file.
-    """
+def is_held(path: Path) -> bool:
+    """Whether a lock file's holder is alive, by what the file says of it; nothing is locked."""
     try:
-        fd = os.open(file, os.O_RDONLY | os.O_NOFOLLOW)
+        fd = os.open(path, os.O_RDONLY)
     except OSError:
         return False
     try:
         holder = _read(fd)
+        if not holder:
+            return False
+        if holder["host"] == socket.gethostname():
+            return _is_alive(holder)
+        return time.time() - path.stat().st_mtime < TIMEOUT_SECONDS
+    except OSError:  # released in between
+        return False
     finally:
         os.close(fd)
-    if holder.get("host") == socket.gethostname():
-        return _is_alive(holder)
-    return bool(holder) and _seconds_since_heartbeat(file) < TIMEOUT_SECONDS
 
 
 def _opened(path: Path) -> int:

@@ -1,22 +1,30 @@
 """The page of several evaluations: cost of the models beside quality of their images."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dit_shd.core import environment, hashing
 from dit_shd.core.errors import UserError
+from dit_shd.data.image_sets import ImageSet
 from dit_shd.data.open_images import open_images
 from dit_shd.evaluation import results
 from dit_shd.models import loading
 from dit_shd.profiling.latency import Cost, cost
-from dit_shd.reports.evaluation_page import thumbnails
-from dit_shd.reports.html import paragraph, picture, section, side_by_side
-from dit_shd.reports.tables import facts, table_html
+from dit_shd.reports.figures.chart import chart_row
+from dit_shd.reports.figures.images import class_places, class_sheet, thumbnails
+from dit_shd.reports.figures.quality import quality_charts
+from dit_shd.reports.findings import compared, shared_names, tiles
+from dit_shd.reports.html import Link, header, paragraph, picture, section, side_by_side, write_page
+from dit_shd.reports.tables import Row, facts, figures_table, table_html
 from dit_shd.tasks.diffusion import Diffusion
 
 SHOWN, COLUMNS = 40, 8
-"""Images of each model, and columns of their grid."""
+"""Images of each model, and columns of their grid, where there are no classes."""
+CLASSES, OF_A_CLASS = 10, 5
+"""Classes, a column each, and images of each."""
 SETTINGS = ("count", "steps", "guidance", "guidance_schedule", "labels", "rounding", "seed", "sampler")
 """Keys of the sampler in the table of how the images were made."""
 COST = (
@@ -72,12 +80,13 @@ def how_sampled(names: list[str], records: list[dict[str, Any]]) -> str:
     if not keys:
         return ""
     rows = [[name, *(str(sidecar.get(key, "")) for key in keys)] for name, sidecar in zip(names, sidecars)]
-    return section("How the images were made", table_html([("model", ""), *((key, "") for key in keys)], rows))
+    table = table_html([("model", ""), *((key, "") for key in keys)], rows, what="how the images were made")
+    return section("How the images were made", table)
 
 
 def same_images(names: list[str], records: list[dict[str, Any]]) -> str:
-    """The first samples of each model whose file still exists."""
-    grids = []
+    """The first samples of each model whose file still exists; the same classes in the same columns."""
+    sets: dict[str, ImageSet] = {}
     for name, record in zip(names, records):
         entry = about_result(record)
         try:
@@ -85,17 +94,84 @@ def same_images(names: list[str], records: list[dict[str, Any]]) -> str:
         except UserError:
             continue
         if [*samples.shape] == [entry["n"], *entry["shape"]]:
-            images = samples.take(np.arange(min(SHOWN, entry["n"])))
-            grids.append(picture(thumbnails(images, COLUMNS), f"samples of {name}", name))
+            sets[name] = samples
+    if not sets:
+        return ""
+    classes = shared_classes(list(sets.values()))
+    grids = [_grid(name, samples, classes) for name, samples in sets.items()]
     words = "The first of each file; where seed and labels are the same, so are class and noise of every place."
-    return section("Images", paragraph(words), side_by_side(grids)) if grids else ""
+    if classes:
+        words = (
+            "A class in each column, the same in all; where seed and labels are the same, so is the noise of a place."
+        )
+    return section("Images", paragraph(words), side_by_side(grids))
 
 
-def comparison_footer(files: list[str], records: list[dict[str, Any]]) -> str:
-    """Commands, reference and features of the evaluations."""
+def shared_classes(sets: Sequence[ImageSet]) -> list[int]:
+    """Up to CLASSES classes that all sets have, at equal distances; none where one has no labels."""
+    labels = [samples.labels for samples in sets]
+    known = [set(np.unique(numbers).tolist()) for numbers in labels if numbers is not None]
+    if len(known) < len(sets):
+        return []
+    shared = sorted(set.intersection(*known))
+    count = min(len(shared), CLASSES)
+    return [shared[i * len(shared) // count] for i in range(count)]
+
+
+def _grid(name: str, samples: ImageSet, classes: Sequence[int]) -> str:
+    """One model's images."""
+    if not classes or samples.labels is None:
+        first = np.arange(min(SHOWN, samples.shape[0]))
+        return picture(thumbnails(samples.take(first), COLUMNS), f"samples of {name}", name, css="")
+    places = class_places(samples.labels, classes, OF_A_CLASS).ravel()
+    sheet = class_sheet(samples.take(places[places >= 0]), places, len(classes))
+    return picture(sheet, f"samples of {name}", name, css="", columns=[str(label) for label in classes])
+
+
+def write_comparison_page(
+    page: Path, files: list[str], names: list[str], records: list[dict[str, Any]], rows: list[Row], notes: list[str]
+) -> None:
+    """Write the page of several evaluations, the teacher's first.
+
+    Args:
+        page: The file.
+        files: Results files.
+        names: Of the models.
+        records: Contents of the files.
+        rows: Of the table of figures.
+        notes: What a reader should know before the figures.
+    """
+    title = f"{len(rows)} models side by side"
+    headings, cells, best = figures_table(rows)
+    main = shared_names(rows)[:1]
+    body = [
+        header(
+            "comparison",
+            title,
+            compared(rows, main[0]) if main else ["The evaluations share no figure."],
+            tiles(rows, main[0]) if main else {},
+            *(paragraph(note, "quiet") for note in notes),
+        ),
+        section(
+            "Figures and cost",
+            paragraph("The first line is the teacher. Bold: the best of the others."),
+            table_html(headings, cells, best, what="figures and cost"),
+            chart_row(quality_charts(rows, main[0])) if main else "",
+            paragraph(COST, "quiet"),
+        ),
+        how_sampled(names, records),
+        same_images(names, records),
+        comparison_footer(files, records, page),
+    ]
+    write_page(page, f"dit_shd: {title}", body)
+
+
+def comparison_footer(files: list[str], records: list[dict[str, Any]], page: Path) -> str:
+    """Commands, files, reference and features of the evaluations."""
     reference, features = records[0]["reference"], records[0]["features"]
-    about = {"command": environment.command()}
-    about |= {file: record["command"] for file, record in zip(files, records)}
+    about: dict[str, str | Link] = {"command": environment.command()}
+    about |= {f"command of {file}": record["command"] for file, record in zip(files, records)}
+    about |= {f"file {i}": Link(file, Path(file).absolute()) for i, file in enumerate(files)}
     about["reference"] = f"{reference['path']}, sha256 {reference['sha256']}"
     about["features"] = f"{features['title']}, sha256 {features['sha256']}"
-    return "<footer>" + facts(about) + "</footer>"
+    return "<footer>" + facts(about, page.absolute()) + "</footer>"

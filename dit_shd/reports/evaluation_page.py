@@ -1,7 +1,5 @@
 """The page beside results.json: figures, samples by class, nearest reference images, and precision and recall."""
 
-import html
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,23 +8,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dit_shd.data.pixels import grid
 from dit_shd.evaluation.evaluate import Evaluation, FeaturesAndImages
+from dit_shd.evaluation.feature_set import Statistics
+from dit_shd.evaluation.metrics.frechet import frechet_distance
 from dit_shd.evaluation.neighbours import exact_distances
 from dit_shd.evaluation.results import verdict_line
-from dit_shd.reports.html import paragraph, picture, scatter, section, side_by_side, write_page
+from dit_shd.reports.figures.chart import chart_row
+from dit_shd.reports.figures.images import class_places, class_sheet, points_chart, thumbnails
+from dit_shd.reports.html import Link, header, legend, paragraph, picture, section, side_by_side, write_page
 from dit_shd.reports.tables import facts, number, table_html
 
-CLASSES, OF_A_CLASS = 10, 10
+CLASSES, OF_A_CLASS = 10, 8
 """Numbers of classes and of samples of each that are shown."""
 NEIGHBOURS_OF, NEIGHBOURS = 8, 5
 """Number of samples whose neighbours are shown, and of neighbours."""
 POINTS = 1000
 """Points of each set in the precision and recall picture."""
+Scale = tuple[int, float]
+"""How real images score: their number and the Frechet distance."""
 OUTSIDE = 20
 """Images outside of the other set that are shown."""
-THUMB = 96
-"""Pixels of the longer side of an image on the page."""
 
 
 def write_evaluation_page(page: Path, evaluation: Evaluation) -> None:
@@ -53,38 +54,77 @@ def write_result_page(
         reference: What they were compared with.
         details: The metrics' results for single images, by name.
     """
+    scale = real_scale(record, samples, reference)
     body = [
-        f"<header><h1>{html.escape(_title(record))}</h1>",
-        paragraph(verdict_line(record), "lead"),
-        "</header>",
-        figures_section(record),
+        head(record, f"Evaluation of {Path(record['samples']['path']).name}", scale),
+        figures_section(record, scale),
         _by_class(samples),
         _nearest(samples, reference),
         _inside(samples, reference, details),
-        footer(record),
+        footer(record, page),
     ]
-    write_page(page, f"dit_shd: {_title(record)}", [part for part in body if part])
+    write_page(page, f"dit_shd: {_title(record)}", body)
 
 
 def write_summary_page(page: Path, record: Mapping[str, Any]) -> None:
     """Write the page of several files of samples: means, spreads, and every file's figures."""
     names = list(record["figures"])
     rows = [[run["samples"]["path"], *(number(run["figures"][name]) for name in names)] for run in record["runs"]]
-    title = f"{len(rows)} files of samples"
-    table = table_html([("samples", ""), *((name, "") for name in names)], rows, tinted=-1)
-    body = [
-        f"<header><h1>{title}</h1>",
-        paragraph(verdict_line(record), "lead"),
-        "</header>",
-        figures_section(record),
-        section("Each file", table),
-        footer(record),
-    ]
+    title = f"Evaluation of {len(rows)} files of samples"
+    table = table_html([("samples", ""), *((name, "") for name in names)], rows, tinted=-1, what="figures of each file")
+    body = [head(record, title), figures_section(record), section("Each file", table), footer(record, page)]
     write_page(page, f"dit_shd: {title}", body)
 
 
-def figures_section(record: Mapping[str, Any]) -> str:
-    """The table of figures, with intervals or spreads if there are any, and the notes."""
+def real_scale(record: Mapping[str, Any], samples: FeaturesAndImages, reference: FeaturesAndImages) -> Scale | None:
+    """The Frechet distance of as many real images as there are samples (at most half of the reference) from the others.
+
+    Args:
+        record: The content of results.json.
+        samples: The samples.
+        reference: What they were compared with.
+
+    Returns:
+        Their number and the distance; None where the first figure is another, or the reference is statistics alone.
+    """
+    x, y = samples.features.pooled, reference.features.pooled
+    first = next(iter(record["figures"])).partition("(")[0]
+    if first not in ("FID", "FD") or x is None or y is None or len(y) < 4:
+        return None
+    chosen = torch.zeros(len(y), dtype=torch.bool)
+    chosen[_spread(len(y), min(len(x), len(y) // 2))] = True
+    parts = [Statistics.of(y[side.to(y.device)]) for side in (chosen, ~chosen)]
+    return int(chosen.sum()), max(0.0, frechet_distance(*parts))
+
+
+def head(record: Mapping[str, Any], title: str, scale: Scale | None = None) -> str:
+    """The header: the first figure, what precision and recall say, and whether published figures may stand beside.
+
+    Args:
+        record: The content of results.json.
+        title: Of the page.
+        scale: How real images score.
+    """
+    name, value = next(iter(record["figures"].items()))
+    interval, spread = record.get("intervals", {}).get(name), record.get("spread", {}).get(name)
+    beside = f" (95% interval {number(interval['low'])} to {number(interval['high'])})" if interval else ""
+    beside = f" ± {number(spread)} over files" if spread is not None else beside
+    about = record["samples"] if "samples" in record else record["runs"][0]["samples"]
+    findings = [f"{name} is {number(value)}{beside}, over {about['n']:,} samples."]
+    figures = record["figures"]
+    if scale is not None:
+        findings[0] += f" {scale[0]:,} reference images score {number(scale[1])} against the others."
+    if {"precision", "recall"} <= figures.keys():
+        findings.append(
+            f"{figures['precision']:.0%} of the samples lie among the reference images (precision), and "
+            f"{figures['recall']:.0%} of the reference lies among the samples (recall)."
+        )
+    tiles = {key: number(figures[key]) for key in [key for key in figures if not key.endswith(" std")][:6]}
+    return header("evaluation", title, findings, tiles, paragraph(verdict_line(record), "quiet"))
+
+
+def figures_section(record: Mapping[str, Any], scale: Scale | None = None) -> str:
+    """The table of figures, with intervals or spreads if there are any, how real images score, and the notes."""
     intervals, spread = record.get("intervals", {}), record.get("spread", {})
     headings = [("figure", ""), ("mean", "over files") if spread else ("value", "")]
     headings += [("spread", "standard deviation")] if spread else []
@@ -97,13 +137,23 @@ def figures_section(record: Mapping[str, Any]) -> str:
         row += [f"{number(ends['low'])} to {number(ends['high'])}" if ends else ""] if intervals else []
         rows.append(row)
     notes = [paragraph(note, "quiet") for note in record["notes"]]
-    return section("Figures", table_html(headings, rows, tinted=-1), *notes)
+    last = -1
+    if scale is not None:
+        rows.append([f"{next(iter(record['figures']))} of real images", number(scale[1]), *[""] * (len(headings) - 2)])
+        last = len(rows) - 1
+        words = f"Last line, for scale: {scale[0]:,} images of the reference against its others."
+        notes.insert(0, paragraph(words, "quiet"))
+    return section("Figures", table_html(headings, rows, tinted=-1, scale=last, what="figures"), *notes)
 
 
-def footer(record: Mapping[str, Any]) -> str:
-    """Everything that is required to repeat the figures."""
+def footer(record: Mapping[str, Any], page: Path) -> str:
+    """Everything that is required to repeat the figures, with links to the files of the page's folder."""
     samples, reference, features = record.get("samples"), record["reference"], record["features"]
-    about = {"command": record["command"]}
+    about: dict[str, str | Link] = {"command": record["command"]}
+    for file in [record["samples"]["path"]] if samples is not None else [r["samples"]["path"] for r in record["runs"]]:
+        if Path(file).is_file():
+            about[f"file of {Path(file).name}"] = Link(str(file), Path(file).absolute())
+    about["results"] = Link(page.with_suffix(".json").name, page.with_suffix(".json"))
     if samples is not None:
         about["samples"] = f"{samples['path']}, {samples['n']:,} images, sha256 {samples['sha256']}"
         about |= {f"sampler: {key}": str(value) for key, value in samples.get("sidecar", {}).items()}
@@ -116,21 +166,7 @@ def footer(record: Mapping[str, Any]) -> str:
         about[f"metric {metric['name']}"] = ", ".join(f"{k} {v}" for k, v in metric.items() if k != "name") or "-"
     about["versions"] = ", ".join(f"{k} {v}" for k, v in record["versions"].items())
     about["machine"] = f"{record['platform']}, {record['device']}"
-    return "<footer>" + facts(about) + "</footer>"
-
-
-def thumbnails(images: np.ndarray, columns: int) -> bytes:
-    """Images uint8 [n,y,x,c], row by row, as PNG; large ones are reduced, small ones enlarged."""
-    from PIL import Image
-
-    n, y, x, c = images.shape
-    factor = THUMB / max(y, x)
-    size = (max(1, round(x * factor)), max(1, round(y * factor)))
-    filter = Image.Resampling.NEAREST if factor > 1 else Image.Resampling.LANCZOS
-    small = [np.asarray(Image.fromarray(image[..., 0] if c == 1 else image).resize(size, filter)) for image in images]
-    stream = io.BytesIO()
-    grid(np.stack(small).reshape(n, size[1], size[0], c), columns).save(stream, format="PNG", optimize=True)
-    return stream.getvalue()
+    return "<footer>" + facts(about, page.absolute()) + "</footer>"
 
 
 def _title(record: Mapping[str, Any]) -> str:
@@ -143,19 +179,16 @@ def _by_class(samples: FeaturesAndImages) -> str:
     labels = samples.images.labels
     if labels is None:
         first = np.arange(min(CLASSES * OF_A_CLASS, samples.images.shape[0]))
-        shown = picture(thumbnails(samples.images.take(first), OF_A_CLASS), "samples")
+        shown = picture(thumbnails(samples.images.take(first), CLASSES), "samples", css="")
         return section("Samples", paragraph("The first of the file."), shown)
     classes = np.unique(labels)
     chosen = classes[_spread(len(classes), CLASSES)]
-    figures = []
-    for label in chosen:
-        where = np.flatnonzero(labels == label)[:OF_A_CLASS]
-        sheet = thumbnails(samples.images.take(where), OF_A_CLASS // 2)
-        figures.append(picture(sheet, f"samples of class {label}", f"class {label}"))
-    words = (
-        f"The first of each class{'' if len(chosen) == len(classes) else f', {len(chosen)} of {len(classes)} classes'}."
-    )
-    return section("Samples by class", paragraph(words), side_by_side(figures))
+    places = class_places(labels, chosen.tolist(), OF_A_CLASS).ravel()
+    sheet = class_sheet(samples.images.take(places[places >= 0]), places, len(chosen))
+    names = [str(label) for label in chosen]
+    which = "" if len(chosen) == len(classes) else f", {len(chosen)} of {len(classes)} classes"
+    words = f"The first of each class{which}: a class in each column."
+    return section("Samples by class", paragraph(words), picture(sheet, "samples by class", css="", columns=names))
 
 
 def _nearest(samples: FeaturesAndImages, reference: FeaturesAndImages) -> str:
@@ -179,7 +212,9 @@ def _nearest(samples: FeaturesAndImages, reference: FeaturesAndImages) -> str:
         "the features of this network, nearest first. A sample that is a copy of its neighbour was memorised. "
         f"Distances to the first: {', '.join(number(distance) for distance in closest)}."
     )
-    shown = picture(thumbnails(sheet.reshape(-1, *sheet.shape[2:]), count + 1), "samples and their nearest neighbours")
+    columns = ["sample", *(f"nearest {i + 1}" for i in range(count))]
+    sheet_png = thumbnails(sheet.reshape(-1, *sheet.shape[2:]), count + 1)
+    shown = picture(sheet_png, "samples and their nearest neighbours", css="", columns=columns)
     return section("Nearest reference images", paragraph(words), shown)
 
 
@@ -193,15 +228,18 @@ def _inside(samples: FeaturesAndImages, reference: FeaturesAndImages, details: M
     axes = torch.linalg.eigh(statistics.covariance).eigenvectors[:, -2:].flip(1)
     shown = [_spread(len(rows), POINTS) for rows in (x, y)]
     places = [((rows[i].double() - statistics.mean) @ axes).cpu().numpy() for rows, i in zip((x, y), shown)]
-    titles = ("precision: samples (dots) over the reference", "recall: reference (dots) over the samples")
+    titles = ("precision: samples over the reference", "recall: reference over the samples")
+    sides = ("sample", "reference image")
     plots = [
-        picture_svg(scatter(places[1 - k], places[k], inside[k][shown[k]], titles[k]), titles[k]) for k in range(2)
+        points_chart(places[1 - k], places[k], inside[k][shown[k]], titles[k], [f"{sides[k]} {i}" for i in shown[k]])
+        for k in range(2)
     ]
     words = (
-        f"Up to {POINTS:,} images of each set on the two main directions of the reference's features. Dark dots lie "
-        "inside the other set's balls, orange ones outside; whether they do is decided in all features, not in two."
+        f"Up to {POINTS:,} images of each set on the two main directions of the reference's features; pale: the other "
+        "set. Whether an image is inside the other set's balls is decided in all features, not in two."
     )
-    parts = [paragraph(words), side_by_side(plots)]
+    marks = {"inside the other set": "s1", "outside": "s0", "the other set": "squiet"}
+    parts = [paragraph(words), legend(marks, dots=True), chart_row(plots)]
     sets = (("samples outside the reference", samples), ("reference images no sample is near to", reference))
     sheets = []
     for (name, images_set), flags in zip(sets, inside):
@@ -209,13 +247,8 @@ def _inside(samples: FeaturesAndImages, reference: FeaturesAndImages, details: M
         if images_set.images is not None and len(outside):
             selected = outside[_spread(len(outside), OUTSIDE)]
             caption = f"{len(selected)} of {len(outside):,} {name}"
-            sheets.append(picture(thumbnails(images_set.images.take(selected), 5), name, caption))
+            sheets.append(picture(thumbnails(images_set.images.take(selected), 5), name, caption, css=""))
     return section("Precision and recall", *parts, side_by_side(sheets) if sheets else "")
-
-
-def picture_svg(svg: str, caption: str) -> str:
-    """A figure from an SVG drawing."""
-    return f"<figure><figcaption>{html.escape(caption)}</figcaption>{svg}</figure>"
 
 
 def _spread(n: int, count: int) -> np.ndarray:

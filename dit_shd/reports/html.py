@@ -1,76 +1,118 @@
-"""Self-contained pages: plain HTML with its pictures inside."""
+"""Self-contained pages: one HTML file with its style, script and pictures inside, that asks nobody for anything.
+
+The style is static/page.css, the script static/page.js: our own, since what it does is small (sorting, copying,
+enlarging, reading charts, exploring maps) and chart libraries weigh 50 kB to 4 MB a page.
+"""
 
 import base64
+import hashlib
 import html
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-
-import numpy as np
+from urllib.parse import quote
 
 from dit_shd.core.files import write_text
 
-STYLE = """
-:root { color-scheme: light dark; --ink: #222; --quiet: #666; --line: #ddd; --paper: #fff; --tint: #f4f5f7; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e4e4e4; --quiet: #9a9a9a; --line: #3a3a3a; --paper: #161718; --tint: #202224; }
-}
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2rem 1.2rem 4rem; max-width: 76rem;
-  background: var(--paper); color: var(--ink);
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .8rem; }
-h2 { font-size: 1.2rem; margin: 2.8rem 0 .5rem; }
-p { max-width: 48rem; margin: .5rem 0; }
-.lead { font-size: 1.1rem; }
-.quiet, figcaption, footer { color: var(--quiet); font-size: .9rem; }
-.wide { overflow-x: auto; margin: 1rem 0; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .95rem; }
-th, td { padding: .45rem .8rem; text-align: right; white-space: nowrap;
-  border-bottom: 1px solid var(--line); }
-th { font-weight: 600; color: var(--quiet); font-size: .85rem; vertical-align: bottom; }
-th small { display: block; font-weight: 400; }
-th:first-child, td:first-child { text-align: left; padding-left: .3rem; }
-tr.tinted td { background: var(--tint); }
-td b { font-weight: 700; }
-figure { margin: 0; }
-figure img { display: block; max-width: 100%; height: auto; }
-.scroll img { max-width: none; }
-.wide figure.scroll img { width: 100%; min-width: 54rem; }
-.row { display: flex; flex-wrap: wrap; gap: 1.4rem; }
-.row figure { flex: 1 1 18rem; max-width: 26rem; }
-.row img { width: 100%; border-radius: 3px; }
-figcaption { margin-bottom: .35rem; }
-footer { margin-top: 3.5rem; border-top: 1px solid var(--line); padding-top: 1rem; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1.2rem; margin: .6rem 0; }
-dt { font-weight: 600; } dd { margin: 0; overflow-wrap: anywhere; }
-svg { width: 100%; height: auto; background: var(--tint); border-radius: 3px; }
-.behind { fill: var(--quiet); opacity: .25; } .inside { fill: var(--ink); } .outside { fill: #d9822b; }
-code { font: .85rem/1.4 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
-"""
+STATIC = Path(__file__).parent / "static"
+LISTED = 4
+"""Number of sections from which a page has a list of contents."""
+GENERATOR = "dit_shd"
+"""What pages name as their maker, by which their own are known."""
 
 
-def write_page(out: Path, title: str, body: Sequence[str]) -> None:
+@dataclass(frozen=True)
+class Link:
+    """A file that a page links to.
+
+    Args:
+        text: What is shown.
+        file: The file.
+    """
+
+    text: str
+    file: Path
+
+
+@cache
+def style() -> str:
+    """The CSS of every page."""
+    return (STATIC / "page.css").read_text(encoding="utf-8")
+
+
+@cache
+def script() -> str:
+    """The JavaScript of every page."""
+    return (STATIC / "page.js").read_text(encoding="utf-8")
+
+
+def write_page(out: Path, title: str, body: Sequence[str], reload_seconds: int = 0) -> None:
     """Write the page atomically.
 
     Args:
         out: The file.
         title: Its title.
-        body: HTML of its parts.
+        body: HTML of its parts: a header, sections, a footer.
+        reload_seconds: Interval in which the page reloads itself; 0 for never.
 
     Raises:
         UserError: It could not be written.
     """
-    head = (
+    write_text(out, page_html(title, body, reload_seconds), "make room or choose another out=FILE")
+
+
+def page_html(title: str, body: Sequence[str], reload_seconds: int = 0) -> str:
+    """A whole page. Its policy lets a browser run the page's own script and load nothing."""
+    content = "\n".join(part for part in body if part)
+    contents = _contents(content)
+    digest = base64.b64encode(hashlib.sha256(script().encode()).digest()).decode()
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    reload = f' data-reload="{reload_seconds}"' if reload_seconds else ""
+    return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>\n<body>\n"
+        f'<meta name="generator" content="{GENERATOR}">'
+        f"<title>{html.escape(title)}</title><style>{style()}</style></head>\n<body{reload}>\n"
+        f'<a class="skip" href="#main">to the page</a><div class="page{" listed" if contents else ""}">{contents}'
+        f'<main id="main">\n{content}\n</main></div><script>{script()}</script></body></html>\n'
     )
-    write_text(out, head + "\n".join(body) + "\n</body></html>\n", "make room or choose another out=FILE")
+
+
+def _contents(content: str) -> str:
+    """The list of a page's sections, if there are several."""
+    sections = re.findall(r'<section id="([^"]*)"><h2>(.*?)</h2>', content)
+    if len(sections) < LISTED:
+        return ""
+    items = "".join(f'<li><a href="#{name}">{title}</a></li>' for name, title in sections)
+    listed = f'<nav aria-label="contents"><ul>{items}</ul></nav>'
+    return f'<details class="contents"><summary>Contents</summary>{listed}</details>'
+
+
+def header(kind: str, title: str, findings: Sequence[str], tiles: Mapping[str, str] | None = None, *parts: str) -> str:
+    """The head of a page: what it is, its title, what was found, in words and in a handful of numbers.
+
+    Args:
+        kind: One or two words above the title.
+        title: Of the page.
+        findings: Sentences, the most important first.
+        tiles: Number -> what it is.
+        parts: HTML below.
+    """
+    words = "".join(f'<p class="finding">{html.escape(text)}</p>' for text in findings)
+    numbers = "".join(f"<li><b>{html.escape(n)}</b>{html.escape(w)}</li>" for w, n in (tiles or {}).items())
+    tiled = f'<ul class="tiles">{numbers}</ul>' if numbers else ""
+    above = f'<p class="kind">{html.escape(kind)}</p><h1>{html.escape(title)}</h1>'
+    return f"<header>{above}{words}{tiled}{''.join(parts)}</header>"
 
 
 def section(title: str, *parts: str) -> str:
     """A heading and ready-made HTML below it."""
-    return f"<section><h2>{html.escape(title)}</h2>\n" + "\n".join(parts) + "</section>"
+    name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+    return f'<section id="{name}"><h2>{html.escape(title)}</h2>\n' + "\n".join(parts) + "</section>"
 
 
 def paragraph(text: str, css: str = "") -> str:
@@ -78,38 +120,32 @@ def paragraph(text: str, css: str = "") -> str:
     return f'<p class="{css}">{html.escape(text)}</p>' if css else f"<p>{html.escape(text)}</p>"
 
 
-def picture(image: bytes | tuple[bytes, bytes], alt: str, caption: str = "", css: str = "") -> str:
-    """A figure from PNG bytes, or from a pair for light and dark pages."""
-    light, dark = image if isinstance(image, tuple) else (image, None)
-    source = ""
-    if dark is not None:
-        source = f'<source media="(prefers-color-scheme: dark)" srcset="{_data(dark)}">'
+def figure(inner: str, what: str, caption: str = "", css: str = "") -> str:
+    """A figure that can be enlarged.
+
+    Args:
+        inner: Its HTML.
+        what: Its name for the button, in plain text.
+        caption: Above it.
+        css: Classes.
+    """
     words = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
-    return (
-        f'<figure class="{css}">{words}<picture>{source}'
-        f'<img src="{_data(light)}" alt="{html.escape(alt, quote=True)}"></picture></figure>'
-    )
+    label = html.escape(f"enlarge: {what}", quote=True)
+    button = f'<button class="enlarge" type="button" aria-label="{label}">⤢</button>'
+    return f'<figure class="{css}">{words}{button}{inner}</figure>'
 
 
-def scatter(behind: np.ndarray, points: np.ndarray, inside: np.ndarray, title: str) -> str:
-    """Points [n,2] in front of others, as SVG in the page's colours; those not `inside` [n] in orange."""
-    everything = np.concatenate([behind, points])
-    low, high = np.percentile(everything, 0.5, axis=0), np.percentile(everything, 99.5, axis=0)
-    width, height = 400, 300
-    scale = np.array([width, height]) / np.maximum(high - low, 1e-12)
-
-    def dots(rows: np.ndarray, css: str) -> str:
-        places = np.clip((rows - low) * scale, 0, (width, height)).round(1)
-        return f'<g class="{css}">' + "".join(f'<circle cx="{x:g}" cy="{y:g}" r="2"/>' for x, y in places) + "</g>"
-
-    drawn = dots(behind, "behind") + dots(points[inside], "inside") + dots(points[~inside], "outside")
-    label = html.escape(title, quote=True)
-    return f'<svg viewBox="-4 -4 {width + 8} {height + 8}" role="img" aria-label="{label}">{drawn}</svg>'
+def picture(image: bytes, alt: str, caption: str = "", css: str = "crisp", columns: Sequence[str] = ()) -> str:
+    """A figure from PNG bytes, with its caption (or what it is) and the names of its columns above it."""
+    names = "".join(f"<span>{html.escape(name)}</span>" for name in columns)
+    above = f'<div class="columns" style="grid-template-columns: repeat({len(columns)}, 1fr)">{names}</div>'
+    shown = f'<img src="{data_uri(image)}" alt="{html.escape(alt, quote=True)}">'
+    return figure(f'<div class="sheet">{above if columns else ""}{shown}</div>', alt, caption or alt, css)
 
 
-def wide(inner: str) -> str:
-    """HTML that scrolls sideways on a narrow screen."""
-    return f'<div class="wide">{inner}</div>'
+def wide(inner: str, what: str = "table") -> str:
+    """HTML that scrolls sideways on a narrow screen, also by keys."""
+    return f'<div class="wide" tabindex="0" role="region" aria-label="{html.escape(what, quote=True)}">{inner}</div>'
 
 
 def side_by_side(figures: Sequence[str]) -> str:
@@ -117,5 +153,25 @@ def side_by_side(figures: Sequence[str]) -> str:
     return f'<div class="row">{"".join(figures)}</div>'
 
 
-def _data(png: bytes) -> str:
+def charts(figures: Sequence[str], small: bool = False) -> str:
+    """Charts in as many columns as fit."""
+    return f'<div class="charts{" small" if small else ""}">{"".join(figures)}</div>'
+
+
+def legend(names: Mapping[str, str], dots: bool = False) -> str:
+    """Series by name -> classes of their lines, or of their dots."""
+    mark = '<circle class="dot {}" cx="24" cy="6" r="5"/>' if dots else '<polyline class="{}" points="0,6 30,6"/>'
+    shown = f'<svg viewBox="0 0 30 12" aria-hidden="true">{mark}</svg>'
+    items = (f"<li>{shown.format(css)}{html.escape(name)}</li>" for name, css in names.items())
+    return f'<ul class="legend">{"".join(items)}</ul>'
+
+
+def linked(text: str, link: Link, page: Path) -> str:
+    """A link to a file, relative to the page, so that the folder may be moved."""
+    target = quote(os.path.relpath(link.file, page.parent))
+    return f'{html.escape(text)}<a href="{target}">{html.escape(link.text)}</a>'
+
+
+def data_uri(png: bytes) -> str:
+    """A PNG inside of a page."""
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")

@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dit_shd.reports.figures.study import Curve, Dots, cost_figure, curves_figure, dot_figure
-from dit_shd.reports.figures.style import both
-from dit_shd.reports.html import paragraph, picture, section, side_by_side, wide, write_page
+from dit_shd.reports.figures.chart import chart_row
+from dit_shd.reports.figures.study import Curve, Dots, cost_chart, curve_charts, dot_chart
+from dit_shd.reports.figures.training import run_legend
+from dit_shd.reports.html import Link, header, legend, paragraph, picture, section, side_by_side, write_page
 from dit_shd.reports.tables import facts, table_html
 
 SPREAD = "Mean and standard deviation over training seeds; costs are means of one cell."
@@ -61,41 +62,74 @@ class StudyReport:
 def write_study_page(report: StudyReport, page: Path) -> None:
     """Write the page of a study, finished or not."""
     body = [
-        f"<header>{section(report.title, *_lead(report))}</header>",
+        header(
+            "study",
+            report.title,
+            verdicts(report.claims),
+            {},
+            paragraph(report.question, "lead") if report.question else "",
+            paragraph(report.state),
+            *(paragraph(note, "quiet") for note in report.notes),
+        ),
         section("Claims", report.claims.html()) if report.claims.rows else "",
-        section("Every seed", *(_dots(name, dots) for name, dots in report.dots.items())) if report.dots else "",
+        _dots(report),
         section("Variants", paragraph(SPREAD, "quiet"), report.variants.html()),
         section("Differences", paragraph(INTERVALS, "quiet"), report.comparisons.html()),
         section("Failures", report.failures.html()) if report.failures.rows else "",
         _cost(report),
         _curves(report),
         _samples(report),
-        f"<footer>{facts(report.facts)}</footer>",
+        f"<footer>{facts(_facts(report, page), page)}</footer>",
     ]
     write_page(page, report.title, body)
 
 
-def _lead(report: StudyReport) -> list[str]:
-    words = [paragraph(report.question, "lead")] if report.question else []
-    return [*words, paragraph(report.state), *(paragraph(note, "quiet") for note in report.notes)]
+def verdicts(claims: Table) -> list[str]:
+    """How many claims were seen, and which: the column called verdict."""
+    names = [name for name, _ in claims.headings]
+    if "verdict" not in names or not claims.rows:
+        return ["No claim is judged yet."]
+    column = names.index("verdict")
+    of_verdict: dict[str, list[str]] = {}
+    for row in claims.rows:
+        of_verdict.setdefault(row[column], []).append(row[0])
+    counts = ", ".join(f"{len(texts)} {verdict}" for verdict, texts in of_verdict.items())
+    first = next(iter(of_verdict.get("seen", [])), None)
+    sentences = [f"Of {len(claims.rows)} claims: {counts}."]
+    return [*sentences, f"Seen: {first[0].lower()}{first[1:]}."] if first else sentences
 
 
-def _dots(name: str, dots: Dots) -> str:
-    return wide(picture(both(dot_figure, dots, name), f"{name} of every variant and seed", name))
+def _facts(report: StudyReport, page: Path) -> dict[str, str | Link]:
+    """The facts, with files as links."""
+    return {
+        name: Link(value, page.parent / value) if (page.parent / value).is_file() else value
+        for name, value in report.facts.items()
+    }
+
+
+def _dots(report: StudyReport) -> str:
+    if not report.dots:
+        return ""
+    words = "A dot for each seed; the bar is the mean."
+    return section(
+        "Every seed", paragraph(words, "quiet"), chart_row([dot_chart(d, n) for n, d in report.dots.items()])
+    )
 
 
 def _cost(report: StudyReport) -> str:
     if not report.cost:
         return ""
-    drawn = both(cost_figure, report.cost, report.figure)
-    return section("Cost against quality", wide(picture(drawn, f"CPU seconds of training against {report.figure}")))
+    words = "The line is one standard deviation over seeds."
+    chart = cost_chart(report.cost, report.figure)
+    return section("Cost against quality", paragraph(words, "quiet"), chart_row([chart]))
 
 
 def _curves(report: StudyReport) -> str:
     if not any(report.curves.values()):
         return ""
-    drawn = both(curves_figure, report.curves)
-    return section("Loss curves", wide(picture(drawn, "loss by training step, every seed and the mean", css="scroll")))
+    words = "Every seed faint, the mean over seeds strong."
+    shown = legend(run_legend(report.curves)), chart_row(curve_charts(report.curves))
+    return section("Loss curves", paragraph(words, "quiet"), *shown)
 
 
 def _samples(report: StudyReport) -> str:

@@ -3,11 +3,14 @@
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from dit_shd.profiling.latency import Cost
-from dit_shd.reports.html import wide
+from dit_shd.reports.html import Link, linked, wide
 
 LOWER_IS_BETTER = ("FD", "FID", "sFID", "sFD", "KID")
+LONG = 28
+"""Letters from which the cells of a column break into lines."""
 
 
 @dataclass(frozen=True)
@@ -27,25 +30,34 @@ def table_html(
     rows: Sequence[Sequence[str]],
     bold: Sequence[int] = (),
     tinted: int = 0,
+    scale: int = -1,
+    what: str = "table",
 ) -> str:
-    """A table.
+    """A table that can be sorted by each of its columns, and scrolls with its first column in place.
 
     Args:
         headings: (name, explanation in small letters) of each column.
         rows: Texts, escaped here.
         bold: For each column the row whose cell is bold, -1 for none.
-        tinted: The row with a tinted background, -1 for none.
+        tinted: The row with a tinted background, which stays where it is, -1 for none.
+        scale: The row that the others are compared with, as of real images, which stays where it is, -1 for none.
+        what: Its name for a screen reader.
     """
-    heads = "".join(f"<th>{html.escape(n)}<small>{html.escape(words)}</small></th>" for n, words in headings)
+    heads = "".join(
+        f'<th scope="col"><button type="button">{html.escape(name)}</button><small>{html.escape(words)}</small></th>'
+        for name, words in headings
+    )
+    long = [max((len(row[i]) for row in rows), default=0) > LONG for i in range(len(headings))]
     lines = []
     for r, row in enumerate(rows):
         cells = [html.escape(text) for text in row]
         for column, best in enumerate(bold):
             if best == r:
                 cells[column] = f"<b>{cells[column]}</b>"
-        css = ' class="tinted"' if r == tinted else ""
-        lines.append(f"<tr{css}>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    return wide(f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table>")
+        css = ' class="tinted"' if r == tinted else ' class="scale"' if r == scale else ""
+        opened = ['<td class="words">' if words else "<td>" for words in long]
+        lines.append(f"<tr{css}>" + "".join(f"{td}{cell}</td>" for td, cell in zip(opened, cells)) + "</tr>")
+    return wide(f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table>", what)
 
 
 def figures_table(rows: Sequence[Row]) -> tuple[list[tuple[str, str]], list[list[str]], list[int]]:
@@ -92,10 +104,25 @@ def plain_table(headings: Sequence[tuple[str, str]], rows: Sequence[Sequence[str
     return "\n".join([line(names), *map(line, rows)])
 
 
-def facts(pairs: Mapping[str, str]) -> str:
-    """Names and values, one below the other."""
-    items = "".join(f"<dt>{html.escape(k)}</dt><dd><code>{html.escape(v)}</code></dd>" for k, v in pairs.items())
-    return f"<dl>{items}</dl>"
+def facts(pairs: Mapping[str, str | Link], page: Path | None = None, copied: bool = False) -> str:
+    """Names and values, one below the other.
+
+    Args:
+        pairs: Name -> value.
+        page: The page, which links are relative to.
+        copied: Whether each value has a button that copies it; a command always has.
+    """
+    button = '<button class="tool copy" type="button">copy</button>'
+    items = []
+    for name, value in pairs.items():
+        if isinstance(value, Link):
+            shown = (
+                linked("", value, page or Path()) if value.file.exists() else f"<code>{html.escape(value.text)}</code>"
+            )
+        else:
+            shown = f"<code>{html.escape(value)}</code>" + (button if copied or name == "command" else "")
+        items.append(f"<dt>{html.escape(name)}</dt><dd>{shown}</dd>")
+    return f"<dl>{''.join(items)}</dl>"
 
 
 def lower_is_better(name: str) -> bool:

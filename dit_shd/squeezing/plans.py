@@ -41,6 +41,15 @@ def check_plan(plan: Sequence[Sequence[int]], heads: int, groups: int) -> Plan:
     return checked
 
 
+def merge_names(plan: Plan) -> list[str]:
+    """The merges in the order of Squeeze.alpha, as 0+1|2: alpha is the weight of the heads left of the bar."""
+    names = []
+    for group in plan:
+        heads = list(map(str, group))
+        names += [f"{'+'.join(heads[:i])}|{heads[i]}" for i in range(1, len(heads))]
+    return names
+
+
 def by_size(plan: Plan) -> list[tuple[int, list[int]]]:
     """(k, the numbers of the groups of k heads) for every group size k, to process groups of one size together."""
     sizes = sorted({len(members) for members in plan})

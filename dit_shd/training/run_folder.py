@@ -227,9 +227,10 @@ class RunFolder:
         return self.rows("metrics.jsonl")
 
     def rows(self, log: str) -> list[dict[str, Any]]:
-        """The rows of a log by its file name; none where there is none."""
+        """The rows of a log by its file name, without a line that is still being written; none where there is none."""
         file = self.path / log
-        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        text = file.read_text(encoding="utf-8") if file.exists() else ""
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
 def is_begun(path: Path) -> bool:

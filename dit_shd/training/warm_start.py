@@ -57,14 +57,16 @@ def take_weights(student: nn.Module, source: str) -> WarmStart:
         UserError: There is no such model, or most of the student's parameters are not in it.
     """
     other = loading.load(source).state_dict()
-    own = student.state_dict()
-    fits = {name: other[name] for name, tensor in own.items() if name in other and other[name].shape == tensor.shape}
-    new = tuple(name for name in own if name not in fits)
-    taken, total = sum(map(torch.numel, fits.values())), sum(map(torch.numel, own.values()))
+    weights = student.state_dict()
+    fits = {
+        name: other[name] for name, tensor in weights.items() if name in other and other[name].shape == tensor.shape
+    }
+    new = tuple(name for name in weights if name not in fits)
+    taken, total = sum(map(torch.numel, fits.values())), sum(map(torch.numel, weights.values()))
     if taken < LEAST * total:
         differing = next((name for name in new if name in other), None)
         reason = (
-            f"{differing} is {list(own[differing].shape)} here and {list(other[differing].shape)} there"
+            f"{differing} is {list(weights[differing].shape)} here and {list(other[differing].shape)} there"
             if differing
             else f"it has no {new[0]}"
         )
@@ -72,7 +74,7 @@ def take_weights(student: nn.Module, source: str) -> WarmStart:
             f"from: {source} holds {taken:,} of the student's {total:,} parameters in the same shape ({reason}); give "
             "the student its sizes (student=...), or let a smaller one begin with initialisation.weights=teacher"
         )
-    student.load_state_dict({**own, **fits})
+    student.load_state_dict({**weights, **fits})
     return WarmStart(source, taken, total, new, provenance(source))
 
 

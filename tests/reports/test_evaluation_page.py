@@ -10,7 +10,7 @@ from pages import images_of, words_of
 from PIL import Image
 
 from dit_shd.evaluation.features.digits import DigitsFeatures
-from dit_shd.reports.evaluation_page import thumbnails
+from dit_shd.reports.figures.images import thumbnails
 from dit_shd.reports.tables import number
 
 
@@ -20,16 +20,20 @@ def test_the_page_shows_figures_classes_neighbours_and_who_is_inside(files):
     words = words_of(page)
     for name, value in record["figures"].items():
         assert f"<td>{name}</td><td>{number(value)}</td>" in words
+    assert "<td>FD(digits) of real images</td>" in words and '<tr class="scale">' in words
+    assert "25 reference images score" in words, "half of the reference: there are fewer than samples"
     assert "ADM-comparable: no: features digits are not the 2015 Inception" in words
-    assert all(f"<figcaption>class {label}</figcaption>" in words for label in range(10))
-    assert words.count("<svg") == 2
+    assert "".join(f"<span>{label}</span>" for label in range(10)) in words
+    assert words.count('<svg class="chart"') == 2
     outside = round((1 - record["figures"]["precision"]) * 40)
     assert outside > 0
-    assert words.count('class="outside"') == 2
+    charts = words.split('<svg class="chart"')[1:]
+    assert charts[0].count('class="dot s0"') == outside
+    assert f"{record['figures']['precision']:.0%} of the samples lie among the reference" in words
     assert f"{outside} of {outside} samples outside the reference" in words
     assert record["samples"]["sha256"] in words
     assert record["reference"]["sha256"] in words
-    assert len(images_of(page)) == 10 + 1 + 2
+    assert len(images_of(page)) == 1 + 1 + 2
 
 
 def test_a_sample_that_is_a_copy_has_its_original_beside_it(files):
@@ -51,7 +55,7 @@ def test_statistics_alone_make_a_page_without_neighbours(files, tmp_path):
     run(files)
     words = words_of((files["samples"].parent / "results.html").read_text(encoding="utf-8"))
     assert "Nearest reference images" not in words
-    assert "<svg" not in words
+    assert '<svg class="chart"' not in words
     assert "statistics: network_sha256" in words
 
 
@@ -92,7 +96,7 @@ def test_a_page_of_several_files(files):
     words = words_of((files["folder"] / "results.html").read_text(encoding="utf-8"))
     name = "FD(digits)"
     assert f"<td>{name}</td><td>{number(record['figures'][name])}</td><td>{number(record['spread'][name])}" in words
-    assert all(f"<td>{path}</td>" in words for path in paths)
+    assert all(f">{path}</td>" in words for path in paths)
 
 
 @pytest.mark.parametrize(("shape", "size"), [((300, 200, 3), (64, 96)), ((8, 8, 1), (96, 96))])

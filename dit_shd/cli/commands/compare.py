@@ -10,17 +10,8 @@ from dit_shd.core.config import REQUIRED, checked, option
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import Place
 from dit_shd.evaluation import results
-from dit_shd.reports.comparison_page import (
-    COST,
-    about_result,
-    comparison_footer,
-    comparison_notes,
-    cost_columns,
-    how_sampled,
-    same_images,
-)
-from dit_shd.reports.html import paragraph, section, write_page
-from dit_shd.reports.tables import Row, figures_table, plain_table, table_html
+from dit_shd.reports.comparison_page import about_result, comparison_notes, cost_columns, write_comparison_page
+from dit_shd.reports.tables import Row, figures_table, plain_table
 
 
 @dataclass(frozen=True)
@@ -82,23 +73,9 @@ def compare(config: CompareConfig) -> list[Row]:
         for name, record in zip(names, records)
     ]
     notes += comparison_notes(names, records)
-    headings, cells, best = figures_table(rows)
+    headings, cells, _ = figures_table(rows)
     print("\n".join([plain_table(headings, cells), *(f"note: {note}" for note in notes)]))
-    title = f"{len(rows)} models side by side"
-    body = [
-        f"<header><h1>{title}</h1></header>",
-        section(
-            "Figures and cost",
-            paragraph("The first line is the teacher. Bold: the best of the others."),
-            table_html(headings, cells, best),
-            *(paragraph(note, "quiet") for note in notes),
-            paragraph(COST, "quiet"),
-        ),
-        how_sampled(names, records),
-        same_images(names, records),
-        comparison_footer(config.results, records),
-    ]
-    write_page(config.out, f"dit_shd: {title}", [part for part in body if part])
+    write_comparison_page(config.out, config.results, names, records, rows, notes)
     print(f"written to {config.out}")
     return rows
 

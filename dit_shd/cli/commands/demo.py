@@ -63,7 +63,7 @@ from dit_shd.reports.tables import Row, figures_table, number, plain_table
 from dit_shd.tasks.diffusion import Diffusion
 from dit_shd.training.run_folder import RunFolder
 
-PACKAGES = ("mlxtend", "matplotlib")
+PACKAGES = ("mlxtend",)
 """Everything that a demo needs beside the dependencies of dit_shd."""
 MEASURE = "FD(digits)"
 

@@ -2,8 +2,8 @@
 
 Its folder:
 
-    index.html     the page, self-contained         maps_<layer>.png                  maps of query tokens
-    numbers.json   the numbers of the page          maps_whole, similarity, alpha_layers, alpha_timesteps.png
+    index.html     the page, self-contained         maps_<layer>.png    maps of query tokens
+    numbers.json   the numbers of the page          maps_whole, similarity, alpha_layers, alpha_timesteps.svg
 """
 
 import json
@@ -16,8 +16,7 @@ from dit_shd.cli.commands import Command
 from dit_shd.core.config import checked
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import atomic_folder
-from dit_shd.reports.figures.style import require_matplotlib
-from dit_shd.reports.inspection_page import draw_pictures, write_inspect_page
+from dit_shd.reports.inspection_page import picture_files, write_inspect_page
 
 NUMBERS, PAGE = "numbers.json", "index.html"
 
@@ -48,19 +47,18 @@ def inspect_to_folder(config: InspectConfig) -> Path:
         UserError: No such model, one whose attention cannot be recorded, or a folder that holds other files.
     """
     config = checked(config, "inspect")
-    require_matplotlib()
     config.check(schedule_length(run_config(config.model)))
     out = config.out or Path(f"inspect_{short_name(config.model)}")
     _refuse_overwrite(out, config.force)
     findings = inspect(config)
     with atomic_folder(out.resolve()) as part:
         print("drawing ...", file=sys.stderr)
-        pictures = draw_pictures(findings)
-        for name, light in pictures.files.items():
-            (part / f"{name}.png").write_bytes(light)
-        write_inspect_page(findings, pictures, part / PAGE)
-        files = sorted([NUMBERS, *(file.name for file in part.iterdir())])
+        pictures = picture_files(findings)
+        for name, content in pictures.items():
+            (part / name).write_bytes(content)
+        files = sorted([NUMBERS, PAGE, *pictures])
         (part / NUMBERS).write_text(json.dumps(numbers(findings) | {"files": files}, indent=1), encoding="utf-8")
+        write_inspect_page(findings, [NUMBERS, *sorted(pictures)], part / PAGE)
     return out
 
 

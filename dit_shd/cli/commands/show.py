@@ -13,7 +13,7 @@ from typing import ClassVar
 from dit_shd.cli.commands import Command
 from dit_shd.core.config import REQUIRED, option
 from dit_shd.core.errors import UserError
-from dit_shd.core.lock import is_locked
+from dit_shd.core.lock import is_held
 from dit_shd.reports.run_summary import RunSummary, read_run, summary_lines
 
 
@@ -38,7 +38,7 @@ class Show(Command[ShowConfig]):
                 near = sorted(str(file.parent) for file in path.glob("*/config.yaml"))
                 if near:
                     raise UserError(f"{path}: wanted a run folder; it holds some: {' '.join(near[:5])}")
-            run = read_run(path, running=is_locked(path / ".lock"))
+            run = read_run(path, running=is_held(path / ".lock"))
             print(*([""] if number else []), *text(run), sep="\n")
 
 

@@ -6,7 +6,6 @@ The same command goes on where it stopped. A queue runs single cells: dit-shd st
 from typing import ClassVar
 
 from dit_shd.cli.commands import Command
-from dit_shd.reports.figures.style import require_matplotlib
 from dit_shd.reports.study_page import write_study_page
 from dit_shd.reports.tables import plain_table
 from dit_shd.study.analysis import analyse
@@ -30,7 +29,6 @@ class StudyCommand(Command[StudyConfig]):
         if config.cell is not None:
             runner.run()
             return
-        require_matplotlib()
         show(runner, runner.run())
 
 

@@ -17,6 +17,7 @@ from dit_shd.squeezing.backends.autotune import Backend
 from dit_shd.squeezing.backends.job import Measure
 from dit_shd.squeezing.cost import LayerCost
 from dit_shd.squeezing.divergence import attention_kl
+from dit_shd.squeezing.plans import merge_names
 from dit_shd.squeezing.squeeze import Method
 from dit_shd.squeezing.squeezer import Groups, Squeezer
 from dit_shd.tasks import Batch
@@ -102,7 +103,7 @@ class SHD(LayerLoss):
         return self.weight_at(step) * self.divergence(teacher, student).value.mean()
 
     def divergence(self, teacher: Captures, student: Captures) -> Term:
-        """Value per sample [b]; the logs are each layer's mean alpha and divergence, the share clamped, the residual.
+        """Value per sample [b]; logs: each layer's divergence, mean alpha and alpha by merge, share clamped, residual.
 
         Args:
             teacher: Captures of its forward.
@@ -142,6 +143,8 @@ class SHD(LayerLoss):
         if squeezed.alpha is not None and squeezed.alpha.numel():
             assert squeezed.clamped is not None
             logs |= {f"alpha/{layer}": squeezed.alpha.mean(), "clamped": squeezed.clamped.float().mean()}
+            merges = merge_names(squeezed.plan)
+            logs |= {f"alpha/{layer}/{merge}": alpha for merge, alpha in zip(merges, squeezed.alpha.mean(0))}
         if squeezed.residual is not None:
             logs["residual"] = squeezed.residual.mean()
         return Term(value, logs)

@@ -1,1 +1,1 @@
-"""Figures by matplotlib, in light and dark."""
+"""Charts as SVG, and pictures of images and maps."""

@@ -1,116 +1,104 @@
-"""Attention maps."""
+"""Attention maps as pictures: of query tokens in each head, and of all tokens."""
 
-from collections.abc import Mapping, Sequence
+import io
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dit_shd.analysis.agreement import AttentionRows
 from dit_shd.analysis.survey import LayerMaps
-from dit_shd.reports.figures.style import bare, mark, panels, panels_size, png
+from dit_shd.reports.figures.alpha import short_layer
+from dit_shd.reports.figures.chart import Axis, Chart
+from dit_shd.reports.figures.heat import heat_png, table
+from dit_shd.reports.html import data_uri
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from PIL.Image import Image
+
+TILE, GAP, MARGIN = 96, 6, 84
+"""Pixels of a map's longer side, between maps, and of the names on the left."""
+FRAME = "#31d0c6"
+"""Colour of the frame around the query token."""
 
 
-def attention_figure(
-    rows: Sequence[AttentionRows], clean: np.ndarray, noisy: np.ndarray, token: int, dark: bool = False
-) -> bytes:
-    """Maps of one query token: the image [y,x], clean and with noise, then a line for each layer."""
-    groups = _groups(rows[0])
-    columns = sum(len(maps) for _, maps in groups)
-    spacers = len(groups) - 1
-
-    def draw(figure: "Figure") -> None:
-        from matplotlib.colors import PowerNorm
-
-        widths = [1.5, 0.25]
-        for i, (_, maps) in enumerate(groups):
-            widths += [1.0] * len(maps) + ([0.25] if i < spacers else [])
-        sheet = figure.add_gridspec(len(rows), len(widths), width_ratios=widths)
-        left = sheet[:, 0].subgridspec(2, 1)
-        for i, (picture, title) in enumerate(((clean, "the digit"), (noisy, "with noise"))):
-            ax = bare(figure.add_subplot(left[i]), title)
-            ax.imshow(picture, cmap="gray")
-            mark(ax, token, rows[0].teacher.shape[-2:], picture.shape)
-        for r, layer in enumerate(rows):
-            column = 2
-            top = max(float(maps.max()) for _, maps in _groups(layer))
-            for name, maps in _groups(layer):
-                for k, attention_map in enumerate(maps):
-                    title = (f"{name}\n" if r == 0 and k == 0 else "") + _caption(layer, name, k)
-                    ax = bare(figure.add_subplot(sheet[r, column]))
-                    ax.set_title(title, loc="left", fontsize=6.2 if name == "squeezed" else 7, linespacing=1.5)
-                    ax.imshow(attention_map, cmap="magma", norm=PowerNorm(0.5, 0, top))
-                    mark(ax, token, attention_map.shape, attention_map.shape)
-                    if column == 2:
-                        ax.set_ylabel(layer.layer.removesuffix(".attn"), fontsize=9)
-                    column += 1
-                column += 1
-
-    return png(draw, (0.88 * columns + 1.6, 1.16 * len(rows) + 0.45), dark)
+def whole_charts(layers: Mapping[str, LayerMaps]) -> list[Chart]:
+    """The map of each layer over all tokens, mean over heads: keys across, queries down."""
+    drawn = []
+    for name, layer in layers.items():
+        n, m = layer.token_count, layer.rows.shape[2]
+        chart = Chart(short_layer(name), Axis("key token", 0, m), Axis("query token", n, 0), (280, 280), square=True)
+        top = max(float(layer.binned.max()), 1e-30)
+        chart.image(data_uri(heat_png(np.sqrt(layer.binned / top))))
+        drawn.append(chart)
+    return drawn
 
 
-def maps_figure(layer: LayerMaps, pictures: Mapping[str, np.ndarray], dark: bool = False) -> bytes:
-    """A line for each query token of one layer, and one for the mean over all tokens; a column for each head.
+def maps_sheet(layer: LayerMaps, pictures: Mapping[str, np.ndarray]) -> bytes:
+    """A PNG with a line for each query token, and one for the mean over all tokens; a column for each head.
 
     Args:
         layer: The maps.
-        pictures: The model's input by title, [y,x] or [y,x,3]; drawn on the left, with the tokens framed.
-        dark: Whether it is for a dark page.
+        pictures: The model's input by title, [y,x] or [y,x,3] from 0 to 1; on the left, with the tokens framed.
     """
-    q, h, _ = layer.rows.shape
+    from PIL import Image, ImageDraw
+
     lines = [*layer.rows, layer.received]
-    rows, columns = layer.keys or (1, 1)
-    high = 0.3 if layer.keys is None else min(max(rows / columns, 0.3), 3.0)
-
-    def draw(figure: "Figure") -> None:
-        from matplotlib.colors import PowerNorm
-
-        before = len(pictures)
-        axes = figure.subplots(q + 1, before + h, squeeze=False)
-        for r, maps in enumerate(lines):
-            for ax, (title, pixels) in zip(axes[r], pictures.items()):
-                bare(ax, title if r == 0 else "")
-                ax.imshow(pixels, cmap="gray")
-                if r < q and layer.queries is not None:
-                    mark(ax, layer.tokens[r], layer.queries, pixels.shape[:2])
-            top = float(maps.max())
-            for head, ax in enumerate(axes[r, before:]):
-                bare(ax, f"head {head + 1}" if r == 0 else "")
-                picture = maps[head].reshape(layer.keys or (1, -1))
-                ax.imshow(picture, cmap="magma", norm=PowerNorm(0.5, 0, top), aspect=None if layer.keys else "auto")
-                if r < q and layer.keys is not None and layer.keys == layer.queries:
-                    mark(ax, layer.tokens[r], layer.keys, layer.keys)
-            label = f"token {layer.tokens[r]}" if r < q else "mean of all\ntokens"
-            axes[r, 0].set_ylabel(label, fontsize=8)
-
-    return png(draw, (0.92 * (len(pictures) + h) + 0.4, (0.92 * high + 0.08) * (q + 1) + 0.2), dark)
-
-
-def binned_figure(layers: Mapping[str, LayerMaps], dark: bool = False) -> bytes:
-    """The map of each layer over all tokens, mean over heads."""
-
-    def draw(figure: "Figure") -> None:
-        from matplotlib.colors import PowerNorm
-
-        for ax, (name, layer) in panels(figure, list(layers.items())):
-            n, m = layer.token_count, layer.rows.shape[2]
-            ax.imshow(layer.binned, cmap="magma", norm=PowerNorm(0.5, 0), extent=(0, m, n, 0), aspect="auto")
-            ax.grid(False)
-            ax.set_title(name.removesuffix(".attn"), fontsize=8, loc="left")
-            ax.set_xlabel("key token", fontsize=8)
-            ax.set_ylabel("query token", fontsize=8)
-            ax.tick_params(labelsize=7)
-
-    return png(draw, panels_size(len(layers), 2.6, 2.6), dark)
+    keys = layer.keys or (1, layer.rows.shape[2])
+    width, height = _tile(keys)
+    titles = [*pictures, *(f"head {head}" for head in range(layer.rows.shape[1]))]
+    size = (MARGIN + len(titles) * (width + GAP), 22 + len(lines) * (height + GAP))
+    sheet = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, title in enumerate(titles):
+        draw.text((MARGIN + column * (width + GAP), 4), title, fill="#222")
+    for row, maps in enumerate(lines):
+        token = layer.tokens[row] if row < len(layer.tokens) else None
+        y = 22 + row * (height + GAP)
+        draw.text((2, y), "mean of all" if token is None else f"token {token}", fill="#222")
+        tiles = [(_grey(pixels), layer.queries) for pixels in pictures.values()]
+        top = max(float(maps.max()), 1e-30)
+        shares = np.sqrt(maps / top).reshape(-1, *keys)
+        tiles += [
+            (table()[(255 * s).round().astype(int)], keys if layer.keys == layer.queries else None) for s in shares
+        ]
+        for column, (pixels, grid) in enumerate(tiles):
+            corner = (MARGIN + column * (width + GAP), y)
+            _put(sheet, pixels, corner, (width, height), None if grid is None or token is None else (token, grid))
+    stream = io.BytesIO()
+    sheet.save(stream, format="PNG", optimize=True)
+    return stream.getvalue()
 
 
-def _groups(layer: AttentionRows) -> list[tuple[str, np.ndarray]]:
-    return [("teacher", layer.teacher), ("squeezed", layer.squeezed), *layer.students.items()]
+def _tile(keys: tuple[int, int]) -> tuple[int, int]:
+    """Width and height of a map; a strip of keys in a line is low."""
+    rows, columns = keys
+    if rows == 1:
+        return TILE, 24
+    longer = max(rows, columns)
+    return max(12, TILE * columns // longer), max(12, TILE * rows // longer)
 
 
-def _caption(layer: AttentionRows, group: str, k: int) -> str:
-    if group != "squeezed":
-        return f"head {k + 1}"
-    return "+".join(f"{layer.weights[i]:.2f} A{i + 1}" for i in layer.plan[k])
+def _grey(pixels: np.ndarray) -> np.ndarray:
+    """[y,x] or [y,x,3] of any range as uint8 [y,x,3]."""
+    low, high = float(pixels.min()), float(pixels.max())
+    levels = (255 * (pixels - low) / max(high - low, 1e-12)).round().astype(np.uint8)
+    return np.repeat(levels[..., None], 3, 2) if levels.ndim == 2 else levels
+
+
+def _put(
+    sheet: "Image",
+    pixels: np.ndarray,
+    corner: tuple[int, int],
+    size: tuple[int, int],
+    framed: tuple[int, tuple[int, int]] | None,
+) -> None:
+    """Paste a tile; `framed` is a token and its grid."""
+    from PIL import Image, ImageDraw
+
+    tile = Image.fromarray(pixels.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
+    if framed is not None:
+        token, (rows, columns) = framed
+        y, x = divmod(token, columns)
+        box = (x * size[0] / columns, y * size[1] / rows, (x + 1) * size[0] / columns - 1, (y + 1) * size[1] / rows - 1)
+        ImageDraw.Draw(tile).rectangle(box, outline=FRAME, width=2)
+    sheet.paste(tile, corner)

@@ -1,52 +1,48 @@
-"""Similarity of the heads of a layer, and merge plans."""
+"""Similarity of the heads of a layer, and merge plans. Heads count from 0, as in a plan."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dit_shd.analysis.survey import LayerSurvey
-from dit_shd.reports.figures.style import FRAME, panels, panels_size, png
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from dit_shd.reports.figures.alpha import short_layer
+from dit_shd.reports.figures.chart import Axis, Chart
+from dit_shd.reports.figures.heat import colour, ink_on
 
 NUMBERS_UP_TO = 8
 """Largest number of heads for which the cosines are written into their cells."""
 
 
-def similarity_figure(layers: Sequence[LayerSurvey], dark: bool = False) -> bytes:
+def lowest_cosine(layers: Sequence[LayerSurvey]) -> float:
+    """The cosine where the colours begin."""
+    return float(np.floor(10 * min(layer.cosines.min() for layer in layers)) / 10)
+
+
+def similarity_charts(layers: Sequence[LayerSurvey]) -> list[Chart]:
     """Cosines of heads by layer; the contiguous plan as frames, the matched plan as dots."""
-    heads = max(layer.heads for layer in layers)
-    low = np.floor(10 * min(layer.cosines.min() for layer in layers)) / 10
-    inches = min(0.36 * heads + 0.7, 3.6)
+    low = lowest_cosine(layers)
+    return [_similarity(layer, low) for layer in layers]
 
-    def draw(figure: "Figure") -> None:
-        from matplotlib.cm import ScalarMappable
-        from matplotlib.colors import Normalize
-        from matplotlib.patches import Rectangle
 
-        for ax, layer in panels(figure, layers):
-            h = layer.heads
-            ax.imshow(layer.cosines, cmap="magma", vmin=low, vmax=1)
-            ax.set_title(layer.layer.removesuffix(".attn"), fontsize=8, loc="left")
-            ax.grid(False)
-            every = 1 if h <= 12 else 4
-            labels = [str(head + 1) for head in range(0, h, every)]
-            ax.set_xticks(range(0, h, every), labels, fontsize=6.5)
-            ax.set_yticks(range(0, h, every), labels, fontsize=6.5)
-            for i, j in ((i, j) for i in range(h) for j in range(h) if h <= NUMBERS_UP_TO and i != j):
-                value = layer.cosines[i, j]
-                ax.text(j, i, f"{value:.2f}"[1:], ha="center", va="center", fontsize=5.5,
-                        color="black" if value > low + 0.6 * (1 - low) else "white")  # fmt: skip
-            for group in layer.plan:
-                corner = (group[0] - 0.5, group[0] - 0.5)
-                ax.add_patch(Rectangle(corner, len(group), len(group), fill=False, edgecolor=FRAME, linewidth=1.6))
-            pairs = [(j + 0.3, i - 0.3) for group in layer.matched for i in group for j in group if i != j]
-            if pairs:
-                ax.plot(*zip(*pairs), "o", color="white", markeredgecolor="black", markersize=3.6, markeredgewidth=0.6)
-        figure.colorbar(
-            ScalarMappable(Normalize(low, 1), "magma"), ax=figure.axes, label="cosine", shrink=0.8, aspect=30, pad=0.01
-        )
-
-    return png(draw, panels_size(len(layers), inches, inches + 0.2), dark)
+def _similarity(layer: LayerSurvey, low: float) -> Chart:
+    h = layer.heads
+    names = [str(head) for head in range(h)]
+    x = Axis("head", -0.5, h - 0.5, names=names)
+    y = Axis("head", h - 0.5, -0.5, names=names)
+    chart = Chart(short_layer(layer.layer), x, y, (260, 260), square=True)
+    for i in range(h):
+        for j in range(h):
+            value = float(layer.cosines[i, j])
+            fill = colour((value - low) / max(1 - low, 1e-9))
+            words = f"heads {i} and {j}: cosine {value:.3f}"
+            chart.box((j - 0.5, j + 0.5), (i - 0.5, i + 0.5), fill=fill, words=words)
+            if h <= NUMBERS_UP_TO and i != j:
+                text = f"{value:.2f}"[1:] if 0 <= value < 0.995 else f"{value:.2f}"
+                chart.coloured_text(j, i, text, ink_on(fill))
+    for group in layer.plan:
+        ends = (min(group) - 0.5, max(group) + 0.5)
+        chart.box(ends, ends, "frame")
+    for group in layer.matched:
+        for i, j in ((i, j) for i in group for j in group if i != j):
+            chart.mark(j + 0.3, i - 0.3)
+    return chart

@@ -1,101 +1,76 @@
 """Variants over their seeds: dots, curves, cost against quality."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dit_shd.reports.figures.style import PANELS, panels, panels_size, png
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from dit_shd.reports.figures.chart import SIZE, Axis, Chart, series_css
+from dit_shd.reports.tables import number
 
 Dots = Mapping[str, Mapping[int, float]]
 """Variant -> seed -> value."""
 Curve = Mapping[str, Sequence[float]]
 """Term -> its values at curve["step"]."""
+TERMS = 6
+"""Largest number of terms drawn."""
+PLACES = 34
+"""Pixels of a variant in the chart of dots."""
 
 
-def dot_figure(dots: Dots, name: str, dark: bool = False) -> bytes:
-    """A line for each variant: a dot for each seed, in the seed's colour, and a bar at the mean."""
-    seeds = sorted({seed for values in dots.values() for seed in values})
-
-    def draw(figure: "Figure") -> None:
-        ax = figure.subplots()
-        colours = _colours(len(seeds))
-        for line, values in enumerate(dots.values()):
-            for seed, value in values.items():
-                place = seeds.index(seed)
-                height = line + 0.12 * (place - (len(seeds) - 1) / 2) / max(1, len(seeds) / 4)
-                ax.plot([value], [height], "o", color=colours[place], markersize=5, alpha=0.9)
-            if values:
-                mean = np.mean(list(values.values()))
-                ax.plot([mean, mean], [line - 0.32, line + 0.32], color=ax.yaxis.label.get_color(), linewidth=2)
-        for place, seed in enumerate(seeds):
-            ax.plot([], [], "o", color=colours[place], markersize=5, label=f"seed {seed}")
-        ax.set_yticks(range(len(dots)), list(dots))
-        ax.invert_yaxis()
-        ax.set_xlabel(name)
+def dot_chart(dots: Dots, name: str) -> Chart:
+    """A line for each variant: its name, a dot for each seed, and a bar at the mean."""
+    values = [value for seeds in dots.values() for value in seeds.values()]
+    count = max(len(dots), 1)
+    y = Axis("", count - 0.4, -0.75, names=[""] * count)
+    chart = Chart(name, Axis.around(name, values), y, (SIZE[0], PLACES * count + 70))
+    for line, (variant, seeds) in enumerate(dots.items()):
+        chart.words(chart.x.low, line - 0.38, f"{variant}  (n = {len(seeds)})")
+        for seed, value in seeds.items():
+            chart.dot(value, line, series_css(line), f"{variant}, seed {seed}: {name} {number(value)}")
         if seeds:
-            ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+            chart.tick(float(np.mean(list(seeds.values()))), line, "sink", 18)
+    return chart
 
-    return png(draw, (7.6, 1.0 + 0.42 * len(dots)), dark)
 
-
-def curves_figure(curves: Mapping[str, Sequence[Curve]], dark: bool = False) -> bytes:
-    """A panel for each loss term: every seed thin, the mean over seeds thick."""
-    terms = _terms(curves)
-    colours = dict(zip(curves, _colours(len(curves))))
-
-    def draw(figure: "Figure") -> None:
-        for ax, term in panels(figure, terms):
-            for variant, runs in curves.items():
-                logged = [run for run in runs if term in run]
-                for run in logged:
-                    ax.plot(run["step"], run[term], color=colours[variant], alpha=0.25, linewidth=0.7)
-                if logged and len({len(run[term]) for run in logged}) == 1:
-                    mean = np.mean([run[term] for run in logged], axis=0)
-                    ax.plot(logged[0]["step"], mean, color=colours[variant], linewidth=1.8, label=variant)
-            ax.set_title(term)
-            ax.set_xlabel("training step")
-            ax.set_yscale("log")
-            ax.tick_params(labelsize=8)
-            if ax.get_legend_handles_labels()[0]:
-                ax.legend(frameon=False, fontsize=7)
-
-    return png(draw, panels_size(len(terms), 3.9, 3.2), dark)
+def curve_charts(curves: Mapping[str, Sequence[Curve]]) -> list[Chart]:
+    """A chart for each loss term: every seed faint, the mean over seeds strong."""
+    drawn = []
+    for term in _terms(curves):
+        logged = {v: [run for run in runs if term in run] for v, runs in curves.items()}
+        values = [value for runs in logged.values() for run in runs for value in run[term]]
+        steps = [step for runs in logged.values() for run in runs for step in run["step"]]
+        chart = Chart(term, Axis("training step", 0, max(steps, default=1)), Axis.around("", values, log=True))
+        for i, (variant, runs) in enumerate(logged.items()):
+            for run in runs:
+                chart.line(run["step"], run[term], f"{series_css(i)} faint")
+            if runs and len({len(run[term]) for run in runs}) == 1:
+                chart.line(runs[0]["step"], np.mean([run[term] for run in runs], axis=0), series_css(i), variant)
+        drawn.append(chart)
+    return drawn
 
 
 def _terms(curves: Mapping[str, Sequence[Curve]]) -> list[str]:
     """Every loss term of the first pass (plain/noise, plain/shd, ...), in the order of the run that has the most."""
     logged = [[term for term in run if term != "step"] for runs in curves.values() for run in runs]
     most = max(logged, key=len, default=[])
-    return [term for term in most if term.partition("/")[0] == most[0].partition("/")[0]][:PANELS] or [""]
+    return [term for term in most if term.partition("/")[0] == most[0].partition("/")[0]][:TERMS]
 
 
-def cost_figure(points: Mapping[str, tuple[float, float, float]], name: str, dark: bool = False) -> bytes:
+def cost_chart(points: Mapping[str, tuple[float, float, float]], name: str) -> Chart:
     """Cost against quality.
 
     Args:
         points: Variant -> mean CPU seconds of training, mean and standard deviation of the figure.
         name: The figure.
-        dark: Whether it is for a dark page.
     """
-
-    def draw(figure: "Figure") -> None:
-        ax = figure.subplots()
-        for (variant, (cost, mean, deviation)), colour in zip(points.items(), _colours(len(points))):
-            bar = None if np.isnan(deviation) else deviation
-            ax.errorbar([cost], [mean], yerr=bar, fmt="o", color=colour, capsize=3, label=variant)
-        ax.set_xlabel("CPU seconds of training")
-        ax.set_ylabel(name)
-        ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-
-    return png(draw, (7.6, 3.6), dark)
-
-
-def _colours(count: int) -> list[tuple[float, float, float, float]]:
-    """`count` distinct colours."""
-    import matplotlib
-
-    return [matplotlib.colormaps["tab10" if count <= 10 else "tab20"](i % 20) for i in range(count)]
+    spans = {v: 0.0 if np.isnan(deviation) else deviation for v, (_, _, deviation) in points.items()}
+    ends = [mean + side * spans[v] for v, (_, mean, _) in points.items() for side in (-1, 1)]
+    x = Axis.around("CPU seconds of training", [cost for cost, _, _ in points.values()], pad=0.15)
+    chart = Chart(f"{name} against training", x, Axis.around(name, ends, pad=0.12))
+    for i, (variant, (cost, mean, _)) in enumerate(points.items()):
+        css = series_css(i)
+        if spans[variant]:
+            chart.stem(cost, mean - spans[variant], mean + spans[variant], css)
+        chart.dot(cost, mean, css, f"{variant}: {name} {number(mean)} after {cost:.0f} CPU s", radius=5)
+        chart.words(cost, mean, variant, shift=9)
+    return chart

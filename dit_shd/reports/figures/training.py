@@ -1,19 +1,17 @@
-"""Generated images, and the losses of training."""
+"""Generated images, and the numbers of training by step."""
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dit_shd.data.pixels import grid
-from dit_shd.reports.figures.style import COLOURS, png
+from dit_shd.reports.figures.chart import SIZE, SMALL, Axis, Chart, series_css
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-Curves = Mapping[str, Sequence[Mapping[str, float]]]
-"""Student -> the rows of its metrics.jsonl."""
+Rows = Sequence[Mapping[str, float]]
+"""Rows of a metrics.jsonl."""
+POINTS = 320
+"""Points of a curve; more are averaged in intervals."""
 
 
 def grid_figure(images: np.ndarray, columns: int = 10, enlarge: int = 3) -> bytes:
@@ -25,31 +23,46 @@ def grid_figure(images: np.ndarray, columns: int = 10, enlarge: int = 3) -> byte
     return stream.getvalue()
 
 
-def loss_figure(curves: Curves, terms: Mapping[str, str], dark: bool = False) -> bytes:
-    """One panel for each term (key of metrics.jsonl -> title) with every student that logged it."""
+def term_charts(
+    curves: Mapping[str, Rows], terms: Mapping[str, str], log: bool = True, small: bool = False
+) -> list[Chart]:
+    """A chart for each term (key of metrics.jsonl -> title) with every run that logged it, faint and as a running mean.
 
-    def draw(figure: "Figure") -> None:
-        from matplotlib.ticker import LogLocator, NullLocator
+    Args:
+        curves: Run -> its rows.
+        terms: Key -> title.
+        log: Whether the scale is logarithmic, where all values are above 0.
+        small: Whether the charts are for a row of small ones.
+    """
+    drawn = []
+    for key, title in terms.items():
+        points = {name: points_of(rows, key) for name, rows in curves.items()}
+        logged = {name: pair for name, pair in points.items() if len(pair[0])}
+        if not logged:
+            continue
+        values = np.concatenate([ys for _, ys in logged.values()])
+        last = max(float(xs[-1]) for xs, _ in logged.values())
+        axes = Axis("step", 0, max(last, 1.0)), Axis.around("", values, log=log)
+        chart = Chart(title, *axes, SMALL if small else SIZE)
+        for name, (xs, ys) in logged.items():
+            css = series_css(list(curves).index(name))
+            smoothed = smooth(ys)
+            if not np.allclose(smoothed, ys):
+                chart.line(xs, ys, f"{css} faint")
+            chart.line(xs, smoothed, css, name)
+            if len(xs) == 1:
+                chart.dot(xs[0], ys[0], css, f"{name}, step {xs[0]:g}: {ys[0]:.4g}")
+        drawn.append(chart)
+    return drawn
 
-        axes = figure.subplots(1, len(terms), squeeze=False)[0]
-        for ax, (key, title) in zip(axes, terms.items()):
-            for colour, (name, rows) in zip(COLOURS, curves.items()):
-                points = [(row["step"], row[key]) for row in rows if key in row]
-                if points:
-                    steps, values = np.array(points, dtype=float).T
-                    ax.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
-                    ax.plot(steps, smooth(values), color=colour, label=name, linewidth=1.8)
-            ax.set_title(title)
-            ax.set_xlabel("training step")
-            ax.set_yscale("log")
-            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
-            ax.yaxis.set_minor_locator(NullLocator())
-            ax.yaxis.set_major_formatter("{x:g}")
-            ax.tick_params(labelsize=8)
-            if ax.lines:
-                ax.legend(frameon=False)
 
-    return png(draw, (3.6 * len(terms), 3.0), dark)
+def points_of(rows: Rows, key: str, count: int = POINTS) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of one number where it was logged; means of intervals beyond `count` points."""
+    pairs = np.array([(row["step"], row[key]) for row in rows if key in row], dtype=float).reshape(-1, 2)
+    pairs = pairs[np.isfinite(pairs).all(1)]
+    if len(pairs) > count:
+        pairs = np.stack([part.mean(0) for part in np.array_split(pairs, count)])
+    return pairs[:, 0], pairs[:, 1]
 
 
 def smooth(values: np.ndarray, share: float = 0.08) -> np.ndarray:
@@ -59,3 +72,8 @@ def smooth(values: np.ndarray, share: float = 0.08) -> np.ndarray:
     index = np.arange(len(values))
     first, last = np.maximum(index - half, 0), np.minimum(index + half + 1, len(values))
     return (total[last] - total[first]) / (last - first)
+
+
+def run_legend(curves: Mapping[str, object]) -> dict[str, str]:
+    """Run -> the classes of its lines."""
+    return {name: series_css(i) for i, name in enumerate(curves)}

@@ -1,0 +1,84 @@
+"""The explorer of attention maps: a layer, a timestep, a query token and a head are chosen on the page.
+
+Everything it shows was recorded before (analysis/map_sheets.py) and is inside the page; static/page.js draws it.
+"""
+
+import base64
+import html
+import json
+from collections.abc import Sequence
+
+import numpy as np
+
+from dit_shd.analysis.map_sheets import LayerSheets, Sheets
+from dit_shd.reports.figures.alpha import short_layer
+from dit_shd.reports.figures.heat import ANCHORS, bar, packed
+from dit_shd.reports.html import data_uri
+
+WORDS = (
+    "Choose a layer, a timestep and a query token (click on the picture, or arrow keys on it), and a map to enlarge. "
+    "Bright: much attention; one scale (square root) for all maps of a choice."
+)
+
+
+def explorer(sheets: Sheets, pictures: Sequence[bytes], token: int, timestep: int, clean: bytes | None = None) -> str:
+    """The explorer as HTML.
+
+    Args:
+        sheets: The maps.
+        pictures: The input at each timestep as PNG, if it is a picture.
+        token: The query token shown first.
+        timestep: The one shown first, or the nearest to it.
+        clean: The input without noise.
+    """
+    time = int(np.abs(np.array(sheets.timesteps) - timestep).argmin())
+    layer = len(sheets.layers) // 2
+    data = {
+        "palette": ANCHORS,
+        "timesteps": sheets.timesteps,
+        "groups": [{"name": name, "maps": maps} for name, maps in sheets.groups.items()],
+        "layers": [_layer(layer_sheets) for layer_sheets in sheets.layers],
+        "notes": [layer_sheets.notes for layer_sheets in sheets.layers],
+        "pictures": [data_uri(picture) for picture in pictures],
+        "layer": layer,
+        "time": time,
+        "token": token,
+    }
+    chips = "".join(
+        f'<label class="chip"><input type="radio" name="layer" value="{i}"{" checked" if i == layer else ""}>'
+        f"<span>{html.escape(short_layer(layer_sheets.layer))}</span></label>"
+        for i, layer_sheets in enumerate(sheets.layers)
+    )
+    last = len(sheets.timesteps) - 1
+    text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+    return (
+        f'<div class="explorer"><fieldset><legend>layer</legend>{chips}</fieldset>'
+        f'<label class="slide">timestep <input type="range" min="0" max="{last}" value="{time}"'
+        f"{' disabled' if not last else ''}><output></output></label>"
+        '<div class="stage"><div class="query"><h3>query: <output></output></h3>'
+        '<canvas tabindex="0" role="img" aria-label="query token; arrow keys move it"></canvas>'
+        f'{_input(clean)}</div><div class="groups"></div>'
+        '<div class="detail"><h3></h3><canvas tabindex="0" role="img" aria-label="the chosen map; arrow keys read it">'
+        f'</canvas><p class="readout" role="status"></p>{bar(("", "", ""), "colours of the maps")}</div></div>'
+        "<noscript><p>These maps are drawn by the page's script; the pictures beside the page show some of them.</p>"
+        f'</noscript><script type="application/json">{text}</script></div>'
+    )
+
+
+def _input(clean: bytes | None) -> str:
+    if clean is None:
+        return ""
+    return f'<p class="quiet">without noise</p><img class="crisp" src="{data_uri(clean)}" alt="the input" width="72">'
+
+
+def _layer(sheets: LayerSheets) -> dict[str, object]:
+    values = base64.b64encode(packed(np.stack(sheets.levels))).decode("ascii")
+    return {
+        "tokens": sheets.tokens,
+        "grid": sheets.grid,
+        "keys": sheets.keys,
+        "pooled": sheets.pooled,
+        "aligned": sheets.keys == sheets.grid,
+        "tops": [float(f"{top:.6g}") for top in sheets.tops],
+        "values": values,
+    }

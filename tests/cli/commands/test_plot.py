@@ -1,0 +1,106 @@
+"""The page of runs, from the logs of real ones, whole or half written, finished or not."""
+
+import json
+import socket
+
+import pytest
+from pages import words_of
+from small_runs import tiny
+
+from dit_shd.cli.commands import plot as plot_command
+from dit_shd.cli.commands.plot import PlotConfig, is_training, plot, read_log
+from dit_shd.cli.program import main
+from dit_shd.core.config import make
+from dit_shd.core.errors import UserError
+from dit_shd.core.lock import Lock
+from dit_shd.reports.run_page import by_layer, findings, merges_of, shared_terms
+from dit_shd.training.config import TrainConfig
+from dit_shd.training.run_folder import LOCK
+from dit_shd.training.trainer import train
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of four steps."""
+    folder = tmp_path_factory.mktemp("plotted")
+    list(train(make(TrainConfig, tiny(folder), "config")))
+    return folder / "run"
+
+
+def test_each_merge_is_logged_and_their_mean_is_that_of_the_layer(run):
+    log = read_log("x", run)
+    layers = by_layer(log, "alpha")
+    assert next(iter(layers.values())) == "en_inblocks.0.attn"
+    assert len(layers) == 4
+    for key in layers:
+        merges = merges_of(log, key)
+        assert list(merges.values()) == ["0|1", "2|3"]
+        for row in log.metrics:
+            assert row[key] == pytest.approx(sum(row[merge] for merge in merges) / 2, abs=1e-6)
+
+
+def test_the_page_of_a_real_run_says_how_far_it_is(run, capsys):
+    assert main(["plot", str(run)]) == 0
+    assert f"done: {run / 'plot.html'}" in capsys.readouterr().out
+    page = (run / "plot.html").read_text()
+    words = words_of(page)
+    assert "run is done; its loss went from" in words
+    for heading in ("Loss", "Divergence by layer", "Alpha by layer", "Pace and memory"):
+        assert f"<h2>{heading}</h2>" in words
+    assert "data-reload" not in page.partition("<body")[2].partition(">")[0]
+    assert words.count(">0|1</text>") == 4, "each merge of each layer by itself"
+    assert plot(make(PlotConfig, {"runs": [str(run)]})) == run / "plot.html", "its own page is written anew"
+
+
+def test_a_line_that_is_being_written_is_left_out(run, tmp_path):
+    (tmp_path / "config.yaml").write_text("steps: 9\n")
+    assert findings([read_log("y", tmp_path)]) == ["y: no step is logged yet, of 9."]
+    text = (run / "metrics.jsonl").read_text()
+    (tmp_path / "metrics.jsonl").write_text(text + '{"step": 5, "lo')
+    log = read_log("y", tmp_path)
+    assert log.step == 4
+    assert findings([log])[0].startswith("y is at step 4 of 9; its loss went from")
+    assert set(shared_terms([log])) >= {"loss", "plain/noise", "plain/shd", "masked/noise"}
+
+
+def test_it_goes_on_while_the_run_trains(run, tmp_path, monkeypatch, capsys):
+    for name in ("config.yaml", "metrics.jsonl"):
+        (tmp_path / name).write_text((run / name).read_text())
+    assert not is_training(tmp_path)
+    lock = Lock(tmp_path / LOCK, "dit-shd train")
+    assert is_training(tmp_path)
+    waits = []
+
+    def wait(seconds):
+        waits.append((seconds, (tmp_path / "plot.html").read_text()))
+        if len(waits) == 2:
+            lock.release()
+
+    monkeypatch.setattr(plot_command.time, "sleep", wait)
+    page = plot(make(PlotConfig, {"runs": [str(tmp_path)], "every": 3}))
+    assert [seconds for seconds, _ in waits] == [3, 3]
+    assert all('<body data-reload="3">' in text for _, text in waits)
+    assert "<body>" in page.read_text()
+    assert "open it; it is written anew every 3 seconds" in capsys.readouterr().out
+
+
+def test_what_a_dead_process_left_is_no_training(tmp_path):
+    (tmp_path / LOCK).write_text(json.dumps({"what": "x", "pid": 2**22 + 1, "host": "h", "start": 1, "since": 1.0}))
+    assert is_training(tmp_path), "another host's: it still gives signs of life"
+    holder = {"what": "x", "pid": 2**22 + 1, "host": socket.gethostname(), "start": 1, "since": 1.0}
+    (tmp_path / LOCK).write_text(json.dumps(holder))
+    assert not is_training(tmp_path)
+
+
+def test_what_cannot_be_plotted_is_said(run, tmp_path):
+    for values, message in (
+        ({"runs": [str(tmp_path)]}, "wanted a run folder"),
+        ({"runs": [str(run)], "every": 0}, "wanted 1 second or more"),
+        ({"runs": [str(run)], "out": str(tmp_path)}, "found a folder"),
+    ):
+        with pytest.raises(UserError, match=message):
+            plot(make(PlotConfig, values))
+    (tmp_path / "mine.html").write_text("mine")
+    with pytest.raises(UserError, match="holds something else"):
+        plot(make(PlotConfig, {"runs": [str(run)], "out": str(tmp_path / "mine.html")}))
+    assert (tmp_path / "mine.html").read_text() == "mine"

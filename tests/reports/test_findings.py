@@ -1,0 +1,53 @@
+"""What a page says first, from the figures of its table."""
+
+import pytest
+
+from dit_shd.profiling.latency import Cost
+from dit_shd.reports.findings import best_student, change, compared, cost_shares, tiles
+from dit_shd.reports.tables import Row
+
+BIG, SMALL = Cost(4, 1000, 800, 2.0), Cost(2, 260, 200, 1.0)
+
+
+def rows(name: str, *values: float, cost: Cost | None = SMALL) -> list[Row]:
+    titles = ("teacher", "output only", "output + SHD")
+    costs = (BIG, cost, cost)
+    return [Row(title, c, {name: value}) for title, c, value in zip(titles, costs, values)]
+
+
+@pytest.mark.parametrize(
+    ("value", "other", "words"),
+    [
+        (69, 100, "31% lower"),
+        (131, 100, "31% higher"),
+        (250, 100, "2.5 times as high"),
+        (1, 1, "the same"),
+        (100.2, 100, "the same to half a percent"),
+        (3, 0, "not to be compared with 0"),
+    ],
+)
+def test_a_change_in_words(value, other, words):
+    assert change(value, other) == words
+
+
+def test_the_best_student_is_set_against_the_other_and_the_teacher():
+    first, second = compared(rows("FD(digits)", 5.0, 27.0, 18.63), "FD(digits)")
+    assert first == "“output + SHD” has FD(digits) 18.63: 31% lower than “output only”."
+    assert second == (
+        "At 0.26 of the parameters, 0.25 of the operations and 0.50 of the latency of the teacher, “output + SHD” has "
+        "FD(digits) 18.63 against 5.00 of the teacher."
+    )
+
+
+def test_higher_is_better_where_it_is():
+    scored = rows("precision", 0.9, 0.5, 0.4)
+    assert best_student(scored, "precision").name == "output only"
+    assert "25% higher than “output + SHD”" in compared(scored, "precision")[0]
+
+
+def test_without_costs_only_quality_is_said():
+    scored = rows("FID", 5.0, 27.0, 18.0, cost=None)
+    assert cost_shares(scored[1], scored[0]) == {}
+    assert compared(scored, "FID")[1] == "“output + SHD” has FID 18.00 against 5.00 of the teacher."
+    assert set(tiles(scored, "FID")) == {"FID, output + SHD", "FID, teacher"}
+    assert len(compared(scored[:2], "FID")) == 1, "one student has no other to be set against"
