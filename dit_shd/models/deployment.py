@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.installation import require
+from dit_shd.models.families.mdt import kept_biases
 from dit_shd.models.prediction import NOISE, prediction_of
 from dit_shd.models.shape import shape_of
 
@@ -74,7 +75,7 @@ def to_program(model: nn.Module) -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch", min=1, max=4096)
     shapes = tuple({0: batch} for _ in NAMES)
     try:
-        with torch.no_grad(), quiet():
+        with torch.no_grad(), quiet(), kept_biases(model, torch.float32):  # position biases as constants, for stock attention
             return torch.export.export(Forward(model).eval(), inputs_for(model, 3), dynamic_shapes=shapes, strict=False)
     except Exception as error:  # the tracer's own kinds are many
         raise UserError(f"torch.export cannot trace {type(model).__name__}: {error_line(error, 300)}") from error
