@@ -75,7 +75,11 @@ def to_program(model: nn.Module) -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch", min=1, max=4096)
     shapes = tuple({0: batch} for _ in NAMES)
     try:
-        with torch.no_grad(), quiet(), kept_biases(model, torch.float32):  # position biases as constants, for stock attention
+        with (
+            torch.no_grad(),
+            quiet(),
+            kept_biases(model, torch.float32),
+        ):  # position biases as constants, for stock attention
             return torch.export.export(Forward(model).eval(), inputs_for(model, 3), dynamic_shapes=shapes, strict=False)
     except Exception as error:  # the tracer's own kinds are many
         raise UserError(f"torch.export cannot trace {type(model).__name__}: {error_line(error, 300)}") from error

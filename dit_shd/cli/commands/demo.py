@@ -38,6 +38,7 @@ from dit_shd.cli.demo_folder import (
     sample_file,
     sample_keys,
     seconds,
+    steps_of,
     student_config,
     timed,
     train_arguments,
@@ -93,8 +94,8 @@ def demo(config: DemoConfig) -> Scores:
     require(PACKAGES, "demo", "the demo")
     claim(config)
     print(
-        f"Three students, {config.steps} training steps each, two at a time; then {config.images} images of each of "
-        f"the four models in {config.sampling_steps} steps; then the figures. All files are written to {config.out}/"
+        f"Three students: two of {config.steps} training steps from random weights, one of "
+        f"{steps_of(config, 'from_teacher')} from the teacher's; then {config.images} images of each of the four models in {config.sampling_steps} steps; then the figures. All files are written to {config.out}/"
     )
     trained = _train(config)
     sampled = _sample(config, trained)
@@ -166,11 +167,12 @@ def _train(config: DemoConfig) -> set[str]:
     jobs = []
     for name in STUDENTS:
         run = config.out / name
-        finished = run / "checkpoints" / f"step_{config.steps:08d}"
+        steps = steps_of(config, name)
+        finished = run / "checkpoints" / f"step_{steps:08d}"
         if not (finished.is_dir() and (run / "student").is_dir()):
             arguments = train_arguments(config, name)
             log = config.out / "logs" / f"train_{name}.log"
-            jobs.append(Job(f"{name} student", arguments, log, config.steps, "step", lambda run=run: _last_step(run)))
+            jobs.append(Job(f"{name} student", arguments, log, steps, "step", lambda run=run: _last_step(run)))
     if not jobs:
         print("training: finished before, reused")
         return set()
