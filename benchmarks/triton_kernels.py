@@ -2,8 +2,9 @@
 
     python benchmarks/triton_kernels.py [--arch 80 90] [--width 64 72] [--dtype bf16 fp32]
 
-Each kernel is compiled to a cubin as it is launched (dit_shd/squeezing/kernels), and the cubin is read by cuobjdump. A
-spill (a local load or store) at a head width of 64 in 16 bits is a fault: the command ends with 1 then.
+Each kernel is compiled to a cubin as it is launched (dit_shd/attention/kernels, dit_shd/squeezing/kernels), and the
+cubin is read by cuobjdump. A spill (a local load or store) at a head width of 64 in 16 bits is a fault: the command
+ends with 1 then.
 """
 
 import argparse
@@ -21,8 +22,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from dit_shd.squeezing.kernels import divergence, scores
-from dit_shd.squeezing.kernels.tiles import Blocks
+from dit_shd.attention.kernels import gradients, scores
+from dit_shd.attention.kernels.blocks import Blocks
+from dit_shd.squeezing.kernels import blocks as divergence_blocks
+from dit_shd.squeezing.kernels import divergence
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 BIASES = [("none", False), ("relative", False), ("dense", True)]
@@ -53,8 +56,9 @@ def configurations(dtype: str, width: int) -> list[tuple[str, Any, dict[str, Any
             BIAS=bias, CAUSAL=causal, SPLIT=False, PRECISION="ieee",
         )  # fmt: skip
         types = dict(
-            side=side(dtype), value=f"*{dtype}", value_b="i32", value_h="i32", value_m="i32", partners="*i32",
-            out="*fp32", top_out="*fp32", inverse_out="*fp32", H="i32", N="i32", M="i32",
+            side=side(dtype), value=f"*{dtype}", value_b="i32", value_h="i32", value_m="i32", heads="*i32",
+            partners="*i32", out="*fp32", out_b="i32", out_h="i32", out_v="i32", out_n="i32", top_out="*fp32",
+            inverse_out="*fp32", H="i32", N="i32", M="i32",
         )  # fmt: skip
         found.append((f"attend_values {values} {bias}", scores.attend_values, types, constants, blocks))
     shared = dict(teacher=side(dtype), student=side(dtype), group=GROUP, kept=ROWS)
@@ -68,9 +72,9 @@ def configurations(dtype: str, width: int) -> list[tuple[str, Any, dict[str, Any
         kernel = divergence.squared_rows if measure == "mse" else divergence.divergence_rows
         rows = fixed | dict(GRADIENTS=True, SPLIT=dtype != "fp32") | (dict(ENTROPY=True) if measure == "kl" else {})
         types = shared | dict(value="*fp32", d_query="*fp32") | numbers
-        blocks = Blocks.of_rows(width, width, DTYPES[dtype], measure, bias)
+        blocks = divergence_blocks.of_rows(width, width, DTYPES[dtype], measure, bias)
         found.append((f"{kernel.__name__} {name}", kernel, types, rows, blocks))
-        blocks = Blocks.of_keys(width, width, DTYPES[dtype], bias)
+        blocks = divergence_blocks.of_keys(width, width, DTYPES[dtype], bias)
         strides = {f"d_bias_{axis}": "i32" for axis in "bhnm"}
         types = shared | dict(d_key="*fp32", d_bias="*fp32") | strides | dict(boost="fp32") | numbers
         for collect in {"none": ["none"], "relative": ["none", "entries"], "dense": ["none", "dense"]}[bias]:
@@ -79,7 +83,32 @@ def configurations(dtype: str, width: int) -> list[tuple[str, Any, dict[str, Any
         for line in (16, 32, 64) if bias == "relative" else ():
             types, blocks = shared | dict(lines="*fp32", SIDE="i32", N="i32"), Blocks.of_offsets(line)
             found.append((f"divergence_offsets {name} {line}", divergence.divergence_offsets, types, squared, blocks))
-    return found
+    return found + attention_configurations(dtype, width)
+
+
+def attention_configurations(dtype: str, width: int) -> list[tuple[str, Any, dict[str, Any], dict[str, Any], Blocks]]:
+    """The same, of attention's gradients (its forward is attend_values with one value)."""
+    rows = []
+    up = gradients.Upstream(f"*{dtype}", *["i32"] * 3, f"*{dtype}", *["i32"] * 3, "*fp32", "*fp32", "*fp32")
+    shared = dict(side=side(dtype), up=up, H="i32", N="i32", M="i32")
+    blocks = Blocks.of_gradients(width, width, DTYPES[dtype])
+    for bias, causal in BIASES:
+        fixed = dict(
+            WIDTH=width, BLOCK_WIDTH=Blocks.width(width), VALUE_WIDTH=width, BLOCK_VALUE=Blocks.width(width),
+            BIAS=bias, CAUSAL=causal, PRECISION="ieee",
+        )  # fmt: skip
+        types = shared | dict(d_query=f"*{dtype}")
+        rows.append((f"attention_rows {bias}", gradients.attention_rows, types, fixed, blocks))
+        strides = {f"d_bias_{axis}": "i32" for axis in "bhnm"}
+        types = shared | dict(d_key=f"*{dtype}", d_value=f"*{dtype}", d_bias="*fp32") | strides
+        for collect in {"none": ["none"], "relative": ["none", "entries"], "dense": ["none", "dense"]}[bias]:
+            keys = fixed | dict(COLLECT=collect)
+            rows.append((f"attention_keys {bias} {collect}", gradients.attention_keys, types, keys, blocks))
+        for line in (16, 32, 64) if bias == "relative" else ():
+            types = shared | dict(lines="*fp32", SIDE="i32")
+            name = f"attention_offsets {line}"
+            rows.append((name, gradients.attention_offsets, types, fixed, Blocks.of_offsets(line)))
+    return rows
 
 
 def compiled(kernel: Any, types: dict[str, Any], constants: dict[str, Any], blocks: Blocks, arch: int) -> Any:

@@ -82,6 +82,10 @@ def test_the_trainer_page_is_the_examples(build, root):
     assert build.trainer_page() == (root / "docs" / "use-it-in-your-trainer.md").read_text(), "run: make docs"
 
 
+def test_the_page_of_text_to_image_has_every_adapter(build, root):
+    assert build.text_to_image_page() == (root / "docs" / "text-to-image.md").read_text(), "run: make docs"
+
+
 def test_the_page_of_evidence_is_what_the_rows_say(build, root):
     assert build.evidence_page() == (root / "docs" / "evidence.md").read_text(), "run: make docs"
 

@@ -75,6 +75,9 @@ class RelativeBias(Bias):
             lines = self._lines[heads]
 
             def add_runs(scores: Tensor, rows: slice) -> None:
+                if whole_lines(rows, self.window):
+                    torch._foreach_add_(by_line(scores, self.window), windows(lines, rows, self.window), alpha=factor)
+                    return
                 for part, x, run in runs(rows, self.window):
                     scores[:, :, part].add_(lines[:, x, run], alpha=factor)
 
@@ -128,6 +131,22 @@ def runs(rows: slice, window: int) -> Iterator[tuple[slice, slice, slice]]:
         first = last
 
 
+def whole_lines(rows: slice, window: int) -> bool:
+    """Whether a run of query rows begins and ends with a line of the grid."""
+    return rows.start % window == 0 and rows.stop % window == 0
+
+
+def by_line(tile: Tensor, window: int) -> list[Tensor]:
+    """The lines [b,k,x_q,m] of a tile of whole lines [b,k,r,m]."""
+    return list(tile.unflatten(2, (-1, window)).unbind(2))
+
+
+def windows(lines: Tensor, rows: slice, window: int) -> list[Tensor]:
+    """The runs [..., x_q, n] of lines [..., x_q, (2w-1) * w] that whole lines of the grid need, one for each."""
+    starts = lines.unfold(-1, window * window, window).unbind(-2)
+    return [starts[window - 1 - y] for y in range(rows.start // window, rows.stop // window)]
+
+
 def _lines(table: Tensor, window: int) -> Tensor:
     """[h, x_q, (2w-1) * w] of a table [h, (2w-1)^2+3]."""
     side = 2 * window - 1
@@ -149,18 +168,30 @@ class _Runs(BiasGradient):
     def add(self, d_scores: Tensor, samples: slice, heads: Heads, rows: slice) -> None:
         if len(self.collected) == 1:
             samples, d_scores = slice(0, 1), d_scores.sum(0, keepdim=True) if len(d_scores) > 1 else d_scores
+        if isinstance(heads, slice) and whole_lines(rows, self.window):
+            collected = self.collected[samples, heads]
+            for window, line in zip(windows(collected, rows, self.window), by_line(d_scores, self.window)):
+                window.add_(line)  # one after another: the windows overlap
+            return
         for part, x, run in runs(rows, self.window):
             self.collected[samples, heads, x, run] += d_scores[:, :, part]
 
     def total(self) -> tuple[Tensor, ...]:
         w, side = self.window, 2 * self.window - 1
-        b, h = self.collected.shape[:2]
-        lines = self.collected.view(b, h, w, side, w)
-        flipped = lines.new_zeros(b, h, side, side)
-        for x in range(w):
-            flipped[..., w - 1 - x : 2 * w - 1 - x] += lines[:, :, x]
-        table = flipped.flip(2, 3).flatten(2)
+        table = torch.stack([_folded(lines, w) for lines in self.collected]).view(len(self.collected), -1, side * side)
         return (torch.nn.functional.pad(table, (0, self.spare)).transpose(1, 2),)
+
+
+def _folded(lines: Tensor, window: int) -> Tensor:
+    """The table [h, (2w-1)^2] that lines [h, x_q, (2w-1) * w] are cut from, their sums where they overlap.
+
+    The keys of x_q start at w-1-x_q, so row r = w-1-x_q is to be moved by r: rows of length 2w, read as rows of 2w-1.
+    """
+    side = 2 * window - 1
+    rows = lines.unflatten(2, (side, window)).flip(1).transpose(1, 2)  # [h, a, r, x_k]
+    padded = torch.nn.functional.pad(rows, (0, window)).flatten(2)  # [h, a, w * 2w]
+    moved = padded[..., : window * side].unflatten(2, (window, side))
+    return moved.sum(2).flip(1, 2).flatten(1)
 
 
 class _Entries(BiasGradient):

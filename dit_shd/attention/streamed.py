@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from dit_shd.attention.bias import Bias, DenseBias
 from dit_shd.attention.capture import Capture
+from dit_shd.attention.kernels import captures as kernels
 from dit_shd.attention.tiles import CHUNK_MIB, Buffers, Loan, Maps, Tiling, add_product, flat, slices
 
 
@@ -30,6 +31,9 @@ def attend(
     chunk_mib: float = CHUNK_MIB,
 ) -> Tensor:
     """softmax(scale q k^T + bias) v, in memory linear in n.
+
+    Without a bias, or with a constant one, by PyTorch's own kernels; with a learnable one by Triton kernels on a GPU,
+    else tile by tile.
 
     Args:
         query: [b,h,n,d].
@@ -49,6 +53,8 @@ def attend(
     if device != "meta" and torch.is_autocast_enabled(device) and query.dtype != torch.float64:
         low = torch.get_autocast_dtype(device)
         query, key, value = query.to(low), key.to(low), value.to(low)
+    if kernels.serves(query, key, value, bias):
+        return kernels.attention(query, key, value, scale, bias, causal)
     return _StreamedAttention.apply(  # type: ignore[return-value]
         query, key, value, scale, bias, causal, chunk_mib, *bias.leaves
     )
@@ -57,6 +63,11 @@ def attend(
 def is_stock(bias: Bias | None) -> bool:
     """Whether PyTorch's own attention serves: no bias, or one as a tensor that needs no gradient."""
     return bias is None or (isinstance(bias, DenseBias) and not torch.is_grad_enabled())
+
+
+def in_graph(query: Tensor, key: Tensor, value: Tensor, bias: Bias | None) -> bool:
+    """Whether torch.compile can have `attend` in its graph: it is stock, or one operator."""
+    return is_stock(bias) or kernels.serves(query, key, value, bias)
 
 
 def _fused(

@@ -124,6 +124,8 @@ def _check_keys(values: Mapping[str, Any], command: Specification, where: str) -
     defaults = {key.name: key.default for key in command.keys}
     for key, package in command.plugins.items():
         value = values.get(key)
+        if isinstance(value, Mapping) and "like" in value and "name" not in value:
+            continue  # student: {like: teacher}, whose keys are those of the teacher's config
         if isinstance(value, Mapping) and "name" not in value:  # task.mask_ratio=0.2 is of the default task
             value = {**parse_yaml(defaults[key]), **value}
         if isinstance(value, list):

@@ -12,7 +12,7 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.plugin_source import plugin_names, plugin_source
 
 ORDER = (
-    ("Distil and train", ("demo", "configs", "train", "show", "study")),
+    ("Distil and train", ("demo", "configs", "train", "show", "plot", "study")),
     ("Sample and evaluate", ("sample", "evaluate", "compare", "statistics", "accuracy", "perplexity")),
     ("Models and data", ("encode", "convert", "inspect", "export", "publish")),
 )

@@ -1,7 +1,8 @@
 """Every key of sampling, with its default and its meaning."""
 
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from pathlib import Path
+from typing import Any, Literal, Self
 
 from dit_shd.core.config import check_ranges, option
 from dit_shd.core.errors import UserError
@@ -14,6 +15,15 @@ NOISE_SOLVERS, VELOCITY_SOLVERS = ("ddpm", "ddim", "dpm++"), ("euler", "heun")
 MOST_STEPS = 10**6
 COUNT = 50_000
 """Images, where nothing else is said."""
+EACH = 0
+"""As a count: one image for each prompt."""
+OF_CALL = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
+"""Keys that are arguments of a pipeline's call."""
+OF_CLASSES = (
+    "solver", "guidance_schedule", "guidance_power", "guidance_tolerance", "guided_channels", "labels", "rounding",
+    "diffusion_steps", "shift", "vae", "compile",
+)  # fmt: skip
+"""Keys of class-conditional models alone."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +69,36 @@ class SampleConfig:
     )
     precision: Literal["no", "bf16"] = option("no", "autocast of the network")
     compile: bool = option(False, "torch.compile the network (needs a compiler; minutes at first, then faster)")
+    prompts: Path | None = option(
+        None, "text file with a prompt a line, for text-to-image models; image i is of prompt i, then from the first"
+    )
+    pipeline: Place | None = option(None, "of text-to-image models: its folder or hub:OWNER/NAME; empty: the run's")
+    call: dict[str, Any] = option(
+        {}, "more arguments of the pipeline's own call: {num_inference_steps: 28, guidance_scale: 5, height: 512, ...}"
+    )
     out: Place | None = option(
         None, "the npz, or FOLDER/ for png; empty: samples_<count>_seed<seed>.npz in the run folder"
     )
     force: bool = option(False, "replace an npz that is there already")
+
+    @classmethod
+    def migrated(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Values for prompts: steps and guidance are arguments of the pipeline's call, whose defaults are its own.
+
+        Args:
+            values: From the command line.
+
+        Raises:
+            UserError: A key that is of class-conditional models alone.
+        """
+        if values.get("prompts") is None:
+            return values
+        for key in OF_CLASSES:
+            if key in values:
+                raise UserError(f"{key}: is for class-conditional models; a pipeline is given its arguments by call=")
+        call = {name: values[key] for key, name in OF_CALL.items() if key in values}
+        kept = {key: value for key, value in values.items() if key not in OF_CALL}
+        return {**kept, "call": {**call, **(values.get("call") or {})}, "count": values.get("count", EACH)}
 
     @property
     def images(self) -> int:

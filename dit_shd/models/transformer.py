@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dit_shd.attention.bias import Bias
 from dit_shd.attention.capture import Capture
 from dit_shd.attention.recording.recorder import Recorder
-from dit_shd.attention.streamed import attend, is_stock
+from dit_shd.attention.streamed import attend, in_graph
 from dit_shd.core.errors import UserError
 from dit_shd.models import public_checkpoints
 from dit_shd.models.layers import FeedForward, FinalLayer, LabelEmbedder, TimestepEmbedder, modulate
@@ -44,7 +44,7 @@ class Attention(nn.Module):
         query, key, value = (y.view(b, n, self.heads, -1).transpose(1, 2) for y in self.qkv(x).chunk(3, dim=-1))
         bias = self.bias(code)
         scale = query.shape[-1] ** -0.5
-        if torch.compiler.is_compiling() and (self.recorder is not None or not is_stock(bias)):
+        if torch.compiler.is_compiling() and (self.recorder is not None or not in_graph(query, key, value, bias)):
             mixed = self._attend_eagerly(query, key, value, scale, bias)  # type: ignore[call-arg]
         else:
             mixed = self._attend(query, key, value, scale, bias)

@@ -244,12 +244,12 @@ def fused(
 def by_kernels(
     capture: Capture, groups: Groups, factor: Tensor, per_row: bool = False, row_weight: Tensor | None = None
 ) -> tuple[Products, tuple[Tensor, Tensor]]:
-    """The same by Triton kernels, and the top and 1/total of the scores of every row [b,h,n]."""
-    b, _, n, _ = capture.shape
-    collector = Collector(b, len(groups), len(groups[0]), n, per_row, capture.query.device, row_weight)
+    """The same by Triton kernels, and the top and 1/total of the scores of the groups' rows [b,G k,n]."""
+    (b, _, n, _), k = capture.shape, len(groups[0])
+    collector = Collector(b, len(groups), k, n, per_row, capture.query.device, row_weight)
     values, *row_sums = values_met(capture, groups)
-    for g, members in enumerate(groups):
-        collector.all_pairs(values[:, members], factor.float(), g, n)
+    for g in range(len(groups)):
+        collector.all_pairs(values[:, g * k : (g + 1) * k], factor.float(), g, n)
     return collector.products(), (row_sums[0], row_sums[1])
 
 

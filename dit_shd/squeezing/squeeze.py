@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from dit_shd.attention.capture import Capture, one_layer
+from dit_shd.attention.kernels.captures import unfit
 from dit_shd.attention.tiles import CHUNK_MIB, index_tensor
 from dit_shd.core.errors import UserError
 from dit_shd.squeezing import products, weights
-from dit_shd.squeezing.kernels.captures import unfit
+from dit_shd.squeezing.kernels.captures import row_sums
 from dit_shd.squeezing.plans import Plan, by_size, check_plan, contiguous
 from dit_shd.squeezing.products import Projections
 
@@ -212,7 +213,7 @@ class _Merge:
         residual = torch.zeros(b, len(self.plan), device=device, dtype=torch.float64)
         merges: dict[int, tuple[Tensor, Tensor]] = {}
         kept: dict[int, Tensor] = {}
-        row_sums: tuple[Tensor, Tensor] | None = None
+        sums: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
         fits = self.keep_maps and self.backend == "streamed" and can_keep((b, h, n, m), self.chunk_mib)
         for k, students in by_size(self.plan):
             if k == 1:
@@ -220,11 +221,14 @@ class _Merge:
             members = [list(self.plan[g]) for g in students]
             if fits:
                 kept[k] = torch.empty(b, k * len(students), n, m, dtype=wide, device=device)
-            inner, row_sums = self._products(members, per_row, kept.get(k))
+            heads = tuple(head for group in members for head in group)
+            inner, of_rows = self._products(members, per_row, kept.get(k))
+            if of_rows is not None:
+                sums[heads] = of_rows
             if self.check and not bool(torch.isfinite(inner.norm).all()):
                 raise ValueError("squeeze: wanted finite W^O and outputs of the teacher's heads, found NaN or infinity")
             eps = torch.finfo(wide).eps
-            place = index_tensor(tuple(head for group in members for head in group), device).view(-1, k)
+            place = index_tensor(heads, device).view(-1, k)
             if self.method == "pairwise":
                 assert inner.table is not None
                 w, alpha, clamped = weights.progressive(inner.table, inner.norm, self.clamp, eps)
@@ -242,9 +246,20 @@ class _Merge:
             alpha=torch.cat([a for a, _ in alphas], dim=1).to(wide) if alphas else None,
             clamped=torch.cat([c for _, c in alphas], dim=1) if alphas else None,
             residual=residual.to(wide),
-            row_sums=row_sums,
+            row_sums=self._all_row_sums(sums) if sums else None,
             maps=kept,
         )
+
+    def _all_row_sums(self, known: dict[tuple[int, ...], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Row sums of all heads in their order, from those of groups, and of the heads that stand for themselves."""
+        missing = tuple(set(range(self.capture.heads)).difference(*known))
+        if missing:
+            known = known | {missing: row_sums(self.capture, 1.0, missing)}
+        heads = [head for part in known for head in part]
+        order = tuple(heads.index(head) for head in range(self.capture.heads))
+        place = index_tensor(order, self.capture.query.device)
+        top, inverse = (torch.cat(parts, 1)[:, place] for parts in zip(*known.values()))
+        return top, inverse
 
     def _products(
         self, members: products.Groups, per_row: bool, keep: Tensor | None

@@ -1,14 +1,20 @@
 """Squeezer: plan and method of squeezing for all layers, with the state that they need."""
 
+from collections.abc import Callable
+from functools import partial
+
 from torch import Tensor
 
 from dit_shd.attention.capture import Capture
+from dit_shd.attention.kernels.captures import unfit
 from dit_shd.attention.tiles import CHUNK_MIB
 from dit_shd.core.errors import UserError
+from dit_shd.squeezing.backends.autotune import Backend, fastest
 from dit_shd.squeezing.cost import LayerCost, layer_cost
 from dit_shd.squeezing.matching import MapSimilarity, matched
 from dit_shd.squeezing.plans import Plan, check_plan, contiguous
 from dit_shd.squeezing.products import Projections
+from dit_shd.squeezing.squeeze import Backend as SqueezeBackend
 from dit_shd.squeezing.squeeze import Method, PlanLike, Squeeze, plan_of, squeeze
 
 Groups = list[list[int]]
@@ -23,6 +29,8 @@ class Squeezer:
         method: `pairwise` (the paper's alpha), joint, per_query, constant or hard; see squeeze.
         seed: Of the method hard.
         chunk_mib: Memory budget for attention maps, in MiB.
+        backend: `triton`, or `auto`: the faster of streamed and triton on a GPU, measured once for each kind of layer;
+            streamed otherwise, also beside a fused divergence.
     """
 
     def __init__(
@@ -31,7 +39,9 @@ class Squeezer:
         method: Method = "pairwise",
         seed: int = 0,
         chunk_mib: float = CHUNK_MIB,
+        backend: Backend = "streamed",
     ):
+        self.backend: Backend = backend
         self.plan, self.seed, self.chunk_mib = plan, seed, chunk_mib
         self.method: Method = method
         self.plans: dict[str, Plan] = {}
@@ -80,7 +90,8 @@ class Squeezer:
         check: bool = True,
     ) -> Squeeze:
         """Weights that squeeze a teacher layer into the `heads` of a student layer; the rest as in squeeze."""
-        return squeeze(
+        run = partial(
+            squeeze,
             teacher,
             heads,
             self.plan_for(layer),
@@ -92,6 +103,21 @@ class Squeezer:
             row_weight=row_weight,
             check=check,
         )
+        return run(backend=self._backend(teacher, heads, run))
+
+    def _backend(self, teacher: Capture, heads: int, run: Callable[..., Squeeze]) -> SqueezeBackend:
+        """The backend for a layer; auto measures."""
+        if self.backend == "triton":
+            return "triton"
+        if self.backend != "auto" or teacher.query.device.type != "cuda":
+            return "streamed"
+        reason = unfit(teacher)
+        kind = ("squeeze", *teacher.query.shape, *teacher.key.shape, heads, self.method, teacher.query.dtype)
+        runs = {"streamed": partial(run, backend="streamed")}
+        if reason is None:
+            runs = {"triton": partial(run, backend="triton"), **runs}
+        what = f"squeeze at (b, h, n, m) = {teacher.shape}"
+        return "triton" if fastest(kind, what, runs, teacher.query.device, reason) == "triton" else "streamed"
 
     def cost(
         self, layer: str, teacher: Capture, student: Capture, images: int, rows: float, temperature: float

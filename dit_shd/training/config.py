@@ -54,7 +54,8 @@ class TrainConfig:
     )
     student: Plugin = option(
         Plugin("mdt"),
-        "model to train: {name: mdt, size: S/2, ...}; num_classes is the data's if not given",
+        "model to train: {name: mdt, size: S/2, ...}, num_classes is the data's if not given; or {like: teacher, "
+        "num_layers: 14, ...}",
         heading="Models and losses",
     )
     teacher: Place | dict[str, Place] | None = option(
@@ -158,6 +159,8 @@ class TrainConfig:
             _once(values, "from_run", given, "from")
         if isinstance(values.get("task"), dict) and "name" not in values["task"]:
             values = {**values, "task": {"name": TASK, **values["task"]}}
+        if isinstance(values.get("student"), dict) and "like" in values["student"] and "name" not in values["student"]:
+            values = {**values, "student": _like(values["student"], values.get("teacher"))}
         old = [key for key in (*MOVED, "evaluation") if key in values]
         if not old:
             return values
@@ -191,6 +194,17 @@ def _once(values: dict[str, Any], key: str, value: object, name: str) -> None:
     """Move a value from another place."""
     if values.setdefault(key, value) != value:
         raise UserError(f"config: {name} stands in another place, too, and differs: {values[key]} and {value}")
+
+
+def _like(student: dict[str, Any], teacher: object) -> dict[str, Any]:
+    """`{like: teacher, num_layers: 14}` as the keywords of the family diffusers."""
+    like = student["like"]
+    if like == TEACHER:
+        if not isinstance(teacher, str):
+            raise UserError("student.like: teacher is wanted, and teacher=... names no single one")
+        like = teacher
+    changes = {key: value for key, value in student.items() if key not in ("like", "config")}
+    return {"name": "diffusers", "like": like, "config": {**(student.get("config") or {}), **changes}}
 
 
 def sized(config: TrainConfig, defaults: Mapping[str, Any]) -> TrainConfig:

@@ -2,6 +2,7 @@
 
 dit-shd sample runs/shd count=100 steps=50 labels=balanced   runs/shd/samples_100_seed0.npz
 dit-shd sample runs/shd labels=3,3,7 out=digits/             three images, as png
+dit-shd sample RUN prompts=prompts.txt                       of a text-to-image model, by its pipeline's own class
 """
 
 from typing import ClassVar
@@ -9,6 +10,7 @@ from typing import ClassVar
 from dit_shd.cli.commands import Command
 from dit_shd.core.distributed import is_first_process
 from dit_shd.diffusion.generation import sample_to_file, words
+from dit_shd.diffusion.prompt_generation import sample_prompts
 from dit_shd.diffusion.sample_config import SampleConfig
 
 
@@ -48,6 +50,6 @@ class Sample(Command[SampleConfig]):
     }
 
     def run(self, config: SampleConfig) -> None:
-        out = sample_to_file(config)
+        out = sample_to_file(config) if config.prompts is None else sample_prompts(config)
         if is_first_process():  # of several under a launcher
             print(words(config, out))

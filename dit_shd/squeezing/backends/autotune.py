@@ -2,16 +2,17 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import torch
 
 from dit_shd.attention.capture import Capture
+from dit_shd.attention.kernels import captures
 from dit_shd.squeezing.backends import fused, streamed, triton
 from dit_shd.squeezing.backends.job import Job, Result
-from dit_shd.squeezing.kernels import captures
 
 Backend = Literal["auto", "streamed", "fused", "triton"]
 RUNS: dict[str, Callable[[Job], Result]] = {"triton": triton.run, "fused": fused.run, "streamed": streamed.run}
@@ -32,39 +33,67 @@ def choose(job: Job) -> str:
     kind = (
         *(teacher.query.shape, teacher.key.shape, teacher.causal, type(teacher.bias)),
         *(student.query.shape, student.key.shape, student.causal, student.query.dtype, str(student.query.device)),
-        *(job.squeeze.heads, job.squeeze.weight.shape, job.measure),
+        *(job.squeeze.heads, job.squeeze.weight.shape, job.measure, bool(job.squeeze.maps)),
     )
-    if kind not in _chosen:
-        reasons = {name: unfit(name, teacher, student, job.measure) for name in RUNS}
-        if teacher.query.device.type == "cpu":
-            reasons["triton"] = "Triton's interpreter is for tests"
-        supported = [name for name, reason in reasons.items() if reason is None]
-        if len(supported) == 1:
-            _chosen[kind] = supported[0]
-            return supported[0]
-        seconds = {name: _seconds(RUNS[name], replace(job, gradients=True)) for name in supported}
+    reasons = {name: unfit(name, teacher, student, job.measure) for name in RUNS}
+    not_triton = reasons["triton"]
+    if teacher.query.device.type == "cpu":  # Triton's interpreter is for tests
+        reasons["triton"], not_triton = "on a CPU", None
+    trial = replace(job, gradients=True)
+    runs = {name: partial(RUNS[name], trial) for name, reason in reasons.items() if reason is None}
+    return fastest(kind, f"attention_kl at (b, h, n, m) = {teacher.shape}", runs, teacher.query.device, not_triton)
+
+
+def fastest(
+    kind: tuple[object, ...],
+    what: str,
+    runs: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    not_triton: str | None = None,
+) -> str:
+    """The backend of a kind of layer: the only one, or the fastest in a trial; triton is left out where it fails.
+
+    Args:
+        kind: What the choice is remembered by.
+        what: What is chosen for, in the log.
+        runs: What to time, by the backend's name.
+        device: Of the layer.
+        not_triton: Why triton is not among them, for the log.
+    """
+    if kind in _chosen:
+        return _chosen[kind]
+    seconds: dict[str, float] = {}
+    if len(runs) == 1:
+        (_chosen[kind],) = runs
+    else:
+        for name, run in runs.items():
+            try:
+                seconds[name] = _seconds(run, device)
+            except Exception as error:  # a compiler fails in many ways
+                if name != "triton":
+                    raise
+                not_triton = " ".join(str(error).split())[:160]
         _chosen[kind] = min(seconds, key=lambda name: seconds[name])
-        measured = [f"{name} {1e3 * s:.1f} ms" for name, s in seconds.items()]
-        if teacher.query.device.type == "cuda" and reasons["triton"]:
-            measured.append(f"not triton: {reasons['triton']}")
-        shape = teacher.shape
-        _log.info("attention_kl at (b, h, n, m) = %s: backend %s (%s)", shape, _chosen[kind], ", ".join(measured))
+    notes = [f"{name} {1e3 * s:.1f} ms" for name, s in seconds.items()]
+    notes += [f"not triton: {not_triton}"] if not_triton else []
+    if notes:
+        _log.info("%s: backend %s (%s)", what, _chosen[kind], ", ".join(notes))
     return _chosen[kind]
 
 
-def _seconds(run: Callable[[Job], Result], job: Job) -> float:
+def _seconds(run: Callable[[], object], device: torch.device) -> float:
     """The shorter of two runs (the first one warms up)."""
     seconds: list[float] = []
-    with torch.no_grad(), torch.autocast(job.student.query.device.type, enabled=False):
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
         for _ in range(2):
-            _finish(job)
+            _finish(device)
             start = time.perf_counter()
-            run(job)
-            _finish(job)
+            run()
+            _finish(device)
             seconds.append(time.perf_counter() - start)
     return min(seconds)
 
 
-def _finish(job: Job) -> None:
-    if job.student.query.device.type != "cpu":
-        torch.accelerator.synchronize(job.student.query.device)
+def _finish(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

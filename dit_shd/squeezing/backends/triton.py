@@ -3,15 +3,22 @@
 Queries and keys are read in the precision that the models have; products and sums are in float32.
 """
 
+import importlib.util
 from typing import Any
 
 import torch
 
 from dit_shd.attention.bias import Bias, DenseBias
+from dit_shd.attention.kernels.captures import side_of
 from dit_shd.attention.relative_bias import RelativeBias
 from dit_shd.attention.tiles import index_tensor
 from dit_shd.squeezing.backends.job import Job, Result
-from dit_shd.squeezing.kernels.captures import operators, row_sums, side_of
+from dit_shd.squeezing.kernels.captures import row_sums
+
+if importlib.util.find_spec("triton"):
+    from dit_shd.squeezing.kernels import launch as operators
+else:  # it is not made for every platform
+    operators: Any = None
 
 
 def run(job: Job) -> Result:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from dit_shd.squeezing.kernels.scores import (
+from dit_shd.attention.kernels.scores import (
     MINUS_INFINITY,
     block_scores,
     dot,
@@ -116,8 +116,8 @@ def divergence_rows(
     mass = tl.zeros([ROWS], tl.float32)
     terms = tl.zeros([ROWS], tl.float32)  # sum A~ log A~ - sum A~ (S - base)
     base = tl.zeros([ROWS], tl.float32)
-    own = tl.zeros([ROWS, S_BLOCK], tl.float32)  # B K, not yet normalised
-    wanted = tl.zeros([ROWS, S_BLOCK], tl.float32)  # A~ K
+    by_student = tl.zeros([ROWS, S_BLOCK], tl.float32)  # B K, not yet normalised
+    by_teacher = tl.zeros([ROWS, S_BLOCK], tl.float32)  # A~ K
     stop = M
     if T_CAUSAL and S_CAUSAL:
         stop = tl.minimum(M, tl.maximum(tl.max(t_at), tl.max(s_at)) + 1)
@@ -141,8 +141,8 @@ def divergence_rows(
         if ENTROPY:
             terms += tl.sum(target * tl.log(tl.maximum(target, TINY)), 1)
         if GRADIENTS:
-            own = own * shrink[:, None] + product(maps, key, SPLIT, PRECISION)
-            wanted += product(target, key, SPLIT, PRECISION)
+            by_student = by_student * shrink[:, None] + product(maps, key, SPLIT, PRECISION)
+            by_teacher += product(target, key, SPLIT, PRECISION)
         mass += tl.sum(target, 1)
         top = new
     seen = total != 0  # NaN stays NaN
@@ -154,7 +154,7 @@ def divergence_rows(
     tl.store(kept.mass + place, mass, mask=live_rows)
     tl.store(value + place, terms, mask=live_rows)
     if GRADIENTS:
-        store_rows(d_query, place, own * (inverse * mass)[:, None] - wanted, live_rows, S_WIDTH, S_BLOCK)
+        store_rows(d_query, place, by_student * (inverse * mass)[:, None] - by_teacher, live_rows, S_WIDTH, S_BLOCK)
 
 
 @triton.jit
@@ -185,7 +185,7 @@ def squared_rows(
     terms = tl.zeros([ROWS], tl.float32)
     slope = tl.zeros([ROWS], tl.float32)
     pulled = tl.zeros([ROWS, S_BLOCK], tl.float32)  # (B G) K
-    own = tl.zeros([ROWS, S_BLOCK], tl.float32)  # B K
+    by_student = tl.zeros([ROWS, S_BLOCK], tl.float32)  # B K
     for start in range(0, M, COLS):
         cols = start + tl.arange(0, COLS)
         live_cols = cols < M
@@ -203,14 +203,14 @@ def squared_rows(
         slope += tl.sum(2 * maps * gap, 1)
         if GRADIENTS:
             pulled += product(2 * maps * gap, key, SPLIT, PRECISION)
-            own += product(maps, key, SPLIT, PRECISION)
+            by_student += product(maps, key, SPLIT, PRECISION)
         mass += tl.sum(target, 1)
     counts = tl.where(mass == 0, 0.0, 1.0)  # rows that the teacher hides altogether count as nothing
     tl.store(kept.slope + place, slope * counts, mask=live_rows)
     tl.store(kept.mass + place, mass, mask=live_rows)
     tl.store(value + place, terms * counts, mask=live_rows)
     if GRADIENTS:
-        gradient = (pulled - own * slope[:, None]) * counts[:, None]
+        gradient = (pulled - by_student * slope[:, None]) * counts[:, None]
         store_rows(d_query, place, gradient, live_rows, S_WIDTH, S_BLOCK)
 
 

@@ -1,10 +1,9 @@
 # pyright: basic, reportArgumentType=false, reportOperatorIssue=false, reportIndexIssue=false, reportCallIssue=false
-"""The kernels as operators of torch: opaque to torch.compile, with shapes for its fake tensors.
+"""The divergence as an operator of torch: opaque to torch.compile, with shapes for its fake tensors.
 
-A capture comes as six tensors (sides.py says which) and three facts; everything else is plain numbers.
+A capture comes as six tensors and three facts (attention/kernels); everything else is plain numbers.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,66 +12,12 @@ import torch
 import triton
 from torch import Tensor
 
+from dit_shd.attention.kernels.blocks import Blocks
+from dit_shd.attention.kernels.launch import PRECISION, broadcast_strides, side
+from dit_shd.attention.kernels.scores import Side
 from dit_shd.attention.tiles import index_tensor
 from dit_shd.squeezing.kernels import divergence as kernels
-from dit_shd.squeezing.kernels.scores import Side, attend_values
-from dit_shd.squeezing.kernels.tiles import Blocks
-
-PRECISION = "widened" if os.environ.get("TRITON_INTERPRET") == "1" else "ieee"
-"""Of products of float32: TF32 would be three decimal digits."""
-
-
-def side(tensors: Sequence[Tensor], bias: str, factor: float, bias_factor: float, offset: int) -> Side:
-    """The kernels' view of a capture: query, key, bias, query_code, key_code, positions."""
-    query, key, added, query_code, key_code, positions = tensors
-    strides = [0 if size == 1 else stride for size, stride in zip(added.shape, added.stride())]
-    bias_strides = {"none": [0] * 4, "relative": [0, *strides[:1], 0, 0], "dense": strides}[bias]
-    return Side(
-        query, *query.stride()[:3], key, *key.stride()[:3], query.shape[1] // key.shape[1], factor,
-        added, *bias_strides, bias_factor, query_code, _per_sample(query_code), key_code, _per_sample(key_code),
-        offset, positions,
-    )  # fmt: skip
-
-
-def _per_sample(code: Tensor) -> int:
-    return code.stride(0) if code.ndim == 2 and code.shape[0] > 1 else 0
-
-
-@torch.library.custom_op("dit_shd::attend_values", mutates_args=())
-def attend(
-    tensors: Sequence[Tensor],
-    bias: str,
-    causal: bool,
-    factor: float,
-    bias_factor: float,
-    offset: int,
-    value: Tensor,
-    partners: Tensor,
-    split: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """A_i V_a [b,h,values,n,d] in float32 for the values that partners [h,values] names; top and 1/total [b,h,n]."""
-    query, key = tensors[:2]
-    (b, h, n, d), m, values = query.shape, key.shape[2], partners.shape[1]
-    width = value.shape[3]
-    out = query.new_zeros(b, h, values, n, width, dtype=torch.float32)
-    top = query.new_empty(b, h, n, dtype=torch.float32)
-    inverse = torch.empty_like(top)
-    blocks = Blocks.of_values(d, width, values, query.dtype, bias)
-    attend_values[(triton.cdiv(n, blocks.rows), h, b)](
-        side(tensors, bias, factor, bias_factor, offset), value, *value.stride()[:3],
-        partners, out, top, inverse, h, n, m,
-        VALUES=values, WIDTH=d, BLOCK_WIDTH=blocks.width(d), VALUE_WIDTH=width, BLOCK_VALUE=blocks.width(width),
-        BIAS=bias, CAUSAL=causal, SPLIT=split, PRECISION=PRECISION, **blocks.options(),
-    )  # fmt: skip
-    return out, top, inverse
-
-
-@attend.register_fake
-def _(tensors, bias, causal, factor, bias_factor, offset, value, partners, split):  # type: ignore[no-untyped-def]
-    b, h, n, _ = tensors[0].shape
-    top = tensors[0].new_empty(b, h, n, dtype=torch.float32)
-    out = top.new_empty(b, h, partners.shape[1], n, value.shape[3])
-    return out, top, torch.empty_like(top)
+from dit_shd.squeezing.kernels.blocks import of_keys, of_rows
 
 
 @torch.library.custom_op("dit_shd::attention_divergence", mutates_args=())
@@ -122,10 +67,10 @@ def divergence(
         student_top.clone(), student_inverse.clone(), torch.empty_like(terms), torch.empty_like(terms), row_weight,
         row_weight.stride(0) if row_weight.shape[0] > 1 else 0,
     )  # fmt: skip
-    theirs, ours = side(teacher, t_bias, *t_numbers, t_offset), side(student, s_bias, *s_numbers, s_offset)
+    sides = side(teacher, t_bias, *t_numbers, t_offset), side(student, s_bias, *s_numbers, s_offset)
     widths = dict(T_WIDTH=d_t, T_BLOCK=Blocks.width(d_t), S_WIDTH=d, S_BLOCK=Blocks.width(d))
     facts = dict(T_BIAS=t_bias, T_CAUSAL=t_causal, S_BIAS=s_bias, S_CAUSAL=s_causal, PRECISION=PRECISION)
-    layer = _Layer(theirs, ours, kept, measure, query.dtype, (b, n, m), widths | facts)
+    layer = _Layer(*sides, kept, measure, query.dtype, (b, n, m), widths | facts)
     for members, students in groups_by_size(plan, query.device):
         group = kernels.Group(
             members, students, weight, weight.stride(0), weight.stride(1),
@@ -161,7 +106,7 @@ class _Layer:
 
     def rows(self, group: kernels.Group, terms: Tensor, d_query: Tensor | None) -> None:
         (b, n, m), (count, k) = self.size, group.members.shape
-        blocks = Blocks.of_rows(self.fixed["T_WIDTH"], self.fixed["S_WIDTH"], self.dtype, self.measure, self.bias)
+        blocks = of_rows(self.fixed["T_WIDTH"], self.fixed["S_WIDTH"], self.dtype, self.measure, self.bias)
         kernel = kernels.squared_rows if self.measure == "mse" else kernels.divergence_rows
         entropy = {} if self.measure == "mse" else {"ENTROPY": self.measure == "kl"}
         kernel[(triton.cdiv(n, blocks.rows), count, b)](
@@ -172,10 +117,10 @@ class _Layer:
 
     def keys(self, group: kernels.Group, d_key: Tensor, d_bias: Tensor, collect: str) -> None:
         (b, n, m), (count, k) = self.size, group.members.shape
-        strides = [0 if size == 1 else stride for size, stride in zip(d_bias.shape, d_bias.stride())]
+        strides = broadcast_strides(d_bias)
         strides = {"dense": strides, "entries": [*strides[:2], 0, 0]}.get(collect, [0] * 4)
         boost = 1.0 if self.dtype == torch.float32 else float(2 ** min(14, m.bit_length() - 1))
-        blocks = Blocks.of_keys(self.fixed["T_WIDTH"], self.fixed["S_WIDTH"], self.dtype, self.bias)
+        blocks = of_keys(self.fixed["T_WIDTH"], self.fixed["S_WIDTH"], self.dtype, self.bias)
         kernels.divergence_keys[(triton.cdiv(m, blocks.cols), count, b)](
             self.teacher, self.student, group, self.kept, d_key, d_bias, *strides, boost, n, m,
             COLLECT="none" if collect == "lines" else collect, SQUARED=self.measure == "mse", K=k,
@@ -206,9 +151,9 @@ def groups_by_size(plan: Sequence[int], device: torch.device) -> list[tuple[Tens
     groups: dict[int, list[int]] = {}
     for head, student_head in enumerate(plan):
         groups.setdefault(student_head, []).append(head)
-    found = []
+    pairs: list[tuple[Tensor, Tensor]] = []
     for k in sorted({len(members) for members in groups.values()}):
         students = tuple(g for g, members in groups.items() if len(members) == k)
         members = tuple(head for g in students for head in groups[g])
-        found.append((index_tensor(members, device).view(-1, k).int(), index_tensor(students, device).int()))
-    return found
+        pairs.append((index_tensor(members, device).view(-1, k).int(), index_tensor(students, device).int()))
+    return pairs

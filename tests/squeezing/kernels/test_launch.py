@@ -1,24 +1,22 @@
 """The kernels' operators: opaque to torch.compile, inside their tensors, and compiled for GPUs that are not here."""
 
-import ctypes
 import dataclasses
-import mmap
 import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from guarded_memory import Guarded, in_a_process_of_its_own
 from random_captures import random_capture
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from dit_shd.attention.bias import DenseBias
 from dit_shd.attention.capture import Capture
+from dit_shd.attention.kernels.captures import side_of
 from dit_shd.attention.relative_bias import RelativeBias
+from dit_shd.squeezing.backends.triton import operators
 from dit_shd.squeezing.divergence import attention_kl
-from dit_shd.squeezing.kernels.captures import operators, side_of
 from dit_shd.squeezing.squeeze import squeeze
 
 interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="in the interpreter; benchmarks/gpu.py has a GPU")
@@ -43,48 +41,6 @@ def test_compiled_code_sees_one_operator_and_no_graph_break():
     torch.testing.assert_close(*results)
 
 
-@interpreted
-def test_fake_tensors_have_the_shapes_of_real_ones():
-    teacher = random_capture(h=4, dtype=torch.float32)
-    side = side_of(teacher, 1.0)
-    partners = torch.tensor([[0, 1], [0, 1], [2, 3], [2, 3]], dtype=torch.int32)
-    torch.library.opcheck(
-        operators.attend,
-        (*side.values(), teacher.value, partners, False),
-        test_utils=("test_schema", "test_faketensor"),
-    )
-
-
-class Guarded(TorchDispatchMode):
-    """New tensors stand at the edge of a page that nobody may touch: before it, or behind it."""
-
-    FACTORIES = ("aten::new_empty", "aten::new_zeros", "aten::empty_like", "aten::zeros_like", "aten::clone")
-
-    def __init__(self, before):
-        super().__init__()
-        self.before, self.pages = before, []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        made = function(*args, **(kwargs or {}))
-        return self.moved(made) if function._schema.name in self.FACTORIES else made
-
-    def moved(self, x):
-        """The same numbers there."""
-        if not x.numel():
-            return x
-        page, size = mmap.PAGESIZE, x.numel() * x.element_size()
-        room = -(-size // page) * page
-        memory = mmap.mmap(-1, room + 2 * page)
-        start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-        libc = ctypes.CDLL(None, use_errno=True)
-        for wall in (start, start + page + room):
-            assert libc.mprotect(ctypes.c_void_p(wall), page, 0) == 0  # PROT_NONE
-        offset = page if self.before else page + room - size
-        flat = torch.frombuffer(memory, dtype=torch.uint8, offset=offset, count=size)
-        self.pages.append(memory)
-        return flat.view(x.dtype).view(x.shape).copy_(x)
-
-
 def inside_their_tensors(before):
     """Every kernel with all its tensors at walls; whoever reads or writes beyond one is killed."""
     guarded = Guarded(before)
@@ -99,7 +55,6 @@ def inside_their_tensors(before):
         out = draw(heads, d, 9)
         return Capture(draw(1, heads, n, d), draw(1, heads, n, d), draw(1, heads, n, d), 0.5, made, causal, out)
 
-    partners = guarded.moved(torch.tensor([[0, 1, 2, -1]] * 3, dtype=torch.int32))
     for bias, causal, n, measure, collect, shape in (
         ("none", True, 37, "kl", "none", [0]),
         ("dense", False, 5, "mse", "dense", [1, 1, 5, 5]),
@@ -109,24 +64,16 @@ def inside_their_tensors(before):
         flat = [[s["tensors"], s["bias"], s["causal"], [s["factor"], s["bias_factor"]], s["offset"]] for s in sides]
         weight, *kept, row_weight = draw(1, 3, 1), draw(1, 1, n), draw(1, 1, n), draw(1, n)
         with guarded:
-            value = draw(1, 3, n, 5)
-            _, top, inverse = operators.attend._init_fn(**sides[0], value=value, partners=partners, split=False)
+            top, inverse = draw(1, 3, n), draw(1, 3, n)
             operators.divergence._init_fn(
                 *flat[0], *flat[1], weight, top, inverse, *kept, row_weight, [0, 0, 0], measure, True, collect, shape
             )
 
 
-def in_a_process_of_its_own(code):
-    """This file's functions, where a crash is nobody else's."""
-    folders = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
-    code = f"import sys; sys.path[:0] = {folders}; from test_launch import *; {code}"
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-
-
 @interpreted
 @pytest.mark.parametrize("before", [False, True])
 def test_nothing_is_read_or_written_outside_of_the_tensors(before):
-    done = in_a_process_of_its_own(f"inside_their_tensors({before})")
+    done = in_a_process_of_its_own(__file__, f"inside_their_tensors({before})")
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -135,7 +82,7 @@ def test_nothing_is_read_or_written_outside_of_the_tensors(before):
 def test_the_wall_is_felt(before, index):
     """A read of one number beyond a guarded tensor kills."""
     read = f"ctypes.c_float.from_address(Guarded({before}).moved(torch.ones(1)).data_ptr() + 4 * {index}).value"
-    assert in_a_process_of_its_own(f"guarded = Guarded({before}); {read}").returncode == -signal.SIGSEGV
+    assert in_a_process_of_its_own(__file__, f"guarded = Guarded({before}); {read}").returncode == -signal.SIGSEGV
 
 
 def ahead_of_time(root, *options):

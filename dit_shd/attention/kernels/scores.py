@@ -138,18 +138,22 @@ def places_of(side, rows, live, CAUSAL: tl.constexpr):
 
 @triton.jit
 def attend_values(
-    side, value, value_b, value_h, value_m, partners, out, top_out, inverse_out, H, N, M,
-    VALUES: tl.constexpr, WIDTH: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
+    side, value, value_b, value_h, value_m, heads, partners, out, out_b, out_h, out_v, out_n, top_out, inverse_out,
+    H, N, M, VALUES: tl.constexpr, WIDTH: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
     VALUE_WIDTH: tl.constexpr, BLOCK_VALUE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
     BIAS: tl.constexpr, CAUSAL: tl.constexpr, SPLIT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A_i V_a of a block of rows of head i for VALUES values a (flash attention), and each row's top and 1 / total.
 
     Args:
-        partners: [h,VALUES], the key heads whose values they are; -1 for none. VALUES 0: top and 1 / total alone.
-        out: [b,h,VALUES,n,VALUE_WIDTH]. top_out, inverse_out: [b,h,n]; 1 / total is 0 where all keys are hidden.
+        heads: [H], the heads i.
+        partners: [H,VALUES], the key heads whose values they are; -1 for none. VALUES 0: top and 1 / total alone.
+        out: [b,H,VALUES,n,VALUE_WIDTH] by strides.
+        top_out: [b,H,n].
+        inverse_out: [b,H,n], 1 / total; 0 where all keys are hidden.
     """
-    b, head = tl.program_id(2).to(tl.int64), tl.program_id(1)
+    b, slot = tl.program_id(2).to(tl.int64), tl.program_id(1)
+    head = tl.load(heads + slot)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     live_rows = rows < N
     at = places_of(side, rows, live_rows, CAUSAL)
@@ -159,7 +163,7 @@ def attend_values(
     if VALUES > 0:
         lanes = tl.arange(0, VALUES * BLOCK_VALUE)
         which, dims = lanes // BLOCK_VALUE, lanes % BLOCK_VALUE
-        partner = tl.load(partners + head * VALUES + which)
+        partner = tl.load(partners + slot * VALUES + which)
         met = (partner >= 0) & (dims < VALUE_WIDTH)
         acc = tl.zeros([ROWS, VALUES * BLOCK_VALUE], tl.float32)
     stop = M
@@ -184,10 +188,10 @@ def attend_values(
         top = new
     seen = total != 0  # NaN stays NaN
     inverse = tl.where(seen, 1.0 / total, 0.0)
-    place = (b * H + head) * N + rows
+    place = (b * H + slot) * N + rows
     tl.store(top_out + place, tl.where(seen, top, 0.0), mask=live_rows)
     tl.store(inverse_out + place, inverse, mask=live_rows)
     if VALUES > 0:
-        line = ((b * H + head) * VALUES + which)[None, :] * N + rows[:, None]
+        places = (which * out_v + dims)[None, :] + rows[:, None] * out_n
         live = live_rows[:, None] & met[None, :]
-        tl.store(out + line * VALUE_WIDTH + dims[None, :], acc * inverse[:, None], mask=live)
+        tl.store(out + b * out_b + slot * out_h + places, acc * inverse[:, None], mask=live)

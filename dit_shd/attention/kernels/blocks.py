@@ -33,18 +33,11 @@ class Blocks:
         return cls(64, 64 if bias == "none" else 32, 4, 2)
 
     @classmethod
-    def of_rows(cls, d_teacher: int, d_student: int, dtype: torch.dtype, measure: str, bias: str) -> "Blocks":
-        """For the divergence by rows: two blocks of maps and two accumulators [rows, width]."""
-        if measure == "mse" or _large(d_teacher, d_student, dtype):
-            return cls(32, 32, 8, 1)
-        return cls(32 if bias == "dense" else 64, 32, 8, 2)
-
-    @classmethod
-    def of_keys(cls, d_teacher: int, d_student: int, dtype: torch.dtype, bias: str) -> "Blocks":
-        """For the divergence by keys: two blocks of maps and one accumulator [keys, width]."""
-        if _large(d_teacher, d_student, dtype):
+    def of_gradients(cls, d: int, width: int, dtype: torch.dtype) -> "Blocks":
+        """For the gradients of attention: two blocks of maps and up to two accumulators [block, width]."""
+        if is_large(d, width, dtype):
             return cls(32, 32, 4, 1)
-        return cls(64, 32, 8 if bias == "dense" else 4, 2)
+        return cls(64, 32, 4, 2)
 
     @classmethod
     def of_offsets(cls, window: int) -> "Blocks":
@@ -53,5 +46,6 @@ class Blocks:
         return cls(line, line, 4 if line < 64 else 8, 1)
 
 
-def _large(d_teacher: int, d_student: int, dtype: torch.dtype) -> bool:
-    return dtype == torch.float32 or max(d_teacher, d_student) > 64
+def is_large(d: int, width: int, dtype: torch.dtype) -> bool:
+    """Whether blocks of these widths take more registers than 16-bit ones of width 64."""
+    return dtype == torch.float32 or max(d, width) > 64

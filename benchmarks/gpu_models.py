@@ -1,0 +1,108 @@
+"""Parts of gpu.py: training steps and sampling."""
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import torch
+from _gpu import Sizes, attempt, finish, ratio, row, timed
+from step import TASK, batches, models
+
+from dit_shd.diffusion.sampler import sample
+from dit_shd.distillation.distiller import Distiller
+from dit_shd.distillation.losses.output import Output
+from dit_shd.distillation.losses.shd import SHD
+from dit_shd.models.families.mdt import MDTv2
+from dit_shd.profiling.flops import step_operations
+from dit_shd.profiling.hardware import known_peak
+from dit_shd.profiling.step import StepShape
+from dit_shd.training.compilation import compile_blocks
+
+WANTED = {256: "<= 1.1", 4096: "<= 1.35"}
+"""SHD's share of a step by the number of tokens."""
+
+
+def step(sizes: Sizes, tokens: int) -> None:
+    """A training step B/2 -> S/2 with and without SHD, eager and compiled."""
+    seconds: dict[str, float] = {}
+    for compiled in (False, True):
+        with attempt(f"{tokens} tokens, {'compiled' if compiled else 'eager'}"):
+            found = _step(sizes, tokens, compiled)
+            seconds |= {f"compiled, {name}": value for name, value in found.items()} if compiled else found
+    ratio(f"{tokens} tokens: compiled over eager", seconds, "with SHD", "compiled, with SHD", ">= 1.3")
+
+
+def _step(sizes: Sizes, tokens: int, compiled: bool) -> dict[str, float]:
+    """Seconds of both sides."""
+    images = sizes.images[tokens]
+    sides = {name: _Step(sizes, tokens, images, name) for name in ("without SHD", "with SHD")}
+    if compiled:
+        for side in sides.values():
+            compile_blocks(side.student, side.teacher, backend=sizes.compiler)
+    how = f"{tokens} tokens, batch {images}, {'compiled' if compiled else 'eager'}"
+    seconds, peak = timed(sides, sizes, how)
+    operations, best = sides["with SHD"].operations(), known_peak(sizes.device)
+    for name, value in seconds.items():
+        done = operations[name] * images / value / 1e12
+        note = f"{1e3 * value:.1f} ms, {done:.3g} TFLOP/s"
+        note += "" if best is None else f", {done / best:.1%} of {best:.0f} (MFU)"
+        note += f", {peak[name]:.0f} MiB more at its peak" if name in peak else ""
+        row(f"{how}: {name}", images / value, "images a second", note=note)
+    ratio(f"{how}: SHD's share", seconds, "with SHD", "without SHD", "" if compiled else WANTED[tokens])
+    return seconds
+
+
+class _Step:
+    """One optimizer step, plain and masked pass, autocast."""
+
+    def __init__(self, sizes: Sizes, tokens: int, images: int, name: str):
+        tokens, self.device = sizes.tokens or tokens, sizes.device
+        self.teacher, self.student = (model.to(sizes.device) for model in models(tokens, **sizes.model))
+        # in a rehearsal the kernels, too, which auto would not take on a CPU
+        shd = SHD(backend="auto" if sizes.gpu else "triton", layers=sizes.layers)
+        self.losses = [Output(), shd] if name == "with SHD" else [Output()]
+        self.distiller, self.task = Distiller(TASK, self.student, self.losses), TASK
+        self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=1e-4)
+        classes = self.student.config.num_classes
+        self.batches = [_moved(batch, sizes.device, classes) for batch in batches(tokens, images)]
+
+    def __call__(self) -> None:
+        for batch in self.batches:
+            with torch.autocast(self.device.type, torch.bfloat16):
+                loss = self.distiller(batch, self.teacher)[0]
+            loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def operations(self) -> dict[str, float]:
+        """Of one image, without SHD and with it."""
+        shape = StepShape(self.task, self.losses, 1, torch.optim.AdamW, "AdamW")
+        whole = step_operations(shape, self.student, self.teacher)
+        own = sum(cost for one in whole.passes.values() for name, cost in one.losses.items() if name == "shd")
+        return {"with SHD": whole.total, "without SHD": whole.total - own}
+
+
+def _moved(batch: Any, device: torch.device, classes: int) -> Any:
+    fields = {k: v.to(device) for k, v in vars(batch).items() if isinstance(v, torch.Tensor)}
+    return replace(batch, **fields | {"labels": fields["labels"] % classes})
+
+
+def sampling(sizes: Sizes) -> None:
+    """Images a second of S/2 with guidance, in bfloat16."""
+    model = MDTv2.from_options("S/2", sample_size=8 if sizes.tokens else 32, **sizes.model).to(sizes.device).eval()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.02)
+    for name, options in {"eager": {}, "compiled": {"compile": True}}.items():
+        if options and not sizes.gpu:
+            continue
+        with attempt(name):
+            how = dict(steps=sizes.sampling_steps, batch_size=sizes.sampled, vae=None, precision="bf16", **options)
+            sample(model, sizes.sampled, **{**how, "steps": 2})
+            finish(sizes.device)
+            start = time.perf_counter()
+            sample(model, sizes.sampled, **how)
+            finish(sizes.device)
+            value = time.perf_counter() - start
+            note = f"{sizes.sampled} latents of S/2, {sizes.sampling_steps} steps, guidance 3.8"
+            row(f"S/2, {name}", sizes.sampled / value, "images a second", note=note)

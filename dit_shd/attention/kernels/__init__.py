@@ -1,0 +1,1 @@
+"""Attention on a GPU, in Triton: what a program reads and computes of a capture, and attention with its gradients."""

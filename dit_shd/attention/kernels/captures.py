@@ -1,0 +1,140 @@
+"""Captures as the kernels take them: whether they can be, and attention by kernels where it works."""
+
+import functools
+import importlib.util
+import logging
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dit_shd.attention.bias import Bias, DenseBias
+from dit_shd.attention.capture import Capture
+from dit_shd.attention.relative_bias import RelativeBias
+
+if importlib.util.find_spec("triton"):
+    from dit_shd.attention.kernels import launch as operators
+else:  # it is not made for every platform
+    operators: Any = None
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+WIDEST = 128
+"""Head width that the kernels' blocks are made for."""
+_log = logging.getLogger("dit_shd")
+
+
+def unfit(*captures: Capture) -> str | None:
+    """Why the kernels cannot serve captures; None where they can."""
+    reasons = (why_not(x.query, x.key, x.value, x.bias) for x in captures)
+    return next((reason for reason in reasons if reason), None)
+
+
+def why_not(query: Tensor, key: Tensor, value: Tensor, bias: Bias | None) -> str | None:
+    """Why the kernels cannot serve attention of these; None where they can."""
+    if operators is None:
+        return "triton is not installed"
+    if query.device.type != "cuda" and not interpreted():
+        return f"the tensors are on {query.device.type}, not on a GPU"
+    if query.dtype not in DTYPES or len({x.dtype for x in (query, key, value)}) > 1:
+        return f"query, key and value are of {', '.join(sorted({str(x.dtype) for x in (query, key, value)}))}"
+    if max(query.shape[3], value.shape[3]) > WIDEST:
+        return f"heads are wider than {WIDEST}"
+    if bias is not None and type(bias) not in (DenseBias, RelativeBias):
+        return f"a {type(bias).__name__} is neither dense nor relative"
+    if bias is not None and bias.leaves[0].dtype not in DTYPES:
+        return f"the bias is of {bias.leaves[0].dtype}"
+    return None
+
+
+def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter, on a CPU: for tests."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def side_of(capture: Capture, temperature: float) -> dict[str, Any]:
+    """A capture as the operators take it."""
+    query, key = (rows_together(x) for x in (capture.query, capture.key))
+    codes = [torch.empty(0, dtype=torch.int32, device=query.device)] * 2
+    bias, added, offset = "none", query.new_empty(0), 0
+    if isinstance(capture.bias, DenseBias):
+        bias, added = "dense", capture.bias.leaves[0].expand(-1, -1, -1, capture.key.shape[2])
+    elif isinstance(capture.bias, RelativeBias):
+        bias, added, window = "relative", capture.bias.leaves[0].t().contiguous(), capture.bias.window
+        offset = (window - 1) * (2 * window - 1) + (window - 1)
+        codes = codes_of(capture.bias, query.device)
+    positions = capture.positions
+    if capture.causal and positions is None:
+        positions = torch.arange(query.shape[2], device=query.device)
+    places = codes[0].new_empty(0) if positions is None else positions.to(torch.int32)
+    return {
+        "tensors": [query, key, added, *codes, places],
+        "bias": bias,
+        "causal": capture.causal,
+        "factor": capture.scale / temperature,
+        "bias_factor": 1.0 / temperature,
+        "offset": offset,
+    }
+
+
+def codes_of(bias: RelativeBias, device: torch.device) -> list[Tensor]:
+    """The codes of query and key tokens, int32 [b or 1,n] and [b or 1,m]."""
+    code = RelativeBias.codes(bias.window)[None] if bias.code is None else bias.code
+    query_code = code if bias.query_code is None else bias.query_code
+    return [x.to(device, torch.int32).contiguous() for x in (query_code, code)]
+
+
+def rows_together(x: Tensor) -> Tensor:
+    """x[b,h,n,d] with d contiguous, without its graph."""
+    x = x.detach()
+    return x if x.stride(3) == 1 else x.contiguous()
+
+
+def serves(query: Tensor, key: Tensor, value: Tensor, bias: Bias | None) -> bool:
+    """Whether attention with a bias is the kernels' by default: on a GPU, if they can serve it and work there."""
+    if query.device.type != "cuda" or why_not(query, key, value, bias) is not None:
+        return False
+    if torch.compiler.is_compiling():  # no trial in a graph
+        return True
+    return _works(query.device, query.dtype, query.shape[3], value.shape[3], type(bias).__name__)
+
+
+@functools.cache
+def _works(device: torch.device, dtype: torch.dtype, d: int, width: int, bias: str) -> bool:
+    """Whether a small attention, forward and backward, runs; if not, the reason is logged, once for each kind."""
+    try:
+        with torch.enable_grad(), torch.autocast(device.type, enabled=False):
+            query, key = (torch.zeros(1, 1, 4, d, dtype=dtype, device=device, requires_grad=True) for _ in range(2))
+            leaf = torch.zeros(12 if bias == "RelativeBias" else 4, 1, device=device)
+            added = RelativeBias(leaf, 2) if bias == "RelativeBias" else DenseBias(leaf)
+            attention(query, key, key.new_zeros(1, 1, 4, width), 1.0, added).sum().backward()
+        return True
+    except Exception as error:  # a compiler fails in many ways
+        reason = " ".join(str(error).split())[:160]
+        _log.warning("attention by Triton kernels fails on %s (%s): it is streamed", device, reason)
+        return False
+
+
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, bias: Bias | None, causal: bool = False
+) -> Tensor:
+    """softmax(scale q k^T + bias) v by Triton kernels [b,h,n,v], in the query's precision.
+
+    Args:
+        query: [b,h,n,d].
+        key: [b,h,m,d], or fewer heads that are shared.
+        value: [b,h,m,v], or fewer heads.
+        scale: Factor of the scores.
+        bias: Added to them, or nothing.
+        causal: Query i sees keys 0..i only.
+    """
+    query, key, value = (x if x.stride(3) == 1 else x.contiguous() for x in (query, key, value))
+    nothing = query.new_empty(0, dtype=torch.int32)
+    leaf, kind, window, codes = query.new_empty(0), "none", 1, [nothing, nothing]
+    if bias is not None:
+        (leaf,) = bias.leaves
+    if isinstance(bias, DenseBias):
+        kind = "dense"
+    elif isinstance(bias, RelativeBias):
+        kind, window, codes = "grid" if bias.code is None else "tokens", bias.window, codes_of(bias, query.device)
+    return operators.attention(query, key, value, leaf, *codes, kind, window, causal, scale)[0]

@@ -1,0 +1,46 @@
+"""Which backend `auto` takes: the fastest of those that work, with one line in the log."""
+
+import logging
+import time
+
+import pytest
+import torch
+
+from dit_shd.squeezing.backends import autotune
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def nothing_chosen(monkeypatch):
+    monkeypatch.setattr(autotune, "_chosen", {})
+
+
+def broken():
+    raise RuntimeError("out of resources:\nshared memory")
+
+
+def test_the_fastest_is_taken_and_remembered(caplog):
+    runs = {"slow": lambda: time.sleep(0.02), "fast": lambda: None}
+    with caplog.at_level(logging.INFO, "dit_shd"):
+        assert [autotune.fastest(("kind",), "what", runs, CPU) for _ in range(2)] == ["fast", "fast"]
+    assert len(caplog.records) == 1
+
+
+def test_triton_that_fails_is_left_out_with_the_reason(caplog):
+    with caplog.at_level(logging.INFO, "dit_shd"):
+        assert autotune.fastest(("kind",), "a layer", {"triton": broken, "streamed": lambda: None}, CPU) == "streamed"
+    (record,) = caplog.records
+    assert record.getMessage().startswith("a layer: backend streamed (streamed ")
+    assert record.getMessage().endswith("not triton: out of resources: shared memory)")
+
+
+def test_the_only_one_is_not_measured_and_says_why_it_is(caplog):
+    with caplog.at_level(logging.INFO, "dit_shd"):
+        assert autotune.fastest(("kind",), "a layer", {"streamed": broken}, CPU, "heads are too wide") == "streamed"
+    assert [r.getMessage() for r in caplog.records] == ["a layer: backend streamed (not triton: heads are too wide)"]
+
+
+def test_an_error_of_another_backend_is_not_hidden():
+    with pytest.raises(RuntimeError, match="out of resources"):
+        autotune.fastest(("kind",), "a layer", {"streamed": broken, "fused": lambda: None}, CPU)
