@@ -95,8 +95,8 @@ def demo(config: DemoConfig) -> Scores:
     claim(config)
     print(
         f"Three students: two of {config.steps} training steps from random weights, one of "
-        f"{steps_of(config, 'from_teacher')} from the teacher's; then {config.images} images of each of the four models "
-        f"in {config.sampling_steps} steps; then the figures. All files are written to {config.out}/"
+        f"{steps_of(config, 'from_teacher')} from the teacher's; then {config.images} images of each of the four "
+        f"models in {config.sampling_steps} steps; then the figures. All files are written to {config.out}/"
     )
     trained = _train(config)
     sampled = _sample(config, trained)
