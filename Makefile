@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow test-kill check setup docs docs-site test-lowest
+.PHONY: demo test test-slow test-kill check dist setup docs docs-site test-lowest
 
 setup: .venv/ready
 
@@ -32,6 +32,13 @@ docs-site: setup
 
 test-lowest:
 	.ci/lowest
+
+dist: setup
+	rm -rf dist
+	$(BIN)/python -m pip install -qq --disable-pip-version-check build twine check-wheel-contents
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents --toplevel dit_shd dist/*.whl
 
 check: setup
 	$(BIN)/ruff check .

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tokenize
 import tomllib
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -365,14 +364,3 @@ def test_no_pickle_is_ever_executed(root):
             if call == "np.load":
                 assert keywords.get("allow_pickle") == "False", f"{file}:{node.lineno}"
             assert call not in ("pickle.load", "pickle.loads", "yaml.unsafe_load"), f"{file}:{node.lineno}"
-
-
-@pytest.mark.slow
-def test_the_wheels_top_level_is_the_package(root, tmp_path):
-    subprocess.run([sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "-w", tmp_path, root], check=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
-    assert {n.split("/")[0] for n in names} == {"dit_shd", "dit_shd-0.1.0.dist-info"}
-    assert {"dit_shd/py.typed", "dit_shd/assets/digits_teacher/diffusion_pytorch_model.safetensors"} <= set(names)
-    assert {"dit_shd/reports/static/page.css", "dit_shd/reports/static/page.js"} <= set(names)
-    assert wheel.stat().st_size < 12 * 2**20

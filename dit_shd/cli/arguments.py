@@ -1,99 +1,154 @@
-"""Command-line words as values: key=value and files, and help that imports nothing heavy."""
+"""Command-line words as values: names, key=value and files, checked by source before anything heavy is imported."""
 
-import argparse
+import difflib
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
-from dit_shd import __version__
-from dit_shd.cli.specification import Specification
-from dit_shd.core.errors import UserError
-from dit_shd.core.yaml_files import override, read_yaml
+from dit_shd.cli import foreign_words
+from dit_shd.cli.specification import Specification, command_names
+from dit_shd.core.errors import UserError, unknown
+from dit_shd.core.plugin_source import plugin_names, plugin_source
+from dit_shd.core.shipped_configs import read_config
+from dit_shd.core.yaml_files import override, parse_yaml
 
-ORDER = ("encode", "convert", "train", "sample", "evaluate", "statistics", "compare", "inspect", "demo")
-"""The order in which commands are listed; others follow."""
-
-
-class _Help(argparse.Action):
-    """--help of one command: its text, then every key with its default."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, nargs=0, **kwargs)
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        keys = parser.get_default("specification").keys
-        parser.epilog = f"keys (key=value; dots reach inside, as optimizer.lr=1e-4; values are YAML):\n{keys}"
-        parser.print_help()
-        parser.exit()
+ASSIGNMENT = re.compile(r"[A-Za-z_][\w.]*=")
 
 
-def trusted(words: Sequence[str]) -> list[str]:
-    """The packages that a command line trusts, wherever it says so.
+@dataclass
+class Line:
+    """The words of a command line by what they are."""
+
+    command: str = ""
+    names: list[str] = field(default_factory=list)
+    assignments: list[str] = field(default_factory=list)
+    flags: list[tuple[str, str]] = field(default_factory=list)
+    """Words that begin with a dash and are no options of dit-shd, each with the word after it."""
+    trusted: list[str] = field(default_factory=list)
+    help: str | None = None
+    """The word after --help, which may be empty; None where help is not wanted."""
+    version: bool = False
+
+
+def split(words: Sequence[str]) -> Line:
+    """Sort the words of a command line: options may stand anywhere, and so may key=value.
 
     Args:
-        words: Of the command line.
+        words: Without the name of the program.
+
+    Raises:
+        UserError: --trust without a package.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--trust", action="append", default=[])
-    return parser.parse_known_args(list(words))[0].trust
+    line, rest = Line(), list(words)
+    while rest:
+        word = rest.pop(0)
+        option, equals, value = word.partition("=")
+        if option == "--trust":
+            if not equals and not rest:
+                raise UserError("--trust: wanted the name of a package after it, found nothing")
+            line.trusted.append(value if equals else rest.pop(0))
+        elif word in ("-h", "--help"):
+            topic = bool(line.command and rest and not ASSIGNMENT.match(rest[0]) and not rest[0].startswith("-"))
+            line.help = rest.pop(0) if topic else ""
+        elif word == "--version" and not line.command:
+            line.version = True
+        elif word.startswith("-"):
+            after = rest[0] if rest and not rest[0].startswith("-") and rest[0] not in command_names() else ""
+            line.flags.append((option, value if equals else after))
+            if after and not equals and not line.command:
+                rest.pop(0)  # its value is no command
+        elif not line.command:
+            line.command = word
+        else:
+            (line.assignments if ASSIGNMENT.match(word) else line.names).append(word)
+    return line
 
 
-def parser_of(commands: Mapping[str, Specification]) -> argparse.ArgumentParser:
-    """The parser of all commands."""
-    parser = argparse.ArgumentParser(
-        prog="dit-shd",
-        description="Distil diffusion transformers: train, sample, evaluate. Start with: dit-shd demo",
-    )
-    parser.add_argument("--version", action="version", version=f"dit-shd {__version__}")
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name in [*(n for n in ORDER if n in commands), *(n for n in commands if n not in ORDER)]:
-        _add(subparsers, commands[name])
-    return parser
-
-
-def _add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]", command: Specification) -> None:
-    first = " ".join(command.words.values())
-    sub = subparsers.add_parser(
-        command.name,
-        usage=f"%(prog)s [--trust PACKAGE] {f'{first} ' if first else ''}[key=value ...]",
-        help=command.text.partition("\n")[0],
-        description=command.text,
-        add_help=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    sub.add_argument("-h", "--help", action=_Help, help="this text")
-    sub.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help="allow plug-ins of PACKAGE")
-    if first:
-        several = "+" if first.endswith("...") or " " in first else None
-        sub.add_argument("first", metavar=first.rstrip("."), nargs=several, help=command.words_help)
-    sub.add_argument("assignments", nargs="*", metavar="key=value", help="settings, see below")
-    sub.set_defaults(specification=command)
-
-
-def values_of(options: argparse.Namespace) -> dict[str, Any]:
+def values_of(line: Line, command: Specification) -> dict[str, Any]:
     """The values of a command's keys, from its words and key=value.
 
     Raises:
-        UserError: Missing or unexpected words, or text that is no YAML.
+        UserError: Flags, missing or unexpected words, text that is no YAML, or keys that the command does not have.
     """
-    words = options.specification.words
-    if not words:
-        return override({}, options.assignments)
-    if isinstance(options.first, str):
-        (key,) = words
-        values = {key: options.first} if key else read_yaml(Path(options.first))
-        return override(values, options.assignments)
-    names, assignments = sorted_words([*options.first, *options.assignments])
-    if len(words) == 1:
-        return override({next(iter(words)): names}, assignments)
-    if len(names) != len(words):
-        expected = " and ".join(words.values())
+    if line.flags:
+        raise foreign_words.flag(line.flags[0], command)
+    values = _named(line.names, command)
+    where = "config" if "" in command.words else command.name
+    values = override(values, line.assignments)
+    _check_keys(values, command, where)
+    return values
+
+
+def _named(names: Sequence[str], command: Specification) -> dict[str, Any]:
+    """The values that the words without key= set."""
+    words = list(command.words.items())
+    optional = bool(words) and words[0][1].startswith("[")
+    several = len(words) == 1 and words[0][1].endswith("...")
+    if several and names:
+        return {words[0][0]: list(names)}
+    if not names and (optional or not words):
+        return {}
+    if len(names) < len(words):
+        expected = " and ".join(name for _, name in words)
+        example = f"dit-shd {command.name} {' '.join(name for _, name in words)}"
+        raise UserError(
+            f"wanted {expected} ({command.words_help}), found {' '.join(names) or 'nothing'}; "
+            f"usage: {example} [key=value ...], explained by dit-shd {command.name} --help"
+        )
+    if len(names) > len(words) > 1:
+        expected = " and ".join(name for _, name in words)
         raise UserError(f"wanted {len(words)} names, {expected}, found {len(names)}: {' '.join(names)}")
-    return override(dict(zip(words, names)), assignments)
+    if len(names) > len(words):
+        raise UserError(f"'{names[len(words)]}': wanted key=value")
+    if words and words[0][0] == "":
+        return read_config(names[0])
+    return {key: name for (key, _), name in zip(words, names)}
 
 
-def sorted_words(words: list[str]) -> tuple[list[str], list[str]]:
-    """Separate files from key=value, in any order, for a command with several files (./a=b is a file)."""
-    assignments = [word for word in words if re.match(r"[A-Za-z_][\w.]*=", word)]
-    return [word for word in words if word not in assignments], assignments
+def _check_keys(values: Mapping[str, Any], command: Specification, where: str) -> None:
+    """Refuse unknown keys, also of the plug-ins that ship with dit_shd, before anything heavy is imported."""
+    moved = command.moved
+    groups = {"": values, **{k.name: values.get(k.name) for k in command.keys if k.nested and not k.depth}}
+    for group, given in groups.items():
+        prefix = f"{group}." if group else ""
+        known = [key.name.removeprefix(prefix) for key in command.keys if key.name.startswith(prefix)]
+        known = [name for name in known if "." not in name]
+        for key in given if isinstance(given, Mapping) else ():
+            if key not in known and not (group == "" and key in moved):
+                advice = foreign_words.advice(str(key), command) if group == "" else None
+                raise advice or unknown(f"{where}{'.' * bool(group)}{group}", str(key), known)
+    for key in command.keys:
+        if key.default == "needed" and not key.depth and key.name not in values:
+            raise UserError(f"{where}.{key.name}: a value is needed and none was given")
+    defaults = {key.name: key.default for key in command.keys}
+    for key, package in command.plugins.items():
+        value = values.get(key)
+        if isinstance(value, Mapping) and "like" in value and "name" not in value:
+            continue  # student: {like: teacher}, whose keys are those of the teacher's config
+        if isinstance(value, Mapping) and "name" not in value:  # task.mask_ratio=0.2 is of the default task
+            value = {**parse_yaml(defaults[key]), **value}
+        if isinstance(value, list):
+            for i, item in enumerate(value):
+                _check_plugin(item, package, f"{key}.{i}")
+        else:
+            _check_plugin(value, package, key)
+
+
+def _check_plugin(value: object, package: str, where: str) -> None:
+    """Refuse a plug-in that does not exist, or a key that it does not have."""
+    name = value.get("name") if isinstance(value, Mapping) else value
+    if not isinstance(name, str) or "." in name or name not in plugin_names(package):
+        return  # somebody's own, or refused with the others' names when it is built
+    source = plugin_source(package, name)
+    known = [key.name for key in source.keys]
+    for key in value if isinstance(value, Mapping) else ():
+        if key != "name" and key not in known and not source.open:
+            raise unknown(where, str(key), known)
+
+
+def similar_commands(text: str, names: Sequence[str]) -> UserError:
+    """The error for a word that is no command."""
+    near = difflib.get_close_matches(text, names, 1, 0.5)
+    hint = f", did you mean '{near[0]}'?" if near else "."
+    return UserError(f"no command called '{text}'{hint} Commands: {', '.join(names)}.")

@@ -6,17 +6,20 @@ Errors a user can cause are one line and exit code 2. A signal ends a command wi
 
 import io
 import logging
+import os
 import sys
-from argparse import Namespace
 from collections.abc import Sequence
 
-from dit_shd.cli.arguments import parser_of, trusted, values_of
+import dit_shd
+from dit_shd.cli import help
+from dit_shd.cli.arguments import Line, similar_commands, split, values_of
 from dit_shd.cli.commands import COMMANDS
-from dit_shd.cli.specification import specifications
-from dit_shd.core import plugins
+from dit_shd.cli.specification import Specification, command_names, specification
+from dit_shd.core import plugins, status
 from dit_shd.core.config import make
 from dit_shd.core.distributed import leave_group
 from dit_shd.core.errors import UserError
+from dit_shd.core.memory import is_out_of_memory, memory_line
 from dit_shd.core.places import check_values
 from dit_shd.core.signals import Stopped, terminable
 
@@ -30,15 +33,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
-    for package in trusted(words):
-        plugins.trust(package)
     try:
-        commands = specifications(words)
+        line = split(sys.argv[1:] if argv is None else argv)
+        text = _answered(line)
+        command = None if text is not None else _command(line)
     except UserError as error:
         print(f"dit-shd: {error}", file=sys.stderr)
         return 2
-    options = parser_of(commands).parse_args(words)
+    if command is None:
+        return _print(text or "")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # not every name of a file can be printed everywhere
@@ -46,33 +49,71 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("dit_shd").setLevel(logging.INFO)
     try:
         with terminable():
-            _run(options)
+            _run(line, command)
     except Stopped as stopped:
-        print(f"dit-shd {options.command}: {stopped}", file=sys.stderr)
+        print(f"dit-shd {command.name}: {stopped}", file=sys.stderr)
         return stopped.code
     except UserError as error:
-        print(f"dit-shd {options.command}: {error}", file=sys.stderr)
+        print(f"dit-shd {command.name}: {error}", file=sys.stderr)
         return 2
-    except (OSError, MemoryError, RecursionError) as error:
+    except (OSError, MemoryError, RecursionError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            print(f"dit-shd {command.name}: {memory_line(error, command.name == 'train')}", file=sys.stderr)
+            return 2
+        if isinstance(error, RuntimeError) and not isinstance(error, RecursionError):
+            raise
         reason = " ".join(str(error).split()) or type(error).__name__
-        print(f"dit-shd {options.command}: {reason}", file=sys.stderr)
+        print(f"dit-shd {command.name}: {reason}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         message = "interrupted; the same command goes on from what is saved"
-        print(f"\ndit-shd {options.command}: {message}", file=sys.stderr)
+        print(f"\ndit-shd {command.name}: {message}", file=sys.stderr)
         return 130
     finally:
         leave_group()
     return 0
 
 
-def _run(options: Namespace) -> None:
-    """Check that files exist, then import the command and run it."""
-    values = values_of(options)
+def _print(text: str) -> int:
+    """Print help; a reader such as `head` may close the pipe before its end."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _answered(line: Line) -> str | None:
+    """The text that a command line asks for; None where it is to run a command."""
+    for package in line.trusted:
+        plugins.trust(package)
+    if line.version:
+        return f"dit-shd {dit_shd.__version__}"
+    if not line.command and line.flags:
+        raise UserError(f"{line.flags[0][0]}: wanted a command first; dit-shd --help lists them")
+    if not line.command:
+        return help.program({name: specification(name) for name in command_names()})
+    if line.help is None:
+        return None
+    command = _command(line)
+    return help.topic(command, line.help) if line.help else help.command(command)
+
+
+def _command(line: Line) -> Specification:
+    names = command_names(line.command)
+    if line.command not in names:
+        raise similar_commands(line.command, names)
+    return specification(line.command)
+
+
+def _run(line: Line, spec: Specification) -> None:
+    """Check words and files, then import the command and run it."""
+    values = values_of(line, spec)
     if not values.get("dry_run"):  # which does not require them
-        check_values(values, options.specification.places)
-    command = COMMANDS.find(options.command)()
-    where = "config" if "" in options.specification.words else options.command  # a file of values is the config
+        check_values(values, spec.places)
+    with status.shown(f"dit-shd {spec.name}: loading ..."):
+        command = COMMANDS.find(spec.name)()
+    where = "config" if "" in spec.words else spec.name  # a file of values is the config
     command.run(make(command.config, values, where))
 
 

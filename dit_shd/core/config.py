@@ -20,7 +20,9 @@ REQUIRED: Any = dataclasses.MISSING
 """The default of an option that has none: a value must be given."""
 
 
-def option(default: T, doc: str, range: tuple[float, float] | None = None, resumable: bool = False) -> T:
+def option(
+    default: T, doc: str, range: tuple[float, float] | None = None, resumable: bool = False, heading: str = ""
+) -> T:
     """A config field.
 
     Args:
@@ -28,8 +30,9 @@ def option(default: T, doc: str, range: tuple[float, float] | None = None, resum
         doc: Its help text.
         range: Smallest and largest number; None as a value is always allowed.
         resumable: Whether a resumed run may change it.
+        heading: Of it and the fields after it, in help.
     """
-    metadata = {"doc": doc, "range": range, "resumable": resumable}
+    metadata = {"doc": doc, "range": range, "resumable": resumable, "heading": heading}
     if isinstance(default, (list, dict)) or dataclasses.is_dataclass(default):
         return field(default_factory=lambda: default, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -58,7 +61,7 @@ def check_ranges(config: object, where: str = "") -> None:
         if bounds is None:
             continue
         for number in value if isinstance(value, (list, tuple)) else [value]:
-            if number is not None and not bounds[0] <= number <= bounds[1]:
+            if isinstance(number, (int, float)) and not bounds[0] <= number <= bounds[1]:
                 raise UserError(f"{name}: wanted a number from {bounds[0]} to {bounds[1]:g}, found {number}")
 
 
@@ -130,6 +133,8 @@ def cast(hint: Any, value: object, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return checked(value, where) if isinstance(value, hint) else make(hint, value, where)  # type: ignore[arg-type]
     if origin in (list, tuple, Sequence):
+        if isinstance(value, str) and "," in value and args and args[0] in (int, float):
+            value = value.split(",")  # 3,3,7 is a list of numbers on the command line, as [3,3,7] is
         if not isinstance(value, (list, tuple)):
             raise wrong(where, "a list", value)
         items = [cast(args[0] if args else Any, v, f"{where}.{i}") for i, v in enumerate(value)]

@@ -6,6 +6,8 @@ constants of the same file. tests/cli/test_specification.py compares what is rea
 
 import ast
 import sys
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -34,35 +36,146 @@ def imported_from(tree: ast.Module, name: str, module: str) -> str:
     return module
 
 
+@lru_cache(maxsize=256)
 def parse(module: str) -> ast.Module:
     """The syntax tree of such a module."""
     return ast.parse(source_file(module).read_text(encoding="utf-8"))
 
 
-def explain_source(module: str, name: str, indent: str = "  ") -> str:
-    """One line for each key of the class `name` of a module: its default and meaning, for `--help`."""
+@dataclass(frozen=True)
+class Key:
+    """A key of a config, as its source describes it."""
+
+    name: str
+    """With the keys that it is inside of: optimizer.lr."""
+    kind: str
+    """The values that it takes, in a few words; empty for a group of keys."""
+    default: str
+    """As YAML; empty for a group of keys."""
+    doc: str
+    heading: str = ""
+    """The heading above it in help."""
+    nested: bool = False
+    """Whether it is a group of keys, which follow it."""
+
+    @property
+    def depth(self) -> int:
+        """The number of keys that it is inside of."""
+        return self.name.count(".")
+
+    def line(self) -> str:
+        """The key, its default, what it takes, and its meaning."""
+        last = self.name.rpartition(".")[2]
+        if self.nested:
+            return f"{last}:  {self.doc}".rstrip()
+        return f"{last}={self.default}  [{self.kind}] {self.doc}".rstrip()
+
+
+def keys_of(module: str, name: str, prefix: str = "") -> list[Key]:
+    """The keys of the config class `name` of a module, those of the configs inside of it after the key they are in.
+
+    Args:
+        module: Its dotted name.
+        name: Of the class.
+        prefix: Of the names of its keys.
+    """
     tree = parse(module)
     home = imported_from(tree, name, module)
     if home != module:
-        return explain_source(home, name, indent)
+        return keys_of(home, name, prefix)
     (cls,) = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name]
-    known = _constants(tree)
-    lines = []
+    known = constants(tree)
+    keys: list[Key] = []
     for node in cls.body:
         if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and _is_option(node.value)):
             continue
-        key, call = node.target.id, node.value
+        key, call = f"{prefix}{node.target.id}", node.value
         assert isinstance(call, ast.Call)
-        doc = _value(call.args[1], known)
+        options = {keyword.arg: keyword.value for keyword in call.keywords}
+        heading = str(value_of(options["heading"], known)) if "heading" in options else ""
+        doc = str(value_of(call.args[1], known))
         nested = _nested(call.args[0], tree)
         if nested is not None:
-            lines.append(f"{indent}{key}:  {doc}")
-            lines.append(explain_source(imported_from(tree, nested, module), nested, indent + "  "))
+            keys.append(Key(key, "", "", doc, heading, nested=True))
+            keys += keys_of(imported_from(tree, nested, module), nested, f"{key}.")
             continue
-        default = _value(call.args[0], known)
-        shown = "needed" if default is REQUIRED else yaml.safe_dump(default, default_flow_style=True).splitlines()[0]
-        lines.append(f"{indent}{key}={shown}  {doc}".rstrip())
-    return "\n".join(lines)
+        default = value_of(call.args[0], known)
+        bounds = value_of(options["range"], known) if "range" in options else None
+        kind = kind_of(node.annotation, tree) + (_range(*bounds) if bounds else "")
+        keys.append(Key(key, kind, shown(default), doc, heading))
+    return keys
+
+
+def shown(default: object) -> str:
+    """A default as it can be given on the command line."""
+    if isinstance(default, str) and default:
+        return default
+    default = list(default) if isinstance(default, tuple) else default
+    return "needed" if default is REQUIRED else yaml.safe_dump(default, default_flow_style=True).splitlines()[0]
+
+
+def _range(low: float, high: float) -> str:
+    """The range of a number; limits that only keep nonsense out are not named."""
+    return f", {low:g} or more" if high >= LARGE else f", {low:g} to {high:g}"
+
+
+LARGE = 1e6
+WORDS = {
+    "int": "whole number",
+    "float": "number",
+    "bool": "true | false",
+    "str": "text",
+    "Path": "path",
+    "Place": "path or hub:OWNER/NAME",
+    "Plugin": "plug-in",
+    "None": "null",
+}
+"""What help calls the types of keys."""
+
+
+def kind_of(annotation: ast.expr | None, tree: ast.Module) -> str:
+    """The values that an annotation allows, in a few words.
+
+    Args:
+        annotation: As in the source; None where there is none.
+        tree: Of the file in which it stands, for names that stand for other types.
+    """
+    match annotation:
+        case None:
+            return "any"
+        case ast.Constant(value=None):
+            return "null"
+        case ast.Name(id=name) if name in WORDS:
+            return WORDS[name]
+        case ast.Name(id=name):
+            return _alias(name, tree)
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            return " | ".join(dict.fromkeys((kind_of(left, tree), kind_of(right, tree))))
+        case ast.Subscript(value=ast.Name(id="Literal"), slice=ast.Tuple(elts=choices)):
+            return " | ".join(str(ast.literal_eval(choice)) for choice in choices)
+        case ast.Subscript(value=ast.Name(id="Literal"), slice=choice):
+            return str(ast.literal_eval(choice))
+        case ast.Subscript(value=ast.Name(id="list" | "Sequence" | "tuple"), slice=item):
+            item = item.elts[0] if isinstance(item, ast.Tuple) else item
+            return f"[{kind_of(item, tree)}, ...]"
+        case ast.Subscript(value=ast.Name(id="dict" | "Mapping"), slice=ast.Tuple(elts=[key, value])):
+            return f"{{{kind_of(key, tree)}: {kind_of(value, tree)}}}"
+        case _:
+            return "any"
+
+
+def _alias(name: str, tree: ast.Module) -> str:
+    """What a name of a type stands for, in this file of dit_shd or the one that it is imported from."""
+    for node in tree.body:
+        match node:
+            case ast.Assign(targets=[ast.Name(id=target)], value=value) if target == name:
+                return kind_of(value, tree)
+            case ast.AnnAssign(target=ast.Name(id=target), value=ast.expr() as value) if target == name:
+                return kind_of(value, tree)
+            case _:
+                continue
+    home = imported_from(tree, name, "")
+    return _alias(name, parse(home)) if home.startswith("dit_shd") else name
 
 
 def _is_option(node: ast.expr | None) -> bool:
@@ -78,7 +191,7 @@ def _nested(node: ast.expr, tree: ast.Module) -> str | None:
     return name if here or imported_from(tree, name, "").startswith("dit_shd") else None
 
 
-def _constants(tree: ast.Module) -> dict[str, Any]:
+def constants(tree: ast.Module) -> dict[str, Any]:
     """The constants of a file whose values can be evaluated, and those that it imports from dit_shd."""
     known: dict[str, Any] = {
         "REQUIRED": REQUIRED,
@@ -90,17 +203,17 @@ def _constants(tree: ast.Module) -> dict[str, Any]:
     for node in tree.body:
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("dit_shd"):
             names = [alias.name for alias in node.names if alias.name.isupper()]
-            known |= {name: _constants(parse(node.module)).get(name) for name in names}
+            known |= {name: constants(parse(node.module)).get(name) for name in names}
         if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             if len(targets) == 1 and isinstance(targets[0], ast.Name):
                 try:
-                    known[targets[0].id] = _value(node.value, known)
+                    known[targets[0].id] = value_of(node.value, known)
                 except Exception:  # its value is known at run time only
                     continue
     return known
 
 
-def _value(node: ast.expr, known: dict[str, Any]) -> Any:
+def value_of(node: ast.expr, known: dict[str, Any]) -> Any:
     """The value of an expression over constants, in source of dit_shd."""
     return eval(compile(ast.Expression(node), "source", "eval"), {"__builtins__": {}, **known})

@@ -7,7 +7,9 @@ line trusts (`--trust my_package`): a config from elsewhere must not import code
 import difflib
 import importlib
 import inspect
+import os
 import pkgutil
+import sys
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,8 +23,10 @@ _trusted: set[str] = set()
 
 
 def trust(package: str) -> None:
-    """Allow dotted plug-in names below the top-level `package` in this process."""
+    """Allow dotted plug-in names below the top-level `package` in this process, also one of the working folder."""
     _trusted.add(package)
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())  # last: no file of the folder takes the place of an installed package
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -32,7 +33,7 @@ def claim(folder: Path, settings: dict[str, Any], maker: str, what: str) -> None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob(".*.part"):
-            leftover.unlink()
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     except OSError as error:
         raise UserError(f"{folder}: cannot hold the shards of {what} ({error.strerror})") from error
     if not (folder / SETTINGS).exists():
@@ -108,7 +109,7 @@ class Progress:
     """
 
     def __init__(self, desc: str, total: int, finished: Callable[[], int], shown: bool):
-        from tqdm import tqdm
+        from tqdm.auto import tqdm
 
         self._count = finished
         self.share, self.finished = 0.0, finished() if shown else 0

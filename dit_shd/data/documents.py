@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dit_shd.core.errors import UserError, error_line
+from dit_shd.core.installation import install_command
 from dit_shd.core.places import HUB, HubName, expanded, instead, offline
 
 Unit = Literal["file", "paragraph", "line"]
@@ -182,4 +183,4 @@ def _of_dataset(place: Path | HubName, columns: Columns, split: str) -> Iterator
 
 
 def _needs(package: str) -> UserError:
-    return UserError(f'data text: needs the package {package}; install it with: pip install "dit_shd[language]"')
+    return UserError(f"data text: needs the package {package}; install it with: {install_command('language')}")

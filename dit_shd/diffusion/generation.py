@@ -1,4 +1,4 @@
-"""`dit-shd sample`: many images into one npz, by as many processes as there are, resumable.
+"""`dit-shd sample`: many images into one npz or a folder of png, by as many processes as there are, resumable.
 
 Every batch is a shard of its own in NAME.npz.parts; the same command again draws those that are missing, and the main
 process merges them into arr_0 (uint8 [n,y,x,c]) and arr_1 (labels), the layout of the ADM evaluator; latents that are
@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 from torch import nn
 
 from dit_shd.core import hashing
 from dit_shd.core.config import checked, resolve
 from dit_shd.core.distributed import joined, launched, run_on_main
 from dit_shd.core.errors import UserError
-from dit_shd.core.files import atomic_file
+from dit_shd.core.files import atomic_file, atomic_folder
 from dit_shd.core.lock import locked
 from dit_shd.core.resumable import SETTINGS, Progress, check_same, claim, share_of_missing
 from dit_shd.data.image_shards import Shards, merge, open_shards, read_shard, shard_file, shard_files, write_shard
@@ -39,25 +40,28 @@ SHOWN = 100
 """Images on the grid beside the npz."""
 MERGED = "merged"
 """Among the shards: an empty file that says that merged.npz, .png and .json are complete."""
-SUFFIXES = (".json", ".png", ".npz")
+FEWEST = 20
+"""Images that can be scored; of fewer no command for that is proposed."""
+SMALL_DIGITS = ("digits", "mnist", "asset:digits_teacher")
+"""Data, and an asset, whose images the classifier of digits knows."""
 
 _log = logging.getLogger("dit_shd")
 
 
 def sample_to_file(config: SampleConfig, model: nn.Module | None = None) -> Path:
-    """Sample `config.count` images into an npz, with a grid (png) and the settings (json) beside it.
+    """Sample `config.count` images into an npz or a folder, with a grid (png) and the settings (json) beside it.
 
     Args:
         config: What to sample, and how.
         model: What to sample from, in place of the one that `config.run` names.
 
     Returns:
-        Where the npz is.
+        Where the images are.
 
     Raises:
         UserError: The npz is there already (and no force), or shards of other settings or of another model are.
     """
-    config = sampler.of_run(checked(config, "sample"))
+    config = sampler.of_run(checked(config, "sample").counted())
     config.check()
     out = output_path(config)
     state = joined()
@@ -67,6 +71,8 @@ def sample_to_file(config: SampleConfig, model: nn.Module | None = None) -> Path
     network = (loading.load_conditional(config.run) if model is None else model).eval().to(state.device)  # type: ignore[arg-type]
     config = sampler.of_model(config, network)
     config.check()
+    if config.label_list is not None:
+        sampler.check_labels(config.label_list, network)
     decode = load_decoder(config, network)
     record = {**settings(config), "model_sha256": hashing.sha256_of_tensors(network)}
     record |= {"vae_sha256": decode.digest, **({"vae_name": decode.name} if decode.name else {})}
@@ -104,7 +110,7 @@ def make_file(
     with locked(lock_file(out), "dit-shd sample"):
         if run_on_main(lambda: _claim(folder, record, out, config.force)):
             _draw_missing(state, config, images_of, folder)
-            run_on_main(lambda: _finish(folder, record, out, config.count))
+            run_on_main(lambda: _finish(folder, record, out, config.images))
 
 
 def parts_of(out: Path) -> Path:
@@ -113,21 +119,37 @@ def parts_of(out: Path) -> Path:
 
 
 def output_path(config: SampleConfig) -> Path:
-    """Where the npz goes."""
+    """Where the images go: a name that ends in .npz is that of a file, any other that of a folder of png."""
     if config.out is not None:
-        if config.out.name in ("", "..") or str(config.out).endswith("/"):
-            raise UserError(f"out: wanted the name of an npz, found '{config.out}'")
-        return config.out if config.out.suffix == ".npz" else config.out.with_name(config.out.name + ".npz")
+        out = Path(config.out)
+        if out.name in ("", ".."):
+            raise UserError(f"out: wanted the name of an npz or FOLDER/, found '{config.out}'")
+        if not str(config.out).endswith("/"):
+            return out if out.suffix == ".npz" else out.with_name(out.name + ".npz")
+        if config.vae is None:
+            raise UserError(f"out: {config.out} is a folder for png, and vae=null keeps latents; wanted FILE.npz")
+        if out.suffix == ".npz":
+            raise UserError(f"out: wanted FILE.npz, or a FOLDER/ of another name, found '{config.out}'")
+        return out
     folder = Path(config.run) if Path(config.run).is_dir() else Path(".")
-    return folder / f"samples_{config.count}_seed{config.seed}.npz"
+    return folder / f"samples_{config.images}_seed{config.seed}.npz"
 
 
 def words(config: SampleConfig, out: Path) -> str:
     """What was made, and what to do next, in lines that can be pasted."""
     if config.vae is None:
         return f"done: {out}: latents as the model makes them (arr_0 float32 [n,c,y,x]), not images: vae=null"
-    beside = out.with_suffix(".png").name
-    return f"done: {out}, {beside} beside it\nnext: dit-shd evaluate {shlex.quote(str(out))} reference=..."
+    places = _places(out)
+    done = f"done: {out}{'' if out.suffix == '.npz' else '/'}, {places['.png'].name} beside it"
+    return done if config.counted().images < FEWEST else f"{done}\n{_following(config, out)}"
+
+
+def _following(config: SampleConfig, out: Path) -> str:
+    """The command that scores samples: of models of small digits whole, of others with the word that is a user's."""
+    line = f"next: dit-shd evaluate {shlex.quote(str(out))}"
+    if sampler.data_of(config) in SMALL_DIGITS:
+        return f"{line} reference=digits features=digits"
+    return f"{line} reference=REFERENCE\n      (REFERENCE: real images, or their statistics: dit-shd statistics --help)"
 
 
 def lock_file(out: Path) -> Path:
@@ -155,10 +177,19 @@ def settings(config: SampleConfig) -> dict[str, Any]:
 def _refuse_existing(folder: Path, out: Path, force: bool) -> None:
     if (folder / MERGED).exists():  # being published: some of the files are there already
         return
-    for file in map(out.with_suffix, SUFFIXES):
+    for file in _places(out).values():
+        if file == out and out.suffix != ".npz" and file.is_dir() and not any(file.iterdir()):
+            continue  # an empty folder is as good as none
         if file.is_dir() or (file.exists() and not force):
             remedy = "" if file.is_dir() else " or say force=true"
             raise UserError(f"{file}: is there already; choose another out=FILE{remedy}")
+
+
+def _places(out: Path) -> dict[str, Path]:
+    """Where each of the results goes, by its suffix; that of a folder of png is empty."""
+    if out.suffix == ".npz":
+        return {suffix: out.with_suffix(suffix) for suffix in (".json", ".png", ".npz")}
+    return {".json": out.with_name(f"{out.name}.json"), ".png": out.with_name(f"{out.name}.png"), "": out}
 
 
 def _claim(folder: Path, record: dict[str, Any], out: Path, force: bool) -> bool:
@@ -185,10 +216,10 @@ def _draw_missing(
 
     def finished() -> int:
         firsts = [int(file.stem) for file in shard_files(folder)]
-        return sum(min(config.batch_size, config.count - first) for first in firsts)
+        return sum(min(config.batch_size, config.images - first) for first in firsts)
 
     missing = share_of_missing(state, list(batches(config)), file_of, _check_shard)
-    with Progress("sampling", config.count, finished, shown=state.is_main_process) as progress:
+    with Progress("sampling", config.images, finished, shown=state.is_main_process) as progress:
         for indices in missing:
             write_shard(file_of(indices), *images_of(indices, progress.step))
             progress.shard()
@@ -207,7 +238,10 @@ def _finish(folder: Path, record: dict[str, Any], out: Path, count: int) -> None
     shards = open_shards(folder)
     if shards.shape[0] != count:
         raise UserError(f"{folder}: holds {shards.shape[0]} images where {count} were wanted; give the command again")
-    merge(shards, folder / "merged.npz")
+    if out.suffix == ".npz":
+        merge(shards, folder / "merged.npz")
+    else:
+        _write_images(shards, folder / f"{MERGED}_images")
     if shards.dtype == np.uint8:
         _draw_grid(shards, folder / "merged.png")
     with atomic_file(folder / "merged.json") as stream:
@@ -215,6 +249,17 @@ def _finish(folder: Path, record: dict[str, Any], out: Path, count: int) -> None
     with atomic_file(folder / MERGED):
         pass
     _publish(folder, out)
+
+
+def _write_images(shards: Shards, folder: Path) -> None:
+    """Write every image as <number>_<class>.png."""
+    number = 0
+    with atomic_folder(folder.absolute()) as part:
+        for images, labels in shards:
+            for image, label in zip(images, labels):
+                name = f"{number:05d}_{int(label)}.png"
+                Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(part / name)
+                number += 1
 
 
 def _draw_grid(shards: Shards, file: Path) -> None:
@@ -229,10 +274,10 @@ def _draw_grid(shards: Shards, file: Path) -> None:
 
 def _publish(folder: Path, out: Path) -> None:
     """Move what is merged to its place and remove the shards; it may have been begun before."""
-    for suffix in SUFFIXES:
-        merged = folder / f"{MERGED}{suffix}"
+    for suffix, place in _places(out).items():
+        merged = folder / f"{MERGED}{suffix or '_images'}"
         if merged.exists():
-            os.replace(merged, out.with_suffix(suffix))
+            os.replace(merged, place)
     for file in [*shard_files(folder), folder / SETTINGS, folder / MERGED]:
         file.unlink(missing_ok=True)
     if not any(folder.iterdir()):

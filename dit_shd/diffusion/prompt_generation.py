@@ -19,7 +19,7 @@ from dit_shd.core.pretrained import model_folder
 from dit_shd.data.pipeline_record import INDEX, PipelineRecord, read_record, text_digest
 from dit_shd.diffusion.generation import make_file, output_path
 from dit_shd.diffusion.pipelines import folder_of, open_pipeline, record_of
-from dit_shd.diffusion.sample_config import EACH, SampleConfig
+from dit_shd.diffusion.sample_config import SampleConfig
 from dit_shd.models import loading
 
 if TYPE_CHECKING:
@@ -46,9 +46,9 @@ def sample_prompts(config: SampleConfig) -> Path:
     config = checked(config, "sample")
     assert config.prompts is not None
     prompts = read_prompts(config.prompts)
-    config = replace(config, count=len(prompts) if config.count == EACH else config.count)
-    if not 1 <= config.count <= MOST_COUNT or config.batch_size < 1:
-        raise UserError(f"count: wanted 1 to {MOST_COUNT} images in batches of 1 or more, found {config.count}")
+    config = replace(config, count=config.count or len(prompts))
+    if not 1 <= config.images <= MOST_COUNT or config.batch_size < 1:
+        raise UserError(f"count: wanted 1 to {MOST_COUNT} images in batches of 1 or more, found {config.images}")
     out = output_path(config)
     state = joined()
     launched(state.num_processes)
@@ -62,7 +62,7 @@ def sample_prompts(config: SampleConfig) -> Path:
         on_step(len(indices))
         return images, np.array(numbers)
 
-    settings: dict[str, Any] = {"prompts": prompts, "call": call, "seed": config.seed, "count": config.count}
+    settings: dict[str, Any] = {"prompts": prompts, "call": call, "seed": config.seed, "count": config.images}
     settings |= {"batch_size": config.batch_size, "precision": config.precision, "run": config.run}
     settings |= {"pipeline": record.pipeline, "pipeline_class": record.pipeline_class}
     settings |= {"text_sha256": record.text_sha256, "scheduler": _plain(record.scheduler)}

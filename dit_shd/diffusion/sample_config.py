@@ -13,6 +13,8 @@ from dit_shd.models.prediction import NOISE
 NOISE_SOLVERS, VELOCITY_SOLVERS = ("ddpm", "ddim", "dpm++"), ("euler", "heun")
 """By what a model predicts; the first of each is what `auto` stands for."""
 MOST_STEPS = 10**6
+COUNT = 50_000
+"""Images, where nothing else is said."""
 EACH = 0
 """As a count: one image for each prompt."""
 OF_CALL = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
@@ -28,15 +30,15 @@ OF_CLASSES = (
 class SampleConfig:
     """What to sample and how; the defaults are MDT's protocol for reported figures."""
 
-    run: Place = option("", MODEL)
-    count: int = option(50_000, "images")
+    run: Place = option("", MODEL, heading="What is sampled")
+    count: int | None = option(None, "images; empty: as many as labels are given, else 50,000")
     steps: int = option(250, "sampling steps, evenly spaced over the schedule")
     solver: Literal["auto", "ddpm", "ddim", "dpm++", "euler", "heun"] = option(
         "auto",
         "of noise: ddpm (ancestral), ddim (eta 0), or diffusers' DPM-Solver++; of velocity: euler or heun; auto: the "
         "first that fits the model",
     )
-    guidance: float = option(3.8, "classifier-free guidance scale; 1 for none")
+    guidance: float = option(3.8, "classifier-free guidance scale; 1 for none", heading="Guidance")
     guidance_schedule: Literal["power-cosine", "constant"] = option(
         "power-cosine", "MDT's ramp, or the scale throughout"
     )
@@ -46,10 +48,12 @@ class SampleConfig:
         "where |weight - 1| is within this, no guidance and half of the network's work; 0 for guidance everywhere",
     )
     guided_channels: int | None = option(3, "noise channels that are guided (the public code's 3); empty for all")
-    labels: Literal["random", "balanced"] = option(
-        "random", "class of image i: drawn, or in turn; of the classes that the training saw"
+    labels: Literal["random", "balanced"] | int | list[int] = option(
+        "random", "class of image i: drawn, or in turn, of the classes that the training saw; or 3,3,7: these in turn"
     )
-    rounding: Literal["floor", "nearest"] = option("floor", "to uint8: floor (MDT) or nearest (DiT); it moves FID")
+    rounding: Literal["floor", "nearest"] = option(
+        "floor", "to uint8: floor (MDT) or nearest (DiT); it moves FID", heading="Images and files"
+    )
     seed: int = option(0, "image i is a function of the seed and i")
     batch_size: int = option(64, "images in one batch of one process")
     diffusion_steps: int = option(1000, "steps of the schedule the model was trained with; a run folder knows its own")
@@ -72,7 +76,9 @@ class SampleConfig:
     call: dict[str, Any] = option(
         {}, "more arguments of the pipeline's own call: {num_inference_steps: 28, guidance_scale: 5, height: 512, ...}"
     )
-    out: Path | None = option(None, "the npz; empty: samples_<count>_seed<seed>.npz in the run folder")
+    out: Place | None = option(
+        None, "the npz, or FOLDER/ for png; empty: samples_<count>_seed<seed>.npz in the run folder"
+    )
     force: bool = option(False, "replace an npz that is there already")
 
     @classmethod
@@ -93,6 +99,21 @@ class SampleConfig:
         call = {name: values[key] for key, name in OF_CALL.items() if key in values}
         kept = {key: value for key, value in values.items() if key not in OF_CALL}
         return {**kept, "call": {**call, **(values.get("call") or {})}, "count": values.get("count", EACH)}
+
+    @property
+    def images(self) -> int:
+        """The number of images."""
+        return COUNT if self.count is None else self.count
+
+    @property
+    def label_list(self) -> list[int] | None:
+        """The classes that are taken in turn, where they are given one by one."""
+        return [self.labels] if isinstance(self.labels, int) else self.labels if isinstance(self.labels, list) else None
+
+    def counted(self) -> Self:
+        """The config with the number of images written out."""
+        given = self.label_list
+        return replace(self, count=len(given) if given and self.count is None else self.images)
 
     def of_prediction(self, prediction: str) -> Self:
         """The config with the solver named for a model that predicts `prediction`.
@@ -116,10 +137,12 @@ class SampleConfig:
             UserError: Naming the key, what was wanted and what was found.
         """
         check_ranges(self)
-        for key in ("count", "batch_size"):
-            if getattr(self, key) < 1:
-                raise UserError(f"{key}: wanted 1 or more, found {getattr(self, key)}")
-        if self.count > 10**8:
+        for key, value in (("count", self.images), ("batch_size", self.batch_size)):
+            if value < 1:
+                raise UserError(f"{key}: wanted 1 or more, found {value}")
+        if self.label_list == []:
+            raise UserError("labels: wanted random, balanced or classes as 3,3,7, found none")
+        if self.images > 10**8:
             raise UserError(f"count: wanted up to 10^8, found {self.count}")
         Schedule.linear(self.diffusion_steps)  # refuses what is no schedule
         most = self.diffusion_steps if self.solver in NOISE_SOLVERS else MOST_STEPS

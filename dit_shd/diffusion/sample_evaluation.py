@@ -135,20 +135,19 @@ class SampleEvaluation:
         """Sample from `student` and score the images; the figures, in the main process, if there is a reference."""
         sampling = self.sampling(run, step)
         assert sampling.out is not None
-        main = joined().is_main_process
-        grid, record = sampling.out.with_suffix(".png"), sampling.out.with_suffix(".results.json")
+        main, out = joined().is_main_process, Path(sampling.out)
+        grid, record = out.with_suffix(".png"), out.with_suffix(".results.json")
         figures: dict[str, float] | None = None
         if not (record if self.reference else grid).exists():
-            out = sampling.out
             if run_on_main(lambda: _to_sample(out)):
                 sample_to_file(sampling, student)
             if main and self.reference:
-                evaluate(self.scoring(sampling.out), say=lambda line: None)
+                evaluate(self.scoring(out), say=lambda line: None)
         if main and self.reference:
             figures = dict(results.read_record(record)["figures"])  # type: ignore[index]
             _log.info("step %d: %s", step, ", ".join(f"{k} {v:.4g}" for k, v in figures.items()))
         if main and not self.keep:
-            sampling.out.unlink(missing_ok=True)
+            out.unlink(missing_ok=True)
         return figures
 
 

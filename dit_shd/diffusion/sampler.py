@@ -6,10 +6,13 @@
 Image i depends on the seed and on i only: its noise is a stream of its own, whatever the batch or the process.
 """
 
+import base64
+import html
+import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,10 +21,12 @@ from torch import Tensor, nn
 from dit_shd.core import rng
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
+from dit_shd.core.files import atomic_file
 from dit_shd.core.yaml_files import read_yaml
 from dit_shd.data.decoder import Decoder, finished
 from dit_shd.data.latent_origin import decoder
 from dit_shd.data.model_origin import of_source
+from dit_shd.data.pixels import grid
 from dit_shd.diffusion.denoiser import Denoiser, classes_of, known_classes
 from dit_shd.diffusion.flow import TimestepDensity
 from dit_shd.diffusion.guidance import Guided
@@ -32,23 +37,61 @@ from dit_shd.models.families.mdt import kept_biases
 from dit_shd.models.prediction import prediction_of
 from dit_shd.models.shape import shape_of
 
+DEFAULT_COUNT, SHOWN = 16, 100
+"""Images where no number is given, and the most that a notebook shows."""
+
+
+class Samples(NamedTuple):
+    """Images and their labels; a notebook shows them as a grid."""
+
+    images: np.ndarray
+    """Uint8 [count,y,x,c]; with vae=None latents, float32 [count,c,y,x]."""
+    labels: np.ndarray
+    """Int64 [count]."""
+
+    def save(self, file: str | Path) -> Path:
+        """Write an npz as `dit-shd sample` does: arr_0 the images, arr_1 the labels.
+
+        Args:
+            file: Its name.
+
+        Raises:
+            UserError: It is there already.
+        """
+        path = Path(file)
+        if path.exists():
+            raise UserError(f"{path}: is there already; choose another name")
+        with atomic_file(path) as stream:
+            np.savez(stream, arr_0=self.images, arr_1=self.labels)
+        return path
+
+    def _repr_html_(self) -> str:
+        if self.images.dtype != np.uint8:
+            return f"<p>{len(self.images)} latents, shape {html.escape(str(self.images.shape[1:]))}</p>"
+        stream = io.BytesIO()
+        grid(self.images[:SHOWN]).save(stream, format="png")
+        png = base64.b64encode(stream.getvalue()).decode()
+        shown = f"the first {SHOWN} of {len(self.images)} images" if len(self.images) > SHOWN else "all images"
+        return f'<figure><img alt="{shown}" src="data:image/png;base64,{png}"><figcaption>{shown}</figcaption></figure>'
+
 
 def sample(
-    model: nn.Module | str | Path, count: int, labels: Sequence[int] | str = "random", **options: Any
-) -> tuple[np.ndarray, np.ndarray]:
+    model: nn.Module | str | Path, count: int | None = None, labels: Sequence[int] | str = "random", **options: Any
+) -> Samples:
     """Images uint8 [count,y,x,c] (with vae=None latents float32 [count,c,y,x]) and their labels int64 [count].
 
     What was trained on latents is decoded by the autoencoder of the run that `models.load` took the model from.
 
     Args:
         model: A model, or the name of one, as `dit-shd sample` takes it.
-        count: How many images.
+        count: How many images; empty: one for each of `labels`, else 16.
         labels: The class of each image, or how to choose it (random or balanced).
         options: Any key of SampleConfig (steps, guidance, seed, batch_size, vae, ...).
 
     Raises:
         UserError: No such model, a key that has no meaning, or a class that the model does not know.
     """
+    count = (DEFAULT_COUNT if isinstance(labels, str) else len(labels)) if count is None else count
     policy = labels if isinstance(labels, str) else "random"
     named = {"run": str(model)} if isinstance(model, (str, Path)) else {}
     config = make(SampleConfig, {**options, "count": count, "labels": policy, **named}, "sample")
@@ -67,28 +110,47 @@ def sample(
     plan = label_plan(config, known, range(count)) if isinstance(labels, str) else np.asarray(labels, int)
     if plan.shape != (count,):
         raise UserError(f"labels: wanted {count}, one for each image, found {plan.shape}")
-    if plan.min() < 0 or plan.max() >= classes_of(model):
-        raise UserError(f"labels: wanted classes 0 to {classes_of(model) - 1}, found {plan.min()} to {plan.max()}")
-    unseen = sorted(set(plan.tolist()) - set(known))
-    if unseen:
-        raise UserError(f"labels: the model's training never saw class {unseen[0]}; it saw {_shortly(known)}")
+    check_labels(plan, model)
     decode, network = load_decoder(config, model), prepared(model, config)
     parts = [draw(network, config, indices, plan[indices], decode) for indices in batches(config)]
-    return np.concatenate(parts), plan
+    return Samples(np.concatenate(parts), plan)
 
 
 def batches(config: SampleConfig) -> Iterator[range]:
     """The image numbers of every batch: the same cuts whatever the number of processes."""
-    return (range(i, min(i + config.batch_size, config.count)) for i in range(0, config.count, config.batch_size))
+    count = config.images
+    return (range(i, min(i + config.batch_size, count)) for i in range(0, count, config.batch_size))
 
 
 def label_plan(config: SampleConfig, classes: Sequence[int], indices: Sequence[int]) -> np.ndarray:
     """The classes of some images among those given, int64 [b]: a function of the seed and the image's number."""
+    if config.label_list is not None:
+        return np.asarray(config.label_list, dtype=np.int64)[
+            np.asarray(indices, dtype=np.int64) % len(config.label_list)
+        ]
     if config.labels == "balanced":
         places = np.asarray(indices, dtype=np.int64) % len(classes)
     else:
         places = [int(rng.stream(config.seed, "sample label", 0, i).integers(len(classes))) for i in indices]
     return np.asarray(classes, dtype=np.int64)[places]
+
+
+def check_labels(labels: Sequence[int] | np.ndarray, model: nn.Module) -> None:
+    """Refuse classes that a model does not have, or that its training never saw.
+
+    Args:
+        labels: Of images.
+        model: Class-conditional.
+
+    Raises:
+        UserError: There are some.
+    """
+    classes, known = sorted({int(label) for label in labels}), known_classes(model)
+    if classes[0] < 0 or classes[-1] >= classes_of(model):
+        raise UserError(f"labels: wanted classes 0 to {classes_of(model) - 1}, found {classes[0]} to {classes[-1]}")
+    unseen = sorted(set(classes) - set(known))
+    if unseen:
+        raise UserError(f"labels: the model's training never saw class {unseen[0]}; it saw {_shortly(known)}")
 
 
 def _shortly(classes: Sequence[int]) -> str:
@@ -182,6 +244,14 @@ def of_run(config: SampleConfig) -> SampleConfig:
     """A SampleConfig with what the run folder it names knows: the steps of the noise schedule."""
     steps = timesteps_of(_run_config(config))
     return replace(config, diffusion_steps=steps) if isinstance(steps, int) else config
+
+
+def data_of(config: SampleConfig) -> str:
+    """The name of the data that a run learned, or of an asset; empty where neither is known."""
+    if config.run.startswith("asset:"):
+        return config.run
+    data = _run_config(config).get("data")
+    return str(data.get("name")) if isinstance(data, dict) else ""
 
 
 def of_model(config: SampleConfig, model: nn.Module) -> SampleConfig:

@@ -1,7 +1,9 @@
 """Peaks and memory of devices."""
 
+import os
 import resource
 import sys
+from pathlib import Path
 
 import torch
 
@@ -31,3 +33,14 @@ def current_device() -> torch.device:
     """The accelerator if there is one, else the CPU."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return accelerator or torch.device("cpu")
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be allocated: on the GPU, or of main memory as the system counts it."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

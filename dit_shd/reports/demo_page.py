@@ -143,7 +143,9 @@ def _summary(demo: Demo) -> str:
         f"{len(students)} students of {small.heads} heads ({sizes[1]}) were trained for {demo.steps} steps by a "
         f"teacher of {big.heads} heads ({sizes[0]}) on real handwritten digits, from the teacher's output and, where "
         f"it is named, also from its attention (Squeezing-Heads Distillation, SHD). {demo.count} images of each were "
-        f"scored. One training seed: a point or two of {main_figure(demo.scores)} is within what another seed gives."
+        "scored. Those without and with SHD from random weights are a controlled comparison: short on purpose, they "
+        "differ by the loss alone; one that begins with the teacher's weights shows what the same size can do. "
+        f"One training seed: a point or two of {main_figure(demo.scores)} is within what another seed gives."
     )
 
 

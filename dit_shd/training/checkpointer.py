@@ -14,7 +14,7 @@ from dit_shd.data.latent_origin import read_record
 from dit_shd.models import export
 from dit_shd.models.cards import RunFacts
 from dit_shd.models.families import FAMILIES
-from dit_shd.models.provenance import inherited, provenance
+from dit_shd.models.provenance import Provenance, inherited, provenance
 from dit_shd.profiling.throughput import Throughput
 from dit_shd.tasks import Task
 from dit_shd.training.config import TrainConfig
@@ -23,6 +23,7 @@ from dit_shd.training.nan_guard import Guard
 from dit_shd.training.run_folder import RunFolder
 from dit_shd.training.state import TrainState, average_file
 from dit_shd.training.step import Step
+from dit_shd.training.warm_start import read_origin
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -66,10 +67,16 @@ class Checkpointer:
             config=dump(config),
             ema_warmup=config.ema_warmup,
             dataset=DATASETS.find(config.data.name).described(**config.data.options),
-            origin=inherited([provenance(teacher) for teacher in config.teachers.values()]),
+            origin=inherited([*self._start, *(provenance(teacher) for teacher in config.teachers.values())]),
             latents=read_record(self.folder.path),
             pipeline=self.task.dataset.record,
         )
+
+    @property
+    def _start(self) -> list[Provenance]:
+        """What is behind the weights that the run began with, if they were another run's."""
+        origin = read_origin(self.folder.path)
+        return [] if origin is None else [origin]
 
     def after(self, step: Step) -> None:
         if step.stopping or step.number % self.config.checkpoint_every == 0 or step.number == self.config.steps:

@@ -37,6 +37,8 @@ def ranges(config: TrainConfig) -> None:
         raise UserError(f"optimizer.betas: {config.optimizer.name} wanted {count} numbers in [0, 1), found {betas}")
     if config.precision == "fp16" and not torch.accelerator.is_available():
         raise UserError("precision: fp16 needs a GPU, and there is none here; use bf16 or no")
+    if config.from_run and config.initialisation.weights == "teacher":
+        raise UserError("from: initialisation.weights=teacher begins with the teacher's weights; choose one of the two")
     if config.sharding != "no":
         _sharding(config)
     if config.dry_run:
@@ -192,7 +194,8 @@ def micro_batch_size(config: TrainConfig, processes: int) -> int:
         UserError: The batch size is no multiple of it times the processes, or the launcher started another number.
     """
     launched(processes)
-    size = config.micro_batch_size or config.batch_size // processes
+    given = config.micro_batch_size
+    size = given if isinstance(given, int) else config.batch_size // processes
     if size < 1 or config.batch_size % (size * processes):
         raise UserError(
             f"batch_size {config.batch_size} is not a multiple of micro_batch_size {size} x {processes} processes"

@@ -21,6 +21,8 @@ from dit_shd.tasks import TASKS, Task
 from dit_shd.training.optim import OptimizerConfig
 
 TASK = "diffusion"
+AUTO_SIZE = "auto"
+"""In the place of micro_batch_size: it is found when a run begins."""
 MOVED = {
     "diffusion_steps": "timesteps",
     "min_snr_gamma": "min_snr_gamma",
@@ -28,13 +30,20 @@ MOVED = {
     "mask_ratio": "mask_ratio",
 }
 """Keys of 0.1.0 -> of the task diffusion."""
+MOVED_KEYS = (*MOVED, "evaluation", "from")
+"""Keys that are taken and stand elsewhere: those of 0.1.0 that are the task's now, and `from`, no name in Python."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """A training run. `losses: []` is plain training; with losses a teacher is needed."""
 
-    run: Path = option(Path("runs/train"), "the run folder; the same command again resumes it", resumable=True)
+    run: Path = option(
+        Path("runs/train"),
+        "the run folder; the same command again resumes it",
+        resumable=True,
+        heading="What is learned",
+    )
     task: Plugin = option(Plugin(TASK), "what is learned: {name: diffusion, mask_ratio: 0.3, ...}")
     data: Plugin = option(Plugin("digits"), "dataset: {name: digits | npz, ...}")
     vae: Place | None = option(
@@ -47,6 +56,7 @@ class TrainConfig:
         Plugin("mdt"),
         "model to train: {name: mdt, size: S/2, ...}, num_classes is the data's if not given; or {like: teacher, "
         "num_layers: 14, ...}",
+        heading="Models and losses",
     )
     teacher: Place | dict[str, Place] | None = option(
         None, f"{MODEL}; of several {{gpt2: PATH, llama: PATH}}, by the names that losses read them by"
@@ -59,12 +69,15 @@ class TrainConfig:
     )
     losses: list[Plugin] = option([], "distillation terms: [{name: shd, weight: 2}, {name: output}]")
     initialisation: Initialisation = option(Initialisation(), "how a new run's student begins")
-    seed: int = option(0, "every random draw is a function of it", range=(0, 2**63 - 1))
+    from_run: Place | None = option(
+        None, "from=RUN: a new run whose student begins with the weights of another run, or of a model"
+    )
+    seed: int = option(0, "every random draw is a function of it", range=(0, 2**63 - 1), heading="Steps")
     steps: int = option(400_000, "optimizer steps in all; may be raised to go on", range=(1, 1e12), resumable=True)
     batch_size: int = option(256, "images of one optimizer step, over all processes", range=(1, 1e9))
-    micro_batch_size: int | None = option(
+    micro_batch_size: int | Literal["auto"] | None = option(
         None,
-        "images of one forward in one process; empty: batch_size / processes",
+        "images of one forward in one process; empty: batch_size / processes; auto: the most that fit into memory",
         range=(1, 1e9),
         resumable=True,
     )
@@ -73,7 +86,9 @@ class TrainConfig:
         0.9999, "decay of the weight average; of several the first is sampled from", range=(0, 1)
     )
     ema_warmup: bool = option(False, "begin with short averages: rate min(ema, (1 + n) / (10 + n)) at step n")
-    precision: Literal["no", "bf16", "fp16"] = option("no", "mixed precision; maps, softmax and KL stay float32")
+    precision: Literal["no", "bf16", "fp16"] = option(
+        "no", "mixed precision; maps, softmax and KL stay float32", heading="Speed and memory"
+    )
     compile: bool = option(
         False, "torch.compile the blocks of both models (needs a compiler; minutes at first)", resumable=True
     )
@@ -83,7 +98,9 @@ class TrainConfig:
     sharding: Literal["no", "fsdp2"] = option(
         "no", "fsdp2: slices of both models' weights in every process", resumable=True
     )
-    log_every: int = option(10, "steps between lines of metrics.jsonl", range=(1, 1e12), resumable=True)
+    log_every: int = option(
+        10, "steps between lines of metrics.jsonl", range=(1, 1e12), resumable=True, heading="What is kept and logged"
+    )
     checkpoint_every: int = option(
         10_000, "steps between checkpoints (and exports of the student)", range=(1, 1e12), resumable=True
     )
@@ -117,13 +134,16 @@ class TrainConfig:
     )
     tracker: str | None = option(None, "an accelerate tracker by name: tensorboard, wandb, ...", resumable=True)
     dry_run: bool = option(
-        False, "say what the run would take, by count and by one real step, and write nothing", resumable=True
+        False,
+        "say what the run would take, by count and by one real step, and write nothing",
+        resumable=True,
+        heading="Before a run",
     )
     estimate: EstimateConfig = option(EstimateConfig(), "", resumable=True)
 
     @classmethod
     def migrated(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Values in which the keys of 0.1.0 that are the task's now have moved to the task.
+        """Values in which the keys of 0.1.0 that are the task's now have moved to the task, and `from` is `from_run`.
 
         A task without a name (task.mask_ratio=null on the command line) is the default one.
 
@@ -133,6 +153,10 @@ class TrainConfig:
         Raises:
             UserError: A key stands in both places with different values.
         """
+        if "from" in values:
+            given = values["from"]
+            values = {key: value for key, value in values.items() if key != "from"}
+            _once(values, "from_run", given, "from")
         if isinstance(values.get("task"), dict) and "name" not in values["task"]:
             values = {**values, "task": {"name": TASK, **values["task"]}}
         if isinstance(values.get("student"), dict) and "like" in values["student"] and "name" not in values["student"]:
@@ -167,9 +191,9 @@ class TrainConfig:
 
 
 def _once(values: dict[str, Any], key: str, value: object, name: str) -> None:
-    """Move a value from its place of 0.1.0."""
+    """Move a value from another place."""
     if values.setdefault(key, value) != value:
-        raise UserError(f"config: {name} stands in its place of 0.1.0, too, and differs: {values[key]} and {value}")
+        raise UserError(f"config: {name} stands in another place, too, and differs: {values[key]} and {value}")
 
 
 def _like(student: dict[str, Any], teacher: object) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from dit_shd.distillation.teachers import Teachers
 from dit_shd.models import loading
 from dit_shd.tasks import Task
 from dit_shd.training.config import TrainConfig
+from dit_shd.training.warm_start import WarmStart
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +27,8 @@ class Parts:
     teachers: Teachers
     kept: Kept
     """The autoencoder of the data's latents."""
+    start: WarmStart | None = None
+    """The weights of another run that the student of a new one begins with."""
 
     @property
     def teacher(self) -> nn.Module | None:

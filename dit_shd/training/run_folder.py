@@ -5,6 +5,7 @@ checkpoints/     step_<n>/, newest last       timing.jsonl    seconds (not deter
 student/         EMA weights, diffusers format with a model card and their step (training.json)
 evaluations/     samples drawn during training   calibration.json   the calibration of losses (head plans)
 vae/, autoencoder.json   the autoencoder of the latents, which sampling decodes with (not of runs on pixels)
+from.json   the run or model whose weights it began with (from=RUN)
 initialisation.json   which layers, heads and channels of the teacher the student began with
 bad_steps/       batches whose loss or gradient was not finite
 tracked.jsonl    the steps that the tracker has, so that it gets each once
@@ -230,6 +231,11 @@ class RunFolder:
         file = self.path / log
         text = file.read_text(encoding="utf-8") if file.exists() else ""
         return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def is_begun(path: Path) -> bool:
+    """Whether a run folder has a checkpoint to go on from."""
+    return RunFolder(path).newest is not None
 
 
 def check_same(path: Path, old: dict[str, Any], new_text: str, resumable: Collection[str]) -> None:

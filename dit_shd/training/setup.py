@@ -31,13 +31,15 @@ from dit_shd.training.batches import Batches
 from dit_shd.training.compilation import compile_blocks
 from dit_shd.training.config import TrainConfig, completed, may_change, resolved, sized
 from dit_shd.training.ema import EMA, too_slow
+from dit_shd.training.micro_batch import with_micro_batch
 from dit_shd.training.parts import Parts, load_teachers
 from dit_shd.training.run import Run
-from dit_shd.training.run_folder import RunFolder
+from dit_shd.training.run_folder import RunFolder, is_begun
 from dit_shd.training.services import Services
 from dit_shd.training.state import TrainState
 from dit_shd.training.teacher_check import check_teachers
 from dit_shd.training.tracker import Tracker
+from dit_shd.training.warm_start import take_weights
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -59,8 +61,9 @@ def build(config: TrainConfig) -> Run:
         UserError: A config that cannot work; nothing has been written then.
     """
     parts = models_and_task(config)
-    config, task, teachers = parts.config, parts.task, parts.teachers
     check(parts)
+    parts = with_micro_batch(parts)
+    config, task, teachers = parts.config, parts.task, parts.teachers
     distiller = Distiller(task, parts.student, parts.losses, not config.compile and config.sharding == "no")
     first_sample(config, distiller, teachers)
     accelerator, batches = join(config, distiller)
@@ -108,10 +111,11 @@ def models_and_task(config: TrainConfig) -> Parts:
     losses = [LOSSES.build(plugin, f"losses.{i}") for i, plugin in enumerate(config.losses)]
     checks.teaching(config, losses)
     teachers = load_teachers(config, task)
+    start = take_weights(student, config.from_run) if config.from_run and not is_begun(config.run) else None
     task.use(dataset, student)
     latents = "latents" in task.needs
     kept = before_training(config.vae, dataset.origin, dataset.shape[0], config.run) if latents else Kept(None)
-    return Parts(config, task, student, losses, teachers, kept)
+    return Parts(config, task, student, losses, teachers, kept, start)
 
 
 def check(parts: Parts) -> None:
@@ -206,10 +210,18 @@ def initialise(
 ) -> None:
     """Give a new run's student its first weights from the first teacher; a resumed run's are left alone.
 
-    The main process computes them and broadcasts them. The plan is kept and logged.
+    The main process computes them and broadcasts them. The plan is kept and logged. With from=RUN all processes read
+    that run's.
     """
     options, device, student = parts.config.initialisation, accelerator.device, distiller.student
-    if options.weights == "random" or folder.newest is not None:
+    if folder.newest is not None:
+        return
+    if parts.start is not None:
+        start = parts.start
+        run_on_main(lambda: start.write(folder.path))
+        if accelerator.is_main_process:
+            _log.info("%s", start.line())
+    if options.weights == "random":
         return
     for model in (student, *parts.teachers.values()):
         model.to(device)

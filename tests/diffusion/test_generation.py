@@ -82,6 +82,40 @@ def test_files(teacher, model, tmp_path, capsys):
         sample_to_file(config(teacher, tmp_path))
 
 
+def test_chosen_classes_are_sampled_in_turn_one_image_each(teacher, straight, tmp_path):
+    for labels, count, expected in ("2,0,1", None, [2, 0, 1]), ([1], 3, [1, 1, 1]), (2, None, [2]):
+        out = tmp_path / f"{len(expected)}_{expected[0]}.npz"
+        asked = make(SampleConfig, dict(run=str(teacher), labels=labels, out=str(out), **QUICK))
+        images, given = arrays(
+            sample_to_file(asked if count is None else config(teacher, tmp_path, labels=labels, count=3))
+        )
+        assert given.tolist() == expected and len(images) == len(expected)
+        (tmp_path / "s.npz").unlink(missing_ok=True)
+        for suffix in (".json", ".png"):
+            (tmp_path / f"s{suffix}").unlink(missing_ok=True)
+    with pytest.raises(UserError, match="wanted classes 0 to 2, found 0 to 7"):
+        sample_to_file(config(teacher, tmp_path, labels="0,7"))
+
+
+def test_a_folder_of_png_holds_the_images_of_the_npz(teacher, straight, tmp_path, monkeypatch, capsys):
+    images, labels = arrays(straight)
+    folder = tmp_path / "pictures"
+    wanted = config(teacher, tmp_path, out=f"{folder}/")
+    begin(wanted, 2, monkeypatch)  # what is there is gone on with
+    folder.mkdir(exist_ok=True)  # empty: as good as none
+    assert sample_to_file(wanted) == folder
+    files = sorted(folder.iterdir())
+    assert [file.name for file in files] == [f"{i:05d}_{label}.png" for i, label in enumerate(labels)]
+    for file, image in zip(files, images):
+        np.testing.assert_array_equal(np.asarray(Image.open(file)), image[..., 0])
+    assert json.loads((tmp_path / "pictures.json").read_text())["labels"] == "random"
+    assert {f.name for f in tmp_path.iterdir()} == {"pictures", "pictures.json", "pictures.png"}
+    with pytest.raises(UserError, match="is there already"):
+        sample_to_file(wanted)
+    with pytest.raises(UserError, match=r"vae=null keeps latents; wanted FILE.npz"):
+        sample_to_file(config(teacher, tmp_path, out="x/", vae=None))
+
+
 def test_interrupted_sampling_goes_on(teacher, straight, tmp_path, monkeypatch):
     begin(config(teacher, tmp_path), 1, monkeypatch)
     with pytest.raises(UserError, match=r"shards of other settings \(seed: \d+ there, 3 here\)"):

@@ -20,11 +20,16 @@ class Command(ABC, Generic[Config]):
     """The dataclass of its keys (Config)."""
     words: ClassVar[dict[str, str]] = {}
     """Key -> name in the help of the word that sets it without `key=`: {"run": "RUN"}. A name that ends in ... stands
-    for several words. The key "" is a YAML file of values, which `key=value` overrides."""
+    for several words, one in brackets may be left out. The key "" is a YAML file of values, which `key=value`
+    overrides."""
     words_help: ClassVar[str] = ""
     """The help of these words."""
     places: ClassVar[dict[str, tuple[Kind, str]]] = {}
     """Key -> kind of file that must exist, and its name in errors; checked before anything heavy is imported."""
+    plugins: ClassVar[dict[str, str]] = {}
+    """Key -> the package of the plug-ins that it names, for help and checks."""
+    synonyms: ClassVar[dict[str, str]] = {}
+    """Words of other programs -> the key that says the same here, or what to do; in lower case with underscores."""
 
     @abstractmethod
     def run(self, config: Config) -> None:

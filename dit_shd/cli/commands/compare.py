@@ -1,6 +1,7 @@
 """One page of several evaluations: cost beside figures, images side by side."""
 
-from dataclasses import dataclass
+import shlex
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,7 +18,9 @@ from dit_shd.reports.tables import Row, figures_table, plain_table
 class CompareConfig:
     """The evaluations and the page."""
 
-    results: list[Place] = option(REQUIRED, "results files of evaluate, the teacher's first")
+    results: list[Place] = option(
+        REQUIRED, "results files of evaluate, or run folders that hold some, the teacher's first"
+    )
     names: list[str] | None = option(None, "their names on the page; run or file names if left out")
     out: Path = option(Path("compare.html"), "the page")
     cost: bool = option(True, "measure parameters, operations and latency of the models the samples came from")
@@ -29,7 +32,7 @@ class Compare(Command[CompareConfig]):
 
     config = CompareConfig
     words: ClassVar = {"results": "RESULTS..."}
-    words_help = "results files of evaluate, the teacher's first"
+    words_help = "results files of evaluate, or run folders, whose newest result is taken; the teacher's first"
 
     def run(self, config: CompareConfig) -> None:
         compare(config)
@@ -48,6 +51,7 @@ def compare(config: CompareConfig) -> list[Row]:
         UserError: Not results files, figures of different networks, references or metrics, or a page at `out`.
     """
     config = checked(config, "compare")
+    config = replace(config, results=[str(_results_file(Path(text))) for text in config.results])
     records = [_read(Path(text)) for text in config.results]
     if len(records) < 2:
         raise UserError(f"results: wanted at least two results files, the teacher's first, found {len(records)}")
@@ -74,6 +78,25 @@ def compare(config: CompareConfig) -> list[Row]:
     write_comparison_page(config.out, config.results, names, records, rows, notes)
     print(f"written to {config.out}")
     return rows
+
+
+def _results_file(place: Path) -> Path:
+    """A results file, or the newest one in a run folder.
+
+    Raises:
+        UserError: The folder holds none.
+    """
+    if not place.is_dir():
+        return place
+    files = sorted(place.rglob("*results.json"), key=lambda file: file.stat().st_mtime)
+    files = [file for file in files if results.read_record(file) is not None]
+    if not files:
+        run = shlex.quote(str(place))
+        raise UserError(
+            f"{place}: holds no results; make some first: dit-shd sample {run} count=1000 and dit-shd evaluate {run}/"
+            "samples_1000_seed0.npz reference=REFERENCE"
+        )
+    return files[-1]
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -1,13 +1,17 @@
-"""Distillation on real digits from start to end: train two students, sample, evaluate, write report.html.
+"""Distillation on real digits from start to end: train three students, sample, evaluate, write report.html.
 
-    the teacher that ships with the package -> two students, with and without SHD -> images of all three
-    -> FD(digits), IS, precision, recall -> one page, report.html
+    the teacher that ships with the package -> two students from random weights, with and without SHD, and one from
+    the teacher's weights -> images of all four -> FD(digits), IS, precision, recall -> one page, report.html
+
+The first two are a controlled comparison: short on purpose, and alike but for the loss. The third shows what a student
+of this size can do in the same time.
 
 Its folder (with files of the usual formats, so that all other commands work on them):
 
-    settings.json  the settings                    output/, shd/   the run folders of the students
-    results.json   the figures                     samples/        images of the three models
-    seconds.json   the duration of each stage      logs/           output of the child processes
+    settings.json  the settings                    output/, shd/, from_teacher/   the run folders of the students
+    results.json   the figures                     samples/                       images of the four models
+    seconds.json   the duration of each stage      logs/                          output of the child processes
+    report.html    the page                        rows.png                       a row of each model's first images
 """
 
 import json
@@ -20,7 +24,9 @@ import numpy as np
 from dit_shd.cli.child_processes import Job, run_jobs
 from dit_shd.cli.commands import Command
 from dit_shd.cli.demo_folder import (
+    LABELS,
     NAMES,
+    PICTURE,
     SAMPLE_BATCH,
     SHORT,
     STUDENTS,
@@ -32,12 +38,14 @@ from dit_shd.cli.demo_folder import (
     sample_file,
     sample_keys,
     seconds,
+    steps_of,
     student_config,
     timed,
     train_arguments,
 )
 from dit_shd.core.config import make
 from dit_shd.core.files import write_text
+from dit_shd.core.installation import require
 from dit_shd.core.yaml_files import read_yaml
 from dit_shd.data.datasets.digits import DigitsDataset
 from dit_shd.data.image_sets import ArrayImages
@@ -51,9 +59,14 @@ from dit_shd.models.loading import load
 from dit_shd.models.prediction import NOISE
 from dit_shd.profiling.latency import Cost, cost
 from dit_shd.reports.demo_page import Demo, Scores, write_demo_page
-from dit_shd.reports.tables import Row, figures_table, plain_table
+from dit_shd.reports.figures.rows import rows_picture
+from dit_shd.reports.tables import Row, figures_table, number, plain_table
 from dit_shd.tasks.diffusion import Diffusion
 from dit_shd.training.run_folder import RunFolder
+
+PACKAGES = ("mlxtend",)
+"""Everything that a demo needs beside the dependencies of dit_shd."""
+MEASURE = "FD(digits)"
 
 
 class RunDemo(Command[DemoConfig]):
@@ -78,25 +91,46 @@ def demo(config: DemoConfig) -> Scores:
         UserError: `out` holds other files, or a stage failed.
     """
     config.check()
+    require(PACKAGES, "demo", "the demo")
     claim(config)
     print(
-        f"Two students, {config.steps} training steps each, side by side; then {config.images} images of "
-        f"each of the three models in {config.sampling_steps} steps; then the figures. All files are written to "
-        f"{config.out}/"
+        f"Three students: two of {config.steps} training steps from random weights, one of "
+        f"{steps_of(config, 'from_teacher')} from the teacher's; then {config.images} images of each of the four "
+        f"models in {config.sampling_steps} steps; then the figures. All files are written to {config.out}/"
     )
     trained = _train(config)
     sampled = _sample(config, trained)
     scores = _evaluate(config, redo=sampled)
-    page = config.out / "report.html"
-    if trained or sampled or not page.is_file():
-        write_demo_page(finished(config, scores), page)
+    page, picture = config.out / "report.html", config.out / PICTURE
+    if trained or sampled or not (page.is_file() and picture.is_file()):
+        done = finished(config, scores)
+        picture.write_bytes(rows_picture({LABELS[name]: images for name, images in done.images.items()}))
+        write_demo_page(done, page)
 
     headings, cells, _ = figures_table(scores.rows)
-    print("\n" + plain_table(headings, cells) + "\n")
+    print("\n" + headline(scores) + "\n\n" + plain_table(headings, cells) + "\n")
     print(f"{config.images} images of each model in {config.sampling_steps} steps; {config.steps} training steps")
     print("time: " + ", ".join(f"{stage} {taken:.0f} s" for stage, taken in seconds(config.out).items()))
-    print(f"the page: {page}")
+    print(f"the page: {page}, a picture of a row each: {picture}")
+    print(f"next: dit-shd sample {shlex.quote(str(config.out / 'from_teacher'))} labels=3,3,7 out=threes/")
     return scores
+
+
+def headline(scores: Scores) -> str:
+    """What the demo found, in two sentences.
+
+    Args:
+        scores: Of teacher and students, in the order of NAMES.
+    """
+    teacher, output, shd, started = (row.figures[MEASURE] for row in scores.rows)
+    nearer = (output - shd) / (output - teacher)
+    change = f"closes {nearer:.0%} of" if nearer > 0 else f"widens by {-nearer:.0%}"
+    sizes = [row.cost.parameters for row in scores.rows if row.cost is not None]
+    return (
+        f"From random weights the student with SHD {change} the gap between the student without and the teacher "
+        f"({MEASURE} {number(output)} -> {number(shd)}, teacher {number(teacher)}; lower is better).\n"
+        f"From the teacher's weights a student of {sizes[-1] / sizes[0]:.2f} of its size reaches {number(started)}."
+    )
 
 
 def finished(config: DemoConfig, scores: Scores) -> Demo:
@@ -134,11 +168,12 @@ def _train(config: DemoConfig) -> set[str]:
     jobs = []
     for name in STUDENTS:
         run = config.out / name
-        finished = run / "checkpoints" / f"step_{config.steps:08d}"
+        steps = steps_of(config, name)
+        finished = run / "checkpoints" / f"step_{steps:08d}"
         if not (finished.is_dir() and (run / "student").is_dir()):
             arguments = train_arguments(config, name)
             log = config.out / "logs" / f"train_{name}.log"
-            jobs.append(Job(f"{name} student", arguments, log, config.steps, "step", lambda run=run: _last_step(run)))
+            jobs.append(Job(f"{name} student", arguments, log, steps, "step", lambda run=run: _last_step(run)))
     if not jobs:
         print("training: finished before, reused")
         return set()
@@ -191,7 +226,7 @@ def _images_done(config: DemoConfig, name: str) -> int:
 
 
 def _evaluate(config: DemoConfig, redo: bool) -> Scores:
-    """Figures and costs of the three models, from results.json if it is current."""
+    """Figures and costs of the models, from results.json if it is current."""
     file = config.out / "results.json"
     if file.is_file() and not redo:
         print("figures: computed before, reused")

@@ -13,6 +13,7 @@ class Evaluate(Command[EvaluateConfig]):
     config = EvaluateConfig
     words: ClassVar = {"samples": "SAMPLES..."}
     words_help = "npz or folder of images; several are scored one by one, with mean and spread"
+    plugins: ClassVar = {"features": "dit_shd.evaluation.features", "metrics": "dit_shd.evaluation.metrics"}
 
     def run(self, config: EvaluateConfig) -> None:
         evaluate(config, write_page=write_evaluation_page)

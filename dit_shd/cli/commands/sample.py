@@ -1,7 +1,8 @@
-"""Sample images into one npz (arr_0 uint8 NHWC, arr_1 labels) and a grid.
+"""Sample images of a run or model: into one npz (arr_0 uint8 NHWC, arr_1 labels), or a folder of png; and a grid.
 
-dit-shd sample RUN                          of a class-conditional model
-dit-shd sample RUN prompts=prompts.txt      of a text-to-image model, through its pipeline's own class
+dit-shd sample runs/shd count=100 steps=50 labels=balanced   runs/shd/samples_100_seed0.npz
+dit-shd sample runs/shd labels=3,3,7 out=digits/             three images, as png
+dit-shd sample RUN prompts=prompts.txt                       of a text-to-image model, by its pipeline's own class
 """
 
 from typing import ClassVar
@@ -20,6 +21,33 @@ class Sample(Command[SampleConfig]):
     words: ClassVar = {"run": "RUN"}
     words_help = "run or model folder"
     places: ClassVar = {"run": ("model", "RUN")}
+    synonyms: ClassVar = {
+        "n": "count",
+        "num": "count",
+        "num_samples": "count",
+        "num_images": "count",
+        "n_samples": "count",
+        "num_fid_samples": "count",
+        "num_inference_steps": "steps",
+        "num_sampling_steps": "steps",
+        "sampling_steps": "steps",
+        "cfg": "guidance",
+        "cfg_scale": "guidance",
+        "guidance_scale": "guidance",
+        "label": "labels",
+        "classes": "labels",
+        "class_labels": "labels",
+        "sampler": "solver",
+        "scheduler": "solver",
+        "output": "out",
+        "output_dir": "out",
+        "outdir": "out",
+        "model": "run",
+        "ckpt": "run",
+        "bs": "batch_size",
+        "dtype": "precision",
+        "ema": "averages are folders of the run: dit-shd sample runs/x/student_ema_0.999",
+    }
 
     def run(self, config: SampleConfig) -> None:
         out = sample_to_file(config) if config.prompts is None else sample_prompts(config)

@@ -12,6 +12,7 @@ class Statistics(Command[StatisticsConfig]):
     config = StatisticsConfig
     words: ClassVar = {"images": "IMAGES"}
     words_help = "npz or folder of images"
+    plugins: ClassVar = {"features": "dit_shd.evaluation.features"}
 
     def run(self, config: StatisticsConfig) -> None:
         out = write_reference_statistics(config)

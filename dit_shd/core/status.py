@@ -1,0 +1,25 @@
+"""A line for a person who waits at a terminal, gone when the wait is over; logs and pipes do not get it."""
+
+import os
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+
+
+@contextmanager
+def shown(text: str) -> Generator[None]:
+    """Show a line on the terminal while the block runs, in the first process of several.
+
+    Args:
+        text: Of the line.
+    """
+    visible = sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"
+    if visible:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    try:
+        yield
+    finally:
+        if visible:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()

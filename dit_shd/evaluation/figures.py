@@ -1,0 +1,85 @@
+"""Figures of images from Python: `evaluate(samples, reference=...)`, which a notebook shows as a table."""
+
+import html
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from dit_shd.core.config import make
+from dit_shd.core.plugins import Plugin
+from dit_shd.evaluation import results
+from dit_shd.evaluation.evaluate import EvaluateConfig
+from dit_shd.evaluation.evaluate import evaluate as evaluate_files
+from dit_shd.evaluation.extraction import find_device
+from dit_shd.evaluation.features import FEATURES
+from dit_shd.evaluation.reference import open_reference
+from dit_shd.evaluation.scoring import score
+
+
+@dataclass(frozen=True)
+class Figures(Mapping[str, float]):
+    """Figures by name, as FD(digits): a mapping, and what they are of."""
+
+    values_by_name: Mapping[str, float]
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """Samples, reference, features; of files all that results.json has."""
+
+    def __getitem__(self, name: str) -> float:
+        return self.values_by_name[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.values_by_name)
+
+    def __len__(self) -> int:
+        return len(self.values_by_name)
+
+    def __str__(self) -> str:
+        width = max(map(len, self.values_by_name), default=0)
+        return "\n".join(f"{name:<{width}}  {value:>12.4f}" for name, value in self.items())
+
+    def _repr_html_(self) -> str:
+        cells = "".join(f"<tr><th>{html.escape(name)}</th><td>{value:.4f}</td></tr>" for name, value in self.items())
+        words = "; ".join(f"{key}: {value}" for key, value in self.about.items() if isinstance(value, str))
+        return f"<table><caption>{html.escape(words)}</caption>{cells}</table>"
+
+
+def evaluate(
+    samples: np.ndarray | Tensor | str | Path | Sequence[str],
+    reference: np.ndarray | Tensor | str | Path,
+    features: str | Mapping[str, Any] = "inception",
+    **options: Any,
+) -> Figures:
+    """Compare samples with real images.
+
+    Files are evaluated as `dit-shd evaluate` does, which writes results.json and reads it again; arrays are scored in
+    memory, and nothing is written.
+
+    Args:
+        samples: Images uint8 [n,y,x,c], or a file, folder or dataset of images, or several.
+        reference: Images of the same kind, or whatever `dit-shd evaluate` takes.
+        features: The feature network, a plug-in's name or {name: ..., key: value}.
+        options: Of files any key of EvaluateConfig (seeds, resamples, force, ...); of arrays metrics and batch_size.
+
+    Returns:
+        The figures by name.
+
+    Raises:
+        UserError: Images that cannot be compared.
+    """
+    if not isinstance(samples, (np.ndarray, Tensor)):
+        places = [str(place) for place in ([samples] if isinstance(samples, (str, Path)) else samples)]
+        keys = {"samples": places, "reference": str(reference), "features": features, "page": False, **options}
+        record = evaluate_files(make(EvaluateConfig, keys, "evaluate"), say=lambda line: None)
+        return Figures(record["figures"], {"verdict": results.verdict_line(record), **record})
+    network = FEATURES.build(Plugin.from_value(features, "features"), "features").to(find_device("auto"))
+    truth: Any = reference
+    if isinstance(reference, (str, Path)):
+        truth = open_reference(str(reference), "reference").features(network, int(options.get("batch_size", 64)))
+    figures = score(samples, truth, network, **options)
+    return Figures(
+        figures, {"features": network.title, "reference": str(reference)[:80], "samples": f"{len(samples)} images"}
+    )

@@ -1,0 +1,183 @@
+"""What a run is and how far it is, read from its folder without importing torch."""
+
+import json
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from dit_shd.core.errors import UserError
+from dit_shd.core.yaml_files import read_yaml
+
+HEADER_MOST = 100 * 2**20
+"""A header of safetensors of more bytes is none."""
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """A run folder, read."""
+
+    path: Path
+    settings: Mapping[str, Any]
+    """The values of config.yaml."""
+    checkpoints: list[int]
+    """Steps of the checkpoints, oldest first."""
+    metrics: list[Mapping[str, Any]]
+    timing: list[Mapping[str, Any]]
+    evaluations: list[Mapping[str, Any]]
+    students: list[Path]
+    """Exported students, the one that is sampled from first."""
+    results: list[Path]
+    """Results files of evaluate in the folder."""
+    running: bool
+    """Whether a process holds its lock."""
+
+    @property
+    def step(self) -> int:
+        """The last step that is logged or saved."""
+        return max([0, *self.checkpoints, *(int(row.get("step", 0)) for row in self.metrics[-1:])])
+
+    @property
+    def steps(self) -> int:
+        """The steps of the whole run."""
+        return int(self.settings.get("steps", 0))
+
+    @property
+    def seconds_a_step(self) -> float | None:
+        """The median of the last logged steps; None where none is logged."""
+        seconds = sorted(float(row["seconds"]) for row in self.timing[-50:] if "seconds" in row)
+        return seconds[len(seconds) // 2] if seconds else None
+
+
+def read_run(path: Path, running: bool = False) -> RunSummary:
+    """Read a run folder; files that are being written are read as far as they are whole.
+
+    Args:
+        path: Of the folder.
+        running: Whether a process is at work in it.
+
+    Raises:
+        UserError: It is no run folder.
+    """
+    if not (path / "config.yaml").is_file():
+        kind = "a folder without config.yaml" if path.is_dir() else "no folder"
+        raise UserError(f"{path}: wanted a run folder, found {kind}")
+    checkpoints = (folder.name.removeprefix("step_") for folder in (path / "checkpoints").glob("step_*"))
+    students = [path / "student", *sorted(path.glob("student_ema_*"))]
+    return RunSummary(
+        path=path,
+        settings=read_yaml(path / "config.yaml"),
+        checkpoints=sorted(int(step) for step in checkpoints if step.isdecimal()),
+        metrics=list(rows(path / "metrics.jsonl")),
+        timing=list(rows(path / "timing.jsonl")),
+        evaluations=list(rows(path / "evaluations.jsonl")),
+        students=[student for student in students if (student / "config.json").is_file()],
+        results=sorted([*path.glob("*results.json")], key=lambda file: file.stat().st_mtime),
+        running=running,
+    )
+
+
+def rows(file: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a log that are whole; none where there is no file."""
+    if not file.is_file():
+        return
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:  # half a line of a process at work
+            continue
+        if isinstance(row, dict):
+            yield row
+
+
+def parameters(folder: Path) -> int | None:
+    """Numbers in the safetensors of a model's folder, by their headers; None where there are none."""
+    total = 0
+    for file in folder.glob("*.safetensors"):
+        with open(file, "rb") as stream:
+            size = struct.unpack("<Q", stream.read(8).ljust(8, b"\0"))[0]
+            if size > HEADER_MOST:
+                return None
+            try:
+                header = json.loads(stream.read(size))
+            except ValueError:
+                return None
+        total += sum(prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    return total or None
+
+
+def summary_lines(run: RunSummary) -> list[tuple[str, str]]:
+    """What a run is and how far it is: (name, text) of each line."""
+    settings = run.settings
+    lines = [("run", f"{run.path}: {_state(run)}"), ("task", _plugin(settings.get("task")))]
+    lines += [("data", _plugin(settings.get("data")))]
+    teacher = settings.get("teacher")
+    for name, place in (teacher if isinstance(teacher, dict) else {"": teacher} if teacher else {}).items():
+        lines.append((f"teacher {name}".strip(), str(place)))
+    lines.append(("student", _student(run)))
+    losses = [f"{loss.get('weight', 1)} x {loss['name']}" for loss in settings.get("losses") or []]
+    lines.append(("losses", " + ".join(["base", *losses])))
+    optimizer = settings.get("optimizer") or {}
+    lines.append(
+        (
+            "steps",
+            f"{run.steps:,} of {settings.get('batch_size')}, {optimizer.get('name')} at {optimizer.get('lr'):g}"
+            if isinstance(optimizer.get("lr"), float)
+            else f"{run.steps:,} of {settings.get('batch_size')}",
+        )
+    )
+    if run.metrics:
+        lines.append((f"at step {run.metrics[-1].get('step')}", _figures(run.metrics[-1])))
+    if run.evaluations:
+        lines.append((f"evaluated at {run.evaluations[-1].get('step')}", _figures(run.evaluations[-1], terms=False)))
+    lines.append(("checkpoints", ", ".join(f"{step:,}" for step in run.checkpoints) or "none yet"))
+    for file in run.results:
+        lines.append(("evaluated", _result(file)))
+    return lines
+
+
+def _state(run: RunSummary) -> str:
+    share = 100 * run.step / max(1, run.steps)
+    done = f"step {run.step:,} of {run.steps:,} ({share:.0f}%)"
+    changed = max((file.stat().st_mtime for file in run.path.iterdir()), default=0.0)
+    when = datetime.fromtimestamp(changed).strftime("%Y-%m-%d %H:%M")
+    state = "running" if run.running else "finished" if run.step >= run.steps else "not running"
+    seconds = run.seconds_a_step
+    left = ""
+    if seconds is not None and run.step < run.steps:
+        left = f", {seconds:.3g} s a step, about {seconds * (run.steps - run.step) / 60:,.0f} min left of training"
+    return f"{state}, {done}{left}; last written {when}"
+
+
+def _plugin(value: object) -> str:
+    if not isinstance(value, Mapping):
+        return str(value)
+    options = ", ".join(f"{k}: {v}" for k, v in value.items() if k != "name" and not isinstance(v, Mapping))
+    return f"{value.get('name')}{f' ({options})' if options else ''}"
+
+
+def _student(run: RunSummary) -> str:
+    text = _plugin(run.settings.get("student"))
+    count = parameters(run.students[0]) if run.students else None
+    exported = f"; exported: {', '.join(str(path) for path in run.students)}" if run.students else "; not exported yet"
+    return f"{text}{f', {count / 1e6:.2f} M parameters' if count else ''}{exported}"
+
+
+def _figures(row: Mapping[str, Any], terms: bool = True) -> str:
+    """Numbers of a row: the loss and its terms, or all figures."""
+    chosen = {key: value for key, value in row.items() if isinstance(value, int | float) and key != "step"}
+    if terms:
+        chosen = {k: v for k, v in chosen.items() if k == "loss" or (k.count("/") == 1 and "grad_norm" not in k)}
+    return ", ".join(f"{key.removeprefix('plain/')} {value:.4g}" for key, value in chosen.items())
+
+
+def _result(file: Path) -> str:
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in record["figures"].items())
+        return f"{file}: {figures}"
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return f"{file}: not readable"

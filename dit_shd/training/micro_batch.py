@@ -1,0 +1,89 @@
+"""`micro_batch_size=auto`: the largest micro batch that fits into memory, by count and, on a GPU, by a real step."""
+
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+
+from dit_shd.core.distributed import run_on_main
+from dit_shd.core.errors import UserError
+from dit_shd.core.memory import is_out_of_memory
+from dit_shd.core.yaml_files import read_yaml
+from dit_shd.profiling.hardware import current_device, free_memory, peak_memory
+from dit_shd.profiling.memory import step_memory
+from dit_shd.training.config import AUTO_SIZE
+from dit_shd.training.dry_run import step_shape, take_a_step
+from dit_shd.training.parts import Parts
+from dit_shd.training.run_folder import is_begun
+
+SHARE = 0.9
+"""Share of the free memory that a step may take by count."""
+_log = logging.getLogger("dit_shd")
+
+
+def with_micro_batch(parts: Parts) -> Parts:
+    """The parts of a run with the number in the place of `micro_batch_size: auto`; a resumed run keeps its own.
+
+    Args:
+        parts: Of the run, checked.
+
+    Raises:
+        UserError: Not even one image fits.
+    """
+    config = parts.config
+    if config.micro_batch_size != AUTO_SIZE:
+        return parts
+    saved = read_yaml(config.run / "config.yaml").get("micro_batch_size") if is_begun(config.run) else None
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    size = saved if isinstance(saved, int) else run_on_main(lambda: largest(parts, processes))
+    return replace(parts, config=replace(config, micro_batch_size=size))
+
+
+def largest(parts: Parts, processes: int) -> int:
+    """The largest number of images that divides the batch and whose step fits.
+
+    Args:
+        parts: Of the run.
+        processes: That share the batch.
+
+    Raises:
+        UserError: Not even one image fits.
+    """
+    config, device = replace(parts.config, micro_batch_size=None), current_device()
+    free = free_memory(device)
+    needed = 0
+    for size in divisors(config.batch_size // max(1, processes)):
+        needed = step_memory(step_shape(config, size), parts.student, parts.teachers).total
+        if needed > SHARE * free or not _takes_a_step(parts, size, device):
+            continue
+        _log.info(
+            "micro_batch_size: %d images of one forward, %.1f GiB by count of %.1f free on %s",
+            *(size, needed / 2**30, free / 2**30, device),
+        )
+        return size
+    raise UserError(
+        f"micro_batch_size: not even one image fits: {needed / 2**30:.1f} GiB by count, {free / 2**30:.1f} free on "
+        f"{device}; gradient_checkpointing=true, precision=bf16 and sharding=fsdp2 take less (dry_run=true)"
+    )
+
+
+def divisors(number: int) -> Iterator[int]:
+    """The divisors of a number, largest first."""
+    return (size for size in range(number, 0, -1) if number % size == 0)
+
+
+def _takes_a_step(parts: Parts, size: int, device: torch.device) -> bool:
+    """Whether a real step of so many images ends without running out of memory; not tried on a CPU, which swaps."""
+    if device.type == "cpu":
+        return True
+    try:
+        take_a_step(parts.config, parts.teachers, size, peak_memory(device))
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return False
+    finally:
+        torch.accelerator.empty_cache()  # type: ignore[attr-defined]
+    return True

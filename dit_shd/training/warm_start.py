@@ -1,0 +1,88 @@
+"""`from=RUN`: a new run whose student begins with the weights of another run's student, or of any model.
+
+What is taken, by the names of tensors, is logged and kept in from.json; it also has the licence that is inherited.
+"""
+
+import json
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dit_shd.core.errors import UserError
+from dit_shd.core.files import write_text
+from dit_shd.models import loading
+from dit_shd.models.provenance import Provenance, provenance
+
+FILE = "from.json"
+LEAST = 0.5
+"""Share of the student's parameters that must come from the other model."""
+_log = logging.getLogger("dit_shd")
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """The weights that a student begins with, and where they are from."""
+
+    source: str
+    taken: int
+    """Parameters that were taken."""
+    total: int
+    """Parameters of the student."""
+    new: tuple[str, ...]
+    """Tensors of the student that the other model lacks, or has in another shape; they begin at random."""
+    origin: Provenance
+
+    def line(self) -> str:
+        """What was taken, in one line."""
+        left = f"; at random: {', '.join(self.new[:4])}{', ...' if len(self.new) > 4 else ''}" if self.new else ""
+        return f"from {self.source}: {self.taken:,} of {self.total:,} parameters taken{left}"
+
+    def write(self, run: Path) -> None:
+        """Keep it in a run folder."""
+        write_text(run / FILE, json.dumps(asdict(self), indent=1) + "\n")
+
+
+def take_weights(student: nn.Module, source: str) -> WarmStart:
+    """Copy the tensors of another model that have the names and shapes of the student's.
+
+    Args:
+        student: Whose weights are replaced.
+        source: A run folder, a model folder or whatever else names a model.
+
+    Raises:
+        UserError: There is no such model, or most of the student's parameters are not in it.
+    """
+    other = loading.load(source).state_dict()
+    weights = student.state_dict()
+    fits = {
+        name: other[name] for name, tensor in weights.items() if name in other and other[name].shape == tensor.shape
+    }
+    new = tuple(name for name in weights if name not in fits)
+    taken, total = sum(map(torch.numel, fits.values())), sum(map(torch.numel, weights.values()))
+    if taken < LEAST * total:
+        differing = next((name for name in new if name in other), None)
+        reason = (
+            f"{differing} is {list(weights[differing].shape)} here and {list(other[differing].shape)} there"
+            if differing
+            else f"it has no {new[0]}"
+        )
+        raise UserError(
+            f"from: {source} holds {taken:,} of the student's {total:,} parameters in the same shape ({reason}); give "
+            "the student its sizes (student=...), or let a smaller one begin with initialisation.weights=teacher"
+        )
+    student.load_state_dict({**weights, **fits})
+    return WarmStart(source, taken, total, new, provenance(source))
+
+
+def read_origin(run: Path) -> Provenance | None:
+    """What is behind the weights that a run began with; None where it began without any."""
+    try:
+        values: dict[str, Any] = json.loads((run / FILE).read_text(encoding="utf-8"))["origin"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    lists = {key: tuple(value) for key, value in values.items() if key != "license"}
+    return Provenance(license=values.get("license"), **lists)

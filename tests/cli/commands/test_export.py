@@ -1,0 +1,51 @@
+"""`dit-shd export`: programs that give what the model gives, at any batch size, and refusal of those that do not."""
+
+import json
+
+import pytest
+import torch
+import yaml
+
+from dit_shd.cli.program import main
+from dit_shd.core.errors import UserError
+from dit_shd.models import deployment
+from dit_shd.models.loading import load
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, shapes, teacher):
+    from small_runs import values_of
+
+    folder = tmp_path_factory.mktemp("export")
+    (folder / "config.yaml").write_text(yaml.safe_dump(values_of(shapes, teacher, folder / "run")))
+    assert main(["train", str(folder / "config.yaml"), "steps=1", "ema=0"]) == 0
+    return folder / "run"
+
+
+def test_a_run_becomes_a_program_and_onnx_with_the_teachers_latency_beside(run, capsys):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    assert main(["export", str(run)]) == 0
+    rows = json.loads((run / "export" / "export.json").read_text())["rows"]
+    assert [(row["model"], row["runtime"]) for row in rows] == [
+        ("model", "torch"), ("model", "torch.export"), ("model", "onnxruntime"), ("teacher", "torch")
+    ]  # fmt: skip
+    assert all(row["difference"] <= deployment.TOLERANCE for row in rows[1:3])
+    assert all(ms > 0 for row in rows for ms in row["latency_ms"].values())
+    assert rows[3]["parameters"] > rows[0]["parameters"]
+    model, runtime = load(run).eval(), deployment.onnx_runtime(run / "export" / "model.onnx")
+    inputs = deployment.inputs_for(model, 7, seed=99)  # a batch size that was not exported
+    with torch.no_grad():
+        expected = deployment.Forward(model)(*inputs)
+    torch.testing.assert_close(runtime(inputs), expected, rtol=1e-4, atol=1e-5)
+    assert "onnxruntime" in capsys.readouterr().out
+    assert main(["export", str(run)]) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_another_model_is_not_taken_for_the_exported_one(run, teacher):
+    model, other = load(run).eval(), load(teacher).eval()
+    assert deployment.difference(model, deployment.torch_runtime(deployment.Forward(model)), "same") == 0
+    with pytest.raises(UserError, match="other: differs from the model by"):
+        deployment.difference(model, deployment.torch_runtime(deployment.Forward(other)), "other")

@@ -1,0 +1,73 @@
+"""`dit-shd publish`: which calls of the hub's API it makes, and what it refuses before any."""
+
+import huggingface_hub
+import pytest
+
+from dit_shd.cli.program import main
+from dit_shd.core.pretrained import asset
+
+
+@pytest.fixture
+def calls(monkeypatch) -> list:
+    """The calls of a hub that takes everything."""
+    made = []
+
+    class Api:
+        def create_repo(self, repo_id, **options):
+            made.append(("create", repo_id, options))
+            return f"https://hub/{repo_id}"
+
+        def upload_folder(self, **options):
+            made.append(("upload", options["repo_id"], options))
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    return made
+
+
+def test_a_model_goes_up_with_its_card(calls, capsys):
+    folder = asset("digits_teacher")
+    assert main(["publish", str(folder), "me/digits"]) == 0
+    (create, name, options), (upload, _, uploaded) = calls
+    assert (create, name, options) == ("create", "me/digits", {"private": True, "exist_ok": True})
+    assert upload == "upload" and uploaded["folder_path"] == str(folder)
+    patterns = uploaded["allow_patterns"]
+    for needed in ("config.json", "README.md", "diffusion_pytorch_model.safetensors"):
+        assert (folder / needed).is_file() and any(
+            __import__("fnmatch").fnmatch(needed, pattern) for pattern in patterns
+        )
+    assert not any("jsonl" in pattern or pattern == "*" for pattern in patterns)
+    out = capsys.readouterr().out
+    assert "done: https://hub/me/digits" in out and "next: dit-shd sample hub:me/digits" in out
+
+
+def test_the_real_api_takes_these_arguments():
+    """Names of the arguments as the installed huggingface_hub has them."""
+    import inspect
+
+    create = inspect.signature(huggingface_hub.HfApi.create_repo).parameters
+    upload = inspect.signature(huggingface_hub.HfApi.upload_folder).parameters
+    assert {"repo_id", "private", "exist_ok"} <= set(create)
+    assert {"repo_id", "folder_path", "commit_message", "allow_patterns"} <= set(upload)
+
+
+@pytest.mark.parametrize("name", ["digits", "me/digits@main", "a/b/c", "me/ digits"])
+def test_a_name_that_is_none_is_refused(calls, name, capsys):
+    assert main(["publish", str(asset("digits_teacher")), name]) == 2
+    assert "wanted OWNER/NAME" in capsys.readouterr().err
+    assert not calls
+
+
+def test_a_model_without_a_card_is_refused(calls, teacher, capsys):
+    assert main(["publish", str(teacher), "me/digits"]) == 2
+    assert "has no card" in capsys.readouterr().err
+    assert not calls
+
+
+def test_no_login_is_one_line(calls, monkeypatch, capsys):
+    def refuse(self, *args, **options):
+        raise OSError("401 Client Error\nUnauthorized")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)
+    assert main(["publish", str(asset("digits_teacher")), "me/digits"]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and "hf auth login" in lines[0]

@@ -1,0 +1,62 @@
+"""`dit-shd show RUN`: what a run is and how far, also while it writes, and without torch."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from dit_shd.cli.program import main
+from dit_shd.core.lock import Lock
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, shapes, teacher):
+    from small_runs import values_of
+
+    folder = tmp_path_factory.mktemp("show")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(values_of(shapes, teacher, folder / "run")))
+    assert main(["train", str(folder / "tiny.yaml"), "steps=2"]) == 0
+    return folder / "run"
+
+
+def shown(capsys, run) -> str:
+    assert main(["show", str(run)]) == 0
+    return capsys.readouterr().out
+
+
+def test_a_finished_run(run, capsys):
+    text = shown(capsys, run)
+    assert "finished, step 2 of 2 (100%)" in text
+    assert "base + 1.0 x output + 0.5 x shd" in text
+    assert "checkpoints" in text and "M parameters" in text and "noise" in text
+    assert f"next: dit-shd sample {run} count=100" in text
+
+
+def test_a_run_that_is_at_work_and_half_a_line(run, capsys):
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump({**config, "steps": 50}))
+    with open(run / "metrics.jsonl", "a") as lines:
+        lines.write(json.dumps({"step": 25, "loss": 0.125, "plain/noise": 0.5}) + '\n{"step": 2')
+    with Lock(run / ".lock", "dit-shd train"):
+        text = shown(capsys, run)
+    assert "running, step 25 of 50 (50%)" in text and "loss 0.125" in text and "min left" in text
+    text = shown(capsys, run)
+    assert "not running, step 25" in text and f"next: dit-shd train {run}" in text
+
+
+def test_what_is_no_run_is_refused_and_its_runs_are_named(run, tmp_path, capsys):
+    assert main(["show", str(tmp_path)]) == 2
+    assert "wanted a run folder" in capsys.readouterr().err
+    assert main(["show", str(run.parent)]) == 2
+    assert f"it holds some: {run}" in capsys.readouterr().err
+
+
+def test_it_imports_no_torch(run):
+    code = (
+        "import sys\nfrom dit_shd.cli.program import main\nassert main(sys.argv[1:]) == 0\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "show", str(run)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,128 @@
+"""Words of a command line: in any order, and refused with what they should have been, before torch is imported."""
+
+import subprocess
+import sys
+
+import pytest
+
+from dit_shd.cli.arguments import split, values_of
+from dit_shd.cli.program import main
+from dit_shd.cli.specification import specification
+from dit_shd.core.errors import UserError
+
+
+def values(*words):
+    line = split(words)
+    return values_of(line, specification(line.command))
+
+
+def test_words_and_options_stand_in_any_order():
+    line = split(["train", "a=1", "--trust", "mine", "x.yaml", "--trust=other", "b.c=d=e"])
+    assert (line.command, line.names, line.assignments) == ("train", ["x.yaml"], ["a=1", "b.c=d=e"])
+    assert line.trusted == ["mine", "other"]
+    assert split(["sample", "--help", "steps"]).help == "steps"
+    assert split(["--help"]).help == "" and split(["train", "x", "-h", "a=1"]).help == ""
+
+
+def test_an_experiment_is_a_config_by_its_name_and_by_its_path_in_the_repository(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    by_name = values("train", "digits_shd", "steps=7", "optimizer.lr=1")
+    assert by_name["steps"] == 7 and by_name["optimizer"]["lr"] == 1 and by_name["batch_size"] == 32
+    assert by_name == values("train", "optimizer.lr=1", "configs/digits_shd.yaml", "steps=7")
+    assert values("train", "deit_ti_alone")["student"]["model"] == "deit_tiny_patch16_224"
+
+
+def test_a_run_folder_is_a_config_that_goes_on(tmp_path):
+    (tmp_path / "config.yaml").write_text("run: somewhere/else\nsteps: 3\n")
+    assert values("train", str(tmp_path), "steps=5") == {"run": str(tmp_path), "steps": 5}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "digits_sdh"], "or the name of an experiment, found nothing, did you mean digits_shd"),
+        (["train"], "wanted CONFIG"),
+        (["train", "digits_shd", "learning_rate=1"], "learning_rate: here it is optimizer.lr"),
+        (["train", "digits_shd", "device=cuda"], "the GPU is used if there is one"),
+        (["train", "digits_shd", "num_gpus=8"], "accelerate launch --num_processes N -m dit_shd train"),
+        (["train", "digits_shd", "epochs=8"], "a run is measured in steps"),
+        (["train", "digits_shd", "--learning-rate", "1e-4"], "settings are written key=value here: optimizer.lr=1e-4"),
+        (["train", "digits_shd", "--batch-size=8"], "key=value here: batch_size=8"),
+        (["train", "digits_shd", "--compile"], "key=value here: compile=true"),
+        (["train", "digits_shd", "--stepz", "8"], "key=value here: steps=8"),
+        (["train", "digits_shd", "--zzz"], "listed by dit-shd train --help"),
+        (["train", "--config", "x.yaml"], "the config is a word of its own: dit-shd train CONFIG"),
+        (["train", "digits_shd", "optimizer.lrr=1"], "config.optimizer: unknown key 'lrr', did you mean 'lr'?"),
+        (["train", "digits_shd", "losses.1.weigth=1"], "losses.1: unknown key 'weigth', did you mean 'weight'?"),
+        (["train", "digits_shd", "student.heads=1"], "student: unknown key 'heads'"),
+        (["train", "digits_shd", "task.mask_ration=1"], "task: unknown key 'mask_ration'"),
+        (["sample", "x", "cfg_scale=4"], "cfg_scale: here it is guidance"),
+        (["sample", "x", "num_samples=4"], "num_samples: here it is count"),
+        (["trian", "x"], "no command called 'trian', did you mean 'train'?"),
+        (["--steps", "3"], "wanted a command first"),
+        (["train", "--help", "sdh"], "no key or plug-in of this name, did you mean shd?"),
+        (["convert", "a"], "wanted FILE and OUT"),
+    ],
+)
+def test_what_is_mistyped_is_answered_before_torch_is_imported(words, message):
+    """In one process for all cases: sys.modules of a fresh one stays without torch."""
+    code = (
+        "import sys\nfrom dit_shd.cli.program import main\n"
+        "code = main(sys.argv[1:]); assert 'torch' not in sys.modules, 'torch'\nsys.exit(code)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert message in line
+
+
+def test_a_key_of_an_earlier_version_and_of_somebody_elses_plugin_pass():
+    assert values("train", "digits_shd", "mask_ratio=null")["mask_ratio"] is None
+    assert values("train", "digits_shd", "losses.0.name=somebodys.loss", "losses.0.foo=1")["losses"][0]["foo"] == 1
+    assert values("train", "digits_shd", "from=runs/x")["from"] == "runs/x"
+
+
+def test_every_foreign_word_has_an_answer():
+    """A synonym is not a key itself, and what it stands for is a key or advice."""
+    for name in ("train", "sample"):
+        spec = specification(name)
+        keys = {key.name for key in spec.keys}
+        assert not spec.synonyms.keys() & keys
+        for word in spec.synonyms:
+            with pytest.raises(UserError, match=rf"^{word}: .{{8}}") as caught:
+                values_of(split([name, *(["digits_shd"] if name == "train" else ["x"]), f"{word}=1"]), spec)
+            assert "{" not in str(caught.value).replace("{name: ", "")
+
+
+def test_help_of_a_plugin_has_its_keys_types_and_defaults(capsys):
+    assert main(["train", "--help", "shd"]) == 0
+    text = capsys.readouterr().out
+    assert "method=pairwise  [pairwise | joint | per_query | constant | hard]" in text
+    assert "temperature=1.0  [number] T_a of both maps" in text
+    assert main(["train", "--help", "mdt"]) == 0
+    assert "decode_layer" in capsys.readouterr().out
+    assert main(["train", "--help", "optimizer"]) == 0
+    assert "name=adan  [adan | adamw]" in capsys.readouterr().out
+    assert main(["train", "--help", "losses"]) == 0
+    assert "shd: Sum over layers" in capsys.readouterr().out
+
+
+def test_help_has_headings_and_choices(capsys):
+    assert main(["train", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert " Speed and memory:\n  precision=no  [no | bf16 | fp16]" in text
+    assert "losses: kd, nkd, output, shd, vitkd" in text
+
+
+def test_a_package_of_the_working_folder_is_trusted_by_name(tmp_path, monkeypatch, capsys):
+    (tmp_path / "my_losses.py").write_text(
+        "from dit_shd.distillation.losses import Loss, Term\n\n\nclass Mine(Loss):\n    '''Mine.'''\n\n"
+        "    def term(self, student, teacher, batch):\n"
+        "        return Term((student.prediction * 0).flatten(1).sum(1))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", str(tmp_path))])
+    words = ["train", "digits_shd", "losses=[{name: my_losses.Mine}]", "steps=1", "batch_size=2", "run=r"]
+    assert main(words) == 2
+    assert "--trust my_losses" in capsys.readouterr().err
+    assert main([*words[:2], "--trust", "my_losses", *words[2:], "ema=0.5"]) == 0

@@ -1,0 +1,49 @@
+"""Training, sampling and scoring from Python in a line each, as a notebook shows them."""
+
+import numpy as np
+import pytest
+
+import dit_shd
+from dit_shd.core.errors import UserError
+
+
+def test_train_sample_and_evaluate_from_python(values, shapes, tmp_path):
+    run = dit_shd.train(values, progress=False, steps=2, optimizer={"lr": 1e-3})
+    assert (run.step, run.steps) == (2, 2)
+    assert [row["step"] for row in run.metrics] == [1, 2]
+    assert sum(p.numel() for p in run.student().parameters()) > 0
+    shown = run._repr_html_()
+    assert "step 2 of 2" in shown and "<polyline" in shown and "plain/shd" in shown
+    again = dit_shd.train(run.path, progress=False, steps=3)
+    assert again.step == 3 and again.metrics[:2] == run.metrics[:2]
+
+    samples = dit_shd.sample(run.path, labels=[2, 0, 1], steps=2)
+    images, labels = samples
+    assert images.shape == (3, 8, 8, 1) and list(labels) == [2, 0, 1]
+    assert "data:image/png;base64," in samples._repr_html_()
+    saved = samples.save(tmp_path / "three.npz")
+    with np.load(saved) as file:
+        np.testing.assert_array_equal(file["arr_0"], images)
+    with pytest.raises(UserError, match="is there already"):
+        samples.save(saved)
+    with pytest.raises(UserError, match="wanted classes 0 to 2, found 0 to 3"):
+        dit_shd.sample(run.path, labels=[0, 3], steps=2)
+
+
+def test_figures_are_a_mapping_and_a_table(files):
+    from_files = dit_shd.evaluate(files["samples"], reference=files["reference"], features="digits")
+    assert from_files["FD(digits)"] >= 0 and set(from_files) == set(dict(from_files))
+    with np.load(files["samples"]) as one, np.load(files["reference"]) as other:
+        from_arrays = dit_shd.evaluate(one["arr_0"], other["arr_0"], features="digits")
+    assert from_arrays["FD(digits)"] == pytest.approx(from_files["FD(digits)"], rel=1e-6)
+    assert "<th>FD(digits)</th>" in from_arrays._repr_html_() and "FD(digits)" in str(from_files)
+    assert "ADM-comparable" in from_files._repr_html_()
+
+
+def test_changes_are_merged_into_groups_and_replace_plugins():
+    from dit_shd.training.runs import merged
+
+    values = {"optimizer": {"name": "adamw", "lr": 1.0}, "data": {"name": "npz", "path": "x"}, "steps": 1}
+    changed = merged(values, {"optimizer": {"lr": 2.0}, "data": {"name": "digits"}, "steps": 3})
+    assert changed == {"optimizer": {"name": "adamw", "lr": 2.0}, "data": {"name": "digits"}, "steps": 3}
+    assert values["optimizer"]["lr"] == 1.0
