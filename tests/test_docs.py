@@ -27,7 +27,8 @@ def strange_paths(page, root, beside):
     folders = "|".join(sorted(path.name for path in root.iterdir() if path.is_dir() and path.name[0].isalpha()))
     named = set(re.findall(rf"(?<![\w./-])(?:{folders})/[\w./*-]*[\w*/]", text))
     stand_ins = {name for name in named if "ROOM" in name or name.endswith(("/x.py", "/results.jsonl"))}
-    links = set(re.findall(r"\]\((?!\w+:|#)([^)#\s]+)", text))
+    prose = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
+    links = set(re.findall(r"\]\((?!\w+:|#)([^)#\s]+)", prose))
     there = {name for name in named for base in (root, page.parent) if [*base.glob(name.rstrip("/"))]}
     return named - stand_ins - there | {link for link in links if not (beside / link).exists()}
 
@@ -80,6 +81,10 @@ def test_a_text_is_taken_out_of_a_wheel(root, tmp_path):
 
 def test_the_trainer_page_is_the_examples(build, root):
     assert build.trainer_page() == (root / "docs" / "use-it-in-your-trainer.md").read_text(), "run: make docs"
+
+
+def test_the_page_of_text_to_image_has_every_adapter(build, root):
+    assert build.text_to_image_page() == (root / "docs" / "text-to-image.md").read_text(), "run: make docs"
 
 
 def test_the_page_of_evidence_is_what_the_rows_say(build, root):

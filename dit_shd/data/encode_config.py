@@ -8,6 +8,8 @@ from dit_shd.core.config import REQUIRED, option
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import Place
 
+SD_VAE = "hub:stabilityai/sd-vae-ft-mse"
+
 
 @dataclass(frozen=True)
 class EncodeConfig:
@@ -20,10 +22,17 @@ class EncodeConfig:
     )
     out: Path = option(REQUIRED, "the folder of latents; the same command again goes on there")
     size: int = option(256, "the images' side after the ADM centre crop")
-    vae: Place | None = option(
-        "hub:stabilityai/sd-vae-ft-mse", "autoencoder: folder or hub:OWNER/NAME; null: the pixels are the latents"
+    vae: Place | None = option(SD_VAE, "autoencoder: folder or hub:OWNER/NAME; null: the pixels are the latents")
+    pipeline: Place | None = option(
+        None, "text-to-image pipeline (folder or hub:OWNER/NAME): its autoencoder, and embeddings of captions"
     )
-    flips: bool = option(True, "encode mirrored images, too")
+    caption_column: str | None = option(None, "of tables and metadata files; empty: text, caption, prompt, ...")
+    text_tokens: int | None = option(
+        None, "tokens of a caption (max_sequence_length of the pipeline's call); empty: the pipeline's default"
+    )
+    text_dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "of the embeddings")
+    adapter: str | None = option(None, "somebody's own adapter of the pipeline's transformer, with dots; empty: ours")
+    flips: bool | None = option(None, "encode mirrored images, too; empty: yes, but not with captions")
     dtype: Literal["float32", "float16"] = option(
         "float32", "of the shards; ImageNet at 256 takes 84 GB in float32, half of that in float16"
     )
@@ -48,9 +57,11 @@ class EncodeConfig:
         Raises:
             UserError: Naming the key, the range and the value.
         """
-        limits = {"size": 2**13, "batch_size": 2**16, "shard_size": 2**20, "workers": 2**10}
+        limits = {"size": 2**13, "batch_size": 2**16, "shard_size": 2**20, "workers": 2**10, "text_tokens": 2**15}
         for key, most in limits.items():
-            if not 1 <= getattr(self, key) <= most:
+            if getattr(self, key) is not None and not 1 <= getattr(self, key) <= most:
                 raise UserError(f"{key}: wanted 1 to {most}, found {getattr(self, key)}")
+        if self.pipeline is not None and self.vae != SD_VAE:
+            raise UserError(f"vae: the autoencoder is the pipeline's; leave vae={self.vae} out")
         if self.out.exists() and not self.out.is_dir():
             raise UserError(f"out: wanted a folder, found a file at '{self.out}'")

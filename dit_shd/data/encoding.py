@@ -9,7 +9,7 @@ import logging
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,14 +43,18 @@ from dit_shd.data.latent_shards import (
 )
 from dit_shd.data.preprocessing import pixels
 from dit_shd.data.sources.base import BrokenImage, ImageSource, Raw, Selection
+from dit_shd.data.sources.captions import Captioned
 from dit_shd.data.sources.detect import open_source
 from dit_shd.data.sources.listing import counted, printable
 from dit_shd.data.sources.numbering import renumber
 from dit_shd.data.sources.splits import DEFAULT
+from dit_shd.data.text_encoding import PromptEncoder, encode_captions
 
 SKIPPED = "skipped.jsonl"
 NEUTRAL = ("images", "out", "workers")
 """Keys that do not change the latents."""
+OF_TEXT = ("pipeline", "caption_column", "text_tokens", "text_dtype", "adapter")
+"""Keys of captions."""
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -67,6 +71,7 @@ class Job:
     encode: Encoder
     shape: tuple[int, int, int]
     device: torch.device
+    prompts: PromptEncoder | None = None
 
     @property
     def flips(self) -> int:
@@ -86,17 +91,22 @@ class Job:
         """Everything that changes the latents."""
         keys = {key: value for key, value in resolve(self.config).items() if key not in NEUTRAL}
         keys["split"] = keys["split"] or DEFAULT
+        if self.prompts is None:
+            keys = {key: value for key, value in keys.items() if key not in OF_TEXT}
+        else:
+            keys |= {"vae": keys["pipeline"], "text_sha256": self.prompts.record.text_sha256}
         about = {"format": FORMAT, "images_sha256": self.source.sha256(), "classes": list(self.source.classes)}
         autoencoder = self.encode.autoencoder
         origin = Origin() if autoencoder is None else Origin.of_autoencoder(keys["vae"], autoencoder)
         return {**keys, **about, **origin.record()}
 
 
-def encode_to_shards(config: EncodeConfig) -> LatentSet:
-    """Encode the images that have no sound shard yet.
+def encode_to_shards(config: EncodeConfig, prompts: PromptEncoder | None = None) -> LatentSet:
+    """Encode the images that have no sound shard yet, and their captions.
 
     Args:
         config: The images and the autoencoder.
+        prompts: The text encoders of config.pipeline, if there is one.
 
     Returns:
         The finished set.
@@ -106,14 +116,17 @@ def encode_to_shards(config: EncodeConfig) -> LatentSet:
     """
     config = checked(config, "encode")
     config.check()
+    config = replace(config, flips=config.pipeline is None if config.flips is None else config.flips)
     state = joined()
     launched(state.num_processes)
     columns = (config.image_column, config.label_column)
     source = open_source(config.images, Selection(config.split, config.subset, *columns, config.follow_links))
     source = renumber(source, config.classes)
+    if prompts is not None:
+        source = Captioned(source, source.texts(config.caption_column))
     device = state.device or torch.device("cpu")
-    encode = Encoder.load(config.vae, config.precision, device)
-    job = Job(config, source, encode, encode.shape(config.size), device)
+    encode = Encoder.load(config.vae if config.pipeline is None else config.pipeline, config.precision, device)
+    job = Job(config, source, encode, encode.shape(config.size), device, prompts)
     taken = f"taken: {len(source)}, classes: {counted(list(source.classes))}"
     for note in [taken, *source.notes] if state.is_main_process else ():
         _log.warning("images: %s", note)
@@ -122,6 +135,8 @@ def encode_to_shards(config: EncodeConfig) -> LatentSet:
     with locked(out.parent / f".{out.name}.lock", "dit-shd encode"):
         run_on_main(lambda: _begin(job, settings))
         _encode_missing(state, job)
+        if prompts is not None:
+            encode_captions(state, out, source, job.pieces(), prompts, config.text_dtype, config.batch_size)
         run_on_main(lambda: _finish(job, settings))
     return read_index(config.out)
 

@@ -74,10 +74,14 @@ class LatentSet:
     def __len__(self) -> int:
         return sum(entry.count for entry in self.shards)
 
-    def words(self) -> str:
-        """A summary of the set and the command that trains on it, in lines that can be pasted."""
+    def words(self, dataset: str = "latents") -> str:
+        """A summary of the set and the command that trains on it, in lines that can be pasted.
+
+        Args:
+            dataset: The name of the dataset that reads it.
+        """
         summary = f"{len(self)} images in {len(self.classes)} classes, latents of shape {list(self.shape)}"
-        data = yaml.safe_dump({"name": "latents", "path": str(self.folder)}, default_flow_style=True, width=2**20)
+        data = yaml.safe_dump({"name": dataset, "path": str(self.folder)}, default_flow_style=True, width=2**20)
         return f"done: {self.folder}: {summary}\nnext: dit-shd train CONFIG data={shlex.quote(data.strip())}"
 
 

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,6 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.files import atomic_file
 from dit_shd.core.lock import locked
 from dit_shd.core.resumable import SETTINGS, Progress, check_same, claim, share_of_missing
-from dit_shd.data.decoder import Decoder
 from dit_shd.data.image_shards import Shards, merge, open_shards, read_shard, shard_file, shard_files, write_shard
 from dit_shd.data.pixels import grid
 from dit_shd.diffusion import sampler
@@ -62,7 +62,7 @@ def sample_to_file(config: SampleConfig, model: nn.Module | None = None) -> Path
     out = output_path(config)
     state = joined()
     launched(state.num_processes)
-    folder = out.with_name(out.name + ".parts")
+    folder = parts_of(out)
     run_on_main(lambda: _refuse_existing(folder, out, config.force))
     network = (loading.load_conditional(config.run) if model is None else model).eval().to(state.device)  # type: ignore[arg-type]
     config = sampler.of_model(config, network)
@@ -70,11 +70,46 @@ def sample_to_file(config: SampleConfig, model: nn.Module | None = None) -> Path
     decode = load_decoder(config, network)
     record = {**settings(config), "model_sha256": hashing.sha256_of_tensors(network)}
     record |= {"vae_sha256": decode.digest, **({"vae_name": decode.name} if decode.name else {})}
+    classes, ready = known_classes(network), prepared(network, config)
+
+    def images_of(indices: range, on_step: Callable[[float], None]) -> tuple[np.ndarray, np.ndarray]:
+        labels = label_plan(config, classes, indices)
+        return draw(ready, config, indices, labels, decode, on_step), labels
+
+    make_file(state, config, record, out, images_of)
+    return out
+
+
+def make_file(
+    state: "PartialState",
+    config: SampleConfig,
+    record: dict[str, Any],
+    out: Path,
+    images_of: Callable[[range, Callable[[float], None]], tuple[np.ndarray, np.ndarray]],
+) -> None:
+    """Draw what is missing of an npz, by all processes, and publish it.
+
+    Args:
+        state: Of the process group.
+        config: Its count, batch size and force.
+        record: What makes the images what they are.
+        out: The npz.
+        images_of: Images uint8 [b,y,x,c] and labels [b] of some numbers; calls its second argument with shares of work.
+
+    Raises:
+        UserError: The npz is there already (and no force), or shards of other settings are.
+    """
+    folder = parts_of(out)
+    run_on_main(lambda: _refuse_existing(folder, out, config.force))
     with locked(lock_file(out), "dit-shd sample"):
         if run_on_main(lambda: _claim(folder, record, out, config.force)):
-            _draw_missing(state, config, prepared(network, config), decode, folder)
+            _draw_missing(state, config, images_of, folder)
             run_on_main(lambda: _finish(folder, record, out, config.count))
-    return out
+
+
+def parts_of(out: Path) -> Path:
+    """The folder of shards of an npz that is being made."""
+    return out.with_name(out.name + ".parts")
 
 
 def output_path(config: SampleConfig) -> Path:
@@ -106,7 +141,14 @@ def settings(config: SampleConfig) -> dict[str, Any]:
     Args:
         config: Its solver is not auto.
     """
-    unused = ("out", "force", "diffusion_steps" if config.solver in VELOCITY_SOLVERS else "shift")
+    unused = (
+        "out",
+        "force",
+        "prompts",
+        "pipeline",
+        "call",
+        "diffusion_steps" if config.solver in VELOCITY_SOLVERS else "shift",
+    )
     return {k: v for k, v in resolve(config).items() if k not in unused}
 
 
@@ -130,7 +172,12 @@ def _claim(folder: Path, record: dict[str, Any], out: Path, force: bool) -> bool
     return True
 
 
-def _draw_missing(state: "PartialState", config: SampleConfig, model: nn.Module, decode: Decoder, folder: Path) -> None:
+def _draw_missing(
+    state: "PartialState",
+    config: SampleConfig,
+    images_of: Callable[[range, Callable[[float], None]], tuple[np.ndarray, np.ndarray]],
+    folder: Path,
+) -> None:
     """Every process draws its share of the batches that have no sound shard yet."""
 
     def file_of(indices: range) -> Path:
@@ -141,12 +188,9 @@ def _draw_missing(state: "PartialState", config: SampleConfig, model: nn.Module,
         return sum(min(config.batch_size, config.count - first) for first in firsts)
 
     missing = share_of_missing(state, list(batches(config)), file_of, _check_shard)
-    classes = known_classes(model)
     with Progress("sampling", config.count, finished, shown=state.is_main_process) as progress:
         for indices in missing:
-            labels = label_plan(config, classes, indices)
-            images = draw(model, config, indices, labels, decode, progress.step)
-            write_shard(file_of(indices), images, labels)
+            write_shard(file_of(indices), *images_of(indices, progress.step))
             progress.shard()
         state.wait_for_everyone()
         progress.shard()

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from dit_shd.core.config import check_ranges, option
 from dit_shd.core.errors import UserError
@@ -13,6 +13,15 @@ from dit_shd.models.prediction import NOISE
 NOISE_SOLVERS, VELOCITY_SOLVERS = ("ddpm", "ddim", "dpm++"), ("euler", "heun")
 """By what a model predicts; the first of each is what `auto` stands for."""
 MOST_STEPS = 10**6
+EACH = 0
+"""As a count: one image for each prompt."""
+OF_CALL = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
+"""Keys that are arguments of a pipeline's call."""
+OF_CLASSES = (
+    "solver", "guidance_schedule", "guidance_power", "guidance_tolerance", "guided_channels", "labels", "rounding",
+    "diffusion_steps", "shift", "vae", "compile",
+)  # fmt: skip
+"""Keys of class-conditional models alone."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +65,34 @@ class SampleConfig:
     )
     precision: Literal["no", "bf16"] = option("no", "autocast of the network")
     compile: bool = option(False, "torch.compile the network (needs a compiler; minutes at first, then faster)")
+    prompts: Path | None = option(
+        None, "text file with a prompt a line, for text-to-image models; image i is of prompt i, then from the first"
+    )
+    pipeline: Place | None = option(None, "of text-to-image models: its folder or hub:OWNER/NAME; empty: the run's")
+    call: dict[str, Any] = option(
+        {}, "more arguments of the pipeline's own call: {num_inference_steps: 28, guidance_scale: 5, height: 512, ...}"
+    )
     out: Path | None = option(None, "the npz; empty: samples_<count>_seed<seed>.npz in the run folder")
     force: bool = option(False, "replace an npz that is there already")
+
+    @classmethod
+    def migrated(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Values for prompts: steps and guidance are arguments of the pipeline's call, whose defaults are its own.
+
+        Args:
+            values: From the command line.
+
+        Raises:
+            UserError: A key that is of class-conditional models alone.
+        """
+        if values.get("prompts") is None:
+            return values
+        for key in OF_CLASSES:
+            if key in values:
+                raise UserError(f"{key}: is for class-conditional models; a pipeline is given its arguments by call=")
+        call = {name: values[key] for key, name in OF_CALL.items() if key in values}
+        kept = {key: value for key, value in values.items() if key not in OF_CALL}
+        return {**kept, "call": {**call, **(values.get("call") or {})}, "count": values.get("count", EACH)}
 
     def of_prediction(self, prediction: str) -> Self:
         """The config with the solver named for a model that predicts `prediction`.

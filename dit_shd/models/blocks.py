@@ -43,18 +43,38 @@ def recorded_blocks(model: nn.Module, sink: Callable[[str, Tensor], None]) -> Ge
     if not named:
         raise UserError(f"{type(model).__name__}: has no list of blocks whose outputs could be read")
 
-    def hook(name: str) -> Callable[[nn.Module, object, object], None]:
-        def record(_module: nn.Module, _inputs: object, output: object) -> None:
-            first = output[0] if isinstance(output, (tuple, list)) and output else output
-            if not isinstance(first, Tensor):
-                raise UserError(f"{name}: wanted a block that gives a tensor first, found {type(first).__name__}")
-            sink(name, first)
+    def hook(name: str) -> Callable[..., None]:
+        def record(_module: nn.Module, inputs: tuple[object, ...], keywords: dict[str, object], output: object) -> None:
+            tokens = _stream(keywords.get("hidden_states", inputs[0] if inputs else None), output)
+            if tokens is None:
+                raise UserError(f"{name}: gives as many text tokens as image tokens, which cannot be told apart")
+            if not isinstance(tokens, Tensor):
+                raise UserError(f"{name}: wanted a block that gives a tensor first, found {type(tokens).__name__}")
+            sink(name, tokens)
 
         return record
 
-    handles = [block.register_forward_hook(hook(name)) for name, block in named.items()]
+    handles = [block.register_forward_hook(hook(name), with_kwargs=True) for name, block in named.items()]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _stream(given: object, output: object) -> object:
+    """The output of the stream that a block is given as its hidden states; of blocks of text and image, the image's.
+
+    Args:
+        given: The block's hidden states [b,n,e].
+        output: What it returns: a tensor, or several, of which the first is taken if none is shaped like `given`.
+
+    Returns:
+        That output; None where several are shaped alike.
+    """
+    if not isinstance(output, (tuple, list)) or not output:
+        return output
+    alike = [x for x in output if isinstance(x, Tensor) and isinstance(given, Tensor) and x.shape == given.shape]
+    if len(alike) > 1:
+        return None
+    return alike[0] if alike else output[0]

@@ -9,6 +9,7 @@ from torch import nn
 
 from dit_shd.core.errors import one_line
 from dit_shd.data.latent_origin import Origin
+from dit_shd.data.pipeline_record import PipelineRecord
 from dit_shd.models.prediction import convention_of, prediction_of
 from dit_shd.models.provenance import LISTS, PERMISSIVE, Provenance, union
 from dit_shd.models.shape import shape_of
@@ -31,6 +32,8 @@ class RunFacts:
     """Of the teachers."""
     latents: Origin | None = None
     """The autoencoder of the latents; None for pixels."""
+    pipeline: PipelineRecord | None = None
+    """The pipeline of text-to-image models."""
 
 
 def metadata(origin: Provenance) -> dict[str, str]:

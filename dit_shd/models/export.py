@@ -8,6 +8,7 @@ from diffusers import ModelMixin
 
 from dit_shd.core.files import atomic_folder
 from dit_shd.data.latent_origin import Origin, write_record
+from dit_shd.data.pipeline_record import PipelineRecord
 from dit_shd.models import cards
 from dit_shd.models.cards import RunFacts
 
@@ -27,7 +28,8 @@ def export(model: ModelMixin, folder: Path, facts: RunFacts, step: int, rate: fl
         share: Share of the first weights in that average.
     """
     training = {"step": step, "ema": rate, "share_of_first_weights": share}
-    write(model, folder, cards.trained(model, facts, step, rate, share), facts.latents, training)
+    card = cards.trained(model, facts, step, rate, share)
+    write(model, folder, card, facts.latents, training, facts.pipeline)
 
 
 def write(
@@ -36,6 +38,7 @@ def write(
     card: str,
     latents: Origin | None = None,
     training: Mapping[str, float] | None = None,
+    pipeline: PipelineRecord | None = None,
 ) -> None:
     """Write a model in diffusers format with a model card; it replaces the folder's contents atomically.
 
@@ -45,12 +48,15 @@ def write(
         card: The text of README.md.
         latents: The autoencoder of its latents; None for pixels.
         training: The contents of training.json, if any.
+        pipeline: Of text-to-image models.
     """
     with atomic_folder(folder) as part:
         model.save_pretrained(part, safe_serialization=True)
         (part / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
         if latents is not None:
             write_record(latents, part)
+        if pipeline is not None:
+            pipeline.write(part)
         if training is not None:
             (part / TRAINING).write_text(json.dumps(dict(training), indent=1) + "\n", encoding="utf-8")
 

@@ -17,6 +17,7 @@ from dit_shd.attention.capture import Captures
 from dit_shd.attention.recording import discovery
 from dit_shd.attention.recording.attach import capture
 from dit_shd.core.dtensor import is_sharded
+from dit_shd.core.errors import UserError
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.losses import LAYERS, Loss
 from dit_shd.distillation.teachers import Teachers, by_name, chosen, read_teachers
@@ -143,7 +144,10 @@ def _counted(
     if recompute:
         meta.recompute_blocks(model, "no")
     with torch.set_grad_enabled(backward), meta.emulate_gpu("no"), FlopCounterMode(display=False) as counter:
-        output = task.predict(model, _example(task, pass_name, model, meta.META))
+        try:
+            output = task.predict(model, _example(task, pass_name, model, meta.META))
+        except NotImplementedError as error:
+            raise UserError(f"{spec.cls.__name__}: its forward reads values, so that it cannot be counted") from error
         forward = counter.get_total_flops()
         if backward:
             torch.stack([x.sum() for x in (output.prediction, *output.extra.values())]).sum().backward()

@@ -14,8 +14,8 @@ class Throughput:
 
     images: int
     """Of one optimizer step, over all processes."""
-    operations: float
-    """For one image, all passes of both models (a multiply-add counts as two)."""
+    operations: float | None
+    """For one image, all passes of both models (a multiply-add counts as two); None if it is unknown."""
     peak_tflops: float | None
     """Of all devices together, for the utilisation (MFU); None if it is unknown."""
     device: torch.device
@@ -38,10 +38,11 @@ class Throughput:
             memory_gib (the peak of this process: on its GPU, or resident).
         """
         seconds = (time.perf_counter() - self._since) / max(1, self._steps)
-        tflops = self.images * self.operations / seconds / 1e12
-        row = {"seconds": seconds, "images_per_second": self.images / seconds, "tflops": tflops}
-        if self.peak_tflops is not None:
-            row["mfu"] = tflops / self.peak_tflops
+        row = {"seconds": seconds, "images_per_second": self.images / seconds}
+        if self.operations is not None:
+            row["tflops"] = self.images * self.operations / seconds / 1e12
+            if self.peak_tflops is not None:
+                row["mfu"] = row["tflops"] / self.peak_tflops
         row["memory_gib"] = peak_memory(self.device) / 2**30
         self.pause()
         return {name: float(f"{number:.4g}") for name, number in row.items()}

@@ -68,6 +68,7 @@ class Checkpointer:
             dataset=DATASETS.find(config.data.name).described(**config.data.options),
             origin=inherited([provenance(teacher) for teacher in config.teachers.values()]),
             latents=read_record(self.folder.path),
+            pipeline=self.task.dataset.record,
         )
 
     def after(self, step: Step) -> None:

@@ -44,7 +44,9 @@ class TrainConfig:
         resumable=True,
     )
     student: Plugin = option(
-        Plugin("mdt"), "model to train: {name: mdt, size: S/2, ...}; num_classes is the data's if not given"
+        Plugin("mdt"),
+        "model to train: {name: mdt, size: S/2, ...}, num_classes is the data's if not given; or {like: teacher, "
+        "num_layers: 14, ...}",
     )
     teacher: Place | dict[str, Place] | None = option(
         None, f"{MODEL}; of several {{gpt2: PATH, llama: PATH}}, by the names that losses read them by"
@@ -133,6 +135,8 @@ class TrainConfig:
         """
         if isinstance(values.get("task"), dict) and "name" not in values["task"]:
             values = {**values, "task": {"name": TASK, **values["task"]}}
+        if isinstance(values.get("student"), dict) and "like" in values["student"] and "name" not in values["student"]:
+            values = {**values, "student": _like(values["student"], values.get("teacher"))}
         old = [key for key in (*MOVED, "evaluation") if key in values]
         if not old:
             return values
@@ -166,6 +170,17 @@ def _once(values: dict[str, Any], key: str, value: object, name: str) -> None:
     """Move a value from its place of 0.1.0."""
     if values.setdefault(key, value) != value:
         raise UserError(f"config: {name} stands in its place of 0.1.0, too, and differs: {values[key]} and {value}")
+
+
+def _like(student: dict[str, Any], teacher: object) -> dict[str, Any]:
+    """`{like: teacher, num_layers: 14}` as the keywords of the family diffusers."""
+    like = student["like"]
+    if like == TEACHER:
+        if not isinstance(teacher, str):
+            raise UserError("student.like: teacher is wanted, and teacher=... names no single one")
+        like = teacher
+    changes = {key: value for key, value in student.items() if key not in ("like", "config")}
+    return {"name": "diffusers", "like": like, "config": {**(student.get("config") or {}), **changes}}
 
 
 def sized(config: TrainConfig, defaults: Mapping[str, Any]) -> TrainConfig:

@@ -1,5 +1,6 @@
 """The services of a run beside its steps: log, checkpoints and validation, in this order."""
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -9,6 +10,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from dit_shd.core.dtensor import gather_tree
+from dit_shd.core.errors import UserError
 from dit_shd.distillation.teachers import Teachers
 from dit_shd.profiling.flops import step_operations
 from dit_shd.profiling.hardware import known_peak
@@ -25,6 +27,8 @@ from dit_shd.training.state import TrainState
 from dit_shd.training.step import Service
 from dit_shd.training.tracker import Tracker
 from dit_shd.training.validation import Validation
+
+_log = logging.getLogger("dit_shd")
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,11 @@ def throughput(
     """
     peak = config.peak_tflops or known_peak(accelerator.device)
     total = None if peak is None else peak * accelerator.num_processes
-    operations = step_operations(step_shape(config, images), student, teachers).total
+    try:
+        operations = step_operations(step_shape(config, images), student, teachers).total
+    except UserError as error:
+        _log.info("operations and utilisation are not logged: %s", error)
+        operations, total = None, None
     return Throughput(config.batch_size, operations, total, accelerator.device)
 
 

@@ -1,20 +1,36 @@
-"""Encode images=FOLDER into latent shards out=LATENTS to train on; the same command again resumes and verifies."""
+"""Encode images=FOLDER into latent shards out=LATENTS to train on; the same command again resumes and verifies.
+
+With pipeline=PIPELINE, captions are encoded, too.
+"""
 
 from typing import ClassVar
 
+import torch
+
 from dit_shd.cli.commands import Command
-from dit_shd.core.distributed import is_first_process
+from dit_shd.core.distributed import is_first_process, joined
 from dit_shd.data.encode_config import EncodeConfig
 from dit_shd.data.encoding import encode_to_shards
+from dit_shd.diffusion.pipelines import Prompts
 
 
 class Encode(Command[EncodeConfig]):
     """Encode images into latent shards."""
 
     config = EncodeConfig
-    places: ClassVar = {"images": ("images", "images"), "vae": ("autoencoder", "vae")}
+    places: ClassVar = {
+        "images": ("images", "images"),
+        "vae": ("autoencoder", "vae"),
+        "pipeline": ("model", "pipeline"),
+    }
 
     def run(self, config: EncodeConfig) -> None:
-        latents = encode_to_shards(config)
+        config.check()
+        prompts = None
+        if config.pipeline is not None:
+            options = config.precision, config.adapter, config.text_tokens
+            device = joined().device or torch.device("cpu")
+            prompts = Prompts.load(config.pipeline, device, *options, (config.size, config.size))
+        latents = encode_to_shards(config, prompts)
         if is_first_process():  # of several under a launcher
-            print(latents.words())
+            print(latents.words("latents" if prompts is None else "text_latents"))

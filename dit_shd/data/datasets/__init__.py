@@ -9,6 +9,7 @@ from torch import Tensor
 from dit_shd.core.plugins import PluginFolder
 from dit_shd.core.rng import Draws
 from dit_shd.data.latent_origin import Origin
+from dit_shd.data.pipeline_record import PipelineRecord
 
 
 class Dataset(ABC):
@@ -24,6 +25,9 @@ class Dataset(ABC):
     """(c, y, x) of one latent."""
     origin: Origin | None = None
     """The autoencoder of the latents; None for pixels, or if it is unknown (neither 1 nor 3 channels)."""
+
+    record: PipelineRecord | None = None
+    """The pipeline whose text encoders made the data's embeddings, if there are any."""
 
     @classmethod
     def described(cls, **options: Any) -> str:

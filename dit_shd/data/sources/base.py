@@ -50,6 +50,8 @@ class ImageSource(ABC):
     """Class names."""
     notes: Sequence[str] = ()
     """Remarks for the user."""
+    captions: Sequence[str | None] | None = None
+    """Of each image, where captions are read."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -69,6 +71,17 @@ class ImageSource(ABC):
     @abstractmethod
     def sha256(self) -> str:
         """Hash of names, sizes and labels, which identifies the source; contents are not read."""
+
+    def texts(self, column: str | None) -> Sequence[str | None]:
+        """The caption of each image, None where there is none.
+
+        Args:
+            column: The name of what holds them; None for a usual one.
+
+        Raises:
+            UserError: Such a source has no captions.
+        """
+        raise UserError("images: wanted a source with captions: a folder, Parquet, a dataset or tars, found an npz")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 from dit_shd.core.errors import UserError
 from dit_shd.core.file_kinds import NPZ, PARQUET, file_kind
 from dit_shd.core.places import WANTED, HubName, find
-from dit_shd.data.sources import folder, hub, npz, parquet, splits
+from dit_shd.data.sources import folder, hub, npz, parquet, splits, webdataset
 from dit_shd.data.sources.base import ImageSource, Selection
 from dit_shd.data.sources.listing import counted, scan
 
@@ -35,6 +35,8 @@ def open_source(text: str, selection: Selection | None = None) -> ImageSource:
             return npz.NpzSource(path)
         if kind == PARQUET or path.suffix.lower() == ".parquet":
             return parquet.ParquetImages([path], text, selection)
+        if path.suffix.lower() == webdataset.TAR:
+            return webdataset.TarImages([path], text)
     raise UserError(f"images: wanted {WANTED['images']}, found {file_kind(path)} at '{text}'")
 
 
@@ -61,8 +63,11 @@ def open_folder(path: Path, text: str, selection: Selection) -> ImageSource:
             notes.append(f"left out: {counted(listing.images)} images beside tables")
         source.notes = [*source.notes, *notes, *listing.notes(tables)]
         return source
+    tars = webdataset.tars_of(listing)
+    if tars and selection.split is None and selection.subset is None:
+        return webdataset.TarImages([path / file for file in tars], text)
     if not listing.images:
-        raise UserError(f"images: wanted images or Parquet files in '{text}', found none ({listing.summary()})")
+        raise UserError(f"images: wanted images, tars or Parquet files in '{text}', found none ({listing.summary()})")
     if selection.subset is not None:
         raise UserError(f"subset: wanted none for a folder of images, '{text}', found {selection.subset}")
     return folder.FolderSource(listing, selection.split, selection.label_column)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from dit_shd.core.errors import UserError
+from dit_shd.data.sources import captions
 from dit_shd.data.sources.base import ALL, NO_LABELS, BrokenImage, ImageSource, fingerprint
 from dit_shd.data.sources.classes import from_names, from_values
 from dit_shd.data.sources.label_files import LabelFiles, ancestors, matched
@@ -28,7 +29,7 @@ class FolderSource(ImageSource):
     """
 
     def __init__(self, listing: Listing, split: str | None = None, label_column: str | None = None) -> None:
-        self._links, self._root = listing.links, listing.root.resolve()
+        self._listing, self._links, self._root = listing, listing.links, listing.root.resolve()
         where, notes = printable(str(listing.root)), []
         images, classes = _images_of_split(listing, split, where, notes)
         files = LabelFiles(listing, images, label_column)
@@ -45,7 +46,8 @@ class FolderSource(ImageSource):
             self.labels, self.classes, class_notes = from_names(classes, where)
             image_notes = _folder_notes(listing, images, set(classes))
         self._images = images
-        self.notes = [*notes, *image_notes, *class_notes, *listing.notes(files.used)]
+        self._own_notes, self._label_files = [*notes, *image_notes, *class_notes], files.used
+        self.notes = [*self._own_notes, *listing.notes(files.used)]
 
     def raw(self, number: int) -> Path:
         """The path of the image.
@@ -68,6 +70,11 @@ class FolderSource(ImageSource):
         """Hash of paths and sizes, and of the labels of label files."""
         files = [f"{path} {self._size(path)}" for path in self._images]
         return fingerprint([*files, self.labels.tobytes()] if self._labelled else files)
+
+    def texts(self, column: str | None) -> list[str | None]:
+        texts, used = captions.of_folder(self._listing, self._images, column)
+        self.notes = [*self._own_notes, *self._listing.notes([*self._label_files, *used])]
+        return texts
 
     def _size(self, path: str) -> int:
         try:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.places import HubName, offline
+from dit_shd.data.sources import caption_cells
 from dit_shd.data.sources.base import ImageSource, Selection, fingerprint, missing_package
 from dit_shd.data.sources.parquet import Columns, image_bytes
 from dit_shd.data.sources.splits import DEFAULT
@@ -44,7 +45,7 @@ class HubImages(ImageSource):
         except Exception as error:  # an untrusted file can be wrong in any way
             raise _unreadable(text, error) from error
         self.labels, self.classes, self.notes = self._columns.labels(list(values), len(data), text)
-        self._fingerprint = str(data._fingerprint)
+        self._fingerprint, self._data = str(data._fingerprint), data
 
     def raw(self, number: int) -> bytes:
         """The encoded image."""
@@ -57,6 +58,13 @@ class HubImages(ImageSource):
     def name(self, number: int) -> str:
         """Dataset and row."""
         return f"{self._text}[{number}]"
+
+    def texts(self, column: str | None) -> list[str | None]:
+        name = caption_cells.column_of(self._data.column_names, column, self._text)
+        try:
+            return caption_cells.of_cells(list(self._data[name][:]))
+        except Exception as error:  # an untrusted file can be wrong in any way
+            raise _unreadable(self._text, error) from error
 
     def sha256(self) -> str:
         """Hash of the datasets package's fingerprint, the columns and the labels."""

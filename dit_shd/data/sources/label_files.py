@@ -97,7 +97,7 @@ def _edm(path: Path) -> list[tuple[str, Any]] | str | None:
 
 def _metadata(path: Path, label_column: str | None) -> list[tuple[str, Any]] | str:
     """Names and labels in columns of a table; a text: why it has no labels, so that class folders are used."""
-    rows = _READERS[path.suffix](path)
+    rows = METADATA_READERS[path.suffix](path)
     columns = list(dict.fromkeys(name for row in rows for name in row))
     if FILE_NAME not in columns:
         return f"has no column {FILE_NAME} and is not used"
@@ -141,7 +141,7 @@ def _parquet(path: Path) -> list[dict[str, Any]]:
     return pyarrow.parquet.read_table(path, columns=[name for name in names if name != "image"]).to_pylist()
 
 
-_READERS = {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}
+METADATA_READERS = {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}
 
 
 def matched(

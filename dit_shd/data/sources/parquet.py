@@ -13,6 +13,7 @@ import numpy as np
 
 from dit_shd.core.errors import UserError, error_line
 from dit_shd.data.npz_files import MAX_EXPANSION
+from dit_shd.data.sources import caption_cells
 from dit_shd.data.sources.base import (
     ALL,
     NO_LABELS,
@@ -142,6 +143,10 @@ class ParquetImages(ImageSource):
         """File and row."""
         index = bisect_right(self._firsts, number) - 1
         return f"{self._files[index].path.name}[{number - self._firsts[index]}]"
+
+    def texts(self, column: str | None) -> list[str | None]:
+        name = caption_cells.column_of(self._files[0].file.schema_arrow.names, column, self._text)
+        return caption_cells.of_cells([cell for table in self._files for cell in table.column(name)])
 
     def sha256(self) -> str:
         """Hash of the files' names and sizes, the columns and the labels."""

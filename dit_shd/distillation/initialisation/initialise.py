@@ -19,7 +19,7 @@ from torch import nn
 from dit_shd.core.config import option
 from dit_shd.core.errors import UserError
 from dit_shd.core.rng import Draws
-from dit_shd.distillation.initialisation import structure
+from dit_shd.distillation.initialisation import depth, structure
 from dit_shd.distillation.initialisation.plan import InitialisationPlan
 from dit_shd.distillation.initialisation.transfer import Transfer
 from dit_shd.distillation.layer_map import LayerMap, layer_map
@@ -67,7 +67,7 @@ def initialise(
 
     Args:
         task: Predicts with the teacher.
-        student: An MDTv2 or DiT.
+        student: An MDTv2 or DiT; or of any other class with its teacher's widths, whose blocks are copied whole.
         teacher: Of the same family, on the same device.
         batches: Of the run's data, plain and masked.
         options: Of the initialisation.
@@ -80,6 +80,8 @@ def initialise(
         UserError: The models do not fit together.
     """
     shd = SHD() if shd is None else shd
+    if not structure.known(student.state_dict()):
+        return depth.copy(student, teacher, depth.pairs(student, teacher, options.layers))
     _comparable(student, teacher)
     layers = _layers(student, teacher, options, shd)
     h, g = shape_of(teacher).heads, shape_of(student).heads
@@ -105,6 +107,9 @@ def check(options: Initialisation, losses: Iterable[Loss], student: nn.Module, t
         return
     if teacher is None:
         raise UserError("initialisation.weights: teacher was asked for, but the run has none; give teacher=...")
+    if not structure.known(student.state_dict()):
+        depth.check(student, teacher, depth.pairs(student, teacher, options.layers))
+        return
     shd = shd_of(losses)
     _comparable(student, teacher)
     _narrow_enough(student, teacher, _layers(student, teacher, options, shd))

@@ -33,7 +33,7 @@ class InitialisationPlan:
     layers: Mapping[str, str]
     """Student block -> teacher block."""
     heads: Mapping[str, Heads]
-    """By student block."""
+    """By student block; none where blocks are copied whole."""
     channels: Mapping[str, Sequence[int]]
     """The teacher's channels that the student keeps, by space (structure.py), where it keeps fewer."""
     widths: Mapping[str, int]
@@ -42,7 +42,8 @@ class InitialisationPlan:
     def lines(self) -> Iterator[str]:
         """The plan in words."""
         for block, source in self.layers.items():
-            yield f"{block} from {source}; heads: {', '.join(self.heads[block].lines())}"
+            heads = f"; heads: {', '.join(self.heads[block].lines())}" if block in self.heads else ""
+            yield f"{block} from {source}{heads}"
         for space, kept in self.channels.items():
             yield f"{space}: {len(kept)} of {self.widths[space]} channels"
 

@@ -1,0 +1,38 @@
+"""Assemble RUN into a folder OUT that DiffusionPipeline.from_pretrained opens: the pipeline with the student in it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from dit_shd.cli.commands import Command
+from dit_shd.core.config import REQUIRED, option
+from dit_shd.core.errors import UserError
+from dit_shd.core.files import atomic_folder
+from dit_shd.core.places import Place
+from dit_shd.diffusion.prompt_generation import assemble, write_pipeline
+
+
+@dataclass(frozen=True)
+class PipelineConfig:
+    """What to assemble."""
+
+    run: Place = option(REQUIRED, "a text-to-image run, or a student's folder")
+    out: Path = option(REQUIRED, "the folder of the pipeline")
+    pipeline: Place | None = option(None, "its folder or hub:OWNER/NAME; empty: the one that the run records")
+
+
+class Pipeline(Command[PipelineConfig]):
+    """Assemble a pipeline with a student in it."""
+
+    config = PipelineConfig
+    words: ClassVar = {"run": "RUN", "out": "OUT"}
+    words_help = "a text-to-image run, and the folder to write"
+    places: ClassVar = {"run": ("model", "RUN")}
+
+    def run(self, config: PipelineConfig) -> None:
+        if config.out.exists():
+            raise UserError(f"out: '{config.out}' is there already; choose another folder")
+        pipeline, _ = assemble(config.run, config.pipeline)
+        with atomic_folder(config.out) as part:
+            write_pipeline(pipeline, config.run, part)
+        print(f"done: {config.out}\nnext: diffusers.DiffusionPipeline.from_pretrained('{config.out}')")

@@ -1,0 +1,129 @@
+"""The pipeline behind embeddings and students: what of it a run must know without having it in memory.
+
+`dit-shd encode` writes it into the folder of embeddings, training into the run and beside its students.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dit_shd.core.errors import UserError, error_line
+from dit_shd.core.files import write_text
+from dit_shd.core.hashing import sha256
+
+RECORD = "pipeline.json"
+INDEX = "model_index.json"
+ENCODERS = ("text_encoder", "tokenizer")
+"""What names of the components begin with that make embeddings of prompts."""
+WEIGHTS = ".safetensors"
+WORDS = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "spiece.model", "chat_template.jinja")
+"""Files of a tokenizer that decide on tokens."""
+
+
+@dataclass(frozen=True)
+class PipelineRecord:
+    """A pipeline of diffusers without its weights."""
+
+    pipeline: str
+    """Its folder or hub:OWNER/NAME, as given to `dit-shd encode`."""
+    pipeline_class: str
+    transformer_class: str
+    text_sha256: str
+    """Of the text encoders' tensors and the tokenizers' files."""
+    scheduler: dict[str, Any] = field(default_factory=dict)
+    """Its config."""
+    adapter: str | None = None
+    """The name of somebody's own adapter; None for the one of the transformer's class."""
+    text_tokens: int | None = None
+    """Tokens of a prompt; None for the pipeline's default."""
+    size: tuple[int, int] | None = None
+    """Height and width of the images in pixels."""
+
+    @classmethod
+    def of_values(cls, values: Mapping[str, Any]) -> "PipelineRecord":
+        """The record in the content of a file.
+
+        Raises:
+            ValueError, TypeError: it is none.
+        """
+        record = cls(**values)
+        if record.size is not None:
+            record = replace(record, size=(int(record.size[0]), int(record.size[1])))
+        texts = (record.pipeline, record.pipeline_class, record.transformer_class, record.text_sha256)
+        if not all(isinstance(text, str) for text in texts) or not isinstance(record.scheduler, dict):
+            raise ValueError("a name is no text, or the scheduler's config is no mapping")
+        return record
+
+    def values(self) -> dict[str, Any]:
+        """The record as JSON values."""
+        return asdict(self)
+
+    def write(self, folder: Path) -> None:
+        """Write the record into a folder."""
+        write_text(folder / RECORD, json.dumps(self.values(), indent=1) + "\n")
+
+
+def read_record(folder: Path) -> PipelineRecord | None:
+    """The record in a folder; None where there is none.
+
+    Raises:
+        UserError: The file is no record.
+    """
+    file = folder / RECORD
+    if not file.is_file():
+        return None
+    try:
+        return PipelineRecord.of_values(json.loads(file.read_text(encoding="utf-8")))
+    except Exception as error:  # an untrusted file can be wrong in any way
+        raise UserError(f"{file}: not written by dit-shd ({error_line(error, 100)})") from error
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """The model_index.json of a pipeline's folder.
+
+    Raises:
+        UserError: There is none, or it is none of a pipeline with a transformer.
+    """
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        transformer = index["transformer"][1]
+        if not isinstance(index["_class_name"], str) or not isinstance(transformer, str):
+            raise ValueError("its classes are no texts")
+    except FileNotFoundError as error:
+        raise UserError(f"{folder}: wanted the folder of a pipeline of diffusers, found no {INDEX} in it") from error
+    except Exception as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else error_line(error, 100)
+        raise UserError(f"{folder}/{INDEX}: wanted a pipeline with a transformer, found {reason}") from error
+    return index
+
+
+def text_digest(folder: Path) -> str:
+    """sha256 of all that makes embeddings of prompts in a pipeline's folder; nothing is held in memory.
+
+    Tensors count by name, type, shape and content, however they are divided into files.
+    """
+    total = hashlib.sha256()
+    for part in sorted(path for path in folder.iterdir() if path.is_dir() and path.name.startswith(ENCODERS)):
+        total.update(part.name.encode())
+        for line in (*_tensors(part), *(f"{name} {sha256(part / name)}" for name in WORDS if (part / name).is_file())):
+            total.update(line.encode())
+    return total.hexdigest()
+
+
+def _tensors(folder: Path) -> list[str]:
+    """Name, type, shape and sha256 of every tensor in a folder's safetensors files."""
+    from safetensors import safe_open
+
+    lines = []
+    for file in sorted(path for path in folder.iterdir() if path.name.endswith(WEIGHTS)):
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118
+                data = tensors.get_tensor(name)
+                content = data.reshape(-1).view(torch.uint8).numpy().data if data.numel() else b""
+                lines.append(f"{name} {data.dtype} {list(data.shape)} {hashlib.sha256(content).hexdigest()}")
+    return sorted(lines)

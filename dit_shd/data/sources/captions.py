@@ -1,0 +1,118 @@
+"""Captions of images: beside them in IMAGE.txt or IMAGE.json, in Hugging Face's metadata, or in a column of a table."""
+
+import os
+import posixpath
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from dit_shd.core.errors import UserError, error_line
+from dit_shd.data.sources.base import BrokenImage, ImageSource, Raw, fingerprint
+from dit_shd.data.sources.caption_cells import NAMES, column_of, of_cells, of_json
+from dit_shd.data.sources.label_files import FILE_NAME, METADATA_READERS
+from dit_shd.data.sources.listing import Listing, printable
+
+NO_CAPTION = "it has no caption"
+MOST_BYTES = 2**20
+"""Of a file with a caption."""
+
+
+class Captioned(ImageSource):
+    """A source whose images each have a caption; those without one are left out as broken images are.
+
+    Args:
+        source: The images.
+        captions: Of each, None or empty where there is none.
+
+    Raises:
+        UserError: There are none at all.
+    """
+
+    def __init__(self, source: ImageSource, captions: Sequence[str | None]) -> None:
+        self._source = source
+        texts = [(caption or "").strip() or None for caption in captions]
+        self.captions = texts
+        self.labels, self.classes = source.labels, source.classes
+        missing = [number for number, caption in enumerate(texts) if caption is None]
+        if len(missing) == len(texts):
+            raise UserError(f"images: wanted captions, found none for any of {len(missing)} images; {BESIDE}")
+        shown = ", ".join(printable(source.name(number)) for number in missing[:3])
+        notes = [f"left out: {len(missing)} images without a caption ({shown}, ...)"] if missing else []
+        self.notes = [*source.notes, *notes]
+        self._texts = texts
+
+    def raw(self, number: int) -> Raw:
+        if self._texts[number] is None:
+            raise BrokenImage(NO_CAPTION)
+        return self._source.raw(number)
+
+    def name(self, number: int) -> str:
+        return self._source.name(number)
+
+    def sha256(self) -> str:
+        """Hash of the source and of the captions."""
+        return fingerprint([self._source.sha256(), *(caption or "" for caption in self._texts)])
+
+
+BESIDE = (
+    "they are read from IMAGE.txt or IMAGE.json beside an image, from metadata.jsonl, .csv or .parquet with "
+    f"{FILE_NAME}, or from a column of a table ({', '.join(NAMES)}; caption_column=NAME sets another)"
+)
+
+
+def of_folder(listing: Listing, images: Sequence[str], column: str | None) -> tuple[list[str | None], list[str]]:
+    """The captions of a folder's images, None where there is none, and the files that they are from.
+
+    Args:
+        listing: The folder's files.
+        images: Paths from the folder.
+        column: Of metadata, or the key in IMAGE.json; None for a usual name.
+
+    Raises:
+        UserError: A file that cannot be read.
+    """
+    captions: dict[str, str] = {}
+    used: list[str] = []
+    for file in listing.others:
+        folder, name = posixpath.split(file)
+        stem, suffix = posixpath.splitext(name)
+        if stem == "metadata" and suffix in METADATA_READERS:
+            captions |= _of_metadata(listing.root / file, folder, column)
+            used.append(file)
+    others = {*listing.others}
+    used += [file for image in images for file in _files_beside(image, others)]
+    return [captions.get(image) or _beside(listing.root, image, others, column) for image in images], used
+
+
+def _of_metadata(path: Path, folder: str, column: str | None) -> dict[str, str]:
+    """Captions by the images' paths; none where the table has no such columns."""
+    where = printable(str(path))
+    try:
+        rows = METADATA_READERS[path.suffix](path)
+    except UserError:
+        raise
+    except Exception as error:  # an untrusted file can be wrong in any way
+        raise UserError(f"images: {where}: wanted captions, found a broken file ({error_line(error, 120)})") from error
+    names = dict.fromkeys(name for row in rows for name in row)
+    if FILE_NAME not in names or (column is None and not {*NAMES} & names.keys()):
+        return {}
+    name = column_of(list(names), column, where)
+    captions = of_cells([row.get(name) for row in rows])
+    paths = [posixpath.normpath(posixpath.join(folder, str(row.get(FILE_NAME)).replace("\\", "/"))) for row in rows]
+    return {path: caption for path, caption in zip(paths, captions) if caption}
+
+
+def _files_beside(image: str, others: Collection[str]) -> list[str]:
+    """The files that an image's caption may be in; the first is taken."""
+    stem = os.path.splitext(image)[0]
+    return [f"{stem}{suffix}" for suffix in (".txt", ".json") if f"{stem}{suffix}" in others]
+
+
+def _beside(root: Path, image: str, others: Collection[str], column: str | None) -> str | None:
+    names = _files_beside(image, others)
+    if not names:
+        return None
+    file = root / names[0]
+    if file.stat().st_size > MOST_BYTES:
+        raise UserError(f"images: {file}: wanted a caption, found {file.stat().st_size} bytes")
+    data = file.read_bytes()
+    return of_json(data, column, printable(str(file))) if file.suffix == ".json" else data.decode("utf-8", "replace")

@@ -1,0 +1,210 @@
+"""How transformers of diffusers are asked, one file a class: adding a class is one file.
+
+An Adapter knows what the transformer's forward takes and what its output means, so that tasks ask every model alike:
+latents [b,c,y,x] as the pipeline's autoencoder makes them, the share of noise (or the timestep) and text in; the
+velocity noise - x_0 (or what DDPM's scheduler calls the prediction) out.
+"""
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from dit_shd.core.errors import UserError
+from dit_shd.core.plugins import PluginFolder
+from dit_shd.data.text_condition import TextCondition
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+MAX_TOKENS = "max_sequence_length"
+OF_CALL = (MAX_TOKENS, "clean_caption", "complex_human_instruction")
+"""Arguments of encode_prompt whose defaults are those of the pipeline's __call__."""
+SKETCH = """
+    from dit_shd.diffusion.adapters import Adapter
+
+    class {name}(Adapter):
+        transformer = "{name}"
+        pipelines = ("...Pipeline",)
+
+        def arguments(self, model, x, time, text, guidance):  # of its forward; time is the share of noise, 0 to 1
+            return {{"hidden_states": x, "timestep": 1000 * time, "encoder_hidden_states": text.embeddings}}
+
+        def prediction(self, output, x):  # of its output: the velocity noise - x_0, shaped like the latents x
+            return output"""
+"""A file of an adapter, for the error about a class that has none."""
+
+
+class Adapter(ABC):
+    """How a transformer class is asked, and which pipelines it belongs to."""
+
+    transformer: ClassVar[str]
+    """The name of the class in diffusers."""
+    pipelines: ClassVar[tuple[str, ...]]
+    """Names of pipeline classes with such a transformer."""
+    process: ClassVar[Literal["flow", "ddpm"]] = "flow"
+    """The way to noise: rectified flow, or the schedule of the pipeline's scheduler."""
+    guidance: ClassVar[float | None] = None
+    """The guidance scale that a guidance-distilled model is given where none is named: its training script's."""
+    example_tokens: ClassVar[int] = 256
+    """Tokens of text in a batch that stands for any, for counting."""
+    example_side: ClassVar[int] = 128
+    """Height and width of latents in such a batch, where the model's config names none."""
+    attention: ClassVar[str] = "joint"
+    """What its attention is, in words, for the table of adapters."""
+
+    def channels(self, settings: Mapping[str, Any]) -> int:
+        """Channels c of the latents that a transformer with this config takes."""
+        return settings["in_channels"]
+
+    def multiple(self, settings: Mapping[str, Any]) -> int:
+        """What height and width of latents are a multiple of."""
+        return settings.get("patch_size") or 1
+
+    @abstractmethod
+    def text_widths(self, settings: Mapping[str, Any]) -> tuple[int, int | None]:
+        """Width e of the embeddings, and width p of the pooled vector or None."""
+
+    @abstractmethod
+    def arguments(
+        self, model: nn.Module, x: Tensor, time: Tensor, text: TextCondition, guidance: Tensor | None
+    ) -> dict[str, Any]:
+        """The keywords of the transformer's forward.
+
+        Args:
+            model: The transformer, for its config.
+            x: Noised latents [b,c,y,x].
+            time: Shares of noise in [0, 1] [b], float32; timesteps [b] where the process is ddpm.
+            text: Of each sample.
+            guidance: Scales that a guidance-distilled model is given [b], or None.
+        """
+
+    def prediction(self, output: Tensor, x: Tensor) -> Tensor:
+        """What an output of the transformer predicts: noise - x_0 [b,c,y,x], of ddpm [b, c or 2c, y, x].
+
+        Args:
+            output: The first value of its forward.
+            x: The latents that it was given [b,c,y,x].
+        """
+        return output
+
+    def predict(
+        self, model: nn.Module, x: Tensor, time: Tensor, text: TextCondition, guidance: float | None = None
+    ) -> Tensor:
+        """Ask a model: its prediction in float32; see `arguments` and `prediction`."""
+        x = x.to(next(model.parameters()).dtype)  # a teacher may be held in bfloat16
+        scales = None
+        if settings_of(model).get("guidance_embeds"):
+            scale = self.guidance if guidance is None else guidance
+            scales = None if scale is None else torch.full((len(x),), scale, device=x.device)
+        output = model(**self.arguments(model, x, time, text.to(x), scales), return_dict=False)[0]
+        return self.prediction(output, x).float()
+
+    def encode(self, pipeline: "DiffusionPipeline", prompts: Sequence[str], tokens: int | None = None) -> TextCondition:
+        """The condition of prompts, as the pipeline's own call makes it.
+
+        Args:
+            pipeline: With text encoders and tokenizers.
+            prompts: Texts.
+            tokens: Of a prompt, the pipeline's max_sequence_length; None for its default.
+        """
+        return self.text(encode_prompt(pipeline, prompts, tokens))
+
+    def encode_empty(self, pipeline: "DiffusionPipeline", tokens: int | None = None) -> TextCondition:
+        """The condition of no prompt: that of the pipeline's default negative prompt."""
+        return self.encode(pipeline, [""], tokens)
+
+    def limits(self, pipeline: "DiffusionPipeline", tokens: int | None = None) -> dict[str, int]:
+        """Tokens of a prompt that the encoder of each tokenizer takes; a prompt beyond all of them is cut.
+
+        Args:
+            pipeline: With tokenizers.
+            tokens: As in encode.
+        """
+        default = inspect.signature(type(pipeline).__call__).parameters[MAX_TOKENS].default
+        return {"tokenizer": default if tokens is None else tokens}
+
+    def text(self, encoded: Sequence[Any]) -> TextCondition:
+        """The condition in what the pipeline's encode_prompt gives: embeddings and mask, unless a class has more."""
+        return TextCondition.of(encoded[0], encoded[1])
+
+
+def settings_of(model: nn.Module) -> Mapping[str, Any]:
+    """The config of a model; empty where it has none."""
+    values: Any = getattr(model, "config", None)
+    return values if isinstance(values, Mapping) else {}
+
+
+def encode_prompt(
+    pipeline: "DiffusionPipeline", prompts: Sequence[str], tokens: int | None, guided: bool = False
+) -> Sequence[Any]:
+    """What a pipeline's encode_prompt gives, called as its __call__ calls it.
+
+    Args:
+        pipeline: With text encoders and tokenizers.
+        prompts: Texts.
+        tokens: As in Adapter.encode.
+        guided: Also encode the default negative prompt, where the pipeline can.
+    """
+    known = inspect.signature(pipeline.encode_prompt).parameters
+    of_call = inspect.signature(type(pipeline).__call__).parameters
+    keywords: dict[str, Any] = {key: of_call[key].default for key in OF_CALL if key in known and key in of_call}
+    keywords |= {key: None for key in ("prompt_2", "prompt_3") if key in known}
+    keywords["device"] = pipeline.text_encoder.device
+    if tokens is not None and MAX_TOKENS in known:
+        keywords[MAX_TOKENS] = tokens
+    if "do_classifier_free_guidance" in known:
+        keywords["do_classifier_free_guidance"] = guided
+    with torch.no_grad():
+        return pipeline.encode_prompt(prompt=list(prompts), **keywords)
+
+
+ADAPTERS: PluginFolder[Adapter] = PluginFolder(__name__, Adapter, "adapter")
+
+
+def adapter_of(transformer: str, name: str | None = None) -> Adapter:
+    """The adapter of a transformer class.
+
+    Args:
+        transformer: The name of the class.
+        name: Of the adapter, a dotted one of somebody's own; None: the one of the class.
+
+    Raises:
+        UserError: No such adapter, and how one looks.
+    """
+    if name is not None:
+        return ADAPTERS.find(name)()
+    adapters = by_class()
+    if transformer not in adapters:
+        raise UserError(
+            f"{transformer}: no adapter says how it is asked; there are those of {', '.join(adapters)}. One is a file, "
+            "such as my_package/my_adapter.py, which is used by adapter=my_package.my_adapter.CLASS --trust "
+            f"my_package:{SKETCH.format(name=transformer)}"
+        )
+    return adapters[transformer]
+
+
+def adapter_of_model(model: nn.Module, name: str | None = None) -> Adapter:
+    """The adapter of a model, whose class may have been wrapped: compiled, or a subclass that shards it.
+
+    Args:
+        model: The transformer.
+        name: As in adapter_of.
+
+    Raises:
+        UserError: No such adapter, and how one looks.
+    """
+    model = getattr(model, "_orig_mod", model)  # torch.compile(model)
+    classes = [cls.__name__ for cls in type(model).__mro__]
+    return adapter_of(next((cls for cls in classes if cls in by_class()), classes[0]), name)
+
+
+@lru_cache(maxsize=1)
+def by_class() -> dict[str, Adapter]:
+    """Every adapter of dit_shd by the class of its transformer."""
+    adapters = [ADAPTERS.find(name)() for name in ADAPTERS.names()]
+    return {adapter.transformer: adapter for adapter in adapters}

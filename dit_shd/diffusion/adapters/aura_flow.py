@@ -1,0 +1,27 @@
+"""AuraFlow: joint attention in blocks of two streams, then one stream; padding is zeros, and taken for text."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from dit_shd.data.text_condition import TextCondition
+from dit_shd.diffusion.adapters import Adapter
+
+
+class AuraFlow(Adapter):
+    """Time is the share of noise, the output the velocity to noise."""
+
+    transformer = "AuraFlowTransformer2DModel"
+    pipelines = ("AuraFlowPipeline",)
+
+    def text_widths(self, settings: Mapping[str, Any]) -> tuple[int, int | None]:
+        return settings["joint_attention_dim"], None
+
+    def arguments(
+        self, model: nn.Module, x: Tensor, time: Tensor, text: TextCondition, guidance: Tensor | None
+    ) -> dict[str, Any]:
+        return {"hidden_states": x, "timestep": time.to(x.dtype), "encoder_hidden_states": text.embeddings}
+
+    def text(self, encoded: Sequence[Any]) -> TextCondition:
+        return TextCondition.of(encoded[0])

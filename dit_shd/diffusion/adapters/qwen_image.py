@@ -1,0 +1,43 @@
+"""Qwen-Image (arXiv 2508.02324): FLUX's packed latents, joint attention to the prompt's own tokens alone."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from dit_shd.data.text_condition import TextCondition
+from dit_shd.diffusion import packing
+from dit_shd.diffusion.adapters import Adapter
+
+
+class QwenImage(Adapter):
+    """Time is the share of noise, the output the velocity to noise of each patch."""
+
+    transformer = "QwenImageTransformer2DModel"
+    pipelines = ("QwenImagePipeline",)
+    guidance = 1.0
+
+    def channels(self, settings: Mapping[str, Any]) -> int:
+        return settings["in_channels"] // packing.SIDE**2
+
+    def text_widths(self, settings: Mapping[str, Any]) -> tuple[int, int | None]:
+        return settings["joint_attention_dim"], None
+
+    def arguments(
+        self, model: nn.Module, x: Tensor, time: Tensor, text: TextCondition, guidance: Tensor | None
+    ) -> dict[str, Any]:
+        height, width = (side // packing.SIDE for side in x.shape[-2:])
+        return {
+            "hidden_states": packing.pack(x),
+            "timestep": time.to(x.dtype),
+            "guidance": guidance,
+            "encoder_hidden_states": text.embeddings,
+            "encoder_hidden_states_mask": text.mask,
+            "img_shapes": [[(1, height, width)]] * len(x),
+        }
+
+    def prediction(self, output: Tensor, x: Tensor) -> Tensor:
+        return packing.unpack(output, x)
+
+    def text(self, encoded: Sequence[Any]) -> TextCondition:
+        return TextCondition.of(encoded[0], encoded[1])

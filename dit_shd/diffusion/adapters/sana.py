@@ -1,0 +1,39 @@
+"""Sana (arXiv 2410.10629): linear self-attention, softmax cross-attention to Gemma 2, an autoencoder of 32 x 32."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from dit_shd.data.text_condition import TextCondition
+from dit_shd.diffusion.adapters import Adapter, encode_prompt, settings_of
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+
+class Sana(Adapter):
+    """Time is 1000 times the share of noise (times timestep_scale), the output the velocity to noise."""
+
+    transformer = "SanaTransformer2DModel"
+    pipelines = ("SanaPipeline",)
+    example_tokens = 300
+    attention = "self (linear: features and output alone), and cross to text"
+
+    def text_widths(self, settings: Mapping[str, Any]) -> tuple[int, int | None]:
+        return settings["caption_channels"], None
+
+    def arguments(
+        self, model: nn.Module, x: Tensor, time: Tensor, text: TextCondition, guidance: Tensor | None
+    ) -> dict[str, Any]:
+        return {
+            "hidden_states": x,
+            "timestep": 1000 * time * settings_of(model).get("timestep_scale", 1.0),
+            "encoder_hidden_states": text.embeddings,
+            "encoder_attention_mask": text.mask.to(x.dtype),
+            "guidance": guidance,
+        }
+
+    def encode_empty(self, pipeline: "DiffusionPipeline", tokens: int | None = None) -> TextCondition:
+        """The pipeline puts its instruction before prompts and not before negative ones."""
+        return self.text(encode_prompt(pipeline, [""], tokens, guided=True)[2:])

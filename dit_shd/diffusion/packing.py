@@ -1,0 +1,31 @@
+"""Latents as tokens, the way transformers of FLUX's kind are given them: patches of 2 x 2, row by row."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
+
+SIDE = 2
+"""Of a patch."""
+
+
+def pack(x: Tensor) -> Tensor:
+    """Tokens [b, y x / 4, 4c] of latents [b,c,y,x]."""
+    return pixel_unshuffle(x, SIDE).flatten(2).transpose(1, 2)
+
+
+def unpack(tokens: Tensor, like: Tensor) -> Tensor:
+    """Latents [b,c,y,x] of tokens [b, y x / 4, 4c].
+
+    Args:
+        tokens: As `pack` makes them.
+        like: Latents of that height and width.
+    """
+    height, width = like.shape[-2:]
+    return pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (height // SIDE, width // SIDE)), SIDE)
+
+
+def places(x: Tensor) -> Tensor:
+    """What FLUX's rotary embedding is given of each token [y x / 4, 3]: 0, its row and its column."""
+    height, width = x.shape[-2] // SIDE, x.shape[-1] // SIDE
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    return torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).flatten(0, 1).to(x)

@@ -1,0 +1,204 @@
+"""Pipelines of diffusers: their folders, their text encoders, and whole ones with a student in them."""
+
+import json
+import warnings
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+
+from dit_shd.core.errors import UserError, error_line
+from dit_shd.core.places import Asset, HubName, find
+from dit_shd.data.pipeline_record import ENCODERS, INDEX, PipelineRecord, read_index, text_digest
+from dit_shd.data.text_condition import TextCondition
+from dit_shd.diffusion.adapters import Adapter, adapter_of
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+NOT_FOR_TEXT = {"transformer": None, "vae": None}
+"""Components that embeddings do not need."""
+
+
+class Prompts:
+    """The text encoders of a pipeline: prompts to what its transformer is given of them.
+
+    Args:
+        pipeline: With text encoders and tokenizers.
+        adapter: Of its transformer.
+        record: Of the pipeline.
+    """
+
+    def __init__(self, pipeline: "DiffusionPipeline", adapter: Adapter, record: PipelineRecord):
+        self.pipeline, self.adapter, self.record = pipeline, adapter, record
+
+    @classmethod
+    def load(
+        cls,
+        place: str,
+        device: torch.device,
+        precision: Literal["no", "bf16"] = "no",
+        adapter: str | None = None,
+        text_tokens: int | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> "Prompts":
+        """The text encoders of a pipeline by name.
+
+        Args:
+            place: A folder or hub:OWNER/NAME.
+            device: Where they go.
+            precision: Bf16 holds and runs them in bfloat16.
+            adapter: The name of somebody's own adapter.
+            text_tokens: Of a prompt; None for the pipeline's default.
+            size: Height and width of the images that the prompts are of.
+
+        Raises:
+            UserError: No such pipeline, or one whose transformer has no adapter.
+        """
+        folder = folder_of(place, text_alone=True)
+        record = replace(record_of(place, folder, adapter), text_tokens=text_tokens, size=size)
+        chosen = adapter_of(record.transformer_class, adapter)
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        pipeline = open_pipeline(folder, dtype, **NOT_FOR_TEXT)
+        for name, part in pipeline.components.items():
+            if name.startswith(ENCODERS) and isinstance(part, nn.Module):
+                part.to(device)
+        return cls(pipeline, chosen, record)
+
+    def __call__(self, prompts: Sequence[str]) -> TextCondition:
+        """The condition of prompts, on the CPU."""
+        with quiet():
+            return self.adapter.encode(self.pipeline, prompts, self.record.text_tokens).to(torch.empty(0))
+
+    def empty(self) -> TextCondition:
+        """The condition of no prompt [1,...]."""
+        with quiet():
+            return self.adapter.encode_empty(self.pipeline, self.record.text_tokens).to(torch.empty(0))
+
+    def too_long(self, prompts: Sequence[str]) -> int:
+        """How many of some prompts are longer than what every tokenizer's encoder takes."""
+        limits = self.adapter.limits(self.pipeline, self.record.text_tokens)
+        with quiet():
+            lengths = [
+                [len(ids) <= limit for ids in getattr(self.pipeline, name)(list(prompts)).input_ids]
+                for name, limit in limits.items()
+            ]
+        return sum(not any(fits) for fits in zip(*lengths))
+
+
+def record_of(place: str, folder: Path, adapter: str | None = None) -> PipelineRecord:
+    """What a run must know of a pipeline.
+
+    Args:
+        place: Its name as a user gives it.
+        folder: Where it is.
+        adapter: The name of somebody's own adapter.
+
+    Raises:
+        UserError: It is no pipeline with a transformer.
+    """
+    index = read_index(folder)
+    scheduler = read_scheduler(folder)
+    classes = index["_class_name"], index["transformer"][1]
+    place = place if place.startswith("hub:") else str(folder.resolve())
+    return PipelineRecord(place, *classes, text_digest(folder), scheduler, adapter)
+
+
+def read_scheduler(folder: Path) -> dict[str, Any]:
+    """The config of a pipeline's scheduler; empty where there is none."""
+    file = folder / "scheduler" / "scheduler_config.json"
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def folder_of(place: str, text_alone: bool = False) -> Path:
+    """The local folder of a pipeline, downloaded where it is on the hub.
+
+    Args:
+        place: A folder or hub:OWNER/NAME.
+        text_alone: Without transformer and autoencoder, which need not be downloaded.
+
+    Raises:
+        UserError: No such pipeline, or neither network nor cache.
+    """
+    path = find(place, "model", "pipeline")
+    if isinstance(path, Asset):
+        raise UserError(f"pipeline: wanted a folder or hub:OWNER/NAME, found {place}")
+    if isinstance(path, Path):
+        if not (path / INDEX).is_file():
+            raise UserError(
+                f"pipeline: wanted a folder with {INDEX}, as save_pretrained writes it, found none in {path}"
+            )
+        return path
+    return _of_hub(path, text_alone)
+
+
+def _of_hub(name: HubName, text_alone: bool) -> Path:
+    files = name.files()
+    if files is None:
+        cached = name.cached(INDEX)
+        if cached is None:
+            raise name.unreachable()
+        return cached.parent
+    if INDEX not in files:
+        raise UserError(f"{name}: wanted a pipeline of diffusers, it has no {INDEX}")
+    folder = name.download([INDEX])
+    parts = {part for part, value in read_index(folder).items() if isinstance(value, list)}
+    parts -= {"transformer"} if text_alone else set()
+    kinds = (".json", ".safetensors", ".txt", ".model", ".jinja")
+    wanted = [file for file in files if file.partition("/")[0] in parts and file.endswith(kinds)]
+    return name.download([INDEX, *wanted])
+
+
+def open_pipeline(
+    folder: Path, dtype: torch.dtype = torch.float32, **components: nn.Module | None
+) -> "DiffusionPipeline":
+    """A pipeline of a folder, without running code of it and without pickles.
+
+    Args:
+        folder: As `folder_of` gives it.
+        dtype: Of its weights.
+        components: That are given in place of the folder's; None for none.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    from diffusers import DiffusionPipeline
+
+    with quiet():
+        try:
+            pipeline = DiffusionPipeline.from_pretrained(
+                str(folder), torch_dtype=dtype, use_safetensors=True, local_files_only=True, **components
+            )
+        except Exception as error:  # of several libraries, for a folder that may be wrong in any way
+            raise UserError(f"pipeline: {folder} cannot be read ({error_line(error, 200)})") from error
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@contextmanager
+def quiet() -> Generator[None]:
+    """Silence the progress bars and notes of diffusers and transformers in the block."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    levels = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()
+    transformers_logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch_dtype, which versions before 0.37 call so
+            yield
+    finally:
+        diffusers_logging.set_verbosity(levels[0])
+        transformers_logging.set_verbosity(levels[1])
+        diffusers_logging.enable_progress_bar()
+        transformers_logging.enable_progress_bar()

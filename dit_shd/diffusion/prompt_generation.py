@@ -1,0 +1,195 @@
+"""Images of prompts by a pipeline's own class, with a student in the place of its transformer."""
+
+import inspect
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from dit_shd.core import hashing, rng
+from dit_shd.core.config import checked
+from dit_shd.core.distributed import joined, launched
+from dit_shd.core.errors import UserError, error_line
+from dit_shd.core.pretrained import model_folder
+from dit_shd.data.pipeline_record import INDEX, PipelineRecord, read_record, text_digest
+from dit_shd.diffusion.generation import make_file, output_path
+from dit_shd.diffusion.pipelines import folder_of, open_pipeline, record_of
+from dit_shd.diffusion.sample_config import EACH, SampleConfig
+from dit_shd.models import loading
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+OURS = ("prompt", "generator", "output_type", "return_dict", "num_images_per_prompt")
+"""Arguments of a pipeline's call that are not a user's to choose here."""
+MOST_COUNT = 10**8
+CARD = "README.md"
+
+
+def sample_prompts(config: SampleConfig) -> Path:
+    """Sample images of prompts into an npz, with a grid (png) and the settings (json) beside it; resumable.
+
+    Args:
+        config: What to sample; its run is a run, a student's folder, or a pipeline itself.
+
+    Returns:
+        Where the npz is: arr_0 uint8 [n,y,x,c], arr_1 the number of each image's prompt.
+
+    Raises:
+        UserError: No prompts, a pipeline of other text encoders, or an argument that its call does not have.
+    """
+    config = checked(config, "sample")
+    assert config.prompts is not None
+    prompts = read_prompts(config.prompts)
+    config = replace(config, count=len(prompts) if config.count == EACH else config.count)
+    if not 1 <= config.count <= MOST_COUNT or config.batch_size < 1:
+        raise UserError(f"count: wanted 1 to {MOST_COUNT} images in batches of 1 or more, found {config.count}")
+    out = output_path(config)
+    state = joined()
+    launched(state.num_processes)
+    pipeline, record = assemble(config.run, config.pipeline, config.precision)
+    call = call_arguments(pipeline, record, config.call)
+    pipeline.to(state.device)
+
+    def images_of(indices: range, on_step: Callable[[float], None]) -> tuple[np.ndarray, np.ndarray]:
+        numbers = [index % len(prompts) for index in indices]
+        images = draw(pipeline, [prompts[number] for number in numbers], config.seed, indices, call)
+        on_step(len(indices))
+        return images, np.array(numbers)
+
+    settings: dict[str, Any] = {"prompts": prompts, "call": call, "seed": config.seed, "count": config.count}
+    settings |= {"batch_size": config.batch_size, "precision": config.precision, "run": config.run}
+    settings |= {"pipeline": record.pipeline, "pipeline_class": record.pipeline_class}
+    settings |= {"text_sha256": record.text_sha256, "scheduler": _plain(record.scheduler)}
+    settings |= {"model_sha256": hashing.sha256_of_tensors(pipeline.transformer)}
+    make_file(state, config, settings, out, images_of)
+    return out
+
+
+def read_prompts(file: Path) -> list[str]:
+    """The lines of a file that are not empty.
+
+    Raises:
+        UserError: There are none, or no such file.
+    """
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"prompts: wanted a text file with a prompt a line, found {error_line(error, 100)}") from error
+    prompts = [line for line in lines if line]
+    if not prompts:
+        raise UserError(f"prompts: wanted a prompt a line, found none in {file}")
+    return prompts
+
+
+def assemble(run: str, place: str | None, precision: str = "no") -> tuple["DiffusionPipeline", PipelineRecord]:
+    """A whole pipeline with a run's student in it, or the pipeline that a name itself is of.
+
+    Args:
+        run: A run, a student's folder, a pipeline's folder or hub:OWNER/NAME.
+        place: The pipeline of a run's student; None for the one that it was encoded by.
+        precision: Bf16 holds and runs it in bfloat16.
+
+    Returns:
+        The pipeline, and what is recorded of it.
+
+    Raises:
+        UserError: Nothing says which pipeline, or it has other text encoders than the student has learned.
+    """
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    student = None if run.startswith("hub:") else model_folder(Path(run))
+    record = None if student is None else read_record(student)
+    if student is None or record is None:
+        if place is None and not run.startswith("hub:") and not (Path(run) / INDEX).is_file():
+            raise UserError(
+                f"{run}: does not record a pipeline; wanted a text-to-image run, a pipeline, or pipeline=..."
+            )
+        folder = folder_of(run if place is None else place)
+        record = record_of(place or run, folder)
+        components = {} if place is None else {"transformer": _student(run, dtype)}
+        return open_pipeline(folder, dtype, **components), record
+    folder = folder_of(place or record.pipeline)
+    digest = text_digest(folder)
+    if digest != record.text_sha256:
+        raise UserError(
+            f"pipeline: {folder} has other text encoders (sha256 {digest[:12]}...) than the student has learned "
+            f"({record.text_sha256[:12]}..., of '{record.pipeline}')"
+        )
+    return open_pipeline(folder, dtype, transformer=_student(student, dtype)), record
+
+
+def _student(place: str | Path, dtype: torch.dtype) -> nn.Module:
+    return nn.Module.to(loading.load(place), dtype)
+
+
+def write_pipeline(pipeline: "DiffusionPipeline", run: str, folder: Path) -> None:
+    """Write a whole pipeline, with the card of its student.
+
+    Args:
+        pipeline: As `assemble` gives it.
+        run: What it was assembled of.
+        folder: To be written.
+    """
+    pipeline.save_pretrained(folder)
+    student = None if run.startswith("hub:") else model_folder(Path(run))
+    card = None if student is None else student / CARD
+    if card is not None and card.is_file():
+        shutil.copyfile(card, folder / CARD)
+
+
+def call_arguments(pipeline: "DiffusionPipeline", record: PipelineRecord, given: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a pipeline's call: a user's, and the size and tokens that the student has learned.
+
+    Raises:
+        UserError: An argument that the call does not have.
+    """
+    known = inspect.signature(pipeline.__class__.__call__).parameters
+    for key in given:
+        if key not in known or key in OURS:
+            raise UserError(f"call.{key}: is no argument of {type(pipeline).__name__}'s call that may be given here")
+    call: dict[str, Any] = {}
+    if record.text_tokens is not None and "max_sequence_length" in known:
+        call["max_sequence_length"] = record.text_tokens
+    if record.size is not None:
+        call |= {"height": record.size[0], "width": record.size[1]}
+        if "use_resolution_binning" in known:
+            call["use_resolution_binning"] = False
+    return {**call, **given}
+
+
+@torch.no_grad()
+def draw(
+    pipeline: "DiffusionPipeline", prompts: list[str], seed: int, indices: range, call: dict[str, Any]
+) -> np.ndarray:
+    """Images uint8 [b,y,x,c] of prompts; an image's noise is a function of the seed and its number.
+
+    Args:
+        pipeline: A whole one.
+        prompts: One for each image.
+        seed: Of all images.
+        indices: The images' numbers.
+        call: More arguments of the pipeline's call.
+
+    Raises:
+        UserError: The pipeline's call fails on them, or its images are not finite.
+    """
+    seeds = [int(rng.stream(seed, "sample prompt", 0, index).integers(2**62)) for index in indices]
+    generators = [torch.Generator("cpu").manual_seed(number) for number in seeds]
+    whole: Any = pipeline
+    try:
+        images = whole(prompt=list(prompts), generator=generators, output_type="np", **call).images
+    except (ValueError, TypeError) as error:
+        raise UserError(f"call: {type(pipeline).__name__} refuses it ({error_line(error, 200)})") from error
+    if not np.isfinite(images).all():
+        raise UserError(f"sampling images {indices[0]}..{indices[-1]}: the pipeline's images are not finite")
+    return (np.asarray(images) * 255).round().astype(np.uint8)
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """A scheduler's config without what names its files."""
+    return {key: value for key, value in values.items() if not key.startswith("_")}

@@ -1,0 +1,68 @@
+"""Text-to-image transformers and the text they have learned: what fits the data, and what a folder records."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+
+from dit_shd.core.errors import UserError
+from dit_shd.data.pipeline_record import INDEX, PipelineRecord, read_record, text_digest
+from dit_shd.diffusion.adapters import Adapter, settings_of
+
+
+def check_fit(
+    role: str, model: nn.Module, adapter: Adapter, latents: Sequence[int], text: tuple[int, int | None]
+) -> None:
+    """Refuse a model of other latents or of other text than the data's.
+
+    Args:
+        role: Of the model, for the message.
+        model: The transformer.
+        adapter: Of its class.
+        latents: Shape of the data's [c,y,x].
+        text: Width of the data's embeddings, and of their pooled vector or None.
+
+    Raises:
+        UserError: Naming both sizes.
+    """
+    config = settings_of(model)
+    channels, multiple = adapter.channels(config), adapter.multiple(config)
+    if channels != latents[0]:
+        raise UserError(f"{role}: takes latents of {channels} channels, the data's have {latents[0]}")
+    if any(side % multiple for side in latents[1:]):
+        raise UserError(f"{role}: takes latents whose sides are multiples of {multiple}, the data's are {latents[1:]}")
+    wanted = adapter.text_widths(config)
+    if wanted[0] != text[0] or (wanted[1] is not None and wanted[1] != text[1]):
+        raise UserError(
+            f"{role}: takes embeddings of width {_words(wanted)}, the data's are {_words(text)}; encode the captions "
+            "with the model's own pipeline"
+        )
+
+
+def _words(widths: tuple[int, int | None]) -> str:
+    return f"{widths[0]}" + (f" and a pooled vector of {widths[1]}" if widths[1] is not None else "")
+
+
+def text_differs(model: nn.Module, record: PipelineRecord) -> str | None:
+    """Why a model has not learned the data's text encoders; None where it has, or nobody can say.
+
+    Args:
+        model: Loaded from a pipeline's folder, or from a run's.
+        record: Of the data's pipeline.
+    """
+    folder = Path(str(settings_of(model).get("_name_or_path") or ""))
+    digest = text_of(folder)
+    if digest is None or digest == record.text_sha256:
+        return None
+    return (
+        f"{folder} has learned other text encoders (sha256 {digest[:12]}...) than the data's embeddings are of "
+        f"({record.text_sha256[:12]}..., of '{record.pipeline}'); encode the captions with its own pipeline"
+    )
+
+
+def text_of(folder: Path) -> str | None:
+    """The hash of the text encoders that the transformer in a folder has learned; None where nothing says it."""
+    record = read_record(folder) if folder.is_dir() else None
+    if record is not None:
+        return record.text_sha256
+    return text_digest(folder.parent) if folder.name == "transformer" and (folder.parent / INDEX).is_file() else None

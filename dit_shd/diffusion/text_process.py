@@ -1,0 +1,196 @@
+"""The way to noise of a text-to-image pipeline, as its scheduler's config has it, and the loss along it."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dit_shd.core.errors import UserError
+from dit_shd.diffusion.flow import TimestepDensity, Weighting, loss_weight, point_on_path, shifted, velocity_error
+from dit_shd.diffusion.objectives import split, variational_bits
+from dit_shd.diffusion.schedule import Schedule
+
+Terms = dict[str, Tensor]
+
+
+class TextProcess(ABC):
+    """A way to noise and the loss along it."""
+
+    kind: Literal["flow", "ddpm"]
+
+    @abstractmethod
+    def times(self, u: Tensor, shape: Sequence[int]) -> Tensor:
+        """Times of uniform numbers [b], for latents of shape [b,c,y,x]."""
+
+    @abstractmethod
+    def example_times(self, images: int, device: torch.device) -> Tensor:
+        """Some times [b]."""
+
+    @abstractmethod
+    def add_noise(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """x_t [b,c,y,x]."""
+
+    @abstractmethod
+    def prediction(self, output: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """What an adapter's prediction [b, c or 2c, y, x] predicts, and what else there is in it."""
+
+    @abstractmethod
+    def losses(
+        self, prediction: Tensor, extra: Mapping[str, Tensor], x_0: Tensor, noise: Tensor, x_t: Tensor, t: Tensor
+    ) -> Terms:
+        """The base terms [b]."""
+
+
+@dataclass(frozen=True)
+class Flow(TextProcess):
+    """Rectified flow; times are shares of noise."""
+
+    density: TimestepDensity
+    scheduler: Mapping[str, Any]
+    weighting: Weighting
+    multiple: int
+    """Side of a token's patch."""
+    kind = "flow"
+
+    def times(self, u: Tensor, shape: Sequence[int]) -> Tensor:
+        tokens = shape[-2] * shape[-1] // self.multiple**2
+        alpha = self.density.alpha(shape[-1]) if _sets_shift(self.density) else pipeline_shift(self.scheduler, tokens)
+        return shifted(self.density.quantile(u), alpha).float()
+
+    def example_times(self, images: int, device: torch.device) -> Tensor:
+        return torch.full((images,), 0.5, device=device)
+
+    def add_noise(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        return point_on_path(x_0, noise, t)
+
+    def prediction(self, output: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return split(output, x_t.shape[1])[0], {}
+
+    def losses(
+        self, prediction: Tensor, extra: Mapping[str, Tensor], x_0: Tensor, noise: Tensor, x_t: Tensor, t: Tensor
+    ) -> Terms:
+        return {"velocity": velocity_error(prediction, noise - x_0, loss_weight(self.weighting, t))}
+
+
+@dataclass(frozen=True)
+class Ddpm(TextProcess):
+    """DDPM; times are timesteps, and the prediction is the noise or v (arXiv 2202.00512)."""
+
+    schedule: Schedule
+    target: Literal["epsilon", "v_prediction"]
+    gamma: float | None
+    kind = "ddpm"
+
+    def times(self, u: Tensor, shape: Sequence[int]) -> Tensor:
+        return (u * len(self.schedule)).long()
+
+    def example_times(self, images: int, device: torch.device) -> Tensor:
+        return torch.full((images,), len(self.schedule) // 2, dtype=torch.long, device=device)
+
+    def add_noise(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        return self.schedule.add_noise(x_0, noise, t)
+
+    def prediction(self, output: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        prediction, v = split(output, x_t.shape[1])
+        if v is None:
+            return prediction, {}
+        mean = self.schedule.posterior_mean(self._x_0(prediction, x_t, t), x_t, t)
+        return prediction, {"variance": v, "mean": mean, "log_variance": self.schedule.log_variance(v, t)}
+
+    def losses(
+        self, prediction: Tensor, extra: Mapping[str, Tensor], x_0: Tensor, noise: Tensor, x_t: Tensor, t: Tensor
+    ) -> Terms:
+        target = noise if self.target == "epsilon" else self._v(x_0, noise, t)
+        error = (prediction - target).square().flatten(1).mean(1)
+        terms = {"noise": error if self.gamma is None else self._weight(self.gamma, t) * error}
+        if "variance" in extra and self.target == "epsilon":
+            terms["variational"] = variational_bits(self.schedule, x_0, x_t, prediction, extra["variance"], t)
+        return terms
+
+    def _weight(self, gamma: float, t: Tensor) -> Tensor:
+        """min(SNR, gamma) / SNR of the noise, / (SNR + 1) of v (min-SNR, arXiv 2303.09556)."""
+        snr = self.schedule.snr
+        return self.schedule.at(np.minimum(snr, gamma) / (snr + (self.target == "v_prediction")), t, 1)
+
+    def _x_0(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        if self.target == "epsilon":
+            return self.schedule.predict_x_0(x_t, prediction, t)
+        signal, sigma = self._scales(t, x_t.ndim)
+        return signal * x_t - sigma * prediction
+
+    def _v(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        signal, sigma = self._scales(t, x_0.ndim)
+        return signal * noise - sigma * x_0
+
+    def _scales(self, t: Tensor, ndim: int) -> tuple[Tensor, Tensor]:
+        kept = self.schedule.alphas_cumprod
+        return self.schedule.at(np.sqrt(kept), t, ndim), self.schedule.at(np.sqrt(1 - kept), t, ndim)
+
+
+def process_of(
+    kind: Literal["flow", "ddpm"],
+    scheduler: Mapping[str, Any],
+    density: TimestepDensity,
+    weighting: Weighting,
+    gamma: float | None,
+    multiple: int,
+) -> TextProcess:
+    """The process of a pipeline.
+
+    Args:
+        kind: As its transformer's adapter has it.
+        scheduler: The config of its scheduler.
+        density: Of flow.
+        weighting: Of flow.
+        gamma: Of DDPM, for min-SNR; None for weight 1.
+        multiple: Side of a token's patch of the latents.
+
+    Raises:
+        UserError: A scheduler whose betas or predictions are not known here.
+    """
+    if kind == "flow":
+        return Flow(density, scheduler, weighting, multiple)
+    target = scheduler.get("prediction_type", "epsilon")
+    if target not in ("epsilon", "v_prediction"):
+        raise UserError(f"the pipeline's scheduler: prediction_type: wanted epsilon or v_prediction, found {target}")
+    return Ddpm(ddpm_schedule(scheduler), target, gamma)
+
+
+def ddpm_schedule(scheduler: Mapping[str, Any]) -> Schedule:
+    """The noise schedule in a scheduler's config, in diffusers' terms.
+
+    Raises:
+        UserError: Betas of a kind that is not known here.
+    """
+    steps, kind = scheduler.get("num_train_timesteps", 1000), scheduler.get("beta_schedule", "linear")
+    first, last = scheduler.get("beta_start", 1e-4), scheduler.get("beta_end", 0.02)
+    if kind == "linear":
+        betas = np.linspace(first, last, steps)
+    elif kind == "scaled_linear":
+        betas = np.linspace(first**0.5, last**0.5, steps) ** 2
+    else:
+        raise UserError(f"the pipeline's scheduler: beta_schedule: wanted linear or scaled_linear, found {kind}")
+    return Schedule(betas, np.arange(steps))
+
+
+def pipeline_shift(scheduler: Mapping[str, Any], tokens: int) -> float:
+    """alpha of SD3 eq. 23 that the scheduler's steps have at a number of image tokens.
+
+    A dynamic shift is exp(mu), with mu a line through (base_image_seq_len, base_shift) and (max_image_seq_len,
+    max_shift).
+    """
+    if not scheduler.get("use_dynamic_shifting"):
+        return float(scheduler.get("shift") or scheduler.get("flow_shift") or 1.0)
+    low, high = scheduler.get("base_image_seq_len", 256), scheduler.get("max_image_seq_len", 4096)
+    first, last = scheduler.get("base_shift", 0.5), scheduler.get("max_shift", 1.15)
+    mu = first + (last - first) * (tokens - low) / (high - low)
+    return math.exp(mu) if scheduler.get("time_shift_type", "exponential") == "exponential" else mu
+
+
+def _sets_shift(density: TimestepDensity) -> bool:
+    return replace(density, shift=1.0, base_side=None) != density

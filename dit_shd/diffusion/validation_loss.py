@@ -1,0 +1,76 @@
+"""The loss of a text-to-image model on held-out data; it falls as images get better (SD3, arXiv 2403.03206, 5.3)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from dit_shd.core.config import check_ranges, option
+from dit_shd.core.plugins import Plugin
+from dit_shd.core.rng import Draws
+from dit_shd.data.datasets import DATASETS, Dataset
+from dit_shd.data.text_condition import TextCondition
+from dit_shd.diffusion.adapters import Adapter
+from dit_shd.diffusion.text_process import TextProcess
+
+LEVELS = 8
+"""Of noise, evenly spaced in the density, which a sample is at one of."""
+AT_ONCE = 32
+LOSS = "validation_loss"
+
+
+@dataclass(frozen=True)
+class ValidationLoss:
+    """The mean loss of a model on the first samples of a dataset, at fixed times and with fixed noise."""
+
+    data: Plugin | None = option(None, "held-out data: {name: text_latents, path: ...}; empty for no evaluation")
+    count: int = option(512, "samples; figures of other counts are not comparable", range=(1, 1e7))
+
+    def check(self, where: str) -> None:
+        """Refuse numbers out of their ranges.
+
+        Args:
+            where: What the keys are below, for the message.
+
+        Raises:
+            UserError: Naming the key.
+        """
+        check_ranges(self, where)
+
+    def open(self) -> Dataset | None:
+        """The held-out data.
+
+        Raises:
+            UserError: There are none of that name.
+        """
+        return None if self.data is None else DATASETS.build(self.data, "task.evaluation.data")
+
+    @torch.no_grad()
+    def figures(
+        self, model: nn.Module, dataset: Dataset, adapter: Adapter, process: TextProcess, guidance: float | None
+    ) -> dict[str, float]:
+        """The loss; a pure function of model and data.
+
+        Args:
+            model: In any mode; left in it.
+            dataset: Held-out data.
+            adapter: Of the model's class.
+            process: Of its pipeline.
+            guidance: As in Adapter.predict.
+        """
+        device, training, losses = next(model.parameters()).device, model.training, []
+        model.eval()
+        for first in range(0, min(self.count, len(dataset)), AT_ONCE):
+            positions = range(first, min(first + AT_ONCE, self.count, len(dataset)))
+            draws = Draws(0, 0, positions, self.count)
+            sample = {name: x.to(device) for name, x in dataset.batch(np.array(positions), draws).items()}
+            x_0, noise = sample["latents"], draws.normal("validation", sample["latents"].shape[1:]).to(device)
+            levels = (torch.tensor(positions, dtype=torch.float64) % LEVELS + 0.5) / LEVELS
+            t = process.times(levels, x_0.shape).to(device)
+            text = TextCondition(sample["text"], sample["text_mask"], sample.get("text_pooled"))
+            x_t = process.add_noise(x_0, noise, t)
+            prediction, extra = process.prediction(adapter.predict(model, x_t, t, text, guidance), x_t, t)
+            losses.append(sum(process.losses(prediction, extra, x_0, noise, x_t, t).values()))
+        model.train(training)
+        return {LOSS: float(torch.cat([torch.as_tensor(loss) for loss in losses]).mean())}

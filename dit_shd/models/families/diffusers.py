@@ -1,0 +1,85 @@
+"""Any transformer of diffusers, like another but smaller: `student: {like: teacher, num_layers: 14}`."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+from diffusers import ModelMixin
+
+from dit_shd.core.errors import UserError, error_line, unknown
+from dit_shd.core.places import Asset, HubName, Place, find
+from dit_shd.core.pretrained import asset, class_name, model_folder, of_hub, read_config
+from dit_shd.models.students import smaller
+
+NO_SIZES = ("_class_name", "_diffusers_version", "_name_or_path")
+"""Keys of a config.json that are no arguments of the class."""
+
+
+class Diffusers(ModelMixin):
+    """A transformer of diffusers with random weights; what is built is of diffusers' own class.
+
+    Args:
+        like: The model whose class and config it has: a folder or hub:OWNER/NAME, of a pipeline its transformer.
+        transformer: In place of like: the name of a class of diffusers, whose own defaults are its config.
+        config: Keys that differ, such as {num_layers: 14, num_attention_heads: 12}; what follows from them follows.
+    """
+
+    @classmethod
+    def from_options(
+        cls, like: Place | None = None, transformer: str | None = None, config: dict[str, object] | None = None
+    ) -> ModelMixin:
+        """The model.
+
+        Args:
+            like: The model whose class and config it has.
+            transformer: In place of it: the name of a class, whose own defaults are its config.
+            config: Keys that differ.
+
+        Raises:
+            UserError: No such model, keys that its class does not have, or sizes that do not fit together.
+        """
+        if (like is None) == (transformer is None):
+            raise UserError("student: wanted like=MODEL or transformer=CLASS, and one of them")
+        if like is None:
+            made, values = _class(str(transformer), "diffusers"), {**(config or {})}
+        else:
+            folder = _folder(like)
+            made = _class(class_name(folder), str(folder))
+            source = {key: value for key, value in read_config(folder).items() if key not in NO_SIZES}
+            values = smaller(source, config or {})
+        return _built(made, values)
+
+
+def _built(cls: type[ModelMixin], values: dict[str, Any]) -> ModelMixin:
+    """The model of a class and its arguments.
+
+    Raises:
+        UserError: An argument that it does not have, or sizes that do not fit together.
+    """
+    known = inspect.signature(cls.__init__).parameters
+    for key in values:
+        if key not in known:
+            raise unknown(f"student.config of {cls.__name__}", key, known)
+    try:
+        return cls(**values)  # type: ignore[call-arg]
+    except Exception as error:  # of diffusers, for sizes that do not fit together
+        raise UserError(f"student: no {cls.__name__} has these sizes ({error_line(error, 200)})") from error
+
+
+def _folder(place: str) -> Path:
+    path = find(place, "model", "student.like")
+    if isinstance(path, Asset):
+        return asset(path.name)
+    folder = of_hub(path) if isinstance(path, HubName) else model_folder(path)
+    if folder is None:
+        raise UserError(f"student.like: wanted a folder with a model or a pipeline, found none in '{place}'")
+    return folder
+
+
+def _class(name: str, where: str) -> type[ModelMixin]:
+    import diffusers
+
+    cls = getattr(diffusers, name, None)
+    if not (isinstance(cls, type) and issubclass(cls, ModelMixin)):
+        raise UserError(f"student: {where} holds a {name}, which the installed diffusers does not have")
+    return cls

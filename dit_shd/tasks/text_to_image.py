@@ -1,0 +1,215 @@
+"""Text to image: any transformer of diffusers that has an adapter, by rectified flow or by DDPM, as its pipeline is."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from dit_shd.core.distributed import joined
+from dit_shd.core.errors import UserError
+from dit_shd.core.rng import Draws
+from dit_shd.data.datasets import Dataset
+from dit_shd.data.latent_origin import Kept
+from dit_shd.data.pipeline_record import PipelineRecord
+from dit_shd.data.text_condition import TextCondition
+from dit_shd.diffusion.adapters import Adapter, adapter_of_model, settings_of
+from dit_shd.diffusion.flow import TimestepDensity, Weighting
+from dit_shd.diffusion.text_models import check_fit, text_differs
+from dit_shd.diffusion.text_process import TextProcess, process_of
+from dit_shd.diffusion.validation_loss import ValidationLoss
+from dit_shd.tasks import Batch, Output, Task, Terms
+
+DENSITY, NO_EVALUATION = TimestepDensity(name="logit_normal"), ValidationLoss()
+
+
+@dataclass(frozen=True, eq=False)
+class TextBatch(Batch):
+    """Noised latents with text."""
+
+    x_0: Tensor
+    """Latents [b,c,y,x]."""
+    noise: Tensor
+    """Shaped like x_0."""
+    x_t: Tensor
+    """x_0 noised to time t."""
+    t: Tensor
+    """Shares of noise [b], or timesteps [b] of DDPM."""
+    text: Tensor
+    """Embeddings [b,m,e] after dropping."""
+    text_mask: Tensor
+    """Which tokens are a prompt's, bool [b,m]."""
+    text_pooled: Tensor | None = None
+    """[b,p], of models that are given one vector of a prompt."""
+
+    def row_weight(self, tokens: int) -> Tensor | None:
+        """Padding of prompts takes no part where text has rows of its own (joint attention of two streams)."""
+        area = self.x_t.shape[-2] * self.x_t.shape[-1]
+        if tokens != self.text_mask.shape[1] or tokens in (area, area // 4):
+            return None
+        return self.text_mask.float()
+
+    @property
+    def condition(self) -> TextCondition:
+        """What a model is given of the prompts."""
+        return TextCondition(self.text, self.text_mask, self.text_pooled)
+
+
+class TextToImage(Task[TextBatch]):
+    """Velocity prediction (rectified flow; SD3, arXiv 2403.03206) or noise prediction (DDPM), as the models have it.
+
+    What the models predict, and the pipeline's shift or noise schedule, follow from the data's pipeline.
+
+    Args:
+        text_dropout: Share of captions dropped, for guidance.
+        timestep_density: Of flow: how often each share of noise is trained: name (uniform, logit_normal, mode,
+            cosmap), mean, std, scale, shift, base_side. A shift of 1 stands for the pipeline scheduler's own.
+        weighting: Of flow: of the error by the share of noise: none, cosmap or sigma_sqrt.
+        min_snr_gamma: Of DDPM: weight min(SNR, gamma)/SNR of the error; empty for none.
+        embedded_guidance: The scale that guidance-distilled models are given; empty: their training script's.
+        adapter: Somebody's own adapter of the models' class, with dots; empty: as the data were encoded.
+        evaluation: Loss on held-out data while training: data, count.
+        side: Height and width of latents where there are no data, for dry_run; empty: the model's sample_size.
+        text_tokens: Tokens of text where there are no data; empty: as the pipeline makes them.
+    """
+
+    batch_type: ClassVar = TextBatch
+    needs = frozenset({"latents", "text", "text_mask"})
+    resumable = frozenset({"evaluation"})
+    generates = True
+
+    def __init__(
+        self,
+        text_dropout: float = 0.1,
+        timestep_density: TimestepDensity = DENSITY,
+        weighting: Weighting = "none",
+        min_snr_gamma: float | None = None,
+        embedded_guidance: float | None = None,
+        adapter: str | None = None,
+        evaluation: ValidationLoss = NO_EVALUATION,
+        side: int | None = None,
+        text_tokens: int | None = None,
+    ):
+        timestep_density.check("task.timestep_density.")
+        if not 0 <= text_dropout <= 1:
+            raise UserError(f"task.text_dropout: wanted a number from 0 to 1, found {text_dropout}")
+        self.text_dropout, self.density, self.gamma = text_dropout, timestep_density, min_snr_gamma
+        self.weighting: Weighting = weighting
+        self.embedded_guidance, self.named_adapter = embedded_guidance, adapter
+        evaluation.check("task.evaluation.")
+        self.side, self.text_tokens, self.evaluation = side, text_tokens, evaluation
+        self.record: PipelineRecord | None = None
+        """Of the data's pipeline."""
+
+    def use(self, dataset: Dataset, student: nn.Module) -> None:
+        super().use(dataset, student)
+        self.record = dataset.record
+        self.empty: TextCondition = dataset.empty  # type: ignore[attr-defined]
+        self.process = self._process(student)
+
+    def check_model(self, role: str, model: nn.Module) -> None:
+        """Its class must have an adapter."""
+        self._adapter(model)
+
+    def check(self, role: str, model: nn.Module) -> None:
+        """It must take the data's latents and text, and have learned the text encoders that made it."""
+        assert self.record is not None
+        if type(model).__name__ != self.record.transformer_class and self.named_adapter is None:
+            adapter = self._adapter(model)
+            if adapter.process != self.process.kind:
+                raise UserError(
+                    f"{role}: a {type(model).__name__} is of {adapter.process}, and the data are for a "
+                    f"{self.record.transformer_class}, of {self.process.kind}"
+                )
+        reason = text_differs(model, self.record)
+        if reason is not None:
+            raise UserError(f"{role}: {reason}")
+        text = self.empty
+        pooled = None if text.pooled is None else text.pooled.shape[-1]
+        check_fit(role, model, self._adapter(model), self.dataset.shape, (text.embeddings.shape[-1], pooled))
+
+    def draw(self, draws: Draws) -> Sequence[TextBatch]:
+        indices = draws.indices(len(self.dataset))
+        sample = self.dataset.batch(indices, draws)
+        x_0 = sample["latents"]
+        t = self.process.times(draws.uniform("timestep"), x_0.shape)
+        noise = draws.normal("noise/plain", x_0.shape[1:])
+        text = TextCondition(sample["text"], sample["text_mask"], sample.get("text_pooled"))
+        text = text.replaced(draws.uniform("text/plain") < self.text_dropout, self.empty)
+        batch = TextBatch(
+            pass_name="plain",
+            step=draws.step,
+            indices=torch.from_numpy(indices),
+            x_0=x_0,
+            noise=noise,
+            x_t=self.process.add_noise(x_0, noise, t),
+            t=t,
+            text=text.embeddings,
+            text_mask=text.mask,
+            text_pooled=text.pooled,
+        )
+        return [batch]
+
+    def predict(self, model: nn.Module, batch: TextBatch) -> Output:
+        adapter = self._adapter(model)
+        output = adapter.predict(model, batch.x_t, batch.t, batch.condition, self.embedded_guidance)
+        return Output(*self.process.prediction(output, batch.x_t, batch.t))
+
+    def losses(self, output: Output, batch: TextBatch) -> Terms:
+        x_0, noise, x_t = batch.x_0, batch.noise, batch.x_t
+        return self.process.losses(output.prediction, output.extra, x_0, noise, x_t, batch.t)
+
+    def tokens_seen(self, model: nn.Module, batch: TextBatch) -> int:
+        side = self._adapter(model).multiple(settings_of(model))
+        return batch.x_t.shape[-2] * batch.x_t.shape[-1] // side**2
+
+    def example(self, model: nn.Module, images: int, device: torch.device) -> Sequence[TextBatch]:
+        adapter, config = self._adapter(model), settings_of(model)
+        self.process = self._process(model)
+        draw = None if device.type == "meta" else torch.Generator(device).manual_seed(0)
+        tokens = self.text_tokens or adapter.example_tokens
+        width, pooled = adapter.text_widths(config)
+        side = self.side or self._side(adapter, config)
+        x = torch.randn(images, adapter.channels(config), side, side, device=device, generator=draw)
+        text = torch.randn(images, tokens, width, device=device, generator=draw)
+        mask = torch.ones(images, tokens, dtype=torch.bool, device=device)
+        vector = None if pooled is None else torch.randn(images, pooled, device=device, generator=draw)
+        t = self.process.example_times(images, device)
+        indices = torch.zeros(images, dtype=torch.long, device=device)
+        return [TextBatch("plain", 0, indices, x, x, x, t, text, mask, vector)]
+
+    def check_evaluation(self, student: nn.Module, kept: Kept | None) -> None:
+        """The held-out data must be there, and be of the text encoders that the run's are of."""
+        held_out = self.evaluation.open() if kept is not None else None
+        if held_out is None:
+            return
+        self.check_data(held_out)
+        records = {record.text_sha256 for record in (self.record, held_out.record) if record is not None}
+        if len(records) > 1:
+            raise UserError("task.evaluation.data: has embeddings of other text encoders than the run's data")
+
+    def evaluate(self, student: nn.Module, run: Path, step: int) -> dict[str, float] | None:
+        if self.evaluation.data is None or not joined().is_main_process:
+            return None
+        held_out = self.evaluation.open()
+        assert held_out is not None
+        adapter = self._adapter(student)
+        return self.evaluation.figures(student, held_out, adapter, self.process, self.embedded_guidance)
+
+    def _side(self, adapter: Adapter, settings: Mapping[str, Any]) -> int:
+        if self.record is not None:
+            return self.dataset.shape[-1]
+        side = settings.get("sample_size")
+        return side if isinstance(side, int) else adapter.example_side
+
+    def _adapter(self, model: nn.Module) -> Adapter:
+        name = self.named_adapter or (self.record.adapter if self.record is not None else None)
+        return adapter_of_model(model, name)
+
+    def _process(self, model: nn.Module) -> TextProcess:
+        scheduler = {} if self.record is None else self.record.scheduler
+        multiple = self._adapter(model).multiple(settings_of(model))
+        kind = self._adapter(model).process
+        return process_of(kind, scheduler, self.density, self.weighting, self.gamma, multiple)

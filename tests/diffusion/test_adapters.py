@@ -1,0 +1,243 @@
+"""Adapters beside the pipelines and the public training scripts that they stand for."""
+
+import inspect
+import math
+
+import pytest
+import torch
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    QwenImagePipeline,
+)
+from tiny_pipelines import KINDS, write_pipeline
+
+from dit_shd.core.errors import UserError
+from dit_shd.core.rng import Draws
+from dit_shd.diffusion.adapters import ADAPTERS, Adapter, adapter_of, by_class
+from dit_shd.diffusion.flow import TimestepDensity
+from dit_shd.diffusion.pipelines import open_pipeline, record_of
+from dit_shd.diffusion.text_process import ddpm_schedule, pipeline_shift, process_of
+
+PROMPTS = ["a thin seven", "two digits : four and seven with a zero"]
+"""Of unequal length."""
+
+
+@pytest.fixture(scope="module", params=list(KINDS))
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def pipeline(kind, tmp_path_factory):
+    folder = write_pipeline(kind, tmp_path_factory.mktemp("pipelines") / kind)
+    made = open_pipeline(folder)
+    made.transformer.eval()
+    return made
+
+
+@pytest.fixture
+def adapter(kind) -> Adapter:
+    return ADAPTERS.find(kind)()
+
+
+def sides(pipeline, adapter):
+    """Height and width of latents that are not square."""
+    multiple = 8 if isinstance(adapter, ADAPTERS.find("sana")) else adapter.multiple(pipeline.transformer.config)
+    return 6 * multiple, 4 * multiple
+
+
+def asked_by_the_pipeline(pipeline, adapter, guidance):
+    """Latents, timesteps and predictions that a scheduler is given, without classifier-free guidance."""
+    record, step = [], pipeline.scheduler.step
+
+    def recorded(output, t, sample, *args, **kwargs):
+        record.append((sample.clone(), t.clone(), output.clone()))
+        return step(output, t, sample, *args, **kwargs)
+
+    height, width = (pipeline.vae_scale_factor * side for side in sides(pipeline, adapter))
+    known = inspect.signature(type(pipeline).__call__).parameters
+    keywords = {"use_resolution_binning": False} if "use_resolution_binning" in known else {}
+    if guidance is not None:
+        keywords["guidance_scale"] = guidance
+    pipeline.scheduler.step = recorded
+    try:
+        generator = torch.Generator().manual_seed(0)
+        options = {"num_inference_steps": 3, "output_type": "latent", "generator": generator, **keywords}
+        pipeline(prompt=list(PROMPTS), height=height, width=width, **options)
+    finally:
+        pipeline.scheduler.step = step
+    return record
+
+
+def unpacked(x, pipeline, adapter):
+    """Latents [b,c,y,x] of what a pipeline's scheduler holds."""
+    if x.ndim == 4:
+        return x
+    height, width = sides(pipeline, adapter)
+    return FluxPipeline._unpack_latents(x, 2 * height, 2 * width, 2)
+
+
+@torch.no_grad()
+def test_a_model_through_its_adapter_predicts_what_the_pipeline_s_call_predicts(kind, pipeline, adapter):
+    guidance = {"qwen_image": None, "flux": 2.5, "z_image": 0.0}.get(kind, 1.0)  # without classifier-free guidance
+    text = adapter.encode(pipeline, PROMPTS)
+    record = asked_by_the_pipeline(pipeline, adapter, guidance)
+    assert len(record) == 3
+    for sample, t, output in record:
+        x = unpacked(sample, pipeline, adapter)
+        time = t if adapter.process == "ddpm" else t / 1000
+        predicted = adapter.predict(pipeline.transformer, x, time.expand(2), text, guidance)
+        assert x.shape[-2:] == sides(pipeline, adapter)
+        assert predicted.std() > 0.01
+        torch.testing.assert_close(
+            predicted[:, : x.shape[1]], unpacked(output, pipeline, adapter), rtol=1e-4, atol=5e-5
+        )
+
+
+def public_loss(kind, pipeline, x_0, noise, t, text):
+    """The loss [b] as the public training script of a class computes it, with the pipeline's own helpers.
+
+    SD3, FLUX and Qwen-Image, Z-Image, Lumina 2, Sana: diffusers' examples/dreambooth/train_dreambooth*.py (weighting
+    none); PixArt: its repository's training loss, the noise's error by IDDPM (the variational term is tested apart).
+    """
+    model, width = pipeline.transformer, x_0.shape[-1]
+    if kind == "pixart":
+        noisy = pipeline.scheduler.add_noise(x_0, noise, t)
+        output = model(
+            noisy,
+            encoder_hidden_states=text.embeddings,
+            encoder_attention_mask=text.mask,
+            timestep=t,
+            added_cond_kwargs={"resolution": None, "aspect_ratio": None},
+        ).sample
+        return (output.chunk(2, dim=1)[0] - noise).square().mean((1, 2, 3))
+    sigmas = t.view(-1, 1, 1, 1)
+    noisy = (1.0 - sigmas) * x_0 + sigmas * noise
+    target = noise - x_0
+    b, c, height, _ = x_0.shape
+    prompt = {"encoder_hidden_states": text.embeddings}
+    if kind == "sd3":
+        output = model(noisy, timestep=1000 * t, pooled_projections=text.pooled, **prompt).sample
+    elif kind == "flux":
+        ids = FluxPipeline._prepare_latent_image_ids(b, height // 2, width // 2, x_0.device, x_0.dtype)
+        output = model(
+            hidden_states=FluxPipeline._pack_latents(noisy, b, c, height, width),
+            timestep=1000 * t / 1000,
+            guidance=torch.tensor([3.5]).expand(b),
+            pooled_projections=text.pooled,
+            txt_ids=torch.zeros(text.embeddings.shape[1], 3),
+            img_ids=ids,
+            **prompt,
+        ).sample
+        output = FluxPipeline._unpack_latents(output, 2 * height, 2 * width, 2)
+    elif kind == "qwen_image":
+        output = model(
+            hidden_states=QwenImagePipeline._pack_latents(noisy[:, None], b, c, height, width),
+            timestep=1000 * t / 1000,
+            encoder_hidden_states_mask=text.mask.long(),
+            img_shapes=[[(1, height // 2, width // 2)]] * b,
+            **prompt,
+        ).sample
+        output = QwenImagePipeline._unpack_latents(output, 2 * height, 2 * width, 2)[:, :, 0]
+    elif kind == "z_image":
+        images = list(noisy.unsqueeze(2).unbind(0))
+        prompts = [e[m] for e, m in zip(text.embeddings, text.mask)]
+        output = -torch.stack(model(images, (1000 - 1000 * t) / 1000, prompts, return_dict=False)[0]).squeeze(2)
+    elif kind == "aura_flow":
+        output = model(noisy, timestep=t, **prompt).sample
+    elif kind == "lumina2":
+        output = -model(noisy, timestep=1.0 - t, encoder_attention_mask=text.mask.long(), **prompt).sample
+    elif kind == "sana":
+        output = model(noisy, timestep=1000 * t, encoder_attention_mask=text.mask.long(), **prompt).sample
+    return (output - target).square().mean((1, 2, 3))
+
+
+@torch.no_grad()
+def test_the_base_loss_is_the_public_script_s(kind, pipeline, adapter, tmp_path):
+    text = adapter.encode(pipeline, PROMPTS)
+    height, width = sides(pipeline, adapter)
+    draws = Draws(0, 0, range(2), 2)
+    x_0 = draws.normal("data", (adapter.channels(pipeline.transformer.config), height, width))
+    noise = draws.normal("noise", x_0.shape[1:])
+    scheduler = dict(pipeline.scheduler.config)
+    process = process_of(adapter.process, scheduler, TimestepDensity(), "none", None, 2)
+    t = process.times(torch.tensor([0.3, 0.8], dtype=torch.float64), x_0.shape)
+    output = adapter.predict(pipeline.transformer, process.add_noise(x_0, noise, t), t, text)
+    prediction, extra = process.prediction(output, x_0, t)
+    terms = process.losses(prediction, extra, x_0, noise, process.add_noise(x_0, noise, t), t)
+    expected = public_loss(kind, pipeline, x_0, noise, t, text)
+    torch.testing.assert_close(terms["noise" if kind == "pixart" else "velocity"], expected, rtol=1e-6, atol=1e-6)
+    assert ("variational" in terms) == (kind == "pixart")
+
+
+def test_every_adapter_names_a_class_and_a_pipeline_of_diffusers():
+    import diffusers
+
+    adapters = by_class()
+    assert len(adapters) == len(ADAPTERS.names()) >= 8
+    for name, adapter in adapters.items():
+        assert hasattr(diffusers, name)
+        for pipeline in adapter.pipelines:
+            assert hasattr(diffusers, pipeline)
+
+
+def test_a_class_without_an_adapter_is_told_how_one_looks():
+    with pytest.raises(UserError, match=r"HunyuanSuper: no adapter .* those of .*SD3Transformer2DModel"):
+        adapter_of("HunyuanSuper")
+    with pytest.raises(UserError) as error:
+        adapter_of("HunyuanSuper")
+    sketch = str(error.value).partition("my_package:")[2]
+    scope: dict = {}
+    exec("\n".join(line[4:] for line in sketch.splitlines()), scope)
+    assert issubclass(scope["HunyuanSuper"], Adapter)
+
+
+def test_shift_and_schedule_are_the_scheduler_s():
+    static = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    u = torch.linspace(1, 1000, 1000, dtype=torch.float64).flip(0) / 1000
+    process = process_of("flow", dict(static.config), TimestepDensity(), "none", None, 2)
+    torch.testing.assert_close(process.times(u, (1, 4, 8, 8)), static.sigmas, rtol=1e-5, atol=1e-6)
+    dynamic = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    tokens = 1024
+    mu = 0.5 + (1.15 - 0.5) * (tokens - 256) / (4096 - 256)
+    dynamic.set_timesteps(10, mu=mu)
+    alpha = pipeline_shift(dict(dynamic.config), tokens)
+    sigma = torch.linspace(1, 0.001, 10)
+    torch.testing.assert_close(alpha * sigma / (1 + (alpha - 1) * sigma), dynamic.sigmas[:-1], rtol=1e-5, atol=1e-6)
+    assert math.isclose(alpha, math.exp(mu))
+
+
+@pytest.mark.parametrize("betas", ["linear", "scaled_linear"])
+@pytest.mark.parametrize("target", ["epsilon", "v_prediction"])
+def test_ddpm_is_the_scheduler_s(betas, target):
+    from diffusers import DDPMScheduler
+
+    scheduler = DDPMScheduler(beta_schedule=betas, prediction_type=target)
+    x_0, noise = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    t = torch.tensor([10, 900])
+    process = process_of("ddpm", dict(scheduler.config), TimestepDensity(), "none", None, 2)
+    x_t = process.add_noise(x_0, noise, t)
+    torch.testing.assert_close(x_t, scheduler.add_noise(x_0, noise, t), rtol=1e-4, atol=1e-5)
+    perfect = noise if target == "epsilon" else scheduler.get_velocity(x_0, noise, t)
+    loss = process.losses(perfect, {}, x_0, noise, x_t, t)["noise"]
+    assert loss.max() < 1e-9
+
+
+def test_other_schedulers_are_refused():
+    with pytest.raises(UserError, match="beta_schedule: wanted linear or scaled_linear, found sigmoid"):
+        ddpm_schedule({"beta_schedule": "sigmoid"})
+    with pytest.raises(UserError, match="prediction_type: wanted epsilon or v_prediction, found sample"):
+        process_of("ddpm", {"prediction_type": "sample"}, TimestepDensity(), "none", None, 2)
+
+
+def test_the_record_knows_the_pipeline(tmp_path):
+    folder = write_pipeline("sd3", tmp_path / "pipeline")
+    record = record_of(str(folder), folder)
+    assert record.pipeline_class == "StableDiffusion3Pipeline"
+    assert record.transformer_class == "SD3Transformer2DModel"
+    assert record.scheduler["shift"] == 3.0
+    same = write_pipeline("sd3", tmp_path / "same")
+    other = write_pipeline("sd3", tmp_path / "other", seed=1)
+    assert record_of(str(same), same).text_sha256 == record.text_sha256
+    assert record_of(str(other), other).text_sha256 != record.text_sha256

@@ -1,0 +1,126 @@
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from encoded_text import encode
+from tiny_pipelines import KINDS, write_pipeline
+
+from dit_shd.cli.program import main
+from dit_shd.core.config import make
+from dit_shd.core.errors import UserError
+from dit_shd.core.plugins import Plugin
+from dit_shd.data.pipeline_record import read_record
+from dit_shd.diffusion import prompt_generation
+from dit_shd.diffusion.prompt_generation import sample_prompts
+from dit_shd.diffusion.sample_config import SampleConfig
+from dit_shd.models.families import FAMILIES
+
+PROMPTS = ["a thin seven", "two digits : four and seven", "a nine"]
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    return write_pipeline("sd3", tmp_path_factory.mktemp("p") / "pipeline")
+
+
+@pytest.fixture(scope="module")
+def student(pipeline, tmp_path_factory):
+    """A student's folder with the record of its pipeline, as a run exports it."""
+    folder = tmp_path_factory.mktemp("students")
+    record = read_text_record(encode(folder, pipeline, text_tokens=8))
+    torch.manual_seed(3)
+    made = FAMILIES.build(Plugin("diffusers", {"like": str(pipeline), "config": {"num_attention_heads": 2}}))
+    made.save_pretrained(folder / "student")
+    record.write(folder / "student")
+    return folder
+
+
+def read_text_record(latents):
+    from dit_shd.data import text_shards
+
+    return text_shards.read_index(latents).record
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("\n".join([*PROMPTS, ""]))
+    return file
+
+
+def config(run, prompts, out, **options):
+    values = {"run": str(run), "prompts": str(prompts), "out": str(out), "steps": 2, "batch_size": 2, **options}
+    return make(SampleConfig, values, "sample")
+
+
+def test_images_are_those_of_the_pipeline_itself(student, pipeline, prompts, tmp_path):
+    out = sample_prompts(config(student, prompts, tmp_path / "x.npz", guidance=3))
+    with np.load(out) as file:
+        images, numbers = file["arr_0"], file["arr_1"]
+    assert images.shape == (3, 16, 16, 3)
+    assert numbers.tolist() == [0, 1, 2]
+    whole, _ = prompt_generation.assemble(str(student), None)
+    seed = int(prompt_generation.rng.stream(0, "sample prompt", 0, 1).integers(2**62))
+    alone = whole(
+        PROMPTS[1],
+        height=16,
+        width=16,
+        num_inference_steps=2,
+        guidance_scale=3.0,
+        max_sequence_length=8,
+        generator=torch.Generator().manual_seed(seed),
+        output_type="np",
+    ).images[0]
+    assert np.abs(images[1].astype(int) - np.round(alone * 255)).max() <= 1
+
+
+def test_it_goes_on_where_it_was_stopped(student, prompts, tmp_path, monkeypatch):
+    whole = sample_prompts(config(student, prompts, tmp_path / "whole.npz"))
+    real, calls = prompt_generation.draw, []
+
+    def stopped(*args):
+        if calls:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return real(*args)
+
+    monkeypatch.setattr(prompt_generation, "draw", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        sample_prompts(config(student, prompts, tmp_path / "two.npz"))
+    monkeypatch.setattr(prompt_generation, "draw", real)
+    two = sample_prompts(config(student, prompts, tmp_path / "two.npz"))
+    assert np.array_equal(np.load(whole)["arr_0"], np.load(two)["arr_0"])
+
+
+def test_a_folder_that_diffusers_opens(student, prompts, tmp_path):
+    assert main(["pipeline", str(student), str(tmp_path / "made")]) == 0
+    opened = DiffusionPipeline.from_pretrained(tmp_path / "made")
+    assert opened.transformer.config.num_attention_heads == 2
+    out = sample_prompts(config(tmp_path / "made", prompts, tmp_path / "y.npz", call={"height": 16, "width": 16}))
+    assert np.load(out)["arr_0"].shape == (3, 16, 16, 3)
+    assert main(["pipeline", str(student), str(tmp_path / "made")]) == 2
+
+
+def test_bad_input(student, pipeline, prompts, tmp_path):
+    out = tmp_path / "z.npz"
+    with pytest.raises(UserError, match=r"call.num_steps: is no argument of StableDiffusion3Pipeline's call"):
+        sample_prompts(config(student, prompts, out, call={"num_steps": 3}))
+    with pytest.raises(UserError, match="solver: is for class-conditional models"):
+        config(student, prompts, out, solver="euler")
+    (tmp_path / "empty.txt").write_text("\n\n")
+    with pytest.raises(UserError, match="wanted a prompt a line, found none"):
+        sample_prompts(config(student, tmp_path / "empty.txt", out))
+    other = write_pipeline("sd3", tmp_path / "other", seed=5)
+    with pytest.raises(UserError, match=r"has other text encoders .* than the student has learned"):
+        sample_prompts(config(student, prompts, out, pipeline=str(other)))
+    assert read_record(student / "student").pipeline == str(pipeline)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "sd3"])
+def test_every_pipeline_draws(kind, tmp_path, prompts):
+    folder = write_pipeline(kind, tmp_path / "pipeline")
+    size = 32 if kind in ("lumina2", "sana") else 16
+    call = {"height": size, "width": size, "num_inference_steps": 2}
+    call |= {"use_resolution_binning": False} if kind in ("pixart", "sana") else {}
+    out = sample_prompts(make(SampleConfig, {"run": str(folder), "prompts": str(prompts), "call": call, "count": 2}))
+    assert np.load(out)["arr_0"].shape[0] == 2

@@ -1,0 +1,48 @@
+import pytest
+import torch
+from diffusers import SD3Transformer2DModel
+
+from dit_shd.core.errors import UserError
+from dit_shd.distillation.initialisation.initialise import Initialisation, check, initialise
+from dit_shd.models.students import smaller
+
+SIZES = {
+    "sample_size": 8,
+    "in_channels": 4,
+    "out_channels": 4,
+    "num_layers": 6,
+    "num_attention_heads": 2,
+    "attention_head_dim": 8,
+    "caption_projection_dim": 16,
+    "joint_attention_dim": 8,
+    "pooled_projection_dim": 8,
+    "pos_embed_max_size": 8,
+    "dual_attention_layers": [0, 1, 2],
+}
+OPTIONS = Initialisation(weights="teacher")
+
+
+def test_blocks_are_copied_and_the_last_is_the_last():
+    torch.manual_seed(0)
+    teacher = SD3Transformer2DModel(**SIZES)
+    student = SD3Transformer2DModel(**smaller(SIZES, {"num_layers": 3}))
+    check(OPTIONS, [], student, teacher)
+    plan = initialise(None, student, teacher, [], OPTIONS)
+    assert list(plan.layers.values()) == [f"transformer_blocks.{i}" for i in (1, 3, 5)]
+    for name, tensor in student.state_dict().items():
+        block = next((b for b in plan.layers if name.startswith(f"{b}.")), None)
+        source = name if block is None else name.replace(block, plan.layers[block])
+        assert torch.equal(tensor, teacher.state_dict()[source]), name
+    assert next(iter(plan.lines())) == "transformer_blocks.0 from transformer_blocks.1"
+    same = SD3Transformer2DModel(**SIZES)
+    initialise(None, same, teacher, [], OPTIONS)
+    assert all(torch.equal(a, b) for a, b in zip(same.state_dict().values(), teacher.state_dict().values()))
+
+
+def test_narrower_students_are_refused():
+    teacher = SD3Transformer2DModel(**SIZES)
+    student = SD3Transformer2DModel(**smaller(SIZES, {"num_attention_heads": 1}))
+    with pytest.raises(UserError, match=r"has shape .* in the student, .* use initialisation.weights=random"):
+        check(OPTIONS, [], student, teacher)
+    with pytest.raises(UserError, match="wanted models of one class"):
+        check(OPTIONS, [], torch.nn.Linear(2, 2), teacher)

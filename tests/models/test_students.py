@@ -1,0 +1,56 @@
+import pytest
+
+from dit_shd.core.errors import UserError
+from dit_shd.models.students import smaller
+
+SD3 = {
+    "num_layers": 24,
+    "num_attention_heads": 24,
+    "attention_head_dim": 64,
+    "caption_projection_dim": 1536,
+    "dual_attention_layers": list(range(13)),
+    "in_channels": 16,
+}
+SANA = {
+    "num_layers": 20,
+    "num_attention_heads": 70,
+    "attention_head_dim": 32,
+    "num_cross_attention_heads": 20,
+    "cross_attention_head_dim": 112,
+    "cross_attention_dim": 2240,
+}
+LUMINA = {"num_layers": 26, "hidden_size": 2304, "num_attention_heads": 24, "num_kv_heads": 8}
+
+
+def test_what_follows_from_heads():
+    student = smaller(SD3, {"num_attention_heads": 12})
+    assert student == {**SD3, "num_attention_heads": 12, "caption_projection_dim": 768}
+    student = smaller(SANA, {"num_attention_heads": 35})
+    assert (student["num_cross_attention_heads"], student["cross_attention_dim"]) == (10, 1120)
+    student = smaller(LUMINA, {"num_attention_heads": 12})
+    assert (student["num_kv_heads"], student["hidden_size"]) == (4, 1152)
+
+
+def test_what_follows_from_layers():
+    """A layer that is made of one with two attentions has two."""
+    student = smaller(SD3, {"num_layers": 12})
+    assert student["dual_attention_layers"] == [0, 1, 2, 3, 4, 5]  # of layers 1, 3, 5, ..., 11
+    assert smaller(SD3, {"num_layers": 12, "dual_attention_layers": [0]})["dual_attention_layers"] == [0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_layers": 30}, r"student.num_layers: wanted at most the teacher's 24, found 30"),
+        ({"num_attention_heads": 32}, "wanted at most the teacher's 24, found 32"),
+        ({"num_heads": 3}, "unknown key 'num_heads'"),
+    ],
+)
+def test_wider_and_unknown_is_refused(changes, words):
+    with pytest.raises(UserError, match=words):
+        smaller(SD3, changes)
+
+
+def test_heads_that_cannot_be_divided():
+    with pytest.raises(UserError, match="num_kv_heads: 8 of 24 heads are no whole number of 7; name it"):
+        smaller(LUMINA, {"num_attention_heads": 7})

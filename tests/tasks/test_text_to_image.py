@@ -1,0 +1,85 @@
+"""Text to image end to end: images with captions encoded, a student distilled, resumed."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from encoded_text import CAPTIONS, encode
+from tiny_pipelines import KINDS, write_pipeline
+
+from dit_shd.core.config import make
+from dit_shd.core.plugins import Plugin
+from dit_shd.core.rng import Draws
+from dit_shd.data.datasets import DATASETS
+from dit_shd.diffusion.pipelines import Prompts
+from dit_shd.training.config import TrainConfig
+from dit_shd.training.trainer import Trainer
+
+HEADS = {"z_image": "n_heads"}
+
+
+@pytest.fixture(scope="module", params=list(KINDS))
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def made(kind, tmp_path_factory):
+    """A pipeline, and what was encoded by it."""
+    folder = tmp_path_factory.mktemp(kind)
+    pipeline = write_pipeline(kind, folder / "pipeline")
+    return pipeline, encode(folder, pipeline)
+
+
+def values(kind, pipeline, latents, run, **changes):
+    losses = [{"name": "output"}, {"name": "shd", "plan": "matched"}]
+    losses = losses[:1] if kind == "sana" else losses  # its self-attention is linear
+    return {
+        "run": str(run),
+        "task": {"name": "text_to_image", "text_dropout": 0.3},
+        "data": {"name": "text_latents", "path": str(latents)},
+        "teacher": str(pipeline),
+        "student": {"like": "teacher", HEADS.get(kind, "num_attention_heads"): 2},
+        "check_teacher": "no",
+        "losses": losses,
+        "steps": 3,
+        "batch_size": 4,
+        "micro_batch_size": 2,
+        "log_every": 1,
+        "checkpoint_every": 2,
+        "ema": 0.5,
+        "optimizer": {"name": "adamw", "lr": 1e-3, "eps": 1e-3},
+        **changes,
+    }
+
+
+def test_three_steps_with_resume(kind, made, tmp_path):
+    pipeline, latents = made
+    config = make(TrainConfig, values(kind, pipeline, latents, tmp_path / "run"))
+    steps = [step.metrics for step in Trainer.from_config(config).run_steps()]
+    assert all({f"plain/{loss.name}" for loss in config.losses} <= metrics.keys() for metrics in steps)
+    interrupted = replace(config, run=tmp_path / "two", steps=2)
+    first = [step.metrics for step in Trainer.from_config(interrupted).run_steps()]
+    last = [step.metrics for step in Trainer.from_config(replace(interrupted, steps=3)).run_steps()]
+    assert len(first) == 2
+    assert len(last) == 1
+    for one, other in zip(steps, [*first, *last]):
+        assert one["loss"] == other["loss"]
+    record = json.loads((tmp_path / "run" / "student" / "pipeline.json").read_text())
+    assert record["pipeline"] == str(pipeline)
+
+
+def test_captions_are_matched_with_their_images(kind, made):
+    pipeline, latents = made
+    data = DATASETS.build(Plugin("text_latents", {"path": str(latents), "verify": True}))
+    assert len(data) == 3
+    assert [data.caption(i) for i in range(3)] == ["a thin seven", CAPTIONS["c"], "a nine"]
+    prompts = Prompts.load(str(pipeline), torch.device("cpu"))
+    for i in range(3):
+        alone = prompts([data.caption(i)])
+        (index,) = data.batch(torch.tensor([i]).numpy(), Draws(0, 0, range(1), 1))["text"]
+        torch.testing.assert_close(index[: alone.tokens][alone.mask[0]], alone.embeddings[0][alone.mask[0]])
+    skipped = [json.loads(line) for line in (latents / "skipped.jsonl").read_text().splitlines()]
+    assert [entry["image"] for entry in skipped] == ["b.png", "e.png"]
+    assert all(entry["reason"] == "it has no caption" for entry in skipped)

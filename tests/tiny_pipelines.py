@@ -1,0 +1,376 @@
+"""Tiny random text-to-image pipelines of every kind that has an adapter: weights, tokenizers and all, of our making.
+
+folder = write_pipeline("sd3", tmp_path / "pipeline")
+"""
+
+import json
+from pathlib import Path
+
+import torch
+
+WORDS = [
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
+    *("a", "digits", "thin", "thick", "left", "right", "and", "with"),
+]
+CHAT = "{% for message in messages %}<user> {{ message['content'] }} {% endfor %}<assistant>"
+
+
+def tokenizer(length=32, side="right"):
+    """A tokenizer of words, with `</s>` at the end, as T5's."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<pad>", "</s>", "<unk>", "<s>", "<user>", "<assistant>"]
+    vocabulary = {word: number for number, word in enumerate([*special, *WORDS])}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Split(Regex(r"\w+|[^\w\s]"), "removed", invert=True)
+    words.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", vocabulary["<s>"]), ("</s>", vocabulary["</s>"])]
+    )
+    names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>", "bos_token": "<s>"}
+    made = PreTrainedTokenizerFast(tokenizer_object=words, model_max_length=length, padding_side=side, **names)
+    made.chat_template = CHAT
+    return made
+
+
+def vocabulary_size():
+    return len(tokenizer())
+
+
+def clip(width=16, projection=None, length=32):
+    """A CLIP text encoder, with a projection if its width is given."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    config = CLIPTextConfig(
+        vocab_size=vocabulary_size(),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=length,
+        projection_dim=projection or width,
+        eos_token_id=1,
+        bos_token_id=3,
+        pad_token_id=0,
+    )
+    return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config)
+
+
+def t5(width=32):
+    from transformers import T5Config, T5EncoderModel
+
+    sizes = {"d_model": width, "d_kv": 8, "d_ff": 2 * width, "num_layers": 2, "num_heads": 4}
+    return T5EncoderModel(T5Config(vocab_size=vocabulary_size(), pad_token_id=0, eos_token_id=1, **sizes))
+
+
+def gemma(width=32):
+    from transformers import Gemma2Config, Gemma2Model
+
+    sizes = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return Gemma2Model(
+        Gemma2Config(vocab_size=vocabulary_size(), num_key_value_heads=2, head_dim=8, pad_token_id=0, **sizes)
+    )
+
+
+def qwen3(width=32):
+    from transformers import Qwen3Config, Qwen3Model
+
+    sizes = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return Qwen3Model(Qwen3Config(vocab_size=vocabulary_size(), num_key_value_heads=2, head_dim=8, **sizes))
+
+
+def qwen_vl(width=32):
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    text = {
+        "vocab_size": vocabulary_size(),
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]},
+    }
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": width}
+    tokens = {"image_token_id": 2, "video_token_id": 2, "vision_start_token_id": 2, "vision_end_token_id": 2}
+    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision, **tokens))
+
+
+def kl(channels=4, shift=0.1, **options):
+    """An autoencoder of a factor of two."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        latent_channels=channels,
+        scaling_factor=0.7,
+        shift_factor=shift,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        **options,
+    )
+
+
+def flow(**options):
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    return FlowMatchEulerDiscreteScheduler(**options)
+
+
+def sd3():
+    from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
+
+    transformer = SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        num_attention_heads=4,
+        attention_head_dim=8,
+        caption_projection_dim=32,
+        joint_attention_dim=32,
+        pooled_projection_dim=24,
+        pos_embed_max_size=16,
+        dual_attention_layers=(0,),
+        qk_norm="rms_norm",
+    )
+    return StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=flow(shift=3.0),
+        vae=kl(),
+        text_encoder=clip(16, 8),
+        text_encoder_2=clip(16, 16),
+        text_encoder_3=t5(32),
+        tokenizer=tokenizer(),
+        tokenizer_2=tokenizer(),
+        tokenizer_3=tokenizer(),
+    )
+
+
+def flux(guidance=True):
+    from diffusers import FluxPipeline, FluxTransformer2DModel
+
+    transformer = FluxTransformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=2,
+        num_attention_heads=4,
+        attention_head_dim=8,
+        joint_attention_dim=32,
+        pooled_projection_dim=16,
+        guidance_embeds=guidance,
+        axes_dims_rope=(4, 2, 2),
+    )
+    return FluxPipeline(
+        transformer=transformer,
+        scheduler=flow(shift=3.0, use_dynamic_shifting=True),
+        vae=kl(),
+        text_encoder=clip(16),
+        text_encoder_2=t5(32),
+        tokenizer=tokenizer(),
+        tokenizer_2=tokenizer(),
+    )
+
+
+def pixart(cls="PixArtSigmaPipeline"):
+    import diffusers
+
+    transformer = diffusers.PixArtTransformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        out_channels=8,
+        num_layers=2,
+        num_attention_heads=4,
+        attention_head_dim=8,
+        cross_attention_dim=32,
+        caption_channels=32,
+        num_embeds_ada_norm=1000,
+        norm_type="ada_norm_single",
+        interpolation_scale=1,
+    )
+    scheduler = diffusers.DDIMScheduler(clip_sample=False)
+    return getattr(diffusers, cls)(
+        transformer=transformer, scheduler=scheduler, vae=kl(shift=None), text_encoder=t5(32), tokenizer=tokenizer()
+    )
+
+
+def qwen_image():
+    from diffusers import AutoencoderKLQwenImage, QwenImagePipeline, QwenImageTransformer2DModel
+
+    transformer = QwenImageTransformer2DModel(
+        in_channels=16,
+        out_channels=4,
+        num_layers=2,
+        num_attention_heads=4,
+        attention_head_dim=8,
+        joint_attention_dim=32,
+        axes_dims_rope=(4, 2, 2),
+    )
+    vae = AutoencoderKLQwenImage(
+        base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 2],
+        num_res_blocks=1,
+        temperal_downsample=[False],
+        latents_mean=[0.1, -0.2, 0.3, 0.0],
+        latents_std=[1.0, 2.0, 0.5, 1.5],
+    )
+    return QwenImagePipeline(
+        transformer=transformer,
+        scheduler=flow(use_dynamic_shifting=True, shift_terminal=0.02),
+        vae=vae,
+        text_encoder=qwen_vl(32),
+        tokenizer=tokenizer(1100),
+    )
+
+
+def z_image():
+    from diffusers import ZImagePipeline, ZImageTransformer2DModel
+
+    transformer = ZImageTransformer2DModel(
+        in_channels=4,
+        dim=32,
+        n_layers=2,
+        n_refiner_layers=1,
+        n_heads=4,
+        n_kv_heads=4,
+        cap_feat_dim=32,
+        axes_dims=[4, 2, 2],
+        axes_lens=[1024, 64, 64],
+    )
+    return ZImagePipeline(
+        transformer=transformer, scheduler=flow(shift=3.0), vae=kl(), text_encoder=qwen3(32), tokenizer=tokenizer()
+    )
+
+
+def lumina2():
+    from diffusers import Lumina2Pipeline, Lumina2Transformer2DModel
+
+    transformer = Lumina2Transformer2DModel(
+        sample_size=8,
+        in_channels=4,
+        hidden_size=32,
+        num_layers=2,
+        num_refiner_layers=1,
+        num_attention_heads=4,
+        num_kv_heads=2,
+        multiple_of=16,
+        axes_dim_rope=(4, 2, 2),
+        axes_lens=(300, 64, 64),
+        cap_feat_dim=32,
+    )
+    return Lumina2Pipeline(
+        transformer=transformer, scheduler=flow(shift=6.0), vae=kl(), text_encoder=gemma(32), tokenizer=tokenizer()
+    )
+
+
+def sana():
+    from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, SanaPipeline, SanaTransformer2DModel
+
+    transformer = SanaTransformer2DModel(
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        num_attention_heads=4,
+        attention_head_dim=8,
+        num_cross_attention_heads=4,
+        cross_attention_head_dim=8,
+        cross_attention_dim=32,
+        caption_channels=32,
+        sample_size=8,
+    )
+    vae = AutoencoderDC(
+        latent_channels=4,
+        encoder_block_types=("ResBlock", "ResBlock"),
+        decoder_block_types=("ResBlock", "ResBlock"),
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        encoder_layers_per_block=(1, 1),
+        decoder_layers_per_block=(1, 1),
+        encoder_qkv_multiscales=((), ()),
+        decoder_qkv_multiscales=((), ()),
+        scaling_factor=0.4,
+    )
+    scheduler = DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, solver_order=1
+    )
+    return SanaPipeline(
+        transformer=transformer, scheduler=scheduler, vae=vae, text_encoder=gemma(32), tokenizer=tokenizer()
+    )
+
+
+def aura_flow():
+    from diffusers import AuraFlowPipeline, AuraFlowTransformer2DModel
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    transformer = AuraFlowTransformer2DModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        num_mmdit_layers=1,
+        num_single_dit_layers=2,
+        num_attention_heads=4,
+        attention_head_dim=8,
+        joint_attention_dim=32,
+        caption_projection_dim=32,
+        pos_embed_max_size=256,
+    )
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+    encoder = UMT5EncoderModel(UMT5Config(vocab_size=vocabulary_size(), pad_token_id=0, eos_token_id=1, **sizes))
+    return AuraFlowPipeline(
+        transformer=transformer,
+        scheduler=flow(shift=1.73),
+        vae=kl(shift=None),
+        text_encoder=encoder,
+        tokenizer=tokenizer(),
+    )
+
+
+KINDS = {
+    "sd3": sd3,
+    "flux": flux,
+    "pixart": pixart,
+    "qwen_image": qwen_image,
+    "z_image": z_image,
+    "lumina2": lumina2,
+    "sana": sana,
+    "aura_flow": aura_flow,
+}
+"""By the name of the adapter."""
+
+
+def write_pipeline(kind: str, folder: Path, seed: int = 0) -> Path:
+    """A pipeline with random weights in diffusers format."""
+    torch.manual_seed(seed)
+    pipeline = KINDS[kind]()
+    for p in pipeline.transformer.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def write_images(folder: Path, captions: dict[str, str | None], side: int = 16) -> Path:
+    """Images of noise with captions beside them in text files; None for no file."""
+    import numpy as np
+    from PIL import Image
+
+    folder.mkdir(parents=True)
+    for number, (name, caption) in enumerate(captions.items()):
+        pixels = np.random.default_rng(number).integers(0, 256, (side, side, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{name}.png")
+        if caption is not None:
+            (folder / f"{name}.txt").write_text(caption)
+    return folder
+
+
+def write_json(file: Path, value: object) -> Path:
+    file.write_text(json.dumps(value))
+    return file
