@@ -6,13 +6,15 @@
 - text-to-image.md with the table of adapters (dit_shd/diffusion/adapters);
 - reliability.md by trying every class of hostile input (tests/hostile);
 - supported-models.md by trying capture() on a tiny random model of every transformer class of the installed diffusers
-  (their sizes are those of the tests, tests/zoo).
+  (their sizes are those of the tests, tests/zoo), and from the table of other classes and patterns that
+  tests/clients tries.
 
 The reference of commands and configs is made for the site alone (docs/make_site.py), so that it is never out of date:
 cli_page from what every command prints for --help, configs_page from plug-ins' docstrings and the headers of configs/.
 """
 
 import contextlib
+import importlib
 import inspect
 import io
 import os
@@ -21,6 +23,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
@@ -40,7 +43,8 @@ def trainer_page() -> str:
     counted = re.search(r"(\d+) classes work, (\d+) are refused", table)
     assert counted is not None
     supported, refused = map(int, counted.groups())
-    return template("use-it-in-your-trainer").format(**quoted, supported=supported, tried=supported + refused)
+    counts = {"supported": supported, "tried": supported + refused, **client_counts()}
+    return template("use-it-in-your-trainer").format(**quoted, **counts)
 
 
 def evidence_page() -> str:
@@ -62,9 +66,10 @@ def supported_page() -> str:
     import zoo
 
     from dit_shd import capture
+    from dit_shd.attention.recording.discovery import NO_PROJECTION
     from dit_shd.core.errors import UserError
 
-    rows, reasons, partial = [], [], 0
+    rows, reasons, maps_alone = [], [], []
     for name in sorted(zoo.classes()):
         if name not in zoo.ENTRIES:
             reasons.append(f"| *{name}* | untried |")
@@ -78,18 +83,48 @@ def supported_page() -> str:
             continue
         lines = captures.report().lines
         orders = {role.partition(", ")[2] for line in lines if line.shapes for role in line.roles} - {""}
-        partial += any(found.out is None for found in captures.values())
+        without = {layer: _numbered(found.why_no_out) for layer, found in captures.items() if found.out is None}
+        for reason in dict.fromkeys(without.values()):
+            layers = _layers([layer for layer, each in without.items() if each == reason])
+            what = reason.partition(f": {NO_PROJECTION}")[0]
+            maps_alone.append((name, f"| `{name}` | {layers} | {what} |"))
         first = next(line for line in lines if line.shapes and (not orders or ", " in line.roles[0]))
         owners = ", ".join(f"`{name}`" if " " not in name else "none: maps alone" for name in first.projections)
         rows.append(f"| `{name}` | {_layers(list(captures))} | {', '.join(sorted(orders))} | {owners} |")
     return template("supported-models").format(
         version=diffusers.__version__,
         supported=len(rows),
-        partial=partial,
+        partial=len({name for name, _ in maps_alone}),
+        maps_alone="\n".join(line for _, line in maps_alone),
         refused=sum("untried" not in line for line in reasons),
         untried=sum("untried" in line for line in reasons),
         rows="\n".join(rows),
         reasons="\n".join(reasons),
+        clients="\n".join(_client_row(client) for client in _clients()),
+        **client_counts(),
+    )
+
+
+def client_counts() -> dict[str, int]:
+    """How many patterns and classes of tests/clients are recorded, and how many were tried."""
+    return {"clients_recorded": sum(client.recorded > 0 for client in _clients()), "clients_tried": len(_clients())}
+
+
+def _clients() -> list[Any]:
+    if str(ROOT / "tests") not in sys.path:
+        sys.path.insert(0, str(ROOT / "tests"))
+    return list(importlib.import_module("clients").CLIENTS.values())
+
+
+def _client_row(client: Any) -> str:
+    needs = ", ".join(client.needs).replace("_", "-")
+    if not client.recorded:
+        return f"| {client.name} | {needs} | refused: {client.reason} | | |"
+    left_out = f"; {client.left_out} of cross- or pooling attention when named" if client.left_out else ""
+    weights = "found" if client.projections else f"none: {client.reason}"
+    return (
+        f"| {client.name} | {needs} | {client.recorded}{left_out} | {weights} | "
+        f"{'identical' if client.exact else 'to rounding'} |"
     )
 
 
@@ -218,7 +253,12 @@ def draw_pictures() -> None:
 
 def _layers(names: list[str]) -> str:
     """Names that differ by a number only, once."""
-    return ", ".join(f"`{name}`" for name in dict.fromkeys(re.sub(r"(?<=[.#])\d+", "*", name) for name in names))
+    return ", ".join(f"`{name}`" for name in dict.fromkeys(map(_numbered, names)))
+
+
+def _numbered(text: str) -> str:
+    """A text with stars for the numbers of layers."""
+    return re.sub(r"(?<=[.#])\d+", "*", text)
 
 
 PAGES: dict[str, Callable[[], str]] = {

@@ -38,11 +38,11 @@ def main() -> None:
 
     for step in range(args.steps):
         x, labels = images(args.batch_size)
-        with capture(teacher) as theirs, capture(student) as ours:  # SHD
+        with capture(teacher) as teacher_maps, capture(student) as student_maps:  # SHD
             with torch.no_grad():
                 teacher(x)
             logits = student(x)
-        attention = shd(theirs, ours)  # SHD
+        attention = shd(teacher_maps, student_maps)  # SHD
         loss = F.cross_entropy(logits, labels) + attention
 
         optimizer.zero_grad()

@@ -52,11 +52,11 @@ def main() -> None:
         x_t = (1 - sigma) * latents + sigma * noise
 
         condition = dict(encoder_hidden_states=text, pooled_projections=pooled, timestep=t)
-        with capture(teacher) as theirs, capture(student) as ours:  # SHD: joint maps of text and image
+        with capture(teacher) as teacher_maps, capture(student) as student_maps:  # SHD: text and image
             with torch.no_grad():
                 target = teacher(x_t, **condition).sample
             velocity = student(x_t, **condition).sample
-        attention = shd(theirs, ours)  # SHD: outside the forward
+        attention = shd(teacher_maps, student_maps)  # SHD: outside the forward
         loss = F.mse_loss(velocity, noise - latents) + F.mse_loss(velocity, target) + attention
 
         optimizer.zero_grad()

@@ -8,12 +8,14 @@ from pathlib import Path
 from dit_shd.reports.figures.alpha import SHARE, short_layer
 from dit_shd.reports.figures.chart import SMALL, Axis, Chart, chart_row, series_css
 from dit_shd.reports.figures.images import reduced
-from dit_shd.reports.figures.training import Rows, points_of, run_legend, term_charts
+from dit_shd.reports.figures.training import POINTS, Rows, points_of, run_legend, term_charts
 from dit_shd.reports.html import Link, header, legend, paragraph, picture, section, side_by_side, write_page
 from dit_shd.reports.tables import facts, table_html
 
 MERGE_POINTS = 120
-"""Points of a line of alpha."""
+"""Points of a line of alpha at most."""
+BUDGET = 40_000
+"""Points of all lines of a section by layer: models of many layers have fewer in each."""
 SECONDS = {
     "images_per_second": "images a second",
     "memory_gib": "memory, GiB",
@@ -166,14 +168,17 @@ def _evaluations(runs: Sequence[RunLog]) -> str:
 
 def _layers(runs: Sequence[RunLog], measure: str, title: str, words: str) -> str:
     keys = {key: short_layer(layer) for run in runs for key, layer in by_layer(run, measure).items()}
-    charts = term_charts({run.name: run.metrics for run in runs}, keys, small=True)
+    most = points_each(2 * len(keys) * len(runs), POINTS)
+    charts = term_charts({run.name: run.metrics for run in runs}, keys, small=True, points=most)
     return section(title, paragraph(words, "quiet"), chart_row(charts, small=True)) if charts else ""
 
 
 def _alpha(runs: Sequence[RunLog]) -> str:
     parts = []
+    lines = sum(len(merges_of(run, key)) for run in runs for key in by_layer(run, "alpha"))
+    most = points_each(lines, MERGE_POINTS)
     for run in runs:
-        charts = [_merge_chart(run, key, layer) for key, layer in by_layer(run, "alpha").items()]
+        charts = [_merge_chart(run, key, layer, most) for key, layer in by_layer(run, "alpha").items()]
         if charts:
             parts += [f"<h3>{html.escape(run.name)}</h3>"] if len(runs) > 1 else []
             parts.append(chart_row(charts, small=True))
@@ -181,11 +186,16 @@ def _alpha(runs: Sequence[RunLog]) -> str:
     return section("Alpha by layer", paragraph(words, "quiet"), *parts) if parts else ""
 
 
-def _merge_chart(run: RunLog, key: str, layer: str) -> Chart:
+def points_each(lines: int, most: int) -> int:
+    """Points of a line, such that all lines together keep to the budget."""
+    return max(20, min(most, BUDGET // max(lines, 1)))
+
+
+def _merge_chart(run: RunLog, key: str, layer: str, most: int) -> Chart:
     merges = merges_of(run, key)
     chart = Chart(short_layer(layer), Axis("step", 0, max(run.step, 1)), SHARE, SMALL)
     for i, (name, heads) in enumerate(merges.items()):
-        xs, ys = points_of(run.metrics, name, MERGE_POINTS)
+        xs, ys = points_of(run.metrics, name, most)
         chart.line(xs, ys, series_css(i), f"heads {heads}" if name != key else heads)
         if len(xs):
             chart.words(xs[-1], ys[-1], heads, anchor="end", up=8)

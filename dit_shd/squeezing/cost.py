@@ -86,5 +86,5 @@ def _alpha(teacher: Capture, k: int, n: int, per_row: bool) -> int:
 
 
 def _columns(teacher: Capture) -> int:
-    """e of W^O; of a square one where it was not found, as can be on the meta device."""
+    """e of W^O; of a square one where there is none (behind a gate, or on the meta device)."""
     return teacher.heads * teacher.value.shape[3] if teacher.out is None else teacher.out.shape[2]

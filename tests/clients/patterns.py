@@ -173,6 +173,42 @@ class Gated(Layer):
         return self.proj(elsewhere(*split(self.qkv(x))) * torch.sigmoid(x))
 
 
+class Gating(Layer):
+    """The gate is made of the result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(E, E)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = elsewhere(*split(self.qkv(x)))
+        return self.proj(y * torch.sigmoid(self.gate(y)))
+
+
+class Twice(Gating):
+    """Two products of the result, neither of them alone W^O."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = elsewhere(*split(self.qkv(x)))
+        return x + self.proj(y) + self.gate(y)
+
+
+class Flat(nn.Module):
+    """The weights of all layers in one storage."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        flat = torch.zeros(2, E, E)
+        self.blocks = nn.ModuleList(Layer(project=lambda: Matmul(E, E)) for _ in flat)
+        for block, weight in zip(self.blocks, flat):
+            block.proj.weight = nn.Parameter(weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
 class Matmul(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         return input @ self.weight.T + self.bias
@@ -203,6 +239,14 @@ class ByHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         a = F.scaled_dot_product_attention(*split(self.qkv(x)))
         return x + torch.einsum("bhnd,hde->bne", a, self.out)
+
+
+class ByHeadCast(ByHead):
+    """The weights come first, and are cast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = F.scaled_dot_product_attention(*split(self.qkv(x)))
+        return x + torch.einsum("hde,bhnd->bne", self.out.double(), a.double()).to(x.dtype)
 
 
 class Inline(nn.Module):
@@ -312,12 +356,25 @@ CLIENTS = [
     Client("joint, text first", Joint, two(5, 9), 2),
     Client("joint, equal lengths", Joint, two(6, 6), 2),
     Client("causal mask and scale", stack(Masked), X, 2),
-    Client("gate before W^O", stack(Gated), X, 2, reason="does not arrive unchanged", projections=False),
+    Client(
+        "gate before W^O", stack(Gated), X, 2, reason="does not arrive unchanged at any projection", projections=False
+    ),
+    Client(
+        "gate made of the result",
+        stack(Gating),
+        X,
+        2,
+        reason="goes through sigmoid, so that is a gate",
+        projections=False,
+    ),
+    Client("two products of the result", stack(Twice), X, 2, reason="arrives at several products", projections=False),
+    Client("weights in one storage", Flat, X, 2),
     Client("x @ weight.T", projected(lambda: Matmul(E, E)), X, 2),
     Client("cast weight", projected(lambda: Cast(E, E)), X, 2),
     Client("1x1 convolution", projected(lambda: Conv(E, E, 1)), X, 2),
     Client("einsum", projected(lambda: Einsum(E, E)), X, 2),
     Client("einsum by head", stack(ByHead), X, 2),
+    Client("einsum by head, cast", stack(ByHeadCast), X, 2),
     Client("cast weight, inline", stack(Inline), X, 2),
     Client("weight_norm", projected(normed), X, 2),
     Client("low-rank adapter", projected(Adapted), X, 2),

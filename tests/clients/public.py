@@ -90,7 +90,7 @@ CLIENTS = [
     Client("timm DeiT distilled", lambda: vit("deit.VisionTransformerDistilled"), IMAGE, 2, needs=T),
     Client("timm BEiT", lambda: vit("beit.Beit", use_rel_pos_bias=True), IMAGE, 2, needs=T),
     Client("timm EVA", lambda: vit("eva.Eva", use_rot_pos_emb=True), IMAGE, 2, needs=T),
-    Client("timm CaiT", lambda: vit("cait.Cait", depth_token_only=1), IMAGE, 0, needs=T, reason="hand"),
+    Client("timm CaiT", lambda: vit("cait.Cait", depth_token_only=1), IMAGE, 0, needs=T, reason="computed by hand"),
     Client("timm PVT v2", lambda: timm("pvt_v2_b0"), PHOTO, 8, needs=T),
     Client("transformers LLaMA", lambda: hugging("LlamaModel", "LlamaConfig", **LLAMA, num_key_value_heads=2), TEXT, 2,
            needs=HF),
@@ -120,6 +120,6 @@ CLIENTS = [
            call="encode_text", needs=("open_clip",)),
     Client("x-transformers Decoder", decoder, lambda: {"args": (torch.arange(18).view(2, 9),)}, 2,
            needs=("x_transformers",)),
-    Client("vit-pytorch ViT", pytorch_vit, IMAGE, reason="by hand", needs=("vit_pytorch",)),
+    Client("vit-pytorch ViT", pytorch_vit, IMAGE, reason="computed by hand", needs=("vit_pytorch",)),
     Client("vit-pytorch SimpleViT, flash", simple_flash, IMAGE, 2, needs=("vit_pytorch",)),
 ]  # fmt: skip

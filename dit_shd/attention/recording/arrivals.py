@@ -13,17 +13,25 @@ from typing import Any
 from weakref import ref
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dit_shd.attention.recording import projection as at
 from dit_shd.attention.recording.arrangement import Arrangement, rows_of, rows_of_result
-from dit_shd.attention.recording.discovery import plain
-from dit_shd.attention.recording.products import Product, products
+from dit_shd.attention.recording.discovery import NO_PROJECTION, plain
+from dit_shd.attention.recording.parameters import Parameters
+from dit_shd.attention.recording.products import Product, is_product, products
 from dit_shd.attention.recording.projection import Projection
-from dit_shd.attention.recording.results import Part, Result, address, same_memory
+from dit_shd.attention.recording.results import Part, Result, same_memory
 
 NEAR = 0.02
 """How far a module's result may be from that of the weights it seems to have, relatively: half precision's rounding."""
+
+_BENDS = {
+    torch.sigmoid, Tensor.sigmoid, F.sigmoid, F.hardsigmoid, F.logsigmoid, torch.tanh, Tensor.tanh, F.tanh,
+    torch.softmax, Tensor.softmax, F.softmax, F.silu,
+}  # fmt: skip
+"""Functions that make a gate of what they are given."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,48 +65,71 @@ class Arrivals:
         self.busy = False
         """Whether what runs is our own doing."""
         self._names = {module: plain(path) for path, module in root.named_modules()}
-        self._parameters: dict[int, tuple[nn.Module, str]] = {}
-        self._storages: dict[int, Tensor] = {}
-        for module in self._names:
-            for name, parameter in module._parameters.items():
-                if parameter is not None and _resident(parameter):
-                    self._parameters[id(parameter)] = module, name
-                    self._storages[address(parameter)] = parameter
+        self._parameters = Parameters(root)
         self._results: list[Result] = []
         self._entered: list[Entered] = []
+        self._made: list[tuple[ref[Tensor], Result, Part]] = []
+        """What the products that rows arrived at have given."""
 
     def attention(self, result: Tensor) -> None:
-        """Attention gave this [b,h,n,d]; its rows are looked for from now on."""
-        if result.ndim == 3:
-            result = result[:, None]
-        if result.ndim == 4 and not result.is_nested:
+        """Attention gave this [b,h,n,d] or [b,n,d]; its rows are looked for from now on."""
+        if result.ndim in (3, 4) and not result.is_nested and not result.is_meta:
             self._results.append(Result(result))
+
+    def follow(self, function: Any, args: tuple[Any, ...], made: Any, module: nn.Module) -> None:
+        """A function has run in a module: if it bends what a product gave, that product makes a gate."""
+        if self.busy or is_product(function):
+            return
+        for result in self._results:
+            if result.patience > 0:
+                result.follow(function, args, made, self._names.get(module, ""))
+        bent = args[0] if function in _BENDS and args else None
+        for product, result, part in self._made if bent is not None else ():
+            if product() is bent and part in result.arrivals:
+                result.arrivals.remove(part)
+                name = getattr(function, "__name__", "a function")
+                result.reason = (
+                    f"what {part.projection.name} makes of it goes through {name}, so that is a gate, no W^O"
+                )
 
     def parts(self, mixed: Tensor, layer: str, layers: Collection[str]) -> list[Part]:
         """Where the rows of one result of `layer` arrived, in the order of their tokens.
 
         What another of the attention `layers` does with them (as its queries, say) is not a W^O.
         """
-        arrivals = self._of(mixed)
+        result = self._of(mixed)
+        if result is None:
+            return []
         others = [f"{other}." for other in layers if other != layer and not layer.startswith(f"{other}.")]
         chosen: list[Part] = []
-        for part in sorted(arrivals, key=lambda each: -len(each.tokens)):  # stable: the first of equals
-            foreign = any(part.projection.name.startswith(other) for other in others)
-            if not foreign and not any(bool(torch.isin(part.tokens, known.tokens).any()) for known in chosen):
+        for part in sorted(result.arrivals, key=lambda each: -len(each.tokens)):  # stable: the first of equals
+            if any(part.projection.name.startswith(other) for other in others):
+                continue
+            shared = [known for known in chosen if bool(torch.isin(part.tokens, known.tokens).any())]
+            if not shared:
                 chosen.append(part)
+            elif not part.projection.same(shared[0].projection) and torch.equal(part.tokens, shared[0].tokens):
+                names = " and ".join(dict.fromkeys(x.projection.name or "the model" for x in (shared[0], part)))
+                result.reason = f"it arrives at several products (of {names}), so W^O is not known"
+                return []
         return sorted(chosen, key=lambda each: int(each.tokens[0]))
 
-    def reason(self, mixed: Tensor) -> str:
-        """What stands between a result and the products after it, for one that arrived nowhere."""
-        found = next((result for result in self._results if result.is_of(mixed)), None)
-        return "" if found is None else found.reason
+    def reason(self, mixed: Tensor, failure: str) -> str:
+        """Why a result arrived at no projection; failure: what went wrong while looking."""
+        if mixed.is_meta:
+            return "on the meta device there are no numbers by which its rows could be known again further on"
+        result = self._of(mixed)
+        if result is not None and result.reason:
+            return result.reason
+        first = f"{result.changed} comes first: " if result is not None and result.changed else ""
+        return failure or first + NO_PROJECTION
 
     def silent(self, mixed: Tensor) -> bool:
         """Whether a result was all zeros, which could be anybody's rows."""
-        return not bool(mixed.any())
+        return not mixed.is_meta and not bool(mixed.any())
 
-    def _of(self, mixed: Tensor) -> list[Part]:
-        return next((result.arrivals for result in self._results if result.is_of(mixed)), [])
+    def _of(self, mixed: Tensor) -> Result | None:
+        return next((result for result in self._results if result.is_of(mixed)), None)
 
     @torch.no_grad()
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Entered | None:
@@ -154,13 +185,20 @@ class Arrivals:
             self.busy = False
         if weight is not None and not _diagonal(weight):
             del hold.result.arrivals[entered.known[hold.result] :]
-            stays = all(id(parameter) in self._parameters for parameter in entered.module.parameters())
+            stays = all(self._parameters.get(parameter) is not None for parameter in entered.module.parameters())
             if not stays:
-                found = at.PassingProjection(name, hold.first, ref(entered.module), -1, k, found, [[weight]])
-            hold.result.arrivals.append(Part(hold.tokens, found))
+                found = at.PassingProjection(
+                    name, hold.first, ref(entered.module), -1, k, whole=found, taken=[[weight]]
+                )
+            self._arrived(hold, found, made)
         elif len({part.projection.identity for part in new}) > 1 and entered.module not in self._holders():
             hold.result.reason = f"it arrives at several products inside of {name}, which is not linear in its rows"
             del hold.result.arrivals[entered.known[hold.result] :]
+
+    def _arrived(self, hold: _Holds, projection: Projection, made: Tensor) -> None:
+        part = Part(hold.tokens, projection)
+        hold.result.arrivals.append(part)
+        self._made.append((ref(made), hold.result, part))
 
     def _holders(self) -> set[nn.Module]:
         return {entered.module for entered in self._entered}
@@ -176,7 +214,7 @@ class Arrivals:
             for hold in self._look(product.rows, product.arrangements, wide=True, tire=True):
                 found = self._place(product, hold, module, ordinal)
                 if found is not None:
-                    hold.result.arrivals.append(Part(hold.tokens, found))
+                    self._arrived(hold, found, made)
 
     def _look(
         self, given: Any, arrangements: Collection[Arrangement], wide: bool, tire: bool = False
@@ -205,26 +243,27 @@ class Arrivals:
     def _place(self, product: Product, hold: _Holds, module: nn.Module, ordinal: int) -> Projection | None:
         """What holds the weights of a product."""
         weight, k = product.weight, hold.result.columns
-        owner = None if weight is None else self._parameter(weight)
-        if owner is not None and weight is not None:
-            holder, name, flipped = owner
+        owner = None if weight is None else self._parameters.holding(weight)
+        if owner is not None:
+            held, flipped = owner
             return at.ParameterProjection(
-                self._names[holder], hold.first, ref(holder), name, product.transposed is not flipped
+                self._names[held.module], hold.first, ref(held.module), held.name, product.transposed is not flipped
             )
-        others = [x for x in (*product.args, *product.kwargs.values()) if isinstance(x, nn.Parameter)]
-        if weight is None and len(others) == 1 and id(others[0]) in self._parameters:
+        others = [x for x in product.args if isinstance(x, Tensor) and x is not product.rows]
+        if weight is None and not product.kwargs and len(others) == 1 and self._parameters.get(others[0]) is not None:
             return self._function(product, hold, others[0])
         name = self._names.get(module, "")
-        passing = at.PassingProjection(name, hold.first, ref(module), ordinal, k)
+        passing = at.PassingProjection(name, hold.first, ref(module), ordinal, k, product.at, hold.arrangement)
         self.busy = True
         try:
-            passing.take(product, hold.arrangement)
+            passing.take(product)
         finally:
             self.busy = False
         return passing
 
-    def _function(self, product: Product, hold: _Holds, parameter: nn.Parameter) -> Projection:
-        holder, name = self._parameters[id(parameter)]
+    def _function(self, product: Product, hold: _Holds, parameter: Tensor) -> Projection:
+        held = self._parameters.get(parameter)
+        assert held is not None
         like, arrangement = product.rows.to("meta"), hold.arrangement
         rows, function = product.rows, product.function
         positions = tuple(i for i, x in enumerate(product.args) if x is parameter)
@@ -238,28 +277,7 @@ class Arrivals:
 
             return at.matrix(call, torch.empty_like(like, device=weight.device), arrangement, first, k)[0]
 
-        return at.FunctionProjection(self._names[holder], hold.first, ref(holder), name, evaluate)
-
-    def _parameter(self, weight: Tensor) -> tuple[nn.Module, str, bool] | None:
-        """The module and name of the parameter that is a product's weight, and whether it was transposed on the way."""
-        if id(weight) in self._parameters and (type(weight) in (Tensor, nn.Parameter) or hasattr(weight, "placements")):
-            return (*self._parameters[id(weight)], False)
-        parameter = self._storages.get(address(weight)) if type(weight) in (Tensor, nn.Parameter) else None
-        if parameter is None or parameter.numel() != weight.numel() or parameter.dtype != weight.dtype:
-            return None
-        flat = parameter.flatten(1) if parameter.ndim > 2 else parameter
-        if flat.shape == weight.shape and flat.stride() == weight.stride():
-            return (*self._parameters[id(parameter)], False)
-        if flat.t().shape == weight.shape and flat.t().stride() == weight.stride():
-            return (*self._parameters[id(parameter)], True)
-        return None
-
-
-def _resident(parameter: Tensor) -> bool:
-    """Whether a parameter has its numbers at hand between forwards, or its process's part of a parallel one."""
-    if hasattr(parameter, "placements"):
-        return any(getattr(each, "dim", None) == 1 for each in parameter.placements)  # type: ignore[attr-defined]
-    return parameter.device.type != "meta" and parameter.numel() > 0
+        return at.FunctionProjection(self._names[held.module], hold.first, ref(held.module), held.name, evaluate)
 
 
 def _near(made: Tensor, given: Tensor, hold: _Holds, weight: Tensor, bias: Tensor) -> bool:

@@ -55,6 +55,9 @@ def capture(
     Take losses on the Captures outside the forward. Gradient checkpointing has to be non-reentrant; under torch.compile
     it needs torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = True besides.
 
+    One model may be teacher and student (its adapters off and on, say), captured one after the other or one inside the
+    other; then the outer capture keeps the teacher's forward, which has to come first and under torch.no_grad().
+
     Args:
         model: Or a wrapper of it (DDP, torch.compile), run by calling it or by any of its methods.
         layers: Names, patterns (`transformer_blocks.*.attn1`) or depths (0 is the first, -1 the last) of attention
@@ -139,7 +142,7 @@ def attach_processors(
     """
     discovery.check(model)
     selection = Selection(layers, BlockChoice(block, image), projections)
-    recording = Recording(model, selection, None, at)
+    recording = Recording(model, selection, None, at, keeps_teacher=False)
     with ExitStack() as stack:
         stack.enter_context(_opened(recording))
         for name, module in _with_processors(model, selection).items():

@@ -11,17 +11,16 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from dit_shd.attention.bias import DenseBias
 from dit_shd.attention.capture import Capture
 from dit_shd.attention.recording import discovery, knowledge
-from dit_shd.attention.recording.instrument import plain_class, recorded, token_places, tokens_of
-from dit_shd.attention.recording.joint import Tokens, sections
+from dit_shd.attention.recording.instrument import plain_class, recorded, token_places, tokens_of, watched_later
+from dit_shd.attention.recording.joint import Biases, Tokens, sections
 from dit_shd.attention.recording.knowledge import Site, Sites
 from dit_shd.attention.recording.projection import PassingProjection
 from dit_shd.attention.recording.recorder import ProductRecorder, Recorder, SlowPath
-from dit_shd.attention.recording.report import Report
+from dit_shd.attention.recording.report import Report, why_empty
 from dit_shd.attention.recording.sdpa_calls import Call, RawCall, joined
 from dit_shd.attention.recording.selection import Selection
 from dit_shd.attention.recording.survey import Survey
@@ -39,16 +38,17 @@ class Recording(Mapping[str, Capture]):
         model: That is recorded.
         selection: Which of its layers are wanted, and which part of their maps.
         at: Sets a Recorder at a module, for the length of a context.
+        keeps_teacher: Around another capture of the same model, keep a forward without a graph (the teacher's) when one
+            with a graph (the student's) follows.
     """
 
-    def __init__(self, model: nn.Module, selection: Selection, sink: Sink | None, at: Any):
+    def __init__(self, model: nn.Module, selection: Selection, sink: Sink | None, at: Any, keeps_teacher: bool = True):
         self.model, self.selection, self.sink, self.at = model, selection, sink, at
+        self.keeps_teacher = keeps_teacher
         self._core = discovery.unwrapped(model)
         self.recorders: dict[str, Recorder] = {}
         self._chosen: set[str] = set()
         self.armed = False
-        self.paused = False
-        """A later capture of the same model is under way, and this one has what it wanted."""
         self._ours = bool(discovery.own_layers(model))
         self._modules = self._structure = 0
         self._sites = Sites()
@@ -60,14 +60,16 @@ class Recording(Mapping[str, Capture]):
         self._given: dict[str, int] = {}
         """The lengths of the sequences that the model was given."""
         self._survey: Survey | None = None
+        self._doors, self._failed = dict[str, None](), False
+        """The methods by which forwards have begun; whether the last one ended in an error."""
         self._depth = [0, 0]
         self._fresh = False
         """A forward has begun by another method than calling the model, and nothing was recorded yet."""
-        self._masks: dict[int, tuple[Tensor, DenseBias]] = {}
+        self._biases = Biases()
         self._set = ExitStack()
         self._products: list[ProductRecorder] = []
         self._slow: set[nn.Module] = set()
-        self._adapters = [module for module in model.modules() if hasattr(module, "_disable_adapters")]
+        self._adapters, self._places = list[nn.Module](), list[knowledge.Place]()
         self._reported = False
 
     def open(self) -> None:
@@ -77,10 +79,16 @@ class Recording(Mapping[str, Capture]):
                 self._record(name, module)
             return
         self.selection.check_settings(self.model)
-        self._modules = knowledge.structure(self._core)
-        self._structure = hash((self._modules, knowledge.adapters(self._adapters)))
+        self._look()
         for sites in knowledge.all_known(self._core, self._structure):
             self._instrument(sites)
+
+    def _look(self) -> None:
+        """Take note of the modules of the model, and of the adapters that are at work."""
+        if not self._modules or not all(map(knowledge.in_place, self._places)):
+            self._modules, self._places = knowledge.structure(self._core), []
+            self._adapters = [module for module in self._core.modules() if hasattr(module, "_disable_adapters")]
+        self._structure = hash((self._modules, knowledge.adapters(self._adapters)))
 
     def close(self) -> None:
         """Leave the model as it was."""
@@ -88,17 +96,21 @@ class Recording(Mapping[str, Capture]):
         self._set.close()
 
     def _instrument(self, sites: Sites) -> None:
-        before = len(self.recorders)
+        before = list(self.recorders.values())
         self._chosen.update(self.selection.chosen(sites))
         for name, site in sites.items():
             module = site.module()
-            if name in self._chosen and module is not None and name not in self.recorders:
+            known = self.recorders.get(name)
+            if name in self._chosen and module is not None and (known is None or known.module is not module):
                 self._record(name, module)
             if name in self._chosen and self.selection.projections:
                 for projection in site.passing:
                     self._watch(projection)
-        if len(self.recorders) > before:
+        changed = list(self.recorders.values()) != before
+        if changed:
             self._leave_fast_paths()
+        if changed or not self._places:
+            self._places += knowledge.places(self._core, sites)
 
     def _leave_fast_paths(self) -> None:
         """Where PyTorch's encoder layers hold attention that is wanted."""
@@ -124,10 +136,11 @@ class Recording(Mapping[str, Capture]):
         """A call of the model, or of one of its methods; within a call of the model other calls are part of it."""
         outputs: list[Any] = []
         main = not door
-        if self.paused or self._depth[0] or (self._depth[1] and not main):
+        if self._depth[0] or (self._depth[1] and not main) or self._is_students():
             yield outputs
             return
         self._depth[not main] += 1
+        self._doors[door or "forward"], self._failed = None, False
         try:
             self._begin(door, args, kwargs)
             yield outputs
@@ -136,15 +149,23 @@ class Recording(Mapping[str, Capture]):
             self._end(main)
         except BaseException:
             self._forget()
+            self._failed = True
             raise
         finally:
             self.stop()
             self._depth[not main] -= 1
 
+    def _is_students(self) -> bool:
+        """Whether the forward that begins belongs to a capture inside of this one, which has the teacher's."""
+        has_teacher = self.keeps_teacher and bool(self._shapes) and not self._with_graph
+        if not (has_teacher and torch.is_grad_enabled()):
+            return False
+        return any(watched_later(module, self) for module in discovery.cores(self.model))
+
     def _begin(self, door: str, args: Any, kwargs: dict[str, Any]) -> None:
         self.stop()
         self._fresh = True
-        self._masks.clear()
+        self._biases.clear()
         for recorder in self.recorders.values():
             recorder.ran, recorder.count = None, 0
         self._with_graph = torch.is_grad_enabled()
@@ -153,7 +174,7 @@ class Recording(Mapping[str, Capture]):
         if not door:
             self._forget()
         if not self._ours:
-            self._structure = hash((self._modules, knowledge.adapters(self._adapters)))
+            self._look()
             self._key = knowledge.key_of(door, kwargs, self._structure)
             sites = knowledge.known(self._core, self._key)
             if sites is None:
@@ -174,7 +195,7 @@ class Recording(Mapping[str, Capture]):
         if survey is not None and (survey.calls or main):
             self._learn(survey)
         self.flush()
-        self._masks.clear()
+        self._biases.clear()
         if main and not self._shapes:
             raise UserError(f"capture: {type(self.model).__name__}: {self._why_nothing(survey)}")
         if self._shapes and not self._reported:
@@ -264,8 +285,7 @@ class Recording(Mapping[str, Capture]):
             text = None if known is None else known.among(call.query.shape[2], tokens.lengths, self._given)
             name = recorder.name + (f"#{i + 1}" if i else "")
             try:
-                bias = self._bias(call.mask)
-                for suffix, capture in sections(call, bias, layout, text, self.selection.block):
+                for suffix, capture in sections(call, self._biases.of(call.mask), layout, text, self.selection.block):
                     yield name + suffix, capture
             except UserError as error:
                 raise UserError(f"capture: {name}: {error}") from error
@@ -277,13 +297,10 @@ class Recording(Mapping[str, Capture]):
         others = knowledge.all_known(self._core, self._structure)
         return next((sites[recorder.name] for sites in others if recorder.name in sites), None)
 
-    def _bias(self, mask: Tensor | None) -> DenseBias | None:
-        """The mask as a bias; layers that share a mask share it."""
-        if mask is None:
-            return None
-        if id(mask) not in self._masks:
-            self._masks[id(mask)] = (mask, DenseBias(mask))
-        return self._masks[id(mask)][1]
+    @property
+    def why_empty(self) -> str:
+        """Why there are no captures, and what to do."""
+        return why_empty(type(self._core).__name__, list(self._doors), self.sink is not None, self._failed)
 
     def report(self) -> Report:
         """What was recorded in the last forward, and what of its attention was left out, with the reason."""

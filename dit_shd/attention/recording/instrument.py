@@ -4,6 +4,7 @@ An attention module's forward notes its calls of scaled_dot_product_attention fo
 own methods say when a forward begins and ends. A copy or a pickle of an instrumented module is a plain one.
 """
 
+import copyreg
 import functools
 import inspect
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from dit_shd.attention.recording.joint import Tokens
 from dit_shd.attention.recording.sdpa_calls import RawCall, SDPATap, See
 
 RECORDERS, WATCHERS = "_dit_shd_recorders", "_dit_shd_watchers"
-"""The attributes of an instrumented module that hold its recorders, and what is told of its forwards."""
+"""The attributes of an instrumented module that hold its recorders, and what watches its forwards."""
 
 
 class CallRecorder(Protocol):
@@ -54,6 +55,12 @@ def recorded(module: nn.Module, recorder: CallRecorder) -> ExitStack:
 def watched(module: nn.Module, watcher: Watcher) -> ExitStack:
     """Let `watcher` take when a model is called, by whatever method, until what is returned is closed."""
     return _attached(module, WATCHERS, watcher)
+
+
+def watched_later(module: nn.Module, watcher: Watcher) -> bool:
+    """Whether others came to watch a model after this one."""
+    watchers: tuple[Watcher, ...] = vars(module).get(WATCHERS, ())
+    return watcher in watchers and watchers[-1] is not watcher
 
 
 def plain_class(module: nn.Module) -> type[nn.Module]:
@@ -204,11 +211,13 @@ def _run_watched(module: nn.Module, door: str, function: Callable[..., Any], arg
 
 
 def _plain_reduced(reduced: Any, plain: type) -> Any:
-    """What pickle and copy are given of an instrumented module: a plain one."""
+    """What pickle and copy are given of an instrumented module: a plain one, made without a function of ours."""
     if not isinstance(reduced, tuple):
         return reduced
     function, arguments, *rest = cast("tuple[Any, ...]", reduced)
     arguments = tuple(plain if isinstance(each, type) and issubclass(each, plain) else each for each in arguments)
+    if function is vars(copyreg)["__newobj__"]:  # pickle refuses it for another class than the object's
+        function, arguments = vars(copyreg)["_reconstructor"], (plain, object, None)
     if rest and isinstance(rest[0], dict):
         state = cast("dict[str, Any]", rest[0])
         rest[0] = {key: value for key, value in state.items() if key not in (RECORDERS, WATCHERS)}

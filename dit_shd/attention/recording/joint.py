@@ -68,6 +68,23 @@ class Layout:
         return self.role in ("cross", "pooling") or (self.role == "unknown" and not self.square)
 
 
+class Biases:
+    """The masks of one forward as biases; layers that share a mask share its bias."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[torch.Tensor, DenseBias]] = {}
+
+    def of(self, mask: torch.Tensor | None) -> DenseBias | None:
+        """The bias of a mask, which is kept, so that no other one gets its id."""
+        if mask is None:
+            return None
+        return self._known.setdefault(id(mask), (mask, DenseBias(mask)))[1]
+
+    def clear(self) -> None:
+        """Another forward begins."""
+        self._known.clear()
+
+
 def projections_of(parts: Sequence[Part]) -> list[tuple[int, Projection]]:
     """The projections at which a sequence arrived, in order, each with the first token that arrived there."""
     runs: list[tuple[int, Projection]] = []

@@ -6,7 +6,7 @@ from weakref import WeakKeyDictionary, ref
 
 from torch import nn
 
-from dit_shd.attention.recording.discovery import NO_PROJECTION, attention_like, is_cross, why_silent
+from dit_shd.attention.recording.discovery import attention_like, is_cross, why_silent
 from dit_shd.attention.recording.instrument import plain_class
 from dit_shd.attention.recording.joint import Layout, projections_of, with_gaps
 from dit_shd.attention.recording.lineage import Segments
@@ -52,6 +52,8 @@ class Sites(dict[str, Site]):
     """Modules that are attention by their names and called none, and why that may be."""
 
 
+Place = tuple[nn.Module, str, nn.Module]
+"""A module, and which child of it another one is."""
 Key = tuple[object, ...]
 _KNOWN: "WeakKeyDictionary[nn.Module, dict[Key, Sites]]" = WeakKeyDictionary()
 
@@ -65,6 +67,26 @@ def key_of(door: str, kwargs: Mapping[str, object], structure: int) -> Key:
 def structure(model: nn.Module) -> int:
     """A number for the modules of a model and their kinds."""
     return hash(tuple((id(m), plain_class(m), _processor(m), "_hf_hook" in vars(m)) for m in model.modules()))
+
+
+def places(model: nn.Module, sites: Sites) -> list[Place]:
+    """The places on the way to the attention of a model and to its projections."""
+    layers = [site.module() for site in sites.values()]
+    holders = [p.holder for site in sites.values() for each in site.layouts for p in each.projections if p is not None]
+    wanted, found = {*layers, *holders}, dict[Place, None]()
+    for path, module in model.named_modules():
+        parent = model
+        for key in path.split(".") if module in wanted and path else ():
+            child = parent.get_submodule(key)
+            found[parent, key, child] = None
+            parent = child
+    return list(found)
+
+
+def in_place(place: Place) -> bool:
+    """Whether a child is where it was."""
+    parent, key, child = place
+    return parent._modules.get(key) is child
 
 
 def adapters(modules: Sequence[nn.Module]) -> Key:
@@ -133,7 +155,7 @@ def _layout(
         role_of(seen.query, seen.key, n),
         n == m,
         text_length(text, n, survey.image, seen.given, survey.inputs) if text else None,
-        survey.arrivals.reason(mixed) or survey.failure or NO_PROJECTION,
+        survey.arrivals.reason(mixed, survey.failure),
     )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from dit_shd.attention.recording.products import is_product
-from dit_shd.attention.recording.results import address
+from dit_shd.attention.recording.results import storage
 from dit_shd.attention.recording.sdpa_calls import ATTENTION
 
 Streams = frozenset[str]
@@ -156,7 +156,7 @@ def _cut(source: Tensor, lineage: Lineage, output: Tensor) -> Lineage:
     n = lineage.tokens
     if not lineage.segments or output.is_nested:
         return lineage
-    if source.ndim == output.ndim and address(source) == address(output):
+    if source.ndim == output.ndim and storage(source) == storage(output):
         changed = [i for i in range(source.ndim) if source.shape[i] != output.shape[i]]
         if len(changed) == 1 and source.shape[changed[0]] == n and source.stride(changed[0]):
             start = int(output.storage_offset() - source.storage_offset()) // source.stride(changed[0])

@@ -1,6 +1,7 @@
 """Attention processors of diffusers that are recorded: the module's own stays at work inside; see attach_processors."""
 
 import copy
+import copyreg
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -43,17 +44,11 @@ def _recording(cls: type) -> type:
             return result
 
         def __reduce_ex__(self, protocol: Any) -> Any:
-            """A copy or a pickle is the module's own processor."""
+            """A copy or a pickle is the module's own processor, made without a function of ours."""
             state = {key: value for key, value in vars(self).items() if key != "recorder"}
-            return _restored, (cls, state)
+            return vars(copyreg)["_reconstructor"], (cls, object, None), state
 
     Recording._dit_shd_plain = cls  # type: ignore[attr-defined]
     Recording.__name__ = Recording.__qualname__ = f"SHD{cls.__name__}"
     Recording.__module__, Recording.__doc__ = cls.__module__, cls.__doc__
     return Recording
-
-
-def _restored(cls: Any, state: dict[str, Any]) -> Any:
-    new = cls.__new__(cls)
-    vars(new).update(state)
-    return new

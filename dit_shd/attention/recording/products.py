@@ -43,9 +43,10 @@ def products(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> It
     """The ways in which a call may be rows times a matrix; none for functions that multiply nothing."""
     if function in _CONVOLUTIONS:
         weight = args[1] if len(args) > 1 else kwargs.get("weight")
-        if isinstance(weight, Tensor) and set(weight.shape[2:]) == {1} and kwargs.get("groups", 1) == 1:
+        groups = args[6] if len(args) > 6 else kwargs.get("groups", 1)
+        if isinstance(weight, Tensor) and set(weight.shape[2:]) == {1}:
             at = _place(args, kwargs, 0, "input")
-            yield Product(function, args, kwargs, at, ("channels",), weight.flatten(1))
+            yield Product(function, args, kwargs, at, ("channels",), weight.flatten(1) if groups == 1 else None)
     elif function is torch.einsum:
         for i, operand in enumerate(args[1:], start=1):
             if isinstance(operand, Tensor):
@@ -54,7 +55,7 @@ def products(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> It
         position, name, weight_at, weight_name, transposed = _PRODUCTS[function]
         at = _place(args, kwargs, position, name)
         weight = args[weight_at] if len(args) > weight_at else kwargs.get(weight_name)
-        flat = isinstance(weight, Tensor) and weight.ndim == 2
+        flat = isinstance(weight, Tensor) and weight.ndim == 2 and kwargs.get("alpha", 1) == 1
         yield Product(function, args, kwargs, at, ("last",), weight if flat else None, transposed)
 
 

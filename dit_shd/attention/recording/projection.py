@@ -3,6 +3,9 @@
 A bare parameter is read as it is. Of anything else (adapters, quantised, parametrised or cast weights) W^O is what its
 own product makes of unit rows. Weights that are at hand only while the product runs (sharded, offloaded) are taken
 then.
+
+What is known of a model refers to its modules weakly; a capture holds on to the module whose weights it will read, so
+that it may outlive the model.
 """
 
 import functools
@@ -17,7 +20,7 @@ from torch import Tensor, nn
 
 from dit_shd.attention.capture import WeightSource
 from dit_shd.attention.recording.arrangement import Arrangement, rows_of_result, unit_rows
-from dit_shd.attention.recording.products import Product
+from dit_shd.attention.recording.products import Product, products
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,9 +40,34 @@ class Projection(ABC):
     def identity(self) -> tuple[object, ...]:
         """What two places of the same W^O have in common."""
 
+    @property
+    @abstractmethod
+    def holder(self) -> nn.Module | None:
+        """The module whose weights are read, while it exists."""
+
+    def weight(self) -> Tensor | None:
+        """The parameter that is read when W^O is wanted, if it is one."""
+        return None
+
     def source(self, heads: int, width: int) -> WeightSource:
-        """What gives W^O of the forward under way, when it is wanted."""
-        return functools.partial(self.by_head, heads, width)
+        """What gives W^O of the forward under way, when it is wanted; it keeps the module."""
+        holder, sample = self.holder, _sample(self.weight())
+        if sample is not None and not isinstance(self.weight(), nn.Parameter):  # there for this forward alone
+            found = self.by_head(heads, width)
+            copied = found if isinstance(found, str) else found.clone()
+            return lambda: copied
+
+        def read() -> Tensor | str:
+            if holder is None:
+                return f"the module {self.name} does not exist any more"
+            if sample is not None and not _unchanged(sample, self.weight(), self.name):
+                return (
+                    f"the weights of {self.name} have changed since the forward; take the loss before they do, or give "
+                    "a copy of the model (copy.deepcopy) as the teacher"
+                )
+            return self.by_head(heads, width)
+
+        return read
 
     def same(self, other: "Projection | None") -> bool:
         """Whether both are one."""
@@ -59,13 +87,22 @@ class ParameterProjection(Projection):
     def identity(self) -> tuple[object, ...]:
         return self.owner, self.parameter, self.first
 
+    @property
+    def holder(self) -> nn.Module | None:
+        return self.owner()
+
+    def weight(self) -> Tensor | None:
+        return getattr(self.owner(), self.parameter, None)
+
     def by_head(self, heads: int, width: int) -> Tensor | str:
-        weight: Any = getattr(self.owner(), self.parameter, None)
+        weight = self.weight()
         if weight is None or weight.device.type == "meta":
             return f"the weight of {self.name} is not there any more"
         weight = local(weight.detach())
         weight = weight.flatten(1) if weight.ndim > 2 else weight
         weight = weight if self.transposed else weight.t()
+        if weight.ndim != 2 or len(weight) < self.first + heads * width:
+            return f"the weight of {self.name} has another shape than in the first forward: {list(weight.shape)}"
         return _split(weight[self.first : self.first + heads * width], heads, width)
 
 
@@ -84,6 +121,10 @@ class ModuleProjection(Projection):
     @property
     def identity(self) -> tuple[object, ...]:
         return self.module, self.first
+
+    @property
+    def holder(self) -> nn.Module | None:
+        return self.module()
 
     def source(self, heads: int, width: int) -> WeightSource:
         """At once, since adapters may be switched before it is wanted; when it is wanted, of a model in training."""
@@ -124,11 +165,21 @@ class FunctionProjection(Projection):
     def identity(self) -> tuple[object, ...]:
         return self.owner, self.parameter, self.first
 
+    @property
+    def holder(self) -> nn.Module | None:
+        return self.owner()
+
+    def weight(self) -> Tensor | None:
+        return getattr(self.owner(), self.parameter, None)
+
     def by_head(self, heads: int, width: int) -> Tensor | str:
-        weight = getattr(self.owner(), self.parameter, None)
+        weight = self.weight()
         if weight is None:
             return f"the weight of {self.name} is not there any more"
-        return _split(self.evaluate(weight, self.first, heads * width), heads, width)
+        try:
+            return _split(self.evaluate(weight, self.first, heads * width), heads, width)
+        except Exception as error:
+            return f"{self.name} could not be asked for its weights: {error}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +190,10 @@ class PassingProjection(Projection):
     ordinal: int
     """The number of the product among those of one run of the module."""
     k: int
+    at: int | str = 0
+    """The position or name of the argument that holds the rows."""
+    arrangement: Arrangement = "last"
+    """How the rows lie in it."""
     whole: ModuleProjection | None = None
     """The module, if it is to be asked as a whole when it has run."""
     taken: list[list[Tensor | str]] = field(default_factory=lambda: [[]])
@@ -149,6 +204,10 @@ class PassingProjection(Projection):
         return self.module, self.ordinal, self.first
 
     @property
+    def holder(self) -> nn.Module | None:
+        return self.module()
+
+    @property
     def waits(self) -> bool:
         """Whether it has not run in the forward under way."""
         return not self.taken[0]
@@ -157,10 +216,14 @@ class PassingProjection(Projection):
         """Another forward begins."""
         self.taken[0] = []
 
-    def take(self, product: Product | None, arrangement: Arrangement = "last") -> None:
+    def among(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Product | None:
+        """The product of its rows in a call of a function that multiplies."""
+        return next((product for product in products(function, args, kwargs) if product.at == self.at), None)
+
+    def take(self, product: Product | None) -> None:
         """The product runs; or the module has run."""
         if self.waits and product is not None and self.whole is None:
-            self.taken[0].append(weights_of(product, arrangement, self.first, self.k))
+            self.taken[0].append(weights_of(product, self.arrangement, self.first, self.k))
         elif self.waits and product is None and self.whole is not None:
             self.taken[0].append(self.whole.weights(self.k))
 
@@ -214,6 +277,28 @@ def _tensor(output: Any) -> Tensor:
 def local(tensor: Tensor) -> Tensor:
     """This process's part of a tensor that is spread over several (tensor parallel)."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[attr-defined]
+
+
+def _sample(weight: Tensor | None) -> Tensor | None:
+    """Some numbers of a weight that nobody trains, by which a later change of it is noticed."""
+    if weight is None or weight.is_meta or weight.ndim < 2 or (torch.is_grad_enabled() and weight.requires_grad):
+        return None
+    return _diagonal(weight).clone()
+
+
+def _unchanged(sample: Tensor, weight: Tensor | None, name: str) -> bool:
+    """Whether a weight still has the numbers that it had; a GPU is not waited for, it stops at its next step if not."""
+    if weight is None or weight.device != sample.device:
+        return weight is not None and not weight.is_meta
+    found = _diagonal(weight)
+    if sample.device.type != "cuda":
+        return found.dtype == sample.dtype and torch.equal(found, sample)
+    torch._assert_async((found == sample).all(), f"the weights of {name} have changed between forward and loss")
+    return True
+
+
+def _diagonal(weight: Tensor) -> Tensor:
+    return local(weight.detach()).flatten(1).diagonal()
 
 
 def _split(weight: Tensor, heads: int, width: int) -> Tensor:

@@ -8,7 +8,7 @@ from torch import nn
 
 from dit_shd.attention.capture import Capture
 from dit_shd.attention.recording.joint import Tokens
-from dit_shd.attention.recording.products import Product, is_product, products
+from dit_shd.attention.recording.products import Product, is_product
 from dit_shd.attention.recording.projection import PassingProjection
 from dit_shd.attention.recording.sdpa_calls import RawCall, See
 
@@ -45,6 +45,10 @@ class Recorder:
         self.ran: Ran | None = None
         self.count = 0
         """How many calls of this forward have become captures."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """A copy or a pickle of a module that is recorded has no recorder."""
+        return _nothing, ()
 
     @property
     def armed(self) -> bool:
@@ -115,7 +119,7 @@ class ProductRecorder:
 
         def see(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if not self._busy and is_product(function) and next(count) == self.projection.ordinal:
-                self._take(next(products(function, args, kwargs), None))
+                self._take(self.projection.among(function, args, kwargs))
 
         return see
 
@@ -127,6 +131,10 @@ class ProductRecorder:
     def _take(self, product: Product | None) -> None:
         self._busy = True
         try:
-            self.projection.take(product, product.arrangements[0] if product is not None else "last")
+            self.projection.take(product)
         finally:
             self._busy = False
+
+
+def _nothing() -> None:
+    return None

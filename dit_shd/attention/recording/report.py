@@ -1,9 +1,8 @@
 """What became of every call of attention in a forward."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from dit_shd.attention.recording.discovery import NO_PROJECTION
 from dit_shd.attention.recording.joint import Layout
 from dit_shd.attention.recording.knowledge import Site, Sites
 from dit_shd.attention.recording.selection import Selection
@@ -57,8 +56,9 @@ def _line(site: Site, shapes: Mapping[str, Shape], selection: Selection) -> Line
     chosen = selection.chosen(Sites({site.name: site})) if selection.layers is None else list(mine)
     wanted = [selection.wants(layout) for layout in site.layouts]
     reason = "" if chosen and mine and all(wanted) else selection.left_out(site)
-    first = site.layouts[0].projections if site.layouts else ()
-    names = tuple(p.name or "the model's own" for p in first if p is not None) or (NO_PROJECTION,)
+    first = site.layouts[0] if site.layouts else None
+    found = [] if first is None else [p.name or "the model's own" for p in first.projections if p is not None]
+    names = tuple(found) or ("" if first is None else first.reason,)
     return Line(site.name, mine, tuple(map(_role, site.layouts)), names, reason)
 
 
@@ -69,3 +69,24 @@ def _role(layout: Layout) -> str:
 def _layer(name: str) -> str:
     """The layer of a capture's name."""
     return name.partition("#")[0].partition(":")[0]
+
+
+def why_empty(model: str, doors: Sequence[str], sink: bool, failed: bool) -> str:
+    """Why nothing is among the captures of a model, and what to do.
+
+    Args:
+        model: Its class.
+        doors: Its methods that ran inside of the capture.
+        sink: Whether a sink takes the captures.
+        failed: Whether the last forward ended in an error.
+    """
+    if sink:
+        return "they were handed to the sink= of this capture as the layers ran, and none was kept"
+    if failed:
+        return f"the last forward of {model} inside `with capture(...)` ended in an error"
+    if doors:
+        return f"no attention ran inside {' and '.join(doors)} of {model}, which is all that was called of it"
+    return (
+        f"neither {model} nor a method of it was called inside `with capture(...)`; if a part of it was, by itself, "
+        "hand that part to capture"
+    )

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -10,6 +11,12 @@ from dit_shd.attention.recording.projection import Projection
 
 PATIENCE = 32
 """How many matrix products after an attention result its projection may come."""
+_MOVES = {
+    "__get__", "__getitem__", "cat", "chunk", "clone", "concat", "contiguous", "detach", "dropout", "expand", "flatten",
+    "float", "half", "bfloat16", "index_select", "movedim", "narrow", "permute", "reshape", "split", "squeeze",
+    "swapaxes", "tensor_split", "to", "transpose", "type", "type_as", "unbind", "unflatten", "unsqueeze", "view",
+}  # fmt: skip
+"""Functions that leave rows what they are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,13 +31,18 @@ class Part:
 class Result:
     """One result of attention, and what is known of where its rows went."""
 
-    def __init__(self, mixed: Tensor):
-        self.mixed = mixed
+    def __init__(self, made: Tensor):
+        self.mixed = mixed = made[:, None] if made.ndim == 3 else made
         self.columns = mixed.shape[1] * mixed.shape[3]
         self.patience = PATIENCE
         self.arrivals: list[Part] = []
         self.reason = ""
+        """Why it arrives nowhere, if something was seen."""
         self._rows: dict[torch.dtype, Tensor] = {}
+        self._moved = [ref(made)]
+        """Itself, in other shapes."""
+        self.changed = ""
+        """The first function that changed its rows, and in which module."""
 
     def is_of(self, mixed: Tensor) -> bool:
         """Whether it is this one."""
@@ -44,18 +56,33 @@ class Result:
         there = torch.isin(rows, _fingerprints(given.reshape(-1, self.columns))) & (rows != 0)
         return there.any(0).cpu().nonzero()[:, 0]
 
+    def follow(self, function: Any, args: tuple[Any, ...], made: Any, where: str) -> None:
+        """A function has run in a module: note the first that changes the rows, for the reason."""
+        given = [x for each in args for x in (each if isinstance(each, (list, tuple)) else [each])]
+        if self.changed or not any(self._is(x) for x in given):
+            return
+        name = getattr(function, "__name__", "")
+        results = [x for x in (made if isinstance(made, (list, tuple)) else [made]) if isinstance(x, Tensor)]
+        if name in _MOVES:
+            self._moved += [ref(x) for x in results]
+        elif any(x.is_floating_point() for x in results):
+            self.changed = f"{name.strip('_')} in {where or 'the model'}"
 
-def address(tensor: Tensor) -> int:
-    """Where a tensor's memory begins."""
+    def _is(self, x: Any) -> bool:
+        return isinstance(x, Tensor) and any(x is moved() for moved in self._moved)
+
+
+def storage(tensor: Tensor) -> int:
+    """A number of a tensor's storage, which no other that exists has: not its address, which on meta is always 0."""
     try:
-        return tensor.untyped_storage().data_ptr()
-    except (NotImplementedError, RuntimeError):  # a tensor without memory of its own
+        return tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):  # a tensor without a storage of its own
         return id(tensor)
 
 
 def same_memory(one: Any, other: Tensor) -> bool:
     """Whether two tensors are the same memory."""
-    return isinstance(one, Tensor) and one.numel() == other.numel() and address(one) == address(other)
+    return isinstance(one, Tensor) and one.numel() == other.numel() and storage(one) == storage(other)
 
 
 def _fingerprints(rows: Tensor) -> Tensor:

@@ -162,8 +162,9 @@ class Survey(TorchFunctionMode):
             return
         with self._harmless():
             self.lineages.follow(func, args, kwargs, result)
+            running = self._stack[-1] if self._stack else self._root
+            self.arrivals.follow(func, args, result, running.module)
             if is_product(func):
-                running = self._stack[-1] if self._stack else self._root
                 self.arrivals.product(func, args, kwargs, result, running.module, running.products)
                 for each in self._stack or [self._root]:
                     each.products += 1

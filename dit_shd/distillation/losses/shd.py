@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from dit_shd.attention.capture import Capture, Captures, one_layer
-from dit_shd.attention.recording.attach import Capturing
+from dit_shd.attention.recording.attach import Attached, Capturing
+from dit_shd.attention.recording.captures import Recording
 from dit_shd.attention.tiles import CHUNK_MIB
 from dit_shd.core import rng
 from dit_shd.core.errors import UserError
@@ -114,6 +115,7 @@ class SHD(LayerLoss):
         """
         _check_captures("teacher", teacher)
         _check_captures("student", student)
+        _check_graphs(teacher, student)
         pairs = self.begin(list(teacher), {name: Layer(name, capture) for name, capture in student.items()}, None)
         for name, capture in teacher.items():
             pairs(Layer(name, capture))
@@ -190,13 +192,26 @@ def _is_same(student: Tensor, teacher: Tensor) -> bool:
 def _check_captures(role: str, captures: object) -> None:
     """Refuse anything but the captures of a forward."""
     remedy = f"run it inside `with capture({role}) as captures` and give those"
+    if isinstance(captures, Attached):
+        remedy = "give its .captures"
     if not isinstance(captures, (Mapping, Capturing)):  # a Capturing raises an error with the remedy
         raise UserError(f"SHD: wanted the {role}'s captures, found {type(captures).__name__}; {remedy}")
     layers = dict(captures.items())
     if not layers:
-        raise UserError(f"SHD: the {role}'s captures are empty; {remedy}")
+        why = captures.why_empty if isinstance(captures, Recording) else remedy
+        raise UserError(f"SHD: the {role}'s captures are empty: {why}")
     for name, capture in layers.items():
         one_layer(capture, f"SHD: the {role}'s captures: {name}")
+
+
+def _check_graphs(teacher: Captures, student: Captures) -> None:
+    """Refuse captures that would train the teacher."""
+    graphs = [any(capture.query.requires_grad for capture in captures.values()) for captures in (teacher, student)]
+    if graphs == [True, False] and torch.is_grad_enabled():
+        raise UserError(
+            "SHD: the teacher's captures have a graph and the student's have none, as if they were exchanged; run the "
+            "teacher under torch.no_grad(), the student outside of it, and give loss(teacher's, student's)"
+        )
 
 
 def _captures(student: Layer, teacher: Layer) -> tuple[Capture, Capture]:
@@ -210,7 +225,8 @@ def _captures(student: Layer, teacher: Layer) -> tuple[Capture, Capture]:
     if _is_same(s.query, t.query):
         raise UserError(
             f"SHD: {layer} of the student and {source} of the teacher are captures of one and the same forward, so "
-            "nothing is to be learned; of one model, capture its forward as a teacher first, then the student's"
+            "nothing is to be learned; where one model is both, run it as the teacher first and under torch.no_grad(), "
+            "or capture one forward after the other"
         )
     if s.heads > t.heads:
         raise UserError(

@@ -1,0 +1,156 @@
+"""W^O as it was in the forward: it outlives the model, is never another layer's, and never one that changed since."""
+
+import gc
+
+import pytest
+import torch
+from clients.patterns import ByHead, ByHeadCast, E, Flat, H, Layer, Matmul, X, merged, split
+from torch import nn
+from torch.nn import functional as F
+
+from dit_shd import SHD, capture
+from dit_shd.core.errors import UserError
+
+
+def drawn(model: nn.Module) -> nn.Module:
+    g = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=g) / E**0.5)
+    return model.eval()
+
+
+def recorded(model: nn.Module) -> dict:
+    with torch.no_grad(), capture(model) as captures:
+        model(*X()["args"])
+    return dict(captures)
+
+
+class Scaled(Layer):
+    def forward(self, x):
+        rows = merged(F.scaled_dot_product_attention(*split(self.qkv(x)))).flatten(0, 1)
+        return torch.addmm(self.proj.bias, rows, self.proj.weight.t(), alpha=0.5).view(x.shape)
+
+
+class Grouped(Layer):
+    def __init__(self) -> None:
+        super().__init__(project=lambda: nn.Conv1d(E, E, 1, groups=2))
+
+    def forward(self, x):
+        return self.proj(merged(F.scaled_dot_product_attention(*split(self.qkv(x)))).transpose(1, 2)).transpose(1, 2)
+
+
+@pytest.mark.parametrize("layer", [Layer, ByHead, ByHeadCast, lambda: Layer(project=lambda: Matmul(E, E))])
+def test_captures_outlive_their_model(layer):
+    """What reads W^O when it is wanted keeps the module that holds it, and nothing else is kept."""
+    model = drawn(nn.Sequential(layer(), layer()))
+    recorded(model)  # now it is known where W^O is
+    want = [c.out.clone() for c in recorded(model).values()]
+    captures = recorded(model)
+    del model
+    gc.collect()
+    assert [c.why_no_out for c in captures.values()] == ["", ""]
+    for found, expected in zip(captures.values(), want):
+        torch.testing.assert_close(found.out, expected)
+
+
+def test_a_model_is_not_kept_by_what_is_known_of_it():
+    from weakref import ref
+
+    model = drawn(nn.Sequential(Layer(), ByHead()))
+    recorded(model)
+    gone = [ref(module) for module in model.modules()]
+    del model
+    gc.collect()
+    assert all(module() is None for module in gone)
+
+
+def test_parameters_in_one_storage_are_told_apart():
+    """As optimisers and FSDP flatten them; x @ weight.T gives no parameter but a view of the storage."""
+    model = drawn(Flat())
+    for found, block in zip(recorded(model).values(), model.blocks, strict=True):
+        torch.testing.assert_close(found.out.flatten(0, 1), block.proj.weight.t(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("layer", [ByHeadCast, Scaled, Grouped])
+def test_what_a_product_really_multiplies_with(layer):
+    """By the product's own result, in the first forward and in one that knows where it is."""
+    model = drawn(layer())
+    x = X()["args"][0]
+    for _ in range(2):
+        (found,) = recorded(model).values()
+        assert found.out is not None, found.why_no_out
+        with torch.no_grad():
+            got = model(x) - (x if layer is ByHeadCast else 0)
+        want = torch.einsum("bhnd,hde->bne", found.mixed, found.out.to(found.mixed.dtype))
+        rest = (got - want).flatten(0, 1)
+        torch.testing.assert_close(rest, rest[:1].expand_as(rest), rtol=0, atol=1e-5)  # a bias
+
+
+@pytest.mark.parametrize("layer", [Layer, ByHead])
+@pytest.mark.parametrize("change", [lambda w: w.data.copy_(w.data * 1.5), lambda w: setattr(w, "data", w.data + 1)])
+def test_weights_that_changed_since_the_forward_are_not_read(layer, change):
+    """An EMA that is copied into the model and out again: its W^O is not the student's."""
+    model = drawn(nn.Sequential(layer()))
+    for _ in range(2):
+        captures = recorded(model)
+        with torch.no_grad():
+            change(model[0].out if layer is ByHead else model[0].proj.weight)
+        (found,) = captures.values()
+        assert found.out is None and "have changed since the forward" in found.why_no_out
+    student = drawn(nn.Sequential(Layer()))
+    with capture(student) as s:
+        student(*X()["args"])
+    half = {"0": next(iter(s.values())).__class__(*(x[:, ::2] for x in (s["0"].query, s["0"].key, s["0"].value)), 1.0)}
+    with pytest.raises(UserError, match="take the loss before they do"):
+        SHD()(captures, half)
+
+
+def test_the_students_weights_are_not_sampled_and_may_change():
+    model = drawn(nn.Sequential(Layer()))
+    with capture(model) as captures:
+        model(*X()["args"])
+    with torch.no_grad():
+        model[0].proj.weight.mul_(2)
+    assert torch.equal(captures["0"].out.flatten(0, 1), model[0].proj.weight.t())
+
+
+@pytest.mark.parametrize("layer", [Layer, ByHead])
+def test_weights_that_are_there_for_one_forward_alone(layer):
+    """An average by torch.func.functional_call: its own W^O, not that of the model it was called through."""
+    model = drawn(nn.Sequential(layer()))
+    name = "0.out" if layer is ByHead else "0.proj.weight"
+    average = {name: parameter.detach() * 1.1 for name, parameter in model.named_parameters()}
+    for _ in range(2):  # in a first forward, and where W^O is known
+        with torch.no_grad(), capture(model) as captures:
+            torch.func.functional_call(model, average, X()["args"])
+        found = captures["0"].out.flatten(0, 1)
+        torch.testing.assert_close(found, average[name].flatten(0, 1) if layer is ByHead else average[name].t())
+        (plain,) = recorded(model).values()
+        torch.testing.assert_close(plain.out.flatten(0, 1) * 1.1, found)
+
+
+@pytest.mark.parametrize("kind", ["8 bit", "nf4", "fp4"])
+def test_weights_of_bitsandbytes(kind):
+    """On a CPU, what its own product makes of unit rows: within the rounding of its products."""
+    nn8 = pytest.importorskip("bitsandbytes").nn
+    width = 128
+
+    class Wide(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv = nn.Linear(width, 3 * width)
+            how = dict(has_fp16_weights=False) if kind == "8 bit" else dict(quant_type=kind)
+            self.proj = (nn8.Linear8bitLt if kind == "8 bit" else nn8.Linear4bit)(width, width, **how)
+
+        def forward(self, x):
+            q, k, v = self.qkv(x).unflatten(2, (3, H, width // H)).permute(2, 0, 3, 1, 4)
+            return x + self.proj(merged(F.scaled_dot_product_attention(q, k, v)))
+
+    model, x = nn.Sequential(Wide()).eval().requires_grad_(False).to("cpu"), torch.randn(2, 6, width)
+    for _ in range(2):
+        with torch.no_grad(), capture(model) as captures:
+            plain = model(x)
+        found = captures["0"]
+        made = torch.einsum("bhnd,hde->bne", found.mixed, found.out.to(found.mixed.dtype)) + model[0].proj.bias
+        assert (made - (plain - x)).norm() < 0.02 * (plain - x).norm()
