@@ -13,7 +13,11 @@ from dit_shd.core.dtensor import is_sharded
 from dit_shd.distillation import recording
 from dit_shd.distillation.records import Forward, Reads
 from dit_shd.profiling import meta
+from dit_shd.profiling.attention_shapes import recorded_calls
 from dit_shd.tasks import Batch, Task
+
+MOST_BUILT = 300_000_000
+"""Parameters of a model that is built with random weights to see what its attention is."""
 
 
 def captures_of(model: nn.Module, task: Task[Any], pass_name: str = "plain") -> Captures:
@@ -21,8 +25,18 @@ def captures_of(model: nn.Module, task: Task[Any], pass_name: str = "plain") -> 
     if discovery.own_layers(model):
         return _shapes(meta.ModelSpec.of(model), task, pass_name)
     if is_sharded(model) or any(parameter.is_meta for parameter in model.parameters()):
+        if sum(parameter.numel() for parameter in model.parameters()) > MOST_BUILT:
+            return _called(meta.ModelSpec.of(model), task, pass_name)
         return _random_captures(meta.ModelSpec.of(model), task, pass_name)
     return _captured(model, task, pass_name)
+
+
+@lru_cache(maxsize=64)
+def _called(spec: meta.ModelSpec, task: Task[Any], pass_name: str) -> Captures:
+    model = spec.skeleton()
+    with torch.no_grad(), recorded_calls(model) as captures:
+        task.predict(model, example(task, pass_name, model, meta.META))
+    return captures
 
 
 @lru_cache(maxsize=64)
