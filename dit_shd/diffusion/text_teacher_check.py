@@ -53,13 +53,8 @@ class TextTeacherCheck:
             teacher: The model.
             captions: Whether captions are compared; not where all are dropped.
         """
-        sums = Sums.empty(self.dataset.shape[0])
-        for number in range(ROUNDS[1]):
-            self._add_round(teacher.to(self.device), sums, number, captions)
-            result = sums.measurement((number + 1) * len(SNRS) * LEVEL_IMAGES)
-            if number + 1 >= ROUNDS[0] and _conclusive(result):
-                break
-        of_noise = replace(result, wrong=None, none=None)  # type: ignore[reportPossiblyUnbound]
+        result = self._measurement(teacher.to(self.device), captions)
+        of_noise = replace(result, wrong=None, none=None)
         words = of_noise.summary()
         if result.wrong is not None and result.none is not None:
             words += (
@@ -67,6 +62,16 @@ class TextTeacherCheck:
             )
         fault = of_noise.fault() or _text_fault(result)
         yield f"teacher: {words}", f"{fault} ({words})" if fault else None
+
+    def _measurement(self, teacher: nn.Module, captions: bool) -> Measurement:
+        """The figures of as many rounds as make them clear."""
+        sums, rounds = Sums.empty(self.dataset.shape[0]), 0
+        while True:
+            self._add_round(teacher, sums, rounds, captions)
+            rounds += 1
+            result = sums.measurement(rounds * len(SNRS) * LEVEL_IMAGES)
+            if rounds >= ROUNDS[1] or (rounds >= ROUNDS[0] and _conclusive(result)):
+                return result
 
     def _add_round(self, teacher: nn.Module, sums: Sums, number: int, captions: bool) -> None:
         """One round with the true captions and, where they are compared, its noisy part with others and with none."""
