@@ -114,10 +114,10 @@ class Maps:
         self.hides = capture.masks or capture.causal
         """Whether scores may be minus infinity."""
 
-    def scores(self, rows: slice, name: str = "scores") -> Tensor:
-        """S / T [b,k,r,m] of some query rows."""
+    def scores(self, rows: slice, name: str = "scores", out: Tensor | None = None) -> Tensor:
+        """S / T [b,k,r,m] of some query rows, in a buffer or in `out` [b*k,r,m]."""
         query = self.query[:, rows]
-        scores = self.buffers.take(name, query.shape[0], query.shape[1], self.m)
+        scores = self.buffers.take(name, query.shape[0], query.shape[1], self.m) if out is None else out
         torch.baddbmm(scores, query, self.key.transpose(1, 2), beta=0, alpha=self.factor, out=scores)
         scores = scores.view(-1, self.count, *scores.shape[1:])
         return self._biased(scores, rows)
@@ -135,9 +135,9 @@ class Maps:
             scores.masked_fill_(torch.arange(self.m, device=scores.device) > at[rows, None], float("-inf"))
         return scores
 
-    def maps(self, rows: slice, name: str = "maps") -> Tensor:
-        """softmax(S / T) [b,k,r,m] of some query rows; zeros where all of a row is masked."""
-        return softmax_(self.scores(rows, name), self.may_mask)
+    def maps(self, rows: slice, name: str = "maps", out: Tensor | None = None) -> Tensor:
+        """softmax(S / T) [b,k,r,m] of some query rows, as `scores`; zeros where all of a row is masked."""
+        return softmax_(self.scores(rows, name, out), self.may_mask)
 
 
 def flat(x: Tensor, samples: slice, heads: Heads) -> Tensor:

@@ -199,15 +199,17 @@ def streamed(
             outputs = flat(capture.mixed, samples, run_of(heads)).to(wide).view(s, count, k, n, d)
             collector.outputs(outputs, tile_factor, samples, tile_groups, slice(0, n))
         for rows in slices(n, tiling.rows):
-            tile = maps.maps(rows).view(-1, k, rows.stop - rows.start, m)  # [s G, k, r, m]
+            kept = None if keep is None else keep[samples, tile_groups.start * k : tile_groups.stop * k, rows]
+            place = None if kept is None or s > 1 else kept[0]  # of one sample, maps are computed where they are kept
+            tile = maps.maps(rows, out=place).view(-1, k, rows.stop - rows.start, m)  # [s G, k, r, m]
             if capture.mixed is None:
                 outputs = (tile.flatten(0, 1) @ values).view(s, count, k, -1, d)
                 collector.outputs(outputs, tile_factor, samples, tile_groups, rows)
-            if keep is not None:
-                keep[samples, tile_groups.start * k : tile_groups.stop * k, rows] = tile.view(s, count * k, -1, m)
-            tile[:, :-1].sub_(tile[:, -1:])
-            stacked = tile.flatten(1, 2)[:, : (k - 1) * tile.shape[2]]  # D_1 .. D_{k-1}, one above the other
-            mixed = (stacked @ side_by_side).view(s, count, k - 1, -1, k, d)
+            if kept is not None and place is None:
+                kept.copy_(tile.view(s, count * k, -1, m))
+            stacked = buffers.take("differences", s * count, k - 1, *tile.shape[2:])
+            torch.sub(tile[:, :-1], tile[:, -1:], out=stacked)
+            mixed = (stacked.flatten(1, 2) @ side_by_side).view(s, count, k - 1, -1, k, d)
             collector.differences(mixed, tile_factor, samples, tile_groups, rows)
     return collector.products()
 
