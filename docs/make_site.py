@@ -18,8 +18,8 @@ from build import cli_page, configs_page
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 SOURCE, SITE = ROOT / "build" / "site_source", ROOT / "build" / "site"
-LINK = re.compile(r"(?<=\]\()([^)\s#]+)(#[^)\s]*)?(?=\))")
-"""The target of a link or a picture in Markdown, and its anchor."""
+LINK = re.compile(r"(\[[^\[\]]*\])\(([^)\s#]+)(#[^)\s]*)?\)")
+"""A link or a picture in Markdown: its text, its target and its anchor."""
 PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/README.md", "experiments/README.md",
          "sampling/README.md", "eval/README.md", "docs/*.md")  # fmt: skip
 MODULES = {
@@ -47,13 +47,15 @@ def assemble() -> None:
 
 
 def _kept(page: Path, match: re.Match[str]) -> str:
-    """A link as the site has it; the file that it leads to is copied, unless it is a page."""
-    target, anchor = match[1], match[2] or ""
+    """A link as the site has it; the file that it leads to is copied, unless it is a page. A folder is its README."""
+    text, target, anchor = match[1], match[2], match[3] or ""
     if re.match(r"\w+:", target):
         return match[0]
     file = (page.parent / unquote(target)).resolve()
     if file.is_dir() and (file / "README.md").is_file():
-        return f"{target.rstrip('/')}/README.md{anchor}"
+        return f"{text}({target.rstrip('/')}/README.md{anchor})"
+    if file.is_dir():
+        return text[1:-1]
     if file.is_file() and file.suffix != ".md":
         _write(file.relative_to(ROOT), file.read_bytes())
     return match[0]

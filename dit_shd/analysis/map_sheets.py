@@ -16,7 +16,7 @@ from dit_shd.attention.capture import Capture
 from dit_shd.attention.recording.attach import capture
 from dit_shd.squeezing.squeeze import Squeeze, squeeze
 
-BUDGET = 1_500_000
+BUDGET = 1_200_000
 """Values of a page, a byte each."""
 KEYS = (256, 64)
 """Largest numbers of keys of a map, tried in this order; more are summed in areas."""

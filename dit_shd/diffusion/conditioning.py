@@ -12,8 +12,9 @@ from dit_shd.data.datasets import Dataset
 from dit_shd.diffusion.denoiser import NO_LABEL, Denoiser
 from dit_shd.models import loading
 
-MASKED = "masked"
-"""The name of the masked pass."""
+PASSES = ("plain", "masked")
+MASKED = PASSES[1]
+"""The names of the passes of a step, and of the one with masked tokens."""
 SPREAD = 0.2
 """By how much more than the ratio a step may mask."""
 
@@ -43,7 +44,7 @@ class Conditioning:
     @property
     def passes(self) -> tuple[str, ...]:
         """Of a step, in order."""
-        return ("plain",) if self.mask_ratio is None else ("plain", MASKED)
+        return PASSES[:1] if self.mask_ratio is None else PASSES
 
     def labels(self, draws: Draws, name: str, labels: Tensor) -> Tensor:
         """The labels [b] of a pass, NO_LABEL where they are dropped."""

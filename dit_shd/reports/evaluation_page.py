@@ -212,7 +212,7 @@ def _nearest(samples: FeaturesAndImages, reference: FeaturesAndImages) -> str:
         "the features of this network, nearest first. A sample that is a copy of its neighbour was memorised. "
         f"Distances to the first: {', '.join(number(distance) for distance in closest)}."
     )
-    columns = ["sample", *(f"nearest {i + 1}" for i in range(count))]
+    columns = ["sample", *(str(i + 1) for i in range(count))]
     sheet_png = thumbnails(sheet.reshape(-1, *sheet.shape[2:]), count + 1)
     shown = picture(sheet_png, "samples and their nearest neighbours", css="", columns=columns)
     return section("Nearest reference images", paragraph(words), shown)

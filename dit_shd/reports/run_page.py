@@ -3,17 +3,20 @@
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from dit_shd.reports.figures.alpha import SHARE, short_layer
 from dit_shd.reports.figures.chart import SMALL, Axis, Chart, chart_row, series_css
 from dit_shd.reports.figures.images import reduced
-from dit_shd.reports.figures.training import Rows, points_of, run_legend, term_charts
+from dit_shd.reports.figures.training import POINTS, Rows, points_of, run_legend, term_charts
 from dit_shd.reports.html import Link, header, legend, paragraph, picture, section, side_by_side, write_page
 from dit_shd.reports.tables import facts, table_html
 
 MERGE_POINTS = 120
-"""Points of a line of alpha."""
+"""Points of a line of alpha at most."""
+BUDGET = 40_000
+"""Points of all lines of a section by layer: models of many layers have fewer in each."""
 SECONDS = {
     "images_per_second": "images a second",
     "memory_gib": "memory, GiB",
@@ -37,6 +40,11 @@ class RunLog:
     evaluations: Rows = ()
     samples: Mapping[int, bytes] = field(default_factory=dict)
     """Step -> a grid of images as PNG."""
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """All keys of its metrics, in the order in which they were first logged."""
+        return list(dict.fromkeys(key for row in self.metrics for key in row))
 
     @property
     def step(self) -> int:
@@ -99,21 +107,19 @@ def findings(runs: Sequence[RunLog]) -> list[str]:
 
 def shared_terms(runs: Sequence[RunLog]) -> dict[str, str]:
     """Loss terms, as plain/noise: all keys of one slash that are not of a layer."""
-    keys = dict.fromkeys(key for run in runs for row in run.metrics for key in row)
+    keys = dict.fromkeys(key for run in runs for key in run.keys)
     terms = {key: TITLES["loss"] for key in keys if key == "loss"}
     return terms | {key: key for key in keys if key.count("/") == 1 and not key.startswith("grad")}
 
 
 def by_layer(run: RunLog, measure: str) -> dict[str, str]:
     """Keys of one number by layer, as plain/shd/kl/LAYER -> LAYER."""
-    keys = dict.fromkeys(key for row in run.metrics for key in row)
-    return {key: key.split("/", 3)[3] for key in keys if key.count("/") == 3 and key.split("/")[2] == measure}
+    return {key: key.split("/", 3)[3] for key in run.keys if key.count("/") == 3 and key.split("/")[2] == measure}
 
 
 def merges_of(run: RunLog, key: str) -> dict[str, str]:
     """Keys of the merges of a layer -> their heads; the mean of the layer alone in logs that have no more."""
-    keys = dict.fromkeys(k for row in run.metrics for k in row)
-    return {k: k.removeprefix(f"{key}/") for k in keys if k.startswith(f"{key}/")} or {key: "mean of all"}
+    return {k: k.removeprefix(f"{key}/") for k in run.keys if k.startswith(f"{key}/")} or {key: "mean of all"}
 
 
 def _left(run: RunLog) -> str:
@@ -166,14 +172,17 @@ def _evaluations(runs: Sequence[RunLog]) -> str:
 
 def _layers(runs: Sequence[RunLog], measure: str, title: str, words: str) -> str:
     keys = {key: short_layer(layer) for run in runs for key, layer in by_layer(run, measure).items()}
-    charts = term_charts({run.name: run.metrics for run in runs}, keys, small=True)
+    most = points_each(2 * len(keys) * len(runs), POINTS)
+    charts = term_charts({run.name: run.metrics for run in runs}, keys, small=True, points=most)
     return section(title, paragraph(words, "quiet"), chart_row(charts, small=True)) if charts else ""
 
 
 def _alpha(runs: Sequence[RunLog]) -> str:
     parts = []
+    lines = sum(len(merges_of(run, key)) for run in runs for key in by_layer(run, "alpha"))
+    most = points_each(lines, MERGE_POINTS)
     for run in runs:
-        charts = [_merge_chart(run, key, layer) for key, layer in by_layer(run, "alpha").items()]
+        charts = [_merge_chart(run, key, layer, most) for key, layer in by_layer(run, "alpha").items()]
         if charts:
             parts += [f"<h3>{html.escape(run.name)}</h3>"] if len(runs) > 1 else []
             parts.append(chart_row(charts, small=True))
@@ -181,11 +190,16 @@ def _alpha(runs: Sequence[RunLog]) -> str:
     return section("Alpha by layer", paragraph(words, "quiet"), *parts) if parts else ""
 
 
-def _merge_chart(run: RunLog, key: str, layer: str) -> Chart:
+def points_each(lines: int, most: int) -> int:
+    """Points of a line, such that all lines together keep to the budget."""
+    return max(20, min(most, BUDGET // max(lines, 1)))
+
+
+def _merge_chart(run: RunLog, key: str, layer: str, most: int) -> Chart:
     merges = merges_of(run, key)
     chart = Chart(short_layer(layer), Axis("step", 0, max(run.step, 1)), SHARE, SMALL)
     for i, (name, heads) in enumerate(merges.items()):
-        xs, ys = points_of(run.metrics, name, MERGE_POINTS)
+        xs, ys = points_of(run.metrics, name, most)
         chart.line(xs, ys, series_css(i), f"heads {heads}" if name != key else heads)
         if len(xs):
             chart.words(xs[-1], ys[-1], heads, anchor="end", up=8)
@@ -194,7 +208,7 @@ def _merge_chart(run: RunLog, key: str, layer: str) -> Chart:
 
 def _others(runs: Sequence[RunLog]) -> str:
     """Learning rate, gradients, and whatever else was logged that is no term and of no layer."""
-    keys = dict.fromkeys(key for run in runs for row in run.metrics for key in row)
+    keys = dict.fromkeys(key for run in runs for key in run.keys)
     terms = shared_terms(runs)
     shown = {k: TITLES.get(k, k) for k in keys if k != "step" and k not in terms and k.count("/") < 3}
     charts = term_charts({run.name: run.metrics for run in runs}, shown, log=False, small=True)

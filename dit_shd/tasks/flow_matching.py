@@ -13,7 +13,7 @@ from dit_shd.core.rng import Draws
 from dit_shd.data.datasets import Dataset
 from dit_shd.data.latent_origin import Kept
 from dit_shd.diffusion import class_names, teacher_check
-from dit_shd.diffusion.conditioning import Conditioning, check_conditional, check_fit
+from dit_shd.diffusion.conditioning import MASKED, PASSES, Conditioning, check_conditional, check_fit
 from dit_shd.diffusion.denoiser import Denoiser
 from dit_shd.diffusion.flow import (
     TimestepDensity,
@@ -69,7 +69,7 @@ class FlowMatching(Task[FlowBatch]):
 
     batch_type: ClassVar = FlowBatch
     needs = frozenset({"latents", "labels"})
-    all_passes = frozenset({"plain", "masked"})
+    all_passes = frozenset(PASSES)
     resumable = frozenset({"evaluation"})
     generates = True
 
@@ -96,7 +96,7 @@ class FlowMatching(Task[FlowBatch]):
     def use(self, dataset: Dataset, student: nn.Module) -> None:
         super().use(dataset, student)
         check_conditional("student", student)
-        if "masked" in self.passes:
+        if MASKED in self.passes:
             self.tokens = Denoiser(student).tokens
 
     def check(self, role: str, model: nn.Module) -> None:

@@ -65,7 +65,7 @@ def test_bad_weights_are_one_line_that_says_what_to_do(tmp_path, network, conten
     text = str(caught.value)
     assert str(path) in text
     assert "\n" not in text
-    assert ("https://" in text) if network is Inception else ("dit_shd.evaluation.features.digits" in text)
+    assert ("https://" in text) if network is Inception else ("experiments/digits_classifier/train.py" in text)
 
 
 def test_a_broken_safetensors_file_is_refused(tmp_path):

@@ -7,6 +7,7 @@ from browser import WIDTHS, Window, window
 from every_page import make_pages
 
 from dit_shd.reports import demo_page
+from dit_shd.reports.run_page import RunLog, write_run_page
 
 pytest.importorskip("mlxtend")
 KINDS = "inspect", "study", "plot", "evaluation", "comparison", "demo"
@@ -153,6 +154,20 @@ def test_a_command_is_copied(shown, reader):
     page.locator("button.copy").last.click()
     assert "dit-shd train configs/digits_shd.yaml" in page.evaluate("navigator.clipboard.readText()")
     assert page.locator("button.copy").last.inner_text() == "copied"
+
+
+def test_a_page_of_a_run_that_trains_comes_again_and_holds_still_when_asked(reader, tmp_path):
+    run = RunLog("x", tmp_path, 9, [{"step": i, "loss": 1 / i} for i in range(1, 9)])
+    write_run_page([run], tmp_path / "plot.html", reload_seconds=1)
+    page = reader.show(tmp_path / "plot.html", 390)
+    place = page.evaluate("() => { window.before = true; window.scrollTo(0, 60); return window.scrollY; }")
+    with page.expect_event("load", timeout=10_000):
+        pass
+    assert page.evaluate("[window.before === undefined, window.scrollY]") == [True, place] != [True, 0]
+    page.click("button.pause")
+    page.evaluate("() => { window.before = true; }")
+    page.wait_for_timeout(1500)
+    assert page.evaluate("window.before") and page.inner_text("button.pause") == "refresh again"
 
 
 def test_a_printed_page_has_no_buttons_and_no_dark(shown):

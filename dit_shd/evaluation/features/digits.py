@@ -55,7 +55,7 @@ class DigitsFeatures(FeatureNetwork):
 
     def __init__(self, weights: Path | None = None) -> None:
         path = ASSET if weights is None else weights
-        advice = "train one with `python -m dit_shd.evaluation.features.digits OUT.safetensors`"
+        advice = "leave it out for those that ship, or train some by experiments/digits_classifier/train.py"
         state, self.sha256 = read_weights(path, advice)
         self.network = DigitsClassifier().eval().requires_grad_(False)
         match_weights(state, self.network.state_dict(), path, advice)

@@ -10,7 +10,9 @@ import numpy as np
 
 from dit_shd.reports.figures.chart import Axis, Chart, series_css
 
-BINS = 25
+BINS, FEW_BINS = 25, 12
+FINE = 96
+"""Merges of a page up to which every bar of a histogram tells its number; beyond, a histogram is an outline."""
 SHARE = Axis("alpha", -0.04, 1.04)
 WIDE_FROM = 9
 """Merges from which a chart of a layer is wide."""
@@ -31,7 +33,8 @@ class LayerAlpha:
 
 def alpha_charts(layers: Sequence[LayerAlpha]) -> list[Chart]:
     """For each layer a column for each merge: a histogram on its side, with median and quartiles."""
-    return [_distributions(layer) for layer in layers]
+    fine = sum(len(layer.merges) for layer in layers) <= FINE
+    return [_distributions(layer, fine) for layer in layers]
 
 
 def timestep_charts(layers: Sequence[LayerAlpha], steps: int = 1000) -> list[Chart]:
@@ -64,17 +67,21 @@ def by_timestep(t: np.ndarray, alphas: np.ndarray, steps: int) -> tuple[list[flo
     return places, np.array([alphas[g].mean() for g in groups]), np.array([alphas[g].std() for g in groups])
 
 
-def _distributions(layer: LayerAlpha) -> Chart:
+def _distributions(layer: LayerAlpha, fine: bool) -> Chart:
     count = len(layer.merges)
     size = (360, 236) if count < WIDE_FROM else (min(36 * count + 56, 1080), 236)
     chart = Chart(short_layer(layer.layer), Axis.of("merge of heads", layer.merges), SHARE, size)
     chart.rule(0.5)
     for merge, alphas in enumerate(layer.alpha.T):
-        counts, edges = np.histogram(alphas, bins=BINS, range=(0, 1))
+        counts, edges = np.histogram(alphas, bins=BINS if fine else FEW_BINS, range=(0, 1))
         css = series_css(merge)
-        for amount, low, high in zip(counts, edges, edges[1:]):
-            if amount:
-                half = 0.42 * amount / counts.max()
+        halves = 0.42 * counts / max(counts.max(), 1)
+        if not fine:
+            sides = [merge - np.repeat(halves, 2), merge + np.repeat(halves, 2)[::-1]]
+            heights = np.repeat(edges, 2)[1:-1]
+            chart.area(np.concatenate(sides).tolist(), np.concatenate([heights, heights[::-1]]).tolist(), css)
+        for amount, half, low, high in zip(counts, halves, edges, edges[1:]):
+            if amount and fine:
                 words = f"heads {layer.merges[merge]}: alpha {low:.2f} to {high:.2f} in {amount} of {len(alphas)}"
                 chart.box((merge - half, merge + half), (low, high), f"fill {css}", words=words)
         low, middle, high = np.quantile(alphas, (0.25, 0.5, 0.75))

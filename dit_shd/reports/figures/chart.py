@@ -140,6 +140,11 @@ class Chart:
         points = " ".join(f"{x:.1f},{y:.1f}" for x, y in (self.place(x, self._inside(y)) for x, y in around))
         self._marks.append(f'<polygon class="band {css}" points="{points}"/>')
 
+    def area(self, xs: Sequence[float], ys: Sequence[float], css: str) -> None:
+        """A filled outline."""
+        points = " ".join(f"{x:.1f},{y:.1f}" for x, y in (self.place(x, y) for x, y in zip(xs, ys)))
+        self._marks.append(f'<polygon class="area {css}" points="{points}"/>')
+
     def dot(self, x: float, y: float, css: str, words: str, radius: float = 4, hollow: bool = False) -> None:
         """A dot with its words."""
         cx, cy = self.place(x, y)

@@ -2,6 +2,7 @@
 
 import io
 import zlib
+from functools import cache
 
 import numpy as np
 
@@ -12,6 +13,7 @@ ANCHORS = (
 LEVELS = 255
 
 
+@cache
 def table() -> np.ndarray:
     """The colours of LEVELS + 1 levels, uint8 [level,3]."""
     colours = np.array([[int(anchor[i : i + 2], 16) for i in (1, 3, 5)] for anchor in ANCHORS])

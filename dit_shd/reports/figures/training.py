@@ -24,7 +24,7 @@ def grid_figure(images: np.ndarray, columns: int = 10, enlarge: int = 3) -> byte
 
 
 def term_charts(
-    curves: Mapping[str, Rows], terms: Mapping[str, str], log: bool = True, small: bool = False
+    curves: Mapping[str, Rows], terms: Mapping[str, str], log: bool = True, small: bool = False, points: int = POINTS
 ) -> list[Chart]:
     """A chart for each term (key of metrics.jsonl -> title) with every run that logged it, faint and as a running mean.
 
@@ -33,11 +33,12 @@ def term_charts(
         terms: Key -> title.
         log: Whether the scale is logarithmic, where all values are above 0.
         small: Whether the charts are for a row of small ones.
+        points: Of a curve at most.
     """
     drawn = []
     for key, title in terms.items():
-        points = {name: points_of(rows, key) for name, rows in curves.items()}
-        logged = {name: pair for name, pair in points.items() if len(pair[0])}
+        pairs = {name: points_of(rows, key, points) for name, rows in curves.items()}
+        logged = {name: pair for name, pair in pairs.items() if len(pair[0])}
         if not logged:
             continue
         values = np.concatenate([ys for _, ys in logged.values()])
