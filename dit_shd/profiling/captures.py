@@ -10,6 +10,7 @@ from dit_shd.attention.capture import Captures
 from dit_shd.attention.recording import discovery
 from dit_shd.attention.recording.attach import capture
 from dit_shd.core.dtensor import is_sharded
+from dit_shd.core.errors import UserError
 from dit_shd.distillation import recording
 from dit_shd.distillation.records import Forward, Reads
 from dit_shd.profiling import meta
@@ -63,13 +64,20 @@ def forward_of(model: nn.Module, task: Task[Any], pass_name: str, read: frozense
         task: What is learned.
         pass_name: Of the task.
         read: Parts of the forward. Where attention of another package is read, the tensors are real, else on meta.
+
+    Raises:
+        UserError: The model cannot be run without memory.
     """
     spec = meta.ModelSpec.of(model)
     real = bool(read & {Reads.ATTENTION, Reads.ATTENTION_OUTPUT}) and not discovery.own_layers(model)
-    run = spec.build() if real else spec.skeleton()
-    batch = example(task, pass_name, run, torch.device("cpu") if real else meta.META)
-    with torch.no_grad():
-        return recording.forward(task, run, batch, read), batch
+    empty = is_sharded(model) or any(parameter.is_meta for parameter in model.parameters())
+    run = spec.skeleton() if not real else spec.build() if empty else model
+    batch = example(task, pass_name, run, next(run.parameters()).device)
+    try:
+        with torch.no_grad():
+            return recording.forward(task, run, batch, read), batch
+    except NotImplementedError as error:
+        raise UserError(f"{spec.cls.__name__}: its forward reads values, so that it cannot be counted") from error
 
 
 def example(task: Task[Any], pass_name: str, model: nn.Module, device: torch.device) -> Batch:
