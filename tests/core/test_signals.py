@@ -182,11 +182,11 @@ else:
         ("-m", ["train", "configs/digits_shd.yaml"], "SIGINT", "torch"),
         ("-m", ["train", "configs/digits_shd.yaml"], "SIGTERM", "torch"),
         ("-m", ["evaluate", "--help"], "SIGINT", "yaml"),  # it does without torch
-        ("-m", ["evaluate", "README.md"], "SIGINT", "torch"),
+        ("-m", ["evaluate", "README.md", "reference=x"], "SIGINT", "torch"),
         ("train_dit.py", ["configs/digits_shd.yaml"], "SIGINT", "argparse"),
         ("train_dit.py", ["configs/digits_shd.yaml"], "SIGINT", "torch"),
         ("sampling/sample_dit.py", ["dit_shd/assets/digits_teacher"], "SIGINT", "torch"),
-        ("eval/evaluate_dit.py", ["README.md"], "SIGINT", "torch"),
+        ("eval/evaluate_dit.py", ["README.md", "reference=x"], "SIGINT", "torch"),
     ],
 )
 def test_a_signal_while_modules_are_imported_ends_a_command_in_a_line(root, tmp_path, script, words, number, module):
