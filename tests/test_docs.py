@@ -27,7 +27,8 @@ def strange_paths(page, root, beside):
     folders = "|".join(sorted(path.name for path in root.iterdir() if path.is_dir() and path.name[0].isalpha()))
     named = set(re.findall(rf"(?<![\w./-])(?:{folders})/[\w./*-]*[\w*/]", text))
     stand_ins = {name for name in named if "ROOM" in name or name.endswith(("/x.py", "/results.jsonl"))}
-    links = set(re.findall(r"\]\((?!\w+:|#)([^)#\s]+)", text))
+    prose = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
+    links = set(re.findall(r"\]\((?!\w+:|#)([^)#\s]+)", prose))
     there = {name for name in named for base in (root, page.parent) if [*base.glob(name.rstrip("/"))]}
     return named - stand_ins - there | {link for link in links if not (beside / link).exists()}
 
