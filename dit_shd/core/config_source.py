@@ -29,10 +29,11 @@ def source_file(module: str) -> Path:
 
 
 def imported_from(tree: ast.Module, name: str, module: str) -> str:
-    """The module in which a name of `module` is defined; `module` itself where it is not imported."""
+    """The module in which a name of `module` is defined, however often it is passed on; `module` itself if there."""
     for node in tree.body:
         if isinstance(node, ast.ImportFrom) and node.module and any(alias.name == name for alias in node.names):
-            return node.module
+            internal = node.module.split(".")[0] == "dit_shd"
+            return imported_from(parse(node.module), name, node.module) if internal else node.module
     return module
 
 
