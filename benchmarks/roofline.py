@@ -122,7 +122,7 @@ def attention_counts(layer: Layer, heads: int, bias: str = "none") -> list[Count
     """A model's own attention by the kernels of this repository, forward and backward."""
     b, n, d, h = layer.b, layer.n, layer.d, heads
     pairs, dtype, x, row = b * n * n, torch.bfloat16, b * n * d * LOW, b * n * FLOAT
-    values, blocks = Blocks.of_values(d, d, 1, dtype, bias), Blocks.of_gradients(d, d, dtype)
+    values, blocks = Blocks.of_values(d, d, 1, dtype, bias), Blocks.of_gradients(d, d, dtype, bias)
     found = [
         Count(
             "attend_values", b * h * _blocks(n, values.rows), h * pairs * 2 * d, h * pairs,

@@ -91,8 +91,8 @@ def attention_configurations(dtype: str, width: int) -> list[tuple[str, Any, dic
     rows = []
     up = gradients.Upstream(f"*{dtype}", *["i32"] * 3, f"*{dtype}", *["i32"] * 3, "*fp32", "*fp32", "*fp32")
     shared = dict(side=side(dtype), up=up, H="i32", N="i32", M="i32")
-    blocks = Blocks.of_gradients(width, width, DTYPES[dtype])
     for bias, causal in BIASES:
+        blocks = Blocks.of_gradients(width, width, DTYPES[dtype], bias)
         fixed = dict(
             WIDTH=width, BLOCK_WIDTH=Blocks.width(width), VALUE_WIDTH=width, BLOCK_VALUE=Blocks.width(width),
             BIAS=bias, CAUSAL=causal, PRECISION="ieee",

@@ -39,9 +39,9 @@ class RelativeBias(Bias):
         self._lines: Tensor | None = None
 
     @staticmethod
-    def codes(window: int) -> Tensor:
-        """The code of every token of a w x w grid, row by row: [w*w], int32."""
-        line = torch.arange(window, dtype=torch.int32)
+    def codes(window: int, device: torch.device | None = None) -> Tensor:
+        """The code of every token of a w x w grid, row by row: [w*w], int32; made on the device, not copied to it."""
+        line = torch.arange(window, dtype=torch.int32, device=device)
         return (line[:, None] * (2 * window - 1) + line[None, :]).flatten()
 
     def shape(self) -> tuple[int, int, int, int]:
@@ -63,7 +63,7 @@ class RelativeBias(Bias):
         return self.rebuilt([self.leaves[0][:, heads]])
 
     def select(self, rows: Tensor) -> "RelativeBias":
-        code = self.codes(self.window).to(rows.device)[None] if self.code is None else self.code
+        code = self.codes(self.window, rows.device)[None] if self.code is None else self.code
         query_code = code if self.query_code is None else self.query_code
         return RelativeBias(self.leaves[0], self.window, code, query_code[:, rows])
 

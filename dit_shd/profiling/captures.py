@@ -14,16 +14,39 @@ from dit_shd.core.errors import UserError
 from dit_shd.distillation import recording
 from dit_shd.distillation.records import Forward, Reads
 from dit_shd.profiling import meta
+from dit_shd.profiling.attention_shapes import recorded_calls
 from dit_shd.tasks import Batch, Task
+
+MOST_BUILT = 300_000_000
+"""Parameters of a model that is built with random weights to see what its attention is."""
 
 
 def captures_of(model: nn.Module, task: Task[Any], pass_name: str = "plain") -> Captures:
     """The captures of one image's forward: shapes only, or real tensors for attention of other packages."""
     if discovery.own_layers(model):
         return _shapes(meta.ModelSpec.of(model), task, pass_name)
-    if is_sharded(model) or any(parameter.is_meta for parameter in model.parameters()):
+    if _is_empty(model):
+        if _is_large(model):
+            return _called(meta.ModelSpec.of(model), task, pass_name)
         return _random_captures(meta.ModelSpec.of(model), task, pass_name)
     return _captured(model, task, pass_name)
+
+
+def _is_empty(model: nn.Module) -> bool:
+    """Whether a model's weights are not here as a whole."""
+    return is_sharded(model) or any(parameter.is_meta for parameter in model.parameters())
+
+
+def _is_large(model: nn.Module) -> bool:
+    return sum(parameter.numel() for parameter in model.parameters()) > MOST_BUILT
+
+
+@lru_cache(maxsize=64)
+def _called(spec: meta.ModelSpec, task: Task[Any], pass_name: str) -> Captures:
+    model = spec.skeleton()
+    with torch.no_grad(), recorded_calls(model) as captures:
+        task.predict(model, example(task, pass_name, model, meta.META))
+    return captures
 
 
 @lru_cache(maxsize=64)
@@ -56,8 +79,11 @@ def forward_of(model: nn.Module, task: Task[Any], pass_name: str, read: frozense
     """
     spec = meta.ModelSpec.of(model)
     real = bool(read & {Reads.ATTENTION, Reads.ATTENTION_OUTPUT}) and not discovery.own_layers(model)
-    empty = is_sharded(model) or any(parameter.is_meta for parameter in model.parameters())
-    run = spec.skeleton() if not real else spec.build() if empty else model
+    if real and _is_empty(model) and _is_large(model):
+        raise UserError(
+            f"{spec.cls.__name__}: is too large to be built for counting; load it, or count without the loss"
+        )
+    run = spec.skeleton() if not real else spec.build() if _is_empty(model) else model
     batch = example(task, pass_name, run, next(run.parameters()).device)
     try:
         with torch.no_grad():

@@ -3,6 +3,7 @@
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from dit_shd.reports.figures.alpha import SHARE, short_layer
@@ -39,6 +40,11 @@ class RunLog:
     evaluations: Rows = ()
     samples: Mapping[int, bytes] = field(default_factory=dict)
     """Step -> a grid of images as PNG."""
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """All keys of its metrics, in the order in which they were first logged."""
+        return list(dict.fromkeys(key for row in self.metrics for key in row))
 
     @property
     def step(self) -> int:
@@ -101,21 +107,19 @@ def findings(runs: Sequence[RunLog]) -> list[str]:
 
 def shared_terms(runs: Sequence[RunLog]) -> dict[str, str]:
     """Loss terms, as plain/noise: all keys of one slash that are not of a layer."""
-    keys = dict.fromkeys(key for run in runs for row in run.metrics for key in row)
+    keys = dict.fromkeys(key for run in runs for key in run.keys)
     terms = {key: TITLES["loss"] for key in keys if key == "loss"}
     return terms | {key: key for key in keys if key.count("/") == 1 and not key.startswith("grad")}
 
 
 def by_layer(run: RunLog, measure: str) -> dict[str, str]:
     """Keys of one number by layer, as plain/shd/kl/LAYER -> LAYER."""
-    keys = dict.fromkeys(key for row in run.metrics for key in row)
-    return {key: key.split("/", 3)[3] for key in keys if key.count("/") == 3 and key.split("/")[2] == measure}
+    return {key: key.split("/", 3)[3] for key in run.keys if key.count("/") == 3 and key.split("/")[2] == measure}
 
 
 def merges_of(run: RunLog, key: str) -> dict[str, str]:
     """Keys of the merges of a layer -> their heads; the mean of the layer alone in logs that have no more."""
-    keys = dict.fromkeys(k for row in run.metrics for k in row)
-    return {k: k.removeprefix(f"{key}/") for k in keys if k.startswith(f"{key}/")} or {key: "mean of all"}
+    return {k: k.removeprefix(f"{key}/") for k in run.keys if k.startswith(f"{key}/")} or {key: "mean of all"}
 
 
 def _left(run: RunLog) -> str:
@@ -204,7 +208,7 @@ def _merge_chart(run: RunLog, key: str, layer: str, most: int) -> Chart:
 
 def _others(runs: Sequence[RunLog]) -> str:
     """Learning rate, gradients, and whatever else was logged that is no term and of no layer."""
-    keys = dict.fromkeys(key for run in runs for row in run.metrics for key in row)
+    keys = dict.fromkeys(key for run in runs for key in run.keys)
     terms = shared_terms(runs)
     shown = {k: TITLES.get(k, k) for k in keys if k != "step" and k not in terms and k.count("/") < 3}
     charts = term_charts({run.name: run.metrics for run in runs}, shown, log=False, small=True)

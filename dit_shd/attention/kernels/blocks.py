@@ -33,11 +33,11 @@ class Blocks:
         return cls(64, 64 if bias == "none" else 32, 4, 2)
 
     @classmethod
-    def of_gradients(cls, d: int, width: int, dtype: torch.dtype) -> "Blocks":
+    def of_gradients(cls, d: int, width: int, dtype: torch.dtype, bias: str) -> "Blocks":
         """For the gradients of attention: two blocks of maps and up to two accumulators [block, width]."""
         if is_large(d, width, dtype):
             return cls(32, 32, 4, 1)
-        return cls(64, 32, 4, 2)
+        return cls(64, 32, 4 if bias == "none" else 8, 2)
 
     @classmethod
     def of_offsets(cls, window: int) -> "Blocks":

@@ -79,7 +79,7 @@ def side_of(capture: Capture, temperature: float) -> dict[str, Any]:
 
 def codes_of(bias: RelativeBias, device: torch.device) -> list[Tensor]:
     """The codes of query and key tokens, int32 [b or 1,n] and [b or 1,m]."""
-    code = RelativeBias.codes(bias.window)[None] if bias.code is None else bias.code
+    code = RelativeBias.codes(bias.window, device)[None] if bias.code is None else bias.code
     query_code = code if bias.query_code is None else bias.query_code
     return [x.to(device, torch.int32).contiguous() for x in (query_code, code)]
 

@@ -198,7 +198,7 @@ def attention_backward(
         WIDTH=d, BLOCK_WIDTH=Blocks.width(d), VALUE_WIDTH=width, BLOCK_VALUE=Blocks.width(width),
         BIAS=bias, CAUSAL=causal, PRECISION=PRECISION,
     )  # fmt: skip
-    blocks = Blocks.of_gradients(d, width, query.dtype)
+    blocks = Blocks.of_gradients(d, width, query.dtype, bias)
     gradients.attention_rows[(triton.cdiv(n, blocks.rows), h, b)](
         view, up, made[0], h, n, m, **fixed, **blocks.options()
     )

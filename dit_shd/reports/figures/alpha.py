@@ -10,9 +10,9 @@ import numpy as np
 
 from dit_shd.reports.figures.chart import Axis, Chart, series_css
 
-BINS = 25
+BINS, FEW_BINS = 25, 12
 FINE = 96
-"""Merges of a page up to which every bar of a histogram tells its number."""
+"""Merges of a page up to which every bar of a histogram tells its number; beyond, a histogram is an outline."""
 SHARE = Axis("alpha", -0.04, 1.04)
 WIDE_FROM = 9
 """Merges from which a chart of a layer is wide."""
@@ -73,7 +73,7 @@ def _distributions(layer: LayerAlpha, fine: bool) -> Chart:
     chart = Chart(short_layer(layer.layer), Axis.of("merge of heads", layer.merges), SHARE, size)
     chart.rule(0.5)
     for merge, alphas in enumerate(layer.alpha.T):
-        counts, edges = np.histogram(alphas, bins=BINS, range=(0, 1))
+        counts, edges = np.histogram(alphas, bins=BINS if fine else FEW_BINS, range=(0, 1))
         css = series_css(merge)
         halves = 0.42 * counts / max(counts.max(), 1)
         if not fine:
