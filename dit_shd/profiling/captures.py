@@ -25,11 +25,20 @@ def captures_of(model: nn.Module, task: Task[Any], pass_name: str = "plain") -> 
     """The captures of one image's forward: shapes only, or real tensors for attention of other packages."""
     if discovery.own_layers(model):
         return _shapes(meta.ModelSpec.of(model), task, pass_name)
-    if is_sharded(model) or any(parameter.is_meta for parameter in model.parameters()):
-        if sum(parameter.numel() for parameter in model.parameters()) > MOST_BUILT:
+    if _is_empty(model):
+        if _is_large(model):
             return _called(meta.ModelSpec.of(model), task, pass_name)
         return _random_captures(meta.ModelSpec.of(model), task, pass_name)
     return _captured(model, task, pass_name)
+
+
+def _is_empty(model: nn.Module) -> bool:
+    """Whether a model's weights are not here as a whole."""
+    return is_sharded(model) or any(parameter.is_meta for parameter in model.parameters())
+
+
+def _is_large(model: nn.Module) -> bool:
+    return sum(parameter.numel() for parameter in model.parameters()) > MOST_BUILT
 
 
 @lru_cache(maxsize=64)
@@ -70,8 +79,11 @@ def forward_of(model: nn.Module, task: Task[Any], pass_name: str, read: frozense
     """
     spec = meta.ModelSpec.of(model)
     real = bool(read & {Reads.ATTENTION, Reads.ATTENTION_OUTPUT}) and not discovery.own_layers(model)
-    empty = is_sharded(model) or any(parameter.is_meta for parameter in model.parameters())
-    run = spec.skeleton() if not real else spec.build() if empty else model
+    if real and _is_empty(model) and _is_large(model):
+        raise UserError(
+            f"{spec.cls.__name__}: is too large to be built for counting; load it, or count without the loss"
+        )
+    run = spec.skeleton() if not real else spec.build() if _is_empty(model) else model
     batch = example(task, pass_name, run, next(run.parameters()).device)
     try:
         with torch.no_grad():
