@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 from dit_shd.core.errors import UserError
-from dit_shd.diffusion.flow import TimestepDensity, Weighting, loss_weight, point_on_path, shifted, velocity_error
+from dit_shd.diffusion.flow import (
+    TimestepDensity,
+    Weighting,
+    loss_weight,
+    noise_end,
+    point_on_path,
+    shifted,
+    velocity_error,
+)
 from dit_shd.diffusion.objectives import split, variational_bits
 from dit_shd.diffusion.schedule import Schedule
 
@@ -38,6 +46,14 @@ class TextProcess(ABC):
     @abstractmethod
     def prediction(self, output: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """What an adapter's prediction [b, c or 2c, y, x] predicts, and what else there is in it."""
+
+    @abstractmethod
+    def time_at(self, snr: float) -> float:
+        """The time whose signal-to-noise ratio is, or is nearest to, `snr`."""
+
+    @abstractmethod
+    def noise(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The noise [b,c,y,x] that follows from a prediction."""
 
     @abstractmethod
     def losses(
@@ -70,6 +86,12 @@ class Flow(TextProcess):
 
     def prediction(self, output: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         return split(output, x_t.shape[1])[0], {}
+
+    def time_at(self, snr: float) -> float:
+        return 1 / (1 + snr**0.5)
+
+    def noise(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        return noise_end(x_t, prediction, t)
 
     def losses(
         self, prediction: Tensor, extra: Mapping[str, Tensor], x_0: Tensor, noise: Tensor, x_t: Tensor, t: Tensor
@@ -111,6 +133,15 @@ class Ddpm(TextProcess):
         if "variance" in extra and self.target == "epsilon":
             terms["variational"] = variational_bits(self.schedule, x_0, x_t, prediction, extra["variance"], t)
         return terms
+
+    def time_at(self, snr: float) -> float:
+        return int(np.abs(np.log(self.schedule.snr / snr)).argmin())
+
+    def noise(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        if self.target == "epsilon":
+            return prediction
+        signal, sigma = self._scales(t, x_t.ndim)
+        return sigma * x_t + signal * prediction
 
     def _weight(self, gamma: float, t: Tensor) -> Tensor:
         """min(SNR, gamma) / SNR of the noise, / (SNR + 1) of v (min-SNR, arXiv 2303.09556)."""

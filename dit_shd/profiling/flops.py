@@ -22,9 +22,13 @@ from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.losses import LAYERS, Loss
 from dit_shd.distillation.teachers import Teachers, by_name, chosen, read_teachers
 from dit_shd.profiling import meta
+from dit_shd.profiling.attention_shapes import recorded_calls
 from dit_shd.profiling.step import StepShape
 from dit_shd.squeezing.cost import LayerCost
 from dit_shd.tasks import Batch, Task
+
+MOST_BUILT = 300_000_000
+"""Parameters of a model that is built with random weights to see what its attention is."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +119,18 @@ def captures_of(model: nn.Module, task: Task[Any], pass_name: str = "plain") -> 
     if discovery.own_layers(model):
         return _shapes(meta.ModelSpec.of(model), task, pass_name)
     if is_sharded(model) or any(parameter.is_meta for parameter in model.parameters()):
+        if sum(parameter.numel() for parameter in model.parameters()) > MOST_BUILT:
+            return _called(meta.ModelSpec.of(model), task, pass_name)
         return _random_captures(meta.ModelSpec.of(model), task, pass_name)
     return _captured(model, task, pass_name)
+
+
+@lru_cache(maxsize=64)
+def _called(spec: meta.ModelSpec, task: Task[Any], pass_name: str) -> Captures:
+    model = spec.skeleton()
+    with torch.no_grad(), recorded_calls(model) as captures:
+        task.predict(model, _example(task, pass_name, model, meta.META))
+    return captures
 
 
 @lru_cache(maxsize=64)

@@ -1,6 +1,6 @@
 """Text to image: any transformer of diffusers that has an adapter, by rectified flow or by DDPM, as its pipeline is."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,8 +19,9 @@ from dit_shd.diffusion.adapters import Adapter, adapter_of_model, settings_of
 from dit_shd.diffusion.flow import TimestepDensity, Weighting
 from dit_shd.diffusion.text_models import check_fit, text_differs
 from dit_shd.diffusion.text_process import TextProcess, process_of
+from dit_shd.diffusion.text_teacher_check import TextTeacherCheck
 from dit_shd.diffusion.validation_loss import ValidationLoss
-from dit_shd.tasks import Batch, Output, Task, Terms
+from dit_shd.tasks import Batch, Output, Task, TeacherFinding, Terms
 
 DENSITY, NO_EVALUATION = TimestepDensity(name="logit_normal"), ValidationLoss()
 
@@ -129,6 +130,16 @@ class TextToImage(Task[TextBatch]):
         text = self.empty
         pooled = None if text.pooled is None else text.pooled.shape[-1]
         check_fit(role, model, self._adapter(model), self.dataset.shape, (text.embeddings.shape[-1], pooled))
+
+    def check_teacher(
+        self, teacher: nn.Module, seed: int, device: torch.device, measure: bool
+    ) -> Iterator[TeacherFinding]:
+        if not measure:
+            return
+        adapter, guidance = self._adapter(teacher), self.embedded_guidance
+        check = TextTeacherCheck(adapter, self.process, self.dataset, self.empty, seed, device, guidance)
+        for message, fault in check.findings(teacher, captions=self.text_dropout < 1):
+            yield TeacherFinding(message, fault)
 
     def draw(self, draws: Draws) -> Sequence[TextBatch]:
         indices = draws.indices(len(self.dataset))
