@@ -112,8 +112,8 @@ def _pipeline(record: PipelineRecord | None) -> str:
     if record is None:
         return ""
     return (
-        f"## Pipeline\n\nIt is the transformer of a {record.pipeline_class}, in the place of that of {record.pipeline}, and "
-        f"has learned its text encoders (sha256 {record.text_sha256}). `dit-shd sample RUN prompts=FILE` draws with it; "
+        f"## Pipeline\n\nIt takes the place of the transformer of {record.pipeline}, a {record.pipeline_class}, and was "
+        f"trained with its text encoders (sha256 {record.text_sha256}). `dit-shd sample RUN prompts=FILE` draws with it; "
         "`dit-shd pipeline RUN OUT` makes a folder for `DiffusionPipeline.from_pretrained`.\n\n"
     )
 
