@@ -113,8 +113,8 @@ def _pipeline(record: PipelineRecord | None) -> str:
         return ""
     return (
         f"## Pipeline\n\nIt replaces the transformer of {record.pipeline}, a {record.pipeline_class}, and was "
-        f"trained with its text encoders (sha256 {record.text_sha256}). `dit-shd sample RUN prompts=FILE` draws with it; "
-        "`dit-shd pipeline RUN OUT` makes a folder for `DiffusionPipeline.from_pretrained`.\n\n"
+        f"trained with its text encoders (sha256 {record.text_sha256}). `dit-shd sample RUN prompts=FILE` draws with "
+        "it; `dit-shd pipeline RUN OUT` makes a folder for `DiffusionPipeline.from_pretrained`.\n\n"
     )
 
 
