@@ -13,7 +13,7 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from torch import nn
 
@@ -151,7 +151,7 @@ def shd_of(losses: Iterable[Loss | nn.Module]) -> SHD:
 def _layers(student: nn.Module, teacher: nn.Module, options: Initialisation, shd: SHD) -> dict[str, str]:
     """Student block -> teacher block; side blocks, which plain passes do not run, are mapped separately."""
     names = tuple([f"{block}.attn" for block in structure.blocks(model)] for model in (teacher, student))
-    rule = cast("LayerMap", shd.layers if options.layers is None else options.layers)  # layer_map checks it
+    rule: LayerMap = shd.layers if options.layers is None else options.layers
     explicit = isinstance(rule, dict)
     pairs = layer_map(names[0], names[1], rule) if explicit else {}
     if not explicit or options.layers is None:  # layers that the loss leaves out are initialised, too
