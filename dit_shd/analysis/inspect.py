@@ -136,7 +136,7 @@ def inspect(config: InspectConfig) -> Findings | TextFindings:
 
 
 def _of_text(config: InspectConfig, model: nn.Module, run: dict[str, Any]) -> TextFindings:
-    _to_accelerator(model)
+    to_accelerator(model)
     data = text_of(config.data, run, config.model)
     findings = inspect_text(model, data, config.samples, config.seed, Scope(config.layers), config.heads)
     shown = _shown(list(findings.maps), config.shown)
