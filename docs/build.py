@@ -1,9 +1,9 @@
 """Make the pages that are made from code: `make docs`, or python docs/build.py [PAGE].
 
 - pictures/ of concepts.md by looking at the teacher that ships with dit_shd (only when named);
-- losses.md from the losses themselves, counted for MDTv2-B/2 -> S/2;
 - evidence.md from the rows of experiments/*/results.jsonl, and the table between two comments in classification.md and
   language.md, which are written by hand otherwise;
+- losses.md from the losses themselves, counted for MDTv2-B/2 -> S/2;
 - use-it-in-your-trainer.md from the scripts in examples/;
 - text-to-image.md with the table of adapters (dit_shd/diffusion/adapters);
 - reliability.md by trying every class of hostile input (tests/hostile);

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.initialisation.plan import InitialisationPlan
-from dit_shd.distillation.layer_map import layer_map
+from dit_shd.distillation.layer_map import LayerMap, layer_map
 from dit_shd.models.blocks import named_blocks
 
 
@@ -22,7 +22,8 @@ def pairs(student: nn.Module, teacher: nn.Module, how: str | dict[str, str] | No
             f"initialisation: wanted models of one class, found a {type(student).__name__} and a "
             f"{type(teacher).__name__}; use initialisation.weights=random"
         )
-    return layer_map(list(named_blocks(teacher)), list(named_blocks(student)), "sections" if how is None else how)
+    rule: LayerMap = "sections" if how is None else how
+    return layer_map(list(named_blocks(teacher)), list(named_blocks(student)), rule)
 
 
 def check(student: nn.Module, teacher: nn.Module, layers: Mapping[str, str]) -> None:

@@ -25,7 +25,7 @@ from dit_shd.distillation.initialisation.kept_blocks import check_kept, copy_kep
 from dit_shd.distillation.initialisation.plan import InitialisationPlan
 from dit_shd.distillation.initialisation.transfer import Transfer
 from dit_shd.distillation.kept import KEPT, KeptPlan
-from dit_shd.distillation.layer_map import layer_map
+from dit_shd.distillation.layer_map import LayerMap, layer_map
 from dit_shd.distillation.losses import Loss
 from dit_shd.distillation.losses.shd import SHD
 from dit_shd.models.prediction import prediction_of
@@ -151,7 +151,7 @@ def shd_of(losses: Iterable[Loss | nn.Module]) -> SHD:
 def _layers(student: nn.Module, teacher: nn.Module, options: Initialisation, shd: SHD) -> dict[str, str]:
     """Student block -> teacher block; side blocks, which plain passes do not run, are mapped separately."""
     names = tuple([f"{block}.attn" for block in structure.blocks(model)] for model in (teacher, student))
-    rule = shd.layers if options.layers is None else options.layers
+    rule: LayerMap = shd.layers if options.layers is None else options.layers
     explicit = isinstance(rule, dict)
     pairs = layer_map(names[0], names[1], rule) if explicit else {}
     if not explicit or options.layers is None:  # layers that the loss leaves out are initialised, too

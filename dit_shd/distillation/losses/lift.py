@@ -57,7 +57,8 @@ class Lift(Loss):
         error = s - t
         order = error.detach().abs().argsort(1)
         parts = [_split(error.gather(1, part), t.gather(1, part)) for part in order.tensor_split(self.groups, 1)]
-        sums = {"coarse": torch.stack([c for c, _ in parts]).sum(0), "fine": torch.stack([f for _, f in parts]).sum(0)}
+        coarse, fine = (torch.stack(values).sum(0) for values in zip(*parts))
+        sums = {"coarse": coarse, "fine": fine}
         means = {name: total / s.shape[1] for name, total in sums.items()}
         factors = {name: float(np.interp(batch.step, list(at), list(at.values()))) for name, at in self.parts.items()}
         value = torch.stack([factors[name] * mean for name, mean in means.items()]).sum(0)
