@@ -4,7 +4,8 @@
         batch_size=50 out=teacher.npz
     dit-shd study experiments/digits_main/study.yaml
     cells=experiments/digits_main/cells
-    python docs/picture.py docs/demo.png teacher=teacher.npz "student, output only=$cells/teacher-output-seed0/samples.npz" \
+    python docs/picture.py docs/demo.png teacher=teacher.npz \
+        "student, output only=$cells/teacher-output-seed0/samples.npz" \
         "student, output + SHD=$cells/teacher-pairwise-seed0/samples.npz"
 """
 
