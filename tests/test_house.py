@@ -65,7 +65,7 @@ SEVERAL = {
 
 PLACEHOLDERS = {"few", "found", "ours", "own", "theirs", "told"}
 """Names that say who has something and not what it is; captures, settings, student, teacher say it."""
-NOT_NAMED_YET = {"attention/recording", "integrations"}
+NOT_NAMED_YET = {"attention/recording"}
 """Folders that still have such names; only ever fewer."""
 ANY_TASKS_LOSSES = ("__init__", "output", "shd")
 """Losses of any task; others may be of one task, whose batches they read."""
