@@ -36,6 +36,17 @@ def imported_from(tree: ast.Module, name: str, module: str) -> str:
     return module
 
 
+def defined_in(name: str, module: str) -> str:
+    """The module that defines a name, through those of dit_shd that only hand it on.
+
+    Args:
+        name: As `module` calls it.
+        module: Where it is used.
+    """
+    home = imported_from(parse(module), name, module)
+    return home if home == module or not home.startswith("dit_shd") else defined_in(name, home)
+
+
 @lru_cache(maxsize=256)
 def parse(module: str) -> ast.Module:
     """The syntax tree of such a module."""
@@ -175,7 +186,7 @@ def _alias(name: str, tree: ast.Module) -> str:
             case _:
                 continue
     home = imported_from(tree, name, "")
-    return _alias(name, parse(home)) if home.startswith("dit_shd") else name
+    return _alias(name, parse(defined_in(name, home))) if home.startswith("dit_shd") else name
 
 
 def _is_option(node: ast.expr | None) -> bool:
