@@ -12,9 +12,9 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.plugin_source import plugin_names, plugin_source
 
 ORDER = (
-    ("Distil and train", ("demo", "configs", "train", "show", "plot", "study")),
+    ("Distil and train", ("demo", "configs", "train", "losses", "show", "plot", "study")),
     ("Sample and evaluate", ("sample", "evaluate", "compare", "statistics", "accuracy", "perplexity")),
-    ("Models and data", ("encode", "convert", "inspect", "export", "publish")),
+    ("Models and data", ("encode", "convert", "pipeline", "inspect", "depth", "export", "publish")),
 )
 """Commands under headings, in the order in which help lists them; others follow."""
 

@@ -29,12 +29,22 @@ def source_file(module: str) -> Path:
 
 
 def imported_from(tree: ast.Module, name: str, module: str) -> str:
-    """The module in which a name of `module` is defined, however often it is passed on; `module` itself if there."""
+    """The module in which a name of `module` is defined; `module` itself where it is not imported."""
     for node in tree.body:
         if isinstance(node, ast.ImportFrom) and node.module and any(alias.name == name for alias in node.names):
-            internal = node.module.split(".")[0] == "dit_shd"
-            return imported_from(parse(node.module), name, node.module) if internal else node.module
+            return node.module
     return module
+
+
+def defined_in(name: str, module: str) -> str:
+    """The module that defines a name, through those of dit_shd that only hand it on.
+
+    Args:
+        name: As `module` calls it.
+        module: Where it is used.
+    """
+    home = imported_from(parse(module), name, module)
+    return home if home == module or not home.startswith("dit_shd") else defined_in(name, home)
 
 
 @lru_cache(maxsize=256)
@@ -176,7 +186,7 @@ def _alias(name: str, tree: ast.Module) -> str:
             case _:
                 continue
     home = imported_from(tree, name, "")
-    return _alias(name, parse(home)) if home.startswith("dit_shd") else name
+    return _alias(name, parse(defined_in(name, home))) if home.startswith("dit_shd") else name
 
 
 def _is_option(node: ast.expr | None) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-from dit_shd.core.config_source import Key, constants, imported_from, kind_of, parse, shown, source_file, value_of
+from dit_shd.core.config_source import Key, constants, defined_in, kind_of, parse, shown, source_file, value_of
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,11 @@ def plugin_source(package: str, name: str) -> PluginSource:
     """
     base, kind = _base(package)
     module = f"{package}.{name}"
-    (cls,) = [node for node in parse(module).body if isinstance(node, ast.ClassDef) and _is_a(module, node, base)]
+    tree = parse(module)
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and _is_a(module, node, base)]
+    if len(classes) != 1:  # its keys are checked when it is built
+        return PluginSource(name, kind, ast.get_docstring(tree) or name, [], True)
+    (cls,) = classes
     keys: dict[str, Key] = {}
     is_open = False
     docs: dict[str, str] = {}
@@ -70,10 +74,9 @@ def _base(package: str) -> tuple[str, str]:
 def _ancestors(module: str, cls: ast.ClassDef) -> Iterator[tuple[str, ast.ClassDef]]:
     """A class and those that it is a subclass of, as far as they are of dit_shd, each with its module."""
     yield module, cls
-    tree = parse(module)
     for base in cls.bases:
         name = ast.unparse(base).partition("[")[0]
-        home = imported_from(tree, name, module)
+        home = defined_in(name, module)
         if not home.startswith("dit_shd"):
             continue
         for node in parse(home).body:
