@@ -3,6 +3,7 @@
 - pictures/ of concepts.md by looking at the teacher that ships with dit_shd (only when named);
 - evidence.md from the rows of experiments/*/results.jsonl, and the table between two comments in classification.md and
   language.md, which are written by hand otherwise;
+- losses.md from the losses themselves, counted for MDTv2-B/2 -> S/2;
 - use-it-in-your-trainer.md from the scripts in examples/;
 - text-to-image.md with the table of adapters (dit_shd/diffusion/adapters);
 - reliability.md by trying every class of hostile input (tests/hostile);
@@ -175,6 +176,15 @@ def reliability_page() -> str:
     return template("reliability").format(limit=hostile.LIMIT_MIB, table=hostile.table().rstrip())
 
 
+def losses_page() -> str:
+    """Every loss in one line."""
+    from dit_shd.profiling.loss_table import loss_table
+    from dit_shd.reports.losses_page import losses_markdown
+    from dit_shd.tasks.diffusion import Diffusion
+
+    return template("losses").format(table=losses_markdown(loss_table(Diffusion(mask_ratio=None))))
+
+
 def text_to_image_page() -> str:
     """How to distil a text-to-image model, with every adapter."""
     from dit_shd.diffusion.adapters import by_class
@@ -304,6 +314,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "classification.md": lambda: recipe_page("classification"),
     "evidence.md": evidence_page,
     "language.md": lambda: recipe_page("language"),
+    "losses.md": losses_page,
     "reliability.md": reliability_page,
     "supported-models.md": supported_page,
     "text-to-image.md": text_to_image_page,

@@ -119,11 +119,11 @@ def inspect(config: InspectConfig) -> Findings | TextFindings:
     if "hidden_states" not in parameters:
         words = f"holds {type(model).__name__}, whose forward takes {', '.join([*parameters][:4])}"
         raise UserError(f"{config.model}: {words}; wanted a transformer (hidden_states)")
-    _to_accelerator(model)
+    to_accelerator(model)
     steps = schedule_length(run)
     timestep = PICTURED * steps // 1000 if config.timestep is None else config.timestep
     timesteps = sorted(set(config.timesteps or (t * steps // 1000 for t in GRID)))
-    inputs = _inputs(config, model, run)
+    inputs = inputs_of(config, model, run)
     scope = Scope(config.layers, config.block, None if config.image is None else slice(*config.image))
     with tqdm(desc="one sample", unit="layer") as bar:
         scope, maps = layer_maps(model, inputs, scope, timestep, config.tokens, bar.update)
@@ -136,7 +136,7 @@ def inspect(config: InspectConfig) -> Findings | TextFindings:
 
 
 def _of_text(config: InspectConfig, model: nn.Module, run: dict[str, Any]) -> TextFindings:
-    _to_accelerator(model)
+    to_accelerator(model)
     data = text_of(config.data, run, config.model)
     findings = inspect_text(model, data, config.samples, config.seed, Scope(config.layers), config.heads)
     shown = _shown(list(findings.maps), config.shown)
@@ -167,12 +167,23 @@ def numbers(findings: Findings) -> dict[str, Any]:
     }
 
 
-def _to_accelerator(model: nn.Module) -> None:
+def to_accelerator(model: nn.Module) -> None:
+    """Move a model to a GPU, if there is one."""
     if torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
 
 
-def _inputs(config: InspectConfig, model: nn.Module, run: dict[str, Any]) -> Inputs:
+def inputs_of(config: InspectConfig, model: nn.Module, run: dict[str, Any]) -> Inputs:
+    """The inputs that a config asks for: of a file, of data, or random.
+
+    Args:
+        config: What to analyse.
+        model: Whose forward takes them.
+        run: The config of its run folder, if it is one.
+
+    Raises:
+        UserError: Data for a model that takes more than images and labels.
+    """
     if config.inputs is not None:
         return FileInputs(model, config.inputs, config.time)
     size, count = config.batch_size, config.samples
