@@ -112,9 +112,9 @@ def _pipeline(record: PipelineRecord | None) -> str:
     if record is None:
         return ""
     return (
-        f"## Pipeline\n\nIt is the transformer of a {record.pipeline_class}, in the place of that of {record.pipeline}, and "
-        f"has learned its text encoders (sha256 {record.text_sha256}). `dit-shd sample RUN prompts=FILE` draws with it; "
-        "`dit-shd pipeline RUN OUT` makes a folder for `DiffusionPipeline.from_pretrained`.\n\n"
+        f"## Pipeline\n\nThe transformer of a {record.pipeline_class}, in the place of that of {record.pipeline}, "
+        f"and has learned its text encoders (sha256 {record.text_sha256}). `dit-shd sample RUN prompts=FILE` draws "
+        "with it; `dit-shd pipeline RUN OUT` makes a folder for `DiffusionPipeline.from_pretrained`.\n\n"
     )
 
 
