@@ -1,7 +1,9 @@
 """Make the pages that are made from code: `make docs`, or python docs/build.py [PAGE].
 
 - pictures/ of concepts.md by looking at the teacher that ships with dit_shd (only when named);
-- evidence.md from the rows of experiments/*/results.jsonl;
+- evidence.md from the rows of experiments/*/results.jsonl, and the table between two comments in classification.md and
+  language.md, which are written by hand otherwise;
+- losses.md from the losses themselves, counted for MDTv2-B/2 -> S/2;
 - use-it-in-your-trainer.md from the scripts in examples/;
 - text-to-image.md with the table of adapters (dit_shd/diffusion/adapters);
 - reliability.md by trying every class of hostile input (tests/hostile);
@@ -55,6 +57,44 @@ def evidence_page() -> str:
     hours = sum(study.analysis.cpu_hours for study in studies)
     texts = "\n\n".join(study_text(study, ROOT) for study in studies)
     return template("evidence").format(claims=claims_summary(studies), studies=texts, hours=f"{hours:.1f}")
+
+
+FIGURES = {
+    "classification": ("fashion_classification", {"top1": "top-1 %", "top5": "top-5 %"}, 100.0),
+    "language": ("kjv_language", {"perplexity": "perplexity", "nats": "nats a token"}, 1.0),
+}
+"""Page -> its study, the figures of its table by what their headings are, and their unit."""
+BETWEEN = re.compile(r"(<!-- results -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def recipe_page(page: str) -> str:
+    """A page about recipes with the results of its study: a row for each set of losses, and what is said of them."""
+    from dit_shd.study.evidence import markdown, read_evidence
+    from dit_shd.study.report import claims_table, state
+
+    name, headings, unit = FIGURES[page]
+    studies = {each.file.parent.name: each for each in read_evidence(ROOT / "experiments")}
+    parts = ["No row yet."]
+    if name in studies:
+        progress, analysis = studies[name].progress, studies[name].analysis
+        rows = f"{state(progress, analysis)} Rows: [results.jsonl](../experiments/{name}/results.jsonl)."
+        parts = [results_table(analysis, headings, unit), markdown(claims_table(analysis)), rows]
+    text = (DOCS / f"{page}.md").read_text()
+    assert BETWEEN.search(text) is not None, f"{page}.md has no place for its results"
+    return BETWEEN.sub(lambda match: match[1] + "\n" + "\n\n".join(parts) + "\n\n" + match[2], text)
+
+
+def results_table(analysis: Any, headings: dict[str, str], unit: float) -> str:
+    """Mean and standard deviation over seeds of some figures of training, and what a run takes."""
+    lines = [["losses", "seeds", *headings.values(), "CPU s"]]
+    lines.append(["---"] * len(lines[0]))
+    for variant in analysis.variants:
+        if not variant.done:
+            continue
+        summaries = [variant.summary(f"training/{figure}") for figure in headings]
+        cells = [f"{unit * s.mean:.2f}" + (f" ± {unit * s.deviation:.2f}" if s.n > 1 else "") for s in summaries]
+        lines.append([variant.name, str(len(variant.done)), *cells, f"{variant.training_seconds:.0f}"])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def supported_page() -> str:
@@ -134,6 +174,15 @@ def reliability_page() -> str:
     import hostile
 
     return template("reliability").format(limit=hostile.LIMIT_MIB, table=hostile.table().rstrip())
+
+
+def losses_page() -> str:
+    """Every loss in one line."""
+    from dit_shd.profiling.loss_table import loss_table
+    from dit_shd.reports.losses_page import losses_markdown
+    from dit_shd.tasks.diffusion import Diffusion
+
+    return template("losses").format(table=losses_markdown(loss_table(Diffusion(mask_ratio=None))))
 
 
 def text_to_image_page() -> str:
@@ -262,7 +311,10 @@ def _numbered(text: str) -> str:
 
 
 PAGES: dict[str, Callable[[], str]] = {
+    "classification.md": lambda: recipe_page("classification"),
     "evidence.md": evidence_page,
+    "language.md": lambda: recipe_page("language"),
+    "losses.md": losses_page,
     "reliability.md": reliability_page,
     "supported-models.md": supported_page,
     "text-to-image.md": text_to_image_page,

@@ -6,11 +6,14 @@
 gkd: GKDTrainer (arXiv 2306.13649), half of the texts the student's own. minillm: the reverse KL of MiniLLM (arXiv
 2306.08543) on the student's own texts, by DistillationTrainer with beta 1; TRL has no trainer with MiniLLM's
 teacher-mixed sampling and length normalisation. Tiny models, bytes and sums, so that it runs in a minute on a CPU.
-With real models: --teacher openai-community/gpt2-xl --student openai-community/gpt2 --tokenizer openai-community/gpt2.
+With real models: --teacher openai-community/gpt2-xl --student openai-community/gpt2 --tokenizer openai-community/gpt2
+--dolly --out runs. --dolly takes Dolly's 12,500 training instructions (the split of configs/language/dolly_*.yaml),
+--out keeps both students, and `dit-shd rouge runs/gkd runs/minillm sets=...` scores them.
 """
 
 import argparse
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +23,8 @@ from trl import DistillationConfig, DistillationTrainer
 from trl.experimental.gkd import GKDConfig, GKDTrainer
 
 from dit_shd import SHD
+from dit_shd.core.plugins import Plugin
+from dit_shd.data.datasets import DATASETS
 from dit_shd.data.tokenizer import ByteTokenizer
 from dit_shd.integrations.trainers import add_shd
 
@@ -59,10 +64,19 @@ def sums(count: int) -> list[dict[str, Any]]:
     return [{"user": f"{a} + {b} =", "assistant": str(a + b)} for a, b in pairs]
 
 
-def gkd(models: tuple[Any, Any], tokenizer: Any, steps: int, folder: str) -> Any:
+def dolly(path: str) -> list[dict[str, Any]]:
+    """Instructions and responses of Dolly's training part."""
+    options = {"column": "response", "prompt": "{instruction}\n{context}", "counts": [12500, 1000, 500]}
+    text: Any = DATASETS.build(Plugin("text", {"path": path, "pack": False, **options}), "data")
+    return [{"user": each.prompt, "assistant": each.text} for each in text.documents]
+
+
+def gkd(
+    models: tuple[Any, Any], tokenizer: Any, data: list[dict[str, Any]], common: dict[str, Any], tokens: int
+) -> Any:
     """Half of the texts are the data's, half the student's own."""
-    rows = [{"messages": [{"role": role, "content": text} for role, text in row.items()]} for row in sums(64)]
-    arguments = GKDConfig(**common(folder, steps), lmbda=0.5, beta=0.5, max_new_tokens=8, max_length=32)
+    rows = [{"messages": [{"role": role, "content": text} for role, text in row.items()]} for row in data]
+    arguments = GKDConfig(**common, lmbda=0.5, beta=0.5, max_new_tokens=tokens, max_length=4 * tokens)
     student, teacher = models
     return GKDTrainer(
         model=student, teacher_model=teacher, args=arguments, processing_class=tokenizer,
@@ -70,10 +84,12 @@ def gkd(models: tuple[Any, Any], tokenizer: Any, steps: int, folder: str) -> Any
     )  # fmt: skip
 
 
-def minillm(models: tuple[Any, Any], tokenizer: Any, steps: int, folder: str) -> Any:
+def minillm(
+    models: tuple[Any, Any], tokenizer: Any, data: list[dict[str, Any]], common: dict[str, Any], tokens: int
+) -> Any:
     """All texts are the student's own, and the divergence is the reverse KL."""
-    rows = [{"prompt": [{"role": "user", "content": row["user"]}]} for row in sums(64)]
-    arguments = DistillationConfig(**common(folder, steps), beta=1.0, max_completion_length=8)
+    rows = [{"prompt": [{"role": "user", "content": row["user"]}]} for row in data]
+    arguments = DistillationConfig(**common, beta=1.0, max_completion_length=tokens)
     student, teacher = models
     return DistillationTrainer(
         model=student, teacher_model=teacher, args=arguments, processing_class=tokenizer,
@@ -81,13 +97,13 @@ def minillm(models: tuple[Any, Any], tokenizer: Any, steps: int, folder: str) ->
     )  # fmt: skip
 
 
-def common(folder: str, steps: int) -> dict[str, Any]:
-    """What both are told."""
+def arguments_of(folder: str, steps: int, lr: float) -> dict[str, Any]:
+    """Arguments of both trainers."""
     return {
         "output_dir": folder,
         "max_steps": steps,
         "per_device_train_batch_size": 8,
-        "learning_rate": 1e-3,
+        "learning_rate": lr,
         "logging_steps": 1,
         "report_to": [],
         "save_strategy": "no",
@@ -101,19 +117,26 @@ def common(folder: str, steps: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--lr", type=float, default=1e-3)
     for name in ("teacher", "student", "tokenizer"):
         parser.add_argument(f"--{name}", help="on the hub, or a folder; a tiny one of its own if left out")
+    parser.add_argument("--dolly", nargs="?", const="hub:databricks/databricks-dolly-15k", help="Dolly, or its file")
+    parser.add_argument("--out", type=Path, help="folder for both students")
     args = parser.parse_args()
     tokenizer = tokenizer_of(args.tokenizer)
+    data, tokens = (sums(64), 8) if args.dolly is None else (dolly(args.dolly), 128)
     for way in (gkd, minillm):
         teacher, student = model_of(args.teacher, 4, tokenizer), model_of(args.student, 2, tokenizer)
         with tempfile.TemporaryDirectory() as folder:
-            trainer = way((student, teacher), tokenizer, args.steps, folder)
-            add_shd(trainer, SHD(weight=1.0))
+            trainer = way((student, teacher), tokenizer, data, arguments_of(folder, args.steps, args.lr), tokens)
+            add_shd(trainer, SHD(weight=1.0, layers="proportional"))
             trainer.train()
         rows = [row for row in trainer.state.log_history if "shd" in row]
         print(f"{way.__name__}: loss {rows[0]['loss']:.4f} -> {rows[-1]['loss']:.4f}, ", end="")
         print(f"shd {rows[0]['shd']:.5f} -> {rows[-1]['shd']:.5f}")
+        if args.out is not None:
+            for part in (student, tokenizer):
+                part.save_pretrained(args.out / way.__name__)
 
 
 if __name__ == "__main__":

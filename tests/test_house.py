@@ -48,6 +48,7 @@ SEVERAL = {
     "attention/recording/test_wrong_hands.py": "what people give to capture and SHD that is not what they take",
     "attention/recording/test_zoo.py": "the models that the next one tries",
     "attention/recording/test_zoo_capture.py": "every transformer class of diffusers",
+    "distillation/test_combinations.py": "losses of all kinds together",
     "models/test_public_code.py": "ours beside the public code",
     "reports/test_browser.py": "every page in headless Chromium",
     "squeezing/test_synchronisations.py": "what Python reads of a layer, and NaN where it reads nothing",
@@ -66,7 +67,7 @@ SEVERAL = {
 
 PLACEHOLDERS = {"few", "found", "ours", "own", "theirs", "told"}
 """Names that say who has something and not what it is; captures, settings, student, teacher say it."""
-NOT_NAMED_YET = {"attention/recording", "integrations"}
+NOT_NAMED_YET = {"attention/recording"}
 """Folders that still have such names; only ever fewer."""
 ANY_TASKS_LOSSES = ("__init__", "output", "shd")
 """Losses of any task; others may be of one task, whose batches they read."""

@@ -1,14 +1,18 @@
 """The recipes of configs/language: complete, and models that fit together."""
 
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
-from dit_shd.core.config import make
+from dit_shd.core.config import cast, make
+from dit_shd.core.plugins import Plugin
 from dit_shd.core.yaml_files import dump, read_yaml
+from dit_shd.data.datasets import DATASETS
 from dit_shd.distillation.losses.kd import KD
 from dit_shd.distillation.losses.shd import SHD
+from dit_shd.profiling.estimate import hours, peaks
 from dit_shd.training import checks
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.dry_run import dry_run, step_shape
@@ -32,12 +36,20 @@ def test_a_recipe_is_complete(name):
 
 
 @pytest.mark.parametrize("name", MILLIONS)
-def test_babyllama_has_the_papers_models(name):
+def test_babyllama_has_the_papers_models_and_costs_what_its_header_says(name):
     found = dry_run(load(name, estimate={**read_yaml(FOLDER / f"{name}.yaml").get("estimate", {}), "measure": False}))
     models = {name: found.student} if not found.teachers else {**found.teachers, name: found.student}
     wanted = {"teacher gpt2": 705, "teacher llama": 360, **MILLIONS}
     for each, model in models.items():
         assert round(sum(p.numel() for p in model.parameters()) / 1e6) == wanted[each]
+    config, header = load(name), (FOLDER / f"{name}.yaml").read_text()
+    cost = re.search(r"Cost: (\S+) GFLOP a sequence, (\S+) EFLOP in all.*: (\S+) A100 or (\S+) H100 hours", header)
+    whole = found.operations.executed * config.batch_size * config.steps
+    spent = [hours(whole, peak, config.estimate.mfu) for peak in peaks(config.precision).values()]
+    for number, text in zip([found.operations.total / 1e9, whole / 1e18, *spent], cost.groups()):
+        assert number == pytest.approx(float(text), rel=0.01)
+    gib = re.search(r"Memory by count: (\S+) GiB for 256", header)[1]
+    assert found.memory.total / 2**30 == pytest.approx(float(gib), abs=0.1)
 
 
 def test_babyllama_learns_from_the_mean_of_two_teachers_and_the_maps_of_one():
@@ -46,3 +58,30 @@ def test_babyllama_learns_from_the_mean_of_two_teachers_and_the_maps_of_one():
     assert losses[0].temperature == 2.0
     student, gpt2 = (read_yaml(FOLDER / f"babyllama_{x}.yaml")["student"]["config"] for x in ("shd", "gpt2_teacher"))
     assert (gpt2["n_head"], student["num_attention_heads"]) == (16, 8)
+
+
+def test_dollys_teacher_and_student_read_the_same_split():
+    """12,500, 1,000 and 500 documents, and no prompt is learned; 25 heads into 12."""
+    student, teacher = (load(f"dolly_gpt2_xl_{x}") for x in ("to_base_shd", "teacher"))
+    assert student.data == teacher.data and list(student.teachers.values()) == [str(teacher.run)]
+    assert student.data.options["counts"] == [12500, 1000, 500] and "{instruction}" in student.data.options["prompt"]
+    assert student.steps == 20 * 12500 // 32
+
+
+def test_the_five_sets_have_the_prompts_that_were_trained_with():
+    sets = read_yaml(FOLDER / "instructions" / "five_sets.yaml")
+    trained = load("dolly_gpt2_xl_teacher").data.options["prompt"]
+    assert list(sets) == ["dolly", "self_instruct", "vicuna", "super_natural", "unnatural"]
+    for values in sets.values():
+        plugin = cast(Plugin, values, "sets")
+        assert plugin.options["prompt"] == trained.replace("{context}", "{input}")
+        assert DATASETS.filled(plugin, "data").name == "text"
+
+
+def test_the_study_varies_the_losses_alone():
+    study = read_yaml(FOLDER.parents[1] / "experiments" / "kjv_language" / "study.yaml")
+    levels = study["grid"]["loss"]
+    assert [[loss["name"] for loss in level["losses"]] for level in levels.values()] == [
+        [], ["kd"], ["shd"], ["kd", "shd"],
+    ]  # fmt: skip
+    assert study["prepare"] == ["train configs/language/kjv_teacher.yaml"] and len(study["seeds"]) == 3

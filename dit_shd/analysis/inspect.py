@@ -3,7 +3,7 @@
 import fnmatch
 import inspect as signatures
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 from dit_shd.analysis.inputs import DatasetInputs, FileInputs, Inputs, Time
+from dit_shd.analysis.inspect_text import TextFindings, inspect_text, text_of
 from dit_shd.analysis.map_sheets import Sheets, head_sheets
 from dit_shd.analysis.survey import LayerMaps, LayerSurvey, Scope, layer_maps, survey
 from dit_shd.analysis.synthetic_inputs import SyntheticInputs
@@ -25,6 +26,7 @@ from dit_shd.data.datasets import DATASETS
 from dit_shd.diffusion.process import process_of
 from dit_shd.diffusion.sampler import timesteps_of
 from dit_shd.models import loading
+from dit_shd.models.language_model import text_config
 
 ASSET_DATA = Plugin("digits", {"split": "validation"})
 """The data for models that ship with the package."""
@@ -42,12 +44,15 @@ class InspectConfig:
     heads: int | None = option(None, "student heads of the merge plan; empty: half of the layer's, rounded up")
     layers: list[int | str] | None = option(None, "depths, names or patterns of layers; empty: all self-attention")
     shown: list[int | str] | None = option(None, "which of them have their maps drawn; empty: first, middle, last")
+    shown_heads: list[int] | None = option(None, "of a language model: heads that are drawn, from 0; empty: three")
     tokens: list[int] | None = option(None, "query tokens whose maps are drawn; empty: three on the diagonal")
     timestep: int | None = option(None, f"of the maps; empty: {PICTURED} of 1000")
     timesteps: list[int] | None = option(None, f"of alpha; empty: {', '.join(map(str, GRID))} of 1000")
     samples: int = option(16, "images (or random inputs) behind the similarity of heads and alpha")
     batch_size: int = option(4, "samples of one forward")
-    data: Plugin | None = option(None, "dataset for a class-conditional model; empty: that of the run folder")
+    data: Plugin | None = option(
+        None, "images for a class-conditional model, text for a language model; empty: the run's"
+    )
     inputs: Path | None = option(None, "npz or safetensors of the forward's arguments, a.b for entries of a dictionary")
     time: Time = option("auto", "the unit of the model's timestep: steps, fraction (t / 1000), or auto: detected")
     block: Block | None = option(None, "of joint text-image attention; empty: image if it is known, else joint")
@@ -93,11 +98,14 @@ class Findings:
     """Of the first sample: maps of many query tokens at several timesteps."""
 
 
-def inspect(config: InspectConfig) -> Findings:
+def inspect(config: InspectConfig) -> Findings | TextFindings:
     """Analyse a model's attention.
 
     Args:
         config: The model, and what to analyse.
+
+    Returns:
+        The findings; of a language model those over a text.
 
     Raises:
         UserError: No such model, or one whose attention cannot be recorded.
@@ -105,15 +113,17 @@ def inspect(config: InspectConfig) -> Findings:
     config = checked(config, "inspect")
     run = run_config(config.model)
     model = loading.load(config.model).eval().requires_grad_(False)
+    if text_config(model) is not None:
+        return _of_text(config, model, run)
     parameters = signatures.signature(model.forward).parameters
     if "hidden_states" not in parameters:
         words = f"holds {type(model).__name__}, whose forward takes {', '.join([*parameters][:4])}"
         raise UserError(f"{config.model}: {words}; wanted a transformer (hidden_states)")
-    _to_accelerator(model)
+    to_accelerator(model)
     steps = schedule_length(run)
     timestep = PICTURED * steps // 1000 if config.timestep is None else config.timestep
     timesteps = sorted(set(config.timesteps or (t * steps // 1000 for t in GRID)))
-    inputs = _inputs(config, model, run)
+    inputs = inputs_of(config, model, run)
     scope = Scope(config.layers, config.block, None if config.image is None else slice(*config.image))
     with tqdm(desc="one sample", unit="layer") as bar:
         scope, maps = layer_maps(model, inputs, scope, timestep, config.tokens, bar.update)
@@ -123,6 +133,14 @@ def inspect(config: InspectConfig) -> Findings:
     with tqdm(desc="one sample, all timesteps", unit="layer") as bar:
         sheets = head_sheets(model, inputs, scope, maps, timesteps, config.heads, bar.update)
     return Findings(config, model, inputs, scope, timestep, timesteps, maps, layers, shown, sheets)
+
+
+def _of_text(config: InspectConfig, model: nn.Module, run: dict[str, Any]) -> TextFindings:
+    to_accelerator(model)
+    data = text_of(config.data, run, config.model)
+    findings = inspect_text(model, data, config.samples, config.seed, Scope(config.layers), config.heads)
+    shown = _shown(list(findings.maps), config.shown)
+    return replace(findings, name=config.model, shown=shown, shown_heads=config.shown_heads)
 
 
 def numbers(findings: Findings) -> dict[str, Any]:
@@ -149,12 +167,23 @@ def numbers(findings: Findings) -> dict[str, Any]:
     }
 
 
-def _to_accelerator(model: nn.Module) -> None:
+def to_accelerator(model: nn.Module) -> None:
+    """Move a model to a GPU, if there is one."""
     if torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
 
 
-def _inputs(config: InspectConfig, model: nn.Module, run: dict[str, Any]) -> Inputs:
+def inputs_of(config: InspectConfig, model: nn.Module, run: dict[str, Any]) -> Inputs:
+    """The inputs that a config asks for: of a file, of data, or random.
+
+    Args:
+        config: What to analyse.
+        model: Whose forward takes them.
+        run: The config of its run folder, if it is one.
+
+    Raises:
+        UserError: Data for a model that takes more than images and labels.
+    """
     if config.inputs is not None:
         return FileInputs(model, config.inputs, config.time)
     size, count = config.batch_size, config.samples

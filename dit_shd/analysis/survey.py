@@ -264,7 +264,9 @@ def mean_maps(layer: Capture, bins: int = BINS, chunk_mib: float = CHUNK_MIB) ->
 
 
 def layout(n: int, keywords: dict[str, Any]) -> Grid | None:
-    """The grid of n tokens, by the latents' height and width, by their positions, or square; None for a line."""
+    """The grid of n tokens, by the latents' height and width, by their positions, or square; None: a line, or text."""
+    if "input_ids" in keywords:
+        return None
     latents, positions = keywords.get("hidden_states"), keywords.get("img_ids")
     if isinstance(latents, Tensor) and latents.ndim == 4:
         y, x = latents.shape[2:]

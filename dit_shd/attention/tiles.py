@@ -4,7 +4,9 @@ A tile lives in buffers that are used again for the next one: on a CPU, fresh me
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,6 +60,11 @@ def slices(total: int, size: int) -> Iterator[slice]:
     count = -(-total // size)
     even = -(-total // count)
     return (slice(start, min(start + even, total)) for start in range(0, total, even))
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """No autocast on a device; meta has none."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 class Buffers:

@@ -23,6 +23,8 @@ class Document:
 
     text: str
     prompt: str = ""
+    others: tuple[str, ...] = ()
+    """Further texts that would do as well, for figures that compare with any of them."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Columns:
     """Where a document is in a row of a table."""
 
     text: str = "text"
-    """The column of the text."""
+    """The column of the text, or of a list of them."""
     prompt: str | None = None
     """What comes before it, with columns in braces: "Question: {question} Answer: "; None for nothing."""
 
@@ -40,6 +42,9 @@ class Columns:
         Raises:
             UserError: A column is missing, or holds no text.
         """
+        texts = row.get(self.text)
+        if isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts):
+            return Document(texts[0], self._prompt(row, where), tuple(texts[1:]))
         return Document(self._text(row, self.text, where), self._prompt(row, where))
 
     def _prompt(self, row: dict[str, Any], where: str) -> str:
@@ -53,7 +58,9 @@ class Columns:
         return row[column]
 
 
-def read_documents(path: str, unit: Unit, columns: Columns, split: str = "train") -> list[Document]:
+def read_documents(
+    path: str, unit: Unit, columns: Columns, split: str = "train", file: str | None = None
+) -> list[Document]:
     """All documents of a file, of a folder's files in the order of their names, or of a dataset.
 
     Args:
@@ -61,11 +68,14 @@ def read_documents(path: str, unit: Unit, columns: Columns, split: str = "train"
         unit: What is one document of a text file: all of it, a paragraph (up to an empty line) or a line.
         columns: Where documents are in tables.
         split: Of a dataset that has several.
+        file: Of a repository of the hub, which is read alone.
 
     Raises:
         UserError: Nothing is there, it cannot be read, or it holds no text.
     """
-    if path.startswith("hub:"):
+    if path.startswith("hub:") and file is not None:
+        documents = list(_of_files(_hub_file(_hub_name(path), file), unit, columns))
+    elif path.startswith("hub:"):
         documents = list(_of_dataset(_hub_name(path), columns, split))
     else:
         place = Path(expanded(path))
@@ -136,6 +146,15 @@ def _hub_name(path: str) -> HubName:
     if named is None:
         raise UserError(f"data.path: wanted hub:OWNER/NAME or hub:OWNER/NAME@REVISION, found '{path}'")
     return HubName(named["repository"], named["revision"], "dataset")
+
+
+def _hub_file(name: HubName, file: str) -> Path:
+    path = name.file(file)
+    if path is None and name.files() is None:
+        raise UserError(f"data.path: {name.unreachable()}")
+    if path is None:
+        raise UserError(f"data.hub_file: {name}: wanted its file '{file}', found none")
+    return path
 
 
 def _of_dataset(place: Path | HubName, columns: Columns, split: str) -> Iterator[Document]:

@@ -65,6 +65,11 @@ class Tokenizer:
         """The text of some tokens; special ones leave none."""
         return self._tokenizer.decode([int(token) for token in tokens])
 
+    def text(self, token: int) -> str:
+        """What one token stands for, special ones and parts of letters too."""
+        shown = self._tokenizer.decode([token])
+        return shown if shown else self._tokenizer.id_to_token(token) or str(token)
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write it as transformers reads it (AutoTokenizer)."""
         from transformers import PreTrainedTokenizerFast

@@ -2,20 +2,18 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dit_shd.attention.recording.attach import capture
+from dit_shd.distillation import recording
 from dit_shd.distillation.ensemble import OutputOf, mean
 from dit_shd.distillation.losses import Loss
-from dit_shd.distillation.records import Forward, Layer, Reads, Term
+from dit_shd.distillation.records import Forward, Reads, Term
 from dit_shd.distillation.teacher_stream import TeacherStream
 from dit_shd.distillation.teachers import Teachers, by_name, chosen
-from dit_shd.models.blocks import recorded_blocks
 from dit_shd.tasks import Batch, Task, Terms
 
 
@@ -58,6 +56,31 @@ class Distiller(nn.Module):
             total = total + 0.0 * parameter.sum()
         return total, logs
 
+    @torch.no_grad()
+    def build(self, batches: Iterable[Batch], teachers: nn.Module | Teachers | None = None, seed: int = 0) -> None:
+        """Make what losses learn and whose sizes are the models' (projectors), before the optimizer is made.
+
+        A loss that has all of it, or learns nothing, is left alone.
+
+        Args:
+            batches: The passes of a step, of one sample or more.
+            teachers: Frozen models by name, or a single one.
+            seed: Of the first weights; the random state of the process stays as it was.
+
+        Raises:
+            UserError: The sizes of two layers do not fit a loss, or a teacher is missing.
+        """
+        known = by_name(teachers)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            for batch in batches:
+                losses = {name: loss for name, loss in self.losses_of(batch.pass_name).items() if loss.learns}
+                student = recording.forward(self.task, self.student, batch, _read(losses.values())) if losses else None
+                for name, loss in losses.items():
+                    teacher = known[chosen(loss.teacher, known, name)[0]] if loss.reads_teacher else None
+                    read = None if teacher is None else recording.forward(self.task, teacher, batch, loss.reads)
+                    loss.build(student, read, batch)  # type: ignore[arg-type]
+
     def terms(self, batch: Batch, teachers: nn.Module | Teachers | None = None) -> tuple[Terms, Terms]:
         """The terms of one pass by name.
 
@@ -72,7 +95,7 @@ class Distiller(nn.Module):
             UserError: A loss reads a teacher that was not given.
         """
         losses = self.losses_of(batch.pass_name)
-        student = self._run_student(batch, losses.values())
+        student = recording.forward(self.task, self.student, batch, _read(losses.values()))
         terms = {name: value.mean() for name, value in self.task.losses(student, batch).items()}
         logs = {name: term.detach() for name, term in terms.items()}
         learned = self._learned(batch, by_name(teachers), losses, student)
@@ -83,21 +106,6 @@ class Distiller(nn.Module):
             logs[name] = mean.detach()
             logs |= {f"{name}/{key}": value for key, value in term.logs.items()}
         return terms, logs
-
-    def _run_student(self, batch: Batch, losses: Iterable[Loss]) -> Forward:
-        read = frozenset[Reads]().union(*(loss.reads for loss in losses))
-        hidden: dict[str, Tensor] = {}
-        with ExitStack() as stack:
-            captures = stack.enter_context(capture(self.student)) if Reads.ATTENTION in read else {}
-            if Reads.HIDDEN in read:
-                stack.enter_context(recorded_blocks(self.student, hidden.__setitem__))
-            output = self.task.predict(self.student, batch)
-            return Forward(
-                output.prediction,
-                output.extra,
-                attention={name: Layer(name, attention=capture) for name, capture in captures.items()},
-                hidden={name: Layer(name, hidden=x) for name, x in hidden.items()},
-            )
 
     def _learned(
         self, batch: Batch, teachers: Teachers, losses: Mapping[str, Loss], student: Forward
@@ -143,3 +151,8 @@ class Distiller(nn.Module):
             count = sum(name.split("#")[0] == base for name, _ in names)
             names.append((f"{base}#{count + 1}" if count else base, loss))  # type: ignore[arg-type]
         return names
+
+
+def _read(losses: Iterable[Loss]) -> frozenset[Reads]:
+    """What losses read of a forward, together."""
+    return frozenset[Reads]().union(*(loss.reads for loss in losses))

@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from pathlib import Path
 
 from dit_shd.core.errors import UserError
+from dit_shd.distillation.kept import KEPT, KeptPlan
 
-LayerMap = Literal["sections", "proportional"] | dict[str, str]
+LayerMap = str | dict[str, str]
+"""sections, proportional, last, kept:PLAN, or {student layer: teacher layer}."""
 
 
 def layer_map(teacher: Sequence[str], student: Sequence[str], how: LayerMap = "sections") -> dict[str, str]:
@@ -18,7 +20,8 @@ def layer_map(teacher: Sequence[str], student: Sequence[str], how: LayerMap = "s
         how: `proportional`: the student's l-th layer (from 1) gets the teacher's layer l * L_t / L_s, rounded up
             (the paper: 48 -> 24 layers, the 4th gets the 8th). `sections`: the same inside each section, a section
             being the layers whose names differ by a number only (MDT: en_inblocks, en_outblocks, de_blocks); models
-            of two families, which have no section in common, are one section each. A dict is the map itself; student
+            of two families, which have no section in common, are one section each. `last`: the student's last layer
+            gets the teacher's. `kept:PLAN`: as a file of `dit-shd depth` says. A dict is the map itself; student
             layers that it leaves out are not supervised.
 
     Raises:
@@ -30,8 +33,13 @@ def layer_map(teacher: Sequence[str], student: Sequence[str], how: LayerMap = "s
                 if name not in known:
                     raise UserError(f"layers: the {role} has no layer '{name}'. It has: {', '.join(known)}")
         return dict(how)
-    if how not in ("sections", "proportional"):
-        raise UserError(f"layers: wanted sections, proportional or a map of names, found '{how}'")
+    if how.startswith(KEPT):
+        return KeptPlan.read(Path(how.removeprefix(KEPT)).expanduser()).pairs(teacher, student)
+    if how not in ("sections", "proportional", "last"):
+        raise UserError(f"layers: wanted sections, proportional, last, kept:PLAN or a map of names, found '{how}'")
+    if how == "last":
+        ends = [[name for name in names if ":" not in name][-1:] for names in (student, teacher)]
+        return dict(zip(*ends))
     runs = [max((_run(name) for name in names), default=1) for names in (teacher, student)]
     if min(runs) > 1 and runs[0] != runs[1]:
         raise UserError(

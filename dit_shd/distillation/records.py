@@ -17,12 +17,26 @@ class Reads(enum.Enum):
     """What both models predict. Where no loss reads it, the teacher stops after the last layer needed."""
     ATTENTION = "attention"
     """Captures of attention layers."""
+    ATTENTION_OUTPUT = "attention output"
+    """Outputs of attention modules [b,n,e]."""
     HIDDEN = "hidden"
-    """Outputs of blocks [b,n,e]."""
+    """Outputs of blocks [b,n,e]; of blocks with a stream for text, the image's."""
 
 
-LAYERS = frozenset({Reads.ATTENTION, Reads.HIDDEN})
+LAYERS = frozenset({Reads.ATTENTION, Reads.ATTENTION_OUTPUT, Reads.HIDDEN})
 """The kinds of layers; each has its names and its order."""
+
+
+class Needs(enum.Enum):
+    """What a loss wants both models to have in common."""
+
+    EQUAL_HEADS = "equal heads"
+    FEWER_HEADS = "no more heads than the teacher"
+    EQUAL_WIDTH = "equal width"
+    NARROWER = "a student no wider than the teacher"
+    EQUAL_TOKENS = "equal tokens"
+    LOGITS = "logits of the same classes"
+    CLASSES = "data with classes"
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +46,7 @@ class Layer:
     name: str
     attention: Capture | None = None
     hidden: Tensor | None = None
-    """The block's output [b,n,e]."""
+    """The output of the block, or of the attention module [b,n,e]."""
 
 
 Layers = Mapping[str, Layer]
@@ -45,12 +59,19 @@ class Forward(Output):
 
     attention: Layers = field(default_factory=dict)
     """Attention layers, if Reads.ATTENTION is read."""
+    attention_output: Layers = field(default_factory=dict)
+    """Attention modules, if Reads.ATTENTION_OUTPUT is read."""
     hidden: Layers = field(default_factory=dict)
     """Blocks, if Reads.HIDDEN is read."""
 
     def layers(self, kind: Reads) -> Layers:
         """The layers of one kind."""
-        return self.attention if kind is Reads.ATTENTION else self.hidden
+        by_kind = {
+            Reads.ATTENTION: self.attention,
+            Reads.ATTENTION_OUTPUT: self.attention_output,
+            Reads.HIDDEN: self.hidden,
+        }
+        return by_kind[kind]
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,22 +1,18 @@
 """A teacher's forward whose layers go to the losses one by one."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from dit_shd.attention.capture import Capture
-from dit_shd.attention.recording.attach import capture
 from dit_shd.attention.recording.sharded import KeptWeights
 from dit_shd.core.dtensor import is_sharded
 from dit_shd.distillation.losses import LayerLoss, Loss, Pairs
+from dit_shd.distillation.recording import record
 from dit_shd.distillation.records import LAYERS, Forward, Layer, Reads, Term
-from dit_shd.models.blocks import recorded_blocks
 from dit_shd.tasks import Batch, Output, Task
-
-Sink = Callable[[Reads, Layer], None]
 
 
 class TeacherStream:
@@ -67,7 +63,7 @@ class TeacherStream:
 
         output = None
         with ExitStack() as stack, torch.no_grad(), suppress(_TeacherDoneError):
-            _record(stack, teacher, read, deliver, self._weights if is_sharded(teacher) else None)
+            record(stack, task, teacher, batch, read, deliver, self._weights if is_sharded(teacher) else None)
             output = task.predict(teacher, batch)
         for kind, layers in held.items():
             self._orders[batch.pass_name, kind] = list(layers)
@@ -92,8 +88,8 @@ class _TeacherDoneError(Exception):
 
 def _forward(output: Output | None, held: Mapping[Reads, Mapping[str, Layer]]) -> Forward:
     assert output is not None, "a loss that is not streamed lets the teacher run to its end"
-    attention, hidden = held.get(Reads.ATTENTION, {}), held.get(Reads.HIDDEN, {})
-    return Forward(output.prediction, output.extra, attention, hidden)
+    layers = (held.get(kind, {}) for kind in (Reads.ATTENTION, Reads.ATTENTION_OUTPUT, Reads.HIDDEN))
+    return Forward(output.prediction, output.extra, *layers)
 
 
 def _term(loss: Loss, student: Forward, teacher: Forward, batch: Batch) -> Term:
@@ -105,28 +101,3 @@ def _term(loss: Loss, student: Forward, teacher: Forward, batch: Batch) -> Term:
     for layer in layers.values():
         pairs(layer)
     return pairs.term()
-
-
-def _record(
-    stack: ExitStack, model: nn.Module, read: frozenset[Reads], sink: Sink, weights: KeptWeights | None
-) -> None:
-    """Deliver the layers that a model's next forward runs to `sink(kind, layer)`, as far as they are read.
-
-    Args:
-        stack: Ends the recording when it is closed.
-        model: The teacher.
-        read: Parts of its forward.
-        sink: Takes each layer as it runs.
-        weights: For a model whose gathered weights do not outlive its blocks.
-    """
-
-    def attention(name: str, capture: Capture) -> None:
-        sink(Reads.ATTENTION, Layer(name, attention=capture if weights is None else weights.of(name, capture)))
-
-    def hidden(name: str, output: Tensor) -> None:
-        sink(Reads.HIDDEN, Layer(name, hidden=output))
-
-    if Reads.ATTENTION in read:
-        stack.enter_context(capture(model, sink=attention))
-    if Reads.HIDDEN in read:
-        stack.enter_context(recorded_blocks(model, hidden))

@@ -8,13 +8,12 @@ what it returns. So backward, accumulation, precision, clipping and saving stay 
 
 Rows of tokens that are not learned (padding, prompts: label -100) take no part. The sum over all others is divided by
 their number in the whole batch of an optimizer step, over its micro batches and processes, as the trainer divides the
-cross-entropy: the same gradient as Distiller's. Where a trainer makes its texts while it trains (on-policy), that
-number is not known beforehand, and each micro batch counts the same.
+cross-entropy: the same gradient as Distiller's. Where a trainer makes its texts while it trains and does not count
+them beforehand (GKD on-policy), that number is not known, and each micro batch counts the same.
 """
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,62 +21,17 @@ from torch import Tensor, nn
 
 from dit_shd.attention.capture import Captures
 from dit_shd.attention.recording.attach import capture
+from dit_shd.attention.recording.sharded import captured
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.losses.shd import SHD
 from dit_shd.distillation.records import Layer
-from dit_shd.tasks import Batch
+from dit_shd.integrations.trainer_batches import Inputs, WeightedRows, query_rows, teacher_inputs
 
 if TYPE_CHECKING:
     from transformers import Trainer
 
-IGNORED = -100
-"""The label of tokens that are not learned, in transformers and TRL."""
-Inputs = dict[str, Any]
-"""What a trainer gives to compute_loss."""
-
-
-@dataclass(frozen=True, eq=False)
-class WeightedRows(Batch):
-    """A batch of which only the weights of its query rows are known."""
-
-    weight: Tensor
-    """[b,n]"""
-
-    def row_weight(self, tokens: int) -> Tensor:
-        """The weights.
-
-        Raises:
-            UserError: A layer of other tokens.
-        """
-        if tokens != self.weight.shape[1]:
-            raise UserError(
-                f"add_shd: a layer has {tokens} query rows, the trainer's batch {self.weight.shape[1]} tokens; "
-                "losses on attention want layers of all tokens"
-            )
-        return self.weight
-
-
-def learned_rows(inputs: Inputs) -> Tensor:
-    """Which tokens of a trainer's batch are learned, boolean [b,n]; the last one predicts nothing and is left out.
-
-    Args:
-        inputs: `labels` (-100: not learned), or TRL's prompt_ids, completion_ids and completion_mask.
-
-    Raises:
-        UserError: Neither is there.
-    """
-    if "completion_mask" in inputs and "prompt_ids" in inputs:
-        completion = inputs["completion_mask"].bool()
-        rows = torch.cat([torch.zeros_like(inputs["prompt_ids"], dtype=torch.bool), completion], dim=1)
-    elif inputs.get("labels") is not None:
-        rows = inputs["labels"] != IGNORED
-        mask = inputs.get("attention_mask")
-        rows = rows & mask.bool() if isinstance(mask, Tensor) and mask.shape == rows.shape else rows
-    else:
-        raise UserError(f"add_shd: wanted labels in the trainer's batch, found {', '.join(inputs)}")
-    rows = rows.clone()
-    rows[:, -1] = False
-    return rows
+WRAPPED = ("compute_loss", "get_batch_samples", "log")
+"""Methods of a trainer that a term stands before."""
 
 
 def backbone(model: nn.Module) -> nn.Module:
@@ -86,31 +40,46 @@ def backbone(model: nn.Module) -> nn.Module:
     return getattr(whole, "base_model", whole)
 
 
-def add_shd(trainer: "Trainer", loss: SHD | None = None, teacher: nn.Module | None = None) -> "SHDTerm":
+def add_shd(
+    trainer: "Trainer", loss: SHD | None = None, teacher: nn.Module | None = None, prompt_rows: bool = False
+) -> "SHDTerm":
     """Add SHD to a trainer that is made, before train() is called.
 
     Args:
         trainer: Of transformers or TRL, with a causal language model.
         loss: SHD as it is to be computed; the paper's beta for language, 1.0, where it is not given.
         teacher: The teacher; none where the trainer has one (`teacher_model`).
+        prompt_rows: Whether query rows of tokens that are not learned, but for padding, take part as well; the paper's
+            figure 1 leaves instructions out.
 
     Returns:
         The term, whose mean is in the trainer's log as `shd`; its `remove` leaves the trainer as it was.
 
     Raises:
-        UserError: No teacher, or a model that is replicated over GPUs in one process.
+        UserError: No teacher, a plan that is not calibrated, or models in slices or replicas that cannot be read.
     """
+    loss = SHD(weight=1.0) if loss is None else loss
     if trainer.args.n_gpu > 1:
         raise UserError("add_shd: DataParallel is not supported; start one process for each GPU (torchrun, accelerate)")
-    own = getattr(trainer, "teacher_model", None)
-    found = own if teacher is None else teacher
-    if not isinstance(found, nn.Module):
+    if loss.calibration and not loss.squeezer.plans:
+        raise UserError(
+            "add_shd: a matched plan has to be calibrated first: loss.calibrate(teacher_captures, student_captures) on "
+            "some batches, then loss.calibrated()"
+        )
+    of_trainer = getattr(trainer, "teacher_model", None)
+    teacher = of_trainer if teacher is None else teacher
+    if not isinstance(teacher, nn.Module):
         raise UserError(
             f"add_shd: {type(trainer).__name__} has no teacher_model; wanted add_shd(trainer, loss, teacher)"
         )
-    if found is not own:
-        found.to(trainer.args.device).eval().requires_grad_(False)
-    return SHDTerm(trainer, SHD(weight=1.0) if loss is None else loss, found)
+    if any(hasattr(p, "ds_tensor") for p in teacher.parameters()):
+        raise UserError(
+            "add_shd: the teacher's weights are partitioned by DeepSpeed's ZeRO stage 3, so its W^O cannot be read; "
+            "give it whole: add_shd(trainer, loss, teacher), or use stage 2"
+        )
+    if teacher is not of_trainer:
+        teacher.to(trainer.args.device).eval().requires_grad_(False)
+    return SHDTerm(trainer, loss, teacher, prompt_rows)
 
 
 class SHDTerm:
@@ -120,35 +89,35 @@ class SHDTerm:
         trainer: Whose methods compute_loss, get_batch_samples and log are wrapped.
         loss: SHD.
         teacher: On the trainer's device, frozen.
+        prompt_rows: Whether query rows of prompts take part.
     """
 
-    def __init__(self, trainer: "Trainer", loss: SHD, teacher: nn.Module):
-        self.trainer, self.loss, self.teacher = trainer, loss, teacher
-        self._expected: deque[int] = deque()
-        """Learned rows of the micro batches to come, as far as they are known beforehand."""
+    def __init__(self, trainer: "Trainer", loss: SHD, teacher: nn.Module, prompt_rows: bool = False):
+        self.trainer, self.loss, self.teacher, self.prompt_rows = trainer, loss, teacher, prompt_rows
+        self._expected: deque[Tensor] = deque()
+        """Query rows of the micro batches to come, as far as they are known beforehand [b,n]."""
         self._total = 0.0
-        """Learned rows of the optimizer step's batch, over all processes."""
+        """How many there are in the optimizer step's batch, over all processes."""
         self._sum, self._count = 0.0, 0
         self._compute_loss, self._log = trainer.compute_loss, trainer.log
         self._get_batch_samples = trainer.get_batch_samples
-        for name in ("compute_loss", "get_batch_samples", "log"):
+        for name in WRAPPED:
             setattr(trainer, name, getattr(self, name))
 
     def remove(self) -> None:
         """Leave the trainer as it was."""
-        for name in ("compute_loss", "get_batch_samples", "log"):
+        for name in WRAPPED:
             vars(self.trainer).pop(name, None)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 (as the trainer's)
         """The trainer's, which draws the micro batches of an optimizer step; their rows are counted."""
-        found = self._get_batch_samples(*args, **kwargs)
-        known = [x for x in found[0] if isinstance(x, Mapping) and x.get("labels") is not None]  # TRL's may be texts
-        counts = [int(learned_rows(dict(x)).sum()) for x in known]
-        self._expected = deque(counts)
-        total = torch.tensor(float(sum(counts)), device=self.trainer.args.device)
-        every: Any = self.trainer.accelerator.gather(total[None])
-        self._total = float(every.sum())
-        return found
+        drawn = self._get_batch_samples(*args, **kwargs)
+        labelled = [x for x in drawn[0] if isinstance(x, Mapping) and x.get("labels") is not None]  # others are texts
+        self._expected = deque(query_rows(dict(x), self.prompt_rows) for x in labelled)
+        count = torch.tensor(float(sum(int(rows.sum()) for rows in self._expected)), device=self.trainer.args.device)
+        counts: Any = self.trainer.accelerator.gather(count[None])
+        self._total = float(counts.sum())
+        return drawn
 
     def compute_loss(
         self,
@@ -161,19 +130,18 @@ class SHDTerm:
         arguments = {"return_outputs": return_outputs, "num_items_in_batch": num_items_in_batch}
         if not model.training:
             return self._compute_loss(model, inputs, **arguments)
-        rows, asked = learned_rows(inputs), _tokens(inputs)
+        rows, keywords = query_rows(inputs, self.prompt_rows), teacher_inputs(inputs)
         unwrap = self.trainer.accelerator.unwrap_model
-        student, teacher = backbone(unwrap(model)), backbone(unwrap(self.teacher))
-        with capture(student) as ours, capture(teacher) as theirs:
-            found = self._compute_loss(model, inputs, **arguments)
-            if not len(theirs):  # the trainer does not run it
+        with capture(backbone(unwrap(model))) as student, captured(backbone(unwrap(self.teacher))) as teacher:
+            returned = self._compute_loss(model, inputs, **arguments)
+            if not len(teacher):  # the trainer does not run it
                 with torch.no_grad():
-                    self.teacher(**asked, use_cache=False)
-        term = self._term(ours, theirs, rows) * self._scale(rows, num_items_in_batch)
-        return (found[0] + term, found[1]) if isinstance(found, tuple) else found + term
+                    self.teacher(**keywords, use_cache=False)
+        term = self._term(student, teacher, rows) * self._scale(rows, inputs, num_items_in_batch)
+        return (returned[0] + term, returned[1]) if isinstance(returned, tuple) else returned + term
 
     def _term(self, student: Captures, teacher: Captures, rows: Tensor) -> Tensor:
-        """The weighted sum over the rows that are learned."""
+        """The weighted sum over the rows that take part."""
         b, n = rows.shape
         step = int(self.trainer.state.global_step)
         batch = WeightedRows("plain", step, torch.arange(b), rows.float() * (b * n))
@@ -186,20 +154,26 @@ class SHDTerm:
         self._count += 1
         return self.loss.weight_at(step) * value
 
-    def _scale(self, rows: Tensor, num_items: Any) -> float:  # noqa: ANN401 (a number or a tensor)
+    def _scale(self, rows: Tensor, inputs: Inputs, num_items: Any) -> float:  # noqa: ANN401 (a number or a tensor)
         """What makes of a micro batch's sum its share of the step's mean, after what the trainer does to the loss."""
         trainer: Any = self.trainer
         steps = max(1, int(getattr(trainer, "current_gradient_accumulation_steps", 1)))
-        whole = getattr(trainer, "loss_is_scaled_for_ga", None)
-        if whole is None:
-            scaled = trainer.model_accepts_loss_kwargs and num_items is not None
-            whole = scaled or trainer.compute_loss_func is not None
-        factor = 1.0 if whole else float(steps)  # the trainer divides by the micro batches what is a mean of each
-        count = int(rows.sum())
+        scaled = getattr(trainer, "loss_is_scaled_for_ga", None)
+        if scaled is None:
+            scaled = (trainer.model_accepts_loss_kwargs and num_items is not None) or trainer.compute_loss_func
+        factor = 1.0 if scaled else float(steps)  # the trainer divides by the micro batches what is a mean of each
+        total = self._known_total(rows, inputs)
+        if total:
+            return factor * trainer.accelerator.num_processes / total
+        return factor / (steps * max(1, int(rows.sum())))
+
+    def _known_total(self, rows: Tensor, inputs: Inputs) -> float:
+        """The rows of the optimizer step's whole batch; 0 where they are not known beforehand."""
         expected = self._expected.popleft() if self._expected else None
-        if expected == count and self._total:
-            return factor * trainer.accelerator.num_processes / self._total
-        return factor / (steps * max(1, count))
+        if expected is not None and torch.equal(expected.to(rows.device), rows):
+            return self._total
+        generated = inputs.get("num_items_in_batch")  # TRL's DistillationTrainer generates a step's texts at once
+        return 0.0 if generated is None or self.prompt_rows or "completion_mask" not in inputs else float(generated)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """The trainer's, with the mean of SHD since the last time in this process."""
@@ -207,13 +181,3 @@ class SHDTerm:
             logs["shd"] = self._sum / self._count
             self._sum, self._count = 0.0, 0
         self._log(logs, *args, **kwargs)
-
-
-def _tokens(inputs: Inputs) -> dict[str, Tensor]:
-    """What a teacher that the trainer does not run is given."""
-    if "prompt_ids" in inputs and "completion_ids" in inputs:
-        return {
-            "input_ids": torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
-            "attention_mask": torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
-        }
-    return {name: inputs[name] for name in ("input_ids", "attention_mask", "position_ids") if name in inputs}

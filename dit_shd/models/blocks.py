@@ -1,11 +1,16 @@
 """The repeated blocks of any transformer."""
 
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+import inspect
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 
 from dit_shd.core.errors import UserError
+
+STREAM = "hidden_states"
+"""The argument by which a block of diffusers or transformers is given the tokens that it works on."""
 
 
 def named_blocks(model: nn.Module, prefix: str = "") -> dict[str, nn.Module]:
@@ -37,44 +42,75 @@ def recorded_blocks(model: nn.Module, sink: Callable[[str, Tensor], None]) -> Ge
     """Call `sink(name, output)` with the output [b,n,e] of each block as the model runs in the `with` block.
 
     Raises:
-        UserError: The model has no blocks, or a block does not return a tensor.
+        UserError: The model has no blocks, or the output of a block is not to be had; see recorded.
     """
     named = named_blocks(model)
     if not named:
         raise UserError(f"{type(model).__name__}: has no list of blocks whose outputs could be read")
+    with recorded(named, sink):
+        yield
 
-    def hook(name: str) -> Callable[..., None]:
-        def record(_module: nn.Module, inputs: tuple[object, ...], keywords: dict[str, object], output: object) -> None:
-            tokens = _stream(keywords.get("hidden_states", inputs[0] if inputs else None), output)
-            if tokens is None:
-                raise UserError(f"{name}: gives as many text tokens as image tokens, which cannot be told apart")
-            if not isinstance(tokens, Tensor):
-                raise UserError(f"{name}: wanted a block that gives a tensor first, found {type(tokens).__name__}")
-            sink(name, tokens)
+
+@contextmanager
+def recorded(modules: Mapping[str, nn.Module], sink: Callable[[str, Tensor], None]) -> Generator[None]:
+    """Call `sink(name, output)` with what each of some modules gives while they run in the `with` block.
+
+    Of several tensors, as blocks with a stream for text and one for the image give them, it is the one that has the
+    shape of the module's argument `hidden_states` (or of its first), which in diffusers is the image; else the first.
+    A module that runs again in one forward is called NAME#2, NAME#3, ...
+
+    Args:
+        modules: By name.
+        sink: Takes a name and a tensor [b,n,e].
+
+    Raises:
+        UserError: A module gives no tensor, or two of that shape.
+    """
+    runs: dict[str, int] = {}
+
+    def hook(name: str, module: nn.Module) -> Callable[..., None]:
+        arguments = list(inspect.signature(module.forward).parameters)
+        place = arguments.index(STREAM) if STREAM in arguments else 0
+
+        def record(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
+            given = kwargs.get(STREAM, args[place] if place < len(args) else None)
+            runs[name] = runs.get(name, 0) + 1
+            sink(name + (f"#{runs[name]}" if runs[name] > 1 else ""), _stream(name, output, given))
 
         return record
 
-    handles = [block.register_forward_hook(hook(name), with_kwargs=True) for name, block in named.items()]
-    try:
+    with ExitStack() as stack:
+        for name, module in modules.items():
+            _after(stack, module, hook(name, module))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
-def _stream(given: object, output: object) -> object:
-    """The output of the stream that a block is given as its hidden states; of blocks of text and image, the image's.
+def _after(stack: ExitStack, module: nn.Module, record: Callable[..., None]) -> None:
+    """Call `record(module, args, kwargs, output)` after each call of a module until the stack is closed.
 
-    Args:
-        given: The block's hidden states [b,n,e].
-        output: What it returns: a tensor, or several, of which the first is taken if none is shaped like `given`.
-
-    Returns:
-        That output; None where several are shaped alike.
+    Of a compiled module outside of what is compiled: inside, the hook of the first call would be there for good.
     """
-    if not isinstance(output, (tuple, list)) or not output:
+    compiled = module._compiled_call_impl
+    if compiled is None:
+        stack.callback(module.register_forward_hook(record, with_kwargs=True).remove)
+        return
+
+    def call(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        output = compiled(*args, **kwargs)
+        record(module, args, kwargs, output)
         return output
-    alike = [x for x in output if isinstance(x, Tensor) and isinstance(given, Tensor) and x.shape == given.shape]
+
+    module._compiled_call_impl = call
+    stack.callback(setattr, module, "_compiled_call_impl", compiled)
+
+
+def _stream(name: str, output: object, given: object) -> Tensor:
+    """The tensor of a module's output that continues what it was given."""
+    several = list(output) if isinstance(output, (tuple, list)) else [output]
+    tensors = [x for x in several if isinstance(x, Tensor)]
+    alike = [x for x in tensors if isinstance(given, Tensor) and x.shape == given.shape]
     if len(alike) > 1:
-        return None
-    return alike[0] if alike else output[0]
+        raise UserError(f"{name}: gives as many text tokens as image tokens, which cannot be told apart")
+    if not tensors or not (alike or isinstance(several[0], Tensor)):
+        raise UserError(f"{name}: wanted a block that gives a tensor first, found {type(several[0]).__name__}")
+    return (alike or tensors)[0]

@@ -4,7 +4,6 @@ A multiply-add counts as two, as in torch's own counter, which counts the produc
 has five, the scores computed again among them). Element by element work is not counted.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -13,22 +12,14 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dit_shd.attention.capture import Captures
-from dit_shd.attention.recording import discovery
-from dit_shd.attention.recording.attach import capture
-from dit_shd.core.dtensor import is_sharded
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.distiller import Distiller
-from dit_shd.distillation.losses import LAYERS, Loss
-from dit_shd.distillation.teachers import Teachers, by_name, chosen, read_teachers
+from dit_shd.distillation.teachers import Teachers, by_name, read_teachers
 from dit_shd.profiling import meta
-from dit_shd.profiling.attention_shapes import recorded_calls
+from dit_shd.profiling.captures import example
+from dit_shd.profiling.loss_cost import build_losses, loss_costs
 from dit_shd.profiling.step import StepShape
-from dit_shd.squeezing.cost import LayerCost
-from dit_shd.tasks import Batch, Task
-
-MOST_BUILT = 300_000_000
-"""Parameters of a model that is built with random weights to see what its attention is."""
+from dit_shd.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -74,6 +65,7 @@ def step_operations(step: StepShape, student: nn.Module, teachers: nn.Module | T
     Passes of random size are counted at its mean.
     """
     distiller, task, by_key = Distiller(step.task, student, step.losses), step.task, by_name(teachers)
+    build_losses(distiller, by_key)
     spec = meta.ModelSpec.of(student)
     passes: dict[str, PassOperations] = {}
     for name in task.passes:
@@ -82,7 +74,7 @@ def step_operations(step: StepShape, student: nn.Module, teachers: nn.Module | T
         required = read_teachers(losses, by_key)
         recomputed = _counted(spec, task, name, True, recompute=True)[1] - backward if step.recompute else 0
         passes[name] = PassOperations(
-            tokens=task.tokens_seen(student, _example(task, name, student, meta.META)),
+            tokens=task.tokens_seen(student, example(task, name, student, meta.META)),
             teacher=sum(forward_operations(by_key[teacher], task, name) for teacher in required),
             forward=forward,
             backward=backward,
@@ -95,58 +87,9 @@ def step_operations(step: StepShape, student: nn.Module, teachers: nn.Module | T
     return Operations(passes)
 
 
-def loss_costs(
-    losses: Mapping[str, Loss], task: Task[Any], pass_name: str, student: nn.Module, teachers: Teachers, images: int
-) -> dict[str, LayerCost]:
-    """The cost of each loss in one pass, apart from both models."""
-    costs: dict[str, LayerCost] = {}
-    for key, loss in losses.items():
-        teacher_captures, student_captures = {}, {}
-        if LAYERS & loss.reads and loss.reads_teacher:
-            teacher_captures = captures_of(teachers[chosen(loss.teacher, teachers, key)[0]], task, pass_name)
-            student_captures = captures_of(student, task, pass_name)
-        costs[key] = loss.cost(teacher_captures, student_captures, images)
-    return costs
-
-
 def forward_operations(model: nn.Module, task: Task[Any], pass_name: str = "plain") -> int:
     """Operations of a model's forward on one image."""
     return _counted(meta.ModelSpec.of(model), task, pass_name, backward=False)[0]
-
-
-def captures_of(model: nn.Module, task: Task[Any], pass_name: str = "plain") -> Captures:
-    """The captures of one image's forward: shapes only, or real tensors for attention of other packages."""
-    if discovery.own_layers(model):
-        return _shapes(meta.ModelSpec.of(model), task, pass_name)
-    if is_sharded(model) or any(parameter.is_meta for parameter in model.parameters()):
-        if sum(parameter.numel() for parameter in model.parameters()) > MOST_BUILT:
-            return _called(meta.ModelSpec.of(model), task, pass_name)
-        return _random_captures(meta.ModelSpec.of(model), task, pass_name)
-    return _captured(model, task, pass_name)
-
-
-@lru_cache(maxsize=64)
-def _called(spec: meta.ModelSpec, task: Task[Any], pass_name: str) -> Captures:
-    model = spec.skeleton()
-    with torch.no_grad(), recorded_calls(model) as captures:
-        task.predict(model, _example(task, pass_name, model, meta.META))
-    return captures
-
-
-@lru_cache(maxsize=64)
-def _random_captures(spec: meta.ModelSpec, task: Task[Any], pass_name: str) -> Captures:
-    return _captured(spec.build(), task, pass_name)
-
-
-@lru_cache(maxsize=64)
-def _shapes(spec: meta.ModelSpec, task: Task[Any], pass_name: str) -> Captures:
-    return _captured(spec.skeleton(), task, pass_name)
-
-
-def _captured(model: nn.Module, task: Task[Any], pass_name: str) -> Captures:
-    with torch.no_grad(), capture(model) as captures:
-        task.predict(model, _example(task, pass_name, model, next(model.parameters()).device))
-        return dict(captures)
 
 
 @lru_cache(maxsize=64)
@@ -159,16 +102,10 @@ def _counted(
         meta.recompute_blocks(model, "no")
     with torch.set_grad_enabled(backward), meta.emulate_gpu("no"), FlopCounterMode(display=False) as counter:
         try:
-            output = task.predict(model, _example(task, pass_name, model, meta.META))
+            output = task.predict(model, example(task, pass_name, model, meta.META))
         except NotImplementedError as error:
             raise UserError(f"{spec.cls.__name__}: its forward reads values, so that it cannot be counted") from error
         forward = counter.get_total_flops()
         if backward:
             torch.stack([x.sum() for x in (output.prediction, *output.extra.values())]).sum().backward()
         return forward, counter.get_total_flops() - forward
-
-
-def _example(task: Task[Any], pass_name: str, model: nn.Module, device: torch.device) -> Batch:
-    """A batch of one image in one pass."""
-    (example,) = [batch for batch in task.example(model, 1, device) if batch.pass_name == pass_name]
-    return example

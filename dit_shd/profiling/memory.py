@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.teachers import Teachers, by_name, read_teachers
 from dit_shd.profiling import meta
-from dit_shd.profiling.flops import loss_costs
+from dit_shd.profiling.loss_cost import build_losses, loss_costs
 from dit_shd.profiling.step import StepShape
 from dit_shd.squeezing.cost import LayerCost
 
@@ -30,8 +30,10 @@ class Memory:
 
 def step_memory(step: StepShape, student: nn.Module, teachers: nn.Module | Teachers | None) -> Memory:
     """Count the bytes that a step allocates; the models may be on the meta device."""
-    distiller = Distiller(step.task, meta.ModelSpec.of(student).skeleton(), step.losses).to("meta")
     by_key = by_name(teachers)
+    distiller = Distiller(step.task, meta.ModelSpec.of(student).skeleton(), step.losses)
+    build_losses(distiller, by_key)
+    distiller = distiller.to("meta")
     skeletons: dict[str, nn.Module] = {name: meta.ModelSpec.of(model).skeleton() for name, model in by_key.items()}
     if step.teacher_precision == "bf16":
         skeletons = {name: teacher.bfloat16() for name, teacher in skeletons.items()}

@@ -5,8 +5,9 @@ from typing import Any
 
 from torch import nn
 
+from dit_shd.profiling.captures import captures_of
 from dit_shd.profiling.estimate import DryRun, hours, peaks
-from dit_shd.profiling.flops import captures_of, forward_operations
+from dit_shd.profiling.flops import forward_operations
 from dit_shd.reports.tables import plain_table
 from dit_shd.tasks import Task
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dit_shd.attention.capture import Capture, one_layer
-from dit_shd.attention.tiles import CHUNK_MIB
+from dit_shd.attention.tiles import CHUNK_MIB, full_precision
 from dit_shd.squeezing.backends.autotune import RUNS, Backend, choose, unfit
 from dit_shd.squeezing.backends.job import Job, Measure, Result
 from dit_shd.squeezing.squeeze import Squeeze, check_row_weight
@@ -125,7 +125,7 @@ class _AttentionDivergence(torch.autograd.Function):
         key: Tensor,
         *leaves: Tensor,
     ) -> Tensor:
-        with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
+        with torch.no_grad(), full_precision(query.device):
             result = run(job)
         if job.gradients:
             factor = 1.0 / (job.temperature * job.teacher.shape[2])

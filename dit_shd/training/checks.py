@@ -11,7 +11,7 @@ import torch
 from dit_shd.core.config import check_ranges
 from dit_shd.core.distributed import launched
 from dit_shd.core.errors import UserError
-from dit_shd.distillation.losses import Loss
+from dit_shd.distillation.losses import Loss, Reads
 from dit_shd.distillation.teachers import TEACHER, chosen
 from dit_shd.tasks import Task
 from dit_shd.training.config import TrainConfig
@@ -142,6 +142,23 @@ def passes(task: Task[Any], losses: Sequence[Loss]) -> None:
             raise UserError(
                 f"losses.{i}.passes: wanted one or more of {', '.join(task.passes)}, which the task has as it is "
                 f"configured, found {', '.join(loss.passes)}"
+            )
+
+
+def compiled(config: TrainConfig, losses: Sequence[Loss]) -> None:
+    """Refuse losses that read what compiled blocks do not give.
+
+    Args:
+        config: Of the run.
+        losses: In the order of the config.
+
+    Raises:
+        UserError: Such a loss.
+    """
+    for i, loss in enumerate(losses):
+        if config.compile and Reads.ATTENTION_OUTPUT in loss.reads:
+            raise UserError(
+                f"losses.{i}: reads outputs of attention modules, which compiled blocks do not give; compile=false"
             )
 
 

@@ -140,18 +140,25 @@ def take_a_step(config: TrainConfig, teachers: Teachers, images: int, before: in
         before: Value of peak_memory() of the time before the teachers were loaded.
     """
     device = current_device()
+    losses = [LOSSES.build(p, f"losses.{i}") for i, p in enumerate(config.losses)]
+    for i, loss in enumerate(losses):
+        if loss.fields:
+            raise UserError(
+                f"losses.{i}: reads {', '.join(sorted(loss.fields))} of the data, which a dry run lacks; say "
+                "estimate.measure=false, or leave it out of the dry run"
+            )
     torch.manual_seed(config.seed)
     student = FAMILIES.build(config.student, "student")
     if config.gradient_checkpointing:
         student.enable_gradient_checkpointing()
-    losses = [LOSSES.build(p, f"losses.{i}") for i, p in enumerate(config.losses)]
     task = TASKS.build(config.task, "task")
     distiller = Distiller(task, student, losses).to(device)
-    optimizer = optim.build(config.optimizer, [p for p in distiller.parameters() if p.requires_grad])
     averages = EMA(student, config.ema_rates, config.ema_warmup)
     for teacher in teachers.values():
         teacher = teacher.bfloat16() if config.teacher_precision == "bf16" else teacher
         teacher.eval().requires_grad_(False).to(device)
+    distiller.build(task.example(student, 1, device), teachers)
+    optimizer = optim.build(config.optimizer, [p for p in distiller.parameters() if p.requires_grad])
     calibrate(distiller, teachers, [task.example(student, images, device)])
     seconds = 0.0
     for number in range(2):

@@ -126,6 +126,7 @@ def check(parts: Parts) -> None:
     config, task = parts.config, parts.task
     checks.passes(task, parts.losses)
     checks.fields(task, parts.losses)
+    checks.compiled(config, parts.losses)
     models = {"student": parts.student, **{role(name): teacher for name, teacher in parts.teachers.items()}}
     for who, model in models.items():
         task.check(who, model)
@@ -136,7 +137,7 @@ def check(parts: Parts) -> None:
 
 
 def first_sample(config: TrainConfig, distiller: Distiller, teachers: Teachers) -> None:
-    """Run student and teachers on one sample, before anything is written.
+    """Run student and teachers on one sample, before anything is written; losses get their projectors from its sizes.
 
     Args:
         config: Of the run.
@@ -149,6 +150,7 @@ def first_sample(config: TrainConfig, distiller: Distiller, teachers: Teachers) 
     if not distiller.losses and not teachers:
         return
     sample = Batches(distiller.task, config.seed, config.batch_size, 1, fields=distiller.fields).draw(0, range(1))
+    distiller.build(sample, teachers, config.seed)
     calibration.calibrate(distiller, teachers, [sample])
     bad = diagnosis.first_non_finite(distiller, teachers, sample)
     if bad is not None:

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from dit_shd.core.errors import UserError
+from dit_shd.core.places import HubName
 from dit_shd.data.documents import Columns, Document, read_documents
 
 PROMPT = "Q: {question}\nA: "
@@ -62,6 +63,25 @@ def test_columns_of_tables(tmp_path, kind):
             read_documents(place, "file", Columns("answer"), "dev")
 
 
+def test_one_file_of_a_repository(tmp_path, monkeypatch):
+    (tmp_path / "valid.jsonl").write_text('{"text": "a"}')
+    monkeypatch.setattr(HubName, "file", lambda self, name: tmp_path / name if name == "valid.jsonl" else None)
+    monkeypatch.setattr(HubName, "files", lambda self: ["valid.jsonl", "valid.txt"])
+    assert texts(read_documents("hub:a/b", "file", Columns(), file="valid.jsonl")) == ["a"]
+    with pytest.raises(UserError, match=r"data\.hub_file: hub:a/b: wanted its file 'x\.jsonl', found none"):
+        read_documents("hub:a/b", "file", Columns(), file="x.jsonl")
+
+
+def test_several_right_answers(tmp_path):
+    rows = [{"q": "?", "a": ["yes", "sure"]}, {"q": "!", "a": ["no"]}]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = read_documents(str(tmp_path / "x.jsonl"), "file", Columns("a", "{q}"))
+    assert found == [Document("yes", "?", ("sure",)), Document("no", "!")]
+    (tmp_path / "x.jsonl").write_text('{"a": ["yes", 1]}')
+    with pytest.raises(UserError, match=r"a: wanted text, found list"):
+        read_documents(str(tmp_path / "x.jsonl"), "file", Columns("a"))
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -88,5 +108,7 @@ def test_what_is_no_text_is_refused_in_a_line(tmp_path, name, content, message):
 def test_a_name_of_the_hub_without_a_network():
     with pytest.raises(UserError, match=r"data\.path: hub:someone/nothing: .* not in the local cache"):
         read_documents("hub:someone/nothing", "file", Columns())
+    with pytest.raises(UserError, match=r"data\.path: hub:someone/nothing: .* not in the local cache"):
+        read_documents("hub:someone/nothing", "file", Columns(), file="valid.jsonl")
     with pytest.raises(UserError, match=r"data\.path: wanted hub:OWNER/NAME"):
         read_documents("hub:../x", "file", Columns())

@@ -535,5 +535,7 @@ def test_a_loss_of_layers_reads_one_kind_of_them(reads, found):
         pass
 
     Both.reads = frozenset(reads)
-    with pytest.raises(UserError, match=f"Both: reads: wanted attention or hidden, one of the two, found {found}$"):
+    with pytest.raises(
+        UserError, match=f"Both: reads: wanted one of attention, attention output and hidden, found {found}$"
+    ):
         Both()

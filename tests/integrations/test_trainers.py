@@ -1,72 +1,20 @@
 """SHD in a Trainer of transformers: the gradients are those of our own Distiller on the same batch."""
 
+import oracle
 import pytest
 import torch
-from language import GPT2, LLAMA, causal_lm
-from runs import torchrun
+from language import GPT2, LLAMA
+from two_process_jobs import said
 
-from dit_shd import SHD
+from dit_shd import SHD, capture
 from dit_shd.core.errors import UserError
-from dit_shd.data.packing import PADDING
 from dit_shd.distillation.distiller import Distiller
-from dit_shd.integrations.trainers import add_shd, learned_rows
-from dit_shd.tasks.language_modeling import LanguageModeling, TokenBatch
+from dit_shd.integrations.trainers import add_shd
+from dit_shd.tasks.language_modeling import LanguageModeling
 
 transformers = pytest.importorskip("transformers")
-SAMPLES = 8
 
-
-def samples(seed=0, length=12):
-    """Tokens [8,n+1], and which of them are learned: prompts and padding of many lengths are not."""
-    r = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(1, 256, (SAMPLES, length + 1), generator=r)
-    at = torch.arange(length + 1)
-    begin = torch.randint(1, 5, (SAMPLES, 1), generator=r)
-    end = torch.randint(7, length + 2, (SAMPLES, 1), generator=r)
-    return tokens, (at >= begin) & (at < end), at < end
-
-
-def batch_of(tokens, learned, real):
-    """The same as our own task has it."""
-    documents = torch.where(real, 0, PADDING)
-    targets = learned[:, 1:] & (documents[:, 1:] != PADDING)
-    rows = learned[:, :-1]
-    weights = (mask.float() / mask.float().mean() for mask in (targets, rows))
-    indices = torch.arange(len(tokens))
-    return TokenBatch("plain", 0, indices, tokens, *weights, indices, None)
-
-
-def models(student=GPT2, teacher=LLAMA):
-    few = {"n_head": 2} if student is GPT2 else {"num_attention_heads": 2, "num_key_value_heads": 1}
-    return causal_lm({**student, **few}, seed=1).network, causal_lm(teacher).network
-
-
-def trainer_of(student, data, folder, cls=None, **options):
-    """One step of gradient descent at rate 1, so that weights tell the gradient."""
-    tokens, learned, real = data
-    rows = [
-        {"input_ids": t, "attention_mask": m.long(), "labels": torch.where(kept, t, -100)}
-        for t, kept, m in zip(tokens, learned, real)
-    ]
-    options = {"per_device_train_batch_size": SAMPLES, "max_steps": 1, **options}
-    arguments = transformers.TrainingArguments(
-        output_dir=str(folder), use_cpu=True, optim="sgd", learning_rate=1.0, lr_scheduler_type="constant",
-        max_grad_norm=0.0, report_to=[], save_strategy="no", logging_steps=1, remove_unused_columns=False,
-        disable_tqdm=True, **options,
-    )  # fmt: skip
-    return (cls or transformers.Trainer)(model=student, args=arguments, train_dataset=rows)
-
-
-def gradient_of(trainer):
-    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
-    trainer.train()
-    return {name: before[name] - p.detach() for name, p in trainer.model.named_parameters()}
-
-
-def distillers(student, teacher, data, weight):
-    distiller = Distiller(LanguageModeling(), student, [SHD(weight=weight)])
-    loss, logs = distiller(batch_of(*data), teacher)
-    return dict(zip(dict(student.named_parameters()), torch.autograd.grad(loss, list(student.parameters())))), logs
+from small_trainers import SAMPLES, batch_of, distillers, gradient_of, models, samples, trainer_of  # noqa: E402
 
 
 @pytest.mark.parametrize("micro", [8, 4, 2])
@@ -101,6 +49,68 @@ def test_blocks_may_be_computed_again(tmp_path):
         found.append(gradient_of(trainer))
     for name, gradient in found[0].items():
         torch.testing.assert_close(found[1][name], gradient)
+
+
+@pytest.mark.parametrize("prompt_rows", [False, True])
+def test_the_rows_that_take_part_are_an_option(tmp_path, prompt_rows):
+    """Gradients by whole maps: of the tokens that are learned alone, or of prompts as well; never of padding."""
+    data = samples()
+    tokens, learned, real = data
+    student, teacher = models()
+    with capture(teacher) as t, capture(student) as s:
+        for model in (teacher, student):
+            model(tokens, attention_mask=real.long())
+    rows = (real if prompt_rows else learned & real)[:, :-1]
+    assert 0 < int(rows.sum()) < rows.numel()
+    want = torch.zeros(())
+    for one, other in zip(t.values(), s.values()):
+        a, b = one.map().detach()[:, :, :-1], other.map()[:, :, :-1]
+        x = oracle.head_outputs(one.value[:, one.key_heads(range(4))], one.out).detach()
+        w, _ = oracle.merge_progressively(rows[:, None, :, None] * a, x, [[0, 1], [2, 3]])
+        each = [oracle.divergence(a[:, :, i : i + 1], b[:, :, i : i + 1], w) for i in range(a.shape[2])]
+        want = want + (torch.stack(each, 1) * rows).sum() / rows.sum()
+    wanted = dict(
+        zip(dict(student.named_parameters()), torch.autograd.grad(want, list(student.parameters()), allow_unused=True))
+    )
+    gradients = []
+    for weight in (0.0, 3.0):
+        again, _ = models()
+        trainer = trainer_of(again, data, tmp_path)
+        add_shd(trainer, SHD(weight=weight), teacher, prompt_rows=prompt_rows)
+        gradients.append(gradient_of(trainer))
+    for name, gradient in wanted.items():
+        difference = gradients[1][name] - gradients[0][name]
+        torch.testing.assert_close(
+            difference, 3 * (0 if gradient is None else gradient) + 0 * difference, rtol=1e-3, atol=3e-6
+        )
+
+
+def test_precision_is_the_trainers(tmp_path):
+    """In bf16 the gradient is the same as far as bf16 has digits."""
+    data, found = samples(), []
+    for bf16 in (False, True):
+        student, teacher = models()
+        trainer = trainer_of(student, data, tmp_path, bf16=bf16)
+        add_shd(trainer, SHD(weight=20.0), teacher)
+        found.append(torch.cat([g.flatten() for g in gradient_of(trainer).values()]))
+    assert not torch.equal(*found)
+    assert torch.nn.functional.cosine_similarity(*found, dim=0) > 0.999
+
+
+def test_only_adapters_learn(tmp_path):
+    peft = pytest.importorskip("peft")
+    data = samples()
+    student, teacher = models()
+    student = peft.get_peft_model(student, peft.LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True))
+    want, _ = distillers(student.get_base_model(), teacher, data, weight=2.0)
+    trainer = trainer_of(student, data, tmp_path)
+    add_shd(trainer, SHD(weight=2.0), teacher)
+    found = {name.removeprefix("base_model.model."): g for name, g in gradient_of(trainer).items()}
+    assert set(want) <= set(found) and all(
+        name.endswith(("lora_A.default.weight", "lora_B.default.weight")) for name in want
+    )
+    for name, gradient in want.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=2e-6)
 
 
 class WithTeacher(transformers.Trainer):
@@ -161,6 +171,91 @@ def test_where_texts_are_made_while_training_micro_batches_count_the_same(tmp_pa
     torch.testing.assert_close(gradients[1] - gradients[0], sum(shares) / 2, rtol=1e-2, atol=1e-5)
 
 
+class Generating(transformers.Trainer):
+    """As TRL's DistillationTrainer: a step's texts are generated at once and their tokens counted."""
+
+    loss_is_scaled_for_ga = True
+    count = 0
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        rows = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
+        tokens = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
+        return 0.0 * model(input_ids=tokens, attention_mask=rows).logits.sum()
+
+    def _prepare_inputs(self, inputs):
+        given, mask = inputs["input_ids"], inputs["attention_mask"]
+        prompt, completion = {"prompt_ids": given[:, :5]}, {"completion_ids": given[:, 5:]}
+        masks = {"prompt_mask": mask[:, :5], "completion_mask": mask[:, 5:]}
+        return {**prompt, **completion, **masks, "num_items_in_batch": torch.tensor(float(self.count))}
+
+
+def test_generated_texts_are_counted_as_the_trainer_counts_them(tmp_path):
+    tokens, learned, real = samples()
+    found = []
+    for micro in (8, 2):
+        student, teacher = models()
+        options = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": SAMPLES // micro}
+        trainer = trainer_of(student, (tokens, learned, real), tmp_path, Generating, **options)
+        for row in trainer.train_dataset:
+            del row["labels"]
+        trainer.count = int(real[:, 5:].sum())
+        add_shd(trainer, SHD(weight=2.0), teacher)
+        found.append(gradient_of(trainer))
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-3, atol=2e-6)
+    assert found[0]["transformer.h.0.attn.c_attn.weight"].norm() > 0
+
+
+def test_trls_sft_trainer_has_the_distillers_gradients(tmp_path):
+    trl = pytest.importorskip("trl")
+    data = samples()
+    tokens, learned, real = data
+    student, teacher = models()
+    want, _ = distillers(student, teacher, data, weight=2.0)
+    rows = [
+        {"input_ids": t.tolist(), "attention_mask": m.long().tolist(), "labels": torch.where(kept, t, -100).tolist()}
+        for t, kept, m in zip(tokens, learned, real)
+    ]
+    arguments = trl.SFTConfig(
+        output_dir=str(tmp_path), use_cpu=True, optim="sgd", learning_rate=1.0, lr_scheduler_type="constant",
+        max_grad_norm=0.0, report_to=[], save_strategy="no", logging_steps=1, disable_tqdm=True, max_steps=1,
+        per_device_train_batch_size=4, gradient_accumulation_steps=2, bf16=False, gradient_checkpointing=False,
+        dataset_kwargs={"skip_prepare_dataset": True}, remove_unused_columns=False, dataloader_pin_memory=False,
+    )  # fmt: skip
+    trainer = trl.SFTTrainer(
+        model=student, args=arguments, train_dataset=datasets_of(rows), processing_class=tokenizer_in(tmp_path),
+        data_collator=transformers.default_data_collator,
+    )  # fmt: skip
+    add_shd(trainer, SHD(weight=2.0), teacher)
+    found = gradient_of(trainer)
+    for name, gradient in want.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=2e-6)
+
+
+def datasets_of(rows):
+    return pytest.importorskip("datasets").Dataset.from_list(rows)
+
+
+def tokenizer_in(folder):
+    from dit_shd.data.tokenizer import ByteTokenizer
+
+    ByteTokenizer().save_pretrained(folder / "tokenizer")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "tokenizer")
+    tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def test_what_cannot_be_read_is_refused_before_training(tmp_path):
+    data = samples()
+    student, teacher = models()
+    trainer = trainer_of(student, data, tmp_path)
+    with pytest.raises(UserError, match=r"a matched plan has to be calibrated first: loss\.calibrate"):
+        add_shd(trainer, SHD(plan="matched"), teacher)
+    next(teacher.parameters()).ds_tensor = None
+    with pytest.raises(UserError, match="partitioned by DeepSpeed's ZeRO stage 3"):
+        add_shd(trainer, SHD(), teacher)
+
+
 def test_it_can_be_taken_back_and_is_no_part_of_an_evaluation(tmp_path):
     data = samples()
     student, teacher = models()
@@ -174,36 +269,12 @@ def test_it_can_be_taken_back_and_is_no_part_of_an_evaluation(tmp_path):
     assert "shd" not in trainer.state.log_history[0]
 
 
-def test_rows_of_trls_batches():
-    inputs = {
-        "prompt_ids": torch.ones(2, 3, dtype=torch.long),
-        "completion_ids": torch.ones(2, 4, dtype=torch.long),
-        "completion_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]),
-    }
-    want = torch.tensor([[0, 0, 0, 1, 1, 1, 0], [0, 0, 0, 1, 1, 0, 0]]).bool()
-    assert torch.equal(learned_rows(inputs), want)
-    with pytest.raises(UserError, match=r"wanted labels in the trainer's batch, found input_ids"):
-        learned_rows({"input_ids": torch.ones(1, 2)})
-
-
-@pytest.mark.slow
-def test_two_processes_are_one(root, tmp_path):
-    """Each has half of the batch; weights after a step are those of one process."""
-    script = tmp_path / "script.py"
-    script.write_text(
-        f"import sys; sys.path[:0] = ['{root}/tests', '{root}/tests/integrations']\n"
-        "import torch, test_trainers as t\n"
-        "from dit_shd import SHD\n"
-        "from dit_shd.integrations.trainers import add_shd\n"
-        "data = t.samples(); student, teacher = t.models()\n"
-        "want, _ = t.distillers(student, teacher, data, 2.0)\n"
-        f"trainer = t.trainer_of(student, data, '{tmp_path}/out', per_device_train_batch_size=2,"
-        " gradient_accumulation_steps=2)\n"
-        "assert trainer.accelerator.num_processes == 2\n"
-        "add_shd(trainer, SHD(weight=2.0), teacher)\n"
-        "found = t.gradient_of(trainer)\n"
-        "for name, gradient in want.items():\n"
-        "    torch.testing.assert_close(found[name.removeprefix('module.')], gradient, rtol=1e-3, atol=2e-6)\n"
-        "print('same')\n"
-    )
-    assert torchrun(script, 2, root).count("same") == 2
+@pytest.mark.two_processes("trainers")
+def test_two_processes_are_one(by_two):
+    """Each has half of the batch, in two micro batches: the gradient is that of our Distiller on all of it."""
+    want, names = torch.load(by_two / "want.pt", weights_only=True), said(by_two)
+    assert names == [[2, 2]] * 2
+    for found in (torch.load(by_two / f"gradient_{rank}.pt", weights_only=True) for rank in range(2)):
+        assert found.keys() == want.keys()
+        for name, gradient in want.items():
+            torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=2e-6)

@@ -3,9 +3,9 @@ import torch
 from tiny_pipelines import KINDS
 
 from dit_shd.core.plugins import Plugin
-from dit_shd.profiling import flops
+from dit_shd.profiling import captures
 from dit_shd.profiling.attention_shapes import recorded_calls
-from dit_shd.profiling.flops import captures_of
+from dit_shd.profiling.captures import captures_of
 from dit_shd.profiling.meta import ModelSpec
 from dit_shd.tasks import TASKS
 
@@ -17,7 +17,7 @@ def test_calls_have_the_rows_and_heads_that_capture_finds(kind, monkeypatch):
     spec = ModelSpec.of(KINDS[kind]().transformer)
     skeleton = spec.skeleton()
     by_capture = captures_of(skeleton, task)
-    monkeypatch.setattr(flops, "MOST_BUILT", 0)
+    monkeypatch.setattr(captures, "MOST_BUILT", 0)
     by_call = captures_of(skeleton, task)
     rows = {}
     for name, capture in by_capture.items():

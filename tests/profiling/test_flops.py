@@ -17,8 +17,9 @@ from dit_shd.core.yaml_files import read_yaml
 from dit_shd.models.families.dit import DiT
 from dit_shd.models.families.mdt import MDTv2
 from dit_shd.profiling import meta
+from dit_shd.profiling.captures import captures_of
 from dit_shd.profiling.estimate import hours, peaks
-from dit_shd.profiling.flops import captures_of, forward_operations, step_operations
+from dit_shd.profiling.flops import forward_operations, step_operations
 from dit_shd.profiling.memory import step_memory
 from dit_shd.squeezing.cost import layer_cost
 from dit_shd.squeezing.divergence import attention_kl

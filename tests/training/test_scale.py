@@ -68,6 +68,15 @@ def test_two_processes_learn_from_hidden_states_as_one(by_two, name):
 
 
 @pytest.mark.two_processes("training")
+@pytest.mark.parametrize("name", ["projectors", pytest.param("sharded_projectors", marks=slices)])
+def test_two_processes_learn_projectors_as_one(by_two, name):
+    """Whose sizes are the models'; the parameters of an orthonormal one are gathered for its decomposition."""
+    one, two = (by_two / name / folder for folder in ("one", "two"))
+    close(rows(one), rows(two))
+    same_distillers(one, two)
+
+
+@pytest.mark.two_processes("training")
 @pytest.mark.parametrize("name", ["teachers", pytest.param("sharded_teachers", marks=slices)])
 def test_two_processes_learn_from_two_teachers_as_one(by_two, name):
     """Of unlike heads and depths; in the masked pass only the second one is read."""

@@ -39,6 +39,7 @@ class Hints(LayerLoss):
         return Term((self.projector(student.hidden) - teacher.hidden).square().flatten(1).mean(1))
 """
 ADAMW = {"name": "adamw", "lr": 1e-3, "eps": 1e-3}
+PROJECTORS = [{"name": name} for name in ("feature", "vkd", "attention_output", "align_to_distill", "shd")]
 MATCHED = [{"name": "output"}, {"name": "shd", "plan": "matched", "calibration": 1}]
 
 
@@ -52,6 +53,7 @@ def configs(folder):
     found = {
         "hints": (hints, {}),
         "teachers": ({**steady, "teacher": names, "losses": losses}, {}),
+        "projectors": ({**steady, "losses": PROJECTORS}, {}),
     }
     if SLICES:
         bad = {**steady, "losses": [{"name": "two_losses.Bad"}], "skip_bad_steps": 1}
@@ -60,6 +62,7 @@ def configs(folder):
             "sharded": ({**steady, "ema": [0.9, 0.5], "losses": MATCHED}, sliced),
             "bad": (bad, sliced),
             "sharded_hints": (hints, sliced),
+            "sharded_projectors": ({**steady, "losses": PROJECTORS}, sliced),
             "sharded_teachers": ({**steady, "teacher": names, "losses": losses}, sliced),
         }
     return found

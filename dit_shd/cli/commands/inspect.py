@@ -4,6 +4,10 @@ Its folder:
 
     index.html     the page, self-contained         maps_<layer>.png    maps of query tokens
     numbers.json   the numbers of the page          maps_whole, similarity, alpha_layers, alpha_timesteps.svg
+
+Of a language model: maps of three heads, similarity and alpha by layer over a text:
+
+    dit-shd inspect hub:openai-community/gpt2 data='{name: text, path: book.txt, document: line}'
 """
 
 import json
@@ -12,11 +16,13 @@ from pathlib import Path
 from typing import ClassVar
 
 from dit_shd.analysis.inspect import InspectConfig, inspect, numbers, run_config, schedule_length, short_name
+from dit_shd.analysis.inspect_text import TextFindings, text_numbers
 from dit_shd.cli.commands import Command
-from dit_shd.core.config import checked
+from dit_shd.core.config import checked, resolve
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import atomic_folder
 from dit_shd.reports.inspection_page import picture_files, write_inspect_page
+from dit_shd.reports.text_inspection_page import write_text_inspection
 
 NUMBERS, PAGE = "numbers.json", "index.html"
 
@@ -26,7 +32,7 @@ class Inspect(Command[InspectConfig]):
 
     config = InspectConfig
     words: ClassVar = {"model": "MODEL"}
-    words_help = "run, diffusers transformer folder or asset:NAME"
+    words_help = "run, folder of a diffusers transformer or a language model, hub:OWNER/NAME, or asset:NAME"
     places: ClassVar = {"model": ("model", "MODEL")}
 
     def run(self, config: InspectConfig) -> None:
@@ -53,12 +59,16 @@ def inspect_to_folder(config: InspectConfig) -> Path:
     findings = inspect(config)
     with atomic_folder(out.resolve()) as part:
         print("drawing ...", file=sys.stderr)
-        pictures = picture_files(findings)
-        for name, content in pictures.items():
-            (part / name).write_bytes(content)
+        if isinstance(findings, TextFindings):
+            pictures, values = {}, {"settings": resolve(config), **text_numbers(findings)}
+            write_text_inspection(findings, part / PAGE)
+        else:
+            pictures, values = picture_files(findings), numbers(findings)
+            for name, content in pictures.items():
+                (part / name).write_bytes(content)
+            write_inspect_page(findings, [NUMBERS, *sorted(pictures)], part / PAGE)
         files = sorted([NUMBERS, PAGE, *pictures])
-        (part / NUMBERS).write_text(json.dumps(numbers(findings) | {"files": files}, indent=1), encoding="utf-8")
-        write_inspect_page(findings, [NUMBERS, *sorted(pictures)], part / PAGE)
+        (part / NUMBERS).write_text(json.dumps(values | {"files": files}, indent=1), encoding="utf-8")
     return out
 
 

@@ -11,13 +11,15 @@ from torch import Tensor
 
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import Place
-from dit_shd.core.rng import Draws
+from dit_shd.core.rng import Draws, stream
 from dit_shd.data.datasets import Dataset
 from dit_shd.data.documents import Columns, Document, Unit, read_documents
 from dit_shd.data.packing import Sequences
 from dit_shd.data.tokenizer import BYTES, Tokenizer, open_tokenizer
 
-Split = Literal["train", "validation", "all"]
+Split = Literal["train", "validation", "test", "all"]
+PARTS = ("train", "validation", "test")
+"""In the order of `counts`."""
 
 
 class Text(Dataset):
@@ -30,13 +32,15 @@ class Text(Dataset):
         vocabulary: Tokens of the BPE to train; empty: nothing is trained.
         length: Tokens that a model is given of a sequence, n.
         document: What is one document of a text file: file, paragraph (up to an empty line) or line.
-        split: `train`, `validation` (the share that is held out) or `all`.
+        split: `train`, `validation` (the share that is held out), `test` (of counts) or `all`.
         held_out: Share for validation.
         by: `document`, whole documents evenly spread, or `position`, the end of each document.
+        counts: Documents of train, validation and test instead, drawn once for all seeds: [12500, 1000, 500].
         pack: Documents one after the other in a sequence; else each has its own, cut at `length` and padded.
         column: Of the text in tables.
         prompt: What comes before it and is not learned, with columns in braces.
         hub_split: Of a dataset that has several.
+        hub_file: A file of its repository that is read alone.
     """
 
     fields = frozenset({"tokens"})
@@ -56,13 +60,16 @@ class Text(Dataset):
         column: str = "text",
         prompt: str | None = None,
         hub_split: str = "train",
+        counts: list[int] | None = None,
+        hub_file: str | None = None,
     ):
         if length < 2:
             raise UserError(f"data.length: wanted 2 tokens or more, found {length}")
         if not 0 <= held_out < 1:
             raise UserError(f"data.held_out: wanted a share from 0 and below 1, found {held_out}")
         self.length, self._pack, self._held_out, self._by = length, pack, held_out, by
-        self._documents = read_documents(str(path), document, Columns(column, prompt), hub_split)
+        self._documents = read_documents(str(path), document, Columns(column, prompt), hub_split, hub_file)
+        self._counts = None if counts is None else _checked(counts, len(self._documents))
         self.tokenizer: Tokenizer = open_tokenizer(
             str(tokenizer), vocabulary, (d.prompt + d.text for d in self._part("train"))
         )
@@ -78,7 +85,12 @@ class Text(Dataset):
         self._sequences = Sequences.of(rows, masked, self.length, self._pack)
         self.text_bytes = sum(len(d.text.encode()) for d in documents)
         """Of the texts, prompts apart."""
-        self.split = split
+        self.split: Split = split
+
+    @property
+    def documents(self) -> list[Document]:
+        """The documents of the split, as they were read."""
+        return self._part(self.split)
 
     def _part(self, split: Split) -> list[Document]:
         """The documents of a split.
@@ -88,6 +100,12 @@ class Text(Dataset):
         """
         if split == "all":
             return self._documents
+        if self._counts is not None:
+            at = PARTS.index(split)
+            drawn = stream(0, "counts").permutation(len(self._documents))[sum(self._counts[:at]) :][: self._counts[at]]
+            return [self._documents[i] for i in drawn]
+        if split == "test":
+            raise UserError("data.split: test is a part of counts, as [12500, 1000, 500]; found none")
         held, kept = self._divided()
         part = kept if split == "train" else held
         if not part:
@@ -160,3 +178,16 @@ class Text(Dataset):
 
     def labels(self) -> NoReturn:
         raise UserError("data text: holds text, and text has no labels")
+
+
+def _checked(counts: list[int], documents: int) -> list[int]:
+    """Counts of documents that there are.
+
+    Raises:
+        UserError: Other than three whole numbers above 0, or more documents than there are.
+    """
+    if len(counts) != len(PARTS) or min(counts) < 1:
+        raise UserError(f"data.counts: wanted documents of {', '.join(PARTS)}, 1 or more of each, found {counts}")
+    if sum(counts) > documents:
+        raise UserError(f"data.counts: wanted at most the {documents} documents that there are, found {sum(counts)}")
+    return counts

@@ -1,7 +1,6 @@
 """A student of any class that is its teacher with fewer blocks: whole blocks are copied, and all else as it is."""
 
 from collections.abc import Mapping
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +22,7 @@ def pairs(student: nn.Module, teacher: nn.Module, how: str | dict[str, str] | No
             f"initialisation: wanted models of one class, found a {type(student).__name__} and a "
             f"{type(teacher).__name__}; use initialisation.weights=random"
         )
-    rule = cast("LayerMap", "sections" if how is None else how)  # layer_map checks it
+    rule: LayerMap = "sections" if how is None else how
     return layer_map(list(named_blocks(teacher)), list(named_blocks(student)), rule)
 
 

@@ -12,7 +12,8 @@ moments.py    moments on calibration batches      transfer.py    the new weights
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from pathlib import Path
+from typing import Any, Literal
 
 from torch import nn
 
@@ -20,8 +21,10 @@ from dit_shd.core.config import option
 from dit_shd.core.errors import UserError
 from dit_shd.core.rng import Draws
 from dit_shd.distillation.initialisation import depth, structure
+from dit_shd.distillation.initialisation.kept_blocks import check_kept, copy_kept
 from dit_shd.distillation.initialisation.plan import InitialisationPlan
 from dit_shd.distillation.initialisation.transfer import Transfer
+from dit_shd.distillation.kept import KEPT, KeptPlan
 from dit_shd.distillation.layer_map import LayerMap, layer_map
 from dit_shd.distillation.losses import Loss
 from dit_shd.distillation.losses.shd import SHD
@@ -41,7 +44,9 @@ class Initialisation:
 
     weights: Literal["random", "teacher"] = option("random", "random weights, or the teacher's")
     layers: str | dict[str, str] | None = option(
-        None, "sections, proportional or {student layer: teacher layer}; empty: as the shd loss has it"
+        None,
+        "sections, proportional, kept:PLAN (of dit-shd depth) or {student layer: teacher layer}; empty: as the shd "
+        "loss has it",
     )
     heads: Literal["pick", "merge"] = option(
         "pick", "of a group of heads keep the one of largest weight, or merge them"
@@ -80,6 +85,9 @@ def initialise(
         UserError: The models do not fit together.
     """
     shd = SHD() if shd is None else shd
+    plan = _kept(options)
+    if plan is not None:
+        return InitialisationPlan(copy_kept(student, teacher, plan), {}, {}, {})
     if not structure.known(student.state_dict()):
         return depth.copy(student, teacher, depth.pairs(student, teacher, options.layers))
     _comparable(student, teacher)
@@ -107,12 +115,24 @@ def check(options: Initialisation, losses: Iterable[Loss], student: nn.Module, t
         return
     if teacher is None:
         raise UserError("initialisation.weights: teacher was asked for, but the run has none; give teacher=...")
+    plan = _kept(options)
+    if plan is not None:
+        check_kept(student, teacher, plan)
+        return
     if not structure.known(student.state_dict()):
         depth.check(student, teacher, depth.pairs(student, teacher, options.layers))
         return
     shd = shd_of(losses)
     _comparable(student, teacher)
     _narrow_enough(student, teacher, _layers(student, teacher, options, shd))
+
+
+def _kept(options: Initialisation) -> KeptPlan | None:
+    """The plan of kept blocks, if that is how the student begins."""
+    rule = options.layers
+    if not isinstance(rule, str) or not rule.startswith(KEPT):
+        return None
+    return KeptPlan.read(Path(rule.removeprefix(KEPT)).expanduser())
 
 
 def moment_batches(task: Task[Any], seed: int, batch_size: int, images: int) -> Iterator[Batch]:
@@ -131,7 +151,7 @@ def shd_of(losses: Iterable[Loss | nn.Module]) -> SHD:
 def _layers(student: nn.Module, teacher: nn.Module, options: Initialisation, shd: SHD) -> dict[str, str]:
     """Student block -> teacher block; side blocks, which plain passes do not run, are mapped separately."""
     names = tuple([f"{block}.attn" for block in structure.blocks(model)] for model in (teacher, student))
-    rule = cast("LayerMap", shd.layers if options.layers is None else options.layers)  # layer_map checks it
+    rule: LayerMap = shd.layers if options.layers is None else options.layers
     explicit = isinstance(rule, dict)
     pairs = layer_map(names[0], names[1], rule) if explicit else {}
     if not explicit or options.layers is None:  # layers that the loss leaves out are initialised, too

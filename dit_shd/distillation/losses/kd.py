@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 
 from dit_shd.distillation.logits import checked_temperature, shared_logits
-from dit_shd.distillation.losses import Forward, Loss, Term, Weight
+from dit_shd.distillation.losses import Forward, Loss, Needs, Term, Weight
 from dit_shd.tasks import Batch
 
 
@@ -20,6 +20,9 @@ class KD(Loss):
         passes: Of the task, in which it applies.
         temperature: T.
     """
+
+    needs = frozenset({Needs.LOGITS})
+    paper = "arXiv 1503.02531"
 
     def __init__(self, weight: Weight = 1.0, passes: Sequence[str] = ("plain",), temperature: float = 1.0) -> None:
         super().__init__(weight, passes)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.logits import checked_temperature, shared_logits
-from dit_shd.distillation.losses import Forward, Loss, Term, Weight
+from dit_shd.distillation.losses import Forward, Loss, Needs, Term, Weight
 from dit_shd.tasks import Batch
 
 
@@ -26,6 +26,9 @@ class NKD(Loss):
         gamma: Of the other classes; 1 in the published runs of vision transformers.
         temperature: T of the other classes; 1 in those runs.
     """
+
+    needs = frozenset({Needs.LOGITS, Needs.CLASSES})
+    paper = "arXiv 2303.13005"
 
     def __init__(
         self,

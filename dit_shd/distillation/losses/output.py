@@ -21,6 +21,8 @@ class Output(Loss):
             of the posterior; arXiv 2102.09672).
     """
 
+    paper = "arXiv 2305.15798, 2412.01199"
+
     def __init__(self, weight: Weight = 1.0, passes: Sequence[str] | None = None, variance: bool = False):
         super().__init__(weight, passes)
         self.variance = variance

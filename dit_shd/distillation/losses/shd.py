@@ -13,7 +13,7 @@ from dit_shd.attention.tiles import CHUNK_MIB
 from dit_shd.core import rng
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.layer_map import layer_map
-from dit_shd.distillation.losses import Layer, LayerLoss, Term, Weight
+from dit_shd.distillation.losses import Layer, LayerLoss, Needs, Term, Weight, alternatives
 from dit_shd.squeezing.backends.autotune import Backend
 from dit_shd.squeezing.backends.job import Measure
 from dit_shd.squeezing.cost import LayerCost
@@ -48,6 +48,9 @@ class SHD(LayerLoss):
     Raises:
         UserError: A value out of its range.
     """
+
+    needs = frozenset({Needs.FEWER_HEADS})
+    paper = "arXiv 2502.07436"
 
     def __init__(
         self,
@@ -231,7 +234,7 @@ def _captures(student: Layer, teacher: Layer) -> tuple[Capture, Capture]:
     if s.heads > t.heads:
         raise UserError(
             f"SHD: the student has {s.heads} heads in {layer}, the teacher only {t.heads} in {source}; "
-            "heads can be merged, not split"
+            f"heads can be merged, not split; any number: {alternatives(SHD, Needs.FEWER_HEADS)}"
         )
     if s.shape[0] != t.shape[0]:
         raise UserError(

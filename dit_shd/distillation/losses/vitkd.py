@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from dit_shd.attention.capture import Captures
 from dit_shd.core import rng
 from dit_shd.core.errors import UserError
-from dit_shd.distillation.losses import Forward, Layers, Loss, Reads, Term, Weight
+from dit_shd.distillation.losses import Forward, Layers, Loss, Needs, Reads, Term, Weight
 from dit_shd.squeezing.cost import FLOAT, LayerCost
 from dit_shd.tasks import Batch
 
@@ -42,6 +42,8 @@ class ViTKD(Loss):
     """
 
     reads = frozenset({Reads.HIDDEN})
+    needs = frozenset({Needs.EQUAL_TOKENS})
+    paper = "arXiv 2209.02432"
 
     def __init__(
         self,
@@ -66,7 +68,7 @@ class ViTKD(Loss):
             raise UserError(f"losses.vitkd.mask_ratio: wanted a share above 0 and below 1, found {mask_ratio}")
         self.widths, self.mask_ratio, self.prefix_tokens = (student_width, teacher_width), mask_ratio, prefix_tokens
         self.factors, self.seed = (mimicking, generation), seed
-        self.layers = layers  # type: ignore[assignment]
+        self.layers = layers
         self.mimic = nn.ModuleList(self._projector() for _ in range(SHALLOW))
         self.align = self._projector()
         self.mask_token = nn.Parameter(torch.zeros(teacher_width))

@@ -45,6 +45,20 @@ def test_splits_are_parts_of_the_whole(tmp_path, by, share):
     assert words(held) == words(parts["validation"])
 
 
+def test_parts_of_a_count_do_not_overlap_and_are_drawn_once(tmp_path):
+    """As the paper splits Dolly: 12,500, 1,000, 500."""
+    path = lines(tmp_path)
+    options = {"document": "line", "counts": [20, 8, 4]}
+    parts = [text(path, split=split, **options).documents for split in ("train", "validation", "test")]
+    assert [len(part) for part in parts] == [20, 8, 4]
+    texts = [d.text for part in parts for d in part]
+    assert len(set(texts)) == 32 and texts != sorted(
+        texts, key=[d.text for d in text(path, split="all", document="line").documents].index
+    )
+    train = text(path, **options)
+    assert train.documents == parts[0] and train.held_out.documents == parts[1]
+
+
 def test_every_document_begins_and_ends(tmp_path):
     data = text(lines(tmp_path), document="line", split="all", pack=False, length=80)
     batch = data.batch(np.arange(len(data)), DRAWS)
@@ -85,6 +99,9 @@ def test_a_tokenizer_is_trained_on_the_training_split_alone(tmp_path):
     ("options", "message"),
     [
         ({}, r"data\.split: train is empty: 1 documents, 1 held out|data\.split: validation is empty"),
+        ({"split": "test"}, r"data\.split: test is a part of counts"),
+        ({"counts": [1, 1]}, r"data\.counts: wanted documents of train, validation, test, .* found \[1, 1\]"),
+        ({"counts": [1, 1, 9]}, r"data\.counts: wanted at most the 1 documents that there are, found 11"),
         ({"length": 1}, r"data\.length: wanted 2 tokens or more, found 1"),
         ({"held_out": 1.0}, r"data\.held_out: wanted a share from 0 and below 1, found 1"),
         ({"document": "page"}, r"data\.document: wanted file \| paragraph \| line"),

@@ -1,0 +1,51 @@
+"""What losses on features [b,n,e] have in common: features that can be compared, and means over tokens."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dit_shd.core.errors import UserError
+from dit_shd.distillation.records import Layer
+from dit_shd.tasks import Batch
+
+
+def features(name: str, student: Layer, teacher: Layer) -> tuple[Tensor, Tensor]:
+    """Both layers' tokens, [b,n,e] of one b and n, in the student's precision or float32.
+
+    Args:
+        name: Of the loss, for the error.
+        student: One layer.
+        teacher: The layer that it learns from.
+
+    Raises:
+        UserError: They are no tokens, or of other samples or tokens.
+    """
+    s, t = student.hidden, teacher.hidden
+    assert s is not None and t is not None, "a loss on features reads hidden or attention output"
+    if s.ndim != 3 or t.ndim != 3 or s.shape[:2] != t.shape[:2]:
+        raise UserError(
+            f"losses.{name}: wanted features [b,n,e] of the same samples and tokens, found {list(s.shape)} in "
+            f"{student.name} and {list(t.shape)} in {teacher.name} of the teacher (other layers=?)"
+        )
+    return s, t
+
+
+def wide(x: Tensor) -> Tensor:
+    """A tensor in float32 or wider."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def normalised(x: Tensor) -> Tensor:
+    """Layer norm without scale and shift over the last axis."""
+    return F.layer_norm(x, x.shape[-1:])
+
+
+def token_mean(values: Tensor, batch: Batch | None) -> Tensor:
+    """The mean [b] of values [b,n] over tokens, with the batch's weights of tokens.
+
+    Args:
+        values: Of every token.
+        batch: None for equal weights.
+    """
+    weight = None if batch is None else batch.row_weight(values.shape[1])
+    return (values if weight is None else torch.where(weight > 0, values * weight, 0.0)).mean(1)

@@ -1,0 +1,67 @@
+"""Masked feature distillation: of both models' features only what lies near their means is compared."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dit_shd.core.errors import UserError
+from dit_shd.distillation.features import features, wide
+from dit_shd.distillation.losses import Layer, LayerLoss, Reads, Term, Weight
+from dit_shd.distillation.projectors import Kind, check_kind, projector
+from dit_shd.tasks import Batch
+
+
+class MaskedFeature(LayerLoss):
+    """Sum over layers of the mean of (P(F_s) - F_t)^2 over the entries that neither model has as outliers.
+
+    RepKD of TinyFusion (arXiv 2412.01199): an entry of F [n,e] of a sample is kept where |F - mean F| < k std F, for
+    P(F_s) and for F_t, mean and std over all entries of the sample; what both keep is compared. Which entries are kept
+    has no gradient. A sample of which nothing is kept counts as 0.
+
+    Args:
+        weight: Factor of the loss; {step: factor} for a schedule.
+        passes: Of the task, in which it applies.
+        layers: `sections`, `proportional`, `last`, or a map {student block: teacher block}.
+        projector: P: linear, mlp, or none for blocks of equal width (the paper's, whose widths are equal).
+        deviations: k; 2 in the paper.
+    """
+
+    reads = frozenset({Reads.HIDDEN})
+    learns = True
+    paper = "arXiv 2412.01199"
+
+    def __init__(
+        self,
+        weight: Weight = 1.0,
+        passes: Sequence[str] | None = ("plain",),
+        layers: str | dict[str, str] = "sections",
+        projector: Kind = "linear",
+        deviations: float = 2.0,
+    ) -> None:
+        super().__init__(weight, passes, layers)
+        if not deviations > 0:
+            raise UserError(f"losses.masked_feature.deviations: wanted a number above 0, found {deviations}")
+        self.project: Kind = check_kind("masked_feature", projector)
+        self.deviations = deviations
+
+    def make_projector(self, student: Layer, teacher: Layer) -> nn.Module:
+        """P of one pair of blocks."""
+        s, t = features("masked_feature", student, teacher)
+        return projector("masked_feature", self.project, s, t)
+
+    def pair(self, student: Layer, teacher: Layer, batch: Batch | None) -> Term:
+        """The squared error of what is kept [b]."""
+        s, t = features("masked_feature", student, teacher)
+        s, t = wide(self.projector_of(student)(s)), wide(t)
+        kept = self._near(s.detach()) & self._near(t)
+        weight = None if batch is None else batch.row_weight(s.shape[1])
+        if weight is not None:
+            kept = kept & (weight > 0)[..., None]
+        error = torch.where(kept, (s - t).square(), 0.0)
+        return Term(error.flatten(1).sum(1) / kept.flatten(1).sum(1).clamp(min=1), {"kept": kept.float().mean()})
+
+    def _near(self, x: Tensor) -> Tensor:
+        """Which entries of [b,n,e] lie near the mean of their sample."""
+        std, mean = torch.std_mean(x, dim=(1, 2), keepdim=True)
+        return (x - mean).abs() < self.deviations * std

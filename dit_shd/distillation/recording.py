@@ -1,0 +1,133 @@
+"""What losses read of a model, taken while it runs."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from dit_shd.attention.capture import Capture
+from dit_shd.attention.recording import discovery
+from dit_shd.attention.recording.attach import capture
+from dit_shd.attention.recording.sharded import KeptWeights
+from dit_shd.core.errors import UserError
+from dit_shd.distillation.records import Forward, Layer, Reads
+from dit_shd.models.blocks import blocks, recorded, recorded_blocks
+from dit_shd.tasks import Batch, Task
+
+Sink = Callable[[Reads, Layer], None]
+"""Takes the kind of a layer and the layer, as it runs."""
+FEATURES = frozenset({Reads.ATTENTION_OUTPUT, Reads.HIDDEN})
+_attention: "WeakKeyDictionary[nn.Module, list[str]]" = WeakKeyDictionary()
+"""The attention modules of models of other packages, by name, once a forward has shown which they are."""
+
+
+def record(
+    stack: ExitStack,
+    task: Task[Any],
+    model: nn.Module,
+    batch: Batch,
+    read: frozenset[Reads],
+    sink: Sink,
+    weights: KeptWeights | None = None,
+) -> None:
+    """Deliver the layers that a model's next forward runs to `sink(kind, layer)`, as far as they are read.
+
+    Args:
+        stack: Ends the recording when it is closed.
+        task: What is learned.
+        model: Teacher or student.
+        batch: Of the forward; the attention modules of a model of another package are found on it.
+        read: Parts of its forward.
+        sink: Takes each layer as it runs.
+        weights: For a model whose gathered weights do not outlive its blocks.
+    """
+    if read & FEATURES:
+        _check_compiled(model, read)
+
+    def attention(name: str, capture: Capture) -> None:
+        sink(Reads.ATTENTION, Layer(name, attention=capture if weights is None else weights.of(name, capture)))
+
+    def output(kind: Reads) -> Callable[[str, Tensor], None]:
+        return lambda name, x: sink(kind, Layer(name, hidden=x))
+
+    if Reads.ATTENTION_OUTPUT in read:
+        modules = attention_modules(task, model, batch)
+        stack.enter_context(recorded(modules, output(Reads.ATTENTION_OUTPUT)))
+    if Reads.ATTENTION in read:
+        stack.enter_context(capture(model, sink=attention))
+    if Reads.HIDDEN in read:
+        stack.enter_context(recorded_blocks(model, output(Reads.HIDDEN)))
+
+
+def _check_compiled(model: nn.Module, read: frozenset[Reads]) -> None:
+    """Refuse compiled code in which nothing can be read from one forward to the next."""
+    if "_orig_mod" in model._modules:
+        raise UserError(
+            f"{type(model).__name__}: a model that is compiled as a whole does not give its {_names(read & FEATURES)}; "
+            "compile its blocks (block.compile())"
+        )
+    if Reads.ATTENTION_OUTPUT in read and any(m._compiled_call_impl is not None for m in blocks(model)):
+        raise UserError(
+            "attention output: compiled blocks do not give what attention modules in them put out; compile=false"
+        )
+
+
+def _names(kinds: frozenset[Reads]) -> str:
+    return " and ".join(sorted(kind.value for kind in kinds))
+
+
+def forward(task: Task[Any], model: nn.Module, batch: Batch, read: frozenset[Reads]) -> Forward:
+    """A model's forward with all layers that are read, held.
+
+    Args:
+        task: What is learned.
+        model: Teacher or student.
+        batch: One pass.
+        read: Parts of the forward.
+    """
+    held: dict[Reads, dict[str, Layer]] = {Reads.ATTENTION_OUTPUT: {}, Reads.HIDDEN: {}}
+
+    def keep(kind: Reads, layer: Layer) -> None:
+        held[kind][layer.name] = layer
+
+    with ExitStack() as stack:
+        captures = stack.enter_context(capture(model)) if Reads.ATTENTION in read else {}
+        record(stack, task, model, batch, read - {Reads.ATTENTION}, keep)
+        output = task.predict(model, batch)
+        return Forward(
+            output.prediction,
+            output.extra,
+            attention={name: Layer(name, attention=one) for name, one in captures.items()},
+            attention_output=held[Reads.ATTENTION_OUTPUT],
+            hidden=held[Reads.HIDDEN],
+        )
+
+
+def attention_modules(task: Task[Any], model: nn.Module, batch: Batch) -> dict[str, nn.Module]:
+    """The self-attention modules of any model, by name.
+
+    Args:
+        task: What is learned.
+        model: Any transformer; one of another package is run once, without gradients.
+        batch: That it is run on.
+
+    Raises:
+        UserError: It has none that can be recorded.
+    """
+    modules = discovery.own_layers(model)
+    if modules:
+        return modules
+    core = discovery.unwrapped(model)
+    if core not in _attention:
+        with torch.no_grad(), capture(model, projections=False) as captures:
+            task.predict(model, batch)
+            names = [name.partition(":")[0].partition("#")[0] for name in captures]
+        _attention[core] = list(dict.fromkeys(names))
+    modules = {discovery.plain(path): module for path, module in model.named_modules()}
+    missing = [name for name in _attention[core] if name not in modules]
+    if missing:
+        raise UserError(f"{type(core).__name__}: {missing[0]} is no module whose output could be read")
+    return {name: modules[name] for name in _attention[core]}

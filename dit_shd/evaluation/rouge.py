@@ -1,0 +1,34 @@
+"""ROUGE-L of responses to instructions, by the rouge-score package."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from dit_shd.core.errors import UserError
+
+if TYPE_CHECKING:
+    from rouge_score.rouge_scorer import RougeScorer
+
+
+def rouge_l(response: str, references: Sequence[str]) -> float:
+    """ROUGE-L, 0 to 1: the F measure of the longest common subsequence of stemmed words (Lin, 2004).
+
+    Args:
+        response: Of a model.
+        references: Right answers; the nearest one counts.
+
+    Raises:
+        UserError: The package is not installed.
+    """
+    return max(float(_scorer().score(reference, response)["rougeL"].fmeasure) for reference in references)
+
+
+@lru_cache
+def _scorer() -> "RougeScorer":
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    except ImportError as error:
+        raise UserError(
+            'rouge: needs the package rouge-score; install it with: pip install "dit_shd[language]"'
+        ) from error
+    return RougeScorer(["rougeL"], use_stemmer=True)

@@ -1,0 +1,105 @@
+"""Captures and forwards of one image, for counting: shapes alone, or random tensors where a model has to be run."""
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from dit_shd.attention.capture import Captures
+from dit_shd.attention.recording import discovery
+from dit_shd.attention.recording.attach import capture
+from dit_shd.core.dtensor import is_sharded
+from dit_shd.core.errors import UserError
+from dit_shd.distillation import recording
+from dit_shd.distillation.records import Forward, Reads
+from dit_shd.profiling import meta
+from dit_shd.profiling.attention_shapes import recorded_calls
+from dit_shd.tasks import Batch, Task
+
+MOST_BUILT = 300_000_000
+"""Parameters of a model that is built with random weights to see what its attention is."""
+
+
+def captures_of(model: nn.Module, task: Task[Any], pass_name: str = "plain") -> Captures:
+    """The captures of one image's forward: shapes only, or real tensors for attention of other packages."""
+    if discovery.own_layers(model):
+        return _shapes(meta.ModelSpec.of(model), task, pass_name)
+    if _is_empty(model):
+        if _is_large(model):
+            return _called(meta.ModelSpec.of(model), task, pass_name)
+        return _random_captures(meta.ModelSpec.of(model), task, pass_name)
+    return _captured(model, task, pass_name)
+
+
+def _is_empty(model: nn.Module) -> bool:
+    """Whether a model's weights are not here as a whole."""
+    return is_sharded(model) or any(parameter.is_meta for parameter in model.parameters())
+
+
+def _is_large(model: nn.Module) -> bool:
+    return sum(parameter.numel() for parameter in model.parameters()) > MOST_BUILT
+
+
+@lru_cache(maxsize=64)
+def _called(spec: meta.ModelSpec, task: Task[Any], pass_name: str) -> Captures:
+    model = spec.skeleton()
+    with torch.no_grad(), recorded_calls(model) as captures:
+        task.predict(model, example(task, pass_name, model, meta.META))
+    return captures
+
+
+@lru_cache(maxsize=64)
+def _random_captures(spec: meta.ModelSpec, task: Task[Any], pass_name: str) -> Captures:
+    return _captured(spec.build(), task, pass_name)
+
+
+@lru_cache(maxsize=64)
+def _shapes(spec: meta.ModelSpec, task: Task[Any], pass_name: str) -> Captures:
+    return _captured(spec.skeleton(), task, pass_name)
+
+
+def _captured(model: nn.Module, task: Task[Any], pass_name: str) -> Captures:
+    with torch.no_grad(), capture(model) as captures:
+        task.predict(model, example(task, pass_name, model, next(model.parameters()).device))
+        return dict(captures)
+
+
+def forward_of(model: nn.Module, task: Task[Any], pass_name: str, read: frozenset[Reads]) -> tuple[Forward, Batch]:
+    """The forward of one image without gradients, with all layers that are read, and its batch.
+
+    Args:
+        model: Perhaps without memory.
+        task: What is learned.
+        pass_name: Of the task.
+        read: Parts of the forward. Where attention of another package is read, the tensors are real, else on meta.
+
+    Raises:
+        UserError: The model cannot be run without memory.
+    """
+    spec = meta.ModelSpec.of(model)
+    real = bool(read & {Reads.ATTENTION, Reads.ATTENTION_OUTPUT}) and not discovery.own_layers(model)
+    if real and _is_empty(model) and _is_large(model):
+        raise UserError(
+            f"{spec.cls.__name__}: is too large to be built for counting; load it, or count without the loss"
+        )
+    run = spec.skeleton() if not real else spec.build() if _is_empty(model) else model
+    batch = example(task, pass_name, run, next(run.parameters()).device)
+    try:
+        with torch.no_grad():
+            return recording.forward(task, run, batch, read), batch
+    except NotImplementedError as error:
+        raise UserError(f"{spec.cls.__name__}: its forward reads values, so that it cannot be counted") from error
+
+
+def example(task: Task[Any], pass_name: str, model: nn.Module, device: torch.device) -> Batch:
+    """A batch of one image in one pass.
+
+    Args:
+        task: What is learned.
+        pass_name: Of the task.
+        model: Whose shape the batch has.
+        device: Where it is.
+    """
+    (example,) = [batch for batch in task.example(model, 1, device) if batch.pass_name == pass_name]
+    return example

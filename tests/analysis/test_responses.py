@@ -1,0 +1,85 @@
+"""Responses of language models: drawn as the softmax says, by their own random numbers, and scored."""
+
+import json
+import math
+
+import pytest
+import torch
+import yaml
+from language import GPT2, causal_lm
+
+from dit_shd.analysis.responses import KeyedSampling, RougeConfig, responses
+from dit_shd.cli.program import main
+from dit_shd.core.config import make
+from dit_shd.core.errors import UserError
+from dit_shd.data.documents import Document
+from dit_shd.data.tokenizer import ByteTokenizer
+from dit_shd.evaluation.rouge import rouge_l
+
+pytest.importorskip("rouge_score")
+PROMPTS = [Document("x", prompt) for prompt in ("Name a city.", "1 + 1 =", "Why?", "A longer one than all others")]
+
+
+def settings(**changes):
+    return make(RougeConfig, {"models": ["m"], "sets": "s.yaml", "response_tokens": 6, **changes})
+
+
+def test_tokens_are_drawn_as_often_as_the_softmax_says():
+    scores = torch.tensor([[1.0, 0.0, -1.0, float("-inf"), 2.0]])
+    count, drawn = 4000, torch.zeros(5)
+    for temperature in (1.0, 0.5):
+        sampling, drawn = KeyedSampling(0, range(count), temperature), torch.zeros(5)
+        drawn = sampling(torch.zeros(count, 1), scores.expand(count, 5)).argmax(1).bincount(minlength=5)
+        want = (scores[0] / temperature).softmax(0)
+        assert drawn[3] == 0
+        for number, p in zip(drawn.tolist(), want.tolist()):
+            assert abs(number - count * p) <= 4 * math.sqrt(count * p * (1 - p)) + 1e-9
+
+
+def test_a_response_does_not_depend_on_its_batch():
+    model, tokenizer = causal_lm(GPT2, std=0.1), ByteTokenizer()
+    found = [responses(model, tokenizer, PROMPTS, 3, settings(batch_size=size)) for size in (1, 3, 4)]
+    assert found[0] == found[1] == found[2]
+    assert responses(model, tokenizer, PROMPTS, 4, settings()) != found[0]
+    with pytest.raises(
+        UserError, match="wanted less than the 32 tokens that the model takes with its prompt, found 31"
+    ):
+        responses(model, tokenizer, PROMPTS, 3, settings(response_tokens=31))
+
+
+def test_temperature_0_takes_the_likeliest_token():
+    model, tokenizer = causal_lm(GPT2), ByteTokenizer()
+    found = responses(model, tokenizer, PROMPTS[:2], 0, settings(temperature=0.0, prompt_tokens=8))
+    for document, answer in zip(PROMPTS, found):
+        tokens = [tokenizer.end, *document.prompt.encode()[:8]]
+        drawn = []
+        while len(drawn) < 6 and tokenizer.end not in drawn:
+            with torch.no_grad():
+                drawn.append(int(model(input_ids=torch.tensor([tokens + drawn])).logits[0, -1].argmax()))
+        assert answer == tokenizer.decode([token for token in drawn if token != tokenizer.end])
+
+
+def test_the_command_scores_every_model_on_every_set(tmp_path, capsys):
+    for seed, name in enumerate(("one", "two")):
+        model = causal_lm(GPT2, seed)
+        model.tokenizer = ByteTokenizer()
+        model.save_pretrained(tmp_path / name)
+    rows = [{"q": "Say a", "a": ["a", "b"]}, {"q": "Say c", "a": "c"}]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plugin = {"name": "text", "path": str(tmp_path / "x.jsonl"), "column": "a", "prompt": "{q}: "}
+    (tmp_path / "sets.yaml").write_text(yaml.safe_dump({"first": plugin, "second": dict(plugin)}))
+    words = [str(tmp_path / name) for name in ("one", "two")]
+    words = ["rouge", *words, f"sets={tmp_path / 'sets.yaml'}", "seeds=[1, 2]", "response_tokens=4"]
+    assert main([*words, f"out={tmp_path / 'out.json'}"]) == 0
+    table, record = capsys.readouterr().out, json.loads((tmp_path / "out.json").read_text())
+    assert [line.split()[0] for line in table.splitlines()] == ["model", "one", "two"]
+    for model in ("one", "two"):
+        assert record[model]["first"] == record[model]["second"]
+        for score, seed in zip(record[model]["first"]["rouge_l"], ("1", "2")):
+            first, second = record[model]["first"]["responses"][seed]
+            assert score == pytest.approx(50 * (rouge_l(first, ["a", "b"]) + rouge_l(second, ["c"])))
+    assert main([*words, f"out={tmp_path / 'out.json'}"]) == 2
+    plugin.pop("prompt")
+    (tmp_path / "sets.yaml").write_text(yaml.safe_dump({"first": plugin}))
+    assert main(words) == 2
+    assert "sets: first: wanted text with prompts" in capsys.readouterr().err

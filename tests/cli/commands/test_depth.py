@@ -1,0 +1,75 @@
+"""dit-shd depth: redundant blocks are found, plan and student are written, and a run goes on from them."""
+
+import pytest
+import torch
+from runs import run
+
+from dit_shd.cli import program
+from dit_shd.distillation.kept import KeptPlan
+from dit_shd.models import loading
+from dit_shd.models.families.dit import DiT
+
+
+@pytest.fixture
+def deep(tmp_path):
+    """A DiT of five blocks, of which the third and fourth do nothing."""
+    torch.manual_seed(0)
+    model = DiT(
+        sample_size=8, patch_size=2, in_channels=1, num_classes=3, num_layers=5, num_attention_heads=2,
+        attention_head_dim=4,
+    )  # fmt: skip
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    for block in model.blocks[2:4]:
+        torch.nn.init.zeros_(block.adaLN_modulation[-1].weight)
+        torch.nn.init.zeros_(block.adaLN_modulation[-1].bias)
+    model.save_pretrained(tmp_path / "deep")
+    return tmp_path / "deep"
+
+
+def test_blocks_that_do_nothing_are_found_and_a_run_begins_without_them(deep, shapes, values, tmp_path, capsys):
+    out = tmp_path / "plan"
+    data = f"data={{name: npz, path: {shapes}}}"
+    arguments = ["depth", str(deep), data, "keep=4", "samples=16", "batch_size=8", "timesteps=[300, 700]", f"out={out}"]
+    assert program.main(arguments) == 0
+    assert "blocks.2 from blocks.2, learns from blocks.3" in capsys.readouterr().out
+    plan = KeptPlan.read(out)
+    assert list(plan.weights.values()) == ["blocks.0", "blocks.1", "blocks.2", "blocks.4"]
+    student, teacher = loading.load(out / "student"), loading.load(deep)
+    assert student.config.num_layers == 4
+    assert torch.equal(student.blocks[3].mlp.fc1.weight, teacher.blocks[4].mlp.fc1.weight)
+    x, t, labels = torch.randn(2, 1, 8, 8), torch.tensor([3, 400]), torch.tensor([0, 1])
+    same = [model.eval()(x, t, labels, return_dict=False)[0] for model in (student, teacher)]
+    torch.testing.assert_close(*same)  # what was left out did nothing
+    assert program.main(arguments) == 2 and "exists already" in capsys.readouterr().err
+    config = {
+        "name": "dit",
+        **{k: v for k, v in dict(teacher.config).items() if not k.startswith("_")},
+        "num_layers": 4,
+    }
+    _, metrics = run(
+        {**values, "task": {"name": "diffusion", "mask_ratio": None}},
+        teacher=str(deep),
+        student=config,
+        losses=[{"name": "feature", "projector": "none", "layers": f"kept:{out}"}, {"name": "output"}],
+        initialisation={"weights": "teacher", "layers": f"kept:{out}"},
+        steps=1,
+    )
+    assert metrics[0]["plain/output"] == pytest.approx(0, abs=1e-10)
+    assert metrics[0]["plain/feature"] == pytest.approx(0, abs=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["keep=6"], "keep: wanted 2 to 5 of 5 blocks"),
+        (["blocks=layers"], "blocks: wanted one of blocks, found layers"),
+        (["samples=2", "batch_size=2", "timesteps=[1]", "keep=4"], "tokens are too few"),
+    ],
+)
+def test_what_cannot_be_is_one_line(deep, shapes, changes, message, tmp_path, capsys):
+    changes = changes if "samples=2" in changes else [*changes, "samples=8"]
+    data = f"data={{name: npz, path: {shapes}}}"
+    assert program.main(["depth", str(deep), data, f"out={tmp_path / 'none'}", *changes]) == 2
+    error = capsys.readouterr().err
+    assert message in error and not (tmp_path / "none").exists()

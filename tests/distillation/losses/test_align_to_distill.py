@@ -1,0 +1,77 @@
+"""align_to_distill against whole maps of all layers."""
+
+import loss_checks as checks
+import oracle as naive
+import pytest
+import torch
+
+from dit_shd.core.errors import UserError
+
+
+def maps(layers):
+    found = []
+    for c in layers.values():
+        found.append(naive.maps(c.query, c.key, c.scale, None if c.bias is None else c.bias.leaves[0], c.causal))
+    return torch.cat(found, 1)
+
+
+def _over_all(target, mixed, kept, weight):
+    """KL of two softmaxes over the entries of a map that are seen, each as likely as its row weighs."""
+    likely = weight[:, None].expand_as(kept)[kept].log()
+    p, q = (target[kept] + likely).log_softmax(0), (mixed[kept] + likely).log_softmax(0)
+    return (p.exp() * (p - q)).sum()
+
+
+def oracle(loss, s, t, over, causal=False, weights=None):
+    """The definition [b], one map of the teacher at a time."""
+    a, b = maps(t), maps(s)
+    n = a.shape[2]
+    rows = torch.ones(a.shape[0], n, dtype=torch.float64) if weights is None else weights
+    total = 0.0
+    for i in range(a.shape[1]):
+        mixed = sum(loss.align.weight[i, j] * b[:, j] for j in range(b.shape[1])) + loss.align.bias[i]
+        if causal:
+            mixed = mixed.masked_fill(torch.ones(n, n, dtype=torch.bool).triu(1), float("-inf"))
+        if over == "keys":
+            terms = a[:, i] * (a[:, i].log() - mixed.log_softmax(2))
+            total = total + (terms.nan_to_num(0).sum(2) * rows).sum(1) / n
+        else:
+            hidden = torch.ones(n, n, dtype=torch.bool).triu(1) if causal else torch.zeros(n, n, dtype=torch.bool)
+            kept = [~hidden & (row[:, None] > 0) for row in rows]
+            total = total + torch.stack([_over_all(*one) for one in zip(a[:, i], mixed, kept, rows)])
+    return total / a.shape[1]
+
+
+@pytest.mark.parametrize("over", ["keys", "all"])
+@pytest.mark.parametrize(("causal", "mib"), [(False, 64), (True, 1e-4)])
+def test_value_and_gradients_are_the_definition(over, causal, mib):
+    """Of 2 layers of 2 heads and 3 layers of 3, in one tile and row by row."""
+    s, t = checks.captures(2, grad=True, causal=causal), checks.captures(3, depth=3, seed=1, causal=causal)
+    loss = checks.build("align_to_distill", s, t, over=over, chunk_mib=mib)
+    assert loss.align.weight.shape == (9, 4)
+    checks.same(loss, s, t, lambda: oracle(loss, s, t, over, causal), rtol=1e-8)
+
+
+@pytest.mark.parametrize("over", ["keys", "all"])
+def test_rows_have_the_weights_of_the_batch(over):
+    s, t = checks.captures(2, grad=True), checks.captures(3, seed=1)
+    weights = torch.tensor([[1, 0, 2, 1, 0, 1, 1]] * 2, dtype=torch.float64)
+    loss = checks.build("align_to_distill", s, t, over=over, chunk_mib=1e-4)
+    given = checks.batch(weights=weights)
+    checks.same(loss, s, t, lambda: oracle(loss, s, t, over, weights=weights), given, rtol=1e-8)
+
+
+def test_what_does_not_fit_is_refused():
+    s, t = checks.captures(2), checks.captures(3)
+    uneven = {**s, "b.1": checks.captures(2, n=5, m=5)["b.1"]}
+    with pytest.raises(
+        UserError, match=r"as many tokens in all layers of the student, found \(7, 7\) in b\.0 and \(5, 5\)"
+    ):
+        checks.build("align_to_distill", uneven, t)
+    loss = checks.build("align_to_distill", s, t)
+    with pytest.raises(UserError, match=r"has no mixture of 4 maps for 9; .* distiller\.build"):
+        checks.term(loss, s, checks.captures(3, depth=3))
+    with pytest.raises(UserError, match="wanted the same samples and tokens"):
+        checks.term(loss, s, checks.captures(3, n=5, m=5))
+    with pytest.raises(UserError, match="over: wanted keys or all, found 'rows'"):
+        checks.build("align_to_distill", over="rows")

@@ -1,0 +1,67 @@
+"""minilm against whole maps and relations."""
+
+import loss_checks as checks
+import oracle as naive
+import pytest
+import torch
+
+from dit_shd.core.errors import UserError
+
+
+def divergence(a, b):
+    """KL of every row; 0 log 0 is 0."""
+    one = torch.ones(())
+    terms = torch.where(a > 0, a, one).log() - torch.where(a > 0, b, one).log()
+    return (a * terms).sum(-1)
+
+
+def kl(t, s):
+    """Mean over heads and query rows [b]."""
+    return divergence(t, s).mean((1, 2))
+
+
+def maps(c):
+    return naive.maps(c.query, c.key, c.scale, None if c.bias is None else c.bias.leaves[0], c.causal)
+
+
+def relation(x, seen=None):
+    scores = torch.einsum("bhnd,bhmd->bhnm", x, x) / x.shape[3] ** 0.5
+    return (scores if seen is None else scores.masked_fill(~seen[:, None, None], float("-inf"))).softmax(3)
+
+
+def oracle(s, t, names):
+    return sum(kl(maps(t[n]), maps(s[n])) + kl(relation(t[n].value), relation(s[n].value)) for n in names)
+
+
+@pytest.mark.parametrize(("layers", "causal"), [("last", False), ("sections", True)])
+def test_value_and_gradients_are_the_definition(layers, causal):
+    s, t = checks.captures(3, d=4, grad=True, causal=causal), checks.captures(3, d=5, seed=1, causal=causal)
+    loss = checks.build("minilm", layers=layers)
+    checks.same(loss, s, t, lambda: oracle(s, t, ["b.1"] if layers == "last" else list(s)), rtol=1e-8)
+
+
+def test_a_student_that_is_its_teacher_has_nothing_to_learn():
+    t = checks.captures(3)
+    s = {name: one.detach() for name, one in t.items()}
+    assert checks.term(checks.build("minilm"), s, t).value.abs().max() < 1e-12
+
+
+def test_tokens_without_weight_are_no_rows_and_no_values():
+    s, t = checks.captures(3, depth=1, grad=True), checks.captures(3, depth=1, seed=1)
+    weights = torch.tensor([[1, 0, 1, 1, 0, 1, 1]] * 2, dtype=torch.float64)
+
+    def want():
+        rows = weights[:, None, :]
+        pairs = [(maps(t["b.0"]), maps(s["b.0"]))]
+        pairs.append(tuple(relation(c["b.0"].value, weights > 0) for c in (t, s)))
+        return sum((divergence(a, b) * rows).mean((1, 2)) for a, b in pairs)
+
+    checks.same(checks.build("minilm"), s, t, want, checks.batch(weights=weights), rtol=1e-8)
+
+
+def test_other_heads_are_refused_with_the_losses_that_take_them():
+    with pytest.raises(
+        UserError, match=r"found 2 \(2\) in b\.1 and 4 \(4\) in b\.1 of the teacher; any number: .*shd"
+    ) as e:
+        checks.term(checks.build("minilm"), checks.captures(2), checks.captures(4))
+    assert "minilmv2" in str(e.value) and "head_mean" in str(e.value) and "tinybert" not in str(e.value)

@@ -1,0 +1,57 @@
+"""tinybert against whole scores."""
+
+import loss_checks as checks
+import oracle as naive
+import pytest
+import torch
+
+from dit_shd.attention.bias import DenseBias
+from dit_shd.core.errors import UserError
+
+
+def scores(c):
+    return naive.scores(c.query, c.key, c.scale, None if c.bias is None else c.bias.leaves[0], c.causal)
+
+
+def oracle(s, t, mean=False):
+    total = 0.0
+    for name in s:
+        a, b = scores(s[name]), scores(t[name])
+        if mean:
+            a, b = a.mean(1, keepdim=True), b.mean(1, keepdim=True)
+        hidden = torch.isinf(a) | torch.isinf(b)
+        total = total + (a.masked_fill(hidden, 0) - b.masked_fill(hidden, 0)).square().mean((1, 2, 3))
+    return total
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("mib", [64, 1e-4])
+def test_value_and_gradients_are_the_definition(causal, mib):
+    """With other head widths and a learned bias, in one tile and row by row."""
+    s, t = checks.captures(3, d=4, grad=True, causal=causal), checks.captures(3, d=5, seed=1, causal=causal)
+    checks.same(checks.build("tinybert", chunk_mib=mib), s, t, lambda: oracle(s, t))
+
+
+def test_the_mean_of_heads_takes_any_number():
+    s, t = checks.captures(2, grad=True), checks.captures(4, seed=1)
+    checks.same(checks.build("tinybert", heads="mean"), s, t, lambda: oracle(s, t, mean=True))
+
+
+def test_masked_keys_count_as_nothing():
+    s, t = checks.captures(2, depth=1, grad=True, bias=False), checks.captures(2, depth=1, seed=1)
+    t["b.0"].bias.leaves[0][..., 2:4] = float("-inf")
+    checks.same(checks.build("tinybert"), s, t, lambda: oracle(s, t))
+    low = {"b.0": t["b.0"]}
+    want = checks.term(checks.build("tinybert"), s, low).value
+    t["b.0"].bias.leaves[0][..., 2:4] = torch.finfo(torch.float64).min
+    torch.testing.assert_close(checks.term(checks.build("tinybert"), s, t).value, want)
+    assert isinstance(t["b.0"].bias, DenseBias)
+
+
+def test_other_heads_are_refused_with_the_losses_that_take_them():
+    with pytest.raises(
+        UserError, match=r"found 2 in b\.0 and 4 in b\.0 of the teacher; any number: heads: mean, or .*shd"
+    ):
+        checks.term(checks.build("tinybert"), checks.captures(2), checks.captures(4))
+    with pytest.raises(UserError, match="heads: wanted each or mean, found 'sum'"):
+        checks.build("tinybert", heads="sum")

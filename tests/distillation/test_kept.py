@@ -1,0 +1,121 @@
+"""Plans of kept blocks: pairs of layers, files, students that begin with the weights of kept blocks."""
+
+import pytest
+import torch
+from diffusers import DiTTransformer2DModel, SD3Transformer2DModel
+
+from dit_shd.core.errors import UserError
+from dit_shd.distillation.initialisation.kept_blocks import copy_kept, student_of
+from dit_shd.distillation.kept import KeptPlan
+from dit_shd.distillation.layer_map import layer_map
+from dit_shd.models.families.dit import DiT
+
+PLAN = KeptPlan(
+    weights={"blocks.0": "blocks.0", "blocks.1": "blocks.1"},
+    layers={"blocks.0": "blocks.0", "blocks.1": "blocks.3"},
+    errors={"blocks.0": 0.0, "blocks.1": 0.25},
+)
+
+
+def renamed(name):
+    return KeptPlan(
+        *(
+            {k.replace("blocks", name): v.replace("blocks", name) for k, v in x.items()}
+            for x in (PLAN.weights, PLAN.layers)
+        ),
+        {k.replace("blocks", name): v for k, v in PLAN.errors.items()},
+    )
+
+
+def test_layers_in_kept_blocks_learn_from_the_last_block_they_stand_for(tmp_path):
+    (tmp_path / "plan.json").write_text(PLAN.text())
+    teacher = [f"blocks.{i}" for i in range(4)]
+    assert layer_map(teacher, teacher[:2], f"kept:{tmp_path}") == {"blocks.0": "blocks.0", "blocks.1": "blocks.3"}
+    attention = [f"{name}.attn" for name in teacher]
+    found = layer_map(attention, attention[:2], f"kept:{tmp_path / 'plan.json'}")
+    assert found == {"blocks.0.attn": "blocks.0.attn", "blocks.1.attn": "blocks.3.attn"}
+    with pytest.raises(UserError, match=r"the teacher has no layer 'blocks.3.attn'"):
+        layer_map(attention[:3], attention[:2], f"kept:{tmp_path}")
+    with pytest.raises(UserError, match=r"the plan is of blocks.0, blocks.1; the student has x.0"):
+        layer_map(attention, ["x.0"], f"kept:{tmp_path}")
+    assert list(PLAN.lines())[1] == "blocks.1 from blocks.1, learns from blocks.3 (0.2500 unexplained)"
+
+
+@pytest.mark.parametrize(
+    "text", [None, "{", "[]", '{"weights": {}, "layers": {"a": "b"}, "errors": {}}', '{"weights": {}}']
+)
+def test_what_is_no_plan_is_refused(text, tmp_path):
+    if text is not None:
+        (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(UserError, match="wanted a plan of dit-shd depth"):
+        KeptPlan.read(tmp_path)
+
+
+def randomised(model):
+    torch.manual_seed(0)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    return model.eval()
+
+
+TINY = dict(
+    sample_size=8,
+    patch_size=2,
+    in_channels=1,
+    num_classes=3,
+    num_layers=4,
+    num_attention_heads=2,
+    attention_head_dim=4,
+)
+
+
+def dit():
+    return randomised(DiT(**TINY))
+
+
+def diffusers_dit():
+    return randomised(
+        DiTTransformer2DModel(
+            num_attention_heads=2, attention_head_dim=4, in_channels=1, num_layers=4, sample_size=8, norm_num_groups=1
+        )
+    )
+
+
+def sd3():
+    return randomised(
+        SD3Transformer2DModel(
+            sample_size=8, patch_size=2, in_channels=1, num_layers=4, attention_head_dim=4, num_attention_heads=2,
+            joint_attention_dim=8, caption_projection_dim=8, pooled_projection_dim=8, out_channels=1,
+            pos_embed_max_size=8,
+        )
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("build", "name"), [(dit, "blocks"), (diffusers_dit, "transformer_blocks"), (sd3, "transformer_blocks")]
+)
+def test_a_student_of_kept_blocks_has_their_weights_and_all_outside_of_blocks(build, name):
+    teacher, plan = build(), renamed(name)
+    student = student_of(teacher, plan)
+    assert type(student) is type(teacher) and student.config.num_layers == 2
+    own, other = student.state_dict(), teacher.state_dict()
+    last = "3" if build is sd3 else "1"  # SD3's last block has other tensors: it comes from the one that fits
+    for key, tensor in own.items():
+        assert torch.equal(tensor, other[key.replace(f"{name}.1.", f"{name}.{last}.")]), key
+
+
+def test_a_plan_that_keeps_all_gives_the_same_model():
+    teacher = dit()
+    names = [f"blocks.{i}" for i in range(4)]
+    student = student_of(teacher, KeptPlan(dict(zip(names, names)), dict(zip(names, names)), dict.fromkeys(names, 0.0)))
+    x, t, labels = torch.randn(2, 1, 8, 8), torch.tensor([3, 4]), torch.tensor([0, 1])
+    assert torch.equal(*(model(x, t, labels, return_dict=False)[0] for model in (student, teacher)))
+
+
+def test_what_does_not_fit_is_refused():
+    wider = DiT(**{**TINY, "num_layers": 2, "attention_head_dim": 8})
+    with pytest.raises(UserError, match=r"has other tensors than blocks\.0 of the teacher"):
+        copy_kept(wider, dit(), PLAN)
+    shallow = student_of(dit(), PLAN)
+    with pytest.raises(UserError, match=r"the teacher has no block blocks\.3"):
+        copy_kept(shallow, shallow, PLAN)

@@ -1,0 +1,70 @@
+"""Sums over tiles: the same whatever the tiles, memory linear in the tokens, forward and backward."""
+
+import subprocess
+import sys
+
+import loss_checks as checks
+import torch
+
+from dit_shd.distillation.relations import over_rows
+
+PEAK = """
+import sys, torch
+sys.path.insert(0, sys.argv[1])
+import loss_checks as checks
+from pathlib import Path
+torch.set_num_threads(1)
+def status(name):
+    return int(next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(name)).split()[1])
+def run(name, n):
+    if name == "self_correlation":
+        s, t = checks.tokens(16, 1, n, 1, grad=True), checks.tokens(32, 1, n, 1, seed=1)
+    else:
+        s = checks.captures(2, 1, grad=True, b=1, n=n, m=n, d=8, bias=False)
+        t = checks.captures(2 if name == "minilm" else 3, 1, seed=1, b=1, n=n, m=n, d=8, bias=False)
+    options = {"heads": "mean"} if name == "tinybert" else {}
+    options |= {} if name == "self_correlation" else {"chunk_mib": 8}
+    loss = checks.build(name, s, t, **options)
+    checks.term(loss, s, t).value.sum().backward()
+for name in ("tinybert", "head_mean", "align_to_distill", "minilm", "minilmv2", "self_correlation"):
+    run(name, 64)
+    before = status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    run(name, 4096)
+    print(name, (status("VmHWM") - before) / 1024)
+"""
+
+
+def test_no_n_by_m_plane_is_ever_held(root):
+    """At 4,096 tokens one plane of float64 has 128 MiB; forward and backward add less than half of that."""
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, str(root / "tests")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    peaks = {name: float(mib) for name, mib in (line.split() for line in done.stdout.splitlines())}
+    assert len(peaks) == 6
+    assert all(mib < 64 for mib in peaks.values()), peaks
+
+
+def test_tiles_do_not_change_the_result_and_nothing_is_computed_without_need():
+    s = checks.captures(2, depth=1, grad=True)
+    calls = []
+
+    def tile(captures, learned, rows):
+        calls.append(rows)
+        return (captures[0].map(rows) * learned[0]).square().sum((1, 2, 3))
+
+    factor = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
+    found = []
+    for mib in (64, 1e-5):
+        calls.clear()
+        value = over_rows(tile, list(s.values()), 4, [factor], mib).sum(0)
+        assert len(calls) == (1 if mib == 64 else 7)
+        found.append([value, *torch.autograd.grad(value.sum(), [*checks.leaves(s), factor], allow_unused=True)])
+        assert len(calls) == 2 * (1 if mib == 64 else 7)
+    for one, other in zip(*found):
+        assert (one is None) == (other is None)  # values take no part
+        if one is not None:
+            torch.testing.assert_close(one, other)
+    with torch.no_grad():
+        assert not over_rows(tile, list(s.values()), 4, [factor]).requires_grad

@@ -1,0 +1,87 @@
+"""What blocks give: of tuples the stream that was given, of compiled blocks what every call gives, by run."""
+
+import pytest
+import torch
+from torch import nn
+
+from dit_shd.core.errors import UserError
+from dit_shd.models.blocks import recorded, recorded_blocks
+
+
+class Block(nn.Module):
+    def __init__(self, order="text first"):
+        super().__init__()
+        self.linear, self.order = nn.Linear(4, 4), order
+
+    def forward(self, hidden_states, encoder_hidden_states=None):
+        image = self.linear(hidden_states)
+        if encoder_hidden_states is None:
+            return image
+        text = self.linear(encoder_hidden_states)
+        return (text, image) if self.order == "text first" else (image, text)
+
+
+class Model(nn.Module):
+    def __init__(self, *blocks):
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, image, text=None):
+        for block in self.blocks:
+            given = block(image, encoder_hidden_states=text) if text is not None else block(image)
+            if isinstance(given, tuple):
+                text, image = given if block.order == "text first" else given[::-1]
+            else:
+                image = given
+        return image
+
+
+def outputs(model, *inputs):
+    """By name."""
+    given = {}
+    with recorded_blocks(model, given.__setitem__):
+        last = model(*inputs)
+    assert torch.equal(given[list(given)[-1]], last)
+    return given
+
+
+def test_of_two_streams_it_is_the_images():
+    model = Model(Block("text first"), Block("image first"))
+    given = outputs(model, torch.randn(2, 5, 4), torch.randn(2, 3, 4))
+    assert {name: list(x.shape) for name, x in given.items()} == {"blocks.0": [2, 5, 4], "blocks.1": [2, 5, 4]}
+    with pytest.raises(UserError, match=r"blocks\.0: gives as many text tokens as image tokens"):
+        outputs(model, torch.randn(2, 5, 4), torch.randn(2, 5, 4))
+
+
+def test_a_block_that_runs_again_has_a_number():
+    block = Block()
+    given = {}
+    with recorded({"b": block}, given.__setitem__):
+        block(block(torch.randn(1, 2, 4)))
+    assert list(given) == ["b", "b#2"]
+    assert not block._forward_hooks
+
+
+def test_compiled_blocks_give_what_each_call_gives():
+    """Recorded or not, in any order: what a first call was recorded by is not part of the code of later ones."""
+    model = Model(Block())
+    model.blocks[0].compile(backend="eager")
+    x = [torch.randn(1, 2, 4) for _ in range(3)]
+    model(x[0])
+    for one in x:
+        assert torch.equal(outputs(model, one)["blocks.0"], model(one))
+    before = model.blocks[0]._compiled_call_impl
+    outputs(model, x[0])
+    assert model.blocks[0]._compiled_call_impl is before
+
+
+def test_what_gives_no_tensor_is_refused():
+    with pytest.raises(UserError, match="Linear: has no list of blocks"):
+        outputs(nn.Linear(4, 4), torch.randn(1, 4))
+
+    class Text(Block):
+        def forward(self, hidden_states):
+            return {"x": hidden_states}
+
+    with pytest.raises(UserError, match=r"blocks\.0: wanted a block that gives a tensor first, found dict"):
+        outputs(Model(Text()), torch.randn(1, 2, 4))
