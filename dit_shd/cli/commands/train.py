@@ -1,5 +1,6 @@
 """Train a model, plainly or by distillation; the same command again resumes."""
 
+import shlex
 import sys
 from typing import ClassVar
 
@@ -164,5 +165,8 @@ def _train(trainer: Trainer) -> int:
 
 def _follow(trainer: Trainer) -> None:
     """Print the commands that a user wants next."""
-    if trainer.task.generates:
-        print(following(trainer.config.run, 100, trainer.decodes))
+    run = trainer.config.run
+    if trainer.task.prompted:
+        print(f"next: dit-shd sample {shlex.quote(str(run))} prompts=prompts.txt")
+    elif trainer.task.generates:
+        print(following(run, 100, trainer.decodes))
