@@ -61,7 +61,7 @@ def evidence_page() -> str:
 
 FIGURES = {
     "classification": ("fashion_classification", {"top1": "top-1 %", "top5": "top-5 %"}, 100.0),
-    "language": ("kjv_language", {"perplexity": "perplexity", "bits_per_byte": "bits a byte"}, 1.0),
+    "language": ("kjv_language", {"perplexity": "perplexity", "nats": "nats a token"}, 1.0),
 }
 """Page -> its study, the figures of its table by what their headings are, and their unit."""
 BETWEEN = re.compile(r"(<!-- results -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -65,7 +65,7 @@ def trained(model: nn.Module, facts: RunFacts, step: int, rate: float, share: fl
         f"Trained by dit_shd for {step} steps. The weights are their average over training (ema {rate}"
         f"{', warmed up' if facts.ema_warmup else ''}), {share:.2%} of which are those it began with. "
         'Load: `dit_shd.models.load("this folder")`.',
-        f"{_prediction(model)}{_classes(model)}{autoencoder_section(facts.latents)}"
+        f"{_prediction(model)}{_classes(model)}{autoencoder_section(facts.latents)}{_pipeline(facts.pipeline)}"
         f"## Configuration\n\n```yaml\n{facts.config}```\n",
         {"training": weights},
     )
@@ -104,6 +104,17 @@ def autoencoder_section(latents: Origin | None) -> str:
     return (
         f"## Autoencoder\n\nIt makes latents of {latents.vae}{digest}. `dit-shd sample` decodes with the copy in the "
         "run folder (`vae/`), or with the one of that name if it is the same.\n\n"
+    )
+
+
+def _pipeline(record: PipelineRecord | None) -> str:
+    """The section on the pipeline of a text-to-image model; empty for other models."""
+    if record is None:
+        return ""
+    return (
+        f"## Pipeline\n\nThe transformer of a {record.pipeline_class}, in the place of that of {record.pipeline}, "
+        f"and has learned its text encoders (sha256 {record.text_sha256}). `dit-shd sample RUN prompts=FILE` draws "
+        "with it; `dit-shd pipeline RUN OUT` makes a folder for `DiffusionPipeline.from_pretrained`.\n\n"
     )
 
 

@@ -77,8 +77,8 @@ def why_not_conditional(model: nn.Module) -> str | None:
         return None
     return (
         f"holds {type(model).__name__}, whose forward takes {', '.join([*parameters][:4]) or 'nothing'}; training and "
-        "sampling want a transformer of square latents by class: MDTv2, DiT or diffusers' DiTTransformer2DModel; the "
-        "attention of others can be distilled by dit_shd.capture in a script of your own"
+        "sampling want a transformer of square latents by class: MDTv2, DiT or diffusers' DiTTransformer2DModel; "
+        "text-to-image models are trained by task.name=text_to_image and sampled by prompts=FILE"
     )
 
 

@@ -97,6 +97,8 @@ class Task(ABC, Generic[B]):
     """Its keys that may differ when a run is resumed."""
     generates: ClassVar[bool] = False
     """Whether a model that learned it is sampled from."""
+    prompted: ClassVar[bool] = False
+    """Whether its models are sampled from by prompts."""
     evaluates_averages: ClassVar[bool] = False
     """Whether every average of the weights is evaluated while training, or the first alone."""
     dataset: Dataset

@@ -79,7 +79,7 @@ class TextToImage(Task[TextBatch]):
     batch_type: ClassVar = TextBatch
     needs = frozenset({"latents", "text", "text_mask"})
     resumable = frozenset({"evaluation"})
-    generates = True
+    generates, prompted = True, True
 
     def __init__(
         self,

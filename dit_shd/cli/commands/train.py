@@ -1,5 +1,6 @@
 """Train a model, plainly or by distillation; the same command again resumes."""
 
+import shlex
 import sys
 from typing import ClassVar
 
@@ -59,5 +60,7 @@ class Train(Command[TrainConfig]):
             raise Stopped(trainer.stop.signal, words)
         if main_process:
             print(f"done: {trainer.folder.student}")
-            if trainer.task.generates:
+            if trainer.task.prompted:
+                print(f"next: dit-shd sample {shlex.quote(str(config.run))} prompts=prompts.txt")
+            elif trainer.task.generates:
                 print(following(config.run, 100, trainer.decodes))
