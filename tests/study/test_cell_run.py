@@ -2,8 +2,8 @@
 
 import pytest
 
-from dit_shd.cli.arguments import parser_of, values_of
-from dit_shd.cli.specification import specifications
+from dit_shd.cli.arguments import split, values_of
+from dit_shd.cli.specification import specification
 from dit_shd.core.config import make
 from dit_shd.diffusion.sample_config import SampleConfig
 from dit_shd.evaluation.evaluate import EvaluateConfig
@@ -25,12 +25,11 @@ def test_the_real_commands_take_the_words_of_a_cell(tmp_path):
     stages = stages_of(study, tmp_path, cell, {"gray": str(tmp_path / "with space.npz")})
     assert list(stages) == ["train", "sample", "evaluate-gray"]
     assert stages["train"] == ["train", str(tmp_path / "train.yaml")]
-    parser = parser_of(specifications())
-    sampling = make(SampleConfig, values_of(parser.parse_args(stages["sample"])))
+    sampling = make(SampleConfig, values_of(split(stages["sample"]), specification("sample")))
     sampling.check()
-    assert (sampling.run, sampling.out) == (str(tmp_path / "run"), tmp_path / "samples.npz")
+    assert (sampling.run, sampling.out) == (str(tmp_path / "run"), str(tmp_path / "samples.npz"))
     assert (sampling.count, sampling.guidance, sampling.labels, sampling.seed) == (20, 2.0, "balanced", 3)
-    scoring = make(EvaluateConfig, values_of(parser.parse_args(stages["evaluate-gray"])))
+    scoring = make(EvaluateConfig, values_of(split(stages["evaluate-gray"]), specification("evaluate")))
     scoring.check()
     assert (scoring.samples, scoring.out) == ([str(sampling.out)], tmp_path / "gray.json")
     assert scoring.reference == str(tmp_path / "with space.npz")

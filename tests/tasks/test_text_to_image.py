@@ -68,7 +68,7 @@ def test_three_steps_with_resume(kind, made, tmp_path):
         assert one["loss"] == other["loss"]
     record = json.loads((tmp_path / "run" / "student" / "pipeline.json").read_text())
     assert record["pipeline"] == str(pipeline)
-    assert f"in the place of that of {pipeline}" in (tmp_path / "run" / "student" / "README.md").read_text()
+    assert f"It replaces the transformer of {pipeline}" in (tmp_path / "run" / "student" / "README.md").read_text()
 
 
 def test_captions_are_matched_with_their_images(kind, made):

@@ -10,6 +10,7 @@ from dit_shd.cli.commands import Command
 from dit_shd.cli.run_header import RemainingTime, run_header, shown_terms
 from dit_shd.core import status
 from dit_shd.core.distributed import is_first_process
+from dit_shd.core.errors import error_line
 from dit_shd.core.signals import Stopped
 from dit_shd.data.model_origin import following
 from dit_shd.reports.dry_run import dry_run_text
@@ -141,11 +142,19 @@ class Train(Command[TrainConfig]):
             _follow(trainer)
 
 
+def _header(trainer: Trainer) -> str:
+    """The header; a model or task that it cannot describe is trained all the same."""
+    try:
+        return run_header(trainer)
+    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        return f"run  {trainer.folder.path} (no header: {error_line(error)})"
+
+
 def _train(trainer: Trainer) -> int:
     """Take the steps that are left behind a header and a bar; the last step that was taken."""
     config, done, shown = trainer.config, trainer.first_step, trainer.accelerator.is_main_process
     if shown:
-        print(run_header(trainer), file=sys.stderr, flush=True)
+        print(_header(trainer), file=sys.stderr, flush=True)
     remaining = RemainingTime(done, config.steps)
     interval = 0.1 if sys.stderr.isatty() else 10
     bar = tqdm(
@@ -165,7 +174,8 @@ def _train(trainer: Trainer) -> int:
 
 def _follow(trainer: Trainer) -> None:
     """Print the commands that a user wants next."""
+    run = trainer.config.run
     if trainer.task.prompted:
-        print(f"next: dit-shd sample {shlex.quote(str(trainer.config.run))} prompts=prompts.txt")
+        print(f"next: dit-shd sample {shlex.quote(str(run))} prompts=prompts.txt")
     elif trainer.task.generates:
-        print(following(trainer.config.run, 100, trainer.decodes))
+        print(following(run, 100, trainer.decodes))
