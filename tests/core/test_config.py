@@ -59,7 +59,7 @@ def test_wrong_values_say_wanted_and_found(values, message):
         (
             "losses",
             {"name": "shdd"},
-            r"no plug-in called 'shdd', did you mean 'shd'\? Available: .*output, shd",
+            r"no plug-in called 'shdd', did you mean 'shd'\? Available: .*output, .*shd",
         ),
         ("losses", {"name": "shd", "wieght": 1}, r"shd|unknown key 'wieght', did you mean 'weight'\?"),
         ("losses", {"name": "shd", "temperature": 0}, r"temperature: wanted a number above 0"),

@@ -243,4 +243,4 @@ def test_a_tile_is_all_that_is_ever_n_by_m():
         with Largest() as found:
             attention_kl(t, s, squeeze(t, 2, method=method, chunk_mib=1 / 32), chunk_mib=1 / 32).sum().backward()
             attend(q, k, v, 0.7, s.bias, chunk_mib=1 / 32).sum().backward()
-        assert found.most < 20_000, found.most  # the bias's lines are 2 * 16 * 31 * 16 = 15,872
+        assert found.most < 32_000, found.most  # the bias's lines, padded for their gradient: 2 * 31 * 16 * 32 = 31,744
