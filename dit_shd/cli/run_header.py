@@ -16,7 +16,8 @@ from dit_shd.distillation.losses import LayerLoss, Loss
 from dit_shd.distillation.losses.shd import SHD
 from dit_shd.distillation.teachers import chosen, role
 from dit_shd.models.shape import shape_of
-from dit_shd.profiling.flops import captures_of, forward_operations
+from dit_shd.profiling.captures import captures_of
+from dit_shd.profiling.flops import forward_operations
 from dit_shd.squeezing.squeezer import Squeezer
 from dit_shd.training.step import Step
 from dit_shd.training.trainer import Trainer
