@@ -64,7 +64,7 @@ def test_the_page_holds_everything_and_asks_nobody(finished):
     assert words.count("<img ") == PICTURES
     assert "FD(digits)" in words
     for row in scores.rows:
-        assert f"<td>{html.escape(row.name)}</td>" in words
+        assert f">{html.escape(row.name)}</td>" in words
 
 
 def test_every_layer_has_its_alphas(finished, monkeypatch):
