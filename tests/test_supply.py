@@ -92,7 +92,7 @@ def test_tests_and_scripts_need_nothing_that_is_not_declared(root, declared):
     files = [file for folder in folders for file in (root / folder).rglob("*.py")]
     found = imported(files, own=[path.stem for file in files for path in (file, file.parent)])
     assert found - OF_TORCH <= names(r for group in declared.values() for r in group)
-    assert names(declared["dev"]) - TOOLS <= found | imported((root / "dit_shd").rglob("*.py"))
+    assert names(declared["dev"]) - TOOLS - FOR_TORCH <= found | imported((root / "dit_shd").rglob("*.py"))
 
 
 @pytest.fixture(scope="module")
