@@ -127,7 +127,7 @@ def cast(hint: Any, value: object, where: str) -> Any:
             return value
         if value is False and "no" in args:  # YAML 1.1 reads a bare `no` as false
             return "no"
-        raise wrong(where, " | ".join(str(a) for a in args), value)
+        raise wrong(where, type_name(hint), value)
     if hasattr(hint, "from_value"):
         return hint.from_value(value, where)
     if dataclasses.is_dataclass(hint):
@@ -189,7 +189,10 @@ def _number(value: object) -> float | None:
 
 def type_name(hint: Any) -> str:
     """What errors call an annotation."""
-    hint = Path if typing.get_origin(hint) is Annotated else hint
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        return " | ".join(map(str, typing.get_args(hint)))
+    hint = Path if origin is Annotated else hint
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
     return words.get(hint, getattr(hint, "__name__", str(hint)))
 

@@ -77,6 +77,8 @@ def read_prompts(file: Path) -> list[str]:
     Raises:
         UserError: There are none, or no such file.
     """
+    if not file.is_file():
+        raise UserError(f"prompts: wanted a text file with a prompt a line, found no file {file}")
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
