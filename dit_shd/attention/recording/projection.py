@@ -75,13 +75,11 @@ class Projection(ABC):
 
 
 @dataclass(frozen=True, eq=False)
-class ParameterProjection(Projection):
-    """A parameter that stays where it is."""
+class OwnedProjection(Projection):
+    """One that a parameter of a module gives, which stays where it is."""
 
     owner: "ref[nn.Module]"
     parameter: str
-    transposed: bool
-    """Stored [in,out], as GPT-2 does, instead of [out,in]."""
 
     @property
     def identity(self) -> tuple[object, ...]:
@@ -93,6 +91,14 @@ class ParameterProjection(Projection):
 
     def weight(self) -> Tensor | None:
         return getattr(self.owner(), self.parameter, None)
+
+
+@dataclass(frozen=True, eq=False)
+class ParameterProjection(OwnedProjection):
+    """The parameter itself."""
+
+    transposed: bool
+    """Stored [in,out], as GPT-2 does, instead of [out,in]."""
 
     def by_head(self, heads: int, width: int) -> Tensor | str:
         weight = self.weight()
@@ -153,24 +159,11 @@ class ModuleProjection(Projection):
 
 
 @dataclass(frozen=True, eq=False)
-class FunctionProjection(Projection):
-    """A function that multiplies with parameters that stay where they are, however they lie."""
+class FunctionProjection(OwnedProjection):
+    """What a function makes of it, however it lies."""
 
-    owner: "ref[nn.Module]"
-    parameter: str
     evaluate: Callable[[Tensor, int, int], Tensor]
     """(parameter, first, k) -> [k,e]"""
-
-    @property
-    def identity(self) -> tuple[object, ...]:
-        return self.owner, self.parameter, self.first
-
-    @property
-    def holder(self) -> nn.Module | None:
-        return self.owner()
-
-    def weight(self) -> Tensor | None:
-        return getattr(self.owner(), self.parameter, None)
 
     def by_head(self, heads: int, width: int) -> Tensor | str:
         weight = self.weight()
