@@ -70,7 +70,9 @@ class Job:
                     continue
         self.look()
         self.code, self.seconds = self.process.returncode, time.monotonic() - self.begun
-        say(f"{self.name}: ended with {self.code} after {self.seconds:.0f} s, step {self.step}, {self.rate:.1f} steps/s")
+        say(
+            f"{self.name}: ended with {self.code} after {self.seconds:.0f} s, step {self.step}, {self.rate:.1f} steps/s"
+        )
         return self
 
     def look(self) -> None:
@@ -99,6 +101,11 @@ class Job:
             return 0.0
         (t0, s0), (t1, s1) = self.seen[0], self.seen[-1]
         return (s1 - s0) / max(t1 - t0, 1e-9)
+
+    @property
+    def about(self) -> dict[str, float | None]:
+        """What came of a training."""
+        return {"steps": self.step, "steps_per_second": self.rate, "seconds": self.seconds, "exit": self.code}
 
     @property
     def tail(self) -> str:
@@ -146,7 +153,16 @@ class Experiment:
         new = self.out / "runs.tar.new"
         with tarfile.open(new, "w:gz", compresslevel=5) as tar:
             for file in sorted([*Path().glob("logs/*"), *Path().glob("samples/*"), *Path().glob("runs/*/*")]):
-                if file.is_file() and file.suffix in (".log", ".json", ".jsonl", ".yaml", ".npz", ".png", ".md", ".html"):
+                if file.is_file() and file.suffix in (
+                    ".log",
+                    ".json",
+                    ".jsonl",
+                    ".yaml",
+                    ".npz",
+                    ".png",
+                    ".md",
+                    ".html",
+                ):
                     tar.add(file)
             for file in Path().glob("runs/*seed0*/student.safetensors"):
                 tar.add(file)
@@ -176,8 +192,7 @@ class Experiment:
         job = Job("train_teacher", dit_shd("train", *words), TEACHER)
         job.start()
         job.wait(time.monotonic() + self.options.teacher_seconds, 60)
-        about = {"steps": job.step, "steps_per_second": job.rate, "seconds": job.seconds, "exit": job.code}
-        self.row(model="teacher", seed=0, trained=about, error=None if job.step else job.tail)
+        self.row(model="teacher", seed=0, trained=job.about, error=None if job.step else job.tail)
         half_precision(TEACHER, self.out / "teacher.safetensors")
 
     def students(self) -> None:
@@ -186,23 +201,22 @@ class Experiment:
         with ThreadPoolExecutor(16) as readers:
             for guidance in self.options.guidances:
                 readers.submit(self.judge, "teacher", 0, TEACHER, guidance)
-            steps, startup = self.calibrated(names[: self.options.at_once])
+            steps = self.calibrated(names[: self.options.at_once])
             say(f"students take {steps} steps each")
-            for first in range(0, len(names), self.options.at_once):
-                jobs = [self.student(recipe, seed, steps) for recipe, seed in names[first : first + self.options.at_once]]
+            while names:
+                wave, names = names[: self.options.at_once], names[self.options.at_once :]
+                jobs = {one: self.student(*one, steps) for one in wave}
                 until = time.monotonic() + max(self.left() - 30, 30)
-                for job, (recipe, seed) in zip(jobs, names[first:]):
+                for job in jobs.values():
                     job.start()
-                for job, (recipe, seed) in zip(jobs, names[first:]):
+                for (recipe, seed), job in jobs.items():
                     job.wait(until)
-                    assert job.folder is not None
-                    about = {"steps": job.step, "steps_per_second": job.rate, "seconds": job.seconds, "exit": job.code}
+                    about = job.about
                     if job.step < steps or job.code:
                         self.row(model=recipe, seed=seed, trained=about, error=job.tail)
-                    if job.step:
+                    if job.step and job.folder is not None:
                         half_precision(job.folder, job.folder / "student.safetensors")
-                        for guidance in self.options.guidances[:1]:
-                            readers.submit(self.judge, recipe, seed, job.folder, guidance, about)
+                        readers.submit(self.judge, recipe, seed, job.folder, self.options.guidances[0], about)
 
     def student(self, recipe: str, seed: int, steps: int, prefix: str = "") -> Job:
         """The training of one."""
@@ -212,10 +226,10 @@ class Experiment:
         words = [f"run={folder}", f"losses={losses}", f"seed={seed}", f"steps={steps}", *self.options.student_set]
         return Job(f"train_{folder.name}", dit_shd("train", str(HERE / "student.yaml"), *words), folder)
 
-    def calibrated(self, names: list[tuple[str, int]]) -> tuple[int, float]:
+    def calibrated(self, names: list[tuple[str, int]]) -> int:
         """Steps that a wave of the costliest students can take in its time, by short runs that are thrown away."""
         if self.options.steps:
-            return self.options.steps, 0.0
+            return self.options.steps
         jobs = [self.student(recipe, seed, 10**6, "calibration_") for recipe, seed in names]
         for job in jobs:
             job.start()
@@ -233,13 +247,15 @@ class Experiment:
             self.row(model="calibration", error=failed.tail)
             self.swaps = STREAMED
             return self.calibrated(names)
-        rate, startup = min(job.rate for job in jobs), max(job.seen[0][0] if job.seen else 30 for job in jobs)
+        rate, startup = min(job.rate for job in jobs), max(job.seen[0][0] if job.seen else 30.0 for job in jobs)
         waves = -(-len(RECIPES) * len(SEEDS) // len(names))
         seconds = (self.left() - 45) / waves - startup - 3
         self.row(model="calibration", rates=[job.rate for job in jobs], startup=startup, seconds_of_a_wave=seconds)
-        return max(50, int(rate * seconds * 0.9) // 50 * 50), startup
+        return max(50, int(rate * seconds * 0.9) // 50 * 50)
 
-    def judge(self, model: str, seed: int, run: Path, guidance: float, about: dict[str, object] | None = None) -> None:
+    def judge(
+        self, model: str, seed: int, run: Path, guidance: float, about: dict[str, float | None] | None = None
+    ) -> None:
         """Sample held-out prompts, and read them."""
         try:
             name = f"{model}_seed{seed}_guidance{guidance:g}"
