@@ -55,11 +55,16 @@ class Job:
         self.begun = time.monotonic()
         with (LOGS / f"{self.name}.log").open("ab") as log:
             self.process = subprocess.Popen(self.command, stdout=log, stderr=subprocess.STDOUT)
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        while self.process.poll() is None:
+            self.look()
+            time.sleep(0.3)
 
     def wait(self, until: float, patience: float = 20.0) -> "Job":
         """Until it ends; at a time it is asked to save and end, and after some seconds more it is killed."""
         while self.process.poll() is None and time.monotonic() < until:
-            self.look()
             time.sleep(0.2)
         for stop in (self.process.terminate, self.process.kill):
             if self.process.poll() is None:
@@ -230,13 +235,11 @@ class Experiment:
         """Steps that a wave of the costliest students can take in its time, by short runs that are thrown away."""
         if self.options.steps:
             return self.options.steps
-        jobs = [self.student(recipe, seed, 10**6, "calibration_") for recipe, seed in names]
+        jobs = [self.student(recipe, seed, 10**6, f"calibration{len(self.swaps)}_") for recipe, seed in names]
         for job in jobs:
             job.start()
         until = time.monotonic() + 75
         while time.monotonic() < until and any(job.process.poll() is None and job.step < 100 for job in jobs):
-            for job in jobs:
-                job.look()
             time.sleep(0.2)
         for job in jobs:
             if job.process.poll() is None:
