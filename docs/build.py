@@ -182,7 +182,12 @@ def losses_page() -> str:
     from dit_shd.reports.losses_page import losses_markdown
     from dit_shd.tasks.diffusion import Diffusion
 
-    return template("losses").format(table=losses_markdown(loss_table(Diffusion(mask_ratio=None))))
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    from losses import BATCH, read, table  # type: ignore[import-not-found]
+
+    lines = read(ROOT / "benchmarks" / "losses.jsonl")
+    measured = "\n".join(line for tokens in BATCH for line in table(tokens, lines)).strip()
+    return template("losses").format(table=losses_markdown(loss_table(Diffusion(mask_ratio=None))), measured=measured)
 
 
 def text_to_image_page() -> str:

@@ -18,7 +18,7 @@ from dit_shd.tasks import Task
 
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "tinybert": {"heads": "mean"},
-    "vitkd": {"student_width": 384, "teacher_width": 768, "prefix_tokens": 0},
+    "vitkd": {"prefix_tokens": 0},
 }
 """Keys with which a loss is counted, where its defaults do not fit two sizes of one family."""
 UNCOUNTED = {

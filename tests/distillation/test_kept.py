@@ -5,7 +5,7 @@ import torch
 from diffusers import DiTTransformer2DModel, SD3Transformer2DModel
 
 from dit_shd.core.errors import UserError
-from dit_shd.distillation.initialisation.kept_blocks import copy_kept, student_of
+from dit_shd.distillation.initialisation import depth
 from dit_shd.distillation.kept import KeptPlan
 from dit_shd.distillation.layer_map import layer_map
 from dit_shd.models.families.dit import DiT
@@ -96,7 +96,7 @@ def sd3():
 )
 def test_a_student_of_kept_blocks_has_their_weights_and_all_outside_of_blocks(build, name):
     teacher, plan = build(), renamed(name)
-    student = student_of(teacher, plan)
+    student = depth.student_of(teacher, plan)
     assert type(student) is type(teacher) and student.config.num_layers == 2
     own, other = student.state_dict(), teacher.state_dict()
     last = "3" if build is sd3 else "1"  # SD3's last block has other tensors: it comes from the one that fits
@@ -107,7 +107,9 @@ def test_a_student_of_kept_blocks_has_their_weights_and_all_outside_of_blocks(bu
 def test_a_plan_that_keeps_all_gives_the_same_model():
     teacher = dit()
     names = [f"blocks.{i}" for i in range(4)]
-    student = student_of(teacher, KeptPlan(dict(zip(names, names)), dict(zip(names, names)), dict.fromkeys(names, 0.0)))
+    student = depth.student_of(
+        teacher, KeptPlan(dict(zip(names, names)), dict(zip(names, names)), dict.fromkeys(names, 0.0))
+    )
     x, t, labels = torch.randn(2, 1, 8, 8), torch.tensor([3, 4]), torch.tensor([0, 1])
     assert torch.equal(*(model(x, t, labels, return_dict=False)[0] for model in (student, teacher)))
 
@@ -115,7 +117,7 @@ def test_a_plan_that_keeps_all_gives_the_same_model():
 def test_what_does_not_fit_is_refused():
     wider = DiT(**{**TINY, "num_layers": 2, "attention_head_dim": 8})
     with pytest.raises(UserError, match=r"has other tensors than blocks\.0 of the teacher"):
-        copy_kept(wider, dit(), PLAN)
-    shallow = student_of(dit(), PLAN)
+        depth.pairs(wider, dit(), PLAN)
+    shallow = depth.student_of(dit(), PLAN)
     with pytest.raises(UserError, match=r"the teacher has no block blocks\.3"):
-        copy_kept(shallow, shallow, PLAN)
+        depth.pairs(shallow, shallow, PLAN)

@@ -36,14 +36,15 @@ for name in ("tinybert", "head_mean", "align_to_distill", "minilm", "minilmv2", 
 
 
 def test_no_n_by_m_plane_is_ever_held(root):
-    """At 4,096 tokens one plane of float64 has 128 MiB; forward and backward add less than half of that."""
+    """At 4,096 tokens forward and backward add less than one plane n x m of float64; whole maps are five or more."""
     done = subprocess.run(
         [sys.executable, "-c", PEAK, str(root / "tests")], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     peaks = {name: float(mib) for name, mib in (line.split() for line in done.stdout.splitlines())}
     assert len(peaks) == 6
-    assert all(mib < 64 for mib in peaks.values()), peaks
+    plane = 8 * 4096**2 / 2**20
+    assert all(mib < plane for mib in peaks.values()), peaks
 
 
 def test_tiles_do_not_change_the_result_and_nothing_is_computed_without_need():

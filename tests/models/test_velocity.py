@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
-from dit_shd.models import loading, velocity
+from dit_shd.models import loading, provenance, velocity
 from dit_shd.models.conversion import ConvertConfig, convert
 from dit_shd.models.families.dit import DiT
 
@@ -68,10 +68,17 @@ def test_a_variance_that_was_never_trained_tells(tmp_path, wrap):
     assert "variance half" in refused(tmp_path / "x.pt", tmp_path / "out")
 
 
-def test_the_sizes_give_no_licence_to_such_a_file(tmp_path):
-    """Renamed to a public DiT's file name, which is all that tells the licence."""
-    torch.save(state(zero_half=True), tmp_path / "DiT-XL-2-256x256.pt")
-    refused(tmp_path / "DiT-XL-2-256x256.pt", tmp_path / "out")
+def test_the_sizes_give_no_licence_to_such_a_file(tmp_path, monkeypatch):
+    """Sizes made a public DiT's: with a trained variance the licence follows from them, without one nothing does."""
+    guessed = provenance.PUBLIC["DiT-XL-2-256x256"]
+    monkeypatch.setitem(DiT.SIZES, "XL/2", {key: SIZES[key] for key in ("num_layers", "num_attention_heads")})
+    monkeypatch.setitem(provenance.PUBLIC, "DiT-XL-2-64x64", guessed)
+    for name, half in (("trained", False), ("untrained", True)):
+        torch.save(state(zero_half=half, num_classes=1000), tmp_path / f"{name}.pt")
+    found = convert(make(ConvertConfig, {"source": str(tmp_path / "trained.pt"), "out": str(tmp_path / "trained")}))
+    assert any(f"licence: {guessed.license}, taken for the public DiT-XL-2-64x64" in line for line in found.lines)
+    said = refused(tmp_path / "untrained.pt", tmp_path / "out").replace(str(tmp_path), "")
+    assert "variance half" in said and guessed.license not in said and "licence" not in said
 
 
 def test_projectors_tell(tmp_path):

@@ -242,8 +242,7 @@ def test_a_run_is_evaluated_and_what_it_exports_is_loaded_by_timm(values, tmp_pa
 
 
 def test_all_the_losses_of_table_4_train_together(values):
-    widths = {"student_width": 24, "teacher_width": 24}
-    losses = [{"name": "nkd"}, {"name": "vitkd", **widths}, {"name": "kd", "temperature": 2.0}, {"name": "shd"}]
+    losses = [{"name": "nkd"}, {"name": "vitkd"}, {"name": "kd", "temperature": 2.0}, {"name": "shd"}]
     student = {**STUDENT, "options": {**TINY, "depth": 3}}
     _, metrics = run({**values, "student": student, "losses": losses, "teacher": deeper(values["teacher"])})
     total = sum(metrics[0][f"plain/{name}"] for name in ("cross_entropy", "nkd", "vitkd", "kd"))

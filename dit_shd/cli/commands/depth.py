@@ -20,7 +20,7 @@ from dit_shd.cli.commands import Command
 from dit_shd.core.config import checked
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import atomic_folder
-from dit_shd.distillation.initialisation.kept_blocks import student_of
+from dit_shd.distillation.initialisation.depth import student_of
 from dit_shd.distillation.kept import KeptPlan
 
 

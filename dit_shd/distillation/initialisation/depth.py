@@ -1,18 +1,22 @@
 """A student of any class that is its teacher with fewer blocks: whole blocks are copied, and all else as it is."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dit_shd.core.errors import UserError
-from dit_shd.distillation.initialisation.plan import InitialisationPlan
+from dit_shd.distillation.kept import KeptPlan
 from dit_shd.distillation.layer_map import LayerMap, layer_map
 from dit_shd.models.blocks import named_blocks
 
 
-def pairs(student: nn.Module, teacher: nn.Module, how: str | dict[str, str] | None) -> dict[str, str]:
-    """Student block -> teacher block; evenly spaced in each list of blocks, unless named.
+def pairs(student: nn.Module, teacher: nn.Module, how: str | dict[str, str] | KeptPlan | None) -> dict[str, str]:
+    """Student block -> teacher block: by a plan, by names, or evenly spaced in each list of blocks.
+
+    Where a block has other tensors than the one that a plan names (SD3's last, which gives no text), it comes from the
+    first of the interval that it stands for that has the same.
 
     Raises:
         UserError: Models of two classes, or blocks that do not exist.
@@ -22,6 +26,10 @@ def pairs(student: nn.Module, teacher: nn.Module, how: str | dict[str, str] | No
             f"initialisation: wanted models of one class, found a {type(student).__name__} and a "
             f"{type(teacher).__name__}; use initialisation.weights=random"
         )
+    if isinstance(how, KeptPlan):
+        wanted, available = student.state_dict(), teacher.state_dict()
+        names = list(named_blocks(teacher))
+        return {block: _kept(block, wanted, available, names, how) for block in named_blocks(student)}
     rule: LayerMap = "sections" if how is None else how
     return layer_map(list(named_blocks(teacher)), list(named_blocks(student)), rule)
 
@@ -51,7 +59,7 @@ def check(student: nn.Module, teacher: nn.Module, layers: Mapping[str, str]) -> 
 
 
 @torch.no_grad()
-def copy(student: nn.Module, teacher: nn.Module, layers: Mapping[str, str]) -> InitialisationPlan:
+def copy(student: nn.Module, teacher: nn.Module, layers: Mapping[str, str]) -> None:
     """Copy the teacher's tensors into the student.
 
     Args:
@@ -59,18 +67,74 @@ def copy(student: nn.Module, teacher: nn.Module, layers: Mapping[str, str]) -> I
         teacher: Of the same class and widths.
         layers: Student block -> teacher block.
 
-    Returns:
-        The plan: which block came from which.
+    Raises:
+        UserError: They differ in more than their depth.
     """
     check(student, teacher, layers)
     available = teacher.state_dict()
     for name, tensor in student.state_dict().items():
-        source: Tensor = available[source_of(name, layers)]
-        tensor.copy_(source)
-    return InitialisationPlan(layers, {}, {}, {})
+        tensor.copy_(available[source_of(name, layers)])
 
 
 def source_of(name: str, layers: Mapping[str, str]) -> str:
     """The name of the teacher's tensor that a student's tensor is a copy of."""
     block = next((block for block in layers if name.startswith(f"{block}.")), None)
     return name if block is None else layers[block] + name.removeprefix(block)
+
+
+def student_of(teacher: nn.Module, plan: KeptPlan) -> nn.Module:
+    """A model of the teacher's class with as many blocks as a plan has, and their weights.
+
+    Args:
+        teacher: Of diffusers or dit_shd.
+        plan: Which blocks it keeps; lists of blocks that it does not name are kept whole.
+
+    Raises:
+        UserError: No key of its config is its number of blocks, or the blocks do not fit.
+    """
+    options: dict[str, Any] = dict(teacher.config)  # type: ignore[call-overload]
+    for of_list in {name.rpartition(".")[0] for name in plan.weights}:
+        options[_key(teacher, options, of_list)] = sum(name.rpartition(".")[0] == of_list for name in plan.weights)
+    cls: Any = type(teacher)
+    student: nn.Module = cls.from_config(options)
+    copy(student, teacher, pairs(student, teacher, plan))
+    return student
+
+
+def _key(teacher: nn.Module, options: Mapping[str, Any], of_list: str) -> str:
+    """The key of a config that is the number of blocks of one list."""
+    count = sum(name.rpartition(".")[0] == of_list for name in named_blocks(teacher))
+    keys = [key for key, value in options.items() if value == count and "layers" in key and isinstance(value, int)]
+    if len(keys) > 1:
+        keys = [key for key in keys if ("single" in key) == of_list.startswith("single")]
+    if len(keys) != 1:
+        raise UserError(
+            f"{type(teacher).__name__}: no key of its config is the number of {of_list} ({count}); build the student "
+            "by hand and give it the weights by initialisation.depth: copy(student, teacher, pairs(student, teacher, "
+            "plan))"
+        )
+    return keys[0]
+
+
+def _kept(
+    block: str, wanted: Mapping[str, Tensor], available: Mapping[str, Tensor], names: list[str], plan: KeptPlan
+) -> str:
+    """The teacher's block that a block of the student comes from by a plan."""
+    first, last = plan.weights.get(block, block), plan.layers.get(block, block)
+    if first not in names or last not in names:
+        raise UserError(f"kept: the teacher has no block {first if first not in names else last}")
+    shapes = _shapes(wanted, block)
+    interval = names[names.index(first) : names.index(last) + 1]
+    source = next((name for name in interval if _shapes(available, name) == shapes), None)
+    if source is None:
+        raise UserError(
+            f"kept: {block} of the student has other tensors than {first} of the teacher (equal widths and heads, and "
+            "the same family, are needed)"
+        )
+    return source
+
+
+def _shapes(state: Mapping[str, Tensor], block: str) -> dict[str, tuple[int, ...]]:
+    """The shapes of a block's tensors by their names in it."""
+    prefix = f"{block}."
+    return {name.removeprefix(prefix): tuple(x.shape) for name, x in state.items() if name.startswith(prefix)}

@@ -21,7 +21,6 @@ from dit_shd.core.config import option
 from dit_shd.core.errors import UserError
 from dit_shd.core.rng import Draws
 from dit_shd.distillation.initialisation import depth, structure
-from dit_shd.distillation.initialisation.kept_blocks import check_kept, copy_kept
 from dit_shd.distillation.initialisation.plan import InitialisationPlan
 from dit_shd.distillation.initialisation.transfer import Transfer
 from dit_shd.distillation.kept import KEPT, KeptPlan
@@ -85,11 +84,10 @@ def initialise(
         UserError: The models do not fit together.
     """
     shd = SHD() if shd is None else shd
-    plan = _kept(options)
-    if plan is not None:
-        return InitialisationPlan(copy_kept(student, teacher, plan), {}, {}, {})
-    if not structure.known(student.state_dict()):
-        return depth.copy(student, teacher, depth.pairs(student, teacher, options.layers))
+    if _whole_blocks(student, options):
+        blocks = depth.pairs(student, teacher, _kept(options) or options.layers)
+        depth.copy(student, teacher, blocks)
+        return InitialisationPlan(blocks, {}, {}, {})
     _comparable(student, teacher)
     layers = _layers(student, teacher, options, shd)
     h, g = shape_of(teacher).heads, shape_of(student).heads
@@ -115,16 +113,17 @@ def check(options: Initialisation, losses: Iterable[Loss], student: nn.Module, t
         return
     if teacher is None:
         raise UserError("initialisation.weights: teacher was asked for, but the run has none; give teacher=...")
-    plan = _kept(options)
-    if plan is not None:
-        check_kept(student, teacher, plan)
-        return
-    if not structure.known(student.state_dict()):
-        depth.check(student, teacher, depth.pairs(student, teacher, options.layers))
+    if _whole_blocks(student, options):
+        depth.check(student, teacher, depth.pairs(student, teacher, _kept(options) or options.layers))
         return
     shd = shd_of(losses)
     _comparable(student, teacher)
     _narrow_enough(student, teacher, _layers(student, teacher, options, shd))
+
+
+def _whole_blocks(student: nn.Module, options: Initialisation) -> bool:
+    """Whether blocks are copied whole: by a plan, and of families whose heads and channels are not known here."""
+    return _kept(options) is not None or not structure.known(student.state_dict())
 
 
 def _kept(options: Initialisation) -> KeptPlan | None:

@@ -2,15 +2,14 @@
 
 from collections.abc import Sequence
 
-from torch import nn
-
-from dit_shd.distillation.features import features, normalised, token_mean, wide
-from dit_shd.distillation.losses import Layer, LayerLoss, Reads, Term, Weight
-from dit_shd.distillation.projectors import Kind, check_kind, projector
+from dit_shd.distillation.features import normalised, token_mean
+from dit_shd.distillation.losses import Layer, Reads, Term, Weight
+from dit_shd.distillation.projected_loss import ProjectedLoss
+from dit_shd.distillation.projectors import Kind
 from dit_shd.tasks import Batch
 
 
-class Feature(LayerLoss):
+class Feature(ProjectedLoss):
     """Sum over layers of the mean of (P(F_s) - F_t)^2 over tokens and channels, F [b,n,e] what blocks give.
 
     FitNets (arXiv 1412.6550), BK-SDM (arXiv 2305.15798) and FD of the SHD paper (arXiv 2502.07436).
@@ -24,7 +23,6 @@ class Feature(LayerLoss):
     """
 
     reads = frozenset({Reads.HIDDEN})
-    learns = True
     paper = "arXiv 1412.6550, 2305.15798"
 
     def __init__(
@@ -35,19 +33,12 @@ class Feature(LayerLoss):
         projector: Kind = "linear",
         normalise: bool = False,
     ) -> None:
-        super().__init__(weight, passes, layers)
-        self.project: Kind = check_kind("feature", projector)
+        super().__init__(weight, passes, layers, projector)
         self.normalise = normalise
-
-    def make_projector(self, student: Layer, teacher: Layer) -> nn.Module:
-        """P of one pair of blocks."""
-        s, t = features("feature", student, teacher)
-        return projector("feature", self.project, s, t)
 
     def pair(self, student: Layer, teacher: Layer, batch: Batch | None) -> Term:
         """The squared error of one pair of blocks [b]."""
-        s, t = features("feature", student, teacher)
-        s, t = wide(self.projector_of(student)(s)), wide(t)
+        s, t = self.projected(student, teacher)
         if self.normalise:
             s, t = normalised(s), normalised(t)
         return Term(token_mean((s - t).square().mean(2), batch))

@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dit_shd.core.errors import UserError
-from dit_shd.distillation.features import features, wide
-from dit_shd.distillation.losses import Layer, LayerLoss, Reads, Term, Weight
-from dit_shd.distillation.projectors import Kind, check_kind, projector
+from dit_shd.distillation.losses import Layer, Reads, Term, Weight
+from dit_shd.distillation.projected_loss import ProjectedLoss
+from dit_shd.distillation.projectors import Kind
 from dit_shd.tasks import Batch
 
 
-class MaskedFeature(LayerLoss):
+class MaskedFeature(ProjectedLoss):
     """Sum over layers of the mean of (P(F_s) - F_t)^2 over the entries that neither model has as outliers.
 
     RepKD of TinyFusion (arXiv 2412.01199): an entry of F [n,e] of a sample is kept where |F - mean F| < k std F, for
@@ -28,7 +28,6 @@ class MaskedFeature(LayerLoss):
     """
 
     reads = frozenset({Reads.HIDDEN})
-    learns = True
     paper = "arXiv 2412.01199"
 
     def __init__(
@@ -39,21 +38,14 @@ class MaskedFeature(LayerLoss):
         projector: Kind = "linear",
         deviations: float = 2.0,
     ) -> None:
-        super().__init__(weight, passes, layers)
+        super().__init__(weight, passes, layers, projector)
         if not deviations > 0:
             raise UserError(f"losses.masked_feature.deviations: wanted a number above 0, found {deviations}")
-        self.project: Kind = check_kind("masked_feature", projector)
         self.deviations = deviations
-
-    def make_projector(self, student: Layer, teacher: Layer) -> nn.Module:
-        """P of one pair of blocks."""
-        s, t = features("masked_feature", student, teacher)
-        return projector("masked_feature", self.project, s, t)
 
     def pair(self, student: Layer, teacher: Layer, batch: Batch | None) -> Term:
         """The squared error of what is kept [b]."""
-        s, t = features("masked_feature", student, teacher)
-        s, t = wide(self.projector_of(student)(s)), wide(t)
+        s, t = self.projected(student, teacher)
         kept = self._near(s.detach()) & self._near(t)
         weight = None if batch is None else batch.row_weight(s.shape[1])
         if weight is not None:

@@ -20,7 +20,10 @@ def batch(step=5):
 
 def build(student=WIDTH, teacher=OTHER, **options):
     torch.manual_seed(0)
-    loss = LOSSES.build(Plugin("vitkd", {"student_width": student, "teacher_width": teacher, **options})).double()
+    loss = LOSSES.build(Plugin("vitkd", options))
+    prefix = loss.prefix_tokens
+    loss.build(forward(blocks(student, 3, prefix)), forward(blocks(teacher, 3, prefix)), batch())
+    loss = loss.double()
     for p in loss.parameters():
         torch.nn.init.normal_(p, std=0.3)
     return loss
@@ -57,7 +60,7 @@ def convolution(x, weight, bias):
 
 def oracle(loss, s, t, pairs, ratio=0.5):
     """The definition [b]; s and t without their prefix."""
-    p = {k: v.detach().numpy() for k, v in loss.named_parameters()}
+    p = {k: v.detach().numpy() for k, v in loss.parts.named_parameters()}
 
     def linear(x, name):
         return x if f"{name}.weight" not in p else x @ p[f"{name}.weight"].T + p[f"{name}.bias"]
@@ -136,13 +139,19 @@ def test_what_is_masked_is_of_step_and_sample_alone():
 @pytest.mark.parametrize(
     ("options", "student", "teacher", "message"),
     [
-        ({}, blocks(5, 3), blocks(OTHER, 3), "student_width, teacher_width: wanted 5 and 6, .* found 4 and 6"),
+        ({}, blocks(5, 3), blocks(OTHER, 3), r"has no maps of widths 5 and 6; .* distiller\.build"),
         ({}, blocks(WIDTH, 3, prefix=2), blocks(OTHER, 3), "wanted a square grid of tokens behind 1"),
         ({"prefix_tokens": 0}, blocks(WIDTH, 3), blocks(OTHER, 3), "wanted a square grid of tokens behind 0"),
         ({}, blocks(WIDTH, 3), blocks(OTHER, 3, n=4), r"found \[2, 10, 4\] in blocks.0 and \[2, 5, 6\] in blocks.0"),
         ({}, blocks(WIDTH, 2), blocks(OTHER, 3), "wanted a student of more than 2 blocks, found 2"),
         ({"mask_ratio": 1.0}, {}, {}, r"mask_ratio: wanted a share above 0 and below 1, found 1\.0"),
-        ({"prefix_tokens": -1}, {}, {}, "wanted widths of 1 or more and 0 prefix_tokens or more"),
+        ({"prefix_tokens": -1}, {}, {}, r"prefix_tokens: wanted 0 or more, found -1"),
+        (
+            {},
+            {**blocks(WIDTH, 3), **blocks(5, 1)},
+            blocks(OTHER, 3),
+            r"one width in each model, found \[\(4, 6\), \(5, 6\)\]",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(options, student, teacher, message):
