@@ -53,7 +53,7 @@ def configurations(dtype: str, width: int) -> list[tuple[str, Any, dict[str, Any
         constants = dict(
             VALUES=values, WIDTH=width, BLOCK_WIDTH=Blocks.width(width), VALUE_WIDTH=width,
             BLOCK_VALUE=Blocks.width(width),
-            BIAS=bias, CAUSAL=causal, SPLIT=False, PRECISION="ieee",
+            BIAS=bias, CAUSAL=causal, WHOLE=True, PRECISION="ieee",
         )  # fmt: skip
         types = dict(
             side=side(dtype), value=f"*{dtype}", value_b="i32", value_h="i32", value_m="i32", heads="*i32",
@@ -66,12 +66,12 @@ def configurations(dtype: str, width: int) -> list[tuple[str, Any, dict[str, Any
     for (bias, causal), measure, k in itertools.product(BIASES, ("kl", "mse"), (2, 3)):
         fixed = dict(
             K=k, T_WIDTH=width, T_BLOCK=Blocks.width(width), T_BIAS=bias, T_CAUSAL=causal,
-            S_WIDTH=width, S_BLOCK=Blocks.width(width), S_BIAS=bias, S_CAUSAL=causal, PRECISION="ieee",
+            S_WIDTH=width, S_BLOCK=Blocks.width(width), S_BIAS=bias, S_CAUSAL=causal, WHOLE=True, PRECISION="ieee",
         )  # fmt: skip
         name, squared = f"{measure} {k}:1 {bias}", fixed | dict(SQUARED=measure == "mse")
         kernel = divergence.squared_rows if measure == "mse" else divergence.divergence_rows
-        rows = fixed | dict(GRADIENTS=True, SPLIT=dtype != "fp32") | (dict(ENTROPY=True) if measure == "kl" else {})
-        types = shared | dict(value="*fp32", d_query="*fp32") | numbers
+        rows = fixed | dict(GRADIENTS=True) | (dict(ENTROPY=True) if measure == "kl" else {})
+        types = shared | dict(value="*fp32", d_query="*fp32", boost="fp32") | numbers
         blocks = divergence_blocks.of_rows(width, width, DTYPES[dtype], measure, bias)
         found.append((f"{kernel.__name__} {name}", kernel, types, rows, blocks))
         blocks = divergence_blocks.of_keys(width, width, DTYPES[dtype], bias)
@@ -95,7 +95,7 @@ def attention_configurations(dtype: str, width: int) -> list[tuple[str, Any, dic
         blocks = Blocks.of_gradients(width, width, DTYPES[dtype], bias)
         fixed = dict(
             WIDTH=width, BLOCK_WIDTH=Blocks.width(width), VALUE_WIDTH=width, BLOCK_VALUE=Blocks.width(width),
-            BIAS=bias, CAUSAL=causal, PRECISION="ieee",
+            BIAS=bias, CAUSAL=causal, WHOLE=True, PRECISION="ieee",
         )  # fmt: skip
         types = shared | dict(d_query=f"*{dtype}")
         rows.append((f"attention_rows {bias}", gradients.attention_rows, types, fixed, blocks))

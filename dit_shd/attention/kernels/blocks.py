@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import torch
-import triton
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class Blocks:
     @staticmethod
     def width(d: int) -> int:
         """A head width as blocks have it: a power of two, 16 or more (what the tensor cores take)."""
-        return max(16, triton.next_power_of_2(d))
+        return max(16, 1 << (d - 1).bit_length())
 
     @classmethod
     def of_values(cls, d: int, width: int, values: int, dtype: torch.dtype, bias: str) -> "Blocks":

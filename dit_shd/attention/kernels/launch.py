@@ -4,6 +4,7 @@
 A capture comes as six tensors (captures.py says which) and three facts; everything else is plain numbers.
 """
 
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -20,10 +21,12 @@ from dit_shd.attention.relative_bias import RelativeBias
 
 PRECISION = "widened" if os.environ.get("TRITON_INTERPRET") == "1" else "ieee"
 """Of products of float32: TF32 would be three decimal digits."""
+LOG2_E = 1 / math.log(2)
 
 
 def side(tensors: Sequence[Tensor], bias: str, factor: float, bias_factor: float, offset: int) -> Side:
-    """The kernels' view of a capture: query, key, bias, query_code, key_code, positions."""
+    """The kernels' view of a capture: query, key, bias, query_code, key_code, positions; scores in powers of two."""
+    factor, bias_factor = factor * LOG2_E, bias_factor * LOG2_E
     query, key, added, query_code, key_code, positions = tensors
     strides = broadcast_strides(added)
     bias_strides = {"none": [0] * 4, "relative": [0, *strides[:1], 0, 0], "dense": strides}[bias]
@@ -54,14 +57,13 @@ def attend(
     value: Tensor,
     heads: Tensor,
     partners: Tensor,
-    split: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Some heads' A_i V_a [b,H,values,n,d] for the values that partners [H,values] names; top and 1/total [b,H,n].
 
     All in float32.
     """
     out = _values(tensors, heads, partners, value)
-    top, inverse = _attended(tensors, bias, causal, factor, bias_factor, offset, value, heads, partners, split, out)
+    top, inverse = _attended(tensors, bias, causal, factor, bias_factor, offset, value, heads, partners, out)
     return out, top, inverse
 
 
@@ -80,7 +82,6 @@ def _attended(
     value: Tensor,
     heads: Tensor,
     partners: Tensor,
-    split: bool,
     out: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Write the values to out[b,H,values,n,d]; top and 1/total [b,H,n]."""
@@ -93,13 +94,13 @@ def _attended(
         side(tensors, bias, factor, bias_factor, offset), value, *value.stride()[:3],
         heads, partners, out, *out.stride()[:4], top, inverse, count, n, m,
         VALUES=values, WIDTH=d, BLOCK_WIDTH=blocks.width(d), VALUE_WIDTH=width, BLOCK_VALUE=blocks.width(width),
-        BIAS=bias, CAUSAL=causal, SPLIT=split, PRECISION=PRECISION, **blocks.options(),
+        BIAS=bias, CAUSAL=causal, WHOLE=m % blocks.cols == 0, PRECISION=PRECISION, **blocks.options(),
     )  # fmt: skip
     return top, inverse
 
 
 @attend.register_fake
-def _(tensors, bias, causal, factor, bias_factor, offset, value, heads, partners, split):  # type: ignore[no-untyped-def]
+def _(tensors, bias, causal, factor, bias_factor, offset, value, heads, partners):  # type: ignore[no-untyped-def]
     b, _, n, _ = tensors[0].shape
     top = tensors[0].new_empty(b, heads.shape[0], n, dtype=torch.float32)
     return _values(tensors, heads, partners, value), top, torch.empty_like(top)
@@ -140,7 +141,7 @@ def attention(
     heads = torch.arange(h, dtype=torch.int32, device=query.device)
     partners = (heads // shared)[:, None].contiguous()
     layer = _tensors(query, key, leaf, query_code, key_code, kind, causal), *_facts(kind, window, causal, scale)
-    top, inverse = _attended(*layer, value, heads, partners, False, out[:, :, None])
+    top, inverse = _attended(*layer, value, heads, partners, out[:, :, None])
     return out, top, inverse
 
 
@@ -200,7 +201,7 @@ def attention_backward(
     )  # fmt: skip
     blocks = Blocks.of_gradients(d, width, query.dtype, bias)
     gradients.attention_rows[(triton.cdiv(n, blocks.rows), h, b)](
-        view, up, made[0], h, n, m, **fixed, **blocks.options()
+        view, up, made[0], h, n, m, **fixed, WHOLE=m % blocks.cols == 0, **blocks.options()
     )
     collector = _of(kind, leaf, window, query_code, key_code).gradient(1) if learns else None
     collect = {"dense": "dense", "tokens": "entries"}.get(kind, "none") if learns else "none"
@@ -208,14 +209,15 @@ def attention_backward(
     into = collector.collected if collector is not None and collect == "dense" else into
     strides = {"dense": broadcast_strides(into), "entries": [*into.stride()[:2], 0, 0]}.get(collect, [0] * 4)
     gradients.attention_keys[(triton.cdiv(m, blocks.cols), h_k, b)](
-        view, up, made[1], made[2], into, *strides, h, n, m, COLLECT=collect, **fixed, **blocks.options()
+        view, up, made[1], made[2], into, *strides, h, n, m,
+            COLLECT=collect, WHOLE=m % blocks.cols == 0, **fixed, **blocks.options(),
     )
     if collector is None:
         return made[0], made[1], made[2], leaf.new_empty(0)
     if kind == "grid":
-        into = top.new_empty(b, h, window, 2 * window - 1, window)
+        into, line = top.new_empty(b, h, window, 2 * window - 1, window), Blocks.of_offsets(window)
         gradients.attention_offsets[(2 * window - 1, h, b)](
-            view, up, into, window, h, n, **fixed, **Blocks.of_offsets(window).options()
+            view, up, into, window, h, n, **fixed, WHOLE=line.cols == window, **line.options()
         )
     if collect != "dense":
         collector.collected.copy_(into.sum(0, keepdim=True).view(collector.collected.shape))

@@ -29,7 +29,7 @@ def run(job: Job) -> Result:
     known = job.squeeze.row_sums if job.temperature == 1 else None
     top, inverse = row_sums(teacher, job.temperature) if known is None else known
     row_weight = top.new_ones(1, n) if job.row_weight is None else job.row_weight.float().contiguous()
-    kept = row_sums(student, job.temperature) if job.measure == "mse" else [top.new_zeros(student.shape[:3])] * 2
+    kept = row_sums(student, job.temperature)
     collect, shape = _collected(student.bias, result)
     sides = side_of(teacher, job.temperature), side_of(student, job.temperature)
     terms, d_query, d_key, d_bias = operators.divergence(

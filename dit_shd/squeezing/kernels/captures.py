@@ -50,5 +50,5 @@ def _attend(
     at, place = index_tensor(heads, device).int(), index_tensor(padded, device).int().view(len(heads), width)
     side: dict[str, Any] = side_of(capture, temperature)
     value = rows_together(capture.value)
-    out, top, inverse = operators.attend(**side, value=value, heads=at, partners=place, split=False)
+    out, top, inverse = operators.attend(**side, value=value, heads=at, partners=place)
     return out[:, :, :count], top, inverse

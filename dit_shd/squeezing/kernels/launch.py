@@ -49,7 +49,7 @@ def divergence(
     Args:
         teacher, student: Six tensors each. t_numbers, s_numbers: factor and bias factor.
         weight: [b,h,n or 1]. top, inverse: of the teacher's rows at this temperature [b,h,n].
-        student_top, student_inverse: Of the student's rows, read by mse alone.
+        student_top, student_inverse: Of the student's rows at this temperature [b,g,n].
         row_weight: [b or 1,n], what every query row counts in d_key and d_bias.
         plan: The student head of each teacher head [h].
         collect: The bias's gradient: none, dense, entries or lines; d_bias_shape: its shape.
@@ -99,6 +99,11 @@ class _Layer:
     """Constants of the kernels: widths, biases, causality, precision."""
 
     @property
+    def boost(self) -> float:
+        """Brings gradients of the scores, about 1 / m, to where 16-bit numbers are precise."""
+        return 1.0 if self.dtype == torch.float32 else float(2 ** min(14, self.size[2].bit_length() - 1))
+
+    @property
     def bias(self) -> str:
         """What blocks are made for: dense, if either side's is."""
         kinds = (self.fixed["T_BIAS"], self.fixed["S_BIAS"])
@@ -109,9 +114,10 @@ class _Layer:
         blocks = of_rows(self.fixed["T_WIDTH"], self.fixed["S_WIDTH"], self.dtype, self.measure, self.bias)
         kernel = kernels.squared_rows if self.measure == "mse" else kernels.divergence_rows
         entropy = {} if self.measure == "mse" else {"ENTROPY": self.measure == "kl"}
+        boost = [] if self.measure == "mse" else [self.boost]
         kernel[(triton.cdiv(n, blocks.rows), count, b)](
-            self.teacher, self.student, group, self.kept, terms, terms if d_query is None else d_query, n, m,
-            GRADIENTS=d_query is not None, SPLIT=self.dtype != torch.float32, K=k,
+            self.teacher, self.student, group, self.kept, terms, terms if d_query is None else d_query, *boost, n, m,
+            GRADIENTS=d_query is not None, K=k, WHOLE=m % blocks.cols == 0,
             **entropy, **blocks.options(), **self.fixed,
         )  # fmt: skip
 
@@ -119,19 +125,20 @@ class _Layer:
         (b, n, m), (count, k) = self.size, group.members.shape
         strides = broadcast_strides(d_bias)
         strides = {"dense": strides, "entries": [*strides[:2], 0, 0]}.get(collect, [0] * 4)
-        boost = 1.0 if self.dtype == torch.float32 else float(2 ** min(14, m.bit_length() - 1))
         blocks = of_keys(self.fixed["T_WIDTH"], self.fixed["S_WIDTH"], self.dtype, self.bias)
         kernels.divergence_keys[(triton.cdiv(m, blocks.cols), count, b)](
-            self.teacher, self.student, group, self.kept, d_key, d_bias, *strides, boost, n, m,
+            self.teacher, self.student, group, self.kept, d_key, d_bias, *strides, self.boost, n, m,
             COLLECT="none" if collect == "lines" else collect, SQUARED=self.measure == "mse", K=k,
+            WHOLE=m % blocks.cols == 0,
             **blocks.options(), **self.fixed,
         )  # fmt: skip
 
     def offsets(self, group: kernels.Group, lines: Tensor) -> None:
         (b, n, _), (count, k), window = self.size, group.members.shape, lines.shape[2]
+        blocks = Blocks.of_offsets(window)
         kernels.divergence_offsets[(2 * window - 1, count, b)](
             self.teacher, self.student, group, self.kept, lines, window, n,
-            SQUARED=self.measure == "mse", K=k, **Blocks.of_offsets(window).options(), **self.fixed,
+            SQUARED=self.measure == "mse", K=k, WHOLE=blocks.cols == window, **blocks.options(), **self.fixed,
         )  # fmt: skip
 
 
