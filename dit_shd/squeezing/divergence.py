@@ -129,10 +129,11 @@ class _AttentionDivergence(torch.autograd.Function):
             result = run(job)
         if job.gradients:
             factor = 1.0 / (job.temperature * job.teacher.shape[2])
-            totals = () if result.bias is None else [x.mul_(factor) for x in result.bias.total()]
+            totals = () if result.bias is None else [x * factor for x in result.bias.total()]
             ctx.save_for_backward(result.d_query, result.d_key, *totals)
             ctx.bias = job.student.bias
             ctx.dtypes = (query.dtype, key.dtype, len(leaves))
+            ctx.factor = result.factor
         return result.value.to(torch.promote_types(query.dtype, torch.float32))
 
     @staticmethod
@@ -140,6 +141,6 @@ class _AttentionDivergence(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # noqa: ANN401
         d_query, d_key, *totals = ctx.saved_tensors
         query_dtype, key_dtype, leaves = ctx.dtypes
-        scale = upstream.to(d_query.dtype)[:, None, None, None]
+        scale = (upstream * ctx.factor).to(d_query.dtype)[:, None, None, None]
         grads = ctx.bias.weighted(totals, upstream) if totals else [None] * leaves
         return None, None, (d_query * scale).to(query_dtype), (d_key * scale).to(key_dtype), *grads

@@ -60,7 +60,7 @@ def attend(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Some heads' A_i V_a [b,H,values,n,d] for the values that partners [H,values] names; top and 1/total [b,H,n].
 
-    All in float32.
+    All in float32; undefined where partners names no value (-1).
     """
     out = _values(tensors, heads, partners, value)
     top, inverse = _attended(tensors, bias, causal, factor, bias_factor, offset, value, heads, partners, out)
@@ -69,7 +69,8 @@ def attend(
 
 def _values(tensors: Sequence[Tensor], heads: Tensor, partners: Tensor, value: Tensor) -> Tensor:
     b, _, n, _ = tensors[0].shape
-    return value.new_zeros(b, heads.shape[0], partners.shape[1], n, value.shape[3], dtype=torch.float32)
+    shape = b, heads.shape[0], n, partners.shape[1], value.shape[3]
+    return value.new_empty(shape, dtype=torch.float32).transpose(2, 3)  # all values of a row side by side
 
 
 def _attended(

@@ -59,12 +59,12 @@ def divergence(
     """
     query, key = student[0], student[1]
     (b, g, n, d), (h, d_t), m = query.shape, teacher[0].shape[1::2], key.shape[2]
-    terms = query.new_zeros(b, g, n, dtype=torch.float32)
-    d_query = terms.new_zeros(b, g, n, d) if gradients else terms.new_empty(0)
-    d_key = terms.new_zeros(b, g, m, d) if gradients else terms.new_empty(0)
-    d_bias = terms.new_zeros(list(d_bias_shape))
+    terms, mass, slope = query.new_empty(3, b, g, n, dtype=torch.float32).unbind()
+    d_query = terms.new_empty(b, g, n, d) if gradients else terms.new_empty(0)
+    d_key = terms.new_empty(b, g, m, d) if gradients else terms.new_empty(0)
+    d_bias = (torch.zeros if collect in ("dense", "entries") else torch.empty)(list(d_bias_shape), device=terms.device)
     kept = kernels.Rows(
-        student_top.clone(), student_inverse.clone(), torch.empty_like(terms), torch.empty_like(terms), row_weight,
+        student_top, student_inverse, mass, slope, row_weight,
         row_weight.stride(0) if row_weight.shape[0] > 1 else 0,
     )  # fmt: skip
     sides = side(teacher, t_bias, *t_numbers, t_offset), side(student, s_bias, *s_numbers, s_offset)
@@ -162,5 +162,6 @@ def groups_by_size(plan: Sequence[int], device: torch.device) -> list[tuple[Tens
     for k in sorted({len(members) for members in groups.values()}):
         students = tuple(g for g, members in groups.items() if len(members) == k)
         members = tuple(head for g in students for head in groups[g])
-        pairs.append((index_tensor(members, device).view(-1, k).int(), index_tensor(students, device).int()))
+        members, students = (index_tensor(heads, device, torch.int32) for heads in (members, students))
+        pairs.append((members.view(-1, k), students))
     return pairs
