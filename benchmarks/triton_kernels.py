@@ -28,7 +28,7 @@ from dit_shd.squeezing.kernels import blocks as divergence_blocks
 from dit_shd.squeezing.kernels import divergence
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-BIASES = [("none", False), ("relative", False), ("dense", True)]
+BIASES = [("none", False), ("lines", False), ("relative", False), ("dense", True)]
 """Bias and causality of both sides."""
 
 
@@ -77,10 +77,10 @@ def configurations(dtype: str, width: int) -> list[tuple[str, Any, dict[str, Any
         blocks = divergence_blocks.of_keys(width, width, DTYPES[dtype], bias)
         strides = {f"d_bias_{axis}": "i32" for axis in "bhnm"}
         types = shared | dict(d_key="*fp32", d_bias="*fp32") | strides | dict(boost="fp32") | numbers
-        for collect in {"none": ["none"], "relative": ["none", "entries"], "dense": ["none", "dense"]}[bias]:
+        for collect in {"relative": ["none", "entries"], "dense": ["none", "dense"]}.get(bias, ["none"]):
             keys = squared | dict(COLLECT=collect)
             found.append((f"divergence_keys {name} {collect}", divergence.divergence_keys, types, keys, blocks))
-        for line in (16, 32, 64) if bias == "relative" else ():
+        for line in (16, 32, 64) if bias == "lines" else ():
             types, blocks = shared | dict(lines="*fp32", SIDE="i32", N="i32"), Blocks.of_offsets(line)
             found.append((f"divergence_offsets {name} {line}", divergence.divergence_offsets, types, squared, blocks))
     return found + attention_configurations(dtype, width)
@@ -101,10 +101,10 @@ def attention_configurations(dtype: str, width: int) -> list[tuple[str, Any, dic
         rows.append((f"attention_rows {bias}", gradients.attention_rows, types, fixed, blocks))
         strides = {f"d_bias_{axis}": "i32" for axis in "bhnm"}
         types = shared | dict(d_key=f"*{dtype}", d_value=f"*{dtype}", d_bias="*fp32") | strides
-        for collect in {"none": ["none"], "relative": ["none", "entries"], "dense": ["none", "dense"]}[bias]:
-            keys = fixed | dict(COLLECT=collect)
+        for collect in {"relative": ["none", "entries"], "dense": ["none", "dense"]}.get(bias, ["none"]):
+            keys, blocks = fixed | dict(COLLECT=collect), Blocks.of_key_gradients(width, width, DTYPES[dtype], bias)
             rows.append((f"attention_keys {bias} {collect}", gradients.attention_keys, types, keys, blocks))
-        for line in (16, 32, 64) if bias == "relative" else ():
+        for line in (16, 32, 64) if bias == "lines" else ():
             types = shared | dict(lines="*fp32", SIDE="i32")
             name = f"attention_offsets {line}"
             rows.append((name, gradients.attention_offsets, types, fixed, Blocks.of_offsets(line)))

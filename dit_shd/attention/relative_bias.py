@@ -71,7 +71,7 @@ class RelativeBias(Bias):
         table = self.leaves[0].detach().t()
         if self.code is None:
             if self._lines is None:  # made once for all tiles that go through one bias; do not keep biases for long
-                self._lines = _lines(table, self.window)
+                self._lines = lines_of(table, self.window)
             lines = self._lines[heads]
 
             def add_runs(scores: Tensor, rows: slice) -> None:
@@ -100,7 +100,7 @@ class RelativeBias(Bias):
     def rows(self, rows: slice) -> Tensor:
         (table,) = self.leaves
         if self.code is None:
-            lines = _lines(table.t(), self.window)
+            lines = lines_of(table.t(), self.window)
             rows = slice(*rows.indices(self.window**2)[:2])
             return torch.cat([lines[:, x, run] for _, x, run in runs(rows, self.window)], dim=1)[None]
         index = self._index(rows)
@@ -147,7 +147,7 @@ def windows(lines: Tensor, rows: slice, window: int) -> list[Tensor]:
     return [starts[window - 1 - y] for y in range(rows.start // window, rows.stop // window)]
 
 
-def _lines(table: Tensor, window: int) -> Tensor:
+def lines_of(table: Tensor, window: int) -> Tensor:
     """[h, x_q, (2w-1) * w] of a table [h, (2w-1)^2+3]."""
     side = 2 * window - 1
     flipped = table[:, : side * side].reshape(-1, side, side).flip(1, 2)

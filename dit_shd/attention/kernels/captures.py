@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dit_shd.attention.bias import Bias, DenseBias
 from dit_shd.attention.capture import Capture
-from dit_shd.attention.relative_bias import RelativeBias
+from dit_shd.attention.relative_bias import RelativeBias, lines_of
 from dit_shd.attention.tiles import index_tensor
 
 if importlib.util.find_spec("triton"):
@@ -59,13 +59,14 @@ _tensors: WeakKeyDictionary[Capture, tuple[list[int], list[Tensor]]] = WeakKeyDi
 
 def side_of(capture: Capture, temperature: float) -> dict[str, Any]:
     """A capture as the operators take it; its tensors are prepared once, as long as they do not change in place."""
-    kinds, offset = {DenseBias: "dense", RelativeBias: "relative"}, 0
+    bias, offset = "none" if capture.bias is None else "dense", 0
     if isinstance(capture.bias, RelativeBias):
         window = capture.bias.window
+        bias = "lines" if _is_in_lines(capture.bias) else "relative"
         offset = (window - 1) * (2 * window - 1) + (window - 1)
     return {
         "tensors": _tensors_of(capture),
-        "bias": "none" if capture.bias is None else kinds[type(capture.bias)],
+        "bias": bias,
         "causal": capture.causal,
         "factor": capture.scale / temperature,
         "bias_factor": 1.0 / temperature,
@@ -91,11 +92,18 @@ def _prepared(capture: Capture) -> list[Tensor]:
     added, codes, positions = nothing, [nothing, nothing], capture.positions
     if isinstance(bias, DenseBias):
         added = bias.leaves[0].expand(-1, -1, -1, key.shape[2])
+    elif isinstance(bias, RelativeBias) and _is_in_lines(bias):
+        added = lines_of(bias.leaves[0].detach().t(), bias.window)
+        codes = [operators.starts_of(bias.window, query.device)] * 2
     elif isinstance(bias, RelativeBias):
         added, codes = bias.leaves[0].t().contiguous(), codes_of(bias, query.device)
     if capture.causal and positions is None:
         positions = torch.arange(query.shape[2], device=query.device)
     return [query, key, added, *codes, nothing if positions is None else positions.to(torch.int32)]
+
+
+def _is_in_lines(bias: RelativeBias) -> bool:
+    return bias.code is None and bias.query_code is None and operators.in_lines(bias.window)
 
 
 def codes_of(bias: RelativeBias, device: torch.device) -> list[Tensor]:

@@ -67,7 +67,9 @@ def block_maps(
 ):  # fmt: skip
     """P [r,c] in float32."""
     at = places_of(side, rows, live_rows, CAUSAL)
-    scores = block_scores(side, query, key, b, head, rows, cols, at, live_rows, live_cols, BIAS, CAUSAL, WHOLE, PRECISION)
+    scores = block_scores(
+        side, query, key, b, head, rows, cols, at, live_rows, live_cols, BIAS, CAUSAL, WHOLE, PRECISION
+    )
     place = (b * H + head) * N + rows
     top = tl.load(up.top + place, mask=live_rows, other=0.0)
     inverse = tl.load(up.inverse + place, mask=live_rows, other=0.0)

@@ -36,7 +36,7 @@ class Side(NamedTuple):
     factor: Any
     """scale log2(e) / T"""
     bias: Any
-    """Dense: [b,h,n,m] by strides, which are 0 where it broadcasts. Relative: the table [h,entries]."""
+    """Dense: [b,h,n,m] by strides, which are 0 where it broadcasts. Relative: the table [h,entries]. Lines: [h,...]."""
     bias_b: Any
     bias_h: Any
     bias_n: Any
@@ -44,7 +44,7 @@ class Side(NamedTuple):
     bias_factor: Any
     """log2(e) / T"""
     query_code: Any
-    """[b,n]: index into the table = query_code - key_code + offset."""
+    """[b,n]: index into the table = query_code - key_code + offset. Lines: [n], index = query_code + key."""
     query_code_b: Any
     key_code: Any
     key_code_b: Any
@@ -111,6 +111,13 @@ def block_scores(
         bias = tl.load(side.bias + start + places, mask=inside, other=0.0).to(tl.float32)
         # what is finite stays finite: rows that are masked by finfo.min do not become rows of infinity
         scores += tl.where(bias == MINUS_INFINITY, bias, tl.maximum(bias * side.bias_factor, LOWEST))
+    if BIAS == "lines":
+        start = tl.multiple_of(tl.load(side.query_code + rows, mask=live_rows, other=0), 4)  # so 16 bytes at once
+        live = live_rows[:, None] if WHOLE else inside
+        places = start[:, None] + cols[None, :]
+        scores += (
+            tl.load(side.bias + head * side.bias_h + places, mask=live, other=0.0).to(tl.float32) * side.bias_factor
+        )
     if BIAS == "relative":
         places = table_entry(side, b, rows, cols, live_rows, live_cols)
         bias = tl.load(side.bias + head * side.bias_h + places, mask=inside, other=0.0).to(tl.float32)

@@ -16,6 +16,10 @@ GRAMS_MIB = 512
 """Memory budget for Gram matrices and the vectors they are of, on a GPU."""
 
 
+SPLIT = 256
+"""Query rows that one program of a GPU's matrix product adds up."""
+
+
 def by_kernels(
     capture: Capture,
     groups: Groups,
@@ -61,6 +65,10 @@ def _by_grams(values: Tensor, grams: Tensor) -> Products:
 def _met(vectors: Tensor, grams: Tensor) -> Tensor:
     """<v_ia L_a, v_jc L_c> [b,G,i,a,j,c] in float64 of vectors v [b,G,n,i,a,d] of query rows."""
     b, count, n, _, _, _ = vectors.shape
-    flat = vectors.reshape(b * count, n, -1)
-    products = torch.bmm(flat.mT, flat).view(b, count, *vectors.shape[3:], *vectors.shape[3:])  # [b,G,i,a,d,j,c,e]
+    parts = n // SPLIT if n % SPLIT == 0 else 1  # long sums by several programs each
+    flat = vectors.reshape(b * count * parts, n // parts, -1)
+    products = torch.bmm(flat.mT, flat)
+    if parts > 1:
+        products = products.unflatten(0, (-1, parts)).sum(1)
+    products = products.view(b, count, *vectors.shape[3:], *vectors.shape[3:])  # [b,G,i,a,d,j,c,e]
     return (products * grams[:, None, :, :, None]).sum((4, 7))
