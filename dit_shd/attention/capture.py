@@ -174,6 +174,10 @@ class Capture:
             image=None,
         )
 
+    def with_tensors(self, query: Tensor, key: Tensor, value: Tensor, mixed: Tensor | None = None) -> "Capture":
+        """The same layer with other queries, keys, values and A V, of the same shapes."""
+        return self._with(query=query, key=key, value=value, mixed=mixed)
+
     def _with(self, **changes: Any) -> "Capture":
         """The same with other fields; W^O is not asked for."""
         return replace(self, **{"out": vars(self)["_out"], **changes})
