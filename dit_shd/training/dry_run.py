@@ -22,7 +22,7 @@ from dit_shd.distillation.teachers import Teachers, role
 from dit_shd.models import loading
 from dit_shd.models.families import FAMILIES
 from dit_shd.profiling import meta
-from dit_shd.profiling.estimate import DryRun, Measurement
+from dit_shd.profiling.estimate import DryRun, MeasuredStep
 from dit_shd.profiling.flops import step_operations
 from dit_shd.profiling.hardware import current_device, peak_memory
 from dit_shd.profiling.memory import step_memory
@@ -92,8 +92,10 @@ def dry_run(config: TrainConfig) -> DryRun:
 
 def step_shape(config: TrainConfig, images: int) -> StepShape:
     """A step of the run in micro batches of `images`."""
+    task = TASKS.build(config.task, "task")
+    task.expect(config.data)
     return StepShape(
-        task=TASKS.build(config.task, "task"),
+        task=task,
         losses=[LOSSES.build(p, f"losses.{i}") for i, p in enumerate(config.losses)],
         images=images,
         build_optimizer=partial(optim.build, config.optimizer),
@@ -130,7 +132,7 @@ def _stand_in(config: TrainConfig, name: str) -> Plugin | None:
     return stand_in.get(name) if isinstance(stand_in, dict) else stand_in
 
 
-def take_a_step(config: TrainConfig, teachers: Teachers, images: int, before: int) -> Measurement:
+def take_a_step(config: TrainConfig, teachers: Teachers, images: int, before: int) -> MeasuredStep:
     """Take two steps on noise: in the first one layers are not streamed yet and the optimizer has no states.
 
     Args:
@@ -170,7 +172,7 @@ def take_a_step(config: TrainConfig, teachers: Teachers, images: int, before: in
         averages.step(student, number)
         _finish(device)
         seconds = time.perf_counter() - start
-    return Measurement(device.type, images, seconds, peak_memory(device) - before)
+    return MeasuredStep(device.type, images, seconds, peak_memory(device) - before)
 
 
 def _step(config: TrainConfig, distiller: Distiller, teachers: Teachers, batches: Sequence[Batch]) -> None:
