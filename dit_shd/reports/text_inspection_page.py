@@ -9,8 +9,8 @@ import torch
 from dit_shd import __version__
 from dit_shd.analysis.inspect_text import TextFindings, pictured_heads
 from dit_shd.core.environment import command
-from dit_shd.reports.figures.token_maps import alpha_by_layer_figure, similarity_panels, token_maps_figure
-from dit_shd.reports.html import paragraph, section, wide, write_page
+from dit_shd.reports.figures.token_maps import alpha_by_layer_figure, similarity_panels, token_maps
+from dit_shd.reports.html import charts, paragraph, section, wide, write_page
 from dit_shd.reports.tables import facts, table_html
 from dit_shd.squeezing.plans import Plan
 
@@ -47,13 +47,15 @@ def _summary(findings: TextFindings) -> str:
 def _maps(findings: TextFindings) -> str:
     words = (
         f"The maps of some heads over the first {len(findings.labels)} tokens of the first sequence: queries down, "
-        "keys across. Bright: much attention; one scale (square root) for each layer. Heads count from 1."
+        "keys across. The fuller the colour, the more attention; one scale (square root) for each layer. Heads and "
+        "layers count from 0."
     )
     parts = [paragraph(words)]
     for name in findings.shown:
         maps = findings.maps[name]
         heads = pictured_heads(maps.rows.shape[1], findings.shown_heads)
-        parts.append(f"<h3>{html.escape(name)}</h3>" + wide(token_maps_figure(maps, heads, findings.labels)))
+        figures = [f"<figure>{each}</figure>" for each in token_maps(maps, heads, findings.labels)]
+        parts.append(f"<h3>{html.escape(name)}</h3>" + charts(figures))
     return section("Attention maps", *parts)
 
 
@@ -62,7 +64,7 @@ def _similarity(findings: TextFindings) -> str:
         "The cosine of every two heads' maps, over all sequences; the fullest colour is 1, none the lowest. The "
         "matched plan has groups of the contiguous plan's sizes with the largest similarity inside."
     )
-    titles = [f"layer {i + 1}" for i in range(len(findings.layers))]
+    titles = [f"layer {i}" for i in range(len(findings.layers))]
     headings = [("layer", ""), ("contiguous", "groups"), ("matched", "groups"), ("lowest cosine", "")]
     rows = [
         [layer.layer, _plan(layer.plan), _plan(layer.matched), f"{layer.cosines.min():.2f}"]
@@ -98,13 +100,13 @@ def _alpha(findings: TextFindings) -> str:
 
 
 def _plan(plan: Plan) -> str:
-    return ", ".join("+".join(str(head + 1) for head in group) for group in plan)
+    return ", ".join("+".join(map(str, group)) for group in plan)
 
 
 def _footer(findings: TextFindings) -> str:
     about = {
         "command": command(),
-        "numbers": "numbers.json beside this page (heads and plans count from 0 there, as in squeeze)",
+        "numbers": "numbers.json beside this page",
         "versions": f"dit_shd {__version__}, torch {torch.__version__}, python {platform.python_version()}",
         "method": "arXiv 2502.07436, Squeezing-Heads Distillation",
     }

@@ -11,16 +11,18 @@ from dit_shd.analysis.survey import LayerMaps, LayerSurvey
 
 CELL = 9
 """Side of a map's cell in the picture, in its units."""
-MARGIN = 64
+MARGIN = 56
 """Room for the tokens' texts at the left and the top."""
+LABEL = 8
+"""Size of a label's letters."""
 SHOWN_LETTERS = 10
 """Of a token's text."""
 ACCENT = (217, 130, 43)
 """Of full attention; less of it lets the page shine through."""
 
 
-def token_maps_figure(layer: LayerMaps, heads: Sequence[int], labels: Sequence[str]) -> str:
-    """A map [n,n] of each head: query tokens down, key tokens across, one scale (square root) for all.
+def token_maps(layer: LayerMaps, heads: Sequence[int], labels: Sequence[str]) -> list[str]:
+    """A map [n,n] of each head, as wide as its place: query tokens down, key tokens across, one scale (square root).
 
     Args:
         layer: Its rows are those of all tokens.
@@ -29,8 +31,11 @@ def token_maps_figure(layer: LayerMaps, heads: Sequence[int], labels: Sequence[s
     """
     maps = layer.rows.transpose(1, 0, 2)[list(heads)]  # [heads,n,m]
     words = [_legible(label) for label in labels]
-    panels = [heat_panel(each, float(maps.max()), words, f"head {head + 1}") for each, head in zip(maps, heads)]
-    return beside(panels, f"attention maps of {layer.token_count} tokens in {len(heads)} heads")
+    figures = []
+    for each, head in zip(maps, heads):
+        panel, side = heat_panel(each, float(maps.max()), words, f"head {head}")
+        figures.append(_svg(panel, side, side, f"attention map of {layer.token_count} tokens, head {head}", "100%"))
+    return figures
 
 
 def similarity_panels(layers: Sequence[LayerSurvey], titles: Sequence[str]) -> str:
@@ -44,7 +49,7 @@ def similarity_panels(layers: Sequence[LayerSurvey], titles: Sequence[str]) -> s
     for layer, title in zip(layers, titles):
         low = float(layer.cosines.min())
         shares = (layer.cosines - low) / max(1 - low, 1e-9)
-        panels.append(heat_panel(shares**2, 1.0, [str(head + 1) for head in range(layer.heads)], title))
+        panels.append(heat_panel(shares**2, 1.0, [str(head) for head in range(layer.heads)], title))
     return beside(panels, "similarity of heads by layer")
 
 
@@ -63,8 +68,8 @@ def heat_panel(values: np.ndarray, high: float, labels: Sequence[str], title: st
     parts.append(f'<rect x="{MARGIN}" y="{MARGIN}" width="{side}" height="{side}" fill="none" stroke="currentColor"/>')
     for i, label in enumerate(labels):
         at, text = MARGIN + CELL * i + CELL - 2, html.escape(label)
-        parts.append(f'<text x="{MARGIN - 3}" y="{at}" text-anchor="end" font-size="7">{text}</text>')
-        parts.append(f'<text transform="translate({at} {MARGIN - 3}) rotate(-90)" font-size="7">{text}</text>')
+        parts.append(f'<text x="{MARGIN - 3}" y="{at}" text-anchor="end" font-size="{LABEL}">{text}</text>')
+        parts.append(f'<text transform="translate({at} {MARGIN - 3}) rotate(-90)" font-size="{LABEL}">{text}</text>')
     parts.append(f'<text x="0" y="10" font-size="11">{html.escape(title)}</text>')
     return "".join(parts), side + MARGIN
 
@@ -102,22 +107,23 @@ def alpha_by_layer_figure(layers: Sequence[LayerSurvey]) -> str:
             at = left + step * (x + 0.15 + 0.7 * (merge + 0.5) / merges)
             mean, spread = (float(f(layer.alpha[..., merge])) for f in (np.mean, np.std))
             ends = [high * (1 - min(max(value, 0), 1)) + 10 for value in (mean - spread, mean, mean + spread)]
-            words = f"{layer.layer}, merge {merge + 1}: {mean:.2f}, deviation {spread:.2f}"
+            words = f"{layer.layer}, merge {merge}: {mean:.2f}, deviation {spread:.2f}"
             drawn.append(
                 f'<g><title>{html.escape(words)}</title><line x1="{at:.1f}" x2="{at:.1f}" y1="{ends[0]:.1f}" '
                 f'y2="{ends[2]:.1f}" stroke="currentColor"/><circle cx="{at:.1f}" cy="{ends[1]:.1f}" r="2.5" '
                 f'fill="rgb{ACCENT}"/></g>'
             )
         drawn.append(
-            f'<text x="{left + step * (x + 0.5)}" y="{high + 26}" text-anchor="middle" font-size="9">{x + 1}</text>'
+            f'<text x="{left + step * (x + 0.5)}" y="{high + 26}" text-anchor="middle" font-size="9">{x}</text>'
         )
     return _svg("".join(drawn), left + step * len(layers) + 8, high + 34, "alpha by layer")
 
 
-def _svg(content: str, wide: float, high: float, words: str) -> str:
+def _svg(content: str, wide: float, high: float, words: str, width: str = "") -> str:
+    width = width or f"{1.5 * wide:g}px"
     return (
         f'<svg viewBox="0 0 {wide:g} {high:g}" role="img" aria-label="{html.escape(words, quote=True)}" '
-        f'style="width: {1.5 * wide:g}px; max-width: none; height: auto; background: none" fill="currentColor">'
+        f'style="width: {width}; max-width: none; height: auto; background: none" fill="currentColor">'
         f"{content}</svg>"
     )
 
