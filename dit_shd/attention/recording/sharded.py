@@ -38,8 +38,8 @@ def captured(model: nn.Module) -> Generator[Captures]:
     held: dict[str, Capture] = {}
     kept = KeptWeights()
 
-    def sink(layer: str, found: Capture) -> None:
-        held[layer] = kept.of(layer, found)
+    def sink(layer: str, recorded: Capture) -> None:
+        held[layer] = kept.of(layer, recorded)
 
     with capture(model, sink=sink):
         yield held
