@@ -63,7 +63,7 @@ _log = logging.getLogger("dit_shd")
 
 
 @dataclass(frozen=True)
-class Job:
+class EncodingJob:
     """One encoding, the same in every process."""
 
     config: EncodeConfig
@@ -126,7 +126,7 @@ def encode_to_shards(config: EncodeConfig, prompts: PromptEncoder | None = None)
         source = Captioned(source, source.texts(config.caption_column))
     device = state.device or torch.device("cpu")
     encode = Encoder.load(config.vae if config.pipeline is None else config.pipeline, config.precision, device)
-    job = Job(config, source, encode, encode.shape(config.size), device, prompts)
+    job = EncodingJob(config, source, encode, encode.shape(config.size), device, prompts)
     taken = f"taken: {len(source)}, classes: {counted(list(source.classes))}"
     for note in [taken, *source.notes] if state.is_main_process else ():
         _log.warning("images: %s", note)
@@ -141,14 +141,14 @@ def encode_to_shards(config: EncodeConfig, prompts: PromptEncoder | None = None)
     return read_index(config.out)
 
 
-def _begin(job: Job, settings: dict[str, Any]) -> None:
+def _begin(job: EncodingJob, settings: dict[str, Any]) -> None:
     """Claim the folder, and keep the autoencoder in it, which training on the latents uses, perhaps without network."""
     claim(job.config.out, settings, "encode", "the latents")
     if job.encode.autoencoder is not None and not (job.config.out / COPY).is_dir():
         keep_copy(job.encode.autoencoder, job.config.out / COPY)
 
 
-def _encode_missing(state: "PartialState", job: Job) -> None:
+def _encode_missing(state: "PartialState", job: EncodingJob) -> None:
     def finished() -> int:
         firsts = [int(file.stem) for file in shard_files(job.config.out)]
         return sum(min(job.config.shard_size, len(job.source) - first) for first in firsts)
@@ -168,7 +168,7 @@ def _encode_missing(state: "PartialState", job: Job) -> None:
 
 
 def encode_shard(
-    job: Job, numbers: range, progress: Progress
+    job: EncodingJob, numbers: range, progress: Progress
 ) -> tuple[np.ndarray, np.ndarray, list[list[Any]], list[list[Any]]]:
     """Encode the images of one shard.
 
@@ -201,7 +201,7 @@ def encode_shard(
     return posterior[: len(kept)], job.source.labels[kept], skipped, sorted(remarks.values())
 
 
-def _posterior(job: Job, images: np.ndarray) -> np.ndarray:
+def _posterior(job: EncodingJob, images: np.ndarray) -> np.ndarray:
     """Posterior [b,flips,parts,c,y,x] of uint8 images [b,y,x,3]; a mirrored image is encoded, not a mirrored latent."""
     x = torch.from_numpy(images).to(job.device).permute(0, 3, 1, 2).float() / 127.5 - 1
     sides = [job.encode(x)] + ([job.encode(x.flip(-1))] if job.flips == 2 else [])
@@ -212,7 +212,7 @@ Decoded = tuple[np.ndarray, tuple[str, ...]] | BrokenImage
 """A crop and remarks on it, or why there is none."""
 
 
-def _decoded(job: Job, numbers: range) -> Iterator[tuple[range, list[Decoded]]]:
+def _decoded(job: EncodingJob, numbers: range) -> Iterator[tuple[range, list[Decoded]]]:
     """The crops of images, batch by batch, decoded by threads while the batch before is encoded."""
     size = job.config.size
 
@@ -240,7 +240,7 @@ def _decoded(job: Job, numbers: range) -> Iterator[tuple[range, list[Decoded]]]:
             yield batch, [future.result() for future in futures]
 
 
-def _finish(job: Job, settings: dict[str, Any]) -> None:
+def _finish(job: EncodingJob, settings: dict[str, Any]) -> None:
     """List the skipped images, and write latents.json.
 
     Raises:
@@ -284,7 +284,7 @@ def _summed(shard_remarks: Iterable[list[list[Any]]]) -> list[str]:
     return [f"{count} {remark} ({printable(name)}, ...)" for remark, (count, name) in sorted(totals.items())]
 
 
-def _unreadable_classes(job: Job, files: Iterable[Path]) -> list[str]:
+def _unreadable_classes(job: EncodingJob, files: Iterable[Path]) -> list[str]:
     """A note on classes of which no image could be read."""
     kept = np.concatenate([open_tensors(file).get_tensor("label") for file in files])
     lost = np.setdiff1d(job.source.labels, kept)

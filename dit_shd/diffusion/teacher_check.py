@@ -39,7 +39,7 @@ CLEAR, WORSE, ENOUGH = 4.0, -3.0, 2.0
 
 
 @dataclass
-class Measurement:
+class TeacherMeasurement:
     """What was measured of a teacher, by noise level [l] and, of labels, over the images."""
 
     error: Tensor
@@ -154,12 +154,12 @@ class Sums:
         variance = (xx - x * x).clamp(min=1e-12)
         return (ee - e * e - (xe - x * e).square() / variance).mean(1)
 
-    def measurement(self, images: int) -> Measurement:
+    def measurement(self, images: int) -> TeacherMeasurement:
         """The figures of all images added."""
         count = self.moments[..., 0].sum(1)
         noise_p, p_p, squared = self.products.unbind(-1)
         gains = {name: _standard_errors(torch.cat(values)) for name, values in self.gains.items() if values}
-        return Measurement(squared / count / self.linear(), noise_p / p_p.clamp(min=1e-12), images, **gains)
+        return TeacherMeasurement(squared / count / self.linear(), noise_p / p_p.clamp(min=1e-12), images, **gains)
 
 
 def _standard_errors(gains: Tensor) -> float:
@@ -198,7 +198,7 @@ def findings(
 @torch.no_grad()
 def measure(
     teacher: nn.Module, dataset: Dataset, process: Process, seed: int, device: torch.device, labels: bool = True
-) -> Measurement:
+) -> TeacherMeasurement:
     """The figures of a teacher on a run's first images, round by round.
 
     Args:

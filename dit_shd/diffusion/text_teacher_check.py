@@ -22,9 +22,9 @@ from dit_shd.diffusion.teacher_check import (
     LEVEL_IMAGES,
     SNRS,
     WORSE,
-    Measurement,
     NoisedImages,
     Sums,
+    TeacherMeasurement,
 )
 from dit_shd.diffusion.text_process import TextProcess
 
@@ -63,7 +63,7 @@ class TextTeacherCheck:
         fault = of_noise.fault() or _text_fault(result)
         yield f"teacher: {words}", f"{fault} ({words})" if fault else None
 
-    def _measurement(self, teacher: nn.Module, captions: bool) -> Measurement:
+    def _measurement(self, teacher: nn.Module, captions: bool) -> TeacherMeasurement:
         """The figures of as many rounds as make them clear."""
         sums, rounds = Sums.empty(self.dataset.shape[0]), 0
         while True:
@@ -118,14 +118,14 @@ def _errors(predicted: Tensor, noise: Tensor) -> Tensor:
     return (predicted - noise).double().square().flatten(1).mean(1).cpu()
 
 
-def _conclusive(result: Measurement) -> bool:
+def _conclusive(result: TeacherMeasurement) -> bool:
     """Whether more samples would change nothing."""
     if result.wrong is None or result.none is None or result.wrong >= CLEAR:
         return True
     return bool(replace(result, wrong=None, none=None).fault())
 
 
-def _text_fault(result: Measurement) -> str | None:
+def _text_fault(result: TeacherMeasurement) -> str | None:
     """What a good teacher does not do with captions."""
     if result.none is not None and result.none <= WORSE:
         return "the captions make it worse than none: are they of other pictures?"
