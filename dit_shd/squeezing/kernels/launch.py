@@ -4,9 +4,8 @@
 A capture comes as six tensors and three facts (attention/kernels); everything else is plain numbers.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Sequence  # noqa: UP035 (torch 2.6 knows typing's alone in operators)
 
 import torch
 import triton
