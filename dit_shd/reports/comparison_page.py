@@ -156,14 +156,18 @@ def write_comparison_page(
         ),
         section(
             "Figures and cost",
-            paragraph("The first line is the teacher. Bold: the best of the others." + _real_words(real)),
+            paragraph(
+                "The first line is the teacher."
+                + (" Bold: the best of the others." if len(rows) > 2 else "")
+                + _real_words(real)
+            ),
             _figures(rows, real),
             chart_row(quality_charts(rows, main[0], score)) if main else "",
-            paragraph(COST, "quiet"),
+            paragraph(COST, "quiet") if any(row.cost is not None for row in rows) else "",
         ),
         how_sampled(names, records),
         same_images(names, records),
-        comparison_footer(files, records, page),
+        comparison_footer(files, names, records, page),
     ]
     write_page(page, f"dit_shd: {title}", body)
 
@@ -186,12 +190,12 @@ def _real_tile(main: Sequence[str], score: float | None) -> dict[str, str]:
     return {} if score is None else {f"{main[0]}, real images": number(score)}
 
 
-def comparison_footer(files: list[str], records: list[dict[str, Any]], page: Path) -> str:
+def comparison_footer(files: list[str], names: list[str], records: list[dict[str, Any]], page: Path) -> str:
     """Commands, files, reference and features of the evaluations."""
     reference, features = records[0]["reference"], records[0]["features"]
     about: dict[str, str | Link] = {"command": environment.command()}
-    about |= {f"command of {file}": record["command"] for file, record in zip(files, records)}
-    about |= {f"file {i}": Link(file, Path(file).absolute()) for i, file in enumerate(files)}
+    about |= {f"evaluation of {name}": record["command"] for name, record in zip(names, records)}
+    about |= {f"results of {name}": Link(file, Path(file).absolute()) for name, file in zip(names, files)}
     about["reference"] = f"{reference['path']}, sha256 {reference['sha256']}"
     about["features"] = f"{features['title']}, sha256 {features['sha256']}"
     return "<footer>" + facts(about, page.absolute()) + "</footer>"

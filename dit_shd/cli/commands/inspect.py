@@ -5,7 +5,7 @@ Its folder:
     index.html     the page, self-contained         maps_<layer>.png    maps of query tokens
     numbers.json   the numbers of the page          maps_whole, similarity, alpha_layers, alpha_timesteps.svg
 
-Of a language model: maps of three heads, similarity and alpha by layer over a text:
+Of a language model: maps of every head over the words of a text, similarity and alpha by layer:
 
     dit-shd inspect hub:openai-community/gpt2 data='{name: text, path: book.txt, document: line}'
 """
@@ -22,7 +22,7 @@ from dit_shd.core.config import checked, resolve
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import atomic_folder
 from dit_shd.reports.inspection_page import picture_files, write_inspect_page
-from dit_shd.reports.text_inspection_page import write_text_inspection
+from dit_shd.reports.text_inspection_page import text_pictures, write_text_inspection
 
 NUMBERS, PAGE = "numbers.json", "index.html"
 
@@ -60,15 +60,16 @@ def inspect_to_folder(config: InspectConfig) -> Path:
     with atomic_folder(out.resolve()) as part:
         print("drawing ...", file=sys.stderr)
         if isinstance(findings, TextFindings):
-            pictures, values = {}, {"settings": resolve(config), **text_numbers(findings)}
-            write_text_inspection(findings, part / PAGE)
+            pictures, values = text_pictures(findings), {"settings": resolve(config), **text_numbers(findings)}
+            write = write_text_inspection
         else:
             pictures, values = picture_files(findings), numbers(findings)
-            for name, content in pictures.items():
-                (part / name).write_bytes(content)
-            write_inspect_page(findings, [NUMBERS, *sorted(pictures)], part / PAGE)
+            write = write_inspect_page
+        for name, content in pictures.items():
+            (part / name).write_bytes(content)
         files = sorted([NUMBERS, PAGE, *pictures])
         (part / NUMBERS).write_text(json.dumps(values | {"files": files}, indent=1), encoding="utf-8")
+        write(findings, [NUMBERS, *sorted(pictures)], part / PAGE)  # last: it links to what is there
     return out
 
 
