@@ -23,8 +23,8 @@ WORDS = (
 
 TEXT_WORDS = (
     "Choose a layer and a query token (click on a word or on a row of a map, or arrow keys), and a map to enlarge. "
-    "Bars below the words: where the query's attention goes in the chosen map. Maps: queries down, keys across; bright: "
-    "much attention, one scale (square root) for all maps of a layer."
+    "Bars below the words: where the query's attention goes in the chosen map. Maps: queries down, keys across; "
+    "bright: much attention, one scale (square root) for all maps of a layer."
 )
 
 
