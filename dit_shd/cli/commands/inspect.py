@@ -12,6 +12,7 @@ Of a language model: maps of every head over the words of a text, similarity and
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -60,16 +61,16 @@ def inspect_to_folder(config: InspectConfig) -> Path:
     with atomic_folder(out.resolve()) as part:
         print("drawing ...", file=sys.stderr)
         if isinstance(findings, TextFindings):
-            pictures, values = text_pictures(findings), {"settings": resolve(config), **text_numbers(findings)}
-            write = write_text_inspection
+            values = {"settings": resolve(config), **text_numbers(findings)}
+            pictures, write = text_pictures(findings), partial(write_text_inspection, findings)
         else:
-            pictures, values = picture_files(findings), numbers(findings)
-            write = write_inspect_page
+            values = numbers(findings)
+            pictures, write = picture_files(findings), partial(write_inspect_page, findings)
         for name, content in pictures.items():
             (part / name).write_bytes(content)
         files = sorted([NUMBERS, PAGE, *pictures])
         (part / NUMBERS).write_text(json.dumps(values | {"files": files}, indent=1), encoding="utf-8")
-        write(findings, [NUMBERS, *sorted(pictures)], part / PAGE)  # last: it links to what is there
+        write([NUMBERS, *sorted(pictures)], part / PAGE)  # last: it links to what is there
     return out
 
 
