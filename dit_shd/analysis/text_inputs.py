@@ -12,7 +12,7 @@ from dit_shd.core import rng
 from dit_shd.data.datasets.text import Text
 from dit_shd.data.packing import positions
 
-PICTURED_TOKENS = 32
+PICTURED_TOKENS = 48
 """First tokens of a sequence whose maps are drawn; in causal attention later ones change nothing of theirs."""
 
 
