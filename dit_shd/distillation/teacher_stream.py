@@ -12,6 +12,7 @@ from dit_shd.core.dtensor import is_sharded
 from dit_shd.distillation.losses import LayerLoss, Loss, Pairs
 from dit_shd.distillation.recording import record
 from dit_shd.distillation.records import LAYERS, Forward, Layer, Reads, Term
+from dit_shd.models.offload import is_offloaded
 from dit_shd.tasks import Batch, Output, Task
 
 
@@ -63,7 +64,15 @@ class TeacherStream:
 
         output = None
         with ExitStack() as stack, torch.no_grad(), suppress(_TeacherDoneError):
-            record(stack, task, teacher, batch, read, deliver, self._weights if is_sharded(teacher) else None)
+            record(
+                stack,
+                task,
+                teacher,
+                batch,
+                read,
+                deliver,
+                self._weights if is_sharded(teacher) or is_offloaded(teacher) else None,
+            )
             output = task.predict(teacher, batch)
         for kind, layers in held.items():
             self._orders[batch.pass_name, kind] = list(layers)

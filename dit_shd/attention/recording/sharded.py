@@ -1,4 +1,4 @@
-"""Captures of models whose weights are in slices."""
+"""Captures of models whose weights are in slices, or in main memory."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from dit_shd.core.dtensor import is_sharded
 
 
 class KeptWeights:
-    """Captures of a sharded model that outlive its blocks, whose gathered weights do not: W^O is copied once a layer.
+    """Captures that outlive the blocks of a sharded or offloaded model, whose weights do not: W^O is copied once.
 
     For a frozen model only.
     """
@@ -22,7 +22,7 @@ class KeptWeights:
 
     def of(self, layer: str, capture: Capture) -> Capture:
         if capture.out is not None and layer not in self._out:
-            self._out[layer] = capture.out.clone()
+            self._out[layer] = capture.out.to(capture.query.device, copy=True)
         bias = capture.bias
         bias = None if bias is None else bias.rebuilt([leaf.clone() for leaf in bias.leaves])
         return replace(capture, out=self._out.get(layer), bias=bias)

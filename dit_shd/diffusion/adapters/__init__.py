@@ -96,7 +96,7 @@ class Adapter(ABC):
         self, model: nn.Module, x: Tensor, time: Tensor, text: TextCondition, guidance: float | None = None
     ) -> Tensor:
         """Ask a model: its prediction in float32; see `arguments` and `prediction`."""
-        x = x.to(next(model.parameters()).dtype)  # a teacher may be held in bfloat16
+        x = x.to(computed_in(model))  # a teacher may be held in bfloat16
         scales = None
         if settings_of(model).get("guidance_embeds"):
             scale = self.guidance if guidance is None else guidance
@@ -131,6 +131,12 @@ class Adapter(ABC):
     def text(self, encoded: Sequence[Any]) -> TextCondition:
         """The condition in what the pipeline's encode_prompt gives: embeddings and mask, unless a class has more."""
         return TextCondition.of(encoded[0], encoded[1])
+
+
+def computed_in(model: nn.Module) -> torch.dtype:
+    """The precision that a model is given its inputs in: diffusers', which leaves out what stays in float32."""
+    dtype: Any = getattr(model, "dtype", None)
+    return dtype if isinstance(dtype, torch.dtype) else next(model.parameters()).dtype
 
 
 def settings_of(model: nn.Module) -> Mapping[str, Any]:
