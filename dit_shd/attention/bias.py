@@ -107,6 +107,12 @@ class DenseBias(Bias):
     def rebuilt(self, leaves: Sequence[Tensor]) -> "DenseBias":
         return DenseBias(leaves[0])
 
+    def block(self, rows: slice, keys: slice) -> "DenseBias":
+        """The bias of some query rows over some keys."""
+        (tensor,) = self.leaves
+        tensor = tensor if tensor.shape[2] == 1 else tensor[:, :, rows]
+        return DenseBias(tensor if tensor.shape[3] == 1 else tensor[..., keys])
+
     def samples(self, part: slice) -> "DenseBias":
         (tensor,) = self.leaves
         return self if tensor.shape[0] == 1 else DenseBias(tensor[part])

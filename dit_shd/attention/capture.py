@@ -63,6 +63,8 @@ class Capture:
     """A V [b,h,n,d], where the layer's own result is at hand (it saves computing it again)."""
     positions: Tensor | None = None
     """[n], where the query rows are only some of the sequence's."""
+    image: slice | None = None
+    """Which keys are the image's, where text and image are one sequence and the image's queries are among the rows."""
 
     def __post_init__(self) -> None:
         for name in ("query", "key", "value"):
@@ -146,6 +148,27 @@ class Capture:
             bias=None if self.bias is None else self.bias.select(rows),
             mixed=None if self.mixed is None else self.mixed[:, :, rows],
             positions=rows if self.positions is None else self.positions[rows],
+        )
+
+    def over_image(self) -> "Capture":
+        """Image queries over image keys, renormalised over them; all of what is no joint sequence of text and image.
+
+        Raises:
+            UserError: The layer has a bias that is no tensor, or is causal.
+        """
+        if self.image is None:
+            return self
+        if self.causal or not isinstance(self.bias, DenseBias | None):
+            raise UserError("capture: the image's block of a causal map, or of one with a bias of rules, cannot be cut")
+        n, m = self.query.shape[2], self.key.shape[2]
+        rows = self.image if n == m else slice(0, n)
+        return self._with(
+            query=self.query[:, :, rows],
+            key=self.key[:, :, self.image],
+            value=self.value[:, :, self.image],
+            bias=None if self.bias is None else self.bias.block(rows, self.image),
+            mixed=None,
+            image=None,
         )
 
     def _with(self, **changes: Any) -> "Capture":

@@ -189,6 +189,13 @@ def open_tensors(file: Path) -> "safe_open":
     return safe_open(file, "np")
 
 
+def mapped(file: Path, name: str) -> np.ndarray:
+    """A tensor of a shard, whose rows are read from the file when they are used."""
+    from safetensors import safe_open
+
+    return safe_open(file, "pt").get_tensor(name).numpy()  # numpy's own get_tensor reads all of it
+
+
 def damaged(file: Path, reason: object) -> UserError:
     """The error for a shard that cannot be read."""
     words = " ".join(str(reason).split())[:120]

@@ -96,16 +96,16 @@ def pixels(images: np.ndarray) -> Tensor:
 
 
 def transformer() -> SD3Transformer2DModel:
-    """The teacher's: six blocks of six heads, 2 million parameters."""
+    """The teacher's: six blocks of eight heads, 3.3 million parameters."""
     return SD3Transformer2DModel(
         sample_size=28,
         patch_size=2,
         in_channels=4,
         out_channels=4,
         num_layers=6,
-        num_attention_heads=6,
+        num_attention_heads=8,
         attention_head_dim=16,
-        caption_projection_dim=96,
+        caption_projection_dim=128,
         joint_attention_dim=64,
         pooled_projection_dim=64,
         pos_embed_max_size=14,

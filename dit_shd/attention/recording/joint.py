@@ -6,7 +6,7 @@ projections W^O of their own; the whole joint map is then two Captures, `NAME` (
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -142,9 +142,9 @@ def sections(
         if not own or own[queries] is not None or queries == "image":
             yield "", _cut(call, bias, at[queries], at[over], own.get(queries), reason)
     elif len(projections) < 2:
-        yield "", _cut(call, bias, rows, keys, projections[0] if projections else None, reason)
+        yield "", replace(_cut(call, bias, rows, keys, projections[0] if projections else None, reason), image=image)
     else:
-        yield "", _cut(call, bias, image, keys, own["image"], reason)
+        yield "", replace(_cut(call, bias, image, keys, own["image"], reason), image=image)
         if own["text"] is not None:
             yield ":text", _cut(call, bias, words, keys, own["text"], reason)
 
@@ -180,9 +180,7 @@ def _cut(
     if call.causal and not every_key:
         raise UserError("a block of a causal map is not supported; capture the whole map (block='joint')")
     if bias is not None and not (every_row and every_key):
-        (tensor,) = bias.leaves
-        tensor = tensor if tensor.shape[2] == 1 else tensor[:, :, rows]
-        bias = DenseBias(tensor if tensor.shape[3] == 1 else tensor[..., keys])
+        bias = bias.block(rows, keys)
     key, value = (call.key, call.value) if every_key else (call.key[:, :, keys], call.value[:, :, keys])
     return Capture(
         call.query if every_row else call.query[:, :, rows],

@@ -12,7 +12,7 @@ from dit_shd.core.places import expanded
 from dit_shd.core.rng import Draws
 from dit_shd.data.datasets import Dataset
 from dit_shd.data.latent_origin import origin_of
-from dit_shd.data.latent_shards import ShardEntry, damaged, open_tensors, read_header, read_index, verify_shard
+from dit_shd.data.latent_shards import ShardEntry, damaged, mapped, open_tensors, read_header, read_index, verify_shard
 
 
 class Latents(Dataset):
@@ -36,7 +36,7 @@ class Latents(Dataset):
         self._firsts = np.cumsum([0, *(entry.count for entry in self._set.shards)])
         labels = [self._open(entry, verify) for entry in self._set.shards]
         self._labels = np.concatenate(labels)
-        self._slices = [open_tensors(file).get_slice("posterior") for file in self._files]
+        self._posteriors = [mapped(file, "posterior") for file in self._files]
 
     @classmethod
     def described(cls, **options: Any) -> str:
@@ -79,7 +79,7 @@ class Latents(Dataset):
             sides = (draws.uniform("flip") < 0.5).numpy().astype(int)
         shards = np.searchsorted(self._firsts, indices, side="right") - 1
         for row, shard, index, side in zip(rows, shards, indices - self._firsts[shards], sides):
-            row[:] = self._slices[shard][int(index) : int(index) + 1, int(side)]
+            row[:] = self._posteriors[shard][index, side]
         x_0 = torch.from_numpy(rows[:, 0])
         if self._set.parts == 2:
             noise = draws.normal("posterior", self.shape)

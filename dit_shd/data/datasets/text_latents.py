@@ -46,6 +46,7 @@ class TextLatents(Dataset):
                 text_shards.verify(file)
         self._shards = [_open(file) for file in files]
         self._rows = [shard.get_tensor("rows") for shard in self._shards]
+        self._conditions = [_mapped(shard) for shard in self._shards]
         self.empty: TextCondition = text_shards.read_condition(path / text_shards.FOLDER / text_shards.EMPTY)
         """No prompt [1,...]."""
 
@@ -68,30 +69,27 @@ class TextLatents(Dataset):
         return tensors if text.pooled is None else {**tensors, "text_pooled": text.pooled}
 
     def text(self, indices: np.ndarray) -> TextCondition:
-        """The condition of samples, in float32, as long as the longest of them."""
-        rows = [self._row(int(index)) for index in indices]
-        tokens = max(row.tokens for row in rows)
-        padded = [row.padded(tokens) for row in rows]
-        pooled = [row.pooled for row in padded if row.pooled is not None]
+        """The condition of samples, in float32, as long as the longest of their shards."""
+        shards = np.searchsorted(self._firsts, indices, side="right") - 1
+        order, parts = np.argsort(shards, kind="stable"), []
+        for number in np.unique(shards):
+            places = torch.from_numpy(indices[shards == number] - self._firsts[number])
+            parts.append(self._conditions[number].rows(self._rows[number][places]))
+        tokens = max(part.tokens for part in parts)
+        padded = [part.padded(tokens) for part in parts]
+        pooled = [part.pooled for part in padded if part.pooled is not None]
+        back = torch.from_numpy(np.argsort(order))
         return TextCondition(
-            torch.cat([row.embeddings for row in padded]).float(),
-            torch.cat([row.mask for row in padded]),
+            torch.cat([part.embeddings for part in padded]).float(),
+            torch.cat([part.mask for part in padded]),
             torch.cat(pooled).float() if pooled else None,
-        )
+        ).rows(back)
 
     def caption(self, index: int) -> str:
         """The caption of a sample."""
         shard = int(np.searchsorted(self._firsts, index, side="right") - 1)
         captions = text_shards.captions_of(self._shards[shard].get_tensor("captions"))
         return captions[int(self._rows[shard][index - int(self._firsts[shard])])]
-
-    def _row(self, index: int) -> TextCondition:
-        """One sample's condition, without the padding of its shard where the pipeline has none."""
-        number = int(np.searchsorted(self._firsts, index, side="right") - 1)
-        shard, row = self._shards[number], int(self._rows[number][index - int(self._firsts[number])])
-        rows = slice(row, row + 1)
-        pooled = shard.get_slice("pooled")[rows] if "pooled" in shard.keys() else None  # noqa: SIM118
-        return TextCondition(shard.get_slice("embeddings")[rows], shard.get_slice("mask")[rows], pooled)
 
     def images(self) -> np.ndarray:
         raise UserError("text_latents: holds latents, not images")
@@ -104,3 +102,9 @@ def _open(file: Path) -> "safe_open":
     from safetensors import safe_open
 
     return safe_open(file, "pt")
+
+
+def _mapped(shard: "safe_open") -> TextCondition:
+    """The embeddings of a shard's captions, read from the file when they are used."""
+    pooled = shard.get_tensor("pooled") if "pooled" in shard.keys() else None  # noqa: SIM118
+    return TextCondition(shard.get_tensor("embeddings"), shard.get_tensor("mask"), pooled)

@@ -1,7 +1,7 @@
 """Squeezing-Heads Distillation (arXiv 2502.07436): divergence of the student's maps from the squeezed teacher's."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from dit_shd.attention.tiles import CHUNK_MIB
 from dit_shd.core import rng
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.layer_map import layer_map
-from dit_shd.distillation.losses import Layer, LayerLoss, Needs, Term, Weight, alternatives
+from dit_shd.distillation.losses import Layer, LayerLoss, Layers, Needs, Pairs, Term, Weight, alternatives
 from dit_shd.squeezing.backends.autotune import Backend
 from dit_shd.squeezing.backends.job import Measure
 from dit_shd.squeezing.cost import LayerCost
@@ -37,6 +37,7 @@ class SHD(LayerLoss):
             calibration batches before training); a list of groups; or {student layer: list of groups}.
         method: Of squeezing: pairwise (the paper's alpha), joint, per_query, constant or hard; see squeeze.
         temperature: T_a of both maps in the divergence; alpha is computed on the untempered maps.
+        block: Of maps over text and image in one sequence: `joint`, all of it; `image`, image queries over image keys.
         measure: `kl`; `cross_entropy` (the same gradient, cheaper on the fused backend); `mse` (the paper's table 10).
         layers: `sections`, `proportional`, or a map {student layer: teacher layer}.
         backend: `auto`, `streamed`, `fused` or `triton`; see attention_kl and Squeezer.
@@ -59,6 +60,7 @@ class SHD(LayerLoss):
         plan: str | Groups | dict[str, Groups] = "contiguous",
         method: Method = "pairwise",
         temperature: float = 1.0,
+        block: Literal["joint", "image"] = "joint",
         measure: Measure = "kl",
         layers: str | dict[str, str] = "sections",
         backend: Backend = "auto",
@@ -72,6 +74,7 @@ class SHD(LayerLoss):
             raise UserError(f"SHD: plan: wanted contiguous, matched or a list of groups, found '{plan}'")
         for name, value, choices in (
             ("method", method, get_args(Method)),
+            ("block", block, ("joint", "image")),
             ("measure", measure, get_args(Measure)),
             ("backend", backend, get_args(Backend)),
         ):
@@ -89,6 +92,7 @@ class SHD(LayerLoss):
         self.temperature, self.rows = temperature, rows
         self.measure: Measure = measure
         self.backend: Backend = backend
+        self.block = block
         self.calibration = calibration if plan == "matched" else 0
         self._unchecked = True
         """Whether numbers are still to be looked at; afterwards a GPU is not waited for any more."""
@@ -125,8 +129,26 @@ class SHD(LayerLoss):
         self._unchecked = False
         return pairs.term()
 
-    def pair(self, student: Layer, teacher: Layer, batch: Batch | None) -> Term:
+    def begin(self, teacher: Sequence[str], student: Layers, batch: Batch | None) -> Pairs:
+        chosen = {name: student[name] for name in self._chosen(student)}
+        return super().begin(self._chosen(teacher), chosen, batch)
+
+    def _chosen(self, layers: Iterable[str]) -> list[str]:
+        """The layers whose queries are in the block: NAME:text has those of text."""
+        return [name for name in layers if self.block == "joint" or ":" not in name]
+
+    def _pairs(self, teacher: Captures, student: Captures) -> Iterator[tuple[str, Capture, Capture]]:
+        """Each of the student's layers that learns: its name, its capture, the teacher's."""
+        for layer, source in layer_map(self._chosen(teacher), self._chosen(student), self.layers).items():
+            yield layer, *self._captures(Layer(layer, student[layer]), Layer(source, teacher[source]))
+
+    def _captures(self, student: Layer, teacher: Layer) -> tuple[Capture, Capture]:
+        """Both captures of the block, if they fit."""
         s, t = _captures(student, teacher)
+        return (s, t) if self.block == "joint" else (s.over_image(), t.over_image())
+
+    def pair(self, student: Layer, teacher: Layer, batch: Batch | None) -> Term:
+        s, t = self._captures(student, teacher)
         try:
             return self._divergence(student.name, s, t, batch)
         except UserError:
@@ -164,16 +186,14 @@ class SHD(LayerLoss):
 
     def cost(self, teacher: Captures, student: Captures, images: int) -> LayerCost:
         total = LayerCost()
-        for layer, source in layer_map(list(teacher), list(student), self.layers).items():
-            s, t = _captures(Layer(layer, student[layer]), Layer(source, teacher[source]))
+        for layer, s, t in self._pairs(teacher, student):
             total += self.squeezer.cost(layer, t, s, images, self.rows, self.temperature)
         return total
 
     def calibrate(self, teacher: Captures, student: Captures) -> None:
         _check_captures("teacher", teacher)
         _check_captures("student", student)
-        for layer, source in layer_map(list(teacher), list(student), self.layers).items():
-            s, t = _captures(Layer(layer, student[layer]), Layer(source, teacher[source]))
+        for layer, s, t in self._pairs(teacher, student):
             self.squeezer.add(layer, t, s.heads)
 
     def calibrated(self) -> dict[str, Any]:
