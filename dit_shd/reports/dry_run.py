@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from dit_shd.core.errors import UserError
 from dit_shd.profiling.captures import captures_of
 from dit_shd.profiling.estimate import DryRun, hours, peaks
 from dit_shd.profiling.flops import forward_operations
@@ -36,7 +37,10 @@ def _models(run: DryRun) -> str:
 
 def _shape(model: nn.Module, task: Task[Any]) -> list[str]:
     """Layers, heads, width and tokens of a model's self-attention."""
-    captures = list(captures_of(model, task).values())
+    try:
+        captures = list(captures_of(model, task).values())
+    except UserError:  # of linear attention alone, as Sana's
+        return ["-"] * 4
     heads, width = captures[0].heads, captures[0].query.shape[-1]
     return [str(number) for number in (len(captures), heads, heads * width, captures[0].shape[2])]
 

@@ -221,6 +221,7 @@ class TextToImage(Task[TextBatch]):
 
     def _process(self, model: nn.Module) -> TextProcess:
         scheduler = {} if self.record is None else self.record.scheduler
-        multiple = self._adapter(model).multiple(settings_of(model))
-        kind = self._adapter(model).process
-        return process_of(kind, scheduler, self.density, self.weighting, self.gamma, multiple)
+        adapter = self._adapter(model)
+        multiple = adapter.multiple(settings_of(model))
+        options = self.density, self.weighting, self.gamma, multiple, adapter.shift
+        return process_of(adapter.process, scheduler, *options)

@@ -1,6 +1,6 @@
 """Captures of models whose weights are in slices, or in main memory."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -29,10 +29,10 @@ class KeptWeights:
 
 
 @contextmanager
-def captured(model: nn.Module) -> Generator[Captures]:
-    """capture(model), for a frozen model in slices as well."""
+def captured(model: nn.Module, layers: Sequence[str] | None = None) -> Generator[Captures]:
+    """capture(model, layers), for a frozen model in slices as well."""
     if not is_sharded(model):
-        with capture(model) as captures:
+        with capture(model, layers) as captures:
             yield captures
         return
     held: dict[str, Capture] = {}
@@ -41,5 +41,5 @@ def captured(model: nn.Module) -> Generator[Captures]:
     def sink(layer: str, found: Capture) -> None:
         held[layer] = kept.of(layer, found)
 
-    with capture(model, sink=sink):
+    with capture(model, layers, sink=sink):
         yield held

@@ -92,6 +92,15 @@ class Adapter(ABC):
         """
         return output
 
+    def shift(self, scheduler: Mapping[str, Any], tokens: int) -> float | None:
+        """Alpha of SD3 eq. 23 that the pipeline's steps have; None where its scheduler's config says it.
+
+        Args:
+            scheduler: The config of the pipeline's scheduler.
+            tokens: Of an image.
+        """
+        return None
+
     def predict(
         self, model: nn.Module, x: Tensor, time: Tensor, text: TextCondition, guidance: float | None = None
     ) -> Tensor:
