@@ -83,8 +83,8 @@ class Flow(TextProcess):
         return shifted(self.density.quantile(u), alpha).float()
 
     def _alpha(self, tokens: int) -> float:
-        own = None if self.shift is None else self.shift(self.scheduler, tokens)
-        return pipeline_shift(self.scheduler, tokens) if own is None else own
+        alpha = None if self.shift is None else self.shift(self.scheduler, tokens)
+        return pipeline_shift(self.scheduler, tokens) if alpha is None else alpha
 
     def example_times(self, images: int, device: torch.device) -> Tensor:
         return torch.full((images,), 0.5, device=device)

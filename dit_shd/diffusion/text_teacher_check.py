@@ -103,7 +103,7 @@ class TextTeacherCheck:
         count = len(SNRS) * LEVEL_IMAGES
         positions = range(number * count, (number + 1) * count)
         draws = Draws(self.seed, 0, positions, 1)
-        sample = self.dataset.batch(draws.indices(len(self.dataset)), draws)
+        sample = self.dataset.batch(self.dataset.indices(draws), draws)
         x_0, levels = sample["latents"], torch.arange(count) % len(SNRS)
         t = torch.tensor([self.process.time_at(snr) for snr in SNRS])[levels]
         noise = draws.normal("teacher check", x_0.shape[1:])

@@ -41,14 +41,13 @@ def calibrate(
                 if number < loss.calibration and loss.takes_part(batch.pass_name):
                     readers.setdefault(chosen(loss.teacher, known, name)[0], []).append(loss)
             for name, losses in readers.items():
-                models = {"student": distiller.student, "teacher": known[name]}
-                read = {role: named_attention(losses, role, model) for role, model in models.items()}
+                student, teacher = distiller.student, known[name]
                 with (
-                    capture(models["student"], read["student"]) as student,
-                    captured(models["teacher"], read["teacher"]) as teacher,
+                    capture(student, named_attention(losses, "student", student)) as learned,
+                    captured(teacher, named_attention(losses, "teacher", teacher)) as taught,
                 ):
-                    for model in models.values():
-                        distiller.task.predict(model, batch)
+                    distiller.task.predict(student, batch)
+                    distiller.task.predict(teacher, batch)
                 for loss in losses:
-                    loss.calibrate(teacher, student)
+                    loss.calibrate(taught, learned)
     return {name: loss.calibrated() for name, loss in calibrated.items()}

@@ -189,8 +189,8 @@ def of_public(state: Mapping[str, Tensor], heads: int | None = None, prediction:
     state = public_checkpoints.clean(state)
     if any(name.endswith(".mlp.w12.weight") for name in state):
         raise UserError(
-            "of LightningDiT (arXiv 2501.01423), whose blocks (SwiGLU, RMS norm, rotary places) and autoencoder dit_shd "
-            "does not have; DiT, SiT, REPA and MDTv2 are read"
+            "of LightningDiT (arXiv 2501.01423): its blocks (SwiGLU, RMS norm, rotary places) and its autoencoder are "
+            "not among dit_shd's; DiT, SiT, REPA and MDTv2 are read"
         )
     if prediction == NOISE and (reason := velocity.of_state(state)) is not None:
         raise UserError(f"refused, because {velocity.explain(reason)}")

@@ -60,7 +60,7 @@ def check_lora(model: nn.Module, lora: Lora) -> None:
         lora: Rank and places.
 
     Raises:
-        UserError: peft is not installed, or no linear map has such a name.
+        UserError: The package peft is not installed, or no linear map has such a name.
     """
     if not lora.rank:
         return

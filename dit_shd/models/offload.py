@@ -8,6 +8,9 @@ from torch import nn
 from dit_shd.core.errors import UserError, error_line
 from dit_shd.models.quantization import CONFIG
 
+OFFLOADED = "dit_shd_offloaded"
+"""Attribute of a model whose weights come to its device block by block."""
+
 
 def offload_blocks(model: nn.Module, device: torch.device) -> None:
     """Keep a model's weights in main memory; a block is copied to the device before it runs, the next one meanwhile.
@@ -26,13 +29,12 @@ def offload_blocks(model: nn.Module, device: torch.device) -> None:
         enable(device, torch.device("cpu"), "block_level", 1, use_stream=device.type == "cuda")
     except Exception as error:  # of diffusers, for classes that it cannot divide
         raise UserError(f"teacher_offload: {type(model).__name__} cannot be ({error_line(error, 200)})") from error
+    setattr(model, OFFLOADED, True)
 
 
 def is_offloaded(model: nn.Module) -> bool:
     """Whether a model's weights come to its device block by block."""
-    from diffusers.hooks.group_offloading import _is_group_offload_enabled
-
-    return _is_group_offload_enabled(model)
+    return bool(getattr(model, OFFLOADED, False))
 
 
 def moved(model: nn.Module, device: torch.device) -> nn.Module:

@@ -44,7 +44,7 @@ def config_of(bits: Precision, device: torch.device) -> Any:  # noqa: ANN401 - a
     import diffusers
 
     if bits == "nf4":
-        options = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16}
+        options: dict[str, Any] = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16}
         made = diffusers.BitsAndBytesConfig(load_in_4bit=True, **options)
     else:
         made = diffusers.TorchAoConfig(_torchao(bits))

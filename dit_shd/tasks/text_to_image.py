@@ -142,7 +142,7 @@ class TextToImage(Task[TextBatch]):
             yield TeacherFinding(message, fault)
 
     def draw(self, draws: Draws) -> Sequence[TextBatch]:
-        indices = draws.indices(len(self.dataset))
+        indices = self.dataset.indices(draws)
         sample = self.dataset.batch(indices, draws)
         x_0 = sample["latents"]
         t = self.process.times(draws.uniform("timestep"), x_0.shape)

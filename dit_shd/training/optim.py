@@ -42,7 +42,7 @@ def build(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> torch.
         parameters: To be trained.
 
     Raises:
-        UserError: torchao is wanted, and not installed.
+        UserError: The package torchao is wanted, and not installed.
     """
     groups = _groups(config, list(parameters))
     common = dict(lr=config.lr, eps=config.eps, weight_decay=config.weight_decay)

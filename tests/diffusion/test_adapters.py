@@ -44,7 +44,8 @@ def adapter(kind) -> Adapter:
 
 def sides(pipeline, adapter):
     """Height and width of latents that are not square."""
-    multiple = 8 if isinstance(adapter, ADAPTERS.find("sana")) else adapter.multiple(pipeline.transformer.config)
+    of_eight = isinstance(adapter, (ADAPTERS.find("sana"), ADAPTERS.find("wan")))
+    multiple = 8 if of_eight else adapter.multiple(pipeline.transformer.config)
     return 6 * multiple, 4 * multiple
 
 
@@ -267,3 +268,14 @@ def test_the_record_knows_the_pipeline(tmp_path):
     other = write_pipeline("sd3", tmp_path / "other", seed=1)
     assert record_of(str(same), same).text_sha256 == record.text_sha256
     assert record_of(str(other), other).text_sha256 != record.text_sha256
+
+
+def test_the_shift_of_flux2_is_its_pipeline_s_at_50_steps():
+    from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
+
+    adapter = ADAPTERS.find("flux2")()
+    for tokens in (256, 1024, 4096, 5000):
+        process = process_of("flow", {}, TimestepDensity(), "none", None, 1, adapter.shift)
+        alpha = math.exp(compute_empirical_mu(tokens, 50))
+        sigma = process.times(torch.tensor([0.5], dtype=torch.float64), (1, 4, tokens, 1))
+        assert float(sigma) == pytest.approx(alpha / (1 + alpha), rel=1e-6)

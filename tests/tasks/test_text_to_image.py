@@ -34,7 +34,7 @@ def made(kind, tmp_path_factory):
 
 
 def values(kind, pipeline, latents, run, **changes):
-    shd = {"name": "shd", "plan": "matched"}
+    shd = {"name": "shd", "plan": "matched" if kind == "sd3" else "contiguous"}
     if kind == "sana":  # its self-attention is linear
         shd["layers"] = {f"transformer_blocks.{i}.attn2": f"transformer_blocks.{i}.attn2" for i in range(2)}
     losses = [{"name": "output"}, {"name": "feature"}, shd]
@@ -119,9 +119,7 @@ def test_text_encoders_are_never_in_memory_while_training(one, tmp_path, monkeyp
 def test_layers_of_cross_attention_are_named(tmp_path, one):
     layers = {"transformer_blocks.0.attn9": "transformer_blocks.0.attn"}
     losses = [{"name": "shd", "layers": layers}]
-    with pytest.raises(
-        UserError, match=r"no layer fits 'transformer_blocks.0.attn9'. Layers: transformer_blocks.0.attn,"
-    ):
+    with pytest.raises(UserError, match=r"no layer fits 'transformer_blocks.0.attn9'. Layers: transformer_blocks"):
         Trainer.from_config(make(TrainConfig, values("sd3", *one, tmp_path / "run", losses=losses)))
 
 
@@ -133,7 +131,7 @@ def test_bad_input(one, tmp_path, caplog):
     ):
         Trainer.from_config(config)
     wide = {"like": "teacher", "num_attention_heads": 8}
-    with pytest.raises(UserError, match="student.num_attention_heads: wanted at most the teacher's 4, found 8"):
+    with pytest.raises(UserError, match=r"student\.num_attention_heads: wanted at most the teacher's 4, found 8"):
         Trainer.from_config(make(TrainConfig, values("sd3", *one, tmp_path / "run", student=wide)))
     assert not (tmp_path / "run").exists()
     long = "a thin seven with a zero and a nine " * 9

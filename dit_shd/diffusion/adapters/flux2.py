@@ -1,5 +1,6 @@
 """FLUX.2 dev and klein: FLUX.1's blocks with latents that are tokens as they are, and places of four axes."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -40,11 +41,10 @@ class Flux2(Adapter):
 
     def shift(self, scheduler: Mapping[str, Any], tokens: int) -> float | None:
         """The pipeline's own, which follows from the tokens and, between two lines, from its 50 steps."""
-        few, many = (
-            slope * tokens + first for slope, first in ((8.73809524e-05, 1.89833333), (0.00016927, 0.45666666))
-        )
-        mu = many if tokens > 4300 else few + (many - few) * (50 - 10) / 190
-        return float(torch.tensor(mu).exp())
+        of_200 = 0.00016927 * tokens + 0.45666666
+        of_10 = 8.73809524e-05 * tokens + 1.89833333
+        mu = of_200 if tokens > 4300 else of_10 + (of_200 - of_10) * (50 - 10) / 190
+        return math.exp(mu)
 
     def text(self, encoded: Sequence[Any]) -> TextCondition:
         return TextCondition.of(encoded[0])
