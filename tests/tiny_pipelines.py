@@ -390,7 +390,7 @@ def wan():
         latents_mean=[0.1, -0.2, 0.3, 0.0],
         latents_std=[1.0, 2.0, 0.5, 1.5],
         scale_factor_spatial=2,
-        scale_factor_temporal=1,
+        scale_factor_temporal=4,
     )
     sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
     encoder = UMT5EncoderModel(UMT5Config(vocab_size=vocabulary_size(), pad_token_id=0, eos_token_id=1, **sizes))

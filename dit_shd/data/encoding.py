@@ -118,7 +118,7 @@ def encode_source(
         UserError: Shards of other settings, no image that can be read.
     """
     state = joined()
-    job = Job(config, source, encode, crop, state.device or torch.device("cpu"), prompts)
+    job = Job(config, source, encode, crop, encode.shape(*crop), state.device or torch.device("cpu"), prompts)
     settings = run_on_main(job.settings)
     out = config.out.absolute()
     with locked(out.parent / f".{out.name}.lock", "dit-shd encode"):

@@ -30,13 +30,10 @@ class Job:
     encode: Encoder
     crop: tuple[int, int]
     """Height and width of the images."""
+    shape: tuple[int, int, int]
+    """(c, y, x) of a latent."""
     device: torch.device
     prompts: PromptEncoder | None = None
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(c, y, x) of a latent."""
-        return self.encode.shape(*self.crop)
 
     @property
     def flips(self) -> int:
