@@ -68,7 +68,7 @@ def build(config: TrainConfig) -> Run:
     parts = with_micro_batch(parts)
     config, task, teachers = parts.config, parts.task, parts.teachers
     whole = config.compile or config.sharding != "no" or config.teacher_offload != "no"
-    distiller = Distiller(task, parts.student, parts.losses, stop_teacher_early=not whole)
+    distiller = Distiller(task, parts.student, parts.losses, not whole, config.base_weight)
     first_sample(config, distiller, teachers)
     accelerator, batches = join(config, distiller)
     if accelerator.is_main_process:
@@ -135,6 +135,7 @@ def check(parts: Parts) -> None:
     """
     config, task = parts.config, parts.task
     checks.passes(task, parts.losses)
+    checks.guidance(config.task.name, task, parts.losses)
     checks.fields(task, parts.losses)
     checks.compiled(config, parts.losses)
     models = {"student": parts.student, **{role(name): teacher for name, teacher in parts.teachers.items()}}
