@@ -39,5 +39,5 @@ def is_offloaded(model: nn.Module) -> bool:
 
 def moved(model: nn.Module, device: torch.device) -> nn.Module:
     """A model on a device; one that is offloaded, or was quantised there, stays as it is."""
-    config: Any = getattr(model, "config", {})
-    return model if CONFIG in config or is_offloaded(model) else model.to(device)
+    settings: Any = getattr(model, "config", {})
+    return model if CONFIG in settings or is_offloaded(model) else model.to(device)
