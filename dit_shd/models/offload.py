@@ -1,5 +1,6 @@
 """Teachers larger than a GPU's memory: diffusers' group offloading brings each block there while it runs."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -40,4 +41,5 @@ def is_offloaded(model: nn.Module) -> bool:
 def moved(model: nn.Module, device: torch.device) -> nn.Module:
     """A model on a device; one that is offloaded, or was quantised there, stays as it is."""
     settings: Any = getattr(model, "config", {})
-    return model if CONFIG in settings or is_offloaded(model) else model.to(device)
+    quantised = isinstance(settings, Mapping) and CONFIG in settings
+    return model if quantised or is_offloaded(model) else model.to(device)
