@@ -23,6 +23,7 @@ from dit_shd.data.datasets import Dataset
 from dit_shd.diffusion import class_names
 from dit_shd.diffusion.denoiser import NO_LABEL, Denoiser, known_classes
 from dit_shd.diffusion.process import Process
+from dit_shd.models.offload import moved
 
 SNRS = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03)
 """Noise levels: at lower and higher ones a good teacher is not much better than the linear prediction."""
@@ -186,7 +187,7 @@ def findings(
         yield (f"classes: {words}", None) if right else ("", words)
     if not ask:
         return
-    result = measure(teacher.to(device), dataset, process, seed, device, labels)
+    result = measure(moved(teacher, device), dataset, process, seed, device, labels)
     skipped = ""
     if result.wrong is None:
         why = "it has one class" if len(classes) < 2 else "label_dropout is 1"

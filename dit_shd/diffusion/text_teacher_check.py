@@ -27,6 +27,7 @@ from dit_shd.diffusion.teacher_check import (
     TeacherMeasurement,
 )
 from dit_shd.diffusion.text_process import TextProcess
+from dit_shd.models.offload import moved
 
 ROUNDS = (2, 6)
 """Of len(SNRS) * LEVEL_IMAGES samples: at least, and at most, where captions are not clear before."""
@@ -53,7 +54,7 @@ class TextTeacherCheck:
             teacher: The model.
             captions: Whether captions are compared; not where all are dropped.
         """
-        result = self._measurement(teacher.to(self.device), captions)
+        result = self._measurement(moved(teacher, self.device), captions)
         of_noise = replace(result, wrong=None, none=None)
         words = of_noise.summary()
         if result.wrong is not None and result.none is not None:
@@ -102,7 +103,7 @@ class TextTeacherCheck:
         count = len(SNRS) * LEVEL_IMAGES
         positions = range(number * count, (number + 1) * count)
         draws = Draws(self.seed, 0, positions, 1)
-        sample = self.dataset.batch(draws.indices(len(self.dataset)), draws)
+        sample = self.dataset.batch(self.dataset.indices(draws), draws)
         x_0, levels = sample["latents"], torch.arange(count) % len(SNRS)
         t = torch.tensor([self.process.time_at(snr) for snr in SNRS])[levels]
         noise = draws.normal("teacher check", x_0.shape[1:])

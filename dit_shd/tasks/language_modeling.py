@@ -20,6 +20,7 @@ from dit_shd.data.latent_origin import Kept
 from dit_shd.data.packing import PADDING, positions
 from dit_shd.evaluation.perplexity import Perplexity, token_nats
 from dit_shd.models.language_model import check_attention, seeded_dropout, text_config
+from dit_shd.models.offload import moved
 from dit_shd.tasks import Batch, Output, Task, TeacherFinding, Terms
 
 JUDGED = 8
@@ -158,7 +159,7 @@ class LanguageModeling(Task[TokenBatch]):
         data = self._text
         (batch,) = self.draw(Draws(seed, 0, range(JUDGED), JUDGED))
         batch = batch.to(device)
-        nats = float(self.losses(self.predict(teacher.to(device), batch), batch)["cross_entropy"].mean())
+        nats = float(self.losses(self.predict(moved(teacher, device), batch), batch)["cross_entropy"].mean())
         shares = torch.from_numpy(data.token_counts() + 1.0).float()
         logits = (shares / shares.sum()).log().to(device).expand(*batch.targets.shape, -1)
         by_counts = float(self.losses(Output(logits), batch)["cross_entropy"].mean())
