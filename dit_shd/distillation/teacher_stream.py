@@ -9,9 +9,11 @@ from torch import nn
 
 from dit_shd.attention.recording.sharded import KeptWeights
 from dit_shd.core.dtensor import is_sharded
+from dit_shd.distillation.guided import guided_outputs
 from dit_shd.distillation.losses import LayerLoss, Loss, Pairs
-from dit_shd.distillation.recording import record
+from dit_shd.distillation.recording import named_attention, record
 from dit_shd.distillation.records import LAYERS, Forward, Layer, Reads, Term
+from dit_shd.models.offload import is_offloaded
 from dit_shd.tasks import Batch, Output, Task
 
 
@@ -63,12 +65,17 @@ class TeacherStream:
 
         output = None
         with ExitStack() as stack, torch.no_grad(), suppress(_TeacherDoneError):
-            record(stack, task, teacher, batch, read, deliver, self._weights if is_sharded(teacher) else None)
+            weights = self._weights if is_sharded(teacher) or is_offloaded(teacher) else None
+            named = named_attention(losses.values(), "teacher", teacher)
+            record(stack, task, teacher, batch, read, deliver, weights, named)
             output = task.predict(teacher, batch)
         for kind, layers in held.items():
             self._orders[batch.pass_name, kind] = list(layers)
+        outputs = {} if output is None else guided_outputs(task, teacher, batch, losses, output)
         return {
-            name: streamed[name].term() if name in streamed else _term(loss, student, _forward(output, held), batch)
+            name: streamed[name].term()
+            if name in streamed
+            else _term(loss, student, _forward(outputs.get(name, output), held), batch)
             for name, loss in losses.items()
         }
 
