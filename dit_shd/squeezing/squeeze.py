@@ -234,7 +234,7 @@ class _Merge:
         merges = [g for k, of_size in sizes for g in of_size for _ in range(k - 1)]
 
         def joined(name: str, numbers: list[int]) -> Tensor:
-            return _in_order([x for part in parts if (x := getattr(part, name)) is not None], numbers)
+            return _in_order([x for x in (getattr(part, name) for part in parts) if x is not None], numbers)
 
         pairwise, has_sums = self.method == "pairwise", self.backend == "triton"
         return Squeeze(
@@ -294,7 +294,7 @@ class _Merge:
 def _in_order(parts: list[Tensor], numbers: list[int]) -> Tensor:
     """Parts [b,x,...] side by side, in the order of their numbers."""
     joined = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-    order = sorted(range(len(numbers)), key=numbers.__getitem__)
+    order = [i for _, i in sorted((number, i) for i, number in enumerate(numbers))]
     if order == list(range(len(order))):
         return joined
     return joined.index_select(1, index_tensor(tuple(order), joined.device))

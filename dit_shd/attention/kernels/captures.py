@@ -54,18 +54,19 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+_codes: dict[tuple[int, torch.device], Tensor] = {}
 _tensors: WeakKeyDictionary[Capture, tuple[list[int], list[Tensor]]] = WeakKeyDictionary()
 
 
 def side_of(capture: Capture, temperature: float) -> dict[str, Any]:
     """A capture as the operators take it; its tensors are prepared once, as long as they do not change in place."""
-    kinds, offset = {DenseBias: "dense", RelativeBias: "relative"}, 0
+    bias, offset = "none" if capture.bias is None else "dense", 0
     if isinstance(capture.bias, RelativeBias):
-        window = capture.bias.window
+        bias, window = "relative", capture.bias.window
         offset = (window - 1) * (2 * window - 1) + (window - 1)
     return {
         "tensors": _tensors_of(capture),
-        "bias": "none" if capture.bias is None else kinds[type(capture.bias)],
+        "bias": bias,
         "causal": capture.causal,
         "factor": capture.scale / temperature,
         "bias_factor": 1.0 / temperature,
@@ -101,9 +102,21 @@ def _prepared(capture: Capture) -> list[Tensor]:
 def codes_of(bias: RelativeBias, device: torch.device) -> list[Tensor]:
     """The codes of query and key tokens, int32 [b or 1,n] and [b or 1,m]."""
     if bias.code is None or bias.query_code is None:
-        line, side = range(bias.window), 2 * bias.window - 1
-        return [index_tensor(tuple(y * side + x for y in line for x in line), device, torch.int32)[None]] * 2
+        return [_grid_codes(bias.window, device)] * 2
     return [x.to(device, torch.int32).contiguous() for x in (bias.query_code, bias.code)]
+
+
+def _grid_codes(window: int, device: torch.device) -> Tensor:
+    """The codes of all tokens [1,n], made once."""
+    if torch.compiler.is_compiling():  # a graph has no cache
+        return RelativeBias.codes(window, device)[None]
+    codes = _codes.get((window, device))
+    if codes is None:
+        with torch.inference_mode(False):  # a backward may have to keep them
+            codes = RelativeBias.codes(window, device)[None]
+        if type(codes) is Tensor:  # none that only stands for one
+            _codes[window, device] = codes
+    return codes
 
 
 def rows_together(x: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from dit_shd.squeezing.backends.job import Measure
 from dit_shd.squeezing.cost import LayerCost
 from dit_shd.squeezing.divergence import attention_kl
 from dit_shd.squeezing.plans import merge_names
-from dit_shd.squeezing.squeeze import Method
+from dit_shd.squeezing.squeeze import Method, Squeeze
 from dit_shd.squeezing.squeezer import Groups, Squeezer
 from dit_shd.tasks import Batch
 
@@ -166,15 +166,20 @@ class SHD(LayerLoss):
         check = batch is None and self._unchecked  # in training NaN is propagated to the loss, for the trainer's guard
         squeezed = self.squeezer.squeeze(layer, t, s.heads, keep_maps, weight, check)
         value = attention_kl(t, s, squeezed, self.temperature, self.measure, self.backend, chunk_mib, weight, check)
-        logs = {f"{self.measure}/{layer}": value.detach().mean()}
-        if squeezed.alpha is not None and squeezed.alpha.numel():
-            assert squeezed.clamped is not None
-            logs |= {f"alpha/{layer}": squeezed.alpha.mean(), "clamped": squeezed.clamped.float().mean()}
-            merges = merge_names(squeezed.plan)
-            logs |= {f"alpha/{layer}/{merge}": alpha for merge, alpha in zip(merges, squeezed.alpha.mean(0))}
-        if squeezed.residual is not None:
-            logs["residual"] = squeezed.residual.mean()
-        return Term(value, logs)
+        return Term(value, self._logs(layer, value.detach(), squeezed))
+
+    def _logs(self, layer: str, value: Tensor, squeezed: Squeeze) -> dict[str, Tensor]:
+        """Means over the samples, by one reduction for all."""
+        known = {f"alpha/{layer}": squeezed.alpha, "clamped": squeezed.clamped, "residual": squeezed.residual}
+        parts = {name: part for name, part in known.items() if part is not None and part.numel()}
+        means = torch.cat([value[:, None], *parts.values()], 1).mean(0)
+        first, *rest = means.split([1, *(part.shape[1] for part in parts.values())])
+        logs = {f"{self.measure}/{layer}": first[0]}
+        for name, mean in zip(parts, rest):
+            logs[name] = mean.mean()
+            if name.startswith("alpha/"):
+                logs |= {f"{name}/{merge}": one for merge, one in zip(merge_names(squeezed.plan), mean.unbind())}
+        return logs
 
     def _rows(self, layer: str, n: int, batch: Batch | None) -> Tensor:
         """A sample of the query rows, ascending: by the batch in training, by torch's generator elsewhere."""
