@@ -175,8 +175,8 @@ def add_product(out: Tensor, a: Tensor, b: Tensor, factor: float = 1.0, first: b
 _on_device: dict[tuple[tuple[int, ...], torch.device, torch.dtype], Tensor] = {}
 
 
-def index_tensor(indices: tuple[int, ...], device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:
-    """Indices on a device; copied to a GPU once, since it has to be waited for at every copy."""
+def index_tensor(indices: tuple[float, ...], device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:
+    """Indices, or other constants, on a device; copied to a GPU once, since it has to be waited for at every copy."""
     place = _on_device.get((indices, device, dtype))
     if place is None:
         place = torch.tensor(indices, device=device, dtype=dtype)

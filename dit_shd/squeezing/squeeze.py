@@ -120,7 +120,8 @@ def squeeze(
     row_weight = check_row_weight(row_weight, capture, "squeeze")
     wide = torch.promote_types(capture.query.dtype, torch.float32)
     if method in ("constant", "hard") or heads == h:
-        weight = _fixed(groups, method, seed).to(capture.query.device, wide)[None, :, None].expand(b, h, 1)
+        fixed = tuple(_fixed(groups, method, seed).tolist())
+        weight = index_tensor(fixed, capture.query.device, wide)[None, :, None].expand(b, h, 1)
         alpha = weight.new_zeros(b, 0) if method == "pairwise" else None
         clamped = None if alpha is None else alpha.bool()
         residual = weight.new_zeros(b, h) if heads == h else None
@@ -234,7 +235,7 @@ class _Merge:
         merges = [g for k, of_size in sizes for g in of_size for _ in range(k - 1)]
 
         def joined(name: str, numbers: list[int]) -> Tensor:
-            return _in_order([x for part in parts if (x := getattr(part, name)) is not None], numbers)
+            return _in_order([x for x in (getattr(part, name) for part in parts) if x is not None], numbers)
 
         pairwise, has_sums = self.method == "pairwise", self.backend == "triton"
         return Squeeze(
@@ -294,7 +295,7 @@ class _Merge:
 def _in_order(parts: list[Tensor], numbers: list[int]) -> Tensor:
     """Parts [b,x,...] side by side, in the order of their numbers."""
     joined = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-    order = sorted(range(len(numbers)), key=numbers.__getitem__)
+    order = [i for _, i in sorted((number, i) for i, number in enumerate(numbers))]
     if order == list(range(len(order))):
         return joined
     return joined.index_select(1, index_tensor(tuple(order), joined.device))

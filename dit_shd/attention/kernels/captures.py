@@ -54,6 +54,7 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+_codes: dict[tuple[int, torch.device], Tensor] = {}
 _tensors: WeakKeyDictionary[Capture, tuple[list[int], list[Tensor]]] = WeakKeyDictionary()
 
 
@@ -109,9 +110,21 @@ def _is_in_lines(bias: RelativeBias) -> bool:
 def codes_of(bias: RelativeBias, device: torch.device) -> list[Tensor]:
     """The codes of query and key tokens, int32 [b or 1,n] and [b or 1,m]."""
     if bias.code is None or bias.query_code is None:
-        line, side = range(bias.window), 2 * bias.window - 1
-        return [index_tensor(tuple(y * side + x for y in line for x in line), device, torch.int32)[None]] * 2
+        return [_grid_codes(bias.window, device)] * 2
     return [x.to(device, torch.int32).contiguous() for x in (bias.query_code, bias.code)]
+
+
+def _grid_codes(window: int, device: torch.device) -> Tensor:
+    """The codes of all tokens [1,n], made once."""
+    if torch.compiler.is_compiling():  # a graph has no cache
+        return RelativeBias.codes(window, device)[None]
+    codes = _codes.get((window, device))
+    if codes is None:
+        with torch.inference_mode(False):  # a backward may have to keep them
+            codes = RelativeBias.codes(window, device)[None]
+        if type(codes) is Tensor:  # none that only stands for one
+            _codes[window, device] = codes
+    return codes
 
 
 def rows_together(x: Tensor) -> Tensor:

@@ -98,7 +98,7 @@ class SHD(LayerLoss):
         self.calibration = calibration if plan == "matched" else 0
         self.graphs = CudaGraphs()
         """What layers are replayed by on a GPU, where all that a layer reads stays in its place."""
-        self._names: dict[Hashable, list[str]] = {}
+        self._names: dict[str, list[str]] = {}
         self._unchecked = True
         """Whether numbers are still to be looked at; afterwards a GPU is not waited for any more."""
 
@@ -184,11 +184,11 @@ class SHD(LayerLoss):
             wanted = torch.is_grad_enabled() and any(x.requires_grad for x in (s.query, s.key, *_leaves(s)))
             job = replace(job, gradients=wanted, bias_needs_grad=s.bias is not None and s.bias.needs_grad())
             logs = _logs(layer, squeezed)
-            self._names[key] = list(logs)
+            self._names[layer] = list(logs)
             return [*logs.values(), *gradients_of(job, run)]
 
         parts = compute(*tensors) if key is None else self.graphs(key, compute, tensors)
-        names = self._names[key]
+        names = self._names[layer]
         value = attached(s, parts[len(names) :])
         return Term(value, {f"{self.measure}/{layer}": value.detach().mean(), **dict(zip(names, parts))})
 
@@ -243,13 +243,17 @@ def _leaves(capture: Capture) -> tuple[Tensor, ...]:
 
 
 def _logs(layer: str, squeezed: Squeeze) -> dict[str, Tensor]:
-    """Alpha's mean, and by merge; how often it was clamped; the residual."""
+    """Means over the samples, by one reduction: alpha, in all and by merge, how often it was clamped, the residual."""
+    known = {f"alpha/{layer}": squeezed.alpha, "clamped": squeezed.clamped, "residual": squeezed.residual}
+    parts = {name: part for name, part in known.items() if part is not None and part.numel()}
     logs: dict[str, Tensor] = {}
-    if squeezed.alpha is not None and squeezed.alpha.numel():
-        assert squeezed.clamped is not None
-        logs |= {f"alpha/{layer}": squeezed.alpha.mean(), "clamped": squeezed.clamped.float().mean()}
-        logs |= {f"alpha/{layer}/{m}": alpha for m, alpha in zip(merge_names(squeezed.plan), squeezed.alpha.mean(0))}
-    return logs if squeezed.residual is None else {**logs, "residual": squeezed.residual.mean()}
+    if parts:
+        means = torch.cat([*parts.values()], 1).mean(0).split([part.shape[1] for part in parts.values()])
+        for name, mean in zip(parts, means):
+            logs[name] = mean.mean()
+            if name.startswith("alpha/"):
+                logs |= {f"{name}/{merge}": one for merge, one in zip(merge_names(squeezed.plan), mean.unbind())}
+    return logs
 
 
 def _is_same(student: Tensor, teacher: Tensor) -> bool:

@@ -11,7 +11,6 @@ import torch
 from dit_shd.attention.bias import Bias, BiasGradient, DenseBias
 from dit_shd.attention.kernels.captures import side_of
 from dit_shd.attention.relative_bias import RelativeBias
-from dit_shd.attention.tiles import index_tensor
 from dit_shd.squeezing.backends.job import Job, Result
 from dit_shd.squeezing.kernels.captures import row_sums
 
@@ -27,8 +26,7 @@ def run(job: Job) -> Result:
     n = teacher.shape[2]
     known = job.squeeze.row_sums if job.temperature == 1 else None
     top, inverse = row_sums(teacher, job.temperature) if known is None else known
-    ones = index_tensor((1,) * n, top.device, torch.float32)[None]
-    row_weight = ones if job.row_weight is None else job.row_weight.float().contiguous()
+    row_weight = top.new_ones(1, n) if job.row_weight is None else job.row_weight.float().contiguous()
     kept = row_sums(student, job.temperature)
     bias = student.bias.gradient(teacher.shape[0]) if student.bias is not None and job.bias_needs_grad else None
     collect, shape = _collected(student.bias, bias)
