@@ -26,6 +26,7 @@ from dit_shd.attention.kernels import gradients, scores
 from dit_shd.attention.kernels.blocks import Blocks
 from dit_shd.squeezing.kernels import blocks as divergence_blocks
 from dit_shd.squeezing.kernels import divergence
+from dit_shd.squeezing.kernels.squared import squared_rows
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 BIASES = [("none", False), ("lines", False), ("relative", False), ("dense", True)]
@@ -69,7 +70,7 @@ def configurations(dtype: str, width: int) -> list[tuple[str, Any, dict[str, Any
             S_WIDTH=width, S_BLOCK=Blocks.width(width), S_BIAS=bias, S_CAUSAL=causal, WHOLE=True, PRECISION="ieee",
         )  # fmt: skip
         name, squared = f"{measure} {k}:1 {bias}", fixed | dict(SQUARED=measure == "mse")
-        kernel = divergence.squared_rows if measure == "mse" else divergence.divergence_rows
+        kernel = squared_rows if measure == "mse" else divergence.divergence_rows
         rows = fixed | dict(GRADIENTS=True) | (dict(ENTROPY=True) if measure == "kl" else {})
         types = shared | dict(value="*fp32", d_query="*fp32", boost="fp32") | numbers
         blocks = divergence_blocks.of_rows(width, width, DTYPES[dtype], measure, bias)

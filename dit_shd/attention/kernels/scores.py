@@ -1,4 +1,4 @@
-# pyright: basic, reportArgumentType=false, reportOperatorIssue=false, reportIndexIssue=false, reportCallIssue=false
+# pyright: basic, reportArgumentType=false, reportOperatorIssue=false, reportIndexIssue=false, reportCallIssue=false, reportGeneralTypeIssues=false
 """Blocks of scores on a GPU, and attention with several values to a map.
 
 A map is never written: a program holds one block of scores of each head that it needs, in float32, and every program

@@ -73,7 +73,7 @@ def run(job: Job) -> Result:
         (student_part,) = torch.autograd.grad(by_student, own_values, rows * mass)
         result.d_query = job.weighted(by_student.detach() * mass - mixed) * (factor / n)
         d_key = (student_part - key.new_zeros(key.shape).index_add_(1, group, teacher_part)) * (factor / n)
-        result.d_key.index_add_(1, index_tensor(tuple(student_keys), key.device), d_key)
+        result.d_key.index_add_(1, student_keys, d_key)
     return result
 
 

@@ -17,6 +17,7 @@ from dit_shd.attention.kernels.scores import Side
 from dit_shd.attention.tiles import index_tensor
 from dit_shd.squeezing.kernels import divergence as kernels
 from dit_shd.squeezing.kernels.blocks import of_keys, of_rows
+from dit_shd.squeezing.kernels.squared import squared_rows
 
 
 @torch.library.custom_op("dit_shd::attention_divergence", mutates_args=())
@@ -115,7 +116,7 @@ class _Layer:
     def rows(self, group: kernels.Group, terms: Tensor, d_query: Tensor | None) -> None:
         (b, n, m), (count, k) = self.size, group.members.shape
         blocks = of_rows(self.fixed["T_WIDTH"], self.fixed["S_WIDTH"], self.dtype, self.measure, self.bias)
-        kernel = kernels.squared_rows if self.measure == "mse" else kernels.divergence_rows
+        kernel = squared_rows if self.measure == "mse" else kernels.divergence_rows
         entropy = {} if self.measure == "mse" else {"ENTROPY": self.measure == "kl"}
         boost = [] if self.measure == "mse" else [self.boost]
         kernel[(triton.cdiv(n, blocks.rows), count, b)](
