@@ -21,7 +21,21 @@ WORDS = (
 )
 
 
-def explorer(sheets: Sheets, pictures: Sequence[bytes], token: int, timestep: int, clean: bytes | None = None) -> str:
+TEXT_WORDS = (
+    "Choose a layer and a query token (click on a word or on a row of a map, or arrow keys), and a map to enlarge. "
+    "Bars below the words: where the query's attention goes in the chosen map. Maps: queries down, keys across; "
+    "bright: much attention, one scale (square root) for all maps of a layer."
+)
+
+
+def explorer(
+    sheets: Sheets,
+    pictures: Sequence[bytes],
+    token: int,
+    timestep: int,
+    clean: bytes | None = None,
+    words: Sequence[str] = (),
+) -> str:
     """The explorer as HTML.
 
     Args:
@@ -30,6 +44,7 @@ def explorer(sheets: Sheets, pictures: Sequence[bytes], token: int, timestep: in
         token: The query token shown first.
         timestep: The one shown first, or the nearest to it.
         clean: The input without noise.
+        words: Of a text, each token's; maps are then shown whole, of all query tokens.
     """
     time = int(np.abs(np.array(sheets.timesteps) - timestep).argmin())
     layer = len(sheets.layers) // 2
@@ -40,6 +55,7 @@ def explorer(sheets: Sheets, pictures: Sequence[bytes], token: int, timestep: in
         "layers": [_layer(layer_sheets) for layer_sheets in sheets.layers],
         "notes": [layer_sheets.notes for layer_sheets in sheets.layers],
         "pictures": [data_uri(picture) for picture in pictures],
+        "words": list(words),
         "layer": layer,
         "time": time,
         "token": token,
@@ -51,12 +67,16 @@ def explorer(sheets: Sheets, pictures: Sequence[bytes], token: int, timestep: in
     )
     last = len(sheets.timesteps) - 1
     text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
-    return (
-        f'<div class="explorer"><fieldset><legend>layer</legend>{chips}</fieldset>'
+    slide = (
         f'<label class="slide">timestep <input type="range" min="0" max="{last}" value="{time}"'
         f"{' disabled' if not last else ''}><output></output></label>"
-        '<div class="stage"><div class="query"><h3>query: <output></output></h3>'
-        '<canvas tabindex="0" role="img" aria-label="query token; arrow keys move it"></canvas>'
+    )
+    query = '<canvas tabindex="0" role="img" aria-label="query token; arrow keys move it"></canvas>'
+    if words:
+        slide, query = "", '<p class="words" tabindex="0" role="img" aria-label="query token; arrow keys move it"></p>'
+    return (
+        f'<div class="explorer{" text" if words else ""}"><fieldset><legend>layer</legend>{chips}</fieldset>{slide}'
+        f'<div class="stage"><div class="query"><h3>query: <output></output></h3>{query}'
         f'{_input(clean)}</div><div class="groups"></div>'
         '<div class="detail"><h3></h3><canvas tabindex="0" role="img" aria-label="the chosen map; arrow keys read it">'
         f'</canvas><p class="readout" role="status"></p>{bar(("", "", ""), "colours of the maps")}</div></div>'

@@ -5,13 +5,14 @@ Its folder:
     index.html     the page, self-contained         maps_<layer>.png    maps of query tokens
     numbers.json   the numbers of the page          maps_whole, similarity, alpha_layers, alpha_timesteps.svg
 
-Of a language model: maps of three heads, similarity and alpha by layer over a text:
+Of a language model: maps of every head over the words of a text, similarity and alpha by layer:
 
     dit-shd inspect hub:openai-community/gpt2 data='{name: text, path: book.txt, document: line}'
 """
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -22,7 +23,7 @@ from dit_shd.core.config import checked, resolve
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import atomic_folder
 from dit_shd.reports.inspection_page import picture_files, write_inspect_page
-from dit_shd.reports.text_inspection_page import write_text_inspection
+from dit_shd.reports.text_inspection_page import text_pictures, write_text_inspection
 
 NUMBERS, PAGE = "numbers.json", "index.html"
 
@@ -60,15 +61,16 @@ def inspect_to_folder(config: InspectConfig) -> Path:
     with atomic_folder(out.resolve()) as part:
         print("drawing ...", file=sys.stderr)
         if isinstance(findings, TextFindings):
-            pictures, values = {}, {"settings": resolve(config), **text_numbers(findings)}
-            write_text_inspection(findings, part / PAGE)
+            values = {"settings": resolve(config), **text_numbers(findings)}
+            pictures, write = text_pictures(findings), partial(write_text_inspection, findings)
         else:
-            pictures, values = picture_files(findings), numbers(findings)
-            for name, content in pictures.items():
-                (part / name).write_bytes(content)
-            write_inspect_page(findings, [NUMBERS, *sorted(pictures)], part / PAGE)
+            values = numbers(findings)
+            pictures, write = picture_files(findings), partial(write_inspect_page, findings)
+        for name, content in pictures.items():
+            (part / name).write_bytes(content)
         files = sorted([NUMBERS, PAGE, *pictures])
         (part / NUMBERS).write_text(json.dumps(values | {"files": files}, indent=1), encoding="utf-8")
+        write([NUMBERS, *sorted(pictures)], part / PAGE)  # last: it links to what is there
     return out
 
 
