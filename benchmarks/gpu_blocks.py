@@ -10,7 +10,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple
 from pathlib import Path
@@ -41,7 +41,7 @@ Run = Callable[[], object]
 
 
 @contextmanager
-def sizes_of(kind: str, blocks: Blocks) -> Iterator[None]:
+def sizes_of(kind: str, blocks: Blocks) -> Generator[None]:
     """With these blocks for one kind of kernel."""
     if kind in ("rows", "keys"):
         with patch.object(launch, f"of_{kind}", lambda *_: blocks):

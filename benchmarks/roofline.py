@@ -97,7 +97,7 @@ def counts(layer: Layer, bias: str = "none") -> list[Count]:
     b, n, h, g, d, k = layer.b, layer.n, layer.h, layer.g, layer.d, layer.k
     pairs, dtype = b * n * n, torch.bfloat16
     x, row = b * n * d * LOW, b * n * FLOAT  # one head's tokens; one number of each of its rows
-    values = Blocks.of_values(d, d, k, dtype, bias)
+    values, sums = Blocks.of_values(d, d, k, dtype, bias), Blocks.of_values(d, d, 0, dtype, bias)
     rows, keys = of_rows(d, d, dtype, "kl", bias), of_keys(d, d, dtype, bias)
     found = [
         Count(
@@ -105,7 +105,11 @@ def counts(layer: Layer, bias: str = "none") -> list[Count]:
             h * x * (1 + (1 + k) * _blocks(n, values.rows)), 3 * h * x + h * k * 2 * x + 2 * h * row,
         ),
         Count(
-            "divergence_rows", b * g * _blocks(n, rows.rows), pairs * (h + 5 * g) * d, pairs * (h + g),
+            "attend_values, no value", b * g * _blocks(n, sums.rows), g * pairs * d, g * pairs,
+            g * x * (1 + _blocks(n, sums.rows)), 2 * g * x + 2 * g * row,
+        ),
+        Count(
+            "divergence_rows", b * g * _blocks(n, rows.rows), pairs * (h + 2 * g) * d, pairs * (h + g),
             (h + g) * x * (1 + _blocks(n, rows.rows)), 2 * (h + g) * x + (2 * h + 4 * g) * row + g * 2 * x,
         ),
         Count(
@@ -123,6 +127,7 @@ def attention_counts(layer: Layer, heads: int, bias: str = "none") -> list[Count
     b, n, d, h = layer.b, layer.n, layer.d, heads
     pairs, dtype, x, row = b * n * n, torch.bfloat16, b * n * d * LOW, b * n * FLOAT
     values, blocks = Blocks.of_values(d, d, 1, dtype, bias), Blocks.of_gradients(d, d, dtype, bias)
+    key_blocks = Blocks.of_key_gradients(d, d, dtype, bias)
     found = [
         Count(
             "attend_values", b * h * _blocks(n, values.rows), h * pairs * 2 * d, h * pairs,
@@ -133,8 +138,8 @@ def attention_counts(layer: Layer, heads: int, bias: str = "none") -> list[Count
             h * x * (2 + 2 * _blocks(n, blocks.rows)), 5 * h * x + 3 * h * row,
         ),
         Count(
-            "attention_keys", b * h * _blocks(n, blocks.cols), h * pairs * 4 * d, h * pairs,
-            h * x * (2 + 2 * _blocks(n, blocks.cols)), 6 * h * x + 3 * h * row,
+            "attention_keys", b * h * _blocks(n, key_blocks.cols), h * pairs * 4 * d, h * pairs,
+            h * x * (2 + 2 * _blocks(n, key_blocks.cols)), 6 * h * x + 3 * h * row,
         ),
     ]  # fmt: skip
     if bias == "relative":

@@ -117,7 +117,7 @@ def compiled(kernel: Any, types: dict[str, Any], constants: dict[str, Any], bloc
     signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
     tile = {"ROWS": blocks.rows, "COLS": blocks.cols}
     source = ASTSource(kernel, signature=signature, constexprs=constants | tile, attrs=dict(aligned(kernel, signature)))
-    options = {"num_warps": blocks.warps, "num_stages": blocks.stages}
+    options = {"num_warps": blocks.warps_on(arch // 10), "num_stages": blocks.stages}
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
 
@@ -163,7 +163,7 @@ def main() -> int:
             used = resources(result.asm["cubin"])
             spilled += width == 64 and dtype != "fp32" and used["SPILLS"] > 0
             print(
-                f"| {name} | {arch} | {dtype} | {width} | {blocks.rows} x {blocks.cols} | {blocks.warps} | "
+                f"| {name} | {arch} | {dtype} | {width} | {blocks.rows} x {blocks.cols} | {blocks.warps_on(arch // 10)} | "
                 f"{used['REG']} | {result.metadata.shared} | {used['SPILLS']} |",
                 flush=True,
             )

@@ -1,5 +1,6 @@
 """How large a block of a kernel is, by head width and precision: the fastest on an H100 (benchmarks/gpu_blocks.py)."""
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,13 @@ class Blocks:
 
     def options(self) -> dict[str, int]:
         """As a launch takes them."""
-        return {"ROWS": self.rows, "COLS": self.cols, "num_warps": self.warps, "num_stages": self.stages}
+        warps = self.warps_on(_capability())
+        return {"ROWS": self.rows, "COLS": self.cols, "num_warps": warps, "num_stages": self.stages}
+
+    def warps_on(self, capability: int) -> int:
+        """Warps on GPUs of a major compute capability: before 9 (Hopper) products take registers, so more share them."""
+        large = self.rows * self.cols >= 1024
+        return max(self.warps, min(8, 2 * self.warps)) if capability < 9 and large else self.warps
 
     @staticmethod
     def width(d: int) -> int:
@@ -50,6 +57,12 @@ class Blocks:
         """For the gradient of a relative bias: whole lines of its grid."""
         line = cls.width(window)
         return cls(line, line, 4 if line < 32 else 8, 1)
+
+
+@functools.cache
+def _capability() -> int:
+    """Of the GPU that is here; 9 where there is none."""
+    return torch.cuda.get_device_capability()[0] if torch.cuda.is_available() else 9
 
 
 def is_large(d: int, width: int, dtype: torch.dtype) -> bool:
