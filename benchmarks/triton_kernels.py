@@ -160,10 +160,10 @@ def main() -> int:
             if given.only not in name:
                 continue
             result = compiled(kernel, types, constants, blocks, arch)
-            used = resources(result.asm["cubin"])
+            warps, used = blocks.warps_on(arch // 10), resources(result.asm["cubin"])
             spilled += width == 64 and dtype != "fp32" and used["SPILLS"] > 0
             print(
-                f"| {name} | {arch} | {dtype} | {width} | {blocks.rows} x {blocks.cols} | {blocks.warps_on(arch // 10)} | "
+                f"| {name} | {arch} | {dtype} | {width} | {blocks.rows} x {blocks.cols} | {warps} | "
                 f"{used['REG']} | {result.metadata.shared} | {used['SPILLS']} |",
                 flush=True,
             )

@@ -21,7 +21,7 @@ class Blocks:
         return {"ROWS": self.rows, "COLS": self.cols, "num_warps": warps, "num_stages": self.stages}
 
     def warps_on(self, capability: int) -> int:
-        """Warps on GPUs of a major compute capability: before 9 (Hopper) products take registers, so more share them."""
+        """Warps by a GPU's major compute capability: before 9 (Hopper) products take registers, so more share them."""
         large = self.rows * self.cols >= 1024
         return max(self.warps, min(8, 2 * self.warps)) if capability < 9 and large else self.warps
 
