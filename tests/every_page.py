@@ -35,13 +35,24 @@ def make_pages(folder: Path, root: Path) -> dict[str, Path]:
         folder: for them and their files.
         root: of the repository, whose studies are read.
     """
-    pages = {"inspect": _inspect(folder), "study": _study(folder, root), "plot": _plot(folder)}
+    pages = {
+        "inspect": _inspect(folder),
+        "prompt": _prompt(folder),
+        "study": _study(folder, root),
+        "plot": _plot(folder),
+    }
     return pages | _evaluations(folder) | {"demo": _demo(folder)}
 
 
 def _inspect(folder: Path) -> Path:
     config = {"model": TEACHER, "samples": 2, "timesteps": [100, 500, 900], "out": str(folder / "inspect")}
     return inspect_to_folder(make(InspectConfig, config)) / "index.html"
+
+
+def _prompt(folder: Path) -> Path:
+    call = {"num_inference_steps": 4, "guidance_scale": 5}
+    config = {"model": "asset:captioned_digits", "prompt": "two digits: four and seven", "call": call}
+    return inspect_to_folder(make(InspectConfig, {**config, "out": str(folder / "prompt")})) / "index.html"
 
 
 def _study(folder: Path, root: Path) -> Path:

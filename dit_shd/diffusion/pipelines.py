@@ -13,6 +13,7 @@ from torch import nn
 
 from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.places import Asset, HubName, find
+from dit_shd.core.pretrained import asset
 from dit_shd.data.pipeline_record import ENCODERS, INDEX, PipelineRecord, read_index, text_digest
 from dit_shd.data.text_condition import TextCondition
 from dit_shd.diffusion.adapters import Adapter, adapter_of
@@ -104,7 +105,7 @@ def record_of(place: str, folder: Path, adapter: str | None = None) -> PipelineR
     index = read_index(folder)
     scheduler = read_scheduler(folder)
     classes = index["_class_name"], index["transformer"][1]
-    place = place if place.startswith("hub:") else str(folder.resolve())
+    place = place if place.startswith(("hub:", "asset:")) else str(folder.resolve())
     return PipelineRecord(place, *classes, text_digest(folder), scheduler, adapter)
 
 
@@ -129,7 +130,7 @@ def folder_of(place: str, text_alone: bool = False) -> Path:
     """
     path = find(place, "model", "pipeline")
     if isinstance(path, Asset):
-        raise UserError(f"pipeline: wanted a folder or hub:OWNER/NAME, found {place}")
+        path = asset(path.name).parent
     if isinstance(path, Path):
         if not (path / INDEX).is_file():
             raise UserError(

@@ -21,7 +21,14 @@ WORDS = (
 )
 
 
-def explorer(sheets: Sheets, pictures: Sequence[bytes], token: int, timestep: int, clean: bytes | None = None) -> str:
+def explorer(
+    sheets: Sheets,
+    pictures: Sequence[bytes],
+    token: int,
+    timestep: int,
+    clean: bytes | None = None,
+    words: Sequence[str] = (),
+) -> str:
     """The explorer as HTML.
 
     Args:
@@ -30,6 +37,7 @@ def explorer(sheets: Sheets, pictures: Sequence[bytes], token: int, timestep: in
         token: The query token shown first.
         timestep: The one shown first, or the nearest to it.
         clean: The input without noise.
+        words: Of a prompt, if these are the query tokens, and the one picture has the maps' grid.
     """
     time = int(np.abs(np.array(sheets.timesteps) - timestep).argmin())
     layer = len(sheets.layers) // 2
@@ -43,20 +51,29 @@ def explorer(sheets: Sheets, pictures: Sequence[bytes], token: int, timestep: in
         "layer": layer,
         "time": time,
         "token": token,
+        "words": list(words),
     }
     chips = "".join(
         f'<label class="chip"><input type="radio" name="layer" value="{i}"{" checked" if i == layer else ""}>'
         f"<span>{html.escape(short_layer(layer_sheets.layer))}</span></label>"
         for i, layer_sheets in enumerate(sheets.layers)
     )
+    named = "".join(
+        f'<label class="chip"><input type="radio" name="word" value="{i}"{" checked" if i == token else ""}>'
+        f"<span>{html.escape(word)}</span></label>"
+        for i, word in enumerate(words)
+    )
+    named = f"<fieldset><legend>word</legend>{named}</fieldset>" if words else ""
+    kind, about = ("word", "the picture") if words else ("query", "query token; arrow keys move it")
+    stop = "" if words else 'tabindex="0" '
     last = len(sheets.timesteps) - 1
     text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
     return (
-        f'<div class="explorer"><fieldset><legend>layer</legend>{chips}</fieldset>'
+        f'<div class="explorer">{named}<fieldset><legend>layer</legend>{chips}</fieldset>'
         f'<label class="slide">timestep <input type="range" min="0" max="{last}" value="{time}"'
         f"{' disabled' if not last else ''}><output></output></label>"
-        '<div class="stage"><div class="query"><h3>query: <output></output></h3>'
-        '<canvas tabindex="0" role="img" aria-label="query token; arrow keys move it"></canvas>'
+        f'<div class="stage"><div class="query"><h3>{kind}: <output></output></h3>'
+        f'<canvas {stop}role="img" aria-label="{about}"></canvas>'
         f'{_input(clean)}</div><div class="groups"></div>'
         '<div class="detail"><h3></h3><canvas tabindex="0" role="img" aria-label="the chosen map; arrow keys read it">'
         f'</canvas><p class="readout" role="status"></p>{bar(("", "", ""), "colours of the maps")}</div></div>'

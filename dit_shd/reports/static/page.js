@@ -216,6 +216,11 @@ async function explore(root) {
 
   function drawQuery() {
     const { grid, tokens } = layer();
+    if (data.words.length) {
+      const board = sized(query, layer().keys, 224);
+      board.context.imageSmoothingEnabled = false;
+      return board.context.drawImage(pictures[0], 0, 0, query.width, query.height);
+    }
     const board = sized(query, grid, 224);
     const context = board.context;
     context.imageSmoothingEnabled = false;
@@ -244,14 +249,16 @@ async function explore(root) {
     const ends = all(".bar span", root);
     [0, top / 4, top].forEach((value, i) => (ends[i].textContent = digits(value)));
     part("slide").querySelector("output").textContent = `t = ${data.timesteps[state.time]}`;
-    part("query").querySelector("output").textContent = `token ${layer().tokens[state.query]} of ${layer().grid[0] * layer().grid[1]}`;
+    part("query").querySelector("output").textContent = data.words[state.query] ?? `token ${layer().tokens[state.query]} of ${layer().grid[0] * layer().grid[1]}`;
     read();
   }
 
   function read() {
     const numbers = values(state.map);
     const most = numbers.indexOf(Math.max(...numbers));
-    const words = (key) => `${(100 * numbers[key]).toPrecision(3)}% to key ${layer().pooled ? "area" : "token"} ${key}`;
+    const place = layer().pooled ? "area" : "token";
+    const link = data.words.length ? `of image ${place}` : `to key ${place}`;
+    const words = (key) => `${(100 * numbers[key]).toPrecision(3)}% ${link} ${key}`;
     part("readout").textContent = `most: ${words(most)}` + (state.key === null ? "" : `; here: ${words(state.key)}`);
   }
 
@@ -302,10 +309,13 @@ async function explore(root) {
     });
     part("groups").append(make("div", {}, make("h3", { textContent: group.name }), grid));
   });
-  all("input[type=radio]", root).forEach((radio, i) => radio.addEventListener("change", () => choose({ layer: i, key: null })));
+  all("input[name=layer]", root).forEach((radio, i) => radio.addEventListener("change", () => choose({ layer: i, key: null })));
+  all("input[name=word]", root).forEach((radio, i) => radio.addEventListener("change", () => choose({ query: i })));
   part("slide").querySelector("input").addEventListener("input", (event) => choose({ time: Number(event.target.value) }));
-  query.addEventListener("click", (event) => choose({ query: nearest(cell(query, event, layer().grid)) }));
-  query.addEventListener("keydown", walk);
+  if (!data.words.length) {
+    query.addEventListener("click", (event) => choose({ query: nearest(cell(query, event, layer().grid)) }));
+    query.addEventListener("keydown", walk);
+  }
   large.addEventListener("pointermove", (event) => choose({ key: cell(large, event, layer().keys) }));
   large.addEventListener("pointerleave", () => choose({ key: null }));
   large.addEventListener("keydown", (event) => {

@@ -1,0 +1,61 @@
+"""SHD on the image's block of joint attention: against the block as `capture` itself cuts it."""
+
+import pytest
+import torch
+from tiny_pipelines import write_pipeline
+
+from dit_shd.attention.recording.attach import capture
+from dit_shd.core.errors import UserError
+from dit_shd.core.plugins import Plugin
+from dit_shd.data.text_condition import TextCondition
+from dit_shd.diffusion.adapters import adapter_of_model
+from dit_shd.distillation.losses.shd import SHD
+from dit_shd.models.families import FAMILIES
+from dit_shd.models.loading import load
+
+
+@pytest.fixture(scope="module", params=["sd3", "flux"])
+def models(request, tmp_path_factory):
+    """A teacher and a student of half the heads, and what both are given."""
+    folder = write_pipeline(request.param, tmp_path_factory.mktemp("p") / "pipeline")
+    teacher = load(folder).eval()
+    heads = teacher.config.num_attention_heads
+    torch.manual_seed(1)
+    options = {"like": str(folder), "config": {"num_attention_heads": heads // 2}}
+    student = FAMILIES.build(Plugin("diffusers", options)).eval()
+    adapter = adapter_of_model(teacher, None)
+    width, pooled = adapter.text_widths(teacher.config)
+    vector = None if pooled is None else torch.randn(2, pooled)
+    text = TextCondition.of(torch.randn(2, 7, width), pooled=vector)
+    x, t = torch.randn(2, adapter.channels(teacher.config), 8, 4), torch.tensor([0.3, 0.8])
+    return lambda model: adapter.predict(model, x, t, text, None), teacher, student
+
+
+def captured(models, block):
+    run, teacher, student = models
+    with torch.no_grad(), capture(teacher, block=block) as t:
+        run(teacher)
+    with capture(student, block=block) as s:
+        run(student)
+    return dict(t), dict(s)
+
+
+def test_the_image_block_is_the_one_that_capture_cuts(models):
+    cut = SHD()(*captured(models, "image"))
+    found = SHD(block="image")(*captured(models, "joint"))
+    torch.testing.assert_close(found, cut, rtol=1e-5, atol=1e-6)
+    assert abs(float(found - SHD()(*captured(models, "joint")))) > 1e-4
+
+
+def test_gradients_reach_the_student_alone(models):
+    _, teacher, student = models
+    student.zero_grad()
+    SHD(block="image")(*captured(models, "joint")).backward()
+    gradients = {name for name, p in student.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert any("to_q" in name or "to_k" in name for name in gradients)
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+def test_a_block_by_another_name_is_refused():
+    with pytest.raises(UserError, match="block: wanted one of joint, image, found 'text'"):
+        SHD(block="text")
