@@ -110,6 +110,67 @@ def _seconds(run: Run, count: int, device: torch.device) -> float:
     return (time.perf_counter() - start) / count
 
 
+CALLS = 8
+"""Calls in a row whose issuing is timed: few enough for a GPU's queue, which makes the CPU wait when it is full."""
+
+
+def issued(sides: Mapping[str, Run], sizes: Sizes, what: str) -> dict[str, float]:
+    """Rows of what the CPU and the GPU take by themselves; a size whose host time is the greater is bound by launches.
+
+    Host: CPU time of issuing a call, without waiting for it. Events: between two events of the GPU around calls in a
+    row. Replay: a CUDA graph of one call, in which nothing is issued by the CPU.
+
+    Returns:
+        Seconds of a replay of each side, where there is one.
+    """
+    found: dict[str, float] = {}
+    for name, run in sides.items():
+        with attempt(f"{what}: {name}, host"):
+            hosts, events = zip(*(_host_and_events(run, sizes) for _ in range(max(1, sizes.repeats))))
+            note = f"{1e3 * statistics.median(events):.3f} ms between events" if sizes.gpu else "on a CPU: the call"
+            row(f"{what}: {name}, host", 1e3 * statistics.median(hosts), "ms", note=note)
+    for name, run in sides.items() if sizes.gpu else ():  # at the end: a capture that fails may leave things behind
+        try:
+            found[name] = _replayed(run, sizes.repeats)
+            row(f"{what}: {name}, replay", 1e3 * found[name], "ms", note="a CUDA graph")
+        except Exception as error:
+            row(f"{what}: {name}, replay", note=f"no CUDA graph can be made of it: {str(error)[:200]}")
+    return found
+
+
+def _host_and_events(run: Run, sizes: Sizes) -> tuple[float, float]:
+    """Seconds of a call: issued, and on the GPU (0 on a CPU)."""
+    calls = CALLS if sizes.gpu else 1
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2)) if sizes.gpu else (None, None)
+    finish(sizes.device)
+    if first is not None:
+        first.record()
+    start = time.perf_counter()
+    for _ in range(calls):
+        run()
+    host = (time.perf_counter() - start) / calls
+    if first is None or last is None:
+        return host, 0.0
+    last.record()
+    finish(sizes.device)
+    return host, first.elapsed_time(last) / 1e3 / calls
+
+
+def _replayed(run: Run, repeats: int) -> float:
+    """Seconds of a call as a CUDA graph."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    graph.replay()
+    return statistics.median(_seconds(graph.replay, CALLS, torch.device("cuda")) for _ in range(repeats))
+
+
 def table(what: str, seconds: Mapping[str, float], peak: Mapping[str, float]) -> None:
     """A row for each side."""
     for name, value in seconds.items():

@@ -1,6 +1,7 @@
 """Timing and memory for the benchmarks: sides in turn, medians, memory by child processes."""
 
 import argparse
+import ctypes
 import json
 import platform
 import statistics
@@ -59,6 +60,13 @@ def peak_mib() -> float:
     """Peak resident memory of this process so far, in MiB (what Linux calls VmHWM)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return float(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
+
+
+def reset_peak() -> float:
+    """Forget the peak so far: from now on it begins at what is in use, which is returned in MiB (Linux alone)."""
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed and kept would hide what is asked for next
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+    return peak_mib()
 
 
 def extra_mib(run: Callable[[], object]) -> float:

@@ -9,7 +9,7 @@ import roofline
 import torch
 import torch.nn.functional as F
 import triton
-from _gpu import Run, Sizes, attempt, ratio, row, table, timed
+from _gpu import Run, Sizes, attempt, issued, ratio, row, table, timed
 
 from dit_shd.attention.bias import Bias
 from dit_shd.attention.capture import Capture
@@ -17,7 +17,8 @@ from dit_shd.attention.kernels import captures
 from dit_shd.attention.relative_bias import RelativeBias
 from dit_shd.attention.streamed import attend
 from dit_shd.squeezing.divergence import attention_kl
-from dit_shd.squeezing.squeeze import squeeze
+from dit_shd.squeezing.products import Projections
+from dit_shd.squeezing.squeeze import Squeeze, squeeze
 
 
 def card(sizes: Sizes) -> None:
@@ -154,17 +155,21 @@ def kernels(sizes: Sizes, n: int) -> None:
     """Divergence, squeeze and both against the materialising form, the other backends and own attention."""
     teacher, student = layers(sizes, n)
     own_value = student.value.detach().requires_grad_()
-    g = student.heads
-    weights = {"triton": squeeze(teacher, g, backend="triton"), "streamed": squeeze(teacher, g)}
+    g, projections = student.heads, Projections()  # as in training: a frozen teacher's factors are computed once
+
+    def squeezed(backend: str, **options: bool) -> Squeeze:
+        return squeeze(teacher, g, backend=backend, projections=projections, check=False, **options)  # type: ignore[arg-type]
+
+    weights = {name: squeezed(name) for name in ("triton", "streamed")}
     teacher = replace(teacher, mixed=F.scaled_dot_product_attention(teacher.query, teacher.key, teacher.value))
 
     def divergence(backend: str) -> Run:
-        squeezed = weights.get(backend, weights["streamed"])
-        return lambda: attention_kl(teacher, student, squeezed, backend=backend, check=False).sum().backward()  # type: ignore[arg-type]
+        found = weights.get(backend, weights["streamed"])
+        return lambda: attention_kl(teacher, student, found, backend=backend, check=False).sum().backward()  # type: ignore[arg-type]
 
     def both(backend: str) -> None:
-        squeezed = squeeze(teacher, g, backend=backend, keep_maps=True, check=False)  # type: ignore[arg-type]
-        attention_kl(teacher, student, squeezed, backend=backend, check=False).sum().backward()  # type: ignore[arg-type]
+        found = squeezed(backend, keep_maps=True)
+        attention_kl(teacher, student, found, backend=backend, check=False).sum().backward()  # type: ignore[arg-type]
 
     def own() -> None:
         with torch.no_grad():
@@ -179,7 +184,7 @@ def kernels(sizes: Sizes, n: int) -> None:
             materialised(teacher, student, weight, sizes.device).sum().backward()
         )
     for name in ("triton", "streamed", "fused"):
-        sides[f"squeeze, {name}"] = lambda name=name: squeeze(teacher, g, backend=name, check=False)
+        sides[f"squeeze, {name}"] = lambda name=name: squeezed(name)
     sides |= {"SHD, triton": lambda: both("triton"), "SHD, streamed": lambda: both("streamed"), "own attention": own}
     seconds, peak = timed(sides, sizes, what)
     table(what, seconds, peak)
@@ -190,6 +195,8 @@ def kernels(sizes: Sizes, n: int) -> None:
         layer = roofline.Layer(sizes.batch[n], n, *sizes.heads, sizes.width)
         least = roofline.seconds(roofline.counts(layer), roofline.CARDS["H100"])
         row(f"{what}: SHD of an H100's roofline", seconds["SHD, triton"] / least, note=f"{1e3 * least:.3f} ms, counted")
+    alone = issued({name: sides[name] for name in ("SHD, triton", "own attention") if name in seconds}, sizes, what)
+    ratio(f"{what}: SHD of own attention, the GPU alone", alone, "SHD, triton", "own attention")
 
 
 def attention(sizes: Sizes, n: int) -> None:
@@ -214,6 +221,8 @@ def attention(sizes: Sizes, n: int) -> None:
     table(what, seconds, peak)
     ratio(f"{what}: of stock attention without a bias", seconds, "triton", "no bias, stock")
     ratio(f"{what}: FlexAttention", seconds, "FlexAttention", "triton")
+    alone = issued({name: sides[name] for name in ("triton", "no bias, stock") if name in seconds}, sizes, what)
+    ratio(f"{what}: of stock attention without a bias, the GPU alone", alone, "triton", "no bias, stock")
 
 
 def _streamed(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, bias: Bias) -> torch.Tensor:

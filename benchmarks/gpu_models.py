@@ -1,4 +1,4 @@
-"""Parts of gpu.py: training steps and sampling."""
+"""Parts of gpu.py: training steps and sampling, eager and compiled."""
 
 import time
 from dataclasses import replace
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from _gpu import Sizes, attempt, finish, ratio, row, timed
 from step import TASK, batches, models
+from torch._dynamo.utils import counters
 
 from dit_shd.diffusion.sampler import sample
 from dit_shd.distillation.distiller import Distiller
@@ -18,37 +19,50 @@ from dit_shd.profiling.hardware import known_peak
 from dit_shd.profiling.step import StepShape
 from dit_shd.training.compilation import compile_blocks
 
+SIDES = ("without SHD", "with SHD")
 WANTED = {256: "<= 1.1", 4096: "<= 1.35"}
 """SHD's share of a step by the number of tokens."""
 
 
 def step(sizes: Sizes, tokens: int) -> None:
-    """A training step B/2 -> S/2 with and without SHD, eager and compiled."""
-    seconds: dict[str, float] = {}
-    for compiled in (False, True):
-        with attempt(f"{tokens} tokens, {'compiled' if compiled else 'eager'}"):
-            found = _step(sizes, tokens, compiled)
-            seconds |= {f"compiled, {name}": value for name, value in found.items()} if compiled else found
-    ratio(f"{tokens} tokens: compiled over eager", seconds, "with SHD", "compiled, with SHD", ">= 1.3")
-
-
-def _step(sizes: Sizes, tokens: int, compiled: bool) -> dict[str, float]:
-    """Seconds of both sides."""
+    """A training step B/2 -> S/2 with and without SHD, eager."""
     images = sizes.images[tokens]
-    sides = {name: _Step(sizes, tokens, images, name) for name in ("without SHD", "with SHD")}
-    if compiled:
-        for side in sides.values():
+    how = f"{tokens} tokens, batch {images}, eager"
+    seconds = _times({name: _Step(sizes, tokens, images, name) for name in SIDES}, sizes, images, how)
+    ratio(f"{how}: SHD's share", seconds, "with SHD", "without SHD", WANTED[tokens])
+
+
+def compiled(sizes: Sizes, tokens: int) -> None:
+    """The same step with compiled blocks beside the eager one; each side's row comes as soon as it has compiled."""
+    images, seconds = sizes.images[tokens], dict[str, float]()
+    how = f"{tokens} tokens, batch {images}"
+    for name in reversed(SIDES):
+        with attempt(f"{how}, compiled: {name}"):
+            side = _Step(sizes, tokens, images, name)
             compile_blocks(side.student, side.teacher, backend=sizes.compiler)
-    how = f"{tokens} tokens, batch {images}, {'compiled' if compiled else 'eager'}"
+            start = time.perf_counter()
+            side()
+            finish(sizes.device)
+            note = f"{counters['stats']['unique_graphs']} graphs so far"
+            row(f"{how}, compiled: first step {name}", time.perf_counter() - start, "s", note=note)
+            sides = {f"compiled, {name}": side}
+            if name == "with SHD":
+                sides[f"eager, {name}"] = _Step(sizes, tokens, images, name)
+            seconds |= _times(sides, sizes, images, how)
+            ratio(f"{tokens} tokens: compiled over eager", seconds, "eager, with SHD", "compiled, with SHD", ">= 1.3")
+    ratio(f"{how}, compiled: SHD's share", seconds, "compiled, with SHD", "compiled, without SHD")
+
+
+def _times(sides: dict[str, "_Step"], sizes: Sizes, images: int, how: str) -> dict[str, float]:
+    """Seconds of a step of each side, and their rows."""
     seconds, peak = timed(sides, sizes, how)
-    operations, best = sides["with SHD"].operations(), known_peak(sizes.device)
+    best = known_peak(sizes.device)
     for name, value in seconds.items():
-        done = operations[name] * images / value / 1e12
+        done = sides[name].operations() * images / value / 1e12
         note = f"{1e3 * value:.1f} ms, {done:.3g} TFLOP/s"
         note += "" if best is None else f", {done / best:.1%} of {best:.0f} (MFU)"
         note += f", {peak[name]:.0f} MiB more at its peak" if name in peak else ""
         row(f"{how}: {name}", images / value, "images a second", note=note)
-    ratio(f"{how}: SHD's share", seconds, "with SHD", "without SHD", "" if compiled else WANTED[tokens])
     return seconds
 
 
@@ -75,12 +89,10 @@ class _Step:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def operations(self) -> dict[str, float]:
-        """Of one image, without SHD and with it."""
+    def operations(self) -> float:
+        """Of one image."""
         shape = StepShape(self.task, self.losses, 1, torch.optim.AdamW, "AdamW")
-        whole = step_operations(shape, self.student, self.teacher)
-        own = sum(cost for one in whole.passes.values() for name, cost in one.losses.items() if name == "shd")
-        return {"with SHD": whole.total, "without SHD": whole.total - own}
+        return step_operations(shape, self.student, self.teacher).total
 
 
 def _moved(batch: Any, device: torch.device, classes: int) -> Any:
@@ -88,21 +100,21 @@ def _moved(batch: Any, device: torch.device, classes: int) -> Any:
     return replace(batch, **fields | {"labels": fields["labels"] % classes})
 
 
-def sampling(sizes: Sizes) -> None:
-    """Images a second of S/2 with guidance, in bfloat16."""
+def sampling(sizes: Sizes, how: str = "eager") -> None:
+    """Images a second of S/2 with guidance, in bfloat16; eager or compiled."""
     model = MDTv2.from_options("S/2", sample_size=8 if sizes.tokens else 32, **sizes.model).to(sizes.device).eval()
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.02)
-    for name, options in {"eager": {}, "compiled": {"compile": True}}.items():
-        if options and not sizes.gpu:
-            continue
-        with attempt(name):
-            how = dict(steps=sizes.sampling_steps, batch_size=sizes.sampled, vae=None, precision="bf16", **options)
-            sample(model, sizes.sampled, **{**how, "steps": 2})
-            finish(sizes.device)
-            start = time.perf_counter()
-            sample(model, sizes.sampled, **how)
-            finish(sizes.device)
-            value = time.perf_counter() - start
-            note = f"{sizes.sampled} latents of S/2, {sizes.sampling_steps} steps, guidance 3.8"
-            row(f"S/2, {name}", sizes.sampled / value, "images a second", note=note)
+    options = dict(
+        steps=sizes.sampling_steps, batch_size=sizes.sampled, vae=None, precision="bf16", compile=how == "compiled"
+    )
+    start = time.perf_counter()
+    sample(model, sizes.sampled, **{**options, "steps": 2})
+    finish(sizes.device)
+    row(f"S/2, {how}: first steps", time.perf_counter() - start, "s", note="compiling, if so configured")
+    start = time.perf_counter()
+    sample(model, sizes.sampled, **options)
+    finish(sizes.device)
+    value = time.perf_counter() - start
+    note = f"{sizes.sampled} latents of S/2, {sizes.sampling_steps} steps, guidance 3.8"
+    row(f"S/2, {how}", sizes.sampled / value, "images a second", note=note)

@@ -10,18 +10,19 @@ from _gpu import TINY, TRUE
 
 FILES = {
     "card": "gpu_kernels", "values": "gpu_kernels", "kernels": "gpu_kernels", "attention": "gpu_kernels",
-    "step": "gpu_models", "sampling": "gpu_models", "tests": "gpu_tests",
+    "step": "gpu_models", "compiled": "gpu_models", "sampling": "gpu_models", "tests": "gpu_tests",
 }  # fmt: skip
 """The file of each part, which has a function of its name."""
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("part", help="its name, and perhaps a number of tokens")
+    options.add_argument("part", help="its name, and perhaps a number of tokens or a word")
     options.add_argument("--rehearse", action="store_true")
     args = options.parse_args()
     name, *rest = args.part.split()
-    getattr(importlib.import_module(FILES[name]), name)(TINY if args.rehearse else TRUE, *map(int, rest))
+    given = [int(word) if word.isdigit() else word for word in rest]
+    getattr(importlib.import_module(FILES[name]), name)(TINY if args.rehearse else TRUE, *given)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,11 @@ import pytest
 from _gpu import Sizes, row
 
 TESTS = (
-    "tests/attention/kernels", "tests/squeezing/backends/test_triton.py", "tests/squeezing/kernels",
-    "tests/squeezing/test_synchronisations.py",
+    "tests/squeezing/backends/test_triton.py", "tests/attention/kernels/test_launch.py",
+    "tests/attention/kernels/test_captures.py", "tests/squeezing/test_synchronisations.py", "tests/squeezing/kernels",
 )  # fmt: skip
+"""What says most comes first."""
+WORKERS = 14
 
 
 class Rows:
@@ -23,8 +25,7 @@ class Rows:
         if report.when == "call" or report.outcome != "passed":
             self.count[report.outcome] += 1
         if report.outcome == "failed":
-            last = report.longreprtext.strip().splitlines()[-1][:300]
-            row(report.nodeid, unit="error", note=last)
+            row(report.nodeid, unit="error", note=reason(report.longreprtext))
         if report.when == "call" and self.count["passed"] % 20 == 0:
             row("passed so far", self.count["passed"], "tests")
 
@@ -32,12 +33,20 @@ class Rows:
         row("passed so far", self.count["passed"], "tests", ">= 1", f"in the end; {self.count['skipped']} skipped")
 
 
+def reason(text: str) -> str:
+    """The error and where it was raised, of pytest's long text of a failure."""
+    lines = text.strip().splitlines()
+    errors = [line[1:].strip() for line in lines if line.startswith("E ")]
+    return f"{lines[-1]}: {' '.join(errors[:3])}"[:300] if lines else ""
+
+
 def tests(sizes: Sizes) -> None:
     """The tests of the kernels, on the GPU."""
     root = Path(__file__).parents[1]
     options = ["-q", "-p", "no:cacheprovider", "-m", "not slow", f"--rootdir={root}"]
     if sizes.gpu and importlib.util.find_spec("xdist"):
-        options += ["-n", "8"]  # compiling takes the time, on the CPU
+        # compiling takes the time, on the CPU; one test at a time for each worker keeps the order
+        options += ["-n", str(WORKERS), "--maxschedchunk", "1"]
     if not sizes.gpu:
         options += ["-k", "float64 and plain"]
     pytest.main([*options, *(str(root / test) for test in TESTS)], plugins=[Rows()])

@@ -12,7 +12,7 @@ def scores(query, key, scale, bias=None, causal=False):
         s = s + bias
     if causal:
         n, m = s.shape[-2:]
-        s = s.masked_fill(torch.ones(n, m, dtype=torch.bool).triu(1), float("-inf"))
+        s = s.masked_fill(torch.ones(n, m, dtype=torch.bool, device=s.device).triu(1), float("-inf"))
     return s
 
 
@@ -38,7 +38,7 @@ def alpha_of_pair(a1, x1, a2, x2):
 def merge_progressively(a, x, plan, clamp=True):
     """w[b,g,h] and the alphas [b][merge], one sample and one group at a time."""
     b, h = a.shape[:2]
-    w = torch.zeros(b, len(plan), h, dtype=a.dtype)
+    w = torch.zeros(b, len(plan), h, dtype=a.dtype, device=a.device)
     alphas = []
     for i in range(b):
         row = []
@@ -58,7 +58,7 @@ def merge_progressively(a, x, plan, clamp=True):
             for head, value in weights.items():
                 w[i, g, head] = value
         alphas.append(row)
-    return w, torch.tensor(alphas, dtype=a.dtype)
+    return w, torch.tensor(alphas, dtype=a.dtype, device=a.device)
 
 
 def residual(a, x, w, plan):

@@ -36,6 +36,10 @@ class TextProcess(ABC):
         """Times of uniform numbers [b], for latents of shape [b,c,y,x]."""
 
     @abstractmethod
+    def share(self, t: Tensor) -> Tensor:
+        """How far times [b] are on the way, 0 at the data and 1 at the noise."""
+
+    @abstractmethod
     def example_times(self, images: int, device: torch.device) -> Tensor:
         """Some times [b]."""
 
@@ -78,6 +82,9 @@ class Flow(TextProcess):
         alpha = self.density.alpha(shape[-1]) if _sets_shift(self.density) else pipeline_shift(self.scheduler, tokens)
         return shifted(self.density.quantile(u), alpha).float()
 
+    def share(self, t: Tensor) -> Tensor:
+        return t
+
     def example_times(self, images: int, device: torch.device) -> Tensor:
         return torch.full((images,), 0.5, device=device)
 
@@ -110,6 +117,9 @@ class Ddpm(TextProcess):
 
     def times(self, u: Tensor, shape: Sequence[int]) -> Tensor:
         return (u * len(self.schedule)).long()
+
+    def share(self, t: Tensor) -> Tensor:
+        return t / len(self.schedule)
 
     def example_times(self, images: int, device: torch.device) -> Tensor:
         return torch.full((images,), len(self.schedule) // 2, dtype=torch.long, device=device)

@@ -12,6 +12,7 @@ from dit_shd.distillation import recording
 from dit_shd.distillation.ensemble import OutputOf, mean
 from dit_shd.distillation.losses import Loss
 from dit_shd.distillation.records import Forward, Reads, Term
+from dit_shd.distillation.schedule import Weight, at_step, schedule
 from dit_shd.distillation.teacher_stream import TeacherStream
 from dit_shd.distillation.teachers import Teachers, by_name, chosen
 from dit_shd.tasks import Batch, Task, Terms
@@ -29,15 +30,22 @@ class Distiller(nn.Module):
         losses: The terms of distillation.
         stop_teacher_early: Let a teacher stop after the last layer that losses read, if none reads its output. Not
             for a teacher that is compiled or sharded: both need a forward that ends.
+        base_weight: The factor of the task's own terms, constant or by step.
     """
 
     def __init__(
-        self, task: Task[Any], student: nn.Module, losses: Sequence[Loss] = (), stop_teacher_early: bool = True
+        self,
+        task: Task[Any],
+        student: nn.Module,
+        losses: Sequence[Loss] = (),
+        stop_teacher_early: bool = True,
+        base_weight: Weight = 1.0,
     ):
         super().__init__()
         self.task, self.student, self.losses = task, student, nn.ModuleList(losses)
         self._streams: defaultdict[str, TeacherStream] = defaultdict(partial(TeacherStream, stop_teacher_early))
         """By the teacher's name."""
+        self.base_weight = schedule(base_weight, "base_weight")
 
     def forward(self, batch: Batch, teachers: nn.Module | Teachers | None = None) -> tuple[Tensor, Terms]:
         """The loss of one pass, averaged over the batch, and its terms (detached, not weighted) by name.
@@ -96,8 +104,9 @@ class Distiller(nn.Module):
         """
         losses = self.losses_of(batch.pass_name)
         student = recording.forward(self.task, self.student, batch, _read(losses.values()))
-        terms = {name: value.mean() for name, value in self.task.losses(student, batch).items()}
-        logs = {name: term.detach() for name, term in terms.items()}
+        base = {name: value.mean() for name, value in self.task.losses(student, batch).items()}
+        logs = {name: term.detach() for name, term in base.items()}
+        terms = {name: at_step(self.base_weight, batch.step) * term for name, term in base.items()}
         learned = self._learned(batch, by_name(teachers), losses, student)
         for name, loss in losses.items():
             term = learned[name]
@@ -119,7 +128,7 @@ class Distiller(nn.Module):
             if len(read) == 1:
                 readers.setdefault(read[0], {})[name] = loss
             elif read:
-                outputs[name] = [OutputOf() for _ in read]
+                outputs[name] = [OutputOf(loss.guidance) for _ in read]
                 for teacher, output in zip(read, outputs[name]):
                     readers.setdefault(teacher, {})[f"{name} of {teacher}"] = output
             else:

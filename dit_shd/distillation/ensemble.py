@@ -5,16 +5,22 @@ from collections.abc import Sequence
 import torch
 
 from dit_shd.core.errors import UserError
+from dit_shd.diffusion.guidance import Guidance
 from dit_shd.distillation.losses import Loss
 from dit_shd.distillation.records import Forward, Term
 from dit_shd.tasks import Batch
 
 
 class OutputOf(Loss):
-    """Reads what one of several teachers predicts, and keeps it for the mean."""
+    """Reads what one of several teachers predicts, and keeps it for the mean.
 
-    def __init__(self) -> None:
+    Args:
+        guidance: Of the teacher, as the loss wants it.
+    """
+
+    def __init__(self, guidance: Guidance | None = None) -> None:
         super().__init__()
+        self.guidance = guidance
         self.output: Forward | None = None
 
     def term(self, student: Forward, teacher: Forward, batch: Batch) -> Term:

@@ -4,15 +4,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Self
 
-import numpy as np
 from torch import Tensor, nn
 
 from dit_shd.attention.capture import Captures
 from dit_shd.core.errors import UserError
+from dit_shd.diffusion.guidance import Guidance
 from dit_shd.distillation.frozen import Frozen
 from dit_shd.distillation.layer_map import LayerMap, layer_map
 from dit_shd.distillation.records import LAYERS, Forward, Layers, Needs, Reads, Term
-from dit_shd.distillation.schedule import Weight, schedule
+from dit_shd.distillation.schedule import Weight, at_step, schedule
 from dit_shd.squeezing.cost import LayerCost
 from dit_shd.tasks import Batch
 
@@ -51,6 +51,8 @@ class Loss(nn.Module, ABC):
     """Batches that it is calibrated on before training; see calibrate."""
     teacher: str | Sequence[str] | None = None
     """The name of the teacher that it reads: None for the first, several for the mean of their outputs."""
+    guidance: Guidance | None = None
+    """Of the teacher's output that it is given; None for the plain one. The teacher then runs a second time."""
     layers: LayerMap = "sections"
     """Rule or map by which each layer of the student gets a layer of the teacher."""
 
@@ -89,7 +91,7 @@ class Loss(nn.Module, ABC):
 
     def weight_at(self, step: int) -> float:
         """The factor at a step, counted from 0."""
-        return float(np.interp(step, list(self.weight), list(self.weight.values())))
+        return at_step(self.weight, step)
 
     def heaviest(self, steps: int) -> float:
         """The largest factor in a run of so many steps: a piecewise linear function has it at a node or an end."""

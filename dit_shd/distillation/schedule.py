@@ -1,5 +1,7 @@
 """Weights of losses by training step."""
 
+import numpy as np
+
 from dit_shd.core.errors import UserError
 
 Weight = float | dict[int, float]
@@ -25,3 +27,8 @@ def schedule(weight: Weight, name: str) -> dict[int, float]:
     if not points:
         raise UserError(f"{name}: weight: wanted a number or {{step: number}}, found nothing")
     return dict(sorted(points.items()))
+
+
+def at_step(points: dict[int, float], step: int) -> float:
+    """The factor of a schedule at a step, counted from 0."""
+    return float(np.interp(step, list(points), list(points.values())))

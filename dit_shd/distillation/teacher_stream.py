@@ -9,6 +9,7 @@ from torch import nn
 
 from dit_shd.attention.recording.sharded import KeptWeights
 from dit_shd.core.dtensor import is_sharded
+from dit_shd.distillation.guided import guided_outputs
 from dit_shd.distillation.losses import LayerLoss, Loss, Pairs
 from dit_shd.distillation.recording import record
 from dit_shd.distillation.records import LAYERS, Forward, Layer, Reads, Term
@@ -67,8 +68,11 @@ class TeacherStream:
             output = task.predict(teacher, batch)
         for kind, layers in held.items():
             self._orders[batch.pass_name, kind] = list(layers)
+        outputs = {} if output is None else guided_outputs(task, teacher, batch, losses, output)
         return {
-            name: streamed[name].term() if name in streamed else _term(loss, student, _forward(output, held), batch)
+            name: streamed[name].term()
+            if name in streamed
+            else _term(loss, student, _forward(outputs.get(name, output), held), batch)
             for name, loss in losses.items()
         }
 

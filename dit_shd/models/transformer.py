@@ -181,7 +181,8 @@ class LatentTransformer(ModelMixin, ConfigMixin):
         """
         timestep = torch.as_tensor(timestep, device=latents.device).expand(latents.shape[0])
         condition = self.t_embedder(timestep) + self.y_embedder.embedding_table(labels)
-        return self.x_embedder(latents) + self.pos_embed, condition
+        tokens = self.x_embedder(latents) + self.pos_embed
+        return tokens.contiguous(), condition  # the layout of every later block, so that one compilation serves all
 
     def run(self, block: nn.Module, *inputs: Tensor | None) -> Tensor:
         """A block's output; with gradient checkpointing it is recomputed in the backward."""

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.distiller import Distiller
+from dit_shd.distillation.guided import guided_teachers
 from dit_shd.distillation.teachers import Teachers, by_name, read_teachers
 from dit_shd.profiling import meta
 from dit_shd.profiling.captures import example
@@ -71,11 +72,11 @@ def step_operations(step: StepShape, student: nn.Module, teachers: nn.Module | T
     for name in task.passes:
         forward, backward = _counted(spec, task, name, backward=True)
         losses = distiller.losses_of(name)
-        required = read_teachers(losses, by_key)
+        required, twice = read_teachers(losses, by_key), guided_teachers(losses, by_key)
         recomputed = _counted(spec, task, name, True, recompute=True)[1] - backward if step.recompute else 0
         passes[name] = PassOperations(
             tokens=task.tokens_seen(student, example(task, name, student, meta.META)),
-            teacher=sum(forward_operations(by_key[teacher], task, name) for teacher in required),
+            teacher=sum(forward_operations(by_key[teacher], task, name) for teacher in [*required, *twice]),
             forward=forward,
             backward=backward,
             losses={

@@ -18,6 +18,7 @@ from dit_shd.core.plugins import PluginFolder
 from dit_shd.core.rng import Draws
 from dit_shd.data.datasets import Dataset
 from dit_shd.data.latent_origin import Kept
+from dit_shd.diffusion.guidance import Guidance
 
 Terms = dict[str, Tensor]
 """Values by name."""
@@ -99,6 +100,8 @@ class Task(ABC, Generic[B]):
     """Whether a model that learned it is sampled from."""
     prompted: ClassVar[bool] = False
     """Whether its models are sampled from by prompts."""
+    guides: ClassVar[bool] = False
+    """Whether models have a condition that can be left out: `unconditional` and `guided` work."""
     evaluates_averages: ClassVar[bool] = False
     """Whether every average of the weights is evaluated while training, or the first alone."""
     dataset: Dataset
@@ -186,6 +189,31 @@ class Task(ABC, Generic[B]):
     @abstractmethod
     def predict(self, model: nn.Module, batch: B) -> Output:
         """Run a model on a batch: teacher and student in the same way."""
+
+    def unconditional(self, batch: B) -> B:
+        """The same batch without the condition (class, text), for classifier-free guidance.
+
+        Args:
+            batch: One pass.
+
+        Raises:
+            UserError: There is nothing to leave out.
+        """
+        raise UserError(f"guidance: {type(self).__name__} has no condition that could be left out")
+
+    def guided(self, conditional: Output, unconditional: Output, batch: B, guidance: Guidance) -> Output:
+        """What a model predicts under classifier-free guidance (arXiv 2207.12598).
+
+        Args:
+            conditional: Its output on a batch; what is not guided is taken from it.
+            unconditional: Its output on the same batch without the condition.
+            batch: One pass.
+            guidance: The weight along time.
+
+        Raises:
+            UserError: The task has no guidance.
+        """
+        raise UserError(f"guidance: {type(self).__name__} has no condition that could be left out")
 
     @abstractmethod
     def losses(self, output: Output, batch: B) -> Terms:

@@ -1,7 +1,7 @@
 """Class-conditional diffusion: the student predicts the noise of DDPM, in MDT's masked pass, too."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,7 +14,8 @@ from dit_shd.data.datasets import Dataset
 from dit_shd.data.latent_origin import Kept
 from dit_shd.diffusion import class_names, teacher_check
 from dit_shd.diffusion.conditioning import MASKED, PASSES, Conditioning, check_conditional, check_fit
-from dit_shd.diffusion.denoiser import Denoiser
+from dit_shd.diffusion.denoiser import NO_LABEL, Denoiser
+from dit_shd.diffusion.guidance import Guidance
 from dit_shd.diffusion.objectives import noise_error, split, variational_bits
 from dit_shd.diffusion.process import DDPM
 from dit_shd.diffusion.sample_evaluation import SampleEvaluation
@@ -61,6 +62,7 @@ class Diffusion(Task[NoisyBatch]):
     all_passes = frozenset(PASSES)
     resumable = frozenset({"evaluation"})
     generates = True
+    guides = True
 
     def __init__(
         self,
@@ -136,7 +138,18 @@ class Diffusion(Task[NoisyBatch]):
 
     def predict(self, model: nn.Module, batch: NoisyBatch) -> Output:
         output = Denoiser(model)(batch.x_t, batch.t, batch.labels, batch.keep).float()
-        noise, v = split(output, batch.x_t.shape[1])
+        return self._output(*split(output, batch.x_t.shape[1]), batch)
+
+    def unconditional(self, batch: NoisyBatch) -> NoisyBatch:
+        return replace(batch, labels=torch.full_like(batch.labels, NO_LABEL))
+
+    def guided(self, conditional: Output, unconditional: Output, batch: NoisyBatch, guidance: Guidance) -> Output:
+        """The variance is the conditional one, and the mean that of the guided noise."""
+        share = batch.t / len(self.schedule)
+        noise = guidance.combined(conditional.prediction, unconditional.prediction, share)
+        return self._output(noise, conditional.extra.get("variance"), batch)
+
+    def _output(self, noise: Tensor, v: Tensor | None, batch: NoisyBatch) -> Output:
         if v is None:
             return Output(noise)
         x_0 = self.schedule.predict_x_0(batch.x_t, noise, batch.t)

@@ -1,7 +1,7 @@
 """Class-conditional rectified flow: the student predicts the velocity from data to noise, in MDT's masked pass, too."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -14,7 +14,7 @@ from dit_shd.data.datasets import Dataset
 from dit_shd.data.latent_origin import Kept
 from dit_shd.diffusion import class_names, teacher_check
 from dit_shd.diffusion.conditioning import MASKED, PASSES, Conditioning, check_conditional, check_fit
-from dit_shd.diffusion.denoiser import Denoiser
+from dit_shd.diffusion.denoiser import NO_LABEL, Denoiser
 from dit_shd.diffusion.flow import (
     TimestepDensity,
     Weighting,
@@ -24,6 +24,7 @@ from dit_shd.diffusion.flow import (
     predict_velocity,
     velocity_error,
 )
+from dit_shd.diffusion.guidance import Guidance
 from dit_shd.diffusion.process import process_of
 from dit_shd.diffusion.sample_evaluation import SampleEvaluation
 from dit_shd.models.prediction import convention_of
@@ -72,6 +73,7 @@ class FlowMatching(Task[FlowBatch]):
     all_passes = frozenset(PASSES)
     resumable = frozenset({"evaluation"})
     generates = True
+    guides = True
 
     def __init__(
         self,
@@ -151,6 +153,12 @@ class FlowMatching(Task[FlowBatch]):
 
     def predict(self, model: nn.Module, batch: FlowBatch) -> Output:
         return Output(predict_velocity(model, batch.x_t, batch.sigma, batch.labels, batch.keep))
+
+    def unconditional(self, batch: FlowBatch) -> FlowBatch:
+        return replace(batch, labels=torch.full_like(batch.labels, NO_LABEL))
+
+    def guided(self, conditional: Output, unconditional: Output, batch: FlowBatch, guidance: Guidance) -> Output:
+        return Output(guidance.combined(conditional.prediction, unconditional.prediction, batch.sigma))
 
     def losses(self, output: Output, batch: FlowBatch) -> Terms:
         weight = loss_weight(self.weighting, batch.sigma)

@@ -1,7 +1,7 @@
 """Text to image: any transformer of diffusers that has an adapter, by rectified flow or by DDPM, as its pipeline is."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,6 +17,7 @@ from dit_shd.data.pipeline_record import PipelineRecord
 from dit_shd.data.text_condition import TextCondition
 from dit_shd.diffusion.adapters import Adapter, adapter_of_model, settings_of
 from dit_shd.diffusion.flow import TimestepDensity, Weighting
+from dit_shd.diffusion.guidance import Guidance
 from dit_shd.diffusion.text_models import check_fit, text_differs
 from dit_shd.diffusion.text_process import TextProcess, process_of
 from dit_shd.diffusion.text_teacher_check import TextTeacherCheck
@@ -80,6 +81,7 @@ class TextToImage(Task[TextBatch]):
     needs = frozenset({"latents", "text", "text_mask"})
     resumable = frozenset({"evaluation"})
     generates, prompted = True, True
+    guides = True
 
     def __init__(
         self,
@@ -168,6 +170,19 @@ class TextToImage(Task[TextBatch]):
         output = adapter.predict(model, batch.x_t, batch.t, batch.condition, self.embedded_guidance)
         return Output(*self.process.prediction(output, batch.x_t, batch.t))
 
+    def unconditional(self, batch: TextBatch) -> TextBatch:
+        """With the embeddings of the empty prompt."""
+        text = batch.condition.replaced(torch.ones_like(batch.indices, dtype=torch.bool), self.empty)
+        return replace(batch, text=text.embeddings, text_mask=text.mask, text_pooled=text.pooled)
+
+    def guided(self, conditional: Output, unconditional: Output, batch: TextBatch, guidance: Guidance) -> Output:
+        """A variance is the conditional one, and its mean that of the guided noise."""
+        share = self.process.share(batch.t)
+        prediction = guidance.combined(conditional.prediction, unconditional.prediction, share)
+        v = conditional.extra.get("variance")
+        output = prediction if v is None else torch.cat([prediction, v], dim=1)
+        return Output(*self.process.prediction(output, batch.x_t, batch.t))
+
     def losses(self, output: Output, batch: TextBatch) -> Terms:
         x_0, noise, x_t = batch.x_0, batch.noise, batch.x_t
         return self.process.losses(output.prediction, output.extra, x_0, noise, x_t, batch.t)
@@ -187,6 +202,8 @@ class TextToImage(Task[TextBatch]):
         text = torch.randn(images, tokens, width, device=device, generator=draw)
         mask = torch.ones(images, tokens, dtype=torch.bool, device=device)
         vector = None if pooled is None else torch.randn(images, pooled, device=device, generator=draw)
+        if self.record is None:  # no data: the empty prompt is one token
+            self.empty = TextCondition.of(text[:1, :1], None, None if vector is None else vector[:1])
         t = self.process.example_times(images, device)
         indices = torch.zeros(images, dtype=torch.long, device=device)
         return [TextBatch("plain", 0, indices, x, x, x, t, text, mask, vector)]

@@ -13,7 +13,7 @@ from dit_shd.core.distributed import launched
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.losses import Loss, Reads
 from dit_shd.distillation.teachers import TEACHER, chosen
-from dit_shd.tasks import Task
+from dit_shd.tasks import TASKS, Task
 from dit_shd.training.config import TrainConfig
 
 _log = logging.getLogger("dit_shd")
@@ -144,6 +144,25 @@ def passes(task: Task[Any], losses: Sequence[Loss]) -> None:
             raise UserError(
                 f"losses.{i}.passes: wanted one or more of {', '.join(task.passes)}, which the task has as it is "
                 f"configured, found {', '.join(loss.passes)}"
+            )
+
+
+def guidance(name: str, task: Task[Any], losses: Sequence[Loss]) -> None:
+    """Refuse a guided target for a task without a condition that could be left out.
+
+    Args:
+        name: Of the task.
+        task: As it is configured.
+        losses: In the order of the config.
+
+    Raises:
+        UserError: Such a loss.
+    """
+    for i, loss in enumerate(losses):
+        if loss.guidance is not None and not task.guides:
+            able = ", ".join(known for known in TASKS.names() if TASKS.find(known).guides)
+            raise UserError(
+                f"losses.{i}.guidance: {name} has no condition that could be left out; wanted one of the tasks {able}"
             )
 
 

@@ -68,6 +68,9 @@ class TrainConfig:
         resumable=True,
     )
     losses: list[Plugin] = option([], "distillation terms: [{name: shd, weight: 2}, {name: output}]")
+    base_weight: float | dict[int, float] = option(
+        1.0, "factor of the task's own loss, or {step: factor}; 0 where the teacher alone is learned from"
+    )
     initialisation: Initialisation = option(Initialisation(), "how a new run's student begins")
     from_run: Place | None = option(
         None, "from=RUN: a new run whose student begins with the weights of another run, or of a model"

@@ -64,7 +64,8 @@ def build(config: TrainConfig) -> Run:
     check(parts)
     parts = with_micro_batch(parts)
     config, task, teachers = parts.config, parts.task, parts.teachers
-    distiller = Distiller(task, parts.student, parts.losses, not config.compile and config.sharding == "no")
+    whole = config.compile or config.sharding != "no"
+    distiller = Distiller(task, parts.student, parts.losses, not whole, config.base_weight)
     first_sample(config, distiller, teachers)
     accelerator, batches = join(config, distiller)
     if accelerator.is_main_process:
@@ -129,6 +130,7 @@ def check(parts: Parts) -> None:
     """
     config, task = parts.config, parts.task
     checks.passes(task, parts.losses)
+    checks.guidance(config.task.name, task, parts.losses)
     checks.fields(task, parts.losses)
     checks.compiled(config, parts.losses)
     models = {"student": parts.student, **{role(name): teacher for name, teacher in parts.teachers.items()}}

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from dit_shd.core.errors import UserError
+from dit_shd.diffusion.guidance import Guidance
 from dit_shd.distillation.losses import Loss, Term, Weight
-from dit_shd.distillation.schedule import schedule
+from dit_shd.distillation.schedule import at_step, schedule
 from dit_shd.tasks import Batch
 from dit_shd.tasks import Output as Prediction
 
@@ -28,6 +28,8 @@ class Lift(Loss):
         coarse: Factor of the coarse part, constant or by step.
         fine: Likewise of the fine part.
         groups: Of positions; 1 is LIFT alone.
+        guidance: Scale of classifier-free guidance of the teacher's prediction, or {scale, schedule, power, channels};
+            empty for none (see the loss output).
     """
 
     paper = "arXiv 2605.19729"
@@ -39,12 +41,13 @@ class Lift(Loss):
         coarse: Weight = 1.0,
         fine: Weight = {0: 0.0, 10_000: 1.0},  # noqa: B006
         groups: int = 1,
+        guidance: Guidance | None = None,
     ) -> None:
         super().__init__(weight, passes)
         if groups < 1:
             raise UserError(f"losses.lift.groups: wanted 1 or more, found {groups}")
         self.parts = {"coarse": schedule(coarse, "losses.lift.coarse"), "fine": schedule(fine, "losses.lift.fine")}
-        self.groups = groups
+        self.groups, self.guidance = groups, guidance
 
     def term(self, student: Prediction, teacher: Prediction, batch: Batch) -> Term:
         """Both parts of each sample [b]."""
@@ -60,7 +63,7 @@ class Lift(Loss):
         coarse, fine = (torch.stack(values).sum(0) for values in zip(*parts))
         sums = {"coarse": coarse, "fine": fine}
         means = {name: total / s.shape[1] for name, total in sums.items()}
-        factors = {name: float(np.interp(batch.step, list(at), list(at.values()))) for name, at in self.parts.items()}
+        factors = {name: at_step(at, batch.step) for name, at in self.parts.items()}
         value = torch.stack([factors[name] * mean for name, mean in means.items()]).sum(0)
         return Term(value, {name: mean.detach().mean() for name, mean in means.items()})
 

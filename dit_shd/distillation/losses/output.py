@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 from dit_shd.core.errors import UserError
+from dit_shd.diffusion.guidance import Guidance
 from dit_shd.diffusion.objectives import gaussian_kl
 from dit_shd.distillation.losses import Loss, Term, Weight
 from dit_shd.tasks import Batch
@@ -19,13 +20,22 @@ class Output(Loss):
         variance: Whether to add KL(p_teacher(x_{t-1}|x_t) || p_student(x_{t-1}|x_t)) of a learned variance in bits per
             dimension, with the student's mean detached (the variational term with the teacher's distribution in place
             of the posterior; arXiv 2102.09672).
+        guidance: Scale of classifier-free guidance of the teacher's prediction, or {scale, schedule, power, channels};
+            empty for none. The student learns what the guided teacher predicts in one call (arXiv 2210.03142, first
+            stage, at a fixed scale), and is sampled with guidance 1. The teacher runs twice.
     """
 
     paper = "arXiv 2305.15798, 2412.01199"
 
-    def __init__(self, weight: Weight = 1.0, passes: Sequence[str] | None = None, variance: bool = False):
+    def __init__(
+        self,
+        weight: Weight = 1.0,
+        passes: Sequence[str] | None = None,
+        variance: bool = False,
+        guidance: Guidance | None = None,
+    ):
         super().__init__(weight, passes)
-        self.variance = variance
+        self.variance, self.guidance = variance, guidance
 
     def term(self, student: Prediction, teacher: Prediction, batch: Batch) -> Term:
         error = (student.prediction - teacher.prediction).square().flatten(1).mean(1)

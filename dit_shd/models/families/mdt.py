@@ -87,7 +87,8 @@ class MDTBlock(Block):
     def forward(self, x: Tensor, condition: Tensor, code: Tensor | None = None, skip: Tensor | None = None) -> Tensor:
         """Tokens [b,n,e] from tokens, the condition [b,e], codes of the tokens [b,n] and the skipped tokens [b,n,e]."""
         if self.skip_linear is not None:
-            x = self.skip_linear(torch.cat([x, skip], dim=-1))  # type: ignore[list-item]
+            joined = self.skip_linear(torch.cat([x, skip], dim=-1))  # type: ignore[list-item]
+            x = joined.to(x.dtype)  # under autocast tokens keep float32, as in the blocks without skip
         return super().forward(x, condition, code)
 
 
@@ -187,7 +188,7 @@ class MDTv2(LatentTransformer):
         stack = []
         for block in self.en_inblocks:
             x = self.run(block, x, condition, code)
-            stack.append(x)
+            stack.append(x.view_as(x))  # the first skip is no tensor twice, which would be compiled apart
         for block in self.en_outblocks:
             x = self.run(block, x, condition, code, stack.pop())
         x = x + self.decoder_pos_embed if keep is None else self._interpolate(x, condition, keep)

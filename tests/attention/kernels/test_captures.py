@@ -36,8 +36,8 @@ def test_attend_is_the_streamed_form_by_kernels(served, kept, monkeypatch):
     draws = [torch.randn(2, 3, n, 8, generator=r).to(DEVICE) for _ in range(3)]
     code = None
     if kept:
-        code = RelativeBias.codes(WINDOW)[torch.stack([torch.randperm(16, generator=r)[:n] for _ in range(2)])]
-        code = code.to(DEVICE)
+        places = torch.stack([torch.randperm(16, generator=r)[:n] for _ in range(2)])
+        code = RelativeBias.codes(WINDOW)[places].to(DEVICE)
     results = []
     for by_kernels in (True, False):
         monkeypatch.setattr(captures, "serves", lambda *given, which=by_kernels: which)
@@ -45,7 +45,7 @@ def test_attend_is_the_streamed_form_by_kernels(served, kept, monkeypatch):
         out = attend(*leaves[:3], 0.4, RelativeBias(leaves[3], WINDOW, code))
         results.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
     assert len(served) == 1
-    torch.testing.assert_close(*results)
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-4)
 
 
 def test_a_block_with_a_learnable_bias_compiles_into_one_graph(served):
@@ -58,8 +58,9 @@ def test_a_block_with_a_learnable_bias_compiles_into_one_graph(served):
     torch._dynamo.reset()
     value = torch.compile(block, fullgraph=True, backend="aot_eager")(x, condition)
     leaf = block.attn.rel_pos_bias.relative_position_bias_table
-    torch.testing.assert_close(value, want)
-    torch.testing.assert_close(*(torch.autograd.grad(y.square().sum(), leaf) for y in (value, want)))
+    torch.testing.assert_close(value, want, rtol=1e-5, atol=1e-4)
+    grads = (torch.autograd.grad(y.square().sum(), leaf) for y in (value, want))
+    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)
     assert len(served) >= 2
 
 

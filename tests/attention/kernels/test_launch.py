@@ -19,7 +19,10 @@ from dit_shd.attention.streamed import attend
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 WINDOW = 4
-interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="in the interpreter; benchmarks/gpu.py has a GPU")
+torch_alone = pytest.mark.skipif(
+    DEVICE == "cuda", reason="of torch.compile, not of a device: the tests on a CPU run it"
+)
+walled = pytest.mark.skipif(DEVICE == "cuda", reason="pages are protected in a CPU's memory, in the interpreter")
 KINDS = ["none", "dense", "row", "mask", "grid", "tokens"]
 
 
@@ -113,7 +116,7 @@ def test_any_shape_at_length(data):
     check(tensors, bias, causal, tolerance=1e-4 if dtype == torch.float32 else 2e-2)
 
 
-@interpreted
+@torch_alone
 @pytest.mark.parametrize("kind", ["dense", "grid", "tokens"])
 def test_compiled_code_has_one_operator_and_no_graph_break(kind):
     tensors, bias, _ = layer(kind)
@@ -131,7 +134,7 @@ def test_compiled_code_has_one_operator_and_no_graph_break(kind):
     torch.testing.assert_close(*results)
 
 
-@interpreted
+@torch_alone
 def test_fake_tensors_have_the_shapes_of_real_ones():
     teacher = random_capture(h=4, dtype=torch.float32)
     partners, heads = torch.tensor([[0, 1], [3, 2]], dtype=torch.int32), torch.tensor([1, 2], dtype=torch.int32)
@@ -172,7 +175,7 @@ def inside_their_tensors(before):
             )
 
 
-@interpreted
+@walled
 @pytest.mark.parametrize("before", [False, True])
 def test_nothing_is_read_or_written_outside_of_the_tensors(before):
     done = in_a_process_of_its_own(__file__, f"inside_their_tensors({before})")

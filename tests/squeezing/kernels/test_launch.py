@@ -19,10 +19,12 @@ from dit_shd.squeezing.backends.triton import operators
 from dit_shd.squeezing.divergence import attention_kl
 from dit_shd.squeezing.squeeze import squeeze
 
-interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="in the interpreter; benchmarks/gpu.py has a GPU")
+HAS_GPU = torch.cuda.is_available()
+torch_alone = pytest.mark.skipif(HAS_GPU, reason="of torch.compile, not of a device: the tests on a CPU run it")
+walled = pytest.mark.skipif(HAS_GPU, reason="pages are protected in a CPU's memory, in the interpreter")
 
 
-@interpreted
+@torch_alone
 def test_compiled_code_sees_one_operator_and_no_graph_break():
     teacher, student = random_capture(h=4, dtype=torch.float32), random_capture(h=2, d=3, seed=5, dtype=torch.float32)
 
@@ -70,14 +72,14 @@ def inside_their_tensors(before):
             )
 
 
-@interpreted
+@walled
 @pytest.mark.parametrize("before", [False, True])
 def test_nothing_is_read_or_written_outside_of_the_tensors(before):
     done = in_a_process_of_its_own(__file__, f"inside_their_tensors({before})")
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-@interpreted
+@walled
 @pytest.mark.parametrize(("before", "index"), [(True, -1), (False, 1)])
 def test_the_wall_is_felt(before, index):
     """A read of one number beyond a guarded tensor kills."""
@@ -92,6 +94,7 @@ def ahead_of_time(root, *options):
     return subprocess.run(command, env=env, capture_output=True, text=True)
 
 
+@pytest.mark.skipif(HAS_GPU, reason="the other tests compile for the GPU that is here")
 def test_kernels_compile_for_gpus_without_one(root):
     done = ahead_of_time(root, "--width", "64", "--dtype", "bf16", "--only", "kl 2:1 none")
     assert done.returncode == 0, done.stdout + done.stderr
