@@ -16,6 +16,7 @@ from dit_shd.core.config import checked
 from dit_shd.core.distributed import joined, launched
 from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.pretrained import asset, model_folder
+from dit_shd.data.datasets.text_latents import TextLatents
 from dit_shd.data.pipeline_record import INDEX, PipelineRecord, read_record, text_digest
 from dit_shd.diffusion.generation import make_file, output_path
 from dit_shd.diffusion.pipelines import folder_of, open_pipeline, record_of
@@ -72,13 +73,17 @@ def sample_prompts(config: SampleConfig) -> Path:
 
 
 def read_prompts(file: Path) -> list[str]:
-    """The lines of a file that are not empty.
+    """The lines of a file that are not empty, or the captions of a folder of text latents.
 
     Raises:
         UserError: There are none, or no such file.
     """
+    if file.is_dir():
+        return [caption for caption in TextLatents(file).captions() if caption]
     if not file.is_file():
-        raise UserError(f"prompts: wanted a text file with a prompt a line, found no file {file}")
+        raise UserError(
+            f"prompts: wanted a text file with a prompt a line or a folder of latents with captions, found no file {file}"
+        )
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:

@@ -14,6 +14,7 @@ from tiny_pipelines import write_images, write_pipeline
 from two_process_jobs import said
 
 from dit_shd.data.datasets.text_latents import TextLatents
+from dit_shd.diffusion.prompt_generation import read_prompts
 
 CAPTIONS = {f"{number:02d}": ("a seven", "two digits thin four and a nine", "")[number % 3] for number in range(14)}
 
@@ -61,4 +62,6 @@ def test_a_batch_has_the_rows_of_its_samples_in_their_order(made):
         torch.testing.assert_close(batch.embeddings[row, : alone.tokens], alone.embeddings[0], rtol=0, atol=0)
         torch.testing.assert_close(batch.pooled[row], alone.pooled[0], rtol=0, atol=0)
         assert batch.mask[row].sum() == alone.mask.sum()
+    assert data.captions() == [*CAPTIONS.values()]
+    assert read_prompts(made[1]) == [caption for caption in CAPTIONS.values() if caption]
     assert [data.caption(int(index)) for index in indices] == [[*CAPTIONS.values()][index] for index in indices]

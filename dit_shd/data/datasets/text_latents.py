@@ -91,6 +91,14 @@ class TextLatents(Dataset):
         captions = text_shards.captions_of(self._shards[shard].get_tensor("captions"))
         return captions[int(self._rows[shard][index - int(self._firsts[shard])])]
 
+    def captions(self) -> list[str]:
+        """The captions of all samples, in order."""
+        found: list[str] = []
+        for shard, rows in zip(self._shards, self._rows):
+            captions = text_shards.captions_of(shard.get_tensor("captions"))
+            found += [captions[int(row)] for row in rows]
+        return found
+
     def images(self) -> np.ndarray:
         raise UserError("text_latents: holds latents, not images")
 
