@@ -82,7 +82,8 @@ def read_prompts(file: Path) -> list[str]:
         return [caption for caption in TextLatents(file).captions() if caption]
     if not file.is_file():
         raise UserError(
-            f"prompts: wanted a text file with a prompt a line or a folder of latents with captions, found no file {file}"
+            f"prompts: wanted a text file with a prompt a line, or a folder of latents with captions; "
+            f"found no file {file}"
         )
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
