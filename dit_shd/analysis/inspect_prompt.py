@@ -89,20 +89,20 @@ def inspect_prompt(
     tries = _Watch(type(pipeline).__name__)
     with capture(model, chosen, tries.sink, projections=False), tries.watching(model):
         draw(pipeline, [prompt], seed, range(1), {**call, "num_inference_steps": 2})
-    found = tries.alike()
-    if not found:
+    shapes = tries.alike()
+    if not shapes:
         raise UserError(
             f"{place}: in no layer of {type(model).__name__} image tokens attend to text tokens, as far as it is known "
             "where they stand; layers= names cross-attention"
         )
-    tokens = max(one.text for one in found.values())
-    image, heads = next(iter(found.values())).shape
+    tokens = max(one.text for one in shapes.values())
+    image, heads = next(iter(shapes.values())).shape
     words = prompt_words(pipeline, adapter, prompt, tokens, call.get("max_sequence_length"))
-    size = extent(len(found), timesteps, heads, len(words) + 1, image)
+    size = extent(len(shapes), timesteps, heads, len(words) + 1, image)
     steps = _number_of_steps(pipeline, call)
-    watch = _Watch(type(pipeline).__name__, set(_spread(list(found), size.layers)), words)
+    watch = _Watch(type(pipeline).__name__, set(_spread(list(shapes), size.layers)), words)
     watch.steps = set(spread(steps, min(size.timesteps, steps)))
-    with tqdm(total=len(watch.steps) * len(found), desc=f"{steps} steps", unit="layer") as bar:
+    with tqdm(total=len(watch.steps) * len(shapes), desc=f"{steps} steps", unit="layer") as bar:
         watch.tick = bar.update
         with capture(model, chosen, watch.sink, projections=False), watch.watching(model):
             (picture,) = draw(pipeline, [prompt], seed, range(1), call)
@@ -132,7 +132,7 @@ class _Watch:
     steps: set[int] = field(default_factory=lambda: {0})
     maps: dict[str, list[Tensor]] = field(default_factory=dict)
     """Layer -> of each step [h,w,n]."""
-    found: dict[str, "_Shape"] = field(default_factory=dict)
+    shapes: dict[str, "_Shape"] = field(default_factory=dict)
     times: list[int] = field(default_factory=list)
     tick: Callable[[], object] = field(default=lambda: None)
     _step: int = -1
@@ -166,7 +166,7 @@ class _Watch:
         if not self._recorded or image is None or (self.layers and name not in self.layers):
             return
         rows, text = image
-        self.found[name] = _Shape(layer.heads, len(rows), len(text))
+        self.shapes[name] = _Shape(layer.heads, len(rows), len(text))
         if not self.layers:
             return
         sample = 0 if self.pipeline in CONDITION_FIRST else layer.shape[0] - 1
@@ -182,8 +182,8 @@ class _Watch:
 
     def alike(self) -> dict[str, "_Shape"]:
         """The layers that have as many heads and image tokens as the first."""
-        first = next(iter(self.found.values()), None)
-        return {name: one for name, one in self.found.items() if first is not None and one.shape == first.shape}
+        first = next(iter(self.shapes.values()), None)
+        return {name: one for name, one in self.shapes.items() if first is not None and one.shape == first.shape}
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,8 @@ def folder_of(place: str, text_alone: bool = False) -> Path:
     """
     path = find(place, "model", "pipeline")
     if isinstance(path, Asset):
-        path = asset(path.name).parent
+        model = asset(path.name)
+        path = model.parent if (model.parent / INDEX).is_file() else model
     if isinstance(path, Path):
         if not (path / INDEX).is_file():
             raise UserError(

@@ -112,12 +112,12 @@ class FeatureSet:
     """Of the features of sFID."""
     spatial_rows: Tensor | None = field(default=None, repr=False)
     """[n,s], the features of sFID, kept only if images are to be resampled."""
-    texts: Tensor | None = field(default=None, repr=False)
-    """[n,d], what the network makes of the prompt of each image, in file order."""
     title: str = "features"
     """Of the network, for the names of figures."""
     is_fid: bool = False
     """Whether the network is the 2015 Inception."""
+    texts: Tensor | None = field(default=None, repr=False)
+    """[n,d], what the network makes of the prompt of each image, in file order."""
 
     @classmethod
     def of(

@@ -93,11 +93,11 @@ class TextLatents(Dataset):
 
     def captions(self) -> list[str]:
         """The captions of all samples, in order."""
-        found: list[str] = []
+        captions: list[str] = []
         for shard, rows in zip(self._shards, self._rows):
-            captions = text_shards.captions_of(shard.get_tensor("captions"))
-            found += [captions[int(row)] for row in rows]
-        return found
+            different = text_shards.captions_of(shard.get_tensor("captions"))
+            captions += [different[int(row)] for row in rows]
+        return captions
 
     def images(self) -> np.ndarray:
         raise UserError("text_latents: holds latents, not images")

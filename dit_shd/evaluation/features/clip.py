@@ -46,9 +46,9 @@ class CLIP(FeatureNetwork):
         folder = Path(expanded(weights))
         files = sorted(folder.glob("*.safetensors"))
         if not (folder / "config.json").is_file() or not files:
-            found = "nothing" if not folder.exists() else "a folder without them" if folder.is_dir() else "a file"
+            kind = "nothing" if not folder.exists() else "a folder without them" if folder.is_dir() else "a file"
             raise UserError(
-                f"features.weights: wanted a folder with config.json and safetensors, found {found} at {folder}; "
+                f"features.weights: wanted a folder with config.json and safetensors, found {kind} at {folder}; "
                 f"{ADVICE}"
             )
         try:

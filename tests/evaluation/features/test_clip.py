@@ -28,7 +28,8 @@ def folder(tmp_path_factory):
     words = tokenizer()
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     text = {**sizes, "vocab_size": len(words), "max_position_embeddings": 32, "eos_token_id": 1, "pad_token_id": 0}
-    model = CLIPModel(CLIPConfig({**text, "bos_token_id": 3}, {**sizes, "image_size": 24, "patch_size": 8}, 12))
+    text, vision = {**text, "bos_token_id": 3}, {**sizes, "image_size": 24, "patch_size": 8}
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=12))
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
     made = tmp_path_factory.mktemp("clip")
