@@ -7,6 +7,7 @@ cut in the middle and normalised as CLIP's. The title carries the hash of the we
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,21 +53,21 @@ class CLIP(FeatureNetwork):
                 f"{ADVICE}"
             )
         try:
-            self.network = CLIPModel.from_pretrained(folder, use_safetensors=True, local_files_only=True).eval()
+            network: Any = CLIPModel.from_pretrained(folder, use_safetensors=True, local_files_only=True).eval()
             self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # of transformers, for files that are no CLIP
             raise UserError(f"features.weights: {folder} holds no CLIP ({error_line(error, 160)}); {ADVICE}") from error
-        self.network.requires_grad_(False)
+        self.network = self._clip = network.requires_grad_(False)
         self.sha256 = sha256(files[0])
         self.title = f"clip-{self.sha256[:8]}"
-        self._side: int = self.network.config.vision_config.image_size
-        self._tokens: int = self.network.config.text_config.max_position_embeddings
+        self._side: int = network.config.vision_config.image_size
+        self._tokens: int = network.config.text_config.max_position_embeddings
 
     def _forward(self, images: Tensor) -> Features:
         mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (MEAN, STD))
         pixels = (_cut(images, self._side) / 255 - mean) / std
-        hidden = self.network.vision_model(pixel_values=pixels).pooler_output
-        return Features(self.network.visual_projection(hidden).float())
+        hidden = self._clip.vision_model(pixel_values=pixels).pooler_output
+        return Features(self._clip.visual_projection(hidden).float())
 
     @torch.no_grad()
     def embed(self, prompts: Sequence[str]) -> Tensor:
@@ -74,10 +75,10 @@ class CLIP(FeatureNetwork):
         for first in range(0, len(prompts), PROMPTS):
             options = {"padding": True, "truncation": True, "max_length": self._tokens, "return_tensors": "pt"}
             tokens = self._tokenizer(list(prompts[first : first + PROMPTS]), **options).to(self.device)
-            hidden = self.network.text_model(
+            hidden = self._clip.text_model(
                 input_ids=tokens.input_ids, attention_mask=tokens.attention_mask
             ).pooler_output
-            parts.append(self.network.text_projection(hidden).float())
+            parts.append(self._clip.text_projection(hidden).float())
         return torch.cat(parts)
 
 
