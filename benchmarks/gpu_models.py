@@ -105,7 +105,7 @@ def sampling(sizes: Sizes, how: str = "eager") -> None:
     model = MDTv2.from_options("S/2", sample_size=8 if sizes.tokens else 32, **sizes.model).to(sizes.device).eval()
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.02)
-    options = dict(
+    options: dict[str, Any] = dict(
         steps=sizes.sampling_steps, batch_size=sizes.sampled, vae=None, precision="bf16", compile=how == "compiled"
     )
     start = time.perf_counter()
