@@ -1,12 +1,13 @@
 """docs/demo.png: a row of samples for each of several npz files of dit-shd sample.
 
-    dit-shd sample asset:digits_teacher count=500 steps=50 guidance=2 guidance_schedule=constant labels=balanced \
-        batch_size=50 out=teacher.npz
-    dit-shd study experiments/digits_main/study.yaml
-    cells=experiments/digits_main/cells
-    python docs/picture.py docs/demo.png teacher=teacher.npz \
-        "student, output only=$cells/teacher-output-seed0/samples.npz" \
-        "student, output + SHD=$cells/teacher-pairwise-seed0/samples.npz"
+    dit-shd train digits_from_teacher run=runs/shd
+    dit-shd train digits_from_teacher run=runs/output losses='[{name: output, weight: 1.0}]'
+    for model in asset:digits_teacher runs/output runs/shd; do
+        dit-shd sample $model count=500 steps=50 guidance=2 guidance_schedule=constant labels=balanced \
+            batch_size=50 out=$(basename $model).npz
+    done
+    python docs/picture.py docs/demo.png teacher=asset:digits_teacher.npz "student, output only=output.npz" \
+        "student, output + SHD=shd.npz"
 """
 
 import sys

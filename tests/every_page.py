@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from language import GPT2, causal_lm, lines
 
 from dit_shd.analysis.inspect import InspectConfig
 from dit_shd.cli.commands.compare import CompareConfig, compare
@@ -35,17 +36,23 @@ def make_pages(folder: Path, root: Path) -> dict[str, Path]:
         folder: for them and their files.
         root: of the repository, whose studies are read.
     """
-    pages = {
-        "inspect": _inspect(folder),
-        "prompt": _prompt(folder),
-        "study": _study(folder, root),
-        "plot": _plot(folder),
-    }
+    pages = {"inspect": _inspect(folder), "text": _text(folder), "prompt": _prompt(folder)}
+    pages |= {"study": _study(folder, root), "plot": _plot(folder)}
     return pages | _evaluations(folder) | {"demo": _demo(folder)}
 
 
 def _inspect(folder: Path) -> Path:
     config = {"model": TEACHER, "samples": 2, "timesteps": [100, 500, 900], "out": str(folder / "inspect")}
+    return inspect_to_folder(make(InspectConfig, config)) / "index.html"
+
+
+def _text(folder: Path) -> Path:
+    """Of a tiny language model over its own text."""
+    model = folder / "language_model"
+    causal_lm(GPT2).save_pretrained(model / "student")
+    data = {"name": "text", "path": lines(folder), "document": "line", "length": 24, "tokenizer": "bytes"}
+    (model / "config.yaml").write_text(json.dumps({"data": data, "task": "language_modeling"}))
+    config = {"model": str(model), "samples": 4, "out": str(folder / "inspect_text")}
     return inspect_to_folder(make(InspectConfig, config)) / "index.html"
 
 

@@ -42,18 +42,16 @@ def wheel(root, tmp_path_factory) -> Path:
     return file
 
 
-@pytest.fixture(scope="module")
-def site(wheel, tmp_path_factory) -> Path:
+def environment(wheel: Path, home: Path, extra: str = "") -> Path:
     """The bin folder of a venv that holds the wheel, and links to the dependencies that it declares."""
-    home = tmp_path_factory.mktemp("venv")
     venv.create(home, with_pip=True)
     packages = next(home.glob("lib/python*/site-packages"))
     with zipfile.ZipFile(wheel) as file:
         metadata = next(name for name in file.namelist() if name.endswith("/METADATA"))
         text = file.read(metadata).decode().partition("\n\n")[0]
-    required = [
-        line.removeprefix("Requires-Dist: ") for line in text.splitlines() if line.startswith("Requires-Dist: ")
-    ]
+    lines = [line.removeprefix("Requires-Dist: ") for line in text.splitlines() if line.startswith("Requires-Dist: ")]
+    markers = [(line, Requirement(line).marker) for line in lines]
+    required = [line.partition(";")[0] for line, marker in markers if not marker or marker.evaluate({"extra": extra})]
     for name in closure(required):
         found = distribution(name)
         for top in {file.parts[0] for file in found.files or () if not file.parts[0].startswith("..")}:
@@ -62,6 +60,11 @@ def site(wheel, tmp_path_factory) -> Path:
     pip = [home / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel]
     subprocess.run(pip, check=True)
     return home / "bin"
+
+
+@pytest.fixture(scope="module")
+def site(wheel, tmp_path_factory) -> Path:
+    return environment(wheel, tmp_path_factory.mktemp("venv"))
 
 
 def run(site: Path, *words: str, folder: Path) -> subprocess.CompletedProcess:
@@ -113,3 +116,16 @@ def test_what_is_missing_is_named_with_the_command_that_installs_it(site, wheel,
     assert all(package in line for package in needed), line
     assert f"pip install '{wheel}[" in line, line
     assert not list(tmp_path.iterdir())
+
+
+def test_an_experiment_trains_from_the_wheel_by_its_name(wheel, tmp_path):
+    pytest.importorskip("mlxtend")
+    site, folder = environment(wheel, tmp_path / "venv", "demo"), tmp_path / "work"
+    folder.mkdir()
+    small = ["steps=2", "batch_size=4", "ema=0.5", "log_every=1"]
+    done = run(site, "dit-shd", "train", "digits_shd", *small, folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert "4 heads into 2 (contiguous, pairwise)" in done.stderr
+    done = run(site, "dit-shd", "show", "runs/digits_shd", folder=folder)
+    assert done.returncode == 0 and "finished, step 2 of 2" in done.stdout, done.stderr
+    assert [path.name for path in folder.iterdir()] == ["runs"]

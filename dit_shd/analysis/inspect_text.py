@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 from tqdm import tqdm
 
+from dit_shd.analysis.map_sheets import Sheets, head_sheets
 from dit_shd.analysis.survey import LayerMaps, LayerSurvey, Scope, layer_maps, survey
 from dit_shd.analysis.text_inputs import TextInputs
 from dit_shd.core.errors import UserError
@@ -30,10 +31,12 @@ class TextFindings:
     """The texts of these tokens."""
     layers: list[LayerSurvey]
     """Over all sequences."""
+    sheets: Sheets
+    """Of the first tokens: the maps of all heads, and of those merged."""
     name: str = ""
     """The model's, as it was given."""
     shown: Sequence[str] = ()
-    """Layers whose maps are drawn."""
+    """Layers whose maps are drawn beside the page."""
     shown_heads: list[int] | None = None
     """Which of their heads; None for three evenly spread."""
 
@@ -60,7 +63,8 @@ def inspect_text(
         scope, maps = layer_maps(model, pictured, scope, 0, range(len(pictured.labels)), bar.update)
     with tqdm(total=len(inputs.batches) * len(maps), desc="all sequences", unit="layer") as bar:
         layers = survey(model, inputs, scope, [0], heads, bar.update)
-    return TextFindings(model, inputs, maps, list(pictured.labels), layers)
+    sheets = head_sheets(model, pictured, scope, maps, [0], heads)
+    return TextFindings(model, inputs, maps, list(pictured.labels), layers, sheets)
 
 
 def text_of(data: Plugin | None, run: Mapping[str, Any], model: str) -> Text:

@@ -8,7 +8,8 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 
 import dit_shd
 from dit_shd.cli import help
@@ -106,12 +107,23 @@ def _command(line: Line) -> Specification:
     return specification(line.command)
 
 
+@contextmanager
+def _no_warnings_of_imports() -> Generator[None]:
+    """Keep back what other libraries log while they are imported, as of optional packages that no command uses."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
 def _run(line: Line, spec: Specification) -> None:
     """Check words and files, then import the command and run it."""
     values = values_of(line, spec)
     if not values.get("dry_run"):  # which does not require them
         check_values(values, spec.places)
-    with status.shown(f"dit-shd {spec.name}: loading ..."):
+    with status.shown(f"dit-shd {spec.name}: loading ..."), _no_warnings_of_imports():
         command = COMMANDS.find(spec.name)()
     where = "config" if "" in spec.words else spec.name  # a file of values is the config
     command.run(make(command.config, values, where))

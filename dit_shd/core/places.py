@@ -25,7 +25,7 @@ Kind = Literal["model", "autoencoder", "images", "dataset of images"]
 WANTED: dict[Kind, str] = {
     "model": "a run folder, a diffusers folder, a checkpoint file or asset:NAME",
     "autoencoder": "a folder with a diffusers autoencoder",
-    "images": "a folder of class folders, an npz, Parquet files or a saved Hugging Face dataset",
+    "images": "a folder of images (in class folders, or with captions), tars, Parquet files, an npz or a saved dataset",
     "dataset of images": "an npz file, a folder of images, or a dataset such as digits:validation",
 }
 """What a local name may refer to."""

@@ -17,8 +17,8 @@ class EncodeConfig:
 
     images: Place = option(
         REQUIRED,
-        "folder of class folders, npz (arr_0 uint8 [n,y,x,c], arr_1 labels), Parquet files, "
-        "or a Hugging Face dataset (a folder of save_to_disk, or hub:OWNER/NAME)",
+        "folder of images (in class folders; for pipeline= with captions beside them), tars, Parquet files, npz (arr_0 "
+        "uint8 [n,y,x,c], arr_1 labels), or a Hugging Face dataset (a folder of save_to_disk, or hub:OWNER/NAME)",
     )
     out: Path = option(REQUIRED, "the folder of latents; the same command again goes on there")
     size: int = option(256, "the images' side after the ADM centre crop")

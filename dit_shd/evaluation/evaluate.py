@@ -30,6 +30,7 @@ from dit_shd.evaluation.extraction import extract_features, find_device
 from dit_shd.evaluation.feature_set import FeatureSet
 from dit_shd.evaluation.features import FEATURES, FeatureNetwork
 from dit_shd.evaluation.metrics import METRICS
+from dit_shd.evaluation.real_scale import real_scale, shared_scale
 from dit_shd.evaluation.reference import Reference, open_reference
 from dit_shd.evaluation.scoring import Chosen, compute_metrics, select_metrics
 
@@ -227,6 +228,7 @@ class _Job:
         sample_set = extract_features(self.network, samples, config.batch_size, keep_spatial=config.resamples > 0)
         figures, details = compute_metrics(self.chosen, sample_set, reference_set)
         record = {"figures": figures, **record, "adm_comparable": self._verdict(record, sample_set)}
+        record["real"] = real_scale(next(iter(figures)), sample_set, reference_set)
         if config.resamples:
             metrics = [metric for _, metric in self.chosen]
             record["intervals"] = intervals(metrics, sample_set, reference_set, figures, config.resamples)
@@ -281,6 +283,7 @@ def _several(job: _Job, sets: list[ImageSet]) -> dict[str, Any]:
         "spread": {name: statistics.stdev(figures) for name, figures in values.items()},
         **{key: value for key, value in joint.items() if key != "samples"},
         "adm_comparable": _verdict([reason for run in runs for reason in run["adm_comparable"]["why_not"]]),
+        "real": shared_scale(runs),
         "notes": list(dict.fromkeys(note for run in runs for note in run["notes"])),
     }
     for entry, run, file in zip(entries, runs, files):

@@ -5,6 +5,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from dit_shd.core.errors import UserError
+from dit_shd.core.installation import install_command
 
 if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer
@@ -28,7 +29,6 @@ def _scorer() -> "RougeScorer":
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError as error:
-        raise UserError(
-            'rouge: needs the package rouge-score; install it with: pip install "dit_shd[language]"'
-        ) from error
+        command = install_command("language")
+        raise UserError(f"rouge: needs the package rouge-score; install it with: {command}") from error
     return RougeScorer(["rougeL"], use_stemmer=True)

@@ -1,6 +1,6 @@
 """The page of several evaluations: cost of the models beside quality of their images."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from dit_shd.core.errors import UserError
 from dit_shd.data.image_sets import ImageSet
 from dit_shd.data.open_images import open_images
 from dit_shd.evaluation import results
+from dit_shd.evaluation.real_scale import shared_scale
 from dit_shd.models import loading
 from dit_shd.profiling.latency import Cost, cost
 from dit_shd.reports.figures.chart import chart_row
@@ -18,7 +19,7 @@ from dit_shd.reports.figures.images import class_places, class_sheet, thumbnails
 from dit_shd.reports.figures.quality import quality_charts
 from dit_shd.reports.findings import compared, shared_names, tiles
 from dit_shd.reports.html import Link, header, paragraph, picture, section, side_by_side, write_page
-from dit_shd.reports.tables import Row, facts, figures_table, table_html
+from dit_shd.reports.tables import Row, facts, figures_table, number, table_html
 from dit_shd.tasks.diffusion import Diffusion
 
 SHOWN, COLUMNS = 40, 8
@@ -142,36 +143,59 @@ def write_comparison_page(
         notes: What a reader should know before the figures.
     """
     title = f"{len(rows)} models side by side"
-    headings, cells, best = figures_table(rows)
     main = shared_names(rows)[:1]
+    real = shared_scale(records)
+    score = None if real is None or not main else real["figures"].get(main[0])
     body = [
         header(
             "comparison",
             title,
             compared(rows, main[0]) if main else ["The evaluations share no figure."],
-            tiles(rows, main[0]) if main else {},
+            (tiles(rows, main[0]) if main else {}) | _real_tile(main, score),
             *(paragraph(note, "quiet") for note in notes),
         ),
         section(
             "Figures and cost",
-            paragraph("The first line is the teacher. Bold: the best of the others."),
-            table_html(headings, cells, best, what="figures and cost"),
-            chart_row(quality_charts(rows, main[0])) if main else "",
-            paragraph(COST, "quiet"),
+            paragraph(
+                "The first line is the teacher."
+                + (" Bold: the best of the others." if len(rows) > 2 else "")
+                + _real_words(real)
+            ),
+            _figures(rows, real),
+            chart_row(quality_charts(rows, main[0], score)) if main else "",
+            paragraph(COST, "quiet") if any(row.cost is not None for row in rows) else "",
         ),
         how_sampled(names, records),
         same_images(names, records),
-        comparison_footer(files, records, page),
+        comparison_footer(files, names, records, page),
     ]
     write_page(page, f"dit_shd: {title}", body)
 
 
-def comparison_footer(files: list[str], records: list[dict[str, Any]], page: Path) -> str:
+def _figures(rows: Sequence[Row], real: Mapping[str, Any] | None) -> str:
+    """The table of figures; its last line are real images, where all evaluations say the same of them."""
+    headings, cells, best = figures_table(rows)
+    if real is None:
+        return table_html(headings, cells, best, what="figures and cost")
+    known = [real["figures"].get(name) for name, _ in headings[1:]]
+    cells.append(["real images", *("" if value is None else number(value) for value in known)])
+    return table_html(headings, cells, best, scale=len(cells) - 1, what="figures and cost")
+
+
+def _real_words(real: Mapping[str, Any] | None) -> str:
+    return "" if real is None else f" Last line, for scale: {real['n']:,} images of the reference against its others."
+
+
+def _real_tile(main: Sequence[str], score: float | None) -> dict[str, str]:
+    return {} if score is None else {f"{main[0]}, real images": number(score)}
+
+
+def comparison_footer(files: list[str], names: list[str], records: list[dict[str, Any]], page: Path) -> str:
     """Commands, files, reference and features of the evaluations."""
     reference, features = records[0]["reference"], records[0]["features"]
     about: dict[str, str | Link] = {"command": environment.command()}
-    about |= {f"command of {file}": record["command"] for file, record in zip(files, records)}
-    about |= {f"file {i}": Link(file, Path(file).absolute()) for i, file in enumerate(files)}
+    about |= {f"evaluation of {name}": record["command"] for name, record in zip(names, records)}
+    about |= {f"results of {name}": Link(file, Path(file).absolute()) for name, file in zip(names, files)}
     about["reference"] = f"{reference['path']}, sha256 {reference['sha256']}"
     about["features"] = f"{features['title']}, sha256 {features['sha256']}"
     return "<footer>" + facts(about, page.absolute()) + "</footer>"

@@ -152,7 +152,7 @@ def _summary(demo: Demo) -> str:
 def _figures(scores: Scores) -> str:
     headings, cells, best = figures_table(scores.rows)
     name = main_figure(scores)
-    cells.append(["real digits", "", "", "", "", *(number(scores.real[h]) for h, _ in headings[5:])])
+    cells.append(["real digits", *(number(scores.real[h]) if h in scores.real else "" for h, _ in headings[1:])])
     return section(
         "Figures",
         paragraph(

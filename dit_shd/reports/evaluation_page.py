@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 
 from dit_shd.evaluation.evaluate import Evaluation, FeaturesAndImages
-from dit_shd.evaluation.feature_set import Statistics
-from dit_shd.evaluation.metrics.frechet import frechet_distance
 from dit_shd.evaluation.neighbours import exact_distances
 from dit_shd.evaluation.results import verdict_line
 from dit_shd.reports.figures.chart import chart_row
@@ -24,8 +22,6 @@ NEIGHBOURS_OF, NEIGHBOURS = 8, 5
 """Number of samples whose neighbours are shown, and of neighbours."""
 POINTS = 1000
 """Points of each set in the precision and recall picture."""
-Scale = tuple[int, float]
-"""How real images score: their number and the Frechet distance."""
 OUTSIDE = 20
 """Images outside of the other set that are shown."""
 
@@ -54,10 +50,9 @@ def write_result_page(
         reference: What they were compared with.
         details: The metrics' results for single images, by name.
     """
-    scale = real_scale(record, samples, reference)
     body = [
-        head(record, f"Evaluation of {Path(record['samples']['path']).name}", scale),
-        figures_section(record, scale),
+        head(record, f"Evaluation of {Path(record['samples']['path']).name}"),
+        figures_section(record),
         _by_class(samples),
         _nearest(samples, reference),
         _inside(samples, reference, details),
@@ -76,34 +71,12 @@ def write_summary_page(page: Path, record: Mapping[str, Any]) -> None:
     write_page(page, f"dit_shd: {title}", body)
 
 
-def real_scale(record: Mapping[str, Any], samples: FeaturesAndImages, reference: FeaturesAndImages) -> Scale | None:
-    """The Frechet distance of as many real images as there are samples (at most half of the reference) from the others.
-
-    Args:
-        record: The content of results.json.
-        samples: The samples.
-        reference: What they were compared with.
-
-    Returns:
-        Their number and the distance; None where the first figure is another, or the reference is statistics alone.
-    """
-    x, y = samples.features.pooled, reference.features.pooled
-    first = next(iter(record["figures"])).partition("(")[0]
-    if first not in ("FID", "FD") or x is None or y is None or len(y) < 4:
-        return None
-    chosen = torch.zeros(len(y), dtype=torch.bool)
-    chosen[_spread(len(y), min(len(x), len(y) // 2))] = True
-    parts = [Statistics.of(y[side.to(y.device)]) for side in (chosen, ~chosen)]
-    return int(chosen.sum()), max(0.0, frechet_distance(*parts))
-
-
-def head(record: Mapping[str, Any], title: str, scale: Scale | None = None) -> str:
+def head(record: Mapping[str, Any], title: str) -> str:
     """The header: the first figure, what precision and recall say, and whether published figures may stand beside.
 
     Args:
         record: The content of results.json.
         title: Of the page.
-        scale: How real images score.
     """
     name, value = next(iter(record["figures"].items()))
     interval, spread = record.get("intervals", {}).get(name), record.get("spread", {}).get(name)
@@ -112,8 +85,8 @@ def head(record: Mapping[str, Any], title: str, scale: Scale | None = None) -> s
     about = record["samples"] if "samples" in record else record["runs"][0]["samples"]
     findings = [f"{name} is {number(value)}{beside}, over {about['n']:,} samples."]
     figures = record["figures"]
-    if scale is not None:
-        findings[0] += f" {scale[0]:,} reference images score {number(scale[1])} against the others."
+    if record.get("real") is not None:
+        findings[0] += f" {record['real']['n']:,} reference images score {_real(record)} against the others."
     if {"precision", "recall"} <= figures.keys():
         findings.append(
             f"{figures['precision']:.0%} of the samples lie among the reference images (precision), and "
@@ -123,7 +96,7 @@ def head(record: Mapping[str, Any], title: str, scale: Scale | None = None) -> s
     return header("evaluation", title, findings, tiles, paragraph(verdict_line(record), "quiet"))
 
 
-def figures_section(record: Mapping[str, Any], scale: Scale | None = None) -> str:
+def figures_section(record: Mapping[str, Any]) -> str:
     """The table of figures, with intervals or spreads if there are any, how real images score, and the notes."""
     intervals, spread = record.get("intervals", {}), record.get("spread", {})
     headings = [("figure", ""), ("mean", "over files") if spread else ("value", "")]
@@ -138,12 +111,17 @@ def figures_section(record: Mapping[str, Any], scale: Scale | None = None) -> st
         rows.append(row)
     notes = [paragraph(note, "quiet") for note in record["notes"]]
     last = -1
-    if scale is not None:
-        rows.append([f"{next(iter(record['figures']))} of real images", number(scale[1]), *[""] * (len(headings) - 2)])
+    if record.get("real") is not None:
+        rows.append([f"{next(iter(record['figures']))} of real images", _real(record), *[""] * (len(headings) - 2)])
         last = len(rows) - 1
-        words = f"Last line, for scale: {scale[0]:,} images of the reference against its others."
+        words = f"Last line, for scale: {record['real']['n']:,} images of the reference against its others."
         notes.insert(0, paragraph(words, "quiet"))
     return section("Figures", table_html(headings, rows, tinted=-1, scale=last, what="figures"), *notes)
+
+
+def _real(record: Mapping[str, Any]) -> str:
+    """The first figure of real images."""
+    return number(next(iter(record["real"]["figures"].values())))
 
 
 def footer(record: Mapping[str, Any], page: Path) -> str:

@@ -21,6 +21,13 @@ WORDS = (
 )
 
 
+TEXT_WORDS = (
+    "Choose a layer and a query token (click on a word or on a row of a map, or arrow keys), and a map to enlarge. "
+    "Bars below the words: where the query's attention goes in the chosen map. Maps: queries down, keys across; "
+    "bright: much attention, one scale (square root) for all maps of a layer."
+)
+
+
 def explorer(
     sheets: Sheets,
     pictures: Sequence[bytes],
@@ -28,6 +35,7 @@ def explorer(
     timestep: int,
     clean: bytes | None = None,
     words: Sequence[str] = (),
+    prompt: Sequence[str] = (),
 ) -> str:
     """The explorer as HTML.
 
@@ -37,7 +45,8 @@ def explorer(
         token: The query token shown first.
         timestep: The one shown first, or the nearest to it.
         clean: The input without noise.
-        words: Of a prompt, if these are the query tokens, and the one picture has the maps' grid.
+        words: Of a text, each token's; maps are then shown whole, of all query tokens.
+        prompt: Its words, if these are the query tokens; the one picture has the maps' grid.
     """
     time = int(np.abs(np.array(sheets.timesteps) - timestep).argmin())
     layer = len(sheets.layers) // 2
@@ -48,10 +57,11 @@ def explorer(
         "layers": [_layer(layer_sheets) for layer_sheets in sheets.layers],
         "notes": [layer_sheets.notes for layer_sheets in sheets.layers],
         "pictures": [data_uri(picture) for picture in pictures],
+        "words": list(words),
+        "prompt": list(prompt),
         "layer": layer,
         "time": time,
         "token": token,
-        "words": list(words),
     }
     chips = "".join(
         f'<label class="chip"><input type="radio" name="layer" value="{i}"{" checked" if i == layer else ""}>'
@@ -61,19 +71,23 @@ def explorer(
     named = "".join(
         f'<label class="chip"><input type="radio" name="word" value="{i}"{" checked" if i == token else ""}>'
         f"<span>{html.escape(word)}</span></label>"
-        for i, word in enumerate(words)
+        for i, word in enumerate(prompt)
     )
-    named = f"<fieldset><legend>word</legend>{named}</fieldset>" if words else ""
-    kind, about = ("word", "the picture") if words else ("query", "query token; arrow keys move it")
-    stop = "" if words else 'tabindex="0" '
+    named = f"<fieldset><legend>word</legend>{named}</fieldset>" if prompt else ""
     last = len(sheets.timesteps) - 1
     text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
-    return (
-        f'<div class="explorer">{named}<fieldset><legend>layer</legend>{chips}</fieldset>'
+    slide = (
         f'<label class="slide">timestep <input type="range" min="0" max="{last}" value="{time}"'
         f"{' disabled' if not last else ''}><output></output></label>"
-        f'<div class="stage"><div class="query"><h3>{kind}: <output></output></h3>'
-        f'<canvas {stop}role="img" aria-label="{about}"></canvas>'
+    )
+    query = '<canvas tabindex="0" role="img" aria-label="query token; arrow keys move it"></canvas>'
+    if words:
+        slide, query = "", '<p class="words" tabindex="0" role="img" aria-label="query token; arrow keys move it"></p>'
+    if prompt:
+        query = '<canvas role="img" aria-label="the picture"></canvas>'
+    return (
+        f'<div class="explorer{" text" if words else ""}">{named}<fieldset><legend>layer</legend>{chips}</fieldset>{slide}'
+        f'<div class="stage"><div class="query"><h3>{"word" if prompt else "query"}: <output></output></h3>{query}'
         f'{_input(clean)}</div><div class="groups"></div>'
         '<div class="detail"><h3></h3><canvas tabindex="0" role="img" aria-label="the chosen map; arrow keys read it">'
         f'</canvas><p class="readout" role="status"></p>{bar(("", "", ""), "colours of the maps")}</div></div>'

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dit_shd.analysis.inspect import Findings
 from dit_shd.analysis.survey import LayerSurvey
 from dit_shd.reports.figures.alpha import LayerAlpha, short_layer
 from dit_shd.squeezing.matching import group_similarity
@@ -14,16 +13,26 @@ HELPS = 0.005
 """Gain in cosine from which a matched plan helps."""
 
 
-def layer_alphas(findings: Findings) -> list[LayerAlpha]:
-    """The alphas of each layer that merges heads, sample by sample."""
+def layer_alphas(layers: Sequence[LayerSurvey], timesteps: Sequence[int]) -> list[LayerAlpha]:
+    """The alphas of each layer that merges heads, sample by sample.
+
+    Args:
+        layers: Of the model.
+        timesteps: Of the survey.
+    """
     alphas = []
-    for layer in findings.layers:
+    for layer in layers:
         count, samples, merges = layer.alpha.shape
         if merges:
-            t = np.repeat(np.array(findings.timesteps), samples)
+            t = np.repeat(np.array(timesteps), samples)
             alphas.append(LayerAlpha(layer.layer, merge_names(layer.plan), layer.alpha.reshape(-1, merges), t))
-        assert count == len(findings.timesteps)
+        assert count == len(timesteps)
     return alphas
+
+
+def either(values: Sequence[int]) -> str:
+    """Numbers as text, each once: 4 or 8."""
+    return " or ".join(f"{value:,}" for value in sorted(set(values)))
 
 
 def plan_finding(layers: Sequence[LayerSurvey]) -> str:

@@ -22,12 +22,13 @@ from dit_shd.reports.figures.alpha import (
 )
 from dit_shd.reports.figures.attention import maps_sheet, whole_charts
 from dit_shd.reports.figures.chart import chart_row, svg_file
-from dit_shd.reports.figures.heads import lowest_cosine, similarity_charts
+from dit_shd.reports.figures.heads import similarity_charts
 from dit_shd.reports.figures.heat import bar
 from dit_shd.reports.html import Link, header, legend, paragraph, section, write_page
-from dit_shd.reports.inspection_findings import alpha_findings, layer_alphas, mean_inside, plan_finding
-from dit_shd.reports.tables import facts, number, table_html
-from dit_shd.squeezing.plans import Plan, merge_names
+from dit_shd.reports.inspection_findings import alpha_findings, either, layer_alphas, plan_finding
+from dit_shd.reports.similarity_section import similarity_section
+from dit_shd.reports.tables import facts, table_html
+from dit_shd.squeezing.plans import merge_names
 
 
 def picture_files(findings: Findings) -> dict[str, bytes]:
@@ -39,7 +40,7 @@ def picture_files(findings: Findings) -> dict[str, bytes]:
         plain = name.replace(".", "_").replace(":", "_").replace("#", "_")
         files[f"maps_{plain}.png"] = maps_sheet(maps, inputs)
     charts = {"maps_whole": whole_charts(shown), "similarity": similarity_charts(findings.layers)}
-    alphas = layer_alphas(findings)
+    alphas = layer_alphas(findings.layers, findings.timesteps)
     if alphas:
         charts["alpha_layers"] = alpha_charts(alphas)
         charts["alpha_timesteps"] = timestep_charts(alphas, _steps(findings))
@@ -58,13 +59,13 @@ def write_inspect_page(findings: Findings, files: Sequence[str], page: Path) -> 
         header(
             "attention",
             f"Attention of {findings.config.model}",
-            [plan_finding(findings.layers), *alpha_findings(layer_alphas(findings))],
+            [plan_finding(findings.layers), *alpha_findings(layer_alphas(findings.layers, findings.timesteps))],
             _tiles(findings),
             paragraph(_summary(findings), "quiet"),
         ),
         _maps(findings),
         _whole(findings),
-        _similarity(findings),
+        similarity_section(findings.layers, "all samples and timesteps below"),
         _alpha(findings),
         _footer(findings, files, page),
     ]
@@ -76,9 +77,9 @@ def _tiles(findings: Findings) -> dict[str, str]:
     return {
         "M parameters": f"{millions:.2f}",
         "attention layers": f"{len(findings.layers)}",
-        "heads": _either([layer.heads for layer in findings.layers]),
-        "heads when merged": _either([len(layer.plan) for layer in findings.layers]),
-        "tokens": _either([layer.tokens for layer in findings.layers]),
+        "heads": either([layer.heads for layer in findings.layers]),
+        "heads when merged": either([len(layer.plan) for layer in findings.layers]),
+        "tokens": either([layer.tokens for layer in findings.layers]),
     }
 
 
@@ -91,10 +92,6 @@ def _summary(findings: Findings) -> str:
         f"{type(findings.model).__name__}, analysed for merging its heads (Squeezing-Heads Distillation). Inputs: "
         f"{findings.inputs.words}.{block} Heads, tokens and layers count from 0, as in a plan of the config."
     )
-
-
-def _either(values: Sequence[int]) -> str:
-    return " or ".join(f"{value:,}" for value in sorted(set(values)))
 
 
 def _steps(findings: Findings) -> int:
@@ -126,34 +123,8 @@ def _whole(findings: Findings) -> str:
     )
 
 
-def _similarity(findings: Findings) -> str:
-    words = (
-        "The cosine of every two heads' maps, over all samples and timesteps below. Frames: the contiguous merge plan, "
-        "neighbouring heads. Dots: the matched plan, groups of the same sizes with the largest similarity inside "
-        "(losses: [{name: shd, plan: matched}] computes one in training)."
-    )
-    headings = [("layer", ""), ("contiguous", "groups"), ("cosine", "mean inside"), ("matched", "groups"),
-                ("cosine", "mean inside"), ("gain", "matched")]  # fmt: skip
-    cells = []
-    for layer in findings.layers:
-        inside = [mean_inside(layer.cosines, plan) for plan in (layer.plan, layer.matched)]
-        texts = ["none" if value is None else number(value) for value in inside]
-        gain = "" if None in inside else f"{inside[1] - inside[0]:.3f}"  # type: ignore[operator]
-        cells.append([short_layer(layer.layer), _plan(layer.plan), texts[0], _plan(layer.matched), texts[1], gain])
-    low = lowest_cosine(findings.layers)
-    scale = bar((f"{low:g}", f"{(low + 1) / 2:.2g}", "1"), "cosine")
-    table = table_html(headings, cells, tinted=-1, what="merge plans by layer")
-    return section(
-        "Similar heads", paragraph(words), chart_row(similarity_charts(findings.layers), small=True), scale, table
-    )
-
-
-def _plan(plan: Plan) -> str:
-    return ", ".join("+".join(map(str, group)) for group in plan)
-
-
 def _alpha(findings: Findings) -> str:
-    alphas = layer_alphas(findings)
+    alphas = layer_alphas(findings.layers, findings.timesteps)
     if not alphas:
         return section("Alpha", paragraph("With as many student heads as heads nothing is merged: there is no alpha."))
     count = findings.layers[0].alpha.shape[1]

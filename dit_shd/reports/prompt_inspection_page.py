@@ -3,6 +3,7 @@
 import html
 import io
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +24,12 @@ WORDS = (
 )
 
 
-def write_prompt_inspection(findings: PromptFindings, numbers: Path, page: Path) -> None:
+def write_prompt_inspection(findings: PromptFindings, files: Sequence[str], page: Path) -> None:
     """Write the page.
 
     Args:
         findings: Of an analysis.
-        numbers: The file of its numbers.
+        files: Names of the files beside the page, its numbers first.
         page: The file.
     """
     png = _png(findings.picture)
@@ -38,12 +39,12 @@ def write_prompt_inspection(findings: PromptFindings, numbers: Path, page: Path)
         section(
             "Words in the picture",
             paragraph(WORDS),
-            explorer(findings.sheets, [png], 0, findings.sheets.timesteps[-1] // 2, words=findings.words),
+            explorer(findings.sheets, [png], 0, findings.sheets.timesteps[-1] // 2, prompt=findings.words),
         ),
         section("By word", paragraph(_by_word_words(findings)), _by_word(findings)),
         section("By layer and timestep", paragraph(_by_layer_words()), _by_layer(findings)),
         section("The picture", picture(png, f"the picture of “{findings.prompt}”", findings.prompt)),
-        _footer(findings, numbers, page),
+        _footer(findings, page.parent / files[0], page),
     ]
     write_page(page, f"dit_shd inspect: {findings.prompt}", body)
 

@@ -9,6 +9,8 @@ from dit_shd.profiling.latency import Cost
 from dit_shd.reports.html import Link, linked, wide
 
 LOWER_IS_BETTER = ("FD", "FID", "sFID", "sFD", "KID")
+COSTS = ("heads", ""), ("parameters", "M"), ("GFLOPs", "one image"), ("latency", "ms per image")
+"""Headings of the columns of cost."""
 LONG = 28
 """Letters from which the cells of a column break into lines."""
 
@@ -61,30 +63,36 @@ def table_html(
 
 
 def figures_table(rows: Sequence[Row]) -> tuple[list[tuple[str, str]], list[list[str]], list[int]]:
-    """Headings, cells and best student of a table of figures whose first row is the teacher."""
+    """Headings, cells and best student (of several) of a table of figures whose first row is the teacher.
+
+    There are no columns of cost where no model has one.
+    """
     shared = set.intersection(*(set(row.figures) for row in rows))
     names = [name for name in rows[0].figures if name in shared and not name.endswith(" std")]
+    costed = any(row.cost is not None for row in rows)
     headings = [
         ("model", ""),
-        ("heads", ""),
-        ("parameters", "M"),
-        ("GFLOPs", "one image"),
-        ("latency", "ms per image"),
+        *(COSTS if costed else ()),
         *((name, "lower is better" if lower_is_better(name) else "higher is better") for name in names),
     ]
-    cells, best = [], [-1] * 5
-    for row in rows:
-        c = row.cost
-        costs = ["", "", "", ""]
-        if c is not None:
-            costs = [str(c.heads), f"{c.parameters / 1e6:.2f}", f"{c.flops / 1e9:.3f}", f"{c.latency_ms:.2f}"]
-        cells.append([row.name, *costs, *(_with_spread(row, name) for name in names)])
+    cells = [
+        [row.name, *(_cost_cells(row) if costed else ()), *(_with_spread(row, name) for name in names)] for row in rows
+    ]
+    best = [-1] * (len(headings) - len(names))
     for name in names:
         values = [row.figures[name] for row in rows[1:]]
         winner = min(values) if lower_is_better(name) else max(values)
-        tie = len({number(value) for value in values}) < len(values)
+        tie = len({number(value) for value in values}) < max(2, len(values))
         best.append(-1 if tie else 1 + values.index(winner))
     return headings, cells, best
+
+
+def _cost_cells(row: Row) -> list[str]:
+    """Heads, parameters, operations and latency; empty where they are not known."""
+    c = row.cost
+    if c is None:
+        return [""] * len(COSTS)
+    return [str(c.heads), f"{c.parameters / 1e6:.2f}", f"{c.flops / 1e9:.3f}", f"{c.latency_ms:.2f}"]
 
 
 def _with_spread(row: Row, name: str) -> str:

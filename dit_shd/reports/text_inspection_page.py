@@ -1,111 +1,162 @@
-"""The page of `dit-shd inspect` for a language model: the paper's figures 1 and 2 of any of them."""
+"""The page of `dit-shd inspect` for a language model. Heads and tokens count from 0, as in a plan of the config."""
 
-import html
 import platform
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from dit_shd import __version__
 from dit_shd.analysis.inspect_text import TextFindings, pictured_heads
 from dit_shd.core.environment import command
-from dit_shd.reports.figures.token_maps import alpha_by_layer_figure, similarity_panels, token_maps_figure
-from dit_shd.reports.html import paragraph, section, wide, write_page
+from dit_shd.reports.explorer import TEXT_WORDS, explorer
+from dit_shd.reports.figures.alpha import LayerAlpha, alpha_charts
+from dit_shd.reports.figures.chart import chart_row, svg_file
+from dit_shd.reports.figures.heads import similarity_charts
+from dit_shd.reports.figures.token_maps import legible, token_maps_figure
+from dit_shd.reports.html import Link, header, paragraph, section, write_page
+from dit_shd.reports.inspection_findings import alpha_findings, either, layer_alphas, plan_finding
+from dit_shd.reports.similarity_section import similarity_section
 from dit_shd.reports.tables import facts, table_html
-from dit_shd.squeezing.plans import Plan
+
+HEADINGS = [
+    ("layer", ""), ("merge", "heads"), ("alpha", "median"), ("lowest", "of the sequences"),
+    ("highest", "of the sequences"), ("spread", "of the sequences, std"), ("clamped", "of the layer"),
+    ("residual", "of the layer"),
+]  # fmt: skip
 
 
-def write_text_inspection(findings: TextFindings, page: Path) -> None:
+def text_pictures(findings: TextFindings) -> dict[str, bytes]:
+    """The pictures beside the page, for papers and slides: file name -> contents."""
+    files: dict[str, bytes] = {}
+    for name in findings.shown:
+        maps = findings.maps[name]
+        heads = pictured_heads(maps.rows.shape[1], findings.shown_heads)
+        plain = name.replace(".", "_").replace(":", "_").replace("#", "_")
+        files[f"maps_{plain}.svg"] = token_maps_figure(maps, heads, findings.labels).encode()
+    files["similarity.svg"] = svg_file(similarity_charts(findings.layers)).encode()
+    alphas = layer_alphas(findings.layers, [0])
+    return files | ({"alpha_layers.svg": svg_file(alpha_charts(alphas)).encode()} if alphas else {})
+
+
+def write_text_inspection(findings: TextFindings, files: Sequence[str], page: Path) -> None:
     """Write the page.
 
     Args:
         findings: Of an analysis.
+        files: Names of the files beside the page.
         page: The file.
     """
+    findings = _with_short_names(findings)
+    alphas = layer_alphas(findings.layers, [0])
     body = [
-        f"<header><h1>Attention of {html.escape(findings.name)}</h1>",
-        paragraph(_summary(findings), "lead") + "</header>",
+        header(
+            "attention",
+            f"Attention of {findings.name}",
+            [plan_finding(findings.layers), *alpha_findings(alphas)],
+            _tiles(findings),
+            paragraph(_summary(findings), "quiet"),
+        ),
         _maps(findings),
-        _similarity(findings),
-        _alpha(findings),
-        _footer(findings),
+        similarity_section(findings.layers, "all sequences"),
+        _alpha(findings, alphas),
+        _footer(findings, files, page),
     ]
     write_page(page, f"dit_shd inspect: {findings.name}", body)
 
 
-def _summary(findings: TextFindings) -> str:
+def short_names(layers: Sequence[str]) -> dict[str, str]:
+    """Names of layers without what all begin and end with: h.0.attn as h.0.
+
+    Args:
+        layers: Names with dots.
+    """
+    parts = [name.split(".") for name in layers]
+    if len(parts) < 2:
+        return {name: name for name in layers}
+    first, last = (_alike([part[::way] for part in parts]) for way in (1, -1))
+    short = [".".join(part[max(0, first - 1) : len(part) - last]) for part in parts]
+    return dict(zip(layers, short if all(short) and len(set(short)) == len(short) else layers))
+
+
+def _alike(parts: Sequence[Sequence[str]]) -> int:
+    """How many of their first parts all names share."""
+    same = [len(set(names)) == 1 for names in zip(*parts)]
+    return [*same, False].index(False)
+
+
+def _with_short_names(findings: TextFindings) -> TextFindings:
+    short = short_names([layer.layer for layer in findings.layers])
+    sheets = [replace(sheet, layer=short[sheet.layer]) for sheet in findings.sheets.layers]
+    return replace(
+        findings,
+        layers=[replace(layer, layer=short[layer.layer]) for layer in findings.layers],
+        sheets=replace(findings.sheets, layers=sheets),
+    )
+
+
+def _tiles(findings: TextFindings) -> dict[str, str]:
     millions = sum(p.numel() for p in findings.model.parameters()) / 1e6
-    heads = " or ".join(str(n) for n in sorted({layer.heads for layer in findings.layers}))
-    groups = " or ".join(str(n) for n in sorted({len(layer.plan) for layer in findings.layers}))
+    return {
+        "M parameters": f"{millions:.2f}",
+        "attention layers": f"{len(findings.layers)}",
+        "heads": either([layer.heads for layer in findings.layers]),
+        "heads when merged": either([len(layer.plan) for layer in findings.layers]),
+        "sequences": f"{len(findings.inputs.sequences):,}",
+    }
+
+
+def _summary(findings: TextFindings) -> str:
     network = type(getattr(findings.model, "network", findings.model)).__name__
     return (
-        f"{network}: {len(findings.layers)} attention layers of {heads} heads; {millions:.2f} M parameters. Analysed "
-        f"for merging its heads into {groups} (Squeezing-Heads Distillation), over {findings.inputs.words}."
+        f"{network}, analysed for merging its heads (Squeezing-Heads Distillation), over {findings.inputs.words}. "
+        "Heads, tokens and layers count from 0, as in a plan of the config."
     )
 
 
 def _maps(findings: TextFindings) -> str:
-    words = (
-        f"The maps of some heads over the first {len(findings.labels)} tokens of the first sequence: queries down, "
-        "keys across. Bright: much attention; one scale (square root) for each layer. Heads count from 1."
-    )
-    parts = [paragraph(words)]
-    for name in findings.shown:
-        maps = findings.maps[name]
-        heads = pictured_heads(maps.rows.shape[1], findings.shown_heads)
-        parts.append(f"<h3>{html.escape(name)}</h3>" + wide(token_maps_figure(maps, heads, findings.labels)))
-    return section("Attention maps", *parts)
+    words = f"{TEXT_WORDS} The first {len(findings.labels)} tokens of the first sequence."
+    labels = [legible(label) for label in findings.labels]
+    return section("Attention maps", paragraph(words), explorer(findings.sheets, (), len(labels) - 1, 0, words=labels))
 
 
-def _similarity(findings: TextFindings) -> str:
-    words = (
-        "The cosine of every two heads' maps, over all sequences; the fullest colour is 1, none the lowest. The "
-        "matched plan has groups of the contiguous plan's sizes with the largest similarity inside."
-    )
-    titles = [f"layer {i + 1}" for i in range(len(findings.layers))]
-    headings = [("layer", ""), ("contiguous", "groups"), ("matched", "groups"), ("lowest cosine", "")]
-    rows = [
-        [layer.layer, _plan(layer.plan), _plan(layer.matched), f"{layer.cosines.min():.2f}"]
-        for layer in findings.layers
-    ]
-    panels = wide(similarity_panels(findings.layers, titles))
-    return section("Similar heads", paragraph(words), panels, table_html(headings, rows, tinted=-1))
-
-
-def _alpha(findings: TextFindings) -> str:
-    merging = [layer for layer in findings.layers if layer.alpha.shape[2]]
-    if not merging:
+def _alpha(findings: TextFindings, alphas: Sequence[LayerAlpha]) -> str:
+    if not alphas:
         return section("Alpha", paragraph("With as many student heads as heads nothing is merged: there is no alpha."))
     words = (
-        "The weight alpha of the first heads of each merge, in closed form for each sequence: mean and standard "
-        "deviation over the sequences. A half is plain averaging; a spread means that no constant fits."
+        f"The weight alpha of the first heads of each merge (heads left of the bar), in closed form for each of "
+        f"{len(findings.inputs.sequences)} sequences, of the contiguous plan: a column for each merge. A half is plain "
+        "averaging; a spread means that no constant fits. Dot: median; bar: quartiles."
     )
-    headings = [("layer", ""), ("groups", "contiguous plan"), ("alpha", "mean of each merge"),
-                ("spread", "of sequences, std"), ("clamped", "share"), ("residual", "lost of the output")]  # fmt: skip
-    rows = [
-        [
-            layer.layer,
-            _plan(layer.plan),
-            ", ".join(f"{value:.2f}" for value in layer.alpha[0].mean(0)),
-            ", ".join(f"{value:.2f}" for value in layer.alpha[0].std(0)),
-            f"{layer.clamped.mean():.1%}",
-            f"{layer.residual.mean():.1%}",
-        ]
-        for layer in merging
-    ]
-    figure = wide(alpha_by_layer_figure(merging))
-    return section("Alpha by layer", paragraph(words), figure, table_html(headings, rows, tinted=-1))
+    cells = []
+    for layer, alpha in ((one, two) for one in findings.layers for two in alphas if one.layer == two.layer):
+        for merge, values in zip(alpha.merges, alpha.alpha.T):
+            numbers = [np.median(values), values.min(), values.max(), values.std()]
+            shares = [f"{layer.clamped.mean():.1%}", f"{layer.residual.mean():.1%}"]
+            cells.append([layer.layer, merge, *(f"{value:.2f}" for value in numbers), *shares])
+    return section(
+        "Alpha",
+        paragraph(words),
+        chart_row(alpha_charts(alphas)),
+        table_html(HEADINGS, cells, tinted=-1, what="alpha of every merge"),
+        paragraph(
+            "Clamped: alphas of the layer outside of 0 to 1 before clamping. Residual: the norm of the error of the "
+            "layer's merged heads' output, relative to the heads' output.",
+            "quiet",
+        ),
+    )
 
 
-def _plan(plan: Plan) -> str:
-    return ", ".join("+".join(str(head + 1) for head in group) for group in plan)
-
-
-def _footer(findings: TextFindings) -> str:
-    about = {
+def _footer(findings: TextFindings, files: Sequence[str], page: Path) -> str:
+    about: dict[str, str | Link] = {
         "command": command(),
-        "numbers": "numbers.json beside this page (heads and plans count from 0 there, as in squeeze)",
         "versions": f"dit_shd {__version__}, torch {torch.__version__}, python {platform.python_version()}",
         "method": "arXiv 2502.07436, Squeezing-Heads Distillation",
     }
-    return "<footer>" + facts(about) + "</footer>"
+    about |= {
+        ("numbers" if name.endswith("json") else f"file {i}"): Link(name, page.parent / name)
+        for i, name in enumerate(files)
+    }
+    return "<footer>" + facts(about, page) + "</footer>"

@@ -106,17 +106,17 @@ def claims_table(analysis: Analysis) -> Table:
     """Each claim and its verdict."""
     headings = [
         ("claim", ""),
-        ("made in", ""),
         ("verdict", ""),
         ("difference", ""),
         ("95% interval", ""),
         ("n", "seeds"),
+        ("made in", ""),
     ]
     rows = []
     for judgement in analysis.judgements:
         claim, c = judgement.claim, judgement.comparison
         cells = difference_cells(c)[:2]
-        rows.append([claim.text, claim.source, judgement.verdict, *cells, str(c.difference.n)])
+        rows.append([claim.text, judgement.verdict, *cells, str(c.difference.n), claim.source])
     return Table(headings, rows)
 
 

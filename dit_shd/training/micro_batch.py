@@ -75,8 +75,11 @@ def divisors(number: int) -> Iterator[int]:
 
 
 def _takes_a_step(parts: Parts, size: int, device: torch.device) -> bool:
-    """Whether a real step of so many images ends without running out of memory; not tried on a CPU, which swaps."""
-    if device.type == "cpu":
+    """Whether a real step of so many images ends without running out of memory.
+
+    Not tried on a CPU, which swaps, nor where a loss reads fields of the data, of which a step on noise has none.
+    """
+    if device.type == "cpu" or any(loss.fields for loss in parts.losses):
         return True
     try:
         take_a_step(parts.config, parts.teachers, size, peak_memory(device))

@@ -1,6 +1,7 @@
 """The attention of a language model over a text: figures against whole maps, and the folder that is left."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from dit_shd.cli.program import main
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
 from dit_shd.data.datasets import DATASETS
+from dit_shd.reports.text_inspection_page import short_names
 from dit_shd.squeezing.squeeze import squeeze
 
 
@@ -68,6 +70,20 @@ def test_three_heads_are_evenly_spread(count, heads):
         pictured_heads(count, [count])
 
 
+@pytest.mark.parametrize(
+    ("names", "short"),
+    [
+        (["network.transformer.h.0.attn", "network.transformer.h.11.attn"], ["h.0", "h.11"]),
+        (["model.layers.0.self_attn", "model.layers.1.self_attn"], ["layers.0", "layers.1"]),
+        (["encoder.0.attn", "decoder.0.attn"], ["encoder", "decoder"]),
+        (["attn", "mlp.attn"], ["attn", "mlp.attn"]),
+        (["a.attn"], ["a.attn"]),
+    ],
+)
+def test_names_of_layers_without_what_all_have(names, short):
+    assert list(short_names(names).values()) == short
+
+
 def test_the_command_leaves_a_page_and_its_numbers(tmp_path, capsys):
     path = lines(tmp_path)
     causal_lm(GPT2).save_pretrained(tmp_path / "run" / "student")
@@ -79,8 +95,13 @@ def test_the_command_leaves_a_page_and_its_numbers(tmp_path, capsys):
     numbers, page = json.loads((out / "numbers.json").read_text()), (out / "index.html").read_text()
     assert list(numbers["layers"]) == ["network.transformer.h.0.attn", "network.transformer.h.1.attn"]
     assert {len(layer["alpha_mean"]) for layer in numbers["layers"].values()} == {2}
-    assert "GPT2LMHeadModel: 2 attention layers of 4 heads" in page and "3 sequences of the text" in page
-    assert page.count("<h3>network.transformer.h.1.attn</h3>") == 1 and "<h3>network.transformer.h.0" not in page
+    assert "GPT2LMHeadModel, analysed for merging its heads" in page and "3 sequences of the text" in page
+    assert "matched plan" in re.search(r'<p class="finding">(.*?)</p>', page)[1]
+    assert "<span>h.0</span>" in page and "<span>h.1</span>" in page, "layers without what all are called"
+    figure = (out / "maps_network_transformer_h_1_attn.svg").read_text()
+    assert re.findall(r">head (\d)<", figure) == ["0", "3"]
+    assert not (out / "maps_network_transformer_h_0_attn.svg").exists()
+    assert {"similarity.svg", "alpha_layers.svg"} <= set(numbers["files"])
     assert sorted(numbers["files"]) == sorted(file.name for file in out.iterdir())
     assert main(words) == 2
     assert "exists already; say force=true" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """The command line as a user meets it: exit codes, one-line errors, help, and a pickle that must not run."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+from dit_shd.cli.commands import COMMANDS
 from dit_shd.cli.program import main
 
 
@@ -137,3 +139,17 @@ def test_scripts_return_the_exit_code(root, tmp_path):
         assert done.returncode == 2, done.stderr
         assert len(done.stderr.strip().splitlines()) == 1
         assert "Traceback" not in done.stderr
+
+
+def test_what_libraries_log_while_they_are_imported_is_kept_back(monkeypatch, caplog, capsys):
+    find = type(COMMANDS).find
+
+    def noisy(self, name):
+        logging.getLogger("some.library").warning("an optional package of mine is missing")
+        return find(self, name)
+
+    monkeypatch.setattr(type(COMMANDS), "find", noisy)
+    assert main(["configs"]) == 0
+    assert "digits_shd" in capsys.readouterr().out and "optional package" not in caplog.text
+    logging.getLogger("some.library").warning("later it counts")
+    assert "later it counts" in caplog.text

@@ -277,7 +277,7 @@ def test_two_processes_encode_what_one_does(by_two):
     [
         ({"size": 0}, "size: wanted 1 to 8192, found 0"),
         ({"shard_size": 0}, "shard_size: wanted 1 to"),
-        ({"images": "nowhere.npz"}, r"wanted a folder of class folders, an npz, .* found nothing at 'nowhere\.npz'"),
+        ({"images": "nowhere.npz"}, r"in class folders, or with captions\), tars, .* found nothing at 'nowhere\.npz'"),
         ({"images": "no/dataset"}, "found nothing at 'no/dataset' .* is named hub:no/dataset"),
         ({"images": __file__}, "found text .* at "),
         ({"vae": "no/such/vae"}, "vae: wanted .* found nothing at 'no/such/vae'"),

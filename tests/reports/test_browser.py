@@ -11,7 +11,7 @@ from dit_shd.reports import demo_page
 from dit_shd.reports.run_page import RunLog, write_run_page
 
 pytest.importorskip("mlxtend")
-KINDS = "inspect", "prompt", "study", "plot", "evaluation", "comparison", "demo"
+KINDS = "inspect", "text", "prompt", "study", "plot", "evaluation", "comparison", "demo"
 MOST_BYTES = 3_000_000
 
 
@@ -100,19 +100,19 @@ def test_word_layer_step_and_head_change_the_maps_of_a_prompt(shown):
     page = shown("prompt")
     maps = ".map canvas"
     chips = page.locator(".chip input[name=word]")
-    assert chips.count() == len(json.loads(page.inner_text(".explorer script"))["words"]) > 4
+    assert chips.count() == len(json.loads(page.inner_text(".explorer script"))["prompt"]) > 4
     seen = {drawn(page, maps)}
     page.locator(".chip", has_text="seven").first.click()
-    assert page.inner_text(".query output") == "seven (CLIP)"
     seen.add(drawn(page, maps))
     page.locator(".chip input[name=layer]").first.evaluate("radio => radio.click()")
     seen.add(drawn(page, maps))
     page.locator(".slide input").press("End")
     seen.add(drawn(page, maps))
     assert len(seen) == 4
+    assert page.inner_text(".query output") == "seven (CLIP)"
     page.locator(".map").nth(2).click()
     assert page.inner_text(".detail h3") == "head 2"
-    assert re.match(r"most: [\d.e+-]+% of image token \d+", page.inner_text(".readout"))
+    assert re.search(r"[\d.e+-]+% of image token \d+", page.inner_text(".readout"))
 
 
 def test_the_numbers_read_are_those_recorded(shown):
@@ -127,6 +127,34 @@ def test_the_numbers_read_are_those_recorded(shown):
             page.mouse.move(box["x"] + (x + 0.5) * box["width"] / 7, box["y"] + (y + 0.5) * box["height"] / 7)
             total += float(re.search(r"here: ([\d.e+-]+)%", page.inner_text(".readout"))[1])
     assert total == pytest.approx(100, abs=3)
+
+
+def test_a_word_of_a_text_is_the_query_and_the_numbers_read_are_a_row(shown):
+    """What the page says of every key of a row sums to 1, and no key after its query has a share."""
+    page = shown("text")
+    maps = ".map canvas"
+    assert page.locator(".map").count() == 4 + 2 and page.locator(".words span").count() == 24
+    assert page.inner_text(".query output").startswith("token 23 ")
+    before = drawn(page, maps)
+    page.locator(".words span").nth(5).click()
+    assert page.inner_text(".query output").startswith("token 5 ")
+    assert drawn(page, maps) != before, "its row is framed"
+    bars = "spans => spans.map(span => parseFloat(span.style.getPropertyValue('--bar')))"
+    heights = page.eval_on_selector_all(".words span", bars)
+    assert min(heights[:6]) > 0 and max(heights[6:]) == 0
+    page.locator(".words").press("ArrowRight")
+    assert page.inner_text(".query output").startswith("token 6 ")
+    canvas = page.locator(".detail canvas")
+    canvas.press("ArrowLeft")
+    total = 0.0
+    for _ in range(24):
+        assert page.inner_text(".readout").startswith("from token 6 ")
+        total += float(re.search(r"here: ([\d.e+-]+)%", page.inner_text(".readout"))[1])
+        canvas.press("ArrowRight")
+    assert total == pytest.approx(100, abs=5)
+    box = canvas.bounding_box()
+    canvas.click(position={"x": box["width"] / 2, "y": box["height"] * 2.5 / 24})
+    assert page.inner_text(".query output").startswith("token 2 ")
 
 
 def test_a_chart_reads_its_numbers_by_pointer_and_keys(shown):

@@ -6,6 +6,7 @@ import yaml
 
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
+from dit_shd.distillation.distiller import Distiller
 from dit_shd.profiling.memory import step_memory
 from dit_shd.training import micro_batch, setup
 from dit_shd.training.config import TrainConfig
@@ -32,21 +33,42 @@ def test_the_largest_that_fits_is_taken(parts, monkeypatch):
         largest(parts, 1)
 
 
-def test_a_step_that_runs_out_of_memory_leads_to_the_next_size(parts, monkeypatch):
-    """On a GPU, whose count is not all: a fake of it that fails above two images."""
-    tried = []
-
-    def step(config, teachers, images, before):
-        tried.append(images)
-        if images > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-
+@pytest.fixture
+def gpu(monkeypatch):
+    """A machine whose GPU has much memory by count; its steps are taken on the CPU."""
     monkeypatch.setattr(micro_batch, "current_device", lambda: torch.device("cuda"))
     monkeypatch.setattr(micro_batch, "free_memory", lambda device: 2**40)
     monkeypatch.setattr(micro_batch, "peak_memory", lambda device: 0)
-    monkeypatch.setattr(micro_batch, "take_a_step", step)
     monkeypatch.setattr(torch.accelerator, "empty_cache", lambda: None, raising=False)
-    assert largest(parts, 1) == 2 and tried == [8, 4, 2]
+
+
+def test_a_step_that_runs_out_of_memory_leads_to_the_next_size(parts, gpu, monkeypatch):
+    """Real steps, of which those of more than two images ask torch for 2^50 bytes: the error is the allocator's."""
+    tried, forward = [], Distiller.forward
+
+    def greedy(distiller, batch, teachers):
+        tried.append(len(batch.indices))
+        torch.empty(2**50 if tried[-1] > 2 else 1, dtype=torch.uint8)
+        return forward(distiller, batch, teachers)
+
+    monkeypatch.setattr(Distiller, "forward", greedy)
+    assert largest(parts, 1) == 2
+    assert tried[:3] == [8, 4, 2] and set(tried[3:]) == {2}, "two steps, of each pass"
+
+
+def test_another_error_of_a_step_is_not_hidden(parts, gpu, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(Distiller, "forward", broken)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        largest(parts, 1)
+
+
+def test_losses_that_read_the_data_are_counted_alone(parts, gpu, monkeypatch):
+    monkeypatch.setattr(type(parts.losses[0]), "fields", frozenset({"features"}))
+    monkeypatch.setattr(Distiller, "forward", lambda *_: pytest.fail("a step on noise has no such fields"))
+    assert largest(parts, 1) == 8
 
 
 def test_a_resumed_run_keeps_its_size(values, monkeypatch):

@@ -5,7 +5,7 @@ Its folder:
     index.html     the page, self-contained         maps_<layer>.png    maps of query tokens
     numbers.json   the numbers of the page          maps_whole, similarity, alpha_layers, alpha_timesteps.svg
 
-Of a language model: maps of three heads, similarity and alpha by layer over a text:
+Of a language model: maps of every head over the words of a text, similarity and alpha by layer:
 
     dit-shd inspect hub:openai-community/gpt2 data='{name: text, path: book.txt, document: line}'
 
@@ -16,6 +16,7 @@ Of a text-to-image pipeline or run, which image tokens attend to which words of 
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -28,7 +29,7 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.files import atomic_folder
 from dit_shd.reports.inspection_page import picture_files, write_inspect_page
 from dit_shd.reports.prompt_inspection_page import write_prompt_inspection
-from dit_shd.reports.text_inspection_page import write_text_inspection
+from dit_shd.reports.text_inspection_page import text_pictures, write_text_inspection
 
 NUMBERS, PAGE = "numbers.json", "index.html"
 
@@ -66,18 +67,19 @@ def inspect_to_folder(config: InspectConfig) -> Path:
     with atomic_folder(out.resolve()) as part:
         print("drawing ...", file=sys.stderr)
         if isinstance(findings, TextFindings):
-            pictures, values = {}, {"settings": resolve(config), **text_numbers(findings)}
-            write_text_inspection(findings, part / PAGE)
+            values = {"settings": resolve(config), **text_numbers(findings)}
+            pictures, write = text_pictures(findings), partial(write_text_inspection, findings)
         elif isinstance(findings, PromptFindings):
-            pictures, values = {}, {"settings": resolve(config), **prompt_numbers(findings)}
-            write_prompt_inspection(findings, part / NUMBERS, part / PAGE)
+            values = {"settings": resolve(config), **prompt_numbers(findings)}
+            pictures, write = {}, partial(write_prompt_inspection, findings)
         else:
-            pictures, values = picture_files(findings), numbers(findings)
-            for name, content in pictures.items():
-                (part / name).write_bytes(content)
-            write_inspect_page(findings, [NUMBERS, *sorted(pictures)], part / PAGE)
+            values = numbers(findings)
+            pictures, write = picture_files(findings), partial(write_inspect_page, findings)
+        for name, content in pictures.items():
+            (part / name).write_bytes(content)
         files = sorted([NUMBERS, PAGE, *pictures])
         (part / NUMBERS).write_text(json.dumps(values | {"files": files}, indent=1), encoding="utf-8")
+        write([NUMBERS, *sorted(pictures)], part / PAGE)  # last: it links to what is there
     return out
 
 

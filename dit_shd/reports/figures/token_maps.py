@@ -1,4 +1,4 @@
-"""Attention maps of single heads over the tokens of a text, and alpha by layer, as SVG in a page's colours."""
+"""Attention maps of single heads over the tokens of a text, as an SVG that stands alone: a figure for a paper."""
 
 import base64
 import html
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dit_shd.analysis.survey import LayerMaps, LayerSurvey
+from dit_shd.analysis.survey import LayerMaps
 
 CELL = 9
 """Side of a map's cell in the picture, in its units."""
@@ -16,7 +16,7 @@ MARGIN = 64
 SHOWN_LETTERS = 10
 """Of a token's text."""
 ACCENT = (217, 130, 43)
-"""Of full attention; less of it lets the page shine through."""
+"""Of full attention; less of it lets the paper shine through."""
 
 
 def token_maps_figure(layer: LayerMaps, heads: Sequence[int], labels: Sequence[str]) -> str:
@@ -28,24 +28,9 @@ def token_maps_figure(layer: LayerMaps, heads: Sequence[int], labels: Sequence[s
         labels: The text of each token [n].
     """
     maps = layer.rows.transpose(1, 0, 2)[list(heads)]  # [heads,n,m]
-    words = [_legible(label) for label in labels]
-    panels = [heat_panel(each, float(maps.max()), words, f"head {head + 1}") for each, head in zip(maps, heads)]
+    words = [legible(label) for label in labels]
+    panels = [heat_panel(each, float(maps.max()), words, f"head {head}") for each, head in zip(maps, heads)]
     return beside(panels, f"attention maps of {layer.token_count} tokens in {len(heads)} heads")
-
-
-def similarity_panels(layers: Sequence[LayerSurvey], titles: Sequence[str]) -> str:
-    """The cosine [h,h] of every two heads' maps, a panel for each layer.
-
-    Args:
-        layers: Of one model.
-        titles: Of the panels.
-    """
-    panels = []
-    for layer, title in zip(layers, titles):
-        low = float(layer.cosines.min())
-        shares = (layer.cosines - low) / max(1 - low, 1e-9)
-        panels.append(heat_panel(shares**2, 1.0, [str(head + 1) for head in range(layer.heads)], title))
-    return beside(panels, "similarity of heads by layer")
 
 
 def heat_panel(values: np.ndarray, high: float, labels: Sequence[str], title: str) -> tuple[str, int]:
@@ -83,41 +68,10 @@ def beside(panels: Sequence[tuple[str, int]], words: str) -> str:
     return _svg("".join(drawn), wide, high, words)
 
 
-def alpha_by_layer_figure(layers: Sequence[LayerSurvey]) -> str:
-    """Mean alpha of each merge of a layer, with the standard deviation over samples; dashed: a half.
-
-    Args:
-        layers: With at least one merge each.
-    """
-    step, high, left = 46, 180, 30
-    drawn = [
-        f'<text x="{left - 4}" y="{high * (1 - a) + 13}" text-anchor="end" font-size="9">{a:g}</text>'
-        f'<line x1="{left}" x2="{left + step * len(layers)}" y1="{high * (1 - a) + 10}" y2="{high * (1 - a) + 10}" '
-        f'stroke="currentColor" opacity=".4" stroke-dasharray="{"4 3" if a == 0.5 else "0"}"/>'
-        for a in (0.0, 0.5, 1.0)
-    ]
-    for x, layer in enumerate(layers):
-        merges = layer.alpha.shape[2]
-        for merge in range(merges):
-            at = left + step * (x + 0.15 + 0.7 * (merge + 0.5) / merges)
-            mean, spread = (float(f(layer.alpha[..., merge])) for f in (np.mean, np.std))
-            ends = [high * (1 - min(max(value, 0), 1)) + 10 for value in (mean - spread, mean, mean + spread)]
-            words = f"{layer.layer}, merge {merge + 1}: {mean:.2f}, deviation {spread:.2f}"
-            drawn.append(
-                f'<g><title>{html.escape(words)}</title><line x1="{at:.1f}" x2="{at:.1f}" y1="{ends[0]:.1f}" '
-                f'y2="{ends[2]:.1f}" stroke="currentColor"/><circle cx="{at:.1f}" cy="{ends[1]:.1f}" r="2.5" '
-                f'fill="rgb{ACCENT}"/></g>'
-            )
-        drawn.append(
-            f'<text x="{left + step * (x + 0.5)}" y="{high + 26}" text-anchor="middle" font-size="9">{x + 1}</text>'
-        )
-    return _svg("".join(drawn), left + step * len(layers) + 8, high + 34, "alpha by layer")
-
-
 def _svg(content: str, wide: float, high: float, words: str) -> str:
     return (
-        f'<svg viewBox="0 0 {wide:g} {high:g}" role="img" aria-label="{html.escape(words, quote=True)}" '
-        f'style="width: {1.5 * wide:g}px; max-width: none; height: auto; background: none" fill="currentColor">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide:g} {high:g}" role="img" '
+        f'aria-label="{html.escape(words, quote=True)}" style="width: {1.5 * wide:g}px" fill="currentColor">'
         f"{content}</svg>"
     )
 
@@ -133,7 +87,7 @@ def _png(shares: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
 
 
-def _legible(label: str) -> str:
+def legible(label: str) -> str:
     """A token as short text that shows its spaces and lines."""
     shown = repr(label)[1:-1].replace(" ", "·")
     return shown if len(shown) <= SHOWN_LETTERS else shown[: SHOWN_LETTERS - 1] + "…"

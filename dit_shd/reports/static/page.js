@@ -171,30 +171,53 @@ async function explore(root) {
     return image;
   };
   const pictures = await Promise.all(data.pictures.map(decoded));
-  const state = { layer: data.layer, time: data.time, query: 0, map: 0, key: null };
+  const state = { layer: data.layer, time: data.time, query: 0, map: 0, key: null, row: null };
   const part = (name) => root.querySelector(`.${name}`);
-  const query = part("query").querySelector("canvas");
+  const query = part("query").querySelector("canvas, .words");
+  const { words, prompt } = data;
   const large = part("detail").querySelector("canvas");
   const buttons = [];
 
   const layer = () => data.layers[state.layer];
   const maps = () => data.groups.flatMap((group) => group.maps.map((name) => `${group.name} ${name}`));
   const sizes = () => ({ q: layer().tokens.length, h: maps().length, m: layer().keys[0] * layer().keys[1] });
-  const values = (map) => {
+  const values = (map, row = state.query) => {
     const { q, h, m } = sizes();
-    const start = ((state.time * q + state.query) * h + map) * m;
+    const start = ((state.time * q + row) * h + map) * m;
     const top = layer().tops[state.time];
     return Array.from(layer().levels.subarray(start, start + m), (level) => top * (level / 255) ** 2);
   };
-  const highest = () => Math.max(...maps().flatMap((_, map) => values(map)), 1e-12);
+  const highest = () => (words.length ? layer().tops[state.time] : Math.max(...maps().flatMap((_, map) => values(map)), 1e-12));
 
-  function paint(canvas, numbers, top) {
+  function paint(canvas, map, top) {
+    if (words.length) return paintWhole(canvas, map, top);
+    const numbers = values(map);
     const board = sized(canvas, layer().keys, 112);
     numbers.forEach((value, i) => {
       board.context.fillStyle = `rgb(${colour(Math.sqrt(value / top)).join(" ")})`;
       board.context.fillRect(...board.corner(i), board.wide, board.high);
     });
     return board;
+  }
+
+  // of a text: all recorded query tokens down, keys across, the query's row framed
+  function paintWhole(canvas, map, top) {
+    const { q, m } = sizes();
+    const whole = Object.assign(document.createElement("canvas"), { width: m, height: q });
+    const image = whole.getContext("2d").createImageData(m, q);
+    for (let row = 0; row < q; row++)
+      values(map, row).forEach((value, key) => image.data.set([...colour(Math.sqrt(value / top)), 255], 4 * (row * m + key)));
+    whole.getContext("2d").putImageData(image, 0, 0);
+    const side = Math.max(3, Math.round(240 / m));
+    Object.assign(canvas, { width: m * side, height: q * side });
+    const context = canvas.getContext("2d");
+    context.imageSmoothingEnabled = false;
+    context.drawImage(whole, 0, 0, canvas.width, canvas.height);
+    context.strokeStyle = "#31d0c6";
+    context.lineWidth = 2;
+    context.strokeRect(1, state.query * side - 1, canvas.width - 2, side + 2);
+    const corner = (cell) => [(cell % m) * side, Math.floor(cell / m) * side];
+    return { context, wide: side, high: side, corner };
   }
 
   // a canvas of rows and columns of cells, which are higher than wide where all tokens are in one line
@@ -214,9 +237,18 @@ async function explore(root) {
     context.strokeRect(x + 1, y + 1, Math.max(1, wide - 2), high - 2);
   }
 
+  function drawWords() {
+    const [numbers, top] = [values(state.map), highest()];
+    all("span", query).forEach((word, token) => {
+      word.style.setProperty("--bar", `${(13 * Math.sqrt(numbers[token] / top)).toFixed(1)}px`);
+      word.classList.toggle("asked", token === layer().tokens[state.query]);
+    });
+  }
+
   function drawQuery() {
+    if (words.length) return drawWords();
     const { grid, tokens } = layer();
-    if (data.words.length) {
+    if (prompt.length) {
       const board = sized(query, layer().keys, 224);
       board.context.imageSmoothingEnabled = false;
       return board.context.drawImage(pictures[0], 0, 0, query.width, query.height);
@@ -237,29 +269,32 @@ async function explore(root) {
     drawQuery();
     const top = highest();
     buttons.forEach((button, map) => {
-      const board = paint(button.querySelector("canvas"), values(map), top);
-      if (layer().aligned) frame(board, layer().tokens[state.query], "#31d0c6");
+      const board = paint(button.querySelector("canvas"), map, top);
+      if (layer().aligned && !words.length) frame(board, layer().tokens[state.query], "#31d0c6");
       button.setAttribute("aria-pressed", String(map === state.map));
       const note = data.notes?.[state.layer]?.[state.time]?.[map];
       button.querySelector("span").textContent = data.groups.flatMap((group) => group.maps)[map] + (note ? `: ${note}` : "");
     });
-    const board = paint(large, values(state.map), top);
-    if (state.key !== null) frame(board, state.key, "#fff");
     part("detail").querySelector("h3").textContent = maps()[state.map].replace(/^heads /, "");
     const ends = all(".bar span", root);
     [0, top / 4, top].forEach((value, i) => (ends[i].textContent = digits(value)));
-    part("slide").querySelector("output").textContent = `t = ${data.timesteps[state.time]}`;
-    part("query").querySelector("output").textContent = data.words[state.query] ?? `token ${layer().tokens[state.query]} of ${layer().grid[0] * layer().grid[1]}`;
+    if (part("slide")) part("slide").querySelector("output").textContent = `t = ${data.timesteps[state.time]}`;
+    part("query").querySelector("output").textContent = prompt[state.query] ?? `${named(layer().tokens[state.query])} of ${layer().grid[0] * layer().grid[1]}`;
     read();
   }
 
+  const named = (token) => `token ${token}${words.length ? ` “${words[token]}”` : ""}`;
+  const row = () => state.row ?? state.query;
+
   function read() {
-    const numbers = values(state.map);
+    const board = paint(large, state.map, highest());
+    if (state.key !== null) frame(board, words.length ? row() * sizes().m + state.key : state.key, "#fff");
+    const numbers = values(state.map, row());
     const most = numbers.indexOf(Math.max(...numbers));
-    const place = layer().pooled ? "area" : "token";
-    const link = data.words.length ? `of image ${place}` : `to key ${place}`;
-    const words = (key) => `${(100 * numbers[key]).toPrecision(3)}% ${link} ${key}`;
-    part("readout").textContent = `most: ${words(most)}` + (state.key === null ? "" : `; here: ${words(state.key)}`);
+    const key = (at) => (words.length ? named(at) : `${prompt.length ? "image" : "key"} ${layer().pooled ? "area" : "token"} ${at}`);
+    const share = (at) => `${(100 * numbers[at]).toPrecision(3)}% ${prompt.length ? "of" : "to"} ${key(at)}`;
+    const from = words.length ? `from ${named(layer().tokens[row()])}: ` : "";
+    part("readout").textContent = `${from}most: ${share(most)}` + (state.key === null ? "" : `; here: ${share(state.key)}`);
   }
 
   const cell = (canvas, event, [rows, columns]) => {
@@ -282,6 +317,7 @@ async function explore(root) {
 
   function choose(changes) {
     Object.assign(state, changes);
+    if (Object.keys(changes).every((name) => name === "key" || name === "row")) return read();
     state.query = Math.min(state.query, layer().tokens.length - 1);
     draw();
   }
@@ -309,18 +345,24 @@ async function explore(root) {
     });
     part("groups").append(make("div", {}, make("h3", { textContent: group.name }), grid));
   });
-  all("input[name=layer]", root).forEach((radio, i) => radio.addEventListener("change", () => choose({ layer: i, key: null })));
   all("input[name=word]", root).forEach((radio, i) => radio.addEventListener("change", () => choose({ query: i })));
-  part("slide").querySelector("input").addEventListener("input", (event) => choose({ time: Number(event.target.value) }));
-  if (!data.words.length) {
-    query.addEventListener("click", (event) => choose({ query: nearest(cell(query, event, layer().grid)) }));
-    query.addEventListener("keydown", walk);
-  }
-  large.addEventListener("pointermove", (event) => choose({ key: cell(large, event, layer().keys) }));
-  large.addEventListener("pointerleave", () => choose({ key: null }));
+  all("input[name=layer]", root).forEach((radio, i) => radio.addEventListener("change", () => choose({ layer: i, key: null, row: null })));
+  part("slide")?.querySelector("input").addEventListener("input", (event) => choose({ time: Number(event.target.value) }));
+  // of a text a cell of the large map is a query token and a key
+  const board = () => (words.length ? [sizes().q, sizes().m] : layer().keys);
+  const place = (at) => (words.length ? { key: at % sizes().m, row: Math.floor(at / sizes().m) } : { key: at });
+  if (words.length) {
+    query.append(...words.map((word) => make("span", { textContent: word })));
+    const token = (event) => all("span", query).indexOf(event.target);
+    query.addEventListener("click", (event) => token(event) >= 0 && choose({ query: nearest(token(event)) }));
+    large.addEventListener("click", (event) => choose({ query: place(cell(large, event, board())).row }));
+  } else if (!prompt.length) query.addEventListener("click", (event) => choose({ query: nearest(cell(query, event, layer().grid)) }));
+  if (!prompt.length) query.addEventListener("keydown", walk);
+  large.addEventListener("pointermove", (event) => choose(place(cell(large, event, board()))));
+  large.addEventListener("pointerleave", () => choose({ key: null, row: null }));
   large.addEventListener("keydown", (event) => {
-    const key = moved(event, state.key ?? 0, layer().keys);
-    if (key !== null) choose({ key });
+    const at = moved(event, words.length ? row() * sizes().m + (state.key ?? 0) : (state.key ?? 0), board());
+    if (at !== null) choose(place(at));
   });
   state.query = nearest(data.token);
   state.map = 0;

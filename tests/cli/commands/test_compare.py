@@ -50,7 +50,19 @@ def test_cost_stands_beside_figures(two, tmp_path, capsys):
     assert "sampled with different steps: teacher 50, student not recorded" in words
     assert "one training seed each" in words
     assert len(images_of(page)) == 2
+    real = json.loads(Path(two[0]).read_text())["real"]
+    assert real["n"] == 25 and "25 images of the reference against its others" in words
+    score = number(real["figures"]["FD(digits)"])
+    assert f'<tr class="scale"><td>real images</td>{"<td></td>" * 4}<td>{score}</td>' in words
     assert "FD(digits)" in capsys.readouterr().out
+
+
+def test_without_one_scale_there_is_none(two, tmp_path):
+    record = json.loads(Path(two[1]).read_text())
+    del record["real"]  # as in results of earlier versions
+    Path(two[1]).write_text(json.dumps(record))
+    compared(two, tmp_path, cost=False)
+    assert "real images" not in words_of((tmp_path / "page.html").read_text())
 
 
 def test_another_model_than_the_sampled_one_has_no_cost(two, tmp_path):

@@ -96,15 +96,23 @@ def test_weights_of_other_sizes_are_refused(file, values, tmp_path, teacher, cap
     assert "choose one of the two" in capsys.readouterr().err
 
 
-def test_running_out_of_memory_is_one_line(file, monkeypatch, capsys):
-    from dit_shd.training.trainer import Trainer
+def full_gpu(*_):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has ...")
 
-    def full(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has ...")
+
+@pytest.mark.parametrize(
+    ("full", "where"),
+    [
+        (full_gpu, "on the GPU for 2.50 GiB"),
+        (lambda *_: torch.empty(2**50, dtype=torch.uint8), "in memory for 1048576.0 GiB"),  # the allocator's own error
+    ],
+)
+def test_running_out_of_memory_is_one_line(file, monkeypatch, capsys, full, where):
+    from dit_shd.training.trainer import Trainer
 
     monkeypatch.setattr(Trainer, "accumulate", full)
     assert main(["train", file]) == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert line.startswith("dit-shd train: no room on the GPU for 2.50 GiB more; less memory: ")
+    assert line.startswith(f"dit-shd train: no room {where} more; less memory: ")
     for key in ("micro_batch_size", "gradient_checkpointing=true", "dry_run=true", "auto"):
         assert key in line
