@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from urllib.parse import unquote
 
-from build import cli_page, configs_page
+from reference import cli_page, configs_page
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent

@@ -7,7 +7,8 @@ gkd: GKDTrainer (arXiv 2306.13649), half of the texts the student's own. minillm
 2306.08543) on the student's own texts, by DistillationTrainer with beta 1; TRL has no trainer with MiniLLM's
 teacher-mixed sampling and length normalisation. Tiny models, bytes and sums, so that it runs in a minute on a CPU.
 With real models: --teacher openai-community/gpt2-xl --student openai-community/gpt2 --tokenizer openai-community/gpt2
---dolly --out runs. --dolly takes Dolly's 12,500 training instructions (the split of configs/language/dolly_*.yaml),
+--dolly --out runs. --dolly takes Dolly's 12,500 training instructions (the split of configs/language/dolly_*.yaml), or
+those of a JSON-lines file of its format (--dolly FILE --counts 80 10 10), but for prompts of more than twice --tokens;
 --out keeps both students, and `dit-shd rouge runs/gkd runs/minillm sets=...` scores them.
 """
 
@@ -48,13 +49,13 @@ def tokenizer_of(name: str | None) -> Any:
     return tokenizer
 
 
-def model_of(name: str | None, heads: int, tokenizer: Any) -> Any:
+def model_of(name: str | None, heads: int, tokenizer: Any, positions: int) -> Any:
     """A model of the hub, or a tiny GPT-2 with random weights."""
     if name is not None:
         return AutoModelForCausalLM.from_pretrained(name, attn_implementation="sdpa", dtype=torch.float32)
     torch.manual_seed(heads)
     ends = {"bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    shape = {"n_embd": 8 * heads, "n_layer": 2, "n_head": heads, "n_positions": 64, "vocab_size": len(tokenizer)}
+    shape = {"n_embd": 8 * heads, "n_layer": 2, "n_head": heads, "n_positions": positions, "vocab_size": len(tokenizer)}
     return GPT2LMHeadModel(GPT2Config(**shape, **ends, attn_implementation="sdpa"))
 
 
@@ -64,11 +65,14 @@ def sums(count: int) -> list[dict[str, Any]]:
     return [{"user": f"{a} + {b} =", "assistant": str(a + b)} for a, b in pairs]
 
 
-def dolly(path: str) -> list[dict[str, Any]]:
-    """Instructions and responses of Dolly's training part."""
-    options = {"column": "response", "prompt": "{instruction}\n{context}", "counts": [12500, 1000, 500]}
+def dolly(path: str, counts: list[int], tokenizer: Any, most: int) -> list[dict[str, Any]]:
+    """Instructions and responses of Dolly's training part whose prompts have `most` tokens or fewer."""
+    options = {"column": "response", "prompt": "{instruction}\n{context}", "counts": counts}
     text: Any = DATASETS.build(Plugin("text", {"path": path, "pack": False, **options}), "data")
-    return [{"user": each.prompt, "assistant": each.text} for each in text.documents]
+    rows = [{"user": each.prompt, "assistant": each.text} for each in text.documents]
+    fitting = [row for row in rows if len(tokenizer(row["user"])["input_ids"]) <= most]
+    print(f"dolly: {len(fitting)} of {len(rows)} instructions have a prompt of {most} tokens or fewer")
+    return fitting
 
 
 def gkd(
@@ -121,12 +125,17 @@ def main() -> None:
     for name in ("teacher", "student", "tokenizer"):
         parser.add_argument(f"--{name}", help="on the hub, or a folder; a tiny one of its own if left out")
     parser.add_argument("--dolly", nargs="?", const="hub:databricks/databricks-dolly-15k", help="Dolly, or its file")
+    parser.add_argument("--counts", type=int, nargs=3, default=[12500, 1000, 500], help="of training, validation, test")
+    parser.add_argument("--tokens", type=int, help="of a response at most: 8, of Dolly 128")
     parser.add_argument("--out", type=Path, help="folder for both students")
     args = parser.parse_args()
     tokenizer = tokenizer_of(args.tokenizer)
-    data, tokens = (sums(64), 8) if args.dolly is None else (dolly(args.dolly), 128)
+    tokens = args.tokens or (8 if args.dolly is None else 128)
+    data = sums(64) if args.dolly is None else dolly(args.dolly, args.counts, tokenizer, 2 * tokens)
     for way in (gkd, minillm):
-        teacher, student = model_of(args.teacher, 4, tokenizer), model_of(args.student, 2, tokenizer)
+        teacher, student = (
+            model_of(name, h, tokenizer, 8 * tokens) for name, h in ((args.teacher, 4), (args.student, 2))
+        )
         with tempfile.TemporaryDirectory() as folder:
             trainer = way((student, teacher), tokenizer, data, arguments_of(folder, args.steps, args.lr), tokens)
             add_shd(trainer, SHD(weight=1.0, layers="proportional"))

@@ -1,6 +1,7 @@
 """The examples run, and the pages made from code say what the code says."""
 
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -54,21 +55,37 @@ def test_an_example_runs_and_its_attention_comes_nearer(name, root):
     assert attention[-1] < attention[0]
 
 
-def test_two_trainers_of_trl_learn_with_shd(root, tmp_path):
-    """GKD and an on-policy reverse KL."""
+def dolly_of(folder):
+    """Instructions in the format of databricks-dolly-15k, one of them with a context that no model here can read."""
+    rows = [
+        {"instruction": f"Add {i} and {j}.", "context": "", "response": f"{i + j}", "category": "closed_qa"}
+        for i in range(8) for j in range(8)
+    ]  # fmt: skip
+    rows += [{"instruction": "Shorten.", "context": "long " * 60, "response": "l.", "category": "summarization"}] * 6
+    file = folder / "databricks-dolly-15k.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return ["--dolly", str(file), "--counts", "60", "6", "4", "--tokens", "16"]
+
+
+@pytest.mark.parametrize("data", ["sums", "dolly"])
+def test_two_trainers_of_trl_learn_with_shd(data, root, tmp_path):
+    """GKD and an on-policy reverse KL, on sums and on a file of Dolly's format."""
     pytest.importorskip("trl")
+    arguments = ["--steps", "12", "--out", str(tmp_path), *(dolly_of(tmp_path) if data == "dolly" else [])]
     done = subprocess.run(
-        [sys.executable, str(root / "examples" / "distil_gpt2.py"), "--steps", "12", "--out", str(tmp_path)],
+        [sys.executable, str(root / "examples" / "distil_gpt2.py"), *arguments],
         capture_output=True, text=True, cwd=root, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "gkd" / "model.safetensors").is_file() and (tmp_path / "minillm" / "tokenizer.json").is_file()
-    ways = [line.split(":")[0] for line in done.stdout.splitlines() if line.startswith(("gkd", "minillm"))]
-    assert ways == ["gkd", "minillm"]
-    for line in done.stdout.splitlines():
-        if line.startswith(("gkd", "minillm")):
-            first, last = (float(x) for x in line.rsplit("shd ", 1)[1].split(" -> "))
-            assert 0 < last < first
+    lines = [line for line in done.stdout.splitlines() if line.startswith(("gkd", "minillm", "dolly"))]
+    if data == "dolly":
+        kept, whole = [int(word) for word in lines.pop(0).split() if word.isdigit()][:2]
+        assert 50 < kept < whole == 60
+    assert [line.split(":")[0] for line in lines] == ["gkd", "minillm"]
+    for line in lines:
+        first, last = (float(x) for x in line.rsplit("shd ", 1)[1].split(" -> "))
+        assert 0 < last < first
 
 
 def test_a_text_is_taken_out_of_a_wheel(root, tmp_path):

@@ -66,8 +66,6 @@ SEVERAL = {
 
 PLACEHOLDERS = {"few", "found", "ours", "own", "theirs", "told"}
 """Names that say who has something and not what it is; captures, settings, student, teacher say it."""
-NOT_NAMED_YET = {"attention/recording"}
-"""Folders that still have such names; only ever fewer."""
 ANY_TASKS_LOSSES = ("__init__", "output", "shd")
 """Losses of any task; others may be of one task, whose batches they read."""
 
@@ -228,14 +226,12 @@ def test_a_config_has_a_type():
 
 def test_a_variable_is_named_by_its_noun():
     places = {
-        f"{file.parent.as_posix()}: {file.name}:{node.lineno}: {name}"
+        f"{file}:{node.lineno}: {name}"
         for file, tree in TREES.items()
         for node in ast.walk(tree)
         if (name := _assigned(node)) in PLACEHOLDERS
     }
-    folders = {place.partition(":")[0] for place in places}
-    assert not [place for place in sorted(places) if place.partition(":")[0] not in NOT_NAMED_YET]
-    assert folders == NOT_NAMED_YET, "a folder that is clean: take it off the list"
+    assert not sorted(places)
 
 
 def _assigned(node: ast.AST) -> str | None:

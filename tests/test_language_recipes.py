@@ -4,15 +4,19 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from dit_shd.core.config import cast, make
 from dit_shd.core.plugins import Plugin
 from dit_shd.core.yaml_files import dump, read_yaml
 from dit_shd.data.datasets import DATASETS
+from dit_shd.distillation.layer_map import layer_map
 from dit_shd.distillation.losses.kd import KD
 from dit_shd.distillation.losses.shd import SHD
+from dit_shd.models.families import FAMILIES
 from dit_shd.profiling.estimate import hours, peaks
+from dit_shd.squeezing.plans import contiguous
 from dit_shd.training import checks
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.dry_run import dry_run, step_shape
@@ -66,6 +70,21 @@ def test_dollys_teacher_and_student_read_the_same_split():
     assert student.data == teacher.data and list(student.teachers.values()) == [str(teacher.run)]
     assert student.data.options["counts"] == [12500, 1000, 500] and "{instruction}" in student.data.options["prompt"]
     assert student.steps == 20 * 12500 // 32
+
+
+def test_llamas_teacher_and_student_read_the_same_split():
+    """40 layers of 40 heads into 32 of 32: eight of the student's heads learn from two each."""
+    student, teacher = (load(f"dolly_llama_13b_{x}") for x in ("to_7b_shd", "teacher"))
+    assert student.data == teacher.data and list(student.teachers.values()) == [str(teacher.run)]
+    assert student.data.options["prompt"] == load("dolly_gpt2_xl_teacher").data.options["prompt"]
+    assert student.steps == teacher.steps == 10 * 12500 // 32
+    with torch.device("meta"):
+        model = FAMILIES.build(student.estimate.teacher)
+    assert sum(p.numel() for p in model.parameters()) == 13_015_864_320
+    names = [[f"layers.{i}" for i in range(n)] for n in (40, 32)]
+    mapped = layer_map(*names, "proportional")
+    assert [mapped[f"layers.{i}"] for i in (0, 3, 31)] == ["layers.1", "layers.4", "layers.39"]
+    assert sorted(map(len, contiguous(40, 32))) == [1] * 24 + [2] * 8
 
 
 def test_the_five_sets_have_the_prompts_that_were_trained_with():

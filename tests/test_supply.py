@@ -24,8 +24,8 @@ OF_EXAMPLES = {"trl"}
 """What an extra brings for scripts of examples/: the package adds to its trainers and imports none."""
 OF_TORCH = {"triton"}
 """What torch brings along where it exists; imported only there."""
-FOR_TORCH = {"onnxscript"}
-"""What torch imports where dit_shd asks it to: its exporter of ONNX."""
+FOR_TORCH = {"onnxscript", "bitsandbytes"}
+"""What torch and diffusers import where dit_shd asks them to: for the exporter of ONNX, for weights of 4 bits."""
 
 
 @pytest.fixture(scope="module")

@@ -334,6 +334,71 @@ def aura_flow():
     )
 
 
+def flux2():
+    """Of the kind of klein, whose text encoder gives layers 9, 18 and 27."""
+    from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline, Flux2Transformer2DModel
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    transformer = Flux2Transformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=2,
+        num_attention_heads=4,
+        attention_head_dim=8,
+        joint_attention_dim=48,
+        axes_dims_rope=(2, 2, 2, 2),
+        guidance_embeds=False,
+    )
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 28, "num_attention_heads": 2}
+    encoder = Qwen3ForCausalLM(
+        Qwen3Config(vocab_size=vocabulary_size(), num_key_value_heads=1, head_dim=8, pad_token_id=0, **sizes)
+    )
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    vae = AutoencoderKLFlux2(
+        **blocks, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4, latent_channels=4
+    )
+    return Flux2KleinPipeline(
+        transformer=transformer,
+        scheduler=flow(use_dynamic_shifting=True),
+        vae=vae,
+        text_encoder=encoder,
+        tokenizer=tokenizer(600),
+    )
+
+
+def wan():
+    from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    transformer = WanTransformer3DModel(
+        num_attention_heads=4,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        text_dim=32,
+        freq_dim=32,
+        ffn_dim=32,
+        num_layers=2,
+        rope_max_seq_len=64,
+    )
+    vae = AutoencoderKLWan(
+        base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 2],
+        num_res_blocks=1,
+        temperal_downsample=[False],
+        latents_mean=[0.1, -0.2, 0.3, 0.0],
+        latents_std=[1.0, 2.0, 0.5, 1.5],
+        scale_factor_spatial=2,
+        scale_factor_temporal=4,
+    )
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+    encoder = UMT5EncoderModel(UMT5Config(vocab_size=vocabulary_size(), pad_token_id=0, eos_token_id=1, **sizes))
+    return WanPipeline(
+        transformer=transformer, scheduler=flow(shift=3.0), vae=vae, text_encoder=encoder, tokenizer=tokenizer(600)
+    )
+
+
 KINDS = {
     "sd3": sd3,
     "flux": flux,
@@ -343,6 +408,8 @@ KINDS = {
     "lumina2": lumina2,
     "sana": sana,
     "aura_flow": aura_flow,
+    "flux2": flux2,
+    "wan": wan,
 }
 """By the name of the adapter."""
 

@@ -17,7 +17,7 @@ LINE_SECONDS = 20
 
 
 @dataclass(frozen=True)
-class Job:
+class ChildProcess:
     """One `dit-shd` command."""
 
     name: str
@@ -31,7 +31,7 @@ class Job:
     """Counts the finished units by the files that it wrote."""
 
 
-def run_jobs(jobs: Sequence[Job], title: str, parallel: int = 2) -> None:
+def run_jobs(jobs: Sequence[ChildProcess], title: str, parallel: int = 2) -> None:
     """Run jobs in order, several in parallel; their output is written to their logs.
 
     Args:
@@ -42,7 +42,7 @@ def run_jobs(jobs: Sequence[Job], title: str, parallel: int = 2) -> None:
     Raises:
         UserError: A job failed; its last lines are printed, and the others are stopped.
     """
-    pending, running = list(jobs), dict[str, tuple[Job, subprocess.Popen[bytes]]]()
+    pending, running = list(jobs), dict[str, tuple[ChildProcess, subprocess.Popen[bytes]]]()
     show = _Bars(jobs) if sys.stderr.isatty() else _Lines(jobs, title)
     try:
         while pending or running:
@@ -66,7 +66,7 @@ def run_jobs(jobs: Sequence[Job], title: str, parallel: int = 2) -> None:
         show.close()
 
 
-def _start(job: Job) -> "subprocess.Popen[bytes]":
+def _start(job: ChildProcess) -> "subprocess.Popen[bytes]":
     package = str(Path(__file__).resolve().parents[2])
     paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {
@@ -85,7 +85,7 @@ def _start(job: Job) -> "subprocess.Popen[bytes]":
         )
 
 
-def _failure(job: Job, code: int) -> UserError:
+def _failure(job: ChildProcess, code: int) -> UserError:
     text = job.log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n")
     lines = [line.rstrip() for line in text.splitlines() if line.strip()]
     print(f"\nthe last lines of {job.log}:", *lines[-12:], sep="\n  ", file=sys.stderr)
@@ -96,10 +96,10 @@ def _failure(job: Job, code: int) -> UserError:
 class _Bars:
     """A progress bar for each job."""
 
-    def __init__(self, jobs: Sequence[Job]) -> None:
+    def __init__(self, jobs: Sequence[ChildProcess]) -> None:
         from tqdm import tqdm
 
-        self.bars: list[tuple[Job, Any]] = [
+        self.bars: list[tuple[ChildProcess, Any]] = [
             (
                 job,
                 tqdm(total=job.total, initial=job.done(), desc=f"{job.name:<16}", unit=job.unit, position=i),
@@ -123,7 +123,7 @@ class _Bars:
 class _Lines:
     """A line of progress every LINE_SECONDS."""
 
-    def __init__(self, jobs: Sequence[Job], title: str) -> None:
+    def __init__(self, jobs: Sequence[ChildProcess], title: str) -> None:
         self.jobs, self.title = jobs, title
         self.start = self.last = time.monotonic()
 

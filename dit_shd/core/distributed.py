@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from dit_shd.core.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
     from accelerate import PartialState
 
 
@@ -93,3 +94,15 @@ def launched(processes: int) -> None:
         raise UserError(
             f"the launcher started {started} processes, but accelerate works with {processes}; see accelerate config"
         )
+
+
+def own_device() -> "torch.device":
+    """The GPU of this process by the launcher's LOCAL_RANK, before the group is joined; the CPU where there is none."""
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return (
+        torch.device("cpu")
+        if accelerator is None
+        else torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", "0")))
+    )

@@ -67,13 +67,14 @@ def class_name(folder: Path) -> str:
     return name
 
 
-def read_weights(cls: type[Model], folder: Path, variant: str | None = None) -> Model:
+def read_weights(cls: type[Model], folder: Path, variant: str | None = None, **options: Any) -> Model:
     """Read a model of a diffusers class from its folder, without executing anything in it or asking the hub.
 
     Args:
         cls: A subclass of diffusers.ModelMixin.
         folder: With config.json and the weights.
         variant: Of the weights, such as fp16; None for those without a variant, or for the only one.
+        options: More arguments of from_pretrained: precision, quantization, device.
 
     Raises:
         UserError: No weights, an ambiguous variant, or weights that do not fit config.json.
@@ -87,6 +88,7 @@ def read_weights(cls: type[Model], folder: Path, variant: str | None = None) -> 
             use_safetensors=chosen.safe,
             output_loading_info=True,
             local_files_only=True,
+            **options,
         )
     except Exception as error:  # of several libraries, for a folder that may be wrong in any way
         raise UserError(f"{folder}: cannot be read as {cls.__name__}: {_reason(error)}") from error

@@ -22,6 +22,11 @@ class EncodeConfig:
     )
     out: Path = option(REQUIRED, "the folder of latents; the same command again goes on there")
     size: int = option(256, "the images' side after the ADM centre crop")
+    buckets: bool = option(
+        False,
+        "crop each image to the height and width, of about size x size pixels in all, that are nearest to its shape "
+        "(with a pipeline); a batch of training is of one of them",
+    )
     vae: Place | None = option(SD_VAE, "autoencoder: folder or hub:OWNER/NAME; null: the pixels are the latents")
     pipeline: Place | None = option(
         None, "text-to-image pipeline (folder or hub:OWNER/NAME): its autoencoder, and embeddings of captions"
@@ -63,5 +68,7 @@ class EncodeConfig:
                 raise UserError(f"{key}: wanted 1 to {most}, found {getattr(self, key)}")
         if self.pipeline is not None and self.vae != SD_VAE:
             raise UserError(f"vae: the autoencoder is the pipeline's; leave vae={self.vae} out")
+        if self.buckets and self.pipeline is None:
+            raise UserError("buckets: are for text-to-image models, which take any height and width; give pipeline=...")
         if self.out.exists() and not self.out.is_dir():
             raise UserError(f"out: wanted a folder, found a file at '{self.out}'")

@@ -38,21 +38,27 @@ class Encoder:
         """sha256 of the autoencoder's tensors, the same as the Decoder's."""
         return None if self.autoencoder is None else self.autoencoder.digest
 
-    def shape(self, size: int) -> tuple[int, int, int]:
-        """(c, y, x) of the latent of an image of size x size.
+    @property
+    def factor(self) -> int:
+        """What heights and widths of images are multiples of."""
+        return 1 if self.autoencoder is None else self.autoencoder.image[1]
+
+    def shape(self, height: int, width: int | None = None) -> tuple[int, int, int]:
+        """(c, y, x) of the latent of an image; of a square one where the width is left out.
 
         Raises:
             UserError: The autoencoder cannot encode such images.
         """
+        width = height if width is None else width
         if self.autoencoder is None:
-            return 3, size, size
+            return 3, height, width
         colours, factor = self.autoencoder.image
-        if colours != 3 or size % factor:
+        if colours != 3 or height % factor or width % factor:
             raise UserError(
                 f"vae: encodes images of {colours} channels and sizes that are multiples of {factor}, "
-                f"wanted 3 channels and size {size}"
+                f"wanted 3 channels and size {height if height == width else f'{height} x {width}'}"
             )
-        return self.autoencoder.channels, size // factor, size // factor
+        return self.autoencoder.channels, height // factor, width // factor
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor) -> Tensor:

@@ -4,38 +4,35 @@ Each shard holds `shard_size` images. The same command again verifies the checks
 missing ones, and writes latents.json, which marks the set as complete.
 """
 
-import json
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from dit_shd.core.config import checked, resolve
+from dit_shd.core.config import checked
 from dit_shd.core.distributed import joined, launched, run_on_main
 from dit_shd.core.errors import UserError
-from dit_shd.core.files import atomic_file
 from dit_shd.core.lock import locked
 from dit_shd.core.pretrained import COPY
 from dit_shd.core.resumable import Progress, claim, share_of_missing
 from dit_shd.data.encode_config import EncodeConfig
 from dit_shd.data.encoder import Encoder
-from dit_shd.data.latent_origin import Origin, keep_copy
+from dit_shd.data.encoding_job import Job
+from dit_shd.data.encoding_notes import summed, unreadable_classes, write_list
+from dit_shd.data.latent_origin import keep_copy
 from dit_shd.data.latent_shards import (
     DTYPES,
-    FORMAT,
     LatentSet,
     ShardEntry,
     damaged,
-    open_tensors,
     read_header,
     read_index,
-    shard_file,
     shard_files,
     verify_shard,
     write_index,
@@ -45,60 +42,16 @@ from dit_shd.data.preprocessing import pixels
 from dit_shd.data.sources.base import BrokenImage, ImageSource, Raw, Selection
 from dit_shd.data.sources.captions import Captioned
 from dit_shd.data.sources.detect import open_source
-from dit_shd.data.sources.listing import counted, printable
+from dit_shd.data.sources.listing import counted
 from dit_shd.data.sources.numbering import renumber
-from dit_shd.data.sources.splits import DEFAULT
 from dit_shd.data.text_encoding import PromptEncoder, encode_captions
 
 SKIPPED = "skipped.jsonl"
-NEUTRAL = ("images", "out", "workers")
-"""Keys that do not change the latents."""
-OF_TEXT = ("pipeline", "caption_column", "text_tokens", "text_dtype", "adapter")
-"""Keys of captions."""
 
 if TYPE_CHECKING:
     from accelerate import PartialState
 
 _log = logging.getLogger("dit_shd")
-
-
-@dataclass(frozen=True)
-class Job:
-    """One encoding, the same in every process."""
-
-    config: EncodeConfig
-    source: ImageSource
-    encode: Encoder
-    shape: tuple[int, int, int]
-    device: torch.device
-    prompts: PromptEncoder | None = None
-
-    @property
-    def flips(self) -> int:
-        """2 with mirrored images, else 1."""
-        return 2 if self.config.flips else 1
-
-    def pieces(self) -> list[range]:
-        """The images' numbers, shard by shard, independent of the number of processes."""
-        count, size = len(self.source), self.config.shard_size
-        return [range(first, min(first + size, count)) for first in range(0, count, size)]
-
-    def file(self, piece: range) -> Path:
-        """The shard of the images with these numbers."""
-        return shard_file(self.config.out, piece.start)
-
-    def settings(self) -> dict[str, Any]:
-        """Everything that changes the latents."""
-        keys = {key: value for key, value in resolve(self.config).items() if key not in NEUTRAL}
-        keys["split"] = keys["split"] or DEFAULT
-        if self.prompts is None:
-            keys = {key: value for key, value in keys.items() if key not in OF_TEXT}
-        else:
-            keys |= {"vae": keys["pipeline"], "text_sha256": self.prompts.record.text_sha256}
-        about = {"format": FORMAT, "images_sha256": self.source.sha256(), "classes": list(self.source.classes)}
-        autoencoder = self.encode.autoencoder
-        origin = Origin() if autoencoder is None else Origin.of_autoencoder(keys["vae"], autoencoder)
-        return {**keys, **about, **origin.record()}
 
 
 def encode_to_shards(config: EncodeConfig, prompts: PromptEncoder | None = None) -> LatentSet:
@@ -114,6 +67,20 @@ def encode_to_shards(config: EncodeConfig, prompts: PromptEncoder | None = None)
     Raises:
         UserError: No such images or autoencoder, shards of other settings, no image that can be read.
     """
+    config, source, encode = opened(config, prompts)
+    return encode_source(config, source, encode, prompts, (config.size, config.size))
+
+
+def opened(config: EncodeConfig, prompts: PromptEncoder | None) -> tuple[EncodeConfig, ImageSource, Encoder]:
+    """The config with what follows from it, the images, and the autoencoder on its device.
+
+    Args:
+        config: The images and the autoencoder.
+        prompts: As in encode_to_shards.
+
+    Raises:
+        UserError: No such images or autoencoder.
+    """
     config = checked(config, "encode")
     config.check()
     config = replace(config, flips=config.pipeline is None if config.flips is None else config.flips)
@@ -126,10 +93,32 @@ def encode_to_shards(config: EncodeConfig, prompts: PromptEncoder | None = None)
         source = Captioned(source, source.texts(config.caption_column))
     device = state.device or torch.device("cpu")
     encode = Encoder.load(config.vae if config.pipeline is None else config.pipeline, config.precision, device)
-    job = Job(config, source, encode, encode.shape(config.size), device, prompts)
     taken = f"taken: {len(source)}, classes: {counted(list(source.classes))}"
     for note in [taken, *source.notes] if state.is_main_process else ():
         _log.warning("images: %s", note)
+    return config, source, encode
+
+
+def encode_source(
+    config: EncodeConfig, source: ImageSource, encode: Encoder, prompts: PromptEncoder | None, crop: tuple[int, int]
+) -> LatentSet:
+    """Encode the images of a source into config.out.
+
+    Args:
+        config: As opened gives it.
+        source: The images.
+        encode: The autoencoder.
+        prompts: As in encode_to_shards.
+        crop: Height and width of the images.
+
+    Returns:
+        The finished set.
+
+    Raises:
+        UserError: Shards of other settings, no image that can be read.
+    """
+    state = joined()
+    job = Job(config, source, encode, crop, encode.shape(*crop), state.device or torch.device("cpu"), prompts)
     settings = run_on_main(job.settings)
     out = config.out.absolute()
     with locked(out.parent / f".{out.name}.lock", "dit-shd encode"):
@@ -214,7 +203,7 @@ Decoded = tuple[np.ndarray, tuple[str, ...]] | BrokenImage
 
 def _decoded(job: Job, numbers: range) -> Iterator[tuple[range, list[Decoded]]]:
     """The crops of images, batch by batch, decoded by threads while the batch before is encoded."""
-    size = job.config.size
+    size = job.crop
 
     def crop(raw: Raw | BrokenImage) -> Decoded:
         try:
@@ -250,10 +239,10 @@ def _finish(job: Job, settings: dict[str, Any]) -> None:
     headers = {job.file(piece): read_header(job.file(piece)) for piece in job.pieces()}
     skipped = [entry for header in headers.values() for entry in header.skipped]
     if skipped:
-        _write_list(skipped, len(job.source), config.out / SKIPPED)
-    notes = _summed(header.remarks for header in headers.values())
+        write_list(skipped, len(job.source), config.out / SKIPPED)
+    notes = summed(header.remarks for header in headers.values())
     if skipped:
-        notes += _unreadable_classes(job, headers)
+        notes += unreadable_classes(job.source, headers)
     for note in notes:
         _log.warning("images: %s", note)
     if len(skipped) == len(job.source):
@@ -274,29 +263,3 @@ def _finish(job: Job, settings: dict[str, Any]) -> None:
             ),
         )
     )
-
-
-def _summed(shard_remarks: Iterable[list[list[Any]]]) -> list[str]:
-    """Remarks on images, counted over all shards."""
-    totals: dict[str, list[Any]] = {}
-    for remark, count, name in (entry for remarks in shard_remarks for entry in remarks):
-        totals.setdefault(remark, [0, name])[0] += count
-    return [f"{count} {remark} ({printable(name)}, ...)" for remark, (count, name) in sorted(totals.items())]
-
-
-def _unreadable_classes(job: Job, files: Iterable[Path]) -> list[str]:
-    """A note on classes of which no image could be read."""
-    kept = np.concatenate([open_tensors(file).get_tensor("label") for file in files])
-    lost = np.setdiff1d(job.source.labels, kept)
-    return (
-        [f"classes of which no image could be read: {counted([job.source.classes[i] for i in lost])}"]
-        if len(lost)
-        else []
-    )
-
-
-def _write_list(skipped: list[list[Any]], count: int, file: Path) -> None:
-    with atomic_file(file) as stream:
-        for _, name, reason in skipped:
-            stream.write(json.dumps({"image": name, "reason": reason}).encode() + b"\n")
-    _log.warning("%d of %d images could not be read and were skipped; %s lists them", len(skipped), count, file)

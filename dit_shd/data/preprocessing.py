@@ -23,8 +23,8 @@ MACHINE = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE,
 """Errors of the machine, not of an image: they end the command, which can be repeated, and skip nothing."""
 
 
-def pixels(raw: Raw, size: int) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The image's ADM centre crop, uint8 [size,size,3], and remarks on the image; errors as decoded."""
+def pixels(raw: Raw, size: int | tuple[int, int]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The image's ADM centre crop of a side, or of height and width, uint8 [y,x,3], and remarks; errors as decoded."""
     image, image_remarks = decoded(raw)
     return centre_crop(image, size), image_remarks
 
@@ -70,18 +70,20 @@ def _eight_bits(image: "ImageFile", raw: Path | bytes) -> "Image":
         return Image.fromarray(rounded(image, second)).convert("RGB")
 
 
-def centre_crop(image: "Image", size: int) -> np.ndarray:
-    """The crop of ADM (Dhariwal & Nichol 2021, guided-diffusion), uint8 [size,size,c].
+def centre_crop(image: "Image", size: int | tuple[int, int]) -> np.ndarray:
+    """The crop of ADM (Dhariwal & Nichol 2021, guided-diffusion), uint8 [y,x,c].
 
-    Halve by box averages while the smaller side is 2 size or more, scale it to `size` bicubically, crop the middle.
+    Halve by box averages while the smaller side is 2 size or more, scale it to `size` bicubically, crop the middle. Of
+    height and width: while both sides are twice as long, and so that the image just covers the crop.
     """
     from PIL.Image import Resampling
 
-    while min(image.size) >= 2 * size:
+    rows, columns = (size, size) if isinstance(size, int) else size
+    while min(image.width / columns, image.height / rows) >= 2:
         image = image.resize((image.width // 2, image.height // 2), Resampling.BOX)
-    scale = size / min(image.size)
+    scale = max(columns / image.width, rows / image.height)
     width, height = round(image.width * scale), round(image.height * scale)
     check_area(width, height)
     array = np.asarray(image.resize((width, height), Resampling.BICUBIC))
-    top, left = (height - size) // 2, (width - size) // 2
-    return array[top : top + size, left : left + size]
+    top, left = (height - rows) // 2, (width - columns) // 2
+    return array[top : top + rows, left : left + columns]

@@ -1,6 +1,7 @@
 """Images of prompts by a pipeline's own class, with a student in the place of its transformer."""
 
 import inspect
+import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,8 +19,9 @@ from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.pretrained import asset, model_folder
 from dit_shd.data.datasets.text_latents import TextLatents
 from dit_shd.data.pipeline_record import INDEX, PipelineRecord, read_record, text_digest
+from dit_shd.diffusion.adapters import MAX_TOKENS, adapter_of, by_class
 from dit_shd.diffusion.generation import make_file, output_path
-from dit_shd.diffusion.pipelines import folder_of, open_pipeline, record_of
+from dit_shd.diffusion.pipelines import Prompts, folder_of, open_pipeline, record_of
 from dit_shd.diffusion.sample_config import SampleConfig
 from dit_shd.models import loading
 
@@ -30,6 +32,7 @@ OURS = ("prompt", "generator", "output_type", "return_dict", "num_images_per_pro
 """Arguments of a pipeline's call that are not a user's to choose here."""
 MOST_COUNT = 10**8
 CARD = "README.md"
+_log = logging.getLogger("dit_shd")
 
 
 def sample_prompts(config: SampleConfig) -> Path:
@@ -55,6 +58,8 @@ def sample_prompts(config: SampleConfig) -> Path:
     launched(state.num_processes)
     pipeline, record = assemble(config.run, config.pipeline, config.precision)
     call = call_arguments(pipeline, record, config.call)
+    if state.is_main_process:
+        _warn_of_long(pipeline, record, prompts, call.get(MAX_TOKENS))
     pipeline.to(state.device)
 
     def images_of(indices: range, on_step: Callable[[float], None]) -> tuple[np.ndarray, np.ndarray]:
@@ -170,6 +175,8 @@ def call_arguments(pipeline: "DiffusionPipeline", record: PipelineRecord, given:
     call: dict[str, Any] = {}
     if record.text_tokens is not None and "max_sequence_length" in known:
         call["max_sequence_length"] = record.text_tokens
+    if "num_frames" in known:  # of a pipeline for videos, whose first frame is the image
+        call["num_frames"] = 1
     if record.size is not None:
         call |= {"height": record.size[0], "width": record.size[1]}
         if "use_resolution_binning" in known:
@@ -197,12 +204,25 @@ def draw(
     generators = [torch.Generator("cpu").manual_seed(number) for number in seeds]
     whole: Any = pipeline
     try:
-        images = whole(prompt=list(prompts), generator=generators, output_type="np", **call).images
+        output = whole(prompt=list(prompts), generator=generators, output_type="np", **call)
+        images = output.images if hasattr(output, "images") else np.asarray(output.frames)[:, 0]
     except (ValueError, TypeError) as error:
         raise UserError(f"call: {type(pipeline).__name__} refuses it ({error_line(error, 200)})") from error
     if not np.isfinite(images).all():
         raise UserError(f"sampling images {indices[0]}..{indices[-1]}: the pipeline's images are not finite")
     return (np.asarray(images) * 255).round().astype(np.uint8)
+
+
+def _warn_of_long(
+    pipeline: "DiffusionPipeline", record: PipelineRecord, prompts: list[str], tokens: int | None
+) -> None:
+    """Log how many prompts are cut, where an adapter knows what the encoders take."""
+    if record.adapter is None and record.transformer_class not in by_class():
+        return
+    adapter = adapter_of(record.transformer_class, record.adapter)
+    cut = Prompts(pipeline, adapter, replace(record, text_tokens=tokens)).too_long(prompts)
+    if cut:
+        _log.warning("prompts: %d of %d are longer than the text encoders take, and are cut", cut, len(prompts))
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from dit_shd.data.datasets import Dataset
 from dit_shd.diffusion import class_names
 from dit_shd.diffusion.denoiser import NO_LABEL, Denoiser, known_classes
 from dit_shd.diffusion.process import Process
+from dit_shd.models.offload import moved
 
 SNRS = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03)
 """Noise levels: at lower and higher ones a good teacher is not much better than the linear prediction."""
@@ -39,7 +40,7 @@ CLEAR, WORSE, ENOUGH = 4.0, -3.0, 2.0
 
 
 @dataclass
-class Measurement:
+class TeacherMeasurement:
     """What was measured of a teacher, by noise level [l] and, of labels, over the images."""
 
     error: Tensor
@@ -154,12 +155,12 @@ class Sums:
         variance = (xx - x * x).clamp(min=1e-12)
         return (ee - e * e - (xe - x * e).square() / variance).mean(1)
 
-    def measurement(self, images: int) -> Measurement:
+    def measurement(self, images: int) -> TeacherMeasurement:
         """The figures of all images added."""
         count = self.moments[..., 0].sum(1)
         noise_p, p_p, squared = self.products.unbind(-1)
         gains = {name: _standard_errors(torch.cat(values)) for name, values in self.gains.items() if values}
-        return Measurement(squared / count / self.linear(), noise_p / p_p.clamp(min=1e-12), images, **gains)
+        return TeacherMeasurement(squared / count / self.linear(), noise_p / p_p.clamp(min=1e-12), images, **gains)
 
 
 def _standard_errors(gains: Tensor) -> float:
@@ -186,7 +187,7 @@ def findings(
         yield (f"classes: {words}", None) if right else ("", words)
     if not ask:
         return
-    result = measure(teacher.to(device), dataset, process, seed, device, labels)
+    result = measure(moved(teacher, device), dataset, process, seed, device, labels)
     skipped = ""
     if result.wrong is None:
         why = "it has one class" if len(classes) < 2 else "label_dropout is 1"
@@ -198,7 +199,7 @@ def findings(
 @torch.no_grad()
 def measure(
     teacher: nn.Module, dataset: Dataset, process: Process, seed: int, device: torch.device, labels: bool = True
-) -> Measurement:
+) -> TeacherMeasurement:
     """The figures of a teacher on a run's first images, round by round.
 
     Args:

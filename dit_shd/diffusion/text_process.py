@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -24,6 +24,8 @@ from dit_shd.diffusion.objectives import split, variational_bits
 from dit_shd.diffusion.schedule import Schedule
 
 Terms = dict[str, Tensor]
+Shift = Callable[[Mapping[str, Any], int], float | None]
+"""Of the scheduler's config and the image's tokens."""
 
 
 class TextProcess(ABC):
@@ -75,12 +77,18 @@ class Flow(TextProcess):
     weighting: Weighting
     multiple: int
     """Side of a token's patch."""
+    shift: Shift | None = None
+    """Of a pipeline that does not go by its scheduler's config."""
     kind = "flow"
 
     def times(self, u: Tensor, shape: Sequence[int]) -> Tensor:
         tokens = shape[-2] * shape[-1] // self.multiple**2
-        alpha = self.density.alpha(shape[-1]) if _sets_shift(self.density) else pipeline_shift(self.scheduler, tokens)
+        alpha = self.density.alpha(shape[-1]) if _sets_shift(self.density) else self._alpha(tokens)
         return shifted(self.density.quantile(u), alpha).float()
+
+    def _alpha(self, tokens: int) -> float:
+        alpha = None if self.shift is None else self.shift(self.scheduler, tokens)
+        return pipeline_shift(self.scheduler, tokens) if alpha is None else alpha
 
     def share(self, t: Tensor) -> Tensor:
         return t
@@ -180,6 +188,7 @@ def process_of(
     weighting: Weighting,
     gamma: float | None,
     multiple: int,
+    shift: Shift | None = None,
 ) -> TextProcess:
     """The process of a pipeline.
 
@@ -190,12 +199,13 @@ def process_of(
         weighting: Of flow.
         gamma: Of DDPM, for min-SNR; None for weight 1.
         multiple: Side of a token's patch of the latents.
+        shift: Of flow: the adapter's, which gives None where the scheduler's config says it.
 
     Raises:
         UserError: A scheduler whose betas or predictions are not known here.
     """
     if kind == "flow":
-        return Flow(density, scheduler, weighting, multiple)
+        return Flow(density, scheduler, weighting, multiple, shift)
     target = scheduler.get("prediction_type", "epsilon")
     if target not in ("epsilon", "v_prediction"):
         raise UserError(f"the pipeline's scheduler: prediction_type: wanted epsilon or v_prediction, found {target}")

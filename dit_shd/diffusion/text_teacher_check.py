@@ -22,11 +22,12 @@ from dit_shd.diffusion.teacher_check import (
     LEVEL_IMAGES,
     SNRS,
     WORSE,
-    Measurement,
     NoisedImages,
     Sums,
+    TeacherMeasurement,
 )
 from dit_shd.diffusion.text_process import TextProcess
+from dit_shd.models.offload import moved
 
 ROUNDS = (2, 6)
 """Of len(SNRS) * LEVEL_IMAGES samples: at least, and at most, where captions are not clear before."""
@@ -53,7 +54,7 @@ class TextTeacherCheck:
             teacher: The model.
             captions: Whether captions are compared; not where all are dropped.
         """
-        result = self._measurement(teacher.to(self.device), captions)
+        result = self._measurement(moved(teacher, self.device), captions)
         of_noise = replace(result, wrong=None, none=None)
         words = of_noise.summary()
         if result.wrong is not None and result.none is not None:
@@ -63,7 +64,7 @@ class TextTeacherCheck:
         fault = of_noise.fault() or _text_fault(result)
         yield f"teacher: {words}", f"{fault} ({words})" if fault else None
 
-    def _measurement(self, teacher: nn.Module, captions: bool) -> Measurement:
+    def _measurement(self, teacher: nn.Module, captions: bool) -> TeacherMeasurement:
         """The figures of as many rounds as make them clear."""
         sums, rounds = Sums.empty(self.dataset.shape[0]), 0
         while True:
@@ -102,7 +103,7 @@ class TextTeacherCheck:
         count = len(SNRS) * LEVEL_IMAGES
         positions = range(number * count, (number + 1) * count)
         draws = Draws(self.seed, 0, positions, 1)
-        sample = self.dataset.batch(draws.indices(len(self.dataset)), draws)
+        sample = self.dataset.batch(self.dataset.indices(draws), draws)
         x_0, levels = sample["latents"], torch.arange(count) % len(SNRS)
         t = torch.tensor([self.process.time_at(snr) for snr in SNRS])[levels]
         noise = draws.normal("teacher check", x_0.shape[1:])
@@ -118,14 +119,14 @@ def _errors(predicted: Tensor, noise: Tensor) -> Tensor:
     return (predicted - noise).double().square().flatten(1).mean(1).cpu()
 
 
-def _conclusive(result: Measurement) -> bool:
+def _conclusive(result: TeacherMeasurement) -> bool:
     """Whether more samples would change nothing."""
     if result.wrong is None or result.none is None or result.wrong >= CLEAR:
         return True
     return bool(replace(result, wrong=None, none=None).fault())
 
 
-def _text_fault(result: Measurement) -> str | None:
+def _text_fault(result: TeacherMeasurement) -> str | None:
     """What a good teacher does not do with captions."""
     if result.none is not None and result.none <= WORSE:
         return "the captions make it worse than none: are they of other pictures?"

@@ -60,9 +60,12 @@ class ValidationLoss:
             guidance: As in Adapter.predict.
         """
         device, training, losses = next(model.parameters()).device, model.training, []
+        groups: list[list[int]] = []
         model.eval()
         for first in range(0, min(self.count, len(dataset)), AT_ONCE):
-            positions = range(first, min(first + AT_ONCE, self.count, len(dataset)))
+            together = np.arange(first, min(first + AT_ONCE, self.count, len(dataset)))
+            groups += [group.tolist() for group in dataset.of_one_shape(together)]
+        for positions in groups:
             draws = Draws(0, 0, positions, self.count)
             sample = {name: x.to(device) for name, x in dataset.batch(np.array(positions), draws).items()}
             x_0, noise = sample["latents"], draws.normal("validation", sample["latents"].shape[1:]).to(device)

@@ -10,6 +10,7 @@ from dit_shd.attention.recording.attach import capture
 from dit_shd.attention.recording.sharded import captured
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.losses import Loss
+from dit_shd.distillation.recording import named_attention
 from dit_shd.distillation.teachers import Teachers, by_name, chosen
 from dit_shd.tasks import Batch
 
@@ -40,9 +41,13 @@ def calibrate(
                 if number < loss.calibration and loss.takes_part(batch.pass_name):
                     readers.setdefault(chosen(loss.teacher, known, name)[0], []).append(loss)
             for name, losses in readers.items():
-                with capture(distiller.student) as student, captured(known[name]) as teacher:
-                    distiller.task.predict(distiller.student, batch)
-                    distiller.task.predict(known[name], batch)
+                student, teacher = distiller.student, known[name]
+                with (
+                    capture(student, named_attention(losses, "student", student)) as learned,
+                    captured(teacher, named_attention(losses, "teacher", teacher)) as taught,
+                ):
+                    distiller.task.predict(student, batch)
+                    distiller.task.predict(teacher, batch)
                 for loss in losses:
-                    loss.calibrate(teacher, student)
+                    loss.calibrate(taught, learned)
     return {name: loss.calibrated() for name, loss in calibrated.items()}

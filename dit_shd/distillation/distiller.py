@@ -83,10 +83,13 @@ class Distiller(nn.Module):
             torch.manual_seed(seed)
             for batch in batches:
                 losses = {name: loss for name, loss in self.losses_of(batch.pass_name).items() if loss.learns}
-                student = recording.forward(self.task, self.student, batch, _read(losses.values())) if losses else None
+                student = self._forward(batch, losses) if losses else None
                 for name, loss in losses.items():
                     teacher = known[chosen(loss.teacher, known, name)[0]] if loss.reads_teacher else None
-                    read = None if teacher is None else recording.forward(self.task, teacher, batch, loss.reads)
+                    read = None
+                    if teacher is not None:
+                        layers = recording.named_attention([loss], "teacher", teacher)
+                        read = recording.forward(self.task, teacher, batch, loss.reads, layers)
                     loss.build(student, read, batch)  # type: ignore[arg-type]
 
     def terms(self, batch: Batch, teachers: nn.Module | Teachers | None = None) -> tuple[Terms, Terms]:
@@ -103,7 +106,7 @@ class Distiller(nn.Module):
             UserError: A loss reads a teacher that was not given.
         """
         losses = self.losses_of(batch.pass_name)
-        student = recording.forward(self.task, self.student, batch, _read(losses.values()))
+        student = self._forward(batch, losses)
         base = {name: value.mean() for name, value in self.task.losses(student, batch).items()}
         logs = {name: term.detach() for name, term in base.items()}
         terms = {name: at_step(self.base_weight, batch.step) * term for name, term in base.items()}
@@ -115,6 +118,11 @@ class Distiller(nn.Module):
             logs[name] = mean.detach()
             logs |= {f"{name}/{key}": value for key, value in term.logs.items()}
         return terms, logs
+
+    def _forward(self, batch: Batch, losses: Mapping[str, Loss]) -> Forward:
+        """The student's forward, with what some losses read of it."""
+        layers = recording.named_attention(losses.values(), "student", self.student)
+        return recording.forward(self.task, self.student, batch, _read(losses.values()), layers)
 
     def _learned(
         self, batch: Batch, teachers: Teachers, losses: Mapping[str, Loss], student: Forward

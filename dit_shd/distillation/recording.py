@@ -1,8 +1,8 @@
 """What losses read of a model, taken while it runs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
@@ -13,12 +13,14 @@ from dit_shd.attention.recording import discovery
 from dit_shd.attention.recording.attach import capture
 from dit_shd.attention.recording.sharded import KeptWeights
 from dit_shd.core.errors import UserError
+from dit_shd.distillation.losses import LayerLoss, Loss
 from dit_shd.distillation.records import Forward, Layer, Reads
 from dit_shd.models.blocks import blocks, recorded, recorded_blocks
 from dit_shd.tasks import Batch, Task
 
 Sink = Callable[[Reads, Layer], None]
 """Takes the kind of a layer and the layer, as it runs."""
+Role = Literal["student", "teacher"]
 FEATURES = frozenset({Reads.ATTENTION_OUTPUT, Reads.HIDDEN})
 _attention: "WeakKeyDictionary[nn.Module, list[str]]" = WeakKeyDictionary()
 """The attention modules of models of other packages, by name, once a forward has shown which they are."""
@@ -32,6 +34,7 @@ def record(
     read: frozenset[Reads],
     sink: Sink,
     weights: KeptWeights | None = None,
+    layers: Sequence[str] | None = None,
 ) -> None:
     """Deliver the layers that a model's next forward runs to `sink(kind, layer)`, as far as they are read.
 
@@ -43,6 +46,7 @@ def record(
         read: Parts of its forward.
         sink: Takes each layer as it runs.
         weights: For a model whose gathered weights do not outlive its blocks.
+        layers: Names of the attention layers that are read; None for all self-attention.
     """
     if read & FEATURES:
         _check_compiled(model, read)
@@ -57,7 +61,7 @@ def record(
         modules = attention_modules(task, model, batch)
         stack.enter_context(recorded(modules, output(Reads.ATTENTION_OUTPUT)))
     if Reads.ATTENTION in read:
-        stack.enter_context(capture(model, sink=attention))
+        stack.enter_context(capture(model, layers, sink=attention))
     if Reads.HIDDEN in read:
         stack.enter_context(recorded_blocks(model, output(Reads.HIDDEN)))
 
@@ -79,7 +83,25 @@ def _names(kinds: frozenset[Reads]) -> str:
     return " and ".join(sorted(kind.value for kind in kinds))
 
 
-def forward(task: Task[Any], model: nn.Module, batch: Batch, read: frozenset[Reads]) -> Forward:
+def named_attention(losses: Iterable[Loss], role: Role, model: nn.Module) -> list[str] | None:
+    """The attention layers that losses name, cross-attention among them; None where one of them goes by a rule.
+
+    Args:
+        losses: Of one pass.
+        role: Whose layers.
+        model: All attention of a model of dit_shd is self-attention, and recorded anyway.
+    """
+    reading = [loss for loss in losses if Reads.ATTENTION in loss.reads]
+    maps = [loss.layers for loss in reading if isinstance(loss, LayerLoss) and isinstance(loss.layers, Mapping)]
+    if not maps or len(maps) < len(reading) or discovery.own_layers(model):
+        return None
+    names = [name for pairs in maps for name in (pairs.keys() if role == "student" else pairs.values())]
+    return list(dict.fromkeys(name.partition(":")[0].partition("#")[0] for name in names))
+
+
+def forward(
+    task: Task[Any], model: nn.Module, batch: Batch, read: frozenset[Reads], layers: Sequence[str] | None = None
+) -> Forward:
     """A model's forward with all layers that are read, held.
 
     Args:
@@ -87,6 +109,7 @@ def forward(task: Task[Any], model: nn.Module, batch: Batch, read: frozenset[Rea
         model: Teacher or student.
         batch: One pass.
         read: Parts of the forward.
+        layers: As in record.
     """
     held: dict[Reads, dict[str, Layer]] = {Reads.ATTENTION_OUTPUT: {}, Reads.HIDDEN: {}}
 
@@ -94,7 +117,7 @@ def forward(task: Task[Any], model: nn.Module, batch: Batch, read: frozenset[Rea
         held[kind][layer.name] = layer
 
     with ExitStack() as stack:
-        captures = stack.enter_context(capture(model)) if Reads.ATTENTION in read else {}
+        captures = stack.enter_context(capture(model, layers)) if Reads.ATTENTION in read else {}
         record(stack, task, model, batch, read - {Reads.ATTENTION}, keep)
         output = task.predict(model, batch)
         return Forward(

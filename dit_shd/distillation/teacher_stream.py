@@ -11,8 +11,9 @@ from dit_shd.attention.recording.sharded import KeptWeights
 from dit_shd.core.dtensor import is_sharded
 from dit_shd.distillation.guided import guided_outputs
 from dit_shd.distillation.losses import LayerLoss, Loss, Pairs
-from dit_shd.distillation.recording import record
+from dit_shd.distillation.recording import named_attention, record
 from dit_shd.distillation.records import LAYERS, Forward, Layer, Reads, Term
+from dit_shd.models.offload import is_offloaded
 from dit_shd.tasks import Batch, Output, Task
 
 
@@ -64,7 +65,9 @@ class TeacherStream:
 
         output = None
         with ExitStack() as stack, torch.no_grad(), suppress(_TeacherDoneError):
-            record(stack, task, teacher, batch, read, deliver, self._weights if is_sharded(teacher) else None)
+            weights = self._weights if is_sharded(teacher) or is_offloaded(teacher) else None
+            named = named_attention(losses.values(), "teacher", teacher)
+            record(stack, task, teacher, batch, read, deliver, weights, named)
             output = task.predict(teacher, batch)
         for kind, layers in held.items():
             self._orders[batch.pass_name, kind] = list(layers)

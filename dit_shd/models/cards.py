@@ -165,4 +165,6 @@ def licence_text(origin: Provenance) -> str:
     if origin.license in PERMISSIVE:
         return f"{origin.license}, as the models behind these weights are."
     rule = "no commercial use" if origin.noncommercial else "their licences bind what is made of these weights"
+    if origin.forbids_derivatives:
+        rule += "; it forbids to pass on what is made of them, and these weights are: keep them to yourself"
     return f"{origin.license}, inherited from the models behind these weights: {rule}."

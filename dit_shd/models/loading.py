@@ -16,23 +16,31 @@ from dit_shd.core.pretrained import WEIGHTS, asset, class_name, model_folder, of
 from dit_shd.models import public_checkpoints, velocity
 from dit_shd.models.families import FAMILIES, LibraryModel
 from dit_shd.models.prediction import NOISE
+from dit_shd.models.quantization import CONFIG, Precision, config_of, is_quantised, plain_parts
 from dit_shd.models.shape import is_conditional, shape_of
 from dit_shd.models.transformer import LatentTransformer
 
+CPU = torch.device("cpu")
 _log = logging.getLogger("dit_shd")
 
 
-def load(source: str | Path) -> ModelMixin:
+def load(source: str | Path, precision: Precision = "no", device: torch.device = CPU) -> ModelMixin:
     """Load a model; of a pipeline its transformer.
 
     Args:
         source: A run folder, a diffusers folder, a checkpoint file, `asset:NAME` (ships with dit_shd), or
             `hub:OWNER/NAME[@REVISION]` of the Hugging Face hub.
+        precision: Of the weights: no is float32; in fewer than 16 bits they are quantised as they are read.
+        device: Where a quantised model is to run, and is read to; others are read to the CPU.
 
     Raises:
         UserError: No such model, weights that are not finite, or a model that does not predict noise.
     """
-    model = _read(source)
+    if is_quantised(precision):
+        model = _read_quantised(source, precision, device)
+    else:
+        model = _read(source)
+        model = model.bfloat16() if precision == "bf16" else model
     check_finite(str(source), model)
     reason = velocity.of_model(model)
     if reason is not None:
@@ -50,9 +58,17 @@ def check_finite(where: str, model: nn.Module) -> None:
     Raises:
         UserError: NaN or infinity.
     """
-    bad = next((name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())), None)
+    bad = next(
+        (name for name, p in model.named_parameters() if not all(map(_is_finite, plain_parts(p).values()))), None
+    )
     if bad is not None:
         raise UserError(f"{where}: its weights are not finite (NaN or infinity), first in {bad}")
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return tensor.dtype.itemsize == 1 or bool(
+        torch.isfinite(tensor).all()
+    )  # what has 8 bits has finite scales beside it
 
 
 def load_conditional(source: str | Path) -> ModelMixin:
@@ -97,6 +113,29 @@ def _read(source: str | Path) -> ModelMixin:
         actual = f"one with {inside} in it (a pipeline without a transformer?)" if inside else "none with a config.json"
         raise UserError(f"{path}: wanted a folder of a model, a run, or a pipeline with a transformer, found {actual}")
     return read_folder(folder)
+
+
+def _read_quantised(source: str | Path, precision: Precision, device: torch.device) -> ModelMixin:
+    """A model in fewer bits than 16, of a folder of diffusers.
+
+    Raises:
+        UserError: It is something else.
+    """
+    path = find(source, "model")
+    folder = asset(path.name) if isinstance(path, Asset) else of_hub(path) if isinstance(path, HubName) else None
+    if folder is None and isinstance(path, Path) and path.is_dir():
+        folder = model_folder(path)
+    name = None if folder is None else read_config(folder).get("_class_name")
+    cls: Any = None if name is None else families().get(str(name)) or _diffusers_class(str(name))
+    if folder is None or cls is None:
+        raise UserError(
+            f"{source}: teacher_precision={precision} reads folders of diffusers (config.json with _class_name), found "
+            "none; dit-shd convert makes one of a checkpoint file, teacher_precision=bf16 reads everything"
+        )
+    options: dict[str, Any] = {"torch_dtype": torch.bfloat16, CONFIG: config_of(precision, device)}
+    if device.type != "cpu":
+        options["device_map"] = {"": device}
+    return read_weights(cls, folder, **options)
 
 
 def read_file(
@@ -148,6 +187,11 @@ def of_public(state: Mapping[str, Tensor], heads: int | None = None, prediction:
     """
     known = {name: cls for name, cls in families().items() if issubclass(cls, LatentTransformer)}
     state = public_checkpoints.clean(state)
+    if any(name.endswith(".mlp.w12.weight") for name in state):
+        raise UserError(
+            "of LightningDiT (arXiv 2501.01423): its blocks (SwiGLU, RMS norm, rotary places) and its autoencoder are "
+            "not among dit_shd's; DiT, SiT, REPA and MDTv2 are read"
+        )
     if prediction == NOISE and (reason := velocity.of_state(state)) is not None:
         raise UserError(f"refused, because {velocity.explain(reason)}")
     if prediction != NOISE:  # REPA's projectors serve its training only

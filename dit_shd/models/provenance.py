@@ -37,6 +37,11 @@ class Provenance:
         """Whether the licence excludes commercial use."""
         return "-nc" in (self.license or "")
 
+    @property
+    def forbids_derivatives(self) -> bool:
+        """Whether the licence excludes that what is made of the weights is passed on."""
+        return "-nd" in (self.license or "")
+
 
 def _public(name: str, license: str) -> Provenance:
     return Provenance(license, (name,), (f"{name} ({license})",), (IMAGENET,))

@@ -18,6 +18,7 @@ from dit_shd.attention.streamed import attend, in_graph
 from dit_shd.core.errors import UserError
 from dit_shd.models import public_checkpoints
 from dit_shd.models.layers import FeedForward, FinalLayer, LabelEmbedder, TimestepEmbedder, modulate
+from dit_shd.models.quantization import dequantised
 
 MOST_LAYERS, MOST_WIDTH, MOST_TOKENS = 1024, 2**16, 2**17
 """Limits beyond any such model: a damaged config.json is refused before the model is built."""
@@ -53,7 +54,7 @@ class Attention(nn.Module):
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float, bias: Bias | None) -> Tensor:
         mixed = attend(query, key, value, scale, bias)
         if self.recorder is not None:
-            out = self.proj.weight.t().unflatten(0, (self.heads, -1))
+            out = dequantised(self.proj.weight).t().unflatten(0, (self.heads, -1))
             self.recorder(Capture(query, key, value, scale, bias, out=out, mixed=mixed))
         return mixed
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dit_shd.core.errors import UserError, one_line
 from dit_shd.models.prediction import NOISE, prediction_of
+from dit_shd.models.quantization import dequantised
 from dit_shd.models.shape import shape_of
 
 NAMES = re.compile(
@@ -110,6 +111,6 @@ def of_last_layer(weight: Tensor, bias: Tensor | None, channels: int, patch: int
     if weight.ndim != 2 or weight.shape[0] != 2 * channels * patch**2 or not weight.is_floating_point():
         return None
     tensors = [weight] if bias is None or bias.shape != weight.shape[:1] else [weight, bias[:, None]]
-    halves = [tensor.unflatten(0, (patch**2, 2, channels)) for tensor in tensors]
+    halves = [dequantised(tensor).unflatten(0, (patch**2, 2, channels)) for tensor in tensors]
     noise, variance = (any(bool((half[:, i] != 0).any()) for half in halves) for i in range(2))
     return "the variance half of its last layer is zero and was never trained" if noise and not variance else None

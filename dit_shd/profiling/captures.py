@@ -21,15 +21,19 @@ MOST_BUILT = 300_000_000
 """Parameters of a model that is built with random weights to see what its attention is."""
 
 
-def captures_of(model: nn.Module, task: Task[Any], pass_name: str = "plain") -> Captures:
+Named = tuple[str, ...] | None
+"""Attention layers by name; None for all self-attention."""
+
+
+def captures_of(model: nn.Module, task: Task[Any], pass_name: str = "plain", layers: Named = None) -> Captures:
     """The captures of one image's forward: shapes only, or real tensors for attention of other packages."""
     if discovery.own_layers(model):
         return _shapes(meta.ModelSpec.of(model), task, pass_name)
     if _is_empty(model):
         if _is_large(model):
             return _called(meta.ModelSpec.of(model), task, pass_name)
-        return _random_captures(meta.ModelSpec.of(model), task, pass_name)
-    return _captured(model, task, pass_name)
+        return _random_captures(meta.ModelSpec.of(model), task, pass_name, layers)
+    return _captured(model, task, pass_name, layers)
 
 
 def _is_empty(model: nn.Module) -> bool:
@@ -50,8 +54,8 @@ def _called(spec: meta.ModelSpec, task: Task[Any], pass_name: str) -> Captures:
 
 
 @lru_cache(maxsize=64)
-def _random_captures(spec: meta.ModelSpec, task: Task[Any], pass_name: str) -> Captures:
-    return _captured(spec.build(), task, pass_name)
+def _random_captures(spec: meta.ModelSpec, task: Task[Any], pass_name: str, layers: Named) -> Captures:
+    return _captured(spec.build(), task, pass_name, layers)
 
 
 @lru_cache(maxsize=64)
@@ -59,19 +63,22 @@ def _shapes(spec: meta.ModelSpec, task: Task[Any], pass_name: str) -> Captures:
     return _captured(spec.skeleton(), task, pass_name)
 
 
-def _captured(model: nn.Module, task: Task[Any], pass_name: str) -> Captures:
-    with torch.no_grad(), capture(model) as captures:
+def _captured(model: nn.Module, task: Task[Any], pass_name: str, layers: Named = None) -> Captures:
+    with torch.no_grad(), capture(model, layers) as captures:
         task.predict(model, example(task, pass_name, model, next(model.parameters()).device))
         return dict(captures)
 
 
-def forward_of(model: nn.Module, task: Task[Any], pass_name: str, read: frozenset[Reads]) -> tuple[Forward, Batch]:
+def forward_of(
+    model: nn.Module, task: Task[Any], pass_name: str, read: frozenset[Reads], layers: Named = None
+) -> tuple[Forward, Batch]:
     """The forward of one image without gradients, with all layers that are read, and its batch.
 
     Args:
         model: Perhaps without memory.
         task: What is learned.
         pass_name: Of the task.
+        layers: Which attention is read.
         read: Parts of the forward. Where attention of another package is read, the tensors are real, else on meta.
 
     Raises:
@@ -87,7 +94,7 @@ def forward_of(model: nn.Module, task: Task[Any], pass_name: str, read: frozense
     batch = example(task, pass_name, run, next(run.parameters()).device)
     try:
         with torch.no_grad():
-            return recording.forward(task, run, batch, read), batch
+            return recording.forward(task, run, batch, read, layers), batch
     except NotImplementedError as error:
         raise UserError(f"{spec.cls.__name__}: its forward reads values, so that it cannot be counted") from error
 

@@ -31,7 +31,7 @@ class EstimateConfig:
 
 
 @dataclass(frozen=True)
-class Measurement:
+class MeasuredStep:
     """A real step on this machine."""
 
     device: str
@@ -56,7 +56,7 @@ class DryRun:
     memory: Memory
     counted: Memory | None
     """By count under the conditions of the measurement: one image, in float32 on a CPU."""
-    measured: Measurement | None
+    measured: MeasuredStep | None
     steps: int
     batch_size: int
     precision: str

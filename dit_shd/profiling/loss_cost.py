@@ -12,10 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from dit_shd.attention.capture import Capture
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.losses import LAYERS, Layer, LayerLoss, Loss
+from dit_shd.distillation.recording import Role, named_attention
 from dit_shd.distillation.records import Forward
 from dit_shd.distillation.teachers import Teachers, chosen
 from dit_shd.profiling import meta
-from dit_shd.profiling.captures import captures_of, forward_of
+from dit_shd.profiling.captures import Named, captures_of, forward_of
 from dit_shd.squeezing.cost import LayerCost
 from dit_shd.tasks import Batch, Task
 
@@ -51,9 +52,10 @@ def loss_costs(
     for key, loss in losses.items():
         teacher_captures, student_captures = {}, {}
         if LAYERS & loss.reads:
-            student_captures = captures_of(student, task, pass_name)
+            student_captures = captures_of(student, task, pass_name, _named(loss, "student", student))
         if LAYERS & loss.reads and loss.reads_teacher:
-            teacher_captures = captures_of(teachers[chosen(loss.teacher, teachers, key)[0]], task, pass_name)
+            teacher = teachers[chosen(loss.teacher, teachers, key)[0]]
+            teacher_captures = captures_of(teacher, task, pass_name, _named(loss, "teacher", teacher))
         cost = loss.cost(teacher_captures, student_captures, images)
         if cost is None:
             cost = _counted(loss, *_forwards(key, loss, task, pass_name, student, teachers), images)
@@ -65,11 +67,17 @@ def _forwards(
     key: str, loss: Loss, task: Task[Any], pass_name: str, student: nn.Module, teachers: Teachers
 ) -> tuple[Forward, Any, Batch]:
     """Both models' forwards as far as a loss reads them, on one device, and the student's batch."""
-    taught, batch = forward_of(student, task, pass_name, loss.reads)
+    taught, batch = forward_of(student, task, pass_name, loss.reads, _named(loss, "student", student))
     if not loss.reads_teacher:
         return taught, None, batch
-    teaching, _ = forward_of(teachers[chosen(loss.teacher, teachers, key)[0]], task, pass_name, loss.reads)
+    teacher = teachers[chosen(loss.teacher, teachers, key)[0]]
+    teaching, _ = forward_of(teacher, task, pass_name, loss.reads, _named(loss, "teacher", teacher))
     return taught, teaching, batch
+
+
+def _named(loss: Loss, role: Role, model: nn.Module) -> Named:
+    named = named_attention([loss], role, model)
+    return None if named is None else tuple(named)
 
 
 def _counted(loss: Loss, student: Forward, teacher: Forward | None, batch: Batch, images: int) -> LayerCost:

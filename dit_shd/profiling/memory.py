@@ -7,10 +7,15 @@ from torch import Tensor, nn
 
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.teachers import Teachers, by_name, read_teachers
+from dit_shd.models.blocks import blocks
+from dit_shd.models.quantization import counted_bytes, is_quantised, plain_parts
 from dit_shd.profiling import meta
 from dit_shd.profiling.loss_cost import build_losses, loss_costs
 from dit_shd.profiling.step import StepShape
 from dit_shd.squeezing.cost import LayerCost
+
+TEACHER, OF_PASS = "teacher's weights", ("activations", "losses (gradients held, tiles)")
+"""Uses of memory: of the teacher, and what a pass adds."""
 
 
 @dataclass(frozen=True)
@@ -21,11 +26,23 @@ class Memory:
     """Images of one micro batch."""
     parts: dict[str, int]
     """Use -> bytes."""
+    divides_teacher: bool = True
+    """Whether FSDP2 divides the teacher, too: not one in fewer than 16 bits."""
 
     @property
     def total(self) -> int:
         """All bytes."""
         return sum(self.parts.values())
+
+    @property
+    def replicated(self) -> int:
+        """Bytes of one of several processes under DDP, which holds the gradients twice."""
+        return self.total + self.parts["gradients"]
+
+    def divided(self, processes: int) -> int:
+        """Bytes of one of several processes under FSDP2: what a pass adds, and a share of all else."""
+        whole = {*OF_PASS} if self.divides_teacher else {*OF_PASS, TEACHER}
+        return sum(size if use in whole else -(-size // processes) for use, size in self.parts.items())
 
 
 def step_memory(step: StepShape, student: nn.Module, teachers: nn.Module | Teachers | None) -> Memory:
@@ -35,7 +52,9 @@ def step_memory(step: StepShape, student: nn.Module, teachers: nn.Module | Teach
     build_losses(distiller, by_key)
     distiller = distiller.to("meta")
     skeletons: dict[str, nn.Module] = {name: meta.ModelSpec.of(model).skeleton() for name, model in by_key.items()}
-    if step.teacher_precision == "bf16":
+    bits = step.teacher_precision if is_quantised(step.teacher_precision) else None
+    fewer = None if bits is None else sum(counted_bytes(teacher, bits) for teacher in skeletons.values())
+    if step.teacher_precision != "no":
         skeletons = {name: teacher.bfloat16() for name, teacher in skeletons.items()}
     trained = [p for p in distiller.parameters() if p.requires_grad]
     for p in trained:
@@ -43,12 +62,13 @@ def step_memory(step: StepShape, student: nn.Module, teachers: nn.Module | Teach
     passes = [_pass(step, distiller, by_key, skeletons, name) for name in step.task.passes]
     return Memory(
         images=step.images,
+        divides_teacher=bits is None,
         parts={
-            "teacher's weights": sum(map(held, skeletons.values())),
+            TEACHER: _resident(skeletons, step.teacher_offload == "blocks", fewer),
             "student's weights": held(distiller),
             "gradients": sum(size(p) for p in trained),
             f"optimizer's states ({step.optimizer})": _states(step, trained),
-            f"weight averages ({step.averages})": step.averages * sum(size(p) for p in distiller.student.parameters()),
+            f"weight averages ({step.averages})": step.averages * _averaged(distiller.student),
             **max(passes, key=lambda parts: sum(parts.values())),
         },
     )
@@ -64,11 +84,29 @@ def held(model: nn.Module) -> int:
     return sum(size(x) for x in [*model.parameters(), *model.buffers()])
 
 
+def _resident(teachers: Teachers, offloaded: bool, fewer: int | None) -> int:
+    """Bytes of the teachers' weights on the device: all, or of offloaded ones two blocks and what is in no block."""
+    if fewer is not None:
+        return fewer
+    if not offloaded:
+        return sum(map(held, teachers.values()))
+    total = 0
+    for teacher in teachers.values():
+        sizes = [held(block) for block in blocks(teacher)]
+        total += held(teacher) - sum(sizes) + 2 * max(sizes, default=0)
+    return total
+
+
+def _averaged(student: nn.Module) -> int:
+    return sum(size(p) for p in student.parameters() if p.requires_grad)
+
+
 def _states(step: StepShape, trained: list[nn.Parameter]) -> int:
     optimizer = step.build_optimizer(trained)
-    optimizer.step()
-    states = [value for state in optimizer.state.values() for value in state.values()]
-    return sum(size(value) for value in states if isinstance(value, Tensor))
+    with torch.compiler.set_stance("force_eager"):  # of torchao, which compiles its step
+        optimizer.step()
+    states = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+    return sum(size(part) for value in states for part in plain_parts(value).values())
 
 
 def _pass(step: StepShape, distiller: Distiller, teachers: Teachers, skeletons: Teachers, name: str) -> dict[str, int]:
@@ -85,4 +123,4 @@ def _pass(step: StepShape, distiller: Distiller, teachers: Teachers, skeletons: 
             for teacher in read_teachers(losses, skeletons):
                 task.predict(skeletons[teacher], batch)
         output.prediction.sum().backward()
-    return {"activations": tracker.peak, "losses (gradients held, tiles)": extra.held + extra.scratch}
+    return dict(zip(OF_PASS, (tracker.peak, extra.held + extra.scratch)))

@@ -22,6 +22,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from dit_shd.core.plugins import Plugin
 from dit_shd.models.blocks import blocks
 from dit_shd.models.families import FAMILIES
+from dit_shd.models.lora import add_noted, note_of
+from dit_shd.models.quantization import OF_QUANTISED
 
 T = TypeVar("T")
 META = torch.device("meta")
@@ -44,12 +46,15 @@ class ModelSpec:
 
     cls: type[ModelMixin]
     config: str
+    lora: str = ""
+    """Of models/lora.py: the settings of its adapters."""
 
     @classmethod
     def of(cls, model: nn.Module) -> "ModelSpec":
         """The specification of a model, compiled or not."""
         model = getattr(model, "_orig_mod", model)  # torch.compile(model)
-        return cls(cast("type[ModelMixin]", type(model)), json.dumps(dict(cast("Any", model.config)), sort_keys=True))
+        config = {key: value for key, value in cast("Any", model.config).items() if key not in OF_QUANTISED}
+        return cls(cast("type[ModelMixin]", type(model)), json.dumps(config, sort_keys=True), note_of(model))
 
     def skeleton(self) -> ModelMixin:
         """The model without memory."""
@@ -59,7 +64,9 @@ class ModelSpec:
     def build(self) -> ModelMixin:
         """The model with random weights."""
         cls: Any = self.cls
-        return cls.from_config(json.loads(self.config))
+        model = cls.from_config(json.loads(self.config))
+        add_noted(model, self.lora)
+        return model
 
 
 def build(plugin: Plugin, where: str) -> ModelMixin:

@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from dit_shd.distillation.losses import Loss
+from dit_shd.models.quantization import Precision as TeacherPrecision
 from dit_shd.tasks import Task
 
 Precision = Literal["no", "bf16", "fp16"]
@@ -29,4 +30,5 @@ class StepShape:
     recompute: bool = False
     """Whether the backward computes the student's blocks again (gradient checkpointing)."""
     precision: Precision = "no"
-    teacher_precision: Literal["no", "bf16"] = "no"
+    teacher_precision: TeacherPrecision = "no"
+    teacher_offload: Literal["no", "blocks"] = "no"

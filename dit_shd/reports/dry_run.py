@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from dit_shd.core.errors import UserError
 from dit_shd.profiling.captures import captures_of
 from dit_shd.profiling.estimate import DryRun, hours, peaks
 from dit_shd.profiling.flops import forward_operations
@@ -12,6 +13,8 @@ from dit_shd.reports.tables import plain_table
 from dit_shd.tasks import Task
 
 GIGA = 1e9
+GPU_GIB = 79
+"""What an A100 or H100 of 80 GB has."""
 
 
 def dry_run_text(run: DryRun) -> str:
@@ -34,7 +37,10 @@ def _models(run: DryRun) -> str:
 
 def _shape(model: nn.Module, task: Task[Any]) -> list[str]:
     """Layers, heads, width and tokens of a model's self-attention."""
-    captures = list(captures_of(model, task).values())
+    try:
+        captures = list(captures_of(model, task).values())
+    except UserError:  # of linear attention alone, as Sana's
+        return ["-"] * 4
     heads, width = captures[0].heads, captures[0].query.shape[-1]
     return [str(number) for number in (len(captures), heads, heads * width, captures[0].shape[2])]
 
@@ -95,16 +101,30 @@ def _memory(run: DryRun) -> str:
     if measured is not None:
         names.append(f"as measured (batch {measured.images}{', float32' if measured.device == 'cpu' else ''})")
     lines = [_table(["GiB of one process, by count", *names], rows)]
-    lines.append(
-        f"several processes: DDP holds the gradients twice (+{_gib(memory.parts['gradients'])} GiB); FSDP2 divides "
-        "weights, gradients, states and averages by their number"
-    )
+    lines.append(_several(run))
     if measured is not None:
         lines.append(
             f"measured on {measured.device}: a step of {measured.images} image took {measured.seconds:.1f} s and "
             f"{_gib(measured.peak)} GiB at most"
         )
     return "\n".join(lines)
+
+
+def _several(run: DryRun) -> str:
+    """What one process and each of eight hold, and how long a run is."""
+    memory, count = run.memory, 8
+    held = {"1 GPU": (memory.total, 1), f"{count} GPUs, DDP": (memory.replicated, count)}
+    held[f"{count} GPUs, FSDP2"] = (memory.divided(count), count)
+    work = run.operations.executed * run.batch_size * run.steps
+    rows = [["GiB of each", *(_gib(size) for size, _ in held.values())]]
+    rows.append([f"fits into {GPU_GIB} GiB", *("yes" if size < GPU_GIB * 2**30 else "no" for size, _ in held.values())])
+    for name, peak in peaks(run.precision, run.peak_tflops).items():
+        total = hours(work, peak, run.assumed.mfu)
+        rows.append([f"days of training, {name}", *(f"{total / gpus / 24:.3g}" for _, gpus in held.values())])
+    divided = (
+        "all that is not of a pass" if memory.divides_teacher else "all that is not of a pass, but for the teacher"
+    )
+    return f"{_table(['processes', *held], rows)}\nDDP holds the gradients twice; FSDP2 divides {divided}"
 
 
 def _gib(size: int) -> str:

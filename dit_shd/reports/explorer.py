@@ -63,17 +63,8 @@ def explorer(
         "time": time,
         "token": token,
     }
-    chips = "".join(
-        f'<label class="chip"><input type="radio" name="layer" value="{i}"{" checked" if i == layer else ""}>'
-        f"<span>{html.escape(short_layer(layer_sheets.layer))}</span></label>"
-        for i, layer_sheets in enumerate(sheets.layers)
-    )
-    named = "".join(
-        f'<label class="chip"><input type="radio" name="word" value="{i}"{" checked" if i == token else ""}>'
-        f"<span>{html.escape(word)}</span></label>"
-        for i, word in enumerate(prompt)
-    )
-    named = f"<fieldset><legend>word</legend>{named}</fieldset>" if prompt else ""
+    chips = _chips("layer", [short_layer(layer_sheets.layer) for layer_sheets in sheets.layers], layer)
+    named = _chips("word", prompt, token) if prompt else ""
     last = len(sheets.timesteps) - 1
     text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
     slide = (
@@ -85,8 +76,9 @@ def explorer(
         slide, query = "", '<p class="words" tabindex="0" role="img" aria-label="query token; arrow keys move it"></p>'
     if prompt:
         query = '<canvas role="img" aria-label="the picture"></canvas>'
+    css = "explorer text" if words else "explorer"
     return (
-        f'<div class="explorer{" text" if words else ""}">{named}<fieldset><legend>layer</legend>{chips}</fieldset>{slide}'
+        f'<div class="{css}">{named}{chips}{slide}'
         f'<div class="stage"><div class="query"><h3>{"word" if prompt else "query"}: <output></output></h3>{query}'
         f'{_input(clean)}</div><div class="groups"></div>'
         '<div class="detail"><h3></h3><canvas tabindex="0" role="img" aria-label="the chosen map; arrow keys read it">'
@@ -94,6 +86,16 @@ def explorer(
         "<noscript><p>These maps are drawn by the page's script; the pictures beside the page show some of them.</p>"
         f'</noscript><script type="application/json">{text}</script></div>'
     )
+
+
+def _chips(name: str, texts: Sequence[str], chosen: int) -> str:
+    """One of several to choose."""
+    chips = "".join(
+        f'<label class="chip"><input type="radio" name="{name}" value="{i}"{" checked" if i == chosen else ""}>'
+        f"<span>{html.escape(text)}</span></label>"
+        for i, text in enumerate(texts)
+    )
+    return f"<fieldset><legend>{name}</legend>{chips}</fieldset>"
 
 
 def _input(clean: bytes | None) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from scipy import stats
 
 from dit_shd.study.design import Claim, Study
-from dit_shd.study.results import Result
+from dit_shd.study.results import CellResult
 from dit_shd.study.statistics import Difference, Summary, holm, holm_confidence, interval, paired_difference, summary
 
 ALPHA = 0.05
@@ -20,8 +20,8 @@ class Variant:
     """The rows of one variant."""
 
     name: str
-    done: Sequence[Result]
-    failed: Sequence[Result]
+    done: Sequence[CellResult]
+    failed: Sequence[CellResult]
 
     def by_seed(self, figure: str) -> dict[int, float]:
         """Seed -> a figure, for seeds that have it."""
@@ -30,7 +30,7 @@ class Variant:
     def summary(self, figure: str) -> Summary:
         return summary(list(self.by_seed(figure).values()))
 
-    def mean(self, of: Callable[[Result], float]) -> float:
+    def mean(self, of: Callable[[CellResult], float]) -> float:
         """The mean of a number over finished rows."""
         return summary([of(row) for row in self.done]).mean
 
@@ -92,7 +92,7 @@ class Analysis:
     """Other Frechet distances -> Kendall's tau of the variants' means with those of the deciding figure."""
 
     @property
-    def rows(self) -> list[Result]:
+    def rows(self) -> list[CellResult]:
         return [row for variant in self.variants for row in (*variant.done, *variant.failed)]
 
     @property
@@ -100,7 +100,7 @@ class Analysis:
         return sum(row.cpu_hours for row in self.rows)
 
 
-def analyse(study: Study, rows: Iterable[Result]) -> Analysis:
+def analyse(study: Study, rows: Iterable[CellResult]) -> Analysis:
     """The analysis of the rows of a study's cells, whether all are there or not."""
     rows = list(rows)
     variants = [Variant(name, _of(rows, name, done=True), _of(rows, name, done=False)) for name in study.variants]
@@ -149,11 +149,11 @@ def verdict_of(comparison: Comparison, higher_is_better: bool, relevant: float) 
     return "not seen" if most < relevant else "cannot be told"
 
 
-def _of(rows: Iterable[Result], variant: str, done: bool) -> list[Result]:
+def _of(rows: Iterable[CellResult], variant: str, done: bool) -> list[CellResult]:
     return sorted((r for r in rows if r.variant == variant and r.done == done), key=lambda row: row.seed)
 
 
-def _shared_figures(rows: Iterable[Result]) -> list[str]:
+def _shared_figures(rows: Iterable[CellResult]) -> list[str]:
     """Names of figures that all finished rows have, but for deviations inside of one file of samples."""
     done = [row.figures for row in rows if row.done]
     return [name for name in (done[0] if done else {}) if all(name in f for f in done) and not name.endswith(" std")]

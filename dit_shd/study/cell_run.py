@@ -20,7 +20,7 @@ from dit_shd.core.signals import Stopped
 from dit_shd.core.yaml_files import dump, read_yaml
 from dit_shd.study.design import Cell, Evaluator, Study, canonical_sha256
 from dit_shd.study.processes import Commands, Usage, commit
-from dit_shd.study.results import ROW, Result, json_lines, read_results, rounded, write_row
+from dit_shd.study.results import ROW, CellResult, json_lines, read_results, rounded, write_row
 
 POINTS = 60
 """Of a loss curve that a row keeps."""
@@ -29,7 +29,7 @@ CONFIG = "train.yaml"
 SAMPLES = "samples.npz"
 
 
-def run_cell(study: Study, cell: Cell, folder: Path, references: Mapping[str, str], commands: Commands) -> Result:
+def run_cell(study: Study, cell: Cell, folder: Path, references: Mapping[str, str], commands: Commands) -> CellResult:
     """Run what is left of a cell and write its row; a failure is a row, too.
 
     Args:
@@ -51,7 +51,7 @@ def run_cell(study: Study, cell: Cell, folder: Path, references: Mapping[str, st
         error = stages.run(name, arguments)
         if error:
             break
-    result = Result(
+    result = CellResult(
         cell=cell.number,
         variant=cell.variant,
         seed=cell.seed,

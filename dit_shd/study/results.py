@@ -21,7 +21,7 @@ LOCK = ".results.lock"
 
 
 @dataclass(frozen=True)
-class Result:
+class CellResult:
     """One row."""
 
     cell: int
@@ -63,12 +63,12 @@ class Progress:
 
     study: Study
     cells: Sequence[Cell]
-    results: dict[Cell, Result]
+    results: dict[Cell, CellResult]
     others: int
     """Rows of results.jsonl that belong to no cell: of another config, or of variants that are no more."""
 
 
-def read_results(file: Path) -> list[Result]:
+def read_results(file: Path) -> list[CellResult]:
     """The rows of a results.jsonl; none where there is no such file.
 
     Raises:
@@ -79,7 +79,7 @@ def read_results(file: Path) -> list[Result]:
     rows = []
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         try:
-            row = Result(**json.loads(line))
+            row = CellResult(**json.loads(line))
             rows.append(replace(row, curve={key: list(map(rounded, values)) for key, values in row.curve.items()}))
         except (ValueError, TypeError) as error:
             raise UserError(f"{file}:{number}: wanted a row of a study, found something else ({error})") from error
@@ -97,12 +97,12 @@ def rounded(value: float) -> float:
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
-def write_row(folder: Path, result: Result) -> None:
+def write_row(folder: Path, result: CellResult) -> None:
     """Write the row of a cell beside it."""
     write_text(folder / ROW, json.dumps(asdict(result)))
 
 
-def collect(file: Path, folders: Iterable[Path]) -> list[Result]:
+def collect(file: Path, folders: Iterable[Path]) -> list[CellResult]:
     """Take the rows of cells into results.jsonl and give all of its rows; newer rows of a cell replace older ones.
 
     Where another process is doing the same, its next call takes them.
@@ -124,12 +124,12 @@ def collect(file: Path, folders: Iterable[Path]) -> list[Result]:
         return ordered
 
 
-def of_cells(rows: Iterable[Result], cells: Sequence[Cell]) -> dict[Cell, Result]:
+def of_cells(rows: Iterable[CellResult], cells: Sequence[Cell]) -> dict[Cell, CellResult]:
     """Cell -> its row, for the cells that have one; rows of another config are no rows of theirs."""
-    known: Mapping[tuple[str, int, str], Result] = {_key(row): row for row in rows}
+    known: Mapping[tuple[str, int, str], CellResult] = {_key(row): row for row in rows}
     keys = {cell: (cell.variant, cell.seed, cell.sha256) for cell in cells}
     return {cell: known[key] for cell, key in keys.items() if key in known}
 
 
-def _key(row: Result) -> tuple[str, int, str]:
+def _key(row: CellResult) -> tuple[str, int, str]:
     return row.variant, row.seed, row.sha256

@@ -18,7 +18,7 @@ from dit_shd.evaluation.metrics import METRICS
 from dit_shd.study.cell_run import STOPPED, assignments, run_cell
 from dit_shd.study.design import Cell, Evaluator, canonical_sha256, cells_of, read_study
 from dit_shd.study.processes import Commands
-from dit_shd.study.results import RESULTS, Progress, Result, collect, of_cells
+from dit_shd.study.results import RESULTS, CellResult, Progress, collect, of_cells
 from dit_shd.training.run_folder import LOCK as RUN_LOCK
 
 CELL_LOCK = ".cell.lock"
@@ -96,7 +96,7 @@ class Runner:
 
     def _run_cells(self, cells: list[Cell], references: dict[str, str]) -> None:
         """Run cells, `workers` at once, in their order; an exception ends those that run."""
-        waiting, running = list(cells), dict[Future[Result | None], Cell]()
+        waiting, running = list(cells), dict[Future[CellResult | None], Cell]()
         with ThreadPoolExecutor(self.config.workers) as pool:
             try:
                 while waiting or running:
@@ -113,7 +113,7 @@ class Runner:
                 self.commands.stop()  # the pool waits for its threads
                 raise
 
-    def _run_cell(self, cell: Cell, references: dict[str, str]) -> Result | None:
+    def _run_cell(self, cell: Cell, references: dict[str, str]) -> CellResult | None:
         """The result of a cell; None where another process is at it."""
         place = self.place(cell)
         try:
@@ -135,7 +135,7 @@ class Runner:
             self.say(f"{spent:.2f} CPU hours spent of cpu_hours: {limit:g}; no other cell begins")
         return spent < limit
 
-    def _announce(self, cell: Cell, result: Result) -> None:
+    def _announce(self, cell: Cell, result: CellResult) -> None:
         """Take the row into results.jsonl, and say how it ended."""
         progress = self.progress()
         figure = self.study.figure or next(iter(result.figures), "")

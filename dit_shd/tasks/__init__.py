@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dit_shd.core.errors import UserError
-from dit_shd.core.plugins import PluginFolder
+from dit_shd.core.plugins import Plugin, PluginFolder
 from dit_shd.core.rng import Draws
 from dit_shd.data.datasets import Dataset
 from dit_shd.data.latent_origin import Kept
@@ -134,6 +134,13 @@ class Task(ABC, Generic[B]):
         """
         self.check_data(dataset)
         self.dataset = dataset
+
+    def expect(self, data: Plugin) -> None:
+        """Take from the config of data that are not read the sizes that `example` depends on.
+
+        Args:
+            data: The run's.
+        """
 
     def student_options(self) -> Mapping[str, Any]:
         """Keywords of the student's family that follow from the task, where the config says nothing else."""

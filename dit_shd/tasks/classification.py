@@ -20,6 +20,7 @@ from dit_shd.data.augmenter import Augmenter
 from dit_shd.data.datasets import DATASETS, Dataset
 from dit_shd.data.latent_origin import Kept
 from dit_shd.evaluation.accuracy import Accuracy, measure_accuracy, wilson
+from dit_shd.models.offload import moved
 from dit_shd.models.stochastic_depth import branches, set_draws
 from dit_shd.tasks import Batch, Output, Task, TeacherFinding, Terms
 
@@ -133,7 +134,7 @@ class Classification(Task[ImageBatch]):
         if not measure:
             return
         indices = stream(seed, "judged").permutation(len(self.dataset))[:JUDGED]
-        accuracy = self._measure(teacher.to(device), self.dataset, indices.tolist(), device)
+        accuracy = self._measure(moved(teacher, device), self.dataset, indices.tolist(), device)
         low, chance = wilson(accuracy.correct[1], accuracy.images)[0], 1 / self.dataset.classes
         figure = f"top-1 {accuracy.correct[1] / accuracy.images:.1%} of {accuracy.images} images to train on"
         fault = f"it knows the data's classes no better than chance ({figure}): other classes, or in another order?"

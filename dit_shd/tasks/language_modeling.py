@@ -12,13 +12,15 @@ from torch import Tensor, nn
 from dit_shd.core.config import option
 from dit_shd.core.distributed import joined, run_on_main
 from dit_shd.core.errors import UserError
+from dit_shd.core.plugins import Plugin
 from dit_shd.core.rng import Draws, stream
-from dit_shd.data.datasets import Dataset
+from dit_shd.data.datasets import DATASETS, Dataset
 from dit_shd.data.datasets.text import Text
 from dit_shd.data.latent_origin import Kept
 from dit_shd.data.packing import PADDING, positions
 from dit_shd.evaluation.perplexity import Perplexity, token_nats
 from dit_shd.models.language_model import check_attention, seeded_dropout, text_config
+from dit_shd.models.offload import moved
 from dit_shd.tasks import Batch, Output, Task, TeacherFinding, Terms
 
 JUDGED = 8
@@ -104,6 +106,13 @@ class LanguageModeling(Task[TokenBatch]):
 
     def __init__(self, separate: bool = True, prompt_rows: bool = False, evaluation: TextEvaluation = PLAIN):
         self.separate, self.prompt_rows, self.evaluation = separate, prompt_rows, evaluation
+        self._length: int | None = None
+        """Tokens of a sequence by the config of the data, before they are read."""
+
+    def expect(self, data: Plugin) -> None:
+        """Their length."""
+        length = DATASETS.filled(data, "data").options.get("length")
+        self._length = length if isinstance(length, int) else None
 
     @property
     def _text(self) -> Text:
@@ -150,7 +159,7 @@ class LanguageModeling(Task[TokenBatch]):
         data = self._text
         (batch,) = self.draw(Draws(seed, 0, range(JUDGED), JUDGED))
         batch = batch.to(device)
-        nats = float(self.losses(self.predict(teacher.to(device), batch), batch)["cross_entropy"].mean())
+        nats = float(self.losses(self.predict(moved(teacher, device), batch), batch)["cross_entropy"].mean())
         shares = torch.from_numpy(data.token_counts() + 1.0).float()
         logits = (shares / shares.sum()).log().to(device).expand(*batch.targets.shape, -1)
         by_counts = float(self.losses(Output(logits), batch)["cross_entropy"].mean())
@@ -211,7 +220,7 @@ class LanguageModeling(Task[TokenBatch]):
 
     def example(self, model: nn.Module, images: int, device: torch.device) -> Sequence[TokenBatch]:
         data = getattr(self, "dataset", None)
-        longest = getattr(text_config(model), "max_position_embeddings", 1024)
+        longest = self._length or getattr(text_config(model), "max_position_embeddings", 1024)
         n = data.length if data is not None else longest
         tokens = torch.zeros(images, n + 1, dtype=torch.long, device=device)
         ones = torch.ones(images, n, device=device)

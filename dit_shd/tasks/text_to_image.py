@@ -144,7 +144,7 @@ class TextToImage(Task[TextBatch]):
             yield TeacherFinding(message, fault)
 
     def draw(self, draws: Draws) -> Sequence[TextBatch]:
-        indices = draws.indices(len(self.dataset))
+        indices = self.dataset.indices(draws)
         sample = self.dataset.batch(indices, draws)
         x_0 = sample["latents"]
         t = self.process.times(draws.uniform("timestep"), x_0.shape)
@@ -238,6 +238,7 @@ class TextToImage(Task[TextBatch]):
 
     def _process(self, model: nn.Module) -> TextProcess:
         scheduler = {} if self.record is None else self.record.scheduler
-        multiple = self._adapter(model).multiple(settings_of(model))
-        kind = self._adapter(model).process
-        return process_of(kind, scheduler, self.density, self.weighting, self.gamma, multiple)
+        adapter = self._adapter(model)
+        multiple = adapter.multiple(settings_of(model))
+        options = self.density, self.weighting, self.gamma, multiple, adapter.shift
+        return process_of(adapter.process, scheduler, *options)

@@ -14,6 +14,7 @@ from dit_shd.data.latent_origin import read_record
 from dit_shd.models import export
 from dit_shd.models.cards import RunFacts
 from dit_shd.models.families import FAMILIES
+from dit_shd.models.lora import add_lora, merge_lora
 from dit_shd.models.provenance import Provenance, inherited, provenance
 from dit_shd.profiling.throughput import Throughput
 from dit_shd.tasks import Task
@@ -150,5 +151,8 @@ def averaged(config: TrainConfig, task: Task[Any], tensors: dict[str, Tensor]) -
     """
     student = FAMILIES.build(config.student, "student")
     task.describe(student)
+    if config.lora.rank:
+        add_lora(student, config.lora)
     student.load_state_dict({k: v.cpu() for k, v in tensors.items()}, strict=False)
+    merge_lora(student)
     return student.eval()

@@ -13,6 +13,7 @@ from dit_shd.core.distributed import launched
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.losses import Loss, Reads
 from dit_shd.distillation.teachers import TEACHER, chosen
+from dit_shd.models.quantization import is_quantised
 from dit_shd.tasks import TASKS, Task
 from dit_shd.training.config import TrainConfig
 
@@ -41,6 +42,7 @@ def ranges(config: TrainConfig) -> None:
         raise UserError("from: initialisation.weights=teacher begins with the teacher's weights; choose one of the two")
     if config.sharding != "no":
         _sharding(config)
+    _teacher_memory(config)
     if config.dry_run:
         raise UserError("dry_run: is for the command; from Python call dit_shd.training.dry_run.dry_run(config)")
     if config.tracker is not None:
@@ -52,8 +54,23 @@ def _sharding(config: TrainConfig) -> None:
         raise UserError("sharding: fsdp2 needs two processes or more; start it by torchrun or accelerate launch")
     if config.precision == "fp16":
         raise UserError("sharding: fsdp2 works with precision no or bf16, found fp16")
+    if config.optimizer.name == "adamw8bit":
+        raise UserError("sharding: fsdp2 divides the optimizer's states already; optimizer.name=adamw, found adamw8bit")
     if config.gradient_norms_every:
         raise UserError("sharding: fsdp2 cannot measure each term's gradient; set gradient_norms_every=0")
+
+
+def _teacher_memory(config: TrainConfig) -> None:
+    """Refuse ways to hold a teacher that do not go together."""
+    if config.teacher_offload == "no":
+        return
+    others = {"sharding": config.sharding == "fsdp2", "compile": config.compile}
+    others["teacher_precision"] = is_quantised(config.teacher_precision)
+    for key, given in others.items():
+        if given:
+            raise UserError(
+                f"teacher_offload: blocks does not go with {key}={getattr(config, key)}; choose one of the two"
+            )
 
 
 def _tracker(name: str) -> None:

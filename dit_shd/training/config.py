@@ -16,6 +16,8 @@ from dit_shd.distillation.initialisation.initialise import Initialisation
 from dit_shd.distillation.losses import LOSSES
 from dit_shd.distillation.teachers import TEACHER
 from dit_shd.models.families import FAMILIES
+from dit_shd.models.lora import Lora
+from dit_shd.models.quantization import Precision
 from dit_shd.profiling.estimate import EstimateConfig
 from dit_shd.tasks import TASKS, Task
 from dit_shd.training.optim import OptimizerConfig
@@ -61,7 +63,14 @@ class TrainConfig:
     teacher: Place | dict[str, Place] | None = option(
         None, f"{MODEL}; of several {{gpt2: PATH, llama: PATH}}, by the names that losses read them by"
     )
-    teacher_precision: Literal["no", "bf16"] = option("no", "hold and run the teacher in bfloat16; maps stay float32")
+    teacher_precision: Precision = option(
+        "no",
+        "hold and run the teacher in bfloat16 (bf16; maps stay float32), with its linear maps in 8 or 4 bits "
+        "(int8, fp8, int4: torchao; nf4: bitsandbytes; int4 and nf4 need a GPU)",
+    )
+    teacher_offload: Literal["no", "blocks"] = option(
+        "no", "blocks: the teacher stays in main memory, and each block comes to the GPU while it runs", resumable=True
+    )
     check_teacher: Literal["refuse", "warn", "no"] = option(
         "refuse",
         "what to do with a teacher that predicts no better than a line does, or no better for its labels",
@@ -85,6 +94,7 @@ class TrainConfig:
         resumable=True,
     )
     optimizer: OptimizerConfig = option(OptimizerConfig(), "")
+    lora: Lora = option(Lora(), "")
     ema: float | list[float] = option(
         0.9999, "decay of the weight average; of several the first is sampled from", range=(0, 1)
     )

@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -21,8 +21,11 @@ from dit_shd.distillation.losses import LOSSES
 from dit_shd.distillation.teachers import Teachers, role
 from dit_shd.models import loading
 from dit_shd.models.families import FAMILIES
+from dit_shd.models.lora import add_lora, check_lora
+from dit_shd.models.offload import is_offloaded, moved, offload_blocks
+from dit_shd.models.quantization import is_quantised
 from dit_shd.profiling import meta
-from dit_shd.profiling.estimate import DryRun, Measurement
+from dit_shd.profiling.estimate import DryRun, MeasuredStep
 from dit_shd.profiling.flops import step_operations
 from dit_shd.profiling.hardware import current_device, peak_memory
 from dit_shd.profiling.memory import step_memory
@@ -56,6 +59,9 @@ def dry_run(config: TrainConfig) -> DryRun:
     checks.teaching(config, step.losses)
     checks.passes(task, step.losses)
     student = meta.build(config.student, "student")
+    if config.lora.rank:
+        check_lora(student, config.lora)
+        add_lora(student, config.lora)
     if config.validate_every:
         task.check_evaluation(student, None)
     teachers, missing = _teachers(config, task)
@@ -68,9 +74,9 @@ def dry_run(config: TrainConfig) -> DryRun:
         _log.info("taking two real steps of one image (estimate.measure=false for none)")
         tried = config
         if current_device().type == "cpu":  # most have no bfloat16 products and take a hundred times as long
-            tried = replace(config, precision="no", teacher_precision="no")
+            tried = replace(config, precision="no", teacher_precision="no", teacher_offload="no")
         counted = step_memory(step_shape(tried, 1), student, teachers)
-        real = {name: FAMILIES.build(missing[name]) if name in missing else teachers[name] for name in teachers}
+        real = {name: _real(tried, name, teachers[name], missing) for name in teachers}
         measured = take_a_step(tried, real, 1, before)
     return DryRun(
         task=task,
@@ -90,10 +96,20 @@ def dry_run(config: TrainConfig) -> DryRun:
     )
 
 
+def _real(config: TrainConfig, name: str, loaded: nn.Module, missing: Mapping[str, Plugin]) -> nn.Module:
+    """A teacher that runs; in fewer bits it is read again."""
+    if name in missing:
+        return FAMILIES.build(missing[name])
+    quantised = is_quantised(config.teacher_precision)
+    return loading.load(config.teachers[name], config.teacher_precision, current_device()) if quantised else loaded
+
+
 def step_shape(config: TrainConfig, images: int) -> StepShape:
     """A step of the run in micro batches of `images`."""
+    task = TASKS.build(config.task, "task")
+    task.expect(config.data)
     return StepShape(
-        task=TASKS.build(config.task, "task"),
+        task=task,
         losses=[LOSSES.build(p, f"losses.{i}") for i, p in enumerate(config.losses)],
         images=images,
         build_optimizer=partial(optim.build, config.optimizer),
@@ -102,6 +118,7 @@ def step_shape(config: TrainConfig, images: int) -> StepShape:
         recompute=config.gradient_checkpointing,
         precision=config.precision,
         teacher_precision=config.teacher_precision,
+        teacher_offload=config.teacher_offload,
     )
 
 
@@ -130,7 +147,7 @@ def _stand_in(config: TrainConfig, name: str) -> Plugin | None:
     return stand_in.get(name) if isinstance(stand_in, dict) else stand_in
 
 
-def take_a_step(config: TrainConfig, teachers: Teachers, images: int, before: int) -> Measurement:
+def take_a_step(config: TrainConfig, teachers: Teachers, images: int, before: int) -> MeasuredStep:
     """Take two steps on noise: in the first one layers are not streamed yet and the optimizer has no states.
 
     Args:
@@ -149,6 +166,8 @@ def take_a_step(config: TrainConfig, teachers: Teachers, images: int, before: in
             )
     torch.manual_seed(config.seed)
     student = FAMILIES.build(config.student, "student")
+    if config.lora.rank:
+        add_lora(student, config.lora, config.seed)
     if config.gradient_checkpointing:
         student.enable_gradient_checkpointing()
     task = TASKS.build(config.task, "task")
@@ -156,7 +175,9 @@ def take_a_step(config: TrainConfig, teachers: Teachers, images: int, before: in
     averages = EMA(student, config.ema_rates, config.ema_warmup)
     for teacher in teachers.values():
         teacher = teacher.bfloat16() if config.teacher_precision == "bf16" else teacher
-        teacher.eval().requires_grad_(False).to(device)
+        moved(teacher.eval().requires_grad_(False), device)
+        if config.teacher_offload == "blocks" and not is_offloaded(teacher):
+            offload_blocks(teacher, device)
     distiller.build(task.example(student, 1, device), teachers)
     optimizer = optim.build(config.optimizer, [p for p in distiller.parameters() if p.requires_grad])
     calibrate(distiller, teachers, [task.example(student, images, device)])
@@ -170,7 +191,7 @@ def take_a_step(config: TrainConfig, teachers: Teachers, images: int, before: in
         averages.step(student, number)
         _finish(device)
         seconds = time.perf_counter() - start
-    return Measurement(device.type, images, seconds, peak_memory(device) - before)
+    return MeasuredStep(device.type, images, seconds, peak_memory(device) - before)
 
 
 def _step(config: TrainConfig, distiller: Distiller, teachers: Teachers, batches: Sequence[Batch]) -> None:

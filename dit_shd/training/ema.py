@@ -57,6 +57,8 @@ def too_slow(rates: Sequence[float], steps: int, warmup: bool) -> str | None:
 class EMA:
     """One average for each rate, begun as a copy of the weights: a <- rate a + (1 - rate) w after every step.
 
+    Of weights that are frozen, as below low-rank adapters, it is the weights themselves.
+
     Args:
         student: Whose parameters are averaged.
         rates: Decay of each average; the first is sampled from.
@@ -66,7 +68,11 @@ class EMA:
     def __init__(self, student: nn.Module, rates: Sequence[float], warmup: bool = False):
         self.warmup = warmup
         self.names = [name for name, _ in student.named_parameters()]
-        self._averages = {rate: [p.detach().clone() for p in student.parameters()] for rate in rates}
+        weights = list(student.parameters())
+        self._trained = [i for i, p in enumerate(weights) if p.requires_grad]
+        self._averages = {
+            rate: [p.detach().clone() if p.requires_grad else p.detach() for p in weights] for rate in rates
+        }
 
     @property
     def rates(self) -> tuple[float, ...]:
@@ -81,10 +87,11 @@ class EMA:
             student: With its weights after a step.
             number: Of the step, from 0.
         """
-        weights: list[Tensor] = list(student.parameters())
-        for rate, average in self._averages.items():
+        parameters: list[Tensor] = list(student.parameters())
+        weights = [parameters[i] for i in self._trained]
+        for rate, averages in self._averages.items():
             share = 1 - rate_at(rate, number, self.warmup)
-            torch._foreach_lerp_(average, weights, share)  # weights that stay as they are are averaged exactly
+            torch._foreach_lerp_([averages[i] for i in self._trained], weights, share)
 
     def tensors(self, rate: float | None = None) -> dict[str, Tensor]:
         """The averaged parameters by name.

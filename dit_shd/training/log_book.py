@@ -37,7 +37,7 @@ class LogBook:
 
     def _write(self, step: Step) -> None:
         step.metrics.update({"step": step.number, **self._means(step.terms)})
-        step.metrics["lr"] = self.optimizer.param_groups[0]["lr"]
+        step.metrics["lr"] = float(self.optimizer.param_groups[0]["lr"])
         if self.guard.skipped:
             step.metrics["skipped_steps"] = self.guard.skipped
         if self.tracker.accelerator.is_main_process:

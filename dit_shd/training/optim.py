@@ -9,13 +9,16 @@ import torch
 from torch import nn
 
 from dit_shd.core.config import option
+from dit_shd.core.installation import require
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
     """The optimizer; the defaults are MDT's recipe."""
 
-    name: Literal["adan", "adamw"] = option("adan", "adan (MDT's, from timm) or adamw")
+    name: Literal["adan", "adamw", "adamw8bit"] = option(
+        "adan", "adan (MDT's, from timm), adamw, or adamw8bit (torchao's: states of 8 bits, arXiv 2110.02861)"
+    )
     lr: float = option(5e-4, "peak learning rate", range=(0, 1e3))
     betas: list[float] = option([], "empty: adan 0.98 0.92 0.99, adamw 0.9 0.999")
     eps: float = option(1e-8, "added to the denominator", range=(1e-16, 1))
@@ -32,11 +35,14 @@ class OptimizerConfig:
 
 
 def build(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """Build timm's Adan (arXiv 2208.06677) or PyTorch's AdamW.
+    """Build timm's Adan (arXiv 2208.06677), PyTorch's AdamW or torchao's.
 
     Args:
         config: Name and settings.
         parameters: To be trained.
+
+    Raises:
+        UserError: The package torchao is wanted, and not installed.
     """
     groups = _groups(config, list(parameters))
     common = dict(lr=config.lr, eps=config.eps, weight_decay=config.weight_decay)
@@ -46,6 +52,11 @@ def build(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> torch.
         from timm.optim import Adan
 
         return Adan(groups, **common)  # type: ignore[arg-type]
+    if config.name == "adamw8bit":
+        require(("torchao",), "lowbit", "optimizer.name=adamw8bit")
+        from torchao.optim import AdamW8bit
+
+        return AdamW8bit(groups, **common)  # type: ignore[arg-type]
     return torch.optim.AdamW(groups, **common)  # type: ignore[arg-type]
 
 
@@ -84,5 +95,6 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, config: OptimizerConfig,
         step: From 0.
         steps: Of the run.
     """
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(config, step, steps)
+    rate = learning_rate(config, step, steps)
+    for group in optimizer.param_groups:  # torchao's is compiled, and takes it as a tensor
+        group["lr"] = torch.tensor(rate) if config.name == "adamw8bit" else rate

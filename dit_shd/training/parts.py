@@ -6,10 +6,12 @@ from typing import Any
 
 from torch import nn
 
+from dit_shd.core.distributed import own_device
 from dit_shd.data.latent_origin import Kept
 from dit_shd.distillation.losses import Loss
 from dit_shd.distillation.teachers import Teachers
 from dit_shd.models import loading
+from dit_shd.models.offload import offload_blocks
 from dit_shd.tasks import Task
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.warm_start import WarmStart
@@ -54,7 +56,9 @@ def load_teachers(config: TrainConfig, task: Task[Any]) -> dict[str, nn.Module]:
     """
     teachers: dict[str, nn.Module] = {}
     for name, source in config.teachers.items():
-        teacher = loading.load(source).eval().requires_grad_(False)
+        teacher = loading.load(source, config.teacher_precision, own_device()).eval().requires_grad_(False)
         task.check_model(source, teacher)
-        teachers[name] = teacher.bfloat16() if config.teacher_precision == "bf16" else teacher
+        if config.teacher_offload == "blocks":
+            offload_blocks(teacher, own_device())
+        teachers[name] = teacher
     return teachers

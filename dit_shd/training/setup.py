@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from dit_shd.core.config import checked
-from dit_shd.core.distributed import run_on_main
+from dit_shd.core.distributed import own_device, run_on_main
 from dit_shd.core.dtensor import is_sharded
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import write_text
@@ -24,6 +24,9 @@ from dit_shd.distillation.losses import LOSSES
 from dit_shd.distillation.teachers import Teachers, role
 from dit_shd.models.families import FAMILIES
 from dit_shd.models.loading import check_finite
+from dit_shd.models.lora import add_lora, check_lora
+from dit_shd.models.offload import moved
+from dit_shd.models.quantization import is_quantised
 from dit_shd.tasks import TASKS
 from dit_shd.training import calibration_file, checks, diagnosis, fsdp, optim
 from dit_shd.training.accelerator import make_accelerator
@@ -64,7 +67,7 @@ def build(config: TrainConfig) -> Run:
     check(parts)
     parts = with_micro_batch(parts)
     config, task, teachers = parts.config, parts.task, parts.teachers
-    whole = config.compile or config.sharding != "no"
+    whole = config.compile or config.sharding != "no" or config.teacher_offload != "no"
     distiller = Distiller(task, parts.student, parts.losses, not whole, config.base_weight)
     first_sample(config, distiller, teachers)
     accelerator, batches = join(config, distiller)
@@ -73,6 +76,8 @@ def build(config: TrainConfig) -> Run:
     check_teachers(config, task, teachers, accelerator)
     folder, tracker = open_folder(parts, accelerator)
     initialise(parts, distiller, batches, folder, accelerator)
+    if config.lora.rank:
+        add_lora(distiller.student, config.lora, config.seed)
     place(config, distiller, teachers, accelerator)
     calibrate(distiller, teachers, batches, folder, accelerator)
     prepared, state = prepare(config, distiller, accelerator)
@@ -138,6 +143,7 @@ def check(parts: Parts) -> None:
         task.check(who, model)
         check_finite(who, model)
     initialisation.check(config.initialisation, parts.losses_of_teacher, parts.student, parts.teacher)
+    check_lora(parts.student, config.lora)
     if config.validate_every:
         task.check_evaluation(parts.student, parts.kept)
 
@@ -156,6 +162,9 @@ def first_sample(config: TrainConfig, distiller: Distiller, teachers: Teachers) 
     if not distiller.losses and not teachers:
         return
     sample = Batches(distiller.task, config.seed, config.batch_size, 1, fields=distiller.fields).draw(0, range(1))
+    if config.teacher_offload != "no" or is_quantised(config.teacher_precision):  # the teacher is on its device already
+        distiller.to(own_device())
+        sample = [batch.to(own_device()) for batch in sample]
     distiller.build(sample, teachers, config.seed)
     calibration.calibrate(distiller, teachers, [sample])
     bad = diagnosis.first_non_finite(distiller, teachers, sample)
@@ -226,7 +235,7 @@ def initialise(
     if options.weights == "random":
         return
     for model in (student, *parts.teachers.values()):
-        model.to(device)
+        moved(model, device)
     teacher = parts.teacher
     assert teacher is not None, "a config that begins with a teacher's weights has a teacher"
     shd = initialisation.shd_of(parts.losses_of_teacher)
@@ -255,8 +264,8 @@ def place(config: TrainConfig, distiller: Distiller, teachers: Teachers, acceler
         compile_blocks(distiller.student, *teachers.values())
     distiller.to(accelerator.device)
     for teacher in teachers.values():
-        teacher.to(accelerator.device)
-        if config.sharding == "fsdp2":
+        moved(teacher, accelerator.device)
+        if config.sharding == "fsdp2" and not is_quantised(config.teacher_precision):  # 8 bits are whole everywhere
             fsdp.shard(teacher, teacher, accelerator.device, frozen=True)
 
 

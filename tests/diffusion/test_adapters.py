@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import (
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
     FluxPipeline,
     QwenImagePipeline,
 )
@@ -43,8 +44,14 @@ def adapter(kind) -> Adapter:
 
 def sides(pipeline, adapter):
     """Height and width of latents that are not square."""
-    multiple = 8 if isinstance(adapter, ADAPTERS.find("sana")) else adapter.multiple(pipeline.transformer.config)
+    of_eight = isinstance(adapter, (ADAPTERS.find("sana"), ADAPTERS.find("wan")))
+    multiple = 8 if of_eight else adapter.multiple(pipeline.transformer.config)
     return 6 * multiple, 4 * multiple
+
+
+def known_of(pipeline):
+    """The arguments of a pipeline's call."""
+    return inspect.signature(type(pipeline).__call__).parameters
 
 
 def asked_by_the_pipeline(pipeline, adapter, guidance):
@@ -55,9 +62,12 @@ def asked_by_the_pipeline(pipeline, adapter, guidance):
         record.append((sample.clone(), t.clone(), output.clone()))
         return step(output, t, sample, *args, **kwargs)
 
-    height, width = (pipeline.vae_scale_factor * side for side in sides(pipeline, adapter))
-    known = inspect.signature(type(pipeline).__call__).parameters
+    factor = pipeline.vae_scale_factor_spatial if "num_frames" in known_of(pipeline) else pipeline.vae_scale_factor
+    factor *= 2 if isinstance(adapter, ADAPTERS.find("flux2")) else 1  # its latents are patches of 2 x 2
+    height, width = (factor * side for side in sides(pipeline, adapter))
+    known = known_of(pipeline)
     keywords = {"use_resolution_binning": False} if "use_resolution_binning" in known else {}
+    keywords |= {"num_frames": 1} if "num_frames" in known else {}
     if guidance is not None:
         keywords["guidance_scale"] = guidance
     pipeline.scheduler.step = recorded
@@ -74,7 +84,11 @@ def unpacked(x, pipeline, adapter):
     """Latents [b,c,y,x] of what a pipeline's scheduler holds."""
     if x.ndim == 4:
         return x
+    if x.ndim == 5:
+        return x[:, :, 0]
     height, width = sides(pipeline, adapter)
+    if isinstance(adapter, ADAPTERS.find("flux2")):
+        return x.transpose(1, 2).unflatten(2, (height, width))
     return FluxPipeline._unpack_latents(x, 2 * height, 2 * width, 2)
 
 
@@ -98,8 +112,9 @@ def test_a_model_through_its_adapter_predicts_what_the_pipeline_s_call_predicts(
 def public_loss(kind, pipeline, x_0, noise, t, text):
     """The loss [b] as the public training script of a class computes it, with the pipeline's own helpers.
 
-    SD3, FLUX and Qwen-Image, Z-Image, Lumina 2, Sana: diffusers' examples/dreambooth/train_dreambooth*.py (weighting
-    none); PixArt: its repository's training loss, the noise's error by IDDPM (the variational term is tested apart).
+    SD3, FLUX, FLUX.2, Qwen-Image, Z-Image, Lumina 2, Sana: diffusers' examples/dreambooth/train_dreambooth*.py
+    (weighting none); AuraFlow, Wan: the same of their pipelines' calls; PixArt: its repository's training loss, the
+    noise's error by IDDPM (the variational term is tested apart).
     """
     model, width = pipeline.transformer, x_0.shape[-1]
     if kind == "pixart":
@@ -144,6 +159,18 @@ def public_loss(kind, pipeline, x_0, noise, t, text):
         images = list(noisy.unsqueeze(2).unbind(0))
         prompts = [e[m] for e, m in zip(text.embeddings, text.mask)]
         output = -torch.stack(model(images, (1000 - 1000 * t) / 1000, prompts, return_dict=False)[0]).squeeze(2)
+    elif kind == "flux2":
+        output = model(
+            hidden_states=Flux2KleinPipeline._pack_latents(noisy),
+            timestep=1000 * t / 1000,
+            guidance=None,
+            txt_ids=Flux2KleinPipeline._prepare_text_ids(text.embeddings),
+            img_ids=(ids := Flux2KleinPipeline._prepare_latent_ids(noisy)),
+            **prompt,
+        ).sample
+        output = Flux2KleinPipeline._unpack_latents_with_ids(output, ids)
+    elif kind == "wan":
+        output = model(noisy[:, :, None], timestep=1000 * t, **prompt).sample[:, :, 0]
     elif kind == "aura_flow":
         output = model(noisy, timestep=t, **prompt).sample
     elif kind == "lumina2":
@@ -241,3 +268,14 @@ def test_the_record_knows_the_pipeline(tmp_path):
     other = write_pipeline("sd3", tmp_path / "other", seed=1)
     assert record_of(str(same), same).text_sha256 == record.text_sha256
     assert record_of(str(other), other).text_sha256 != record.text_sha256
+
+
+def test_the_shift_of_flux2_is_its_pipeline_s_at_50_steps():
+    from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
+
+    adapter = ADAPTERS.find("flux2")()
+    for tokens in (256, 1024, 4096, 5000):
+        process = process_of("flow", {}, TimestepDensity(), "none", None, 1, adapter.shift)
+        alpha = math.exp(compute_empirical_mu(tokens, 50))
+        sigma = process.times(torch.tensor([0.5], dtype=torch.float64), (1, 4, tokens, 1))
+        assert float(sigma) == pytest.approx(alpha / (1 + alpha), rel=1e-6)

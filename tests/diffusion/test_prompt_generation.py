@@ -101,6 +101,12 @@ def test_a_folder_that_diffusers_opens(student, prompts, tmp_path):
     assert main(["pipeline", str(student), str(tmp_path / "made")]) == 2
 
 
+def test_prompts_that_are_cut_are_counted(student, tmp_path, caplog):
+    (tmp_path / "long.txt").write_text("a nine\n" + "a thin seven with a zero and a nine " * 9)
+    sample_prompts(config(student, tmp_path / "long.txt", tmp_path / "cut.npz", steps=1))
+    assert "prompts: 1 of 2 are longer than the text encoders take, and are cut" in caplog.text
+
+
 def test_bad_input(student, pipeline, prompts, tmp_path):
     out = tmp_path / "z.npz"
     with pytest.raises(UserError, match=r"call.num_steps: is no argument of StableDiffusion3Pipeline's call"):

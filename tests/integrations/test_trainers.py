@@ -1,9 +1,12 @@
 """SHD in a Trainer of transformers: the gradients are those of our own Distiller on the same batch."""
 
+from importlib.util import find_spec
+
 import oracle
 import pytest
 import torch
 from language import GPT2, LLAMA
+from runs import torchrun
 from two_process_jobs import said
 
 from dit_shd import SHD, capture
@@ -278,3 +281,24 @@ def test_two_processes_are_one(by_two):
         assert found.keys() == want.keys()
         for name, gradient in want.items():
             torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=2e-6)
+
+
+@pytest.mark.two_processes("sharded_trainers")
+def test_slices_of_fsdp_are_one(by_two):
+    """Student and teacher lie in slices over two processes: the gradient is that of our Distiller on whole models."""
+    want, found = (torch.load(by_two / name, weights_only=True) for name in ("want.pt", "gradient.pt"))
+    assert all(kinds == ["DTensor"] and shd[0] > 0.1 for kinds, shd in said(by_two))
+    assert found.keys() == want.keys()
+    for name, gradient in want.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=2e-6)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
+def test_deepspeed_is_one(stage, root, tmp_path):
+    """Two processes under ZeRO: the gradient is that of our Distiller on the whole model."""
+    torchrun(root / "tests" / "deepspeed_step.py", 2, root, tmp_path, stage, seconds=600)
+    want, found = (torch.load(tmp_path / name, weights_only=True) for name in ("want.pt", "gradient.pt"))
+    assert found.keys() == want.keys()
+    for name, gradient in want.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=2e-6)

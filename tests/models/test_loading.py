@@ -265,3 +265,9 @@ def test_sample_takes_the_name_of_a_model(tmp_path):
         sampler.sample(diffusers.UNet2DModel(**OTHERS["UNet2DModel"]), 3)
     with pytest.raises(UserError, match="found nothing at 'nowhere'"):
         sampler.sample("nowhere", 3)
+
+
+def test_a_checkpoint_of_lightningdit_is_refused_by_name():
+    state = {"blocks.0.mlp.w12.weight": torch.zeros(4, 2), "x_embedder.proj.weight": torch.zeros(2, 2, 1, 1)}
+    with pytest.raises(UserError, match="of LightningDiT"):
+        loading.of_public(state)

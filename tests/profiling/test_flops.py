@@ -14,13 +14,15 @@ from dit_shd.cli import program
 from dit_shd.core.config import make
 from dit_shd.core.plugins import Plugin
 from dit_shd.core.yaml_files import read_yaml
+from dit_shd.models.blocks import blocks
 from dit_shd.models.families.dit import DiT
 from dit_shd.models.families.mdt import MDTv2
+from dit_shd.models.lora import Lora, add_lora
 from dit_shd.profiling import meta
 from dit_shd.profiling.captures import captures_of
 from dit_shd.profiling.estimate import hours, peaks
 from dit_shd.profiling.flops import forward_operations, step_operations
-from dit_shd.profiling.memory import step_memory
+from dit_shd.profiling.memory import held, step_memory
 from dit_shd.squeezing.cost import layer_cost
 from dit_shd.squeezing.divergence import attention_kl
 from dit_shd.squeezing.plans import contiguous
@@ -198,6 +200,25 @@ def test_memory_by_count(config, name, states):
     held = 4 * 4 * 2 * 16 * 8 * 3  # float32, layers, q and k, tokens, width, images
     assert parts["losses (gradients held, tiles)"] == held + 64 * 2**20 + 4 * 3 * 4 * 16 * 16
     assert found.total == sum(parts.values())
+    of_pass = parts["activations"] + parts["losses (gradients held, tiles)"]
+    assert found.divided(1) == found.total
+    assert found.divided(8) == pytest.approx(of_pass + (found.total - of_pass) / 8, abs=8)
+    assert found.replicated == found.total + 4 * weights
+
+
+def test_memory_of_large_models(config):
+    """Adapters alone have gradients and averages; of an offloaded teacher two blocks are there."""
+    student, teacher = small(2, 4), small(4, 4)
+    plain = step_memory(step(config, 3), student, teacher)
+    add_lora(student, Lora(rank=1))
+    trained = 4 * sum(p.numel() for p in student.parameters() if p.requires_grad)
+    found = step_memory(step(make(TrainConfig, {"teacher_offload": "blocks"}), 3), student, teacher).parts
+    assert found["gradients"] == found["weight averages (1)"] == trained < plain.parts["gradients"] / 4
+    outside = held(teacher) - sum(held(block) for block in blocks(teacher))
+    assert found["teacher's weights"] == outside + 2 * max(held(block) for block in blocks(teacher))
+    low = step_memory(step(make(TrainConfig, {"teacher_precision": "int8"}), 3), student, teacher)
+    assert low.parts["teacher's weights"] < 0.5 * plain.parts["teacher's weights"]
+    assert low.divided(10**9) >= low.parts["teacher's weights"]
 
 
 def test_hours():

@@ -9,7 +9,7 @@ from scipy import stats
 from dit_shd.core.config import make
 from dit_shd.study.analysis import Comparison, analyse, verdict_of
 from dit_shd.study.design import Study
-from dit_shd.study.results import Result
+from dit_shd.study.results import CellResult
 from dit_shd.study.statistics import Difference
 
 VALUES = {
@@ -25,11 +25,11 @@ VALUES = {
 def row(variant, seed, value, other=0.0, **changes):
     figures = {"FD(a)": value, "IS(a)": 1.0, "IS(a) std": 0.1, "FD(b)": other}
     values = {"figures": figures, "cpu_seconds": {"train": 90.0, "sample": 90.0}, **changes}
-    return Result(cell=0, variant=variant, seed=seed, sha256="", status="done", **values)
+    return CellResult(cell=0, variant=variant, seed=seed, sha256="", status="done", **values)
 
 
 def failed(variant, seed):
-    return Result(cell=0, variant=variant, seed=seed, sha256="", status="failed", error="out of memory")
+    return CellResult(cell=0, variant=variant, seed=seed, sha256="", status="failed", error="out of memory")
 
 
 FIGURES = {"output": [9.0, 8.0, 9.5, 9.1], "shd": [7.0, 6.5, 7.7, 7.2], "hard": [7.1, 6.4, 7.6, 7.4]}

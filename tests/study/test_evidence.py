@@ -10,7 +10,7 @@ import yaml
 from dit_shd.core.config import make
 from dit_shd.study.design import cells_of, read_study
 from dit_shd.study.evidence import claims_summary, read_evidence, study_text
-from dit_shd.study.results import Result, of_cells, read_results
+from dit_shd.study.results import CellResult, of_cells, read_results
 from dit_shd.training.config import TrainConfig
 
 STUDIES = sorted((Path(__file__).parents[2] / "experiments").glob("*/study.yaml"))
@@ -40,8 +40,8 @@ def evidence(tmp_path):
         value = 9.0 + cell.seed - (2.0 + 0.1 * cell.seed) * (cell.variant == "shd")
         known = {"cell": cell.number, "variant": cell.variant, "seed": cell.seed, "sha256": cell.sha256}
         costs = {"cpu_seconds": {"train": 3600.0}, "memory_mib": 500, "versions": {"commit": "abc"}}
-        rows.append(Result(**known, **costs, status="done", figures={"FD(x)": value}))
-    rows[4] = Result(**known, status="failed", error="no | memory")
+        rows.append(CellResult(**known, **costs, status="done", figures={"FD(x)": value}))
+    rows[4] = CellResult(**known, status="failed", error="no | memory")
     (folder / "results.jsonl").write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))
     return read_evidence(tmp_path)
 

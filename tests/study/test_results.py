@@ -6,11 +6,11 @@ import sys
 import pytest
 
 from dit_shd.core.errors import UserError
-from dit_shd.study.results import Result, collect, json_lines, read_results, write_row
+from dit_shd.study.results import CellResult, collect, json_lines, read_results, write_row
 
 
 def row(cell, **changes):
-    return Result(cell=cell, variant=f"v{cell}", seed=0, sha256="a", status="done", **changes)
+    return CellResult(cell=cell, variant=f"v{cell}", seed=0, sha256="a", status="done", **changes)
 
 
 def folders(tmp_path, *rows):

@@ -265,3 +265,13 @@ def test_what_is_dropped_is_a_function_of_the_seed_and_the_step(tmp_path):
     same = dataclasses.replace(batch_of(made, 0), dropout_seeds=batch_of(made, 1).dropout_seeds)
     assert not torch.equal(one, made.predict(model, same).prediction)
     assert other.shape == one.shape
+
+
+def test_a_step_is_counted_at_the_datas_length_before_they_are_read():
+    """And at a model's longest sequence only where the data say nothing."""
+    model, made = causal_lm(GPT2), LanguageModeling()
+    (longest,) = made.example(model, 2, torch.device("cpu"))
+    assert longest.given.shape == (2, GPT2["n_positions"])
+    made.expect(Plugin("text", {"path": "not/there", "length": 9}))
+    (batch,) = made.example(model, 2, torch.device("cpu"))
+    assert batch.given.shape == (2, 9)

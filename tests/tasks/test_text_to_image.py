@@ -9,6 +9,7 @@ from encoded_text import CAPTIONS, encode
 from tiny_pipelines import KINDS, write_pipeline
 
 from dit_shd.core.config import make
+from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
 from dit_shd.core.rng import Draws
 from dit_shd.data.datasets import DATASETS
@@ -33,8 +34,10 @@ def made(kind, tmp_path_factory):
 
 
 def values(kind, pipeline, latents, run, **changes):
-    losses = [{"name": "output"}, {"name": "shd", "plan": "matched"}]
-    losses = losses[:1] if kind == "sana" else losses  # its self-attention is linear
+    shd = {"name": "shd", "plan": "matched" if kind == "sd3" else "contiguous"}
+    if kind == "sana":  # its self-attention is linear
+        shd["layers"] = {f"transformer_blocks.{i}.attn2": f"transformer_blocks.{i}.attn2" for i in range(2)}
+    losses = [{"name": "output"}, {"name": "feature"}, shd]
     return {
         "run": str(run),
         "task": {"name": "text_to_image", "text_dropout": 0.3},
@@ -84,3 +87,54 @@ def test_captions_are_matched_with_their_images(kind, made):
     skipped = [json.loads(line) for line in (latents / "skipped.jsonl").read_text().splitlines()]
     assert [entry["image"] for entry in skipped] == ["b.png", "e.png"]
     assert all(entry["reason"] == "it has no caption" for entry in skipped)
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """A pipeline whose licence forbids derivatives, and what was encoded by it."""
+    folder = tmp_path_factory.mktemp("one")
+    pipeline = write_pipeline("sd3", folder / "pipeline")
+    (pipeline / "README.md").write_text("---\nlicense: cc-by-nd-4.0\n---\n")
+    return pipeline, encode(folder, pipeline)
+
+
+def test_text_encoders_are_never_in_memory_while_training(one, tmp_path, monkeypatch):
+    import transformers
+
+    def refuse(*_args, **_kwargs):
+        raise AssertionError("a model of transformers is built")
+
+    monkeypatch.setattr(transformers.PreTrainedModel, "__init__", refuse)
+    monkeypatch.setattr(transformers.PreTrainedModel, "from_pretrained", refuse)
+    evaluation = {"data": {"name": "text_latents", "path": str(one[1])}, "count": 2}
+    changes = {"task": {"name": "text_to_image", "evaluation": evaluation}, "validate_every": 1, "steps": 1}
+    config = make(TrainConfig, values("sd3", *one, tmp_path / "run", **changes))
+    (step,) = list(Trainer.from_config(config).run_steps())
+    assert step.metrics["loss"] > 0
+    card = (tmp_path / "run" / "student" / "README.md").read_text()
+    assert "cc-by-nd-4.0" in card
+    assert "forbids to pass on what is made of them" in card
+
+
+def test_layers_of_cross_attention_are_named(tmp_path, one):
+    layers = {"transformer_blocks.0.attn9": "transformer_blocks.0.attn"}
+    losses = [{"name": "shd", "layers": layers}]
+    with pytest.raises(UserError, match=r"no layer fits 'transformer_blocks.0.attn9'. Layers: transformer_blocks"):
+        Trainer.from_config(make(TrainConfig, values("sd3", *one, tmp_path / "run", losses=losses)))
+
+
+def test_bad_input(one, tmp_path, caplog):
+    other = write_pipeline("sd3", tmp_path / "other", seed=1)
+    config = make(TrainConfig, {**values("sd3", *one, tmp_path / "run"), "teacher": str(other)})
+    with pytest.raises(
+        UserError, match=r"teacher: .* has learned other text encoders .* encode the captions with its own"
+    ):
+        Trainer.from_config(config)
+    wide = {"like": "teacher", "num_attention_heads": 8}
+    with pytest.raises(UserError, match=r"student\.num_attention_heads: wanted at most the teacher's 4, found 8"):
+        Trainer.from_config(make(TrainConfig, values("sd3", *one, tmp_path / "run", student=wide)))
+    assert not (tmp_path / "run").exists()
+    long = "a thin seven with a zero and a nine " * 9
+    encode(tmp_path, one[0], captions={"a": long, "b": "a nine", "c": None}, text_tokens=8)
+    assert "captions: 1 are longer than the text encoders take, and were cut" in caplog.text
+    assert "left out: 1 images without a caption (c.png, ...)" in caplog.text

@@ -3,6 +3,8 @@
 import pytest
 import timm
 import torch
+from runs import run
+from safetensors.torch import load_file
 
 from dit_shd.training.optim import OptimizerConfig, build, learning_rate
 
@@ -44,3 +46,28 @@ def test_what_is_no_matrix_is_not_decayed():
     wanted = {name for name, p in named.items() if p.ndim == 1} | model.no_weight_decay()
     assert {name for name, p in named.items() if id(p) in spared} == wanted & named.keys()
     assert len(build(OptimizerConfig(name="adamw", weight_decay=0.1), named.values()).param_groups) == 1
+
+
+@pytest.fixture
+def eager():
+    """Without torchao's compiler, which takes a minute."""
+    torch.compiler.set_stance("force_eager")
+    yield
+    torch.compiler.set_stance("default")
+
+
+def test_states_of_eight_bits_are_resumed(values, tmp_path, eager):
+    options = {
+        "optimizer": {"name": "adamw8bit", "lr": 1e-2},
+        "losses": [{"name": "output"}],
+        "student": {**values["student"], "num_attention_heads": 4},
+    }
+    _, whole = run(values, **options, steps=3)
+    folder = tmp_path / "two"
+    _, first = run(values, **options, steps=2, run=str(folder))
+    states = load_file(folder / "checkpoints" / "step_00000002" / "optimizer.safetensors")
+    coded = [name for name in states if name.endswith("exp_avg:codes")]
+    assert coded
+    assert all(states[name].dtype == torch.uint8 for name in coded)
+    _, last = run(values, **options, steps=3, run=str(folder))
+    assert [m["loss"] for m in whole] == [m["loss"] for m in (*first, *last)]

@@ -5,8 +5,7 @@ A capture comes as six tensors (captures.py says which) and three facts; everyth
 """
 
 import os
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, Sequence  # noqa: UP035 (torch 2.6 knows typing's alone in operators)
 
 import torch
 import triton

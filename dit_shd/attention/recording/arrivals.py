@@ -22,7 +22,7 @@ from dit_shd.attention.recording.discovery import NO_PROJECTION, plain
 from dit_shd.attention.recording.parameters import Parameters
 from dit_shd.attention.recording.products import Product, is_product, products
 from dit_shd.attention.recording.projection import Projection
-from dit_shd.attention.recording.results import Part, Result, same_memory
+from dit_shd.attention.recording.results import AttentionResult, Part, same_memory
 
 NEAR = 0.02
 """How far a module's result may be from that of the weights it seems to have, relatively: half precision's rounding."""
@@ -38,7 +38,7 @@ _BENDS = {
 class _Holds:
     """Rows of an attention result, found in a tensor."""
 
-    result: "Result"
+    result: "AttentionResult"
     tokens: Tensor
     arrangement: Arrangement
     first: int
@@ -52,7 +52,7 @@ class Entered:
     given: Tensor
     more: tuple[tuple[Any, ...], dict[str, Any]]
     holds: list[_Holds]
-    known: dict["Result", int]
+    known: dict["AttentionResult", int]
     """How many arrivals each result had before."""
     products: list[tuple[Product, Any]]
     """What multiplied in it, and the results."""
@@ -66,15 +66,15 @@ class Arrivals:
         """Whether what runs is our own doing."""
         self._names = {module: plain(path) for path, module in root.named_modules()}
         self._parameters = Parameters(root)
-        self._results: list[Result] = []
+        self._results: list[AttentionResult] = []
         self._entered: list[Entered] = []
-        self._made: list[tuple[ref[Tensor], Result, Part]] = []
+        self._made: list[tuple[ref[Tensor], AttentionResult, Part]] = []
         """What the products that rows arrived at have given."""
 
     def attention(self, result: Tensor) -> None:
         """Attention gave this [b,h,n,d] or [b,n,d]; its rows are looked for from now on."""
         if result.ndim in (3, 4) and not result.is_nested and not result.is_meta:
-            self._results.append(Result(result))
+            self._results.append(AttentionResult(result))
 
     def follow(self, function: Any, args: tuple[Any, ...], made: Any, module: nn.Module) -> None:
         """A function has run in a module: if it bends what a product gave, that product makes a gate."""
@@ -128,7 +128,7 @@ class Arrivals:
         """Whether a result was all zeros, which could be anybody's rows."""
         return not mixed.is_meta and not bool(mixed.any())
 
-    def _of(self, mixed: Tensor) -> Result | None:
+    def _of(self, mixed: Tensor) -> AttentionResult | None:
         return next((result for result in self._results if result.is_of(mixed)), None)
 
     @torch.no_grad()
@@ -168,7 +168,7 @@ class Arrivals:
         name, new = self._names.get(entered.module, ""), hold.result.arrivals[entered.known[hold.result] :]
         args, kwargs = entered.more
         k = hold.result.columns
-        found = at.ModuleProjection(
+        projection = at.ModuleProjection(
             name, hold.first, ref(entered.module), entered.given.to("meta"), entered.given.device, hold.arrangement,
             entered.more,
         )  # fmt: skip
@@ -187,10 +187,10 @@ class Arrivals:
             del hold.result.arrivals[entered.known[hold.result] :]
             stays = all(self._parameters.get(parameter) is not None for parameter in entered.module.parameters())
             if not stays:
-                found = at.PassingProjection(
-                    name, hold.first, ref(entered.module), -1, k, whole=found, taken=[[weight]]
+                projection = at.PassingProjection(
+                    name, hold.first, ref(entered.module), -1, k, whole=projection, taken=[[weight]]
                 )
-            self._arrived(hold, found, made)
+            self._arrived(hold, projection, made)
         elif len({part.projection.identity for part in new}) > 1 and entered.module not in self._holders():
             hold.result.reason = f"it arrives at several products inside of {name}, which is not linear in its rows"
             del hold.result.arrivals[entered.known[hold.result] :]
@@ -212,9 +212,9 @@ class Arrivals:
             for entered in self._entered:
                 entered.products.append((product, made))
             for hold in self._look(product.rows, product.arrangements, wide=True, tire=True):
-                found = self._place(product, hold, module, ordinal)
-                if found is not None:
-                    self._arrived(hold, found, made)
+                projection = self._place(product, hold, module, ordinal)
+                if projection is not None:
+                    self._arrived(hold, projection, made)
 
     def _look(
         self, given: Any, arrangements: Collection[Arrangement], wide: bool, tire: bool = False
@@ -287,8 +287,8 @@ def _near(made: Tensor, given: Tensor, hold: _Holds, weight: Tensor, bias: Tenso
         return True  # columns of something else take part: what it is was not measured
     wide = torch.promote_types(weight.dtype, torch.float32)
     want = rows.to(wide) @ weight.to(wide) + bias.to(wide)
-    found = rows_of_result(at.local(made), hold.arrangement).to(wide)
-    return found.numel() == want.numel() and bool((found.reshape(want.shape) - want).norm() <= NEAR * want.norm())
+    result = rows_of_result(at.local(made), hold.arrangement).to(wide)
+    return result.numel() == want.numel() and bool((result.reshape(want.shape) - want).norm() <= NEAR * want.norm())
 
 
 def _diagonal(weight: Tensor) -> bool:

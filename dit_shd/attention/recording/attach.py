@@ -99,10 +99,10 @@ def at(module: nn.Module, recorder: Recorder) -> ExitStack:
     """Give a module a Recorder for a while: as its `recorder` if it is ours, else by changing its class."""
     if not discovery.is_ours(module):
         return recorded(module, recorder)
-    ours: Any = module
-    recorder.outer, ours.recorder = ours.recorder, recorder
+    holder: Any = module
+    recorder.outer, holder.recorder = holder.recorder, recorder
     stack = ExitStack()
-    stack.callback(setattr, ours, "recorder", recorder.outer)
+    stack.callback(setattr, holder, "recorder", recorder.outer)
     return stack
 
 
@@ -163,9 +163,9 @@ def _with_processors(model: nn.Module, selection: Selection) -> dict[str, nn.Mod
 
 
 def _processing(module: Any, recorder: Recorder) -> ExitStack:
-    own = module.processor
-    mine: Any = processor_of(own, recorder)
+    original = module.processor
+    mine: Any = processor_of(original, recorder)
     module.set_processor(mine)
     stack = ExitStack()
-    stack.callback(lambda: module.set_processor(own) if module.processor is mine else None)
+    stack.callback(lambda: module.set_processor(original) if module.processor is mine else None)
     return stack

@@ -59,8 +59,8 @@ def cores(model: nn.Module) -> list[nn.Module]:
     """The model, what it wraps, and what that is an adapter of: each may be called by itself."""
     core = unwrapped(model)
     base = getattr(core._modules.get("base_model"), "model", None)
-    found = [model, core, base] if isinstance(base, nn.Module) else [model, core]
-    return list(dict.fromkeys(found))
+    models = [model, core, base] if isinstance(base, nn.Module) else [model, core]
+    return list(dict.fromkeys(models))
 
 
 def is_cross(module: nn.Module) -> bool:

@@ -182,8 +182,8 @@ def _watched_class(cls: type[nn.Module], plain: type[nn.Module]) -> type[nn.Modu
 
     for name in dir(cls):
         method = inspect.getattr_static(cls, name)
-        ours = name == "forward" or not (name.startswith("_") or hasattr(nn.Module, name))
-        if ours and isinstance(method, FunctionType):
+        is_door = name == "forward" or not (name.startswith("_") or hasattr(nn.Module, name))
+        if is_door and isinstance(method, FunctionType):
             setattr(Watched, name, _door("" if name == "forward" else name, method))
     return _named(Watched, plain)
 

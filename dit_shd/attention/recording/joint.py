@@ -97,14 +97,14 @@ def projections_of(parts: Sequence[Part]) -> list[tuple[int, Projection]]:
 def with_gaps(parts: Sequence[Part], n: int, order: Order, text: int) -> tuple[Projection | None, ...]:
     """The projections of n tokens, in order: None for a side of a joint sequence that arrived nowhere."""
     runs = projections_of(parts)
-    found: list[Projection | None] = [projection for _, projection in runs]
+    projections: list[Projection | None] = [projection for _, projection in runs]
     claimed = torch.cat([part.tokens for part in parts]) if parts else torch.arange(n)
     if len(runs) == 1 and len(claimed) < n and order in ("text first", "image first"):
         edge = text if order == "text first" else n - text
         start, stop = int(claimed.min()), int(claimed.max()) + 1
         if stop - start == len(claimed) and edge in (start, stop):
-            found = [None, *found] if start else [*found, None]
-    return tuple(found)
+            projections = [None, *projections] if start else [*projections, None]
+    return tuple(projections)
 
 
 def sections(
@@ -135,18 +135,18 @@ def sections(
         return
     image, words = split
     roles = ("text", "image") if words.start < image.start else ("image", "text")
-    own: dict[str, Projection | None] = dict(zip(roles, projections * 2 if len(projections) == 1 else projections))
+    by_role: dict[str, Projection | None] = dict(zip(roles, projections * 2 if len(projections) == 1 else projections))
     if choice.block != "joint":
         queries, over = _BLOCKS[choice.block]
         at = {"image": image, "text": words}
-        if not own or own[queries] is not None or queries == "image":
-            yield "", _cut(call, bias, at[queries], at[over], own.get(queries), reason)
+        if not by_role or by_role[queries] is not None or queries == "image":
+            yield "", _cut(call, bias, at[queries], at[over], by_role.get(queries), reason)
     elif len(projections) < 2:
         yield "", replace(_cut(call, bias, rows, keys, projections[0] if projections else None, reason), image=image)
     else:
-        yield "", replace(_cut(call, bias, image, keys, own["image"], reason), image=image)
-        if own["text"] is not None:
-            yield ":text", _cut(call, bias, words, keys, own["text"], reason)
+        yield "", replace(_cut(call, bias, image, keys, by_role["image"], reason), image=image)
+        if by_role["text"] is not None:
+            yield ":text", _cut(call, bias, words, keys, by_role["text"], reason)
 
 
 _BLOCKS = {

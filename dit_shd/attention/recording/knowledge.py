@@ -73,14 +73,14 @@ def places(model: nn.Module, sites: Sites) -> list[Place]:
     """The places on the way to the attention of a model and to its projections."""
     layers = [site.module() for site in sites.values()]
     holders = [p.holder for site in sites.values() for each in site.layouts for p in each.projections if p is not None]
-    wanted, found = {*layers, *holders}, dict[Place, None]()
+    wanted, unique = {*layers, *holders}, dict[Place, None]()
     for path, module in model.named_modules():
         parent = model
         for key in path.split(".") if module in wanted and path else ():
             child = parent.get_submodule(key)
-            found[parent, key, child] = None
+            unique[parent, key, child] = None
             parent = child
-    return list(found)
+    return list(unique)
 
 
 def in_place(place: Place) -> bool:
@@ -180,7 +180,7 @@ def _segments(seen: SeenCall) -> Segments:
 
 def runs(survey: Survey) -> list[list[SeenCall]]:
     """The calls of each run of a module, in the order in which the runs ended up calling attention."""
-    found: dict[int, list[SeenCall]] = {}
+    by_run: dict[int, list[SeenCall]] = {}
     for call in survey.calls:
-        found.setdefault(call.run, []).append(call)
-    return list(found.values())
+        by_run.setdefault(call.run, []).append(call)
+    return list(by_run.values())

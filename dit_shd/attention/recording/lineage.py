@@ -106,8 +106,8 @@ class Lineages:
         known = [lineage for x in inputs if (lineage := self.of(x)) is not None]
         if known:
             level = min(each.level for each in known)
-            streams, own = _union(each for each in known if each.level == level), self.of(target)
-            kept = own.segments if own is not None and own.level == level else ()
+            streams, previous = _union(each for each in known if each.level == level), self.of(target)
+            kept = previous.segments if previous is not None and previous.level == level else ()
             self._known[target] = Lineage(streams, kept, level)
 
     def _join(self, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
@@ -167,14 +167,14 @@ def _cut(source: Tensor, lineage: Lineage, output: Tensor) -> Lineage:
 
 
 def _slice(segments: Segments, start: int, stop: int) -> Segments:
-    found: list[tuple[int, Streams]] = []
+    pieces: list[tuple[int, Streams]] = []
     at = 0
     for length, streams in segments:
         kept = min(stop, at + length) - max(start, at)
         if kept > 0:
-            found.append((kept, streams))
+            pieces.append((kept, streams))
         at += length
-    return tuple(found)
+    return tuple(pieces)
 
 
 def _runs(length: int, lineage: Lineage | None) -> Segments:
@@ -187,13 +187,13 @@ def _runs(length: int, lineage: Lineage | None) -> Segments:
 
 def _compact(runs: Sequence[tuple[int, Streams]]) -> Segments:
     """Neighbours of the same streams as one; nothing, if that is all."""
-    found: list[tuple[int, Streams]] = []
+    merged: list[tuple[int, Streams]] = []
     for length, streams in runs:
-        if found and found[-1][1] == streams:
-            found[-1] = (found[-1][0] + length, streams)
+        if merged and merged[-1][1] == streams:
+            merged[-1] = (merged[-1][0] + length, streams)
         else:
-            found.append((length, streams))
-    return tuple(found) if len(found) > 1 else ()
+            merged.append((length, streams))
+    return tuple(merged) if len(merged) > 1 else ()
 
 
 def _union(lineages: Any) -> Streams:

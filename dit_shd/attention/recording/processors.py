@@ -18,10 +18,10 @@ class SHDAttnProcessor:
     recorder: Any
 
 
-def processor_of(own: Any, recorder: Any) -> Any:
+def processor_of(original: Any, recorder: Any) -> Any:
     """The module's own processor, as an SHDAttnProcessor with the same state and the same signature."""
-    new = copy.copy(own)
-    object.__setattr__(new, "__class__", _recording(type(own)))
+    new = copy.copy(original)
+    object.__setattr__(new, "__class__", _recording(type(original)))
     object.__setattr__(new, "recorder", recorder)
     return new
 
@@ -29,17 +29,17 @@ def processor_of(own: Any, recorder: Any) -> Any:
 @functools.cache
 def _recording(cls: type) -> type:
     base: Any = cls
-    own: Callable[..., Any] = cls.__call__
-    places = token_places(own, 2)  # without self and the module
+    call: Callable[..., Any] = cls.__call__
+    places = token_places(call, 2)  # without self and the module
 
     class Recording(SHDAttnProcessor, base):
-        @functools.wraps(own)  # Attention.forward drops the keywords that a processor's signature lacks
+        @functools.wraps(call)  # Attention.forward drops the keywords that a processor's signature lacks
         def __call__(self, attn: nn.Module, *args: Any, **kwargs: Any) -> Any:
             if not self.recorder.armed:
-                return own(self, attn, *args, **kwargs)
+                return call(self, attn, *args, **kwargs)
             calls: list[RawCall] = []
             with SDPATap(calls):
-                result = own(self, attn, *args, **kwargs)
+                result = call(self, attn, *args, **kwargs)
             self.recorder.record(calls, tokens_of(places, args, kwargs))
             return result
 

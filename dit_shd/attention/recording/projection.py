@@ -53,8 +53,8 @@ class Projection(ABC):
         """What gives W^O of the forward under way, when it is wanted; it keeps the module."""
         holder, sample = self.holder, _sample(self.weight())
         if sample is not None and not isinstance(self.weight(), nn.Parameter):  # there for this forward alone
-            found = self.by_head(heads, width)
-            copied = found if isinstance(found, str) else found.clone()
+            weights = self.by_head(heads, width)
+            copied = weights if isinstance(weights, str) else weights.clone()
             return lambda: copied
 
         def read() -> Tensor | str:
@@ -138,12 +138,12 @@ class ModuleProjection(Projection):
         trains = torch.is_grad_enabled() and module is not None and any(p.requires_grad for p in module.parameters())
         if trains:
             return super().source(heads, width)
-        found = self.by_head(heads, width)
-        return lambda: found
+        weights = self.by_head(heads, width)
+        return lambda: weights
 
     def by_head(self, heads: int, width: int) -> Tensor | str:
-        found = self.weights(heads * width)
-        return found if isinstance(found, str) else _split(found, heads, width)
+        weights = self.weights(heads * width)
+        return weights if isinstance(weights, str) else _split(weights, heads, width)
 
     def weights(self, k: int) -> Tensor | str:
         """W^O [k,e], or why it cannot be had."""
@@ -283,10 +283,10 @@ def _unchanged(sample: Tensor, weight: Tensor | None, name: str) -> bool:
     """Whether a weight still has the numbers that it had; a GPU is not waited for, it stops at its next step if not."""
     if weight is None or weight.device != sample.device:
         return weight is not None and not weight.is_meta
-    found = _diagonal(weight)
+    current = _diagonal(weight)
     if sample.device.type != "cuda":
-        return found.dtype == sample.dtype and torch.equal(found, sample)
-    torch._assert_async((found == sample).all(), f"the weights of {name} have changed between forward and loss")
+        return current.dtype == sample.dtype and torch.equal(current, sample)
+    torch._assert_async((current == sample).all(), f"the weights of {name} have changed between forward and loss")
     return True
 
 

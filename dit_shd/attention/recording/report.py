@@ -57,8 +57,8 @@ def _line(site: Site, shapes: Mapping[str, Shape], selection: Selection) -> Line
     wanted = [selection.wants(layout) for layout in site.layouts]
     reason = "" if chosen and mine and all(wanted) else selection.left_out(site)
     first = site.layouts[0] if site.layouts else None
-    found = [] if first is None else [p.name or "the model's own" for p in first.projections if p is not None]
-    names = tuple(found) or ("" if first is None else first.reason,)
+    projections = [] if first is None else [p.name or "the model's own" for p in first.projections if p is not None]
+    names = tuple(projections) or ("" if first is None else first.reason,)
     return Line(site.name, mine, tuple(map(_role, site.layouts)), names, reason)
 
 

@@ -28,7 +28,7 @@ class Part:
     projection: Projection
 
 
-class Result:
+class AttentionResult:
     """One result of attention, and what is known of where its rows went."""
 
     def __init__(self, made: Tensor):

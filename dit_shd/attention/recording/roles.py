@@ -48,8 +48,8 @@ def role_of(query: Lineage | None, key: Lineage | None, n: int) -> Role:
         return "unknown"
     if not query.streams & key.streams:
         return "cross"
-    ours = sum(length for length, streams in key.segments if streams & query.streams)
-    m = ours if key.segments else None
+    shared = sum(length for length, streams in key.segments if streams & query.streams)
+    m = shared if key.segments else None
     return "pooling" if n == 1 and m != 1 and query.segments == () and key.tokens != 1 else "self"
 
 

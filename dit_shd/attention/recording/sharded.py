@@ -1,6 +1,6 @@
-"""Captures of models whose weights are in slices."""
+"""Captures of models whose weights are in slices, or in main memory."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from dit_shd.core.dtensor import is_sharded
 
 
 class KeptWeights:
-    """Captures of a sharded model that outlive its blocks, whose gathered weights do not: W^O is copied once a layer.
+    """Captures that outlive the blocks of a sharded or offloaded model, whose weights do not: W^O is copied once.
 
     For a frozen model only.
     """
@@ -22,24 +22,24 @@ class KeptWeights:
 
     def of(self, layer: str, capture: Capture) -> Capture:
         if capture.out is not None and layer not in self._out:
-            self._out[layer] = capture.out.clone()
+            self._out[layer] = capture.out.to(capture.query.device, copy=True)
         bias = capture.bias
         bias = None if bias is None else bias.rebuilt([leaf.clone() for leaf in bias.leaves])
         return replace(capture, out=self._out.get(layer), bias=bias)
 
 
 @contextmanager
-def captured(model: nn.Module) -> Generator[Captures]:
-    """capture(model), for a frozen model in slices as well."""
+def captured(model: nn.Module, layers: Sequence[str] | None = None) -> Generator[Captures]:
+    """capture(model, layers), for a frozen model in slices as well."""
     if not is_sharded(model):
-        with capture(model) as captures:
+        with capture(model, layers) as captures:
             yield captures
         return
     held: dict[str, Capture] = {}
     kept = KeptWeights()
 
-    def sink(layer: str, found: Capture) -> None:
-        held[layer] = kept.of(layer, found)
+    def sink(layer: str, recorded: Capture) -> None:
+        held[layer] = kept.of(layer, recorded)
 
-    with capture(model, sink=sink):
+    with capture(model, layers, sink=sink):
         yield held

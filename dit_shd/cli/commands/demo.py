@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dit_shd.cli.child_processes import Job, run_jobs
+from dit_shd.cli.child_processes import ChildProcess, run_jobs
 from dit_shd.cli.commands import Command
 from dit_shd.cli.demo_folder import (
     LABELS,
@@ -173,7 +173,7 @@ def _train(config: DemoConfig) -> set[str]:
         if not (finished.is_dir() and (run / "student").is_dir()):
             arguments = train_arguments(config, name)
             log = config.out / "logs" / f"train_{name}.log"
-            jobs.append(Job(f"{name} student", arguments, log, steps, "step", lambda run=run: _last_step(run)))
+            jobs.append(ChildProcess(f"{name} student", arguments, log, steps, "step", lambda run=run: _last_step(run)))
     if not jobs:
         print("training: finished before, reused")
         return set()
@@ -196,7 +196,9 @@ def _sample(config: DemoConfig, trained: set[str]) -> bool:
         if name in trained or not _sampled(config, name):
             arguments = [*sample_arguments(config, name), "force=true"]
             log = config.out / "logs" / f"sample_{name}.log"
-            jobs.append(Job(name, arguments, log, config.images, "img", lambda name=name: _images_done(config, name)))
+            jobs.append(
+                ChildProcess(name, arguments, log, config.images, "img", lambda name=name: _images_done(config, name))
+            )
     if not jobs:
         print("sampling: finished before, reused")
         return False

@@ -9,6 +9,7 @@ import torch
 
 from dit_shd.cli.commands import Command
 from dit_shd.core.distributed import is_first_process, joined
+from dit_shd.data.buckets import encode_buckets
 from dit_shd.data.encode_config import EncodeConfig
 from dit_shd.data.encoding import encode_to_shards
 from dit_shd.diffusion.pipelines import Prompts
@@ -31,6 +32,12 @@ class Encode(Command[EncodeConfig]):
             options = config.precision, config.adapter, config.text_tokens
             device = joined().device or torch.device("cpu")
             prompts = Prompts.load(config.pipeline, device, *options, (config.size, config.size))
+        if config.buckets and prompts is not None:
+            counts = encode_buckets(config, prompts)
+            if is_first_process():
+                print(f"done: {config.out}: {', '.join(f'{count} images of {name}' for name, count in counts.items())}")
+                print(f"next: dit-shd train CONFIG data='{{name: text_buckets, path: {config.out}}}'")
+            return
         latents = encode_to_shards(config, prompts)
         if is_first_process():  # of several under a launcher
             print(latents.words("latents" if prompts is None else "text_latents"))

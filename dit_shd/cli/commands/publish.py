@@ -64,7 +64,12 @@ def publish(config: PublishConfig) -> str:
         raise UserError(f"{config.run}: wanted a run or the folder of a model, found no model in it")
     if not (folder / "README.md").is_file():
         raise UserError(f"{folder}: has no card (README.md), and a model without its licence is not published")
-    print(f"{folder} -> hub:{repository}, licence {provenance(str(folder)).license or 'of your choice'}")
+    origin = provenance(str(folder))
+    if origin.forbids_derivatives:
+        raise UserError(
+            f"{folder}: {origin.license} forbids to pass on what is made of the models behind it; not published"
+        )
+    print(f"{folder} -> hub:{repository}, licence {origin.license or 'of your choice'}")
     from huggingface_hub import HfApi
 
     api = HfApi()

@@ -1,6 +1,6 @@
 """ROUGE-L of language models' responses to instructions, over sampling seeds: the figure of the paper's tables 3 and 5.
 
-dit-shd rouge runs/dolly_gpt2_shd sets=configs/language/instruction_sets/five.yaml
+dit-shd rouge runs/dolly_gpt2_xl_to_base_shd sets=configs/language/instructions/five_sets.yaml
 """
 
 import statistics

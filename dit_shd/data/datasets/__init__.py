@@ -1,6 +1,7 @@
 """Datasets, one file each. A dataset holds latents (pixels scaled to [-1, 1] if there is no VAE) and labels."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,22 @@ class Dataset(ABC):
 
     @abstractmethod
     def __len__(self) -> int: ...
+
+    def indices(self, draws: Draws) -> np.ndarray:
+        """Which samples a step has; an epoch visits each once.
+
+        Args:
+            draws: Of the step.
+        """
+        return draws.indices(len(self))
+
+    def of_one_shape(self, indices: np.ndarray) -> Sequence[np.ndarray]:
+        """Samples in groups whose latents have one shape.
+
+        Args:
+            indices: Of the samples.
+        """
+        return [indices]
 
     @abstractmethod
     def batch(self, indices: np.ndarray, draws: Draws) -> dict[str, Tensor]:

@@ -92,11 +92,20 @@ class Adapter(ABC):
         """
         return output
 
+    def shift(self, scheduler: Mapping[str, Any], tokens: int) -> float | None:
+        """Alpha of SD3 eq. 23 that the pipeline's steps have; None where its scheduler's config says it.
+
+        Args:
+            scheduler: The config of the pipeline's scheduler.
+            tokens: Of an image.
+        """
+        return None
+
     def predict(
         self, model: nn.Module, x: Tensor, time: Tensor, text: TextCondition, guidance: float | None = None
     ) -> Tensor:
         """Ask a model: its prediction in float32; see `arguments` and `prediction`."""
-        x = x.to(next(model.parameters()).dtype)  # a teacher may be held in bfloat16
+        x = x.to(computed_in(model))  # a teacher may be held in bfloat16
         scales = None
         if settings_of(model).get("guidance_embeds"):
             scale = self.guidance if guidance is None else guidance
@@ -131,6 +140,12 @@ class Adapter(ABC):
     def text(self, encoded: Sequence[Any]) -> TextCondition:
         """The condition in what the pipeline's encode_prompt gives: embeddings and mask, unless a class has more."""
         return TextCondition.of(encoded[0], encoded[1])
+
+
+def computed_in(model: nn.Module) -> torch.dtype:
+    """The precision that a model is given its inputs in: diffusers', which leaves out what stays in float32."""
+    dtype: Any = getattr(model, "dtype", None)
+    return dtype if isinstance(dtype, torch.dtype) else next(model.parameters()).dtype
 
 
 def settings_of(model: nn.Module) -> Mapping[str, Any]:

@@ -16,7 +16,7 @@ from dit_shd.attention.recording.attach import capture
 from dit_shd.attention.relative_bias import RelativeBias
 from dit_shd.attention.streamed import attend
 from dit_shd.distillation.initialisation.heads import HeadMaps
-from dit_shd.distillation.initialisation.regression import Chosen, Moments
+from dit_shd.distillation.initialisation.regression import Chosen, RegressionMoments
 from dit_shd.distillation.initialisation.structure import LinearMap
 from dit_shd.models.layers import modulate
 from dit_shd.squeezing.plans import Plan
@@ -41,7 +41,7 @@ class HeadMoments:
     """Moments of the queries, keys and head outputs of one teacher layer, and mean weights of its squeeze."""
 
     def __init__(self, heads: int):
-        self.query, self.key, self.output = Moments(), Moments(), Moments()
+        self.query, self.key, self.output = RegressionMoments(), RegressionMoments(), RegressionMoments()
         self.weight = torch.zeros(heads, dtype=torch.float64)
         self._samples = 0
 
@@ -90,7 +90,7 @@ def teacher_moments(
     layers: Mapping[str, str],
     groups: Mapping[str, Plan],
     squeezer: Squeezer,
-) -> tuple[dict[str, Moments], dict[str, HeadMoments]]:
+) -> tuple[dict[str, RegressionMoments], dict[str, HeadMoments]]:
     """Moments of the inputs of the teacher's linear maps, by their names, and of its heads, by student block.
 
     Args:
@@ -102,7 +102,7 @@ def teacher_moments(
         groups: Of teacher heads, by student block.
         squeezer: For the weights of the heads.
     """
-    inputs = {name: Moments() for name in names}
+    inputs = {name: RegressionMoments() for name in names}
     heads = {block: HeadMoments(sum(map(len, plan))) for block, plan in groups.items()}
 
     def sink(layer: str, captured: Capture) -> None:
@@ -125,7 +125,7 @@ def student_moments(
     kept: Mapping[str, Chosen],
     heads: Mapping[str, HeadMaps],
     layers: Mapping[str, str],
-) -> dict[str, Moments]:
+) -> dict[str, RegressionMoments]:
     """Moments of the inputs of student maps, if the activations that the student keeps equal the teacher's.
 
     A LayerNorm over fewer channels has other statistics, and merged heads have other maps: inputs behind either are
@@ -143,7 +143,7 @@ def student_moments(
     Returns:
         By the maps' names: moments of the student's inputs z with the teacher's x.
     """
-    moments = {linear.name: Moments() for linear in maps}
+    moments = {linear.name: RegressionMoments() for linear in maps}
     by_source: dict[str, list[LinearMap]] = {}
     for linear in maps:
         if linear.part != "attn.proj":

@@ -49,7 +49,7 @@ class Reconstruction:
         return weight @ self.matrix, bias + weight @ self.offset
 
 
-class Moments:
+class RegressionMoments:
     """First and second moments of z, and of x with z if x is given, summed over calibration batches in float64."""
 
     def __init__(self) -> None:

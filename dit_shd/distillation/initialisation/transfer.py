@@ -13,7 +13,7 @@ from dit_shd.distillation.initialisation.heads import HeadMaps, squeezed_scores,
 from dit_shd.distillation.initialisation.importance import most_important
 from dit_shd.distillation.initialisation.moments import HeadMoments, student_moments, teacher_moments
 from dit_shd.distillation.initialisation.plan import Heads, InitialisationPlan
-from dit_shd.distillation.initialisation.regression import Chosen, Moments
+from dit_shd.distillation.initialisation.regression import Chosen, RegressionMoments
 from dit_shd.distillation.initialisation.structure import BIAS_TABLE, TABLES, LinearMap
 from dit_shd.models.shape import shape_of
 from dit_shd.squeezing.plans import Plan
@@ -61,7 +61,7 @@ class Transfer:
         heads = {block: self._heads(block, of_heads.get(block)) for block in layers}
         head_maps = {block: self._head_maps(block, heads[block], of_heads[block], kept) for block in self.squeezed}
         refitted = [linear for linear in self.linear_maps if linear.reads in kept or _projects(linear, head_maps)]
-        moments: Mapping[str, Moments] = {}
+        moments: Mapping[str, RegressionMoments] = {}
         if refitted:
             moments = student_moments(predict, self.teacher, batches, refitted, kept, head_maps, layers)
         self.student.load_state_dict({**self.student.state_dict(), **self._tensors(kept, head_maps, moments)})
@@ -100,7 +100,7 @@ class Transfer:
         """The teacher's tensors in float64."""
         return {name: tensor.detach().cpu().double() for name, tensor in self.teacher.state_dict().items()}
 
-    def _keep(self, space: str, count: int, inputs: Mapping[str, Moments]) -> Chosen:
+    def _keep(self, space: str, count: int, inputs: Mapping[str, RegressionMoments]) -> Chosen:
         """The channels that are kept of a space."""
         width = self.widths[space]
         if not self.by_importance:
@@ -160,7 +160,7 @@ class Transfer:
         return *(_spread(row, features, len(out)) for row in rows), head_share
 
     def _tensors(
-        self, kept: Mapping[str, Chosen], head_maps: Mapping[str, HeadMaps], moments: Mapping[str, Moments]
+        self, kept: Mapping[str, Chosen], head_maps: Mapping[str, HeadMaps], moments: Mapping[str, RegressionMoments]
     ) -> Tensors:
         """The student's new tensors in float64."""
         before, new = self.student.state_dict(), Tensors()

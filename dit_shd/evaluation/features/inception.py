@@ -11,8 +11,8 @@ weights with the known hash give FID.
 
 import http.client
 import io
+import logging
 import socket
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,8 @@ from dit_shd.evaluation.network_weights import match_weights, read_weights
 if TYPE_CHECKING:
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
+
+_log = logging.getLogger("dit_shd")
 
 FILE = "weights-inception-2015-12-05-6726825d.pth"
 ADDRESS = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE}"
@@ -86,7 +88,7 @@ def _download(path: Path) -> None:
     """
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT_SECONDS)
-    print(f"downloading {ADDRESS} to {path}", file=sys.stderr)
+    _log.info("downloading %s to %s", ADDRESS, path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(ADDRESS, str(path), hash_prefix=SHA256)

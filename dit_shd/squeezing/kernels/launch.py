@@ -4,9 +4,8 @@
 A capture comes as six tensors and three facts (attention/kernels); everything else is plain numbers.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Sequence  # noqa: UP035 (torch 2.6 knows typing's alone in operators)
 
 import torch
 import triton
@@ -47,12 +46,16 @@ def divergence(
     """The divergence of every row [b,g,n] and, if wanted, its gradients by query, key and bias.
 
     Args:
-        teacher, student: Six tensors each. t_numbers, s_numbers: factor and bias factor.
-        weight: [b,h,n or 1]. top, inverse: of the teacher's rows at this temperature [b,h,n].
-        student_top, student_inverse: Of the student's rows, read by mse alone.
-        row_weight: [b or 1,n], what every query row counts in d_key and d_bias.
+        teacher: Six tensors of its capture; the student's s_bias and so on are as its t_bias and so on.
+        t_numbers: Factor of its scores, and of its bias.
+        weight: Of teacher heads in their student heads [b,h,n or 1].
+        top: The largest scores of the teacher's rows at this temperature [b,h,n].
+        inverse: One over the sums of their exponentials [b,h,n].
+        student_top: The same of the student's rows [b,g,n]; like student_inverse read by mse alone.
+        row_weight: What every query row counts in d_key and d_bias [b or 1,n].
         plan: The student head of each teacher head [h].
-        collect: The bias's gradient: none, dense, entries or lines; d_bias_shape: its shape.
+        measure: The divergence: kl, cross_entropy or mse.
+        collect: How the bias's gradient, of d_bias_shape, is gathered: none, dense, entries or lines.
 
     Returns:
         Terms [b,g,n]; d_query [b,g,n,d], d_key [b,g,m,d] and d_bias in float32, in units of the scores over T.

@@ -1,13 +1,17 @@
-"""What became of every call: recorded, or named with the reason."""
+"""What became of every call: recorded, or named with the reason; why nothing was recorded."""
 
 import logging
 
+import pytest
 import torch
-from clients.patterns import ByHand, Cross, E, Gated, Layer, Looped, X, two
+from clients.patterns import ByHand, Cross, Doors, E, Gated, Layer, Looped, X, two
 from torch import nn
 
-from dit_shd import capture
+from dit_shd import SHD, capture
 from dit_shd.attention.recording.report import why_empty
+from dit_shd.core.errors import UserError
+
+(INPUT,) = X()["args"]
 
 
 class Both(nn.Module):
@@ -74,3 +78,61 @@ def test_why_there_is_nothing():
     assert "no attention ran inside encode and size of Net" in why_empty("Net", ["encode", "size"], False, False)
     assert "ended in an error" in why_empty("Net", ["forward"], False, True)
     assert "sink=" in why_empty("Net", ["forward"], True, False)
+
+
+class Pieces(Doors):
+    size = 3
+
+    def parameters_in_all(self):
+        return sum(p.numel() for p in self.parameters())
+
+    def failing(self, x):
+        self.blocks[0](x)
+        raise RuntimeError("boom")
+
+
+def nothing(model):
+    """Not called."""
+
+
+def part(model):
+    model.blocks[0](INPUT)
+
+
+def helper(model):
+    model.parameters_in_all()
+
+
+def failing(model):
+    model(INPUT)
+    with pytest.raises(RuntimeError):
+        model.failing(INPUT)
+
+
+def failing_forward(model):
+    model(INPUT)
+    with pytest.raises(RuntimeError):
+        model(INPUT[..., 1:])
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        (nothing, "neither Pieces nor a method of it was called"),
+        (part, "if a part of it was, by itself, hand that part to capture"),
+        (helper, "no attention ran inside parameters_in_all of Pieces"),
+        (failing, "the last forward of Pieces .* ended in an error"),
+        (failing_forward, "the last forward of Pieces .* ended in an error"),
+    ],
+)
+def test_empty_captures_say_what_ran(how, message):
+    model, student = Pieces().eval(), Pieces().eval()
+    with capture(student) as s:
+        student(INPUT)
+    for _ in range(2):
+        with capture(model) as t:
+            how(model)
+        assert len(t) == 0
+        with pytest.raises(UserError, match=f"the teacher's captures are empty: .*{message}") as error:
+            SHD()(t, s)
+        assert "run it inside" not in str(error.value)

@@ -10,7 +10,7 @@ import pytest
 from pages import words_of
 from PIL import Image
 
-from dit_shd.cli.child_processes import Job, run_jobs
+from dit_shd.cli.child_processes import ChildProcess, run_jobs
 from dit_shd.cli.commands.demo import _sample, demo, headline
 from dit_shd.cli.commands.demo import finished as finished_demo
 from dit_shd.cli.demo_folder import NAMES, STUDENTS, TEACHER, DemoConfig, student_config
@@ -167,7 +167,7 @@ def test_impossible_counts_are_refused(tmp_path, key, value):
 
 def test_a_failing_child_is_shown(tmp_path, capsys):
     log = tmp_path / "train.log"
-    job = Job("lost", ["no-such-command"], log, 1, "step", lambda: 0)
+    job = ChildProcess("lost", ["no-such-command"], log, 1, "step", lambda: 0)
     with pytest.raises(UserError, match=r"lost: failed with exit code 2 .*no-such-command.*train\.log"):
         run_jobs([job], "training")
     assert "no-such-command" in capsys.readouterr().err

@@ -1,10 +1,9 @@
-"""A student from its teacher's weights: copies, a widened model given back, best heads, runs and what is refused."""
+"""A student from its teacher's weights: copies, a widened model given back, runs and what is refused."""
 
 import json
 import logging
 import os
 
-import numpy as np
 import pytest
 import torch
 from conftest import STUDENT
@@ -18,10 +17,7 @@ from dit_shd.core.plugins import Plugin
 from dit_shd.data.datasets import DATASETS
 from dit_shd.diffusion.denoiser import Denoiser
 from dit_shd.distillation.initialisation import regression
-from dit_shd.distillation.initialisation.heads import squeezed_scores, squeezed_values
-from dit_shd.distillation.initialisation.importance import most_important
 from dit_shd.distillation.initialisation.initialise import Initialisation, initialise
-from dit_shd.distillation.initialisation.regression import Moments
 from dit_shd.distillation.losses.shd import SHD
 from dit_shd.models.families import FAMILIES
 from dit_shd.tasks.diffusion import Diffusion
@@ -175,85 +171,6 @@ def test_merging_heads_that_look_alike_loses_nothing(batches, family):
     torch.testing.assert_close(
         outputs(student, batches[family]), outputs(teacher, batches[family]), rtol=2e-2, atol=2e-2
     )
-
-
-def moment(x):
-    return x.t() @ x / len(x)
-
-
-def test_squeezed_scores_are_the_best_of_their_rank():
-    """Against Eckart and Young's figure: the error over all pairs is what the left out singular values say."""
-    g = torch.Generator().manual_seed(0)
-    query, key = (torch.randn(200, 6, generator=g).double() @ torch.randn(6, 6, generator=g).double() for _ in "qk")
-    key = key - key.mean(0)
-    weight = torch.tensor([0.7, 0.3]).double()
-    scores = query @ torch.diag(weight.repeat_interleave(3)) @ key.t()
-    best = np.linalg.svd(scores.numpy(), compute_uv=False)
-    for width in (2, 3, 6, 8):
-        c_q, c_k = squeezed_scores(moment(query), moment(key), weight, width)
-        assert c_q.shape == c_k.shape == (width, 6)
-        error = (query @ c_q.t() @ c_k @ key.t() - scores).square().sum().item()
-        assert error == pytest.approx((best[width:] ** 2).sum(), rel=1e-6, abs=1e-12 * (best**2).sum())
-
-
-def test_squeezed_values_are_the_best_of_their_rank():
-    g = torch.Generator().manual_seed(0)
-    u = torch.randn(200, 6, generator=g).double() @ torch.randn(6, 6, generator=g).double()
-    out = torch.randn(6, 5, generator=g).double()
-    best = np.linalg.svd((u @ out).numpy(), compute_uv=False)
-    for width in (1, 3, 5, 7):
-        c_v, back = squeezed_values(moment(u), out, width)
-        assert c_v.shape == (width, 6) and back.shape == (6, width)
-        error = (u @ c_v.t() @ back.t() @ out - u @ out).square().sum().item()
-        assert error == pytest.approx((best[width:] ** 2).sum(), rel=1e-6, abs=1e-12 * (best**2).sum())
-
-
-def test_with_white_inputs_the_values_are_the_truncated_svd_of_the_summed_products():
-    """X = sum_i W_i^V W_i^O, the merged head's X_1 + X_2."""
-    w_v, w_o = torch.randn(7, 6).double(), torch.randn(6, 7).double()
-    c_v, back = squeezed_values(w_v.t() @ w_v, w_o, 2)
-    left, s, right = np.linalg.svd((w_v @ w_o).numpy())
-    expected = torch.from_numpy(left[:, :2] * s[:2] @ right[:2])
-    torch.testing.assert_close(w_v @ c_v.t() @ back.t() @ w_o, expected)
-
-
-def test_a_reading_is_the_ridge_regression():
-    r = np.random.default_rng(0)
-    z = r.normal(size=(50, 3)) + 2
-    x = z @ r.normal(size=(3, 5)) + r.normal(size=(50, 5))
-    start = r.normal(size=(5, 3))
-    moments = Moments()
-    for part in (slice(0, 20), slice(20, 50)):
-        moments.add(torch.from_numpy(z[part])[None], torch.from_numpy(x[part])[None])
-    found = moments.regression(torch.from_numpy(start))
-    centred, rest = z - z.mean(0), (x - z @ start.T) - (x - z @ start.T).mean(0)
-    penalty = np.sqrt(50 * regression.RIDGE * centred.var(0).mean()) * np.eye(3)
-    change, *_ = np.linalg.lstsq(np.concatenate([centred, penalty]), np.concatenate([rest, np.zeros((3, 5))]))
-    np.testing.assert_allclose(found.matrix.numpy(), start + change.T, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(found.offset.numpy(), x.mean(0) - found.matrix.numpy() @ z.mean(0), rtol=1e-4, atol=1e-5)
-    nothing = Moments().regression(torch.from_numpy(start))
-    assert torch.equal(nothing.matrix, torch.from_numpy(start)) and not nothing.offset.any()
-
-
-def test_the_channels_kept_are_those_of_naive_forward_selection():
-    r = np.random.default_rng(0)
-    inputs = [r.normal(size=(80, 4)) @ r.normal(size=(4, 9)) + 0.3 * r.normal(size=(80, 9)) for _ in range(2)]
-    inputs = [x - x.mean(0) for x in inputs]
-    maps = [r.normal(size=(5, 9)), r.normal(size=(3, 9))]
-
-    def missing(kept):
-        """The share of the maps' energy that regression on the kept channels leaves."""
-        total = 0.0
-        for x, w in zip(inputs, maps):
-            fit, *_ = np.linalg.lstsq(x[:, kept], x, rcond=None)
-            total += (((x - x[:, kept] @ fit) @ w.T) ** 2).sum() / ((x @ w.T) ** 2).sum()
-        return total
-
-    kept = []
-    for _ in range(5):
-        kept.append(min(set(range(9)) - set(kept), key=lambda i: missing([*kept, i])))
-    seen = [(torch.from_numpy(x.T @ x / 80), torch.from_numpy(w)) for x, w in zip(inputs, maps)]
-    assert most_important(5, seen) == tuple(sorted(kept))
 
 
 @pytest.mark.parametrize("heads", ["pick", "merge"])

@@ -1,21 +1,209 @@
-"""SHD on the image's block of joint attention: against the block as `capture` itself cuts it."""
+"""SHD as a plug-in: plans, weights, rows, and the teacher consumed layer by layer."""
 
 import pytest
 import torch
+from small_steps import SMALL, batch_of
 from tiny_pipelines import write_pipeline
 
-from dit_shd.attention.recording.attach import capture
+from dit_shd import SHD, capture
+from dit_shd.attention.capture import Capture
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
 from dit_shd.data.text_condition import TextCondition
 from dit_shd.diffusion.adapters import adapter_of_model
-from dit_shd.distillation.losses.shd import SHD
+from dit_shd.distillation.distiller import Distiller
+from dit_shd.distillation.losses import Layer
+from dit_shd.distillation.losses.output import Output
 from dit_shd.models.families import FAMILIES
+from dit_shd.models.families.mdt import MDTv2
 from dit_shd.models.loading import load
+from dit_shd.tasks.diffusion import Diffusion
+
+
+def test_shd_as_a_plug_in_teaches_the_student():
+    torch.manual_seed(0)
+    teacher = MDTv2(**SMALL, num_attention_heads=4).eval().requires_grad_(False)
+    student = MDTv2(**SMALL, num_attention_heads=2)
+    for p in teacher.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    loss_function, optimizer = SHD(weight=1.0), torch.optim.AdamW(student.parameters(), lr=3e-3)
+    history = []
+    for _ in range(40):
+        x, t, y = torch.randn(16, 1, 8, 8), torch.randint(0, 1000, (16,)), torch.randint(0, 3, (16,))
+        with capture(teacher) as theirs, capture(student) as ours:
+            teacher(x, t, y)
+            student(x, t, y)
+        loss = loss_function(theirs, ours)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        history.append(loss.item())
+    assert all(p.grad is None for p in teacher.parameters())
+    assert sum(history[-5:]) / 5 < 0.2 * history[0]
+
+
+def test_weight_scales_and_layers_add_up():
+    torch.manual_seed(0)
+    teacher, student = MDTv2(**SMALL, num_attention_heads=4), MDTv2(**SMALL, num_attention_heads=2)
+    inputs = (torch.randn(2, 1, 8, 8), torch.tensor([3, 800]), torch.tensor([0, 1]))
+    with capture(teacher) as t, capture(student) as s:
+        teacher(*inputs)
+        student(*inputs)
+    whole = SHD(weight=2.0)(t, s)
+    parts = [SHD(weight=2.0, layers={name: name})(t, s) for name in s]
+    torch.testing.assert_close(whole, torch.stack(parts).sum())
+
+
+def test_an_explicit_plan_is_used():
+    r = torch.Generator().manual_seed(0)
+    t = Capture(*(torch.randn(1, 4, 5, 3, generator=r) for _ in range(3)), 1.0, out=torch.randn(4, 3, 6, generator=r))
+    s = Capture(*(torch.randn(1, 2, 5, 3, generator=r) for _ in range(3)), 1.0)
+    usual = SHD()({"a.0": t}, {"a.0": s})
+    other = SHD(plan=[[0, 3], [1, 2]])({"a.0": t}, {"a.0": s})
+    assert usual != other
+    with pytest.raises(UserError, match="contiguous, matched or a list"):
+        SHD(plan="neighbours")
+
+
+def captures_of_both(seed=0, n=12, h=4, g=2, layers=2):
+    r = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=r, dtype=torch.float64)
+
+    teacher = {
+        f"b.{i}": Capture(draw(2, h, n, 3), draw(2, h, n, 3), draw(2, h, n, 3), 1.0, out=draw(h, 3, 6))
+        for i in range(layers)
+    }
+    student = {
+        f"b.{i}": Capture(draw(2, g, n, 3).requires_grad_(), draw(2, g, n, 3).requires_grad_(), draw(2, g, n, 3), 1.0)
+        for i in range(layers)
+    }
+    return teacher, student
+
+
+def test_some_rows_estimate_the_loss_and_its_gradient_without_bias():
+    teacher, student = captures_of_both()
+    whole, some = SHD(method="constant"), SHD(method="constant", rows=0.25)
+    torch.manual_seed(0)
+    leaf = student["b.0"].query
+    losses = [some(teacher, student) for _ in range(400)]
+    grads = [torch.autograd.grad(loss, leaf)[0] for loss in losses]
+    exact = whole(teacher, student)
+    draws = torch.stack(losses).detach()
+    assert draws.std() > 0
+    assert (draws.mean() - exact).abs() < 4 * draws.std() / 20
+    mean, want = torch.stack(grads).mean(0), torch.autograd.grad(exact, leaf)[0]
+    assert (mean - want).norm() / want.norm() < 0.15
+
+
+def test_rows_in_training_are_a_function_of_the_batch():
+    teacher, student = captures_of_both()
+    loss = SHD(rows=0.5)
+
+    def value(index, step):
+        batch = batch_of(torch.zeros(1, 1, 2, 2), [5], [0], step, index)
+        pairs = loss.begin(list(teacher), {name: Layer(name, found) for name, found in student.items()}, batch)
+        for name, found in teacher.items():
+            pairs(Layer(name, found))
+        return pairs.term().value
+
+    assert torch.equal(value(3, 5), value(3, 5))
+    assert not torch.equal(value(3, 5), value(4, 5))
+    assert not torch.equal(value(3, 5), value(3, 6))
+
+
+def test_a_matched_plan_is_found_saved_and_read_back():
+    teacher, student = captures_of_both(h=4)
+    for capture_ in teacher.values():  # heads 0 and 2, 1 and 3 look alike
+        capture_.query[:, 2:] = capture_.query[:, :2]
+        capture_.key[:, 2:] = capture_.key[:, :2] * 1.05
+    loss = SHD(plan="matched")
+    assert loss.calibration == 4
+    with pytest.raises(UserError, match=r"matched plan of b\.0 is not known"):
+        loss(teacher, student)
+    loss.calibrate(teacher, student)
+    found = loss.calibrated()
+    assert found == {"plans": {"b.0": [[0, 2], [1, 3]], "b.1": [[0, 2], [1, 3]]}}
+    again = SHD(plan="matched")
+    again.restore(found)
+    explicit = SHD(plan={"b.0": [[0, 2], [1, 3]], "b.1": [[0, 2], [1, 3]]})
+    torch.testing.assert_close(again(teacher, student), explicit(teacher, student))
+    assert loss(teacher, student) != SHD()(teacher, student)
+    with pytest.raises(UserError, match="holds no plans"):
+        again.restore({})
+    with pytest.raises(UserError, match=r"names no groups for b\.1"):
+        SHD(plan={"b.0": [[0, 1], [2, 3]]})(teacher, student)
+
+
+def test_the_teacher_is_consumed_layer_by_layer():
+    """From the second call on nothing of the teacher is held, and the loss is the same."""
+    import weakref
+
+    from dit_shd.attention.recording.attach import capture as record
+
+    torch.manual_seed(0)
+    teacher, student = (
+        MDTv2(**SMALL, num_attention_heads=4).eval().requires_grad_(False),
+        MDTv2(**SMALL, num_attention_heads=2),
+    )
+    for p in [*teacher.parameters(), *student.parameters()]:
+        torch.nn.init.normal_(p, std=0.2)
+    distiller = Distiller(Diffusion(), student, [SHD(), Output()])
+    batch = batch_of(torch.randn(2, 1, 8, 8), [3, 800], [0, 1])
+    seen, alive = [], []
+
+    def watch(name, found):
+        alive.append(sum(ref() is not None for ref in seen))
+        seen.append(weakref.ref(found.query))
+
+    results = []
+    for _ in range(2):
+        seen.clear(), alive.clear(), student.zero_grad()
+        with record(teacher, sink=watch):
+            total, logs = distiller(batch, teacher)
+        total.backward()
+        results.append((total.detach(), logs["shd"], student.de_blocks[0].attn.qkv.weight.grad.clone()))
+        held = max(alive)
+        assert held == (3 if len(results) == 1 else 0), held
+    for first, second in zip(*results):
+        assert torch.equal(first, second)
+
+
+def test_a_teacher_that_goes_bad_is_named():
+    teacher, student = captures_of_both()
+    teacher["b.1"].value[0, 0, 0, 0] = float("nan")
+    with pytest.raises(UserError, match=r"b\.1 of the student, b\.1 of the teacher: .*finite"):
+        SHD()(teacher, student)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(rows=0.0), "share above 0"),
+        (dict(rows=1.5), "at most 1"),
+        (dict(calibration=0), "1 batch or more"),
+        (dict(method="alpha"), "method: wanted one of pairwise"),
+        (dict(backend="cuda"), "backend: wanted one of auto"),
+    ],
+)
+def test_options_of_shd_that_make_no_sense(options, message):
+    with pytest.raises(UserError, match=message):
+        SHD(**options)
+
+
+def test_without_gradients_none_are_computed():
+    teacher, student = captures_of_both()
+    with torch.no_grad():
+        value = SHD()(teacher, student)
+    assert not value.requires_grad
+    torch.testing.assert_close(value, SHD()(teacher, student).detach())
+    with torch.inference_mode():
+        torch.testing.assert_close(SHD()(*captures_of_both()), value)
 
 
 @pytest.fixture(scope="module", params=["sd3", "flux"])
-def models(request, tmp_path_factory):
+def joint_models(request, tmp_path_factory):
     """A teacher and a student of half the heads, and what both are given."""
     folder = write_pipeline(request.param, tmp_path_factory.mktemp("p") / "pipeline")
     teacher = load(folder).eval()
@@ -31,8 +219,8 @@ def models(request, tmp_path_factory):
     return lambda model: adapter.predict(model, x, t, text, None), teacher, student
 
 
-def captured(models, block):
-    run, teacher, student = models
+def captured(joint_models, block):
+    run, teacher, student = joint_models
     with torch.no_grad(), capture(teacher, block=block) as t:
         run(teacher)
     with capture(student, block=block) as s:
@@ -40,21 +228,21 @@ def captured(models, block):
     return dict(t), dict(s)
 
 
-def test_the_image_block_is_the_one_that_capture_cuts(models):
+def test_the_image_block_is_the_one_that_capture_cuts(joint_models):
     """Beside it, layers of the image alone (SD3.5 has some) are compared whole."""
-    teacher, student = captured(models, "joint")
+    teacher, student = captured(joint_models, "joint")
     names = [name for name, layer in teacher.items() if layer.image is None and ":" not in name]
     alone = [{name: layer for name, layer in side.items() if name in names} for side in (teacher, student)]
-    expected = SHD()(*captured(models, "image")) + (SHD()(*alone) if names else 0)
+    expected = SHD()(*captured(joint_models, "image")) + (SHD()(*alone) if names else 0)
     found = SHD(block="image")(teacher, student)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     assert abs(found.item() - SHD()(teacher, student).item()) > 1e-4
 
 
-def test_gradients_reach_the_student_alone(models):
-    _, teacher, student = models
+def test_gradients_of_the_block_reach_the_student_alone(joint_models):
+    _, teacher, student = joint_models
     student.zero_grad()
-    SHD(block="image")(*captured(models, "joint")).backward()
+    SHD(block="image")(*captured(joint_models, "joint")).backward()
     gradients = {name for name, p in student.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert any("to_q" in name or "to_k" in name for name in gradients)
     assert all(p.grad is None for p in teacher.parameters())

@@ -1,0 +1,117 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685) by peft: a student's weights stay, and what is trained is small.
+
+Where they stand is a student's linear maps; a merged student is of its plain class again.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from dit_shd.core.config import option
+from dit_shd.core.errors import UserError
+from dit_shd.core.installation import require
+from dit_shd.models.blocks import named_blocks
+
+NOTE = "dit_shd_lora"
+"""Attribute of a model with adapters: their settings as JSON, from which its like is built without weights."""
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters in the place of the student's own weights."""
+
+    rank: int = option(
+        0, "of the adapters that are trained, the student's weights being frozen; 0: none", range=(0, 2**14)
+    )
+    alpha: float | None = option(None, "adapters are scaled by alpha / rank; empty: by 1", range=(1e-6, 1e6))
+    targets: list[str] = option(
+        [], "linear maps by their names or the ends of them (to_q, to_out.0); empty: every one of the blocks"
+    )
+
+
+def add_lora(model: nn.Module, lora: Lora, seed: int = 0) -> None:
+    """Freeze a model, and give linear maps of it adapters, which change nothing yet.
+
+    Args:
+        model: Perhaps without memory.
+        lora: Rank and places, checked.
+        seed: Of their first weights; the random state of the process stays as it was.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    names = lora.targets or linear_maps(model)
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.rank if lora.alpha is None else lora.alpha, target_modules=names)  # type: ignore[arg-type]
+    model.requires_grad_(False)
+    device = next(model.parameters()).device
+    with torch.random.fork_rng(), device:
+        torch.manual_seed(seed)
+        inject_adapter_in_model(config, model)
+    setattr(model, NOTE, json.dumps(asdict(lora)))
+
+
+def check_lora(model: nn.Module, lora: Lora) -> None:
+    """Refuse names that fit no linear map, before anything is written.
+
+    Args:
+        model: Without adapters.
+        lora: Rank and places.
+
+    Raises:
+        UserError: The package peft is not installed, or no linear map has such a name.
+    """
+    if not lora.rank:
+        return
+    require(("peft",), "lowbit", "lora")
+    names = linear_maps(model)
+    for target in lora.targets:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            ends = dict.fromkeys(name.partition(".")[2].partition(".")[2] for name in names)
+            raise UserError(
+                f"lora.targets: no linear map of the student's blocks ends in {target}; there are {', '.join(ends)}"
+            )
+
+
+def linear_maps(model: nn.Module) -> list[str]:
+    """The names of the linear maps in a model's blocks."""
+    return [
+        f"{block}.{name}"
+        for block, module in named_blocks(model).items()
+        for name, part in module.named_modules()
+        if type(part) is nn.Linear
+    ]
+
+
+def merge_lora(model: nn.Module) -> None:
+    """Add what the adapters have learned to the weights, and take them off; a model without any stays as it is."""
+    if not hasattr(model, NOTE):
+        return
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge(safe_merge=True)
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, module.get_base_layer())
+    for attribute in (NOTE, "peft_config"):
+        delattr(model, attribute)
+    model.requires_grad_(True)
+
+
+def note_of(model: nn.Module) -> str:
+    """The settings of a model's adapters as JSON; empty where it has none."""
+    return str(getattr(model, NOTE, ""))
+
+
+def add_noted(model: nn.Module, note: str) -> None:
+    """Give a model the adapters of another.
+
+    Args:
+        model: Of the same class and config, perhaps without memory.
+        note: As note_of gives it.
+    """
+    if note:
+        values: dict[str, Any] = json.loads(note)
+        add_lora(model, Lora(**values))

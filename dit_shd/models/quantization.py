@@ -1,0 +1,96 @@
+"""Teachers in fewer bits: diffusers' own quantization configs, for the weights of linear maps alone.
+
+torchao has 8 bits (int8 with a scale for each output, fp8) and 4 bits (int4 in groups of 128, on a GPU); bitsandbytes
+has nf4 (QLoRA, arXiv 2305.14314), on a GPU. Products are computed in bfloat16.
+"""
+
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from dit_shd.core.errors import UserError
+from dit_shd.core.installation import require
+
+Bits = Literal["int8", "fp8", "int4", "nf4"]
+Precision = Literal["no", "bf16", "int8", "fp8", "int4", "nf4"]
+GROUP = {"int4": 128, "nf4": 64}
+"""Weights that share a scale; in 8 bits it is a row's."""
+ON_GPU = ("int4", "nf4")
+CONFIG = "quantization_config"
+"""Key of the config of a model that was quantised."""
+OF_QUANTISED = (CONFIG, "_pre_quantization_dtype")
+"""What diffusers adds to its config; neither is an argument of the class."""
+
+
+def is_quantised(precision: Precision) -> bool:
+    """Whether a precision is one of fewer than 16 bits."""
+    return precision in get_args(Bits)
+
+
+def config_of(bits: Precision, device: torch.device) -> Any:  # noqa: ANN401 - a class of diffusers for each package
+    """The quantization config of diffusers.
+
+    Args:
+        bits: Of the weights.
+        device: Where the model is to run.
+
+    Raises:
+        UserError: The package is not installed, or the device is no GPU where one is needed.
+    """
+    package = "bitsandbytes" if bits == "nf4" else "torchao"
+    require((package,), "nf4" if bits == "nf4" else "lowbit", f"teacher_precision={bits}")
+    import diffusers
+
+    if bits == "nf4":
+        options: dict[str, Any] = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16}
+        made = diffusers.BitsAndBytesConfig(load_in_4bit=True, **options)
+    else:
+        made = diffusers.TorchAoConfig(_torchao(bits))
+    if bits in ON_GPU and device.type != "cuda":
+        raise UserError(f"teacher_precision: {bits} needs a GPU, found {device.type}; int8 and fp8 run everywhere")
+    return made
+
+
+def _torchao(bits: Precision) -> Any:  # noqa: ANN401
+    from torchao import quantization
+
+    if bits == "int4":  # the layout that an A100 or newer multiplies
+        return quantization.Int4WeightOnlyConfig(group_size=GROUP[bits], int4_packing_format="tile_packed_to_4d")  # type: ignore[arg-type]
+    return quantization.Int8WeightOnlyConfig() if bits == "int8" else quantization.Float8WeightOnlyConfig()
+
+
+def plain_parts(tensor: Tensor) -> dict[str, Tensor]:
+    """The plain tensors that a tensor of another kind is made of, by name; a plain one is its own only part."""
+    if not is_traceable_wrapper_subclass(tensor):
+        return {"": tensor}
+    names, _ = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
+    parts = {name: getattr(tensor, name) for name in names}
+    return {name: part for name, part in parts.items() if isinstance(part, Tensor)}
+
+
+def dequantised(weight: Tensor) -> Tensor:
+    """A weight in the precision that its products are computed in."""
+    quantised = is_traceable_wrapper_subclass(weight) and not hasattr(weight, "placements")
+    return weight.dequantize() if quantised else weight
+
+
+def counted_bytes(model: nn.Module, bits: Precision) -> int:
+    """Bytes of a model's parameters and buffers at a precision, by count: scales included, all else in bfloat16.
+
+    Args:
+        model: Perhaps without memory, in float32.
+        bits: One of fewer than 16.
+    """
+    weights = {id(module.weight): module.weight for module in model.modules() if isinstance(module, nn.Linear)}
+    others = [x for x in (*model.parameters(), *model.buffers()) if id(x) not in weights]
+    return sum(_linear_bytes(weight, bits) for weight in weights.values()) + 2 * sum(x.numel() for x in others)
+
+
+def _linear_bytes(weight: Tensor, bits: Precision) -> int:
+    if bits == "int4":  # scale and zero of a group in bfloat16
+        return weight.numel() // 2 + 4 * (weight.numel() // GROUP[bits])
+    if bits == "nf4":  # the largest of a group in float32
+        return weight.numel() // 2 + 4 * (weight.numel() // GROUP[bits])
+    return weight.numel() + 4 * weight.shape[0]

@@ -1,0 +1,117 @@
+"""Aspect-ratio buckets: encoded, resumed, trained on."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from encoded_text import encode
+from PIL import Image
+from tiny_pipelines import write_pipeline
+
+from dit_shd.core.config import make
+from dit_shd.core.errors import UserError
+from dit_shd.core.plugins import Plugin
+from dit_shd.core.rng import Draws
+from dit_shd.data.buckets import INDEX, bucket_shapes, encode_buckets, nearest
+from dit_shd.data.datasets import DATASETS
+from dit_shd.data.encode_config import EncodeConfig
+from dit_shd.data.encoder import Encoder
+from dit_shd.data.preprocessing import centre_crop
+from dit_shd.diffusion.pipelines import Prompts
+from dit_shd.training.config import TrainConfig
+from dit_shd.training.trainer import Trainer
+
+SIDES = {"a": (16, 16), "b": (40, 24), "c": (24, 40), "d": (50, 30), "e": (33, 32)}
+"""Height and width of images by name."""
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    return write_pipeline("sd3", tmp_path_factory.mktemp("p") / "pipeline")
+
+
+@pytest.fixture(scope="module")
+def made(pipeline, tmp_path_factory):
+    """Images, the folder of their buckets, and what encoding says again."""
+    folder = tmp_path_factory.mktemp("buckets")
+    (folder / "images").mkdir()
+    for number, (name, sides) in enumerate(SIDES.items()):
+        pixels = np.random.default_rng(number).integers(0, 256, (*sides, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / f"{name}.png")
+        (folder / "images" / f"{name}.txt").write_text(f"a {name}")
+    values = {"images": str(folder / "images"), "out": folder / "latents", "size": 16, "workers": 1, "buckets": True}
+    config = make(EncodeConfig, {**values, "pipeline": str(pipeline)}, "encode")
+    counts = [encode_buckets(config, Prompts.load(str(pipeline), torch.device("cpu"))) for _ in range(2)]
+    assert counts[0] == counts[1]
+    return folder, counts[0]
+
+
+def test_shapes_have_about_one_area_and_their_ratios_are_between_a_half_and_two():
+    shapes = bucket_shapes(1024, 16)
+    assert (1024, 1024) in shapes
+    assert len(shapes) > 10
+    for height, width in shapes:
+        assert height % 64 == width % 64 == 0
+        assert 0.9 < height * width / 1024**2 < 1.1
+        assert 0.5 <= height / width <= 2
+        assert shapes[nearest(shapes, (2 * height, 2 * width))] == (height, width)
+    assert shapes[nearest(shapes, (9000, 100))] == max(shapes, key=lambda shape: shape[0] / shape[1])
+
+
+def test_an_image_is_in_the_bucket_of_its_shape(made, pipeline):
+    folder, counts = made
+    assert counts == {"12x20": 1, "16x16": 2, "20x12": 2}
+    assert json.loads((folder / "latents" / INDEX).read_text()) == {"buckets": counts}
+    data = DATASETS.build(Plugin("text_latents", {"path": str(folder / "latents" / "20x12")}))
+    assert [data.caption(0), data.caption(1)] == ["a b", "a d"]
+    assert data.shape == (4, 10, 6)
+    assert data.record.size == (20, 12)
+    crop = centre_crop(Image.open(folder / "images" / "b.png"), (20, 12))
+    assert crop.shape == (20, 12, 3)
+    encoder = Encoder.load(str(pipeline), "no", torch.device("cpu"))
+    mean = encoder(torch.from_numpy(crop.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1)[0, 0]
+    drawn = torch.stack([data.batch(np.array([0]), Draws(0, step, [0], 1))["latents"][0] for step in range(64)])
+    torch.testing.assert_close(drawn.mean(0), mean, atol=0.5, rtol=0)
+
+
+def values(made, pipeline, run, **changes):
+    data = {"name": "text_buckets", "path": str(made[0] / "latents")}
+    return {
+        "run": str(run),
+        "task": {"name": "text_to_image", "evaluation": {"data": dict(data), "count": 5}},
+        "data": data,
+        "teacher": str(pipeline),
+        "student": {"like": "teacher", "num_attention_heads": 2},
+        "check_teacher": "warn",
+        "losses": [{"name": "output"}, {"name": "shd"}],
+        "steps": 4,
+        "batch_size": 4,
+        "micro_batch_size": 2,
+        "log_every": 1,
+        "validate_every": 4,
+        "ema": 0.5,
+        **changes,
+    }
+
+
+def test_each_step_is_of_one_shape_and_a_run_resumes(made, pipeline, tmp_path):
+    config = make(TrainConfig, values(made, pipeline, tmp_path / "run"))
+    trainer = Trainer.from_config(config)
+    shapes = [trainer.task.draw(Draws(0, step, range(4), 4))[0].x_0.shape[1:] for step in range(40)]
+    assert {tuple(shape) for shape in shapes} == {(4, 8, 8), (4, 6, 10), (4, 10, 6)}
+    whole = [step.metrics["loss"] for step in trainer.run_steps()]
+    two = replace(config, run=tmp_path / "two", steps=2)
+    first = [step.metrics["loss"] for step in Trainer.from_config(two).run_steps()]
+    last = [step.metrics["loss"] for step in Trainer.from_config(replace(two, steps=4)).run_steps()]
+    assert whole == [*first, *last]
+    rows = [json.loads(line) for line in (tmp_path / "run" / "evaluations.jsonl").read_text().splitlines()]
+    assert np.isfinite(rows[0]["validation_loss"])
+
+
+def test_bad_input(made, pipeline, tmp_path):
+    with pytest.raises(UserError, match=r"wanted buckets, found no buckets.json"):
+        DATASETS.build(Plugin("text_buckets", {"path": str(encode(tmp_path, pipeline))}))
+    with pytest.raises(UserError, match="buckets: are for text-to-image models"):
+        make(EncodeConfig, {"images": "x", "out": str(tmp_path / "o"), "buckets": True}, "encode").check()

@@ -1,0 +1,47 @@
+"""Squeezed heads: the best of their rank, by Eckart and Young."""
+
+import numpy as np
+import pytest
+import torch
+
+from dit_shd.distillation.initialisation.heads import squeezed_scores, squeezed_values
+
+
+def moment(x):
+    return x.t() @ x / len(x)
+
+
+def test_squeezed_scores_are_the_best_of_their_rank():
+    """Against Eckart and Young's figure: the error over all pairs is what the left out singular values say."""
+    g = torch.Generator().manual_seed(0)
+    query, key = (torch.randn(200, 6, generator=g).double() @ torch.randn(6, 6, generator=g).double() for _ in "qk")
+    key = key - key.mean(0)
+    weight = torch.tensor([0.7, 0.3]).double()
+    scores = query @ torch.diag(weight.repeat_interleave(3)) @ key.t()
+    best = np.linalg.svd(scores.numpy(), compute_uv=False)
+    for width in (2, 3, 6, 8):
+        c_q, c_k = squeezed_scores(moment(query), moment(key), weight, width)
+        assert c_q.shape == c_k.shape == (width, 6)
+        error = (query @ c_q.t() @ c_k @ key.t() - scores).square().sum().item()
+        assert error == pytest.approx((best[width:] ** 2).sum(), rel=1e-6, abs=1e-12 * (best**2).sum())
+
+
+def test_squeezed_values_are_the_best_of_their_rank():
+    g = torch.Generator().manual_seed(0)
+    u = torch.randn(200, 6, generator=g).double() @ torch.randn(6, 6, generator=g).double()
+    out = torch.randn(6, 5, generator=g).double()
+    best = np.linalg.svd((u @ out).numpy(), compute_uv=False)
+    for width in (1, 3, 5, 7):
+        c_v, back = squeezed_values(moment(u), out, width)
+        assert c_v.shape == (width, 6) and back.shape == (6, width)
+        error = (u @ c_v.t() @ back.t() @ out - u @ out).square().sum().item()
+        assert error == pytest.approx((best[width:] ** 2).sum(), rel=1e-6, abs=1e-12 * (best**2).sum())
+
+
+def test_with_white_inputs_the_values_are_the_truncated_svd_of_the_summed_products():
+    """X = sum_i W_i^V W_i^O, the merged head's X_1 + X_2."""
+    w_v, w_o = torch.randn(7, 6).double(), torch.randn(6, 7).double()
+    c_v, back = squeezed_values(w_v.t() @ w_v, w_o, 2)
+    left, s, right = np.linalg.svd((w_v @ w_o).numpy())
+    expected = torch.from_numpy(left[:, :2] * s[:2] @ right[:2])
+    torch.testing.assert_close(w_v @ c_v.t() @ back.t() @ w_o, expected)

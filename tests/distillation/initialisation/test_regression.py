@@ -1,0 +1,25 @@
+"""What the student keeps, read as what the teacher had: against least squares by NumPy."""
+
+import numpy as np
+import torch
+
+from dit_shd.distillation.initialisation import regression
+from dit_shd.distillation.initialisation.regression import RegressionMoments
+
+
+def test_a_reading_is_the_ridge_regression():
+    r = np.random.default_rng(0)
+    z = r.normal(size=(50, 3)) + 2
+    x = z @ r.normal(size=(3, 5)) + r.normal(size=(50, 5))
+    start = r.normal(size=(5, 3))
+    moments = RegressionMoments()
+    for part in (slice(0, 20), slice(20, 50)):
+        moments.add(torch.from_numpy(z[part])[None], torch.from_numpy(x[part])[None])
+    found = moments.regression(torch.from_numpy(start))
+    centred, rest = z - z.mean(0), (x - z @ start.T) - (x - z @ start.T).mean(0)
+    penalty = np.sqrt(50 * regression.RIDGE * centred.var(0).mean()) * np.eye(3)
+    change, *_ = np.linalg.lstsq(np.concatenate([centred, penalty]), np.concatenate([rest, np.zeros((3, 5))]))
+    np.testing.assert_allclose(found.matrix.numpy(), start + change.T, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found.offset.numpy(), x.mean(0) - found.matrix.numpy() @ z.mean(0), rtol=1e-4, atol=1e-5)
+    nothing = RegressionMoments().regression(torch.from_numpy(start))
+    assert torch.equal(nothing.matrix, torch.from_numpy(start)) and not nothing.offset.any()

@@ -1,0 +1,206 @@
+"""Losses of layers: hidden states, taught pair by pair while the teacher runs."""
+
+import pytest
+import torch
+from small_steps import SMALL, Says, batch_of
+
+from dit_shd import SHD
+from dit_shd.core.errors import UserError
+from dit_shd.distillation.distiller import Distiller
+from dit_shd.distillation.losses import LayerLoss, Reads, Term
+from dit_shd.distillation.losses.output import Output
+from dit_shd.models.families.mdt import MDTv2
+from dit_shd.tasks.diffusion import Diffusion
+
+
+class Hints(LayerLoss):
+    """The student's blocks give what the teacher's give, up to a linear map (FitNets, arXiv 1412.6550)."""
+
+    reads = frozenset({Reads.HIDDEN})
+
+    def __init__(self, layers="sections", passes=("plain",)):
+        super().__init__(1.0, passes, layers)
+        torch.manual_seed(2)
+        self.projector = torch.nn.Linear(8, 16)
+
+    def pair(self, student, teacher, batch):
+        return Term((self.projector(student.hidden) - teacher.hidden).square().flatten(1).mean(1))
+
+
+DEEP = {**SMALL, "num_layers": 8, "decode_layer": 4, "num_attention_heads": 4}
+
+
+LEARNS_FROM = {
+    "en_inblocks.0": "en_inblocks.1",
+    "en_outblocks.0": "en_outblocks.1",
+    "de_blocks.0": "de_blocks.1",
+    "de_blocks.1": "de_blocks.3",
+}
+"""Sections, by hand."""
+
+
+RUNS = [
+    f"{section}.{i}"
+    for section, count in (("en_inblocks", 2), ("en_outblocks", 2), ("de_blocks", 4))
+    for i in range(count)
+]
+"""The teacher's blocks as a plain pass runs them."""
+
+
+@pytest.fixture
+def pair():
+    """A teacher of twice the depth and width, whose gradient nobody has switched off, and a student."""
+    torch.manual_seed(0)
+    teacher, student = MDTv2(**DEEP).eval(), MDTv2(**SMALL, num_attention_heads=2)
+    for p in [*teacher.parameters(), *student.parameters()]:
+        torch.nn.init.normal_(p, std=0.2)
+    return teacher, student
+
+
+def hidden_batch():
+    torch.manual_seed(1)
+    return batch_of(torch.randn(2, 1, 8, 8), [3, 800], [0, 1])
+
+
+def hidden_by_hand(model, batch):
+    """What each block gives, by hooks of our own."""
+    found = {}
+    handles = [
+        module.register_forward_hook(lambda _, args, output, name=name: found.setdefault(name, output))
+        for name, module in model.named_modules()
+        if name.rpartition(".")[0] in ("en_inblocks", "en_outblocks", "de_blocks")
+    ]
+    model(batch.x_t, batch.t, batch.labels, return_dict=False)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def test_hidden_states_are_taught_pair_by_pair(pair):
+    """Value and gradients are those of an independent computation, in the first call and in later ones."""
+    teacher, student = pair
+    loss, batch = Hints(), hidden_batch()
+    distiller = Distiller(Diffusion(), student, [loss])
+    ours, theirs = hidden_by_hand(student, batch), hidden_by_hand(teacher, batch)
+    errors = [
+        (ours[one] @ loss.projector.weight.T + loss.projector.bias - theirs[other]).square().mean()
+        for one, other in LEARNS_FROM.items()
+    ]
+    want = torch.stack(errors).sum()
+    learning = {name: p for name, p in distiller.named_parameters() if "side" not in name}
+    gradients = torch.autograd.grad(want, list(learning.values()), allow_unused=True)
+    reached = {name: grad for name, grad in zip(learning, gradients) if grad is not None}
+    assert {"losses.0.projector.weight", "student.en_inblocks.0.mlp.fc1.weight", "student.pos_embed"} < reached.keys()
+    for _ in range(3):
+        terms, logs = distiller.terms(batch, teacher)
+        torch.testing.assert_close(logs["test_layer_loss"], want.detach())
+        found = torch.autograd.grad(terms["test_layer_loss"], list(learning.values()), allow_unused=True)
+        for name, gradient in zip(learning, found):
+            assert (gradient is None) == (name not in reached), name
+            if gradient is not None:
+                torch.testing.assert_close(gradient, reached[name], rtol=1e-4, atol=1e-6)
+    assert not any(module._forward_hooks for model in pair for module in model.modules())
+
+
+def test_hidden_states_are_settled_as_the_teacher_runs(pair):
+    """Once its order is known: each pair right after its teacher's block, and no output of a block is held."""
+    import weakref
+
+    teacher, student = pair
+    events, alive, outputs = [], [], []
+
+    class Told(Hints):
+        def pair(self, student, teacher, batch):
+            assert (student.attention, teacher.attention) == (None, None)
+            assert not teacher.hidden.requires_grad
+            events.append((student.name, teacher.name))
+            return super().pair(student, teacher, batch)
+
+    def ran(name, output):
+        events.append(name)
+        if name.startswith("de_blocks"):  # the others are the model's own skips
+            alive.append(sum(ref() is not None for ref in outputs))
+            outputs.append(weakref.ref(output))
+
+    for name in RUNS:
+        teacher.get_submodule(name).register_forward_hook(lambda *given, name=name: ran(name, given[-1]))
+    distiller = Distiller(Diffusion(), student, [Told(), Output()])
+    pairs = list(LEARNS_FROM.items())
+    for want, held in (
+        ([*RUNS, *pairs], 3),
+        ([x for name in RUNS for x in (name, *[p for p in pairs if p[1] == name])], 1),
+    ):
+        events.clear(), alive.clear(), outputs.clear()
+        distiller(hidden_batch(), teacher)[0].backward()
+        assert events == want
+        assert max(alive) == held  # the one before is the block's input
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+def test_the_teacher_stops_after_the_last_hidden_state_that_is_needed(pair):
+    teacher, student = pair
+    batch, ran = hidden_batch(), []
+    for name in RUNS:
+        teacher.get_submodule(name).register_forward_hook(lambda *_, name=name: ran.append(name))
+    before = Diffusion().predict(teacher, batch).prediction
+    distiller = Distiller(Diffusion(), student, [Hints({"en_inblocks.0": "en_outblocks.1"})])
+    found = []
+    for want in (RUNS, RUNS[:4]):
+        ran.clear()
+        found.append(distiller(batch, teacher)[1]["test_layer_loss"])
+        assert ran == want
+    assert torch.equal(*found)
+    assert torch.equal(Diffusion().predict(teacher, batch).prediction, before)
+
+
+def test_losses_of_attention_of_hidden_states_and_of_outputs_together(pair):
+    """Each term is what it is alone, streamed or not, and the total is their sum."""
+    teacher, student = pair
+    batch, task = hidden_batch(), Diffusion()
+    alone = [Distiller(task, student, [loss])(batch, teacher)[1] for loss in (Hints(), SHD(), Output())]
+    together = Distiller(task, student, [Hints(), SHD(weight=0.5), Output()])
+    for _ in range(2):
+        total, logs = together(batch, teacher)
+        for name, single in zip(("test_layer_loss", "shd", "output"), alone):
+            assert torch.equal(logs[name], single[name])
+        parts = (logs["noise"], logs["variational"], logs["test_layer_loss"], 0.5 * logs["shd"], logs["output"])
+        torch.testing.assert_close(total.detach(), sum(parts))
+
+
+def test_recomputed_blocks_give_the_same_hidden_states(pair):
+    teacher, student = pair
+    found = []
+    for recompute in (False, True):
+        if recompute:
+            student.enable_gradient_checkpointing()
+        distiller = Distiller(Diffusion(), student.train(), [Hints()])
+        for _ in range(2):
+            student.zero_grad()
+            total, _ = distiller(hidden_batch(), teacher)
+            total.backward()
+        found.append((total.detach(), student.en_inblocks[0].mlp.fc1.weight.grad.clone()))
+    for plain, again in zip(*found):
+        torch.testing.assert_close(plain, again, rtol=1e-5, atol=1e-7)
+
+
+def test_a_model_without_blocks_has_no_hidden_states():
+    distiller = Distiller(Diffusion(), Says(torch.zeros(2, 2, 8, 8)), [Hints()])
+    with pytest.raises(UserError, match="Says: has no list of blocks whose outputs could be read"):
+        distiller(hidden_batch(), Says(torch.zeros(2, 2, 8, 8)))
+
+
+@pytest.mark.parametrize(
+    ("reads", "found"),
+    [((Reads.ATTENTION, Reads.HIDDEN), "attention, hidden"), ((Reads.OUTPUT,), "output"), ((), "nothing")],
+)
+def test_a_loss_of_layers_reads_one_kind_of_them(reads, found):
+    """Blocks and attention layers have other names, so no map pairs both at once."""
+
+    class Both(Hints):
+        pass
+
+    Both.reads = frozenset(reads)
+    with pytest.raises(
+        UserError, match=f"Both: reads: wanted one of attention, attention output and hidden, found {found}$"
+    ):
+        Both()

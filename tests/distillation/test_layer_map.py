@@ -1,0 +1,59 @@
+"""Which layer of the student learns from which of the teacher."""
+
+import pytest
+
+from dit_shd.core.errors import UserError
+from dit_shd.distillation.layer_map import layer_map
+
+
+def test_proportional_map_is_the_papers():
+    teacher, student = [f"b.{i}" for i in range(48)], [f"b.{i}" for i in range(24)]
+    mapped = layer_map(teacher, student, "proportional")
+    assert mapped["b.3"] == "b.7"  # the 4th takes the 8th
+    assert mapped["b.23"] == "b.47"
+
+
+def test_sections_keep_to_themselves_and_round_up():
+    def names(a, b, c):
+        return [
+            f"{s}.{i}.attn" for s, n in (("en_inblocks", a), ("en_outblocks", b), ("de_blocks", c)) for i in range(n)
+        ]
+
+    mapped = layer_map(names(12, 12, 4), names(3, 3, 6), "sections")
+    assert [mapped[f"en_inblocks.{i}.attn"] for i in range(3)] == [f"en_inblocks.{i}.attn" for i in (3, 7, 11)]
+    assert [mapped[f"de_blocks.{i}.attn"] for i in range(6)] == [f"de_blocks.{i}.attn" for i in (0, 1, 1, 2, 3, 3)]
+
+
+def test_text_queries_learn_from_their_layers_text_queries_where_it_has_any():
+    teacher = ["b.0", "b.0:text", "b.1", "b.1:text", "b.2", "b.2:text", "b.3"]
+    student = ["b.0", "b.0:text", "b.1", "b.1:text"]
+    assert layer_map(teacher, student, "proportional") == {"b.0": "b.1", "b.0:text": "b.1:text", "b.1": "b.3"}
+
+
+def test_layers_that_run_several_times_run_as_often_on_both_sides():
+    three, two = (["a", *(f"a#{i}" for i in range(2, n + 1))] for n in (3, 2))
+    assert layer_map(three, three) == {name: name for name in three}
+    assert layer_map(["b.0", "b.1", "b.2"], three) == dict(zip(three, ["b.0", "b.1", "b.2"]))
+    with pytest.raises(UserError, match="of the teacher runs 3 times in one forward, one of the student 2 times"):
+        layer_map(three, two)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"x": "a.0"}, "student has no layer 'x'"),
+        ({"b.0": "y"}, "teacher has no layer 'y'"),
+        ("sections", r"no section 'b\.\*'"),
+        ("nearest", "wanted sections, proportional"),
+    ],
+)
+def test_layer_maps_that_make_no_sense(how, message):
+    with pytest.raises(UserError, match=message):
+        layer_map(["a.0"], ["a.0", "b.0"], how)
+
+
+def test_models_of_two_families_are_taken_whole():
+    """MDT's sections and DiT's one have nothing in common: depth decides."""
+    mdt, dit = ["in.0", "in.1", "out.0", "out.1"], ["blocks.0", "blocks.1"]
+    assert layer_map(mdt, dit) == {"blocks.0": "in.1", "blocks.1": "out.1"}
+    assert layer_map(dit, mdt) == {"in.0": "blocks.0", "in.1": "blocks.0", "out.0": "blocks.1", "out.1": "blocks.1"}

@@ -1,0 +1,75 @@
+"""Low-rank adapters: trained, resumed, merged into the student that is exported."""
+
+import pytest
+import torch
+from runs import run, weights
+from safetensors.torch import load_file
+from tiny_pipelines import sd3
+
+from dit_shd.core.errors import UserError
+from dit_shd.models import loading
+from dit_shd.models.lora import Lora, add_lora, check_lora, linear_maps, merge_lora
+from dit_shd.profiling import meta
+
+LORA = {
+    "initialisation": {"weights": "teacher", "calibration": 0},
+    "lora": {"rank": 2, "alpha": 4},
+    "losses": [{"name": "output"}],
+}
+
+
+def test_they_are_trained_resumed_and_merged(values, tmp_path):
+    config, whole = run(values, **LORA, steps=3, checkpoint_every=2, ema=0.5)
+    folder = tmp_path / "two"
+    _, first = run(values, **LORA, steps=2, ema=0.5, run=str(folder))
+    begun = load_file(folder / "checkpoints" / "step_00000002" / "distiller.safetensors")
+    _, last = run(values, **LORA, steps=3, ema=0.5, run=str(folder))
+    assert [m["loss"] for m in whole] == [m["loss"] for m in (*first, *last)]
+    state = load_file(folder / "checkpoints" / "step_00000003" / "distiller.safetensors")
+    moved = {name for name, tensor in state.items() if not torch.equal(tensor, begun[name])}
+    assert moved
+    assert not [name for name in moved if name.startswith("student.") and ".lora_" not in name]
+    average = load_file(folder / "checkpoints" / "step_00000003" / "ema_0.5.safetensors")
+    base = next(name.removesuffix(".base_layer.weight") for name in average if name.endswith(".base_layer.weight"))
+    a, b = (average[f"{base}.lora_{side}.default.weight"] for side in "AB")
+    assert b.abs().max() > 0
+    expected = average[f"{base}.base_layer.weight"] + 4 / 2 * b @ a
+    torch.testing.assert_close(weights(config.run)[f"{base}.weight"], expected)
+    student = loading.load(config.run)
+    assert not [name for name, _ in student.named_modules() if "lora" in name]
+
+
+def test_a_merged_model_is_of_its_class_and_gives_the_same():
+    torch.manual_seed(0)
+    model = sd3().transformer.eval()
+    inputs = {"hidden_states": torch.randn(2, 4, 8, 8), "timestep": torch.tensor([300.0, 700.0])}
+    inputs |= {"encoder_hidden_states": torch.randn(2, 5, 32), "pooled_projections": torch.randn(2, 24)}
+    names, before = list(model.state_dict()), model(**inputs).sample
+    add_lora(model, Lora(rank=2, targets=["to_q", "to_out.0"]))
+    torch.testing.assert_close(model(**inputs).sample, before)
+    spec = meta.ModelSpec.of(model).skeleton()
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert trained == [name for name, p in spec.named_parameters() if p.requires_grad]
+    for name, p in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(p)
+    with_adapters = model(**inputs).sample
+    assert (with_adapters - before).abs().max() > 1e-3
+    merge_lora(model)
+    torch.testing.assert_close(model(**inputs).sample, with_adapters, rtol=1e-4, atol=1e-5)
+    assert list(model.state_dict()) == names
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_every_linear_map_of_the_blocks(teacher):
+    model = loading.load(teacher)
+    add_lora(model, Lora(rank=1))
+    adapted = {name.removesuffix(".lora_A") for name, _ in model.named_modules() if name.endswith(".lora_A")}
+    assert adapted == set(linear_maps(loading.load(teacher)))
+
+
+def test_bad_input(teacher, values):
+    with pytest.raises(UserError, match=r"lora.targets: no linear map of the student's blocks ends in foo; there are"):
+        check_lora(loading.load(teacher), Lora(rank=2, targets=["foo"]))
+    with pytest.raises(UserError, match=r"lora\.rank: wanted"):
+        run(values, lora={"rank": -1})

@@ -1,0 +1,44 @@
+"""Teachers in fewer bits than 16."""
+
+import pytest
+import torch
+from runs import run
+
+from dit_shd.core.errors import UserError
+from dit_shd.models import loading
+from dit_shd.models.quantization import config_of, counted_bytes, plain_parts
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("bits", ["int8", "fp8"])
+def test_it_teaches_nearly_the_same(values, tmp_path, bits):
+    _, fine = run(values, steps=1)
+    _, low = run(values, steps=1, teacher_precision=bits, run=str(tmp_path / bits))
+    for term in ("plain/shd", "plain/output"):
+        assert fine[0][term] != low[0][term]
+        assert fine[0][term] == pytest.approx(low[0][term], rel=0.1)
+    assert fine[0]["plain/noise"] == low[0]["plain/noise"]
+
+
+@pytest.mark.parametrize("bits", ["int8", "fp8"])
+def test_bytes_are_counted(teacher, bits):
+    full, low = loading.load(teacher), loading.load(teacher, bits)
+    tensors = [part for x in (*low.parameters(), *low.buffers()) for part in plain_parts(x).values()]
+    held = sum(x.numel() * x.element_size() for x in tensors)
+    assert held == pytest.approx(counted_bytes(full, bits), rel=0.05)
+    assert held < 0.5 * 4 * sum(p.numel() for p in full.parameters())
+
+
+def test_bad_input(teacher, tmp_path):
+    with pytest.raises(UserError, match="teacher_precision: int4 needs a GPU, found cpu"):
+        config_of("int4", CPU)
+    with pytest.raises(UserError, match="int8 reads folders of diffusers"):
+        loading.load(tmp_path, "int8")
+
+
+def test_four_bits_of_bitsandbytes():
+    pytest.importorskip("bitsandbytes")
+    config = config_of("nf4", torch.device("cuda"))
+    assert config.load_in_4bit and config.bnb_4bit_quant_type == "nf4"
+    assert config.bnb_4bit_compute_dtype == torch.bfloat16
