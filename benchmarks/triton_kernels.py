@@ -26,9 +26,10 @@ from dit_shd.attention.kernels import gradients, scores
 from dit_shd.attention.kernels.blocks import Blocks
 from dit_shd.squeezing.kernels import blocks as divergence_blocks
 from dit_shd.squeezing.kernels import divergence
+from dit_shd.squeezing.kernels.squared import squared_rows
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-BIASES = [("none", False), ("relative", False), ("dense", True)]
+BIASES = [("none", False), ("lines", False), ("relative", False), ("dense", True)]
 """Bias and causality of both sides."""
 
 
@@ -53,7 +54,7 @@ def configurations(dtype: str, width: int) -> list[tuple[str, Any, dict[str, Any
         constants = dict(
             VALUES=values, WIDTH=width, BLOCK_WIDTH=Blocks.width(width), VALUE_WIDTH=width,
             BLOCK_VALUE=Blocks.width(width),
-            BIAS=bias, CAUSAL=causal, SPLIT=False, PRECISION="ieee",
+            BIAS=bias, CAUSAL=causal, WHOLE=True, PRECISION="ieee",
         )  # fmt: skip
         types = dict(
             side=side(dtype), value=f"*{dtype}", value_b="i32", value_h="i32", value_m="i32", heads="*i32",
@@ -66,21 +67,21 @@ def configurations(dtype: str, width: int) -> list[tuple[str, Any, dict[str, Any
     for (bias, causal), measure, k in itertools.product(BIASES, ("kl", "mse"), (2, 3)):
         fixed = dict(
             K=k, T_WIDTH=width, T_BLOCK=Blocks.width(width), T_BIAS=bias, T_CAUSAL=causal,
-            S_WIDTH=width, S_BLOCK=Blocks.width(width), S_BIAS=bias, S_CAUSAL=causal, PRECISION="ieee",
+            S_WIDTH=width, S_BLOCK=Blocks.width(width), S_BIAS=bias, S_CAUSAL=causal, WHOLE=True, PRECISION="ieee",
         )  # fmt: skip
         name, squared = f"{measure} {k}:1 {bias}", fixed | dict(SQUARED=measure == "mse")
-        kernel = divergence.squared_rows if measure == "mse" else divergence.divergence_rows
-        rows = fixed | dict(GRADIENTS=True, SPLIT=dtype != "fp32") | (dict(ENTROPY=True) if measure == "kl" else {})
-        types = shared | dict(value="*fp32", d_query="*fp32") | numbers
+        kernel = squared_rows if measure == "mse" else divergence.divergence_rows
+        rows = fixed | dict(GRADIENTS=True) | (dict(ENTROPY=True) if measure == "kl" else {})
+        types = shared | dict(value="*fp32", d_query="*fp32", boost="fp32") | numbers
         blocks = divergence_blocks.of_rows(width, width, DTYPES[dtype], measure, bias)
         found.append((f"{kernel.__name__} {name}", kernel, types, rows, blocks))
         blocks = divergence_blocks.of_keys(width, width, DTYPES[dtype], bias)
         strides = {f"d_bias_{axis}": "i32" for axis in "bhnm"}
         types = shared | dict(d_key="*fp32", d_bias="*fp32") | strides | dict(boost="fp32") | numbers
-        for collect in {"none": ["none"], "relative": ["none", "entries"], "dense": ["none", "dense"]}[bias]:
+        for collect in {"relative": ["none", "entries"], "dense": ["none", "dense"]}.get(bias, ["none"]):
             keys = squared | dict(COLLECT=collect)
             found.append((f"divergence_keys {name} {collect}", divergence.divergence_keys, types, keys, blocks))
-        for line in (16, 32, 64) if bias == "relative" else ():
+        for line in (16, 32, 64) if bias == "lines" else ():
             types, blocks = shared | dict(lines="*fp32", SIDE="i32", N="i32"), Blocks.of_offsets(line)
             found.append((f"divergence_offsets {name} {line}", divergence.divergence_offsets, types, squared, blocks))
     return found + attention_configurations(dtype, width)
@@ -95,16 +96,16 @@ def attention_configurations(dtype: str, width: int) -> list[tuple[str, Any, dic
         blocks = Blocks.of_gradients(width, width, DTYPES[dtype], bias)
         fixed = dict(
             WIDTH=width, BLOCK_WIDTH=Blocks.width(width), VALUE_WIDTH=width, BLOCK_VALUE=Blocks.width(width),
-            BIAS=bias, CAUSAL=causal, PRECISION="ieee",
+            BIAS=bias, CAUSAL=causal, WHOLE=True, PRECISION="ieee",
         )  # fmt: skip
         types = shared | dict(d_query=f"*{dtype}")
         rows.append((f"attention_rows {bias}", gradients.attention_rows, types, fixed, blocks))
         strides = {f"d_bias_{axis}": "i32" for axis in "bhnm"}
         types = shared | dict(d_key=f"*{dtype}", d_value=f"*{dtype}", d_bias="*fp32") | strides
-        for collect in {"none": ["none"], "relative": ["none", "entries"], "dense": ["none", "dense"]}[bias]:
-            keys = fixed | dict(COLLECT=collect)
+        for collect in {"relative": ["none", "entries"], "dense": ["none", "dense"]}.get(bias, ["none"]):
+            keys, blocks = fixed | dict(COLLECT=collect), Blocks.of_key_gradients(width, width, DTYPES[dtype], bias)
             rows.append((f"attention_keys {bias} {collect}", gradients.attention_keys, types, keys, blocks))
-        for line in (16, 32, 64) if bias == "relative" else ():
+        for line in (16, 32, 64) if bias == "lines" else ():
             types = shared | dict(lines="*fp32", SIDE="i32")
             name = f"attention_offsets {line}"
             rows.append((name, gradients.attention_offsets, types, fixed, Blocks.of_offsets(line)))

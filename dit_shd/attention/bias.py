@@ -6,6 +6,7 @@ score gradients of a tile reach its leaves.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -18,8 +19,16 @@ Adder = Callable[[Tensor, slice], None]
 class BiasGradient(ABC):
     """Collects what score gradients mean for the leaves of a bias."""
 
-    collected: Tensor
-    """Where they are added up, in the layout of the bias's own class."""
+    def __init__(self, shape: tuple[int, ...], leaf: Tensor):
+        self.shape = shape
+        """Of `collected`."""
+        self._leaf = leaf
+
+    @cached_property
+    def collected(self) -> Tensor:
+        """Where they are added up, in the layout of the bias's own class; zeros at first, unless it is set."""
+        wide = torch.promote_types(self._leaf.dtype, torch.float32)
+        return torch.zeros(self.shape, dtype=wide, device=self._leaf.device)
 
     @abstractmethod
     def add(self, d_scores: Tensor, samples: slice, heads: Heads, rows: slice) -> None:
@@ -164,8 +173,7 @@ def _stretched(bias: Tensor, factor: float) -> Tensor:
 
 class _DenseGradient(BiasGradient):
     def __init__(self, leaf: Tensor, samples: int):
-        wide = torch.promote_types(leaf.dtype, torch.float32)
-        self.collected = torch.zeros(max(samples, leaf.shape[0]), *leaf.shape[1:], dtype=wide, device=leaf.device)
+        super().__init__((max(samples, leaf.shape[0]), *leaf.shape[1:]), leaf)
 
     def add(self, d_scores: Tensor, samples: slice, heads: Heads, rows: slice) -> None:
         every = slice(None)

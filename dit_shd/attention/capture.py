@@ -137,9 +137,12 @@ class Capture:
         return softmax(scores, self.masks)
 
     def detach(self) -> "Capture":
-        """The same without a graph."""
-        tensors = {k.lstrip("_"): v.detach() for k, v in vars(self).items() if isinstance(v, Tensor)}
-        return self._with(bias=None if self.bias is None else self.bias.detach(), **tensors)
+        """The same without a graph; itself, if it has none."""
+        tensors = {k.lstrip("_"): v for k, v in vars(self).items() if isinstance(v, Tensor) and v.requires_grad}
+        bias = self.bias.detach() if self.bias is not None and self.bias.needs_grad() else self.bias
+        if not tensors and bias is self.bias:
+            return self
+        return self._with(bias=bias, **{name: x.detach() for name, x in tensors.items()})
 
     def select(self, rows: Tensor) -> "Capture":
         """The query rows with these indices [r]."""
@@ -170,6 +173,10 @@ class Capture:
             mixed=None,
             image=None,
         )
+
+    def with_tensors(self, query: Tensor, key: Tensor, value: Tensor, mixed: Tensor | None = None) -> "Capture":
+        """The same layer with other queries, keys, values and A V, of the same shapes."""
+        return self._with(query=query, key=key, value=value, mixed=mixed)
 
     def _with(self, **changes: Any) -> "Capture":
         """The same with other fields; W^O is not asked for."""

@@ -71,7 +71,7 @@ class RelativeBias(Bias):
         table = self.leaves[0].detach().t()
         if self.code is None:
             if self._lines is None:  # made once for all tiles that go through one bias; do not keep biases for long
-                self._lines = _lines(table, self.window)
+                self._lines = lines_of(table, self.window)
             lines = self._lines[heads]
 
             def add_runs(scores: Tensor, rows: slice) -> None:
@@ -100,7 +100,7 @@ class RelativeBias(Bias):
     def rows(self, rows: slice) -> Tensor:
         (table,) = self.leaves
         if self.code is None:
-            lines = _lines(table.t(), self.window)
+            lines = lines_of(table.t(), self.window)
             rows = slice(*rows.indices(self.window**2)[:2])
             return torch.cat([lines[:, x, run] for _, x, run in runs(rows, self.window)], dim=1)[None]
         index = self._index(rows)
@@ -147,7 +147,7 @@ def windows(lines: Tensor, rows: slice, window: int) -> list[Tensor]:
     return [starts[window - 1 - y] for y in range(rows.start // window, rows.stop // window)]
 
 
-def _lines(table: Tensor, window: int) -> Tensor:
+def lines_of(table: Tensor, window: int) -> Tensor:
     """[h, x_q, (2w-1) * w] of a table [h, (2w-1)^2+3]."""
     side = 2 * window - 1
     flipped = table[:, : side * side].reshape(-1, side, side).flip(1, 2)
@@ -161,9 +161,7 @@ class _Runs(BiasGradient):
     def __init__(self, bias: RelativeBias, samples: int):
         (table,) = bias.leaves
         self.window, self.spare = bias.window, table.shape[0] - (2 * bias.window - 1) ** 2
-        wide = torch.promote_types(table.dtype, torch.float32)
-        shape = (samples, table.shape[1], bias.window, (2 * bias.window - 1) * bias.window)
-        self.collected = torch.zeros(shape, dtype=wide, device=table.device)
+        super().__init__((samples, table.shape[1], bias.window, (2 * bias.window - 1) * bias.window), table)
 
     def add(self, d_scores: Tensor, samples: slice, heads: Heads, rows: slice) -> None:
         if len(self.collected) == 1:
@@ -177,21 +175,20 @@ class _Runs(BiasGradient):
             self.collected[samples, heads, x, run] += d_scores[:, :, part]
 
     def total(self) -> tuple[Tensor, ...]:
-        w, side = self.window, 2 * self.window - 1
-        table = torch.stack([_folded(lines, w) for lines in self.collected]).view(len(self.collected), -1, side * side)
+        table = _folded(self.collected, self.window)
         return (torch.nn.functional.pad(table, (0, self.spare)).transpose(1, 2),)
 
 
 def _folded(lines: Tensor, window: int) -> Tensor:
-    """The table [h, (2w-1)^2] that lines [h, x_q, (2w-1) * w] are cut from, their sums where they overlap.
+    """The table [b, h, (2w-1)^2] that lines [b, h, x_q, (2w-1) * w] are cut from, their sums where they overlap.
 
     The keys of x_q start at w-1-x_q, so row r = w-1-x_q is to be moved by r: rows of length 2w, read as rows of 2w-1.
     """
     side = 2 * window - 1
-    rows = lines.unflatten(2, (side, window)).flip(1).transpose(1, 2)  # [h, a, r, x_k]
-    padded = torch.nn.functional.pad(rows, (0, window)).flatten(2)  # [h, a, w * 2w]
-    moved = padded[..., : window * side].unflatten(2, (window, side))
-    return moved.sum(2).flip(1, 2).flatten(1)
+    rows = lines.unflatten(3, (side, window)).flip(2).transpose(2, 3)  # [b, h, a, r, x_k]
+    padded = torch.nn.functional.pad(rows, (0, window)).flatten(3)  # [b, h, a, w * 2w]
+    moved = padded[..., : window * side].unflatten(3, (window, side))
+    return moved.sum(3).flip(2, 3).flatten(2)
 
 
 class _Entries(BiasGradient):
@@ -200,8 +197,7 @@ class _Entries(BiasGradient):
     def __init__(self, bias: RelativeBias, samples: int):
         (table,) = bias.leaves
         self.bias = bias
-        wide = torch.promote_types(table.dtype, torch.float32)
-        self.collected = torch.zeros(samples, table.shape[1], table.shape[0], dtype=wide, device=table.device)
+        super().__init__((samples, table.shape[1], table.shape[0]), table)
 
     def add(self, d_scores: Tensor, samples: slice, heads: Heads, rows: slice) -> None:
         index = self.bias.samples(samples)._index(rows).flatten(1).long()  # [b or 1, r*m]; int32 is slow in index_add_

@@ -172,16 +172,16 @@ def add_product(out: Tensor, a: Tensor, b: Tensor, factor: float = 1.0, first: b
     torch.baddbmm(out, a, b, beta=0 if first else 1, alpha=factor, out=out)
 
 
-_on_device: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
+_on_device: dict[tuple[tuple[int, ...], torch.device, torch.dtype], Tensor] = {}
 
 
-def index_tensor(indices: tuple[int, ...], device: torch.device) -> Tensor:
-    """Indices on a device; copied to a GPU once, since it has to be waited for at every copy."""
-    place = _on_device.get((indices, device))
+def index_tensor(indices: tuple[float, ...], device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:
+    """Indices, or other constants, on a device; copied to a GPU once, since it has to be waited for at every copy."""
+    place = _on_device.get((indices, device, dtype))
     if place is None:
-        place = torch.tensor(indices, device=device)
+        place = torch.tensor(indices, device=device, dtype=dtype)
         if device.type == "cuda" and type(place) is Tensor:  # and none that only stands for one while code is traced
-            _on_device[indices, device] = place
+            _on_device[indices, device, dtype] = place
     return place
 
 

@@ -9,28 +9,18 @@ Shapes: n and m points, d features, c candidates, p pairs. Distances are squared
 """
 
 import math
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from dit_shd.core.precision import true_float32
+
 SPARE = 8
 """Neighbours kept beyond the k-th while rounding leaves their order open."""
 PAIRS = 2048
 """Number of pairs whose distances are computed again at once."""
-
-
-@contextmanager
-def true_float32() -> Generator[None]:
-    """Keep all bits in products of float32, whatever the process allows elsewhere (TF32, bfloat16)."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 @dataclass(frozen=True)

@@ -100,11 +100,8 @@ def verdicts(claims: Table) -> list[str]:
 
 
 def _facts(report: StudyReport, page: Path) -> dict[str, str | Link]:
-    """The facts, with files as links."""
-    return {
-        name: Link(value, page.parent / value) if (page.parent / value).is_file() else value
-        for name, value in report.facts.items()
-    }
+    """The facts, the rows' file as a link."""
+    return {name: Link(value, page.parent / value) if name == "rows" else value for name, value in report.facts.items()}
 
 
 def _dots(report: StudyReport) -> str:

@@ -6,13 +6,14 @@ dS = (B - A~) / (T n), and from it dq, dk and dbias. All backends compute the gr
 n x d tensors only: streamed.py tile by tile, fused.py from stock attention kernels, triton.py by Triton kernels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from dit_shd.attention.bias import Bias
 from dit_shd.attention.capture import Capture, one_layer
 from dit_shd.attention.tiles import CHUNK_MIB, full_precision
 from dit_shd.squeezing.backends.autotune import RUNS, Backend, choose, unfit
@@ -56,6 +57,24 @@ def attention_kl(
     Raises:
         ValueError: Token counts, head counts, weights or temperature do not fit.
     """
+    job, run = divergence_job(
+        teacher, student, squeeze, temperature, measure, backend, chunk_mib, row_weight, check=check
+    )
+    return attached(student, gradients_of(job, run))
+
+
+def divergence_job(
+    teacher: Capture,
+    student: Capture,
+    squeeze: Squeeze,
+    temperature: float = 1.0,
+    measure: Measure = "kl",
+    backend: Backend = "streamed",
+    chunk_mib: float = CHUNK_MIB,
+    row_weight: Tensor | None = None,
+    check: bool = True,
+) -> tuple[Job, Callable[[Job], Result]]:
+    """What attention_kl computes, and the backend that does; the arguments are its."""
     _check(teacher, student, squeeze, temperature, measure, backend)
     if check:
         _check_sums(squeeze)
@@ -74,8 +93,28 @@ def attention_kl(
         bias_needs_grad=bias_needs_grad,
         row_weight=row_weight,
     )
-    run = RUNS[choose(job) if backend == "auto" else backend]
-    return _AttentionDivergence.apply(job, run, *inputs)  # type: ignore[return-value]
+    return job, RUNS[choose(job) if backend == "auto" else backend]
+
+
+def gradients_of(job: Job, run: Callable[[Job], Result]) -> list[Tensor]:
+    """The value [b] and, if wanted, its gradients: d_query and d_key [b,heads,tokens,d], and those of the bias."""
+    with torch.no_grad(), full_precision(job.student.query.device):
+        result = run(job)
+        value = result.value.to(torch.promote_types(job.student.query.dtype, torch.float32))
+        if not job.gradients:
+            return [value]
+        factor = 1.0 / (job.temperature * job.teacher.shape[2])
+        totals = () if result.bias is None else [x * factor for x in result.bias.total()]
+        grads = (result.d_query, result.d_key)
+        return [value, *(grads if result.factor == 1 else torch._foreach_mul(grads, result.factor)), *totals]
+
+
+def attached(student: Capture, parts: Sequence[Tensor]) -> Tensor:
+    """The value [b] with the gradients that gradients_of found, for the student's query, key and bias."""
+    if len(parts) == 1:
+        return parts[0]
+    leaves = () if student.bias is None else student.bias.leaves
+    return _Attached.apply(student.bias, len(parts), *parts, student.query, student.key, *leaves)  # type: ignore[return-value]
 
 
 def _check(
@@ -113,33 +152,23 @@ def _check_sums(squeeze: Squeeze) -> None:
         raise ValueError("attention_kl: wanted weights that sum to 1 in every group, found others (or NaN)")
 
 
-class _AttentionDivergence(torch.autograd.Function):
-    """Computes the gradients in the forward, from the same maps as the value; only n x d tensors are kept."""
+class _Attached(torch.autograd.Function):
+    """A value whose gradients are known: they were computed from the same maps; only n x d tensors are kept."""
 
     @staticmethod
-    def forward(
-        ctx: Any,  # noqa: ANN401
-        job: Job,
-        run: Callable[[Job], Result],
-        query: Tensor,
-        key: Tensor,
-        *leaves: Tensor,
-    ) -> Tensor:
-        with torch.no_grad(), full_precision(query.device):
-            result = run(job)
-        if job.gradients:
-            factor = 1.0 / (job.temperature * job.teacher.shape[2])
-            totals = () if result.bias is None else [x.mul_(factor) for x in result.bias.total()]
-            ctx.save_for_backward(result.d_query, result.d_key, *totals)
-            ctx.bias = job.student.bias
-            ctx.dtypes = (query.dtype, key.dtype, len(leaves))
-        return result.value.to(torch.promote_types(query.dtype, torch.float32))
+    def forward(ctx: Any, bias: Bias | None, count: int, *tensors: Tensor) -> Tensor:  # noqa: ANN401
+        value, *gradients = tensors[:count]
+        query, key, *leaves = tensors[count:]
+        ctx.save_for_backward(*gradients)
+        ctx.bias, ctx.count, ctx.leaves = bias, count, len(leaves)
+        ctx.dtypes = query.dtype, key.dtype
+        return value.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # noqa: ANN401
         d_query, d_key, *totals = ctx.saved_tensors
-        query_dtype, key_dtype, leaves = ctx.dtypes
         scale = upstream.to(d_query.dtype)[:, None, None, None]
-        grads = ctx.bias.weighted(totals, upstream) if totals else [None] * leaves
-        return None, None, (d_query * scale).to(query_dtype), (d_key * scale).to(key_dtype), *grads
+        grads = ctx.bias.weighted(totals, upstream) if totals else [None] * ctx.leaves
+        made = ((x * scale).to(dtype) for x, dtype in zip((d_query, d_key), ctx.dtypes))
+        return *(None,) * (2 + ctx.count), *made, *grads

@@ -6,8 +6,9 @@ only their inner products. W_a^O enters through its Gram matrices alone, and so 
 L_a L_c^T = W_a W_c^T (a QR factor): the vectors D_i V_a L_a are short, and nothing n x e or n x n outlives its tile.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,20 +16,14 @@ from torch import Tensor
 from dit_shd.attention.capture import Capture
 from dit_shd.attention.streamed import attend
 from dit_shd.attention.tiles import CHUNK_MIB, Buffers, Maps, Tiling, flat, index_tensor, run_of, slices
-from dit_shd.squeezing.kernels.captures import values_met
 
 Groups = list[list[int]]
 """Groups of k heads each."""
 
 
-@dataclass(frozen=True, eq=False)
-class Products:
-    """Inner products of G groups of k heads, summed over tiles in float64."""
+class Quadratic(NamedTuple):
+    """The squared error as a function of the first k-1 weights: w'Gw - 2 w't + ||Z||^2."""
 
-    norm: Tensor
-    """||Y||^2, Y = sum_a A_a X_a: [b,G], or [b,G,n] for each query row."""
-    table: Tensor | None
-    """<D_i X_a, D_j X_c> [b,G,k-1,k,k-1,k], for weights that all query rows share."""
     gram: Tensor
     """<D_i X, D_j X> with X = sum_a X_a: [b,G,k-1,k-1] or [b,G,n,k-1,k-1]."""
     target: Tensor
@@ -37,9 +32,30 @@ class Products:
     """||Z||^2: [b,G] or [b,G,n]."""
 
 
+@dataclass(frozen=True, eq=False)
+class Products:
+    """Inner products of G groups of k heads, summed over tiles in float64."""
+
+    norm: Tensor
+    """||Y||^2, Y = sum_a A_a X_a: [b,G], or [b,G,n] for each query row."""
+    table: Tensor | None = None
+    """<D_i X_a, D_j X_c> [b,G,k-1,k,k-1,k], for weights that all query rows share."""
+    of_rows: Quadratic | None = None
+    """The squared error of each query row."""
+
+    @property
+    def quadratic(self) -> Quadratic:
+        """The squared error of each row, or of all rows by the table."""
+        if self.of_rows is not None:
+            return self.of_rows
+        assert self.table is not None
+        z = self.table.diagonal(dim1=4, dim2=5).sum(-1)  # <D_i X_a, Z> [b,G,i,a]
+        return Quadratic(self.table.sum((3, 5)), z.sum(3), z.diagonal(dim1=2, dim2=3).sum(-1))
+
+
 @dataclass
 class Projections:
-    """A cache of the factors L_a of W^O, for a teacher whose weights do not change (the last `size` of them).
+    """A cache of what W^O enters by, for a teacher whose weights do not change (the last `size` layers or kinds).
 
     In-place changes of W^O are noticed, except through `.data`: call clear() then.
     """
@@ -49,28 +65,44 @@ class Projections:
 
     def of(self, out: Tensor, groups: Groups) -> Tensor:
         """L [G,k,d,f] in float64, f = min(k d, e), with L_a L_c^T = W_a W_c^T inside each group of `out` [h,d,e]."""
+        return self._cached(_short_factor, out, groups)
+
+    def grams(self, out: Tensor, groups: Groups) -> Tensor:
+        """W_a W_c^T [G,k,d,k,d] in float64 inside each group of `out` [h,d,e]."""
+        return self._cached(_grams, out, groups)
+
+    def _cached(self, made: Callable[[Tensor, Groups], Tensor], out: Tensor, groups: Groups) -> Tensor:
         if torch.compiler.is_compiling():  # a graph has no cache
-            return _short_factor(out, groups)
-        key = (out.data_ptr(), tuple(out.shape), out.stride(), out.dtype, str(out.device), str(groups))
+            return made(out, groups)
+        key = (made, out.data_ptr(), tuple(out.shape), out.stride(), out.dtype, str(out.device), str(groups))
         entry = self._kept.get(key)
         version = 0 if out.is_inference() else out._version
         if entry is not None and entry[1] == version:
             return entry[2]
-        factor = _short_factor(out, groups)
+        result = made(out, groups)
         while len(self._kept) >= self.size:
             self._kept.pop(next(iter(self._kept)))
-        self._kept[key] = (out, version, factor)  # the reference to `out` keeps its memory from being reused
-        return factor
+        self._kept[key] = (out, version, result)  # the reference to `out` keeps its memory from being reused
+        return result
 
     def clear(self) -> None:
         """Empty the cache."""
         self._kept.clear()
 
 
-def _short_factor(out: Tensor, groups: Groups) -> Tensor:
+def _stacked(out: Tensor, groups: Groups) -> Tensor:
+    """W^O of groups [G, k d, e]."""
     place = index_tensor(tuple(head for group in groups for head in group), out.device).view(len(groups), -1)
-    stacked = out.detach()[place].double().flatten(1, 2)  # [G, k d, e]
-    upper = torch.linalg.qr(stacked.transpose(1, 2), mode="r").R  # [G, f, k d]
+    return out.detach()[place].double().flatten(1, 2)
+
+
+def _grams(out: Tensor, groups: Groups) -> Tensor:
+    stacked, k = _stacked(out, groups), len(groups[0])
+    return (stacked @ stacked.transpose(1, 2)).view(len(groups), k, -1, k, stacked.shape[1] // k)
+
+
+def _short_factor(out: Tensor, groups: Groups) -> Tensor:
+    upper = torch.linalg.qr(_stacked(out, groups).transpose(1, 2), mode="r").R  # [G, f, k d]
     return upper.transpose(1, 2).unflatten(1, (len(groups[0]), -1)).contiguous()
 
 
@@ -111,14 +143,14 @@ class Collector:
     def outputs(self, mixed: Tensor, factor: Tensor, samples: slice, groups: slice, rows: slice) -> None:
         """Add A_a V_a [s,G,k,r,d] of some query rows."""
         if self.root_weight is not None:
-            mixed = _weighted(mixed, self.root_weight[samples, None, None, rows, None])
+            mixed = weighted(mixed, self.root_weight[samples, None, None, rows, None])
         y = (mixed @ factor).sum(2)  # [s,G,r,f]
         self._add(self.norm, y.square().sum(-1), samples, groups, rows)
 
     def differences(self, mixed: Tensor, factor: Tensor, samples: slice, groups: slice, rows: slice) -> None:
         """Add D_i V_a [s,G,k-1,r,k,d] of some query rows."""
         if self.root_weight is not None:
-            mixed = _weighted(mixed, self.root_weight[samples, None, None, rows, None, None])
+            mixed = weighted(mixed, self.root_weight[samples, None, None, rows, None, None])
         s, count, less, r, k, d = mixed.shape
         by_value = mixed.permute(0, 1, 4, 2, 3, 5).reshape(s, count, k, less * r, d)
         z = (by_value @ factor).view(s, count, k, less, r, -1).transpose(2, 3)  # D_i X_a [s,G,i,a,r,f]
@@ -132,14 +164,14 @@ class Collector:
         self._add(self.target, torch.einsum("sgirf,sgrf->sgri", d_x, z_sum), samples, groups, rows)
         self._add(self.z_norm, z_sum.square().sum(-1), samples, groups, rows)
 
-    def all_pairs(self, values: Tensor, factor: Tensor, group: int, rows: int) -> None:
-        """Add A_i V_a [b,i,a,n,d] of one group, by tiles of query rows."""
-        groups, samples = slice(group, group + 1), slice(0, len(values))
-        for tile_rows in slices(values.shape[3], rows):
-            tile = values[:, :, :, tile_rows]
-            outputs = tile.diagonal(dim1=1, dim2=2).permute(0, 3, 1, 2)[:, None]  # A_a V_a [b,1,k,r,d]
+    def all_pairs(self, values: Tensor, factor: Tensor, groups: slice, rows: int) -> None:
+        """Add A_i V_a [b,G,i,a,n,d] of some groups, by tiles of query rows."""
+        samples = slice(0, len(values))
+        for tile_rows in slices(values.shape[4], rows):
+            tile = values[:, :, :, :, tile_rows]
+            outputs = tile.diagonal(dim1=2, dim2=3).movedim(-1, 2)  # A_a V_a [b,G,k,r,d]
             self.outputs(outputs, factor[groups], samples, groups, tile_rows)
-            differences = (tile[:, :-1] - tile[:, -1:]).transpose(2, 3)[:, None]  # [b,1,k-1,r,k,d]
+            differences = (tile[:, :, :-1] - tile[:, :, -1:]).transpose(3, 4)  # [b,G,k-1,r,k,d]
             self.differences(differences, factor[groups], samples, groups, tile_rows)
 
     def _add(self, total: Tensor, values: Tensor, samples: slice, groups: slice, rows: slice) -> None:
@@ -150,16 +182,8 @@ class Collector:
 
     def products(self) -> Products:
         """The sums over all tiles that were added."""
-        if self.table is None:
-            return Products(self.norm, None, self.gram, self.target, self.z_norm)
-        z = self.table.diagonal(dim1=4, dim2=5).sum(-1)  # <D_i X_a, Z> [b,G,i,a]
-        return Products(
-            norm=self.norm,
-            table=self.table,
-            gram=self.table.sum((3, 5)),
-            target=z.sum(3),
-            z_norm=z.diagonal(dim1=2, dim2=3).sum(-1),
-        )
+        of_rows = Quadratic(self.gram, self.target, self.z_norm) if self.per_row else None
+        return Products(self.norm, self.table, of_rows)
 
 
 def streamed(
@@ -239,23 +263,11 @@ def fused(
             partner = [(i + turn) % k for i in range(k)]
             result = attend(query, key, value[:, partner], capture.scale, bias, capture.causal, chunk_mib)
             met[:, torch.arange(k), torch.tensor(partner)] = result
-        collector.all_pairs(met, factor, g, rows)
+        collector.all_pairs(met[:, None], factor, slice(g, g + 1), rows)
     return collector.products()
 
 
-def by_kernels(
-    capture: Capture, groups: Groups, factor: Tensor, per_row: bool = False, row_weight: Tensor | None = None
-) -> tuple[Products, tuple[Tensor, Tensor]]:
-    """The same by Triton kernels, and the top and 1/total of the scores of the groups' rows [b,G k,n]."""
-    (b, _, n, _), k = capture.shape, len(groups[0])
-    collector = Collector(b, len(groups), k, n, per_row, capture.query.device, row_weight)
-    values, *row_sums = values_met(capture, groups)
-    for g in range(len(groups)):
-        collector.all_pairs(values[:, g * k : (g + 1) * k], factor.float(), g, n)
-    return collector.products(), (row_sums[0], row_sums[1])
-
-
-def _weighted(mixed: Tensor, root: Tensor) -> Tensor:
+def weighted(mixed: Tensor, root: Tensor) -> Tensor:
     """Rows times the roots of their weights; weight 0 makes 0, also of NaN."""
     return torch.where(root > 0, mixed * root, torch.zeros_like(mixed))
 

@@ -5,10 +5,11 @@ belongs to exactly one student head, so w is determined by one weight for each t
 plans.py has the groups, products.py inner products of the teacher's outputs, weights.py the weights from these.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from dit_shd.attention.tiles import CHUNK_MIB, index_tensor
 from dit_shd.core.errors import UserError
 from dit_shd.squeezing import products, weights
 from dit_shd.squeezing.kernels.captures import row_sums
+from dit_shd.squeezing.kernels.products import by_kernels
 from dit_shd.squeezing.plans import Plan, by_size, check_plan, contiguous
 from dit_shd.squeezing.products import Projections
 
@@ -118,7 +120,8 @@ def squeeze(
     row_weight = check_row_weight(row_weight, capture, "squeeze")
     wide = torch.promote_types(capture.query.dtype, torch.float32)
     if method in ("constant", "hard") or heads == h:
-        weight = _fixed(groups, method, seed).to(capture.query.device, wide)[None, :, None].expand(b, h, 1)
+        fixed = tuple(_fixed(groups, method, seed).tolist())
+        weight = index_tensor(fixed, capture.query.device, wide)[None, :, None].expand(b, h, 1)
         alpha = weight.new_zeros(b, 0) if method == "pairwise" else None
         clamped = None if alpha is None else alpha.bool()
         residual = weight.new_zeros(b, h) if heads == h else None
@@ -189,6 +192,25 @@ def _fixed(plan: Plan, method: Method, seed: int) -> Tensor:
     return weight
 
 
+class _Part(NamedTuple):
+    """The weights of all groups of one size."""
+
+    heads: tuple[int, ...]
+    """H = G k heads, group by group."""
+    weight: Tensor
+    """[b,H,n or 1]"""
+    residual: Tensor
+    """[b,G]"""
+    top: Tensor | None = None
+    """[b,H,n], with 1/total."""
+    inverse: Tensor | None = None
+    alpha: Tensor | None = None
+    """[b,G (k-1)]"""
+    clamped: Tensor | None = None
+    maps: Tensor | None = None
+    """[b,H,n,m]"""
+
+
 @dataclass(frozen=True, eq=False)
 class _Merge:
     """Weights that depend on the maps."""
@@ -205,71 +227,75 @@ class _Merge:
     check: bool
 
     def run(self, group: Tensor) -> Squeeze:
-        b, h, n, m = self.capture.shape
-        device = group.device
         wide = torch.promote_types(self.capture.query.dtype, torch.float32)
-        per_row = self.method == "per_query"
-        weight = torch.ones(b, h, n if per_row else 1, device=device, dtype=torch.float64)
-        residual = torch.zeros(b, len(self.plan), device=device, dtype=torch.float64)
-        merges: dict[int, tuple[Tensor, Tensor]] = {}
-        kept: dict[int, Tensor] = {}
-        sums: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
-        fits = self.keep_maps and self.backend == "streamed" and can_keep((b, h, n, m), self.chunk_mib)
-        for k, students in by_size(self.plan):
-            if k == 1:
-                continue
-            members = [list(self.plan[g]) for g in students]
-            if fits:
-                kept[k] = torch.empty(b, k * len(students), n, m, dtype=wide, device=device)
-            heads = tuple(head for group in members for head in group)
-            inner, of_rows = self._products(members, per_row, kept.get(k))
-            if of_rows is not None:
-                sums[heads] = of_rows
-            if self.check and not bool(torch.isfinite(inner.norm).all()):
-                raise ValueError("squeeze: wanted finite W^O and outputs of the teacher's heads, found NaN or infinity")
-            eps = torch.finfo(wide).eps
-            place = index_tensor(heads, device).view(-1, k)
-            if self.method == "pairwise":
-                assert inner.table is not None
-                w, alpha, clamped = weights.progressive(inner.table, inner.norm, self.clamp, eps)
-                merges |= {g: (alpha[:, i], clamped[:, i]) for i, g in enumerate(students)}
-                weight[:, place, 0] = w
-            else:
-                w = weights.joint(inner, eps)  # [b,G,k] or [b,G,n,k]
-                weight[:, place] = w.movedim(-1, 2).reshape(b, len(students), k, -1)
-            residual[:, index_tensor(tuple(students), device)] = weights.relative_residual(inner, w)
-        alphas = [merges[g] for g in sorted(merges)]
+        sizes = by_size(self.plan)
+        parts = [self._equal() if k == 1 else self._part([self.plan[g] for g in students]) for k, students in sizes]
+        heads = [head for part in parts for head in part.heads]
+        students = [g for _, of_size in sizes for g in of_size]
+        merges = [g for k, of_size in sizes for g in of_size for _ in range(k - 1)]
+
+        def joined(name: str, numbers: list[int]) -> Tensor:
+            return _in_order([x for x in (getattr(part, name) for part in parts) if x is not None], numbers)
+
+        pairwise, has_sums = self.method == "pairwise", self.backend == "triton"
         return Squeeze(
-            weight.to(wide),
+            joined("weight", heads).to(wide),
             group,
             self.plan,
-            alpha=torch.cat([a for a, _ in alphas], dim=1).to(wide) if alphas else None,
-            clamped=torch.cat([c for _, c in alphas], dim=1) if alphas else None,
-            residual=residual.to(wide),
-            row_sums=self._all_row_sums(sums) if sums else None,
-            maps=kept,
+            alpha=joined("alpha", merges).to(wide) if pairwise else None,
+            clamped=joined("clamped", merges) if pairwise else None,
+            residual=joined("residual", students).to(wide),
+            row_sums=(joined("top", heads), joined("inverse", heads)) if has_sums else None,
+            maps={k: part.maps for (k, _), part in zip(sizes, parts) if part.maps is not None},
         )
 
-    def _all_row_sums(self, known: dict[tuple[int, ...], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """Row sums of all heads in their order, from those of groups, and of the heads that stand for themselves."""
-        missing = tuple(set(range(self.capture.heads)).difference(*known))
-        if missing:
-            known = known | {missing: row_sums(self.capture, 1.0, missing)}
-        heads = [head for part in known for head in part]
-        order = tuple(heads.index(head) for head in range(self.capture.heads))
-        place = index_tensor(order, self.capture.query.device)
-        top, inverse = (torch.cat(parts, 1)[:, place] for parts in zip(*known.values()))
-        return top, inverse
+    def _equal(self) -> _Part:
+        """The heads that stand for themselves."""
+        b, _, n, _ = self.capture.shape
+        heads = tuple(group[0] for group in self.plan if len(group) == 1)
+        rows = n if self.method == "per_query" else 1
+        ones = torch.ones(b, len(heads), rows, device=self.capture.query.device, dtype=torch.float64)
+        sums = row_sums(self.capture, 1.0, heads) if self.backend == "triton" else (None, None)
+        return _Part(heads, ones, torch.zeros_like(ones[:, :, 0]), *sums)
+
+    def _part(self, members: list[tuple[int, ...]]) -> _Part:
+        """Groups of k >= 2 heads."""
+        (b, h, n, m), k, device = self.capture.shape, len(members[0]), self.capture.query.device
+        wide = torch.promote_types(self.capture.query.dtype, torch.float32)
+        fits = self.keep_maps and self.backend == "streamed" and can_keep((b, h, n, m), self.chunk_mib)
+        kept = torch.empty(b, k * len(members), n, m, dtype=wide, device=device) if fits else None
+        inner, sums = self._products([list(group) for group in members], kept)
+        if self.check and not bool(torch.isfinite(inner.norm).all()):
+            raise ValueError("squeeze: wanted finite W^O and outputs of the teacher's heads, found NaN or infinity")
+        alpha, clamped, eps = None, None, torch.finfo(wide).eps
+        if self.method == "pairwise":
+            assert inner.table is not None
+            w, alpha, clamped = weights.progressive(inner.table, inner.norm, self.clamp, eps)
+            alpha, clamped = alpha.flatten(1), clamped.flatten(1)
+        else:
+            w = weights.joint(inner, eps)  # [b,G,k] or [b,G,n,k]
+        by_head = w.movedim(-1, 2).flatten(1, 2) if w.ndim == 4 else w.flatten(1)[..., None]
+        heads, residual = tuple(itertools.chain(*members)), weights.relative_residual(inner, w)
+        return _Part(heads, by_head, residual, *sums, alpha, clamped, kept)
 
     def _products(
-        self, members: products.Groups, per_row: bool, keep: Tensor | None
-    ) -> tuple[products.Products, tuple[Tensor, Tensor] | None]:
+        self, members: products.Groups, keep: Tensor | None
+    ) -> tuple[products.Products, tuple[Tensor | None, Tensor | None]]:
         """The products, and the row sums if the backend computes them."""
         assert self.capture.out is not None
-        factor = self.projections.of(self.capture.out, members)
-        layer = (self.capture, members, factor, per_row)
+        per_row = self.method == "per_query"
         if self.backend == "triton":
-            return products.by_kernels(*layer, self.row_weight)
+            return by_kernels(self.capture, members, self.projections, per_row, self.row_weight)
+        layer = (self.capture, members, self.projections.of(self.capture.out, members), per_row)
         if self.backend == "fused":
-            return products.fused(*layer, self.chunk_mib, row_weight=self.row_weight), None
-        return products.streamed(*layer, self.chunk_mib, keep, row_weight=self.row_weight), None
+            return products.fused(*layer, self.chunk_mib, row_weight=self.row_weight), (None, None)
+        return products.streamed(*layer, self.chunk_mib, keep, row_weight=self.row_weight), (None, None)
+
+
+def _in_order(parts: list[Tensor], numbers: list[int]) -> Tensor:
+    """Parts [b,x,...] side by side, in the order of their numbers."""
+    joined = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+    order = [i for _, i in sorted((number, i) for i, number in enumerate(numbers))]
+    if order == list(range(len(order))):
+        return joined
+    return joined.index_select(1, index_tensor(tuple(order), joined.device))

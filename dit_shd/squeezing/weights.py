@@ -8,6 +8,7 @@ weight changes it beyond rounding (equal maps, or values that cancel): then all 
 import torch
 from torch import Tensor
 
+from dit_shd.attention.tiles import index_tensor
 from dit_shd.squeezing.products import Products
 
 
@@ -28,6 +29,9 @@ def progressive(table: Tensor, norm: Tensor, clamp: bool, eps: float) -> tuple[T
         Weights w [b,G,k], alpha [b,G,k-1] and whether it was outside of [0, 1] [b,G,k-1].
     """
     b, groups, _, k, _, _ = table.shape
+    if k == 2:  # one merge, D = D_1
+        alpha, outside = _merge(table[:, :, 0, :, 0], norm, clamp, eps)
+        return torch.stack([alpha, 1 - alpha], dim=2), alpha[..., None], outside[..., None]
     weight = torch.zeros(b, groups, k, dtype=table.dtype, device=table.device)
     weight[:, :, 0] = 1.0
     alphas, clamps = [], []
@@ -36,15 +40,19 @@ def progressive(table: Tensor, norm: Tensor, clamp: bool, eps: float) -> tuple[T
         difference[:, :, new] = -1.0  # D = A~ - A_new in terms of the maps, so of D_i too (coefficients sum to 0)
         c = difference[:, :, : k - 1]
         ahead = torch.einsum("bgi,bgj,bgiajc->bgac", c, c, table)  # <D X_a, D X_c>
-        uu = ahead[:, :, :new, :new].sum((2, 3))
-        uv = ahead[:, :, :new, new].sum(2)
-        vv = ahead[:, :, new, new]
-        alpha, outside = pair(uu + 2 * uv + vv, uu + uv, uu, norm, clamp, eps)
+        alpha, outside = _merge(ahead[:, :, : new + 1, : new + 1], norm, clamp, eps)
         weight = weight * alpha[..., None]
         weight[:, :, new] = 1 - alpha
         alphas.append(alpha)
         clamps.append(outside)
     return weight, torch.stack(alphas, dim=2), torch.stack(clamps, dim=2)
+
+
+def _merge(ahead: Tensor, norm: Tensor, clamp: bool, eps: float) -> tuple[Tensor, Tensor]:
+    """Alpha of all heads but the last with the last, and whether it was outside, from <D X_a, D X_c> [b,G,a,c]."""
+    old = ahead[:, :, :-1].sum(2)  # <u, D X_c>
+    uu = old[:, :, :-1].sum(2)
+    return pair(ahead.sum((2, 3)), old.sum(2), uu, norm, clamp, eps)
 
 
 def pair(total: Tensor, ahead: Tensor, uu: Tensor, norm: Tensor, clamp: bool, eps: float) -> tuple[Tensor, Tensor]:
@@ -58,11 +66,11 @@ def pair(total: Tensor, ahead: Tensor, uu: Tensor, norm: Tensor, clamp: bool, ep
         clamp: Whether to keep alpha in [0, 1].
         eps: Rounding unit of the maps.
     """
-    vv = total - 2 * ahead + uu
-    flat = (total <= 64 * eps * (uu + vv)) | (total <= (8 * eps) ** 2 * norm)
-    alpha = torch.where(flat, 0.5, ahead / torch.where(flat, 1.0, total))
-    outside = (alpha < 0) | (alpha > 1)
-    return alpha.clamp(0, 1) if clamp else alpha, outside
+    squares = total - 2 * (ahead - uu)  # ||u||^2 + ||v||^2
+    flat = total <= torch.maximum(64 * eps * squares, (8 * eps) ** 2 * norm)
+    alpha = torch.where(flat, 0.5, ahead / total)
+    inside = alpha.clamp(0, 1)
+    return inside if clamp else alpha, inside != alpha
 
 
 def joint(products: Products, eps: float) -> Tensor:
@@ -71,9 +79,9 @@ def joint(products: Products, eps: float) -> Tensor:
     For pairs this is the clamped alpha. No other weights on the simplex, progressive ones included, have a smaller
     error.
     """
-    gram, target = products.gram, products.target
+    gram, target, z_norm = products.quadratic
     if target.shape[-1] == 1:
-        alpha, _ = pair(gram[..., 0, 0], target[..., 0], products.z_norm, products.norm, True, eps)
+        alpha, _ = pair(gram[..., 0, 0], target[..., 0], z_norm, products.norm, True, eps)
         return torch.stack([alpha, 1 - alpha], dim=-1)
     *lead, less = target.shape
     padded = gram.new_zeros(*lead, less + 1, less + 1)  # the last head's row and column are zero: D_k = 0
@@ -144,13 +152,15 @@ def relative_residual(products: Products, weight: Tensor) -> Tensor:
     norm = products.norm
     if products.table is not None:
         k = weight.shape[-1]
-        eye = torch.eye(k, dtype=weight.dtype, device=weight.device)
-        c = (weight[..., None] - eye)[:, :, : k - 1]  # sum_i (w_i - [i=a]) D_i X_a
-        squared = torch.einsum("bgia,bgjc,bgiajc->bg", c, c, products.table)
+        eye = index_tensor(tuple(int(i == a) for i in range(k - 1) for a in range(k)), weight.device).view(k - 1, k)
+        c = (weight[..., :-1, None] - eye).flatten(2)  # sum_i (w_i - [i=a]) D_i X_a
+        table = products.table.flatten(4).flatten(2, 3)  # [b,G,(i,a),(j,c)]
+        squared = ((table @ c[..., None])[..., 0] * c).sum(-1)
     else:
+        gram, target, z_norm = products.quadratic
         w = weight[..., :-1]
-        squared = torch.einsum("bgni,bgnj,bgnij->bgn", w, w, products.gram)
-        squared = (squared - 2 * (w * products.target).sum(-1) + products.z_norm).sum(-1)
+        squared = torch.einsum("bgni,bgnj,bgnij->bgn", w, w, gram)
+        squared = (squared - 2 * (w * target).sum(-1) + z_norm).sum(-1)
         norm = norm.sum(-1)
     ratio = squared.clamp(min=0) / norm.clamp(min=torch.finfo(norm.dtype).tiny)
     return torch.where(norm == 0, 0.0, ratio.sqrt())  # NaN stays NaN

@@ -104,7 +104,8 @@ class Trainer:
                     self.accelerator.backward(loss / rounds)
                 for key, value in {"loss": loss.detach(), **logs}.items():
                     key = key if key == "loss" else f"{name}/{key}"
-                    sums[key] = sums.get(key, 0) + value.float() / rounds
+                    part = value.float() / rounds if rounds > 1 else value.float()
+                    sums[key] = sums[key] + part if key in sums else part
         return sums
 
     def update(self, number: int, terms: Terms) -> Terms:

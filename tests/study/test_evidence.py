@@ -8,8 +8,10 @@ import pytest
 import yaml
 
 from dit_shd.core.config import make
+from dit_shd.reports.study_page import write_study_page
 from dit_shd.study.design import cells_of, read_study
 from dit_shd.study.evidence import claims_summary, read_evidence, study_text
+from dit_shd.study.report import report_of
 from dit_shd.study.results import CellResult, of_cells, read_results
 from dit_shd.training.config import TrainConfig
 
@@ -78,3 +80,13 @@ def test_an_experiment_that_ships_is_a_study_of_its_rows(file):
         make(TrainConfig, dict(cell.training))
     rows = read_results(file.with_name("results.jsonl"))
     assert len(of_cells(rows, cells)) == len(rows)
+
+
+def test_the_page_of_rows_of_several_machines_names_the_versions_of_each(evidence, tmp_path):
+    one = evidence[0]
+    for seed, row in enumerate(one.analysis.rows):
+        row.versions.update(torch=f"2.{seed}.0", commit="abcdef" * 10)
+    report = report_of(one.progress, one.analysis, tmp_path, lambda cell: tmp_path / cell.name)
+    write_study_page(report, tmp_path / "study.html")
+    page = (tmp_path / "study.html").read_text()
+    assert all(f"torch 2.{seed}.0" in page for seed in range(4)), "as text, however long"

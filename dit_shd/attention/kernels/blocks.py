@@ -1,9 +1,8 @@
-"""How large a block of a kernel is, by head width and precision: chosen by count, to be tuned on a GPU."""
+"""How large a block of a kernel is, by head width and precision: the fastest on an H100 (benchmarks/gpu_blocks.py)."""
 
 from dataclasses import dataclass
 
 import torch
-import triton
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class Blocks:
     @staticmethod
     def width(d: int) -> int:
         """A head width as blocks have it: a power of two, 16 or more (what the tensor cores take)."""
-        return max(16, triton.next_power_of_2(d))
+        return max(16, 1 << (d - 1).bit_length())
 
     @classmethod
     def of_values(cls, d: int, width: int, values: int, dtype: torch.dtype, bias: str) -> "Blocks":
@@ -30,20 +29,27 @@ class Blocks:
         wide = max(cls.width(d), values * cls.width(width))
         if wide > 128 or dtype == torch.float32:
             return cls(32, 32, 4 if bias == "none" else 8, 2)
-        return cls(64, 64 if bias == "none" else 32, 4, 2)
+        return cls(64, 64, 4, 3 if bias == "none" else 2)
 
     @classmethod
     def of_gradients(cls, d: int, width: int, dtype: torch.dtype, bias: str) -> "Blocks":
-        """For the gradients of attention: two blocks of maps and up to two accumulators [block, width]."""
+        """For the gradient of attention by rows: two blocks of maps and an accumulator [rows, width]."""
         if is_large(d, width, dtype):
             return cls(32, 32, 4, 1)
-        return cls(64, 32, 4 if bias == "none" else 8, 2)
+        return cls(64, 64, 4, 2)
+
+    @classmethod
+    def of_key_gradients(cls, d: int, width: int, dtype: torch.dtype, bias: str) -> "Blocks":
+        """For the gradients by keys and values: two blocks of maps and two accumulators [keys, width]."""
+        if is_large(d, width, dtype):
+            return cls(32, 32, 4, 1)
+        return cls(32, 64, 4, 2) if bias in ("none", "lines") else cls(64, 32, 8, 2)
 
     @classmethod
     def of_offsets(cls, window: int) -> "Blocks":
         """For the gradient of a relative bias: whole lines of its grid."""
         line = cls.width(window)
-        return cls(line, line, 4 if line < 64 else 8, 1)
+        return cls(line, line, 4 if line < 32 else 8, 1)
 
 
 def is_large(d: int, width: int, dtype: torch.dtype) -> bool:

@@ -5,13 +5,15 @@ import importlib.util
 import logging
 import os
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from dit_shd.attention.bias import Bias, DenseBias
 from dit_shd.attention.capture import Capture
-from dit_shd.attention.relative_bias import RelativeBias
+from dit_shd.attention.relative_bias import RelativeBias, lines_of
+from dit_shd.attention.tiles import index_tensor
 
 if importlib.util.find_spec("triton"):
     from dit_shd.attention.kernels import launch as operators
@@ -52,23 +54,19 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+_codes: dict[tuple[int, torch.device], Tensor] = {}
+_tensors: WeakKeyDictionary[Capture, tuple[list[int], list[Tensor]]] = WeakKeyDictionary()
+
+
 def side_of(capture: Capture, temperature: float) -> dict[str, Any]:
-    """A capture as the operators take it."""
-    query, key = (rows_together(x) for x in (capture.query, capture.key))
-    codes = [torch.empty(0, dtype=torch.int32, device=query.device)] * 2
-    bias, added, offset = "none", query.new_empty(0), 0
-    if isinstance(capture.bias, DenseBias):
-        bias, added = "dense", capture.bias.leaves[0].expand(-1, -1, -1, capture.key.shape[2])
-    elif isinstance(capture.bias, RelativeBias):
-        bias, added, window = "relative", capture.bias.leaves[0].t().contiguous(), capture.bias.window
+    """A capture as the operators take it; its tensors are prepared once, as long as they do not change in place."""
+    bias, offset = "none" if capture.bias is None else "dense", 0
+    if isinstance(capture.bias, RelativeBias):
+        window = capture.bias.window
+        bias = "lines" if _is_in_lines(capture.bias) else "relative"
         offset = (window - 1) * (2 * window - 1) + (window - 1)
-        codes = codes_of(capture.bias, query.device)
-    positions = capture.positions
-    if capture.causal and positions is None:
-        positions = torch.arange(query.shape[2], device=query.device)
-    places = codes[0].new_empty(0) if positions is None else positions.to(torch.int32)
     return {
-        "tensors": [query, key, added, *codes, places],
+        "tensors": _tensors_of(capture),
         "bias": bias,
         "causal": capture.causal,
         "factor": capture.scale / temperature,
@@ -77,11 +75,56 @@ def side_of(capture: Capture, temperature: float) -> dict[str, Any]:
     }
 
 
+def _tensors_of(capture: Capture) -> list[Tensor]:
+    """Query, key, what is added, codes of queries and keys, places; prepared once."""
+    if torch.compiler.is_compiling():  # a graph has no cache
+        return _prepared(capture)
+    sources = [capture.query, capture.key, *(() if capture.bias is None else capture.bias.leaves)]
+    versions = [0 if x.is_inference() else x._version for x in sources]
+    known = _tensors.get(capture)
+    if known is None or known[0] != versions:
+        known = _tensors[capture] = versions, _prepared(capture)
+    return known[1]
+
+
+def _prepared(capture: Capture) -> list[Tensor]:
+    query, key, bias = rows_together(capture.query), rows_together(capture.key), capture.bias
+    nothing = index_tensor((), query.device, torch.int32)
+    added, codes, positions = nothing, [nothing, nothing], capture.positions
+    if isinstance(bias, DenseBias):
+        added = bias.leaves[0].expand(-1, -1, -1, key.shape[2])
+    elif isinstance(bias, RelativeBias) and _is_in_lines(bias):
+        added = lines_of(bias.leaves[0].detach().t(), bias.window)
+        codes = [operators.starts_of(bias.window, query.device)] * 2
+    elif isinstance(bias, RelativeBias):
+        added, codes = bias.leaves[0].t().contiguous(), codes_of(bias, query.device)
+    if capture.causal and positions is None:
+        positions = torch.arange(query.shape[2], device=query.device)
+    return [query, key, added, *codes, nothing if positions is None else positions.to(torch.int32)]
+
+
+def _is_in_lines(bias: RelativeBias) -> bool:
+    return bias.code is None and bias.query_code is None and operators.in_lines(bias.window)
+
+
 def codes_of(bias: RelativeBias, device: torch.device) -> list[Tensor]:
     """The codes of query and key tokens, int32 [b or 1,n] and [b or 1,m]."""
-    code = RelativeBias.codes(bias.window, device)[None] if bias.code is None else bias.code
-    query_code = code if bias.query_code is None else bias.query_code
-    return [x.to(device, torch.int32).contiguous() for x in (query_code, code)]
+    if bias.code is None or bias.query_code is None:
+        return [_grid_codes(bias.window, device)] * 2
+    return [x.to(device, torch.int32).contiguous() for x in (bias.query_code, bias.code)]
+
+
+def _grid_codes(window: int, device: torch.device) -> Tensor:
+    """The codes of all tokens [1,n], made once."""
+    if torch.compiler.is_compiling():  # a graph has no cache
+        return RelativeBias.codes(window, device)[None]
+    codes = _codes.get((window, device))
+    if codes is None:
+        with torch.inference_mode(False):  # a backward may have to keep them
+            codes = RelativeBias.codes(window, device)[None]
+        if type(codes) is Tensor:  # none that only stands for one
+            _codes[window, device] = codes
+    return codes
 
 
 def rows_together(x: Tensor) -> Tensor:

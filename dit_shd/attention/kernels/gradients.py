@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from dit_shd.attention.kernels.scores import (
+    LN2,
     block_scores,
     dot,
     load_key,
@@ -62,15 +63,17 @@ def load_d_out(up, b, head, rows, live, WIDTH: tl.constexpr, BLOCK: tl.constexpr
 @triton.jit
 def block_maps(
     side, up, query, key, b, head, rows, cols, live_rows, live_cols, H, N,
-    BIAS: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr,
+    BIAS: tl.constexpr, CAUSAL: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """P [r,c] in float32."""
     at = places_of(side, rows, live_rows, CAUSAL)
-    scores = block_scores(side, query, key, b, head, rows, cols, at, live_rows, live_cols, BIAS, CAUSAL, PRECISION)
+    scores = block_scores(
+        side, query, key, b, head, rows, cols, at, live_rows, live_cols, BIAS, CAUSAL, WHOLE, PRECISION
+    )
     place = (b * H + head) * N + rows
     top = tl.load(up.top + place, mask=live_rows, other=0.0)
     inverse = tl.load(up.inverse + place, mask=live_rows, other=0.0)
-    return tl.exp(scores - top[:, None]) * inverse[:, None]
+    return tl.exp2(scores - top[:, None]) * inverse[:, None]
 
 
 @triton.jit
@@ -87,7 +90,8 @@ def score_gradient(
 def attention_rows(
     side, up, d_query, H, N, M,
     WIDTH: tl.constexpr, BLOCK_WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, BLOCK_VALUE: tl.constexpr,
-    BIAS: tl.constexpr, CAUSAL: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, PRECISION: tl.constexpr,
+    BIAS: tl.constexpr, CAUSAL: tl.constexpr, WHOLE: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The gradient by a block of query rows of a head: d_query[b,h,n,WIDTH]."""
     b, head = tl.program_id(2).to(tl.int64), tl.program_id(1)
@@ -105,18 +109,19 @@ def attention_rows(
         key = load_key(side, b, head, cols, live_cols, WIDTH, BLOCK_WIDTH)
         value = load_value(up, b, head // side.shared, cols, live_cols, VALUE_WIDTH, BLOCK_VALUE)
         maps = block_maps(
-            side, up, query, key, b, head, rows, cols, live_rows, live_cols, H, N, BIAS, CAUSAL, PRECISION
+            side, up, query, key, b, head, rows, cols, live_rows, live_cols, H, N, BIAS, CAUSAL, WHOLE, PRECISION
         )  # fmt: skip
         d_scores = score_gradient(up, maps, d_out, value, b, head, rows, live_rows, live_cols, H, N, PRECISION)
         gradient += dot(d_scores.to(key.dtype), key, PRECISION)
-    store_rows(d_query, (b * H + head) * N + rows, gradient * side.factor, live_rows, WIDTH, BLOCK_WIDTH)
+    store_rows(d_query, (b * H + head) * N + rows, gradient * (side.factor * LN2), live_rows, WIDTH, BLOCK_WIDTH)
 
 
 @triton.jit
 def attention_keys(
     side, up, d_key, d_value, d_bias, d_bias_b, d_bias_h, d_bias_n, d_bias_m, H, N, M, COLLECT: tl.constexpr,
     WIDTH: tl.constexpr, BLOCK_WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, BLOCK_VALUE: tl.constexpr,
-    BIAS: tl.constexpr, CAUSAL: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, PRECISION: tl.constexpr,
+    BIAS: tl.constexpr, CAUSAL: tl.constexpr, WHOLE: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The gradients by a block of keys and values that `shared` heads share, and by these heads' bias.
 
@@ -141,7 +146,7 @@ def attention_keys(
             query = load_query(side, b, head, rows, live_rows, WIDTH, BLOCK_WIDTH)
             d_out = load_d_out(up, b, head, rows, live_rows, VALUE_WIDTH, BLOCK_VALUE)
             maps = block_maps(
-                side, up, query, key, b, head, rows, cols, live_rows, live_cols, H, N, BIAS, CAUSAL, PRECISION
+                side, up, query, key, b, head, rows, cols, live_rows, live_cols, H, N, BIAS, CAUSAL, WHOLE, PRECISION
             )  # fmt: skip
             value_gradient += dot(tl.trans(maps).to(d_out.dtype), d_out, PRECISION)
             d_scores = score_gradient(up, maps, d_out, value, b, head, rows, live_rows, live_cols, H, N, PRECISION)
@@ -154,7 +159,7 @@ def attention_keys(
                 places = table_entry(side, b, rows, cols, live_rows, live_cols)
                 tl.atomic_add(d_bias + b * d_bias_b + head * d_bias_h + places, d_scores, mask=inside)
     lines = (b * (H // side.shared) + key_head) * M + cols
-    store_rows(d_key, lines, key_gradient * side.factor, live_cols, WIDTH, BLOCK_WIDTH)
+    store_rows(d_key, lines, key_gradient * (side.factor * LN2), live_cols, WIDTH, BLOCK_WIDTH)
     store_rows(d_value, lines, value_gradient, live_cols, VALUE_WIDTH, BLOCK_VALUE)
 
 
@@ -162,7 +167,8 @@ def attention_keys(
 def attention_offsets(
     side, up, lines, SIDE, H, N,
     WIDTH: tl.constexpr, BLOCK_WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, BLOCK_VALUE: tl.constexpr,
-    BIAS: tl.constexpr, CAUSAL: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, PRECISION: tl.constexpr,
+    BIAS: tl.constexpr, CAUSAL: tl.constexpr, WHOLE: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The gradient by a relative bias, for all tokens of a SIDE x SIDE grid: lines[b,h,x_q,offset,x_k].
 
@@ -180,7 +186,7 @@ def attention_offsets(
         value = load_value(up, b, head // side.shared, cols, live_cols, VALUE_WIDTH, BLOCK_VALUE)
         d_out = load_d_out(up, b, head, rows, live_rows, VALUE_WIDTH, BLOCK_VALUE)
         maps = block_maps(
-            side, up, query, key, b, head, rows, cols, live_rows, live_cols, H, N, BIAS, CAUSAL, PRECISION
+            side, up, query, key, b, head, rows, cols, live_rows, live_cols, H, N, BIAS, CAUSAL, WHOLE, PRECISION
         )  # fmt: skip
         total += score_gradient(up, maps, d_out, value, b, head, rows, live_rows, live_cols, H, N, PRECISION)
     line = ((b * H + head) * SIDE + x_q)[:, None] * (2 * SIDE - 1) + offset

@@ -4,6 +4,7 @@
 A capture comes as six tensors (captures.py says which) and three facts; everything else is plain numbers.
 """
 
+import math
 import os
 from typing import Any, Sequence  # noqa: UP035 (torch 2.6 knows typing's alone in operators)
 
@@ -15,22 +16,36 @@ from dit_shd.attention.bias import Bias, DenseBias
 from dit_shd.attention.kernels import gradients
 from dit_shd.attention.kernels.blocks import Blocks
 from dit_shd.attention.kernels.scores import Side, attend_values
-from dit_shd.attention.relative_bias import RelativeBias
+from dit_shd.attention.relative_bias import RelativeBias, lines_of
+from dit_shd.attention.tiles import index_tensor
 
 PRECISION = "widened" if os.environ.get("TRITON_INTERPRET") == "1" else "ieee"
 """Of products of float32: TF32 would be three decimal digits."""
+LOG2_E = 1 / math.log(2)
 
 
 def side(tensors: Sequence[Tensor], bias: str, factor: float, bias_factor: float, offset: int) -> Side:
-    """The kernels' view of a capture: query, key, bias, query_code, key_code, positions."""
+    """The kernels' view of a capture: query, key, bias, query_code, key_code, positions; scores in powers of two."""
+    factor, bias_factor = factor * LOG2_E, bias_factor * LOG2_E
     query, key, added, query_code, key_code, positions = tensors
     strides = broadcast_strides(added)
-    bias_strides = {"none": [0] * 4, "relative": [0, *strides[:1], 0, 0], "dense": strides}[bias]
+    bias_strides = {"none": [0] * 4, "dense": strides}.get(bias, [0, *strides[:1], 0, 0])
     return Side(
         query, *query.stride()[:3], key, *key.stride()[:3], query.shape[1] // key.shape[1], factor,
         added, *bias_strides, bias_factor, query_code, _per_sample(query_code), key_code, _per_sample(key_code),
         offset, positions,
     )  # fmt: skip
+
+
+def in_lines(window: int) -> bool:
+    """Whether kernels add the bias of a whole grid by runs of memory: where 16 bytes of a run can be read at once."""
+    return window % 4 == 0
+
+
+def starts_of(window: int, device: torch.device) -> Tensor:
+    """Where each query token's run of its head's lines [x_q, (2w-1) w] begins (attention/relative_bias.py) [w*w]."""
+    line, length = range(window), (2 * window - 1) * window
+    return index_tensor(tuple(x * length + (window - 1 - y) * window for y in line for x in line), device, torch.int32)
 
 
 def broadcast_strides(x: Tensor) -> list[int]:
@@ -53,20 +68,20 @@ def attend(
     value: Tensor,
     heads: Tensor,
     partners: Tensor,
-    split: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Some heads' A_i V_a [b,H,values,n,d] for the values that partners [H,values] names; top and 1/total [b,H,n].
 
-    All in float32.
+    All in float32; undefined where partners names no value (-1).
     """
     out = _values(tensors, heads, partners, value)
-    top, inverse = _attended(tensors, bias, causal, factor, bias_factor, offset, value, heads, partners, split, out)
+    top, inverse = _attended(tensors, bias, causal, factor, bias_factor, offset, value, heads, partners, out)
     return out, top, inverse
 
 
 def _values(tensors: Sequence[Tensor], heads: Tensor, partners: Tensor, value: Tensor) -> Tensor:
     b, _, n, _ = tensors[0].shape
-    return value.new_zeros(b, heads.shape[0], partners.shape[1], n, value.shape[3], dtype=torch.float32)
+    shape = b, heads.shape[0], n, partners.shape[1], value.shape[3]
+    return value.new_empty(shape, dtype=torch.float32).transpose(2, 3)  # all values of a row side by side
 
 
 def _attended(
@@ -79,7 +94,6 @@ def _attended(
     value: Tensor,
     heads: Tensor,
     partners: Tensor,
-    split: bool,
     out: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Write the values to out[b,H,values,n,d]; top and 1/total [b,H,n]."""
@@ -92,13 +106,13 @@ def _attended(
         side(tensors, bias, factor, bias_factor, offset), value, *value.stride()[:3],
         heads, partners, out, *out.stride()[:4], top, inverse, count, n, m,
         VALUES=values, WIDTH=d, BLOCK_WIDTH=blocks.width(d), VALUE_WIDTH=width, BLOCK_VALUE=blocks.width(width),
-        BIAS=bias, CAUSAL=causal, SPLIT=split, PRECISION=PRECISION, **blocks.options(),
+        BIAS=bias, CAUSAL=causal, WHOLE=m % blocks.cols == 0, PRECISION=PRECISION, **blocks.options(),
     )  # fmt: skip
     return top, inverse
 
 
 @attend.register_fake
-def _(tensors, bias, causal, factor, bias_factor, offset, value, heads, partners, split):  # type: ignore[no-untyped-def]
+def _(tensors, bias, causal, factor, bias_factor, offset, value, heads, partners):  # type: ignore[no-untyped-def]
     b, _, n, _ = tensors[0].shape
     top = tensors[0].new_empty(b, heads.shape[0], n, dtype=torch.float32)
     return _values(tensors, heads, partners, value), top, torch.empty_like(top)
@@ -138,8 +152,8 @@ def attention(
     out = query.new_empty(b, n, h, value.shape[3]).transpose(1, 2)
     heads = torch.arange(h, dtype=torch.int32, device=query.device)
     partners = (heads // shared)[:, None].contiguous()
-    layer = _tensors(query, key, leaf, query_code, key_code, kind, causal), *_facts(kind, window, causal, scale)
-    top, inverse = _attended(*layer, value, heads, partners, False, out[:, :, None])
+    layer = _tensors(query, key, leaf, query_code, key_code, kind, window, causal), *_facts(kind, window, causal, scale)
+    top, inverse = _attended(*layer, value, heads, partners, out[:, :, None])
     return out, top, inverse
 
 
@@ -151,19 +165,21 @@ def _(query, key, value, leaf, query_code, key_code, kind, window, causal, scale
 
 
 def _tensors(
-    query: Tensor, key: Tensor, leaf: Tensor, query_code: Tensor, key_code: Tensor, kind: str, causal: bool
+    query: Tensor, key: Tensor, leaf: Tensor, query_code: Tensor, key_code: Tensor, kind: str, window: int, causal: bool
 ) -> list[Tensor]:
     """As `side` takes them."""
-    added = leaf.t().contiguous() if kind in ("grid", "tokens") else leaf
-    if kind == "dense":
-        added = leaf.expand(-1, -1, -1, key.shape[2])
+    added = leaf.expand(-1, -1, -1, key.shape[2]) if kind == "dense" else leaf
+    if kind == "grid" and in_lines(window):
+        added, query_code = lines_of(leaf.t(), window), starts_of(window, query.device)
+    elif kind in ("grid", "tokens"):
+        added = leaf.t().contiguous()
     rows = query.shape[2] if causal else 0
     return [query, key, added, query_code, key_code, torch.arange(rows, dtype=torch.int32, device=query.device)]
 
 
 def _facts(kind: str, window: int, causal: bool, scale: float) -> tuple[str, bool, float, float, int]:
     """Bias, causality, factor, bias factor and offset."""
-    bias = {"grid": "relative", "tokens": "relative"}.get(kind, kind)
+    bias = {"grid": "lines" if in_lines(window) else "relative", "tokens": "relative"}.get(kind, kind)
     return bias, causal, scale, 1.0, (window - 1) * (2 * window - 1) + (window - 1)
 
 
@@ -188,7 +204,7 @@ def attention_backward(
     """Gradients by query, key and value, and by the bias's leaf if it learns."""
     (b, h, n, d), (h_k, m), width = query.shape, key.shape[1:3], value.shape[3]
     bias, _, *numbers = _facts(kind, window, causal, scale)
-    view = side(_tensors(query, key, leaf, query_code, key_code, kind, causal), bias, *numbers)
+    view = side(_tensors(query, key, leaf, query_code, key_code, kind, window, causal), bias, *numbers)
     d_out = d_out if d_out.stride(3) == 1 else d_out.contiguous()
     delta = (d_out.float() * out.float()).sum(-1)
     up = gradients.Upstream(value, *value.stride()[:3], d_out, *d_out.stride()[:3], top, inverse, delta)
@@ -199,22 +215,35 @@ def attention_backward(
     )  # fmt: skip
     blocks = Blocks.of_gradients(d, width, query.dtype, bias)
     gradients.attention_rows[(triton.cdiv(n, blocks.rows), h, b)](
-        view, up, made[0], h, n, m, **fixed, **blocks.options()
+        view, up, made[0], h, n, m, **fixed, WHOLE=m % blocks.cols == 0, **blocks.options()
     )
     collector = _of(kind, leaf, window, query_code, key_code).gradient(1) if learns else None
     collect = {"dense": "dense", "tokens": "entries"}.get(kind, "none") if learns else "none"
     into = top.new_zeros(b, h, leaf.shape[0]) if collect == "entries" else made[1]
     into = collector.collected if collector is not None and collect == "dense" else into
     strides = {"dense": broadcast_strides(into), "entries": [*into.stride()[:2], 0, 0]}.get(collect, [0] * 4)
+    blocks = Blocks.of_key_gradients(d, width, query.dtype, bias)
     gradients.attention_keys[(triton.cdiv(m, blocks.cols), h_k, b)](
-        view, up, made[1], made[2], into, *strides, h, n, m, COLLECT=collect, **fixed, **blocks.options()
+        view,
+        up,
+        made[1],
+        made[2],
+        into,
+        *strides,
+        h,
+        n,
+        m,
+        COLLECT=collect,
+        WHOLE=m % blocks.cols == 0,
+        **fixed,
+        **blocks.options(),
     )
     if collector is None:
         return made[0], made[1], made[2], leaf.new_empty(0)
     if kind == "grid":
-        into = top.new_empty(b, h, window, 2 * window - 1, window)
+        into, line = top.new_empty(b, h, window, 2 * window - 1, window), Blocks.of_offsets(window)
         gradients.attention_offsets[(2 * window - 1, h, b)](
-            view, up, into, window, h, n, **fixed, **Blocks.of_offsets(window).options()
+            view, up, into, window, h, n, **fixed, WHOLE=line.cols == window, **line.options()
         )
     if collect != "dense":
         collector.collected.copy_(into.sum(0, keepdim=True).view(collector.collected.shape))

@@ -1,10 +1,10 @@
-# pyright: basic, reportArgumentType=false, reportOperatorIssue=false, reportIndexIssue=false, reportCallIssue=false
+# pyright: basic, reportArgumentType=false, reportOperatorIssue=false, reportIndexIssue=false, reportCallIssue=false, reportGeneralTypeIssues=false
 """Blocks of scores on a GPU, and attention with several values to a map.
 
 A map is never written: a program holds one block of scores of each head that it needs, in float32, and every program
 writes addresses of its own. A = exp(S - top) / total, where top and total of a row are found once (online softmax,
 arXiv 1805.02867). Two numbers stand for a row's log-sum-exp: beside a top of -1e38 (a row that a mask hides altogether)
-the logarithm of the total would be lost.
+the logarithm of the total would be lost. Scores and tops are in powers of two, S log2(e): a GPU computes 2^x.
 """
 
 from typing import Any, NamedTuple
@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 
 MINUS_INFINITY = tl.constexpr(float("-inf"))
+LN2 = tl.constexpr(0.6931471805599453)
+"""Of powers of two in powers of e."""
 LOWEST = tl.constexpr(-3.4028234663852886e38)
 
 
@@ -32,17 +34,17 @@ class Side(NamedTuple):
     shared: Any
     """Query heads to a key head."""
     factor: Any
-    """scale / T"""
+    """scale log2(e) / T"""
     bias: Any
-    """Dense: [b,h,n,m] by strides, which are 0 where it broadcasts. Relative: the table [h,entries]."""
+    """Dense: [b,h,n,m] by strides, which are 0 where it broadcasts. Relative: the table [h,entries]. Lines: [h,...]."""
     bias_b: Any
     bias_h: Any
     bias_n: Any
     bias_m: Any
     bias_factor: Any
-    """1 / T"""
+    """log2(e) / T"""
     query_code: Any
-    """[b,n]: index into the table = query_code - key_code + offset."""
+    """[b,n]: index into the table = query_code - key_code + offset. Lines: [n], index = query_code + key."""
     query_code_b: Any
     key_code: Any
     key_code_b: Any
@@ -98,9 +100,9 @@ def dot(a, b, PRECISION: tl.constexpr):
 @triton.jit
 def block_scores(
     side, query, key, b, head, rows, cols, at, live_rows, live_cols,
-    BIAS: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr,
+    BIAS: tl.constexpr, CAUSAL: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """S / T [r,c] in float32; minus infinity where a key is hidden or beyond the last."""
+    """S log2(e) / T [r,c] in float32; minus infinity where a key is hidden or beyond the last (WHOLE: none is)."""
     scores = dot(query, tl.trans(key), PRECISION) * side.factor
     inside = live_rows[:, None] & live_cols[None, :]
     if BIAS == "dense":
@@ -109,23 +111,22 @@ def block_scores(
         bias = tl.load(side.bias + start + places, mask=inside, other=0.0).to(tl.float32)
         # what is finite stays finite: rows that are masked by finfo.min do not become rows of infinity
         scores += tl.where(bias == MINUS_INFINITY, bias, tl.maximum(bias * side.bias_factor, LOWEST))
+    if BIAS == "lines":
+        start = tl.multiple_of(tl.load(side.query_code + rows, mask=live_rows, other=0), 4)  # so 16 bytes at once
+        live = live_rows[:, None] if WHOLE else inside
+        places = start[:, None] + cols[None, :]
+        scores += (
+            tl.load(side.bias + head * side.bias_h + places, mask=live, other=0.0).to(tl.float32) * side.bias_factor
+        )
     if BIAS == "relative":
         places = table_entry(side, b, rows, cols, live_rows, live_cols)
         bias = tl.load(side.bias + head * side.bias_h + places, mask=inside, other=0.0).to(tl.float32)
         scores += bias * side.bias_factor
     if CAUSAL:
         scores = tl.where(cols[None, :] <= at[:, None], scores, MINUS_INFINITY)
+    if WHOLE:
+        return scores
     return tl.where(live_cols[None, :], scores, MINUS_INFINITY)
-
-
-@triton.jit
-def product(maps, x, SPLIT: tl.constexpr, PRECISION: tl.constexpr):
-    """maps[r,c] @ x[c,d] in float32. SPLIT: 16-bit x meet the maps as two 16-bit numbers, so that only x is rounded."""
-    high = maps.to(x.dtype)
-    total = dot(high, x, PRECISION)
-    if SPLIT:
-        total += dot((maps - high.to(tl.float32)).to(x.dtype), x, PRECISION)
-    return total
 
 
 @triton.jit
@@ -141,7 +142,7 @@ def attend_values(
     side, value, value_b, value_h, value_m, heads, partners, out, out_b, out_h, out_v, out_n, top_out, inverse_out,
     H, N, M, VALUES: tl.constexpr, WIDTH: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
     VALUE_WIDTH: tl.constexpr, BLOCK_VALUE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
-    BIAS: tl.constexpr, CAUSAL: tl.constexpr, SPLIT: tl.constexpr, PRECISION: tl.constexpr,
+    BIAS: tl.constexpr, CAUSAL: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A_i V_a of a block of rows of head i for VALUES values a (flash attention), and each row's top and 1 / total.
 
@@ -163,8 +164,12 @@ def attend_values(
     if VALUES > 0:
         lanes = tl.arange(0, VALUES * BLOCK_VALUE)
         which, dims = lanes // BLOCK_VALUE, lanes % BLOCK_VALUE
-        partner = tl.load(partners + slot * VALUES + which)
-        met = (partner >= 0) & (dims < VALUE_WIDTH)
+        shift = tl.zeros([VALUES * BLOCK_VALUE], tl.int64)  # by scalars, so that rows are still read 16 bytes at once
+        met = dims < VALUE_WIDTH
+        for v in tl.static_range(VALUES):
+            partner = tl.load(partners + slot * VALUES + v)
+            shift = tl.where(which == v, partner.to(tl.int64) * value_h, shift)
+            met = met & ((which != v) | (partner >= 0))
         acc = tl.zeros([ROWS, VALUES * BLOCK_VALUE], tl.float32)
     stop = M
     if CAUSAL:
@@ -174,17 +179,17 @@ def attend_values(
         live_cols = cols < M
         key = load_key(side, b, head, cols, live_cols, WIDTH, BLOCK_WIDTH)
         scores = block_scores(
-            side, query, key, b, head, rows, cols, at, live_rows, live_cols, BIAS, CAUSAL, PRECISION
+            side, query, key, b, head, rows, cols, at, live_rows, live_cols, BIAS, CAUSAL, WHOLE, PRECISION
         )  # fmt: skip
         new = tl.maximum(top, tl.max(scores, 1))
         base = tl.where(new == MINUS_INFINITY, 0.0, new)
-        maps = tl.exp(scores - base[:, None])
-        shrink = tl.exp(top - base)
+        maps = tl.exp2(scores - base[:, None])
+        shrink = tl.exp2(top - base)
         total = total * shrink + tl.sum(maps, 1)
         if VALUES > 0:
-            places = partner[None, :] * value_h + cols[:, None] * value_m + dims[None, :]
+            places = shift[None, :] + cols[:, None] * value_m + dims[None, :]
             values = tl.load(value + b * value_b + places, mask=live_cols[:, None] & met[None, :], other=0.0)
-            acc = acc * shrink[:, None] + product(maps, values, SPLIT, PRECISION)
+            acc = acc * shrink[:, None] + dot(maps.to(values.dtype), values, PRECISION)
         top = new
     seen = total != 0  # NaN stays NaN
     inverse = tl.where(seen, 1.0 / total, 0.0)

@@ -1,6 +1,7 @@
 """Squeezing-Heads Distillation (arXiv 2502.07436): divergence of the student's maps from the squeezed teacher's."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -11,15 +12,16 @@ from dit_shd.attention.recording.attach import Attached, Capturing
 from dit_shd.attention.recording.captures import Recording
 from dit_shd.attention.tiles import CHUNK_MIB
 from dit_shd.core import rng
+from dit_shd.core.cuda_graphs import CudaGraphs
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.layer_map import layer_map
 from dit_shd.distillation.losses import Layer, LayerLoss, Layers, Needs, Pairs, Term, Weight, alternatives
 from dit_shd.squeezing.backends.autotune import Backend
 from dit_shd.squeezing.backends.job import Measure
 from dit_shd.squeezing.cost import LayerCost
-from dit_shd.squeezing.divergence import attention_kl
+from dit_shd.squeezing.divergence import attached, divergence_job, gradients_of
 from dit_shd.squeezing.plans import merge_names
-from dit_shd.squeezing.squeeze import Method
+from dit_shd.squeezing.squeeze import Method, Squeeze
 from dit_shd.squeezing.squeezer import Groups, Squeezer
 from dit_shd.tasks import Batch
 
@@ -94,6 +96,9 @@ class SHD(LayerLoss):
         self.backend: Backend = backend
         self.block = block
         self.calibration = calibration if plan == "matched" else 0
+        self.graphs = CudaGraphs()
+        """What layers are replayed by on a GPU, where all that a layer reads stays in its place."""
+        self._names: dict[str, list[str]] = {}
         self._unchecked = True
         """Whether numbers are still to be looked at; afterwards a GPU is not waited for any more."""
 
@@ -162,19 +167,46 @@ class SHD(LayerLoss):
             rows = self._rows(layer, t.shape[2], batch).to(t.query.device)
             s, t = s.select(rows), t.select(rows)
             weight = None if weight is None else weight[:, rows]
-        keep_maps, chunk_mib = self.temperature == 1, self.squeezer.chunk_mib
         check = batch is None and self._unchecked  # in training NaN is propagated to the loss, for the trainer's guard
-        squeezed = self.squeezer.squeeze(layer, t, s.heads, keep_maps, weight, check)
-        value = attention_kl(t, s, squeezed, self.temperature, self.measure, self.backend, chunk_mib, weight, check)
-        logs = {f"{self.measure}/{layer}": value.detach().mean()}
-        if squeezed.alpha is not None and squeezed.alpha.numel():
-            assert squeezed.clamped is not None
-            logs |= {f"alpha/{layer}": squeezed.alpha.mean(), "clamped": squeezed.clamped.float().mean()}
-            merges = merge_names(squeezed.plan)
-            logs |= {f"alpha/{layer}/{merge}": alpha for merge, alpha in zip(merges, squeezed.alpha.mean(0))}
-        if squeezed.residual is not None:
-            logs["residual"] = squeezed.residual.mean()
-        return Term(value, logs)
+        tensors = [t.query, t.key, t.value, *(x for x in (t.mixed, weight) if x is not None), s.query, s.key]
+        key = None if check or not self._can_replay(s, t, tensors) else self._key(layer, s, t, weight)
+
+        def compute(*given: Tensor) -> list[Tensor]:
+            """Logs, the value, and its gradients."""
+            t_query, t_key, t_value, *some, s_query, s_key = (x.detach() for x in given)
+            teacher = t.with_tensors(t_query, t_key, t_value, None if t.mixed is None else some[0])
+            student = s.with_tensors(s_query, s_key, s.value.detach())
+            row_weight = None if weight is None else some[-1]
+            keep_maps, chunk_mib = self.temperature == 1, self.squeezer.chunk_mib
+            squeezed = self.squeezer.squeeze(layer, teacher, s.heads, keep_maps, row_weight, check)
+            how = (self.temperature, self.measure, self.backend, chunk_mib, row_weight, check)
+            job, run = divergence_job(teacher, student, squeezed, *how)
+            wanted = torch.is_grad_enabled() and any(x.requires_grad for x in (s.query, s.key, *_leaves(s)))
+            job = replace(job, gradients=wanted, bias_needs_grad=s.bias is not None and s.bias.needs_grad())
+            logs = _logs(layer, squeezed)
+            self._names[layer] = list(logs)
+            return [*logs.values(), *gradients_of(job, run)]
+
+        parts = compute(*tensors) if key is None else self.graphs(key, compute, tensors)
+        names = self._names[layer]
+        value = attached(s, parts[len(names) :])
+        return Term(value, {f"{self.measure}/{layer}": value.detach().mean(), **dict(zip(names, parts))})
+
+    def _can_replay(self, s: Capture, t: Capture, tensors: Sequence[Tensor]) -> bool:
+        """Whether a CUDA graph may do a layer: but for these tensors it reads nothing that every step makes anew."""
+        fixed = all(getattr(x.bias, "code", None) is None for x in (s, t))
+        return fixed and s.positions is None and t.positions is None and self.graphs.serve(tensors)
+
+    def _key(self, layer: str, s: Capture, t: Capture, weight: Tensor | None) -> Hashable:
+        """Everything that a layer's computation depends on beside the values of its tensors."""
+        read = [t.out, *_leaves(t), *_leaves(s)]
+        return (
+            *(layer, torch.is_grad_enabled(), weight is None, t.mixed is None, s.query.requires_grad),
+            *((x.shape, x.stride(), x.dtype, x.device) for x in (t.query, t.key, t.value, s.query, s.key)),
+            *(t.scale, t.causal, type(t.bias), s.scale, s.causal, type(s.bias), str(self.squeezer.plan_for(layer))),
+            *(None if x is None else (x.data_ptr(), x.shape, x.stride(), x.requires_grad) for x in read),
+            None if t.out is None or t.out.is_inference() else t.out._version,
+        )
 
     def _rows(self, layer: str, n: int, batch: Batch | None) -> Tensor:
         """A sample of the query rows, ascending: by the batch in training, by torch's generator elsewhere."""
@@ -204,6 +236,24 @@ class SHD(LayerLoss):
         if not isinstance(plans, dict) or not all(isinstance(plan, list) for plan in plans.values()):
             raise UserError("SHD: the calibration of this run holds no plans")
         self.squeezer.plans = {layer: tuple(tuple(group) for group in plan) for layer, plan in plans.items()}
+
+
+def _leaves(capture: Capture) -> tuple[Tensor, ...]:
+    return () if capture.bias is None else capture.bias.leaves
+
+
+def _logs(layer: str, squeezed: Squeeze) -> dict[str, Tensor]:
+    """Means over the samples, by one reduction: alpha, in all and by merge, how often it was clamped, the residual."""
+    known = {f"alpha/{layer}": squeezed.alpha, "clamped": squeezed.clamped, "residual": squeezed.residual}
+    parts = {name: part for name, part in known.items() if part is not None and part.numel()}
+    logs: dict[str, Tensor] = {}
+    if parts:
+        means = torch.cat([*parts.values()], 1).mean(0).split([part.shape[1] for part in parts.values()])
+        for name, mean in zip(parts, means):
+            logs[name] = mean.mean()
+            if name.startswith("alpha/"):
+                logs |= {f"{name}/{merge}": one for merge, one in zip(merge_names(squeezed.plan), mean.unbind())}
+    return logs
 
 
 def _is_same(student: Tensor, teacher: Tensor) -> bool:

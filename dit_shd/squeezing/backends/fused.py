@@ -40,9 +40,10 @@ def run(job: Job) -> Result:
     result = Result.empty(job, wide)
     n = teacher.shape[2]
     factor = student.scale / job.temperature
-    student_keys = student.key_heads(range(student.heads))
+    student_keys, teacher_keys = (
+        index_tensor(tuple(x.key_heads(range(x.heads))), x.key.device) for x in (student, teacher)
+    )
     query, key = student.query.to(wide), student.key[:, student_keys].to(wide)
-    teacher_keys = teacher.key_heads(range(teacher.heads))
     bias = None if teacher.bias is None else teacher.bias.scaled(1 / job.temperature)
     weight = job.squeeze.weight.to(wide)[..., None]  # [b,h,n or 1,1]
     group = job.squeeze.group
@@ -72,7 +73,7 @@ def run(job: Job) -> Result:
         (student_part,) = torch.autograd.grad(by_student, own_values, rows * mass)
         result.d_query = job.weighted(by_student.detach() * mass - mixed) * (factor / n)
         d_key = (student_part - key.new_zeros(key.shape).index_add_(1, group, teacher_part)) * (factor / n)
-        result.d_key.index_add_(1, index_tensor(tuple(student_keys), key.device), d_key)
+        result.d_key.index_add_(1, student_keys, d_key)
     return result
 
 

@@ -55,6 +55,8 @@ class Result:
     """[b,g,m,d], or fewer heads where heads share keys"""
     bias: BiasGradient | None
     """In units of the scores over T, not yet divided by n T."""
+    factor: float = 1.0
+    """What d_query and d_key are still to be multiplied by."""
 
     @classmethod
     def empty(cls, job: Job, dtype: torch.dtype) -> "Result":

@@ -83,7 +83,8 @@ class Target:
     def __init__(self, job: Job, buffers: Buffers, k: int, samples: slice, student_heads: list[int], kept_heads: slice):
         self.k, self.buffers, self.groups = k, buffers, len(student_heads)
         heads = [head for g in student_heads for head in job.squeeze.plan[g]]
-        weight = job.squeeze.weight[samples, heads].to(buffers.dtype)
+        place = index_tensor(tuple(heads), buffers.device)
+        weight = job.squeeze.weight[samples].index_select(1, place).to(buffers.dtype)
         self.weight = weight.unflatten(1, (self.groups, k))[..., None]  # [s,G,k,n or 1,1]
         kept = job.squeeze.maps.get(k) if job.temperature == 1 else None
         self.kept = None if kept is None else kept[samples, kept_heads]

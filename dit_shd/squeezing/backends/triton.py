@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 
-from dit_shd.attention.bias import Bias, DenseBias
+from dit_shd.attention.bias import Bias, BiasGradient, DenseBias
 from dit_shd.attention.kernels.captures import side_of
 from dit_shd.attention.relative_bias import RelativeBias
-from dit_shd.attention.tiles import index_tensor
 from dit_shd.squeezing.backends.job import Job, Result
 from dit_shd.squeezing.kernels.captures import row_sums
 
@@ -24,27 +23,24 @@ else:  # it is not made for every platform
 def run(job: Job) -> Result:
     """Value and gradients of a layer."""
     teacher, student = job.teacher, job.student
-    result = Result.empty(job, torch.float32)
     n = teacher.shape[2]
     known = job.squeeze.row_sums if job.temperature == 1 else None
     top, inverse = row_sums(teacher, job.temperature) if known is None else known
     row_weight = top.new_ones(1, n) if job.row_weight is None else job.row_weight.float().contiguous()
-    kept = row_sums(student, job.temperature) if job.measure == "mse" else [top.new_zeros(student.shape[:3])] * 2
-    collect, shape = _collected(student.bias, result)
+    kept = row_sums(student, job.temperature)
+    bias = student.bias.gradient(teacher.shape[0]) if student.bias is not None and job.bias_needs_grad else None
+    collect, shape = _collected(student.bias, bias)
     sides = side_of(teacher, job.temperature), side_of(student, job.temperature)
     terms, d_query, d_key, d_bias = operators.divergence(
         *_flat(sides[0]), *_flat(sides[1]), job.squeeze.weight.float(), top, inverse, *kept, row_weight,
         _student_heads(job), job.measure, job.gradients, collect, shape,
     )  # fmt: skip
-    result.value = job.weighted(terms).sum((1, 2), dtype=torch.float64) / n
-    if job.gradients:
-        factor = student.scale / job.temperature / n
-        result.d_query = job.weighted(d_query).mul_(factor)
-        places = index_tensor(tuple(student.key_heads(range(student.heads))), d_key.device)
-        result.d_key.index_add_(1, places, d_key.mul_(factor))
-    if result.bias is not None:
-        result.bias.collected.add_(d_bias.view(result.bias.collected.shape))
-    return result
+    value = job.weighted(terms).sum((1, 2), dtype=torch.float64) / n
+    if bias is not None:
+        bias.collected = d_bias.view(bias.shape)
+    shared = student.heads // student.key.shape[1]
+    d_key = d_key.unflatten(1, (-1, shared)).sum(2) if job.gradients and shared > 1 else d_key
+    return Result(value, job.weighted(d_query), d_key, bias, student.scale / job.temperature / n)
 
 
 def _student_heads(job: Job) -> list[int]:
@@ -57,11 +53,11 @@ def _flat(side: dict[str, Any]) -> tuple[Any, ...]:
     return side["tensors"], side["bias"], side["causal"], [side["factor"], side["bias_factor"]], side["offset"]
 
 
-def _collected(bias: Bias | None, result: Result) -> tuple[str, list[int]]:
+def _collected(bias: Bias | None, gradient: BiasGradient | None) -> tuple[str, list[int]]:
     """How a bias's gradient is collected, and the shape of what it is collected in."""
-    if bias is None or result.bias is None:
+    if bias is None or gradient is None:
         return "none", [0]
-    shape = list(result.bias.collected.shape)
+    shape = list(gradient.shape)
     if isinstance(bias, DenseBias):
         return "dense", shape
     assert isinstance(bias, RelativeBias)

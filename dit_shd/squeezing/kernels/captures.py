@@ -30,7 +30,7 @@ def values_met(capture: Capture, groups: list[list[int]]) -> tuple[Tensor, Tenso
     parts = [
         _attend(capture, 1.0, members, [row[first : first + MOST] for row in partners]) for first in range(0, k, MOST)
     ]
-    return torch.cat([out for out, *_ in parts], 2), *parts[0][1:]
+    return parts[0][0] if len(parts) == 1 else torch.cat([out for out, *_ in parts], 2), *parts[0][1:]
 
 
 def row_sums(capture: Capture, temperature: float, heads: tuple[int, ...] | None = None) -> tuple[Tensor, Tensor]:
@@ -47,8 +47,9 @@ def _attend(
     width = 4 if count == 3 else count
     padded = tuple(itertools.chain(*([*row, *[-1] * (width - count)] for row in partners)))
     device = capture.query.device
-    at, place = index_tensor(heads, device).int(), index_tensor(padded, device).int().view(len(heads), width)
+    at, place = (index_tensor(x, device, torch.int32) for x in (heads, padded))
     side: dict[str, Any] = side_of(capture, temperature)
     value = rows_together(capture.value)
-    out, top, inverse = operators.attend(**side, value=value, heads=at, partners=place, split=False)
-    return out[:, :, :count], top, inverse
+    partners_of = place.view(len(heads), width)
+    out, top, inverse = operators.attend(**side, value=value, heads=at, partners=partners_of)
+    return out if width == count else out[:, :, :count], top, inverse

@@ -1,12 +1,13 @@
-# pyright: basic, reportArgumentType=false, reportOperatorIssue=false, reportIndexIssue=false, reportCallIssue=false
+# pyright: basic, reportArgumentType=false, reportOperatorIssue=false, reportIndexIssue=false, reportCallIssue=false, reportGeneralTypeIssues=false
 """The divergence on a GPU: by rows (value and gradient by the query), by keys, and by the offsets of a relative bias.
 
     A~  = sum_i w_i A_i                   over the teacher heads of a group
-    KL  = sum A~ log A~ - sum A~ (S - top) + mass log total,   S the student's scores, mass = sum A~
+    KL  = sum A~ (log A~ - S + top) + mass log total,   S the student's scores, mass = sum A~
     dKL/dS = mass B - A~                  dMSE/dS = B (G - sum B G),  G = 2 (B - A~)
 
-The sum of A~ (S - top) is kept against the running top, so scores may be large. A program writes addresses of its own;
-only gradients of a bias that several programs share are added atomically.
+Top and total of both sides' rows are known before: the two maps' difference then meets the keys in one product, and
+cancels before it is rounded. A program writes addresses of its own; only gradients of a bias that several programs
+share are added atomically.
 """
 
 from typing import Any, NamedTuple
@@ -15,13 +16,12 @@ import triton
 import triton.language as tl
 
 from dit_shd.attention.kernels.scores import (
-    MINUS_INFINITY,
+    LN2,
     block_scores,
     dot,
     load_key,
     load_query,
     places_of,
-    product,
     store_rows,
     table_entry,
 )
@@ -55,11 +55,12 @@ class Group(NamedTuple):
 def block_target(
     teacher, group, b, which, rows, cols, at, live_rows, live_cols, N,
     K: tl.constexpr, WIDTH: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
-    BIAS: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    BIAS: tl.constexpr, CAUSAL: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """A~ [r,c] of one student head."""
     target = tl.zeros([ROWS, COLS], tl.float32)
-    for i in range(K):
+    for i in tl.static_range(K):
         head = tl.load(group.members + which * K + i)
         place = (b * group.heads + head) * N + rows
         top = tl.load(group.top + place, mask=live_rows, other=0.0)
@@ -69,9 +70,9 @@ def block_target(
         query = load_query(teacher, b, head, rows, live_rows, WIDTH, BLOCK_WIDTH)
         key = load_key(teacher, b, head, cols, live_cols, WIDTH, BLOCK_WIDTH)
         scores = block_scores(
-            teacher, query, key, b, head, rows, cols, at, live_rows, live_cols, BIAS, CAUSAL, PRECISION
+            teacher, query, key, b, head, rows, cols, at, live_rows, live_cols, BIAS, CAUSAL, WHOLE, PRECISION
         )  # fmt: skip
-        target += tl.exp(scores - top[:, None]) * (inverse * weight)[:, None]
+        target += tl.exp2(scores - top[:, None]) * (inverse * weight)[:, None]
     return target
 
 
@@ -91,18 +92,33 @@ class Rows(NamedTuple):
 
 
 @triton.jit
+def row_mass(group, b, which, rows, live_rows, N, K: tl.constexpr, ROWS: tl.constexpr):
+    """sum A~ [r] of one student head: the weights of the teacher's heads that see a key."""
+    mass = tl.zeros([ROWS], tl.float32)
+    for i in tl.static_range(K):
+        head = tl.load(group.members + which * K + i)
+        inverse = tl.load(group.inverse + (b * group.heads + head) * N + rows, mask=live_rows, other=0.0)
+        share = b * group.weight_b + head * group.weight_h + rows * group.weight_n
+        weight = tl.load(group.weight + share, mask=live_rows, other=0.0)
+        mass += tl.where(inverse == 0, 0.0, weight)
+    return mass
+
+
+@triton.jit
 def divergence_rows(
-    teacher, student, group, kept, value, d_query, N, M,
+    teacher, student, group, kept, value, d_query, boost, N, M,
     ENTROPY: tl.constexpr, GRADIENTS: tl.constexpr, K: tl.constexpr,
     T_WIDTH: tl.constexpr, T_BLOCK: tl.constexpr, T_BIAS: tl.constexpr, T_CAUSAL: tl.constexpr,
     S_WIDTH: tl.constexpr, S_BLOCK: tl.constexpr, S_BIAS: tl.constexpr, S_CAUSAL: tl.constexpr,
-    ROWS: tl.constexpr, COLS: tl.constexpr, SPLIT: tl.constexpr, PRECISION: tl.constexpr,
+    WHOLE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """KL (ENTROPY) or cross-entropy of a block of rows of a student head, and its gradient by the query.
 
     Args:
-        kept: Rows; top, inverse and mass are written.
-        value: [b,g,n]. d_query: [b,g,n,S_WIDTH] float32, in units of the scores over T.
+        kept: Rows; top and inverse are read, mass is written.
+        value: [b,g,n].
+        d_query: [b,g,n,S_WIDTH] float32, in units of the scores over T.
+        boost: Brings the gradient of the scores, about 1 / m, to where 16-bit numbers are precise; a power of two.
     """
     b, which = tl.program_id(2).to(tl.int64), tl.program_id(1)
     head = tl.load(group.students + which)
@@ -111,13 +127,12 @@ def divergence_rows(
     t_at = places_of(teacher, rows, live_rows, T_CAUSAL)
     s_at = places_of(student, rows, live_rows, S_CAUSAL)
     query = load_query(student, b, head, rows, live_rows, S_WIDTH, S_BLOCK)
-    top = tl.full([ROWS], MINUS_INFINITY, tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
-    mass = tl.zeros([ROWS], tl.float32)
-    terms = tl.zeros([ROWS], tl.float32)  # sum A~ log A~ - sum A~ (S - base)
-    base = tl.zeros([ROWS], tl.float32)
-    by_student = tl.zeros([ROWS, S_BLOCK], tl.float32)  # B K, not yet normalised
-    by_teacher = tl.zeros([ROWS, S_BLOCK], tl.float32)  # A~ K
+    place = (b * group.student_heads + head) * N + rows
+    top = tl.load(kept.top + place, mask=live_rows, other=0.0)
+    inverse = tl.load(kept.inverse + place, mask=live_rows, other=0.0)
+    mass = row_mass(group, b, which, rows, live_rows, N, K, ROWS)
+    terms = tl.zeros([ROWS], tl.float32)  # sum A~ (log2 A~ - S + top)
+    gradient = tl.zeros([ROWS, S_BLOCK], tl.float32)
     stop = M
     if T_CAUSAL and S_CAUSAL:
         stop = tl.minimum(M, tl.maximum(tl.max(t_at), tl.max(s_at)) + 1)
@@ -126,99 +141,31 @@ def divergence_rows(
         live_cols = cols < M
         target = block_target(
             teacher, group, b, which, rows, cols, t_at, live_rows, live_cols, N,
-            K, T_WIDTH, T_BLOCK, T_BIAS, T_CAUSAL, PRECISION, ROWS, COLS,
+            K, T_WIDTH, T_BLOCK, T_BIAS, T_CAUSAL, WHOLE, PRECISION, ROWS, COLS,
         )  # fmt: skip
         key = load_key(student, b, head, cols, live_cols, S_WIDTH, S_BLOCK)
         scores = block_scores(
-            student, query, key, b, head, rows, cols, s_at, live_rows, live_cols, S_BIAS, S_CAUSAL, PRECISION
+            student, query, key, b, head, rows, cols, s_at, live_rows, live_cols, S_BIAS, S_CAUSAL, WHOLE, PRECISION
         )  # fmt: skip
-        new = tl.maximum(top, tl.max(scores, 1))
-        old, base = base, tl.where(new == MINUS_INFINITY, 0.0, new)
-        maps = tl.exp(scores - base[:, None])
-        shrink = tl.exp(top - base)
-        total = total * shrink + tl.sum(maps, 1)
-        terms += (base - old) * mass - tl.sum(tl.where(target == 0, 0.0, target * (scores - base[:, None])), 1)
-        if ENTROPY:
-            terms += tl.sum(target * tl.log(tl.maximum(target, TINY)), 1)
+        scores -= top[:, None]
+        logs = tl.log2(tl.maximum(target, TINY)) - scores if ENTROPY else -scores
+        terms += tl.sum(tl.where(target == 0, 0.0, target * logs), 1)
         if GRADIENTS:
-            by_student = by_student * shrink[:, None] + product(maps, key, SPLIT, PRECISION)
-            by_teacher += product(target, key, SPLIT, PRECISION)
-        mass += tl.sum(target, 1)
-        top = new
-    seen = total != 0  # NaN stays NaN
-    inverse = tl.where(seen, 1.0 / total, 0.0)
-    terms += tl.where(seen, tl.log(total), 0.0) * mass
-    place = (b * group.student_heads + head) * N + rows
-    tl.store(kept.top + place, tl.where(seen, top, 0.0), mask=live_rows)
-    tl.store(kept.inverse + place, inverse, mask=live_rows)
+            d_scores = tl.exp2(scores) * (inverse * mass * boost)[:, None] - target * boost
+            gradient += dot(d_scores.to(key.dtype), key, PRECISION)
+    seen = inverse != 0  # NaN stays NaN
+    terms = LN2 * (terms - tl.where(seen, tl.log2(inverse), 0.0) * mass)
     tl.store(kept.mass + place, mass, mask=live_rows)
     tl.store(value + place, terms, mask=live_rows)
     if GRADIENTS:
-        store_rows(d_query, place, by_student * (inverse * mass)[:, None] - by_teacher, live_rows, S_WIDTH, S_BLOCK)
-
-
-@triton.jit
-def squared_rows(
-    teacher, student, group, kept, value, d_query, N, M,
-    GRADIENTS: tl.constexpr, K: tl.constexpr,
-    T_WIDTH: tl.constexpr, T_BLOCK: tl.constexpr, T_BIAS: tl.constexpr, T_CAUSAL: tl.constexpr,
-    S_WIDTH: tl.constexpr, S_BLOCK: tl.constexpr, S_BIAS: tl.constexpr, S_CAUSAL: tl.constexpr,
-    ROWS: tl.constexpr, COLS: tl.constexpr, SPLIT: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """The squared difference of the maps of a block of rows of a student head, and its gradient by the query.
-
-    Args:
-        kept: Rows; top and inverse are read, mass and slope are written.
-        value: [b,g,n]. d_query: [b,g,n,S_WIDTH] float32, in units of the scores over T.
-    """
-    b, which = tl.program_id(2).to(tl.int64), tl.program_id(1)
-    head = tl.load(group.students + which)
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    live_rows = rows < N
-    t_at = places_of(teacher, rows, live_rows, T_CAUSAL)
-    s_at = places_of(student, rows, live_rows, S_CAUSAL)
-    query = load_query(student, b, head, rows, live_rows, S_WIDTH, S_BLOCK)
-    place = (b * group.student_heads + head) * N + rows
-    top = tl.load(kept.top + place, mask=live_rows, other=0.0)
-    inverse = tl.load(kept.inverse + place, mask=live_rows, other=0.0)
-    mass = tl.zeros([ROWS], tl.float32)
-    terms = tl.zeros([ROWS], tl.float32)
-    slope = tl.zeros([ROWS], tl.float32)
-    pulled = tl.zeros([ROWS, S_BLOCK], tl.float32)  # (B G) K
-    by_student = tl.zeros([ROWS, S_BLOCK], tl.float32)  # B K
-    for start in range(0, M, COLS):
-        cols = start + tl.arange(0, COLS)
-        live_cols = cols < M
-        target = block_target(
-            teacher, group, b, which, rows, cols, t_at, live_rows, live_cols, N,
-            K, T_WIDTH, T_BLOCK, T_BIAS, T_CAUSAL, PRECISION, ROWS, COLS,
-        )  # fmt: skip
-        key = load_key(student, b, head, cols, live_cols, S_WIDTH, S_BLOCK)
-        scores = block_scores(
-            student, query, key, b, head, rows, cols, s_at, live_rows, live_cols, S_BIAS, S_CAUSAL, PRECISION
-        )  # fmt: skip
-        maps = tl.exp(scores - top[:, None]) * inverse[:, None]
-        gap = maps - target
-        terms += tl.sum(gap * gap, 1)
-        slope += tl.sum(2 * maps * gap, 1)
-        if GRADIENTS:
-            pulled += product(2 * maps * gap, key, SPLIT, PRECISION)
-            by_student += product(maps, key, SPLIT, PRECISION)
-        mass += tl.sum(target, 1)
-    counts = tl.where(mass == 0, 0.0, 1.0)  # rows that the teacher hides altogether count as nothing
-    tl.store(kept.slope + place, slope * counts, mask=live_rows)
-    tl.store(kept.mass + place, mass, mask=live_rows)
-    tl.store(value + place, terms * counts, mask=live_rows)
-    if GRADIENTS:
-        gradient = (pulled - by_student * slope[:, None]) * counts[:, None]
-        store_rows(d_query, place, gradient, live_rows, S_WIDTH, S_BLOCK)
+        store_rows(d_query, place, gradient / boost, live_rows, S_WIDTH, S_BLOCK)
 
 
 @triton.jit
 def block_gradient(
     teacher, student, group, kept, b, which, head, rows, cols, live_rows, live_cols, query, key, N,
     SQUARED: tl.constexpr, K: tl.constexpr, T_WIDTH: tl.constexpr, T_BLOCK: tl.constexpr,
-    T_BIAS: tl.constexpr, T_CAUSAL: tl.constexpr, S_BIAS: tl.constexpr, S_CAUSAL: tl.constexpr,
+    T_BIAS: tl.constexpr, T_CAUSAL: tl.constexpr, S_BIAS: tl.constexpr, S_CAUSAL: tl.constexpr, WHOLE: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The divergence's gradient by the student's scores over T [r,c]."""
@@ -226,16 +173,16 @@ def block_gradient(
     s_at = places_of(student, rows, live_rows, S_CAUSAL)
     target = block_target(
         teacher, group, b, which, rows, cols, t_at, live_rows, live_cols, N,
-        K, T_WIDTH, T_BLOCK, T_BIAS, T_CAUSAL, PRECISION, ROWS, COLS,
+        K, T_WIDTH, T_BLOCK, T_BIAS, T_CAUSAL, WHOLE, PRECISION, ROWS, COLS,
     )  # fmt: skip
     scores = block_scores(
-        student, query, key, b, head, rows, cols, s_at, live_rows, live_cols, S_BIAS, S_CAUSAL, PRECISION
+        student, query, key, b, head, rows, cols, s_at, live_rows, live_cols, S_BIAS, S_CAUSAL, WHOLE, PRECISION
     )  # fmt: skip
     place = (b * group.student_heads + head) * N + rows
     top = tl.load(kept.top + place, mask=live_rows, other=0.0)
     inverse = tl.load(kept.inverse + place, mask=live_rows, other=0.0)
     mass = tl.load(kept.mass + place, mask=live_rows, other=0.0)
-    maps = tl.exp(scores - top[:, None]) * inverse[:, None]
+    maps = tl.exp2(scores - top[:, None]) * inverse[:, None]
     if SQUARED:
         slope = tl.load(kept.slope + place, mask=live_rows, other=0.0)
         gradient = maps * (2 * (maps - target) - slope[:, None]) * tl.where(mass == 0, 0.0, 1.0)[:, None]
@@ -252,13 +199,13 @@ def divergence_keys(
     COLLECT: tl.constexpr, SQUARED: tl.constexpr, K: tl.constexpr,
     T_WIDTH: tl.constexpr, T_BLOCK: tl.constexpr, T_BIAS: tl.constexpr, T_CAUSAL: tl.constexpr,
     S_WIDTH: tl.constexpr, S_BLOCK: tl.constexpr, S_BIAS: tl.constexpr, S_CAUSAL: tl.constexpr,
-    ROWS: tl.constexpr, COLS: tl.constexpr, PRECISION: tl.constexpr,
+    WHOLE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The divergence's gradient by a block of keys of a student head, and by its bias.
 
     Args:
-        d_key: [b,g,m,S_WIDTH] float32, in units of the scores over T. boost: brings the gradient of the scores, about
-            1 / m, to where 16-bit numbers are precise; a power of two.
+        d_key: [b,g,m,S_WIDTH] float32, in units of the scores over T.
+        boost: As in divergence_rows.
         COLLECT: `none`; `dense`: into d_bias by strides; `entries`: into the tables d_bias[b,g,entries]; both
             atomically.
     """
@@ -274,7 +221,7 @@ def divergence_keys(
         query = load_query(student, b, head, rows, live_rows, S_WIDTH, S_BLOCK)
         d_scores = block_gradient(
             teacher, student, group, kept, b, which, head, rows, cols, live_rows, live_cols, query, key, N,
-            SQUARED, K, T_WIDTH, T_BLOCK, T_BIAS, T_CAUSAL, S_BIAS, S_CAUSAL, ROWS, COLS, PRECISION,
+            SQUARED, K, T_WIDTH, T_BLOCK, T_BIAS, T_CAUSAL, S_BIAS, S_CAUSAL, WHOLE, ROWS, COLS, PRECISION,
         )  # fmt: skip
         gradient += dot(tl.trans(d_scores * boost).to(query.dtype), query, PRECISION)
         inside = live_rows[:, None] & live_cols[None, :]
@@ -294,7 +241,7 @@ def divergence_offsets(
     SQUARED: tl.constexpr, K: tl.constexpr,
     T_WIDTH: tl.constexpr, T_BLOCK: tl.constexpr, T_BIAS: tl.constexpr, T_CAUSAL: tl.constexpr,
     S_WIDTH: tl.constexpr, S_BLOCK: tl.constexpr, S_BIAS: tl.constexpr, S_CAUSAL: tl.constexpr,
-    ROWS: tl.constexpr, COLS: tl.constexpr, PRECISION: tl.constexpr,
+    WHOLE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The divergence's gradient by a relative bias, for all tokens of a SIDE x SIDE grid.
 
@@ -313,7 +260,7 @@ def divergence_offsets(
         key = load_key(student, b, head, cols, live_cols, S_WIDTH, S_BLOCK)
         total += block_gradient(
             teacher, student, group, kept, b, which, head, rows, cols, live_rows, live_cols, query, key, N,
-            SQUARED, K, T_WIDTH, T_BLOCK, T_BIAS, T_CAUSAL, S_BIAS, S_CAUSAL, ROWS, COLS, PRECISION,
+            SQUARED, K, T_WIDTH, T_BLOCK, T_BIAS, T_CAUSAL, S_BIAS, S_CAUSAL, WHOLE, ROWS, COLS, PRECISION,
         )  # fmt: skip
     line = ((b * group.student_heads + head) * SIDE + x_q)[:, None] * (2 * SIDE - 1) + offset
     tl.store(lines + line * SIDE + x_k[None, :], total, mask=live_rows[:, None] & live_cols[None, :])

@@ -17,6 +17,7 @@ from dit_shd.attention.kernels.scores import Side
 from dit_shd.attention.tiles import index_tensor
 from dit_shd.squeezing.kernels import divergence as kernels
 from dit_shd.squeezing.kernels.blocks import of_keys, of_rows
+from dit_shd.squeezing.kernels.squared import squared_rows
 
 
 @torch.library.custom_op("dit_shd::attention_divergence", mutates_args=())
@@ -51,7 +52,7 @@ def divergence(
         weight: Of teacher heads in their student heads [b,h,n or 1].
         top: The largest scores of the teacher's rows at this temperature [b,h,n].
         inverse: One over the sums of their exponentials [b,h,n].
-        student_top: The same of the student's rows [b,g,n]; like student_inverse read by mse alone.
+        student_top: The same of the student's rows [b,g,n], as student_inverse.
         row_weight: What every query row counts in d_key and d_bias [b or 1,n].
         plan: The student head of each teacher head [h].
         measure: The divergence: kl, cross_entropy or mse.
@@ -62,12 +63,12 @@ def divergence(
     """
     query, key = student[0], student[1]
     (b, g, n, d), (h, d_t), m = query.shape, teacher[0].shape[1::2], key.shape[2]
-    terms = query.new_zeros(b, g, n, dtype=torch.float32)
-    d_query = terms.new_zeros(b, g, n, d) if gradients else terms.new_empty(0)
-    d_key = terms.new_zeros(b, g, m, d) if gradients else terms.new_empty(0)
-    d_bias = terms.new_zeros(list(d_bias_shape))
+    terms, mass, slope = query.new_empty(3, b, g, n, dtype=torch.float32).unbind()
+    d_query = terms.new_empty(b, g, n, d) if gradients else terms.new_empty(0)
+    d_key = terms.new_empty(b, g, m, d) if gradients else terms.new_empty(0)
+    d_bias = (torch.zeros if collect in ("dense", "entries") else torch.empty)(list(d_bias_shape), device=terms.device)
     kept = kernels.Rows(
-        student_top.clone(), student_inverse.clone(), torch.empty_like(terms), torch.empty_like(terms), row_weight,
+        student_top, student_inverse, mass, slope, row_weight,
         row_weight.stride(0) if row_weight.shape[0] > 1 else 0,
     )  # fmt: skip
     sides = side(teacher, t_bias, *t_numbers, t_offset), side(student, s_bias, *s_numbers, s_offset)
@@ -102,6 +103,11 @@ class _Layer:
     """Constants of the kernels: widths, biases, causality, precision."""
 
     @property
+    def boost(self) -> float:
+        """Brings gradients of the scores, about 1 / m, to where 16-bit numbers are precise."""
+        return 1.0 if self.dtype == torch.float32 else float(2 ** min(14, self.size[2].bit_length() - 1))
+
+    @property
     def bias(self) -> str:
         """What blocks are made for: dense, if either side's is."""
         kinds = (self.fixed["T_BIAS"], self.fixed["S_BIAS"])
@@ -110,11 +116,12 @@ class _Layer:
     def rows(self, group: kernels.Group, terms: Tensor, d_query: Tensor | None) -> None:
         (b, n, m), (count, k) = self.size, group.members.shape
         blocks = of_rows(self.fixed["T_WIDTH"], self.fixed["S_WIDTH"], self.dtype, self.measure, self.bias)
-        kernel = kernels.squared_rows if self.measure == "mse" else kernels.divergence_rows
+        kernel = squared_rows if self.measure == "mse" else kernels.divergence_rows
         entropy = {} if self.measure == "mse" else {"ENTROPY": self.measure == "kl"}
+        boost = [] if self.measure == "mse" else [self.boost]
         kernel[(triton.cdiv(n, blocks.rows), count, b)](
-            self.teacher, self.student, group, self.kept, terms, terms if d_query is None else d_query, n, m,
-            GRADIENTS=d_query is not None, SPLIT=self.dtype != torch.float32, K=k,
+            self.teacher, self.student, group, self.kept, terms, terms if d_query is None else d_query, *boost, n, m,
+            GRADIENTS=d_query is not None, K=k, WHOLE=m % blocks.cols == 0,
             **entropy, **blocks.options(), **self.fixed,
         )  # fmt: skip
 
@@ -122,19 +129,20 @@ class _Layer:
         (b, n, m), (count, k) = self.size, group.members.shape
         strides = broadcast_strides(d_bias)
         strides = {"dense": strides, "entries": [*strides[:2], 0, 0]}.get(collect, [0] * 4)
-        boost = 1.0 if self.dtype == torch.float32 else float(2 ** min(14, m.bit_length() - 1))
         blocks = of_keys(self.fixed["T_WIDTH"], self.fixed["S_WIDTH"], self.dtype, self.bias)
         kernels.divergence_keys[(triton.cdiv(m, blocks.cols), count, b)](
-            self.teacher, self.student, group, self.kept, d_key, d_bias, *strides, boost, n, m,
+            self.teacher, self.student, group, self.kept, d_key, d_bias, *strides, self.boost, n, m,
             COLLECT="none" if collect == "lines" else collect, SQUARED=self.measure == "mse", K=k,
+            WHOLE=m % blocks.cols == 0,
             **blocks.options(), **self.fixed,
         )  # fmt: skip
 
     def offsets(self, group: kernels.Group, lines: Tensor) -> None:
         (b, n, _), (count, k), window = self.size, group.members.shape, lines.shape[2]
+        blocks = Blocks.of_offsets(window)
         kernels.divergence_offsets[(2 * window - 1, count, b)](
             self.teacher, self.student, group, self.kept, lines, window, n,
-            SQUARED=self.measure == "mse", K=k, **Blocks.of_offsets(window).options(), **self.fixed,
+            SQUARED=self.measure == "mse", K=k, WHOLE=blocks.cols == window, **blocks.options(), **self.fixed,
         )  # fmt: skip
 
 
@@ -158,5 +166,6 @@ def groups_by_size(plan: Sequence[int], device: torch.device) -> list[tuple[Tens
     for k in sorted({len(members) for members in groups.values()}):
         students = tuple(g for g, members in groups.items() if len(members) == k)
         members = tuple(head for g in students for head in groups[g])
-        pairs.append((index_tensor(members, device).view(-1, k).int(), index_tensor(students, device).int()))
+        members, students = (index_tensor(heads, device, torch.int32) for heads in (members, students))
+        pairs.append((members.view(-1, k), students))
     return pairs

@@ -139,7 +139,7 @@ def test_fake_tensors_have_the_shapes_of_real_ones():
     teacher = random_capture(h=4, dtype=torch.float32)
     partners, heads = torch.tensor([[0, 1], [3, 2]], dtype=torch.int32), torch.tensor([1, 2], dtype=torch.int32)
     checks = ("test_schema", "test_faketensor")
-    arguments = (*side_of(teacher, 1.0).values(), teacher.value, heads, partners, False)
+    arguments = (*side_of(teacher, 1.0).values(), teacher.value, heads, partners)
     torch.library.opcheck(operators.attend, arguments, test_utils=checks)
     for kind in ("grid", "tokens"):
         tensors, bias, _ = layer(kind)
@@ -170,9 +170,7 @@ def inside_their_tensors(before):
             operators.attention_backward._init_fn(
                 draw(*out.shape), *tensors, *codes, out, top, inverse, *facts, kind != "none"
             )
-            operators.attend._init_fn(
-                **side_of(capture, 1.0), value=capture.value, heads=heads, partners=partners, split=False
-            )
+            operators.attend._init_fn(**side_of(capture, 1.0), value=capture.value, heads=heads, partners=partners)
 
 
 @walled

@@ -1,0 +1,96 @@
+"""Work of many small kernels that a GPU replays as one: CUDA graphs (torch.cuda.graph) of functions of tensors.
+
+Where a layer is small, issuing a hundred kernels takes the host longer than the GPU; a graph is issued at once.
+"""
+
+import logging
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_log = logging.getLogger("dit_shd")
+
+
+@dataclass(frozen=True, eq=False)
+class _Graph:
+    """One function at one set of shapes, and where it reads and writes."""
+
+    graph: Any
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+
+
+class CudaGraphs:
+    """Graphs by key: a key's first call runs as it is (kernels compile, caches fill), its second is captured.
+
+    The functions must be pure: nothing on the host may depend on values of tensors, and everything that they read
+    beside their arguments must stay where it is, as the key says. All graphs share one pool of memory, so that they
+    must be replayed one after another; results are copies.
+
+    Args:
+        most: Graphs that are kept.
+        mib: Memory of a function's arguments up to which it is captured; larger ones keep a GPU busy by themselves.
+    """
+
+    def __init__(self, most: int = 64, mib: float = 256):
+        self.most, self.mib = most, mib
+        self._once: set[Hashable] = set()
+        self._graphs: dict[Hashable, _Graph] = {}
+        self._inputs: dict[Hashable, list[Tensor]] = {}
+        self._pool: Any = None
+        self.works = True
+        """Whether no capture has failed so far."""
+
+    def __reduce__(self) -> tuple[Any, ...]:  # graphs are of one process
+        return CudaGraphs, (self.most, self.mib)
+
+    def serve(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether functions of these are captured."""
+        small = sum(x.nbytes for x in tensors) <= self.mib * 2**20
+        on_gpu = all(x.device.type == "cuda" for x in tensors)
+        return self.works and on_gpu and small and not torch.compiler.is_compiling()
+
+    def __call__(
+        self, key: Hashable, function: Callable[..., Sequence[Tensor]], tensors: Sequence[Tensor]
+    ) -> Sequence[Tensor]:
+        """What function(*tensors) gives, by a graph if the key has been seen before.
+
+        Args:
+            key: Of everything that the function depends on beside the tensors' values.
+            function: Of the tensors.
+            tensors: Its arguments, on one GPU.
+        """
+        known = self._graphs.get(key)
+        if known is None and key in self._once and len(self._graphs) < self.most:
+            known = self._captured(key, function, tensors)
+        if known is None:
+            if len(self._once) > 4 * self.most:
+                self._once.clear()
+            self._once.add(key)
+            return function(*tensors)
+        torch._foreach_copy_(known.inputs, list(tensors))
+        known.graph.replay()
+        return [x.clone() for x in known.outputs]
+
+    def _captured(self, key: Hashable, function: Callable[..., Sequence[Tensor]], tensors: Sequence[Tensor]):  # noqa: ANN202
+        kind = tuple((x.shape, x.stride(), x.dtype, x.device) for x in tensors)
+        inputs = self._inputs.setdefault(kind, [x.detach().clone() for x in tensors])
+        torch._foreach_copy_(inputs, list(tensors))
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        try:
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                function(*inputs)
+            torch.cuda.current_stream().wait_stream(stream)
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                outputs = list(function(*inputs))
+        except Exception as error:  # a library in between that cannot be captured, say
+            self.works = False
+            reason = " ".join(str(error).split())[:160]
+            _log.warning("SHD is not replayed as CUDA graphs (%s): its kernels are issued one by one", reason)
+            return None
+        return self._graphs.setdefault(key, _Graph(graph, inputs, outputs))

@@ -1,0 +1,22 @@
+"""The precision of matrix products."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def true_float32() -> Generator[None]:
+    """Keep all bits in products of float32, whatever the process allows elsewhere (TF32, bfloat16)."""
+    if torch.compiler.is_compiling():  # a setting of the process, not of a graph
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    if before != "highest":
+        torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        if before != "highest":
+            torch.set_float32_matmul_precision(before)

@@ -1,0 +1,69 @@
+"""Layers of SHD replayed as CUDA graphs, against the same layers without; and when nothing is captured."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+from dit_shd.attention.capture import Capture
+from dit_shd.attention.relative_bias import RelativeBias
+from dit_shd.core.cuda_graphs import CudaGraphs
+from dit_shd.distillation.losses.shd import SHD
+
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+
+
+def layers(seed, bias, leaves, out):
+    """Captures of a step: new tensors, the layer's own table and W^O."""
+    r = torch.Generator().manual_seed(seed)
+
+    def side(heads, leaf, **more):
+        q, k, v = (torch.randn(2, heads, 64, 16, generator=r).to(out) for _ in range(3))
+        return Capture(q, k, v, 0.25, RelativeBias(leaf, 8) if bias else None, **more)
+
+    teacher, student = side(4, leaves[0], out=out), side(2, leaves[1])
+    student.query.requires_grad_(), student.key.requires_grad_()
+    return {"attn": teacher}, {"attn": student}
+
+
+@gpu
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("method", ["pairwise", "constant", "joint"])
+def test_replayed_layers_are_those_that_are_issued_one_by_one(bias, method):
+    r = torch.Generator().manual_seed(9)
+    leaves = [torch.randn(228, heads, generator=r).cuda() for heads in (4, 2)]
+    leaves[1].requires_grad_()
+    out = torch.randn(4, 16, 64, generator=r).cuda()
+    replayed, plain = (SHD(layers="sections", method=method, backend="triton") for _ in range(2))
+    for loss in (replayed, plain):
+        loss._unchecked = False
+    plain.graphs.works = False
+    for step in range(5):
+        found = []
+        for loss in (replayed, plain):
+            teacher, student = layers(step, bias, leaves, out)
+            term = loss.divergence(teacher, student)
+            wanted = [student["attn"].query, student["attn"].key, *([leaves[1]] if bias else [])]
+            found.append([term.value, *torch.autograd.grad(term.value.sum(), wanted), *term.logs.values()])
+        torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
+        with torch.no_grad():
+            leaves[1].add_(0.1)  # as an optimizer does: in its place
+    assert replayed.graphs.works, "no capture failed"
+    assert (method == "constant") or replayed.graphs._graphs, "and some were replayed"
+    with torch.no_grad():
+        out.add_(0.5)  # another W^O, as a teacher that learns has
+    teacher, student = layers(7, bias, leaves, out)
+    values = [loss.divergence(teacher, student).value for loss in (replayed, plain)]
+    torch.testing.assert_close(*values, rtol=1e-5, atol=1e-6)
+
+
+def test_nothing_is_captured_on_a_cpu_and_graphs_stay_in_their_process():
+    graphs = CudaGraphs(most=3, mib=1.0)
+    assert not graphs.serve([torch.zeros(2)])
+    for copied in (copy.deepcopy(graphs), pickle.loads(pickle.dumps(graphs))):
+        assert (copied.most, copied.mib, copied._graphs) == (3, 1.0, {})
+    calls = []
+    for _ in range(1):
+        (x,) = graphs("key", lambda x: calls.append(x) or [x + 1], [torch.ones(2)])
+    assert calls and x.tolist() == [2.0, 2.0]
