@@ -105,13 +105,9 @@ def record_of(place: str, folder: Path, adapter: str | None = None) -> PipelineR
     index = read_index(folder)
     scheduler = read_scheduler(folder)
     classes = index["_class_name"], index["transformer"][1]
-<<<<<<< HEAD
-    place = place if place.startswith(("hub:", "asset:")) else str(folder.resolve())
-=======
     if (index.get("transformer_2") or [None])[0] is not None:
         raise UserError(f"pipeline: {place} has two transformers, for much and for little noise; wanted one with one")
-    place = place if place.startswith("hub:") else str(folder.resolve())
->>>>>>> main
+    place = place if place.startswith(("hub:", "asset:")) else str(folder.resolve())
     return PipelineRecord(place, *classes, text_digest(folder), scheduler, adapter)
 
 
