@@ -36,7 +36,8 @@ def make_pages(folder: Path, root: Path) -> dict[str, Path]:
         folder: for them and their files.
         root: of the repository, whose studies are read.
     """
-    pages = {"inspect": _inspect(folder), "text": _text(folder), "study": _study(folder, root), "plot": _plot(folder)}
+    pages = {"inspect": _inspect(folder), "text": _text(folder), "prompt": _prompt(folder)}
+    pages |= {"study": _study(folder, root), "plot": _plot(folder)}
     return pages | _evaluations(folder) | {"demo": _demo(folder)}
 
 
@@ -53,6 +54,12 @@ def _text(folder: Path) -> Path:
     (model / "config.yaml").write_text(json.dumps({"data": data, "task": "language_modeling"}))
     config = {"model": str(model), "samples": 4, "out": str(folder / "inspect_text")}
     return inspect_to_folder(make(InspectConfig, config)) / "index.html"
+
+
+def _prompt(folder: Path) -> Path:
+    call = {"num_inference_steps": 4, "guidance_scale": 5}
+    config = {"model": "asset:captioned_digits", "prompt": "two digits: four and seven", "call": call}
+    return inspect_to_folder(make(InspectConfig, {**config, "out": str(folder / "prompt")})) / "index.html"
 
 
 def _study(folder: Path, root: Path) -> Path:

@@ -79,7 +79,10 @@ def test_the_wheel_holds_the_package_and_the_experiments(wheel):
     assert {"dit_shd/reports/static/page.css", "dit_shd/reports/static/page.js"} <= names
     assert "dit_shd/assets/digits_teacher/diffusion_pytorch_model.safetensors" in names
     assert not any("experiments" in name or "tests" in name for name in names)
-    assert wheel.stat().st_size < 12 * 2**20
+    assert {
+        f"dit_shd/assets/captioned_digits/{part}" for part in ("model_index.json", "transformer/pipeline.json")
+    } <= names
+    assert wheel.stat().st_size < 14 * 2**20  # two teachers: 5.5 MB, and 8.1 MB with its whole pipeline
 
 
 def test_everything_but_extras_works_without_extras(site, tmp_path):

@@ -12,6 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 from dit_shd.analysis.inputs import DatasetInputs, FileInputs, Inputs, Time
+from dit_shd.analysis.inspect_prompt import PromptFindings, inspect_prompt
 from dit_shd.analysis.inspect_text import TextFindings, inspect_text, text_of
 from dit_shd.analysis.map_sheets import Sheets, head_sheets
 from dit_shd.analysis.survey import LayerMaps, LayerSurvey, Scope, layer_maps, survey
@@ -57,6 +58,13 @@ class InspectConfig:
     time: Time = option("auto", "the unit of the model's timestep: steps, fraction (t / 1000), or auto: detected")
     block: Block | None = option(None, "of joint text-image attention; empty: image if it is known, else joint")
     image: list[int] | None = option(None, "range of the image's tokens in a joint sequence: [first, last + 1]")
+    prompt: str | None = option(
+        None, "of a text-to-image pipeline or run: which image tokens attend to which words of it"
+    )
+    pipeline: Place | None = option(None, "with prompt: of a run, its pipeline; empty: where it was")
+    call: dict[str, Any] = option(
+        {}, "with prompt: arguments of the pipeline's own call: {num_inference_steps: 28, guidance_scale: 5, ...}"
+    )
     seed: int = option(0, "of the noise, the choice of images and random inputs")
     out: Path | None = option(None, "the folder; empty: inspect_<name> here")
     force: bool = option(False, "replace what an earlier inspect left in the folder")
@@ -76,6 +84,8 @@ class InspectConfig:
             raise UserError("inputs, data: wanted one of the two, found both")
         if self.timesteps is not None and not self.timesteps:
             raise UserError("timesteps: wanted at least one, found none")
+        if (self.call or self.pipeline) and self.prompt is None:
+            raise UserError("call, pipeline: are for prompt=..., which is missing")
         for t in [*(self.timesteps or ()), *([] if self.timestep is None else [self.timestep])]:
             if not 0 <= t < steps:
                 raise UserError(f"timesteps: wanted 0 to {steps - 1}, found {t}")
@@ -98,19 +108,21 @@ class Findings:
     """Of the first sample: maps of many query tokens at several timesteps."""
 
 
-def inspect(config: InspectConfig) -> Findings | TextFindings:
+def inspect(config: InspectConfig) -> Findings | TextFindings | PromptFindings:
     """Analyse a model's attention.
 
     Args:
         config: The model, and what to analyse.
 
     Returns:
-        The findings; of a language model those over a text.
+        The findings; of a language model those over a text, with a prompt those of the prompt's words.
 
     Raises:
         UserError: No such model, or one whose attention cannot be recorded.
     """
     config = checked(config, "inspect")
+    if config.prompt is not None:
+        return inspect_prompt(config.model, config.prompt, config.pipeline, config.call, config.layers, config.seed)
     run = run_config(config.model)
     model = loading.load(config.model).eval().requires_grad_(False)
     if text_config(model) is not None:

@@ -1,10 +1,13 @@
 """Command-line words as values: names, key=value and files, checked by source before anything heavy is imported."""
 
 import difflib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import yaml
 
 from dit_shd.cli import foreign_words
 from dit_shd.cli.specification import Specification, command_names
@@ -75,9 +78,22 @@ def values_of(line: Line, command: Specification) -> dict[str, Any]:
         raise foreign_words.flag(line.flags[0], command)
     values = _named(line.names, command)
     where = "config" if "" in command.words else command.name
-    values = override(values, line.assignments)
+    texts = {key.name for key in command.keys if key.kind in ("text", "text | null")}
+    values = override(
+        values, [_as_text(word) if word.partition("=")[0] in texts else word for word in line.assignments]
+    )
     _check_keys(values, command, where)
     return values
+
+
+def _as_text(assignment: str) -> str:
+    """An assignment to a key that takes text; a colon in it, as in prompt=two: four, makes no mapping of it."""
+    key, _, text = assignment.partition("=")
+    try:
+        plain = not isinstance(parse_yaml(text), Mapping) or text.startswith("{")
+    except yaml.YAMLError:
+        plain = False
+    return assignment if plain else f"{key}={json.dumps(text)}"
 
 
 def _named(names: Sequence[str], command: Specification) -> dict[str, Any]:

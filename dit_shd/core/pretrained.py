@@ -20,9 +20,10 @@ RECORD, COPY = "autoencoder.json", "vae"
 
 
 def asset(name: str) -> Path:
-    """The folder of `asset:NAME`."""
+    """The folder of the model of `asset:NAME`; of a pipeline, its transformer's."""
     assets = Path(str(resources.files("dit_shd") / "assets"))
-    known = {folder.parent.name: folder.parent for folder in assets.glob("*/config.json")}
+    known = {file.parent.name: file.parent for file in sorted(assets.glob("*/config.json"))}
+    known |= {file.parent.parent.name: file.parent for file in sorted(assets.glob("*/transformer/config.json"))}
     if name not in known:
         raise UserError(f"asset:{name}: no such model among dit_shd's assets; there is: {', '.join(known)}")
     return known[name]

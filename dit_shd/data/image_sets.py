@@ -4,6 +4,7 @@ Images are raw uint8 [n,y,x,c], in a fixed order; a file is read batch by batch,
 """
 
 import hashlib
+import json
 import math
 import zipfile
 from abc import ABC, abstractmethod
@@ -40,6 +41,27 @@ class ImageSet(ABC):
     """The file or folder, None if there is none."""
     settings: dict[str, Any] | None = None
     """The settings of the sampler that made them."""
+
+    @property
+    def sidecar(self) -> dict[str, Any] | None:
+        """The sampler's settings: known already, or in the file beside the images (same stem, .json)."""
+        if self.settings is not None:
+            return self.settings
+        if self.path is None or not self.path.is_file():
+            return None
+        try:
+            content = json.loads(self.path.with_suffix(".json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return content if isinstance(content, dict) else None
+
+    @property
+    def prompts(self) -> list[str] | None:
+        """The prompt of each image, of images that `dit-shd sample prompts=...` made; else None."""
+        prompts = (self.sidecar or {}).get("prompts")
+        if not isinstance(prompts, list) or self.labels is None or not len(self.labels):
+            return None
+        return [str(prompts[number]) for number in self.labels] if max(self.labels) < len(prompts) else None
 
     @abstractmethod
     def batches(self, size: int) -> Iterator[Tensor]:

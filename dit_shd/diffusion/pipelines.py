@@ -13,6 +13,7 @@ from torch import nn
 
 from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.places import Asset, HubName, find
+from dit_shd.core.pretrained import asset
 from dit_shd.data.pipeline_record import ENCODERS, INDEX, PipelineRecord, read_index, text_digest
 from dit_shd.data.text_condition import TextCondition
 from dit_shd.diffusion.adapters import Adapter, adapter_of
@@ -106,7 +107,7 @@ def record_of(place: str, folder: Path, adapter: str | None = None) -> PipelineR
     classes = index["_class_name"], index["transformer"][1]
     if (index.get("transformer_2") or [None])[0] is not None:
         raise UserError(f"pipeline: {place} has two transformers, for much and for little noise; wanted one with one")
-    place = place if place.startswith("hub:") else str(folder.resolve())
+    place = place if place.startswith(("hub:", "asset:")) else str(folder.resolve())
     return PipelineRecord(place, *classes, text_digest(folder), scheduler, adapter)
 
 
@@ -131,7 +132,8 @@ def folder_of(place: str, text_alone: bool = False) -> Path:
     """
     path = find(place, "model", "pipeline")
     if isinstance(path, Asset):
-        raise UserError(f"pipeline: wanted a folder or hub:OWNER/NAME, found {place}")
+        model = asset(path.name)
+        path = model.parent if (model.parent / INDEX).is_file() else model
     if isinstance(path, Path):
         if not (path / INDEX).is_file():
             raise UserError(

@@ -16,7 +16,8 @@ from dit_shd.core import hashing, rng
 from dit_shd.core.config import checked
 from dit_shd.core.distributed import joined, launched
 from dit_shd.core.errors import UserError, error_line
-from dit_shd.core.pretrained import model_folder
+from dit_shd.core.pretrained import asset, model_folder
+from dit_shd.data.datasets.text_latents import TextLatents
 from dit_shd.data.pipeline_record import INDEX, PipelineRecord, read_record, text_digest
 from dit_shd.diffusion.adapters import MAX_TOKENS, adapter_of, by_class
 from dit_shd.diffusion.generation import make_file, output_path
@@ -77,13 +78,18 @@ def sample_prompts(config: SampleConfig) -> Path:
 
 
 def read_prompts(file: Path) -> list[str]:
-    """The lines of a file that are not empty.
+    """The lines of a file that are not empty, or the captions of a folder of text latents.
 
     Raises:
         UserError: There are none, or no such file.
     """
+    if file.is_dir():
+        return [caption for caption in TextLatents(file).captions() if caption]
     if not file.is_file():
-        raise UserError(f"prompts: wanted a text file with a prompt a line, found no file {file}")
+        raise UserError(
+            f"prompts: wanted a text file with a prompt a line, or a folder of latents with captions; "
+            f"found no file {file}"
+        )
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
@@ -109,10 +115,10 @@ def assemble(run: str, place: str | None, precision: str = "no") -> tuple["Diffu
         UserError: Nothing says which pipeline, or it has other text encoders than the student has learned.
     """
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    student = None if run.startswith("hub:") else model_folder(Path(run))
+    student = _folder(run)
     record = None if student is None else read_record(student)
     if student is None or record is None:
-        if place is None and not run.startswith("hub:") and not (Path(run) / INDEX).is_file():
+        if place is None and not run.startswith(("hub:", "asset:")) and not (Path(run) / INDEX).is_file():
             raise UserError(
                 f"{run}: does not record a pipeline; wanted a text-to-image run, a pipeline, or pipeline=..."
             )
@@ -130,6 +136,13 @@ def assemble(run: str, place: str | None, precision: str = "no") -> tuple["Diffu
     return open_pipeline(folder, dtype, transformer=_student(student, dtype)), record
 
 
+def _folder(run: str) -> Path | None:
+    """The folder of a run's student, of a pipeline's transformer, or of an asset."""
+    if run.startswith("asset:"):
+        return asset(run.removeprefix("asset:"))
+    return None if run.startswith("hub:") else model_folder(Path(run))
+
+
 def _student(place: str | Path, dtype: torch.dtype) -> nn.Module:
     return nn.Module.to(loading.load(place), dtype)
 
@@ -143,7 +156,7 @@ def write_pipeline(pipeline: "DiffusionPipeline", run: str, folder: Path) -> Non
         folder: To be written.
     """
     pipeline.save_pretrained(folder)
-    student = None if run.startswith("hub:") else model_folder(Path(run))
+    student = _folder(run)
     card = None if student is None else student / CARD
     if card is not None and card.is_file():
         shutil.copyfile(card, folder / CARD)

@@ -70,7 +70,9 @@ class SampleConfig:
     precision: Literal["no", "bf16"] = option("no", "autocast of the network")
     compile: bool = option(False, "torch.compile the network (needs a compiler; minutes at first, then faster)")
     prompts: Path | None = option(
-        None, "text file with a prompt a line, for text-to-image models; image i is of prompt i, then from the first"
+        None,
+        "of text-to-image models: text file with a prompt a line, or a folder of latents with captions; image i is of "
+        "prompt i, then from the first",
     )
     pipeline: Place | None = option(None, "of text-to-image models: its folder or hub:OWNER/NAME; empty: the run's")
     call: dict[str, Any] = option(

@@ -66,4 +66,5 @@ def resampled(samples: FeatureSet, generator: torch.Generator) -> FeatureSet:
     index = torch.randint(0, n, (n,), generator=generator).to(samples.pooled.device)
     logits, spatial = (None if rows is None else rows[index] for rows in (samples.logits, samples.spatial_rows))
     drawn = FeatureSet.of(samples.pooled[index], logits, samples.title, samples.is_fid, spatial)
-    return replace(drawn, spatial_rows=None)
+    texts = None if samples.texts is None else samples.texts[index]
+    return replace(drawn, spatial_rows=None, texts=texts)

@@ -41,6 +41,7 @@ def extract_features(
         logits=logits.rows,
         spatial=spatial_moments.statistics() if spatial_moments.n else None,
         spatial_rows=spatial.rows,
+        texts=network.embed(images.prompts) if network.reads_text and images.prompts is not None else None,
         title=network.title,
         is_fid=network.is_fid,
     )

@@ -116,6 +116,8 @@ class FeatureSet:
     """Of the network, for the names of figures."""
     is_fid: bool = False
     """Whether the network is the 2015 Inception."""
+    texts: Tensor | None = field(default=None, repr=False)
+    """[n,d], what the network makes of the prompt of each image, in file order."""
 
     @classmethod
     def of(

@@ -24,7 +24,7 @@ def about_samples(samples: ImageSet) -> dict[str, Any]:
     if samples.labels is not None:
         counts = np.unique(samples.labels, return_counts=True)[1]
         entry["labels"] = {"classes": len(counts), "fewest": int(counts.min()), "most": int(counts.max())}
-    sidecar = _sidecar(samples)
+    sidecar = samples.sidecar
     if sidecar is not None:
         entry["sidecar"] = sidecar
     return entry
@@ -172,16 +172,3 @@ def read_record(file: Path) -> dict[str, Any] | None:
 def identity(record: dict[str, Any]) -> tuple[Any, ...]:
     """What identifies an evaluation: samples, reference, network, metrics, resampling."""
     return (*_compared(record), record["metrics"], record.get("resamples", 0))
-
-
-def _sidecar(samples: ImageSet) -> dict[str, Any] | None:
-    """The sampler's settings beside the samples (same stem, .json) or their shards: rounding, label policy, seed."""
-    if samples.settings is not None:
-        return samples.settings
-    if samples.path is None or not samples.path.is_file():
-        return None
-    try:
-        content = json.loads(samples.path.with_suffix(".json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None

@@ -89,8 +89,10 @@ def select_metrics(
         obstacle = _obstacle(metric, samples, reference, network)
         if obstacle is None:
             chosen.append((plugin, metric))
-        elif requested is None and metric.needs_spatial and not network.has_spatial:
-            continue  # sFID is of one network; no note where another is used
+        elif requested is None and (
+            metric.needs_spatial > network.has_spatial or metric.needs_text > network.reads_text
+        ):
+            continue  # sFID and the CLIP score are of few networks; no note where another is used
         elif requested is None:
             notes.append(f"{plugin.name} left out: {obstacle}")
         else:
@@ -108,6 +110,10 @@ def _obstacle(metric: Metric, samples: ImageSet, reference: Reference, network: 
         return f"wanted a network with spatial features, found {network.title}; choose features=inception"
     if metric.needs_spatial and not reference.has_spatial(network):
         return f"wanted mu_s and sigma_s, found neither in {reference.name}; write it again with dit-shd statistics"
+    if metric.needs_text and not network.reads_text:
+        return f"wanted a network that reads text, found {network.title}; features={{name: clip, weights: FOLDER}}"
+    if metric.needs_text and samples.prompts is None:
+        return f"wanted the prompt of each image in the .json beside {samples.name}, as dit-shd sample writes it"
     if metric.needs_reference_images and reference.image_count == 0:
         return f"wanted a reference with images, found only statistics in {reference.name}; add arr_0 to it"
     for name, count in ((samples.name, samples.shape[0]), (reference.name, reference.image_count)):

@@ -35,6 +35,7 @@ def explorer(
     timestep: int,
     clean: bytes | None = None,
     words: Sequence[str] = (),
+    prompt: Sequence[str] = (),
 ) -> str:
     """The explorer as HTML.
 
@@ -45,6 +46,7 @@ def explorer(
         timestep: The one shown first, or the nearest to it.
         clean: The input without noise.
         words: Of a text, each token's; maps are then shown whole, of all query tokens.
+        prompt: Its words, if these are the query tokens; the one picture has the maps' grid.
     """
     time = int(np.abs(np.array(sheets.timesteps) - timestep).argmin())
     layer = len(sheets.layers) // 2
@@ -56,15 +58,13 @@ def explorer(
         "notes": [layer_sheets.notes for layer_sheets in sheets.layers],
         "pictures": [data_uri(picture) for picture in pictures],
         "words": list(words),
+        "prompt": list(prompt),
         "layer": layer,
         "time": time,
         "token": token,
     }
-    chips = "".join(
-        f'<label class="chip"><input type="radio" name="layer" value="{i}"{" checked" if i == layer else ""}>'
-        f"<span>{html.escape(short_layer(layer_sheets.layer))}</span></label>"
-        for i, layer_sheets in enumerate(sheets.layers)
-    )
+    chips = _chips("layer", [short_layer(layer_sheets.layer) for layer_sheets in sheets.layers], layer)
+    named = _chips("word", prompt, token) if prompt else ""
     last = len(sheets.timesteps) - 1
     text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
     slide = (
@@ -74,15 +74,28 @@ def explorer(
     query = '<canvas tabindex="0" role="img" aria-label="query token; arrow keys move it"></canvas>'
     if words:
         slide, query = "", '<p class="words" tabindex="0" role="img" aria-label="query token; arrow keys move it"></p>'
+    if prompt:
+        query = '<canvas role="img" aria-label="the picture"></canvas>'
+    css = "explorer text" if words else "explorer"
     return (
-        f'<div class="explorer{" text" if words else ""}"><fieldset><legend>layer</legend>{chips}</fieldset>{slide}'
-        f'<div class="stage"><div class="query"><h3>query: <output></output></h3>{query}'
+        f'<div class="{css}">{named}{chips}{slide}'
+        f'<div class="stage"><div class="query"><h3>{"word" if prompt else "query"}: <output></output></h3>{query}'
         f'{_input(clean)}</div><div class="groups"></div>'
         '<div class="detail"><h3></h3><canvas tabindex="0" role="img" aria-label="the chosen map; arrow keys read it">'
         f'</canvas><p class="readout" role="status"></p>{bar(("", "", ""), "colours of the maps")}</div></div>'
         "<noscript><p>These maps are drawn by the page's script; the pictures beside the page show some of them.</p>"
         f'</noscript><script type="application/json">{text}</script></div>'
     )
+
+
+def _chips(name: str, texts: Sequence[str], chosen: int) -> str:
+    """One of several to choose."""
+    chips = "".join(
+        f'<label class="chip"><input type="radio" name="{name}" value="{i}"{" checked" if i == chosen else ""}>'
+        f"<span>{html.escape(text)}</span></label>"
+        for i, text in enumerate(texts)
+    )
+    return f"<fieldset><legend>{name}</legend>{chips}</fieldset>"
 
 
 def _input(clean: bytes | None) -> str:

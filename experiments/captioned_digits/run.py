@@ -33,6 +33,8 @@ RECIPES = {
 }
 """Losses of the students, the costliest first: the steps of all follow from their speed."""
 SEEDS = (0, 1, 2)
+KEPT = (".log", ".json", ".jsonl", ".yaml", ".png")
+"""Files that runs.tar has; images are in grids."""
 STREAMED = (("name: shd,", "name: shd, backend: streamed,"),)
 """Where the kernels that SHD picks itself do not run."""
 
@@ -158,16 +160,7 @@ class Experiment:
         new = self.out / "runs.tar.new"
         with tarfile.open(new, "w:gz", compresslevel=5) as tar:
             for file in sorted([*Path().glob("logs/*"), *Path().glob("samples/*"), *Path().glob("runs/*/*")]):
-                if file.is_file() and file.suffix in (
-                    ".log",
-                    ".json",
-                    ".jsonl",
-                    ".yaml",
-                    ".npz",
-                    ".png",
-                    ".md",
-                    ".html",
-                ):
+                if file.is_file() and file.suffix in KEPT:
                     tar.add(file)
             for file in Path().glob("runs/*seed0*/student.safetensors"):
                 tar.add(file)
@@ -193,6 +186,8 @@ class Experiment:
 
     def teacher(self) -> None:
         """Train it until its time is over."""
+        if self.options.teacher:
+            return
         words = [str(HERE / "teacher.yaml"), *self.options.teacher_set]
         job = Job("train_teacher", dit_shd("train", *words), TEACHER)
         job.start()
@@ -204,7 +199,7 @@ class Experiment:
         """Train, sample and read all, in two waves."""
         names = [(recipe, seed) for recipe in RECIPES for seed in SEEDS]
         with ThreadPoolExecutor(16) as readers:
-            for guidance in self.options.guidances:
+            for guidance in [] if self.options.teacher else self.options.guidances:
                 readers.submit(self.judge, "teacher", 0, TEACHER, guidance)
             steps = self.calibrated(names[: self.options.at_once])
             say(f"students take {steps} steps each")
@@ -220,7 +215,6 @@ class Experiment:
                     if job.step < steps or job.code:
                         self.row(model=recipe, seed=seed, trained=about, error=job.tail)
                     if job.step and job.folder is not None:
-                        half_precision(job.folder, job.folder / "student.safetensors")
                         readers.submit(self.judge, recipe, seed, job.folder, self.options.guidances[0], about)
 
     def student(self, recipe: str, seed: int, steps: int, prefix: str = "") -> Job:
@@ -228,7 +222,16 @@ class Experiment:
         losses, folder = RECIPES[recipe], RUNS / f"{prefix}{recipe}_seed{seed}"
         for old, new in self.swaps:
             losses = losses.replace(old, new)
-        words = [f"run={folder}", f"losses={losses}", f"seed={seed}", f"steps={steps}", *self.options.student_set]
+        teacher = [f"teacher={self.options.teacher}"] if self.options.teacher else []
+        words = [
+            *teacher,
+            f"run={folder}",
+            f"losses={losses}",
+            f"seed={seed}",
+            f"steps={steps}",
+            f"validate_every={steps}",
+            *self.options.student_set,
+        ]
         return Job(f"train_{folder.name}", dit_shd("train", str(HERE / "student.yaml"), *words), folder)
 
     def calibrated(self, names: list[tuple[str, int]]) -> int:
@@ -275,6 +278,8 @@ class Experiment:
                 if job.code:
                     self.row(model=model, seed=seed, guidance=guidance, error=job.tail, trained=about)
                     return
+            if seed == 0 and about is not None:
+                half_precision(run, run / "student.safetensors")
             values = json.loads(scores.read_text())
             loss = held_out_loss(run)
             self.row(model=model, seed=seed, guidance=guidance, **values, held_out=loss, trained=about)
@@ -307,6 +312,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--seconds", type=float, default=530)
     parser.add_argument("--teacher-seconds", type=float, default=215)
+    parser.add_argument("--teacher", default="", help="a trained one's place; empty: train it")
     parser.add_argument("--at-once", type=int, default=6)
     parser.add_argument("--steps", type=int, default=0, help="of the students; 0: as many as the time allows")
     parser.add_argument("--prompts", type=int, default=500)

@@ -25,6 +25,13 @@ def test_words_and_options_stand_in_any_order():
     assert split(["--help"]).help == "" and split(["train", "x", "-h", "a=1"]).help == ""
 
 
+def test_text_may_have_a_colon():
+    prompts = "two digits: four and seven", "a: b: c", "plain", '"null"'
+    found = [values("inspect", "asset:captioned_digits", f"prompt={text}")["prompt"] for text in prompts]
+    assert found == ["two digits: four and seven", "a: b: c", "plain", "null"]
+    assert values("inspect", "asset:captioned_digits", "prompt=null", "call={a: 1}")["prompt"] is None
+
+
 def test_an_experiment_is_a_config_by_its_name_and_by_its_path_in_the_repository(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     by_name = values("train", "digits_shd", "steps=7", "optimizer.lr=1")

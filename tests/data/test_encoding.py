@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from encoded import QUICK, config, contents, encode, pictures, tiny_vae, write_folder
+from encoded import KILLED, QUICK, config, contents, encode, pictures, tiny_vae, write_folder
 from PIL import Image
 from two_process_jobs import said
 
@@ -245,30 +245,6 @@ def test_damage_in_a_finished_set_is_found_by_the_same_command(images, vae, stra
     encode(images, tmp_path / "l", vae=str(vae))
     assert "its checksum is another" in caplog.text
     assert contents(tmp_path / "l") == contents(straight)
-
-
-KILLED = """
-import os, random, signal, sys, time
-import torch
-torch.set_num_threads(1)
-import accelerate, diffusers, PIL.Image, safetensors.numpy, tqdm
-from dit_shd.data import encoding
-from dit_shd.cli.program import main
-random.seed(0)
-kills = 0
-while True:
-    child = os.fork()
-    if not child:
-        os._exit(main(["encode", *sys.argv[1:]]))
-    end = time.monotonic() + random.uniform(0.02, 0.3) * (1 if kills < 6 else 100)
-    while not (done := os.waitpid(child, os.WNOHANG))[0] and time.monotonic() < end:
-        time.sleep(0.002)
-    if done[0]:
-        sys.exit(f"{kills} kills, exit code {os.waitstatus_to_exitcode(done[1])}")
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    kills += 1
-"""
 
 
 def run(command, root):

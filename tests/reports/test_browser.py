@@ -1,5 +1,6 @@
 """Every page in headless Chromium: nothing cut, nothing faint, no error, everything by pointer and by keys."""
 
+import json
 import re
 
 import pytest
@@ -10,7 +11,7 @@ from dit_shd.reports import demo_page
 from dit_shd.reports.run_page import RunLog, write_run_page
 
 pytest.importorskip("mlxtend")
-KINDS = "inspect", "text", "study", "plot", "evaluation", "comparison", "demo"
+KINDS = "inspect", "text", "prompt", "study", "plot", "evaluation", "comparison", "demo"
 MOST_BYTES = 3_000_000
 
 
@@ -93,6 +94,25 @@ def test_slider_layer_token_and_head_change_the_maps(shown):
     assert page.get_attribute(".map >> nth=2", "aria-pressed") == "true"
     assert page.inner_text(".detail h3") == "head 2"
     assert drawn(page, large) != before
+
+
+def test_word_layer_step_and_head_change_the_maps_of_a_prompt(shown):
+    page = shown("prompt")
+    maps = ".map canvas"
+    chips = page.locator(".chip input[name=word]")
+    assert chips.count() == len(json.loads(page.inner_text(".explorer script"))["prompt"]) > 4
+    seen = {drawn(page, maps)}
+    page.locator(".chip", has_text="seven").first.click()
+    seen.add(drawn(page, maps))
+    page.locator(".chip input[name=layer]").first.evaluate("radio => radio.click()")
+    seen.add(drawn(page, maps))
+    page.locator(".slide input").press("End")
+    seen.add(drawn(page, maps))
+    assert len(seen) == 4
+    assert page.inner_text(".query output") == "seven (CLIP)"
+    page.locator(".map").nth(2).click()
+    assert page.inner_text(".detail h3") == "head 2"
+    assert re.search(r"[\d.e+-]+% of image token \d+", page.inner_text(".readout"))
 
 
 def test_the_numbers_read_are_those_recorded(shown):

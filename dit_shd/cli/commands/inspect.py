@@ -8,6 +8,10 @@ Its folder:
 Of a language model: maps of every head over the words of a text, similarity and alpha by layer:
 
     dit-shd inspect hub:openai-community/gpt2 data='{name: text, path: book.txt, document: line}'
+
+Of a text-to-image pipeline or run, which image tokens attend to which words of a prompt:
+
+    dit-shd inspect PIPELINE prompt="two digits: four and seven"
 """
 
 import json
@@ -17,12 +21,14 @@ from pathlib import Path
 from typing import ClassVar
 
 from dit_shd.analysis.inspect import InspectConfig, inspect, numbers, run_config, schedule_length, short_name
+from dit_shd.analysis.inspect_prompt import PromptFindings, prompt_numbers
 from dit_shd.analysis.inspect_text import TextFindings, text_numbers
 from dit_shd.cli.commands import Command
 from dit_shd.core.config import checked, resolve
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import atomic_folder
 from dit_shd.reports.inspection_page import picture_files, write_inspect_page
+from dit_shd.reports.prompt_inspection_page import write_prompt_inspection
 from dit_shd.reports.text_inspection_page import text_pictures, write_text_inspection
 
 NUMBERS, PAGE = "numbers.json", "index.html"
@@ -63,6 +69,9 @@ def inspect_to_folder(config: InspectConfig) -> Path:
         if isinstance(findings, TextFindings):
             values = {"settings": resolve(config), **text_numbers(findings)}
             pictures, write = text_pictures(findings), partial(write_text_inspection, findings)
+        elif isinstance(findings, PromptFindings):
+            values = {"settings": resolve(config), **prompt_numbers(findings)}
+            pictures, write = {}, partial(write_prompt_inspection, findings)
         else:
             values = numbers(findings)
             pictures, write = picture_files(findings), partial(write_inspect_page, findings)

@@ -91,6 +91,14 @@ class TextLatents(Dataset):
         captions = text_shards.captions_of(self._shards[shard].get_tensor("captions"))
         return captions[int(self._rows[shard][index - int(self._firsts[shard])])]
 
+    def captions(self) -> list[str]:
+        """The captions of all samples, in order."""
+        captions: list[str] = []
+        for shard, rows in zip(self._shards, self._rows):
+            different = text_shards.captions_of(shard.get_tensor("captions"))
+            captions += [different[int(row)] for row in rows]
+        return captions
+
     def images(self) -> np.ndarray:
         raise UserError("text_latents: holds latents, not images")
 

@@ -7,6 +7,7 @@ Shapes: b images, y rows and x columns of pixels, c channels, d pooled features,
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -50,6 +51,8 @@ class FeatureNetwork(ABC):
     """Whether it classifies."""
     has_spatial: bool = False
     """Whether it has the features of sFID."""
+    reads_text: bool = False
+    """Whether it has the features of prompts, too (`embed`)."""
     network: nn.Module
     """Moved to another device by `to`."""
 
@@ -81,6 +84,10 @@ class FeatureNetwork(ABC):
             raise UserError(f"features {self.title}: wanted uint8 images, found {images.dtype}; round to 0..255 first")
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
             return self._forward(images.to(self.device))
+
+    def embed(self, prompts: Sequence[str]) -> Tensor:
+        """The features of prompts [n,d], of the length of images' pooled ones."""
+        raise UserError(f"features {self.title}: reads no text")
 
     def check(self, shape: tuple[int, ...], where: str) -> None:
         """Refuse images whose shape (y, x, c) this network does not read; `where` names them.

@@ -174,7 +174,7 @@ async function explore(root) {
   const state = { layer: data.layer, time: data.time, query: 0, map: 0, key: null, row: null };
   const part = (name) => root.querySelector(`.${name}`);
   const query = part("query").querySelector("canvas, .words");
-  const words = data.words;
+  const { words, prompt } = data;
   const large = part("detail").querySelector("canvas");
   const buttons = [];
 
@@ -248,6 +248,11 @@ async function explore(root) {
   function drawQuery() {
     if (words.length) return drawWords();
     const { grid, tokens } = layer();
+    if (prompt.length) {
+      const board = sized(query, layer().keys, 224);
+      board.context.imageSmoothingEnabled = false;
+      return board.context.drawImage(pictures[0], 0, 0, query.width, query.height);
+    }
     const board = sized(query, grid, 224);
     const context = board.context;
     context.imageSmoothingEnabled = false;
@@ -274,7 +279,7 @@ async function explore(root) {
     const ends = all(".bar span", root);
     [0, top / 4, top].forEach((value, i) => (ends[i].textContent = digits(value)));
     if (part("slide")) part("slide").querySelector("output").textContent = `t = ${data.timesteps[state.time]}`;
-    part("query").querySelector("output").textContent = `${named(layer().tokens[state.query])} of ${layer().grid[0] * layer().grid[1]}`;
+    part("query").querySelector("output").textContent = prompt[state.query] ?? `${named(layer().tokens[state.query])} of ${layer().grid[0] * layer().grid[1]}`;
     read();
   }
 
@@ -286,8 +291,8 @@ async function explore(root) {
     if (state.key !== null) frame(board, words.length ? row() * sizes().m + state.key : state.key, "#fff");
     const numbers = values(state.map, row());
     const most = numbers.indexOf(Math.max(...numbers));
-    const key = (at) => (words.length ? named(at) : `key ${layer().pooled ? "area" : "token"} ${at}`);
-    const share = (at) => `${(100 * numbers[at]).toPrecision(3)}% to ${key(at)}`;
+    const key = (at) => (words.length ? named(at) : `${prompt.length ? "image" : "key"} ${layer().pooled ? "area" : "token"} ${at}`);
+    const share = (at) => `${(100 * numbers[at]).toPrecision(3)}% ${prompt.length ? "of" : "to"} ${key(at)}`;
     const from = words.length ? `from ${named(layer().tokens[row()])}: ` : "";
     part("readout").textContent = `${from}most: ${share(most)}` + (state.key === null ? "" : `; here: ${share(state.key)}`);
   }
@@ -340,7 +345,8 @@ async function explore(root) {
     });
     part("groups").append(make("div", {}, make("h3", { textContent: group.name }), grid));
   });
-  all("input[type=radio]", root).forEach((radio, i) => radio.addEventListener("change", () => choose({ layer: i, key: null, row: null })));
+  all("input[name=word]", root).forEach((radio, i) => radio.addEventListener("change", () => choose({ query: i })));
+  all("input[name=layer]", root).forEach((radio, i) => radio.addEventListener("change", () => choose({ layer: i, key: null, row: null })));
   part("slide")?.querySelector("input").addEventListener("input", (event) => choose({ time: Number(event.target.value) }));
   // of a text a cell of the large map is a query token and a key
   const board = () => (words.length ? [sizes().q, sizes().m] : layer().keys);
@@ -350,8 +356,8 @@ async function explore(root) {
     const token = (event) => all("span", query).indexOf(event.target);
     query.addEventListener("click", (event) => token(event) >= 0 && choose({ query: nearest(token(event)) }));
     large.addEventListener("click", (event) => choose({ query: place(cell(large, event, board())).row }));
-  } else query.addEventListener("click", (event) => choose({ query: nearest(cell(query, event, layer().grid)) }));
-  query.addEventListener("keydown", walk);
+  } else if (!prompt.length) query.addEventListener("click", (event) => choose({ query: nearest(cell(query, event, layer().grid)) }));
+  if (!prompt.length) query.addEventListener("keydown", walk);
   large.addEventListener("pointermove", (event) => choose(place(cell(large, event, board()))));
   large.addEventListener("pointerleave", () => choose({ key: null, row: null }));
   large.addEventListener("keydown", (event) => {

@@ -1,0 +1,239 @@
+"""Which image tokens attend to which words of a prompt, while a text-to-image pipeline draws a picture of it.
+
+Alphabet: T timesteps, h heads, n image tokens, w words. A share is a part of an image token's attention: over all
+words, the rest of the text and the image tokens it sums to 1.
+"""
+
+import inspect as signatures
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from dit_shd.analysis.map_sheets import LayerSheets, Sheets, extent, spread
+from dit_shd.analysis.prompt_words import REST, Word, prompt_words
+from dit_shd.attention.capture import Capture
+from dit_shd.attention.recording.attach import capture
+from dit_shd.attention.recording.selection import Layers
+from dit_shd.core.distributed import joined
+from dit_shd.core.errors import UserError
+from dit_shd.diffusion.adapters import adapter_of
+from dit_shd.diffusion.prompt_generation import assemble, call_arguments, draw
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+CONDITION_FIRST = ("ZImagePipeline",)
+"""Pipelines whose forward for guidance has the prompt before the empty one; of others it is the last sample."""
+TIMESTEPS = 10
+ROWS = 256
+"""Image tokens of one tile of maps."""
+
+
+@dataclass(frozen=True, eq=False)
+class PromptFindings:
+    """The results of an analysis, from which its page is made."""
+
+    name: str
+    prompt: str
+    pipeline: str
+    """Its class."""
+    transformer: nn.Module
+    picture: np.ndarray
+    """uint8 [y,x,c]"""
+    words: list[str]
+    """The last is the rest of the text."""
+    sheets: Sheets
+    """Of each word, the maps of all heads over the image tokens."""
+    shares: dict[str, np.ndarray]
+    """Layer -> mean share of the image tokens' attention [T,h,w], over the whole text."""
+    call: Mapping[str, Any]
+    """Arguments of the pipeline's call."""
+
+
+def inspect_prompt(
+    place: str,
+    prompt: str,
+    pipeline_place: str | None,
+    given: Mapping[str, Any],
+    layers: Layers,
+    seed: int,
+    timesteps: int = TIMESTEPS,
+) -> PromptFindings:
+    """Draw a picture of a prompt and record what its tokens attend to.
+
+    Args:
+        place: A run of the task text_to_image, a student's folder, or a pipeline.
+        prompt: The text.
+        pipeline_place: Of a run, its pipeline; None for where it was.
+        given: Arguments of the pipeline's call.
+        layers: Of the transformer; None for joint attention and cross-attention.
+        seed: Of the picture's noise.
+        timesteps: How many of the sampling steps are recorded, evenly over all.
+
+    Raises:
+        UserError: No pipeline, or no layer in which image tokens attend to text tokens.
+    """
+    pipeline, record = assemble(place, pipeline_place)
+    adapter = adapter_of(record.transformer_class, record.adapter)
+    call = call_arguments(pipeline, record, dict(given))
+    pipeline.to(joined().device)
+    pipeline.set_progress_bar_config(disable=True)
+    model = pipeline.transformer
+    chosen = ["*"] if layers is None else layers  # cross-attention is recorded where it is named
+    tries = _Watch(type(pipeline).__name__)
+    with capture(model, chosen, tries.sink, projections=False), tries.watching(model):
+        draw(pipeline, [prompt], seed, range(1), {**call, "num_inference_steps": 2})
+    shapes = tries.alike()
+    if not shapes:
+        raise UserError(
+            f"{place}: in no layer of {type(model).__name__} image tokens attend to text tokens, as far as it is known "
+            "where they stand; layers= names cross-attention"
+        )
+    tokens = max(one.text for one in shapes.values())
+    image, heads = next(iter(shapes.values())).shape
+    words = prompt_words(pipeline, adapter, prompt, tokens, call.get("max_sequence_length"))
+    size = extent(len(shapes), timesteps, heads, len(words) + 1, image)
+    steps = _number_of_steps(pipeline, call)
+    watch = _Watch(type(pipeline).__name__, set(_spread(list(shapes), size.layers)), words)
+    watch.steps = set(spread(steps, min(size.timesteps, steps)))
+    with tqdm(total=len(watch.steps) * len(shapes), desc=f"{steps} steps", unit="layer") as bar:
+        watch.tick = bar.update
+        with capture(model, chosen, watch.sink, projections=False), watch.watching(model):
+            (picture,) = draw(pipeline, [prompt], seed, range(1), call)
+    grid = _grid(image, picture.shape[0] / picture.shape[1])
+    sheets = []
+    for name, maps in watch.maps.items():
+        sheet = LayerSheets.begin(name, len(words) + 1, image, (None, grid), size)
+        for one in maps:
+            sheet.add(one, grid, [f"text {share:.0%}" for share in one.sum(1).mean(1).tolist()])
+        sheets.append(sheet)
+    names = {"heads": [f"head {head}" for head in range(heads)]}
+    shares = {name: torch.stack([one.mean(2) for one in maps]).numpy() for name, maps in watch.maps.items()}
+    labels = [*(word.text for word in words), REST]
+    return PromptFindings(
+        place, prompt, type(pipeline).__name__, model, picture, labels, Sheets(watch.times, names, sheets), shares, call
+    )
+
+
+@dataclass
+class _Watch:
+    """Takes the layers of the conditional forwards of some sampling steps."""
+
+    pipeline: str
+    layers: set[str] = field(default_factory=set)
+    """That are kept; all where it is empty, by their shape alone."""
+    words: Sequence[Word] = ()
+    steps: set[int] = field(default_factory=lambda: {0})
+    maps: dict[str, list[Tensor]] = field(default_factory=dict)
+    """Layer -> of each step [h,w,n]."""
+    shapes: dict[str, "_Shape"] = field(default_factory=dict)
+    times: list[int] = field(default_factory=list)
+    tick: Callable[[], object] = field(default=lambda: None)
+    _step: int = -1
+    _time: float | None = None
+    _recorded: bool = False
+
+    @contextmanager
+    def watching(self, model: nn.Module) -> Generator[None]:
+        """Count the sampling steps of a model's forwards; a second forward at one timestep is that of guidance."""
+        names = [*signatures.signature(model.forward).parameters]
+        name = "timestep" if "timestep" in names else "t"
+
+        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            time = float(torch.as_tensor(kwargs[name] if name in kwargs else args[names.index(name)]).flatten()[0])
+            first = time != self._time
+            self._step, self._time = self._step + first, time
+            self._recorded = first and self._step in self.steps
+            if self._recorded:
+                self.times.append(round(1000 * time) if 0 < time <= 1 else round(time))
+
+        hook = model.register_forward_pre_hook(before, with_kwargs=True)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    @torch.no_grad()
+    def sink(self, name: str, layer: Capture) -> None:
+        """Take a layer as it runs."""
+        image = image_over_text(layer)
+        if not self._recorded or image is None or (self.layers and name not in self.layers):
+            return
+        rows, text = image
+        self.shapes[name] = _Shape(layer.heads, len(rows), len(text))
+        if not self.layers:
+            return
+        sample = 0 if self.pipeline in CONDITION_FIRST else layer.shape[0] - 1
+        places = torch.tensor([text[word.place] for word in self.words], dtype=torch.long, device=layer.query.device)
+        parts = []
+        for first in range(0, len(rows), ROWS):
+            maps = layer.map(slice(rows[first], rows[min(first + ROWS, len(rows)) - 1] + 1))[sample]  # [h,r,m]
+            named = maps[:, :, places]
+            rest = maps[:, :, text[0] : text[-1] + 1].sum(2, keepdim=True) - named.sum(2, keepdim=True)
+            parts.append(torch.cat([named, rest.clamp(min=0)], 2).transpose(1, 2).float().cpu())
+        self.maps.setdefault(name, []).append(torch.cat(parts, 2))
+        self.tick()
+
+    def alike(self) -> dict[str, "_Shape"]:
+        """The layers that have as many heads and image tokens as the first."""
+        first = next(iter(self.shapes.values()), None)
+        return {name: one for name, one in self.shapes.items() if first is not None and one.shape == first.shape}
+
+
+@dataclass(frozen=True)
+class _Shape:
+    heads: int
+    image: int
+    text: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Image tokens and heads."""
+        return self.image, self.heads
+
+
+def image_over_text(layer: Capture) -> tuple[range, range] | None:
+    """The image's rows and the text's keys of a layer; None where no image token attends to text.
+
+    Args:
+        layer: Of joint attention, or of cross-attention, whose keys are all text.
+    """
+    n, m = layer.shape[2:]
+    if layer.image is None:
+        return None if n == m else (range(n), range(m))
+    start, stop = layer.image.start, layer.image.stop
+    text = range(stop, m) if start == 0 else range(start)
+    return (range(start, stop) if n == m else range(n)), text
+
+
+def _grid(tokens: int, aspect: float) -> tuple[int, int]:
+    """Rows and columns of image tokens in a picture `aspect` times as high as wide; a line where they do not fit."""
+    rows = max(1, round((tokens * aspect) ** 0.5))
+    return (rows, tokens // rows) if tokens % rows == 0 else (1, tokens)
+
+
+def _spread(names: Sequence[str], count: int) -> list[str]:
+    return [names[i] for i in spread(len(names), count)]
+
+
+def _number_of_steps(pipeline: "DiffusionPipeline", call: Mapping[str, Any]) -> int:
+    default = signatures.signature(type(pipeline).__call__).parameters["num_inference_steps"].default
+    return int(call.get("num_inference_steps", default))
+
+
+def prompt_numbers(findings: PromptFindings) -> dict[str, Any]:
+    """The numbers of the page as JSON: shares of attention by layer, timestep, head and word."""
+    return {
+        "prompt": findings.prompt,
+        "pipeline": findings.pipeline,
+        "call": dict(findings.call),
+        "words": findings.words,
+        "timesteps": findings.sheets.timesteps,
+        "shares": {name: values.round(6).tolist() for name, values in findings.shares.items()},
+    }

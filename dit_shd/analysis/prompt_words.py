@@ -1,0 +1,62 @@
+"""Which word of a prompt each text token of a text-to-image transformer is."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dit_shd.diffusion.adapters import Adapter
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+IN_ORDER = (
+    "StableDiffusion3Pipeline",
+    "FluxPipeline",
+    "PixArtAlphaPipeline",
+    "PixArtSigmaPipeline",
+    "AuraFlowPipeline",
+)
+"""Pipelines whose text tokens are those of their tokenizers one after the other, each padded to its limit. The others
+put a template around the prompt and cut it off again."""
+MOST = 32
+"""Tokens that are named one by one."""
+REST = "other text"
+"""Start, end, padding, and what is beyond the most."""
+
+
+@dataclass(frozen=True)
+class Word:
+    """A token of a prompt."""
+
+    text: str
+    place: int
+    """Among the text tokens of the transformer."""
+
+
+def prompt_words(
+    pipeline: "DiffusionPipeline", adapter: Adapter, prompt: str, tokens: int, limit: int | None
+) -> list[Word]:
+    """The words of a prompt, in the order of the text tokens; numbers where it is not known which token is which.
+
+    Args:
+        pipeline: With tokenizers.
+        adapter: Of its transformer.
+        prompt: The text.
+        tokens: Text tokens that the transformer was given.
+        limit: Of a prompt, as the pipeline's call was given it; None for its default.
+    """
+    limits = adapter.limits(pipeline, limit)
+    if type(pipeline).__name__ not in IN_ORDER or sum(limits.values()) != tokens:
+        return [Word(f"token {place}", place) for place in range(min(tokens, MOST))]
+    words: list[Word] = []
+    first = 0
+    for name, length in limits.items():
+        tokenizer = getattr(pipeline, name)
+        encoder = type(getattr(pipeline, name.replace("tokenizer", "text_encoder"))).__name__
+        kind = "CLIP" if encoder.startswith("CLIP") else "T5" if encoder.startswith("T5") else encoder
+        ids = tokenizer(prompt, truncation=True, max_length=length).input_ids
+        for place, (token, piece) in enumerate(zip(ids, tokenizer.convert_ids_to_tokens(ids))):
+            if token not in tokenizer.all_special_ids:
+                text = piece.removesuffix("</w>").strip("▁Ġ")
+                words.append(Word(f"{text} ({kind})" if len(limits) > 1 else text, first + place))
+        first += length
+    return words[:MOST]

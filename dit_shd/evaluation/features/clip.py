@@ -1,0 +1,93 @@
+"""CLIP (Radford et al., arXiv 2103.00020): features of pictures and of prompts in one space, from a local folder.
+
+The folder is one of transformers with safetensors (config.json, model.safetensors, tokenizer files), as the hub has
+openai/clip-vit-large-patch14; nothing is downloaded. Pictures are resized on their shorter side (bicubic, antialias),
+cut in the middle and normalised as CLIP's. The title carries the hash of the weights: FD(clip-1a2b3c4d).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dit_shd.core.errors import UserError, error_line
+from dit_shd.core.hashing import sha256
+from dit_shd.core.places import expanded
+from dit_shd.evaluation.features import FeatureNetwork, Features
+
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+ADVICE = (
+    "download a CLIP model of transformers with safetensors once (hf download openai/clip-vit-large-patch14 "
+    "--local-dir clip) and pass features.weights=FOLDER"
+)
+PROMPTS = 256
+"""Of one forward."""
+
+
+class CLIP(FeatureNetwork):
+    """Pictures [b,y,x,3] of any size, and prompts; no logits.
+
+    Args:
+        weights: The folder.
+
+    Raises:
+        UserError: No such folder, weights that are missing or no safetensors, or another model than CLIP.
+    """
+
+    channels = 3
+    has_logits = False
+    reads_text = True
+
+    def __init__(self, weights: Path) -> None:
+        from transformers import AutoTokenizer, CLIPModel
+
+        folder = Path(expanded(weights))
+        files = sorted(folder.glob("*.safetensors"))
+        if not (folder / "config.json").is_file() or not files:
+            kind = "nothing" if not folder.exists() else "a folder without them" if folder.is_dir() else "a file"
+            raise UserError(
+                f"features.weights: wanted a folder with config.json and safetensors, found {kind} at {folder}; "
+                f"{ADVICE}"
+            )
+        try:
+            network: Any = CLIPModel.from_pretrained(folder, use_safetensors=True, local_files_only=True).eval()
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # of transformers, for files that are no CLIP
+            raise UserError(f"features.weights: {folder} holds no CLIP ({error_line(error, 160)}); {ADVICE}") from error
+        self.network = self._clip = network.requires_grad_(False)
+        self.sha256 = sha256(files[0])
+        self.title = f"clip-{self.sha256[:8]}"
+        self._side: int = network.config.vision_config.image_size
+        self._tokens: int = network.config.text_config.max_position_embeddings
+
+    def _forward(self, images: Tensor) -> Features:
+        mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (MEAN, STD))
+        pixels = (_cut(images, self._side) / 255 - mean) / std
+        hidden = self._clip.vision_model(pixel_values=pixels).pooler_output
+        return Features(self._clip.visual_projection(hidden).float())
+
+    @torch.no_grad()
+    def embed(self, prompts: Sequence[str]) -> Tensor:
+        parts = []
+        for first in range(0, len(prompts), PROMPTS):
+            options = {"padding": True, "truncation": True, "max_length": self._tokens, "return_tensors": "pt"}
+            tokens = self._tokenizer(list(prompts[first : first + PROMPTS]), **options).to(self.device)
+            hidden = self._clip.text_model(
+                input_ids=tokens.input_ids, attention_mask=tokens.attention_mask
+            ).pooler_output
+            parts.append(self._clip.text_projection(hidden).float())
+        return torch.cat(parts)
+
+
+def _cut(images: Tensor, side: int) -> Tensor:
+    """The middle of uint8 images [b,y,x,c], resized to float32 [b,c,side,side] in 0..255."""
+    pixels = images.permute(0, 3, 1, 2).float()
+    y, x = pixels.shape[2:]
+    scale = side / min(y, x)
+    size = max(side, round(y * scale)), max(side, round(x * scale))
+    pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True).round().clamp(0, 255)
+    top, left = (size[0] - side) // 2, (size[1] - side) // 2
+    return pixels[:, :, top : top + side, left : left + side]

@@ -1,0 +1,89 @@
+"""Which image tokens attend to which words: against the maps of the transformer itself."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from tiny_pipelines import write_pipeline
+
+from dit_shd.analysis.inspect import InspectConfig
+from dit_shd.analysis.inspect_prompt import inspect_prompt
+from dit_shd.attention.recording.attach import capture
+from dit_shd.cli.commands.inspect import inspect_to_folder
+from dit_shd.core.config import make
+from dit_shd.core.errors import UserError
+from dit_shd.diffusion.prompt_generation import assemble, draw
+
+PROMPT = "two thin seven"
+CALLS = {"sd3": 7.0, "flux": 3.5, "pixart": 4.5}
+
+
+@pytest.fixture(scope="module", params=CALLS)
+def pipeline(request, tmp_path_factory):
+    return request.param, write_pipeline(request.param, tmp_path_factory.mktemp("p") / "pipeline")
+
+
+def test_shares_are_those_of_the_maps(pipeline):
+    """By another way: the whole map of every layer in the last forward, softmax(q k^T) in float64."""
+    kind, folder = pipeline
+    call = {"height": 32, "width": 16, "num_inference_steps": 3, "guidance_scale": CALLS[kind]}
+    call |= {"use_resolution_binning": False} if kind == "pixart" else {}
+    found = inspect_prompt(str(folder), PROMPT, None, call, None, seed=1)
+    whole, _ = assemble(str(folder), None)
+    with capture(whole.transformer, ["*"]) as captures:
+        (picture,) = draw(whole, [PROMPT], 1, range(1), call)
+    assert np.array_equal(picture, found.picture)
+    assert {"two", "thin", "seven"} <= {word.split()[0] for word in found.words}
+    assert len(found.shares) > 1
+    for name, shares in found.shares.items():
+        layer = captures[name]
+        q, k = layer.query[-1].double(), layer.key[-1].double()
+        bias = 0 if layer.bias is None else layer.bias.rows(slice(None))[-1]
+        maps = (layer.scale * q @ k.transpose(1, 2) + bias).softmax(-1)
+        n, m = maps.shape[1:]
+        image = range(m)[layer.image] if layer.image is not None else range(0)
+        rows = list(image) if len(image) and n == m else list(range(n))
+        text = [key for key in range(m) if key not in image]
+        over = maps[:, rows][:, :, text].mean(1).detach()  # [h,text]
+        np.testing.assert_allclose(shares[-1].sum(1), over.sum(1), rtol=1e-4)
+        for word in range(len(found.words) - 1):
+            gaps = (over - torch.from_numpy(shares[-1][:, word, None])).abs().amax(0)
+            assert gaps.min() < 1e-5, "a word's share is that of one text token"
+
+
+def test_words_are_the_tokens_they_name(pipeline):
+    """Another word in one place of the prompt changes the embedding there, and the label says which."""
+    kind, folder = pipeline
+    call = {"height": 16, "width": 16, "num_inference_steps": 2}
+    call |= {"use_resolution_binning": False} if kind == "pixart" else {}
+    found = inspect_prompt(str(folder), PROMPT, None, call, None, seed=1)
+    first = found.words[:3] if kind != "sd3" else [word.removesuffix(" (CLIP)") for word in found.words[:3]]
+    assert first == PROMPT.split()
+
+
+def test_the_page_and_its_numbers(tmp_path):
+    config = {"model": "asset:captioned_digits", "prompt": "a three at the left", "call": {"num_inference_steps": 3}}
+    out = inspect_to_folder(make(InspectConfig, {**config, "out": str(tmp_path / "o")}))
+    numbers = json.loads((out / "numbers.json").read_text())
+    shares = np.stack([np.array(values) for values in numbers["shares"].values()])
+    assert shares.shape == (6, 3, 8, len(numbers["words"]))
+    assert 0.02 < shares.sum(-1).mean() < 0.9
+    assert "a three at the left" in (out / "index.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompt": None, "call": {"guidance_scale": 2}}, "call, pipeline: are for prompt"),
+        ({"call": {"nothing": 1}}, r"call\.nothing: is no argument of StableDiffusion3Pipeline"),
+        (
+            {"model": "asset:digits_teacher"},
+            "wanted a folder with model_index.json.*digits_teacher",
+        ),
+    ],
+)
+def test_bad_input(changes, message, tmp_path):
+    values = {"model": "asset:captioned_digits", "prompt": "a three", "out": str(tmp_path / "o"), **changes}
+    with pytest.raises(UserError, match=message):
+        inspect_to_folder(make(InspectConfig, {key: value for key, value in values.items() if value is not None}))

@@ -1,0 +1,97 @@
+"""CLIP of random weights against transformers' own forward, and the CLIP score of it."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from evaluating import photos
+from tiny_pipelines import tokenizer
+
+from dit_shd.core.config import make
+from dit_shd.core.errors import UserError
+from dit_shd.core.plugins import Plugin
+from dit_shd.evaluation.evaluate import EvaluateConfig, evaluate
+from dit_shd.evaluation.features import FEATURES
+from dit_shd.evaluation.features.clip import CLIP
+from dit_shd.evaluation.metrics.clip_score import clip_scores
+
+PROMPTS = ["a thin seven", "two digits", "a nine", "four and a zero"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny CLIP as save_pretrained writes it."""
+    from transformers import CLIPConfig, CLIPModel
+
+    torch.manual_seed(0)
+    words = tokenizer()
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {**sizes, "vocab_size": len(words), "max_position_embeddings": 32, "eos_token_id": 1, "pad_token_id": 0}
+    text, vision = {**text, "bos_token_id": 3}, {**sizes, "image_size": 24, "patch_size": 8}
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=12))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    made = tmp_path_factory.mktemp("clip")
+    model.save_pretrained(made)
+    words.save_pretrained(made)
+    return made
+
+
+def test_score_is_the_cosine_of_transformers_own_forward(folder):
+    from transformers import AutoTokenizer, CLIPModel
+
+    network = CLIP(folder)
+    images = photos(4, 24, 24, 3)
+    found = clip_scores(network.extract(images).pooled, network.embed(PROMPTS))
+    model = CLIPModel.from_pretrained(folder).eval()
+    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
+    std = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
+    pixels = (images.permute(0, 3, 1, 2) / 255 - mean) / std
+    tokens = AutoTokenizer.from_pretrained(folder)(PROMPTS, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        whole = model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, pixel_values=pixels)
+    cosines = (whole.logits_per_image / model.logit_scale.exp()).diagonal()
+    torch.testing.assert_close(found, 100 * cosines.clamp(min=0).double(), rtol=1e-4, atol=1e-4)
+    assert found.std() > 0.1
+
+
+def test_pictures_are_cut_in_the_middle(folder):
+    network = CLIP(folder)
+    wide = photos(2, 24, 40, 3)
+    torch.testing.assert_close(network.extract(wide).pooled, network.extract(wide[:, :, 8:32]).pooled)
+
+
+def test_evaluate_scores_samples_with_their_prompts(folder, tmp_path):
+    images = photos(8, 24, 24, 3).numpy()
+    np.savez(tmp_path / "samples.npz", images, np.arange(8) % 4)
+    (tmp_path / "samples.json").write_text(json.dumps({"prompts": PROMPTS}))
+    np.savez(tmp_path / "real.npz", images[::-1])
+    values = {"samples": str(tmp_path / "samples.npz"), "reference": str(tmp_path / "real.npz"), "resamples": 10}
+    features = {"name": "clip", "weights": str(folder)}
+    config = make(EvaluateConfig, {**values, "features": features, "device": "cpu", "page": False})
+    record = evaluate(config, say=lambda _: None)
+    network = CLIP(folder)
+    expected = clip_scores(network.extract(torch.from_numpy(images)).pooled, network.embed([*PROMPTS, *PROMPTS]))
+    (name,) = [name for name in record["figures"] if name.startswith("CLIP score")]
+    assert record["figures"][name] == pytest.approx(float(expected.mean()), rel=1e-6)
+    interval = record["intervals"][name]
+    assert interval["low"] < record["figures"][name] < interval["high"]
+    assert any(note.startswith(f"{name}: 95% interval") for note in record["notes"])
+    (tmp_path / "samples.json").unlink()
+    only = {**values, "features": features, "device": "cpu", "metrics": ["clip_score"], "force": True}
+    with pytest.raises(UserError, match=r"clip_score: wanted the prompt of each image in the \.json beside"):
+        evaluate(make(EvaluateConfig, only), say=lambda _: None)
+
+
+def test_missing_weights_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"features\.weights: a value is needed"):
+        FEATURES.build(Plugin("clip"), "features")
+    with pytest.raises(UserError, match=r"found nothing at .*hf download openai/clip-vit-large-patch14"):
+        CLIP(tmp_path / "none")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="found a folder without them"):
+        CLIP(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"none")
+    with pytest.raises(UserError, match="holds no CLIP"):
+        CLIP(tmp_path)
