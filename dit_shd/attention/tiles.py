@@ -172,7 +172,7 @@ def add_product(out: Tensor, a: Tensor, b: Tensor, factor: float = 1.0, first: b
     torch.baddbmm(out, a, b, beta=0 if first else 1, alpha=factor, out=out)
 
 
-_on_device: dict[tuple[tuple[int, ...], torch.device, torch.dtype], Tensor] = {}
+_on_device: dict[tuple[tuple[float, ...], torch.device, torch.dtype], Tensor] = {}
 
 
 def index_tensor(indices: tuple[float, ...], device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:
