@@ -51,7 +51,10 @@ class CudaGraphs:
         """Whether functions of these are captured."""
         small = sum(x.nbytes for x in tensors) <= self.mib * 2**20
         on_gpu = all(x.device.type == "cuda" for x in tensors)
-        return self.works and on_gpu and small and not torch.compiler.is_compiling()
+        if not (self.works and on_gpu and small) or torch.compiler.is_compiling():
+            return False
+        here = torch.cuda.current_device()  # a capture records what is issued on this GPU alone
+        return all(x.device.index == here for x in tensors)
 
     def __call__(
         self, key: Hashable, function: Callable[..., Sequence[Tensor]], tensors: Sequence[Tensor]
