@@ -110,7 +110,7 @@ def test_help_of_a_plugin_has_its_keys_types_and_defaults(capsys):
     assert main(["train", "--help", "mdt"]) == 0
     assert "decode_layer" in capsys.readouterr().out
     assert main(["train", "--help", "optimizer"]) == 0
-    assert "name=adan  [adan | adamw]" in capsys.readouterr().out
+    assert "name=adan  [adan | adamw | adamw8bit]" in capsys.readouterr().out
     assert main(["train", "--help", "losses"]) == 0
     assert "shd: Sum over layers" in capsys.readouterr().out
 

@@ -206,8 +206,12 @@ def test_a_vae_that_does_not_fit_is_refused_before_anything_is_drawn(teacher, va
 
 
 def test_sampling_in_bf16_stays_close_and_leaves_the_mode_alone(model):
+    computed: list[torch.dtype] = []
+    hook = model.x_embedder.proj.register_forward_hook(lambda *call: computed.append(call[2].dtype))
     a, b = sample(model, 3, **QUICK)[0], sample(model, 3, precision="bf16", **QUICK)[0]
-    assert 0 < np.abs(a.astype(float) - b).mean() < 8
+    hook.remove()
+    assert computed[0] == torch.float32 and computed[-1] == torch.bfloat16
+    assert np.abs(a.astype(float) - b).mean() < 8
     model.train()
     sample(model, 1, **QUICK)
     assert model.training

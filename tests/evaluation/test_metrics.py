@@ -1,5 +1,6 @@
 """Laws and independent oracles of the metrics. All data are drawn here from fixed seeds."""
 
+import dataclasses
 import math
 
 import pytest
@@ -15,7 +16,10 @@ def test_every_metric_gives_finite_named_figures_and_calls_no_other_network_fid(
     x, y = rows(80, 6, seed=40).float(), rows(70, 6, seed=41).float()
 
     def figures(title: str, is_fid: bool) -> dict[str, float]:
-        return metric.compute(FeatureSet.of(x, x, title, is_fid, x), FeatureSet.of(y, y, title, is_fid, y))
+        samples, reference = (FeatureSet.of(z, z, title, is_fid, z) for z in (x, y))
+        if metric.needs_text:  # features of the samples' prompts, too
+            samples = dataclasses.replace(samples, texts=y[:1].expand_as(x))
+        return metric.compute(samples, reference)
 
     other, real = figures("mine", False), figures("inception-2015", True)
     assert other

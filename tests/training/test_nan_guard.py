@@ -206,7 +206,7 @@ def test_a_teacher_that_overflows_in_bfloat16_is_refused(values, teacher, tmp_pa
         model.final_layer.linear.bias[0] = 3.4e38
     model.save_pretrained(tmp_path / "large")
     large = {**values, "teacher": str(tmp_path / "large"), "teacher_precision": "bf16"}
-    with pytest.raises(UserError, match=r"teacher: its weights are not finite .* final_layer.linear.bias"):
+    with pytest.raises(UserError, match=r"large: its weights are not finite .* final_layer.linear.bias"):
         run(large)
 
 

@@ -6,7 +6,7 @@ projections W^O of their own; the whole joint map is then two Captures, `NAME` (
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -142,9 +142,9 @@ def sections(
         if not by_role or by_role[queries] is not None or queries == "image":
             yield "", _cut(call, bias, at[queries], at[over], by_role.get(queries), reason)
     elif len(projections) < 2:
-        yield "", replace(_cut(call, bias, rows, keys, projections[0] if projections else None, reason), image=image)
+        yield "", _cut(call, bias, rows, keys, projections[0] if projections else None, reason, image)
     else:
-        yield "", replace(_cut(call, bias, image, keys, by_role["image"], reason), image=image)
+        yield "", _cut(call, bias, image, keys, by_role["image"], reason, image)
         if by_role["text"] is not None:
             yield ":text", _cut(call, bias, words, keys, by_role["text"], reason)
 
@@ -171,9 +171,15 @@ def _split(n: int, layout: Layout | None, text: int | None, choice: BlockChoice)
 
 
 def _cut(
-    call: Call, bias: DenseBias | None, rows: slice, keys: slice, projection: Projection | None, reason: str
+    call: Call,
+    bias: DenseBias | None,
+    rows: slice,
+    keys: slice,
+    projection: Projection | None,
+    reason: str,
+    image: slice | None = None,
 ) -> Capture:
-    """A block of a call's map; `reason` is why there is no projection."""
+    """A block of a call's map; `reason` is why there is no projection, `image` which of all keys are the image's."""
     _, h, n, _ = call.query.shape
     m, d = call.value.shape[2:]
     every_row, every_key = rows == slice(0, n), keys == slice(0, m)
@@ -192,4 +198,5 @@ def _cut(
         reason if projection is None else projection.source(h, d),
         call.mixed[:, :, rows] if call.mixed is not None and every_key else None,
         torch.arange(rows.start, rows.stop, device=call.query.device) if call.causal and not every_row else None,
+        image,
     )
