@@ -94,6 +94,6 @@ class CudaGraphs:
         except Exception as error:  # a library in between that cannot be captured, say
             self.works = False
             reason = " ".join(str(error).split())[:160]
-            _log.warning("SHD is not replayed as CUDA graphs (%s): its kernels are issued one by one", reason)
+            _log.warning("layers are not replayed as CUDA graphs (%s): their kernels are issued one by one", reason)
             return None
         return self._graphs.setdefault(key, _Graph(graph, inputs, outputs))

@@ -61,6 +61,8 @@ class Projections:
     """
 
     size: int = 256
+    generation: int = 0
+    """Counts what was dropped or replaced: what reads a kept tensor where it lies (a CUDA graph) is void then."""
     _kept: dict[tuple[object, ...], tuple[Tensor, int, Tensor]] = field(default_factory=dict)
 
     def of(self, out: Tensor, groups: Groups) -> Tensor:
@@ -80,14 +82,17 @@ class Projections:
         if entry is not None and entry[1] == version:
             return entry[2]
         result = made(out, groups)
+        self.generation += entry is not None
         while len(self._kept) >= self.size:
             self._kept.pop(next(iter(self._kept)))
+            self.generation += 1
         self._kept[key] = (out, version, result)  # the reference to `out` keeps its memory from being reused
         return result
 
     def clear(self) -> None:
         """Empty the cache."""
         self._kept.clear()
+        self.generation += 1
 
 
 def _stacked(out: Tensor, groups: Groups) -> Tensor:

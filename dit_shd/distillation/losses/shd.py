@@ -201,11 +201,11 @@ class SHD(LayerLoss):
         """Everything that a layer's computation depends on beside the values of its tensors."""
         read = [t.out, *_leaves(t), *_leaves(s)]
         return (
-            *(layer, torch.is_grad_enabled(), weight is None, t.mixed is None, s.query.requires_grad),
-            *((x.shape, x.stride(), x.dtype, x.device) for x in (t.query, t.key, t.value, s.query, s.key)),
+            *(layer, torch.is_grad_enabled(), weight is None, t.mixed is None, self.squeezer.projections.generation),
+            *((x.shape, x.stride(), x.dtype, x.requires_grad) for x in (t.query, t.key, t.value, s.query, s.key)),
             *(t.scale, t.causal, type(t.bias), s.scale, s.causal, type(s.bias), str(self.squeezer.plan_for(layer))),
             *(None if x is None else (x.data_ptr(), x.shape, x.stride(), x.requires_grad) for x in read),
-            None if t.out is None or t.out.is_inference() else t.out._version,
+            *(t.query.device, None if t.out is None or t.out.is_inference() else t.out._version),
         )
 
     def _rows(self, layer: str, n: int, batch: Batch | None) -> Tensor:
