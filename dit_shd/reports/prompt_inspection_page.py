@@ -58,7 +58,8 @@ def _finding(findings: PromptFindings) -> str:
     shares = _all(findings)
     means, text = shares.mean((0, 1, 2))[:-1], shares.sum(3).mean()
     most = findings.words[int(means.argmax())] if len(means) else findings.words[-1]
-    layer, _, head, _ = np.unravel_index(int(shares[..., :-1].argmax()), shares[..., :-1].shape)
+    by_word = shares[..., :-1] if len(means) else shares
+    layer, _, head, _ = np.unravel_index(int(by_word.argmax()), by_word.shape)
     return (
         f"Image tokens give {text:.1%} of their attention to text, on average over layers, heads and timesteps; of the "
         f"words “{most}” gets most. The head that attends to a single word most is head {head} of layer "
