@@ -58,7 +58,7 @@ def check_same(folder: Path, settings: dict[str, Any], maker: str, beside: Colle
 
 
 def differences(existing: dict[str, Any], settings: dict[str, Any]) -> str:
-    """The first three settings in which a folder's differ from new ones, with both values; `losses.0.weight` is inside."""
+    """The first three settings, as losses.0.weight, in which a folder's differ from new ones, with both values."""
     found = list(_differing(existing, settings))
     words = [f"{key}: {_shown(there)} there, {_shown(here)} here" for key, there, here in found[:3]]
     return ", ".join(words) + (", ..." if len(found) > 3 else "")
