@@ -205,8 +205,9 @@ def inputs_of(config: InspectConfig, model: nn.Module, run: dict[str, Any]) -> I
     if data is None:
         return SyntheticInputs(model, batches, config.seed, config.time)
     if loading.why_not_conditional(model) is not None:
+        name = type(model).__name__
         raise UserError(
-            f"data: {type(model).__name__} takes more than images and labels; use inputs=FILE, or prompt=TEXT for a pipeline"
+            f"data: {name} takes more than images and labels; use inputs=FILE, or prompt=TEXT of a pipeline"
         )
     process = process_of(model, schedule_length(run))
     return DatasetInputs(model, DATASETS.build(data, "data"), process, batches, config.seed)
