@@ -206,9 +206,7 @@ def inputs_of(config: InspectConfig, model: nn.Module, run: dict[str, Any]) -> I
         return SyntheticInputs(model, batches, config.seed, config.time)
     if loading.why_not_conditional(model) is not None:
         name = type(model).__name__
-        raise UserError(
-            f"data: {name} takes more than images and labels; use inputs=FILE, or prompt=TEXT of a pipeline"
-        )
+        raise UserError(f"data: {name} takes more than images and labels; use inputs=FILE, of a pipeline prompt=TEXT")
     process = process_of(model, schedule_length(run))
     return DatasetInputs(model, DATASETS.build(data, "data"), process, batches, config.seed)
 
