@@ -18,13 +18,13 @@ from dit_shd.tasks import Batch
 
 
 class AlignToDistill(Loss):
-    """KL(A_t || softmax(W A_s + c)), W [H_t,H_s] learned: a 1x1 convolution over all maps of all layers and heads.
+    """KL(A_t || softmax(W A_s)), W [H_t,H_s] learned: a 1x1 convolution over all maps of all layers and heads.
 
     Mean over the H_t maps of the teacher and, with `over: keys`, query rows (arXiv 2403.01479). What W makes is no
     distribution; the softmax makes it one: over keys for every query row, or over all n m entries of a map, where the
-    teacher's map goes through that softmax, too, as in the public code. Entries that the teacher masks, and rows
-    without weight, take no part. No map of layers: W learns it. All layers of both models need as many tokens. The
-    teacher's layers are held until it has run.
+    teacher's map goes through that softmax, too, as in the public code. A bias, which that code has, would add the same
+    to all of a map and have no effect. Entries that the teacher masks, and rows without weight, take no part. No map of
+    layers: W learns it. All layers of both models need as many tokens. The teacher's layers are held until it has run.
 
     The mixtures of one sample take 2 n m H_t H_s operations in the forward and three times as many in the backward, so
     they grow with the product of both models' layers times heads. `rows` below 1 (ours) takes that share of the work:
@@ -65,14 +65,14 @@ class AlignToDistill(Loss):
             )
         self.over, self.rows, self.seed, self.chunk_mib = over, rows, seed, chunk_mib
         self.align: nn.Linear | None = None
-        """W and c."""
+        """W, once the numbers of maps are known."""
 
     def build(self, student: Forward, teacher: Forward, batch: Batch) -> None:
         """Make W, of the number of maps of both models."""
         if self.align is None:
             s, t = _captures(student, "the student"), _captures(teacher, "the teacher")
             heads = sum(one.heads for one in s), sum(one.heads for one in t)
-            self.align = nn.Linear(*heads, device=s[0].query.device)
+            self.align = nn.Linear(*heads, bias=False, device=s[0].query.device)
 
     def term(self, student: Forward, teacher: Forward, batch: Batch) -> Term:
         """The divergence of all maps [b]."""
@@ -93,7 +93,7 @@ class AlignToDistill(Loss):
             drawn = row_sample(self.rows, n, self.seed, "align_to_distill", batch).to(t[0].query.device)
             s, t = [one.select(drawn) for one in s], [one.select(drawn) for one in t]
             n, weight = len(drawn), None if weight is None else weight[:, drawn]
-        learned = (self.align.weight, self.align.bias)
+        learned = (self.align.weight,)
         if self.over == "keys":
             planes = 4 * heads[0] + 6 * max(one.heads for one in t)
             parts = over_rows(partial(_by_keys, t, weight), s, planes, learned, self.chunk_mib)
@@ -136,8 +136,7 @@ class _KeyDivergence(torch.autograd.Function):
     """sum_i,r share_r KL(A_i,r || softmax(X_i,r)), X = W A_s, of one layer of the teacher after the other [b].
 
     With X's gradient, share (softmax(X) - A), at hand where X is, the forward computes those of A_s and, for each
-    sample, of W, so that no map of the teacher outlives its layer. c adds the same to all keys of a row: softmax and
-    gradient do not know it.
+    sample, of W, so that no map of the teacher outlives its layer.
     """
 
     @staticmethod
@@ -145,7 +144,6 @@ class _KeyDivergence(torch.autograd.Function):
         ctx: Any,  # noqa: ANN401
         maps: Tensor,
         weight: Tensor,
-        bias: Tensor,
         teacher: list[Capture],
         rows: slice,
         share: Tensor,
@@ -167,15 +165,15 @@ class _KeyDivergence(torch.autograd.Function):
                 d_flat.baddbmm_(part.T.expand(len(maps), -1, -1), error)
                 d_mixture.append(error @ flat.transpose(1, 2))
         if d_flat is not None:
-            ctx.save_for_backward(d_flat.view_as(maps), torch.cat(d_mixture, 1), weight, bias)
+            ctx.save_for_backward(d_flat.view_as(maps), torch.cat(d_mixture, 1), weight)
         return value
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # noqa: ANN401
-        d_maps, d_mixture, weight, bias = ctx.saved_tensors
+        d_maps, d_mixture, weight = ctx.saved_tensors
         d_weight = torch.einsum("b,bts->ts", upstream, d_mixture).to(weight.dtype)
-        return d_maps * upstream[:, None, None, None], d_weight, torch.zeros_like(bias), None, None, None, None
+        return d_maps * upstream[:, None, None, None], d_weight, None, None, None, None
 
 
 def _target(capture: Capture, rows: slice) -> tuple[Tensor, Tensor | None]:
@@ -193,9 +191,8 @@ def _by_map(
     rows: slice,
 ) -> Tensor:
     """For each of the teacher's maps [3,b,H_t] over some rows: sum of e^A, of e^A (A - X), log sum exp X."""
-    weight, bias = learned
     maps = torch.cat([one.map(rows) for one in student], 1)
-    mixed = torch.einsum("th,bhrm->btrm", weight.to(maps), maps) + bias.to(maps)[:, None, None]
+    mixed = torch.einsum("th,bhrm->btrm", learned[0].to(maps), maps)
     layers = [_target(one, rows) for one in teacher]
     target = torch.cat([target for target, _ in layers], 1)
     if any(hidden is not None for _, hidden in layers):

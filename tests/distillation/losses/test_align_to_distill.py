@@ -32,7 +32,7 @@ def oracle(loss, s, t, over, causal=False, weights=None):
     rows = torch.ones(a.shape[0], n, dtype=torch.float64) if weights is None else weights
     total = 0.0
     for i in range(a.shape[1]):
-        mixed = sum(loss.align.weight[i, j] * b[:, j] for j in range(b.shape[1])) + loss.align.bias[i]
+        mixed = sum(loss.align.weight[i, j] * b[:, j] for j in range(b.shape[1]))
         if causal:
             mixed = mixed.masked_fill(torch.ones(n, n, dtype=torch.bool).triu(1), float("-inf"))
         if over == "keys":
