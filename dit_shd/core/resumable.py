@@ -59,9 +59,10 @@ def check_same(folder: Path, settings: dict[str, Any], maker: str, beside: Colle
 
 def differences(existing: dict[str, Any], settings: dict[str, Any]) -> str:
     """The first three settings, as losses.0.weight, in which a folder's differ from new ones, with both values."""
-    found = list(_differing(existing, settings))
-    words = [f"{key}: {_shown(there)} there, {_shown(here)} here" for key, there, here in found[:3]]
-    return ", ".join(words) + (", ..." if len(found) > 3 else "")
+    words = [
+        f"{key}: {_shown(there)} there, {_shown(here)} here" for key, there, here in _differing(existing, settings)
+    ]
+    return ", ".join(words[:3]) + (", ..." if len(words) > 3 else "")
 
 
 def _differing(there: Any, here: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:  # noqa: ANN401
