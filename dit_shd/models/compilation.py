@@ -1,4 +1,4 @@
-"""torch.compile block by block: blocks of a kind share a graph, so a whole model compiles in the time of a block or two."""
+"""torch.compile block by block: blocks of a kind share a graph, and a model compiles in the time of a block or two."""
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from diffusers.configuration_utils import ConfigMixin
@@ -24,8 +24,14 @@ from dit_shd.models.quantization import dequantised
 MOST_LAYERS, MOST_WIDTH, MOST_TOKENS = 1024, 2**16, 2**17
 """Limits beyond any such model: a damaged config.json is refused before the model is built."""
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 Held = list[tuple[Tensor, Tensor, Tensor, Tensor]]
 """Query, key, value and A V [b,h,n,d] of attention in compiled code, which can make no Capture of them."""
+
+
+def _outside(function: Function) -> Function:
+    """A function that torch.compile leaves as it is, and that breaks its graph."""
+    return torch.compiler.disable(function)  # type: ignore[return-value]
 
 
 class Attention(nn.Module):
@@ -57,7 +63,7 @@ class Attention(nn.Module):
             self.record(query, key, value, mixed, code)
         return self.proj(mixed.transpose(1, 2).reshape(b, n, e))
 
-    @torch.compiler.disable
+    @_outside
     def record(self, query: Tensor, key: Tensor, value: Tensor, mixed: Tensor, code: Tensor | None) -> None:
         """Call the recorder, if there is one, with the Capture of what `forward` has worked with."""
         if self.recorder is not None:
@@ -66,7 +72,7 @@ class Attention(nn.Module):
             self.recorder(Capture(query, key, value, scale, self.bias(code), out=out, mixed=mixed))
 
 
-_attend_eagerly = torch.compiler.disable(attend)
+_attend_eagerly = _outside(attend)
 """Tiles of a learnable bias break the graph; torch.compile compiles the rest."""
 
 
