@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dit_shd.core.errors import UserError, error_line
-from dit_shd.core.places import WANTED, HubName, find
+from dit_shd.core.places import WANTED, Asset, HubName, find
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -182,7 +182,8 @@ def autoencoder_folder(source: str | Path) -> Path:
     path = find(source, "autoencoder")
     if isinstance(path, HubName):
         return of_hub(path, (".", "vae"))
-    assert isinstance(path, Path)
+    if isinstance(path, Asset):
+        path = asset(path.name).parent
     folder = next((path / inside for inside in (".", "vae") if (path / inside / "config.json").is_file()), None)
     if folder is None:
         raise UserError(f"'{source}': wanted {WANTED['autoencoder']}, found no config.json in it")
