@@ -7,13 +7,14 @@ LAYER.heads     the features of the query heads of an attention, in whole heads
 LAYER.keys      those of its key-value heads, where these are fewer
 MODULE.hidden   the hidden units of an MLP
 
-An axis of equal length in both models is copied whole. What cannot be explained is refused.
+An axis of equal length in both models is copied whole. Copies of a space come one after the other; the hidden units
+of an MLP that runs beside an attention (FLUX's single blocks) come after its heads. What cannot be explained is refused.
 """
 
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -49,6 +50,11 @@ class Space:
     unit: int = 1
     """Neighbouring channels that stay together: the width of a head."""
 
+    @property
+    def name(self) -> str:
+        """Its key in Axes.spaces."""
+        return f"{self.module}.{self.kind}" if self.module else self.kind
+
 
 @dataclass(frozen=True)
 class Axes:
@@ -61,14 +67,12 @@ class Axes:
     def __getitem__(self, space: str) -> Space:
         return self.spaces[space]
 
-    def standing(self, space: str, dim: int) -> Iterator[tuple[str, int, int]]:
-        """Maps (two axes or more) that have a space on an axis: their weights' names, where it begins, its copies."""
+    def standing(self, space: Space, dim: int) -> Iterator[tuple[str, int, int]]:
+        """Weights of two axes or more that have a space on axis `dim`: their names, where it begins, its copies."""
         for name, axes in self.of.items():
-            if len(axes) < 2:
-                continue
             start = 0
-            for part, copies in axes[dim]:
-                if part == space:
+            for part, copies in axes[dim] if len(axes) > 1 else ():
+                if part == space.name:
                     yield name, start, copies
                 start += self.spaces[part].teacher * copies
 
@@ -93,7 +97,8 @@ class _Finder:
         self.pairs = dict(self._pairs())
         self.maps = {name.removesuffix(".weight"): x for name, x in self.pairs.items() if name.endswith(".weight")}
         """Module -> the axes of its weight."""
-        self.attentions: dict[str, Pair] = {}
+        self.attentions: dict[str, str] = {}
+        """Attention -> its map to queries, or to queries, keys and values."""
         self.spaces: dict[str, Space] = {}
         self.known: dict[tuple[str, int], Axis] = {}
         """Axes that are not of the stream, by module."""
@@ -102,9 +107,11 @@ class _Finder:
         if all(t == s for pairs in self.pairs.values() for t, s in pairs):
             return Axes({}, {name: ((),) * len(pairs) for name, pairs in self.pairs.items()})
         self.attentions = dict(self._attentions())
-        widths = {pairs[1] for path in self.attentions for pairs in self._maps_of(path, ("to_q",), (FUSED,))}
+        widths = {self.maps[queries][1] for queries in self.attentions.values()}
         if len(widths) != 1:
-            raise UserError(f"initialisation: wanted one width of the residual stream, found {sorted(widths)}; {ADVICE}")
+            raise UserError(
+                f"initialisation: wanted one width of the residual stream, found {sorted(widths)}; {ADVICE}"
+            )
         (self.width,) = widths
         if self.width[0] != self.width[1]:
             self.spaces[STREAM] = Space("", STREAM, *self.width)
@@ -129,59 +136,56 @@ class _Finder:
                 )
             yield name, list(zip(shape, tensor.shape))
 
-    def _attentions(self) -> Iterator[tuple[str, Pair]]:
-        """The attention of a student with its heads, teacher's and student's."""
+    def _attentions(self) -> Iterator[tuple[str, str]]:
+        """The attention of a student."""
         for path, module in self.student.named_modules():
-            maps = [name for name in self.maps if name.startswith(f"{path}.")]
-            if "Att" not in type(module).__name__ or not maps or "Block" in type(module).__name__:
+            kind, maps = type(module).__name__, self._inside(path)
+            if "Att" not in kind or "Block" in kind or not maps:
                 continue
-            heads = (
-                getattr(x, "heads", None)
-                for x in (self.teacher.get_submodule(source_of(f"{path}.", self.layers)[:-1]), module)
-            )
-            teacher, student = heads
             queries = [name for name in maps if name == f"{path}.to_q" or FUSED in name.removeprefix(path)]
-            if not isinstance(teacher, int) or not isinstance(student, int) or not queries:
+            parts = {f"{path}.{name}" for name in (*QUERIES, *KEYS, *OUT)} | set(queries)
+            others = [name for name in maps if name not in parts and any(t != s for t, s in self.maps[name])]
+            if len(queries) != 1 or others or not isinstance(getattr(module, "heads", None), int):
                 raise UserError(
-                    f"initialisation: {path} is attention of the class {type(module).__name__}, whose heads are not "
-                    f"known here; {ADVICE}"
+                    f"initialisation: {path} is attention of the class {kind}, whose heads are not known here"
+                    f"{f' ({others[0]})' if others else ''}; {ADVICE}"
                 )
-            yield path, (teacher, student)
+            yield path, queries[0]
 
-    def _maps_of(self, path: str, names: tuple[str, ...], parts: tuple[str, ...] = ()) -> list[list[Pair]]:
-        """The axes of some maps right inside of a module, by their names or parts of those."""
-        inside = {name.removeprefix(f"{path}."): x for name, x in self.maps.items() if name.startswith(f"{path}.")}
-        return [x for name, x in inside.items() if name in names or any(part in name for part in parts)]
+    def _inside(self, path: str) -> list[str]:
+        """The maps inside of a module."""
+        return [name for name in self.maps if name.startswith(f"{path}.")]
 
     def _find_heads(self, path: str) -> None:
-        """The axes of an attention, and of the MLP that is read by the same map as its heads (FLUX's single blocks)."""
-        heads = self.attentions[path]
-        fused = next((name for name in self.maps if name.startswith(f"{path}.") and FUSED in name), None)
-        module = self.student.get_submodule(path)
-        if fused is None:
+        """The axes of an attention, and of the MLP that is read by the same map as its heads."""
+        models: list[Any] = [
+            self.teacher.get_submodule(source_of(f"{path}.", self.layers)[:-1]),
+            self.student.get_submodule(path),
+        ]
+        if f"{path}.to_q" in self.maps:
             queries, keys = self.maps[f"{path}.to_q"][0], self.maps[f"{path}.to_k"][0]
         else:
-            width = int(module.inner_dim) // heads[1]  # type: ignore[arg-type]
-            queries = keys = (heads[0] * width, heads[1] * width)
-        widths = [length / count for length, count in zip(queries, heads)]
+            queries = keys = (int(models[0].inner_dim), int(models[1].inner_dim))
+        widths = [length / model.heads for length, model in zip(queries, models)]
         if widths[0] != widths[1] or keys[0] % widths[0] or keys[1] % widths[1]:
             raise UserError(
                 f"initialisation: the heads of {path} are {widths[1]:g} wide in the student and {widths[0]:g} in the "
                 "teacher; whole heads are kept, so that attention_head_dim must be the same"
             )
         unit = int(widths[0])
-        query_part = self._space(path, "heads", queries, unit)
-        key_part = query_part if keys == queries else self._space(path, "keys", keys, unit)
-        for names, part in ((QUERIES, query_part), (KEYS, key_part)):
+        query_axis = self._space(path, "heads", queries, unit)
+        key_axis = query_axis if keys == queries else self._space(path, "keys", keys, unit)
+        for names, axis in ((QUERIES, query_axis), (KEYS, key_axis)):
             for name in names:
                 if self.maps.get(f"{path}.{name}", [(unit, unit)])[0] != (unit, unit):
-                    self.known[f"{path}.{name}", 0] = part
-        readers = [f"{path}.{name}" for name in OUT if f"{path}.{name}" in self.maps]
-        for reader in readers or self._siblings(path, queries):
-            self.known[reader, 1] = query_part
-            rest = tuple(length - inner for length, inner in zip(self.maps[reader][1], queries))
-            if any(rest):
-                self._find_parallel(path, reader, rest, fused, queries)
+                    self.known[f"{path}.{name}", 0] = axis
+        readers = [f"{path}.{name}" for name in OUT if f"{path}.{name}" in self.maps] or self._siblings(path, queries)
+        if not readers:
+            raise UserError(f"initialisation: no map reads the heads of {path}; {ADVICE}")
+        for reader in readers:
+            self.known[reader, 1] = query_axis
+            if self.maps[reader][1] != queries:
+                self._find_parallel(path, reader, queries)
 
     def _siblings(self, path: str, queries: Pair) -> list[str]:
         """The map beside an attention without one of its own that reads its heads and more."""
@@ -189,17 +193,21 @@ class _Finder:
         beside = [name for name in self.maps if name.rpartition(".")[0] == parent and len(self.maps[name]) > 1]
         return [name for name in beside if all(t > q for t, q in zip(self.maps[name][1], queries))]
 
-    def _find_parallel(self, path: str, reader: str, rest: Pair, fused: str | None, queries: Pair) -> None:
+    def _find_parallel(self, path: str, reader: str, queries: Pair) -> None:
         """An MLP whose hidden units are read beside the heads, after them."""
-        container = reader.rpartition(".")[0]
+        container, fused = reader.rpartition(".")[0], self.attentions[path]
+        rest = _minus(self.maps[reader][1], queries, 1)
         hidden = self._space(container, "hidden", rest)
-        heads = self.known[reader, 1]
-        self.known[reader, 1] = (*heads, *hidden)
-        if fused is None:
-            self._find_writers(container, rest, hidden)
-            return
-        rows = tuple(length - 3 * inner for length, inner in zip(self.maps[fused][0], queries))
-        self.known[fused, 0] = (*((name, 3 * n) for name, n in heads), *self._times(hidden, rows, rest, fused))
+        if fused == f"{path}.to_q":
+            written = self._find_writers(container, rest, hidden)
+        else:
+            rows = _minus(self.maps[fused][0], queries, 3)
+            copies = next((n for n in (1, 2) if rows == (n * rest[0], n * rest[1])), 0)
+            self.known[fused, 0] = ((f"{path}.heads", 3), (hidden[0][0], copies))
+            written = copies > 0
+        if not written:
+            raise self._unexplained(f"{reader}.weight", 1)
+        self.known[reader, 1] = (*self.known[reader, 1], *hidden)
 
     def _find_hidden(self, path: str, pair: Pair) -> None:
         """An MLP whose second map is `path`: the maps beside it write what it reads."""
@@ -221,7 +229,7 @@ class _Finder:
                 continue
             for copies in (1, 2):
                 if pairs[0] == (copies * pair[0], copies * pair[1]):
-                    self.known[name, 0] = tuple((part, copies) for part, _ in hidden)
+                    self.known[name, 0] = ((hidden[0][0], copies),)
                     writers = True
         return writers
 
@@ -229,13 +237,6 @@ class _Finder:
         """An axis of a new space."""
         self.spaces[f"{module}.{kind}"] = Space(module, kind, *pair, unit)
         return ((f"{module}.{kind}", 1),)
-
-    def _times(self, axis: Axis, rows: Pair, pair: Pair, name: str) -> Axis:
-        """Several copies of an axis."""
-        copies = {length // part if length % part == 0 else 0 for length, part in zip(rows, pair)}
-        if len(copies) != 1 or 0 in copies:
-            raise self._unexplained(f"{name}.weight", 0)
-        return tuple((part, n * min(copies)) for part, n in axis)
 
     def _of(self, name: str, pairs: list[Pair]) -> tuple[Axis, ...]:
         """The axes of one tensor."""
@@ -253,8 +254,8 @@ class _Finder:
         copies, rest = divmod(pairs[dim][0], self.width[0])
         is_map = name.endswith((".weight", ".bias"))
         several = is_map and (dim == 0 or any(name.startswith(f"{block}.") for block in self.layers))
-        last = is_map and dim < 2 or dim == len(pairs) - 1
-        if rest or pairs[dim][1] != copies * self.width[1] or not last or copies > 1 and not several:
+        last = (is_map and dim < 2) or dim == len(pairs) - 1
+        if rest or pairs[dim][1] != copies * self.width[1] or not last or (copies > 1 and not several):
             raise self._unexplained(name, dim)
         return ((STREAM, copies),)
 
@@ -262,5 +263,10 @@ class _Finder:
         teacher, student = self.pairs[name][dim]
         return UserError(
             f"initialisation: axis {dim} of {name} has {student} entries in the student and {teacher} in the teacher, "
-            f"which is neither heads, nor an MLP, nor the stream's {self.width[1]} of {self.width[0]} channels; {ADVICE}"
+            f"which is neither heads, nor an MLP's, nor the stream's {self.width[1]} of {self.width[0]}; {ADVICE}"
         )
+
+
+def _minus(lengths: Pair, parts: Pair, times: int) -> Pair:
+    """What is left of an axis without some copies of a part."""
+    return lengths[0] - times * parts[0], lengths[1] - times * parts[1]

@@ -8,7 +8,7 @@ structure.py  tensors that share channels         importance.py  selection of ch
 heads.py      a head from a group of heads        regression.py  refitting a map to the inputs it keeps
 moments.py    moments on calibration batches      transfer.py    the new weights; plan.py the decisions, for the user
 
-That is for the families of dit_shd. Students of any other class have sub-tensors of their teachers', by the weights alone:
+That is for MDTv2 and DiT of dit_shd. Students of any other class begin with sub-tensors of their teachers':
 
 axes.py       tensors that share channels         selection.py   what is kept, and the new weights
 depth.py      layers; a plan of kept blocks

@@ -1,10 +1,11 @@
-"""Weight selection (Xu et al. 2023, arXiv 2311.18823): a narrower student of any class has sub-tensors of its teacher's.
+"""Weight selection (Xu et al. 2023, arXiv 2311.18823): a narrower student's tensors are sub-tensors of its teacher's.
 
-Of every space (axes.py) some channels are kept, the same in all tensors that share it: of heads one of each group of the
-squeeze, of hidden units those of the largest weights, of the residual stream evenly spaced ones.
+Of every space (axes.py) some channels are kept, the same in all tensors that share it: of the residual stream evenly
+spaced ones, so that tables of sines keep their frequencies; one head of each group of the squeeze; the hidden units of
+the largest weights. Uses the weights alone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -132,22 +133,21 @@ class Selection:
     def _scores(self, space: Space) -> Tensor:
         """|W_O W_V|^2 of every head, or hidden unit: by what it is written from, and what it writes."""
         values = self.axes.spaces.get(f"{space.module}.keys", space)
-        readers = [self._gram(name, 1, at, space) for name, *at in self.axes.standing(f"{space.module}.{space.kind}", 1)]
+        readers = [self._gram(*at, space, 1) for at in self.axes.standing(space, 1)]
         writers = [
-            self._gram(name, 0, at, values)
-            for name, *at in self.axes.standing(f"{values.module}.{values.kind}", 0)
-            if space.kind != "heads" or FUSED in name or name.split(".")[-2] in VALUES
+            self._gram(*at, values, 0)
+            for at in self.axes.standing(values, 0)
+            if space.kind != "heads" or FUSED in at[0] or at[0].split(".")[-2] in VALUES
         ]
         read, written = sum(readers[1:], readers[0]), sum(writers[1:], writers[0])
         return (read * written.repeat_interleave(len(read) // len(written), 0)).sum((1, 2))
 
-    def _gram(self, name: str, dim: int, at: Sequence[int], space: Space) -> Tensor:
+    def _gram(self, name: str, start: int, copies: int, space: Space, dim: int) -> Tensor:
         """Products of the features of each unit [units,u,u], over all that they are read by, or written from."""
-        start, copies = at
         rows = self._source(name).transpose(0, dim)[start : start + copies * space.teacher].float()
-        if FUSED in name and space.kind == "heads":
-            rows = rows[-space.teacher :]  # of queries, keys and values
-        rows = rows.reshape(copies if len(rows) > space.teacher else 1, -1, space.unit, rows[0].numel())
+        rows = rows.reshape(copies, -1, space.unit, rows[0].numel())
+        if space.kind == "heads" and copies == 3:  # queries, keys and values
+            rows = rows[-1:]
         return torch.einsum("cnuo,cnvo->nuv", rows, rows)
 
     def _source(self, name: str) -> Tensor:

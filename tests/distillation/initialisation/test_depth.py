@@ -55,7 +55,9 @@ def test_a_copy_is_of_equal_widths():
 
 def test_a_plan_of_kept_blocks_and_fewer_heads():
     teacher = SD3Transformer2DModel(**SIZES)
-    student = SD3Transformer2DModel(**smaller(SIZES, {"num_attention_heads": 1, "num_layers": 2, "dual_attention_layers": [0]}))
+    student = SD3Transformer2DModel(
+        **smaller(SIZES, {"num_attention_heads": 1, "num_layers": 2, "dual_attention_layers": [0]})
+    )
     blocks = [f"transformer_blocks.{i}" for i in range(6)]
     plan = KeptPlan(dict(zip(blocks, (blocks[1], blocks[3]))), dict(zip(blocks, (blocks[2], blocks[5]))), {})
     assert depth.pairs(student, teacher, plan) == {blocks[0]: blocks[1], blocks[1]: blocks[5]}

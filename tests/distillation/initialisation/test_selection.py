@@ -10,8 +10,7 @@ from dit_shd.distillation.initialisation.depth import pairs
 from dit_shd.distillation.initialisation.initialise import Initialisation, check, initialise
 from dit_shd.distillation.initialisation.selection import Selection
 from dit_shd.distillation.losses.shd import SHD
-from dit_shd.models.students import HEADS, LAYERS, smaller
-from dit_shd.squeezing.plans import contiguous
+from dit_shd.models.students import HEADS, smaller
 from dit_shd.squeezing.squeezer import Squeezer
 from dit_shd.tasks.text_to_image import TextToImage
 
@@ -95,7 +94,7 @@ def twins(choice, axis):
     """Of each of the teacher's entries of an axis the student's that it is like, and whether it is kept itself."""
     twin, kept, start = [], [], 0
     for space, copies in axis:
-        of = choice.axes[space]
+        of = choice.axes.spaces[space]
         own = choice.kept.get(space, torch.arange(of.teacher))
         like = torch.full((of.teacher // of.unit,), -1)
         like[own[:: of.unit] // of.unit] = torch.arange(len(own) // of.unit)
@@ -132,7 +131,10 @@ def test_narrower_and_shallower():
     loss = SHD(plan={f"transformer_blocks.{i}.attn{j}": [[0, 3], [1, 2]] for i in (0, 1) for j in ("", "2")})
     check(OPTIONS, [loss], student, teacher)
     plan = initialise(None, student, teacher, [], OPTIONS, loss)
-    assert plan.layers == {"transformer_blocks.0": "transformer_blocks.1", "transformer_blocks.1": "transformer_blocks.3"}
+    assert plan.layers == {
+        "transformer_blocks.0": "transformer_blocks.1",
+        "transformer_blocks.1": "transformer_blocks.3",
+    }
     old, new = teacher.state_dict(), student.state_dict()
     table = old["transformer_blocks.1.norm1.linear.weight"].unflatten(0, (-1, 32))[:, ::2, ::2]
     assert torch.equal(new["transformer_blocks.0.norm1.linear.weight"], table.flatten(0, 1))
@@ -141,7 +143,11 @@ def test_narrower_and_shallower():
     for group in ((0, 3), (1, 2)):
         size = {
             i: sum(
-                float((old[f"{attention}.to_out.0.weight"][:, rows(i)] @ old[f"{attention}.{v}.weight"][rows(i)]).square().sum())
+                float(
+                    (old[f"{attention}.to_out.0.weight"][:, rows(i)] @ old[f"{attention}.{v}.weight"][rows(i)])
+                    .square()
+                    .sum()
+                )
                 for v in ("to_v", "add_v_proj")
             )
             for i in group
@@ -192,10 +198,22 @@ class Layered(torch.nn.Module):
 @pytest.mark.parametrize(
     ("student", "options", "match"),
     [
-        (lambda t: sd3(attention_head_dim=4, caption_projection_dim=16), {}, r"8 wide|4 wide.*attention_head_dim must be"),
+        (
+            lambda t: sd3(attention_head_dim=4, caption_projection_dim=16),
+            {},
+            r"8 wide|4 wide.*attention_head_dim must be",
+        ),
         (lambda t: smaller_than(t), {"heads": "merge"}, r"heads are merged in MDTv2 and DiT; .*heads=pick"),
-        (lambda t: sd3(pooled_projection_dim=12), {}, r"axis 1 of time_text_embed\.text_embedder\.linear_1\.weight has 12"),
-        (lambda t: sd3(pos_embed_max_size=8), {}, r"axis 1 of pos_embed\.pos_embed has 64 entries .* 256 in the teacher"),
+        (
+            lambda t: sd3(pooled_projection_dim=12),
+            {},
+            r"axis 1 of time_text_embed\.text_embedder\.linear_1\.weight has 12",
+        ),
+        (
+            lambda t: sd3(pos_embed_max_size=8),
+            {},
+            r"axis 1 of pos_embed\.pos_embed has 64 entries .* 256 in the teacher",
+        ),
         (lambda t: sd3(num_attention_heads=8, caption_projection_dim=64), {}, "none of them larger"),
         (lambda t: sd3(dual_attention_layers=()), {}, None),
     ],
