@@ -117,8 +117,8 @@ class Selection:
         if shared is None:
             return self.squeezer.groups(space.module, heads, student_heads)
         keys, each = self._key_heads(shared), space.teacher // shared.teacher
-        own = contiguous(each, student_heads // len(keys))
-        return tuple(tuple(key * each + i for i in group) for key in keys for group in own)
+        queries = contiguous(each, student_heads // len(keys))
+        return tuple(tuple(key * each + i for i in group) for key in keys for group in queries)
 
     def _key_heads(self, space: Space) -> list[int]:
         """The key-value heads that are kept: of each group the one whose query heads have the largest weights."""

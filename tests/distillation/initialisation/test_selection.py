@@ -95,11 +95,11 @@ def twins(choice, axis):
     twin, kept, start = [], [], 0
     for space, copies in axis:
         of = choice.axes.spaces[space]
-        own = choice.kept.get(space, torch.arange(of.teacher))
+        chosen = choice.kept.get(space, torch.arange(of.teacher))
         like = torch.full((of.teacher // of.unit,), -1)
-        like[own[:: of.unit] // of.unit] = torch.arange(len(own) // of.unit)
+        like[chosen[:: of.unit] // of.unit] = torch.arange(len(chosen) // of.unit)
         is_kept = like >= 0
-        like[~is_kept] = torch.arange(int((~is_kept).sum())) % (len(own) // of.unit)
+        like[~is_kept] = torch.arange(int((~is_kept).sum())) % (len(chosen) // of.unit)
         features = (like[:, None] * of.unit + torch.arange(of.unit)).flatten()
         for _ in range(copies):
             twin, kept = [*twin, features + start], [*kept, is_kept.repeat_interleave(of.unit)]
