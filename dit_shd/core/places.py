@@ -31,8 +31,8 @@ WANTED: dict[Kind, str] = {
 """What a local name may refer to."""
 ON_HUB: tuple[Kind, ...] = ("model", "autoencoder", "images")
 """Kinds that may be on the hub."""
-ASSETS: tuple[Kind, ...] = ("model", "autoencoder")
-"""Kinds that may be among the assets: an autoencoder is one of a pipeline there."""
+SHIPPED: tuple[Kind, ...] = ("model", "autoencoder")
+"""Kinds that may be among the assets of dit_shd."""
 MODEL = f"{WANTED['model']}, or hub:OWNER/NAME"
 """For the help of options that take a model."""
 HUB = re.compile(r"hub:(?P<repository>(?P<owner>[\w-][\w.-]*/)?[\w-][\w.-]*)(@(?P<revision>[\w-][\w./-]*))?")
@@ -160,7 +160,7 @@ def find(text: str | Path, kind: Kind, what: str = "") -> Path | HubName | Asset
         UserError: The path does not exist, or the name is malformed.
     """
     text, what = str(text), f"{what}: " if what else ""
-    if kind in ASSETS and text.startswith("asset:"):
+    if kind in SHIPPED and text.startswith("asset:"):
         return Asset(text.removeprefix("asset:"))
     if text.startswith("hub:") and kind in ON_HUB:
         match = HUB.fullmatch(text)

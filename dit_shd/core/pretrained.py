@@ -174,7 +174,7 @@ def _library_weights(names: Sequence[str]) -> list[str]:
 
 
 def autoencoder_folder(source: str | Path) -> Path:
-    """The local folder of an autoencoder: of a folder itself, a pipeline or an asset, or of a repository of the hub.
+    """The local folder of an autoencoder: of the name's own folder, of a pipeline's, or of a repository of the hub.
 
     Raises:
         UserError: There is none.
@@ -182,7 +182,8 @@ def autoencoder_folder(source: str | Path) -> Path:
     path = find(source, "autoencoder")
     if isinstance(path, HubName):
         return of_hub(path, (".", "vae"))
-    path = asset(path.name).parent if isinstance(path, Asset) else path
+    if isinstance(path, Asset):
+        path = asset(path.name).parent
     folder = next((path / inside for inside in (".", "vae") if (path / inside / "config.json").is_file()), None)
     if folder is None:
         raise UserError(f"'{source}': wanted {WANTED['autoencoder']}, found no config.json in it")

@@ -29,7 +29,8 @@ class EncodeConfig:
     )
     vae: Place | None = option(SD_VAE, "autoencoder: folder or hub:OWNER/NAME; null: the pixels are the latents")
     pipeline: Place | None = option(
-        None, "text-to-image pipeline (folder or hub:OWNER/NAME): its autoencoder, and embeddings of captions"
+        None,
+        "text-to-image pipeline (folder, hub:OWNER/NAME or asset:NAME): its autoencoder, and embeddings of captions",
     )
     caption_column: str | None = option(None, "of tables and metadata files; empty: text, caption, prompt, ...")
     text_tokens: int | None = option(

@@ -76,6 +76,7 @@ def test_what_is_not_here_is_said_with_what_is(here, text, told):
 def test_what_is_here_and_what_is_named_elsewhere(here, monkeypatch):
     assert find("runs/teacher", "model") == Path("runs/teacher")
     assert find("asset:digits_teacher", "model") == Asset("digits_teacher")
+    assert find("asset:captioned_digits", "autoencoder") == Asset("captioned_digits")
     assert find("hub:a/b", "model") == HubName("a/b")
     assert find("hub:a/b@v1/x", "autoencoder") == HubName("a/b", "v1/x")
     assert find("hub:mnist", "images") == HubName("mnist", kind="dataset")

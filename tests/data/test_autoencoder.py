@@ -207,3 +207,9 @@ def test_an_autoencoder_of_something_else_is_refused():
     with pytest.raises(UserError, match="encodes images of 1 channels"):
         Encoder(gray).shape(16)
     assert Decoder(gray)(torch.zeros(1, 2, 4, 4)).shape == (1, 1, 8, 8)
+
+
+def test_the_autoencoder_of_a_pipeline_that_ships_with_dit_shd():
+    assert read_autoencoder("asset:captioned_digits").image == (3, 2)
+    with pytest.raises(UserError, match="'asset:digits_teacher': wanted a folder with a diffusers autoencoder"):
+        read_autoencoder("asset:digits_teacher")
