@@ -26,8 +26,8 @@ PROMPTS = ["a thin seven", "two digits : four and seven with a zero"]
 """Of unequal length."""
 
 
-EVEN: dict[str, list[float]] = {}
-"""Noise levels of three steps before the shift, where a pipeline has others than its own thirds."""
+BY_THE_SCHEDULER = "sd3", "aura_flow", "wan"
+"""Pipelines that leave the noise levels to their scheduler, which divides from its first (shifted) one to its last."""
 
 
 @pytest.fixture(scope="module", params=list(KINDS))
@@ -342,8 +342,12 @@ def test_the_shift_of_training_is_that_of_the_pipeline_s_default_steps(kind, pip
     multiple = adapter.multiple(pipeline.transformer.config)
     options = dict(pipeline.scheduler.config), TimestepDensity(), "none", None, multiple, adapter.shift
     process = process_of("flow", *options)
-    even = EVEN.get(kind, [1.0, 2 / 3, 1 / 3])
-    expected = process.times(torch.tensor(even, dtype=torch.float64), (1, 4, *sides(pipeline, adapter)))
+    scheduler = pipeline.scheduler
+    ends = (scheduler.sigma_max, scheduler.sigma_min) if kind in BY_THE_SCHEDULER else (1.0, 1 / 3)
+    even = torch.linspace(*ends, 3, dtype=torch.float64)
+    expected = process.times(even, (1, 4, *sides(pipeline, adapter)))
+    if terminal := scheduler.config.get("shift_terminal"):  # a stretch of the steps so that the last is this
+        expected = 1 - (1 - expected) * (1 - terminal) / (1 - expected[-1])
     torch.testing.assert_close(steps.float(), expected, rtol=2e-3, atol=2e-3)
 
 

@@ -51,5 +51,5 @@ def test_gray_is_the_mean_of_the_colours():
 
 
 def test_pictures_and_captions_must_be_as_many(made):
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(ValueError, match="longer"):
         read_pictures(made[0][:3], made[1][:4])

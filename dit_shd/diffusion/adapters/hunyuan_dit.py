@@ -73,8 +73,8 @@ class HunyuanDiT(Adapter):
         return dict(zip(("tokenizer", "tokenizer_2"), LENGTHS))
 
 
-def _rotary(settings: Mapping[str, Any], x: Tensor) -> tuple[Tensor, Tensor]:
-    """Rotary positions of latents [b,c,y,x], as the pipeline's call makes them."""
+def _rotary(settings: Mapping[str, Any], x: Tensor) -> Any:
+    """Rotary positions of latents [b,c,y,x], as the pipeline's call makes them: cosines and sines [y*x,d]."""
     from diffusers.models.embeddings import get_2d_rotary_pos_embed
     from diffusers.pipelines.hunyuandit.pipeline_hunyuandit import get_resize_crop_region_for_grid
 
