@@ -42,6 +42,7 @@ TREES = {file.relative_to(PACKAGE): ast.parse(file.read_text()) for file in sort
 LAZY = (Path("__init__.py"), Path("__main__.py"))
 """No rooms: the public names, loaded when asked for, and the program, which hears Ctrl-C while it is imported."""
 SEVERAL = {
+    "core/test_hub.py": "names on the hub",
     "clients/test_clients.py": "capture on models of others, outside diffusers",
     "attention/recording/test_families.py": "models of timm and transformers",
     "attention/recording/test_wrong_hands.py": "what people give to capture and SHD that is not what they take",

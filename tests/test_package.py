@@ -1,6 +1,7 @@
 """The wheel as a user gets it: in a venv of its own that has the dependencies and no optional package."""
 
 import os
+import re
 import subprocess
 import sys
 import venv
@@ -83,6 +84,17 @@ def test_the_wheel_holds_the_package_and_the_experiments(wheel):
         f"dit_shd/assets/captioned_digits/{part}" for part in ("model_index.json", "transformer/pipeline.json")
     } <= names
     assert wheel.stat().st_size < 14 * 2**20  # two teachers: 5.5 MB, and 8.1 MB with its whole pipeline
+
+
+def test_no_link_of_its_page_is_relative(wheel, root):
+    with zipfile.ZipFile(wheel) as file:
+        name = next(name for name in file.namelist() if name.endswith("/METADATA"))
+        page = file.read(name).decode().partition("\n\n")[2]
+    relative = re.compile(r"\]\((?!https?:|#)")
+    assert relative.search((root / "README.md").read_text())
+    assert not relative.search(page)
+    assert page.startswith("# dit_shd\n\nMake a small diffusion transformer")
+    assert "what each needs and costs" in page
 
 
 def test_everything_but_extras_works_without_extras(site, tmp_path):

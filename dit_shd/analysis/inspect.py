@@ -205,7 +205,8 @@ def inputs_of(config: InspectConfig, model: nn.Module, run: dict[str, Any]) -> I
     if data is None:
         return SyntheticInputs(model, batches, config.seed, config.time)
     if loading.why_not_conditional(model) is not None:
-        raise UserError(f"data: {type(model).__name__} takes more than images and labels; use inputs=FILE")
+        name = type(model).__name__
+        raise UserError(f"data: {name} takes more than images and labels; use inputs=FILE, of a pipeline prompt=TEXT")
     process = process_of(model, schedule_length(run))
     return DatasetInputs(model, DATASETS.build(data, "data"), process, batches, config.seed)
 

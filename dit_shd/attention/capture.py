@@ -118,7 +118,9 @@ class Capture:
     def scores(self, rows: slice = slice(None)) -> Tensor:
         """S[b,h,r,m] of some query rows, in float32 (float64 if the query is), with its graph."""
         wide = torch.promote_types(self.query.dtype, torch.float32)
-        key = self.key.to(wide)[:, self.key_heads(range(self.heads))]
+        key = self.key.to(wide)
+        if (shared := self.heads // key.shape[1]) > 1:
+            key = key.repeat_interleave(shared, 1)
         scores = (self.query[:, :, rows].to(wide) @ key.transpose(2, 3)) * self.scale
         if self.bias is not None:
             scores = scores + self.bias.rows(rows)

@@ -4,7 +4,7 @@ import json
 import logging
 import shutil
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,15 +58,34 @@ def check_same(folder: Path, settings: dict[str, Any], maker: str, beside: Colle
 
 
 def differences(existing: dict[str, Any], settings: dict[str, Any]) -> str:
-    """The first keys in which a folder's settings differ from new ones, with both values."""
+    """The first three settings, as losses.0.weight, in which a folder's differ from new ones, with both values."""
+    words = [
+        f"{key}: {_shown(there)} there, {_shown(here)} here" for key, there, here in _differing(existing, settings)
+    ]
+    return ", ".join(words[:3]) + (", ..." if len(words) > 3 else "")
 
-    def shown(value: object) -> str:
-        text = repr(value)
-        return text if len(text) < 40 else f"{text[:37]}..."
 
-    keys = sorted(k for k in settings.keys() | existing.keys() if settings.get(k) != existing.get(k))
-    words = [f"{key}: {shown(existing.get(key))} there, {shown(settings.get(key))} here" for key in keys[:3]]
-    return ", ".join(words) + (", ..." if len(keys) > 3 else "")
+def _differing(there: Any, here: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:  # noqa: ANN401
+    """Keys, and both values, of the parts that differ; plug-ins of two names, and lists of two lengths, are parts."""
+    if isinstance(there, dict) and isinstance(here, dict) and there.get("name") == here.get("name"):
+        keys = sorted(there.keys() | here.keys(), key=str)
+        pairs = [(key, there.get(key), here.get(key)) for key in keys]
+    elif isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
+        pairs = [(i, *pair) for i, pair in enumerate(zip(there, here))]
+    else:
+        yield where, there, here
+        return
+    for key, one, other in pairs:
+        if one != other:
+            yield from _differing(one, other, f"{where}.{key}" if where else str(key))
+
+
+def _shown(value: object) -> str:
+    """A value in few words: plug-ins by their names."""
+    if isinstance(value, dict) and isinstance(value.get("name"), str):
+        return value["name"]
+    text = f"[{', '.join(map(_shown, value))}]" if isinstance(value, list) else repr(value)
+    return text if len(text) < 60 else f"{text[:57]}..."
 
 
 def share_of_missing(

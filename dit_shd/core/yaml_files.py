@@ -13,12 +13,20 @@ from dit_shd.core.places import check_utf8, expanded, instead
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML without aliases, which can make a small file huge."""
+    """Safe YAML without aliases, which can make a small file huge, and without a key that stands twice in a mapping."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("aliases (*name) are not allowed")
         return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        result = super().construct_mapping(node, deep)
+        if len(result) < len(node.value):
+            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+            twice = next(key for i, key in enumerate(keys) if key in keys[:i])
+            raise yaml.YAMLError(f"the key {twice!r} stands twice")
+        return result
 
 
 def parse_yaml(text: str) -> Any:
@@ -91,8 +99,9 @@ def override(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, An
         try:
             value = parse_yaml(text)
         except yaml.YAMLError as error:
+            reason = f": {error}" if type(error) is yaml.YAMLError else ""  # of this file, in one line
             raise UserError(
-                f"'{assignment}': the value is not valid YAML (in quotes, it is text: {key}='\"...\"')"
+                f"'{assignment}': the value is not valid YAML{reason} (in quotes, it is text: {key}='\"...\"')"
             ) from error
         *path, last = key.split(".")
         node: Any = result

@@ -23,7 +23,7 @@ from dit_shd.core.pretrained import COPY
 from dit_shd.core.resumable import Progress, claim, share_of_missing
 from dit_shd.data.encode_config import EncodeConfig
 from dit_shd.data.encoder import Encoder
-from dit_shd.data.encoding_job import Job
+from dit_shd.data.encoding_job import EncodingJob
 from dit_shd.data.encoding_notes import summed, unreadable_classes, write_list
 from dit_shd.data.latent_origin import keep_copy
 from dit_shd.data.latent_shards import (
@@ -118,7 +118,7 @@ def encode_source(
         UserError: Shards of other settings, no image that can be read.
     """
     state = joined()
-    job = Job(config, source, encode, crop, encode.shape(*crop), state.device or torch.device("cpu"), prompts)
+    job = EncodingJob(config, source, encode, crop, encode.shape(*crop), state.device or torch.device("cpu"), prompts)
     settings = run_on_main(job.settings)
     out = config.out.absolute()
     with locked(out.parent / f".{out.name}.lock", "dit-shd encode"):
@@ -130,14 +130,14 @@ def encode_source(
     return read_index(config.out)
 
 
-def _begin(job: Job, settings: dict[str, Any]) -> None:
+def _begin(job: EncodingJob, settings: dict[str, Any]) -> None:
     """Claim the folder, and keep the autoencoder in it, which training on the latents uses, perhaps without network."""
     claim(job.config.out, settings, "encode", "the latents")
     if job.encode.autoencoder is not None and not (job.config.out / COPY).is_dir():
         keep_copy(job.encode.autoencoder, job.config.out / COPY)
 
 
-def _encode_missing(state: "PartialState", job: Job) -> None:
+def _encode_missing(state: "PartialState", job: EncodingJob) -> None:
     def finished() -> int:
         firsts = [int(file.stem) for file in shard_files(job.config.out)]
         return sum(min(job.config.shard_size, len(job.source) - first) for first in firsts)
@@ -157,7 +157,7 @@ def _encode_missing(state: "PartialState", job: Job) -> None:
 
 
 def encode_shard(
-    job: Job, numbers: range, progress: Progress
+    job: EncodingJob, numbers: range, progress: Progress
 ) -> tuple[np.ndarray, np.ndarray, list[list[Any]], list[list[Any]]]:
     """Encode the images of one shard.
 
@@ -190,7 +190,7 @@ def encode_shard(
     return posterior[: len(kept)], job.source.labels[kept], skipped, sorted(remarks.values())
 
 
-def _posterior(job: Job, images: np.ndarray) -> np.ndarray:
+def _posterior(job: EncodingJob, images: np.ndarray) -> np.ndarray:
     """Posterior [b,flips,parts,c,y,x] of uint8 images [b,y,x,3]; a mirrored image is encoded, not a mirrored latent."""
     x = torch.from_numpy(images).to(job.device).permute(0, 3, 1, 2).float() / 127.5 - 1
     sides = [job.encode(x)] + ([job.encode(x.flip(-1))] if job.flips == 2 else [])
@@ -201,7 +201,7 @@ Decoded = tuple[np.ndarray, tuple[str, ...]] | BrokenImage
 """A crop and remarks on it, or why there is none."""
 
 
-def _decoded(job: Job, numbers: range) -> Iterator[tuple[range, list[Decoded]]]:
+def _decoded(job: EncodingJob, numbers: range) -> Iterator[tuple[range, list[Decoded]]]:
     """The crops of images, batch by batch, decoded by threads while the batch before is encoded."""
     size = job.crop
 
@@ -229,7 +229,7 @@ def _decoded(job: Job, numbers: range) -> Iterator[tuple[range, list[Decoded]]]:
             yield batch, [future.result() for future in futures]
 
 
-def _finish(job: Job, settings: dict[str, Any]) -> None:
+def _finish(job: EncodingJob, settings: dict[str, Any]) -> None:
     """List the skipped images, and write latents.json.
 
     Raises:

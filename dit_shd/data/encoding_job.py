@@ -22,7 +22,7 @@ OF_TEXT = ("pipeline", "caption_column", "text_tokens", "text_dtype", "adapter")
 
 
 @dataclass(frozen=True)
-class Job:
+class EncodingJob:
     """One encoding, the same in every process."""
 
     config: EncodeConfig

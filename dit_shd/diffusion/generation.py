@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 SHOWN = 100
 """Images on the grid beside the npz."""
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
+"""Ends of names that are no output's: images go into an npz or a folder."""
 MERGED = "merged"
 """Among the shards: an empty file that says that merged.npz, .png and .json are complete."""
 FEWEST = 20
@@ -124,6 +126,8 @@ def output_path(config: SampleConfig) -> Path:
         out = Path(config.out)
         if out.name in ("", ".."):
             raise UserError(f"out: wanted the name of an npz or FOLDER/, found '{config.out}'")
+        if out.suffix.lower() in PICTURES:
+            raise UserError(f"out: wanted FILE.npz, or FOLDER/ for a png of each image, found '{config.out}'")
         if not str(config.out).endswith("/"):
             return out if out.suffix == ".npz" else out.with_name(out.name + ".npz")
         if config.vae is None:

@@ -121,7 +121,7 @@ class SampleConfig:
         """The config with the solver named for a model that predicts `prediction`.
 
         Raises:
-            UserError: The solver is one for models of another kind.
+            UserError: The solver, or the shift, is one for models of another kind.
         """
         fitting = NOISE_SOLVERS if prediction == NOISE else VELOCITY_SOLVERS
         if self.solver != "auto" and self.solver not in fitting:
@@ -129,6 +129,10 @@ class SampleConfig:
             raise UserError(
                 f"solver: {self.solver} is for models that predict {kind}, and this one predicts {prediction}; wanted "
                 f"{', '.join(fitting)} or auto"
+            )
+        if self.shift is not None and prediction == NOISE:
+            raise UserError(
+                f"shift: moves the steps of models that predict velocities, found {self.shift} for a model of noise"
             )
         return replace(self, solver=fitting[0] if self.solver == "auto" else self.solver)
 

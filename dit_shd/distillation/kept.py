@@ -40,7 +40,8 @@ class KeptPlan:
             if plan.weights.keys() != plan.layers.keys() or not all(isinstance(x, str) for pair in names for x in pair):
                 raise ValueError("weights and layers are of different blocks")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{file}: wanted a plan of dit-shd depth, found none ({error})") from error
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise UserError(f"{file}: wanted a plan of dit-shd depth, found none ({reason})") from error
         return plan
 
     def text(self) -> str:

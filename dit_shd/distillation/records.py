@@ -32,7 +32,6 @@ class Needs(enum.Enum):
 
     EQUAL_HEADS = "equal heads"
     FEWER_HEADS = "no more heads than the teacher"
-    EQUAL_WIDTH = "equal width"
     NARROWER = "a student no wider than the teacher"
     EQUAL_TOKENS = "equal tokens"
     LOGITS = "logits of the same classes"

@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from dit_shd.attention.bias import DenseBias
 from dit_shd.attention.capture import Capture
 from dit_shd.attention.tiles import CHUNK_MIB, Tiling, full_precision, slices
+from dit_shd.core import rng
 from dit_shd.core.errors import UserError
 from dit_shd.squeezing.divergence import attention_kl
 from dit_shd.squeezing.squeeze import squeeze
@@ -161,6 +162,23 @@ def captures(name: str, student: Any, teacher: Any) -> tuple[Capture, Capture]: 
             f"{(b_t, n_t, m_t)} in {teacher.name} of the teacher (same patch size, latents and text? other layers=?)"
         )
     return s, t
+
+
+def row_sample(share: float, n: int, seed: int, purpose: str, batch: Batch | None) -> Tensor:
+    """Indices [r] of a share of n query rows, ascending: by the batch in training, by torch's generator elsewhere.
+
+    Args:
+        share: Above 0 and at most 1; at least one row is drawn.
+        n: Query rows in all.
+        seed: Of the draws.
+        purpose: Another draw for each.
+        batch: Of training, whose step and first sample the draw is a function of.
+    """
+    count = max(1, round(share * n))
+    if batch is None:
+        return torch.randperm(n)[:count].sort().values
+    draws = rng.stream(seed, f"rows/{purpose}", batch.step, int(batch.indices[0]))
+    return torch.from_numpy(draws.permutation(n)[:count]).sort().values
 
 
 def row_weight(batch: Batch | None, tokens: int) -> Tensor | None:

@@ -45,10 +45,9 @@ def pictures_section(models: Sequence[Pictures], prompts: Sequence[str], words: 
         words: Below the heading.
     """
     names = "".join(f"<span>{html.escape(model.name)}</span>" for model in models)
-    head = f'<div class="prompt names" aria-hidden="true"><span></span><div class="shots">{names}</div></div>'
+    head = f'<div class="prompt names" aria-hidden="true"><span></span>{_shots(models, names)}</div>'
     rows = "".join(_row(models, prompt, number) for number, prompt in enumerate(prompts))
-    shown = f'<div class="prompts" style="--models: {len(models)}">{head}{rows}</div>'
-    return section("Pictures", paragraph(words), shown)
+    return section("Pictures", paragraph(words), f'<div class="prompts">{head}{rows}</div>')
 
 
 def write_pictures_page(page: Path, sets: Mapping[str, ImageSet], count: int) -> None:
@@ -77,7 +76,12 @@ def write_pictures_page(page: Path, sets: Mapping[str, ImageSet], count: int) ->
 def _row(models: Sequence[Pictures], prompt: str, number: int) -> str:
     """A prompt and its pictures."""
     shots = "".join(_shot(model, prompt, number) for model in models)
-    return figure(f'<div class="shots">{shots}</div>', f"pictures of “{prompt}”", prompt, "prompt")
+    return figure(_shots(models, shots), f"pictures of “{prompt}”", prompt, "prompt")
+
+
+def _shots(models: Sequence[Pictures], inner: str) -> str:
+    """A row of as many columns as there are models."""
+    return f'<div class="shots" style="--models: {len(models)}">{inner}</div>'
 
 
 def _shot(model: Pictures, prompt: str, number: int) -> str:

@@ -31,6 +31,7 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.files import atomic_folder, cannot_be_written, recover, remove, sync, write_text
 from dit_shd.core.hashing import sha256
 from dit_shd.core.lock import Lock
+from dit_shd.core.resumable import differences
 from dit_shd.core.yaml_files import parse_yaml, read_yaml
 from dit_shd.training.checkpoint import MANIFEST, damage, flat, step_of, unflat
 
@@ -250,12 +251,10 @@ def check_same(path: Path, old: dict[str, Any], new_text: str, resumable: Collec
     Raises:
         UserError: Up to three keys that differ.
     """
-    old, new = _fixed(old, resumable), _fixed(parse_yaml(new_text), resumable)
-    changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
+    changed = differences(_fixed(old, resumable), _fixed(parse_yaml(new_text), resumable))
     if changed:
-        shown = ", ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} here" for k in changed[:3])
         raise UserError(
-            f"{path}: already holds a run with another config ({shown}); choose another run=FOLDER. "
+            f"{path}: already holds a run with another config ({changed}); choose another run=FOLDER. "
             f"May change on resume: {', '.join(resumable)}."
         )
 

@@ -131,6 +131,7 @@ def test_overrides_reach_inside_and_leave_the_original_alone():
         ("steps.x=1", "'steps' holds 3 .*, which has no keys"),
         ("losses.x=1", "losses.x: wanted a position from 0 to 0 in the list, found 'x'"),
         ("a=[", "'a=\\[': the value is not valid YAML"),
+        ("losses=[{name: shd, weight: {0: 1, 0: 2}}]", "not valid YAML: the key 0 stands twice"),
         ("losses.0=1", "losses.0: wanted {name: ..., key: value}, found 1"),
     ],
 )
@@ -167,7 +168,7 @@ def test_unreadable_yaml(tmp_path):
     with pytest.raises(UserError, match="found nothing"):
         read_yaml(Path("nowhere.yaml"))
     hostile = ("!!python/object/apply:os.system ['true']", "a: &b [1]\nc: *b", "a: 2020-99-99", "[" * 5000)
-    for text in ("a: [", "- 1", "\t", *hostile):
+    for text in ("a: [", "- 1", "\t", "a: 1\nb: {c: 2, 'c': 3}", *hostile):
         (tmp_path / "x.yaml").write_text(text)
         with pytest.raises(UserError, match=r"x\.yaml"):
             read_yaml(tmp_path / "x.yaml")

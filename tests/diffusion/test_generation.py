@@ -322,7 +322,7 @@ def test_files_of_others_are_left_alone(teacher, tmp_path):
     (tmp_path / "t.png").write_text("a picture")
     with pytest.raises(UserError, match=r"t\.png: is there already"):
         sample_to_file(config(teacher, tmp_path, out=str(tmp_path / "t.npz")))
-    for out in (".", "..", "/"):
+    for out in (".", "..", "/", "a.jpg", "b/c.PNG"):
         with pytest.raises(UserError, match=r"out: wanted|is there already"):
             sample_to_file(config(teacher, tmp_path, out=out))
 

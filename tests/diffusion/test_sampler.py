@@ -295,6 +295,11 @@ def test_a_solver_for_models_of_another_kind_is_refused(model, flow_teacher, kin
         sample(network, 1, steps=2, solver=solver.replace("[+]", "+"))
 
 
+def test_a_shift_of_the_steps_of_a_model_of_noise_is_refused(model):
+    with pytest.raises(UserError, match=r"^shift: moves the steps of models that predict velocities, found 2\.0"):
+        sample(model, 1, steps=2, shift=2.0)
+
+
 def test_the_default_solver_fits_the_model(model, flow_teacher):
     for network, solver in ((model, "ddpm"), (load(flow_teacher).eval(), "euler")):
         images = [sample(network, 2, steps=3, solver=name)[0] for name in ("auto", solver)]

@@ -236,7 +236,7 @@ def test_a_run_is_the_same_resumed_and_is_not_resumed_with_another_scale(values)
     two = values | {"run": str(config.run) + "2"}
     resumed = [*run(two, steps=2, **changes)[1], *run(two, steps=3, **changes)[1]]
     assert [x["loss"] for x in whole] == [x["loss"] for x in resumed]
-    with pytest.raises(UserError, match=r"another config \(losses"):
+    with pytest.raises(UserError, match=r"another config \(losses\.0\.guidance\."):
         run(two, steps=4, **{**changes, "losses": [{"name": "output", "guidance": 2.0}]})
     with pytest.raises(UserError, match=r"another config \(base_weight"):
         run(two, steps=4, **{**changes, "base_weight": 1.0})

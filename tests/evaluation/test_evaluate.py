@@ -25,7 +25,7 @@ NAMES = ("frechet", "inception_score", "kid", "precision_recall")
 
 
 FIGURES = [
-    "FD(digits)", "IS(digits)", "IS(digits) std", "KID(digits)", "KID(digits) std",
+    "FD(digits)", "IS(digits)", "KID(digits)", "KID(digits) std",
     "precision", "recall", "density", "coverage",
 ]  # fmt: skip
 

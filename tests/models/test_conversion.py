@@ -1,15 +1,12 @@
-"""`dit-shd convert`: what it reads, round trips bit for bit, what it refuses, and the licence that travels along."""
+"""`dit-shd convert`: what it reads, round trips bit for bit, and what it refuses."""
 
 import argparse
-import json
 import pathlib
 
 import pytest
 import torch
 from diffusers import DiTTransformer2DModel
 from huggingface_hub import constants
-from runs import run
-from safetensors import safe_open
 from safetensors.torch import load_file
 from small_families import FAMILIES, build, diffusers_dit, same, to
 
@@ -203,99 +200,6 @@ def test_the_command_line(tmp_path, capsys):
     assert [line.partition(":")[0] for line in printed] == [str(tmp_path / "m.pt"), "licence", "done", "next", "or"]
     assert main(["convert", str(tmp_path / "m.pt"), "force=true"]) == 2
     assert "wanted FILE and OUT (a checkpoint file" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("file", "license", "base"),
-    [
-        ("DiT-XL-2-256x256.pt", "cc-by-nc-4.0", "facebook/DiT-XL-2-256"),
-        ("DiT-XL-2-512x512.pt", "cc-by-nc-4.0", "facebook/DiT-XL-2-512"),
-        ("mdt_xl2_v2_ckpt.pt", "apache-2.0", "shgao/MDT-XL2"),
-        ("mine.pt", "unknown", None),
-    ],
-)
-def test_public_files_are_known_by_name(tmp_path, file, license, base):
-    (tmp_path / file).touch()
-    found = provenance.provenance(tmp_path / file)
-    assert found.license == license
-    assert found.base_model == ((base,) if base else ())
-    assert bool(found.trained_on) == bool(base)
-
-
-def test_a_dit_of_the_public_sizes_is_taken_for_the_public_one(tmp_path, monkeypatch):
-    small = dict(num_layers=2, num_attention_heads=2, attention_head_dim=4, patch_size=2)
-    monkeypatch.setitem(DiT.SIZES, "XL/2", small)  # as if the public one were small
-    torch.save(DiT(**small).to_public(), tmp_path / "renamed.pt")
-    lines = to(tmp_path / "renamed.pt", tmp_path / "out", heads=2).lines
-    assert any("licence: cc-by-nc-4.0, taken for the public DiT-XL-2-256x256" in line for line in lines)
-    assert to(tmp_path / "renamed.pt", tmp_path / "mine", heads=2, license="mit").lines[1] == "licence: mit, as you say"
-
-
-def licensed(folder, license):
-    export.write(build("mdt"), folder, f"---\nlicense: {license}\ntrained_on: [photographs]\n---\n# A model\n")
-    return folder
-
-
-def head(folder):
-    return provenance.front_matter(folder / "student" / "README.md")
-
-
-def test_a_chain_of_distillations_keeps_its_terms(values, tmp_path):
-    """Non-commercial teacher, student, and the student's student, whose card still names the first."""
-    student = {**values["student"], "num_attention_heads": 2}
-    base = {**values, "steps": 1, "student": student, "losses": [{"name": "output"}]}
-    first = licensed(tmp_path / "restricted", "cc-by-nc-4.0")
-    second, _ = run({**base, "run": str(tmp_path / "second"), "teacher": str(first)})
-    third, _ = run({**base, "run": str(tmp_path / "third"), "teacher": str(second.run)})
-    card = head(third.run)
-    assert card["license"] == "cc-by-nc-4.0"
-    assert card["learned_from"] == ["second (cc-by-nc-4.0)", "restricted (cc-by-nc-4.0)"]
-    assert card["trained_on"] == [f"npz {values['data']['path']}", "photographs"]
-    text = (third.run / "student" / "README.md").read_text()
-    assert "no commercial use" in text
-    to(third.run, tmp_path / "third.safetensors")
-    with safe_open(tmp_path / "third.safetensors", "pt") as file:
-        assert file.metadata()["license"] == "cc-by-nc-4.0"
-    assert provenance.provenance(tmp_path / "third.safetensors").learned_from[-1] == "restricted (cc-by-nc-4.0)"
-
-
-def test_cards_of_models_without_a_teacher_and_of_the_demos(values, tmp_path):
-    alone, _ = run({**values, "steps": 1, "losses": [], "teacher": None})
-    card = head(alone.run)
-    assert "license" not in card and "learned_from" not in card
-    assert provenance.provenance(alone.run).license is None
-    asset = provenance.provenance("asset:digits_teacher")
-    assert asset.license == "apache-2.0"
-    assert "MNIST" in asset.trained_on[0]
-
-
-@pytest.mark.parametrize(
-    ("licenses", "together"),
-    [
-        ([], None),
-        ([None, None], None),
-        (["apache-2.0", None], "apache-2.0"),
-        (["apache-2.0", "unknown"], "unknown"),
-        (["unknown", "cc-by-nc-4.0", "mit"], "cc-by-nc-4.0"),
-        (["cc-by-nc-4.0", "openrail"], "other"),
-    ],
-)
-def test_the_licence_that_binds_most_is_inherited(licenses, together):
-    assert provenance.inherited([provenance.Provenance(license) for license in licenses]).license == together
-
-
-@pytest.mark.parametrize(
-    "text", ["", "# no front matter", "---\n[1\n---\n", "---\n- 3\n---\n", "---\nlicense: [1]\n---\n"]
-)
-def test_cards_that_say_nothing_are_unknown(tmp_path, text):
-    export.write(build("mdt"), tmp_path / "m", text)
-    assert provenance.provenance(tmp_path / "m").license == "unknown"
-    (tmp_path / "m" / "README.md").unlink()
-    assert provenance.provenance(tmp_path / "m").license == "unknown"
-    assert json.loads((tmp_path / "m" / "config.json").read_text())["_class_name"] == "MDTv2"
-
-
-# Models of velocity
 
 
 @pytest.mark.parametrize("prediction", ["velocity_sit", "velocity_repa"])

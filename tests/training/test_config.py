@@ -166,7 +166,7 @@ def test_what_it_learns_may_not_change_by_either_name(old):
     for text in (old("begun"), (config.run / "config.yaml").read_text()):
         (config.run / "config.yaml").write_text(text)
         for key, value in (("diffusion_steps", 1000), ("mask_ratio", 0.3), ("label_dropout", 0.0)):
-            with pytest.raises(UserError, match=r"already holds a run with another config \(task: "):
+            with pytest.raises(UserError, match=r"already holds a run with another config \(task\."):
                 run({**parse_yaml(old("begun")), key: value}, steps=4)
         assert (config.run / "config.yaml").read_text() == text
     assert len(run({**parse_yaml(old("begun")), "evaluation": {"every": 0}}, steps=3)[1]) == 1

@@ -289,6 +289,14 @@ def test_a_folder_of_another_config_is_refused_untouched(values):
     before = (config.run / "config.yaml").read_text()
     with pytest.raises(UserError, match=r"another config \(seed: 0 there, 5 here\)"):
         run({**values, "seed": 5})
+    losses = [{"name": "output"}, {"name": "shd", "weight": 2.0}]
+    for changed, told in (
+        (losses[:1], r"losses: \[output, shd\] there, \[output\] here"),
+        ([losses[0], {"name": "kd"}], r"losses\.1: shd there, kd here"),
+        ([losses[0], {**losses[1], "weight": 1.0}], r"losses\.1\.weight: 2\.0 there, 1\.0 here"),
+    ):
+        with pytest.raises(UserError, match=told):
+            run_folder.check_same(config.run, {"losses": losses}, dump({"losses": changed}), ())
     assert (config.run / "config.yaml").read_text() == before
 
 

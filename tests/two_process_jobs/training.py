@@ -39,7 +39,10 @@ class Hints(LayerLoss):
         return Term((self.projector(student.hidden) - teacher.hidden).square().flatten(1).mean(1))
 """
 ADAMW = {"name": "adamw", "lr": 1e-3, "eps": 1e-3}
-PROJECTORS = [{"name": name} for name in ("feature", "vkd", "attention_output", "align_to_distill", "shd")]
+PROJECTORS = [
+    *({"name": name} for name in ("feature", "vkd", "attention_output", "align_to_distill", "diffkd", "shd")),
+    {"name": "vitkd", "prefix_tokens": 0},
+]
 MATCHED = [{"name": "output"}, {"name": "shd", "plan": "matched", "calibration": 1}]
 
 

@@ -73,7 +73,7 @@ class HunyuanDiT(Adapter):
         return dict(zip(("tokenizer", "tokenizer_2"), LENGTHS))
 
 
-def _rotary(settings: Mapping[str, Any], x: Tensor) -> Any:
+def _rotary(settings: Mapping[str, Any], x: Tensor) -> tuple[Tensor, Tensor]:
     """Rotary positions of latents [b,c,y,x], as the pipeline's call makes them: cosines and sines [y*x,d]."""
     from diffusers.models.embeddings import get_2d_rotary_pos_embed
     from diffusers.pipelines.hunyuandit.pipeline_hunyuandit import get_resize_crop_region_for_grid
@@ -81,4 +81,7 @@ def _rotary(settings: Mapping[str, Any], x: Tensor) -> Any:
     patch = settings["patch_size"]
     grid = x.shape[-2] // patch, x.shape[-1] // patch
     region = get_resize_crop_region_for_grid(grid, ROTARY_SIDE // PIXELS // patch)
-    return get_2d_rotary_pos_embed(settings["attention_head_dim"], region, grid, device=x.device, output_type="pt")
+    cosines, sines = get_2d_rotary_pos_embed(
+        settings["attention_head_dim"], region, grid, device=x.device, output_type="pt"
+    )
+    return cosines, sines

@@ -1,6 +1,7 @@
 """A student of any class that is its teacher with fewer blocks: whole blocks are copied, and all else as it is."""
 
 from collections.abc import Mapping
+from operator import ge
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ def pairs(student: nn.Module, teacher: nn.Module, how: str | dict[str, str] | Ke
     """Student block -> teacher block: by a plan, by names, or evenly spaced in each list of blocks.
 
     Where a block has other tensors than the one that a plan names (SD3's last, which gives no text), it comes from the
-    first of the interval that it stands for that has the same.
+    first of the interval that it stands for that has them, in the same sizes or larger.
 
     Raises:
         UserError: Models of two classes, or blocks that do not exist.
@@ -125,11 +126,11 @@ def _kept(
         raise UserError(f"kept: the teacher has no block {first if first not in names else last}")
     shapes = _shapes(wanted, block)
     interval = names[names.index(first) : names.index(last) + 1]
-    source = next((name for name in interval if _shapes(available, name) == shapes), None)
+    source = next((name for name in interval if _hold(_shapes(available, name), shapes)), None)
     if source is None:
         raise UserError(
-            f"kept: {block} of the student has other tensors than {first} of the teacher (equal widths and heads, and "
-            "the same family, are needed)"
+            f"kept: {block} of the student has other tensors than {first} of the teacher, or larger ones (the same "
+            "family, and no more heads or channels, are needed)"
         )
     return source
 
@@ -138,3 +139,10 @@ def _shapes(state: Mapping[str, Tensor], block: str) -> dict[str, tuple[int, ...
     """The shapes of a block's tensors by their names in it."""
     prefix = f"{block}."
     return {name.removeprefix(prefix): tuple(x.shape) for name, x in state.items() if name.startswith(prefix)}
+
+
+def _hold(available: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether a block has the tensors of another, none of them smaller."""
+    if available.keys() != wanted.keys():
+        return False
+    return all(len(available[name]) == len(x) and all(map(ge, available[name], x)) for name, x in wanted.items())

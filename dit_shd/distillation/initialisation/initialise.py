@@ -7,6 +7,11 @@ keeps. Equal depth, heads and widths give a copy.
 structure.py  tensors that share channels         importance.py  selection of channels
 heads.py      a head from a group of heads        regression.py  refitting a map to the inputs it keeps
 moments.py    moments on calibration batches      transfer.py    the new weights; plan.py the decisions, for the user
+
+That is for MDTv2 and DiT of dit_shd. Students of any other class begin with sub-tensors of their teachers':
+
+axes.py       tensors that share channels         selection.py   what is kept, and the new weights
+depth.py      layers; a plan of kept blocks
 """
 
 import logging
@@ -22,6 +27,7 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.rng import Draws
 from dit_shd.distillation.initialisation import depth, structure
 from dit_shd.distillation.initialisation.plan import InitialisationPlan
+from dit_shd.distillation.initialisation.selection import Selection
 from dit_shd.distillation.initialisation.transfer import Transfer
 from dit_shd.distillation.kept import KEPT, KeptPlan
 from dit_shd.distillation.layer_map import LayerMap, layer_map
@@ -71,7 +77,7 @@ def initialise(
 
     Args:
         task: Predicts with the teacher.
-        student: An MDTv2 or DiT; or of any other class with its teacher's widths, whose blocks are copied whole.
+        student: An MDTv2 or DiT; or of any other class, which begins with sub-tensors of its teacher's.
         teacher: Of the same family, on the same device.
         batches: Of the run's data, plain and masked.
         options: Of the initialisation.
@@ -84,10 +90,8 @@ def initialise(
         UserError: The models do not fit together.
     """
     shd = SHD() if shd is None else shd
-    if _whole_blocks(student, options):
-        blocks = depth.pairs(student, teacher, _kept(options) or options.layers)
-        depth.copy(student, teacher, blocks)
-        return InitialisationPlan(blocks, {}, {}, {})
+    if _kept(options) is not None or not structure.known(student.state_dict()):
+        return _selection(student, teacher, options, shd).run()
     _comparable(student, teacher)
     layers = _layers(student, teacher, options, shd)
     h, g = shape_of(teacher).heads, shape_of(student).heads
@@ -113,17 +117,28 @@ def check(options: Initialisation, losses: Iterable[Loss], student: nn.Module, t
         return
     if teacher is None:
         raise UserError("initialisation.weights: teacher was asked for, but the run has none; give teacher=...")
-    if _whole_blocks(student, options):
-        depth.check(student, teacher, depth.pairs(student, teacher, _kept(options) or options.layers))
-        return
     shd = shd_of(losses)
+    if _kept(options) is not None or not structure.known(student.state_dict()):
+        _selection(student, teacher, options, shd)
+        return
     _comparable(student, teacher)
     _narrow_enough(student, teacher, _layers(student, teacher, options, shd))
 
 
-def _whole_blocks(student: nn.Module, options: Initialisation) -> bool:
-    """Whether blocks are copied whole: by a plan, and of families whose heads and channels are not known here."""
-    return _kept(options) is not None or not structure.known(student.state_dict())
+def _selection(student: nn.Module, teacher: nn.Module, options: Initialisation, shd: SHD) -> Selection:
+    """Sub-tensors of the teacher's: by a plan of kept blocks, and of classes whose parts are not named here.
+
+    Raises:
+        UserError: The student does not have parts of its teacher.
+    """
+    layers = depth.pairs(student, teacher, _kept(options) or options.layers)
+    selection = Selection(student, teacher, layers, shd.squeezer, options.channels == "importance")
+    if selection.has_fewer_heads and options.heads == "merge":
+        raise UserError(
+            f"initialisation.heads: heads are merged in MDTv2 and DiT; a {type(student).__name__} can keep one head of "
+            "each group: initialisation.heads=pick"
+        )
+    return selection
 
 
 def _kept(options: Initialisation) -> KeptPlan | None:

@@ -16,6 +16,10 @@ class Heads:
     shares: tuple[tuple[float, ...], ...]
     """Their shares in the student head's map."""
 
+    def picked(self) -> list[int]:
+        """The teacher head of the largest share in each student head."""
+        return [group[shares.index(max(shares))] for group, shares in zip(self.groups, self.shares)]
+
     def lines(self) -> Iterator[str]:
         """Each student head in words."""
         for group, shares in zip(self.groups, self.shares):
@@ -33,19 +37,25 @@ class InitialisationPlan:
     layers: Mapping[str, str]
     """Student block -> teacher block."""
     heads: Mapping[str, Heads]
-    """By student block; none where blocks are copied whole."""
+    """By student block, or by attention of the student; none where heads are copied one by one."""
     channels: Mapping[str, Sequence[int]]
-    """The teacher's channels that the student keeps, by space (structure.py), where it keeps fewer."""
+    """The teacher's channels that the student keeps, by space (structure.py, axes.py), where it keeps fewer."""
     widths: Mapping[str, int]
     """The teacher's number of channels, by space."""
 
     def lines(self) -> Iterator[str]:
         """The plan in words."""
         for block, source in self.layers.items():
-            heads = f"; heads: {', '.join(self.heads[block].lines())}" if block in self.heads else ""
-            yield f"{block} from {source}{heads}"
+            yield f"{block} from {source}{''.join(self._heads_of(block))}"
         for space, kept in self.channels.items():
             yield f"{space}: {len(kept)} of {self.widths[space]} channels"
+
+    def _heads_of(self, block: str) -> Iterator[str]:
+        """The heads of the attentions of a block."""
+        for name, heads in self.heads.items():
+            if name == block or name.startswith(f"{block}."):
+                attention = name.removeprefix(block).replace(".", " ")
+                yield f";{attention} heads: {', '.join(heads.lines())}"
 
     def text(self) -> str:
         """The plan as JSON, one entry a line."""

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dit_shd.core import rng
 from dit_shd.core.errors import UserError
@@ -28,7 +29,8 @@ class DiffKD(LayerLoss):
     learned share of noise for each sample is mixed in, and the denoiser takes it from step 500 of 1000 to 0 in `steps`
     DDIM steps; the result is compared with z_t. Our choices: the denoiser works on single tokens (two residual
     bottlenecks with the time added), since block outputs need not be a grid, and the schedule is the cosine. Noise is a
-    function of seed, step and sample.
+    function of seed, step and sample. The backward computes each step of the denoiser once more, so that only the
+    features between the steps are kept.
 
     Args:
         weight: Factor of the loss; {step: factor} for a schedule.
@@ -72,16 +74,15 @@ class DiffKD(LayerLoss):
         target = z.detach()
         added, mixed, level = self._draws(student.name, target, batch)
         signal, sigma = (x[:, None, None] for x in _rates(level))
-        noise = parts.denoise(signal * target + sigma * added, level)
+        noise = _recomputed(parts, signal * target + sigma * added, level)
         denoised = self._denoised(parts, parts.noisy(wide(parts.align(s)), mixed))
         errors = {
             "features": (denoised - target).square().mean(2),
             "denoiser": (noise - added).square().mean(2),
-            "autoencoder": (parts.decode(z) - t).square().mean(2),
         }
+        if self.bottleneck is not None:
+            errors["autoencoder"] = (parts.decode(z) - t).square().mean(2)
         terms = {name: token_mean(error, batch) for name, error in errors.items()}
-        if self.bottleneck is None:
-            del terms["autoencoder"]
         return Term(torch.stack(list(terms.values())).sum(0), {k: v.detach().mean() for k, v in terms.items()})
 
     def _draws(self, layer: str, like: Tensor, batch: Batch | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -96,9 +97,14 @@ class DiffKD(LayerLoss):
         levels = torch.linspace(START, 0, self.steps + 1, device=x.device, dtype=x.dtype).round()
         for now, then in pairwise(levels):
             (signal, sigma), (signal_then, sigma_then) = _rates(now), _rates(then)
-            noise = parts.denoise(x, now.expand(len(x)))
+            noise = _recomputed(parts, x, now.expand(len(x)))
             x = signal_then * (x - sigma * noise) / signal + sigma_then * noise
         return x
+
+
+def _recomputed(parts: "_Parts", x: Tensor, level: Tensor) -> Tensor:
+    """The denoiser's noise, of which the backward keeps x alone."""
+    return checkpoint(parts.denoise, x, level, use_reentrant=False, preserve_rng_state=False)
 
 
 def _rates(level: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,11 +11,11 @@ from dit_shd.attention.capture import Capture, Captures, one_layer
 from dit_shd.attention.recording.attach import Attached, Capturing
 from dit_shd.attention.recording.captures import Recording
 from dit_shd.attention.tiles import CHUNK_MIB
-from dit_shd.core import rng
 from dit_shd.core.cuda_graphs import CudaGraphs
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.layer_map import layer_map
 from dit_shd.distillation.losses import Layer, LayerLoss, Layers, Needs, Pairs, Term, Weight, alternatives
+from dit_shd.distillation.relations import row_sample
 from dit_shd.squeezing.backends.autotune import Backend
 from dit_shd.squeezing.backends.job import Measure
 from dit_shd.squeezing.cost import LayerCost
@@ -164,7 +164,7 @@ class SHD(LayerLoss):
     def _divergence(self, layer: str, s: Capture, t: Capture, batch: Batch | None) -> Term:
         weight = None if batch is None else batch.row_weight(t.shape[2])
         if self.rows < 1:
-            rows = self._rows(layer, t.shape[2], batch).to(t.query.device)
+            rows = row_sample(self.rows, t.shape[2], self.squeezer.seed, layer, batch).to(t.query.device)
             s, t = s.select(rows), t.select(rows)
             weight = None if weight is None else weight[:, rows]
         check = batch is None and self._unchecked  # in training NaN is propagated to the loss, for the trainer's guard
@@ -207,14 +207,6 @@ class SHD(LayerLoss):
             *(None if x is None else (x.data_ptr(), x.shape, x.stride(), x.requires_grad) for x in read),
             *(t.query.device, None if t.out is None or t.out.is_inference() else t.out._version),
         )
-
-    def _rows(self, layer: str, n: int, batch: Batch | None) -> Tensor:
-        """A sample of the query rows, ascending: by the batch in training, by torch's generator elsewhere."""
-        count = max(1, round(self.rows * n))
-        if batch is None:
-            return torch.randperm(n)[:count].sort().values
-        draws = rng.stream(self.squeezer.seed, f"rows/{layer}", batch.step, int(batch.indices[0]))
-        return torch.from_numpy(draws.permutation(n)[:count]).sort().values
 
     def cost(self, teacher: Captures, student: Captures, images: int) -> LayerCost:
         total = LayerCost()

@@ -24,7 +24,7 @@ DEVIATIONS, SHARE = 10.0, 0.005
 
 
 class InceptionScore(Metric):
-    """IS, or IS(title) with any other network, of the samples alone; and its deviation over chunks.
+    """IS, or IS(title) with any other network, of the samples alone; of several chunks their deviation, too.
 
     Args:
         chunk: Number of samples that share one p(y).
@@ -39,10 +39,10 @@ class InceptionScore(Metric):
         self._latest: tuple[FeatureSet, Order] | None = None
 
     def compute(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
-        """The score and its deviation over chunks."""
-        mean, std = inception_score(_logits(samples), self.chunk)
-        name = samples.named("IS")
-        return {name: mean, f"{name} std": std}
+        """The score and its deviation over chunks, which a single one has not."""
+        logits, name = _logits(samples), samples.named("IS")
+        mean, std = inception_score(logits, self.chunk)
+        return {name: mean} | ({f"{name} std": std} if len(logits) > self.chunk else {})
 
     def notes(self, samples: FeatureSet, reference: FeatureSet) -> list[str]:
         """An incomplete last chunk, and an order of the file that is more even than random."""

@@ -32,7 +32,7 @@ class KID(Metric):
         self.subsets, self.subset_size, self.seed = subsets, subset_size, seed
 
     def compute(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
-        """Mean and deviation of the squared discrepancy over subsets."""
+        """Mean and deviation of the squared discrepancy over subsets, if there are different ones."""
         x, y = samples.require_pooled("kid"), reference.require_pooled("kid")
         if x.shape[1] != y.shape[1]:
             raise UserError(f"kid: wanted as many features on both sides, found {x.shape[1]} and {y.shape[1]}")
@@ -44,7 +44,8 @@ class KID(Metric):
             two = draws.choice(len(y), size, replace=False)
             discrepancies.append(mmd2(x[torch.from_numpy(one)], y[torch.from_numpy(two)]))
         name = samples.named("KID")
-        return {name: float(np.mean(discrepancies)), f"{name} std": float(np.std(discrepancies))}
+        differ = self.subsets > 1 and size < max(len(x), len(y))
+        return {name: float(np.mean(discrepancies))} | ({f"{name} std": float(np.std(discrepancies))} if differ else {})
 
     def notes(self, samples: FeatureSet, reference: FeatureSet) -> list[str]:
         """Subsets that are smaller than `subset_size`."""

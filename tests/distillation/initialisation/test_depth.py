@@ -3,7 +3,9 @@ import torch
 from diffusers import SD3Transformer2DModel
 
 from dit_shd.core.errors import UserError
+from dit_shd.distillation.initialisation import depth
 from dit_shd.distillation.initialisation.initialise import Initialisation, check, initialise
+from dit_shd.distillation.kept import KeptPlan
 from dit_shd.models.students import smaller
 
 SIZES = {
@@ -39,10 +41,23 @@ def test_blocks_are_copied_and_the_last_is_the_last():
     assert all(torch.equal(a, b) for a, b in zip(same.state_dict().values(), teacher.state_dict().values()))
 
 
-def test_narrower_students_are_refused():
+def test_two_classes_are_refused():
+    with pytest.raises(UserError, match="wanted models of one class"):
+        check(OPTIONS, [], torch.nn.Linear(2, 2), SD3Transformer2DModel(**SIZES))
+
+
+def test_a_copy_is_of_equal_widths():
     teacher = SD3Transformer2DModel(**SIZES)
     student = SD3Transformer2DModel(**smaller(SIZES, {"num_attention_heads": 1}))
     with pytest.raises(UserError, match=r"has shape .* in the student, .* use initialisation.weights=random"):
-        check(OPTIONS, [], student, teacher)
-    with pytest.raises(UserError, match="wanted models of one class"):
-        check(OPTIONS, [], torch.nn.Linear(2, 2), teacher)
+        depth.copy(student, teacher, depth.pairs(student, teacher, None))
+
+
+def test_a_plan_of_kept_blocks_and_fewer_heads():
+    teacher = SD3Transformer2DModel(**SIZES)
+    student = SD3Transformer2DModel(
+        **smaller(SIZES, {"num_attention_heads": 1, "num_layers": 2, "dual_attention_layers": [0]})
+    )
+    blocks = [f"transformer_blocks.{i}" for i in range(6)]
+    plan = KeptPlan(dict(zip(blocks, (blocks[1], blocks[3]))), dict(zip(blocks, (blocks[2], blocks[5]))), {})
+    assert depth.pairs(student, teacher, plan) == {blocks[0]: blocks[1], blocks[1]: blocks[5]}

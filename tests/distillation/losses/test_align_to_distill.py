@@ -1,11 +1,14 @@
 """align_to_distill against whole maps of all layers."""
 
+from dataclasses import replace
+
 import loss_checks as checks
 import oracle as naive
 import pytest
 import torch
 
 from dit_shd.core.errors import UserError
+from dit_shd.distillation.relations import row_sample
 
 
 def maps(layers):
@@ -29,7 +32,7 @@ def oracle(loss, s, t, over, causal=False, weights=None):
     rows = torch.ones(a.shape[0], n, dtype=torch.float64) if weights is None else weights
     total = 0.0
     for i in range(a.shape[1]):
-        mixed = sum(loss.align.weight[i, j] * b[:, j] for j in range(b.shape[1])) + loss.align.bias[i]
+        mixed = sum(loss.align.weight[i, j] * b[:, j] for j in range(b.shape[1]))
         if causal:
             mixed = mixed.masked_fill(torch.ones(n, n, dtype=torch.bool).triu(1), float("-inf"))
         if over == "keys":
@@ -61,6 +64,34 @@ def test_rows_have_the_weights_of_the_batch(over):
     checks.same(loss, s, t, lambda: oracle(loss, s, t, over, weights=weights), given, rtol=1e-8)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_drawn_rows_are_the_mean_over_these_rows(causal):
+    """Of all layers the same, other ones in another step, with the batch's weights."""
+    s, t = checks.captures(2, grad=True, causal=causal), checks.captures(3, seed=1, causal=causal)
+    loss = checks.build("align_to_distill", s, t, rows=0.4, seed=5)
+    given = checks.batch(weights=torch.tensor([[1, 2, 3, 4, 5, 6, 7], [7, 6, 5, 0, 3, 2, 1]], dtype=torch.float64))
+    drawn = row_sample(0.4, 7, 5, "align_to_distill", given)
+    assert len(drawn) == 3
+    weights = torch.zeros_like(given.weights)
+    weights[:, drawn] = given.weights[:, drawn] * 7 / 3
+    checks.same(loss, s, t, lambda: oracle(loss, s, t, "keys", causal, weights), given, rtol=1e-8)
+    steps = {tuple(row_sample(0.4, 7, 5, "align_to_distill", checks.batch(step=step)).tolist()) for step in range(20)}
+    assert len(steps) > 5
+    assert {row for rows in steps for row in rows} == set(range(7))
+
+
+@pytest.mark.parametrize("over", ["keys", "all"])
+def test_rows_whose_keys_are_all_masked_take_no_part(over):
+    s, t = checks.captures(2, grad=True, bias=False), checks.captures(3, seed=1, bias=False)
+    loss = checks.build("align_to_distill", s, t, over=over)
+    seen = torch.ones(7, 7, dtype=torch.bool)
+    seen[2] = False
+    masked = {name: replace(one, bias=seen) for name, one in t.items()}
+    weights = torch.ones(2, 7, dtype=torch.float64)
+    weights[:, 2] = 0
+    checks.same(loss, s, masked, lambda: oracle(loss, s, t, over, weights=weights), rtol=1e-8)
+
+
 def test_what_does_not_fit_is_refused():
     s, t = checks.captures(2), checks.captures(3)
     uneven = {**s, "b.1": checks.captures(2, n=5, m=5)["b.1"]}
@@ -75,3 +106,7 @@ def test_what_does_not_fit_is_refused():
         checks.term(loss, s, checks.captures(3, n=5, m=5))
     with pytest.raises(UserError, match="over: wanted keys or all, found 'rows'"):
         checks.build("align_to_distill", over="rows")
+    with pytest.raises(UserError, match="rows: wanted a share above 0 and at most 1, found 0"):
+        checks.build("align_to_distill", rows=0.0)
+    with pytest.raises(UserError, match=r"rows: over: all is one distribution over all rows, found 0\.5"):
+        checks.build("align_to_distill", over="all", rows=0.5)

@@ -61,6 +61,24 @@ def test_value_and_gradients_are_the_definition(bottleneck):
     checks.same(loss, s, t, lambda: oracle(loss, s, t, bottleneck), rtol=1e-8)
 
 
+def planes_kept(steps):
+    """How many tensors [b,n,e] are kept for the backward."""
+    s, t = checks.tokens(4, grad=True), checks.tokens(8, seed=1)
+    loss, ranks = checks.build("diffkd", s, t, steps=steps), []
+
+    def keep(x):
+        ranks.append(x.ndim)
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        checks.term(loss, s, t)
+    return ranks.count(3)
+
+
+def test_of_a_denoising_step_only_its_input_is_kept():
+    assert planes_kept(9) == planes_kept(1) + 8
+
+
 def test_noise_is_of_step_and_sample_alone():
     s, t = checks.tokens(4), checks.tokens(8, seed=1)
     loss = checks.build("diffkd", s, t)

@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -122,6 +123,12 @@ def test_inception_score_agrees_with_torch_fidelity_on_equal_unshuffled_splits()
     mean, std = inception_score(logits, chunk=100)
     assert mean == pytest.approx(theirs["inception_score_mean"], rel=1e-12)
     assert std == pytest.approx(theirs["inception_score_std"], rel=1e-9)
+
+
+def test_one_chunk_has_no_deviation():
+    features = replace(FeatureSet.of(rows(9, 3, seed=0)), logits=rows(9, 4, seed=1))
+    assert list(InceptionScore(chunk=9).compute(features, features)) == ["IS(features)"]
+    assert InceptionScore(chunk=8).compute(features, features)["IS(features) std"] > 0
 
 
 def test_inception_score_without_logits_is_refused():

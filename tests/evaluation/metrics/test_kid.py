@@ -24,6 +24,12 @@ def test_kid_is_torch_fidelitys_to_the_last_digits():
     assert ours["KID(features)"] > 10 * abs(ours["KID(features) std"]) / 100**0.5
 
 
+def test_equal_subsets_have_no_deviation():
+    x, y = (FeatureSet.of(rows(9, 3, seed=seed)) for seed in (0, 1))
+    assert list(KID().compute(x, y)) == list(KID(subsets=1, subset_size=5).compute(x, y)) == ["KID(features)"]
+    assert KID(subset_size=8).compute(x, y)["KID(features) std"] > 0
+
+
 def test_mmd_is_the_naive_double_sum():
     x, y = rows(7, 3, seed=52).numpy(), rows(5, 3, seed=53).numpy()
 

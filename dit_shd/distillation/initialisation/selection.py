@@ -1,0 +1,164 @@
+"""Weight selection (Xu et al. 2023, arXiv 2311.18823): a narrower student's tensors are sub-tensors of its teacher's.
+
+Of every space (axes.py) some channels are kept, the same in all tensors that share it: of the residual stream evenly
+spaced ones, so that tables of sines keep their frequencies; one head of each group of the squeeze; the hidden units of
+the largest weights. Uses the weights alone.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from dit_shd.distillation.initialisation.axes import FUSED, STREAM, VALUES, Axes, Axis, Space, axes
+from dit_shd.distillation.initialisation.depth import source_of
+from dit_shd.distillation.initialisation.plan import Heads, InitialisationPlan
+from dit_shd.models.quantization import dequantised
+from dit_shd.squeezing.plans import Plan, contiguous
+from dit_shd.squeezing.squeezer import Squeezer
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Selects the weights of one student from its teacher.
+
+    Args:
+        student: Whose weights are overwritten.
+        teacher: Of the same class.
+        layers: Student block -> teacher block.
+        squeezer: For the groups of heads.
+        by_weights: Whether to keep the heads and hidden units of the largest weights; else the first.
+    """
+
+    student: nn.Module
+    teacher: nn.Module
+    layers: Mapping[str, str]
+    squeezer: Squeezer
+    by_weights: bool = True
+
+    @torch.no_grad()
+    def run(self) -> InitialisationPlan:
+        """Overwrite the student's weights.
+
+        Returns:
+            The layers, heads and channels that were chosen.
+        """
+        for name, tensor in self.student.state_dict().items():
+            tensor.copy_(self.selected(name))
+        channels = {n: kept.tolist() for n, kept in self.kept.items() if self.axes[n].kind in (STREAM, "hidden")}
+        widths = {name: space.teacher for name, space in self.axes.spaces.items()}
+        return InitialisationPlan(self.layers, self.heads, channels, widths)
+
+    def selected(self, name: str) -> Tensor:
+        """The part of the teacher's tensor that becomes the student's tensor `name`."""
+        tensor = self._source(name)
+        for dim, axis in enumerate(self.axes.of[name]):
+            if axis:
+                tensor = tensor.index_select(dim, self.index(axis).to(tensor.device))
+        return tensor
+
+    def index(self, axis: Axis) -> Tensor:
+        """The teacher's entries that the student keeps of an axis."""
+        start, parts = 0, list[Tensor]()
+        for space, copies in axis:
+            width = self.axes[space].teacher
+            kept = self.kept.get(space, torch.arange(width))
+            parts += [start + copy * width + kept for copy in range(copies)]
+            start += copies * width
+        return torch.cat(parts)
+
+    @cached_property
+    def axes(self) -> Axes:
+        """The spaces of both models."""
+        return axes(self.student, self.teacher, self.layers)
+
+    @cached_property
+    def narrowed(self) -> dict[str, Space]:
+        """The spaces of which the student has fewer channels."""
+        return {name: space for name, space in self.axes.spaces.items() if space.student < space.teacher}
+
+    @cached_property
+    def kept(self) -> dict[str, Tensor]:
+        """The teacher's channels that the student keeps, by space, where it keeps fewer."""
+        return {name: self._kept(space) for name, space in self.narrowed.items()}
+
+    def _kept(self, space: Space) -> Tensor:
+        if space.kind == "heads":
+            return _features(self.heads[space.module].picked(), space.unit)
+        if space.kind == "keys":
+            return _features(self._key_heads(space), space.unit)
+        if space.kind == STREAM:
+            return torch.arange(space.student) * space.teacher // space.student
+        if not self.by_weights:
+            return torch.arange(space.student)
+        return self._scores(space).topk(space.student).indices.sort().values.cpu()
+
+    @property
+    def has_fewer_heads(self) -> bool:
+        """Whether heads must be chosen anywhere."""
+        return any(space.kind == "heads" for space in self.narrowed.values())
+
+    @cached_property
+    def heads(self) -> dict[str, Heads]:
+        """The groups of each attention that has fewer heads in the student, with one head picked of each."""
+        return {space.module: self._grouped(space) for space in self.narrowed.values() if space.kind == "heads"}
+
+    def _grouped(self, space: Space) -> Heads:
+        groups = self._groups(space)
+        picked = self._heaviest(groups, self._scores(space))
+        return Heads(groups, tuple(tuple(float(i == one) for i in group) for group, one in zip(groups, picked)))
+
+    def _groups(self, space: Space) -> Plan:
+        """The teacher heads of each student head: by the squeeze, or of the key-value heads that are kept."""
+        heads, student_heads = space.teacher // space.unit, space.student // space.unit
+        shared = self.axes.spaces.get(f"{space.module}.keys")
+        if shared is None:
+            return self.squeezer.groups(space.module, heads, student_heads)
+        keys, each = self._key_heads(shared), space.teacher // shared.teacher
+        queries = contiguous(each, student_heads // len(keys))
+        return tuple(tuple(key * each + i for i in group) for key in keys for group in queries)
+
+    def _key_heads(self, space: Space) -> list[int]:
+        """The key-value heads that are kept: of each group the one whose query heads have the largest weights."""
+        heads = space.teacher // space.unit
+        scores = self._scores(self.axes[f"{space.module}.heads"]).unflatten(0, (heads, -1)).sum(1)
+        return self._heaviest(contiguous(heads, space.student // space.unit), scores)
+
+    def _heaviest(self, groups: Plan, scores: Tensor) -> list[int]:
+        """One of each group: of the largest score, or the first."""
+        return [max(group, key=lambda i: float(scores[i])) if self.by_weights else group[0] for group in groups]
+
+    def _scores(self, space: Space) -> Tensor:
+        """|W_O W_V|^2 of every head, or hidden unit: by what it is written from, and what it writes."""
+        values = self.axes.spaces.get(f"{space.module}.keys", space)
+        readers = [self._gram(*at, space, 1) for at in self.axes.standing(space, 1)]
+        writers = [
+            self._gram(*at, values, 0)
+            for at in self.axes.standing(values, 0)
+            if space.kind != "heads" or FUSED in at[0] or at[0].split(".")[-2] in VALUES
+        ]
+        read, written = sum(readers[1:], readers[0]), sum(writers[1:], writers[0])
+        return (read * written.repeat_interleave(len(read) // len(written), 0)).sum((1, 2))
+
+    def _gram(self, name: str, start: int, copies: int, space: Space, dim: int) -> Tensor:
+        """Products of the features of each unit [units,u,u], over all that they are read by, or written from."""
+        rows = self._source(name).transpose(0, dim)[start : start + copies * space.teacher].float()
+        rows = rows.reshape(copies, -1, space.unit, rows[0].numel())
+        if space.kind == "heads" and copies == 3:  # queries, keys and values
+            rows = rows[-1:]
+        return torch.einsum("cnuo,cnvo->nuv", rows, rows)
+
+    def _source(self, name: str) -> Tensor:
+        """The teacher's tensor that a student's comes from."""
+        return dequantised(self._available[source_of(name, self.layers)])
+
+    @cached_property
+    def _available(self) -> dict[str, Tensor]:
+        return self.teacher.state_dict()
+
+
+def _features(heads: list[int], unit: int) -> Tensor:
+    """The features of some heads."""
+    return (torch.tensor(heads)[:, None] * unit + torch.arange(unit)).flatten()

@@ -1,0 +1,235 @@
+"""A narrower student from sub-tensors of its teacher, for every kind of pipeline that has an adapter."""
+
+import pytest
+import torch
+from tiny_pipelines import KINDS
+
+from dit_shd.core.errors import UserError
+from dit_shd.distillation.initialisation.axes import axes
+from dit_shd.distillation.initialisation.depth import pairs
+from dit_shd.distillation.initialisation.initialise import Initialisation, check, initialise
+from dit_shd.distillation.initialisation.selection import Selection
+from dit_shd.distillation.losses.shd import SHD
+from dit_shd.models.students import HEADS, smaller
+from dit_shd.squeezing.squeezer import Squeezer
+from dit_shd.tasks.text_to_image import TextToImage
+
+OPTIONS = Initialisation(weights="teacher")
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def teacher(request):
+    torch.manual_seed(0)
+    model = KINDS[request.param]().transformer.eval()
+    return random(model, 0)
+
+
+def random(model, seed, std=0.2):
+    generator = torch.Generator().manual_seed(seed)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=std, generator=generator)
+    return model
+
+
+def smaller_than(teacher, **changes):
+    """A student of half the heads, where no changes are named."""
+    sizes = dict(teacher.config)
+    key = next(name for name in HEADS if name in sizes)
+    half = {key: sizes[key] // 2, **({"dim": sizes["dim"] // 2} if "dim" in sizes else {})}
+    student = type(teacher).from_config(smaller(sizes, changes or half)).eval()
+    return random(student, 1)
+
+
+@torch.no_grad()
+def output(model):
+    """On noise of 8 x 8 with five tokens of text."""
+    task = TextToImage(side=8, text_tokens=5)
+    (batch,) = task.example(model, 2, torch.device("cpu"))
+    return task.predict(model, batch).prediction
+
+
+def test_equal_sizes_give_a_copy(teacher):
+    student = random(type(teacher).from_config(teacher.config), 1).eval()
+    plan = initialise(None, student, teacher, [], OPTIONS)
+    assert plan.heads == plan.channels == {}
+    assert all(torch.equal(x, teacher.state_dict()[name]) for name, x in student.state_dict().items())
+    assert torch.equal(output(student), output(teacher))
+
+
+class Drawn(Selection):
+    """Keeps heads and hidden units at random, so that no rule of choice agrees with them by chance."""
+
+    def _heaviest(self, groups, scores):
+        return [group[int(torch.randint(len(group), ()))] for group in groups]
+
+    def _kept(self, space):
+        if space.kind != "hidden":
+            return super()._kept(space)
+        return torch.randperm(space.teacher)[: space.student].sort().values
+
+
+@torch.no_grad()
+def widened(student, teacher):
+    """Make a teacher compute what a student does.
+
+    A channel that is not kept has the value of one that is, so that no norm over channels sees it, and no map reads it.
+    """
+    torch.manual_seed(2)
+    choice = Drawn(student, teacher, pairs(student, teacher, None), Squeezer())
+    state = teacher.state_dict()
+    for name, x in student.state_dict().items():
+        for dim, axis in enumerate(choice.axes.of[name]):
+            if axis:
+                twin, kept = twins(choice, axis)
+                x = x.index_select(dim, twin)
+                if dim == 1 and name.endswith(".weight"):
+                    x = x * kept.view(-1, *(1,) * (x.ndim - 2))
+        state[name].copy_(x)
+    for (_, wide), (_, narrow) in zip(teacher.named_buffers(), student.named_buffers()):
+        if wide.shape != narrow.shape:  # tables of positions that are not in the state
+            wide.copy_(narrow.index_select(-1, twins(choice, (("stream", 1),))[0]))
+
+
+def twins(choice, axis):
+    """Of each of the teacher's entries of an axis the student's that it is like, and whether it is kept itself."""
+    twin, kept, start = [], [], 0
+    for space, copies in axis:
+        of = choice.axes.spaces[space]
+        chosen = choice.kept.get(space, torch.arange(of.teacher))
+        like = torch.full((of.teacher // of.unit,), -1)
+        like[chosen[:: of.unit] // of.unit] = torch.arange(len(chosen) // of.unit)
+        is_kept = like >= 0
+        like[~is_kept] = torch.arange(int((~is_kept).sum())) % (len(chosen) // of.unit)
+        features = (like[:, None] * of.unit + torch.arange(of.unit)).flatten()
+        for _ in range(copies):
+            twin, kept = [*twin, features + start], [*kept, is_kept.repeat_interleave(of.unit)]
+            start += of.student
+    return torch.cat(twin), torch.cat(kept)
+
+
+def test_a_teacher_that_does_what_a_narrow_student_does_gives_it_back(teacher):
+    """The same function, so that the axes are right: copies of a space in their order, whole heads, gates."""
+    student, wide = smaller_than(teacher), type(teacher).from_config(teacher.config).eval()
+    widened(student, wide)
+    torch.testing.assert_close(output(wide), output(student), rtol=1e-4, atol=1e-4 * float(output(student).std()))
+    other = random(smaller_than(teacher), 3)
+    initialise(None, other, wide, [], OPTIONS)
+    for name, x in other.state_dict().items():
+        assert torch.equal(x, student.state_dict()[name]), name
+
+
+def sd3(**changes):
+    torch.manual_seed(0)
+    model = KINDS["sd3"]().transformer
+    return random(type(model).from_config({**model.config, **changes}), 0).eval()
+
+
+def test_narrower_and_shallower():
+    """By an independent reading of three tensors."""
+    teacher = sd3(num_layers=4)
+    student = smaller_than(teacher, num_attention_heads=2, num_layers=2)
+    loss = SHD(plan={f"transformer_blocks.{i}.attn{j}": [[0, 3], [1, 2]] for i in (0, 1) for j in ("", "2")})
+    check(OPTIONS, [loss], student, teacher)
+    plan = initialise(None, student, teacher, [], OPTIONS, loss)
+    assert plan.layers == {
+        "transformer_blocks.0": "transformer_blocks.1",
+        "transformer_blocks.1": "transformer_blocks.3",
+    }
+    old, new = teacher.state_dict(), student.state_dict()
+    table = old["transformer_blocks.1.norm1.linear.weight"].unflatten(0, (-1, 32))[:, ::2, ::2]
+    assert torch.equal(new["transformer_blocks.0.norm1.linear.weight"], table.flatten(0, 1))
+    attention = "transformer_blocks.3.attn"
+    picked = []
+    for group in ((0, 3), (1, 2)):
+        size = {
+            i: sum(
+                float(
+                    (old[f"{attention}.to_out.0.weight"][:, rows(i)] @ old[f"{attention}.{v}.weight"][rows(i)])
+                    .square()
+                    .sum()
+                )
+                for v in ("to_v", "add_v_proj")
+            )
+            for i in group
+        }
+        picked.append(max(group, key=lambda i: size[i]))
+    assert plan.heads["transformer_blocks.1.attn"].picked() == picked
+    expected = torch.cat([old[f"{attention}.to_k.weight"][rows(i)] for i in picked])[:, ::2]
+    assert torch.equal(new["transformer_blocks.1.attn.to_k.weight"], expected)
+    lines = list(plan.lines())
+    assert lines[1].startswith(f"transformer_blocks.1 from transformer_blocks.3; attn heads: {picked[0]} of 0+3, ")
+    assert "stream: 16 of 32 channels" in lines
+    check_ff(plan, old, new)
+
+
+def rows(head, width=8):
+    return slice(head * width, (head + 1) * width)
+
+
+def check_ff(plan, old, new):
+    """The hidden units that the plan names, the same in both maps of the MLP."""
+    (kept,) = [plan.channels[name] for name in plan.channels if name == "transformer_blocks.1.ff.net.hidden"]
+    first, second = (f"transformer_blocks.{{}}.ff.net.{i}.weight" for i in ("0.proj", "2"))
+    assert torch.equal(new[first.format(1)], old[first.format(3)][kept][:, ::2])
+    assert torch.equal(new[second.format(1)], old[second.format(3)][::2][:, kept])
+
+
+def test_the_first_are_kept_where_that_is_asked():
+    teacher = sd3()
+    student = smaller_than(teacher)
+    plan = initialise(None, student, teacher, [], Initialisation(weights="teacher", channels="first"))
+    assert all(heads.picked() == [0, 2] for heads in plan.heads.values())
+    assert plan.channels["transformer_blocks.0.ff.net.hidden"] == list(range(64))
+
+
+def test_positions_that_a_class_computes_are_those_of_the_kept_channels():
+    """PixArt's table of sines is of the student's own making; it has every other of the teacher's channels."""
+    teacher = KINDS["pixart"]().transformer
+    student = smaller_than(teacher)
+    assert torch.equal(student.pos_embed.pos_embed, teacher.pos_embed.pos_embed[..., ::2])
+
+
+class Layered(torch.nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.blocks = torch.nn.ModuleList([torch.nn.ModuleDict({"attn": torch.nn.MultiheadAttention(width, 2)})])
+
+
+@pytest.mark.parametrize(
+    ("student", "options", "match"),
+    [
+        (
+            lambda t: sd3(attention_head_dim=4, caption_projection_dim=16),
+            {},
+            r"8 wide|4 wide.*attention_head_dim must be",
+        ),
+        (lambda t: smaller_than(t), {"heads": "merge"}, r"heads are merged in MDTv2 and DiT; .*heads=pick"),
+        (
+            lambda t: sd3(pooled_projection_dim=12),
+            {},
+            r"axis 1 of time_text_embed\.text_embedder\.linear_1\.weight has 12",
+        ),
+        (
+            lambda t: sd3(pos_embed_max_size=8),
+            {},
+            r"axis 1 of pos_embed\.pos_embed has 64 entries .* 256 in the teacher",
+        ),
+        (lambda t: sd3(num_attention_heads=8, caption_projection_dim=64), {}, "none of them larger"),
+        (lambda t: sd3(dual_attention_layers=()), {}, None),
+    ],
+)
+def test_what_is_refused(student, options, match):
+    teacher = sd3()
+    values = Initialisation(weights="teacher", **options)
+    if match is None:  # it has less of the teacher's, and the tensors that it has
+        with pytest.raises(UserError, match=r"norm1\.linear\.weight"):
+            check(values, [], student(teacher), teacher)
+        return
+    with pytest.raises(UserError, match=match):
+        check(values, [], student(teacher), teacher)
+
+
+def test_attention_that_is_not_known_is_refused():
+    with pytest.raises(UserError, match="attention of the class MultiheadAttention, whose heads are not known"):
+        axes(Layered(8), Layered(16), {"blocks.0": "blocks.0"})
+    assert axes(Layered(8), Layered(8), {}).spaces == {}
