@@ -64,6 +64,8 @@ class DryRun:
     assumed: EstimateConfig
     warning: str | None = None
     """A warning about the configuration."""
+    fsdp2_refusal: str | None = None
+    """Why the run cannot be divided by FSDP2."""
 
 
 def peaks(precision: str, peak_tflops: float | None = None) -> dict[str, float]:

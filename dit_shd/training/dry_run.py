@@ -93,6 +93,7 @@ def dry_run(config: TrainConfig) -> DryRun:
         peak_tflops=config.peak_tflops,
         assumed=config.estimate,
         warning=too_slow(config.ema_rates, config.steps, config.ema_warmup) or None,
+        fsdp2_refusal=checks.fsdp2_refusal(config),
     )
 
 
