@@ -94,7 +94,8 @@ def initialise(
     if _kept(options) is not None or not structure.known(student.state_dict()):
         selection = _selection(student, teacher, options, shd)
         plan = selection.run()
-        refit(selection, task.predict, batches if selection.narrowed else [])
+        if selection.narrowed:
+            refit(selection, task.predict, batches)
         return plan
     _comparable(student, teacher)
     layers = _layers(student, teacher, options, shd)
