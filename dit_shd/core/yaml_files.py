@@ -99,7 +99,7 @@ def override(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, An
         try:
             value = parse_yaml(text)
         except yaml.YAMLError as error:
-            reason = f": {error}" if not isinstance(error, yaml.MarkedYAMLError) else ""
+            reason = f": {error}" if type(error) is yaml.YAMLError else ""  # of this file, in one line
             raise UserError(
                 f"'{assignment}': the value is not valid YAML{reason} (in quotes, it is text: {key}='\"...\"')"
             ) from error

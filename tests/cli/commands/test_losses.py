@@ -29,7 +29,7 @@ def test_costs_are_counted(entries):
     """Linear maps of 12 layers by hand; SHD by its formula; nothing for losses of predictions."""
     assert entries["feature"].parameters == 12 * (384 * 768 + 768)
     assert entries["vkd"].parameters == 384 * 768
-    assert entries["align_to_distill"].parameters == 12 * 6 * 144 + 144
+    assert entries["align_to_distill"].parameters == 12 * 6 * 144
     assert entries["output"].share == entries["lift"].share == 0
     by_share = sorted((entry.share, name) for name, entry in entries.items() if entry.share)
     assert all(0 < share < 0.6 for share, _ in by_share), by_share
