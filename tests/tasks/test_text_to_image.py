@@ -44,7 +44,7 @@ def values(kind, pipeline, latents, run, **changes):
         "data": {"name": "text_latents", "path": str(latents)},
         "teacher": str(pipeline),
         "student": {"like": "teacher", HEADS.get(kind, "num_attention_heads"): 2},
-        "initialisation": {"weights": "teacher"},
+        "initialisation": {"weights": "teacher", "calibration": 4},
         "check_teacher": "no",
         "losses": losses,
         "steps": 3,
