@@ -21,6 +21,6 @@ def encode(folder, pipeline, images=None, captions=CAPTIONS, **options):
     values = {"images": str(images), "out": folder / "latents", "size": 16, "shard_size": 2, "workers": 1}
     config = make(EncodeConfig, {**values, "pipeline": str(pipeline), **options}, "encode")
     tokens = config.text_tokens
-    prompts = Prompts.load(str(pipeline), torch.device("cpu"), text_tokens=tokens, size=(16, 16))
+    prompts = Prompts.load(str(pipeline), torch.device("cpu"), text_tokens=tokens, size=(config.size, config.size))
     encode_to_shards(config, prompts)
     return config.out

@@ -10,17 +10,21 @@ from language import GPT2, causal_lm, lines
 from dit_shd.analysis.inspect import InspectConfig
 from dit_shd.cli.commands.compare import CompareConfig, compare
 from dit_shd.cli.commands.inspect import inspect_to_folder
+from dit_shd.cli.commands.pictures import PicturesConfig, show_pictures
 from dit_shd.cli.commands.plot import PlotConfig, plot
 from dit_shd.core.config import make
+from dit_shd.data.captioned_digits import captioned_digits
 from dit_shd.data.datasets.digits import DigitsDataset
 from dit_shd.evaluation.evaluate import EvaluateConfig, evaluate
 from dit_shd.models.families.mdt import MDTv2
 from dit_shd.models.loading import load
-from dit_shd.profiling.latency import cost
+from dit_shd.profiling.latency import Cost, cost
 from dit_shd.reports.demo_page import Demo, Scores, write_demo_page
 from dit_shd.reports.evaluation_page import write_evaluation_page
+from dit_shd.reports.pictures_page import Pictures
 from dit_shd.reports.study_page import write_study_page
 from dit_shd.reports.tables import Row
+from dit_shd.reports.text_demo_page import TextDemo, TextScores, write_text_demo_page
 from dit_shd.study.evidence import read_evidence
 from dit_shd.study.report import report_of
 from dit_shd.tasks.diffusion import Diffusion
@@ -38,6 +42,7 @@ def make_pages(folder: Path, root: Path) -> dict[str, Path]:
     """
     pages = {"inspect": _inspect(folder), "text": _text(folder), "prompt": _prompt(folder)}
     pages |= {"study": _study(folder, root), "plot": _plot(folder)}
+    pages |= {"pictures": _pictures(folder), "text_demo": _text_demo(folder)}
     return pages | _evaluations(folder) | {"demo": _demo(folder)}
 
 
@@ -60,6 +65,53 @@ def _prompt(folder: Path) -> Path:
     call = {"num_inference_steps": 4, "guidance_scale": 5}
     config = {"model": "asset:captioned_digits", "prompt": "two digits: four and seven", "call": call}
     return inspect_to_folder(make(InspectConfig, {**config, "out": str(folder / "prompt")})) / "index.html"
+
+
+def _pictures(folder: Path) -> Path:
+    """Of real canvases, and of their negatives as those of a second model."""
+    images, canvases = captioned_digits(12, "validation", 0)
+    files = []
+    for name, shown in (("teacher", images), ("a student with a long name", 255 - images)):
+        files.append(folder / f"{name}.npz")
+        np.savez(files[-1], np.repeat(shown[..., None], 3, axis=-1), np.arange(12))
+        record = {"prompts": [canvas.caption for canvas in canvases], "seed": len(files), "run": name}
+        files[-1].with_suffix(".json").write_text(json.dumps({**record, "call": {"num_inference_steps": 20}}))
+    config = {"samples": [*map(str, files)], "out": str(folder / "pictures.html")}
+    return show_pictures(make(PicturesConfig, config))
+
+
+def _text_demo(folder: Path) -> Path:
+    """Of real canvases, some of them spoiled."""
+    images, canvases = captioned_digits(24, "validation", 0)
+    names = "teacher", "half the blocks, untrained", "half the blocks, output", "half the blocks, output + SHD"
+    rows, models = [], []
+    for number, name in enumerate(names):
+        right = np.arange(24) % 4 >= number
+        shown = np.where(right[:, None, None], images, images.transpose(0, 2, 1))[..., None]
+        models.append(Pictures(name, np.repeat(shown, 3, axis=-1), right))
+        figures = {"as asked": float(right.mean()), "FD(digits)": 5.0 + number}
+        rows.append(
+            Row(name, Cost(8, 3_470_000 >> number, 10**9 >> number, 4.0 / (1 + number)), figures, {"as asked": 0.05})
+        )
+    curves = {
+        name: [{"step": s, "plain/velocity": 1 / s, "plain/output": 2 / s} for s in range(5, 100, 5)]
+        for name in names[2:]
+    }
+    demo = TextDemo(
+        scores=TextScores(rows, {"as asked": 0.97, "FD(digits)": 0.8}, 1000),
+        models=models,
+        prompts=[canvas.caption for canvas in canvases],
+        curves=curves,
+        commands={"train": "dit-shd train captioned_digits run=demo_text_out/shd steps=300 seed=0"},
+        seconds={"training": 100.0},
+        steps=300,
+        batch_size=16,
+        training_images=3000,
+        sampling_steps=10,
+        guidance=5.0,
+    )
+    write_text_demo_page(demo, folder / "text_demo.html")
+    return folder / "text_demo.html"
 
 
 def _study(folder: Path, root: Path) -> Path:

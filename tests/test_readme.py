@@ -19,7 +19,8 @@ SMALL = {
 }
 """What is added to a command here, so that it takes seconds."""
 ELSEWHERE = {
-    "dit-shd demo": "tests/cli/commands/test_demo.py",
+    "dit-shd demo": "tests/cli/test_digits_demo.py",
+    "dit-shd demo task=text": "tests/cli/test_text_demo.py",
     "dit-shd train mdtv2_b2_to_s2_shd dry_run=true": "tests/test_configs.py; true sizes take minutes",
     "dit-shd encode images=FOLDER out=LATENTS": "tests/data/test_encoding.py",
     "dit-shd convert DiT-XL-2-256x256.pt dit_xl2": "tests/models/test_conversion.py",
@@ -27,6 +28,7 @@ ELSEWHERE = {
     "dit-shd export RUN": "tests/cli/commands/test_export.py",
     "dit-shd publish RUN OWNER/NAME": "tests/cli/commands/test_publish.py",
     "dit-shd compare runs/digits_output runs/digits_shd": "tests/cli/commands/test_compare.py",
+    "dit-shd pictures teacher.npz student.npz": "tests/cli/commands/test_pictures.py",
     "dit-shd evaluate SAMPLES.npz reference=REFERENCE": "below, with names in place of the words in capitals",
     "dit-shd train CONFIG from=runs/digits_shd run=runs/new": "below, likewise",
 }

@@ -96,16 +96,16 @@ def qwen_vl(width=32):
     return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision, **tokens))
 
 
-def kl(channels=4, shift=0.1, **options):
-    """An autoencoder of a factor of two."""
+def kl(channels=4, shift=0.1, depth=2, **options):
+    """An autoencoder of a factor of two, or of a higher power of it."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * depth,
+        up_block_types=("UpDecoderBlock2D",) * depth,
+        block_out_channels=(8,) * depth,
         layers_per_block=1,
         norm_num_groups=4,
         latent_channels=channels,
@@ -399,6 +399,41 @@ def wan():
     )
 
 
+def hunyuan_dit():
+    """With the pipeline's own numbers of tokens and pixels of a latent's side, which it does not read anywhere."""
+    from diffusers import DDPMScheduler, HunyuanDiT2DModel, HunyuanDiTPipeline
+    from transformers import BertConfig, BertModel
+
+    transformer = HunyuanDiT2DModel(
+        num_attention_heads=4,
+        attention_head_dim=8,
+        in_channels=4,
+        patch_size=2,
+        sample_size=8,
+        hidden_size=32,
+        num_layers=2,
+        mlp_ratio=2.0,
+        cross_attention_dim=24,
+        cross_attention_dim_t5=32,
+        pooled_projection_dim=16,
+    )
+    sizes = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    bert = BertModel(BertConfig(vocab_size=vocabulary_size(), pad_token_id=0, max_position_embeddings=77, **sizes))
+    betas = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.02}
+    return HunyuanDiTPipeline(
+        transformer=transformer,
+        scheduler=DDPMScheduler(**betas, prediction_type="v_prediction"),
+        vae=kl(shift=None, depth=4),
+        text_encoder=bert,
+        text_encoder_2=t5(32),
+        tokenizer=tokenizer(77),
+        tokenizer_2=tokenizer(256),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
 KINDS = {
     "sd3": sd3,
     "flux": flux,
@@ -410,6 +445,7 @@ KINDS = {
     "aura_flow": aura_flow,
     "flux2": flux2,
     "wan": wan,
+    "hunyuan_dit": hunyuan_dit,
 }
 """By the name of the adapter."""
 

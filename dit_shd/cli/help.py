@@ -13,7 +13,7 @@ from dit_shd.core.plugin_source import plugin_names, plugin_source
 
 ORDER = (
     ("Distil and train", ("demo", "configs", "train", "losses", "show", "plot", "study")),
-    ("Sample and evaluate", ("sample", "evaluate", "compare", "statistics", "accuracy", "perplexity")),
+    ("Sample and evaluate", ("sample", "pictures", "evaluate", "compare", "statistics", "accuracy", "perplexity")),
     ("Models and data", ("encode", "convert", "pipeline", "inspect", "depth", "export", "publish")),
 )
 """Commands under headings, in the order in which help lists them; others follow."""

@@ -66,6 +66,8 @@ class DryRun:
     """A warning about the configuration."""
     beginning: Sequence[str] = ()
     """What the student begins with of its teacher's weights, in words, where that is known before a run."""
+    fsdp2_refusal: str | None = None
+    """Why the run cannot be divided by FSDP2."""
 
 
 def peaks(precision: str, peak_tflops: float | None = None) -> dict[str, float]:

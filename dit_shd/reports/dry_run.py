@@ -116,7 +116,8 @@ def _several(run: DryRun) -> str:
     """What one process and each of eight hold, and how long a run is."""
     memory, count = run.memory, 8
     held = {"1 GPU": (memory.total, 1), f"{count} GPUs, DDP": (memory.replicated, count)}
-    held[f"{count} GPUs, FSDP2"] = (memory.divided(count), count)
+    if run.fsdp2_refusal is None:
+        held[f"{count} GPUs, FSDP2"] = (memory.divided(count), count)
     work = run.operations.executed * run.batch_size * run.steps
     rows = [["GiB of each", *(_gib(size) for size, _ in held.values())]]
     rows.append([f"fits into {GPU_GIB} GiB", *("yes" if size < GPU_GIB * 2**30 else "no" for size, _ in held.values())])
@@ -126,7 +127,8 @@ def _several(run: DryRun) -> str:
     divided = (
         "all that is not of a pass" if memory.divides_teacher else "all that is not of a pass, but for the teacher"
     )
-    return f"{_table(['processes', *held], rows)}\nDDP holds the gradients twice; FSDP2 divides {divided}"
+    note = f"FSDP2 divides {divided}" if run.fsdp2_refusal is None else run.fsdp2_refusal
+    return f"{_table(['processes', *held], rows)}\nDDP holds the gradients twice; {note}"
 
 
 def _gib(size: int) -> str:

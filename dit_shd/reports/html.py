@@ -172,6 +172,6 @@ def linked(text: str, link: Link, page: Path) -> str:
     return f'{html.escape(text)}<a href="{target}">{html.escape(link.text)}</a>'
 
 
-def data_uri(png: bytes) -> str:
-    """A PNG inside of a page."""
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+def data_uri(image: bytes, kind: str = "image/png") -> str:
+    """An image file inside of a page."""
+    return f"data:{kind};base64," + base64.b64encode(image).decode("ascii")

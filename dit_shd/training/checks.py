@@ -52,20 +52,29 @@ def ranges(config: TrainConfig) -> None:
 def _sharding(config: TrainConfig) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         raise UserError("sharding: fsdp2 needs two processes or more; start it by torchrun or accelerate launch")
+    reason = fsdp2_refusal(config)
+    if reason is not None:
+        raise UserError(f"sharding: {reason}")
+
+
+def fsdp2_refusal(config: TrainConfig) -> str | None:
+    """Why a run cannot be divided by FSDP2, whatever its number of processes; None where it can."""
     if config.precision == "fp16":
-        raise UserError("sharding: fsdp2 works with precision no or bf16, found fp16")
+        return "fsdp2 works with precision no or bf16, found fp16"
     if config.optimizer.name == "adamw8bit":
-        raise UserError("sharding: fsdp2 divides the optimizer's states already; optimizer.name=adamw, found adamw8bit")
+        return "fsdp2 divides the optimizer's states already; optimizer.name=adamw, found adamw8bit"
     if config.gradient_norms_every:
-        raise UserError("sharding: fsdp2 cannot measure each term's gradient; set gradient_norms_every=0")
+        return "fsdp2 cannot measure each term's gradient; set gradient_norms_every=0"
+    if config.teacher_offload != "no":
+        return f"fsdp2 does not go with teacher_offload={config.teacher_offload}; choose one of the two"
+    return None
 
 
 def _teacher_memory(config: TrainConfig) -> None:
     """Refuse ways to hold a teacher that do not go together."""
     if config.teacher_offload == "no":
         return
-    others = {"sharding": config.sharding == "fsdp2", "compile": config.compile}
-    others["teacher_precision"] = is_quantised(config.teacher_precision)
+    others = {"compile": config.compile, "teacher_precision": is_quantised(config.teacher_precision)}
     for key, given in others.items():
         if given:
             raise UserError(

@@ -96,6 +96,7 @@ def dry_run(config: TrainConfig) -> DryRun:
         assumed=config.estimate,
         warning=too_slow(config.ema_rates, config.steps, config.ema_warmup) or None,
         beginning=beginning,
+        fsdp2_refusal=checks.fsdp2_refusal(config),
     )
 
 

@@ -18,11 +18,12 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
-from images import NAMES
 from PIL import Image
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+from dit_shd.data.captioned_digits import NAMES
 
 WORDS = [*NAMES, "a", "an", "two", "digits", ":", "and", "above", "at", "the", "left", "right", "top", "bottom"]
 WORDS = list(dict.fromkeys([*WORDS, "thin", "thick", "slanted"]))

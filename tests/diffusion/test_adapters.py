@@ -11,7 +11,9 @@ from diffusers import (
     FluxPipeline,
     QwenImagePipeline,
 )
-from tiny_pipelines import KINDS, write_pipeline
+from diffusers.models.embeddings import get_2d_rotary_pos_embed
+from diffusers.pipelines.hunyuandit.pipeline_hunyuandit import get_resize_crop_region_for_grid
+from tiny_pipelines import KINDS, kl, tokenizer, vocabulary_size, write_pipeline
 
 from dit_shd.core.errors import UserError
 from dit_shd.core.rng import Draws
@@ -22,6 +24,10 @@ from dit_shd.diffusion.text_process import ddpm_schedule, pipeline_shift, proces
 
 PROMPTS = ["a thin seven", "two digits : four and seven with a zero"]
 """Of unequal length."""
+
+
+BY_THE_SCHEDULER = "sd3", "aura_flow", "wan"
+"""Pipelines that leave the noise levels to their scheduler, which divides from its first (shifted) one to its last."""
 
 
 @pytest.fixture(scope="module", params=list(KINDS))
@@ -114,7 +120,7 @@ def public_loss(kind, pipeline, x_0, noise, t, text):
 
     SD3, FLUX, FLUX.2, Qwen-Image, Z-Image, Lumina 2, Sana: diffusers' examples/dreambooth/train_dreambooth*.py
     (weighting none); AuraFlow, Wan: the same of their pipelines' calls; PixArt: its repository's training loss, the
-    noise's error by IDDPM (the variational term is tested apart).
+    noise's error by IDDPM (the variational term is tested apart); HunyuanDiT: v of its pipeline's scheduler.
     """
     model, width = pipeline.transformer, x_0.shape[-1]
     if kind == "pixart":
@@ -127,6 +133,25 @@ def public_loss(kind, pipeline, x_0, noise, t, text):
             added_cond_kwargs={"resolution": None, "aspect_ratio": None},
         ).sample
         return (output.chunk(2, dim=1)[0] - noise).square().mean((1, 2, 3))
+    if kind == "hunyuan_dit":  # min-SNR aside: the velocity of DDPM by the scheduler, and its call's arguments
+        noisy = pipeline.scheduler.add_noise(x_0, noise, t)
+        text_keywords = {
+            "encoder_hidden_states": text.embeddings[:, :77, :24],
+            "text_embedding_mask": text.mask[:, :77].long(),
+            "encoder_hidden_states_t5": text.embeddings[:, 77:].contiguous(),
+            "text_embedding_mask_t5": text.mask[:, 77:].long(),
+        }
+        height, width = x_0.shape[-2:]
+        region = get_resize_crop_region_for_grid((height // 2, width // 2), 32)
+        output = model(
+            noisy,
+            t.float(),
+            **text_keywords,
+            image_meta_size=torch.tensor([[1024.0, 1024.0, 8 * height, 8 * width, 0, 0]] * 2),
+            style=torch.tensor([0, 0]),
+            image_rotary_emb=get_2d_rotary_pos_embed(8, region, (height // 2, width // 2), output_type="pt"),
+        ).sample
+        return (output.chunk(2, dim=1)[0] - pipeline.scheduler.get_velocity(x_0, noise, t)).square().mean((1, 2, 3))
     sigmas = t.view(-1, 1, 1, 1)
     noisy = (1.0 - sigmas) * x_0 + sigmas * noise
     target = noise - x_0
@@ -194,7 +219,8 @@ def test_the_base_loss_is_the_public_script_s(kind, pipeline, adapter, tmp_path)
     prediction, extra = process.prediction(output, x_0, t)
     terms = process.losses(prediction, extra, x_0, noise, process.add_noise(x_0, noise, t), t)
     expected = public_loss(kind, pipeline, x_0, noise, t, text)
-    torch.testing.assert_close(terms["noise" if kind == "pixart" else "velocity"], expected, rtol=1e-6, atol=1e-6)
+    name = "noise" if adapter.process == "ddpm" else "velocity"
+    torch.testing.assert_close(terms[name], expected, rtol=1e-6, atol=1e-6)
     assert ("variational" in terms) == (kind == "pixart")
 
 
@@ -218,6 +244,37 @@ def test_a_class_without_an_adapter_is_told_how_one_looks():
     scope: dict = {}
     exec("\n".join(line[4:] for line in sketch.splitlines()), scope)
     assert issubclass(scope["HunyuanSuper"], Adapter)
+
+
+def test_a_class_that_mixes_prompts_is_refused_with_the_reason():
+    with pytest.raises(UserError, match="CogView4Transformer2DModel: is not supported: its pipeline pads prompts"):
+        adapter_of("CogView4Transformer2DModel")
+
+
+@torch.no_grad()
+def test_why_cogview4_is_refused():
+    """What its pipeline's transformer makes of a prompt changes with the other prompts of a batch."""
+    from diffusers import CogView4Pipeline, CogView4Transformer2DModel
+    from transformers import GlmConfig, GlmModel
+
+    torch.manual_seed(0)
+    sizes = {"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 16, "rope_axes_dim": (16, 16)}
+    width = {"text_embed_dim": 32, "time_embed_dim": 16, "condition_dim": 16}
+    transformer = CogView4Transformer2DModel(in_channels=4, out_channels=4, sample_size=8, **sizes, **width)
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16, "pad_token_id": 0}
+    depth = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 32}
+    encoder = GlmModel(GlmConfig(vocab_size=vocabulary_size(), **depth, **heads))
+    parts = {"transformer": transformer, "text_encoder": encoder, "tokenizer": tokenizer(64, "left")}
+    pipeline = CogView4Pipeline(vae=kl(), scheduler=FlowMatchEulerDiscreteScheduler(), **parts)
+    long = "a nine with a zero and " * 5
+    alone, both = (
+        pipeline.encode_prompt(prompts, do_classifier_free_guidance=False)[0][:1]
+        for prompts in (["a nine"], ["a nine", long])
+    )
+    assert alone.shape[1] < both.shape[1]
+    x, t, sizes_in = torch.randn(1, 4, 8, 8), torch.tensor([500.0]), [torch.tensor([[64.0, 64.0]])] * 3
+    outputs = [transformer(x, text, t, *sizes_in, return_dict=False)[0] for text in (alone, both)]
+    assert (outputs[0] - outputs[1]).abs().max() > 0.01 * outputs[0].std()
 
 
 def test_shift_and_schedule_are_the_scheduler_s():
@@ -268,6 +325,30 @@ def test_the_record_knows_the_pipeline(tmp_path):
     other = write_pipeline("sd3", tmp_path / "other", seed=1)
     assert record_of(str(same), same).text_sha256 == record.text_sha256
     assert record_of(str(other), other).text_sha256 != record.text_sha256
+
+
+@torch.no_grad()
+def test_the_shift_of_training_is_that_of_the_pipeline_s_default_steps(kind, pipeline, adapter):
+    """Every noise level of its own call lies where evenly spaced ones lie after the shift that training has."""
+    if adapter.process == "ddpm":
+        process = process_of("ddpm", dict(pipeline.scheduler.config), TimestepDensity(), "none", None, 2)
+        times = process.times(torch.arange(1000, dtype=torch.float64) / 1000, (1, 4, 8, 8))
+        assert times.tolist() == list(range(1000)), "uniform over the schedule"
+        return
+    if kind == "flux2":
+        pytest.skip("its shift depends on the number of steps: the next test")
+    guidance = {"qwen_image": None, "flux": 2.5, "z_image": 0.0}.get(kind, 1.0)
+    steps = torch.tensor([float(t) / 1000 for _, t, _ in asked_by_the_pipeline(pipeline, adapter, guidance)]).double()
+    multiple = adapter.multiple(pipeline.transformer.config)
+    options = dict(pipeline.scheduler.config), TimestepDensity(), "none", None, multiple, adapter.shift
+    process = process_of("flow", *options)
+    scheduler = pipeline.scheduler
+    ends = (scheduler.sigma_max, scheduler.sigma_min) if kind in BY_THE_SCHEDULER else (1.0, 1 / 3)
+    even = torch.linspace(*ends, 3, dtype=torch.float64)
+    expected = process.times(even, (1, 4, *sides(pipeline, adapter)))
+    if terminal := scheduler.config.get("shift_terminal"):  # a stretch of the steps so that the last is this
+        expected = 1 - (1 - expected) * (1 - terminal) / (1 - expected[-1])
+    torch.testing.assert_close(steps.float(), expected, rtol=2e-3, atol=2e-3)
 
 
 def test_the_shift_of_flux2_is_its_pipeline_s_at_50_steps():

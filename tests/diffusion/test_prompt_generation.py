@@ -125,8 +125,8 @@ def test_bad_input(student, pipeline, prompts, tmp_path):
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "sd3"])
 def test_every_pipeline_draws(kind, tmp_path, prompts):
     folder = write_pipeline(kind, tmp_path / "pipeline")
-    size = 32 if kind in ("lumina2", "sana") else 16
+    size = 32 if kind in ("lumina2", "sana", "hunyuan_dit") else 16
     call = {"height": size, "width": size, "num_inference_steps": 2}
-    call |= {"use_resolution_binning": False} if kind in ("pixart", "sana") else {}
+    call |= {"use_resolution_binning": False} if kind in ("pixart", "sana", "hunyuan_dit") else {}
     out = sample_prompts(make(SampleConfig, {"run": str(folder), "prompts": str(prompts), "call": call, "count": 2}))
     assert np.load(out)["arr_0"].shape[0] == 2

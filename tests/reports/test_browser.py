@@ -11,7 +11,7 @@ from dit_shd.reports import demo_page
 from dit_shd.reports.run_page import RunLog, write_run_page
 
 pytest.importorskip("mlxtend")
-KINDS = "inspect", "text", "prompt", "study", "plot", "evaluation", "comparison", "demo"
+KINDS = "inspect", "text", "prompt", "study", "plot", "evaluation", "comparison", "demo", "pictures", "text_demo"
 MOST_BYTES = 3_000_000
 
 

@@ -37,6 +37,11 @@ SKETCH = """
         def prediction(self, output, x):  # of its output: the velocity noise - x_0, shaped like the latents x
             return output"""
 """A file of an adapter, for the error about a class that has none."""
+REFUSED = {
+    "CogView4Transformer2DModel": "its pipeline pads prompts to the longest of a batch and gives no mask, so that what "
+    "a prompt's embeddings are, and what the model makes of them, depends on the other prompts",
+}
+"""Classes that cannot be asked so that a sample depends on its own prompt alone, and why."""
 
 
 class Adapter(ABC):
@@ -194,6 +199,8 @@ def adapter_of(transformer: str, name: str | None = None) -> Adapter:
     if name is not None:
         return ADAPTERS.find(name)()
     adapters = by_class()
+    if transformer in REFUSED:
+        raise UserError(f"{transformer}: is not supported: {REFUSED[transformer]}")
     if transformer not in adapters:
         raise UserError(
             f"{transformer}: no adapter says how it is asked; there are those of {', '.join(adapters)}. One is a file, "

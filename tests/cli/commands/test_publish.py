@@ -63,6 +63,23 @@ def test_a_model_without_a_card_is_refused(calls, teacher, capsys):
     assert not calls
 
 
+def test_a_licence_that_forbids_derivatives_is_refused(calls, teacher, tmp_path, capsys):
+    """Of the model itself, and of a teacher that it learned from."""
+    for card in (
+        "---\nlicense: cc-by-nd-4.0\n---\n",
+        "---\nlibrary_name: dit_shd\nlicense: cc-by-nc-nd-4.0\ndit_shd:\n  learned_from: [teacher]\n---\n",
+    ):
+        (tmp_path / "README.md").write_text(card)
+        (tmp_path / "config.json").write_text((teacher / "config.json").read_text())
+        (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes(
+            (teacher / "diffusion_pytorch_model.safetensors").read_bytes()
+        )
+        assert main(["publish", str(tmp_path), "me/digits"]) == 2
+        error = capsys.readouterr().err
+        assert "nd-4.0 forbids to pass on what is made of the models behind it; not published" in error
+        assert not calls
+
+
 def test_no_login_is_one_line(calls, monkeypatch, capsys):
     def refuse(self, *args, **options):
         raise OSError("401 Client Error\nUnauthorized")

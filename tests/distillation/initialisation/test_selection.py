@@ -43,8 +43,8 @@ def smaller_than(teacher, **changes):
 
 @torch.no_grad()
 def output(model):
-    """On noise of 8 x 8 with five tokens of text."""
-    task = TextToImage(side=8, text_tokens=5)
+    """On noise of 8 x 8 with five tokens of text, or as many as a class takes alone."""
+    task = TextToImage(side=8, text_tokens=None if hasattr(model, "text_embedding_padding") else 5)
     (batch,) = task.example(model, 2, torch.device("cpu"))
     return task.predict(model, batch).prediction
 
@@ -111,6 +111,10 @@ def twins(choice, axis):
 def test_a_teacher_that_does_what_a_narrow_student_does_gives_it_back(teacher):
     """The same function, so that the axes are right: copies of a space in their order, whole heads, gates."""
     student, wide = smaller_than(teacher), type(teacher).from_config(teacher.config).eval()
+    if hasattr(teacher, "text_embedding_padding"):
+        with pytest.raises(UserError, match="HunyuanDiTAttentionPool, whose heads are not known here"):
+            initialise(None, student, wide, [], OPTIONS)
+        return
     widened(student, wide)
     torch.testing.assert_close(output(wide), output(student), rtol=1e-4, atol=1e-4 * float(output(student).std()))
     other = random(smaller_than(teacher), 3)

@@ -11,9 +11,9 @@ from pages import words_of
 from PIL import Image
 
 from dit_shd.cli.child_processes import ChildProcess, run_jobs
-from dit_shd.cli.commands.demo import _sample, demo, headline
-from dit_shd.cli.commands.demo import finished as finished_demo
-from dit_shd.cli.demo_folder import NAMES, STUDENTS, TEACHER, DemoConfig, student_config
+from dit_shd.cli.demo_folder import DemoConfig, student_config
+from dit_shd.cli.digits_demo import NAMES, STUDENTS, TEACHER, demo, headline, sample_models
+from dit_shd.cli.digits_demo import finished as finished_demo
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.core.yaml_files import read_yaml
@@ -137,7 +137,7 @@ def test_a_missing_sample_file_alone_is_made_again(finished):
         images = old["arr_0"]
     kept = (out / "samples" / "teacher.npz").stat().st_mtime_ns
     file.unlink()
-    assert _sample(settings(out), trained=set()), "something was to be done"
+    assert sample_models(settings(out), trained=set()), "something was to be done"
     with np.load(file) as new:
         np.testing.assert_array_equal(new["arr_0"], images)
     assert (out / "samples" / "teacher.npz").stat().st_mtime_ns == kept
@@ -175,7 +175,7 @@ def test_a_failing_child_is_shown(tmp_path, capsys):
 
 def test_configs_are_found_and_name_the_shipped_teacher():
     for name in STUDENTS:
-        assert read_yaml(student_config(name))["teacher"] == TEACHER
+        assert read_yaml(student_config(f"digits_{name}"))["teacher"] == TEACHER
 
 
 def test_best_student_is_bold_and_text_is_escaped():
