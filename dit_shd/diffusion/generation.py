@@ -78,13 +78,14 @@ def sample_to_file(config: SampleConfig, model: nn.Module | None = None) -> Path
     decode = load_decoder(config, network)
     record = {**settings(config), "model_sha256": hashing.sha256_of_tensors(network)}
     record |= {"vae_sha256": decode.digest, **({"vae_name": decode.name} if decode.name else {})}
-    classes, ready = known_classes(network), prepared(network, config)
+    classes = known_classes(network)
 
     def images_of(indices: range, on_step: Callable[[float], None]) -> tuple[np.ndarray, np.ndarray]:
         labels = label_plan(config, classes, indices)
-        return draw(ready, config, indices, labels, decode, on_step), labels
+        return draw(network, config, indices, labels, decode, on_step), labels
 
-    make_file(state, config, record, out, images_of)
+    with prepared(network, config):
+        make_file(state, config, record, out, images_of)
     return out
 
 

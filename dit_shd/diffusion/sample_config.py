@@ -68,7 +68,7 @@ class SampleConfig:
         "keep latents as they are (float32 [n,c,y,x])",
     )
     precision: Literal["no", "bf16"] = option("no", "autocast of the network")
-    compile: bool = option(False, "torch.compile the network (needs a compiler; minutes at first, then faster)")
+    compile: bool = option(False, "torch.compile the network's blocks (needs a compiler; slow at first, then faster)")
     prompts: Path | None = option(
         None,
         "of text-to-image models: text file with a prompt a line, or a folder of latents with captions; image i is of "

@@ -10,6 +10,7 @@ import base64
 import html
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +34,7 @@ from dit_shd.diffusion.guidance import Guided
 from dit_shd.diffusion.sample_config import VELOCITY_SOLVERS, SampleConfig
 from dit_shd.diffusion.solvers import network_calls, solve
 from dit_shd.models import loading
+from dit_shd.models.compilation import compiled_blocks
 from dit_shd.models.families.mdt import kept_biases
 from dit_shd.models.prediction import prediction_of
 from dit_shd.models.shape import shape_of
@@ -111,8 +113,9 @@ def sample(
     if plan.shape != (count,):
         raise UserError(f"labels: wanted {count}, one for each image, found {plan.shape}")
     check_labels(plan, model)
-    decode, network = load_decoder(config, model), prepared(model, config)
-    parts = [draw(network, config, indices, plan[indices], decode) for indices in batches(config)]
+    decode = load_decoder(config, model)
+    with prepared(model, config):
+        parts = [draw(model, config, indices, plan[indices], decode) for indices in batches(config)]
     return Samples(np.concatenate(parts), plan)
 
 
@@ -157,9 +160,9 @@ def _shortly(classes: Sequence[int]) -> str:
     return ", ".join(map(str, classes[:10])) + (", ..." if len(classes) > 10 else "")
 
 
-def prepared(model: nn.Module, config: SampleConfig) -> nn.Module:
-    """The model for `draw`: compiled, if so configured, once for all batches."""
-    return torch.compile(model, dynamic=False) if config.compile else model  # type: ignore[return-value]
+def prepared(model: nn.Module, config: SampleConfig) -> AbstractContextManager[None]:
+    """A context in which `draw` finds the model's blocks compiled, if so configured; once for all batches."""
+    return compiled_blocks(model) if config.compile else nullcontext()
 
 
 def load_decoder(config: SampleConfig, model: nn.Module) -> Decoder:
@@ -182,7 +185,7 @@ def draw(
     """The images of some numbers: uint8 [b,y,x,c], or what the decoder keeps.
 
     Args:
-        model: Class-conditional, as `prepared` gives it.
+        model: Class-conditional.
         config: As of_model gives it.
         indices: The images' numbers [b].
         labels: Their classes [b].

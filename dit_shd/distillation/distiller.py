@@ -29,7 +29,7 @@ class Distiller(nn.Module):
         student: The model that learns it.
         losses: The terms of distillation.
         stop_teacher_early: Let a teacher stop after the last layer that losses read, if none reads its output. Not
-            for a teacher that is compiled or sharded: both need a forward that ends.
+            for a teacher that is sharded or compiled as a whole: both need a forward that ends.
         base_weight: The factor of the task's own terms, constant or by step.
     """
 

@@ -16,6 +16,7 @@ from dit_shd.core.errors import UserError
 from dit_shd.distillation.losses import LayerLoss, Loss
 from dit_shd.distillation.records import Forward, Layer, Reads
 from dit_shd.models.blocks import blocks, recorded, recorded_blocks
+from dit_shd.models.compilation import is_compiled
 from dit_shd.tasks import Batch, Task
 
 Sink = Callable[[Reads, Layer], None]
@@ -73,7 +74,7 @@ def _check_compiled(model: nn.Module, read: frozenset[Reads]) -> None:
             f"{type(model).__name__}: a model that is compiled as a whole does not give its {_names(read & FEATURES)}; "
             "compile its blocks (block.compile())"
         )
-    if Reads.ATTENTION_OUTPUT in read and any(m._compiled_call_impl is not None for m in blocks(model)):
+    if Reads.ATTENTION_OUTPUT in read and any(map(is_compiled, blocks(model))):
         raise UserError(
             "attention output: compiled blocks do not give what attention modules in them put out; compile=false"
         )

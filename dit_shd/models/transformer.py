@@ -1,8 +1,9 @@
 """Base of MDT and DiT: patches in, blocks conditioned by adaLN-Zero, patches out (arXiv 2212.09748)."""
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from diffusers.configuration_utils import ConfigMixin
@@ -23,6 +24,15 @@ from dit_shd.models.quantization import dequantised
 MOST_LAYERS, MOST_WIDTH, MOST_TOKENS = 1024, 2**16, 2**17
 """Limits beyond any such model: a damaged config.json is refused before the model is built."""
 
+Function = TypeVar("Function", bound=Callable[..., Any])
+Held = list[tuple[Tensor, Tensor, Tensor, Tensor]]
+"""Query, key, value and A V [b,h,n,d] of attention in compiled code, which can make no Capture of them."""
+
+
+def _outside(function: Function) -> Function:
+    """A function that torch.compile leaves as it is, and that breaks its graph."""
+    return torch.compiler.disable(function)  # type: ignore[return-value]
+
 
 class Attention(nn.Module):
     """Multi-head self-attention; calls `recorder` with its Capture, if there is one."""
@@ -39,33 +49,38 @@ class Attention(nn.Module):
         """The bias of the scores; `code` [b,n] has the positions of the tokens, None for all tokens."""
         return None
 
-    def forward(self, x: Tensor, code: Tensor | None) -> Tensor:
-        """Tokens [b,n,e] from tokens; `code` as in `bias`."""
+    def forward(self, x: Tensor, code: Tensor | None, held: Held | None = None) -> Tensor:
+        """Tokens [b,n,e] from tokens; `code` as in `bias`. `held` takes what otherwise goes to the recorder."""
         b, n, e = x.shape
         query, key, value = (y.view(b, n, self.heads, -1).transpose(1, 2) for y in self.qkv(x).chunk(3, dim=-1))
         bias = self.bias(code)
         scale = query.shape[-1] ** -0.5
-        if torch.compiler.is_compiling() and (self.recorder is not None or not in_graph(query, key, value, bias)):
-            mixed = self._attend_eagerly(query, key, value, scale, bias)  # type: ignore[call-arg]
-        else:
-            mixed = self._attend(query, key, value, scale, bias)
+        whole = torch.compiler.is_compiling() and not in_graph(query, key, value, bias)
+        mixed = (_attend_eagerly if whole else attend)(query, key, value, scale, bias)
+        if held is not None:
+            held.append((query, key, value, mixed))
+        elif self.recorder is not None:
+            self.record(query, key, value, mixed, code)
         return self.proj(mixed.transpose(1, 2).reshape(b, n, e))
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float, bias: Bias | None) -> Tensor:
-        mixed = attend(query, key, value, scale, bias)
+    @_outside
+    def record(self, query: Tensor, key: Tensor, value: Tensor, mixed: Tensor, code: Tensor | None) -> None:
+        """Call the recorder, if there is one, with the Capture of what `forward` has worked with."""
         if self.recorder is not None:
             out = dequantised(self.proj.weight).t().unflatten(0, (self.heads, -1))
-            self.recorder(Capture(query, key, value, scale, bias, out=out, mixed=mixed))
-        return mixed
+            scale = query.shape[-1] ** -0.5
+            self.recorder(Capture(query, key, value, scale, self.bias(code), out=out, mixed=mixed))
 
-    @torch.compiler.disable
-    def _attend_eagerly(self, query: Tensor, key: Tensor, value: Tensor, scale: float, bias: Bias | None) -> Tensor:
-        """Recorders and tiles of a learnable bias break the graph; torch.compile compiles the rest."""
-        return self._attend(query, key, value, scale, bias)
+
+_attend_eagerly = _outside(attend)
+"""Tiles of a learnable bias break the graph; torch.compile compiles the rest."""
 
 
 class Block(nn.Module):
     """A transformer block conditioned by adaLN-Zero."""
+
+    compiler: str | Callable[..., Any] | None = None
+    """The backend of torch.compile for `transform`; None: it is not compiled."""
 
     def __init__(self, width: int, attention: Attention, mlp_ratio: float):
         super().__init__()
@@ -77,9 +92,33 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor, code: Tensor | None = None) -> Tensor:
         """Tokens [b,n,e] from tokens, the condition [b,e] and codes of the tokens [b,n]."""
+        if self.compiler is None or torch.compiler.is_compiling():
+            return self.transform(x, condition, code)
+        _mark(x, code)
+        held: Held = []  # always, so that a block has one graph, recorded or not, and recomputed in the backward
+        x = _compiled(self.compiler)(self, x, condition, code, held)
+        self.attn.record(*held[0], code)
+        return x
+
+    def transform(self, x: Tensor, condition: Tensor, code: Tensor | None, held: Held | None = None) -> Tensor:
+        """What is compiled of `forward`: the same code in every block of every model."""
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(condition)[:, None].chunk(6, dim=-1)
-        x = torch.addcmul(x, gate_a, self.attn(modulate(self.norm1(x), shift_a, scale_a), code))
+        x = torch.addcmul(x, gate_a, self.attn(modulate(self.norm1(x), shift_a, scale_a), code, held))
         return torch.addcmul(x, gate_m, self.mlp(modulate(self.norm2(x), shift_m, scale_m)))
+
+
+@functools.cache
+def _compiled(backend: str | Callable[..., Any]) -> Callable[..., Tensor]:
+    return torch.compile(Block.transform, backend=backend)
+
+
+def _mark(x: Tensor, code: Tensor | None) -> None:
+    """One graph for the number n of all tokens, and one for any number of some of them."""
+    if code is None:
+        torch._dynamo.mark_static(x, [1, 2])
+    else:
+        torch._dynamo.maybe_mark_dynamic(x, 1)
+        torch._dynamo.maybe_mark_dynamic(code, 1)
 
 
 class LatentTransformer(ModelMixin, ConfigMixin):

@@ -1,19 +1,17 @@
-"""torch.compile for training: block by block, with the capture of attention outside of what is compiled."""
+"""torch.compile for training."""
 
 from torch import nn
 
 from dit_shd.core.errors import UserError
-from dit_shd.models.blocks import blocks
-
-RECOMPILATIONS = 64
-"""Versions of one block's code that are kept: blocks with and without skip, of teacher and student, of both passes."""
+from dit_shd.models import compilation
+from dit_shd.models.compilation import Backend
 
 ONCE = "skip_fwd_side_effects_in_bwd_under_checkpoint"
 """torch's setting by which recomputed blocks do not hand over captures again; torch 2.6 lacks it."""
 
 
-def compile_blocks(*models: nn.Module, backend: str = "inductor") -> None:
-    """Compile the blocks of models in place; attention, captured or with a learnable bias, is not compiled.
+def compile_blocks(*models: nn.Module, backend: Backend = "inductor") -> None:
+    """Compile the blocks of models in place, if compilation works on this machine.
 
     Args:
         models: Student and teachers.
@@ -31,8 +29,6 @@ def compile_blocks(*models: nn.Module, backend: str = "inductor") -> None:
     except Exception as error:  # inductor fails in many ways
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"compile: torch.compile does not work here ({reason}); set compile=false") from error
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILATIONS)
     setattr(torch._dynamo.config, ONCE, True)
     for model in models:
-        for block in blocks(model):
-            block.compile(backend=backend)
+        compilation.compile_blocks(model, backend)

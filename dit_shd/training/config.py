@@ -103,7 +103,7 @@ class TrainConfig:
         "no", "mixed precision; maps, softmax and KL stay float32", heading="Speed and memory"
     )
     compile: bool = option(
-        False, "torch.compile the blocks of both models (needs a compiler; minutes at first)", resumable=True
+        False, "torch.compile the blocks of both models (needs a compiler; a minute or so at first)", resumable=True
     )
     gradient_checkpointing: bool = option(
         False, "compute the student's blocks again in the backward: less memory", resumable=True

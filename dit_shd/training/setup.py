@@ -67,7 +67,7 @@ def build(config: TrainConfig) -> Run:
     check(parts)
     parts = with_micro_batch(parts)
     config, task, teachers = parts.config, parts.task, parts.teachers
-    whole = config.compile or config.sharding != "no" or config.teacher_offload != "no"
+    whole = config.sharding != "no" or config.teacher_offload != "no"
     distiller = Distiller(task, parts.student, parts.losses, not whole, config.base_weight)
     first_sample(config, distiller, teachers)
     accelerator, batches = join(config, distiller)

@@ -188,7 +188,7 @@ class MDTv2(LatentTransformer):
         stack = []
         for block in self.en_inblocks:
             x = self.run(block, x, condition, code)
-            stack.append(x.view_as(x))  # the first skip is no tensor twice, which would be compiled apart
+            stack.append(x)
         for block in self.en_outblocks:
             x = self.run(block, x, condition, code, stack.pop())
         x = x + self.decoder_pos_embed if keep is None else self._interpolate(x, condition, keep)
