@@ -64,6 +64,8 @@ class DryRun:
     assumed: EstimateConfig
     warning: str | None = None
     """A warning about the configuration."""
+    beginning: Sequence[str] = ()
+    """What the student begins with of its teacher's weights, in words, where that is known before a run."""
     fsdp2_refusal: str | None = None
     """Why the run cannot be divided by FSDP2."""
 

@@ -20,6 +20,8 @@ GPU_GIB = 79
 def dry_run_text(run: DryRun) -> str:
     """Tables of models, operations, GPU-hours and memory."""
     sections = [_models(run), _operations(run), _hours(run), _memory(run)]
+    if run.beginning:
+        sections.append("\n".join(["The student begins with its teacher's weights:", *run.beginning]))
     if run.warning is not None:
         sections.append(run.warning)
     for place in run.teachers_missing:

@@ -17,7 +17,8 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
 from dit_shd.distillation.calibration import calibrate
 from dit_shd.distillation.distiller import Distiller
-from dit_shd.distillation.losses import LOSSES
+from dit_shd.distillation.initialisation import initialise as initialisation
+from dit_shd.distillation.losses import LOSSES, Loss
 from dit_shd.distillation.teachers import Teachers, role
 from dit_shd.models import loading
 from dit_shd.models.families import FAMILIES
@@ -59,12 +60,13 @@ def dry_run(config: TrainConfig) -> DryRun:
     checks.teaching(config, step.losses)
     checks.passes(task, step.losses)
     student = meta.build(config.student, "student")
-    if config.lora.rank:
-        check_lora(student, config.lora)
-        add_lora(student, config.lora)
     if config.validate_every:
         task.check_evaluation(student, None)
     teachers, missing = _teachers(config, task)
+    beginning = _beginning(config, step.losses, student, teachers, missing)
+    if config.lora.rank:
+        check_lora(student, config.lora)
+        add_lora(student, config.lora)
     task.check_model("student", student)
     for name, teacher in teachers.items():
         task.check_model(role(name), teacher)
@@ -93,8 +95,25 @@ def dry_run(config: TrainConfig) -> DryRun:
         peak_tflops=config.peak_tflops,
         assumed=config.estimate,
         warning=too_slow(config.ema_rates, config.steps, config.ema_warmup) or None,
+        beginning=beginning,
         fsdp2_refusal=checks.fsdp2_refusal(config),
     )
+
+
+def _beginning(
+    config: TrainConfig,
+    losses: Sequence[Loss],
+    student: nn.Module,
+    teachers: Mapping[str, nn.Module],
+    missing: Mapping[str, Plugin],
+) -> list[str]:
+    """What the student begins with, in words; nothing where that needs a teacher that does not exist yet, or data."""
+    name, teacher = next(iter(teachers.items()), ("", None))
+    initialisation.check(config.initialisation, losses, student, teacher)
+    if teacher is None or name in missing:
+        return []
+    plan = initialisation.planned(config.initialisation, losses, student, teacher)
+    return [] if plan is None else list(plan.lines())
 
 
 def _real(config: TrainConfig, name: str, loaded: nn.Module, missing: Mapping[str, Plugin]) -> nn.Module:

@@ -44,6 +44,7 @@ def values(kind, pipeline, latents, run, **changes):
         "data": {"name": "text_latents", "path": str(latents)},
         "teacher": str(pipeline),
         "student": {"like": "teacher", HEADS.get(kind, "num_attention_heads"): 2},
+        "initialisation": {"weights": "random" if kind == "hunyuan_dit" else "teacher", "calibration": 4},
         "check_teacher": "no",
         "losses": losses,
         "steps": 3,
@@ -69,6 +70,9 @@ def test_three_steps_with_resume(kind, made, tmp_path):
     assert len(last) == 1
     for one, other in zip(steps, [*first, *last]):
         assert one["loss"] == other["loss"]
+    if config.initialisation.weights == "teacher":
+        stream = json.loads((tmp_path / "run" / "initialisation.json").read_text())["channels"]["stream"]
+        assert stream == list(range(0, 2 * len(stream), 2))
     record = json.loads((tmp_path / "run" / "student" / "pipeline.json").read_text())
     assert record["pipeline"] == str(pipeline)
     assert f"It replaces the transformer of {pipeline}" in (tmp_path / "run" / "student" / "README.md").read_text()

@@ -10,8 +10,8 @@ moments.py    moments on calibration batches      transfer.py    the new weights
 
 That is for MDTv2 and DiT of dit_shd. Students of any other class begin with sub-tensors of their teachers':
 
-axes.py       tensors that share channels         selection.py   what is kept, and the new weights
-depth.py      layers; a plan of kept blocks
+axes.py       tensors that share channels         selection.py   what is kept, and the first weights
+depth.py      layers; a plan of kept blocks       refit.py       refitting each map to what the student gives it
 """
 
 import logging
@@ -27,6 +27,7 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.rng import Draws
 from dit_shd.distillation.initialisation import depth, structure
 from dit_shd.distillation.initialisation.plan import InitialisationPlan
+from dit_shd.distillation.initialisation.refit import refit
 from dit_shd.distillation.initialisation.selection import Selection
 from dit_shd.distillation.initialisation.transfer import Transfer
 from dit_shd.distillation.kept import KEPT, KeptPlan
@@ -91,7 +92,11 @@ def initialise(
     """
     shd = SHD() if shd is None else shd
     if _kept(options) is not None or not structure.known(student.state_dict()):
-        return _selection(student, teacher, options, shd).run()
+        selection = _selection(student, teacher, options, shd)
+        plan = selection.run()
+        if selection.narrowed:
+            refit(selection, task.predict, batches)
+        return plan
     _comparable(student, teacher)
     layers = _layers(student, teacher, options, shd)
     h, g = shape_of(teacher).heads, shape_of(student).heads
@@ -123,6 +128,25 @@ def check(options: Initialisation, losses: Iterable[Loss], student: nn.Module, t
         return
     _comparable(student, teacher)
     _narrow_enough(student, teacher, _layers(student, teacher, options, shd))
+
+
+def planned(
+    options: Initialisation, losses: Iterable[Loss], student: nn.Module, teacher: nn.Module
+) -> InitialisationPlan | None:
+    """The plan of an initialisation that uses the weights alone; None where calibration batches decide.
+
+    Args:
+        options: Of the initialisation.
+        losses: Of the run, for the groups of SHD.
+        student: Of the run, perhaps without weights.
+        teacher: Of the run.
+
+    Raises:
+        UserError: They do not fit together.
+    """
+    if options.weights == "random" or (_kept(options) is None and structure.known(student.state_dict())):
+        return None
+    return _selection(student, teacher, options, shd_of(losses)).plan()
 
 
 def _selection(student: nn.Module, teacher: nn.Module, options: Initialisation, shd: SHD) -> Selection:

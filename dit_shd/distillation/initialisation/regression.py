@@ -77,12 +77,19 @@ class RegressionMoments:
         z, _, zz, _ = self._means()
         return zz - z[:, None] * z
 
-    def regression(self, start: Tensor) -> Reconstruction:
-        """The ridge regression of x on z, shrunk towards x ~ S z (`start`); without batches, S itself."""
+    def regression(self, start: Tensor, offset: bool = True) -> Reconstruction:
+        """The ridge regression of x on z, shrunk towards x ~ S z (`start`); without batches, S itself.
+
+        Args:
+            start: S [channels, kept].
+            offset: Whether there may be an r; else x ~ R z.
+        """
         if not self.count:
             return Reconstruction(start, start.new_zeros(len(start)))
-        z, x, _, xz = self._means()
-        inner = self.covariance()
+        z, x, zz, xz = self._means()
+        if not offset:
+            z, x = torch.zeros_like(z), torch.zeros_like(x)
+        inner = zz - z[:, None] * z
         across = xz - x[:, None] * z - start @ inner
         shrink = RIDGE * inner.diagonal().mean() + torch.finfo(inner.dtype).tiny
         matrix = start + torch.linalg.solve(inner + shrink * torch.eye(len(inner)).to(inner), across.t()).t()

@@ -2,7 +2,7 @@
 
 Of every space (axes.py) some channels are kept, the same in all tensors that share it: of the residual stream evenly
 spaced ones, so that tables of sines keep their frequencies; one head of each group of the squeeze; the hidden units of
-the largest weights. Uses the weights alone.
+the largest weights. Uses the weights alone; refit.py then fits the maps to what they read.
 """
 
 from collections.abc import Mapping
@@ -47,13 +47,18 @@ class Selection:
         """
         for name, tensor in self.student.state_dict().items():
             tensor.copy_(self.selected(name))
+        return self.plan()
+
+    @torch.no_grad()
+    def plan(self) -> InitialisationPlan:
+        """The layers, heads and channels that are chosen; the student may be without weights."""
         channels = {n: kept.tolist() for n, kept in self.kept.items() if self.axes[n].kind in (STREAM, "hidden")}
         widths = {name: space.teacher for name, space in self.axes.spaces.items()}
         return InitialisationPlan(self.layers, self.heads, channels, widths)
 
     def selected(self, name: str) -> Tensor:
         """The part of the teacher's tensor that becomes the student's tensor `name`."""
-        tensor = self._source(name)
+        tensor = self.source(name)
         for dim, axis in enumerate(self.axes.of[name]):
             if axis:
                 tensor = tensor.index_select(dim, self.index(axis).to(tensor.device))
@@ -144,13 +149,13 @@ class Selection:
 
     def _gram(self, name: str, start: int, copies: int, space: Space, dim: int) -> Tensor:
         """Products of the features of each unit [units,u,u], over all that they are read by, or written from."""
-        rows = self._source(name).transpose(0, dim)[start : start + copies * space.teacher].float()
+        rows = self.source(name).transpose(0, dim)[start : start + copies * space.teacher].float()
         rows = rows.reshape(copies, -1, space.unit, rows[0].numel())
         if space.kind == "heads" and copies == 3:  # queries, keys and values
             rows = rows[-1:]
         return torch.einsum("cnuo,cnvo->nuv", rows, rows)
 
-    def _source(self, name: str) -> Tensor:
+    def source(self, name: str) -> Tensor:
         """The teacher's tensor that a student's comes from."""
         return dequantised(self._available[source_of(name, self.layers)])
 

@@ -15,6 +15,7 @@ from dit_shd.squeezing.squeezer import Squeezer
 from dit_shd.tasks.text_to_image import TextToImage
 
 OPTIONS = Initialisation(weights="teacher")
+TASK = TextToImage(side=8, text_tokens=5)
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -50,7 +51,7 @@ def output(model):
 
 def test_equal_sizes_give_a_copy(teacher):
     student = random(type(teacher).from_config(teacher.config), 1).eval()
-    plan = initialise(None, student, teacher, [], OPTIONS)
+    plan = initialise(TASK, student, teacher, [], OPTIONS)
     assert plan.heads == plan.channels == {}
     assert all(torch.equal(x, teacher.state_dict()[name]) for name, x in student.state_dict().items())
     assert torch.equal(output(student), output(teacher))
@@ -117,7 +118,7 @@ def test_a_teacher_that_does_what_a_narrow_student_does_gives_it_back(teacher):
     widened(student, wide)
     torch.testing.assert_close(output(wide), output(student), rtol=1e-4, atol=1e-4 * float(output(student).std()))
     other = random(smaller_than(teacher), 3)
-    initialise(None, other, wide, [], OPTIONS)
+    initialise(TASK, other, wide, [], OPTIONS)
     for name, x in other.state_dict().items():
         assert torch.equal(x, student.state_dict()[name]), name
 
@@ -134,7 +135,7 @@ def test_narrower_and_shallower():
     student = smaller_than(teacher, num_attention_heads=2, num_layers=2)
     loss = SHD(plan={f"transformer_blocks.{i}.attn{j}": [[0, 3], [1, 2]] for i in (0, 1) for j in ("", "2")})
     check(OPTIONS, [loss], student, teacher)
-    plan = initialise(None, student, teacher, [], OPTIONS, loss)
+    plan = initialise(TASK, student, teacher, [], OPTIONS, loss)
     assert plan.layers == {
         "transformer_blocks.0": "transformer_blocks.1",
         "transformer_blocks.1": "transformer_blocks.3",
@@ -181,7 +182,7 @@ def check_ff(plan, old, new):
 def test_the_first_are_kept_where_that_is_asked():
     teacher = sd3()
     student = smaller_than(teacher)
-    plan = initialise(None, student, teacher, [], Initialisation(weights="teacher", channels="first"))
+    plan = initialise(TASK, student, teacher, [], Initialisation(weights="teacher", channels="first"))
     assert all(heads.picked() == [0, 2] for heads in plan.heads.values())
     assert plan.channels["transformer_blocks.0.ff.net.hidden"] == list(range(64))
 

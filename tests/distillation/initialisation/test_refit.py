@@ -1,0 +1,46 @@
+import pytest
+import torch
+from tiny_pipelines import KINDS
+
+from dit_shd.distillation.initialisation.initialise import Initialisation, initialise
+from dit_shd.models.students import smaller
+from dit_shd.tasks.text_to_image import TextToImage
+
+OPTIONS = Initialisation(weights="teacher")
+TASK = TextToImage(side=8, text_tokens=5)
+
+
+def models(kind):
+    torch.manual_seed(0)
+    teacher = KINDS[kind]().transformer.eval()
+    for p in teacher.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    key = "n_heads" if kind == "z_image" else "num_attention_heads"
+    return teacher, type(teacher).from_config(smaller(dict(teacher.config), {key: 2})).eval()
+
+
+@torch.no_grad()
+def error(student, teacher, batches):
+    pairs = [[TASK.predict(model, batch).prediction for model in (student, teacher)] for batch in batches]
+    return float(sum((a - b).square().sum() for a, b in pairs) / sum(b.square().sum() for _, b in pairs))
+
+
+@pytest.mark.parametrize(
+    "kind", ["sd3", "flux2", "lumina2", "wan"]
+)  # with biases, without, shared keys, norms over heads
+def test_refitted_maps_give_more_of_the_teachers_output(kind):
+    teacher, student = models(kind)
+    batches = list(TASK.example(teacher, 16, torch.device("cpu")))
+    initialise(TASK, student, teacher, [], OPTIONS)
+    before, shapes = error(student, teacher, batches), {k: x.shape for k, x in student.state_dict().items()}
+    initialise(TASK, student, teacher, batches, OPTIONS)
+    assert error(student, teacher, batches) < 0.5 * before
+    assert {k: x.shape for k, x in student.state_dict().items()} == shapes
+    assert not any(module._forward_pre_hooks for model in (student, teacher) for module in model.modules())
+
+
+def test_a_student_that_lost_nothing_is_a_copy():
+    teacher, _ = models("sd3")
+    student = type(teacher).from_config(teacher.config).eval()
+    initialise(TASK, student, teacher, list(TASK.example(teacher, 2, torch.device("cpu"))), OPTIONS)
+    assert all(torch.equal(x, teacher.state_dict()[name]) for name, x in student.state_dict().items())

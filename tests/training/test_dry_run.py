@@ -1,0 +1,30 @@
+"""What a dry run says beside counts."""
+
+import pytest
+from tiny_pipelines import write_pipeline
+
+from dit_shd.core.config import make
+from dit_shd.core.errors import UserError
+from dit_shd.reports.dry_run import dry_run_text
+from dit_shd.training.config import TrainConfig
+from dit_shd.training.dry_run import dry_run
+
+
+def test_it_says_what_the_student_begins_with(tmp_path):
+    values = {
+        "run": str(tmp_path / "run"),
+        "task": {"name": "text_to_image", "side": 8, "text_tokens": 5},
+        "data": {"name": "text_latents", "path": "nowhere"},
+        "teacher": str(write_pipeline("sd3", tmp_path / "pipeline")),
+        "student": {"like": "teacher", "num_attention_heads": 2},
+        "initialisation": {"weights": "teacher"},
+        "losses": [{"name": "output"}],
+        "dry_run": True,
+        "estimate": {"measure": False},
+    }
+    text = dry_run_text(dry_run(make(TrainConfig, values)))
+    assert "begins with its teacher's weights:\ntransformer_blocks.0 from transformer_blocks.0; attn heads: " in text
+    assert "stream: 16 of 32 channels" in text
+    values["initialisation"]["heads"] = "merge"
+    with pytest.raises(UserError, match=r"initialisation\.heads=pick"):
+        dry_run(make(TrainConfig, values))
