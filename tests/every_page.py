@@ -70,9 +70,10 @@ def _prompt(folder: Path) -> Path:
 def _pictures(folder: Path) -> Path:
     """Of real canvases, and of their negatives as those of a second model."""
     images, canvases = captioned_digits(12, "validation", 0)
+    (folder / "drawn").mkdir()
     files = []
     for name, shown in (("teacher", images), ("a student with a long name", 255 - images)):
-        files.append(folder / f"{name}.npz")
+        files.append(folder / "drawn" / f"{name}.npz")
         np.savez(files[-1], np.repeat(shown[..., None], 3, axis=-1), np.arange(12))
         record = {"prompts": [canvas.caption for canvas in canvases], "seed": len(files), "run": name}
         files[-1].with_suffix(".json").write_text(json.dumps({**record, "call": {"num_inference_steps": 20}}))

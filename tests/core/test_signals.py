@@ -88,9 +88,9 @@ def test_a_script_of_your_own_can_ask(values):
 
 
 def test_sigterm_ends_other_commands_with_a_line(monkeypatch, capsys):
-    from dit_shd.cli.commands import demo
+    from dit_shd.cli import digits_demo
 
-    monkeypatch.setattr(demo, "demo", lambda config: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(digits_demo, "demo", lambda config: os.kill(os.getpid(), signal.SIGTERM))
     before = signal.getsignal(signal.SIGTERM)
     assert main(["demo"]) == 143
     assert "dit-shd demo: ended by SIGTERM; the same command goes on" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import json
 import re
+from urllib.parse import unquote
 
 import pytest
 from browser import WIDTHS, Window, window
@@ -65,7 +66,7 @@ def test_the_finding_comes_first_and_links_lead_to_files(kind, pages, shown):
         if target.startswith("#"):
             assert page.query_selector(target), target
         else:
-            assert (pages[kind].parent / target).resolve().exists(), target
+            assert (pages[kind].parent / unquote(target)).resolve().exists(), target
 
 
 def drawn(page, selector: str) -> str:

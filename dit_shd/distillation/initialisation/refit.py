@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from dit_shd.distillation.initialisation.depth import source_of
 from dit_shd.distillation.initialisation.regression import RegressionMoments
@@ -35,7 +36,7 @@ def refit(selection: Selection, predict: Predict, batches: Sequence[Batch]) -> N
         batches: For calibration; without any nothing is refitted.
     """
     student, teacher = selection.student, selection.teacher
-    for names in _in_order(selection, predict, batches[:1]):
+    for names in tqdm(_in_order(selection, predict, batches[:1]), unit="map", desc="initialisation", disable=None):
         source = teacher.get_submodule(source_of(f"{names[0]}.", selection.layers)[:-1])
         moments = RegressionMoments()
         for batch in batches:
