@@ -8,7 +8,7 @@ LAYER.keys      those of its key-value heads, where these are fewer
 MODULE.hidden   the hidden units of an MLP
 
 An axis of equal length in both models is copied whole. Copies of a space come one after the other; the hidden units
-of an MLP that runs beside an attention (FLUX's single blocks) come after its heads. What can't be explained is refused.
+of an MLP that runs beside an attention (FLUX's single blocks) come after its heads. What cannot be explained is refused.
 """
 
 import re
@@ -137,7 +137,7 @@ class _Finder:
             yield name, list(zip(shape, tensor.shape))
 
     def _attentions(self) -> Iterator[tuple[str, str]]:
-        """The attention of a student."""
+        """Each attention of the student, and its map to queries, or to queries, keys and values."""
         for path, module in self.student.named_modules():
             kind, maps = type(module).__name__, self._inside(path)
             if "Att" not in kind or "Block" in kind or not maps:

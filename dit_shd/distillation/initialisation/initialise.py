@@ -73,8 +73,8 @@ def initialise(
 ) -> InitialisationPlan:
     """Overwrite a student's weights by weights from its teacher's; deterministic.
 
-    The teacher runs over the batches twice. Second moments of the inputs of narrowed layers are kept in float64: about
-    4 GB on the models' device for XL/2 into S/2.
+    MDTv2 and DiT: the teacher runs over the batches twice, and second moments of the inputs of narrowed layers are kept
+    in float64, about 4 GB on the models' device for XL/2 into S/2. Other classes: see refit.py.
 
     Args:
         task: Predicts with the teacher.
