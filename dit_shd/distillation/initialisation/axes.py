@@ -8,7 +8,7 @@ LAYER.keys      those of its key-value heads, where these are fewer
 MODULE.hidden   the hidden units of an MLP
 
 An axis of equal length in both models is copied whole. Copies of a space come one after the other; the hidden units
-of an MLP that runs beside an attention (FLUX's single blocks) come after its heads. What cannot be explained is refused.
+of an MLP that runs beside an attention (FLUX's single blocks) come after its heads. What is not explained is refused.
 """
 
 import re
