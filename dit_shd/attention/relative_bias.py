@@ -15,6 +15,9 @@ from torch import Tensor
 
 from dit_shd.attention.bias import Adder, Bias, BiasGradient, Heads
 
+WHOLE_MIB = 4
+"""What the bias of all heads may take where tiles have all query rows, so that it is made whole: 256 tokens do."""
+
 
 class RelativeBias(Bias):
     """A learnable bias that depends on the 2-D offset of two tokens only.
@@ -37,6 +40,7 @@ class RelativeBias(Bias):
         self.code = code
         self.query_code = code if query_code is None else query_code
         self._lines: Tensor | None = None
+        self._whole: Tensor | None = None
 
     @staticmethod
     def codes(window: int, device: torch.device | None = None) -> Tensor:
@@ -75,6 +79,11 @@ class RelativeBias(Bias):
             lines = self._lines[heads]
 
             def add_runs(scores: Tensor, rows: slice) -> None:
+                if rows == slice(0, self.window**2) and 4 * len(table) * scores[0, 0].numel() <= WHOLE_MIB * 2**20:
+                    if self._whole is None:
+                        self._whole = whole_of(self._lines, self.window)
+                    scores.add_(self._whole[heads], alpha=factor)
+                    return
                 if whole_lines(rows, self.window):
                     torch._foreach_add_(by_line(scores, self.window), windows(lines, rows, self.window), alpha=factor)
                     return
@@ -153,6 +162,12 @@ def lines_of(table: Tensor, window: int) -> Tensor:
     flipped = table[:, : side * side].reshape(-1, side, side).flip(1, 2)
     cut = flipped.unfold(2, window, 1)  # [h, a, where the cut starts, x_k]; the keys of x_q start at w-1-x_q
     return cut.flip(2).permute(0, 2, 1, 3).reshape(-1, window, side * window)
+
+
+def whole_of(lines: Tensor, window: int) -> Tensor:
+    """The bias [h,n,n] of lines [h, x_q, (2w-1) * w]."""
+    runs_from_the_last = lines.unfold(-1, window * window, window)  # [h, x_q, w-1-y_q, n]
+    return runs_from_the_last.flip(2).transpose(1, 2).flatten(1, 2)
 
 
 class _Runs(BiasGradient):

@@ -17,7 +17,7 @@ from dit_shd.attention.softmax import softmax_
 
 CHUNK_MIB = 64
 """Memory budget for what is n x m at any one time, in MiB."""
-PLANE_MIB, CACHE_MIB = 2, 4
+PLANE_MIB, CACHE_MIB = 2, 8
 """On a CPU: what one plane of rows and what a tile of several groups may take, to stay in its caches (measured)."""
 WORTH_MIB = 1
 """On a CPU a sample that fills this much is a tile of its own: its q, k and v are then used where they lie."""
@@ -154,8 +154,8 @@ class Loan:
     """
 
     def __init__(self, x: Tensor, samples: slice, heads: Heads, buffers: Buffers, name: str):
-        self.target, self.flat = x[samples, heads], flat(x, samples, heads)
-        self.direct = self.flat.data_ptr() == self.target.data_ptr() and x.dtype == buffers.dtype
+        self.x, self.place, self.flat = x, (samples, heads), flat(x, samples, heads)
+        self.direct = self.flat.data_ptr() == x[self.place].data_ptr() and x.dtype == buffers.dtype
         if not self.direct:
             self.flat = buffers.take(name, *self.flat.shape)
 
@@ -164,7 +164,7 @@ class Loan:
 
     def __exit__(self, *_: object) -> None:
         if not self.direct:
-            self.target.copy_(self.flat.view(self.target.shape))
+            self.x[self.place] = self.flat.view(self.x[self.place].shape)
 
 
 def add_product(out: Tensor, a: Tensor, b: Tensor, factor: float = 1.0, first: bool = False) -> None:

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from dit_shd.attention.bias import Bias
 from dit_shd.attention.capture import Capture, one_layer
-from dit_shd.attention.tiles import CHUNK_MIB, full_precision
+from dit_shd.attention.tiles import CHUNK_MIB, Buffers, full_precision
 from dit_shd.squeezing.backends.autotune import RUNS, Backend, choose, unfit
 from dit_shd.squeezing.backends.job import Job, Measure, Result
 from dit_shd.squeezing.squeeze import Squeeze, check_row_weight
@@ -73,8 +73,9 @@ def divergence_job(
     chunk_mib: float = CHUNK_MIB,
     row_weight: Tensor | None = None,
     check: bool = True,
+    buffers: Buffers | None = None,
 ) -> tuple[Job, Callable[[Job], Result]]:
-    """What attention_kl computes, and the backend that does; the arguments are its."""
+    """What attention_kl computes, and the backend that does; the arguments are its, and scratch memory to use again."""
     _check(teacher, student, squeeze, temperature, measure, backend)
     if check:
         _check_sums(squeeze)
@@ -92,6 +93,7 @@ def divergence_job(
         gradients=torch.is_grad_enabled() and any(x.requires_grad for x in inputs),
         bias_needs_grad=bias_needs_grad,
         row_weight=row_weight,
+        buffers=buffers,
     )
     return job, RUNS[choose(job) if backend == "auto" else backend]
 

@@ -66,7 +66,10 @@ class Projections:
     _kept: dict[tuple[object, ...], tuple[Tensor, int, Tensor]] = field(default_factory=dict)
 
     def of(self, out: Tensor, groups: Groups) -> Tensor:
-        """L [G,k,d,f] in float64, f = min(k d, e), with L_a L_c^T = W_a W_c^T inside each group of `out` [h,d,e]."""
+        """L [G,k,d,f] in float64, f = min(k d, e), with L_a L_c^T = W_a W_c^T inside each group of `out` [h,d,e].
+
+        Seen as [G,k d,f] it is zero above the diagonal.
+        """
         return self._cached(_short_factor, out, groups)
 
     def grams(self, out: Tensor, groups: Groups) -> Tensor:
@@ -149,22 +152,30 @@ class Collector:
         """Add A_a V_a [s,G,k,r,d] of some query rows."""
         if self.root_weight is not None:
             mixed = weighted(mixed, self.root_weight[samples, None, None, rows, None])
-        y = (mixed @ factor).sum(2)  # [s,G,r,f]
-        self._add(self.norm, y.square().sum(-1), samples, groups, rows)
+        s, count, k, r, d = mixed.shape
+        side_by_side = mixed.transpose(2, 3).reshape(s * count, r, k * d)
+        for first, columns in _columns(factor.flatten(1, 2), d):
+            y = torch.bmm(side_by_side[..., first:], columns if s == 1 else columns.repeat(s, 1, 1))
+            self._add(self.norm, torch.linalg.vecdot(y, y).view(s, count, r), samples, groups, rows)
 
     def differences(self, mixed: Tensor, factor: Tensor, samples: slice, groups: slice, rows: slice) -> None:
         """Add D_i V_a [s,G,k-1,r,k,d] of some query rows."""
         if self.root_weight is not None:
             mixed = weighted(mixed, self.root_weight[samples, None, None, rows, None, None])
         s, count, less, r, k, d = mixed.shape
-        by_value = mixed.permute(0, 1, 4, 2, 3, 5).reshape(s, count, k, less * r, d)
-        z = (by_value @ factor).view(s, count, k, less, r, -1).transpose(2, 3)  # D_i X_a [s,G,i,a,r,f]
+        stacked = factor.flatten(1, 2)
         if self.table is not None:
-            vectors = z.reshape(s * count, less * k, -1)
-            table = (vectors @ vectors.transpose(1, 2)).view(s, count, less, k, less, k)
-            self.table[samples, groups] += table
+            by_value = mixed.permute(0, 1, 4, 2, 3, 5).reshape(s, count, k, less * r, d)
+            for first, columns in _columns(stacked, d):
+                a = first // d
+                z = by_value[:, :, a:] @ columns.unflatten(1, (-1, d))  # some columns of D_i X_a [s,G,a,i r,d]
+                vectors = z.view(s * count, (k - a) * less, -1)
+                table = (vectors @ vectors.transpose(1, 2)).view(s, count, k - a, less, k - a, less)
+                self.table[samples, groups, :, a:, :, a:] += table.permute(0, 1, 3, 2, 5, 4)
             return
-        d_x, z_sum = z.sum(3), z.diagonal(dim1=2, dim2=3).sum(-1)  # D_i X [s,G,i,r,f], Z [s,G,r,f]
+        d_x = mixed.flatten(4) @ stacked[:, None]  # D_i X [s,G,i,r,f]
+        of_own = mixed.diagonal(dim1=2, dim2=4).transpose(3, 4).flatten(3)  # D_a V_a [s,G,r,(k-1) d]
+        z_sum = of_own @ stacked[:, : less * d]  # Z [s,G,r,f]
         self._add(self.gram, torch.einsum("sgirf,sgjrf->sgrij", d_x, d_x), samples, groups, rows)
         self._add(self.target, torch.einsum("sgirf,sgrf->sgri", d_x, z_sum), samples, groups, rows)
         self._add(self.z_norm, z_sum.square().sum(-1), samples, groups, rows)
@@ -199,6 +210,7 @@ def streamed(
     chunk_mib: float = CHUNK_MIB,
     keep: Tensor | None = None,
     row_weight: Tensor | None = None,
+    buffers: Buffers | None = None,
 ) -> Products:
     """Inner products of groups of k >= 2 heads, tile by tile.
 
@@ -210,11 +222,12 @@ def streamed(
         chunk_mib: Memory budget for the maps of a tile, in MiB.
         keep: Tensor [b, G k, n, m] to write the maps into; None to drop them.
         row_weight: As in Collector.
+        buffers: Scratch memory to use again; None: fresh.
     """
     b, _, n, m = capture.shape
     k, d = len(groups[0]), capture.value.shape[3]
     wide = torch.promote_types(capture.query.dtype, torch.float32)
-    buffers = Buffers(wide, capture.query.device)
+    buffers = buffers or Buffers(wide, capture.query.device)
     collector = Collector(b, len(groups), k, n, per_row, buffers.device, row_weight)
     factor = factor.to(wide)
     tiling = Tiling.choose(b, len(groups), n, m, 2 * k if keep is not None else k, buffers.device, chunk_mib)
@@ -270,6 +283,12 @@ def fused(
             met[:, torch.arange(k), torch.tensor(partner)] = result
         collector.all_pairs(met[:, None], factor, slice(g, g + 1), rows)
     return collector.products()
+
+
+def _columns(factor: Tensor, d: int) -> Iterator[tuple[int, Tensor]]:
+    """Where each run of d columns of L [G,k d,f] begins, and its rows from there on [G,c,d]: above are zeros."""
+    for first in range(0, factor.shape[2], d):
+        yield first, factor[:, first:, first : first + d]
 
 
 def weighted(mixed: Tensor, root: Tensor) -> Tensor:

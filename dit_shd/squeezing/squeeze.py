@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dit_shd.attention.capture import Capture, one_layer
 from dit_shd.attention.kernels.captures import unfit
-from dit_shd.attention.tiles import CHUNK_MIB, index_tensor
+from dit_shd.attention.tiles import CHUNK_MIB, Buffers, index_tensor
 from dit_shd.core.errors import UserError
 from dit_shd.squeezing import products, weights
 from dit_shd.squeezing.kernels.captures import row_sums
@@ -83,6 +83,7 @@ def squeeze(
     projections: Projections | None = None,
     row_weight: Tensor | None = None,
     check: bool = True,
+    buffers: Buffers | None = None,
 ) -> Squeeze:
     """Weights that merge the captured teacher heads into `heads` student heads. No gradient flows through them.
 
@@ -104,6 +105,7 @@ def squeeze(
         row_weight: [b,n], 0 or more: a factor of every query row's squared error, 1 for None; rows of weight 0
             (padding, instructions) take no part.
         check: Whether to check for NaN and infinity, which synchronises with a GPU; without, NaN is propagated.
+        buffers: Scratch memory to use again; it has the kept maps, too, until it is used for another layer.
 
     Raises:
         UserError: The number of groups g is not in 1..h, or the plan is not a partition.
@@ -130,7 +132,10 @@ def squeeze(
         reason = f": {capture.why_no_out}" if capture.why_no_out else ""
         raise ValueError(f"squeeze: {method} weights need the output projection by head (Capture.out [h,d,e]){reason}")
     projections = projections or Projections()
-    merge = _Merge(capture, groups, method, clamp, backend, chunk_mib, keep_maps, projections, row_weight, check)
+    buffers = buffers if buffers is not None and buffers.dtype == wide else Buffers(wide, group.device)
+    merge = _Merge(
+        capture, groups, method, clamp, backend, chunk_mib, keep_maps, projections, row_weight, check, buffers
+    )
     with torch.no_grad(), torch.autocast(group.device.type, enabled=False):
         return merge.run(group)
 
@@ -225,6 +230,7 @@ class _Merge:
     projections: Projections
     row_weight: Tensor | None
     check: bool
+    buffers: Buffers
 
     def run(self, group: Tensor) -> Squeeze:
         wide = torch.promote_types(self.capture.query.dtype, torch.float32)
@@ -260,10 +266,10 @@ class _Merge:
 
     def _part(self, members: list[tuple[int, ...]]) -> _Part:
         """Groups of k >= 2 heads."""
-        (b, h, n, m), k, device = self.capture.shape, len(members[0]), self.capture.query.device
+        (b, h, n, m), k = self.capture.shape, len(members[0])
         wide = torch.promote_types(self.capture.query.dtype, torch.float32)
         fits = self.keep_maps and self.backend == "streamed" and can_keep((b, h, n, m), self.chunk_mib)
-        kept = torch.empty(b, k * len(members), n, m, dtype=wide, device=device) if fits else None
+        kept = self.buffers.take(f"kept {k}", b, k * len(members), n, m) if fits else None
         inner, sums = self._products([list(group) for group in members], kept)
         if self.check and not bool(torch.isfinite(inner.norm).all()):
             raise ValueError("squeeze: wanted finite W^O and outputs of the teacher's heads, found NaN or infinity")
@@ -289,7 +295,7 @@ class _Merge:
         layer = (self.capture, members, self.projections.of(self.capture.out, members), per_row)
         if self.backend == "fused":
             return products.fused(*layer, self.chunk_mib, row_weight=self.row_weight), (None, None)
-        return products.streamed(*layer, self.chunk_mib, keep, row_weight=self.row_weight), (None, None)
+        return products.streamed(*layer, self.chunk_mib, keep, self.row_weight, self.buffers), (None, None)
 
 
 def _in_order(parts: list[Tensor], numbers: list[int]) -> Tensor:

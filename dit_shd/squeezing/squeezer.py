@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from dit_shd.attention.capture import Capture
 from dit_shd.attention.kernels.captures import unfit
-from dit_shd.attention.tiles import CHUNK_MIB
+from dit_shd.attention.tiles import CHUNK_MIB, Buffers
 from dit_shd.core.errors import UserError
 from dit_shd.squeezing.backends.autotune import Backend, fastest
 from dit_shd.squeezing.cost import LayerCost, layer_cost
@@ -48,6 +49,7 @@ class Squeezer:
         """Student layer -> its matched plan."""
         self.projections = Projections()
         self._similarities: dict[str, tuple[MapSimilarity, int]] = {}
+        self._buffers: Buffers | None = None
 
     def plan_for(self, layer: str) -> PlanLike:
         """The plan of a student layer, as squeeze takes it.
@@ -88,6 +90,7 @@ class Squeezer:
         keep_maps: bool = False,
         row_weight: Tensor | None = None,
         check: bool = True,
+        buffers: Buffers | None = None,
     ) -> Squeeze:
         """Weights that squeeze a teacher layer into the `heads` of a student layer; the rest as in squeeze."""
         run = partial(
@@ -102,8 +105,26 @@ class Squeezer:
             projections=self.projections,
             row_weight=row_weight,
             check=check,
+            buffers=buffers,
         )
         return run(backend=self._backend(teacher, heads, run))
+
+    def buffers(self, like: Tensor) -> Buffers | None:
+        """Scratch memory for squeeze and divergence of a layer, the same for all layers: a CPU gives pages slowly.
+
+        Args:
+            like: A query of the layer.
+
+        Returns:
+            None for fresh memory: on a GPU, whose allocator keeps it, and where a tensor made now cannot serve later.
+        """
+        passing = torch.compiler.is_compiling() or torch.is_inference_mode_enabled() or type(like) is not Tensor
+        if like.device.type != "cpu" or passing:
+            return None
+        wide = torch.promote_types(like.dtype, torch.float32)
+        if self._buffers is None or self._buffers.dtype != wide:
+            self._buffers = Buffers(wide, like.device)
+        return self._buffers
 
     def _backend(self, teacher: Capture, heads: int, run: Callable[..., Squeeze]) -> SqueezeBackend:
         """The backend for a layer; auto measures."""

@@ -178,8 +178,9 @@ class SHD(LayerLoss):
             student = s.with_tensors(s_query, s_key, s.value.detach())
             row_weight = None if weight is None else some[-1]
             keep_maps, chunk_mib = self.temperature == 1, self.squeezer.chunk_mib
-            squeezed = self.squeezer.squeeze(layer, teacher, s.heads, keep_maps, row_weight, check)
-            how = (self.temperature, self.measure, self.backend, chunk_mib, row_weight, check)
+            buffers = self.squeezer.buffers(s.query)
+            squeezed = self.squeezer.squeeze(layer, teacher, s.heads, keep_maps, row_weight, check, buffers)
+            how = (self.temperature, self.measure, self.backend, chunk_mib, row_weight, check, buffers)
             job, run = divergence_job(teacher, student, squeezed, *how)
             wanted = torch.is_grad_enabled() and any(x.requires_grad for x in (s.query, s.key, *_leaves(s)))
             job = replace(job, gradients=wanted, bias_needs_grad=s.bias is not None and s.bias.needs_grad())

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dit_shd.attention.bias import BiasGradient
 from dit_shd.attention.capture import Capture
+from dit_shd.attention.tiles import Buffers
 from dit_shd.squeezing.squeeze import Squeeze
 
 Measure = Literal["kl", "cross_entropy", "mse"]
@@ -27,6 +28,13 @@ class Job:
     bias_needs_grad: bool
     row_weight: Tensor | None = None
     """Weight of each query row [b,n]; None: 1."""
+    buffers: Buffers | None = None
+    """Scratch memory; None: fresh."""
+
+    @property
+    def wide(self) -> torch.dtype:
+        """What is computed in: float32, or float64 if the student is."""
+        return torch.promote_types(self.student.query.dtype, torch.float32)
 
     def weighted(self, terms: Tensor, samples: slice = slice(None), rows: slice = slice(None)) -> Tensor:
         """Terms of some samples and query rows times the rows' weights; weight 0 makes 0, also of NaN.

@@ -5,19 +5,20 @@ is propagated to query, key and bias at once, so that no map is kept beyond its 
 """
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
-from dit_shd.attention.softmax import softmax_
-from dit_shd.attention.tiles import Buffers, Maps, Tiling, add_product, index_tensor, slices
+from dit_shd.attention.softmax import exp_, log_softmax_
+from dit_shd.attention.tiles import Buffers, Loan, Maps, Tiling, add_product, index_tensor, slices
 from dit_shd.squeezing.backends.job import Job, Result
 from dit_shd.squeezing.plans import by_size
 
 
 def run(job: Job) -> Result:
     """Value and gradients of a layer in one pass over the tiles."""
-    result = Result.empty(job, torch.promote_types(job.student.query.dtype, torch.float32))
+    result = Result.empty(job, job.wide)
     for samples, heads, target, row_tiles in targets(job, planes=3):
         _heads(job, result, samples, heads, target, row_tiles)
     return result
@@ -31,7 +32,7 @@ def targets(job: Job, planes: int) -> Iterator[tuple[slice, list[int], "Target",
         planes: Maps of a tile that the caller holds for each student head, beside the teacher's maps.
     """
     b, _, n, m = job.teacher.shape
-    buffers = Buffers(torch.promote_types(job.student.query.dtype, torch.float32), job.student.query.device)
+    buffers = job.buffers or Buffers(job.wide, job.student.query.device)
     for k, groups in by_size(job.squeeze.plan):
         tiling = Tiling.choose(b, len(groups), n, m, k + planes, buffers.device, job.chunk_mib)
         for samples in slices(b, tiling.samples):
@@ -47,25 +48,29 @@ def _heads(
     """Value and gradients of some samples and student heads."""
     n, buffers = job.teacher.shape[2], target.buffers
     student = Maps(job.student, samples, heads, job.temperature, buffers)
-    d_query = buffers.take("d_query", *student.query.shape)
     d_key = buffers.take("d_key", *student.key.transpose(1, 2).shape)  # transposed: that product is faster
-    for i, rows in enumerate(row_tiles):
-        terms, d_scores = _MEASURES[job.measure](target.rows(rows), student, rows, job)
-        result.value[samples] += job.weighted(terms, samples, rows).sum((1, 2), dtype=torch.float64) / n
-        if not job.gradients:
-            continue
-        d_scores = job.weighted(d_scores, samples, rows)
-        if result.bias is not None:
-            result.bias.add(d_scores, samples, student.heads, rows)
-        flat = d_scores.flatten(0, 1)
-        torch.bmm(flat, student.key, out=d_query[:, rows])
-        add_product(d_key, student.query[:, rows].transpose(1, 2), flat, first=i == 0)
-    if job.gradients:
-        factor = student.factor / n
-        result.d_query[samples, student.heads] = d_query.mul_(factor).unflatten(0, (-1, len(heads)))
-        shared = d_key.mul_(factor).transpose(1, 2).unflatten(0, (-1, len(heads)))
-        key_heads = index_tensor(tuple(job.student.key_heads(heads)), d_key.device)
-        result.d_key[samples] = result.d_key[samples].index_add_(1, key_heads, shared)
+    d_queries = Loan(result.d_query, samples, student.heads, buffers, "d_query") if job.gradients else nullcontext()
+    factor = student.factor / n
+    with d_queries as d_query:
+        for i, rows in enumerate(row_tiles):
+            terms, d_scores = _MEASURES[job.measure](target.rows(rows), student, rows, job)
+            result.value[samples] += job.weighted(terms, samples, rows).sum((1, 2), dtype=torch.float64) / n
+            if d_query is None:
+                continue
+            d_scores = job.weighted(d_scores, samples, rows)
+            if result.bias is not None:
+                result.bias.add(d_scores, samples, student.heads, rows)
+            flat = d_scores.flatten(0, 1)
+            add_product(d_query[:, rows], flat, student.key, factor, first=True)
+            add_product(d_key, student.query[:, rows].transpose(1, 2), flat, factor, first=i == 0)
+    if not job.gradients:
+        return
+    d_keys = d_key.transpose(1, 2).unflatten(0, (-1, len(heads)))
+    if job.student.key.shape[1] == job.student.heads:
+        result.d_key[samples, student.heads] = d_keys
+    else:
+        shared = index_tensor(tuple(job.student.key_heads(heads)), d_key.device)
+        result.d_key[samples].index_add_(1, shared, d_keys)
 
 
 class Target:
@@ -101,6 +106,8 @@ class Target:
         if self.k == 1:
             return maps[:, :, 0]
         mixed = self.buffers.take("target", *maps[:, :, 0].shape)
+        if self.k == 2:  # the weights sum to 1
+            return torch.lerp(maps[:, :, 1], maps[:, :, 0], weight[:, :, 0], out=mixed)
         torch.mul(maps[:, :, 0], weight[:, :, 0], out=mixed)
         for i in range(1, self.k):
             mixed.addcmul_(maps[:, :, i], weight[:, :, i])
@@ -108,30 +115,22 @@ class Target:
 
 
 def _kl(target: Tensor, student: Maps, rows: slice, job: Job) -> tuple[Tensor, Tensor]:
-    """KL (or cross-entropy) per row [s,G,r] and its gradient by the scores over T: B sum(A~) - A~.
-
-    log B is (S - max S) + log(max B), without a second pass of exponentials; the two are added separately, since
-    log(max B) would be lost beside a max S of -1e9 (a row whose keys are all masked).
-    """
-    buffers = student.buffers
-    log_map = student.scores(rows, "log B")
-    maps = softmax_(log_map, student.may_mask, out=buffers.take("B", *log_map.shape))
-    most = maps.amax(-1, keepdim=True)
-    log_map.sub_(torch.where(most > 0, log_map.amax(-1, keepdim=True), 0.0))
-    if student.hides:
-        log_map.masked_fill_(target == 0, 0.0)  # 0 log 0
-    mass = (
-        target.sum(-1, keepdim=True) if job.teacher.masks else most.new_ones(())
-    )  # 0 for rows that are masked altogether
-    terms = -torch.linalg.vecdot(target, log_map) - (torch.where(most > 0, most.log(), 0.0) * mass)[..., 0]
+    """KL (or cross-entropy) per row [s,G,r] and its gradient by the scores over T: B sum(A~) - A~."""
+    log_map = log_softmax_(student.scores(rows, "log B"), student.may_mask)
+    terms = student.buffers.take("terms", *log_map.shape)
     if job.measure == "kl":
-        log_target = torch.clamp(target, min=torch.finfo(target.dtype).tiny, out=log_map).log_()
-        terms += torch.linalg.vecdot(target, log_target)
+        torch.clamp(target, min=torch.finfo(target.dtype).tiny, out=terms).log_().sub_(log_map)
+    else:
+        torch.neg(log_map, out=terms)
+    if student.hides:
+        terms.masked_fill_(target == 0, 0.0)  # 0 log 0
+    of_rows = terms.mul_(target).sum(-1)
     if not job.gradients:
-        return terms, terms
+        return of_rows, of_rows
+    maps = exp_(log_map)
     if job.teacher.masks:
-        maps.mul_(mass)
-    return terms, maps.sub_(target)
+        maps.mul_(target.sum(-1, keepdim=True))  # 0 for rows that are masked altogether
+    return of_rows, maps.sub_(target)
 
 
 def _mse(target: Tensor, student: Maps, rows: slice, job: Job) -> tuple[Tensor, Tensor]:
