@@ -71,6 +71,10 @@ class Bias(ABC):
     def adder(self, heads: Heads = slice(None), factor: float = 1.0) -> Adder:
         """What adds factor * bias to the scores of some heads; detached from the graph."""
 
+    def tile(self, heads: Heads, rows: slice) -> Tensor | None:
+        """The bias of some heads and query rows [k,r,m], the same for all samples, where it is kept; None elsewhere."""
+        return None
+
     @abstractmethod
     def rows(self, rows: slice) -> Tensor:
         """The bias of some query rows, broadcastable to [b,h,r,m], with its graph."""

@@ -39,7 +39,7 @@ class RelativeBias(Bias):
         self.window = window
         self.code = code
         self.query_code = code if query_code is None else query_code
-        self._lines: Tensor | None = None
+        self._lines: Tensor | None = None  # both are made once for all tiles that go through one bias
         self._whole: Tensor | None = None
 
     @staticmethod
@@ -71,19 +71,22 @@ class RelativeBias(Bias):
         query_code = code if self.query_code is None else self.query_code
         return RelativeBias(self.leaves[0], self.window, code, query_code[:, rows])
 
+    def tile(self, heads: Heads, rows: slice) -> Tensor | None:
+        n, table = self.window**2, self.leaves[0].detach()
+        if self.code is not None or rows != slice(0, n) or 4 * table.shape[1] * n**2 > WHOLE_MIB * 2**20:
+            return None
+        if self._whole is None:
+            self._whole = whole_of(lines_of(table.t(), self.window), self.window)
+        return self._whole[heads]
+
     def adder(self, heads: Heads = slice(None), factor: float = 1.0) -> Adder:
         table = self.leaves[0].detach().t()
         if self.code is None:
-            if self._lines is None:  # made once for all tiles that go through one bias; do not keep biases for long
+            if self._lines is None:
                 self._lines = lines_of(table, self.window)
             lines = self._lines[heads]
 
             def add_runs(scores: Tensor, rows: slice) -> None:
-                if rows == slice(0, self.window**2) and 4 * len(table) * scores[0, 0].numel() <= WHOLE_MIB * 2**20:
-                    if self._whole is None:
-                        self._whole = whole_of(self._lines, self.window)
-                    scores.add_(self._whole[heads], alpha=factor)
-                    return
                 if whole_lines(rows, self.window):
                     torch._foreach_add_(by_line(scores, self.window), windows(lines, rows, self.window), alpha=factor)
                     return

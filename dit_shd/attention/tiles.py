@@ -6,12 +6,13 @@ A tile lives in buffers that are used again for the next one: on a CPU, fresh me
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dit_shd.attention.bias import Heads
+from dit_shd.attention.bias import Adder, Heads
 from dit_shd.attention.capture import Capture
 from dit_shd.attention.softmax import softmax_
 
@@ -105,8 +106,8 @@ class Maps:
         """[b*k,m,d]"""
         self.factor = capture.scale / temperature
         """factor * query @ key^T are the scores over T, but for the bias."""
-        bias = None if capture.bias is None else capture.bias.samples(samples)
-        self._add = None if bias is None else bias.adder(self.heads, 1.0 / temperature)
+        self._bias = None if capture.bias is None else capture.bias.samples(samples)
+        self._bias_factor = 1.0 / temperature
         self._positions = capture.positions
         self._causal = capture.causal
         self.may_mask = capture.masks
@@ -118,18 +119,32 @@ class Maps:
         """S / T [b,k,r,m] of some query rows, in a buffer or in `out` [b*k,r,m]."""
         query = self.query[:, rows]
         scores = self.buffers.take(name, query.shape[0], query.shape[1], self.m) if out is None else out
-        torch.baddbmm(scores, query, self.key.transpose(1, 2), beta=0, alpha=self.factor, out=scores)
+        whole = self._whole_bias(rows)
+        start, beta = (scores, 0) if whole is None else (whole, self._bias_factor)
+        torch.baddbmm(start, query, self.key.transpose(1, 2), beta=beta, alpha=self.factor, out=scores)
         scores = scores.view(-1, self.count, *scores.shape[1:])
-        return self._biased(scores, rows)
+        return self._biased(scores, rows) if whole is None else self._masked(scores, rows)
 
     def bias(self, rows: slice) -> Tensor:
         """What is added to the scores of some query rows [b,k,r,m]: bias over T, minus infinity where hidden."""
         samples, r = self.query.shape[0] // self.count, rows.stop - rows.start
         return self._biased(self.buffers.take("bias", samples, self.count, r, self.m).zero_(), rows)
 
+    def _whole_bias(self, rows: slice) -> Tensor | None:
+        """The bias of one sample's tile [k,r,m], for a product that begins with it; None where it is to be added."""
+        bias = self._bias.tile(self.heads, rows) if self._bias is not None and len(self.query) == self.count else None
+        return bias if bias is not None and bias.dtype == self.buffers.dtype else None
+
+    @cached_property
+    def _add(self) -> Adder | None:
+        return None if self._bias is None else self._bias.adder(self.heads, self._bias_factor)
+
     def _biased(self, scores: Tensor, rows: slice) -> Tensor:
         if self._add is not None:
             self._add(scores, rows)
+        return self._masked(scores, rows)
+
+    def _masked(self, scores: Tensor, rows: slice) -> Tensor:
         if self._causal:
             at = torch.arange(self.n, device=scores.device) if self._positions is None else self._positions
             scores.masked_fill_(torch.arange(self.m, device=scores.device) > at[rows, None], float("-inf"))

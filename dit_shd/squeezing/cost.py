@@ -2,9 +2,9 @@
 
 For the streamed algorithms of products.py and backends/streamed.py. Multiply-adds of a group of k teacher heads of
 width d, at n query rows and m keys: scores k n m d; differences of maps times values (k-1) k n m d; the factors of W^O,
-of f = min(k d, e) columns, k n d f and (k-1) k n d f; their inner products ((k-1) k)^2 n f. Then the divergence: the
-group's scores once more, unless its maps were kept, and, for the student's head of width d_s, scores and two gradients,
-3 n m d_s. Systems of k x k are not counted.
+of f = min(k d, e) columns, k n d f and (k-1) k n d f, less what is zero of a triangle; their inner products, at most
+((k-1) k)^2 n f. Then the divergence: the group's scores once more, unless its maps were kept, and, for the student's
+head of width d_s, scores and two gradients, 3 n m d_s. Systems of k x k are not counted.
 """
 
 from dataclasses import dataclass
@@ -81,8 +81,14 @@ def _alpha(teacher: Capture, k: int, n: int, per_row: bool) -> int:
     m, d, d_value = teacher.shape[3], teacher.query.shape[3], teacher.value.shape[3]
     f, less = min(k * d_value, _columns(teacher)), k - 1
     outputs = 0 if teacher.mixed is not None else k * n * m * d_value
-    inner = less * (less + 1) * n * f if per_row else (less * k) ** 2 * n * f
-    return k * n * m * d + outputs + less * k * n * m * d_value + (k + less * k) * n * d_value * f + inner
+    starts = range(0, f, d_value)
+    filled = sum((k * d_value - start) * min(d_value, f - start) for start in starts)  # of the factor's entries
+    if per_row:
+        factors, inner = filled + (k + 1) * less * d_value * f, less * (less + 1) * f
+    else:
+        of_run = (((k - a) * less) ** 2 * min(d_value, f - start) for a, start in enumerate(starts))
+        factors, inner = k * filled, sum(of_run)
+    return k * n * m * d + outputs + less * k * n * m * d_value + n * (factors + inner)
 
 
 def _columns(teacher: Capture) -> int:

@@ -71,6 +71,21 @@ def test_values_and_gradients_equal_the_oracle(measure, temperature, n, m, causa
         torch.testing.assert_close(found_grad, want_grad, rtol=1e-9, atol=1e-12)
 
 
+def test_groups_of_one_size_with_others_in_between():
+    teacher, student = build()
+    rest = Capture(
+        *(x.detach().repeat(1, 2, 1, 1)[:, :3].requires_grad_() for x in (student.query, student.key, student.value)),
+        student.scale, causal=False,
+    )  # fmt: skip
+    squeezed = squeeze(teacher, 3, plan=[[0, 3], [1], [2, 4]])
+    a = oracle.maps(teacher.query, teacher.key, teacher.scale, dense(teacher.bias, 6))
+    b = oracle.maps(rest.query, rest.key, rest.scale)
+    want, found = oracle.divergence(a, b, squeezed.w[..., 0]), attention_kl(teacher, rest, squeezed)
+    torch.testing.assert_close(found, want)
+    founds, wants = (torch.autograd.grad(x.sum(), [rest.query, rest.key]) for x in (found, want))
+    torch.testing.assert_close(founds, wants)
+
+
 def test_weights_per_query_row():
     teacher, student = build()
     r = torch.rand(B, H, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
