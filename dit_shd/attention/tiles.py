@@ -75,6 +75,11 @@ class Buffers:
         self.dtype, self.device = dtype, device
         self._flat: dict[str, Tensor] = {}
 
+    @classmethod
+    def fitting(cls, given: "Buffers | None", dtype: torch.dtype, device: torch.device) -> "Buffers":
+        """The given ones if they are of that kind, else fresh ones."""
+        return given if given is not None and (given.dtype, given.device) == (dtype, device) else cls(dtype, device)
+
     def take(self, name: str, *shape: int) -> Tensor:
         """An uninitialised tensor; it is gone when the name is taken again."""
         size = int(torch.Size(shape).numel())

@@ -227,7 +227,7 @@ def streamed(
     b, _, n, m = capture.shape
     k, d = len(groups[0]), capture.value.shape[3]
     wide = torch.promote_types(capture.query.dtype, torch.float32)
-    buffers = buffers or Buffers(wide, capture.query.device)
+    buffers = Buffers.fitting(buffers, wide, capture.query.device)
     collector = Collector(b, len(groups), k, n, per_row, buffers.device, row_weight)
     factor = factor.to(wide)
     tiling = Tiling.choose(b, len(groups), n, m, 2 * k if keep is not None else k, buffers.device, chunk_mib)

@@ -131,11 +131,8 @@ def squeeze(
     if capture.out is None:
         reason = f": {capture.why_no_out}" if capture.why_no_out else ""
         raise ValueError(f"squeeze: {method} weights need the output projection by head (Capture.out [h,d,e]){reason}")
-    projections = projections or Projections()
-    buffers = buffers if buffers is not None and buffers.dtype == wide else Buffers(wide, group.device)
-    merge = _Merge(
-        capture, groups, method, clamp, backend, chunk_mib, keep_maps, projections, row_weight, check, buffers
-    )
+    rest = (projections or Projections(), row_weight, check, Buffers.fitting(buffers, wide, group.device))
+    merge = _Merge(capture, groups, method, clamp, backend, chunk_mib, keep_maps, *rest)
     with torch.no_grad(), torch.autocast(group.device.type, enabled=False):
         return merge.run(group)
 

@@ -32,7 +32,7 @@ def targets(job: Job, planes: int) -> Iterator[tuple[slice, list[int], "Target",
         planes: Maps of a tile that the caller holds for each student head, beside the teacher's maps.
     """
     b, _, n, m = job.teacher.shape
-    buffers = job.buffers or Buffers(job.wide, job.student.query.device)
+    buffers = Buffers.fitting(job.buffers, job.wide, job.student.query.device)
     for k, groups in by_size(job.squeeze.plan):
         tiling = Tiling.choose(b, len(groups), n, m, k + planes, buffers.device, job.chunk_mib)
         for samples in slices(b, tiling.samples):
