@@ -8,6 +8,7 @@ last forward gave.
 import logging
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -202,7 +203,7 @@ class Recording(Mapping[str, Capture]):
             self._reported = True
             report = self.report()
             if report.lines:  # none: every layer hands over its captures by itself
-                _log.info("%s", report)
+                _log_once(str(report))
 
     def stop(self) -> None:
         """Leave nothing behind of a forward, also of one that was interrupted."""
@@ -318,3 +319,9 @@ class Recording(Mapping[str, Capture]):
     def __len__(self) -> int:
         self.flush()
         return len(self._found)
+
+
+@lru_cache(maxsize=64)
+def _log_once(report: str) -> None:
+    """Log what was recorded of a model, unless the same was logged before."""
+    _log.info("%s", report)

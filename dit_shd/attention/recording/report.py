@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from dit_shd.attention.capture import layer_of
 from dit_shd.attention.recording.joint import Layout
 from dit_shd.attention.recording.knowledge import Site, Sites
 from dit_shd.attention.recording.selection import Selection
@@ -52,7 +53,7 @@ class Report:
 
 
 def _line(site: Site, shapes: Mapping[str, Shape], selection: Selection) -> Line:
-    mine = {name: shape for name, shape in shapes.items() if _layer(name) == site.name}
+    mine = {name: shape for name, shape in shapes.items() if layer_of(name) == site.name}
     chosen = selection.chosen(Sites({site.name: site})) if selection.layers is None else list(mine)
     wanted = [selection.wants(layout) for layout in site.layouts]
     reason = "" if chosen and mine and all(wanted) else selection.left_out(site)
@@ -64,11 +65,6 @@ def _line(site: Site, shapes: Mapping[str, Shape], selection: Selection) -> Line
 
 def _role(layout: Layout) -> str:
     return layout.role if layout.order == "plain" else f"{layout.role}, {layout.order}"
-
-
-def _layer(name: str) -> str:
-    """The layer of a capture's name."""
-    return name.partition("#")[0].partition(":")[0]
 
 
 def why_empty(model: str, doors: Sequence[str], sink: bool, failed: bool) -> str:
