@@ -64,8 +64,8 @@ class Evaluator:
             UserError: Neither, both, or a program without its two places.
         """
         if bool(self.reference) == bool(self.program):
-            found = "both" if self.program else "neither"
-            raise UserError(f"{where}: wanted a reference (for dit-shd evaluate) or a program, found {found}")
+            number = "both" if self.program else "neither"
+            raise UserError(f"{where}: wanted a reference (for dit-shd evaluate) or a program, found {number}")
         missing = [place for place in ("{samples}", "{out}") if self.program and place not in self.program]
         if missing:
             raise UserError(f"{where}.program: wanted a command with {{samples}} and {{out}}, found no {missing[0]}")

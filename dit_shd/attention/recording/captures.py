@@ -5,10 +5,8 @@ forward has shown which they are (survey.py). A Recorder of each module takes ei
 last forward gave.
 """
 
-import logging
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -29,7 +27,6 @@ from dit_shd.core.errors import UserError
 
 Sink = Callable[[str, Capture], None]
 """Takes a layer's name and its Capture while the model runs."""
-_log = logging.getLogger("dit_shd")
 
 
 class Recording(Mapping[str, Capture]):
@@ -203,7 +200,7 @@ class Recording(Mapping[str, Capture]):
             self._reported = True
             report = self.report()
             if report.lines:  # none: every layer hands over its captures by itself
-                _log_once(str(report))
+                report.log()
 
     def stop(self) -> None:
         """Leave nothing behind of a forward, also of one that was interrupted."""
@@ -319,9 +316,3 @@ class Recording(Mapping[str, Capture]):
     def __len__(self) -> int:
         self.flush()
         return len(self._found)
-
-
-@lru_cache(maxsize=64)
-def _log_once(report: str) -> None:
-    """Log what was recorded of a model, unless the same was logged before."""
-    _log.info("%s", report)

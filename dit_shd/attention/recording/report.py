@@ -1,12 +1,16 @@
 """What became of every call of attention in a forward."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from dit_shd.attention.capture import layer_of
 from dit_shd.attention.recording.joint import Layout
 from dit_shd.attention.recording.knowledge import Site, Sites
 from dit_shd.attention.recording.selection import Selection
+
+_log = logging.getLogger("dit_shd")
 
 Shape = tuple[int, int, int, int]
 
@@ -45,11 +49,20 @@ class Report:
         """From what is known of a model, and the shapes of what was recorded of it."""
         return cls(tuple(_line(site, shapes, selection) for site in sites.values()))
 
+    def log(self) -> None:
+        """Log it, unless the same was logged before."""
+        _log_once(str(self))
+
     def __str__(self) -> str:
         recorded = sum(len(line.shapes) for line in self.lines)
         calls = sum(len(line.roles) for line in self.lines)
         head = f"{calls} calls of attention in {len(self.lines)} layers, {recorded} captures"
         return "\n".join([head, *(f"  {line}" for line in self.lines)])
+
+
+@lru_cache(maxsize=64)
+def _log_once(text: str) -> None:
+    _log.info("%s", text)
 
 
 def _line(site: Site, shapes: Mapping[str, Shape], selection: Selection) -> Line:

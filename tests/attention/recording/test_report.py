@@ -8,7 +8,7 @@ from clients.patterns import ByHand, Cross, Doors, E, Gated, Layer, Looped, X, t
 from torch import nn
 
 from dit_shd import SHD, capture
-from dit_shd.attention.recording import captures as captures_file
+from dit_shd.attention.recording import report as report_file
 from dit_shd.attention.recording.report import why_empty
 from dit_shd.core.errors import UserError
 
@@ -54,7 +54,7 @@ def test_what_was_not_asked_for_says_so():
 
 
 def test_it_is_logged_once(caplog):
-    captures_file._log_once.cache_clear()
+    report_file._log_once.cache_clear()
     for _ in range(2):  # the same of another model, too
         model = nn.Sequential(Layer()).eval()
         with caplog.at_level(logging.INFO, "dit_shd"), torch.no_grad(), capture(model):
