@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from dit_shd.core import environment
-from dit_shd.core.config import REQUIRED, checked, option, resolve
+from dit_shd.core.config import REQUIRED, changed, checked, option, resolve
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import Place
 from dit_shd.core.plugins import Plugin
@@ -33,6 +33,7 @@ from dit_shd.evaluation.metrics import METRICS
 from dit_shd.evaluation.real_scale import real_scale, shared_scale
 from dit_shd.evaluation.reference import Reference, open_reference
 from dit_shd.evaluation.scoring import Chosen, compute_metrics, select_metrics
+from dit_shd.evaluation.teacher_row import SamplingCommand, commands, shared_row, teacher_row
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,10 @@ PageWriter = Callable[[Path, Evaluation], None]
 
 
 def evaluate(
-    config: EvaluateConfig, say: Callable[[str], None] = print, write_page: PageWriter | None = None
+    config: EvaluateConfig,
+    say: Callable[[str], None] = print,
+    write_page: PageWriter | None = None,
+    sampling: SamplingCommand | None = None,
 ) -> dict[str, Any]:
     """Compare samples with a reference, print the table and write the results file.
 
@@ -127,6 +131,7 @@ def evaluate(
         config: What is compared with what, and how.
         say: Takes each line for the user.
         write_page: Writes the page of one evaluation (reports.evaluation_page), if config.page is set.
+        sampling: Gives the command that samples from the teacher (diffusion.teacher_sampling), for its missing row.
 
     Returns:
         The content of the results file.
@@ -149,7 +154,7 @@ def evaluate(
         network.check(samples.shape[1:], "samples")
         reference.check(samples, network)
     chosen, left_out = select_metrics(config.metrics, sets[0], reference, network)
-    job = _Job(config, reference, network.to(find_device(config.device)), chosen, left_out, say, write_page)
+    job = _Job(config, reference, network.to(find_device(config.device)), chosen, left_out, say, write_page, sampling)
     return job.run(sets[0], job.head(sets[0]), plain=True)[0] if len(sets) == 1 else _several(job, sets)
 
 
@@ -165,9 +170,10 @@ class _Job:
         left_out: list[str],
         say: Callable[[str], None],
         write_page: PageWriter | None,
+        sampling: SamplingCommand | None,
     ) -> None:
         self.config, self.reference, self.network, self.chosen = config, reference, network, chosen
-        self._left_out, self.say = left_out, say
+        self._left_out, self.say, self._sampling = left_out, say, sampling
         self.write_page = write_page if config.page else None
         self.about: dict[str, Any] = {
             "reference": {"path": reference.name, **reference.describe()},
@@ -223,11 +229,13 @@ class _Job:
         self.guard(out, record)
         if not plain and not config.force and out.exists():
             self.say(f"{out}: evaluated before, reused")
-            return results.read_record(out) or {}, out
+            record = results.read_record(out) or {}
+            return {**record, **self._teacher(samples, record)}, out
         reference_set = self.reference_set
         sample_set = extract_features(self.network, samples, config.batch_size, keep_spatial=config.resamples > 0)
         figures, details = compute_metrics(self.chosen, sample_set, reference_set)
         record = {"figures": figures, **record, "adm_comparable": self._verdict(record, sample_set)}
+        record |= self._teacher(samples, record)
         record["real"] = real_scale(next(iter(figures)), sample_set, reference_set)
         if config.resamples:
             metrics = [metric for _, metric in self.chosen]
@@ -247,6 +255,14 @@ class _Job:
             self.write_page(page, Evaluation(record, FeaturesAndImages(sample_set, samples), behind, details))
             self.say(f"and as a page to {page}")
         return record, out
+
+    def _teacher(self, samples: ImageSet, record: dict[str, Any]) -> dict[str, Any]:
+        """The entry of the teacher, with the commands that make its row where it is missing; none without a teacher."""
+        path = samples.path or Path()
+        row = teacher_row(record, path.parent)
+        if row is not None and "why_not" in row and self._sampling is not None and path.is_file():
+            row["commands"] = commands(path, changed(EvaluateConfig, resolve(self.config)), self._sampling)
+        return {} if row is None else {"teacher": row}
 
     def _verdict(self, record: dict[str, Any], samples: FeatureSet) -> dict[str, Any]:
         """The head's verdict, with the reasons that only the features show."""
@@ -283,6 +299,7 @@ def _several(job: _Job, sets: list[ImageSet]) -> dict[str, Any]:
         "spread": {name: statistics.stdev(figures) for name, figures in values.items()},
         **{key: value for key, value in joint.items() if key != "samples"},
         "adm_comparable": _verdict([reason for run in runs for reason in run["adm_comparable"]["why_not"]]),
+        "teacher": shared_row([run.get("teacher") for run in runs]),
         "real": shared_scale(runs),
         "notes": list(dict.fromkeys(note for run in runs for note in run["notes"])),
     }
