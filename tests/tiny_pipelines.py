@@ -56,6 +56,23 @@ def clip(width=16, projection=None, length=32):
     return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config)
 
 
+def tiny_clip(folder):
+    """A whole tiny CLIP, of pictures and of text, as save_pretrained writes it."""
+    from transformers import CLIPConfig, CLIPModel
+
+    torch.manual_seed(0)
+    words = tokenizer()
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {**sizes, "vocab_size": len(words), "max_position_embeddings": 32, "eos_token_id": 1, "pad_token_id": 0}
+    text, vision = {**text, "bos_token_id": 3}, {**sizes, "image_size": 24, "patch_size": 8}
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=12))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    model.save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
+
+
 def t5(width=32):
     from transformers import T5Config, T5EncoderModel
 

@@ -216,3 +216,8 @@ def one_layer(capture: Any, where: str) -> None:
 
 Captures = Mapping[str, Capture]
 """Layer name -> Capture, in the order in which the layers ran."""
+
+
+def layer_of(name: str) -> str:
+    """The layer of a capture's name: LAYER, LAYER#2 (its second call) and LAYER:text (its text rows) are of one."""
+    return name.partition("#")[0].partition(":")[0]

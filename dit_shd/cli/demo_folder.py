@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from dit_shd.core import shipped_configs
 from dit_shd.core.config import option, resolve
 from dit_shd.core.errors import UserError
@@ -83,15 +81,6 @@ def seconds(out: Path) -> dict[str, float]:
 def sample_file(config: DemoConfig, name: str) -> Path:
     """The images of a model."""
     return config.out / "samples" / f"{name}.npz"
-
-
-def words_of(values: Mapping[str, object]) -> list[str]:
-    """Keys and values for the command line: plain text if YAML reads the same value from it."""
-    texts = {key: str(value) for key, value in values.items()}
-    return [
-        f"{key}={text if yaml.safe_load(text) == values[key] else json.dumps(values[key])}"
-        for key, text in texts.items()
-    ]
 
 
 def claim(config: DemoConfig, teacher: str, students: Mapping[str, Path], others: Sequence[str] = ()) -> None:

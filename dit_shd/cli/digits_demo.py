@@ -23,13 +23,12 @@ from dit_shd.cli.demo_folder import (
     seconds,
     student_config,
     timed,
-    words_of,
 )
 from dit_shd.cli.demo_stages import Sampling, Training, sample, train
 from dit_shd.core.config import make
 from dit_shd.core.files import write_text
 from dit_shd.core.installation import require
-from dit_shd.core.yaml_files import read_yaml
+from dit_shd.core.yaml_files import read_yaml, words_of
 from dit_shd.data.datasets.digits import DigitsDataset
 from dit_shd.data.image_sets import ArrayImages
 from dit_shd.diffusion.generation import settings
@@ -205,7 +204,7 @@ def _sampled(config: DemoConfig, name: str, sampling: Sampling) -> bool:
         return False
     sampled = make(SampleConfig, {**_sample_keys(config, name), "run": ""}, "sample")
     current = settings(sampled.of_prediction(NOISE))
-    return {**{k: v for k, v in recorded.items() if not k.endswith("_sha256")}, "run": ""} == current
+    return {**{key: recorded.get(key) for key in current}, "run": ""} == current
 
 
 def _evaluate(config: DemoConfig, redo: bool) -> Scores:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import nn
 
-from dit_shd.attention.capture import Captures
+from dit_shd.attention.capture import Captures, layer_of
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.layer_map import layer_map
@@ -72,11 +72,16 @@ def _model(trainer: Trainer, model: nn.Module, place: str = "") -> str:
     """Family, layers, heads, width, parameters and operations of a model."""
     task, shape = trainer.task, shape_of(model)
     facts = [type(getattr(model, "_orig_mod", model)).__name__]
-    captures = list(_captures(trainer, model).values())
+    captures = _captures(trainer, model)
     if captures:
-        first = captures[0]
+        first = next(iter(captures.values()))
         width = shape.width if shape.names("attention_head_dim") else first.heads * first.query.shape[-1]
-        facts += [f"{len(captures)} layers", f"{first.heads} heads", f"width {width}", f"{first.shape[2]} tokens"]
+        facts += [
+            f"{len(set(map(layer_of, captures)))} layers",
+            f"{first.heads} heads",
+            f"width {width}",
+            f"{first.shape[2]} tokens",
+        ]
     facts.append(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
     facts.append(f"{forward_operations(model, task, task.passes[0]) / 1e9:.3g} GFLOP a sample")
     return f"{f'{place}: ' if place else ''}{', '.join(facts)}"

@@ -24,13 +24,12 @@ from dit_shd.cli.demo_folder import (
     seconds,
     student_config,
     timed,
-    words_of,
 )
 from dit_shd.cli.demo_stages import Sampling, Training, sample, train
 from dit_shd.core.files import atomic_folder, write_text
 from dit_shd.core.installation import require
 from dit_shd.core.pretrained import asset
-from dit_shd.core.yaml_files import read_yaml
+from dit_shd.core.yaml_files import read_yaml, words_of
 from dit_shd.data.captioned_digits import SIDE, Canvas, captioned_digits, write_captioned, write_prompts
 from dit_shd.data.latent_shards import INDEX
 from dit_shd.data.pipeline_record import PipelineRecord, read_record

@@ -7,7 +7,7 @@ the nearest known one; values are cast to the annotated type, since YAML reads `
 import dataclasses
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, TypeVar, Union, runtime_checkable
@@ -202,6 +202,15 @@ class _HasValue(Protocol):
     """Part of a config that is a value in YAML; its class has `from_value` for `cast`."""
 
     def as_value(self) -> object: ...
+
+
+def changed(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those plain values of a config dataclass's keys that are not its defaults."""
+    defaults = {
+        f.name: resolve(f.default if f.default_factory is dataclasses.MISSING else f.default_factory())
+        for f in dataclasses.fields(cls)
+    }
+    return {key: value for key, value in values.items() if key in defaults and value != defaults[key]}
 
 
 def resolve(value: object) -> Any:

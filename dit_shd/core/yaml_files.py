@@ -1,9 +1,10 @@
 """Configs as YAML: safe reading, `base:`, key=value overrides, and the text that is saved."""
 
 import copy
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import yaml
 
@@ -136,3 +137,21 @@ def _position(node: list[Any], part: str, where: str) -> int:
 def dump(value: object) -> str:
     """A resolved config as YAML text."""
     return yaml.safe_dump(resolve(value), sort_keys=False, allow_unicode=True)
+
+
+def words_of(values: Mapping[str, object]) -> list[str]:
+    """Keys and values for the command line: plain text if YAML reads the same value from it, of plug-ins the name."""
+    short = {key: value["name"] if _is_name(value) else value for key, value in values.items()}
+    return [f"{key}={value if _reads(str(value), value) else json.dumps(value)}" for key, value in short.items()]
+
+
+def _is_name(value: object) -> TypeGuard[dict[str, Any]]:
+    """Whether a value is a plug-in without options."""
+    return isinstance(value, dict) and [*value] == ["name"]
+
+
+def _reads(text: str, value: object) -> bool:
+    try:
+        return parse_yaml(text) == value
+    except yaml.YAMLError:
+        return False

@@ -31,6 +31,7 @@ from dit_shd.diffusion import sampler
 from dit_shd.diffusion.denoiser import known_classes
 from dit_shd.diffusion.sample_config import VELOCITY_SOLVERS, SampleConfig
 from dit_shd.diffusion.sampler import batches, draw, label_plan, load_decoder, prepared
+from dit_shd.diffusion.teacher_sampling import about_teacher
 from dit_shd.models import loading
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def sample_to_file(config: SampleConfig, model: nn.Module | None = None) -> Path
     if config.label_list is not None:
         sampler.check_labels(config.label_list, network)
     decode = load_decoder(config, network)
-    record = {**settings(config), "model_sha256": hashing.sha256_of_tensors(network)}
+    record = {**settings(config), "model_sha256": hashing.sha256_of_tensors(network), **about_teacher(config.run)}
     record |= {"vae_sha256": decode.digest, **({"vae_name": decode.name} if decode.name else {})}
     classes = known_classes(network)
 

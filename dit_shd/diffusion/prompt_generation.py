@@ -1,6 +1,7 @@
 """Images of prompts by a pipeline's own class, with a student in the place of its transformer."""
 
 import inspect
+import json
 import logging
 import shutil
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from dit_shd.diffusion.adapters import MAX_TOKENS, adapter_of, by_class
 from dit_shd.diffusion.generation import make_file, output_path
 from dit_shd.diffusion.pipelines import Prompts, folder_of, open_pipeline, record_of
 from dit_shd.diffusion.sample_config import SampleConfig
+from dit_shd.diffusion.teacher_sampling import about_teacher
 from dit_shd.models import loading
 
 if TYPE_CHECKING:
@@ -72,13 +74,16 @@ def sample_prompts(config: SampleConfig) -> Path:
     settings |= {"batch_size": config.batch_size, "precision": config.precision, "run": config.run}
     settings |= {"pipeline": record.pipeline, "pipeline_class": record.pipeline_class}
     settings |= {"text_sha256": record.text_sha256, "scheduler": _plain(record.scheduler)}
-    settings |= {"model_sha256": hashing.sha256_of_tensors(pipeline.transformer)}
+    settings |= {"model_sha256": hashing.sha256_of_tensors(pipeline.transformer), **about_teacher(config.run)}
     make_file(state, config, settings, out, images_of)
     return out
 
 
 def read_prompts(file: Path) -> list[str]:
-    """The lines of a file that are not empty, or the captions of a folder of text latents.
+    """The lines of a file that are not empty, the captions of a folder of text latents, or the prompts of samples.
+
+    Args:
+        file: Text, a folder, or the .json beside samples.
 
     Raises:
         UserError: There are none, or no such file.
@@ -91,8 +96,11 @@ def read_prompts(file: Path) -> list[str]:
             f"found no file {file}"
         )
     try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
+        text = file.read_text(encoding="utf-8")
+        lines = json.loads(text)["prompts"] if file.suffix == ".json" else [line.strip() for line in text.splitlines()]
+        if not all(isinstance(line, str) for line in lines):
+            raise ValueError("prompts that are no texts")
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(f"prompts: wanted a text file with a prompt a line, found {error_line(error, 100)}") from error
     prompts = [line for line in lines if line]
     if not prompts:

@@ -71,8 +71,8 @@ class SampleConfig:
     compile: bool = option(False, "torch.compile the network's blocks (needs a compiler; slow at first, then faster)")
     prompts: Path | None = option(
         None,
-        "of text-to-image models: text file with a prompt a line, or a folder of latents with captions; image i is of "
-        "prompt i, then from the first",
+        "of text-to-image models: text file with a prompt a line, folder of latents with captions, or the .json beside "
+        "other samples; image i is of prompt i, then from the first",
     )
     pipeline: Place | None = option(None, "of text-to-image models: its folder or hub:OWNER/NAME; empty: the run's")
     call: dict[str, Any] = option(

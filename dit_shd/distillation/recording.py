@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from dit_shd.attention.capture import Capture
+from dit_shd.attention.capture import Capture, layer_of
 from dit_shd.attention.recording import discovery
 from dit_shd.attention.recording.attach import capture
 from dit_shd.attention.recording.sharded import KeptWeights
@@ -97,7 +97,7 @@ def named_attention(losses: Iterable[Loss], role: Role, model: nn.Module) -> lis
     if not maps or len(maps) < len(reading) or discovery.own_layers(model):
         return None
     names = [name for pairs in maps for name in (pairs.keys() if role == "student" else pairs.values())]
-    return list(dict.fromkeys(name.partition(":")[0].partition("#")[0] for name in names))
+    return list(dict.fromkeys(layer_of(name) for name in names))
 
 
 def forward(
@@ -148,7 +148,7 @@ def attention_modules(task: Task[Any], model: nn.Module, batch: Batch) -> dict[s
     if core not in _attention:
         with torch.no_grad(), capture(model, projections=False) as captures:
             task.predict(model, batch)
-            names = [name.partition(":")[0].partition("#")[0] for name in captures]
+            names = [layer_of(name) for name in captures]
         _attention[core] = list(dict.fromkeys(names))
     modules = {discovery.plain(path): module for path, module in model.named_modules()}
     missing = [name for name in _attention[core] if name not in modules]

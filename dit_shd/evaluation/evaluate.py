@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from dit_shd.core import environment
-from dit_shd.core.config import REQUIRED, checked, option, resolve
+from dit_shd.core.config import REQUIRED, changed, checked, option, resolve
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import Place
 from dit_shd.core.plugins import Plugin
@@ -33,6 +33,7 @@ from dit_shd.evaluation.metrics import METRICS
 from dit_shd.evaluation.real_scale import real_scale, shared_scale
 from dit_shd.evaluation.reference import Reference, open_reference
 from dit_shd.evaluation.scoring import Chosen, compute_metrics, select_metrics
+from dit_shd.evaluation.teacher_row import SamplingCommand, commands, shared_row, teacher_row
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,10 @@ class EvaluateConfig:
     """What is compared with what, and how."""
 
     samples: Place | list[Place] = option(
-        REQUIRED, "npz (arr_0: uint8 [n,y,x,c]), folder of images, folder of a run's shards, or dataset[:split]"
+        REQUIRED, "npz (arr_0: uint8 [n,y,x,c]), images (folder, Parquet, tars), a run's shards, or dataset[:split]"
     )
     reference: Place = option(REQUIRED, "the same, or a statistics file (dit-shd statistics, or ADM's npz)")
+    crop: bool = option(False, "cut reference images of any size to the samples' size, as dit-shd encode does")
     features: Plugin = option(Plugin("inception"), "feature network, a file of dit_shd/evaluation/features")
     metrics: list[Plugin] | None = option(None, "files of dit_shd/evaluation/metrics; all that apply if left out")
     seeds: int = option(
@@ -114,7 +116,10 @@ PageWriter = Callable[[Path, Evaluation], None]
 
 
 def evaluate(
-    config: EvaluateConfig, say: Callable[[str], None] = print, write_page: PageWriter | None = None
+    config: EvaluateConfig,
+    say: Callable[[str], None] = print,
+    write_page: PageWriter | None = None,
+    sampling: SamplingCommand | None = None,
 ) -> dict[str, Any]:
     """Compare samples with a reference, print the table and write the results file.
 
@@ -127,6 +132,7 @@ def evaluate(
         config: What is compared with what, and how.
         say: Takes each line for the user.
         write_page: Writes the page of one evaluation (reports.evaluation_page), if config.page is set.
+        sampling: Gives the command that samples from the teacher (diffusion.teacher_sampling), for its missing row.
 
     Returns:
         The content of the results file.
@@ -138,7 +144,7 @@ def evaluate(
     config = checked(config, "evaluate")
     config.check()
     sets = [open_images(text, "samples") for text in config.files()]
-    reference = open_reference(config.reference, "reference")
+    reference = open_reference(config.reference, "reference", sets[0].shape[1:] if config.crop else None)
     network: FeatureNetwork = FEATURES.build(config.features, "features")
     for samples in sets:
         if samples.shape != sets[0].shape:
@@ -149,7 +155,7 @@ def evaluate(
         network.check(samples.shape[1:], "samples")
         reference.check(samples, network)
     chosen, left_out = select_metrics(config.metrics, sets[0], reference, network)
-    job = _Job(config, reference, network.to(find_device(config.device)), chosen, left_out, say, write_page)
+    job = _Job(config, reference, network.to(find_device(config.device)), chosen, left_out, say, write_page, sampling)
     return job.run(sets[0], job.head(sets[0]), plain=True)[0] if len(sets) == 1 else _several(job, sets)
 
 
@@ -165,9 +171,10 @@ class _Job:
         left_out: list[str],
         say: Callable[[str], None],
         write_page: PageWriter | None,
+        sampling: SamplingCommand | None,
     ) -> None:
         self.config, self.reference, self.network, self.chosen = config, reference, network, chosen
-        self._left_out, self.say = left_out, say
+        self._left_out, self.say, self._sampling = left_out, say, sampling
         self.write_page = write_page if config.page else None
         self.about: dict[str, Any] = {
             "reference": {"path": reference.name, **reference.describe()},
@@ -223,11 +230,13 @@ class _Job:
         self.guard(out, record)
         if not plain and not config.force and out.exists():
             self.say(f"{out}: evaluated before, reused")
-            return results.read_record(out) or {}, out
+            record = results.read_record(out) or {}
+            return {**record, **self._teacher(samples, record)}, out
         reference_set = self.reference_set
         sample_set = extract_features(self.network, samples, config.batch_size, keep_spatial=config.resamples > 0)
         figures, details = compute_metrics(self.chosen, sample_set, reference_set)
         record = {"figures": figures, **record, "adm_comparable": self._verdict(record, sample_set)}
+        record |= self._teacher(samples, record)
         record["real"] = real_scale(next(iter(figures)), sample_set, reference_set)
         if config.resamples:
             metrics = [metric for _, metric in self.chosen]
@@ -238,15 +247,21 @@ class _Job:
         if "sidecar" not in record["samples"]:
             record["notes"].append("rounding, label policy and seed are not recorded: no .json beside the samples")
         self.say(results.table(record))
-        out = results.place(places, record)  # another evaluation may have come in between
-        results.refuse_overwrite(out, record, config.force, before=False)
-        results.write(out, record)
+        out = results.publish(places, record, config.force)
         self.say(f"written to {out}")
         if self.write_page is not None:
             page, behind = out.with_suffix(".html"), FeaturesAndImages(reference_set, self.reference.images)
             self.write_page(page, Evaluation(record, FeaturesAndImages(sample_set, samples), behind, details))
             self.say(f"and as a page to {page}")
         return record, out
+
+    def _teacher(self, samples: ImageSet, record: dict[str, Any]) -> dict[str, Any]:
+        """The entry of the teacher, with the commands that make its row where it is missing; none without a teacher."""
+        path = samples.path or Path()
+        row = teacher_row(record, path.parent)
+        if row is not None and "why_not" in row and self._sampling is not None and path.is_file():
+            row["commands"] = commands(path, changed(EvaluateConfig, resolve(self.config)), self._sampling)
+        return {} if row is None else {"teacher": row}
 
     def _verdict(self, record: dict[str, Any], samples: FeatureSet) -> dict[str, Any]:
         """The head's verdict, with the reasons that only the features show."""
@@ -283,15 +298,14 @@ def _several(job: _Job, sets: list[ImageSet]) -> dict[str, Any]:
         "spread": {name: statistics.stdev(figures) for name, figures in values.items()},
         **{key: value for key, value in joint.items() if key != "samples"},
         "adm_comparable": _verdict([reason for run in runs for reason in run["adm_comparable"]["why_not"]]),
+        "teacher": shared_row([run.get("teacher") for run in runs]),
         "real": shared_scale(runs),
         "notes": list(dict.fromkeys(note for run in runs for note in run["notes"])),
     }
     for entry, run, file in zip(entries, runs, files):
         entry |= {"figures": run["figures"], "results": str(file)}
     job.say(results.table(record))
-    out = results.place(places, record)
-    results.refuse_overwrite(out, record, job.config.force, before=False)
-    results.write(out, record)
+    out = results.publish(places, record, job.config.force)
     job.say(f"written to {out}")
     if job.write_page is not None:
         job.write_page(out.with_suffix(".html"), Evaluation(record))

@@ -13,6 +13,9 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.file_kinds import PICKLE, SAFETENSORS, TORCH, file_kind
 from dit_shd.core.places import expanded
 
+PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+"""Ends of the names of files of torch.save."""
+
 
 def read_weights(path: Path, advice: str) -> tuple[dict[str, Tensor], str]:
     """Read a weights file without ever running code from it.
@@ -77,3 +80,44 @@ def match_weights(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], pat
         name = shapes[0]
         shape, file_shape = tuple(wanted[name].shape), tuple(state[name].shape)
         raise UserError(f"{path}: '{name}': wanted shape {shape}, found {file_shape}; {advice}")
+
+
+def weights_folder(place: Path, config: str, weights: str, advice: str) -> tuple[Path, Path]:
+    """A folder with a library's config and safetensors.
+
+    Args:
+        place: As the user gave it.
+        config: The config's name.
+        weights: The pattern of the weights' names.
+        advice: Where such a folder comes from; ends the error.
+
+    Returns:
+        The folder, and the first file of weights by name.
+
+    Raises:
+        UserError: No such folder, or one without both.
+    """
+    folder = Path(expanded(place))
+    files = sorted(folder.glob(weights))
+    if (folder / config).is_file() and files:
+        return folder, files[0]
+    kind = "nothing" if not folder.exists() else "a folder without them" if folder.is_dir() else "a file"
+    pickles = sorted(file for file in folder.glob("*") if file.suffix in PICKLED)
+    if (folder / config).is_file() and pickles:
+        kind, advice = (
+            f"{pickles[0].name}, which could run code,",
+            f"convert it once: {_conversion(pickles[0], weights)}",
+        )
+    raise UserError(
+        f"features.weights: wanted a folder with {config} and {weights}, found {kind} at {folder}; {advice}"
+    )
+
+
+def _conversion(pickle_file: Path, weights: str) -> str:
+    """The command that writes the tensors of a file of torch.save as safetensors; it runs no code from the file."""
+    out = pickle_file.with_name(weights.replace("*", "") if weights[0] != "*" else f"model{weights[1:]}")
+    code = (
+        f"import torch, safetensors.torch as s; w = torch.load({str(pickle_file)!r}, 'cpu', weights_only=True); "
+        f"s.save_file({{k: v.contiguous() for k, v in w.get('state_dict', w).items()}}, {str(out)!r})"
+    )
+    return f'python -c "{code}"'

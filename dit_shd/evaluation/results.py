@@ -44,11 +44,13 @@ def table(record: dict[str, Any]) -> str:
     what = f"{len(runs)} files of {samples['n']:,} images" if runs else f"{samples['path']} ({samples['n']:,} images)"
     width = max([len("figure"), *map(len, figures)])
     heading = f"{'mean' if runs else 'value':>12}"
+    heading += f"  {'teacher':>12}" if teacher_figures(record) else ""
     heading += f"  {'spread':>10}" if runs else "  95% interval" if "intervals" in record else ""
     lines = [
         f"{what} against {reference['path']} ({count}), features {record['features']['title']}",
         f"{'figure':<{width}}  {heading}",
         *(f"{name:<{width}}  {value:>12.4f}{_beside(record, name)}" for name, value in figures.items()),
+        *teacher_lines(record),
         verdict_line(record),
         *(f"note: {note}" for note in record["notes"]),
     ]
@@ -61,11 +63,29 @@ def verdict_line(record: Mapping[str, Any]) -> str:
     return f"ADM-comparable: {'no: ' + '; '.join(reasons) if reasons else 'yes'}"
 
 
+def teacher_figures(record: Mapping[str, Any]) -> dict[str, float]:
+    """The teacher's figures by name; none where they are not known."""
+    return (record.get("teacher") or {}).get("figures", {})
+
+
+def teacher_lines(record: Mapping[str, Any]) -> list[str]:
+    """Where the teacher's row is from, or why there is none and how to make it; empty for samples without a teacher."""
+    teacher = record.get("teacher")
+    if teacher is None:
+        return []
+    if "figures" in teacher:
+        return [f"teacher: {teacher['run']}, from {teacher['results']}"]
+    make = f"; make it: {' && '.join(teacher['commands'])}" if "commands" in teacher else ""
+    return [f"teacher: {teacher['run']} has no row here: {teacher['why_not']}{make}"]
+
+
 def _beside(record: dict[str, Any], name: str) -> str:
+    teacher = teacher_figures(record)
+    words = "" if not teacher else f"  {teacher[name]:>12.4f}" if name in teacher else " " * 14
     if "spread" in record:
-        return f"  {record['spread'][name]:>10.4f}"
+        return f"{words}  {record['spread'][name]:>10.4f}" if name in record["spread"] else words
     interval = record.get("intervals", {}).get(name)
-    return f"  {interval['low']:.4f} to {interval['high']:.4f}" if interval else ""
+    return f"{words}  {interval['low']:.4f} to {interval['high']:.4f}" if interval else words
 
 
 def refuse_overwrite(out: Path, record: dict[str, Any], force: bool, before: bool) -> None:
@@ -135,6 +155,25 @@ def _named(record: Mapping[str, Any]) -> list[str]:
     return [*(str(Path(str(entry.get("path"))).resolve()) for entry in sets), record["features"]["sha256"]]
 
 
+def evaluator_difference(record: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, str, str] | None:
+    """The first part of the evaluator in which two records differ, so that their figures cannot be compared.
+
+    Returns:
+        Its name (features, reference, or options of a metric that both have), and what it is in each; None where they
+        do not differ.
+    """
+    for key in ("features", "reference"):
+        if record[key]["sha256"] != other[key]["sha256"]:
+            names = (str(entry.get("title") or entry["path"]) for entry in (record[key], other[key]))
+            return (key, *names)  # type: ignore[return-value]
+    options = {metric["name"]: metric for metric in other["metrics"]}
+    for metric in record["metrics"]:
+        there = options.get(metric["name"], metric)
+        if there != metric:
+            return f"options of {metric['name']}", str(metric), str(there)
+    return None
+
+
 def writable(out: Path) -> None:
     """Make the folder of a file that is to be written.
 
@@ -156,6 +195,18 @@ def write(out: Path, record: dict[str, Any]) -> None:
         UserError: There is no room, or no permission.
     """
     write_text(out, json.dumps(record, indent=2, allow_nan=False) + "\n", REMEDY)
+
+
+def publish(candidates: Sequence[Path], record: dict[str, Any], force: bool) -> Path:
+    """Write a complete record at the first name that is its own; another evaluation may have come in between.
+
+    Raises:
+        UserError: Without `force` another result is there.
+    """
+    out = place(candidates, record)
+    refuse_overwrite(out, record, force, before=False)
+    write(out, record)
+    return out
 
 
 def read_record(file: Path) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from dit_shd.attention.capture import layer_of
 from dit_shd.core.errors import UserError
 from dit_shd.profiling.captures import captures_of
 from dit_shd.profiling.estimate import DryRun, hours, peaks
@@ -40,11 +41,11 @@ def _models(run: DryRun) -> str:
 def _shape(model: nn.Module, task: Task[Any]) -> list[str]:
     """Layers, heads, width and tokens of a model's self-attention."""
     try:
-        captures = list(captures_of(model, task).values())
+        captures = captures_of(model, task)
     except UserError:  # of linear attention alone, as Sana's
         return ["-"] * 4
-    heads, width = captures[0].heads, captures[0].query.shape[-1]
-    return [str(number) for number in (len(captures), heads, heads * width, captures[0].shape[2])]
+    first, layers = next(iter(captures.values())), len(set(map(layer_of, captures)))
+    return [str(number) for number in (layers, first.heads, first.heads * first.query.shape[-1], first.shape[2])]
 
 
 def _operations(run: DryRun) -> str:
@@ -83,13 +84,11 @@ def _hours(run: DryRun) -> str:
     gpus = peaks(run.precision, run.peak_tflops)
     rows = [[name, *(f"{hours(flops, gpu, assumed.mfu):.3g}" for gpu in gpus.values())] for name, flops in work.items()]
     named = ", ".join(f"{name} {peak:g}" for name, peak in gpus.items())
-    sampling = (
-        f"; sampling in {assumed.sampling_steps} guided steps, two forwards each; decoding and evaluation not counted"
-    )
+    sampling = f"; sampling in {assumed.sampling_steps} guided steps, two forwards each; decoding"
     return (
         f"{_table(['GPU-hours', *gpus], rows)}\n"
         f"assumed: {assumed.mfu:g} of the peak (TFLOP/s at precision={run.precision}: {named})"
-        f"{sampling if run.task.generates else ''}; evaluation not counted"
+        f"{f'{sampling} and' if run.task.generates else ';'} evaluation not counted"
     )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dit_shd.evaluation.evaluate import Evaluation, FeaturesAndImages
 from dit_shd.evaluation.neighbours import exact_distances
-from dit_shd.evaluation.results import verdict_line
+from dit_shd.evaluation.results import teacher_figures, teacher_lines, verdict_line
 from dit_shd.reports.figures.chart import chart_row
 from dit_shd.reports.figures.images import class_places, class_sheet, points_chart, thumbnails
 from dit_shd.reports.html import Link, header, legend, paragraph, picture, section, side_by_side, write_page
@@ -99,17 +99,20 @@ def head(record: Mapping[str, Any], title: str) -> str:
 def figures_section(record: Mapping[str, Any]) -> str:
     """The table of figures, with intervals or spreads if there are any, how real images score, and the notes."""
     intervals, spread = record.get("intervals", {}), record.get("spread", {})
+    teacher = teacher_figures(record)
     headings = [("figure", ""), ("mean", "over files") if spread else ("value", "")]
+    headings += [("teacher", "sampled alike")] if teacher else []
     headings += [("spread", "standard deviation")] if spread else []
     headings += [("95% interval", "bootstrap over images")] if intervals else []
     rows = []
     for name, value in record["figures"].items():
         row = [name, number(value)]
+        row += [number(teacher[name]) if name in teacher else ""] if teacher else []
         row += [number(spread[name])] if spread else []
         ends = intervals.get(name)
         row += [f"{number(ends['low'])} to {number(ends['high'])}" if ends else ""] if intervals else []
         rows.append(row)
-    notes = [paragraph(note, "quiet") for note in record["notes"]]
+    notes = [paragraph(note, "quiet") for note in (*teacher_lines(record), *record["notes"])]
     last = -1
     if record.get("real") is not None:
         rows.append([f"{next(iter(record['figures']))} of real images", _real(record), *[""] * (len(headings) - 2)])

@@ -36,8 +36,8 @@ class Variant:
 
     @property
     def training_seconds(self) -> float:
-        """CPU seconds of training, on average."""
-        return self.mean(lambda row: row.cpu_seconds["train"])
+        """CPU seconds of training, on average; nan for a model that is scored as it is."""
+        return self.mean(lambda row: row.cpu_seconds.get("train", math.nan))
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Analysis:
 def analyse(study: Study, rows: Iterable[CellResult]) -> Analysis:
     """The analysis of the rows of a study's cells, whether all are there or not."""
     rows = list(rows)
-    variants = [Variant(name, _of(rows, name, done=True), _of(rows, name, done=False)) for name in study.variants]
+    variants = [Variant(name, _of(rows, name, done=True), _of(rows, name, done=False)) for name in study.names]
     figures = _shared_figures(rows)
     figure = study.figure or next(iter(figures), "")
     others = [name for name in figures if name != figure and name.partition("(")[0] == figure.partition("(")[0]]

@@ -1,4 +1,4 @@
-"""One cell from its config to its row: train, sample, evaluate, each an ordinary `dit-shd` command.
+"""One cell from its config to its row: train, sample, evaluate, each an ordinary command.
 
     train.yaml   the config        run/          the run folder       samples.npz   the images
     logs/        what was printed  stages.json   what is done         row.json      the result
@@ -8,6 +8,7 @@ A stage that is done is not run again; one that was cut off goes on by the rules
 
 import json
 import os
+import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -19,7 +20,7 @@ from dit_shd.core.files import write_text
 from dit_shd.core.signals import Stopped
 from dit_shd.core.yaml_files import dump, read_yaml
 from dit_shd.study.design import Cell, Evaluator, Study, canonical_sha256
-from dit_shd.study.processes import Commands, Usage, commit
+from dit_shd.study.processes import DIT_SHD, Commands, Usage, commit
 from dit_shd.study.results import ROW, CellResult, json_lines, read_results, rounded, write_row
 
 POINTS = 60
@@ -36,19 +37,20 @@ def run_cell(study: Study, cell: Cell, folder: Path, references: Mapping[str, st
         study: The cell's study.
         cell: What is run.
         folder: The cell's own.
-        references: Evaluator -> what its samples are compared with.
-        commands: Runs `dit-shd` commands.
+        references: Evaluator of `dit-shd evaluate` -> what its samples are compared with.
+        commands: Runs them.
 
     Raises:
         Stopped: By a signal; the cell goes on later.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _keep_other_run(cell, folder)
-    write_text(folder / CONFIG, dump({**cell.training, "run": str(folder / "run")}))
+    if not cell.model:
+        _keep_other_run(cell, folder)
+        write_text(folder / CONFIG, dump({**cell.training, "run": str(folder / "run")}))
     stages = _Stages(folder, cell, commands)
     error = ""
-    for name, arguments in stages_of(study, folder, cell, references).items():
-        error = stages.run(name, arguments)
+    for name, words in stages_of(study, folder, cell, references).items():
+        error = stages.run(name, words)
         if error:
             break
     result = CellResult(
@@ -83,16 +85,21 @@ def _keep_other_run(cell: Cell, folder: Path) -> None:
 
 def stages_of(study: Study, folder: Path, cell: Cell, references: Mapping[str, str]) -> dict[str, list[str]]:
     """Stage -> the words of its command, in the order in which they run."""
-    stages = {"train": ["train", str(folder / CONFIG)]}
+    stages = {} if cell.model else {"train": [DIT_SHD, "train", str(folder / CONFIG)]}
     if study.evaluators:
         sampling = {"seed": cell.seed, **study.sampling, "out": str(folder / SAMPLES), "force": True}
-        stages["sample"] = ["sample", str(folder / "run"), *assignments(sampling)]
+        stages["sample"] = [DIT_SHD, "sample", cell.model or str(folder / "run"), *assignments(sampling)]
     for name, evaluator in study.evaluators.items():
-        stages[f"evaluate-{name}"] = _evaluation(name, evaluator, references[name], folder)
+        stages[f"evaluate-{name}"] = _evaluation(name, evaluator, references.get(name, ""), folder)
     return stages
 
 
 def _evaluation(name: str, evaluator: Evaluator, reference: str, folder: Path) -> list[str]:
+    """The words that score the samples of a cell's folder."""
+    if evaluator.program:
+        samples, out = str(folder / SAMPLES), str(folder / f"{name}.json")
+        words = shlex.split(evaluator.program)
+        return [word.replace("{samples}", samples).replace("{out}", out) for word in words]
     keys = {
         "reference": reference,
         "features": evaluator.features.as_value(),
@@ -101,7 +108,7 @@ def _evaluation(name: str, evaluator: Evaluator, reference: str, folder: Path) -
         "page": False,
         "force": True,
     }
-    return ["evaluate", str(folder / SAMPLES), *assignments(keys)]
+    return [DIT_SHD, "evaluate", str(folder / SAMPLES), *assignments(keys)]
 
 
 def assignments(values: Mapping[str, Any]) -> list[str]:
@@ -119,7 +126,7 @@ class _Stages:
         self.usage = {name: Usage(**usage) for name, usage in known.get("usage", {}).items()}
         self.done: list[str] = known.get("done", [])
 
-    def run(self, name: str, arguments: list[str]) -> str:
+    def run(self, name: str, words: list[str]) -> str:
         """Run a stage's command, unless it is done: what it failed with, or nothing.
 
         Raises:
@@ -127,7 +134,7 @@ class _Stages:
         """
         if name in self.done:
             return ""
-        outcome = self.commands.run(arguments, self.folder / "logs" / f"{name}.log")
+        outcome = self.commands.run(words, self.folder / "logs" / f"{name}.log")
         self.usage[name] = self.usage.get(name, Usage()) + outcome.usage
         if outcome.done:
             self.done.append(name)
@@ -141,9 +148,9 @@ class _Stages:
 def _figures(study: Study, folder: Path) -> dict[str, float]:
     """All figures by name; of a name that two evaluators have, the later one's says which it is."""
     figures: dict[str, float] = {}
-    for name in study.evaluators:
+    for name, evaluator in study.evaluators.items():
         record = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-        for figure, value in record["figures"].items():
+        for figure, value in (record if evaluator.program else record["figures"]).items():
             figures[f"{figure} by {name}" if figure in figures else figure] = value
     for line in json_lines(folder / "run" / "evaluations.jsonl")[-1:]:  # the last evaluation during training
         numbers = {key: value for key, value in line.items() if isinstance(value, (int, float)) and key != "step"}

@@ -9,7 +9,8 @@
         output: {}
         shd: {losses: [{name: output}, {name: shd, weight: 0.1}]}
 
-A variant is one level of each factor of `grid`, named by the levels (`teacher-shd`); a cell is a variant and a seed.
+A variant is one level of each factor of `grid`, named by the levels (`teacher-shd`), or one of `models`, which are
+sampled and scored as they are; a cell is a variant and a seed.
 """
 
 import hashlib
@@ -39,11 +40,35 @@ RESERVED = ("run", "seed", "dry_run")
 
 @dataclass(frozen=True)
 class Evaluator:
-    """One evaluation of a cell's samples; its keys are those of `dit-shd evaluate`."""
+    """One evaluation of a cell's samples: by `dit-shd evaluate`, whose keys it has, or by a program."""
 
-    reference: str = option(REQUIRED, "images, dataset[:split] or a statistics file")
+    reference: str = option("", "images, dataset[:split] or a statistics file")
     features: Plugin = option(Plugin("inception"), "feature network")
     metrics: list[Plugin] = option([Plugin("frechet")], "metrics")
+    program: str = option(
+        "",
+        "in place of these: a command with {samples} and {out}, which writes figures as JSON, name -> number; "
+        "runs with programs=true only",
+    )
+
+    def identity(self) -> list[Any]:
+        """All that decides its figures."""
+        if self.program:
+            return [self.program]
+        return [self.features.as_value(), self.reference, [metric.as_value() for metric in self.metrics]]
+
+    def check(self, where: str) -> None:
+        """Either a reference or a program that can be run.
+
+        Raises:
+            UserError: Neither, both, or a program without its two places.
+        """
+        if bool(self.reference) == bool(self.program):
+            number = "both" if self.program else "neither"
+            raise UserError(f"{where}: wanted a reference (for dit-shd evaluate) or a program, found {number}")
+        missing = [place for place in ("{samples}", "{out}") if self.program and place not in self.program]
+        if missing:
+            raise UserError(f"{where}.program: wanted a command with {{samples}} and {{out}}, found no {missing[0]}")
 
 
 @dataclass(frozen=True)
@@ -74,6 +99,7 @@ class Study:
     baseline: dict[str, str] = option({}, "factor -> level that every other level is compared with; or none")
     claims: list[Claim] = option([], "what is judged in words")
     relevant: float = option(0.0, "smallest difference of the figure that would matter", range=(0, 1e12))
+    models: dict[str, str] = option({}, "name -> model, run or pipeline that is scored as it is, beside: a teacher")
     prepare: list[str] = option([], "dit-shd commands that run once, before any cell")
     cpu_hours: float | None = option(None, "no cell begins once the study's cells have taken so many", range=(0, 1e9))
 
@@ -86,18 +112,23 @@ class Study:
         check_ranges(self, "study.")
         if not self.grid or not all(self.grid.values()):
             raise UserError("study.grid: wanted at least one factor with at least one level, found none")
-        for name in [*self.grid, *(level for levels in self.grid.values() for level in levels), *self.evaluators]:
+        levels = [level for levels in self.grid.values() for level in levels]
+        for name in [*self.grid, *levels, *self.evaluators, *self.models]:
             if not NAME.fullmatch(name):
                 raise UserError(f"study: '{name}': wanted a name of letters, digits, _ . and +")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise UserError(f"study.seeds: wanted different whole numbers, at least one, found {self.seeds}")
+        for name, evaluator in self.evaluators.items():
+            evaluator.check(f"study.evaluators.{name}")
+        for name in self.models.keys() & self.variants.keys():
+            raise UserError(f"study.models.{name}: a variant of the grid has this name; choose another")
         places = {"settings": self.settings} | {f"grid.{k}.{v}": s for k, g in self.grid.items() for v, s in g.items()}
         for where, settings in places.items():
             for key in settings.keys() & set(RESERVED):
                 raise UserError(f"study.{where}: {key} is the study's to set; leave it out")
         for where, name in self._named_variants():
-            if name not in self.variants:
-                raise UserError(f"study.{where}: no variant '{name}'. Known: {', '.join(self.variants)}")
+            if name not in self.names:
+                raise UserError(f"study.{where}: no variant '{name}'. Known: {', '.join(self.names)}")
         for factor, level in self.baseline.items():
             if level not in self.grid.get(factor, {}):
                 raise UserError(
@@ -109,9 +140,14 @@ class Study:
         ordered = [("order", name) for block in self.order for name in block]
         return ordered + [("claims", name) for claim in self.claims for name in (claim.better, claim.than)]
 
+    @property
+    def names(self) -> list[str]:
+        """Of all variants: models, then those of the grid."""
+        return [*self.models, *self.variants]
+
     @cached_property
     def variants(self) -> dict[str, Settings]:
-        """Variant -> its settings, over those of every cell."""
+        """Variant of the grid -> its settings, over those of every cell."""
         variants = {}
         for levels in itertools.product(*self.grid.values()):
             settings = [factor[level] for factor, level in zip(self.grid.values(), levels)]
@@ -140,9 +176,11 @@ class Cell:
     variant: str
     seed: int
     training: Mapping[str, Any] = field(repr=False, compare=False)
-    """The whole training config, without `run`."""
+    """The whole training config, without `run`; empty for a model."""
     sha256: str
     """Of all that decides its figures: training, sampling, evaluation."""
+    model: str = field(default="", compare=False)
+    """What is sampled in place of a run; nothing is trained then."""
 
     @property
     def name(self) -> str:
@@ -173,17 +211,20 @@ def cells_of(study: Study, file: Path) -> list[Cell]:
 
 def _ordered(study: Study) -> list[tuple[str, int]]:
     first = {name for block in study.order for name in block}
-    blocks: list[Sequence[str]] = [*study.order, [name for name in study.variants if name not in first]]
+    blocks: list[Sequence[str]] = [
+        *study.order,
+        [name for name in (*study.variants, *study.models) if name not in first],
+    ]
     return list(dict.fromkeys((variant, seed) for block in blocks for seed in study.seeds for variant in block))
 
 
 def _cell(study: Study, base: Mapping[str, Any], number: int, variant: str, seed: int) -> Cell:
+    evaluators = {name: evaluator.identity() for name, evaluator in study.evaluators.items()}
+    if variant in study.models:
+        model = study.models[variant]
+        return Cell(number, variant, seed, {}, canonical_sha256([model, study.sampling, evaluators]), model)
     values = applied(dict(base), {**study.settings, **study.variants[variant]})
     training = {key: _seeded(value, seed) for key, value in values.items() if key != "run"} | {"seed": seed}
-    evaluators = {
-        name: [e.features.as_value(), e.reference, [m.as_value() for m in e.metrics]]
-        for name, e in study.evaluators.items()
-    }
     return Cell(number, variant, seed, training, canonical_sha256([training, study.sampling, evaluators]))
 
 

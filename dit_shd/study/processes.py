@@ -1,4 +1,4 @@
-"""`dit-shd` commands as child processes: what they took, and an end for all of them at once."""
+"""Commands as child processes: what they took, and an end for all of them at once."""
 
 import os
 import shlex
@@ -17,7 +17,9 @@ from dit_shd.core.signals import SIGNALS
 STOPPED = tuple(128 + number for number in SIGNALS)
 """Exit codes of a command that a signal ended in good order."""
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-PROGRAM = (sys.executable, "-m", "dit_shd")
+DIT_SHD = "dit-shd"
+PROGRAMS = {DIT_SHD: (sys.executable, "-m", "dit_shd"), "python": (sys.executable,)}
+"""First word of a command -> the words in its place: what runs here, whatever the PATH says."""
 LAUNCHED = ("train", "sample", "encode")
 """Commands that several processes can share."""
 RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -60,7 +62,7 @@ class Outcome:
 
 
 class Commands:
-    """Runs `dit-shd` commands from several threads, and can end all that run.
+    """Runs commands from several threads, and can end all that run.
 
     Args:
         launcher: Words in place of `dit-shd` for commands that several processes share (LAUNCHED), as
@@ -75,14 +77,14 @@ class Commands:
         self._lock = threading.Lock()
         self.stopped = False
 
-    def run(self, arguments: Sequence[str], log: Path) -> Outcome:
+    def run(self, words: Sequence[str], log: Path) -> Outcome:
         """Run one command to its end; what it prints is added to `log`."""
         log.parent.mkdir(parents=True, exist_ok=True)
         start = time.perf_counter()
         with open(log, "ab") as output:
-            output.write(f"$ dit-shd {shlex.join(arguments)}\n".encode())
+            output.write(f"$ {shlex.join(words)}\n".encode())
             output.flush()
-            process = self._start([*self.program(arguments[0]), *arguments], output)
+            process = self._start(self.resolved(words), output)
         if process is None:
             return Outcome(Usage(), signal=signal.SIGTERM)
         _, status, used = os.wait4(process.pid, 0)
@@ -93,11 +95,14 @@ class Commands:
         usage = Usage(time.perf_counter() - start, used.ru_utime + used.ru_stime, used.ru_maxrss / mebibyte)
         if self.stopped or code in STOPPED or -code in SIGNALS:
             return Outcome(usage, signal=-code if code < 0 else max(0, code - 128) or signal.SIGTERM)
-        return Outcome(usage, f"{arguments[0]}: {_last_line(log, code)}" if code else "")
+        name = words[1] if words[0] == DIT_SHD else words[0]
+        return Outcome(usage, f"{name}: {_last_line(log, code)}" if code else "")
 
-    def program(self, command: str) -> Sequence[str]:
-        """The words that a command of `dit-shd` begins with."""
-        return self.launcher if self.launcher and command in LAUNCHED else PROGRAM
+    def resolved(self, words: Sequence[str]) -> list[str]:
+        """The words that are run: with the launcher, or the programs that run here, in place of the first one."""
+        first, *rest = words
+        launched = self.launcher and first == DIT_SHD and rest[0] in LAUNCHED
+        return [*(self.launcher if launched else PROGRAMS.get(first, (first,))), *rest]
 
     def _start(self, words: Sequence[str], output: object) -> "subprocess.Popen[bytes] | None":
         """The process; None where none is to begin any more."""

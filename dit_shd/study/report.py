@@ -1,6 +1,7 @@
 """A study's analysis as the values of its page and of the printed table."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def report_of(progress: Progress, analysis: Analysis, folder: Path, place: Calla
         notes=notes(progress, analysis),
         dots={name: {v.name: v.by_seed(name) for v in done} for name in main},
         curves={v.name: [row.curve for row in v.done if row.curve] for v in done},
-        cost={v.name: _cost(v, analysis.figure) for v in done},
+        cost={v.name: _cost(v, analysis.figure) for v in done if v.name not in study.models},
         figure=analysis.figure,
         samples=sample_grids(progress, folder, place),
         facts={"command": command(), "rows": "results.jsonl", **versions(analysis)},
@@ -68,7 +69,7 @@ def variants_table(analysis: Analysis) -> Table:
         figures = [spread(variant.summary(name)) if variant.done else "" for name in analysis.figures]
         whole = variant.mean(lambda row: 3600 * row.cpu_hours)
         costs = [variant.training_seconds, whole, variant.mean(lambda row: row.memory_mib)]
-        rows.append([variant.name, count, *figures, *(f"{value:.0f}" if variant.done else "" for value in costs)])
+        rows.append([variant.name, count, *figures, *("" if math.isnan(value) else f"{value:.0f}" for value in costs)])
     return Table(headings, rows)
 
 
@@ -158,7 +159,7 @@ def sample_grids(progress: Progress, folder: Path, place: Callable[[Cell], Path]
                     stream.write(grid)
             if file.is_file():
                 grids[cell.variant] = file.read_bytes()
-    return {variant: grids[variant] for variant in progress.study.variants if variant in grids}
+    return {variant: grids[variant] for variant in progress.study.names if variant in grids}
 
 
 def versions(analysis: Analysis) -> dict[str, str]:

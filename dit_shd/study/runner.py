@@ -17,7 +17,7 @@ from dit_shd.core.signals import Stopped, handling
 from dit_shd.evaluation.metrics import METRICS
 from dit_shd.study.cell_run import STOPPED, assignments, run_cell
 from dit_shd.study.design import Cell, Evaluator, canonical_sha256, cells_of, read_study
-from dit_shd.study.processes import Commands
+from dit_shd.study.processes import DIT_SHD, Commands
 from dit_shd.study.results import RESULTS, CellResult, Progress, collect, of_cells
 from dit_shd.training.run_folder import LOCK as RUN_LOCK
 
@@ -39,6 +39,7 @@ class StudyConfig:
     cells: Path | None = option(None, "where the run folders go; empty: cells/ beside the study file")
     retry: bool = option(False, "run cells again that failed")
     dry_run: bool = option(False, "list the cells and what has become of them, and run nothing")
+    programs: bool = option(False, "run the programs that the study file names as evaluators; read them first")
     run: bool = option(True, "false: run nothing, show what has ended (tables and page), whoever runs it")
 
 
@@ -79,6 +80,7 @@ class Runner:
         """
         left = self._left() if self.config.run else []
         if left:
+            self._refuse_programs()
             self.folder.mkdir(parents=True, exist_ok=True)
             try:
                 with handling(signal.SIGUSR1, _stop):  # what SLURM sends before a job ends
@@ -87,6 +89,19 @@ class Runner:
                 self.commands.stop()
                 raise
         return self.progress()
+
+    def _refuse_programs(self) -> None:
+        """Refuse programs that a study file names, unless the user has said that they may run.
+
+        Raises:
+            UserError: Naming them.
+        """
+        programs = [evaluator.program for evaluator in self.study.evaluators.values() if evaluator.program]
+        if programs and not self.config.programs:
+            raise UserError(
+                f"study: {self.config.study} runs programs to score samples ({'; '.join(programs)}); "
+                "read them, then add programs=true"
+            )
 
     def _left(self) -> list[Cell]:
         """Cells that are asked for and have not ended."""
@@ -146,9 +161,10 @@ class Runner:
     def _shared(self) -> dict[str, str]:
         """Do the work that all cells share, each part once for all processes: evaluator -> its reference."""
         for line in self.study.prepare:
-            words = shlex.split(line)
+            words = [DIT_SHD, *shlex.split(line)]
             self._once(f"prepare-{canonical_sha256(words)[:8]}", words)
-        return {name: self._reference(name, evaluator) for name, evaluator in self.study.evaluators.items()}
+        evaluators = self.study.evaluators.items()
+        return {name: self._reference(name, evaluator) for name, evaluator in evaluators if not evaluator.program}
 
     def _reference(self, name: str, evaluator: Evaluator) -> str:
         """What an evaluator compares with: statistics, made once, where its metrics need no images of the reference."""
@@ -157,7 +173,7 @@ class Runner:
         about = [evaluator.features.as_value(), evaluator.reference]
         file = self.folder / "shared" / f"{name}-{canonical_sha256(about)[:8]}.npz"
         keys = {"features": about[0], "out": str(file)}
-        self._once(file.stem, ["statistics", evaluator.reference, *assignments(keys)])
+        self._once(file.stem, [DIT_SHD, "statistics", evaluator.reference, *assignments(keys)])
         return str(file)
 
     def _once(self, name: str, words: list[str]) -> None:
@@ -174,7 +190,7 @@ class Runner:
                     self._run_shared(done, words)
 
     def _run_shared(self, done: Path, words: list[str]) -> None:
-        self.say(f"shared work: dit-shd {shlex.join(words)}")
+        self.say(f"shared work: {shlex.join(words)}")
         log = done.with_suffix(".log")
         outcome = self.commands.run(words, log)
         if outcome.signal:

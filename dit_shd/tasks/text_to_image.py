@@ -5,13 +5,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dit_shd.core.distributed import joined
 from dit_shd.core.errors import UserError
+from dit_shd.core.places import expanded
+from dit_shd.core.plugins import Plugin
 from dit_shd.core.rng import Draws
-from dit_shd.data.datasets import Dataset
+from dit_shd.data.datasets import DATASETS, Dataset
 from dit_shd.data.latent_origin import Kept
 from dit_shd.data.pipeline_record import PipelineRecord
 from dit_shd.data.text_condition import TextCondition
@@ -105,9 +108,20 @@ class TextToImage(Task[TextBatch]):
         self.side, self.text_tokens, self.evaluation = side, text_tokens, evaluation
         self.record: PipelineRecord | None = None
         """Of the data's pipeline."""
+        self._sizes: tuple[int, int, int] | None = None
+        """Of the data: latents' rows and columns, tokens of text."""
+
+    def expect(self, data: Plugin) -> None:
+        """The sizes of data that are there already."""
+        path = DATASETS.filled(data, "data").options.get("path")
+        if path is not None and Path(expanded(path)).is_dir():
+            dataset: Dataset = DATASETS.build(data, "data")
+            self.check_data(dataset)
+            self._sizes = _sizes(dataset)
 
     def use(self, dataset: Dataset, student: nn.Module) -> None:
         super().use(dataset, student)
+        self._sizes = _sizes(dataset)
         self.record = dataset.record
         self.empty: TextCondition = dataset.empty  # type: ignore[attr-defined]
         self.process = self._process(student)
@@ -195,10 +209,9 @@ class TextToImage(Task[TextBatch]):
         adapter, config = self._adapter(model), settings_of(model)
         self.process = self._process(model)
         draw = None if device.type == "meta" else torch.Generator(device).manual_seed(0)
-        tokens = self.text_tokens or adapter.example_tokens
         width, pooled = adapter.text_widths(config)
-        side = self.side or self._side(adapter, config)
-        x = torch.randn(images, adapter.channels(config), side, side, device=device, generator=draw)
+        rows, columns, tokens = self._sizes or self._assumed_sizes(adapter, config)
+        x = torch.randn(images, adapter.channels(config), rows, columns, device=device, generator=draw)
         text = torch.randn(images, tokens, width, device=device, generator=draw)
         mask = torch.ones(images, tokens, dtype=torch.bool, device=device)
         vector = None if pooled is None else torch.randn(images, pooled, device=device, generator=draw)
@@ -226,11 +239,11 @@ class TextToImage(Task[TextBatch]):
         adapter = self._adapter(student)
         return self.evaluation.figures(student, held_out, adapter, self.process, self.embedded_guidance)
 
-    def _side(self, adapter: Adapter, settings: Mapping[str, Any]) -> int:
-        if self.record is not None:
-            return self.dataset.shape[-1]
-        side = settings.get("sample_size")
-        return side if isinstance(side, int) else adapter.example_side
+    def _assumed_sizes(self, adapter: Adapter, settings: Mapping[str, Any]) -> tuple[int, int, int]:
+        """Rows, columns and tokens where there are no data."""
+        side = self.side or settings.get("sample_size")
+        side = side if isinstance(side, int) else adapter.example_side
+        return side, side, self.text_tokens or adapter.example_tokens
 
     def _adapter(self, model: nn.Module) -> Adapter:
         name = self.named_adapter or (self.record.adapter if self.record is not None else None)
@@ -242,3 +255,9 @@ class TextToImage(Task[TextBatch]):
         multiple = adapter.multiple(settings_of(model))
         options = self.density, self.weighting, self.gamma, multiple, adapter.shift
         return process_of(adapter.process, scheduler, *options)
+
+
+def _sizes(dataset: Dataset) -> tuple[int, int, int]:
+    """Rows and columns of latents, and tokens of text, of data."""
+    y, x = dataset.shape[-2:]
+    return y, x, dataset.text(np.zeros(1, dtype=int)).tokens  # type: ignore[attr-defined]

@@ -1,9 +1,9 @@
 """Read samples of captioned digits: how often the picture shows what its caption asks.
 
-    python experiments/captioned_digits/read.py SAMPLES.npz CANVASES.json [--real CANVASES.npz] [--out SCORES.json]
+    python experiments/captioned_digits/read.py SAMPLES.npz CANVASES.json [--real CANVASES.npz] [--out FIGURES.json]
 
-Prints the share of digits and of pictures that are right (dit_shd/evaluation/captioned_digits.py) with its standard
-error, and FD(digits) of the patches against those of --real, an npz of canvases of the same captions.
+Prints the share of pictures and of digits that are right (dit_shd/evaluation/captioned_digits.py) and FD(digits) of the
+patches against those of --real, an npz of canvases of the same captions; --out keeps these figures, as a study takes them.
 """
 
 import argparse
@@ -33,20 +33,16 @@ def main() -> None:
     canvases = read_canvases(options.canvases)
     images = images_of(options.samples)
     reading = read_pictures(images, [canvases[i % len(canvases)] for i in range(len(images))])
-    scores = {
-        "digits_right": float(reading.digits.mean()),
-        "pictures_right": reading.share,
-        "standard_error": reading.standard_error,
-        "pictures": len(images),
-    }
+    figures = {"pictures right, %": 100 * reading.share, "digits right, %": 100 * float(reading.digits.mean())}
+    print(f"{len(images)} pictures; standard error of their share {100 * reading.standard_error:.1f}%")
     if options.real is not None:
         real = images_of(options.real)
         reading_real = read_pictures(real, canvases[: len(real)])
-        scores["fd_digits"] = reading.distance(reading_real)
-        scores["pictures_right_of_real"] = reading_real.share
-    print(json.dumps(scores, indent=1))
+        figures["FD(digits)"] = reading.distance(reading_real)
+        print(f"of the real canvases {100 * reading_real.share:.1f}% are right")
+    print(json.dumps(figures, indent=1))
     if options.out is not None:
-        options.out.write_text(json.dumps(scores, indent=1) + "\n")
+        options.out.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -24,17 +24,36 @@ def test_the_real_commands_take_the_words_of_a_cell(tmp_path):
     cell = Cell(0, "output", 3, {}, "")
     stages = stages_of(study, tmp_path, cell, {"gray": str(tmp_path / "with space.npz")})
     assert list(stages) == ["train", "sample", "evaluate-gray"]
-    assert stages["train"] == ["train", str(tmp_path / "train.yaml")]
-    sampling = make(SampleConfig, values_of(split(stages["sample"]), specification("sample")))
+    assert {words[0] for words in stages.values()} == {"dit-shd"}
+    assert stages["train"][1:] == ["train", str(tmp_path / "train.yaml")]
+    sampling = make(SampleConfig, values_of(split(stages["sample"][1:]), specification("sample")))
     sampling.check()
     assert (sampling.run, sampling.out) == (str(tmp_path / "run"), str(tmp_path / "samples.npz"))
     assert (sampling.count, sampling.guidance, sampling.labels, sampling.seed) == (20, 2.0, "balanced", 3)
-    scoring = make(EvaluateConfig, values_of(split(stages["evaluate-gray"]), specification("evaluate")))
+    scoring = make(EvaluateConfig, values_of(split(stages["evaluate-gray"][1:]), specification("evaluate")))
     scoring.check()
     assert (scoring.samples, scoring.out) == ([str(sampling.out)], tmp_path / "gray.json")
     assert scoring.reference == str(tmp_path / "with space.npz")
     assert scoring.features.as_value() == {"name": "efficientnet_lite0", "gray": True}
     assert scoring.metrics is not None and [metric.name for metric in scoring.metrics] == ["frechet"]
+
+
+def test_a_program_reads_the_samples_of_a_model_that_nobody_trained(tmp_path):
+    study = Study(
+        title="t",
+        config="base.yaml",
+        grid={"loss": {"output": {}}},
+        seeds=[3],
+        models={"teacher": "asset:x"},
+        evaluators={"read": {"program": "python 'my read.py' {samples} --out={out}"}},
+    )
+    study = make(Study, vars(study), "study")
+    study.check()
+    stages = stages_of(study, tmp_path / "a b", Cell(0, "teacher", 3, {}, "", "asset:x"), {})
+    assert list(stages) == ["sample", "evaluate-read"]
+    assert stages["sample"][:3] == ["dit-shd", "sample", "asset:x"]
+    folder = tmp_path / "a b"
+    assert stages["evaluate-read"] == ["python", "my read.py", f"{folder}/samples.npz", f"--out={folder}/read.json"]
 
 
 @pytest.mark.parametrize(("lines", "kept"), [(0, 0), (1, 1), (60, 60), (61, 31), (600, 60)])

@@ -91,6 +91,11 @@ def test_claims_come_first_and_every_level_is_compared_with_the_baseline(file):
         ({"claims": [{"text": "x", "better": "a", "than": "b"}]}, "study.claims: no variant 'a'"),
         ({"baseline": {"loss": "none"}}, "found loss: none"),
         ({"evaluators": {"a b": {"reference": "digits"}}}, "a name of letters"),
+        ({"evaluators": {"a": {}}}, "study.evaluators.a: wanted a reference .* found neither"),
+        ({"evaluators": {"a": {"reference": "digits", "program": "x {samples} {out}"}}}, "found both"),
+        ({"evaluators": {"a": {"program": "x {samples}"}}}, "found no {out}"),
+        ({"grid": {"loss": {"a": {}}}, "models": {"a": "x"}}, "study.models.a: a variant of the grid has this name"),
+        ({"models": {"../x": "x"}}, "a name of letters"),
         ({"sead": [1]}, "unknown key 'sead', did you mean 'seeds'"),
     ],
 )

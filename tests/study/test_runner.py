@@ -36,7 +36,7 @@ VALUES = {
 def study(tmp_path, monkeypatch):
     """Write a study whose commands are the stand-in's; its config, with what is asked of the command line."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(processes, "PROGRAM", (sys.executable, str(STAND_IN)))
+    monkeypatch.setitem(processes.PROGRAMS, "dit-shd", (sys.executable, str(STAND_IN)))
     (tmp_path / "base.yaml").write_text("data: {name: x}\nlosses: [{name: output}]\n")
 
     def write(options=None, **changes):
@@ -61,6 +61,29 @@ def calls():
 def lasting(value):
     """Both variants of the grid, the second with data that the stand-in knows."""
     return {"loss": {"output": {}, "shd": {"data.name": value, "losses": LOSSES}}}
+
+
+READER = """import json, sys, numpy
+with numpy.load(sys.argv[1]) as samples:
+    json.dump({"read right": float(samples["arr_0"].mean())}, open(sys.argv[2], "w"))
+"""
+
+
+def test_a_teacher_beside_and_a_program_that_reads_the_samples(study, tmp_path):
+    (tmp_path / "read.py").write_text(READER)
+    evaluators = {**VALUES["evaluators"], "read": {"program": "python read.py {samples} {out}"}}
+    keys = {"models": {"teacher": "asset:x"}, "evaluators": evaluators, "figure": "read right"}
+    with pytest.raises(UserError, match=r"python read\.py .* add programs=true"):
+        run(study(**keys))
+    assert not calls()
+    results, _ = run(study({"programs": True}, **keys))
+    assert {name: row.figures["read right"] for name, row in results.items()} == {
+        "output-seed1": 1, "shd-seed1": 1, "output-seed2": 2, "shd-seed2": 2, "teacher-seed1": 1, "teacher-seed2": 2,
+    }  # fmt: skip
+    assert results["teacher-seed2"].seconds.keys() == {"sample", "evaluate-first", "evaluate-read"}
+    assert calls().count("train") == 4 and calls().count("sample") == 6
+    results, _ = run(study(**keys))  # nothing is left, so that no program runs
+    assert len(results) == 6
 
 
 def test_every_cell_is_a_row_and_nothing_runs_twice(study, tmp_path):

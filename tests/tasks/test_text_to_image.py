@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from encoded_text import CAPTIONS, encode
@@ -14,7 +15,9 @@ from dit_shd.core.plugins import Plugin
 from dit_shd.core.rng import Draws
 from dit_shd.data.datasets import DATASETS
 from dit_shd.diffusion.pipelines import Prompts
+from dit_shd.reports.dry_run import dry_run_text
 from dit_shd.training.config import TrainConfig
+from dit_shd.training.dry_run import dry_run
 from dit_shd.training.trainer import Trainer
 
 HEADS = {"z_image": "n_heads"}
@@ -118,6 +121,18 @@ def test_text_encoders_are_never_in_memory_while_training(one, tmp_path, monkeyp
     card = (tmp_path / "run" / "student" / "README.md").read_text()
     assert "cc-by-nd-4.0" in card
     assert "forbids to pass on what is made of them" in card
+
+
+def test_a_dry_run_has_the_sizes_of_data_that_are_there(one, tmp_path):
+    dataset = DATASETS.build(Plugin("text_latents", {"path": str(one[1])}))
+    tokens, (y, x) = dataset.text(np.zeros(1, dtype=int)).tokens, dataset.shape[-2:]
+    changes = {"task": {"name": "text_to_image", "side": 2, "text_tokens": 99}, "estimate": {"measure": False}}
+    config = make(TrainConfig, {**values("sd3", *one, tmp_path / "run", **changes), "dry_run": True})
+    run = dry_run(config)
+    (batch,) = run.task.example(run.student, 1, torch.device("meta"))
+    assert batch.x_t.shape[-2:] == (y, x) and batch.text.shape[1] == tokens != 99
+    model, _, *facts = dry_run_text(run).splitlines()[1].split()
+    assert (model, facts[0]) == ("teacher", "3")  # two blocks, one of which has two layers; text rows are not counted
 
 
 def test_layers_of_cross_attention_are_named(tmp_path, one):

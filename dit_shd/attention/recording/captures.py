@@ -5,7 +5,6 @@ forward has shown which they are (survey.py). A Recorder of each module takes ei
 last forward gave.
 """
 
-import logging
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -28,7 +27,6 @@ from dit_shd.core.errors import UserError
 
 Sink = Callable[[str, Capture], None]
 """Takes a layer's name and its Capture while the model runs."""
-_log = logging.getLogger("dit_shd")
 
 
 class Recording(Mapping[str, Capture]):
@@ -202,7 +200,7 @@ class Recording(Mapping[str, Capture]):
             self._reported = True
             report = self.report()
             if report.lines:  # none: every layer hands over its captures by itself
-                _log.info("%s", report)
+                report.log()
 
     def stop(self) -> None:
         """Leave nothing behind of a forward, also of one that was interrupted."""

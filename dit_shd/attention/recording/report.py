@@ -1,11 +1,16 @@
 """What became of every call of attention in a forward."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
+from dit_shd.attention.capture import layer_of
 from dit_shd.attention.recording.joint import Layout
 from dit_shd.attention.recording.knowledge import Site, Sites
 from dit_shd.attention.recording.selection import Selection
+
+_log = logging.getLogger("dit_shd")
 
 Shape = tuple[int, int, int, int]
 
@@ -44,6 +49,10 @@ class Report:
         """From what is known of a model, and the shapes of what was recorded of it."""
         return cls(tuple(_line(site, shapes, selection) for site in sites.values()))
 
+    def log(self) -> None:
+        """Log it, unless the same was logged before."""
+        _log_once(str(self))
+
     def __str__(self) -> str:
         recorded = sum(len(line.shapes) for line in self.lines)
         calls = sum(len(line.roles) for line in self.lines)
@@ -51,8 +60,13 @@ class Report:
         return "\n".join([head, *(f"  {line}" for line in self.lines)])
 
 
+@lru_cache(maxsize=64)
+def _log_once(text: str) -> None:
+    _log.info("%s", text)
+
+
 def _line(site: Site, shapes: Mapping[str, Shape], selection: Selection) -> Line:
-    mine = {name: shape for name, shape in shapes.items() if _layer(name) == site.name}
+    mine = {name: shape for name, shape in shapes.items() if layer_of(name) == site.name}
     chosen = selection.chosen(Sites({site.name: site})) if selection.layers is None else list(mine)
     wanted = [selection.wants(layout) for layout in site.layouts]
     reason = "" if chosen and mine and all(wanted) else selection.left_out(site)
@@ -64,11 +78,6 @@ def _line(site: Site, shapes: Mapping[str, Shape], selection: Selection) -> Line
 
 def _role(layout: Layout) -> str:
     return layout.role if layout.order == "plain" else f"{layout.role}, {layout.order}"
-
-
-def _layer(name: str) -> str:
-    """The layer of a capture's name."""
-    return name.partition("#")[0].partition(":")[0]
 
 
 def why_empty(model: str, doors: Sequence[str], sink: bool, failed: bool) -> str:

@@ -117,11 +117,7 @@ def _check_comparable(files: list[str], records: list[dict[str, Any]]) -> None:
     """Check that all figures are of one network, one reference and the same options."""
     first = records[0]
     for file, record in zip(files, records):
-        for key in ("features", "reference"):
-            if record[key]["sha256"] != first[key]["sha256"]:
-                name, first_name = (entry.get("title") or entry["path"] for entry in (record[key], first[key]))
-                raise UserError(f"{file}: wanted the {key} of {files[0]} ({first_name}), found {name}; evaluate again")
-        options = {metric["name"]: metric for metric in first["metrics"]}
-        changed = [m["name"] for m in record["metrics"] if m != options.get(m["name"], m)]
-        if changed:
-            raise UserError(f"{file}: {changed[0]} has other options than in {files[0]}; evaluate again")
+        difference = results.evaluator_difference(record, first)
+        if difference is not None:
+            what, here, there = difference
+            raise UserError(f"{file}: wanted the {what} of {files[0]} ({there}), found {here}; evaluate again")

@@ -3,6 +3,7 @@
 from typing import ClassVar
 
 from dit_shd.cli.commands import Command
+from dit_shd.diffusion.teacher_sampling import teacher_command
 from dit_shd.evaluation.evaluate import EvaluateConfig, evaluate
 from dit_shd.reports.evaluation_page import write_evaluation_page
 
@@ -16,4 +17,4 @@ class Evaluate(Command[EvaluateConfig]):
     plugins: ClassVar = {"features": "dit_shd.evaluation.features", "metrics": "dit_shd.evaluation.metrics"}
 
     def run(self, config: EvaluateConfig) -> None:
-        evaluate(config, write_page=write_evaluation_page)
+        evaluate(config, write_page=write_evaluation_page, sampling=teacher_command)

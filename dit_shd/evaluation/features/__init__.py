@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import PluginFolder
 
+PROMPTS = 256
+"""Of one forward."""
+
 
 @dataclass(frozen=True)
 class Features:
@@ -85,8 +88,14 @@ class FeatureNetwork(ABC):
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
             return self._forward(images.to(self.device))
 
+    @torch.no_grad()
     def embed(self, prompts: Sequence[str]) -> Tensor:
         """The features of prompts [n,d], of the length of images' pooled ones."""
+        parts = [self._embed(prompts[first : first + PROMPTS]) for first in range(0, len(prompts), PROMPTS)]
+        return torch.cat(parts)
+
+    def _embed(self, prompts: Sequence[str]) -> Tensor:
+        """Features of some prompts [b,d], for one forward."""
         raise UserError(f"features {self.title}: reads no text")
 
     def check(self, shape: tuple[int, ...], where: str) -> None:

@@ -15,16 +15,16 @@ from torch import Tensor
 
 from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.hashing import sha256
-from dit_shd.core.places import expanded
+from dit_shd.core.installation import require
 from dit_shd.evaluation.features import FeatureNetwork, Features
+from dit_shd.evaluation.network_weights import weights_folder
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+CONFIG, WEIGHTS = "config.json", "*.safetensors"
 ADVICE = (
     "download a CLIP model of transformers with safetensors once (hf download openai/clip-vit-large-patch14 "
-    "--local-dir clip) and pass features.weights=FOLDER"
+    "--local-dir clip) and pass features.weights=FOLDER; a folder with open_clip_config.json is of features open_clip"
 )
-PROMPTS = 256
-"""Of one forward."""
 
 
 class CLIP(FeatureNetwork):
@@ -42,23 +42,17 @@ class CLIP(FeatureNetwork):
     reads_text = True
 
     def __init__(self, weights: Path) -> None:
+        require(("transformers",), "clip", "features clip")
         from transformers import AutoTokenizer, CLIPModel
 
-        folder = Path(expanded(weights))
-        files = sorted(folder.glob("*.safetensors"))
-        if not (folder / "config.json").is_file() or not files:
-            kind = "nothing" if not folder.exists() else "a folder without them" if folder.is_dir() else "a file"
-            raise UserError(
-                f"features.weights: wanted a folder with config.json and safetensors, found {kind} at {folder}; "
-                f"{ADVICE}"
-            )
+        folder, file = weights_folder(weights, CONFIG, WEIGHTS, ADVICE)
         try:
             network: Any = CLIPModel.from_pretrained(folder, use_safetensors=True, local_files_only=True).eval()
             self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # of transformers, for files that are no CLIP
             raise UserError(f"features.weights: {folder} holds no CLIP ({error_line(error, 160)}); {ADVICE}") from error
         self.network = self._clip = network.requires_grad_(False)
-        self.sha256 = sha256(files[0])
+        self.sha256 = sha256(file)
         self.title = f"clip-{self.sha256[:8]}"
         self._side: int = network.config.vision_config.image_size
         self._tokens: int = network.config.text_config.max_position_embeddings
@@ -69,17 +63,11 @@ class CLIP(FeatureNetwork):
         hidden = self._clip.vision_model(pixel_values=pixels).pooler_output
         return Features(self._clip.visual_projection(hidden).float())
 
-    @torch.no_grad()
-    def embed(self, prompts: Sequence[str]) -> Tensor:
-        parts = []
-        for first in range(0, len(prompts), PROMPTS):
-            options = {"padding": True, "truncation": True, "max_length": self._tokens, "return_tensors": "pt"}
-            tokens = self._tokenizer(list(prompts[first : first + PROMPTS]), **options).to(self.device)
-            hidden = self._clip.text_model(
-                input_ids=tokens.input_ids, attention_mask=tokens.attention_mask
-            ).pooler_output
-            parts.append(self._clip.text_projection(hidden).float())
-        return torch.cat(parts)
+    def _embed(self, prompts: Sequence[str]) -> Tensor:
+        options = {"padding": True, "truncation": True, "max_length": self._tokens, "return_tensors": "pt"}
+        tokens = self._tokenizer(list(prompts), **options).to(self.device)
+        hidden = self._clip.text_model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).pooler_output
+        return self._clip.text_projection(hidden).float()
 
 
 def _cut(images: Tensor, side: int) -> Tensor:

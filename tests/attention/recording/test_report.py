@@ -8,6 +8,7 @@ from clients.patterns import ByHand, Cross, Doors, E, Gated, Layer, Looped, X, t
 from torch import nn
 
 from dit_shd import SHD, capture
+from dit_shd.attention.recording import report as report_file
 from dit_shd.attention.recording.report import why_empty
 from dit_shd.core.errors import UserError
 
@@ -53,10 +54,12 @@ def test_what_was_not_asked_for_says_so():
 
 
 def test_it_is_logged_once(caplog):
-    model = nn.Sequential(Layer()).eval()
-    with caplog.at_level(logging.INFO, "dit_shd"), torch.no_grad(), capture(model):
-        for _ in range(3):
-            model(*X()["args"])
+    report_file._log_once.cache_clear()
+    for _ in range(2):  # the same of another model, too
+        model = nn.Sequential(Layer()).eval()
+        with caplog.at_level(logging.INFO, "dit_shd"), torch.no_grad(), capture(model):
+            for _ in range(3):
+                model(*X()["args"])
     assert [r.getMessage().splitlines()[0] for r in caplog.records] == ["1 calls of attention in 1 layers, 1 captures"]
 
 

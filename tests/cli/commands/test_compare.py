@@ -78,7 +78,7 @@ def test_another_model_than_the_sampled_one_has_no_cost(two, tmp_path):
     [
         (lambda r: r["features"].update(sha256="1"), "wanted the features of"),
         (lambda r: r["reference"].update(sha256="1"), "wanted the reference of"),
-        (lambda r: r["metrics"][-1].update(k=7), "precision_recall has other options"),
+        (lambda r: r["metrics"][-1].update(k=7), "wanted the options of precision_recall of"),
         (lambda r: r.pop("figures"), "wanted a results file"),
         (lambda r: r["figures"].update({"FD(digits)": "NaN"}), "wanted a results file"),
     ],

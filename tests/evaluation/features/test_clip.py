@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from evaluating import photos
-from tiny_pipelines import tokenizer
+from tiny_pipelines import tiny_clip
 
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
@@ -21,21 +21,7 @@ PROMPTS = ["a thin seven", "two digits", "a nine", "four and a zero"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A tiny CLIP as save_pretrained writes it."""
-    from transformers import CLIPConfig, CLIPModel
-
-    torch.manual_seed(0)
-    words = tokenizer()
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text = {**sizes, "vocab_size": len(words), "max_position_embeddings": 32, "eos_token_id": 1, "pad_token_id": 0}
-    text, vision = {**text, "bos_token_id": 3}, {**sizes, "image_size": 24, "patch_size": 8}
-    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=12))
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.4)
-    made = tmp_path_factory.mktemp("clip")
-    model.save_pretrained(made)
-    words.save_pretrained(made)
-    return made
+    return tiny_clip(tmp_path_factory.mktemp("clip"))
 
 
 def test_score_is_the_cosine_of_transformers_own_forward(folder):

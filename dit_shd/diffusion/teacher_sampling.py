@@ -1,0 +1,41 @@
+"""The teacher of a run that is sampled: what is recorded of it beside the samples, and how to sample from it alike."""
+
+import json
+import shlex
+from pathlib import Path
+
+from dit_shd.core.config import changed
+from dit_shd.core.yaml_files import read_yaml, words_of
+from dit_shd.diffusion.sample_config import SampleConfig
+
+NOT_OPTIONS = ("run", "prompts", "pipeline", "vae")
+"""What is recorded under names of keys of `dit-shd sample` and is of the student."""
+
+
+def about_teacher(run: str) -> dict[str, str]:
+    """The entry `teacher` of samples: the (first) teacher's place in the config of their run; none without one.
+
+    Args:
+        run: A run, a student's folder in it, or a model that is of no run.
+    """
+    folder = Path(run)
+    places = [folder, *([folder.parent] if folder.name.startswith("student") else [])]
+    file = next((place / "config.yaml" for place in places if (place / "config.yaml").is_file()), None)
+    teacher = None if file is None else read_yaml(file).get("teacher")
+    first = next(iter(teacher.values()), None) if isinstance(teacher, dict) else teacher
+    return {"teacher": first} if isinstance(first, str) else {}
+
+
+def teacher_command(samples: Path, out: Path) -> str:
+    """The command that samples from the teacher as samples of its student were sampled.
+
+    Args:
+        samples: The student's npz, with its settings beside it.
+        out: The teacher's.
+    """
+    beside = samples.with_suffix(".json")
+    settings = json.loads(beside.read_text(encoding="utf-8"))
+    options = changed(SampleConfig, {key: value for key, value in settings.items() if key not in NOT_OPTIONS})
+    prompts = {"prompts": str(beside)} if "prompts" in settings else {}
+    words = words_of({**prompts, **options, "out": str(out)})
+    return shlex.join(["dit-shd", "sample", settings["teacher"], *words])

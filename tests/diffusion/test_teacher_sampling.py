@@ -1,0 +1,95 @@
+"""The two commands that evaluate prints make the teacher's row, of classes and of prompts."""
+
+import json
+import shlex
+import shutil
+
+import numpy as np
+import pytest
+from encoded_text import encode
+from evaluating import photos
+from safetensors.torch import load_file, save_file
+from tiny_pipelines import tiny_clip, write_pipeline
+
+from dit_shd.cli.program import main
+from dit_shd.core.plugins import Plugin
+from dit_shd.core.pretrained import asset
+from dit_shd.data import text_shards
+from dit_shd.diffusion.teacher_sampling import about_teacher
+from dit_shd.models.families import FAMILIES
+
+
+def make_run(folder, teacher, task):
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(json.dumps({"teacher": teacher, "task": {"name": task}}))
+    return folder
+
+
+@pytest.fixture
+def of_classes(tmp_path):
+    """A run on digits whose student is a worse teacher, the words that sample from it, and those that evaluate."""
+    run = make_run(tmp_path / "run", "asset:digits_teacher", "diffusion")
+    shutil.copytree(asset("digits_teacher"), run / "student")
+    (weights,) = (run / "student").glob("*.safetensors")
+    save_file({name: 0.97 * tensor for name, tensor in load_file(weights).items()}, weights)
+    return run, ["count=8", "steps=2", "guidance=2", "labels=[3,1]"], ["reference=digits:validation", "features=digits"]
+
+
+@pytest.fixture
+def of_prompts(tmp_path):
+    """A run of a tiny pipeline."""
+    pipeline = write_pipeline("sd3", tmp_path / "pipeline")
+    run = make_run(tmp_path / "run", str(pipeline), "text_to_image")
+    student = FAMILIES.build(Plugin("diffusers", {"like": str(pipeline), "config": {"num_attention_heads": 2}}))
+    student.save_pretrained(run / "student")
+    text_shards.read_index(encode(tmp_path, pipeline, text_tokens=8)).record.write(run / "student")
+    (tmp_path / "prompts.txt").write_text("a thin seven\ntwo digits: four and seven\na nine\n")
+    np.savez(tmp_path / "real.npz", photos(6, 16, 16, 3).numpy())
+    features = f"features={{name: clip, weights: {tiny_clip(tmp_path / 'clip')}}}"
+    words = [f"prompts={tmp_path / 'prompts.txt'}", "count=4", "steps=2", "guidance=3", "seed=5"]
+    return run, words, [f"reference={tmp_path / 'real.npz'}", features]
+
+
+@pytest.mark.parametrize("kind", ["of_classes", "of_prompts"])
+def test_the_printed_commands_make_the_teachers_row(kind, request, tmp_path, capsys, monkeypatch):
+    run, sampling, evaluating = request.getfixturevalue(kind)
+    monkeypatch.chdir(tmp_path)
+    samples, teacher = run / "x.npz", json.loads((run / "config.yaml").read_text())["teacher"]
+    assert main(["sample", str(run), *sampling, f"out={samples}"]) == 0
+    assert json.loads(samples.with_suffix(".json").read_text())["teacher"] == teacher
+    capsys.readouterr()
+    assert main(["evaluate", str(samples), *evaluating]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("teacher: ")]
+    assert line.startswith(
+        f"teacher: {teacher} has no row here: no results file of its samples is beside these; make it: "
+    )
+    missing = json.loads((run / "results.json").read_text())["teacher"]
+    assert missing == {
+        "run": teacher,
+        "why_not": missing["why_not"],
+        "commands": line.split("make it: ")[1].split(" && "),
+    }
+
+    for command in missing["commands"]:
+        assert main(shlex.split(command)[1:]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", str(samples), *evaluating]) == 0
+    record = json.loads((run / "results.json").read_text())
+    file = run / "teacher_of_x.results.json"
+    assert record["teacher"] == {"run": teacher, "results": str(file), "figures": record["teacher"]["figures"]}
+    assert record["teacher"]["figures"] == json.loads(file.read_text())["figures"]
+    out = capsys.readouterr().out
+    assert f"teacher: {teacher}, from {file}" in out
+    first, value = next(iter(record["figures"].items()))
+    assert f"{value:12.4f}  {record['teacher']['figures'][first]:12.4f}" in out
+    assert "teacher" in (run / "results.html").read_text()
+    assert record["figures"] != pytest.approx(record["teacher"]["figures"])
+    assert any(name.startswith("CLIP score") for name in record["teacher"]["figures"]) == (kind == "of_prompts")
+
+
+def test_the_teacher_is_that_of_the_runs_config(tmp_path):
+    run = make_run(tmp_path / "run", {"large": "a", "small": "b"}, "diffusion")
+    (run / "student_ema_0.99").mkdir()
+    assert about_teacher(str(run)) == about_teacher(str(run / "student_ema_0.99")) == {"teacher": "a"}
+    assert about_teacher(str(make_run(tmp_path / "plain", None, "diffusion"))) == {}
+    assert about_teacher("hub:somebody/model") == about_teacher(str(tmp_path / "none")) == {}
