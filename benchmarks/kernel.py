@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from _measure import child, extra_mib, in_turn, parse, parser
 
 from dit_shd.attention.capture import Capture
-from dit_shd.squeezing.divergence import attention_kl
+from dit_shd.attention.tiles import Buffers
+from dit_shd.squeezing.divergence import attached, divergence_job, gradients_of
 from dit_shd.squeezing.plans import contiguous
 from dit_shd.squeezing.products import Projections
 from dit_shd.squeezing.squeeze import squeeze
@@ -40,11 +41,13 @@ def layers(n: int) -> tuple[Capture, Capture]:
 
 def sides(n: int, backend: str = "streamed"):
     teacher, student = layers(n)
-    projections = Projections()  # as in training: the factors of W^O once, no look at numbers
+    projections = Projections()  # as in training: the factors of W^O and scratch memory once, no look at numbers
+    again = {"buffers": Buffers(torch.float32, teacher.query.device), "check": False}
 
     def ours() -> None:
-        squeezed = squeeze(teacher, G, backend=backend, keep_maps=True, projections=projections, check=False)
-        attention_kl(teacher, student, squeezed, backend=backend, check=False).sum().backward()
+        squeezed = squeeze(teacher, G, backend=backend, keep_maps=True, projections=projections, **again)
+        job, run = divergence_job(teacher, student, squeezed, backend=backend, **again)
+        attached(student, gradients_of(job, run)).sum().backward()
 
     def reference() -> None:
         with torch.no_grad():
