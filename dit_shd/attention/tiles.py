@@ -18,7 +18,7 @@ from dit_shd.attention.softmax import softmax_
 
 CHUNK_MIB = 64
 """Memory budget for what is n x m at any one time, in MiB."""
-PLANE_MIB, CACHE_MIB = 2, 8
+PLANE_MIB, CACHE_MIB = 2, 7.5
 """On a CPU: what one plane of rows and what a tile of several groups may take, to stay in its caches (measured)."""
 WORTH_MIB = 1
 """On a CPU a sample that fills this much is a tile of its own: its q, k and v are then used where they lie."""

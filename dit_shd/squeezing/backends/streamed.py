@@ -117,7 +117,7 @@ class Target:
 def _kl(target: Tensor, student: Maps, rows: slice, job: Job) -> tuple[Tensor, Tensor]:
     """KL (or cross-entropy) per row [s,G,r] and its gradient by the scores over T: B sum(A~) - A~."""
     log_map = log_softmax_(student.scores(rows, "log B"), student.may_mask)
-    terms = student.buffers.take("terms", *log_map.shape)
+    terms = student.buffers.take("differences", *log_map.shape)
     if job.measure == "kl":
         torch.clamp(target, min=torch.finfo(target.dtype).tiny, out=terms).log_().sub_(log_map)
     else:
