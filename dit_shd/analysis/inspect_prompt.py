@@ -22,7 +22,7 @@ from dit_shd.attention.recording.attach import capture
 from dit_shd.attention.recording.selection import Layers
 from dit_shd.core.distributed import joined
 from dit_shd.core.errors import UserError
-from dit_shd.diffusion.adapters import adapter_of
+from dit_shd.diffusion.adapters import Adapter, adapter_of
 from dit_shd.diffusion.prompt_generation import assemble, call_arguments, draw
 
 if TYPE_CHECKING:
@@ -85,8 +85,8 @@ def inspect_prompt(
     pipeline.to(joined().device)
     pipeline.set_progress_bar_config(disable=True)
     model = pipeline.transformer
-    chosen = ["*"] if layers is None else layers  # cross-attention is recorded where it is named
-    tries = _Watch(type(pipeline).__name__)
+    chosen = list(adapter.text_layers) if layers is None else layers  # cross-attention is recorded where it is named
+    tries = _Watch(type(pipeline).__name__, adapter)
     with capture(model, chosen, tries.sink, projections=False), tries.watching(model):
         draw(pipeline, [prompt], seed, range(1), {**call, "num_inference_steps": 2})
     shapes = tries.alike()
@@ -97,10 +97,10 @@ def inspect_prompt(
         )
     tokens = max(one.text for one in shapes.values())
     image, heads = next(iter(shapes.values())).shape
-    words = prompt_words(pipeline, adapter, prompt, tokens, call.get("max_sequence_length"))
+    words = prompt_words(pipeline, adapter, prompt, tokens, call)
     size = extent(len(shapes), timesteps, heads, len(words) + 1, image)
     steps = _number_of_steps(pipeline, call)
-    watch = _Watch(type(pipeline).__name__, set(_spread(list(shapes), size.layers)), words)
+    watch = _Watch(type(pipeline).__name__, adapter, set(_spread(list(shapes), size.layers)), words)
     watch.steps = set(spread(steps, min(size.timesteps, steps)))
     with tqdm(total=len(watch.steps) * len(shapes), desc=f"{steps} steps", unit="layer") as bar:
         watch.tick = bar.update
@@ -126,6 +126,7 @@ class _Watch:
     """Takes the layers of the conditional forwards of some sampling steps."""
 
     pipeline: str
+    adapter: Adapter
     layers: set[str] = field(default_factory=set)
     """That are kept; all where it is empty, by their shape alone."""
     words: Sequence[Word] = ()
@@ -138,6 +139,8 @@ class _Watch:
     _step: int = -1
     _time: float | None = None
     _recorded: bool = False
+    _image: Callable[[str], range | None] = field(default=lambda name: None)
+    """Where the image's tokens stand in a layer of the forward that runs."""
 
     @contextmanager
     def watching(self, model: nn.Module) -> Generator[None]:
@@ -146,7 +149,9 @@ class _Watch:
         name = "timestep" if "timestep" in names else "t"
 
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            time = float(torch.as_tensor(kwargs[name] if name in kwargs else args[names.index(name)]).flatten()[0])
+            given = {**dict(zip(names, args)), **kwargs}
+            time = float(torch.as_tensor(given[name]).flatten()[0])
+            self._image = lambda layer: self.adapter.image_tokens(model, layer, given)
             first = time != self._time
             self._step, self._time = self._step + first, time
             self._recorded = first and self._step in self.steps
@@ -162,7 +167,7 @@ class _Watch:
     @torch.no_grad()
     def sink(self, name: str, layer: Capture) -> None:
         """Take a layer as it runs."""
-        image = image_over_text(layer)
+        image = image_over_text(layer, self._image(name))
         if not self._recorded or image is None or (self.layers and name not in self.layers):
             return
         rows, text = image
@@ -198,18 +203,21 @@ class _Shape:
         return self.image, self.heads
 
 
-def image_over_text(layer: Capture) -> tuple[range, range] | None:
+def image_over_text(layer: Capture, image: range | None = None) -> tuple[range, range] | None:
     """The image's rows and the text's keys of a layer; None where no image token attends to text.
 
     Args:
         layer: Of joint attention, or of cross-attention, whose keys are all text.
+        image: The image's tokens among the keys, where the layer's modules do not say where they stand; empty where
+            all keys are text.
     """
     n, m = layer.shape[2:]
-    if layer.image is None:
+    where = layer.image if image is None else image
+    if where is None:
         return None if n == m else (range(n), range(m))
-    start, stop = layer.image.start, layer.image.stop
-    text = range(stop, m) if start == 0 else range(start)
-    return (range(start, stop) if n == m else range(n)), text
+    text = range(where.stop, m) if where.start == 0 else range(where.start)
+    joint = n == m and where.stop > where.start
+    return (range(where.start, where.stop) if joint else range(n)), text
 
 
 def _grid(tokens: int, aspect: float) -> tuple[int, int]:

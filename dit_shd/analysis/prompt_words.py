@@ -1,9 +1,10 @@
 """Which word of a prompt each text token of a text-to-image transformer is."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from dit_shd.diffusion.adapters import Adapter
+from dit_shd.diffusion.adapters import MAX_TOKENS, Adapter, Template
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -15,8 +16,8 @@ IN_ORDER = (
     "PixArtSigmaPipeline",
     "AuraFlowPipeline",
 )
-"""Pipelines whose text tokens are those of their tokenizers one after the other, each padded to its limit. The others
-put a template around the prompt and cut it off again."""
+"""Pipelines whose text tokens are those of their tokenizers one after the other, each padded to its limit. Others put
+a template around the prompt, which the adapter may know."""
 MOST = 32
 """Tokens that are named one by one."""
 REST = "other text"
@@ -33,7 +34,7 @@ class Word:
 
 
 def prompt_words(
-    pipeline: "DiffusionPipeline", adapter: Adapter, prompt: str, tokens: int, limit: int | None
+    pipeline: "DiffusionPipeline", adapter: Adapter, prompt: str, tokens: int, call: Mapping[str, Any]
 ) -> list[Word]:
     """The words of a prompt, in the order of the text tokens; numbers where it is not known which token is which.
 
@@ -42,9 +43,12 @@ def prompt_words(
         adapter: Of its transformer.
         prompt: The text.
         tokens: Text tokens that the transformer was given.
-        limit: Of a prompt, as the pipeline's call was given it; None for its default.
+        call: Arguments of the pipeline's call.
     """
-    limits = adapter.limits(pipeline, limit)
+    template = adapter.template(pipeline, prompt, call)
+    if template is not None:
+        return _behind(template, getattr(pipeline, "tokenizer"), tokens)  # noqa: B009
+    limits = adapter.limits(pipeline, call.get(MAX_TOKENS))
     if type(pipeline).__name__ not in IN_ORDER or sum(limits.values()) != tokens:
         return [Word(f"token {place}", place) for place in range(min(tokens, MOST))]
     words: list[Word] = []
@@ -59,4 +63,15 @@ def prompt_words(
                 text = piece.removesuffix("</w>").strip("▁Ġ")
                 words.append(Word(f"{text} ({kind})" if len(limits) > 1 else text, first + place))
         first += length
+    return words[:MOST]
+
+
+def _behind(template: Template, tokenizer: Any, tokens: int) -> list[Word]:  # noqa: ANN401
+    """The words of a prompt behind a template, by the letters that each token is of."""
+    encoded, begin = tokenizer(template.before + template.prompt, return_offsets_mapping=True), len(template.before)
+    words = []
+    for place, (first, last) in enumerate(encoded["offset_mapping"], -template.dropped):
+        text = template.prompt[max(0, first - begin) : max(0, last - begin)].strip()
+        if text and place < tokens:
+            words.append(Word(text, place))
     return words[:MOST]

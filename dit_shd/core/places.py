@@ -26,11 +26,13 @@ WANTED: dict[Kind, str] = {
     "model": "a run folder, a diffusers folder, a checkpoint file or asset:NAME",
     "autoencoder": "a folder with a diffusers autoencoder",
     "images": "a folder of images (in class folders, or with captions), tars, Parquet files, an npz or a saved dataset",
-    "dataset of images": "an npz file, a folder of images, or a dataset such as digits:validation",
+    "dataset of images": "an npz file, a folder of images, tars, Parquet files, or a dataset such as digits:validation",
 }
 """What a local name may refer to."""
-ON_HUB: tuple[Kind, ...] = ("model", "autoencoder", "images")
+ON_HUB: tuple[Kind, ...] = ("model", "autoencoder", "images", "dataset of images")
 """Kinds that may be on the hub."""
+IMAGES: tuple[Kind, ...] = ("images", "dataset of images")
+"""Kinds that are data sets there, which may have no owner."""
 SHIPPED: tuple[Kind, ...] = ("model", "autoencoder")
 """Kinds that may be among the assets of dit_shd."""
 MODEL = f"{WANTED['model']}, or hub:OWNER/NAME"
@@ -164,9 +166,9 @@ def find(text: str | Path, kind: Kind, what: str = "") -> Path | HubName | Asset
         return Asset(text.removeprefix("asset:"))
     if text.startswith("hub:") and kind in ON_HUB:
         match = HUB.fullmatch(text)
-        if match is None or not (match["owner"] or kind == "images"):
+        if match is None or not (match["owner"] or kind in IMAGES):
             raise UserError(f"{what}wanted hub:OWNER/NAME or hub:OWNER/NAME@REVISION, found '{text}'")
-        return HubName(match["repository"], match["revision"], "dataset" if kind == "images" else "model")
+        return HubName(match["repository"], match["revision"], "dataset" if kind in IMAGES else "model")
     path = Path(expanded(text))
     if not text or not os.path.exists(path):
         raise UserError(f"{what}{_missing(text, path, kind)}")

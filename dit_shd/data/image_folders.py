@@ -1,7 +1,8 @@
-"""Folders of images, by the rule of `dit_shd.data.sources.listing`, and folders of a sampling's shards."""
+"""Images in folders, tables and tars, by the rules of `dit_shd.data.sources`, and folders of a sampling's shards."""
 
 import hashlib
 import os
+from abc import abstractmethod
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,9 +14,11 @@ from torch import Tensor
 
 from dit_shd.core import hashing
 from dit_shd.core.errors import UserError
+from dit_shd.data import preprocessing
 from dit_shd.data.image_sets import ImageSet
 from dit_shd.data.image_shards import open_shards
 from dit_shd.data.npz_files import latents_error
+from dit_shd.data.sources.base import NO_LABELS, BrokenImage, ImageSource
 from dit_shd.data.sources.decoding import DEEP, FORMATS, FRAMES, is_deep, is_lossy, opened, remarks, rounded
 from dit_shd.data.sources.listing import counted, printable, scan
 from dit_shd.data.sources.splits import SplitFolders
@@ -23,21 +26,107 @@ from dit_shd.data.sources.splits import SplitFolders
 LOSSY = "JPEG or lossy WebP by their contents"
 
 
-class FolderImages(ImageSet):
-    """The images below a folder, sorted by path; gray (c = 1) or RGB (c = 3), all of one size. Links are followed.
+class StoredImages(ImageSet):
+    """Images in their stored form, files or bytes, that are decoded as they are taken.
 
-    Every file is checked before the first one is used: mode and size, and of png the checksums.
+    Gray (c = 1) or RGB (c = 3), all of one size; or with a crop of any mode and size. Every image is checked before the
+    first one is used: mode and size, and of png the checksums.
+    """
+
+    _crop: tuple[int, ...] | None = None
+
+    @abstractmethod
+    def _raw(self, number: int) -> Path | bytes:
+        """One image as it is stored."""
+
+    @abstractmethod
+    def _named(self, number: int) -> tuple[str, str]:
+        """One image in errors, and in notes."""
+
+    @abstractmethod
+    def _digest(self) -> str:
+        """Hash of what is stored."""
+
+    def _check(self, count: int) -> list[str]:
+        """Find out the shape, and whether images are lossy.
+
+        Returns:
+            Notes on the images.
+
+        Raises:
+            UserError: A broken image, or without a crop one of another shape or mode.
+        """
+        by_remark: dict[str, list[str]] = {}
+        first = self._checked_shape(0, by_remark)
+        for number in range(1, count):
+            shape = self._checked_shape(number, by_remark)
+            if shape != first and self._crop is None:
+                raise UserError(
+                    f"{printable(self._named(number)[0])}: wanted (y, x, c) = {first} like "
+                    f"{printable(Path(self._named(0)[1]).name)}, found {shape}; images of one set must have one shape "
+                    "(a reference of any shapes: crop=true; statistics: size=N)"
+                )
+        self.shape = (count, *(first if self._crop is None else self._crop))  # type: ignore[assignment]
+        self.lossy = LOSSY in by_remark
+        return [f"of {count} images {counted(files)} are {remark}" for remark, files in by_remark.items()]
+
+    def _checked_shape(self, number: int, by_remark: dict[str, list[str]]) -> tuple[int, int, int]:
+        """(y, x, c) of an image, without its pixels; remarks on it are added to `by_remark`."""
+        where, name = self._named(number)
+        with _opened(raw := self._raw(number), where) as image:
+            if image.mode not in ("L", "RGB") and self._crop is None:
+                words = f"wanted a gray or RGB image of 8 bits, found mode {image.mode}; convert it first"
+                raise UserError(f"{printable(where)}: {words}")
+            image_remarks = [remark for remark in remarks(image, raw) if remark in (DEEP, FRAMES)]
+            image_remarks += [LOSSY] if is_lossy(image, raw) else []
+            for remark in image_remarks:
+                by_remark.setdefault(remark, []).append(name)
+            width, height = image.size
+            image.verify()
+            return height, width, len(image.getbands())
+
+    def _pixels(self, number: int) -> np.ndarray:
+        """Uint8 [y,x,c]."""
+        raw, where = self._raw(number), self._named(number)[0]
+        if self._crop is not None:
+            return _cropped(raw, self._crop, where)
+        with _opened(raw, where) as image:
+            if is_deep(image):
+                with _opened(raw, where) as again:
+                    return rounded(image, again)
+            pixels = np.array(image)
+        return pixels.reshape(*pixels.shape[:2], -1)
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """Batches, decoded one by one."""
+        for start in range(0, self.shape[0], size):
+            numbers = range(start, min(start + size, self.shape[0]))
+            yield torch.from_numpy(np.stack([self._pixels(number) for number in numbers]))
+
+    def take(self, indices: np.ndarray, size: int = 256) -> np.ndarray:
+        """The images with these indices; no others are decoded."""
+        return np.stack([self._pixels(int(number)) for number in indices])
+
+    def sha256(self) -> str:
+        """Hash of names and contents, and of the crop."""
+        digest = self._digest()
+        return digest if self._crop is None else hashlib.sha256(f"{digest} {self._crop}".encode()).hexdigest()
+
+
+class FolderImages(StoredImages):
+    """The images below a folder, sorted by path. Links are followed.
 
     Args:
         path: The folder.
         name: The folder in errors and records.
+        crop: Size (y, x, c) of the centre crop of images of any size; None for images of one size.
 
     Raises:
         UserError: No images, a broken image, or an image of another shape or mode.
     """
 
-    def __init__(self, path: Path, name: str) -> None:
-        self.path, self.name, self._folder = path, name, path
+    def __init__(self, path: Path, name: str, crop: tuple[int, ...] | None = None) -> None:
+        self.path, self.name, self._folder, self._crop = path, name, path, crop
         listing = scan(path, follow_links=True)
         images = sorted(listing.images, key=lambda image: image.split(os.sep))
         regular = {image for image in images if (path / image).is_file()}
@@ -47,38 +136,60 @@ class FolderImages(ImageSet):
             raise UserError(
                 f"{name}: wanted a folder with images ({', '.join(FORMATS)}), found none in it ({listing.summary()})"
             )
-        by_remark: dict[str, list[str]] = {}
-        first = _checked_shape(self._files[0], path, by_remark)
-        for file in self._files[1:]:
-            shape = _checked_shape(file, path, by_remark)
-            if shape != first:
-                raise UserError(
-                    f"{printable(str(file))}: wanted (y, x, c) = {first} like {printable(self._files[0].name)}, "
-                    f"found {shape}; images of one set must have one shape"
-                )
-        self.shape = (len(self._files), *first)
-        self.lossy = LOSSY in by_remark
+        image_notes = self._check(len(self._files))
         notes = listing.notes()
         if irregular:
             notes.append(f"left out: {counted(irregular)}, broken links or no regular files")
         layout = SplitFolders.find({tuple(image.split(os.sep)[:-1]) for image in images})
         if layout is not None and len(layout.names) > 1:
             notes.append(f"the images are of several splits ({', '.join(map(printable, layout.names))}), all are taken")
-        notes += [f"of {len(self._files)} images {counted(files)} are {remark}" for remark, files in by_remark.items()]
-        self.notes = notes
+        self.notes = [*notes, *image_notes]
 
-    def batches(self, size: int) -> Iterator[Tensor]:
-        """Batches, decoded one by one."""
-        for start in range(0, len(self._files), size):
-            yield torch.from_numpy(np.stack([_pixels(file) for file in self._files[start : start + size]]))
+    def _raw(self, number: int) -> Path:
+        return self._files[number]
 
-    def take(self, indices: np.ndarray, size: int = 256) -> np.ndarray:
-        """The images with these indices; no others are decoded."""
-        return np.stack([_pixels(self._files[i]) for i in indices])
+    def _named(self, number: int) -> tuple[str, str]:
+        return str(self._files[number]), str(self._files[number].relative_to(self._folder))
 
-    def sha256(self) -> str:
-        """Hash of names and contents."""
+    def _digest(self) -> str:
         return _sha256(self._folder, self._files)
+
+
+class SourceImages(StoredImages):
+    """The images of tables, tars or saved datasets that `dit-shd encode` reads, in its order.
+
+    Args:
+        source: The images.
+        path: The file or folder; None for a dataset of the hub.
+        name: The source in errors and records.
+        crop: As in FolderImages.
+
+    Raises:
+        UserError: A broken image, or an image of another shape or mode.
+    """
+
+    def __init__(self, source: ImageSource, path: Path | None, name: str, crop: tuple[int, ...] | None = None) -> None:
+        self.path, self.name, self._source, self._crop = path, name, source, crop
+        image_notes = self._check(len(source))
+        self.notes = [*(note for note in source.notes if NO_LABELS not in note), *image_notes]
+
+    def _raw(self, number: int) -> Path | bytes:
+        try:
+            raw = self._source.raw(number)
+        except BrokenImage as error:
+            raise _broken(self._source.name(number), error) from error
+        assert not isinstance(raw, np.ndarray), "an npz is read by NpzImages"
+        return raw
+
+    def _named(self, number: int) -> tuple[str, str]:
+        name = self._source.name(number)
+        return f"{self.name}: {name}", name
+
+    def _digest(self) -> str:
+        if self.path is None:
+            return self._source.sha256()
+        files = [self.path] if self.path.is_file() else sorted(file for file in self.path.rglob("*") if file.is_file())
+        return _sha256(self.path.parent if self.path.is_file() else self.path, files)
 
 
 class ShardImages(ImageSet):
@@ -120,49 +231,40 @@ class ShardImages(ImageSet):
         return _sha256(self._folder, self._shards.files)
 
 
-def _checked_shape(file: Path, root: Path, by_remark: dict[str, list[str]]) -> tuple[int, int, int]:
-    """(y, x, c) of an image file, without its pixels; remarks on it are added to `by_remark`.
+def _cropped(raw: Path | bytes, crop: tuple[int, ...], where: str) -> np.ndarray:
+    """The centre crop uint8 [y,x,c] of an image of any size and mode.
 
     Raises:
-        UserError: A broken file, or anything but gray or RGB of 8 bits, or RGB of 16.
+        UserError: It cannot be decoded, or has colours where c = 1.
     """
-    with _opened(file) as image:
-        if image.mode not in ("L", "RGB"):
-            words = f"wanted a gray or RGB image of 8 bits, found mode {image.mode}; convert it first"
-            raise UserError(f"{printable(str(file))}: {words}")
-        image_remarks = [remark for remark in remarks(image, file) if remark in (DEEP, FRAMES)]
-        image_remarks += [LOSSY] if is_lossy(image, file) else []
-        for remark in image_remarks:
-            by_remark.setdefault(remark, []).append(str(file.relative_to(root)))
-        width, height = image.size
-        image.verify()
-        return height, width, len(image.getbands())
-
-
-def _pixels(file: Path) -> np.ndarray:
-    """Uint8 [y,x,c]."""
-    with _opened(file) as image:
-        if is_deep(image):
-            with _opened(file) as again:
-                return rounded(image, again)
-        pixels = np.array(image)
-    return pixels.reshape(*pixels.shape[:2], -1)
+    y, x, channels = crop
+    try:
+        colours, _ = preprocessing.pixels(raw, y if y == x else (y, x))
+    except BrokenImage as error:
+        raise _broken(where, error) from error
+    if channels == 3:
+        return colours
+    if (colours != colours[..., :1]).any():
+        raise UserError(f"{printable(where)}: wanted a gray image like the samples, found colours")
+    return colours[..., :1]
 
 
 @contextmanager
-def _opened(file: Path) -> Generator[Any]:
+def _opened(raw: Path | bytes, where: str) -> Generator[Any]:
     from PIL import Image
 
     try:
-        with opened(file) as image:
+        with opened(raw) as image:
             yield image
     except UserError:
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        words = printable(" ".join(str(error).split()))[:200]
-        raise UserError(
-            f"{printable(str(file))}: wanted an image, found a broken file ({words}); write it again"
-        ) from error
+        raise _broken(where, error) from error
+
+
+def _broken(where: str, error: Exception) -> UserError:
+    words = printable(" ".join(str(error).split()))[:200]
+    return UserError(f"{printable(where)}: wanted an image, found a broken file ({words}); write it again")
 
 
 def _sha256(folder: Path, files: Sequence[Path]) -> str:

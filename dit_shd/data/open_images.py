@@ -1,21 +1,27 @@
-"""A set of images by its name or path: a dataset, an npz file, shards, or a folder."""
+"""A set of images by its name or path: a dataset, an npz file, shards, a folder, tables or tars."""
 
 from pathlib import Path
 
 from dit_shd.core.places import find
 from dit_shd.core.plugins import Plugin
 from dit_shd.data.datasets import DATASETS
-from dit_shd.data.image_folders import FolderImages, ShardImages
+from dit_shd.data.image_folders import FolderImages, ShardImages, SourceImages
 from dit_shd.data.image_sets import ArrayImages, ImageSet, NpzImages
+from dit_shd.data.sources.base import Selection
+from dit_shd.data.sources.detect import is_packed, open_source
+
+FOLLOWED = Selection(follow_links=True)
 
 
-def open_images(text: str, what: str) -> ImageSet:
+def open_images(text: str, what: str, crop: tuple[int, ...] | None = None) -> ImageSet:
     """Open a set of images.
 
     Args:
-        text: A dataset (`digits`, `digits:validation`), an npz file, or a folder of images or of a sampling's shards.
-            A dataset's name takes precedence over a file of that name; `./digits` is the file.
+        text: A dataset (`digits`, `digits:validation`), an npz file, a folder of images or of a sampling's shards, or
+            Parquet files, tars or a saved dataset, as `dit-shd encode` reads them. A dataset's name takes precedence
+            over a file of that name; `./digits` is the file.
         what: The config key, for errors.
+        crop: Size (y, x, c) of the centre crop of stored images, as `dit-shd encode` makes it; None for none.
 
     Raises:
         UserError: There is no such dataset, file or folder, or it holds no images.
@@ -25,7 +31,10 @@ def open_images(text: str, what: str) -> ImageSet:
         dataset = DATASETS.build(Plugin(name, {"split": split} if colon else {}), what)
         return ArrayImages(dataset.images(), text, dataset.labels())
     path = find(text, "dataset of images", what)
-    assert isinstance(path, Path)
-    if path.is_dir():
-        return ShardImages(path, text) if path.name.endswith(".parts") else FolderImages(path, text)
-    return NpzImages(path, text)
+    if not isinstance(path, Path):
+        return SourceImages(open_source(text), None, text, crop)
+    if path.is_dir() and path.name.endswith(".parts"):
+        return ShardImages(path, text)
+    if is_packed(path):
+        return SourceImages(open_source(text, FOLLOWED), path, text, crop)
+    return FolderImages(path, text, crop) if path.is_dir() else NpzImages(path, text)

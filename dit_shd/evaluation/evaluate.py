@@ -41,9 +41,10 @@ class EvaluateConfig:
     """What is compared with what, and how."""
 
     samples: Place | list[Place] = option(
-        REQUIRED, "npz (arr_0: uint8 [n,y,x,c]), folder of images, folder of a run's shards, or dataset[:split]"
+        REQUIRED, "npz (arr_0: uint8 [n,y,x,c]), images (folder, Parquet, tars), a run's shards, or dataset[:split]"
     )
     reference: Place = option(REQUIRED, "the same, or a statistics file (dit-shd statistics, or ADM's npz)")
+    crop: bool = option(False, "cut reference images of any size to the samples' size, as dit-shd encode does")
     features: Plugin = option(Plugin("inception"), "feature network, a file of dit_shd/evaluation/features")
     metrics: list[Plugin] | None = option(None, "files of dit_shd/evaluation/metrics; all that apply if left out")
     seeds: int = option(
@@ -143,7 +144,7 @@ def evaluate(
     config = checked(config, "evaluate")
     config.check()
     sets = [open_images(text, "samples") for text in config.files()]
-    reference = open_reference(config.reference, "reference")
+    reference = open_reference(config.reference, "reference", sets[0].shape[1:] if config.crop else None)
     network: FeatureNetwork = FEATURES.build(config.features, "features")
     for samples in sets:
         if samples.shape != sets[0].shape:
@@ -246,9 +247,7 @@ class _Job:
         if "sidecar" not in record["samples"]:
             record["notes"].append("rounding, label policy and seed are not recorded: no .json beside the samples")
         self.say(results.table(record))
-        out = results.place(places, record)  # another evaluation may have come in between
-        results.refuse_overwrite(out, record, config.force, before=False)
-        results.write(out, record)
+        out = results.publish(places, record, config.force)
         self.say(f"written to {out}")
         if self.write_page is not None:
             page, behind = out.with_suffix(".html"), FeaturesAndImages(reference_set, self.reference.images)
@@ -306,9 +305,7 @@ def _several(job: _Job, sets: list[ImageSet]) -> dict[str, Any]:
     for entry, run, file in zip(entries, runs, files):
         entry |= {"figures": run["figures"], "results": str(file)}
     job.say(results.table(record))
-    out = results.place(places, record)
-    results.refuse_overwrite(out, record, job.config.force, before=False)
-    results.write(out, record)
+    out = results.publish(places, record, job.config.force)
     job.say(f"written to {out}")
     if job.write_page is not None:
         job.write_page(out.with_suffix(".html"), Evaluation(record))

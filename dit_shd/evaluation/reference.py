@@ -9,6 +9,7 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.places import expanded
 from dit_shd.data.image_sets import ImageSet, NpzImages
 from dit_shd.data.open_images import open_images
+from dit_shd.data.sources.detect import is_packed
 from dit_shd.data.sources.listing import printable
 from dit_shd.evaluation.extraction import extract_features
 from dit_shd.evaluation.feature_set import FeatureSet
@@ -71,7 +72,7 @@ class Reference:
             if shape != samples.shape[1:]:
                 raise UserError(
                     f"{self.name}: wanted reference images like the samples, (y, x, c) = {samples.shape[1:]}, "
-                    f"found {shape}; make both of one size, the same way"
+                    f"found {shape}; make both of one size, the same way (crop=true: the centre crop of stored images)"
                 )
         if self.prepared is not None and self.prepared.title != network.title:
             raise UserError(
@@ -124,19 +125,20 @@ class Reference:
         return entry
 
 
-def open_reference(text: str, what: str) -> Reference:
+def open_reference(text: str, what: str, crop: tuple[int, ...] | None = None) -> Reference:
     """Open images as `open_images` reads them, or an npz file with mu [d] and sigma [d,d], and perhaps arr_0.
 
     Args:
         text: A dataset's name, a file or a folder.
         what: The config key, for errors.
+        crop: Size (y, x, c) of the centre crop of images in a folder, tables or tars; None for none.
 
     Raises:
         UserError: As `open_images`; or statistics that `read_statistics` refuses.
     """
     path = Path(expanded(text))
-    if not path.is_file() or not is_statistics_file(path, text):
-        return Reference(text, images=open_images(text, what))
+    if not path.is_file() or is_packed(path) or not is_statistics_file(path, text):
+        return Reference(text, images=open_images(text, what, crop))
     statistics = read_statistics(path, text)
     images = NpzImages(path, text) if statistics.has_images else None
     return Reference(text, images, statistics, sha256=hashing.sha256(path))

@@ -18,6 +18,7 @@ from dit_shd.evaluation.extraction import extract_features, find_device
 from dit_shd.evaluation.features import FEATURES, FeatureNetwork
 from dit_shd.evaluation.statistics_file import write_statistics
 
+LARGEST = 2**13
 _log = logging.getLogger("dit_shd")
 
 
@@ -25,8 +26,11 @@ _log = logging.getLogger("dit_shd")
 class StatisticsConfig:
     """The images, the network and the file."""
 
-    images: Place = option(REQUIRED, "npz (arr_0: uint8 [n,y,x,c]), folder of images, or dataset[:split]")
+    images: Place = option(REQUIRED, "npz (arr_0: uint8 [n,y,x,c]), images (folder, Parquet, tars), or dataset[:split]")
     out: Path = option(REQUIRED, "the npz to be written: mu, sigma (mu_s, sigma_s), n, network, sha256s, shape")
+    size: int | list[int] | None = option(
+        None, "side, or height and width, of the centre crop of stored images of any size; empty: all are of one size"
+    )
     features: Plugin = option(Plugin("inception"), "feature network, a file of dit_shd/evaluation/features")
     keep_images: int = option(0, "number of images to keep in the file (ADM: 10000), for precision, recall and KID")
     batch_size: int = option(64, "images per forward pass of the feature network")
@@ -55,7 +59,7 @@ def write_reference_statistics(config: StatisticsConfig) -> Path:
     results.writable(out)
     if out.exists() and not config.force:
         raise UserError(f"{out}: is there already; choose another out=FILE or say force=true")
-    images = open_images(config.images, "images")
+    images = open_images(config.images, "images", _crop(config.size))
     n = images.shape[0]
     if not 0 <= config.keep_images <= n:
         raise UserError(f"keep_images: wanted 0 to {n}, the number of images, found {config.keep_images}")
@@ -80,3 +84,17 @@ def write_reference_statistics(config: StatisticsConfig) -> Path:
     kept = images.take(np.arange(count) * n // count) if count else None
     write_statistics(out, features, about, kept)
     return out
+
+
+def _crop(size: int | list[int] | None) -> tuple[int, ...] | None:
+    """(y, x, c) of the crop.
+
+    Raises:
+        UserError: The key is neither a side nor height and width.
+    """
+    if size is None:
+        return None
+    sides = [size, size] if isinstance(size, int) else size
+    if len(sides) != 2 or not all(1 <= side <= LARGEST for side in sides):
+        raise UserError(f"size: wanted a side, or height and width, of 1 to {LARGEST} pixels, found {size}")
+    return (*sides, 3)

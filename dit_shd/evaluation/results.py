@@ -197,6 +197,18 @@ def write(out: Path, record: dict[str, Any]) -> None:
     write_text(out, json.dumps(record, indent=2, allow_nan=False) + "\n", REMEDY)
 
 
+def publish(candidates: Sequence[Path], record: dict[str, Any], force: bool) -> Path:
+    """Write a complete record at the first name that is its own; another evaluation may have come in between.
+
+    Raises:
+        UserError: Without `force` another result is there.
+    """
+    out = place(candidates, record)
+    refuse_overwrite(out, record, force, before=False)
+    write(out, record)
+    return out
+
+
 def read_record(file: Path) -> dict[str, Any] | None:
     """The record in a results file, or None where the file holds something else."""
     try:

@@ -18,7 +18,7 @@ from dit_shd.evaluation import results
 OF_THE_MODEL = ("run", "teacher", "model_sha256", "pipeline", "vae", "vae_name", "batch_size", "compile")
 """What is recorded beside samples and may differ: the model, and what does not change an image (the autoencoder
 counts by its hash)."""
-EVALUATED_ALIKE = ("reference", "features", "metrics", "resamples", "device")
+EVALUATED_ALIKE = ("reference", "crop", "features", "metrics", "resamples", "device")
 """Options of `dit-shd evaluate` that are the same for the teacher's samples."""
 
 SamplingCommand = Callable[[Path, Path], str]

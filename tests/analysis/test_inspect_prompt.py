@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_pipelines import write_pipeline
 
 from dit_shd.analysis.inspect import InspectConfig
@@ -13,6 +14,7 @@ from dit_shd.attention.recording.attach import capture
 from dit_shd.cli.commands.inspect import inspect_to_folder
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
+from dit_shd.diffusion.adapters import adapter_of
 from dit_shd.diffusion.prompt_generation import assemble, draw
 
 PROMPT = "two thin seven"
@@ -60,6 +62,83 @@ def test_words_are_the_tokens_they_name(pipeline):
     found = inspect_prompt(str(folder), PROMPT, None, call, None, seed=1)
     first = found.words[:3] if kind != "sd3" else [word.removesuffix(" (CLIP)") for word in found.words[:3]]
     assert first == PROMPT.split()
+
+
+def sharpened(weights):
+    """Make queries and keys larger, so that the attention of a random model is far from uniform."""
+    larger = ("norm_q.weight", "norm_k.weight", "attn2.to_q.weight", "attn2.to_k.weight")
+    save_file({n: 20 * t if n.endswith(larger) else t for n, t in load_file(weights).items()}, weights)
+
+
+def encoded(whole, adapter):
+    """The embeddings of the prompt, and of each of its words the place among them: found by their values alone."""
+    seen = {}
+    encoder = whole.text_encoder
+
+    def before(_, args, kwargs):
+        seen["ids"] = [*args, *kwargs.values()][0][0]
+
+    hooks = [
+        encoder.register_forward_pre_hook(before, with_kwargs=True),
+        encoder.register_forward_hook(lambda _, args, output: seen.update(output=output)),
+    ]
+    condition = adapter.encode(whole, [PROMPT])
+    for hook in hooks:
+        hook.remove()
+    states = [*(seen["output"].hidden_states or ()), seen["output"].last_hidden_state]
+    places = {}
+    for word in PROMPT.split():
+        (row,) = (seen["ids"] == whole.tokenizer.convert_tokens_to_ids(word)).nonzero()[0].tolist()
+        equal = torch.stack([(condition.embeddings[0] == state[0, row]).all(1) for state in states]).any(0)
+        (places[word],) = equal.nonzero()[:, 0].tolist()
+    return condition, places
+
+
+@pytest.mark.parametrize("kind", ["lumina2", "sana"])
+def test_the_image_and_the_words_stand_where_the_model_puts_them(kind, tmp_path):
+    """By the values that go into the attention: tokens of the image and words are found by equality."""
+    folder = write_pipeline(kind, tmp_path / "pipeline")
+    sharpened(folder / "transformer" / "diffusion_pytorch_model.safetensors")
+    call = {"height": 64, "width": 32, "num_inference_steps": 2, "guidance_scale": 1.0}
+    call |= {"use_resolution_binning": False} if kind == "sana" else {}
+    found = inspect_prompt(str(folder), PROMPT, None, call, None, seed=1)
+    assert found.words == [*PROMPT.split(), "other text"]
+    if kind == "sana":  # its pipeline makes small letters
+        shouted = inspect_prompt(str(folder), f" {PROMPT.upper()}", None, call, None, seed=1)
+        assert shouted.words == found.words
+        assert all(np.array_equal(shares, shouted.shares[name]) for name, shares in found.shares.items())
+    whole, record = assemble(str(folder), None)
+    model, values = whole.transformer, {}
+    condition, places = encoded(whole, adapter_of(record.transformer_class))
+    if kind == "lumina2":
+        model.noise_refiner[-1].register_forward_hook(lambda _, args, output: values.update(image=output[0]))
+        model.context_refiner[-1].register_forward_hook(lambda _, args, output: values.update(text=output[0]))
+        model.layers[0].register_forward_pre_hook(lambda _, args: values.update(joint=args[0][0]))
+        model.x_embedder.register_forward_pre_hook(lambda _, args: values.update(patches=args[0][0]))
+        model.register_forward_pre_hook(lambda _, args, kw: values.update(x=kw["hidden_states"][0]), with_kwargs=True)
+    with capture(model, ["layers.*"] if kind == "lumina2" else ["*.attn2"]) as captures:
+        draw(whole, [PROMPT], 1, range(1), call)
+    assert len(found.shares) == 2
+    for name, shares in found.shares.items():
+        layer = captures[name]
+        bias = 0 if layer.bias is None else layer.bias.rows(slice(None))[0]
+        q, k = layer.query[0].double(), layer.key[0].double()
+        maps = (layer.scale * q @ k.repeat_interleave(len(q) // len(k), 0).transpose(1, 2) + bias).softmax(-1)
+        if kind == "lumina2":
+            length = int(condition.mask.sum())
+            at = {part: [int(row) for value in values[part] for row in (values["joint"] == value).all(1).nonzero()]
+                  for part in ("image", "text")}  # fmt: skip
+            assert sorted(at["image"] + at["text"]) == list(range(maps.shape[1]))
+            maps = maps[:, at["image"]][:, :, at["text"]]
+            assert maps.shape[2] == length
+        over = maps.mean(1).detach()
+        np.testing.assert_allclose(shares[-1].sum(1), over.sum(1), rtol=1e-4)
+        for number, word in enumerate(PROMPT.split()):
+            np.testing.assert_allclose(shares[-1][:, number], over[:, places[word]], rtol=1e-4)
+        assert np.ptp(over[:, list(places.values())].numpy(), axis=1).min() > 5e-4, "words differ"
+    if kind == "lumina2":  # from left to right, then from top to bottom
+        patches = values["x"].unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).permute(1, 3, 2, 4, 0).flatten(2)
+        assert torch.equal(values["patches"], patches.flatten(0, 1))
 
 
 def test_the_page_and_its_numbers(tmp_path):

@@ -1,6 +1,9 @@
 """Folders of images and of shards as sets to be compared."""
 
+import io
+import json
 import os
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +11,13 @@ import pytest
 from evaluating import pictures, refused, run
 from PIL import Image
 from png16 import deep_png
+from tiny_pipelines import tiny_clip
 
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.data.image_folders import FolderImages
 from dit_shd.data.open_images import open_images
+from dit_shd.data.preprocessing import centre_crop
 from dit_shd.data.sources.base import Selection
 from dit_shd.data.sources.detect import open_source
 from dit_shd.evaluation.features.digits import DigitsFeatures
@@ -234,3 +239,85 @@ def test_jpeg_samples_are_noted(files):
     for i, image in enumerate(pictures(5, seed=1)):
         Image.fromarray(image[..., 0]).save(folder / f"{i}.jpg")
     assert any("JPEG" in reason for reason in run(files, samples=str(folder))["adm_comparable"]["why_not"])
+
+
+CAPTIONS = ("a nine", "two digits", "a six", "a two", "a thin one", "a three")
+
+
+def captioned(folder: Path, kind: str, sizes: list[tuple[int, int]]) -> tuple[Path, list[Image.Image]]:
+    """A caption set of colour pictures as people have it: files with .txt beside, Parquet, or a WebDataset tar."""
+    images = [
+        Image.fromarray(pictures(1, seed=i, shape=(y, x, 3))[0]) for i, (y, x) in zip(range(len(CAPTIONS)), sizes)
+    ]
+    coded = []
+    for image in images:
+        image.save(stream := io.BytesIO(), "png")
+        coded.append(stream.getvalue())
+    folder.mkdir()
+    if kind == "parquet":
+        pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        cells = [{"bytes": data, "path": None} for data in coded]
+        parquet.write_table(pa.table({"image": cells, "text": [*CAPTIONS]}), folder / "train.parquet")
+        return folder / "train.parquet", images
+    if kind == "folder":
+        for i, data in enumerate(coded):
+            (folder / f"{i}.png").write_bytes(data)
+            (folder / f"{i}.txt").write_text(CAPTIONS[i])
+        return folder, images
+    with tarfile.open(folder / "0000.tar", "w") as tar:
+        for i, data in enumerate(coded):
+            for suffix, content in (("png", data), ("txt", CAPTIONS[i].encode())):
+                member = tarfile.TarInfo(f"{i:04d}.{suffix}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    return folder / "0000.tar", images
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet", "tar"])
+def test_a_caption_set_is_a_reference(kind, files):
+    """Of one size its pixels are taken as they are, as of an npz; of any size cut as dit-shd encode cuts them."""
+    samples = files["folder"] / "s.npz"
+    np.savez(samples, pictures(8, seed=9, shape=(16, 16, 3)), np.arange(8) % 6)
+    samples.with_suffix(".json").write_text(json.dumps({"prompts": CAPTIONS}))
+    features = {"name": "clip", "weights": str(tiny_clip(files["folder"] / "clip"))}
+    keys = {"samples": str(samples), "features": features, "metrics": ["frechet", "clip_score"], "page": False}
+    same, images = captioned(files["folder"] / "same", kind, [(16, 16)] * 6)
+    np.savez(files["folder"] / "same.npz", np.stack([np.asarray(image) for image in images]))
+    expected = run(files, **keys, reference=str(files["folder"] / "same.npz"), out=str(files["folder"] / "a.json"))
+    record = run(files, **keys, reference=str(same), out=str(files["folder"] / "b.json"))
+    assert record["figures"] == pytest.approx(expected["figures"], rel=1e-6)
+    assert record["reference"]["n"] == 6
+    whole = run(files, **keys, reference=str(same.parent), out=str(files["folder"] / "c.json"))
+    assert whole["figures"] == pytest.approx(expected["figures"], rel=1e-6)
+
+    mixed, images = captioned(
+        files["folder"] / "mixed", kind, [(16, 16), (20, 33), (40, 24), (16, 30), (9, 16), (64, 64)]
+    )
+    message = refused(files, **keys, reference=str(mixed))
+    assert "wanted (y, x, c) = (16, 16, 3)" in message and "found (20, 33, 3)" in message and "crop=true" in message
+    np.savez(files["folder"] / "cut.npz", np.stack([centre_crop(image, 16) for image in images]))
+    expected = run(files, **keys, reference=str(files["folder"] / "cut.npz"), out=str(files["folder"] / "d.json"))
+    record = run(files, **keys, reference=str(mixed), crop=True, out=str(files["folder"] / "e.json"))
+    assert record["figures"] == pytest.approx(expected["figures"], rel=1e-6)
+    config = make(StatisticsConfig, {"images": str(mixed), "size": 16, "out": str(files["folder"] / "f.npz"),
+                                     "features": keys["features"], "device": "cpu"})  # fmt: skip
+    record = run(files, **keys, reference=str(write_reference_statistics(config)), out=str(files["folder"] / "g.json"))
+    assert record["figures"] == pytest.approx(expected["figures"], rel=1e-4)
+
+
+def test_what_is_cropped_and_what_is_not(files, tmp_path):
+    wide, images = captioned(tmp_path / "wide", "tar", [(8, 20)] * 6)
+    plain, cut = open_images(str(wide), "x"), open_images(str(wide), "x", (8, 8, 3))
+    assert plain.shape == (6, 8, 20, 3) and cut.shape == (6, 8, 8, 3)
+    assert plain.sha256() != cut.sha256() != open_images(str(wide), "x", (8, 6, 3)).sha256()
+    np.testing.assert_array_equal(plain.take(np.array([4, 1])), [np.asarray(images[i]) for i in (4, 1)])
+    np.testing.assert_array_equal(cut.take(np.array([2]))[0], centre_crop(images[2], 8))
+    with pytest.raises(UserError, match=r"0000\.tar/0000: wanted a gray image like the samples, found colours"):
+        next(open_images(str(wide), "x", (8, 8, 1)).batches(2))
+    save_grays(tmp_path / "gray", ["0.png"])
+    assert next(open_images(str(tmp_path / "gray"), "x", (8, 8, 1)).batches(1)).shape == (1, 8, 8, 1)
+    data = bytearray(wide.read_bytes())
+    data[600] ^= 0xFF
+    wide.write_bytes(data)
+    with pytest.raises(UserError, match=r"0000\.tar/0000: wanted an image, found a broken file"):
+        open_images(str(wide), "x")

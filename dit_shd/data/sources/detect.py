@@ -40,6 +40,14 @@ def open_source(text: str, selection: Selection | None = None) -> ImageSource:
     raise UserError(f"images: wanted {WANTED['images']}, found {file_kind(path)} at '{text}'")
 
 
+def is_packed(path: Path) -> bool:
+    """Whether a file or folder holds images in tables, tars or a saved dataset, and not in files of their own."""
+    if not path.is_dir():
+        return path.suffix.lower() in (".parquet", webdataset.TAR) or file_kind(path) == PARQUET
+    listing = scan(path, follow_links=True)
+    return hub.is_saved(path) or bool(parquet.tables_of(listing, None) or webdataset.tars_of(listing))
+
+
 def open_folder(path: Path, text: str, selection: Selection) -> ImageSource:
     """Open a folder.
 

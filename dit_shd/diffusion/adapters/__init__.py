@@ -8,6 +8,7 @@ velocity noise - x_0 (or what DDPM's scheduler calls the prediction) out.
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -44,6 +45,18 @@ REFUSED = {
 """Classes that cannot be asked so that a sample depends on its own prompt alone, and why."""
 
 
+@dataclass(frozen=True)
+class Template:
+    """What a pipeline with one tokenizer makes of a prompt before it is tokenized."""
+
+    before: str
+    """The text before the prompt, tokenized with it."""
+    prompt: str
+    """The prompt as it is tokenized."""
+    dropped: int = 0
+    """Tokens before the prompt that the transformer is not given."""
+
+
 class Adapter(ABC):
     """How a transformer class is asked, and which pipelines it belongs to."""
 
@@ -61,6 +74,8 @@ class Adapter(ABC):
     """Height and width of latents in such a batch, where the model's config names none."""
     attention: ClassVar[str] = "joint"
     """What its attention is, in words, for the table of adapters."""
+    text_layers: ClassVar[Sequence[str]] = ("*",)
+    """Patterns of the layers in which image tokens may attend to text tokens."""
 
     def channels(self, settings: Mapping[str, Any]) -> int:
         """Channels c of the latents that a transformer with this config takes."""
@@ -141,6 +156,28 @@ class Adapter(ABC):
         """
         default = inspect.signature(type(pipeline).__call__).parameters[MAX_TOKENS].default
         return {"tokenizer": default if tokens is None else tokens}
+
+    def image_tokens(self, model: nn.Module, layer: str, arguments: Mapping[str, Any]) -> range | None:
+        """Where the (first) image's tokens stand among the keys of a layer; None where the layer's own modules say it.
+
+        Empty where all keys are text and the queries are the image's.
+
+        Args:
+            model: The transformer, for its config.
+            layer: The name of its attention.
+            arguments: Of the transformer's forward, by name.
+        """
+        return None
+
+    def template(self, pipeline: "DiffusionPipeline", prompt: str, call: Mapping[str, Any]) -> Template | None:
+        """What the pipeline makes of a prompt; None where it is not known which text token is which.
+
+        Args:
+            pipeline: With its tokenizer.
+            prompt: As a user gives it.
+            call: Arguments of its call.
+        """
+        return None
 
     def text(self, encoded: Sequence[Any]) -> TextCondition:
         """The condition in what the pipeline's encode_prompt gives: embeddings and mask, unless a class has more."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from dit_shd.data.text_condition import TextCondition
-from dit_shd.diffusion.adapters import Adapter, encode_prompt
+from dit_shd.diffusion.adapters import Adapter, Template, encode_prompt, settings_of
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -34,3 +34,15 @@ class Lumina2(Adapter):
     def encode_empty(self, pipeline: "DiffusionPipeline", tokens: int | None = None) -> TextCondition:
         """The pipeline puts its instruction before prompts and not before negative ones."""
         return self.text(encode_prompt(pipeline, [""], tokens, guided=True)[2:])
+
+    def image_tokens(self, model: nn.Module, layer: str, arguments: Mapping[str, Any]) -> range | None:
+        """Behind the prompt's own tokens, without its padding; the refiners before are of one of the two alone."""
+        if not layer.startswith("layers."):
+            return None
+        text = int(arguments["encoder_attention_mask"][0].sum())
+        y, x = (side // self.multiple(settings_of(model)) for side in arguments["hidden_states"].shape[2:])
+        return range(text, text + y * x)
+
+    def template(self, pipeline: "DiffusionPipeline", prompt: str, call: Mapping[str, Any]) -> Template:
+        instruction: Any = call.get("system_prompt") or getattr(pipeline, "system_prompt")  # noqa: B009
+        return Template(f"{instruction} <Prompt Start> ", prompt)

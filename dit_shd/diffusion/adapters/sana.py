@@ -1,15 +1,19 @@
 """Sana (arXiv 2410.10629): linear self-attention, softmax cross-attention to Gemma 2, an autoencoder of 32 x 32."""
 
+import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from dit_shd.data.text_condition import TextCondition
-from dit_shd.diffusion.adapters import Adapter, encode_prompt, settings_of
+from dit_shd.diffusion.adapters import Adapter, Template, encode_prompt, settings_of
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
+
+INSTRUCTION = "complex_human_instruction"
+"""The argument of the pipeline's call that has it."""
 
 
 class Sana(Adapter):
@@ -19,6 +23,7 @@ class Sana(Adapter):
     pipelines = ("SanaPipeline",)
     example_tokens = 300
     attention = "self (linear: features and output alone), and cross to text"
+    text_layers = ("*.attn2",)
 
     def text_widths(self, settings: Mapping[str, Any]) -> tuple[int, int | None]:
         return settings["caption_channels"], None
@@ -37,3 +42,16 @@ class Sana(Adapter):
     def encode_empty(self, pipeline: "DiffusionPipeline", tokens: int | None = None) -> TextCondition:
         """The pipeline puts its instruction before prompts and not before negative ones."""
         return self.text(encode_prompt(pipeline, [""], tokens, guided=True)[2:])
+
+    def image_tokens(self, model: nn.Module, layer: str, arguments: Mapping[str, Any]) -> range | None:
+        return range(0) if layer.endswith(".attn2") else None
+
+    def template(self, pipeline: "DiffusionPipeline", prompt: str, call: Mapping[str, Any]) -> Template | None:
+        """Of the instruction's tokens the first is kept, and as many of the last as to fill the limit."""
+        if call.get("clean_caption"):
+            return None  # it may be any other text then
+        default = inspect.signature(type(pipeline).__call__).parameters[INSTRUCTION].default
+        instruction = "\n".join(call.get(INSTRUCTION, default) or [])
+        tokenizer: Any = getattr(pipeline, "tokenizer")  # noqa: B009
+        dropped = len(tokenizer.encode(instruction)) - 2 if instruction else 0
+        return Template(instruction, prompt.lower().strip(), dropped)
