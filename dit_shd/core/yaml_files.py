@@ -141,8 +141,7 @@ def dump(value: object) -> str:
 
 def words_of(values: Mapping[str, object]) -> list[str]:
     """Keys and values for the command line: plain text if YAML reads the same value from it, of plug-ins the name."""
-    short = {key: value["name"] if _is_name(value) else value for key, value in values.items()}
-    return [f"{key}={value if _reads(str(value), value) else json.dumps(value)}" for key, value in short.items()]
+    return [f"{key}={_text(value['name'] if _is_name(value) else value)}" for key, value in values.items()]
 
 
 def _is_name(value: object) -> TypeGuard[dict[str, Any]]:
@@ -150,8 +149,11 @@ def _is_name(value: object) -> TypeGuard[dict[str, Any]]:
     return isinstance(value, dict) and [*value] == ["name"]
 
 
-def _reads(text: str, value: object) -> bool:
+def _text(value: object) -> str:
+    """A value in one line of YAML."""
+    flow = yaml.safe_dump(value, default_flow_style=True, width=2**20, sort_keys=False, allow_unicode=True)
+    text = value if isinstance(value, str) else flow.removesuffix("...\n").strip()
     try:
-        return parse_yaml(text) == value
+        return text if "\n" not in text and parse_yaml(text) == value else json.dumps(value)
     except yaml.YAMLError:
-        return False
+        return json.dumps(value)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from dit_shd.core.errors import UserError
 from dit_shd.core.places import find
 from dit_shd.core.plugins import Plugin
 from dit_shd.data.datasets import DATASETS
@@ -24,8 +25,20 @@ def open_images(text: str, what: str, crop: tuple[int, ...] | None = None) -> Im
         crop: Size (y, x, c) of the centre crop of stored images, as `dit-shd encode` makes it; None for none.
 
     Raises:
-        UserError: There is no such dataset, file or folder, or it holds no images.
+        UserError: There is no such dataset, file or folder, or it holds no images; or it has another size than the crop
+            and is no such set.
     """
+    images = _opened(text, what, crop)
+    if crop is not None and images.shape[1:3] != crop[:2]:
+        y, x = images.shape[1:3]
+        raise UserError(
+            f"{what}: wanted images of {crop[0]} x {crop[1]} pixels in {text}, found {y} x {x}; a crop is of images in "
+            "folders, tables or tars"
+        )
+    return images
+
+
+def _opened(text: str, what: str, crop: tuple[int, ...] | None) -> ImageSet:
     name, colon, split = text.partition(":")
     if name in DATASETS.names():
         dataset = DATASETS.build(Plugin(name, {"split": split} if colon else {}), what)

@@ -8,7 +8,7 @@ from dit_shd.core.config import changed
 from dit_shd.core.yaml_files import read_yaml, words_of
 from dit_shd.diffusion.sample_config import SampleConfig
 
-NOT_OPTIONS = ("run", "prompts", "pipeline", "vae")
+NOT_OPTIONS = ("run", "prompts", "pipeline")
 """What is recorded under names of keys of `dit-shd sample` and is of the student."""
 
 

@@ -20,6 +20,8 @@ OF_THE_MODEL = ("run", "teacher", "model_sha256", "pipeline", "vae", "vae_name",
 counts by its hash)."""
 EVALUATED_ALIKE = ("reference", "crop", "features", "metrics", "resamples", "device")
 """Options of `dit-shd evaluate` that are the same for the teacher's samples."""
+MOST_BYTES = 2**26
+"""Of a results file; others may be annotations of a data set."""
 
 SamplingCommand = Callable[[Path, Path], str]
 """The command that samples from the teacher as some samples were sampled, into a file."""
@@ -78,7 +80,8 @@ def commands(samples: Path, options: Mapping[str, Any], sampling: SamplingComman
 
 def _records_of(teacher: str, folders: Sequence[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
     """The results files in some folders that are of one file of samples of the teacher, the newest first."""
-    places = {file.resolve(): file for folder in reversed(folders) for file in folder.glob("*.json") if file.is_file()}
+    files = [file for folder in reversed(folders) for file in folder.glob("*.json") if file.is_file()]
+    places = {file.resolve(): file for file in files if file.stat().st_size < MOST_BYTES}
     for file in sorted(places.values(), key=lambda file: -file.stat().st_mtime):
         record = results.read_record(file)
         run = record["samples"].get("sidecar", {}).get("run") if record and "runs" not in record else None
@@ -97,7 +100,7 @@ def _why_not(record: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
     difference = results.evaluator_difference(record, other)
     if difference is not None:
         what, here, there = difference
-        return f"another {what} ({there}, here {here})"
+        return f"other {what} ({there}, here {here})"
     samples, others = (one["samples"] for one in (record, other))
     if samples["n"] != others["n"]:
         return f"{others['n']:,} images (here {samples['n']:,})"
@@ -105,5 +108,7 @@ def _why_not(record: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
         {key: value for key, value in one["sidecar"].items() if key not in OF_THE_MODEL} for one in (samples, others)
     )
     if settings != other_settings:
-        return f"another sampling ({differences(other_settings, settings)})"
+        return f"other sampling settings ({differences(other_settings, settings)})"
+    if samples.get("labels") != others.get("labels"):
+        return f"other classes ({others.get('labels')}, here {samples.get('labels')})"
     return None

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dit_shd.core import plugins
-from dit_shd.core.config import make
+from dit_shd.core.config import changed, make, resolve
 from dit_shd.core.config_source import keys_of
 from dit_shd.core.errors import UserError
-from dit_shd.core.yaml_files import dump, override, read_yaml
+from dit_shd.core.yaml_files import dump, override, read_yaml, words_of
 from dit_shd.data.datasets import DATASETS
 from dit_shd.diffusion.sample_config import SampleConfig
 from dit_shd.distillation.losses import LOSSES
@@ -110,6 +110,19 @@ def test_every_file_of_a_plugin_folder_is_a_plugin(kind):
     for name in found:
         cls = FOLDERS[kind].find(name)
         assert cls.__doc__
+
+
+def test_the_command_line_gives_back_the_values_it_was_written_of():
+    texts = ["a b", "", "no", "3", "1e-3", "a: b", "[x", "#", "it's", '"', "null", "x=y", "two\nlines", "ä"]
+    values = {"list": [None, True, 2, 0.5, *texts], "mapping": {"a": None, "b": False}, "none": None, "yes": True}
+    values |= {f"text{i}": text for i, text in enumerate(texts)} | {"number": 0.001, "whole": -3}
+    assert override({}, words_of(values)) == values
+
+
+def test_what_is_not_a_default():
+    values = resolve(make(SampleConfig, {"steps": 7, "labels": [3], "call": {"guidance_scale": 2}}))
+    assert changed(SampleConfig, values) == {"steps": 7, "labels": [3], "call": {"guidance_scale": 2}}
+    assert words_of({"features": {"name": "digits"}, "call": {"a": None}}) == ["features=digits", "call={a: null}"]
 
 
 def test_overrides_reach_inside_and_leave_the_original_alone():

@@ -314,6 +314,8 @@ def test_what_is_cropped_and_what_is_not(files, tmp_path):
     np.testing.assert_array_equal(cut.take(np.array([2]))[0], centre_crop(images[2], 8))
     with pytest.raises(UserError, match=r"0000\.tar/0000: wanted a gray image like the samples, found colours"):
         next(open_images(str(wide), "x", (8, 8, 1)).batches(2))
+    with pytest.raises(UserError, match=r"x: wanted images of 8 x 8 pixels in .*set\.npz, found 28 x 28; a crop is of"):
+        open_images(str(files["samples"]), "x", (8, 8, 3))
     save_grays(tmp_path / "gray", ["0.png"])
     assert next(open_images(str(tmp_path / "gray"), "x", (8, 8, 1)).batches(1)).shape == (1, 8, 8, 1)
     data = bytearray(wide.read_bytes())

@@ -15,6 +15,7 @@ STUDENT = {
         "path": "student.npz",
         "sha256": "1",
         "n": 8,
+        "labels": {"classes": 2, "fewest": 4, "most": 4},
         "sidecar": {**SETTINGS, "run": "runs/student", "teacher": "hub:a/teacher", "model_sha256": "3"},
     },
     "reference": {"path": "real.npz", "sha256": "4", "n": 9},
@@ -57,17 +58,18 @@ def test_the_row_of_the_same_sampling_and_evaluator(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"features__sha256": "7", "features__title": "y"}, "is of another features (y, here x)"),
-        ({"reference__sha256": "7", "reference__path": "b.npz"}, "is of another reference (b.npz, here real.npz)"),
-        ({"metrics": [{"name": "kid", "subsets": 9}]}, "is of another options of kid"),
+        ({"features__sha256": "7", "features__title": "y"}, "is of other features (y, here x)"),
+        ({"reference__sha256": "7", "reference__path": "b.npz"}, "is of other reference (b.npz, here real.npz)"),
+        ({"metrics": [{"name": "kid", "subsets": 9}]}, "is of other options of kid"),
         ({"samples__n": 6}, "is of 6 images (here 8)"),
         (
             {"samples__sidecar__prompts": ["a nine", "a six"]},
-            "another sampling (prompts.1: 'a six' there, 'a two' here)",
+            "other sampling settings (prompts.1: 'a six' there, 'a two' here)",
         ),
-        ({"samples__sidecar__prompts": ["a nine"]}, "another sampling (prompts: ['a nine'] there"),
+        ({"samples__sidecar__prompts": ["a nine"]}, "other sampling settings (prompts: ['a nine'] there"),
         ({"samples__sidecar__call": {"guidance_scale": 2}}, "(call.guidance_scale: 2 there, 5 here)"),
         ({"samples__sidecar__seed": 1}, "(seed: 1 there, 0 here)"),
+        ({"samples__labels__classes": 5}, "is of other classes ({'classes': 5"),
         ({"samples__sidecar__steps": 4}, "(steps: 4 there, None here)"),
     ],
 )
