@@ -244,7 +244,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def of_run(config: SampleConfig) -> SampleConfig:
-    """A SampleConfig with what the run folder it names knows: the steps of the noise schedule."""
+    """A SampleConfig with what its run knows: the steps of the noise schedule."""
     steps = timesteps_of(_run_config(config))
     return replace(config, diffusion_steps=steps) if isinstance(steps, int) else config
 
@@ -279,6 +279,8 @@ def timesteps_of(run: Mapping[str, Any]) -> object:
 
 
 def _run_config(config: SampleConfig) -> Mapping[str, Any]:
-    """The values of the run's config.yaml; none where it is no run."""
-    file = Path(config.run) / "config.yaml"
-    return read_yaml(file) if file.is_file() else {}
+    """The values of the config.yaml of a run, or of the run that a student's folder is in; none of another place."""
+    place = Path(config.run)
+    places = [place, place.absolute().parent] if place.name.startswith("student") else [place]
+    file = next((folder / "config.yaml" for folder in places if (folder / "config.yaml").is_file()), None)
+    return {} if file is None else read_yaml(file)

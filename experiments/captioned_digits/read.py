@@ -3,7 +3,7 @@
     python experiments/captioned_digits/read.py SAMPLES.npz CANVASES.json [--real CANVASES.npz] [--out FIGURES.json]
 
 Prints the share of pictures and of digits that are right (dit_shd/evaluation/captioned_digits.py) and FD(digits) of the
-patches against those of --real, an npz of canvases of the same captions; --out keeps these figures, as a study takes them.
+patches against those of --real, an npz of canvases of the same captions; --out keeps them for a study.
 """
 
 import argparse

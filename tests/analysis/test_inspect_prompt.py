@@ -64,6 +64,19 @@ def test_words_are_the_tokens_they_name(pipeline):
     assert first == PROMPT.split()
 
 
+def test_cross_attention_of_as_many_image_as_text_tokens(tmp_path):
+    """Its maps are square, as those of self-attention."""
+    folder = write_pipeline("pixart", tmp_path / "pipeline")
+    call = {"height": 32, "width": 16, "num_inference_steps": 2, "use_resolution_binning": False}
+    whole, _ = assemble(str(folder), None)
+    with capture(whole.transformer, ["*.attn2"]) as captures:
+        draw(whole, [PROMPT], 1, range(1), call)
+    tokens = next(iter(captures.values())).shape[2]
+    found = inspect_prompt(str(folder), PROMPT, None, {**call, "max_sequence_length": tokens}, None, seed=1)
+    assert found.shares.keys() == captures.keys()
+    assert found.words[:3] == PROMPT.split()
+
+
 def sharpened(weights):
     """Make queries and keys larger, so that the attention of a random model is far from uniform."""
     larger = ("norm_q.weight", "norm_k.weight", "attn2.to_q.weight", "attn2.to_k.weight")

@@ -310,6 +310,7 @@ def test_a_run_knows_its_schedule(teacher, tmp_path):
     shutil.copytree(teacher, tmp_path / "run" / "student")
     (tmp_path / "run" / "config.yaml").write_text("diffusion_steps: 100\n")
     assert of_run(make(SampleConfig, {"run": str(tmp_path / "run")})).diffusion_steps == 100
+    assert of_run(make(SampleConfig, {"run": str(tmp_path / "run" / "student")})).diffusion_steps == 100
     assert of_run(make(SampleConfig, {"run": str(teacher)})).diffusion_steps == 1000
 
 

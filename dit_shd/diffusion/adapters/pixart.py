@@ -21,6 +21,7 @@ class PixArt(Adapter):
     process = "ddpm"
     example_tokens = 300
     attention = "self, and cross to text"
+    text_layers = ("*.attn2",)
 
     def text_widths(self, settings: Mapping[str, Any]) -> tuple[int, int | None]:
         return settings["caption_channels"], None
@@ -35,6 +36,9 @@ class PixArt(Adapter):
             "encoder_attention_mask": text.mask.to(x.dtype),
             "added_cond_kwargs": _sizes(model, x),
         }
+
+    def image_tokens(self, model: nn.Module, layer: str, arguments: Mapping[str, Any]) -> range | None:
+        return range(0) if layer.endswith(".attn2") else None
 
 
 def _sizes(model: nn.Module, x: Tensor) -> dict[str, Tensor | None]:
