@@ -69,11 +69,12 @@ def study_text(evidence: Evidence, root: Path) -> str:
     """
     study, analysis, progress = evidence.progress.study, evidence.analysis, evidence.progress
     place = evidence.file.relative_to(root)
+    programs = " programs=true" if any(evaluator.program for evaluator in study.evaluators.values()) else ""
     commits = sorted({row.versions.get("commit", "") for row in analysis.rows} - {""})
     parts = [
         f"## {study.title}",
         study.question,
-        f"```sh\ndit-shd study {place}\n```",
+        f"```sh\ndit-shd study {place}{programs}\n```",
         f"{state(progress, analysis)} Made with commit {', '.join(commits)}. The smallest difference that was said "
         f"beforehand to matter: {number(study.relevant)} {analysis.figure}. Rows: [results.jsonl]"
         f"(../{place.parent}/{RESULTS}).",
