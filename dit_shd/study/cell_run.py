@@ -10,12 +10,13 @@ import json
 import os
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from dit_shd.core.environment import about_process
+from dit_shd.core.errors import UserError
 from dit_shd.core.files import write_text
 from dit_shd.core.signals import Stopped
 from dit_shd.core.yaml_files import dump, read_yaml
@@ -53,6 +54,12 @@ def run_cell(study: Study, cell: Cell, folder: Path, references: Mapping[str, st
         error = stages.run(name, words)
         if error:
             break
+    figures: dict[str, float] = {}
+    try:
+        figures = {} if error else _figures(study, folder)
+    except UserError as refused:  # of what a program wrote
+        error = str(refused)
+        stages.forget(f"evaluate-{name}" for name, evaluator in study.evaluators.items() if evaluator.program)
     result = CellResult(
         cell=cell.number,
         variant=cell.variant,
@@ -62,7 +69,7 @@ def run_cell(study: Study, cell: Cell, folder: Path, references: Mapping[str, st
         error=error,
         failures=_earlier_failures(folder, cell),
         config_sha256=_config_sha256(folder / "run" / "config.yaml"),
-        figures={} if error else _figures(study, folder),
+        figures=figures,
         seconds={name: round(usage.seconds, 1) for name, usage in stages.usage.items()},
         cpu_seconds={name: round(usage.cpu_seconds, 1) for name, usage in stages.usage.items()},
         memory_mib=round(max((usage.memory_mib for usage in stages.usage.values()), default=0.0)),
@@ -138,24 +145,51 @@ class _Stages:
         self.usage[name] = self.usage.get(name, Usage()) + outcome.usage
         if outcome.done:
             self.done.append(name)
-        usage = {name: asdict(usage) for name, usage in self.usage.items()}
-        write_text(self.file, json.dumps({"sha256": self.sha256, "done": self.done, "usage": usage}))
+        self._write()
         if outcome.signal:
             raise Stopped(outcome.signal, STOPPED)
         return outcome.error
 
+    def forget(self, names: Iterable[str]) -> None:
+        """Have stages run again by the next try."""
+        forgotten = set(names)
+        self.done = [name for name in self.done if name not in forgotten]
+        self._write()
+
+    def _write(self) -> None:
+        usage = {name: asdict(usage) for name, usage in self.usage.items()}
+        write_text(self.file, json.dumps({"sha256": self.sha256, "done": self.done, "usage": usage}))
+
 
 def _figures(study: Study, folder: Path) -> dict[str, float]:
-    """All figures by name; of a name that two evaluators have, the later one's says which it is."""
+    """All figures by name; of a name that two evaluators have, the later one's says which it is.
+
+    Raises:
+        UserError: A program wrote something else than numbers by name.
+    """
     figures: dict[str, float] = {}
     for name, evaluator in study.evaluators.items():
-        record = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-        for figure, value in (record if evaluator.program else record["figures"]).items():
+        file = folder / f"{name}.json"
+        scores = _figures_of_program(file) if evaluator.program else json.loads(file.read_text("utf-8"))["figures"]
+        for figure, value in scores.items():
             figures[f"{figure} by {name}" if figure in figures else figure] = value
     for line in json_lines(folder / "run" / "evaluations.jsonl")[-1:]:  # the last evaluation during training
         numbers = {key: value for key, value in line.items() if isinstance(value, (int, float)) and key != "step"}
         figures |= {f"training/{key}": value for key, value in numbers.items()}
     return figures
+
+
+def _figures_of_program(file: Path) -> dict[str, float]:
+    """What an evaluator's program wrote to {out}."""
+    wanted = f"{file}: wanted figures as JSON, name -> number, by the evaluator's program, found"
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{wanted} {'no file' if isinstance(error, OSError) else 'no JSON'}") from error
+    numbers = isinstance(values, dict) and all(type(value) in (int, float) for value in values.values())
+    if not numbers or not values:
+        raise UserError(f"{wanted} {json.dumps(values)[:100]}")
+    return values
 
 
 def _earlier_failures(folder: Path, cell: Cell) -> list[str]:

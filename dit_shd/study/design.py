@@ -17,6 +17,7 @@ import hashlib
 import itertools
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -66,6 +67,12 @@ class Evaluator:
         if bool(self.reference) == bool(self.program):
             number = "both" if self.program else "neither"
             raise UserError(f"{where}: wanted a reference (for dit-shd evaluate) or a program, found {number}")
+        try:
+            shlex.split(self.program)
+        except ValueError as error:
+            raise UserError(
+                f"{where}.program: wanted the words of a command, found {self.program!r} ({error})"
+            ) from error
         missing = [place for place in ("{samples}", "{out}") if self.program and place not in self.program]
         if missing:
             raise UserError(f"{where}.program: wanted a command with {{samples}} and {{out}}, found no {missing[0]}")

@@ -84,7 +84,10 @@ class Commands:
         with open(log, "ab") as output:
             output.write(f"$ {shlex.join(words)}\n".encode())
             output.flush()
-            process = self._start(self.resolved(words), output)
+            try:
+                process = self._start(self.resolved(words), output)
+            except OSError as error:
+                return Outcome(Usage(), f"{words[0]}: cannot be run ({error.strerror})")
         if process is None:
             return Outcome(Usage(), signal=signal.SIGTERM)
         _, status, used = os.wait4(process.pid, 0)

@@ -94,6 +94,7 @@ def test_claims_come_first_and_every_level_is_compared_with_the_baseline(file):
         ({"evaluators": {"a": {}}}, "study.evaluators.a: wanted a reference .* found neither"),
         ({"evaluators": {"a": {"reference": "digits", "program": "x {samples} {out}"}}}, "found both"),
         ({"evaluators": {"a": {"program": "x {samples}"}}}, "found no {out}"),
+        ({"evaluators": {"a": {"program": "x '{samples} {out}"}}}, "No closing quotation"),
         ({"grid": {"loss": {"a": {}}}, "models": {"a": "x"}}, "study.models.a: a variant of the grid has this name"),
         ({"models": {"../x": "x"}}, "a name of letters"),
         ({"sead": [1]}, "unknown key 'sead', did you mean 'seeds'"),

@@ -1,6 +1,7 @@
 """A study from its file to its rows: once each, on after a kill, failures kept; and one of real runs to the page."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -84,6 +85,35 @@ def test_a_teacher_beside_and_a_program_that_reads_the_samples(study, tmp_path):
     assert calls().count("train") == 4 and calls().count("sample") == 6
     results, _ = run(study(**keys))  # nothing is left, so that no program runs
     assert len(results) == 6
+
+
+@pytest.mark.parametrize(
+    ("program", "error"),
+    [
+        ("nosuchprogram {samples} {out}", "nosuchprogram: cannot be run"),
+        ("python -c pass {samples} {out}", "read.json: wanted figures as JSON, .* found no file"),
+        ("sh -c 'echo [1] > $1' {samples} {samples} {out}", r"found no file"),
+        ("sh -c 'echo {{ > $1' {samples} {out}", "found no JSON"),
+        ("sh -c 'echo [1] > $1' {samples} {out}", r"found \[1\]"),
+        ("""sh -c 'echo "{\\"a\\": null}" > $1' {samples} {out}""", "found {.a.: null}"),
+    ],
+)
+def test_a_program_that_gives_no_figures_is_a_failed_row(program, error, study):
+    evaluators = {"read": {"program": program}}
+    results, _ = run(study({"programs": True, "cell": 0}, evaluators=evaluators))
+    (row,) = results.values()
+    assert row.status == "failed" and re.search(error, row.error), row.error
+
+
+def test_a_program_that_was_mended_runs_again_and_nothing_else_does(study, tmp_path):
+    (tmp_path / "read.py").write_text("import sys; open(sys.argv[2], 'w').write('[]')")
+    evaluators = {"read": {"program": "python read.py {samples} {out}"}}
+    results, _ = run(study({"programs": True, "cell": 0}, evaluators=evaluators))
+    assert not results["output-seed1"].done
+    (tmp_path / "read.py").write_text(READER)
+    results, _ = run(study({"programs": True, "cell": 0, "retry": True}, evaluators=evaluators))
+    assert results["output-seed1"].figures == {"read right": 1}
+    assert calls() == ["train", "sample"]
 
 
 def test_every_cell_is_a_row_and_nothing_runs_twice(study, tmp_path):
