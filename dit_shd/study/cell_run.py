@@ -6,6 +6,7 @@
 A stage that is done is not run again; one that was cut off goes on by the rules of its command.
 """
 
+import itertools
 import json
 import os
 import shlex
@@ -45,10 +46,10 @@ def run_cell(study: Study, cell: Cell, folder: Path, references: Mapping[str, st
         Stopped: By a signal; the cell goes on later.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    trained = not cell.model and _same_run(cell, folder)
     if not cell.model:
-        _keep_other_run(cell, folder)
         write_text(folder / CONFIG, dump({**cell.training, "run": str(folder / "run")}))
-    stages = _Stages(folder, cell, commands)
+    stages = _Stages(folder, cell, commands, trained)
     error = ""
     for name, words in stages_of(study, folder, cell, references).items():
         error = stages.run(name, words)
@@ -81,13 +82,16 @@ def run_cell(study: Study, cell: Cell, folder: Path, references: Mapping[str, st
     return result
 
 
-def _keep_other_run(cell: Cell, folder: Path) -> None:
-    """Rename the run folder of an earlier version of the study, which trained by another config."""
+def _same_run(cell: Cell, folder: Path) -> bool:
+    """Whether there is a run of the cell's training; one of an earlier version of the study is renamed."""
     if not (folder / CONFIG).is_file() or not (folder / "run").is_dir():
-        return
+        return False
     old = {key: value for key, value in read_yaml(folder / CONFIG).items() if key != "run"}
-    if old != cell.training:
-        os.replace(folder / "run", folder / f"run-{canonical_sha256(old)[:8]}")
+    if old == cell.training:
+        return True
+    names = (f"run-{canonical_sha256(old)[:8]}{'' if number == 1 else f'-{number}'}" for number in itertools.count(1))
+    os.replace(folder / "run", next(folder / name for name in names if not (folder / name).exists()))
+    return False
 
 
 def stages_of(study: Study, folder: Path, cell: Cell, references: Mapping[str, str]) -> dict[str, list[str]]:
@@ -124,14 +128,23 @@ def assignments(values: Mapping[str, Any]) -> list[str]:
 
 
 class _Stages:
-    """Which stages of a cell are done, and what they took."""
+    """Which stages of a cell are done, and what they took.
 
-    def __init__(self, folder: Path, cell: Cell, commands: Commands):
+    Args:
+        folder: The cell's.
+        cell: What is run.
+        commands: Runs it.
+        trained: Whether the run in the folder is of the cell's training, whatever its samples were and their figures:
+            what that run took is part of the cost.
+    """
+
+    def __init__(self, folder: Path, cell: Cell, commands: Commands, trained: bool):
         self.file, self.folder, self.sha256, self.commands = folder / "stages.json", folder, cell.sha256, commands
         known = json.loads(self.file.read_text(encoding="utf-8")) if self.file.is_file() else {}
-        known = known if known.get("sha256") == cell.sha256 else {}
-        self.usage = {name: Usage(**usage) for name, usage in known.get("usage", {}).items()}
-        self.done: list[str] = known.get("done", [])
+        same = known.get("sha256") == cell.sha256
+        usage = {name: Usage(**usage) for name, usage in known.get("usage", {}).items()}
+        self.usage = {name: usage[name] for name in usage if same or (trained and name == "train")}
+        self.done: list[str] = known.get("done", []) if same else []
 
     def run(self, name: str, words: list[str]) -> str:
         """Run a stage's command, unless it is done: what it failed with, or nothing.

@@ -89,7 +89,7 @@ def comparisons_table(analysis: Analysis) -> Table:
     study = analysis.study
     rows = []
     for c in analysis.comparisons:
-        verdict = verdict_of(c, study.higher_is_better, study.relevant)
+        verdict = verdict_of(c, analysis.higher_is_better, study.relevant)
         rows.append([c.variant, c.other, str(c.difference.n), *difference_cells(c), verdict])
     return Table(headings, rows)
 

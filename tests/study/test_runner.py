@@ -202,6 +202,25 @@ def test_a_change_of_training_begins_anew_and_keeps_the_earlier_runs(study, tmp_
     assert len(read_results(tmp_path / "results.jsonl")) == 8
 
 
+def test_training_costs_what_it_took_when_samples_are_scored_in_another_way_later(study, tmp_path):
+    run(study({"cell": 0}))
+    stages = tmp_path / "cells" / "output-seed1" / "stages.json"
+    known = json.loads(stages.read_text())
+    known["usage"]["train"]["cpu_seconds"] = 1000.0
+    stages.write_text(json.dumps(known))
+    row = run(study({"cell": 0}, sampling={"steps": 7}))[0]["output-seed1"]
+    assert row.cpu_seconds["train"] > 1000 and row.cpu_seconds["sample"] < 100
+    row = run(study({"cell": 0}, settings={"steps": 7}))[0]["output-seed1"]
+    assert row.cpu_seconds["train"] < 100
+
+
+def test_two_trainings_that_were_cut_off_in_turn_keep_their_runs(study, tmp_path):
+    for number, steps in enumerate((7, 8, 7, 8)):
+        run(study({"cell": 0}, settings={"steps": steps}))
+        (tmp_path / "results.jsonl").unlink()
+        assert len(list((tmp_path / "cells" / "output-seed1").glob("run-*"))) == number
+
+
 def test_shared_work_that_fails_is_no_cell(study, tmp_path):
     file = tmp_path / "data.yaml"
     file.write_text(f"data: {{name: fails}}\nrun: {tmp_path / 'teacher'}\n")
