@@ -23,7 +23,7 @@ from dit_shd.core.signals import Stopped
 from dit_shd.core.yaml_files import dump, read_yaml
 from dit_shd.study.design import Cell, Evaluator, Study, canonical_sha256
 from dit_shd.study.processes import DIT_SHD, Commands, Usage, commit
-from dit_shd.study.results import ROW, CellResult, json_lines, read_results, rounded, write_row
+from dit_shd.study.results import REFERENCE, ROW, CellResult, json_lines, read_results, rounded, write_row
 
 POINTS = 60
 """Of a loss curve that a row keeps."""
@@ -75,7 +75,7 @@ def run_cell(study: Study, cell: Cell, folder: Path, references: Mapping[str, st
         cpu_seconds={name: round(usage.cpu_seconds, 1) for name, usage in stages.usage.items()},
         memory_mib=round(max((usage.memory_mib for usage in stages.usage.values()), default=0.0)),
         curve=thinned(json_lines(folder / "run" / "metrics.jsonl")),
-        versions={**about_process()["versions"], "commit": commit()},
+        versions={**about_process()["versions"], "commit": commit(), **(_references(study, folder) if figures else {})},
         finished=time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
     )
     write_row(folder, result)
@@ -190,6 +190,16 @@ def _figures(study: Study, folder: Path) -> dict[str, float]:
         numbers = {key: value for key, value in line.items() if isinstance(value, (int, float)) and key != "step"}
         figures |= {f"training/{key}": value for key, value in numbers.items()}
     return figures
+
+
+def _references(study: Study, folder: Path) -> dict[str, str]:
+    """What the images of each evaluator's reference were, by the first digits of their hash."""
+    names = [name for name, evaluator in study.evaluators.items() if not evaluator.program]
+    entries = {name: json.loads((folder / f"{name}.json").read_text("utf-8"))["reference"] for name in names}
+    hashes = {
+        name: entry.get("statistics", {}).get("source_sha256", entry["sha256"]) for name, entry in entries.items()
+    }
+    return {f"{REFERENCE} {name}": sha256[:12] for name, sha256 in hashes.items()}
 
 
 def _figures_of_program(file: Path) -> dict[str, float]:
