@@ -134,11 +134,11 @@ class Checkpointer:
 
     def _export(self, tensors: dict[str, dict[str, Tensor]], done: int, again: bool = True) -> None:
         names = {name: name.removeprefix("student.") for name in tensors["distiller"] if name.startswith("student.")}
-        own = {short: tensors["distiller"][name] for name, short in names.items()}  # buffers are not averaged
+        student_tensors = {short: tensors["distiller"][name] for name, short in names.items()}  # for its buffers
         for rate in self.state.averages.rates:
             folder = self.folder.student_of(rate, self.config.ema_rates)
             if again or export.exported_step(folder) != done:
-                student = averaged(self.config, self.task, {**own, **tensors[average_file(rate)]})
+                student = averaged(self.config, self.task, {**student_tensors, **tensors[average_file(rate)]})
                 share = share_of_first(rate, done, self.config.ema_warmup)
                 export.export(student, folder, self._facts, done, rate, share)
 

@@ -33,8 +33,8 @@ class TrainState:
     def student(self, rate: float) -> dict[str, Tensor]:
         """A student's whole tensors with the weights of one average, likewise; its buffers are as they are."""
         student = self.distiller.student
-        own = student.state_dict()
-        buffers = {name: own[name] for name, _ in student.named_buffers() if name in own}
+        tensors = student.state_dict()
+        buffers = {name: tensors[name] for name, _ in student.named_buffers() if name in tensors}
         return gather_tree({**buffers, **self.averages.tensors(rate)})
 
     def optimizer_state(self) -> dict[str, Any]:
