@@ -16,7 +16,7 @@ from dit_shd.core.plugins import Plugin
 from dit_shd.core.yaml_files import read_yaml
 from dit_shd.data.augmentation import EvaluationTransform, ImageInput
 from dit_shd.data.datasets import DATASETS, Dataset
-from dit_shd.evaluation.accuracy import Accuracy, measure_accuracy
+from dit_shd.evaluation.accuracy import Accuracy, measure_accuracy, misnamed
 from dit_shd.models import loading
 
 CONFIG = "config.yaml"
@@ -105,6 +105,9 @@ def _accuracy(name: str, source: str, dataset: Dataset, config: AccuracyConfig) 
         raise UserError(f"{name}: wanted an image classifier, found {type(model).__name__}")
     if classes != dataset.classes:
         raise UserError(f"{name}: knows {classes} classes, the data has {dataset.classes}")
+    other = misnamed(getattr(model, "config", {}).get("class_names"), dataset.class_names)
+    if other is not None:
+        raise UserError(f"{name}: the data's classes are others than it knows: {other}; wanted the same, in one order")
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     device, transform = accelerator or torch.device("cpu"), EvaluationTransform(image_input, config.crop)
     nn.Module.to(model, device)

@@ -23,6 +23,9 @@ from dit_shd.data.npz_files import BROKEN_FILE, broken_file_error, check_images,
 WIDEST, LONGEST = 2**17, 2**10
 """Largest size in bytes of one image's label in a file, and of a label that is a text."""
 
+MOST_BYTES = 2**28
+"""Of a file of settings, in which there may be a prompt for each image."""
+
 
 class ImageSet(ABC):
     """Images in a fixed order."""
@@ -44,16 +47,21 @@ class ImageSet(ABC):
 
     @property
     def sidecar(self) -> dict[str, Any] | None:
-        """The sampler's settings: known already, or in the file beside the images (same stem, .json)."""
+        """The sampler's settings: known already, or in the file beside the images (of an npz same stem, .json).
+
+        Beside a folder, FOLDER.json, may be anything else of that name: the sampler's has the hash of the model.
+        """
         if self.settings is not None:
             return self.settings
-        if self.path is None or not self.path.is_file():
+        if self.path is None:
             return None
+        of_file, path = self.path.is_file(), self.path.absolute()
+        file = path.with_suffix(".json") if of_file else path.with_name(f"{path.name}.json")
         try:
-            content = json.loads(self.path.with_suffix(".json").read_text(encoding="utf-8"))
+            content = json.loads(file.read_text(encoding="utf-8")) if file.stat().st_size < MOST_BYTES else None
         except (OSError, ValueError):
             return None
-        return content if isinstance(content, dict) else None
+        return content if isinstance(content, dict) and (of_file or "model_sha256" in content) else None
 
     @property
     def prompts(self) -> list[str] | None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dit_shd.core.errors import UserError
+from dit_shd.core.errors import UserError, one_line
 from dit_shd.data.datasets import Dataset
 from dit_shd.evaluation.bootstrap import NORMAL
 
@@ -47,6 +47,22 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     half = NORMAL * math.sqrt(share * (1 - share) / trials + spread / (4 * trials))
     low, high = ((share + spread / 2 + sign * half) / (1 + spread) for sign in (-1, 1))
     return (0.0 if successes == 0 else low), (1.0 if successes == trials else high)
+
+
+def misnamed(known: Sequence[str | None] | None, names: Sequence[str | None] | None) -> str | None:
+    """The first class that has one name in a model and another in images, in words; None where there is none.
+
+    Names of two languages, none of which both have, say nothing.
+
+    Args:
+        known: The model's classes in order, "" or None for one without a name; None where none is known.
+        names: The images', likewise.
+    """
+    if known is None or names is None or not {*filter(None, known)} & {*filter(None, names)}:
+        return None
+    pairs = ((i, one, other) for i, (one, other) in enumerate(zip(known, names)) if one and other)
+    first = next((pair for pair in pairs if pair[1] != pair[2]), None)
+    return None if first is None else f"class {first[0]} is '{one_line(first[2])}', not '{one_line(first[1])}'"
 
 
 def count_correct(logits: Tensor, labels: Tensor) -> Accuracy:

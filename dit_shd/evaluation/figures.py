@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from dit_shd.core.config import make
+from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
 from dit_shd.evaluation import results
 from dit_shd.evaluation.evaluate import EvaluateConfig
@@ -75,6 +76,12 @@ def evaluate(
         keys = {"samples": places, "reference": str(reference), "features": features, "page": False, **options}
         record = evaluate_files(make(EvaluateConfig, keys, "evaluate"), say=lambda line: None)
         return Figures(record["figures"], {"verdict": results.verdict_line(record), **record})
+    other = next((key for key in options if key not in ("metrics", "batch_size")), None)
+    if other is not None:
+        raise UserError(
+            f"{other}: is of files, and arrays are scored by metrics and batch_size alone; numpy.savez(FILE, images), "
+            "and evaluate that"
+        )
     network = FEATURES.build(Plugin.from_value(features, "features"), "features").to(find_device("auto"))
     truth: Any = reference
     if isinstance(reference, (str, Path)):

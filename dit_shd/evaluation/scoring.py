@@ -44,6 +44,8 @@ def score(
     Raises:
         UserError: Images of another type or shape than the network reads, or too few for a metric.
     """
+    if batch_size < 1:
+        raise UserError(f"batch_size: wanted at least 1 image, found {batch_size}")
     samples = ArrayImages(images, "images")
     features.check(samples.shape[1:], "images")
     if isinstance(reference_images, FeatureSet):

@@ -1,5 +1,6 @@
 """The page of several evaluations: cost of the models beside quality of their images."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,23 @@ SHOWN, COLUMNS = 40, 8
 """Images of each model, and columns of their grid, where there are no classes."""
 CLASSES, OF_A_CLASS = 10, 5
 """Classes, a column each, and images of each."""
-SETTINGS = ("count", "steps", "guidance", "guidance_schedule", "labels", "rounding", "seed", "sampler")
+SETTINGS = ("count", "steps", "solver", "guidance", "guidance_schedule", "labels", "rounding", "seed")
 """Keys of the sampler in the table of how the images were made."""
+DECISIVE = ("steps", "guidance", "guidance_schedule", "labels", "rounding")
+"""Keys of the sampler that have to be known, and equal, of all models."""
+OTHERS = (
+    "solver",
+    "guidance_power",
+    "guidance_tolerance",
+    "guided_channels",
+    "shift",
+    "precision",
+    "vae_sha256",
+    "call",
+)
+"""Keys of the sampler that have to be equal where all models record them."""
+SHORT = 60
+"""Letters of a setting in a note."""
 COST = (
     "A multiply-add counts as two FLOPs; sampling with guidance takes two forward passes a step. Latency: median of "
     "several passes at batch 16 on one CPU thread of this machine."
@@ -63,9 +79,10 @@ def comparison_notes(names: list[str], records: list[dict[str, Any]]) -> list[st
     if len(set(counts)) > 1:
         listed = ", ".join(f"{name} {count:,}" for name, count in zip(names, counts))
         notes.append(f"different numbers of samples ({listed}): fewer raise a Frechet distance")
-    for key in ("steps", "guidance", "guidance_schedule", "labels", "rounding"):
-        values = [str(about_result(record).get("sidecar", {}).get(key, "not recorded")) for record in records]
-        if len(set(values)) > 1:
+    sidecars = [about_result(record).get("sidecar", {}) for record in records]
+    for key in (*DECISIVE, *(key for key in OTHERS if all(key in sidecar for sidecar in sidecars))):
+        values = [str(sidecar.get(key, "not recorded"))[:SHORT] for sidecar in sidecars]
+        if len({json.dumps(sidecar.get(key)) for sidecar in sidecars}) > 1:
             notes.append(f"sampled with different {key}: " + ", ".join(f"{n} {v}" for n, v in zip(names, values)))
     verdicts = {results.verdict_line(record): name for name, record in zip(names, records)}
     notes += [line if len(verdicts) == 1 else f"{name}: {line}" for line, name in verdicts.items()]

@@ -11,6 +11,8 @@ def change(value: float, other: float) -> str:
         return "the same"
     if other == 0:
         return "not to be compared with 0"
+    if value < 0 or other < 0:  # as of KID, of which no share can be taken then
+        return f"{number(abs(value - other))} {'lower' if value < other else 'higher'}"
     share = value / other - 1
     if abs(share) < 0.005:
         return "the same to half a percent"

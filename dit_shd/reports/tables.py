@@ -9,6 +9,7 @@ from dit_shd.profiling.latency import Cost
 from dit_shd.reports.html import Link, linked, wide
 
 LOWER_IS_BETTER = ("FD", "FID", "sFID", "sFD", "KID")
+HIGHER_IS_BETTER = ("IS", "precision", "recall", "density", "coverage", "CLIP score", "top1", "top5")
 COSTS = ("heads", ""), ("parameters", "M"), ("GFLOPs", "one image"), ("latency", "ms per image")
 """Headings of the columns of cost."""
 LONG = 28
@@ -136,6 +137,11 @@ def facts(pairs: Mapping[str, str | Link], page: Path | None = None, copied: boo
 def lower_is_better(name: str) -> bool:
     """Whether a figure is a distance."""
     return name.partition("(")[0] in LOWER_IS_BETTER
+
+
+def higher_is_better(name: str) -> bool:
+    """Whether a figure is one of those known to be better the higher they are; as training/top1 or IS(x) by y, too."""
+    return name.rpartition("/")[2].partition("(")[0].partition(" by ")[0] in HIGHER_IS_BETTER
 
 
 def number(value: float) -> str:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from scipy import stats
 
+from dit_shd.reports.tables import higher_is_better
 from dit_shd.study.design import Claim, Study
 from dit_shd.study.results import CellResult
 from dit_shd.study.statistics import Difference, Summary, holm, holm_confidence, interval, paired_difference, summary
@@ -92,6 +93,11 @@ class Analysis:
     """Other Frechet distances -> Kendall's tau of the variants' means with those of the deciding figure."""
 
     @property
+    def higher_is_better(self) -> bool:
+        """Of the figure that decides."""
+        return _is_higher_better(self.study, self.figure)
+
+    @property
     def rows(self) -> list[CellResult]:
         return [row for variant in self.variants for row in (*variant.done, *variant.failed)]
 
@@ -107,14 +113,14 @@ def analyse(study: Study, rows: Iterable[CellResult]) -> Analysis:
     figures = _shared_figures(rows)
     figure = study.figure or next(iter(figures), "")
     others = [name for name in figures if name != figure and name.partition("(")[0] == figure.partition("(")[0]]
-    comparisons = compare(study, variants, figure)
+    comparisons, higher = compare(study, variants, figure), _is_higher_better(study, figure)
     return Analysis(
         study=study,
         figure=figure,
         figures=figures,
         variants=variants,
         comparisons=comparisons,
-        judgements=[_judge(study, claim, comparisons) for claim in study.claims],
+        judgements=[_judge(claim, comparisons, higher, study.relevant) for claim in study.claims],
         disagreements=[
             d for name in others for d in _disagreements(figure, comparisons, name, compare(study, variants, name))
         ],
@@ -159,9 +165,13 @@ def _shared_figures(rows: Iterable[CellResult]) -> list[str]:
     return [name for name in (done[0] if done else {}) if all(name in f for f in done) and not name.endswith(" std")]
 
 
-def _judge(study: Study, claim: Claim, comparisons: Sequence[Comparison]) -> Judgement:
+def _is_higher_better(study: Study, figure: str) -> bool:
+    return higher_is_better(figure) if study.higher_is_better is None else study.higher_is_better
+
+
+def _judge(claim: Claim, comparisons: Sequence[Comparison], higher: bool, relevant: float) -> Judgement:
     comparison = next(c for c in comparisons if (c.variant, c.other) == (claim.better, claim.than))
-    return Judgement(claim, comparison, verdict_of(comparison, study.higher_is_better, study.relevant))
+    return Judgement(claim, comparison, verdict_of(comparison, higher, relevant))
 
 
 def _disagreements(

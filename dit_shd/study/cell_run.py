@@ -6,6 +6,7 @@
 A stage that is done is not run again; one that was cut off goes on by the rules of its command.
 """
 
+import itertools
 import json
 import os
 import shlex
@@ -22,7 +23,7 @@ from dit_shd.core.signals import Stopped
 from dit_shd.core.yaml_files import dump, read_yaml
 from dit_shd.study.design import Cell, Evaluator, Study, canonical_sha256
 from dit_shd.study.processes import DIT_SHD, Commands, Usage, commit
-from dit_shd.study.results import ROW, CellResult, json_lines, read_results, rounded, write_row
+from dit_shd.study.results import REFERENCE, ROW, CellResult, json_lines, read_results, rounded, write_row
 
 POINTS = 60
 """Of a loss curve that a row keeps."""
@@ -45,10 +46,10 @@ def run_cell(study: Study, cell: Cell, folder: Path, references: Mapping[str, st
         Stopped: By a signal; the cell goes on later.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    trained = not cell.model and _same_run(cell, folder)
     if not cell.model:
-        _keep_other_run(cell, folder)
         write_text(folder / CONFIG, dump({**cell.training, "run": str(folder / "run")}))
-    stages = _Stages(folder, cell, commands)
+    stages = _Stages(folder, cell, commands, trained)
     error = ""
     for name, words in stages_of(study, folder, cell, references).items():
         error = stages.run(name, words)
@@ -74,20 +75,23 @@ def run_cell(study: Study, cell: Cell, folder: Path, references: Mapping[str, st
         cpu_seconds={name: round(usage.cpu_seconds, 1) for name, usage in stages.usage.items()},
         memory_mib=round(max((usage.memory_mib for usage in stages.usage.values()), default=0.0)),
         curve=thinned(json_lines(folder / "run" / "metrics.jsonl")),
-        versions={**about_process()["versions"], "commit": commit()},
+        versions={**about_process()["versions"], "commit": commit(), **(_references(study, folder) if figures else {})},
         finished=time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
     )
     write_row(folder, result)
     return result
 
 
-def _keep_other_run(cell: Cell, folder: Path) -> None:
-    """Rename the run folder of an earlier version of the study, which trained by another config."""
+def _same_run(cell: Cell, folder: Path) -> bool:
+    """Whether there is a run of the cell's training; one of an earlier version of the study is renamed."""
     if not (folder / CONFIG).is_file() or not (folder / "run").is_dir():
-        return
+        return False
     old = {key: value for key, value in read_yaml(folder / CONFIG).items() if key != "run"}
-    if old != cell.training:
-        os.replace(folder / "run", folder / f"run-{canonical_sha256(old)[:8]}")
+    if old == cell.training:
+        return True
+    names = (f"run-{canonical_sha256(old)[:8]}{'' if number == 1 else f'-{number}'}" for number in itertools.count(1))
+    os.replace(folder / "run", next(folder / name for name in names if not (folder / name).exists()))
+    return False
 
 
 def stages_of(study: Study, folder: Path, cell: Cell, references: Mapping[str, str]) -> dict[str, list[str]]:
@@ -124,14 +128,23 @@ def assignments(values: Mapping[str, Any]) -> list[str]:
 
 
 class _Stages:
-    """Which stages of a cell are done, and what they took."""
+    """Which stages of a cell are done, and what they took.
 
-    def __init__(self, folder: Path, cell: Cell, commands: Commands):
+    Args:
+        folder: The cell's.
+        cell: What is run.
+        commands: Runs it.
+        trained: Whether the run in the folder is of the cell's training, whatever its samples were and their figures:
+            what that run took is part of the cost.
+    """
+
+    def __init__(self, folder: Path, cell: Cell, commands: Commands, trained: bool):
         self.file, self.folder, self.sha256, self.commands = folder / "stages.json", folder, cell.sha256, commands
         known = json.loads(self.file.read_text(encoding="utf-8")) if self.file.is_file() else {}
-        known = known if known.get("sha256") == cell.sha256 else {}
-        self.usage = {name: Usage(**usage) for name, usage in known.get("usage", {}).items()}
-        self.done: list[str] = known.get("done", [])
+        same = known.get("sha256") == cell.sha256
+        usage = {name: Usage(**usage) for name, usage in known.get("usage", {}).items()}
+        self.usage = {name: usage[name] for name in usage if same or (trained and name == "train")}
+        self.done: list[str] = known.get("done", []) if same else []
 
     def run(self, name: str, words: list[str]) -> str:
         """Run a stage's command, unless it is done: what it failed with, or nothing.
@@ -177,6 +190,16 @@ def _figures(study: Study, folder: Path) -> dict[str, float]:
         numbers = {key: value for key, value in line.items() if isinstance(value, (int, float)) and key != "step"}
         figures |= {f"training/{key}": value for key, value in numbers.items()}
     return figures
+
+
+def _references(study: Study, folder: Path) -> dict[str, str]:
+    """What the images of each evaluator's reference were, by the first digits of their hash."""
+    names = [name for name, evaluator in study.evaluators.items() if not evaluator.program]
+    entries = {name: json.loads((folder / f"{name}.json").read_text("utf-8"))["reference"] for name in names}
+    hashes = {
+        name: entry.get("statistics", {}).get("source_sha256", entry["sha256"]) for name, entry in entries.items()
+    }
+    return {f"{REFERENCE} {name}": sha256[:12] for name, sha256 in hashes.items()}
 
 
 def _figures_of_program(file: Path) -> dict[str, float]:

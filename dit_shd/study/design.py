@@ -102,7 +102,7 @@ class Study:
     sampling: Settings = option({}, "keys of dit-shd sample")
     evaluators: dict[str, Evaluator] = option({}, "name -> how samples are scored")
     figure: str = option("", "the figure that decides; empty: the first one of the first evaluator")
-    higher_is_better: bool = option(False, "of that figure")
+    higher_is_better: bool | None = option(None, "of that figure; empty: as its name says, of others lower is better")
     baseline: dict[str, str] = option({}, "factor -> level that every other level is compared with; or none")
     claims: list[Claim] = option([], "what is judged in words")
     relevant: float = option(0.0, "smallest difference of the figure that would matter", range=(0, 1e12))
@@ -170,7 +170,7 @@ class Study:
             for factor, level in self.baseline.items():
                 other = "-".join({**named, factor: level}.values())
                 pair = ("-".join(levels), other)
-                if named[factor] != level and pair not in pairs:
+                if named[factor] != level and pair not in pairs and pair[::-1] not in pairs:
                     pairs.append(pair)
         return list(dict.fromkeys(pairs))
 

@@ -15,7 +15,7 @@ from dit_shd.reports.tables import number
 from dit_shd.study.analysis import Analysis, Comparison, Variant, verdict_of
 from dit_shd.study.cell_run import SAMPLES
 from dit_shd.study.design import Cell
-from dit_shd.study.results import Progress
+from dit_shd.study.results import REFERENCE, Progress
 from dit_shd.study.statistics import Summary
 
 SHOWN_IMAGES = 40
@@ -89,7 +89,7 @@ def comparisons_table(analysis: Analysis) -> Table:
     study = analysis.study
     rows = []
     for c in analysis.comparisons:
-        verdict = verdict_of(c, study.higher_is_better, study.relevant)
+        verdict = verdict_of(c, analysis.higher_is_better, study.relevant)
         rows.append([c.variant, c.other, str(c.difference.n), *difference_cells(c), verdict])
     return Table(headings, rows)
 
@@ -135,6 +135,13 @@ def notes(progress: Progress, analysis: Analysis) -> list[str]:
     lines = []
     if progress.others:
         lines.append(f"{progress.others} rows of results.jsonl are of other configs or variants, and are not shown.")
+    figure = progress.study.figure
+    if figure and analysis.figures and not any(variant.by_seed(figure) for variant in analysis.variants):
+        lines.append(f"No row has the figure that decides, {figure}: they have {', '.join(analysis.figures)}.")
+    for name in progress.study.evaluators:
+        hashes = {row.versions.get(f"{REFERENCE} {name}") for row in analysis.rows} - {None}
+        if len(hashes) > 1:
+            lines.append(f"The rows of evaluator {name} are of {len(hashes)} references of one name: it has changed.")
     for name, tau in analysis.rank_correlation.items():
         lines.append(f"Ranks of the variants' means by {name} and by {analysis.figure}: Kendall's tau {tau:.2f}.")
     for d in analysis.disagreements:

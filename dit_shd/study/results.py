@@ -18,6 +18,8 @@ from dit_shd.study.design import Cell, Study
 RESULTS = "results.jsonl"
 ROW = "row.json"
 LOCK = ".results.lock"
+REFERENCE = "reference of"
+"""Before an evaluator's name: the key of its reference's hash among a row's versions."""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Running a study: shared work once, then its cells, several at once; what has ended is never run again."""
 
+import os
 import shlex
 import signal
 import time
@@ -8,12 +9,15 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from dit_shd.core.config import REQUIRED, check_ranges, option
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import write_text
 from dit_shd.core.lock import Lock
+from dit_shd.core.places import expanded
 from dit_shd.core.signals import Stopped, handling
+from dit_shd.core.yaml_files import read_yaml
 from dit_shd.evaluation.metrics import METRICS
 from dit_shd.study.cell_run import STOPPED, assignments, run_cell
 from dit_shd.study.design import Cell, Evaluator, canonical_sha256, cells_of, read_study
@@ -23,6 +27,7 @@ from dit_shd.training.run_folder import LOCK as RUN_LOCK
 
 CELL_LOCK = ".cell.lock"
 SHARED_LOCK = ".shared.lock"
+YAML = (".yaml", ".yml")
 WAIT_SECONDS = 2.0
 """Between two checks whether another process has finished the shared work."""
 
@@ -153,7 +158,7 @@ class Runner:
     def _announce(self, cell: Cell, result: CellResult) -> None:
         """Take the row into results.jsonl, and say how it ended."""
         progress = self.progress()
-        figure = self.study.figure or next(iter(result.figures), "")
+        figure = self.study.figure if self.study.figure in result.figures else next(iter(result.figures), "")
         words = f"{figure} {result.figures.get(figure, float('nan')):.3f}" if result.done else f"failed: {result.error}"
         taken = sum(result.seconds.values())
         self.say(f"[{len(progress.results)}/{len(self.cells)}] {cell.name}: {words} ({taken:.0f} s)")
@@ -162,7 +167,8 @@ class Runner:
         """Do the work that all cells share, each part once for all processes: evaluator -> its reference."""
         for line in self.study.prepare:
             words = [DIT_SHD, *shlex.split(line)]
-            self._once(f"prepare-{canonical_sha256(words)[:8]}", words)
+            configs = [read_yaml(file) for file in map(Path, words) if file.suffix in YAML and file.is_file()]
+            self._once(f"prepare-{canonical_sha256([words, *configs] if configs else words)[:8]}", words)
         evaluators = self.study.evaluators.items()
         return {name: self._reference(name, evaluator) for name, evaluator in evaluators if not evaluator.program}
 
@@ -170,7 +176,7 @@ class Runner:
         """What an evaluator compares with: statistics, made once, where its metrics need no images of the reference."""
         if any(METRICS.find(metric.name).needs_reference_images for metric in evaluator.metrics):
             return evaluator.reference
-        about = [evaluator.features.as_value(), evaluator.reference]
+        about = [evaluator.features.as_value(), evaluator.reference, *_age(Path(expanded(evaluator.reference)))]
         file = self.folder / "shared" / f"{name}-{canonical_sha256(about)[:8]}.npz"
         keys = {"features": about[0], "out": str(file)}
         self._once(file.stem, [DIT_SHD, "statistics", evaluator.reference, *assignments(keys)])
@@ -198,6 +204,14 @@ class Runner:
         if outcome.error:
             raise UserError(f"study: shared work failed: {outcome.error}; all it printed is in {log}")
         write_text(done, shlex.join(words) + "\n")
+
+
+def _age(place: Path) -> list[list[Any]]:
+    """Of a file or a folder's entries what changes when it is written anew; empty for a name of another kind."""
+    entries = sorted([*os.scandir(place)], key=lambda entry: entry.name) if place.is_dir() else []
+    stats = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
+    stats += [("", place.stat())] if place.exists() else []
+    return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

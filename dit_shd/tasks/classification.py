@@ -19,7 +19,7 @@ from dit_shd.data.augmentation import Augmentation, EvaluationTransform, ImageIn
 from dit_shd.data.augmenter import Augmenter
 from dit_shd.data.datasets import DATASETS, Dataset
 from dit_shd.data.latent_origin import Kept
-from dit_shd.evaluation.accuracy import Accuracy, measure_accuracy, wilson
+from dit_shd.evaluation.accuracy import Accuracy, measure_accuracy, misnamed, wilson
 from dit_shd.models.offload import moved
 from dit_shd.models.stochastic_depth import branches, set_draws
 from dit_shd.tasks import Batch, Output, Task, TeacherFinding, Terms
@@ -230,6 +230,9 @@ class Classification(Task[ImageBatch]):
                 f"task.evaluation.data: wanted images of {self.dataset.classes} classes, found "
                 f"{', '.join(sorted(dataset.fields))} of {dataset.classes}"
             )
+        other = misnamed(self.dataset.class_names, dataset.class_names)
+        if other is not None:
+            raise UserError(f"task.evaluation.data: wanted the classes of the data, in their order; in it {other}")
         return dataset
 
     def evaluate(self, student: nn.Module, run: Path, step: int) -> dict[str, float] | None:

@@ -223,6 +223,20 @@ def test_shards_of_a_sampling_are_the_samples(files):
     assert from_shards["samples"]["labels"]["classes"] == 10
 
 
+def test_the_settings_beside_a_folder_of_samples_are_the_sampler_s(files):
+    folder = files["folder"] / "pngs"
+    folder.mkdir()
+    for i, image in enumerate(pictures(40, seed=1)):
+        Image.fromarray(image[..., 0]).save(folder / f"{i:05d}_{i % 10}.png")
+    beside, settings = files["folder"] / "pngs.json", {"seed": 4, "rounding": "floor", "model_sha256": "a"}
+    beside.write_text(json.dumps({"images": [], "annotations": []}))
+    assert open_images(str(folder), "samples").sidecar is None
+    beside.write_text(json.dumps(settings))
+    record = run(files, samples=f"{folder}/")
+    assert record["samples"]["sidecar"] == settings
+    assert not any("not recorded" in note for note in record["notes"])
+
+
 def test_half_written_and_missing_shards_are_refused(files):
     folder = files["folder"] / "set.npz.parts"
     last = write_shards(folder, pictures(40, seed=1))[-1]

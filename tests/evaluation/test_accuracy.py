@@ -8,7 +8,7 @@ from scipy.stats import binomtest
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
 from dit_shd.data.datasets import DATASETS
-from dit_shd.evaluation.accuracy import Accuracy, count_correct, measure_accuracy, wilson
+from dit_shd.evaluation.accuracy import Accuracy, count_correct, measure_accuracy, misnamed, wilson
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 1), (1, 1), (0, 40), (40, 40), (3, 40), (7777, 10000)])
@@ -57,3 +57,19 @@ def test_shares_of_a_dataset_add_up():
     whole = measure_accuracy(predict, data, transform, range(len(data)), cpu, batch_size=7)
     parts = [measure_accuracy(predict, data, transform, range(i, len(data), 3), cpu) for i in range(3)]
     assert whole == sum(parts, Accuracy(0, {})) and whole.images == 500
+
+
+@pytest.mark.parametrize(
+    ("known", "names", "words"),
+    [
+        (["cat", "dog", "owl"], ("cat", "owl", "yak"), "class 1 is 'owl', not 'dog'"),
+        (["0", "1", "2"], ("1", "2", "3"), "class 0 is '1', not '0'"),
+        (["cat", "dog"], ("cat", "dog"), None),
+        (["n01440764", "n01443537"], ("tench", "goldfish"), None),
+        (["cat", None, ""], ("cat", "dog", "owl"), None),
+        (None, ("cat",), None),
+        (["cat"], None, None),
+    ],
+)
+def test_classes_of_the_same_number_and_other_names(known, names, words):
+    assert misnamed(known, names) == words

@@ -24,6 +24,9 @@ def rows(name: str, *values: float, cost: Cost | None = SMALL) -> list[Row]:
         (1, 1, "the same"),
         (100.2, 100, "the same to half a percent"),
         (3, 0, "not to be compared with 0"),
+        (0.002, -0.001, "0.0030 higher"),
+        (-0.001, 0.002, "0.0030 lower"),
+        (-0.004, -0.001, "0.0030 lower"),
     ],
 )
 def test_a_change_in_words(value, other, words):

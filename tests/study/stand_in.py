@@ -24,9 +24,14 @@ def main(command, first, *assignments):
         config = yaml.safe_load(file.read_text()) if file.exists() else {"losses": [], "seed": -1}
         weight = config["losses"][1]["weight"] if len(config["losses"]) > 1 else 0
         figures = {"FD(x)": 10 * weight + config["seed"], "IS(x)": 1.0, "IS(x) std": 0.5}
-        Path(keys["out"]).write_text(json.dumps({"figures": figures, "reference": keys["reference"]}))
+        Path(keys["out"]).write_text(json.dumps({"figures": figures, "reference": of_reference(keys["reference"])}))
     elif command == "statistics":
-        Path(keys["out"]).write_text("statistics")
+        content = Path(first).read_text() if Path(first).is_file() else ""
+        Path(keys["out"]).write_text(f"statistics {content}".strip())
+
+
+def of_reference(reference):
+    return {"path": reference, "sha256": Path(reference).read_text() if Path(reference).is_file() else reference}
 
 
 def train(config, file):

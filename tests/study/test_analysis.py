@@ -63,6 +63,23 @@ def test_figures_that_not_every_row_has_are_left_out():
     assert analysis(ROWS, figure="FD(b)").figure == "FD(b)"
 
 
+def test_of_a_score_more_is_better_whatever_the_study_file_leaves_out():
+    scores = {"output": [1.0, 1.2, 1.1, 1.0], "shd": [3.0, 3.1, 3.2, 2.9], "hard": [1.1, 1.0, 1.0, 1.2]}
+    rows = [
+        row(v, seed, 0.0, figures={"IS(a)": value}) for v, values in scores.items() for seed, value in enumerate(values)
+    ]
+    assert [j.verdict for j in analysis(rows).judgements] == ["seen"]
+    assert [j.verdict for j in analysis(rows, higher_is_better=False).judgements] == ["the opposite is seen"]
+    assert not analysis(ROWS).higher_is_better
+
+
+def test_a_claim_of_the_baseline_is_one_test_and_not_two():
+    claims = [{"text": "x", "better": "output", "than": "shd"}]
+    assert [(c.variant, c.other) for c in analysis(ROWS, claims=claims).comparisons] == [
+        ("output", "shd"), ("hard", "output"),
+    ]  # fmt: skip
+
+
 def test_a_seed_that_failed_is_shown_and_not_paired():
     found = analysis([*(r for r in ROWS if (r.variant, r.seed) != ("shd", 2)), failed("shd", 2)])
     assert [len(variant.failed) for variant in found.variants] == [0, 1, 0]

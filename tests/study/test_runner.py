@@ -133,7 +133,7 @@ def test_every_cell_is_a_row_and_nothing_runs_twice(study, tmp_path):
     assert row.curve.keys() == {"step", "plain/noise"}
     assert sorted(calls()) == ["evaluate"] * 4 + ["sample"] * 4 + ["statistics"] + ["train"] * 4
     record = json.loads((tmp_path / "cells" / "shd-seed2" / "first.json").read_text())
-    assert Path(record["reference"]).read_text() == "statistics"
+    assert record["reference"]["sha256"] == "statistics"
     before = (tmp_path / "results.jsonl").read_bytes()
     run(study())
     assert len(calls()) == 13 and (tmp_path / "results.jsonl").read_bytes() == before
@@ -200,6 +200,50 @@ def test_a_change_of_training_begins_anew_and_keeps_the_earlier_runs(study, tmp_
         assert read_yaml(new / "config.yaml")["steps"] == 7
         assert "steps" not in read_yaml(kept / "config.yaml")
     assert len(read_results(tmp_path / "results.jsonl")) == 8
+
+
+def test_training_costs_what_it_took_when_samples_are_scored_in_another_way_later(study, tmp_path):
+    run(study({"cell": 0}))
+    stages = tmp_path / "cells" / "output-seed1" / "stages.json"
+    known = json.loads(stages.read_text())
+    known["usage"]["train"]["cpu_seconds"] = 1000.0
+    stages.write_text(json.dumps(known))
+    row = run(study({"cell": 0}, sampling={"steps": 7}))[0]["output-seed1"]
+    assert row.cpu_seconds["train"] > 1000 and row.cpu_seconds["sample"] < 100
+    row = run(study({"cell": 0}, settings={"steps": 7}))[0]["output-seed1"]
+    assert row.cpu_seconds["train"] < 100
+
+
+def test_two_trainings_that_were_cut_off_in_turn_keep_their_runs(study, tmp_path):
+    for number, steps in enumerate((7, 8, 7, 8)):
+        run(study({"cell": 0}, settings={"steps": steps}))
+        (tmp_path / "results.jsonl").unlink()
+        assert len(list((tmp_path / "cells" / "output-seed1").glob("run-*"))) == number
+
+
+def test_a_reference_that_was_made_anew_is_not_compared_with_by_its_old_statistics(study, tmp_path, capsys):
+    evaluators = {"first": {"features": "digits", "reference": "real.npz"}}
+    for number, content in enumerate(("one", "two")):
+        (tmp_path / "real.npz").write_text(content)
+        row = list(run(study({"cell": number}, evaluators=evaluators))[0].values())[number]
+        assert row.versions["reference of first"] == f"statistics {content}"[:12]
+    run(study({"cell": 2}, evaluators=evaluators))
+    assert calls().count("statistics") == 2
+    study(evaluators=evaluators, figure="FID")
+    assert main(["study", "study.yaml", "run=false"]) == 0
+    said = capsys.readouterr().out
+    assert "note: The rows of evaluator first are of 2 references of one name: it has changed." in said
+    assert "note: No row has the figure that decides, FID: they have FD(x), IS(x)." in said
+
+
+def test_a_teacher_whose_config_has_changed_is_prepared_anew(study, tmp_path):
+    file = tmp_path / "teacher.yaml"
+    for steps in (5, 5, 6):
+        file.write_text(f"data: {{name: x}}\nrun: {tmp_path / f'teacher{steps}'}\nsteps: {steps}\n")
+        run(study({"cell": 0}, prepare=[f"train {file}"]))
+        (tmp_path / "results.jsonl").unlink()
+        (tmp_path / "cells" / "output-seed1" / "row.json").unlink()
+    assert (tmp_path / "calls").read_text().count("train " + str(file)) == 2
 
 
 def test_shared_work_that_fails_is_no_cell(study, tmp_path):

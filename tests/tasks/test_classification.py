@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from runs import rows, run
 
 from dit_shd.core.errors import UserError
@@ -210,6 +211,19 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(values, change,
         run({**values, **change})
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_an_evaluation_of_other_classes_is_refused(values, tmp_path):
+    """A folder that lacks one of the training's classes and has another: as many classes, with other numbers."""
+    for part, names in (("train", "abc"), ("val", "acd")):
+        for name in names:
+            (tmp_path / part / name).mkdir(parents=True)
+            Image.fromarray(np.zeros((28, 28), np.uint8)).save(tmp_path / part / name / "0.png")
+    data, evaluated = ({"name": "images", "path": str(tmp_path / part)} for part in ("train", "val"))
+    task = {"name": "classification", "evaluation": {"data": evaluated}}
+    with pytest.raises(UserError, match=r"data: wanted the classes of the data, .*; in it class 1 is 'c', not 'b'"):
+        run({**values, "task": task, "data": data, "student": {**STUDENT, "num_classes": 3}, "teacher": None,
+             "losses": [], "validate_every": 1})  # fmt: skip
 
 
 def test_data_without_images_are_refused(values, tmp_path):

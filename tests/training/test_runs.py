@@ -35,6 +35,10 @@ def test_figures_are_a_mapping_and_a_table(files):
     assert from_files["FD(digits)"] >= 0 and set(from_files) == set(dict(from_files))
     with np.load(files["samples"]) as one, np.load(files["reference"]) as other:
         from_arrays = dit_shd.evaluate(one["arr_0"], other["arr_0"], features="digits")
+        with pytest.raises(UserError, match="resamples: is of files, and arrays are scored by metrics and batch_size"):
+            dit_shd.evaluate(one["arr_0"], other["arr_0"], features="digits", resamples=10)
+        with pytest.raises(UserError, match="batch_size: wanted at least 1 image, found 0"):
+            dit_shd.evaluate(one["arr_0"], other["arr_0"], features="digits", batch_size=0)
     assert from_arrays["FD(digits)"] == pytest.approx(from_files["FD(digits)"], rel=1e-6)
     assert "<th>FD(digits)</th>" in from_arrays._repr_html_() and "FD(digits)" in str(from_files)
     assert "ADM-comparable" in from_files._repr_html_()

@@ -5,6 +5,7 @@ import torch
 import torch._dynamo
 from runs import drawn_by, rows, run, weights
 from safetensors.torch import load_file
+from two_process_jobs import said
 from two_process_jobs.training import SLICES, configs
 
 from dit_shd.core.config import make
@@ -276,6 +277,20 @@ def test_compiled_training_by_inductor(values, tmp_path, changes):
     _, plain = run({**values, **changes, "run": str(tmp_path / "plain")}, steps=2)
     _, compiled = run({**values, **changes, "compile": True}, steps=2)
     close(plain, compiled, rel=3e-2 if "precision" in changes else 1e-3)
+
+
+@pytest.mark.slow
+@slices
+@compiles
+@pytest.mark.two_processes("compiled")
+@pytest.mark.parametrize("name", ["whole", "dit", "recomputed", "mdt"])
+def test_two_processes_train_compiled_blocks_as_one_trains_plain_ones(by_two, name):
+    """By inductor; a graph is broken only where attention with MDT's table is not one operator, on a CPU."""
+    one, two = (by_two / name / folder for folder in ("one", "two"))
+    close(rows(one), rows(two), rel=1e-3)
+    same_distillers(one, two)
+    for (broken,) in said(by_two):
+        assert name == "mdt" or broken[name] == 0
 
 
 @compiles

@@ -9,7 +9,7 @@ from dit_shd.cli.commands import Command
 from dit_shd.reports.study_page import write_study_page
 from dit_shd.reports.tables import plain_table
 from dit_shd.study.analysis import analyse
-from dit_shd.study.report import comparisons_table, report_of, state, variants_table
+from dit_shd.study.report import comparisons_table, notes, report_of, state, variants_table
 from dit_shd.study.results import Progress
 from dit_shd.study.runner import Runner, StudyConfig
 
@@ -39,7 +39,8 @@ def show(runner: Runner, progress: Progress) -> None:
         print("\n" + plain_table(table.headings, table.rows))
     page = runner.home / f"{runner.config.study.stem}.html"
     write_study_page(report_of(progress, analysis, runner.home / "samples", runner.place), page)
-    print(f"\n{state(progress, analysis)}\nthe page: {page}")
+    lines = [state(progress, analysis), *(f"note: {note}" for note in notes(progress, analysis)), f"the page: {page}"]
+    print("", *lines, sep="\n")
 
 
 def _list(progress: Progress) -> None:

@@ -44,8 +44,9 @@ class Sample:
 
     @property
     def image(self) -> str | None:
-        """The suffix of its image."""
-        return next((suffix for suffix in self.files if f".{suffix.rpartition('.')[2]}" in SUFFIXES), None)
+        """The suffix of its image: KEY.jpg, wherever KEY.depth.png stands; that one if there is no other."""
+        images = [suffix for suffix in self.files if f".{suffix.rpartition('.')[2]}" in SUFFIXES]
+        return min(images, key=lambda suffix: suffix.count("."), default=None)
 
 
 def tars_of(listing: Listing) -> list[str]:
@@ -74,8 +75,14 @@ class TarImages(ImageSource):
             self.notes = [*self.notes, f"left out: {len(samples) - len(self._samples)} samples without an image"]
 
     def _labels(self, text: str) -> tuple[np.ndarray, tuple[str, ...], Sequence[str]]:
-        if not all("cls" in sample.files for sample in self._samples):
+        unlabelled = [sample for sample in self._samples if "cls" not in sample.files]
+        if len(unlabelled) == len(self._samples):
             return np.zeros(len(self._samples), np.int64), (ALL,), [NO_LABELS]
+        if unlabelled:
+            raise UserError(
+                f"images: '{text}': wanted a .cls for every image or for none, found {len(unlabelled)} of "
+                f"{len(self._samples)} without one ({unlabelled[0].tar.name}/{unlabelled[0].key}, ...)"
+            )
         try:
             numbers = np.array([int(sample.read("cls")) for sample in self._samples])
         except ValueError as error:

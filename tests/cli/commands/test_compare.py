@@ -57,6 +57,20 @@ def test_cost_stands_beside_figures(two, tmp_path, capsys):
     assert "FD(digits)" in capsys.readouterr().out
 
 
+def test_models_that_were_sampled_by_other_solvers_are_noted(two, tmp_path):
+    settings = {"solver": "ddpm", "guided_channels": 3, "call": {}}
+    for file, changes in zip(two, ({}, {"solver": "ddim", "guided_channels": None})):
+        record = json.loads(Path(file).read_text())
+        record["samples"]["sidecar"] = {**settings, **changes}
+        Path(file).write_text(json.dumps(record))
+    compared(two, tmp_path, names=["a", "b"], cost=False)
+    words = words_of((tmp_path / "page.html").read_text())
+    assert "sampled with different solver: a ddpm, b ddim" in words
+    assert "sampled with different guided_channels: a 3, b None" in words
+    assert "different call" not in words and "different steps" not in words
+    assert "<td>ddim</td>" in words
+
+
 def test_without_one_scale_there_is_none(two, tmp_path):
     record = json.loads(Path(two[1]).read_text())
     del record["real"]  # as in results of earlier versions

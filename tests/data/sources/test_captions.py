@@ -93,6 +93,28 @@ def test_tars_of_webdataset(tmp_path, suffix):
         assert source.name(1) == "0.tar/set/b"
 
 
+def write_tar(file, members):
+    with tarfile.open(file, "w") as archive:
+        for name, data in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return str(file)
+
+
+def test_the_image_of_a_sample_is_not_its_depth_map(tmp_path):
+    """Names in a tar are often sorted: 0.depth.png stands before 0.png."""
+    members = {"0.cls": b"0", "0.depth.png": png(1), "0.png": png(2), "1.cls": b"1", "1.crop.png": png(3)}
+    source = open_source(write_tar(tmp_path / "x.tar", members))
+    assert [source.raw(number) for number in range(2)] == [png(2), png(3)]
+
+
+def test_one_label_that_is_missing_does_not_make_all_images_one_class(tmp_path):
+    members = {"0.cls": b"0", "0.png": png(0), "1.cls": b"1", "1.png": png(1), "2.png": png(2)}
+    with pytest.raises(UserError, match=r"a \.cls for every image or for none, found 1 of 3 without one \(x\.tar/2"):
+        open_source(write_tar(tmp_path / "x.tar", members))
+
+
 def test_a_tar_that_is_cut_short_or_none(tmp_path):
     (tmp_path / "x.tar").write_bytes(b"no tar at all" * 100)
     with pytest.raises(UserError, match="not a readable tar"):
