@@ -220,7 +220,12 @@ def ddpm_schedule(scheduler: Mapping[str, Any]) -> Schedule:
     """
     steps, kind = scheduler.get("num_train_timesteps", 1000), scheduler.get("beta_schedule", "linear")
     first, last = scheduler.get("beta_start", 1e-4), scheduler.get("beta_end", 0.02)
-    if kind == "linear":
+    if scheduler.get("rescale_betas_zero_snr"):
+        raise UserError("the pipeline's scheduler: rescale_betas_zero_snr: wanted false, found true; not supported")
+    if scheduler.get("trained_betas") is not None:
+        betas = np.array(scheduler["trained_betas"], dtype=np.float64)
+        steps = len(betas)
+    elif kind == "linear":
         betas = np.linspace(first, last, steps)
     elif kind == "scaled_linear":
         betas = np.linspace(first**0.5, last**0.5, steps) ** 2

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dit_shd.core.errors import UserError
 from dit_shd.distillation import recording
 from dit_shd.distillation.ensemble import OutputOf, mean
 from dit_shd.distillation.losses import Loss
@@ -103,13 +104,18 @@ class Distiller(nn.Module):
             Weighted means over the batch, with their graph; and numbers to log, without.
 
         Raises:
-            UserError: A loss reads a teacher that was not given.
+            UserError: A loss reads a teacher that was not given, or has the name of a term of the task.
         """
         losses = self.losses_of(batch.pass_name)
         student = self._forward(batch, losses)
         base = {name: value.mean() for name, value in self.task.losses(student, batch).items()}
         logs = {name: term.detach() for name, term in base.items()}
         terms = {name: at_step(self.base_weight, batch.step) * term for name, term in base.items()}
+        both = [name for name in losses if name in base]
+        if both:
+            raise UserError(
+                f"losses.{both[0]}: a term of the task {type(self.task).__name__} has that name; rename the loss's file"
+            )
         learned = self._learned(batch, by_name(teachers), losses, student)
         for name, loss in losses.items():
             term = learned[name]

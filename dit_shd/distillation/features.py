@@ -49,3 +49,17 @@ def token_mean(values: Tensor, batch: Batch | None) -> Tensor:
     """
     weight = None if batch is None else batch.row_weight(values.shape[1])
     return (values if weight is None else torch.where(weight > 0, values * weight, 0.0)).mean(1)
+
+
+def mean_token(x: Tensor, batch: Batch | None) -> Tensor:
+    """The mean token [b,e] of features [b,n,e]: over the tokens of each sample that take part, 0 where none does.
+
+    Args:
+        x: Features.
+        batch: None where all of them take part.
+    """
+    weight = None if batch is None else batch.row_weight(x.shape[1])
+    if weight is None:
+        return x.mean(1)
+    counts = (weight > 0)[..., None]
+    return torch.where(counts, x, 0.0).sum(1) / counts.sum(1).clamp(min=1)

@@ -102,6 +102,9 @@ class Task(ABC, Generic[B]):
     """Whether its models are sampled from by prompts."""
     guides: ClassVar[bool] = False
     """Whether models have a condition that can be left out: `unconditional` and `guided` work."""
+    draws_beside: bool = True
+    """Whether `draw` may run in a thread beside a step: it has no draws of the process's own generators, which
+    recomputed blocks (checkpoints of torch) and new models use at the same time."""
     evaluates_averages: ClassVar[bool] = False
     """Whether every average of the weights is evaluated while training, or the first alone."""
     dataset: Dataset

@@ -65,7 +65,8 @@ class Classification(Task[ImageBatch]):
         mixing: Draw one share for a whole step, as timm does, or one for each pair of images.
         augmentation: Its keys: crop, ratio, flip, policy, color_jitter, interpolation, erasing, erasing_mode, repeats.
         evaluation: Accuracy while training: data, crop, batch_size.
-        workers: Processes that decode and augment, beside each process that trains; 0 for none.
+        workers: Processes that decode and augment, beside each process that trains, while it takes a step; 0: it does
+            so itself between steps.
     """
 
     batch_type: ClassVar = ImageBatch
@@ -96,6 +97,7 @@ class Classification(Task[ImageBatch]):
         if not 0 <= workers <= 1024:
             raise UserError(f"task.workers: wanted a whole number from 0 to 1024, found {workers}")
         self.augmentation, self.evaluation, self.workers = augmentation, evaluation, workers
+        self.draws_beside = workers > 0  # else it augments here, by torchvision's draws from torch's own generator
         self._augmenter: Augmenter | None = None
 
     def use(self, dataset: Dataset, student: nn.Module) -> None:

@@ -133,10 +133,12 @@ class Checkpointer:
         return self.step
 
     def _export(self, tensors: dict[str, dict[str, Tensor]], done: int, again: bool = True) -> None:
+        names = {name: name.removeprefix("student.") for name in tensors["distiller"] if name.startswith("student.")}
+        student_tensors = {short: tensors["distiller"][name] for name, short in names.items()}  # for its buffers
         for rate in self.state.averages.rates:
             folder = self.folder.student_of(rate, self.config.ema_rates)
             if again or export.exported_step(folder) != done:
-                student = averaged(self.config, self.task, tensors[average_file(rate)])
+                student = averaged(self.config, self.task, {**student_tensors, **tensors[average_file(rate)]})
                 share = share_of_first(rate, done, self.config.ema_warmup)
                 export.export(student, folder, self._facts, done, rate, share)
 
@@ -147,7 +149,8 @@ def averaged(config: TrainConfig, task: Task[Any], tensors: dict[str, Tensor]) -
     Args:
         config: Of the run.
         task: Describes the data in the student's config.
-        tensors: The averaged parameters by name.
+        tensors: The averaged parameters by name, and the student's buffers: statistics of batch norms, a table of
+            positions that it has of its teacher.
     """
     student = FAMILIES.build(config.student, "student")
     task.describe(student)

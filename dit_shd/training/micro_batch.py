@@ -11,6 +11,7 @@ from dit_shd.core.distributed import run_on_main
 from dit_shd.core.errors import UserError
 from dit_shd.core.memory import is_out_of_memory
 from dit_shd.core.yaml_files import read_yaml
+from dit_shd.models.offload import moved
 from dit_shd.profiling.hardware import current_device, free_memory, peak_memory
 from dit_shd.profiling.memory import step_memory
 from dit_shd.training.config import AUTO_SIZE
@@ -88,5 +89,7 @@ def _takes_a_step(parts: Parts, size: int, device: torch.device) -> bool:
             raise
         return False
     finally:
+        for teacher in parts.teachers.values():  # the run's first sample is taken where the student is
+            moved(teacher, torch.device("cpu"))
         torch.accelerator.empty_cache()  # type: ignore[attr-defined]
     return True

@@ -86,6 +86,24 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
     return config.final_lr + (config.lr - config.final_lr) * max(factor, 0.0)
 
 
+def jump(config: OptimizerConfig, done: int, planned: int, steps: int) -> str | None:
+    """A warning of a run that goes on with another number of steps, and so at another learning rate; None elsewhere.
+
+    Args:
+        config: Peak, warm-up and decay.
+        done: Steps that were taken.
+        planned: Steps of the run until now.
+        steps: Steps of the run from now on.
+    """
+    before, now = (learning_rate(config, done, count) for count in (planned, steps))
+    if done >= steps or abs(now - before) <= 0.01 * config.lr:
+        return None
+    return (
+        f"optimizer.decay: {config.decay} is over all steps: with steps={steps} in place of {planned} the learning "
+        f"rate goes on at {now:.3g} and not at {before:.3g}"
+    )
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, config: OptimizerConfig, step: int, steps: int) -> None:
     """Give all parameters the learning rate of a step.
 

@@ -9,7 +9,6 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
-from dit_shd.core.dtensor import gather_tree
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.teachers import Teachers
 from dit_shd.profiling.flops import step_operations
@@ -115,4 +114,4 @@ def throughput(
 
 def _student(config: TrainConfig, task: Task[Any], state: TrainState, rate: float) -> nn.Module:
     """A student with the weights of one average; every process takes part, since they may be in slices."""
-    return averaged(config, task, gather_tree(state.averages.tensors(rate)))
+    return averaged(config, task, state.student(rate))

@@ -14,7 +14,7 @@ from dit_shd.core.distributed import own_device, run_on_main
 from dit_shd.core.dtensor import is_sharded
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import write_text
-from dit_shd.core.yaml_files import dump
+from dit_shd.core.yaml_files import dump, read_yaml
 from dit_shd.data.datasets import DATASETS
 from dit_shd.data.latent_origin import Kept, before_training
 from dit_shd.distillation import calibration
@@ -31,6 +31,7 @@ from dit_shd.tasks import TASKS
 from dit_shd.training import calibration_file, checks, diagnosis, fsdp, optim
 from dit_shd.training.accelerator import make_accelerator
 from dit_shd.training.batches import Batches
+from dit_shd.training.checkpoint import step_of
 from dit_shd.training.compilation import compile_blocks
 from dit_shd.training.config import TrainConfig, completed, may_change, resolved, sized
 from dit_shd.training.ema import EMA, too_slow
@@ -195,8 +196,12 @@ def join(config: TrainConfig, distiller: Distiller) -> tuple["Accelerator", Batc
 def warn(parts: Parts) -> None:
     """Log what is allowed and hardly meant."""
     config = parts.config
+    newest, jump = RunFolder(config.run).newest, None
+    if newest is not None:
+        planned = read_yaml(config.run / "config.yaml").get("steps", config.steps)
+        jump = optim.jump(config.optimizer, step_of(newest), planned, config.steps)
     slow = too_slow(config.ema_rates, config.steps, config.ema_warmup)
-    for line in (*([slow] if slow else []), *parts.task.remarks(parts.student)):
+    for line in (*filter(None, (slow, jump)), *parts.task.remarks(parts.student)):
         _log.warning("%s", line)
 
 

@@ -30,6 +30,13 @@ class TrainState:
         tensors = {name: tensor for name, tensor in self.distiller.state_dict().items() if name not in repeated}
         return gather_tree({"distiller": tensors, **averages})
 
+    def student(self, rate: float) -> dict[str, Tensor]:
+        """A student's whole tensors with the weights of one average, likewise; its buffers are as they are."""
+        student = self.distiller.student
+        tensors = student.state_dict()
+        buffers = {name: tensors[name] for name, _ in student.named_buffers() if name in tensors}
+        return gather_tree({**buffers, **self.averages.tensors(rate)})
+
     def optimizer_state(self) -> dict[str, Any]:
         """The optimizer's state, likewise."""
         return gather_tree(self.optimizer.state_dict())

@@ -78,7 +78,8 @@ class Trainer:
 
     def _steps(self) -> Iterator[Step]:
         left = range(self.first_step, self.config.steps)
-        batches = prefetch(self.batches.at, self.batches.places_of(left))
+        ahead = prefetch if self.task.draws_beside else map
+        batches = ahead(self.batches.at, self.batches.places_of(left))
         for number in left:
             optim.set_learning_rate(self.state.optimizer, self.config.optimizer, number, self.config.steps)
             terms = self.update(number, self.accumulate(batches))

@@ -292,12 +292,13 @@ def test_shift_and_schedule_are_the_scheduler_s():
     assert math.isclose(alpha, math.exp(mu))
 
 
-@pytest.mark.parametrize("betas", ["linear", "scaled_linear"])
+@pytest.mark.parametrize("betas", ["linear", "scaled_linear", "given"])
 @pytest.mark.parametrize("target", ["epsilon", "v_prediction"])
 def test_ddpm_is_the_scheduler_s(betas, target):
     from diffusers import DDPMScheduler
 
-    scheduler = DDPMScheduler(beta_schedule=betas, prediction_type=target)
+    how = {"trained_betas": [1e-3 + i * 1e-5 for i in range(950)]} if betas == "given" else {"beta_schedule": betas}
+    scheduler = DDPMScheduler(prediction_type=target, **how)
     x_0, noise = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
     t = torch.tensor([10, 900])
     process = process_of("ddpm", dict(scheduler.config), TimestepDensity(), "none", None, 2)
@@ -311,6 +312,8 @@ def test_ddpm_is_the_scheduler_s(betas, target):
 def test_other_schedulers_are_refused():
     with pytest.raises(UserError, match="beta_schedule: wanted linear or scaled_linear, found sigmoid"):
         ddpm_schedule({"beta_schedule": "sigmoid"})
+    with pytest.raises(UserError, match="rescale_betas_zero_snr: wanted false, found true"):
+        ddpm_schedule({"rescale_betas_zero_snr": True})
     with pytest.raises(UserError, match="prediction_type: wanted epsilon or v_prediction, found sample"):
         process_of("ddpm", {"prediction_type": "sample"}, TimestepDensity(), "none", None, 2)
 

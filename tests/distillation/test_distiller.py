@@ -229,3 +229,13 @@ def test_a_loss_of_pairs_of_layers_needs_a_teacher():
 
     with pytest.raises(UserError, match="Alone: pairs layers with a teacher's"):
         Alone()
+
+
+class Named(Output):
+    """As if its file were noise.py, which is the name of the task's own term."""
+
+
+def test_a_loss_does_not_take_the_place_of_a_term_of_the_task(student, teachers, batch, monkeypatch):
+    monkeypatch.setattr(Named, "__module__", "my_losses.noise")
+    with pytest.raises(UserError, match=r"losses\.noise: a term of the task Diffusion has that name; rename"):
+        Distiller(TASK, student, [Named()])(batch, teachers["wide"])

@@ -6,9 +6,12 @@ from diffusers import DiTTransformer2DModel, SD3Transformer2DModel
 
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.initialisation import depth
+from dit_shd.distillation.initialisation.initialise import Initialisation, initialise
 from dit_shd.distillation.kept import KeptPlan
 from dit_shd.distillation.layer_map import layer_map
+from dit_shd.distillation.losses.shd import SHD
 from dit_shd.models.families.dit import DiT
+from dit_shd.tasks.diffusion import Diffusion
 
 PLAN = KeptPlan(
     weights={"blocks.0": "blocks.0", "blocks.1": "blocks.1"},
@@ -121,3 +124,16 @@ def test_what_does_not_fit_is_refused():
     shallow = depth.student_of(dit(), PLAN)
     with pytest.raises(UserError, match=r"the teacher has no block blocks\.3"):
         depth.pairs(shallow, shallow, PLAN)
+
+
+@pytest.mark.parametrize("by", ["option", "loss"])
+def test_a_student_begins_with_the_blocks_that_a_plan_keeps(by, tmp_path):
+    """Where the loss alone names it, too: it learns from the last block of an interval, and begins with the first."""
+    (tmp_path / "plan.json").write_text(PLAN.text())
+    sizes = dict(sample_size=8, patch_size=2, in_channels=1, num_classes=3, num_attention_heads=2, attention_head_dim=4)
+    teacher, student = randomised(DiT(**sizes, num_layers=4)), DiT(**sizes, num_layers=2)
+    layers = f"kept:{tmp_path}"
+    options = Initialisation("teacher", layers=layers if by == "option" else None)
+    plan = initialise(Diffusion(), student, teacher, [], options, SHD(layers=layers))
+    assert plan.layers == PLAN.weights
+    assert torch.equal(student.blocks[1].mlp.fc1.weight, teacher.blocks[1].mlp.fc1.weight)

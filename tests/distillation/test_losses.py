@@ -1,15 +1,20 @@
-"""Losses of a run: their weights over its steps, and whether their teacher is of use."""
+"""Losses of a run: their weights over its steps, whether their teacher is of use, and tokens that do not count."""
 
 import dataclasses
 
 import pytest
+import torch
+from language import LLAMA, causal_lm
 
 from dit_shd import SHD
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
+from dit_shd.core.plugins import Plugin
+from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.initialisation.initialise import Initialisation
-from dit_shd.distillation.losses import Loss, Term
+from dit_shd.distillation.losses import LOSSES, Forward, Loss, Term
 from dit_shd.distillation.losses.output import Output
+from dit_shd.tasks.language_modeling import LanguageModeling, TokenBatch
 from dit_shd.training import checks
 from dit_shd.training.config import TrainConfig
 
@@ -49,3 +54,51 @@ def test_a_teacher_must_be_of_use(values, caplog):
         checks.teaching(config, [Smooth()])
     checks.teaching(config, [Output(0.0), SHD(weight={10**6: 0.0, 2 * 10**6: 1.0})])
     assert "the weights are 0 in all 4 steps (output, shd), so nothing is learned from the teacher" in caplog.text
+
+
+PADDED = [name for name in LOSSES.names() if name not in ("repa", "nkd", "vitkd", "lift")]
+"""Losses that tokens can be learned by; the others refuse them, or want a square grid of tokens."""
+OPTIONS = {"tinybert": {"heads": "mean"}, "minilmv2": {"relation_heads": 2}}
+
+
+def padded(filler, rows=slice(None)):
+    """Four sequences of 3 to 12 tokens of which the first few are a prompt, and then a filler."""
+    tokens = torch.randint(0, 257, (4, 13), generator=torch.Generator().manual_seed(0))
+    weight = torch.zeros(4, 12)
+    for i, (first, last) in enumerate([(2, 12), (1, 5), (4, 8), (0, 3)]):
+        weight[i, first:last] = 1
+        tokens[i, last + 1 :] = filler
+    weight, indices = weight / weight.mean(), torch.arange(4)
+    return TokenBatch("plain", 3, *(x[rows] for x in (indices, tokens, weight, weight, indices)))
+
+
+@pytest.mark.parametrize("name", PADDED)
+def test_what_padding_holds_changes_no_loss(name):
+    """Nor does how a batch is divided: value and gradients, to the student and to projectors."""
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 4}
+    teacher = causal_lm({**LLAMA, **heads, "hidden_size": 32, "num_hidden_layers": 4}, 1).requires_grad_(False)
+    student = causal_lm({**LLAMA, **(heads if name == "minilm" else {})}, 2)
+    loss = LOSSES.build(Plugin(name, OPTIONS.get(name, {})))
+    distiller = Distiller(LanguageModeling(), student, [loss], base_weight=0.0)
+    distiller.build([padded(0)], teacher)
+
+    def gradient(*batches):
+        distiller.zero_grad()
+        values = [distiller(batch, teacher)[0] / len(batches) for batch in batches]
+        for value in values:
+            value.backward()
+        parts = [p.grad.flatten() for p in distiller.parameters() if p.grad is not None]
+        return torch.stack(values).sum().detach(), torch.cat(parts)
+
+    value, want = gradient(padded(0))
+    assert bool(value > 0)
+    for batches in ([padded(7)], [padded(0, slice(0, 2)), padded(0, slice(2, 4))]):
+        again, found = gradient(*batches)
+        torch.testing.assert_close(again, value, rtol=1e-5, atol=0)
+        torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-5 * float(want.abs().max()))
+
+
+def test_a_loss_that_fits_all_of_a_prediction_refuses_tokens():
+    prediction = Forward(torch.zeros(4, 12, 5))
+    with pytest.raises(UserError, match=r"losses\.lift: .* wanted the loss output or kd"):
+        LOSSES.build(Plugin("lift")).term(prediction, prediction, padded(0))

@@ -4,6 +4,7 @@ That a run resumes, is divided, sharded and guarded as any other is tests/tasks/
 """
 
 import copy
+import time
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from runs import rows, run
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
 from dit_shd.core.rng import Draws
+from dit_shd.data import augmentation
 from dit_shd.data.augmentation import Augmentation
 from dit_shd.data.datasets import DATASETS
 from dit_shd.models import loading
@@ -270,3 +272,26 @@ def deeper(folder):
     teacher = Plugin("timm", {**GRAY, "model": "deit3_small_patch16_224", **options})
     FAMILIES.build(teacher).save_pretrained(f"{folder}_deep")
     return f"{folder}_deep"
+
+
+def test_images_are_drawn_alike_beside_blocks_that_are_recomputed(tmp_path, monkeypatch):
+    """Recomputed blocks set torch's generator, which torchvision's flips and crops draw from."""
+    drawn, draw, image_of = {}, Classification.draw, augmentation.pil_image
+
+    def noted(task, draws):
+        (batch,) = draw(task, draws)
+        drawn[draws.step] = task, draws, batch.pixels.clone()
+        return [batch]
+
+    def slow(*image):
+        time.sleep(2e-3)  # between the seed and the first draw
+        return image_of(*image)
+
+    monkeypatch.setattr(Classification, "draw", noted)
+    monkeypatch.setattr(augmentation, "pil_image", slow)
+    values = {"task": {"name": "classification"}, "data": {"name": "digits"}, "student": STUDENT, "losses": []}
+    values |= {"run": str(tmp_path / "run"), "steps": 6, "batch_size": 8, "gradient_checkpointing": True}
+    run({**values, "optimizer": {"name": "adamw"}})
+    assert len(drawn) == 6
+    for task, draws, pixels in list(drawn.values()):
+        assert torch.equal(draw(task, draws)[0].pixels, pixels)

@@ -56,6 +56,15 @@ def test_a_step_that_runs_out_of_memory_leads_to_the_next_size(parts, gpu, monke
     assert tried[:3] == [8, 4, 2] and set(tried[3:]) == {2}, "two steps, of each pass"
 
 
+def test_teachers_come_back_from_the_gpu(parts, gpu, monkeypatch):
+    """The first sample of the run is taken on the CPU, by both models."""
+    places = []
+    monkeypatch.setattr(micro_batch, "take_a_step", lambda *_: places.append("gpu"))
+    monkeypatch.setattr(micro_batch, "moved", lambda model, device: places.append((model, device)))
+    largest(parts, 1)
+    assert places == ["gpu", (parts.teachers["teacher"], torch.device("cpu"))]
+
+
 def test_another_error_of_a_step_is_not_hidden(parts, gpu, monkeypatch):
     def broken(*_):
         raise RuntimeError("shapes differ")

@@ -6,7 +6,7 @@ import torch
 from runs import run
 from safetensors.torch import load_file
 
-from dit_shd.training.optim import OptimizerConfig, build, learning_rate
+from dit_shd.training.optim import OptimizerConfig, build, jump, learning_rate
 
 
 def test_warm_up_then_decay():
@@ -34,6 +34,21 @@ def test_decay_ends_where_it_is_told_to():
     assert learning_rate(cosine, 0, 100) == 2.0
     assert learning_rate(cosine, 50, 100) == pytest.approx(1.25)
     assert learning_rate(cosine, 100, 100) == pytest.approx(0.5)
+
+
+def test_a_decay_over_other_steps_is_said(values, caplog):
+    """Raised steps raise the learning rate again; without decay, or at the same number, nothing changes."""
+    cosine = OptimizerConfig(lr=2.0, decay="cosine")
+    assert jump(OptimizerConfig(lr=2.0, warmup_steps=3), 2, 4, 8) is None
+    assert jump(cosine, 4, 8, 8) is None
+    assert jump(cosine, 4, 4, 4) is None
+    assert "steps=8 in place of 4 the learning rate goes on at 1 and not at 0" in str(jump(cosine, 4, 4, 8))
+    assert "steps=6 in place of 8 the learning rate goes on at 0.5 and not at 1" in str(jump(cosine, 4, 8, 6))
+    values["optimizer"] = {"lr": 1e-2, "decay": "cosine"}
+    run(values, steps=2)
+    assert "learning rate" not in caplog.text
+    run(values, steps=4)
+    assert "optimizer.decay: cosine is over all steps: with steps=4 in place of 2" in caplog.text
 
 
 def test_what_is_no_matrix_is_not_decayed():

@@ -62,6 +62,13 @@ class Initialisation:
         256, "images to measure importance and moments on; 0: use the weights alone", range=(0, 1e6)
     )
 
+    def __post_init__(self) -> None:
+        if self.layers == "last":
+            raise UserError(
+                "initialisation.layers: wanted sections, proportional, kept:PLAN or {student layer: teacher layer}, "
+                "found last, which is one layer"
+            )
+
 
 def initialise(
     task: Task[Any],
@@ -91,7 +98,7 @@ def initialise(
         UserError: The models do not fit together.
     """
     shd = SHD() if shd is None else shd
-    if _kept(options) is not None or not structure.known(student.state_dict()):
+    if _kept(options, shd) is not None or not structure.known(student.state_dict()):
         selection = _selection(student, teacher, options, shd)
         plan = selection.run()
         if selection.narrowed:
@@ -123,7 +130,7 @@ def check(options: Initialisation, losses: Iterable[Loss], student: nn.Module, t
     if teacher is None:
         raise UserError("initialisation.weights: teacher was asked for, but the run has none; give teacher=...")
     shd = shd_of(losses)
-    if _kept(options) is not None or not structure.known(student.state_dict()):
+    if _kept(options, shd) is not None or not structure.known(student.state_dict()):
         _selection(student, teacher, options, shd)
         return
     _comparable(student, teacher)
@@ -144,9 +151,10 @@ def planned(
     Raises:
         UserError: They do not fit together.
     """
-    if options.weights == "random" or (_kept(options) is None and structure.known(student.state_dict())):
+    shd = shd_of(losses)
+    if options.weights == "random" or (_kept(options, shd) is None and structure.known(student.state_dict())):
         return None
-    return _selection(student, teacher, options, shd_of(losses)).plan()
+    return _selection(student, teacher, options, shd).plan()
 
 
 def _selection(student: nn.Module, teacher: nn.Module, options: Initialisation, shd: SHD) -> Selection:
@@ -155,7 +163,7 @@ def _selection(student: nn.Module, teacher: nn.Module, options: Initialisation, 
     Raises:
         UserError: The student does not have parts of its teacher.
     """
-    layers = depth.pairs(student, teacher, _kept(options) or options.layers)
+    layers = depth.pairs(student, teacher, _kept(options, shd) or options.layers)
     selection = Selection(student, teacher, layers, shd.squeezer, options.channels == "importance")
     if selection.has_fewer_heads and options.heads == "merge":
         raise UserError(
@@ -165,9 +173,9 @@ def _selection(student: nn.Module, teacher: nn.Module, options: Initialisation, 
     return selection
 
 
-def _kept(options: Initialisation) -> KeptPlan | None:
-    """The plan of kept blocks, if that is how the student begins."""
-    rule = options.layers
+def _kept(options: Initialisation, shd: SHD) -> KeptPlan | None:
+    """The plan of kept blocks, if that is how the student begins: by its own option, or as the loss has it."""
+    rule = shd.layers if options.layers is None else options.layers
     if not isinstance(rule, str) or not rule.startswith(KEPT):
         return None
     return KeptPlan.read(Path(rule.removeprefix(KEPT)).expanduser())
@@ -193,7 +201,7 @@ def _layers(student: nn.Module, teacher: nn.Module, options: Initialisation, shd
     explicit = isinstance(rule, dict)
     pairs = layer_map(names[0], names[1], rule) if explicit else {}
     if not explicit or options.layers is None:  # layers that the loss leaves out are initialised, too
-        rule = "sections" if explicit else rule
+        rule = "sections" if explicit or rule == "last" else rule
         side, plain = (
             [[layer for layer in layers if layer.startswith(structure.SIDE) == is_side] for layers in names]
             for is_side in (True, False)

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dit_shd.core import rng
 from dit_shd.core.errors import UserError
-from dit_shd.distillation.features import features, token_mean, wide
+from dit_shd.distillation.features import features, mean_token, token_mean, wide
 from dit_shd.distillation.losses import Layer, LayerLoss, Reads, Term, Weight
 from dit_shd.tasks import Batch
 
@@ -75,7 +75,7 @@ class DiffKD(LayerLoss):
         added, mixed, level = self._draws(student.name, target, batch)
         signal, sigma = (x[:, None, None] for x in _rates(level))
         noise = _recomputed(parts, signal * target + sigma * added, level)
-        denoised = self._denoised(parts, parts.noisy(wide(parts.align(s)), mixed))
+        denoised = self._denoised(parts, parts.noisy(wide(parts.align(s)), mixed, batch))
         errors = {
             "features": (denoised - target).square().mean(2),
             "denoiser": (noise - added).square().mean(2),
@@ -131,9 +131,9 @@ class _Parts(nn.Module):
         )
         self.out = nn.Linear(width, width)
 
-    def noisy(self, x: Tensor, noise: Tensor) -> Tensor:
+    def noisy(self, x: Tensor, noise: Tensor, batch: Batch | None) -> Tensor:
         """Features [b,n,e] with a learned share of noise mixed in, one for each sample."""
-        share = self.share(x.mean(1)).sigmoid()[:, None]
+        share = self.share(mean_token(x, batch)).sigmoid()[:, None]
         return share * x + (1 - share) * noise
 
     def denoise(self, x: Tensor, level: Tensor) -> Tensor:

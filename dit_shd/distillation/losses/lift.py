@@ -51,6 +51,11 @@ class Lift(Loss):
 
     def term(self, student: Prediction, teacher: Prediction, batch: Batch) -> Term:
         """Both parts of each sample [b]."""
+        if batch.prediction_weight() is not None:
+            raise UserError(
+                "losses.lift: fits a line through all of a prediction, and of tokens (padding, prompts) not all count; "
+                "wanted the loss output or kd"
+            )
         s, t = student.prediction.flatten(1), teacher.prediction.flatten(1)
         if s.shape != t.shape or self.groups > s.shape[1]:
             raise UserError(

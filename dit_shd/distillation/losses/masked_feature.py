@@ -17,7 +17,7 @@ class MaskedFeature(ProjectedLoss):
 
     RepKD of TinyFusion (arXiv 2412.01199): an entry of F [n,e] of a sample is kept where |F - mean F| < k std F, for
     P(F_s) and for F_t, mean and std over all entries of the sample; what both keep is compared. Which entries are kept
-    has no gradient. A sample of which nothing is kept counts as 0.
+    has no gradient. Tokens of weight 0 (padding) take no part. A sample of which nothing is kept counts as 0.
 
     Args:
         weight: Factor of the loss; {step: factor} for a schedule.
@@ -46,14 +46,16 @@ class MaskedFeature(ProjectedLoss):
     def pair(self, student: Layer, teacher: Layer, batch: Batch | None) -> Term:
         """The squared error of what is kept [b]."""
         s, t = self.projected(student, teacher)
-        kept = self._near(s.detach()) & self._near(t)
         weight = None if batch is None else batch.row_weight(s.shape[1])
-        if weight is not None:
-            kept = kept & (weight > 0)[..., None]
+        counts = torch.ones_like(s, dtype=torch.bool) if weight is None else (weight > 0)[..., None].expand_as(s)
+        kept = self._near(s.detach(), counts) & self._near(t, counts)
         error = torch.where(kept, (s - t).square(), 0.0)
         return Term(error.flatten(1).sum(1) / kept.flatten(1).sum(1).clamp(min=1), {"kept": kept.float().mean()})
 
-    def _near(self, x: Tensor) -> Tensor:
-        """Which entries of [b,n,e] lie near the mean of their sample."""
-        std, mean = torch.std_mean(x, dim=(1, 2), keepdim=True)
-        return (x - mean).abs() < self.deviations * std
+    def _near(self, x: Tensor, counts: Tensor) -> Tensor:
+        """Which of the entries [b,n,e] that count lie near their mean in the sample."""
+        number = counts.sum((1, 2), keepdim=True)
+        mean = torch.where(counts, x, 0.0).sum((1, 2), keepdim=True) / number.clamp(min=1)
+        gap = torch.where(counts, x - mean, 0.0)
+        std = (gap.square().sum((1, 2), keepdim=True) / (number - 1).clamp(min=1)).sqrt()
+        return counts & (gap.abs() < self.deviations * std)

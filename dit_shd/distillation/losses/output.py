@@ -14,6 +14,8 @@ from dit_shd.tasks import Output as Prediction
 class Output(Loss):
     """Mean squared error of the prediction (noise, velocity), student against teacher.
 
+    Of logits [b,n,k] of tokens it has the task's weights of predictions, as its own loss has: padding does not count.
+
     Args:
         weight: Factor of the loss; {step: factor} for a schedule.
         passes: Of the task, in which it applies; None for all.
@@ -38,7 +40,9 @@ class Output(Loss):
         self.variance, self.guidance = variance, guidance
 
     def term(self, student: Prediction, teacher: Prediction, batch: Batch) -> Term:
-        error = (student.prediction - teacher.prediction).square().flatten(1).mean(1)
+        error = (student.prediction - teacher.prediction).square()
+        weight = batch.prediction_weight()
+        error = error.flatten(1).mean(1) if weight is None else (error.mean(2) * weight).mean(1)
         if not self.variance:
             return Term(error)
         if not {"mean", "log_variance"} <= student.extra.keys() & teacher.extra.keys():

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dit_shd.core.errors import UserError
-from dit_shd.distillation.features import features, normalised, token_mean, wide
+from dit_shd.distillation.features import features, mean_token, normalised, token_mean, wide
 from dit_shd.distillation.losses import Layer, LayerLoss, Needs, Reads, Term, Weight, alternatives
 from dit_shd.distillation.projectors import Orthonormal
 from dit_shd.tasks import Batch
@@ -22,7 +22,7 @@ class VkD(LayerLoss):
         weight: Factor of the loss; {step: factor} for a schedule.
         passes: Of the task, in which it applies.
         layers: `last` (as published), `sections`, `proportional`, or a map {student block: teacher block}.
-        tokens: `mean`, to compare the means of tokens; `all`, to compare every token.
+        tokens: `mean`, to compare the means of the tokens that take part; `all`, to compare every token.
     """
 
     reads = frozenset({Reads.HIDDEN})
@@ -57,7 +57,7 @@ class VkD(LayerLoss):
         s, t = features("vkd", student, teacher)
         s, t = wide(s), wide(t)
         if self.tokens == "mean":
-            s, t = (token_mean(x, batch)[:, None] for x in (s, t))
+            s, t = (mean_token(x, batch)[:, None] for x in (s, t))
             batch = None
         error = F.smooth_l1_loss(self.projector_of(student)(s), normalised(t), reduction="none")
         return Term(token_mean(error.mean(2), batch))

@@ -69,6 +69,21 @@ def test_an_equal_student_is_a_copy_bit_for_bit(batches, family, heads, calibrat
     assert all(source == block for block, source in plan.layers.items())
 
 
+def test_a_loss_on_the_last_layer_leaves_no_block_at_random(batches):
+    """Its map is of one layer; the student begins by sections. As an option of its own it is refused."""
+    teacher, student = build(num_layers=8, decode_layer=4), build(seed=1)
+    plans = [initialise(Diffusion(), student, teacher, [], shd=SHD(layers=how)) for how in ("last", "sections")]
+    assert plans[0].layers == plans[1].layers
+    assert {name.rpartition(".")[0] for name in plans[0].layers} == {
+        "en_inblocks",
+        "en_outblocks",
+        "de_blocks",
+        "sideblocks",
+    }
+    with pytest.raises(UserError, match=r"initialisation\.layers: wanted sections, .* found last"):
+        Initialisation("teacher", layers="last")
+
+
 def twice(x, dim=0):
     return x.repeat_interleave(2, dim)
 
