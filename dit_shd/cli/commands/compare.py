@@ -90,7 +90,7 @@ def _results_file(place: Path) -> Path:
         return place
     files = sorted(place.rglob("*results.json"), key=lambda file: file.stat().st_mtime)
     records = {file: record for file in files if (record := results.read_record(file)) is not None}
-    files = _own(records, place)
+    files = _of_the_run(records, place)
     if not files:
         run = shlex.quote(str(place))
         raise UserError(
@@ -100,16 +100,16 @@ def _results_file(place: Path) -> Path:
     return files[-1]
 
 
-def _own(records: dict[Path, dict[str, Any]], place: Path) -> list[Path]:
+def _of_the_run(records: dict[Path, dict[str, Any]], place: Path) -> list[Path]:
     """Of the results in a run folder those whose samples are the run's; of a run that was moved, those of no teacher.
 
     `dit-shd evaluate` proposes to put its teacher's samples, and so their results, beside a student's.
     """
     sidecars = {file: about_result(record).get("sidecar", {}) for file, record in records.items()}
     models = {file: str(sidecar.get("run", "")) for file, sidecar in sidecars.items()}
-    own = [file for file, run in models.items() if run and Path(run).resolve().is_relative_to(place.resolve())]
+    certain = [file for file, run in models.items() if run and Path(run).resolve().is_relative_to(place.resolve())]
     teachers = {sidecar.get("teacher") for sidecar in sidecars.values()}
-    return own or [file for file, run in models.items() if run not in teachers] or list(records)
+    return certain or [file for file, run in models.items() if run not in teachers] or list(records)
 
 
 def _read(file: Path) -> dict[str, Any]:
