@@ -100,7 +100,8 @@ def difference_cells(comparison: Comparison) -> list[str]:
     if d.n < 2:
         return [signed(d.mean) if d.n else "–", *["–"] * 4]
     intervals = [span(d.low, d.high), span(*comparison.corrected)]
-    return [signed(d.mean), *intervals, f"{comparison.holm_p:.2g}", number(d.detectable)]
+    detectable = "–" if math.isnan(d.detectable) else number(d.detectable)
+    return [signed(d.mean), *intervals, f"{comparison.holm_p:.2g}", detectable]
 
 
 def claims_table(analysis: Analysis) -> Table:
@@ -189,8 +190,8 @@ def spread(summary: Summary) -> str:
 
 
 def span(low: float, high: float) -> str:
-    """An interval of differences."""
-    return f"{signed(low)} to {signed(high)}"
+    """An interval of differences; a dash where there is none."""
+    return "–" if math.isnan(low) else f"{signed(low)} to {signed(high)}"
 
 
 def signed(value: float) -> str:
