@@ -3,8 +3,10 @@
 import pytest
 import yaml
 
+from dit_shd.cli.specification import specification
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
+from dit_shd.diffusion.sample_config import SampleConfig
 from dit_shd.study.design import Study, cells_of, read_study
 
 VALUES = {
@@ -120,3 +122,12 @@ def test_what_is_refused(changes, words, file):
 def test_a_base_config_that_is_not_there(file):
     with pytest.raises(UserError, match="wanted a config file"):
         cells(file(config="nothing.yaml"))
+
+
+def test_the_study_file_that_help_shows_is_one(tmp_path):
+    text = specification("study").text
+    (tmp_path / "study.yaml").write_text(text[text.index("    title:") :])
+    (tmp_path / "base.yaml").write_text("steps: 3\n")
+    study = read_study(tmp_path / "study.yaml")
+    assert len(cells_of(study, tmp_path / "study.yaml")) == 6 and study.comparisons == [("shd", "output")]
+    make(SampleConfig, study.sampling)

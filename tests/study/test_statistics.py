@@ -53,7 +53,7 @@ def test_equal_differences_are_what_the_sign_test_makes_of_them():
 
 def test_equal_variants_are_not_found_different_more_often_than_holm_allows():
     """Accuracies of 500 images by two seeds, ten comparisons: one study in twenty may err."""
-    draw, studies, errors = np.random.default_rng(0), 200, 0
+    draw, studies, errors = np.random.default_rng(0), 60, 0
     for _ in range(studies):
         shares = np.round(500 * draw.normal(0.9, 0.01, (10, 2, 2))) / 500
         errors += min(holm([paired_difference(*pair).p for pair in shares])) < 0.05

@@ -1,6 +1,20 @@
 """Run a grid of training runs over seeds and report the results: rows, a table, one page.
 
 The same command goes on where it stopped. A queue runs single cells: dit-shd study STUDY.yaml cell=17
+
+A study file; all of its keys: dit_shd/study/design.py, experiments/README.md
+
+    title: Does attention help?
+    config: base.yaml  # of training, beside this file; run and seed are the study's
+    grid:
+      loss:
+        output: {losses: [{name: output}]}
+        shd: {losses: [{name: output}, {name: shd, weight: 0.1}]}
+    seeds: [0, 1, 2]
+    sampling: {count: 500, steps: 50, labels: balanced}  # keys of dit-shd sample
+    evaluators:  # name: keys of dit-shd evaluate
+      fid: {features: inception, reference: real.npz, metrics: [frechet]}
+    baseline: {loss: output}  # what every other loss is compared with, seed by seed
 """
 
 from typing import ClassVar
