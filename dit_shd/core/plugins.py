@@ -11,8 +11,9 @@ import os
 import pkgutil
 import sys
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 from dit_shd.core.config import cast
@@ -63,10 +64,11 @@ class PluginFolder(Generic[Base]):
         package: The folder's dotted name.
         base: The class of which each module defines a subclass.
         kind: What errors call these plug-ins.
+        synonyms: Other names in lower case -> the plug-in that errors propose for them.
     """
 
-    def __init__(self, package: str, base: type[Base], kind: str):
-        self.package, self.base, self.kind = package, base, kind
+    def __init__(self, package: str, base: type[Base], kind: str, synonyms: Mapping[str, str] = MappingProxyType({})):
+        self.package, self.base, self.kind, self.synonyms = package, base, kind, synonyms
 
     def names(self) -> list[str]:
         """The plug-ins that ship with dit_shd: the modules of the folder."""
@@ -83,7 +85,8 @@ class PluginFolder(Generic[Base]):
             return self._foreign(name)
         known = self.names()
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
+            meant = self.synonyms.get(name.lower())
+            near = difflib.get_close_matches(name, known, 1) if meant is None else [meant]
             raise UserError(
                 f"{self.kind}: no plug-in called '{name if len(name) < 60 else name[:57] + '...'}'"
                 + (f", did you mean '{near[0]}'?" if near else ".")

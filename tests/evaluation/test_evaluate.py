@@ -249,6 +249,7 @@ def test_too_few_images_for_a_metric(files):
 def test_nonsense_options_are_refused(files):
     assert "batch_size" in refused(files, batch_size=0)
     assert "did you mean 'frechet'" in refused(files, metrics=["frechett"])
+    assert "did you mean 'frechet'" in refused(files, metrics=["FID"]), "kid is nearer in letters"
     assert "did you mean 'digits'" in refused(files, features="digit")
     assert "an empty list" in refused(files, metrics=[])
     assert "device" in refused(files, device="abacus")

@@ -49,4 +49,10 @@ class Metric(ABC):
         return []
 
 
-METRICS = PluginFolder(__name__, Metric, "metrics")
+FIGURES = {
+    "fid": "frechet", "fd": "frechet", "is": "inception_score", "sfid": "spatial_frechet", "prdc": "precision_recall",
+    "precision": "precision_recall", "recall": "precision_recall", "density": "precision_recall",
+    "coverage": "precision_recall", "clip": "clip_score",
+}  # fmt: skip
+"""Figure -> the metric that gives it."""
+METRICS = PluginFolder(__name__, Metric, "metrics", FIGURES)
