@@ -67,6 +67,11 @@ def keyed_generators(seed: int, purpose: str, step: int, index: int = 0) -> Gene
         torch.set_rng_state(before[2])
 
 
+def seed_torch(seed: int, purpose: str, step: int, index: int) -> None:
+    """Seed torch's own generators, for draws of models and losses of others: their dropout, their torch.randn."""
+    torch.manual_seed(int(stream(seed, purpose, step, index).integers(2**62)))
+
+
 @dataclass(frozen=True)
 class Draws:
     """Random draws for some positions (0 .. batch_size-1) of one step's global batch."""
