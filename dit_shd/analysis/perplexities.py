@@ -3,7 +3,7 @@
 import json
 import re
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -67,7 +67,7 @@ def perplexities(config: PerplexityConfig) -> dict[str, Figures]:
     data = DATASETS.build(plugins[config.models[0]], "data")
     if not isinstance(data, Text):
         raise UserError(f"data: wanted text, found {', '.join(sorted(data.fields))}")
-    figures = {_name(place): _measured(place, data, config) for place in config.models}
+    figures = {name: _measured(place, data, config) for name, place in named(config.models).items()}
     if config.out is not None:
         write_text(config.out, json.dumps(figures, indent=1) + "\n")
     return figures
@@ -110,9 +110,11 @@ def _held_out(place: str) -> Plugin:
     return replace(plugin, options={**plugin.options, "split": "validation"})
 
 
-def _name(place: str) -> str:
-    path = find(place, "model", "MODELS")
-    return path.resolve().name if isinstance(path, Path) else place
+def named(places: Sequence[str]) -> dict[str, str]:
+    """Models by their names, those of their folders; as they were given where two folders have one name."""
+    paths = [find(place, "model", "MODELS") for place in places]
+    names = [path.resolve().name if isinstance(path, Path) else place for path, place in zip(paths, places)]
+    return {place.rstrip("/") if names.count(name) > 1 else name: place for name, place in zip(names, places)}
 
 
 def _measured(place: str, data: Text, config: PerplexityConfig) -> Figures:

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from dit_shd.analysis.perplexities import named
 from dit_shd.core.config import REQUIRED, cast, check_ranges, checked, option
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import write_text
-from dit_shd.core.places import MODEL, Place, find
+from dit_shd.core.places import MODEL, Place
 from dit_shd.core.plugins import Plugin
 from dit_shd.core.rng import stream
 from dit_shd.core.yaml_files import read_yaml
@@ -155,8 +156,8 @@ def rouge(config: RougeConfig) -> Scores:
     if not plugins:
         raise UserError(f"{config.sets}: wanted sets of instructions by name, found none")
     scores, record = Scores(), dict[str, Any]()
-    for place in config.models:
-        model, name = _language_model(place), _name(place)
+    for name, place in named(config.models).items():
+        model = _language_model(place)
         for of, plugin in plugins.items():
             data = _instructions(of, plugin, place)
             documents = data.documents[: config.samples]
@@ -189,8 +190,3 @@ def _language_model(place: str) -> CausalLM:
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     nn.Module.to(model, device or torch.device("cpu"))
     return model.eval()
-
-
-def _name(place: str) -> str:
-    path = find(place, "model", "MODELS")
-    return path.resolve().name if isinstance(path, Path) else place

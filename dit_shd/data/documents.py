@@ -117,7 +117,7 @@ def _units(text: str, unit: Unit) -> Sequence[str]:
 
 
 def _json_lines(file: Path, columns: Columns) -> Iterator[Document]:
-    for number, line in enumerate(_read(file).splitlines(), start=1):
+    for number, line in enumerate(_read(file).split("\n"), start=1):  # a text may hold other ends of lines, as U+2028
         if not line.strip():
             continue
         try:

@@ -140,8 +140,9 @@ def lower_is_better(name: str) -> bool:
 
 
 def higher_is_better(name: str) -> bool:
-    """Whether a figure is one of those known to be better the higher they are; as training/top1 or IS(x) by y, too."""
-    return name.rpartition("/")[2].partition("(")[0].partition(" by ")[0] in HIGHER_IS_BETTER
+    """Whether a figure is known to be better the higher it is; also as training/top1_ema_0, IS(x) by y."""
+    base = name.partition("(")[0].rpartition("/")[2].partition(" by ")[0]
+    return base in HIGHER_IS_BETTER or base.partition("_")[0] in HIGHER_IS_BETTER
 
 
 def number(value: float) -> str:

@@ -226,13 +226,20 @@ def _ordered(study: Study) -> list[tuple[str, int]]:
 
 
 def _cell(study: Study, base: Mapping[str, Any], number: int, variant: str, seed: int) -> Cell:
-    evaluators = {name: evaluator.identity() for name, evaluator in study.evaluators.items()}
+    evaluators = _evaluation(study)
     if variant in study.models:
         model = study.models[variant]
         return Cell(number, variant, seed, {}, canonical_sha256([model, study.sampling, evaluators]), model)
     values = applied(dict(base), {**study.settings, **study.variants[variant]})
     training = {key: _seeded(value, seed) for key, value in values.items() if key != "run"} | {"seed": seed}
     return Cell(number, variant, seed, training, canonical_sha256([training, study.sampling, evaluators]))
+
+
+def _evaluation(study: Study) -> dict[str, Any]:
+    """All that decides figures and their names: of evaluators by one network the first one's are plain (cell_run)."""
+    evaluators: dict[str, Any] = {name: evaluator.identity() for name, evaluator in study.evaluators.items()}
+    networks = [json.dumps(identity[0]) for identity in evaluators.values()]
+    return evaluators | ({"": list(evaluators)} if len(set(networks)) < len(networks) else {})
 
 
 def _seeded(value: object, seed: int) -> object:

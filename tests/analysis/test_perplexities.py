@@ -7,7 +7,7 @@ import pytest
 import yaml
 from language import GPT2, LLAMA, causal_lm, lines
 
-from dit_shd.analysis.perplexities import over_seeds
+from dit_shd.analysis.perplexities import named, over_seeds
 from dit_shd.cli.program import main
 from dit_shd.core.plugins import Plugin
 from dit_shd.data.datasets import DATASETS
@@ -41,6 +41,19 @@ def test_models_are_measured_on_what_their_runs_held_out(tmp_path, capsys):
     mean = sum(found[name]["nats"] for name in list(found)[:2]) / 2
     (line,) = (line for line in table if line.startswith("small (2 seeds)"))
     assert f"{mean:.4f} ± " in line and not any(line.startswith("other (") for line in table)
+
+
+def test_two_models_of_one_name_are_two_rows(tmp_path, capsys):
+    """As cells/output-seed0/run and cells/shd-seed0/run of a study, or the students of two runs."""
+    path = lines(tmp_path)
+    for seed, name in enumerate("ab"):
+        (tmp_path / name).mkdir()
+        run_of(tmp_path / name / "run", GPT2, seed, path=path)
+    runs = [str(tmp_path / name / "run") for name in "ab"]
+    assert main(["perplexity", runs[0], f"{runs[1]}/", f"out={tmp_path / 'out.json'}"]) == 0
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert list(found) == runs and found[runs[0]] != found[runs[1]]
+    assert list(named([runs[0], str(tmp_path / "a")])) == ["run", "a"]
 
 
 def test_spread_is_the_standard_deviation():

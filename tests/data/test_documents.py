@@ -32,6 +32,13 @@ def test_a_folder_is_its_files_by_name(tmp_path):
     assert texts(read_documents(str(tmp_path), "file", Columns())) == ["first", "second", "third", "fourth"]
 
 
+def test_a_text_in_json_lines_may_hold_what_unicode_calls_ends_of_lines(tmp_path):
+    words = ["one\u2028two", "three\u0085four", "five\u000csix"]
+    rows = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\r\n" for text in words)
+    (tmp_path / "a.jsonl").write_bytes(rows.encode())
+    assert texts(read_documents(str(tmp_path / "a.jsonl"), "file", Columns())) == words
+
+
 ROWS = [{"question": "1 + 1?", "answer": "2", "id": 1}, {"question": "Ok?", "answer": "Yes {id}", "id": 2}]
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from dit_shd.profiling.latency import Cost
 from dit_shd.reports.findings import best_student, change, compared, cost_shares, tiles
-from dit_shd.reports.tables import Row
+from dit_shd.reports.tables import Row, higher_is_better
 
 BIG, SMALL = Cost(4, 1000, 800, 2.0), Cost(2, 260, 200, 1.0)
 
@@ -46,6 +46,15 @@ def test_higher_is_better_where_it_is():
     scored = rows("precision", 0.9, 0.5, 0.4)
     assert best_student(scored, "precision").name == "output only"
     assert "25% higher than “output + SHD”" in compared(scored, "precision")[0]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["IS(digits)", "IS(a/b) by photographs", "training/top1", "training/top1_ema_0", "CLIP score(clip-ab)", "recall"],
+)
+def test_scores_are_known_by_their_names(name):
+    assert higher_is_better(name)
+    assert not any(map(higher_is_better, ("FD(digits)", "KID(x)", "training/perplexity", "training/validation_loss")))
 
 
 def test_without_costs_only_quality_is_said():

@@ -81,7 +81,7 @@ def compare(config: CompareConfig) -> list[Row]:
 
 
 def _results_file(place: Path) -> Path:
-    """A results file, or the newest one in a run folder.
+    """A results file, or the newest one in a run folder that is of the run, not of its teacher.
 
     Raises:
         UserError: The folder holds none.
@@ -89,7 +89,8 @@ def _results_file(place: Path) -> Path:
     if not place.is_dir():
         return place
     files = sorted(place.rglob("*results.json"), key=lambda file: file.stat().st_mtime)
-    files = [file for file in files if results.read_record(file) is not None]
+    records = {file: record for file in files if (record := results.read_record(file)) is not None}
+    files = _of_the_run(records, place)
     if not files:
         run = shlex.quote(str(place))
         raise UserError(
@@ -97,6 +98,18 @@ def _results_file(place: Path) -> Path:
             "samples_1000_seed0.npz reference=REFERENCE"
         )
     return files[-1]
+
+
+def _of_the_run(records: dict[Path, dict[str, Any]], place: Path) -> list[Path]:
+    """Of the results in a run folder those whose samples are the run's; of a run that was moved, those of no teacher.
+
+    `dit-shd evaluate` proposes to put its teacher's samples, and so their results, beside a student's.
+    """
+    sidecars = {file: about_result(record).get("sidecar", {}) for file, record in records.items()}
+    models = {file: str(sidecar.get("run", "")) for file, sidecar in sidecars.items()}
+    certain = [file for file, run in models.items() if run and Path(run).resolve().is_relative_to(place.resolve())]
+    teachers = {sidecar.get("teacher") for sidecar in sidecars.values()}
+    return certain or [file for file, run in models.items() if run not in teachers] or list(records)
 
 
 def _read(file: Path) -> dict[str, Any]:

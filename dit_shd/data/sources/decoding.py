@@ -18,7 +18,10 @@ LOSSLESS = (".png", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm")
 DEEP = "of 16 bits a channel, rounded to 8"
 MISNAMED = "JPEG or lossy WebP by their contents, not by their names"
 FRAMES = "of several frames, the first of which is taken"
-"""DEEP, MISNAMED and FRAMES are remarks on an image."""
+TURNED = "with an EXIF rotation, which is ignored, as in ADM: turn their pixels if they lie on their side"
+"""DEEP, MISNAMED, FRAMES and TURNED are remarks on an image."""
+ORIENTATION, UPRIGHT = 0x0112, 1
+"""The EXIF tag, and its value of an image that is stored as it is seen."""
 
 
 @contextmanager
@@ -61,7 +64,14 @@ def remarks(image: "ImageFile", source: Path | bytes) -> tuple[str, ...]:
     lossless_name = isinstance(source, Path) and source.suffix.lower() in LOSSLESS
     conditions = [(DEEP, is_deep(image)), (MISNAMED, lossless_name and is_lossy(image, source))]
     conditions.append((FRAMES, getattr(image, "is_animated", False)))
+    conditions.append((TURNED, is_turned(image)))
     return tuple(remark for remark, holds in conditions if holds)
+
+
+def is_turned(image: "ImageFile") -> bool:
+    """Whether an image's EXIF, if it is of a camera's format, says that it is to be turned or mirrored."""
+    camera = image.format in ("JPEG", "MPO", "WEBP")  # pillow would decode a PNG to look for it
+    return camera and image.getexif().get(ORIENTATION, UPRIGHT) != UPRIGHT
 
 
 def is_lossy(image: "ImageFile", source: Path | bytes) -> bool:

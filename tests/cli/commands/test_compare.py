@@ -142,3 +142,18 @@ def test_a_run_folder_stands_for_its_newest_result(two, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"holds no results; make some first: dit-shd sample .*empty count=1000"):
         compared([runs[0], str(tmp_path / "empty")], tmp_path)
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_run_folder_does_not_stand_for_its_teacher_whose_samples_are_in_it(two, tmp_path, moved):
+    """dit-shd evaluate RUN/samples.npz proposes out=RUN/teacher_of_samples.npz, whose results are then the newest."""
+    run = tmp_path / "student"
+    run.mkdir()
+    models = {"results": str(tmp_path / "before" if moved else run), "teacher_of_x.results": str(tmp_path / "teacher")}
+    for age, (name, model) in enumerate(models.items()):
+        record = json.loads(Path(two[age]).read_text())
+        record["samples"]["sidecar"] = {"run": model, **({} if age else {"teacher": str(tmp_path / "teacher")})}
+        (run / f"{name}.json").write_text(json.dumps(record))
+        os.utime(run / f"{name}.json", (age, age))
+    rows = compared([two[1], str(run)], tmp_path, cost=False)
+    assert rows[1].figures == json.loads(Path(two[0]).read_text())["figures"] != rows[0].figures

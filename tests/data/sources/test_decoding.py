@@ -6,7 +6,9 @@ from image_sources import pngs
 from PIL import Image
 from png16 import deep_png
 
+from dit_shd.data.image_folders import FolderImages
 from dit_shd.data.latent_shards import read_index
+from dit_shd.data.sources.decoding import TURNED
 
 
 def test_remarks_are_counted_over_shards_and_kept(tmp_path, caplog):
@@ -17,15 +19,27 @@ def test_remarks_are_counted_over_shards_and_kept(tmp_path, caplog):
     Image.fromarray(pictures(1)[0]).save(root / "a" / "6.png", format="jpeg")
     Image.fromarray(pictures(1)[0]).save(root / "a" / "7.png", format="webp")
     Image.fromarray(pictures(1)[0]).save(root / "a" / "8.png", format="webp", lossless=True)
+    lying = Image.Exif()
+    lying[0x0112] = 6  # a telephone held upright
+    Image.fromarray(pictures(1)[0]).save(root / "a" / "9.jpg", exif=lying)
     (root / "b").mkdir()
     (root / "b" / "broken.png").write_text("x")
     out = encode(root, tmp_path / "l", shard_size=4)
     wanted = [
         "2 JPEG or lossy WebP by their contents, not by their names (a/6.png, ...)",
         "3 of 16 bits a channel, rounded to 8 (a/3.png, ...)",
+        f"1 {TURNED} (a/9.jpg, ...)",
         "classes of which no image could be read: 1 (b)",
     ]
     assert read_index(out).about["notes"] == wanted
     assert all(note in caplog.text for note in wanted)
     encode(root, out, shard_size=4)
     assert read_index(out).about["notes"] == wanted, "the same command again verifies the shards"
+
+
+def test_rotations_of_cameras_are_noted_of_a_folder_that_is_evaluated(tmp_path):
+    for number, orientation in enumerate((1, 8)):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.fromarray(pictures(1)[0]).save(tmp_path / f"{number}.jpg", exif=exif)
+    assert f"of 2 images 1 (1.jpg) are {TURNED}" in FolderImages(tmp_path, "x").notes
