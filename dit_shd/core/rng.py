@@ -69,7 +69,9 @@ def keyed_generators(seed: int, purpose: str, step: int, index: int = 0) -> Gene
 
 def seed_torch(seed: int, purpose: str, step: int, index: int) -> None:
     """Seed torch's own generators, for draws of models and losses of others: their dropout, their torch.randn."""
-    torch.manual_seed(int(stream(seed, purpose, step, index).integers(2**62)))
+    number = int(stream(seed, purpose, step, index).integers(2**62))
+    # torch.manual_seed also seeds devices; where there are none it formats a stack each time
+    (torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed)(number)
 
 
 @dataclass(frozen=True)
