@@ -67,6 +67,13 @@ def keyed_generators(seed: int, purpose: str, step: int, index: int = 0) -> Gene
         torch.set_rng_state(before[2])
 
 
+def seed_torch(seed: int, purpose: str, step: int, index: int) -> None:
+    """Seed torch's own generators, for draws of models and losses of others: their dropout, their torch.randn."""
+    number = int(stream(seed, purpose, step, index).integers(2**62))
+    # torch.manual_seed also seeds devices; where there are none it formats a stack each time
+    (torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed)(number)
+
+
 @dataclass(frozen=True)
 class Draws:
     """Random draws for some positions (0 .. batch_size-1) of one step's global batch."""

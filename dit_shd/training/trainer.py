@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from dit_shd.core import dtensor
+from dit_shd.core import dtensor, rng
 from dit_shd.core.prefetch import prefetch
 from dit_shd.core.signals import StopRequest
 from dit_shd.training import diagnosis, fsdp, optim, setup
@@ -99,6 +99,8 @@ class Trainer:
             for batch in next(batches):
                 name = batch.pass_name
                 last = i == rounds - 1 and name == self.task.passes[-1]
+                place = i * self.batches.processes + self.batches.process
+                rng.seed_torch(self.config.seed, f"forward/{name}", batch.step, place)
                 with fsdp.synchronised(self.distiller, self.accelerator, last):
                     with self.accelerator.autocast():
                         loss, logs = self.distiller(batch.to(device), self.teachers)

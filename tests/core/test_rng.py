@@ -40,3 +40,13 @@ def test_libraries_draw_keyed_numbers_and_their_generators_are_left_alone():
     assert not set(keyed[0]) & set(keyed[2])
     after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
     assert after == states
+
+
+def test_torchs_own_generator_is_seeded_by_step_and_place():
+    drawn = []
+    with torch.random.fork_rng():
+        for place in [(0, 0), (0, 0), (0, 1), (1, 0)]:
+            rng.seed_torch(3, "forward/plain", *place)
+            drawn.append(float(torch.rand(())))
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn)) == 3

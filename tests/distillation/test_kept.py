@@ -137,3 +137,6 @@ def test_a_student_begins_with_the_blocks_that_a_plan_keeps(by, tmp_path):
     plan = initialise(Diffusion(), student, teacher, [], options, SHD(layers=layers))
     assert plan.layers == PLAN.weights
     assert torch.equal(student.blocks[1].mlp.fc1.weight, teacher.blocks[1].mlp.fc1.weight)
+    narrow = DiT(**{**sizes, "num_attention_heads": 1}, num_layers=2)
+    if by == "loss":  # fewer heads, too
+        assert initialise(Diffusion(), narrow, teacher, [], options, SHD(layers=layers)).layers == PLAN.weights

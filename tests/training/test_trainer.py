@@ -161,3 +161,28 @@ def test_clipping_decay_and_weighting_have_an_effect(values, tmp_path):
 def test_a_masked_loss_without_a_masked_pass_is_refused(values):
     with pytest.raises(UserError, match=r"losses\.0\.passes: wanted one or more of plain, .*found masked"):
         run({**values, "losses": [{"name": "shd", "passes": ["masked"]}], "mask_ratio": None})
+
+
+def test_dropout_of_a_student_is_resumed(values, tmp_path, monkeypatch):
+    """Drawn from torch's generator: a run that stopped draws what one that did not does, and every step draws anew."""
+    sizes = {"sample_size": 8, "patch_size": 2, "in_channels": 1, "out_channels": 2, "num_layers": 2, "dropout": 0.3}
+    sizes |= {"num_attention_heads": 2, "attention_head_dim": 8, "num_embeds_ada_norm": 3}
+    student = {"name": "diffusers", "transformer": "DiTTransformer2DModel", "config": sizes}
+    values |= {"student": student, "teacher": None, "losses": [], "task": {"name": "diffusion", "mask_ratio": None}}
+    masks, dropout = [], torch.nn.functional.dropout
+
+    def noted(x, *args, **kwargs):
+        dropped = dropout(x, *args, **kwargs)
+        if not x.is_meta and x.requires_grad:
+            masks.append(dropped == 0)
+        return dropped
+
+    run(values, run=str(tmp_path / "parts"), steps=2)
+    monkeypatch.setattr(torch.nn.functional, "dropout", noted)
+    _, rest = run(values, run=str(tmp_path / "parts"), steps=4)
+    resumed, masks[:] = list(masks), []
+    _, whole = run(values, run=str(tmp_path / "whole"), steps=4)
+    assert [row["loss"] for row in rest] == [row["loss"] for row in whole[2:]]
+    assert len(masks) == 2 * len(resumed) > 0
+    assert all(torch.equal(one, other) for one, other in zip(masks[len(resumed) :], resumed))
+    assert not torch.equal(masks[0], resumed[0])

@@ -98,7 +98,7 @@ def initialise(
         UserError: The models do not fit together.
     """
     shd = SHD() if shd is None else shd
-    if _kept(options, shd) is not None or not structure.known(student.state_dict()):
+    if _kept(options.layers) is not None or not structure.known(student.state_dict()):
         selection = _selection(student, teacher, options, shd)
         plan = selection.run()
         if selection.narrowed:
@@ -130,7 +130,7 @@ def check(options: Initialisation, losses: Iterable[Loss], student: nn.Module, t
     if teacher is None:
         raise UserError("initialisation.weights: teacher was asked for, but the run has none; give teacher=...")
     shd = shd_of(losses)
-    if _kept(options, shd) is not None or not structure.known(student.state_dict()):
+    if _kept(options.layers) is not None or not structure.known(student.state_dict()):
         _selection(student, teacher, options, shd)
         return
     _comparable(student, teacher)
@@ -151,10 +151,9 @@ def planned(
     Raises:
         UserError: They do not fit together.
     """
-    shd = shd_of(losses)
-    if options.weights == "random" or (_kept(options, shd) is None and structure.known(student.state_dict())):
+    if options.weights == "random" or (_kept(options.layers) is None and structure.known(student.state_dict())):
         return None
-    return _selection(student, teacher, options, shd).plan()
+    return _selection(student, teacher, options, shd_of(losses)).plan()
 
 
 def _selection(student: nn.Module, teacher: nn.Module, options: Initialisation, shd: SHD) -> Selection:
@@ -163,7 +162,8 @@ def _selection(student: nn.Module, teacher: nn.Module, options: Initialisation, 
     Raises:
         UserError: The student does not have parts of its teacher.
     """
-    layers = depth.pairs(student, teacher, _kept(options, shd) or options.layers)
+    plan = _kept(shd.layers if options.layers is None else options.layers)
+    layers = depth.pairs(student, teacher, plan or options.layers)
     selection = Selection(student, teacher, layers, shd.squeezer, options.channels == "importance")
     if selection.has_fewer_heads and options.heads == "merge":
         raise UserError(
@@ -173,9 +173,8 @@ def _selection(student: nn.Module, teacher: nn.Module, options: Initialisation, 
     return selection
 
 
-def _kept(options: Initialisation, shd: SHD) -> KeptPlan | None:
-    """The plan of kept blocks, if that is how the student begins: by its own option, or as the loss has it."""
-    rule = shd.layers if options.layers is None else options.layers
+def _kept(rule: LayerMap | None) -> KeptPlan | None:
+    """The plan of kept blocks that a rule names, if it names one."""
     if not isinstance(rule, str) or not rule.startswith(KEPT):
         return None
     return KeptPlan.read(Path(rule.removeprefix(KEPT)).expanduser())
@@ -198,6 +197,8 @@ def _layers(student: nn.Module, teacher: nn.Module, options: Initialisation, shd
     """Student block -> teacher block; side blocks, which plain passes do not run, are mapped separately."""
     names = tuple([f"{block}.attn" for block in structure.blocks(model)] for model in (teacher, student))
     rule: LayerMap = shd.layers if options.layers is None else options.layers
+    if (plan := _kept(rule)) is not None:  # its blocks begin with the first of what they stand for
+        rule = {f"{block}.attn": f"{source}.attn" for block, source in plan.weights.items()}
     explicit = isinstance(rule, dict)
     pairs = layer_map(names[0], names[1], rule) if explicit else {}
     if not explicit or options.layers is None:  # layers that the loss leaves out are initialised, too
