@@ -3,8 +3,8 @@
     python benchmarks/triton_kernels.py [--arch 80 90] [--width 64 72] [--dtype bf16 fp32]
 
 Each kernel is compiled to a cubin as it is launched (dit_shd/attention/kernels, dit_shd/squeezing/kernels), and the
-cubin is read by cuobjdump. A spill (a local load or store) at a head width of 64 in 16 bits on sm_90, whose block sizes were
-chosen by measuring, is a fault: the command ends with 1 then.
+cubin is read by cuobjdump. A spill (a local load or store) at a head width of 64 in 16 bits on sm_90, whose block sizes
+were chosen by measuring, is a fault: the command ends with 1 then.
 """
 
 import argparse
