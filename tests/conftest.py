@@ -14,9 +14,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from evaluating import pictures
 from filelock import FileLock
+from hypothesis import HealthCheck, settings
 from small_runs import STUDENT, TEACHER, values_of, write_shapes, write_teacher
 
 __all__ = ["STUDENT", "TEACHER"]
+settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy machine")
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 
