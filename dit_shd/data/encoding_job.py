@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from dit_shd.core.config import resolve
+from dit_shd.core.resumable import read_settings
 from dit_shd.data.encode_config import EncodeConfig
 from dit_shd.data.encoder import Encoder
 from dit_shd.data.latent_origin import Origin
@@ -17,6 +18,7 @@ from dit_shd.data.text_encoding import PromptEncoder
 
 NEUTRAL = ("images", "out", "workers")
 """Keys that do not change the latents."""
+FIRST_IMAGES = "first_images_sha256"
 OF_TEXT = ("pipeline", "caption_column", "text_tokens", "text_dtype", "adapter")
 """Keys of captions."""
 
@@ -61,7 +63,10 @@ class EncodingJob:
             assert self.crop == (self.config.size, self.config.size)
         else:
             keys["crop"] = list(self.crop)
-        about = {"format": FORMAT, "images_sha256": self.source.sha256(), "classes": list(self.source.classes)}
+        about: dict[str, Any] = {"format": FORMAT, "images_sha256": self.source.sha256()}
+        if FIRST_IMAGES in (read_settings(self.config.out) or {FIRST_IMAGES: None}):  # earlier versions did not have it
+            about[FIRST_IMAGES] = self.source.first_images_sha256()
+        about["classes"] = list(self.source.classes)
         autoencoder = self.encode.autoencoder
         origin = Origin() if autoencoder is None else Origin.of_autoencoder(keys["vae"], autoencoder)
         return {**keys, **about, **origin.record()}

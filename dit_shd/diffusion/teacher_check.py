@@ -70,7 +70,7 @@ class TeacherMeasurement:
             return (
                 "its noise error is no better than a linear prediction's: does it predict velocity or x_0, or another "
                 "convention of velocity than its config says, come from other latents (scale, autoencoder, channels, "
-                "pixel range), have another schedule, or is it untrained?"
+                "pixel range), have another schedule, or is it untrained (or its average, ema, longer than training)?"
             )
         if not bool(((self.scale < SCALE) & (self.scale > 1 / SCALE)).all()):
             return (

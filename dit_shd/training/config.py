@@ -84,7 +84,12 @@ class TrainConfig:
     from_run: Place | None = option(
         None, "from=RUN: a new run whose student begins with the weights of another run, or of a model"
     )
-    seed: int = option(0, "every random draw is a function of it", range=(0, 2**63 - 1), heading="Steps")
+    seed: int = option(
+        0,
+        "every random draw is a function of it; losses have seeds of their own (losses.0.seed)",
+        range=(0, 2**63 - 1),
+        heading="Steps",
+    )
     steps: int = option(400_000, "optimizer steps in all; may be raised to go on", range=(1, 1e12), resumable=True)
     batch_size: int = option(256, "images of one optimizer step, over all processes", range=(1, 1e9))
     micro_batch_size: int | Literal["auto"] | None = option(

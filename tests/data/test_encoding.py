@@ -304,6 +304,26 @@ def test_other_settings_and_files_of_others_are_refused(images, tmp_path):
         encode(images, changed)
 
 
+def test_other_pixels_of_the_same_sizes_are_another_source(tmp_path):
+    """An npz written anew, whose shape and labels are what they were."""
+    file, out = tmp_path / "images.npz", tmp_path / "latents"
+    np.savez(file, pictures(20), LABELS)
+    encode(file, out)
+    encode(file, out)
+    np.savez(file, 255 - pictures(20), LABELS)
+    with pytest.raises(UserError, match=r"other settings \(first_images_sha256: "):
+        encode(file, out)
+
+
+def test_latents_of_a_version_without_a_hash_of_contents_go_on(images, tmp_path):
+    encode(images, tmp_path / "l")
+    file = tmp_path / "l" / "settings.json"
+    settings = json.loads(file.read_text())
+    del settings["first_images_sha256"]
+    file.write_text(json.dumps(settings))
+    encode(images, tmp_path / "l")
+
+
 def test_a_vae_that_overflows_is_told(images, tmp_path, monkeypatch):
     monkeypatch.setattr(Encoder, "__call__", lambda self, x: x[:, None] * float("inf"))
     with pytest.raises(UserError, match=r"images 0\.\.3 are not finite"):

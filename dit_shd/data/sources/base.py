@@ -16,6 +16,8 @@ import numpy as np
 from dit_shd.core.errors import UserError
 from dit_shd.core.installation import install_command
 
+FIRST = 8
+"""Images whose contents identify a source, beside the names and sizes of all."""
 MAX_PIXELS = 2**26
 """Of an image, decoded or scaled; larger ones are refused before they take memory."""
 
@@ -72,6 +74,18 @@ class ImageSource(ABC):
     @abstractmethod
     def sha256(self) -> str:
         """Hash of names, sizes and labels, which identifies the source; contents are not read."""
+
+    def first_images_sha256(self) -> str:
+        """Hash of the stored form of the first FIRST images: other pixels of the same sizes make another source."""
+        return fingerprint(self._stored(number) for number in range(min(FIRST, len(self))))
+
+    def _stored(self, number: int) -> bytes:
+        """An image as it is stored; nothing of one that cannot be read."""
+        try:
+            raw = self.raw(number)
+        except BrokenImage:
+            return b""
+        return raw.read_bytes() if isinstance(raw, Path) else raw if isinstance(raw, bytes) else raw.tobytes()
 
     def texts(self, column: str | None) -> Sequence[str | None]:
         """The caption of each image, None where there is none.
