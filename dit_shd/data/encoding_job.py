@@ -19,6 +19,7 @@ from dit_shd.data.text_encoding import PromptEncoder
 NEUTRAL = ("images", "out", "workers")
 """Keys that do not change the latents."""
 FIRST_IMAGES = "first_images_sha256"
+"""The key of the hash of the first images' contents."""
 OF_TEXT = ("pipeline", "caption_column", "text_tokens", "text_dtype", "adapter")
 """Keys of captions."""
 
@@ -64,7 +65,8 @@ class EncodingJob:
         else:
             keys["crop"] = list(self.crop)
         about: dict[str, Any] = {"format": FORMAT, "images_sha256": self.source.sha256()}
-        if FIRST_IMAGES in (read_settings(self.config.out) or {FIRST_IMAGES: None}):  # earlier versions did not have it
+        begun = read_settings(self.config.out)
+        if begun is None or FIRST_IMAGES in begun:  # earlier versions did not have it
             about[FIRST_IMAGES] = self.source.first_images_sha256()
         about["classes"] = list(self.source.classes)
         autoencoder = self.encode.autoencoder

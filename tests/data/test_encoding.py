@@ -322,6 +322,8 @@ def test_latents_of_a_version_without_a_hash_of_contents_go_on(images, tmp_path)
     del settings["first_images_sha256"]
     file.write_text(json.dumps(settings))
     encode(images, tmp_path / "l")
+    assert json.loads(file.read_text()) == settings
+    assert len(read_index(tmp_path / "l")) == 20
 
 
 def test_a_vae_that_overflows_is_told(images, tmp_path, monkeypatch):
