@@ -45,7 +45,7 @@ class SHD(LayerLoss):
         backend: `auto`, `streamed`, `fused` or `triton`; see attention_kl and Squeezer.
         rows: Share of the query rows, drawn anew in every call, that alpha and the divergence are estimated from.
         calibration: Batches from which a matched plan is found (32 images each in training).
-        seed: For the method hard and for rows.
+        seed: For the method hard and for rows; in a config the run's.
         chunk_mib: Memory budget for attention maps, in MiB.
 
     Raises:
