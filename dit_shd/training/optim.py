@@ -73,9 +73,8 @@ def _groups(config: OptimizerConfig, named: list[tuple[str, nn.Parameter]]) -> l
     parameters = [p for _, p in named]
     if config.decayed == "all":
         return [{"params": parameters}]
-    matrices = [
-        p for name, p in named if p.ndim > 1 and p.shape[0] > 1 and not POSITIONS.search(name)
-    ]  # token: [1,1,e]
+    # a class token is [1,1,e]
+    matrices = [p for name, p in named if p.ndim > 1 and p.shape[0] > 1 and not POSITIONS.search(name)]
     known = {id(p) for p in matrices}
     return [{"params": matrices}, {"params": [p for p in parameters if id(p) not in known], "weight_decay": 0.0}]
 
