@@ -12,6 +12,7 @@ from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.losses import LOSSES, Frozen, LayerLoss, Loss, Reads, Term
 from dit_shd.distillation.losses.output import Output
 from dit_shd.models.families.mdt import MDTv2
+from dit_shd.models.offload import OFFLOADED
 from dit_shd.tasks.diffusion import Diffusion
 
 TASK = Diffusion()
@@ -239,3 +240,15 @@ def test_a_loss_does_not_take_the_place_of_a_term_of_the_task(student, teachers,
     monkeypatch.setattr(Named, "__module__", "my_losses.noise")
     with pytest.raises(UserError, match=r"losses\.noise: a term of the task Diffusion has that name; rename"):
         Distiller(TASK, student, [Named()])(batch, teachers["wide"])
+
+
+@pytest.mark.parametrize("offloaded", [False, True])
+def test_another_teacher_under_the_name_of_one_before(student, teachers, batch, offloaded):
+    """Its own layers and weights are read: those of sharded and offloaded teachers are kept from step to step."""
+    for teacher in teachers.values():
+        setattr(teacher, OFFLOADED, offloaded)
+    again = Distiller(TASK, student, [SHD()])
+    for name in ("wide", "deep", "wide"):
+        want = Distiller(TASK, student, [SHD()]).terms(batch, teachers[name])
+        for _ in range(2):
+            torch.testing.assert_close(again.terms(batch, teachers[name]), want)
