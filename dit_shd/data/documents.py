@@ -111,7 +111,9 @@ def _check_text(file: Path, columns: Columns) -> None:
     if file.suffix.lower() in TABLES:
         raise UserError(f"data.path: wanted text, JSON lines (.jsonl) or Parquet (.parquet), found '{file}'")
     if columns != Columns():
-        raise UserError(f"data: column and prompt are of tables (.jsonl, .parquet), and '{file}' is text; leave one out")
+        raise UserError(
+            f"data: column and prompt are of tables (.jsonl, .parquet), and '{file}' is text; leave one out"
+        )
 
 
 def _read(file: Path) -> str:

@@ -154,7 +154,6 @@ class SampleEvaluation:
             out.unlink(missing_ok=True)
         return figures
 
-
     def _drop_others(self, sampling: SampleConfig, out: Path) -> None:
         """Remove what another evaluation left of this step: a run may go on with other settings than it began with."""
         record = out.with_suffix(".results.json")
@@ -168,7 +167,11 @@ class SampleEvaluation:
         elif scored and self.reference is not None:
             chosen = self.scoring(out)
             names = None if chosen.metrics is None else sorted(plugin.name for plugin in chosen.metrics)
-            known = scored["reference"]["path"], scored["features"]["name"], sorted(m["name"] for m in scored["metrics"])
+            known = (
+                scored["reference"]["path"],
+                scored["features"]["name"],
+                sorted(m["name"] for m in scored["metrics"]),
+            )
             if known != (chosen.reference, chosen.features.name, known[2] if names is None else names):
                 record.unlink()
 

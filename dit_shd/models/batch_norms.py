@@ -30,6 +30,6 @@ def remark(model: nn.Module) -> str | None:
         return None
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return (
-        f"student: {names[0]}{more} are batch norms, whose means are of one process's micro batch: micro_batch_size and "
-        "the number of processes change this run, and the statistics that are exported are the first process's"
+        f"student: {names[0]}{more} are batch norms, whose means are of one process's micro batch: micro_batch_size "
+        "and the number of processes change this run, and the statistics that are exported are the first process's"
     )

@@ -232,8 +232,8 @@ class LanguageModeling(Task[TokenBatch]):
             return
         if self._text.split in ("all", "validation"):
             raise UserError(
-                f"data.split: {self._text.split} has the documents that validate_every evaluates on, so that they would "
-                "be learned; wanted train, or validate_every=0"
+                f"data.split: {self._text.split} has the documents that validate_every evaluates on, so that they "
+                "would be learned; wanted train, or validate_every=0"
             )
         len(self._text.held_out)
 

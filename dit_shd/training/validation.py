@@ -73,12 +73,13 @@ def incomparable(config: TrainConfig) -> str | None:
     if not rows:
         return None
     before, now = (
-        values["task"].get("evaluation") for values in (completed(read_yaml(config.run / "config.yaml")), resolve(config))
+        values["task"].get("evaluation")
+        for values in (completed(read_yaml(config.run / "config.yaml")), resolve(config))
     )
     changed = [key for key in now or {} if key not in NEUTRAL and (before or {}).get(key) != now[key]]
+    if not changed or not config.validate_every:
+        return None
     return (
-        f"task.evaluation: {', '.join(changed)} changed: figures up to step {rows[-1]['step']} are of another evaluation "
-        "than those to come, and not comparable"
-        if changed and config.validate_every
-        else None
+        f"task.evaluation: {', '.join(changed)} changed: figures up to step {rows[-1]['step']} are of another "
+        "evaluation than those to come, and not comparable"
     )

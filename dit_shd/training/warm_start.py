@@ -90,8 +90,8 @@ def _check_heads(student: nn.Module, other: nn.Module, source: str) -> None:
             here, there = (vars(x).get(key) for x in (module, modules.get(name, module)))
             if isinstance(here, int) and isinstance(there, int) and here != there:
                 raise UserError(
-                    f"from: {key} of {name} is {there} in {source} and {here} in the student: weights of the same shapes "
-                    "would be other maps; give it as many heads, or let it begin with initialisation.weights=teacher"
+                    f"from: {key} of {name} is {there} in {source} and {here} in the student: weights of the same "
+                    "shapes would be other maps; give it as many, or let it begin with initialisation.weights=teacher"
                 )
 
 
