@@ -43,7 +43,7 @@ def test_blocks_are_copied_and_the_last_is_the_last():
 
 
 def test_blocks_follow_the_layers_that_the_shd_loss_names():
-    """`layers` left out is "as the shd loss has it"; blocks that it leaves out, or cannot take from there, go by section."""
+    """`layers` left out is "as the shd loss has it"; blocks that it leaves out go by section."""
     teacher = SD3Transformer2DModel(**SIZES)
     student = SD3Transformer2DModel(**smaller(SIZES, {"num_layers": 3}))
     block = "transformer_blocks.{}".format
