@@ -1,5 +1,6 @@
 """Samples of a student and their figures: the evaluation of tasks whose models draw images."""
 
+import json
 import logging
 import shutil
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from dit_shd.core.plugins import Plugin
 from dit_shd.data.decoder import Decoder
 from dit_shd.data.image_sets import ArrayImages
 from dit_shd.data.latent_origin import AUTO, Kept, decoder
-from dit_shd.diffusion.generation import MERGED, lock_file, sample_to_file
+from dit_shd.diffusion.generation import MERGED, lock_file, sample_to_file, settings
 from dit_shd.diffusion.sample_config import SampleConfig
 from dit_shd.diffusion.sampler import device_of
 from dit_shd.evaluation import results
@@ -28,6 +29,8 @@ from dit_shd.evaluation.reference import open_reference
 from dit_shd.evaluation.scoring import select_metrics
 from dit_shd.models.shape import shape_of
 
+UNCOMPARED = ("run", "diffusion_steps")
+"""Keys of samples that are not the evaluation's."""
 _log = logging.getLogger("dit_shd")
 
 
@@ -138,6 +141,7 @@ class SampleEvaluation:
         main, out = joined().is_main_process, Path(sampling.out)
         grid, record = out.with_suffix(".png"), out.with_suffix(".results.json")
         figures: dict[str, float] | None = None
+        run_on_main(lambda: self._drop_others(sampling, out))
         if not (record if self.reference else grid).exists():
             if run_on_main(lambda: _to_sample(out)):
                 sample_to_file(sampling, student)
@@ -149,6 +153,35 @@ class SampleEvaluation:
         if main and not self.keep:
             out.unlink(missing_ok=True)
         return figures
+
+    def _drop_others(self, sampling: SampleConfig, out: Path) -> None:
+        """Remove what another evaluation left of this step: a run may go on with other settings than it began with."""
+        record = out.with_suffix(".results.json")
+        drawn, scored = _content(out.with_suffix(".json")), _content(record)
+        wanted = {k: v for k, v in settings(sampling).items() if k not in UNCOMPARED and v not in (None, "auto")}
+        if any(drawn.get(key, value) != value for key, value in wanted.items()):
+            for suffix in (".json", ".png", ".npz"):
+                out.with_suffix(suffix).unlink(missing_ok=True)
+            shutil.rmtree(out.with_name(out.name + ".parts"), ignore_errors=True)
+            record.unlink(missing_ok=True)
+        elif scored and self.reference is not None:
+            chosen = self.scoring(out)
+            names = None if chosen.metrics is None else sorted(plugin.name for plugin in chosen.metrics)
+            known = (
+                scored["reference"]["path"],
+                scored["features"]["name"],
+                sorted(m["name"] for m in scored["metrics"]),
+            )
+            if known != (chosen.reference, chosen.features.name, known[2] if names is None else names):
+                record.unlink()
+
+
+def _content(file: Path) -> dict[str, Any]:
+    """The mapping in a JSON file; an empty one where there is none."""
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def _to_sample(out: Path) -> bool:

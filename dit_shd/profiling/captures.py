@@ -30,8 +30,8 @@ def captures_of(
     """The captures of one image's forward: shapes only, or real tensors for attention of other packages.
 
     Args:
-        model: Perhaps without memory. One that is too large to be built has shapes alone: no W^O, and of joint attention
-            the rows of image and text together.
+        model: Perhaps without memory. One that is too large to be built has shapes alone: no W^O, and the rows of image
+            and text together where attention is joint.
         task: What is learned.
         pass_name: Of the task.
         layers: Which attention layers.

@@ -1,5 +1,6 @@
 """Samples and figures during training."""
 
+import json
 import shutil
 from datetime import timedelta
 
@@ -35,6 +36,26 @@ def test_samples_and_figures_on_a_schedule(digits):
     run({**digits, "evaluation": evaluation}, steps=4)
     assert rows(config.run, "evaluations.jsonl") == found
     assert (config.run / "evaluations" / "step_00000004.results.json").stat().st_mtime_ns == before
+
+
+def test_another_evaluation_does_not_take_the_figures_of_the_first(digits, caplog):
+    """Where a run repeats steps; and it is said that figures of both are in the log."""
+    evaluation = {"every": 2, "count": 12, "steps": 4, "reference": "digits:validation", "features": "digits"}
+    evaluation["evaluate"] = {"metrics": ["frechet"]}
+    config, _ = run({**digits, "evaluation": evaluation}, steps=4)
+    before = rows(config.run, "evaluations.jsonl")
+    shutil.rmtree(config.run / "checkpoints" / "step_00000004")
+    caplog.clear()
+    run({**digits, "evaluation": {**evaluation, "count": 20}}, steps=4)
+    after = rows(config.run, "evaluations.jsonl")
+    assert after[0] == before[0] and after[1]["FD(digits)"] != before[1]["FD(digits)"]
+    record = json.loads((config.run / "evaluations" / "step_00000004.results.json").read_text())
+    assert record["samples"]["n"] == 20
+    assert "task.evaluation: count changed: figures up to step 4 are of another evaluation" in caplog.text
+    shutil.rmtree(config.run / "checkpoints" / "step_00000004")
+    again = {**evaluation, "count": 20, "reference": "digits:train"}
+    run({**digits, "evaluation": again}, steps=4)
+    assert rows(config.run, "evaluations.jsonl")[1]["FD(digits)"] != after[1]["FD(digits)"]
 
 
 def test_figures_may_be_asked_for_later(digits):

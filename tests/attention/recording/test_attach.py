@@ -316,5 +316,5 @@ def test_the_block_of_captions_of_other_lengths(known):
                 assert layer.over_image().shape[2:] == (16, 16)
                 torch.testing.assert_close(layer.over_image().query, layer.query[:, :, length:])
             else:
-                with pytest.raises(UserError, match="where the image stands among 19 tokens .* is not known"):
+                with pytest.raises(UserError, match=r"where the image stands among 19 tokens .* is not known"):
                     layer.over_image()
