@@ -63,8 +63,8 @@ def keep_labels(model: nn.Module) -> None:
     if model in _keeping_labels:
         return
     for module in model.modules():
-        if type(module).__name__ == "LabelEmbedding" and hasattr(module, "dropout_prob"):
-            module.dropout_prob = 0.0
+        if type(module).__name__ == "LabelEmbedding":
+            vars(module)["dropout_prob"] = 0.0
     _keeping_labels.add(model)
 
 
