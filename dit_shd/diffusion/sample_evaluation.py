@@ -1,5 +1,6 @@
 """Samples of a student and their figures: the evaluation of tasks whose models draw images."""
 
+import json
 import logging
 import shutil
 from dataclasses import dataclass, replace
@@ -13,21 +14,24 @@ from torch import nn
 from dit_shd.core.config import make, option, resolve
 from dit_shd.core.distributed import joined, run_on_main
 from dit_shd.core.errors import UserError
+from dit_shd.core.files import write_text
 from dit_shd.core.places import Place
 from dit_shd.core.plugins import Plugin
 from dit_shd.data.decoder import Decoder
 from dit_shd.data.image_sets import ArrayImages
 from dit_shd.data.latent_origin import AUTO, Kept, decoder
-from dit_shd.diffusion.generation import MERGED, lock_file, sample_to_file
+from dit_shd.diffusion.generation import MERGED, lock_file, parts_of, sample_to_file
 from dit_shd.diffusion.sample_config import SampleConfig
 from dit_shd.diffusion.sampler import device_of
 from dit_shd.evaluation import results
 from dit_shd.evaluation.evaluate import EvaluateConfig, evaluate
-from dit_shd.evaluation.features import FEATURES
+from dit_shd.evaluation.features import build_network
 from dit_shd.evaluation.reference import open_reference
 from dit_shd.evaluation.scoring import select_metrics
 from dit_shd.models.shape import shape_of
 
+ASKED = ".asked.json"
+"""End of the file, beside an evaluation's others, with the settings that they are of."""
 _log = logging.getLogger("dit_shd")
 
 
@@ -106,7 +110,7 @@ class SampleEvaluation:
         if self.reference is None:
             return
         scoring = self.scoring(Path("run.npz"))
-        network = FEATURES.build(scoring.features, "task.evaluation.features")
+        network = build_network(scoring.features, "task.evaluation.features")
         reference = open_reference(self.reference, "task.evaluation.reference")
         _, channels, height, width = decode(torch.zeros(1, shape.channels, 1, 1)).shape  # of one latent
         size = (self.count, shape.side * height, shape.side * width, channels)
@@ -138,6 +142,7 @@ class SampleEvaluation:
         main, out = joined().is_main_process, Path(sampling.out)
         grid, record = out.with_suffix(".png"), out.with_suffix(".results.json")
         figures: dict[str, float] | None = None
+        run_on_main(lambda: self._begin(out))
         if not (record if self.reference else grid).exists():
             if run_on_main(lambda: _to_sample(out)):
                 sample_to_file(sampling, student)
@@ -150,10 +155,21 @@ class SampleEvaluation:
             out.unlink(missing_ok=True)
         return figures
 
+    def _begin(self, out: Path) -> None:
+        """Record of which settings a step's files are; those of other settings are made anew."""
+        asked = {key: value for key, value in resolve(self).items() if key != "keep"}
+        text, file = json.dumps(asked, sort_keys=True), out.with_suffix(ASKED)
+        if file.is_file() and file.read_text(encoding="utf-8") != text:
+            for suffix in (".results.json", ".png", ".json", ".npz"):
+                out.with_suffix(suffix).unlink(missing_ok=True)
+            shutil.rmtree(parts_of(out), ignore_errors=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, text)
+
 
 def _to_sample(out: Path) -> bool:
     """Whether the images are not there yet; shards of another attempt (perhaps by other processes) are removed."""
-    parts = out.with_name(out.name + ".parts")
+    parts = parts_of(out)
     if (parts / MERGED).exists():
         return True
     shutil.rmtree(parts, ignore_errors=True)

@@ -12,6 +12,8 @@ from dit_shd.core.errors import UserError
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.trainer import Trainer
 
+ENDS = ("asked.json", "json", "png", "results.json")
+
 
 @pytest.fixture
 def digits(values):
@@ -29,12 +31,16 @@ def test_samples_and_figures_on_a_schedule(digits):
     assert [row["step"] for row in found] == [2, 4]
     assert all(np.isfinite(row["FD(digits)"]) for row in found)
     kept = sorted(path.name for path in (config.run / "evaluations").iterdir())
-    assert kept == sorted(f"step_0000000{n}.{end}" for n in (2, 4) for end in ("json", "png", "results.json"))
+    assert kept == sorted(f"step_0000000{n}.{end}" for n in (2, 4) for end in ENDS)
     shutil.rmtree(config.run / "checkpoints" / "step_00000004")
     before = (config.run / "evaluations" / "step_00000004.results.json").stat().st_mtime_ns
     run({**digits, "evaluation": evaluation}, steps=4)
     assert rows(config.run, "evaluations.jsonl") == found
     assert (config.run / "evaluations" / "step_00000004.results.json").stat().st_mtime_ns == before
+    shutil.rmtree(config.run / "checkpoints" / "step_00000004")
+    run({**digits, "evaluation": {**evaluation, "count": 10}}, steps=4)
+    (_, again) = rows(config.run, "evaluations.jsonl")
+    assert again["FD(digits)"] != found[1]["FD(digits)"], "of 10 images now, not what 12 had"
 
 
 def test_figures_may_be_asked_for_later(digits):
