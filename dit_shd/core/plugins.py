@@ -108,14 +108,20 @@ class PluginFolder(Generic[Base]):
         factory: Callable[..., Base] = getattr(cls, "from_options", cls)
         return factory(**arguments((factory, cls), plugin.options, where or self.kind))
 
-    def filled(self, plugin: Plugin, where: str = "") -> Plugin:
-        """The plug-in with every default written out, so that a saved config does not depend on later defaults."""
+    def filled(self, plugin: Plugin, where: str = "", defaults: Mapping[str, Any] = MappingProxyType({})) -> Plugin:
+        """The plug-in with every default written out, so that a saved config does not depend on later defaults.
+
+        Args:
+            plugin: As a user gave it.
+            where: What errors call it.
+            defaults: Values of optional keys in place of the class's defaults; keys that it lacks are passed over.
+        """
         cls = self.find(plugin.name)
         factory: Callable[..., Base] = getattr(cls, "from_options", cls)
         given = arguments((factory, cls), plugin.options, where or self.kind)
         parameters = inspect.signature(cls).parameters.values()
-        defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-        return Plugin(plugin.name, {**defaults, **given})
+        optional = {p.name: defaults.get(p.name, p.default) for p in parameters if p.default is not p.empty}
+        return Plugin(plugin.name, {**optional, **given})
 
     def _foreign(self, name: str) -> type[Base]:
         package = name.partition(".")[0]

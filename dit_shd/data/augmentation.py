@@ -32,6 +32,8 @@ class ImageInput:
     """Share of an image's smaller side that evaluation takes (timm's crop_pct)."""
     interpolation: str = "bicubic"
     """How evaluation scales."""
+    crop_mode: str = "center"
+    """What evaluation crops, in timm's words: center, squash or border."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ class EvaluationTransform:
         self._transform: Any = transforms_imagenet_eval(
             img_size=image_input.shape[1:],
             crop_pct=image_input.crop if crop is None else crop,
+            crop_mode=image_input.crop_mode,
             interpolation=image_input.interpolation,
             mean=image_input.mean,
             std=image_input.std,

@@ -49,5 +49,5 @@ def calibrate(
                     distiller.task.predict(student, batch)
                     distiller.task.predict(teacher, batch)
                 for loss in losses:
-                    loss.calibrate(taught, learned)
+                    loss.calibrate(taught, learned, batch)
     return {name: loss.calibrated() for name, loss in calibrated.items()}

@@ -146,12 +146,13 @@ class Loss(nn.Module, ABC):
         """
         return None if self.reads & LAYERS else LayerCost()
 
-    def calibrate(self, teacher: Captures, student: Captures) -> None:
+    def calibrate(self, teacher: Captures, student: Captures, batch: Batch | None = None) -> None:
         """Take in one of `calibration` batches, without gradients.
 
         Args:
             teacher: Captures of the batch.
             student: Captures of the same batch.
+            batch: Itself, for the weights of its query rows; None: 1 each.
         """
 
     def calibrated(self) -> dict[str, Any]:

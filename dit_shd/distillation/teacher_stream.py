@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import nn
@@ -31,6 +32,8 @@ class TeacherStream:
         self.stop_early = stop_early
         self._orders: dict[tuple[str, Reads], list[str]] = {}
         self._weights = KeptWeights()
+        self._of: ref[nn.Module] | None = None
+        """Whose order and weights these are."""
 
     def terms(
         self, task: Task[Any], teacher: nn.Module, batch: Batch, losses: Mapping[str, Loss], student: Forward
@@ -47,6 +50,8 @@ class TeacherStream:
         Returns:
             The term of every loss, by name.
         """
+        if self._of is None or self._of() is not teacher:
+            self._orders, self._weights, self._of = {}, KeptWeights(), ref(teacher)
         streamed = self._begin(batch, losses, student)
         read = frozenset[Reads]().union(*(loss.reads for loss in losses.values()))
         held: dict[Reads, dict[str, Layer]] = {

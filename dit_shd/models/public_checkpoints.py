@@ -128,12 +128,23 @@ def _entry(path: Path, contents: object, weights: Weights | None) -> tuple[objec
     if not isinstance(contents, dict):
         return contents, ""
     entries = [k for k, v in contents.items() if isinstance(k, str) and isinstance(v, dict) and v]
+    averages = [k for k in entries if "ema" in k.lower() and _has_tensors(contents[k])]
+    if weights != "model" and "ema" not in entries and averages:  # model_ema, state_dict_ema, ...
+        if len(averages) > 1:
+            raise UserError(f"{path}: wanted one average of the weights, or weights=model, found {', '.join(averages)}")
+        return contents[averages[0]], "ema"
     for name in ENTRIES[weights]:
         if name in entries:
             return contents[name], name
     if weights is not None and entries:
         raise UserError(f"{path}: wanted weights={weights}, and it holds only {', '.join(entries)}; leave weights out")
     return contents, ""
+
+
+def _has_tensors(entry: dict[Any, Any]) -> bool:
+    """Whether an entry holds tensors, by name or in lists."""
+    values = (x for value in entry.values() for x in (value if isinstance(value, (list, tuple)) else [value]))
+    return any(isinstance(x, Tensor) for x in values)
 
 
 def _inner(path: Path, state: dict[str, Tensor], weights: Weights | None, entry: str) -> dict[str, Tensor]:

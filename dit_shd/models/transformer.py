@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dit_shd.attention.bias import Bias
 from dit_shd.attention.capture import Capture
+from dit_shd.attention.recording.projection import matrix
 from dit_shd.attention.recording.recorder import Recorder
 from dit_shd.attention.streamed import attend, in_graph
 from dit_shd.core.errors import UserError
@@ -67,9 +68,19 @@ class Attention(nn.Module):
     def record(self, query: Tensor, key: Tensor, value: Tensor, mixed: Tensor, code: Tensor | None) -> None:
         """Call the recorder, if there is one, with the Capture of what `forward` has worked with."""
         if self.recorder is not None:
-            out = dequantised(self.proj.weight).t().unflatten(0, (self.heads, -1))
-            scale = query.shape[-1] ** -0.5
+            scale, out = query.shape[-1] ** -0.5, self._weights_by_head(mixed)
             self.recorder(Capture(query, key, value, scale, self.bias(code), out=out, mixed=mixed))
+
+    def _weights_by_head(self, mixed: Tensor) -> Any:  # noqa: ANN401 (a tensor, or a WeightSource)
+        """W^O [h,d,e]: of a plain map its weights, of one with adapters what it makes of unit rows."""
+        if type(self.proj) is nn.Linear:
+            return dequantised(self.proj.weight).t().unflatten(0, (self.heads, -1))
+
+        def read() -> Tensor:
+            rows = mixed.detach().transpose(1, 2).flatten(2)
+            return matrix(self.proj, rows, "last", 0, rows.shape[-1])[0].unflatten(0, (self.heads, -1))
+
+        return read if torch.is_grad_enabled() else read()  # nobody reads the student's
 
 
 _attend_eagerly = _outside(attend)

@@ -18,6 +18,8 @@ from torch import Tensor
 from dit_shd.attention.capture import Capture
 from dit_shd.attention.tiles import CHUNK_MIB, Buffers, Maps, Tiling, slices
 from dit_shd.squeezing.plans import Plan, contiguous
+from dit_shd.squeezing.products import weighted
+from dit_shd.squeezing.squeeze import check_row_weight
 
 CANDIDATES = 5_000
 """Up to this many candidate groups the partition is exact (28 heads into 12: 3,654, 0.2 s; 14 into 2: 3,432, 6 s)."""
@@ -31,9 +33,15 @@ class MapSimilarity:
         self.chunk_mib = chunk_mib
 
     @torch.no_grad()
-    def add(self, capture: Capture) -> None:
-        """Add one layer's maps of one batch, tile by tile."""
+    def add(self, capture: Capture, row_weight: Tensor | None = None) -> None:
+        """Add one layer's maps of one batch, tile by tile.
+
+        Args:
+            capture: Of the layer.
+            row_weight: [b,n], a factor of every query row's products; None: 1. Rows of weight 0 (padding) take no part.
+        """
         capture = capture.detach()
+        row_weight = check_row_weight(row_weight, capture, "MapSimilarity")
         b, h, n, m = capture.shape
         buffers = Buffers(torch.promote_types(capture.query.dtype, torch.float32), capture.query.device)
         if self.gram is None:
@@ -42,7 +50,10 @@ class MapSimilarity:
         for samples in slices(b, tiling.samples):
             maps = Maps(capture, samples, range(h), 1.0, buffers)
             for rows in slices(n, tiling.rows):
-                flat = maps.maps(rows).flatten(2)
+                tile = maps.maps(rows)
+                if row_weight is not None:
+                    tile = weighted(tile, row_weight[samples, None, rows, None].sqrt())
+                flat = tile.flatten(2)
                 self.gram += (flat @ flat.transpose(1, 2)).sum(0, dtype=torch.float64)
 
     def cosines(self) -> np.ndarray:

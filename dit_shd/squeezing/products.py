@@ -8,7 +8,8 @@ L_a L_c^T = W_a W_c^T (a QR factor): the vectors D_i V_a L_a are short, and noth
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -57,13 +58,17 @@ class Products:
 class Projections:
     """A cache of what W^O enters by, for a teacher whose weights do not change (the last `size` layers or kinds).
 
-    In-place changes of W^O are noticed, except through `.data`: call clear() then.
+    In-place changes of W^O are noticed, except through `.data`: call clear() then. What was made of a W^O goes with it:
+    quantised weights and adapters have another one in every forward.
     """
 
     size: int = 256
     generation: int = 0
     """Counts what was dropped or replaced: what reads a kept tensor where it lies (a CUDA graph) is void then."""
-    _kept: dict[tuple[object, ...], tuple[Tensor, int, Tensor]] = field(default_factory=dict)
+    _kept: dict[tuple[object, ...], tuple[Callable[[], object], int, Tensor]] = field(default_factory=dict)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # weak references are of one process
+        return Projections, (self.size,)
 
     def of(self, out: Tensor, groups: Groups) -> Tensor:
         """L [G,k,d,f] in float64, f = min(k d, e), with L_a L_c^T = W_a W_c^T inside each group of `out` [h,d,e].
@@ -82,20 +87,30 @@ class Projections:
         key = (made, out.data_ptr(), tuple(out.shape), out.stride(), out.dtype, str(out.device), str(groups))
         entry = self._kept.get(key)
         version = 0 if out.is_inference() else out._version
-        if entry is not None and entry[1] == version:
+        if entry is not None and entry[0]() is not None and entry[1] == version:
             return entry[2]
         result = made(out, groups)
         self.generation += entry is not None
         while len(self._kept) >= self.size:
-            self._kept.pop(next(iter(self._kept)))
-            self.generation += 1
-        self._kept[key] = (out, version, result)  # the reference to `out` keeps its memory from being reused
+            self._drop(next(iter(self._kept)))
+        self._kept[key] = (_memory(out, lambda _: self._drop(key)), version, result)
         return result
+
+    def _drop(self, key: tuple[object, ...]) -> None:
+        self.generation += self._kept.pop(key, None) is not None
 
     def clear(self) -> None:
         """Empty the cache."""
         self._kept.clear()
         self.generation += 1
+
+
+def _memory(out: Tensor, gone: Callable[[Any], None]) -> Callable[[], object]:
+    """What gives a tensor's storage as long as that exists, and calls `gone` then; the tensor, if it has none."""
+    try:
+        return ref(out.untyped_storage(), gone)
+    except (NotImplementedError, RuntimeError):
+        return lambda: out
 
 
 def _stacked(out: Tensor, groups: Groups) -> Tensor:

@@ -148,10 +148,10 @@ class Squeezer:
         plan = plan_of(self.plan_for(layer) if known else "contiguous", teacher.heads, student.heads)
         return layer_cost(teacher, student, plan, images, self.method, rows, temperature, self.chunk_mib)
 
-    def add(self, layer: str, teacher: Capture, heads: int) -> None:
-        """Add a calibration batch to the matched plan of a student layer of `heads` heads."""
+    def add(self, layer: str, teacher: Capture, heads: int, row_weight: Tensor | None = None) -> None:
+        """Add a calibration batch to the matched plan of a student layer of `heads` heads; row_weight as in squeeze."""
         similarity, _ = self._similarities.get(layer, (MapSimilarity(self.chunk_mib), 0))
-        similarity.add(teacher)
+        similarity.add(teacher, row_weight)
         self._similarities[layer] = (similarity, heads)
 
     def match(self) -> dict[str, Plan]:

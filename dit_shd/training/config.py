@@ -86,7 +86,7 @@ class TrainConfig:
     )
     seed: int = option(
         0,
-        "every random draw is a function of it; losses have seeds of their own (losses.0.seed)",
+        "every random draw is a function of it; a loss may have a seed of its own (losses.0.seed)",
         range=(0, 2**63 - 1),
         heading="Steps",
     )
@@ -273,11 +273,14 @@ def completed(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def resolved(config: TrainConfig) -> TrainConfig:
-    """The config with the defaults of task, data and losses written out (a model's are in its own config.json)."""
+    """The config with the defaults of task, data and losses written out (a model's are in its own config.json).
+
+    A loss that draws and has no seed gets the run's: seeds of a study are then seeds of all that is drawn.
+    """
     data, task = DATASETS.filled(config.data, "data"), TASKS.filled(config.task, "task")
     built = TASKS.build(task, "task")
     passes = [*built.passes, *sorted(built.all_passes.difference(built.passes))]
-    losses = [LOSSES.filled(p, f"losses.{i}") for i, p in enumerate(config.losses)]
+    losses = [LOSSES.filled(p, f"losses.{i}", {"seed": config.seed}) for i, p in enumerate(config.losses)]
     return replace(config, task=task, data=data, losses=[_with_passes(p, passes) for p in losses])
 
 

@@ -5,7 +5,6 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -132,7 +131,7 @@ def step_shape(config: TrainConfig, images: int) -> StepShape:
         task=task,
         losses=[LOSSES.build(p, f"losses.{i}") for i, p in enumerate(config.losses)],
         images=images,
-        build_optimizer=partial(optim.build, config.optimizer),
+        build_optimizer=lambda trained: optim.build(config.optimizer, [("", p) for p in trained]),
         optimizer=config.optimizer.name,
         averages=len(config.ema_rates),
         recompute=config.gradient_checkpointing,
@@ -199,7 +198,7 @@ def take_a_step(config: TrainConfig, teachers: Teachers, images: int, before: in
         if config.teacher_offload == "blocks" and not is_offloaded(teacher):
             offload_blocks(teacher, device)
     distiller.build(task.example(student, 1, device), teachers)
-    optimizer = optim.build(config.optimizer, [p for p in distiller.parameters() if p.requires_grad])
+    optimizer = optim.build(config.optimizer, [x for x in distiller.named_parameters() if x[1].requires_grad])
     calibrate(distiller, teachers, [task.example(student, images, device)])
     seconds = 0.0
     for number in range(2):

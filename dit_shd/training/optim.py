@@ -1,6 +1,7 @@
 """Optimizers and learning rates."""
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -34,17 +35,24 @@ class OptimizerConfig:
     )
 
 
-def build(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+POSITIONS = re.compile(
+    r"(pos_embed|position_embeddings?(\.weight)?|relative_(position|attention)_bias(_table|\.weight)|rel_pos_[hwt]|"
+    r"wpe\.weight|embed_positions\.weight)$"
+)
+"""Names of position embeddings that have the shape of a matrix."""
+
+
+def build(config: OptimizerConfig, named: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
     """Build timm's Adan (arXiv 2208.06677), PyTorch's AdamW or torchao's.
 
     Args:
         config: Name and settings.
-        parameters: To be trained.
+        named: Parameters to be trained, and their names.
 
     Raises:
         UserError: The package torchao is wanted, and not installed.
     """
-    groups = _groups(config, list(parameters))
+    groups = _groups(config, list(named))
     common = dict(lr=config.lr, eps=config.eps, weight_decay=config.weight_decay)
     if config.betas:
         common["betas"] = tuple(config.betas)  # type: ignore[assignment]
@@ -60,11 +68,13 @@ def build(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> torch.
     return torch.optim.AdamW(groups, **common)  # type: ignore[arg-type]
 
 
-def _groups(config: OptimizerConfig, parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
+def _groups(config: OptimizerConfig, named: list[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
     """Parameters with weight decay, and those without where some are left out."""
+    parameters = [p for _, p in named]
     if config.decayed == "all":
         return [{"params": parameters}]
-    matrices = [p for p in parameters if p.ndim > 1 and p.shape[0] > 1]  # a class token is [1,1,e]
+    # a class token is [1,1,e]
+    matrices = [p for name, p in named if p.ndim > 1 and p.shape[0] > 1 and not POSITIONS.search(name)]
     known = {id(p) for p in matrices}
     return [{"params": matrices}, {"params": [p for p in parameters if id(p) not in known], "weight_decay": 0.0}]
 

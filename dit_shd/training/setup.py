@@ -310,9 +310,9 @@ def prepare(config: TrainConfig, distiller: Distiller, accelerator: "Accelerator
     prepared: nn.Module = distiller
     if config.sharding == "fsdp2":
         fsdp.shard(distiller, distiller.student, accelerator.device, frozen=False)
-        optimizer = accelerator.prepare(optim.build(config.optimizer, distiller.parameters()))
+        optimizer = accelerator.prepare(optim.build(config.optimizer, distiller.named_parameters()))
     else:
-        optimizer = optim.build(config.optimizer, distiller.parameters())
+        optimizer = optim.build(config.optimizer, distiller.named_parameters())
         prepared, optimizer = accelerator.prepare(distiller, optimizer)
     averages = EMA(distiller.student, config.ema_rates, config.ema_warmup)
     return prepared, TrainState(distiller, optimizer, averages, accelerator.scaler)

@@ -11,7 +11,7 @@ import pytest
 from evaluating import pictures, refused, run
 from PIL import Image
 from png16 import deep_png
-from tiny_pipelines import tiny_clip
+from tiny_text_encoders import tiny_clip
 
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError

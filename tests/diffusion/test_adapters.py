@@ -13,7 +13,8 @@ from diffusers import (
 )
 from diffusers.models.embeddings import get_2d_rotary_pos_embed
 from diffusers.pipelines.hunyuandit.pipeline_hunyuandit import get_resize_crop_region_for_grid
-from tiny_pipelines import KINDS, kl, tokenizer, vocabulary_size, write_pipeline
+from tiny_pipelines import KINDS, kl, write_pipeline
+from tiny_text_encoders import tokenizer, vocabulary_size
 
 from dit_shd.core.errors import UserError
 from dit_shd.core.rng import Draws

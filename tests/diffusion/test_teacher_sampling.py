@@ -9,7 +9,8 @@ import pytest
 from encoded_text import encode
 from evaluating import photos
 from safetensors.torch import load_file, save_file
-from tiny_pipelines import tiny_clip, write_pipeline
+from tiny_pipelines import write_pipeline
+from tiny_text_encoders import tiny_clip
 
 from dit_shd.cli.program import main
 from dit_shd.core.plugins import Plugin

@@ -12,6 +12,7 @@ from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.losses import LOSSES, Frozen, LayerLoss, Loss, Reads, Term
 from dit_shd.distillation.losses.output import Output
 from dit_shd.models.families.mdt import MDTv2
+from dit_shd.models.offload import OFFLOADED
 from dit_shd.tasks.diffusion import Diffusion
 
 TASK = Diffusion()
@@ -264,3 +265,15 @@ def test_a_loss_of_weight_zero_adds_nothing_even_if_it_is_infinite(student, batc
     loss.backward()
     assert endless.scale.grad == 0
     assert all(torch.isfinite(p.grad).all() for p in student.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("offloaded", [False, True])
+def test_another_teacher_under_the_name_of_one_before(student, teachers, batch, offloaded):
+    """Its own layers and weights are read: those of sharded and offloaded teachers are kept from step to step."""
+    for teacher in teachers.values():
+        setattr(teacher, OFFLOADED, offloaded)
+    again = Distiller(TASK, student, [SHD()])
+    for name in ("wide", "deep", "wide"):
+        want = Distiller(TASK, student, [SHD()]).terms(batch, teachers[name])
+        for _ in range(2):
+            torch.testing.assert_close(again.terms(batch, teachers[name]), want)

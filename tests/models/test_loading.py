@@ -33,6 +33,8 @@ WRAPPED = {
     "compiled inside": lambda s: {k.replace(".attn.", "._orig_mod.attn."): v for k, v in s.items()},
     "both at any depth": lambda s: {f"module._orig_mod.{k}".replace("mlp.", "module.mlp."): v for k, v in s.items()},
     "AveragedModel": lambda s: {**{f"module.{k}": v for k, v in s.items()}, "n_averaged": torch.tensor(100)},
+    "an average of another name": lambda s: {"model": other(s), "model_ema": s},
+    "Lightning's average beside": lambda s: {"state_dict": other(s), "state_dict_ema": s, "ema_config": {"decay": 0.9}},
     "an empty average": lambda s: {"ema": {}, "model": s},
     "Lightning": lambda s: {"state_dict": {f"model.{k}": v for k, v in s.items()}, "epoch": 1},
     "Lightning and more": lambda s: {"state_dict": {f"net.{k}": v for k, v in s.items()} | {"vae.x": torch.ones(2)}},
@@ -53,6 +55,13 @@ def test_which_weights_of_lightning_may_be_said(tmp_path, state):
     for weights, wanted in (("ema", state), ("model", other(state))):
         to(tmp_path / "x.ckpt", tmp_path / weights, weights=weights)
         assert same(loading.load(tmp_path / weights).to_public(), wanted)
+    torch.save({"model": other(state), "model_ema": state}, tmp_path / "y.pt")
+    for weights, wanted in (("ema", state), ("model", other(state))):
+        to(tmp_path / "y.pt", tmp_path / f"y_{weights}", weights=weights)
+        assert same(loading.load(tmp_path / f"y_{weights}").to_public(), wanted)
+    torch.save({"model": state, "ema_1": state, "ema_2": state}, tmp_path / "averages.pt")
+    with pytest.raises(UserError, match="wanted one average of the weights, or weights=model, found ema_1, ema_2"):
+        loading.load(tmp_path / "averages.pt")
     two = {f"{name}.{k}": v for name in ("student", "teacher") for k, v in state.items()}
     torch.save({"state_dict": two}, tmp_path / "two.ckpt")
     with pytest.raises(UserError, match="found the models student, teacher"):

@@ -1,11 +1,13 @@
 """Low-rank adapters: trained, resumed, merged into the student that is exported."""
 
 import pytest
+import small_families
 import torch
 from runs import run, weights
 from safetensors.torch import load_file
 from tiny_pipelines import sd3
 
+from dit_shd import capture
 from dit_shd.core.errors import UserError
 from dit_shd.models import loading
 from dit_shd.models.lora import Lora, add_lora, check_lora, linear_maps, merge_lora
@@ -73,3 +75,28 @@ def test_bad_input(teacher, values):
         check_lora(loading.load(teacher), Lora(rank=2, targets=["foo"]))
     with pytest.raises(UserError, match=r"lora\.rank: wanted"):
         run(values, lora={"rank": -1})
+
+
+@pytest.mark.parametrize("family", ["dit", "mdt"])
+def test_our_own_models_use_their_adapters_with_and_without_a_graph(family):
+    """The MLP's fused path on a CPU and W^O of a capture: the same as of the merged model."""
+    model = small_families.build(family)
+    add_lora(model, Lora(rank=2))
+    for name, p in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(p)
+    inputs = torch.randn(2, 1, 8, 8), torch.tensor([3, 500]), torch.tensor([0, 1])
+
+    def forward():
+        with capture(model) as captures:
+            output = model(*inputs).sample
+        return output.detach(), [c.out for c in captures.values()]
+
+    trained = forward()
+    with torch.no_grad():
+        applied = forward()
+    merge_lora(model)
+    with torch.no_grad():
+        merged = forward()
+    torch.testing.assert_close(applied, trained, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(applied, merged, rtol=1e-4, atol=1e-5)

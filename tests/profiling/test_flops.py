@@ -186,7 +186,7 @@ def test_memory_by_count(config, name, states):
     config = make(TrainConfig, {**values, "teacher_precision": "bf16"})
     found = step_memory(step(config, 3), student, teacher)
     weights = sum(p.numel() for p in student.parameters())
-    optimizer = optim.build(make(optim.OptimizerConfig, {"name": name}), student.parameters())
+    optimizer = optim.build(make(optim.OptimizerConfig, {"name": name}), student.named_parameters())
     for p in student.parameters():
         p.grad = torch.zeros_like(p)
     optimizer.step()

@@ -177,3 +177,16 @@ def test_maps_of_another_capture_and_unfit_backends_are_refused():
         squeeze(teacher.select(rows), 2, backend="fused")
     with pytest.raises(ValueError, match="contiguous or a list"):
         squeeze(teacher, 2, plan="matched")
+
+
+def test_a_backend_is_not_remembered_for_a_layer_that_it_cannot_serve(monkeypatch):
+    """fused, the fastest without a bias of the student, would leave that bias out."""
+    monkeypatch.setattr(autotune, "_chosen", {})
+    monkeypatch.setattr(autotune, "_seconds", lambda run, _: 1.0 if run.func is autotune.RUNS["fused"] else 2.0)
+    teacher, student = pair(seed=1)
+    squeezed = squeeze(teacher, 2)
+    attention_kl(teacher, student, squeezed, backend="auto")
+    assert list(autotune._chosen.values()) == ["fused"]
+    biased = dataclasses.replace(student, bias=torch.randn(2, 6, 6, dtype=torch.float64))
+    found = attention_kl(teacher, biased, squeezed, backend="auto")
+    torch.testing.assert_close(found, attention_kl(teacher, biased, squeezed, backend="streamed"))

@@ -1,5 +1,6 @@
 """Joint and per-query weights, backends and layouts of the squeeze: against brute force and the naive mathematics."""
 
+import copy
 import dataclasses
 import itertools
 
@@ -152,12 +153,25 @@ def test_projections_are_kept_until_the_weights_change():
 
 
 def test_only_so_many_projections_are_kept():
-    cache = Projections(size=3)
-    for _ in range(5):
-        cache.of(torch.randn(2, 3, 8), [[0, 1]])
+    cache, layers = Projections(size=3), [torch.randn(2, 3, 8) for _ in range(5)]
+    for out in layers:
+        cache.of(out, [[0, 1]])
     assert len(cache._kept) == 3
     cache.clear()
     assert not cache._kept
+
+
+def test_projections_go_with_the_weights_that_they_are_of():
+    """Quantised weights give another W^O in every forward; a parameter's outlives the views of it."""
+    cache, weight = Projections(), torch.nn.Parameter(torch.randn(6, 8))
+    kept = cache.of(weight.detach().unflatten(0, (2, 3)), [[0, 1]])
+    for forward in range(5):
+        out = torch.randn(2, 3, 8)
+        cache.of(out, [[0, 1]])
+        assert len(cache._kept) == 2 and cache.generation == forward
+        del out
+    assert cache.of(weight.detach().unflatten(0, (2, 3)), [[0, 1]]) is kept
+    assert not copy.deepcopy(cache)._kept
 
 
 def test_kept_maps_are_the_maps_and_only_if_they_fit():
@@ -211,6 +225,20 @@ def test_matching_finds_heads_that_look_alike():
     want = torch.nn.functional.cosine_similarity(flat[:, None], flat[None], dim=2)
     np.testing.assert_allclose(similarity.cosines(), want.numpy(), rtol=1e-9)
     assert matched(similarity.cosines(), 3) == ((0, 3), (1, 4), (2, 5))
+
+
+def test_heads_are_matched_by_the_rows_that_take_part():
+    capture = random_capture(h=4, n=6, m=6)
+    weight = torch.tensor([[1.0, 2.0, 0.0, 0.5, 0.0, 1.0]], dtype=torch.float64).repeat(capture.shape[0], 1)
+    similarity = MapSimilarity(chunk_mib=1e-3)
+    similarity.add(capture, weight)
+    flat = (capture.map() * weight[:, None, :, None].sqrt()).transpose(0, 1).flatten(1)
+    want = torch.nn.functional.cosine_similarity(flat[:, None], flat[None], dim=2)
+    np.testing.assert_allclose(similarity.cosines(), want.numpy(), rtol=1e-9)
+    query = torch.where(weight[:, None, :, None] > 0, capture.query, torch.nan)
+    padded = MapSimilarity()
+    padded.add(dataclasses.replace(capture, query=query), weight)
+    np.testing.assert_allclose(padded.cosines(), want.numpy(), rtol=1e-9)
 
 
 def test_a_tile_is_all_that_is_ever_n_by_m():

@@ -263,3 +263,10 @@ def test_teachers_and_losses_must_agree(values, teacher, named, message):
     config = make(TrainConfig, {**values, "teacher": teacher, "losses": losses})
     with pytest.raises(UserError, match=message):
         checks.teaching(config, [LOSSES.build(plugin) for plugin in config.losses])
+
+
+def test_a_loss_draws_by_the_seed_of_the_run(old):
+    """A study over seeds varies what losses draw, too; a seed of a loss stands."""
+    values = {**parse_yaml(old("x")), "seed": 7, "losses": ["output", "vitkd", {"name": "shd", "seed": 3}]}
+    output, vitkd, shd = resolved(make(TrainConfig, values)).losses
+    assert (vitkd.options["seed"], shd.options["seed"], "seed" in output.options) == (7, 3, False)

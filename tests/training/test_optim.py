@@ -1,11 +1,14 @@
 """Learning rates and optimizers."""
 
 import pytest
+import small_families
 import timm
 import torch
 from runs import run
 from safetensors.torch import load_file
 
+from dit_shd.core.plugins import Plugin
+from dit_shd.models.families import FAMILIES
 from dit_shd.training.optim import OptimizerConfig, build, jump, learning_rate
 
 
@@ -21,7 +24,7 @@ def test_warm_up_then_decay():
 
 
 def test_optimizers_get_what_the_config_says():
-    weights = [torch.nn.Parameter(torch.ones(2))]
+    weights = [("scale", torch.nn.Parameter(torch.ones(2)))]
     adan = build(OptimizerConfig(lr=0.1, weight_decay=0.2), weights).param_groups[0]
     assert (adan["lr"], adan["weight_decay"], tuple(adan["betas"])) == (0.1, 0.2, (0.98, 0.92, 0.99))
     adamw = build(OptimizerConfig(name="adamw", betas=[0.8, 0.9], eps=1e-3), weights)
@@ -55,12 +58,25 @@ def test_what_is_no_matrix_is_not_decayed():
     """DeiT's exemptions: biases and norms, class token and position embedding; the rest shrinks."""
     model = timm.create_model("deit_tiny_patch16_224", img_size=32, embed_dim=24, depth=1, num_classes=3)
     named = dict(model.named_parameters())
-    optimizer = build(OptimizerConfig(name="adamw", weight_decay=0.1, decayed="matrices"), named.values())
+    optimizer = build(OptimizerConfig(name="adamw", weight_decay=0.1, decayed="matrices"), named.items())
     spared = {id(p) for p in optimizer.param_groups[1]["params"]}
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
     wanted = {name for name, p in named.items() if p.ndim == 1} | model.no_weight_decay()
     assert {name for name, p in named.items() if id(p) in spared} == wanted & named.keys()
-    assert len(build(OptimizerConfig(name="adamw", weight_decay=0.1), named.values()).param_groups) == 1
+    assert len(build(OptimizerConfig(name="adamw", weight_decay=0.1), named.items()).param_groups) == 1
+
+
+def test_position_embeddings_that_are_matrices_are_not_decayed():
+    config = OptimizerConfig(name="adamw", weight_decay=0.1, decayed="matrices")
+    size = {"vocab_size": 16, "n_positions": 8, "n_embd": 8, "n_layer": 1, "n_head": 2}
+    gpt = FAMILIES.build(Plugin("transformers", {"config": {"model_type": "gpt2", **size}}), "student")
+    swin = timm.create_model("swin_tiny_patch4_window7_224", embed_dim=12, depths=(1,), num_heads=(2,), num_classes=3)
+    for model, wanted in ((small_families.build("mdt"), "bias_table"), (gpt, "wpe.weight"), (swin, "bias_table")):
+        named = dict(model.named_parameters())
+        spared = {id(p) for p in build(config, named.items()).param_groups[1]["params"]}
+        assert [name for name, p in named.items() if name.endswith(wanted) and id(p) in spared]
+        assert not [name for name, p in named.items() if name.endswith(wanted) and id(p) not in spared]
+        assert [name for name, p in named.items() if "mlp" in name and p.ndim == 2 and id(p) not in spared]
 
 
 @pytest.fixture

@@ -52,9 +52,9 @@ def test_a_resumed_run_reads_its_plans(values):
 def test_a_plan_looks_at_the_same_images_whatever_a_step_is_divided_into(values, tmp_path, monkeypatch):
     seen, add = [], MapSimilarity.add
 
-    def noted(self, capture):
+    def noted(self, capture, row_weight=None):
         seen.append(len(capture.query))
-        add(self, capture)
+        add(self, capture, row_weight)
 
     monkeypatch.setattr(MapSimilarity, "add", noted)
     for size in (8, 2):

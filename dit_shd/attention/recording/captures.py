@@ -173,7 +173,7 @@ class Recording(Mapping[str, Capture]):
             self._forget()
         if not self._ours:
             self._look()
-            self._key = knowledge.key_of(door, kwargs, self._structure)
+            self._key = knowledge.key_of(door, {**dict(zip(names, args)), **kwargs}, self._structure)
             sites = knowledge.known(self._core, self._key)
             if sites is None:
                 self._survey = Survey(self.model, type(self.model).__name__)

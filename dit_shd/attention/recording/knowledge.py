@@ -58,9 +58,9 @@ Key = tuple[object, ...]
 _KNOWN: "WeakKeyDictionary[nn.Module, dict[Key, Sites]]" = WeakKeyDictionary()
 
 
-def key_of(door: str, kwargs: Mapping[str, object], structure: int) -> Key:
+def key_of(door: str, inputs: Mapping[str, object], structure: int) -> Key:
     """What has to be the same for what is known to hold: the method, which inputs are given, and the modules."""
-    given = frozenset(name for name, value in kwargs.items() if value is not None and value is not False)
+    given = frozenset(name for name, value in inputs.items() if value is not None and value is not False)
     return door, given, structure
 
 

@@ -35,7 +35,7 @@ class AlignToDistill(Loss):
         passes: Of the task, in which it applies.
         over: `keys` or `all`.
         rows: Share of the query rows, drawn anew in every step, that the divergence over keys is estimated from.
-        seed: Of the drawn rows.
+        seed: Of the drawn rows; in a config the run's.
         chunk_mib: Memory budget for maps, in MiB.
     """
 

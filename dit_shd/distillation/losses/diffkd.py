@@ -38,7 +38,7 @@ class DiffKD(LayerLoss):
         layers: `last`, `sections`, `proportional`, or a map {student block: teacher block}.
         bottleneck: Channels of z; none for the teacher's width without an autoencoder.
         steps: Of DDIM; 5 in the paper.
-        seed: Of the noise.
+        seed: Of the noise; in a config the run's.
     """
 
     reads = frozenset({Reads.HIDDEN})

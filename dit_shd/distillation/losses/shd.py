@@ -45,7 +45,7 @@ class SHD(LayerLoss):
         backend: `auto`, `streamed`, `fused` or `triton`; see attention_kl and Squeezer.
         rows: Share of the query rows, drawn anew in every call, that alpha and the divergence are estimated from.
         calibration: Batches from which a matched plan is found (32 images each in training).
-        seed: For the method hard and for rows.
+        seed: For the method hard and for rows; in a config the run's.
         chunk_mib: Memory budget for attention maps, in MiB.
 
     Raises:
@@ -215,11 +215,11 @@ class SHD(LayerLoss):
             total += self.squeezer.cost(layer, t, s, images, self.rows, self.temperature)
         return total
 
-    def calibrate(self, teacher: Captures, student: Captures) -> None:
+    def calibrate(self, teacher: Captures, student: Captures, batch: Batch | None = None) -> None:
         _check_captures("teacher", teacher)
         _check_captures("student", student)
         for layer, s, t in self._pairs(teacher, student):
-            self.squeezer.add(layer, t, s.heads)
+            self.squeezer.add(layer, t, s.heads, None if batch is None else batch.row_weight(t.shape[2]))
 
     def calibrated(self) -> dict[str, Any]:
         return {"plans": {layer: [list(group) for group in plan] for layer, plan in self.squeezer.match().items()}}

@@ -36,7 +36,7 @@ class ViTKD(Loss):
         mask_ratio: Share of tokens r.
         prefix_tokens: Tokens of the student in front of the grid; the teacher has all that are more than its grid.
         layers: `sections`, `proportional`, or a map {student block: teacher block}.
-        seed: Of the tokens that are replaced.
+        seed: Of the tokens that are replaced; in a config the run's.
     """
 
     reads = frozenset({Reads.HIDDEN})

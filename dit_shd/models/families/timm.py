@@ -22,6 +22,8 @@ from dit_shd.models.families import LibraryModel
 from dit_shd.models.stochastic_depth import replace_drop_paths
 
 WEIGHTS = "model.safetensors"
+PREPROCESSING = ("input_size", "interpolation", "crop_mode")
+"""What a network does not determine of its images, beside mean, std and crop_pct."""
 RESERVED = frozenset(inspect.signature(timm.create_model).parameters) - {"model_name", "kwargs"}
 """Arguments of timm.create_model that are not an architecture's: the source of weights, and the like."""
 
@@ -37,6 +39,8 @@ class TimmModel(LibraryModel, ConfigMixin):
         mean: Of each channel, of values in [0, 1]; empty: the architecture's.
         std: Likewise.
         crop_pct: Share of an image's smaller side that evaluation takes; empty: the architecture's.
+        preprocessing: How evaluation scales and crops, in timm's keys: {input_size: [c, y, x], interpolation: bilinear,
+            crop_mode: squash}; empty: the architecture's.
         drop_path_rate: Stochastic depth: the last block's rate, from 0 at the first.
         class_names: Of each class, "" for a class without a name, None for a class that was not trained.
         options: Further arguments of timm.create_model, such as {depth: 6, num_heads: 3}.
@@ -56,6 +60,7 @@ class TimmModel(LibraryModel, ConfigMixin):
         mean: list[float] | None = None,
         std: list[float] | None = None,
         crop_pct: float | None = None,
+        preprocessing: dict[str, Any] | None = None,
         drop_path_rate: float = 0.0,
         class_names: list[str | None] | None = None,
         options: dict[str, Any] | None = None,
@@ -66,7 +71,7 @@ class TimmModel(LibraryModel, ConfigMixin):
         arguments = {"num_classes": num_classes, "in_chans": in_chans, "drop_path_rate": drop_path_rate or None}
         self.network = _network(model, {**(options or {}), **arguments, "img_size": img_size})
         replace_drop_paths(self.network)
-        self.input = self._input(in_chans, img_size, mean, std, crop_pct)
+        self.input = self._input(in_chans, img_size, mean, std, crop_pct, preprocessing or {})
 
     def _input(
         self,
@@ -75,9 +80,12 @@ class TimmModel(LibraryModel, ConfigMixin):
         mean: list[float] | None,
         std: list[float] | None,
         crop_pct: float | None,
+        preprocessing: dict[str, Any],
     ) -> ImageInput:
         """Size and normalisation of the images; those of timm's configuration where none are given."""
-        defaults: Any = self.network.pretrained_cfg
+        if unknown := sorted(preprocessing.keys() - PREPROCESSING):
+            raise UserError(f"timm: preprocessing: wanted {', '.join(PREPROCESSING)}, found {unknown[0]}")
+        defaults: Any = {**self.network.pretrained_cfg, **preprocessing}  # type: ignore[dict-item]
         height, width = (img_size, img_size) if img_size is not None else defaults["input_size"][1:]
         values = {"mean": mean, "std": std}
         for name, value in values.items():
@@ -87,7 +95,10 @@ class TimmModel(LibraryModel, ConfigMixin):
             values[name] = chosen
         moments = {name: tuple(value or ()) for name, value in values.items()}
         crop, interpolation = crop_pct or defaults.get("crop_pct") or 0.875, defaults.get("interpolation") or "bicubic"
-        return ImageInput((in_chans, height, width), **moments, crop=float(crop), interpolation=str(interpolation))
+        mode = str(defaults.get("crop_mode") or "center")
+        return ImageInput(
+            (in_chans, height, width), **moments, crop=float(crop), interpolation=str(interpolation), crop_mode=mode
+        )
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits [b,k] of images [b,c,y,x]."""
@@ -114,10 +125,11 @@ class TimmModel(LibraryModel, ConfigMixin):
         arguments = {**(settings.options or {}), "img_size": settings.img_size, "in_chans": settings.in_chans}
         defaults: Any = self.network.pretrained_cfg
         c, y, x = self.input.shape
-        kept = ("pool_size", "crop_mode", "interpolation", "fixed_input_size", "first_conv", "classifier")
+        kept = ("pool_size", "fixed_input_size", "first_conv", "classifier")
         configuration = {key: defaults[key] for key in kept if defaults.get(key) is not None}
         configuration |= {"num_classes": settings.num_classes, "input_size": [c, y, x]}
         configuration |= {"mean": list(self.input.mean), "std": list(self.input.std), "crop_pct": self.input.crop}
+        configuration |= {"interpolation": self.input.interpolation, "crop_mode": self.input.crop_mode}
         classes = settings.class_names
         names = {} if classes is None else {"label_names": [name or "" for name in classes]}
         return {
@@ -164,6 +176,8 @@ def _options(values: dict[str, Any]) -> dict[str, Any]:
     size = pretrained.get("input_size") or (3, None)
     fixed = size[1] if pretrained.get("fixed_input_size") else None
     names = values.get("label_names")
+    given = {"input_size": list(size) if fixed is None and len(size) == 3 else None}
+    given |= {key: pretrained.get(key) for key in PREPROCESSING[1:]}
     arguments.pop("drop_path_rate", None)
     return {
         "model": str(values["architecture"]),
@@ -172,6 +186,7 @@ def _options(values: dict[str, Any]) -> dict[str, Any]:
         "img_size": arguments.pop("img_size", fixed),
         **{name: list(pretrained[name]) for name in ("mean", "std") if pretrained.get(name)},
         "crop_pct": pretrained.get("crop_pct"),
+        "preprocessing": {key: value for key, value in given.items() if value} or None,
         "class_names": list(names) if isinstance(names, (list, tuple)) else None,
         "options": arguments or None,
     }

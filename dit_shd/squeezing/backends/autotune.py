@@ -54,12 +54,13 @@ def fastest(
     """The backend of a kind of layer: the only one, or the fastest in a trial; triton is left out where it fails.
 
     Args:
-        kind: What the choice is remembered by.
+        kind: What the choice is remembered by, beside the names of the backends.
         what: What is chosen for, in the log.
         runs: What to time, by the backend's name.
         device: Of the layer.
         not_triton: Why triton is not among them, for the log.
     """
+    kind = (*kind, *runs)  # a backend that cannot serve this layer may have been the fastest of another
     if kind in _chosen:
         return _chosen[kind]
     seconds: dict[str, float] = {}

@@ -113,3 +113,33 @@ def test_models_in_slices_give_the_maps_and_the_weights_of_whole_ones(by_two):
                 torch.testing.assert_close((maps, out), (all_maps[:, mine], all_out[mine]), rtol=1e-5, atol=1e-6)
             if name != "tensor parallel":
                 assert case["loss"][0] == pytest.approx(case["loss"][1], rel=1e-5)
+
+
+class Joins(nn.Module):
+    """Words stand before the image's tokens where they are given; both have a projection of their own."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.to_out, self.to_add_out = nn.Linear(E, 3 * E), nn.Linear(E, E), nn.Linear(E, E)
+
+    def forward(self, x, words=None):
+        m = 0 if words is None else words.shape[1]
+        both = x if words is None else torch.cat([words, x], dim=1)
+        q, k, v = (y.unflatten(-1, (4, -1)).transpose(1, 2) for y in self.qkv(both).chunk(3, -1))
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return self.to_out(mixed[:, m:]), self.to_add_out(mixed[:, :m])
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_an_input_may_be_given_later_by_position_or_by_name(by_name):
+    """What was seen without it does not hold with it: other layers run, and rows have other projections."""
+    model, x, words = Joins(), torch.randn(2, 6, E), torch.randn(2, 3, E)
+    with torch.no_grad(), capture(model) as captures:
+        model(x)
+        assert [c.shape for c in captures.values()] == [(2, 4, 6, 6)]
+        model(x, words=words) if by_name else model(x, words)
+        assert [c.shape for c in captures.values()] == [(2, 4, 6, 9), (2, 4, 3, 9)]
+        for one, out in zip(captures.values(), (model.to_out, model.to_add_out), strict=True):
+            torch.testing.assert_close(one.out.flatten(0, 1), out.weight.detach().t())
+        model(x)
+        assert [c.shape for c in captures.values()] == [(2, 4, 6, 6)]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from evaluating import photos
-from tiny_pipelines import tiny_clip
+from tiny_text_encoders import tiny_clip
 
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError

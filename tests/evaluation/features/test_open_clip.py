@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from evaluating import Trap, photos
-from tiny_pipelines import tokenizer
+from tiny_text_encoders import tokenizer
 
 from dit_shd.core import installation
 from dit_shd.core.config import make

@@ -2,14 +2,17 @@
 
 import json
 
+import numpy as np
 import pytest
 import timm
 import torch
+from PIL.Image import fromarray
 from safetensors.torch import load_file, save_file
 
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
 from dit_shd.core.pretrained import of_hub
+from dit_shd.data.augmentation import EvaluationTransform
 from dit_shd.models import loading
 from dit_shd.models.blocks import named_blocks
 from dit_shd.models.families import FAMILIES
@@ -169,3 +172,23 @@ def test_a_repository_of_timm_on_the_hub(folder, monkeypatch):
 
     assert of_hub(Name()) == folder
     assert sorted(fetched) == ["README.md", "config.json", "model.safetensors"]
+
+
+def test_images_are_scaled_and_cropped_as_the_folder_says(tmp_path):
+    """Not as timm's default weights of that architecture want it."""
+    timm.models.save_for_hf(
+        timm.create_model("resnet18", num_classes=4), tmp_path / "theirs", {"num_classes": 4}, safe_serialization=True
+    )
+    said = {"input_size": [3, 64, 48], "interpolation": "bilinear", "crop_mode": "squash"}
+    damaged(tmp_path / "theirs", lambda c: c["pretrained_cfg"].update(said))
+    image = np.random.default_rng(0).integers(0, 256, (90, 70, 3), dtype=np.uint8)
+    model = loading.load(tmp_path / "theirs")
+    model.save_pretrained(tmp_path / "ours")
+    for folder in ("theirs", "ours"):
+        network = timm.create_model(f"local-dir:{tmp_path / folder}", pretrained=True)
+        want = timm.data.create_transform(**timm.data.resolve_model_data_config(network))(fromarray(image))
+        got = EvaluationTransform(loading.load(tmp_path / folder).input)(image)
+        assert got.shape == (3, 64, 48)
+        torch.testing.assert_close(got, want)
+    with pytest.raises(UserError, match="preprocessing: wanted input_size, interpolation, crop_mode, found size"):
+        build(preprocessing={"size": 3})
