@@ -19,7 +19,7 @@ from dit_shd.core.distributed import run_on_main
 from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.files import write_text
 from dit_shd.data.encode_config import EncodeConfig
-from dit_shd.data.encoding import encode_source, opened
+from dit_shd.data.encoding import NothingReadError, encode_source, opened
 from dit_shd.data.sources.base import BrokenImage, ImageSource, Raw, fingerprint
 from dit_shd.data.sources.decoding import opened as opened_image
 from dit_shd.data.text_encoding import PromptEncoder
@@ -79,9 +79,15 @@ def encode_buckets(config: EncodeConfig, prompts: PromptEncoder) -> dict[str, in
         if not any(part.captions or ()):
             continue
         prompts.record = replace(prompts.record, size=(height, width))
-        made = encode_source(replace(config, out=config.out / name), part, encode, prompts, (height, width))
+        try:
+            made = encode_source(replace(config, out=config.out / name), part, encode, prompts, (height, width))
+        except NothingReadError:
+            _log.warning("buckets: %s has no image that can be read, and is left out", name)
+            continue
         counts[name] = len(made)
         _log.info("buckets: %s has %d images", name, len(made))
+    if not counts:
+        raise UserError(f"images: none of '{config.images}' could be read; see the reasons above")
     run_on_main(lambda: write_text(config.out / INDEX, json.dumps({"buckets": counts}, indent=1) + "\n"))
     return counts
 

@@ -15,6 +15,8 @@ from dit_shd.core.places import HUB, HubName, expanded, instead, offline
 Unit = Literal["file", "paragraph", "line"]
 SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
 """Of the files that are read of a folder."""
+TABLES = (".json", ".csv", ".tsv", ".gz", ".zst", ".zip")
+"""Of files whose content is no text to be learned as it is."""
 FIELD = re.compile(r"\{(\w+)\}")
 
 
@@ -100,7 +102,18 @@ def _of_files(place: Path, unit: Unit, columns: Columns) -> Iterator[Document]:
         elif file.suffix == ".parquet":
             yield from _parquet(file, columns)
         else:
+            _check_text(file, columns)
             yield from (Document(text) for text in _units(_read(file), unit))
+
+
+def _check_text(file: Path, columns: Columns) -> None:
+    """Refuse a table that would be read as text, and a text where columns are named."""
+    if file.suffix.lower() in TABLES:
+        raise UserError(f"data.path: wanted text, JSON lines (.jsonl) or Parquet (.parquet), found '{file}'")
+    if columns != Columns():
+        raise UserError(
+            f"data: column and prompt are of tables (.jsonl, .parquet), and '{file}' is text; leave one out"
+        )
 
 
 def _read(file: Path) -> str:

@@ -54,6 +54,10 @@ if TYPE_CHECKING:
 _log = logging.getLogger("dit_shd")
 
 
+class NothingReadError(UserError):
+    """None of a source's images can be read."""
+
+
 def encode_to_shards(config: EncodeConfig, prompts: PromptEncoder | None = None) -> LatentSet:
     """Encode the images that have no sound shard yet, and their captions.
 
@@ -115,7 +119,8 @@ def encode_source(
         The finished set.
 
     Raises:
-        UserError: Shards of other settings, no image that can be read.
+        NothingReadError: No image can be read.
+        UserError: Shards of other settings.
     """
     state = joined()
     job = EncodingJob(config, source, encode, crop, encode.shape(*crop), state.device or torch.device("cpu"), prompts)
@@ -126,7 +131,9 @@ def encode_source(
         _encode_missing(state, job)
         if prompts is not None:
             encode_captions(state, out, source, job.pieces(), prompts, config.text_dtype, config.batch_size)
-        run_on_main(lambda: _finish(job, settings))
+        unread = run_on_main(lambda: _finish(job, settings))
+    if unread is not None:
+        raise NothingReadError(unread)
     return read_index(config.out)
 
 
@@ -229,12 +236,8 @@ def _decoded(job: EncodingJob, numbers: range) -> Iterator[tuple[range, list[Dec
             yield batch, [future.result() for future in futures]
 
 
-def _finish(job: EncodingJob, settings: dict[str, Any]) -> None:
-    """List the skipped images, and write latents.json.
-
-    Raises:
-        UserError: No image could be read.
-    """
+def _finish(job: EncodingJob, settings: dict[str, Any]) -> str | None:
+    """List the skipped images, and write latents.json; where no image could be read, the reason in its place."""
     config = job.config
     headers = {job.file(piece): read_header(job.file(piece)) for piece in job.pieces()}
     skipped = [entry for header in headers.values() for entry in header.skipped]
@@ -246,7 +249,7 @@ def _finish(job: EncodingJob, settings: dict[str, Any]) -> None:
     for note in notes:
         _log.warning("images: %s", note)
     if len(skipped) == len(job.source):
-        raise UserError(f"images: none of '{config.images}' could be read; {skipped[0][1]}: {skipped[0][2]}")
+        return f"images: none of '{config.images}' could be read; {skipped[0][1]}: {skipped[0][2]}"
     about = {key: value for key, value in settings.items() if key not in ("format", "classes")}
     write_index(
         LatentSet(
@@ -263,3 +266,4 @@ def _finish(job: EncodingJob, settings: dict[str, Any]) -> None:
             ),
         )
     )
+    return None

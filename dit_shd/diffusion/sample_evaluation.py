@@ -14,13 +14,12 @@ from torch import nn
 from dit_shd.core.config import make, option, resolve
 from dit_shd.core.distributed import joined, run_on_main
 from dit_shd.core.errors import UserError
-from dit_shd.core.files import write_text
 from dit_shd.core.places import Place
 from dit_shd.core.plugins import Plugin
 from dit_shd.data.decoder import Decoder
 from dit_shd.data.image_sets import ArrayImages
 from dit_shd.data.latent_origin import AUTO, Kept, decoder
-from dit_shd.diffusion.generation import MERGED, lock_file, parts_of, sample_to_file
+from dit_shd.diffusion.generation import MERGED, lock_file, sample_to_file, settings
 from dit_shd.diffusion.sample_config import SampleConfig
 from dit_shd.diffusion.sampler import device_of
 from dit_shd.evaluation import results
@@ -30,8 +29,8 @@ from dit_shd.evaluation.reference import open_reference
 from dit_shd.evaluation.scoring import select_metrics
 from dit_shd.models.shape import shape_of
 
-ASKED = ".asked.json"
-"""End of the file, beside an evaluation's others, with the settings that they are of."""
+UNCOMPARED = ("run", "diffusion_steps")
+"""Keys of samples that are not the evaluation's."""
 _log = logging.getLogger("dit_shd")
 
 
@@ -142,7 +141,7 @@ class SampleEvaluation:
         main, out = joined().is_main_process, Path(sampling.out)
         grid, record = out.with_suffix(".png"), out.with_suffix(".results.json")
         figures: dict[str, float] | None = None
-        run_on_main(lambda: self._begin(out))
+        run_on_main(lambda: self._drop_others(sampling, out))
         if not (record if self.reference else grid).exists():
             if run_on_main(lambda: _to_sample(out)):
                 sample_to_file(sampling, student)
@@ -155,21 +154,39 @@ class SampleEvaluation:
             out.unlink(missing_ok=True)
         return figures
 
-    def _begin(self, out: Path) -> None:
-        """Record of which settings a step's files are; those of other settings are made anew."""
-        asked = {key: value for key, value in resolve(self).items() if key != "keep"}
-        text, file = json.dumps(asked, sort_keys=True), out.with_suffix(ASKED)
-        if file.is_file() and file.read_text(encoding="utf-8") != text:
-            for suffix in (".results.json", ".png", ".json", ".npz"):
+    def _drop_others(self, sampling: SampleConfig, out: Path) -> None:
+        """Remove what another evaluation left of this step: a run may go on with other settings than it began with."""
+        record = out.with_suffix(".results.json")
+        drawn, scored = _content(out.with_suffix(".json")), _content(record)
+        wanted = {k: v for k, v in settings(sampling).items() if k not in UNCOMPARED and v not in (None, "auto")}
+        if any(drawn.get(key, value) != value for key, value in wanted.items()):
+            for suffix in (".json", ".png", ".npz"):
                 out.with_suffix(suffix).unlink(missing_ok=True)
-            shutil.rmtree(parts_of(out), ignore_errors=True)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_text(file, text)
+            shutil.rmtree(out.with_name(out.name + ".parts"), ignore_errors=True)
+            record.unlink(missing_ok=True)
+        elif scored and self.reference is not None:
+            chosen = self.scoring(out)
+            names = None if chosen.metrics is None else sorted(plugin.name for plugin in chosen.metrics)
+            known = (
+                scored["reference"]["path"],
+                scored["features"]["name"],
+                sorted(m["name"] for m in scored["metrics"]),
+            )
+            if known != (chosen.reference, chosen.features.name, known[2] if names is None else names):
+                record.unlink()
+
+
+def _content(file: Path) -> dict[str, Any]:
+    """The mapping in a JSON file; an empty one where there is none."""
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def _to_sample(out: Path) -> bool:
     """Whether the images are not there yet; shards of another attempt (perhaps by other processes) are removed."""
-    parts = parts_of(out)
+    parts = out.with_name(out.name + ".parts")
     if (parts / MERGED).exists():
         return True
     shutil.rmtree(parts, ignore_errors=True)

@@ -12,6 +12,7 @@ from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.losses import Loss
 from dit_shd.distillation.recording import named_attention
 from dit_shd.distillation.teachers import Teachers, by_name, chosen
+from dit_shd.models.batch_norms import kept_statistics
 from dit_shd.tasks import Batch
 
 
@@ -45,6 +46,7 @@ def calibrate(
                 with (
                     capture(student, named_attention(losses, "student", student)) as learned,
                     captured(teacher, named_attention(losses, "teacher", teacher)) as taught,
+                    kept_statistics(student),
                 ):
                     distiller.task.predict(student, batch)
                     distiller.task.predict(teacher, batch)

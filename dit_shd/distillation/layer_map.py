@@ -32,7 +32,7 @@ def layer_map(teacher: Sequence[str], student: Sequence[str], how: LayerMap = "s
             for name in names:
                 if name not in known:
                     raise UserError(f"layers: the {role} has no layer '{name}'. It has: {', '.join(known)}")
-        return dict(how)
+        return {name: how[name] for name in student if name in how}
     if how.startswith(KEPT):
         return KeptPlan.read(Path(how.removeprefix(KEPT)).expanduser()).pairs(teacher, student)
     if how not in ("sections", "proportional", "last"):

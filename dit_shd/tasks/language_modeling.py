@@ -228,8 +228,14 @@ class LanguageModeling(Task[TokenBatch]):
         return [TokenBatch("plain", 0, indices, tokens, ones, ones, indices)]
 
     def check_evaluation(self, student: nn.Module, kept: Kept | None) -> None:
-        if hasattr(self, "dataset"):
-            len(self._text.held_out)
+        if not hasattr(self, "dataset"):
+            return
+        if self._text.split in ("all", "validation"):
+            raise UserError(
+                f"data.split: {self._text.split} has the documents that validate_every evaluates on, so that they "
+                "would be learned; wanted train, or validate_every=0"
+            )
+        len(self._text.held_out)
 
     def evaluate(self, student: nn.Module, run: Path, step: int) -> dict[str, float] | None:
         def act() -> dict[str, float]:

@@ -17,6 +17,8 @@ from dit_shd.training.config import TrainConfig
 from dit_shd.training.run_folder import RunFolder
 from dit_shd.training.trainer import Trainer
 
+WHOLE = ("teacher", "base_weight", "layers")
+"""Keys whose mappings, by names or steps of the user's, are values as a whole."""
 CURVE = (420, 120)
 """Width and height of the curve in a notebook, in pixels."""
 
@@ -88,11 +90,11 @@ def _bar(trainer: Trainer, shown: bool) -> Any:  # noqa: ANN401 - a bar of the t
 
 
 def merged(values: Mapping[str, object], changes: Mapping[str, object]) -> dict[str, Any]:
-    """Values with changes in their place; of a mapping that is no plug-in, key by key."""
+    """Values with changes in their place; of a mapping that is no plug-in and not WHOLE, key by key."""
     result = dict(values)
     for key, value in changes.items():
         before = result.get(key)
-        both = isinstance(before, Mapping) and isinstance(value, Mapping) and "name" not in value
+        both = key not in WHOLE and isinstance(before, Mapping) and isinstance(value, Mapping) and "name" not in value
         result[key] = merged(before, value) if both else value  # type: ignore[arg-type]
     return result
 

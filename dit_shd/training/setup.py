@@ -22,13 +22,14 @@ from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.initialisation import initialise as initialisation
 from dit_shd.distillation.losses import LOSSES
 from dit_shd.distillation.teachers import Teachers, role
+from dit_shd.models import batch_norms
 from dit_shd.models.families import FAMILIES
 from dit_shd.models.loading import check_finite
 from dit_shd.models.lora import add_lora, check_lora
 from dit_shd.models.offload import moved
 from dit_shd.models.quantization import is_quantised
 from dit_shd.tasks import TASKS
-from dit_shd.training import calibration_file, checks, diagnosis, fsdp, optim
+from dit_shd.training import calibration_file, checks, diagnosis, fsdp, optim, validation
 from dit_shd.training.accelerator import make_accelerator
 from dit_shd.training.batches import Batches
 from dit_shd.training.checkpoint import step_of
@@ -166,9 +167,10 @@ def first_sample(config: TrainConfig, distiller: Distiller, teachers: Teachers) 
     if config.teacher_offload != "no" or is_quantised(config.teacher_precision):  # the teacher is on its device already
         distiller.to(own_device())
         sample = [batch.to(own_device()) for batch in sample]
-    distiller.build(sample, teachers, config.seed)
-    calibration.calibrate(distiller, teachers, [sample])
-    bad = diagnosis.first_non_finite(distiller, teachers, sample)
+    with batch_norms.kept_statistics(distiller.student):
+        distiller.build(sample, teachers, config.seed)
+        calibration.calibrate(distiller, teachers, [sample])
+        bad = diagnosis.first_non_finite(distiller, teachers, sample)
     if bad is not None:
         models = "teacher and student give" if teachers else "the student gives"
         raise UserError(f"the first sample: {models} NaN or infinity, first in {bad}")
@@ -201,7 +203,8 @@ def warn(parts: Parts) -> None:
         planned = read_yaml(config.run / "config.yaml").get("steps", config.steps)
         jump = optim.jump(config.optimizer, step_of(newest), planned, config.steps)
     slow = too_slow(config.ema_rates, config.steps, config.ema_warmup)
-    for line in (*filter(None, (slow, jump)), *parts.task.remarks(parts.student)):
+    lines = slow, jump, batch_norms.remark(parts.student), validation.incomparable(config)
+    for line in (*filter(None, lines), *parts.task.remarks(parts.student)):
         _log.warning("%s", line)
 
 
@@ -226,8 +229,7 @@ def initialise(
 ) -> None:
     """Give a new run's student its first weights from the first teacher; a resumed run's are left alone.
 
-    The main process computes them and broadcasts them. The plan is kept and logged. With from=RUN all processes read
-    that run's.
+    The main process computes and broadcasts them. The plan is kept and logged. With from=RUN all read that run's.
     """
     options, device, student = parts.config.initialisation, accelerator.device, distiller.student
     if folder.newest is not None:

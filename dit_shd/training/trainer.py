@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dit_shd.core import dtensor, rng
 from dit_shd.core.prefetch import prefetch
 from dit_shd.core.signals import StopRequest
+from dit_shd.models.batch_norms import kept_statistics
 from dit_shd.training import diagnosis, fsdp, optim, setup
 from dit_shd.training.batches import Passes
 from dit_shd.training.config import TrainConfig
@@ -130,7 +131,7 @@ class Trainer:
         """By pass and term, of this process's first micro batch of a step."""
         norms: Terms = {}
         for batch in self.batches.at(next(self.batches.places(number))):
-            with self.accelerator.autocast():
+            with self.accelerator.autocast(), kept_statistics(self.student):
                 by_term = gradient_norms(self.state.distiller, batch.to(self.accelerator.device), self.teachers)
             norms |= {f"grad_norm/{term}": norm for term, norm in by_term.items()}
         return norms
@@ -159,6 +160,7 @@ class Trainer:
             number: Of the step, from 0.
         """
         self.state.optimizer.zero_grad()
-        terms = self.accumulate(map(self.batches.at, self.batches.places(number)))
-        again = map(self.batches.at, self.batches.places(number))
-        return diagnosis.diagnose(self.state.distiller, self.teachers, again, terms, self.accelerator)
+        with kept_statistics(self.student):
+            terms = self.accumulate(map(self.batches.at, self.batches.places(number)))
+            again = map(self.batches.at, self.batches.places(number))
+            return diagnosis.diagnose(self.state.distiller, self.teachers, again, terms, self.accelerator)

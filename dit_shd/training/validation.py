@@ -6,14 +6,19 @@ from typing import Any
 
 from torch import nn
 
+from dit_shd.core.config import resolve
 from dit_shd.core.distributed import run_on_main
+from dit_shd.core.yaml_files import read_yaml
 from dit_shd.profiling.throughput import Throughput
 from dit_shd.tasks import Task
+from dit_shd.training.config import TrainConfig, completed
 from dit_shd.training.run_folder import RunFolder
 from dit_shd.training.step import Step
 from dit_shd.training.tracker import Tracker
 
 LOG = "evaluations.jsonl"
+NEUTRAL = ("batch_size", "keep")
+"""Keys of evaluations that change no figure."""
 
 
 @dataclass(frozen=True)
@@ -60,3 +65,21 @@ class Validation:
             self.folder.log(LOG, {"step": number, **figures})
             self.tracker.log("evaluation", {f"evaluation/{k}": v for k, v in figures.items()}, number)
         self.tracker.accelerator.wait_for_everyone()
+
+
+def incomparable(config: TrainConfig) -> str | None:
+    """A warning of a run that goes on with another evaluation than that of its figures; None elsewhere."""
+    rows = RunFolder(config.run).rows(LOG)
+    if not rows:
+        return None
+    before, now = (
+        values["task"].get("evaluation")
+        for values in (completed(read_yaml(config.run / "config.yaml")), resolve(config))
+    )
+    changed = [key for key in now or {} if key not in NEUTRAL and (before or {}).get(key) != now[key]]
+    if not changed or not config.validate_every:
+        return None
+    return (
+        f"task.evaluation: {', '.join(changed)} changed: figures up to step {rows[-1]['step']} are of another "
+        "evaluation than those to come, and not comparable"
+    )

@@ -18,6 +18,8 @@ from dit_shd.models import loading
 from dit_shd.models.provenance import Provenance, provenance
 
 FILE = "from.json"
+HEADS = ("heads", "num_heads", "num_attention_heads", "head_dim")
+"""What modules of attention call the number of their heads, or the width of one."""
 LEAST = 0.5
 """Share of the student's parameters that must come from the other model."""
 _log = logging.getLogger("dit_shd")
@@ -54,9 +56,10 @@ def take_weights(student: nn.Module, source: str) -> WarmStart:
         source: A run folder, a model folder or whatever else names a model.
 
     Raises:
-        UserError: There is no such model, or most of the student's parameters are not in it.
+        UserError: There is no such model, most of the student's parameters are not in it, or its heads are others.
     """
-    other = loading.load(source).state_dict()
+    other_model = loading.load(source)
+    other = other_model.state_dict()
     weights = student.state_dict()
     fits = {
         name: other[name] for name, tensor in weights.items() if name in other and other[name].shape == tensor.shape
@@ -74,8 +77,22 @@ def take_weights(student: nn.Module, source: str) -> WarmStart:
             f"from: {source} holds {taken:,} of the student's {total:,} parameters in the same shape ({reason}); give "
             "the student its sizes (student=...), or let a smaller one begin with initialisation.weights=teacher"
         )
+    _check_heads(student, other_model, source)
     student.load_state_dict({**weights, **fits})
     return WarmStart(source, taken, total, new, provenance(source))
+
+
+def _check_heads(student: nn.Module, other: nn.Module, source: str) -> None:
+    """Refuse weights of the same shapes that another number of heads divides otherwise."""
+    modules = dict(other.named_modules())
+    for name, module in student.named_modules():
+        for key in HEADS:
+            here, there = (vars(x).get(key) for x in (module, modules.get(name, module)))
+            if isinstance(here, int) and isinstance(there, int) and here != there:
+                raise UserError(
+                    f"from: {key} of {name} is {there} in {source} and {here} in the student: weights of the same "
+                    "shapes would be other maps; give it as many, or let it begin with initialisation.weights=teacher"
+                )
 
 
 def read_origin(run: Path) -> Provenance | None:

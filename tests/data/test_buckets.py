@@ -1,6 +1,7 @@
 """Aspect-ratio buckets: encoded, resumed, trained on."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -58,6 +59,24 @@ def test_shapes_have_about_one_area_and_their_ratios_are_between_a_half_and_two(
         assert 0.5 <= height / width <= 2
         assert shapes[nearest(shapes, (2 * height, 2 * width))] == (height, width)
     assert shapes[nearest(shapes, (9000, 100))] == max(shapes, key=lambda shape: shape[0] / shape[1])
+
+
+def test_a_bucket_of_broken_images_is_left_out(made, pipeline, tmp_path, caplog):
+    """It is the square one, for want of a size; the others are made."""
+    for name in "bc":
+        for end in ("png", "txt"):
+            shutil.copy(made[0] / "images" / f"{name}.{end}", tmp_path)
+    (tmp_path / "z.png").write_bytes(b"no image")
+    (tmp_path / "z.txt").write_text("a z")
+    values = {"images": str(tmp_path), "out": tmp_path / "latents", "size": 16, "workers": 1, "buckets": True}
+    config = make(EncodeConfig, {**values, "pipeline": str(pipeline)}, "encode")
+    prompts = Prompts.load(str(pipeline), torch.device("cpu"))
+    assert encode_buckets(config, prompts) == {"12x20": 1, "20x12": 1}
+    assert "16x16 has no image that can be read" in caplog.text
+    for name in "bc":
+        (tmp_path / f"{name}.png").write_bytes(b"none either")
+    with pytest.raises(UserError, match=r"none of .* could be read"):
+        encode_buckets(replace(config, out=tmp_path / "other"), prompts)
 
 
 def test_an_image_is_in_the_bucket_of_its_shape(made, pipeline):

@@ -39,6 +39,18 @@ def test_a_text_in_json_lines_may_hold_what_unicode_calls_ends_of_lines(tmp_path
     assert texts(read_documents(str(tmp_path / "a.jsonl"), "file", Columns())) == words
 
 
+def test_a_table_is_not_read_as_text(tmp_path):
+    """Nor a text where columns are named: the prompt of a README beside the table would be missing."""
+    (tmp_path / "a.json").write_text('[{"text": "x"}]')
+    with pytest.raises(UserError, match=r"wanted text, JSON lines \(.jsonl\) or Parquet"):
+        read_documents(str(tmp_path / "a.json"), "file", Columns())
+    (tmp_path / "a.json").unlink()
+    (tmp_path / "README.md").write_text("about")
+    (tmp_path / "x.jsonl").write_text('{"text": "x"}\n')
+    with pytest.raises(UserError, match=r"column and prompt are of tables .*README\.md' is text"):
+        read_documents(str(tmp_path), "file", Columns(prompt="Q: "))
+
+
 ROWS = [{"question": "1 + 1?", "answer": "2", "id": 1}, {"question": "Ok?", "answer": "Yes {id}", "id": 2}]
 
 

@@ -24,6 +24,13 @@ def test_sections_keep_to_themselves_and_round_up():
     assert [mapped[f"de_blocks.{i}.attn"] for i in range(6)] == [f"de_blocks.{i}.attn" for i in (0, 1, 1, 2, 3, 3)]
 
 
+def test_a_map_of_names_is_in_the_order_of_the_layers_however_it_is_written():
+    """vitkd takes the first two of it for the first blocks, and the last for the last."""
+    names = [f"b.{i}" for i in range(4)]
+    written = {"b.3": "b.2", "b.0": "b.0", "b.1": "b.1"}
+    assert list(layer_map(names, names, written).items()) == [("b.0", "b.0"), ("b.1", "b.1"), ("b.3", "b.2")]
+
+
 def test_text_queries_learn_from_their_layers_text_queries_where_it_has_any():
     teacher = ["b.0", "b.0:text", "b.1", "b.1:text", "b.2", "b.2:text", "b.3"]
     student = ["b.0", "b.0:text", "b.1", "b.1:text"]

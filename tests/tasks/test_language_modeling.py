@@ -32,6 +32,14 @@ def task(path, student=None, evaluation=None, separate=True, prompt_rows=False, 
     return made
 
 
+@pytest.mark.parametrize("split", ["all", "validation"])
+def test_text_that_is_learned_is_not_what_is_held_out(tmp_path, split):
+    made = task(lines(tmp_path), split=split)
+    with pytest.raises(UserError, match=f"data.split: {split} has the documents that validate_every evaluates on"):
+        made.check_evaluation(None, None)
+    task(lines(tmp_path)).check_evaluation(None, None)
+
+
 def batch_of(made, step=0, positions=range(8), size=8):
     (batch,) = made.draw(Draws(0, step, positions, size))
     return batch

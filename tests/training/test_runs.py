@@ -51,3 +51,16 @@ def test_changes_are_merged_into_groups_and_replace_plugins():
     changed = merged(values, {"optimizer": {"lr": 2.0}, "data": {"name": "digits"}, "steps": 3})
     assert changed == {"optimizer": {"name": "adamw", "lr": 2.0}, "data": {"name": "digits"}, "steps": 3}
     assert values["optimizer"]["lr"] == 1.0
+
+
+def test_mappings_by_the_users_names_and_steps_are_replaced():
+    """A schedule, teachers and a layer map are values: what was there before is no part of the new one."""
+    from dit_shd.training.runs import merged
+
+    values = {
+        "base_weight": {0: 1.0, 1000: 0.0},
+        "teacher": {"a": "x", "b": "y"},
+        "initialisation": {"layers": {"s": "t"}},
+    }
+    changes = {"base_weight": {0: 0.5}, "teacher": {"c": "z"}, "initialisation": {"layers": {"u": "v"}}}
+    assert merged(values, changes) == changes

@@ -1,5 +1,6 @@
 """Samples and figures during training."""
 
+import json
 import shutil
 from datetime import timedelta
 
@@ -11,8 +12,6 @@ from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.trainer import Trainer
-
-ENDS = ("asked.json", "json", "png", "results.json")
 
 
 @pytest.fixture
@@ -31,16 +30,32 @@ def test_samples_and_figures_on_a_schedule(digits):
     assert [row["step"] for row in found] == [2, 4]
     assert all(np.isfinite(row["FD(digits)"]) for row in found)
     kept = sorted(path.name for path in (config.run / "evaluations").iterdir())
-    assert kept == sorted(f"step_0000000{n}.{end}" for n in (2, 4) for end in ENDS)
+    assert kept == sorted(f"step_0000000{n}.{end}" for n in (2, 4) for end in ("json", "png", "results.json"))
     shutil.rmtree(config.run / "checkpoints" / "step_00000004")
     before = (config.run / "evaluations" / "step_00000004.results.json").stat().st_mtime_ns
     run({**digits, "evaluation": evaluation}, steps=4)
     assert rows(config.run, "evaluations.jsonl") == found
     assert (config.run / "evaluations" / "step_00000004.results.json").stat().st_mtime_ns == before
+
+
+def test_another_evaluation_does_not_take_the_figures_of_the_first(digits, caplog):
+    """Where a run repeats steps; and it is said that figures of both are in the log."""
+    evaluation = {"every": 2, "count": 12, "steps": 4, "reference": "digits:validation", "features": "digits"}
+    evaluation["evaluate"] = {"metrics": ["frechet"]}
+    config, _ = run({**digits, "evaluation": evaluation}, steps=4)
+    before = rows(config.run, "evaluations.jsonl")
     shutil.rmtree(config.run / "checkpoints" / "step_00000004")
-    run({**digits, "evaluation": {**evaluation, "count": 10}}, steps=4)
-    (_, again) = rows(config.run, "evaluations.jsonl")
-    assert again["FD(digits)"] != found[1]["FD(digits)"], "of 10 images now, not what 12 had"
+    caplog.clear()
+    run({**digits, "evaluation": {**evaluation, "count": 20}}, steps=4)
+    after = rows(config.run, "evaluations.jsonl")
+    assert after[0] == before[0] and after[1]["FD(digits)"] != before[1]["FD(digits)"]
+    record = json.loads((config.run / "evaluations" / "step_00000004.results.json").read_text())
+    assert record["samples"]["n"] == 20
+    assert "task.evaluation: count changed: figures up to step 4 are of another evaluation" in caplog.text
+    shutil.rmtree(config.run / "checkpoints" / "step_00000004")
+    again = {**evaluation, "count": 20, "reference": "digits:train"}
+    run({**digits, "evaluation": again}, steps=4)
+    assert rows(config.run, "evaluations.jsonl")[1]["FD(digits)"] != after[1]["FD(digits)"]
 
 
 def test_figures_may_be_asked_for_later(digits):

@@ -35,6 +35,24 @@ def pairs(student: nn.Module, teacher: nn.Module, how: str | dict[str, str] | Ke
     return layer_map(list(named_blocks(teacher)), list(named_blocks(student)), rule)
 
 
+def pairs_of_layers(student: nn.Module, teacher: nn.Module, layers: Mapping[str, str]) -> dict[str, str]:
+    """Student block -> teacher block, of a map of layers inside of blocks: those whose tensors can come from there.
+
+    Args:
+        student: Perhaps without weights.
+        teacher: Likewise.
+        layers: Student layer -> teacher layer, as a loss has it.
+    """
+    wanted, available = student.state_dict(), teacher.state_dict()
+    names = list(named_blocks(student)), list(named_blocks(teacher))
+    pairs: dict[str, str] = {}
+    for pair in layers.items():
+        block, source = (next((b for b in of if layer.startswith(f"{b}.")), "") for of, layer in zip(names, pair))
+        if block and source and _hold(_shapes(available, source), _shapes(wanted, block)):
+            pairs.setdefault(block, source)
+    return pairs
+
+
 def check(student: nn.Module, teacher: nn.Module, layers: Mapping[str, str]) -> None:
     """Refuse models that differ in more than their depth.
 

@@ -164,6 +164,8 @@ def _selection(student: nn.Module, teacher: nn.Module, options: Initialisation, 
     """
     plan = _kept(shd.layers if options.layers is None else options.layers)
     layers = depth.pairs(student, teacher, plan or options.layers)
+    if options.layers is None and isinstance(shd.layers, dict):
+        layers |= depth.pairs_of_layers(student, teacher, shd.layers)
     selection = Selection(student, teacher, layers, shd.squeezer, options.channels == "importance")
     if selection.has_fewer_heads and options.heads == "merge":
         raise UserError(
@@ -182,10 +184,12 @@ def _kept(rule: LayerMap | None) -> KeptPlan | None:
 
 def moment_batches(task: Task[Any], seed: int, batch_size: int, images: int) -> Iterator[Batch]:
     """The first images of the run in all passes, independent of the number of processes."""
-    for start in range(0, images, AT_ONCE):
+    start = 0
+    while start < images:
         step, first = divmod(start, batch_size)
         last = min(first + AT_ONCE, first + images - start, batch_size)
         yield from task.draw(Draws(seed, step, range(first, last), batch_size))
+        start += last - first
 
 
 def shd_of(losses: Iterable[Loss | nn.Module]) -> SHD:

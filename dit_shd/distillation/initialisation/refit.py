@@ -41,7 +41,7 @@ def refit(selection: Selection, predict: Predict, batches: Sequence[Batch]) -> N
         moments = RegressionMoments()
         for batch in batches:
             z = _input(student, student.get_submodule(names[0]), predict, batch)
-            moments.add(z, _input(teacher, source, predict, batch))
+            moments.add(*_counting(batch, z, _input(teacher, source, predict, batch)))
         for name in names:
             _fit(selection, name, moments)
 
@@ -87,6 +87,12 @@ def _input(model: nn.Module, module: nn.Module, predict: Predict, batch: Batch) 
     finally:
         handle.remove()
     return given[0]
+
+
+def _counting(batch: Batch, *inputs: Tensor) -> list[Tensor]:
+    """Inputs [b,n,...] of the tokens that take part, without padding of prompts; all of other inputs."""
+    weight = batch.row_weight(inputs[0].shape[1]) if inputs[0].ndim == 3 else None
+    return list(inputs) if weight is None else [x[weight > 0] for x in inputs]
 
 
 def _fit(selection: Selection, name: str, moments: RegressionMoments) -> None:

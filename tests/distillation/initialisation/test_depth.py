@@ -4,8 +4,9 @@ from diffusers import SD3Transformer2DModel
 
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.initialisation import depth
-from dit_shd.distillation.initialisation.initialise import Initialisation, check, initialise
+from dit_shd.distillation.initialisation.initialise import Initialisation, check, initialise, planned
 from dit_shd.distillation.kept import KeptPlan
+from dit_shd.distillation.losses.shd import SHD
 from dit_shd.models.students import smaller
 
 SIZES = {
@@ -39,6 +40,18 @@ def test_blocks_are_copied_and_the_last_is_the_last():
     same = SD3Transformer2DModel(**SIZES)
     initialise(None, same, teacher, [], OPTIONS)
     assert all(torch.equal(a, b) for a, b in zip(same.state_dict().values(), teacher.state_dict().values()))
+
+
+def test_blocks_follow_the_layers_that_the_shd_loss_names():
+    """`layers` left out is "as the shd loss has it"; blocks that it leaves out go by section."""
+    teacher = SD3Transformer2DModel(**SIZES)
+    student = SD3Transformer2DModel(**smaller(SIZES, {"num_layers": 3}))
+    block = "transformer_blocks.{}".format
+    loss = SHD(layers={f"{block(0)}.attn": f"{block(0)}.attn", f"{block(2)}.attn": f"{block(4)}.attn"})
+    layers = planned(OPTIONS, [loss], student, teacher).layers
+    assert layers == {block(0): block(0), block(1): block(3), block(2): block(5)}  # only the last gives no text
+    named = Initialisation(weights="teacher", layers="sections")
+    assert planned(named, [loss], student, teacher).layers[block(0)] == block(1)
 
 
 def test_two_classes_are_refused():

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from typing import ClassVar
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from dit_shd.core.plugins import Plugin
 from dit_shd.data.datasets import DATASETS
 from dit_shd.diffusion.denoiser import Denoiser
 from dit_shd.distillation.initialisation import regression
-from dit_shd.distillation.initialisation.initialise import Initialisation, initialise
+from dit_shd.distillation.initialisation.initialise import Initialisation, initialise, moment_batches
 from dit_shd.distillation.losses.shd import SHD
 from dit_shd.models.families import FAMILIES
 from dit_shd.tasks.diffusion import Diffusion
@@ -200,6 +201,23 @@ def test_features_beyond_the_rank_change_nothing_and_can_learn(batches, heads):
     assert len(inputs) == len(outputs) == 4
     assert all((x != 0).any(1).all() for p in inputs for x in (p[:16], p[32:]))
     assert all((p.grad != 0).any(0).all() for p in outputs)
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, 32, 48, 256])
+def test_as_many_images_are_measured_as_were_asked_for(batch_size):
+    """The first ones of the run, each once, whatever its batch size is."""
+
+    class Noted:
+        places: ClassVar = []
+
+        def draw(self, draws):
+            self.places += [(draws.step, position) for position in draws.positions]
+            return []
+
+    task = Noted()
+    task.places.clear()
+    list(moment_batches(task, 0, batch_size, 100))
+    assert task.places == [divmod(i, batch_size) for i in range(100)]
 
 
 def teacher_run(values, **changes):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny_pipelines import KINDS
@@ -37,6 +39,20 @@ def test_refitted_maps_give_more_of_the_teachers_output(kind):
     assert error(student, teacher, batches) < 0.5 * before
     assert {k: x.shape for k, x in student.state_dict().items()} == shapes
     assert not any(module._forward_pre_hooks for model in (student, teacher) for module in model.modules())
+
+
+def test_padding_of_prompts_takes_no_part():
+    """What stands in the place of padding changes nothing: the maps of the text's keys and values are of its tokens."""
+    teacher, student = models("pixart")
+    (batch,) = TASK.example(teacher, 4, torch.device("cpu"))
+    mask = torch.arange(5) < torch.tensor([2, 5, 3, 1])[:, None]
+    weights = []
+    for padding in (0.0, 50.0):
+        text = torch.where(mask[..., None], batch.text, padding)
+        initialise(TASK, student, teacher, [replace(batch, text=text, text_mask=mask)], OPTIONS)
+        weights.append({name: x.clone() for name, x in student.state_dict().items()})
+    for name, x in weights[0].items():
+        torch.testing.assert_close(x, weights[1][name], rtol=1e-4, atol=1e-5)
 
 
 def test_a_student_that_lost_nothing_is_a_copy():

@@ -1,0 +1,35 @@
+"""Batch norms of a student: by them a sample's prediction depends on the batch that it is in."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def batch_norms(model: nn.Module) -> dict[str, nn.Module]:
+    """The batch norms of a model, by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
+
+
+@contextmanager
+def kept_statistics(model: nn.Module) -> Generator[None]:
+    """Leave the running statistics of batch norms as they are, whatever runs in the block: no step of training."""
+    kept = [(buffer, buffer.clone()) for norm in batch_norms(model).values() for buffer in norm.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, before in kept:
+            buffer.copy_(before)
+
+
+def remark(model: nn.Module) -> str | None:
+    """A warning of batch norms, by which a run depends on how its batch is divided; None where there are none."""
+    names = list(batch_norms(model))
+    if not names:
+        return None
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return (
+        f"student: {names[0]}{more} are batch norms, whose means are of one process's micro batch: micro_batch_size "
+        "and the number of processes change this run, and the statistics that are exported are the first process's"
+    )
