@@ -218,7 +218,7 @@ def image_over_text(layer: Capture, image: range | None = None) -> tuple[range, 
     """
     n, m = layer.shape[2:]
     where = layer.image if image is None else image
-    if where is None:
+    if where is None or (image is None and where.start == where.stop):
         return None if n == m else (range(n), range(m))
     text = range(where.stop, m) if where.start == 0 else range(where.start)
     joint = n == m and where.stop > where.start

@@ -64,7 +64,8 @@ class Capture:
     positions: Tensor | None = None
     """[n], where the query rows are only some of the sequence's."""
     image: slice | None = None
-    """Which keys are the image's, where text and image are one sequence and the image's queries are among the rows."""
+    """Which keys are the image's, where text and image are one sequence and the image's queries are among the rows; an
+    empty slice where that is not known."""
 
     def __post_init__(self) -> None:
         for name in ("query", "key", "value"):
@@ -159,10 +160,15 @@ class Capture:
         """Image queries over image keys, renormalised over them; all of what is no joint sequence of text and image.
 
         Raises:
-            UserError: The layer has a bias that is no tensor, or is causal.
+            UserError: The layer has a bias that is no tensor, or is causal; or where the image stands is not known.
         """
         if self.image is None:
             return self
+        if self.image.start == self.image.stop:
+            raise UserError(
+                f"capture: where the image stands among {self.key.shape[2]} tokens of text and image is not known, so "
+                "that its block cannot be cut; block=joint, or capture(model, image=slice(77, None))"
+            )
         if self.causal or not isinstance(self.bias, DenseBias | None):
             raise UserError("capture: the image's block of a causal map, or of one with a bias of rules, cannot be cut")
         n, m = self.query.shape[2], self.key.shape[2]

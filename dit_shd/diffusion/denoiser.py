@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from dit_shd.models.shape import shape_of
 
 NO_LABEL = -1
 """Stands for "no class" in labels; each model has its own number for that."""
+_keeping_labels: WeakSet[nn.Module] = WeakSet()
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,24 @@ class Denoiser:
             labels: Classes [b], NO_LABEL for none.
             keep: Kept token indices [b,kept] of a masked pass, for models that have one.
         """
+        keep_labels(self.model)
         masked = {} if keep is None else {"keep": keep}
         labels = torch.where(labels == NO_LABEL, self.classes, labels)
         x_t = x_t.to(next((p.dtype for p in self.model.parameters()), x_t.dtype))  # a teacher may be held in bfloat16
         return self.model(x_t, t, class_labels=labels, return_dict=False, **masked)[0]
+
+
+def keep_labels(model: nn.Module) -> None:
+    """Let a model use the labels that it is given.
+
+    In training diffusers' DiT would drop some by itself, in every block others; tasks do (label_dropout).
+    """
+    if model in _keeping_labels:
+        return
+    for module in model.modules():
+        if type(module).__name__ == "LabelEmbedding":
+            vars(module)["dropout_prob"] = 0.0
+    _keeping_labels.add(model)
 
 
 def known_classes(model: nn.Module) -> list[int]:

@@ -35,12 +35,17 @@ class Provenance:
     @property
     def noncommercial(self) -> bool:
         """Whether the licence excludes commercial use."""
-        return "-nc" in (self.license or "")
+        return self._says("-nc")
 
     @property
     def forbids_derivatives(self) -> bool:
         """Whether the licence excludes that what is made of the weights is passed on."""
-        return "-nd" in (self.license or "")
+        return self._says("-nd")
+
+    def _says(self, mark: str) -> bool:
+        """Whether the licence, or of several different ones (`other`) any, has a mark in its name."""
+        several = self.learned_from if self.license == "other" else ()
+        return any(mark in text for text in (self.license or "", *(item.rpartition(" (")[2] for item in several)))
 
 
 def _public(name: str, license: str) -> Provenance:

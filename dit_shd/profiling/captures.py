@@ -14,7 +14,6 @@ from dit_shd.core.errors import UserError
 from dit_shd.distillation import recording
 from dit_shd.distillation.records import Forward, Reads
 from dit_shd.profiling import meta
-from dit_shd.profiling.attention_shapes import recorded_calls
 from dit_shd.tasks import Batch, Task
 
 MOST_BUILT = 300_000_000
@@ -25,13 +24,24 @@ Named = tuple[str, ...] | None
 """Attention layers by name; None for all self-attention."""
 
 
-def captures_of(model: nn.Module, task: Task[Any], pass_name: str = "plain", layers: Named = None) -> Captures:
-    """The captures of one image's forward: shapes only, or real tensors for attention of other packages."""
+def captures_of(
+    model: nn.Module, task: Task[Any], pass_name: str = "plain", layers: Named = None, beside: nn.Module | None = None
+) -> Captures:
+    """The captures of one image's forward: shapes only, or real tensors for attention of other packages.
+
+    Args:
+        model: Perhaps without memory. One that is too large to be built has shapes alone: no W^O, and the rows of image
+            and text together where attention is joint.
+        task: What is learned.
+        pass_name: Of the task.
+        layers: Which attention layers.
+        beside: Another model whose captures these are compared with: where one has shapes alone, both have.
+    """
     if discovery.own_layers(model):
         return _shapes(meta.ModelSpec.of(model), task, pass_name)
+    if any(_is_empty(each) and _is_large(each) for each in (model, beside) if each is not None):
+        return _shapes(meta.ModelSpec.of(model), task, pass_name, layers)
     if _is_empty(model):
-        if _is_large(model):
-            return _called(meta.ModelSpec.of(model), task, pass_name)
         return _random_captures(meta.ModelSpec.of(model), task, pass_name, layers)
     return _captured(model, task, pass_name, layers)
 
@@ -46,21 +56,13 @@ def _is_large(model: nn.Module) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _called(spec: meta.ModelSpec, task: Task[Any], pass_name: str) -> Captures:
-    model = spec.skeleton()
-    with torch.no_grad(), recorded_calls(model) as captures:
-        task.predict(model, example(task, pass_name, model, meta.META))
-    return captures
-
-
-@lru_cache(maxsize=64)
 def _random_captures(spec: meta.ModelSpec, task: Task[Any], pass_name: str, layers: Named) -> Captures:
     return _captured(spec.build(), task, pass_name, layers)
 
 
 @lru_cache(maxsize=64)
-def _shapes(spec: meta.ModelSpec, task: Task[Any], pass_name: str) -> Captures:
-    return _captured(spec.skeleton(), task, pass_name)
+def _shapes(spec: meta.ModelSpec, task: Task[Any], pass_name: str, layers: Named = None) -> Captures:
+    return _captured(spec.skeleton(), task, pass_name, layers)
 
 
 def _captured(model: nn.Module, task: Task[Any], pass_name: str, layers: Named = None) -> Captures:

@@ -9,12 +9,12 @@ from torch import nn
 from dit_shd.core.config import option
 from dit_shd.core.plugins import Plugin
 from dit_shd.profiling.flops import Operations
-from dit_shd.profiling.hardware import PEAK_TFLOPS
+from dit_shd.profiling.hardware import FLOAT32_TFLOPS, PEAK_TFLOPS
 from dit_shd.profiling.memory import Memory
 from dit_shd.tasks import Task
 
-FLOAT32_TFLOPS = {"A100": 19.5, "H100": 67.0}
-"""Dense peaks of the SXM cards without TF32, from the manufacturer's data sheets."""
+GPUS = ("A100", "H100")
+"""The cards that hours are estimated for."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def peaks(precision: str, peak_tflops: float | None = None) -> dict[str, float]:
     """GPU -> its peak in TFLOP/s: `peak_tflops` if given, else those of an A100 and an H100."""
     if peak_tflops is not None:
         return {f"{peak_tflops:g} TFLOP/s": peak_tflops}
-    return {gpu: peak if precision == "no" else PEAK_TFLOPS[gpu] for gpu, peak in FLOAT32_TFLOPS.items()}
+    return {gpu: (FLOAT32_TFLOPS if precision == "no" else PEAK_TFLOPS)[gpu] for gpu in GPUS}
 
 
 def hours(operations: float, peak_tflops: float, mfu: float) -> float:

@@ -11,6 +11,10 @@ PEAK_TFLOPS = {
     "H200": 989.0, "H100 PCIe": 756.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "RTX 4090": 165.0, "V100": 125.0,
 }  # fmt: skip
 """Dense 16-bit operations a second (10^12) from data sheets, by a substring of the device's name."""
+FLOAT32_TFLOPS = {
+    "H200": 67.0, "H100 PCIe": 51.0, "H100": 67.0, "A100": 19.5, "L40S": 91.6, "RTX 4090": 82.6, "V100": 15.7,
+}  # fmt: skip
+"""The same in float32 without TF32."""
 
 
 def peak_memory(device: torch.device) -> int:
@@ -21,12 +25,12 @@ def peak_memory(device: torch.device) -> int:
     return most if sys.platform == "darwin" else most * 1024
 
 
-def known_peak(device: torch.device) -> float | None:
-    """Peak of a known device in 10^12 operations a second; None for others."""
+def known_peak(device: torch.device, precision: str = "bf16") -> float | None:
+    """Peak of a known device in 10^12 operations a second at a precision (no: float32); None for others."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in PEAK_TFLOPS.items() if part in name), None)
+    name, peaks = torch.cuda.get_device_name(device), FLOAT32_TFLOPS if precision == "no" else PEAK_TFLOPS
+    return next((peak for part, peak in peaks.items() if part in name), None)
 
 
 def current_device() -> torch.device:

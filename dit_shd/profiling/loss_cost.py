@@ -51,11 +51,11 @@ def loss_costs(
     costs: dict[str, LayerCost] = {}
     for key, loss in losses.items():
         teacher_captures, student_captures = {}, {}
+        teacher = teachers[chosen(loss.teacher, teachers, key)[0]] if loss.reads_teacher else None
         if LAYERS & loss.reads:
-            student_captures = captures_of(student, task, pass_name, _named(loss, "student", student))
-        if LAYERS & loss.reads and loss.reads_teacher:
-            teacher = teachers[chosen(loss.teacher, teachers, key)[0]]
-            teacher_captures = captures_of(teacher, task, pass_name, _named(loss, "teacher", teacher))
+            student_captures = captures_of(student, task, pass_name, _named(loss, "student", student), teacher)
+        if LAYERS & loss.reads and teacher is not None:
+            teacher_captures = captures_of(teacher, task, pass_name, _named(loss, "teacher", teacher), student)
         cost = loss.cost(teacher_captures, student_captures, images)
         if cost is None:
             cost = _counted(loss, *_forwards(key, loss, task, pass_name, student, teachers), images)

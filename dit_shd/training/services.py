@@ -102,7 +102,7 @@ def throughput(
         images: Of one micro batch.
         accelerator: Whose devices' peak is known, or in the config.
     """
-    peak = config.peak_tflops or known_peak(accelerator.device)
+    peak = config.peak_tflops or known_peak(accelerator.device, config.precision)
     total = None if peak is None else peak * accelerator.num_processes
     try:
         operations = step_operations(step_shape(config, images), student, teachers).total

@@ -1,5 +1,6 @@
 """How a class-conditional model is called."""
 
+import small_families
 import torch
 
 from dit_shd.diffusion.denoiser import NO_LABEL, Denoiser
@@ -16,3 +17,11 @@ def test_no_label_is_each_models_own_number_for_none(teacher):
     with torch.no_grad():
         Denoiser(model)(torch.zeros(4, 1, 8, 8), torch.zeros(4, dtype=torch.long), labels)
     assert given[0].tolist() == [0, 7, 2, 7]
+
+
+def test_a_model_in_training_drops_no_labels_of_its_own():
+    """diffusers' DiT would, in every block others: teacher and student are given the same ones, dropped by the task."""
+    model, labels = small_families.diffusers_dit(), torch.tensor([0, 1, 2, NO_LABEL] * 16)
+    inputs = torch.randn(64, 1, 8, 8), torch.full((64,), 7), labels
+    want = Denoiser(model)(*inputs)
+    torch.testing.assert_close(Denoiser(model.train())(*inputs), want)

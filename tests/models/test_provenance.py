@@ -8,7 +8,7 @@ from runs import run
 from safetensors import safe_open
 from small_families import build, to
 
-from dit_shd.models import export, provenance
+from dit_shd.models import cards, export, provenance
 from dit_shd.models.families.dit import DiT
 
 
@@ -100,3 +100,17 @@ def test_cards_that_say_nothing_are_unknown(tmp_path, text):
     (tmp_path / "m" / "README.md").unlink()
     assert provenance.provenance(tmp_path / "m").license == "unknown"
     assert json.loads((tmp_path / "m" / "config.json").read_text())["_class_name"] == "MDTv2"
+
+
+def test_of_several_licences_what_any_excludes_is_excluded(tmp_path):
+    """Also where the card of a model that learned from both says `other`."""
+    both = [provenance.Provenance(name, (), (f"{name}/model ({name})",)) for name in ("cc-by-nc-4.0", "cc-by-nd-4.0")]
+    origin = provenance.inherited(both)
+    (tmp_path / "README.md").write_text(
+        f"---\nlicense: {origin.license}\nlearned_from: {json.dumps(origin.learned_from)}\n---\n"
+    )
+    for each in (origin, provenance.of_folder("student", tmp_path)):
+        assert (each.license, each.noncommercial, each.forbids_derivatives) == ("other", True, True)
+    assert "no commercial use; it forbids to pass on" in cards.licence_text(origin)
+    apart = [provenance.inherited([one, provenance.Provenance("mit")]) for one in both]
+    assert [(each.noncommercial, each.forbids_derivatives) for each in apart] == [(True, False), (False, True)]

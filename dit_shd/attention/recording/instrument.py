@@ -241,6 +241,13 @@ def token_places(function: Any, skip: int = 1) -> tuple[str, ...]:
 def tokens_of(places: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tokens:
     """How many tokens the sequences have that a module was given, and how many samples."""
     given = {**dict(zip(places, args)), **kwargs}
-    lengths = {name: x.shape[1] for name, x in given.items() if isinstance(x, torch.Tensor) and x.ndim == 3}
+    lengths = {name: x.shape[1] for name, x in given.items() if is_sequence(x)}
     first = args[0] if args else next(iter(kwargs.values()), None)
     return Tokens(lengths, first.shape[0] if isinstance(first, torch.Tensor) and first.ndim else None)
+
+
+def is_sequence(value: Any) -> bool:
+    """Whether a value is features of tokens [b,n,e], or the tokens' numbers [b,n]."""
+    if not isinstance(value, torch.Tensor):
+        return False
+    return value.ndim == 3 or (value.ndim == 2 and value.dtype in (torch.int32, torch.int64))

@@ -131,7 +131,8 @@ def sections(
         if len(projections) > 1 or (choice.block != "joint" and layout is not None and layout.order == "unknown"):
             raise UserError(f"where the image stands among its {n} tokens is not known; say it: image=slice(77, None)")
         if choice.block == "joint":
-            yield "", _cut(call, bias, rows, keys, projections[0] if projections else None, reason)
+            where = slice(0, 0) if m == n and layout is not None and layout.order != "plain" else None
+            yield "", _cut(call, bias, rows, keys, projections[0] if projections else None, reason, where)
         return
     image, words = split
     roles = ("text", "image") if words.start < image.start else ("image", "text")

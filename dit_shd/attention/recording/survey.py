@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from dit_shd.attention.recording import discovery
 from dit_shd.attention.recording.arrivals import Arrivals, Entered
-from dit_shd.attention.recording.instrument import plain_class, token_places, tokens_of
+from dit_shd.attention.recording.instrument import is_sequence, plain_class, token_places, tokens_of
 from dit_shd.attention.recording.joint import Tokens
 from dit_shd.attention.recording.lineage import ENTERED, Lineage, Lineages, Streams
 from dit_shd.attention.recording.products import is_product
@@ -133,9 +133,10 @@ class Survey(TorchFunctionMode):
             self.outputs = self.lineages.all(output)
 
     def _given(self, given: dict[str, Any]) -> tuple[Given, ...]:
-        sequences = {name: x for name, x in given.items() if isinstance(x, torch.Tensor) and x.ndim == 3}
+        sequences = {name: x for name, x in given.items() if is_sequence(x)}
         known = {name: self.lineages.of(x) for name, x in sequences.items()}
-        return tuple(Given(name, x.shape[1], each.streams) for name, x in sequences.items() if (each := known[name]))
+        ordered = sorted(sequences.items(), key=lambda item: -item[1].ndim)  # features before numbers
+        return tuple(Given(name, x.shape[1], each.streams) for name, x in ordered if (each := known[name]))
 
     @contextmanager
     def _harmless(self) -> Generator[None]:

@@ -284,3 +284,37 @@ def test_two_processes_under_accelerate_equal_one(by_two):
     assert (world, worlds) == (1, 2)
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
+
+
+class Words(torch.nn.Module):
+    """Text before the patches of a picture, by one projection; its tokens are given as numbers, or in a mapping."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.patch = torch.nn.Embedding(9, 16), torch.nn.Conv2d(1, 16, 2, 2)
+        self.qkv, self.out = torch.nn.Linear(16, 48), torch.nn.Linear(16, 16)
+
+    def forward(self, latents, tokens):
+        tokens = tokens["numbers"] if isinstance(tokens, dict) else tokens
+        x = torch.cat([self.words(tokens), self.patch(latents).flatten(2).transpose(1, 2)], dim=1)
+        q, k, v = (y.unflatten(2, (2, 8)).transpose(1, 2) for y in self.qkv(x).chunk(3, -1))
+        mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return (x + self.out(mixed))[:, tokens.shape[1] :]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_the_block_of_captions_of_other_lengths(known):
+    """By the lengths of what the model is given; where those are hidden, it is an error and not the whole map."""
+    model, x = Words(), torch.randn(2, 1, 8, 8)
+    with torch.no_grad(), capture(model) as captures:
+        for length in (5, 5, 3):
+            tokens = torch.randint(9, (2, length))
+            model(x, tokens if known else {"numbers": tokens})
+            (layer,) = captures.values()
+            assert layer.shape[2:] == (16 + length, 16 + length)
+            if known or length == 5:
+                assert layer.over_image().shape[2:] == (16, 16)
+                torch.testing.assert_close(layer.over_image().query, layer.query[:, :, length:])
+            else:
+                with pytest.raises(UserError, match=r"where the image stands among 19 tokens .* is not known"):
+                    layer.over_image()

@@ -1,0 +1,20 @@
+"""Peaks of devices."""
+
+import pytest
+import torch
+
+from dit_shd.profiling.estimate import peaks
+from dit_shd.profiling.hardware import known_peak
+
+
+@pytest.mark.parametrize(
+    ("name", "bf16", "float32"),
+    [("NVIDIA H100 80GB HBM3", 989, 67), ("NVIDIA H100 PCIe", 756, 51), ("NVIDIA A100-SXM4-80GB", 312, 19.5)],
+)
+def test_a_peak_is_of_the_precision_that_is_trained_in(name, bf16, float32, monkeypatch):
+    """As the estimate of dry_run has it: a share of it (MFU) is compared with what that assumes."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
+    gpu = torch.device("cuda")
+    assert (known_peak(gpu), known_peak(gpu, "bf16"), known_peak(gpu, "no")) == (bf16, bf16, float32)
+    assert known_peak(torch.device("cpu"), "no") is None
+    assert peaks("no") == {"A100": 19.5, "H100": 67.0} and peaks("fp16") == {"A100": 312.0, "H100": 989.0}
