@@ -17,8 +17,7 @@ from dit_shd.core.plugin_source import plugin_names, plugin_source
 from dit_shd.core.shipped_configs import read_config
 from dit_shd.core.yaml_files import override, parse_yaml
 
-TEXTS = [WORDS["str"], WORDS["Path"], WORDS["Place"]]
-TEXTS += [f"[{kind}, ...]" for kind in TEXTS]
+TEXTS = [form.format(WORDS[kind]) for form in ("{}", "[{}, ...]") for kind in ("str", "Path", "Place")]
 """Kinds of keys whose values are text."""
 ASSIGNMENT = re.compile(r"[A-Za-z_][\w.]*=")
 
