@@ -1,6 +1,7 @@
 """Documents of text: from text files, JSON lines, Parquet, and Hugging Face datasets, here or on the hub."""
 
 import json
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -11,13 +12,20 @@ from typing import Any, Literal
 from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.installation import install_command
 from dit_shd.core.places import HUB, HubName, expanded, instead, offline
+from dit_shd.data.sources.listing import counted
+from dit_shd.data.sources.splits import split_of
 
 Unit = Literal["file", "paragraph", "line"]
 SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
 """Of the files that are read of a folder."""
+ROWS = (".jsonl", ".parquet")
+"""Of tables among them."""
+EVERY = "all"
+"""In the place of a split: files of all."""
 TABLES = (".json", ".csv", ".tsv", ".gz", ".zst", ".zip")
 """Of files whose content is no text to be learned as it is."""
 FIELD = re.compile(r"\{(\w+)\}")
+_log = logging.getLogger("dit_shd")
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,7 @@ def read_documents(
         path: A file, a folder of files, a folder that `Dataset.save_to_disk` wrote, or hub:OWNER/NAME.
         unit: What is one document of a text file: all of it, a paragraph (up to an empty line) or a line.
         columns: Where documents are in tables.
-        split: Of a dataset that has several.
+        split: Of a dataset, or of a folder whose files are of several by their names.
         file: Of a repository of the hub, which is read alone.
 
     Raises:
@@ -80,22 +88,22 @@ def read_documents(
         documents = list(_of_files(_hub_file(_hub_name(path), file), unit, columns))
     elif path.startswith("hub:"):
         documents = list(_of_dataset(_hub_name(path), columns, split))
+    elif file is not None:
+        raise UserError(f"data.hub_file: is of hub:OWNER/NAME; of '{path}' say data.path={path.rstrip('/')}/{file}")
     else:
         place = Path(expanded(path))
         if not place.exists():
             raise UserError(f"data.path: wanted text, found nothing at '{path}' ({instead(place)})")
         saved = any((place / name).is_file() for name in ("dataset_dict.json", "state.json"))
-        documents = list(_of_dataset(place, columns, split) if saved else _of_files(place, unit, columns))
+        documents = list(_of_dataset(place, columns, split) if saved else _of_files(place, unit, columns, split))
     documents = [document for document in documents if document.text.strip()]
     if not documents:
         raise UserError(f"data.path: wanted text, '{path}' holds none")
     return documents
 
 
-def _of_files(place: Path, unit: Unit, columns: Columns) -> Iterator[Document]:
-    files = sorted(f for f in place.rglob("*") if f.suffix in SUFFIXES) if place.is_dir() else [place]
-    if not files:
-        raise UserError(f"data.path: wanted files ending in {', '.join(SUFFIXES)}, '{place}' has none")
+def _of_files(place: Path, unit: Unit, columns: Columns, split: str = EVERY) -> Iterator[Document]:
+    files = _in_folder(place, split) if place.is_dir() else [place]
     for file in files:
         if file.suffix == ".jsonl":
             yield from _json_lines(file, columns)
@@ -104,6 +112,40 @@ def _of_files(place: Path, unit: Unit, columns: Columns) -> Iterator[Document]:
         else:
             _check_text(file, columns)
             yield from (Document(text) for text in _units(_read(file), unit))
+
+
+def _in_folder(folder: Path, split: str) -> list[Path]:
+    """The files of a folder, in the order of their names: of one split, where names are of several.
+
+    Hidden files are left out, and beside tables the README, which is about them.
+
+    Raises:
+        UserError: There are none, or none of the split.
+    """
+    names = sorted(f.relative_to(folder) for f in folder.rglob("*") if f.suffix in SUFFIXES)
+    names = [name for name in names if not any(part.startswith(".") for part in name.parts)]
+    if any(name.suffix in ROWS for name in names):
+        names = [name for name in names if name.name != "README.md"]
+    if not names:
+        raise UserError(f"data.path: wanted files ending in {', '.join(SUFFIXES)}, '{folder}' has none")
+    splits = {name: _split_of(name) for name in names}
+    known = sorted({known for known in splits.values() if known is not None})
+    if len(known) > 1 and split != EVERY:
+        kept = [name for name in names if splits[name] == (split_of(split) or split)]
+        if not kept:
+            raise UserError(
+                f"data.hub_split: '{folder}' has files of {', '.join(known)} and none of {split}; name one of them, or "
+                f"{EVERY} for all files"
+            )
+        left_out = counted([str(name) for name in names if name not in kept])
+        _log.warning("data: '%s': files of %s are read; left out: %s (data.hub_split)", folder, split, left_out)
+        names = kept
+    return [folder / name for name in names]
+
+
+def _split_of(name: Path) -> str | None:
+    """The split that a file's name, or a folder's on its way, is of."""
+    return next((split for part in (*name.parent.parts, name.stem) if (split := split_of(part, loosely=True))), None)
 
 
 def _check_text(file: Path, columns: Columns) -> None:

@@ -110,6 +110,8 @@ class TextToImage(Task[TextBatch]):
         """Of the data's pipeline."""
         self._sizes: tuple[int, int, int] | None = None
         """Of the data: latents' rows and columns, tokens of text."""
+        self._judged_by_learned = False
+        """Whether the held-out data are those that are learned."""
 
     def expect(self, data: Plugin) -> None:
         """The sizes of data that are there already."""
@@ -146,6 +148,10 @@ class TextToImage(Task[TextBatch]):
         text = self.empty
         pooled = None if text.pooled is None else text.pooled.shape[-1]
         check_fit(role, model, self._adapter(model), self.dataset.shape, (text.embeddings.shape[-1], pooled))
+
+    def remarks(self, student: nn.Module) -> Sequence[str]:
+        line = "task.evaluation.data: is the data that is learned, so that its loss is not of held-out data"
+        return [line] if self._judged_by_learned else []
 
     def check_teacher(
         self, teacher: nn.Module, seed: int, device: torch.device, measure: bool
@@ -222,7 +228,7 @@ class TextToImage(Task[TextBatch]):
         return [TextBatch("plain", 0, indices, x, x, x, t, text, mask, vector)]
 
     def check_evaluation(self, student: nn.Module, kept: Kept | None) -> None:
-        """The held-out data must be there, and be of the text encoders that the run's are of."""
+        """The held-out data must be there, and be of the text encoders and the autoencoder that the run's are of."""
         held_out = self.evaluation.open() if kept is not None else None
         if held_out is None:
             return
@@ -230,6 +236,14 @@ class TextToImage(Task[TextBatch]):
         records = {record.text_sha256 for record in (self.record, held_out.record) if record is not None}
         if len(records) > 1:
             raise UserError("task.evaluation.data: has embeddings of other text encoders than the run's data")
+        learned, judged = self.dataset.origin, held_out.origin
+        if learned is None or judged is None:
+            return
+        self._judged_by_learned = bool(learned.places) and learned.places == judged.places
+        if (learned.encoder_sha256, learned.vae_scaling) != (judged.encoder_sha256, judged.vae_scaling):
+            raise UserError(
+                f"task.evaluation.data: its latents are those of {judged.words}, and the run's of {learned.words}"
+            )
 
     def evaluate(self, student: nn.Module, run: Path, step: int) -> dict[str, float] | None:
         if self.evaluation.data is None or not joined().is_main_process:
@@ -237,6 +251,7 @@ class TextToImage(Task[TextBatch]):
         held_out = self.evaluation.open()
         assert held_out is not None
         adapter = self._adapter(student)
+        student = student.to(joined().device or "cpu")
         return self.evaluation.figures(student, held_out, adapter, self.process, self.embedded_guidance)
 
     def _assumed_sizes(self, adapter: Adapter, settings: Mapping[str, Any]) -> tuple[int, int, int]:

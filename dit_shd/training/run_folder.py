@@ -7,6 +7,7 @@ evaluations/     samples drawn during training   calibration.json   the calibrat
 vae/, autoencoder.json   the autoencoder of the latents, which sampling decodes with (not of runs on pixels)
 from.json   the run or model whose weights it began with (from=RUN)
 initialisation.json   which layers, heads and channels of the teacher the student began with
+inputs.json      a hash of the teachers and the number of samples, compared when the run goes on
 bad_steps/       batches whose loss or gradient was not finite
 tracked.jsonl    the steps that the tracker has, so that it gets each once
 

@@ -29,7 +29,7 @@ from dit_shd.models.lora import add_lora, check_lora
 from dit_shd.models.offload import moved
 from dit_shd.models.quantization import is_quantised
 from dit_shd.tasks import TASKS
-from dit_shd.training import calibration_file, checks, diagnosis, fsdp, optim, validation
+from dit_shd.training import calibration_file, checks, diagnosis, fsdp, inputs, optim, validation
 from dit_shd.training.accelerator import make_accelerator
 from dit_shd.training.batches import Batches
 from dit_shd.training.checkpoint import step_of
@@ -220,7 +220,7 @@ def open_folder(parts: Parts, accelerator: "Accelerator") -> tuple[RunFolder, Tr
     """
     config, task = parts.config, parts.task
     folder = RunFolder.open(config.run, dump(config), may_change(task), completed)
-    run_on_main(lambda: parts.kept.write(config.run))
+    run_on_main(lambda: (parts.kept.write(config.run), inputs.keep(config.run, parts.teachers, len(task.dataset))))
     return folder, Tracker(config, folder, accelerator)
 
 

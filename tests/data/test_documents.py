@@ -39,15 +39,36 @@ def test_a_text_in_json_lines_may_hold_what_unicode_calls_ends_of_lines(tmp_path
     assert texts(read_documents(str(tmp_path / "a.jsonl"), "file", Columns())) == words
 
 
+def test_files_of_other_splits_are_left_out(tmp_path, caplog):
+    """A folder as the hub has it: what is to be tested on is not learned, nor the page about it."""
+    for name in ("train-00000", "train-00001", "validation-00000", "test-00000"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": name}) + "\n")
+    (tmp_path / "README.md").write_text("about")
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache" / "x.txt").write_text("hidden")
+    assert texts(read_documents(str(tmp_path), "file", Columns())) == ["train-00000", "train-00001"]
+    assert "left out: 2 (test-00000.jsonl, validation-00000.jsonl)" in caplog.text
+    assert texts(read_documents(str(tmp_path), "file", Columns(), "val")) == ["validation-00000"]
+    assert len(read_documents(str(tmp_path), "file", Columns(), "all")) == 4
+    with pytest.raises(UserError, match="has files of test, train, validation and none of extra"):
+        read_documents(str(tmp_path), "file", Columns(), "extra")
+
+
+def test_a_file_of_the_hub_is_not_passed_over_elsewhere(tmp_path):
+    (tmp_path / "a.txt").write_text("x")
+    with pytest.raises(UserError, match=r"hub_file: is of hub:OWNER/NAME; of .* say data.path=.*/b\.txt"):
+        read_documents(str(tmp_path), "file", Columns(), file="b.txt")
+
+
 def test_a_table_is_not_read_as_text(tmp_path):
-    """Nor a text where columns are named: the prompt of a README beside the table would be missing."""
+    """Nor a text where columns are named: the prompt of a text beside the table would be missing."""
     (tmp_path / "a.json").write_text('[{"text": "x"}]')
     with pytest.raises(UserError, match=r"wanted text, JSON lines \(.jsonl\) or Parquet"):
         read_documents(str(tmp_path / "a.json"), "file", Columns())
     (tmp_path / "a.json").unlink()
-    (tmp_path / "README.md").write_text("about")
+    (tmp_path / "a.txt").write_text("about")
     (tmp_path / "x.jsonl").write_text('{"text": "x"}\n')
-    with pytest.raises(UserError, match=r"column and prompt are of tables .*README\.md' is text"):
+    with pytest.raises(UserError, match=r"column and prompt are of tables .*a\.txt' is text"):
         read_documents(str(tmp_path), "file", Columns(prompt="Q: "))
 
 

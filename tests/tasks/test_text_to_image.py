@@ -1,12 +1,14 @@
 """Text to image end to end: images with captions encoded, a student distilled, resumed."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from encoded_text import CAPTIONS, encode
+from safetensors.torch import load_file, save_file
 from tiny_pipelines import KINDS, write_pipeline
 
 from dit_shd.core.config import make
@@ -14,7 +16,9 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
 from dit_shd.core.rng import Draws
 from dit_shd.data.datasets import DATASETS
+from dit_shd.data.latent_origin import Kept
 from dit_shd.diffusion.pipelines import Prompts
+from dit_shd.diffusion.validation_loss import ValidationLoss
 from dit_shd.reports.dry_run import dry_run_text
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.dry_run import dry_run
@@ -121,6 +125,22 @@ def test_text_encoders_are_never_in_memory_while_training(one, tmp_path, monkeyp
     card = (tmp_path / "run" / "student" / "README.md").read_text()
     assert "cc-by-nd-4.0" in card
     assert "forbids to pass on what is made of them" in card
+
+
+def test_held_out_latents_are_of_the_autoencoder_of_those_that_are_learned(one, tmp_path, caplog):
+    """By the same text encoders alone they would be taken; and data that are learned are not held out."""
+    evaluation = {"data": {"name": "text_latents", "path": str(one[1])}, "count": 2}
+    changes = {"task": {"name": "text_to_image", "evaluation": evaluation}, "validate_every": 1, "steps": 1}
+    trainer = Trainer.from_config(make(TrainConfig, values("sd3", *one, tmp_path / "run", **changes)))
+    trainer.folder.release()
+    assert "is the data that is learned" in caplog.text
+    pipeline = shutil.copytree(one[0], tmp_path / "pipeline")
+    file = pipeline / "vae" / "diffusion_pytorch_model.safetensors"
+    save_file({name: 1.1 * x for name, x in load_file(file).items()}, file, {"format": "pt"})
+    held_out = Plugin("text_latents", {"path": str(encode(tmp_path, pipeline))})
+    trainer.task.evaluation = ValidationLoss(held_out)
+    with pytest.raises(UserError, match=r"its latents are those of .*, and the run's of "):
+        trainer.task.check_evaluation(trainer.student, Kept(None))
 
 
 def test_a_dry_run_has_the_sizes_of_data_that_are_there(one, tmp_path):

@@ -287,7 +287,7 @@ def test_a_checkpoint_of_something_else_is_one_line(values):
 def test_a_folder_of_another_config_is_refused_untouched(values):
     config, _ = run(values, steps=2)
     before = (config.run / "config.yaml").read_text()
-    with pytest.raises(UserError, match=r"another config \(seed: 0 there, 5 here\)"):
+    with pytest.raises(UserError, match=r"another config \(losses\.1\.seed: 0 there, 5 here, seed: 0 there, 5 here\)"):
         run({**values, "seed": 5})
     losses = [{"name": "output"}, {"name": "shd", "weight": 2.0}]
     for changed, told in (

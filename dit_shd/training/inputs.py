@@ -1,0 +1,62 @@
+"""What a run learns from, as it was when the run began: RUN/inputs.json, which is compared when the run goes on.
+
+A teacher that is a run and went on, or data that were encoded again, are others under the same name.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dit_shd.core.files import write_text
+from dit_shd.distillation.teachers import Teachers, role
+from dit_shd.training.run_folder import is_begun
+
+FILE = "inputs.json"
+NUMBERS = 64
+"""Of each tensor that a fingerprint is of."""
+_log = logging.getLogger("dit_shd")
+
+
+def keep(run: Path, teachers: Teachers, samples: int) -> None:
+    """Write what a new run learns from; warn where that of a run that goes on is another.
+
+    Args:
+        run: The folder.
+        teachers: By name, not sharded yet.
+        samples: Of the data.
+    """
+    now = {"samples": samples, "teachers": {name: fingerprint(teacher) for name, teacher in teachers.items()}}
+    file = run / FILE
+    if not is_begun(run) or not file.is_file():
+        write_text(file, json.dumps(now, indent=1) + "\n")
+        return
+    for line in _changes(json.loads(file.read_text(encoding="utf-8")), now):
+        _log.warning("%s", line)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A hash of the names and shapes of a model's tensors and of some numbers of each; of fewer bits names alone."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {list(tensor.shape)}".encode())
+        if type(tensor) is Tensor and tensor.numel():
+            some = tensor.detach().reshape(-1)[:: max(1, tensor.numel() // NUMBERS)]
+            digest.update(some.to("cpu", torch.float32).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    for name, known in before["teachers"].items():
+        if now["teachers"].get(name) != known:
+            yield f"{role(name)}: has other weights than those that this run began with; it goes on with these"
+    if before["samples"] != now["samples"]:
+        yield (
+            f"data: {now['samples']} samples, and {before['samples']} when this run began: its steps from here on are "
+            "of other samples than they would have been"
+        )

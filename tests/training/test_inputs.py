@@ -1,0 +1,36 @@
+"""What a run learns from and what it learned from when it began."""
+
+import shutil
+
+from runs import run
+from small_runs import write_teacher
+
+from dit_shd.models import loading
+from dit_shd.training.inputs import fingerprint
+
+
+def test_a_run_says_that_its_teacher_or_its_data_are_others_under_the_same_name(values, teacher, tmp_path, caplog):
+    place = shutil.copytree(teacher, tmp_path / "teacher")
+    changes = {"teacher": str(place), "run": str(tmp_path / "run")}
+    config, _ = run({**values, **changes}, steps=1, checkpoint_every=1)
+    kept = (config.run / "inputs.json").read_bytes()
+    run({**values, **changes}, steps=2, checkpoint_every=1)
+    assert "this run began" not in caplog.text
+    shutil.rmtree(place)
+    write_teacher(place, seed=5)
+    run({**values, **changes}, steps=3, checkpoint_every=1)
+    assert "teacher: has other weights than those that this run began with" in caplog.text
+    (config.run / "inputs.json").write_bytes(kept.replace(b'"samples": 60', b'"samples": 59'))
+    run({**values, **changes}, steps=4)
+    assert "data: 60 samples, and 59 when this run began" in caplog.text
+
+
+def test_a_fingerprint_is_of_every_tensor(teacher):
+    model = loading.load(teacher)
+    before = fingerprint(model)
+    assert before == fingerprint(loading.load(teacher))
+    for parameter in model.parameters():
+        first = parameter.data.view(-1)[:1].clone()
+        parameter.data.view(-1)[:1] += 1
+        assert fingerprint(model) != before
+        parameter.data.view(-1)[:1] = first
