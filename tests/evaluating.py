@@ -37,6 +37,19 @@ class Spatial(DigitsFeatures):
         return Features(found.pooled, found.logits, images[:, ::4, ::4].flatten(1).float())
 
 
+class Scaled(DigitsFeatures):
+    """The digits network, whose features an option multiplies."""
+
+    has_logits = False
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.title, self.scale = "scaled", scale
+
+    def _forward(self, images: Tensor) -> Features:
+        return Features(self.scale * super()._forward(images).pooled)
+
+
 def pictures(n: int, seed: int, shape: tuple[int, ...] = (28, 28, 1)) -> np.ndarray:
     """Random smooth blots, uint8 [n,y,x,c]."""
     rng = np.random.default_rng(seed)

@@ -22,10 +22,9 @@ from dit_shd.core.config import cast, checked, option, resolve
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import MODEL, Place
 from dit_shd.core.plugins import Plugin
-from dit_shd.core.yaml_files import read_yaml
 from dit_shd.data.datasets import DATASETS
 from dit_shd.diffusion.process import process_of
-from dit_shd.diffusion.sampler import timesteps_of
+from dit_shd.diffusion.sampler import run_values, timesteps_of
 from dit_shd.models import loading
 from dit_shd.models.language_model import text_config
 
@@ -212,9 +211,8 @@ def inputs_of(config: InspectConfig, model: nn.Module, run: dict[str, Any]) -> I
 
 
 def run_config(source: str) -> dict[str, Any]:
-    """The config of a run folder; nothing for other models."""
-    file = Path(source) / "config.yaml"
-    return read_yaml(file) if file.is_file() else {}
+    """The config of a run, also of a student's folder in it; of other models what they record of theirs."""
+    return run_values(source)
 
 
 def schedule_length(run: dict[str, Any]) -> int:

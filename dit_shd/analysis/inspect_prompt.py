@@ -86,7 +86,7 @@ def inspect_prompt(
     pipeline.set_progress_bar_config(disable=True)
     model = pipeline.transformer
     chosen = list(adapter.text_layers) if layers is None else layers  # cross-attention is recorded where it is named
-    tries = _Watch(type(pipeline).__name__, adapter)
+    tries = _Watch(pipeline, adapter)
     with capture(model, chosen, tries.sink, projections=False), tries.watching(model):
         draw(pipeline, [prompt], seed, range(1), {**call, "num_inference_steps": 2})
     shapes = tries.alike()
@@ -100,7 +100,7 @@ def inspect_prompt(
     words = prompt_words(pipeline, adapter, prompt, tokens, call)
     size = extent(len(shapes), timesteps, heads, len(words) + 1, image)
     steps = _number_of_steps(pipeline, call)
-    watch = _Watch(type(pipeline).__name__, adapter, set(_spread(list(shapes), size.layers)), words)
+    watch = _Watch(pipeline, adapter, set(_spread(list(shapes), size.layers)), words)
     watch.steps = set(spread(steps, min(size.timesteps, steps)))
     with tqdm(total=len(watch.steps) * len(shapes), desc=f"{steps} steps", unit="layer") as bar:
         watch.tick = bar.update
@@ -125,7 +125,7 @@ def inspect_prompt(
 class _Watch:
     """Takes the layers of the conditional forwards of some sampling steps."""
 
-    pipeline: str
+    pipeline: Any
     adapter: Adapter
     layers: set[str] = field(default_factory=set)
     """That are kept; all where it is empty, by their shape alone."""
@@ -156,13 +156,18 @@ class _Watch:
             self._step, self._time = self._step + first, time
             self._recorded = first and self._step in self.steps
             if self._recorded:
-                self.times.append(round(1000 * time) if 0 < time <= 1 else round(time))
+                self.times.append(self._timestep(time))
 
         hook = model.register_forward_pre_hook(before, with_kwargs=True)
         try:
             yield
         finally:
             hook.remove()
+
+    def _timestep(self, time: float) -> int:
+        """Of the step that runs, as the scheduler counts it: down from the noise, whatever the model is given."""
+        known = torch.unique_consecutive(torch.as_tensor(self.pipeline.scheduler.timesteps).double())
+        return round(float(known[self._step]) if self._step < len(known) else time)
 
     @torch.no_grad()
     def sink(self, name: str, layer: Capture) -> None:
@@ -174,7 +179,7 @@ class _Watch:
         self.shapes[name] = _Shape(layer.heads, len(rows), len(text))
         if not self.layers:
             return
-        sample = 0 if self.pipeline in CONDITION_FIRST else layer.shape[0] - 1
+        sample = 0 if type(self.pipeline).__name__ in CONDITION_FIRST else layer.shape[0] - 1
         places = torch.tensor([text[word.place] for word in self.words], dtype=torch.long, device=layer.query.device)
         parts = []
         for first in range(0, len(rows), ROWS):

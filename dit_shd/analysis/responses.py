@@ -1,6 +1,7 @@
 """Responses of language models to instructions, and their ROUGE-L on several sets over several sampling seeds."""
 
 import json
+import logging
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,10 +25,12 @@ from dit_shd.data.datasets import DATASETS
 from dit_shd.data.datasets.text import Text
 from dit_shd.data.documents import Document
 from dit_shd.data.tokenizer import Tokenizer
-from dit_shd.evaluation.rouge import rouge_l
+from dit_shd.evaluation.rouge import other_letters, rouge_l
 from dit_shd.models import loading
 from dit_shd.models.families.transformers import CausalLM
 from dit_shd.models.language_model import text_config
+
+_log = logging.getLogger("dit_shd")
 
 Scores = dict[str, dict[str, list[float]]]
 """Model -> set -> ROUGE-L, in percent, of each sampling seed."""
@@ -180,7 +183,22 @@ def _instructions(name: str, plugin: Plugin, model: str) -> Text:
     data = DATASETS.build(replace(plugin, options=options), name)
     if not isinstance(data, Text) or not any(document.prompt for document in data.documents):
         raise UserError(f"sets: {name}: wanted text with prompts, {{name: text, path: ..., prompt: ...}}, found none")
+    _check_letters(name, data.documents)
     return data
+
+
+def _check_letters(name: str, documents: Sequence[Document]) -> None:
+    """Refuse a set whose references ROUGE cannot read; log where that are some of them.
+
+    Raises:
+        UserError: It cannot read most of them.
+    """
+    count = sum(other_letters(document.text) for document in documents)
+    words = f"{count} of {len(documents)} references are in other letters than a to z, which are all that ROUGE-L reads"
+    if 2 * count > len(documents):
+        raise UserError(f"sets: {name}: {words}: any response would score 0; wanted references in Latin letters")
+    if count:
+        _log.warning("sets: %s: %s: any response to them scores 0", name, words)
 
 
 def _language_model(place: str) -> CausalLM:

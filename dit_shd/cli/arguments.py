@@ -11,11 +11,14 @@ import yaml
 
 from dit_shd.cli import foreign_words
 from dit_shd.cli.specification import Specification, command_names
+from dit_shd.core.config_source import WORDS
 from dit_shd.core.errors import UserError, unknown
 from dit_shd.core.plugin_source import plugin_names, plugin_source
 from dit_shd.core.shipped_configs import read_config
 from dit_shd.core.yaml_files import override, parse_yaml
 
+TEXTS = [form.format(WORDS[kind]) for form in ("{}", "[{}, ...]") for kind in ("str", "Path", "Place")]
+"""Kinds of keys whose values are text."""
 ASSIGNMENT = re.compile(r"[A-Za-z_][\w.]*=")
 
 
@@ -78,19 +81,28 @@ def values_of(line: Line, command: Specification) -> dict[str, Any]:
         raise foreign_words.flag(line.flags[0], command)
     values = _named(line.names, command)
     where = "config" if "" in command.words else command.name
-    texts = {key.name for key in command.keys if key.kind in ("text", "text | null")}
-    values = override(
-        values, [_as_text(word) if word.partition("=")[0] in texts else word for word in line.assignments]
-    )
+    kinds = {key.name: key.kind.removesuffix(" | null") for key in command.keys}
+    values = override(values, [_as_text(word, kinds.get(word.partition("=")[0], "")) for word in line.assignments])
     _check_keys(values, command, where)
     return values
 
 
-def _as_text(assignment: str) -> str:
-    """An assignment to a key that takes text; a colon in it, as in prompt=two: four, makes no mapping of it."""
+def _as_text(assignment: str, kind: str) -> str:
+    """An assignment to a key of text or of paths, whatever YAML would read: `two: four`, 2024_01_01, 1e3 and yes.
+
+    Args:
+        assignment: The word.
+        kind: Of its key; others are left as they are.
+    """
+    if kind not in TEXTS:
+        return assignment
     key, _, text = assignment.partition("=")
     try:
-        plain = not isinstance(parse_yaml(text), Mapping) or text.startswith("{")
+        value = parse_yaml(text)
+        if isinstance(value, list) and kind.startswith("["):
+            texts = yaml.load(text, yaml.BaseLoader)  # to which every scalar is text
+            return f"{key}={json.dumps(texts)}"
+        plain = value is None or isinstance(value, (str, list)) or text.startswith("{")
     except yaml.YAMLError:
         plain = False
     return assignment if plain else f"{key}={json.dumps(text)}"

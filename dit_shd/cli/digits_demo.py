@@ -112,14 +112,22 @@ def headline(scores: Scores) -> str:
         scores: Of teacher and students, in the order of NAMES.
     """
     teacher, output, shd, started = (row.figures[MEASURE] for row in scores.rows)
-    nearer = (output - shd) / (output - teacher)
-    change = f"closes {nearer:.0%} of" if nearer > 0 else f"widens by {-nearer:.0%}"
     sizes = [row.cost.parameters for row in scores.rows if row.cost is not None]
+    values = f"{MEASURE} {number(output)} -> {number(shd)}, teacher {number(teacher)}; lower is better"
     return (
-        f"From random weights the student with SHD {change} the gap between the student without and the teacher "
-        f"({MEASURE} {number(output)} -> {number(shd)}, teacher {number(teacher)}; lower is better).\n"
+        f"From random weights the student with SHD {_gap(teacher, output, shd)} ({values}).\n"
         f"From the teacher's weights a student of {sizes[-1] / sizes[0]:.2f} of its size reaches {number(started)}."
     )
+
+
+def _gap(teacher: float, output: float, shd: float) -> str:
+    """What SHD does to the distance that a student without it has to the teacher."""
+    if output <= teacher:
+        better = "better" if shd < output else "no better"
+        return f"is {better} than the student without, which is as good as the teacher"
+    nearer = (output - shd) / (output - teacher)
+    change = f"closes {nearer:.0%} of" if nearer > 0 else f"widens by {-nearer:.0%}"
+    return f"{change} the gap between the student without and the teacher"
 
 
 def finished(config: DemoConfig, scores: Scores) -> Demo:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 Model = TypeVar("Model", bound="ModelMixin")
 RECORD, COPY = "autoencoder.json", "vae"
+TRAINING = "training.json"
+"""File of an exported student with its training step, and what sampling must know of its run."""
 
 
 def asset(name: str) -> Path:
@@ -213,5 +215,5 @@ def of_hub(name: HubName, subfolders: Sequence[str] = (".", "transformer")) -> P
     inside = config.removesuffix("config.json")
     names = [f.removeprefix(inside) for f in files if f.startswith(inside)]
     weights = _library_weights(names) or choose_weights(names, str(name)).files
-    wanted = [config, *(inside + file for file in weights), "README.md", RECORD]
+    wanted = [config, *(inside + file for file in weights), "README.md", RECORD, inside + TRAINING]
     return name.download([file for file in wanted if file in files]) / inside

@@ -36,6 +36,8 @@ class ImageSet(ABC):
     """(n, y, x, c)"""
     labels: np.ndarray | None = None
     """int64 [n]"""
+    class_names: tuple[str, ...] | None = None
+    """Of the labels, where a file has texts."""
     lossy: bool = False
     """Whether some of the files are JPEG or lossy WebP."""
     notes: Sequence[str] = ()
@@ -108,7 +110,8 @@ class NpzImages(ImageSet):
     """arr_0 (uint8 images) and, if present, arr_1 (labels) of an npz file; nothing in it is ever unpickled.
 
     Labels: whole numbers of any type, [n] or [n,1], one-hot rows [n,classes], or texts, which are numbered in sorted
-    order. Anything else in arr_1 is left out, with a note: other programs write other arrays there.
+    order (by their numbers, if all are numbers). Anything else in arr_1 is left out, with a note: other programs write
+    other arrays there.
 
     Args:
         path: The file.
@@ -136,7 +139,8 @@ class NpzImages(ImageSet):
                 if archive.getinfo("arr_0.npy").file_size != header.file_size:
                     raise UserError(f"{name}: arr_0 is cut short: wanted {self.shape[0]} images; write the file again")
                 if "arr_1.npy" in members:
-                    self.labels, self.notes = _labels(archive, self.shape[0], name)
+                    labels, self.notes = _labels(archive, self.shape[0], name)
+                    self.labels, self.class_names = (labels, None) if labels is None else _numbered(labels)
         except UserError:
             raise
         except BROKEN_FILE as error:
@@ -165,7 +169,7 @@ class NpzImages(ImageSet):
 
 
 def _labels(archive: zipfile.ZipFile, count: int, name: str) -> tuple[np.ndarray | None, list[str]]:
-    """arr_1 as a class for each of `count` images, int64 [n]; None and a note if it holds something else."""
+    """arr_1 as a class for each of `count` images, int64 or texts [n]; None and a note if it holds something else."""
     with archive.open("arr_1.npy") as stream:
         header = read_npy_header(stream)
         shape, dtype = header.shape, header.dtype
@@ -188,8 +192,23 @@ def _labels(archive: zipfile.ZipFile, count: int, name: str) -> tuple[np.ndarray
             blocks.append(_classes(np.frombuffer(stream.read(rows * size), dtype).reshape(rows, width)))
     if any(classes is None for classes in blocks):
         return None, [note]
-    labels = np.concatenate(blocks)
-    return np.unique(labels, return_inverse=True)[1] if labels.dtype.kind in "SU" else labels, []
+    return np.concatenate(blocks), []
+
+
+def _numbered(labels: np.ndarray) -> tuple[np.ndarray, tuple[str, ...] | None]:
+    """Labels as int64 [n], and the texts that they are of, if they are texts [n]."""
+    if labels.dtype.kind not in "SU":
+        return labels, None
+    texts, numbers = np.unique(labels, return_inverse=True)
+    names = [text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text) for text in texts.tolist()]
+    order = sorted(range(len(names)), key=lambda i: int(names[i])) if all(map(_is_number, names)) else range(len(names))
+    place = np.empty(len(names), np.int64)
+    place[list(order)] = np.arange(len(names))
+    return place[numbers], tuple(names[i] for i in order)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 19
 
 
 def _classes(rows: np.ndarray) -> np.ndarray | None:

@@ -57,8 +57,8 @@ class TimestepDensity:
         """
         check_ranges(self, where)
 
-    def alpha(self, side: int) -> float:
-        """The shift for latents of a side: sqrt(m / n) of SD3 eq. 23, with m and n counting pixels."""
+    def alpha(self, side: float) -> float:
+        """The shift for latents of the area of a square: sqrt(m / n) of SD3 eq. 23, with m and n counting pixels."""
         return self.shift * (1.0 if self.base_side is None else side / self.base_side)
 
     def quantile(self, u: Tensor) -> Tensor:

@@ -107,8 +107,17 @@ def record_of(place: str, folder: Path, adapter: str | None = None) -> PipelineR
     classes = index["_class_name"], index["transformer"][1]
     if (index.get("transformer_2") or [None])[0] is not None:
         raise UserError(f"pipeline: {place} has two transformers, for much and for little noise; wanted one with one")
-    place = place if place.startswith(("hub:", "asset:")) else str(folder.resolve())
-    return PipelineRecord(place, *classes, text_digest(folder), scheduler, adapter)
+    return PipelineRecord(name_of(place, folder), *classes, text_digest(folder), scheduler, adapter)
+
+
+def name_of(place: str, folder: Path) -> str:
+    """What a pipeline is called in records: as it was given, or where its folder is.
+
+    Args:
+        place: Its name as a user gives it.
+        folder: Where it is.
+    """
+    return place if place.startswith(("hub:", "asset:")) else str(folder.resolve())
 
 
 def read_scheduler(folder: Path) -> dict[str, Any]:

@@ -19,10 +19,10 @@ from dit_shd.core.distributed import joined, launched
 from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.pretrained import asset, model_folder
 from dit_shd.data.datasets.text_latents import TextLatents
-from dit_shd.data.pipeline_record import INDEX, PipelineRecord, read_record, text_digest
+from dit_shd.data.pipeline_record import INDEX, PipelineRecord, read_index, read_record, text_digest
 from dit_shd.diffusion.adapters import MAX_TOKENS, adapter_of, by_class
 from dit_shd.diffusion.generation import make_file, output_path
-from dit_shd.diffusion.pipelines import Prompts, folder_of, open_pipeline, record_of
+from dit_shd.diffusion.pipelines import Prompts, folder_of, name_of, open_pipeline, read_scheduler, record_of
 from dit_shd.diffusion.sample_config import SampleConfig
 from dit_shd.diffusion.teacher_sampling import about_teacher
 from dit_shd.models import loading
@@ -75,6 +75,8 @@ def sample_prompts(config: SampleConfig) -> Path:
     settings |= {"pipeline": record.pipeline, "pipeline_class": record.pipeline_class}
     settings |= {"text_sha256": record.text_sha256, "scheduler": _plain(record.scheduler)}
     settings |= {"model_sha256": hashing.sha256_of_tensors(pipeline.transformer), **about_teacher(config.run)}
+    vae = getattr(pipeline, "vae", None)
+    settings |= {} if vae is None else {"vae_sha256": hashing.sha256_of_tensors(vae)}
     make_file(state, config, settings, out, images_of)
     return out
 
@@ -117,7 +119,7 @@ def assemble(run: str, place: str | None, precision: str = "no") -> tuple["Diffu
         precision: Bf16 holds and runs it in bfloat16.
 
     Returns:
-        The pipeline, and what is recorded of it.
+        The pipeline, and the record of it: name, class and scheduler are those of the folder that is used.
 
     Raises:
         UserError: Nothing says which pipeline, or it has other text encoders than the student has learned.
@@ -141,7 +143,13 @@ def assemble(run: str, place: str | None, precision: str = "no") -> tuple["Diffu
             f"pipeline: {folder} has other text encoders (sha256 {digest[:12]}...) than the student has learned "
             f"({record.text_sha256[:12]}..., of '{record.pipeline}')"
         )
-    return open_pipeline(folder, dtype, transformer=_student(student, dtype)), record
+    used = replace(
+        record,
+        pipeline=record.pipeline if place is None else name_of(place, folder),
+        pipeline_class=str(read_index(folder)["_class_name"]),
+        scheduler=read_scheduler(folder),
+    )
+    return open_pipeline(folder, dtype, transformer=_student(student, dtype)), used
 
 
 def _folder(run: str) -> Path | None:

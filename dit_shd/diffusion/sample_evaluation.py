@@ -24,7 +24,7 @@ from dit_shd.diffusion.sample_config import SampleConfig
 from dit_shd.diffusion.sampler import device_of
 from dit_shd.evaluation import results
 from dit_shd.evaluation.evaluate import EvaluateConfig, evaluate
-from dit_shd.evaluation.features import FEATURES
+from dit_shd.evaluation.features import build_network
 from dit_shd.evaluation.reference import open_reference
 from dit_shd.evaluation.scoring import select_metrics
 from dit_shd.models.shape import shape_of
@@ -109,7 +109,7 @@ class SampleEvaluation:
         if self.reference is None:
             return
         scoring = self.scoring(Path("run.npz"))
-        network = FEATURES.build(scoring.features, "task.evaluation.features")
+        network = build_network(scoring.features, "task.evaluation.features")
         reference = open_reference(self.reference, "task.evaluation.reference")
         _, channels, height, width = decode(torch.zeros(1, shape.channels, 1, 1)).shape  # of one latent
         size = (self.count, shape.side * height, shape.side * width, channels)

@@ -9,6 +9,7 @@ Image i depends on the seed and on i only: its noise is a stream of its own, wha
 import base64
 import html
 import io
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -35,12 +36,18 @@ from dit_shd.diffusion.sample_config import VELOCITY_SOLVERS, SampleConfig
 from dit_shd.diffusion.solvers import network_calls, solve
 from dit_shd.models import loading
 from dit_shd.models.compilation import compiled_blocks
+from dit_shd.models.export import exported_task
 from dit_shd.models.families.mdt import kept_biases
 from dit_shd.models.prediction import prediction_of
 from dit_shd.models.shape import shape_of
 
 DEFAULT_COUNT, SHOWN = 16, 100
 """Images where no number is given, and the most that a notebook shows."""
+
+
+PUBLIC_CHANNELS = 4
+"""Of the latents for which guiding the first 3 is the public code's."""
+_log = logging.getLogger("dit_shd")
 
 
 class Samples(NamedTuple):
@@ -106,6 +113,8 @@ def sample(
     reason = loading.why_not_conditional(model)
     if reason is not None:
         raise UserError(f"model: {reason}")
+    if not config.run:
+        config = of_run(replace(config, run=_place_of(model)))
     config = of_model(config, model)
     config.check()
     known = known_classes(model)
@@ -168,9 +177,19 @@ def prepared(model: nn.Module, config: SampleConfig) -> AbstractContextManager[N
 def load_decoder(config: SampleConfig, model: nn.Module) -> Decoder:
     """The decoder of the model's latents, as the run or folder that it is from records it."""
     channels = shape_of(model).channels
-    settings: Any = model.config
-    origin = of_source(config.run or str(settings.get("_name_or_path") or ""), channels)
+    origin = of_source(config.run or _loaded_from(model), channels)
     return decoder(config.vae, origin, channels, device_of(model))
+
+
+def _loaded_from(model: nn.Module) -> str:
+    settings: Any = model.config
+    return str(settings.get("_name_or_path") or "")
+
+
+def _place_of(model: nn.Module) -> str:
+    """The folder that a model was loaded from; empty where nothing says it, or it is not there."""
+    place = _loaded_from(model)
+    return place if place and Path(place).is_dir() else ""
 
 
 @torch.no_grad()
@@ -245,7 +264,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 def of_run(config: SampleConfig) -> SampleConfig:
     """A SampleConfig with what its run knows: the steps of the noise schedule."""
-    steps = timesteps_of(_run_config(config))
+    steps = timesteps_of(run_values(config.run))
     return replace(config, diffusion_steps=steps) if isinstance(steps, int) else config
 
 
@@ -253,7 +272,7 @@ def data_of(config: SampleConfig) -> str:
     """The name of the data that a run learned, or of an asset; empty where neither is known."""
     if config.run.startswith("asset:"):
         return config.run
-    data = _run_config(config).get("data")
+    data = run_values(config.run).get("data")
     return str(data.get("name")) if isinstance(data, dict) else ""
 
 
@@ -264,7 +283,11 @@ def of_model(config: SampleConfig, model: nn.Module) -> SampleConfig:
         UserError: A solver for models of another kind.
     """
     config = config.of_prediction(prediction_of(model))
-    values = _run_config(config).get("task")
+    guided, channels = config.guided_channels, shape_of(model).channels
+    if config.guidance != 1 and channels > PUBLIC_CHANNELS and guided == SampleConfig.guided_channels:
+        words = f"{guided} of {channels} channels are guided, as in the public code, whose latents have 4"
+        _log.warning("guided_channels: %s; guided_channels=null guides all", words)
+    values = run_values(config.run).get("task")
     density = values.get("timestep_density") if isinstance(values, dict) else None
     if config.shift is not None or not isinstance(density, dict):
         return config
@@ -278,9 +301,18 @@ def timesteps_of(run: Mapping[str, Any]) -> object:
     return task.get("timesteps") if isinstance(task, dict) else run.get("diffusion_steps")
 
 
-def _run_config(config: SampleConfig) -> Mapping[str, Any]:
-    """The values of the config.yaml of a run, or of the run that a student's folder is in; none of another place."""
-    place = Path(config.run)
+def run_values(place: str) -> dict[str, Any]:
+    """The values of the config.yaml of a run, or of the run that a student's folder is in; what others record of it.
+
+    Args:
+        place: A run or model; empty for none.
+    """
+    if not place:
+        return {}
+    return _run_config(Path(place)) or {"task": exported_task(place)}
+
+
+def _run_config(place: Path) -> dict[str, Any]:
     places = [place, place.absolute().parent] if place.name.startswith("student") else [place]
     file = next((folder / "config.yaml" for folder in places if (folder / "config.yaml").is_file()), None)
     return {} if file is None else read_yaml(file)

@@ -82,8 +82,9 @@ class Flow(TextProcess):
     kind = "flow"
 
     def times(self, u: Tensor, shape: Sequence[int]) -> Tensor:
-        tokens = shape[-2] * shape[-1] // self.multiple**2
-        alpha = self.density.alpha(shape[-1]) if _sets_shift(self.density) else self._alpha(tokens)
+        area = shape[-2] * shape[-1]
+        tokens = area // self.multiple**2
+        alpha = self.density.alpha(area**0.5) if _sets_shift(self.density) else self._alpha(tokens)
         return shifted(self.density.quantile(u), alpha).float()
 
     def _alpha(self, tokens: int) -> float:

@@ -120,7 +120,7 @@ class Distiller(nn.Module):
         for name, loss in losses.items():
             term = learned[name]
             mean = term.value.mean()
-            terms[name] = loss.weight_at(batch.step) * mean
+            terms[name] = _weighted(loss, loss.weight_at(batch.step), mean)
             logs[name] = mean.detach()
             logs |= {f"{name}/{key}": value for key, value in term.logs.items()}
         return terms, logs
@@ -174,6 +174,14 @@ class Distiller(nn.Module):
             count = sum(name.split("#")[0] == base for name, _ in names)
             names.append((f"{base}#{count + 1}" if count else base, loss))  # type: ignore[arg-type]
         return names
+
+
+def _weighted(loss: Loss, weight: float, mean: Tensor) -> Tensor:
+    """A weighted term: 0 at weight 0 whatever the value, whose infinity or NaN would pass to the sum and gradients."""
+    if weight or bool(torch.isfinite(mean)):
+        return weight * mean
+    unused = [0 * p.sum() for p in loss.parameters()]  # DDP waits for the gradient of each
+    return torch.stack(unused).sum() if unused else torch.zeros_like(mean)
 
 
 def _read(losses: Iterable[Loss]) -> frozenset[Reads]:

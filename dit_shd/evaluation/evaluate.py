@@ -28,7 +28,7 @@ from dit_shd.evaluation.bootstrap import SEED, intervals
 from dit_shd.evaluation.comparability import reasons_against
 from dit_shd.evaluation.extraction import extract_features, find_device
 from dit_shd.evaluation.feature_set import FeatureSet
-from dit_shd.evaluation.features import FEATURES, FeatureNetwork
+from dit_shd.evaluation.features import FeatureNetwork, build_network
 from dit_shd.evaluation.metrics import METRICS
 from dit_shd.evaluation.real_scale import real_scale, shared_scale
 from dit_shd.evaluation.reference import Reference, open_reference
@@ -145,7 +145,7 @@ def evaluate(
     config.check()
     sets = [open_images(text, "samples") for text in config.files()]
     reference = open_reference(config.reference, "reference", sets[0].shape[1:] if config.crop else None)
-    network: FeatureNetwork = FEATURES.build(config.features, "features")
+    network = build_network(config.features)
     for samples in sets:
         if samples.shape != sets[0].shape:
             raise UserError(

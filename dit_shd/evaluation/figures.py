@@ -16,7 +16,7 @@ from dit_shd.evaluation import results
 from dit_shd.evaluation.evaluate import EvaluateConfig
 from dit_shd.evaluation.evaluate import evaluate as evaluate_files
 from dit_shd.evaluation.extraction import find_device
-from dit_shd.evaluation.features import FEATURES
+from dit_shd.evaluation.features import build_network
 from dit_shd.evaluation.reference import open_reference
 from dit_shd.evaluation.scoring import score
 
@@ -40,10 +40,12 @@ class Figures(Mapping[str, float]):
 
     def __str__(self) -> str:
         width = max(map(len, self.values_by_name), default=0)
-        return "\n".join(f"{name:<{width}}  {value:>12.4f}" for name, value in self.items())
+        return "\n".join(f"{name:<{width}}  {results.shown(value):>12}" for name, value in self.items())
 
     def _repr_html_(self) -> str:
-        cells = "".join(f"<tr><th>{html.escape(name)}</th><td>{value:.4f}</td></tr>" for name, value in self.items())
+        cells = "".join(
+            f"<tr><th>{html.escape(name)}</th><td>{results.shown(value)}</td></tr>" for name, value in self.items()
+        )
         words = "; ".join(f"{key}: {value}" for key, value in self.about.items() if isinstance(value, str))
         return f"<table><caption>{html.escape(words)}</caption>{cells}</table>"
 
@@ -82,10 +84,10 @@ def evaluate(
             f"{other}: is of files, and arrays are scored by metrics and batch_size alone; numpy.savez(FILE, images), "
             "and evaluate that"
         )
-    network = FEATURES.build(Plugin.from_value(features, "features"), "features").to(find_device("auto"))
+    network = build_network(Plugin.from_value(features, "features")).to(find_device("auto"))
     truth: Any = reference
     if isinstance(reference, (str, Path)):
-        truth = open_reference(str(reference), "reference").features(network, int(options.get("batch_size", 64)))
+        truth = open_reference(str(reference), "reference")
     figures = score(samples, truth, network, **options)
     return Figures(
         figures, {"features": network.title, "reference": str(reference)[:80], "samples": f"{len(samples)} images"}

@@ -9,10 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dit_shd.core import hashing
 from dit_shd.core.errors import UserError
 from dit_shd.core.file_kinds import PICKLE, SAFETENSORS, TORCH, file_kind
 from dit_shd.core.places import expanded
 
+WHOLE = "model.safetensors"
+"""What transformers reads where it is there, whatever is beside it."""
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 """Ends of the names of files of torch.save."""
 
@@ -82,7 +85,7 @@ def match_weights(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], pat
         raise UserError(f"{path}: '{name}': wanted shape {shape}, found {file_shape}; {advice}")
 
 
-def weights_folder(place: Path, config: str, weights: str, advice: str) -> tuple[Path, Path]:
+def weights_folder(place: Path, config: str, weights: str, advice: str) -> tuple[Path, str]:
     """A folder with a library's config and safetensors.
 
     Args:
@@ -92,7 +95,7 @@ def weights_folder(place: Path, config: str, weights: str, advice: str) -> tuple
         advice: Where such a folder comes from; ends the error.
 
     Returns:
-        The folder, and the first file of weights by name.
+        The folder, and the sha256 of its weights; of several files (shards) that of their hashes.
 
     Raises:
         UserError: No such folder, or one without both.
@@ -100,7 +103,10 @@ def weights_folder(place: Path, config: str, weights: str, advice: str) -> tuple
     folder = Path(expanded(place))
     files = sorted(folder.glob(weights))
     if (folder / config).is_file() and files:
-        return folder, files[0]
+        files = [file for file in files if file.name == WHOLE] or files
+        hashes = [hashing.sha256(file) for file in files]
+        joint = hashlib.sha256("".join(hashes).encode()).hexdigest()
+        return folder, hashes[0] if len(hashes) == 1 else joint
     kind = "nothing" if not folder.exists() else "a folder without them" if folder.is_dir() else "a file"
     pickles = sorted(file for file in folder.glob("*") if file.suffix in PICKLED)
     if (folder / config).is_file() and pickles:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
+from dit_shd.core.errors import UserError
+
 
 def token_nats(logits: Tensor, targets: Tensor) -> Tensor:
     """-log p of each target token.
@@ -43,7 +45,12 @@ class Perplexity:
 
         Args:
             text_bytes: Of the texts whose tokens were counted, all of them; None where some were not.
+
+        Raises:
+            UserError: There was no token to predict.
         """
-        mean = self.nats / max(1, self.tokens)
+        if not self.tokens:
+            raise UserError("perplexity: wanted tokens to predict, found none (texts of one token, responses cut off?)")
+        mean = self.nats / self.tokens
         figures = {"nats": mean, "perplexity": math.exp(min(mean, 700.0)), "tokens": float(self.tokens)}
         return figures if text_bytes is None else {**figures, "bits_per_byte": self.nats / math.log(2) / text_bytes}

@@ -1,5 +1,6 @@
 """What samples are compared with: images, statistics of features, or both in one file (ADM)."""
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,12 @@ class Reference:
             raise UserError(
                 f"{self.name}: wanted statistics of feature network {network.title} ({network.sha256[:8]}), "
                 f"found those of {recorded}; use the same features=NAME for both, or a reference of images"
+            )
+        options, wanted = texts["network_options"], json.dumps(dict(network.options), sort_keys=True)
+        if options and options != wanted:  # files of earlier versions do not say
+            raise UserError(
+                f"{self.name}: wanted statistics of {network.title} with options {wanted}, found {options}; use the "
+                "same features={...} for both, or a reference of images"
             )
 
     def features(self, network: FeatureNetwork, batch_size: int) -> FeatureSet:

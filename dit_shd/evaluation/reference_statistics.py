@@ -1,5 +1,6 @@
 """The statistics file of a set of images: a reference that no longer requires the images."""
 
+import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from dit_shd.core.plugins import Plugin
 from dit_shd.data.open_images import open_images
 from dit_shd.evaluation import results
 from dit_shd.evaluation.extraction import extract_features, find_device
-from dit_shd.evaluation.features import FEATURES, FeatureNetwork
+from dit_shd.evaluation.features import build_network
 from dit_shd.evaluation.statistics_file import write_statistics
 
 LARGEST = 2**13
@@ -63,12 +64,13 @@ def write_reference_statistics(config: StatisticsConfig) -> Path:
     n = images.shape[0]
     if not 0 <= config.keep_images <= n:
         raise UserError(f"keep_images: wanted 0 to {n}, the number of images, found {config.keep_images}")
-    network: FeatureNetwork = FEATURES.build(config.features, "features")
+    network = build_network(config.features)
     network.check(images.shape[1:], "images")
     network.to(find_device(config.device))
     about = {
         "network": network.title,
         "network_sha256": network.sha256,
+        "network_options": json.dumps(dict(network.options), sort_keys=True),
         "shape": np.array(images.shape[1:]),
         "source": images.name,
         "source_sha256": images.sha256(),

@@ -32,7 +32,8 @@ def about_samples(samples: ImageSet) -> dict[str, Any]:
 
 def about_network(network: FeatureNetwork, name: str) -> dict[str, Any]:
     """The entry of the feature network, which is called `name` in the command."""
-    return {"name": name, "title": network.title, "sha256": network.sha256, "is_fid": network.is_fid}
+    about = {"name": name, "title": network.title, "sha256": network.sha256, "is_fid": network.is_fid}
+    return {**about, "options": dict(network.options)}
 
 
 def table(record: dict[str, Any]) -> str:
@@ -49,12 +50,17 @@ def table(record: dict[str, Any]) -> str:
     lines = [
         f"{what} against {reference['path']} ({count}), features {record['features']['title']}",
         f"{'figure':<{width}}  {heading}",
-        *(f"{name:<{width}}  {value:>12.4f}{_beside(record, name)}" for name, value in figures.items()),
+        *(f"{name:<{width}}  {shown(value):>12}{_beside(record, name)}" for name, value in figures.items()),
         *teacher_lines(record),
         verdict_line(record),
         *(f"note: {note}" for note in record["notes"]),
     ]
     return "\n".join(lines)
+
+
+def shown(value: float) -> str:
+    """A figure with four decimals, of a small one three digits; below 1e-9 it is rounding alone."""
+    return f"{value:.3g}" if 1e-9 < abs(value) < 1e-3 else f"{value:.4f}"
 
 
 def verdict_line(record: Mapping[str, Any]) -> str:
@@ -81,11 +87,11 @@ def teacher_lines(record: Mapping[str, Any]) -> list[str]:
 
 def _beside(record: dict[str, Any], name: str) -> str:
     teacher = teacher_figures(record)
-    words = "" if not teacher else f"  {teacher[name]:>12.4f}" if name in teacher else " " * 14
+    words = "" if not teacher else f"  {shown(teacher[name]):>12}" if name in teacher else " " * 14
     if "spread" in record:
-        return f"{words}  {record['spread'][name]:>10.4f}" if name in record["spread"] else words
+        return f"{words}  {shown(record['spread'][name]):>10}" if name in record["spread"] else words
     interval = record.get("intervals", {}).get(name)
-    return f"{words}  {interval['low']:.4f} to {interval['high']:.4f}" if interval else words
+    return f"{words}  {shown(interval['low'])} to {shown(interval['high'])}" if interval else words
 
 
 def refuse_overwrite(out: Path, record: dict[str, Any], force: bool, before: bool) -> None:
@@ -166,6 +172,9 @@ def evaluator_difference(record: Mapping[str, Any], other: Mapping[str, Any]) ->
         if record[key]["sha256"] != other[key]["sha256"]:
             names = (str(entry.get("title") or entry["path"]) for entry in (record[key], other[key]))
             return (key, *names)  # type: ignore[return-value]
+    of_network = [one["features"].get("options") for one in (record, other)]
+    if None not in of_network and of_network[0] != of_network[1]:  # records of earlier versions do not say
+        return f"options of {record['features']['name']}", str(of_network[0]), str(of_network[1])
     options = {metric["name"]: metric for metric in other["metrics"]}
     for metric in record["metrics"]:
         there = options.get(metric["name"], metric)
@@ -222,4 +231,5 @@ def read_record(file: Path) -> dict[str, Any] | None:
 
 def identity(record: dict[str, Any]) -> tuple[Any, ...]:
     """What identifies an evaluation: samples, reference, network, metrics, resampling."""
-    return (*_compared(record), record["metrics"], record.get("resamples", 0))
+    network = record["features"].get("options", {})
+    return (*_compared(record), network, record["metrics"], record.get("resamples", 0))

@@ -11,6 +11,15 @@ if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer
 
 
+def other_letters(text: str) -> bool:
+    """Whether most letters of a text are others than a to z, which are all that the package's words are made of.
+
+    Against such a reference every response scores 0, or by the few words of it that are left.
+    """
+    letters = [letter for letter in text if letter.isalnum()]
+    return sum(letter.isascii() for letter in letters) < len(letters) / 2
+
+
 def rouge_l(response: str, references: Sequence[str]) -> float:
     """ROUGE-L, 0 to 1: the F measure of the longest common subsequence of stemmed words (Lin, 2004).
 

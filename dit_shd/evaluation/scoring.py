@@ -22,7 +22,7 @@ Chosen = list[tuple[Plugin, Metric]]
 
 def score(
     images: np.ndarray | Tensor,
-    reference_images: np.ndarray | Tensor | FeatureSet,
+    reference_images: np.ndarray | Tensor | FeatureSet | Reference,
     features: FeatureNetwork,
     metrics: Sequence[str] | None = None,
     batch_size: int = 64,
@@ -33,7 +33,8 @@ def score(
 
     Args:
         images: Samples, uint8 [n,y,x,c].
-        reference_images: Images of the same kind, or a FeatureSet that `extract_features` made, to be used many times.
+        reference_images: Images of the same kind, a FeatureSet that `extract_features` made, to be used many times, or
+            what `open_reference` opened.
         features: The feature network.
         metrics: Names of files in dit_shd/evaluation/metrics; all that apply if left out.
         batch_size: Images per forward pass of the feature network.
@@ -48,7 +49,9 @@ def score(
         raise UserError(f"batch_size: wanted at least 1 image, found {batch_size}")
     samples = ArrayImages(images, "images")
     features.check(samples.shape[1:], "images")
-    if isinstance(reference_images, FeatureSet):
+    if isinstance(reference_images, Reference):
+        reference = reference_images
+    elif isinstance(reference_images, FeatureSet):
         reference = Reference("reference_images", prepared=reference_images)
     else:
         reference = Reference("reference_images", images=ArrayImages(reference_images, "reference_images"))

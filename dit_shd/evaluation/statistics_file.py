@@ -23,8 +23,11 @@ LARGEST = 1e30
 """Largest value of a mean or covariance that can be squared without overflow, far beyond features of images."""
 ROUNDING = 1e-6
 """Allowed asymmetry or negative eigenvalue of a covariance, relative to its norm: rounding of float32 statistics."""
-TEXTS = ("network", "network_sha256", "source", "source_sha256", "lossy", "notes", "command", "dit_shd")
-"""lossy: `yes` if some of the images are; notes: remarks on the images, one a line."""
+TEXTS = (
+    "network", "network_sha256", "network_options", "source", "source_sha256", "lossy", "notes", "command", "dit_shd",
+)  # fmt: skip
+"""network_options: those that are not the defaults, as JSON; lossy: `yes` if some of the images are; notes: remarks on
+the images, one a line."""
 
 
 @dataclass(frozen=True)

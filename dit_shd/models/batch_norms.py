@@ -12,6 +12,11 @@ def batch_norms(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
 
 
+def least_batch(model: nn.Module) -> int:
+    """The smallest batch that a model in training takes: of a single vector a batch norm has no variance."""
+    return 2 if batch_norms(model) else 1
+
+
 @contextmanager
 def kept_statistics(model: nn.Module) -> Generator[None]:
     """Leave the running statistics of batch norms as they are, whatever runs in the block: no step of training."""
@@ -21,6 +26,19 @@ def kept_statistics(model: nn.Module) -> Generator[None]:
     finally:
         for buffer, before in kept:
             buffer.copy_(before)
+
+
+@contextmanager
+def evaluated_norms(model: nn.Module) -> Generator[None]:
+    """Batch norms by their statistics, which stay as they are: a single sample runs, and takes as many operations."""
+    modes = [(norm, norm.training) for norm in batch_norms(model).values()]
+    try:
+        for norm, _ in modes:
+            norm.eval()
+        yield
+    finally:
+        for norm, training in modes:
+            norm.train(training)
 
 
 def remark(model: nn.Module) -> str | None:

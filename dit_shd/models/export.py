@@ -3,17 +3,21 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from diffusers import ModelMixin
 
 from dit_shd.core.files import atomic_folder
+from dit_shd.core.places import HubName, find
+from dit_shd.core.pretrained import TRAINING
+from dit_shd.core.yaml_files import parse_yaml
 from dit_shd.data.latent_origin import Origin, write_record
 from dit_shd.data.pipeline_record import PipelineRecord
 from dit_shd.models import cards
 from dit_shd.models.cards import RunFacts
 
-TRAINING = "training.json"
-"""File of an exported student with its training step."""
+SCHEDULE = ("timesteps", "timestep_density")
+"""Keys of a task by which its models are sampled."""
 
 
 def export(model: ModelMixin, folder: Path, facts: RunFacts, step: int, rate: float, share: float) -> None:
@@ -27,7 +31,7 @@ def export(model: ModelMixin, folder: Path, facts: RunFacts, step: int, rate: fl
         rate: Decay rate of the average that the weights are.
         share: Share of the first weights in that average.
     """
-    training = {"step": step, "ema": rate, "share_of_first_weights": share}
+    training = {"step": step, "ema": rate, "share_of_first_weights": share, **_schedule(facts.config)}
     card = cards.trained(model, facts, step, rate, share)
     write(model, folder, card, facts.latents, training, facts.pipeline)
 
@@ -37,7 +41,7 @@ def write(
     folder: Path,
     card: str,
     latents: Origin | None = None,
-    training: Mapping[str, float] | None = None,
+    training: Mapping[str, Any] | None = None,
     pipeline: PipelineRecord | None = None,
 ) -> None:
     """Write a model in diffusers format with a model card; it replaces the folder's contents atomically.
@@ -59,6 +63,32 @@ def write(
             pipeline.write(part)
         if training is not None:
             (part / TRAINING).write_text(json.dumps(dict(training), indent=1) + "\n", encoding="utf-8")
+
+
+def _schedule(config: str) -> dict[str, Any]:
+    """What sampling must know of the task in a run's config, wherever the student is."""
+    task = (parse_yaml(config) or {}).get("task")
+    known = {key: task[key] for key in SCHEDULE if key in task} if isinstance(task, dict) else {}
+    return {"task": known} if known else {}
+
+
+def exported_task(source: str) -> dict[str, Any]:
+    """What an export records of its run's task; empty where it records nothing.
+
+    Args:
+        source: A student's folder, also below the one that is named, or hub:OWNER/NAME.
+    """
+    place = Path(source)
+    files = [place / TRAINING, place / "student" / TRAINING]
+    if source.startswith("hub:"):
+        name = find(source, "model")
+        files = [name.file(TRAINING)] if isinstance(name, HubName) else []
+    try:
+        file = next(file for file in files if file is not None and file.is_file())
+        task = json.loads(file.read_text(encoding="utf-8")).get("task")
+    except (StopIteration, OSError, ValueError, AttributeError):
+        return {}
+    return task if isinstance(task, dict) else {}
 
 
 def exported_step(folder: Path) -> int | None:

@@ -25,7 +25,7 @@ class FeedForward(Mlp):
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens [b,n,e] from tokens."""
-        if not _has_onednn(x) or type(self.fc1) is not nn.Linear or type(self.fc2) is not nn.Linear:  # adapters
+        if not (_has_onednn(x) and _is_plain(self.fc1) and _is_plain(self.fc2)):
             return super().forward(x)
         fused = torch.ops.mkldnn._linear_pointwise
         hidden = fused(x, self.fc1.weight, self.fc1.bias, "gelu", [], "tanh")
@@ -41,6 +41,11 @@ def _has_onednn(x: Tensor) -> bool:
         and torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )
+
+
+def _is_plain(linear: nn.Module) -> bool:
+    """Whether a map is its weights alone: no adapter, and no hook, which may read it or make its weights (pruning)."""
+    return type(linear) is nn.Linear and not (linear._forward_hooks or linear._forward_pre_hooks)
 
 
 class FinalLayer(nn.Module):

@@ -13,6 +13,7 @@ from dit_shd.core.dtensor import is_sharded
 from dit_shd.core.errors import UserError
 from dit_shd.distillation import recording
 from dit_shd.distillation.records import Forward, Reads
+from dit_shd.models.batch_norms import evaluated_norms
 from dit_shd.profiling import meta
 from dit_shd.tasks import Batch, Task
 
@@ -66,7 +67,7 @@ def _shapes(spec: meta.ModelSpec, task: Task[Any], pass_name: str, layers: Named
 
 
 def _captured(model: nn.Module, task: Task[Any], pass_name: str, layers: Named = None) -> Captures:
-    with torch.no_grad(), capture(model, layers) as captures:
+    with torch.no_grad(), evaluated_norms(model), capture(model, layers) as captures:
         task.predict(model, example(task, pass_name, model, next(model.parameters()).device))
         return dict(captures)
 
@@ -95,7 +96,7 @@ def forward_of(
     run = spec.skeleton() if not real else spec.build() if _is_empty(model) else model
     batch = example(task, pass_name, run, next(run.parameters()).device)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), evaluated_norms(run):
             return recording.forward(task, run, batch, read, layers), batch
     except NotImplementedError as error:
         raise UserError(f"{spec.cls.__name__}: its forward reads values, so that it cannot be counted") from error

@@ -16,6 +16,7 @@ from dit_shd.core.errors import UserError
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.guided import guided_teachers
 from dit_shd.distillation.teachers import Teachers, by_name, read_teachers
+from dit_shd.models.batch_norms import evaluated_norms
 from dit_shd.profiling import meta
 from dit_shd.profiling.captures import example
 from dit_shd.profiling.loss_cost import build_losses, loss_costs
@@ -103,7 +104,8 @@ def _counted(
         meta.recompute_blocks(model, "no")
     with torch.set_grad_enabled(backward), meta.emulate_gpu("no"), FlopCounterMode(display=False) as counter:
         try:
-            output = task.predict(model, example(task, pass_name, model, meta.META))
+            with evaluated_norms(model):
+                output = task.predict(model, example(task, pass_name, model, meta.META))
         except NotImplementedError as error:
             raise UserError(f"{spec.cls.__name__}: its forward reads values, so that it cannot be counted") from error
         forward = counter.get_total_flops()

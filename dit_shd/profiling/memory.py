@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.teachers import Teachers, by_name, read_teachers
+from dit_shd.models.batch_norms import evaluated_norms
 from dit_shd.models.blocks import blocks
 from dit_shd.models.quantization import counted_bytes, is_quantised, plain_parts
 from dit_shd.profiling import meta
@@ -118,7 +119,8 @@ def _pass(step: StepShape, distiller: Distiller, teachers: Teachers, skeletons: 
     if step.recompute:
         meta.recompute_blocks(student, step.precision)
     with meta.emulate_gpu(step.precision), meta.MemoryTracker(student, *skeletons.values()) as tracker:
-        output = task.predict(student, batch)
+        with evaluated_norms(student):
+            output = task.predict(student, batch)
         with torch.no_grad():
             for teacher in read_teachers(losses, skeletons):
                 task.predict(skeletons[teacher], batch)

@@ -40,6 +40,9 @@ OTHERS = (
     "precision",
     "vae_sha256",
     "call",
+    "prompts",
+    "scheduler",
+    "diffusion_steps",
 )
 """Keys of the sampler that have to be equal where all models record them."""
 SHORT = 60
@@ -66,6 +69,9 @@ def cost_columns(name: str, record: dict[str, Any], notes: list[str]) -> Cost | 
     except (UserError, OSError) as error:
         notes.append(f"{name}: no cost ({error})")
         return None
+    if loading.why_not_conditional(model) is not None:
+        notes.append(f"{name}: no cost, which is measured of class-conditional models ({type(model).__name__})")
+        return None
     if sidecar.get("model_sha256") not in (None, hashing.sha256_of_tensors(model)):
         notes.append(f"{name}: no cost, because {sidecar['run']} has changed since the images were sampled")
         return None
@@ -81,14 +87,23 @@ def comparison_notes(names: list[str], records: list[dict[str, Any]]) -> list[st
         notes.append(f"different numbers of samples ({listed}): fewer raise a Frechet distance")
     sidecars = [about_result(record).get("sidecar", {}) for record in records]
     for key in (*DECISIVE, *(key for key in OTHERS if all(key in sidecar for sidecar in sidecars))):
-        values = [str(sidecar.get(key, "not recorded"))[:SHORT] for sidecar in sidecars]
+        values = [_shortly(sidecar.get(key, "not recorded")) for sidecar in sidecars]
         if len({json.dumps(sidecar.get(key)) for sidecar in sidecars}) > 1:
             notes.append(f"sampled with different {key}: " + ", ".join(f"{n} {v}" for n, v in zip(names, values)))
-    verdicts = {results.verdict_line(record): name for name, record in zip(names, records)}
-    notes += [line if len(verdicts) == 1 else f"{name}: {line}" for line, name in verdicts.items()]
+    verdicts: dict[str, list[str]] = {}
+    for name, record in zip(names, records):
+        verdicts.setdefault(results.verdict_line(record), []).append(name)
+    notes += [line if len(verdicts) == 1 else f"{', '.join(of)}: {line}" for line, of in verdicts.items()]
     if not any("spread" in record for record in records):
         notes.append("one training seed each: another one can move FID more than the differences here")
     return notes
+
+
+def _shortly(value: object) -> str:
+    """A setting in a note; of prompts how many, and the first."""
+    if isinstance(value, list) and value and all(isinstance(each, str) for each in value):
+        return f"{len(value)} (the first: {value[0][:SHORT]})"
+    return str(value)[:SHORT]
 
 
 def how_sampled(names: list[str], records: list[dict[str, Any]]) -> str:

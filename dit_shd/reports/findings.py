@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from dit_shd.reports.tables import Row, lower_is_better, number
+from dit_shd.reports.tables import Row, direction, lower_is_better, number
 
 
 def change(value: float, other: float) -> str:
@@ -22,7 +22,9 @@ def change(value: float, other: float) -> str:
 
 
 def best_student(rows: Sequence[Row], name: str) -> Row:
-    """The row after the first, the teacher's, whose figure is best."""
+    """The row after the first, the teacher's, whose figure is best; the next one where no name says what is better."""
+    if not direction(name):
+        return rows[1]
     return (min if lower_is_better(name) else max)(rows[1:], key=lambda row: row.figures[name])
 
 

@@ -32,14 +32,14 @@ def write_prompt_inspection(findings: PromptFindings, files: Sequence[str], page
         files: Names of the files beside the page, its numbers first.
         page: The file.
     """
-    png = _png(findings.picture)
+    png, times = _png(findings.picture), findings.sheets.timesteps
     title = f"What “{findings.prompt}” attends to"
     body = [
         header("attention to words", title, [_finding(findings)], _tiles(findings)),
         section(
             "Words in the picture",
             paragraph(WORDS),
-            explorer(findings.sheets, [png], 0, findings.sheets.timesteps[-1] // 2, prompt=findings.words),
+            explorer(findings.sheets, [png], 0, times[len(times) // 2], prompt=findings.words),
         ),
         section("By word", paragraph(_by_word_words(findings)), _by_word(findings)),
         section("By layer and timestep", paragraph(_by_layer_words()), _by_layer(findings)),

@@ -1,6 +1,7 @@
 """Tables of figures, as text and as HTML."""
 
 import html
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,9 +10,11 @@ from dit_shd.profiling.latency import Cost
 from dit_shd.reports.html import Link, linked, wide
 
 LOWER_IS_BETTER = ("FD", "FID", "sFID", "sFD", "KID")
-HIGHER_IS_BETTER = ("IS", "precision", "recall", "density", "coverage", "CLIP score", "top1", "top5")
+HIGHER_IS_BETTER = ("IS", "precision", "recall", "density", "coverage", "CLIP score", "top1", "top5", "as asked")
 COSTS = ("heads", ""), ("parameters", "M"), ("GFLOPs", "one image"), ("latency", "ms per image")
 """Headings of the columns of cost."""
+ROUNDING = 1e-9
+"""Below it a figure is rounding alone."""
 LONG = 28
 """Letters from which the cells of a column break into lines."""
 
@@ -74,7 +77,7 @@ def figures_table(rows: Sequence[Row]) -> tuple[list[tuple[str, str]], list[list
     headings = [
         ("model", ""),
         *(COSTS if costed else ()),
-        *((name, "lower is better" if lower_is_better(name) else "higher is better") for name in names),
+        *((name, direction(name)) for name in names),
     ]
     cells = [
         [row.name, *(_cost_cells(row) if costed else ()), *(_with_spread(row, name) for name in names)] for row in rows
@@ -83,8 +86,8 @@ def figures_table(rows: Sequence[Row]) -> tuple[list[tuple[str, str]], list[list
     for name in names:
         values = [row.figures[name] for row in rows[1:]]
         winner = min(values) if lower_is_better(name) else max(values)
-        tie = len({number(value) for value in values}) < max(2, len(values))
-        best.append(-1 if tie else 1 + values.index(winner))
+        alone = [number(value) for value in values].count(number(winner)) == 1 < len(values)
+        best.append(1 + values.index(winner) if alone and direction(name) else -1)
     return headings, cells, best
 
 
@@ -145,6 +148,13 @@ def higher_is_better(name: str) -> bool:
     return base in HIGHER_IS_BETTER or base.partition("_")[0] in HIGHER_IS_BETTER
 
 
+def direction(name: str) -> str:
+    """Which values of a figure are better, in words; empty of one whose name does not say it, as a user's metric."""
+    return "lower is better" if lower_is_better(name) else "higher is better" if higher_is_better(name) else ""
+
+
 def number(value: float) -> str:
-    """Two decimals; three below one, four below a tenth."""
+    """Two decimals; three below one, four below a tenth, and two digits below a thousandth."""
+    if ROUNDING < abs(value) < 1e-3:
+        return f"{value:.{1 - math.floor(math.log10(abs(value)))}f}"
     return f"{value:.{2 + (abs(value) < 1) + (abs(value) < 0.1)}f}"

@@ -127,6 +127,9 @@ class Study:
             raise UserError(f"study.seeds: wanted different whole numbers, at least one, found {self.seeds}")
         for name, evaluator in self.evaluators.items():
             evaluator.check(f"study.evaluators.{name}")
+        for one, other in itertools.combinations(self.variants, 2):
+            if self.variants[one] == self.variants[other]:  # a later factor may set all that an earlier one does
+                raise UserError(f"study.grid: {one} and {other} are one run, with the same settings; wanted others")
         for name in self.models.keys() & self.variants.keys():
             raise UserError(f"study.models.{name}: a variant of the grid has this name; choose another")
         places = {"settings": self.settings} | {f"grid.{k}.{v}": s for k, g in self.grid.items() for v, s in g.items()}

@@ -136,6 +136,9 @@ def notes(progress: Progress, analysis: Analysis) -> list[str]:
     lines = []
     if progress.others:
         lines.append(f"{progress.others} rows of results.jsonl are of other configs or variants, and are not shown.")
+    if progress.study.models:
+        names = ", ".join(progress.study.models)
+        lines.append(f"Scored as they are, by seeds of sampling and not of training: {names}.")
     figure = progress.study.figure
     if figure and analysis.figures and not any(variant.by_seed(figure) for variant in analysis.variants):
         lines.append(f"No row has the figure that decides, {figure}: they have {', '.join(analysis.figures)}.")

@@ -132,7 +132,10 @@ class Classification(Task[ImageBatch]):
     def check_teacher(
         self, teacher: nn.Module, seed: int, device: torch.device, measure: bool
     ) -> Iterator[TeacherFinding]:
-        """Whether it knows the data's classes better than chance."""
+        """Whether its classes have the data's names, where both have some, and whether it knows them."""
+        other = misnamed(getattr(teacher, "config", {}).get("class_names"), self.dataset.class_names)
+        if other is not None:
+            yield TeacherFinding(fault=f"the data's classes are others than it knows: {other}")
         if not measure:
             return
         indices = stream(seed, "judged").permutation(len(self.dataset))[:JUDGED]

@@ -20,6 +20,7 @@ from dit_shd.distillation.initialisation import initialise as initialisation
 from dit_shd.distillation.losses import LOSSES, Loss
 from dit_shd.distillation.teachers import Teachers, role
 from dit_shd.models import loading
+from dit_shd.models.batch_norms import batch_norms
 from dit_shd.models.families import FAMILIES
 from dit_shd.models.lora import add_lora, check_lora
 from dit_shd.models.offload import is_offloaded, moved, offload_blocks
@@ -197,6 +198,8 @@ def take_a_step(config: TrainConfig, teachers: Teachers, images: int, before: in
         moved(teacher.eval().requires_grad_(False), device)
         if config.teacher_offload == "blocks" and not is_offloaded(teacher):
             offload_blocks(teacher, device)
+    for norm in batch_norms(student).values():  # of a single image they have no variance
+        norm.eval()
     distiller.build(task.example(student, 1, device), teachers)
     optimizer = optim.build(config.optimizer, [x for x in distiller.named_parameters() if x[1].requires_grad])
     calibrate(distiller, teachers, [task.example(student, images, device)])

@@ -32,12 +32,21 @@ def keep(run: Path, teachers: Teachers, samples: int) -> None:
         samples: Of the data.
     """
     now = {"samples": samples, "teachers": {name: fingerprint(teacher) for name, teacher in teachers.items()}}
-    file = run / FILE
-    if not is_begun(run) or not file.is_file():
-        write_text(file, json.dumps(now, indent=1) + "\n")
+    before = _read(run / FILE) if is_begun(run) else None
+    if before is None:
+        write_text(run / FILE, json.dumps(now, indent=1) + "\n")
         return
-    for line in _changes(json.loads(file.read_text(encoding="utf-8")), now):
+    for line in _changes(before, now):
         _log.warning("%s", line)
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    """What a run began with; None where the file is not there, or damaged."""
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        return values if isinstance(values["teachers"], dict) and "samples" in values else None
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -151,7 +151,7 @@ def check(parts: Parts) -> None:
 
 
 def first_sample(config: TrainConfig, distiller: Distiller, teachers: Teachers) -> None:
-    """Run student and teachers on one sample, before anything is written; losses get their projectors from its sizes.
+    """Run student and teachers on a sample, before anything is written; losses get their projectors from its sizes.
 
     Args:
         config: Of the run.
@@ -163,7 +163,8 @@ def first_sample(config: TrainConfig, distiller: Distiller, teachers: Teachers) 
     """
     if not distiller.losses and not teachers:
         return
-    sample = Batches(distiller.task, config.seed, config.batch_size, 1, fields=distiller.fields).draw(0, range(1))
+    count = min(config.batch_size, batch_norms.least_batch(distiller.student))
+    sample = Batches(distiller.task, config.seed, config.batch_size, 1, fields=distiller.fields).draw(0, range(count))
     if config.teacher_offload != "no" or is_quantised(config.teacher_precision):  # the teacher is on its device already
         distiller.to(own_device())
         sample = [batch.to(own_device()) for batch in sample]
@@ -281,8 +282,7 @@ def calibrate(
 ) -> None:
     """Calibrate the losses of a new run, or restore what they were calibrated to when it began.
 
-    The main process calibrates and writes; all read, so that all work with the same. With a sharded teacher all
-    calibrate.
+    The main process calibrates (all do with a sharded teacher) and writes; all read, so that all work with the same.
     """
     losses = {name: loss for name, loss in distiller.named_losses() if loss.calibration}
     if not losses or not teachers:

@@ -179,3 +179,20 @@ def test_bad_input(changes, message, tmp_path):
     values = {"model": "asset:captioned_digits", "prompt": "a three", "out": str(tmp_path / "o"), **changes}
     with pytest.raises(UserError, match=message):
         inspect_to_folder(make(InspectConfig, {key: value for key, value in values.items() if value is not None}))
+
+
+@pytest.mark.parametrize("kind", ["lumina2", "sd3", "pixart"])
+def test_timesteps_are_the_schedulers(kind, tmp_path):
+    """Lumina is given time from 0 at the noise on, and the last of PixArt's timesteps here is 1."""
+    folder = write_pipeline(kind, tmp_path / "pipeline")
+    if kind == "pixart":
+        leading = {"_class_name": "DDIMScheduler", "timestep_spacing": "leading", "steps_offset": 1}
+        (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(leading))
+        index = json.loads((folder / "model_index.json").read_text())
+        index["scheduler"] = ["diffusers", "DDIMScheduler"]
+        (folder / "model_index.json").write_text(json.dumps(index))
+    call = {"height": 64, "width": 64, "num_inference_steps": 4}
+    call |= {"use_resolution_binning": False} if kind == "pixart" else {}
+    times = inspect_prompt(str(folder), PROMPT, None, call, None, seed=1).sheets.timesteps
+    assert times == ([751, 501, 251, 1] if kind == "pixart" else sorted(times, reverse=True))
+    assert times[0] > 700 and len(times) == 4

@@ -9,8 +9,10 @@ from language import GPT2, LLAMA, causal_lm, lines
 
 from dit_shd.analysis.perplexities import named, over_seeds
 from dit_shd.cli.program import main
+from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
 from dit_shd.data.datasets import DATASETS
+from dit_shd.evaluation.perplexity import Perplexity
 from dit_shd.tasks.language_modeling import LanguageModeling
 
 DATA = {"name": "text", "document": "line", "length": 16, "held_out": 0.3}
@@ -87,3 +89,9 @@ def test_refusals(tmp_path, capsys, words, message):
     assert main(["perplexity", *(word.format(**places) for word in words)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+def test_no_token_has_no_perplexity():
+    """Of responses that were cut off, all of them, it was 1.0: the best there is."""
+    with pytest.raises(UserError, match="wanted tokens to predict, found none"):
+        Perplexity().figures()

@@ -8,7 +8,7 @@ import torch
 import yaml
 from language import GPT2, causal_lm
 
-from dit_shd.analysis.responses import KeyedSampling, RougeConfig, responses
+from dit_shd.analysis.responses import KeyedSampling, RougeConfig, _check_letters, responses
 from dit_shd.cli.program import main
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
@@ -83,3 +83,14 @@ def test_the_command_scores_every_model_on_every_set(tmp_path, capsys):
     (tmp_path / "sets.yaml").write_text(yaml.safe_dump({"first": plugin}))
     assert main(words) == 2
     assert "sets: first: wanted text with prompts" in capsys.readouterr().err
+
+
+def test_references_that_rouge_cannot_read_are_refused_or_counted(caplog):
+    latin, other = Document("Paris", "?"), Document("Москва", "?")
+    with pytest.raises(UserError, match="sets: x: 2 of 3 references are in other letters than a to z"):
+        _check_letters("x", [latin, other, other])
+    _check_letters("x", [latin, latin, other])
+    assert "1 of 3 references" in caplog.text
+    caplog.clear()
+    _check_letters("x", [latin])
+    assert not caplog.text

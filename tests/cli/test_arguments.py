@@ -134,3 +134,11 @@ def test_a_package_of_the_working_folder_is_trusted_by_name(tmp_path, monkeypatc
     assert main(words) == 2
     assert "--trust my_losses" in capsys.readouterr().err
     assert main([*words[:2], "--trust", "my_losses", *words[2:], "ema=0.5"]) == 0
+
+
+@pytest.mark.parametrize("text", ["2024_01_01", "2024-01-01", "010", "1e3", "yes", "1:30", "plain"])
+def test_text_and_paths_are_what_was_written(text):
+    """YAML reads 20240101, a date, 8, 1000.0, true and 90."""
+    assert values("sample", "runs/x", f"out={text}")["out"] == text
+    assert values("compare", "a", "b", f"names=[{text},b]", f"out={text}")["names"] == [text, "b"]
+    assert values("sample", "runs/x", "vae=null", "count=1_000") == {"run": "runs/x", "vae": None, "count": 1000}

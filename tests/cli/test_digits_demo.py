@@ -105,6 +105,15 @@ def test_the_headline_says_which_way_it_went():
     assert text.endswith("of its size reaches 7.50.")
     rows[2] = Row("c", cost, {"FD(digits)": 27.0})
     assert "with SHD widens by 10% the gap" in headline(Scores(rows, {}, 1, 1))
+    for output, shd, words in (
+        (5.0, 6.0, "is no better"),
+        (4.0, 4.5, "is no better"),
+        (4.0, 3.0, "is better"),
+    ):
+        rows[1:3] = [Row(name, cost, {"FD(digits)": value}) for name, value in (("b", output), ("c", shd))]
+        assert f"with SHD {words} than the student without" in headline(Scores(rows, {}, 1, 1)), (
+            "there is no gap to close"
+        )
 
 
 def test_a_picture_has_a_row_for_each_model(finished):

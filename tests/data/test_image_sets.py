@@ -10,6 +10,7 @@ from PIL import Image
 
 from dit_shd.data.image_folders import FolderImages
 from dit_shd.data.image_sets import ArrayImages, NpzImages
+from dit_shd.data.sources.npz import NpzSource
 
 
 def cut_member(path: Path) -> None:
@@ -162,3 +163,17 @@ def test_an_npz_is_read_batch_by_batch_in_order(files):
     np.testing.assert_array_equal(np.concatenate(batches), pictures(40, seed=1))
     assert found.labels is not None
     assert found.labels.tolist() == [i % 10 for i in range(40)]
+
+
+@pytest.mark.parametrize("kind", ["U", "S"])
+def test_labels_that_are_texts_keep_their_names_and_numbers_their_order(tmp_path, kind):
+    """10 is not between 1 and 2: latents of such a file had other classes than the file."""
+    images = np.zeros((24, 2, 2, 3), np.uint8)
+    texts = np.array([str(i % 12) for i in range(24)])
+    np.savez(tmp_path / "numbers.npz", images, texts.astype(kind))
+    source = NpzSource(tmp_path / "numbers.npz")
+    assert [source.classes[label] for label in source.labels] == texts.tolist()
+    assert source.labels.tolist() == [i % 12 for i in range(24)]
+    np.savez(tmp_path / "names.npz", images[:3], np.array(["dog", "10", "cat"]).astype(kind))
+    source = NpzSource(tmp_path / "names.npz")
+    assert source.classes == ("10", "cat", "dog") and source.labels.tolist() == [2, 0, 1]

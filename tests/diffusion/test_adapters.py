@@ -293,6 +293,14 @@ def test_shift_and_schedule_are_the_scheduler_s():
     assert math.isclose(alpha, math.exp(mu))
 
 
+def test_a_rectangle_is_shifted_by_its_area():
+    process = process_of("flow", {}, TimestepDensity(base_side=16), "none", None, 2)
+    u = torch.linspace(0.01, 0.99, 9, dtype=torch.float64)
+    square, portrait, landscape = (process.times(u, (9, 4, *sides)) for sides in ((32, 32), (64, 16), (16, 64)))
+    torch.testing.assert_close((portrait, landscape), (square, square))
+    torch.testing.assert_close(square, 2 * u.float() / (1 + u.float()))  # alpha = 2 of the uniform density
+
+
 @pytest.mark.parametrize("betas", ["linear", "scaled_linear", "given"])
 @pytest.mark.parametrize("target", ["epsilon", "v_prediction"])
 def test_ddpm_is_the_scheduler_s(betas, target):

@@ -1,3 +1,6 @@
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -130,3 +133,19 @@ def test_every_pipeline_draws(kind, tmp_path, prompts):
     call |= {"use_resolution_binning": False} if kind in ("pixart", "sana", "hunyuan_dit") else {}
     out = sample_prompts(make(SampleConfig, {"run": str(folder), "prompts": str(prompts), "call": call, "count": 2}))
     assert np.load(out)["arr_0"].shape[0] == 2
+
+
+def test_the_pipeline_that_was_used_is_recorded(student, pipeline, prompts, tmp_path):
+    """Not the one that the student was encoded by: another scheduler draws other pictures."""
+    other = tmp_path / "other"
+    shutil.copytree(pipeline, other)
+    file = other / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "shift": 9.0}))
+    made = [sample_prompts(config(student, prompts, tmp_path / "a.npz"))]
+    made.append(sample_prompts(config(student, prompts, tmp_path / "b.npz", pipeline=str(other))))
+    first, second = (json.loads(out.with_suffix(".json").read_text()) for out in made)
+    assert (first["pipeline"], second["pipeline"]) == (str(pipeline.resolve()), str(other))
+    assert (first["scheduler"]["shift"], second["scheduler"]["shift"]) == (3.0, 9.0)
+    assert first["vae_sha256"] == second["vae_sha256"]
+    images = [np.load(out)["arr_0"] for out in made]
+    assert not np.array_equal(*images)

@@ -242,6 +242,31 @@ def test_a_loss_does_not_take_the_place_of_a_term_of_the_task(student, teachers,
         Distiller(TASK, student, [Named()])(batch, teachers["wide"])
 
 
+class Endless(Loss):
+    """Infinite, with an infinite gradient, and a parameter of its own."""
+
+    reads, reads_teacher = frozenset({Reads.OUTPUT}), False
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def term(self, student, teacher, batch):
+        return Term(self.scale / (0 * student.prediction).flatten(1).sum(1).square())
+
+
+def test_a_loss_of_weight_zero_adds_nothing_even_if_it_is_infinite(student, batch):
+    """Its parameters have gradients all the same, of zero: DDP waits for them."""
+    endless = Endless()
+    endless.weight = {0: 0.0}
+    (distiller, alone) = (Distiller(TASK, student, losses) for losses in ([endless], []))
+    loss, terms = distiller(batch)
+    assert torch.isinf(terms["test_distiller"]) and torch.equal(loss, alone(batch)[0])
+    loss.backward()
+    assert endless.scale.grad == 0
+    assert all(torch.isfinite(p.grad).all() for p in student.parameters() if p.grad is not None)
+
+
 @pytest.mark.parametrize("offloaded", [False, True])
 def test_another_teacher_under_the_name_of_one_before(student, teachers, batch, offloaded):
     """Its own layers and weights are read: those of sharded and offloaded teachers are kept from step to step."""

@@ -16,6 +16,7 @@ from dit_shd.data.image_sets import ArrayImages
 from dit_shd.evaluation.extraction import extract_features
 from dit_shd.evaluation.features.digits import DigitsFeatures
 from dit_shd.evaluation.reference_statistics import StatisticsConfig, write_reference_statistics
+from dit_shd.evaluation.results import evaluator_difference, read_record
 from dit_shd.evaluation.scoring import score
 
 # References of statistics
@@ -172,3 +173,20 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_file(files):
     with pytest.raises(UserError, match=r"known\.npz: cannot be written: the disk is full; make room"):
         statistics(files)
     assert not list(files["folder"].glob("*known*"))
+
+
+def test_networks_of_other_options_are_other_networks(files, monkeypatch):
+    """Their weights, and so their hashes, are the same."""
+    monkeypatch.setattr(plugins, "_trusted", {"evaluating"})
+    one, two = ({"name": "evaluating.Scaled", "scale": scale} for scale in (1.0, 2.0))
+    figure = run(files, features=one, metrics=["frechet"])["figures"]["FD(scaled)"]
+    assert "holds another result" in refused(files, features=two, metrics=["frechet"])
+    doubled = run(files, features=two, metrics=["frechet"], out=files["folder"] / "two.json")
+    assert doubled["figures"]["FD(scaled)"] == pytest.approx(4 * figure)
+    records = [read_record(file) for file in (files["samples"].parent / "results.json", files["folder"] / "two.json")]
+    assert evaluator_difference(*records) == ("options of evaluating.Scaled", "{}", "{'scale': 2.0}")
+    config = {"images": str(files["reference"]), "out": files["folder"] / "s.npz", "features": two}
+    write_reference_statistics(make(StatisticsConfig, config))
+    values = {"reference": str(files["folder"] / "s.npz"), "metrics": ["frechet"], "out": files["folder"] / "3.json"}
+    assert 'with options {}, found {"scale": 2.0}' in refused(files, features=one, **values)
+    assert run(files, features=two, **values)["figures"] == pytest.approx(doubled["figures"])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dit_shd.evaluation.rouge import rouge_l
+from dit_shd.evaluation.rouge import other_letters, rouge_l
 
 pytest.importorskip("rouge_score")
 
@@ -35,3 +35,10 @@ def test_the_nearest_reference_counts():
     assert rouge_l("red blue", ["green", "red blue", "blue"]) == 1
     assert rouge_l("", ["red"]) == 0
     assert rouge_l("running dogs", ["run dog"]) == 1  # words are stemmed
+
+
+def test_other_letters_are_known():
+    """The package makes words of a to z and digits alone: a right answer in others scores 0."""
+    assert rouge_l("Москва", ["Москва"]) == 0
+    assert other_letters("Москва") and other_letters("北京 is 首都城市") and not other_letters("café, naïve: 42")
+    assert not other_letters("")

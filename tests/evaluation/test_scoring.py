@@ -9,7 +9,9 @@ from dit_shd.core.errors import UserError
 from dit_shd.data.image_sets import ArrayImages
 from dit_shd.evaluation.extraction import extract_features
 from dit_shd.evaluation.features.digits import DigitsFeatures
+from dit_shd.evaluation.figures import evaluate
 from dit_shd.evaluation.scoring import score
+from dit_shd.evaluation.statistics_file import write_statistics
 
 
 def test_score_gives_the_same_figures_and_takes_a_prepared_reference(files):
@@ -37,3 +39,19 @@ def test_score_refuses_features_of_another_network():
     network.title = "other"
     with pytest.raises(UserError, match="extract both with one network"):
         score(pictures(9, 0), prepared, network)
+
+
+def test_arrays_are_held_to_the_same_reference_as_files(tmp_path):
+    """Statistics of another network with as many features, and images of another size."""
+    network = DigitsFeatures()
+    network.sha256, network.title = "0" * 64, "other"
+    features = extract_features(network, ArrayImages(pictures(90, 0), "x"))
+    write_statistics(tmp_path / "other.npz", features, {"network_sha256": network.sha256}, None)
+    with pytest.raises(UserError, match="wanted statistics of feature network digits"):
+        evaluate(pictures(90, 1), reference=tmp_path / "other.npz", features="digits")
+    np.savez(tmp_path / "large.npz", pictures(9, 0, (32, 32, 1)))
+    with pytest.raises(UserError, match="wanted reference images like the samples"):
+        evaluate(pictures(9, 1), reference=tmp_path / "large.npz", features="digits")
+    np.savez(tmp_path / "real.npz", pictures(50, 2))
+    scored = evaluate(pictures(40, 1), reference=tmp_path / "real.npz", features="digits")
+    assert dict(scored) == pytest.approx(score(pictures(40, 1), pictures(50, 2), DigitsFeatures()))

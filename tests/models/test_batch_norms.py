@@ -1,11 +1,12 @@
 """Batch norms: what runs beside the steps leaves their statistics alone, and a run with them is warned of."""
 
+import pytest
 import torch
 from runs import run, weights
 from safetensors.torch import load_file
 from torch import nn
 
-from dit_shd.models.batch_norms import kept_statistics, remark
+from dit_shd.models.batch_norms import evaluated_norms, kept_statistics, least_batch, remark
 
 
 def test_statistics_are_kept_in_the_block():
@@ -17,6 +18,16 @@ def test_statistics_are_kept_in_the_block():
     model(torch.randn(5, 3))
     assert model[1].num_batches_tracked == 1 and not torch.equal(model[1].running_mean, before["1.running_mean"])
     assert remark(nn.Linear(3, 3)) is None and "student: 1 " in remark(model)
+
+
+def test_a_single_sample_runs_by_the_statistics():
+    model = nn.BatchNorm1d(3)
+    with evaluated_norms(model):
+        assert torch.equal(model(torch.zeros(1, 3)), torch.zeros(1, 3)) and not model.training
+    assert model.training and model.num_batches_tracked == 0
+    assert (least_batch(model), least_batch(nn.Linear(3, 3))) == (2, 1)
+    with pytest.raises(ValueError, match="more than 1 value"):
+        model(torch.zeros(1, 3))
 
 
 def test_what_is_measured_beside_the_steps_does_not_change_a_run(tmp_path, caplog):

@@ -4,7 +4,7 @@ import pytest
 
 from dit_shd.profiling.latency import Cost
 from dit_shd.reports.findings import best_student, change, compared, cost_shares, tiles
-from dit_shd.reports.tables import Row, higher_is_better
+from dit_shd.reports.tables import Row, figures_table, higher_is_better, number
 
 BIG, SMALL = Cost(4, 1000, 800, 2.0), Cost(2, 260, 200, 1.0)
 
@@ -63,3 +63,27 @@ def test_without_costs_only_quality_is_said():
     assert compared(scored, "FID")[1] == "“output + SHD” has FID 18.00 against 5.00 of the teacher."
     assert set(tiles(scored, "FID")) == {"FID, output + SHD", "FID, teacher"}
     assert len(compared(scored[:2], "FID")) == 1, "one student has no other to be set against"
+
+
+def test_nothing_is_said_of_a_figure_whose_direction_is_not_known():
+    scored = rows("LPIPS", 0.1, 0.5, 0.2)
+    headings, _, best = figures_table(scored)
+    assert headings[-1] == ("LPIPS", "") and best[-1] == -1
+    assert figures_table(rows("recall", 0.1, 0.5, 0.2))[2][-1] == 1
+    assert figures_table(rows("KID(x)", 0.1, 0.5, 0.2))[2][-1] == 2
+    assert compared(scored, "LPIPS")[0].endswith("2.5 times as high as “output + SHD”.")
+
+
+def test_the_best_is_bold_where_others_tie():
+    scored = [*rows("FD(x)", 1.0, 5.0, 5.0), Row("third", None, {"FD(x)": 3.0})]
+    assert figures_table(scored)[2][-1] == 3
+    assert figures_table(scored[:3])[2][-1] == -1
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.00014, "0.00014"), (-0.000034, "-0.000034"), (0.0012, "0.0012"), (0, "0.0000"), (1e-17, "0.0000"), (5, "5.00")],
+)
+def test_small_figures_keep_two_digits(value, text):
+    assert number(value) == text
+    assert change(0.00014, 0.00011) == "27% higher"

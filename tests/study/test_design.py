@@ -111,6 +111,7 @@ def test_claims_come_first_and_every_level_is_compared_with_the_baseline(file):
         ({"evaluators": {"a": {"program": "x '{samples} {out}"}}}, "No closing quotation"),
         ({"grid": {"loss": {"a": {}}}, "models": {"a": "x"}}, "study.models.a: a variant of the grid has this name"),
         ({"models": {"../x": "x"}}, "a name of letters"),
+        ({"grid": {"one": {"a": {"lr": 1}, "b": {"lr": 2}}, "two": {"c": {"lr": 3}}}}, "a-c and b-c are one run"),
         ({"sead": [1]}, "unknown key 'sead', did you mean 'seeds'"),
     ],
 )

@@ -1,7 +1,7 @@
 """Pages from rows alone, and the experiments that ship."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ from dit_shd.core.config import make
 from dit_shd.reports.study_page import write_study_page
 from dit_shd.study.design import cells_of, read_study
 from dit_shd.study.evidence import claims_summary, read_evidence, study_text
-from dit_shd.study.report import report_of
+from dit_shd.study.report import notes, report_of
 from dit_shd.study.results import CellResult, of_cells, read_results
 from dit_shd.training.config import TrainConfig
 
@@ -90,3 +90,10 @@ def test_the_page_of_rows_of_several_machines_names_the_versions_of_each(evidenc
     write_study_page(report, tmp_path / "study.html")
     page = (tmp_path / "study.html").read_text()
     assert all(f"torch 2.{seed}.0" in page for seed in range(4)), "as text, however long"
+
+
+def test_seeds_of_models_that_are_scored_as_they_are_are_those_of_sampling(evidence):
+    progress, analysis = evidence[0].progress, evidence[0].analysis
+    with_models = replace(progress, study=replace(progress.study, models={"teacher": "asset:x"}))
+    assert not any("Scored as they are" in note for note in notes(progress, analysis))
+    assert "Scored as they are, by seeds of sampling and not of training: teacher." in notes(with_models, analysis)

@@ -295,3 +295,17 @@ def test_images_are_drawn_alike_beside_blocks_that_are_recomputed(tmp_path, monk
     assert len(drawn) == 6
     for task, draws, pixels in list(drawn.values()):
         assert torch.equal(draw(task, draws)[0].pixels, pixels)
+
+
+@pytest.mark.parametrize(
+    ("names", "count"), [([*"0123456789"], 0), ([*"1023456789"], 1), (None, 0), ([*"abcdefghij"], 0)]
+)
+def test_a_teachers_classes_are_compared_by_name(names, count):
+    """As many classes in another order load and run; names of another kind say nothing."""
+    task, teacher, _ = classification()
+    task.dataset.class_names = [*"0123456789"]
+    if names is not None:
+        teacher.register_to_config(class_names=[*names])
+    found = list(task.check_teacher(teacher, 0, torch.device("cpu"), measure=False))
+    assert len(found) == count
+    assert not count or "class 0 is '0', not '1'" in found[0].fault

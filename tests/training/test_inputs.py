@@ -14,7 +14,9 @@ def test_a_run_says_that_its_teacher_or_its_data_are_others_under_the_same_name(
     changes = {"teacher": str(place), "run": str(tmp_path / "run")}
     config, _ = run({**values, **changes}, steps=1, checkpoint_every=1)
     kept = (config.run / "inputs.json").read_bytes()
+    (config.run / "inputs.json").write_text("{")  # damaged: written anew
     run({**values, **changes}, steps=2, checkpoint_every=1)
+    assert (config.run / "inputs.json").read_bytes() == kept
     assert "this run began" not in caplog.text
     shutil.rmtree(place)
     write_teacher(place, seed=5)

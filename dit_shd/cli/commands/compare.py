@@ -122,7 +122,9 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _names(files: list[str], records: list[dict[str, Any]]) -> list[str]:
     """The run's folder if the sampler recorded it, else the samples' file; the results file if those repeat."""
-    names = [Path(str(about_result(r).get("sidecar", {}).get("run") or about_result(r)["path"])).stem for r in records]
+    about = [about_result(record) for record in records]
+    runs = [str(entry.get("sidecar", {}).get("run") or "") for entry in about]
+    names = [Path(run).name or Path(entry["path"]).stem for run, entry in zip(runs, about)]
     return names if len(set(names)) == len(names) else list(files)
 
 

@@ -41,7 +41,7 @@ class NpzSource(ImageSource):
         if labels is None:
             self.labels, self.classes, self.notes = np.zeros(self._images.shape[0], np.int64), (ALL,), [NO_LABELS]
         else:
-            self.labels, self.classes = checked_labels(labels, None, str(path))
+            self.labels, self.classes = checked_labels(labels, self._images.class_names, str(path))
         self._rows = SequentialRows(lambda number: 0, self._read)
 
     def _read(self, _: int) -> Iterator[np.ndarray]:

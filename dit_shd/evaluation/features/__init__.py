@@ -7,15 +7,18 @@ Shapes: b images, y rows and x columns of pixels, c channels, d pooled features,
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from inspect import signature
+from types import MappingProxyType
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from dit_shd.core.config import resolve
 from dit_shd.core.errors import UserError
-from dit_shd.core.plugins import PluginFolder
+from dit_shd.core.plugins import Plugin, PluginFolder
 
 PROMPTS = 256
 """Of one forward."""
@@ -56,6 +59,8 @@ class FeatureNetwork(ABC):
     """Whether it has the features of sFID."""
     reads_text: bool = False
     """Whether it has the features of prompts, too (`embed`)."""
+    options: Mapping[str, Any] = MappingProxyType({})
+    """Of the plug-in that are not its defaults, weights aside: with the hash they say which features these are."""
     network: nn.Module
     """Moved to another device by `to`."""
 
@@ -114,3 +119,21 @@ class FeatureNetwork(ABC):
 
 
 FEATURES = PluginFolder(__name__, FeatureNetwork, "features")
+
+
+def build_network(plugin: Plugin, where: str = "features") -> FeatureNetwork:
+    """A network as a config asks for it, with its options.
+
+    Args:
+        plugin: Its name and options.
+        where: The config key, for errors.
+
+    Raises:
+        UserError: No such network, or options that it does not have.
+    """
+    network: FeatureNetwork = FEATURES.build(plugin, where)
+    given = resolve(FEATURES.filled(plugin, where).options)
+    parameters = signature(FEATURES.find(plugin.name)).parameters
+    defaults = {key: resolve(value.default) for key, value in parameters.items()}
+    network.options = {k: v for k, v in given.items() if k != "weights" and (k not in defaults or v != defaults[k])}
+    return network

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dit_shd.core.errors import UserError, error_line
-from dit_shd.core.hashing import sha256
 from dit_shd.core.installation import require
 from dit_shd.evaluation.features import FeatureNetwork, Features
 from dit_shd.evaluation.network_weights import weights_folder
@@ -45,14 +44,13 @@ class CLIP(FeatureNetwork):
         require(("transformers",), "clip", "features clip")
         from transformers import AutoTokenizer, CLIPModel
 
-        folder, file = weights_folder(weights, CONFIG, WEIGHTS, ADVICE)
+        folder, self.sha256 = weights_folder(weights, CONFIG, WEIGHTS, ADVICE)
         try:
             network: Any = CLIPModel.from_pretrained(folder, use_safetensors=True, local_files_only=True).eval()
             self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # of transformers, for files that are no CLIP
             raise UserError(f"features.weights: {folder} holds no CLIP ({error_line(error, 160)}); {ADVICE}") from error
         self.network = self._clip = network.requires_grad_(False)
-        self.sha256 = sha256(file)
         self.title = f"clip-{self.sha256[:8]}"
         self._side: int = network.config.vision_config.image_size
         self._tokens: int = network.config.text_config.max_position_embeddings

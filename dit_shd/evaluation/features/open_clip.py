@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from dit_shd.core.errors import UserError, error_line
-from dit_shd.core.hashing import sha256
 from dit_shd.core.installation import require
 from dit_shd.evaluation.features import FeatureNetwork, Features
 from dit_shd.evaluation.network_weights import weights_folder
@@ -50,7 +49,7 @@ class OpenCLIP(FeatureNetwork):
         import open_clip
 
         library: Any = open_clip
-        folder, file = weights_folder(weights, CONFIG, WEIGHTS, ADVICE)
+        folder, self.sha256 = weights_folder(weights, CONFIG, WEIGHTS, ADVICE)
         known = [field.name for field in fields(library.transform.PreprocessCfg)]
         text = _checked_config(folder, known)["text_cfg"]
         local = {"local_files_only": True, "trust_remote_code": False} if text.get("hf_tokenizer_name") else {}
@@ -63,7 +62,6 @@ class OpenCLIP(FeatureNetwork):
             ) from error
         self._prepare: Callable[[Any], Tensor] = prepare
         self.network = self._model = model.eval().requires_grad_(False)
-        self.sha256 = sha256(file)
         self.title = f"open_clip-{self.sha256[:8]}"
 
     def _forward(self, images: Tensor) -> Features:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from dit_shd.reports.figures.chart import Axis, Chart
-from dit_shd.reports.tables import Row, lower_is_better, number
+from dit_shd.reports.tables import Row, direction, number
 
 COSTS = {
     "parameters": ("M parameters", 1e-6),
@@ -24,9 +24,8 @@ def quality_charts(rows: Sequence[Row], name: str, real: float | None = None) ->
     costed = [row for row in rows if row.cost is not None and name in row.figures]
     if len(costed) < 2:
         return []
-    better = "lower" if lower_is_better(name) else "higher"
     values = [v for row in costed for v in _ends(row, name)] + ([] if real is None else [real])
-    y = Axis.around(f"{name}, {better} is better", values, pad=0.12)
+    y = Axis.around(", ".join(filter(None, (name, direction(name)))), values, pad=0.12)
     drawn = []
     for field, (label, factor) in COSTS.items():
         costs = [factor * getattr(row.cost, field) for row in costed]

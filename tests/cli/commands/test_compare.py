@@ -10,10 +10,11 @@ import pytest
 from evaluating import pictures, run
 from pages import images_of, words_of
 
-from dit_shd.cli.commands.compare import CompareConfig, compare
+from dit_shd.cli.commands.compare import CompareConfig, _names, compare
 from dit_shd.cli.program import main
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
+from dit_shd.reports.comparison_page import comparison_notes, cost_columns
 from dit_shd.reports.tables import number
 
 
@@ -157,3 +158,33 @@ def test_a_run_folder_does_not_stand_for_its_teacher_whose_samples_are_in_it(two
         os.utime(run / f"{name}.json", (age, age))
     rows = compared([two[1], str(run)], tmp_path, cost=False)
     assert rows[1].figures == json.loads(Path(two[0]).read_text())["figures"] != rows[0].figures
+
+
+def record_of(run, verdict=(), **settings):
+    sidecar = {"run": run, **settings}
+    return {"samples": {"n": 9, "path": "x.npz", "sidecar": sidecar}, "adm_comparable": {"why_not": [*verdict]}}
+
+
+def test_a_run_has_its_whole_name():
+    """A dot in it begins no suffix: 0.1 and 0.3 are weights of losses, 0.999 the rate of an average."""
+    records = [record_of(run) for run in ("runs/shd_w0.1", "runs/x/student_ema_0.999")]
+    assert _names(["a.json", "b.json"], records) == ["shd_w0.1", "student_ema_0.999"]
+
+
+def test_a_verdict_names_all_that_it_is_of():
+    names, records = ["a", "b", "c"], [record_of("x", verdict) for verdict in (["jpeg"], ["jpeg"], [])]
+    found = comparison_notes(names, records)
+    assert "a, b: ADM-comparable: no: jpeg" in found and "c: ADM-comparable: yes" in found
+
+
+def test_other_prompts_and_schedulers_are_noted():
+    settings = [{"prompts": ["a", "b"], "scheduler": {"shift": 3}}, {"prompts": ["a"], "scheduler": {"shift": 9}}]
+    found = comparison_notes(["one", "two"], [record_of("x", **each) for each in settings])
+    assert "sampled with different prompts: one 2 (the first: a), two 1 (the first: a)" in found
+    assert any(note.startswith("sampled with different scheduler: ") for note in found)
+
+
+def test_a_text_to_image_model_has_no_cost():
+    notes = []
+    assert cost_columns("x", record_of("asset:captioned_digits"), notes) is None
+    assert notes == ["x: no cost, which is measured of class-conditional models (SD3Transformer2DModel)"]

@@ -10,11 +10,13 @@ from tiny_text_encoders import tiny_clip
 
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
+from dit_shd.core.hashing import sha256
 from dit_shd.core.plugins import Plugin
 from dit_shd.evaluation.evaluate import EvaluateConfig, evaluate
 from dit_shd.evaluation.features import FEATURES
 from dit_shd.evaluation.features.clip import CLIP
 from dit_shd.evaluation.metrics.clip_score import clip_scores
+from dit_shd.evaluation.network_weights import weights_folder
 
 PROMPTS = ["a thin seven", "two digits", "a nine", "four and a zero"]
 
@@ -81,3 +83,20 @@ def test_missing_weights_are_refused(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"none")
     with pytest.raises(UserError, match="holds no CLIP"):
         CLIP(tmp_path)
+
+
+def test_all_weights_are_hashed(folder, tmp_path):
+    """Of shards each; of a file that holds all of them that one, whatever is beside it."""
+    file = tmp_path / "model-00001-of-00002.safetensors"
+    second = tmp_path / "model-00002-of-00002.safetensors"
+    (tmp_path / "config.json").write_text("{}")
+    file.write_bytes(b"one")
+    second.write_bytes(b"two")
+    before = weights_folder(tmp_path, "config.json", "*.safetensors", "")[1]
+    second.write_bytes(b"other")
+    assert weights_folder(tmp_path, "config.json", "*.safetensors", "")[1] != before
+    second.unlink()
+    assert weights_folder(tmp_path, "config.json", "*.safetensors", "")[1] == sha256(file)
+    (tmp_path / "model.safetensors").write_bytes(b"whole")
+    (tmp_path / "adapter.safetensors").write_bytes(b"of something else")
+    assert weights_folder(tmp_path, "config.json", "*.safetensors", "")[1] == sha256(tmp_path / "model.safetensors")

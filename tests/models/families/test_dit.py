@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformer_oracle
 from runs import run
+from torch.nn.utils import prune
 
 from dit_shd import SHD, capture
 from dit_shd.core.errors import UserError
@@ -205,3 +206,19 @@ def test_training_distilling_and_sampling(values, tmp_path, learn_sigma):
     with pytest.raises(UserError, match=message):
         run({**plain, "student": student, "mask_ratio": 0.3, "run": str(tmp_path / "masked")})
     assert not (tmp_path / "masked").exists()
+
+
+def test_hooks_of_an_mlp_run_where_its_maps_are_fused():
+    """On a CPU without a graph: those that read, and those that make the weights, as pruning's."""
+    model, seen = build(), []
+    mlp = model.blocks[1].mlp
+    prune.l1_unstructured(mlp.fc1, "weight", 0.5)
+    with torch.no_grad():
+        mlp.fc1.weight_orig.mul_(2)  # as an optimizer does; the weight is made of it before the next product
+        pruned = model(*inputs()).sample
+    torch.testing.assert_close(pruned, model(*inputs()).sample.detach(), rtol=1e-4, atol=1e-5)
+    for linear in (model.blocks[0].mlp.fc1, model.blocks[2].mlp.fc2):
+        linear.register_forward_hook(lambda linear, args, output: seen.append(output.shape))
+    with torch.no_grad():
+        model(*inputs())
+    assert seen == [(3, 16, 96), (3, 16, 24)]
