@@ -13,6 +13,7 @@ from dit_shd.cli import foreign_words
 from dit_shd.cli.specification import Specification, command_names
 from dit_shd.core.config_source import WORDS
 from dit_shd.core.errors import UserError, unknown
+from dit_shd.core.places import check_utf8
 from dit_shd.core.plugin_source import plugin_names, plugin_source
 from dit_shd.core.shipped_configs import read_config
 from dit_shd.core.yaml_files import override, parse_yaml
@@ -97,6 +98,7 @@ def _as_text(assignment: str, kind: str) -> str:
     if kind not in TEXTS:
         return assignment
     key, _, text = assignment.partition("=")
+    check_utf8(text, key)
     try:
         value = parse_yaml(text)
         if isinstance(value, list) and kind.startswith("["):

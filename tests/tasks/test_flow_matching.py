@@ -142,7 +142,7 @@ def test_a_run_records_its_convention_and_sampling_asks_by_it(values, flow_teach
     np.testing.assert_array_equal(*images)
     assert of_model(make(SampleConfig, {"run": str(config.run)}), model).shift == 2.5
     assert of_model(make(SampleConfig, {"run": str(config.run / "student")}), model).shift == 2.5  # of that run
-    assert of_model(make(SampleConfig, {"run": str(alone)}), model).shift is None
+    assert of_model(make(SampleConfig, {"run": str(alone)}), model).shift == 2.5  # by training.json
     again, metrics = run(
         flow_values(values, flow_teacher, steps=3, task={"name": "flow_matching", "timestep_density": density})
     )

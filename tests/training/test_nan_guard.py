@@ -131,7 +131,7 @@ def test_a_bad_step_can_be_replayed(values):
     tensors["student.en_inblocks.0.mlp.fc1.bias"][0] = float("nan")
     rewrite(folder, tensors)
     finding = replay(config.run, 3)
-    assert finding.layer == "student.en_inblocks.0.mlp (its output, plain pass)"
+    assert finding.layer == "student.en_inblocks.0.mlp.fc1 (its output, plain pass)"
     assert {"plain/noise", "plain/output", "masked/noise"} <= set(finding.terms)
     assert not (config.run / "bad_steps").exists()
     assert contents(config.run).keys() == before.keys()
