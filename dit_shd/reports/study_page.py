@@ -74,7 +74,9 @@ def write_study_page(report: StudyReport, page: Path) -> None:
         section("Claims", report.claims.html()) if report.claims.rows else "",
         _dots(report),
         section("Variants", paragraph(SPREAD, "quiet"), report.variants.html()),
-        section("Differences", paragraph(INTERVALS, "quiet"), report.comparisons.html()),
+        section("Differences", paragraph(INTERVALS, "quiet"), report.comparisons.html())
+        if report.comparisons.rows
+        else "",
         section("Failures", report.failures.html()) if report.failures.rows else "",
         _cost(report),
         _curves(report),

@@ -107,7 +107,7 @@ def _with_spread(row: Row, name: str) -> str:
 def plain_table(headings: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> str:
     """The same table as aligned text."""
     names = [name for name, _ in headings]
-    widths = [max(len(name), *(len(row[i]) for row in rows)) for i, name in enumerate(names)]
+    widths = [max([len(name), *(len(row[i]) for row in rows)]) for i, name in enumerate(names)]
 
     def line(cells: Sequence[str]) -> str:
         aligned = [f"{cells[0]:<{widths[0]}}", *(f"{cell:>{w}}" for cell, w in zip(cells[1:], widths[1:]))]

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from pages import words_of
 
+from dit_shd.cli.commands.study import show
 from dit_shd.cli.program import main
 from dit_shd.core.errors import UserError
 from dit_shd.core.yaml_files import read_yaml
@@ -172,6 +173,16 @@ def test_a_failure_is_a_row_and_the_others_go_on(study):
     done = len(calls())
     assert run(study(grid=lasting("fails")))[0] == results
     assert len(calls()) == done, "a failure is an end"
+
+
+def test_a_study_that_compares_nothing_has_its_tables_and_page(study, capsys):
+    """Of tuning, say, without baseline and claims: it ended in a TypeError when all cells had ended."""
+    config = study(baseline={})
+    runner = Runner(config, lambda line: None)
+    show(runner, runner.run())
+    page = config.study.with_suffix(".html").read_text()
+    assert "4 of 4 cells have ended" in capsys.readouterr().out
+    assert "<h2>Variants" in page and "<h2>Differences" not in page
 
 
 def test_a_cell_that_failed_is_tried_again_when_asked_to_and_the_failure_stays(study):

@@ -49,7 +49,8 @@ class StudyCommand(Command[StudyConfig]):
 def show(runner: Runner, progress: Progress) -> None:
     """Print the tables of a study and write its page beside the study file."""
     analysis = analyse(progress.study, progress.results.values())
-    for table in (variants_table(analysis), comparisons_table(analysis)):
+    compared = [comparisons_table(analysis)] if analysis.comparisons else []
+    for table in (variants_table(analysis), *compared):
         print("\n" + plain_table(table.headings, table.rows))
     page = runner.home / f"{runner.config.study.stem}.html"
     write_study_page(report_of(progress, analysis, runner.home / "samples", runner.place), page)
