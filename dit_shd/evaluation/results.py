@@ -59,8 +59,13 @@ def table(record: dict[str, Any]) -> str:
 
 
 def shown(value: float) -> str:
-    """A figure with four decimals, of a small one three digits; below 1e-9 it is rounding alone."""
-    return f"{value:.3g}" if 1e-9 < abs(value) < 1e-3 else f"{value:.4f}"
+    """A figure with four decimals, of a small one three digits."""
+    return f"{value:.3g}" if is_small(value) else f"{value:.4f}"
+
+
+def is_small(value: float) -> bool:
+    """Whether a figure needs digits of its own to be read; below 1e-9 it is rounding alone."""
+    return 1e-9 < abs(value) < 1e-3
 
 
 def verdict_line(record: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dit_shd.evaluation.results import is_small
 from dit_shd.profiling.latency import Cost
 from dit_shd.reports.html import Link, linked, wide
 
@@ -13,8 +14,6 @@ LOWER_IS_BETTER = ("FD", "FID", "sFID", "sFD", "KID")
 HIGHER_IS_BETTER = ("IS", "precision", "recall", "density", "coverage", "CLIP score", "top1", "top5", "as asked")
 COSTS = ("heads", ""), ("parameters", "M"), ("GFLOPs", "one image"), ("latency", "ms per image")
 """Headings of the columns of cost."""
-ROUNDING = 1e-9
-"""Below it a figure is rounding alone."""
 LONG = 28
 """Letters from which the cells of a column break into lines."""
 
@@ -155,6 +154,6 @@ def direction(name: str) -> str:
 
 def number(value: float) -> str:
     """Two decimals; three below one, four below a tenth, and two digits below a thousandth."""
-    if ROUNDING < abs(value) < 1e-3:
+    if is_small(value):
         return f"{value:.{1 - math.floor(math.log10(abs(value)))}f}"
     return f"{value:.{2 + (abs(value) < 1) + (abs(value) < 0.1)}f}"
