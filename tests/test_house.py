@@ -55,6 +55,7 @@ SEVERAL = {
     "squeezing/test_causal_memory.py": "squeeze and divergence, both backends",
     "squeezing/test_masked_rows.py": "divergence, weights and gradients where every key is masked",
     "squeezing/test_row_weights.py": "squeeze, divergence and both backends",
+    "study/test_shared_work.py": "what cells share, from its making to the notes of a page",
     "tasks/test_laws.py": "laws of every task's runs",
     "tasks/test_tasks.py": "what any task promises, with one of a test's own",
     "training/test_equivalence.py": "a run however it is divided",

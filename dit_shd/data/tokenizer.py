@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from dit_shd.core.places import HubName, expanded, find
 if TYPE_CHECKING:
     import tokenizers
 
+_log = logging.getLogger("dit_shd")
 BYTES = "bytes"
 END = "<|endoftext|>"
 ENDS = (END, "</s>", "<eos>", "<|end_of_text|>", "[SEP]")
@@ -207,4 +209,6 @@ def open_tokenizer(name: str, vocabulary: int | None, texts: Iterable[str]) -> T
     tokenizer = read_tokenizer(name)
     if vocabulary not in (None, tokenizer.vocabulary):
         raise UserError(f"data.vocabulary: {name} has {tokenizer.vocabulary} tokens, wanted {vocabulary}; move it away")
+    if vocabulary is not None and not name.startswith("hub:"):
+        _log.info("data.tokenizer: %s was there and is used as it is, whatever text it was trained on", name)
     return tokenizer

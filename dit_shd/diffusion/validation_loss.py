@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from dit_shd.core.config import check_ranges, option
+from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
 from dit_shd.core.rng import Draws
 from dit_shd.data.datasets import DATASETS, Dataset
@@ -42,9 +43,17 @@ class ValidationLoss:
         """The held-out data.
 
         Raises:
-            UserError: There are none of that name.
+            UserError: There are none of that name, or fewer samples than wanted.
         """
-        return None if self.data is None else DATASETS.build(self.data, "task.evaluation.data")
+        if self.data is None:
+            return None
+        dataset = DATASETS.build(self.data, "task.evaluation.data")
+        if len(dataset) < self.count:
+            raise UserError(
+                f"task.evaluation.count: wanted {self.count} samples or more in task.evaluation.data, found "
+                f"{len(dataset)}; set count={len(dataset)}: losses of other counts are not comparable"
+            )
+        return dataset
 
     @torch.no_grad()
     def figures(
@@ -62,8 +71,8 @@ class ValidationLoss:
         device, training, losses = next(model.parameters()).device, model.training, []
         groups: list[list[int]] = []
         model.eval()
-        for first in range(0, min(self.count, len(dataset)), AT_ONCE):
-            together = np.arange(first, min(first + AT_ONCE, self.count, len(dataset)))
+        for first in range(0, self.count, AT_ONCE):
+            together = np.arange(first, min(first + AT_ONCE, self.count))
             groups += [group.tolist() for group in dataset.of_one_shape(together)]
         for positions in groups:
             draws = Draws(0, 0, positions, self.count)

@@ -1,11 +1,13 @@
-"""Whether figures may be set beside published ones, which come from OpenAI's ADM evaluator; and if not, why.
+"""Whether figures may be set beside published ones, which come from OpenAI's ADM evaluator, and beside each other.
 
 The Inception Score takes p(y) over chunks in file order, so the order of the samples counts. Here their labels are
 tested for an order by class; dit_shd.evaluation.metrics.inception_score tests the network's logits.
 """
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from scipy.special import gammaincc
@@ -20,6 +22,24 @@ from dit_shd.evaluation.reference import Reference
 REFERENCE_IMAGES = 10_000
 """Images in ADM's reference file, for precision and recall."""
 LOSSY = "JPEG files or lossy WebP"
+DECISIVE = ("steps", "guidance", "guidance_schedule", "labels", "rounding")
+"""Keys of the sampler that have to be known, and equal, of all samples that are compared."""
+OTHERS = (
+    "solver",
+    "guidance_power",
+    "guidance_tolerance",
+    "guided_channels",
+    "shift",
+    "precision",
+    "vae_sha256",
+    "call",
+    "prompts",
+    "scheduler",
+    "diffusion_steps",
+)
+"""Keys of the sampler that have to be equal where all samples record them."""
+SHORT = 60
+"""Letters of a setting in a note."""
 CHANCE = 1e-9
 """Probability with which random order is called sorted."""
 
@@ -40,6 +60,28 @@ def reasons_against(
         reasons.append("the samples are sorted by class, not in random order, so the Inception Score means nothing")
     reasons += [f"options of {plugin.name} are not the usual ones" for plugin in metrics if _changed(plugin)]
     return reasons
+
+
+def sampled_differently(names: Sequence[str], sidecars: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Settings of the sampler that differ, one note for each.
+
+    Args:
+        names: Of the models or files.
+        sidecars: Of each, what the sampler recorded beside its samples; empty where it recorded nothing.
+    """
+    notes = []
+    for key in (*DECISIVE, *(key for key in OTHERS if all(key in sidecar for sidecar in sidecars))):
+        values = [_shortly(sidecar.get(key, "not recorded")) for sidecar in sidecars]
+        if len({json.dumps(sidecar.get(key)) for sidecar in sidecars}) > 1:
+            notes.append(f"sampled with different {key}: " + ", ".join(f"{n} {v}" for n, v in zip(names, values)))
+    return notes
+
+
+def _shortly(value: object) -> str:
+    """A setting in a note; of prompts how many, and the first."""
+    if isinstance(value, list) and value and all(isinstance(each, str) for each in value):
+        return f"{len(value)} (the first: {value[0][:SHORT]})"
+    return str(value)[:SHORT]
 
 
 def lie_by_class(labels: np.ndarray, chunk: int) -> bool:

@@ -25,7 +25,7 @@ from dit_shd.data.image_sets import ImageSet
 from dit_shd.data.open_images import open_images
 from dit_shd.evaluation import results
 from dit_shd.evaluation.bootstrap import SEED, intervals
-from dit_shd.evaluation.comparability import reasons_against
+from dit_shd.evaluation.comparability import reasons_against, sampled_differently
 from dit_shd.evaluation.extraction import extract_features, find_device
 from dit_shd.evaluation.feature_set import FeatureSet
 from dit_shd.evaluation.features import FeatureNetwork, build_network
@@ -300,7 +300,10 @@ def _several(job: _Job, sets: list[ImageSet]) -> dict[str, Any]:
         "adm_comparable": _verdict([reason for run in runs for reason in run["adm_comparable"]["why_not"]]),
         "teacher": shared_row([run.get("teacher") for run in runs]),
         "real": shared_scale(runs),
-        "notes": list(dict.fromkeys(note for run in runs for note in run["notes"])),
+        "notes": [
+            *dict.fromkeys(note for run in runs for note in run["notes"]),
+            *sampled_differently([samples.name for samples in sets], [samples.sidecar or {} for samples in sets]),
+        ],
     }
     for entry, run, file in zip(entries, runs, files):
         entry |= {"figures": run["figures"], "results": str(file)}

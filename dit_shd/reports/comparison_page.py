@@ -1,6 +1,5 @@
 """The page of several evaluations: cost of the models beside quality of their images."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from dit_shd.core.errors import UserError
 from dit_shd.data.image_sets import ImageSet
 from dit_shd.data.open_images import open_images
 from dit_shd.evaluation import results
+from dit_shd.evaluation.comparability import sampled_differently
 from dit_shd.evaluation.real_scale import shared_scale
 from dit_shd.models import loading
 from dit_shd.profiling.latency import Cost, cost
@@ -29,24 +29,6 @@ CLASSES, OF_A_CLASS = 10, 5
 """Classes, a column each, and images of each."""
 SETTINGS = ("count", "steps", "solver", "guidance", "guidance_schedule", "labels", "rounding", "seed")
 """Keys of the sampler in the table of how the images were made."""
-DECISIVE = ("steps", "guidance", "guidance_schedule", "labels", "rounding")
-"""Keys of the sampler that have to be known, and equal, of all models."""
-OTHERS = (
-    "solver",
-    "guidance_power",
-    "guidance_tolerance",
-    "guided_channels",
-    "shift",
-    "precision",
-    "vae_sha256",
-    "call",
-    "prompts",
-    "scheduler",
-    "diffusion_steps",
-)
-"""Keys of the sampler that have to be equal where all models record them."""
-SHORT = 60
-"""Letters of a setting in a note."""
 COST = (
     "A multiply-add counts as two FLOPs; sampling with guidance takes two forward passes a step. Latency: median of "
     "several passes at batch 16 on one CPU thread of this machine."
@@ -85,11 +67,7 @@ def comparison_notes(names: list[str], records: list[dict[str, Any]]) -> list[st
     if len(set(counts)) > 1:
         listed = ", ".join(f"{name} {count:,}" for name, count in zip(names, counts))
         notes.append(f"different numbers of samples ({listed}): fewer raise a Frechet distance")
-    sidecars = [about_result(record).get("sidecar", {}) for record in records]
-    for key in (*DECISIVE, *(key for key in OTHERS if all(key in sidecar for sidecar in sidecars))):
-        values = [_shortly(sidecar.get(key, "not recorded")) for sidecar in sidecars]
-        if len({json.dumps(sidecar.get(key)) for sidecar in sidecars}) > 1:
-            notes.append(f"sampled with different {key}: " + ", ".join(f"{n} {v}" for n, v in zip(names, values)))
+    notes += sampled_differently(names, [about_result(record).get("sidecar", {}) for record in records])
     verdicts: dict[str, list[str]] = {}
     for name, record in zip(names, records):
         verdicts.setdefault(results.verdict_line(record), []).append(name)
@@ -97,13 +75,6 @@ def comparison_notes(names: list[str], records: list[dict[str, Any]]) -> list[st
     if not any("spread" in record for record in records):
         notes.append("one training seed each: another one can move FID more than the differences here")
     return notes
-
-
-def _shortly(value: object) -> str:
-    """A setting in a note; of prompts how many, and the first."""
-    if isinstance(value, list) and value and all(isinstance(each, str) for each in value):
-        return f"{len(value)} (the first: {value[0][:SHORT]})"
-    return str(value)[:SHORT]
 
 
 def how_sampled(names: list[str], records: list[dict[str, Any]]) -> str:

@@ -23,7 +23,7 @@ from dit_shd.core.signals import Stopped
 from dit_shd.core.yaml_files import dump, read_yaml
 from dit_shd.study.design import Cell, Evaluator, Study, canonical_sha256
 from dit_shd.study.processes import DIT_SHD, Commands, Usage, commit
-from dit_shd.study.results import REFERENCE, ROW, CellResult, json_lines, read_results, rounded, write_row
+from dit_shd.study.results import REFERENCE, ROW, WEIGHTS, CellResult, json_lines, read_results, rounded, write_row
 
 POINTS = 60
 """Of a loss curve that a row keeps."""
@@ -75,7 +75,7 @@ def run_cell(study: Study, cell: Cell, folder: Path, references: Mapping[str, st
         cpu_seconds={name: round(usage.cpu_seconds, 1) for name, usage in stages.usage.items()},
         memory_mib=round(max((usage.memory_mib for usage in stages.usage.values()), default=0.0)),
         curve=thinned(json_lines(folder / "run" / "metrics.jsonl")),
-        versions={**about_process()["versions"], "commit": commit(), **(_references(study, folder) if figures else {})},
+        versions={**about_process()["versions"], "commit": commit(), **_hashes(study, cell, folder, bool(figures))},
         finished=time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
     )
     write_row(folder, result)
@@ -192,14 +192,27 @@ def _figures(study: Study, folder: Path) -> dict[str, float]:
     return figures
 
 
+def _hashes(study: Study, cell: Cell, folder: Path, scored: bool) -> dict[str, str]:
+    """What only has a name or a path in the study, by the first digits of its hash."""
+    return _weights(cell, folder) | (_references(study, folder) if scored else {})
+
+
 def _references(study: Study, folder: Path) -> dict[str, str]:
-    """What the images of each evaluator's reference were, by the first digits of their hash."""
+    """The images of each evaluator's reference."""
     names = [name for name, evaluator in study.evaluators.items() if not evaluator.program]
     entries = {name: json.loads((folder / f"{name}.json").read_text("utf-8"))["reference"] for name in names}
     hashes = {
         name: entry.get("statistics", {}).get("source_sha256", entry["sha256"]) for name, entry in entries.items()
     }
     return {f"{REFERENCE} {name}": sha256[:12] for name, sha256 in hashes.items()}
+
+
+def _weights(cell: Cell, folder: Path) -> dict[str, str]:
+    """Of each teacher, or of the model that is scored as it is."""
+    file = (folder / SAMPLES).with_suffix(".json") if cell.model else folder / "run" / "inputs.json"
+    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    hashes = {f"model {cell.variant}": known.get("model_sha256")} if cell.model else known.get("teachers", {})
+    return {f"{WEIGHTS} {name}": sha256[:12] for name, sha256 in hashes.items() if sha256}
 
 
 def _figures_of_program(file: Path) -> dict[str, float]:

@@ -15,7 +15,7 @@ from dit_shd.reports.tables import number
 from dit_shd.study.analysis import Analysis, Comparison, Variant, verdict_of
 from dit_shd.study.cell_run import SAMPLES
 from dit_shd.study.design import Cell
-from dit_shd.study.results import REFERENCE, Progress
+from dit_shd.study.results import REFERENCE, WEIGHTS, Progress
 from dit_shd.study.statistics import Summary
 
 SHOWN_IMAGES = 40
@@ -142,10 +142,10 @@ def notes(progress: Progress, analysis: Analysis) -> list[str]:
     figure = progress.study.figure
     if figure and analysis.figures and not any(variant.by_seed(figure) for variant in analysis.variants):
         lines.append(f"No row has the figure that decides, {figure}: they have {', '.join(analysis.figures)}.")
-    for name in progress.study.evaluators:
-        hashes = {row.versions.get(f"{REFERENCE} {name}") for row in analysis.rows} - {None}
-        if len(hashes) > 1:
-            lines.append(f"The rows of evaluator {name} are of {len(hashes)} references of one name: it has changed.")
+    for name, count in _hashes(analysis, REFERENCE).items():
+        lines.append(f"The rows of evaluator {name} are of {count} references of one name: it has changed.")
+    for name, count in _hashes(analysis, WEIGHTS).items():
+        lines.append(f"The rows are of {count} sets of weights of {name}, under one path: it has changed.")
     for name, tau in analysis.rank_correlation.items():
         lines.append(f"Ranks of the variants' means by {name} and by {analysis.figure}: Kendall's tau {tau:.2f}.")
     for d in analysis.disagreements:
@@ -154,6 +154,16 @@ def notes(progress: Progress, analysis: Analysis) -> list[str]:
             f"{signed(d.second_difference)} in {d.second_figure}."
         )
     return lines
+
+
+def _hashes(analysis: Analysis, kind: str) -> dict[str, int]:
+    """Name -> how many hashes of that kind the rows have, where they have more than one."""
+    known: dict[str, set[str]] = {}
+    for row in analysis.rows:
+        for key, value in row.versions.items():
+            if key.startswith(f"{kind} "):
+                known.setdefault(key.removeprefix(f"{kind} "), set()).add(value)
+    return {name: len(values) for name, values in known.items() if len(values) > 1}
 
 
 def sample_grids(progress: Progress, folder: Path, place: Callable[[Cell], Path]) -> dict[str, bytes]:

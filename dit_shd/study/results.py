@@ -20,6 +20,8 @@ ROW = "row.json"
 LOCK = ".results.lock"
 REFERENCE = "reference of"
 """Before an evaluator's name: the key of its reference's hash among a row's versions."""
+WEIGHTS = "weights of"
+"""Before a teacher's name, or `model` and that of one that is scored as it is: likewise of its weights."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from dit_shd.core.rng import Draws, keyed_generators, stream
 from dit_shd.data.augmentation import Augmentation, EvaluationTransform, ImageInput, TrainTransform, renormalised
 from dit_shd.data.augmenter import Augmenter
 from dit_shd.data.datasets import DATASETS, Dataset
+from dit_shd.data.glance import alike, glance
 from dit_shd.data.latent_origin import Kept
 from dit_shd.evaluation.accuracy import Accuracy, measure_accuracy, misnamed, wilson
 from dit_shd.models.offload import moved
@@ -99,6 +100,7 @@ class Classification(Task[ImageBatch]):
         self.augmentation, self.evaluation, self.workers = augmentation, evaluation, workers
         self.draws_beside = workers > 0  # else it augments here, by torchvision's draws from torch's own generator
         self._augmenter: Augmenter | None = None
+        self._judged_by_learned = False
 
     def use(self, dataset: Dataset, student: nn.Module) -> None:
         super().use(dataset, student)
@@ -223,7 +225,13 @@ class Classification(Task[ImageBatch]):
                 "set validate_every=0"
             )
         if kept is not None:
-            self._evaluation_data()
+            judged = self._evaluation_data()
+            same = len(judged) == len(self.dataset) and alike(glance(judged), glance(self.dataset))
+            self._judged_by_learned = same
+
+    def remarks(self, student: nn.Module) -> Sequence[str]:
+        line = "task.evaluation.data: are the images that are learned, so that the accuracy is not of held-out images"
+        return [line] if self._judged_by_learned else []
 
     def _evaluation_data(self) -> Dataset:
         assert self.evaluation.data is not None, "check_evaluation requires it"

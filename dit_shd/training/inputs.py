@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from dit_shd.core.files import write_text
+from dit_shd.data.datasets import Dataset
+from dit_shd.data.glance import alike, glance
 from dit_shd.distillation.teachers import Teachers, role
 from dit_shd.training.run_folder import is_begun
 
@@ -23,15 +25,16 @@ NUMBERS = 64
 _log = logging.getLogger("dit_shd")
 
 
-def keep(run: Path, teachers: Teachers, samples: int) -> None:
+def keep(run: Path, teachers: Teachers, dataset: Dataset) -> None:
     """Write what a new run learns from; warn where that of a run that goes on is another.
 
     Args:
         run: The folder.
         teachers: By name, not sharded yet.
-        samples: Of the data.
+        dataset: The data.
     """
-    now = {"samples": samples, "teachers": {name: fingerprint(teacher) for name, teacher in teachers.items()}}
+    weights = {name: fingerprint(teacher) for name, teacher in teachers.items()}
+    now = {"samples": len(dataset), "glance": glance(dataset), "teachers": weights}
     before = _read(run / FILE) if is_begun(run) else None
     if before is None:
         write_text(run / FILE, json.dumps(now, indent=1) + "\n")
@@ -69,3 +72,5 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]
             f"data: {now['samples']} samples, and {before['samples']} when this run began: its steps from here on are "
             "of other samples than they would have been"
         )
+    elif not alike(before.get("glance", now["glance"]), now["glance"]):  # earlier versions kept none
+        yield "data: other samples than those that this run began with, under the same name; it goes on with these"

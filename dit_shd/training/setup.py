@@ -221,7 +221,7 @@ def open_folder(parts: Parts, accelerator: "Accelerator") -> tuple[RunFolder, Tr
     """
     config, task = parts.config, parts.task
     folder = RunFolder.open(config.run, dump(config), may_change(task), completed)
-    run_on_main(lambda: (parts.kept.write(config.run), inputs.keep(config.run, parts.teachers, len(task.dataset))))
+    run_on_main(lambda: (parts.kept.write(config.run), inputs.keep(config.run, parts.teachers, task.dataset)))
     return folder, Tracker(config, folder, accelerator)
 
 

@@ -24,12 +24,14 @@ def test_bytes_are_the_bytes_and_come_back(bytes_of_text, text):
     assert list(tokens) == list(Tokenizer.encode(bytes_of_text, [text])[0])
 
 
-def test_a_bpe_is_trained_once_and_then_read(tmp_path):
+def test_a_bpe_is_trained_once_and_then_read(tmp_path, caplog):
     file = tmp_path / "new" / "bpe.json"
     first = open_tokenizer(str(file), 300, [TEXT] * 3)
     (tokens,) = first.encode([TEXT])
     assert first.vocabulary == 300 and len(tokens) < len(TEXT) / 2 and first.decode(tokens) == TEXT
+    caplog.set_level("INFO", "dit_shd")
     again = open_tokenizer(str(file), 300, iter(()))  # nothing is read: it is there
+    assert f"{file} was there and is used as it is, whatever text it was trained on" in caplog.text
     assert again.sha256 == first.sha256
     other = open_tokenizer(str(tmp_path / "other.json"), 300, [TEXT] * 3)
     assert (tmp_path / "other.json").read_bytes() == file.read_bytes() and other.sha256 == first.sha256

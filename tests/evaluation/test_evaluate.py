@@ -200,6 +200,22 @@ def test_several_files_give_mean_and_spread(files, seeds):
     assert whole["spread"]["FD(digits)"] > 0
 
 
+def test_several_files_that_were_sampled_differently_are_noted(files, seeds):
+    settings = {
+        "steps": 50,
+        "guidance": 2.0,
+        "guidance_schedule": "constant",
+        "labels": "balanced",
+        "rounding": "nearest",
+    }
+    for seed, path in enumerate(seeds):
+        Path(path).with_suffix(".json").write_text(json.dumps({**settings, "seed": seed}))
+    assert not [note for note in run(files, samples=seeds, metrics=["frechet"])["notes"] if "different" in note]
+    Path(seeds[1]).with_suffix(".json").write_text(json.dumps({**settings, "guidance": 1.5}))
+    notes = run(files, samples=seeds, metrics=["frechet"], force=True)["notes"]
+    assert f"sampled with different guidance: {seeds[0]} 2.0, {seeds[1]} 1.5, {seeds[2]} 2.0" in notes
+
+
 def test_seeds_count_up_from_the_one_file_that_is_named(files, seeds):
     record = run(files, samples=seeds[0], seeds=3)
     assert [run["samples"]["path"] for run in record["runs"]] == seeds

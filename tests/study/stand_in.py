@@ -19,6 +19,7 @@ def main(command, first, *assignments):
         train(yaml.safe_load(Path(first).read_text()), Path(first))
     elif command == "sample":
         np.savez(keys["out"], arr_0=np.full((4, 8, 8, 1), keys["seed"], dtype=np.uint8))
+        Path(keys["out"]).with_suffix(".json").write_text(json.dumps({"model_sha256": weights()}))
     elif command == "evaluate":
         file = Path(first).parent / "run" / "config.yaml"
         config = yaml.safe_load(file.read_text()) if file.exists() else {"losses": [], "seed": -1}
@@ -49,8 +50,13 @@ def train(config, file):
         print("dit-shd train: already holds a run with another config", file=sys.stderr)
         sys.exit(2)
     (run / "config.yaml").write_text(yaml.safe_dump(config))
+    (run / "inputs.json").write_text(json.dumps({"teachers": {"teacher": weights()}}))
     rows = [{"step": step, "loss": 1.0, "plain/noise": 1 / step} for step in range(1, 101)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def weights():
+    return Path("weights").read_text() if Path("weights").exists() else ""
 
 
 if __name__ == "__main__":

@@ -6,58 +6,20 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 from pages import words_of
+from studies import LOSSES, STAND_IN, VALUES, calls, run
 
 from dit_shd.cli.commands.study import show
 from dit_shd.cli.program import main
 from dit_shd.core.errors import UserError
 from dit_shd.core.yaml_files import read_yaml
-from dit_shd.study import processes
 from dit_shd.study.report import signed
 from dit_shd.study.results import read_results
-from dit_shd.study.runner import Runner, StudyConfig
-
-STAND_IN = Path(__file__).with_name("stand_in.py")
-LOSSES = [{"name": "output"}, {"name": "shd", "weight": 0.5}]
-VALUES = {
-    "title": "Two losses",
-    "config": "base.yaml",
-    "grid": {"loss": {"output": {}, "shd": {"losses": LOSSES}}},
-    "seeds": [1, 2],
-    "evaluators": {"first": {"features": "digits", "reference": "digits:validation"}},
-    "baseline": {"loss": "output"},
-}
-
-
-@pytest.fixture
-def study(tmp_path, monkeypatch):
-    """Write a study whose commands are the stand-in's; its config, with what is asked of the command line."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(processes.PROGRAMS, "dit-shd", (sys.executable, str(STAND_IN)))
-    (tmp_path / "base.yaml").write_text("data: {name: x}\nlosses: [{name: output}]\n")
-
-    def write(options=None, **changes):
-        (tmp_path / "study.yaml").write_text(yaml.safe_dump({**VALUES, **changes}, sort_keys=False))
-        return StudyConfig(study=tmp_path / "study.yaml", **(options or {}))
-
-    return write
-
-
-def run(config):
-    """The results of a study by the cell's name, and what was said."""
-    said = []
-    progress = Runner(config, said.append).run()
-    return {cell.name: row for cell, row in progress.results.items()}, said
-
-
-def calls():
-    file = Path("calls")
-    return [line.split()[0] for line in file.read_text().splitlines()] if file.exists() else []
+from dit_shd.study.runner import Runner
 
 
 def lasting(value):
@@ -230,42 +192,6 @@ def test_two_trainings_that_were_cut_off_in_turn_keep_their_runs(study, tmp_path
         run(study({"cell": 0}, settings={"steps": steps}))
         (tmp_path / "results.jsonl").unlink()
         assert len(list((tmp_path / "cells" / "output-seed1").glob("run-*"))) == number
-
-
-def test_a_reference_that_was_made_anew_is_not_compared_with_by_its_old_statistics(study, tmp_path, capsys):
-    evaluators = {"first": {"features": "digits", "reference": "real.npz"}}
-    for number, content in enumerate(("one", "two")):
-        (tmp_path / "real.npz").write_text(content)
-        row = list(run(study({"cell": number}, evaluators=evaluators))[0].values())[number]
-        assert row.versions["reference of first"] == f"statistics {content}"[:12]
-    run(study({"cell": 2}, evaluators=evaluators))
-    assert calls().count("statistics") == 2
-    study(evaluators=evaluators, figure="FID")
-    assert main(["study", "study.yaml", "run=false"]) == 0
-    said = capsys.readouterr().out
-    assert "note: The rows of evaluator first are of 2 references of one name: it has changed." in said
-    assert "note: No row has the figure that decides, FID: they have FD(x), IS(x)." in said
-
-
-def test_a_teacher_whose_config_has_changed_is_prepared_anew(study, tmp_path):
-    file = tmp_path / "teacher.yaml"
-    for steps in (5, 5, 6):
-        file.write_text(f"data: {{name: x}}\nrun: {tmp_path / f'teacher{steps}'}\nsteps: {steps}\n")
-        run(study({"cell": 0}, prepare=[f"train {file}"]))
-        (tmp_path / "results.jsonl").unlink()
-        (tmp_path / "cells" / "output-seed1" / "row.json").unlink()
-    assert (tmp_path / "calls").read_text().count("train " + str(file)) == 2
-
-
-def test_shared_work_that_fails_is_no_cell(study, tmp_path):
-    file = tmp_path / "data.yaml"
-    file.write_text(f"data: {{name: fails}}\nrun: {tmp_path / 'teacher'}\n")
-    with pytest.raises(UserError, match=r"shared work failed: train: .*data fails"):
-        run(study(prepare=[f"train {file}"]))
-    assert not (tmp_path / "results.jsonl").exists()
-    file.write_text(f"data: {{name: x}}\nrun: {tmp_path / 'teacher'}\n")
-    results, _ = run(study(prepare=[f"train {file}"]))
-    assert len(results) == 4 and calls().count("train") == 6
 
 
 def test_no_cell_begins_beyond_the_budget(study):

@@ -226,6 +226,12 @@ def test_an_evaluation_of_other_classes_is_refused(values, tmp_path):
              "losses": [], "validate_every": 1})  # fmt: skip
 
 
+def test_an_evaluation_on_what_is_learned_is_told(values, caplog):
+    task = {**values["task"], "evaluation": {"data": "digits"}}
+    run({**values, "task": task, "validate_every": 2, "losses": [], "teacher": None, "steps": 1})
+    assert "data: are the images that are learned, so that the accuracy is not of held-out images" in caplog.text
+
+
 def test_data_without_images_are_refused(values, tmp_path):
     file = tmp_path / "latents.npz"
     np.savez(file, arr_0=np.zeros((4, 1, 8, 8), np.float32), arr_1=np.arange(4))
@@ -236,8 +242,9 @@ def test_data_without_images_are_refused(values, tmp_path):
 # A run
 
 
-def test_a_run_is_evaluated_and_what_it_exports_is_loaded_by_timm(values, tmp_path):
+def test_a_run_is_evaluated_and_what_it_exports_is_loaded_by_timm(values, tmp_path, caplog):
     config, metrics = run({**values, "validate_every": 2})
+    assert "so that the accuracy is not of held-out images" not in caplog.text
     assert {"plain/cross_entropy", "plain/shd"} <= metrics[0].keys()
     (figures,) = rows(config.run, "evaluations.jsonl")
     student = loading.load(config.run).eval()

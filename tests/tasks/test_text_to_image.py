@@ -139,6 +139,9 @@ def test_held_out_latents_are_of_the_autoencoder_of_those_that_are_learned(one, 
     save_file({name: 1.1 * x for name, x in load_file(file).items()}, file, {"format": "pt"})
     held_out = Plugin("text_latents", {"path": str(encode(tmp_path, pipeline))})
     trainer.task.evaluation = ValidationLoss(held_out)
+    with pytest.raises(UserError, match=r"wanted 512 samples or more in task.evaluation.data, found \d+; set count="):
+        trainer.task.check_evaluation(trainer.student, Kept(None))
+    trainer.task.evaluation = ValidationLoss(held_out, count=2)
     with pytest.raises(UserError, match=r"its latents are those of .*, and the run's of "):
         trainer.task.check_evaluation(trainer.student, Kept(None))
 

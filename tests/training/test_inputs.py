@@ -1,10 +1,15 @@
 """What a run learns from and what it learned from when it began."""
 
+import json
 import shutil
 
+import numpy as np
 from runs import run
 from small_runs import write_teacher
 
+from dit_shd.core.plugins import Plugin
+from dit_shd.data.datasets import DATASETS
+from dit_shd.data.glance import alike, glance
 from dit_shd.models import loading
 from dit_shd.training.inputs import fingerprint
 
@@ -25,6 +30,28 @@ def test_a_run_says_that_its_teacher_or_its_data_are_others_under_the_same_name(
     (config.run / "inputs.json").write_bytes(kept.replace(b'"samples": 60', b'"samples": 59'))
     run({**values, **changes}, steps=4)
     assert "data: 60 samples, and 59 when this run began" in caplog.text
+
+
+def test_a_run_says_that_its_data_have_as_many_samples_and_others(values, shapes, tmp_path, caplog):
+    place = shutil.copy(shapes, tmp_path / "data.npz")
+    values = {**values, "data": {"name": "npz", "path": str(place)}}
+    config, _ = run(values, steps=1)
+    run(values, steps=2)
+    known = json.loads((config.run / "inputs.json").read_text())
+    (config.run / "inputs.json").write_text(json.dumps({key: known[key] for key in ("samples", "teachers")}))
+    run(values, steps=3)  # begun by an earlier version
+    assert "data: other samples" not in caplog.text
+    with np.load(shapes) as arrays:
+        np.savez(place, arr_0=255 - arrays["arr_0"], arr_1=arrays["arr_1"])
+    (config.run / "inputs.json").write_text(json.dumps(known))
+    run(values, steps=4)
+    assert "data: other samples than those that this run began with, under the same name" in caplog.text
+
+
+def test_a_glance_tells_splits_apart():
+    known = [glance(DATASETS.build(Plugin("digits", {"split": split}))) for split in ("train", "validation")]
+    assert not alike(*known) and all(0 < x < 1 for x in known[0]) and len(known[0]) == 8
+    assert alike(known[0], [x + 2e-4 for x in known[0]])
 
 
 def test_a_fingerprint_is_of_every_tensor(teacher):

@@ -3,6 +3,7 @@
 import os
 import posixpath
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from dit_shd.core.errors import UserError, error_line
@@ -59,8 +60,20 @@ BESIDE = (
 )
 
 
-def of_folder(listing: Listing, images: Sequence[str], column: str | None) -> tuple[list[str | None], list[str]]:
-    """The captions of a folder's images, None where there is none, and the files that they are from.
+@dataclass(frozen=True)
+class FolderCaptions:
+    """What a folder has of captions."""
+
+    texts: list[str | None]
+    """Of each image, None where there is none."""
+    files: list[str]
+    """That they are from."""
+    notes: list[str]
+    """Remarks for the user."""
+
+
+def of_folder(listing: Listing, images: Sequence[str], column: str | None) -> FolderCaptions:
+    """The captions of a folder's images; of an image that has several in metadata, the last.
 
     Args:
         listing: The folder's files.
@@ -71,20 +84,26 @@ def of_folder(listing: Listing, images: Sequence[str], column: str | None) -> tu
         UserError: A file that cannot be read.
     """
     captions: dict[str, str] = {}
+    several: set[str] = set()
     used: list[str] = []
     for file in listing.others:
         folder, name = posixpath.split(file)
         stem, suffix = posixpath.splitext(name)
         if stem == "metadata" and suffix in METADATA_READERS:
-            captions |= _of_metadata(listing.root / file, folder, column)
+            for image, caption in _of_metadata(listing.root / file, folder, column):
+                if captions.setdefault(image, caption) != caption:
+                    several.add(image)
+                captions[image] = caption
             used.append(file)
     others = {*listing.others}
     used += [file for image in images for file in _files_beside(image, others)]
-    return [captions.get(image) or _beside(listing.root, image, others, column) for image in images], used
+    texts = [captions.get(image) or _beside(listing.root, image, others, column) for image in images]
+    counted = f"{len(several)} images have several captions in metadata; the last of each is taken"
+    return FolderCaptions(texts, used, [counted] if several else [])
 
 
-def _of_metadata(path: Path, folder: str, column: str | None) -> dict[str, str]:
-    """Captions by the images' paths; none where the table has no such columns."""
+def _of_metadata(path: Path, folder: str, column: str | None) -> list[tuple[str, str]]:
+    """Paths of images, each with a caption; none where the table has no such columns."""
     where = printable(str(path))
     try:
         rows = METADATA_READERS[path.suffix](path)
@@ -94,11 +113,11 @@ def _of_metadata(path: Path, folder: str, column: str | None) -> dict[str, str]:
         raise UserError(f"images: {where}: wanted captions, found a broken file ({error_line(error, 120)})") from error
     names = dict.fromkeys(name for row in rows for name in row)
     if FILE_NAME not in names or (column is None and not {*NAMES} & names.keys()):
-        return {}
+        return []
     name = column_of(list(names), column, where)
     captions = of_cells([row.get(name) for row in rows])
     paths = [posixpath.normpath(posixpath.join(folder, str(row.get(FILE_NAME)).replace("\\", "/"))) for row in rows]
-    return {path: caption for path, caption in zip(paths, captions) if caption}
+    return [(path, caption) for path, caption in zip(paths, captions) if caption]
 
 
 def _files_beside(image: str, others: Collection[str]) -> list[str]:

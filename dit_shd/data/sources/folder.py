@@ -72,9 +72,9 @@ class FolderSource(ImageSource):
         return fingerprint([*files, self.labels.tobytes()] if self._labelled else files)
 
     def texts(self, column: str | None) -> list[str | None]:
-        texts, used = captions.of_folder(self._listing, self._images, column)
-        self.notes = [*self._own_notes, *self._listing.notes([*self._label_files, *used])]
-        return texts
+        beside = captions.of_folder(self._listing, self._images, column)
+        self.notes = [*self._own_notes, *self._listing.notes([*self._label_files, *beside.files]), *beside.notes]
+        return beside.texts
 
     def _size(self, path: str) -> int:
         try:

@@ -62,6 +62,16 @@ def test_captions_of_a_folder(folder, write):
     assert source.notes[-1] == "left out: 1 images without a caption (c.png, ...)"
 
 
+def test_images_with_several_captions_are_counted(folder):
+    write_metadata(folder)
+    with (folder / "metadata.jsonl").open("a") as file:
+        file.write(json.dumps({"file_name": "a.png", "text": "another seven"}) + "\n")
+        file.write(json.dumps({"file_name": "b.png", "text": TEXTS["b"]}) + "\n")
+    source = captioned(folder)
+    assert source.captions == ["another seven", TEXTS["b"], None]
+    assert "1 images have several captions in metadata; the last of each is taken" in source.notes
+
+
 def test_tables_and_saved_datasets(tmp_path):
     datasets = pytest.importorskip("datasets")
     rows = {"image": [png(number) for number in range(3)], "caption": [[t, "x"] if t else None for t in TEXTS.values()]}

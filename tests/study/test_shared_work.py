@@ -1,0 +1,58 @@
+"""What cells share, references, teachers, and models that nobody trains: made once, and noted where it changes."""
+
+import pytest
+from studies import calls, run
+
+from dit_shd.cli.program import main
+from dit_shd.core.errors import UserError
+
+
+def test_a_reference_that_was_made_anew_is_not_compared_with_by_its_old_statistics(study, tmp_path, capsys):
+    evaluators = {"first": {"features": "digits", "reference": "real.npz"}}
+    for number, content in enumerate(("one", "two")):
+        (tmp_path / "real.npz").write_text(content)
+        row = list(run(study({"cell": number}, evaluators=evaluators))[0].values())[number]
+        assert row.versions["reference of first"] == f"statistics {content}"[:12]
+    run(study({"cell": 2}, evaluators=evaluators))
+    assert calls().count("statistics") == 2
+    study(evaluators=evaluators, figure="FID")
+    assert main(["study", "study.yaml", "run=false"]) == 0
+    said = capsys.readouterr().out
+    assert "note: The rows of evaluator first are of 2 references of one name: it has changed." in said
+    assert "note: No row has the figure that decides, FID: they have FD(x), IS(x)." in said
+
+
+def test_a_teacher_whose_config_has_changed_is_prepared_anew(study, tmp_path):
+    file = tmp_path / "teacher.yaml"
+    for steps in (5, 5, 6):
+        file.write_text(f"data: {{name: x}}\nrun: {tmp_path / f'teacher{steps}'}\nsteps: {steps}\n")
+        run(study({"cell": 0}, prepare=[f"train {file}"]))
+        (tmp_path / "results.jsonl").unlink()
+        (tmp_path / "cells" / "output-seed1" / "row.json").unlink()
+    assert (tmp_path / "calls").read_text().count("train " + str(file)) == 2
+
+
+def test_shared_work_that_fails_is_no_cell(study, tmp_path):
+    file = tmp_path / "data.yaml"
+    file.write_text(f"data: {{name: fails}}\nrun: {tmp_path / 'teacher'}\n")
+    with pytest.raises(UserError, match=r"shared work failed: train: .*data fails"):
+        run(study(prepare=[f"train {file}"]))
+    assert not (tmp_path / "results.jsonl").exists()
+    file.write_text(f"data: {{name: x}}\nrun: {tmp_path / 'teacher'}\n")
+    results, _ = run(study(prepare=[f"train {file}"]))
+    assert len(results) == 4 and calls().count("train") == 6
+
+
+def test_weights_that_have_changed_under_one_path_are_noted(study, tmp_path, capsys):
+    """The teacher's, and those of a model that is scored as it is; rows of earlier versions say nothing."""
+    contents = ("", "one", "one", "two", "two", "two")
+    for number, content in enumerate(contents):
+        (tmp_path / "weights").write_text(content)
+        rows, _ = run(study({"cell": number}, models={"base": "asset:x"}))
+    for row in rows.values():
+        name = "model base" if row.variant == "base" else "teacher"
+        assert row.versions.get(f"weights of {name}", "") == contents[row.cell]
+    assert main(["study", "study.yaml", "run=false"]) == 0
+    said = capsys.readouterr().out
+    for name in ("teacher", "model base"):
+        assert f"note: The rows are of 2 sets of weights of {name}, under one path: it has changed." in said
