@@ -60,7 +60,8 @@ class FeatureNetwork(ABC):
     reads_text: bool = False
     """Whether it has the features of prompts, too (`embed`)."""
     options: Mapping[str, Any] = MappingProxyType({})
-    """Of the plug-in that are not its defaults, weights aside: with the hash they say which features these are."""
+    """Of the plug-in that are not its defaults, weights aside, and what their hash leaves out of the folder: with
+    it they say which features these are."""
     network: nn.Module
     """Moved to another device by `to`."""
 
@@ -135,5 +136,6 @@ def build_network(plugin: Plugin, where: str = "features") -> FeatureNetwork:
     given = resolve(FEATURES.filled(plugin, where).options)
     parameters = signature(FEATURES.find(plugin.name)).parameters
     defaults = {key: resolve(value.default) for key, value in parameters.items()}
-    network.options = {k: v for k, v in given.items() if k != "weights" and (k not in defaults or v != defaults[k])}
+    changed = {k: v for k, v in given.items() if k != "weights" and (k not in defaults or v != defaults[k])}
+    network.options = {**network.options, **changed}
     return network

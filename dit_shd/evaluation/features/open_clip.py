@@ -51,7 +51,8 @@ class OpenCLIP(FeatureNetwork):
         library: Any = open_clip
         folder, self.sha256 = weights_folder(weights, CONFIG, WEIGHTS, ADVICE)
         known = [field.name for field in fields(library.transform.PreprocessCfg)]
-        text = _checked_config(folder, known)["text_cfg"]
+        config = _checked_config(folder, known)
+        text, self.options = config["model_cfg"]["text_cfg"], {"preprocess": config.get("preprocess_cfg", {})}
         local = {"local_files_only": True, "trust_remote_code": False} if text.get("hf_tokenizer_name") else {}
         try:
             model, prepare = library.create_model_from_pretrained(f"local-dir:{folder}", return_transform=True)
@@ -76,7 +77,7 @@ class OpenCLIP(FeatureNetwork):
 
 
 def _checked_config(folder: Path, known: Sequence[str]) -> dict[str, Any]:
-    """The config's model_cfg; `known` are the keys of preprocess_cfg that the library follows.
+    """The config; `known` are the keys of preprocess_cfg that the library follows.
 
     Raises:
         UserError: No such config, a preparation that the library would not follow, or towers that it would download.
@@ -100,4 +101,4 @@ def _checked_config(folder: Path, known: Sequence[str]) -> dict[str, Any]:
             f"features.weights: {folder}/{CONFIG} takes a tower's shape from '{remote[0]}' on the hub, and nothing is "
             "downloaded; wanted a local folder, or a model whose towers are open_clip's and timm's"
         )
-    return model
+    return content

@@ -108,6 +108,7 @@ def test_the_clip_score_follows(tmp_path):
         pictures = model.encode_image(images.permute(0, 3, 1, 2) / 127.5 - 1)
     expected = clip_scores(pictures, network.embed([*PROMPTS, *PROMPTS])).mean()
     title = network.title
+    assert record["features"]["options"]["preprocess"] == json.loads(json.dumps(PREPARATIONS["siglip"]))
     assert record["figures"][f"CLIP score({title})"] == pytest.approx(float(expected), rel=1e-5)
     assert f"FD({title})" in record["figures"]
 
