@@ -14,6 +14,7 @@ from dit_shd.core.config import option, resolve
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import write_text
 from dit_shd.core.hashing import sha256
+from dit_shd.core.json_files import read_object
 from dit_shd.core.pretrained import asset
 from dit_shd.core.resumable import SETTINGS, differences, read_settings
 
@@ -74,8 +75,7 @@ def student_config(name: str) -> Path:
 
 def seconds(out: Path) -> dict[str, float]:
     """Stage -> its duration in seconds, over all calls."""
-    file = out / SECONDS
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return read_object(out / SECONDS) or {}
 
 
 def sample_file(config: DemoConfig, name: str) -> Path:

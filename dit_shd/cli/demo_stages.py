@@ -1,6 +1,5 @@
 """The stages of a demo that child processes do, training and sampling; what is finished is reused."""
 
-import json
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from dit_shd.cli.child_processes import ChildProcess, run_jobs
 from dit_shd.cli.demo_folder import timed
+from dit_shd.core.json_files import read_object
 from dit_shd.data.image_shards import shard_files
 from dit_shd.training.run_folder import RunFolder
 
@@ -58,7 +58,7 @@ class Sampling:
         sidecar = self.file.with_suffix(".json")
         if not (self.file.is_file() and sidecar.is_file()):
             return None
-        return json.loads(sidecar.read_text(encoding="utf-8"))
+        return read_object(sidecar)
 
 
 def train(out: Path, trainings: Mapping[str, Training]) -> set[str]:

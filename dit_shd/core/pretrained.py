@@ -1,6 +1,5 @@
 """Folders of diffusers models, local, on the hub or among the assets: finding them and reading weights safely."""
 
-import json
 import logging
 import re
 from collections.abc import Iterable, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dit_shd.core.errors import UserError, error_line
+from dit_shd.core.json_files import read_object
 from dit_shd.core.places import WANTED, Asset, HubName, find
 
 if TYPE_CHECKING:
@@ -50,11 +50,7 @@ def model_folder(path: Path) -> Path | None:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """A folder's config.json; empty where there is none, or it is not readable."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return config if isinstance(config, dict) else {}
+    return read_object(folder / "config.json") or {}
 
 
 def class_name(folder: Path) -> str:

@@ -4,7 +4,6 @@ Images are raw uint8 [n,y,x,c], in a fixed order; a file is read batch by batch,
 """
 
 import hashlib
-import json
 import math
 import zipfile
 from abc import ABC, abstractmethod
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from dit_shd.core import hashing
 from dit_shd.core.errors import UserError
+from dit_shd.core.json_files import read_object
 from dit_shd.data.npz_files import BROKEN_FILE, broken_file_error, check_images, read_npy_header
 
 WIDEST, LONGEST = 2**17, 2**10
@@ -59,11 +59,8 @@ class ImageSet(ABC):
             return None
         of_file, path = self.path.is_file(), self.path.absolute()
         file = path.with_suffix(".json") if of_file else path.with_name(f"{path.name}.json")
-        try:
-            content = json.loads(file.read_text(encoding="utf-8")) if file.stat().st_size < MOST_BYTES else None
-        except (OSError, ValueError):
-            return None
-        return content if isinstance(content, dict) and (of_file or "model_sha256" in content) else None
+        content = read_object(file) if file.is_file() and file.stat().st_size < MOST_BYTES else None
+        return content if content is not None and (of_file or "model_sha256" in content) else None
 
     @property
     def prompts(self) -> list[str] | None:

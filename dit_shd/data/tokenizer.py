@@ -1,7 +1,6 @@
 """Tokenizers: bytes, a BPE trained on the run's own text, or one that is read from a file, a folder or the hub."""
 
 import hashlib
-import json
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 
 from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.files import atomic_file
+from dit_shd.core.json_files import read_object
 from dit_shd.core.places import HubName, expanded, find
 
 if TYPE_CHECKING:
@@ -178,10 +178,7 @@ def _told_end(config: Path | None) -> str | None:
     """The end token that a tokenizer_config.json names."""
     if config is None or not config.is_file():
         return None
-    try:
-        token: Any = json.loads(config.read_text(encoding="utf-8")).get("eos_token")
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return None
+    token: Any = (read_object(config) or {}).get("eos_token")
     token = token.get("content") if isinstance(token, dict) else token
     return token if isinstance(token, str) else None
 

@@ -1,6 +1,5 @@
 """Pipelines of diffusers: their folders, their text encoders, and whole ones with a student in them."""
 
-import json
 import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 
 from dit_shd.core.errors import UserError, error_line
+from dit_shd.core.json_files import read_object
 from dit_shd.core.places import Asset, HubName, find
 from dit_shd.core.pretrained import asset
 from dit_shd.data.pipeline_record import ENCODERS, INDEX, PipelineRecord, read_index, text_digest
@@ -122,11 +122,7 @@ def name_of(place: str, folder: Path) -> str:
 
 def read_scheduler(folder: Path) -> dict[str, Any]:
     """The config of a pipeline's scheduler; empty where there is none."""
-    file = folder / "scheduler" / "scheduler_config.json"
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return {}
+    return read_object(folder / "scheduler" / "scheduler_config.json") or {}
 
 
 def folder_of(place: str, text_alone: bool = False) -> Path:

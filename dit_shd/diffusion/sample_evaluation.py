@@ -1,6 +1,5 @@
 """Samples of a student and their figures: the evaluation of tasks whose models draw images."""
 
-import json
 import logging
 import shutil
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from torch import nn
 from dit_shd.core.config import make, option, resolve
 from dit_shd.core.distributed import joined, run_on_main
 from dit_shd.core.errors import UserError
+from dit_shd.core.json_files import read_object
 from dit_shd.core.places import Place
 from dit_shd.core.plugins import Plugin
 from dit_shd.data.decoder import Decoder
@@ -157,7 +157,7 @@ class SampleEvaluation:
     def _drop_others(self, sampling: SampleConfig, out: Path) -> None:
         """Remove what another evaluation left of this step: a run may go on with other settings than it began with."""
         record = out.with_suffix(".results.json")
-        drawn, scored = _content(out.with_suffix(".json")), _content(record)
+        drawn, scored = (read_object(file) or {} for file in (out.with_suffix(".json"), record))
         wanted = {k: v for k, v in settings(sampling).items() if k not in UNCOMPARED and v not in (None, "auto")}
         if any(drawn.get(key, value) != value for key, value in wanted.items()):
             for suffix in (".json", ".png", ".npz"):
@@ -174,14 +174,6 @@ class SampleEvaluation:
             )
             if known != (chosen.reference, chosen.features.name, known[2] if names is None else names):
                 record.unlink()
-
-
-def _content(file: Path) -> dict[str, Any]:
-    """The mapping in a JSON file; an empty one where there is none."""
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return {}
 
 
 def _to_sample(out: Path) -> bool:

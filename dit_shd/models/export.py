@@ -8,6 +8,7 @@ from typing import Any
 from diffusers import ModelMixin
 
 from dit_shd.core.files import atomic_folder
+from dit_shd.core.json_files import read_object
 from dit_shd.core.places import HubName, find
 from dit_shd.core.pretrained import TRAINING
 from dit_shd.core.yaml_files import parse_yaml
@@ -83,17 +84,14 @@ def exported_task(source: str) -> dict[str, Any]:
     if source.startswith("hub:"):
         name = find(source, "model")
         files = [name.file(TRAINING)] if isinstance(name, HubName) else []
-    try:
-        file = next(file for file in files if file is not None and file.is_file())
-        task = json.loads(file.read_text(encoding="utf-8")).get("task")
-    except (StopIteration, OSError, ValueError, AttributeError):
-        return {}
+    contents = (read_object(file) for file in files if file is not None)
+    task = next((content.get("task") for content in contents if content is not None), None)
     return task if isinstance(task, dict) else {}
 
 
 def exported_step(folder: Path) -> int | None:
     """The training step of an export; None where there is none, or its training.json is not readable."""
     try:
-        return int(json.loads((folder / TRAINING).read_text(encoding="utf-8"))["step"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return int((read_object(folder / TRAINING) or {})["step"])
+    except (ValueError, KeyError, TypeError):
         return None

@@ -19,6 +19,7 @@ from typing import Any
 from dit_shd.core.environment import about_process
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import write_text
+from dit_shd.core.json_files import read_object
 from dit_shd.core.signals import Stopped
 from dit_shd.core.yaml_files import dump, read_yaml
 from dit_shd.study.design import Cell, Evaluator, Study, canonical_sha256
@@ -140,7 +141,7 @@ class _Stages:
 
     def __init__(self, folder: Path, cell: Cell, commands: Commands, trained: bool):
         self.file, self.folder, self.sha256, self.commands = folder / "stages.json", folder, cell.sha256, commands
-        known = json.loads(self.file.read_text(encoding="utf-8")) if self.file.is_file() else {}
+        known = read_object(self.file) or {}
         same = known.get("sha256") == cell.sha256
         usage = {name: Usage(**usage) for name, usage in known.get("usage", {}).items()}
         self.usage = {name: usage[name] for name in usage if same or (trained and name == "train")}
@@ -210,7 +211,7 @@ def _references(study: Study, folder: Path) -> dict[str, str]:
 def _weights(cell: Cell, folder: Path) -> dict[str, str]:
     """Of each teacher, or of the model that is scored as it is."""
     file = (folder / SAMPLES).with_suffix(".json") if cell.model else folder / "run" / "inputs.json"
-    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    known = read_object(file) or {}
     hashes = {f"model {cell.variant}": known.get("model_sha256")} if cell.model else known.get("teachers", {})
     return {f"{WEIGHTS} {name}": sha256[:12] for name, sha256 in hashes.items() if sha256}
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dit_shd.core.files import write_text
+from dit_shd.core.json_files import read_object
 from dit_shd.data.datasets import Dataset
 from dit_shd.data.glance import alike, glance
 from dit_shd.distillation.teachers import Teachers, role
@@ -45,11 +46,8 @@ def keep(run: Path, teachers: Teachers, dataset: Dataset) -> None:
 
 def _read(file: Path) -> dict[str, Any] | None:
     """What a run began with; None where the file is not there, or damaged."""
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        return values if isinstance(values["teachers"], dict) and "samples" in values else None
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return None
+    values = read_object(file) or {}
+    return values if isinstance(values.get("teachers"), dict) and "samples" in values else None
 
 
 def fingerprint(model: nn.Module) -> str:

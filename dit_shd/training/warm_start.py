@@ -7,13 +7,13 @@ import json
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import write_text
+from dit_shd.core.json_files import read_object
 from dit_shd.models import loading
 from dit_shd.models.provenance import Provenance, provenance
 
@@ -97,9 +97,8 @@ def _check_heads(student: nn.Module, other: nn.Module, source: str) -> None:
 
 def read_origin(run: Path) -> Provenance | None:
     """What is behind the weights that a run began with; None where it began without any."""
-    try:
-        values: dict[str, Any] = json.loads((run / FILE).read_text(encoding="utf-8"))["origin"]
-    except (OSError, ValueError, LookupError, TypeError):
+    values = (read_object(run / FILE) or {}).get("origin")
+    if not isinstance(values, dict):
         return None
     lists = {key: tuple(value) for key, value in values.items() if key != "license"}
     return Provenance(license=values.get("license"), **lists)
