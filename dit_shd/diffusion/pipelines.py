@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from dit_shd.core.errors import UserError, error_line
+from dit_shd.core.installation import require
 from dit_shd.core.json_files import read_object
 from dit_shd.core.places import Asset, HubName, find
 from dit_shd.core.pretrained import asset
@@ -176,8 +177,9 @@ def open_pipeline(
         components: That are given in place of the folder's; None for none.
 
     Raises:
-        UserError: It cannot be read.
+        UserError: It cannot be read, or transformers, whose text encoders it has, is not installed.
     """
+    require(("transformers",), "pipelines", "a text-to-image pipeline")
     from diffusers import DiffusionPipeline
 
     with quiet():

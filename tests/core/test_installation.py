@@ -7,6 +7,9 @@ import pytest
 from dit_shd.core import installation
 from dit_shd.core.errors import UserError
 from dit_shd.core.installation import install_command, require
+from dit_shd.data.datasets.text import Text
+from dit_shd.diffusion.pipelines import folder_of, open_pipeline
+from dit_shd.models.families.transformers import CausalLM
 
 
 class Distribution:
@@ -41,3 +44,19 @@ def test_all_missing_packages_are_named_at_once():
         UserError, match=r"the demo needs the packages nope1 and nope2; install with: pip install .*demo"
     ):
         require(["nope1", "json", "nope2"], "demo", "the demo")
+
+
+@pytest.mark.parametrize(
+    ("use", "extra"),
+    [
+        (lambda: open_pipeline(folder_of("asset:captioned_digits")), "pipelines"),
+        (lambda: Text(path="any.txt"), "language"),
+        (lambda: CausalLM(config={"model_type": "llama"}), "language"),
+        (lambda: CausalLM.from_options(config={"model_type": "llama"}), "language"),
+    ],
+    ids=["a pipeline", "text", "a model", "a model by its keys"],
+)
+def test_a_missing_transformers_is_one_line_with_its_command(monkeypatch, use, extra):
+    monkeypatch.setattr(installation, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=rf"needs the packages? transformers.*; install with: pip install .*{extra}\]"):
+        use()

@@ -6,7 +6,7 @@
   dit-shd convert runs/shd student.safetensors           and back, to the public code's names
 
 No code in a file is ever run. Sizes are read from the tensors. What is written has a card with the licence it inherits.
-SiT, REPA and other files of flow matching, which look like DiT's and predict velocity, are refused.
+SiT, REPA and other files of flow matching look like DiT's and predict velocity: they are refused without prediction=.
 """
 
 from typing import ClassVar

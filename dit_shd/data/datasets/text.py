@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dit_shd.core.errors import UserError
+from dit_shd.core.installation import require
 from dit_shd.core.places import Place
 from dit_shd.core.rng import Draws, stream
 from dit_shd.data.datasets import Dataset
@@ -64,6 +65,7 @@ class Text(Dataset):
         counts: list[int] | None = None,
         hub_file: str | None = None,
     ):
+        require(("transformers", "tokenizers"), "language", "data text")
         if length < 2:
             raise UserError(f"data.length: wanted 2 tokens or more, found {length}")
         if not 0 <= held_out < 1:

@@ -14,6 +14,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import nn
 
 from dit_shd.core.errors import UserError, error_line, unknown
+from dit_shd.core.installation import require
 from dit_shd.core.places import Asset, HubName, Place, find
 from dit_shd.core.pretrained import LIBRARY_WEIGHTS, model_folder, of_hub, read_config
 from dit_shd.models.families import LibraryModel
@@ -131,6 +132,10 @@ def folder_of(source: str) -> Path:
     return folder
 
 
+def _require() -> None:
+    require(("transformers", "tokenizers"), "language", "a language model")
+
+
 def _network(config: Mapping[str, object]) -> nn.Module:
     """A model of transformers with random weights.
 
@@ -138,6 +143,8 @@ def _network(config: Mapping[str, object]) -> nn.Module:
         UserError: No causal language model of that type, one whose maps cannot be captured, or unknown keys.
     """
     import torch
+
+    _require()
     from transformers import AutoConfig, AutoModelForCausalLM
 
     kind = config.get("model_type")
@@ -154,6 +161,7 @@ def _network(config: Mapping[str, object]) -> nn.Module:
 
 def _check_keys(config: Mapping[str, object], source: str | None) -> None:
     """Refuse keys that the type of model does not have; transformers would ignore them."""
+    _require()
     from transformers import CONFIG_MAPPING
 
     kind = config.get("model_type") or (read_config(folder_of(source)).get("model_type") if source else None)
