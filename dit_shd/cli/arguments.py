@@ -80,7 +80,7 @@ def values_of(line: Line, command: Specification) -> dict[str, Any]:
     """
     if line.flags:
         raise foreign_words.flag(line.flags[0], command)
-    values = _named(line.names, command)
+    values = _named(line, command)
     where = "config" if "" in command.words else command.name
     kinds = {key.name: key.kind.removesuffix(" | null") for key in command.keys}
     values = override(values, [_as_text(word, kinds.get(word.partition("=")[0], "")) for word in line.assignments])
@@ -110,9 +110,10 @@ def _as_text(assignment: str, kind: str) -> str:
     return assignment if plain else f"{key}={json.dumps(text)}"
 
 
-def _named(names: Sequence[str], command: Specification) -> dict[str, Any]:
-    """The values that the words without key= set."""
-    words = list(command.words.items())
+def _named(line: Line, command: Specification) -> dict[str, Any]:
+    """The values that the words without key= set; a key that is given as key=value needs no word."""
+    names, given = line.names, {word.partition("=")[0] for word in line.assignments}
+    words = [(key, name) for key, name in command.words.items() if key not in given]
     optional = bool(words) and words[0][1].startswith("[")
     several = len(words) == 1 and words[0][1].endswith("...")
     if several and names:

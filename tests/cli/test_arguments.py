@@ -8,8 +8,10 @@ import pytest
 from dit_shd.cli.arguments import split, values_of
 from dit_shd.cli.program import main
 from dit_shd.cli.specification import specification
+from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugin_source import plugin_names
+from dit_shd.evaluation.evaluate import EvaluateConfig
 
 
 def values(*words):
@@ -23,6 +25,17 @@ def test_words_and_options_stand_in_any_order():
     assert line.trusted == ["mine", "other"]
     assert split(["sample", "--help", "steps"]).help == "steps"
     assert split(["--help"]).help == "" and split(["train", "x", "-h", "a=1"]).help == ""
+
+
+def test_a_word_may_be_given_by_its_key():
+    for words in (["a.npz", "reference=digits"], ["samples=a.npz", "reference=digits"]):
+        assert make(EvaluateConfig, values("evaluate", *words)).files() == ["a.npz"]
+    for words, message in (
+        (["b.npz", "samples=a.npz"], "'b.npz': wanted key=value"),
+        (["reference=digits"], r"wanted SAMPLES\.\.\."),
+    ):
+        with pytest.raises(UserError, match=message):
+            values("evaluate", *words)
 
 
 def test_text_may_have_a_colon():
