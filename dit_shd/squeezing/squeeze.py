@@ -8,7 +8,7 @@ plans.py has the groups, products.py inner products of the teacher's outputs, we
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -50,6 +50,8 @@ class Squeeze:
     """Maximum and 1/sum of the exponentials of every row's scores [b,h,n] each, for attention_kl, if computed."""
     maps: dict[int, Tensor] = field(default_factory=dict, repr=False)
     """Maps [b, heads, n, m] of the groups of each size, for attention_kl on this capture, if they were kept."""
+    of: Capture | None = field(default=None, repr=False)
+    """The capture that row_sums and maps are of, where there are any: of another one they are not used."""
 
     @property
     def heads(self) -> int:
@@ -116,7 +118,7 @@ def squeeze(
     groups = plan_of(plan, h, heads)
     group_of = {head: g for g, members in enumerate(groups) for head in members}
     group = index_tensor(tuple(group_of[head] for head in range(h)), capture.query.device)
-    capture = capture.detach()
+    given, capture = capture, capture.detach()
     if check:
         _check_finite(capture)
     row_weight = check_row_weight(row_weight, capture, "squeeze")
@@ -134,7 +136,8 @@ def squeeze(
     rest = (projections or Projections(), row_weight, check, Buffers.fitting(buffers, wide, group.device))
     merge = _Merge(capture, groups, method, clamp, backend, chunk_mib, keep_maps, *rest)
     with torch.no_grad(), torch.autocast(group.device.type, enabled=False):
-        return merge.run(group)
+        merged = merge.run(group)
+    return replace(merged, of=given) if merged.row_sums is not None or merged.maps else merged
 
 
 def _check(capture: Capture, plan: PlanLike, method: str, backend: str) -> None:

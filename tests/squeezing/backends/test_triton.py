@@ -140,6 +140,17 @@ def test_a_students_shared_keys_collect_the_gradient_of_all_their_heads():
     compare(teacher, dataclasses.replace(student, key=student.key[:, :1], value=student.value[:, :1]))
 
 
+def test_sums_of_rows_serve_their_own_capture_alone():
+    """Weights are of one capture, and may be used on another, or on some of its rows; the rows' sums may not."""
+    (teacher, student), (other, _) = pair(n=9, m=9), pair(n=9, m=9, seed=7)
+    weights = squeeze(teacher, 2, backend="triton")
+    assert weights.row_sums is not None
+    rows = torch.tensor([1, 4, 8], device=DEVICE)
+    for t, s in ((other, student), (teacher.select(rows), student.select(rows))):
+        found, want = (attention_kl(t, s, weights, backend=backend) for backend in ("triton", "streamed"))
+        torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-5)
+
+
 def test_some_rows_of_causal_attention_and_what_rows_count():
     teacher, student = pair(n=20, m=20, causal=True, bias="dense")
     rows = torch.tensor([1, 4, 11, 19], device=DEVICE)
