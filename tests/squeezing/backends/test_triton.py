@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from dit_shd.attention.bias import DenseBias
 from dit_shd.attention.capture import Capture
 from dit_shd.attention.relative_bias import RelativeBias
-from dit_shd.squeezing.divergence import attention_kl
+from dit_shd.squeezing.divergence import attention_kl, divergence_job
 from dit_shd.squeezing.squeeze import squeeze
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -166,6 +166,15 @@ def test_sixteen_bits_are_within_two_thousandths(dtype, measure):
     compare(teacher, student, measure, tolerance=4e-3 if dtype == torch.bfloat16 else 2e-3)
 
 
+@pytest.mark.parametrize("bias", ["none", "dense"])
+def test_a_few_rows_that_count_for_many_do_not_overflow_float16(bias):
+    """A row that counts 4000 times, times the boost of 64 keys: beyond 65504."""
+    teacher, student = pair(n=64, m=64, h=4, d=16, d_student=16, dtype=torch.float16, bias=bias)
+    weight = torch.zeros(2, 64, device=DEVICE)
+    weight[:, ::20] = 4000.0
+    compare(teacher, student, row_weight=weight, tolerance=2e-3)
+
+
 @settings(deadline=None, max_examples=3 if DEVICE == "cuda" else 10, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_shape(data):
@@ -202,6 +211,14 @@ def check_any(data, tokens, width, dtypes):
         plan=[[head for head in range(h) if of_head[head] == student_head] for student_head in range(g)],
         row_weight=weight, tolerance=1e-4 if dtype == torch.float32 else 1e-2, weights=False,
     )  # fmt: skip
+
+
+def test_without_gradients_nothing_is_collected_of_a_bias():
+    """Which would be as large as all maps, for a dense one."""
+    teacher, student = pair(n=5, m=5, bias="dense")
+    with torch.no_grad():
+        job, run = divergence_job(teacher, learning(student)[0], squeeze(teacher, 2), backend="triton")
+        assert run(job).bias is None
 
 
 def test_what_the_backend_cannot_serve_is_refused_with_the_reason(monkeypatch):
