@@ -144,7 +144,7 @@ def _check(
         raise ValueError(f"attention_kl: measure: wanted one of {', '.join(get_args(Measure))}, found '{measure}'")
     if backend not in get_args(Backend):
         raise ValueError(f"attention_kl: backend: wanted one of {', '.join(get_args(Backend))}, found '{backend}'")
-    why_not = unfit(backend, teacher, student, measure)
+    why_not = unfit(backend, teacher, student, measure, student.bias is not None and student.bias.needs_grad())
     if why_not:
         raise ValueError(f"attention_kl: backend {backend} cannot serve here: {why_not}; use streamed or auto")
 

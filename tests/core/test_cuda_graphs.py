@@ -3,6 +3,7 @@
 import copy
 import pickle
 import weakref
+from typing import ClassVar
 
 import pytest
 import torch
@@ -93,7 +94,7 @@ class Replayed:
 class Something:
     """What a node of a step's graph holds."""
 
-    held = weakref.WeakSet()
+    held: ClassVar = weakref.WeakSet()
 
     def __init__(self):
         self.held.add(self)

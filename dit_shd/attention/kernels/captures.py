@@ -55,6 +55,14 @@ def why_not(query: Tensor, key: Tensor, value: Tensor, bias: Bias | None) -> str
     return None
 
 
+def unrepeatable(bias: Bias | None, learns: bool) -> str | None:
+    """Why a bias's gradient is another one each time, where deterministic algorithms are asked for; else None."""
+    alone = bias is None or (isinstance(bias, RelativeBias) and bias.code is None)  # no two programs meet
+    if alone or not (learns and torch.is_grad_enabled() and torch.are_deterministic_algorithms_enabled()):
+        return None
+    return "deterministic algorithms are asked for, and the gradient of this bias is added up in any order"
+
+
 def _reach(x: Tensor) -> int:
     """How far the numbers [n,d] of one head lie apart, in x or, of a bias, in its gradient."""
     (n, d), (by_row, by_column) = x.shape[-2:], x.stride()[-2:]
@@ -148,6 +156,8 @@ def rows_together(x: Tensor) -> Tensor:
 def serves(query: Tensor, key: Tensor, value: Tensor, bias: Bias | None) -> bool:
     """Whether attention with a bias is the kernels' by default: on a GPU, if they can serve it and work there."""
     if query.device.type != "cuda" or why_not(query, key, value, bias) is not None:
+        return False
+    if unrepeatable(bias, bias is not None and bias.needs_grad()) is not None:
         return False
     if torch.compiler.is_compiling():  # no trial in a graph
         return True

@@ -213,6 +213,24 @@ def check_any(data, tokens, width, dtypes):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(("bias", "refused"), [("dense", True), ("tokens", True), ("grid", False)])
+def test_atomic_sums_are_refused_where_deterministic_algorithms_are_asked_for(bias, refused):
+    teacher, student = pair(n=16, m=16, bias=bias)
+    weights, (learner, _) = squeeze(teacher, 2, method="constant"), learning(student)
+    torch.use_deterministic_algorithms(True)
+    try:
+        attention_kl(teacher, student, weights, backend="triton")  # a bias that does not learn is not added up
+        if refused:
+            with pytest.raises(ValueError, match="deterministic algorithms are asked for"):
+                attention_kl(teacher, learner, weights, backend="triton")
+            attention_kl(teacher, learner, weights, backend="auto").sum().backward()
+        else:
+            attention_kl(teacher, learner, weights, backend="triton").sum().backward()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert learner.query.grad.isfinite().all()
+
+
 def test_without_gradients_nothing_is_collected_of_a_bias():
     """Which would be as large as all maps, for a dense one."""
     teacher, student = pair(n=5, m=5, bias="dense")
