@@ -8,7 +8,7 @@ plans.py has the groups, products.py inner products of the teacher's outputs, we
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -136,8 +136,7 @@ def squeeze(
     rest = (projections or Projections(), row_weight, check, Buffers.fitting(buffers, wide, group.device))
     merge = _Merge(capture, groups, method, clamp, backend, chunk_mib, keep_maps, *rest)
     with torch.no_grad(), torch.autocast(group.device.type, enabled=False):
-        merged = merge.run(group)
-    return replace(merged, of=given) if merged.row_sums is not None or merged.maps else merged
+        return merge.run(group, given)
 
 
 def _check(capture: Capture, plan: PlanLike, method: str, backend: str) -> None:
@@ -232,7 +231,8 @@ class _Merge:
     check: bool
     buffers: Buffers
 
-    def run(self, group: Tensor) -> Squeeze:
+    def run(self, group: Tensor, given: Capture) -> Squeeze:
+        """The squeeze of all groups; `given` is the capture before it was detached."""
         wide = torch.promote_types(self.capture.query.dtype, torch.float32)
         sizes = by_size(self.plan)
         parts = [self._equal() if k == 1 else self._part([self.plan[g] for g in students]) for k, students in sizes]
@@ -244,6 +244,7 @@ class _Merge:
             return _in_order([x for x in (getattr(part, name) for part in parts) if x is not None], numbers)
 
         pairwise, has_sums = self.method == "pairwise", self.backend == "triton"
+        maps = {k: part.maps for (k, _), part in zip(sizes, parts) if part.maps is not None}
         return Squeeze(
             joined("weight", heads).to(wide),
             group,
@@ -252,7 +253,8 @@ class _Merge:
             clamped=joined("clamped", merges) if pairwise else None,
             residual=joined("residual", students).to(wide),
             row_sums=(joined("top", heads), joined("inverse", heads)) if has_sums else None,
-            maps={k: part.maps for (k, _), part in zip(sizes, parts) if part.maps is not None},
+            maps=maps,
+            of=given if has_sums or maps else None,
         )
 
     def _equal(self) -> _Part:
