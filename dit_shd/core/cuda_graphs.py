@@ -74,26 +74,36 @@ class CudaGraphs:
                 self._once.clear()
             self._once.add(key)
             return function(*tensors)
-        torch._foreach_copy_(known.inputs, list(tensors))
+        _fill(known.inputs, tensors)
         known.graph.replay()
         return [x.clone() for x in known.outputs]
 
     def _captured(self, key: Hashable, function: Callable[..., Sequence[Tensor]], tensors: Sequence[Tensor]):  # noqa: ANN202
         kind = tuple((x.shape, x.stride(), x.dtype, x.device) for x in tensors)
-        inputs = self._inputs.setdefault(kind, [x.detach().clone() for x in tensors])
-        torch._foreach_copy_(inputs, list(tensors))
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        inputs = self._inputs.get(kind)
+        if inputs is None:
+            with torch.inference_mode(False):  # training may have to write to what an evaluation made
+                inputs = self._inputs[kind] = [torch.empty_like(x.detach()) for x in tensors]
+        _fill(inputs, tensors)
+        graph, stream, current = torch.cuda.CUDAGraph(), torch.cuda.Stream(), torch.cuda.current_stream()
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         try:
-            stream.wait_stream(torch.cuda.current_stream())
+            stream.wait_stream(current)
             with torch.cuda.stream(stream):
                 function(*inputs)
-            torch.cuda.current_stream().wait_stream(stream)
+            current.wait_stream(stream)
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 outputs = list(function(*inputs))
         except Exception as error:  # a library in between that cannot be captured, say
+            torch.cuda.set_stream(current)  # a capture that fails stays in its own
             self.works = False
             reason = " ".join(str(error).split())[:160]
             _log.warning("layers are not replayed as CUDA graphs (%s): their kernels are issued one by one", reason)
             return None
         return self._graphs.setdefault(key, _Graph(graph, inputs, outputs))
+
+
+def _fill(inputs: list[Tensor], tensors: Sequence[Tensor]) -> None:
+    """Copy values only: autograd would hang the graph of every step on the inputs, each behind the one before."""
+    with torch.no_grad():
+        torch._foreach_copy_(inputs, list(tensors))

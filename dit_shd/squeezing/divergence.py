@@ -7,6 +7,7 @@ n x d tensors only: streamed.py tile by tile, fused.py from stock attention kern
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, get_args
 
 import torch
@@ -80,6 +81,8 @@ def divergence_job(
     if check:
         _check_sums(squeeze)
     row_weight = check_row_weight(row_weight, teacher, "attention_kl")
+    if squeeze.of is not teacher:  # its weights serve any capture, its sums and maps this one alone
+        squeeze = replace(squeeze, row_sums=None, maps={})
     leaves = () if student.bias is None else student.bias.leaves
     bias_needs_grad = student.bias is not None and student.bias.needs_grad()
     inputs = [student.query, student.key, *leaves]
@@ -135,15 +138,13 @@ def _check(
             f"attention_kl: wanted a squeeze of {h} heads into {g} with weights [{b},{h},1 or {n}], "
             f"found {squeeze.heads} groups and weights {list(squeeze.weight.shape)}"
         )
-    if any(maps.shape[0] != b or maps.shape[2:] != (n, m) for maps in squeeze.maps.values()):
-        raise ValueError("attention_kl: wanted the capture that the squeeze and its kept maps are of, found another")
     if not temperature > 0:
         raise ValueError(f"attention_kl: wanted a temperature above 0, found {temperature}")
     if measure not in get_args(Measure):
         raise ValueError(f"attention_kl: measure: wanted one of {', '.join(get_args(Measure))}, found '{measure}'")
     if backend not in get_args(Backend):
         raise ValueError(f"attention_kl: backend: wanted one of {', '.join(get_args(Backend))}, found '{backend}'")
-    why_not = unfit(backend, teacher, student, measure)
+    why_not = unfit(backend, teacher, student, measure, student.bias is not None and student.bias.needs_grad())
     if why_not:
         raise ValueError(f"attention_kl: backend {backend} cannot serve here: {why_not}; use streamed or auto")
 

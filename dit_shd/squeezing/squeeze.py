@@ -50,6 +50,8 @@ class Squeeze:
     """Maximum and 1/sum of the exponentials of every row's scores [b,h,n] each, for attention_kl, if computed."""
     maps: dict[int, Tensor] = field(default_factory=dict, repr=False)
     """Maps [b, heads, n, m] of the groups of each size, for attention_kl on this capture, if they were kept."""
+    of: Capture | None = field(default=None, repr=False)
+    """The capture that row_sums and maps are of, where there are any: of another one they are not used."""
 
     @property
     def heads(self) -> int:
@@ -116,7 +118,7 @@ def squeeze(
     groups = plan_of(plan, h, heads)
     group_of = {head: g for g, members in enumerate(groups) for head in members}
     group = index_tensor(tuple(group_of[head] for head in range(h)), capture.query.device)
-    capture = capture.detach()
+    given, capture = capture, capture.detach()
     if check:
         _check_finite(capture)
     row_weight = check_row_weight(row_weight, capture, "squeeze")
@@ -134,7 +136,7 @@ def squeeze(
     rest = (projections or Projections(), row_weight, check, Buffers.fitting(buffers, wide, group.device))
     merge = _Merge(capture, groups, method, clamp, backend, chunk_mib, keep_maps, *rest)
     with torch.no_grad(), torch.autocast(group.device.type, enabled=False):
-        return merge.run(group)
+        return merge.run(group, given)
 
 
 def _check(capture: Capture, plan: PlanLike, method: str, backend: str) -> None:
@@ -229,7 +231,8 @@ class _Merge:
     check: bool
     buffers: Buffers
 
-    def run(self, group: Tensor) -> Squeeze:
+    def run(self, group: Tensor, given: Capture) -> Squeeze:
+        """The squeeze of all groups; `given` is the capture before it was detached."""
         wide = torch.promote_types(self.capture.query.dtype, torch.float32)
         sizes = by_size(self.plan)
         parts = [self._equal() if k == 1 else self._part([self.plan[g] for g in students]) for k, students in sizes]
@@ -241,6 +244,7 @@ class _Merge:
             return _in_order([x for x in (getattr(part, name) for part in parts) if x is not None], numbers)
 
         pairwise, has_sums = self.method == "pairwise", self.backend == "triton"
+        maps = {k: part.maps for (k, _), part in zip(sizes, parts) if part.maps is not None}
         return Squeeze(
             joined("weight", heads).to(wide),
             group,
@@ -249,7 +253,8 @@ class _Merge:
             clamped=joined("clamped", merges) if pairwise else None,
             residual=joined("residual", students).to(wide),
             row_sums=(joined("top", heads), joined("inverse", heads)) if has_sums else None,
-            maps={k: part.maps for (k, _), part in zip(sizes, parts) if part.maps is not None},
+            maps=maps,
+            of=given if has_sums or maps else None,
         )
 
     def _equal(self) -> _Part:

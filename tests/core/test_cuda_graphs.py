@@ -2,13 +2,15 @@
 
 import copy
 import pickle
+import weakref
+from typing import ClassVar
 
 import pytest
 import torch
 
 from dit_shd.attention.capture import Capture
 from dit_shd.attention.relative_bias import RelativeBias
-from dit_shd.core.cuda_graphs import CudaGraphs
+from dit_shd.core.cuda_graphs import CudaGraphs, _Graph
 from dit_shd.distillation.losses.shd import SHD
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
@@ -66,3 +68,61 @@ def test_nothing_is_captured_on_a_cpu_and_graphs_stay_in_their_process():
     calls = []
     (x,) = graphs("key", lambda x: calls.append(x) or [x + 1], [torch.ones(2)])
     assert calls and x.tolist() == [2.0, 2.0]
+
+
+@gpu
+def test_a_capture_that_fails_leaves_the_stream_as_it_was():
+    graphs, here, x = CudaGraphs(), torch.cuda.current_stream(), torch.ones(2, device="cuda")
+    for _ in range(2):
+        (y,) = graphs("key", lambda x: [x * float(x.sum())], [x])  # waits for a number, which a capture cannot
+        assert y.tolist() == [2.0, 2.0]
+    assert not graphs.works
+    assert torch.cuda.current_stream() == here
+
+
+class Replayed:
+    """On a CPU what a CUDA graph does: from the memory of its inputs to that of its outputs."""
+
+    def __init__(self, inputs, outputs):
+        self.inputs, self.outputs = inputs, outputs
+
+    def replay(self):
+        with torch.no_grad():
+            torch._foreach_copy_(self.outputs, [2 * x for x in self.inputs])
+
+
+class Something:
+    """What a node of a step's graph holds."""
+
+    held: ClassVar = weakref.WeakSet()
+
+    def __init__(self):
+        self.held.add(self)
+
+
+class Step(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.something = Something()
+        return x + 1
+
+
+def test_a_replay_keeps_nothing_of_the_graphs_of_its_arguments():
+    graphs, inputs, outputs = CudaGraphs(), [torch.zeros(2)], [torch.zeros(2)]
+    graphs._graphs["key"] = _Graph(Replayed(inputs, outputs), inputs, outputs)
+    for step in range(3):
+        (y,) = graphs("key", None, [Step.apply(torch.full((2,), float(step), requires_grad=True))])
+        assert y.tolist() == [2.0 * (step + 1)] * 2
+    assert not Something.held
+    assert not inputs[0].requires_grad
+
+
+def test_what_a_loss_is_set_to_is_part_of_the_key():
+    """A temperature that is changed between two steps is not replayed as it was."""
+    loss, r = SHD(), torch.Generator().manual_seed(0)
+    teacher, student = layers(0, False, [None, None], torch.randn(4, 16, 64, generator=r))
+    found = [loss._key("attn", student["attn"], teacher["attn"], None)]
+    for name, value in (("temperature", 2.0), ("measure", "mse"), ("backend", "triton")):
+        setattr(loss, name, value)
+        found.append(loss._key("attn", student["attn"], teacher["attn"], None))
+    assert len(set(found)) == 4

@@ -12,7 +12,7 @@ from dit_shd.attention.bias import DenseBias
 from dit_shd.attention.capture import Capture
 from dit_shd.squeezing.backends import autotune
 from dit_shd.squeezing.divergence import attention_kl
-from dit_shd.squeezing.squeeze import squeeze
+from dit_shd.squeezing.squeeze import Squeeze, squeeze
 
 
 def pair(n=6, m=6, causal=False, bias=True, d_student=3, h=5, g=2, dtype=torch.float64, seed=0):
@@ -168,11 +168,19 @@ def test_rows_that_the_teacher_masks_altogether_count_as_nothing(measure, backen
     torch.testing.assert_close(founds, wants)
 
 
-def test_maps_of_another_capture_and_unfit_backends_are_refused():
-    teacher, student = pair(n=9, m=9, causal=True, bias=False)
+def test_maps_that_are_kept_serve_their_own_capture_alone():
+    (teacher, student), (other, _) = pair(n=9, m=9), pair(n=9, m=9, seed=7)
+    kept = squeeze(teacher, 2, keep_maps=True)
+    alone = Squeeze(kept.weight, kept.group, kept.plan)
+    torch.testing.assert_close(attention_kl(other, student, kept), attention_kl(other, student, alone))
     rows = torch.tensor([1, 4, 8])
-    with pytest.raises(ValueError, match="kept maps are of"):
-        attention_kl(teacher.select(rows), student.select(rows), squeeze(teacher, 2, keep_maps=True))
+    found, want = (attention_kl(teacher.select(rows), student.select(rows), weights) for weights in (kept, alone))
+    torch.testing.assert_close(found, want)
+
+
+def test_unfit_backends_are_refused():
+    teacher, _ = pair(n=9, m=9, causal=True, bias=False)
+    rows = torch.tensor([1, 4, 8])
     with pytest.raises(ValueError, match="some query rows of causal"):
         squeeze(teacher.select(rows), 2, backend="fused")
     with pytest.raises(ValueError, match="contiguous or a list"):

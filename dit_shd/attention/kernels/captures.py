@@ -23,6 +23,8 @@ else:  # it is not made for every platform
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 WIDEST = 128
 """Head width that the kernels' blocks are made for."""
+MOST_SAMPLES = 65535
+"""What CUDA takes in the second and the third dimension of a grid."""
 _log = logging.getLogger("dit_shd")
 
 
@@ -46,7 +48,25 @@ def why_not(query: Tensor, key: Tensor, value: Tensor, bias: Bias | None) -> str
         return f"a {type(bias).__name__} is neither dense nor relative"
     if bias is not None and bias.leaves[0].dtype not in DTYPES:
         return f"the bias is of {bias.leaves[0].dtype}"
+    if query.shape[0] > MOST_SAMPLES:
+        return f"a GPU's grid takes {MOST_SAMPLES} samples, these are {query.shape[0]}"
+    if max(_reach(x) for x in (query, key, value, *(() if bias is None else bias.leaves))) >= 2**31:
+        return "a head's numbers lie 2^31 apart or more, kernels count them in 32 bits"
     return None
+
+
+def unrepeatable(bias: Bias | None, learns: bool) -> str | None:
+    """Why a bias's gradient is another one each time, where deterministic algorithms are asked for; else None."""
+    alone = bias is None or (isinstance(bias, RelativeBias) and bias.code is None)  # no two programs meet
+    if alone or not (learns and torch.is_grad_enabled() and torch.are_deterministic_algorithms_enabled()):
+        return None
+    return "deterministic algorithms are asked for, and the gradient of this bias is added up in any order"
+
+
+def _reach(x: Tensor) -> int:
+    """How far the numbers [n,d] of one head lie apart, in x or, of a bias, in its gradient."""
+    (n, d), (by_row, by_column) = x.shape[-2:], x.stride()[-2:]
+    return max((n - 1) * by_row + (d - 1) * by_column, n * d - 1)
 
 
 def interpreted() -> bool:
@@ -137,6 +157,8 @@ def serves(query: Tensor, key: Tensor, value: Tensor, bias: Bias | None) -> bool
     """Whether attention with a bias is the kernels' by default: on a GPU, if they can serve it and work there."""
     if query.device.type != "cuda" or why_not(query, key, value, bias) is not None:
         return False
+    if unrepeatable(bias, bias is not None and bias.needs_grad()) is not None:
+        return False
     if torch.compiler.is_compiling():  # no trial in a graph
         return True
     return _works(query.device, query.dtype, query.shape[3], value.shape[3], type(bias).__name__)
@@ -146,7 +168,7 @@ def serves(query: Tensor, key: Tensor, value: Tensor, bias: Bias | None) -> bool
 def _works(device: torch.device, dtype: torch.dtype, d: int, width: int, bias: str) -> bool:
     """Whether a small attention, forward and backward, runs; if not, the reason is logged, once for each kind."""
     try:
-        with torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
             query, key = (torch.zeros(1, 1, 4, d, dtype=dtype, device=device, requires_grad=True) for _ in range(2))
             leaf = torch.zeros(12 if bias == "RelativeBias" else 4, 1, device=device)
             added = RelativeBias(leaf, 2) if bias == "RelativeBias" else DenseBias(leaf)
@@ -171,6 +193,12 @@ def attention(
         bias: Added to them, or nothing.
         causal: Query i sees keys 0..i only.
     """
+    (b, h, n, d), (b_k, h_k, m, d_k) = query.shape, key.shape
+    if b_k != b or d_k != d or h % h_k or value.shape[:3] != key.shape[:3]:
+        shapes = ", ".join(str(list(x.shape)) for x in (query, key, value))
+        raise ValueError(f"attention: wanted query [b,h,n,d], key [b,h,m,d] and value [b,h,m,v], found {shapes}")
+    if bias is not None and any(x not in (1, y) for x, y in zip(bias.shape(), (b, h, n, m))):
+        raise ValueError(f"attention: wanted a bias that broadcasts to {[b, h, n, m]}, found {list(bias.shape())}")
     query, key, value = (x if x.stride(3) == 1 else x.contiguous() for x in (query, key, value))
     nothing = query.new_empty(0, dtype=torch.int32)
     leaf, kind, window, codes = query.new_empty(0), "none", 1, [nothing, nothing]

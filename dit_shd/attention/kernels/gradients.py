@@ -94,7 +94,7 @@ def attention_rows(
     ROWS: tl.constexpr, COLS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The gradient by a block of query rows of a head: d_query[b,h,n,WIDTH]."""
-    b, head = tl.program_id(2).to(tl.int64), tl.program_id(1)
+    b, head = tl.program_id(2).to(tl.int64), tl.program_id(1).to(tl.int64)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     live_rows = rows < N
     query = load_query(side, b, head, rows, live_rows, WIDTH, BLOCK_WIDTH)
@@ -131,7 +131,7 @@ def attention_keys(
         COLLECT: `none`; `dense`: into d_bias by strides, which are 0 where it broadcasts; `entries`: into the tables
             d_bias[b,h,entries]; both atomically, in float32.
     """
-    b, key_head = tl.program_id(2).to(tl.int64), tl.program_id(1)
+    b, key_head = tl.program_id(2).to(tl.int64), tl.program_id(1).to(tl.int64)
     cols = tl.program_id(0) * COLS + tl.arange(0, COLS)
     live_cols = cols < M
     key = load_key(side, b, key_head * side.shared, cols, live_cols, WIDTH, BLOCK_WIDTH)
@@ -174,7 +174,7 @@ def attention_offsets(
 
     A program has one vertical offset: it adds up the blocks [x_q,x_k] of all grid lines that are so far apart.
     """
-    b, head, offset = tl.program_id(2).to(tl.int64), tl.program_id(1), tl.program_id(0)
+    b, head, offset = tl.program_id(2).to(tl.int64), tl.program_id(1).to(tl.int64), tl.program_id(0)
     x_q, x_k = tl.arange(0, ROWS), tl.arange(0, COLS)
     live_rows, live_cols = x_q < SIDE, x_k < SIDE
     down = offset - (SIDE - 1)  # y_k - y_q

@@ -6,6 +6,7 @@ A capture comes as six tensors (captures.py says which) and three facts; everyth
 
 import math
 import os
+from collections.abc import Callable
 from typing import Any, Sequence  # noqa: UP035 (torch 2.6 knows typing's alone in operators)
 
 import torch
@@ -35,6 +36,16 @@ def side(tensors: Sequence[Tensor], bias: str, factor: float, bias_factor: float
         added, *bias_strides, bias_factor, query_code, _per_sample(query_code), key_code, _per_sample(key_code),
         offset, positions,
     )  # fmt: skip
+
+
+def launched(kernel: Any, grid: tuple[int, ...], x: Tensor) -> Callable[..., None]:
+    """kernel[grid] on the GPU of x, and in its stream: Triton takes the current one, wherever the tensors are."""
+
+    def run(*arguments: Any, **options: Any) -> None:
+        with torch.cuda.device_of(x):
+            kernel[grid](*arguments, **options)
+
+    return run
 
 
 def in_lines(window: int) -> bool:
@@ -102,7 +113,7 @@ def _attended(
     top = query.new_empty(b, count, n, dtype=torch.float32)
     inverse = torch.empty_like(top)
     blocks = Blocks.of_values(d, width, values, query.dtype, bias)
-    attend_values[(triton.cdiv(n, blocks.rows), count, b)](
+    launched(attend_values, (triton.cdiv(n, blocks.rows), count, b), query)(
         side(tensors, bias, factor, bias_factor, offset), value, *value.stride()[:3],
         heads, partners, out, *out.stride()[:4], top, inverse, count, n, m,
         VALUES=values, WIDTH=d, BLOCK_WIDTH=blocks.width(d), VALUE_WIDTH=width, BLOCK_VALUE=blocks.width(width),
@@ -214,7 +225,7 @@ def attention_backward(
         BIAS=bias, CAUSAL=causal, PRECISION=PRECISION,
     )  # fmt: skip
     blocks = Blocks.of_gradients(d, width, query.dtype, bias)
-    gradients.attention_rows[(triton.cdiv(n, blocks.rows), h, b)](
+    launched(gradients.attention_rows, (triton.cdiv(n, blocks.rows), h, b), query)(
         view, up, made[0], h, n, m, **fixed, WHOLE=m % blocks.cols == 0, **blocks.options()
     )
     collector = _of(kind, leaf, window, query_code, key_code).gradient(1) if learns else None
@@ -223,26 +234,15 @@ def attention_backward(
     into = collector.collected if collector is not None and collect == "dense" else into
     strides = {"dense": broadcast_strides(into), "entries": [*into.stride()[:2], 0, 0]}.get(collect, [0] * 4)
     blocks = Blocks.of_key_gradients(d, width, query.dtype, bias)
-    gradients.attention_keys[(triton.cdiv(m, blocks.cols), h_k, b)](
-        view,
-        up,
-        made[1],
-        made[2],
-        into,
-        *strides,
-        h,
-        n,
-        m,
-        COLLECT=collect,
-        WHOLE=m % blocks.cols == 0,
-        **fixed,
-        **blocks.options(),
-    )
+    launched(gradients.attention_keys, (triton.cdiv(m, blocks.cols), h_k, b), query)(
+        view, up, made[1], made[2], into, *strides, h, n, m,
+        COLLECT=collect, WHOLE=m % blocks.cols == 0, **fixed, **blocks.options(),
+    )  # fmt: skip
     if collector is None:
         return made[0], made[1], made[2], leaf.new_empty(0)
     if kind == "grid":
         into, line = top.new_empty(b, h, window, 2 * window - 1, window), Blocks.of_offsets(window)
-        gradients.attention_offsets[(2 * window - 1, h, b)](
+        launched(gradients.attention_offsets, (2 * window - 1, h, b), query)(
             view, up, into, window, h, n, **fixed, WHOLE=line.cols == window, **line.options()
         )
     if collect != "dense":

@@ -5,6 +5,7 @@ A map is never written: a program holds one block of scores of each head that it
 writes addresses of its own. A = exp(S - top) / total, where top and total of a row are found once (online softmax,
 arXiv 1805.02867). Two numbers stand for a row's log-sum-exp: beside a top of -1e38 (a row that a mask hides altogether)
 the logarithm of the total would be lost. Scores and tops are in powers of two, S log2(e): a GPU computes 2^x.
+Samples and heads are counted in 64 bits, rows of a head in 32 (captures.py refuses what is larger).
 """
 
 from typing import Any, NamedTuple
@@ -153,8 +154,8 @@ def attend_values(
         top_out: [b,H,n].
         inverse_out: [b,H,n], 1 / total; 0 where all keys are hidden.
     """
-    b, slot = tl.program_id(2).to(tl.int64), tl.program_id(1)
-    head = tl.load(heads + slot)
+    b, slot = tl.program_id(2).to(tl.int64), tl.program_id(1).to(tl.int64)
+    head = tl.load(heads + slot).to(tl.int64)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     live_rows = rows < N
     at = places_of(side, rows, live_rows, CAUSAL)

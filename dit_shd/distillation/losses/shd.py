@@ -201,11 +201,13 @@ class SHD(LayerLoss):
     def _key(self, layer: str, s: Capture, t: Capture, weight: Tensor | None) -> Hashable:
         """Everything that a layer's computation depends on beside the values of its tensors."""
         read = [t.out, *_leaves(t), *_leaves(s)]
+        squeezer = self.squeezer
         return (
-            *(layer, torch.is_grad_enabled(), weight is None, t.mixed is None, self.squeezer.projections.generation),
+            *(self.temperature, self.measure, self.backend, squeezer.backend, squeezer.method, squeezer.seed),
+            *(layer, torch.is_grad_enabled(), weight is None, t.mixed is None, squeezer.projections.generation),
             *((x.shape, x.stride(), x.dtype, x.requires_grad) for x in (t.query, t.key, t.value, s.query, s.key)),
-            *(t.scale, t.causal, type(t.bias), s.scale, s.causal, type(s.bias), str(self.squeezer.plan_for(layer))),
-            *(None if x is None else (x.data_ptr(), x.shape, x.stride(), x.requires_grad) for x in read),
+            *(t.scale, t.causal, type(t.bias), s.scale, s.causal, type(s.bias), str(squeezer.plan_for(layer))),
+            *(None if x is None else (x.data_ptr(), x.shape, x.stride(), x.dtype, x.requires_grad) for x in read),
             *(t.query.device, None if t.out is None or t.out.is_inference() else t.out._version),
         )
 

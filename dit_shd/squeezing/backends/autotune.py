@@ -20,11 +20,13 @@ _chosen: dict[tuple[object, ...], str] = {}
 _log = logging.getLogger("dit_shd")
 
 
-def unfit(backend: str, teacher: Capture, student: Capture, measure: str) -> str | None:
+def unfit(backend: str, teacher: Capture, student: Capture, measure: str, bias_needs_grad: bool) -> str | None:
     """Why a backend does not support a layer; None if it does."""
     if backend == "fused":
         return fused.unfit(teacher, student, measure)
-    return captures.unfit(teacher, student) if backend == "triton" else None
+    if backend == "triton":
+        return captures.unfit(teacher, student) or captures.unrepeatable(student.bias, bias_needs_grad)
+    return None
 
 
 def choose(job: Job) -> str:
@@ -35,7 +37,7 @@ def choose(job: Job) -> str:
         *(student.query.shape, student.key.shape, student.causal, student.query.dtype, str(student.query.device)),
         *(job.squeeze.heads, job.squeeze.weight.shape, job.measure, bool(job.squeeze.maps)),
     )
-    reasons = {name: unfit(name, teacher, student, job.measure) for name in RUNS}
+    reasons = {name: unfit(name, teacher, student, job.measure, job.bias_needs_grad) for name in RUNS}
     not_triton = reasons["triton"]
     if teacher.query.device.type == "cpu":  # Triton's interpreter is for tests
         reasons["triton"], not_triton = "on a CPU", None

@@ -27,8 +27,13 @@ def run(job: Job) -> Result:
     known = job.squeeze.row_sums if job.temperature == 1 else None
     top, inverse = row_sums(teacher, job.temperature) if known is None else known
     row_weight = top.new_ones(1, n) if job.row_weight is None else job.row_weight.float().contiguous()
+    largest = None
+    if job.row_weight is not None and student.query.dtype == torch.float16:  # rows that count for many overflow it
+        largest = row_weight.amax().clamp(min=1)
+        row_weight = row_weight / largest
     kept = row_sums(student, job.temperature)
-    bias = student.bias.gradient(teacher.shape[0]) if student.bias is not None and job.bias_needs_grad else None
+    learns = job.gradients and job.bias_needs_grad
+    bias = student.bias.gradient(teacher.shape[0]) if student.bias is not None and learns else None
     collect, shape = _collected(student.bias, bias)
     sides = side_of(teacher, job.temperature), side_of(student, job.temperature)
     terms, d_query, d_key, d_bias = operators.divergence(
@@ -36,6 +41,8 @@ def run(job: Job) -> Result:
         _student_heads(job), job.measure, job.gradients, collect, shape,
     )  # fmt: skip
     value = job.weighted(terms).sum((1, 2), dtype=torch.float64) / n
+    if largest is not None:
+        d_key, d_bias = d_key * largest, d_bias.mul_(largest)
     if bias is not None:
         bias.collected = d_bias.view(bias.shape)
     shared = student.heads // student.key.shape[1]

@@ -61,7 +61,7 @@ def block_target(
     """A~ [r,c] of one student head."""
     target = tl.zeros([ROWS, COLS], tl.float32)
     for i in tl.static_range(K):
-        head = tl.load(group.members + which * K + i)
+        head = tl.load(group.members + which * K + i).to(tl.int64)
         place = (b * group.heads + head) * N + rows
         top = tl.load(group.top + place, mask=live_rows, other=0.0)
         inverse = tl.load(group.inverse + place, mask=live_rows, other=0.0)
@@ -96,7 +96,7 @@ def row_mass(group, b, which, rows, live_rows, N, K: tl.constexpr, ROWS: tl.cons
     """sum A~ [r] of one student head: the weights of the teacher's heads that see a key."""
     mass = tl.zeros([ROWS], tl.float32)
     for i in tl.static_range(K):
-        head = tl.load(group.members + which * K + i)
+        head = tl.load(group.members + which * K + i).to(tl.int64)
         inverse = tl.load(group.inverse + (b * group.heads + head) * N + rows, mask=live_rows, other=0.0)
         share = b * group.weight_b + head * group.weight_h + rows * group.weight_n
         weight = tl.load(group.weight + share, mask=live_rows, other=0.0)
@@ -121,7 +121,7 @@ def divergence_rows(
         boost: Brings the gradient of the scores, about 1 / m, to where 16-bit numbers are precise; a power of two.
     """
     b, which = tl.program_id(2).to(tl.int64), tl.program_id(1)
-    head = tl.load(group.students + which)
+    head = tl.load(group.students + which).to(tl.int64)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     live_rows = rows < N
     t_at = places_of(teacher, rows, live_rows, T_CAUSAL)
@@ -210,7 +210,7 @@ def divergence_keys(
             atomically.
     """
     b, which = tl.program_id(2).to(tl.int64), tl.program_id(1)
-    head = tl.load(group.students + which)
+    head = tl.load(group.students + which).to(tl.int64)
     cols = tl.program_id(0) * COLS + tl.arange(0, COLS)
     live_cols = cols < M
     key = load_key(student, b, head, cols, live_cols, S_WIDTH, S_BLOCK)
@@ -249,7 +249,7 @@ def divergence_offsets(
     writes their sum: lines[b,g,x_q,offset,x_k]. No two programs meet.
     """
     b, which, offset = tl.program_id(2).to(tl.int64), tl.program_id(1), tl.program_id(0)
-    head = tl.load(group.students + which)
+    head = tl.load(group.students + which).to(tl.int64)
     x_q, x_k = tl.arange(0, ROWS), tl.arange(0, COLS)
     live_rows, live_cols = x_q < SIDE, x_k < SIDE
     down = offset - (SIDE - 1)  # y_k - y_q

@@ -12,7 +12,7 @@ import triton
 from torch import Tensor
 
 from dit_shd.attention.kernels.blocks import Blocks
-from dit_shd.attention.kernels.launch import PRECISION, broadcast_strides, side
+from dit_shd.attention.kernels.launch import PRECISION, broadcast_strides, launched, side
 from dit_shd.attention.kernels.scores import Side
 from dit_shd.attention.tiles import index_tensor
 from dit_shd.squeezing.kernels import divergence as kernels
@@ -119,7 +119,7 @@ class _Layer:
         kernel = squared_rows if self.measure == "mse" else kernels.divergence_rows
         entropy = {} if self.measure == "mse" else {"ENTROPY": self.measure == "kl"}
         boost = [] if self.measure == "mse" else [self.boost]
-        kernel[(triton.cdiv(n, blocks.rows), count, b)](
+        launched(kernel, (triton.cdiv(n, blocks.rows), count, b), terms)(
             self.teacher, self.student, group, self.kept, terms, terms if d_query is None else d_query, *boost, n, m,
             GRADIENTS=d_query is not None, K=k, WHOLE=m % blocks.cols == 0,
             **entropy, **blocks.options(), **self.fixed,
@@ -130,7 +130,7 @@ class _Layer:
         strides = broadcast_strides(d_bias)
         strides = {"dense": strides, "entries": [*strides[:2], 0, 0]}.get(collect, [0] * 4)
         blocks = of_keys(self.fixed["T_WIDTH"], self.fixed["S_WIDTH"], self.dtype, self.bias)
-        kernels.divergence_keys[(triton.cdiv(m, blocks.cols), count, b)](
+        launched(kernels.divergence_keys, (triton.cdiv(m, blocks.cols), count, b), d_key)(
             self.teacher, self.student, group, self.kept, d_key, d_bias, *strides, self.boost, n, m,
             COLLECT="none" if collect == "lines" else collect, SQUARED=self.measure == "mse", K=k,
             WHOLE=m % blocks.cols == 0,
@@ -140,7 +140,7 @@ class _Layer:
     def offsets(self, group: kernels.Group, lines: Tensor) -> None:
         (b, n, _), (count, k), window = self.size, group.members.shape, lines.shape[2]
         blocks = Blocks.of_offsets(window)
-        kernels.divergence_offsets[(2 * window - 1, count, b)](
+        launched(kernels.divergence_offsets, (2 * window - 1, count, b), lines)(
             self.teacher, self.student, group, self.kept, lines, window, n,
             SQUARED=self.measure == "mse", K=k, WHOLE=blocks.cols == window, **blocks.options(), **self.fixed,
         )  # fmt: skip

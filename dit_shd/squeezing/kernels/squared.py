@@ -34,7 +34,7 @@ def squared_rows(
         d_query: [b,g,n,S_WIDTH] float32, in units of the scores over T.
     """
     b, which = tl.program_id(2).to(tl.int64), tl.program_id(1)
-    head = tl.load(group.students + which)
+    head = tl.load(group.students + which).to(tl.int64)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     live_rows = rows < N
     t_at = places_of(teacher, rows, live_rows, T_CAUSAL)

@@ -86,6 +86,38 @@ def test_a_trial_of_kernels_that_work_passes():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="of a CPU")
+def test_a_trial_in_inference_mode_passes():
+    """As a sampler's first call: a trial that failed there would be remembered for training, too."""
+    captures._works.cache_clear()
+    with torch.inference_mode():
+        assert captures._works(torch.device("cpu"), torch.float32, 8, 8, "DenseBias")
+
+
+def test_what_does_not_fit_is_refused_and_not_read_beyond_its_end():
+    q, k, v = (torch.zeros(1, 2, 8, 4, device=DEVICE) for _ in range(3))
+    for bias in (DenseBias(torch.zeros(1, 1, 4, 8, device=DEVICE)), RelativeBias(table(2), WINDOW)):
+        with pytest.raises(ValueError, match=r"wanted a bias that broadcasts to \[1, 2, 8, 8\], found"):
+            captures.attention(q, k, v, 1.0, bias)
+    with pytest.raises(ValueError, match="wanted query"):
+        captures.attention(q, k, v[:, :, :5], 1.0, None)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of a CPU")
+def test_more_than_a_grid_or_32_bits_can_count_is_refused():
+    def of(*shape, stride=None):
+        return torch.empty_strided(shape, stride or torch.empty(shape, device="meta").stride(), device="meta")
+
+    q, k = of(1, 2, 3, 4), of(1, 2, 50000, 4)
+    assert captures.why_not(q, k, k, None) is None
+    assert captures.why_not(q, k, k, DenseBias(of(1, 2, 1, 50000))) is None
+    assert "65535 samples, these are 65536" in captures.why_not(*(of(65536, 2, 3, 4) for _ in range(3)), None)
+    for bias in (of(1, 1, 50000, 50000), of(1, 1, 3, 4, stride=(0, 0, 2**30, 1))):
+        assert "2^31 apart" in captures.why_not(k, k, k, DenseBias(bias))
+    far = of(1, 2, 3, 4, stride=(0, 4, 2**30, 1))
+    assert "2^31 apart" in captures.why_not(far, q, q, None)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of a CPU")
 def test_the_interpreter_is_not_chosen():
     x = torch.zeros(1, 1, 4, 8)
     assert captures.why_not(x, x, x, DenseBias(torch.zeros(1, 1, 4, 4))) is None

@@ -3,6 +3,9 @@
 On a GPU if there is one, else in Triton's interpreter, which runs programs one after another.
 """
 
+import mmap
+import sys
+
 import oracle
 import pytest
 import torch
@@ -147,6 +150,35 @@ def test_fake_tensors_have_the_shapes_of_real_ones():
         arguments = (*(x.requires_grad_() for x in tensors), bias.leaves[0].requires_grad_(), code, code)
         checks = ("test_schema", "test_faketensor", "test_autograd_registration", "test_aot_dispatch_static")
         torch.library.opcheck(operators.attention, (*arguments, kind, WINDOW, False, 0.6), test_utils=checks)
+
+
+def heads_far_apart():
+    """Heads that lie 2^30 numbers apart, in memory that is reserved alone: the third one is 2^31 on."""
+    reserved = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Python names it from 3.13 on
+    far = mmap.mmap(-1, 2 * (2**31 + 64), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | reserved)
+    query = torch.frombuffer(far, dtype=torch.float16).as_strided((1, 3, 5, 4), (0, 2**30, 4, 1))
+    near, key, value = torch.randn(3, 1, 3, 5, 4, generator=torch.Generator().manual_seed(0)).half()
+    query.copy_(near)
+    assert torch.equal(attention(query, key, value, 0.5, None), attention(near, key, value, 0.5, None))
+
+
+@pytest.mark.skipif(DEVICE == "cuda" or sys.platform != "linux", reason="of a CPU's memory on Linux")
+def test_heads_are_counted_in_64_bits():
+    done = in_a_process_of_its_own(__file__, "heads_far_apart()")
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("kind", ["dense", "grid"])
+def test_tensors_on_another_gpu_than_the_current_one(kind):
+    tensors, bias, _ = layer(kind)
+    upstream = torch.ones_like(tensors[0])
+    there = [x.to("cuda:1") for x in tensors], bias.rebuilt([x.to("cuda:1") for x in bias.leaves])
+    found, want = (
+        with_gradients(lambda *x: attention(*x[:3], 0.6, x[3]), *both, upstream.to(both[0][0].device))
+        for both in (there, (tensors, bias))
+    )
+    torch.testing.assert_close([x.to("cuda:0") for x in found], want)
 
 
 def inside_their_tensors(before):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from dit_shd.attention.bias import DenseBias
 from dit_shd.attention.capture import Capture
 from dit_shd.attention.relative_bias import RelativeBias
-from dit_shd.squeezing.divergence import attention_kl
+from dit_shd.squeezing.divergence import attention_kl, divergence_job
 from dit_shd.squeezing.squeeze import squeeze
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -140,6 +140,17 @@ def test_a_students_shared_keys_collect_the_gradient_of_all_their_heads():
     compare(teacher, dataclasses.replace(student, key=student.key[:, :1], value=student.value[:, :1]))
 
 
+def test_sums_of_rows_serve_their_own_capture_alone():
+    """Weights are of one capture, and may be used on another, or on some of its rows; the rows' sums may not."""
+    (teacher, student), (other, _) = pair(n=9, m=9), pair(n=9, m=9, seed=7)
+    weights = squeeze(teacher, 2, backend="triton")
+    assert weights.row_sums is not None
+    rows = torch.tensor([1, 4, 8], device=DEVICE)
+    for t, s in ((other, student), (teacher.select(rows), student.select(rows))):
+        found, want = (attention_kl(t, s, weights, backend=backend) for backend in ("triton", "streamed"))
+        torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-5)
+
+
 def test_some_rows_of_causal_attention_and_what_rows_count():
     teacher, student = pair(n=20, m=20, causal=True, bias="dense")
     rows = torch.tensor([1, 4, 11, 19], device=DEVICE)
@@ -153,6 +164,15 @@ def test_sixteen_bits_are_within_two_thousandths(dtype, measure):
     """The truth is float64 on the same rounded inputs; the gradients are rounded to 16 bits once, at the end."""
     teacher, student = pair(n=64, m=64, h=4, d=16, d_student=16, dtype=dtype)
     compare(teacher, student, measure, tolerance=4e-3 if dtype == torch.bfloat16 else 2e-3)
+
+
+@pytest.mark.parametrize("bias", ["none", "dense"])
+def test_a_few_rows_that_count_for_many_do_not_overflow_float16(bias):
+    """A row that counts 4000 times, times the boost of 64 keys: beyond 65504."""
+    teacher, student = pair(n=64, m=64, h=4, d=16, d_student=16, dtype=torch.float16, bias=bias)
+    weight = torch.zeros(2, 64, device=DEVICE)
+    weight[:, ::20] = 4000.0
+    compare(teacher, student, row_weight=weight, tolerance=2e-3)
 
 
 @settings(deadline=None, max_examples=3 if DEVICE == "cuda" else 10, suppress_health_check=list(HealthCheck))
@@ -191,6 +211,32 @@ def check_any(data, tokens, width, dtypes):
         plan=[[head for head in range(h) if of_head[head] == student_head] for student_head in range(g)],
         row_weight=weight, tolerance=1e-4 if dtype == torch.float32 else 1e-2, weights=False,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(("bias", "refused"), [("dense", True), ("tokens", True), ("grid", False)])
+def test_atomic_sums_are_refused_where_deterministic_algorithms_are_asked_for(bias, refused):
+    teacher, student = pair(n=16, m=16, bias=bias)
+    weights, (learner, _) = squeeze(teacher, 2, method="constant"), learning(student)
+    torch.use_deterministic_algorithms(True)
+    try:
+        attention_kl(teacher, student, weights, backend="triton")  # a bias that does not learn is not added up
+        if refused:
+            with pytest.raises(ValueError, match="deterministic algorithms are asked for"):
+                attention_kl(teacher, learner, weights, backend="triton")
+            attention_kl(teacher, learner, weights, backend="auto").sum().backward()
+        else:
+            attention_kl(teacher, learner, weights, backend="triton").sum().backward()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert learner.query.grad.isfinite().all()
+
+
+def test_without_gradients_nothing_is_collected_of_a_bias():
+    """Which would be as large as all maps, for a dense one."""
+    teacher, student = pair(n=5, m=5, bias="dense")
+    with torch.no_grad():
+        job, run = divergence_job(teacher, learning(student)[0], squeeze(teacher, 2), backend="triton")
+        assert run(job).bias is None
 
 
 def test_what_the_backend_cannot_serve_is_refused_with_the_reason(monkeypatch):

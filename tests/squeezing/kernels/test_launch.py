@@ -10,10 +10,11 @@ import pytest
 import torch
 from guarded_memory import Guarded, in_a_process_of_its_own
 from random_captures import random_capture
+from triton.runtime.interpreter import InterpretedFunction
 
 from dit_shd.attention.bias import DenseBias
 from dit_shd.attention.capture import Capture
-from dit_shd.attention.kernels.captures import side_of
+from dit_shd.attention.kernels.captures import attention, side_of
 from dit_shd.attention.relative_bias import RelativeBias
 from dit_shd.squeezing.backends.triton import operators
 from dit_shd.squeezing.divergence import attention_kl
@@ -41,6 +42,42 @@ def test_compiled_code_sees_one_operator_and_no_graph_break():
         value = function(teacher.query, query, key)
         results.append([value.detach(), *torch.autograd.grad(value, [query, key])])
     torch.testing.assert_close(*results)
+
+
+@pytest.mark.skipif(HAS_GPU, reason="the interpreter's launches are watched")
+def test_every_kernel_is_launched_on_the_device_of_its_tensors(monkeypatch):
+    """Triton launches on the current GPU, wherever the tensors are."""
+    entered, launches = [], []
+
+    class Watched(torch.cuda.device_of):
+        def __init__(self, x):
+            super().__init__(x)
+            self.x = x
+
+        def __enter__(self):
+            entered.append(self.x.device)
+            super().__enter__()
+
+        def __exit__(self, *error):
+            entered.pop()
+            return super().__exit__(*error)
+
+    def watched(*given, run=InterpretedFunction.run, **options):
+        launches.append(list(entered))
+        return run(*given, **options)
+
+    monkeypatch.setattr(torch.cuda, "device_of", Watched)
+    monkeypatch.setattr(InterpretedFunction, "run", watched)
+    r = torch.Generator().manual_seed(0)
+    sides = [Capture(*torch.randn(3, 1, h, 16, 4, generator=r), 0.5) for h in (2, 1)]
+    query, table = sides[1].query.requires_grad_(), torch.randn(52, 1, generator=r, requires_grad=True)
+    student = dataclasses.replace(sides[1], bias=RelativeBias(table, 4))
+    weights = squeeze(sides[0], 1, method="constant")
+    for measure in ("kl", "mse"):
+        attention_kl(sides[0], student, weights, measure=measure, backend="triton")
+    attention(query, student.key, student.value, 0.5, student.bias).sum().backward()
+    assert len(launches) == 2 * (2 + 3) + 4
+    assert all(devices == [torch.device("cpu")] for devices in launches)
 
 
 def inside_their_tensors(before):
