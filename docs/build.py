@@ -49,7 +49,8 @@ def evidence_page() -> str:
     from dit_shd.study.evidence import claims_summary, read_evidence, study_text
 
     studies = read_evidence(ROOT / "experiments")
-    hours = sum(study.analysis.cpu_hours for study in studies)
+    rows = {(row.sha256, row.finished): row for study in studies for row in study.analysis.rows}  # two may share some
+    hours = sum(row.cpu_hours for row in rows.values())
     texts = "\n\n".join(study_text(study, ROOT) for study in studies)
     return template("evidence").format(claims=claims_summary(studies), studies=texts, hours=f"{hours:.1f}")
 
