@@ -15,7 +15,8 @@ ROUNDING = 1e-3
 def glance(dataset: Dataset) -> list[float]:
     """The means of SAMPLES samples at equal distances: of pixels in [0, 1], else of each tensor by name."""
     numbers: list[float] = []
-    for index in np.arange(min(SAMPLES, len(dataset))) * len(dataset) // SAMPLES:
+    count = min(SAMPLES, len(dataset))
+    for index in np.arange(count) * len(dataset) // max(count, 1):
         if "images" in dataset.fields:
             numbers.append(float(dataset.image(int(index)).mean()) / 255)
         else:

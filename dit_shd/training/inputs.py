@@ -47,7 +47,9 @@ def keep(run: Path, teachers: Teachers, dataset: Dataset) -> None:
 def _read(file: Path) -> dict[str, Any] | None:
     """What a run began with; None where the file is not there, or damaged."""
     values = read_object(file) or {}
-    return values if isinstance(values.get("teachers"), dict) and "samples" in values else None
+    numbers = values.get("glance", [])  # earlier versions kept none
+    seen = isinstance(numbers, list) and all(isinstance(number, (int, float)) for number in numbers)
+    return values if seen and isinstance(values.get("teachers"), dict) and "samples" in values else None
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -70,5 +72,5 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]
             f"data: {now['samples']} samples, and {before['samples']} when this run began: its steps from here on are "
             "of other samples than they would have been"
         )
-    elif not alike(before.get("glance", now["glance"]), now["glance"]):  # earlier versions kept none
+    elif not alike(before.get("glance", now["glance"]), now["glance"]):
         yield "data: other samples than those that this run began with, under the same name; it goes on with these"

@@ -19,7 +19,7 @@ def test_a_run_says_that_its_teacher_or_its_data_are_others_under_the_same_name(
     changes = {"teacher": str(place), "run": str(tmp_path / "run")}
     config, _ = run({**values, **changes}, steps=1, checkpoint_every=1)
     kept = (config.run / "inputs.json").read_bytes()
-    (config.run / "inputs.json").write_text("{")  # damaged: written anew
+    (config.run / "inputs.json").write_text('{"samples": 60, "teachers": {}, "glance": ["?"]}')  # damaged: written anew
     run({**values, **changes}, steps=2, checkpoint_every=1)
     assert (config.run / "inputs.json").read_bytes() == kept
     assert "this run began" not in caplog.text
@@ -52,6 +52,14 @@ def test_a_glance_tells_splits_apart():
     known = [glance(DATASETS.build(Plugin("digits", {"split": split}))) for split in ("train", "validation")]
     assert not alike(*known) and all(0 < x < 1 for x in known[0]) and len(known[0]) == 8
     assert alike(known[0], [x + 2e-4 for x in known[0]])
+
+
+def test_a_glance_at_few_samples_is_at_each(tmp_path):
+    images = np.arange(3, dtype=np.float32).reshape(3, 1, 1, 1) * np.ones((3, 1, 8, 8), np.float32)
+    np.savez(tmp_path / "few.npz", arr_0=images, arr_1=np.zeros(3, np.int64))
+    known = glance(DATASETS.build(Plugin("npz", {"path": str(tmp_path / "few.npz")})))
+    assert known == [0, 0, 0, 1, 0, 2]  # the label's mean, the latent's
+    assert not alike(known, known[:4])
 
 
 def test_a_fingerprint_is_of_every_tensor(teacher):
