@@ -133,6 +133,11 @@ def _check(
             f"attention_kl: wanted equal batch and token counts, found teacher (b, n, m) = {(b, n, m)} "
             f"and student {(b_s, n_s, m_s)}"
         )
+    if teacher.query.device != student.query.device:
+        raise ValueError(
+            f"attention_kl: wanted both models on one device, found the teacher on {teacher.query.device} "
+            f"and the student on {student.query.device}"
+        )
     if squeeze.heads != g or squeeze.weight.shape[:2] != (b, h) or squeeze.weight.shape[2] not in (1, n):
         raise ValueError(
             f"attention_kl: wanted a squeeze of {h} heads into {g} with weights [{b},{h},1 or {n}], "

@@ -186,6 +186,9 @@ def test_shapes_and_weights_that_do_not_fit_are_refused():
     longer, _ = build(n=8, m=8)
     with pytest.raises(ValueError, match="equal batch and token counts"):
         attention_kl(longer, student, squeeze(longer, G))
+    elsewhere = dataclasses.replace(student, query=student.query.to("meta"))
+    with pytest.raises(ValueError, match="on one device, found the teacher on cpu and the student on meta"):
+        attention_kl(teacher, elsewhere, squeezed)
     with pytest.raises(ValueError, match="wanted a squeeze of 5 heads into 2"):
         attention_kl(teacher, student, squeeze(teacher, 3))
     with pytest.raises(ValueError, match="sum to 1"):

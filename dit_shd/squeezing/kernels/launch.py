@@ -74,7 +74,8 @@ def divergence(
     sides = side(teacher, t_bias, *t_numbers, t_offset), side(student, s_bias, *s_numbers, s_offset)
     widths = dict(T_WIDTH=d_t, T_BLOCK=Blocks.width(d_t), S_WIDTH=d, S_BLOCK=Blocks.width(d))
     facts = dict(T_BIAS=t_bias, T_CAUSAL=t_causal, S_BIAS=s_bias, S_CAUSAL=s_causal, PRECISION=PRECISION)
-    layer = _Layer(*sides, kept, measure, query.dtype, (b, n, m), widths | facts)
+    dtypes = query.dtype, torch.promote_types(query.dtype, teacher[0].dtype)
+    layer = _Layer(*sides, kept, measure, *dtypes, (b, n, m), widths | facts)
     for members, students in groups_by_size(plan, query.device):
         group = kernels.Group(
             members, students, weight, weight.stride(0), weight.stride(1),
@@ -97,6 +98,9 @@ class _Layer:
     kept: kernels.Rows
     measure: str
     dtype: torch.dtype
+    """Of the student's queries and keys."""
+    wider: torch.dtype
+    """Of both sides', which the blocks must have room for."""
     size: tuple[int, int, int]
     """(b, n, m)"""
     fixed: dict[str, Any]
@@ -115,7 +119,7 @@ class _Layer:
 
     def rows(self, group: kernels.Group, terms: Tensor, d_query: Tensor | None) -> None:
         (b, n, m), (count, k) = self.size, group.members.shape
-        blocks = of_rows(self.fixed["T_WIDTH"], self.fixed["S_WIDTH"], self.dtype, self.measure, self.bias)
+        blocks = of_rows(self.fixed["T_WIDTH"], self.fixed["S_WIDTH"], self.wider, self.measure, self.bias)
         kernel = squared_rows if self.measure == "mse" else kernels.divergence_rows
         entropy = {} if self.measure == "mse" else {"ENTROPY": self.measure == "kl"}
         boost = [] if self.measure == "mse" else [self.boost]
@@ -129,7 +133,7 @@ class _Layer:
         (b, n, m), (count, k) = self.size, group.members.shape
         strides = broadcast_strides(d_bias)
         strides = {"dense": strides, "entries": [*strides[:2], 0, 0]}.get(collect, [0] * 4)
-        blocks = of_keys(self.fixed["T_WIDTH"], self.fixed["S_WIDTH"], self.dtype, self.bias)
+        blocks = of_keys(self.fixed["T_WIDTH"], self.fixed["S_WIDTH"], self.wider, self.bias)
         launched(kernels.divergence_keys, (triton.cdiv(m, blocks.cols), count, b), d_key)(
             self.teacher, self.student, group, self.kept, d_key, d_bias, *strides, self.boost, n, m,
             COLLECT="none" if collect == "lines" else collect, SQUARED=self.measure == "mse", K=k,

@@ -124,6 +124,27 @@ def test_the_wall_is_felt(before, index):
     assert in_a_process_of_its_own(__file__, f"guarded = Guarded({before}); {read}").returncode == -signal.SIGSEGV
 
 
+def test_blocks_have_room_for_the_wider_of_two_precisions(monkeypatch):
+    """A float32 teacher's blocks are twice as large as those of its bfloat16 student."""
+    from dit_shd.squeezing.kernels import launch
+
+    asked = []
+    for name in ("of_rows", "of_keys"):
+        blocks = getattr(operators, name)
+        monkeypatch.setattr(operators, name, lambda *given, _blocks=blocks: (asked.append(given[2]), _blocks(*given))[1])
+    r = torch.Generator().manual_seed(0)
+    device = "cuda" if HAS_GPU else "cpu"
+    teacher, student = (Capture(*torch.randn(3, 1, h, 16, 16, generator=r).to(device), 0.25) for h in (2, 1))
+    query, key, value = (x.bfloat16() for x in (student.query, student.key, student.value))
+    narrow = dataclasses.replace(student, query=query.requires_grad_(), key=key, value=value)
+    rounded = dataclasses.replace(student, query=query.float(), key=key.float())
+    weights = squeeze(teacher, 1, method="constant")
+    found = attention_kl(teacher, narrow, weights, backend="triton")
+    found.sum().backward()
+    assert set(asked) == {torch.float32} and len(asked) == 2
+    torch.testing.assert_close(found, attention_kl(teacher, rounded, weights, backend="streamed"), rtol=1e-2, atol=0)
+
+
 def ahead_of_time(root, *options):
     """benchmarks/triton_kernels.py: compiles without a GPU, and ends with 1 if a kernel spills."""
     env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"} | {"PYTHONPATH": str(root)}
