@@ -1,12 +1,14 @@
 """Which teacher layer a student layer learns from, when depths differ."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.kept import KEPT, KeptPlan
 
+_INDEX = re.compile(r"(?<![^.])\d+(?![^.])")
+"""A number that is a part of a path by itself."""
 LayerMap = str | dict[str, str]
 """sections, proportional, last, kept:PLAN, or {student layer: teacher layer}."""
 
@@ -18,10 +20,10 @@ def layer_map(teacher: Sequence[str], student: Sequence[str], how: LayerMap = "s
         teacher: Names of its layers, in order.
         student: Names of its layers, in order.
         how: `proportional`: the student's l-th layer (from 1) gets the teacher's layer l * L_t / L_s, rounded up
-            (the paper: 48 -> 24 layers, the 4th gets the 8th). `sections`: the same inside each section, a section
-            being the layers whose names differ by a number only (MDT: en_inblocks, en_outblocks, de_blocks); models
-            of two families, which have no section in common, are one section each. `last`: the student's last layer
-            gets the teacher's. `kept:PLAN`: as a file of `dit-shd depth` says. A dict is the map itself; student
+            (the paper: 48 -> 24 layers, the 4th gets the 8th); where blocks hold layers of several names (attn1, attn2),
+            each with those of its name. `sections`: the same inside each section, a section being the layers whose
+            paths differ by numbers only (MDT: en_inblocks, en_outblocks, de_blocks); models of two families, which have
+            no section in common, are one section each. `last`: the student's last layer gets the teacher's. `kept:PLAN`: as a file of `dit-shd depth` says. A dict is the map itself; student
             layers that it leaves out are not supervised.
 
     Raises:
@@ -56,7 +58,7 @@ def layer_map(teacher: Sequence[str], student: Sequence[str], how: LayerMap = "s
 
 
 def _by_section(teacher: Sequence[str], student: Sequence[str]) -> dict[str, str]:
-    sources, sections = _sections(teacher), _sections(student)
+    sources, sections = _grouped(teacher, _section), _grouped(student, _section)
     if not sources.keys() & sections.keys():
         return _proportional(teacher, student)
     pairs: dict[str, str] = {}
@@ -66,20 +68,41 @@ def _by_section(teacher: Sequence[str], student: Sequence[str]) -> dict[str, str
                 f"layers: the teacher has no section '{section}' (it has {', '.join(sources)}); "
                 "use layers=proportional or name the pairs"
             )
-        pairs |= _proportional(sources[section], names)
+        pairs |= _by_depth(sources[section], names)
     return pairs
 
 
 def _proportional(teacher: Sequence[str], student: Sequence[str]) -> dict[str, str]:
+    sources, kinds = _grouped(teacher, _kind), _grouped(student, _kind)
+    if not kinds.keys() <= sources.keys():
+        return _by_depth(teacher, student)
+    return {layer: source for kind in kinds for layer, source in _by_depth(sources[kind], kinds[kind]).items()}
+
+
+def _by_depth(teacher: Sequence[str], student: Sequence[str]) -> dict[str, str]:
     deep, shallow = len(teacher), len(student)
     return {name: teacher[-(-layer * deep // shallow) - 1] for layer, name in enumerate(student, start=1)}
 
 
-def _sections(names: Sequence[str]) -> dict[str, list[str]]:
-    sections: dict[str, list[str]] = {}
+def _grouped(names: Sequence[str], group_of: Callable[[str], str]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
     for name in names:
-        sections.setdefault(re.sub(r"\d+", "*", name), []).append(name)
-    return sections
+        groups.setdefault(group_of(name), []).append(name)
+    return groups
+
+
+def _section(name: str) -> str:
+    """A layer's name without its numbers: those that are parts of its path, or all if none is (block1, block2)."""
+    path, mark, _ = name.partition("#")
+    section = _INDEX.sub("*", path)
+    return (section if section != path else re.sub(r"\d+", "*", path)) + mark
+
+
+def _kind(name: str) -> str:
+    """What a layer is called within its block, with the number of its run; empty where paths have no numbers."""
+    path, mark, run = name.partition("#")
+    end = path.rpartition(".")[2] if _INDEX.search(path) else ""
+    return ("" if end.isdigit() else end) + mark + run
 
 
 def _run(name: str) -> int:

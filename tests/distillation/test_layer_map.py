@@ -64,3 +64,27 @@ def test_models_of_two_families_are_taken_whole():
     mdt, dit = ["in.0", "in.1", "out.0", "out.1"], ["blocks.0", "blocks.1"]
     assert layer_map(mdt, dit) == {"blocks.0": "in.1", "blocks.1": "out.1"}
     assert layer_map(dit, mdt) == {"in.0": "blocks.0", "in.1": "blocks.0", "out.0": "blocks.1", "out.1": "blocks.1"}
+
+
+TWO_A_BLOCK = [[f"blocks.{i}.{name}" for i in range(depth) for name in ("attn1", "attn2")] for depth in (4, 2)]
+
+
+@pytest.mark.parametrize("how", ["sections", "proportional"])
+def test_layers_of_two_names_in_a_block_learn_from_layers_of_their_name(how):
+    """A number inside of a name is no place in the model."""
+    assert layer_map(*TWO_A_BLOCK, how) == {
+        f"blocks.{i}.{name}": f"blocks.{2 * i + 1}.{name}" for i in (0, 1) for name in ("attn1", "attn2")
+    }
+
+
+def test_the_second_runs_of_layers_learn_from_second_runs():
+    teacher, student = ([f"blocks.{i}{run}" for i in range(depth) for run in ("", "#2")] for depth in (4, 2))
+    pairs = {f"blocks.{i}{run}": f"blocks.{2 * i + 1}{run}" for i in (0, 1) for run in ("", "#2")}
+    assert layer_map(teacher, student, "proportional") == layer_map(teacher, student) == pairs
+
+
+def test_layers_that_are_numbered_in_their_names_are_one_section():
+    assert layer_map(["block1", "block2", "block3", "block4"], ["block1", "block2"]) == {
+        "block1": "block2",
+        "block2": "block4",
+    }
