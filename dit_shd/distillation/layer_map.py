@@ -1,14 +1,12 @@
 """Which teacher layer a student layer learns from, when depths differ."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from dit_shd.attention.recording.discovery import INDEX, section_of
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.kept import KEPT, KeptPlan
 
-_INDEX = re.compile(r"(?<![^.])\d+(?![^.])")
-"""A number that is a part of a path by itself."""
 LayerMap = str | dict[str, str]
 """sections, proportional, last, kept:PLAN, or {student layer: teacher layer}."""
 
@@ -20,11 +18,12 @@ def layer_map(teacher: Sequence[str], student: Sequence[str], how: LayerMap = "s
         teacher: Names of its layers, in order.
         student: Names of its layers, in order.
         how: `proportional`: the student's l-th layer (from 1) gets the teacher's layer l * L_t / L_s, rounded up
-            (the paper: 48 -> 24 layers, the 4th gets the 8th); where blocks hold layers of several names (attn1, attn2),
-            each with those of its name. `sections`: the same inside each section, a section being the layers whose
-            paths differ by numbers only (MDT: en_inblocks, en_outblocks, de_blocks); models of two families, which have
-            no section in common, are one section each. `last`: the student's last layer gets the teacher's. `kept:PLAN`: as a file of `dit-shd depth` says. A dict is the map itself; student
-            layers that it leaves out are not supervised.
+            (the paper: 48 -> 24 layers, the 4th gets the 8th); where blocks hold layers of several names (attn1,
+            attn2), each with those of its name. `sections`: the same inside each section, a section being the layers
+            whose paths differ by numbers only (MDT: en_inblocks, en_outblocks, de_blocks); models of two families,
+            which have no section in common, are one section each. `last`: the student's last layer gets the teacher's.
+            `kept:PLAN`: as a file of `dit-shd depth` says. A dict is the map itself; student layers that it leaves out
+            are not supervised.
 
     Raises:
         UserError: A name that does not exist, or a section that the teacher lacks.
@@ -58,7 +57,7 @@ def layer_map(teacher: Sequence[str], student: Sequence[str], how: LayerMap = "s
 
 
 def _by_section(teacher: Sequence[str], student: Sequence[str]) -> dict[str, str]:
-    sources, sections = _grouped(teacher, _section), _grouped(student, _section)
+    sources, sections = _grouped(teacher, section_of), _grouped(student, section_of)
     if not sources.keys() & sections.keys():
         return _proportional(teacher, student)
     pairs: dict[str, str] = {}
@@ -91,17 +90,10 @@ def _grouped(names: Sequence[str], group_of: Callable[[str], str]) -> dict[str, 
     return groups
 
 
-def _section(name: str) -> str:
-    """A layer's name without its numbers: those that are parts of its path, or all if none is (block1, block2)."""
-    path, mark, _ = name.partition("#")
-    section = _INDEX.sub("*", path)
-    return (section if section != path else re.sub(r"\d+", "*", path)) + mark
-
-
 def _kind(name: str) -> str:
     """What a layer is called within its block, with the number of its run; empty where paths have no numbers."""
     path, mark, run = name.partition("#")
-    end = path.rpartition(".")[2] if _INDEX.search(path) else ""
+    end = path.rpartition(".")[2] if INDEX.search(path) else ""
     return ("" if end.isdigit() else end) + mark + run
 
 

@@ -121,8 +121,15 @@ class Arrivals:
         result = self._of(mixed)
         if result is not None and result.reason:
             return result.reason
+        if result is not None and result.overwritten and not result.changed:
+            return "it was changed in place before any product took it, so W^O is not known"
         first = f"{result.changed} comes first: " if result is not None and result.changed else ""
         return failure or first + NO_PROJECTION
+
+    def overwritten(self, mixed: Tensor) -> bool:
+        """Whether a result was changed in place after attention gave it, before a product took its rows."""
+        result = self._of(mixed)
+        return result is not None and result.overwritten
 
     def silent(self, mixed: Tensor) -> bool:
         """Whether a result was all zeros, which could be anybody's rows."""
@@ -176,7 +183,12 @@ class Arrivals:
         weight: Tensor | None = None
         try:
             weight, bias = at.matrix(
-                lambda x: entered.module(x, *args, **kwargs), entered.given, hold.arrangement, hold.first, k
+                lambda x: entered.module(x, *args, **kwargs),
+                entered.given,
+                hold.arrangement,
+                hold.first,
+                k,
+                entered.module,
             )
             weight = weight if _near(made, entered.given, hold, weight, bias) else None
         except Exception:  # it takes no such rows, so it is not linear in them

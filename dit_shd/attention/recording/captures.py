@@ -7,6 +7,7 @@ last forward gave.
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,9 +19,9 @@ from dit_shd.attention.recording.instrument import plain_class, recorded, token_
 from dit_shd.attention.recording.joint import Biases, Tokens, sections
 from dit_shd.attention.recording.knowledge import Site, Sites
 from dit_shd.attention.recording.projection import PassingProjection
-from dit_shd.attention.recording.recorder import ProductRecorder, Recorder, SlowPath
+from dit_shd.attention.recording.recorder import ProductRecorder, Recorder, SlowPath, hiding
 from dit_shd.attention.recording.report import Report, why_empty
-from dit_shd.attention.recording.sdpa_calls import Call, RawCall, joined
+from dit_shd.attention.recording.sdpa_calls import Call, RawCall, joined, unchanged, versions, versions_of, written_to
 from dit_shd.attention.recording.selection import Selection
 from dit_shd.attention.recording.survey import Survey
 from dit_shd.core.errors import UserError
@@ -64,6 +65,7 @@ class Recording(Mapping[str, Capture]):
         self._fresh = False
         """A forward has begun by another method than calling the model, and nothing was recorded yet."""
         self._biases = Biases()
+        self._versions: dict[str, tuple[int, ...]] = {}
         self._set = ExitStack()
         self._products: list[ProductRecorder] = []
         self._slow: set[nn.Module] = set()
@@ -106,18 +108,11 @@ class Recording(Mapping[str, Capture]):
                     self._watch(projection)
         changed = list(self.recorders.values()) != before
         if changed:
-            self._leave_fast_paths()
-        if changed or not self._places:
-            self._places += knowledge.places(self._core, sites)
-
-    def _leave_fast_paths(self) -> None:
-        """Where PyTorch's encoder layers hold attention that is wanted."""
-        wanted = {recorder.module for recorder in self.recorders.values()}
-        for module in self._core.modules():
-            fast = isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerEncoder)) and module not in self._slow
-            if fast and wanted & set(module.modules()):
+            for module in hiding(self._core, {each.module for each in self.recorders.values()}) - self._slow:
                 self._slow.add(module)
                 self._set.enter_context(recorded(module, SlowPath(self)))
+        if changed or not self._places:
+            self._places += knowledge.places(self._core, sites)
 
     def _watch(self, projection: PassingProjection) -> None:
         module = projection.module()
@@ -164,6 +159,7 @@ class Recording(Mapping[str, Capture]):
         self.stop()
         self._fresh = True
         self._biases.clear()
+        self._versions.clear()
         for recorder in self.recorders.values():
             recorder.ran, recorder.count = None, 0
         self._with_graph = torch.is_grad_enabled()
@@ -173,7 +169,8 @@ class Recording(Mapping[str, Capture]):
             self._forget()
         if not self._ours:
             self._look()
-            self._key = knowledge.key_of(door, {**dict(zip(names, args)), **kwargs}, self._structure)
+            given = {**dict(zip(names, args)), **kwargs}
+            self._key = knowledge.key_of(door, given, self._core.training, self._structure)
             sites = knowledge.known(self._core, self._key)
             if sites is None:
                 self._survey = Survey(self.model, type(self.model).__name__)
@@ -193,14 +190,15 @@ class Recording(Mapping[str, Capture]):
         if survey is not None and (survey.calls or main):
             self._learn(survey)
         self.flush()
+        for name in self._versions.keys() & self._found.keys():
+            self._found[name] = unchanged(name, self._found[name], self._versions[name])
+        self._found, self._shapes = self._sites.ordered(self._found), self._sites.ordered(self._shapes)
         self._biases.clear()
         if main and not self._shapes:
-            raise UserError(f"capture: {type(self.model).__name__}: {self._why_nothing(survey)}")
+            raise UserError(f"capture: {type(self.model).__name__}: {self.selection.why_nothing(self._sites, survey)}")
         if self._shapes and not self._reported:
             self._reported = True
-            report = self.report()
-            if report.lines:  # none: every layer hands over its captures by itself
-                report.log()
+            self.report().log()
 
     def stop(self) -> None:
         """Leave nothing behind of a forward, also of one that was interrupted."""
@@ -219,14 +217,12 @@ class Recording(Mapping[str, Capture]):
         for calls in knowledge.runs(survey):
             recorder = self.recorders.get(calls[0].name)
             if recorder is not None:
+                if any(call.versions != versions(*Call.given(call.raw)) for call in calls):
+                    raise written_to(recorder.name)
                 self.check_graph(recorder, calls[0].graph)
                 recorder.ran = (tuple(call.raw for call in calls), calls[0].tokens, None)
                 self.flush(recorder)
-
-    def _why_nothing(self, survey: Survey | None) -> str:
-        if survey is not None and not survey.calls:
-            return discovery.why_nothing(survey.ran)
-        return self.selection.why_nothing(self._sites)
+        self._sites.order = tuple(self._shapes)
 
     def flush(self, recorder: Recorder | None = None) -> None:
         """Make Captures of what an instrumented module, or every one, did."""
@@ -235,6 +231,7 @@ class Recording(Mapping[str, Capture]):
                 continue
             for calls, tokens in each.runs():
                 for name, capture in self._captures(each, calls, tokens):
+                    self._versions[name] = versions_of(capture)
                     self.deliver(name, capture)
 
     def _waits(self, recorder: Recorder) -> bool:
@@ -283,6 +280,7 @@ class Recording(Mapping[str, Capture]):
             text = None if known is None else known.among(call.query.shape[2], tokens.lengths, self._given)
             name = recorder.name + (f"#{i + 1}" if i else "")
             try:
+                call = replace(call, mixed=None) if layout.overwritten else call
                 for suffix, capture in sections(call, self._biases.of(call.mask), layout, text, self.selection.block):
                     yield name + suffix, capture
             except UserError as error:
@@ -290,10 +288,14 @@ class Recording(Mapping[str, Capture]):
 
     def _site(self, recorder: Recorder) -> Site | None:
         """What is known of a recorder's module, by this forward or another one."""
-        if recorder.name in self._sites:
-            return self._sites[recorder.name]
-        others = knowledge.all_known(self._core, self._structure)
-        return next((sites[recorder.name] for sites in others if recorder.name in sites), None)
+        kinds = [self._sites, *knowledge.all_known(self._core, self._structure)]
+        return next((sites[recorder.name] for sites in kinds if recorder.name in sites), None)
+
+    @property
+    def skipped(self) -> list[str]:
+        """Wanted layers that did not run in the last forward, where others of their kind did."""
+        idle = self._sites.idle if self.selection.layers is None else ()
+        return [*(n for n in self._sites if n in self._chosen and not self.recorders[n].count), *idle]
 
     @property
     def why_empty(self) -> str:

@@ -1,5 +1,6 @@
 """What is known of a model before it runs: its own recorders, settings that hide attention, and what to do about it."""
 
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -9,6 +10,8 @@ from torch import nn
 
 from dit_shd.core.errors import UserError
 
+INDEX = re.compile(r"(?<![^.])\d+(?![^.])")
+"""A number that is a part of a path by itself."""
 NO_PROJECTION = (
     "what attention gives does not arrive unchanged at any projection (a gate, a norm or a sum comes first), so no W^O "
     "belongs to a head and the squeeze of the paper does not apply; method constant does without"
@@ -42,6 +45,13 @@ def own_layers(model: nn.Module) -> dict[str, nn.Module]:
 def plain(name: str) -> str:
     """A module's name without what DDP, torch.compile and checkpoint wrappers put in."""
     return ".".join(part for part in name.removeprefix("module.").split(".") if part not in _WRAPPERS)
+
+
+def section_of(name: str) -> str:
+    """A layer's name without its numbers: those that are parts of its path, or all if none is (block1, block2)."""
+    path, mark, _ = name.partition("#")
+    section = INDEX.sub("*", path)
+    return (section if section != path else re.sub(r"\d+", "*", path)) + mark
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -82,6 +92,11 @@ def check(model: Any) -> None:
         raise UserError(
             f"capture: {type(model).__name__} is a compiled program of torch.jit, whose calls cannot be seen; give the "
             "model that it was made from"
+        )
+    if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
+        raise UserError(
+            "capture: DataParallel runs copies of the model in threads, whose captures would mix; start one process "
+            "for each GPU (accelerate launch, torchrun)"
         )
     for module in model.modules():
         recompute = getattr(vars(module).get("_gradient_checkpointing_func"), "keywords", {})

@@ -17,7 +17,7 @@ from dit_shd.attention.recording.discovery import NO_PROJECTION
 from dit_shd.attention.recording.projection import Projection
 from dit_shd.attention.recording.results import Part
 from dit_shd.attention.recording.roles import Order, Role, TextLength
-from dit_shd.attention.recording.sdpa_calls import Call
+from dit_shd.attention.recording.sdpa_calls import Call, versions
 from dit_shd.core.errors import UserError
 
 Block = Literal["joint", "image", "image-text", "text-image"]
@@ -61,6 +61,8 @@ class Layout:
     """How many tokens are text, in a joint sequence."""
     reason: str = NO_PROJECTION
     """Why there is no projection, where there is none."""
+    overwritten: bool = False
+    """Whether what attention gave is changed in place afterwards, and so not at hand."""
 
     @property
     def unasked(self) -> bool:
@@ -72,13 +74,13 @@ class Biases:
     """The masks of one forward as biases; layers that share a mask share its bias."""
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[torch.Tensor, DenseBias]] = {}
+        self._known: dict[tuple[int, ...], tuple[torch.Tensor, DenseBias]] = {}
 
     def of(self, mask: torch.Tensor | None) -> DenseBias | None:
         """The bias of a mask, which is kept, so that no other one gets its id."""
         if mask is None:
             return None
-        return self._known.setdefault(id(mask), (mask, DenseBias(mask)))[1]
+        return self._known.setdefault((id(mask), *versions(mask)), (mask, DenseBias(mask)))[1]
 
     def clear(self) -> None:
         """Another forward begins."""

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 from weakref import WeakKeyDictionary, ref
 
 from torch import nn
 
-from dit_shd.attention.recording.discovery import attention_like, is_cross, why_silent
+from dit_shd.attention.recording.discovery import attention_like, is_cross, section_of, why_silent
 from dit_shd.attention.recording.instrument import plain_class
 from dit_shd.attention.recording.joint import Layout, projections_of, with_gaps
 from dit_shd.attention.recording.lineage import Segments
@@ -14,6 +15,8 @@ from dit_shd.attention.recording.projection import PassingProjection
 from dit_shd.attention.recording.roles import Order, image_streams, order_at, order_of, role_of, text_length
 from dit_shd.attention.recording.sdpa_calls import Call, joined
 from dit_shd.attention.recording.survey import SeenCall, Survey
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +53,15 @@ class Sites(dict[str, Site]):
     """Whether all was seen; layers whose results were all zeros are looked at again in the next forward."""
     silent: Mapping[str, str] = {}
     """Modules that are attention by their names and called none, and why that may be."""
+    idle: tuple[str, ...] = ()
+    """Modules that are what these are, in the same sections, and did not run."""
+    order: tuple[str, ...] = ()
+    """Names of captures, in the order in which they were made."""
+
+    def ordered(self, made: dict[str, T]) -> dict[str, T]:
+        """What a forward has made, as its layers ran: compiled ones hand over what they did only when it ends."""
+        places = {name: i for i, name in enumerate(self.order)}
+        return dict(sorted(made.items(), key=lambda item: places.get(item[0], len(places))))
 
 
 Place = tuple[nn.Module, str, nn.Module]
@@ -58,10 +70,10 @@ Key = tuple[object, ...]
 _KNOWN: "WeakKeyDictionary[nn.Module, dict[Key, Sites]]" = WeakKeyDictionary()
 
 
-def key_of(door: str, inputs: Mapping[str, object], structure: int) -> Key:
-    """What has to be the same for what is known to hold: the method, which inputs are given, and the modules."""
+def key_of(door: str, inputs: Mapping[str, object], training: bool, structure: int) -> Key:
+    """What has to be the same for what is known to hold: the method, which inputs are given, the mode, the modules."""
     given = frozenset(name for name, value in inputs.items() if value is not None and value is not False)
-    return door, given, structure
+    return door, given, training, structure
 
 
 def structure(model: nn.Module) -> int:
@@ -138,6 +150,9 @@ def learn(survey: Survey) -> Sites:
         first = calls[0][0]
         sites[name] = Site(name, ref(first.module), tuple(layouts), reason)
     others = attention_like({name: m for name, m in survey.ran.items() if name not in sites and not is_cross(m)})
+    kinds = {(plain_class(calls[0][0].module), section_of(name)) for name, calls in by_name.items()}
+    asleep = [(name, module) for module, name in survey.names.items() if name not in survey.ran]
+    sites.idle = tuple(name for name, module in asleep if (plain_class(module), section_of(name)) in kinds)
     sites.silent = {name: f"{name} {why_silent(module)}" for name, module in others.items()}
     return sites
 
@@ -156,6 +171,7 @@ def _layout(
         n == m,
         text_length(text, n, survey.image, seen.given, survey.inputs) if text else None,
         survey.arrivals.reason(mixed, survey.failure),
+        survey.arrivals.overwritten(mixed),
     )
 
 

@@ -153,7 +153,7 @@ class ModuleProjection(Projection):
         like = torch.empty_like(self.like, device=self.device)
         args, kwargs = self.more
         try:
-            return matrix(lambda x: module(x, *args, **kwargs), like, self.arrangement, self.first, k)[0]
+            return matrix(lambda x: module(x, *args, **kwargs), like, self.arrangement, self.first, k, module)[0]
         except Exception as error:
             return f"{self.name} could not be asked for its weights: {error}"
 
@@ -248,16 +248,26 @@ def weights_of(product: Product, arrangement: Arrangement, first: int, k: int) -
 
 @torch.no_grad()
 def matrix(
-    function: Callable[[Tensor], Any], like: Tensor, arrangement: Arrangement, first: int, k: int
+    function: Callable[[Tensor], Any],
+    like: Tensor,
+    arrangement: Arrangement,
+    first: int,
+    k: int,
+    module: nn.Module | None = None,
 ) -> tuple[Tensor, Tensor]:
     """What a function that is linear in its rows makes of unit rows: its weights [k,e], and its bias [e].
 
-    Randomness that the function draws is given back.
+    Randomness that the function draws is given back, and so are the buffers of a `module` that it runs.
     """
+    buffers = [] if module is None else [(x, x.clone()) for x in module.buffers()]
     devices = [like.device] if like.device.type != "cpu" else []
     with torch.random.fork_rng(devices=devices, device_type=like.device.type if devices else "cuda"):
         unit = unit_rows(like, arrangement, first, k)
-        both = [rows_of_result(_tensor(function(x)), arrangement) for x in (unit, torch.zeros_like(unit))]
+        try:
+            both = [rows_of_result(_tensor(function(x)), arrangement) for x in (unit, torch.zeros_like(unit))]
+        finally:
+            for buffer, before in buffers:  # statistics of a batch norm, of an observer
+                buffer.copy_(before)
     made, bias = (x.reshape(k, -1) for x in both)
     return made - bias, bias[0]
 

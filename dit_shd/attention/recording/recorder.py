@@ -1,6 +1,7 @@
 """What takes the work of one module while a model is recorded, for the Recording (captures.py) of the model."""
 
 import itertools
+from collections.abc import Collection
 from typing import Any, Protocol
 
 import torch
@@ -81,6 +82,12 @@ class Recorder:
             calls, tokens, self.ran = self.ran
             runs.append((calls, tokens))
         return runs[::-1]
+
+
+def hiding(model: nn.Module, layers: Collection[nn.Module]) -> set[nn.Module]:
+    """PyTorch's encoder layers and encoders of a model that hold some attention layers, which their fast path hides."""
+    encoders = [x for x in model.modules() if isinstance(x, (nn.TransformerEncoderLayer, nn.TransformerEncoder))]
+    return {encoder for encoder in encoders if not set(layers).isdisjoint(encoder.modules())}
 
 
 class SlowPath:

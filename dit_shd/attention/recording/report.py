@@ -50,8 +50,9 @@ class Report:
         return cls(tuple(_line(site, shapes, selection) for site in sites.values()))
 
     def log(self) -> None:
-        """Log it, unless the same was logged before."""
-        _log_once(str(self))
+        """Log it, unless the same was logged before, or every layer hands over its captures by itself."""
+        if self.lines:
+            _log_once(str(self))
 
     def __str__(self) -> str:
         recorded = sum(len(line.shapes) for line in self.lines)

@@ -39,6 +39,9 @@ class AttentionResult:
         self.reason = ""
         """Why it arrives nowhere, if something was seen."""
         self._rows: dict[torch.dtype, Tensor] = {}
+        self._version = None if made.is_inference() else made._version
+        if self._version is None:  # whether it is changed in place later on will not be known
+            self._fingerprint(made.dtype)
         self._moved = [ref(made)]
         """Itself, in other shapes."""
         self.changed = ""
@@ -48,13 +51,23 @@ class AttentionResult:
         """Whether it is this one."""
         return self.mixed is mixed or (mixed.ndim == 3 and same_memory(self.mixed, mixed))
 
+    @property
+    def overwritten(self) -> bool:
+        """Whether it was changed in place after attention gave it."""
+        return self._version is not None and self.mixed._version != self._version
+
     def among(self, given: Tensor) -> Tensor:
         """The tokens [r] whose rows are among those of given [..., h d]."""
-        if given.dtype not in self._rows:
-            self._rows[given.dtype] = _fingerprints(self.mixed.transpose(1, 2).flatten(2).to(given.dtype))  # [b,n]
-        rows = self._rows[given.dtype]
+        if self.overwritten:
+            return torch.zeros(0, dtype=torch.long)
+        rows = self._fingerprint(given.dtype)  # [b,n]
         there = torch.isin(rows, _fingerprints(given.reshape(-1, self.columns))) & (rows != 0)
         return there.any(0).cpu().nonzero()[:, 0]
+
+    def _fingerprint(self, dtype: torch.dtype) -> Tensor:
+        if dtype not in self._rows:
+            self._rows[dtype] = _fingerprints(self.mixed.transpose(1, 2).flatten(2).to(dtype))
+        return self._rows[dtype]
 
     def follow(self, function: Any, args: tuple[Any, ...], made: Any, where: str) -> None:
         """A function has run in a module: note the first that changes the rows, for the reason."""

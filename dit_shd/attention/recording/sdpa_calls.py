@@ -15,6 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from dit_shd.attention.capture import Capture
+from dit_shd.core.errors import UserError
+
 RawCall = tuple[tuple[Any, ...], dict[str, Any], Tensor]
 """Positional arguments, keywords and result."""
 ATTENTION: tuple[Any, ...] = (F.scaled_dot_product_attention, torch.ops.aten.scaled_dot_product_attention.default)
@@ -129,10 +132,9 @@ class Call:
     scale: float
 
     @staticmethod
-    def inputs(raw: RawCall) -> tuple[Tensor, Tensor]:
-        """The query and the key of a call."""
-        query, key, *_ = _arguments(*raw[0], **raw[1])
-        return query, key
+    def given(raw: RawCall) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """The query, key, value and mask of a call."""
+        return _arguments(*raw[0], **raw[1])[:4]
 
     @classmethod
     def of(cls, raw: RawCall) -> "Call":
@@ -152,6 +154,39 @@ class Call:
             raise ValueError(f"wanted query, key and value with four dimensions, found {tuple(query.shape)}")
         scale = query.shape[-1] ** -0.5 if scale is None else scale
         return cls(query, key, value, None if dropout else result, mask, causal, scale)
+
+
+def versions(*tensors: Tensor | None) -> tuple[int, ...]:
+    """How often each tensor has been written to, where that is known (not in inference mode)."""
+    return tuple(x._version for x in tensors if x is not None and not x.is_inference())
+
+
+def unchanged(name: str, capture: Capture, before: tuple[int, ...]) -> Capture:
+    """A capture whose tensors have been written to as often as `before`; without what the layer gave, if only that has.
+
+    Raises:
+        UserError: Its queries, keys, values or mask were written to.
+    """
+    now = versions_of(capture)
+    if now == before:
+        return capture
+    if now[: len(now) - 1] != before[: len(now) - 1] or capture.mixed is None:
+        raise written_to(name)
+    return capture.with_tensors(capture.query, capture.key, capture.value, None)
+
+
+def versions_of(capture: Capture) -> tuple[int, ...]:
+    """Of the tensors that a capture refers to, what the layer gave last."""
+    leaves = () if capture.bias is None else capture.bias.leaves
+    return versions(capture.query, capture.key, capture.value, *leaves, capture.mixed)
+
+
+def written_to(layer: str) -> UserError:
+    """What is to be raised for a layer that worked with memory that another one has used again."""
+    return UserError(
+        f"capture: {layer}: its queries, keys, values or mask were changed in place after it ran (memory that layers "
+        "share?), so its maps are not known any more; give each layer tensors of its own"
+    )
 
 
 def _arguments(

@@ -10,6 +10,7 @@ from torch import nn
 from dit_shd.attention.recording import discovery
 from dit_shd.attention.recording.joint import BlockChoice, Layout
 from dit_shd.attention.recording.knowledge import Site, Sites
+from dit_shd.attention.recording.survey import Survey
 from dit_shd.core.errors import UserError
 
 Layers = str | int | Sequence[str | int] | None
@@ -76,8 +77,10 @@ class Selection:
         roles = " and ".join(dict.fromkeys(f"{layout.role}-attention" for layout in site.layouts if layout.unasked))
         return f"{roles or 'nothing of it'} is recorded when it is named: layers=..."
 
-    def why_nothing(self, sites: Sites) -> str:
-        """Why none of the attention that ran was recorded."""
+    def why_nothing(self, sites: Sites, survey: Survey | None) -> str:
+        """Why none of the attention that ran was recorded; survey: of the forward, if one was made."""
+        if survey is not None and not survey.calls:
+            return discovery.why_nothing(survey.ran)
         if self.block.block != "joint":
             return (
                 f"no layer that ran is known to join text and image tokens: there is no block '{self.block.block}'; "

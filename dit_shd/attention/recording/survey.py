@@ -6,8 +6,9 @@ then need no more than the modules that were found.
 """
 
 from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 import torch
@@ -22,7 +23,38 @@ from dit_shd.attention.recording.joint import Tokens
 from dit_shd.attention.recording.lineage import ENTERED, Lineage, Lineages, Streams
 from dit_shd.attention.recording.products import is_product
 from dit_shd.attention.recording.roles import Given
-from dit_shd.attention.recording.sdpa_calls import ATTENTION, Call, MultiHead, Opened, RawCall, heads_and_dropout
+from dit_shd.attention.recording.sdpa_calls import (
+    ATTENTION,
+    Call,
+    MultiHead,
+    Opened,
+    RawCall,
+    heads_and_dropout,
+    versions,
+)
+
+
+class _Eager(AbstractContextManager[None]):
+    """Inside it nothing is compiled, in the whole process; surveys of several threads may overlap."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside = Lock(), 0
+        self._stance = ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._stance.callback(torch.compiler.set_stance("force_eager").__exit__, None, None, None)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._stance.close()
+
+
+_EAGER = _Eager()
 
 
 @dataclass(eq=False)
@@ -56,6 +88,8 @@ class SeenCall:
     key: Lineage | None
     given: tuple[Given, ...]
     """The sequences that the module was given."""
+    versions: tuple[int, ...]
+    """How often query, key, value and mask had been written to."""
 
 
 class Survey(TorchFunctionMode):
@@ -99,7 +133,7 @@ class Survey(TorchFunctionMode):
                     module.register_forward_hook(self._leave, always_call=True),
                 ):
                     self._open.callback(hook.remove)
-        self._open.callback(torch.compiler.set_stance("force_eager").__exit__, None, None, None)
+        self._open.enter_context(_EAGER)
         self._open.enter_context(self)
 
     def stop(self) -> None:
@@ -176,7 +210,7 @@ class Survey(TorchFunctionMode):
         with self._harmless():
             self.arrivals.attention(raw[2])
         places = token_places(plain_class(running.module).forward)
-        query, key = Call.inputs(raw)
+        query, key, *more = Call.given(raw)
         self.calls.append(
             SeenCall(
                 self.names[running.module],
@@ -188,6 +222,7 @@ class Survey(TorchFunctionMode):
                 self.lineages.of(query),
                 self.lineages.of(key),
                 self._given({**dict(zip(places, running.args)), **running.kwargs}),
+                versions(query, key, *more),
             )
         )
 

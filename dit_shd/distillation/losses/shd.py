@@ -1,20 +1,19 @@
 """Squeezing-Heads Distillation (arXiv 2502.07436): divergence of the student's maps from the squeezed teacher's."""
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from dit_shd.attention.capture import Capture, Captures, one_layer
-from dit_shd.attention.recording.attach import Attached, Capturing
-from dit_shd.attention.recording.captures import Recording
+from dit_shd.attention.capture import Capture, Captures
 from dit_shd.attention.tiles import CHUNK_MIB
 from dit_shd.core.cuda_graphs import CudaGraphs
 from dit_shd.core.errors import UserError
+from dit_shd.distillation.comparison import check_captures, check_finite, check_graphs, comparable, warn_of_no_graph
 from dit_shd.distillation.layer_map import layer_map
-from dit_shd.distillation.losses import Layer, LayerLoss, Layers, Needs, Pairs, Term, Weight, alternatives
+from dit_shd.distillation.losses import Layer, LayerLoss, Layers, Needs, Pairs, Term, Weight
 from dit_shd.distillation.relations import row_sample
 from dit_shd.squeezing.backends.autotune import Backend
 from dit_shd.squeezing.backends.job import Measure
@@ -99,40 +98,58 @@ class SHD(LayerLoss):
         self.graphs = CudaGraphs()
         """What layers are replayed by on a GPU, where all that a layer reads stays in its place."""
         self._names: dict[str, list[str]] = {}
+        self._row_weight: Tensor | None = None
         self._unchecked = True
         """Whether numbers are still to be looked at; afterwards a GPU is not waited for any more."""
 
-    def forward(self, teacher: Captures, student: Captures, step: int = 0) -> Tensor:
+    def forward(
+        self, teacher: Captures, student: Captures, step: int | None = None, row_weight: Tensor | None = None
+    ) -> Tensor:
         """The weighted loss of two models' captures: a scalar with a gradient to the student only.
 
         Args:
             teacher: Captures of its forward.
             student: Captures of its forward on the same batch.
-            step: Of training, for a weight that follows a schedule.
+            step: Of training, where the weight follows a schedule.
+            row_weight: What every query row counts [b,n], 0 for padding; None: 1 each. The sum is divided by n.
 
         Raises:
-            UserError: Captures that cannot be compared.
+            UserError: Captures that cannot be compared, or no step.
         """
-        return self.weight_at(step) * self.divergence(teacher, student).value.mean()
+        if step is None and set(self.weight) != {0}:
+            raise UserError("SHD: the weight follows a schedule; give the step: loss(teacher, student, step=step)")
+        value = self.divergence(teacher, student, row_weight).value.mean()
+        if torch.is_grad_enabled() and not any(x.requires_grad for c in student.values() for x in (c.query, c.key)):
+            warn_of_no_graph()
+        return self.weight_at(step or 0) * value
 
-    def divergence(self, teacher: Captures, student: Captures) -> Term:
+    def divergence(self, teacher: Captures, student: Captures, row_weight: Tensor | None = None) -> Term:
         """Value per sample [b]; logs: each layer's divergence, mean alpha and alpha by merge, share clamped, residual.
 
         Args:
             teacher: Captures of its forward.
             student: Captures of its forward on the same batch.
+            row_weight: As for calling the loss.
 
         Raises:
             UserError: No captures, more student heads than teacher heads, other token counts, layers that do not map.
         """
-        _check_captures("teacher", teacher)
-        _check_captures("student", student)
-        _check_graphs(teacher, student)
-        pairs = self.begin(list(teacher), {name: Layer(name, capture) for name, capture in student.items()}, None)
-        for name, capture in teacher.items():
-            pairs(Layer(name, capture))
+        self._check(teacher, student)
+        check_graphs(teacher, student)
+        self._row_weight = row_weight
+        try:
+            pairs = self.begin(list(teacher), {name: Layer(name, capture) for name, capture in student.items()}, None)
+            for name, capture in teacher.items():
+                pairs(Layer(name, capture))
+        finally:
+            self._row_weight = None
         self._unchecked = False
         return pairs.term()
+
+    def _check(self, teacher: Captures, student: Captures) -> None:
+        by_depth = self.layers in ("sections", "proportional")
+        check_captures("teacher", teacher, by_depth)
+        check_captures("student", student, by_depth)
 
     def begin(self, teacher: Sequence[str], student: Layers, batch: Batch | None) -> Pairs:
         chosen = {name: student[name] for name in self._chosen(student)}
@@ -149,7 +166,7 @@ class SHD(LayerLoss):
 
     def _captures(self, student: Layer, teacher: Layer) -> tuple[Capture, Capture]:
         """Both captures of the block, if they fit."""
-        s, t = _captures(student, teacher)
+        s, t = comparable(SHD, student, teacher)
         return (s, t) if self.block == "joint" else (s.over_image(), t.over_image())
 
     def pair(self, student: Layer, teacher: Layer, batch: Batch | None) -> Term:
@@ -162,7 +179,7 @@ class SHD(LayerLoss):
             raise UserError(f"SHD: {student.name} of the student, {teacher.name} of the teacher: {error}") from error
 
     def _divergence(self, layer: str, s: Capture, t: Capture, batch: Batch | None) -> Term:
-        weight = None if batch is None else batch.row_weight(t.shape[2])
+        weight = self._rows_of(t) if batch is None else batch.row_weight(t.shape[2])
         if self.rows < 1:
             rows = row_sample(self.rows, t.shape[2], self.squeezer.seed, layer, batch).to(t.query.device)
             s, t = s.select(rows), t.select(rows)
@@ -191,7 +208,16 @@ class SHD(LayerLoss):
         parts = compute(*tensors) if key is None else self.graphs(key, compute, tensors)
         names = self._names[layer]
         value = attached(s, parts[len(names) :])
+        if check:
+            check_finite(layer, value)
         return Term(value, {f"{self.measure}/{layer}": value.detach().mean(), **dict(zip(names, parts))})
+
+    def _rows_of(self, t: Capture) -> Tensor | None:
+        """The row weights that a script has given, if they are those of a layer."""
+        weight, (b, _, n, _) = self._row_weight, t.shape
+        if weight is not None and weight.shape != (b, n):
+            raise UserError(f"SHD: row_weight: wanted [{b},{n}], as the layer has rows, found {list(weight.shape)}")
+        return weight
 
     def _can_replay(self, s: Capture, t: Capture, tensors: Sequence[Tensor]) -> bool:
         """Whether a CUDA graph may do a layer: but for these tensors it reads nothing that every step makes anew."""
@@ -218,8 +244,7 @@ class SHD(LayerLoss):
         return total
 
     def calibrate(self, teacher: Captures, student: Captures, batch: Batch | None = None) -> None:
-        _check_captures("teacher", teacher)
-        _check_captures("student", student)
+        self._check(teacher, student)
         for layer, s, t in self._pairs(teacher, student):
             self.squeezer.add(layer, t, s.heads, None if batch is None else batch.row_weight(t.shape[2]))
 
@@ -249,67 +274,3 @@ def _logs(layer: str, squeezed: Squeeze) -> dict[str, Tensor]:
             if name.startswith("alpha/"):
                 logs |= {f"{name}/{merge}": one for merge, one in zip(merge_names(squeezed.plan), mean.unbind())}
     return logs
-
-
-def _is_same(student: Tensor, teacher: Tensor) -> bool:
-    """Whether both are the same tensor; a tensor and its detached alias are not, for self-distillation."""
-    same_memory = student.data_ptr() == teacher.data_ptr() and student.device.type != "meta"
-    return same_memory and student.requires_grad == teacher.requires_grad
-
-
-def _check_captures(role: str, captures: object) -> None:
-    """Refuse anything but the captures of a forward."""
-    remedy = f"run it inside `with capture({role}) as captures` and give those"
-    if isinstance(captures, Attached):
-        remedy = "give its .captures"
-    if not isinstance(captures, (Mapping, Capturing)):  # a Capturing raises an error with the remedy
-        raise UserError(f"SHD: wanted the {role}'s captures, found {type(captures).__name__}; {remedy}")
-    layers = dict(captures.items())
-    if not layers:
-        why = captures.why_empty if isinstance(captures, Recording) else remedy
-        raise UserError(f"SHD: the {role}'s captures are empty: {why}")
-    for name, capture in layers.items():
-        one_layer(capture, f"SHD: the {role}'s captures: {name}")
-
-
-def _check_graphs(teacher: Captures, student: Captures) -> None:
-    """Refuse captures that would train the teacher."""
-    graphs = [any(capture.query.requires_grad for capture in captures.values()) for captures in (teacher, student)]
-    if graphs == [True, False] and torch.is_grad_enabled():
-        raise UserError(
-            "SHD: the teacher's captures have a graph and the student's have none, as if they were exchanged; run the "
-            "teacher under torch.no_grad(), the student outside of it, and give loss(teacher's, student's)"
-        )
-
-
-def _captures(student: Layer, teacher: Layer) -> tuple[Capture, Capture]:
-    """Both captures, if they fit.
-
-    Raises:
-        UserError: More heads than the teacher, or other tokens.
-    """
-    s, t, layer, source = student.attention, teacher.attention, student.name, teacher.name
-    assert s is not None and t is not None, "SHD reads attention"
-    if _is_same(s.query, t.query):
-        raise UserError(
-            f"SHD: {layer} of the student and {source} of the teacher are captures of one and the same forward, so "
-            "nothing is to be learned; where one model is both, run it as the teacher first and under torch.no_grad(), "
-            "or capture one forward after the other"
-        )
-    if s.heads > t.heads:
-        raise UserError(
-            f"SHD: the student has {s.heads} heads in {layer}, the teacher only {t.heads} in {source}; "
-            f"heads can be merged, not split; any number: {alternatives(SHD, Needs.FEWER_HEADS)}"
-        )
-    if s.shape[0] != t.shape[0]:
-        raise UserError(
-            f"SHD: {layer} of the student has {s.shape[0]} samples and {source} of the teacher {t.shape[0]}; "
-            "run both on the same batch"
-        )
-    if s.shape[2:] != t.shape[2:]:
-        raise UserError(
-            f"SHD: {layer} of the student has {s.shape[2]} query and {s.shape[3]} key tokens, {source} of the teacher "
-            f"{t.shape[2]} and {t.shape[3]}; their maps cannot be compared (same patch size, latents and text? other "
-            "layers=?)"
-        )
-    return s, t

@@ -74,8 +74,7 @@ def divergence(
     sides = side(teacher, t_bias, *t_numbers, t_offset), side(student, s_bias, *s_numbers, s_offset)
     widths = dict(T_WIDTH=d_t, T_BLOCK=Blocks.width(d_t), S_WIDTH=d, S_BLOCK=Blocks.width(d))
     facts = dict(T_BIAS=t_bias, T_CAUSAL=t_causal, S_BIAS=s_bias, S_CAUSAL=s_causal, PRECISION=PRECISION)
-    dtypes = query.dtype, torch.promote_types(query.dtype, teacher[0].dtype)
-    layer = _Layer(*sides, kept, measure, *dtypes, (b, n, m), widths | facts)
+    layer = _Layer(*sides, kept, measure, query.dtype, teacher[0].dtype, (b, n, m), widths | facts)
     for members, students in groups_by_size(plan, query.device):
         group = kernels.Group(
             members, students, weight, weight.stride(0), weight.stride(1),
@@ -99,12 +98,16 @@ class _Layer:
     measure: str
     dtype: torch.dtype
     """Of the student's queries and keys."""
-    wider: torch.dtype
-    """Of both sides', which the blocks must have room for."""
+    teacher_dtype: torch.dtype
     size: tuple[int, int, int]
     """(b, n, m)"""
     fixed: dict[str, Any]
     """Constants of the kernels: widths, biases, causality, precision."""
+
+    @property
+    def wider(self) -> torch.dtype:
+        """The precision that the blocks must have room for."""
+        return torch.promote_types(self.dtype, self.teacher_dtype)
 
     @property
     def boost(self) -> float:

@@ -1,0 +1,119 @@
+"""Captures of two models: whether they can be compared.
+
+A script of somebody's own hands in whatever it has; training has its layers from hooks that fit.
+"""
+
+import logging
+from collections.abc import Mapping
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from dit_shd.attention.capture import Capture, Captures, one_layer
+from dit_shd.attention.recording.attach import Attached, Capturing
+from dit_shd.attention.recording.captures import Recording
+from dit_shd.core.errors import UserError
+from dit_shd.distillation.losses import Layer, Loss, Needs, alternatives
+
+_log = logging.getLogger("dit_shd")
+
+
+def _is_same(student: Tensor, teacher: Tensor) -> bool:
+    """Whether both are the same tensor; a tensor and its detached alias are not, for self-distillation."""
+    same_memory = student.data_ptr() == teacher.data_ptr() and student.device.type != "meta"
+    return same_memory and student.requires_grad == teacher.requires_grad
+
+
+def check_captures(role: str, captures: object, by_depth: bool) -> None:
+    """Refuse anything but the captures of a forward; by_depth: whether its layers are paired by their places.
+
+    Raises:
+        UserError: What was wanted, and what to do.
+    """
+    remedy = f"run it inside `with capture({role}) as captures` and give those"
+    if isinstance(captures, Attached):
+        remedy = "give its .captures"
+    if not isinstance(captures, (Mapping, Capturing)):  # a Capturing raises an error with the remedy
+        raise UserError(f"SHD: wanted the {role}'s captures, found {type(captures).__name__}; {remedy}")
+    layers = dict(captures.items())
+    if not layers:
+        why = captures.why_empty if isinstance(captures, Recording) else remedy
+        raise UserError(f"SHD: the {role}'s captures are empty: {why}")
+    for name, capture in layers.items():
+        one_layer(capture, f"SHD: the {role}'s captures: {name}")
+    skipped = captures.skipped if isinstance(captures, Recording) and by_depth else []
+    if skipped:
+        raise UserError(
+            f"SHD: {skipped[0]} of the {role} did not run in its last forward, so that layers cannot be paired by "
+            "their depth; run all layers, or capture those that always run: capture(model, layers=[...])"
+        )
+
+
+def check_graphs(teacher: Captures, student: Captures) -> None:
+    """Refuse captures that would train the teacher.
+
+    Raises:
+        UserError: The teacher has a graph and the student none.
+    """
+    graphs = [any(capture.query.requires_grad for capture in captures.values()) for captures in (teacher, student)]
+    if graphs == [True, False] and torch.is_grad_enabled():
+        raise UserError(
+            "SHD: the teacher's captures have a graph and the student's have none, as if they were exchanged; run the "
+            "teacher under torch.no_grad(), the student outside of it, and give loss(teacher's, student's)"
+        )
+
+
+def check_finite(layer: str, value: Tensor) -> None:
+    """Refuse a divergence [b] that is infinite.
+
+    Raises:
+        UserError: The student gives no weight to keys to which the teacher attends.
+    """
+    if bool(value.isinf().any()):
+        raise UserError(
+            f"SHD: {layer}: infinite, since the teacher attends to keys that the student leaves out; let both see the "
+            "same keys (causal, padding; packed texts of transformers: use_cache=False for both)"
+        )
+
+
+@lru_cache(maxsize=1)
+def warn_of_no_graph() -> None:
+    """Say once that a loss will train nothing."""
+    _log.warning(
+        "SHD: the student's captures have no graph, so this term trains nothing; was its last forward an evaluation? "
+        "Take the loss before that one; for its value alone, under torch.no_grad()"
+    )
+
+
+def comparable(loss: type[Loss], student: Layer, teacher: Layer) -> tuple[Capture, Capture]:
+    """Both captures, if they fit.
+
+    Raises:
+        UserError: More heads than the teacher, or other tokens.
+    """
+    s, t, layer, source = student.attention, teacher.attention, student.name, teacher.name
+    assert s is not None and t is not None, "SHD reads attention"
+    if _is_same(s.query, t.query):
+        raise UserError(
+            f"SHD: {layer} of the student and {source} of the teacher are captures of one and the same forward, so "
+            "nothing is to be learned; where one model is both, run it as the teacher first and under torch.no_grad(), "
+            "or capture one forward after the other"
+        )
+    if s.heads > t.heads:
+        raise UserError(
+            f"SHD: the student has {s.heads} heads in {layer}, the teacher only {t.heads} in {source}; "
+            f"heads can be merged, not split; any number: {alternatives(loss, Needs.FEWER_HEADS)}"
+        )
+    if s.shape[0] != t.shape[0]:
+        raise UserError(
+            f"SHD: {layer} of the student has {s.shape[0]} samples and {source} of the teacher {t.shape[0]}; "
+            "run both on the same batch"
+        )
+    if s.shape[2:] != t.shape[2:]:
+        raise UserError(
+            f"SHD: {layer} of the student has {s.shape[2]} query and {s.shape[3]} key tokens, {source} of the teacher "
+            f"{t.shape[2]} and {t.shape[3]}; their maps cannot be compared (same patch size, latents and text? other "
+            "layers=?)"
+        )
+    return s, t

@@ -1,0 +1,229 @@
+"""What models do to their memory, layers and modules while they run: recorded as it was, or refused in a line."""
+
+import threading
+
+import oracle
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from dit_shd import SHD, capture, squeeze
+from dit_shd.core.errors import UserError
+
+E, H = 32, 4
+
+
+class Attention(nn.Module):
+    """Self-attention whose result goes through `after` before W^O."""
+
+    def __init__(self, after=lambda o: o, heads=H):
+        super().__init__()
+        self.heads, self.after = heads, after
+        self.qkv, self.proj = nn.Linear(E, 3 * E), nn.Linear(E, E)
+
+    def heads_of(self, x):
+        return self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+
+    def forward(self, x, mask=None):
+        made = self.after(F.scaled_dot_product_attention(*self.heads_of(x), attn_mask=mask))
+        return self.proj(made.transpose(1, 2).flatten(2))
+
+
+class Net(nn.Module):
+    def __init__(self, depth=2, make=Attention, **options):
+        super().__init__()
+        self.blocks = nn.ModuleList(make(**options) for _ in range(depth))
+        self.skip = ()
+
+    def forward(self, x, **given):
+        for i, block in enumerate(self.blocks):
+            if i not in self.skip:
+                x = x + block(x, **given)
+        return x
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def inputs(seed=0):
+    return torch.randn(2, 6, E, generator=torch.Generator().manual_seed(seed))
+
+
+def recorded(model, x, **given):
+    with torch.no_grad(), capture(model) as captures:
+        model(x, **given)
+    return captures
+
+
+@pytest.mark.parametrize("how", ["mul_", "*=", "masked_fill_"])
+@pytest.mark.parametrize("inference", [False, True])
+def test_what_is_changed_in_place_before_w_o_has_none(how, inference):
+    """As out of place: W^O belongs to other rows then, and the layer's result is no A V."""
+    factor = torch.rand(1, H, 1, 8)
+
+    def after(o):
+        if how == "masked_fill_":
+            return o.masked_fill_(factor < 0.5, 0.0)
+        if how == "*=":
+            o *= factor
+            return o
+        return o.mul_(factor)
+
+    model, x = Net(depth=1, after=after).eval(), inputs()
+    for _ in range(2):  # the first forward, and one of what is known
+        with torch.inference_mode(inference), capture(model) as captures:
+            model(x)
+        layer = captures["blocks.0"]
+        assert layer.out is None
+        assert "in place" in layer.why_no_out or "comes first" in layer.why_no_out
+        if not inference:  # where it is not known whether memory was written to
+            assert layer.mixed is None
+        with pytest.raises(ValueError, match=r"no W\^O|W\^O is not known"):
+            squeeze(layer, 2)
+
+
+class Reusing(Net):
+    """One mask, or one workspace, that each layer fills anew."""
+
+    def __init__(self, what):
+        super().__init__()
+        self.what = what
+        self.memory = torch.zeros(1, 1, 6, 6, dtype=torch.bool if what == "bool" else torch.float32)
+
+    def forward(self, x):
+        for i, block in enumerate(self.blocks):
+            keep = torch.arange(6)[None] <= torch.arange(6)[:, None] + i
+            self.memory.copy_(keep if self.what == "bool" else torch.where(keep, 0.0, -5.0))
+            x = x + block(x, mask=self.memory)
+        return x
+
+
+@pytest.mark.parametrize("what", ["bool", "float"])
+def test_memory_that_layers_share_is_not_taken_for_each_others(what):
+    model, x = Reusing(what).eval(), inputs()
+    with pytest.raises(UserError, match=r"blocks\.0: its queries, keys, values or mask were changed in place"):
+        recorded(model, x)
+    maps = {}
+
+    def sink(name, layer):  # is handed each before it is changed, once it is known which layers there are
+        maps[name] = layer.map()
+
+    with torch.no_grad(), capture(model, sink=sink):
+        model(x)
+    for i, block in enumerate(model.blocks):
+        keep = torch.arange(6)[None] <= torch.arange(6)[:, None] + i
+        bias = torch.zeros(6, 6).masked_fill_(~keep, -torch.inf if what == "bool" else -5.0)
+        q, k, _ = block.heads_of(x)
+        torch.testing.assert_close(maps[f"blocks.{i}"], oracle.maps(q, k, 8**-0.5, bias))
+        x = x + block(x, mask=bias)
+
+
+def test_layers_that_are_skipped_are_not_paired_by_their_depth():
+    teacher, student = Net(depth=4).eval(), Net(depth=4, heads=2)
+    for skip in ((1,), (), (0, 1)):  # the first forward lacks a layer, too
+        student.skip = skip
+        with capture(teacher) as t, capture(student) as s:
+            with torch.no_grad():
+                teacher(inputs())
+            student(inputs())
+        missing = f"blocks.{skip[0]}" if skip else "blocks.1"  # it was not there when the model was looked at
+        with pytest.raises(UserError, match=f"{missing} of the student did not run in its last forward"):
+            SHD()(t, s)
+    with capture(teacher) as t, capture(student, layers=["blocks.2", "blocks.3"]) as s:
+        with torch.no_grad():
+            teacher(inputs())
+        student(inputs())
+    assert SHD()(t, s) > 0
+
+
+class OnlyInTraining(Net):
+    def forward(self, x):
+        x = super().forward(x)
+        return self.more(x) if self.training else x
+
+    def __init__(self):
+        super().__init__()
+        self.more = Attention()
+
+
+def test_a_layer_that_runs_in_training_alone_is_recorded_there():
+    model = OnlyInTraining().eval()
+    with capture(model) as captures:
+        for train, count in ((False, 2), (True, 3), (False, 2)):
+            model.train(train)
+            model(inputs())
+            assert len(captures) == count
+
+
+class Twice(Net):
+    def forward(self, x):
+        return super().forward(super().forward(x))
+
+
+def test_compiled_layers_that_run_twice_stay_in_the_order_in_which_they_run():
+    model = Twice()
+    compiled = torch.compile(model, backend="eager")
+    with capture(compiled) as captures:
+        for _ in range(3):
+            compiled(inputs())
+            assert list(captures) == ["blocks.0", "blocks.1", "blocks.0#2", "blocks.1#2"]
+
+
+def test_a_projection_of_several_modules_keeps_its_buffers():
+    """It is asked for its weights with rows that are no data."""
+
+    class Normed(Attention):
+        def __init__(self):
+            super().__init__()
+            self.proj = nn.Sequential(nn.Linear(E, E), Statistics())
+
+    class Statistics(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("seen", torch.zeros(()))
+
+        def forward(self, x):
+            self.seen += x.shape[0]
+            return 1.5 * x
+
+    model, plain = Net(make=Normed), Net(make=Normed)
+    with capture(model) as captures:
+        for _ in range(2):
+            model(inputs())
+            assert all(layer.out is not None for layer in captures.values())
+            plain(inputs())
+    for (name, buffer), (_, want) in zip(model.named_buffers(), plain.named_buffers(), strict=True):
+        assert torch.equal(buffer, want), name
+
+
+def test_first_forwards_of_several_threads_leave_compilation_on():
+    first, second = Net(depth=1), Net(depth=1)
+    begun, joined, ended = (threading.Event() for _ in range(3))
+    first.blocks[0].after = lambda o: (begun.set(), joined.wait(10), o)[2]
+    second.blocks[0].after = lambda o: (joined.set(), ended.wait(10), o)[2]
+    threads = [threading.Thread(target=recorded, args=(model, inputs())) for model in (first, second)]
+    threads[0].start()
+    begun.wait(10)
+    threads[1].start()
+    threads[0].join()
+    ended.set()
+    threads[1].join()
+    ran = []
+
+    def backend(graph, _):
+        ran.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    torch.compile(lambda x: x + 1, backend=backend)(torch.ones(2))
+    assert ran
+
+
+def test_copies_in_threads_are_refused():
+    model = nn.DataParallel(Net(), device_ids=[])
+    model.device_ids = [0, 1]  # as on two GPUs
+    with pytest.raises(UserError, match="start one process for each GPU"):
+        capture(model)

@@ -1,0 +1,90 @@
+"""SHD on captures that a script of somebody's own hands in: what cannot be compared is said."""
+
+import logging
+
+import oracle
+import pytest
+import torch
+
+from dit_shd import SHD, Capture, capture
+from dit_shd.core.errors import UserError
+from dit_shd.distillation.comparison import warn_of_no_graph
+from dit_shd.models.families.mdt import MDTv2
+
+N = 6
+
+
+def captures(grad=True, causal=(False, False)):
+    """A layer of both models: 4 heads into 2."""
+    r = torch.Generator().manual_seed(0)
+
+    def layer(heads, causal):
+        q, k, v = (torch.randn(2, heads, N, 3, generator=r, dtype=torch.float64) for _ in range(3))
+        return Capture(q, k, v, 1.0, causal=causal, out=torch.randn(heads, 3, 5, generator=r, dtype=torch.float64))
+
+    teacher, student = layer(4, causal[0]), layer(2, causal[1])
+    if grad:
+        student.query.requires_grad_()
+    return {"b.0": teacher}, {"b.0": student}
+
+
+def test_rows_of_padding_take_no_part():
+    """In alpha nor in the divergence, whose sum is divided by all n rows."""
+    teacher, student = captures()
+    rows = torch.tensor([[1.0] * 6, [1.0] * 4 + [0.0] * 2], dtype=torch.float64)
+    found = SHD(weight=1.0)(teacher, student, row_weight=rows)
+    (gradient,) = torch.autograd.grad(found, student["b.0"].query)
+    assert not gradient[1, :, 4:].any() and gradient[1, :, :4].all()
+    t, s = teacher["b.0"], student["b.0"].detach()
+    a, b = (oracle.maps(x.query, x.key, 1.0) * rows[:, None, :, None] for x in (t, s))
+    weights, _ = oracle.merge_progressively(a, oracle.head_outputs(t.value, t.out), [[0, 1], [2, 3]])
+    merged = torch.einsum("bgh,bhnm->bgnm", weights, a)
+    terms = torch.where(merged > 0, merged * (merged.clamp(min=1e-300) / b.clamp(min=1e-300)).log(), 0.0)
+    torch.testing.assert_close(found.detach(), terms.sum((1, 2, 3)).mean() / N)
+    with pytest.raises(UserError, match=r"row_weight: wanted \[2,6\], as the layer has rows, found \[2, 5\]"):
+        SHD()(teacher, student, row_weight=rows[:, :5])
+
+
+def test_a_schedule_wants_the_step():
+    teacher, student = captures()
+    loss = SHD(weight={0: 0.0, 10: 1.0})
+    with pytest.raises(UserError, match="the weight follows a schedule; give the step"):
+        loss(teacher, student)
+    assert loss(teacher, student, step=10) == SHD(weight=1.0)(teacher, student)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_student_without_a_graph_is_warned_of(grad, caplog):
+    warn_of_no_graph.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        SHD()(*captures(grad))
+        with torch.no_grad():
+            SHD()(*captures(False))
+    assert ("trains nothing" in caplog.text) is not grad
+
+
+def test_keys_that_the_student_alone_masks_are_refused():
+    with pytest.raises(UserError, match=r"b\.0: infinite, since the teacher attends to keys"):
+        SHD()(*captures(causal=(False, True)))
+    assert SHD()(*captures(causal=(True, False))).isfinite()
+
+
+def test_an_evaluation_after_the_forward_is_warned_of(caplog):
+    """Its captures have taken the place of the student's."""
+    warn_of_no_graph.cache_clear()
+    torch.manual_seed(0)
+    sizes = dict(sample_size=8, patch_size=4, in_channels=1, num_classes=3, attention_head_dim=4, num_layers=2)
+    teacher, student = (MDTv2(**sizes, decode_layer=2, num_attention_heads=heads) for heads in (4, 2))
+    inputs = torch.randn(2, 1, 8, 8), torch.tensor([3, 800]), torch.tensor([0, 1])
+    with capture(teacher) as t, capture(student) as s:
+        with torch.no_grad():
+            teacher(*inputs)
+        student(*inputs)
+        kept = dict(s)
+        with torch.no_grad():
+            student(*inputs)
+    with caplog.at_level(logging.WARNING):
+        assert SHD()(t, kept).requires_grad
+        assert not caplog.text
+        SHD()(t, s)
+    assert "was its last forward an evaluation?" in caplog.text
