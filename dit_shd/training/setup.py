@@ -287,8 +287,7 @@ def calibrate(
     losses = {name: loss for name, loss in distiller.named_losses() if loss.calibration}
     if not losses or not teachers:
         return
-    new = not (folder.path / calibration_file.FILE).exists()
-    accelerator.wait_for_everyone()
+    new = run_on_main(lambda: folder.newest is None or not (folder.path / calibration_file.FILE).exists())
     if new and (accelerator.is_main_process or any(map(is_sharded, teachers.values()))):
         steps = batches.first_steps(distiller.calibration, accelerator.device)
         calibrated = calibration.calibrate(distiller, teachers, steps)

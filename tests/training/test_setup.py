@@ -10,8 +10,11 @@ from runs import run, weights
 
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
+from dit_shd.core.files import remove
 from dit_shd.squeezing.matching import MapSimilarity
 from dit_shd.training.config import TrainConfig
+from dit_shd.training.run_folder import RunFolder
+from dit_shd.training.setup import build
 from dit_shd.training.trainer import Trainer
 
 MATCHED = [{"name": "shd", "weight": 0.5, "plan": "matched", "method": "joint", "calibration": 2}]
@@ -47,6 +50,17 @@ def test_a_resumed_run_reads_its_plans(values):
     AcceleratorState._reset_state(reset_partial_state=True)
     with pytest.raises(UserError, match=r"calibration\.json: not readable"):
         Trainer.from_config(make(TrainConfig, {**values, "losses": MATCHED, "steps": 6}))
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_finds_its_plan_anew(values):
+    """As it does everything else: its teacher may be another by now."""
+    config, _ = run(values, losses=MATCHED, steps=1)
+    file, folder = config.run / "calibration.json", RunFolder(config.run)
+    found = file.read_text()
+    file.write_text(found.replace("shd", "earlier"))
+    remove(folder.newest)  # as if it had been killed before
+    build(make(TrainConfig, {**values, "losses": MATCHED, "steps": 1})).folder.release()
+    assert file.read_text() == found
 
 
 def test_a_plan_looks_at_the_same_images_whatever_a_step_is_divided_into(values, tmp_path, monkeypatch):
