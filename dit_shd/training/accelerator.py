@@ -1,20 +1,17 @@
 """What a run works with: devices, processes, precision."""
 
 import os
-from datetime import timedelta
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
 
-from dit_shd.core.distributed import joining
+from dit_shd.core.distributed import PATIENCE, joining
 from dit_shd.core.errors import UserError
 from dit_shd.tasks import Task
 from dit_shd.training.config import TrainConfig
 
-PATIENCE = timedelta(hours=3)
-"""How long processes wait for the main one, which may be scoring or saving; NCCL's own is 10 minutes."""
 REFUSED = {
     "ACCELERATE_USE_DEEPSPEED": "sharding=fsdp2",
     "ACCELERATE_USE_FSDP": "sharding=fsdp2",
