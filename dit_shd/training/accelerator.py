@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
 
 from dit_shd.core.distributed import PATIENCE, joining
@@ -38,6 +39,7 @@ def make_accelerator(config: TrainConfig, task: Task[Any]) -> Accelerator:
                 f"{name}={os.environ[name]}: a run does not leave this to accelerate; take it out of accelerate's "
                 f"config (or unset it), {instead} is the run's own"
             )
+    AcceleratorState._reset_state()  # an earlier run of this process had perhaps another precision; the group stays
     with joining():
         return Accelerator(
             mixed_precision=config.precision,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dit_shd.core import dtensor, rng
+from dit_shd.core.errors import UserError
 from dit_shd.core.prefetch import prefetch
 from dit_shd.core.signals import StopRequest
 from dit_shd.models.batch_norms import Statistics, kept_statistics, restore, statistics
@@ -82,6 +83,7 @@ class Trainer:
         ahead = prefetch if self.task.draws_beside else map
         batches = ahead(self.batches.at, self.batches.places_of(left))
         for number in left:
+            self._check_precision()
             optim.set_learning_rate(self.state.optimizer, self.config.optimizer, number, self.config.steps)
             before = statistics(self.state.distiller)  # a forward changes them before its step is known to be good
             terms = self.update(number, self.accumulate(batches), before)
@@ -92,6 +94,19 @@ class Trainer:
             if step.stopping:
                 break
         self.accelerator.end_training()
+
+    def _check_precision(self) -> None:
+        """Refuse to go on in the precision of another run, which accelerate shares in a process.
+
+        Raises:
+            UserError: A run of another precision has begun in this process since.
+        """
+        precision = self.accelerator.mixed_precision
+        if precision != self.config.precision:
+            raise UserError(
+                f"precision: a run with {precision} has begun in this process while this one, with "
+                f"{self.config.precision}, had steps left; end one before the other, or take a process for each"
+            )
 
     def accumulate(self, batches: Iterator[Passes]) -> Terms:
         """Gradients of one global batch: micro batch by micro batch and pass by pass; returns this process's means."""

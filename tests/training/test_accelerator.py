@@ -8,6 +8,7 @@ from dit_shd.core.errors import UserError
 from dit_shd.tasks.diffusion import Diffusion
 from dit_shd.training.accelerator import REFUSED, make_accelerator
 from dit_shd.training.config import TrainConfig
+from dit_shd.training.trainer import train
 
 
 def made(values, **changes):
@@ -20,6 +21,17 @@ def test_gradients_are_not_divided_by_the_steps_of_accelerates_config(values, mo
     weight = torch.nn.Parameter(torch.zeros(()))
     made(values).backward(3 * weight)
     assert weight.grad == 3
+
+
+def test_runs_of_two_precisions_follow_each_other_in_one_process(values, tmp_path):
+    """As in a notebook. One that has steps left does not take them in the other's precision."""
+    values |= {"teacher": None, "losses": [], "steps": 2}
+    first = train(make(TrainConfig, values))
+    next(first)
+    low = make(TrainConfig, {**values, "precision": "bf16", "run": str(tmp_path / "low")})
+    assert len(list(train(low))) == 2
+    with pytest.raises(UserError, match="a run with bf16 has begun in this process while this one, with no,"):
+        next(first)
 
 
 @pytest.mark.parametrize("name", REFUSED)
