@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dit_shd.core.errors import UserError
@@ -29,6 +30,8 @@ def is_first_process() -> bool:
 T = TypeVar("T")
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """Environment variables that a launcher sets for its processes."""
+PATIENCE = timedelta(hours=3)
+"""How long processes wait for one of them, which may be scoring or saving; NCCL's own is 10 minutes."""
 
 
 @contextmanager
@@ -60,7 +63,7 @@ def joined() -> "PartialState":
     from accelerate import PartialState
 
     with joining():
-        return PartialState(cpu=not torch.accelerator.is_available())
+        return PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
 
 
 def run_on_main(act: Callable[[], T]) -> T:

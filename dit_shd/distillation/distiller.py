@@ -110,7 +110,8 @@ class Distiller(nn.Module):
         student = self._forward(batch, losses)
         base = {name: value.mean() for name, value in self.task.losses(student, batch).items()}
         logs = {name: term.detach() for name, term in base.items()}
-        terms = {name: at_step(self.base_weight, batch.step) * term for name, term in base.items()}
+        base_weight = at_step(self.base_weight, batch.step)
+        terms = {name: _weighted(self.student, base_weight, term) for name, term in base.items()}
         both = [name for name in losses if name in base]
         if both:
             raise UserError(
@@ -176,11 +177,18 @@ class Distiller(nn.Module):
         return names
 
 
-def _weighted(loss: Loss, weight: float, mean: Tensor) -> Tensor:
-    """A weighted term: 0 at weight 0 whatever the value, whose infinity or NaN would pass to the sum and gradients."""
+def _weighted(learner: nn.Module, weight: float, mean: Tensor) -> Tensor:
+    """A weighted term: 0 at weight 0 whatever the value, whose infinity or NaN would pass to the sum and gradients.
+
+    Args:
+        learner: The loss, or the student of a term of the task.
+        weight: At the step.
+        mean: Over the batch.
+    """
     if weight or bool(torch.isfinite(mean)):
         return weight * mean
-    unused = [0 * p.sum() for p in loss.parameters()]  # DDP waits for the gradient of each
+    gathered = (p for p in learner.parameters() if not hasattr(p, "full_tensor"))  # slices of blocks that did not run
+    unused = [0 * p.sum() for p in gathered]  # DDP waits for the gradient of each
     return torch.stack(unused).sum() if unused else torch.zeros_like(mean)
 
 

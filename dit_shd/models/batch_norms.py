@@ -3,8 +3,11 @@
 from collections.abc import Generator
 from contextlib import contextmanager
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+Statistics = list[tuple[Tensor, Tensor]]
+"""Buffers of batch norms, each with a copy of what it was."""
 
 
 def batch_norms(model: nn.Module) -> dict[str, nn.Module]:
@@ -20,12 +23,22 @@ def least_batch(model: nn.Module) -> int:
 @contextmanager
 def kept_statistics(model: nn.Module) -> Generator[None]:
     """Leave the running statistics of batch norms as they are, whatever runs in the block: no step of training."""
-    kept = [(buffer, buffer.clone()) for norm in batch_norms(model).values() for buffer in norm.buffers()]
+    before = statistics(model)
     try:
         yield
     finally:
-        for buffer, before in kept:
-            buffer.copy_(before)
+        restore(before)
+
+
+def statistics(model: nn.Module) -> Statistics:
+    """The running statistics of a model's batch norms; none where it has none."""
+    return [(buffer, buffer.clone()) for norm in batch_norms(model).values() for buffer in norm.buffers()]
+
+
+def restore(before: Statistics) -> None:
+    """Give batch norms the statistics back that they had."""
+    for buffer, value in before:
+        buffer.copy_(value)
 
 
 @contextmanager

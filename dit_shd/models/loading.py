@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def load(source: str | Path, precision: Precision = "no", device: torch.device =
 
 
 def check_finite(where: str, model: nn.Module) -> None:
-    """Refuse a model whose weights are not finite.
+    """Refuse a model whose weights, or statistics that are saved with them, are not finite.
 
     Args:
         where: The model, for the error.
@@ -58,9 +59,9 @@ def check_finite(where: str, model: nn.Module) -> None:
     Raises:
         UserError: NaN or infinity.
     """
-    bad = next(
-        (name for name, p in model.named_parameters() if not all(map(_is_finite, plain_parts(p).values()))), None
-    )
+    parameters, saved = model.named_parameters(), model.state_dict().keys()
+    bad = next((name for name, p in parameters if not all(map(_is_finite, plain_parts(p).values()))), None)
+    bad = bad or next((name for name, b in model.named_buffers() if name in saved and _is_bad_statistic(b)), None)
     if bad is not None:
         raise UserError(f"{where}: its weights are not finite (NaN or infinity), first in {bad}")
 
@@ -69,6 +70,11 @@ def _is_finite(tensor: Tensor) -> bool:
     return tensor.dtype.itemsize == 1 or bool(
         torch.isfinite(tensor).all()
     )  # what has 8 bits has finite scales beside it
+
+
+def _is_bad_statistic(buffer: Tensor) -> bool:
+    """NaN or infinity; minus infinity stands in masks."""
+    return buffer.is_floating_point() and buffer.dtype.itemsize > 1 and not bool((buffer < math.inf).all())
 
 
 def load_conditional(source: str | Path) -> ModelMixin:

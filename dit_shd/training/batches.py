@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 from typing import Any
 
 import torch
@@ -32,6 +33,8 @@ class Batches:
     process: int = 0
     fields: frozenset[str] = frozenset()
     """Fields of the dataset that losses read beside what the task draws."""
+    at_once: int = CALIBRATION_IMAGES
+    """Images of one forward, at most, in calibration and initialisation: the same for any number of processes."""
 
     @property
     def rounds(self) -> int:
@@ -80,9 +83,14 @@ class Batches:
     def first_steps(self, count: int, device: torch.device) -> Iterator[Passes]:
         """The first images of the first steps, for calibration: the same for any number of processes.
 
+        They come in even pieces of no more than `at_once`, all pieces of a step together.
+
         Args:
             count: Of steps.
             device: Where the batches go.
         """
+        images = min(CALIBRATION_IMAGES, self.size)
+        parts = ceil(images / self.at_once)
+        pieces = [range(images * i // parts, images * (i + 1) // parts) for i in range(parts)]
         for number in range(count):
-            yield [batch.to(device) for batch in self.draw(number, range(min(CALIBRATION_IMAGES, self.size)))]
+            yield [batch.to(device) for piece in pieces for batch in self.draw(number, piece)]

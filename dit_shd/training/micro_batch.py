@@ -25,7 +25,9 @@ _log = logging.getLogger("dit_shd")
 
 
 def with_micro_batch(parts: Parts) -> Parts:
-    """The parts of a run with the number in the place of `micro_batch_size: auto`; a resumed run keeps its own.
+    """The parts of a run with the number in the place of `micro_batch_size: auto`.
+
+    A resumed run keeps its own; where more processes share the batch, the largest below it that divides their parts.
 
     Args:
         parts: Of the run, checked.
@@ -38,7 +40,10 @@ def with_micro_batch(parts: Parts) -> Parts:
         return parts
     saved = read_yaml(config.run / "config.yaml").get("micro_batch_size") if is_begun(config.run) else None
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    size = saved if isinstance(saved, int) else run_on_main(lambda: largest(parts, processes))
+    if isinstance(saved, int):
+        size = next((size for size in _sizes(config.batch_size, processes) if size <= saved), saved)
+    else:
+        size = run_on_main(lambda: largest(parts, processes))
     return replace(parts, config=replace(config, micro_batch_size=size))
 
 
@@ -55,7 +60,7 @@ def largest(parts: Parts, processes: int) -> int:
     config, device = replace(parts.config, micro_batch_size=None), current_device()
     free = free_memory(device)
     needed = 0
-    for size in divisors(config.batch_size // max(1, processes)):
+    for size in _sizes(config.batch_size, processes):
         needed = step_memory(step_shape(config, size), parts.student, parts.teachers).total
         if needed > SHARE * free or not _takes_a_step(parts, size, device):
             continue
@@ -68,6 +73,11 @@ def largest(parts: Parts, processes: int) -> int:
         f"micro_batch_size: not even one image fits: {needed / 2**30:.1f} GiB by count, {free / 2**30:.1f} free on "
         f"{device}; gradient_checkpointing=true, precision=bf16 and sharding=fsdp2 take less (dry_run=true)"
     )
+
+
+def _sizes(batch: int, processes: int) -> Iterator[int]:
+    """The sizes of micro batches that divide a process's part of a batch, largest first."""
+    return divisors(batch // max(1, processes))
 
 
 def divisors(number: int) -> Iterator[int]:

@@ -31,7 +31,7 @@ from dit_shd.models.quantization import is_quantised
 from dit_shd.tasks import TASKS
 from dit_shd.training import calibration_file, checks, diagnosis, fsdp, inputs, optim, validation
 from dit_shd.training.accelerator import make_accelerator
-from dit_shd.training.batches import Batches
+from dit_shd.training.batches import CALIBRATION_IMAGES, Batches
 from dit_shd.training.checkpoint import step_of
 from dit_shd.training.compilation import compile_blocks
 from dit_shd.training.config import TrainConfig, completed, may_change, resolved, sized
@@ -193,7 +193,8 @@ def join(config: TrainConfig, distiller: Distiller) -> tuple["Accelerator", Batc
     accelerator = make_accelerator(config, distiller.task)
     size = checks.micro_batch_size(config, accelerator.num_processes)
     share = accelerator.num_processes, accelerator.process_index
-    return accelerator, Batches(distiller.task, config.seed, config.batch_size, size, *share, distiller.fields)
+    at_once = config.micro_batch_size if isinstance(config.micro_batch_size, int) else CALIBRATION_IMAGES
+    return accelerator, Batches(distiller.task, config.seed, config.batch_size, size, *share, distiller.fields, at_once)
 
 
 def warn(parts: Parts) -> None:
@@ -251,8 +252,8 @@ def initialise(
     def begin() -> None:
         if shd.calibration:
             calibration.calibrate(distiller, parts.teachers, batches.first_steps(distiller.calibration, device))
-        drawn = initialisation.moment_batches(parts.task, batches.seed, batches.size, options.calibration)
-        moments = [batch.to(device) for batch in drawn]
+        sizes = batches.size, options.calibration, batches.at_once
+        moments = [batch.to(device) for batch in initialisation.moment_batches(parts.task, batches.seed, *sizes)]
         plan = initialisation.initialise(parts.task, student, teacher, moments, options, shd)
         write_text(folder.path / INITIALISATION_FILE, plan.text())
         for line in plan.lines():
@@ -287,8 +288,7 @@ def calibrate(
     losses = {name: loss for name, loss in distiller.named_losses() if loss.calibration}
     if not losses or not teachers:
         return
-    new = not (folder.path / calibration_file.FILE).exists()
-    accelerator.wait_for_everyone()
+    new = run_on_main(lambda: folder.newest is None or not (folder.path / calibration_file.FILE).exists())
     if new and (accelerator.is_main_process or any(map(is_sharded, teachers.values()))):
         steps = batches.first_steps(distiller.calibration, accelerator.device)
         calibrated = calibration.calibrate(distiller, teachers, steps)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from dit_shd.core import dtensor, rng
+from dit_shd.core.errors import UserError
 from dit_shd.core.prefetch import prefetch
 from dit_shd.core.signals import StopRequest
-from dit_shd.models.batch_norms import kept_statistics
+from dit_shd.models.batch_norms import Statistics, kept_statistics, restore, statistics
 from dit_shd.training import diagnosis, fsdp, optim, setup
 from dit_shd.training.batches import Passes
 from dit_shd.training.config import TrainConfig
@@ -82,8 +83,10 @@ class Trainer:
         ahead = prefetch if self.task.draws_beside else map
         batches = ahead(self.batches.at, self.batches.places_of(left))
         for number in left:
+            self._check_precision()
             optim.set_learning_rate(self.state.optimizer, self.config.optimizer, number, self.config.steps)
-            terms = self.update(number, self.accumulate(batches))
+            before = statistics(self.state.distiller)  # a forward changes them before its step is known to be good
+            terms = self.update(number, self.accumulate(batches), before)
             step = Step(number + 1, terms, stopping=self.stop.agreed())
             for service in self.services:
                 service.after(step)
@@ -91,6 +94,19 @@ class Trainer:
             if step.stopping:
                 break
         self.accelerator.end_training()
+
+    def _check_precision(self) -> None:
+        """Refuse to go on in the precision of another run, which accelerate shares in a process.
+
+        Raises:
+            UserError: A run of another precision has begun in this process since.
+        """
+        precision = self.accelerator.mixed_precision
+        if precision != self.config.precision:
+            raise UserError(
+                f"precision: a run with {precision} has begun in this process while this one, with "
+                f"{self.config.precision}, had steps left; end one before the other, or take a process for each"
+            )
 
     def accumulate(self, batches: Iterator[Passes]) -> Terms:
         """Gradients of one global batch: micro batch by micro batch and pass by pass; returns this process's means."""
@@ -112,8 +128,14 @@ class Trainer:
                     sums[key] = sums[key] + part if key in sums else part
         return sums
 
-    def update(self, number: int, terms: Terms) -> Terms:
-        """Let the gradients reach the weights, if they are finite; the step's terms, of which a bad step has none."""
+    def update(self, number: int, terms: Terms, before: Statistics) -> Terms:
+        """Let the gradients reach the weights, if they are finite; the step's terms, of which a bad step has none.
+
+        Args:
+            number: Of the step, from 0.
+            terms: Of the step, in this process.
+            before: The statistics of batch norms before the step, which a bad one leaves as they were.
+        """
         every = self.config.gradient_norms_every
         if every and (number + 1) % every == 0:
             terms |= self._gradient_norms(number)
@@ -123,6 +145,7 @@ class Trainer:
             self.state.optimizer.step()
             self.state.averages.step(self.student, number)
         else:
+            restore(before)
             self._leave_out(number)
         self.state.optimizer.zero_grad()
         return terms if good else {}
@@ -131,7 +154,7 @@ class Trainer:
         """By pass and term, of this process's first micro batch of a step."""
         norms: Terms = {}
         for batch in self.batches.at(next(self.batches.places(number))):
-            with self.accelerator.autocast(), kept_statistics(self.student):
+            with self.accelerator.autocast(), kept_statistics(self.state.distiller):
                 by_term = gradient_norms(self.state.distiller, batch.to(self.accelerator.device), self.teachers)
             norms |= {f"grad_norm/{term}": norm for term, norm in by_term.items()}
         return norms
@@ -160,7 +183,7 @@ class Trainer:
             number: Of the step, from 0.
         """
         self.state.optimizer.zero_grad()
-        with kept_statistics(self.student):
+        with kept_statistics(self.state.distiller):
             terms = self.accumulate(map(self.batches.at, self.batches.places(number)))
             again = map(self.batches.at, self.batches.places(number))
             return diagnosis.diagnose(self.state.distiller, self.teachers, again, terms, self.accelerator)

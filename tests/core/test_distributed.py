@@ -4,12 +4,13 @@ import socket
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from accelerate.state import AcceleratorState
 from runs import contents
 
 from dit_shd.cli.program import main
-from dit_shd.core.distributed import LAUNCHER_VARIABLES
+from dit_shd.core.distributed import LAUNCHER_VARIABLES, PATIENCE, joined, leave_group
 
 WHOLE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
 
@@ -59,6 +60,20 @@ def test_one_process_does_what_it_does_without_a_launcher(command, tmp_path):
         assert {file for file in found if found[file] != alone[file]} <= {"samples_3_seed0.npz"}
         a, b = (np.load(tmp_path / each / "samples_3_seed0.npz") for each in ("alone", name))
         assert np.array_equal(a["arr_0"], b["arr_0"])
+
+
+def test_whoever_joins_the_group_is_patient(monkeypatch):
+    """Also what joins it before a run does, as micro_batch_size=auto: the group keeps the patience of its beginning."""
+    for name in LAUNCHER_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {**WHOLE, "MASTER_PORT": free_port()}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert joined().num_processes == 1
+    group = torch.distributed.distributed_c10d._get_default_group()
+    assert group._get_backend(torch.device("cpu")).options._timeout == PATIENCE
+    leave_group()
 
 
 @pytest.mark.parametrize(

@@ -267,6 +267,18 @@ def test_a_loss_of_weight_zero_adds_nothing_even_if_it_is_infinite(student, batc
     assert all(torch.isfinite(p.grad).all() for p in student.parameters() if p.grad is not None)
 
 
+def test_a_base_weight_of_zero_shields_from_terms_of_the_task(student, batch, monkeypatch):
+    """As the weight of a loss does; the student's parameters have gradients all the same, of zero."""
+    finite = Distiller(TASK, student, [], True, 0.0)(batch)[0]
+    task = type(TASK).losses
+    monkeypatch.setattr(Diffusion, "losses", lambda *_: {k: v * torch.inf for k, v in task(*_).items()})
+    loss, terms = Distiller(TASK, student, [], True, 0.0)(batch)
+    assert not torch.isfinite(terms["noise"]) and torch.equal(loss, finite) and finite == 0
+    loss.backward()
+    assert all(p.grad is not None and not p.grad.any() for p in student.parameters() if p.requires_grad)
+    assert not torch.isfinite(Distiller(TASK, student, [], True, 1.0)(batch)[0])
+
+
 @pytest.mark.parametrize("offloaded", [False, True])
 def test_another_teacher_under_the_name_of_one_before(student, teachers, batch, offloaded):
     """Its own layers and weights are read: those of sharded and offloaded teachers are kept from step to step."""

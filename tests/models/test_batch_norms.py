@@ -6,7 +6,21 @@ from runs import run, weights
 from safetensors.torch import load_file
 from torch import nn
 
+from dit_shd.core.config import make
+from dit_shd.core.errors import UserError
 from dit_shd.models.batch_norms import evaluated_norms, kept_statistics, least_batch, remark
+from dit_shd.training.config import TrainConfig
+from dit_shd.training.trainer import Trainer
+
+VALUES = {
+    "task": {"name": "classification", "augmentation": {"policy": None, "erasing": 0.0}},
+    "data": "digits",
+    "student": {"name": "timm", "model": "test_resnet", "in_chans": 1, "mean": [0.13], "std": [0.31]},
+    "losses": [],
+    "batch_size": 2,
+    "optimizer": {"name": "adamw", "lr": 1e-3},
+    "ema": 0.0,
+}
 
 
 def test_statistics_are_kept_in_the_block():
@@ -32,18 +46,8 @@ def test_a_single_sample_runs_by_the_statistics():
 
 def test_what_is_measured_beside_the_steps_does_not_change_a_run(tmp_path, caplog):
     """The first sample, the norms of gradients: a student of classification with batch norms."""
-    values = {
-        "task": {"name": "classification", "augmentation": {"policy": None, "erasing": 0.0}},
-        "data": "digits",
-        "student": {"name": "timm", "model": "test_resnet", "in_chans": 1, "mean": [0.13], "std": [0.31]},
-        "losses": [],
-        "steps": 1,
-        "batch_size": 2,
-        "optimizer": {"name": "adamw", "lr": 1e-3},
-        "ema": 0.0,
-    }
     plain, measured = (
-        run(values, run=str(tmp_path / name), gradient_norms_every=every)[0].run
+        run({**VALUES, "steps": 1}, run=str(tmp_path / name), gradient_norms_every=every)[0].run
         for name, every in (("plain", 0), ("measured", 1))
     )
     one, other = (load_file(folder / "checkpoints/step_00000001/distiller.safetensors") for folder in (plain, measured))
@@ -51,3 +55,20 @@ def test_what_is_measured_beside_the_steps_does_not_change_a_run(tmp_path, caplo
     assert one["student.network.bn1.num_batches_tracked"] == 1
     assert weights(plain).keys() == weights(measured).keys()
     assert "14 more are batch norms" in caplog.text
+
+
+def test_a_bad_step_leaves_the_statistics_as_they_were(tmp_path):
+    """Its forward has put NaN into them, whether it is left out or the run is saved and ends."""
+    config = make(TrainConfig, {**VALUES, "steps": 3, "skip_bad_steps": 1, "run": str(tmp_path / "run")})
+    trainer = Trainer.from_config(config)
+    steps = trainer.run_steps()
+    next(steps)
+    before = {name: x.clone() for name, x in trainer.student.state_dict().items()}
+    trainer.student.get_submodule("network.conv1").register_forward_hook(lambda *_: _[2] * float("nan"))
+    assert "loss" not in next(steps).terms
+    assert all(torch.equal(x, before[name]) for name, x in trainer.student.state_dict().items())
+    with pytest.raises(UserError, match=r"step 3: .* saved as of step 2"):
+        next(steps)
+    saved = load_file(config.run / "checkpoints/step_00000002/distiller.safetensors")
+    assert all(torch.equal(x, saved[f"student.{name}"]) for name, x in before.items())
+    assert all(torch.isfinite(x).all() for x in weights(config.run).values())

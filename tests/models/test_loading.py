@@ -280,3 +280,14 @@ def test_a_checkpoint_of_lightningdit_is_refused_by_name():
     state = {"blocks.0.mlp.w12.weight": torch.zeros(4, 2), "x_embedder.proj.weight": torch.zeros(2, 2, 1, 1)}
     with pytest.raises(UserError, match="of LightningDiT"):
         loading.of_public(state)
+
+
+def test_statistics_are_to_be_finite_and_masks_need_not_be():
+    model = torch.nn.Sequential(torch.nn.BatchNorm1d(2), torch.nn.Identity())
+    model.register_buffer("mask", torch.full((2, 2), -torch.inf))
+    model[1].register_buffer("table", torch.full((2,), torch.nan), persistent=False)
+    loading.check_finite("x", model)
+    for bad in (torch.nan, torch.inf):
+        model[0].running_var[1] = bad
+        with pytest.raises(UserError, match=r"x: its weights are not finite .*, first in 0.running_var"):
+            loading.check_finite("x", model)

@@ -1,5 +1,7 @@
 """micro_batch_size=auto: the largest that fits, by count and by a step that may fail; the same when a run goes on."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import yaml
@@ -12,6 +14,7 @@ from dit_shd.training import micro_batch, setup
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.dry_run import step_shape
 from dit_shd.training.micro_batch import divisors, largest
+from dit_shd.training.parts import Parts
 from dit_shd.training.trainer import train
 
 
@@ -85,6 +88,11 @@ def test_a_resumed_run_keeps_its_size(values, monkeypatch):
     monkeypatch.setattr(micro_batch, "largest", lambda parts, processes: 4)
     assert len(list(train(config))) == 2
     assert yaml.safe_load((config.run / "config.yaml").read_text())["micro_batch_size"] == 4
+    with monkeypatch.context() as patch:  # 3 and 16 do not divide the batch of 8 and are refused later
+        for processes, size in ((1, 4), (2, 4), (4, 2), (8, 1), (3, 2), (16, 4)):
+            patch.setenv("WORLD_SIZE", str(processes))
+            parts = Parts(replace(config, micro_batch_size="auto"), *[None] * 5)
+            assert micro_batch.with_micro_batch(parts).config.micro_batch_size == size
     monkeypatch.setattr(micro_batch, "largest", lambda parts, processes: 1)
     assert len(list(train(make(TrainConfig, {**values, "micro_batch_size": "auto", "steps": 3})))) == 1
     assert yaml.safe_load((config.run / "config.yaml").read_text())["micro_batch_size"] == 4

@@ -10,8 +10,11 @@ from runs import run, weights
 
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
+from dit_shd.core.files import remove
 from dit_shd.squeezing.matching import MapSimilarity
 from dit_shd.training.config import TrainConfig
+from dit_shd.training.run_folder import RunFolder
+from dit_shd.training.setup import build
 from dit_shd.training.trainer import Trainer
 
 MATCHED = [{"name": "shd", "weight": 0.5, "plan": "matched", "method": "joint", "calibration": 2}]
@@ -49,19 +52,30 @@ def test_a_resumed_run_reads_its_plans(values):
         Trainer.from_config(make(TrainConfig, {**values, "losses": MATCHED, "steps": 6}))
 
 
+def test_a_run_that_ended_before_its_first_checkpoint_finds_its_plan_anew(values):
+    """As it does everything else: its teacher may be another by now."""
+    config, _ = run(values, losses=MATCHED, steps=1)
+    file, folder = config.run / "calibration.json", RunFolder(config.run)
+    found = file.read_text()
+    file.write_text(found.replace("shd", "earlier"))
+    remove(folder.newest)  # as if it had been killed before
+    build(make(TrainConfig, {**values, "losses": MATCHED, "steps": 1})).folder.release()
+    assert file.read_text() == found
+
+
 def test_a_plan_looks_at_the_same_images_whatever_a_step_is_divided_into(values, tmp_path, monkeypatch):
     seen, add = [], MapSimilarity.add
 
     def noted(self, capture, row_weight=None):
-        seen.append(len(capture.query))
+        seen[-1].append(len(capture.query))
         add(self, capture, row_weight)
 
     monkeypatch.setattr(MapSimilarity, "add", noted)
     for size in (8, 2):
+        seen.append([])
         run({**values, "losses": MATCHED, "run": str(tmp_path / str(size))}, steps=1, micro_batch_size=size)
-    half = len(seen) // 2
-    assert seen[:half] == seen[half:]
-    assert 8 in seen
+    assert [set(sizes) for sizes in seen] == [{1, 8}, {1, 2}], "the first sample; no more than a micro batch has"
+    assert sum(seen[0]) == sum(seen[1])
     plans = [(tmp_path / size / "calibration.json").read_text() for size in ("8", "2")]
     assert plans[0] == plans[1]
 

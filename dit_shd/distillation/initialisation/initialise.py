@@ -40,7 +40,7 @@ from dit_shd.squeezing.plans import contiguous
 from dit_shd.tasks import Batch, Task
 
 AT_ONCE = 32
-"""Calibration images in one forward of the teacher."""
+"""Calibration images in one forward of the teacher, at most."""
 _log = logging.getLogger("dit_shd")
 
 
@@ -182,12 +182,20 @@ def _kept(rule: LayerMap | None) -> KeptPlan | None:
     return KeptPlan.read(Path(rule.removeprefix(KEPT)).expanduser())
 
 
-def moment_batches(task: Task[Any], seed: int, batch_size: int, images: int) -> Iterator[Batch]:
-    """The first images of the run in all passes, independent of the number of processes."""
-    start = 0
+def moment_batches(task: Task[Any], seed: int, batch_size: int, images: int, at_once: int = AT_ONCE) -> Iterator[Batch]:
+    """The first images of the run in all passes, the same for any number of processes.
+
+    Args:
+        task: Which draws them.
+        seed: Of the run.
+        batch_size: Of the run.
+        images: Their number.
+        at_once: How many fit into one forward.
+    """
+    start, at_once = 0, min(at_once, AT_ONCE)
     while start < images:
         step, first = divmod(start, batch_size)
-        last = min(first + AT_ONCE, first + images - start, batch_size)
+        last = min(first + at_once, first + images - start, batch_size)
         yield from task.draw(Draws(seed, step, range(first, last), batch_size))
         start += last - first
 

@@ -203,21 +203,36 @@ def test_features_beyond_the_rank_change_nothing_and_can_learn(batches, heads):
     assert all((p.grad != 0).any(0).all() for p in outputs)
 
 
+@pytest.mark.parametrize("at_once", [3, 32, 64])
 @pytest.mark.parametrize("batch_size", [1, 8, 32, 48, 256])
-def test_as_many_images_are_measured_as_were_asked_for(batch_size):
-    """The first ones of the run, each once, whatever its batch size is."""
+def test_as_many_images_are_measured_as_were_asked_for(batch_size, at_once):
+    """The first ones of the run, each once, whatever its batch size is; no more at once than fit."""
 
     class Noted:
         places: ClassVar = []
 
         def draw(self, draws):
+            assert len(draws.positions) <= min(at_once, 32)
             self.places += [(draws.step, position) for position in draws.positions]
             return []
 
     task = Noted()
     task.places.clear()
-    list(moment_batches(task, 0, batch_size, 100))
+    list(moment_batches(task, 0, batch_size, 100, at_once))
     assert task.places == [divmod(i, batch_size) for i in range(100)]
+
+
+def test_images_may_be_measured_in_pieces(shapes):
+    """Sums are over images, so that the weights are those of all at once, to rounding."""
+    task = diffusion(DATASETS.build(Plugin("npz", {"path": str(shapes)})))
+    students = []
+    for at_once in (32, 5):
+        student, teacher = build(seed=1), build(num_attention_heads=4)
+        measured = list(moment_batches(task, 0, 32, 32, at_once))
+        initialise(task, student, teacher, measured, Initialisation("teacher", heads="merge"))
+        students.append(student.state_dict())
+    whole, pieces = students
+    assert all(torch.allclose(x, pieces[name], rtol=1e-3, atol=1e-4) for name, x in whole.items())
 
 
 def teacher_run(values, **changes):
