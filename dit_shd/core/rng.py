@@ -54,17 +54,32 @@ def keyed_generators(seed: int, purpose: str, step: int, index: int = 0) -> Gene
 
     The generators are left as they were found.
     """
-    keys = [int(key) for key in stream(seed, purpose, step, index).integers(2**32, size=3)]
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    keys = _generator_keys(seed, purpose, step, index)
+    before = random.getstate(), torch.get_rng_state()
     random.seed(keys[0])
-    np.random.seed(keys[1])  # noqa: NPY002
     torch.default_generator.manual_seed(keys[2])  # torch.manual_seed would seed the GPUs, too
+    try:
+        with keyed_numpy(seed, purpose, step, index):
+            yield
+    finally:
+        random.setstate(before[0])
+        torch.set_rng_state(before[1])
+
+
+@contextmanager
+def keyed_numpy(seed: int, purpose: str, step: int, index: int = 0) -> Generator[None]:
+    """The same for numpy's generator alone: other threads may draw from torch's meanwhile, as a step's forward does."""
+    before = np.random.get_state()  # noqa: NPY002
+    np.random.seed(_generator_keys(seed, purpose, step, index)[1])  # noqa: NPY002
     try:
         yield
     finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])  # noqa: NPY002
-        torch.set_rng_state(before[2])
+        np.random.set_state(before)  # noqa: NPY002
+
+
+def _generator_keys(seed: int, purpose: str, step: int, index: int) -> list[int]:
+    """Seeds for the generators of Python, numpy and torch."""
+    return [int(key) for key in stream(seed, purpose, step, index).integers(2**32, size=3)]
 
 
 def seed_torch(seed: int, purpose: str, step: int, index: int) -> None:

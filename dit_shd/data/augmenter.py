@@ -7,9 +7,10 @@ import multiprocessing
 import os
 import signal
 import weakref
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from itertools import chain
 from multiprocessing.connection import wait
 from threading import Thread
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from dit_shd.core.errors import UserError
+from dit_shd.core.signals import SIGNALS
 from dit_shd.data.augmentation import TrainTransform
 from dit_shd.data.datasets import Dataset
 
@@ -49,7 +51,11 @@ class Augmenter:
             return torch.from_numpy(_augmented(self.dataset, self.transform, items))
         parts = [list(items[i :: self.workers]) for i in range(min(self.workers, len(items)))]
         try:
-            arrays = list(self._started().map(_work, parts))
+            with _signals_held():
+                pool = self._started()
+            with _signals_held():  # again: the first queues of a process begin a helper of Python's, which lets go
+                results = pool.map(_work, parts)
+            arrays = list(results)
         except BrokenProcessPool as error:
             raise UserError(
                 "task.workers: a worker process was ended, for want of memory perhaps; the same command with fewer "
@@ -68,14 +74,31 @@ class Augmenter:
         return self._pool
 
 
+@contextmanager
+def _signals_held() -> Generator[None]:
+    """Signals wait while the block runs; processes that begin in it hold theirs from the first moment on."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 _OF_WORKER: list[tuple[Dataset, TrainTransform]] = []
 """In a worker: what it works with."""
 
 
 def _begin(dataset: Dataset, transform: TrainTransform) -> None:
-    """In a worker: it leaves signals to the process that it works for, and ends with it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """In a worker: it leaves signals to the process that it works for, and ends with it or by it."""
+    for number in SIGNALS:
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        Thread(target=_end_by_parent, daemon=True).start()
+    else:  # macOS does not say whose a signal is
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     Thread(target=_end_with_parent, daemon=True).start()
     _OF_WORKER.append((dataset, transform))
 
@@ -84,6 +107,13 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])
+    os._exit(1)
+
+
+def _end_by_parent() -> None:
+    """At a SIGTERM of the pool's; one for all processes of a job comes from elsewhere, and the run is saved first."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
     os._exit(1)
 
 

@@ -13,13 +13,14 @@ from torch import nn
 from dit_shd.core.config import make, option, resolve
 from dit_shd.core.distributed import joined, run_on_main
 from dit_shd.core.errors import UserError
+from dit_shd.core.hashing import sha256_of_tensors
 from dit_shd.core.json_files import read_object
 from dit_shd.core.places import Place
 from dit_shd.core.plugins import Plugin
 from dit_shd.data.decoder import Decoder
 from dit_shd.data.image_sets import ArrayImages
 from dit_shd.data.latent_origin import AUTO, Kept, decoder
-from dit_shd.diffusion.generation import MERGED, lock_file, sample_to_file, settings
+from dit_shd.diffusion.generation import MERGED, lock_file, parts_of, sample_to_file, settings
 from dit_shd.diffusion.sample_config import SampleConfig
 from dit_shd.diffusion.sampler import device_of
 from dit_shd.evaluation import results
@@ -141,7 +142,7 @@ class SampleEvaluation:
         main, out = joined().is_main_process, Path(sampling.out)
         grid, record = out.with_suffix(".png"), out.with_suffix(".results.json")
         figures: dict[str, float] | None = None
-        run_on_main(lambda: self._drop_others(sampling, out))
+        run_on_main(lambda: self._drop_others(sampling, out, student))
         if not (record if self.reference else grid).exists():
             if run_on_main(lambda: _to_sample(out)):
                 sample_to_file(sampling, student)
@@ -154,15 +155,20 @@ class SampleEvaluation:
             out.unlink(missing_ok=True)
         return figures
 
-    def _drop_others(self, sampling: SampleConfig, out: Path) -> None:
-        """Remove what another evaluation left of this step: a run may go on with other settings than it began with."""
-        record = out.with_suffix(".results.json")
-        drawn, scored = (read_object(file) or {} for file in (out.with_suffix(".json"), record))
+    def _drop_others(self, sampling: SampleConfig, out: Path, student: nn.Module) -> None:
+        """Remove what another evaluation left of this step: a run may go on with other settings than it began with.
+
+        Weights may be others, too: a step that is taken again after another schedule, or on another machine.
+        """
+        record, parts = out.with_suffix(".results.json"), parts_of(out)
+        drawn = read_object(parts / f"{MERGED}.json") or read_object(out.with_suffix(".json")) or {}
+        scored = read_object(record) or {}
         wanted = {k: v for k, v in settings(sampling).items() if k not in UNCOMPARED and v not in (None, "auto")}
-        if any(drawn.get(key, value) != value for key, value in wanted.items()):
+        same_weights = drawn.get("model_sha256") == sha256_of_tensors(student)
+        if not same_weights or any(drawn.get(key, value) != value for key, value in wanted.items()):
             for suffix in (".json", ".png", ".npz"):
                 out.with_suffix(suffix).unlink(missing_ok=True)
-            shutil.rmtree(out.with_name(out.name + ".parts"), ignore_errors=True)
+            shutil.rmtree(parts, ignore_errors=True)
             record.unlink(missing_ok=True)
         elif scored and self.reference is not None:
             chosen = self.scoring(out)
@@ -178,7 +184,7 @@ class SampleEvaluation:
 
 def _to_sample(out: Path) -> bool:
     """Whether the images are not there yet; shards of another attempt (perhaps by other processes) are removed."""
-    parts = out.with_name(out.name + ".parts")
+    parts = parts_of(out)
     if (parts / MERGED).exists():
         return True
     shutil.rmtree(parts, ignore_errors=True)

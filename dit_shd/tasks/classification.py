@@ -14,7 +14,7 @@ from dit_shd.core import distributed
 from dit_shd.core.config import check_ranges, option
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
-from dit_shd.core.rng import Draws, keyed_generators, stream
+from dit_shd.core.rng import Draws, keyed_numpy, stream
 from dit_shd.data.augmentation import Augmentation, EvaluationTransform, ImageInput, TrainTransform, renormalised
 from dit_shd.data.augmenter import Augmenter
 from dit_shd.data.datasets import DATASETS, Dataset
@@ -191,7 +191,7 @@ class Classification(Task[ImageBatch]):
         if len(pixels) < 2 or not (self.mixup or self.cutmix):
             return pixels, mixup_target(labels, classes, smoothing=smoothing)
         mix = Mixup(self.mixup, self.cutmix, label_smoothing=smoothing, num_classes=classes)
-        with keyed_generators(draws.seed, "mixing", draws.step, pair if self.mixing == "pair" else 0):
+        with keyed_numpy(draws.seed, "mixing", draws.step, pair if self.mixing == "pair" else 0):
             return mix(pixels, labels)
 
     def predict(self, model: nn.Module, batch: ImageBatch) -> Output:

@@ -108,6 +108,8 @@ class LanguageModeling(Task[TokenBatch]):
         self.separate, self.prompt_rows, self.evaluation = separate, prompt_rows, evaluation
         self._length: int | None = None
         """Tokens of a sequence by the config of the data, before they are read."""
+        self._known_shares: tuple[tuple[Dataset, int, int, int], tuple[Tensor, Tensor]] | None = None
+        """The last of `_shares`, and what they are of."""
 
     def expect(self, data: Plugin) -> None:
         """Their length."""
@@ -171,15 +173,24 @@ class LanguageModeling(Task[TokenBatch]):
 
     def draw(self, draws: Draws) -> Sequence[TokenBatch]:
         """Weights are of the whole step's batch, so a step is the same however it is divided."""
-        count = len(self.dataset)
-        everything = Draws(draws.seed, draws.step, range(draws.batch_size), draws.batch_size)
-        whole = self._masks(self.dataset, everything.indices(count), everything)
-        indices = draws.indices(count)
+        indices = draws.indices(len(self.dataset))
         seeds = [int(stream(draws.seed, "dropout", draws.step, i).integers(2**62)) for i in draws.positions]
         batch = self._batch(draws.step, indices, self._masks(self.dataset, indices, draws), torch.tensor(seeds))
-        targets, rows = (mask.float().mean().clamp(min=1e-9) for mask in (whole.targets, whole.rows))
+        targets, rows = self._shares(draws)
         weights = {"target_weight": batch.target_weight / targets, "query_weight": batch.query_weight / rows}
         return [replace(batch, **weights)]
+
+    def _shares(self, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Which shares of a whole step's next tokens and query rows count; all its micro batches ask for them."""
+        step = self.dataset, draws.seed, draws.step, draws.batch_size
+        known = self._known_shares
+        if known is not None and known[0] == step:
+            return known[1]
+        everything = Draws(draws.seed, draws.step, range(draws.batch_size), draws.batch_size)
+        masks = self._masks(self.dataset, everything.indices(len(self.dataset)), everything)
+        shares = masks.targets.float().mean().clamp(min=1e-9), masks.rows.float().mean().clamp(min=1e-9)
+        self._known_shares = step, shares
+        return shares
 
     def _masks(self, data: Dataset, indices: np.ndarray, draws: Draws) -> _Masks:
         sample = data.batch(indices, draws)

@@ -80,8 +80,10 @@ class Checkpointer:
         return [] if origin is None else [origin]
 
     def after(self, step: Step) -> None:
-        if step.stopping or step.number % self.config.checkpoint_every == 0 or step.number == self.config.steps:
-            self.save(step.number)
+        config, number = self.config, step.number
+        evaluated = config.validate_every and number % config.validate_every == 0  # a kill in it loses no step
+        if step.stopping or evaluated or number % config.checkpoint_every == 0 or number == config.steps:
+            self.save(number)
             self.throughput.pause()
 
     def save(self, done: int) -> None:

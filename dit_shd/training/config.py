@@ -120,7 +120,10 @@ class TrainConfig:
         10, "steps between lines of metrics.jsonl", range=(1, 1e12), resumable=True, heading="What is kept and logged"
     )
     checkpoint_every: int = option(
-        10_000, "steps between checkpoints (and exports of the student)", range=(1, 1e12), resumable=True
+        10_000,
+        "steps between checkpoints (and exports of the student); what is evaluated is saved first, too",
+        range=(1, 1e12),
+        resumable=True,
     )
     keep_checkpoints: int = option(2, "newest checkpoints kept", range=(1, 1e6), resumable=True)
     keep_every: int = option(

@@ -27,9 +27,9 @@ class OptimizerConfig:
     clip: float = option(1.0, "largest gradient norm; 0 for no clipping", range=(0, 1e12))
     warmup_steps: int = option(0, "linear warm-up", range=(0, 1e12))
     decay: Literal["constant", "linear", "cosine"] = option(
-        "constant", "after the warm-up, down to final_lr at the last step"
+        "constant", "after the warm-up, down to final_lr, which the step after the last would have"
     )
-    final_lr: float = option(0.0, "learning rate that the decay ends at", range=(0, 1e3))
+    final_lr: float = option(0.0, "learning rate that the decay goes down to", range=(0, 1e3))
     decayed: Literal["all", "matrices"] = option(
         "all", "what weight_decay acts on: matrices leaves out biases, norms, tokens and position embeddings"
     )

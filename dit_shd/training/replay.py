@@ -12,7 +12,10 @@ from dit_shd.training.trainer import Trainer
 
 
 def replay(run: str | Path, step: int) -> Diagnosis:
-    """Take a bad step of a run again, from the weights before it; nothing is written.
+    """Take a bad step of a run again, from the weights before it; nothing of the step is written.
+
+    The run is taken up as by `dit-shd train` first: rows of its log that are of later steps go, and an export or an
+    evaluation that a kill prevented is made.
 
     Args:
         run: The run folder.

@@ -42,6 +42,24 @@ def test_libraries_draw_keyed_numbers_and_their_generators_are_left_alone():
     assert after == states
 
 
+def test_numpys_generator_alone_is_keyed():
+    """Torch's and Python's go on meanwhile: of a step's forward, which another thread takes."""
+    with rng.keyed_generators(1, "mixing", 4):
+        expected = np.random.random()  # noqa: NPY002
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        one, two = torch.rand(2), torch.rand(2)
+        torch.manual_seed(0)
+        assert torch.equal(torch.rand(2), one)
+        before = np.random.get_state()[1].tolist()  # noqa: NPY002
+        with rng.keyed_numpy(1, "mixing", 4):
+            assert np.random.random() == expected  # noqa: NPY002
+            assert torch.equal(torch.rand(2), two)
+            three = torch.get_rng_state().tolist()
+        assert torch.get_rng_state().tolist() == three
+        assert np.random.get_state()[1].tolist() == before  # noqa: NPY002
+
+
 def test_torchs_own_generator_is_seeded_by_step_and_place():
     drawn = []
     with torch.random.fork_rng():

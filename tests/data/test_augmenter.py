@@ -1,7 +1,9 @@
 """Augmentation in worker processes: the same inputs as without, errors, and workers that end with their parent."""
 
 import importlib
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -44,8 +46,12 @@ def test_workers_make_the_same_inputs_and_say_what_is_wrong(shapes, tmp_path, mo
     assert torch.equal(helped(items[:1]), whole[:1])
     with pytest.raises(UserError, match="image 7: cannot be decoded"):
         helped([(7, 0, 0)])
+    workers = multiprocessing.active_children()
     with pytest.raises(UserError, match=r"task\.workers: a worker process was ended, for want of memory perhaps"):
         helped([(8, 0, 0)])
+    for worker in workers:  # the other one is ended by the pool
+        worker.join(60)
+        assert not worker.is_alive()
 
 
 PARENT = """
@@ -59,16 +65,24 @@ if __name__ == "__main__":
     augmenter = Augmenter(Npz(sys.argv[1]), transform, 1)
     augmenter([(0, 0, 0)])
     print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    sys.stdin.readline()
+    print(*augmenter([(0, 0, 0)]).shape, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_workers_end_with_a_parent_that_is_killed(shapes, tmp_path, root):
+def test_workers_leave_signals_to_their_parent_and_end_with_one_that_is_killed(shapes, tmp_path, root):
+    """SLURM and launchers signal all processes of a job, of which the one that trains saves the run first."""
     (tmp_path / "parent.py").write_text(PARENT)
     environment = {**os.environ, "PYTHONPATH": str(root)}
     command = [sys.executable, tmp_path / "parent.py", shapes]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    (pid,) = map(int, done.stdout.split())
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True) as parent:
+        pid = int(parent.stdout.readline())
+        for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
+            os.kill(pid, number)
+        time.sleep(0.5)
+        assert parent.communicate("go on\n", timeout=300)[0].split() == ["1", "1", "8", "8"]
     for _ in range(600):
         if not alive(pid):
             return

@@ -53,6 +53,15 @@ def rows_of(batch, chosen):
     return ImageBatch(**values)
 
 
+def test_mixing_leaves_torchs_generator_alone(monkeypatch):
+    """With workers a thread mixes while the main one takes a step, which it has seeded."""
+    task, _, _ = classification()
+    monkeypatch.setattr(torch, "set_rng_state", None)
+    pixels = torch.rand(2, 1, 28, 28)
+    mixed, _ = task._mixed(pixels.clone(), torch.tensor([1, 2]), Draws(0, 3, range(2), 2), 0)
+    assert not torch.equal(mixed, pixels)
+
+
 @pytest.mark.parametrize("mixing", ["step", "pair"])
 @pytest.mark.parametrize("batch_size", [8, 7])
 def test_a_batch_is_the_same_however_it_is_divided(mixing, batch_size):

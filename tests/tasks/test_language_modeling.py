@@ -45,6 +45,26 @@ def batch_of(made, step=0, positions=range(8), size=8):
     return batch
 
 
+def test_what_counts_in_a_step_is_counted_once_for_all_its_micro_batches(tmp_path, monkeypatch):
+    made = task(instructions(tmp_path), pack=False, prompt="Q: {q}", column="a")
+    read, batch = [], made.dataset.batch
+
+    def counted(indices, draws):
+        read.append(len(indices))
+        return batch(indices, draws)
+
+    monkeypatch.setattr(made.dataset, "batch", counted)
+    whole = [batch_of(made, step) for step in (0, 1)]
+    for step in (0, 1, 0):
+        read.clear()
+        parts = [batch_of(made, step, range(i, i + 2)) for i in range(0, 8, 2)]
+        assert torch.equal(torch.cat([part.target_weight for part in parts]), whole[step].target_weight)
+        assert sorted(read) == [2, 2, 2, 2, 8]
+    read.clear()
+    assert not torch.equal(batch_of(made, positions=range(2), size=2).target_weight, parts[0].target_weight)
+    assert read == [2, 2]
+
+
 def instructions(folder):
     """Questions and answers as JSON lines."""
     file = folder / "x.jsonl"

@@ -88,6 +88,15 @@ def test_a_run_that_is_asked_to_stop_leaves_the_evaluation_for_later(values):
     assert (trainer.config.run / "evaluations" / "step_00000002.png").exists()
 
 
+def test_what_is_evaluated_is_saved_first(values):
+    """An evaluation may be long, and a job that is told to stop in it killed before it ends."""
+    plain = {"losses": [], "teacher": None, "validate_every": 2, "checkpoint_every": 100}
+    trainer, saved = Trainer.from_config(make(TrainConfig, {**values, **plain})), []
+    trainer.task.evaluate = lambda *_: saved.append({folder.name for folder in trainer.folder.checkpoints()})
+    list(trainer.run_steps())
+    assert saved == [{"step_00000002"}, {"step_00000002", "step_00000004"}]
+
+
 def test_grids_alone_need_no_reference(values):
     config, _ = run({**values, "evaluation": {"every": 2, "count": 3, "steps": 2}}, steps=2)
     assert (config.run / "evaluations" / "step_00000002.png").stat().st_size > 100

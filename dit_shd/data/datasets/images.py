@@ -62,16 +62,25 @@ class Images(Dataset):
         Raises:
             UserError: There is none in its place.
         """
-        same = np.flatnonzero(self._source.labels == self._source.labels[index])
-        at = int(np.searchsorted(same, index))
-        for other in np.roll(same, -at)[:8]:
-            try:
-                return np.asarray(decoded(self._source.raw(int(other)))[0])
-            except BrokenImage as error:
-                if other not in self._broken:
-                    self._broken.add(int(other))
-                    _log.warning("%s: left out, %s", self._source.name(int(other)), error)
-        raise UserError(f"{self._source.name(index)}: cannot be decoded, nor the next ones of its class")
+        pixels = self._pixels(index)
+        if pixels is None:
+            same = np.flatnonzero(self._source.labels == self._source.labels[index])
+            at = int(np.searchsorted(same, index))
+            others = (self._pixels(int(other)) for other in np.roll(same, -at)[1:8])
+            pixels = next((other for other in others if other is not None), None)
+        if pixels is None:
+            raise UserError(f"{self._source.name(index)}: cannot be decoded, nor the next ones of its class")
+        return pixels
+
+    def _pixels(self, index: int) -> np.ndarray | None:
+        """One image; None, and a warning the first time, if it cannot be decoded."""
+        try:
+            return np.asarray(decoded(self._source.raw(index))[0])
+        except BrokenImage as error:
+            if index not in self._broken:
+                self._broken.add(index)
+                _log.warning("%s: left out, %s", self._source.name(index), error)
+        return None
 
     def batch(self, indices: np.ndarray, draws: Draws) -> dict[str, Tensor]:
         raise UserError("data images: are of any size and have no latents; encode them first: dit-shd encode")

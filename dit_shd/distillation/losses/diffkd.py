@@ -29,8 +29,8 @@ class DiffKD(LayerLoss):
     learned share of noise for each sample is mixed in, and the denoiser takes it from step 500 of 1000 to 0 in `steps`
     DDIM steps; the result is compared with z_t. Our choices: the denoiser works on single tokens (two residual
     bottlenecks with the time added), since block outputs need not be a grid, and the schedule is the cosine. Noise is a
-    function of seed, step and sample. The backward computes each step of the denoiser once more, so that only the
-    features between the steps are kept.
+    function of seed, step and image: copies of an image in one batch (`repeats` of classification) have the same. The
+    backward computes each step of the denoiser once more, so that only the features between the steps are kept.
 
     Args:
         weight: Factor of the loss; {step: factor} for a schedule.

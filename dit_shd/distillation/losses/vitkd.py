@@ -26,7 +26,8 @@ class ViTKD(Loss):
     over those tokens and channels and divided by r.
 
     Tokens in front of the grid (class, distillation) take no part. At equal widths there are no P, as in the public
-    code. Widths are those of the models' blocks. Which tokens are replaced is a function of seed, step and sample.
+    code. Widths are those of the models' blocks. Which tokens are replaced is a function of seed, step and image: the
+    same ones in copies of an image in one batch (`repeats` of classification).
 
     Args:
         weight: Factor of the loss; {step: factor} for a schedule.
