@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dit_shd.core.errors import UserError
+from dit_shd.core.precision import wide_dtype
 from dit_shd.distillation.records import Layer
 from dit_shd.tasks import Batch
 
@@ -32,7 +33,7 @@ def features(name: str, student: Layer, teacher: Layer) -> tuple[Tensor, Tensor]
 
 def wide(x: Tensor) -> Tensor:
     """A tensor in float32 or wider."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x.to(wide_dtype(x))
 
 
 def normalised(x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from dit_shd.attention.tiles import full_precision
 from dit_shd.core.errors import UserError
+from dit_shd.core.precision import wide_dtype
 
 Kind = Literal["linear", "mlp", "none"]
 
@@ -78,7 +79,7 @@ class Orthonormal(nn.Module):
     def weight(self) -> Tensor:
         """P [e_t,e_s], in float32 or wider."""
         with full_precision(self.free.device):
-            free = self.free.to(torch.promote_types(self.free.dtype, torch.float32))
+            free = self.free.to(wide_dtype(self.free))
             q, r = torch.linalg.qr(free)
             return q * r.diagonal().sign().where(r.diagonal() != 0, torch.ones_like(r.diagonal()))
 

@@ -16,6 +16,7 @@ from dit_shd.attention.capture import Capture
 from dit_shd.attention.tiles import CHUNK_MIB, Tiling, full_precision, slices
 from dit_shd.core import rng
 from dit_shd.core.errors import UserError
+from dit_shd.core.precision import wide_dtype
 from dit_shd.squeezing.divergence import attention_kl
 from dit_shd.squeezing.squeeze import squeeze
 from dit_shd.tasks import Batch
@@ -88,7 +89,7 @@ class _OverRows(torch.autograd.Function):
         needed = ctx.needs_input_grad[4:]
         leaves = [x.detach().requires_grad_(need) for x, need in zip(ctx.saved_tensors, needed)]
         wanted = [leaf for leaf in leaves if leaf.requires_grad]
-        sums = [torch.zeros_like(leaf, dtype=torch.promote_types(leaf.dtype, torch.float32)) for leaf in wanted]
+        sums = [torch.zeros_like(leaf, dtype=wide_dtype(leaf)) for leaf in wanted]
         captures = _rebuilt(ctx.student, leaves[: ctx.of_captures])
         for part, gradient in zip(ctx.rows, upstream):
             with torch.enable_grad(), full_precision(leaves[0].device):

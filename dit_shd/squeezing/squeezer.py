@@ -10,6 +10,7 @@ from dit_shd.attention.capture import Capture
 from dit_shd.attention.kernels.captures import unfit
 from dit_shd.attention.tiles import CHUNK_MIB, Buffers
 from dit_shd.core.errors import UserError
+from dit_shd.core.precision import wide_dtype
 from dit_shd.squeezing.backends.autotune import Backend, fastest
 from dit_shd.squeezing.cost import LayerCost, layer_cost
 from dit_shd.squeezing.matching import MapSimilarity, matched
@@ -121,7 +122,7 @@ class Squeezer:
         passing = torch.compiler.is_compiling() or torch.is_inference_mode_enabled() or type(like) is not Tensor
         if like.device.type != "cpu" or passing:
             return None
-        wide = torch.promote_types(like.dtype, torch.float32)
+        wide = wide_dtype(like)
         if self._buffers is None or self._buffers.dtype != wide:
             self._buffers = Buffers(wide, like.device)
         return self._buffers
