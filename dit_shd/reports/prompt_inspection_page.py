@@ -8,7 +8,7 @@ import numpy as np
 
 from dit_shd.analysis.inspect_prompt import PromptFindings
 from dit_shd.core.environment import command
-from dit_shd.reports.explorer import explorer
+from dit_shd.reports.explorer import prompt_explorer
 from dit_shd.reports.figures.alpha import short_layer
 from dit_shd.reports.footer import page_footer, versions
 from dit_shd.reports.html import Link, header, paragraph, picture, png, section, write_page
@@ -36,7 +36,7 @@ def write_prompt_inspection(findings: PromptFindings, files: Sequence[str], page
         section(
             "Words in the picture",
             paragraph(WORDS),
-            explorer(findings.sheets, [image], 0, times[len(times) // 2], prompt=findings.words),
+            prompt_explorer(findings.sheets, image, times[len(times) // 2], findings.words),
         ),
         section("By word", paragraph(_by_word_words(findings)), _by_word(findings)),
         section("By layer and timestep", paragraph(_by_layer_words()), _by_layer(findings)),

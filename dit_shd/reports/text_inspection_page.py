@@ -8,7 +8,7 @@ import numpy as np
 
 from dit_shd.analysis.inspect_text import TextFindings, pictured_heads
 from dit_shd.core.environment import command
-from dit_shd.reports.explorer import TEXT_WORDS, explorer
+from dit_shd.reports.explorer import TEXT_WORDS, text_explorer
 from dit_shd.reports.figures.alpha import LayerAlpha, alpha_charts
 from dit_shd.reports.figures.chart import chart_row, svg_file
 from dit_shd.reports.figures.heads import similarity_charts
@@ -117,7 +117,7 @@ def _summary(findings: TextFindings) -> str:
 def _maps(findings: TextFindings) -> str:
     words = f"{TEXT_WORDS} The first {len(findings.labels)} tokens of the first sequence."
     labels = [legible(label) for label in findings.labels]
-    return section("Attention maps", paragraph(words), explorer(findings.sheets, (), len(labels) - 1, 0, words=labels))
+    return section("Attention maps", paragraph(words), text_explorer(findings.sheets, len(labels) - 1, labels))
 
 
 def _alpha(findings: TextFindings, alphas: Sequence[LayerAlpha]) -> str:
