@@ -73,7 +73,7 @@ def inspect_prompt(
         pipeline_place: Of a run, its pipeline; None for where it was.
         given: Arguments of the pipeline's call.
         layers: Of the transformer; None for joint attention and cross-attention.
-        seed: Of the picture's noise.
+        seed: The seed of the picture's noise.
         timesteps: How many of the sampling steps are recorded, evenly over all.
 
     Raises:
@@ -197,7 +197,7 @@ class _Watch:
             hook.remove()
 
     def _timestep(self, time: float) -> int:
-        """Of the step that runs, as the scheduler counts it: down from the noise, whatever the model is given."""
+        """The step's timestep as the scheduler counts it: down from the noise, whatever the model is given."""
         known = torch.unique_consecutive(torch.as_tensor(self.pipeline.scheduler.timesteps).double())
         return round(float(known[self._step]) if self._step < len(known) else time)
 

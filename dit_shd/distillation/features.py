@@ -14,7 +14,7 @@ def features(name: str, student: Layer, teacher: Layer) -> tuple[Tensor, Tensor]
     """Both layers' tokens, [b,n,e] of one b and n, in the student's precision or float32.
 
     Args:
-        name: Of the loss, for the error.
+        name: The name of the loss, for the error.
         student: One layer.
         teacher: The layer that it learns from.
 
@@ -45,7 +45,7 @@ def token_mean(values: Tensor, batch: Batch | None) -> Tensor:
     """The mean [b] of values [b,n] over tokens, with the batch's weights of tokens.
 
     Args:
-        values: Of every token.
+        values: The values of every token.
         batch: None for equal weights.
     """
     weight = None if batch is None else batch.row_weight(values.shape[1])

@@ -16,7 +16,7 @@ def check_kind(name: str, kind: str) -> Kind:
     """A kind of projector that exists.
 
     Args:
-        name: Of the loss, for the error.
+        name: The name of the loss, for the error.
         kind: As a config says.
 
     Raises:
@@ -31,7 +31,7 @@ def projector(name: str, kind: Kind, student: Tensor, teacher: Tensor) -> nn.Mod
     """A map of tokens [...,e] from one width to another, on the student's device.
 
     Args:
-        name: Of the loss, for the error.
+        name: The name of the loss, for the error.
         kind: `linear`; `mlp`, two linear maps with SiLU between, as wide inside as the wider side; `none`.
         student: Its features [...,e_s].
         teacher: Its features [...,e_t]; for none of the same width.

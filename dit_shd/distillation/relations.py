@@ -105,7 +105,7 @@ def row_mean(terms: Tensor, rows: slice, n: int, weight: Tensor | None) -> Tenso
     """The share [b] of some query rows in a mean over all n.
 
     Args:
-        terms: Of these rows [b,r].
+        terms: The terms of these rows [b,r].
         rows: Which.
         n: Query rows in all.
         weight: Of every row [b,n]; None: 1.
@@ -147,7 +147,7 @@ def captures(name: str, student: Any, teacher: Any) -> tuple[Capture, Capture]: 
     """The captures of two layers of the same samples and tokens.
 
     Args:
-        name: Of the loss, for the error.
+        name: The name of the loss, for the error.
         student: Layer of the student.
         teacher: The layer that it learns from.
 
@@ -171,7 +171,7 @@ def row_sample(share: float, n: int, seed: int, purpose: str, batch: Batch | Non
     Args:
         share: Above 0 and at most 1; at least one row is drawn.
         n: Query rows in all.
-        seed: Of the draws.
+        seed: The seed of the draws.
         purpose: Another draw for each.
         batch: Of training, whose step and first sample the draw is a function of.
     """

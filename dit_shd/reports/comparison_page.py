@@ -141,9 +141,9 @@ def write_comparison_page(
     Args:
         page: The file.
         files: Results files.
-        names: Of the models.
+        names: The names of the models.
         records: Contents of the files.
-        rows: Of the table of figures.
+        rows: The rows of the table of figures.
         notes: What a reader should know before the figures.
     """
     title = f"{len(rows)} models side by side"

@@ -77,7 +77,7 @@ def head(record: Mapping[str, Any], title: str) -> str:
 
     Args:
         record: The content of results.json.
-        title: Of the page.
+        title: The title of the page.
     """
     name, value = next(iter(record["figures"].items()))
     interval, spread = record.get("intervals", {}).get(name), record.get("spread", {}).get(name)

@@ -104,7 +104,7 @@ def header(kind: str, title: str, findings: Sequence[str], tiles: Mapping[str, s
 
     Args:
         kind: One or two words above the title.
-        title: Of the page.
+        title: The title of the page.
         findings: Sentences, the most important first.
         tiles: Number -> what it is.
         parts: HTML below.

@@ -25,7 +25,7 @@ def write_prompt_inspection(findings: PromptFindings, files: Sequence[str], page
     """Write the page.
 
     Args:
-        findings: Of an analysis.
+        findings: The findings of an analysis.
         files: Names of the files beside the page, its numbers first.
         page: The file.
     """

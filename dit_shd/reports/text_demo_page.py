@@ -62,7 +62,7 @@ def headline(scores: TextScores) -> list[str]:
     """What the demo found, in two sentences.
 
     Args:
-        scores: Of teacher, untrained and trained students.
+        scores: The scores of teacher, untrained and trained students.
     """
     teacher, cut, *students = scores.rows
     trained = ", ".join(f"“{row.name}” in {_share(row)}" for row in students)

@@ -43,7 +43,7 @@ def write_text_inspection(findings: TextFindings, files: Sequence[str], page: Pa
     """Write the page.
 
     Args:
-        findings: Of an analysis.
+        findings: The findings of an analysis.
         files: Names of the files beside the page.
         page: The file.
     """

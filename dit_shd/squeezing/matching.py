@@ -38,7 +38,7 @@ class MapSimilarity:
         """Add one layer's maps of one batch, tile by tile.
 
         Args:
-            capture: Of the layer.
+            capture: The capture of the layer.
             row_weight: [b,n], a factor of every query row's products; None: 1. Rows of weight 0 (padding) take no part.
         """
         capture = capture.detach()

@@ -139,7 +139,7 @@ class Collector:
         k: Heads of a group.
         n: Query rows.
         per_row: Whether to keep the products of every row.
-        device: Of the products.
+        device: The device of the products.
         row_weight: [b,n], a factor of every row's inner products; None: 1.
     """
 
@@ -231,7 +231,7 @@ def streamed(
     """Inner products of groups of k >= 2 heads, tile by tile.
 
     Args:
-        capture: Of the teacher, detached.
+        capture: The capture of the teacher, detached.
         groups: G of them.
         factor: Projections.of(capture.out, groups).
         per_row: Whether to keep the products of every query row.

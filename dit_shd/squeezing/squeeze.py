@@ -92,14 +92,14 @@ def squeeze(
 
     Args:
         capture: The teacher's layer; all methods but `constant` and `hard` need its `out` (W^O by head).
-        heads: Of the student, g.
+        heads: The number of heads of the student, g.
         plan: `contiguous`, or a list of groups of head numbers.
         method: `pairwise`: alpha in closed form, merged left to right inside each group (eq. 5-9); joint: least squares
             over each group at once, on the simplex; per_query: the same for every query row separately; constant: 1/k
             (the paper's table 8); hard: one head of each group, drawn from `seed` (table 7). With g = h every method
             is the identity.
         clamp: Whether to keep every pairwise alpha in [0, 1]; without, merged maps can be negative, and KL undefined.
-        seed: Of the method hard.
+        seed: The seed of the method hard.
         backend: `streamed` (tile by tile), fused (PyTorch's attention kernels, for GPUs) or triton (Triton kernels, for
             GPUs); the weights are the same up to rounding.
         chunk_mib: Memory budget for maps, in MiB; does not change the result beyond rounding.

@@ -29,7 +29,7 @@ class Squeezer:
         plan: The groups of teacher heads: contiguous; matched (similar heads, by calibration batches); a list of
             groups; or {student layer: list of groups}.
         method: `pairwise` (the paper's alpha), joint, per_query, constant or hard; see squeeze.
-        seed: Of the method hard.
+        seed: The seed of the method hard.
         chunk_mib: Memory budget for attention maps, in MiB.
         backend: `triton`, or `auto`: the faster of streamed and triton on a GPU, measured once for each kind of layer;
             streamed otherwise, also beside a fused divergence.
@@ -75,8 +75,8 @@ class Squeezer:
         """The plan of a layer, contiguous where there is none for it.
 
         Args:
-            layer: Of the student.
-            heads: Of the teacher, h.
+            layer: The layer of the student.
+            heads: The number of heads of the teacher, h.
             groups: Their number, g.
         """
         plans = self.plans if self.plan == "matched" else self.plan

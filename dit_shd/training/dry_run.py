@@ -45,7 +45,7 @@ def dry_run(config: TrainConfig) -> DryRun:
     The data need not exist, nor, with `estimate.teacher`, the teacher.
 
     Args:
-        config: Of the run.
+        config: The config of the run.
 
     Raises:
         UserError: A config that cannot work.
@@ -171,9 +171,9 @@ def take_a_step(config: TrainConfig, teachers: Teachers, images: int, before: in
     """Take two steps on noise: in the first one layers are not streamed yet and the optimizer has no states.
 
     Args:
-        config: Of the run.
+        config: The config of the run.
         teachers: With weights.
-        images: Of the step.
+        images: The number of images of the step.
         before: Value of peak_memory() of the time before the teachers were loaded.
     """
     device = current_device()

@@ -50,7 +50,7 @@ def class_sheet(images: np.ndarray, places: np.ndarray, columns: int) -> bytes:
 
     Args:
         images: uint8 [k,y,x,c], those of the places that are not -1, in order.
-        places: Of class_places, flat.
+        places: The places of class_places, flat.
         columns: Number of classes.
     """
     sheet = np.full((len(places), *images.shape[1:]), 255, dtype=np.uint8)

@@ -38,7 +38,7 @@ def heat_panel(values: np.ndarray, high: float, labels: Sequence[str], title: st
     Args:
         values: From 0 to `high`; the colour goes by their square root.
         high: The value of the full colour.
-        labels: Of rows and columns [n].
+        labels: The labels of rows and columns [n].
         title: Above it.
     """
     side = CELL * len(values)

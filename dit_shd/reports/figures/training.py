@@ -30,7 +30,7 @@ def term_charts(
         terms: Key -> title.
         log: Whether the scale is logarithmic, where all values are above 0.
         small: Whether the charts are for a row of small ones.
-        points: Of a curve at most.
+        points: The number of points of a curve at most.
     """
     drawn = []
     for key, title in terms.items():

@@ -59,7 +59,7 @@ def fastest(
         kind: What the choice is remembered by, beside the names of the backends.
         what: What is chosen for, in the log.
         runs: What to time, by the backend's name.
-        device: Of the layer.
+        device: The device of the layer.
         not_triton: Why triton is not among them, for the log.
     """
     kind = (*kind, *runs)  # a backend that cannot serve this layer may have been the fastest of another
