@@ -25,8 +25,8 @@ OF_EXAMPLES = {"trl"}
 OF_TORCH = {"triton"}
 """What torch brings along where it exists; imported only there."""
 FOR_LIBRARIES = {"onnxscript", "bitsandbytes", "sentencepiece", "protobuf"}
-"""What torch, diffusers and transformers import where dit_shd asks them to: for the exporter of ONNX, weights of 4 bits, and
-the tokenizers of T5 of which a pipeline has spiece.model alone (PixArt)."""
+"""What torch, diffusers and transformers import where dit_shd asks them to: for the exporter of ONNX, weights of
+4 bits, and the tokenizers of T5 of which a pipeline has spiece.model alone (PixArt)."""
 
 
 @pytest.fixture(scope="module")

@@ -126,12 +126,11 @@ def test_the_wall_is_felt(before, index):
 
 def test_blocks_have_room_for_the_wider_of_two_precisions(monkeypatch):
     """A float32 teacher's blocks are twice as large as those of its bfloat16 student."""
-    from dit_shd.squeezing.kernels import launch
-
     asked = []
     for name in ("of_rows", "of_keys"):
         blocks = getattr(operators, name)
-        monkeypatch.setattr(operators, name, lambda *given, _blocks=blocks: (asked.append(given[2]), _blocks(*given))[1])
+        noted = lambda *given, _blocks=blocks: (asked.append(given[2]), _blocks(*given))[1]  # noqa: E731
+        monkeypatch.setattr(operators, name, noted)
     r = torch.Generator().manual_seed(0)
     device = "cuda" if HAS_GPU else "cpu"
     teacher, student = (Capture(*torch.randn(3, 1, h, 16, 16, generator=r).to(device), 0.25) for h in (2, 1))
