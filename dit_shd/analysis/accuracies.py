@@ -39,7 +39,7 @@ def accuracies(config: AccuracyConfig) -> dict[str, Accuracy]:
     """Measure, and write the figures where the config says.
 
     Args:
-        config: Of the command.
+        config: The config of the command.
 
     Returns:
         The accuracy of each model by its name.

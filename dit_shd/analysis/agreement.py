@@ -67,7 +67,7 @@ def model_sheets(
 
     Args:
         teacher: The teacher.
-        students: By name, all with the same layers and heads.
+        students: The students, by name, all with the same layers and heads.
         batches: One sample at several timesteps.
         how: The layer map.
     """

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dit_shd.analysis.map_sheets import LayerSheets, Sheets, extent, spread
+from dit_shd.analysis.map_sheets import Extent, LayerSheets, Sheets, extent, spread
 from dit_shd.analysis.prompt_words import REST, Word, prompt_words
 from dit_shd.attention.capture import Capture
 from dit_shd.attention.recording.attach import capture
@@ -73,7 +73,7 @@ def inspect_prompt(
         pipeline_place: Of a run, its pipeline; None for where it was.
         given: Arguments of the pipeline's call.
         layers: Of the transformer; None for joint attention and cross-attention.
-        seed: Of the picture's noise.
+        seed: The seed of the picture's noise.
         timesteps: How many of the sampling steps are recorded, evenly over all.
 
     Raises:
@@ -86,39 +86,70 @@ def inspect_prompt(
     pipeline.set_progress_bar_config(disable=True)
     model = pipeline.transformer
     chosen = list(adapter.text_layers) if layers is None else layers  # cross-attention is recorded where it is named
-    tries = _Watch(pipeline, adapter)
-    with capture(model, chosen, tries.sink, projections=False), tries.watching(model):
-        draw(pipeline, [prompt], seed, range(1), {**call, "num_inference_steps": 2})
-    shapes = tries.alike()
+    drawing = _Drawing(pipeline, adapter, chosen, prompt, seed, call)
+    shapes = _layer_shapes(drawing)
     if not shapes:
         raise UserError(
             f"{place}: in no layer of {type(model).__name__} image tokens attend to text tokens, as far as it is known "
             "where they stand; layers= names cross-attention"
         )
-    tokens = max(one.text for one in shapes.values())
     image, heads = next(iter(shapes.values())).shape
-    words = prompt_words(pipeline, adapter, prompt, tokens, call)
-    size = extent(len(shapes), timesteps, heads, len(words) + 1, image)
-    steps = _number_of_steps(pipeline, call)
-    watch = _Watch(pipeline, adapter, set(_spread(list(shapes), size.layers)), words)
-    watch.steps = set(spread(steps, min(size.timesteps, steps)))
-    with tqdm(total=len(watch.steps) * len(shapes), desc=f"{steps} steps", unit="layer") as bar:
-        watch.tick = bar.update
-        with capture(model, chosen, watch.sink, projections=False), watch.watching(model):
-            (picture,) = draw(pipeline, [prompt], seed, range(1), call)
-    grid = _grid(image, picture.shape[0] / picture.shape[1])
-    sheets = []
-    for name, maps in watch.maps.items():
-        sheet = LayerSheets.begin(name, len(words) + 1, image, (None, grid), size)
-        for one in maps:
-            sheet.add(one, grid, [f"text {share:.0%}" for share in one.sum(1).mean(1).tolist()])
-        sheets.append(sheet)
-    names = {"heads": [f"head {head}" for head in range(heads)]}
-    shares = {name: torch.stack([one.mean(2) for one in maps]).numpy() for name, maps in watch.maps.items()}
+    words = prompt_words(pipeline, adapter, prompt, max(shape.text for shape in shapes.values()), call)
     labels = [*(word.text for word in words), REST]
-    return PromptFindings(
-        place, prompt, type(pipeline).__name__, model, picture, labels, Sheets(watch.times, names, sheets), shares, call
-    )
+    size = extent(len(shapes), timesteps, heads, len(labels), image)
+    picture, watch = _recorded_maps(drawing, _spread(list(shapes), size.layers), words, size.timesteps)
+    grid = _grid(image, picture.shape[0] / picture.shape[1])
+    names = {"heads": [f"head {head}" for head in range(heads)]}
+    sheets = Sheets(watch.times, names, [_sheets_of(name, maps, grid, size) for name, maps in watch.maps.items()])
+    shares = {name: torch.stack([one.mean(2) for one in maps]).numpy() for name, maps in watch.maps.items()}
+    return PromptFindings(place, prompt, type(pipeline).__name__, model, picture, labels, sheets, shares, call)
+
+
+@dataclass(frozen=True, eq=False)
+class _Drawing:
+    """The picture of a prompt, drawn as often as it is wanted."""
+
+    pipeline: Any
+    adapter: Adapter
+    layers: Layers
+    """That may be recorded, by pattern."""
+    prompt: str
+    seed: int
+    call: Mapping[str, Any]
+
+    def watched_by(self, watch: "_Watch", **others: Any) -> np.ndarray:
+        """The picture; meanwhile a watch takes layers. Others: arguments in place of those of the call."""
+        model = self.pipeline.transformer
+        with capture(model, self.layers, watch.sink, projections=False), watch.watching(model):
+            (picture,) = draw(self.pipeline, [self.prompt], self.seed, range(1), {**self.call, **others})
+        return picture
+
+
+def _layer_shapes(drawing: _Drawing) -> dict[str, "_Shape"]:
+    """The layers in which image tokens attend to text, those of the first one's shape, from a drawing of two steps."""
+    watch = _Watch(drawing.pipeline, drawing.adapter)
+    drawing.watched_by(watch, num_inference_steps=2)
+    return watch.alike()
+
+
+def _recorded_maps(
+    drawing: _Drawing, layers: Sequence[str], words: Sequence[Word], timesteps: int
+) -> tuple[np.ndarray, "_Watch"]:
+    """The picture, and the watch that holds the maps of some layers and words at so many timesteps, evenly spread."""
+    count = _number_of_steps(drawing.pipeline, drawing.call)
+    steps = set(spread(count, min(timesteps, count)))
+    with tqdm(total=len(steps) * len(layers), desc=f"{count} steps", unit="layer") as bar:
+        watch = _Watch(drawing.pipeline, drawing.adapter, set(layers), words, steps, bar.update)
+        return drawing.watched_by(watch), watch
+
+
+def _sheets_of(name: str, maps: Sequence[Tensor], grid: tuple[int, int], size: Extent) -> LayerSheets:
+    """The sheets of a layer's maps [h,w,n], one of each timestep."""
+    _, words, image = maps[0].shape
+    sheets = LayerSheets.begin(name, words, image, (None, grid), size)
+    for one in maps:
+        sheets.add(one, grid, [f"text {share:.0%}" for share in one.sum(1).mean(1).tolist()])
+    return sheets
 
 
 @dataclass
@@ -131,15 +162,16 @@ class _Watch:
     """That are kept; all where it is empty, by their shape alone."""
     words: Sequence[Word] = ()
     steps: set[int] = field(default_factory=lambda: {0})
-    maps: dict[str, list[Tensor]] = field(default_factory=dict)
-    """Layer -> of each step [h,w,n]."""
-    shapes: dict[str, "_Shape"] = field(default_factory=dict)
-    times: list[int] = field(default_factory=list)
     tick: Callable[[], object] = field(default=lambda: None)
-    _step: int = -1
-    _time: float | None = None
-    _recorded: bool = False
-    _image: Callable[[str], range | None] = field(default=lambda name: None)
+    """Called for each layer that is kept."""
+    maps: dict[str, list[Tensor]] = field(default_factory=dict, init=False)
+    """Layer -> of each step [h,w,n]."""
+    shapes: dict[str, "_Shape"] = field(default_factory=dict, init=False)
+    times: list[int] = field(default_factory=list, init=False)
+    _step: int = field(default=-1, init=False)
+    _time: float | None = field(default=None, init=False)
+    _recorded: bool = field(default=False, init=False)
+    _image: Callable[[str], range | None] = field(default=lambda name: None, init=False)
     """Where the image's tokens stand in a layer of the forward that runs."""
 
     @contextmanager
@@ -165,7 +197,7 @@ class _Watch:
             hook.remove()
 
     def _timestep(self, time: float) -> int:
-        """Of the step that runs, as the scheduler counts it: down from the noise, whatever the model is given."""
+        """The step's timestep as the scheduler counts it: down from the noise, whatever the model is given."""
         known = torch.unique_consecutive(torch.as_tensor(self.pipeline.scheduler.timesteps).double())
         return round(float(known[self._step]) if self._step < len(known) else time)
 

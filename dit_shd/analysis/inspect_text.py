@@ -50,7 +50,7 @@ def inspect_text(
         model: In evaluation, on its device.
         data: A text in its tokens.
         samples: Sequences of it behind similarity and alpha.
-        seed: Of their choice.
+        seed: The seed of their choice.
         scope: Which layers.
         heads: Student heads of the merge plan; None for half of the layer's, rounded up.
 

@@ -184,7 +184,7 @@ def head_sheets(
         inputs: The arguments of its forward.
         scope: The layers, with a block.
         maps: What layer_maps recorded; layers with another number of heads than the first are left out.
-        timesteps: Of which as many as fit are recorded.
+        timesteps: The timesteps, of which as many as fit are recorded.
         heads: Student heads; by default half of the layer's, rounded up.
         tick: Called for every recorded layer.
     """

@@ -45,7 +45,7 @@ def perplexities(config: PerplexityConfig) -> dict[str, Figures]:
     """Measure, and write the figures where the config says.
 
     Args:
-        config: Of the command.
+        config: The config of the command.
 
     Returns:
         The figures of each model by its name.
@@ -74,10 +74,10 @@ def perplexities(config: PerplexityConfig) -> dict[str, Figures]:
 
 
 def over_seeds(figures: Mapping[str, Figures]) -> dict[str, tuple[int, Figures, Figures]]:
-    """Of runs whose names differ in their seed alone: how many, the mean of their figures and the standard deviation.
+    """Runs whose names differ in their seed alone: their number, and mean and standard deviation of their figures.
 
     Args:
-        figures: Of each model by its name.
+        figures: Model's name -> its figures.
     """
     groups: dict[str, list[Figures]] = {}
     for name, row in figures.items():

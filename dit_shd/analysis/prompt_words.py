@@ -40,7 +40,7 @@ def prompt_words(
 
     Args:
         pipeline: With tokenizers.
-        adapter: Of its transformer.
+        adapter: The adapter of its transformer.
         prompt: The text.
         tokens: Text tokens that the transformer was given.
         call: Arguments of the pipeline's call.

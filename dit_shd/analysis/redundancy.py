@@ -58,7 +58,7 @@ def best_intervals(error: Callable[[int, int], float], count: int, keep: int, lo
 
     Args:
         error: Of a run: (first block, last block + 1).
-        count: Of blocks.
+        count: The number of blocks.
         keep: Of runs.
         longest: Blocks of a run.
 
@@ -87,7 +87,7 @@ def plan_of(blocks: Sequence[str], intervals: Sequence[Interval], errors: Sequen
     """The plan of a student with a block for each interval, named as the teacher's first blocks.
 
     Args:
-        blocks: Of the teacher, in order.
+        blocks: The blocks of the teacher, in order.
         intervals: All of them, in order.
         errors: Of each.
     """

@@ -57,9 +57,9 @@ class KeyedSampling:
     A logits processor of transformers: it leaves the drawn token alone, so that greedy decoding takes it.
 
     Args:
-        seed: Of sampling.
-        indices: Of the prompts [b].
-        temperature: Of the softmax.
+        seed: The seed of sampling.
+        indices: The indices of the prompts [b].
+        temperature: The temperature of the softmax.
     """
 
     def __init__(self, seed: int, indices: Sequence[int], temperature: float):
@@ -84,7 +84,7 @@ def responses(
         model: In evaluation.
         tokenizer: Its own.
         documents: With prompts.
-        seed: Of sampling.
+        seed: The seed of sampling.
         config: Lengths, temperature, batch size.
 
     Raises:
@@ -146,7 +146,7 @@ def rouge(config: RougeConfig) -> Scores:
     """Let models answer, score, and write scores and responses where the config says.
 
     Args:
-        config: Of the command.
+        config: The config of the command.
 
     Raises:
         UserError: No such model, no language model, a set without prompts, or a file that is there already.

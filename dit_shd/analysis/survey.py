@@ -19,6 +19,7 @@ from dit_shd.attention.recording.joint import Block
 from dit_shd.attention.recording.selection import Layers
 from dit_shd.attention.tiles import CHUNK_MIB, Buffers, Maps, Tiling, slices
 from dit_shd.core.errors import UserError
+from dit_shd.core.precision import wide_dtype
 from dit_shd.squeezing.matching import MapSimilarity, matched
 from dit_shd.squeezing.plans import Plan, contiguous
 from dit_shd.squeezing.products import Projections
@@ -246,7 +247,7 @@ def mean_maps(layer: Capture, bins: int = BINS, chunk_mib: float = CHUNK_MIB) ->
         summed and intervals of queries averaged, so that every row sums to 1: [min(n,bins),min(m,bins)].
     """
     b, h, n, m = layer.shape
-    buffers = Buffers(torch.promote_types(layer.query.dtype, torch.float32), layer.query.device)
+    buffers = Buffers(wide_dtype(layer.query), layer.query.device)
     y, x = min(n, bins), min(m, bins)
     row_bin, key_bin = (torch.arange(k, device=buffers.device) * count // k for k, count in ((n, y), (m, x)))
     received = torch.zeros(h, m, dtype=torch.float64, device=buffers.device)

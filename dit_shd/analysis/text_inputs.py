@@ -42,7 +42,7 @@ class TextInputs(Inputs):
         Args:
             data: The text, in the tokens of the model.
             samples: How many, at most.
-            seed: Of the choice.
+            seed: The seed of the choice.
         """
         indices = rng.permutation(seed, "inspect", 0, len(data))[:samples]
         drawn = data.batch(np.sort(indices), rng.Draws(seed, 0, range(len(indices)), len(indices)))

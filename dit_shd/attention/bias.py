@@ -11,6 +11,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from dit_shd.core.precision import wide_dtype
+
 Heads = slice | list[int]
 Adder = Callable[[Tensor, slice], None]
 """add(scores[b,k,r,m], rows): adds, in place, the bias of some query rows."""
@@ -27,7 +29,7 @@ class BiasGradient(ABC):
     @cached_property
     def collected(self) -> Tensor:
         """Where they are added up, in the layout of the bias's own class; zeros at first, unless it is set."""
-        wide = torch.promote_types(self._leaf.dtype, torch.float32)
+        wide = wide_dtype(self._leaf)
         return torch.zeros(self.shape, dtype=wide, device=self._leaf.device)
 
     @abstractmethod
@@ -144,7 +146,7 @@ class DenseBias(Bias):
 
     def scaled(self, factor: float) -> "DenseBias":
         (tensor,) = self.leaves
-        return DenseBias(_stretched(tensor.to(torch.promote_types(tensor.dtype, torch.float32)), factor))
+        return DenseBias(_stretched(tensor.to(wide_dtype(tensor)), factor))
 
     def adder(self, heads: Heads = slice(None), factor: float = 1.0) -> Adder:
         tensor = self.leaves[0].detach()

@@ -14,6 +14,7 @@ from torch import Tensor
 from dit_shd.attention.bias import Bias, DenseBias
 from dit_shd.attention.softmax import softmax
 from dit_shd.core.errors import UserError
+from dit_shd.core.precision import wide_dtype
 
 WeightSource = Callable[[], Tensor | str]
 """Gives W^O by head [h,d,e] when it is wanted, or the reason why it cannot be had."""
@@ -118,7 +119,7 @@ class Capture:
 
     def scores(self, rows: slice = slice(None)) -> Tensor:
         """S[b,h,r,m] of some query rows, in float32 (float64 if the query is), with its graph."""
-        wide = torch.promote_types(self.query.dtype, torch.float32)
+        wide = wide_dtype(self.query)
         key = self.key.to(wide)
         if (shared := self.heads // key.shape[1]) > 1:
             key = key.repeat_interleave(shared, 1)

@@ -19,6 +19,7 @@ from dit_shd.attention.bias import Bias, DenseBias
 from dit_shd.attention.capture import Capture
 from dit_shd.attention.kernels import captures as kernels
 from dit_shd.attention.tiles import CHUNK_MIB, Buffers, Loan, Maps, Tiling, add_product, flat, slices
+from dit_shd.core.precision import wide_dtype
 
 
 def attend(
@@ -155,7 +156,7 @@ def _like(x: Tensor, width: int | None = None) -> Tensor:
 def _parts(capture: Capture, chunk_mib: float, planes: int) -> Iterator[tuple[slice, slice, list[slice], Maps]]:
     """Some samples and some heads at a time, the runs of query rows they are worked through in, and their maps."""
     b, h, n, m = capture.shape
-    wide = torch.promote_types(capture.query.dtype, torch.float32)
+    wide = wide_dtype(capture.query)
     buffers = Buffers(wide, capture.query.device)
     tiling = Tiling.choose(b, h, n, m, planes, buffers.device, chunk_mib)
     for samples in slices(b, tiling.samples):

@@ -66,7 +66,7 @@ def train(out: Path, trainings: Mapping[str, Training]) -> set[str]:
 
     Args:
         out: The demo's folder.
-        trainings: By name.
+        trainings: The trainings, by name.
 
     Returns:
         Their names.
@@ -91,7 +91,7 @@ def sample(out: Path, samplings: Mapping[str, Sampling], missing: Set[str]) -> b
 
     Args:
         out: The demo's folder.
-        samplings: By the model's name.
+        samplings: The samplings, by the model's name.
         missing: Names of those to do.
 
     Returns:

@@ -48,7 +48,7 @@ def flag(given: tuple[str, str], command: Specification) -> UserError:
 
     Args:
         given: The flag and the value after it, which may be empty.
-        command: Of the command line.
+        command: The name of the command.
     """
     option, value = given
     word = option.lstrip("-").replace("-", "_")

@@ -23,7 +23,7 @@ def program(commands: Mapping[str, Specification]) -> str:
     """The text of `dit-shd --help`.
 
     Args:
-        commands: By name.
+        commands: The commands, by name.
     """
     listed = {name for _, names in ORDER for name in names}
     groups = [*ORDER, ("More", tuple(name for name in commands if name not in listed))]
@@ -52,7 +52,7 @@ def command(spec: Specification) -> str:
     """The text of `dit-shd COMMAND --help`.
 
     Args:
-        spec: Of the command.
+        spec: The spec of the command.
     """
     lines = [f"usage: {spec.usage}", "", spec.text]
     if spec.words:
@@ -71,7 +71,7 @@ def topic(spec: Specification, word: str) -> str:
     """The text of `dit-shd COMMAND --help WORD`: a plug-in, all plug-ins of a key, or a key.
 
     Args:
-        spec: Of the command.
+        spec: The spec of the command.
         word: The name of one of them.
 
     Raises:

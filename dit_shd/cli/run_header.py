@@ -30,7 +30,7 @@ def run_header(trainer: Trainer) -> str:
     """What a run is, in aligned lines.
 
     Args:
-        trainer: Of the run, before its first step.
+        trainer: The trainer of the run, before its first step.
     """
     distiller, student = trainer.state.distiller, trainer.student
     rows: list[tuple[str, str]] = [("run", _run(trainer)), ("device", _device(trainer))]

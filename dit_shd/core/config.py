@@ -30,7 +30,7 @@ def option(
         doc: Its help text.
         range: Smallest and largest number; None as a value is always allowed.
         resumable: Whether a resumed run may change it.
-        heading: Of it and the fields after it, in help.
+        heading: The heading of it and the fields after it, in help.
     """
     metadata = {"doc": doc, "range": range, "resumable": resumable, "heading": heading}
     if isinstance(default, (list, dict)) or dataclasses.is_dataclass(default):

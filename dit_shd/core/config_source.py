@@ -87,8 +87,8 @@ def keys_of(module: str, name: str, prefix: str = "") -> list[Key]:
 
     Args:
         module: Its dotted name.
-        name: Of the class.
-        prefix: Of the names of its keys.
+        name: The name of the class.
+        prefix: The prefix of the names of its keys.
     """
     tree = parse(module)
     home = imported_from(tree, name, module)

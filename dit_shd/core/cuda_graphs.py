@@ -63,7 +63,7 @@ class CudaGraphs:
 
         Args:
             key: Of everything that the function depends on beside the tensors' values.
-            function: Of the tensors.
+            function: A function of the tensors.
             tensors: Its arguments, on one GPU.
         """
         known = self._graphs.get(key)

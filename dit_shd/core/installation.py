@@ -14,8 +14,8 @@ def require(packages: Sequence[str], extra: str, what: str) -> None:
     """Refuse to begin without some packages; all that are missing are named at once.
 
     Args:
-        packages: By the names under which they are imported.
-        extra: Of dit_shd, that installs them.
+        packages: The packages, by the names under which they are imported.
+        extra: The extra of dit_shd that installs them.
         what: Needs them, for the error.
 
     Raises:

@@ -22,7 +22,7 @@ def memory_line(error: BaseException, training: bool) -> str:
     """What happened and what to do, in one line.
 
     Args:
-        error: Of which is_out_of_memory is true.
+        error: An error of which is_out_of_memory is true.
         training: Whether a run was being trained.
     """
     size = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)|you tried to allocate (\d+) bytes", str(error))

@@ -187,7 +187,7 @@ def check_values(values: Mapping[str, Any], kinds: Mapping[str, tuple[Kind, str]
     """Check names before anything heavy is imported.
 
     Args:
-        values: Of options, as a user gave them.
+        values: The values of options, as a user gave them.
         kinds: By key, the kind and the option's name in errors.
 
     Raises:

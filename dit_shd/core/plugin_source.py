@@ -35,7 +35,7 @@ def plugin_source(package: str, name: str) -> PluginSource:
 
     Args:
         package: Dotted name of its folder.
-        name: Of its file.
+        name: The name of its file.
     """
     base, kind = _base(package)
     module = f"{package}.{name}"

@@ -53,7 +53,7 @@ class Plugin:
         return cls(value["name"], {k: v for k, v in value.items() if k != "name"})
 
     def as_value(self) -> dict[str, Any]:
-        """As plain values for YAML."""
+        """The name and the options as plain values for YAML."""
         return {"name": self.name, **self.options}
 
 

@@ -1,9 +1,10 @@
-"""The precision of matrix products."""
+"""The precision of matrix products, and of what is computed from tensors of less."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 
 @contextmanager
@@ -20,3 +21,8 @@ def true_float32() -> Generator[None]:
     finally:
         if before != "highest":
             torch.set_float32_matmul_precision(before)
+
+
+def wide_dtype(tensor: Tensor) -> torch.dtype:
+    """float32, or the tensor's own type where that is wider."""
+    return torch.promote_types(tensor.dtype, torch.float32)

@@ -130,7 +130,7 @@ def choose_weights(names: Iterable[str], where: str, variant: str | None = None)
     Those without a variant come before the only variant, safetensors before PyTorch files.
 
     Args:
-        names: Of the files in the folder.
+        names: The names of the files in the folder.
         where: The folder, for errors.
         variant: As in read_weights.
 

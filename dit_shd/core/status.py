@@ -11,7 +11,7 @@ def shown(text: str) -> Generator[None]:
     """Show a line on the terminal while the block runs, in the first process of several.
 
     Args:
-        text: Of the line.
+        text: The text of the line.
     """
     visible = sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"
     if visible:

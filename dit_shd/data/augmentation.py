@@ -65,7 +65,7 @@ class TrainTransform:
     """The augmentation of one run.
 
     Args:
-        seed: Of the run.
+        seed: The seed of the run.
 
     Raises:
         UserError: A policy that timm cannot read.

@@ -33,7 +33,7 @@ class Augmenter:
 
     Args:
         dataset: With `images` among its fields; every worker gets a copy.
-        transform: Of the run.
+        transform: The transform of the run.
         workers: Processes beside this one; 0: this one does it.
     """
 

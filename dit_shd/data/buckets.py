@@ -40,7 +40,7 @@ def bucket_shapes(size: int, unit: int) -> list[Shape]:
     """Heights and widths of about size x size pixels, by their ratio.
 
     Args:
-        size: Of the square.
+        size: The size of the square.
         unit: What heights and widths are multiples of.
     """
     step = max(unit, size // STEPS // unit * unit)
@@ -115,7 +115,7 @@ class Subset(ImageSource):
 
     Args:
         source: With captions.
-        numbers: Of the images, ascending.
+        numbers: The numbers of the images, ascending.
     """
 
     def __init__(self, source: ImageSource, numbers: np.ndarray) -> None:

@@ -41,8 +41,8 @@ def captioned_digits(count: int, split: Literal["train", "validation"], seed: in
 
     Args:
         count: How many.
-        split: Of the digits that they are made of.
-        seed: Of everything that is drawn.
+        split: The split of the digits that they are made of.
+        seed: The seed of everything that is drawn.
 
     Returns:
         uint8 [n,56,56], and what is on each.
@@ -118,7 +118,7 @@ def _adjectives(pixels: np.ndarray, ink: np.ndarray, draw: np.random.Generator) 
 
 
 def _shear(pixels: np.ndarray) -> float:
-    """By how many columns a row a digit [28,28] leans to the right, from its second moments."""
+    """The columns by which a digit [28,28] leans to the right in each row, from its second moments."""
     weights = pixels.astype(float) / pixels.sum()
     rows, columns = np.indices(pixels.shape)
     rows, columns = rows - (weights * rows).sum(), columns - (weights * columns).sum()

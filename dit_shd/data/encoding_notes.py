@@ -47,7 +47,7 @@ def write_list(skipped: list[list[Any]], count: int, file: Path) -> None:
 
     Args:
         skipped: [number, name, reason] of each.
-        count: Of all images.
+        count: The number of all images.
         file: To be written.
     """
     with atomic_file(file) as stream:

@@ -18,7 +18,7 @@ class Sequences:
     """Documents as one row of tokens, and where sequences are cut out of it.
 
     Args:
-        tokens: Of all documents, one after the other [t].
+        tokens: The tokens of all documents, one after the other [t].
         starts: Where each document begins in it [documents], from 0.
         prompts: Tokens at the beginning of each document that are not to be learned (its begin among them if > 0).
         length: Tokens of a sequence, n.
@@ -33,7 +33,7 @@ class Sequences:
 
     @classmethod
     def of(cls, documents: Sequence[np.ndarray], prompts: Sequence[int], length: int, pack: bool) -> "Sequences":
-        """Of each document's tokens, with begin and end."""
+        """The sequences of documents, each given by its tokens, with begin and end."""
         sizes = np.array([len(document) for document in documents])
         starts = np.concatenate([[0], sizes.cumsum()[:-1]])
         return cls(np.concatenate(documents), starts, np.array(prompts), length, pack)

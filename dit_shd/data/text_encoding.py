@@ -60,11 +60,11 @@ def encode_captions(
 
     Args:
         state: Of the process group; every process calls this with the same arguments.
-        folder: Of the latents.
-        source: Of the images.
+        folder: The folder of the latents.
+        source: The source of the images.
         pieces: The images' numbers, shard by shard.
-        encoder: Of the pipeline.
-        dtype: Of the embeddings.
+        encoder: The encoder of the pipeline.
+        dtype: The dtype of the embeddings.
         batch_size: Captions in one forward of the text encoders.
 
     Raises:

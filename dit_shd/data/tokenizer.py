@@ -31,7 +31,7 @@ class Tokenizer:
     that each of its own tokens has one before it that predicts it.
 
     Args:
-        tokenizer: Of the tokenizers package.
+        tokenizer: One of the tokenizers package.
         end: The text of its end token.
     """
 
@@ -54,7 +54,7 @@ class Tokenizer:
 
     @property
     def sha256(self) -> str:
-        """Of all that it is made of."""
+        """The digest of all that the tokenizer is made of."""
         return hashlib.sha256(self._tokenizer.to_str().encode()).hexdigest()
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -86,7 +86,7 @@ class ByteTokenizer(Tokenizer):
         super().__init__(_byte_model(), END)
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """As the tokenizer would, which takes a hundred times as long."""
+        """The same tokens as the tokenizer's, which takes a hundred times as long."""
         return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in texts]
 
 

@@ -43,7 +43,7 @@ class Conditioning:
 
     @property
     def passes(self) -> tuple[str, ...]:
-        """Of a step, in order."""
+        """The passes of a step, in order."""
         return PASSES[:1] if self.mask_ratio is None else PASSES
 
     def labels(self, draws: Draws, name: str, labels: Tensor) -> Tensor:

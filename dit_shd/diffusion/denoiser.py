@@ -26,7 +26,7 @@ class Denoiser:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of the latents it takes [c,y,x]."""
+        """The shape of the latents it takes [c,y,x]."""
         return shape_of(self.model).latents
 
     @property

@@ -100,7 +100,7 @@ def make_file(
     """Draw what is missing of an npz, by all processes, and publish it.
 
     Args:
-        state: Of the process group.
+        state: The state of the process group.
         config: Its count, batch size and force.
         record: What makes the images what they are.
         out: The npz.

@@ -94,7 +94,7 @@ class Guided:
 
     Args:
         model: A class-conditional model.
-        labels: Of the images [b].
+        labels: The labels of the images [b].
         config: Its guidance and precision.
     """
 

@@ -31,8 +31,8 @@ class Prompts:
 
     Args:
         pipeline: With text encoders and tokenizers.
-        adapter: Of its transformer.
-        record: Of the pipeline.
+        adapter: The adapter of its transformer.
+        record: The record of the pipeline.
     """
 
     def __init__(self, pipeline: "DiffusionPipeline", adapter: Adapter, record: PipelineRecord):
@@ -173,7 +173,7 @@ def open_pipeline(
 
     Args:
         folder: As `folder_of` gives it.
-        dtype: Of its weights.
+        dtype: The dtype of its weights.
         components: That are given in place of the folder's; None for none.
 
     Raises:

@@ -41,7 +41,7 @@ class Process(ABC):
 
 @dataclass(frozen=True)
 class DDPM(Process):
-    """Of models that predict noise."""
+    """The process of models that predict noise."""
 
     schedule: Schedule
 
@@ -60,7 +60,7 @@ class DDPM(Process):
 
 @dataclass(frozen=True)
 class RectifiedFlow(Process):
-    """Of models that predict velocities in some convention."""
+    """The process of models that predict velocities in some convention."""
 
     convention: Convention
 

@@ -209,7 +209,7 @@ def draw(
     Args:
         pipeline: A whole one.
         prompts: One for each image.
-        seed: Of all images.
+        seed: The seed of all images.
         indices: The images' numbers.
         call: More arguments of the pipeline's call.
 

@@ -151,7 +151,7 @@ def check_labels(labels: Sequence[int] | np.ndarray, model: nn.Module) -> None:
     """Refuse classes that a model does not have, or that its training never saw.
 
     Args:
-        labels: Of images.
+        labels: The labels of images.
         model: Class-conditional.
 
     Raises:

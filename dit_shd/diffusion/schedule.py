@@ -128,7 +128,7 @@ class Schedule:
             x_t: Noised latents [b,c,y,x].
             noise: Predicted noise, of the same shape.
             v: Predicted variance share, of the same shape, or None for the fixed large variance.
-            step: Of this process [b].
+            step: The step of this process [b].
             fresh: New standard normal noise, unused at the last step (0).
         """
         mean = self.posterior_mean(self.predict_x_0(x_t, noise, step), x_t, step)

@@ -31,7 +31,7 @@ def solve(
         predict: The model's output at x [b,c,y,x] and a timestep or, of a model of velocities, a share of noise sigma.
         config: Its solver is not auto.
         indices: The images' numbers, of which their noise is a function.
-        shape: Of one latent (c, y, x).
+        shape: The shape of one latent (c, y, x).
         device: Where x is to be.
     """
     run = integrate if config.solver in VELOCITY_SOLVERS else denoise

@@ -138,7 +138,7 @@ class Sums:
 
     @classmethod
     def empty(cls, channels: int) -> "Sums":
-        """Of no images."""
+        """The sums of no images."""
         return cls(torch.zeros(len(SNRS), channels, 6).double(), torch.zeros(len(SNRS), 3).double())
 
     def add(self, batch: NoisedImages, predicted: Tensor, levels: Tensor) -> None:

@@ -16,9 +16,9 @@ def check_fit(
     """Refuse a model of other latents or of other text than the data's.
 
     Args:
-        role: Of the model, for the message.
+        role: The role of the model, for the message.
         model: The transformer.
-        adapter: Of its class.
+        adapter: The adapter of its class.
         latents: Shape of the data's [c,y,x].
         text: Width of the data's embeddings, and of their pooled vector or None.
 
@@ -48,7 +48,7 @@ def text_differs(model: nn.Module, record: PipelineRecord) -> str | None:
 
     Args:
         model: Loaded from a pipeline's folder, or from a run's.
-        record: Of the data's pipeline.
+        record: The record of the data's pipeline.
     """
     folder = Path(str(settings_of(model).get("_name_or_path") or ""))
     digest = text_of(folder)

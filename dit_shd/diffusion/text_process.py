@@ -196,8 +196,8 @@ def process_of(
     Args:
         kind: As its transformer's adapter has it.
         scheduler: The config of its scheduler.
-        density: Of flow.
-        weighting: Of flow.
+        density: The density of flow's timesteps.
+        weighting: The weighting of flow's loss.
         gamma: Of DDPM, for min-SNR; None for weight 1.
         multiple: Side of a token's patch of the latents.
         shift: Of flow: the adapter's, which gives None where the scheduler's config says it.

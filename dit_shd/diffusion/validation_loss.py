@@ -64,8 +64,8 @@ class ValidationLoss:
         Args:
             model: In any mode; left in it.
             dataset: Held-out data.
-            adapter: Of the model's class.
-            process: Of its pipeline.
+            adapter: The adapter of the model's class.
+            process: The process of its pipeline.
             guidance: As in Adapter.predict.
         """
         device, training, losses = next(model.parameters()).device, model.training, []

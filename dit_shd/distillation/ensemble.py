@@ -15,7 +15,7 @@ class OutputOf(Loss):
     """Reads what one of several teachers predicts, and keeps it for the mean.
 
     Args:
-        guidance: Of the teacher, as the loss wants it.
+        guidance: The guidance of the teacher, as the loss wants it.
     """
 
     def __init__(self, guidance: Guidance | None = None) -> None:

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dit_shd.core.errors import UserError
+from dit_shd.core.precision import wide_dtype
 from dit_shd.distillation.records import Layer
 from dit_shd.tasks import Batch
 
@@ -13,7 +14,7 @@ def features(name: str, student: Layer, teacher: Layer) -> tuple[Tensor, Tensor]
     """Both layers' tokens, [b,n,e] of one b and n, in the student's precision or float32.
 
     Args:
-        name: Of the loss, for the error.
+        name: The name of the loss, for the error.
         student: One layer.
         teacher: The layer that it learns from.
 
@@ -32,7 +33,7 @@ def features(name: str, student: Layer, teacher: Layer) -> tuple[Tensor, Tensor]
 
 def wide(x: Tensor) -> Tensor:
     """A tensor in float32 or wider."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x.to(wide_dtype(x))
 
 
 def normalised(x: Tensor) -> Tensor:
@@ -44,7 +45,7 @@ def token_mean(values: Tensor, batch: Batch | None) -> Tensor:
     """The mean [b] of values [b,n] over tokens, with the batch's weights of tokens.
 
     Args:
-        values: Of every token.
+        values: The values of every token.
         batch: None for equal weights.
     """
     weight = None if batch is None else batch.row_weight(values.shape[1])

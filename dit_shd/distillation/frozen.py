@@ -23,8 +23,8 @@ class Frozen:
         """Run the model.
 
         Args:
-            inputs: Of its forward.
-            options: Of its forward.
+            inputs: The inputs of its forward.
+            options: The options of its forward.
 
         Returns:
             What it gives, without a graph.

@@ -24,7 +24,7 @@ def guided_outputs(
         task: What is learned.
         teacher: On the batch's device.
         batch: One pass.
-        losses: By name.
+        losses: The losses, by name.
         conditional: The teacher's output on the batch.
 
     Returns:
@@ -44,7 +44,7 @@ def guided_teachers(losses: Mapping[str, Loss], names: Mapping[str, object]) -> 
     """The names of the teachers that run a second time in a pass, without repetition.
 
     Args:
-        losses: Of the pass, by name.
+        losses: The losses of the pass, by name.
         names: The teachers that exist, by name.
 
     Raises:

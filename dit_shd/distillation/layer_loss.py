@@ -127,7 +127,7 @@ class Pairs:
         loss: Whose pairs these are.
         pairs: Student layer -> teacher layer.
         student: Its layers.
-        batch: Of training, if there is one.
+        batch: The batch of training, if there is one.
     """
 
     def __init__(self, loss: LayerLoss, pairs: Mapping[str, str], student: Layers, batch: Batch | None):

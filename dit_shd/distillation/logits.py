@@ -10,9 +10,9 @@ def shared_logits(name: str, student: Forward, teacher: Forward) -> tuple[Tensor
     """What both models predict, if it is logits of the same classes.
 
     Args:
-        name: Of the loss, for the error.
-        student: Its forward.
-        teacher: Likewise.
+        name: The name of the loss, for the error.
+        student: The forward of the student.
+        teacher: The forward of the teacher.
 
     Raises:
         UserError: It is none, or of other classes or tokens.
@@ -30,7 +30,7 @@ def checked_temperature(name: str, temperature: float) -> float:
     """A temperature above 0.
 
     Args:
-        name: Of the loss, for the error.
+        name: The name of the loss, for the error.
         temperature: As a config says.
 
     Raises:

@@ -130,7 +130,7 @@ class Loss(nn.Module, ABC):
         Args:
             student: What it reads of the student.
             teacher: Likewise; None for a loss that needs no teacher.
-            batch: Of both forwards.
+            batch: The batch of both forwards.
 
         Raises:
             UserError: The models' sizes do not fit it.
@@ -142,7 +142,7 @@ class Loss(nn.Module, ABC):
         Args:
             teacher: Captures of one image, perhaps on the meta device; empty for a loss that reads no layers.
             student: The same of the student.
-            images: In the pass.
+            images: The number of images in the pass.
         """
         return None if self.reads & LAYERS else LayerCost()
 

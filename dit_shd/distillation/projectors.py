@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from dit_shd.attention.tiles import full_precision
 from dit_shd.core.errors import UserError
+from dit_shd.core.precision import wide_dtype
 
 Kind = Literal["linear", "mlp", "none"]
 
@@ -15,7 +16,7 @@ def check_kind(name: str, kind: str) -> Kind:
     """A kind of projector that exists.
 
     Args:
-        name: Of the loss, for the error.
+        name: The name of the loss, for the error.
         kind: As a config says.
 
     Raises:
@@ -30,7 +31,7 @@ def projector(name: str, kind: Kind, student: Tensor, teacher: Tensor) -> nn.Mod
     """A map of tokens [...,e] from one width to another, on the student's device.
 
     Args:
-        name: Of the loss, for the error.
+        name: The name of the loss, for the error.
         kind: `linear`; `mlp`, two linear maps with SiLU between, as wide inside as the wider side; `none`.
         student: Its features [...,e_s].
         teacher: Its features [...,e_t]; for none of the same width.
@@ -78,7 +79,7 @@ class Orthonormal(nn.Module):
     def weight(self) -> Tensor:
         """P [e_t,e_s], in float32 or wider."""
         with full_precision(self.free.device):
-            free = self.free.to(torch.promote_types(self.free.dtype, torch.float32))
+            free = self.free.to(wide_dtype(self.free))
             q, r = torch.linalg.qr(free)
             return q * r.diagonal().sign().where(r.diagonal() != 0, torch.ones_like(r.diagonal()))
 

@@ -88,7 +88,7 @@ def named_attention(losses: Iterable[Loss], role: Role, model: nn.Module) -> lis
     """The attention layers that losses name, cross-attention among them; None where one of them goes by a rule.
 
     Args:
-        losses: Of one pass.
+        losses: The losses of one pass.
         role: Whose layers.
         model: All attention of a model of dit_shd is self-attention, and recorded anyway.
     """

@@ -16,6 +16,7 @@ from dit_shd.attention.capture import Capture
 from dit_shd.attention.tiles import CHUNK_MIB, Tiling, full_precision, slices
 from dit_shd.core import rng
 from dit_shd.core.errors import UserError
+from dit_shd.core.precision import wide_dtype
 from dit_shd.squeezing.divergence import attention_kl
 from dit_shd.squeezing.squeeze import squeeze
 from dit_shd.tasks import Batch
@@ -88,7 +89,7 @@ class _OverRows(torch.autograd.Function):
         needed = ctx.needs_input_grad[4:]
         leaves = [x.detach().requires_grad_(need) for x, need in zip(ctx.saved_tensors, needed)]
         wanted = [leaf for leaf in leaves if leaf.requires_grad]
-        sums = [torch.zeros_like(leaf, dtype=torch.promote_types(leaf.dtype, torch.float32)) for leaf in wanted]
+        sums = [torch.zeros_like(leaf, dtype=wide_dtype(leaf)) for leaf in wanted]
         captures = _rebuilt(ctx.student, leaves[: ctx.of_captures])
         for part, gradient in zip(ctx.rows, upstream):
             with torch.enable_grad(), full_precision(leaves[0].device):
@@ -104,7 +105,7 @@ def row_mean(terms: Tensor, rows: slice, n: int, weight: Tensor | None) -> Tenso
     """The share [b] of some query rows in a mean over all n.
 
     Args:
-        terms: Of these rows [b,r].
+        terms: The terms of these rows [b,r].
         rows: Which.
         n: Query rows in all.
         weight: Of every row [b,n]; None: 1.
@@ -146,7 +147,7 @@ def captures(name: str, student: Any, teacher: Any) -> tuple[Capture, Capture]: 
     """The captures of two layers of the same samples and tokens.
 
     Args:
-        name: Of the loss, for the error.
+        name: The name of the loss, for the error.
         student: Layer of the student.
         teacher: The layer that it learns from.
 
@@ -170,7 +171,7 @@ def row_sample(share: float, n: int, seed: int, purpose: str, batch: Batch | Non
     Args:
         share: Above 0 and at most 1; at least one row is drawn.
         n: Query rows in all.
-        seed: Of the draws.
+        seed: The seed of the draws.
         purpose: Another draw for each.
         batch: Of training, whose step and first sample the draw is a function of.
     """

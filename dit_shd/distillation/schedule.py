@@ -13,7 +13,7 @@ def schedule(weight: Weight, name: str) -> dict[int, float]:
 
     Args:
         weight: A factor, or factors by step.
-        name: Of the loss, for errors.
+        name: The name of the loss, for errors.
 
     Raises:
         UserError: A negative factor, or a key that is no step.

@@ -55,7 +55,7 @@ def read_teachers(losses: Mapping[str, Loss], names: Mapping[str, object]) -> li
     """The names of the teachers that losses read, without repetition.
 
     Args:
-        losses: By name.
+        losses: The losses, by name.
         names: The teachers that exist, by name.
 
     Raises:

@@ -22,7 +22,7 @@ RANKS = (1, 5)
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Of how many images the class was among the first k."""
+    """The number of images whose class was among the first k."""
 
     images: int
     correct: dict[int, int]
@@ -66,7 +66,7 @@ def misnamed(known: Sequence[str | None] | None, names: Sequence[str | None] | N
 
 
 def count_correct(logits: Tensor, labels: Tensor) -> Accuracy:
-    """Of some images' logits [b,k] and classes [b]; top-5 only where there are more than 5 classes.
+    """The accuracy of logits [b,k] for classes [b]; top-5 only where there are more than 5 classes.
 
     Raises:
         UserError: A logit is not finite.
@@ -93,7 +93,7 @@ def measure_accuracy(
         predict: Logits [b,k] of inputs [b,c,y,x].
         dataset: With `images` among its fields.
         transform: An image uint8 [y,x,c] as an input [c,y,x].
-        indices: Of the images.
+        indices: The indices of the images.
         device: Where inputs go.
         batch_size: Images of one forward.
     """

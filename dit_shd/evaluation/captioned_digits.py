@@ -33,12 +33,12 @@ class Reading:
 
     @property
     def share(self) -> float:
-        """Of pictures that are right."""
+        """The share of pictures that are right."""
         return float(self.pictures.mean())
 
     @property
     def standard_error(self) -> float:
-        """Of that share."""
+        """The standard error of that share."""
         return float(self.pictures.std() / len(self.pictures) ** 0.5)
 
     def distance(self, real: "Reading") -> float:

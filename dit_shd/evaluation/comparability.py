@@ -66,7 +66,7 @@ def sampled_differently(names: Sequence[str], sidecars: Sequence[Mapping[str, An
     """Settings of the sampler that differ, one note for each.
 
     Args:
-        names: Of the models or files.
+        names: The names of the models or files.
         sidecars: Of each, what the sampler recorded beside its samples; empty where it recorded nothing.
     """
     notes = []

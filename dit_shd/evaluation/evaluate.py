@@ -199,7 +199,7 @@ class _Job:
 
     def guard(self, out: Path, record: dict[str, Any]) -> None:
         """Refuse to overwrite another result, or a page that is not the one of the result beside it."""
-        results.refuse_overwrite(out, record, self.config.force, before=True)
+        results.check_before(out, record, self.config.force)
         page = out.with_suffix(".html")
         if self.write_page is not None and (
             page == out or (page.exists() and not out.exists() and not self.config.force)

@@ -99,31 +99,55 @@ def _beside(record: dict[str, Any], name: str) -> str:
     return f"{words}  {shown(interval['low'])} to {shown(interval['high'])}" if interval else words
 
 
-def refuse_overwrite(out: Path, record: dict[str, Any], force: bool, before: bool) -> None:
-    """Refuse to lose another result: before the run if its inputs differ, after it if its figures do.
+def check_before(out: Path, record: dict[str, Any], force: bool) -> None:
+    """Refuse, before a run, to lose a result of other inputs.
 
     Raises:
         UserError: `out` is a folder, cannot be written, or holds another result.
     """
+    _check_file(out)
+    writable(out)
+    if out.exists() and not force and _of_same_inputs(out, record) is None:
+        raise _another(out)
+
+
+def check_after(out: Path, record: dict[str, Any], force: bool) -> None:
+    """Refuse, after a run, to lose a result of other inputs or with other figures.
+
+    Raises:
+        UserError: `out` is a folder, or holds another result.
+    """
+    _check_file(out)
+    if not out.exists() or force:
+        return
+    old = _of_same_inputs(out, record)
+    if old is None or not _close(record["figures"], old["figures"]):
+        raise _another(out)
+
+
+def _check_file(out: Path) -> None:
     if out.is_dir():
         raise UserError(f"out={out}: wanted a file, found a folder; add a file name")
-    if before:
-        writable(out)
-    if force or not out.exists():
-        return
+
+
+def _of_same_inputs(out: Path, record: dict[str, Any]) -> dict[str, Any] | None:
+    """The record in a file, if it is of the same inputs as another."""
     old = read_record(out)
-    same = old is not None and identity(old) == identity(record)
-    if same and not before:
-        assert old is not None
-        figures, old_figures = record["figures"], old["figures"]
-        same = figures.keys() == old_figures.keys() and all(
-            np.isclose(figures[k], old_figures[k], rtol=1e-6, atol=1e-9) for k in figures
-        )
-    if not same:
-        raise UserError(
-            f"{out}: holds another result (other options, files that changed, or nothing of dit-shd evaluate); "
-            "choose out=OTHER.json, or overwrite it with force=true"
-        )
+    return old if old is not None and identity(old) == identity(record) else None
+
+
+def _close(figures: dict[str, float], others: dict[str, float]) -> bool:
+    """Whether the same figures are equal but for rounding."""
+    return figures.keys() == others.keys() and all(
+        np.isclose(figures[k], others[k], rtol=1e-6, atol=1e-9) for k in figures
+    )
+
+
+def _another(out: Path) -> UserError:
+    return UserError(
+        f"{out}: holds another result (other options, files that changed, or nothing of dit-shd evaluate); "
+        "choose out=OTHER.json, or overwrite it with force=true"
+    )
 
 
 def result_paths(samples: ImageSet, head: Mapping[str, Any], plain: bool) -> list[Path]:
@@ -144,7 +168,7 @@ def result_paths(samples: ImageSet, head: Mapping[str, Any], plain: bool) -> lis
 def place(candidates: Sequence[Path], head: Mapping[str, Any]) -> Path:
     """The first name that is free or holds a record of the same samples, reference and network as `head`.
 
-    The same are equal files or equal contents; refuse_overwrite then compares the records. The last name if there is
+    The same are equal files or equal contents; check_before then compares the records. The last name if there is
     no such name.
     """
     for file in candidates[:-1]:
@@ -218,7 +242,7 @@ def publish(candidates: Sequence[Path], record: dict[str, Any], force: bool) -> 
         UserError: Without `force` another result is there.
     """
     out = place(candidates, record)
-    refuse_overwrite(out, record, force, before=False)
+    check_after(out, record, force)
     write(out, record)
     return out
 

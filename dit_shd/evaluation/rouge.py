@@ -24,7 +24,7 @@ def rouge_l(response: str, references: Sequence[str]) -> float:
     """ROUGE-L, 0 to 1: the F measure of the longest common subsequence of stemmed words (Lin, 2004).
 
     Args:
-        response: Of a model.
+        response: The response of a model.
         references: Right answers; the nearest one counts.
 
     Raises:

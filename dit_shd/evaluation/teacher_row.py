@@ -32,7 +32,7 @@ def teacher_row(record: Mapping[str, Any], folder: Path) -> dict[str, Any] | Non
 
     Args:
         record: Complete but for that entry.
-        folder: Of the samples.
+        folder: The folder of the samples.
 
     Returns:
         `run`, the teacher; and either `results`, the file that its row is from, and `figures`, or `why_not`. None where
@@ -70,7 +70,7 @@ def commands(samples: Path, options: Mapping[str, Any], sampling: SamplingComman
 
     Args:
         samples: The student's file.
-        options: Of `dit-shd evaluate` for the student's.
+        options: The options of `dit-shd evaluate` for the student's.
         sampling: Gives the first command.
     """
     out = samples.with_name(f"teacher_of_{samples.stem}.npz")

@@ -60,7 +60,7 @@ def recorded(modules: Mapping[str, nn.Module], sink: Callable[[str, Tensor], Non
     A module that runs again in one forward is called NAME#2, NAME#3, ...
 
     Args:
-        modules: By name.
+        modules: The modules, by name.
         sink: Takes a name and a tensor [b,n,e].
 
     Raises:

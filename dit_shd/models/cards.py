@@ -47,7 +47,7 @@ def trained(model: nn.Module, facts: RunFacts, step: int, rate: float, share: fl
 
     Args:
         model: For its class, its classes and its number of parameters.
-        facts: Of the run.
+        facts: The facts of the run.
         step: Number of training steps.
         rate: Decay rate of the average that the weights are.
         share: Share of the first weights in that average.
@@ -124,8 +124,8 @@ def converted(model: nn.Module, source: str, sha256: str, origin: Provenance, la
     Args:
         model: For its class and number of parameters.
         source: The file or folder.
-        sha256: Of the model's tensors.
-        origin: Of the weights.
+        sha256: The sha256 of the model's tensors.
+        origin: The origin of the weights.
         latents: The autoencoder of the latents; None for pixels.
     """
     return _text(

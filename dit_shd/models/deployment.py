@@ -42,7 +42,7 @@ class Forward(nn.Module):
 
         Args:
             latents: Noisy [b,c,y,x].
-            timesteps: Of each [b].
+            timesteps: The timesteps of each [b].
             labels: Class of each [b]; the number of classes stands for no class.
         """
         return self.model(latents, timesteps, class_labels=labels).sample
@@ -54,7 +54,7 @@ def inputs_for(model: nn.Module, images: int, seed: int = 0) -> Inputs:
     Args:
         model: For the sizes.
         images: b.
-        seed: Of the noise.
+        seed: The seed of the noise.
     """
     shape, generator = shape_of(model), torch.Generator().manual_seed(seed)
     latents = torch.randn(images, *shape.latents, generator=generator)
@@ -89,7 +89,7 @@ def to_onnx(program: torch.export.ExportedProgram, file: Path) -> None:
     """Write a program as one ONNX file.
 
     Args:
-        program: Of to_program.
+        program: The program of to_program.
         file: Its name.
 
     Raises:
@@ -123,7 +123,7 @@ def onnx_runtime(file: Path, threads: int = 1) -> Runtime:
     """An ONNX file in onnxruntime on the CPU.
 
     Args:
-        file: Of to_onnx.
+        file: The file of to_onnx.
         threads: That it may use.
     """
     import onnxruntime

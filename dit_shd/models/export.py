@@ -27,7 +27,7 @@ def export(model: ModelMixin, folder: Path, facts: RunFacts, step: int, rate: fl
     Args:
         model: With averaged weights.
         folder: To be written.
-        facts: Of the run.
+        facts: The facts of the run.
         step: The training step of the weights.
         rate: Decay rate of the average that the weights are.
         share: Share of the first weights in that average.
@@ -53,7 +53,7 @@ def write(
         card: The text of README.md.
         latents: The autoencoder of its latents; None for pixels.
         training: The contents of training.json, if any.
-        pipeline: Of text-to-image models.
+        pipeline: The pipeline of text-to-image models.
     """
     with atomic_folder(folder) as part:
         model.save_pretrained(part, safe_serialization=True)

@@ -49,7 +49,7 @@ def check_attention(role: str, model: nn.Module, separate: bool) -> None:
 
     Args:
         role: What errors call the model.
-        model: Of transformers, or a family's.
+        model: A model of transformers, or a family's.
         separate: Whether packed documents, whose positions begin anew, must not attend to each other.
 
     Raises:

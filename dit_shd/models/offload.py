@@ -17,7 +17,7 @@ def offload_blocks(model: nn.Module, device: torch.device) -> None:
     """Keep a model's weights in main memory; a block is copied to the device before it runs, the next one meanwhile.
 
     Args:
-        model: Of diffusers, frozen.
+        model: A model of diffusers, frozen.
         device: Where it computes.
 
     Raises:

@@ -61,7 +61,7 @@ PUBLIC = {
 
 
 def of_file(path: Path) -> Provenance:
-    """Of a checkpoint file: by the name of a public one, or by the metadata of a safetensors file."""
+    """The provenance of a checkpoint file: by the name of a public one, or by the metadata of a safetensors file."""
     if path.stem in PUBLIC:
         return PUBLIC[path.stem]
     metadata: Mapping[str, Any] = {}
@@ -77,13 +77,13 @@ def of_file(path: Path) -> Provenance:
 
 
 def of_folder(name: str, folder: Path) -> Provenance:
-    """Of a diffusers folder, by its card or that of the pipeline it is in."""
+    """The provenance of a diffusers folder, by its card or that of the pipeline it is in."""
     cards = [folder / "README.md", *([folder.parent / "README.md"] if folder.name == "transformer" else [])]
     return _from_metadata(name, next((front_matter(card) for card in cards if card.is_file()), {}))
 
 
 def of_hub_model(name: HubName) -> Provenance:
-    """Of a model of the hub: of a public checkpoint, or by its card."""
+    """The provenance of a model of the hub: that of a public checkpoint, or by its card."""
     for public in PUBLIC.values():
         if name.repository in public.base_model:
             return public
@@ -93,7 +93,7 @@ def of_hub_model(name: HubName) -> Provenance:
 
 
 def inherited(sources: Sequence[Provenance]) -> Provenance:
-    """Of weights that learned from others: all that is behind those, and their most restrictive licence.
+    """The provenance of weights that learned from others: all behind those, and their most restrictive licence.
 
     A licence that is not permissive precedes `unknown`, and that the permissive ones; two different licences that are
     not permissive make `other`.
@@ -118,7 +118,7 @@ def union(lists: Iterable[Iterable[str]]) -> tuple[str, ...]:
 
 
 def _from_metadata(name: str, values: Mapping[str, Any]) -> Provenance:
-    """By the metadata of a card or file; the model itself comes first in `learned_from`."""
+    """The provenance by the metadata of a card or file; the model itself comes first in `learned_from`."""
     license = values.get("license")
     lists = {key: tuple(str(x) for x in _list(values.get(key)) if str(x).strip()) for key in LISTS}
     if not isinstance(license, str) or not license:

@@ -33,7 +33,7 @@ def config_of(bits: Precision, device: torch.device) -> Any:  # noqa: ANN401 - a
     """The quantization config of diffusers.
 
     Args:
-        bits: Of the weights.
+        bits: The bits of the weights.
         device: Where the model is to run.
 
     Raises:

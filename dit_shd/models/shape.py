@@ -62,7 +62,7 @@ class ModelShape:
 
     @property
     def class_names(self) -> Sequence[str | None] | None:
-        """Of each class, "" where it has none, None where it was not trained; None: no names are known."""
+        """The name of each class, "" where it has none, None where it was not trained; None: no names are known."""
         return cast("Sequence[str | None] | None", self.config.get("class_names"))
 
     def names(self, *keys: str) -> bool:

@@ -41,7 +41,7 @@ def refuse_by_metadata(path: Path, contents: object) -> None:
 
     Args:
         path: The file.
-        contents: Of the file, or its metadata.
+        contents: The contents of the file, or its metadata.
 
     Raises:
         UserError: The model does not predict noise.

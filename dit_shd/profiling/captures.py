@@ -34,7 +34,7 @@ def captures_of(
         model: Perhaps without memory. One that is too large to be built has shapes alone: no W^O, and the rows of image
             and text together where attention is joint.
         task: What is learned.
-        pass_name: Of the task.
+        pass_name: The pass name of the task.
         layers: Which attention layers.
         beside: Another model whose captures these are compared with: where one has shapes alone, both have.
     """
@@ -80,7 +80,7 @@ def forward_of(
     Args:
         model: Perhaps without memory.
         task: What is learned.
-        pass_name: Of the task.
+        pass_name: The pass name of the task.
         layers: Which attention is read.
         read: Parts of the forward. Where attention of another package is read, the tensors are real, else on meta.
 
@@ -107,7 +107,7 @@ def example(task: Task[Any], pass_name: str, model: nn.Module, device: torch.dev
 
     Args:
         task: What is learned.
-        pass_name: Of the task.
+        pass_name: The pass name of the task.
         model: Whose shape the batch has.
         device: Where it is.
     """

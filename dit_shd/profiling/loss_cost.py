@@ -26,7 +26,7 @@ def build_losses(distiller: Distiller, teachers: Teachers) -> None:
 
     Args:
         distiller: Student, perhaps without memory, and losses.
-        teachers: By name, likewise.
+        teachers: The teachers, by name, likewise.
     """
     for name in distiller.task.passes:
         for key, loss in distiller.losses_of(name).items():
@@ -41,12 +41,12 @@ def loss_costs(
     """The cost of each loss in one pass, apart from both models.
 
     Args:
-        losses: By name, with what they learn.
+        losses: The losses, by name, with what they learn.
         task: What is learned.
-        pass_name: Of the task.
+        pass_name: The pass name of the task.
         student: Perhaps without memory.
-        teachers: By name, likewise.
-        images: In the pass.
+        teachers: The teachers, by name, likewise.
+        images: The number of images in the pass.
     """
     costs: dict[str, LayerCost] = {}
     for key, loss in losses.items():

@@ -51,7 +51,7 @@ def loss_table(task: Task[Any], student: str = "S/2", teacher: str = "B/2", samp
     """All losses, counted for two sizes of MDTv2.
 
     Args:
-        task: Of one pass.
+        task: The task of one pass.
         student: Size of the student.
         teacher: Size of the teacher.
         sample_size: Height and width of a latent; 32 is 256 tokens.

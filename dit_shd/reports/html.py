@@ -7,15 +7,22 @@ enlarging, reading charts, exploring maps) and chart libraries weigh 50 kB to 4 
 import base64
 import hashlib
 import html
+import io
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+import numpy as np
+
 from dit_shd.core.files import write_text
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 STATIC = Path(__file__).parent / "static"
 LISTED = 4
@@ -97,7 +104,7 @@ def header(kind: str, title: str, findings: Sequence[str], tiles: Mapping[str, s
 
     Args:
         kind: One or two words above the title.
-        title: Of the page.
+        title: The title of the page.
         findings: Sentences, the most important first.
         tiles: Number -> what it is.
         parts: HTML below.
@@ -170,6 +177,21 @@ def linked(text: str, link: Link, page: Path) -> str:
     """A link to a file, relative to the page, so that the folder may be moved."""
     target = quote(os.path.relpath(link.file, page.parent))
     return f'{html.escape(text)}<a href="{target}">{html.escape(link.text)}</a>'
+
+
+def png(image: "Image | np.ndarray", optimize: bool = True) -> bytes:
+    """A picture, or its pixels uint8 [y,x] or [y,x,3], as a PNG.
+
+    Args:
+        image: The picture.
+        optimize: Whether to search for the smallest file; of noise, that of the search is no smaller.
+    """
+    from PIL import Image
+
+    stream = io.BytesIO()
+    shown = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    shown.save(stream, format="PNG", optimize=optimize)
+    return stream.getvalue()
 
 
 def data_uri(image: bytes, kind: str = "image/png") -> str:

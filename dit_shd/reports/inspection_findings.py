@@ -17,8 +17,8 @@ def layer_alphas(layers: Sequence[LayerSurvey], timesteps: Sequence[int]) -> lis
     """The alphas of each layer that merges heads, sample by sample.
 
     Args:
-        layers: Of the model.
-        timesteps: Of the survey.
+        layers: The layers of the model.
+        timesteps: The timesteps of the survey.
     """
     alphas = []
     for layer in layers:

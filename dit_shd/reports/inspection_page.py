@@ -1,15 +1,11 @@
 """The page and the pictures of `dit-shd inspect`. Heads and tokens count from 0, as in a plan of the config."""
 
-import io
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from dit_shd import __version__
 from dit_shd.analysis.inputs import DatasetInputs
 from dit_shd.analysis.inspect import Findings
 from dit_shd.core.environment import command
@@ -24,10 +20,11 @@ from dit_shd.reports.figures.attention import maps_sheet, whole_charts
 from dit_shd.reports.figures.chart import chart_row, svg_file
 from dit_shd.reports.figures.heads import similarity_charts
 from dit_shd.reports.figures.heat import bar
-from dit_shd.reports.html import Link, header, legend, paragraph, section, write_page
+from dit_shd.reports.footer import METHOD, files_beside, page_footer, versions
+from dit_shd.reports.html import Link, header, legend, paragraph, png, section, write_page
 from dit_shd.reports.inspection_findings import alpha_findings, either, layer_alphas, plan_finding
 from dit_shd.reports.similarity_section import similarity_section
-from dit_shd.reports.tables import facts, table_html
+from dit_shd.reports.tables import table_html
 from dit_shd.squeezing.plans import merge_names
 
 
@@ -194,11 +191,7 @@ def _pixels(latents: Tensor) -> np.ndarray:
 
 def _png(shares: np.ndarray) -> bytes:
     """[y,x] or [y,x,3] from 0 to 1 as PNG."""
-    from PIL import Image
-
-    stream = io.BytesIO()
-    Image.fromarray((255 * shares).round().astype(np.uint8)).save(stream, format="PNG", optimize=True)
-    return stream.getvalue()
+    return png((255 * shares).round().astype(np.uint8))
 
 
 def _footer(findings: Findings, files: Sequence[str], page: Path) -> str:
@@ -207,11 +200,7 @@ def _footer(findings: Findings, files: Sequence[str], page: Path) -> str:
         "command": command(),
         "timesteps": ", ".join(map(str, findings.timesteps)),
         "samples, seed": f"{findings.layers[0].alpha.shape[1]}, {config.seed}",
-        "versions": f"dit_shd {__version__}, torch {torch.__version__}, python {platform.python_version()}",
-        "method": "arXiv 2502.07436, Squeezing-Heads Distillation",
+        "versions": versions(),
+        "method": METHOD,
     }
-    about |= {
-        ("numbers" if name.endswith("json") else f"file {i}"): Link(name, page.parent / name)
-        for i, name in enumerate(files)
-    }
-    return "<footer>" + facts(about, page) + "</footer>"
+    return page_footer(about | files_beside(files, page), page)

@@ -2,7 +2,6 @@
 
 import html
 import io
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +10,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dit_shd import __version__
 from dit_shd.core.environment import command
 from dit_shd.data.image_sets import ImageSet
-from dit_shd.reports.html import Link, data_uri, figure, header, paragraph, section, write_page
-from dit_shd.reports.tables import facts, table_html
+from dit_shd.reports.footer import page_footer, versions
+from dit_shd.reports.html import Link, data_uri, figure, header, paragraph, png, section, write_page
+from dit_shd.reports.tables import table_html
 
 LARGEST = 256
 """Pixels of the longer side of a picture on a page; larger ones are reduced."""
@@ -97,10 +96,9 @@ def _shot(model: Pictures, prompt: str, number: int) -> str:
 def _encoded(image: np.ndarray) -> str:
     """A picture uint8 [y,x,c] for a page: small ones as they are, others reduced and as JPEG."""
     picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-    stream = io.BytesIO()
     if max(picture.size) <= SMALL:
-        picture.save(stream, format="PNG", optimize=True)
-        return data_uri(stream.getvalue())
+        return data_uri(png(picture))
+    stream = io.BytesIO()
     picture.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
     picture.save(stream, format="JPEG", quality=QUALITY)
     return data_uri(stream.getvalue(), "image/jpeg")
@@ -145,5 +143,5 @@ def _footer(sets: Mapping[str, ImageSet], page: Path) -> str:
     for name, samples in sets.items():
         assert samples.path is not None, "samples that have prompts are a file"
         about[f"samples of {name}"] = Link(str(samples.path), samples.path.absolute())
-    about["versions"] = f"dit_shd {__version__}, python {platform.python_version()}"
-    return "<footer>" + facts(about, page.absolute()) + "</footer>"
+    about["versions"] = versions()
+    return page_footer(about, page)

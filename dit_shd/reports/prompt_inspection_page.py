@@ -1,21 +1,18 @@
 """The page of `dit-shd inspect PIPELINE prompt=...`: which image tokens attend to which words."""
 
 import html
-import io
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from dit_shd import __version__
 from dit_shd.analysis.inspect_prompt import PromptFindings
 from dit_shd.core.environment import command
-from dit_shd.reports.explorer import explorer
+from dit_shd.reports.explorer import prompt_explorer
 from dit_shd.reports.figures.alpha import short_layer
-from dit_shd.reports.html import Link, header, paragraph, picture, section, write_page
-from dit_shd.reports.tables import facts, table_html
+from dit_shd.reports.footer import page_footer, versions
+from dit_shd.reports.html import Link, header, paragraph, picture, png, section, write_page
+from dit_shd.reports.tables import table_html
 
 WORDS = (
     "Choose a word, a layer and a timestep, and a head's map to enlarge. A map is the picture's grid of tokens: bright "
@@ -28,22 +25,22 @@ def write_prompt_inspection(findings: PromptFindings, files: Sequence[str], page
     """Write the page.
 
     Args:
-        findings: Of an analysis.
+        findings: The findings of an analysis.
         files: Names of the files beside the page, its numbers first.
         page: The file.
     """
-    png, times = _png(findings.picture), findings.sheets.timesteps
+    image, times = png(findings.picture), findings.sheets.timesteps
     title = f"What “{findings.prompt}” attends to"
     body = [
         header("attention to words", title, [_finding(findings)], _tiles(findings)),
         section(
             "Words in the picture",
             paragraph(WORDS),
-            explorer(findings.sheets, [png], 0, times[len(times) // 2], prompt=findings.words),
+            prompt_explorer(findings.sheets, image, times[len(times) // 2], findings.words),
         ),
         section("By word", paragraph(_by_word_words(findings)), _by_word(findings)),
         section("By layer and timestep", paragraph(_by_layer_words()), _by_layer(findings)),
-        section("The picture", picture(png, f"the picture of “{findings.prompt}”", findings.prompt)),
+        section("The picture", picture(image, f"the picture of “{findings.prompt}”", findings.prompt)),
         _footer(findings, page.parent / files[0], page),
     ]
     write_page(page, f"dit_shd inspect: {findings.prompt}", body)
@@ -117,14 +114,6 @@ def _footer(findings: PromptFindings, numbers: Path, page: Path) -> str:
         "model": f"{type(findings.transformer).__name__} of {html.escape(findings.name)}, {findings.pipeline}",
         "call": ", ".join(f"{key}={value}" for key, value in findings.call.items()),
         "numbers": Link(numbers.name, numbers),
-        "versions": f"dit_shd {__version__}, torch {torch.__version__}, python {platform.python_version()}",
+        "versions": versions(),
     }
-    return "<footer>" + facts(about, page) + "</footer>"
-
-
-def _png(image: np.ndarray) -> bytes:
-    from PIL import Image
-
-    stream = io.BytesIO()
-    Image.fromarray(image).save(stream, format="PNG", optimize=True)
-    return stream.getvalue()
+    return page_footer(about, page)

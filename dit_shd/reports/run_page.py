@@ -10,8 +10,9 @@ from dit_shd.reports.figures.alpha import SHARE, short_layer
 from dit_shd.reports.figures.chart import SMALL, Axis, Chart, chart_row, series_css
 from dit_shd.reports.figures.images import reduced
 from dit_shd.reports.figures.training import POINTS, Rows, points_of, run_legend, term_charts
+from dit_shd.reports.footer import page_footer
 from dit_shd.reports.html import Link, header, legend, paragraph, picture, section, side_by_side, write_page
-from dit_shd.reports.tables import facts, table_html
+from dit_shd.reports.tables import table_html
 
 MERGE_POINTS = 120
 """Points of a line of alpha at most."""
@@ -236,4 +237,4 @@ def _footer(runs: Sequence[RunLog], page: Path) -> str:
             if (run.folder / file).exists():
                 about[f"{run.name}: {file.partition('.')[0]}"] = Link(file, (run.folder / file).absolute())
         about[f"{run.name}: go on"] = f"dit-shd train {run.folder / 'config.yaml'}"
-    return "<footer>" + facts(about, page.absolute(), copied=True) + "</footer>"
+    return page_footer(about, page, copied=True)

@@ -56,7 +56,7 @@ def read_run(path: Path, running: bool = False) -> RunSummary:
     """Read a run folder; files that are being written are read as far as they are whole.
 
     Args:
-        path: Of the folder.
+        path: The path of the folder.
         running: Whether a process is at work in it.
 
     Raises:

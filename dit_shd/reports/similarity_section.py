@@ -22,7 +22,7 @@ def similarity_section(layers: Sequence[LayerSurvey], over: str) -> str:
     """Charts of the cosines of heads, and a table of the contiguous and the matched plan.
 
     Args:
-        layers: Of the model.
+        layers: The layers of the model.
         over: What the cosines are of, as "all samples".
     """
     words = (

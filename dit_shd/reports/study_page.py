@@ -7,8 +7,9 @@ from pathlib import Path
 from dit_shd.reports.figures.chart import chart_row
 from dit_shd.reports.figures.study import Curve, Dots, cost_chart, curve_charts, dot_chart
 from dit_shd.reports.figures.training import run_legend
+from dit_shd.reports.footer import page_footer
 from dit_shd.reports.html import Link, header, legend, paragraph, picture, section, side_by_side, write_page
-from dit_shd.reports.tables import facts, table_html
+from dit_shd.reports.tables import table_html
 
 SPREAD = "Mean and standard deviation over training seeds; costs are means of one cell."
 INTERVALS = (
@@ -81,7 +82,7 @@ def write_study_page(report: StudyReport, page: Path) -> None:
         _cost(report),
         _curves(report),
         _samples(report),
-        f"<footer>{facts(_facts(report, page), page)}</footer>",
+        page_footer(_facts(report, page), page),
     ]
     write_page(page, report.title, body)
 

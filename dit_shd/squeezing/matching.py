@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dit_shd.attention.capture import Capture
 from dit_shd.attention.tiles import CHUNK_MIB, Buffers, Maps, Tiling, slices
+from dit_shd.core.precision import wide_dtype
 from dit_shd.squeezing.plans import Plan, contiguous
 from dit_shd.squeezing.products import weighted
 from dit_shd.squeezing.squeeze import check_row_weight
@@ -37,13 +38,13 @@ class MapSimilarity:
         """Add one layer's maps of one batch, tile by tile.
 
         Args:
-            capture: Of the layer.
+            capture: The capture of the layer.
             row_weight: [b,n], a factor of every query row's products; None: 1. Rows of weight 0 (padding) take no part.
         """
         capture = capture.detach()
         row_weight = check_row_weight(row_weight, capture, "MapSimilarity")
         b, h, n, m = capture.shape
-        buffers = Buffers(torch.promote_types(capture.query.dtype, torch.float32), capture.query.device)
+        buffers = Buffers(wide_dtype(capture.query), capture.query.device)
         if self.gram is None:
             self.gram = torch.zeros(h, h, dtype=torch.float64, device=buffers.device)
         tiling = Tiling.choose(b, 1, n, m, h, buffers.device, self.chunk_mib)

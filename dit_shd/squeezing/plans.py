@@ -12,7 +12,7 @@ def contiguous(heads: int, groups: int) -> Plan:
     """Groups of neighbouring heads, as even as possible, larger ones first: 16 -> 6 is 3,3,3,3,2,2.
 
     Args:
-        heads: Of the teacher, h.
+        heads: The number of heads of the teacher, h.
         groups: Their number, g.
 
     Raises:

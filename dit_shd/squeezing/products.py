@@ -17,6 +17,7 @@ from torch import Tensor
 from dit_shd.attention.capture import Capture
 from dit_shd.attention.streamed import attend
 from dit_shd.attention.tiles import CHUNK_MIB, Buffers, Maps, Tiling, flat, index_tensor, run_of, slices
+from dit_shd.core.precision import wide_dtype
 
 Groups = list[list[int]]
 """Groups of k heads each."""
@@ -138,7 +139,7 @@ class Collector:
         k: Heads of a group.
         n: Query rows.
         per_row: Whether to keep the products of every row.
-        device: Of the products.
+        device: The device of the products.
         row_weight: [b,n], a factor of every row's inner products; None: 1.
     """
 
@@ -230,7 +231,7 @@ def streamed(
     """Inner products of groups of k >= 2 heads, tile by tile.
 
     Args:
-        capture: Of the teacher, detached.
+        capture: The capture of the teacher, detached.
         groups: G of them.
         factor: Projections.of(capture.out, groups).
         per_row: Whether to keep the products of every query row.
@@ -241,7 +242,7 @@ def streamed(
     """
     b, _, n, m = capture.shape
     k, d = len(groups[0]), capture.value.shape[3]
-    wide = torch.promote_types(capture.query.dtype, torch.float32)
+    wide = wide_dtype(capture.query)
     buffers = Buffers.fitting(buffers, wide, capture.query.device)
     collector = Collector(b, len(groups), k, n, per_row, buffers.device, row_weight)
     factor = factor.to(wide)
@@ -283,7 +284,7 @@ def fused(
     """The same from PyTorch's fused attention, one call for each A_i V_a of a group; memory is linear in n."""
     b, _, n, _ = capture.shape
     k, d = len(groups[0]), capture.value.shape[3]
-    wide = torch.promote_types(capture.query.dtype, torch.float32)
+    wide = wide_dtype(capture.query)
     collector = Collector(b, len(groups), k, n, per_row, capture.query.device, row_weight)
     factor = factor.to(wide)
     for g, members in enumerate(groups):

@@ -18,6 +18,7 @@ from dit_shd.attention.capture import Capture, one_layer
 from dit_shd.attention.kernels.captures import unfit
 from dit_shd.attention.tiles import CHUNK_MIB, Buffers, index_tensor
 from dit_shd.core.errors import UserError
+from dit_shd.core.precision import wide_dtype
 from dit_shd.squeezing import products, weights
 from dit_shd.squeezing.kernels.captures import row_sums
 from dit_shd.squeezing.kernels.products import by_kernels
@@ -91,14 +92,14 @@ def squeeze(
 
     Args:
         capture: The teacher's layer; all methods but `constant` and `hard` need its `out` (W^O by head).
-        heads: Of the student, g.
+        heads: The number of heads of the student, g.
         plan: `contiguous`, or a list of groups of head numbers.
         method: `pairwise`: alpha in closed form, merged left to right inside each group (eq. 5-9); joint: least squares
             over each group at once, on the simplex; per_query: the same for every query row separately; constant: 1/k
             (the paper's table 8); hard: one head of each group, drawn from `seed` (table 7). With g = h every method
             is the identity.
         clamp: Whether to keep every pairwise alpha in [0, 1]; without, merged maps can be negative, and KL undefined.
-        seed: Of the method hard.
+        seed: The seed of the method hard.
         backend: `streamed` (tile by tile), fused (PyTorch's attention kernels, for GPUs) or triton (Triton kernels, for
             GPUs); the weights are the same up to rounding.
         chunk_mib: Memory budget for maps, in MiB; does not change the result beyond rounding.
@@ -122,7 +123,7 @@ def squeeze(
     if check:
         _check_finite(capture)
     row_weight = check_row_weight(row_weight, capture, "squeeze")
-    wide = torch.promote_types(capture.query.dtype, torch.float32)
+    wide = wide_dtype(capture.query)
     if method in ("constant", "hard") or heads == h:
         fixed = tuple(_fixed(groups, method, seed).tolist())
         weight = index_tensor(fixed, capture.query.device, wide)[None, :, None].expand(b, h, 1)
@@ -170,7 +171,7 @@ def check_row_weight(weight: Tensor | None, capture: Capture, where: str) -> Ten
     b, _, n, _ = capture.shape
     if weight.shape != (b, n):
         raise ValueError(f"{where}: row_weight: wanted [b,n] = [{b},{n}], found {list(weight.shape)}")
-    return weight.detach().to(capture.query.device, torch.promote_types(capture.query.dtype, torch.float32))
+    return weight.detach().to(capture.query.device, wide_dtype(capture.query))
 
 
 def can_keep(shape: tuple[int, int, int, int], chunk_mib: float) -> bool:
@@ -233,7 +234,7 @@ class _Merge:
 
     def run(self, group: Tensor, given: Capture) -> Squeeze:
         """The squeeze of all groups; `given` is the capture before it was detached."""
-        wide = torch.promote_types(self.capture.query.dtype, torch.float32)
+        wide = wide_dtype(self.capture.query)
         sizes = by_size(self.plan)
         parts = [self._equal() if k == 1 else self._part([self.plan[g] for g in students]) for k, students in sizes]
         heads = [head for part in parts for head in part.heads]
@@ -269,7 +270,7 @@ class _Merge:
     def _part(self, members: list[tuple[int, ...]]) -> _Part:
         """Groups of k >= 2 heads."""
         (b, h, n, m), k = self.capture.shape, len(members[0])
-        wide = torch.promote_types(self.capture.query.dtype, torch.float32)
+        wide = wide_dtype(self.capture.query)
         fits = self.keep_maps and self.backend == "streamed" and can_keep((b, h, n, m), self.chunk_mib)
         kept = self.buffers.take(f"kept {k}", b, k * len(members), n, m) if fits else None
         inner, sums = self._products([list(group) for group in members], kept)

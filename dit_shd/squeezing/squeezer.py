@@ -10,6 +10,7 @@ from dit_shd.attention.capture import Capture
 from dit_shd.attention.kernels.captures import unfit
 from dit_shd.attention.tiles import CHUNK_MIB, Buffers
 from dit_shd.core.errors import UserError
+from dit_shd.core.precision import wide_dtype
 from dit_shd.squeezing.backends.autotune import Backend, fastest
 from dit_shd.squeezing.cost import LayerCost, layer_cost
 from dit_shd.squeezing.matching import MapSimilarity, matched
@@ -28,7 +29,7 @@ class Squeezer:
         plan: The groups of teacher heads: contiguous; matched (similar heads, by calibration batches); a list of
             groups; or {student layer: list of groups}.
         method: `pairwise` (the paper's alpha), joint, per_query, constant or hard; see squeeze.
-        seed: Of the method hard.
+        seed: The seed of the method hard.
         chunk_mib: Memory budget for attention maps, in MiB.
         backend: `triton`, or `auto`: the faster of streamed and triton on a GPU, measured once for each kind of layer;
             streamed otherwise, also beside a fused divergence.
@@ -74,8 +75,8 @@ class Squeezer:
         """The plan of a layer, contiguous where there is none for it.
 
         Args:
-            layer: Of the student.
-            heads: Of the teacher, h.
+            layer: The layer of the student.
+            heads: The number of heads of the teacher, h.
             groups: Their number, g.
         """
         plans = self.plans if self.plan == "matched" else self.plan
@@ -121,7 +122,7 @@ class Squeezer:
         passing = torch.compiler.is_compiling() or torch.is_inference_mode_enabled() or type(like) is not Tensor
         if like.device.type != "cpu" or passing:
             return None
-        wide = torch.promote_types(like.dtype, torch.float32)
+        wide = wide_dtype(like)
         if self._buffers is None or self._buffers.dtype != wide:
             self._buffers = Buffers(wide, like.device)
         return self._buffers

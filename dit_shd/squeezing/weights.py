@@ -20,8 +20,8 @@ def progressive(table: Tensor, norm: Tensor, clamp: bool, eps: float) -> tuple[T
     <u+v, u> / ||u+v||^2 (the sign of eq. 7 as the expansion of the objective gives it).
 
     Args:
-        table: Of Products.
-        norm: Of Products.
+        table: <D_i X_a, D_j X_c> [b,G,k-1,k,k-1,k].
+        norm: ||Y||^2 [b,G].
         clamp: Whether to keep alpha in [0, 1].
         eps: Rounding unit of the maps.
 
@@ -39,8 +39,8 @@ def progressive(table: Tensor, norm: Tensor, clamp: bool, eps: float) -> tuple[T
         difference = weight.clone()
         difference[:, :, new] = -1.0  # D = A~ - A_new in terms of the maps, so of D_i too (coefficients sum to 0)
         c = difference[:, :, : k - 1]
-        ahead = torch.einsum("bgi,bgj,bgiajc->bgac", c, c, table)  # <D X_a, D X_c>
-        alpha, outside = _merge(ahead[:, :, : new + 1, : new + 1], norm, clamp, eps)
+        inner = torch.einsum("bgi,bgj,bgiajc->bgac", c, c, table)  # <D X_a, D X_c>
+        alpha, outside = _merge(inner[:, :, : new + 1, : new + 1], norm, clamp, eps)
         weight = weight * alpha[..., None]
         weight[:, :, new] = 1 - alpha
         alphas.append(alpha)
@@ -48,27 +48,38 @@ def progressive(table: Tensor, norm: Tensor, clamp: bool, eps: float) -> tuple[T
     return weight, torch.stack(alphas, dim=2), torch.stack(clamps, dim=2)
 
 
-def _merge(ahead: Tensor, norm: Tensor, clamp: bool, eps: float) -> tuple[Tensor, Tensor]:
-    """Alpha of all heads but the last with the last, and whether it was outside, from <D X_a, D X_c> [b,G,a,c]."""
-    old = ahead[:, :, :-1].sum(2)  # <u, D X_c>
-    uu = old[:, :, :-1].sum(2)
-    return pair(ahead.sum((2, 3)), old.sum(2), uu, norm, clamp, eps)
-
-
-def pair(total: Tensor, ahead: Tensor, uu: Tensor, norm: Tensor, clamp: bool, eps: float) -> tuple[Tensor, Tensor]:
-    """Alpha and whether it was outside of [0, 1]: alpha = <u+v,u> / ||u+v||^2, 0.5 where the error is flat.
+def _merge(inner: Tensor, norm: Tensor, clamp: bool, eps: float) -> tuple[Tensor, Tensor]:
+    """One merge: alpha of all heads but the last with the last, and whether it was outside of [0, 1], both [b,G].
 
     Args:
-        total: ||u+v||^2.
-        ahead: <u+v,u>.
-        uu: ||u||^2.
-        norm: Of Products.
+        inner: <D X_a, D X_c> [b,G,a,c] of the heads so far and, last, the new one. Its D X is v, the others' sum is u.
+        norm: ||Y||^2 [b,G].
         clamp: Whether to keep alpha in [0, 1].
         eps: Rounding unit of the maps.
     """
-    squares = total - 2 * (ahead - uu)  # ||u||^2 + ||v||^2
-    flat = total <= torch.maximum(64 * eps * squares, (8 * eps) ** 2 * norm)
-    alpha = torch.where(flat, 0.5, ahead / total)
+    with_u = inner[:, :, :-1].sum(2)  # <u, D X_c> [b,G,c]
+    u_norm = with_u[:, :, :-1].sum(2)
+    return pair(with_u.sum(2), inner.sum((2, 3)), u_norm, norm, clamp, eps)
+
+
+def pair(
+    numerator: Tensor, denominator: Tensor, u_norm: Tensor, norm: Tensor, clamp: bool, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Alpha = <u+v,u> / ||u+v||^2 (eq. 7), 0.5 where the error is flat, and whether it was outside of [0, 1].
+
+    All tensors are of one shape: [b,G], or [b,G,n] of each query row.
+
+    Args:
+        numerator: <u+v,u>.
+        denominator: ||u+v||^2.
+        u_norm: ||u||^2.
+        norm: ||Y||^2.
+        clamp: Whether to keep alpha in [0, 1].
+        eps: Rounding unit of the maps.
+    """
+    squares = denominator - 2 * (numerator - u_norm)  # ||u||^2 + ||v||^2
+    flat = denominator <= torch.maximum(64 * eps * squares, (8 * eps) ** 2 * norm)
+    alpha = torch.where(flat, 0.5, numerator / denominator)
     inside = alpha.clamp(0, 1)
     return inside if clamp else alpha, inside != alpha
 
@@ -81,7 +92,7 @@ def joint(products: Products, eps: float) -> Tensor:
     """
     gram, target, z_norm = products.quadratic
     if target.shape[-1] == 1:
-        alpha, _ = pair(gram[..., 0, 0], target[..., 0], z_norm, products.norm, True, eps)
+        alpha, _ = pair(target[..., 0], gram[..., 0, 0], z_norm, products.norm, True, eps)
         return torch.stack([alpha, 1 - alpha], dim=-1)
     *lead, less = target.shape
     padded = gram.new_zeros(*lead, less + 1, less + 1)  # the last head's row and column are zero: D_k = 0

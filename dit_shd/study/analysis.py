@@ -94,7 +94,7 @@ class Analysis:
 
     @property
     def higher_is_better(self) -> bool:
-        """Of the figure that decides."""
+        """Whether the figure that decides is better the higher it is."""
         return _is_higher_better(self.study, self.figure)
 
     @property

@@ -209,7 +209,7 @@ def _references(study: Study, folder: Path) -> dict[str, str]:
 
 
 def _weights(cell: Cell, folder: Path) -> dict[str, str]:
-    """Of each teacher, or of the model that is scored as it is."""
+    """The digest of each teacher's weights, or of those of the model that is scored as it is."""
     file = (folder / SAMPLES).with_suffix(".json") if cell.model else folder / "run" / "inputs.json"
     known = read_object(file) or {}
     hashes = {f"model {cell.variant}": known.get("model_sha256")} if cell.model else known.get("teachers", {})

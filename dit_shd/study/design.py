@@ -152,7 +152,7 @@ class Study:
 
     @property
     def names(self) -> list[str]:
-        """Of all variants: models, then those of the grid."""
+        """The names of all variants: models, then those of the grid."""
         return [*self.models, *self.variants]
 
     @cached_property

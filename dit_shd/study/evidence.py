@@ -53,7 +53,7 @@ def _claim_row(evidence: Evidence, judgement: Judgement) -> list[str]:
 
 
 def _means(analysis: Analysis, comparison: Comparison) -> list[float]:
-    """Of both variants, over the seeds that both have."""
+    """The means of both variants over the seeds that both have."""
     by_seed = {variant.name: variant.by_seed(analysis.figure) for variant in analysis.variants}
     first, second = by_seed[comparison.variant], by_seed[comparison.other]
     seeds = first.keys() & second.keys()

@@ -67,7 +67,7 @@ class Commands:
     Args:
         launcher: Words in place of `dit-shd` for commands that several processes share (LAUNCHED), as
             "accelerate launch --num_processes 8 -m dit_shd".
-        threads: Of each process, on CPUs.
+        threads: The number of threads of each process, on CPUs.
     """
 
     def __init__(self, launcher: str = "", threads: int = 1):

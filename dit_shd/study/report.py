@@ -26,7 +26,7 @@ def report_of(progress: Progress, analysis: Analysis, folder: Path, place: Calla
 
     Args:
         progress: The study's cells and rows.
-        analysis: Of those rows.
+        analysis: The analysis of those rows.
         folder: Keeps the grids of samples, so that a page can be made anew without the cells.
         place: Gives a cell's folder.
     """

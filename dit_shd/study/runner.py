@@ -207,7 +207,7 @@ class Runner:
 
 
 def _age(place: Path) -> list[list[Any]]:
-    """Of a file or a folder's entries what changes when it is written anew; empty for a name of another kind."""
+    """What changes in a file, or in a folder's entries, when it is written anew; empty for a name of another kind."""
     entries = sorted([*os.scandir(place)], key=lambda entry: entry.name) if place.is_dir() else []
     stats = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
     stats += [("", place.stat())] if place.exists() else []

@@ -18,7 +18,7 @@ ROUNDING = 1e-12
 
 @dataclass(frozen=True)
 class Summary:
-    """Of values of one kind, one for each seed."""
+    """The mean and the spread of values of one kind, one for each seed."""
 
     n: int
     mean: float
@@ -28,7 +28,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Difference:
-    """Of two variants, paired by seed: what the first has more than the second."""
+    """What one variant has more than another, paired by seed."""
 
     n: int
     mean: float
@@ -38,7 +38,7 @@ class Difference:
     high: float
     """Confidence interval of the mean difference (Student's t, n - 1 degrees of freedom)."""
     p: float
-    """Of a two-sided paired t-test."""
+    """The p value of a two-sided paired t-test."""
     detectable: float
     """The true difference that so many seeds find in 80% of all studies; see `detectable_difference`."""
 

@@ -171,7 +171,7 @@ class Classification(Task[ImageBatch]):
         return [batch]
 
     def _indices(self, draws: Draws) -> np.ndarray:
-        """Of each position. With repeats a batch holds so many copies of an image, far from each other."""
+        """The image of each position. With repeats a batch holds so many copies of an image, far from each other."""
         images = -(-draws.batch_size // self.augmentation.repeats)
         first = replace(draws, positions=[p % images for p in draws.positions], batch_size=images)
         return first.indices(len(self.dataset))

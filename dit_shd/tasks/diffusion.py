@@ -114,7 +114,7 @@ class Diffusion(Task[NoisyBatch]):
             yield TeacherFinding(message, fault)
 
     def draw(self, draws: Draws) -> Sequence[NoisyBatch]:
-        """As in the public recipe the passes share x_0 and t, and have their own noise and label drops."""
+        """The batch of each pass. As in the public recipe they share x_0 and t, not the noise and the label drops."""
         indices = draws.indices(len(self.dataset))
         sample = self.dataset.batch(indices, draws)
         x_0, labels = sample["latents"], sample["labels"]

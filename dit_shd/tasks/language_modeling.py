@@ -204,14 +204,14 @@ class LanguageModeling(Task[TokenBatch]):
         """Some sequences, in which whatever counts weighs 1."""
         apart = torch.from_numpy(positions(masks.documents.numpy())) if self.separate else None
         return TokenBatch(
-            "plain",
-            step,
-            torch.from_numpy(indices),
-            masks.tokens,
-            masks.targets.float(),
-            masks.rows.float(),
-            seeds,
-            apart,
+            pass_name="plain",
+            step=step,
+            indices=torch.from_numpy(indices),
+            tokens=masks.tokens,
+            target_weight=masks.targets.float(),
+            query_weight=masks.rows.float(),
+            dropout_seeds=seeds,
+            positions=apart,
         )
 
     def predict(self, model: nn.Module, batch: TokenBatch) -> Output:

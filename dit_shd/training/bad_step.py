@@ -40,7 +40,7 @@ def read_batches(file: Path, batch_type: type[Batch]) -> list[Batch]:
 
     Args:
         file: That a training run wrote.
-        batch_type: Of the task.
+        batch_type: The batch type of the task.
 
     Raises:
         UserError: No such file, or another.

@@ -63,7 +63,7 @@ def unflat(tensors: dict[str, Tensor], rest: dict[str, Any]) -> dict[str, Any]:
     """The state_dict of which `flat` made tensors and plain data.
 
     Args:
-        tensors: By parameter and key.
+        tensors: The tensors, by parameter and key.
         rest: Plain data.
     """
     state: dict[Any, dict[str, Any]] = {}

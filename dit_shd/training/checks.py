@@ -24,7 +24,7 @@ def ranges(config: TrainConfig) -> None:
     """Refuse numbers out of their range, and combinations that do not exist.
 
     Args:
-        config: Of the run.
+        config: The config of the run.
 
     Raises:
         UserError: The key, its range and the value.
@@ -96,8 +96,8 @@ def teaching(config: TrainConfig, losses: Sequence[Loss]) -> None:
     """Refuse losses without a teacher, and a teacher without a use; warn of losses whose weights are all 0.
 
     Args:
-        config: Of the run.
-        losses: As the config names them.
+        config: The config of the run.
+        losses: The losses, by their names in the config.
 
     Raises:
         UserError: Losses without a teacher, or a teacher that no loss reads.
@@ -156,8 +156,8 @@ def passes(task: Task[Any], losses: Sequence[Loss]) -> None:
     """Refuse a loss that is a term of no pass, or of one that the task cannot have.
 
     Args:
-        task: As it is configured.
-        losses: In the order of the config.
+        task: The task as it is configured.
+        losses: The losses in the order of the config.
 
     Raises:
         UserError: Such a loss.
@@ -177,9 +177,9 @@ def guidance(name: str, task: Task[Any], losses: Sequence[Loss]) -> None:
     """Refuse a guided target for a task without a condition that could be left out.
 
     Args:
-        name: Of the task.
-        task: As it is configured.
-        losses: In the order of the config.
+        name: The name of the task.
+        task: The task as it is configured.
+        losses: The losses in the order of the config.
 
     Raises:
         UserError: Such a loss.
@@ -196,8 +196,8 @@ def compiled(config: TrainConfig, losses: Sequence[Loss]) -> None:
     """Refuse losses that read what compiled blocks do not give.
 
     Args:
-        config: Of the run.
-        losses: In the order of the config.
+        config: The config of the run.
+        losses: The losses in the order of the config.
 
     Raises:
         UserError: Such a loss.
@@ -214,7 +214,7 @@ def fields(task: Task[Any], losses: Sequence[Loss]) -> None:
 
     Args:
         task: With its dataset.
-        losses: In the order of the config.
+        losses: The losses in the order of the config.
 
     Raises:
         UserError: Such a loss.
@@ -232,7 +232,7 @@ def micro_batch_size(config: TrainConfig, processes: int) -> int:
     """Images of one forward in one process.
 
     Args:
-        config: Of the run.
+        config: The config of the run.
         processes: That accelerate works with.
 
     Raises:

@@ -234,7 +234,7 @@ def sized(config: TrainConfig, defaults: Mapping[str, Any]) -> TrainConfig:
     Keywords of the config come first. A run that an earlier version began without them keeps its family's defaults.
 
     Args:
-        config: Of the run.
+        config: The config of the run.
         defaults: Keywords of families; those that the student's family does not have are left out.
     """
     student = filled(config.student, defaults)

@@ -42,10 +42,10 @@ def diagnose(
 
     Args:
         distiller: With the step's gradients.
-        teachers: By name.
+        teachers: The teachers, by name.
         batches: Of the step, in this process's micro batches.
-        terms: Of the step, in this process.
-        accelerator: Of the run.
+        terms: The terms of the step, in this process.
+        accelerator: The accelerator of the run.
     """
     from accelerate.utils import gather_object
 

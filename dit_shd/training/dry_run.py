@@ -2,7 +2,6 @@
 
 import logging
 import os
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from dit_shd.core import places
+from dit_shd.core.clock import finished
 from dit_shd.core.config import checked
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
@@ -45,7 +45,7 @@ def dry_run(config: TrainConfig) -> DryRun:
     The data need not exist, nor, with `estimate.teacher`, the teacher.
 
     Args:
-        config: Of the run.
+        config: The config of the run.
 
     Raises:
         UserError: A config that cannot work.
@@ -171,9 +171,9 @@ def take_a_step(config: TrainConfig, teachers: Teachers, images: int, before: in
     """Take two steps on noise: in the first one layers are not streamed yet and the optimizer has no states.
 
     Args:
-        config: Of the run.
+        config: The config of the run.
         teachers: With weights.
-        images: Of the step.
+        images: The number of images of the step.
         before: Value of peak_memory() of the time before the teachers were loaded.
     """
     device = current_device()
@@ -205,14 +205,13 @@ def take_a_step(config: TrainConfig, teachers: Teachers, images: int, before: in
     calibrate(distiller, teachers, [task.example(student, images, device)])
     seconds = 0.0
     for number in range(2):
-        start = time.perf_counter()
+        start = finished(device)
         _step(config, distiller, teachers, task.example(student, images, device))
         nn.utils.clip_grad_norm_(distiller.parameters(), config.optimizer.clip or float("inf"))
         optimizer.step()
         optimizer.zero_grad()
         averages.step(student, number)
-        _finish(device)
-        seconds = time.perf_counter() - start
+        seconds = finished(device) - start
     return MeasuredStep(device.type, images, seconds, peak_memory(device) - before)
 
 
@@ -222,8 +221,3 @@ def _step(config: TrainConfig, distiller: Distiller, teachers: Teachers, batches
         with torch.autocast(batch.indices.device.type, low, enabled=config.precision != "no"):
             loss, _ = distiller(batch, teachers)
         loss.backward()
-
-
-def _finish(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)

@@ -85,7 +85,7 @@ class EMA:
 
         Args:
             student: With its weights after a step.
-            number: Of the step, from 0.
+            number: The number of the step, from 0.
         """
         parameters: list[Tensor] = list(student.parameters())
         weights = [parameters[i] for i in self._trained]
@@ -106,7 +106,7 @@ class EMA:
         """Put back an average, in every process its slices.
 
         Args:
-            rate: Of the average.
+            rate: The rate of the average.
             tensors: Parameters by name, whole.
 
         Raises:

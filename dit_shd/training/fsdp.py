@@ -28,7 +28,7 @@ def shard(model: nn.Module, transformer: nn.Module, device: torch.device, frozen
         model: On every process, whole.
         transformer: The part of it (or all) whose blocks are gathered one by one. The rest, projectors of losses among
             it, is gathered as a whole: it need not be called as a module.
-        device: Of this process.
+        device: The device of this process.
         frozen: Free a block's gathered weights as soon as it has run: for a teacher, which has no backward.
     """
     from torch.distributed.device_mesh import init_device_mesh

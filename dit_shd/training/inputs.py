@@ -31,7 +31,7 @@ def keep(run: Path, teachers: Teachers, dataset: Dataset) -> None:
 
     Args:
         run: The folder.
-        teachers: By name, not sharded yet.
+        teachers: The teachers, by name, not sharded yet.
         dataset: The data.
     """
     weights = {name: fingerprint(teacher) for name, teacher in teachers.items()}

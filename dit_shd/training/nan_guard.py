@@ -34,7 +34,7 @@ class Guard:
 
     Args:
         run: The run folder.
-        accelerator: Of the run.
+        accelerator: The accelerator of the run.
         limit: Bad steps that are left out before one is an error.
     """
 
@@ -50,8 +50,8 @@ class Guard:
         being scaled up is bad itself.
 
         Args:
-            loss: Of the step, in this process.
-            norm: Of all gradients.
+            loss: The loss of the step, in this process.
+            norm: The norm of all gradients.
         """
         scaler = self.accelerator.scaler
         good = torch.isfinite(loss) & (torch.isfinite(norm) | (scaler is not None and scaler.get_scale() > 1))
@@ -62,7 +62,7 @@ class Guard:
         """Keep the batch of a bad step and count it.
 
         Args:
-            number: Of the step, from 0.
+            number: The number of the step, from 0.
             diagnosis: Its cause.
             batch: Draws the batch of all processes.
 

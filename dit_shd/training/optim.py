@@ -84,8 +84,8 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
 
     Args:
         config: Peak, warm-up and decay.
-        step: From 0.
-        steps: Of the run.
+        step: The step, from 0.
+        steps: The number of steps of the run.
     """
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
@@ -120,8 +120,8 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, config: OptimizerConfig,
     Args:
         optimizer: Whose rate is set.
         config: Peak, warm-up and decay.
-        step: From 0.
-        steps: Of the run.
+        step: The step, from 0.
+        steps: The number of steps of the run.
     """
     rate = learning_rate(config, step, steps)
     for group in optimizer.param_groups:  # torchao's is compiled, and takes it as a tensor

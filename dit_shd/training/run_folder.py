@@ -60,7 +60,7 @@ class RunFolder:
         """Make a run folder, or reopen the one that holds the same config. The main process locks it until release().
 
         Args:
-            path: Of the folder, which need not exist.
+            path: The path of the folder, which need not exist.
             config: Resolved, as YAML.
             resumable: Its keys that may differ on resume.
             completed: Gives the config of a run that an earlier version began the keys of this version.
@@ -125,7 +125,7 @@ class RunFolder:
 
         Args:
             step: The last that was taken, from 1.
-            tensors: By file and name.
+            tensors: The tensors, by file and name.
             optimizer: Its state_dict().
             extra: Plain data.
             keep: Newest checkpoints that stay.
@@ -244,7 +244,7 @@ def check_same(path: Path, old: dict[str, Any], new_text: str, resumable: Collec
     """Refuse a folder whose config differs in keys that may not change on resume.
 
     Args:
-        path: Of the folder.
+        path: The path of the folder.
         old: Its config.
         new_text: The config, as YAML.
         resumable: Keys that may change; a key of a part as part.key.

@@ -52,12 +52,12 @@ class Services:
         """The services of a run.
 
         Args:
-            config: Of the run.
+            config: The config of the run.
             state: What is saved and evaluated.
             teachers: Whose operations count, too.
-            folder: Of the run.
-            tracker: Of the run.
-            batches: Of this process.
+            folder: The folder of the run.
+            tracker: The tracker of the run.
+            batches: The batches of this process.
         """
         accelerator, task = tracker.accelerator, batches.task
         rates = config.ema_rates if task.evaluates_averages else config.ema_rates[:1]
@@ -96,10 +96,10 @@ def throughput(
     """Counter of images and operations a second.
 
     Args:
-        config: Of the run.
-        student: Of the run.
-        teachers: By name.
-        images: Of one micro batch.
+        config: The config of the run.
+        student: The student of the run.
+        teachers: The teachers, by name.
+        images: The number of images of one micro batch.
         accelerator: Whose devices' peak is known, or in the config.
     """
     peak = config.peak_tflops or known_peak(accelerator.device, config.precision)

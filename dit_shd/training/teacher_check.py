@@ -23,10 +23,10 @@ def check_teachers(config: TrainConfig, task: Task[Any], teachers: Teachers, acc
     """Check the teachers of a new run by the task, in the main process, and log the findings.
 
     Args:
-        config: Of the run.
+        config: The config of the run.
         task: What they are to teach.
-        teachers: By name.
-        accelerator: Of the run.
+        teachers: The teachers, by name.
+        accelerator: The accelerator of the run.
 
     Raises:
         UserError: A teacher has a fault, and the config does not say to go on.

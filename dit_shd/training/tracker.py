@@ -25,9 +25,9 @@ class Tracker:
     """The tracker of a run. Every process calls its methods; without `config.tracker` they do nothing.
 
     Args:
-        config: Of the run.
-        folder: Of the run.
-        accelerator: Of the run.
+        config: The config of the run.
+        folder: The folder of the run.
+        accelerator: The accelerator of the run.
 
     Raises:
         UserError: The tracker cannot begin (no account, no network).
@@ -49,8 +49,8 @@ class Tracker:
 
         Args:
             kind: Training or evaluation.
-            numbers: By name.
-            step: From 1.
+            numbers: The numbers, by name.
+            step: The step, from 1.
         """
         if self.name is None or step <= self.sent.get(kind, -1):
             return
@@ -79,7 +79,7 @@ def hyperparameters(values: object, name: str = "") -> dict[str, Any]:
 
     Args:
         values: As resolve() gives them, or a part of them.
-        name: Of the part.
+        name: The name of the part.
     """
     if isinstance(values, dict) and values:
         items = values.items()

@@ -16,7 +16,7 @@ class Blocks:
     stages: int
 
     def options(self) -> dict[str, int]:
-        """As a launch takes them."""
+        """The block's sizes and its warps, under the names that a kernel's launch takes."""
         warps = self.warps_on(_capability())
         return {"ROWS": self.rows, "COLS": self.cols, "num_warps": warps, "num_stages": self.stages}
 
@@ -61,7 +61,7 @@ class Blocks:
 
 @functools.cache
 def _capability() -> int:
-    """Of the GPU that is here; 9 where there is none."""
+    """The major compute capability of the GPU that is here; 9 where there is none."""
     return torch.cuda.get_device_capability()[0] if torch.cuda.is_available() else 9
 
 

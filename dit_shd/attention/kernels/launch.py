@@ -178,7 +178,7 @@ def _(query, key, value, leaf, query_code, key_code, kind, window, causal, scale
 def _tensors(
     query: Tensor, key: Tensor, leaf: Tensor, query_code: Tensor, key_code: Tensor, kind: str, window: int, causal: bool
 ) -> list[Tensor]:
-    """As `side` takes them."""
+    """The six tensors of a capture that `side` takes."""
     added = leaf.expand(-1, -1, -1, key.shape[2]) if kind == "dense" else leaf
     if kind == "grid" and in_lines(window):
         added, query_code = lines_of(leaf.t(), window), starts_of(window, query.device)

@@ -101,7 +101,7 @@ def _results_file(place: Path) -> Path:
 
 
 def _of_the_run(records: dict[Path, dict[str, Any]], place: Path) -> list[Path]:
-    """Of the results in a run folder those whose samples are the run's; of a run that was moved, those of no teacher.
+    """The results in a run folder whose samples are the run's; of a run that was moved, those of no teacher.
 
     `dit-shd evaluate` proposes to put its teacher's samples, and so their results, beside a student's.
     """

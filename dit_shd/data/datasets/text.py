@@ -150,7 +150,7 @@ class Text(Dataset):
 
     @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        """Of a sequence."""
+        """The shape of a sequence."""
         return (self.length,)
 
     @classmethod

@@ -63,7 +63,7 @@ class TextBuckets(Dataset):
         return [indices[buckets == bucket] for bucket in np.unique(buckets)]
 
     def batch(self, indices: np.ndarray, draws: Draws) -> dict[str, Tensor]:
-        """As of text_latents; the samples are of one bucket."""
+        """The same fields as of text_latents; the samples are of one bucket."""
         part, first = self._part(indices)
         return part.batch(indices - first, draws)
 

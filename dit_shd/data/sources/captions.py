@@ -22,7 +22,7 @@ class Captioned(ImageSource):
 
     Args:
         source: The images.
-        captions: Of each, None or empty where there is none.
+        captions: The caption of each, None or empty where there is none.
 
     Raises:
         UserError: There are none at all.

@@ -47,7 +47,7 @@ class Sana(Adapter):
         return range(0) if layer.endswith(".attn2") else None
 
     def template(self, pipeline: "DiffusionPipeline", prompt: str, call: Mapping[str, Any]) -> Template | None:
-        """Of the instruction's tokens the first is kept, and as many of the last as to fill the limit."""
+        """The instruction's first token is kept, and as many of its last as fill the limit."""
         if call.get("clean_caption"):
             return None  # it may be any other text then
         default = inspect.signature(type(pipeline).__call__).parameters[INSTRUCTION].default

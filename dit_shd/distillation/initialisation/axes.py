@@ -82,7 +82,7 @@ def axes(student: nn.Module, teacher: nn.Module, layers: Mapping[str, str]) -> A
 
     Args:
         student: Perhaps without weights.
-        teacher: Likewise.
+        teacher: Perhaps without weights, too.
         layers: Student block -> teacher block.
 
     Raises:

@@ -40,7 +40,7 @@ def pairs_of_layers(student: nn.Module, teacher: nn.Module, layers: Mapping[str,
 
     Args:
         student: Perhaps without weights.
-        teacher: Likewise.
+        teacher: Perhaps without weights, too.
         layers: Student layer -> teacher layer, as a loss has it.
     """
     wanted, available = student.state_dict(), teacher.state_dict()
@@ -58,7 +58,7 @@ def check(student: nn.Module, teacher: nn.Module, layers: Mapping[str, str]) -> 
 
     Args:
         student: Perhaps without weights.
-        teacher: Likewise.
+        teacher: Perhaps without weights, too.
         layers: Student block -> teacher block.
 
     Raises:

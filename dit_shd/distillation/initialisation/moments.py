@@ -97,9 +97,9 @@ def teacher_moments(
         predict: Runs the teacher on a batch.
         teacher: A family of dit_shd.
         batches: For calibration.
-        names: Of the linear maps.
+        names: The names of the linear maps.
         layers: Student block -> teacher block.
-        groups: Of teacher heads, by student block.
+        groups: The groups of teacher heads, by student block.
         squeezer: For the weights of the heads.
     """
     inputs = {name: RegressionMoments() for name in names}
@@ -137,7 +137,7 @@ def student_moments(
         batches: For calibration.
         maps: Student maps with fewer inputs than the teacher's.
         kept: Channels, by space.
-        heads: By student block.
+        heads: The heads, by student block.
         layers: Student block -> teacher block.
 
     Returns:

@@ -26,7 +26,7 @@ class Selection:
 
     Args:
         student: Whose weights are overwritten.
-        teacher: Of the same class.
+        teacher: A teacher of the same class.
         layers: Student block -> teacher block.
         squeezer: For the groups of heads.
         by_weights: Whether to keep the heads and hidden units of the largest weights; else the first.

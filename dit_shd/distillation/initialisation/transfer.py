@@ -29,7 +29,7 @@ class Transfer:
 
     Args:
         student: Whose weights are overwritten.
-        teacher: Of the same family.
+        teacher: A teacher of the same family.
         layers: Student block -> teacher block.
         groups: Student block -> the teacher heads of each of its heads.
         merge: Whether to merge the heads of a group; else the one of largest weight in the squeeze is kept.

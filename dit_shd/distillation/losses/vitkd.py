@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from dit_shd.attention.capture import Captures
 from dit_shd.core import rng
 from dit_shd.core.errors import UserError
+from dit_shd.distillation.features import wide
 from dit_shd.distillation.losses import Forward, Layers, Loss, Needs, Reads, Term, Weight
 from dit_shd.squeezing.cost import FLOAT, LayerCost
 from dit_shd.tasks import Batch
@@ -174,5 +175,5 @@ class _Parts(nn.Module):
 
 def _error(student: Tensor, teacher: Tensor) -> Tensor:
     """The squared error of each token [b,n], summed over channels; float32, where a forward was in bfloat16."""
-    wide = torch.promote_types(student.dtype, torch.float32)
-    return (student.to(wide) - teacher.to(wide)).square().sum(2)
+    s = wide(student)
+    return (s - teacher.to(s.dtype)).square().sum(2)

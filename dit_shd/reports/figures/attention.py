@@ -1,6 +1,5 @@
 """Attention maps as pictures: of query tokens in each head, and of all tokens."""
 
-import io
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,7 @@ from dit_shd.analysis.survey import LayerMaps
 from dit_shd.reports.figures.alpha import short_layer
 from dit_shd.reports.figures.chart import Axis, Chart
 from dit_shd.reports.figures.heat import heat_png, table
-from dit_shd.reports.html import data_uri
+from dit_shd.reports.html import data_uri, png
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -64,9 +63,7 @@ def maps_sheet(layer: LayerMaps, pictures: Mapping[str, np.ndarray]) -> bytes:
         for column, (pixels, grid) in enumerate(tiles):
             corner = (MARGIN + column * (width + GAP), y)
             _put(sheet, pixels, corner, (width, height), None if grid is None or token is None else (token, grid))
-    stream = io.BytesIO()
-    sheet.save(stream, format="PNG", optimize=True)
-    return stream.getvalue()
+    return png(sheet)
 
 
 def _tile(keys: tuple[int, int]) -> tuple[int, int]:

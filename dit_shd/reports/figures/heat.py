@@ -1,10 +1,11 @@
 """Values as colours: from black over violet and orange to pale yellow, dark to light also in grey."""
 
-import io
 import zlib
 from functools import cache
 
 import numpy as np
+
+from dit_shd.reports.html import png
 
 ANCHORS = (
     "#000004", "#180f3d", "#440f76", "#721f81", "#9e2f7f", "#cd4071", "#f1605d", "#fd9668", "#feca8d", "#fcfdbf",
@@ -42,9 +43,7 @@ def heat_png(shares: np.ndarray) -> bytes:
 
     image = Image.fromarray((LEVELS * shares.clip(0, 1)).round().astype(np.uint8))
     image.putpalette(table().tobytes())
-    stream = io.BytesIO()
-    image.save(stream, format="PNG", optimize=True)
-    return stream.getvalue()
+    return png(image)
 
 
 def bar(ends: tuple[str, str, str], words: str) -> str:

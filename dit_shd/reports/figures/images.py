@@ -7,6 +7,7 @@ import numpy as np
 
 from dit_shd.data.pixels import grid
 from dit_shd.reports.figures.chart import Axis, Chart
+from dit_shd.reports.html import png
 
 THUMB = 96
 """Pixels of the longer side of an image on a page."""
@@ -21,22 +22,18 @@ def thumbnails(images: np.ndarray, columns: int) -> bytes:
     size = (max(1, round(x * factor)), max(1, round(y * factor)))
     filter = Image.Resampling.NEAREST if factor > 1 else Image.Resampling.LANCZOS
     small = [np.asarray(Image.fromarray(image[..., 0] if c == 1 else image).resize(size, filter)) for image in images]
-    stream = io.BytesIO()
-    grid(np.stack(small).reshape(n, size[1], size[0], c), columns).save(stream, format="PNG", optimize=True)
-    return stream.getvalue()
+    return png(grid(np.stack(small).reshape(n, size[1], size[0], c), columns))
 
 
-def reduced(png: bytes, most: int = 720) -> bytes:
+def reduced(picture: bytes, most: int = 720) -> bytes:
     """A PNG, smaller if it is wider than `most` pixels."""
     from PIL import Image
 
-    with Image.open(io.BytesIO(png)) as image:
+    with Image.open(io.BytesIO(picture)) as image:
         if image.width <= most:
-            return png
-        stream = io.BytesIO()
+            return picture
         small = image.resize((most, max(1, image.height * most // image.width)), Image.Resampling.LANCZOS)
-        small.save(stream, format="PNG", optimize=True)
-    return stream.getvalue()
+    return png(small)
 
 
 def class_places(labels: np.ndarray, classes: Sequence[int], rows: int) -> np.ndarray:
@@ -53,7 +50,7 @@ def class_sheet(images: np.ndarray, places: np.ndarray, columns: int) -> bytes:
 
     Args:
         images: uint8 [k,y,x,c], those of the places that are not -1, in order.
-        places: Of class_places, flat.
+        places: The places of class_places, flat.
         columns: Number of classes.
     """
     sheet = np.full((len(places), *images.shape[1:]), 255, dtype=np.uint8)

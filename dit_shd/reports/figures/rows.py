@@ -1,10 +1,11 @@
 """One picture of several models: a labelled row of samples of each, the same classes in the same columns."""
 
-import io
 from collections.abc import Mapping
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from dit_shd.reports.html import png
 
 SIDE, GAP, MARGIN = 64, 4, 12
 """Height of an image, space between images and around them, in pixels."""
@@ -35,9 +36,7 @@ def rows_picture(rows: Mapping[str, np.ndarray], columns: int = 10) -> bytes:
         for column, image in enumerate(images[:columns]):
             picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).convert("RGB")
             sheet.paste(picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC), (left + column * (SIDE + GAP), top))
-    stream = io.BytesIO()
-    sheet.save(stream, format="PNG", optimize=True)
-    return stream.getvalue()
+    return png(sheet)
 
 
 def _width(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> int:

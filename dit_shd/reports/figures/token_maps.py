@@ -1,13 +1,12 @@
 """Attention maps of single heads over the tokens of a text, as an SVG that stands alone: a figure for a paper."""
 
-import base64
 import html
-import io
 from collections.abc import Sequence
 
 import numpy as np
 
 from dit_shd.analysis.survey import LayerMaps
+from dit_shd.reports.html import data_uri, png
 
 CELL = 9
 """Side of a map's cell in the picture, in its units."""
@@ -39,7 +38,7 @@ def heat_panel(values: np.ndarray, high: float, labels: Sequence[str], title: st
     Args:
         values: From 0 to `high`; the colour goes by their square root.
         high: The value of the full colour.
-        labels: Of rows and columns [n].
+        labels: The labels of rows and columns [n].
         title: Above it.
     """
     side = CELL * len(values)
@@ -82,9 +81,7 @@ def _png(shares: np.ndarray) -> str:
 
     opacity = (255 * np.sqrt(shares.clip(0, 1))).round()
     pixels = np.concatenate([np.broadcast_to(ACCENT, (*shares.shape, 3)), opacity[..., None]], axis=2)
-    stream = io.BytesIO()
-    Image.fromarray(pixels.astype(np.uint8), "RGBA").save(stream, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+    return data_uri(png(Image.fromarray(pixels.astype(np.uint8), "RGBA")))
 
 
 def legible(label: str) -> str:

@@ -1,12 +1,12 @@
 """Generated images, and the numbers of training by step."""
 
-import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from dit_shd.data.pixels import grid
 from dit_shd.reports.figures.chart import SIZE, SMALL, Axis, Chart, series_css
+from dit_shd.reports.html import png
 
 Rows = Sequence[Mapping[str, float]]
 """Rows of a metrics.jsonl."""
@@ -17,10 +17,7 @@ POINTS = 320
 def grid_figure(images: np.ndarray, columns: int = 10, enlarge: int = 3) -> bytes:
     """Images uint8 [n,y,x,c], row by row, every pixel enlarged."""
     sheet = grid(images, columns, gap=1)
-    large = sheet.resize((sheet.width * enlarge, sheet.height * enlarge), resample=0)
-    stream = io.BytesIO()
-    large.save(stream, format="PNG", optimize=True)
-    return stream.getvalue()
+    return png(sheet.resize((sheet.width * enlarge, sheet.height * enlarge), resample=0))
 
 
 def term_charts(
@@ -33,7 +30,7 @@ def term_charts(
         terms: Key -> title.
         log: Whether the scale is logarithmic, where all values are above 0.
         small: Whether the charts are for a row of small ones.
-        points: Of a curve at most.
+        points: The number of points of a curve at most.
     """
     drawn = []
     for key, title in terms.items():

@@ -1,7 +1,6 @@
 """The fastest backend, measured on the first layer of each kind."""
 
 import logging
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -11,6 +10,7 @@ import torch
 
 from dit_shd.attention.capture import Capture
 from dit_shd.attention.kernels import captures
+from dit_shd.core.clock import finished
 from dit_shd.squeezing.backends import fused, streamed, triton
 from dit_shd.squeezing.backends.job import Job, Result
 
@@ -59,7 +59,7 @@ def fastest(
         kind: What the choice is remembered by, beside the names of the backends.
         what: What is chosen for, in the log.
         runs: What to time, by the backend's name.
-        device: Of the layer.
+        device: The device of the layer.
         not_triton: Why triton is not among them, for the log.
     """
     kind = (*kind, *runs)  # a backend that cannot serve this layer may have been the fastest of another
@@ -89,14 +89,7 @@ def _seconds(run: Callable[[], object], device: torch.device) -> float:
     seconds: list[float] = []
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         for _ in range(2):
-            _finish(device)
-            start = time.perf_counter()
+            start = finished(device)
             run()
-            _finish(device)
-            seconds.append(time.perf_counter() - start)
+            seconds.append(finished(device) - start)
     return min(seconds)
-
-
-def _finish(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)

@@ -16,6 +16,7 @@ from torch import Tensor
 from dit_shd.attention.capture import Capture
 from dit_shd.attention.streamed import attend
 from dit_shd.attention.tiles import Buffers, Maps, Tiling, index_tensor, slices
+from dit_shd.core.precision import wide_dtype
 from dit_shd.squeezing.backends.job import Job, Result
 from dit_shd.squeezing.backends.streamed import targets
 
@@ -36,7 +37,7 @@ def unfit(teacher: Capture, student: Capture, measure: str) -> str | None:
 def run(job: Job) -> Result:
     """Value and gradients of a layer at once; every tensor is n x d."""
     teacher, student = job.teacher, job.student
-    wide = torch.promote_types(student.query.dtype, torch.float32)
+    wide = wide_dtype(student.query)
     result = Result.empty(job, wide)
     n = teacher.shape[2]
     factor = student.scale / job.temperature
@@ -91,7 +92,7 @@ def _mass(job: Job, weight: Tensor, like: Tensor) -> Tensor:
 def _log_sum_exp(job: Job) -> Tensor:
     """The student's log sum_m exp(S / T) [b,g,n], tile by tile."""
     b, g, n, m = job.student.shape
-    wide = torch.promote_types(job.student.query.dtype, torch.float32)
+    wide = wide_dtype(job.student.query)
     buffers = Buffers(wide, job.student.query.device)
     result = torch.empty(b, g, n, dtype=wide, device=buffers.device)
     tiling = Tiling.choose(b, g, n, m, 2, buffers.device, job.chunk_mib)

@@ -9,6 +9,7 @@ from torch import Tensor
 from dit_shd.attention.bias import BiasGradient
 from dit_shd.attention.capture import Capture
 from dit_shd.attention.tiles import Buffers
+from dit_shd.core.precision import wide_dtype
 from dit_shd.squeezing.squeeze import Squeeze
 
 Measure = Literal["kl", "cross_entropy", "mse"]
@@ -34,7 +35,7 @@ class Job:
     @property
     def wide(self) -> torch.dtype:
         """What is computed in: float32, or float64 if the student is."""
-        return torch.promote_types(self.student.query.dtype, torch.float32)
+        return wide_dtype(self.student.query)
 
     def weighted(self, terms: Tensor, samples: slice = slice(None), rows: slice = slice(None)) -> Tensor:
         """Terms of some samples and query rows times the rows' weights; weight 0 makes 0, also of NaN.

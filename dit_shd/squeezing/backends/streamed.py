@@ -80,7 +80,7 @@ class Target:
         job: The layer.
         buffers: For the maps.
         k: Teacher heads of each student head.
-        samples: Of the batch.
+        samples: The samples of the batch.
         student_heads: G of them.
         kept_heads: Positions of their teacher heads among the kept maps of this group size.
     """

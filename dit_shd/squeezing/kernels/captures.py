@@ -18,7 +18,7 @@ def values_met(capture: Capture, groups: list[list[int]]) -> tuple[Tensor, Tenso
     """A_i V_a [b,G k,k,n,d] of the heads i of groups, in their order, with the values of their groups.
 
     Args:
-        capture: Of the teacher.
+        capture: The capture of the teacher.
         groups: G, of k heads each; other heads are left alone.
 
     Returns:

@@ -64,8 +64,7 @@ def divergence(
     query, key = student[0], student[1]
     (b, g, n, d), (h, d_t), m = query.shape, teacher[0].shape[1::2], key.shape[2]
     terms, mass, slope = query.new_empty(3, b, g, n, dtype=torch.float32).unbind()
-    d_query = terms.new_empty(b, g, n, d) if gradients else terms.new_empty(0)
-    d_key = terms.new_empty(b, g, m, d) if gradients else terms.new_empty(0)
+    d_query, d_key = (terms.new_empty(b, g, x, d) if gradients else terms.new_empty(0) for x in (n, m))
     d_bias = (torch.zeros if collect in ("dense", "entries") else torch.empty)(list(d_bias_shape), device=terms.device)
     kept = kernels.Rows(
         student_top, student_inverse, mass, slope, row_weight,
