@@ -21,7 +21,7 @@ from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.losses import LOSSES
 from dit_shd.models import loading
 from dit_shd.models.families.mdt import MDTv2
-from dit_shd.tasks import TASKS
+from dit_shd.tasks import TASKS, Output
 from dit_shd.tasks.diffusion import Diffusion
 from dit_shd.training import checks
 
@@ -190,6 +190,19 @@ def captioned(request, tmp_path_factory):
     task = built("text_to_image", text_dropout=0.0)
     task.use(data, teacher)
     return task, teacher, Prompts.load(str(pipeline), torch.device("cpu"), text_tokens=None, size=(16, 16))
+
+
+def test_the_ramp_of_captions_is_1_at_the_noise_and_the_scale_at_the_data(captioned):
+    """MDT's formula; t / 1000 of a DDPM, the share of noise of a flow."""
+    task, _, _ = captioned
+    (batch,) = drawn(task, 1, range(4), batch_size=4).values()
+    shape = batch.x_t.shape if task.process.kind == "flow" else (len(batch.x_t), 8, *batch.x_t.shape[2:])
+    c, u = (Output(*task.process.prediction(torch.randn(shape), batch.x_t, batch.t)) for _ in range(2))
+    ramp = Guidance(4.5, "power-cosine", 0.7, None)
+    share = batch.t.double() / (1 if task.process.kind == "flow" else 1000)
+    weight = 1 + 3.5 * (1 - torch.cos(np.pi * (1 - share) ** 0.7)) / 2
+    want = u.prediction + weight.view(-1, 1, 1, 1) * (c.prediction - u.prediction)
+    torch.testing.assert_close(task.guided(c, u, batch, ramp).prediction.double(), want, rtol=1e-4, atol=1e-5)
 
 
 def test_captions_are_left_out_as_the_pipeline_leaves_them_out(captioned):

@@ -220,6 +220,21 @@ def test_perplexity_is_over_every_held_out_token(tmp_path, size):
     assert made.dataset is not held
 
 
+def test_some_held_out_sequences_are_spread_evenly_and_have_no_bits_of_a_byte(tmp_path):
+    """The bytes are those of the whole text."""
+    model, some = causal_lm({**GPT2, "n_positions": 80}), TextEvaluation(sequences=3, batch_size=2)
+    made = task(lines(tmp_path), evaluation=some, pack=False, length=79, held_out=0.3)
+    held = made.dataset.held_out
+    documents, end = list(held._part("validation")), held.tokenizer.end
+    last = len(documents) - 1
+    assert last > 3 and not held.cut_tokens
+    figures = made.perplexity(model, held)
+    nats = naive_nats(model, [[end, *documents[i].text.encode(), end] for i in (0, round(last / 2), last)])
+    assert figures["tokens"] == len(nats)
+    assert figures["nats"] == pytest.approx(sum(nats) / len(nats), rel=1e-5)
+    assert "bits_per_byte" not in figures
+
+
 def test_bits_of_a_uniform_guess_are_those_of_the_vocabulary(tmp_path):
     model = causal_lm(GPT2, std=0.0)
     made = task(lines(tmp_path), length=30)

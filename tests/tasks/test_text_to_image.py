@@ -9,8 +9,9 @@ import pytest
 import torch
 from encoded_text import CAPTIONS, encode
 from safetensors.torch import load_file, save_file
-from tiny_pipelines import KINDS, write_pipeline
+from tiny_pipelines import KINDS, flux, write_pipeline
 
+from dit_shd.core import rng
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
@@ -19,7 +20,9 @@ from dit_shd.data.datasets import DATASETS
 from dit_shd.data.latent_origin import Kept
 from dit_shd.diffusion.pipelines import Prompts
 from dit_shd.diffusion.validation_loss import ValidationLoss
+from dit_shd.models import loading
 from dit_shd.reports.dry_run import dry_run_text
+from dit_shd.tasks.text_to_image import TextToImage
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.dry_run import dry_run
 from dit_shd.training.trainer import Trainer
@@ -107,6 +110,34 @@ def one(tmp_path_factory):
     pipeline = write_pipeline("sd3", folder / "pipeline")
     (pipeline / "README.md").write_text("---\nlicense: cc-by-nd-4.0\n---\n")
     return pipeline, encode(folder, pipeline)
+
+
+def test_dropped_captions_are_those_of_the_raw_stream_and_become_the_empty_prompt(one):
+    pipeline, latents = one
+    task = TextToImage(text_dropout=0.5)
+    task.use(DATASETS.build(Plugin("text_latents", {"path": str(latents)})), loading.load(str(pipeline)))
+    whole = TextToImage(text_dropout=0.0)
+    whole.use(task.dataset, loading.load(str(pipeline)))
+    ((batch,), (kept,)) = (each.draw(Draws(5, 3, range(12), 12)) for each in (task, whole))
+    drop = [bool(rng.stream(5, "text/plain", 3, i).random() < 0.5) for i in range(12)]
+    assert 2 < sum(drop) < 10
+    empty = Prompts.load(str(pipeline), torch.device("cpu"))([""])
+    for i, dropped in enumerate(drop):
+        shown, full = batch.text[i][batch.text_mask[i]], kept.text[i][kept.text_mask[i]]
+        torch.testing.assert_close(shown, empty.embeddings[0][empty.mask[0]] if dropped else full)
+        torch.testing.assert_close(batch.text_pooled[i], empty.pooled[0] if dropped else kept.text_pooled[i])
+        assert torch.equal(batch.x_t[i], kept.x_t[i])
+
+
+def test_a_model_that_learned_a_scale_is_given_the_task_s():
+    """FLUX.1 dev's training script gives 3.5."""
+    model, scales = flux().transformer, []
+    model.register_forward_pre_hook(lambda _, args, kwargs: scales.append(kwargs["guidance"]), with_kwargs=True)
+    for scale in (2.5, None):
+        task = TextToImage(embedded_guidance=scale, side=4, text_tokens=3)
+        (batch,) = task.example(model, 2, torch.device("cpu"))
+        task.predict(model, batch)
+    assert [x.tolist() for x in scales] == [[2.5, 2.5], [3.5, 3.5]]
 
 
 def test_text_encoders_are_never_in_memory_while_training(one, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,8 +10,11 @@ import torch
 from runs import run, weights
 from safetensors.torch import load_file
 
+from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.models import loading
+from dit_shd.training.config import TrainConfig
+from dit_shd.training.trainer import Trainer
 
 
 def test_distillation_learns_and_writes_all_that_sampling_needs(values):
@@ -65,6 +69,35 @@ def test_plain_training_needs_no_teacher_and_ema_averages(values, tmp_path):
     raw = load_file(folders[1] / "distiller.safetensors")
     for key in first:  # shadow = 0.9 shadow + 0.1 weights, without a warm-up of the rate
         torch.testing.assert_close(second[key], 0.9 * first[key] + 0.1 * raw[f"student.{key}"])
+
+
+def test_rates_and_warmed_up_averages_are_those_of_their_steps(values):
+    """By hand, from what is logged and saved: warm-up over two steps and half a cosine; (1 + n) / (10 + n)."""
+    plain = {**values, "losses": [], "teacher": None, "mask_ratio": None, "ema_warmup": True}
+    config, rows = run(plain, steps=4, checkpoint_every=1, keep_checkpoints=9)
+    assert [row["lr"] for row in rows] == pytest.approx([0.005, 0.01, 0.01, 0.005])
+    folders = sorted((config.run / "checkpoints").iterdir())
+    averages, raw = ([load_file(f / f"{n}.safetensors") for f in folders] for n in ("ema_0.9", "distiller"))
+    for n in (1, 2, 3):
+        for key, before in averages[n - 1].items():
+            wanted = torch.lerp(raw[n][f"student.{key}"].double(), before.double(), (1 + n) / (10 + n))
+            torch.testing.assert_close(averages[n][key].double(), wanted, rtol=1e-5, atol=1e-7)
+
+
+def test_a_clipped_step_is_as_long_as_the_rate_times_the_limit(values, tmp_path):
+    """By plain SGD; what is logged is the norm before."""
+    norms, plain = [], {**values, "losses": [], "teacher": None, "mask_ratio": None}
+    for clip in (0, 1e-3):
+        config = {**plain, "run": str(tmp_path / str(clip)), "optimizer": {"lr": 1e-2, "clip": clip}}
+        trainer = Trainer.from_config(make(TrainConfig, config))
+        trainer.state = replace(trainer.state, optimizer=torch.optim.SGD(trainer.student.parameters(), lr=9.0))
+        before = [p.detach().double() for p in trainer.student.parameters()]
+        steps = trainer.run_steps()
+        norms.append(next(steps).metrics["grad_norm"])
+        moved = [(p.detach() - x).square().sum() for p, x in zip(trainer.student.parameters(), before)]
+        steps.close()
+        assert sum(moved).sqrt().item() == pytest.approx(1e-2 * (clip or norms[0]), rel=1e-3)
+    assert norms[0] == norms[1] > 0.01
 
 
 def test_no_masked_pass(values):

@@ -5,6 +5,7 @@ import logging
 import os
 from typing import ClassVar
 
+import oracle
 import pytest
 import torch
 from conftest import STUDENT
@@ -12,6 +13,7 @@ from runs import diffusion, drawn, run, weights
 from safetensors.torch import load_file
 from two_process_jobs import said
 
+from dit_shd.attention.recording.attach import capture
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
@@ -187,6 +189,38 @@ def test_merging_heads_that_look_alike_loses_nothing(batches, family):
     torch.testing.assert_close(
         outputs(student, batches[family]), outputs(teacher, batches[family]), rtol=2e-2, atol=2e-2
     )
+
+
+def test_the_head_that_is_picked_is_the_heaviest_of_the_squeeze(batches):
+    """By the naive squeeze; of heads 0 and 1 the second writes more, of 2 and 3 the first."""
+    teacher = build("dit", num_attention_heads=4)
+    for block in teacher.blocks:
+        for head in (0, 3):
+            block.attn.proj.weight.data[:, 4 * head : 4 * (head + 1)] *= 0.1
+    some = batches["dit"][:2]
+    with torch.no_grad():
+        captured = []
+        for batch in some:
+            with capture(teacher) as layers:
+                output(teacher, batch)
+            captured.append(dict(layers))
+    plans = {
+        how: initialise(Diffusion(), build("dit", seed=1), teacher, some, Initialisation("teacher", heads=how))
+        for how in ("pick", "merge")
+    }
+    for block, source in plans["pick"].layers.items():
+        weights = []
+        for layers in captured:
+            t = layers[f"{source}.attn"]
+            values = oracle.head_outputs(t.value.double(), t.out.detach().double())
+            maps = oracle.maps(t.query.double(), t.key.double(), t.scale)
+            weights.append(oracle.merge_progressively(maps, values, ((0, 1), (2, 3)))[0].mean(0))
+        mean = torch.stack(weights).mean(0)
+        shares = torch.stack([mean[0, :2], mean[1, 2:]])
+        assert (shares.amax(1) > 0.7).all()
+        assert plans["pick"].heads[block].picked() == [int(shares[0].argmax()), 2 + int(shares[1].argmax())] == [1, 2]
+        found = torch.tensor(plans["merge"].heads[block].shares, dtype=torch.float64)
+        torch.testing.assert_close(found, shares, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("heads", ["pick", "merge"])

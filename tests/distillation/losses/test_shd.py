@@ -1,5 +1,6 @@
 """SHD as a plug-in: plans, weights, rows, and the teacher consumed layer by layer."""
 
+import oracle
 import pytest
 import torch
 from small_steps import SMALL, batch_of
@@ -17,6 +18,7 @@ from dit_shd.distillation.losses.output import Output
 from dit_shd.models.families import FAMILIES
 from dit_shd.models.families.mdt import MDTv2
 from dit_shd.models.loading import load
+from dit_shd.squeezing.squeeze import squeeze
 from dit_shd.tasks.diffusion import Diffusion
 
 
@@ -82,6 +84,42 @@ def captures_of_both(seed=0, n=12, h=4, g=2, layers=2):
     return teacher, student
 
 
+def by_the_oracle(teacher, student, temperature=1.0, measure="kl", weights=None):
+    """Sum over layers, mean over samples, naively; weights [b,g,h] of each layer, the paper's alpha if not given."""
+    total = 0.0
+    for name, t in teacher.items():
+        s, at = student[name], {"temperature": temperature}
+        w = None if weights is None else weights[name]
+        if w is None:
+            values = oracle.head_outputs(t.value, t.out)
+            w, _ = oracle.merge_progressively(oracle.maps(t.query, t.key, t.scale), values, ((0, 1), (2, 3)))
+        maps = [oracle.maps(side.query.detach(), side.key.detach(), side.scale, **at) for side in (t, s)]
+        total = total + oracle.divergence(*maps, w, measure).mean()
+    return total
+
+
+@pytest.mark.parametrize(("weight", "beta"), [(2.0, 2.0), (0.5, 0.5), ({0: 1.0, 10: 3.5}, 2.0)])
+@pytest.mark.parametrize("measure", ["kl", "mse"])
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_the_loss_is_beta_times_the_divergence_of_tempered_maps(temperature, measure, weight, beta):
+    teacher, student = captures_of_both()
+    loss = SHD(weight=weight, temperature=temperature, measure=measure)(teacher, student, 4)
+    torch.testing.assert_close(loss, beta * by_the_oracle(teacher, student, temperature, measure))
+
+
+def test_the_method_hard_draws_by_its_seed():
+    teacher, student = captures_of_both()
+    losses = []
+    for seed in (0, 3):
+        weights = {name: squeeze(t, 2, method="hard", seed=seed).w[..., 0].double() for name, t in teacher.items()}
+        for w in weights.values():
+            assert w.sum(2).unique().tolist() == [1.0] and sorted(w.unique().tolist()) == [0.0, 1.0]
+        wanted = by_the_oracle(teacher, student, weights={k: w.expand(2, -1, -1) for k, w in weights.items()})
+        losses.append(SHD(weight=1.0, method="hard", seed=seed)(teacher, student))
+        torch.testing.assert_close(losses[-1], wanted)
+    assert abs(losses[0] - losses[1]) > 1e-3
+
+
 def test_some_rows_estimate_the_loss_and_its_gradient_without_bias():
     teacher, student = captures_of_both()
     whole, some = SHD(method="constant"), SHD(method="constant", rows=0.25)
@@ -99,9 +137,9 @@ def test_some_rows_estimate_the_loss_and_its_gradient_without_bias():
 
 def test_rows_in_training_are_a_function_of_the_batch():
     teacher, student = captures_of_both()
-    loss = SHD(rows=0.5)
 
-    def value(index, step):
+    def value(index, step, seed=0):
+        loss = SHD(rows=0.5, seed=seed)
         batch = batch_of(torch.zeros(1, 1, 2, 2), [5], [0], step, index)
         pairs = loss.begin(list(teacher), {name: Layer(name, found) for name, found in student.items()}, batch)
         for name, found in teacher.items():
@@ -111,6 +149,7 @@ def test_rows_in_training_are_a_function_of_the_batch():
     assert torch.equal(value(3, 5), value(3, 5))
     assert not torch.equal(value(3, 5), value(4, 5))
     assert not torch.equal(value(3, 5), value(3, 6))
+    assert not torch.equal(value(3, 5), value(3, 5, seed=1))
 
 
 def test_a_matched_plan_is_found_saved_and_read_back():

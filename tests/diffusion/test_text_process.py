@@ -1,0 +1,59 @@
+"""DDPM of text-to-image pipelines, by its equations in float64."""
+
+import pytest
+import torch
+
+from dit_shd.diffusion.flow import TimestepDensity
+from dit_shd.diffusion.text_process import process_of
+
+BETAS = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+KEPT = (1 - BETAS).cumprod(0)
+TIMES = torch.tensor([1, 40, 500, 990])
+
+
+def process(target, gamma=None):
+    scheduler = {"beta_start": 1e-4, "beta_end": 0.02, "prediction_type": target}
+    return process_of("ddpm", scheduler, TimestepDensity(), "none", gamma, 2)
+
+
+def known(target):
+    """x_0, noise, x_t and what a perfect model predicts."""
+    x_0, noise = torch.randn(2, 4, 3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    signal, sigma = (x.sqrt().view(-1, 1, 1, 1) for x in (KEPT[TIMES], 1 - KEPT[TIMES]))
+    x_t = signal * x_0 + sigma * noise
+    return x_0, noise, x_t, noise if target == "epsilon" else signal * noise - sigma * x_0
+
+
+@pytest.mark.parametrize("target", ["epsilon", "v_prediction"])
+def test_a_perfect_prediction_gives_back_the_noise_and_the_mean_of_the_posterior(target):
+    x_0, noise, x_t, perfect = known(target)
+    ddpm, close = process(target), {"rtol": 1e-4, "atol": 1e-5}
+    torch.testing.assert_close(ddpm.add_noise(x_0, noise, TIMES), x_t, **close)
+    torch.testing.assert_close(ddpm.noise(perfect, x_t, TIMES), noise, **close)
+    share = torch.rand(x_0.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    prediction, extra = ddpm.prediction(torch.cat([perfect, 2 * share - 1], 1), x_t, TIMES)
+    assert torch.equal(prediction, perfect)
+    beta, kept, before = (x.view(-1, 1, 1, 1) for x in (BETAS[TIMES], KEPT[TIMES], KEPT[TIMES - 1]))
+    mean = before.sqrt() * beta / (1 - kept) * x_0 + (1 - beta).sqrt() * (1 - before) / (1 - kept) * x_t
+    torch.testing.assert_close(extra["mean"], mean, **close)
+    low = (beta * (1 - before) / (1 - kept)).log()
+    torch.testing.assert_close(extra["log_variance"], share * beta.log() + (1 - share) * low, **close)
+    assert ddpm.prediction(perfect, x_t, TIMES)[1] == {}
+
+
+@pytest.mark.parametrize("target", ["epsilon", "v_prediction"])
+def test_min_snr_weights(target):
+    """min(SNR, 5) / SNR of the noise, / (SNR + 1) of v (arXiv 2303.09556)."""
+    x_0, noise, x_t, perfect = known(target)
+    snr = KEPT[TIMES] / (1 - KEPT[TIMES])
+    assert (snr > 5).any() and (snr < 5).any()
+    weight = snr.clamp(max=5) / (snr if target == "epsilon" else snr + 1)
+    for gamma, wanted in ((None, torch.ones_like(snr)), (5.0, weight)):
+        terms = process(target, gamma).losses(perfect + 2, {}, x_0, noise, x_t, TIMES)
+        assert terms.keys() == {"noise"}
+        torch.testing.assert_close(terms["noise"], 4 * wanted, rtol=1e-4, atol=0)
+
+
+def test_a_time_is_as_far_on_the_way_as_its_step_is_in_the_schedule():
+    assert process("epsilon").share(TIMES).tolist() == pytest.approx([0.001, 0.04, 0.5, 0.99])
+    assert process("epsilon").time_at(float(KEPT[321] / (1 - KEPT[321]))) == 321
