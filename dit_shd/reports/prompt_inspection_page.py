@@ -1,6 +1,5 @@
 """The page of `dit-shd inspect PIPELINE prompt=...`: which image tokens attend to which words."""
 
-import html
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -111,7 +110,7 @@ def _by_layer(findings: PromptFindings) -> str:
 def _footer(findings: PromptFindings, numbers: Path, page: Path) -> str:
     about: dict[str, str | Link] = {
         "command": command(),
-        "model": f"{type(findings.transformer).__name__} of {html.escape(findings.name)}, {findings.pipeline}",
+        "model": f"{type(findings.transformer).__name__} of {findings.name}, {findings.pipeline}",
         "call": ", ".join(f"{key}={value}" for key, value in findings.call.items()),
         "numbers": Link(numbers.name, numbers),
         "versions": versions(),
