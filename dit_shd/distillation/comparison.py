@@ -14,7 +14,7 @@ from dit_shd.attention.capture import Capture, Captures, one_layer
 from dit_shd.attention.recording.attach import Attached, Capturing
 from dit_shd.attention.recording.captures import Recording
 from dit_shd.core.errors import UserError
-from dit_shd.distillation.losses import Layer, Loss, Needs, alternatives
+from dit_shd.distillation.records import Layer
 
 _log = logging.getLogger("dit_shd")
 
@@ -86,11 +86,11 @@ def warn_of_no_graph() -> None:
     )
 
 
-def comparable(loss: type[Loss], student: Layer, teacher: Layer) -> tuple[Capture, Capture]:
+def comparable(student: Layer, teacher: Layer) -> tuple[Capture, Capture]:
     """Both captures, if they fit.
 
     Raises:
-        UserError: More heads than the teacher, or other tokens.
+        UserError: Captures of one forward, of other samples or of other tokens.
     """
     s, t, layer, source = student.attention, teacher.attention, student.name, teacher.name
     assert s is not None and t is not None, "SHD reads attention"
@@ -99,11 +99,6 @@ def comparable(loss: type[Loss], student: Layer, teacher: Layer) -> tuple[Captur
             f"SHD: {layer} of the student and {source} of the teacher are captures of one and the same forward, so "
             "nothing is to be learned; where one model is both, run it as the teacher first and under torch.no_grad(), "
             "or capture one forward after the other"
-        )
-    if s.heads > t.heads:
-        raise UserError(
-            f"SHD: the student has {s.heads} heads in {layer}, the teacher only {t.heads} in {source}; "
-            f"heads can be merged, not split; any number: {alternatives(loss, Needs.FEWER_HEADS)}"
         )
     if s.shape[0] != t.shape[0]:
         raise UserError(

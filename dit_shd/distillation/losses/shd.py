@@ -13,7 +13,7 @@ from dit_shd.core.cuda_graphs import CudaGraphs
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.comparison import check_captures, check_finite, check_graphs, comparable, warn_of_no_graph
 from dit_shd.distillation.layer_map import layer_map
-from dit_shd.distillation.losses import Layer, LayerLoss, Layers, Needs, Pairs, Term, Weight
+from dit_shd.distillation.losses import Layer, LayerLoss, Layers, Needs, Pairs, Term, Weight, alternatives
 from dit_shd.distillation.relations import row_sample
 from dit_shd.squeezing.backends.autotune import Backend
 from dit_shd.squeezing.backends.job import Measure
@@ -166,7 +166,12 @@ class SHD(LayerLoss):
 
     def _captures(self, student: Layer, teacher: Layer) -> tuple[Capture, Capture]:
         """Both captures of the block, if they fit."""
-        s, t = comparable(SHD, student, teacher)
+        s, t = comparable(student, teacher)
+        if s.heads > t.heads:
+            raise UserError(
+                f"SHD: the student has {s.heads} heads in {student.name}, the teacher only {t.heads} in "
+                f"{teacher.name}; heads can be merged, not split; any number: {alternatives(SHD, Needs.FEWER_HEADS)}"
+            )
         return (s, t) if self.block == "joint" else (s.over_image(), t.over_image())
 
     def pair(self, student: Layer, teacher: Layer, batch: Batch | None) -> Term:
