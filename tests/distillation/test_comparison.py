@@ -45,6 +45,21 @@ def test_rows_of_padding_take_no_part():
         SHD()(teacher, student, row_weight=rows[:, :5])
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"row_weight": [[1.0] * N] * 2}, r"row_weight: wanted a tensor \[2,6\], found list"),
+        ({"row_weight": -torch.ones(2, N)}, "row_weight: wanted finite numbers of 0 or more"),
+        ({"row_weight": torch.full((2, N), torch.nan)}, "row_weight: wanted finite numbers of 0 or more"),
+        ({"step": torch.ones(2, N)}, "step: wanted a whole number, found Tensor"),
+    ],
+)
+def test_what_a_script_gives_besides_is_looked_at(given, message):
+    """Negative and NaN weights of rows gave a loss of 0."""
+    with pytest.raises(UserError, match=message):
+        SHD()(*captures(), **given)
+
+
 def test_a_schedule_wants_the_step():
     teacher, student = captures()
     loss = SHD(weight={0: 0.0, 10: 1.0})

@@ -127,7 +127,7 @@ class Arrivals:
         return failure or first + NO_PROJECTION
 
     def overwritten(self, mixed: Tensor) -> bool:
-        """Whether a result was changed in place after attention gave it, before a product took its rows."""
+        """Whether a result was changed in place after attention gave it, so that it is not at hand any more."""
         result = self._of(mixed)
         return result is not None and result.overwritten
 

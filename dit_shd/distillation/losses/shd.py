@@ -11,7 +11,14 @@ from dit_shd.attention.capture import Capture, Captures
 from dit_shd.attention.tiles import CHUNK_MIB
 from dit_shd.core.cuda_graphs import CudaGraphs
 from dit_shd.core.errors import UserError
-from dit_shd.distillation.comparison import check_captures, check_finite, check_graphs, comparable, warn_of_no_graph
+from dit_shd.distillation.comparison import (
+    check_captures,
+    check_finite,
+    check_graphs,
+    check_row_weight,
+    comparable,
+    warn_of_no_graph,
+)
 from dit_shd.distillation.layer_map import layer_map
 from dit_shd.distillation.losses import Layer, LayerLoss, Layers, Needs, Pairs, Term, Weight, alternatives
 from dit_shd.distillation.relations import row_sample
@@ -103,7 +110,7 @@ class SHD(LayerLoss):
         """Whether numbers are still to be looked at; afterwards a GPU is not waited for any more."""
 
     def forward(
-        self, teacher: Captures, student: Captures, step: int | None = None, row_weight: Tensor | None = None
+        self, teacher: Captures, student: Captures, step: int | None = None, *, row_weight: Tensor | None = None
     ) -> Tensor:
         """The weighted loss of two models' captures: a scalar with a gradient to the student only.
 
@@ -114,8 +121,10 @@ class SHD(LayerLoss):
             row_weight: What every query row counts [b,n], 0 for padding; None: 1 each. The sum is divided by n.
 
         Raises:
-            UserError: Captures that cannot be compared, or no step.
+            UserError: Captures or row weights that do not fit, or no step where the weight follows a schedule.
         """
+        if not isinstance(step, int | None):
+            raise UserError(f"SHD: step: wanted a whole number, found {type(step).__name__}")
         if step is None and set(self.weight) != {0}:
             raise UserError("SHD: the weight follows a schedule; give the step: loss(teacher, student, step=step)")
         value = self.divergence(teacher, student, row_weight).value.mean()
@@ -219,10 +228,9 @@ class SHD(LayerLoss):
 
     def _rows_of(self, t: Capture) -> Tensor | None:
         """The row weights that a script has given, if they are those of a layer."""
-        weight, (b, _, n, _) = self._row_weight, t.shape
-        if weight is not None and weight.shape != (b, n):
-            raise UserError(f"SHD: row_weight: wanted [{b},{n}], as the layer has rows, found {list(weight.shape)}")
-        return weight
+        if self._row_weight is not None:
+            check_row_weight(self._row_weight, t, values=self._unchecked)
+        return self._row_weight
 
     def _can_replay(self, s: Capture, t: Capture, tensors: Sequence[Tensor]) -> bool:
         """Whether a CUDA graph may do a layer: but for these tensors it reads nothing that every step makes anew."""
