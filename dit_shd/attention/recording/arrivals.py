@@ -234,8 +234,9 @@ class Arrivals:
         """The results whose rows a tensor holds, with `wide` as the first or last columns of longer rows, too."""
         if not isinstance(given, Tensor) or not given.is_floating_point() or given.is_nested:
             return
+        known = [result for result in self._results if result.patience > 0 and not result.gated(given)]
         given = at.local(given)
-        for result in [result for result in self._results if result.patience > 0]:
+        for result in known:
             result.patience -= tire
             for arrangement in arrangements:
                 if given.ndim < {"last": 1, "channels": 3, "heads": 3, "heads first": 4}[arrangement]:

@@ -5,7 +5,7 @@ from typing import Any
 from weakref import ref
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dit_shd.attention.recording.projection import Projection
 
@@ -46,6 +46,8 @@ class AttentionResult:
         """Itself, in other shapes."""
         self.changed = ""
         """The first function that changed its rows, and in which module."""
+        self._gated: list[ref[Tensor]] = []
+        """What a function made of it and of something trainable, in all shapes."""
 
     def is_of(self, mixed: Tensor) -> bool:
         """Whether it is this one."""
@@ -70,19 +72,33 @@ class AttentionResult:
         return self._rows[dtype]
 
     def follow(self, function: Any, args: tuple[Any, ...], made: Any, where: str) -> None:
-        """A function has run in a module: note the first that changes the rows, for the reason."""
+        """A function has run in a module: note what moves the rows, and the first that changes them, for the reason."""
         given = [x for each in args for x in (each if isinstance(each, (list, tuple)) else [each])]
-        if self.changed or not any(self._is(x) for x in given):
+        gated = any(self.gated(x) for x in given)
+        if not gated and not any(self._is(x) for x in given):
             return
         name = getattr(function, "__name__", "")
         results = [x for x in (made if isinstance(made, (list, tuple)) else [made]) if isinstance(x, Tensor)]
         if name in _MOVES:
-            self._moved += [ref(x) for x in results]
+            (self._gated if gated else self._moved).extend(ref(x) for x in results)
         elif any(x.is_floating_point() for x in results):
-            self.changed = f"{name.strip('_')} in {where or 'the model'}"
+            self.changed = self.changed or f"{name.strip('_')} in {where or 'the model'}"
+            if gated or any(_trains(x) and not self._is(x) for x in given):
+                self._gated += [ref(x) for x in results]
+
+    def gated(self, x: Any) -> bool:
+        """Whether rows that a tensor holds went through a function of something trainable.
+
+        They may be what they were in this forward only: 1 + gate, with a gate that begins at zero.
+        """
+        return isinstance(x, Tensor) and any(x is made() for made in self._gated)
 
     def _is(self, x: Any) -> bool:
         return isinstance(x, Tensor) and any(x is moved() for moved in self._moved)
+
+
+def _trains(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.is_floating_point() and (x.requires_grad or isinstance(x, nn.Parameter))
 
 
 def storage(tensor: Tensor) -> int:

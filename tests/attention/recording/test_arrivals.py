@@ -38,6 +38,18 @@ class GatingAfter(Gating):
         return self.bend(self.gate(y)) * self.proj(y)
 
 
+class ScaledFromOne(Layer):
+    """A gate that begins at exactly one, so that the rows of a first forward arrive as they were."""
+
+    def __init__(self, trains: bool) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.zeros(E), requires_grad=trains)
+
+    def forward(self, x):
+        y = elsewhere(*split(self.qkv(x))) * (1 + self.scale)
+        return self.proj(y.contiguous())
+
+
 class Silent(Layer):
     """Zeros at first: what arrives cannot be known again."""
 
@@ -71,6 +83,17 @@ def test_a_module_that_makes_a_gate_is_none_either():
 def test_beside_a_gate_the_projection_is_the_other():
     model = nn.Sequential(GatingAfter()).eval()
     assert torch.equal(recorded(model).out.flatten(0, 1), model[0].proj.weight.t())
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_a_gate_that_begins_at_one_is_a_gate_if_it_trains(trains):
+    model = nn.Sequential(ScaledFromOne(trains))
+    with capture(model) as captures:
+        model(*X()["args"])
+    if trains:
+        assert captures["0"].out is None and "mul in 0 comes first" in captures["0"].why_no_out
+    else:
+        assert torch.equal(captures["0"].out.flatten(0, 1), model[0].proj.weight.t())
 
 
 def test_several_products_leave_a_doubt():
