@@ -17,6 +17,8 @@ _MOVES = {
     "swapaxes", "tensor_split", "to", "transpose", "type", "type_as", "unbind", "unflatten", "unsqueeze", "view",
 }  # fmt: skip
 """Functions that leave rows what they are."""
+_SUMS = {"add", "radd", "sub"}
+"""Functions after which a head's part of a sum still goes through W^O."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,11 +45,11 @@ class AttentionResult:
         if self._version is None:  # whether it is changed in place later on will not be known
             self._fingerprint(made.dtype)
         self._moved = [ref(made)]
-        """Itself, in other shapes."""
+        """Itself, in other shapes, and what fixed functions and sums made of it."""
         self.changed = ""
         """The first function that changed its rows, and in which module."""
         self._gated: list[ref[Tensor]] = []
-        """What a function made of it and of something trainable, in all shapes."""
+        """What a function, sums aside, made of it and of something trainable, in all shapes."""
 
     def is_of(self, mixed: Tensor) -> bool:
         """Whether it is this one."""
@@ -83,8 +85,8 @@ class AttentionResult:
             (self._gated if gated else self._moved).extend(ref(x) for x in results)
         elif any(x.is_floating_point() for x in results):
             self.changed = self.changed or f"{name.strip('_')} in {where or 'the model'}"
-            if gated or any(_trains(x) and not self._is(x) for x in given):
-                self._gated += [ref(x) for x in results]
+            trained = name.strip("_") not in _SUMS and any(_trains(x) and not self._is(x) for x in given)
+            (self._gated if gated or trained else self._moved).extend(ref(x) for x in results)
 
     def gated(self, x: Any) -> bool:
         """Whether rows that a tensor holds went through a function of something trainable.

@@ -41,13 +41,12 @@ class GatingAfter(Gating):
 class ScaledFromOne(Layer):
     """A gate that begins at exactly one, so that the rows of a first forward arrive as they were."""
 
-    def __init__(self, trains: bool) -> None:
+    def __init__(self, trains: bool, change=lambda y, scale: y * (1 + scale)) -> None:
         super().__init__()
-        self.scale = nn.Parameter(torch.zeros(E), requires_grad=trains)
+        self.scale, self.change = nn.Parameter(torch.zeros(E), requires_grad=trains), change
 
     def forward(self, x):
-        y = elsewhere(*split(self.qkv(x))) * (1 + self.scale)
-        return self.proj(y.contiguous())
+        return self.proj(self.change(elsewhere(*split(self.qkv(x))), self.scale).contiguous())
 
 
 class Silent(Layer):
@@ -94,6 +93,15 @@ def test_a_gate_that_begins_at_one_is_a_gate_if_it_trains(trains):
         assert captures["0"].out is None and "mul in 0 comes first" in captures["0"].why_no_out
     else:
         assert torch.equal(captures["0"].out.flatten(0, 1), model[0].proj.weight.t())
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_a_sum_that_begins_at_nothing_is_no_gate_but_what_follows_may_be(gated):
+    """What a head adds still goes through W^O."""
+    model = nn.Sequential(ScaledFromOne(True, lambda y, scale: (y + scale) / ((1 + scale) if gated else 1.0)))
+    with capture(model) as captures:
+        model(*X()["args"])
+    assert (captures["0"].out is None) is gated
 
 
 def test_several_products_leave_a_doubt():
