@@ -31,6 +31,8 @@ CATEGORIES = (
 SIDE, HELD_OUT = 64, 10
 """Pixels of a side in the archive, and which emoji are for tests: every tenth."""
 PACK = "npm pack emoji-datasource-google@16.0.0"
+ARCHIVE = Path("emoji-datasource-google-16.0.0.tgz")
+"""What that leaves in the working folder."""
 LIST, IMAGES = "package/emoji.json", f"package/img/google/{SIDE}/"
 MOST_BYTES = 16 * 2**20
 
@@ -39,7 +41,7 @@ class Emoji(Dataset):
     """The emoji on white, as latents of three channels in [-1, 1], and as they are.
 
     Args:
-        path: The archive, emoji-datasource-google-16.0.0.tgz.
+        path: The archive.
         split: `train`; test (every tenth emoji, with all of its skin tones); all (both).
         size: Height and width: 64, or a divisor of it (means of pixels).
     """
@@ -48,7 +50,7 @@ class Emoji(Dataset):
     classes, class_names = len(CATEGORIES), CATEGORIES
 
     def __init__(
-        self, path: Path, split: Literal["train", "test", "all"] = "train", size: Literal[64, 32, 16] = 32
+        self, path: Path = ARCHIVE, split: Literal["train", "test", "all"] = "train", size: Literal[64, 32, 16] = 32
     ) -> None:
         self.shape = (3, size, size)
         pixels, labels, test = _read(Path(expanded(path)), size)
