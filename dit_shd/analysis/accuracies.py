@@ -16,6 +16,7 @@ from dit_shd.core.plugins import Plugin
 from dit_shd.core.yaml_files import read_yaml
 from dit_shd.data.augmentation import EvaluationTransform, ImageInput
 from dit_shd.data.datasets import DATASETS, Dataset
+from dit_shd.evaluation import results
 from dit_shd.evaluation.accuracy import Accuracy, measure_accuracy, misnamed
 from dit_shd.models import loading
 
@@ -53,16 +54,18 @@ def accuracies(config: AccuracyConfig) -> dict[str, Accuracy]:
         raise UserError(f"accuracy: model: wanted {MODEL}, found none")
     if config.out is not None and config.out.exists():
         raise UserError(f"out: {config.out} is there already; choose another name or move it away")
+    if config.out is not None:
+        results.writable(config.out)
     config = _completed(config)
     assert config.data is not None, "it is completed"
     dataset = DATASETS.build(config.data, "data")
     if "images" not in dataset.fields:
         raise UserError(f"data: wanted images, found {', '.join(sorted(dataset.fields))}")
-    results = {name: _accuracy(name, source, dataset, config) for name, source in _students(config.model).items()}
+    measured = {name: _accuracy(name, source, dataset, config) for name, source in _students(config.model).items()}
     if config.out is not None:
-        figures = {name: accuracy.figures() for name, accuracy in results.items()}
-        write_text(config.out, json.dumps(figures, indent=1) + "\n")
-    return results
+        figures = {name: accuracy.figures() for name, accuracy in measured.items()}
+        write_text(config.out, json.dumps(figures, indent=1) + "\n", results.REMEDY)
+    return measured
 
 
 def _students(model: str) -> dict[str, str]:

@@ -18,11 +18,12 @@ from dit_shd.core.plugins import Plugin
 from dit_shd.core.yaml_files import read_yaml
 from dit_shd.data.datasets import DATASETS
 from dit_shd.data.datasets.text import Text
+from dit_shd.evaluation import results
 from dit_shd.models import loading
 from dit_shd.tasks.language_modeling import LanguageModeling, TextEvaluation
 
 CONFIG = "config.yaml"
-SEED = re.compile(r"[_-]?seed_?\d+$")
+SEED = re.compile(r"[/_-]?seed_?\d+$")
 """The end of the name of a run; runs of one name before it differ in their seed."""
 Figures = dict[str, float]
 
@@ -57,6 +58,8 @@ def perplexities(config: PerplexityConfig) -> dict[str, Figures]:
     check_ranges(config)
     if config.out is not None and config.out.exists():
         raise UserError(f"out: {config.out} is there already; choose another name or move it away")
+    if config.out is not None:
+        results.writable(config.out)
     plugins = {place: config.data or _held_out(place) for place in config.models}
     different = [place for place in plugins if plugins[place] != plugins[config.models[0]]]
     if different:
@@ -69,7 +72,7 @@ def perplexities(config: PerplexityConfig) -> dict[str, Figures]:
         raise UserError(f"data: wanted text, found {', '.join(sorted(data.fields))}")
     figures = {name: _measured(place, data, config) for name, place in named(config.models).items()}
     if config.out is not None:
-        write_text(config.out, json.dumps(figures, indent=1) + "\n")
+        write_text(config.out, json.dumps(figures, indent=1) + "\n", results.REMEDY)
     return figures
 
 
@@ -111,10 +114,16 @@ def _held_out(place: str) -> Plugin:
 
 
 def named(places: Sequence[str]) -> dict[str, str]:
-    """Models by their names, those of their folders; as they were given where two folders have one name."""
+    """Models by their names: of their folders, or as they were given where those could be taken for another's seeds."""
     paths = [find(place, "model", "MODELS") for place in places]
-    names = [path.resolve().name if isinstance(path, Path) else place for path, place in zip(paths, places)]
-    return {place.rstrip("/") if names.count(name) > 1 else name: place for name, place in zip(names, places)}
+    wholes = [path.resolve().as_posix() if isinstance(path, Path) else place for path, place in zip(paths, places)]
+    names = [Path(w).name if isinstance(path, Path) else w for path, w in zip(paths, wholes)]
+    groups = [(SEED.sub("", name), SEED.sub("", whole)) for name, whole in zip(names, wholes)]
+    clear = [bool(short) and len({w for s, w in groups if s == short}) == 1 for short, _ in groups]
+    return {
+        name if sure and names.count(name) == 1 else place.rstrip("/"): place
+        for name, sure, place in zip(names, clear, places)
+    }
 
 
 def _measured(place: str, data: Text, config: PerplexityConfig) -> Figures:

@@ -48,6 +48,12 @@ def model_folder(path: Path) -> Path | None:
     return next((path / inside for inside in SUBFOLDERS if (path / inside / "config.json").is_file()), None)
 
 
+def folder_of_weights(file: Path) -> Path | None:
+    """The folder of the model whose weights a file holds; None for a checkpoint by itself, without config.json."""
+    beside = WEIGHTS.fullmatch(file.name) is not None and file.is_file() and (file.parent / "config.json").is_file()
+    return file.parent if beside else None
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """A folder's config.json; empty where there is none, or it is not readable."""
     return read_object(folder / "config.json") or {}

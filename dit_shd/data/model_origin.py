@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import Asset, HubName, find
-from dit_shd.core.pretrained import COPY, RECORD, model_folder
+from dit_shd.core.pretrained import COPY, RECORD, folder_of_weights, model_folder
 from dit_shd.core.yaml_files import read_yaml
 from dit_shd.data.latent_origin import COLOURS, Origin, origin_of, read_record
 from dit_shd.data.latent_shards import read_index
@@ -20,6 +20,7 @@ def of_source(source: str, channels: int) -> Origin | None:
         return default
     if isinstance(path, HubName):
         return _on_hub(path, default)
+    path = folder_of_weights(path) or path
     recorded = read_record(path)
     if recorded is not None:
         return replace(recorded, places=(path / COPY, path.parent / COPY))

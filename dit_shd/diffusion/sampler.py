@@ -24,7 +24,6 @@ from dit_shd.core import rng
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import atomic_file
-from dit_shd.core.yaml_files import read_yaml
 from dit_shd.data.decoder import Decoder, finished
 from dit_shd.data.latent_origin import decoder
 from dit_shd.data.model_origin import of_source
@@ -36,7 +35,7 @@ from dit_shd.diffusion.sample_config import VELOCITY_SOLVERS, SampleConfig
 from dit_shd.diffusion.solvers import network_calls, solve
 from dit_shd.models import loading
 from dit_shd.models.compilation import compiled_blocks
-from dit_shd.models.export import exported_task
+from dit_shd.models.export import run_values
 from dit_shd.models.families.mdt import kept_biases
 from dit_shd.models.prediction import prediction_of
 from dit_shd.models.shape import shape_of
@@ -299,20 +298,3 @@ def timesteps_of(run: Mapping[str, Any]) -> object:
     """The steps of the noise schedule in the values of a run's config; None where there is none."""
     task = run.get("task")
     return task.get("timesteps") if isinstance(task, dict) else run.get("diffusion_steps")
-
-
-def run_values(place: str) -> dict[str, Any]:
-    """The values of the config.yaml of a run, or of the run that a student's folder is in; what others record of it.
-
-    Args:
-        place: A run or model; empty for none.
-    """
-    if not place:
-        return {}
-    return _run_config(Path(place)) or {"task": exported_task(place)}
-
-
-def _run_config(place: Path) -> dict[str, Any]:
-    places = [place, place.absolute().parent] if place.name.startswith("student") else [place]
-    file = next((folder / "config.yaml" for folder in places if (folder / "config.yaml").is_file()), None)
-    return {} if file is None else read_yaml(file)

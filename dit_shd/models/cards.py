@@ -133,7 +133,7 @@ def converted(model: nn.Module, source: str, sha256: str, origin: Provenance, la
         origin,
         f"Converted by dit_shd from {source}; the sha256 of its tensors is {sha256}. "
         'Load: `dit_shd.models.load("this folder")`.',
-        autoencoder_section(latents),
+        f"{_prediction(model)}{_classes(model)}{autoencoder_section(latents)}",
     )
 
 

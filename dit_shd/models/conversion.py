@@ -12,7 +12,7 @@ from dit_shd.core.config import checked, option
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import atomic_file
 from dit_shd.core.places import MODEL, HubName, Place, find
-from dit_shd.core.pretrained import RECORD
+from dit_shd.core.pretrained import RECORD, TRAINING, folder_of_weights
 from dit_shd.data.latent_origin import Origin
 from dit_shd.data.model_origin import following, of_source
 from dit_shd.models import cards, export, loading, provenance, public_checkpoints
@@ -23,7 +23,14 @@ from dit_shd.models.shape import shape_of
 from dit_shd.models.transformer import LatentTransformer
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt")
-WRITTEN = ("config.json", "README.md", RECORD, "diffusion_pytorch_model*.safetensors", "*.safetensors.index.json")
+WRITTEN = (
+    "config.json",
+    "README.md",
+    RECORD,
+    TRAINING,
+    "diffusion_pytorch_model*.safetensors",
+    "*.safetensors.index.json",
+)
 """Files of a model folder, which may be replaced."""
 
 
@@ -94,6 +101,7 @@ def convert(config: ConvertConfig) -> Converted:
     loading.check_finite(str(config.source), model)
     origin, reason = _origin(config, model)
     latents = of_source(config.source, shape_of(model).channels)
+    schedule = export.schedule(export.run_values(config.source).get("task"))
     if config.public:
         if prediction_of(model) != NOISE and config.out.suffix != ".safetensors":
             raise UserError(
@@ -101,11 +109,13 @@ def convert(config: ConvertConfig) -> Converted:
                 "one named .safetensors, or a folder"
             )
         _write_file(model, config.out, origin)
+        if schedule:
+            note.append(f"its run's schedule is not in the file, so samples of it want it said: {schedule['task']}")
         done = str(config.out)
     else:
         config.out.parent.mkdir(parents=True, exist_ok=True)
         card = cards.converted(model, _name(config.source), hashing.sha256_of_tensors(model), origin, latents)
-        export.write(model, config.out, card, latents)
+        export.write(model, config.out, card, latents, schedule or None)
         done = f"{config.out} (config.json, weights, README.md)"
     lines = [f"{config.source}: {describe(model)}", *note, f"licence: {origin.license or 'none inherited'}{reason}"]
     return Converted(config.out, [*lines, f"done: {done}", *_following(config, latents)])
@@ -135,7 +145,8 @@ def _read(config: ConvertConfig) -> tuple[LatentTransformer, list[str]]:
     from diffusers import DiTTransformer2DModel
 
     path = find(config.source, "model")
-    if isinstance(path, Path) and path.is_file():
+    alone = isinstance(path, Path) and path.is_file() and folder_of_weights(path) is None
+    if alone:
         return loading.read_file(path, config.weights, config.heads, config.prediction), []
     if config.weights is not None:
         raise UserError("weights: only of checkpoint files, which may hold several; leave it out")
@@ -163,7 +174,7 @@ def _origin(config: ConvertConfig, model: LatentTransformer) -> tuple[provenance
     """The provenance of the weights, and the reason for it, for the user."""
     origin = provenance.inherited([provenance.provenance(config.source)])
     if config.license is not None:
-        return replace(origin, license=config.license), ", as you say"
+        return replace(origin, license=config.license.strip().lower()), ", as you say"
     xl = {**DiT.SIZES["XL/2"], "num_classes": 1000, "learn_sigma": True}
     side = 8 * shape_of(model).side
     guess = f"DiT-XL-2-{side}x{side}"

@@ -10,8 +10,8 @@ from diffusers import ModelMixin
 from dit_shd.core.files import atomic_folder
 from dit_shd.core.json_files import read_object
 from dit_shd.core.places import HubName, find
-from dit_shd.core.pretrained import TRAINING
-from dit_shd.core.yaml_files import parse_yaml
+from dit_shd.core.pretrained import TRAINING, folder_of_weights
+from dit_shd.core.yaml_files import parse_yaml, read_yaml
 from dit_shd.data.latent_origin import Origin, write_record
 from dit_shd.data.pipeline_record import PipelineRecord
 from dit_shd.models import cards
@@ -32,7 +32,12 @@ def export(model: ModelMixin, folder: Path, facts: RunFacts, step: int, rate: fl
         rate: Decay rate of the average that the weights are.
         share: Share of the first weights in that average.
     """
-    training = {"step": step, "ema": rate, "share_of_first_weights": share, **_schedule(facts.config)}
+    training = {
+        "step": step,
+        "ema": rate,
+        "share_of_first_weights": share,
+        **schedule((parse_yaml(facts.config) or {}).get("task")),
+    }
     card = cards.trained(model, facts, step, rate, share)
     write(model, folder, card, facts.latents, training, facts.pipeline)
 
@@ -66,11 +71,28 @@ def write(
             (part / TRAINING).write_text(json.dumps(dict(training), indent=1) + "\n", encoding="utf-8")
 
 
-def _schedule(config: str) -> dict[str, Any]:
-    """What sampling must know of the task in a run's config, wherever the student is."""
-    task = (parse_yaml(config) or {}).get("task")
+def schedule(task: object) -> dict[str, Any]:
+    """What sampling must know of the task in a run's config, wherever the student is; for training.json.
+
+    Args:
+        task: The value of its key.
+    """
     known = {key: task[key] for key in SCHEDULE if key in task} if isinstance(task, dict) else {}
     return {"task": known} if known else {}
+
+
+def run_values(place: str) -> dict[str, Any]:
+    """The values of the config.yaml of a run, or of the run that a student's folder is in; what others record of it.
+
+    Args:
+        place: A run or model, or the file of its weights; empty for none.
+    """
+    if not place:
+        return {}
+    path = folder_of_weights(Path(place)) or Path(place)
+    folders = [path, path.absolute().parent] if path.name.startswith("student") else [path]
+    file = next((folder / "config.yaml" for folder in folders if (folder / "config.yaml").is_file()), None)
+    return (read_yaml(file) if file is not None else {}) or {"task": exported_task(place)}
 
 
 def exported_task(source: str) -> dict[str, Any]:
@@ -79,7 +101,7 @@ def exported_task(source: str) -> dict[str, Any]:
     Args:
         source: A student's folder, also below the one that is named, or hub:OWNER/NAME.
     """
-    place = Path(source)
+    place = folder_of_weights(Path(source)) or Path(source)
     files = [place / TRAINING, place / "student" / TRAINING]
     if source.startswith("hub:"):
         name = find(source, "model")

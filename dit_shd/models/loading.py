@@ -13,7 +13,16 @@ from torch import Tensor, nn
 
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import Asset, HubName, find
-from dit_shd.core.pretrained import WEIGHTS, asset, class_name, model_folder, of_hub, read_config, read_weights
+from dit_shd.core.pretrained import (
+    WEIGHTS,
+    asset,
+    class_name,
+    folder_of_weights,
+    model_folder,
+    of_hub,
+    read_config,
+    read_weights,
+)
 from dit_shd.models import public_checkpoints, velocity
 from dit_shd.models.families import FAMILIES, LibraryModel
 from dit_shd.models.prediction import NOISE
@@ -111,8 +120,8 @@ def _read(source: str | Path) -> ModelMixin:
     if isinstance(path, HubName):
         return read_folder(of_hub(path))
     if path.is_file():
-        match = WEIGHTS.fullmatch(path.name) if (path.parent / "config.json").is_file() else None
-        return read_file(path) if match is None else read_folder(path.parent, match["variant"])
+        folder, match = folder_of_weights(path), WEIGHTS.fullmatch(path.name)
+        return read_file(path) if folder is None or match is None else read_folder(folder, match["variant"])
     folder = model_folder(path)
     if folder is None:
         inside = ", ".join(sorted(file.parent.name for file in path.glob("*/config.json")))

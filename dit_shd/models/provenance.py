@@ -11,7 +11,7 @@ import yaml
 from dit_shd.core.errors import UserError
 from dit_shd.core.file_kinds import SAFETENSORS, file_kind
 from dit_shd.core.places import Asset, HubName, find
-from dit_shd.core.pretrained import asset, model_folder
+from dit_shd.core.pretrained import asset, folder_of_weights, model_folder
 from dit_shd.core.yaml_files import parse_yaml
 
 PERMISSIVE = ("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0")
@@ -119,11 +119,13 @@ def union(lists: Iterable[Iterable[str]]) -> tuple[str, ...]:
 
 def _from_metadata(name: str, values: Mapping[str, Any]) -> Provenance:
     """The provenance by the metadata of a card or file; the model itself comes first in `learned_from`."""
-    license = values.get("license")
+    licenses = [item.strip().lower() for item in _list(values.get("license")) if isinstance(item, str) and item.strip()]
+    license = inherited([Provenance(text) for text in licenses]).license if licenses else None
     lists = {key: tuple(str(x) for x in _list(values.get(key)) if str(x).strip()) for key in LISTS}
-    if not isinstance(license, str) or not license:
+    if license is None:
         license = None if values.get("library_name") == "dit_shd" and not lists["learned_from"] else "unknown"
-    itself = f"{name} ({license or 'its maker chooses the licence'})"
+    named = ", ".join(licenses) if license == "other" and licenses else license
+    itself = f"{name} ({named or 'its maker chooses the licence'})"
     return Provenance(license, **{**lists, "learned_from": (itself, *lists["learned_from"])})
 
 
@@ -152,7 +154,7 @@ def provenance(source: str | Path) -> Provenance:
         return of_folder(str(source), asset(path.name))
     if isinstance(path, HubName):
         return of_hub_model(path)
-    if path.is_file():
+    folder = folder_of_weights(path) if path.is_file() else model_folder(path)
+    if folder is None and path.is_file():
         return of_file(path)
-    folder = model_folder(path)
     return Provenance("unknown") if folder is None else of_folder(path.resolve().name, folder)

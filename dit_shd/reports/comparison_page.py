@@ -92,16 +92,20 @@ def how_sampled(names: list[str], records: list[dict[str, Any]]) -> str:
 def same_images(names: list[str], records: list[dict[str, Any]]) -> str:
     """The first samples of each model whose file still exists; the same classes in the same columns."""
     sets: dict[str, ImageSet] = {}
+    others = []
     for name, record in zip(names, records):
         entry = about_result(record)
         try:
             samples = open_images(entry["path"], "samples")
         except UserError:
             continue
-        if [*samples.shape] == [entry["n"], *entry["shape"]]:
+        if [*samples.shape] == [entry["n"], *entry["shape"]] and samples.sha256() == entry["sha256"]:
             sets[name] = samples
+        else:
+            others.append(name)
+    missing = f" Other images are in the file of {', '.join(others)} now than were evaluated." if others else ""
     if not sets:
-        return ""
+        return section("Images", paragraph(missing.strip())) if missing else ""
     classes = shared_classes(list(sets.values()))
     grids = [_grid(name, samples, classes) for name, samples in sets.items()]
     words = "The first of each file; where seed and labels are the same, so are class and noise of every place."
@@ -109,7 +113,7 @@ def same_images(names: list[str], records: list[dict[str, Any]]) -> str:
         words = (
             "A class in each column, the same in all; where seed and labels are the same, so is the noise of a place."
         )
-    return section("Images", paragraph(words), side_by_side(grids))
+    return section("Images", paragraph(words + missing), side_by_side(grids))
 
 
 def shared_classes(sets: Sequence[ImageSet]) -> list[int]:

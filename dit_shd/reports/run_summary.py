@@ -38,12 +38,12 @@ class RunSummary:
     @property
     def step(self) -> int:
         """The last step that is logged or saved."""
-        return max([0, *self.checkpoints, *(int(row.get("step", 0)) for row in self.metrics[-1:])])
+        return max([0, *self.checkpoints, *(int(row.get("step") or 0) for row in self.metrics[-1:])])
 
     @property
     def steps(self) -> int:
         """The steps of the whole run."""
-        return int(self.settings.get("steps", 0))
+        return int(self.settings.get("steps") or 0)
 
     @property
     def seconds_a_step(self) -> float | None:
@@ -75,9 +75,17 @@ def read_run(path: Path, running: bool = False) -> RunSummary:
         timing=list(rows(path / "timing.jsonl")),
         evaluations=list(rows(path / "evaluations.jsonl")),
         students=[student for student in students if (student / "config.json").is_file()],
-        results=sorted([*path.glob("*results.json")], key=lambda file: file.stat().st_mtime),
+        results=sorted([*path.glob("*results.json")], key=_changed),
         running=running,
     )
+
+
+def _changed(file: Path) -> float:
+    """When a file was written last; 0 for one that has gone meanwhile."""
+    try:
+        return file.lstat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def rows(file: Path) -> Iterator[dict[str, Any]]:
@@ -142,7 +150,7 @@ def summary_lines(run: RunSummary) -> list[tuple[str, str]]:
 def _state(run: RunSummary) -> str:
     share = 100 * run.step / max(1, run.steps)
     done = f"step {run.step:,} of {run.steps:,} ({share:.0f}%)"
-    changed = max((file.stat().st_mtime for file in run.path.iterdir()), default=0.0)
+    changed = max(map(_changed, run.path.iterdir()), default=0.0)
     when = datetime.fromtimestamp(changed).strftime("%Y-%m-%d %H:%M")
     state = "running" if run.running else "finished" if run.step >= run.steps else "not running"
     seconds = run.seconds_a_step

@@ -232,7 +232,8 @@ class RunFolder:
         """The rows of a log by its file name, without a line that is still being written; none where there is none."""
         file = self.path / log
         text = file.read_text(encoding="utf-8") if file.exists() else ""
-        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+        rows = (json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines())
+        return [row for row in rows if isinstance(row, dict)]
 
 
 def is_begun(path: Path) -> bool:

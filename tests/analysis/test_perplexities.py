@@ -58,6 +58,32 @@ def test_two_models_of_one_name_are_two_rows(tmp_path, capsys):
     assert list(named([runs[0], str(tmp_path / "a")])) == ["run", "a"]
 
 
+@pytest.mark.parametrize(
+    ("places", "names", "groups"),
+    [
+        (["kd/seed0", "shd/seed1"], ["kd/seed0", "shd/seed1"], ["kd", "shd"]),
+        (["kd/seed0", "kd/seed1"], ["kd/seed0", "kd/seed1"], ["kd"]),
+        (["kd/run_seed0", "shd/run_seed1"], ["kd/run_seed0", "shd/run_seed1"], ["kd/run", "shd/run"]),
+        (["kd/run_seed0", "kd/run_seed1", "b"], ["run_seed0", "run_seed1", "b"], ["run", "b"]),
+    ],
+)
+def test_seeds_of_one_run_are_in_one_folder(tmp_path, monkeypatch, places, names, groups):
+    monkeypatch.chdir(tmp_path)
+    for place in places:
+        (tmp_path / place).mkdir(parents=True)
+    found = named(places)
+    assert (list(found), list(found.values())) == (names, places)
+    assert list(over_seeds({name: {"nats": 1.0} for name in found})) == groups
+
+
+def test_a_folder_for_the_figures_is_made_before_hours_of_work(tmp_path, monkeypatch):
+    path = lines(tmp_path)
+    run_of(tmp_path / "run", GPT2, 0, path=path)
+    out = tmp_path / "new" / "figures.json"
+    assert main(["perplexity", str(tmp_path / "run"), f"out={out}"]) == 0
+    assert json.loads(out.read_text())["run"]["perplexity"] > 0
+
+
 def test_spread_is_the_standard_deviation():
     figures = {f"a_seed{i}": {"nats": float(i)} for i in range(3)} | {"b": {"nats": 4.0}}
     summary = over_seeds(figures)

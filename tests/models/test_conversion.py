@@ -237,3 +237,31 @@ def test_a_folder_says_itself_what_it_predicts(tmp_path):
     build("mdt").save_pretrained(tmp_path / "folder")
     with pytest.raises(UserError, match=r"^prediction: only of checkpoint files, a folder's config\.json says it"):
         to(tmp_path / "folder", tmp_path / "out", prediction="velocity_sit")
+
+
+def test_a_student_keeps_its_schedule_its_licence_and_its_classes(tmp_path):
+    """Also where its weights are named by their file, as the advice about several variants has it."""
+    model, student = build("mdt"), tmp_path / "student"
+    model.register_to_config(class_names=["one", None, "three"])
+    card = "---\nlicense: cc-by-nc-4.0\n---\n# A model\n"
+    schedule = {"timesteps": 200}
+    export.write(model, student, card, training={"step": 3, "task": schedule})
+    for i, source in enumerate((student, student / "diffusion_pytorch_model.safetensors")):
+        out = tmp_path / f"out{i}"
+        for force in (False, True):  # its own files may be replaced
+            lines = to(source, out, force=force).lines
+        assert any(line.startswith("licence: cc-by-nc-4.0") for line in lines)
+        assert export.exported_task(str(source)) == export.exported_task(str(out)) == schedule
+        assert export.run_values(str(out)) == {"task": schedule}
+        assert provenance.provenance(out).noncommercial
+        assert "2 of 3 were trained: 0 one, 2 three" in (out / "README.md").read_text()
+        assert list(loading.load(out).config.class_names) == ["one", None, "three"]
+        lines = to(source, tmp_path / f"public{i}.safetensors").lines
+        assert any("schedule is not in the file" in line and "200" in line for line in lines)
+
+
+def test_a_licence_is_known_in_any_case(tmp_path):
+    export.write(build("mdt"), tmp_path / "model", "# A model\n")
+    to(tmp_path / "model", tmp_path / "out", license="CC-BY-NC-ND-4.0")
+    found = provenance.provenance(tmp_path / "out")
+    assert (found.license, found.forbids_derivatives) == ("cc-by-nc-nd-4.0", True)

@@ -114,3 +114,18 @@ def test_of_several_licences_what_any_excludes_is_excluded(tmp_path):
     assert "no commercial use; it forbids to pass on" in cards.licence_text(origin)
     apart = [provenance.inherited([one, provenance.Provenance("mit")]) for one in both]
     assert [(each.noncommercial, each.forbids_derivatives) for each in apart] == [(True, False), (False, True)]
+
+
+@pytest.mark.parametrize(
+    ("written", "license", "forbids"),
+    [
+        ("[cc-by-nc-nd-4.0]", "cc-by-nc-nd-4.0", True),
+        ("[MIT, CC-BY-ND-4.0]", "cc-by-nd-4.0", True),
+        ("[cc-by-nd-4.0, openrail]", "other", True),
+        ("Apache-2.0", "apache-2.0", False),
+        ("[]", "unknown", False),
+    ],
+)
+def test_a_card_may_list_licences_in_any_case(tmp_path, written, license, forbids):
+    found = provenance.provenance(licensed(tmp_path / "model", written))
+    assert (found.license, found.forbids_derivatives) == (license, forbids)

@@ -56,8 +56,9 @@ def compare(config: CompareConfig) -> list[Row]:
     if len(records) < 2:
         raise UserError(f"results: wanted at least two results files, the teacher's first, found {len(records)}")
     names = config.names or _names(config.results, records)
-    if len(names) != len(records):
-        raise UserError(f"names: wanted {len(records)}, one for each results file, found {len(names)}")
+    if len(names) != len(records) or len(set(names)) < len(names):
+        actual = f"{len(names)}, {len(set(names))} of them different"
+        raise UserError(f"names: wanted {len(records)} different ones, one for each results file, found {actual}")
     _check_comparable(config.results, records)
     results.writable(config.out)
     if config.out.exists() and not config.force:

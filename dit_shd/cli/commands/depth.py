@@ -11,17 +11,29 @@ dit-shd depth runs/dit_teacher keep=6
 dit-shd depth hub:OWNER/NAME keep=12 blocks=transformer_blocks inputs=prompts.npz
 """
 
+import logging
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
+
+from torch import nn
 
 from dit_shd.analysis.depth import DepthConfig, find_plan
 from dit_shd.analysis.inspect import short_name
 from dit_shd.cli.commands import Command
+from dit_shd.core import hashing
 from dit_shd.core.config import checked
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import atomic_folder
+from dit_shd.data.model_origin import of_source
 from dit_shd.distillation.initialisation.depth import student_of
 from dit_shd.distillation.kept import KeptPlan
+from dit_shd.models import cards, export, provenance
+from dit_shd.models.shape import shape_of
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
+
+_log = logging.getLogger("dit_shd")
 
 
 class Depth(Command[DepthConfig]):
@@ -56,9 +68,28 @@ def depth_to_folder(config: DepthConfig) -> tuple[Path, KeptPlan]:
     if out.exists():
         raise UserError(f"{out}: exists already; choose another out=FOLDER")
     model, plan = find_plan(config)
-    student: Any = student_of(model.cpu(), plan) if config.student else None
+    student = _student(model.cpu(), plan) if config.student else None
     with atomic_folder(out.resolve()) as part:
         (part / "plan.json").write_text(plan.text(), encoding="utf-8")
         if student is not None:
-            student.save_pretrained(part / "student")
+            _write(student, part / "student", config.model)
     return out, plan
+
+
+def _student(model: nn.Module, plan: KeptPlan) -> nn.Module | None:
+    """A model of the kept blocks; None, and a warning, where only the plan can be written."""
+    try:
+        return student_of(model, plan)
+    except UserError as error:
+        _log.warning("no student is written, only the plan: %s", error)
+        return None
+
+
+def _write(student: nn.Module, folder: Path, source: str) -> None:
+    """A model of kept blocks, with the licence, the schedule and the autoencoder of the model that they are of."""
+    shape, name = shape_of(student), Path(source).name
+    latents = of_source(source, shape.channels) if shape.names("in_channels") else None
+    origin, digest = provenance.inherited([provenance.provenance(source)]), hashing.sha256_of_tensors(student)
+    card = cards.converted(student, f"blocks of {name} (dit-shd depth)", digest, origin, latents)
+    schedule = export.schedule(export.run_values(source).get("task"))
+    export.write(cast("ModelMixin", student), folder, card, latents, schedule or None)

@@ -115,6 +115,9 @@ def _folder(config: ExportConfig) -> Path:
         earlier = (out / RECORD).is_file()
         if not (earlier and config.force):
             raise UserError(f"{out}: is there already; choose another out=FOLDER{' or say force=true' * earlier}")
+        others = sorted({file.name for file in out.iterdir()} - {"model.pt2", "model.onnx", RECORD})
+        if others:
+            raise UserError(f"{out}: holds {others[0]}, too, so it is not replaced; choose another out=FOLDER")
     return out
 
 

@@ -85,15 +85,15 @@ def read_log(name: str, path: Path) -> RunLog:
     """The logs of a run folder."""
     folder = RunFolder(path)
     config = read_yaml(path / "config.yaml")
-    grids = sorted((path / "evaluations").glob("step_*.png"))[-SHOWN:]
+    grids = [file for file in (path / "evaluations").glob("step_*.png") if file.stem.split("_")[1].isdecimal()]
     return RunLog(
         name=name,
         folder=path,
-        steps=int(config.get("steps", 0)),
+        steps=int(config.get("steps") or 0),
         metrics=folder.metrics(),
         timing=folder.rows("timing.jsonl"),
         evaluations=folder.rows("evaluations.jsonl"),
-        samples={int(file.stem.split("_")[1]): file.read_bytes() for file in grids},
+        samples={int(file.stem.split("_")[1]): file.read_bytes() for file in sorted(grids)[-SHOWN:]},
     )
 
 

@@ -6,6 +6,7 @@
 The card has the licence that the student inherits from its teacher; others load it as hub:OWNER/NAME.
 """
 
+import glob
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -16,6 +17,9 @@ from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.places import HUB, Place
 from dit_shd.core.pretrained import model_folder
 from dit_shd.models.provenance import provenance
+
+SUFFIXES, FILES = (".json", ".safetensors", ".model"), ("README.md", "merges.txt", "vocab.txt")
+"""Files of a model and its tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ def publish(config: PublishConfig) -> str:
         The address of the repository.
 
     Raises:
-        UserError: No student with a card, a name that is none, no login, or no answer of the hub.
+        UserError: No student with weights and a card, a name that is none, no login, or no answer of the hub.
     """
     config = checked(config, "publish")
     repository = config.repository.removeprefix("hub:")
@@ -64,6 +68,7 @@ def publish(config: PublishConfig) -> str:
         raise UserError(f"{config.run}: wanted a run or the folder of a model, found no model in it")
     if not (folder / "README.md").is_file():
         raise UserError(f"{folder}: has no card (README.md), and a model without its licence is not published")
+    files = _files(folder)
     origin = provenance(str(folder))
     if origin.forbids_derivatives:
         raise UserError(
@@ -79,8 +84,31 @@ def publish(config: PublishConfig) -> str:
             repo_id=repository,
             folder_path=str(folder),
             commit_message=config.message,
-            allow_patterns=["*.json", "*.safetensors", "README.md", "*.txt", "*.model"],
+            allow_patterns=[glob.escape(name) for name in files],
         )
     except Exception as error:  # of several libraries: no login, no network, no permission
         raise UserError(f"hub:{repository}: was not uploaded ({error_line(error)}); hf auth login signs in") from error
     return str(address)
+
+
+def _files(folder: Path) -> list[str]:
+    """What of a model's folder is the model's: its files, none of folders in it.
+
+    Raises:
+        UserError: No whole weights in safetensors.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    names = sorted(file.name for file in folder.iterdir() if file.is_file())
+    weights = [name for name in names if name.endswith(".safetensors")]
+    if not weights:
+        pickled = next((name for name in names if name.endswith(".bin")), None)
+        actual = f"{pickled}; dit-shd convert makes safetensors of it" if pickled else "none"
+        raise UserError(f"{folder}: wanted weights in .safetensors, found {actual}")
+    for name in weights:
+        try:
+            with safe_open(folder / name, "pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{folder / name}: not whole safetensors ({error}); not published") from error
+    return [name for name in names if name in FILES or Path(name).suffix in SUFFIXES]

@@ -58,6 +58,14 @@ def test_cost_stands_beside_figures(two, tmp_path, capsys):
     assert "FD(digits)" in capsys.readouterr().out
 
 
+def test_images_of_other_weights_are_not_shown_beside_old_figures(two, tmp_path):
+    np.savez(Path(two[1]).parent / "student.npz", pictures(40, seed=10))
+    compared(two, tmp_path)
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert len(images_of(page)) == 1
+    assert "Other images are in the file of student now than were evaluated." in words_of(page)
+
+
 def test_models_that_were_sampled_by_other_solvers_are_noted(two, tmp_path):
     settings = {"solver": "ddpm", "guided_channels": 3, "call": {}}
     for file, changes in zip(two, ({}, {"solver": "ddim", "guided_channels": None})):
@@ -112,6 +120,11 @@ def test_nonsense_comparisons_are_refused(two, tmp_path):
         (two[:1], {}, "at least two results files"),
         ([two[0], str(tmp_path / "no.json")], {}, "found nothing"),
         (two, {"names": ["one"]}, "names: wanted 2"),
+        (
+            two,
+            {"names": ["one", "one"]},
+            "names: wanted 2 different ones, .* found 2, 1 of them",
+        ),
     ):
         with pytest.raises(UserError, match=message):
             compared(results, tmp_path, cost=False, **values)

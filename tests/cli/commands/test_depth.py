@@ -6,8 +6,9 @@ from runs import run
 
 from dit_shd.cli import program
 from dit_shd.distillation.kept import KeptPlan
-from dit_shd.models import loading
+from dit_shd.models import export, loading, provenance
 from dit_shd.models.families.dit import DiT
+from dit_shd.models.families.mdt import MDTv2
 
 
 @pytest.fixture
@@ -23,7 +24,8 @@ def deep(tmp_path):
     for block in model.blocks[2:4]:
         torch.nn.init.zeros_(block.adaLN_modulation[-1].weight)
         torch.nn.init.zeros_(block.adaLN_modulation[-1].bias)
-    model.save_pretrained(tmp_path / "deep")
+    card = "---\nlicense: cc-by-nc-nd-4.0\n---\n# A model\n"
+    export.write(model, tmp_path / "deep", card, training={"task": {"timesteps": 800}})
     return tmp_path / "deep"
 
 
@@ -37,6 +39,8 @@ def test_blocks_that_do_nothing_are_found_and_a_run_begins_without_them(deep, sh
     assert list(plan.weights.values()) == ["blocks.0", "blocks.1", "blocks.2", "blocks.4"]
     student, teacher = loading.load(out / "student"), loading.load(deep)
     assert student.config.num_layers == 4
+    assert provenance.provenance(out / "student").license == "cc-by-nc-nd-4.0"
+    assert export.exported_task(str(out / "student")) == {"timesteps": 800}
     assert torch.equal(student.blocks[3].mlp.fc1.weight, teacher.blocks[4].mlp.fc1.weight)
     x, t, labels = torch.randn(2, 1, 8, 8), torch.tensor([3, 400]), torch.tensor([0, 1])
     same = [model.eval()(x, t, labels, return_dict=False)[0] for model in (student, teacher)]
@@ -73,3 +77,16 @@ def test_what_cannot_be_is_one_line(deep, shapes, changes, message, tmp_path, ca
     assert program.main(["depth", str(deep), data, f"out={tmp_path / 'none'}", *changes]) == 2
     error = capsys.readouterr().err
     assert message in error and not (tmp_path / "none").exists()
+
+
+def test_where_no_student_can_be_made_the_plan_is_kept(shapes, tmp_path, caplog):
+    """No key of MDTv2's config is how many blocks a half of its encoder has."""
+    out, teacher = tmp_path / "plan", tmp_path / "teacher"
+    MDTv2(
+        sample_size=8, patch_size=2, in_channels=1, num_classes=3, num_layers=8, decode_layer=2,
+        num_attention_heads=2, attention_head_dim=4,
+    ).save_pretrained(teacher)  # fmt: skip
+    words = [f"data={{name: npz, path: {shapes}}}", "samples=16", "batch_size=8", "timesteps=[300]", f"out={out}"]
+    assert program.main(["depth", str(teacher), *words, "blocks=en_inblocks", "keep=2"]) == 0
+    assert KeptPlan.read(out).weights and not (out / "student").exists()
+    assert "no student is written" in caplog.text

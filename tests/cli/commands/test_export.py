@@ -49,3 +49,12 @@ def test_another_model_is_not_taken_for_the_exported_one(run, teacher):
     assert deployment.difference(model, deployment.torch_runtime(deployment.Forward(model)), "same") == 0
     with pytest.raises(UserError, match="other: differs from the model by"):
         deployment.difference(model, deployment.torch_runtime(deployment.Forward(other)), "other")
+
+
+def test_a_users_files_in_the_folder_are_not_deleted(run, tmp_path):
+    out = tmp_path / "deployed"
+    out.mkdir()
+    (out / "export.json").write_text("{}")
+    (out / "server.py").write_text("print()")
+    assert main(["export", str(run), f"out={out}", "force=true"]) == 2
+    assert (out / "server.py").is_file() and (out / "export.json").is_file()

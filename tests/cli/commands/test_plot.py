@@ -1,6 +1,8 @@
 """The page of runs, from the logs of real ones, whole or half written, finished or not."""
 
 import json
+import re
+import shutil
 import socket
 
 import pytest
@@ -90,6 +92,19 @@ def test_what_a_dead_process_left_is_no_training(tmp_path):
     holder = {"what": "x", "pid": 2**22 + 1, "host": socket.gethostname(), "start": 1, "since": 1.0}
     (tmp_path / LOCK).write_text(json.dumps(holder))
     assert not is_training(tmp_path)
+
+
+def test_what_else_lies_in_a_run_is_passed_over(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "evaluations").mkdir(exist_ok=True)
+    (tmp_path / "run" / "evaluations" / "step_best.png").write_bytes(b"")
+    with open(tmp_path / "run" / "metrics.jsonl", "a") as lines:
+        lines.write("[1]\n")
+    config = (tmp_path / "run" / "config.yaml").read_text()
+    before, after = read_log("run", run), read_log("run", tmp_path / "run")
+    assert after.metrics == before.metrics and list(after.samples) == list(before.samples)
+    (tmp_path / "run" / "config.yaml").write_text(re.sub(r"(?m)^steps: .*$", "steps: null", config))
+    assert read_log("run", tmp_path / "run").steps == 0
 
 
 def test_what_cannot_be_plotted_is_said(run, tmp_path):

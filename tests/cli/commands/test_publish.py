@@ -1,7 +1,10 @@
 """`dit-shd publish`: which calls of the hub's API it makes, and what it refuses before any."""
 
+import shutil
+
 import huggingface_hub
 import pytest
+from huggingface_hub.utils import filter_repo_objects
 
 from dit_shd.cli.program import main
 from dit_shd.core.pretrained import asset
@@ -38,6 +41,39 @@ def test_a_model_goes_up_with_its_card(calls, capsys):
     assert not any("jsonl" in pattern or pattern == "*" for pattern in patterns)
     out = capsys.readouterr().out
     assert "done: https://hub/me/digits" in out and "next: dit-shd sample hub:me/digits" in out
+
+
+@pytest.fixture
+def student(tmp_path):
+    shutil.copytree(asset("digits_teacher"), tmp_path / "student")
+    return tmp_path / "student"
+
+
+def test_what_is_not_the_models_stays_here(calls, student):
+    (student / "notes.txt").write_text("private")
+    (student / "secrets").mkdir()
+    (student / "secrets" / "captions.json").write_text("{}")
+    assert main(["publish", str(student), "me/digits"]) == 0
+    patterns = calls[1][2]["allow_patterns"]
+    sent = filter_repo_objects(["config.json", "notes.txt", "secrets/captions.json"], allow_patterns=patterns)
+    assert list(sent) == ["config.json"]
+
+
+@pytest.mark.parametrize(
+    ("left", "message"),
+    [("nothing", "found none"), ("a pickle", "dit-shd convert makes"), ("half", "not whole safetensors")],
+)
+def test_a_model_without_whole_weights_is_refused(calls, student, left, message, capsys):
+    file = student / "diffusion_pytorch_model.safetensors"
+    whole = file.read_bytes()
+    file.unlink()
+    if left == "a pickle":
+        file.with_suffix(".bin").write_bytes(b"")
+    if left == "half":
+        file.write_bytes(whole[: len(whole) // 2])
+    assert main(["publish", str(student), "me/digits"]) == 2
+    assert message in capsys.readouterr().err
+    assert not calls
 
 
 def test_the_real_api_takes_these_arguments():

@@ -1,6 +1,7 @@
 """`dit-shd show RUN`: what a run is and how far, also while it writes, and without torch."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -44,6 +45,15 @@ def test_a_run_that_is_at_work_and_half_a_line(run, capsys):
     assert "running, step 25 of 50 (50%)" in text and "loss 0.125" in text and "min left" in text
     text = shown(capsys, run)
     assert "not running, step 25" in text and f"next: dit-shd train {run}" in text
+
+
+def test_a_link_to_nothing_and_values_that_are_missing(run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "samples").symlink_to(tmp_path / "gone")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump({**config, "steps": None}))
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": null}\n')
+    assert " of 0 " in shown(capsys, tmp_path / "run")
 
 
 def test_what_is_no_run_is_refused_and_its_runs_are_named(run, tmp_path, capsys):
