@@ -145,8 +145,7 @@ def _read(config: ConvertConfig) -> tuple[LatentTransformer, list[str]]:
     from diffusers import DiTTransformer2DModel
 
     path = find(config.source, "model")
-    alone = isinstance(path, Path) and path.is_file() and folder_of_weights(path) is None
-    if alone:
+    if isinstance(path, Path) and path.is_file() and folder_of_weights(path) is None:
         return loading.read_file(path, config.weights, config.heads, config.prediction), []
     if config.weights is not None:
         raise UserError("weights: only of checkpoint files, which may hold several; leave it out")
