@@ -60,6 +60,7 @@ def test_a_header_tells_what_is_counted(name):
     assert config.optimizer.warmup_steps == round(20 * 1_281_167 / 1024)
 
 
+@pytest.mark.slow
 def test_the_paper_s_pair_has_6_and_3_heads():
     config, heads = load("deit3_s_to_deit_ti_shd"), []
     for plugin in (config.estimate.teacher, config.student):

@@ -210,7 +210,7 @@ def npz(draw: random.Random, folder: Path) -> object:
         with zipfile.ZipFile(file, "w") as archive:
             archive.writestr("arr_0.npy", stream.getvalue() + images.tobytes())
     elif how == 2:
-        file.write_bytes(zeros(draw.choice([2, 1500])))
+        file.write_bytes(zeros(draw.choice([2] * 5 + [1500])))
     elif how == 3:
         odd = draw.choice(
             [images.astype(np.float64) * np.nan, images[0], images[:0], images.astype("U1"), np.asfortranarray(images)]
