@@ -15,11 +15,13 @@ from dit_shd.cli.commands import Command
 from dit_shd.core.config import REQUIRED, checked, option
 from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.places import HUB, Place
-from dit_shd.core.pretrained import model_folder
+from dit_shd.core.pretrained import model_folder, read_config
 from dit_shd.models.provenance import provenance
 
 SUFFIXES, FILES = (".json", ".safetensors", ".model"), ("README.md", "merges.txt", "vocab.txt")
 """Files of a model and its tokenizer."""
+SAMPLED = {"in_channels", "sample_size", "num_classes"}
+"""Keys of the config of a model that draws by class."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,10 @@ class Publish(Command[PublishConfig]):
 
     def run(self, config: PublishConfig) -> None:
         """Upload, and print where it is."""
-        address = publish(config)
-        print(f"done: {address}\nnext: dit-shd sample hub:{config.repository.removeprefix('hub:')} count=16")
+        address, name = publish(config), f"hub:{config.repository.removeprefix('hub:')}"
+        folder = model_folder(Path(config.run))
+        draws = folder is not None and SAMPLED <= read_config(folder).keys()
+        print(f"done: {address}\nnext: " + (f"dit-shd sample {name} count=16" if draws else f"load it as {name}"))
 
 
 def publish(config: PublishConfig) -> str:

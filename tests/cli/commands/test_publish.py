@@ -1,5 +1,6 @@
 """`dit-shd publish`: which calls of the hub's API it makes, and what it refuses before any."""
 
+import json
 import shutil
 
 import huggingface_hub
@@ -57,6 +58,14 @@ def test_what_is_not_the_models_stays_here(calls, student):
     patterns = calls[1][2]["allow_patterns"]
     sent = filter_repo_objects(["config.json", "notes.txt", "secrets/captions.json"], allow_patterns=patterns)
     assert list(sent) == ["config.json"]
+
+
+def test_a_model_that_draws_nothing_is_not_to_be_sampled(calls, student, capsys):
+    config = json.loads((student / "config.json").read_text())
+    del config["sample_size"]
+    (student / "config.json").write_text(json.dumps(config))
+    assert main(["publish", str(student), "me/words"]) == 0
+    assert "next: load it as hub:me/words" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
