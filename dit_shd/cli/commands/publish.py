@@ -46,7 +46,7 @@ class Publish(Command[PublishConfig]):
         """Upload, and print where it is."""
         address, name = publish(config), f"hub:{config.repository.removeprefix('hub:')}"
         folder = model_folder(Path(config.run))
-        draws = folder is not None and SAMPLED <= read_config(folder).keys()
+        draws = folder is not None and read_config(folder).keys() >= SAMPLED
         print(f"done: {address}\nnext: " + (f"dit-shd sample {name} count=16" if draws else f"load it as {name}"))
 
 
