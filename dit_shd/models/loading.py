@@ -120,8 +120,8 @@ def _read(source: str | Path) -> ModelMixin:
     if isinstance(path, HubName):
         return read_folder(of_hub(path))
     if path.is_file():
-        folder, match = folder_of_weights(path), WEIGHTS.fullmatch(path.name)
-        return read_file(path) if folder is None or match is None else read_folder(folder, match["variant"])
+        match = WEIGHTS.fullmatch(path.name) if folder_of_weights(path) else None
+        return read_file(path) if match is None else read_folder(path.parent, match["variant"])
     folder = model_folder(path)
     if folder is None:
         inside = ", ".join(sorted(file.parent.name for file in path.glob("*/config.json")))

@@ -122,8 +122,8 @@ def _from_metadata(name: str, values: Mapping[str, Any]) -> Provenance:
     licenses = [item.strip().lower() for item in _list(values.get("license")) if isinstance(item, str) and item.strip()]
     license = inherited([Provenance(text) for text in licenses]).license if licenses else None
     lists = {key: tuple(str(x) for x in _list(values.get(key)) if str(x).strip()) for key in LISTS}
-    if license is None:
-        license = None if values.get("library_name") == "dit_shd" and not lists["learned_from"] else "unknown"
+    if license is None and (values.get("library_name") != "dit_shd" or lists["learned_from"]):
+        license = "unknown"
     named = ", ".join(licenses) if license == "other" and licenses else license
     itself = f"{name} ({named or 'its maker chooses the licence'})"
     return Provenance(license, **{**lists, "learned_from": (itself, *lists["learned_from"])})
