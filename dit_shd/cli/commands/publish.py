@@ -3,13 +3,14 @@
   dit-shd publish runs/shd OWNER/NAME                 private, until private=false
   dit-shd publish runs/shd/student_ema_0.999 OWNER/NAME private=false
 
-The card has the licence that the student inherits from its teacher; others load it as hub:OWNER/NAME.
+Into a repository that is there already it makes one more commit: weights of an earlier upload that this model does not
+have leave the head, and stay in its history. The card has the licence that the student inherits from its teacher; others load it as hub:OWNER/NAME.
 """
 
 import glob
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from dit_shd.cli.commands import Command
 from dit_shd.core.config import REQUIRED, checked, option
@@ -18,8 +19,13 @@ from dit_shd.core.places import HUB, Place
 from dit_shd.core.pretrained import model_folder, read_config
 from dit_shd.models.provenance import provenance
 
-SUFFIXES, FILES = (".json", ".safetensors", ".model"), ("README.md", "merges.txt", "vocab.txt")
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+SUFFIXES, FILES = (".json", ".safetensors", ".model"), ("README.md", "merges.txt", "vocab.txt", "chat_template.jinja")
 """Files of a model and its tokenizer."""
+WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
+"""Ends of the files of weights, of which an earlier upload may have had others."""
 SAMPLED = {"in_channels", "sample_size", "num_classes"}
 """Keys of the config of a model that draws by class."""
 
@@ -60,7 +66,8 @@ def publish(config: PublishConfig) -> str:
         The address of the repository.
 
     Raises:
-        UserError: No student with weights and a card, a name that is none, no login, or no answer of the hub.
+        UserError: No student with weights and a card, a name that is none, a public repository where a private one was
+            asked for, no login, or no answer of the hub.
     """
     config = checked(config, "publish")
     repository = config.repository.removeprefix("hub:")
@@ -83,16 +90,36 @@ def publish(config: PublishConfig) -> str:
 
     api = HfApi()
     try:
+        stale = _stale(api, repository, config.private, files) if api.repo_exists(repository) else []
         address = api.create_repo(repository, private=config.private, exist_ok=True)
         api.upload_folder(
             repo_id=repository,
             folder_path=str(folder),
             commit_message=config.message,
             allow_patterns=[glob.escape(name) for name in files],
+            delete_patterns=[glob.escape(name) for name in stale],
         )
+    except UserError:
+        raise
     except Exception as error:  # of several libraries: no login, no network, no permission
         raise UserError(f"hub:{repository}: was not uploaded ({error_line(error)}); hf auth login signs in") from error
     return str(address)
+
+
+def _stale(api: "HfApi", repository: str, private: bool, files: list[str]) -> list[str]:
+    """Weights of a repository that is there already which the model to come does not have, in words, too.
+
+    Raises:
+        UserError: The repository is public, and a private one was asked for.
+    """
+    info = api.repo_info(repository)
+    if private and not info.private:
+        raise UserError(f"hub:{repository}: is there already and public; private=false publishes in it for all to see")
+    present = [sibling.rfilename for sibling in info.siblings or []]
+    stale = [name for name in present if "/" not in name and name.endswith(WEIGHTS) and name not in files]
+    gone = f", without {', '.join(stale)} of an earlier one" if stale else ""
+    print(f"hub:{repository}: is there already ({'private' if info.private else 'public'}); one more commit{gone}")
+    return stale
 
 
 def _files(folder: Path) -> list[str]:

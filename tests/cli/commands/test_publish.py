@@ -5,6 +5,7 @@ import shutil
 
 import huggingface_hub
 import pytest
+from huggingface_hub import ModelInfo
 from huggingface_hub.utils import filter_repo_objects
 
 from dit_shd.cli.program import main
@@ -17,6 +18,9 @@ def calls(monkeypatch) -> list:
     made = []
 
     class Api:
+        def repo_exists(self, repo_id):
+            return False
+
         def create_repo(self, repo_id, **options):
             made.append(("create", repo_id, options))
             return f"https://hub/{repo_id}"
@@ -44,6 +48,33 @@ def test_a_model_goes_up_with_its_card(calls, capsys):
     assert "done: https://hub/me/digits" in out and "next: dit-shd sample hub:me/digits" in out
 
 
+def test_an_earlier_upload_of_other_weights_leaves_the_head(calls, monkeypatch, capsys):
+    """Loaders take the index of shards before a single file, so old shards would be loaded for the new model."""
+    index, shard = "diffusion_pytorch_model.safetensors.index.json", "diffusion_pytorch_model-00001-of-00002.safetensors"
+    names = [index, shard, "config.json", "diffusion_pytorch_model.safetensors", "notes.txt", "vae/model.safetensors"]
+    _there(monkeypatch, private=True, names=names)
+    assert main(["publish", str(asset("digits_teacher")), "me/digits"]) == 0
+    patterns = calls[1][2]["delete_patterns"]
+    assert list(filter_repo_objects(names, allow_patterns=patterns)) == [index, shard]
+    assert "is there already (private); one more commit" in capsys.readouterr().out
+
+
+def test_a_public_repository_is_not_taken_for_a_private_one(calls, monkeypatch, capsys):
+    _there(monkeypatch, private=False, names=[])
+    assert main(["publish", str(asset("digits_teacher")), "me/digits"]) == 2
+    assert "is there already and public; private=false publishes" in capsys.readouterr().err
+    assert not calls
+    assert main(["publish", str(asset("digits_teacher")), "me/digits", "private=false"]) == 0
+    assert calls
+
+
+def _there(monkeypatch, private: bool, names: list[str]) -> None:
+    """A hub where the repository is there already."""
+    info = ModelInfo(id="me/digits", private=private, siblings=[{"rfilename": name} for name in names])
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_exists", lambda self, repo_id: True)
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", lambda self, repo_id: info, raising=False)
+
+
 @pytest.fixture
 def student(tmp_path):
     shutil.copytree(asset("digits_teacher"), tmp_path / "student")
@@ -52,12 +83,13 @@ def student(tmp_path):
 
 def test_what_is_not_the_models_stays_here(calls, student):
     (student / "notes.txt").write_text("private")
+    (student / "chat_template.jinja").write_text("{{ messages }}")
     (student / "secrets").mkdir()
     (student / "secrets" / "captions.json").write_text("{}")
     assert main(["publish", str(student), "me/digits"]) == 0
     patterns = calls[1][2]["allow_patterns"]
-    sent = filter_repo_objects(["config.json", "notes.txt", "secrets/captions.json"], allow_patterns=patterns)
-    assert list(sent) == ["config.json"]
+    names = ["config.json", "chat_template.jinja", "notes.txt", "secrets/captions.json"]
+    assert list(filter_repo_objects(names, allow_patterns=patterns)) == ["config.json", "chat_template.jinja"]
 
 
 def test_a_model_that_draws_nothing_is_not_to_be_sampled(calls, student, capsys):
@@ -92,7 +124,9 @@ def test_the_real_api_takes_these_arguments():
     create = inspect.signature(huggingface_hub.HfApi.create_repo).parameters
     upload = inspect.signature(huggingface_hub.HfApi.upload_folder).parameters
     assert {"repo_id", "private", "exist_ok"} <= set(create)
-    assert {"repo_id", "folder_path", "commit_message", "allow_patterns"} <= set(upload)
+    assert {"repo_id", "folder_path", "commit_message", "allow_patterns", "delete_patterns"} <= set(upload)
+    for asked in (huggingface_hub.HfApi.repo_exists, huggingface_hub.HfApi.repo_info):
+        assert next(name for name in inspect.signature(asked).parameters if name != "self") == "repo_id"
 
 
 @pytest.mark.parametrize("name", ["digits", "me/digits@main", "a/b/c", "me/ digits"])
