@@ -3,8 +3,8 @@
   dit-shd publish runs/shd OWNER/NAME                 private, until private=false
   dit-shd publish runs/shd/student_ema_0.999 OWNER/NAME private=false
 
-Into a repository that is there already it makes one more commit: weights of an earlier upload that this model does not
-have leave the head, and stay in its history. The card has the licence that the student inherits from its teacher; others load it as hub:OWNER/NAME.
+The card has the licence that the student inherits from its teacher; others load it as hub:OWNER/NAME. Into a repository
+that is there already it makes one more commit, without an earlier upload's weights of other names: they stay in the history.
 """
 
 import glob

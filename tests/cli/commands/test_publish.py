@@ -50,7 +50,8 @@ def test_a_model_goes_up_with_its_card(calls, capsys):
 
 def test_an_earlier_upload_of_other_weights_leaves_the_head(calls, monkeypatch, capsys):
     """Loaders take the index of shards before a single file, so old shards would be loaded for the new model."""
-    index, shard = "diffusion_pytorch_model.safetensors.index.json", "diffusion_pytorch_model-00001-of-00002.safetensors"
+    index = "diffusion_pytorch_model.safetensors.index.json"
+    shard = "diffusion_pytorch_model-00001-of-00002.safetensors"
     names = [index, shard, "config.json", "diffusion_pytorch_model.safetensors", "notes.txt", "vae/model.safetensors"]
     _there(monkeypatch, private=True, names=names)
     assert main(["publish", str(asset("digits_teacher")), "me/digits"]) == 0
