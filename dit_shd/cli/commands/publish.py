@@ -3,8 +3,8 @@
   dit-shd publish runs/shd OWNER/NAME                 private, until private=false
   dit-shd publish runs/shd/student_ema_0.999 OWNER/NAME private=false
 
-The card has the licence that the student inherits from its teacher; others load it as hub:OWNER/NAME. Into a repository
-that is there already it makes one more commit, without an earlier upload's weights of other names: they stay in the history.
+The card has the licence that the student inherits from its teacher; others load it as hub:OWNER/NAME. A
+repository that is there already gets one more commit, without weights of other names: they stay in its history.
 """
 
 import glob

@@ -115,6 +115,8 @@ def _files(archive: Path) -> dict[str, bytes]:
                 stream = tar.extractfile(member)
                 assert stream is not None
                 files[member.name] = stream.read(MOST_BYTES)
+    if LIST not in files:
+        raise ValueError(f"no {LIST} in it")
     return files
 
 
