@@ -22,7 +22,7 @@ from dit_shd.attention.recording.discovery import NO_PROJECTION, plain
 from dit_shd.attention.recording.parameters import Parameters
 from dit_shd.attention.recording.products import Product, is_product, products
 from dit_shd.attention.recording.projection import Projection
-from dit_shd.attention.recording.results import AttentionResult, Part, same_memory
+from dit_shd.attention.recording.results import AttentionResult, Part, fingerprints, same_memory
 
 NEAR = 0.02
 """How far a module's result may be from that of the weights it seems to have, relatively: half precision's rounding."""
@@ -236,6 +236,7 @@ class Arrivals:
             return
         known = [result for result in self._results if result.patience > 0 and not result.gated(given)]
         given = at.local(given)
+        prints: dict[tuple[Arrangement, int, int], Tensor] = {}
         for result in known:
             result.patience -= tire
             for arrangement in arrangements:
@@ -245,7 +246,10 @@ class Arrivals:
                 if rows.shape[-1] < k or (rows.shape[-1] > k and not wide):
                     continue
                 for first in sorted({0, rows.shape[-1] - k}):
-                    tokens = result.among(rows[..., first : first + k])
+                    part = rows[..., first : first + k]
+                    if (arrangement, first, k) not in prints:
+                        prints[arrangement, first, k] = fingerprints(part)
+                    tokens = result.among(part, prints[arrangement, first, k])
                     if len(tokens):
                         yield _Holds(result, tokens, arrangement, first)
                         break

@@ -1,5 +1,6 @@
 """One result of attention, and the rows by which it is known again further on."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 from weakref import ref
@@ -30,6 +31,21 @@ class Part:
     projection: Projection
 
 
+class Known:
+    """Tensors known by identity, kept alive by nobody here."""
+
+    def __init__(self, *tensors: Tensor):
+        self._refs = {id(x): ref(x) for x in tensors}
+
+    def add(self, tensors: Iterable[Tensor]) -> None:
+        """Know these, too."""
+        self._refs.update((id(x), ref(x)) for x in tensors)
+
+    def __contains__(self, x: object) -> bool:
+        known = self._refs.get(id(x))
+        return known is not None and known() is x
+
+
 class AttentionResult:
     """One result of attention, and what is known of where its rows went."""
 
@@ -44,11 +60,11 @@ class AttentionResult:
         self._version = None if made.is_inference() else made._version
         if self._version is None:  # whether it is changed in place later on will not be known
             self._fingerprint(made.dtype)
-        self._moved = [ref(made)]
+        self._moved = Known(made)
         """Itself, in other shapes, and what fixed functions and sums made of it."""
         self.changed = ""
         """The first function that changed its rows, and in which module."""
-        self._gated: list[ref[Tensor]] = []
+        self._gated = Known()
         """What a function, sums aside, made of it and of something trainable, in all shapes."""
 
     def is_of(self, mixed: Tensor) -> bool:
@@ -60,43 +76,40 @@ class AttentionResult:
         """Whether it was changed in place after attention gave it."""
         return self._version is not None and self.mixed._version != self._version
 
-    def among(self, given: Tensor) -> Tensor:
-        """The tokens [r] whose rows are among those of given [..., h d]."""
+    def among(self, given: Tensor, prints: Tensor | None = None) -> Tensor:
+        """The tokens [r] whose rows are among those of given [..., h d], whose fingerprints may be at hand."""
         if self.overwritten:
             return torch.zeros(0, dtype=torch.long)
         rows = self._fingerprint(given.dtype)  # [b,n]
-        there = torch.isin(rows, _fingerprints(given.reshape(-1, self.columns))) & (rows != 0)
+        there = torch.isin(rows, fingerprints(given) if prints is None else prints) & (rows != 0)
         return there.any(0).cpu().nonzero()[:, 0]
 
     def _fingerprint(self, dtype: torch.dtype) -> Tensor:
         if dtype not in self._rows:
-            self._rows[dtype] = _fingerprints(self.mixed.transpose(1, 2).flatten(2).to(dtype))
+            self._rows[dtype] = fingerprints(self.mixed.transpose(1, 2).flatten(2).to(dtype))
         return self._rows[dtype]
 
     def follow(self, function: Any, args: tuple[Any, ...], made: Any, where: str) -> None:
         """A function has run in a module: note what moves the rows, and the first that changes them, for the reason."""
         given = [x for each in args for x in (each if isinstance(each, (list, tuple)) else [each])]
-        gated = any(self.gated(x) for x in given)
-        if not gated and not any(self._is(x) for x in given):
+        gated = any(x in self._gated for x in given)
+        if not gated and not any(x in self._moved for x in given):
             return
         name = getattr(function, "__name__", "")
         results = [x for x in (made if isinstance(made, (list, tuple)) else [made]) if isinstance(x, Tensor)]
         if name in _MOVES:
-            (self._gated if gated else self._moved).extend(ref(x) for x in results)
+            (self._gated if gated else self._moved).add(results)
         elif any(x.is_floating_point() for x in results):
             self.changed = self.changed or f"{name.strip('_')} in {where or 'the model'}"
-            trained = name.strip("_") not in _SUMS and any(_trains(x) and not self._is(x) for x in given)
-            (self._gated if gated or trained else self._moved).extend(ref(x) for x in results)
+            trained = name.strip("_") not in _SUMS and any(_trains(x) and x not in self._moved for x in given)
+            (self._gated if gated or trained else self._moved).add(results)
 
     def gated(self, x: Any) -> bool:
         """Whether rows that a tensor holds went through a function of something trainable.
 
         They may be what they were in this forward only: 1 + gate, with a gate that begins at zero.
         """
-        return isinstance(x, Tensor) and any(x is made() for made in self._gated)
-
-    def _is(self, x: Any) -> bool:
-        return isinstance(x, Tensor) and any(x is moved() for moved in self._moved)
+        return x in self._gated
 
 
 def _trains(x: Any) -> bool:
@@ -116,7 +129,7 @@ def same_memory(one: Any, other: Tensor) -> bool:
     return isinstance(one, Tensor) and one.numel() == other.numel() and storage(one) == storage(other)
 
 
-def _fingerprints(rows: Tensor) -> Tensor:
+def fingerprints(rows: Tensor) -> Tensor:
     """A number for each row [..., k] that depends on every bit of it, and on nothing else; 0 for a row of zeros."""
     wide, whole = (torch.float64, torch.int64) if rows.dtype == torch.float64 else (torch.float32, torch.int32)
     bits = rows.to(wide).contiguous().view(whole).long()

@@ -119,6 +119,8 @@ class Survey(TorchFunctionMode):
         self._stack: list[Running] = []
         self._runs = 0
         self._open = ExitStack()
+        self._looks = False
+        """Whether what runs is done to look, not by the model."""
 
     def start(self, names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Begin to record; `names` are those of the arguments that the model is given by position."""
@@ -174,11 +176,14 @@ class Survey(TorchFunctionMode):
 
     @contextmanager
     def _harmless(self) -> Generator[None]:
-        """Nothing that fails while looking is to fail the model."""
+        """Nothing that fails while looking is to fail the model, nor is what looking calls the model's doing."""
+        looked, self._looks = self._looks, True
         try:
             yield
         except Exception as error:
             self.failure = f"{type(error).__name__}: {error}"
+        finally:
+            self._looks = looked
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -193,7 +198,7 @@ class Survey(TorchFunctionMode):
 
     def see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         """A function ran."""
-        if self.arrivals.busy:
+        if self._looks or self.arrivals.busy:
             return
         with self._harmless():
             self.lineages.follow(func, args, kwargs, result)

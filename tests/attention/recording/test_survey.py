@@ -6,8 +6,10 @@ import torch.nn.functional as F
 from clients.patterns import Doors, E, Layer, X
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from dit_shd import SHD, capture
+from dit_shd.attention.recording.arrivals import Arrivals
 from dit_shd.core.errors import UserError
 
 (INPUT,) = X()["args"]
@@ -32,6 +34,23 @@ def test_an_exported_model_is_recorded_as_the_one_it_was_made_of():
     with capture(student) as s:
         student(INPUT)
     assert SHD()(found, s) > 0
+
+
+def test_what_looking_calls_is_not_taken_for_the_models_doing(monkeypatch):
+    """It was, in the first forward: looked at, remembered and searched by all that followed, for seconds."""
+    model, plain, seen = nn.Sequential(*(Layer() for _ in range(4))).eval(), [], []
+
+    class Functions(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            plain.append(func)
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad(), Functions():
+        model(INPUT)
+    follow = Arrivals.follow
+    monkeypatch.setattr(Arrivals, "follow", lambda self, *each: (seen.append(each[0]), follow(self, *each))[1])
+    assert len(recorded(model, INPUT)) == 4
+    assert seen == plain
 
 
 @pytest.mark.parametrize("compile", [torch.jit.script, lambda model: torch.jit.trace(model, INPUT)])
