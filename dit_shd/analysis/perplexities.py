@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ from dit_shd.core.plugins import Plugin
 from dit_shd.core.yaml_files import read_yaml
 from dit_shd.data.datasets import DATASETS
 from dit_shd.data.datasets.text import Text
+from dit_shd.data.tokenizer import has_tokenizer
 from dit_shd.evaluation import results
 from dit_shd.models import loading
 from dit_shd.tasks.language_modeling import LanguageModeling, TextEvaluation
@@ -34,9 +36,11 @@ class PerplexityConfig:
 
     models: list[Place] = option(REQUIRED, f"each {MODEL}")
     data: Plugin | None = option(
-        None, "text: {name: text, path: ..., tokenizer: ..., split: validation}; empty: what the models' runs held out"
+        None,
+        "text: {name: text, path: ..., split: validation, tokenizer: empty for the first model's own}; empty: what the "
+        "models' runs held out",
     )
-    separate: bool = option(True, "packed documents do not attend to each other")
+    separate: bool | None = option(None, "packed documents do not attend to each other; empty: as the run has it")
     sequences: int | None = option(None, "of the text, evenly spread; empty: all", range=(1, 1e9))
     batch_size: int = option(16, "sequences of one forward", range=(1, 1e6))
     out: Path | None = option(None, "a JSON file for the figures; empty for none")
@@ -60,7 +64,8 @@ def perplexities(config: PerplexityConfig) -> dict[str, Figures]:
         raise UserError(f"out: {config.out} is there already; choose another name or move it away")
     if config.out is not None:
         results.writable(config.out)
-    plugins = {place: config.data or _held_out(place) for place in config.models}
+    data = config.data and _with_tokenizer(config.data, config.models[0])
+    plugins = {place: data or _held_out(place) for place in config.models}
     different = [place for place in plugins if plugins[place] != plugins[config.models[0]]]
     if different:
         raise UserError(
@@ -94,22 +99,41 @@ def over_seeds(figures: Mapping[str, Figures]) -> dict[str, tuple[int, Figures, 
     return summary
 
 
+def _with_tokenizer(data: Plugin, place: str) -> Plugin:
+    """Data that name no tokenizer, by that of a model if it has one."""
+    if data.name != "text" or {"tokenizer", "vocabulary"} & data.options.keys() or not has_tokenizer(place):
+        return data
+    return replace(data, options={**data.options, "tokenizer": place})
+
+
+def _run_config(place: str) -> tuple[Path | None, Mapping[str, Any]]:
+    """The config of the run that a model is of, and where it is; nothing of other models."""
+    path = find(place, "model", "MODELS")
+    folders = [path, path.parent] if isinstance(path, Path) else []
+    file = next((folder / CONFIG for folder in folders if (folder / CONFIG).is_file()), None)
+    return file, {} if file is None else read_yaml(file)
+
+
 def _held_out(place: str) -> Plugin:
     """The text that a run held out.
 
     Raises:
-        UserError: Nothing says it.
+        UserError: Nothing says it, or it learned from all of its text.
     """
-    path = find(place, "model", "MODELS")
-    folders = [path, path.parent] if isinstance(path, Path) else []
-    file = next((folder / CONFIG for folder in folders if (folder / CONFIG).is_file()), None)
-    data = None if file is None else read_yaml(file).get("data")
+    file, run = _run_config(place)
+    data = run.get("data")
     if not isinstance(data, Mapping) or data.get("name") != "text":
         raise UserError(
             f"data: wanted the text to measure on, found none, and no run of {place} says it; "
             "data='{name: text, path: FILE, tokenizer: FOLDER, split: all}'"
         )
     plugin = cast(Plugin, dict(data), f"{file}: data")
+    learned = plugin.options.get("split", "train")
+    if learned != "train":
+        raise UserError(
+            f"data: {place} learned from split={learned}, so it held out nothing; say data="
+            "'{name: text, path: FILE, split: all}'"
+        )
     return replace(plugin, options={**plugin.options, "split": "validation"})
 
 
@@ -126,10 +150,17 @@ def named(places: Sequence[str]) -> dict[str, str]:
     }
 
 
+def _separate(place: str, config: PerplexityConfig) -> bool:
+    """Whether packed documents are kept apart: as the command says, else as the model's run has it."""
+    task = _run_config(place)[1].get("task")
+    known = task.get("separate", True) if isinstance(task, Mapping) else True
+    return config.separate if config.separate is not None else bool(known)
+
+
 def _measured(place: str, data: Text, config: PerplexityConfig) -> Figures:
     model: nn.Module = loading.load(place)
     evaluation = TextEvaluation(config.sequences, config.batch_size)
-    task = LanguageModeling(config.separate, evaluation=evaluation)
+    task = LanguageModeling(_separate(place, config), evaluation=evaluation)
     task.check_data(data)
     task.use(data, model)
     task.check(place, model)

@@ -94,7 +94,7 @@ def responses(
     answers: list[str] = []
     for first in tqdm(range(0, len(documents), config.batch_size), desc=f"seed {seed}", unit="batch"):
         indices = range(first, min(first + config.batch_size, len(documents)))
-        answers += _answers(model, tokenizer, [documents[i].prompt for i in indices], seed, indices, cut)
+        answers += _answers(model, tokenizer, [documents[i] for i in indices], seed, indices, cut)
     return answers
 
 
@@ -113,9 +113,10 @@ def _room(model: CausalLM, tokenizer: Tokenizer, config: RougeConfig) -> int:
 
 
 def _answers(
-    model: CausalLM, tokenizer: Tokenizer, prompts: list[str], seed: int, indices: range, config: RougeConfig
+    model: CausalLM, tokenizer: Tokenizer, documents: list[Document], seed: int, indices: range, config: RougeConfig
 ) -> list[str]:
-    rows = [[*tokenizer.begin, *tokens[: config.prompt_tokens].tolist()] for tokens in tokenizer.encode(prompts)]
+    prompts = tokenizer.encode_prompts(documents)
+    rows = [[*tokenizer.begin, *tokens[: config.prompt_tokens].tolist()] for tokens in prompts]
     longest, device = max(map(len, rows)), next(model.parameters()).device
     tokens = np.full((len(rows), longest), tokenizer.end)
     for place, row in zip(tokens, rows):  # padding stands on the left

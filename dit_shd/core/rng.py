@@ -6,6 +6,7 @@ same numbers again. Philox is counter-based (Salmon et al., SC 2011), so each tu
 
 import hashlib
 import random
+import threading
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from functools import lru_cache
 import numpy as np
 import torch
 from torch import Tensor
+
+_GLOBAL = threading.RLock()
+"""Held while the global generators are somebody's: a prefetch thread mixes while the main thread draws a step again."""
 
 
 def stream(seed: int, purpose: str, step: int = 0, index: int = 0) -> np.random.Generator:
@@ -55,26 +59,28 @@ def keyed_generators(seed: int, purpose: str, step: int, index: int = 0) -> Gene
     The generators are left as they were found.
     """
     keys = _generator_keys(seed, purpose, step, index)
-    before = random.getstate(), torch.get_rng_state()
-    random.seed(keys[0])
-    torch.default_generator.manual_seed(keys[2])  # torch.manual_seed would seed the GPUs, too
-    try:
-        with keyed_numpy(seed, purpose, step, index):
-            yield
-    finally:
-        random.setstate(before[0])
-        torch.set_rng_state(before[1])
+    with _GLOBAL:
+        before = random.getstate(), torch.get_rng_state()
+        random.seed(keys[0])
+        torch.default_generator.manual_seed(keys[2])  # torch.manual_seed would seed the GPUs, too
+        try:
+            with keyed_numpy(seed, purpose, step, index):
+                yield
+        finally:
+            random.setstate(before[0])
+            torch.set_rng_state(before[1])
 
 
 @contextmanager
 def keyed_numpy(seed: int, purpose: str, step: int, index: int = 0) -> Generator[None]:
     """The same for numpy's generator alone: other threads may draw from torch's meanwhile, as a step's forward does."""
-    before = np.random.get_state()  # noqa: NPY002
-    np.random.seed(_generator_keys(seed, purpose, step, index)[1])  # noqa: NPY002
-    try:
-        yield
-    finally:
-        np.random.set_state(before)  # noqa: NPY002
+    with _GLOBAL:
+        before = np.random.get_state()  # noqa: NPY002
+        np.random.seed(_generator_keys(seed, purpose, step, index)[1])  # noqa: NPY002
+        try:
+            yield
+        finally:
+            np.random.set_state(before)  # noqa: NPY002
 
 
 def _generator_keys(seed: int, purpose: str, step: int, index: int) -> list[int]:

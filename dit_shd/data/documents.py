@@ -16,15 +16,19 @@ from dit_shd.data.sources.listing import counted
 from dit_shd.data.sources.splits import split_of
 
 Unit = Literal["file", "paragraph", "line"]
-SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
+LINES = (".jsonl", ".ndjson", ".jsonlines")
+"""Of JSON lines; suffixes are compared in small letters."""
+SUFFIXES = (".txt", ".md", *LINES, ".parquet")
 """Of the files that are read of a folder."""
-ROWS = (".jsonl", ".parquet")
+ROWS = (*LINES, ".parquet")
 """Of tables among them."""
 EVERY = "all"
 """In the place of a split: files of all."""
 TABLES = (".json", ".csv", ".tsv", ".gz", ".zst", ".zip")
 """Of files whose content is no text to be learned as it is."""
-FIELD = re.compile(r"\{(\w+)\}")
+FIELD = re.compile(r"\{([^{}\":,\n]+)\}")
+"""A column in a prompt."""
+HALF = re.compile("[\ud800-\udfff]")
 _log = logging.getLogger("dit_shd")
 
 
@@ -36,6 +40,8 @@ class Document:
     prompt: str = ""
     others: tuple[str, ...] = ()
     """Further texts that would do as well, for figures that compare with any of them."""
+    template: tuple[tuple[int, int], ...] = ()
+    """From where to where the prompt is its template's own, and not a row's."""
 
 
 @dataclass(frozen=True)
@@ -55,18 +61,35 @@ class Columns:
         """
         texts = row.get(self.text)
         if isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts):
-            return Document(texts[0], self._prompt(row, where), tuple(texts[1:]))
-        return Document(self._text(row, self.text, where), self._prompt(row, where))
-
-    def _prompt(self, row: dict[str, Any], where: str) -> str:
-        return "" if self.prompt is None else FIELD.sub(lambda m: self._text(row, m[1], where), self.prompt)
+            text, *others = (_whole(text, where, self.text) for text in texts)
+        else:
+            text, others = self._text(row, self.text, where), []
+        prompt, template = "", []
+        for i, piece in enumerate(FIELD.split(self.prompt or "")):  # its own letters, a column, its own letters, ...
+            if i % 2:
+                prompt += self._text(row, piece, where)
+            elif piece:
+                template.append((len(prompt), len(prompt) + len(piece)))
+                prompt += piece
+        return Document(text, prompt, tuple(others), tuple(template))
 
     def _text(self, row: dict[str, Any], column: str, where: str) -> str:
         if column not in row:
             raise UserError(f"{where}: wanted a column '{column}', found {', '.join(map(str, row))}")
         if not isinstance(row[column], str):
             raise UserError(f"{where}: {column}: wanted text, found {type(row[column]).__name__}")
-        return row[column]
+        return _whole(row[column], where, column)
+
+
+def _whole(text: str, where: str, column: str) -> str:
+    """A text that can be encoded.
+
+    Raises:
+        UserError: It was cut in the middle of a letter, as JSON can write it.
+    """
+    if HALF.search(text):
+        raise UserError(f"{where}: {column}: wanted text, found half a letter in it (a surrogate without the other)")
+    return text
 
 
 def read_documents(
@@ -105,9 +128,9 @@ def read_documents(
 def _of_files(place: Path, unit: Unit, columns: Columns, split: str = EVERY) -> Iterator[Document]:
     files = _in_folder(place, split) if place.is_dir() else [place]
     for file in files:
-        if file.suffix == ".jsonl":
+        if file.suffix.lower() in LINES:
             yield from _json_lines(file, columns)
-        elif file.suffix == ".parquet":
+        elif file.suffix.lower() == ".parquet":
             yield from _parquet(file, columns)
         else:
             _check_text(file, columns)
@@ -122,12 +145,16 @@ def _in_folder(folder: Path, split: str) -> list[Path]:
     Raises:
         UserError: There are none, or none of the split.
     """
-    names = sorted(f.relative_to(folder) for f in folder.rglob("*") if f.suffix in SUFFIXES)
-    names = [name for name in names if not any(part.startswith(".") for part in name.parts)]
-    if any(name.suffix in ROWS for name in names):
+    everything = sorted(f.relative_to(folder) for f in folder.rglob("*") if f.suffix.lower() in (*SUFFIXES, *TABLES))
+    everything = [name for name in everything if not any(part.startswith(".") for part in name.parts)]
+    names = [name for name in everything if name.suffix.lower() in SUFFIXES]
+    if any(name.suffix.lower() in ROWS for name in names):
         names = [name for name in names if name.name != "README.md"]
     if not names:
         raise UserError(f"data.path: wanted files ending in {', '.join(SUFFIXES)}, '{folder}' has none")
+    tables = [str(name) for name in everything if name.suffix.lower() in TABLES]
+    if tables:
+        _log.warning("data: '%s': not read, since only %s are: %s", folder, ", ".join(SUFFIXES), counted(tables))
     splits = {name: _split_of(name) for name in names}
     known = sorted({known for known in splits.values() if known is not None})
     if len(known) > 1 and split != EVERY:
@@ -160,7 +187,7 @@ def _check_text(file: Path, columns: Columns) -> None:
 
 def _read(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8-sig")  # a byte order mark is no letter of the text
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: wanted text in UTF-8 ({error_line(error)})") from error
 
@@ -168,7 +195,7 @@ def _read(file: Path) -> str:
 def _units(text: str, unit: Unit) -> Sequence[str]:
     if unit == "file":
         return [text]
-    return text.splitlines() if unit == "line" else re.split(r"\n\s*\n", text)
+    return text.split("\n") if unit == "line" else re.split(r"\n\s*\n", text)
 
 
 def _json_lines(file: Path, columns: Columns) -> Iterator[Document]:

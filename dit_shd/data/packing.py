@@ -49,6 +49,11 @@ class Sequences:
         sizes = np.diff([*self.starts, len(self.tokens)])
         return int((sizes - self.length - 1).clip(min=0).sum())
 
+    @property
+    def empty(self) -> int:
+        """Sequences without anything to be learned, since their prompts fill them."""
+        return 0 if self.pack else int((self.prompts > self.length).sum())
+
     def take(self, indices: np.ndarray, padding: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Sequences [b,n+1]: tokens, the number of each token's document in its sequence, and whether it is prompt.
 

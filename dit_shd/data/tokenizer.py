@@ -2,8 +2,10 @@
 
 import hashlib
 import logging
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,12 +18,16 @@ from dit_shd.core.places import HubName, expanded, find
 if TYPE_CHECKING:
     import tokenizers
 
+    from dit_shd.data.documents import Document
+
 _log = logging.getLogger("dit_shd")
 BYTES = "bytes"
 END = "<|endoftext|>"
 ENDS = (END, "</s>", "<eos>", "<|end_of_text|>", "[SEP]")
 """What a text ends with, where a tokenizer's folder does not tell."""
-FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"
+FILE, CONFIG, CHAT = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
+NAMES = {"bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token", "chat_template"}
+"""Of a tokenizer's config, what its export keeps."""
 
 
 class Tokenizer:
@@ -33,10 +39,11 @@ class Tokenizer:
     Args:
         tokenizer: One of the tokenizers package.
         end: The text of its end token.
+        names: What else transformers knows of it and an export keeps: bos_token, pad_token, chat_template, ...
     """
 
-    def __init__(self, tokenizer: "tokenizers.Tokenizer", end: str):
-        self._tokenizer, self._end = tokenizer, end
+    def __init__(self, tokenizer: "tokenizers.Tokenizer", end: str, names: Mapping[str, str] = MappingProxyType({})):
+        self._tokenizer, self._end, self._names = tokenizer, end, names
         known = tokenizer.token_to_id(end)
         if known is None:
             raise UserError(f"data.tokenizer: its end token '{end}' is none of its tokens")
@@ -46,11 +53,13 @@ class Tokenizer:
         added = [i for i in tokenizer.encode("").ids if i != known]
         self.begin: tuple[int, ...] = tuple(added) or (known,)
         tokenizer.encode_special_tokens = True  # a text in which the end token's letters stand does not end there
+        added = tokenizer.get_added_tokens_decoder()
+        self._special = {token.content: number for number, token in added.items() if token.special and token.content}
 
     @property
     def vocabulary(self) -> int:
-        """How many tokens there are."""
-        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+        """How many numbers tokens have: one more than the largest, of which some may stand for nothing."""
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
     @property
     def sha256(self) -> str:
@@ -62,6 +71,38 @@ class Tokenizer:
         return [
             np.asarray(e.ids, np.int32) for e in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         ]
+
+    def encode_prompts(self, documents: Sequence["Document"]) -> list[np.ndarray]:
+        """The tokens of each document's prompt: special ones where its template has their letters, not where a row has.
+
+        So a template may be that of a chat (<|user|>{question}<|assistant|>), and no text can break out of it.
+        """
+        rows = [list(self._pieces(document)) for document in documents]
+        texts = iter(self.encode([piece for row in rows for piece in row if isinstance(piece, str)]))
+        empty = np.zeros(0, np.int32)
+        parts = ([next(texts) if isinstance(x, str) else np.array([x], np.int32) for x in row] for row in rows)
+        return [np.concatenate([empty, *part]) for part in parts]
+
+    def _pieces(self, document: "Document") -> Iterator[str | int]:
+        """A prompt's texts and special tokens, in order."""
+        at, names = 0, "|".join(map(re.escape, sorted(self._special, key=len, reverse=True)))
+        for begin, end in document.template if names else ():
+            for match in re.compile(names).finditer(document.prompt, begin, end):
+                yield document.prompt[at : match.start()]
+                yield self._special[match[0]]
+                at = match.end()
+        yield document.prompt[at:]
+
+    def conflict(self, vocabulary: Mapping[str, int]) -> str:
+        """A token that another tokenizer's vocabulary has by another number; empty if those in both are the same."""
+        others = {number: token for token, number in vocabulary.items()}
+        for token, number in sorted(
+            self._tokenizer.get_vocab(with_added_tokens=True).items(), key=lambda each: each[1]
+        ):
+            other = others.get(number, token)
+            if other != token or vocabulary.get(token, number) != number:
+                return f"token {number} is {other!r}, and {token!r} in the data's"
+        return ""
 
     def decode(self, tokens: Iterable[int]) -> str:
         """The text of some tokens; special ones leave none."""
@@ -76,7 +117,8 @@ class Tokenizer:
         """Write it as transformers reads it (AutoTokenizer)."""
         from transformers import PreTrainedTokenizerFast
 
-        PreTrainedTokenizerFast(tokenizer_object=self._tokenizer, eos_token=self._end).save_pretrained(str(folder))
+        options = {**self._names, "eos_token": self._end}
+        PreTrainedTokenizerFast(tokenizer_object=self._tokenizer, **options).save_pretrained(str(folder))
 
 
 class ByteTokenizer(Tokenizer):
@@ -139,48 +181,68 @@ def read_tokenizer(source: str) -> Tokenizer:
         UserError: There is none, or it cannot be read.
     """
     place = find(source, "model", "data.tokenizer")
-    if isinstance(place, HubName):
-        files = [place.file(FILE), place.file(CONFIG)]
-        if files[0] is None:
-            raise UserError(f"data.tokenizer: {source}: wanted a {FILE}, found none (sentencepiece files are not read)")
-        return _of_file(files[0], files[1])
-    if not isinstance(place, Path):
+    if not isinstance(place, (HubName, Path)):
         raise UserError(f"data.tokenizer: {source}: no tokenizer ships with dit_shd")
-    if place.is_dir():
-        folder = next((x for x in (place / "student", place) if (x / FILE).is_file()), place)
-        return _of_file(folder / FILE, folder / CONFIG)
-    return _of_file(place, place.with_name(CONFIG))
+    file, config = _files(place)
+    if file is None or not file.is_file():
+        where = source if file is None else file.parent
+        raise UserError(f"data.tokenizer: {where}: wanted a {FILE}, found none (sentencepiece files are not read)")
+    return _of_file(file, config)
+
+
+def has_tokenizer(source: str) -> bool:
+    """Whether a model, a folder, a run or hub:OWNER/NAME, has a tokenizer that can be read."""
+    place = find(source, "model", "data.tokenizer")
+    file = _files(place)[0] if isinstance(place, (HubName, Path)) else None
+    return file is not None and file.name == FILE and file.is_file()
+
+
+def _files(place: Path | HubName) -> tuple[Path | None, Path | None]:
+    """Where a tokenizer is, and what tells its end."""
+    if isinstance(place, HubName):
+        return place.file(FILE), place.file(CONFIG)
+    if not place.is_dir():
+        return place, place.with_name(CONFIG)
+    folder = next((x for x in (place / "student", place) if (x / FILE).is_file()), place)
+    return folder / FILE, folder / CONFIG
+
+
+def vocabulary_beside(folder: Path) -> dict[str, int]:
+    """Text -> number of the tokens of a model's tokenizer.json; empty where its folder has none that can be read."""
+    from tokenizers import Tokenizer as Model
+
+    try:
+        return Model.from_file(str(folder / FILE)).get_vocab(with_added_tokens=True)
+    except Exception:  # none, or of a version that the package does not know: nothing is known then
+        return {}
 
 
 def _of_file(file: Path, config: Path | None) -> Tokenizer:
     from tokenizers import Tokenizer as Model
 
-    if not file.is_file():
-        raise UserError(
-            f"data.tokenizer: {file.parent}: wanted a {FILE}, found none (sentencepiece files are not read)"
-        )
     try:
         model = Model.from_file(str(file))
     except Exception as error:  # the package raises Exception itself
         raise UserError(
             f"data.tokenizer: {file}: not a tokenizer of the tokenizers package ({error_line(error)})"
         ) from error
-    end = _told_end(config)
+    names = {} if config is None else _names(config)
+    end = names.get("eos_token")
     known = [end] if end is not None else [token for token in ENDS if model.token_to_id(token) is not None]
     if not known:
         raise UserError(
             f"data.tokenizer: {file}: nothing tells its end token; wanted {CONFIG} beside it, with eos_token"
         )
-    return Tokenizer(model, known[0])
+    return Tokenizer(model, known[0], names)
 
 
-def _told_end(config: Path | None) -> str | None:
-    """The end token that a tokenizer_config.json names."""
-    if config is None or not config.is_file():
-        return None
-    token: Any = (read_object(config) or {}).get("eos_token")
-    token = token.get("content") if isinstance(token, dict) else token
-    return token if isinstance(token, str) else None
+def _names(config: Path) -> dict[str, str]:
+    """The special tokens that a tokenizer_config.json names, and its template of chats or that beside it."""
+    told: dict[str, Any] = (read_object(config) or {}) if config.is_file() else {}
+    tokens = {name: value.get("content") if isinstance(value, dict) else value for name, value in told.items()}
+    names = {name: value for name, value in tokens.items() if name in NAMES and isinstance(value, str)}
+    beside = config.with_name(CHAT)
+    return {"chat_template": beside.read_text("utf-8"), **names} if beside.is_file() else names
 
 
 def open_tokenizer(name: str, vocabulary: int | None, texts: Iterable[str]) -> Tokenizer:

@@ -29,7 +29,13 @@ class Accuracy:
     """By k."""
 
     def figures(self) -> dict[str, float]:
-        """`top1`, and the ends of its interval as `top1_low` and `top1_high`; likewise for other k; and `images`."""
+        """`top1`, and the ends of its interval as `top1_low` and `top1_high`; likewise for other k; and `images`.
+
+        Raises:
+            UserError: Of no image.
+        """
+        if not self.images:
+            raise UserError("accuracy: wanted images that can be decoded, found none")
         figures: dict[str, float] = {}
         for k, count in self.correct.items():
             low, high = wilson(count, self.images)
@@ -73,9 +79,13 @@ def count_correct(logits: Tensor, labels: Tensor) -> Accuracy:
     """
     if not bool(torch.isfinite(logits).all()):
         raise UserError("accuracy: the model's logits are not finite (NaN or infinity)")
-    ranks = [k for k in RANKS if k == 1 or k < logits.shape[1]]
+    ranks = _ranks(logits.shape[1])
     order = logits.topk(max(ranks), dim=1).indices
     return Accuracy(len(labels), {k: int((order[:, :k] == labels[:, None]).sum()) for k in ranks})
+
+
+def _ranks(classes: int) -> list[int]:
+    return [k for k in RANKS if k == 1 or k < classes]
 
 
 @torch.no_grad()
@@ -87,7 +97,7 @@ def measure_accuracy(
     device: torch.device,
     batch_size: int = 64,
 ) -> Accuracy:
-    """Accuracy on some images of a dataset.
+    """Accuracy on some images of a dataset; those that cannot be decoded are left out, as the warning of each says.
 
     Args:
         predict: Logits [b,k] of inputs [b,c,y,x].
@@ -96,11 +106,17 @@ def measure_accuracy(
         indices: The indices of the images.
         device: Where inputs go.
         batch_size: Images of one forward.
+
+    Raises:
+        UserError: A logit is not finite.
     """
-    labels, total = dataset.labels(), Accuracy(0, {})
+    labels, total = dataset.labels(), Accuracy(0, dict.fromkeys(_ranks(dataset.classes), 0))
     for first in range(0, len(indices), batch_size):
-        chosen = [int(index) for index in indices[first : first + batch_size]]
-        pixels = torch.stack([transform(dataset.image(index)) for index in chosen])
+        batch = {int(index): dataset.measured(int(index)) for index in indices[first : first + batch_size]}
+        whole = {index: image for index, image in batch.items() if image is not None}
+        if not whole:
+            continue
+        pixels = torch.stack([transform(image) for image in whole.values()])
         logits = predict(pixels.to(device)).float().cpu()
-        total += count_correct(logits, torch.from_numpy(labels[chosen]))
+        total += count_correct(logits, torch.from_numpy(labels[list(whole)]))
     return total

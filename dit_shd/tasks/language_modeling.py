@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dit_shd.core.config import option
+from dit_shd.core.config import check_ranges, option
 from dit_shd.core.distributed import joined, run_on_main
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
@@ -18,7 +18,9 @@ from dit_shd.data.datasets import DATASETS, Dataset
 from dit_shd.data.datasets.text import Text
 from dit_shd.data.latent_origin import Kept
 from dit_shd.data.packing import PADDING, positions
+from dit_shd.data.tokenizer import vocabulary_beside
 from dit_shd.evaluation.perplexity import Perplexity, token_nats
+from dit_shd.models.families.transformers import CausalLM
 from dit_shd.models.language_model import check_attention, seeded_dropout, text_config
 from dit_shd.models.offload import moved
 from dit_shd.tasks import Batch, Output, Task, TeacherFinding, Terms
@@ -105,6 +107,7 @@ class LanguageModeling(Task[TokenBatch]):
     resumable = frozenset({"evaluation"})
 
     def __init__(self, separate: bool = True, prompt_rows: bool = False, evaluation: TextEvaluation = PLAIN):
+        check_ranges(evaluation, "task.evaluation.")
         self.separate, self.prompt_rows, self.evaluation = separate, prompt_rows, evaluation
         self._length: int | None = None
         """Tokens of a sequence by the config of the data, before they are read."""
@@ -130,6 +133,15 @@ class LanguageModeling(Task[TokenBatch]):
             raise UserError(f"{role}: knows {known} tokens, the data's tokenizer has {data.tokenizer.vocabulary}")
         if longest is not None and longest < data.length:
             raise UserError(f"{role}: takes {longest} tokens, data.length is {data.length}")
+        if data.empty_sequences == len(data):
+            raise UserError(
+                f"data: the prompts of all {len(data)} documents fill data.length={data.length}, and nothing is left "
+                "to learn; wanted a larger length, or shorter prompts"
+            )
+        folder = getattr(model, "folder", None)
+        conflict = data.tokenizer.conflict(vocabulary_beside(folder)) if isinstance(folder, Path) else ""
+        if conflict:
+            raise UserError(f"{role}: has a tokenizer of its own ({conflict}); wanted data.tokenizer={folder}")
         check_attention(role, model, self.separate)
 
     def check_model(self, role: str, model: nn.Module) -> None:
@@ -141,15 +153,22 @@ class LanguageModeling(Task[TokenBatch]):
             )
 
     def remarks(self, student: nn.Module) -> Sequence[str]:
-        data = self._text
-        if not data.cut_tokens:
-            return ()
-        return [f"data: {data.cut_tokens} tokens are beyond data.length={data.length} of their documents and not seen"]
+        data, remarks = self._text, []
+        if data.cut_tokens:
+            remarks.append(
+                f"data: {data.cut_tokens} tokens are beyond data.length={data.length} of their documents and not seen"
+            )
+        if data.empty_sequences:
+            remarks.append(
+                f"data: {data.empty_sequences} of {len(data)} documents have nothing to learn: their prompts fill "
+                f"data.length={data.length}"
+            )
+        return remarks
 
     def describe(self, student: nn.Module) -> None:
-        """The tokenizer is exported beside the weights."""
-        if hasattr(student, "tokenizer"):
-            student.tokenizer = self._text.tokenizer  # type: ignore[assignment]
+        """The tokenizer is exported beside the weights, and the config says where a text ends."""
+        if isinstance(student, CausalLM):
+            student.give_tokenizer(self._text.tokenizer)
 
     @torch.no_grad()
     def check_teacher(

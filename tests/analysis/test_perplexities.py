@@ -7,8 +7,9 @@ import pytest
 import yaml
 from language import GPT2, LLAMA, causal_lm, lines
 
-from dit_shd.analysis.perplexities import named, over_seeds
+from dit_shd.analysis.perplexities import PerplexityConfig, named, over_seeds, perplexities
 from dit_shd.cli.program import main
+from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
 from dit_shd.data.datasets import DATASETS
@@ -43,6 +44,45 @@ def test_models_are_measured_on_what_their_runs_held_out(tmp_path, capsys):
     mean = sum(found[name]["nats"] for name in list(found)[:2]) / 2
     (line,) = (line for line in table if line.startswith("small (2 seeds)"))
     assert f"{mean:.4f} ± " in line and not any(line.startswith("other (") for line in table)
+
+
+@pytest.mark.parametrize("split", ["all", "validation", "test"])
+def test_a_run_that_learned_all_of_its_text_held_out_nothing(tmp_path, split, capsys):
+    run = run_of(tmp_path / "run", GPT2, 0, path=lines(tmp_path), split=split)
+    assert main(["perplexity", run]) == 2
+    assert f"learned from split={split}, so it held out nothing; say data=" in capsys.readouterr().err
+
+
+def test_a_models_own_tokenizer_is_taken_and_another_refused(tmp_path, capsys):
+    path, vocabulary = lines(tmp_path), {"tokenizer": str(tmp_path / "bpe.json"), "vocabulary": 300}
+    run = run_of(tmp_path / "run", {**GPT2, "vocab_size": 300}, 0, path=path, **vocabulary)
+    plugin = Plugin("text", {k: v for k, v in {**DATA, **vocabulary, "path": path}.items() if k != "name"})
+    DATASETS.build(plugin).tokenizer.save_pretrained(tmp_path / "run" / "student")
+    text = f"data={{name: text, path: {path}, document: line, length: 16, held_out: 0.3, split: validation"
+    figures = []
+    for data in ([], [text + "}"]):
+        out = tmp_path / f"{len(data)}.json"
+        assert main(["perplexity", run, f"out={out}", *data]) == 0
+        figures.append(json.loads(out.read_text())["run"]["nats"])
+    assert figures[0] == figures[1]
+    (tmp_path / "bpe.json").unlink()
+    DATASETS.build(Plugin("text", {**plugin.options, "path": path, "by": "position"}))  # of another text
+    assert main(["perplexity", run]) == 2
+    assert "has a tokenizer of its own (token" in capsys.readouterr().err
+    assert main(["perplexity", run, text + ", tokenizer: bytes}"]) == 2
+    assert "has a tokenizer of its own (token" in capsys.readouterr().err
+
+
+def test_documents_are_kept_apart_as_the_run_had_them(tmp_path):
+    run = run_of(tmp_path / "run", GPT2, 0, path=lines(tmp_path))
+    together = run_of(tmp_path / "together", GPT2, 0, path=lines(tmp_path))
+    config = yaml.safe_load((tmp_path / "together" / "config.yaml").read_text())
+    config["task"]["separate"] = False
+    (tmp_path / "together" / "config.yaml").write_text(yaml.safe_dump(config))
+    apart, joined = perplexities(make(PerplexityConfig, {"models": [run, together]})).values()
+    assert apart["nats"] != joined["nats"]
+    (forced,) = perplexities(make(PerplexityConfig, {"models": [together], "separate": True})).values()
+    assert forced == apart
 
 
 def test_two_models_of_one_name_are_two_rows(tmp_path, capsys):

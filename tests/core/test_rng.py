@@ -1,6 +1,8 @@
 """Draws that are functions of (seed, purpose, step, index) alone."""
 
 import random
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -58,6 +60,20 @@ def test_numpys_generator_alone_is_keyed():
             three = torch.get_rng_state().tolist()
         assert torch.get_rng_state().tolist() == three
         assert np.random.get_state()[1].tolist() == before  # noqa: NPY002
+
+
+def test_threads_do_not_draw_from_each_others_keys():
+    """A prefetch thread mixes images while the main one draws a step again."""
+
+    def drawn(step):
+        with rng.keyed_numpy(0, "mixing", step):
+            first = np.random.random()  # noqa: NPY002
+            time.sleep(1e-3)
+            return first, np.random.random()  # noqa: NPY002
+
+    want = [drawn(step) for step in range(24)]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(drawn, range(24))) == want
 
 
 def test_torchs_own_generator_is_seeded_by_step_and_place():

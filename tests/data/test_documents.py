@@ -23,6 +23,38 @@ def test_units_of_a_text_file(tmp_path, unit, count):
     assert texts(read_documents(str(tmp_path / "a.txt"), unit, Columns())) == count
 
 
+def test_lines_end_where_editors_end_them_and_no_mark_is_a_letter(tmp_path):
+    (tmp_path / "a.txt").write_bytes("\ufeffa\u2028b\x0cc\r\nd".encode())
+    assert texts(read_documents(str(tmp_path / "a.txt"), "line", Columns())) == ["a\u2028b\x0cc", "d"]
+    (tmp_path / "a.jsonl").write_bytes('\ufeff{"text": "a"}'.encode())
+    assert texts(read_documents(str(tmp_path / "a.jsonl"), "file", Columns())) == ["a"]
+
+
+@pytest.mark.parametrize("name", ["a.JSONL", "a.ndjson", "a.jsonlines"])
+def test_json_lines_are_known_by_each_of_their_names(tmp_path, name):
+    (tmp_path / name).write_text('{"text": "a"}\n')
+    for place in (tmp_path / name, tmp_path):
+        assert texts(read_documents(str(place), "file", Columns())) == ["a"]
+
+
+def test_what_of_a_folder_is_not_read_is_said(tmp_path, caplog):
+    for name in ("a.TXT", "b.json", "c.jsonl.gz", "d.png"):
+        (tmp_path / name).write_text("x")
+    assert texts(read_documents(str(tmp_path), "file", Columns())) == ["x"]
+    assert "not read, since only .txt" in caplog.text and "2 (b.json, c.jsonl.gz)" in caplog.text
+
+
+def test_a_column_may_have_any_name_and_half_a_letter_is_none(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"text": "a", "input text": "b"}')
+    (found,) = read_documents(str(file), "file", Columns(prompt='{"q": {input text}} '))
+    assert found.prompt == '{"q": b} '
+    for cut in (r'"a\ud83d"', r'["a\ud83d", "b"]', r'["b", "a\ud83d"]'):
+        file.write_text('{"text": ' + cut + "}")
+        with pytest.raises(UserError, match=r"a\.jsonl:1: text: wanted text, found half a letter"):
+            read_documents(str(file), "file", Columns())
+
+
 def test_a_folder_is_its_files_by_name(tmp_path):
     (tmp_path / "b.md").write_text("second")
     (tmp_path / "a.txt").write_text("first")
@@ -93,7 +125,8 @@ def saved_in(folder, kind):
 def test_columns_of_tables(tmp_path, kind):
     place = str(saved_in(tmp_path, kind))
     found = read_documents(place, "file", Columns("answer", PROMPT))
-    assert found == [Document("2", "Q: 1 + 1?\nA: "), Document("Yes {id}", "Q: Ok?\nA: ")]
+    first, second = ((0, 3), (9, 13)), ((0, 3), (6, 10))  # what of the prompt is the template's
+    assert found == [Document("2", "Q: 1 + 1?\nA: ", (), first), Document("Yes {id}", "Q: Ok?\nA: ", (), second)]
     with pytest.raises(UserError, match=r"wanted a column 'text', found question, answer, id"):
         read_documents(place, "file", Columns())
     with pytest.raises(UserError, match=r"id: wanted text, found int"):

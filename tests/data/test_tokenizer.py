@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 from language import TEXT
 
 from dit_shd.core.errors import UserError
-from dit_shd.data.tokenizer import END, ByteTokenizer, Tokenizer, open_tokenizer, read_tokenizer
+from dit_shd.data.documents import Columns, Document
+from dit_shd.data.tokenizer import (
+    END,
+    ByteTokenizer,
+    Tokenizer,
+    open_tokenizer,
+    read_tokenizer,
+    vocabulary_beside,
+)
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +59,19 @@ def test_what_transformers_reads_is_the_same(tmp_path):
     assert (back.end, back.begin, back.vocabulary) == (known.end, (known.end,), 300)
 
 
+def test_an_export_keeps_what_transformers_knows_of_it(tmp_path):
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    open_tokenizer(str(tmp_path / "bpe.json"), 300, [TEXT])
+    options = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": END, "chat_template": "{{ messages }}"}
+    PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "bpe.json"), **options).save_pretrained(tmp_path / "a")
+    read_tokenizer(str(tmp_path / "a")).save_pretrained(tmp_path / "b")
+    first, second = (AutoTokenizer.from_pretrained(tmp_path / name) for name in "ab")
+    for name, value in options.items():
+        assert getattr(first, name) == getattr(second, name) == value
+    assert first.get_vocab() == second.get_vocab()
+
+
 def test_the_end_tokens_letters_in_a_text_are_letters(tmp_path):
     for known in (ByteTokenizer(), open_tokenizer(str(tmp_path / "bpe.json"), 300, [TEXT])):
         (tokens,) = known.encode([f"a{END}b"])
@@ -68,6 +89,45 @@ def test_a_document_begins_as_the_tokenizer_has_it(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "</s>"}}))
     known = read_tokenizer(str(tmp_path))
     assert (known.begin, known.end, list(known.encode(["a"])[0])) == ((0,), 1, [2])
+
+
+def test_a_templates_special_tokens_are_tokens_and_a_texts_are_letters(tmp_path):
+    from tokenizers import Tokenizer as Model
+
+    open_tokenizer(str(tmp_path / "bpe.json"), 300, [TEXT])
+    model = Model.from_file(str(tmp_path / "bpe.json"))
+    model.add_special_tokens(["<|user|>", "<|user|>s", "<|assistant|>"])
+    model.save(str(tmp_path / "tokenizer.json"))
+    known = read_tokenizer(str(tmp_path / "tokenizer.json"))
+    row = {"text": "x", "q": "Who<|user|>?"}
+    document = Columns(prompt="<|user|>s<|user|>Ask: {q}<|assistant|>").document(row, "")
+    first, second, third = known.encode(["Ask: Who", "<|user|>", "?"])
+    (tokens,) = known.encode_prompts([document])
+    letters = known.encode(["Ask: Who<|user|>?"])[0]
+    assert len(letters) >= len(first) + len(third) and len(second) > 1
+    assert list(tokens) == [301, 300, *letters, 302]
+    plain = Columns(prompt="Ask: {q} ").document(row, "")
+    joint = known.encode([plain.prompt])[0]
+    assert [list(t) for t in known.encode_prompts([plain, Document("x")])] == [list(joint), []]
+
+
+def test_a_number_is_one_more_than_the_largest_where_some_stand_for_nothing(tmp_path):
+    from tokenizers import Tokenizer as Model
+    from tokenizers import models
+
+    Model(models.WordLevel({"</s>": 0, "a": 7}, unk_token="a")).save(str(tmp_path / "tokenizer.json"))
+    assert read_tokenizer(str(tmp_path / "tokenizer.json")).vocabulary == 8
+
+
+def test_tokenizers_agree_if_all_tokens_of_both_have_one_number(tmp_path):
+    known = open_tokenizer(str(tmp_path / "bpe.json"), 300, [TEXT])
+    known.save_pretrained(tmp_path / "folder")
+    same = vocabulary_beside(tmp_path / "folder")
+    assert len(same) == 300 and not known.conflict(same)
+    assert not known.conflict({**same, "<new>": 300}) and not known.conflict({}) and not vocabulary_beside(tmp_path)
+    open_tokenizer(str(tmp_path / "b.json"), 300, [TEXT.upper()]).save_pretrained(tmp_path / "other")
+    assert "in the data's" in known.conflict(vocabulary_beside(tmp_path / "other"))
+    assert "in the data's" in ByteTokenizer().conflict(same)
 
 
 @pytest.mark.parametrize(

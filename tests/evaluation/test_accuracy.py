@@ -59,6 +59,32 @@ def test_shares_of_a_dataset_add_up():
     assert whole == sum(parts, Accuracy(0, {})) and whole.images == 500
 
 
+def test_an_image_that_cannot_be_decoded_is_left_out_and_no_other_taken_twice(tmp_path, caplog):
+    from PIL import Image
+
+    for name, shade in (("cat", 10), ("dog", 200)):
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            Image.new("RGB", (4, 4), (shade,) * 3).save(tmp_path / name / f"{i}.png")
+    for i in range(2):
+        (tmp_path / "dog" / f"{i}.png").write_text("no image")
+    data = DATASETS.build(Plugin("images", {"path": str(tmp_path)}))
+
+    def measured(indices):
+        def predict(pixels):
+            return torch.stack([torch.zeros(len(pixels)), torch.ones(len(pixels))], dim=1)
+
+        def transform(image):
+            return torch.from_numpy(image).permute(2, 0, 1) / 255
+
+        return measure_accuracy(predict, data, transform, indices, torch.device("cpu"), batch_size=2)
+
+    assert measured(range(6)) == Accuracy(4, {1: 1}) and "dog/0.png: left out" in caplog.text
+    assert measured([3, 4]) == Accuracy(0, {1: 0})  # a process's share, which is added to others'
+    with pytest.raises(UserError, match="wanted images that can be decoded, found none"):
+        measured([3, 4]).figures()
+
+
 @pytest.mark.parametrize(
     ("known", "names", "words"),
     [

@@ -16,6 +16,7 @@ from dit_shd.core.rng import Draws
 from dit_shd.data.datasets import DATASETS
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.losses.shd import SHD
+from dit_shd.models.loading import load
 from dit_shd.tasks.language_modeling import LanguageModeling, TextEvaluation
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -38,6 +39,55 @@ def test_text_that_is_learned_is_not_what_is_held_out(tmp_path, split):
     with pytest.raises(UserError, match=f"data.split: {split} has the documents that validate_every evaluates on"):
         made.check_evaluation(None, None)
     task(lines(tmp_path)).check_evaluation(None, None)
+
+
+@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"sequences": 0}, {"batch_size": -1}])
+def test_ranges_of_the_evaluation_are_checked_at_once(wrong):
+    with pytest.raises(UserError, match=rf"task\.evaluation\.{next(iter(wrong))}: wanted"):
+        LanguageModeling(evaluation=TextEvaluation(**wrong))
+
+
+def test_prompts_that_leave_nothing_to_learn_are_said_or_refused(tmp_path):
+    file = tmp_path / "x.jsonl"
+    rows = [{"q": "long " * 9, "a": "x"}, {"q": "?", "a": "y"}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = task(str(file), pack=False, prompt="{q}", column="a", split="all")
+    assert any("1 of 2 documents have nothing to learn" in line for line in made.remarks(torch.nn.Identity()))
+    made.check("student", causal_lm(GPT2))
+    file.write_text(json.dumps(rows[0]))
+    made = task(str(file), pack=False, prompt="{q}", column="a", split="all")
+    with pytest.raises(UserError, match=r"the prompts of all 1 documents fill data\.length=16, and nothing is left"):
+        made.check("student", causal_lm(GPT2))
+
+
+def test_a_model_with_another_tokenizer_is_refused(tmp_path):
+    path, options = lines(tmp_path), {"tokenizer": str(tmp_path / "bpe.json"), "vocabulary": 300}
+    made = task(path, **options)
+    model = causal_lm({**GPT2, "vocab_size": 300})
+    made.describe(model)
+    model.save_pretrained(tmp_path / "student")
+    read = load(tmp_path / "student")
+    made.check("student", read)
+    with pytest.raises(
+        UserError, match=r"student: has a tokenizer of its own \(token \d+ is .* wanted data\.tokenizer="
+    ):
+        task(path).check("student", read)
+
+
+def test_an_exported_student_ends_where_its_text_did(tmp_path):
+    """The library's config named tokens 1 and 2 of another vocabulary, which are letters here."""
+    made = task(lines(tmp_path))
+    for config in (GPT2, LLAMA):
+        model = causal_lm(config)
+        made.describe(model)
+        model.save_pretrained(tmp_path / config["model_type"])
+        for name in ("config.json", "generation_config.json"):
+            found = json.loads((tmp_path / config["model_type"] / name).read_text())
+            assert (found["eos_token_id"], found["bos_token_id"]) == (256, 256)
+    chat = causal_lm(GPT2)
+    chat.network.generation_config.eos_token_id = [7, 256]
+    made.describe(chat)
+    assert chat.network.generation_config.eos_token_id == [7, 256]
 
 
 def batch_of(made, step=0, positions=range(8), size=8):
@@ -296,7 +346,7 @@ def test_a_teacher_that_knows_nothing_of_the_text_is_found_out(tmp_path):
 def test_cut_documents_are_said(tmp_path):
     (line,) = task(lines(tmp_path), pack=False, length=10).remarks(torch.nn.Identity())
     assert "tokens are beyond data.length=10" in line
-    assert task(lines(tmp_path)).remarks(torch.nn.Identity()) == ()
+    assert not task(lines(tmp_path)).remarks(torch.nn.Identity())
 
 
 def test_what_is_dropped_is_a_function_of_the_seed_and_the_step(tmp_path):

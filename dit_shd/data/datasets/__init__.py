@@ -83,6 +83,10 @@ class Dataset(ABC):
         """One image as it is, uint8 [y,x,c], of data that have `images` among their fields."""
         return self.images()[index]
 
+    def measured(self, index: int) -> np.ndarray | None:
+        """The same to be measured on: None in place of one that cannot be decoded, and no other one."""
+        return self.image(index)
+
     @abstractmethod
     def labels(self) -> np.ndarray:
         """The labels, int64 [n]."""

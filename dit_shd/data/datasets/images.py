@@ -72,6 +72,9 @@ class Images(Dataset):
             raise UserError(f"{self._source.name(index)}: cannot be decoded, nor the next ones of its class")
         return pixels
 
+    def measured(self, index: int) -> np.ndarray | None:
+        return self._pixels(index)
+
     def _pixels(self, index: int) -> np.ndarray | None:
         """One image; None, and a warning the first time, if it cannot be decoded."""
         try:

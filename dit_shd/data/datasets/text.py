@@ -1,6 +1,7 @@
 """Text as token sequences of one length, for causal language models."""
 
 import copy
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Self
@@ -82,7 +83,7 @@ class Text(Dataset):
         """Become the sequences of a split."""
         documents = self._part(split)
         known = self.tokenizer
-        prompts, texts = (known.encode([getattr(d, name) for d in documents]) for name in ("prompt", "text"))
+        prompts, texts = known.encode_prompts(documents), known.encode([d.text for d in documents])
         rows = [np.concatenate([known.begin, p, t, [known.end]]).astype(np.int32) for p, t in zip(prompts, texts)]
         masked = [len(known.begin) + len(p) if len(p) else 0 for p in prompts]
         self._sequences = Sequences.of(rows, masked, self.length, self._pack)
@@ -127,9 +128,9 @@ class Text(Dataset):
             held = np.diff(counts) > 0
             return [d for d, h in zip(documents, held) if h], [d for d, h in zip(documents, held) if not h]
         cuts = [round(len(d.text) * (1 - share)) for d in documents]
-        ends = [Document(d.text[cut:], d.prompt) for d, cut in zip(documents, cuts) if d.text[cut:].strip()]
-        begins = [Document(d.text[:cut], d.prompt) for d, cut in zip(documents, cuts) if d.text[:cut].strip()]
-        return ends, begins
+        ends = [replace(d, text=d.text[cut:], others=()) for d, cut in zip(documents, cuts)]
+        begins = [replace(d, text=d.text[:cut], others=()) for d, cut in zip(documents, cuts)]
+        return [d for d in ends if d.text.strip()], [d for d in begins if d.text.strip()]
 
     @cached_property
     def held_out(self) -> Self:
@@ -147,6 +148,11 @@ class Text(Dataset):
     def cut_tokens(self) -> int:
         """Tokens of documents that are too long for a sequence of their own."""
         return self._sequences.cut
+
+    @property
+    def empty_sequences(self) -> int:
+        """Sequences whose prompt fills them, so that nothing in them is to be learned."""
+        return self._sequences.empty
 
     @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]

@@ -8,7 +8,7 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import nn
@@ -27,6 +27,17 @@ ATTENTION = "sdpa"
 """The implementation by scaled_dot_product_attention, whose maps can be captured."""
 
 
+class _Tokenizer(Protocol):
+    """Of data: what a model is exported with."""
+
+    begin: tuple[int, ...]
+    end: int
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """As transformers has it."""
+        ...
+
+
 class CausalLM(LibraryModel, ConfigMixin):
     """A causal language model of transformers: tokens [b,n] to logits [b,n,k], computed by its `network`.
 
@@ -43,8 +54,10 @@ class CausalLM(LibraryModel, ConfigMixin):
     def __init__(self, config: dict[str, object] | None = None, vocab_size: int | None = None):
         super().__init__()
         self.network: Any = _network({**(config or {}), **({} if vocab_size is None else {"vocab_size": vocab_size})})
-        self.tokenizer: Any = None
-        """Exported with the weights, if there is one: an object with transformers' save_pretrained."""
+        self.tokenizer: _Tokenizer | None = None
+        """Exported with the weights, if there is one."""
+        self.folder: Path | None = None
+        """Where its weights were read, if they were."""
 
     @classmethod
     def from_options(
@@ -60,13 +73,16 @@ class CausalLM(LibraryModel, ConfigMixin):
             source: A folder of transformers or hub:OWNER/NAME, for its config; empty: `config` alone.
             pretrained: Whether to read the weights of `source`, too.
             config: Keys that override those of `source`.
-            vocab_size: Size of the vocabulary; empty: the config's.
+            vocab_size: Size of the vocabulary; empty: the data's. A larger one in `config` counts more: embeddings may
+                be padded.
 
         Raises:
             UserError: No such folder, or keys of no model.
         """
         if config:
             _check_keys(config, source)
+            known = config.get("vocab_size")
+            vocab_size = None if isinstance(known, int) and known >= (vocab_size or 0) else vocab_size
         if source is None:
             return cls(config=config, vocab_size=vocab_size)
         folder = folder_of(source)
@@ -93,7 +109,21 @@ class CausalLM(LibraryModel, ConfigMixin):
         with _quiet():
             self.network.save_pretrained(save_directory)
             if self.tokenizer is not None:
-                self.tokenizer.save_pretrained(save_directory)
+                self.tokenizer.save_pretrained(Path(save_directory))
+
+    def give_tokenizer(self, tokenizer: _Tokenizer) -> None:
+        """Take the tokenizer of the data, and let `generate` begin and end as it does.
+
+        A config of the library names tokens of the library's, which are others in this vocabulary.
+        """
+        self.tokenizer = tokenizer
+        for settings in (self.network.config, self.network.generation_config):
+            known = settings.eos_token_id
+            if tokenizer.end in (known if isinstance(known, list) else [known]):
+                continue
+            settings.eos_token_id, settings.bos_token_id = tokenizer.end, tokenizer.begin[0]
+            if self.folder is None:
+                settings.pad_token_id = None
 
     @classmethod
     def is_config(cls, values: dict[str, Any]) -> bool:
@@ -113,7 +143,7 @@ class CausalLM(LibraryModel, ConfigMixin):
             )
         with torch.device("meta"):
             model = cls(config=values)
-        model.network = _read(folder, model.network)
+        model.network, model.folder = _read(folder, model.network), folder
         return model
 
 

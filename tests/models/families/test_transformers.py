@@ -46,6 +46,11 @@ def test_a_config_is_all_that_a_skeleton_needs():
     assert {k: v.shape for k, v in other.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
 
 
+def test_a_padded_vocabulary_of_a_config_stays():
+    for named, size in ((264, 264), (99, 257)):
+        assert build(config={**LLAMA, "vocab_size": named}, vocab_size=257).network.config.vocab_size == size
+
+
 def test_blocks_are_computed_again_in_the_backward():
     model = causal_lm(GPT2).train()
     model(TOKENS).logits.sum().backward()
