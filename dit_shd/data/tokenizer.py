@@ -14,11 +14,10 @@ from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.files import atomic_file
 from dit_shd.core.json_files import read_object
 from dit_shd.core.places import HubName, expanded, find
+from dit_shd.data.documents import Document
 
 if TYPE_CHECKING:
     import tokenizers
-
-    from dit_shd.data.documents import Document
 
 _log = logging.getLogger("dit_shd")
 BYTES = "bytes"
@@ -72,7 +71,7 @@ class Tokenizer:
             np.asarray(e.ids, np.int32) for e in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         ]
 
-    def encode_prompts(self, documents: Sequence["Document"]) -> list[np.ndarray]:
+    def encode_prompts(self, documents: Sequence[Document]) -> list[np.ndarray]:
         """The tokens of each document's prompt: special ones where its template has their letters, not where a row has.
 
         So a template may be that of a chat (<|user|>{question}<|assistant|>), and no text can break out of it.
@@ -83,7 +82,7 @@ class Tokenizer:
         parts = ([next(texts) if isinstance(x, str) else np.array([x], np.int32) for x in row] for row in rows)
         return [np.concatenate([empty, *part]) for part in parts]
 
-    def _pieces(self, document: "Document") -> Iterator[str | int]:
+    def _pieces(self, document: Document) -> Iterator[str | int]:
         """A prompt's texts and special tokens, in order."""
         at, names = 0, "|".join(map(re.escape, sorted(self._special, key=len, reverse=True)))
         for begin, end in document.template if names else ():
@@ -238,8 +237,8 @@ def _of_file(file: Path, config: Path | None) -> Tokenizer:
 
 def _names(config: Path) -> dict[str, str]:
     """The special tokens that a tokenizer_config.json names, and its template of chats or that beside it."""
-    told: dict[str, Any] = (read_object(config) or {}) if config.is_file() else {}
-    tokens = {name: value.get("content") if isinstance(value, dict) else value for name, value in told.items()}
+    options: dict[str, Any] = (read_object(config) or {}) if config.is_file() else {}
+    tokens = {name: value.get("content") if isinstance(value, dict) else value for name, value in options.items()}
     names = {name: value for name, value in tokens.items() if name in NAMES and isinstance(value, str)}
     beside = config.with_name(CHAT)
     return {"chat_template": beside.read_text("utf-8"), **names} if beside.is_file() else names
