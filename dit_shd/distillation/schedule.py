@@ -1,5 +1,7 @@
 """Weights of losses by training step."""
 
+import re
+
 import numpy as np
 
 from dit_shd.core.errors import UserError
@@ -27,6 +29,35 @@ def schedule(weight: Weight, name: str) -> dict[int, float]:
     if not points:
         raise UserError(f"{name}: weight: wanted a number or {{step: number}}, found nothing")
     return dict(sorted(points.items()))
+
+
+SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%")
+"""Of a run's steps, as a key."""
+
+
+def shares_as_steps(weight: object, steps: int, name: str) -> object:
+    """A weight as YAML has it, with steps in place of shares of the run: {0: 1, 20%: 1, 30%: 0}.
+
+    Args:
+        weight: Of any type; what has no shares is returned as it is.
+        steps: Of the run.
+        name: The name of the key, for errors.
+
+    Raises:
+        UserError: A share above 100%, or two keys of one step.
+    """
+    if not isinstance(weight, dict) or not any(isinstance(key, str) and SHARE.fullmatch(key) for key in weight):
+        return weight
+    points: dict[object, object] = {}
+    for key, factor in weight.items():
+        share = SHARE.fullmatch(key) if isinstance(key, str) else None
+        if share is not None and float(share[1]) > 100:
+            raise UserError(f"{name}: wanted shares of the run up to 100%, found {key}")
+        step = key if share is None else round(float(share[1]) / 100 * steps)
+        if step in points:
+            raise UserError(f"{name}: step {step} of {steps} stands there twice ({key}); name each step once")
+        points[step] = factor
+    return points
 
 
 def at_step(points: dict[int, float], step: int) -> float:

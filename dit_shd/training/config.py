@@ -14,6 +14,7 @@ from dit_shd.core.yaml_files import read_yaml
 from dit_shd.data.datasets import DATASETS
 from dit_shd.distillation.initialisation.initialise import Initialisation
 from dit_shd.distillation.losses import LOSSES
+from dit_shd.distillation.schedule import shares_as_steps
 from dit_shd.distillation.teachers import TEACHER
 from dit_shd.models.families import FAMILIES
 from dit_shd.models.lora import Lora
@@ -76,9 +77,13 @@ class TrainConfig:
         "what to do with a teacher that predicts no better than a line does, or no better for its labels",
         resumable=True,
     )
-    losses: list[Plugin] = option([], "distillation terms: [{name: shd, weight: 2}, {name: output}]")
+    losses: list[Plugin] = option(
+        [],
+        "distillation terms: [{name: shd, weight: 2}, {name: output}]; a weight may go by step or by share of the run: "
+        "{0: 0.3, 20%: 0.3, 30%: 0}",
+    )
     base_weight: float | dict[int, float] = option(
-        1.0, "factor of the task's own loss, or {step: factor}; 0 where the teacher alone is learned from"
+        1.0, "factor of the task's own loss, likewise; 0 where the teacher alone is learned from"
     )
     initialisation: Initialisation = option(Initialisation(), "how a new run's student begins")
     from_run: Place | None = option(
@@ -166,6 +171,8 @@ class TrainConfig:
     def migrated(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Values in which the keys of 0.1.0 that are the task's now have moved to the task, and `from` is `from_run`.
 
+        Weights by shares of the run (20%) become weights by step.
+
         A task without a name (task.mask_ratio=null on the command line) is the default one.
 
         Args:
@@ -174,6 +181,7 @@ class TrainConfig:
         Raises:
             UserError: A key stands in both places with different values.
         """
+        values = _by_step(values)
         if "from" in values:
             given = values["from"]
             values = {key: value for key, value in values.items() if key != "from"}
@@ -215,6 +223,23 @@ def _once(values: dict[str, Any], key: str, value: object, name: str) -> None:
     """Move a value from another place."""
     if values.setdefault(key, value) != value:
         raise UserError(f"config: {name} stands in another place, too, and differs: {values[key]} and {value}")
+
+
+def _by_step(values: dict[str, Any]) -> dict[str, Any]:
+    """Values whose losses have steps where they had shares of the run."""
+    steps = cast(int, values.get("steps", TrainConfig.steps), "config.steps")
+    losses = values.get("losses")
+    values = dict(values)
+    if "base_weight" in values:
+        values["base_weight"] = shares_as_steps(values["base_weight"], steps, "base_weight")
+    if isinstance(losses, list):
+        values["losses"] = [
+            {key: shares_as_steps(value, steps, f"losses.{i}.{key}") for key, value in loss.items()}
+            if isinstance(loss, dict)
+            else loss
+            for i, loss in enumerate(losses)
+        ]
+    return values
 
 
 def _like(student: dict[str, Any], teacher: object) -> dict[str, Any]:

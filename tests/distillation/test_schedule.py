@@ -1,0 +1,50 @@
+"""Weights by step, and by shares of a run."""
+
+import pytest
+
+from dit_shd.core.config import make, resolve
+from dit_shd.core.errors import UserError
+from dit_shd.distillation.schedule import at_step, schedule, shares_as_steps
+from dit_shd.training.config import TrainConfig, resolved
+
+
+def test_a_weight_is_linear_between_its_steps_and_constant_outside():
+    points = schedule({600: 0.3, 0: 0.3, 900: 0.0}, "shd")
+    assert list(points) == [0, 600, 900]
+    assert [at_step(points, step) for step in (0, 600, 750, 900, 5000)] == pytest.approx([0.3, 0.3, 0.15, 0.0, 0.0])
+
+
+def test_shares_of_a_run_are_steps():
+    assert shares_as_steps({"0%": 0.3, "20%": 0.3, "30 %": 0}, 3000, "x") == {0: 0.3, 600: 0.3, 900: 0}
+    assert shares_as_steps({0: 1, "12.5%": 2, "100%": 0}, 1000, "x") == {0: 1, 125: 2, 1000: 0}
+    for other in (0.3, {0: 1.0}, "20%", None, {"coarse": 1}):
+        assert shares_as_steps(other, 3000, "x") is other
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        ({0: 1, "120%": 0}, r"losses\.0\.weight: wanted shares of the run up to 100%, found 120%"),
+        ({0: 1, "0%": 0}, r"losses\.0\.weight: step 0 of 3000 stands there twice \(0%\)"),
+        ({0: 1, "half%": 0}, r"losses\.0.*half%"),
+        ({0: 1, "-5%": 0}, r"losses\.0.*-5%"),
+    ],
+)
+def test_what_is_no_share_is_refused(weight, message):
+    with pytest.raises(UserError, match=message) as error:
+        resolved(make(TrainConfig, {"steps": 3000, "losses": [{"name": "output", "weight": weight}]}))
+    assert "\n" not in str(error.value)
+
+
+def test_a_config_by_shares_is_the_one_by_steps_and_is_saved_so():
+    def saved(steps, loss_weight, base):
+        losses = [{"name": "output"}, {"name": "shd", "weight": loss_weight}]
+        return resolve(resolved(make(TrainConfig, {"steps": steps, "losses": losses, "base_weight": base})))
+
+    by_share = saved("3000", {0: 0.3, "20%": 0.3, "30%": 0}, {"0%": 1, "50%": 0.5})
+    assert by_share == saved(3000, {0: 0.3, 600: 0.3, 900: 0}, {0: 1, 1500: 0.5})
+    assert by_share["losses"][1]["weight"] == {0: 0.3, 600: 0.3, 900: 0.0}
+    assert make(TrainConfig, by_share) == make(TrainConfig, by_share | {})
+    assert make(TrainConfig, {"losses": [{"name": "output", "weight": {"25%": 1}}]}).losses[0].options["weight"] == {
+        100_000: 1
+    }
