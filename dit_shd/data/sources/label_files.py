@@ -82,7 +82,7 @@ def ancestors(image: str) -> list[str]:
 
 def _edm(path: Path) -> list[tuple[str, Any]] | str | None:
     """Names and labels of `{"labels": [[file, label], ...]}`; None: there are none; a text: why it is no such file."""
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = json.loads(path.read_text(encoding="utf-8-sig"))
     if not isinstance(content, dict) or "labels" not in content:
         return "has no labels and is not used"
     labels = content["labels"]
@@ -126,7 +126,7 @@ def _csv(path: Path) -> list[dict[str, Any]]:
 
 
 def _jsonl(path: Path) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     if not all(isinstance(row, dict) for row in rows):
         raise ValueError("a line that is no object")
     return rows

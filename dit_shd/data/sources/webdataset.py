@@ -111,7 +111,7 @@ class TarImages(ImageSource):
 
     def _caption(self, sample: Sample, column: str | None) -> str | None:
         if "txt" in sample.files:
-            return sample.read("txt").decode("utf-8", "replace")
+            return sample.read("txt").decode("utf-8-sig", "replace")
         if "json" in sample.files:
             return caption_cells.of_json(sample.read("json"), column, f"{sample.tar}/{sample.key}.json")
         return None

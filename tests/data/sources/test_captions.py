@@ -62,6 +62,18 @@ def test_captions_of_a_folder(folder, write):
     assert source.notes[-1] == "left out: 1 images without a caption (c.png, ...)"
 
 
+@pytest.mark.parametrize("name", ["a.txt", "metadata.jsonl", "metadata.csv", "a.json"])
+def test_a_byte_order_mark_is_no_letter(folder, name):
+    content = {
+        "a.txt": "seven",
+        "a.json": '{"text": "seven"}',
+        "metadata.jsonl": '{"file_name": "a.png", "text": "seven"}\n',
+        "metadata.csv": "file_name,text\na.png,seven\n",
+    }
+    (folder / name).write_bytes(b"\xef\xbb\xbf" + content[name].encode())
+    assert captioned(folder).captions == ["seven", None, None]
+
+
 def test_images_with_several_captions_are_counted(folder):
     write_metadata(folder)
     with (folder / "metadata.jsonl").open("a") as file:
