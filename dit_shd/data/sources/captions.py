@@ -134,4 +134,6 @@ def _beside(root: Path, image: str, others: Collection[str], column: str | None)
     if file.stat().st_size > MOST_BYTES:
         raise UserError(f"images: {file}: wanted a caption, found {file.stat().st_size} bytes")
     data = file.read_bytes()
-    return of_json(data, column, printable(str(file))) if file.suffix == ".json" else data.decode("utf-8-sig", "replace")
+    if file.suffix == ".json":
+        return of_json(data, column, printable(str(file)))
+    return data.decode("utf-8-sig", "replace")
