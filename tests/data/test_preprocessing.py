@@ -11,6 +11,7 @@ from png16 import deep_png
 from torch.nn import functional as F
 
 from dit_shd.data.preprocessing import centre_crop, pixels
+from dit_shd.data.sources.decoding import CLEAR, DEEP
 
 
 @pytest.mark.parametrize(("width", "height"), [(96, 80), (80, 96), (64, 64), (23, 17), (16, 40), (5, 9)])
@@ -41,7 +42,9 @@ def test_an_image_of_the_size_is_left_alone():
 def test_other_modes_become_rgb(mode):
     stream = io.BytesIO()
     Image.fromarray(pictures(1)[0]).convert(mode).save(stream, "jpeg" if mode == "CMYK" else "png")
-    assert pixels(stream.getvalue(), 8)[0].shape == (8, 8, 3)
+    found, remarks = pixels(stream.getvalue(), 8)
+    assert found.shape == (8, 8, 3)
+    assert remarks == ((CLEAR,) if mode in ("LA", "RGBA") else ())
 
 
 @pytest.mark.parametrize("channels", [2, 3, 4])
@@ -52,4 +55,4 @@ def test_deep_colours_are_rounded(channels, interlaced):
     found, remarks = pixels(deep_png(values, interlaced), 16)
     colours = values[..., :3] if channels > 2 else values[..., [0, 0, 0]]
     np.testing.assert_array_equal(found, np.rint(colours / 257).astype(np.uint8))
-    assert remarks == ("of 16 bits a channel, rounded to 8",)
+    assert remarks == (("of 16 bits a channel, rounded to 8",) if channels == 3 else (DEEP, CLEAR))

@@ -19,7 +19,8 @@ DEEP = "of 16 bits a channel, rounded to 8"
 MISNAMED = "JPEG or lossy WebP by their contents, not by their names"
 FRAMES = "of several frames, the first of which is taken"
 TURNED = "with an EXIF rotation, which is ignored, as in ADM: turn their pixels if they lie on their side"
-"""DEEP, MISNAMED, FRAMES and TURNED are remarks on an image."""
+CLEAR = "with transparency, which is dropped, as in ADM: what is under it is seen"
+"""DEEP, MISNAMED, FRAMES, TURNED and CLEAR are remarks on an image."""
 ORIENTATION, UPRIGHT = 0x0112, 1
 """The EXIF tag, and its value of an image that is stored as it is seen."""
 
@@ -65,6 +66,7 @@ def remarks(image: "ImageFile", source: Path | bytes) -> tuple[str, ...]:
     conditions = [(DEEP, is_deep(image)), (MISNAMED, lossless_name and is_lossy(image, source))]
     conditions.append((FRAMES, getattr(image, "is_animated", False)))
     conditions.append((TURNED, is_turned(image)))
+    conditions.append((CLEAR, image.has_transparency_data))
     return tuple(remark for remark, holds in conditions if holds)
 
 
