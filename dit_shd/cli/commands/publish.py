@@ -112,7 +112,7 @@ def _stale(api: "HfApi", repository: str, private: bool, files: list[str]) -> li
     Raises:
         UserError: The repository is public, and a private one was asked for.
     """
-    info = api.repo_info(repository)
+    info = api.model_info(repository)
     if private and not info.private:
         raise UserError(f"hub:{repository}: is there already and public; private=false publishes in it for all to see")
     present = [sibling.rfilename for sibling in info.siblings or []]

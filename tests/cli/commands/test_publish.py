@@ -73,7 +73,7 @@ def _there(monkeypatch, private: bool, names: list[str]) -> None:
     """A hub where the repository is there already."""
     info = ModelInfo(id="me/digits", private=private, siblings=[{"rfilename": name} for name in names])
     monkeypatch.setattr(huggingface_hub.HfApi, "repo_exists", lambda self, repo_id: True)
-    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", lambda self, repo_id: info, raising=False)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda self, repo_id: info, raising=False)
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def test_the_real_api_takes_these_arguments():
     upload = inspect.signature(huggingface_hub.HfApi.upload_folder).parameters
     assert {"repo_id", "private", "exist_ok"} <= set(create)
     assert {"repo_id", "folder_path", "commit_message", "allow_patterns", "delete_patterns"} <= set(upload)
-    for asked in (huggingface_hub.HfApi.repo_exists, huggingface_hub.HfApi.repo_info):
+    for asked in (huggingface_hub.HfApi.repo_exists, huggingface_hub.HfApi.model_info):
         assert next(name for name in inspect.signature(asked).parameters if name != "self") == "repo_id"
 
 
