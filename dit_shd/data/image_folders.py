@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import warnings
 from abc import abstractmethod
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -254,8 +255,10 @@ def _opened(raw: Path | bytes, where: str) -> Generator[Any]:
     from PIL import Image
 
     try:
-        with opened(raw) as image:
-            yield image
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pillow's of large images: their size is checked
+            with opened(raw) as image:
+                yield image
     except UserError:
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 """Modes of 8 bits a channel or less, which are converted to RGB. Deeper modes would be clipped, not scaled (the scale
 of a deep gray is unknown; deep colours of a PNG are rounded)."""
+SMALL = "smaller than the crop, and enlarged"
+"""A remark on an image."""
 MACHINE = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 """Errors of the machine, not of an image: they end the command, which can be repeated, and skip nothing."""
 
@@ -26,7 +28,9 @@ MACHINE = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE,
 def pixels(raw: Raw, size: int | tuple[int, int]) -> tuple[np.ndarray, tuple[str, ...]]:
     """The image's ADM centre crop of a side, or of height and width, uint8 [y,x,3], and remarks; errors as decoded."""
     image, image_remarks = decoded(raw)
-    return centre_crop(image, size), image_remarks
+    rows, columns = (size, size) if isinstance(size, int) else size
+    small = (SMALL,) if image.width < columns or image.height < rows else ()
+    return centre_crop(image, size), image_remarks + small
 
 
 def decoded(raw: Raw) -> "tuple[Image, tuple[str, ...]]":

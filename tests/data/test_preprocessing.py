@@ -36,6 +36,7 @@ def test_the_crop_is_adms(width, height):
 def test_an_image_of_the_size_is_left_alone():
     (image,) = pictures(1)
     np.testing.assert_array_equal(pixels(image, 8)[0], image)
+    assert pixels(image, 8)[1] == () and pixels(image, 9)[1] == ("smaller than the crop, and enlarged",)
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGBA", "CMYK"])

@@ -12,7 +12,9 @@ from dit_shd.core.places import expanded
 from dit_shd.core.rng import Draws
 from dit_shd.data.datasets import Dataset
 from dit_shd.data.latent_origin import Origin
-from dit_shd.data.npz_files import BROKEN_FILE, MAX_EXPANSION, read_checked_header
+from dit_shd.data.npz_files import BROKEN_FILE, MAX_EXPANSION, check_images, read_checked_header
+
+MOST_CLASSES = 2**20
 
 
 class Npz(Dataset):
@@ -30,7 +32,7 @@ class Npz(Dataset):
         if array.dtype == np.uint8 and array.ndim == 4:
             self._images, self._latents = array, None
             self.fields = self.fields | {"images"}
-            _, y, x, c = array.shape
+            y, x, c = check_images(array.dtype, array.shape, False, f"{path}: arr_0")[1:]
         elif array.dtype in (np.float16, np.float32, np.float64) and array.ndim == 4:
             self._images, self._latents = None, array
             _, c, y, x = array.shape
@@ -46,6 +48,8 @@ class Npz(Dataset):
                 f"{path}: arr_1: wanted {len(array)} whole labels from 0, one for each image, found {labels.dtype} "
                 f"{list(labels.shape)}{lowest}"
             )
+        if labels.max() >= MOST_CLASSES:
+            raise UserError(f"{path}: arr_1: wanted labels below {MOST_CLASSES}, found {labels.max()}")
         self._labels = labels.astype(np.int64)
         self.classes, self.shape = int(labels.max()) + 1, (c, y, x)
 
@@ -87,7 +91,7 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise
     except BROKEN_FILE as error:
         raise UserError(f"{path}: wanted an npz with arr_0 (images or latents) and arr_1 (labels)") from error
-    if not len(images):
+    if not images.size:
         raise UserError(f"{path}: arr_0 is empty; wanted at least one image")
     if images.dtype.kind == "f" and not bool(np.isfinite(images).all()):
         raise UserError(f"{path}: arr_0 is not finite (NaN or infinity)")

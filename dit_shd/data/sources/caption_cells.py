@@ -37,7 +37,7 @@ def of_json(data: bytes, column: str | None, where: str) -> str | None:
     """
     try:
         content = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"images: {where}: wanted a caption in JSON, found {error_line(error, 80)}") from error
     if isinstance(content, dict):
         content = next((content[key] for key in (NAMES if column is None else (column,)) if key in content), None)

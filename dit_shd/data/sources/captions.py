@@ -30,7 +30,7 @@ class Captioned(ImageSource):
 
     def __init__(self, source: ImageSource, captions: Sequence[str | None]) -> None:
         self._source = source
-        texts = [(caption or "").strip() or None for caption in captions]
+        texts = [_whole(caption or "").strip() or None for caption in captions]
         self.captions = texts
         self.labels, self.classes = source.labels, source.classes
         missing = [number for number, caption in enumerate(texts) if caption is None]
@@ -52,6 +52,11 @@ class Captioned(ImageSource):
     def sha256(self) -> str:
         """Hash of the source and of the captions."""
         return fingerprint([self._source.sha256(), *(caption or "" for caption in self._texts)])
+
+
+def _whole(caption: str) -> str:
+    """A caption that can be encoded: half a letter, a surrogate that JSON may hold without the other, is a "\ufffd"."""
+    return caption.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 BESIDE = (
@@ -115,7 +120,8 @@ def _of_metadata(path: Path, folder: str, column: str | None) -> list[tuple[str,
     if FILE_NAME not in names or (column is None and not {*NAMES} & names.keys()):
         return []
     name = column_of(list(names), column, where)
-    captions = of_cells([row.get(name) for row in rows])
+    cells = [row.get(name) for row in rows]
+    captions = of_cells([str(cell) for cell in cells] if path.suffix == ".csv" else cells)  # 7 is a caption there, too
     paths = [posixpath.normpath(posixpath.join(folder, str(row.get(FILE_NAME)).replace("\\", "/"))) for row in rows]
     return [(path, caption) for path, caption in zip(paths, captions) if caption]
 

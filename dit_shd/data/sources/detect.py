@@ -36,7 +36,7 @@ def open_source(text: str, selection: Selection | None = None) -> ImageSource:
         if kind == PARQUET or path.suffix.lower() == ".parquet":
             return parquet.ParquetImages([path], text, selection)
         if path.suffix.lower() == webdataset.TAR:
-            return webdataset.TarImages([path], text)
+            return webdataset.TarImages({path.name: path}, text)
     raise UserError(f"images: wanted {WANTED['images']}, found {file_kind(path)} at '{text}'")
 
 
@@ -72,8 +72,14 @@ def open_folder(path: Path, text: str, selection: Selection) -> ImageSource:
         source.notes = [*source.notes, *notes, *listing.notes(tables)]
         return source
     tars = webdataset.tars_of(listing)
-    if tars and selection.split is None and selection.subset is None:
-        return webdataset.TarImages([path / file for file in tars], text)
+    if tars:
+        if selection.subset is not None:
+            raise UserError(f"subset: wanted none for a folder of tars, '{text}', found {selection.subset}")
+        taken = webdataset.tars_of_split(tars, selection.split, text)
+        source = webdataset.TarImages({file: path / file for file in taken}, text)
+        others = [f"left out: tars of other splits: {counted(left)}"] if (left := sorted({*tars} - {*taken})) else []
+        source.notes = [*source.notes, *others, *listing.notes(tars)]
+        return source
     if not listing.images:
         raise UserError(f"images: wanted images, tars or Parquet files in '{text}', found none ({listing.summary()})")
     if selection.subset is not None:

@@ -118,6 +118,8 @@ def _csv(path: Path) -> list[dict[str, Any]]:
     """Rows of texts; columns that hold only whole numbers are converted to numbers."""
     with path.open(encoding="utf-8-sig", newline="") as stream:
         rows = list(csv.DictReader(stream, strict=True))
+    if any(None in row or None in row.values() for row in rows):
+        raise ValueError("a row with more or fewer cells than the head has names: quote texts with commas")
     for name in rows[0] if rows else ():
         if name != FILE_NAME and all(re.fullmatch(r"0|-?[1-9]\d{0,17}", row[name] or "") for row in rows):
             for row in rows:

@@ -19,6 +19,9 @@ def renumber(source: ImageSource, classes: Mapping[str, int] | None) -> ImageSou
     """
     if classes is None:
         return source
+    if len(set(source.classes)) < len(source.classes):
+        twice = next(name for name in source.classes if source.classes.count(name) > 1)
+        raise UserError(f"classes: wanted images whose classes have different names, found '{one_line(twice)}' twice")
     present = {source.classes[i] for i in np.unique(source.labels)}
     unknown, left_out = sorted(classes.keys() - set(source.classes)), sorted(present - classes.keys())
     if unknown:

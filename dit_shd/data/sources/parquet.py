@@ -145,8 +145,8 @@ class ParquetImages(ImageSource):
         return f"{self._files[index].path.name}[{number - self._firsts[index]}]"
 
     def texts(self, column: str | None) -> list[str | None]:
-        name = caption_cells.column_of(self._files[0].file.schema_arrow.names, column, self._text)
-        return caption_cells.of_cells([cell for table in self._files for cell in table.column(name)])
+        names = [caption_cells.column_of(t.file.schema_arrow.names, column, str(t.path)) for t in self._files]
+        return caption_cells.of_cells([cell for t, name in zip(self._files, names) for cell in t.column(name)])
 
     def sha256(self) -> str:
         """Hash of the files' names and sizes, the columns and the labels."""

@@ -1,8 +1,8 @@
 """WebDataset tars: the files of a sample have one name, KEY.jpg, KEY.txt or KEY.json, KEY.cls."""
 
-import os
+import posixpath
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +11,8 @@ import numpy as np
 from dit_shd.core.errors import UserError, error_line
 from dit_shd.data.sources import caption_cells
 from dit_shd.data.sources.base import ALL, NO_LABELS, BrokenImage, ImageSource, checked_labels, fingerprint
-from dit_shd.data.sources.listing import SUFFIXES, Listing
+from dit_shd.data.sources.listing import SUFFIXES, Listing, counted, printable
+from dit_shd.data.sources.splits import split_of
 
 TAR = ".tar"
 MOST_BYTES = 2**28
@@ -23,8 +24,15 @@ class Sample:
     """Where the files of one sample are in their tar: offset and size by suffix."""
 
     tar: Path
+    where: str
+    """The tar's name to a user."""
     key: str
     files: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Tar and key."""
+        return f"{self.where}/{self.key}"
 
     def read(self, suffix: str) -> bytes:
         """The content of one file.
@@ -45,8 +53,12 @@ class Sample:
     @property
     def image(self) -> str | None:
         """The suffix of its image: KEY.jpg, wherever KEY.depth.png stands; that one if there is no other."""
-        images = [suffix for suffix in self.files if f".{suffix.rpartition('.')[2]}" in SUFFIXES]
-        return min(images, key=lambda suffix: suffix.count("."), default=None)
+        return min(self.images, key=lambda suffix: suffix.count("."), default=None)
+
+    @property
+    def images(self) -> list[str]:
+        """The suffixes of all of its images."""
+        return [suffix for suffix in self.files if f".{suffix.rpartition('.')[2]}" in SUFFIXES]
 
 
 def tars_of(listing: Listing) -> list[str]:
@@ -54,34 +66,67 @@ def tars_of(listing: Listing) -> list[str]:
     return [] if listing.images else [path for path in listing.others if path.lower().endswith(TAR)]
 
 
+def tars_of_split(tars: Sequence[str], split: str | None, where: str) -> list[str]:
+    """The tars of one split, where the names of tars or of their folders are of several.
+
+    Args:
+        tars: Their paths.
+        split: The split, if one is wanted.
+        where: The folder in the user's words, for errors.
+
+    Raises:
+        UserError: Several splits and none named, or a split that none is of.
+    """
+
+    def of(tar: str) -> str | None:
+        parts = posixpath.splitext(tar)[0].split("/")
+        return next((name for part in parts if (name := split_of(part, loosely=True))), None)
+
+    splits = {tar: of(tar) for tar in tars}
+    names = sorted({name for name in splits.values() if name})
+    if split is None and len(names) > 1:
+        raise UserError(f"split: '{where}' has tars of splits ({', '.join(names)}): which one? say split=NAME")
+    chosen = [tar for tar in tars if split is None or splits[tar] == (split_of(split) or split)]
+    if not chosen:
+        known = f"there are some of {', '.join(names)}" if names else "their names are of no split"
+        raise UserError(f"split: '{where}' has no tars of {split}; {known}")
+    return chosen
+
+
 class TarImages(ImageSource):
     """The samples of tars, in their order.
 
     Args:
-        tars: The files.
+        tars: The files, by their names to a user.
         text: The source in the user's words, for errors.
 
     Raises:
-        UserError: A damaged tar, or no image in them.
+        UserError: A damaged tar, two files of one name in it, or no image.
     """
 
-    def __init__(self, tars: Sequence[Path], text: str) -> None:
-        samples = [sample for tar in tars for sample in _index(tar)]
+    def __init__(self, tars: Mapping[str, Path], text: str) -> None:
+        notes: list[str] = []
+        samples = [sample for name, tar in tars.items() for sample in _index(tar, name, notes)]
         self._samples = [sample for sample in samples if sample.image is not None]
         if not self._samples:
             raise UserError(f"images: wanted images in the tars of '{text}', found none")
-        self.labels, self.classes, self.notes = self._labels(text)
+        self.labels, self.classes, found = self._labels(text)
+        self.notes = [*notes, *found]
         if len(samples) > len(self._samples):
             self.notes = [*self.notes, f"left out: {len(samples) - len(self._samples)} samples without an image"]
 
     def _labels(self, text: str) -> tuple[np.ndarray, tuple[str, ...], Sequence[str]]:
         unlabelled = [sample for sample in self._samples if "cls" not in sample.files]
         if len(unlabelled) == len(self._samples):
-            return np.zeros(len(self._samples), np.int64), (ALL,), [NO_LABELS]
+            folders = {posixpath.dirname(sample.key) for sample in self._samples}
+            notes = [NO_LABELS]
+            if len(folders) > 1:
+                notes.append(f"{len(folders)} folders in tars are no classes; KEY.cls holds the class of a sample")
+            return np.zeros(len(self._samples), np.int64), (ALL,), notes
         if unlabelled:
             raise UserError(
                 f"images: '{text}': wanted a .cls for every image or for none, found {len(unlabelled)} of "
-                f"{len(self._samples)} without one ({unlabelled[0].tar.name}/{unlabelled[0].key}, ...)"
+                f"{len(self._samples)} without one ({unlabelled[0].name}, ...)"
             )
         try:
             numbers = np.array([int(sample.read("cls")) for sample in self._samples])
@@ -98,12 +143,11 @@ class TarImages(ImageSource):
 
     def name(self, number: int) -> str:
         """Tar and key."""
-        sample = self._samples[number]
-        return f"{sample.tar.name}/{sample.key}"
+        return self._samples[number].name
 
     def sha256(self) -> str:
         """Hash of names and sizes, and of the labels."""
-        lines = (f"{sample.tar.name} {sample.key} {sorted(sample.files.items())}" for sample in self._samples)
+        lines = (f"{sample.where} {sample.key} {sorted(sample.files.items())}" for sample in self._samples)
         return fingerprint([*lines, self.labels.tobytes()])
 
     def texts(self, column: str | None) -> list[str | None]:
@@ -117,16 +161,62 @@ class TarImages(ImageSource):
         return None
 
 
-def _index(tar: Path) -> list[Sample]:
+def _index(tar: Path, where: str, notes: list[str]) -> list[Sample]:
+    """The samples of a tar; what is left out of it is added to the notes."""
     samples: dict[str, Sample] = {}
+    links: list[str] = []
     try:
         with tarfile.open(tar, "r:") as archive:  # uncompressed, so that a sample is one read at its place
             for member in archive:
-                folder, name = os.path.split(member.name)
+                folder, name = posixpath.split(member.name)
                 key, _, suffix = name.partition(".")
+                if member.issym() or member.islnk():
+                    links.append(member.name)
                 if member.isfile() and key and suffix:
-                    sample = samples.setdefault(f"{folder}/{key}", Sample(tar, os.path.join(folder, key)))
-                    sample.files[suffix.lower()] = member.offset_data, member.size
+                    sample = samples.setdefault(f"{folder}/{key}", Sample(tar, where, posixpath.join(folder, key)))
+                    _add(sample, suffix.lower(), member)
+            ended = _ended(archive)
+    except UserError:
+        raise
     except (tarfile.TarError, OSError, ValueError) as error:
         raise UserError(f"images: {tar}: not a readable tar ({error_line(error, 100)})") from error
+    for sample in samples.values():
+        if len(sample.images) > 1 and (sample.image or "").count("."):
+            raise UserError(
+                f"images: {tar}: wanted one image for each key, which ends at the first dot of a name, found "
+                f"{', '.join(f'{printable(sample.key)}.{suffix}' for suffix in sample.images[:3])}"
+            )
+    if links:
+        notes.append(f"left out: links in {printable(where)}: {counted(links)}")
+    if not ended:
+        notes.append(f"{printable(where)} has no end mark: its writer leaves it out, or it was cut between two files")
     return list(samples.values())
+
+
+def _add(sample: Sample, suffix: str, member: tarfile.TarInfo) -> None:
+    if suffix in sample.files:
+        raise UserError(
+            f"images: {sample.tar}: holds {printable(member.name)} twice; wanted a key of its own for each sample"
+        )
+    sample.files[suffix] = member.offset_data, member.size
+
+
+def _ended(archive: tarfile.TarFile) -> bool:
+    """Whether a tar whose members have been read ends as it should, or right after its last member.
+
+    Python's tarfile takes a damaged header, and the end mark of the first of two tars in one file, for the end.
+
+    Raises:
+        ValueError: Something else follows.
+    """
+    stream = archive.fileobj
+    assert stream is not None
+    stream.seek(archive.offset)
+    first = True
+    while block := stream.read(2**20):
+        if first and len(block) < tarfile.BLOCKSIZE:
+            raise ValueError("it is cut short")
+        if block.strip(b"\0"):
+            raise ValueError("something stands behind its end: a damaged header, or two tars in one file")
+        first = False
+    return not first

@@ -1,8 +1,10 @@
 """One npz file as a dataset."""
 
 import numpy as np
+import pytest
 import torch
 
+from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
 from dit_shd.core.rng import Draws
 from dit_shd.data.datasets import DATASETS
@@ -16,3 +18,18 @@ def test_flips_mirror_half_of_the_images(shapes):
     mirrored = [torch.equal(x.flip(-1), y) and not torch.equal(x, y) for x, y in zip(a, b)]
     assert all(m or torch.equal(x, y) for m, x, y in zip(mirrored, a, b))
     assert 15 < sum(mirrored) < 45
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (np.zeros((4, 3, 8, 8), np.uint8), np.zeros(4, int), r"wanted images uint8 \[n,y,x,c\] with c = 1 or 3"),
+        (np.zeros((4, 8, 8, 4), np.uint8), np.zeros(4, int), r"wanted images uint8 \[n,y,x,c\] with c = 1 or 3"),
+        (np.zeros((1, 8, 8, 3), np.uint8), np.array([2**40]), r"arr_1: wanted labels below 1048576"),
+        (np.float32(1), np.zeros(1, int), r"arr_0: wanted uint8"),
+    ],
+)
+def test_arrays_that_are_no_images_with_classes_are_refused(tmp_path, images, labels, message):
+    np.savez(tmp_path / "x.npz", images, labels)
+    with pytest.raises(UserError, match=message):
+        DATASETS.build(Plugin("npz", {"path": str(tmp_path / "x.npz")}))

@@ -1,6 +1,7 @@
 import io
 import json
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -117,7 +118,7 @@ def test_tars_of_webdataset(tmp_path, suffix):
 
 def write_tar(file, members):
     with tarfile.open(file, "w") as archive:
-        for name, data in members.items():
+        for name, data in members.items() if isinstance(members, dict) else members:
             member = tarfile.TarInfo(name)
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))
@@ -141,6 +142,79 @@ def test_a_tar_that_is_cut_short_or_none(tmp_path):
     (tmp_path / "x.tar").write_bytes(b"no tar at all" * 100)
     with pytest.raises(UserError, match="not a readable tar"):
         open_source(str(tmp_path / "x.tar"))
+
+
+def test_a_tar_that_ends_too_early_is_refused_or_said(tmp_path):
+    """tarfile takes all of these for the end, so that whatever stands behind it would be missing without a word."""
+    members = {f"{number}.png": png(number) for number in range(5)}
+    whole = Path(write_tar(tmp_path / "a.tar", members)).read_bytes()
+    assert len(open_source(str(tmp_path / "a.tar"))) == 5 and "end mark" not in str(open_source(str(tmp_path)).notes)
+    (block,) = {-(-len(data) // 512) * 512 + 512 for data in members.values()}
+    damaged = bytearray(whole)
+    damaged[2 * block + 150] ^= 255  # the checksum of the third header
+    for broken, reason in (
+        (whole + whole, "something stands behind its end"),
+        (bytes(damaged), "something stands behind its end: a damaged header"),
+        (whole[: 3 * block + 100], "it is cut short"),
+    ):
+        (tmp_path / "a.tar").write_bytes(broken)
+        with pytest.raises(UserError, match=rf"not a readable tar \({reason}"):
+            open_source(str(tmp_path / "a.tar"))
+    (tmp_path / "a.tar").write_bytes(whole[: 3 * block])
+    source = open_source(str(tmp_path / "a.tar"))
+    assert len(source) == 3 and any("has no end mark" in note for note in source.notes)
+
+
+def test_a_key_is_of_one_sample_with_one_image(tmp_path):
+    twice = [("0.png", png(1)), ("0.txt", b"a dog"), ("0.PNG", png(2))]
+    with pytest.raises(UserError, match=r"holds 0\.PNG twice; wanted a key of its own"):
+        open_source(write_tar(tmp_path / "a.tar", twice))
+    dots = {"photo.1.png": png(1), "photo.2.png": png(2), "other.png": png(3)}
+    with pytest.raises(UserError, match=r"one image for each key, .* found photo\.1\.png, photo\.2\.png"):
+        open_source(write_tar(tmp_path / "a.tar", dots))
+
+
+def test_tars_are_of_one_split_and_the_others_are_said(tmp_path):
+    for name in ("train-0.tar", "val-0.tar", "train-1.tar"):
+        write_tar(tmp_path / name, {"0.png": png(1)})
+    (tmp_path / "x.tar.gz").write_bytes(b"")
+    with pytest.raises(UserError, match=r"has tars of splits \(train, validation\): which one\? say split=NAME"):
+        open_source(str(tmp_path))
+    source = open_source(str(tmp_path), Selection(split="train"))
+    assert [source.name(number) for number in range(2)] == ["train-0.tar/0", "train-1.tar/0"]
+    assert "left out: tars of other splits: 1 (val-0.tar)" in source.notes
+    assert any(".gz" in note for note in source.notes)
+    with pytest.raises(UserError, match=r"has no tars of test; there are some of train, validation"):
+        open_source(str(tmp_path), Selection(split="test"))
+
+
+def test_what_a_tar_holds_beside_files_is_said(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name in ("a/0.png", "b/0.png"):
+            member = tarfile.TarInfo(name)
+            member.size = len(png(1))
+            archive.addfile(member, io.BytesIO(png(1)))
+        link = tarfile.TarInfo("b/1.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "0.png"
+        archive.addfile(link)
+    notes = open_source(str(tmp_path / "a.tar")).notes
+    assert "left out: links in a.tar: 1 (b/1.png)" in notes
+    assert any("2 folders in tars are no classes" in note for note in notes)
+
+
+def test_a_caption_is_whole_or_refused(folder, tmp_path):
+    (folder / "metadata.csv").write_text("file_name,text\na.png,a red, shiny car\n")
+    with pytest.raises(UserError, match=r"more or fewer cells than the head has names: quote texts with commas"):
+        captioned(folder)
+    (folder / "metadata.csv").write_text("file_name,text\na.png,7\nb.png,3\n")
+    assert captioned(folder).captions == ["7", "3", None]
+    (folder / "metadata.csv").unlink()
+    (folder / "a.json").write_text(r'{"text": "a \ud83d"}')
+    source = captioned(folder)
+    assert source.captions[0] == "a \ufffd" and source.sha256()
+    (folder / "a.json").write_text("[" * 200_000)
+    with pytest.raises(UserError, match=r"a\.json: wanted a caption in JSON"):
+        captioned(folder)
 
 
 def test_no_captions_at_all(folder, tmp_path):

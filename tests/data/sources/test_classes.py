@@ -10,6 +10,7 @@ from image_sources import labels_by_name, notes, pngs
 
 from dit_shd.core.errors import UserError
 from dit_shd.data.sources.detect import open_source
+from dit_shd.data.sources.numbering import renumber
 
 
 def test_class_folders_that_are_numbers_are_in_their_order(tmp_path):
@@ -68,3 +69,11 @@ def test_one_folder_around_the_classes_is_told(tmp_path):
     source = open_source(str(pngs(tmp_path, "photos/cat/0.png", "photos/dog/1.png")))
     assert source.classes == ("photos",)
     assert "all images are of the class photos; if the folders in it are the classes" in notes(source)
+
+
+def test_classes_of_one_name_cannot_be_renumbered(tmp_path):
+    write_folder(tmp_path / "crane", pictures(1), np.zeros(1, int))
+    source = open_source(str(tmp_path))
+    source.classes = ("crane", "dog", "crane")
+    with pytest.raises(UserError, match="whose classes have different names, found 'crane' twice"):
+        renumber(source, {"crane": 5, "dog": 3})
