@@ -110,8 +110,8 @@ class TarImages(ImageSource):
         self._samples = [sample for sample in samples if sample.image is not None]
         if not self._samples:
             raise UserError(f"images: wanted images in the tars of '{text}', found none")
-        self.labels, self.classes, found = self._labels(text)
-        self.notes = [*notes, *found]
+        self.labels, self.classes, remarks = self._labels(text)
+        self.notes = [*notes, *remarks]
         if len(samples) > len(self._samples):
             self.notes = [*self.notes, f"left out: {len(samples) - len(self._samples)} samples without an image"]
 
