@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 _log = logging.getLogger("dit_shd")
 
 
+LEFTOVERS = ".*.part"
+"""Names of what was being written when a process was killed."""
+
+
 def claim(folder: Path, settings: dict[str, Any], maker: str, what: str) -> None:
     """Make the folder of shards, or continue one that was made with the same settings.
 
@@ -32,13 +36,18 @@ def claim(folder: Path, settings: dict[str, Any], maker: str, what: str) -> None
     check_same(folder, settings, maker)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(".*.part"):
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        clear(folder)
     except OSError as error:
         raise UserError(f"{folder}: cannot hold the shards of {what} ({error.strerror})") from error
     if not (folder / SETTINGS).exists():
         with atomic_file(folder / SETTINGS) as stream:
             stream.write(json.dumps(settings).encode())
+
+
+def clear(folder: Path) -> None:
+    """Remove what processes that were killed have begun to write; nobody else may be writing."""
+    for leftover in folder.glob(LEFTOVERS):
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
 def check_same(folder: Path, settings: dict[str, Any], maker: str, beside: Collection[str] = ()) -> None:
@@ -47,9 +56,13 @@ def check_same(folder: Path, settings: dict[str, Any], maker: str, beside: Colle
     Raises:
         UserError: Naming the settings that differ.
     """
+
+    def counts(file: Path) -> bool:
+        return file.name not in beside and not file.match(LEFTOVERS)
+
     existing = read_settings(folder)
     if existing is None:
-        if folder.exists() and (not folder.is_dir() or any(f.name not in beside for f in folder.iterdir())):
+        if folder.exists() and (not folder.is_dir() or any(map(counts, folder.iterdir()))):
             raise UserError(f"{folder}: exists and was not made by {maker}; remove it or choose another out=")
         return
     if existing != settings:

@@ -20,7 +20,7 @@ from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.files import write_text
 from dit_shd.data.encode_config import EncodeConfig
 from dit_shd.data.encoding import NothingReadError, encode_source, opened
-from dit_shd.data.sources.base import BrokenImage, ImageSource, Raw, fingerprint
+from dit_shd.data.sources.base import ImageSource, Raw, fingerprint
 from dit_shd.data.sources.decoding import opened as opened_image
 from dit_shd.data.text_encoding import PromptEncoder
 
@@ -69,6 +69,11 @@ def encode_buckets(config: EncodeConfig, prompts: PromptEncoder) -> dict[str, in
         UserError: As encode_to_shards.
     """
     config, source, encode = opened(config, prompts)
+    if config.size % (encode.factor * PATCH):
+        raise UserError(
+            f"size: wanted a multiple of {encode.factor * PATCH} for buckets, since models divide them into patches of "
+            f"{PATCH} latents, found {config.size}"
+        )
     shapes = bucket_shapes(config.size, encode.factor * PATCH)
     chosen = np.array([nearest(shapes, _shape(source, number)) for number in range(len(source))])
     counts: dict[str, int] = {}
@@ -142,5 +147,9 @@ def _shape(source: ImageSource, number: int) -> Shape:
             return raw.shape[0], raw.shape[1]
         with opened_image(raw) as image:
             return image.height, image.width
-    except (BrokenImage, OSError, ValueError, SyntaxError):
+    except Exception as error:  # an untrusted file can be wrong in any way
+        if isinstance(error, UserError):
+            raise
+        if isinstance(error, OSError) and error.errno is not None:
+            raise UserError(f"{source.name(number)}: {error.strerror}; try again") from error
         return 1, 1

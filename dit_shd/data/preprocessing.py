@@ -1,6 +1,5 @@
 """Images in any stored form to uint8 pixels of one size: decoding, and the ADM centre crop."""
 
-import errno
 import re
 import warnings
 from pathlib import Path
@@ -21,8 +20,6 @@ MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 of a deep gray is unknown; deep colours of a PNG are rounded)."""
 SMALL = "smaller than the crop, and enlarged"
 """A remark on an image."""
-MACHINE = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-"""Errors of the machine, not of an image: they end the command, which can be repeated, and skip nothing."""
 
 
 def pixels(raw: Raw, size: int | tuple[int, int]) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -58,7 +55,7 @@ def decoded(raw: Raw) -> "tuple[Image, tuple[str, ...]]":
     except Image.UnidentifiedImageError as error:
         raise BrokenImage(f"none of {', '.join(FORMATS)}") from error
     except Exception as error:  # an untrusted file can be wrong in any way
-        if isinstance(error, OSError) and error.errno in MACHINE:
+        if isinstance(error, OSError) and error.errno is not None:  # of the machine, not the image
             raise UserError(f"{raw if isinstance(raw, Path) else 'an image'}: {error.strerror}; try again") from error
         words = re.sub(r"<[^>]*>|'[^']*'", "...", " ".join(str(error).split()))  # no addresses, no paths
         raise BrokenImage((words or type(error).__name__)[:120]) from error

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dit_shd.core.distributed import run_on_main
 from dit_shd.core.errors import UserError
-from dit_shd.core.resumable import Progress, share_of_missing
+from dit_shd.core.resumable import Progress, clear, share_of_missing
 from dit_shd.data.latent_shards import damaged, read_header
 from dit_shd.data.pipeline_record import PipelineRecord
 from dit_shd.data.sources.base import ImageSource
@@ -70,7 +70,12 @@ def encode_captions(
     Raises:
         UserError: Embeddings that are not finite.
     """
-    run_on_main(lambda: (folder / FOLDER).mkdir(exist_ok=True))
+
+    def begin() -> None:
+        (folder / FOLDER).mkdir(exist_ok=True)
+        clear(folder / FOLDER)
+
+    run_on_main(begin)
 
     def file_of(piece: range) -> Path:
         return folder / FOLDER / f"{piece.start:09d}.safetensors"

@@ -236,6 +236,11 @@ class TextToImage(Task[TextBatch]):
         records = {record.text_sha256 for record in (self.record, held_out.record) if record is not None}
         if len(records) > 1:
             raise UserError("task.evaluation.data: has embeddings of other text encoders than the run's data")
+        tokens = {record.text_tokens for record in (self.record, held_out.record) if record is not None}
+        if len(tokens) > 1:
+            raise UserError(
+                f"task.evaluation.data: has other text_tokens than the run's data ({', '.join(map(str, tokens))})"
+            )
         learned, judged = self.dataset.origin, held_out.origin
         if learned is None or judged is None:
             return

@@ -132,5 +132,14 @@ def test_each_step_is_of_one_shape_and_a_run_resumes(made, pipeline, tmp_path):
 def test_bad_input(made, pipeline, tmp_path):
     with pytest.raises(UserError, match=r"wanted buckets, found no buckets.json"):
         DATASETS.build(Plugin("text_buckets", {"path": str(encode(tmp_path, pipeline))}))
+    values = {
+        "images": str(made[0] / "images"),
+        "out": str(tmp_path / "odd"),
+        "pipeline": str(pipeline),
+        "buckets": True,
+        "size": 18,
+    }
+    with pytest.raises(UserError, match="size: wanted a multiple of 4 for buckets"):
+        encode_buckets(make(EncodeConfig, values), Prompts.load(str(pipeline), torch.device("cpu")))
     with pytest.raises(UserError, match="buckets: are for text-to-image models"):
         make(EncodeConfig, {"images": "x", "out": str(tmp_path / "o"), "buckets": True}, "encode").check()

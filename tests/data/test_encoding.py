@@ -199,6 +199,41 @@ def test_a_failing_disk_skips_nothing(images, tmp_path, monkeypatch):
     assert not shard_files(tmp_path / "l")
 
 
+@pytest.mark.parametrize("number", [2, 13, 107])
+def test_no_error_of_a_file_system_is_an_images(images, monkeypatch, number):
+    """No such file, no permission, a mount that is not connected any more."""
+
+    def fails(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Image, "open", fails)
+    with pytest.raises(UserError, match=rf"{os.strerror(number)}; try again"):
+        encoding.pixels(images / "class0" / "0000.png", 8)
+
+
+def test_a_folder_that_goes_away_and_is_back_is_whole(tmp_path, monkeypatch):
+    images, moved, real = write_folder(tmp_path / "set", pictures(20), LABELS), tmp_path / "moved", encoding.pixels
+
+    def goes(*arguments):
+        if images.exists():
+            images.rename(moved)
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encoding, "pixels", goes)
+        with pytest.raises(UserError, match=r"was listed and is gone|No such file or directory; try again"):
+            encode(images, tmp_path / "l", batch_size=1, workers=1)
+    moved.rename(images)
+    assert len(read_index(encode(images, tmp_path / "l", batch_size=1, workers=1))) == 20
+
+
+def test_a_folder_that_a_kill_left_with_the_beginning_of_its_settings_goes_on(images, tmp_path):
+    (tmp_path / "l").mkdir()
+    (tmp_path / "l" / ".settings.json.9.part").write_text("{")
+    assert len(read_index(encode(images, tmp_path / "l"))) == 20
+    assert not list((tmp_path / "l").glob(".*.part"))
+
+
 def begin(values, shards, monkeypatch):
     """Encode as far as some finished shards, then be interrupted."""
     real, made = encoding.encode_shard, []

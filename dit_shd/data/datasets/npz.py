@@ -11,7 +11,7 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.places import expanded
 from dit_shd.core.rng import Draws
 from dit_shd.data.datasets import Dataset
-from dit_shd.data.latent_origin import Origin
+from dit_shd.data.latent_origin import COLOURS, Origin
 from dit_shd.data.npz_files import BROKEN_FILE, MAX_EXPANSION, check_images, read_checked_header
 
 MOST_CLASSES = 2**20
@@ -37,6 +37,8 @@ class Npz(Dataset):
             self._images, self._latents = None, array
             _, c, y, x = array.shape
             self.origin = Origin()
+            if flip and c not in COLOURS:
+                raise UserError(f"{path}: flip: wanted none of latents, a mirrored one is not that of a mirrored image")
         else:
             raise UserError(
                 f"{path}: arr_0: wanted uint8 [n,y,x,c] images or float [n,c,y,x] latents, "

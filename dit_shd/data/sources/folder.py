@@ -54,8 +54,11 @@ class FolderSource(ImageSource):
 
         Raises:
             BrokenImage: Not a regular file, or a link out of the folder when links are not followed.
+            UserError: It was there when the folder was listed and is gone, as of a disk that went away.
         """
         path = self._root / self._images[number]
+        if not os.path.lexists(path):
+            raise UserError(f"images: {printable(str(path))} was listed and is gone; the same command goes on")
         if not path.is_file():  # also a link in a circle, or a pipe without a writer
             raise BrokenImage("no regular file")
         if not self._links and not path.resolve().is_relative_to(self._root):

@@ -33,3 +33,9 @@ def test_arrays_that_are_no_images_with_classes_are_refused(tmp_path, images, la
     np.savez(tmp_path / "x.npz", images, labels)
     with pytest.raises(UserError, match=message):
         DATASETS.build(Plugin("npz", {"path": str(tmp_path / "x.npz")}))
+
+
+def test_latents_are_not_mirrored(tmp_path):
+    np.savez(tmp_path / "x.npz", np.zeros((2, 4, 8, 8), np.float32), np.zeros(2, int))
+    with pytest.raises(UserError, match="flip: wanted none of latents"):
+        DATASETS.build(Plugin("npz", {"path": str(tmp_path / "x.npz"), "flip": True}))
