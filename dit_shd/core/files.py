@@ -94,7 +94,7 @@ def atomic_folder(final: Path) -> Generator[Path]:
 def _publish(part: Path, final: Path, old: Path) -> None:
     for path in [*part.rglob("*"), part]:
         if path.is_file():
-            path.chmod(0o666 & ~_umask())  # safetensors writes for the owner only
+            _own_permissions(path)
         sync(path)
     if final.exists():
         os.replace(final, old)
@@ -114,20 +114,45 @@ def atomic_file(final: Path, remedy: str = REMEDY) -> Generator[IO[bytes]]:
     Raises:
         UserError: It could not be written.
     """
+    with _publishing(final, remedy) as part, open(part, "wb") as stream:
+        yield stream
+
+
+@contextmanager
+def atomic_path(final: Path, remedy: str = REMEDY) -> Generator[Path]:
+    """As atomic_file, for writers that take a path: the one to be written in the block.
+
+    Args:
+        final: The path that the file appears under.
+        remedy: As in atomic_file.
+
+    Raises:
+        UserError: It could not be written.
+    """
+    with _publishing(final, remedy) as part:
+        yield part
+        _own_permissions(part)
+
+
+@contextmanager
+def _publishing(final: Path, remedy: str) -> Generator[Path]:
     part = final.with_name(f".{final.name}.{os.getpid()}.part")
     try:
-        with open(part, "wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
+        yield part
+        sync(part)
         os.replace(part, final)
         sync(final.parent)
     except BaseException as error:
         with suppress(OSError):
             part.unlink()
-        if isinstance(error, OSError):
+        if isinstance(error, (OSError, SafetensorError)):
             raise cannot_be_written(final, error, remedy) from error
         raise
+
+
+def _own_permissions(file: Path) -> None:
+    """Those of any new file: safetensors writes for the owner only."""
+    file.chmod(0o666 & ~_umask())
 
 
 def cannot_be_written(final: Path, error: Exception, remedy: str = REMEDY) -> UserError:

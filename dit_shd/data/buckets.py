@@ -10,6 +10,7 @@ import json
 import logging
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,13 +19,14 @@ import numpy as np
 from dit_shd.core.distributed import run_on_main
 from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.files import write_text
+from dit_shd.core.resumable import Progress
 from dit_shd.data.encode_config import EncodeConfig
 from dit_shd.data.encoding import NothingReadError, encode_source, opened
+from dit_shd.data.latent_shards import BUCKETS
 from dit_shd.data.sources.base import ImageSource, Raw, fingerprint
 from dit_shd.data.sources.decoding import opened as opened_image
 from dit_shd.data.text_encoding import PromptEncoder
 
-INDEX = "buckets.json"
 STEPS = 16
 """Of a square's side: heights and widths are multiples of a sixteenth of it, or of what models take."""
 WIDEST = 2.0
@@ -46,7 +48,8 @@ def bucket_shapes(size: int, unit: int) -> list[Shape]:
     step = max(unit, size // STEPS // unit * unit)
     shapes = {(height, max(step, round(size**2 / height / step) * step)) for height in range(step, 2 * size + 1, step)}
     narrow = {shape for shape in shapes if max(shape) / min(shape) <= WIDEST}
-    return sorted({*narrow, (size, size)}, key=lambda shape: shape[0] / shape[1])
+    turned = {(width, height) for height, width in narrow}
+    return sorted({*narrow, *turned, (size, size)}, key=lambda shape: shape[0] / shape[1])
 
 
 def nearest(shapes: Sequence[Shape], image: Shape) -> int:
@@ -75,7 +78,7 @@ def encode_buckets(config: EncodeConfig, prompts: PromptEncoder) -> dict[str, in
             f"{PATCH} latents, found {config.size}"
         )
     shapes = bucket_shapes(config.size, encode.factor * PATCH)
-    chosen = np.array([nearest(shapes, _shape(source, number)) for number in range(len(source))])
+    chosen = np.array(run_on_main(lambda: _choose(source, shapes, config.workers)))
     counts: dict[str, int] = {}
     for number in np.unique(chosen):
         height, width = shapes[number]
@@ -93,7 +96,7 @@ def encode_buckets(config: EncodeConfig, prompts: PromptEncoder) -> dict[str, in
         _log.info("buckets: %s has %d images", name, len(made))
     if not counts:
         raise UserError(f"images: none of '{config.images}' could be read; see the reasons above")
-    run_on_main(lambda: write_text(config.out / INDEX, json.dumps({"buckets": counts}, indent=1) + "\n"))
+    run_on_main(lambda: write_text(config.out / BUCKETS, json.dumps({"buckets": counts}, indent=1) + "\n"))
     return counts
 
 
@@ -103,7 +106,7 @@ def bucket_folders(folder: Path) -> list[Path] | None:
     Raises:
         UserError: The file was not written by dit-shd encode.
     """
-    file = folder / INDEX
+    file = folder / BUCKETS
     if not file.is_file():
         return None
     try:
@@ -137,6 +140,17 @@ class Subset(ImageSource):
 
     def sha256(self) -> str:
         return fingerprint([self._source.sha256(), self._numbers.astype("<i8").tobytes()])
+
+
+def _choose(source: ImageSource, shapes: Sequence[Shape], workers: int) -> list[int]:
+    """The number of each image's shape."""
+    count = len(source)
+    with ThreadPoolExecutor(workers) as pool, Progress("shapes", count, lambda: 0, shown=True) as progress:
+        chosen = []
+        for shape in pool.map(lambda number: _shape(source, number), range(count)):
+            chosen.append(nearest(shapes, shape))
+            progress.step(1)
+    return chosen
 
 
 def _shape(source: ImageSource, number: int) -> Shape:

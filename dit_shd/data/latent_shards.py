@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from safetensors import safe_open
 
 INDEX = "latents.json"
+BUCKETS = "buckets.json"
+"""In a folder of sets of several sizes; see data/buckets.py."""
 FORMAT = 1
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16)}
 """Types of the posterior, by their names in a safetensors header."""
@@ -81,8 +83,18 @@ class LatentSet:
             dataset: The name of the dataset that reads it.
         """
         summary = f"{len(self)} images in {len(self.classes)} classes, latents of shape {list(self.shape)}"
-        data = yaml.safe_dump({"name": dataset, "path": str(self.folder)}, default_flow_style=True, width=2**20)
-        return f"done: {self.folder}: {summary}\nnext: dit-shd train CONFIG data={shlex.quote(data.strip())}"
+        return f"done: {self.folder}: {summary}\nnext: dit-shd train CONFIG data={data_argument(dataset, self.folder)}"
+
+
+def data_argument(dataset: str, folder: Path) -> str:
+    """The value of `data=` for a folder, as it can be pasted into a shell.
+
+    Args:
+        dataset: The name of the dataset that reads it.
+        folder: Its path.
+    """
+    data = yaml.safe_dump({"name": dataset, "path": str(folder)}, default_flow_style=True, width=2**20)
+    return shlex.quote(data.strip())
 
 
 @dataclass(frozen=True)
@@ -234,6 +246,8 @@ def read_index(folder: Path) -> LatentSet:
         content = (
             f"{len(shard_files(folder))} shards of a set that is not complete yet" if folder.is_dir() else "nothing"
         )
+        if (folder / BUCKETS).is_file():
+            raise UserError(f"{folder}: wanted latents of one size, found buckets; say data.name=text_buckets")
         raise UserError(f"{folder}: wanted a folder of latents, found {content}; make it by: dit-shd encode images=...")
     try:
         values = json.loads(file.read_text(encoding="utf-8"))

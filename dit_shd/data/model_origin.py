@@ -5,9 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from dit_shd.core.errors import UserError
-from dit_shd.core.places import Asset, HubName, find
+from dit_shd.core.places import Asset, HubName, find, is_here
 from dit_shd.core.pretrained import COPY, RECORD, folder_of_weights, model_folder
 from dit_shd.core.yaml_files import read_yaml
+from dit_shd.data.autoencoder import read_autoencoder
 from dit_shd.data.latent_origin import COLOURS, Origin, origin_of, read_record
 from dit_shd.data.latent_shards import read_index
 
@@ -29,6 +30,32 @@ def of_source(source: str, channels: int) -> Origin | None:
         return Origin(str(folder.parent / COPY))
     run = next((place for place in (path, path.parent) if (place / "config.yaml").is_file()), None)
     return default if run is None or folder is None else _of_old_run(run, default)
+
+
+def other_latents(place: str, origin: Origin | None, channels: int) -> str | None:
+    """Why a model has learned other latents than some are; None where it has learned those, or nobody can say.
+
+    Args:
+        place: The folder that the model was loaded from; others say nothing.
+        origin: Of the latents; None if they are pixels.
+        channels: Of the latents.
+
+    Raises:
+        UserError: The model's autoencoder cannot be read.
+    """
+    if origin is None or not place or not Path(place).is_dir():
+        return None
+    learned = of_source(place, channels)
+    if learned is None or not learned.vae:
+        return None
+    if learned.vae_scaling is None and is_here(learned.vae, "autoencoder"):  # of a pipeline
+        learned = Origin.of_autoencoder(learned.vae, read_autoencoder(learned.vae))
+    words = f"it has learned latents of {learned.words}, and the data's are of {origin.words}"
+    if None not in (learned.vae_scaling, origin.vae_scaling) and learned.vae_scaling != origin.vae_scaling:
+        return f"{words}, which scales them otherwise"
+    if None not in (learned.encoder_sha256, origin.encoder_sha256) and learned.encoder_sha256 != origin.encoder_sha256:
+        return f"{words}, whose encoder has other weights"
+    return None
 
 
 def _on_hub(name: HubName, default: Origin | None) -> Origin | None:

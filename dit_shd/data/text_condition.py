@@ -48,6 +48,20 @@ class TextCondition:
         more = tokens - self.tokens
         return TextCondition(pad(self.embeddings, (0, 0, 0, more)), pad(self.mask, (0, more)), self.pooled)
 
+    def zeros(self, count: int) -> "TextCondition":
+        """Masked zeros in the place of embeddings, for some prompts."""
+        pooled = None if self.pooled is None else self.pooled.new_zeros(count, *self.pooled.shape[1:])
+        embeddings = self.embeddings.new_zeros(count, *self.embeddings.shape[1:])
+        return TextCondition(embeddings, self.mask.new_zeros(count, self.tokens), pooled)
+
+    def put(self, first: int, other: "TextCondition") -> None:
+        """Overwrite the prompts from a number on, whose rest is zeros, by others of at most as many tokens."""
+        rows = slice(first, first + len(other.mask))
+        self.embeddings[rows, : other.tokens] = other.embeddings
+        self.mask[rows, : other.tokens] = other.mask
+        if self.pooled is not None and other.pooled is not None:
+            self.pooled[rows] = other.pooled
+
     def replaced(self, rows: Tensor, other: "TextCondition") -> "TextCondition":
         """With another condition [1,...] in some rows.
 

@@ -7,7 +7,7 @@ LATENTS/text/
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -109,27 +109,35 @@ def encode_shard(captions: Sequence[str], encoder: PromptEncoder, dtype: str, ba
     """The shard of some images' captions, each different one encoded once."""
     different = list(dict.fromkeys(captions)) or [""]  # of a shard all of whose images were left out
     rows = {caption: row for row, caption in enumerate(different)}
-    parts = [
+    parts = (
         _cast(encoder(different[first : first + batch_size]), dtype) for first in range(0, len(different), batch_size)
-    ]
+    )
     return TextShard(
-        condition=joined(parts),
+        condition=gathered(parts, len(different)),
         rows=torch.tensor([rows[caption] for caption in captions], dtype=torch.int64),
         captions=tuple(different),
         too_long=encoder.too_long(different),
     )
 
 
-def joined(parts: Sequence[TextCondition]) -> TextCondition:
-    """Conditions one after the other, padded to one length; at least one."""
-    tokens = max((part.tokens for part in parts), default=0)
-    padded = [part.padded(tokens) for part in parts]
-    pooled = [part.pooled for part in padded if part.pooled is not None]
-    return TextCondition(
-        torch.cat([part.embeddings for part in padded]),
-        torch.cat([part.mask for part in padded]),
-        torch.cat(pooled) if pooled else None,
-    )
+def gathered(parts: Iterable[TextCondition], count: int) -> TextCondition:
+    """Conditions one after the other, padded to one length; no two copies of all are held unless that grows.
+
+    Args:
+        parts: At least one.
+        count: Of their prompts, in all.
+    """
+    whole, first = None, 0
+    for part in parts:
+        if whole is None or part.tokens > whole.tokens:
+            wider = part.zeros(count)
+            if whole is not None:
+                wider.put(0, whole)
+            whole = wider
+        whole.put(first, part)
+        first += len(part.mask)
+    assert whole is not None and first == count
+    return whole
 
 
 def _cast(condition: TextCondition, dtype: str) -> TextCondition:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dit_shd.core.errors import UserError, error_line
-from dit_shd.core.files import atomic_file
+from dit_shd.core.files import atomic_file, atomic_path
 from dit_shd.data.latent_shards import damaged
 from dit_shd.data.pipeline_record import PipelineRecord
 from dit_shd.data.text_condition import TextCondition
@@ -166,11 +166,10 @@ def _condition(tensors: Mapping[str, Tensor]) -> TextCondition:
 
 
 def _write(file: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
-    from safetensors.torch import save
+    from safetensors.torch import save_file
 
-    data = save(tensors, {_KEY: json.dumps({**about, "sha256": _digest(tensors, about)})})
-    with atomic_file(file) as stream:
-        stream.write(data)
+    with atomic_path(file) as part:  # not by way of bytes: embeddings of a shard can be gigabytes
+        save_file(tensors, part, {_KEY: json.dumps({**about, "sha256": _digest(tensors, about)})})
 
 
 def _header(file: Path) -> tuple[dict[str, int], dict[str, Any]]:

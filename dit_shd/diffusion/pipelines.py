@@ -1,5 +1,6 @@
 """Pipelines of diffusers: their folders, their text encoders, and whole ones with a student in them."""
 
+import inspect
 import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from dit_shd.core.places import Asset, HubName, find
 from dit_shd.core.pretrained import asset
 from dit_shd.data.pipeline_record import ENCODERS, INDEX, PipelineRecord, read_index, text_digest
 from dit_shd.data.text_condition import TextCondition
-from dit_shd.diffusion.adapters import Adapter, adapter_of
+from dit_shd.diffusion.adapters import MAX_TOKENS, Adapter, adapter_of, require_cleaners
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -66,6 +67,8 @@ class Prompts:
         chosen = adapter_of(record.transformer_class, adapter)
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         pipeline = open_pipeline(folder, dtype, **NOT_FOR_TEXT)
+        if text_tokens is not None and MAX_TOKENS not in inspect.signature(type(pipeline).__call__).parameters:
+            raise UserError(f"text_tokens: a {record.pipeline_class} has fixed numbers of tokens; leave it out")
         for name, part in pipeline.components.items():
             if name.startswith(ENCODERS) and isinstance(part, nn.Module):
                 part.to(device)
@@ -177,9 +180,11 @@ def open_pipeline(
         components: That are given in place of the folder's; None for none.
 
     Raises:
-        UserError: It cannot be read, or transformers, whose text encoders it has, is not installed.
+        UserError: It cannot be read, or transformers, whose text encoders it has, or what it cleans prompts by, is
+            not installed.
     """
     require(("transformers",), "pipelines", "a text-to-image pipeline")
+    require_cleaners(str(read_index(folder)["_class_name"]))
     from diffusers import DiffusionPipeline
 
     with quiet():

@@ -17,8 +17,12 @@ from dit_shd.core import hashing, rng
 from dit_shd.core.config import checked
 from dit_shd.core.distributed import joined, launched
 from dit_shd.core.errors import UserError, error_line
-from dit_shd.core.pretrained import asset, model_folder
+from dit_shd.core.pretrained import COPY, asset, model_folder
+from dit_shd.data.autoencoder import read_autoencoder
+from dit_shd.data.buckets import bucket_folders
+from dit_shd.data.datasets.text_buckets import TextBuckets
 from dit_shd.data.datasets.text_latents import TextLatents
+from dit_shd.data.model_origin import of_source
 from dit_shd.data.pipeline_record import INDEX, PipelineRecord, read_index, read_record, text_digest
 from dit_shd.diffusion.adapters import MAX_TOKENS, adapter_of, by_class
 from dit_shd.diffusion.generation import make_file, output_path
@@ -82,7 +86,7 @@ def sample_prompts(config: SampleConfig) -> Path:
 
 
 def read_prompts(file: Path) -> list[str]:
-    """The lines of a file that are not empty, the captions of a folder of text latents, or the prompts of samples.
+    """The lines of a file that are not empty, the captions of a folder of latents, or the prompts of samples.
 
     Args:
         file: Text, a folder, or the .json beside samples.
@@ -91,7 +95,8 @@ def read_prompts(file: Path) -> list[str]:
         UserError: There are none, or no such file.
     """
     if file.is_dir():
-        return [caption for caption in TextLatents(file).captions() if caption]
+        latents = TextLatents(file) if bucket_folders(file) is None else TextBuckets(file)
+        return [caption for caption in latents.captions() if caption]
     if not file.is_file():
         raise UserError(
             f"prompts: wanted a text file with a prompt a line, or a folder of latents with captions; "
@@ -149,7 +154,25 @@ def assemble(run: str, place: str | None, precision: str = "no") -> tuple["Diffu
         pipeline_class=str(read_index(folder)["_class_name"]),
         scheduler=read_scheduler(folder),
     )
-    return open_pipeline(folder, dtype, transformer=_student(student, dtype)), used
+    components = {"transformer": _student(student, dtype), **_kept_autoencoder(student, folder, dtype)}
+    return open_pipeline(folder, dtype, **components), used
+
+
+def _kept_autoencoder(student: Path, pipeline: Path, dtype: torch.dtype) -> dict[str, nn.Module]:
+    """The autoencoder of the latents that a student has learned, where the pipeline has one of others."""
+    origin = of_source(str(student), 0)
+    if origin is None or not origin.vae or not (pipeline / COPY).is_dir():
+        return {}
+    difference = origin.differs(read_autoencoder(str(pipeline / COPY)), exact=False)
+    if difference is None:
+        return {}
+    _log.warning(
+        "pipeline: the autoencoder of %s %s; decoding with the one of the latents that the student has learned, %s",
+        pipeline,
+        difference,
+        origin.words,
+    )
+    return {"vae": nn.Module.to(origin.find().vae, dtype)}
 
 
 def _folder(run: str) -> Path | None:

@@ -14,12 +14,14 @@ All is drawn as a function of the seed for this purpose alone, by the main proce
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dit_shd.core import rng
 from dit_shd.data.datasets import Dataset
+from dit_shd.data.model_origin import other_latents
 from dit_shd.diffusion import class_names
 from dit_shd.diffusion.denoiser import NO_LABEL, Denoiser, known_classes
 from dit_shd.diffusion.process import Process
@@ -181,6 +183,7 @@ def findings(
         dropout: Share of labels that are dropped; where all are, no labels are compared.
         ask: Whether to measure its predictions, too; else names of classes alone are compared.
     """
+    yield "", latents_fault(teacher, dataset)
     labels, classes = dropout < 1, known_classes(teacher)
     if labels and classes != [0]:
         words, right = class_names.compare(teacher, dataset)
@@ -194,6 +197,17 @@ def findings(
         skipped = f"; labels were not compared, since {why}"
     fault = result.fault()
     yield f"teacher: {result.summary()}{skipped}", f"{fault} ({result.summary()})" if fault else None
+
+
+def latents_fault(teacher: nn.Module, dataset: Dataset) -> str | None:
+    """That a teacher has learned latents of another autoencoder, or of another scaling, than the data's.
+
+    Args:
+        teacher: The model, whose config says where it is from.
+        dataset: What the run learns from.
+    """
+    settings: Any = getattr(teacher, "config", {})
+    return other_latents(str(settings.get("_name_or_path") or ""), dataset.origin, dataset.shape[0])
 
 
 @torch.no_grad()

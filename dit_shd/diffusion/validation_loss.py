@@ -1,5 +1,6 @@
 """The loss of a text-to-image model on held-out data; it falls as images get better (SD3, arXiv 2403.03206, 5.3)."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +24,7 @@ LOSS = "validation_loss"
 
 @dataclass(frozen=True)
 class ValidationLoss:
-    """The mean loss of a model on the first samples of a dataset, at fixed times and with fixed noise."""
+    """The mean loss of a model on some samples of a dataset (`Dataset.first`), at fixed times and with fixed noise."""
 
     data: Plugin | None = option(None, "held-out data: {name: text_latents, path: ...}; empty for no evaluation")
     count: int = option(512, "samples; figures of other counts are not comparable", range=(1, 1e7))
@@ -69,14 +70,11 @@ class ValidationLoss:
             guidance: As in Adapter.predict.
         """
         device, training, losses = next(model.parameters()).device, model.training, []
-        groups: list[list[int]] = []
+        samples = dataset.first(self.count)
         model.eval()
-        for first in range(0, self.count, AT_ONCE):
-            together = np.arange(first, min(first + AT_ONCE, self.count))
-            groups += [group.tolist() for group in dataset.of_one_shape(together)]
-        for positions in groups:
+        for positions in _of_one_shape(dataset, samples):
             draws = Draws(0, 0, positions, self.count)
-            sample = {name: x.to(device) for name, x in dataset.batch(np.array(positions), draws).items()}
+            sample = {name: x.to(device) for name, x in dataset.batch(samples[positions], draws).items()}
             x_0, noise = sample["latents"], draws.normal("validation", sample["latents"].shape[1:]).to(device)
             levels = (torch.tensor(positions, dtype=torch.float64) % LEVELS + 0.5) / LEVELS
             t = process.times(levels, x_0.shape).to(device)
@@ -86,3 +84,11 @@ class ValidationLoss:
             losses.append(sum(process.losses(prediction, extra, x_0, noise, x_t, t).values()))
         model.train(training)
         return {LOSS: float(torch.cat([torch.as_tensor(loss) for loss in losses]).mean())}
+
+
+def _of_one_shape(dataset: Dataset, samples: np.ndarray) -> Iterator[list[int]]:
+    """Positions among some samples, in groups of at most AT_ONCE whose latents have one shape."""
+    for first in range(0, len(samples), AT_ONCE):
+        together = samples[first : first + AT_ONCE]
+        for group in dataset.of_one_shape(together):
+            yield (first + np.flatnonzero(np.isin(together, group))).tolist()

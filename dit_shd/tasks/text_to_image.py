@@ -21,6 +21,7 @@ from dit_shd.data.text_condition import TextCondition
 from dit_shd.diffusion.adapters import Adapter, adapter_of_model, settings_of
 from dit_shd.diffusion.flow import TimestepDensity, Weighting
 from dit_shd.diffusion.guidance import Guidance
+from dit_shd.diffusion.teacher_check import latents_fault
 from dit_shd.diffusion.text_models import check_fit, text_differs
 from dit_shd.diffusion.text_process import TextProcess, process_of
 from dit_shd.diffusion.text_teacher_check import TextTeacherCheck
@@ -156,6 +157,7 @@ class TextToImage(Task[TextBatch]):
     def check_teacher(
         self, teacher: nn.Module, seed: int, device: torch.device, measure: bool
     ) -> Iterator[TeacherFinding]:
+        yield TeacherFinding("", latents_fault(teacher, self.dataset))
         if not measure:
             return
         adapter, guidance = self._adapter(teacher), self.embedded_guidance

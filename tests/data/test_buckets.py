@@ -15,12 +15,13 @@ from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
 from dit_shd.core.rng import Draws
-from dit_shd.data.buckets import INDEX, bucket_shapes, encode_buckets, nearest
+from dit_shd.data.buckets import bucket_shapes, encode_buckets, nearest
 from dit_shd.data.datasets import DATASETS
 from dit_shd.data.encode_config import EncodeConfig
 from dit_shd.data.encoder import Encoder
 from dit_shd.data.preprocessing import centre_crop
 from dit_shd.diffusion.pipelines import Prompts
+from dit_shd.diffusion.prompt_generation import read_prompts
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.trainer import Trainer
 
@@ -49,6 +50,25 @@ def made(pipeline, tmp_path_factory):
     return folder, counts[0]
 
 
+@pytest.mark.parametrize("size", [256, 384, 512, 640])
+def test_shapes_lie_and_stand(size):
+    """A picture that is turned by 90 degrees is cropped to the turned shape."""
+    shapes = bucket_shapes(size, 16)
+    assert {(width, height) for height, width in shapes} == {*shapes} and len({*shapes}) == len(shapes)
+
+
+def test_held_out_loss_is_of_all_shapes(made):
+    """The first samples are all of the widest bucket."""
+    data = DATASETS.build(Plugin("text_buckets", {"path": str(made[0] / "latents")}))
+    of_three = [data.of_one_shape(data.first(3)), data.of_one_shape(np.arange(3))]
+    assert [len(groups) for groups in of_three] == [3, 2]
+    assert data.first(len(data)).tolist() == [*range(len(data))]
+
+
+def test_prompts_are_those_of_all_buckets(made):
+    assert sorted(read_prompts(made[0] / "latents")) == ["a a", "a b", "a c", "a d", "a e"]
+
+
 def test_shapes_have_about_one_area_and_their_ratios_are_between_a_half_and_two():
     shapes = bucket_shapes(1024, 16)
     assert (1024, 1024) in shapes
@@ -58,6 +78,7 @@ def test_shapes_have_about_one_area_and_their_ratios_are_between_a_half_and_two(
         assert 0.9 < height * width / 1024**2 < 1.1
         assert 0.5 <= height / width <= 2
         assert shapes[nearest(shapes, (2 * height, 2 * width))] == (height, width)
+    assert {(width, height) for height, width in shapes} == {*shapes}
     assert shapes[nearest(shapes, (9000, 100))] == max(shapes, key=lambda shape: shape[0] / shape[1])
 
 
@@ -82,7 +103,7 @@ def test_a_bucket_of_broken_images_is_left_out(made, pipeline, tmp_path, caplog)
 def test_an_image_is_in_the_bucket_of_its_shape(made, pipeline):
     folder, counts = made
     assert counts == {"12x20": 1, "16x16": 2, "20x12": 2}
-    assert json.loads((folder / "latents" / INDEX).read_text()) == {"buckets": counts}
+    assert json.loads((folder / "latents" / "buckets.json").read_text()) == {"buckets": counts}
     data = DATASETS.build(Plugin("text_latents", {"path": str(folder / "latents" / "20x12")}))
     assert [data.caption(0), data.caption(1)] == ["a b", "a d"]
     assert data.shape == (4, 10, 6)
@@ -130,6 +151,8 @@ def test_each_step_is_of_one_shape_and_a_run_resumes(made, pipeline, tmp_path):
 
 
 def test_bad_input(made, pipeline, tmp_path):
+    with pytest.raises(UserError, match=r"wanted latents of one size, found buckets; say data.name=text_buckets"):
+        DATASETS.build(Plugin("text_latents", {"path": str(made[0] / "latents")}))
     with pytest.raises(UserError, match=r"wanted buckets, found no buckets.json"):
         DATASETS.build(Plugin("text_buckets", {"path": str(encode(tmp_path, pipeline))}))
     values = {

@@ -253,6 +253,26 @@ def test_a_run_goes_on_with_its_own(trained, root):
     assert all(torch.equal(before[name], tensor) for name, tensor in weights(trained).items())
 
 
+def test_a_teacher_of_latents_that_are_scaled_otherwise_is_refused(trained, root, tmp_path):
+    """Of the same autoencoder and width; a student of the same set teaches."""
+    again = values(
+        root,
+        run=str(tmp_path / "again"),
+        teacher=str(trained),
+        losses=[{"name": "output"}],
+        steps=1,
+        check_teacher="no",
+    )
+    run(again)
+    shutil.rmtree(root / "l")
+    file = root / "vae" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "scaling_factor": 0.9}))
+    encode(root / "set", root / "l", vae=str(root / "vae"), shard_size=4)
+    with pytest.raises(UserError, match=r"teacher: .* has learned latents of .* which scales them otherwise; check_te"):
+        run({**again, "run": str(tmp_path / "other"), "check_teacher": "refuse"})
+    assert not (tmp_path / "other").exists()
+
+
 # Where nothing tells
 
 

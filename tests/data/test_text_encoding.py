@@ -14,6 +14,8 @@ from tiny_pipelines import write_images, write_pipeline
 from two_process_jobs import said
 
 from dit_shd.data.datasets.text_latents import TextLatents
+from dit_shd.data.text_condition import TextCondition
+from dit_shd.data.text_encoding import gathered
 from dit_shd.data.text_shards import verify
 from dit_shd.diffusion.prompt_generation import read_prompts
 
@@ -27,6 +29,17 @@ def made(tmp_path_factory):
     write_pipeline("sd3", folder / "pipeline")
     write_images(folder / "images", CAPTIONS)
     return folder, encode(folder, folder / "pipeline", images=folder / "images")
+
+
+def test_parts_of_several_lengths_are_gathered_as_if_padded():
+    lengths, first = (2, 5, 3, 5, 7), 0
+    parts = [TextCondition.of(torch.rand(i + 1, n, 4), torch.rand(i + 1, n) < 0.5) for i, n in enumerate(lengths)]
+    whole = gathered(iter(parts), 15)
+    assert whole.pooled is None and whole.tokens == 7
+    for part in parts:
+        rows, first = slice(first, first + len(part.mask)), first + len(part.mask)
+        padded = part.padded(7)
+        assert torch.equal(whole.embeddings[rows], padded.embeddings) and torch.equal(whole.mask[rows], padded.mask)
 
 
 def contents(folder):

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,11 +17,12 @@ from diffusers.pipelines.hunyuandit.pipeline_hunyuandit import get_resize_crop_r
 from tiny_pipelines import KINDS, kl, write_pipeline
 from tiny_text_encoders import tokenizer, vocabulary_size
 
+from dit_shd.core import installation
 from dit_shd.core.errors import UserError
 from dit_shd.core.rng import Draws
 from dit_shd.diffusion.adapters import ADAPTERS, Adapter, adapter_of, by_class
 from dit_shd.diffusion.flow import TimestepDensity
-from dit_shd.diffusion.pipelines import open_pipeline, record_of
+from dit_shd.diffusion.pipelines import Prompts, open_pipeline, record_of
 from dit_shd.diffusion.text_process import ddpm_schedule, pipeline_shift, process_of
 
 PROMPTS = ["a thin seven", "two digits : four and seven with a zero"]
@@ -54,6 +56,28 @@ def sides(pipeline, adapter):
     of_eight = isinstance(adapter, (ADAPTERS.find("sana"), ADAPTERS.find("wan")))
     multiple = 8 if of_eight else adapter.multiple(pipeline.transformer.config)
     return 6 * multiple, 4 * multiple
+
+
+def test_prompts_are_never_left_uncleaned(kind, pipeline, monkeypatch):
+    """Without beautifulsoup4 or ftfy pipelines warn, and encode the prompts as they are."""
+    folder = Path(pipeline.config._name_or_path)
+    monkeypatch.setattr(installation, "find_spec", lambda name: None if name in ("bs4", "ftfy") else name)
+    missing = {"pixart": "packages bs4 and ftfy", "wan": "package ftfy"}.get(kind)
+    if missing is None:
+        open_pipeline(folder)
+    else:
+        with pytest.raises(UserError, match=f"cleans prompts, needs the {missing}; install with: pip install"):
+            open_pipeline(folder)
+    known = known_of(pipeline)
+    cleans = "clean_caption" in known and known["clean_caption"].default
+    assert not cleans or {"bs4", "ftfy"} <= {*by_class()[type(pipeline.transformer).__name__].cleaners}
+
+
+def test_lengths_that_cannot_be_chosen(kind, pipeline):
+    if kind != "hunyuan_dit":
+        return
+    with pytest.raises(UserError, match="text_tokens: a HunyuanDiTPipeline has fixed numbers of tokens; leave it out"):
+        Prompts.load(pipeline.config._name_or_path, torch.device("cpu"), text_tokens=8)
 
 
 def known_of(pipeline):

@@ -12,6 +12,8 @@ from dit_shd.cli.program import main
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
+from dit_shd.data.autoencoder import read_autoencoder
+from dit_shd.data.latent_origin import Origin, keep_copy, write_record
 from dit_shd.data.pipeline_record import read_record
 from dit_shd.diffusion import prompt_generation
 from dit_shd.diffusion.prompt_generation import sample_prompts
@@ -149,3 +151,25 @@ def test_the_pipeline_that_was_used_is_recorded(student, pipeline, prompts, tmp_
     assert first["vae_sha256"] == second["vae_sha256"]
     images = [np.load(out)["arr_0"] for out in made]
     assert not np.array_equal(*images)
+
+
+def test_latents_are_decoded_by_the_autoencoder_that_made_them(student, pipeline, prompts, tmp_path, caplog):
+    """A pipeline that scales its latents otherwise would draw other pictures without a word."""
+    kept = read_autoencoder(str(pipeline / "vae"))
+    run = shutil.copytree(student, tmp_path / "run")
+    keep_copy(kept, run / "vae")
+    write_record(Origin.of_autoencoder("somewhere/else", kept), run / "student")
+    own = sample_prompts(config(run, prompts, tmp_path / "a.npz"))
+    assert "autoencoder" not in caplog.text
+    other = shutil.copytree(pipeline, tmp_path / "other")
+    file = other / "vae" / "config.json"
+    settings = json.loads(file.read_text())
+    file.write_text(json.dumps({**settings, "scaling_factor": 0.5 * settings["scaling_factor"]}))
+    decoded = sample_prompts(config(run, prompts, tmp_path / "b.npz", pipeline=str(other)))
+    assert "scales its latents otherwise, by its config.json; decoding with the one of the latents" in caplog.text
+    assert np.array_equal(np.load(own)["arr_0"], np.load(decoded)["arr_0"])
+    bare = sample_prompts(config(student, prompts, tmp_path / "c.npz", pipeline=str(other)))  # has no record
+    assert not np.array_equal(np.load(own)["arr_0"], np.load(bare)["arr_0"])
+    shutil.rmtree(run / "vae")
+    with pytest.raises(UserError, match=r"vae: the latents are those of 'somewhere/else' .* which cannot be loaded"):
+        sample_prompts(config(run, prompts, tmp_path / "d.npz", pipeline=str(other)))

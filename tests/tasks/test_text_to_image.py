@@ -177,6 +177,27 @@ def test_held_out_latents_are_of_the_autoencoder_of_those_that_are_learned(one, 
         trainer.task.check_evaluation(trainer.student, Kept(None))
 
 
+@pytest.mark.parametrize("by", ["scaling", "weights"])
+def test_a_teacher_of_other_latents_is_refused(one, tmp_path, by):
+    """A scale of 0.8 of the pipeline's passes all that is measured of its noise."""
+    own = loading.load(str(one[0]))
+    task = TextToImage()
+    task.use(DATASETS.build(Plugin("text_latents", {"path": str(one[1])})), own)
+    (finding,) = task.check_teacher(own, 0, torch.device("cpu"), measure=False)
+    assert finding.fault is None
+    pipeline = shutil.copytree(one[0], tmp_path / "pipeline")
+    if by == "scaling":
+        file = pipeline / "vae" / "config.json"
+        settings = json.loads(file.read_text())
+        file.write_text(json.dumps({**settings, "scaling_factor": 0.8 * settings["scaling_factor"]}))
+    else:
+        file = pipeline / "vae" / "diffusion_pytorch_model.safetensors"
+        save_file({name: 1.1 * x for name, x in load_file(file).items()}, file, {"format": "pt"})
+    (finding,) = task.check_teacher(loading.load(str(pipeline)), 0, torch.device("cpu"), measure=False)
+    reason = {"scaling": "scales them otherwise", "weights": "encoder has other weights"}[by]
+    assert reason in finding.fault and str(pipeline / "vae") in finding.fault
+
+
 def test_a_dry_run_has_the_sizes_of_data_that_are_there(one, tmp_path):
     dataset = DATASETS.build(Plugin("text_latents", {"path": str(one[1])}))
     tokens, (y, x) = dataset.text(np.zeros(1, dtype=int)).tokens, dataset.shape[-2:]

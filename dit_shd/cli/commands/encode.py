@@ -12,6 +12,7 @@ from dit_shd.core.distributed import is_first_process, joined
 from dit_shd.data.buckets import encode_buckets
 from dit_shd.data.encode_config import EncodeConfig
 from dit_shd.data.encoding import encode_to_shards
+from dit_shd.data.latent_shards import data_argument
 from dit_shd.diffusion.pipelines import Prompts
 
 
@@ -36,7 +37,7 @@ class Encode(Command[EncodeConfig]):
             counts = encode_buckets(config, prompts)
             if is_first_process():
                 print(f"done: {config.out}: {', '.join(f'{count} images of {name}' for name, count in counts.items())}")
-                print(f"next: dit-shd train CONFIG data='{{name: text_buckets, path: {config.out}}}'")
+                print(f"next: dit-shd train CONFIG data={data_argument('text_buckets', config.out)}")
             return
         latents = encode_to_shards(config, prompts)
         if is_first_process():  # of several under a launcher

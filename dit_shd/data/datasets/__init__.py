@@ -51,6 +51,14 @@ class Dataset(ABC):
         """
         return draws.indices(len(self))
 
+    def first(self, count: int) -> np.ndarray:
+        """Which samples stand for all where there are to be so many.
+
+        Args:
+            count: At most the number of samples.
+        """
+        return np.arange(count)
+
     def of_one_shape(self, indices: np.ndarray) -> Sequence[np.ndarray]:
         """Samples in groups whose latents have one shape.
 

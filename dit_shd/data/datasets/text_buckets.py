@@ -10,9 +10,10 @@ from torch import Tensor
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import expanded
 from dit_shd.core.rng import Draws
-from dit_shd.data.buckets import INDEX, bucket_folders
+from dit_shd.data.buckets import bucket_folders
 from dit_shd.data.datasets import Dataset
 from dit_shd.data.datasets.text_latents import TextLatents
+from dit_shd.data.latent_shards import BUCKETS
 from dit_shd.data.text_condition import TextCondition
 
 
@@ -33,7 +34,9 @@ class TextBuckets(Dataset):
         path = Path(expanded(path))
         folders = bucket_folders(path)
         if folders is None:
-            raise UserError(f"{path}: wanted buckets, found no {INDEX}; make them by: dit-shd encode buckets=true ...")
+            raise UserError(
+                f"{path}: wanted buckets, found no {BUCKETS}; make them by: dit-shd encode buckets=true ..."
+            )
         self._parts = [TextLatents(folder, flip, verify) for folder in folders]
         self._firsts = np.cumsum([0, *map(len, self._parts)])
         largest = max(self._parts, key=len)
@@ -62,6 +65,10 @@ class TextBuckets(Dataset):
         buckets = self._buckets(indices)
         return [indices[buckets == bucket] for bucket in np.unique(buckets)]
 
+    def first(self, count: int) -> np.ndarray:
+        """Evenly spaced ones: the first are of one bucket."""
+        return np.arange(count) * len(self) // count
+
     def batch(self, indices: np.ndarray, draws: Draws) -> dict[str, Tensor]:
         """The same fields as of text_latents; the samples are of one bucket."""
         part, first = self._part(indices)
@@ -76,6 +83,10 @@ class TextBuckets(Dataset):
         """The caption of a sample."""
         part, first = self._part(np.array([index]))
         return part.caption(index - first)
+
+    def captions(self) -> list[str]:
+        """The captions of all samples, in order."""
+        return [caption for part in self._parts for caption in part.captions()]
 
     def images(self) -> np.ndarray:
         raise UserError("text_buckets: holds latents, not images")

@@ -13,6 +13,8 @@ from dit_shd.data.sources.label_files import FILE_NAME, METADATA_READERS
 from dit_shd.data.sources.listing import Listing, printable
 
 NO_CAPTION = "it has no caption"
+UNREADABLE = "\ufffd"
+"""What stands for bytes that are no letters."""
 MOST_BYTES = 2**20
 """Of a file with a caption."""
 
@@ -38,6 +40,12 @@ class Captioned(ImageSource):
             raise UserError(f"images: wanted captions, found none for any of {len(missing)} images; {BESIDE}")
         shown = ", ".join(printable(source.name(number)) for number in missing[:3])
         notes = [f"left out: {len(missing)} images without a caption ({shown}, ...)"] if missing else []
+        unread = [number for number, caption in enumerate(texts) if UNREADABLE in (caption or "")]
+        if unread:
+            notes.append(
+                f"{len(unread)} captions are not UTF-8 throughout, and have {UNREADABLE} where they are not "
+                f"({printable(source.name(unread[0]))}, ...)"
+            )
         self.notes = [*source.notes, *notes]
         self._texts = texts
 

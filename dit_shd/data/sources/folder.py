@@ -33,7 +33,6 @@ class FolderSource(ImageSource):
         where, notes = printable(str(listing.root)), []
         images, classes = _images_of_split(listing, split, where, notes)
         files = LabelFiles(listing, images, label_column)
-        notes += files.notes
         self._labelled = bool(files.used)
         if files.used and not files.none:
             images, values, image_notes = matched(files, images, listing.images, where)
@@ -46,8 +45,8 @@ class FolderSource(ImageSource):
             self.labels, self.classes, class_notes = from_names(classes, where)
             image_notes = _folder_notes(listing, images, set(classes))
         self._images = images
-        self._own_notes, self._label_files = [*notes, *image_notes, *class_notes], files.used
-        self.notes = [*self._own_notes, *listing.notes(files.used)]
+        self._own_notes, self._label_files = [*notes, *image_notes, *class_notes], files
+        self.notes = self._notes([])
 
     def raw(self, number: int) -> Path:
         """The path of the image.
@@ -76,8 +75,14 @@ class FolderSource(ImageSource):
 
     def texts(self, column: str | None) -> list[str | None]:
         beside = captions.of_folder(self._listing, self._images, column)
-        self.notes = [*self._own_notes, *self._listing.notes([*self._label_files, *beside.files]), *beside.notes]
+        self.notes = [*self._notes(beside.files), *beside.notes]
         return beside.texts
+
+    def _notes(self, of_captions: Collection[str]) -> list[str]:
+        """Remarks for the user, where some files have captions."""
+        unused = self._label_files.unused.items()
+        reasons = [f"{printable(file)} {reason}" for file, reason in unused if file not in of_captions]
+        return [*reasons, *self._own_notes, *self._listing.notes([*self._label_files.used, *of_captions])]
 
     def _size(self, path: str) -> int:
         try:

@@ -38,8 +38,8 @@ class LabelFiles:
         """Labels by the images' paths."""
         self.none = False
         """Whether one of the files records that there are no labels."""
-        self.notes: list[str] = []
-        """Remarks for the user."""
+        self.unused: dict[str, str] = {}
+        """Why others have no labels, by their paths from the folder."""
         folders = {folder for image in images for folder in ancestors(image)}
         for file in listing.others:
             folder, name = posixpath.split(file)
@@ -60,7 +60,7 @@ class LabelFiles:
             reason = error_line(error, 120)
             raise UserError(f"images: {where}: wanted labels of images, found a broken file ({reason})") from error
         if isinstance(entries, str):
-            self.notes.append(f"{printable(file)} {entries}")
+            self.unused[file] = entries
             return
         self.used.append(file)
         self.none |= entries is None

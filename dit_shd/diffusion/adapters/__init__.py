@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dit_shd.core.errors import UserError
+from dit_shd.core.installation import require
 from dit_shd.core.plugins import PluginFolder
 from dit_shd.data.text_condition import TextCondition
 
@@ -72,6 +73,8 @@ class Adapter(ABC):
     """Tokens of text in a batch that stands for any, for counting."""
     example_side: ClassVar[int] = 128
     """Height and width of latents in such a batch, where the model's config names none."""
+    cleaners: ClassVar[tuple[str, ...]] = ()
+    """Packages by which the pipeline cleans prompts; without them it leaves that out."""
     attention: ClassVar[str] = "joint"
     """What its attention is, in words, for the table of adapters."""
     text_layers: ClassVar[Sequence[str]] = ("*",)
@@ -188,6 +191,21 @@ def computed_in(model: nn.Module) -> torch.dtype:
     """The precision that a model is given its inputs in: diffusers', which leaves out what stays in float32."""
     dtype: Any = getattr(model, "dtype", None)
     return dtype if isinstance(dtype, torch.dtype) else next(model.parameters()).dtype
+
+
+def require_cleaners(pipeline: str) -> None:
+    """Refuse to give a pipeline prompts that it cannot clean, as it cleaned those of its training.
+
+    Args:
+        pipeline: The name of its class; others than those of adapters are not known.
+
+    Raises:
+        UserError: A package is missing.
+    """
+    cleaners = {
+        package for adapter in by_class().values() if pipeline in adapter.pipelines for package in adapter.cleaners
+    }
+    require(sorted(cleaners), "pipelines", f"{pipeline}, which cleans prompts,")
 
 
 def settings_of(model: nn.Module) -> Mapping[str, Any]:

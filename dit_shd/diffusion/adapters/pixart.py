@@ -20,6 +20,7 @@ class PixArt(Adapter):
     pipelines = ("PixArtSigmaPipeline", "PixArtAlphaPipeline")
     process = "ddpm"
     example_tokens = 300
+    cleaners = ("bs4", "ftfy")
     attention = "self, and cross to text"
     text_layers = ("*.attn2",)
 

@@ -15,6 +15,7 @@ class Wan(Adapter):
     transformer = "WanTransformer3DModel"
     pipelines = ("WanPipeline",)
     example_tokens = 512
+    cleaners = ("ftfy",)
     attention = "self, and cross to text"
 
     def multiple(self, settings: Mapping[str, Any]) -> int:

@@ -234,3 +234,23 @@ def test_other_captions_are_another_source(folder):
     (folder / "a.txt").write_text("a thin eight")
     assert captioned(folder).sha256() != before
     assert open_source(str(folder), Selection()).sha256() == open_source(str(folder)).sha256()
+
+
+@pytest.mark.parametrize("tar", [False, True])
+def test_captions_that_are_not_utf_8_are_counted(folder, tmp_path, tar):
+    (folder / "a.txt").write_bytes("a caf\u00e9".encode("latin-1"))
+    (folder / "b.txt").write_text("a caf\u00e9", encoding="utf-8")
+    if tar:
+        with tarfile.open(tmp_path / "a.tar", "w") as archive:
+            for file in sorted(folder.iterdir()):
+                archive.add(file, file.name)
+    source = captioned(tmp_path / "a.tar" if tar else folder)
+    assert source.captions == ["a caf\ufffd", "a caf\u00e9", None]
+    (note,) = [note for note in source.notes if "UTF-8" in note]
+    assert note.startswith("1 captions are not UTF-8 throughout, and have \ufffd where they are not (") and "a" in note
+
+
+def test_metadata_of_captions_are_not_called_unused(folder):
+    write_metadata(folder)
+    assert any("has no column of labels" in note for note in open_source(str(folder)).notes)
+    assert not any("is not used" in note for note in captioned(folder).notes)
