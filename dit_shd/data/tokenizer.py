@@ -1,6 +1,5 @@
 """Tokenizers: bytes, a BPE trained on the run's own text, or one that is read from a file, a folder or the hub."""
 
-import hashlib
 import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -59,11 +58,6 @@ class Tokenizer:
     def vocabulary(self) -> int:
         """How many numbers tokens have: one more than the largest, of which some may stand for nothing."""
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-
-    @property
-    def sha256(self) -> str:
-        """The digest of all that the tokenizer is made of."""
-        return hashlib.sha256(self._tokenizer.to_str().encode()).hexdigest()
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The tokens of each text, as int32, without begin and end."""
