@@ -1,25 +1,51 @@
 """Class-conditional diffusion: the student predicts the noise of DDPM, in MDT's masked pass, too."""
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+import torch
 from torch import Tensor, nn
 
 from dit_shd.core.errors import UserError
+from dit_shd.core.rng import Draws
+from dit_shd.data.datasets import Dataset
 from dit_shd.data.latent_origin import Kept
-from dit_shd.diffusion.conditioning import Conditioning
-from dit_shd.diffusion.denoiser import Denoiser
+from dit_shd.diffusion import class_names, teacher_check
+from dit_shd.diffusion.conditioning import MASKED, PASSES, Conditioning, check_conditional, check_fit
+from dit_shd.diffusion.denoiser import NO_LABEL, Denoiser
 from dit_shd.diffusion.guidance import Guidance
 from dit_shd.diffusion.objectives import noise_error, split, variational_bits
 from dit_shd.diffusion.process import DDPM
 from dit_shd.diffusion.sample_evaluation import SampleEvaluation
 from dit_shd.diffusion.schedule import Schedule
 from dit_shd.models.prediction import NOISE, prediction_of
-from dit_shd.tasks import Output, Terms
-from dit_shd.tasks._class_conditional import ClassConditional, NoisyBatch
+from dit_shd.tasks import Batch, Output, Task, TeacherFinding, Terms
 
 PLAIN = SampleEvaluation()
 MOST_GAMMA = 1e6
 
 
-class Diffusion(ClassConditional):
+@dataclass(frozen=True, eq=False)
+class NoisyBatch(Batch):
+    """Noised latents."""
+
+    x_0: Tensor
+    """Latents [b,c,y,x]."""
+    noise: Tensor
+    """The noise to predict, shaped like x_0."""
+    x_t: Tensor
+    """x_0 noised to timestep t."""
+    t: Tensor
+    """Timesteps [b]."""
+    labels: Tensor
+    """Class labels [b] after dropping; NO_LABEL where there is none."""
+    keep: Tensor | None = None
+    """Kept token indices [b,kept] of a masked pass."""
+
+
+class Diffusion(Task[NoisyBatch]):
     """Noise prediction on latents with class labels (Ho et al., arXiv 2006.11239; MDT, arXiv 2303.14389).
 
     Args:
@@ -31,6 +57,13 @@ class Diffusion(ClassConditional):
             evaluate, keep.
     """
 
+    batch_type: ClassVar = NoisyBatch
+    needs = frozenset({"latents", "labels"})
+    all_passes = frozenset(PASSES)
+    resumable = frozenset({"evaluation"})
+    generates = True
+    guides = True
+
     def __init__(
         self,
         label_dropout: float = 0.1,
@@ -39,32 +72,76 @@ class Diffusion(ClassConditional):
         timesteps: int = 1000,
         evaluation: SampleEvaluation = PLAIN,
     ):
-        super().__init__(Conditioning(label_dropout, mask_ratio), evaluation)
         if min_snr_gamma is not None and not 0 <= min_snr_gamma <= MOST_GAMMA:
             raise UserError(f"task.min_snr_gamma: wanted a number from 0 to {MOST_GAMMA:g}, found {min_snr_gamma}")
-        self.gamma, self.schedule = min_snr_gamma, Schedule.linear(timesteps, "task.timesteps")
+        self.conditioning = Conditioning(label_dropout, mask_ratio)
+        self.passes, self.gamma = self.conditioning.passes, min_snr_gamma
+        self.schedule, self.evaluation = Schedule.linear(timesteps, "task.timesteps"), evaluation
+        self.tokens = 0
+        """n of the student, for masked passes."""
+
+    def use(self, dataset: Dataset, student: nn.Module) -> None:
+        super().use(dataset, student)
+        check_conditional("student", student)
+        if MASKED in self.passes:
+            self.tokens = Denoiser(student).tokens
+
+    def check(self, role: str, model: nn.Module) -> None:
+        self.check_model(role, model)
+        check_fit(role, model, self.dataset)
 
     def check_model(self, role: str, model: nn.Module) -> None:
-        """Also, it must predict noise."""
-        super().check_model(role, model)
+        """It must denoise latents by class, predict noise, and know the masked pass if there is one."""
+        check_conditional(role, model)
         if prediction_of(model) != NOISE:
             raise UserError(
                 f"{role}: predicts {prediction_of(model)} and not noise; wanted task.name=flow_matching, or a model "
                 "that predicts noise"
             )
+        self.conditioning.check_model(role, model)
 
-    def times(self, uniform: Tensor, side: int) -> Tensor:
-        return (uniform * len(self.schedule)).long()
+    def remarks(self, student: nn.Module) -> Sequence[str]:
+        return class_names.missing(self.dataset, Denoiser(student).classes)
 
-    def add_noise(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        return self.schedule.add_noise(x_0, noise, t)
+    def describe(self, student: nn.Module) -> None:
+        class_names.record(student, class_names.learned(self.dataset, Denoiser(student).classes))
 
-    def process(self, model: nn.Module) -> DDPM:
-        return DDPM(self.schedule)
+    def check_teacher(
+        self, teacher: nn.Module, seed: int, device: torch.device, measure: bool
+    ) -> Iterator[TeacherFinding]:
+        process, dropout = DDPM(self.schedule), self.conditioning.label_dropout
+        for message, fault in teacher_check.findings(teacher, self.dataset, process, seed, device, dropout, measure):
+            yield TeacherFinding(message, fault)
+
+    def draw(self, draws: Draws) -> Sequence[NoisyBatch]:
+        """The batch of each pass. As in the public recipe they share x_0 and t, not the noise and the label drops."""
+        indices = draws.indices(len(self.dataset))
+        sample = self.dataset.batch(indices, draws)
+        x_0, labels = sample["latents"], sample["labels"]
+        t = (draws.uniform("timestep") * len(self.schedule)).long()
+        batches = []
+        for name in self.passes:
+            noise = draws.normal(f"noise/{name}", x_0.shape[1:])
+            batch = NoisyBatch(
+                pass_name=name,
+                step=draws.step,
+                indices=torch.from_numpy(indices),
+                x_0=x_0,
+                noise=noise,
+                x_t=self.schedule.add_noise(x_0, noise, t),
+                t=t,
+                labels=self.conditioning.labels(draws, name, labels),
+                keep=self.conditioning.keep(draws, name, self.tokens),
+            )
+            batches.append(batch)
+        return batches
 
     def predict(self, model: nn.Module, batch: NoisyBatch) -> Output:
         output = Denoiser(model)(batch.x_t, batch.t, batch.labels, batch.keep).float()
         return self._output(*split(output, batch.x_t.shape[1]), batch)
+
+    def unconditional(self, batch: NoisyBatch) -> NoisyBatch:
+        return replace(batch, labels=torch.full_like(batch.labels, NO_LABEL))
 
     def guided(self, conditional: Output, unconditional: Output, batch: NoisyBatch, guidance: Guidance) -> Output:
         """The variance is the conditional one, and the mean that of the guided noise."""
@@ -86,6 +163,28 @@ class Diffusion(ClassConditional):
             terms["variational"] = variational_bits(self.schedule, batch.x_0, batch.x_t, output.prediction, v, batch.t)
         return terms
 
+    def tokens_seen(self, model: nn.Module, batch: NoisyBatch) -> int:
+        return Denoiser(model).tokens if batch.keep is None else batch.keep.shape[1]
+
+    def example(self, model: nn.Module, images: int, device: torch.device) -> Sequence[NoisyBatch]:
+        denoiser = Denoiser(model)
+        draw = None if device.type == "meta" else torch.Generator(device).manual_seed(0)
+        x = torch.randn(images, *denoiser.shape, device=device, generator=draw)
+        t = torch.randint(len(self.schedule), (images,), device=device, generator=draw)
+        labels = torch.zeros(images, dtype=torch.long, device=device)
+        batches = []
+        for name in self.passes:
+            keep = self.conditioning.example_keep(name, denoiser.tokens, images, device)
+            batches.append(NoisyBatch(name, 0, labels, x, x, x, t, labels, keep))
+        return batches
+
     def check_evaluation(self, student: nn.Module, kept: Kept | None) -> None:
         self.evaluation.check(NOISE, len(self.schedule))
-        super().check_evaluation(student, kept)
+        if kept is not None:
+            self.evaluation.fit(student, kept)
+
+    def evaluate(self, student: nn.Module, run: Path, step: int) -> dict[str, float] | None:
+        return self.evaluation.run(student, run, step)
+
+    def evaluated(self, run: Path, step: int, logged: bool) -> bool:
+        return self.evaluation.finished(run, step, logged)
