@@ -78,6 +78,24 @@ class Conditioning:
                 f"task.mask_ratio: the {role} ({type(model).__name__}) has no masked pass; set task.mask_ratio=null"
             )
 
+    def check_tokens(self, role: str, model: nn.Module, tokens: int) -> None:
+        """Refuse a model of other tokens than the student's where a pass hides some of them.
+
+        Args:
+            role: Of the model, for the message.
+            model: Class-conditional.
+            tokens: The student's n.
+
+        Raises:
+            UserError: Naming both numbers.
+        """
+        count = Denoiser(model).tokens
+        if MASKED in self.passes and count != tokens:
+            raise UserError(
+                f"task.mask_ratio: hides the same tokens of both models, and the {role} has {count}, the student "
+                f"{tokens}; set task.mask_ratio=null, or give both one patch_size"
+            )
+
 
 def check_conditional(role: str, model: nn.Module) -> None:
     """Refuse a model that does not denoise square latents by class.

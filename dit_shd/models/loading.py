@@ -5,7 +5,7 @@ import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from diffusers import ModelMixin
@@ -30,6 +30,7 @@ from dit_shd.models.quantization import CONFIG, Precision, config_of, is_quantis
 from dit_shd.models.shape import is_conditional, shape_of
 from dit_shd.models.transformer import LatentTransformer
 
+M = TypeVar("M", bound=nn.Module)
 CPU = torch.device("cpu")
 _log = logging.getLogger("dit_shd")
 
@@ -50,12 +51,37 @@ def load(source: str | Path, precision: Precision = "no", device: torch.device =
         model = _read_quantised(source, precision, device)
     else:
         model = _read(source)
-        model = model.bfloat16() if precision == "bf16" else model
+        model = in_bfloat16(model) if precision == "bf16" else model
     check_finite(str(source), model)
     reason = velocity.of_model(model)
     if reason is not None:
         raise UserError(f"{source}: refused, because {velocity.explain(reason)}")
     return model
+
+
+def in_bfloat16(model: M) -> M:
+    """A model with its weights in bfloat16, but what transformers computes anew when it loads (rotary frequencies).
+
+    Args:
+        model: In float32; it is changed.
+    """
+    kept = {name: module for name, module in model.named_modules() if _is_of_transformers(module)}
+    saved = model.state_dict().keys()
+    buffers = [
+        (module.get_submodule(path), last, buffer)
+        for prefix, module in kept.items()
+        for name, buffer in module.named_buffers()
+        if f"{prefix}.{name}".lstrip(".") not in saved and buffer.is_floating_point()
+        for path, _, last in [name.rpartition(".")]
+    ]
+    model.bfloat16()
+    for module, name, buffer in buffers:
+        setattr(module, name, buffer)
+    return model
+
+
+def _is_of_transformers(module: nn.Module) -> bool:
+    return any(cls.__name__ == "PreTrainedModel" for cls in type(module).__mro__)
 
 
 def check_finite(where: str, model: nn.Module) -> None:

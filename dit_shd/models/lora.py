@@ -33,13 +33,15 @@ class Lora:
 
 
 def add_lora(model: nn.Module, lora: Lora, seed: int = 0) -> None:
-    """Freeze a model, and give linear maps of it adapters, which change nothing yet.
+    """Freeze a model, and give linear maps of it adapters, which change nothing yet; none where their rank is 0.
 
     Args:
         model: Perhaps without memory.
         lora: Rank and places, checked.
         seed: Of their first weights; the random state of the process stays as it was.
     """
+    if not lora.rank:
+        return
     from peft import LoraConfig, inject_adapter_in_model
 
     names = lora.targets or linear_maps(model)

@@ -49,7 +49,7 @@ def refuse_by_metadata(path: Path, contents: object) -> None:
     reason = next(_reasons(contents), None)
     name = NAMES.search(path.stem)
     if reason is None and name is not None:
-        reason = f"of its name ('{name[0]}')"
+        reason = f"of its name ('{name[0]}'; another name, if it does predict noise)"
     if reason is not None:
         raise UserError(f"{path}: refused, because {explain(reason)}")
 

@@ -89,6 +89,7 @@ class Diffusion(Task[NoisyBatch]):
     def check(self, role: str, model: nn.Module) -> None:
         self.check_model(role, model)
         check_fit(role, model, self.dataset)
+        self.conditioning.check_tokens(role, model, self.tokens)
 
     def check_model(self, role: str, model: nn.Module) -> None:
         """It must denoise latents by class, predict noise, and know the masked pass if there is one."""

@@ -104,6 +104,7 @@ class FlowMatching(Task[FlowBatch]):
     def check(self, role: str, model: nn.Module) -> None:
         self.check_model(role, model)
         check_fit(role, model, self.dataset)
+        self.conditioning.check_tokens(role, model, self.tokens)
 
     def check_model(self, role: str, model: nn.Module) -> None:
         """It must denoise latents by class, its config name a velocity, and it know the masked pass if there is one."""

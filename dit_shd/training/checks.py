@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from dit_shd.core.config import check_ranges
 from dit_shd.core.distributed import launched
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.losses import Loss, Reads
+from dit_shd.distillation.schedule import schedule
 from dit_shd.distillation.teachers import TEACHER, chosen
+from dit_shd.models.lora import check_lora
 from dit_shd.models.quantization import is_quantised
 from dit_shd.tasks import TASKS, Task
 from dit_shd.training.config import TrainConfig
@@ -226,6 +229,63 @@ def fields(task: Task[Any], losses: Sequence[Loss]) -> None:
                 f"losses.{i}: reads {', '.join(missing)} of the data, which have "
                 f"{', '.join(sorted(task.dataset.fields))}; choose other data or leave the loss out"
             )
+
+
+def adapters(config: TrainConfig, student: nn.Module, new: Sequence[str]) -> None:
+    """Refuse low-rank adapters that fit nowhere, and those on random weights.
+
+    They freeze these, and a last layer of zeros gives no gradient at all.
+
+    Args:
+        config: The config of the run.
+        student: As it was built.
+        new: Its tensors that the model of `from` lacks.
+
+    Raises:
+        UserError: Such a student.
+    """
+    check_lora(student, config.lora)
+    if not config.lora.rank:
+        return
+    begins = config.from_run or config.initialisation.weights == "teacher" or getattr(student, "folder", None)
+    if not begins:
+        raise UserError(
+            "lora.rank: freezes the student's weights, which are random; wanted initialisation.weights=teacher or "
+            "from=MODEL, or lora.rank=0"
+        )
+    if new:
+        raise UserError(
+            f"lora.rank: freezes the student's weights, of which from={config.from_run} lacks {', '.join(new[:3])}"
+            f"{', ...' if len(new) > 3 else ''}; they would stay random; wanted one with all, or lora.rank=0"
+        )
+
+
+def untrained(config: TrainConfig, losses: Sequence[Loss], student: nn.Module) -> str | None:
+    """What only the task's own loss would train, where that has no weight; None where it has, or there is nothing.
+
+    Args:
+        config: The config of the run.
+        losses: The losses in the order of the config.
+        student: Perhaps with a variance in its output.
+
+    Raises:
+        UserError: A variance that would stay at zero, by which a model that predicts velocity is known.
+    """
+    if any(schedule(config.base_weight, "base_weight").values()):
+        return None
+    weighed = [loss for loss in losses if loss.heaviest(config.steps)]
+    if all(Reads.OUTPUT not in loss.reads for loss in weighed):
+        return "base_weight: is 0, and no loss reads what the student predicts: its last layer stays as it begins"
+    settings: Any = getattr(student, "config", {})
+    if not settings.get("learn_sigma") or any(getattr(loss, "variance", False) for loss in weighed):
+        return None
+    line = (
+        "base_weight: is 0, and no loss trains the variance that the student predicts; output with variance: true "
+        "trains it, student.learn_sigma=false has none"
+    )
+    if config.initialisation.weights == "random" and not config.from_run:
+        raise UserError(line)
+    return f"{line}; it stays as it begins"
 
 
 def micro_batch_size(config: TrainConfig, processes: int) -> int:

@@ -186,15 +186,14 @@ def take_a_step(config: TrainConfig, teachers: Teachers, images: int, before: in
             )
     torch.manual_seed(config.seed)
     student = FAMILIES.build(config.student, "student")
-    if config.lora.rank:
-        add_lora(student, config.lora, config.seed)
+    add_lora(student, config.lora, config.seed)
     if config.gradient_checkpointing:
         student.enable_gradient_checkpointing()
     task = TASKS.build(config.task, "task")
     distiller = Distiller(task, student, losses).to(device)
     averages = EMA(student, config.ema_rates, config.ema_warmup)
     for teacher in teachers.values():
-        teacher = teacher.bfloat16() if config.teacher_precision == "bf16" else teacher
+        teacher = loading.in_bfloat16(teacher) if config.teacher_precision == "bf16" else teacher
         moved(teacher.eval().requires_grad_(False), device)
         if config.teacher_offload == "blocks" and not is_offloaded(teacher):
             offload_blocks(teacher, device)

@@ -44,6 +44,7 @@ LOGS = ("metrics.jsonl", "timing.jsonl", "evaluations.jsonl")
 """Rows by step; only the second one differs when a run is repeated."""
 BEGUN = (LOCK, ".config.yaml.")
 """All that a run folder can hold before its config.yaml."""
+SHARES = " Weights by shares of a run (20%) stand in its config.yaml as steps; to raise steps, write those."
 _log = logging.getLogger("dit_shd")
 
 
@@ -257,7 +258,7 @@ def check_same(path: Path, old: dict[str, Any], new_text: str, resumable: Collec
     if changed:
         raise UserError(
             f"{path}: already holds a run with another config ({changed}); choose another run=FOLDER. "
-            f"May change on resume: {', '.join(resumable)}."
+            f"May change on resume: {', '.join(resumable)}.{SHARES if 'weight.' in changed else ''}"
         )
 
 

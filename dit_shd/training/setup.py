@@ -25,7 +25,7 @@ from dit_shd.distillation.teachers import Teachers, role
 from dit_shd.models import batch_norms
 from dit_shd.models.families import FAMILIES
 from dit_shd.models.loading import check_finite
-from dit_shd.models.lora import add_lora, check_lora
+from dit_shd.models.lora import add_lora
 from dit_shd.models.offload import moved
 from dit_shd.models.quantization import is_quantised
 from dit_shd.tasks import TASKS
@@ -78,8 +78,7 @@ def build(config: TrainConfig) -> Run:
     check_teachers(config, task, teachers, accelerator)
     folder, tracker = open_folder(parts, accelerator)
     initialise(parts, distiller, batches, folder, accelerator)
-    if config.lora.rank:
-        add_lora(distiller.student, config.lora, config.seed)
+    add_lora(distiller.student, config.lora, config.seed)
     place(config, distiller, teachers, accelerator)
     calibrate(distiller, teachers, batches, folder, accelerator)
     prepared, state = prepare(config, distiller, accelerator)
@@ -145,7 +144,8 @@ def check(parts: Parts) -> None:
         task.check(who, model)
         check_finite(who, model)
     initialisation.check(config.initialisation, parts.losses_of_teacher, parts.student, parts.teacher)
-    check_lora(parts.student, config.lora)
+    checks.adapters(config, parts.student, () if parts.start is None else parts.start.new)
+    checks.untrained(config, parts.losses, parts.student)
     if config.validate_every:
         task.check_evaluation(parts.student, parts.kept)
 
@@ -199,14 +199,14 @@ def join(config: TrainConfig, distiller: Distiller) -> tuple["Accelerator", Batc
 
 def warn(parts: Parts) -> None:
     """Log what is allowed and hardly meant."""
-    config = parts.config
-    newest, jump = RunFolder(config.run).newest, None
+    config, newest, jump = parts.config, RunFolder(parts.config.run).newest, None
     if newest is not None:
         planned = read_yaml(config.run / "config.yaml").get("steps", config.steps)
         jump = optim.jump(config.optimizer, step_of(newest), planned, config.steps)
     slow = too_slow(config.ema_rates, config.steps, config.ema_warmup)
-    lines = slow, jump, batch_norms.remark(parts.student), validation.incomparable(config)
-    for line in (*filter(None, lines), *parts.task.remarks(parts.student)):
+    student, still = parts.student, checks.untrained(config, parts.losses, parts.student)
+    lines = slow, jump, batch_norms.remark(student), validation.incomparable(config), still
+    for line in (*filter(None, lines), *parts.task.remarks(student)):
         _log.warning("%s", line)
 
 

@@ -70,6 +70,18 @@ def test_every_linear_map_of_the_blocks(teacher):
     assert adapted == set(linear_maps(loading.load(teacher)))
 
 
+def test_random_weights_are_not_frozen(values, tmp_path):
+    """A last layer of zeros would give no gradient for ever."""
+    with pytest.raises(UserError, match=r"lora\.rank: freezes the student's weights, which are random; wanted init"):
+        run(values, **{**LORA, "initialisation": {"weights": "random"}}, run=str(tmp_path / "x"))
+    assert not (tmp_path / "x").exists()
+    run(values, run=str(tmp_path / "first"), steps=1)
+    wider = {**values["student"], "num_classes": values["student"].get("num_classes", 3) + 4}
+    changes = {**LORA, "initialisation": {"weights": "random"}, "from": str(tmp_path / "first"), "student": wider}
+    with pytest.raises(UserError, match=r"lora\.rank: .* of which from=.*first lacks .*; they would stay random"):
+        run(values, **changes, run=str(tmp_path / "x"))
+
+
 def test_bad_input(teacher, values):
     with pytest.raises(UserError, match=r"lora.targets: no linear map of the student's blocks ends in foo; there are"):
         check_lora(loading.load(teacher), Lora(rank=2, targets=["foo"]))

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from runs import diffusion, drawn, rows, run
+from small_runs import STUDENT
 
 from dit_shd.core.config import make, resolve
 from dit_shd.core.errors import UserError
@@ -10,6 +11,7 @@ from dit_shd.core.plugins import Plugin
 from dit_shd.core.yaml_files import override
 from dit_shd.data.datasets import DATASETS
 from dit_shd.diffusion.denoiser import NO_LABEL
+from dit_shd.models.families import FAMILIES
 from dit_shd.training.config import TrainConfig, resolved
 
 
@@ -66,6 +68,16 @@ def test_how_a_run_is_evaluated_may_change_while_it_goes_on_and_what_it_learns_m
     told = r"another config \(task\.label_dropout: 0\.1 there, 0\.2 here\).*May change on resume: .*task\.evaluation\."
     with pytest.raises(UserError, match=told):
         run(values, steps=3, task={"name": "diffusion", "label_dropout": 0.2, "evaluation": evaluation})
+
+
+def test_what_hides_tokens_wants_as_many_in_both_models(shapes):
+    """Hidden tokens of the student are others in a teacher of another patch size."""
+    task = diffusion(DATASETS.build(Plugin("npz", {"path": str(shapes)})), mask_ratio=0.3)
+    finer = FAMILIES.build(Plugin("mdt", {**{k: v for k, v in STUDENT.items() if k != "name"}, "patch_size": 1}))
+    with pytest.raises(
+        UserError, match=r"task.mask_ratio: hides the same tokens .* the teacher has 64, the student 16"
+    ):
+        task.check("teacher", finer)
 
 
 # What is drawn

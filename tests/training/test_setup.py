@@ -2,6 +2,7 @@
 
 import json
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -108,3 +109,18 @@ def test_a_matched_plan_serves_the_masked_pass_too(values):
     config, _ = run(values, losses=[loss])
     plans = json.loads((config.run / "calibration.json").read_text())["shd"]["plans"]
     assert "sideblocks.0.attn" in plans
+
+
+def test_what_nothing_would_train_is_told(values, tmp_path, caplog):
+    """A variance that stays at zero is how a model of velocity is known: the student could not be sampled from."""
+    values = {**values, "base_weight": 0.0, "steps": 1}
+    with pytest.raises(UserError, match=r"base_weight: is 0, and no loss trains the variance .*learn_sigma=false has"):
+        run(values, losses=[{"name": "output"}])
+    assert not Path(values["run"]).exists()
+    run(values, losses=[{"name": "output", "variance": True}])
+    assert "base_weight" not in caplog.text
+    begun = {"weights": "teacher", "calibration": 0}
+    run(values, losses=[{"name": "output"}], initialisation=begun, run=str(tmp_path / "begun"))
+    assert "false has none; it stays as it begins" in caplog.text
+    run(values, losses=[{"name": "shd"}], run=str(tmp_path / "maps"))
+    assert "no loss reads what the student predicts: its last layer stays as it begins" in caplog.text

@@ -15,6 +15,7 @@ from dit_shd.distillation.initialisation.moments import HeadMoments, student_mom
 from dit_shd.distillation.initialisation.plan import Heads, InitialisationPlan
 from dit_shd.distillation.initialisation.regression import Chosen, RegressionMoments
 from dit_shd.distillation.initialisation.structure import BIAS_TABLE, TABLES, LinearMap
+from dit_shd.models.quantization import dequantised
 from dit_shd.models.shape import shape_of
 from dit_shd.squeezing.plans import Plan
 from dit_shd.squeezing.squeezer import Squeezer
@@ -98,7 +99,8 @@ class Transfer:
     @cached_property
     def teacher_tensors(self) -> Tensors:
         """The teacher's tensors in float64."""
-        return {name: tensor.detach().cpu().double() for name, tensor in self.teacher.state_dict().items()}
+        state = self.teacher.state_dict()
+        return {name: dequantised(tensor.detach()).cpu().double() for name, tensor in state.items()}
 
     def _keep(self, space: str, count: int, inputs: Mapping[str, RegressionMoments]) -> Chosen:
         """The channels that are kept of a space."""

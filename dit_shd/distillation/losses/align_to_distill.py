@@ -100,7 +100,10 @@ class AlignToDistill(Loss):
             return Term(parts.sum(0) / n)
         parts = over_rows(partial(_by_map, t, weight), s, sum(heads) + 4 * heads[1], learned, self.chunk_mib)
         mass = parts[:, 0].sum(0)
-        return Term((parts[:, 1].sum(0) / mass - mass.log() + parts[:, 2].logsumexp(0)).mean(1))
+        some = mass > 0  # else no row takes part
+        safe = mass.where(some, 1.0)
+        divergence = parts[:, 1].sum(0) / safe - safe.log() + parts[:, 2].logsumexp(0)
+        return Term(divergence.where(some, 0.0).mean(1))
 
 
 def _captures(forward: Forward, who: str) -> list[Capture]:

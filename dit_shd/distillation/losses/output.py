@@ -40,14 +40,20 @@ class Output(Loss):
         self.variance, self.guidance = variance, guidance
 
     def term(self, student: Prediction, teacher: Prediction, batch: Batch) -> Term:
-        error = (student.prediction - teacher.prediction).square()
+        s, t = student.prediction, teacher.prediction
+        if s.shape != t.shape:
+            raise UserError(
+                f"losses.output: wanted predictions of one shape, found {list(s.shape)} of the student and "
+                f"{list(t.shape)} of the teacher"
+            )
+        error = (s - t).square()
         weight = batch.prediction_weight()
         error = error.flatten(1).mean(1) if weight is None else (error.mean(2) * weight).mean(1)
         if not self.variance:
             return Term(error)
         if not {"mean", "log_variance"} <= student.extra.keys() & teacher.extra.keys():
             raise UserError("losses.output.variance: both models must predict a variance (learn_sigma)")
-        s, t = student.extra, teacher.extra
-        nats = gaussian_kl(t["mean"], t["log_variance"], s["mean"].detach(), s["log_variance"])
+        extra, target = student.extra, teacher.extra
+        nats = gaussian_kl(target["mean"], target["log_variance"], extra["mean"].detach(), extra["log_variance"])
         kl = nats.flatten(1).mean(1) / math.log(2.0)
         return Term(error + kl, {"noise": error.detach().mean(), "variance": kl.detach().mean()})

@@ -46,7 +46,9 @@ class SelfCorrelation(LayerLoss):
                 both, of_student, of_teacher = ((x * y).sum((1, 2)) for x, y in ((s, t), (s, s), (t, t)))
             else:
                 both, of_student, of_teacher = (_overlap(x, y) for x, y in ((s, t), (s, s), (t, t)))
-            return Term(1 - both / (of_student * of_teacher).sqrt().clamp(min=torch.finfo(of_student.dtype).tiny))
+            squares = of_student * of_teacher
+            some = squares > 0  # else no token takes part
+            return Term(torch.where(some, 1 - both / squares.where(some, 1.0).sqrt(), 0.0))
 
 
 def _directions(x: Tensor, weight: Tensor | None) -> Tensor:

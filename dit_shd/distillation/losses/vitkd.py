@@ -14,6 +14,8 @@ from dit_shd.distillation.losses import Forward, Layers, Loss, Needs, Reads, Ter
 from dit_shd.squeezing.cost import FLOAT, LayerCost
 from dit_shd.tasks import Batch
 
+MOST_PREFIX = 8
+"""Tokens that a teacher may have more than a student's grid; more are of another grid."""
 SHALLOW = 2
 """Number of first blocks that mimic the teacher's."""
 
@@ -36,7 +38,7 @@ class ViTKD(Loss):
         mimicking: The factor of that part; the published one.
         generation: Likewise.
         mask_ratio: Share of tokens r.
-        prefix_tokens: Tokens of the student in front of the grid; the teacher has all that are more than its grid.
+        prefix_tokens: Tokens of the student in front of the grid; the teacher has all that are more than it, at most 8.
         layers: `sections`, `proportional`, or a map {student block: teacher block}.
         seed: Of the tokens that are replaced; in a config the run's.
     """
@@ -132,7 +134,8 @@ class ViTKD(Loss):
         assert s is not None
         assert t is not None
         n = s.shape[1] - self.prefix_tokens
-        if n < 1 or math.isqrt(n) ** 2 != n or t.shape[1] < n or t.shape[0] != s.shape[0]:
+        more = t.shape[1] - n  # tokens before the teacher's patches: a class token, registers
+        if n < 1 or math.isqrt(n) ** 2 != n or not 0 <= more <= MOST_PREFIX or t.shape[0] != s.shape[0]:
             raise UserError(
                 f"losses.vitkd: wanted a square grid of tokens behind {self.prefix_tokens} (prefix_tokens), and as "
                 f"many in the teacher, found {list(s.shape)} in {block} and {list(t.shape)} in {source} of the teacher"

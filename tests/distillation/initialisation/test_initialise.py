@@ -23,6 +23,7 @@ from dit_shd.distillation.initialisation import regression
 from dit_shd.distillation.initialisation.initialise import Initialisation, initialise, moment_batches
 from dit_shd.distillation.losses.shd import SHD
 from dit_shd.models.families import FAMILIES
+from dit_shd.models.loading import load
 from dit_shd.tasks.diffusion import Diffusion
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.trainer import Trainer, train
@@ -314,6 +315,21 @@ def test_a_teacher_in_bfloat16_gives_nearly_the_same(batches):
         initialise(Diffusion(), student, build(num_attention_heads=4).to(dtype), batches["mdt"])
     ours, theirs = (outputs(student, batches["mdt"]) for student in students)
     assert (ours - theirs).norm() < 0.1 * ours.norm()
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_a_quantised_teacher_gives_nearly_the_same(batches, tmp_path, precision):
+    torch.manual_seed(0)
+    teacher = build(num_attention_heads=4, attention_head_dim=8)
+    for p in teacher.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    teacher.save_pretrained(tmp_path)
+    students = [build(seed=1, attention_head_dim=8) for _ in range(2)]
+    for student, how in zip(students, ("bf16", precision)):
+        quantised = load(tmp_path, how).eval().requires_grad_(False)
+        initialise(Diffusion(), student, quantised, batches["mdt"])
+    whole, fewer = (outputs(student, batches["mdt"]) for student in students)
+    assert (whole - fewer).norm() < 0.3 * whole.norm()
 
 
 def test_a_resumed_run_is_not_begun_again(values, tmp_path):

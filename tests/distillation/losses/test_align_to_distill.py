@@ -110,3 +110,17 @@ def test_what_does_not_fit_is_refused():
         checks.build("align_to_distill", rows=0.0)
     with pytest.raises(UserError, match=r"rows: over: all is one distribution over all rows, found 0\.5"):
         checks.build("align_to_distill", over="all", rows=0.5)
+
+
+@pytest.mark.parametrize("over", ["keys", "all"])
+def test_a_sample_without_any_weight_has_no_loss(over):
+    s, t = checks.captures(2, grad=True, n=7, m=7), checks.captures(4, seed=5, n=7, m=7)
+    weights = torch.ones(2, 7, dtype=torch.float64)
+    weights[1] = 0
+    given = checks.batch(weights=weights)
+    loss = checks.build("align_to_distill", s, t, given, over=over)
+    value = checks.term(loss, s, t, given).value
+    assert value[0] != 0 and value[1] == 0
+    value.sum().backward()
+    learning = [*checks.leaves(s), *loss.parameters()]
+    assert all(x.grad is None or bool(x.grad.isfinite().all()) for x in learning)

@@ -9,6 +9,7 @@ from small_steps import Says, batch_of
 from dit_shd.core.errors import UserError
 from dit_shd.diffusion.schedule import Schedule
 from dit_shd.distillation.losses.output import Output
+from dit_shd.tasks import Output as Prediction
 from dit_shd.tasks.diffusion import Diffusion
 
 
@@ -51,3 +52,11 @@ def test_variance_part_by_hand():
     want = (math.exp(gap) - 1 - gap) / 2 / math.log(2)
     term = term_of(Output(variance=True), torch.cat([noise, v_s], 1), torch.cat([noise, v_t], 1), [t])
     assert term.logs["variance"].item() == pytest.approx(want, rel=1e-3)
+
+
+def test_predictions_of_other_shapes_are_refused():
+    models = (torch.randn(2, 2, 4, 4), torch.randn(2, 2, 8, 8))
+    with pytest.raises(
+        UserError, match=r"output: wanted predictions of one shape, found \[2, 1, 4, 4\] .* \[2, 1, 8, 8\]"
+    ):
+        Output().term(*(Prediction(x[:, :1]) for x in models), batch_of(torch.randn(2, 1, 4, 4), (1, 500)))

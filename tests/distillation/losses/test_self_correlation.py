@@ -39,3 +39,14 @@ def test_rotated_and_scaled_features_are_the_same():
     turn = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64)).Q
     s = {name: 3 * x @ turn for name, x in t.items()}
     assert checks.term(checks.build("self_correlation"), s, t).value.abs().max() < 1e-12
+
+
+def test_a_sample_without_any_weight_has_no_loss():
+    """Such as a document whose prompt fills its length: nan once made the whole step bad."""
+    s, t = checks.tokens(3, grad=True), checks.tokens(4, seed=1)
+    weights = torch.ones(2, 7, dtype=torch.float64)
+    weights[1] = 0
+    value = checks.term(checks.build("self_correlation"), s, t, checks.batch(weights=weights)).value
+    assert value[0] > 0 and value[1] == 0
+    value.sum().backward()
+    assert all(bool(x.grad.isfinite().all()) and not x.grad[1].any() for x in s.values())

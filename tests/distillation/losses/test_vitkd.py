@@ -158,3 +158,11 @@ def test_what_does_not_fit_is_refused(options, student, teacher, message):
     with pytest.raises(UserError, match=message) as error:
         build(**options).term(forward(student), forward(teacher), batch())
     assert "\n" not in str(error.value)
+
+
+def test_a_teacher_of_another_grid_is_refused():
+    """Its first patches would be taken for class tokens; registers are."""
+    with_registers = forward(blocks(OTHER, 3, 5))
+    build(prefix_tokens=1).term(forward(blocks(WIDTH, 3)), with_registers, batch())
+    with pytest.raises(UserError, match=r"losses.vitkd: wanted a square grid of tokens behind 1 .* \[2, 17, 6\]"):
+        build(prefix_tokens=1).term(forward(blocks(WIDTH, 3, n=4)), forward(blocks(OTHER, 3, n=16)), batch())

@@ -117,3 +117,14 @@ def test_a_vocabulary_that_is_too_small_is_refused(tmp_path):
     causal_lm(GPT2).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"knows 257 tokens, the data have 300"):
         build(source=str(tmp_path), vocab_size=300)
+
+
+def test_rotary_frequencies_stay_exact_in_bfloat16(tmp_path):
+    """As transformers has them: of a prompt's last tokens a teacher's logits would be others."""
+    causal_lm(LLAMA).save_pretrained(tmp_path)
+    whole, half = load(tmp_path), load(tmp_path, "bf16")
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+    frequencies = {name: buffer for name, buffer in half.named_buffers() if name.endswith("inv_freq")}
+    assert frequencies
+    for name, buffer in whole.named_buffers():
+        assert name not in frequencies or torch.equal(frequencies[name], buffer)
