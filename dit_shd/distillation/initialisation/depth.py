@@ -20,7 +20,7 @@ def pairs(student: nn.Module, teacher: nn.Module, how: str | dict[str, str] | Ke
     first of the interval that it stands for that has them, in the same sizes or larger.
 
     Raises:
-        UserError: Models of two classes, or blocks that do not exist.
+        UserError: Models of two classes, blocks that do not exist, or a plan of another number of blocks.
     """
     if type(student) is not type(teacher):
         raise UserError(
@@ -28,6 +28,7 @@ def pairs(student: nn.Module, teacher: nn.Module, how: str | dict[str, str] | Ke
             f"{type(teacher).__name__}; use initialisation.weights=random"
         )
     if isinstance(how, KeptPlan):
+        how.check(named_blocks(student))
         wanted, available = student.state_dict(), teacher.state_dict()
         names = list(named_blocks(teacher))
         return {block: _kept(block, wanted, available, names, how) for block in named_blocks(student)}
