@@ -163,8 +163,11 @@ def _selection(student: nn.Module, teacher: nn.Module, options: Initialisation, 
         UserError: The student does not have parts of its teacher.
     """
     plan = _kept(shd.layers if options.layers is None else options.layers)
-    layers = depth.pairs(student, teacher, plan or options.layers)
-    if options.layers is None and isinstance(shd.layers, dict):
+    named = options.layers if isinstance(options.layers, dict) else None
+    layers = depth.pairs(student, teacher, plan or (options.layers if named is None else "sections"))
+    if named is not None:  # blocks that it leaves out go by section, as those that the loss leaves out
+        layers |= depth.pairs(student, teacher, named)
+    elif options.layers is None and isinstance(shd.layers, dict):
         layers |= depth.pairs_of_layers(student, teacher, shd.layers)
     selection = Selection(student, teacher, layers, shd.squeezer, options.channels == "importance")
     if selection.has_fewer_heads and options.heads == "merge":

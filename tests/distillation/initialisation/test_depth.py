@@ -54,6 +54,19 @@ def test_blocks_follow_the_layers_that_the_shd_loss_names():
     assert planned(named, [loss], student, teacher).layers[block(0)] == block(1)
 
 
+def test_blocks_that_the_option_leaves_out_go_by_section():
+    """They came from the teacher's block of the same number, and the plan was of the named ones alone."""
+    teacher = SD3Transformer2DModel(**SIZES)
+    student = SD3Transformer2DModel(**smaller(SIZES, {"num_layers": 3}))
+    block = "transformer_blocks.{}".format
+    options = Initialisation(weights="teacher", layers={block(0): block(2)})
+    plan = initialise(None, student, teacher, [], options)
+    assert plan.layers == {block(0): block(2), block(1): block(3), block(2): block(5)}
+    first, second = (student.transformer_blocks[i].attn.to_q.weight for i in range(2))
+    assert torch.equal(first, teacher.transformer_blocks[2].attn.to_q.weight)
+    assert torch.equal(second, teacher.transformer_blocks[3].attn.to_q.weight)
+
+
 def test_two_classes_are_refused():
     with pytest.raises(UserError, match="wanted models of one class"):
         check(OPTIONS, [], torch.nn.Linear(2, 2), SD3Transformer2DModel(**SIZES))
