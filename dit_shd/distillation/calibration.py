@@ -10,7 +10,7 @@ from dit_shd.attention.recording.attach import capture
 from dit_shd.attention.recording.sharded import captured
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.losses import Loss
-from dit_shd.distillation.recording import named_attention
+from dit_shd.distillation.recording import check_named, named_attention
 from dit_shd.distillation.teachers import Teachers, by_name, chosen
 from dit_shd.models.batch_norms import kept_statistics
 from dit_shd.tasks import Batch
@@ -50,6 +50,8 @@ def calibrate(
                 ):
                     distiller.task.predict(student, batch)
                     distiller.task.predict(teacher, batch)
+                check_named(losses, "student", student, learned)
+                check_named(losses, "teacher", teacher, taught)
                 for loss in losses:
                     loss.calibrate(taught, learned, batch)
     return {name: loss.calibrated() for name, loss in calibrated.items()}

@@ -129,7 +129,9 @@ class Distiller(nn.Module):
     def _forward(self, batch: Batch, losses: Mapping[str, Loss]) -> Forward:
         """The student's forward, with what some losses read of it."""
         layers = recording.named_attention(losses.values(), "student", self.student)
-        return recording.forward(self.task, self.student, batch, _read(losses.values()), layers)
+        forward = recording.forward(self.task, self.student, batch, _read(losses.values()), layers)
+        recording.check_named(losses.values(), "student", self.student, forward.attention)
+        return forward
 
     def _learned(
         self, batch: Batch, teachers: Teachers, losses: Mapping[str, Loss], student: Forward

@@ -1,7 +1,8 @@
 """A student of fewer blocks of its teacher: which blocks it keeps, and which it stands for (PPCL, arXiv 2511.16156)."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +56,27 @@ class KeptPlan:
             error = self.errors[block]
             yield f"{block} from {source}" + (f", learns from {last} ({error:.4f} unexplained)" if error else "")
 
+    def check(self, student: Iterable[str]) -> None:
+        """Refuse a student that has more or fewer blocks than the plan in a list of blocks that it names.
+
+        Args:
+            student: Names of its blocks, or of layers inside of them.
+
+        Raises:
+            UserError: Naming the list.
+        """
+        present = {self._block_of(name) for name in student}
+        for of_list in self._lists:
+            planned, actual = (
+                {block for block in blocks if block and block.rpartition(".")[0] == of_list}
+                for blocks in (self.layers, present)
+            )
+            if planned != actual:
+                raise UserError(
+                    f"kept: the plan is of a student of {len(planned)} {of_list}, this one has {len(actual)}; give it "
+                    "as many, or make a plan for it (dit-shd depth keep=...)"
+                )
+
     def pairs(self, teacher: Sequence[str], student: Sequence[str]) -> dict[str, str]:
         """Student layer -> teacher layer, of blocks or of layers inside of them.
 
@@ -63,12 +85,12 @@ class KeptPlan:
             student: Names of its layers.
 
         Raises:
-            UserError: No layer is in a block of the plan, or the teacher lacks one.
+            UserError: No layer is in a block of the plan, the student has other blocks, or the teacher lacks a layer.
         """
         pairs: dict[str, str] = {}
         for name in student:
-            block = next((b for b in self.layers if name == b or name.startswith((f"{b}.", f"{b}#"))), None)
-            if block is None:
+            block = self._block_of(name)
+            if block is None or block not in self.layers:
                 continue
             source = self.layers[block] + name.removeprefix(block)
             if source not in teacher:
@@ -78,4 +100,21 @@ class KeptPlan:
             raise UserError(
                 f"layers: kept: the plan is of {', '.join(self.layers)}; the student has {', '.join(student)}"
             )
+        empty = [block for block, source in self.layers.items() if not any(_in(source, name) for name in teacher)]
+        self.check([*student, *empty])
         return pairs
+
+    @property
+    def _lists(self) -> list[str]:
+        """The lists of blocks that the plan names."""
+        return list(dict.fromkeys(block.rpartition(".")[0] for block in self.layers))
+
+    def _block_of(self, name: str) -> str | None:
+        """The block that a layer is, or is in, of a list that the plan names."""
+        matches = (re.match(rf"{re.escape(of_list)}\.\d+(?![^.#:])", name) for of_list in self._lists)
+        return next((match[0] for match in matches if match), None)
+
+
+def _in(block: str, name: str) -> bool:
+    """Whether a layer is a block, or in it."""
+    return name == block or name.startswith((f"{block}.", f"{block}#"))

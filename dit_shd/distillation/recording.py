@@ -92,12 +92,48 @@ def named_attention(losses: Iterable[Loss], role: Role, model: nn.Module) -> lis
         role: Whose layers.
         model: All attention of a model of dit_shd is self-attention, and recorded anyway.
     """
-    reading = [loss for loss in losses if Reads.ATTENTION in loss.reads]
-    maps = [loss.layers for loss in reading if isinstance(loss, LayerLoss) and isinstance(loss.layers, Mapping)]
-    if not maps or len(maps) < len(reading) or discovery.own_layers(model):
+    names, by_rule = _names_and_rules(losses, role)
+    if not names or by_rule or discovery.own_layers(model):
         return None
-    names = [name for pairs in maps for name in (pairs.keys() if role == "student" else pairs.values())]
-    return list(dict.fromkeys(layer_of(name) for name in names))
+    return list(dict.fromkeys(map(layer_of, names)))
+
+
+def check_named(losses: Iterable[Loss], role: Role, model: nn.Module, recorded: Iterable[str]) -> None:
+    """Refuse losses that name other attention beside losses by a rule, for which self-attention alone is recorded.
+
+    Args:
+        losses: The losses of one pass.
+        role: Whose layers.
+        model: A model of dit_shd has no other attention.
+        recorded: The layers that were recorded of it.
+
+    Raises:
+        UserError: Naming the layer and the losses by a rule.
+    """
+    names, by_rule = _names_and_rules(losses, role)
+    layers = {layer_of(name) for name in recorded}
+    missing = [name for name in names if layer_of(name) not in layers]
+    if not missing or not by_rule or discovery.own_layers(model):
+        return
+    modules = {discovery.plain(path) for path, _ in model.named_modules()}
+    for name in missing:
+        if layer_of(name) in modules:
+            raise UserError(
+                f"layers: {name} of the {role} is no self-attention that ran, and other attention is recorded "
+                f"where all losses on attention name their layers: name those of {', '.join(by_rule)}, too"
+            )
+
+
+def _names_and_rules(losses: Iterable[Loss], role: Role) -> tuple[list[str], list[str]]:
+    """The attention layers that losses name, and the losses on attention that name none."""
+    names, by_rule = list[str](), list[str]()
+    for loss in losses:
+        if Reads.ATTENTION in loss.reads:
+            if isinstance(loss, LayerLoss) and isinstance(loss.layers, Mapping):
+                names += loss.layers.keys() if role == "student" else loss.layers.values()
+            else:
+                by_rule.append(type(loss).__module__.rpartition(".")[2])
+    return names, by_rule
 
 
 def forward(

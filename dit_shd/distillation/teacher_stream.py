@@ -12,7 +12,7 @@ from dit_shd.attention.recording.sharded import KeptWeights
 from dit_shd.core.dtensor import is_sharded
 from dit_shd.distillation.guided import guided_outputs
 from dit_shd.distillation.losses import LayerLoss, Loss, Pairs
-from dit_shd.distillation.recording import named_attention, record
+from dit_shd.distillation.recording import check_named, named_attention, record
 from dit_shd.distillation.records import LAYERS, Forward, Layer, Reads, Term
 from dit_shd.models.offload import is_offloaded
 from dit_shd.tasks import Batch, Output, Task
@@ -76,6 +76,8 @@ class TeacherStream:
             output = task.predict(teacher, batch)
         for kind, layers in held.items():
             self._orders[batch.pass_name, kind] = list(layers)
+        if Reads.ATTENTION in held:
+            check_named(losses.values(), "teacher", teacher, held[Reads.ATTENTION])
         outputs = {} if output is None else guided_outputs(task, teacher, batch, losses, output)
         return {
             name: streamed[name].term()

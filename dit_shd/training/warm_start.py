@@ -15,6 +15,7 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.files import write_text
 from dit_shd.core.json_files import read_object
 from dit_shd.models import loading
+from dit_shd.models.prediction import PREDICTION, prediction_of
 from dit_shd.models.provenance import Provenance, provenance
 
 FILE = "from.json"
@@ -56,7 +57,8 @@ def take_weights(student: nn.Module, source: str) -> WarmStart:
         source: A run folder, a model folder or whatever else names a model.
 
     Raises:
-        UserError: There is no such model, most of the student's parameters are not in it, or its heads are others.
+        UserError: There is no such model, most of the student's parameters are not in it, its heads are others, or
+            it predicts something else.
     """
     other_model = loading.load(source)
     other = other_model.state_dict()
@@ -78,6 +80,7 @@ def take_weights(student: nn.Module, source: str) -> WarmStart:
             "the student its sizes (student=...), or let a smaller one begin with initialisation.weights=teacher"
         )
     _check_heads(student, other_model, source)
+    _check_prediction(student, other_model, source)
     student.load_state_dict({**weights, **fits})
     return WarmStart(source, taken, total, new, provenance(source))
 
@@ -93,6 +96,16 @@ def _check_heads(student: nn.Module, other: nn.Module, source: str) -> None:
                     f"from: {key} of {name} is {there} in {source} and {here} in the student: weights of the same "
                     "shapes would be other maps; give it as many, or let it begin with initialisation.weights=teacher"
                 )
+
+
+def _check_prediction(student: nn.Module, other: nn.Module, source: str) -> None:
+    """Refuse weights of a model that predicts something else, or is given time otherwise."""
+    here, there = prediction_of(student), prediction_of(other)
+    if here != there:
+        raise UserError(
+            f"from: the student predicts {here}, {source} {there}: the same weights would mean something else; set "
+            f"student.{PREDICTION}={there}"
+        )
 
 
 def read_origin(run: Path) -> Provenance | None:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from diffusers import PixArtTransformer2DModel
 from small_steps import SMALL, batch_of
 
 from dit_shd import SHD, capture
@@ -14,6 +15,7 @@ from dit_shd.distillation.losses.output import Output
 from dit_shd.models.families.mdt import MDTv2
 from dit_shd.models.offload import OFFLOADED
 from dit_shd.tasks.diffusion import Diffusion
+from dit_shd.tasks.text_to_image import TextToImage
 
 TASK = Diffusion()
 
@@ -289,3 +291,30 @@ def test_another_teacher_under_the_name_of_one_before(student, teachers, batch, 
         want = Distiller(TASK, student, [SHD()]).terms(batch, teachers[name])
         for _ in range(2):
             torch.testing.assert_close(again.terms(batch, teachers[name]), want)
+
+
+def pixart(heads):
+    return PixArtTransformer2DModel(
+        in_channels=4, out_channels=8, num_layers=2, sample_size=8, patch_size=2, caption_channels=16,
+        norm_num_groups=1, num_attention_heads=heads, attention_head_dim=8, cross_attention_dim=8 * heads,
+    )  # fmt: skip
+
+
+def test_a_loss_on_cross_attention_wants_the_layers_of_those_beside_it():
+    """It was said that the student has no such layer."""
+    student, teacher = pixart(2), pixart(4).eval()
+    task = TextToImage(side=8, text_tokens=5)
+    (batch,) = task.example(student, 2, torch.device("cpu"))
+    maps = [{f"transformer_blocks.{i}.{name}": f"transformer_blocks.{i}.{name}" for i in (0, 1)} for name in
+            ("attn1", "attn2")]  # fmt: skip
+    with pytest.raises(UserError, match=r"blocks\.0\.attn2 of the student is no self-attention .* those of shd, too"):
+        Distiller(task, student, [SHD(), SHD(layers=maps[1])])(batch, teacher)
+    crossed = SHD(layers=dict(zip(maps[0], maps[1])))
+    with pytest.raises(UserError, match=r"blocks\.0\.attn2 of the teacher is no self-attention"):
+        Distiller(task, student, [SHD(), crossed])(batch, teacher)
+    matched = SHD(layers=maps[1], plan="matched", calibration=1)
+    with pytest.raises(UserError, match=r"blocks\.0\.attn2 of the student is no self-attention"):
+        calibrate(Distiller(task, student, [SHD(plan="matched", calibration=1), matched]), teacher, [[batch]])
+    distiller = Distiller(task, student, [SHD(layers=maps[0]), SHD(layers=maps[1])])
+    for _ in range(2):  # streamed, too
+        assert {"shd", "shd#2"} <= distiller(batch, teacher)[1].keys()

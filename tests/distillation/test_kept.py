@@ -6,11 +6,12 @@ from diffusers import DiTTransformer2DModel, SD3Transformer2DModel
 
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.initialisation import depth
-from dit_shd.distillation.initialisation.initialise import Initialisation, initialise
+from dit_shd.distillation.initialisation.initialise import Initialisation, check, initialise
 from dit_shd.distillation.kept import KeptPlan
 from dit_shd.distillation.layer_map import layer_map
 from dit_shd.distillation.losses.shd import SHD
 from dit_shd.models.families.dit import DiT
+from dit_shd.models.families.mdt import MDTv2
 from dit_shd.tasks.diffusion import Diffusion
 
 PLAN = KeptPlan(
@@ -140,3 +141,44 @@ def test_a_student_begins_with_the_blocks_that_a_plan_keeps(by, tmp_path):
     narrow = DiT(**{**sizes, "num_attention_heads": 1}, num_layers=2)
     if by == "loss":  # fewer heads, too
         assert initialise(Diffusion(), narrow, teacher, [], options, SHD(layers=layers)).layers == PLAN.weights
+
+
+def test_a_plan_is_of_a_student_of_as_many_blocks(tmp_path):
+    """In the lists that it names; a block may be without layers where its teacher is, too."""
+    names = [f"blocks.{i}" for i in range(4)]
+    for count in (1, 3):
+        with pytest.raises(UserError, match=f"kept: the plan is of a student of 2 blocks, this one has {count}"):
+            depth.pairs(DiT(**{**TINY, "num_layers": count}), dit(), PLAN)
+        with pytest.raises(UserError, match=f"this one has {count}"):
+            PLAN.pairs(names, names[:count])
+    assert PLAN.pairs(names[:3], names[:1]) == {"blocks.0": "blocks.0"}
+
+
+def test_a_dit_of_kept_blocks_is_checked_and_narrowed_as_any_other(tmp_path):
+    (tmp_path / "plan.json").write_text(PLAN.text())
+    options = Initialisation("teacher", layers=f"kept:{tmp_path}")
+    teacher, sizes = dit(), {**TINY, "num_layers": 2}
+    velocities = [DiT(**{**sizes, "learn_sigma": False}, prediction="velocity_sit"),
+                  DiT(**{**TINY, "learn_sigma": False}, prediction="velocity_repa")]  # fmt: skip
+    refused = [
+        (velocities[0], velocities[1], "predicts velocity_sit and its teacher velocity_repa"),
+        (DiT(**{**sizes, "num_classes": 2}), teacher, r"y_embedder.* must be the same"),
+        (DiT(**{**sizes, "learn_sigma": False}), teacher, r"final_layer.* must be the same"),
+        (DiT(**{**sizes, "num_layers": 3}), teacher, "of a student of 2 blocks, this one has 3"),
+    ]
+    for student, source, message in refused:
+        with pytest.raises(UserError, match=message):
+            check(options, [], student, source)
+    student = DiT(**{**sizes, "num_attention_heads": 1, "attention_head_dim": 8})
+    plan = initialise(Diffusion(), student, teacher, [], options)
+    assert plan.layers == PLAN.weights
+    assert [heads.groups for heads in plan.heads.values()] == [((0, 1),)] * 2
+
+
+def test_lists_outside_of_the_plan_begin_with_the_teachers_blocks(tmp_path):
+    names = [f"de_blocks.{i}" for i in range(2)]
+    plan = KeptPlan({names[0]: names[1]}, {names[0]: names[1]}, {})
+    (tmp_path / "plan.json").write_text(plan.text())
+    teacher, student = (randomised(MDTv2(**{**TINY, "num_layers": n}, decode_layer=n - 2)) for n in (4, 3))
+    layers = initialise(Diffusion(), student, teacher, [], Initialisation("teacher", layers=f"kept:{tmp_path}")).layers
+    assert layers == {x: x for x in ("en_inblocks.0", "en_outblocks.0", "sideblocks.0")} | {names[0]: names[1]}

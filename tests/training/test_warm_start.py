@@ -21,3 +21,13 @@ def test_weights_of_other_heads_are_refused_though_their_shapes_are_the_same(tmp
     with pytest.raises(UserError, match=r"heads of blocks\.0\.attn is 4 in .* and 2 in the student"):
         take_weights(other, str(tmp_path))
     assert all(torch.equal(x, before[name]) for name, x in other.state_dict().items())
+
+
+@pytest.mark.parametrize("prediction", ["noise", "velocity_sit"])
+def test_weights_of_a_model_that_predicts_something_else_are_refused(prediction, tmp_path):
+    DiT(**SIZES, num_attention_heads=2, learn_sigma=False, prediction="velocity_repa").save_pretrained(tmp_path)
+    student = DiT(**SIZES, num_attention_heads=2, learn_sigma=False, prediction=prediction)
+    with pytest.raises(
+        UserError, match=rf"predicts {prediction}, .* velocity_repa: .*student.prediction=velocity_repa"
+    ):
+        take_weights(student, str(tmp_path))

@@ -145,7 +145,9 @@ class _Finder:
             queries = [name for name in maps if name == f"{path}.to_q" or FUSED in name.removeprefix(path)]
             parts = {f"{path}.{name}" for name in (*QUERIES, *KEYS, *OUT)} | set(queries)
             others = [name for name in maps if name not in parts and any(t != s for t, s in self.maps[name])]
-            if len(queries) != 1 or others or not isinstance(getattr(module, "heads", None), int):
+            sizes = ["heads"] if f"{path}.to_q" in maps else ["heads", "inner_dim"]
+            numbers = all(isinstance(getattr(module, size, None), int) for size in sizes)
+            if len(queries) != 1 or others or not numbers:
                 raise UserError(
                     f"initialisation: {path} is attention of the class {kind}, whose heads are not known here"
                     f"{f' ({others[0]})' if others else ''}; {ADVICE}"

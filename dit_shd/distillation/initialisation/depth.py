@@ -11,6 +11,7 @@ from dit_shd.core.errors import UserError
 from dit_shd.distillation.kept import KeptPlan
 from dit_shd.distillation.layer_map import LayerMap, layer_map
 from dit_shd.models.blocks import named_blocks
+from dit_shd.models.students import LAYERS, OF_LAYERS
 
 
 def pairs(student: nn.Module, teacher: nn.Module, how: str | dict[str, str] | KeptPlan | None) -> dict[str, str]:
@@ -20,7 +21,7 @@ def pairs(student: nn.Module, teacher: nn.Module, how: str | dict[str, str] | Ke
     first of the interval that it stands for that has them, in the same sizes or larger.
 
     Raises:
-        UserError: Models of two classes, or blocks that do not exist.
+        UserError: Models of two classes, blocks that do not exist, or a plan of another number of blocks.
     """
     if type(student) is not type(teacher):
         raise UserError(
@@ -28,6 +29,7 @@ def pairs(student: nn.Module, teacher: nn.Module, how: str | dict[str, str] | Ke
             f"{type(teacher).__name__}; use initialisation.weights=random"
         )
     if isinstance(how, KeptPlan):
+        how.check(named_blocks(student))
         wanted, available = student.state_dict(), teacher.state_dict()
         names = list(named_blocks(teacher))
         return {block: _kept(block, wanted, available, names, how) for block in named_blocks(student)}
@@ -113,11 +115,26 @@ def student_of(teacher: nn.Module, plan: KeptPlan) -> nn.Module:
     """
     options: dict[str, Any] = dict(teacher.config)  # type: ignore[call-overload]
     for of_list in {name.rpartition(".")[0] for name in plan.weights}:
-        options[_key(teacher, options, of_list)] = sum(name.rpartition(".")[0] == of_list for name in plan.weights)
+        blocks = [name for name in plan.weights if name.rpartition(".")[0] == of_list]
+        key = _key(teacher, options, of_list)
+        options[key] = len(blocks)
+        if key in LAYERS[:2]:
+            options |= _lists_of_layers(options, blocks, plan)
     cls: Any = type(teacher)
     student: nn.Module = cls.from_config(options)
     copy(student, teacher, pairs(student, teacher, plan))
     return student
+
+
+def _lists_of_layers(options: Mapping[str, Any], blocks: list[str], plan: KeptPlan) -> dict[str, list[int]]:
+    """The lists of numbers of blocks in a config, of the blocks that are made of the teacher's in them.
+
+    The last is taken for one of its interval's last, which in SD3 alone gives no text.
+    """
+    sources = [plan.weights[block] for block in blocks[:-1]] + [plan.layers[block] for block in blocks[-1:]]
+    numbers = [int(source.rpartition(".")[2]) for source in sources]
+    kept = {name: options[name] for name in OF_LAYERS if isinstance(options.get(name), (list, tuple))}
+    return {name: [i for i, number in enumerate(numbers) if number in of_teacher] for name, of_teacher in kept.items()}
 
 
 def _key(teacher: nn.Module, options: Mapping[str, Any], of_list: str) -> str:

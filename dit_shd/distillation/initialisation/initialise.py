@@ -98,7 +98,7 @@ def initialise(
         UserError: The models do not fit together.
     """
     shd = SHD() if shd is None else shd
-    if _kept(options.layers) is not None or not structure.known(student.state_dict()):
+    if not structure.known(student.state_dict()):
         selection = _selection(student, teacher, options, shd)
         plan = selection.run()
         if selection.narrowed:
@@ -130,7 +130,7 @@ def check(options: Initialisation, losses: Iterable[Loss], student: nn.Module, t
     if teacher is None:
         raise UserError("initialisation.weights: teacher was asked for, but the run has none; give teacher=...")
     shd = shd_of(losses)
-    if _kept(options.layers) is not None or not structure.known(student.state_dict()):
+    if not structure.known(student.state_dict()):
         _selection(student, teacher, options, shd)
         return
     _comparable(student, teacher)
@@ -151,20 +151,23 @@ def planned(
     Raises:
         UserError: They do not fit together.
     """
-    if options.weights == "random" or (_kept(options.layers) is None and structure.known(student.state_dict())):
+    if options.weights == "random" or structure.known(student.state_dict()):
         return None
     return _selection(student, teacher, options, shd_of(losses)).plan()
 
 
 def _selection(student: nn.Module, teacher: nn.Module, options: Initialisation, shd: SHD) -> Selection:
-    """Sub-tensors of the teacher's: by a plan of kept blocks, and of classes whose parts are not named here.
+    """Sub-tensors of the teacher's, for classes whose parts are not named here.
 
     Raises:
         UserError: The student does not have parts of its teacher.
     """
     plan = _kept(shd.layers if options.layers is None else options.layers)
-    layers = depth.pairs(student, teacher, plan or options.layers)
-    if options.layers is None and isinstance(shd.layers, dict):
+    named = options.layers if isinstance(options.layers, dict) else None
+    layers = depth.pairs(student, teacher, plan or (options.layers if named is None else "sections"))
+    if named is not None:  # blocks that it leaves out go by section, as those that the loss leaves out
+        layers |= depth.pairs(student, teacher, named)
+    elif options.layers is None and isinstance(shd.layers, dict):
         layers |= depth.pairs_of_layers(student, teacher, shd.layers)
     selection = Selection(student, teacher, layers, shd.squeezer, options.channels == "importance")
     if selection.has_fewer_heads and options.heads == "merge":
@@ -209,11 +212,13 @@ def _layers(student: nn.Module, teacher: nn.Module, options: Initialisation, shd
     """Student block -> teacher block; side blocks, which plain passes do not run, are mapped separately."""
     names = tuple([f"{block}.attn" for block in structure.blocks(model)] for model in (teacher, student))
     rule: LayerMap = shd.layers if options.layers is None else options.layers
-    if (plan := _kept(rule)) is not None:  # its blocks begin with the first of what they stand for
+    plan = _kept(rule)
+    if plan is not None:  # its blocks begin with the first of what they stand for
+        plan.check(structure.blocks(student))
         rule = {f"{block}.attn": f"{source}.attn" for block, source in plan.weights.items()}
     explicit = isinstance(rule, dict)
     pairs = layer_map(names[0], names[1], rule) if explicit else {}
-    if not explicit or options.layers is None:  # layers that the loss leaves out are initialised, too
+    if not explicit or plan is not None or options.layers is None:  # what the loss or the plan leaves out, too
         rule = "sections" if explicit or rule == "last" else rule
         side, plain = (
             [[layer for layer in layers if layer.startswith(structure.SIDE) == is_side] for layers in names]

@@ -2,6 +2,7 @@ import pytest
 import torch
 from diffusers import SD3Transformer2DModel
 
+from dit_shd.analysis.redundancy import plan_of
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.initialisation import depth
 from dit_shd.distillation.initialisation.initialise import Initialisation, check, initialise, planned
@@ -54,6 +55,19 @@ def test_blocks_follow_the_layers_that_the_shd_loss_names():
     assert planned(named, [loss], student, teacher).layers[block(0)] == block(1)
 
 
+def test_blocks_that_the_option_leaves_out_go_by_section():
+    """They came from the teacher's block of the same number, and the plan was of the named ones alone."""
+    teacher = SD3Transformer2DModel(**SIZES)
+    student = SD3Transformer2DModel(**smaller(SIZES, {"num_layers": 3}))
+    block = "transformer_blocks.{}".format
+    options = Initialisation(weights="teacher", layers={block(0): block(2)})
+    plan = initialise(None, student, teacher, [], options)
+    assert plan.layers == {block(0): block(2), block(1): block(3), block(2): block(5)}
+    first, second = (student.transformer_blocks[i].attn.to_q.weight for i in range(2))
+    assert torch.equal(first, teacher.transformer_blocks[2].attn.to_q.weight)
+    assert torch.equal(second, teacher.transformer_blocks[3].attn.to_q.weight)
+
+
 def test_two_classes_are_refused():
     with pytest.raises(UserError, match="wanted models of one class"):
         check(OPTIONS, [], torch.nn.Linear(2, 2), SD3Transformer2DModel(**SIZES))
@@ -74,3 +88,18 @@ def test_a_plan_of_kept_blocks_and_fewer_heads():
     blocks = [f"transformer_blocks.{i}" for i in range(6)]
     plan = KeptPlan(dict(zip(blocks, (blocks[1], blocks[3]))), dict(zip(blocks, (blocks[2], blocks[5]))), {})
     assert depth.pairs(student, teacher, plan) == {blocks[0]: blocks[1], blocks[1]: blocks[5]}
+
+
+@pytest.mark.parametrize(
+    ("starts", "dual"), [((0, 2, 4), [0, 1]), ((0, 3, 4, 5), [0]), ((0, 1, 2), [0, 1]), ((0, 1, 2, 3, 4, 5), [0, 1, 2])]
+)
+def test_a_student_of_kept_blocks_has_two_attentions_where_their_teachers_have(starts, dual):
+    """SD3.5-medium: no student could be written."""
+    teacher = SD3Transformer2DModel(**SIZES)
+    names = [f"transformer_blocks.{i}" for i in range(6)]
+    intervals = list(zip(starts, (*starts[1:], 6)))
+    student = depth.student_of(teacher, plan_of(names, intervals, [0.0] * len(starts)))
+    assert student.config.dual_attention_layers == dual
+    for number, source in enumerate((*starts[:-1], 5)):  # the last alone gives no text
+        taken, taught = (m.transformer_blocks[i].state_dict() for m, i in ((student, number), (teacher, source)))
+        assert taken.keys() == taught.keys() and all(torch.equal(x, taught[name]) for name, x in taken.items())

@@ -10,6 +10,7 @@ from dit_shd.distillation.initialisation.depth import pairs
 from dit_shd.distillation.initialisation.initialise import Initialisation, check, initialise
 from dit_shd.distillation.initialisation.selection import Selection
 from dit_shd.distillation.losses.shd import SHD
+from dit_shd.models.families.dit import DiT
 from dit_shd.models.students import HEADS, smaller
 from dit_shd.squeezing.squeezer import Squeezer
 from dit_shd.tasks.text_to_image import TextToImage
@@ -238,3 +239,6 @@ def test_attention_that_is_not_known_is_refused():
     with pytest.raises(UserError, match="attention of the class MultiheadAttention, whose heads are not known"):
         axes(Layered(8), Layered(16), {"blocks.0": "blocks.0"})
     assert axes(Layered(8), Layered(8), {}).spaces == {}
+    dits = [DiT(sample_size=8, num_layers=1, num_attention_heads=2, num_classes=n) for n in (3, 5)]
+    with pytest.raises(UserError, match="attention of the class Attention, whose heads are not known"):
+        axes(*dits, {})
