@@ -80,6 +80,8 @@ class KeptPlan:
     def pairs(self, teacher: Sequence[str], student: Sequence[str]) -> dict[str, str]:
         """Student layer -> teacher layer, of blocks or of layers inside of them.
 
+        Layers in lists of blocks that the plan does not name, which are kept whole, learn from those of their names.
+
         Args:
             teacher: Names of its layers.
             student: Names of its layers.
@@ -90,13 +92,15 @@ class KeptPlan:
         pairs: dict[str, str] = {}
         for name in student:
             block = self._block_of(name)
+            if block is None and name in teacher:
+                pairs[name] = name
             if block is None or block not in self.layers:
                 continue
             source = self.layers[block] + name.removeprefix(block)
             if source not in teacher:
                 raise UserError(f"layers: kept: the teacher has no layer '{source}'. It has: {', '.join(teacher)}")
             pairs[name] = source
-        if not pairs:
+        if not any(self._block_of(name) for name in pairs):
             raise UserError(
                 f"layers: kept: the plan is of {', '.join(self.layers)}; the student has {', '.join(student)}"
             )

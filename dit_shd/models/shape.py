@@ -1,10 +1,13 @@
 """The sizes of a class-conditional transformer of square latents, for the models of dit_shd and diffusers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
 from torch import nn
+
+HEADS = ("heads", "num_heads", "num_attention_heads", "head_dim")
+"""What modules of attention call the number of their heads, or the width of one."""
 
 
 @dataclass(frozen=True)
@@ -87,3 +90,25 @@ def is_conditional(model: nn.Module) -> bool:
     shape = shape_of(model)
     latents = shape.names("in_channels") and shape.names("sample_size")
     return latents and shape.names("num_classes", "num_embeds_ada_norm")
+
+
+def differing_heads(
+    student: nn.Module, other: nn.Module, source_of: Callable[[str], str] = str
+) -> tuple[str, int, int] | None:
+    """The first attention of two models that divides tensors of the same shapes into other heads, if any does.
+
+    Args:
+        student: Whose modules are looked through.
+        other: What they are compared with.
+        source_of: Gives the name of a module in the other model by its name in the student.
+
+    Returns:
+        "KEY of MODULE", and its value in the student and in the other model.
+    """
+    modules = dict(other.named_modules())
+    for name, module in student.named_modules():
+        for key in HEADS:
+            here, there = (vars(x).get(key) for x in (module, modules.get(source_of(name), module)))
+            if isinstance(here, int) and isinstance(there, int) and here != there:
+                return f"{key} of {name}", here, there
+    return None

@@ -17,10 +17,9 @@ from dit_shd.core.json_files import read_object
 from dit_shd.models import loading
 from dit_shd.models.prediction import PREDICTION, prediction_of
 from dit_shd.models.provenance import Provenance, provenance
+from dit_shd.models.shape import differing_heads
 
 FILE = "from.json"
-HEADS = ("heads", "num_heads", "num_attention_heads", "head_dim")
-"""What modules of attention call the number of their heads, or the width of one."""
 LEAST = 0.5
 """Share of the student's parameters that must come from the other model."""
 _log = logging.getLogger("dit_shd")
@@ -87,15 +86,13 @@ def take_weights(student: nn.Module, source: str) -> WarmStart:
 
 def _check_heads(student: nn.Module, other: nn.Module, source: str) -> None:
     """Refuse weights of the same shapes that another number of heads divides otherwise."""
-    modules = dict(other.named_modules())
-    for name, module in student.named_modules():
-        for key in HEADS:
-            here, there = (vars(x).get(key) for x in (module, modules.get(name, module)))
-            if isinstance(here, int) and isinstance(there, int) and here != there:
-                raise UserError(
-                    f"from: {key} of {name} is {there} in {source} and {here} in the student: weights of the same "
-                    "shapes would be other maps; give it as many, or let it begin with initialisation.weights=teacher"
-                )
+    differing = differing_heads(student, other)
+    if differing is not None:
+        what, here, there = differing
+        raise UserError(
+            f"from: {what} is {there} in {source} and {here} in the student: weights of the same shapes would be other "
+            "maps; give it as many, or let it begin with initialisation.weights=teacher (DiT and MDTv2)"
+        )
 
 
 def _check_prediction(student: nn.Module, other: nn.Module, source: str) -> None:

@@ -143,6 +143,16 @@ def test_a_student_begins_with_the_blocks_that_a_plan_keeps(by, tmp_path):
         assert initialise(Diffusion(), narrow, teacher, [], options, SHD(layers=layers)).layers == PLAN.weights
 
 
+def test_layers_in_lists_outside_of_the_plan_learn_from_those_of_their_names():
+    """A plan of FLUX's single blocks left the double ones without a loss."""
+    single, double = renamed("single_transformer_blocks"), [f"transformer_blocks.{i}.attn" for i in range(2)]
+    names = [f"single_transformer_blocks.{i}.attn" for i in range(4)]
+    found = single.pairs([*double, *names], [*double, "context.0.attn", *names[:2]])
+    assert found == {**{name: name for name in double}, names[0]: names[0], names[1]: names[3]}
+    with pytest.raises(UserError, match=r"the plan is of single_transformer_blocks\.0, "):
+        single.pairs([*double, *names], double)
+
+
 def test_a_plan_is_of_a_student_of_as_many_blocks(tmp_path):
     """In the lists that it names; a block may be without layers where its teacher is, too."""
     names = [f"blocks.{i}" for i in range(4)]

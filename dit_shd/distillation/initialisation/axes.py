@@ -19,7 +19,7 @@ from typing import Any, Literal
 from torch import nn
 
 from dit_shd.core.errors import UserError
-from dit_shd.distillation.initialisation.depth import source_of
+from dit_shd.distillation.initialisation.depth import check_heads, source_of
 
 STREAM: Literal["stream"] = "stream"
 QUERIES = ("to_q", "add_q_proj", "norm_q", "norm_added_q")
@@ -105,6 +105,7 @@ class _Finder:
 
     def find(self) -> Axes:
         if all(t == s for pairs in self.pairs.values() for t, s in pairs):
+            check_heads(self.student, self.teacher, self.layers)
             return Axes({}, {name: ((),) * len(pairs) for name, pairs in self.pairs.items()})
         self.attentions = dict(self._attentions())
         widths = {self.maps[queries][1] for queries in self.attentions.values()}

@@ -11,6 +11,7 @@ from dit_shd.core.errors import UserError
 from dit_shd.distillation.kept import KeptPlan
 from dit_shd.distillation.layer_map import LayerMap, layer_map
 from dit_shd.models.blocks import named_blocks
+from dit_shd.models.shape import differing_heads
 from dit_shd.models.students import LAYERS, OF_LAYERS
 
 
@@ -64,7 +65,7 @@ def check(student: nn.Module, teacher: nn.Module, layers: Mapping[str, str]) -> 
         layers: Student block -> teacher block.
 
     Raises:
-        UserError: Naming the first tensor that differs.
+        UserError: Naming the first tensor, or number of heads, that differs.
     """
     available = teacher.state_dict()
     for name, tensor in student.state_dict().items():
@@ -77,6 +78,27 @@ def check(student: nn.Module, teacher: nn.Module, layers: Mapping[str, str]) -> 
                 f"{actual}; blocks of this class are copied whole, so that the student may differ in depth alone; use "
                 "initialisation.weights=random"
             )
+    check_heads(student, teacher, layers)
+
+
+def check_heads(student: nn.Module, teacher: nn.Module, layers: Mapping[str, str]) -> None:
+    """Refuse models of the same shapes whose attention divides them into other heads.
+
+    Args:
+        student: Perhaps without weights.
+        teacher: Perhaps without weights, too.
+        layers: Student block -> teacher block.
+
+    Raises:
+        UserError: Naming the first attention that differs.
+    """
+    differing = differing_heads(student, teacher, lambda name: source_of(f"{name}.", layers)[:-1])
+    if differing is not None:
+        what, here, there = differing
+        raise UserError(
+            f"initialisation: {what} is {here} in the student and {there} in the teacher: a copy of weights of the "
+            "same shapes would be other maps; give it as many, or use initialisation.weights=random"
+        )
 
 
 @torch.no_grad()

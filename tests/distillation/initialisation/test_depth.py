@@ -8,6 +8,7 @@ from dit_shd.distillation.initialisation import depth
 from dit_shd.distillation.initialisation.initialise import Initialisation, check, initialise, planned
 from dit_shd.distillation.kept import KeptPlan
 from dit_shd.distillation.losses.shd import SHD
+from dit_shd.models.families.transformers import CausalLM
 from dit_shd.models.students import smaller
 
 SIZES = {
@@ -103,3 +104,22 @@ def test_a_student_of_kept_blocks_has_two_attentions_where_their_teachers_have(s
     for number, source in enumerate((*starts[:-1], 5)):  # the last alone gives no text
         taken, taught = (m.transformer_blocks[i].state_dict() for m, i in ((student, number), (teacher, source)))
         assert taken.keys() == taught.keys() and all(torch.equal(x, taught[name]) for name, x in taken.items())
+
+
+def test_weights_of_the_same_shapes_and_other_heads_are_refused():
+    """They were copied as they are, into other maps; of any class."""
+    teacher = SD3Transformer2DModel(**SIZES)
+    student = SD3Transformer2DModel(**{**SIZES, "num_attention_heads": 1, "attention_head_dim": 16, "num_layers": 6})
+    with pytest.raises(
+        UserError, match=r"heads of transformer_blocks\.0\.attn is 1 in the student and 2 in the teacher"
+    ):
+        check(OPTIONS, [], student, teacher)
+    with pytest.raises(UserError, match="heads of"):
+        depth.copy(student, teacher, depth.pairs(student, teacher, None))
+    llama = dict(model_type="llama", hidden_size=32, intermediate_size=32, vocab_size=9)
+    models = [
+        CausalLM(config={**llama, "num_attention_heads": n, "num_key_value_heads": n, "num_hidden_layers": depth_})
+        for n, depth_ in ((2, 1), (4, 2))
+    ]
+    with pytest.raises(UserError, match=r"head_dim of .* is 16 in the student and 8 in the teacher"):
+        check(OPTIONS, [], *models)
