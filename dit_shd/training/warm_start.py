@@ -56,8 +56,7 @@ def take_weights(student: nn.Module, source: str) -> WarmStart:
         source: A run folder, a model folder or whatever else names a model.
 
     Raises:
-        UserError: There is no such model, most of the student's parameters are not in it, its heads are others, or
-            it predicts something else.
+        UserError: There is no such model, most of the student's parameters are not in it, or its heads are others.
     """
     other_model = loading.load(source)
     other = other_model.state_dict()
@@ -96,12 +95,17 @@ def _check_heads(student: nn.Module, other: nn.Module, source: str) -> None:
 
 
 def _check_prediction(student: nn.Module, other: nn.Module, source: str) -> None:
-    """Refuse weights of a model that predicts something else, or is given time otherwise."""
+    """Warn of weights of a model that predicts something else, or is given time otherwise."""
     here, there = prediction_of(student), prediction_of(other)
     if here != there:
-        raise UserError(
-            f"from: the student predicts {here}, {source} {there}: the same weights would mean something else; set "
-            f"student.{PREDICTION}={there}"
+        _log.warning(
+            "from: the student predicts %s, and %s %s: it begins with weights that mean something else; "
+            "student.%s=%s goes on with what they learned",
+            here,
+            source,
+            there,
+            PREDICTION,
+            there,
         )
 
 
