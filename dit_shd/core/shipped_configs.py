@@ -82,7 +82,7 @@ def summary(file: Path) -> str:
     """The first sentence of the comment at the head of a config."""
     lines = file.read_text(encoding="utf-8").splitlines()
     head = " ".join(line.lstrip("# ") for line in lines[: next((i for i, s in enumerate(lines) if s[:1] != "#"), 0)])
-    sentence = head.partition(". ")[0].rstrip(".")
+    sentence = re.split(r"(?<!\beq)\. ", head, maxsplit=1)[0].rstrip(".")
     return f"{sentence}."
 
 

@@ -51,7 +51,8 @@ class ImageSet(ABC):
     def sidecar(self) -> dict[str, Any] | None:
         """The sampler's settings: known already, or in the file beside the images (of an npz same stem, .json).
 
-        Beside a folder, FOLDER.json, may be anything else of that name: the sampler's has the hash of the model.
+        Beside a folder, FOLDER.json, may be anything else of that name: the sampler's has the hash of the model. Of an
+        npz it may be of others that stood there: then its count is another.
         """
         if self.settings is not None:
             return self.settings
@@ -60,7 +61,9 @@ class ImageSet(ABC):
         of_file, path = self.path.is_file(), self.path.absolute()
         file = path.with_suffix(".json") if of_file else path.with_name(f"{path.name}.json")
         content = read_object(file) if file.is_file() and file.stat().st_size < MOST_BYTES else None
-        return content if content is not None and (of_file or "model_sha256" in content) else None
+        if content is None or not (of_file or "model_sha256" in content):
+            return None
+        return content if content.get("count") in (None, self.shape[0]) else None
 
     @property
     def prompts(self) -> list[str] | None:

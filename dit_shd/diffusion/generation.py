@@ -201,6 +201,8 @@ def _places(out: Path) -> dict[str, Path]:
 def _claim(folder: Path, record: dict[str, Any], out: Path, force: bool) -> bool:
     """Make the folder of shards, or go on with the one of the same settings and model; False: all was finished."""
     _refuse_existing(folder, out, force)  # again, under the lock
+    if not shard_files(folder) and not (folder / MERGED).exists():  # nothing was drawn by those settings
+        (folder / SETTINGS).unlink(missing_ok=True)
     check_same(folder, record, "sample", beside=(MERGED,))
     if (folder / MERGED).exists():
         _publish(folder, out)
@@ -250,6 +252,8 @@ def _finish(folder: Path, record: dict[str, Any], out: Path, count: int) -> None
         _write_images(shards, folder / f"{MERGED}_images")
     if shards.dtype == np.uint8:
         _draw_grid(shards, folder / "merged.png")
+    else:  # latents have none: that of images which they take the place of goes
+        _places(out)[".png"].unlink(missing_ok=True)
     with atomic_file(folder / "merged.json") as stream:
         stream.write(json.dumps(record, indent=2).encode())
     with atomic_file(folder / MERGED):
@@ -284,7 +288,7 @@ def _publish(folder: Path, out: Path) -> None:
         merged = folder / f"{MERGED}{suffix or '_images'}"
         if merged.exists():
             os.replace(merged, place)
-    for file in [*shard_files(folder), folder / SETTINGS, folder / MERGED]:
+    for file in [*shard_files(folder), folder / MERGED, folder / SETTINGS]:
         file.unlink(missing_ok=True)
     if not any(folder.iterdir()):
         folder.rmdir()

@@ -1,5 +1,6 @@
 """Every key of sampling, with its default and its meaning."""
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -154,8 +155,8 @@ class SampleConfig:
         most = self.diffusion_steps if self.solver in NOISE_SOLVERS else MOST_STEPS
         if not 1 <= self.steps <= most:
             raise UserError(f"steps: wanted 1 to {most}, found {self.steps}")
-        for key in ("guidance_tolerance", "guidance_power"):
-            if getattr(self, key) < 0:
+        for key in ("guidance", "guidance_tolerance", "guidance_power"):
+            if not 0 <= getattr(self, key) < math.inf:
                 raise UserError(f"{key}: wanted 0 or more, found {getattr(self, key)}")
         if self.guided_channels is not None and self.guided_channels < 0:
             raise UserError(f"guided_channels: wanted 0 or more, found {self.guided_channels}")

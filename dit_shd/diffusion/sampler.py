@@ -42,6 +42,8 @@ from dit_shd.models.shape import shape_of
 
 DEFAULT_COUNT, SHOWN = 16, 100
 """Images where no number is given, and the most that a notebook shows."""
+OF_FILES = "out", "force", "prompts", "pipeline", "call"
+"""Keys of SampleConfig that have no meaning where images are returned, or are drawn by a pipeline."""
 
 
 PUBLIC_CHANNELS = 4
@@ -67,8 +69,9 @@ class Samples(NamedTuple):
             UserError: It is there already.
         """
         path = Path(file)
-        if path.exists():
-            raise UserError(f"{path}: is there already; choose another name")
+        for place in (path, path.with_suffix(".json")):  # a JSON of that name is read as how the images were made
+            if place.exists():
+                raise UserError(f"{place}: is there already; choose another name")
         with atomic_file(path) as stream:
             np.savez(stream, arr_0=self.images, arr_1=self.labels)
         return path
@@ -84,7 +87,10 @@ class Samples(NamedTuple):
 
 
 def sample(
-    model: nn.Module | str | Path, count: int | None = None, labels: Sequence[int] | str = "random", **options: Any
+    model: nn.Module | str | Path,
+    count: int | None = None,
+    labels: Sequence[int] | int | str = "random",
+    **options: Any,
 ) -> Samples:
     """Images uint8 [count,y,x,c] (with vae=None latents float32 [count,c,y,x]) and their labels int64 [count].
 
@@ -94,11 +100,15 @@ def sample(
         model: A model, or the name of one, as `dit-shd sample` takes it.
         count: How many images; empty: one for each of `labels`, else 16.
         labels: The class of each image, or how to choose it (random or balanced).
-        options: Any key of SampleConfig (steps, guidance, seed, batch_size, vae, ...).
+        options: Keys of SampleConfig (steps, guidance, seed, batch_size, vae, ...).
 
     Raises:
         UserError: No such model, a key that has no meaning, or a class that the model does not know.
     """
+    files = next((key for key in OF_FILES if key in options), None)
+    if files is not None:
+        raise UserError(f"{files}: is for dit-shd sample, which writes files; sample(...).save(FILE) writes an npz")
+    labels = [labels] if isinstance(labels, int) else labels
     count = (DEFAULT_COUNT if isinstance(labels, str) else len(labels)) if count is None else count
     policy = labels if isinstance(labels, str) else "random"
     named = {"run": str(model)} if isinstance(model, (str, Path)) else {}

@@ -23,7 +23,10 @@ def schedule(weight: Weight, name: str) -> dict[int, float]:
     points = weight if isinstance(weight, dict) else {0: weight}
     for step, factor in points.items():
         if isinstance(step, bool) or not isinstance(step, int) or step < 0:
-            raise UserError(f"{name}: weight: wanted whole steps from 0 as in {{0: 0.0, 1000: 2.0}}, found {step!r}")
+            share = "; shares of a run are for its YAML" if isinstance(step, str) else ""
+            raise UserError(
+                f"{name}: weight: wanted whole steps from 0 as in {{0: 0.0, 1000: 2.0}}, found {step!r}{share}"
+            )
         if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 <= factor < float("inf"):
             raise UserError(f"{name}: weight: wanted 0 or more, found {factor}")
     if not points:
@@ -49,14 +52,18 @@ def shares_as_steps(weight: object, steps: int, name: str) -> object:
     if not isinstance(weight, dict) or not any(isinstance(key, str) and SHARE.fullmatch(key) for key in weight):
         return weight
     points: dict[object, object] = {}
+    shares: dict[int, float] = {}
     for key, factor in weight.items():
         share = SHARE.fullmatch(key) if isinstance(key, str) else None
         if share is not None and float(share[1]) > 100:
             raise UserError(f"{name}: wanted shares of the run up to 100%, found {key}")
         step = key if share is None else round(float(share[1]) / 100 * steps)
-        if step in points:
+        later = share is not None and float(share[1]) > shares.get(step, 100.0)  # in a run of a few steps it counts
+        if step in points and not later:
             raise UserError(f"{name}: step {step} of {steps} stands there twice ({key}); name each step once")
         points[step] = factor
+        if share is not None:
+            shares[step] = float(share[1])
     return points
 
 

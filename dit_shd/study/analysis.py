@@ -13,7 +13,7 @@ from dit_shd.study.results import CellResult
 from dit_shd.study.statistics import Difference, Summary, holm, holm_confidence, interval, paired_difference, summary
 
 ALPHA = 0.05
-Verdict = Literal["seen", "the opposite is seen", "not seen", "cannot be told"]
+Verdict = Literal["seen", "the opposite is seen", "not seen", "cannot be told", "one seed so far", "not run yet"]
 
 
 @dataclass(frozen=True)
@@ -147,6 +147,8 @@ def verdict_of(comparison: Comparison, higher_is_better: bool, relevant: float) 
     seen: better, and unlikely by chance (p below 0.05 after Holm's correction). not seen: the whole interval lies below
     the smallest gain that would matter. Else it cannot be told from so few seeds.
     """
+    if comparison.difference.n < 2:
+        return "one seed so far" if comparison.difference.n else "not run yet"
     sign = 1 if higher_is_better else -1
     gain = sign * comparison.difference.mean
     if comparison.holm_p < ALPHA:

@@ -48,7 +48,7 @@ def test_train_sample_and_train_again(values, tmp_path, capsys):
         (["data.path=none.npz"], "none.npz: no such file"),
         (["teacher=none"], "teacher: wanted a run folder"),
         (["student.num_attention_heads=8"], "student has 8 heads"),
-        (["student.patch_size=4"], "has 4 query and 4 key tokens"),
+        (["student.patch_size=4", "mask_ratio=null"], "has 4 query and 4 key tokens"),
         (["losses.0.name=somebodys.loss"], "add --trust somebodys"),
     ],
 )

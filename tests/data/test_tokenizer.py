@@ -40,9 +40,9 @@ def test_a_bpe_is_trained_once_and_then_read(tmp_path, caplog):
     caplog.set_level("INFO", "dit_shd")
     again = open_tokenizer(str(file), 300, iter(()))  # nothing is read: it is there
     assert f"{file} was there and is used as it is, whatever text it was trained on" in caplog.text
-    assert again.sha256 == first.sha256
+    assert again.encode([TEXT])[0].tolist() == tokens.tolist()
     other = open_tokenizer(str(tmp_path / "other.json"), 300, [TEXT] * 3)
-    assert (tmp_path / "other.json").read_bytes() == file.read_bytes() and other.sha256 == first.sha256
+    assert (tmp_path / "other.json").read_bytes() == file.read_bytes() and other.vocabulary == 300
     with pytest.raises(UserError, match=r"data\.vocabulary: .* has 300 tokens, wanted 310; move it away"):
         open_tokenizer(str(file), 310, [TEXT])
 

@@ -338,3 +338,21 @@ def test_interrupted_sampling_of_velocity_goes_on(flow_teacher, tmp_path, monkey
     assert sample_to_file(values[1]).read_bytes() == whole.read_bytes()
     told = json.loads(whole.with_suffix(".json").read_text())
     assert (told["solver"], told["shift"]) == ("heun", 2.0) and "diffusion_steps" not in told
+
+
+def test_a_wrong_guidance_leaves_nothing_that_blocks_the_right_one(teacher, tmp_path):
+    for key, value in (("guidance", -1.0), ("guidance_power", -1.0)):
+        with pytest.raises(UserError, match=rf"^{key}: wanted 0 or more, found"):
+            sample_to_file(config(teacher, tmp_path, **{key: value}))
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "s.npz.parts").mkdir()
+    (tmp_path / "s.npz.parts" / "settings.json").write_text('{"guidance": 7}')  # of a command that drew nothing
+    sample_to_file(config(teacher, tmp_path, count=2))
+    assert len(arrays(tmp_path / "s.npz")[0]) == 2
+
+
+def test_latents_in_the_place_of_images_have_no_grid_of_these(teacher, tmp_path):
+    sample_to_file(config(teacher, tmp_path, count=2))
+    assert (tmp_path / "s.png").exists()
+    sample_to_file(config(teacher, tmp_path, count=2, vae=None, force=True))
+    assert arrays(tmp_path / "s.npz")[0].dtype == np.float32 and not (tmp_path / "s.png").exists()

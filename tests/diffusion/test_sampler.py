@@ -15,6 +15,7 @@ from dit_shd.core import rng
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.data.decoder import Decoder
+from dit_shd.data.open_images import open_images
 from dit_shd.data.pixels import grid, to_uint8
 from dit_shd.diffusion.guidance import Guided, guidance_weight
 from dit_shd.diffusion.sample_config import SampleConfig
@@ -334,3 +335,18 @@ def test_few_guided_channels_of_many_are_named(caplog):
     for values in ({"guidance": 1}, {"guidance": 2, "guided_channels": None}):
         of_model(make(SampleConfig, values), model)
     assert not caplog.text
+
+
+def test_samples_in_a_script_are_those_of_their_own_settings(model, tmp_path):
+    """A JSON of another file's name was read as how they were made."""
+    drawn = sample(model, labels=1, steps=2, guidance=1.0)
+    assert drawn.labels.tolist() == [1]
+    (tmp_path / "s.json").write_text('{"steps": 250, "count": 50}')
+    with pytest.raises(UserError, match=r"s\.json: is there already; choose another name"):
+        drawn.save(tmp_path / "s.npz")
+    (tmp_path / "s.json").rename(tmp_path / "t.json")
+    drawn.save(tmp_path / "s.npz").rename(tmp_path / "t.npz")
+    assert open_images(str(tmp_path / "t.npz"), "samples").sidecar is None  # of 50 images
+    for key, value in (("out", "x.npz"), ("force", True), ("prompts", "x.txt")):
+        with pytest.raises(UserError, match=f"{key}: is for dit-shd sample, which writes files"):
+            sample(model, 1, **{key: value})

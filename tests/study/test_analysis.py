@@ -96,7 +96,9 @@ def test_a_seed_that_failed_is_shown_and_not_paired():
 def test_nothing_to_compare_yet():
     found = analysis([])
     assert found.figure == "" and [c.difference.n for c in found.comparisons] == [0, 0, 0]
-    assert found.judgements[0].verdict == "cannot be told"
+    assert found.judgements[0].verdict == "not run yet"
+    of_one_seed = [row(name, 0, 1.0) for name in ("shd", "hard", "output")]
+    assert analysis(of_one_seed).judgements[0].verdict == "one seed so far"
     assert math.isnan(analysis([row("shd", 0, 1.0)]).comparisons[0].difference.mean)
 
 

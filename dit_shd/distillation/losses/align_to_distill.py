@@ -31,7 +31,7 @@ class AlignToDistill(Loss):
     the mean over the drawn query rows, the same for all layers, is an unbiased estimate of the mean over all.
 
     Args:
-        weight: Factor of the loss; {step: factor} for a schedule.
+        weight: Factor of the loss; {step: factor} for a schedule, in YAML also {20%: factor}.
         passes: Of the task, in which it applies.
         over: `keys` or `all`.
         rows: Share of the query rows, drawn anew in every step, that the divergence over keys is estimated from.

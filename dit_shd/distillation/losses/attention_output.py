@@ -12,7 +12,7 @@ class AttentionOutput(ProjectedLoss):
     O is after W^O and its bias where the module holds them, before where another module does (transformers' ViT).
 
     Args:
-        weight: Factor of the loss; {step: factor} for a schedule.
+        weight: Factor of the loss; {step: factor} for a schedule, in YAML also {20%: factor}.
         passes: Of the task, in which it applies.
         layers: `sections`, `proportional`, `last`, or a map {student layer: teacher layer}.
         projector: P: linear, mlp, or none for layers of equal width.

@@ -33,7 +33,7 @@ class DiffKD(LayerLoss):
     backward computes each step of the denoiser once more, so that only the features between the steps are kept.
 
     Args:
-        weight: Factor of the loss; {step: factor} for a schedule.
+        weight: Factor of the loss; {step: factor} for a schedule, in YAML also {20%: factor}.
         passes: Of the task, in which it applies.
         layers: `last`, `sections`, `proportional`, or a map {student block: teacher block}.
         bottleneck: Channels of z; none for the teacher's width without an autoencoder.

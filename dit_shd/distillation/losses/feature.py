@@ -15,7 +15,7 @@ class Feature(ProjectedLoss):
     FitNets (arXiv 1412.6550), BK-SDM (arXiv 2305.15798) and FD of the SHD paper (arXiv 2502.07436).
 
     Args:
-        weight: Factor of the loss; {step: factor} for a schedule.
+        weight: Factor of the loss; {step: factor} for a schedule, in YAML also {20%: factor}.
         passes: Of the task, in which it applies.
         layers: `sections`, `proportional`, `last`, or a map {student block: teacher block}.
         projector: P: linear; mlp, two linear maps with SiLU between; none, for blocks of equal width.

@@ -16,7 +16,7 @@ class KD(Loss):
     the same at any T.
 
     Args:
-        weight: Factor of the loss; {step: factor} for a schedule.
+        weight: Factor of the loss; {step: factor} for a schedule, in YAML also {20%: factor}.
         passes: Of the task, in which it applies.
         temperature: T.
     """

@@ -23,7 +23,7 @@ class Lift(Loss):
     positions are sorted by |y_s - y_t| and divided into groups of equal size, with a fit each.
 
     Args:
-        weight: Factor of the loss; {step: factor} for a schedule.
+        weight: Factor of the loss; {step: factor} for a schedule, in YAML also {20%: factor}.
         passes: Of the task, in which it applies; None for all.
         coarse: Factor of the coarse part, constant or by step.
         fine: Likewise of the fine part.

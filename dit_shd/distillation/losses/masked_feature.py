@@ -20,7 +20,7 @@ class MaskedFeature(ProjectedLoss):
     has no gradient. Tokens of weight 0 (padding) take no part. A sample of which nothing is kept counts as 0.
 
     Args:
-        weight: Factor of the loss; {step: factor} for a schedule.
+        weight: Factor of the loss; {step: factor} for a schedule, in YAML also {20%: factor}.
         passes: Of the task, in which it applies.
         layers: `sections`, `proportional`, `last`, or a map {student block: teacher block}.
         projector: P: linear, mlp, or none for blocks of equal width (the paper's, whose widths are equal).

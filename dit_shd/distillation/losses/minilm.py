@@ -16,7 +16,7 @@ class MiniLM(LayerLoss):
     compared once.
 
     Args:
-        weight: Factor of the loss; {step: factor} for a schedule.
+        weight: Factor of the loss; {step: factor} for a schedule, in YAML also {20%: factor}.
         passes: Of the task, in which it applies.
         layers: `last` (as published), `sections`, `proportional`, or a map {student layer: teacher layer}.
         chunk_mib: Memory budget for maps, in MiB.

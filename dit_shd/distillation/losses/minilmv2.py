@@ -19,7 +19,7 @@ class MiniLMv2(LayerLoss):
     over relation heads and query rows.
 
     Args:
-        weight: Factor of the loss; {step: factor} for a schedule.
+        weight: Factor of the loss; {step: factor} for a schedule, in YAML also {20%: factor}.
         passes: Of the task, in which it applies.
         layers: `last`, `sections`, `proportional`, or a map {student layer: teacher layer}; the paper takes the
             student's last layer and an upper middle layer of a large teacher.

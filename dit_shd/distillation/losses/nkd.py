@@ -21,7 +21,7 @@ class NKD(Loss):
     y is the batch's hard label: of mixed images the class with the larger share, as in the public code.
 
     Args:
-        weight: Factor of the loss; {step: factor} for a schedule.
+        weight: Factor of the loss; {step: factor} for a schedule, in YAML also {20%: factor}.
         passes: Of the task, in which it applies.
         gamma: Of the other classes; 1 in the published runs of vision transformers.
         temperature: T of the other classes; 1 in those runs.

@@ -17,7 +17,7 @@ class Output(Loss):
     Of logits [b,n,k] of tokens it has the task's weights of predictions, as its own loss has: padding does not count.
 
     Args:
-        weight: Factor of the loss; {step: factor} for a schedule.
+        weight: Factor of the loss; {step: factor} for a schedule, in YAML also {20%: factor}.
         passes: Of the task, in which it applies; None for all.
         variance: Whether to add KL(p_teacher(x_{t-1}|x_t) || p_student(x_{t-1}|x_t)) of a learned variance in bits per
             dimension, with the student's mean detached (the variational term with the teacher's distribution in place

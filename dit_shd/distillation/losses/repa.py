@@ -30,7 +30,7 @@ class REPA(Loss):
     grid. Without `weights` the field holds the encoder's tokens [b,n,e] themselves, computed before.
 
     Args:
-        weight: Factor of the loss; {step: factor} for a schedule.
+        weight: Factor of the loss; {step: factor} for a schedule, in YAML also {20%: factor}.
         passes: Of the task, in which it applies.
         weights: DINOv2's file (Meta's or timm's); none where the field holds tokens.
         variant: Size of the network in the file.

@@ -19,7 +19,7 @@ class SelfCorrelation(LayerLoss):
     <F_s F_s^T, F_t F_t^T> = ||F_s^T F_t||^2, whose matrix is [e_s,e_t]; so memory is linear in the tokens.
 
     Args:
-        weight: Factor of the loss; {step: factor} for a schedule.
+        weight: Factor of the loss; {step: factor} for a schedule, in YAML also {20%: factor}.
         passes: Of the task, in which it applies.
         layers: `sections`, `proportional`, `last`, or a map {student block: teacher block}.
     """

@@ -38,7 +38,7 @@ class SHD(LayerLoss):
     In your own training script: `loss = SHD()(teacher_captures, student_captures)`.
 
     Args:
-        weight: Beta; 2.0 for images in the paper's appendix. {step: beta} for a schedule.
+        weight: Beta; 2.0 for images in the paper's appendix. {step: beta} for a schedule, in YAML also {20%: beta}.
         passes: Names of the task's passes; None for all. Layers can differ in tokens where a pass leaves some out: map
             them by section then.
         plan: Which teacher heads each student head stands for: contiguous; matched (similar heads together, found on

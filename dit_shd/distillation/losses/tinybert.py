@@ -22,7 +22,7 @@ class TinyBERT(LayerLoss):
     hidden states is the loss `feature`.
 
     Args:
-        weight: Factor of the loss; {step: factor} for a schedule.
+        weight: Factor of the loss; {step: factor} for a schedule, in YAML also {20%: factor}.
         passes: Of the task, in which it applies.
         layers: `sections`, `proportional`, `last`, or a map {student layer: teacher layer}.
         heads: `each`, which wants as many in both models, or `mean`.

@@ -33,7 +33,7 @@ class ViTKD(Loss):
     same ones in copies of an image in one batch (`repeats` of classification).
 
     Args:
-        weight: Factor of the loss; {step: factor} for a schedule.
+        weight: Factor of the loss; {step: factor} for a schedule, in YAML also {20%: factor}.
         passes: Of the task, in which it applies.
         mimicking: The factor of that part; the published one.
         generation: Likewise.

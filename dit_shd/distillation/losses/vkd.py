@@ -19,7 +19,7 @@ class VkD(LayerLoss):
     tokens. P is learned.
 
     Args:
-        weight: Factor of the loss; {step: factor} for a schedule.
+        weight: Factor of the loss; {step: factor} for a schedule, in YAML also {20%: factor}.
         passes: Of the task, in which it applies.
         layers: `last` (as published), `sections`, `proportional`, or a map {student block: teacher block}.
         tokens: `mean`, to compare the means of the tokens that take part; `all`, to compare every token.

@@ -390,7 +390,10 @@ def test_two_processes_begin_with_the_same(by_two):
         ({"student": {**STUDENT, "attention_head_dim": 16}}, "student has 32 channels in stream, the teacher only 16"),
         ({"student": {**STUDENT, "mlp_ratio": 16.0}}, "student has 128 channels in en_inblocks.0.hidden"),
         ({"student": {**STUDENT, "num_attention_heads": 8, "attention_head_dim": 2}, "losses": []}, "8"),
-        ({"student": {**STUDENT, "patch_size": 4}, "losses": []}, r"found|decoder_pos_embed has \(1, 4\)"),
+        (
+            {"student": {**STUDENT, "patch_size": 4}, "losses": [], "mask_ratio": None},
+            r"found|decoder_pos_embed has \(1, 4\)",
+        ),
         (
             {"initialisation": {"weights": "teacher", "layers": {"de_blocks.9.attn": "de_blocks.0.attn"}}},
             "no layer 'de_blocks.9.attn'",
