@@ -29,7 +29,7 @@ ELSEWHERE = {
     "dit-shd publish RUN OWNER/NAME": "tests/cli/commands/test_publish.py",
     "dit-shd compare runs/digits_output runs/digits_shd": "tests/cli/commands/test_compare.py",
     "dit-shd pictures teacher.npz student.npz": "tests/cli/commands/test_pictures.py",
-    "dit-shd evaluate SAMPLES.npz reference=digits features=digits": "below, with names in place of the words in capitals",
+    "dit-shd evaluate SAMPLES.npz reference=digits features=digits": "below, with the name of a file",
     "dit-shd train CONFIG from=runs/digits_shd run=runs/new": "below, likewise",
 }
 """Commands of the README that are run by another test."""

@@ -99,7 +99,7 @@ def sample(
     Args:
         model: A model, or the name of one, as `dit-shd sample` takes it.
         count: How many images; empty: one for each of `labels`, else 16.
-        labels: The class of each image, or how to choose it (random or balanced).
+        labels: The class of each image, one class of all, or how to choose it (random or balanced).
         options: Keys of SampleConfig (steps, guidance, seed, batch_size, vae, ...).
 
     Raises:
@@ -108,7 +108,7 @@ def sample(
     files = next((key for key in OF_FILES if key in options), None)
     if files is not None:
         raise UserError(f"{files}: is for dit-shd sample, which writes files; sample(...).save(FILE) writes an npz")
-    labels = [labels] if isinstance(labels, int) else labels
+    labels = [labels] * (count or 1) if isinstance(labels, int) else labels
     count = (DEFAULT_COUNT if isinstance(labels, str) else len(labels)) if count is None else count
     policy = labels if isinstance(labels, str) else "random"
     named = {"run": str(model)} if isinstance(model, (str, Path)) else {}

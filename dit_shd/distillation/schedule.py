@@ -52,7 +52,7 @@ def shares_as_steps(weight: object, steps: int, name: str) -> object:
     if not isinstance(weight, dict) or not any(isinstance(key, str) and SHARE.fullmatch(key) for key in weight):
         return weight
     points: dict[object, object] = {}
-    shares: dict[int, float] = {}
+    shares: dict[object, float] = {}
     for key, factor in weight.items():
         share = SHARE.fullmatch(key) if isinstance(key, str) else None
         if share is not None and float(share[1]) > 100:
