@@ -201,8 +201,8 @@ def _places(out: Path) -> dict[str, Path]:
 def _claim(folder: Path, record: dict[str, Any], out: Path, force: bool) -> bool:
     """Make the folder of shards, or go on with the one of the same settings and model; False: all was finished."""
     _refuse_existing(folder, out, force)  # again, under the lock
-    if not shard_files(folder) and not (folder / MERGED).exists():  # nothing was drawn by those settings
-        (folder / SETTINGS).unlink(missing_ok=True)
+    if folder.is_dir() and [file.name for file in folder.iterdir()] == [SETTINGS]:  # by which nothing was drawn
+        (folder / SETTINGS).unlink()
     check_same(folder, record, "sample", beside=(MERGED,))
     if (folder / MERGED).exists():
         _publish(folder, out)

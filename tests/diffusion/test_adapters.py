@@ -73,9 +73,8 @@ def test_prompts_are_never_left_uncleaned(kind, pipeline, monkeypatch):
     assert not cleans or {"bs4", "ftfy"} <= {*by_class()[type(pipeline.transformer).__name__].cleaners}
 
 
-def test_lengths_that_cannot_be_chosen(kind, pipeline):
-    if kind != "hunyuan_dit":
-        return
+@pytest.mark.parametrize("kind", ["hunyuan_dit"], indirect=True)
+def test_lengths_that_cannot_be_chosen(pipeline):
     with pytest.raises(UserError, match="text_tokens: a HunyuanDiTPipeline has fixed numbers of tokens; leave it out"):
         Prompts.load(pipeline.config._name_or_path, torch.device("cpu"), text_tokens=8)
 
