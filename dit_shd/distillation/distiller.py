@@ -101,17 +101,21 @@ class Distiller(nn.Module):
             teachers: Frozen models by name, or a single one.
 
         Returns:
-            Weighted means over the batch, with their graph; and numbers to log, without.
+            Weighted means over the batch, with their graph; and numbers to log, without. A loss whose schedule has
+            ended is not computed and not among them, nor is a teacher run that no other loss reads.
 
         Raises:
             UserError: A loss reads a teacher that was not given, or has the name of a term of the task.
         """
-        losses = self.losses_of(batch.pass_name)
+        losses = self.losses_of(batch.pass_name, batch.step)
         student = self._forward(batch, losses)
         base = {name: value.mean() for name, value in self.task.losses(student, batch).items()}
         logs = {name: term.detach() for name, term in base.items()}
         base_weight = at_step(self.base_weight, batch.step)
-        terms = {name: _weighted(self.student, base_weight, term) for name, term in base.items()}
+        terms = {
+            name: base_weight * term if base_weight or bool(torch.isfinite(term)) else _nothing(self.student, term)
+            for name, term in base.items()
+        }
         both = [name for name in losses if name in base]
         if both:
             raise UserError(
@@ -120,8 +124,8 @@ class Distiller(nn.Module):
         learned = self._learned(batch, by_name(teachers), losses, student)
         for name, loss in losses.items():
             term = learned[name]
-            mean = term.value.mean()
-            terms[name] = _weighted(loss, loss.weight_at(batch.step), mean)
+            mean, weight = term.value.mean(), loss.weight_at(batch.step)
+            terms[name] = weight * mean if weight else _nothing(loss, mean)
             logs[name] = mean.detach()
             logs |= {f"{name}/{key}": value for key, value in term.logs.items()}
         return terms, logs
@@ -165,9 +169,10 @@ class Distiller(nn.Module):
         """The number of steps whose batches losses are calibrated on."""
         return max((loss.calibration for _, loss in self.named_losses()), default=0)
 
-    def losses_of(self, pass_name: str) -> dict[str, Loss]:
-        """The losses that are terms of a pass, by name."""
-        return {name: loss for name, loss in self.named_losses() if loss.takes_part(pass_name)}
+    def losses_of(self, pass_name: str, step: int | None = None) -> dict[str, Loss]:
+        """The losses that are terms of a pass, by name; at a step of training without those that have ended."""
+        losses = {name: loss for name, loss in self.named_losses() if loss.takes_part(pass_name)}
+        return losses if step is None else {name: loss for name, loss in losses.items() if not loss.ended(step)}
 
     def named_losses(self) -> list[tuple[str, Loss]]:
         """The losses by the name of their file; a second one of a kind gets a number."""
@@ -179,16 +184,13 @@ class Distiller(nn.Module):
         return names
 
 
-def _weighted(learner: nn.Module, weight: float, mean: Tensor) -> Tensor:
-    """A weighted term: 0 at weight 0 whatever the value, whose infinity or NaN would pass to the sum and gradients.
+def _nothing(learner: nn.Module, mean: Tensor) -> Tensor:
+    """A term of weight 0: 0 whatever its value and gradient, whose infinity or NaN times 0 would be NaN.
 
     Args:
         learner: The loss, or the student of a term of the task.
-        weight: At the step.
         mean: Over the batch.
     """
-    if weight or bool(torch.isfinite(mean)):
-        return weight * mean
     gathered = (p for p in learner.parameters() if not hasattr(p, "full_tensor"))  # slices of blocks that did not run
     unused = [0 * p.sum() for p in gathered]  # DDP waits for the gradient of each
     return torch.stack(unused).sum() if unused else torch.zeros_like(mean)

@@ -12,7 +12,7 @@ from dit_shd.diffusion.guidance import Guidance
 from dit_shd.distillation.frozen import Frozen
 from dit_shd.distillation.layer_map import LayerMap, layer_map
 from dit_shd.distillation.records import LAYERS, Forward, Layers, Needs, Reads, Term
-from dit_shd.distillation.schedule import Weight, at_step, schedule
+from dit_shd.distillation.schedule import Weight, at_step, ended, schedule
 from dit_shd.squeezing.cost import LayerCost
 from dit_shd.tasks import Batch
 
@@ -92,6 +92,10 @@ class Loss(nn.Module, ABC):
     def weight_at(self, step: int) -> float:
         """The factor at a step, counted from 0."""
         return at_step(self.weight, step)
+
+    def ended(self, step: int) -> bool:
+        """Whether its schedule has come to 0 for good, and it need not be computed any more."""
+        return ended(self.weight, step)
 
     def heaviest(self, steps: int) -> float:
         """The largest factor in a run of so many steps: a piecewise linear function has it at a node or an end."""

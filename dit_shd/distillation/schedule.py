@@ -70,3 +70,8 @@ def shares_as_steps(weight: object, steps: int, name: str) -> object:
 def at_step(points: dict[int, float], step: int) -> float:
     """The factor of a schedule at a step, counted from 0."""
     return float(np.interp(step, list(points), list(points.values())))
+
+
+def ended(points: dict[int, float], step: int) -> bool:
+    """Whether a schedule that was above 0 is 0 from a step on, for good."""
+    return any(points.values()) and not any(at_step(points, later) for later in (step, *points) if later >= step)

@@ -126,9 +126,9 @@ class SHDTerm:
         return_outputs: bool = False,
         num_items_in_batch: Any = None,  # noqa: ANN401 (as the trainer's)
     ) -> Any:  # noqa: ANN401 (as the trainer's)
-        """The trainer's loss and, in training, SHD."""
+        """The trainer's loss and, in training, SHD until its schedule has ended."""
         arguments = {"return_outputs": return_outputs, "num_items_in_batch": num_items_in_batch}
-        if not model.training:
+        if not model.training or self.loss.ended(int(self.trainer.state.global_step)):
             return self._compute_loss(model, inputs, **arguments)
         rows, keywords = query_rows(inputs, self.prompt_rows), teacher_inputs(inputs)
         unwrap = self.trainer.accelerator.unwrap_model

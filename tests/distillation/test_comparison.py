@@ -68,6 +68,14 @@ def test_a_schedule_wants_the_step():
     assert loss(teacher, student, step=10) == SHD(weight=1.0)(teacher, student)
 
 
+def test_an_ended_schedule_costs_nothing_and_its_zero_can_be_differentiated(monkeypatch):
+    loss = SHD(weight={0: 1.0, 10: 0.0})
+    monkeypatch.setattr(loss, "divergence", lambda *_: pytest.fail("computed"))
+    value = loss(*captures(), step=10)
+    value.backward()
+    assert value == 0
+
+
 @pytest.mark.parametrize("grad", [True, False])
 def test_a_student_without_a_graph_is_warned_of(grad, caplog):
     warn_of_no_graph.cache_clear()

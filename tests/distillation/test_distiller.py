@@ -1,5 +1,7 @@
 """Several teachers by name, losses over all layers, and models that a loss holds for itself."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers import PixArtTransformer2DModel
@@ -267,6 +269,48 @@ def test_a_loss_of_weight_zero_adds_nothing_even_if_it_is_infinite(student, batc
     loss.backward()
     assert endless.scale.grad == 0
     assert all(torch.isfinite(p.grad).all() for p in student.parameters() if p.grad is not None)
+
+
+class Steep(Loss):
+    """Finite, with a gradient that is NaN: the root of what is 0 in all places."""
+
+    reads, reads_teacher = frozenset({Reads.OUTPUT}), False
+
+    def term(self, student, teacher, batch):
+        return Term((0 * student.prediction).flatten(1).square().sum(1).sqrt())
+
+
+def test_a_loss_of_weight_zero_adds_no_gradient_that_is_nan(student, batch):
+    steep = Steep()
+    steep.weight = {0: 0.0}
+    loss, terms = Distiller(TASK, student, [steep])(batch)
+    assert terms["test_distiller"] == 0
+    loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in student.parameters() if p.grad is not None)
+
+
+def test_a_loss_that_has_ended_is_not_computed_and_its_teacher_does_not_run(student, teachers, batch):
+    """The total and gradients are those without it; its projectors' gradients are 0, since DDP waits for them."""
+    hints, (_, alone) = Hints(), (Distiller(TASK, student, losses) for losses in ([], []))
+    hints.weight = {0: 1.0, 2: 0.0}
+    distiller, runs = Distiller(TASK, student, [hints]), []
+    teachers["wide"].register_forward_pre_hook(lambda *_: runs.append(1))
+    for step, computed in ((1, True), (2, False), (9, False)):
+        runs.clear()
+        hints.zero_grad()
+        now = replace(batch, step=step)
+        (loss, terms), (base, _) = distiller(now, teachers["wide"]), alone(now)
+        loss.backward()
+        assert (bool(runs), "test_distiller" in terms, torch.equal(loss, base)) == (computed, computed, not computed)
+        assert bool(hints.projector.weight.grad.any()) == computed
+
+
+def test_a_loss_waits_and_pauses_without_having_ended():
+    """What has not begun, and a constant 0 whose value is watched, are computed."""
+    loss = Hints()
+    for weight, ends in (({0: 0.0}, None), ({0: 0.0, 5: 1.0}, None), ({0: 1.0, 2: 0.0, 4: 0.0, 6: 1.0, 8: 0.0}, 8)):
+        loss.weight = weight
+        assert next((step for step in range(20) if loss.ended(step)), None) == ends
 
 
 def test_a_base_weight_of_zero_shields_from_terms_of_the_task(student, batch, monkeypatch):

@@ -117,7 +117,7 @@ class SHD(LayerLoss):
         Args:
             teacher: Captures of its forward.
             student: Captures of its forward on the same batch.
-            step: Of training, where the weight follows a schedule.
+            step: Of training, where the weight follows a schedule; once that has come to 0 nothing is computed.
             row_weight: What every query row counts [b,n], 0 for padding; None: 1 each. The sum is divided by n.
 
         Raises:
@@ -127,6 +127,8 @@ class SHD(LayerLoss):
             raise UserError(f"SHD: step: wanted a whole number, found {type(step).__name__}")
         if step is None and set(self.weight) != {0}:
             raise UserError("SHD: the weight follows a schedule; give the step: loss(teacher, student, step=step)")
+        if self.ended(step or 0):
+            return torch.zeros((), device=next(iter(student.values())).query.device, requires_grad=True)
         value = self.divergence(teacher, student, row_weight).value.mean()
         if torch.is_grad_enabled() and not any(x.requires_grad for c in student.values() for x in (c.query, c.key)):
             warn_of_no_graph()
