@@ -1,7 +1,6 @@
 """Images from a model of noise or of velocity, with classifier-free guidance.
 
-    model = dit_shd.models.load("runs/student")
-    images, labels = dit_shd.diffusion.sampler.sample(model, count=16, steps=250, guidance=3.8)
+    images, labels = sample(dit_shd.load("runs/student"), count=16, steps=250, guidance=3.8)
 
 Image i depends on the seed and on i only: its noise is a stream of its own, whatever the batch or the process.
 """

@@ -64,7 +64,7 @@ def trained(model: nn.Module, facts: RunFacts, step: int, rate: float, share: fl
         replace(facts.origin, trained_on=union([[facts.dataset], facts.origin.trained_on])),
         f"Trained by dit_shd for {step} steps. The weights are their average over training (ema {rate}"
         f"{', warmed up' if facts.ema_warmup else ''}), {share:.2%} of which are those it began with. "
-        'Load: `dit_shd.models.load("this folder")`.',
+        'Load: `dit_shd.load("this folder")`.',
         f"{_prediction(model)}{_classes(model)}{autoencoder_section(facts.latents)}{_pipeline(facts.pipeline)}"
         f"## Configuration\n\n```yaml\n{facts.config}```\n",
         {"training": weights},
@@ -132,7 +132,7 @@ def converted(model: nn.Module, source: str, sha256: str, origin: Provenance, la
         model,
         origin,
         f"Converted by dit_shd from {source}; the sha256 of its tensors is {sha256}. "
-        'Load: `dit_shd.models.load("this folder")`.',
+        'Load: `dit_shd.load("this folder")`.',
         f"{_prediction(model)}{_classes(model)}{autoencoder_section(latents)}",
     )
 
