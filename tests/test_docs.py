@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import string
 import subprocess
 import sys
 import zipfile
@@ -42,6 +43,15 @@ def test_paths_that_pages_name_exist(root, tmp_path):
     lost = {page.name: strange_paths(page, root, page.parent) for page in pages}
     lost |= {page.name: strange_paths(page, root, root / "docs") for page in root.glob("docs/templates/*.md")}
     assert not {page: paths for page, paths in lost.items() if paths}
+
+
+def test_a_page_that_is_made_holds_the_text_of_its_template(root):
+    """An edit of the page alone would be lost when it is made again, or of the template alone would not be read."""
+    for template in root.glob("docs/templates/*.md"):
+        page, begin = (root / "docs" / template.name).read_text(), 0
+        for text, *_ in string.Formatter().parse(template.read_text()):
+            begin = page.find(text, begin)
+            assert begin >= 0, f"{template.name}: not in the page, or in another place: {text}"
 
 
 @pytest.mark.parametrize("name", ["distil_sd3", "distil_deit"])
