@@ -61,10 +61,18 @@ class Operations:
         return self.total + sum(one.recomputed for one in self.passes.values())
 
 
-def step_operations(step: StepShape, student: nn.Module, teachers: nn.Module | Teachers | None = None) -> Operations:
+def step_operations(
+    step: StepShape, student: nn.Module, teachers: nn.Module | Teachers | None = None, number: int = 0
+) -> Operations:
     """Count one step, in seconds and without memory; the models may be on the meta device.
 
     Passes of random size are counted at its mean.
+
+    Args:
+        step: What it is made of.
+        student: That learns.
+        teachers: By name, or a single one.
+        number: Of the step: losses that have ended are not computed.
     """
     distiller, task, by_key = Distiller(step.task, student, step.losses), step.task, by_name(teachers)
     build_losses(distiller, by_key)
@@ -72,7 +80,7 @@ def step_operations(step: StepShape, student: nn.Module, teachers: nn.Module | T
     passes: dict[str, PassOperations] = {}
     for name in task.passes:
         forward, backward = _counted(spec, task, name, backward=True)
-        losses = distiller.losses_of(name)
+        losses = distiller.losses_of(name, number)
         required, twice = read_teachers(losses, by_key), guided_teachers(losses, by_key)
         recomputed = _counted(spec, task, name, True, recompute=True)[1] - backward if step.recompute else 0
         passes[name] = PassOperations(

@@ -42,7 +42,7 @@ class LogBook:
             step.metrics["skipped_steps"] = self.guard.skipped
         if self.tracker.accelerator.is_main_process:
             self.folder.log("metrics.jsonl", step.metrics)
-            self.folder.log("timing.jsonl", {"step": step.number, **self.throughput.row()})
+            self.folder.log("timing.jsonl", {"step": step.number, **self.throughput.row(step.number - 1)})
         self.tracker.log("training", {k: v for k, v in step.metrics.items() if k != "step"}, step.number)
 
     def _means(self, terms: dict[str, Tensor]) -> dict[str, float]:

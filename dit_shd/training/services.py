@@ -105,7 +105,9 @@ def throughput(
     peak = config.peak_tflops or known_peak(accelerator.device, config.precision)
     total = None if peak is None else peak * accelerator.num_processes
     try:
-        operations = step_operations(step_shape(config, images), student, teachers).total
+        step = step_shape(config, images)
+        ends = {loss.end for loss in step.losses if loss.end is not None}
+        operations = {first: step_operations(step, student, teachers, first).total for first in (0, *ends)}
     except UserError as error:
         _log.info("operations and utilisation are not logged: %s", error)
         operations, total = None, None

@@ -202,6 +202,15 @@ def test_timing_tells_throughput_and_memory(values):
         assert row["tflops"] > 0
 
 
+def test_a_loss_that_has_ended_is_in_no_row_and_no_operations_of_its_teacher_are_counted(values):
+    values["losses"] = [{"name": "shd", "weight": {0: 1.0, 2: 0.0}}]
+    config, metrics = run({**values, "mask_ratio": None}, steps=4)
+    assert ["plain/shd" in row for row in metrics] == [True, True, False, False]
+    begin, last, after, end = (row["tflops"] * row["seconds"] for row in rows(config.run, "timing.jsonl"))
+    assert begin == pytest.approx(last, rel=0.01) and after == pytest.approx(end, rel=0.01)
+    assert after < 0.8 * begin
+
+
 def test_the_teacher_stops_after_the_last_layer_that_is_needed(values):
     """The same value and gradients; the layers behind do not run."""
     layers = {"en_inblocks.0.attn": "en_inblocks.0.attn"}
