@@ -18,7 +18,7 @@ from dit_shd.core.places import Asset, HubName, find
 from dit_shd.core.pretrained import asset
 from dit_shd.data.pipeline_record import ENCODERS, INDEX, PipelineRecord, read_index, text_digest
 from dit_shd.data.text_condition import TextCondition
-from dit_shd.diffusion.adapters import MAX_TOKENS, Adapter, adapter_of, require_cleaners
+from dit_shd.diffusion.adapters import MAX_TOKENS, Adapter, adapter_of, require_cleaners, tokenizer_of
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -89,7 +89,7 @@ class Prompts:
         limits = self.adapter.limits(self.pipeline, self.record.text_tokens)
         with quiet():
             lengths = [
-                [len(ids) <= limit for ids in getattr(self.pipeline, name)(list(prompts)).input_ids]
+                [len(ids) <= limit for ids in tokenizer_of(self.pipeline, name)(list(prompts)).input_ids]
                 for name, limit in limits.items()
             ]
         return sum(not any(fits) for fits in zip(*lengths))

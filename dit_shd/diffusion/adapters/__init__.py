@@ -187,6 +187,17 @@ class Adapter(ABC):
         return TextCondition.of(encoded[0], encoded[1])
 
 
+def tokenizer_of(pipeline: "DiffusionPipeline", name: str) -> Any:  # noqa: ANN401
+    """A tokenizer of a pipeline, where it is a processor of images and text: the one that is in it.
+
+    Args:
+        pipeline: With tokenizers.
+        name: Of the component.
+    """
+    part = getattr(pipeline, name)
+    return getattr(part, "tokenizer", part)
+
+
 def computed_in(model: nn.Module) -> torch.dtype:
     """The precision that a model is given its inputs in: diffusers', which leaves out what stays in float32."""
     dtype: Any = getattr(model, "dtype", None)
