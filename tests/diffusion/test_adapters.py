@@ -20,7 +20,7 @@ from tiny_text_encoders import tokenizer, vocabulary_size
 from dit_shd.core import installation
 from dit_shd.core.errors import UserError
 from dit_shd.core.rng import Draws
-from dit_shd.diffusion.adapters import ADAPTERS, Adapter, adapter_of, by_class
+from dit_shd.diffusion.adapters import ADAPTERS, MAX_TOKENS, Adapter, adapter_of, by_class
 from dit_shd.diffusion.flow import TimestepDensity
 from dit_shd.diffusion.pipelines import Prompts, open_pipeline, record_of
 from dit_shd.diffusion.text_process import ddpm_schedule, pipeline_shift, process_of
@@ -83,6 +83,21 @@ def test_prompts_of_every_pipeline_are_counted(pipeline):
     """Also by a processor of images and text, which would open prompts as pictures."""
     prompts = Prompts.load(pipeline.config._name_or_path, torch.device("cpu"))
     assert prompts.too_long([*PROMPTS, "", "a nine " * 600]) == 1
+
+
+def test_a_prompt_that_is_said_to_fit_reaches_the_embeddings_to_its_last_word(pipeline):
+    """Pipelines that put a template around prompts cut the prompt, and what is left of it may be nothing."""
+    if MAX_TOKENS not in known_of(pipeline):
+        pytest.skip("its numbers of tokens are fixed")
+    place = pipeline.config._name_or_path
+    with pytest.raises(UserError, match=r"text_tokens: wanted .* or more, found 1: a .* tokens around every") as error:
+        Prompts.load(place, torch.device("cpu"), text_tokens=1)
+    least = int(str(error.value).split()[2])
+    prompts = Prompts.load(place, torch.device("cpu"), text_tokens=least + 4)
+    longest = max(words for words in range(1, 40) if not prompts.too_long(["nine " * words]))
+    assert longest >= 8
+    ends = prompts([f"{'nine ' * (longest - 1)}{word}" for word in ("nine", "thin")])
+    assert not torch.equal(*ends.embeddings)
 
 
 def known_of(pipeline):

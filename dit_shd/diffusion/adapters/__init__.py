@@ -150,8 +150,17 @@ class Adapter(ABC):
         """The condition of no prompt: that of the pipeline's default negative prompt."""
         return self.encode(pipeline, [""], tokens)
 
+    def framed(self, pipeline: "DiffusionPipeline", prompts: Sequence[str]) -> list[str]:
+        """The texts that are tokenized within the limits: prompts, with what the pipeline puts around them.
+
+        Args:
+            pipeline: With tokenizers.
+            prompts: Texts.
+        """
+        return list(prompts)
+
     def limits(self, pipeline: "DiffusionPipeline", tokens: int | None = None) -> dict[str, int]:
-        """Tokens of a prompt that the encoder of each tokenizer takes; a prompt beyond all of them is cut.
+        """Tokens of a framed prompt that the encoder of each tokenizer takes; a prompt beyond all of them is cut.
 
         Args:
             pipeline: With tokenizers.
@@ -185,17 +194,6 @@ class Adapter(ABC):
     def text(self, encoded: Sequence[Any]) -> TextCondition:
         """The condition in what the pipeline's encode_prompt gives: embeddings and mask, unless a class has more."""
         return TextCondition.of(encoded[0], encoded[1])
-
-
-def tokenizer_of(pipeline: "DiffusionPipeline", name: str) -> Any:  # noqa: ANN401
-    """A tokenizer of a pipeline, where it is a processor of images and text: the one that is in it.
-
-    Args:
-        pipeline: With tokenizers.
-        name: Of the component.
-    """
-    part = getattr(pipeline, name)
-    return getattr(part, "tokenizer", part)
 
 
 def computed_in(model: nn.Module) -> torch.dtype:
