@@ -63,7 +63,7 @@ class Prompts:
             size: Height and width of the images that the prompts are of.
 
         Raises:
-            UserError: No such pipeline, one whose transformer has no adapter, or too few text_tokens.
+            UserError: No such pipeline, one whose transformer has no adapter, or text_tokens out of range.
         """
         folder = folder_of(place, text_alone=True)
         record = replace(record_of(place, folder, adapter), text_tokens=text_tokens, size=size)
@@ -77,7 +77,7 @@ class Prompts:
                 part.to(device)
         prompts = cls(pipeline, chosen, record)
         if text_tokens is not None:
-            prompts._refuse_few_tokens(text_tokens)
+            prompts._refuse_tokens(text_tokens)
         return prompts
 
     def __call__(self, prompts: Sequence[str]) -> TextCondition:
@@ -101,7 +101,12 @@ class Prompts:
         texts = self.adapter.framed(self.pipeline, prompts)
         return [len(ids) for ids in tokenizer_of(self.pipeline, name)(texts).input_ids]
 
-    def _refuse_few_tokens(self, tokens: int) -> None:
+    def _refuse_tokens(self, tokens: int) -> None:
+        most = self.adapter.most_tokens
+        if most is not None and tokens > most:
+            raise UserError(
+                f"text_tokens: wanted {most} or less, as a {self.record.pipeline_class} takes, found {tokens}"
+            )
         for name, limit in self.adapter.limits(self.pipeline, tokens).items():
             with quiet():
                 around = self._lengths(name, [""])[0]

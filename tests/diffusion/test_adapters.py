@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,15 @@ def test_a_prompt_that_is_said_to_fit_reaches_the_embeddings_to_its_last_word(pi
     assert longest >= 8
     ends = prompts([f"{'nine ' * (longest - 1)}{word}" for word in ("nine", "thin")])
     assert not torch.equal(*ends.embeddings)
+
+
+def test_more_tokens_than_the_pipeline_s_call_takes_are_refused_before_training(pipeline, adapter):
+    limits = {int(limit) for limit in re.findall(r"cannot be greater than (\d+)", inspect.getsource(type(pipeline)))}
+    assert limits == ({adapter.most_tokens} - {None})
+    if limits:
+        place, tokens = pipeline.config._name_or_path, adapter.most_tokens + 1
+        with pytest.raises(UserError, match=f"text_tokens: wanted {tokens - 1} or less, .* found {tokens}"):
+            Prompts.load(place, torch.device("cpu"), text_tokens=tokens)
 
 
 def known_of(pipeline):

@@ -69,6 +69,8 @@ class Adapter(ABC):
     """The way to noise: rectified flow, or the schedule of the pipeline's scheduler."""
     guidance: ClassVar[float | None] = None
     """The guidance scale that a guidance-distilled model is given where none is named: its training script's."""
+    most_tokens: ClassVar[int | None] = None
+    """The largest max_sequence_length that the pipeline's call takes; None for any."""
     example_tokens: ClassVar[int] = 256
     """Tokens of text in a batch that stands for any, for counting."""
     example_side: ClassVar[int] = 128

@@ -17,6 +17,7 @@ class Lumina2(Adapter):
 
     transformer = "Lumina2Transformer2DModel"
     pipelines = ("Lumina2Pipeline",)
+    most_tokens = 512
     attention = "joint, one stream"
 
     def text_widths(self, settings: Mapping[str, Any]) -> tuple[int, int | None]:

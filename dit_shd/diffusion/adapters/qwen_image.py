@@ -19,6 +19,7 @@ class QwenImage(Adapter):
     transformer = "QwenImageTransformer2DModel"
     pipelines = ("QwenImagePipeline",)
     guidance = 1.0
+    most_tokens = 1024
 
     def channels(self, settings: Mapping[str, Any]) -> int:
         return settings["in_channels"] // packing.SIDE**2
