@@ -6,7 +6,17 @@ folder = write_pipeline("sd3", tmp_path / "pipeline")
 from pathlib import Path
 
 import torch
-from tiny_text_encoders import clip, gemma, qwen3, qwen_vl, t5, tokenizer, vocabulary_size
+from tiny_text_encoders import (
+    clip,
+    gemma,
+    mistral,
+    pixtral_processor,
+    qwen3,
+    qwen_vl,
+    t5,
+    tokenizer,
+    vocabulary_size,
+)
 
 
 def kl(channels=4, shift=0.1, depth=2, **options):
@@ -279,6 +289,22 @@ def flux2():
     )
 
 
+def flux2_dev():
+    """Whose tokenizer is a processor of images and text, and whose text encoder gives layers 10, 20 and 30."""
+    from diffusers import Flux2Pipeline
+
+    klein = flux2()
+    config = {**klein.transformer.config, "guidance_embeds": True}
+    transformer = type(klein.transformer)(**{key: value for key, value in config.items() if not key.startswith("_")})
+    return Flux2Pipeline(
+        transformer=transformer,
+        scheduler=klein.scheduler,
+        vae=klein.vae,
+        text_encoder=mistral(16),
+        tokenizer=pixtral_processor(700),
+    )
+
+
 def wan():
     from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
     from transformers import UMT5Config, UMT5EncoderModel
@@ -361,12 +387,14 @@ KINDS = {
     "hunyuan_dit": hunyuan_dit,
 }
 """By the name of the adapter."""
+OTHERS = {"flux2_dev": flux2_dev}
+"""Other pipelines of the same adapters."""
 
 
 def write_pipeline(kind: str, folder: Path, seed: int = 0) -> Path:
     """A pipeline with random weights in diffusers format."""
     torch.manual_seed(seed)
-    pipeline = KINDS[kind]()
+    pipeline = {**KINDS, **OTHERS}[kind]()
     for p in pipeline.transformer.parameters():
         torch.nn.init.normal_(p, std=0.1)
     pipeline.save_pretrained(folder)

@@ -105,3 +105,28 @@ def qwen_vl(width=32):
     vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": width}
     tokens = {"image_token_id": 2, "video_token_id": 2, "vision_start_token_id": 2, "vision_end_token_id": 2}
     return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision, **tokens))
+
+
+IMAGE_TOKENS = ["[IMG]", "[IMG_BREAK]", "[IMG_END]"]
+
+
+def mistral(width=16):
+    from transformers import Mistral3Config, Mistral3ForConditionalGeneration
+
+    sizes = {"hidden_size": width, "intermediate_size": 16, "num_attention_heads": 2, "head_dim": 8}
+    text = {"model_type": "mistral", "vocab_size": vocabulary_size() + len(IMAGE_TOKENS), "num_hidden_layers": 31}
+    text |= {"num_key_value_heads": 1, "pad_token_id": 0}
+    vision = {"model_type": "pixtral", "num_hidden_layers": 1, "image_size": 28, "patch_size": 14}
+    configs = {"text_config": {**text, **sizes}, "vision_config": {**vision, **sizes}}
+    return Mistral3ForConditionalGeneration(Mistral3Config(**configs, image_token_index=vocabulary_size()))
+
+
+def pixtral_processor(length=64):
+    """Of images and text, which takes images first and has the tokenizer in it."""
+    from transformers import PixtralImageProcessor, PixtralProcessor
+
+    words = tokenizer(length, "left")
+    words.add_tokens(IMAGE_TOKENS)
+    parts = "{% for part in message['content'] %}{{ part['text'] }} {% endfor %}"
+    chat = "<s>{% for message in messages %}<user> " + parts + "{% endfor %}"
+    return PixtralProcessor(PixtralImageProcessor(), words, patch_size=14, chat_template=chat)

@@ -19,12 +19,15 @@ from dit_shd.core.pretrained import asset
 from dit_shd.data.pipeline_record import ENCODERS, INDEX, PipelineRecord, read_index, text_digest
 from dit_shd.data.text_condition import TextCondition
 from dit_shd.diffusion.adapters import MAX_TOKENS, Adapter, adapter_of, require_cleaners
+from dit_shd.diffusion.prompt_texts import tokenizer_of
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 NOT_FOR_TEXT = {"transformer": None, "vae": None}
 """Components that embeddings do not need."""
+LEAST_TOKENS = 4
+"""Of a prompt, besides what stands around it: with fewer, captions are hardly told apart."""
 
 
 class Prompts:
@@ -60,7 +63,7 @@ class Prompts:
             size: Height and width of the images that the prompts are of.
 
         Raises:
-            UserError: No such pipeline, or one whose transformer has no adapter.
+            UserError: No such pipeline, one whose transformer has no adapter, or text_tokens out of range.
         """
         folder = folder_of(place, text_alone=True)
         record = replace(record_of(place, folder, adapter), text_tokens=text_tokens, size=size)
@@ -72,7 +75,10 @@ class Prompts:
         for name, part in pipeline.components.items():
             if name.startswith(ENCODERS) and isinstance(part, nn.Module):
                 part.to(device)
-        return cls(pipeline, chosen, record)
+        prompts = cls(pipeline, chosen, record)
+        if text_tokens is not None:
+            prompts._refuse_tokens(text_tokens)
+        return prompts
 
     def __call__(self, prompts: Sequence[str]) -> TextCondition:
         """The condition of prompts, on the CPU."""
@@ -88,11 +94,27 @@ class Prompts:
         """How many of some prompts are longer than what every tokenizer's encoder takes."""
         limits = self.adapter.limits(self.pipeline, self.record.text_tokens)
         with quiet():
-            lengths = [
-                [len(ids) <= limit for ids in getattr(self.pipeline, name)(list(prompts)).input_ids]
-                for name, limit in limits.items()
-            ]
+            lengths = [[length <= limit for length in self._lengths(name, prompts)] for name, limit in limits.items()]
         return sum(not any(fits) for fits in zip(*lengths))
+
+    def _lengths(self, name: str, prompts: Sequence[str]) -> list[int]:
+        texts = self.adapter.framed(self.pipeline, prompts)
+        return [len(ids) for ids in tokenizer_of(self.pipeline, name)(texts).input_ids]
+
+    def _refuse_tokens(self, tokens: int) -> None:
+        most = self.adapter.most_tokens
+        if most is not None and tokens > most:
+            raise UserError(
+                f"text_tokens: wanted {most} or less, as a {self.record.pipeline_class} takes, found {tokens}"
+            )
+        for name, limit in self.adapter.limits(self.pipeline, tokens).items():
+            with quiet():
+                around = self._lengths(name, [""])[0]
+            if limit - around < LEAST_TOKENS:
+                raise UserError(
+                    f"text_tokens: wanted {tokens + LEAST_TOKENS - limit + around} or more, found {tokens}: a "
+                    f"{self.record.pipeline_class} puts {around} tokens around every prompt, and cuts the prompt"
+                )
 
 
 def record_of(place: str, folder: Path, adapter: str | None = None) -> PipelineRecord:

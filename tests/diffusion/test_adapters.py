@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -14,13 +15,13 @@ from diffusers import (
 )
 from diffusers.models.embeddings import get_2d_rotary_pos_embed
 from diffusers.pipelines.hunyuandit.pipeline_hunyuandit import get_resize_crop_region_for_grid
-from tiny_pipelines import KINDS, kl, write_pipeline
+from tiny_pipelines import KINDS, OTHERS, kl, write_pipeline
 from tiny_text_encoders import tokenizer, vocabulary_size
 
 from dit_shd.core import installation
 from dit_shd.core.errors import UserError
 from dit_shd.core.rng import Draws
-from dit_shd.diffusion.adapters import ADAPTERS, Adapter, adapter_of, by_class
+from dit_shd.diffusion.adapters import ADAPTERS, MAX_TOKENS, Adapter, adapter_of, by_class
 from dit_shd.diffusion.flow import TimestepDensity
 from dit_shd.diffusion.pipelines import Prompts, open_pipeline, record_of
 from dit_shd.diffusion.text_process import ddpm_schedule, pipeline_shift, process_of
@@ -33,7 +34,7 @@ BY_THE_SCHEDULER = "sd3", "aura_flow", "wan"
 """Pipelines that leave the noise levels to their scheduler, which divides from its first (shifted) one to its last."""
 
 
-@pytest.fixture(scope="module", params=list(KINDS))
+@pytest.fixture(scope="module", params=[*KINDS, *OTHERS])
 def kind(request):
     return request.param
 
@@ -47,8 +48,8 @@ def pipeline(kind, tmp_path_factory):
 
 
 @pytest.fixture
-def adapter(kind) -> Adapter:
-    return ADAPTERS.find(kind)()
+def adapter(pipeline) -> Adapter:
+    return by_class()[type(pipeline.transformer).__name__]
 
 
 def sides(pipeline, adapter):
@@ -77,6 +78,36 @@ def test_prompts_are_never_left_uncleaned(kind, pipeline, monkeypatch):
 def test_lengths_that_cannot_be_chosen(pipeline):
     with pytest.raises(UserError, match="text_tokens: a HunyuanDiTPipeline has fixed numbers of tokens; leave it out"):
         Prompts.load(pipeline.config._name_or_path, torch.device("cpu"), text_tokens=8)
+
+
+def test_prompts_of_every_pipeline_are_counted(pipeline):
+    """Also by a processor of images and text, which would open prompts as pictures."""
+    prompts = Prompts.load(pipeline.config._name_or_path, torch.device("cpu"))
+    assert prompts.too_long([*PROMPTS, "", "a nine " * 600]) == 1
+
+
+def test_a_prompt_that_is_said_to_fit_reaches_the_embeddings_to_its_last_word(pipeline):
+    """Pipelines that put a template around prompts cut the prompt, and what is left of it may be nothing."""
+    if MAX_TOKENS not in known_of(pipeline):
+        pytest.skip("its numbers of tokens are fixed")
+    place = pipeline.config._name_or_path
+    with pytest.raises(UserError, match=r"text_tokens: wanted .* or more, found 1: a .* tokens around every") as error:
+        Prompts.load(place, torch.device("cpu"), text_tokens=1)
+    least = int(str(error.value).split()[2])
+    prompts = Prompts.load(place, torch.device("cpu"), text_tokens=least + 4)
+    longest = max(words for words in range(1, 40) if not prompts.too_long(["nine " * words]))
+    assert longest >= 8
+    ends = prompts([f"{'nine ' * (longest - 1)}{word}" for word in ("nine", "thin")])
+    assert not torch.equal(*ends.embeddings)
+
+
+def test_more_tokens_than_the_pipeline_s_call_takes_are_refused_before_training(pipeline, adapter):
+    limits = {int(limit) for limit in re.findall(r"cannot be greater than (\d+)", inspect.getsource(type(pipeline)))}
+    assert limits == ({adapter.most_tokens} - {None})
+    if limits:
+        place, tokens = pipeline.config._name_or_path, adapter.most_tokens + 1
+        with pytest.raises(UserError, match=f"text_tokens: wanted {tokens - 1} or less, .* found {tokens}"):
+            Prompts.load(place, torch.device("cpu"), text_tokens=tokens)
 
 
 def known_of(pipeline):
@@ -208,11 +239,11 @@ def public_loss(kind, pipeline, x_0, noise, t, text):
         images = list(noisy.unsqueeze(2).unbind(0))
         prompts = [e[m] for e, m in zip(text.embeddings, text.mask)]
         output = -torch.stack(model(images, (1000 - 1000 * t) / 1000, prompts, return_dict=False)[0]).squeeze(2)
-    elif kind == "flux2":
+    elif kind.startswith("flux2"):
         output = model(
             hidden_states=Flux2KleinPipeline._pack_latents(noisy),
             timestep=1000 * t / 1000,
-            guidance=None,
+            guidance=torch.tensor([3.5]).expand(b) if kind == "flux2_dev" else None,
             txt_ids=Flux2KleinPipeline._prepare_text_ids(text.embeddings),
             img_ids=(ids := Flux2KleinPipeline._prepare_latent_ids(noisy)),
             **prompt,
@@ -370,7 +401,7 @@ def test_the_shift_of_training_is_that_of_the_pipeline_s_default_steps(kind, pip
         times = process.times(torch.arange(1000, dtype=torch.float64) / 1000, (1, 4, 8, 8))
         assert times.tolist() == list(range(1000)), "uniform over the schedule"
         return
-    if kind == "flux2":
+    if kind.startswith("flux2"):
         pytest.skip("its shift depends on the number of steps: the next test")
     guidance = {"qwen_image": None, "flux": 2.5, "z_image": 0.0}.get(kind, 1.0)
     steps = torch.tensor([float(t) / 1000 for _, t, _ in asked_by_the_pipeline(pipeline, adapter, guidance)]).double()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from encoded_text import encode
-from tiny_pipelines import KINDS, write_pipeline
+from tiny_pipelines import KINDS, OTHERS, write_pipeline
 
 from dit_shd.cli.program import main
 from dit_shd.core.config import make
@@ -127,7 +127,7 @@ def test_bad_input(student, pipeline, prompts, tmp_path):
     assert read_record(student / "student").pipeline == str(pipeline)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "sd3"])
+@pytest.mark.parametrize("kind", [kind for kind in [*KINDS, *OTHERS] if kind != "sd3"])
 def test_every_pipeline_draws(kind, tmp_path, prompts):
     folder = write_pipeline(kind, tmp_path / "pipeline")
     size = 32 if kind in ("lumina2", "sana", "hunyuan_dit") else 16

@@ -69,6 +69,8 @@ class Adapter(ABC):
     """The way to noise: rectified flow, or the schedule of the pipeline's scheduler."""
     guidance: ClassVar[float | None] = None
     """The guidance scale that a guidance-distilled model is given where none is named: its training script's."""
+    most_tokens: ClassVar[int | None] = None
+    """The largest max_sequence_length that the pipeline's call takes; None for any."""
     example_tokens: ClassVar[int] = 256
     """Tokens of text in a batch that stands for any, for counting."""
     example_side: ClassVar[int] = 128
@@ -150,8 +152,17 @@ class Adapter(ABC):
         """The condition of no prompt: that of the pipeline's default negative prompt."""
         return self.encode(pipeline, [""], tokens)
 
+    def framed(self, pipeline: "DiffusionPipeline", prompts: Sequence[str]) -> list[str]:
+        """The texts that are tokenized within the limits: prompts, with what the pipeline puts around them.
+
+        Args:
+            pipeline: With tokenizers.
+            prompts: Texts.
+        """
+        return list(prompts)
+
     def limits(self, pipeline: "DiffusionPipeline", tokens: int | None = None) -> dict[str, int]:
-        """Tokens of a prompt that the encoder of each tokenizer takes; a prompt beyond all of them is cut.
+        """Tokens of a framed prompt that the encoder of each tokenizer takes; a prompt beyond all of them is cut.
 
         Args:
             pipeline: With tokenizers.

@@ -19,6 +19,7 @@ class Flux(Adapter):
     transformer = "FluxTransformer2DModel"
     pipelines = ("FluxPipeline",)
     guidance = 3.5
+    most_tokens = 512
     example_tokens = 512
 
     def channels(self, settings: Mapping[str, Any]) -> int:

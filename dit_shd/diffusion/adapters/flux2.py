@@ -2,13 +2,17 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from dit_shd.data.text_condition import TextCondition
 from dit_shd.diffusion.adapters import Adapter
+from dit_shd.diffusion.prompt_texts import of_chat
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 
 class Flux2(Adapter):
@@ -45,6 +49,16 @@ class Flux2(Adapter):
         of_10 = 8.73809524e-05 * tokens + 1.89833333
         mu = of_200 if tokens > 4300 else of_10 + (of_200 - of_10) * (50 - 10) / 190
         return math.exp(mu)
+
+    def framed(self, pipeline: "DiffusionPipeline", prompts: Sequence[str]) -> list[str]:
+        whole: Any = pipeline
+        instruction = getattr(whole, "system_message", None)  # of dev
+        if instruction is None:
+            chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
+            return of_chat(pipeline, chats, add_generation_prompt=True, enable_thinking=False)
+        from diffusers.pipelines.flux2.pipeline_flux2 import format_input
+
+        return of_chat(pipeline, format_input(list(prompts), instruction), add_generation_prompt=False)
 
     def text(self, encoded: Sequence[Any]) -> TextCondition:
         return TextCondition.of(encoded[0])

@@ -1,6 +1,6 @@
 """Lumina-Image 2.0 (arXiv 2503.21758): one stream of text and image tokens, grouped-query attention, Gemma 2."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ class Lumina2(Adapter):
 
     transformer = "Lumina2Transformer2DModel"
     pipelines = ("Lumina2Pipeline",)
+    most_tokens = 512
     attention = "joint, one stream"
 
     def text_widths(self, settings: Mapping[str, Any]) -> tuple[int, int | None]:
@@ -42,6 +43,10 @@ class Lumina2(Adapter):
         text = int(arguments["encoder_attention_mask"][0].sum())
         y, x = (side // self.multiple(settings_of(model)) for side in arguments["hidden_states"].shape[2:])
         return range(text, text + y * x)
+
+    def framed(self, pipeline: "DiffusionPipeline", prompts: Sequence[str]) -> list[str]:
+        templates = [self.template(pipeline, prompt, {}) for prompt in prompts]
+        return [template.before + template.prompt for template in templates]
 
     def template(self, pipeline: "DiffusionPipeline", prompt: str, call: Mapping[str, Any]) -> Template:
         instruction: Any = call.get("system_prompt") or getattr(pipeline, "system_prompt")  # noqa: B009

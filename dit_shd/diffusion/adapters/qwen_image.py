@@ -1,13 +1,16 @@
 """Qwen-Image (arXiv 2508.02324): FLUX's packed latents, joint attention to the prompt's own tokens alone."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from dit_shd.data.text_condition import TextCondition
 from dit_shd.diffusion import packing
 from dit_shd.diffusion.adapters import Adapter
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 
 class QwenImage(Adapter):
@@ -16,6 +19,7 @@ class QwenImage(Adapter):
     transformer = "QwenImageTransformer2DModel"
     pipelines = ("QwenImagePipeline",)
     guidance = 1.0
+    most_tokens = 1024
 
     def channels(self, settings: Mapping[str, Any]) -> int:
         return settings["in_channels"] // packing.SIDE**2
@@ -38,6 +42,16 @@ class QwenImage(Adapter):
 
     def prediction(self, output: Tensor, x: Tensor) -> Tensor:
         return packing.unpack(output, x)
+
+    def framed(self, pipeline: "DiffusionPipeline", prompts: Sequence[str]) -> list[str]:
+        whole: Any = pipeline
+        return [whole.prompt_template_encode.format(prompt) for prompt in prompts]
+
+    def limits(self, pipeline: "DiffusionPipeline", tokens: int | None = None) -> dict[str, int]:
+        """Besides the first tokens of its template, which the transformer is not given."""
+        whole: Any = pipeline
+        dropped = whole.prompt_template_encode_start_idx
+        return {name: limit + dropped for name, limit in super().limits(pipeline, tokens).items()}
 
     def text(self, encoded: Sequence[Any]) -> TextCondition:
         return TextCondition.of(encoded[0], encoded[1])

@@ -18,6 +18,7 @@ class SD3(Adapter):
     transformer = "SD3Transformer2DModel"
     pipelines = ("StableDiffusion3Pipeline",)
     example_tokens = 333
+    most_tokens = 512
 
     def text_widths(self, settings: Mapping[str, Any]) -> tuple[int, int | None]:
         return settings["joint_attention_dim"], settings["pooled_projection_dim"]

@@ -1,7 +1,7 @@
 """Z-Image (arXiv 2511.22699): one stream of image and text tokens; each sample is a list's entry of its own length."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from dit_shd.data.text_condition import TextCondition
 from dit_shd.diffusion.adapters import Adapter
+from dit_shd.diffusion.prompt_texts import of_chat
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 
 class ZImage(Adapter):
@@ -34,6 +38,14 @@ class ZImage(Adapter):
 
     def prediction(self, output: Tensor, x: Tensor) -> Tensor:
         return -torch.stack([*output])[:, :, 0]  # a list of samples [c,1,y,x]
+
+    def framed(self, pipeline: "DiffusionPipeline", prompts: Sequence[str]) -> list[str]:
+        return of_chat(
+            pipeline,
+            [[{"role": "user", "content": prompt}] for prompt in prompts],
+            add_generation_prompt=True,
+            enable_thinking=True,
+        )
 
     def text(self, encoded: Sequence[Any]) -> TextCondition:
         prompts: list[Tensor] = encoded[0]
