@@ -124,6 +124,15 @@ class Adapter(ABC):
         """
         return None
 
+    def guidance_arguments(self, settings: Mapping[str, Any], scale: float) -> dict[str, Any]:
+        """The arguments of the pipeline's call that guide by u + w (c - u), or that a guidance-distilled model is given.
+
+        Args:
+            settings: The config of the transformer.
+            scale: W; 1 for none.
+        """
+        return {"guidance_scale": scale}
+
     def predict(
         self, model: nn.Module, x: Tensor, time: Tensor, text: TextCondition, guidance: float | None = None
     ) -> Tensor:

@@ -39,5 +39,11 @@ class QwenImage(Adapter):
     def prediction(self, output: Tensor, x: Tensor) -> Tensor:
         return packing.unpack(output, x)
 
+    def guidance_arguments(self, settings: Mapping[str, Any], scale: float) -> dict[str, Any]:
+        """The pipeline guides where it is given a negative prompt; its guidance_scale is for distilled models alone."""
+        if settings.get("guidance_embeds"):
+            return {"guidance_scale": scale}
+        return {"true_cfg_scale": scale, **({"negative_prompt": ""} if scale > 1 else {})}
+
     def text(self, encoded: Sequence[Any]) -> TextCondition:
         return TextCondition.of(encoded[0], encoded[1])

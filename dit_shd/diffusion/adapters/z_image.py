@@ -35,6 +35,10 @@ class ZImage(Adapter):
     def prediction(self, output: Tensor, x: Tensor) -> Tensor:
         return -torch.stack([*output])[:, :, 0]  # a list of samples [c,1,y,x]
 
+    def guidance_arguments(self, settings: Mapping[str, Any], scale: float) -> dict[str, Any]:
+        """The pipeline's own scale g guides by c + g (c - u), which is w = g + 1."""
+        return {"guidance_scale": max(0.0, scale - 1)}
+
     def text(self, encoded: Sequence[Any]) -> TextCondition:
         prompts: list[Tensor] = encoded[0]
         masks = [torch.ones(len(prompt), dtype=torch.bool, device=prompt.device) for prompt in prompts]
