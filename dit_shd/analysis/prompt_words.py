@@ -1,5 +1,6 @@
 """Which word of a prompt each text token of a text-to-image transformer is."""
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,8 @@ IN_ORDER = (
 )
 """Pipelines whose text tokens are those of their tokenizers one after the other, each padded to its limit. Others put
 a template around the prompt, which the adapter may know."""
+CLEAN = "clean_caption"
+"""The argument of a pipeline's call by which it cleans prompts."""
 MOST = 32
 """Tokens that are named one by one."""
 REST = "other text"
@@ -52,7 +55,7 @@ def prompt_words(
     if type(pipeline).__name__ not in IN_ORDER or sum(limits.values()) != tokens:
         return [Word(f"token {place}", place) for place in range(min(tokens, MOST))]
     words: list[Word] = []
-    first = 0
+    first, prompt = 0, _cleaned(pipeline, prompt, call)
     for name, length in limits.items():
         tokenizer = getattr(pipeline, name)
         encoder = type(getattr(pipeline, name.replace("tokenizer", "text_encoder"))).__name__
@@ -64,6 +67,15 @@ def prompt_words(
                 words.append(Word(f"{text} ({kind})" if len(limits) > 1 else text, first + place))
         first += length
     return words[:MOST]
+
+
+def _cleaned(pipeline: "DiffusionPipeline", prompt: str, call: Mapping[str, Any]) -> str:
+    """A prompt as its tokenizer is given it: of PixArt in small letters, and cleaned unless the call says otherwise."""
+    clean: Any = getattr(pipeline, "_text_preprocessing", None)
+    known = inspect.signature(type(pipeline).__call__).parameters
+    if clean is None or CLEAN not in known:
+        return prompt
+    return clean(prompt, clean_caption=call.get(CLEAN, known[CLEAN].default))[0]
 
 
 def _behind(template: Template, tokenizer: Any, tokens: int) -> list[Word]:  # noqa: ANN401

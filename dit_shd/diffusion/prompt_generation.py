@@ -3,6 +3,7 @@
 import inspect
 import json
 import logging
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,10 +25,10 @@ from dit_shd.data.datasets.text_buckets import TextBuckets
 from dit_shd.data.datasets.text_latents import TextLatents
 from dit_shd.data.model_origin import of_source
 from dit_shd.data.pipeline_record import INDEX, PipelineRecord, read_index, read_record, text_digest
-from dit_shd.diffusion.adapters import MAX_TOKENS, adapter_of, by_class
+from dit_shd.diffusion.adapters import MAX_TOKENS, Adapter, adapter_of, by_class, settings_of
 from dit_shd.diffusion.generation import make_file, output_path
 from dit_shd.diffusion.pipelines import Prompts, folder_of, name_of, open_pipeline, read_scheduler, record_of
-from dit_shd.diffusion.sample_config import SampleConfig
+from dit_shd.diffusion.sample_config import GUIDANCE, SampleConfig
 from dit_shd.diffusion.teacher_sampling import about_teacher
 from dit_shd.models import loading
 
@@ -208,6 +209,7 @@ def call_arguments(pipeline: "DiffusionPipeline", record: PipelineRecord, given:
         UserError: An argument that the call does not have.
     """
     known = inspect.signature(pipeline.__class__.__call__).parameters
+    given = {**_guided(pipeline, record, given), **{key: value for key, value in given.items() if key != GUIDANCE}}
     for key in given:
         if key not in known or key in OURS:
             raise UserError(f"call.{key}: is no argument of {type(pipeline).__name__}'s call that may be given here")
@@ -221,6 +223,19 @@ def call_arguments(pipeline: "DiffusionPipeline", record: PipelineRecord, given:
         if "use_resolution_binning" in known:
             call["use_resolution_binning"] = False
     return {**call, **given}
+
+
+def _guided(pipeline: "DiffusionPipeline", record: PipelineRecord, given: dict[str, Any]) -> dict[str, Any]:
+    """The pipeline's own arguments for a guidance scale whose 1 is none."""
+    if GUIDANCE not in given:
+        return {}
+    scale = given[GUIDANCE]
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 <= scale < math.inf:
+        raise UserError(f"guidance: wanted 0 or more, found {scale}")
+    adapter = _adapter(record)
+    if adapter is None:
+        return {"guidance_scale": scale}
+    return adapter.guidance_arguments(settings_of(pipeline.transformer), scale)
 
 
 @torch.no_grad()
@@ -242,6 +257,8 @@ def draw(
     seeds = [int(rng.stream(seed, "sample prompt", 0, index).integers(2**62)) for index in indices]
     generators = [torch.Generator("cpu").manual_seed(number) for number in seeds]
     whole: Any = pipeline
+    if isinstance(call.get("negative_prompt"), str):  # not every pipeline repeats it for several prompts
+        call = {**call, "negative_prompt": [call["negative_prompt"]] * len(prompts)}
     try:
         output = whole(prompt=list(prompts), generator=generators, output_type="np", **call)
         images = output.images if hasattr(output, "images") else np.asarray(output.frames)[:, 0]
@@ -256,12 +273,19 @@ def _warn_of_long(
     pipeline: "DiffusionPipeline", record: PipelineRecord, prompts: list[str], tokens: int | None
 ) -> None:
     """Log how many prompts are cut, where an adapter knows what the encoders take."""
-    if record.adapter is None and record.transformer_class not in by_class():
+    adapter = _adapter(record)
+    if adapter is None:
         return
-    adapter = adapter_of(record.transformer_class, record.adapter)
     cut = Prompts(pipeline, adapter, replace(record, text_tokens=tokens)).too_long(prompts)
     if cut:
         _log.warning("prompts: %d of %d are longer than the text encoders take, and are cut", cut, len(prompts))
+
+
+def _adapter(record: PipelineRecord) -> Adapter | None:
+    """The adapter of a pipeline's transformer, where there is one."""
+    if record.adapter is None and record.transformer_class not in by_class():
+        return None
+    return adapter_of(record.transformer_class, record.adapter)
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

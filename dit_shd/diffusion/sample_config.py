@@ -18,8 +18,10 @@ COUNT = 50_000
 """Images, where nothing else is said."""
 EACH = 0
 """As a count: one image for each prompt."""
-OF_CALL = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
-"""Keys that are arguments of a pipeline's call."""
+GUIDANCE = "guidance"
+"""The scale w of u + w (c - u), 1 for none; among arguments of a call, what the pipeline's adapter makes of it."""
+OF_CALL = {"steps": "num_inference_steps", GUIDANCE: GUIDANCE}
+"""Keys that are arguments of a pipeline's call, and their names there."""
 OF_CLASSES = (
     "solver", "guidance_schedule", "guidance_power", "guidance_tolerance", "guided_channels", "labels", "rounding",
     "diffusion_steps", "shift", "vae", "compile",

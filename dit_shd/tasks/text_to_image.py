@@ -18,7 +18,7 @@ from dit_shd.data.datasets import DATASETS, Dataset
 from dit_shd.data.latent_origin import Kept
 from dit_shd.data.pipeline_record import PipelineRecord
 from dit_shd.data.text_condition import TextCondition
-from dit_shd.diffusion.adapters import Adapter, adapter_of_model, settings_of
+from dit_shd.diffusion.adapters import Adapter, adapter_of, adapter_of_model, settings_of
 from dit_shd.diffusion.flow import TimestepDensity, Weighting
 from dit_shd.diffusion.guidance import Guidance
 from dit_shd.diffusion.teacher_check import latents_fault
@@ -198,9 +198,12 @@ class TextToImage(Task[TextBatch]):
         return replace(batch, text=text.embeddings, text_mask=text.mask, text_pooled=text.pooled)
 
     def guided(self, conditional: Output, unconditional: Output, batch: TextBatch, guidance: Guidance) -> Output:
-        """A variance is the conditional one, and its mean that of the guided noise."""
+        """As the pipeline guides; a variance is the conditional one, and its mean that of the guided noise."""
         share = self.process.share(batch.t)
         prediction = guidance.combined(conditional.prediction, unconditional.prediction, share)
+        if self.record is not None:
+            adapter = adapter_of(self.record.transformer_class, self.named_adapter or self.record.adapter)
+            prediction = adapter.guided(prediction, conditional.prediction)
         v = conditional.extra.get("variance")
         output = prediction if v is None else torch.cat([prediction, v], dim=1)
         return Output(*self.process.prediction(output, batch.x_t, batch.t))

@@ -10,6 +10,7 @@ from tiny_pipelines import write_pipeline
 
 from dit_shd.analysis.inspect import InspectConfig
 from dit_shd.analysis.inspect_prompt import inspect_prompt
+from dit_shd.analysis.prompt_words import prompt_words
 from dit_shd.attention.recording.attach import capture
 from dit_shd.cli.commands.inspect import inspect_to_folder
 from dit_shd.core.config import make
@@ -52,6 +53,20 @@ def test_shares_are_those_of_the_maps(pipeline):
         for word in range(len(found.words) - 1):
             gaps = (over - torch.from_numpy(shares[-1][:, word, None])).abs().amax(0)
             assert gaps.min() < 1e-5, "a word's share is that of one text token"
+
+
+def test_words_are_those_of_the_prompt_that_pixart_has_cleaned(tmp_path):
+    """Its pipeline cleans prompts and makes small letters of them before they are tokens."""
+    whole, record = assemble(str(write_pipeline("pixart", tmp_path / "pipeline")), None)
+    adapter = adapter_of(record.transformer_class)
+    for prompt in ("a http://x.org/two thin seven", "A thin SEVEN"):
+        words = prompt_words(whole, adapter, prompt, 300, {})
+        ids = whole.tokenizer(whole._text_preprocessing(prompt, clean_caption=True)[0]).input_ids
+        pieces = whole.tokenizer.convert_ids_to_tokens(ids)
+        assert [word.text for word in words] == ["a", "thin", "seven"]
+        assert all(word.text == pieces[word.place].strip("▁") for word in words)
+    raw = prompt_words(whole, adapter, "a http://x.org/two seven", 300, {"clean_caption": False})
+    assert len(raw) > len(prompt_words(whole, adapter, "a http://x.org/two seven", 300, {}))
 
 
 def test_words_are_the_tokens_they_name(pipeline):

@@ -23,6 +23,7 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.rng import Draws
 from dit_shd.diffusion.adapters import ADAPTERS, MAX_TOKENS, Adapter, adapter_of, by_class
 from dit_shd.diffusion.flow import TimestepDensity
+from dit_shd.diffusion.guidance import Guidance
 from dit_shd.diffusion.pipelines import Prompts, open_pipeline, record_of
 from dit_shd.diffusion.text_process import ddpm_schedule, pipeline_shift, process_of
 
@@ -115,8 +116,8 @@ def known_of(pipeline):
     return inspect.signature(type(pipeline).__call__).parameters
 
 
-def asked_by_the_pipeline(pipeline, adapter, guidance):
-    """Latents, timesteps and predictions that a scheduler is given, without classifier-free guidance."""
+def asked_by_the_pipeline(pipeline, adapter, guidance_scale=None, **keywords):
+    """Latents, timesteps and predictions that a scheduler is given."""
     record, step = [], pipeline.scheduler.step
 
     def recorded(output, t, sample, *args, **kwargs):
@@ -127,10 +128,11 @@ def asked_by_the_pipeline(pipeline, adapter, guidance):
     factor *= 2 if isinstance(adapter, ADAPTERS.find("flux2")) else 1  # its latents are patches of 2 x 2
     height, width = (factor * side for side in sides(pipeline, adapter))
     known = known_of(pipeline)
-    keywords = {"use_resolution_binning": False} if "use_resolution_binning" in known else {}
+    keywords |= {"use_resolution_binning": False} if "use_resolution_binning" in known else {}
     keywords |= {"num_frames": 1} if "num_frames" in known else {}
-    if guidance is not None:
-        keywords["guidance_scale"] = guidance
+    keywords |= {} if guidance_scale is None else {"guidance_scale": guidance_scale}
+    if "negative_prompt" in keywords:
+        keywords["negative_prompt"] = [keywords["negative_prompt"]] * len(PROMPTS)
     pipeline.scheduler.step = recorded
     try:
         generator = torch.Generator().manual_seed(0)
@@ -168,6 +170,24 @@ def test_a_model_through_its_adapter_predicts_what_the_pipeline_s_call_predicts(
         torch.testing.assert_close(
             predicted[:, : x.shape[1]], unpacked(output, pipeline, adapter), rtol=1e-4, atol=5e-5
         )
+
+
+@torch.no_grad()
+def test_a_guided_target_is_what_the_pipeline_s_call_is_guided_by(kind, pipeline, adapter):
+    if kind == "flux":
+        pytest.skip("distilled: its pipeline does not guide by a second run")
+    config = pipeline.transformer.config
+    text, empty = adapter.encode(pipeline, PROMPTS), adapter.encode_empty(pipeline)
+    record = asked_by_the_pipeline(pipeline, adapter, **adapter.guidance_arguments(config, 4.0))
+    sample, t, output = record[1]
+    x = unpacked(sample, pipeline, adapter)
+    time = (t if adapter.process == "ddpm" else t / 1000).expand(2)
+    both = text, text.replaced(torch.tensor([True, True]), empty)
+    c, u = (adapter.predict(pipeline.transformer, x, time, of)[:, : x.shape[1]] for of in both)
+    expected = unpacked(output, pipeline, adapter)[:, : x.shape[1]]
+    target = adapter.guided(Guidance(4.0).combined(c, u, time), c)
+    assert (target - c).norm() > 1e-3 * c.norm()
+    assert (target - expected).norm() < 1e-4 * expected.norm()
 
 
 def public_loss(kind, pipeline, x_0, noise, t, text):

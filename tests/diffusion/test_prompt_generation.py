@@ -15,7 +15,8 @@ from dit_shd.core.plugins import Plugin
 from dit_shd.data.autoencoder import read_autoencoder
 from dit_shd.data.latent_origin import Origin, keep_copy, write_record
 from dit_shd.data.pipeline_record import read_record
-from dit_shd.diffusion import prompt_generation
+from dit_shd.diffusion import packing, prompt_generation
+from dit_shd.diffusion.adapters import adapter_of
 from dit_shd.diffusion.prompt_generation import sample_prompts
 from dit_shd.diffusion.sample_config import SampleConfig
 from dit_shd.models.families import FAMILIES
@@ -135,6 +136,45 @@ def test_every_pipeline_draws(kind, tmp_path, prompts):
     call |= {"use_resolution_binning": False} if kind in ("pixart", "sana", "hunyuan_dit") else {}
     out = sample_prompts(make(SampleConfig, {"run": str(folder), "prompts": str(prompts), "call": call, "count": 2}))
     assert np.load(out)["arr_0"].shape[0] == 2
+
+
+@pytest.mark.parametrize("kind", ["z_image", "qwen_image"])
+def test_a_guidance_of_1_is_none_and_of_w_is_the_common_convention(kind, tmp_path, monkeypatch):
+    """Z-Image guides by c + g (c - u), Qwen-Image by another argument and only with a negative prompt."""
+    whole, record = prompt_generation.assemble(str(write_pipeline(kind, tmp_path / "pipeline")), None)
+    adapter, runs, outputs = adapter_of(record.transformer_class), [], []
+    forward, step = whole.transformer.forward, whole.scheduler.step
+
+    def counted(*args, **kwargs):
+        runs.append(len(kwargs.get("hidden_states", args[0] if args else ())))
+        return forward(*args, **kwargs)
+
+    def recorded(output, t, sample, *args, **kwargs):
+        outputs.append((sample.clone(), t.clone(), output.clone()))
+        return step(output, t, sample, *args, **kwargs)
+
+    monkeypatch.setattr(whole.transformer, "forward", counted)
+    monkeypatch.setattr(whole.scheduler, "step", recorded)
+    for scale, of_prompts in ((1, 1), (4, 2)):
+        runs.clear()
+        given = {"guidance": scale, "num_inference_steps": 2, "height": 16, "width": 16}
+        call = prompt_generation.call_arguments(whole, record, given)
+        prompt_generation.draw(whole, PROMPTS[:2], 0, range(2), call)
+        assert sum(runs) == 2 * 2 * of_prompts, "samples in 2 steps of 2 prompts"
+    sample, t, output = outputs[2]  # the first step that is guided
+    x, guided = (value.flatten(2, 3) if kind == "z_image" and value.ndim == 5 else value for value in (sample, output))
+    side = 16 // whole.vae_scale_factor
+    x, guided = (
+        packing.unpack(value, torch.empty(2, 4, side, side)) if kind == "qwen_image" else value for value in (x, guided)
+    )
+    text, empty = adapter.encode(whole, PROMPTS[:2]), adapter.encode_empty(whole)
+    nothing = text.replaced(torch.tensor([True, True]), empty)
+    with torch.no_grad():
+        c, u = (adapter.predict(whole.transformer, x, (t / 1000).expand(2), text) for text in (text, nothing))
+    relative = (u + 4 * (c - u) - guided).norm() / guided.norm()
+    assert relative < (1e-4 if kind == "z_image" else 0.02)  # Qwen-Image rescales to the conditional norm
+    with pytest.raises(UserError, match="guidance: wanted 0 or more, found -1"):
+        prompt_generation.call_arguments(whole, record, {"guidance": -1})
 
 
 def test_the_pipeline_that_was_used_is_recorded(student, pipeline, prompts, tmp_path):

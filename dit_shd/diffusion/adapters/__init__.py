@@ -126,6 +126,24 @@ class Adapter(ABC):
         """
         return None
 
+    def guidance_arguments(self, settings: Mapping[str, Any], scale: float) -> dict[str, Any]:
+        """Arguments of the pipeline's call that guide by u + w (c - u), or give w to a guidance-distilled model.
+
+        Args:
+            settings: The config of the transformer.
+            scale: W; 1 for none.
+        """
+        return {"guidance_scale": scale}
+
+    def guided(self, combined: Tensor, conditional: Tensor) -> Tensor:
+        """What the pipeline makes of u + w (c - u) [b,c,y,x] before a step: the same, unless a class rescales it.
+
+        Args:
+            combined: U + w (c - u).
+            conditional: C.
+        """
+        return combined
+
     def predict(
         self, model: nn.Module, x: Tensor, time: Tensor, text: TextCondition, guidance: float | None = None
     ) -> Tensor:
@@ -196,6 +214,11 @@ class Adapter(ABC):
     def text(self, encoded: Sequence[Any]) -> TextCondition:
         """The condition in what the pipeline's encode_prompt gives: embeddings and mask, unless a class has more."""
         return TextCondition.of(encoded[0], encoded[1])
+
+
+def rescaled(combined: Tensor, conditional: Tensor) -> Tensor:
+    """The first with the norms of the second along the last axis."""
+    return combined * (conditional.norm(dim=-1, keepdim=True) / combined.norm(dim=-1, keepdim=True).clamp(min=1e-12))
 
 
 def computed_in(model: nn.Module) -> torch.dtype:

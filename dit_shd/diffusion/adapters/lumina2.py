@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from dit_shd.data.text_condition import TextCondition
-from dit_shd.diffusion.adapters import Adapter, Template, encode_prompt, settings_of
+from dit_shd.diffusion.adapters import Adapter, Template, encode_prompt, rescaled, settings_of
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -31,6 +31,10 @@ class Lumina2(Adapter):
 
     def prediction(self, output: Tensor, x: Tensor) -> Tensor:
         return -output
+
+    def guided(self, combined: Tensor, conditional: Tensor) -> Tensor:
+        """With the norm of the conditional prediction in each row of a channel."""
+        return rescaled(combined, conditional)
 
     def encode_empty(self, pipeline: "DiffusionPipeline", tokens: int | None = None) -> TextCondition:
         """The pipeline puts its instruction before prompts and not before negative ones."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from dit_shd.data.text_condition import TextCondition
 from dit_shd.diffusion import packing
-from dit_shd.diffusion.adapters import Adapter
+from dit_shd.diffusion.adapters import Adapter, rescaled
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -52,6 +52,16 @@ class QwenImage(Adapter):
         whole: Any = pipeline
         dropped = whole.prompt_template_encode_start_idx
         return {name: limit + dropped for name, limit in super().limits(pipeline, tokens).items()}
+
+    def guidance_arguments(self, settings: Mapping[str, Any], scale: float) -> dict[str, Any]:
+        """The pipeline guides where it is given a negative prompt; its guidance_scale is for distilled models alone."""
+        if settings.get("guidance_embeds"):
+            return {"guidance_scale": scale}
+        return {"true_cfg_scale": scale, **({"negative_prompt": ""} if scale > 1 else {})}
+
+    def guided(self, combined: Tensor, conditional: Tensor) -> Tensor:
+        """With the norm of the conditional prediction in each of its tokens."""
+        return packing.unpack(rescaled(packing.pack(combined), packing.pack(conditional)), combined)
 
     def text(self, encoded: Sequence[Any]) -> TextCondition:
         return TextCondition.of(encoded[0], encoded[1])

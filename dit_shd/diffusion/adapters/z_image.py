@@ -47,6 +47,10 @@ class ZImage(Adapter):
             enable_thinking=True,
         )
 
+    def guidance_arguments(self, settings: Mapping[str, Any], scale: float) -> dict[str, Any]:
+        """The pipeline's own scale g guides by c + g (c - u), which is w = g + 1."""
+        return {"guidance_scale": max(0.0, scale - 1)}
+
     def text(self, encoded: Sequence[Any]) -> TextCondition:
         prompts: list[Tensor] = encoded[0]
         masks = [torch.ones(len(prompt), dtype=torch.bool, device=prompt.device) for prompt in prompts]
