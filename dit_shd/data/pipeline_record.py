@@ -108,11 +108,22 @@ def text_digest(folder: Path) -> str:
     Tensors count by name, type, shape and content, however they are divided into files.
     """
     total = hashlib.sha256()
-    for part in sorted(path for path in folder.iterdir() if path.is_dir() and path.name.startswith(ENCODERS)):
+    for part in text_parts(folder):
         total.update(part.name.encode())
         for line in (*_tensors(part), *(f"{name} {sha256(part / name)}" for name in WORDS if (part / name).is_file())):
             total.update(line.encode())
     return total.hexdigest()
+
+
+def text_parts(folder: Path) -> list[Path]:
+    """The folders of the text encoders and tokenizers in a pipeline's folder."""
+    return sorted(path for path in folder.iterdir() if path.is_dir() and path.name.startswith(ENCODERS))
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """A folder's safetensors files that are opened: no variant, as model.fp16.safetensors, where there are others."""
+    files = sorted(path for path in folder.iterdir() if path.name.endswith(WEIGHTS))
+    return [path for path in files if "." not in path.name.removesuffix(WEIGHTS)] or files
 
 
 def _tensors(folder: Path) -> list[str]:
@@ -120,7 +131,7 @@ def _tensors(folder: Path) -> list[str]:
     from safetensors import safe_open
 
     lines = []
-    for file in sorted(path for path in folder.iterdir() if path.name.endswith(WEIGHTS)):
+    for file in weight_files(folder):
         with safe_open(file, "pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118
                 data = tensors.get_tensor(name)

@@ -24,7 +24,15 @@ from dit_shd.data.buckets import bucket_folders
 from dit_shd.data.datasets.text_buckets import TextBuckets
 from dit_shd.data.datasets.text_latents import TextLatents
 from dit_shd.data.model_origin import of_source
-from dit_shd.data.pipeline_record import INDEX, PipelineRecord, read_index, read_record, text_digest
+from dit_shd.data.pipeline_record import (
+    INDEX,
+    PipelineRecord,
+    read_index,
+    read_record,
+    text_digest,
+    text_parts,
+    weight_files,
+)
 from dit_shd.diffusion.adapters import MAX_TOKENS, Adapter, adapter_of, by_class, settings_of
 from dit_shd.diffusion.generation import make_file, output_path
 from dit_shd.diffusion.pipelines import Prompts, folder_of, name_of, open_pipeline, read_scheduler, record_of
@@ -190,12 +198,18 @@ def _student(place: str | Path, dtype: torch.dtype) -> nn.Module:
 def write_pipeline(pipeline: "DiffusionPipeline", run: str, folder: Path) -> None:
     """Write a whole pipeline, with the card of its student.
 
+    Text encoders and tokenizers are the files that the pipeline was opened from: their precision and hash stay.
+
     Args:
         pipeline: As `assemble` gives it.
         run: What it was assembled of.
         folder: To be written.
     """
     pipeline.save_pretrained(folder)
+    for part in text_parts(Path(pipeline.name_or_path)):
+        if not part.name.startswith("text_encoder") or weight_files(part):
+            shutil.rmtree(folder / part.name, ignore_errors=True)
+            shutil.copytree(part, folder / part.name)
     student = _folder(run)
     card = None if student is None else student / CARD
     if card is not None and card.is_file():

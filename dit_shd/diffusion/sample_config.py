@@ -27,6 +27,8 @@ OF_CLASSES = (
     "diffusion_steps", "shift", "vae", "compile",
 )  # fmt: skip
 """Keys of class-conditional models alone."""
+OF_PROMPTS = "pipeline", "call"
+"""Keys of text-to-image models alone."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +96,15 @@ class SampleConfig:
             values: From the command line.
 
         Raises:
-            UserError: A key that is of class-conditional models alone.
+            UserError: A key that is of class-conditional models alone, or without prompts of text-to-image ones.
         """
         if values.get("prompts") is None:
+            for key in OF_PROMPTS:
+                if values.get(key):
+                    raise UserError(
+                        f"{key}: is of text-to-image models, sampled with prompts=FILE; wanted prompts, or of others "
+                        "steps=, guidance= and the like"
+                    )
             return values
         for key in OF_CLASSES:
             if key in values:

@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import nn
 
 from dit_shd.core.errors import UserError
-from dit_shd.data.pipeline_record import INDEX, PipelineRecord, read_record, text_digest
+from dit_shd.data.pipeline_record import INDEX, PipelineRecord, read_record, text_digest, text_parts, weight_files
 from dit_shd.diffusion.adapters import Adapter, settings_of
 
 
@@ -65,4 +65,8 @@ def text_of(folder: Path) -> str | None:
     record = read_record(folder) if folder.is_dir() else None
     if record is not None:
         return record.text_sha256
-    return text_digest(folder.parent) if folder.name == "transformer" and (folder.parent / INDEX).is_file() else None
+    pipeline = folder.parent
+    if folder.name != "transformer" or not (pipeline / INDEX).is_file():
+        return None
+    encoders = [part for part in text_parts(pipeline) if part.name.startswith("text_encoder") and weight_files(part)]
+    return text_digest(pipeline) if encoders else None  # a transformer alone, as it is downloaded to train it

@@ -19,10 +19,13 @@ def real_scale(first: str, samples: FeatureSet, reference: FeatureSet) -> dict[s
 
     Returns:
         `n`, the number of these images, and `figures`, the distance by its name; None where the first figure is no
-        Frechet distance of pooled features, or the reference is statistics alone.
+        Frechet distance of pooled features, or the samples are compared with statistics of other images than the
+        reference has: half of a part of them is no scale for what all of them are compared with.
     """
     x, y = samples.pooled, reference.pooled
     if first.partition("(")[0] not in ("FID", "FD") or x is None or y is None or len(y) < 4:
+        return None
+    if reference.statistics.n != len(y):
         return None
     count = min(len(x), len(y) // 2)
     chosen = torch.zeros(len(y), dtype=torch.bool, device=y.device)

@@ -19,6 +19,7 @@ from dit_shd.data.image_folders import FolderImages
 from dit_shd.data.open_images import open_images
 from dit_shd.data.preprocessing import centre_crop
 from dit_shd.data.sources.base import Selection
+from dit_shd.data.sources.decoding import CLEAR
 from dit_shd.data.sources.detect import open_source
 from dit_shd.evaluation.features.digits import DigitsFeatures
 from dit_shd.evaluation.reference_statistics import StatisticsConfig, write_reference_statistics
@@ -111,6 +112,15 @@ def test_names_that_are_no_utf8(files):
     (folder / os.fsdecode(b"\xfd.png")).write_text("x")
     assert "\\udcfd.png: wanted an image, found a broken file" in refused(files, samples=str(folder))
     assert "wanted text in UTF-8" in refused(files, samples=str(folder / os.fsdecode(b"\xff")))
+
+
+def test_transparency_that_is_dropped_is_told(tmp_path):
+    (image,) = pictures(1, seed=5, shape=(8, 8, 3))
+    Image.fromarray(image).save(tmp_path / "0.png")
+    Image.fromarray(np.dstack([image, image[..., 0]])).save(tmp_path / "1.png")
+    found = FolderImages(tmp_path, "x", crop=(8, 8, 3))
+    assert found.notes == [f"of 2 images 1 (1.png) are {CLEAR}"]
+    np.testing.assert_array_equal(found.take(np.arange(2)), np.stack([image, image]))
 
 
 def test_what_is_lossy_is_told_by_contents(files):

@@ -264,6 +264,8 @@ def test_other_batch_sizes_give_the_same_images(teacher, straight, tmp_path):
         ({"vae": "no/such/vae"}, "vae: wanted .* found nothing at 'no/such/vae'"),
         ({"solver": "verlet"}, r"solver: wanted auto \| ddpm"),
         ({"solver": "heun"}, "solver: heun is for models that predict velocities, and this one predicts noise"),
+        ({"call": {"guidance_scale": 9}}, "call: is of text-to-image models, sampled with prompts=FILE"),
+        ({"pipeline": "nowhere"}, "pipeline: is of text-to-image models, sampled with prompts=FILE"),
     ],
 )
 def test_bad_requests_are_one_line_and_leave_nothing(teacher, tmp_path, changes, message):

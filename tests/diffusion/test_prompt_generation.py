@@ -17,8 +17,11 @@ from dit_shd.data.latent_origin import Origin, keep_copy, write_record
 from dit_shd.data.pipeline_record import read_record
 from dit_shd.diffusion import packing, prompt_generation
 from dit_shd.diffusion.adapters import adapter_of
-from dit_shd.diffusion.prompt_generation import sample_prompts
+from dit_shd.diffusion.pipelines import open_pipeline, record_of
+from dit_shd.diffusion.prompt_generation import assemble, sample_prompts
 from dit_shd.diffusion.sample_config import SampleConfig
+from dit_shd.diffusion.text_models import text_differs
+from dit_shd.models import loading
 from dit_shd.models.families import FAMILIES
 
 PROMPTS = ["a thin seven", "two digits : four and seven", "a nine"]
@@ -213,3 +216,23 @@ def test_latents_are_decoded_by_the_autoencoder_that_made_them(student, pipeline
     shutil.rmtree(run / "vae")
     with pytest.raises(UserError, match=r"vae: the latents are those of 'somewhere/else' .* which cannot be loaded"):
         sample_prompts(config(run, prompts, tmp_path / "d.npz", pipeline=str(other)))
+
+
+def test_the_same_text_encoders_are_known_as_the_same(tmp_path):
+    """Half precision, exported again; a variant beside the plain weights; a transformer without its encoders."""
+    made = KINDS["sd3"]()
+    for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):
+        getattr(made, name).half()
+    made.save_pretrained(folder := tmp_path / "half")
+    record = record_of(str(folder), folder)
+    prompt_generation.write_pipeline(assemble(str(folder), None)[0], str(folder), tmp_path / "exported")
+    assert text_differs(loading.load(tmp_path / "exported" / "transformer"), record) is None
+    assert open_pipeline(tmp_path / "exported").text_encoder_3 is not None
+    alone = tmp_path / "alone"
+    shutil.copytree(folder / "transformer", alone / "transformer")
+    shutil.copyfile(folder / "model_index.json", alone / "model_index.json")
+    assert text_differs(loading.load(alone), record) is None
+    (alone / "tokenizer").mkdir()
+    assert text_differs(loading.load(alone), record) is None
+    made.text_encoder.float().save_pretrained(folder / "text_encoder", variant="fp32")
+    assert record_of(str(folder), folder).text_sha256 == record.text_sha256

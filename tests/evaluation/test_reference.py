@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from evaluating import pictures, refused, run
+from pages import words_of
 
 from dit_shd.core import plugins
 from dit_shd.core.config import make
@@ -128,6 +129,15 @@ def test_images_that_are_kept_serve_precision_and_recall(files):
     assert run(files, reference=str(known))["figures"] == pytest.approx(run(files, force=True)["figures"], rel=1e-6)
     with np.load(statistics(files, keep_images=10, force=True), allow_pickle=False) as file:
         np.testing.assert_array_equal(file["arr_0"], pictures(50, seed=2)[::5])
+
+
+@pytest.mark.parametrize(("keep", "real"), [(50, 25), (10, None)])
+def test_real_images_are_a_scale_only_where_all_are_there(files, keep, real):
+    """Five kept ones against five others would stand beside a figure of the samples against all fifty."""
+    record = run(files, reference=str(statistics(files, keep_images=keep)))
+    assert (record["real"] and record["real"]["n"]) == real
+    page = (files["samples"].parent / "results.html").read_text(encoding="utf-8")
+    assert ("reference images score" in words_of(page)) == (real is not None)
 
 
 def test_statistics_with_spatial_features_give_sfid(files, monkeypatch):

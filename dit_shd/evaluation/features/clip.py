@@ -46,11 +46,11 @@ class CLIP(FeatureNetwork):
 
         folder, self.sha256 = weights_folder(weights, CONFIG, WEIGHTS, ADVICE)
         try:
-            network: Any = CLIPModel.from_pretrained(folder, use_safetensors=True, local_files_only=True).eval()
+            network: Any = CLIPModel.from_pretrained(folder, use_safetensors=True, local_files_only=True)
             self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # of transformers, for files that are no CLIP
             raise UserError(f"features.weights: {folder} holds no CLIP ({error_line(error, 160)}); {ADVICE}") from error
-        self.network = self._clip = network.requires_grad_(False)
+        self.network = self._clip = network.float().eval().requires_grad_(False)  # stored halves are read as halves
         self.title = f"clip-{self.sha256[:8]}"
         self._side: int = network.config.vision_config.image_size
         self._tokens: int = network.config.text_config.max_position_embeddings

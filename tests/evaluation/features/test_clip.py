@@ -1,6 +1,7 @@
 """CLIP of random weights against transformers' own forward, and the CLIP score of it."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -42,6 +43,25 @@ def test_score_is_the_cosine_of_transformers_own_forward(folder):
     cosines = (whole.logits_per_image / model.logit_scale.exp()).diagonal()
     torch.testing.assert_close(found, 100 * cosines.clamp(min=0).double(), rtol=1e-4, atol=1e-4)
     assert found.std() > 0.1
+
+
+def test_weights_that_are_stored_in_half_precision_compute_in_float32(folder, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    half = tmp_path / "half"
+    shutil.copytree(folder, half)
+    stored = {name: tensor.half() for name, tensor in load_file(half / "model.safetensors").items()}
+    save_file(stored, half / "model.safetensors", {"format": "pt"})
+    (half / "config.json").write_text(
+        json.dumps({**json.loads((half / "config.json").read_text()), "dtype": "float16"})
+    )
+    network = CLIP(half)
+    assert {parameter.dtype for parameter in network.network.parameters()} == {torch.float32}
+    images = photos(4, 24, 24, 3)
+    expected = CLIP(folder)
+    expected.network.load_state_dict(network.network.state_dict())
+    torch.testing.assert_close(network.extract(images).pooled, expected.extract(images).pooled, rtol=0, atol=0)
+    torch.testing.assert_close(network.embed(PROMPTS), expected.embed(PROMPTS), rtol=0, atol=0)
 
 
 def test_pictures_are_cut_in_the_middle(folder):
