@@ -37,8 +37,8 @@ class PerplexityConfig:
     models: list[Place] = option(REQUIRED, f"each {MODEL}")
     data: Plugin | None = option(
         None,
-        "text: {name: text, path: ..., split: validation, tokenizer: empty for the first model's own}; empty: what the "
-        "models' runs held out",
+        "text: {name: text, path: ..., split: all or validation, tokenizer: empty for the first model's own}; empty: "
+        "what the models' runs held out",
     )
     separate: bool | None = option(None, "packed documents do not attend to each other; empty: as the run has it")
     sequences: int | None = option(None, "of the text, evenly spread; empty: all", range=(1, 1e9))
@@ -56,7 +56,8 @@ def perplexities(config: PerplexityConfig) -> dict[str, Figures]:
         The figures of each model by its name.
 
     Raises:
-        UserError: No such model, no language model, or models of runs that held out different texts.
+        UserError: No such model, no language model, data without a split, or models of runs that held out different
+            texts.
     """
     config = checked(config, "perplexity")
     check_ranges(config)
@@ -64,6 +65,11 @@ def perplexities(config: PerplexityConfig) -> dict[str, Figures]:
         raise UserError(f"out: {config.out} is there already; choose another name or move it away")
     if config.out is not None:
         results.writable(config.out)
+    if config.data is not None and config.data.name == "text" and "split" not in config.data.options:
+        raise UserError(
+            "data: wanted its split, found none, which would be what training learns from; say split: validation of a "
+            "text that a run learned from, split: all of any other"
+        )
     data = config.data and _with_tokenizer(config.data, config.models[0])
     plugins = {place: data or _held_out(place) for place in config.models}
     different = [place for place in plugins if plugins[place] != plugins[config.models[0]]]

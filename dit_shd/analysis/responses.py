@@ -3,7 +3,7 @@
 import json
 import logging
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from dit_shd.data.datasets import DATASETS
 from dit_shd.data.datasets.text import Text
 from dit_shd.data.documents import Document
 from dit_shd.data.tokenizer import Tokenizer
+from dit_shd.evaluation import results
 from dit_shd.evaluation.rouge import other_letters, rouge_l
 from dit_shd.models import loading
 from dit_shd.models.families.transformers import CausalLM
@@ -154,24 +155,39 @@ def rouge(config: RougeConfig) -> Scores:
     """
     config = checked(config, "rouge")
     check_ranges(config)
+    if not config.seeds:
+        raise UserError("seeds: wanted at least one seed of sampling, found none")
     if config.out is not None and config.out.exists():
         raise UserError(f"out: {config.out} is there already; choose another name or move it away")
+    if config.out is not None:
+        results.writable(config.out)
     plugins = {name: cast(Plugin, value, f"{config.sets}: {name}") for name, value in read_yaml(config.sets).items()}
     if not plugins:
         raise UserError(f"{config.sets}: wanted sets of instructions by name, found none")
+    places = named(config.models)
+    sets = {name: _sets(place, plugins, config) for name, place in places.items()}
     scores, record = Scores(), dict[str, Any]()
-    for name, place in named(config.models).items():
-        model = _language_model(place)
-        for of, plugin in plugins.items():
-            data = _instructions(of, plugin, place)
+    for name, place in places.items():
+        model = _on_device(_language_model(place))
+        for of, data in sets[name].items():
             documents = data.documents[: config.samples]
             answers = {seed: responses(model, data.tokenizer, documents, seed, config) for seed in config.seeds}
             each = {seed: [_score(*pair) for pair in zip(answers[seed], documents)] for seed in config.seeds}
             scores.setdefault(name, {})[of] = [statistics.fmean(each[seed]) for seed in config.seeds]
             record.setdefault(name, {})[of] = {"rouge_l": scores[name][of], "responses": answers}
+            _log.info("%s: %s: ROUGE-L %s", name, of, ", ".join(f"{score:.2f}" for score in scores[name][of]))
     if config.out is not None:
-        write_text(config.out, json.dumps(record, indent=1) + "\n")
+        write_text(config.out, json.dumps(record, indent=1) + "\n", results.REMEDY)
     return scores
+
+
+def _sets(place: str, plugins: Mapping[str, Plugin], config: RougeConfig) -> dict[str, Text]:
+    """All sets for a model, before any model answers: hours may lie between the first answer and the last set."""
+    model = _language_model(place)
+    sets = {name: _instructions(name, plugin, place) for name, plugin in plugins.items()}
+    for data in sets.values():
+        _room(model, data.tokenizer, config)
+    return sets
 
 
 def _score(answer: str, document: Document) -> float:
@@ -206,6 +222,10 @@ def _language_model(place: str) -> CausalLM:
     model = loading.load(place)
     if not isinstance(model, CausalLM):
         raise UserError(f"{place}: wanted a causal language model of transformers, found {type(model).__name__}")
+    return model
+
+
+def _on_device(model: CausalLM) -> CausalLM:
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     nn.Module.to(model, device or torch.device("cpu"))
     return model.eval()

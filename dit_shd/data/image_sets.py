@@ -27,6 +27,12 @@ MOST_BYTES = 2**28
 """Of a file of settings, in which there may be a prompt for each image."""
 
 
+def settings_file(path: Path) -> Path:
+    """Where the sampler writes its settings: beside an npz same stem, .json; beside a folder FOLDER.json."""
+    path = path.absolute()
+    return path.with_suffix(".json") if path.is_file() else path.with_name(f"{path.name}.json")
+
+
 class ImageSet(ABC):
     """Images in a fixed order."""
 
@@ -49,19 +55,18 @@ class ImageSet(ABC):
 
     @property
     def sidecar(self) -> dict[str, Any] | None:
-        """The sampler's settings: known already, or in the file beside the images (of an npz same stem, .json).
+        """The sampler's settings: known already, or in the file beside the images.
 
-        Beside a folder, FOLDER.json, may be anything else of that name: the sampler's has the hash of the model. Of an
-        npz it may be of others that stood there: then its count is another.
+        Beside a folder may be anything else of that name: the sampler's has the hash of the model. Of an npz it may be
+        of others that stood there: then its count is another. The record of an evaluation is none.
         """
         if self.settings is not None:
             return self.settings
         if self.path is None:
             return None
-        of_file, path = self.path.is_file(), self.path.absolute()
-        file = path.with_suffix(".json") if of_file else path.with_name(f"{path.name}.json")
+        file = settings_file(self.path)
         content = read_object(file) if file.is_file() and file.stat().st_size < MOST_BYTES else None
-        if content is None or not (of_file or "model_sha256" in content):
+        if content is None or "figures" in content or not (self.path.is_file() or "model_sha256" in content):
             return None
         return content if content.get("count") in (None, self.shape[0]) else None
 

@@ -4,7 +4,7 @@ import html
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -19,6 +19,15 @@ from dit_shd.evaluation.extraction import find_device
 from dit_shd.evaluation.features import build_network
 from dit_shd.evaluation.reference import open_reference
 from dit_shd.evaluation.scoring import score
+
+
+class HasImages(Protocol):
+    """Images with something beside them, as `dit_shd.sample` returns them."""
+
+    @property
+    def images(self) -> np.ndarray:
+        """Uint8 [n,y,x,c]."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -51,8 +60,8 @@ class Figures(Mapping[str, float]):
 
 
 def evaluate(
-    samples: np.ndarray | Tensor | str | Path | Sequence[str],
-    reference: np.ndarray | Tensor | str | Path,
+    samples: np.ndarray | Tensor | HasImages | str | Path | Sequence[str | Path],
+    reference: np.ndarray | Tensor | HasImages | str | Path,
     features: str | Mapping[str, Any] = "inception",
     **options: Any,
 ) -> Figures:
@@ -62,7 +71,8 @@ def evaluate(
     memory, and nothing is written.
 
     Args:
-        samples: Images uint8 [n,y,x,c], or a file, folder or dataset of images, or several.
+        samples: Images uint8 [n,y,x,c], what `dit_shd.sample` returned, or a file, folder or dataset of images, or
+            several.
         reference: Images of the same kind, or whatever `dit-shd evaluate` takes.
         features: The feature network, a plug-in's name or {name: ..., key: value}.
         options: Of files any key of EvaluateConfig (seeds, resamples, force, ...); of arrays metrics and batch_size.
@@ -73,9 +83,16 @@ def evaluate(
     Raises:
         UserError: Images that cannot be compared.
     """
-    if not isinstance(samples, (np.ndarray, Tensor)):
-        places = [str(place) for place in ([samples] if isinstance(samples, (str, Path)) else samples)]
-        keys = {"samples": places, "reference": str(reference), "features": features, "page": False, **options}
+    images, truth = _pixels(samples), _pixels(reference)
+    if not isinstance(images, (np.ndarray, Tensor)):
+        places = [_place(place) for place in (samples if isinstance(samples, (list, tuple)) else [samples])]
+        keys = {
+            "samples": places,
+            "reference": _place(truth, "reference"),
+            "features": features,
+            "page": False,
+            **options,
+        }
         record = evaluate_files(make(EvaluateConfig, keys, "evaluate"), say=lambda line: None)
         return Figures(record["figures"], {"verdict": results.verdict_line(record), **record})
     other = next((key for key in options if key not in ("metrics", "batch_size")), None)
@@ -85,10 +102,31 @@ def evaluate(
             "and evaluate that"
         )
     network = build_network(Plugin.from_value(features, "features")).to(find_device("auto"))
-    truth: Any = reference
-    if isinstance(reference, (str, Path)):
-        truth = open_reference(str(reference), "reference")
-    figures = score(samples, truth, network, **options)
+    if not isinstance(truth, (np.ndarray, Tensor)):
+        truth = open_reference(_place(truth, "reference"), "reference")
+    figures = score(images, truth, network, **options)
     return Figures(
-        figures, {"features": network.title, "reference": str(reference)[:80], "samples": f"{len(samples)} images"}
+        figures, {"features": network.title, "reference": str(reference)[:80], "samples": f"{len(images)} images"}
+    )
+
+
+def _pixels(images: object) -> object:
+    """The array of what has one; anything else as it is."""
+    array = getattr(images, "images", None)
+    return array if isinstance(array, (np.ndarray, Tensor)) else images
+
+
+def _place(value: object, name: str = "samples") -> str:
+    """The name of a file, folder or dataset.
+
+    Raises:
+        UserError: It is something else, such as one image of a list.
+    """
+    if isinstance(value, (str, Path)):
+        return str(value)
+    if name == "reference" and isinstance(value, (np.ndarray, Tensor)):
+        raise UserError("reference: wanted a file like the samples', found an array; numpy.savez(FILE, images)")
+    raise UserError(
+        f"{name}: wanted an array uint8 [n,y,x,c], or names of files, found {type(value).__name__}; numpy.stack makes "
+        "one array of a list of images"
     )

@@ -11,7 +11,7 @@ import numpy as np
 
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import write_text
-from dit_shd.data.image_sets import ImageSet
+from dit_shd.data.image_sets import ImageSet, settings_file
 from dit_shd.evaluation.features import FeatureNetwork
 
 REMEDY = "make room or choose another out=FILE"
@@ -103,9 +103,15 @@ def check_before(out: Path, record: dict[str, Any], force: bool) -> None:
     """Refuse, before a run, to lose a result of other inputs.
 
     Raises:
-        UserError: `out` is a folder, cannot be written, or holds another result.
+        UserError: `out` is a folder, cannot be written, holds another result, or is the place of the samples' settings.
     """
     _check_file(out)
+    for run in record.get("runs", [record]):
+        if out.absolute() == settings_file(Path(run["samples"]["path"])):
+            raise UserError(
+                f"out={out}: there stand the settings that {run['samples']['path']} was sampled with; choose another "
+                "out=FILE"
+            )
     writable(out)
     if out.exists() and not force and _of_same_inputs(out, record) is None:
         raise _another(out)
@@ -162,7 +168,9 @@ def result_paths(samples: ImageSet, head: Mapping[str, Any], plain: bool) -> lis
         name += f"_and_{len(head['runs']) - 1}_more"
     digest = hashlib.sha256("".join(_compared(head)).encode()).hexdigest()[:8]
     names = ["results.json"] if plain else []
-    return [folder / file for file in (*names, f"{name}.results.json", f"{name}.{digest}.results.json")]
+    taken = settings_file(samples.path) if samples.path else None  # of results.npz results.json
+    places = [folder / file for file in (*names, f"{name}.results.json", f"{name}.{digest}.results.json")]
+    return [file for file in places if file.absolute() != taken]
 
 
 def place(candidates: Sequence[Path], head: Mapping[str, Any]) -> Path:

@@ -1,11 +1,13 @@
 """Which metrics apply to samples, reference and network, and their figures."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from dit_shd.core.config import cast
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
 from dit_shd.data.image_sets import ArrayImages, ImageSet
@@ -24,7 +26,7 @@ def score(
     images: np.ndarray | Tensor,
     reference_images: np.ndarray | Tensor | FeatureSet | Reference,
     features: FeatureNetwork,
-    metrics: Sequence[str] | None = None,
+    metrics: Sequence[str | Mapping[str, Any] | Plugin] | None = None,
     batch_size: int = 64,
 ) -> dict[str, float]:
     """Compute figures of images against a reference; nothing is written.
@@ -36,7 +38,8 @@ def score(
         reference_images: Images of the same kind, a FeatureSet that `extract_features` made, to be used many times, or
             what `open_reference` opened.
         features: The feature network.
-        metrics: Names of files in dit_shd/evaluation/metrics; all that apply if left out.
+        metrics: Files of dit_shd/evaluation/metrics, by name or as {name: ..., key: value}; all that apply if left
+            out.
         batch_size: Images per forward pass of the feature network.
 
     Returns:
@@ -56,7 +59,7 @@ def score(
     else:
         reference = Reference("reference_images", images=ArrayImages(reference_images, "reference_images"))
     reference.check(samples, features)
-    plugins = None if metrics is None else [Plugin(name) for name in metrics]
+    plugins = cast(list[Plugin] | None, list(metrics) if isinstance(metrics, tuple) else metrics, "metrics")
     chosen, _ = select_metrics(plugins, samples, reference, features)
     sample_set = extract_features(features, samples, batch_size)
     for _, metric in chosen:

@@ -89,21 +89,22 @@ def how_sampled(names: list[str], records: list[dict[str, Any]]) -> str:
     return section("How the images were made", table)
 
 
-def same_images(names: list[str], records: list[dict[str, Any]]) -> str:
+def same_images(files: list[str], names: list[str], records: list[dict[str, Any]]) -> str:
     """The first samples of each model whose file still exists; the same classes in the same columns."""
     sets: dict[str, ImageSet] = {}
-    others = []
-    for name, record in zip(names, records):
+    others: list[str] = []
+    absent: list[str] = []
+    for name, file, record in zip(names, files, records):
         entry = about_result(record)
-        try:
-            samples = open_images(entry["path"], "samples")
-        except UserError:
-            continue
-        if [*samples.shape] == [entry["n"], *entry["shape"]] and samples.sha256() == entry["sha256"]:
+        samples = _samples(entry, Path(file).parent)
+        if samples is None:
+            absent.append(f"{name} ({entry['path']})")
+        elif [*samples.shape] == [entry["n"], *entry["shape"]] and samples.sha256() == entry["sha256"]:
             sets[name] = samples
         else:
             others.append(name)
     missing = f" Other images are in the file of {', '.join(others)} now than were evaluated." if others else ""
+    missing += f" No images are there any more of {', '.join(absent)}." if absent else ""
     if not sets:
         return section("Images", paragraph(missing.strip())) if missing else ""
     classes = shared_classes(list(sets.values()))
@@ -114,6 +115,16 @@ def same_images(names: list[str], records: list[dict[str, Any]]) -> str:
             "A class in each column, the same in all; where seed and labels are the same, so is the noise of a place."
         )
     return section("Images", paragraph(words + missing), side_by_side(grids))
+
+
+def _samples(entry: Mapping[str, Any], folder: Path) -> ImageSet | None:
+    """The images of a record: where its evaluation had them, else beside its file, as from another working folder."""
+    for place in (entry["path"], str(folder / Path(entry["path"]).name)):
+        try:
+            return open_images(place, "samples")
+        except UserError:
+            continue
+    return None
 
 
 def shared_classes(sets: Sequence[ImageSet]) -> list[int]:
@@ -174,7 +185,7 @@ def write_comparison_page(
             paragraph(COST, "quiet") if any(row.cost is not None for row in rows) else "",
         ),
         how_sampled(names, records),
-        same_images(names, records),
+        same_images(files, names, records),
         comparison_footer(files, names, records, page),
     ]
     write_page(page, f"dit_shd: {title}", body)

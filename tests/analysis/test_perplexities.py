@@ -139,6 +139,10 @@ def test_spread_is_the_standard_deviation():
         (["{run}/student/nothing"], "found nothing at"),
         (["{bare}"], "data: wanted the text to measure on, found none"),
         (["{run}", "data=digits"], "data: wanted text, found images, labels, latents"),
+        (
+            ["{run}", "data={{name: text, path: {path}, length: 16, document: line}}"],
+            "data: wanted its split, found none",
+        ),
         (["{run}", "out={run}/config.yaml"], "is there already"),
         (["{run}", "data={{name: text, path: {path}, length: 64, split: all, document: line}}"], "takes 32 tokens"),
     ],

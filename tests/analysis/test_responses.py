@@ -85,6 +85,34 @@ def test_the_command_scores_every_model_on_every_set(tmp_path, capsys):
     assert "sets: first: wanted text with prompts" in capsys.readouterr().err
 
 
+def test_all_that_can_be_refused_is_refused_before_the_first_response(tmp_path, capsys):
+    model = causal_lm(GPT2)
+    model.tokenizer = ByteTokenizer()
+    model.save_pretrained(tmp_path / "gpt")
+    (tmp_path / "x.jsonl").write_text(json.dumps({"q": "Say a", "a": "a"}) + "\n")
+    plugin = {"name": "text", "path": str(tmp_path / "x.jsonl"), "column": "a", "prompt": "{q}: "}
+    sets = {"good": {"first": plugin}, "bad": {"first": plugin, "second": {**plugin, "path": str(tmp_path / "y")}}}
+    for name, content in sets.items():
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    (tmp_path / "file").write_text("")
+
+    def refused(*words):
+        assert main(["rouge", str(tmp_path / "gpt"), *words]) == 2
+        return capsys.readouterr().err
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dit_shd.analysis.responses.responses", lambda *_: pytest.fail("a model answered"))
+        good = f"sets={tmp_path / 'good.yaml'}"
+        assert f"{tmp_path / 'y'}" in refused(f"sets={tmp_path / 'bad.yaml'}", "response_tokens=4")
+        assert "wanted a causal language model" in refused("asset:digits_teacher", good, "response_tokens=4")
+        assert "wanted a path in a folder" in refused(good, f"out={tmp_path / 'file' / 'r.json'}")
+        assert "seeds: wanted at least one seed" in refused(good, "seeds=[]")
+        assert "response_tokens: wanted less than the 32" in refused(good, "response_tokens=31")
+    words = ["rouge", str(tmp_path / "gpt"), good, "seeds=[1]", "response_tokens=4"]
+    assert main([*words, f"out={tmp_path / 'new' / 'r.json'}"]) == 0
+    assert (tmp_path / "new" / "r.json").is_file()
+
+
 def test_references_that_rouge_cannot_read_are_refused_or_counted(caplog):
     latin, other = Document("Paris", "?"), Document("Москва", "?")
     with pytest.raises(UserError, match="sets: x: 2 of 3 references are in other letters than a to z"):

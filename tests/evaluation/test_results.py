@@ -123,3 +123,21 @@ def test_an_impossible_output_path_is_refused_before_the_network_runs(files, mon
     monkeypatch.setattr(DigitsFeatures, "extract", lambda *_: pytest.fail("the network ran"))
     assert "found a folder" in refused(files, out=str(files["folder"]))
     assert "wanted a path in a folder" in refused(files, out=str(files["reference"] / "below" / "r.json"))
+
+
+def test_the_settings_of_the_samples_are_never_overwritten(files):
+    """Nor is a record that an earlier version wrote there taken for settings."""
+    beside = files["samples"].with_suffix(".json")
+    beside.write_text('{"rounding": "floor"}')
+    for force in (False, True):
+        message = refused(files, out=str(beside), force=force)
+        assert "there stand the settings that" in message
+    assert beside.read_text() == '{"rounding": "floor"}'
+    record = run(files)
+    beside.write_text(json.dumps(record))
+    assert "sidecar" not in run(files, out=str(files["folder"] / "again.json"))["samples"]
+    files["samples"].with_name("results.npz").write_bytes(files["samples"].read_bytes())
+    folder = files["samples"].parent
+    (folder / "results.json").unlink()
+    run(files, samples=str(folder / "results.npz"))
+    assert (folder / "results.results.json").is_file() and not (folder / "results.json").exists()

@@ -7,6 +7,7 @@ from evaluating import pictures, run, sorted_digits
 
 from dit_shd.core.errors import UserError
 from dit_shd.data.image_sets import ArrayImages
+from dit_shd.diffusion.sampler import Samples
 from dit_shd.evaluation.extraction import extract_features
 from dit_shd.evaluation.features.digits import DigitsFeatures
 from dit_shd.evaluation.figures import evaluate
@@ -55,3 +56,22 @@ def test_arrays_are_held_to_the_same_reference_as_files(tmp_path):
     np.savez(tmp_path / "real.npz", pictures(50, 2))
     scored = evaluate(pictures(40, 1), reference=tmp_path / "real.npz", features="digits")
     assert dict(scored) == pytest.approx(score(pictures(40, 1), pictures(50, 2), DigitsFeatures()))
+
+
+def test_a_script_scores_what_it_sampled_by_the_metrics_it_names():
+    """As dit_shd.sample returns images; a name, and options of a metric, as the command line takes them."""
+    samples, reference = pictures(40, 1), pictures(50, 2)
+    sampled = Samples(samples, np.zeros(40, np.int64))
+    figures = evaluate(sampled, reference=reference, features="digits", metrics=["frechet"])
+    assert dict(figures) == score(samples, reference, DigitsFeatures(), ["frechet"])
+    mirrored = evaluate(samples, reference=Samples(reference, sampled.labels), features="digits", metrics=["frechet"])
+    assert dict(mirrored) == dict(figures)
+    options = [{"name": "kid", "subset_size": 20, "subsets": 3}]
+    assert "KID(digits)" in evaluate(sampled, reference=reference, features="digits", metrics=options)
+    with pytest.raises(UserError, match="metrics: wanted a list, found 'frechet'"):
+        evaluate(samples, reference=reference, features="digits", metrics="frechet")
+    for wrong in (list(samples), [sampled], None):
+        with pytest.raises(UserError, match=r"^samples: wanted an array uint8 .{,120}$"):
+            evaluate(wrong, reference=reference, features="digits")
+    with pytest.raises(UserError, match="reference: wanted a file like the samples', found an array"):
+        evaluate("samples.npz", reference=reference, features="digits")

@@ -16,14 +16,40 @@ from dit_shd.cli.commands import Command
 from dit_shd.core.config import REQUIRED, checked, option
 from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.places import HUB, Place
-from dit_shd.core.pretrained import model_folder, read_config
+from dit_shd.core.pretrained import RECORD as AUTOENCODER
+from dit_shd.core.pretrained import TRAINING, model_folder, read_config
+from dit_shd.data.pipeline_record import RECORD as PIPELINE
 from dit_shd.models.provenance import provenance
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-SUFFIXES, FILES = (".json", ".safetensors", ".model"), ("README.md", "merges.txt", "vocab.txt", "chat_template.jinja")
-"""Files of a model and its tokenizer."""
+SUFFIXES = (".safetensors", ".safetensors.index.json", ".model")
+"""Ends of the files of weights, and of a tokenizer of sentencepiece."""
+FILES = {
+    "README.md",
+    "config.json",
+    "generation_config.json",
+    "model_index.json",
+    "scheduler_config.json",
+    "quantize_config.json",
+    "adapter_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    AUTOENCODER,
+    TRAINING,
+    PIPELINE,
+}
+"""The other files of a model, its tokenizer and where it is from. Commands write more JSON into such a folder."""
 WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
 """Ends of the files of weights, of which an earlier upload may have had others."""
 SAMPLED = {"in_channels", "sample_size", "num_classes"}
@@ -85,7 +111,7 @@ def publish(config: PublishConfig) -> str:
         raise UserError(
             f"{folder}: {origin.license} forbids to pass on what is made of the models behind it; not published"
         )
-    print(f"{folder} -> hub:{repository}, licence {origin.license or 'of your choice'}")
+    print(f"{folder} -> hub:{repository}, licence {origin.license or 'of your choice'}: {', '.join(files)}")
     from huggingface_hub import HfApi
 
     api = HfApi()
@@ -142,4 +168,4 @@ def _files(folder: Path) -> list[str]:
                 pass
         except (SafetensorError, OSError) as error:
             raise UserError(f"{folder / name}: not whole safetensors ({error}); not published") from error
-    return [name for name in names if name in FILES or Path(name).suffix in SUFFIXES]
+    return [name for name in names if name in FILES or name.endswith(SUFFIXES)]

@@ -66,6 +66,21 @@ def test_images_of_other_weights_are_not_shown_beside_old_figures(two, tmp_path)
     assert "Other images are in the file of student now than were evaluated." in words_of(page)
 
 
+def test_images_are_found_from_another_folder_or_said_to_be_gone(two, tmp_path):
+    """Records hold paths as evaluate was given them."""
+    for file in two:
+        record = json.loads(Path(file).read_text())
+        record["samples"]["path"] = f"elsewhere/{Path(record['samples']['path']).name}"
+        Path(file).write_text(json.dumps(record))
+    compared(two, tmp_path, cost=False)
+    assert len(images_of((tmp_path / "page.html").read_text(encoding="utf-8"))) == 2
+    (Path(two[1]).parent / "student.npz").unlink()
+    compared(two, tmp_path, cost=False, force=True)
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert len(images_of(page)) == 1
+    assert "No images are there any more of student (elsewhere/student.npz)." in words_of(page)
+
+
 def test_models_that_were_sampled_by_other_solvers_are_noted(two, tmp_path):
     settings = {"solver": "ddpm", "guided_channels": 3, "call": {}}
     for file, changes in zip(two, ({}, {"solver": "ddim", "guided_channels": None})):

@@ -82,15 +82,21 @@ def student(tmp_path):
     return tmp_path / "student"
 
 
-def test_what_is_not_the_models_stays_here(calls, student):
+def test_what_is_not_the_models_stays_here(calls, student, capsys):
     (student / "notes.txt").write_text("private")
     (student / "chat_template.jinja").write_text("{{ messages }}")
+    others = ["results.json", "samples_16_seed0.json", "figures.json", "inputs.json"]  # of sample, evaluate, a person
+    for name in others:
+        (student / name).write_text("{}")
     (student / "secrets").mkdir()
     (student / "secrets" / "captions.json").write_text("{}")
     assert main(["publish", str(student), "me/digits"]) == 0
     patterns = calls[1][2]["allow_patterns"]
-    names = ["config.json", "chat_template.jinja", "notes.txt", "secrets/captions.json"]
+    names = ["config.json", "chat_template.jinja", "notes.txt", "secrets/captions.json", *others]
     assert list(filter_repo_objects(names, allow_patterns=patterns)) == ["config.json", "chat_template.jinja"]
+    out = capsys.readouterr().out
+    assert "README.md, chat_template.jinja, config.json, diffusion_pytorch_model.safetensors" in out
+    assert not any(name in out for name in others)
 
 
 def test_a_model_that_draws_nothing_is_not_to_be_sampled(calls, student, capsys):
