@@ -17,7 +17,7 @@ from dit_shd.attention.kernels import captures
 from dit_shd.attention.relative_bias import RelativeBias
 from dit_shd.attention.streamed import attend
 from dit_shd.squeezing.divergence import attention_kl
-from dit_shd.squeezing.products import Projections
+from dit_shd.squeezing.projections import Projections
 from dit_shd.squeezing.squeeze import Squeeze, squeeze
 
 

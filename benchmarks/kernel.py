@@ -19,7 +19,7 @@ from dit_shd.attention.capture import Capture
 from dit_shd.attention.tiles import Buffers
 from dit_shd.squeezing.divergence import attached, divergence_job, gradients_of
 from dit_shd.squeezing.plans import contiguous
-from dit_shd.squeezing.products import Projections
+from dit_shd.squeezing.projections import Projections
 from dit_shd.squeezing.squeeze import squeeze
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))

@@ -22,7 +22,7 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.precision import wide_dtype
 from dit_shd.squeezing.matching import MapSimilarity, matched
 from dit_shd.squeezing.plans import Plan, contiguous
-from dit_shd.squeezing.products import Projections
+from dit_shd.squeezing.projections import Projections
 from dit_shd.squeezing.squeeze import Squeeze, squeeze
 
 BINS = 128

@@ -6,17 +6,16 @@ only their inner products. W_a^O enters through its Gram matrices alone, and so 
 L_a L_c^T = W_a W_c^T (a QR factor): the vectors D_i V_a L_a are short, and nothing n x e or n x n outlives its tile.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
-from weakref import ref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dit_shd.attention.capture import Capture
 from dit_shd.attention.streamed import attend
-from dit_shd.attention.tiles import CHUNK_MIB, Buffers, Maps, Tiling, flat, index_tensor, run_of, slices
+from dit_shd.attention.tiles import CHUNK_MIB, Buffers, Maps, Tiling, flat, run_of, slices
 from dit_shd.core.precision import wide_dtype
 
 Groups = list[list[int]]
@@ -53,81 +52,6 @@ class Products:
         assert self.table is not None
         z = self.table.diagonal(dim1=4, dim2=5).sum(-1)  # <D_i X_a, Z> [b,G,i,a]
         return Quadratic(self.table.sum((3, 5)), z.sum(3), z.diagonal(dim1=2, dim2=3).sum(-1))
-
-
-@dataclass
-class Projections:
-    """A cache of what W^O enters by, for a teacher whose weights do not change (the last `size` layers or kinds).
-
-    In-place changes of W^O are noticed, except through `.data`: call clear() then. What was made of a W^O goes with it:
-    quantised weights and adapters have another one in every forward.
-    """
-
-    size: int = 256
-    generation: int = 0
-    """Counts what was dropped or replaced: what reads a kept tensor where it lies (a CUDA graph) is void then."""
-    _kept: dict[tuple[object, ...], tuple[Callable[[], object], int, Tensor]] = field(default_factory=dict)
-
-    def __reduce__(self) -> tuple[Any, ...]:  # weak references are of one process
-        return Projections, (self.size,)
-
-    def of(self, out: Tensor, groups: Groups) -> Tensor:
-        """L [G,k,d,f] in float64, f = min(k d, e), with L_a L_c^T = W_a W_c^T inside each group of `out` [h,d,e].
-
-        Seen as [G,k d,f] it is zero above the diagonal.
-        """
-        return self._cached(_short_factor, out, groups)
-
-    def grams(self, out: Tensor, groups: Groups) -> Tensor:
-        """W_a W_c^T [G,k,d,k,d] in float64 inside each group of `out` [h,d,e]."""
-        return self._cached(_grams, out, groups)
-
-    def _cached(self, made: Callable[[Tensor, Groups], Tensor], out: Tensor, groups: Groups) -> Tensor:
-        if torch.compiler.is_compiling():  # a graph has no cache
-            return made(out, groups)
-        key = (made, out.data_ptr(), tuple(out.shape), out.stride(), out.dtype, str(out.device), str(groups))
-        entry = self._kept.get(key)
-        version = 0 if out.is_inference() else out._version
-        if entry is not None and entry[0]() is not None and entry[1] == version:
-            return entry[2]
-        result = made(out, groups)
-        self.generation += entry is not None
-        while len(self._kept) >= self.size:
-            self._drop(next(iter(self._kept)))
-        self._kept[key] = (_memory(out, lambda _: self._drop(key)), version, result)
-        return result
-
-    def _drop(self, key: tuple[object, ...]) -> None:
-        self.generation += self._kept.pop(key, None) is not None
-
-    def clear(self) -> None:
-        """Empty the cache."""
-        self._kept.clear()
-        self.generation += 1
-
-
-def _memory(out: Tensor, gone: Callable[[Any], None]) -> Callable[[], object]:
-    """What gives a tensor's storage as long as that exists, and calls `gone` then; the tensor, if it has none."""
-    try:
-        return ref(out.untyped_storage(), gone)
-    except (NotImplementedError, RuntimeError):
-        return lambda: out
-
-
-def _stacked(out: Tensor, groups: Groups) -> Tensor:
-    """W^O of groups [G, k d, e]."""
-    place = index_tensor(tuple(head for group in groups for head in group), out.device).view(len(groups), -1)
-    return out.detach()[place].double().flatten(1, 2)
-
-
-def _grams(out: Tensor, groups: Groups) -> Tensor:
-    stacked, k = _stacked(out, groups), len(groups[0])
-    return (stacked @ stacked.transpose(1, 2)).view(len(groups), k, -1, k, stacked.shape[1] // k)
-
-
-def _short_factor(out: Tensor, groups: Groups) -> Tensor:
-    upper = torch.linalg.qr(_stacked(out, groups).transpose(1, 2), mode="r").R  # [G, f, k d]
-    return upper.transpose(1, 2).unflatten(1, (len(groups[0]), -1)).contiguous()
 
 
 class Collector:

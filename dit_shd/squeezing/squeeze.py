@@ -23,7 +23,7 @@ from dit_shd.squeezing import products, weights
 from dit_shd.squeezing.kernels.captures import row_sums
 from dit_shd.squeezing.kernels.products import by_kernels
 from dit_shd.squeezing.plans import Plan, by_size, check_plan, contiguous
-from dit_shd.squeezing.products import Projections
+from dit_shd.squeezing.projections import Projections
 
 Method = Literal["pairwise", "joint", "per_query", "constant", "hard"]
 Backend = Literal["streamed", "fused", "triton"]

@@ -15,7 +15,7 @@ from dit_shd.squeezing.backends.autotune import Backend, fastest
 from dit_shd.squeezing.cost import LayerCost, layer_cost
 from dit_shd.squeezing.matching import MapSimilarity, matched
 from dit_shd.squeezing.plans import Plan, check_plan, contiguous
-from dit_shd.squeezing.products import Projections
+from dit_shd.squeezing.projections import Projections
 from dit_shd.squeezing.squeeze import Backend as SqueezeBackend
 from dit_shd.squeezing.squeeze import Method, PlanLike, Squeeze, plan_of, squeeze
 

@@ -65,7 +65,8 @@ def test_the_loss_reads_numbers_at_its_first_call_alone():
         with Reads() as reads:
             loss(teacher, student).backward()
         counts.append(reads.count)
-    assert counts[0] > 0 and counts[1:] == [0, 0]
+    of_out = 0 if DEVICE == "cuda" else 1  # a CPU, where nothing waits, compares a sample of W^O
+    assert counts[0] > of_out and counts[1:] == [of_out, of_out]
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU: torch itself says what waits for it")

@@ -14,7 +14,7 @@ from dit_shd.attention.bias import DenseBias
 from dit_shd.attention.capture import Capture
 from dit_shd.squeezing.matching import MapSimilarity, _reassigned, group_similarity, matched
 from dit_shd.squeezing.plans import contiguous
-from dit_shd.squeezing.products import Projections
+from dit_shd.squeezing.projections import Projections
 from dit_shd.squeezing.squeeze import squeeze
 from dit_shd.squeezing.weights import simplex_least_squares
 
@@ -150,6 +150,17 @@ def test_projections_are_kept_until_the_weights_change():
     flat = again.flatten(1, 2)
     stacked = out[torch.tensor(groups)].flatten(1, 2)
     torch.testing.assert_close(flat @ flat.transpose(1, 2), stacked @ stacked.transpose(1, 2))
+
+
+def test_projections_follow_weights_that_are_changed_through_data():
+    """As an EMA teacher's are in DINO's code; a version does not count it."""
+    weight, groups = torch.nn.Parameter(torch.randn(6, 8)), [[0, 1]]
+    out, cache = weight.detach().unflatten(0, (2, 3)), Projections()
+    first = cache.grams(out, groups)
+    assert cache.grams(out, groups) is first and cache.generation == 0
+    weight.data.mul_(0.9).add_(torch.randn(6, 8), alpha=0.1)
+    torch.testing.assert_close(cache.grams(out, groups), Projections().grams(out, groups), rtol=0, atol=0)
+    assert cache.generation == 1
 
 
 def test_only_so_many_projections_are_kept():

@@ -10,7 +10,8 @@ from dit_shd.attention.capture import Capture
 from dit_shd.attention.tiles import slices
 from dit_shd.core.precision import true_float32
 from dit_shd.squeezing.kernels.captures import MOST, values_met
-from dit_shd.squeezing.products import Collector, Groups, Products, Projections, weighted
+from dit_shd.squeezing.products import Collector, Groups, Products, weighted
+from dit_shd.squeezing.projections import Projections
 
 GRAMS_MIB = 512
 """Memory budget for Gram matrices and the vectors they are of, on a GPU."""

@@ -6,7 +6,7 @@ import torch
 from dit_shd.attention.capture import Capture
 from dit_shd.attention.kernels.captures import interpreted
 from dit_shd.squeezing.kernels import products
-from dit_shd.squeezing.products import Projections
+from dit_shd.squeezing.projections import Projections
 from dit_shd.squeezing.squeeze import squeeze
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
