@@ -56,7 +56,8 @@ def add_shd(
         The term, whose mean is in the trainer's log as `shd`; its `remove` leaves the trainer as it was.
 
     Raises:
-        UserError: No teacher, a plan that is not calibrated, or models in slices or replicas that cannot be read.
+        UserError: No teacher, an encoder-decoder, a plan that is not calibrated, or models in slices or replicas that
+            cannot be read.
     """
     loss = SHD(weight=1.0) if loss is None else loss
     if trainer.args.n_gpu > 1:
@@ -79,6 +80,12 @@ def add_shd(
         )
     if teacher is not of_trainer:
         teacher.to(trainer.args.device).eval().requires_grad_(False)
+    for model in (trainer.model, trainer.accelerator.unwrap_model(teacher)):
+        if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+            raise UserError(
+                f"add_shd is for language models without an encoder, found {type(model).__name__}: the rows of its "
+                "labels are not those of its encoder"
+            )
     return SHDTerm(trainer, loss, teacher, prompt_rows)
 
 
@@ -130,8 +137,8 @@ class SHDTerm:
         arguments = {"return_outputs": return_outputs, "num_items_in_batch": num_items_in_batch}
         if not model.training or self.loss.ended(int(self.trainer.state.global_step)):
             return self._compute_loss(model, inputs, **arguments)
-        rows, keywords = query_rows(inputs, self.prompt_rows), teacher_inputs(inputs)
         unwrap = self.trainer.accelerator.unwrap_model
+        rows, keywords = query_rows(inputs, self.prompt_rows), teacher_inputs(inputs, unwrap(self.teacher))
         with capture(backbone(unwrap(model))) as student, captured(backbone(unwrap(self.teacher))) as teacher:
             returned = self._compute_loss(model, inputs, **arguments)
             if not len(teacher):  # the trainer does not run it

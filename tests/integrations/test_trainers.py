@@ -259,6 +259,34 @@ def test_what_cannot_be_read_is_refused_before_training(tmp_path):
         add_shd(trainer, SHD(), teacher)
 
 
+def test_an_encoder_decoder_is_refused(tmp_path):
+    """Its encoder's attention would be paired with the labels' rows wherever the lengths happen to agree."""
+    sizes = {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+    config = transformers.BartConfig(vocab_size=64, d_model=16, max_position_embeddings=16, **sizes)
+    student, teacher = transformers.BartForConditionalGeneration(config), models()[1]
+    with pytest.raises(UserError, match="without an encoder, found BartForConditionalGeneration"):
+        add_shd(trainer_of(student, samples(), tmp_path), SHD(), teacher)
+    with pytest.raises(UserError, match="without an encoder, found BartForConditionalGeneration"):
+        add_shd(trainer_of(teacher, samples(), tmp_path), SHD(), student)
+
+
+def test_a_teacher_has_the_segments_of_its_texts(tmp_path):
+    """Of masked language models, whose maps depend on them."""
+    sizes = {"vocab_size": 256, "num_hidden_layers": 1, "intermediate_size": 16, "max_position_embeddings": 16}
+    student, teacher = (
+        transformers.BertForMaskedLM(transformers.BertConfig(hidden_size=16, num_attention_heads=h, **sizes))
+        for h in (2, 4)
+    )
+    trainer = trainer_of(student, samples(), tmp_path)
+    given = (torch.arange(13) > 4).long()
+    trainer.train_dataset = [{**row, "token_type_ids": given} for row in trainer.train_dataset]
+    seen = []
+    teacher.bert.register_forward_pre_hook(lambda _m, _a, k: seen.append(k["token_type_ids"]), with_kwargs=True)
+    add_shd(trainer, SHD(), teacher)
+    trainer.train()
+    assert torch.equal(seen[0], given.expand(SAMPLES, 13))
+
+
 def test_it_can_be_taken_back_and_is_no_part_of_an_evaluation(tmp_path):
     data = samples()
     student, teacher = models()
