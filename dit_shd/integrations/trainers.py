@@ -56,10 +56,14 @@ def add_shd(
         The term, whose mean is in the trainer's log as `shd`; its `remove` leaves the trainer as it was.
 
     Raises:
-        UserError: No teacher, an encoder-decoder, a plan that is not calibrated, or models in slices or replicas that
-            cannot be read.
+        UserError: A trainer that has SHD, no teacher, an encoder-decoder, a plan that is not calibrated, or models in
+            slices or replicas that cannot be read.
     """
     loss = SHD(weight=1.0) if loss is None else loss
+    if isinstance(getattr(trainer.compute_loss, "__self__", None), SHDTerm):
+        raise UserError(
+            "add_shd: this trainer has SHD already, which would count twice; take it away first: term.remove()"
+        )
     if trainer.args.n_gpu > 1:
         raise UserError("add_shd: DataParallel is not supported; start one process for each GPU (torchrun, accelerate)")
     if loss.calibration and not loss.squeezer.plans:

@@ -294,8 +294,11 @@ def test_it_can_be_taken_back_and_is_no_part_of_an_evaluation(tmp_path):
     plain = trainer.evaluate(trainer.train_dataset)["eval_loss"]
     term = add_shd(trainer, SHD(weight=5.0), teacher)
     assert trainer.evaluate(trainer.train_dataset)["eval_loss"] == plain
+    with pytest.raises(UserError, match=r"has SHD already, which would count twice.*term\.remove\(\)"):
+        add_shd(trainer, SHD(weight=5.0), teacher)
     term.remove()
     assert "compute_loss" not in vars(trainer)
+    add_shd(trainer, SHD(weight=5.0), teacher).remove()
     trainer.train()
     assert "shd" not in trainer.state.log_history[0]
 
