@@ -13,6 +13,7 @@ from dit_shd import SHD, capture
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.integrations.trainers import add_shd
+from dit_shd.models.compilation import compile_blocks
 from dit_shd.tasks.language_modeling import LanguageModeling
 
 transformers = pytest.importorskip("transformers")
@@ -257,6 +258,38 @@ def test_what_cannot_be_read_is_refused_before_training(tmp_path):
     next(teacher.parameters()).ds_tensor = None
     with pytest.raises(UserError, match="partitioned by DeepSpeed's ZeRO stage 3"):
         add_shd(trainer, SHD(), teacher)
+
+
+def test_models_compiled_whole_are_refused_and_compiled_blocks_are_captured(tmp_path):
+    data, found = samples(), []
+    student, teacher = models()
+    with pytest.raises(UserError, match=r"GPT2LMHeadModel is compiled whole.*compile_blocks"):
+        add_shd(trainer_of(student, data, tmp_path, torch_compile=True, torch_compile_backend="eager"), SHD(), teacher)
+    trainer = trainer_of(student, data, tmp_path)
+    with pytest.raises(UserError, match="OptimizedModule is compiled whole"):
+        add_shd(trainer, SHD(), torch.compile(teacher, backend="eager"))
+    add_shd(trainer, SHD(), teacher)
+    student.compile(backend="eager")
+    with pytest.raises(UserError, match="GPT2LMHeadModel is compiled whole"):
+        trainer.train()
+    for compiled in (False, True):
+        student, teacher = models()
+        if compiled:
+            compile_blocks(student, "eager")
+        trainer = trainer_of(student, data, tmp_path)
+        add_shd(trainer, SHD(weight=2.0), teacher)
+        found.append(gradient_of(trainer))
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient)
+
+
+def test_a_teacher_that_was_not_called_is_named(tmp_path):
+    student, teacher = models()
+    trainer = trainer_of(student, samples(), tmp_path)
+    add_shd(trainer, SHD(), teacher)
+    teacher.forward = lambda **_: None
+    with pytest.raises(UserError, match="the teacher's captures are empty"):
+        trainer.train()
 
 
 def test_an_encoder_decoder_is_refused(tmp_path):
