@@ -1,16 +1,23 @@
 """The batches of trainers of transformers and TRL: which query rows take part in SHD, and what a teacher is given."""
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dit_shd.core.errors import UserError
 from dit_shd.tasks import Batch
 
 IGNORED = -100
 """The label of tokens that are not learned, in transformers and TRL."""
+TEXT = ("input_ids", "attention_mask", "position_ids")
+"""What a language model is given, whether its forward names it or not."""
+NOT_TEXT = ("pixel_values", "input_features", "input_values")
+"""How inputs of images and sound begin, whose attention has other tokens than the labels."""
+OF_LOSS = ("labels", "num_items_in_batch")
+"""Inputs of which a forward makes its loss, and nothing of the attention."""
 Inputs = dict[str, Any]
 """What a trainer gives to compute_loss."""
 
@@ -48,13 +55,15 @@ def query_rows(inputs: Inputs, prompts: bool = False) -> Tensor:
         prompts: Whether tokens of prompts take part, too: all but padding.
 
     Raises:
-        UserError: Neither is there.
+        UserError: Neither is there, or the labels are not those of tokens.
     """
     if "completion_mask" in inputs and "prompt_ids" in inputs:
         return _completion_rows(inputs, prompts)
     labels, real = inputs.get("labels"), inputs.get("attention_mask")
     if not isinstance(labels, Tensor):
         raise UserError(f"add_shd: wanted labels in the trainer's batch, found {', '.join(inputs)}")
+    if labels.ndim != 2:
+        raise UserError(f"add_shd is for language models: wanted labels [b,n], found {list(labels.shape)}")
     rows = torch.ones_like(labels, dtype=torch.bool) if prompts else labels != IGNORED
     if isinstance(real, Tensor) and real.shape == rows.shape:  # of packed sequences it may be a mask [b,1,n,n]
         rows = rows & real.bool()
@@ -70,15 +79,24 @@ def _completion_rows(inputs: Inputs, prompts: bool) -> Tensor:
     return torch.cat([prompt, completion], dim=1)
 
 
-def teacher_inputs(inputs: Inputs) -> dict[str, Tensor]:
-    """The keywords of a teacher's forward that the trainer itself does not run.
+def teacher_inputs(inputs: Inputs, teacher: nn.Module) -> dict[str, Tensor]:
+    """The keywords of a teacher's forward that the trainer itself does not run: all of the batch that it names.
 
     Args:
         inputs: As for query_rows.
+        teacher: Not wrapped.
+
+    Raises:
+        UserError: A batch of images or sound.
     """
+    other = next((name for name in inputs if name.startswith(NOT_TEXT)), None)
+    if other is not None:
+        raise UserError(f"add_shd is for language models over text alone; the trainer's batch has {other}")
     if "prompt_ids" in inputs and "completion_ids" in inputs:
         return {
             "input_ids": torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
             "attention_mask": torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
         }
-    return {name: inputs[name] for name in ("input_ids", "attention_mask", "position_ids") if name in inputs}
+    whole: Any = getattr(teacher, "get_base_model", lambda: teacher)()  # adapters of PEFT name nothing
+    named = {*TEXT, *inspect.signature(whole.forward).parameters} - {*OF_LOSS}
+    return {name: x for name, x in inputs.items() if name in named and isinstance(x, Tensor)}

@@ -23,6 +23,7 @@ from dit_shd.attention.capture import Captures
 from dit_shd.attention.recording.attach import capture
 from dit_shd.attention.recording.sharded import captured
 from dit_shd.core.errors import UserError
+from dit_shd.distillation.comparison import check_captures
 from dit_shd.distillation.losses.shd import SHD
 from dit_shd.distillation.records import Layer
 from dit_shd.integrations.trainer_batches import Inputs, WeightedRows, query_rows, teacher_inputs
@@ -38,6 +39,16 @@ def backbone(model: nn.Module) -> nn.Module:
     """A language model without its head, which TRL's DistillationTrainer runs by itself; also of one with adapters."""
     whole: Any = getattr(model, "get_base_model", lambda: model)()
     return getattr(whole, "base_model", whole)
+
+
+def _check_uncompiled(model: Any, asked: bool = False) -> None:  # noqa: ANN401 (a module, or none)
+    """Refuse a model that is compiled whole: its backbone then runs inside of the program, and is not captured."""
+    if asked or hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
+        raise UserError(
+            f"add_shd: {type(model).__name__} is compiled whole, so that its attention cannot be captured; leave out "
+            "torch_compile and model.compile(), and compile its blocks: "
+            "dit_shd.models.compilation.compile_blocks(model)"
+        )
 
 
 def add_shd(
@@ -56,9 +67,14 @@ def add_shd(
         The term, whose mean is in the trainer's log as `shd`; its `remove` leaves the trainer as it was.
 
     Raises:
-        UserError: No teacher, a plan that is not calibrated, or models in slices or replicas that cannot be read.
+        UserError: A trainer that has SHD, no teacher, an encoder-decoder, a plan that is not calibrated, or models
+            compiled whole, in slices or in replicas that cannot be read.
     """
     loss = SHD(weight=1.0) if loss is None else loss
+    if isinstance(getattr(trainer.compute_loss, "__self__", None), SHDTerm):
+        raise UserError(
+            "add_shd: this trainer has SHD already, which would count twice; take it away first: term.remove()"
+        )
     if trainer.args.n_gpu > 1:
         raise UserError("add_shd: DataParallel is not supported; start one process for each GPU (torchrun, accelerate)")
     if loss.calibration and not loss.squeezer.plans:
@@ -79,6 +95,13 @@ def add_shd(
         )
     if teacher is not of_trainer:
         teacher.to(trainer.args.device).eval().requires_grad_(False)
+    for model in (trainer.model, trainer.accelerator.unwrap_model(teacher)):
+        _check_uncompiled(model, trainer.args.torch_compile)
+        if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+            raise UserError(
+                f"add_shd is for language models without an encoder, found {type(model).__name__}: the rows of its "
+                "labels are not those of its encoder"
+            )
     return SHDTerm(trainer, loss, teacher, prompt_rows)
 
 
@@ -130,9 +153,12 @@ class SHDTerm:
         arguments = {"return_outputs": return_outputs, "num_items_in_batch": num_items_in_batch}
         if not model.training or self.loss.ended(int(self.trainer.state.global_step)):
             return self._compute_loss(model, inputs, **arguments)
-        rows, keywords = query_rows(inputs, self.prompt_rows), teacher_inputs(inputs)
         unwrap = self.trainer.accelerator.unwrap_model
-        with capture(backbone(unwrap(model))) as student, captured(backbone(unwrap(self.teacher))) as teacher:
+        models = unwrap(model), unwrap(self.teacher)
+        for each in models:
+            _check_uncompiled(each)
+        rows, keywords = query_rows(inputs, self.prompt_rows), teacher_inputs(inputs, models[1])
+        with capture(backbone(models[0])) as student, captured(backbone(models[1])) as teacher:
             returned = self._compute_loss(model, inputs, **arguments)
             if not len(teacher):  # the trainer does not run it
                 with torch.no_grad():
@@ -142,6 +168,8 @@ class SHDTerm:
 
     def _term(self, student: Captures, teacher: Captures, rows: Tensor) -> Tensor:
         """The weighted sum over the rows that take part."""
+        check_captures("teacher", teacher, by_depth=False)
+        check_captures("student", student, by_depth=False)
         b, n = rows.shape
         step = int(self.trainer.state.global_step)
         batch = WeightedRows("plain", step, torch.arange(b), rows.float() * (b * n))

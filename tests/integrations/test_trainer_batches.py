@@ -43,12 +43,26 @@ def test_a_batch_without_either_is_refused():
         query_rows({"input_ids": torch.ones(1, 2)})
 
 
+class Teacher(torch.nn.Module):
+    def forward(self, input_ids, attention_mask=None, token_type_ids=None, labels=None, **rest):
+        raise NotImplementedError
+
+
 def test_a_teacher_is_given_what_the_student_is():
-    keywords = teacher_inputs(GENERATED)
+    """Segments, which change its attention, included; not labels, nor what is no tensor or not named."""
+    keywords = teacher_inputs(GENERATED, Teacher())
     assert keywords["input_ids"].tolist() == [[1, 1, 1, 2, 2, 2, 2]] * 2
     assert keywords["attention_mask"].tolist() == [[1, 1, 1, 1, 1, 1, 1], [0, 1, 1, 1, 1, 0, 0]]
-    inputs = {"input_ids": torch.ones(1, 2), "labels": torch.ones(1, 2), "position_ids": torch.zeros(1, 2)}
-    assert teacher_inputs(inputs).keys() == {"input_ids", "position_ids"}
+    names = ("input_ids", "labels", "position_ids", "token_type_ids", "special_tokens_mask", "num_items_in_batch")
+    inputs = {**{name: torch.ones(1, 2) for name in names}, "attention_mask": None, "texts": ["a"]}
+    assert teacher_inputs(inputs, Teacher()).keys() == {"input_ids", "position_ids", "token_type_ids"}
+
+
+def test_batches_of_other_models_are_refused():
+    with pytest.raises(UserError, match=r"for language models: wanted labels \[b,n\], found \[4\]"):
+        query_rows({"input_ids": torch.ones(4, 2), "labels": torch.ones(4)})
+    with pytest.raises(UserError, match="the trainer's batch has pixel_values"):
+        teacher_inputs({"input_ids": torch.ones(1, 2), "pixel_values": torch.ones(1, 3, 4, 4)}, Teacher())
 
 
 def test_a_layer_of_other_tokens_is_refused():

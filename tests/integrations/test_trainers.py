@@ -13,6 +13,7 @@ from dit_shd import SHD, capture
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.integrations.trainers import add_shd
+from dit_shd.models.compilation import compile_blocks
 from dit_shd.tasks.language_modeling import LanguageModeling
 
 transformers = pytest.importorskip("transformers")
@@ -259,6 +260,66 @@ def test_what_cannot_be_read_is_refused_before_training(tmp_path):
         add_shd(trainer, SHD(), teacher)
 
 
+def test_models_compiled_whole_are_refused_and_compiled_blocks_are_captured(tmp_path):
+    data, found = samples(), []
+    student, teacher = models()
+    with pytest.raises(UserError, match=r"GPT2LMHeadModel is compiled whole.*compile_blocks"):
+        add_shd(trainer_of(student, data, tmp_path, torch_compile=True, torch_compile_backend="eager"), SHD(), teacher)
+    trainer = trainer_of(student, data, tmp_path)
+    with pytest.raises(UserError, match="OptimizedModule is compiled whole"):
+        add_shd(trainer, SHD(), torch.compile(teacher, backend="eager"))
+    add_shd(trainer, SHD(), teacher)
+    student.compile(backend="eager")
+    with pytest.raises(UserError, match="GPT2LMHeadModel is compiled whole"):
+        trainer.train()
+    for compiled in (False, True):
+        student, teacher = models()
+        if compiled:
+            compile_blocks(student, "eager")
+        trainer = trainer_of(student, data, tmp_path)
+        add_shd(trainer, SHD(weight=2.0), teacher)
+        found.append(gradient_of(trainer))
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient)
+
+
+def test_a_teacher_that_was_not_called_is_named(tmp_path):
+    student, teacher = models()
+    trainer = trainer_of(student, samples(), tmp_path)
+    add_shd(trainer, SHD(), teacher)
+    teacher.forward = lambda **_: None
+    with pytest.raises(UserError, match="the teacher's captures are empty"):
+        trainer.train()
+
+
+def test_an_encoder_decoder_is_refused(tmp_path):
+    """Its encoder's attention would be paired with the labels' rows wherever the lengths happen to agree."""
+    sizes = {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+    config = transformers.BartConfig(vocab_size=64, d_model=16, max_position_embeddings=16, **sizes)
+    student, teacher = transformers.BartForConditionalGeneration(config), models()[1]
+    with pytest.raises(UserError, match="without an encoder, found BartForConditionalGeneration"):
+        add_shd(trainer_of(student, samples(), tmp_path), SHD(), teacher)
+    with pytest.raises(UserError, match="without an encoder, found BartForConditionalGeneration"):
+        add_shd(trainer_of(teacher, samples(), tmp_path), SHD(), student)
+
+
+def test_a_teacher_has_the_segments_of_its_texts(tmp_path):
+    """Of masked language models, whose maps depend on them."""
+    sizes = {"vocab_size": 256, "num_hidden_layers": 1, "intermediate_size": 16, "max_position_embeddings": 16}
+    student, teacher = (
+        transformers.BertForMaskedLM(transformers.BertConfig(hidden_size=16, num_attention_heads=h, **sizes))
+        for h in (2, 4)
+    )
+    trainer = trainer_of(student, samples(), tmp_path)
+    given = (torch.arange(13) > 4).long()
+    trainer.train_dataset = [{**row, "token_type_ids": given} for row in trainer.train_dataset]
+    seen = []
+    teacher.bert.register_forward_pre_hook(lambda _m, _a, k: seen.append(k["token_type_ids"]), with_kwargs=True)
+    add_shd(trainer, SHD(), teacher)
+    trainer.train()
+    assert torch.equal(seen[0], given.expand(SAMPLES, 13))
+
+
 def test_it_can_be_taken_back_and_is_no_part_of_an_evaluation(tmp_path):
     data = samples()
     student, teacher = models()
@@ -266,8 +327,11 @@ def test_it_can_be_taken_back_and_is_no_part_of_an_evaluation(tmp_path):
     plain = trainer.evaluate(trainer.train_dataset)["eval_loss"]
     term = add_shd(trainer, SHD(weight=5.0), teacher)
     assert trainer.evaluate(trainer.train_dataset)["eval_loss"] == plain
+    with pytest.raises(UserError, match=r"has SHD already, which would count twice.*term\.remove\(\)"):
+        add_shd(trainer, SHD(weight=5.0), teacher)
     term.remove()
     assert "compute_loss" not in vars(trainer)
+    add_shd(trainer, SHD(weight=5.0), teacher).remove()
     trainer.train()
     assert "shd" not in trainer.state.log_history[0]
 
