@@ -63,11 +63,16 @@ class Prompts:
             size: Height and width of the images that the prompts are of.
 
         Raises:
-            UserError: No such pipeline, one whose transformer has no adapter, or text_tokens out of range.
+            UserError: No such pipeline, one that no adapter is for, or text_tokens out of range.
         """
         folder = folder_of(place, text_alone=True)
         record = replace(record_of(place, folder, adapter), text_tokens=text_tokens, size=size)
         chosen = adapter_of(record.transformer_class, adapter)
+        if adapter is None and record.pipeline_class not in chosen.pipelines:
+            raise UserError(
+                f"pipeline: {record.pipeline_class} is not supported, wanted {' or '.join(chosen.pipelines)}; an "
+                "adapter of your own (adapter=...) may say how another is asked"
+            )
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         pipeline = open_pipeline(folder, dtype, **NOT_FOR_TEXT)
         if text_tokens is not None and MAX_TOKENS not in inspect.signature(type(pipeline).__call__).parameters:

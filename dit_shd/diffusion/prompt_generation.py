@@ -18,6 +18,7 @@ from dit_shd.core import hashing, rng
 from dit_shd.core.config import checked
 from dit_shd.core.distributed import joined, launched
 from dit_shd.core.errors import UserError, error_line
+from dit_shd.core.memory import is_out_of_memory
 from dit_shd.core.pretrained import COPY, asset, model_folder
 from dit_shd.data.autoencoder import read_autoencoder
 from dit_shd.data.buckets import bucket_folders
@@ -112,7 +113,7 @@ def read_prompts(file: Path) -> list[str]:
             f"found no file {file}"
         )
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
         lines = json.loads(text)["prompts"] if file.suffix == ".json" else [line.strip() for line in text.splitlines()]
         if not all(isinstance(line, str) for line in lines):
             raise ValueError("prompts that are no texts")
@@ -276,8 +277,10 @@ def draw(
     try:
         output = whole(prompt=list(prompts), generator=generators, output_type="np", **call)
         images = output.images if hasattr(output, "images") else np.asarray(output.frames)[:, 0]
-    except (ValueError, TypeError) as error:
-        raise UserError(f"call: {type(pipeline).__name__} refuses it ({error_line(error, 200)})") from error
+    except (ValueError, TypeError, AssertionError, LookupError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise UserError(f"call: {type(pipeline).__name__} fails on it ({error_line(error, 200)})") from error
     if not np.isfinite(images).all():
         raise UserError(f"sampling images {indices[0]}..{indices[-1]}: the pipeline's images are not finite")
     return (np.asarray(images) * 255).round().astype(np.uint8)

@@ -21,6 +21,7 @@ from tiny_text_encoders import tokenizer, vocabulary_size
 from dit_shd.core import installation
 from dit_shd.core.errors import UserError
 from dit_shd.core.rng import Draws
+from dit_shd.data.text_condition import TextCondition
 from dit_shd.diffusion.adapters import ADAPTERS, MAX_TOKENS, Adapter, adapter_of, by_class
 from dit_shd.diffusion.flow import TimestepDensity
 from dit_shd.diffusion.guidance import Guidance
@@ -324,6 +325,23 @@ def test_a_class_without_an_adapter_is_told_how_one_looks():
 def test_a_class_that_mixes_prompts_is_refused_with_the_reason():
     with pytest.raises(UserError, match="CogView4Transformer2DModel: is not supported: its pipeline pads prompts"):
         adapter_of("CogView4Transformer2DModel")
+
+
+def test_pipelines_that_share_a_transformer_class_alone_are_refused(tmp_path):
+    folder = write_pipeline("sana", tmp_path / "pipeline")
+    index = folder / "model_index.json"
+    index.write_text(index.read_text().replace("SanaPipeline", "SanaSprintPipeline"))
+    with pytest.raises(UserError, match="pipeline: SanaSprintPipeline is not supported, wanted SanaPipeline"):
+        Prompts.load(str(folder), torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("kind", "key"), [("sana", "guidance_embeds"), ("qwen_image", "use_additional_t_cond")])
+def test_transformers_of_such_pipelines_are_refused(kind, key):
+    made = KINDS[kind]().transformer
+    settings = {name: value for name, value in made.config.items() if not name.startswith("_")}
+    model, text = type(made)(**{**settings, key: True}), TextCondition.of(torch.zeros(1, 4, 32))
+    with pytest.raises(UserError, match=f"with {key} is of .*: not supported"):
+        ADAPTERS.find(kind)().predict(model, torch.zeros(1, 4, 8, 8), torch.ones(1), text, 4.5)
 
 
 @torch.no_grad()

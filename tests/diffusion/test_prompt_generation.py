@@ -122,6 +122,8 @@ def test_bad_input(student, pipeline, prompts, tmp_path):
         sample_prompts(config(student, prompts, out, call={"num_steps": 3}))
     with pytest.raises(UserError, match="solver: is for class-conditional models"):
         config(student, prompts, out, solver="euler")
+    with pytest.raises(UserError, match=r"call: StableDiffusion3Pipeline fails on it \(tuple index out of range\)"):
+        sample_prompts(config(student, prompts, out, call={"clip_skip": 9}))
     (tmp_path / "empty.txt").write_text("\n\n")
     with pytest.raises(UserError, match="wanted a prompt a line, found none"):
         sample_prompts(config(student, tmp_path / "empty.txt", out))
@@ -129,6 +131,24 @@ def test_bad_input(student, pipeline, prompts, tmp_path):
     with pytest.raises(UserError, match=r"has other text encoders .* than the student has learned"):
         sample_prompts(config(student, prompts, out, pipeline=str(other)))
     assert read_record(student / "student").pipeline == str(pipeline)
+
+
+@pytest.mark.parametrize("kind", ["z_image", "hunyuan_dit", "qwen_image", "wan"])
+def test_one_negative_prompt_is_of_every_prompt(kind, tmp_path):
+    whole = open_pipeline(write_pipeline(kind, tmp_path / "pipeline"))
+    call = {"height": 32, "width": 32, "num_inference_steps": 2, "negative_prompt": "zero", "guidance_scale": 4.0}
+    call |= {"use_resolution_binning": False} if kind == "hunyuan_dit" else {}
+    call |= {"num_frames": 1} if kind == "wan" else {}
+    call |= {"true_cfg_scale": 4.0} if kind == "qwen_image" else {}
+    both = prompt_generation.draw(whole, PROMPTS[:2], 0, range(2), call)
+    for number, prompt in enumerate(PROMPTS[:2]):
+        alone = prompt_generation.draw(whole, [prompt], 0, range(number, number + 1), call)
+        assert np.abs(both[number].astype(int) - alone[0]).max() <= 1
+
+
+def test_the_mark_that_windows_puts_before_a_text_is_in_no_prompt(tmp_path):
+    (tmp_path / "prompts.txt").write_text("a nine\na zero\n", encoding="utf-8-sig")
+    assert prompt_generation.read_prompts(tmp_path / "prompts.txt") == ["a nine", "a zero"]
 
 
 @pytest.mark.parametrize("kind", [kind for kind in [*KINDS, *OTHERS] if kind != "sd3"])

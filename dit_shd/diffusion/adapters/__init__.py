@@ -171,12 +171,7 @@ class Adapter(ABC):
         return self.encode(pipeline, [""], tokens)
 
     def framed(self, pipeline: "DiffusionPipeline", prompts: Sequence[str]) -> list[str]:
-        """The texts that are tokenized within the limits: prompts, with what the pipeline puts around them.
-
-        Args:
-            pipeline: With tokenizers.
-            prompts: Texts.
-        """
+        """Prompts with what the pipeline puts around them, all of which its limits are of; see `limits`."""
         return list(prompts)
 
     def limits(self, pipeline: "DiffusionPipeline", tokens: int | None = None) -> dict[str, int]:

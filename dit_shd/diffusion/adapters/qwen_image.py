@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from dit_shd.core.errors import UserError
 from dit_shd.data.text_condition import TextCondition
 from dit_shd.diffusion import packing
-from dit_shd.diffusion.adapters import Adapter, rescaled
+from dit_shd.diffusion.adapters import Adapter, rescaled, settings_of
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -27,9 +28,21 @@ class QwenImage(Adapter):
     def text_widths(self, settings: Mapping[str, Any]) -> tuple[int, int | None]:
         return settings["joint_attention_dim"], None
 
+    def framed(self, pipeline: "DiffusionPipeline", prompts: Sequence[str]) -> list[str]:
+        whole: Any = pipeline
+        return [whole.prompt_template_encode.format(prompt) for prompt in prompts]
+
+    def limits(self, pipeline: "DiffusionPipeline", tokens: int | None = None) -> dict[str, int]:
+        """Besides the first tokens of its template, which the transformer is not given."""
+        whole: Any = pipeline
+        dropped = whole.prompt_template_encode_start_idx
+        return {name: limit + dropped for name, limit in super().limits(pipeline, tokens).items()}
+
     def arguments(
         self, model: nn.Module, x: Tensor, time: Tensor, text: TextCondition, guidance: Tensor | None
     ) -> dict[str, Any]:
+        if settings_of(model).get("use_additional_t_cond"):
+            raise UserError("a transformer with use_additional_t_cond is of QwenImageLayeredPipeline: not supported")
         height, width = (side // packing.SIDE for side in x.shape[-2:])
         return {
             "hidden_states": packing.pack(x),
@@ -42,16 +55,6 @@ class QwenImage(Adapter):
 
     def prediction(self, output: Tensor, x: Tensor) -> Tensor:
         return packing.unpack(output, x)
-
-    def framed(self, pipeline: "DiffusionPipeline", prompts: Sequence[str]) -> list[str]:
-        whole: Any = pipeline
-        return [whole.prompt_template_encode.format(prompt) for prompt in prompts]
-
-    def limits(self, pipeline: "DiffusionPipeline", tokens: int | None = None) -> dict[str, int]:
-        """Besides the first tokens of its template, which the transformer is not given."""
-        whole: Any = pipeline
-        dropped = whole.prompt_template_encode_start_idx
-        return {name: limit + dropped for name, limit in super().limits(pipeline, tokens).items()}
 
     def guidance_arguments(self, settings: Mapping[str, Any], scale: float) -> dict[str, Any]:
         """The pipeline guides where it is given a negative prompt; its guidance_scale is for distilled models alone."""

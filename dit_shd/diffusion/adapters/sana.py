@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from dit_shd.core.errors import UserError
 from dit_shd.data.text_condition import TextCondition
 from dit_shd.diffusion.adapters import Adapter, Template, encode_prompt, settings_of
 
@@ -31,12 +32,13 @@ class Sana(Adapter):
     def arguments(
         self, model: nn.Module, x: Tensor, time: Tensor, text: TextCondition, guidance: Tensor | None
     ) -> dict[str, Any]:
+        if settings_of(model).get("guidance_embeds"):
+            raise UserError("a transformer with guidance_embeds is of SanaSprintPipeline: not supported")
         return {
             "hidden_states": x,
             "timestep": 1000 * time * settings_of(model).get("timestep_scale", 1.0),
             "encoder_hidden_states": text.embeddings,
             "encoder_attention_mask": text.mask.to(x.dtype),
-            "guidance": guidance,
         }
 
     def encode_empty(self, pipeline: "DiffusionPipeline", tokens: int | None = None) -> TextCondition:

@@ -29,6 +29,14 @@ class ZImage(Adapter):
     def text_widths(self, settings: Mapping[str, Any]) -> tuple[int, int | None]:
         return settings["cap_feat_dim"], None
 
+    def framed(self, pipeline: "DiffusionPipeline", prompts: Sequence[str]) -> list[str]:
+        return of_chat(
+            pipeline,
+            [[{"role": "user", "content": prompt}] for prompt in prompts],
+            add_generation_prompt=True,
+            enable_thinking=True,
+        )
+
     def arguments(
         self, model: nn.Module, x: Tensor, time: Tensor, text: TextCondition, guidance: Tensor | None
     ) -> dict[str, Any]:
@@ -38,14 +46,6 @@ class ZImage(Adapter):
 
     def prediction(self, output: Tensor, x: Tensor) -> Tensor:
         return -torch.stack([*output])[:, :, 0]  # a list of samples [c,1,y,x]
-
-    def framed(self, pipeline: "DiffusionPipeline", prompts: Sequence[str]) -> list[str]:
-        return of_chat(
-            pipeline,
-            [[{"role": "user", "content": prompt}] for prompt in prompts],
-            add_generation_prompt=True,
-            enable_thinking=True,
-        )
 
     def guidance_arguments(self, settings: Mapping[str, Any], scale: float) -> dict[str, Any]:
         """The pipeline's own scale g guides by c + g (c - u), which is w = g + 1."""
