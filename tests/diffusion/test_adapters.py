@@ -422,7 +422,11 @@ def test_the_shift_of_flux2_is_its_pipeline_s_at_50_steps():
 
     adapter = ADAPTERS.find("flux2")()
     for tokens in (256, 1024, 4096, 5000):
-        process = process_of("flow", {}, TimestepDensity(), "none", None, 1, adapter.shift)
+        dynamic = {"use_dynamic_shifting": True}
+        process = process_of("flow", dynamic, TimestepDensity(), "none", None, 1, adapter.shift)
         alpha = math.exp(compute_empirical_mu(tokens, 50))
         sigma = process.times(torch.tensor([0.5], dtype=torch.float64), (1, 4, tokens, 1))
         assert float(sigma) == pytest.approx(alpha / (1 + alpha), rel=1e-6)
+    static = process_of("flow", {"shift": 3.0}, TimestepDensity(), "none", None, 1, adapter.shift)
+    half = torch.tensor([0.5], dtype=torch.float64)
+    assert float(static.times(half, (1, 4, 1024, 1))) == pytest.approx(0.75), "of a scheduler without a dynamic shift"
