@@ -1,12 +1,15 @@
 """How a class-conditional model is called: the one place that knows its arguments."""
 
 from dataclasses import dataclass
+from operator import index
 from typing import Any
 from weakref import WeakSet
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dit_shd.core.errors import UserError
 from dit_shd.models.shape import shape_of
 
 NO_LABEL = -1
@@ -73,6 +76,18 @@ def known_classes(model: nn.Module) -> list[int]:
     shape = shape_of(model)
     names = shape.class_names
     return [i for i in range(shape.classes) if names is None or (i < len(names) and names[i] is not None)]
+
+
+def class_numbers(labels: Any) -> list[int] | int:  # noqa: ANN401
+    """Classes as Python's integers; one or several, of NumPy and of PyTorch too.
+
+    Raises:
+        UserError: They are no integers.
+    """
+    try:
+        return [index(label) for label in labels] if np.ndim(labels) else index(labels)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"labels: wanted classes (integers), random or balanced, found {str(labels)[:60]}") from error
 
 
 def classes_of(model: nn.Module) -> int:

@@ -193,7 +193,7 @@ def _folder(run: str) -> Path | None:
 
 
 def _student(place: str | Path, dtype: torch.dtype) -> nn.Module:
-    return nn.Module.to(loading.load(place), dtype)
+    return loading.load(place, "bf16" if dtype == torch.bfloat16 else "no")
 
 
 def write_pipeline(pipeline: "DiffusionPipeline", run: str, folder: Path) -> None:

@@ -27,7 +27,7 @@ from dit_shd.data.decoder import Decoder, finished
 from dit_shd.data.latent_origin import decoder
 from dit_shd.data.model_origin import of_source
 from dit_shd.data.pixels import grid
-from dit_shd.diffusion.denoiser import Denoiser, classes_of, known_classes
+from dit_shd.diffusion.denoiser import Denoiser, class_numbers, classes_of, known_classes
 from dit_shd.diffusion.flow import TimestepDensity
 from dit_shd.diffusion.guidance import Guided
 from dit_shd.diffusion.sample_config import VELOCITY_SOLVERS, SampleConfig
@@ -107,7 +107,8 @@ def sample(
     files = next((key for key in OF_FILES if key in options), None)
     if files is not None:
         raise UserError(f"{files}: is for dit-shd sample, which writes files; sample(...).save(FILE) writes an npz")
-    labels = [labels] * (count or 1) if isinstance(labels, int) else labels
+    labels = labels if isinstance(labels, str) else class_numbers(labels)
+    labels = [labels] * (1 if count is None else count) if isinstance(labels, int) else labels
     count = (DEFAULT_COUNT if isinstance(labels, str) else len(labels)) if count is None else count
     policy = labels if isinstance(labels, str) else "random"
     named = {"run": str(model)} if isinstance(model, (str, Path)) else {}

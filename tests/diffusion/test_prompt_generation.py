@@ -101,6 +101,14 @@ def test_it_goes_on_where_it_was_stopped(student, prompts, tmp_path, monkeypatch
     assert np.array_equal(np.load(whole)["arr_0"], np.load(two)["arr_0"])
 
 
+def test_a_student_in_bfloat16_keeps_what_its_class_keeps_in_float32(tmp_path):
+    folder = write_pipeline("wan", tmp_path / "pipeline")
+    whole, _ = prompt_generation.assemble(str(folder / "transformer"), str(folder), "bf16")
+    dtypes = {name: parameter.dtype for name, parameter in whole.transformer.named_parameters()}
+    assert dtypes["scale_shift_table"] == torch.float32
+    assert dtypes["proj_out.weight"] == torch.bfloat16
+
+
 def test_a_folder_that_diffusers_opens(student, prompts, tmp_path):
     assert main(["pipeline", str(student), str(tmp_path / "made")]) == 0
     opened = DiffusionPipeline.from_pretrained(tmp_path / "made")

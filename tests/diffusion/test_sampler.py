@@ -139,6 +139,12 @@ def test_labels(model):
     assert sample(model, 2, labels=[2, 2], **QUICK)[1].tolist() == [2, 2]
     with pytest.raises(UserError, match="wanted 3"):
         sample(model, 3, labels=[1], **QUICK)
+    for one in (np.int64(2), torch.tensor(2), np.array(2, np.uint8)):
+        assert sample(model, 2, labels=one, **QUICK)[1].tolist() == [2, 2]
+    assert sample(model, labels=torch.tensor([1, 2]), **QUICK)[1].tolist() == [1, 2]
+    for none in ([1.7, 0.2], 1.7, np.array([1.0, 2.0]), ["1"], [[1, 2]]):
+        with pytest.raises(UserError, match=r"labels: wanted classes \(integers\), random or balanced, found"):
+            sample(model, 2, labels=none, **QUICK)
     draws = sample(model, 300, steps=1, batch_size=300)[1]
     assert np.bincount(draws, minlength=3).min() > 70
 

@@ -291,3 +291,19 @@ def test_statistics_are_to_be_finite_and_masks_need_not_be():
         model[0].running_var[1] = bad
         with pytest.raises(UserError, match=r"x: its weights are not finite .*, first in 0.running_var"):
             loading.check_finite("x", model)
+
+
+def test_bfloat16_leaves_in_float32_what_diffusers_keeps_so(tmp_path):
+    """Wan's modulation and the embedding of its times lose by it."""
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4, "num_layers": 1}
+    widths = {"text_dim": 16, "freq_dim": 16, "ffn_dim": 32, "rope_max_seq_len": 32}
+    diffusers.WanTransformer3DModel(**sizes, **widths).save_pretrained(tmp_path / "wan")
+    read = diffusers.WanTransformer3DModel.from_pretrained(tmp_path / "wan", torch_dtype=torch.bfloat16)
+    model = loading.load(tmp_path / "wan", "bf16")
+    expected, actual = (dict([*m.named_parameters(), *m.named_buffers()]) for m in (read, model))
+    assert {name: tensor.dtype for name, tensor in actual.items()} == {
+        n: tensor.dtype for n, tensor in expected.items()
+    }
+    assert {tensor.dtype for tensor in actual.values()} >= {torch.float32, torch.bfloat16}
+    for name, tensor in actual.items():
+        assert torch.equal(tensor, expected[name]), name

@@ -21,7 +21,7 @@ class AuraFlow(Adapter):
     def arguments(
         self, model: nn.Module, x: Tensor, time: Tensor, text: TextCondition, guidance: Tensor | None
     ) -> dict[str, Any]:
-        return {"hidden_states": x, "timestep": time.to(x.dtype), "encoder_hidden_states": text.embeddings}
+        return {"hidden_states": x, "timestep": time, "encoder_hidden_states": text.embeddings}
 
     def text(self, encoded: Sequence[Any]) -> TextCondition:
         return TextCondition.of(encoded[0])

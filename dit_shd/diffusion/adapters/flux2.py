@@ -44,7 +44,9 @@ class Flux2(Adapter):
         return output.transpose(1, 2).unflatten(2, x.shape[-2:])
 
     def shift(self, scheduler: Mapping[str, Any], tokens: int) -> float | None:
-        """The pipeline's own, which follows from the tokens and, between two lines, from its 50 steps."""
+        """Of the tokens and, between two lines, of the pipeline's 50 steps; a static scheduler's is in its config."""
+        if not scheduler.get("use_dynamic_shifting"):
+            return None
         of_200 = 0.00016927 * tokens + 0.45666666
         of_10 = 8.73809524e-05 * tokens + 1.89833333
         mu = of_200 if tokens > 4300 else of_10 + (of_200 - of_10) * (50 - 10) / 190
