@@ -89,6 +89,11 @@ class Reference:
                 f"{self.name}: wanted features of {network.title}, found those of {self.prepared.title}; "
                 "extract both with one network"
             )
+        if self.prepared is not None and self.prepared.network not in ("", network.identity):
+            raise UserError(
+                f"{self.name}: wanted features of {network.title} with weights and options {network.identity}, found "
+                f"those of {self.prepared.network}; extract both with one network"
+            )
         if self.statistics is not None:
             self._check_network(self.statistics.texts, network)
 
