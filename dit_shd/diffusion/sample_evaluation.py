@@ -1,5 +1,6 @@
 """Samples of a student and their figures: the evaluation of tasks whose models draw images."""
 
+import json
 import logging
 import shutil
 from dataclasses import dataclass, replace
@@ -25,9 +26,10 @@ from dit_shd.diffusion.sample_config import SampleConfig
 from dit_shd.diffusion.sampler import device_of
 from dit_shd.evaluation import results
 from dit_shd.evaluation.evaluate import EvaluateConfig, evaluate
-from dit_shd.evaluation.features import build_network
-from dit_shd.evaluation.reference import open_reference
-from dit_shd.evaluation.scoring import select_metrics
+from dit_shd.evaluation.features import FeatureNetwork, build_network
+from dit_shd.evaluation.metrics import METRICS
+from dit_shd.evaluation.reference import Reference, open_reference
+from dit_shd.evaluation.scoring import Chosen, select_metrics
 from dit_shd.models.shape import shape_of
 
 UNCOMPARED = ("run", "diffusion_steps")
@@ -109,15 +111,23 @@ class SampleEvaluation:
             )
         if self.reference is None:
             return
+        _, channels, height, width = decode(torch.zeros(1, shape.channels, 1, 1)).shape  # of one latent
+        self._evaluator((self.count, shape.side * height, shape.side * width, channels))
+
+    def _evaluator(self, size: tuple[int, ...]) -> tuple[Reference, FeatureNetwork, Chosen]:
+        """What samples of this size [n,y,x,c] are compared with, in which features and by which metrics.
+
+        Raises:
+            UserError: Samples that features, reference or metrics do not fit.
+        """
         scoring = self.scoring(Path("run.npz"))
         network = build_network(scoring.features, "task.evaluation.features")
-        reference = open_reference(self.reference, "task.evaluation.reference")
-        _, channels, height, width = decode(torch.zeros(1, shape.channels, 1, 1)).shape  # of one latent
-        size = (self.count, shape.side * height, shape.side * width, channels)
+        crop = size[1:] if scoring.crop else None
+        reference = open_reference(scoring.reference, "task.evaluation.reference", crop)
         samples = ArrayImages(np.broadcast_to(np.uint8(0), size), "evaluation")
         network.check(samples.shape[1:], "evaluation")
         reference.check(samples, network)
-        select_metrics(scoring.metrics, samples, reference, network)
+        return reference, network, select_metrics(scoring.metrics, samples, reference, network)[0]
 
     def place(self, run: Path, step: int) -> Path:
         """The grid of a step's samples; the other files have its name."""
@@ -170,16 +180,24 @@ class SampleEvaluation:
                 out.with_suffix(suffix).unlink(missing_ok=True)
             shutil.rmtree(parts, ignore_errors=True)
             record.unlink(missing_ok=True)
-        elif scored and self.reference is not None:
-            chosen = self.scoring(out)
-            names = None if chosen.metrics is None else sorted(plugin.name for plugin in chosen.metrics)
-            known = (
-                scored["reference"]["path"],
-                scored["features"]["name"],
-                sorted(m["name"] for m in scored["metrics"]),
-            )
-            if known != (chosen.reference, chosen.features.name, known[2] if names is None else names):
-                record.unlink()
+        elif scored and self.reference is not None and self._scored_otherwise(scored, out):
+            record.unlink()
+
+    def _scored_otherwise(self, scored: dict[str, Any], out: Path) -> bool:
+        """Whether a record is of another reference, other features or other metrics than those of now."""
+        chosen = self.scoring(out)
+        reference, network, metrics = self._evaluator((scored["samples"]["n"], *scored["samples"]["shape"]))
+        now = {
+            "reference": {"path": chosen.reference, **reference.describe()},
+            "features": results.about_network(network, chosen.features.name),
+            "metrics": [resolve(METRICS.filled(plugin)) for plugin, _ in metrics],
+        }
+        now = json.loads(json.dumps(now))
+        known, wanted = (
+            (entry["reference"]["path"], entry["features"]["name"], sorted(m["name"] for m in entry["metrics"]))
+            for entry in (scored, now)
+        )
+        return known != wanted or results.evaluator_difference(scored, now) is not None
 
 
 def _to_sample(out: Path) -> bool:

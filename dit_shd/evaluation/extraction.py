@@ -43,6 +43,7 @@ def extract_features(
         spatial_rows=spatial.rows,
         texts=network.embed(images.prompts) if network.reads_text and images.prompts is not None else None,
         title=network.title,
+        network=network.identity,
         is_fid=network.is_fid,
     )
 

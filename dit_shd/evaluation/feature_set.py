@@ -118,6 +118,8 @@ class FeatureSet:
     """Whether the network is the 2015 Inception."""
     texts: Tensor | None = field(default=None, repr=False)
     """[n,d], what the network makes of the prompt of each image, in file order."""
+    network: str = ""
+    """The identity of the network; empty where it is not known."""
 
     @classmethod
     def of(

@@ -17,6 +17,12 @@ from dit_shd.evaluation.feature_set import FeatureSet
 from dit_shd.evaluation.features import FeatureNetwork
 from dit_shd.evaluation.statistics_file import StatisticsFile, is_statistics_file, read_statistics
 
+UNKNOWN = (
+    "the statistics do not say of which network, resizing and size of images they are; they are taken as the 2015 "
+    "Inception's, of images like the samples"
+)
+"""A remark on statistics of pytorch-fid, clean-fid, EDM and the like."""
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -48,8 +54,11 @@ class Reference:
 
     @property
     def notes(self) -> list[str]:
-        """Remarks on its images."""
-        of_file = self.statistics.texts.get("notes", "").split("\n") if self.statistics is not None else []
+        """Remarks on its images, and on statistics whose origin is not known."""
+        file = self.statistics
+        of_file = file.texts.get("notes", "").split("\n") if file is not None else []
+        if file is not None and not file.complete and not file.texts.get("network_sha256"):  # only ADM's have mu_s
+            of_file.append(UNKNOWN)
         return [*(printable(note) for note in of_file if note), *(self.images.notes if self.images is not None else ())]
 
     def has_spatial(self, network: FeatureNetwork) -> bool:
@@ -79,6 +88,11 @@ class Reference:
             raise UserError(
                 f"{self.name}: wanted features of {network.title}, found those of {self.prepared.title}; "
                 "extract both with one network"
+            )
+        if self.prepared is not None and self.prepared.network not in ("", network.identity):
+            raise UserError(
+                f"{self.name}: wanted features of {network.title} with weights and options {network.identity}, found "
+                f"those of {self.prepared.network}; extract both with one network"
             )
         if self.statistics is not None:
             self._check_network(self.statistics.texts, network)

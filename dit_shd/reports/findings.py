@@ -34,6 +34,17 @@ def shared_names(rows: Sequence[Row]) -> list[str]:
     return [name for name in rows[0].figures if name in shared and not name.endswith(" std")]
 
 
+def left_out(rows: Sequence[Row]) -> list[str]:
+    """A note on the figures that some rows have and others have not, so that no table shows them."""
+    having: dict[str, list[str]] = {}
+    for row in rows:
+        for name in row.figures:
+            having.setdefault(name, []).append(row.name)
+    partial = {name: of for name, of in having.items() if len(of) < len(rows) and not name.endswith(" std")}
+    listed = ", ".join(f"{name} (only of {', '.join(of)})" for name, of in partial.items())
+    return [f"left out, since not all have them: {listed}"] if partial else []
+
+
 def compared(rows: Sequence[Row], name: str) -> list[str]:
     """How far the best student is from the other students, and from the teacher at which cost.
 

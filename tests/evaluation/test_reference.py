@@ -16,6 +16,7 @@ from dit_shd.core.hashing import sha256
 from dit_shd.data.image_sets import ArrayImages
 from dit_shd.evaluation.extraction import extract_features
 from dit_shd.evaluation.features.digits import DigitsFeatures
+from dit_shd.evaluation.reference import open_reference
 from dit_shd.evaluation.reference_statistics import StatisticsConfig, write_reference_statistics
 from dit_shd.evaluation.results import evaluator_difference, read_record
 from dit_shd.evaluation.scoring import score
@@ -59,6 +60,15 @@ def test_statistics_win_over_the_images_beside_them_as_in_adms_file(files):
 def test_statistics_of_another_or_an_unnamed_network_are_refused(files, extra):
     write_statistics(files["reference"], pictures(60, seed=4), **extra)
     assert "wanted statistics of feature network digits" in refused(files)
+
+
+@pytest.mark.parametrize(("extra", "noted"), [((), True), (("mu_s", "sigma_s"), False), (("network_sha256",), False)])
+def test_statistics_that_do_not_say_what_they_are_of_have_a_note(tmp_path, extra, noted):
+    """Of pytorch-fid and the like; ADM's, which alone have mu_s, and ours are known."""
+    values = {"mu_s": np.zeros(5), "sigma_s": np.eye(5), "network_sha256": "0" * 64}
+    np.savez(tmp_path / "r.npz", mu=np.zeros(4), sigma=np.eye(4), **{key: values[key] for key in extra})
+    notes = open_reference(str(tmp_path / "r.npz"), "reference").notes
+    assert any("do not say of which network, resizing" in note for note in notes) == noted
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from dit_shd.core.errors import UserError
 from dit_shd.data.image_sets import ArrayImages
 from dit_shd.diffusion.sampler import Samples
 from dit_shd.evaluation.extraction import extract_features
+from dit_shd.evaluation.feature_set import FeatureSet
 from dit_shd.evaluation.features.digits import DigitsFeatures
 from dit_shd.evaluation.figures import evaluate
 from dit_shd.evaluation.scoring import score
@@ -40,6 +41,19 @@ def test_score_refuses_features_of_another_network():
     network.title = "other"
     with pytest.raises(UserError, match="extract both with one network"):
         score(pictures(9, 0), prepared, network)
+
+
+@pytest.mark.parametrize("change", [{"sha256": "0" * 64}, {"options": {"scale": 2.0}}])
+def test_score_refuses_features_of_other_weights_or_options_under_one_title(change):
+    network = DigitsFeatures()
+    images = ArrayImages(pictures(9, 0), "x")
+    prepared = extract_features(network, images)
+    for name, value in change.items():
+        setattr(network, name, value)
+    with pytest.raises(UserError, match="wanted features of digits with weights and options"):
+        score(pictures(9, 0), prepared, network, ["frechet"])
+    unknown = FeatureSet.of(prepared.pooled, title=network.title)
+    assert score(pictures(9, 0), unknown, network, ["frechet"])["FD(digits)"] < 1e-3
 
 
 def test_arrays_are_held_to_the_same_reference_as_files(tmp_path):

@@ -11,6 +11,7 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.places import Place
 from dit_shd.evaluation import results
 from dit_shd.reports.comparison_page import about_result, comparison_notes, cost_columns, write_comparison_page
+from dit_shd.reports.findings import left_out
 from dit_shd.reports.tables import Row, figures_table, plain_table
 
 
@@ -73,7 +74,7 @@ def compare(config: CompareConfig) -> list[Row]:
         )
         for name, record in zip(names, records)
     ]
-    notes += comparison_notes(names, records)
+    notes += [*left_out(rows), *comparison_notes(names, records)]
     headings, cells, _ = figures_table(rows)
     print("\n".join([plain_table(headings, cells), *(f"note: {note}" for note in notes)]))
     write_comparison_page(config.out, config.results, names, records, rows, notes)

@@ -6,6 +6,7 @@ distance that may be called FID (Heusel et al., arXiv 1706.08500); any other net
 Shapes: b images, y rows and x columns of pixels, c channels, d pooled features, s spatial features.
 """
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -68,6 +69,11 @@ class FeatureNetwork(ABC):
     @abstractmethod
     def _forward(self, images: Tensor) -> Features:
         """Features of raw uint8 images [b,y,x,c], already checked and on the network's device."""
+
+    @property
+    def identity(self) -> str:
+        """Hash of the weights, and the options: networks of one title may differ in both."""
+        return f"{self.sha256} {json.dumps(dict(self.options), sort_keys=True, default=str)}"
 
     @property
     def device(self) -> torch.device:

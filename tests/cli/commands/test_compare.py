@@ -95,6 +95,19 @@ def test_models_that_were_sampled_by_other_solvers_are_noted(two, tmp_path):
     assert "<td>ddim</td>" in words
 
 
+def test_figures_that_not_all_have_are_named(two, tmp_path):
+    record = json.loads(Path(two[1]).read_text())
+    del record["figures"]["KID(digits)"]  # as of another choice of metrics
+    record["figures"]["IS(digits)"] = 9.0
+    first = json.loads(Path(two[0]).read_text())
+    first["figures"].pop("IS(digits)", None)
+    for file, content in zip(two, (first, record)):
+        Path(file).write_text(json.dumps(content))
+    compared(two, tmp_path, names=["a", "b"], cost=False)
+    words = words_of((tmp_path / "page.html").read_text())
+    assert "left out, since not all have them: KID(digits) (only of a), IS(digits) (only of b)" in words
+
+
 def test_without_one_scale_there_is_none(two, tmp_path):
     record = json.loads(Path(two[1]).read_text())
     del record["real"]  # as in results of earlier versions
