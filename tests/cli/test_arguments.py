@@ -38,6 +38,12 @@ def test_a_word_may_be_given_by_its_key():
             values("evaluate", *words)
 
 
+def test_a_key_is_given_once():
+    """The last was taken without a word; inside of a mapping, YAML refuses it."""
+    with pytest.raises(UserError, match=r"^steps: wanted one value, found steps=3 and steps=4$"):
+        values("sample", "run", "steps=3", "count=2", "steps=4")
+
+
 def test_text_may_have_a_colon():
     prompts = "two digits: four and seven", "a: b: c", "plain", '"null"'
     found = [values("inspect", "asset:captioned_digits", f"prompt={text}")["prompt"] for text in prompts]
