@@ -134,6 +134,11 @@ def test_help_of_a_plugin_has_its_keys_types_and_defaults(capsys):
     assert "shd: Sum over layers" in capsys.readouterr().out
 
 
+def test_help_of_evaluate_has_examples(capsys):
+    assert main(["evaluate", "--help"]) == 0
+    assert "dit-shd evaluate samples.npz reference=" in capsys.readouterr().out
+
+
 def test_help_has_headings_and_choices(capsys):
     assert main(["train", "--help"]) == 0
     text = capsys.readouterr().out
