@@ -52,8 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # not every name of a file can be printed everywhere
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("dit_shd").setLevel(logging.INFO)
+    words = GOES_ON if command.name in RESUMED else ENDS
     try:
-        with terminable(words := GOES_ON if command.name in RESUMED else ENDS):
+        with terminable(words):
             _run(line, command)
     except Stopped as stopped:
         print(f"dit-shd {command.name}: {stopped}", file=sys.stderr)
