@@ -76,10 +76,16 @@ def values_of(line: Line, command: Specification) -> dict[str, Any]:
     """The values of a command's keys, from its words and key=value.
 
     Raises:
-        UserError: Flags, missing or unexpected words, text that is no YAML, or keys that the command does not have.
+        UserError: Flags, missing or unexpected words, text that is no YAML, or keys that the command does not have or
+            that are given twice.
     """
     if line.flags:
         raise foreign_words.flag(line.flags[0], command)
+    keys = [word.partition("=")[0] for word in line.assignments]
+    twice = next((key for key in keys if keys.count(key) > 1), None)
+    if twice is not None:
+        words = [word for word in line.assignments if word.startswith(f"{twice}=")]
+        raise UserError(f"{twice}: wanted one value, found {' and '.join(words)}")
     values = _named(line, command)
     where = "config" if "" in command.words else command.name
     kinds = {key.name: key.kind.removesuffix(" | null") for key in command.keys}

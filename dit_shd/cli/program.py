@@ -24,6 +24,10 @@ from dit_shd.core.memory import is_out_of_memory, memory_line
 from dit_shd.core.places import check_values
 from dit_shd.core.signals import Stopped, terminable
 
+RESUMED = ("train", "sample", "encode", "demo", "study")
+"""Commands that save their work as they go."""
+GOES_ON, ENDS = "the same command goes on from what is saved", "what it had not written is lost"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
@@ -48,8 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # not every name of a file can be printed everywhere
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("dit_shd").setLevel(logging.INFO)
+    words = GOES_ON if command.name in RESUMED else ENDS
     try:
-        with terminable():
+        with terminable(words):
             _run(line, command)
     except Stopped as stopped:
         print(f"dit-shd {command.name}: {stopped}", file=sys.stderr)
@@ -67,8 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"dit-shd {command.name}: {reason}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        message = "interrupted; the same command goes on from what is saved"
-        print(f"\ndit-shd {command.name}: {message}", file=sys.stderr)
+        print(f"\ndit-shd {command.name}: interrupted; {words}", file=sys.stderr)
         return 130
     finally:
         leave_group()

@@ -111,13 +111,17 @@ def interruptible() -> Generator[None]:
 
 
 @contextmanager
-def terminable() -> Generator[None]:
-    """Make SIGTERM end the block by an exception, as Ctrl-C does, so that locks are released and a line is printed."""
+def terminable(words: str = "the same command goes on from what is saved") -> Generator[None]:
+    """Make SIGTERM end the block by an exception, as Ctrl-C does, so that locks are released and a line is printed.
+
+    Args:
+        words: What becomes of the work, for that line.
+    """
 
     def end(number: int, frame: FrameType | None) -> None:
         if importing(frame):
             leave(number)
-        raise Stopped(number, "ended by SIGTERM; the same command goes on from what is saved")
+        raise Stopped(number, f"ended by SIGTERM; {words}")
 
     with handling(signal.SIGTERM, end):
         yield

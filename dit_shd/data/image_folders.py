@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import warnings
 from abc import abstractmethod
 from collections.abc import Generator, Iterator, Sequence
@@ -35,6 +36,8 @@ from dit_shd.data.sources.decoding import (
 from dit_shd.data.sources.listing import counted, printable, scan
 from dit_shd.data.sources.splits import SplitFolders
 
+SAMPLED = re.compile(r"\d{5,}_(\d{1,9})\.png")
+"""Names of the sampler's files: the image's number, then its class or prompt."""
 LOSSY = "JPEG or lossy WebP by their contents"
 
 
@@ -156,6 +159,13 @@ class FolderImages(StoredImages):
         if layout is not None and len(layout.names) > 1:
             notes.append(f"the images are of several splits ({', '.join(map(printable, layout.names))}), all are taken")
         self.notes = [*notes, *image_notes]
+
+    @property
+    def prompt_numbers(self) -> np.ndarray | None:
+        """Of the names of a sampler's files; of any others None."""
+        matches = [SAMPLED.fullmatch(file.name) for file in self._files]
+        numbers = [int(match[1]) for match in matches if match is not None]
+        return np.array(numbers) if len(numbers) == len(matches) else None
 
     def _raw(self, number: int) -> Path:
         return self._files[number]

@@ -73,10 +73,15 @@ class ImageSet(ABC):
     @property
     def prompts(self) -> list[str] | None:
         """The prompt of each image, of images that `dit-shd sample prompts=...` made; else None."""
-        prompts = (self.sidecar or {}).get("prompts")
-        if not isinstance(prompts, list) or self.labels is None or not len(self.labels):
+        prompts, numbers = (self.sidecar or {}).get("prompts"), self.prompt_numbers
+        if not isinstance(prompts, list) or numbers is None or not len(numbers):
             return None
-        return [str(prompts[number]) for number in self.labels] if max(self.labels) < len(prompts) else None
+        return [str(prompts[number]) for number in numbers] if max(numbers) < len(prompts) else None
+
+    @property
+    def prompt_numbers(self) -> np.ndarray | None:
+        """The number of each image's prompt, int64 [n], where the sampler wrote it as the label."""
+        return self.labels
 
     @abstractmethod
     def batches(self, size: int) -> Iterator[Tensor]:

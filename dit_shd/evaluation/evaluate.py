@@ -243,7 +243,7 @@ class _Job:
             record["intervals"] = intervals(metrics, sample_set, reference_set, figures, config.resamples)
         record["notes"] = [f"samples: {note}" for note in samples.notes]
         record["notes"] += [f"reference: {note}" for note in self.reference.notes]
-        record["notes"] += self._notes(sample_set, reference_set)
+        record["notes"] += [*results.against_itself(record), *self._notes(sample_set, reference_set)]
         if "sidecar" not in record["samples"]:
             record["notes"].append("rounding, label policy and seed are not recorded: no .json beside the samples")
         self.say(results.table(record))

@@ -30,6 +30,14 @@ def about_samples(samples: ImageSet) -> dict[str, Any]:
     return entry
 
 
+def against_itself(record: Mapping[str, Any]) -> list[str]:
+    """A note where the samples are the images of the reference; else none."""
+    reference = record["reference"]
+    hashes = reference["sha256"], reference.get("statistics", {}).get("source_sha256")
+    same = record["samples"]["sha256"] in hashes
+    return ["the samples are the reference itself: the figures say nothing of a model"] if same else []
+
+
 def about_network(network: FeatureNetwork, name: str) -> dict[str, Any]:
     """The entry of the feature network, which is called `name` in the command."""
     about = {"name": name, "title": network.title, "sha256": network.sha256, "is_fid": network.is_fid}

@@ -1,6 +1,7 @@
 """The page of runs: how far they are, every number of their logs by step, and the samples of their evaluations."""
 
 import html
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -236,5 +237,5 @@ def _footer(runs: Sequence[RunLog], page: Path) -> str:
         for file in ("config.yaml", "metrics.jsonl", "timing.jsonl", "evaluations.jsonl", "student"):
             if (run.folder / file).exists():
                 about[f"{run.name}: {file.partition('.')[0]}"] = Link(file, (run.folder / file).absolute())
-        about[f"{run.name}: go on"] = f"dit-shd train {run.folder / 'config.yaml'}"
+        about[f"{run.name}: go on"] = shlex.join(["dit-shd", "train", str(run.folder / "config.yaml")])
     return page_footer(about, page, copied=True)

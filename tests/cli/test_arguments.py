@@ -38,6 +38,12 @@ def test_a_word_may_be_given_by_its_key():
             values("evaluate", *words)
 
 
+def test_a_key_is_given_once():
+    """The last was taken without a word; inside of a mapping, YAML refuses it."""
+    with pytest.raises(UserError, match=r"^steps: wanted one value, found steps=3 and steps=4$"):
+        values("sample", "run", "steps=3", "count=2", "steps=4")
+
+
 def test_text_may_have_a_colon():
     prompts = "two digits: four and seven", "a: b: c", "plain", '"null"'
     found = [values("inspect", "asset:captioned_digits", f"prompt={text}")["prompt"] for text in prompts]
@@ -126,6 +132,11 @@ def test_help_of_a_plugin_has_its_keys_types_and_defaults(capsys):
     assert "name=adan  [adan | adamw | adamw8bit]" in capsys.readouterr().out
     assert main(["train", "--help", "losses"]) == 0
     assert "shd: Sum over layers" in capsys.readouterr().out
+
+
+def test_help_of_evaluate_has_examples(capsys):
+    assert main(["evaluate", "--help"]) == 0
+    assert "dit-shd evaluate samples.npz reference=" in capsys.readouterr().out
 
 
 def test_help_has_headings_and_choices(capsys):

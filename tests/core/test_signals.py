@@ -97,6 +97,16 @@ def test_sigterm_ends_other_commands_with_a_line(monkeypatch, capsys):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_command_that_saves_nothing_promises_nothing(monkeypatch, capsys, number):
+    from dit_shd.cli.commands import statistics
+
+    monkeypatch.setattr(statistics, "write_reference_statistics", lambda config: os.kill(os.getpid(), number))
+    assert main(["statistics", "digits", "out=known.npz"]) == 128 + number
+    err = capsys.readouterr().err
+    assert "what it had not written is lost" in err and "goes on" not in err
+
+
 def test_outside_of_the_main_thread_signals_are_left_alone():
     import threading
 

@@ -247,6 +247,20 @@ def test_the_settings_beside_a_folder_of_samples_are_the_sampler_s(files):
     assert not any("not recorded" in note for note in record["notes"])
 
 
+def test_a_folder_of_samples_has_the_prompts_that_its_files_are_named_by(tmp_path):
+    """The CLIP score was left out of them."""
+    folder = tmp_path / "pngs"
+    folder.mkdir()
+    for i, image in enumerate(pictures(5, seed=1)):
+        Image.fromarray(image[..., 0]).save(folder / f"{i:05d}_{i % 2}.png")
+    settings = {"prompts": ["a nine", "a six"], "model_sha256": "a", "count": 5}
+    (tmp_path / "pngs.json").write_text(json.dumps(settings))
+    samples = open_images(str(folder), "samples")
+    assert samples.prompts == ["a nine", "a six", "a nine", "a six", "a nine"] and samples.labels is None
+    (folder / "00004_0.png").rename(folder / "x.png")
+    assert open_images(str(folder), "samples").prompts is None
+
+
 def test_half_written_and_missing_shards_are_refused(files):
     folder = files["folder"] / "set.npz.parts"
     last = write_shards(folder, pictures(40, seed=1))[-1]

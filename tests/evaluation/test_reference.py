@@ -1,6 +1,7 @@
 """References: statistics files written and read, and what may not be compared."""
 
 import os
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -8,14 +9,16 @@ import pytest
 import torch
 from evaluating import pictures, refused, run
 from pages import words_of
+from safetensors.torch import load_file, save_file
 
+from dit_shd.cli.program import main
 from dit_shd.core import plugins
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.core.hashing import sha256
 from dit_shd.data.image_sets import ArrayImages
 from dit_shd.evaluation.extraction import extract_features
-from dit_shd.evaluation.features.digits import DigitsFeatures
+from dit_shd.evaluation.features.digits import ASSET, DigitsFeatures
 from dit_shd.evaluation.reference import open_reference
 from dit_shd.evaluation.reference_statistics import StatisticsConfig, write_reference_statistics
 from dit_shd.evaluation.results import evaluator_difference, read_record
@@ -122,6 +125,21 @@ def test_a_statistics_file_holds_what_the_images_give_and_what_they_are(files):
         assert str(file["network_sha256"]) == DigitsFeatures().sha256
         assert file["shape"].tolist() == [28, 28, 1]
         assert str(file["source_sha256"]) == sha256(files["reference"])
+
+
+def test_the_next_command_can_be_pasted(files, capsys):
+    """Of a folder with a space, and of a network with options."""
+    (files["folder"] / "a b").mkdir()
+    out = files["folder"] / "a b" / "known.npz"
+    weights = files["folder"] / "a b" / "other.safetensors"
+    save_file({key: value * 1.01 for key, value in load_file(ASSET).items()}, weights)
+    network = f"features={{name: digits, weights: {weights}}}"
+    assert main(["statistics", str(files["reference"]), f"out={out}", network, "device=cpu"]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    words = shlex.split(line.removeprefix("next: dit-shd ").replace("SAMPLES", str(files["samples"])))
+    assert main([*words, "device=cpu"]) == 0
+    record = read_record(files["samples"].parent / "results.json")
+    assert record is not None and record["reference"]["path"] == str(out)
 
 
 def test_a_statistics_file_is_a_reference(files):

@@ -9,7 +9,9 @@ import pytest
 from evaluating import pictures, refused, run
 from safetensors.torch import load_file, save_file
 
+from dit_shd.core.config import make
 from dit_shd.evaluation.features.digits import ASSET, DigitsFeatures
+from dit_shd.evaluation.reference_statistics import StatisticsConfig, write_reference_statistics
 
 
 def retrained(files: dict[str, Path]) -> Path:
@@ -141,3 +143,12 @@ def test_the_settings_of_the_samples_are_never_overwritten(files):
     (folder / "results.json").unlink()
     run(files, samples=str(folder / "results.npz"))
     assert (folder / "results.results.json").is_file() and not (folder / "results.json").exists()
+
+
+def test_a_reference_that_is_the_samples_is_noted(files):
+    note = "the samples are the reference itself: the figures say nothing of a model"
+    assert note in run(files, reference=str(files["samples"]))["notes"]
+    values = {"images": str(files["samples"]), "out": str(files["folder"] / "known.npz"), "features": "digits"}
+    known = write_reference_statistics(make(StatisticsConfig, {**values, "device": "cpu"}))
+    assert note in run(files, reference=str(known))["notes"]
+    assert note not in run(files)["notes"]

@@ -137,6 +137,22 @@ def test_a_failure_is_a_row_and_the_others_go_on(study):
     assert len(calls()) == done, "a failure is an end"
 
 
+def test_the_command_ends_in_an_error_where_a_cell_failed(study, capsys):
+    """Or a queue, and a script's &&, take it for done."""
+    words = ["study", str(study(grid=lasting("fails")).study)]
+    name, number = "shd-seed1", [cell.name for cell in Runner(study(grid=lasting("fails"))).cells].index("shd-seed1")
+    for _ in range(2):
+        assert main([*words, f"cell={number}"]) == 2
+        assert f"cell {number}, {name}: failed: train: dit-shd train: data fails" in capsys.readouterr().err
+    other = [cell.number for cell in Runner(study(grid=lasting("fails"))).cells if cell.name == "output-seed2"]
+    assert main([*words, f"cell={other[0]}"]) == 0
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    assert "4 of 4 cells have ended" in out and "the page:" in out
+    assert err.splitlines()[-1].startswith(f"dit-shd study: 2 of 4 cells failed; cell {number}, {name}: failed:")
+    assert main([*words, "run=false"]) == 0
+
+
 def test_a_study_that_compares_nothing_has_its_tables_and_page(study, capsys):
     """Of tuning, say, without baseline and claims: it ended in a TypeError when all cells had ended."""
     config = study(baseline={})

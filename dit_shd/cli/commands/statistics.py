@@ -1,8 +1,10 @@
 """Write the statistics of a set of images, a reference for evaluate."""
 
+import shlex
 from typing import ClassVar
 
 from dit_shd.cli.commands import Command
+from dit_shd.core.yaml_files import words_of
 from dit_shd.evaluation.reference_statistics import StatisticsConfig, write_reference_statistics
 
 
@@ -16,4 +18,5 @@ class Statistics(Command[StatisticsConfig]):
 
     def run(self, config: StatisticsConfig) -> None:
         out = write_reference_statistics(config)
-        print(f"done: {out}\nnext: dit-shd evaluate SAMPLES reference={out} features={config.features.name}")
+        known = words_of({"reference": str(out), "features": config.features.as_value()})
+        print(f"done: {out}\nnext: {shlex.join(['dit-shd', 'evaluate', 'SAMPLES', *known])}")

@@ -17,12 +17,15 @@ A study file; all of its keys: dit_shd/study/design.py, experiments/README.md
     baseline: {loss: output}  # what every other loss is compared with, seed by seed
 """
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from dit_shd.cli.commands import Command
+from dit_shd.core.errors import UserError
 from dit_shd.reports.study_page import write_study_page
 from dit_shd.reports.tables import plain_table
 from dit_shd.study.analysis import analyse
+from dit_shd.study.design import Cell
 from dit_shd.study.report import comparisons_table, notes, report_of, state, variants_table
 from dit_shd.study.results import Progress
 from dit_shd.study.runner import Runner, StudyConfig
@@ -40,10 +43,25 @@ class StudyCommand(Command[StudyConfig]):
         if config.dry_run:
             _list(runner.progress())
             return
-        if config.cell is not None:
-            runner.run()
-            return
-        show(runner, runner.run())
+        progress = runner.run()
+        if config.cell is None:
+            show(runner, progress)
+        if config.run:
+            _refuse_failures(progress, runner.cells if config.cell is None else [runner.cells[config.cell]])
+
+
+def _refuse_failures(progress: Progress, cells: Sequence[Cell]) -> None:
+    """End in an error, for a queue or a script to see, where cells that were to run failed, now or before.
+
+    Raises:
+        UserError: With the first error; all are in results.jsonl.
+    """
+    failed = [cell for cell in cells if cell in progress.results and not progress.results[cell].done]
+    if failed:
+        which = f"cell {failed[0].number}, {failed[0].name}"
+        count = f"{len(failed)} of {len(cells)} cells failed; " if len(cells) > 1 else ""
+        error = progress.results[failed[0]].error
+        raise UserError(f"{count}{which}: failed: {error}; retry=true runs what failed again")
 
 
 def show(runner: Runner, progress: Progress) -> None:

@@ -1,5 +1,6 @@
 """The page of runs, from the logs of real ones, whole or half written, finished or not."""
 
+import html
 import json
 import re
 import shutil
@@ -63,6 +64,15 @@ def test_a_line_that_is_being_written_is_left_out(run, tmp_path):
     assert log.step == 4
     assert findings([log])[0].startswith("y is at step 4 of 9; its loss went from")
     assert set(shared_terms([log])) >= {"loss", "plain/noise", "plain/shd", "masked/noise"}
+
+
+def test_the_command_that_goes_on_can_be_pasted(run, tmp_path):
+    folder = tmp_path / "a b"
+    folder.mkdir()
+    for name in ("config.yaml", "metrics.jsonl"):
+        (folder / name).write_text((run / name).read_text())
+    assert main(["plot", str(folder)]) == 0
+    assert f"dit-shd train '{folder / 'config.yaml'}'" in html.unescape((folder / "plot.html").read_text())
 
 
 def test_it_goes_on_while_the_run_trains(run, tmp_path, monkeypatch, capsys):
