@@ -42,6 +42,9 @@ class CallRecorder(Protocol):
 class Watcher(Protocol):
     """Takes the beginning and the end of a model's forwards."""
 
+    unseen: bool
+    """Set where a compiled program runs the model; a forward that is watched takes it back as it ends."""
+
     def forward(self, door: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> AbstractContextManager[list[Any]]:
         """A context for the length of a call of the model by a method; the list in it takes the result."""
         ...
@@ -192,7 +195,7 @@ def _door(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def run(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
-            return method(self, *args, **kwargs)
+            return _run_traced(self, functools.partial(method, self), args, kwargs)
         return _run_watched(self, name, functools.partial(method, self), args, kwargs)
 
     return run
@@ -200,7 +203,7 @@ def _door(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
 
 def _run_watched(module: nn.Module, door: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
     if torch.compiler.is_compiling():
-        return function(*args, **kwargs)
+        return _run_traced(module, function, args, kwargs)
     with ExitStack() as stack:
         watchers = cast("tuple[Watcher, ...]", vars(module).get(WATCHERS, ()))
         results = [stack.enter_context(watcher.forward(door, args, kwargs)) for watcher in watchers]
@@ -208,6 +211,12 @@ def _run_watched(module: nn.Module, door: str, function: Callable[..., Any], arg
         for result in results:
             result.append(output)
         return output
+
+
+def _run_traced(module: nn.Module, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
+    for watcher in getattr(module, WATCHERS, ()):
+        watcher.unseen = True
+    return function(*args, **kwargs)
 
 
 def _plain_reduced(reduced: Any, plain: type) -> Any:
