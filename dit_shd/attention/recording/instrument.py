@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from dit_shd.attention.recording.joint import Tokens
-from dit_shd.attention.recording.sdpa_calls import RawCall, SDPATap, See
+from dit_shd.attention.recording.sdpa_calls import Given, RawCall, SDPATap, See
 
 RECORDERS, WATCHERS = "_dit_shd_recorders", "_dit_shd_watchers"
 """The attributes of an instrumented module that hold its recorders, and what watches its forwards."""
@@ -34,8 +34,8 @@ class CallRecorder(Protocol):
         """What takes every function of one run, if that is wanted."""
         ...
 
-    def record(self, calls: list[RawCall], tokens: Tokens) -> None:
-        """Take the calls of one run."""
+    def record(self, calls: list[RawCall], tokens: Tokens, given: Given) -> None:
+        """Take the calls of one run, and what it was given."""
         ...
 
 
@@ -136,7 +136,7 @@ def _recorded_class(cls: type[nn.Module], plain: type[nn.Module]) -> type[nn.Mod
                 result = super().forward(*args, **kwargs)
             tokens = tokens_of(places, args, kwargs)
             for recorder in recorders:
-                recorder.record(calls, tokens)
+                recorder.record(calls, tokens, (args, kwargs))
             return result
 
         def __reduce_ex__(self, protocol: Any) -> Any:
@@ -167,7 +167,7 @@ def _run_recorded(module: nn.Module, function: Callable[..., Any], args: tuple[A
             stack.enter_context(SDPATap(calls, seeing(recorders)))
         result = function(*args, **kwargs)
     for recorder in recorders:
-        recorder.record(calls, tokens_of(token_places(plain_class(module).forward), args, kwargs))
+        recorder.record(calls, tokens_of(token_places(plain_class(module).forward), args, kwargs), (args, kwargs))
     return result
 
 

@@ -20,6 +20,8 @@ from dit_shd.core.errors import UserError
 
 RawCall = tuple[tuple[Any, ...], dict[str, Any], Tensor]
 """Positional arguments, keywords and result."""
+Given = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional arguments and keywords of a module."""
 ATTENTION: tuple[Any, ...] = (F.scaled_dot_product_attention, torch.ops.aten.scaled_dot_product_attention.default)
 """The function itself, and what stands for it in exported models."""
 See = Callable[[Any, tuple[Any, ...], dict[str, Any]], None]
