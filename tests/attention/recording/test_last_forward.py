@@ -15,6 +15,23 @@ def model():
     return Doors().eval()
 
 
+def test_one_capturing_serves_every_step_of_a_loop(model):
+    capturing, x = capture(model), X()["args"][0]
+    for step in (1, 2):
+        with capturing as captures, torch.no_grad():
+            model(step * x)
+        assert captures["blocks.0"].query.shape[0] == len(x)
+    assert type(model) is Doors and not any(name.startswith("_dit_shd") for name in vars(model))
+
+
+def test_a_default_device_does_not_take_part(model):
+    """As a script sets torch.set_default_device("cuda")."""
+    x = X()["args"][0]
+    with torch.device("meta"), torch.no_grad(), capture(model) as captures:
+        model(x)
+    assert captures["blocks.0"].out.device.type == "cpu"
+
+
 @pytest.mark.parametrize("before", [False, True])
 def test_a_model_that_ran_inside_of_a_compiled_function_has_no_captures_of_an_earlier_batch(model, before):
     torch._dynamo.reset()
