@@ -22,7 +22,7 @@ from dit_shd.attention.recording.last_forward import LastForward
 from dit_shd.attention.recording.projection import PassingProjection
 from dit_shd.attention.recording.recorder import ProductRecorder, Recorder, SlowPath, hiding
 from dit_shd.attention.recording.report import Report, why_empty
-from dit_shd.attention.recording.sdpa_calls import Call, RawCall, joined, unchanged, versions, versions_of, written_to
+from dit_shd.attention.recording.sdpa_calls import Call, RawCall, joined, noted, unchanged, versions, written_to
 from dit_shd.attention.recording.selection import Selection
 from dit_shd.attention.recording.survey import Survey
 from dit_shd.core.errors import UserError
@@ -66,7 +66,6 @@ class Recording(LastForward):
         self._fresh = False
         """A forward has begun by another method than calling the model, and nothing was recorded yet."""
         self._biases = Biases()
-        self._versions: dict[str, tuple[int, ...]] = {}
         self._set = ExitStack()
         self._products: list[ProductRecorder] = []
         self._slow: set[nn.Module] = set()
@@ -162,7 +161,6 @@ class Recording(LastForward):
         self.stop()
         self._fresh = True
         self._biases.clear()
-        self._versions.clear()
         for recorder in self.recorders.values():
             recorder.ran, recorder.count = None, 0
         self._with_graph = torch.is_grad_enabled()
@@ -193,8 +191,7 @@ class Recording(LastForward):
         if survey is not None and (survey.calls or main):
             self._learn(survey)
         self.flush()
-        for name in self._versions.keys() & self._found.keys():
-            self._found[name] = unchanged(name, self._found[name], self._versions[name])
+        self._found = {name: unchanged(name, capture) for name, capture in self._found.items()}
         self._found, self._shapes = self._sites.ordered(self._found), self._sites.ordered(self._shapes)
         self._biases.clear()
         if main and not self._shapes:
@@ -234,8 +231,7 @@ class Recording(LastForward):
                 continue
             for calls, tokens in each.runs():
                 for name, capture in self._captures(each, calls, tokens):
-                    self._versions[name] = versions_of(capture)
-                    self.deliver(name, capture)
+                    self.deliver(name, noted(capture))
 
     def _waits(self, recorder: Recorder) -> bool:
         """Whether a module's projection is at hand only while it runs, and has not run yet."""

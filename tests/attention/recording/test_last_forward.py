@@ -1,11 +1,14 @@
 """Captures are those of the model's last forward, and never silently those of an earlier one."""
 
+import copy
+
 import pytest
 import torch
-from clients.patterns import Doors, X
+from clients.patterns import Doors, Layer, X, elsewhere, split
+from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from dit_shd import capture
+from dit_shd import SHD, capture
 from dit_shd.core.errors import UserError
 
 
@@ -13,6 +16,35 @@ from dit_shd.core.errors import UserError
 def model():
     torch.manual_seed(0)
     return Doors().eval()
+
+
+class Static(Layer):
+    """Keys in memory of its own, which every forward writes to."""
+
+    def forward(self, x):
+        query, key, value = split(self.qkv(x))
+        if not hasattr(self, "kept"):
+            self.kept = torch.empty_like(key)
+        return x + self.proj(elsewhere(query, self.kept.copy_(key), value))
+
+
+def test_captures_that_were_kept_are_refused_once_their_memory_was_written_to():
+    teacher, student, (x,) = nn.Sequential(Static()).eval(), nn.Sequential(Layer()), X()["args"]
+    loss = SHD()
+    with capture(teacher) as t, capture(student) as s:
+        with torch.no_grad():
+            teacher(x)
+        student(x)
+        first, kept, copied = loss(t, s).detach(), (dict(t), dict(s)), copy.deepcopy(dict(t))
+        with torch.no_grad():
+            teacher(2 * x)
+        student(2 * x)
+    assert loss(t, s) != first
+    with pytest.raises(UserError, match="changed in place after it ran"):
+        loss(*kept)
+    with pytest.raises(UserError, match="changed in place after it ran"):
+        SHD(plan="matched").calibrate(*kept)
+    torch.testing.assert_close(loss(copied, kept[1]).detach(), first)
 
 
 def test_one_capturing_serves_every_step_of_a_loop(model):
