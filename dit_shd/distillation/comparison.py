@@ -13,6 +13,7 @@ from torch import Tensor
 from dit_shd.attention.capture import Capture, Captures, one_layer
 from dit_shd.attention.recording.attach import Attached, Capturing
 from dit_shd.attention.recording.captures import Recording
+from dit_shd.attention.recording.sdpa_calls import unchanged
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.records import Layer
 
@@ -25,11 +26,16 @@ def _is_same(student: Tensor, teacher: Tensor) -> bool:
     return same_memory and student.requires_grad == teacher.requires_grad
 
 
-def check_captures(role: str, captures: object, by_depth: bool) -> None:
-    """Refuse anything but the captures of a forward; by_depth: whether its layers are paired by their places.
+def checked(role: str, captures: object, by_depth: bool) -> Captures:
+    """The captures of a forward, which are refused if they are anything else.
+
+    Args:
+        role: Whose: teacher or student.
+        captures: What a script gave.
+        by_depth: Whether the layers are paired by their places.
 
     Raises:
-        UserError: What was wanted, and what to do.
+        UserError: What was wanted, and what to do; or another forward has written to their memory since.
     """
     remedy = f"run it inside `with capture({role}) as captures` and give those"
     if isinstance(captures, Attached):
@@ -48,6 +54,7 @@ def check_captures(role: str, captures: object, by_depth: bool) -> None:
             f"SHD: {skipped[0]} of the {role} did not run in its last forward, so that layers cannot be paired by "
             "their depth; run all layers, or capture those that always run: capture(model, layers=[...])"
         )
+    return {name: unchanged(name, capture) for name, capture in layers.items()}
 
 
 def check_graphs(teacher: Captures, student: Captures) -> None:

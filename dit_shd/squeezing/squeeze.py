@@ -187,11 +187,12 @@ def _check_finite(capture: Capture) -> None:
 
 def _fixed(plan: Plan, method: Method, seed: int) -> Tensor:
     """Weights [h] that do not depend on the maps."""
-    weight = torch.zeros(sum(map(len, plan)), dtype=torch.float64)
+    weight = torch.zeros(sum(map(len, plan)), dtype=torch.float64, device="cpu")
     generator = torch.Generator().manual_seed(seed)
     for members in plan:
         if method == "hard":
-            weight[members[int(torch.randint(len(members), (1,), generator=generator))]] = 1.0
+            drawn = torch.randint(len(members), (1,), generator=generator, device="cpu")
+            weight[members[int(drawn)]] = 1.0
         else:
             weight[list(members)] = 1.0 / len(members)
     return weight

@@ -45,6 +45,16 @@ def test_pairwise_equals_the_oracle(h, g, n, m, causal, chunk_mib):
     torch.testing.assert_close(found.residual, expected, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.parametrize("method", ["hard", "constant"])
+def test_the_default_device_takes_no_part(method):
+    """As a script sets torch.set_default_device("cuda"); weights are drawn on the CPU."""
+    capture = random_capture(h=5)
+    want = squeeze(capture, 2, method=method).weight
+    with torch.device("meta"):
+        weight = squeeze(capture, 2, method=method).weight
+    torch.testing.assert_close(weight, want, rtol=0, atol=0)
+
+
 def test_explicit_plan_and_its_order():
     capture = random_capture(h=5, seed=3)
     a, x = naive(capture)

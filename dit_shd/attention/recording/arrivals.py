@@ -176,9 +176,8 @@ class Arrivals:
         args, kwargs = entered.more
         k = hold.result.columns
         projection = at.ModuleProjection(
-            name, hold.first, ref(entered.module), entered.given.to("meta"), entered.given.device, hold.arrangement,
-            entered.more,
-        )  # fmt: skip
+            name, hold.first, ref(entered.module), entered.given.to("meta"), entered.given.device, hold.arrangement
+        )
         self.busy = True
         weight: Tensor | None = None
         try:
@@ -198,7 +197,7 @@ class Arrivals:
         if weight is not None and not _diagonal(weight):
             del hold.result.arrivals[entered.known[hold.result] :]
             stays = all(self._parameters.get(parameter) is not None for parameter in entered.module.parameters())
-            if not stays:
+            if not stays or any(x is not None for x in (*args, *kwargs.values())):  # others in every forward
                 projection = at.PassingProjection(
                     name, hold.first, ref(entered.module), -1, k, whole=projection, taken=[[weight]]
                 )

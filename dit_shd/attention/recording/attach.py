@@ -5,7 +5,7 @@ with capture(teacher) as t, capture(student) as s:
     t["de_blocks.0.attn"].query             # [b,h,n,d]
 """
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, NoReturn
 
@@ -22,16 +22,24 @@ from dit_shd.core.errors import UserError
 
 
 class Capturing(AbstractContextManager[Recording]):
-    """What capture(model) is before the `with`, which gives the captures; used as if it were them, it says so."""
+    """What capture(model) is before the `with`, which gives the captures; used as if it were them, it says so.
 
-    def __init__(self, recording: AbstractContextManager[Recording]):
-        self._recording = recording
+    Args:
+        record: Begins another recording; one for each `with`.
+    """
+
+    def __init__(self, record: Callable[[], AbstractContextManager[Recording]]):
+        self._record = record
+        self._entered: list[AbstractContextManager[Recording]] = []
 
     def __enter__(self) -> Recording:
-        return self._recording.__enter__()
+        recording = self._record()
+        captures = recording.__enter__()
+        self._entered.append(recording)
+        return captures
 
     def __exit__(self, *error: Any) -> bool | None:
-        return self._recording.__exit__(*error)
+        return self._entered.pop().__exit__(*error)
 
     def _empty(self, *_: Any) -> NoReturn:
         raise UserError("capture(model) holds no captures by itself: run the model inside `with capture(model) as c`")
@@ -76,7 +84,8 @@ def capture(
         UserError: Nothing to capture, a pattern that fits no layer, a layer that does not reach the function.
     """
     discovery.check(model)
-    return Capturing(_recording(Recording(model, Selection(layers, BlockChoice(block, image), projections), sink, at)))
+    selection = Selection(layers, BlockChoice(block, image), projections)
+    return Capturing(lambda: _recording(Recording(model, selection, sink, at)))
 
 
 @contextmanager

@@ -5,7 +5,7 @@ forward has shown which they are (survey.py). A Recorder of each module takes ei
 last forward gave.
 """
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -18,10 +18,11 @@ from dit_shd.attention.recording import discovery, knowledge
 from dit_shd.attention.recording.instrument import plain_class, recorded, token_places, tokens_of, watched_later
 from dit_shd.attention.recording.joint import Biases, Tokens, sections
 from dit_shd.attention.recording.knowledge import Site, Sites
+from dit_shd.attention.recording.last_forward import LastForward
 from dit_shd.attention.recording.projection import PassingProjection
 from dit_shd.attention.recording.recorder import ProductRecorder, Recorder, SlowPath, hiding
 from dit_shd.attention.recording.report import Report, why_empty
-from dit_shd.attention.recording.sdpa_calls import Call, RawCall, joined, unchanged, versions, versions_of, written_to
+from dit_shd.attention.recording.sdpa_calls import Call, RawCall, joined, noted, unchanged, versions, written_to
 from dit_shd.attention.recording.selection import Selection
 from dit_shd.attention.recording.survey import Survey
 from dit_shd.core.errors import UserError
@@ -30,8 +31,8 @@ Sink = Callable[[str, Capture], None]
 """Takes a layer's name and its Capture while the model runs."""
 
 
-class Recording(Mapping[str, Capture]):
-    """The Captures of the last forward of one model, by layer, in the order in which the layers ran.
+class Recording(LastForward):
+    """What records one model: the Captures of its last forward.
 
     Args:
         model: That is recorded.
@@ -42,9 +43,10 @@ class Recording(Mapping[str, Capture]):
     """
 
     def __init__(self, model: nn.Module, selection: Selection, sink: Sink | None, at: Any, keeps_teacher: bool = True):
+        self._core = discovery.unwrapped(model)
+        super().__init__(type(self._core).__name__)
         self.model, self.selection, self.sink, self.at = model, selection, sink, at
         self.keeps_teacher = keeps_teacher
-        self._core = discovery.unwrapped(model)
         self.recorders: dict[str, Recorder] = {}
         self._chosen: set[str] = set()
         self.armed = False
@@ -53,7 +55,6 @@ class Recording(Mapping[str, Capture]):
         self._sites = Sites()
         self._key: knowledge.Key = ()
         self._with_graph = False
-        self._found: dict[str, Capture] = {}
         self._shapes: dict[str, tuple[int, int, int, int]] = {}
         """Of what the last forward gave."""
         self._given: dict[str, int] = {}
@@ -65,7 +66,6 @@ class Recording(Mapping[str, Capture]):
         self._fresh = False
         """A forward has begun by another method than calling the model, and nothing was recorded yet."""
         self._biases = Biases()
-        self._versions: dict[str, tuple[int, ...]] = {}
         self._set = ExitStack()
         self._products: list[ProductRecorder] = []
         self._slow: set[nn.Module] = set()
@@ -128,15 +128,17 @@ class Recording(Mapping[str, Capture]):
     def forward(self, door: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Generator[list[Any]]:
         """A call of the model, or of one of its methods; within a call of the model other calls are part of it."""
         outputs: list[Any] = []
-        main = not door
+        main, unseen = not door, self.unseen
         if self._depth[0] or (self._depth[1] and not main) or self._is_students():
             yield outputs
+            self.unseen = unseen
             return
         self._depth[not main] += 1
         self._doors[door or "forward"], self._failed = None, False
         try:
             self._begin(door, args, kwargs)
             yield outputs
+            self.unseen = False
             if self._survey is not None:
                 self._survey.result(outputs[0])
             self._end(main)
@@ -159,7 +161,6 @@ class Recording(Mapping[str, Capture]):
         self.stop()
         self._fresh = True
         self._biases.clear()
-        self._versions.clear()
         for recorder in self.recorders.values():
             recorder.ran, recorder.count = None, 0
         self._with_graph = torch.is_grad_enabled()
@@ -190,8 +191,7 @@ class Recording(Mapping[str, Capture]):
         if survey is not None and (survey.calls or main):
             self._learn(survey)
         self.flush()
-        for name in self._versions.keys() & self._found.keys():
-            self._found[name] = unchanged(name, self._found[name], self._versions[name])
+        self._found = {name: unchanged(name, capture) for name, capture in self._found.items()}
         self._found, self._shapes = self._sites.ordered(self._found), self._sites.ordered(self._shapes)
         self._biases.clear()
         if main and not self._shapes:
@@ -231,8 +231,7 @@ class Recording(Mapping[str, Capture]):
                 continue
             for calls, tokens in each.runs():
                 for name, capture in self._captures(each, calls, tokens):
-                    self._versions[name] = versions_of(capture)
-                    self.deliver(name, capture)
+                    self.deliver(name, noted(capture))
 
     def _waits(self, recorder: Recorder) -> bool:
         """Whether a module's projection is at hand only while it runs, and has not run yet."""
@@ -251,7 +250,8 @@ class Recording(Mapping[str, Capture]):
 
     def _forget(self) -> None:
         """Leave the captures of the forward before."""
-        self._fresh, self._found, self._shapes = False, {}, {}
+        self.unseen = self._fresh = False
+        self._found, self._shapes = {}, {}
 
     def check_graph(self, recorder: Recorder, graph: bool) -> None:
         """Refuse a layer whose captures would train nothing; graph: whether it ran with one."""
@@ -300,21 +300,9 @@ class Recording(Mapping[str, Capture]):
     @property
     def why_empty(self) -> str:
         """Why there are no captures, and what to do."""
-        return why_empty(type(self._core).__name__, list(self._doors), self.sink is not None, self._failed)
+        return why_empty(self.name, list(self._doors), self.sink is not None, self._failed)
 
     def report(self) -> Report:
         """What was recorded in the last forward, and what of its attention was left out, with the reason."""
-        self.flush()
+        self.update()
         return Report.of(self._sites, self._shapes, self.selection)
-
-    def __getitem__(self, name: str) -> Capture:
-        self.flush()
-        return self._found[name]
-
-    def __iter__(self) -> Iterator[str]:
-        self.flush()
-        return iter(list(self._found))
-
-    def __len__(self) -> int:
-        self.flush()
-        return len(self._found)

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from dit_shd.attention.recording.joint import Tokens
-from dit_shd.attention.recording.sdpa_calls import RawCall, SDPATap, See
+from dit_shd.attention.recording.sdpa_calls import Given, RawCall, SDPATap, See
 
 RECORDERS, WATCHERS = "_dit_shd_recorders", "_dit_shd_watchers"
 """The attributes of an instrumented module that hold its recorders, and what watches its forwards."""
@@ -34,13 +34,16 @@ class CallRecorder(Protocol):
         """What takes every function of one run, if that is wanted."""
         ...
 
-    def record(self, calls: list[RawCall], tokens: Tokens) -> None:
-        """Take the calls of one run."""
+    def record(self, calls: list[RawCall], tokens: Tokens, given: Given) -> None:
+        """Take the calls of one run, and what it was given."""
         ...
 
 
 class Watcher(Protocol):
     """Takes the beginning and the end of a model's forwards."""
+
+    unseen: bool
+    """Set where a compiled program runs the model; a forward that is watched takes it back as it ends."""
 
     def forward(self, door: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> AbstractContextManager[list[Any]]:
         """A context for the length of a call of the model by a method; the list in it takes the result."""
@@ -133,7 +136,7 @@ def _recorded_class(cls: type[nn.Module], plain: type[nn.Module]) -> type[nn.Mod
                 result = super().forward(*args, **kwargs)
             tokens = tokens_of(places, args, kwargs)
             for recorder in recorders:
-                recorder.record(calls, tokens)
+                recorder.record(calls, tokens, (args, kwargs))
             return result
 
         def __reduce_ex__(self, protocol: Any) -> Any:
@@ -164,7 +167,7 @@ def _run_recorded(module: nn.Module, function: Callable[..., Any], args: tuple[A
             stack.enter_context(SDPATap(calls, seeing(recorders)))
         result = function(*args, **kwargs)
     for recorder in recorders:
-        recorder.record(calls, tokens_of(token_places(plain_class(module).forward), args, kwargs))
+        recorder.record(calls, tokens_of(token_places(plain_class(module).forward), args, kwargs), (args, kwargs))
     return result
 
 
@@ -192,7 +195,7 @@ def _door(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def run(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
-            return method(self, *args, **kwargs)
+            return _run_traced(self, functools.partial(method, self), args, kwargs)
         return _run_watched(self, name, functools.partial(method, self), args, kwargs)
 
     return run
@@ -200,7 +203,7 @@ def _door(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
 
 def _run_watched(module: nn.Module, door: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
     if torch.compiler.is_compiling():
-        return function(*args, **kwargs)
+        return _run_traced(module, function, args, kwargs)
     with ExitStack() as stack:
         watchers = cast("tuple[Watcher, ...]", vars(module).get(WATCHERS, ()))
         results = [stack.enter_context(watcher.forward(door, args, kwargs)) for watcher in watchers]
@@ -208,6 +211,12 @@ def _run_watched(module: nn.Module, door: str, function: Callable[..., Any], arg
         for result in results:
             result.append(output)
         return output
+
+
+def _run_traced(module: nn.Module, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
+    for watcher in getattr(module, WATCHERS, ()):
+        watcher.unseen = True
+    return function(*args, **kwargs)
 
 
 def _plain_reduced(reduced: Any, plain: type) -> Any:

@@ -40,7 +40,7 @@ def _recording(cls: type) -> type:
             calls: list[RawCall] = []
             with SDPATap(calls):
                 result = call(self, attn, *args, **kwargs)
-            self.recorder.record(calls, tokens_of(places, args, kwargs))
+            self.recorder.record(calls, tokens_of(places, args, kwargs), (args, kwargs))
             return result
 
         def __reduce_ex__(self, protocol: Any) -> Any:

@@ -11,7 +11,7 @@ that it may outlive the model.
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import ref
 
@@ -21,6 +21,9 @@ from torch import Tensor, nn
 from dit_shd.attention.capture import WeightSource
 from dit_shd.attention.recording.arrangement import Arrangement, rows_of_result, unit_rows
 from dit_shd.attention.recording.products import Product, products
+from dit_shd.attention.recording.sdpa_calls import Given
+
+IN_TRAINING = "its weights are in training, and not kept; run a teacher under torch.no_grad()"
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +124,7 @@ class ModuleProjection(Projection):
     """An input of the module without memory (on meta), for its shape."""
     device: torch.device
     arrangement: Arrangement
-    more: tuple[tuple[Any, ...], dict[str, Any]]
+    more: Given = ((), {})
     """Its other arguments."""
 
     @property
@@ -129,14 +132,27 @@ class ModuleProjection(Projection):
         return self.module, self.first
 
     @property
+    def trains(self) -> bool:
+        """Whether its weights are in training."""
+        module = self.module()
+        return torch.is_grad_enabled() and module is not None and any(p.requires_grad for p in module.parameters())
+
+    def of_run(self, given: Given, k: int) -> Tensor | str:
+        """W^O [k,e] with the other arguments of a run that has just ended, or why it cannot be had."""
+        args, kwargs = given
+        if self.trains:
+            return IN_TRAINING
+        if not args or not isinstance(args[0], Tensor):
+            return f"{self.name} was given its rows by name, or none, other than in the first forward"
+        return replace(self, like=args[0].to("meta"), more=(args[1:], kwargs)).weights(k)
+
+    @property
     def holder(self) -> nn.Module | None:
         return self.module()
 
     def source(self, heads: int, width: int) -> WeightSource:
         """At once, since adapters may be switched before it is wanted; when it is wanted, of a model in training."""
-        module = self.module()
-        trains = torch.is_grad_enabled() and module is not None and any(p.requires_grad for p in module.parameters())
-        if trains:
+        if self.trains:
             return super().source(heads, width)
         weights = self.by_head(heads, width)
         return lambda: weights
@@ -213,12 +229,12 @@ class PassingProjection(Projection):
         """The product of its rows in a call of a function that multiplies."""
         return next((product for product in products(function, args, kwargs) if product.at == self.at), None)
 
-    def take(self, product: Product | None) -> None:
-        """The product runs; or the module has run."""
+    def take(self, product: Product | None, given: Given = ((), {})) -> None:
+        """The product runs; or the module has run, of what it was given."""
         if self.waits and product is not None and self.whole is None:
             self.taken[0].append(weights_of(product, self.arrangement, self.first, self.k))
         elif self.waits and product is None and self.whole is not None:
-            self.taken[0].append(self.whole.weights(self.k))
+            self.taken[0].append(self.whole.of_run(given, self.k))
 
     def source(self, heads: int, width: int) -> WeightSource:
         return functools.partial(self._of, self.taken[0], heads, width)
@@ -236,7 +252,7 @@ def weights_of(product: Product, arrangement: Arrangement, first: int, k: int) -
     """A copy of the weights [k,e] of a product; of a model that is in training, the reason why there is none."""
     weight = product.weight
     if torch.is_grad_enabled() and weight is not None and weight.requires_grad:
-        return "its weights are in training, and not kept; run a teacher under torch.no_grad()"
+        return IN_TRAINING
     try:
         if weight is not None and type(weight) in (Tensor, nn.Parameter):
             weight = weight if product.transposed else weight.t()

@@ -11,7 +11,7 @@ from dit_shd.attention.capture import Capture
 from dit_shd.attention.recording.joint import Tokens
 from dit_shd.attention.recording.products import Product, is_product
 from dit_shd.attention.recording.projection import PassingProjection
-from dit_shd.attention.recording.sdpa_calls import RawCall, See
+from dit_shd.attention.recording.sdpa_calls import Given, RawCall, See
 
 Ran = tuple[tuple[RawCall, ...], Tokens, Any]
 """The calls of one run, what it was given, and the run before it in the same forward (or None)."""
@@ -68,7 +68,7 @@ class Recorder:
     def see(self) -> None:
         """Nothing but calls of attention is of interest."""
 
-    def record(self, calls: list[RawCall], tokens: Tokens) -> None:
+    def record(self, calls: list[RawCall], tokens: Tokens, given: Given) -> None:
         """An instrumented module has run, with these calls of scaled_dot_product_attention."""
         self.ran = (tuple(calls), tokens, self.ran)
         if not torch.compiler.is_compiling():
@@ -104,7 +104,7 @@ class SlowPath:
     def see(self) -> None:
         """That there is a function mode at all is enough."""
 
-    def record(self, calls: list[RawCall], tokens: Tokens) -> None:
+    def record(self, calls: list[RawCall], tokens: Tokens, given: Given) -> None:
         """The attention inside of it has been recorded by its own recorder."""
 
 
@@ -130,15 +130,15 @@ class ProductRecorder:
 
         return see
 
-    def record(self, calls: list[RawCall], tokens: Tokens) -> None:
+    def record(self, calls: list[RawCall], tokens: Tokens, given: Given) -> None:
         """The module has run."""
-        self._take(None)
+        self._take(None, given)
         self.recording.flush()
 
-    def _take(self, product: Product | None) -> None:
+    def _take(self, product: Product | None, given: Given = ((), {})) -> None:
         self._busy = True
         try:
-            self.projection.take(product)
+            self.projection.take(product, given)
         finally:
             self._busy = False
 

@@ -20,6 +20,8 @@ from dit_shd.core.errors import UserError
 
 RawCall = tuple[tuple[Any, ...], dict[str, Any], Tensor]
 """Positional arguments, keywords and result."""
+Given = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional arguments and keywords of a module."""
 ATTENTION: tuple[Any, ...] = (F.scaled_dot_product_attention, torch.ops.aten.scaled_dot_product_attention.default)
 """The function itself, and what stands for it in exported models."""
 See = Callable[[Any, tuple[Any, ...], dict[str, Any]], None]
@@ -161,18 +163,37 @@ def versions(*tensors: Tensor | None) -> tuple[int, ...]:
     return tuple(x._version for x in tensors if x is not None and not x.is_inference())
 
 
-def unchanged(name: str, capture: Capture, before: tuple[int, ...]) -> Capture:
-    """A capture whose tensors have been written to as often as `before`; without what the layer gave, if only that has.
+@dataclass(frozen=True, eq=False)
+class _Noted:
+    """How often the tensors of a capture had been written to; copies and pickles, with other tensors, have none."""
+
+    versions: tuple[int, ...]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return dict, ()
+
+
+def noted(capture: Capture) -> Capture:
+    """The capture itself, for which `unchanged` will tell whether its tensors have been written to since."""
+    vars(capture)["_noted"] = _Noted(versions_of(capture))
+    return capture
+
+
+def unchanged(name: str, capture: Capture) -> Capture:
+    """A capture as it was noted, if it was; without what the layer gave, if that alone has been written to.
 
     Raises:
         UserError: Its queries, keys, values or mask were written to.
     """
-    now = versions_of(capture)
+    known = vars(capture).get("_noted")
+    if not isinstance(known, _Noted) or torch.compiler.is_compiling():
+        return capture
+    before, now = known.versions, versions_of(capture)
     if now == before:
         return capture
     if now[: len(now) - 1] != before[: len(now) - 1] or capture.mixed is None:
         raise written_to(name)
-    return capture.with_tensors(capture.query, capture.key, capture.value, None)
+    return noted(capture.with_tensors(capture.query, capture.key, capture.value, None))
 
 
 def versions_of(capture: Capture) -> tuple[int, ...]:
@@ -185,7 +206,8 @@ def written_to(layer: str) -> UserError:
     """What is to be raised for a layer that worked with memory that another one has used again."""
     return UserError(
         f"capture: {layer}: its queries, keys, values or mask were changed in place after it ran (memory that layers "
-        "share?), so its maps are not known any more; give each layer tensors of its own"
+        "or forwards share?), so its maps are not known any more; give each layer tensors of its own, and take the loss "
+        "before the next forward writes to them"
     )
 
 

@@ -12,10 +12,10 @@ from dit_shd.attention.tiles import CHUNK_MIB
 from dit_shd.core.cuda_graphs import CudaGraphs
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.comparison import (
-    check_captures,
     check_finite,
     check_graphs,
     check_row_weight,
+    checked,
     comparable,
     warn_of_no_graph,
 )
@@ -145,7 +145,7 @@ class SHD(LayerLoss):
         Raises:
             UserError: No captures, more student heads than teacher heads, other token counts, layers that do not map.
         """
-        self._check(teacher, student)
+        teacher, student = self._checked(teacher, student)
         check_graphs(teacher, student)
         self._row_weight = row_weight
         try:
@@ -157,10 +157,9 @@ class SHD(LayerLoss):
         self._unchecked = False
         return pairs.term()
 
-    def _check(self, teacher: Captures, student: Captures) -> None:
+    def _checked(self, teacher: Captures, student: Captures) -> tuple[Captures, Captures]:
         by_depth = self.layers in ("sections", "proportional")
-        check_captures("teacher", teacher, by_depth)
-        check_captures("student", student, by_depth)
+        return checked("teacher", teacher, by_depth), checked("student", student, by_depth)
 
     def begin(self, teacher: Sequence[str], student: Layers, batch: Batch | None) -> Pairs:
         chosen = {name: student[name] for name in self._chosen(student)}
@@ -259,7 +258,7 @@ class SHD(LayerLoss):
         return total
 
     def calibrate(self, teacher: Captures, student: Captures, batch: Batch | None = None) -> None:
-        self._check(teacher, student)
+        teacher, student = self._checked(teacher, student)
         for layer, s, t in self._pairs(teacher, student):
             self.squeezer.add(layer, t, s.heads, None if batch is None else batch.row_weight(t.shape[2]))
 

@@ -106,6 +106,53 @@ def test_weights_that_changed_since_the_forward_are_not_read(layer, change):
         SHD()(captures, half)
 
 
+class Tuned(nn.Linear):
+    """A projection whose caller says how much of its adapter counts."""
+
+    def __init__(self) -> None:
+        super().__init__(E, E)
+        self.down, self.up = nn.Linear(E, 2, bias=False), nn.Linear(2, E, bias=False)
+
+    def forward(self, input, scale=0.0):
+        return super().forward(input) + scale * self.up(self.down(input))
+
+
+class Scalable(Layer):
+    def __init__(self) -> None:
+        super().__init__(project=Tuned)
+
+    def forward(self, x, scale):
+        return self.proj(merged(F.scaled_dot_product_attention(*split(self.qkv(x)))), scale)
+
+
+@pytest.mark.parametrize("kind", [float, torch.tensor])
+def test_a_projection_is_asked_with_what_it_was_given_in_this_forward(kind):
+    model, (x,) = drawn(Scalable()), X()["args"]
+    kept = []
+    for scale in map(kind, (0.0, 1.0, 5.0)):
+        with torch.no_grad(), capture(model) as captures:
+            model(x, scale)
+        want = model.proj.weight + scale * model.proj.up.weight @ model.proj.down.weight
+        kept.append((*captures.values(), want.t()))
+    for found, want in kept:
+        torch.testing.assert_close(found.out.flatten(0, 1), want, rtol=1e-4, atol=1e-5)
+    with capture(model) as captures:
+        model(x, 1.0)
+    assert "in training" in next(iter(captures.values())).why_no_out
+
+
+def test_what_a_projection_was_given_is_not_kept():
+    from weakref import ref
+
+    model, scale = drawn(Scalable()), torch.ones(1)
+    with torch.no_grad(), capture(model):
+        model(X()["args"][0], scale)
+    gone = ref(scale)
+    del scale
+    gc.collect()
+    assert gone() is None
+
+
 def test_the_students_weights_are_not_sampled_and_may_change():
     model = drawn(nn.Sequential(Layer()))
     with capture(model) as captures:

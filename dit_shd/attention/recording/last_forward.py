@@ -1,0 +1,51 @@
+"""The mapping that a recording is to its users."""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+
+from dit_shd.attention.capture import Capture
+from dit_shd.core.errors import UserError
+
+
+class LastForward(Mapping[str, Capture]):
+    """The Captures of the last forward of one model, by layer, in the order in which the layers ran.
+
+    Args:
+        name: Of the model's class.
+    """
+
+    def __init__(self, name: str):
+        self.name = name
+        self.unseen = False
+        """Whether the model has run as a part of a compiled program since its last forward that was recorded."""
+        self._found: dict[str, Capture] = {}
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Make Captures of what the modules did."""
+
+    def update(self) -> None:
+        """Make Captures of what the modules did, if that was the model's last forward.
+
+        Raises:
+            UserError: It has run since, where it could not be recorded.
+        """
+        if self.unseen:
+            raise UserError(
+                f"capture: {self.name} ran inside of a function or model that torch.compile compiled as a whole, where "
+                f"it is not recorded; compile {self.name} itself, call it outside of that function, and give it to "
+                "capture"
+            )
+        self.flush()
+
+    def __getitem__(self, name: str) -> Capture:
+        self.update()
+        return self._found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        self.update()
+        return iter(list(self._found))
+
+    def __len__(self) -> int:
+        self.update()
+        return len(self._found)
