@@ -59,7 +59,8 @@ def paired_difference(first: Sequence[float], second: Sequence[float], confidenc
     """
     if len(first) != len(second):
         raise ValueError(f"wanted as many values of both variants, found {len(first)} and {len(second)}")
-    differences = _without_rounding(summary(np.subtract(first, second).tolist()), [*first, *second])
+    with np.errstate(invalid="ignore"):
+        differences = _without_rounding(summary(np.subtract(first, second).tolist()), [*first, *second])
     if differences.n < 2:
         return Difference(differences.n, differences.mean, math.nan, math.nan, math.nan, math.nan, math.nan)
     error = differences.deviation / math.sqrt(differences.n)
@@ -80,8 +81,8 @@ def paired_difference(first: Sequence[float], second: Sequence[float], confidenc
 
 
 def _without_rounding(differences: Summary, values: Sequence[float]) -> Summary:
-    """Mean and deviation of differences of some values, 0 where they are rounding alone."""
-    least = ROUNDING * max(map(abs, values), default=0.0)
+    """Mean and deviation of differences, 0 where they are rounding alone; of a diverged run infinite or NaN."""
+    least = ROUNDING * max((abs(x) for x in values if math.isfinite(x)), default=0.0)
     mean, deviation = (0.0 if abs(x) <= least else x for x in (differences.mean, differences.deviation))
     return Summary(differences.n, mean, deviation)
 
