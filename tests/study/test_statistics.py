@@ -49,7 +49,8 @@ def test_equal_differences_are_what_the_sign_test_makes_of_them():
     eight = paired_difference([1.0] * 8, [0.5] * 8)
     assert eight.p < 0.01 and eight.p == pytest.approx(stats.binomtest(8, 8, 0.5).pvalue)
     same = paired_difference([0.1 + 0.2, 0.5], [0.3, 0.5])
-    assert (same.mean, same.low, same.high, same.p, same.detectable) == (0, 0, 0, 1, 0)
+    assert (same.mean, same.p) == (0, 1)
+    assert all(math.isnan(x) for x in (same.low, same.high, same.detectable))  # two seeds show no certainty of 0
 
 
 def test_a_diverged_seed_is_no_difference_of_zero():
