@@ -3,6 +3,7 @@
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +93,9 @@ def find_plan(config: DepthConfig) -> tuple[nn.Module, KeptPlan]:
             f"samples: {tokens} tokens are too few to fit maps of {width} channels; wanted {8 * width} or more"
         )
     keep = config.keep or -(-len(names) // 2)
-    intervals = best_intervals(fits.error, len(names), keep, config.longest)
-    return model, plan_of(names, intervals, [fits.error(*interval) for interval in intervals])
+    error = cache(fits.error)
+    intervals = best_intervals(error, len(names), keep, config.longest)
+    return model, plan_of(names, intervals, [error(*interval) for interval in intervals])
 
 
 def _blocks(model: nn.Module, wanted: str | None) -> dict[str, nn.Module]:

@@ -35,6 +35,10 @@ Tick = Callable[[], object]
 def _idle() -> None: ...
 
 
+class _NoSuchToken(UserError):
+    """A token out of a layer's range, which says nothing of the block."""
+
+
 @dataclass(frozen=True, eq=False)
 class LayerMaps:
     """One layer's maps of one sample at one timestep."""
@@ -125,6 +129,8 @@ def layer_maps(
         try:
             maps = record("image")
             return replace(scope, block="image"), maps
+        except _NoSuchToken:
+            raise
         except UserError:  # no joint attention, or the range of the image's tokens is unknown
             pass
     block = scope.block or "joint"
@@ -218,7 +224,7 @@ def _maps_of(name: str, layer: Capture, keywords: dict[str, Any], tokens: Sequen
         tokens = sorted({int(f * rows) * columns + int(f * columns) for f in (0.25, 0.5, 0.75)})
     missing = [token for token in tokens if not 0 <= token < n]
     if missing:
-        raise UserError(f"tokens: {name} has query tokens 0 to {n - 1}, found {missing[0]}")
+        raise _NoSuchToken(f"tokens: {name} has query tokens 0 to {n - 1}, found {missing[0]}")
     layer = layer.detach()
     received, binned = mean_maps(layer)
     token_rows = layer.select(torch.tensor(tokens, device=layer.query.device)).map()[0]  # [h,q,m]

@@ -16,7 +16,7 @@ from scipy.optimize import Bounds, LinearConstraint, linear_sum_assignment, milp
 from torch import Tensor
 
 from dit_shd.attention.capture import Capture
-from dit_shd.attention.tiles import CHUNK_MIB, Buffers, Maps, Tiling, slices
+from dit_shd.attention.tiles import CHUNK_MIB, Buffers, Maps, Tiling, full_precision, slices
 from dit_shd.core.precision import wide_dtype
 from dit_shd.squeezing.plans import Plan, contiguous
 from dit_shd.squeezing.products import weighted
@@ -48,14 +48,15 @@ class MapSimilarity:
         if self.gram is None:
             self.gram = torch.zeros(h, h, dtype=torch.float64, device=buffers.device)
         tiling = Tiling.choose(b, 1, n, m, h, buffers.device, self.chunk_mib)
-        for samples in slices(b, tiling.samples):
-            maps = Maps(capture, samples, range(h), 1.0, buffers)
-            for rows in slices(n, tiling.rows):
-                tile = maps.maps(rows)
-                if row_weight is not None:
-                    tile = weighted(tile, row_weight[samples, None, rows, None].sqrt())
-                flat = tile.flatten(2)
-                self.gram += (flat @ flat.transpose(1, 2)).sum(0, dtype=torch.float64)
+        with full_precision(buffers.device):
+            for samples in slices(b, tiling.samples):
+                maps = Maps(capture, samples, range(h), 1.0, buffers)
+                for rows in slices(n, tiling.rows):
+                    tile = maps.maps(rows)
+                    if row_weight is not None:
+                        tile = weighted(tile, row_weight[samples, None, rows, None].sqrt())
+                    flat = tile.flatten(2)
+                    self.gram += (flat @ flat.transpose(1, 2)).sum(0, dtype=torch.float64)
 
     def cosines(self) -> np.ndarray:
         """Cosines of the heads' maps [h,h], 1 on the diagonal."""

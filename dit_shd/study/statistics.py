@@ -55,11 +55,12 @@ def paired_difference(first: Sequence[float], second: Sequence[float], confidenc
 
     Shares of few images are often equal in several seeds, and so are their differences. A t-test then takes chance for
     certainty (with two seeds and 500 images 4% of equal variants differ at any level), so p is the sign test's, and
-    there is no interval.
+    there is neither an interval nor a detectable difference, also where the variants agree in every seed.
     """
     if len(first) != len(second):
         raise ValueError(f"wanted as many values of both variants, found {len(first)} and {len(second)}")
-    differences = _without_rounding(summary(np.subtract(first, second).tolist()), [*first, *second])
+    with np.errstate(invalid="ignore"):
+        differences = _without_rounding(summary(np.subtract(first, second).tolist()), [*first, *second])
     if differences.n < 2:
         return Difference(differences.n, differences.mean, math.nan, math.nan, math.nan, math.nan, math.nan)
     error = differences.deviation / math.sqrt(differences.n)
@@ -75,20 +76,20 @@ def paired_difference(first: Sequence[float], second: Sequence[float], confidenc
         low,
         high,
         p,
-        detectable_difference(differences.deviation, differences.n) if differences.deviation or p == 1 else math.nan,
+        detectable_difference(differences.deviation, differences.n),
     )
 
 
 def _without_rounding(differences: Summary, values: Sequence[float]) -> Summary:
-    """Mean and deviation of differences of some values, 0 where they are rounding alone."""
-    least = ROUNDING * max(map(abs, values), default=0.0)
+    """Mean and deviation of differences, 0 where they are rounding alone; of a diverged run infinite or NaN."""
+    least = ROUNDING * max((abs(x) for x in values if math.isfinite(x)), default=0.0)
     mean, deviation = (0.0 if abs(x) <= least else x for x in (differences.mean, differences.deviation))
     return Summary(differences.n, mean, deviation)
 
 
 def interval(values: Summary | Difference, confidence: float) -> tuple[float, float]:
     """The confidence interval of a mean (Student's t, n - 1 degrees of freedom); NaN of one value, or of equal ones."""
-    if values.n < 2 or (values.deviation == 0 and values.mean != 0):
+    if values.n < 2 or values.deviation == 0:
         return math.nan, math.nan
     half = float(stats.t.ppf((1 + confidence) / 2, values.n - 1)) * values.deviation / math.sqrt(values.n)
     return values.mean - half, values.mean + half
@@ -129,9 +130,9 @@ def power_of(difference: float, deviation: float, n: int, alpha: float = 1 - CON
 
 
 def detectable_difference(deviation: float, n: int, power: float = POWER, alpha: float = 1 - CONFIDENCE) -> float:
-    """The smallest true difference that n pairs with this deviation find with this power."""
+    """The smallest true difference that n pairs with this deviation find with this power; NaN where it is 0."""
     if n < 2 or not deviation > 0:
-        return 0.0 if deviation == 0 else math.nan
+        return math.nan
     most = 1.0
     while power_of(most, 1.0, n, alpha) < power:
         most *= 2

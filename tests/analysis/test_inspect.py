@@ -152,6 +152,16 @@ def test_joint_attention_is_looked_at_over_the_image_where_the_model_tells():
     assert layer_maps(pixart, drawn(pixart), Scope(), 300)[0].block == "joint"
 
 
+def test_a_token_out_of_the_image_does_not_change_the_block():
+    """The joint map has such a token, but nobody asked for that."""
+    model, single = zoo.build(AURAFLOW), ["single_transformer_blocks.*"]
+    scope, looks = layer_maps(model, drawn(model), Scope(single), 300)
+    assert scope.block == "image" and {found.token_count for found in looks.values()} == {16}
+    with pytest.raises(UserError, match="query tokens 0 to 15, found 16"):
+        layer_maps(model, drawn(model), Scope(single), 300, [16])
+    layer_maps(model, drawn(model), Scope(single, block="joint"), 300, [16])
+
+
 def test_arguments_that_cannot_be_made_up_are_named():
     with pytest.raises(UserError, match=r"cannot make up its argument 'encoder_mask'; give .* inputs=FILE"):
         drawn(zoo.build("LuminaNextDiT2DModel"))

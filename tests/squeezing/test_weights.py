@@ -252,6 +252,15 @@ def test_heads_are_matched_by_the_rows_that_take_part():
     np.testing.assert_allclose(padded.cosines(), want.numpy(), rtol=1e-9)
 
 
+def test_heads_are_matched_in_full_precision_under_autocast():
+    capture = random_capture(h=4, n=6, m=6, dtype=torch.float32)
+    plain, lower = MapSimilarity(), MapSimilarity()
+    plain.add(capture)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        lower.add(capture)
+    assert torch.equal(plain.gram, lower.gram)
+
+
 def test_a_tile_is_all_that_is_ever_n_by_m():
     """256 tokens, 1/32 MiB: no tensor that any operation makes comes near the 65,536 entries of one head's map."""
     from torch.utils._python_dispatch import TorchDispatchMode

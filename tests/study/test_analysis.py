@@ -10,7 +10,7 @@ from dit_shd.core.config import make
 from dit_shd.study.analysis import Comparison, analyse, verdict_of
 from dit_shd.study.design import Study
 from dit_shd.study.results import CellResult
-from dit_shd.study.statistics import Difference
+from dit_shd.study.statistics import Difference, paired_difference
 
 VALUES = {
     "title": "t",
@@ -120,6 +120,14 @@ def test_verdicts(mean, half, p, verdict):
     higher = Comparison("a", "b", Difference(5, -mean, 1, -mean - half, -mean + half, 0, 0), p, (0, 0))
     assert verdict_of(lower, higher_is_better=False, relevant=0.5) == verdict
     assert verdict_of(higher, higher_is_better=True, relevant=0.5) == verdict
+
+
+def test_variants_that_agree_in_two_seeds_tell_nothing():
+    """Shares of few images are often equal; that is no evidence that the variants are."""
+    found = paired_difference([0.93, 0.95], [0.93, 0.95])
+    assert verdict_of(Comparison("a", "b", found, found.p, (0, 0)), higher_is_better=True, relevant=0.01) == (
+        "cannot be told"
+    )
 
 
 def test_evaluators_that_rank_two_variants_differently():

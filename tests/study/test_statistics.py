@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from dit_shd.study.report import signed
 from dit_shd.study.statistics import detectable_difference, holm, holm_confidence, paired_difference, power_of, summary
 
 
@@ -48,7 +49,17 @@ def test_equal_differences_are_what_the_sign_test_makes_of_them():
     eight = paired_difference([1.0] * 8, [0.5] * 8)
     assert eight.p < 0.01 and eight.p == pytest.approx(stats.binomtest(8, 8, 0.5).pvalue)
     same = paired_difference([0.1 + 0.2, 0.5], [0.3, 0.5])
-    assert (same.mean, same.low, same.high, same.p, same.detectable) == (0, 0, 0, 1, 0)
+    assert (same.mean, same.p) == (0, 1)
+    assert all(math.isnan(x) for x in (same.low, same.high, same.detectable))  # two seeds show no certainty of 0
+
+
+def test_a_diverged_seed_is_no_difference_of_zero():
+    """Its perplexity is infinite, and rounding is measured by the other figures."""
+    for first, second, mean in (([math.inf, 30, 31], [28, 29, 30], math.inf), ([28, 29], [30, math.inf], -math.inf)):
+        found = paired_difference(first, second)
+        assert found.mean == mean and all(math.isnan(x) for x in (found.low, found.high, found.p, found.detectable))
+    assert math.isnan(paired_difference([math.inf, 1.0], [math.inf, 2.0]).mean)
+    assert signed(math.inf) == "+inf"
 
 
 def test_equal_variants_are_not_found_different_more_often_than_holm_allows():

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from dit_shd.attention.capture import Capture
@@ -13,13 +12,16 @@ from dit_shd.distillation.losses import Layer, LayerLoss, Needs, Term, Weight, a
 from dit_shd.distillation.relations import captures, over_rows, row_mean, row_weight
 from dit_shd.tasks import Batch
 
+MASKED = -5e3
+"""A bias that is at most this hides a key: masks are minus infinity, finfo.min or, often, -10,000."""
+
 
 class TinyBERT(LayerLoss):
     """Sum over layers of the mean of (S_s - S_t)^2 over heads, query rows and keys, S the scores before the softmax.
 
     arXiv 1909.10351, eq. 7. S is scale q k^T + bias. Head i learns from head i, or the mean of all heads from the mean
-    of all heads (TextBrewer, arXiv 2002.12620). Keys that are masked in either model count as 0. The paper's term of
-    hidden states is the loss `feature`.
+    of all heads (TextBrewer, arXiv 2002.12620). Keys that are masked in either model (a bias of -5,000 or less) count
+    as 0. The paper's term of hidden states is the loss `feature`.
 
     Args:
         weight: Factor of the loss; {step: factor} for a schedule, in YAML also {20%: factor}.
@@ -64,8 +66,7 @@ def _error(
 ) -> Tensor:
     """The share [b] of some query rows."""
     s, t = _scores(student[0], mean, rows), _scores(teacher, mean, rows)
-    lowest = torch.finfo(s.dtype).min / 2  # masked by infinity or by finfo.min
-    hidden = (s < lowest) | (t < lowest)
+    hidden = _hidden(student[0], s, mean, rows) | _hidden(teacher, t, mean, rows)
     error = (s.masked_fill(hidden, 0.0) - t.masked_fill(hidden, 0.0)).square()
     return row_mean(error.mean((1, 3)), rows, teacher.shape[2], weight)
 
@@ -73,3 +74,12 @@ def _error(
 def _scores(capture: Capture, mean: bool, rows: slice) -> Tensor:
     scores = capture.scores(rows)
     return scores.mean(1, keepdim=True) if mean else scores
+
+
+def _hidden(capture: Capture, scores: Tensor, mean: bool, rows: slice) -> Tensor:
+    """Which keys are masked, broadcastable to the scores; by the bias, as scores of q and k alone may be low, too."""
+    hidden = scores == float("-inf")  # causal
+    if capture.bias is None or not capture.masks:
+        return hidden
+    bias = capture.bias.rows(rows) <= MASKED
+    return hidden | (bias.any(1, keepdim=True) if mean else bias)

@@ -43,8 +43,13 @@ def test_masked_keys_count_as_nothing():
     checks.same(checks.build("tinybert"), s, t, lambda: oracle(s, t))
     low = {"b.0": t["b.0"]}
     want = checks.term(checks.build("tinybert"), s, low).value
-    t["b.0"].bias.leaves[0][..., 2:4] = torch.finfo(torch.float64).min
-    torch.testing.assert_close(checks.term(checks.build("tinybert"), s, t).value, want)
+    for lowest in (torch.finfo(torch.float64).min, torch.finfo(torch.float32).min, -1e4):
+        t["b.0"].bias.leaves[0][..., 2:4] = lowest
+        torch.testing.assert_close(checks.term(checks.build("tinybert"), s, t).value, want)
+    mean = checks.build("tinybert", heads="mean")
+    low = checks.term(mean, s, t).value
+    t["b.0"].bias.leaves[0][..., 2:4] = float("-inf")
+    torch.testing.assert_close(checks.term(mean, s, t).value, low)
     assert isinstance(t["b.0"].bias, DenseBias)
 
 
