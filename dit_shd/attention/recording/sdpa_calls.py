@@ -8,6 +8,7 @@ F.multi_head_attention_forward, which is opened for the length of the call.
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from threading import Lock, local
 from typing import Any
 
 import torch
@@ -54,16 +55,54 @@ class Opened(AbstractContextManager[None]):
     """Inside it, what F.multi_head_attention_forward calls reaches a function mode, as if it were not one function."""
 
     def __init__(self, mode: TorchFunctionMode):
-        self._mode = mode
+        self._mode, self._closed = mode, None
 
     def __enter__(self) -> None:
-        self._closed = _functional.has_torch_function
-        _functional.has_torch_function = _nothing
+        if torch.compiler.is_compiling():
+            self._closed = _functional.has_torch_function
+            _functional.has_torch_function = _nothing
+        else:
+            _OPENING.begin()
         self._mode.__enter__()
 
     def __exit__(self, *error: Any) -> None:
         self._mode.__exit__(*error)
-        _functional.has_torch_function = self._closed
+        if self._closed is None:
+            _OPENING.end()
+        else:
+            _functional.has_torch_function = self._closed
+
+
+class _Opening:
+    """What F.has_torch_function is while some thread is inside an Opened: another one in that thread alone."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._of_thread = Lock(), 0, local()
+        self._plain: Any = None
+
+    def begin(self) -> None:
+        self._of_thread.depth = self._depth + 1
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._plain, _functional.has_torch_function = _functional.has_torch_function, self._has
+
+    def end(self) -> None:
+        self._of_thread.depth = self._depth - 1
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                _functional.has_torch_function = self._plain
+
+    @property
+    def _depth(self) -> int:
+        return getattr(self._of_thread, "depth", 0)
+
+    def _has(self, given: Any) -> bool:
+        return not self._depth and self._plain(given)
+
+
+_OPENING = _Opening()
 
 
 def _nothing(_: object) -> bool:
@@ -206,8 +245,8 @@ def written_to(layer: str) -> UserError:
     """What is to be raised for a layer that worked with memory that another one has used again."""
     return UserError(
         f"capture: {layer}: its queries, keys, values or mask were changed in place after it ran (memory that layers "
-        "or forwards share?), so its maps are not known any more; give each layer tensors of its own, and take the loss "
-        "before the next forward writes to them"
+        "or forwards share?), so its maps are not known any more; give each layer tensors of its own, and take the "
+        "loss before the next forward writes to them"
     )
 
 
