@@ -103,8 +103,8 @@ def test_it_goes_on_where_it_was_stopped(student, prompts, tmp_path, monkeypatch
 
 def test_a_student_in_bfloat16_keeps_what_its_class_keeps_in_float32(tmp_path):
     folder = write_pipeline("wan", tmp_path / "pipeline")
-    whole, _ = prompt_generation.assemble(str(folder / "transformer"), str(folder), "bf16")
-    dtypes = {name: parameter.dtype for name, parameter in whole.transformer.named_parameters()}
+    student = prompt_generation._student(folder / "transformer", torch.bfloat16)
+    dtypes = {name: parameter.dtype for name, parameter in student.named_parameters()}
     assert dtypes["scale_shift_table"] == torch.float32
     assert dtypes["proj_out.weight"] == torch.bfloat16
 
