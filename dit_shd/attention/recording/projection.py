@@ -112,7 +112,7 @@ class ParameterProjection(OwnedProjection):
         weight = weight if self.transposed else weight.t()
         if weight.ndim != 2 or len(weight) < self.first + heads * width:
             return f"the weight of {self.name} has another shape than in the first forward: {list(weight.shape)}"
-        return _split(weight[self.first : self.first + heads * width], heads, width)
+        return weight[self.first : self.first + heads * width].unflatten(0, (heads, width))
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +159,7 @@ class ModuleProjection(Projection):
 
     def by_head(self, heads: int, width: int) -> Tensor | str:
         weights = self.weights(heads * width)
-        return weights if isinstance(weights, str) else _split(weights, heads, width)
+        return weights if isinstance(weights, str) else weights.unflatten(0, (heads, width))
 
     def weights(self, k: int) -> Tensor | str:
         """W^O [k,e], or why it cannot be had."""
@@ -186,7 +186,7 @@ class FunctionProjection(OwnedProjection):
         if weight is None:
             return f"the weight of {self.name} is not there any more"
         try:
-            return _split(self.evaluate(weight, self.first, heads * width), heads, width)
+            return self.evaluate(weight, self.first, heads * width).unflatten(0, (heads, width))
         except Exception as error:
             return f"{self.name} could not be asked for its weights: {error}"
 
@@ -245,7 +245,7 @@ class PassingProjection(Projection):
     def _of(self, taken: list[Tensor | str], heads: int, width: int) -> Tensor | str:
         if not taken:
             return f"the weights of {self.name} are at hand only while it runs, and it was not seen to run"
-        return taken[0] if isinstance(taken[0], str) else _split(taken[0], heads, width)
+        return taken[0] if isinstance(taken[0], str) else taken[0].unflatten(0, (heads, width))
 
 
 def weights_of(product: Product, arrangement: Arrangement, first: int, k: int) -> Tensor | str:
@@ -318,7 +318,3 @@ def _unchanged(sample: Tensor, weight: Tensor | None, name: str) -> bool:
 
 def _diagonal(weight: Tensor) -> Tensor:
     return local(weight.detach()).flatten(1).diagonal()
-
-
-def _split(weight: Tensor, heads: int, width: int) -> Tensor:
-    return weight.unflatten(0, (heads, width))
