@@ -9,7 +9,7 @@ import pytest
 import torch
 from encoded_text import CAPTIONS, encode
 from safetensors.torch import load_file, save_file
-from tiny_pipelines import KINDS, flux, write_pipeline
+from tiny_pipelines import KINDS, OTHERS, flux, write_pipeline
 
 from dit_shd.core import rng
 from dit_shd.core.config import make
@@ -30,7 +30,7 @@ from dit_shd.training.trainer import Trainer
 HEADS = {"z_image": "n_heads"}
 
 
-@pytest.fixture(scope="module", params=list(KINDS))
+@pytest.fixture(scope="module", params=[*KINDS, *OTHERS])
 def kind(request):
     return request.param
 
