@@ -23,7 +23,6 @@ from dit_shd.attention.capture import Captures
 from dit_shd.attention.recording.attach import capture
 from dit_shd.attention.recording.sharded import captured
 from dit_shd.core.errors import UserError
-from dit_shd.distillation.comparison import checked
 from dit_shd.distillation.losses.shd import SHD
 from dit_shd.distillation.records import Layer
 from dit_shd.integrations.trainer_batches import Inputs, WeightedRows, query_rows, teacher_inputs
@@ -168,8 +167,7 @@ class SHDTerm:
 
     def _term(self, student: Captures, teacher: Captures, rows: Tensor) -> Tensor:
         """The weighted sum over the rows that take part."""
-        teacher = checked("teacher", teacher, by_depth=False)
-        student = checked("student", student, by_depth=False)
+        teacher, student = self.loss.checked(teacher, student)
         b, n = rows.shape
         step = int(self.trainer.state.global_step)
         batch = WeightedRows("plain", step, torch.arange(b), rows.float() * (b * n))

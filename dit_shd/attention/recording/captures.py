@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dit_shd.attention.capture import Capture
+from dit_shd.attention.capture import Capture, layer_of
 from dit_shd.attention.recording import discovery, knowledge
 from dit_shd.attention.recording.instrument import plain_class, recorded, token_places, tokens_of, watched_later
 from dit_shd.attention.recording.joint import Biases, Tokens, sections
@@ -295,7 +295,8 @@ class Recording(LastForward):
     def skipped(self) -> list[str]:
         """Wanted layers that did not run in the last forward, where others of their kind did."""
         idle = self._sites.idle if self.selection.layers is None else ()
-        return [*(n for n in self._sites if n in self._chosen and not self.recorders[n].count), *idle]
+        ran = {layer_of(name) for name in self._shapes}
+        return [*(n for n in self._sites if n in self._chosen and n not in ran), *idle]
 
     @property
     def why_empty(self) -> str:

@@ -145,7 +145,7 @@ class SHD(LayerLoss):
         Raises:
             UserError: No captures, more student heads than teacher heads, other token counts, layers that do not map.
         """
-        teacher, student = self._checked(teacher, student)
+        teacher, student = self.checked(teacher, student)
         check_graphs(teacher, student)
         self._row_weight = row_weight
         try:
@@ -157,7 +157,8 @@ class SHD(LayerLoss):
         self._unchecked = False
         return pairs.term()
 
-    def _checked(self, teacher: Captures, student: Captures) -> tuple[Captures, Captures]:
+    def checked(self, teacher: Captures, student: Captures) -> tuple[Captures, Captures]:
+        """The captures of two forwards, which are refused if they are anything else, or layers are missing."""
         by_depth = self.layers in ("sections", "proportional")
         return checked("teacher", teacher, by_depth), checked("student", student, by_depth)
 
@@ -258,7 +259,7 @@ class SHD(LayerLoss):
         return total
 
     def calibrate(self, teacher: Captures, student: Captures, batch: Batch | None = None) -> None:
-        teacher, student = self._checked(teacher, student)
+        teacher, student = self.checked(teacher, student)
         for layer, s, t in self._pairs(teacher, student):
             self.squeezer.add(layer, t, s.heads, None if batch is None else batch.row_weight(t.shape[2]))
 

@@ -139,6 +139,22 @@ def test_layers_that_are_skipped_are_not_paired_by_their_depth():
     assert SHD()(t, s) > 0
 
 
+class WithHead(Net):
+    def score(self, x):
+        return x.mean(1)
+
+
+def test_a_method_without_attention_that_is_called_after_the_forward_skips_no_layers():
+    """As TRL's SFTTrainer calls one of the backbone before its loss is taken."""
+    teacher, student = WithHead(depth=2).eval(), WithHead(depth=2, heads=2)
+    for _ in range(3):
+        with capture(teacher) as t, capture(student) as s:
+            with torch.no_grad():
+                teacher(inputs())
+            student.score(student(inputs()))
+        assert s.skipped == [] and SHD()(t, s) > 0
+
+
 class OnlyInTraining(Net):
     def forward(self, x):
         x = super().forward(x)
