@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from dit_shd.core.yaml_files import override, parse_yaml
 TEXTS = [form.format(WORDS[kind]) for form in ("{}", "[{}, ...]") for kind in ("str", "Path", "Place")]
 """Kinds of keys whose values are text."""
 ASSIGNMENT = re.compile(r"[A-Za-z_][\w.]*=")
+_log = logging.getLogger("dit_shd")
 
 
 @dataclass
@@ -73,19 +75,17 @@ def split(words: Sequence[str]) -> Line:
 
 
 def values_of(line: Line, command: Specification) -> dict[str, Any]:
-    """The values of a command's keys, from its words and key=value.
+    """The values of a command's keys, from its words and key=value, of which the last of a key counts.
 
     Raises:
-        UserError: Flags, missing or unexpected words, text that is no YAML, or keys that the command does not have or
-            that are given twice.
+        UserError: Flags, missing or unexpected words, text that is no YAML, or keys that the command does not have.
     """
     if line.flags:
         raise foreign_words.flag(line.flags[0], command)
-    keys = [word.partition("=")[0] for word in line.assignments]
-    twice = next((key for key in keys if keys.count(key) > 1), None)
-    if twice is not None:
-        words = [word for word in line.assignments if word.startswith(f"{twice}=")]
-        raise UserError(f"{twice}: wanted one value, found {' and '.join(words)}")
+    for key in dict.fromkeys(word.partition("=")[0] for word in line.assignments):
+        words = [word for word in line.assignments if word.startswith(f"{key}=")]
+        if len(words) > 1:  # as in a script that ends in "$@"
+            _log.warning("%s: given %d times; %s is taken", key, len(words), words[-1])
     values = _named(line, command)
     where = "config" if "" in command.words else command.name
     kinds = {key.name: key.kind.removesuffix(" | null") for key in command.keys}

@@ -38,10 +38,11 @@ def test_a_word_may_be_given_by_its_key():
             values("evaluate", *words)
 
 
-def test_a_key_is_given_once():
-    """The last was taken without a word; inside of a mapping, YAML refuses it."""
-    with pytest.raises(UserError, match=r"^steps: wanted one value, found steps=3 and steps=4$"):
-        values("sample", "run", "steps=3", "count=2", "steps=4")
+def test_of_a_key_that_is_given_twice_the_last_counts_and_it_is_said(caplog):
+    """As a script has it that puts what it is given behind its defaults."""
+    found = values("sample", "run", "steps=3", "count=2", "steps=4")
+    assert (found["steps"], found["count"]) == (4, 2)
+    assert caplog.messages == ["steps: given 2 times; steps=4 is taken"]
 
 
 def test_text_may_have_a_colon():
