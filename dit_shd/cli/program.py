@@ -24,7 +24,7 @@ from dit_shd.core.memory import is_out_of_memory, memory_line
 from dit_shd.core.places import check_values
 from dit_shd.core.signals import Stopped, terminable
 
-RESUMED = ("train", "sample", "encode", "demo", "study")
+RESUMED = ("train", "sample", "encode", "demo", "study", "plot")
 """Commands that save their work as they go."""
 GOES_ON, ENDS = "the same command goes on from what is saved", "what it had not written is lost"
 

@@ -21,6 +21,7 @@ INDEX = "model_index.json"
 ENCODERS = ("text_encoder", "tokenizer")
 """What names of the components begin with that make embeddings of prompts."""
 WEIGHTS = ".safetensors"
+OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".onnx_data")
 WORDS = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "spiece.model", "chat_template.jinja")
 """Files of a tokenizer that decide on tokens."""
 
@@ -124,6 +125,12 @@ def weight_files(folder: Path) -> list[Path]:
     """A folder's safetensors files that are opened: no variant, as model.fp16.safetensors, where there are others."""
     files = sorted(path for path in folder.iterdir() if path.name.endswith(WEIGHTS))
     return [path for path in files if "." not in path.name.removesuffix(WEIGHTS)] or files
+
+
+def unopened(folder: str, names: list[str]) -> list[str]:
+    """The names in a folder of weights that nobody opens: pickles, those of other frameworks, variants."""
+    opened = {path.name for path in weight_files(Path(folder))}
+    return [name for name in names if name.endswith((WEIGHTS, *OTHER_WEIGHTS)) and name not in opened]
 
 
 def _tensors(folder: Path) -> list[str]:

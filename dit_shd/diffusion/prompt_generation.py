@@ -32,6 +32,7 @@ from dit_shd.data.pipeline_record import (
     read_record,
     text_digest,
     text_parts,
+    unopened,
     weight_files,
 )
 from dit_shd.diffusion.adapters import MAX_TOKENS, Adapter, adapter_of, by_class, settings_of
@@ -210,7 +211,7 @@ def write_pipeline(pipeline: "DiffusionPipeline", run: str, folder: Path) -> Non
     for part in text_parts(Path(pipeline.name_or_path)):
         if not part.name.startswith("text_encoder") or weight_files(part):
             shutil.rmtree(folder / part.name, ignore_errors=True)
-            shutil.copytree(part, folder / part.name)
+            shutil.copytree(part, folder / part.name, ignore=unopened)
     student = _folder(run)
     card = None if student is None else student / CARD
     if card is not None and card.is_file():
@@ -247,10 +248,12 @@ def _guided(pipeline: "DiffusionPipeline", record: PipelineRecord, given: dict[s
     scale = given[GUIDANCE]
     if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 <= scale < math.inf:
         raise UserError(f"guidance: wanted 0 or more, found {scale}")
-    adapter = _adapter(record)
+    adapter, settings = _adapter(record), settings_of(pipeline.transformer)
     if adapter is None:
         return {"guidance_scale": scale}
-    return adapter.guidance_arguments(settings_of(pipeline.transformer), scale)
+    if scale < 1 and not settings.get("guidance_embeds"):
+        raise UserError(f"guidance: wanted 1, for none, or more (pipelines do not guide below), found {scale}")
+    return adapter.guidance_arguments(settings, scale)
 
 
 @torch.no_grad()
@@ -280,7 +283,8 @@ def draw(
     except (ValueError, TypeError, AssertionError, LookupError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise
-        raise UserError(f"call: {type(pipeline).__name__} fails on it ({error_line(error, 200)})") from error
+        where = "call: " if isinstance(error, (ValueError, TypeError)) else ""
+        raise UserError(f"{where}{type(pipeline).__name__} fails ({error_line(error, 200)})") from error
     if not np.isfinite(images).all():
         raise UserError(f"sampling images {indices[0]}..{indices[-1]}: the pipeline's images are not finite")
     return (np.asarray(images) * 255).round().astype(np.uint8)

@@ -97,11 +97,6 @@ class Loss(nn.Module, ABC):
         """Whether its schedule has come to 0 for good, and it need not be computed any more."""
         return ended(self.weight, step)
 
-    @property
-    def end(self) -> int | None:
-        """The step from which it is not computed any more, if there is one."""
-        return next((step for step in self.weight if self.ended(step)), None)
-
     def heaviest(self, steps: int) -> float:
         """The largest factor in a run of so many steps: a piecewise linear function has it at a node or an end."""
         return max(self.weight_at(step) for step in (0, steps - 1, *self.weight) if step < steps)

@@ -75,3 +75,8 @@ def at_step(points: dict[int, float], step: int) -> float:
 def ended(points: dict[int, float], step: int) -> bool:
     """Whether a schedule that was above 0 is 0 from a step on, for good."""
     return any(points.values()) and not any(at_step(points, later) for later in (step, *points) if later >= step)
+
+
+def end_of(points: dict[int, float]) -> int | None:
+    """The step from which a schedule has ended, if there is one."""
+    return next((step for step in points if ended(points, step)), None)

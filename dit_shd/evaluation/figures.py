@@ -1,10 +1,10 @@
 """Figures of images from Python: `evaluate(samples, reference=...)`, which a notebook shows as a table."""
 
 import html
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 from torch import Tensor
@@ -16,8 +16,9 @@ from dit_shd.evaluation import results
 from dit_shd.evaluation.evaluate import EvaluateConfig
 from dit_shd.evaluation.evaluate import evaluate as evaluate_files
 from dit_shd.evaluation.extraction import find_device
+from dit_shd.evaluation.feature_set import FeatureSet
 from dit_shd.evaluation.features import build_network
-from dit_shd.evaluation.reference import open_reference
+from dit_shd.evaluation.reference import Reference, open_reference
 from dit_shd.evaluation.scoring import score
 
 
@@ -60,8 +61,8 @@ class Figures(Mapping[str, float]):
 
 
 def evaluate(
-    samples: np.ndarray | Tensor | HasImages | str | Path | Sequence[str | Path],
-    reference: np.ndarray | Tensor | HasImages | str | Path,
+    samples: np.ndarray | Tensor | HasImages | str | Path | Iterable[str | Path],
+    reference: np.ndarray | Tensor | HasImages | FeatureSet | Reference | str | Path,
     features: str | Mapping[str, Any] = "inception",
     **options: Any,
 ) -> Figures:
@@ -73,7 +74,7 @@ def evaluate(
     Args:
         samples: Images uint8 [n,y,x,c], what `dit_shd.sample` returned, or a file, folder or dataset of images, or
             several.
-        reference: Images of the same kind, or whatever `dit-shd evaluate` takes.
+        reference: Images of the same kind, whatever `dit-shd evaluate` takes, or, for arrays, what `score` takes.
         features: The feature network, a plug-in's name or {name: ..., key: value}.
         options: Of files any key of EvaluateConfig (seeds, resamples, force, ...); of arrays metrics and batch_size.
 
@@ -85,7 +86,7 @@ def evaluate(
     """
     images, truth = _pixels(samples), _pixels(reference)
     if not isinstance(images, (np.ndarray, Tensor)):
-        places = [_place(place) for place in (samples if isinstance(samples, (list, tuple)) else [samples])]
+        places = [_place(place) for place in (images if _several(images) else [images])]
         keys = {
             "samples": places,
             "reference": _place(truth, "reference"),
@@ -102,7 +103,7 @@ def evaluate(
             "and evaluate that"
         )
     network = build_network(Plugin.from_value(features, "features")).to(find_device("auto"))
-    if not isinstance(truth, (np.ndarray, Tensor)):
+    if not isinstance(truth, (np.ndarray, Tensor, FeatureSet, Reference)):
         truth = open_reference(_place(truth, "reference"), "reference")
     figures = score(images, truth, network, **options)
     return Figures(
@@ -114,6 +115,10 @@ def _pixels(images: object) -> object:
     """The array of what has one; anything else as it is."""
     array = getattr(images, "images", None)
     return array if isinstance(array, (np.ndarray, Tensor)) else images
+
+
+def _several(places: object) -> TypeGuard[Iterable[object]]:
+    return isinstance(places, Iterable) and not isinstance(places, str)
 
 
 def _place(value: object, name: str = "samples") -> str:

@@ -11,6 +11,7 @@ import numpy as np
 
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import write_text
+from dit_shd.core.json_files import read_object
 from dit_shd.data.image_sets import ImageSet, settings_file
 from dit_shd.evaluation.features import FeatureNetwork
 
@@ -115,7 +116,8 @@ def check_before(out: Path, record: dict[str, Any], force: bool) -> None:
     """
     _check_file(out)
     for run in record.get("runs", [record]):
-        if out.absolute() == settings_file(Path(run["samples"]["path"])):
+        there = read_object(out) if out.absolute() == settings_file(Path(run["samples"]["path"])) else None
+        if there is not None and "figures" not in there:
             raise UserError(
                 f"out={out}: there stand the settings that {run['samples']['path']} was sampled with; choose another "
                 "out=FILE"

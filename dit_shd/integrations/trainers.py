@@ -134,6 +134,8 @@ class SHDTerm:
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 (as the trainer's)
         """The trainer's, which draws the micro batches of an optimizer step; their rows are counted."""
         drawn = self._get_batch_samples(*args, **kwargs)
+        if self.loss.ended(int(self.trainer.state.global_step)):
+            return drawn
         labelled = [x for x in drawn[0] if isinstance(x, Mapping) and x.get("labels") is not None]  # others are texts
         self._expected = deque(query_rows(dict(x), self.prompt_rows) for x in labelled)
         count = torch.tensor(float(sum(int(rows.sum()) for rows in self._expected)), device=self.trainer.args.device)

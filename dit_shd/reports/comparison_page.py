@@ -1,6 +1,7 @@
 """The page of several evaluations: cost of the models beside quality of their images."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -96,13 +97,14 @@ def same_images(files: list[str], names: list[str], records: list[dict[str, Any]
     absent: list[str] = []
     for name, file, record in zip(names, files, records):
         entry = about_result(record)
-        samples = _samples(entry, Path(file).parent)
-        if samples is None:
-            absent.append(f"{name} ({entry['path']})")
-        elif [*samples.shape] == [entry["n"], *entry["shape"]] and samples.sha256() == entry["sha256"]:
-            sets[name] = samples
-        else:
+        opened = _opened(entry, Path(file).parent)
+        same = next((samples for samples in opened if _is_of(samples, entry)), None)
+        if same is not None:
+            sets[name] = same
+        elif opened:
             others.append(name)
+        else:
+            absent.append(f"{name} ({entry['path']})")
     missing = f" Other images are in the file of {', '.join(others)} now than were evaluated." if others else ""
     missing += f" No images are there any more of {', '.join(absent)}." if absent else ""
     if not sets:
@@ -117,14 +119,18 @@ def same_images(files: list[str], names: list[str], records: list[dict[str, Any]
     return section("Images", paragraph(words + missing), side_by_side(grids))
 
 
-def _samples(entry: Mapping[str, Any], folder: Path) -> ImageSet | None:
-    """The images of a record: where its evaluation had them, else beside its file, as from another working folder."""
+def _opened(entry: Mapping[str, Any], folder: Path) -> list[ImageSet]:
+    """What is at the place of a record's images, and beside the record, as from another working folder."""
+    opened: list[ImageSet] = []
     for place in (entry["path"], str(folder / Path(entry["path"]).name)):
-        try:
-            return open_images(place, "samples")
-        except UserError:
-            continue
-    return None
+        with suppress(UserError):
+            opened.append(open_images(place, "samples"))
+    return opened
+
+
+def _is_of(samples: ImageSet, entry: Mapping[str, Any]) -> bool:
+    """Whether these are the images of a record."""
+    return [*samples.shape] == [entry["n"], *entry["shape"]] and samples.sha256() == entry["sha256"]
 
 
 def shared_classes(sets: Sequence[ImageSet]) -> list[int]:

@@ -46,8 +46,8 @@ class CellResult:
     cpu_seconds: dict[str, float] = field(default_factory=dict)
     memory_mib: float = 0.0
     """The largest resident memory of a command; see Usage."""
-    curve: dict[str, list[float]] = field(default_factory=dict)
-    """Term -> its values at curve["step"]."""
+    curve: dict[str, list[float | None]] = field(default_factory=dict)
+    """Term -> its values at curve["step"]; None where it has none."""
     versions: dict[str, str] = field(default_factory=dict)
     finished: str = ""
     """Date and time, UTC."""
@@ -96,7 +96,7 @@ def json_lines(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
-def rounded(value: float) -> float:
+def rounded(value: float | None) -> float | None:
     """A point of a curve as it is kept: four digits."""
     return float(f"{value:.4g}") if isinstance(value, float) else value
 

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from dit_shd.core.errors import UserError
+from dit_shd.distillation.schedule import end_of
 from dit_shd.distillation.teachers import Teachers
 from dit_shd.profiling.flops import step_operations
 from dit_shd.profiling.hardware import known_peak
@@ -106,7 +107,7 @@ def throughput(
     total = None if peak is None else peak * accelerator.num_processes
     try:
         step = step_shape(config, images)
-        ends = {loss.end for loss in step.losses if loss.end is not None}
+        ends = {end for loss in step.losses if (end := end_of(loss.weight)) is not None and end < config.steps}
         operations = {first: step_operations(step, student, teachers, first).total for first in (0, *ends)}
     except UserError as error:
         _log.info("operations and utilisation are not logged: %s", error)

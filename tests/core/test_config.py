@@ -120,8 +120,8 @@ def test_the_command_line_gives_back_the_values_it_was_written_of():
 
 
 def test_what_is_not_a_default():
-    values = resolve(make(SampleConfig, {"steps": 7, "labels": [3], "call": {"guidance_scale": 2}}))
-    assert changed(SampleConfig, values) == {"steps": 7, "labels": [3], "call": {"guidance_scale": 2}}
+    values = resolve(make(SampleConfig, {"prompts": "a.txt", "count": 3, "call": {"guidance_scale": 2}}))
+    assert changed(SampleConfig, values) == {"prompts": "a.txt", "count": 3, "call": {"guidance_scale": 2}}
     assert words_of({"features": {"name": "digits"}, "call": {"a": None}}) == ["features=digits", "call={a: null}"]
 
 

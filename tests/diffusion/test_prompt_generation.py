@@ -130,7 +130,7 @@ def test_bad_input(student, pipeline, prompts, tmp_path):
         sample_prompts(config(student, prompts, out, call={"num_steps": 3}))
     with pytest.raises(UserError, match="solver: is for class-conditional models"):
         config(student, prompts, out, solver="euler")
-    with pytest.raises(UserError, match=r"call: StableDiffusion3Pipeline fails on it \(tuple index out of range\)"):
+    with pytest.raises(UserError, match=r"StableDiffusion3Pipeline fails \(tuple index out of range\)"):
         sample_prompts(config(student, prompts, out, call={"clip_skip": 9}))
     (tmp_path / "empty.txt").write_text("\n\n")
     with pytest.raises(UserError, match="wanted a prompt a line, found none"):
@@ -167,6 +167,16 @@ def test_every_pipeline_draws(kind, tmp_path, prompts):
     call |= {"use_resolution_binning": False} if kind in ("pixart", "sana", "hunyuan_dit") else {}
     out = sample_prompts(make(SampleConfig, {"run": str(folder), "prompts": str(prompts), "call": call, "count": 2}))
     assert np.load(out)["arr_0"].shape[0] == 2
+
+
+def test_a_flux_that_is_not_distilled_for_guidance_is_guided_by_a_second_run(tmp_path):
+    whole, record = prompt_generation.assemble(str(write_pipeline("flux", tmp_path / "pipeline")), None)
+    assert prompt_generation.call_arguments(whole, record, {"guidance": 0.5})["guidance_scale"] == 0.5
+    whole.transformer.register_to_config(guidance_embeds=False)
+    call = prompt_generation.call_arguments(whole, record, {"guidance": 4})
+    assert (call["true_cfg_scale"], call["negative_prompt"]) == (4, "")
+    with pytest.raises(UserError, match=r"guidance: wanted 1, for none, or more .*, found 0.5"):
+        prompt_generation.call_arguments(whole, record, {"guidance": 0.5})
 
 
 @pytest.mark.parametrize("kind", ["z_image", "qwen_image"])

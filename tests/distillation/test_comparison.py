@@ -74,6 +74,7 @@ def test_an_ended_schedule_costs_nothing_and_its_zero_can_be_differentiated(monk
     value = loss(*captures(), step=10)
     value.backward()
     assert value == 0
+    assert loss({}, {}, step=10) == 0, "a script that captures nothing any more"
 
 
 @pytest.mark.parametrize("grad", [True, False])

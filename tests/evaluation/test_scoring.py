@@ -80,6 +80,9 @@ def test_a_script_scores_what_it_sampled_by_the_metrics_it_names():
     assert dict(figures) == score(samples, reference, DigitsFeatures(), ["frechet"])
     mirrored = evaluate(samples, reference=Samples(reference, sampled.labels), features="digits", metrics=["frechet"])
     assert dict(mirrored) == dict(figures)
+    prepared = extract_features(DigitsFeatures(), ArrayImages(reference, "x"))
+    again = evaluate(samples, reference=prepared, features="digits", metrics=["frechet"])
+    assert dict(again) == dict(figures)
     options = [{"name": "kid", "subset_size": 20, "subsets": 3}]
     assert "KID(digits)" in evaluate(sampled, reference=reference, features="digits", metrics=options)
     with pytest.raises(UserError, match="metrics: wanted a list, found 'frechet'"):

@@ -7,6 +7,7 @@ from dit_shd.cli.specification import specification
 from dit_shd.core.config import make
 from dit_shd.diffusion.sample_config import SampleConfig
 from dit_shd.evaluation.evaluate import EvaluateConfig
+from dit_shd.reports.figures.study import curve_charts
 from dit_shd.study.cell_run import stages_of, thinned
 from dit_shd.study.design import Cell, Study
 
@@ -62,3 +63,15 @@ def test_a_thinned_curve_ends_with_the_last_line(lines, kept):
     assert len(curve.get("step", [])) == kept
     assert not lines or curve["step"][-1] == lines
     assert curve.keys() == ({"step", "plain/noise"} if lines else set())
+
+
+def test_the_curve_of_a_loss_that_has_ended_is_kept_and_drawn_to_its_end():
+    """Also where a step was left out, which has no terms."""
+    lines = [{"step": i, "plain/noise": 1.0} | ({"plain/shd": 2.0} if i < 3 else {}) for i in range(1, 5)]
+    lines[0].pop("plain/noise")
+    curve = thinned(lines)
+    assert curve == {
+        "step": [1, 2, 3, 4], "plain/noise": [None, 1.0, 1.0, 1.0], "plain/shd": [2.0, 2.0, None, None]
+    }  # fmt: skip
+    noise, shd = curve_charts({"shd": [curve, curve]})
+    assert "nan" not in noise.svg() + shd.svg()

@@ -211,11 +211,6 @@ class Adapter(ABC):
         return TextCondition.of(encoded[0], encoded[1])
 
 
-def rescaled(combined: Tensor, conditional: Tensor) -> Tensor:
-    """The first with the norms of the second along the last axis."""
-    return combined * (conditional.norm(dim=-1, keepdim=True) / combined.norm(dim=-1, keepdim=True).clamp(min=1e-12))
-
-
 def computed_in(model: nn.Module) -> torch.dtype:
     """The precision that a model is given its inputs in: diffusers', which leaves out what stays in float32."""
     dtype: Any = getattr(model, "dtype", None)

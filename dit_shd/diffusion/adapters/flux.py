@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from dit_shd.data.text_condition import TextCondition
 from dit_shd.diffusion import packing
 from dit_shd.diffusion.adapters import Adapter
+from dit_shd.diffusion.pipeline_guidance import true_guidance
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -43,6 +44,9 @@ class Flux(Adapter):
             "img_ids": packing.places(x),
             "txt_ids": x.new_zeros(text.tokens, 3),
         }
+
+    def guidance_arguments(self, settings: Mapping[str, Any], scale: float) -> dict[str, Any]:
+        return true_guidance(settings, scale)
 
     def prediction(self, output: Tensor, x: Tensor) -> Tensor:
         return packing.unpack(output, x)

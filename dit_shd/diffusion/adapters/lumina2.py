@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from dit_shd.data.text_condition import TextCondition
-from dit_shd.diffusion.adapters import Adapter, Template, encode_prompt, rescaled, settings_of
+from dit_shd.diffusion.adapters import Adapter, Template, encode_prompt, settings_of
+from dit_shd.diffusion.pipeline_guidance import rescaled
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

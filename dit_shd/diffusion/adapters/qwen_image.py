@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from dit_shd.core.errors import UserError
 from dit_shd.data.text_condition import TextCondition
 from dit_shd.diffusion import packing
-from dit_shd.diffusion.adapters import Adapter, rescaled, settings_of
+from dit_shd.diffusion.adapters import Adapter, settings_of
+from dit_shd.diffusion.pipeline_guidance import rescaled, true_guidance
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -57,10 +58,7 @@ class QwenImage(Adapter):
         return packing.unpack(output, x)
 
     def guidance_arguments(self, settings: Mapping[str, Any], scale: float) -> dict[str, Any]:
-        """The pipeline guides where it is given a negative prompt; its guidance_scale is for distilled models alone."""
-        if settings.get("guidance_embeds"):
-            return {"guidance_scale": scale}
-        return {"true_cfg_scale": scale, **({"negative_prompt": ""} if scale > 1 else {})}
+        return true_guidance(settings, scale)
 
     def guided(self, combined: Tensor, conditional: Tensor) -> Tensor:
         """With the norm of the conditional prediction in each of its tokens."""

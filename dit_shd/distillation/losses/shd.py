@@ -128,7 +128,8 @@ class SHD(LayerLoss):
         if step is None and set(self.weight) != {0}:
             raise UserError("SHD: the weight follows a schedule; give the step: loss(teacher, student, step=step)")
         if self.ended(step or 0):
-            return torch.zeros((), device=next(iter(student.values())).query.device, requires_grad=True)
+            device = next((capture.query.device for capture in student.values()), None)
+            return torch.zeros((), device=device, requires_grad=True)
         value = self.divergence(teacher, student, row_weight).value.mean()
         if torch.is_grad_enabled() and not any(x.requires_grad for c in student.values() for x in (c.query, c.key)):
             warn_of_no_graph()

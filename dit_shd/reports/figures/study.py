@@ -1,6 +1,6 @@
 """Variants over their seeds: dots, curves, cost against quality."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -9,8 +9,8 @@ from dit_shd.reports.tables import number
 
 Dots = Mapping[str, Mapping[int, float]]
 """Variant -> seed -> value."""
-Curve = Mapping[str, Sequence[float]]
-"""Term -> its values at curve["step"]."""
+Curve = Mapping[str, Sequence[float | None]]
+"""Term -> its values at curve["step"], None where it has none."""
 TERMS = 6
 """Largest number of terms drawn."""
 PLACES = 34
@@ -37,16 +37,24 @@ def curve_charts(curves: Mapping[str, Sequence[Curve]]) -> list[Chart]:
     drawn = []
     for term in _terms(curves):
         logged = {v: [run for run in runs if term in run] for v, runs in curves.items()}
-        values = [value for runs in logged.values() for run in runs for value in run[term]]
-        steps = [step for runs in logged.values() for run in runs for step in run["step"]]
+        values = [value for runs in logged.values() for run in runs for value in run[term] if value is not None]
+        steps = [step for runs in logged.values() for run in runs for step in run["step"] if step is not None]
         chart = Chart(term, Axis("training step", 0, max(steps, default=1)), Axis.around("", values, log=True))
         for i, (variant, runs) in enumerate(logged.items()):
             for run in runs:
-                chart.line(run["step"], run[term], f"{series_css(i)} faint")
+                chart.line(*_points(run["step"], run[term]), f"{series_css(i)} faint")
             if runs and len({len(run[term]) for run in runs}) == 1:
-                chart.line(runs[0]["step"], np.mean([run[term] for run in runs], axis=0), series_css(i), variant)
+                mean = np.mean(np.array([run[term] for run in runs], dtype=float), axis=0)
+                chart.line(*_points(runs[0]["step"], mean), series_css(i), variant)
         drawn.append(chart)
     return drawn
+
+
+def _points(steps: Sequence[float | None], values: Iterable[float | None]) -> tuple[list[float], list[float]]:
+    """The points of a line that has values: not of a loss that has ended, nor of a step that was left out."""
+    points = [(step, value) for step, value in zip(steps, values) if step is not None and value is not None]
+    known = [(step, value) for step, value in points if not np.isnan(value)]
+    return [step for step, _ in known], [value for _, value in known]
 
 
 def _terms(curves: Mapping[str, Sequence[Curve]]) -> list[str]:

@@ -66,8 +66,11 @@ def test_images_of_other_weights_are_not_shown_beside_old_figures(two, tmp_path)
     assert "Other images are in the file of student now than were evaluated." in words_of(page)
 
 
-def test_images_are_found_from_another_folder_or_said_to_be_gone(two, tmp_path):
-    """Records hold paths as evaluate was given them."""
+def test_images_are_found_from_another_folder_or_said_to_be_gone(two, tmp_path, monkeypatch):
+    """Records hold paths as evaluate was given them, at which other images may lie here."""
+    monkeypatch.chdir(tmp_path)
+    Path("elsewhere").mkdir()
+    np.savez("elsewhere/student.npz", pictures(40, seed=10))
     for file in two:
         record = json.loads(Path(file).read_text())
         record["samples"]["path"] = f"elsewhere/{Path(record['samples']['path']).name}"
@@ -75,6 +78,7 @@ def test_images_are_found_from_another_folder_or_said_to_be_gone(two, tmp_path):
     compared(two, tmp_path, cost=False)
     assert len(images_of((tmp_path / "page.html").read_text(encoding="utf-8"))) == 2
     (Path(two[1]).parent / "student.npz").unlink()
+    Path("elsewhere/student.npz").unlink()
     compared(two, tmp_path, cost=False, force=True)
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert len(images_of(page)) == 1
