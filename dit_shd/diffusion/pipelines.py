@@ -211,16 +211,24 @@ def open_pipeline(
             not installed.
     """
     require(("transformers",), "pipelines", "a text-to-image pipeline")
-    require_cleaners(str(read_index(folder)["_class_name"]))
-    from diffusers import DiffusionPipeline
+    name = str(read_index(folder)["_class_name"])
+    require_cleaners(name)
+    import diffusers
 
+    # By its own class: DiffusionPipeline leaves out what is given of a component that the class calls optional.
+    known: Any = getattr(diffusers, name, None)
+    is_pipeline = isinstance(known, type) and issubclass(known, diffusers.DiffusionPipeline)
+    opened_by = known if is_pipeline else diffusers.DiffusionPipeline
     with quiet():
         try:
-            pipeline = DiffusionPipeline.from_pretrained(
+            pipeline = opened_by.from_pretrained(
                 str(folder), torch_dtype=dtype, use_safetensors=True, local_files_only=True, **components
             )
         except Exception as error:  # of several libraries, for a folder that may be wrong in any way
             raise UserError(f"pipeline: {folder} cannot be read ({error_line(error, 200)})") from error
+    other = next((key for key, part in components.items() if getattr(pipeline, key, None) is not part), None)
+    if other is not None:
+        raise UserError(f"pipeline: a {name} of {folder} does not take the {other} that it is given")
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

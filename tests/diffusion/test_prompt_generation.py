@@ -159,6 +159,20 @@ def test_the_mark_that_windows_puts_before_a_text_is_in_no_prompt(tmp_path):
     assert prompt_generation.read_prompts(tmp_path / "prompts.txt") == ["a nine", "a zero"]
 
 
+@pytest.mark.parametrize("kind", [*KINDS, *OTHERS])
+def test_a_student_is_what_is_drawn_from(kind, tmp_path):
+    """Of Wan, whose pipeline calls its transformer optional, all images were the teacher's."""
+    place = write_pipeline(kind, tmp_path / "pipeline")
+    transformer = open_pipeline(place).transformer
+    with torch.no_grad():
+        for parameter in transformer.parameters():
+            parameter.add_(1.0)
+    transformer.save_pretrained(tmp_path / "student")
+    whole, _ = assemble(str(tmp_path / "student"), str(place))
+    wanted = dict(transformer.named_parameters())
+    assert all(torch.equal(parameter, wanted[name]) for name, parameter in whole.transformer.named_parameters())
+
+
 @pytest.mark.parametrize("kind", [kind for kind in [*KINDS, *OTHERS] if kind != "sd3"])
 def test_every_pipeline_draws(kind, tmp_path, prompts):
     folder = write_pipeline(kind, tmp_path / "pipeline")
