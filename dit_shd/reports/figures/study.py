@@ -52,9 +52,9 @@ def curve_charts(curves: Mapping[str, Sequence[Curve]]) -> list[Chart]:
 
 def _points(steps: Sequence[float | None], values: Iterable[float | None]) -> tuple[list[float], list[float]]:
     """The points of a line that has values: not of a loss that has ended, nor of a step that was left out."""
-    points = [(step, value) for step, value in zip(steps, values) if step is not None and value is not None]
-    known = [(step, value) for step, value in points if not np.isnan(value)]
-    return [step for step, _ in known], [value for _, value in known]
+    points = np.array([*zip(steps, values)], dtype=float).reshape(-1, 2)  # None becomes NaN
+    known = points[~np.isnan(points).any(1)]
+    return known[:, 0].tolist(), known[:, 1].tolist()
 
 
 def _terms(curves: Mapping[str, Sequence[Curve]]) -> list[str]:
