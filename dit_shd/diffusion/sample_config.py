@@ -102,8 +102,8 @@ class SampleConfig:
             for key in OF_PROMPTS:
                 if values.get(key):
                     raise UserError(
-                        f"{key}: is of text-to-image models, which are sampled with prompts=FILE; leave it out, or give "
-                        "prompts= (a class-conditional model takes steps=, guidance=, solver=)"
+                        f"{key}: is of text-to-image models, sampled with prompts=FILE; leave it out, or give prompts= "
+                        "(a class-conditional model takes steps=, guidance=, solver=)"
                     )
             return values
         for key in OF_CLASSES:
