@@ -40,7 +40,7 @@ class PerplexityConfig:
         "text: {name: text, path: ..., split: all or validation, tokenizer: empty for the first model's own}; empty: "
         "what the models' runs held out",
     )
-    separate: bool | None = option(None, "packed documents do not attend to each other; empty: as the run has it")
+    separate: bool | None = option(None, "packed documents do not attend to each other; empty: as the runs have it")
     sequences: int | None = option(None, "of the text, evenly spread; empty: all", range=(1, 1e9))
     batch_size: int = option(16, "sequences of one forward", range=(1, 1e6))
     out: Path | None = option(None, "a JSON file for the figures; empty for none")
@@ -57,7 +57,7 @@ def perplexities(config: PerplexityConfig) -> dict[str, Figures]:
 
     Raises:
         UserError: No such model, no language model, data without a split, or models of runs that held out different
-            texts.
+            texts or packed them in different ways.
     """
     config = checked(config, "perplexity")
     check_ranges(config)
@@ -78,6 +78,7 @@ def perplexities(config: PerplexityConfig) -> dict[str, Figures]:
             f"models: {config.models[0]} and {different[0]} are of runs on other data or other splits of it, so their "
             "figures are not comparable; say data={name: text, path: ..., split: validation}"
         )
+    _check_one_separation(config)
     data = DATASETS.build(plugins[config.models[0]], "data")
     if not isinstance(data, Text):
         raise UserError(f"data: wanted text, found {', '.join(sorted(data.fields))}")
@@ -161,6 +162,18 @@ def _separate(place: str, config: PerplexityConfig) -> bool:
     task = _run_config(place)[1].get("task")
     known = task.get("separate", True) if isinstance(task, Mapping) else True
     return config.separate if config.separate is not None else bool(known)
+
+
+def _check_one_separation(config: PerplexityConfig) -> None:
+    """Refuse models of which some see the document before and others do not: their figures are of other contexts."""
+    apart = {place: _separate(place, config) for place in config.models}
+    different = [place for place in apart if apart[place] != apart[config.models[0]]]
+    if different:
+        yes, no = sorted([config.models[0], different[0]], key=lambda place: not apart[place])
+        raise UserError(
+            f"models: the run of {yes} keeps packed documents apart and that of {no} does not, so their figures are "
+            "not comparable; say separate=true or separate=false"
+        )
 
 
 def _measured(place: str, data: Text, config: PerplexityConfig) -> Figures:

@@ -9,6 +9,7 @@ from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.teachers import Teachers, by_name, read_teachers
 from dit_shd.models.batch_norms import evaluated_norms
 from dit_shd.models.blocks import blocks
+from dit_shd.models.loading import in_bfloat16
 from dit_shd.models.quantization import counted_bytes, is_quantised, plain_parts
 from dit_shd.profiling import meta
 from dit_shd.profiling.loss_cost import build_losses, loss_costs
@@ -56,7 +57,7 @@ def step_memory(step: StepShape, student: nn.Module, teachers: nn.Module | Teach
     bits = step.teacher_precision if is_quantised(step.teacher_precision) else None
     fewer = None if bits is None else sum(counted_bytes(teacher, bits) for teacher in skeletons.values())
     if step.teacher_precision != "no":
-        skeletons = {name: teacher.bfloat16() for name, teacher in skeletons.items()}
+        skeletons = {name: in_bfloat16(teacher) for name, teacher in skeletons.items()}
     trained = [p for p in distiller.parameters() if p.requires_grad]
     for p in trained:
         p.grad = torch.zeros_like(p)

@@ -79,10 +79,12 @@ def test_documents_are_kept_apart_as_the_run_had_them(tmp_path):
     config = yaml.safe_load((tmp_path / "together" / "config.yaml").read_text())
     config["task"]["separate"] = False
     (tmp_path / "together" / "config.yaml").write_text(yaml.safe_dump(config))
-    apart, joined = perplexities(make(PerplexityConfig, {"models": [run, together]})).values()
+    (apart,), (joined,) = (perplexities(make(PerplexityConfig, {"models": [m]})).values() for m in (run, together))
     assert apart["nats"] != joined["nats"]
-    (forced,) = perplexities(make(PerplexityConfig, {"models": [together], "separate": True})).values()
-    assert forced == apart
+    both = {"models": [together, run]}
+    assert [*perplexities(make(PerplexityConfig, {**both, "separate": True})).values()] == [apart] * 2
+    with pytest.raises(UserError, match=f"the run of {run} keeps .* apart and that of {together} does not"):
+        perplexities(make(PerplexityConfig, both))
 
 
 def test_two_models_of_one_name_are_two_rows(tmp_path, capsys):

@@ -17,6 +17,7 @@ from dit_shd.core.yaml_files import read_yaml
 from dit_shd.models.blocks import blocks
 from dit_shd.models.families.dit import DiT
 from dit_shd.models.families.mdt import MDTv2
+from dit_shd.models.loading import in_bfloat16
 from dit_shd.models.lora import Lora, add_lora
 from dit_shd.profiling import meta
 from dit_shd.profiling.captures import captures_of
@@ -204,6 +205,15 @@ def test_memory_by_count(config, name, states):
     assert found.divided(1) == found.total
     assert found.divided(8) == pytest.approx(of_pass + (found.total - of_pass) / 8, abs=8)
     assert found.replicated == found.total + 4 * weights
+
+
+def test_memory_of_a_teacher_whose_class_keeps_parts_in_float32(config, monkeypatch):
+    """As WanTransformer3DModel does."""
+    student, teacher = small(2, 4), small(4, 4)
+    monkeypatch.setattr(type(teacher), "_keep_in_fp32_modules", ["mlp"], raising=False)
+    low = step_memory(step(make(TrainConfig, {"teacher_precision": "bf16"}), 3), student, teacher)
+    halves, wide = held(small(4, 4).bfloat16()), held(in_bfloat16(teacher))
+    assert low.parts["teacher's weights"] == wide > halves
 
 
 def test_memory_of_large_models(config):
