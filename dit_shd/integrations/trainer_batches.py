@@ -43,16 +43,23 @@ class WeightedRows(Batch):
         return self.weight
 
 
-def query_rows(inputs: Inputs, prompts: bool = False) -> Tensor:
+def is_causal(model: nn.Module) -> bool:
+    """Whether a language model, not wrapped, predicts the next token, rather than those that are masked."""
+    whole: Any = getattr(model, "get_base_model", lambda: model)()
+    return not any(cls.__name__.endswith("ForMaskedLM") for cls in type(whole).__mro__)
+
+
+def query_rows(inputs: Inputs, prompts: bool = False, causal: bool = True) -> Tensor:
     """The query rows that take part, boolean [b,n].
 
-    Of a batch with labels these are the tokens that are learned. The last one of a sequence predicts nothing and takes
-    no part, as in our own task, whose models are not given it. Of texts that TRL's DistillationTrainer has generated,
-    they are the tokens of the completion, which are what it divides its own loss by.
+    Of a batch with labels these are the tokens that are learned. The last one of a sequence predicts nothing in a
+    causal model and takes no part there, as in our own task, whose models are not given it. Of texts that TRL's
+    DistillationTrainer has generated, they are the tokens of the completion, which are what it divides its loss by.
 
     Args:
         inputs: `labels` (-100: not learned), or TRL's prompt_ids, completion_ids and completion_mask.
         prompts: Whether tokens of prompts take part, too: all but padding.
+        causal: Whether the model predicts the next token.
 
     Raises:
         UserError: Neither is there, or the labels are not those of tokens.
@@ -67,7 +74,8 @@ def query_rows(inputs: Inputs, prompts: bool = False) -> Tensor:
     rows = torch.ones_like(labels, dtype=torch.bool) if prompts else labels != IGNORED
     if isinstance(real, Tensor) and real.shape == rows.shape:  # of packed sequences it may be a mask [b,1,n,n]
         rows = rows & real.bool()
-    rows[:, -1] = False
+    if causal:
+        rows[:, -1] = False
     return rows
 
 

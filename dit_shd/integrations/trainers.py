@@ -25,7 +25,7 @@ from dit_shd.attention.recording.sharded import captured
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.losses.shd import SHD
 from dit_shd.distillation.records import Layer
-from dit_shd.integrations.trainer_batches import Inputs, WeightedRows, query_rows, teacher_inputs
+from dit_shd.integrations.trainer_batches import Inputs, WeightedRows, is_causal, query_rows, teacher_inputs
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -121,6 +121,7 @@ class SHDTerm:
         self._total = 0.0
         """How many there are in the optimizer step's batch, over all processes."""
         self._sum, self._count = 0.0, 0
+        self._causal = is_causal(trainer.accelerator.unwrap_model(trainer.model))
         self._compute_loss, self._log = trainer.compute_loss, trainer.log
         self._get_batch_samples = trainer.get_batch_samples
         for name in WRAPPED:
@@ -137,7 +138,7 @@ class SHDTerm:
         if self.loss.ended(int(self.trainer.state.global_step)):
             return drawn
         labelled = [x for x in drawn[0] if isinstance(x, Mapping) and x.get("labels") is not None]  # others are texts
-        self._expected = deque(query_rows(dict(x), self.prompt_rows) for x in labelled)
+        self._expected = deque(self._rows(dict(x)) for x in labelled)
         count = torch.tensor(float(sum(int(rows.sum()) for rows in self._expected)), device=self.trainer.args.device)
         counts: Any = self.trainer.accelerator.gather(count[None])
         self._total = float(counts.sum())
@@ -158,7 +159,7 @@ class SHDTerm:
         models = unwrap(model), unwrap(self.teacher)
         for each in models:
             _check_uncompiled(each)
-        rows, keywords = query_rows(inputs, self.prompt_rows), teacher_inputs(inputs, models[1])
+        rows, keywords = self._rows(inputs), teacher_inputs(inputs, models[1])
         with capture(backbone(models[0])) as student, captured(backbone(models[1])) as teacher:
             returned = self._compute_loss(model, inputs, **arguments)
             if not len(teacher):  # the trainer does not run it
@@ -166,6 +167,9 @@ class SHDTerm:
                     self.teacher(**keywords, use_cache=False)
         term = self._term(student, teacher, rows) * self._scale(rows, inputs, num_items_in_batch)
         return (returned[0] + term, returned[1]) if isinstance(returned, tuple) else returned + term
+
+    def _rows(self, inputs: Inputs) -> Tensor:
+        return query_rows(inputs, self.prompt_rows, self._causal)
 
     def _term(self, student: Captures, teacher: Captures, rows: Tensor) -> Tensor:
         """The weighted sum over the rows that take part."""

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+import transformers
 
 from dit_shd.core.errors import UserError
-from dit_shd.integrations.trainer_batches import WeightedRows, query_rows, teacher_inputs
+from dit_shd.integrations.trainer_batches import WeightedRows, is_causal, query_rows, teacher_inputs
 
 GENERATED = {
     "prompt_ids": torch.full((2, 3), 1),
@@ -25,6 +26,15 @@ def test_rows_of_labels():
     whole = {"labels": labels, "attention_mask": torch.ones(2, 1, 4, 4, dtype=torch.bool)}
     assert torch.equal(query_rows(whole), query_rows(inputs))
     assert labels[0, 3] == 7
+
+
+def test_the_last_token_of_a_masked_language_model_is_learned_like_any_other():
+    labels = torch.tensor([[-100, 5, -100, 7]])
+    masked = transformers.BertForMaskedLM(transformers.BertConfig(hidden_size=4, num_attention_heads=1, vocab_size=8))
+    causal = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_embd=4, n_head=1, n_layer=1, vocab_size=8))
+    assert is_causal(causal) and not is_causal(masked)
+    assert query_rows({"labels": labels}, causal=is_causal(masked)).tolist() == [[False, True, False, True]]
+    assert query_rows({"labels": labels}, causal=is_causal(causal)).tolist() == [[False, True, False, False]]
 
 
 def test_rows_of_generated_texts():
