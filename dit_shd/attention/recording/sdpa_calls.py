@@ -2,14 +2,13 @@
 
 Every softmax attention of diffusers (native backend), timm and transformers (sdpa) ends in one function, so a function
 mode around a module sees what it worked with, whatever the module looks like. nn.MultiheadAttention hides the call in
-F.multi_head_attention_forward, which is opened for the length of the call.
+F.multi_head_attention_forward, in whose place a copy of it runs that function modes see into.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from threading import Lock, local
-from typing import Any
+from types import FunctionType
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -28,8 +27,6 @@ ATTENTION: tuple[Any, ...] = (F.scaled_dot_product_attention, torch.ops.aten.sca
 See = Callable[[Any, tuple[Any, ...], dict[str, Any]], None]
 """Takes every function that has run."""
 
-_functional: Any = F
-
 
 class SDPATap(TorchFunctionMode):
     """Appends every call of scaled_dot_product_attention to `calls`; changes nothing. Traceable by torch.compile."""
@@ -41,8 +38,8 @@ class SDPATap(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is F.multi_head_attention_forward:
-            with Opened(MultiHead(self.calls, *heads_and_dropout(args, kwargs), self.see)):
-                return func(*args, **kwargs)
+            with MultiHead(self.calls, *heads_and_dropout(args, kwargs), self.see):
+                return multi_head_attention(*args, **kwargs)
         result = func(*args, **kwargs)
         if self.see is not None:
             self.see(func, args, kwargs)
@@ -51,62 +48,19 @@ class SDPATap(TorchFunctionMode):
         return result
 
 
-class Opened(AbstractContextManager[None]):
-    """Inside it, what F.multi_head_attention_forward calls reaches a function mode, as if it were not one function."""
+def _opened(function: FunctionType) -> FunctionType:
+    """A function of F whose own calls reach function modes, as they do not where F takes it for one function.
 
-    def __init__(self, mode: TorchFunctionMode):
-        self._mode, self._closed = mode, None
-
-    def __enter__(self) -> None:
-        if torch.compiler.is_compiling():
-            self._closed = _functional.has_torch_function
-            _functional.has_torch_function = _nothing
-        else:
-            _OPENING.begin()
-        self._mode.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        self._mode.__exit__(*error)
-        if self._closed is None:
-            _OPENING.end()
-        else:
-            _functional.has_torch_function = self._closed
+    A copy, so that nothing of PyTorch is changed, in no thread; torch.compile looks into it, not into the original.
+    """
+    names = {**function.__globals__, "has_torch_function": lambda _given: False}
+    copy = FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
 
 
-class _Opening:
-    """What F.has_torch_function is while some thread is inside an Opened: another one in that thread alone."""
-
-    def __init__(self) -> None:
-        self._lock, self._inside, self._of_thread = Lock(), 0, local()
-        self._plain: Any = None
-
-    def begin(self) -> None:
-        self._of_thread.depth = self._depth + 1
-        with self._lock:
-            self._inside += 1
-            if self._inside == 1:
-                self._plain, _functional.has_torch_function = _functional.has_torch_function, self._has
-
-    def end(self) -> None:
-        self._of_thread.depth = self._depth - 1
-        with self._lock:
-            self._inside -= 1
-            if not self._inside:
-                _functional.has_torch_function = self._plain
-
-    @property
-    def _depth(self) -> int:
-        return getattr(self._of_thread, "depth", 0)
-
-    def _has(self, given: Any) -> bool:
-        return not self._depth and self._plain(given)
-
-
-_OPENING = _Opening()
-
-
-def _nothing(_: object) -> bool:
-    return False
+multi_head_attention: Callable[..., Any] = _opened(cast("FunctionType", F.multi_head_attention_forward))
+"""F.multi_head_attention_forward, opened."""
 
 
 def heads_and_dropout(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[int, float]:

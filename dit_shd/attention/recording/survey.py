@@ -27,9 +27,9 @@ from dit_shd.attention.recording.sdpa_calls import (
     ATTENTION,
     Call,
     MultiHead,
-    Opened,
     RawCall,
     heads_and_dropout,
+    multi_head_attention,
     versions,
 )
 
@@ -188,8 +188,8 @@ class Survey(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is F.multi_head_attention_forward:
-            with Opened(_InsideMultiHead(self, *heads_and_dropout(args, kwargs))):
-                return func(*args, **kwargs)
+            with _InsideMultiHead(self, *heads_and_dropout(args, kwargs)):
+                return multi_head_attention(*args, **kwargs)
         result = func(*args, **kwargs)
         self.see(func, args, kwargs, result)
         if func in ATTENTION:

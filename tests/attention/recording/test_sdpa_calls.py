@@ -1,27 +1,53 @@
-"""What opens nn.MultiheadAttention is of one thread."""
+"""nn.MultiheadAttention, whose call of attention is hidden in another function."""
 
-from concurrent.futures import ThreadPoolExecutor
-
+import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
-from dit_shd.attention.recording.sdpa_calls import MultiHead, Opened
+from dit_shd import capture
 
 
 class Special(torch.Tensor):
     """Whose functions are its own."""
 
 
-def test_multi_head_attention_is_opened_in_one_thread_alone_and_closed_by_the_last():
-    plain, special = F.has_torch_function, (torch.ones(1).as_subclass(Special),)
-    first, second = (Opened(MultiHead([], 1, 0.0)) for _ in range(2))
-    with ThreadPoolExecutor(1) as other:
-        first.__enter__()
-        assert not F.has_torch_function(special)
-        assert other.submit(F.has_torch_function, special).result()
-        other.submit(second.__enter__).result()
-        first.__exit__(None, None, None)
-        assert F.has_torch_function(special)
-        assert not other.submit(F.has_torch_function, special).result()
-        other.submit(second.__exit__, None, None, None).result()
-    assert F.has_torch_function is plain
+@pytest.mark.parametrize("training", [True, False])
+def test_a_compiled_model_of_it_is_recorded_as_the_plain_one_is(training):
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, dropout=0.0)
+    model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).train(training)
+    compiled, x = torch.compile(model, backend="eager"), torch.randn(2, 5, 16)
+    with capture(model) as captures:
+        model(x)
+        want = dict(captures)
+    for _ in range(3):  # the first is surveyed, and so not compiled
+        with capture(compiled) as captures:
+            compiled(x)
+            assert captures.keys() == want.keys()
+            for name, layer in captures.items():
+                torch.testing.assert_close(layer.query, want[name].query)
+                torch.testing.assert_close(layer.value, want[name].value)
+        compiled(x)
+
+
+class Looks(TorchFunctionMode):
+    """Of somebody else: whether F knows a special tensor when it projects."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is F.linear:
+            self.seen.append(F.has_torch_function((torch.ones(1).as_subclass(Special),)))
+        return func(*args, **(kwargs or {}))
+
+
+def test_nothing_of_pytorch_is_changed_while_it_is_recorded():
+    model, x = nn.MultiheadAttention(8, 2), torch.randn(3, 2, 8)
+    with capture(model) as captures, Looks() as looks:
+        model(x, x, x)
+        model(x, x, x)
+    assert len(captures) == 1 and looks.seen and all(looks.seen)
