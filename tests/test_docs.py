@@ -119,6 +119,13 @@ def test_the_page_of_evidence_is_what_the_rows_say(build, root):
     assert build.evidence_page() == (root / "docs" / "evidence.md").read_text(), "run: make docs"
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/concepts.md"])
+def test_means_and_spreads_that_a_page_tells_are_of_the_rows(page, root):
+    figures = re.findall(r"\d+\.\d\d ± \d+\.\d\d", (root / page).read_text())
+    evidence = (root / "docs" / "evidence.md").read_text()
+    assert len(figures) > 10 and not [figure for figure in figures if f" {figure} |" not in evidence]
+
+
 @pytest.mark.parametrize("page", ["classification", "language"])
 def test_the_results_of_a_recipe_are_what_the_rows_say(build, root, page):
     assert build.recipe_page(page) == (root / "docs" / f"{page}.md").read_text(), "run: make docs"
