@@ -1,10 +1,14 @@
-"""DDPM of text-to-image pipelines, by its equations in float64."""
+"""Processes of text-to-image pipelines, by their equations in float64 and by diffusers' schedulers."""
+
+import math
 
 import pytest
 import torch
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
+from dit_shd.core.errors import UserError
 from dit_shd.diffusion.flow import TimestepDensity
-from dit_shd.diffusion.text_process import process_of
+from dit_shd.diffusion.text_process import ddpm_schedule, pipeline_shift, process_of
 
 BETAS = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
 KEPT = (1 - BETAS).cumprod(0)
@@ -57,3 +61,50 @@ def test_min_snr_weights(target):
 def test_a_time_is_as_far_on_the_way_as_its_step_is_in_the_schedule():
     assert process("epsilon").share(TIMES).tolist() == pytest.approx([0.001, 0.04, 0.5, 0.99])
     assert process("epsilon").time_at(float(KEPT[321] / (1 - KEPT[321]))) == 321
+
+
+def test_shift_and_schedule_are_the_scheduler_s():
+    static = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    u = torch.linspace(1, 1000, 1000, dtype=torch.float64).flip(0) / 1000
+    process = process_of("flow", dict(static.config), TimestepDensity(), "none", None, 2)
+    torch.testing.assert_close(process.times(u, (1, 4, 8, 8)), static.sigmas, rtol=1e-5, atol=1e-6)
+    dynamic = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    tokens = 1024
+    mu = 0.5 + (1.15 - 0.5) * (tokens - 256) / (4096 - 256)
+    dynamic.set_timesteps(10, mu=mu)
+    alpha = pipeline_shift(dict(dynamic.config), tokens)
+    sigma = torch.linspace(1, 0.001, 10)
+    torch.testing.assert_close(alpha * sigma / (1 + (alpha - 1) * sigma), dynamic.sigmas[:-1], rtol=1e-5, atol=1e-6)
+    assert math.isclose(alpha, math.exp(mu))
+
+
+def test_a_rectangle_is_shifted_by_its_area():
+    process = process_of("flow", {}, TimestepDensity(base_side=16), "none", None, 2)
+    u = torch.linspace(0.01, 0.99, 9, dtype=torch.float64)
+    square, portrait, landscape = (process.times(u, (9, 4, *sides)) for sides in ((32, 32), (64, 16), (16, 64)))
+    torch.testing.assert_close((portrait, landscape), (square, square))
+    torch.testing.assert_close(square, 2 * u.float() / (1 + u.float()))  # alpha = 2 of the uniform density
+
+
+@pytest.mark.parametrize("betas", ["linear", "scaled_linear", "given"])
+@pytest.mark.parametrize("target", ["epsilon", "v_prediction"])
+def test_ddpm_is_the_scheduler_s(betas, target):
+    how = {"trained_betas": [1e-3 + i * 1e-5 for i in range(950)]} if betas == "given" else {"beta_schedule": betas}
+    scheduler = DDPMScheduler(prediction_type=target, **how)
+    x_0, noise = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    t = torch.tensor([10, 900])
+    process = process_of("ddpm", dict(scheduler.config), TimestepDensity(), "none", None, 2)
+    x_t = process.add_noise(x_0, noise, t)
+    torch.testing.assert_close(x_t, scheduler.add_noise(x_0, noise, t), rtol=1e-4, atol=1e-5)
+    perfect = noise if target == "epsilon" else scheduler.get_velocity(x_0, noise, t)
+    loss = process.losses(perfect, {}, x_0, noise, x_t, t)["noise"]
+    assert loss.max() < 1e-9
+
+
+def test_other_schedulers_are_refused():
+    with pytest.raises(UserError, match="beta_schedule: wanted linear or scaled_linear, found sigmoid"):
+        ddpm_schedule({"beta_schedule": "sigmoid"})
+    with pytest.raises(UserError, match="rescale_betas_zero_snr: wanted false, found true"):
+        ddpm_schedule({"rescale_betas_zero_snr": True})
+    with pytest.raises(UserError, match="prediction_type: wanted epsilon or v_prediction, found sample"):
+        process_of("ddpm", {"prediction_type": "sample"}, TimestepDensity(), "none", None, 2)
