@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from dit_shd.core.plugins import PluginFolder
@@ -98,6 +99,35 @@ class Dataset(ABC):
     @abstractmethod
     def labels(self) -> np.ndarray:
         """The labels, int64 [n]."""
+
+
+class ImagesInMemory(Dataset):
+    """Small images, as latents in [-1, 1] and as they are.
+
+    Args:
+        images: uint8 [n,y,x,c].
+        labels: int64 [n].
+    """
+
+    fields = frozenset({"latents", "labels", "images"})
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray):
+        self._images, self._labels = images, labels
+        y, x, c = images.shape[1:]
+        self.shape = (c, y, x)
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def batch(self, indices: np.ndarray, draws: Draws) -> dict[str, Tensor]:
+        x_0 = torch.from_numpy(self._images[indices]).permute(0, 3, 1, 2).float() / 127.5 - 1
+        return {"latents": x_0, "labels": torch.from_numpy(self._labels[indices])}
+
+    def images(self) -> np.ndarray:
+        return self._images
+
+    def labels(self) -> np.ndarray:
+        return self._labels
 
 
 DATASETS = PluginFolder(__name__, Dataset, "data")

