@@ -305,5 +305,5 @@ class Recording(LastForward):
 
     def report(self) -> Report:
         """What was recorded in the last forward, and what of its attention was left out, with the reason."""
-        self.update()
+        self.catch_up()
         return Report.of(self._sites, self._shapes, self.selection)

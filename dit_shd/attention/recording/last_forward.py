@@ -24,7 +24,7 @@ class LastForward(Mapping[str, Capture]):
     def flush(self) -> None:
         """Make Captures of what the modules did."""
 
-    def update(self) -> None:
+    def catch_up(self) -> None:
         """Make Captures of what the modules did, if that was the model's last forward.
 
         Raises:
@@ -39,13 +39,13 @@ class LastForward(Mapping[str, Capture]):
         self.flush()
 
     def __getitem__(self, name: str) -> Capture:
-        self.update()
+        self.catch_up()
         return self._found[name]
 
     def __iter__(self) -> Iterator[str]:
-        self.update()
+        self.catch_up()
         return iter(list(self._found))
 
     def __len__(self) -> int:
-        self.update()
+        self.catch_up()
         return len(self._found)
