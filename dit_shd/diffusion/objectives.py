@@ -6,7 +6,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dit_shd.core.errors import UserError
 from dit_shd.diffusion.schedule import Schedule
+
+MOST_GAMMA = 1e6
+
+
+def checked_gamma(gamma: float | None) -> float | None:
+    """The key task.min_snr_gamma: a number above 0, or none for weight 1.
+
+    Raises:
+        UserError: 0, which would weigh all errors by 0, or less, or a number without end.
+    """
+    if gamma is not None and not 0 < gamma <= MOST_GAMMA:
+        raise UserError(
+            f"task.min_snr_gamma: wanted a number above 0 and at most {MOST_GAMMA:g}, or nothing (null) for no "
+            f"weighting, found {gamma}"
+        )
+    return gamma
 
 
 def split(output: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:

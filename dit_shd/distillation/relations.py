@@ -25,6 +25,21 @@ Tile = Callable[[Sequence[Capture], Sequence[Tensor], slice], Tensor]
 """tile(student's captures, what the loss learns, query rows): any tensor, of the maps of these rows alone."""
 
 
+def checked_chunk(name: str, chunk_mib: float) -> float:
+    """A memory budget above 0 MiB.
+
+    Args:
+        name: The name of the loss, for the error.
+        chunk_mib: As a config says.
+
+    Raises:
+        UserError: It is not above 0.
+    """
+    if not chunk_mib > 0:
+        raise UserError(f"losses.{name}.chunk_mib: wanted a memory budget above 0 MiB, found {chunk_mib}")
+    return chunk_mib
+
+
 def over_rows(
     tile: Tile, student: Sequence[Capture], planes: int, learned: Sequence[Tensor] = (), chunk_mib: float = CHUNK_MIB
 ) -> Tensor:

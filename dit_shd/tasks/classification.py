@@ -92,6 +92,8 @@ class Classification(Task[ImageBatch]):
         ):
             if not 0 <= value <= high:
                 raise UserError(f"task.{name}: wanted a number from 0 to {high}, found {value}")
+        if label_smoothing == 1:
+            raise UserError("task.label_smoothing: wanted a number below 1, where labels would say nothing, found 1")
         check_ranges(augmentation, "task.augmentation.")
         check_ranges(evaluation, "task.evaluation.")
         self.label_smoothing, self.mixup, self.cutmix, self.mixing = label_smoothing, mixup, cutmix, mixing

@@ -16,7 +16,7 @@ from dit_shd.diffusion import class_names, teacher_check
 from dit_shd.diffusion.conditioning import MASKED, PASSES, Conditioning, check_conditional, check_fit
 from dit_shd.diffusion.denoiser import NO_LABEL, Denoiser
 from dit_shd.diffusion.guidance import Guidance
-from dit_shd.diffusion.objectives import noise_error, split, variational_bits
+from dit_shd.diffusion.objectives import checked_gamma, noise_error, split, variational_bits
 from dit_shd.diffusion.process import DDPM
 from dit_shd.diffusion.sample_evaluation import SampleEvaluation
 from dit_shd.diffusion.schedule import Schedule
@@ -24,7 +24,6 @@ from dit_shd.models.prediction import NOISE, prediction_of
 from dit_shd.tasks import Batch, Output, Task, TeacherFinding, Terms
 
 PLAIN = SampleEvaluation()
-MOST_GAMMA = 1e6
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,10 +71,8 @@ class Diffusion(Task[NoisyBatch]):
         timesteps: int = 1000,
         evaluation: SampleEvaluation = PLAIN,
     ):
-        if min_snr_gamma is not None and not 0 <= min_snr_gamma <= MOST_GAMMA:
-            raise UserError(f"task.min_snr_gamma: wanted a number from 0 to {MOST_GAMMA:g}, found {min_snr_gamma}")
         self.conditioning = Conditioning(label_dropout, mask_ratio)
-        self.passes, self.gamma = self.conditioning.passes, min_snr_gamma
+        self.passes, self.gamma = self.conditioning.passes, checked_gamma(min_snr_gamma)
         self.schedule, self.evaluation = Schedule.linear(timesteps, "task.timesteps"), evaluation
         self.tokens = 0
         """n of the student, for masked passes."""

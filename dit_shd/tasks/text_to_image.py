@@ -21,6 +21,7 @@ from dit_shd.data.text_condition import TextCondition
 from dit_shd.diffusion.adapters import Adapter, adapter_of, adapter_of_model, settings_of
 from dit_shd.diffusion.flow import TimestepDensity, Weighting
 from dit_shd.diffusion.guidance import Guidance
+from dit_shd.diffusion.objectives import checked_gamma
 from dit_shd.diffusion.teacher_check import latents_fault
 from dit_shd.diffusion.text_models import check_fit, text_differs
 from dit_shd.diffusion.text_process import TextProcess, process_of
@@ -102,7 +103,14 @@ class TextToImage(Task[TextBatch]):
         timestep_density.check("task.timestep_density.")
         if not 0 <= text_dropout <= 1:
             raise UserError(f"task.text_dropout: wanted a number from 0 to 1, found {text_dropout}")
-        self.text_dropout, self.density, self.gamma = text_dropout, timestep_density, min_snr_gamma
+        self.text_dropout, self.density, self.gamma = text_dropout, timestep_density, checked_gamma(min_snr_gamma)
+        for name, value, least in (
+            ("embedded_guidance", embedded_guidance, 0),
+            ("side", side, 1),
+            ("text_tokens", text_tokens, 1),
+        ):
+            if value is not None and value < least:
+                raise UserError(f"task.{name}: wanted {least} or more, found {value}")
         self.weighting: Weighting = weighting
         self.embedded_guidance, self.named_adapter = embedded_guidance, adapter
         evaluation.check("task.evaluation.")
@@ -277,9 +285,19 @@ class TextToImage(Task[TextBatch]):
     def _process(self, model: nn.Module) -> TextProcess:
         scheduler = {} if self.record is None else self.record.scheduler
         adapter = self._adapter(model)
+        self._check_keys(adapter)
         multiple = adapter.multiple(settings_of(model))
         options = self.density, self.weighting, self.gamma, multiple, adapter.shift
         return process_of(adapter.process, scheduler, *options)
+
+    def _check_keys(self, adapter: Adapter) -> None:
+        """Refuse keys of the other process, which would change nothing."""
+        of_flow = {"weighting": self.weighting != "none", "timestep_density": self.density != DENSITY}
+        given = of_flow if adapter.process == "ddpm" else {"min_snr_gamma": self.gamma is not None}
+        idle = [f"task.{name}" for name, changed in given.items() if changed]
+        if idle:
+            process, other = ("DDPM", "flow") if adapter.process == "ddpm" else ("flow", "DDPM")
+            raise UserError(f"{' and '.join(idle)}: of {other}; a {adapter.transformer} is of {process}; leave it out")
 
 
 def _sizes(dataset: Dataset) -> tuple[int, int, int]:

@@ -39,6 +39,9 @@ def ranges(config: TrainConfig) -> None:
     betas = config.optimizer.betas
     if betas and (len(betas) != count or not all(0 <= b < 1 for b in betas)):
         raise UserError(f"optimizer.betas: {config.optimizer.name} wanted {count} numbers in [0, 1), found {betas}")
+    if config.optimizer.final_lr > config.optimizer.lr:
+        lr, final = config.optimizer.lr, config.optimizer.final_lr
+        raise UserError(f"optimizer.final_lr: wanted at most lr, {lr:g}, found {final:g}; the rate would rise")
     if config.precision == "fp16" and not torch.accelerator.is_available():
         raise UserError("precision: fp16 needs a GPU, and there is none here; use bf16 or no")
     if config.from_run and config.initialisation.weights == "teacher":

@@ -96,6 +96,25 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
     return config.final_lr + (config.lr - config.final_lr) * max(factor, 0.0)
 
 
+def remarks(config: OptimizerConfig, steps: int) -> list[str]:
+    """What is allowed and hardly meant: a warm-up that does not end, an end of a rate that does not fall.
+
+    Args:
+        config: Peak, warm-up and decay.
+        steps: The number of steps of the run.
+    """
+    lines: list[str] = []
+    if config.warmup_steps >= steps:
+        reached = learning_rate(config, steps - 1, steps)
+        lines.append(
+            f"optimizer.warmup_steps: {config.warmup_steps} of {steps} steps: the learning rate only rises, to "
+            f"{reached:.3g}; for a short trial say optimizer.warmup_steps=0"
+        )
+    if config.final_lr and config.decay == "constant":
+        lines.append(f"optimizer.final_lr: {config.final_lr:g} is not read with decay: constant")
+    return lines
+
+
 def jump(config: OptimizerConfig, done: int, planned: int, steps: int) -> str | None:
     """A warning of a run that goes on with another number of steps, and so at another learning rate; None elsewhere.
 

@@ -206,7 +206,7 @@ def warn(parts: Parts) -> None:
     slow = too_slow(config.ema_rates, config.steps, config.ema_warmup)
     student, still = parts.student, checks.untrained(config, parts.losses, parts.student)
     lines = slow, jump, batch_norms.remark(student), validation.incomparable(config), still
-    for line in (*filter(None, lines), *parts.task.remarks(student)):
+    for line in (*filter(None, lines), *optim.remarks(config.optimizer, config.steps), *parts.task.remarks(student)):
         _log.warning("%s", line)
 
 

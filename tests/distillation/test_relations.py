@@ -4,8 +4,12 @@ import subprocess
 import sys
 
 import loss_checks as checks
+import pytest
 import torch
 
+from dit_shd.core.errors import UserError
+from dit_shd.core.plugins import Plugin
+from dit_shd.distillation.losses import LOSSES
 from dit_shd.distillation.relations import over_rows
 
 PEAK = """
@@ -45,6 +49,12 @@ def test_no_n_by_m_plane_is_ever_held(root):
     assert len(peaks) == 6
     plane = 8 * 4096**2 / 2**20
     assert all(mib < plane for mib in peaks.values()), peaks
+
+
+@pytest.mark.parametrize("name", ["tinybert", "head_mean", "align_to_distill", "minilm", "minilmv2", "shd"])
+def test_a_budget_of_nothing_is_refused_before_anything_runs(name):
+    with pytest.raises(UserError, match="chunk_mib: wanted a memory budget above 0 MiB, found 0"):
+        LOSSES.build(Plugin(name, {"chunk_mib": 0.0}), "losses")
 
 
 def test_tiles_do_not_change_the_result_and_nothing_is_computed_without_need():

@@ -190,6 +190,7 @@ def values(tmp_path):
     ("change", "message"),
     [
         ({"task": {"name": "classification", "mixup": -1}}, r"task\.mixup: wanted a number from 0 to 100, found -1"),
+        ({"task": {"name": "classification", "label_smoothing": 1}}, r"task\.label_smoothing: wanted a number below 1"),
         ({"task": {"name": "classification", "mixing": "epoch"}}, r"task\.mixing: wanted step | pair"),
         (
             {"task": {"name": "classification", "augmentation": {"flip": 2}}},

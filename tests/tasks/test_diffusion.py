@@ -12,6 +12,7 @@ from dit_shd.core.yaml_files import override
 from dit_shd.data.datasets import DATASETS
 from dit_shd.diffusion.denoiser import NO_LABEL
 from dit_shd.models.families import FAMILIES
+from dit_shd.tasks.diffusion import Diffusion
 from dit_shd.training.config import TrainConfig, resolved
 
 
@@ -55,6 +56,12 @@ def test_both_places_are_heard_on_the_command_line(words, key, value):
 def test_a_key_that_is_given_twice_or_wrongly_is_refused(values, message):
     with pytest.raises(UserError, match=message):
         resolved(make(TrainConfig, values))
+
+
+@pytest.mark.parametrize("gamma", [0, -1, float("inf")])
+def test_a_weighting_that_trains_nothing_is_refused(gamma):
+    with pytest.raises(UserError, match=r"task\.min_snr_gamma: wanted a number above 0 .* or nothing \(null\)"):
+        Diffusion(min_snr_gamma=gamma)
 
 
 def test_how_a_run_is_evaluated_may_change_while_it_goes_on_and_what_it_learns_may_not(values):

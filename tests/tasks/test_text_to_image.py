@@ -22,6 +22,7 @@ from dit_shd.diffusion.pipelines import Prompts
 from dit_shd.diffusion.validation_loss import ValidationLoss
 from dit_shd.models import loading
 from dit_shd.reports.dry_run import dry_run_text
+from dit_shd.tasks import TASKS
 from dit_shd.tasks.text_to_image import TextToImage
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.dry_run import dry_run
@@ -208,6 +209,30 @@ def test_a_dry_run_has_the_sizes_of_data_that_are_there(one, tmp_path):
     assert batch.x_t.shape[-2:] == (y, x) and batch.text.shape[1] == tokens != 99
     model, _, *facts = dry_run_text(run).splitlines()[1].split()
     assert (model, facts[0]) == ("teacher", "3")  # two blocks, one of which has two layers; text rows are not counted
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        (
+            {"min_snr_gamma": 5.0},
+            "sd3",
+            r"task\.min_snr_gamma: of DDPM; a SD3Tran\w* is of flow; leave it out",
+        ),
+        ({"weighting": "cosmap", "timestep_density": {"name": "uniform"}}, "pixart", r"weighting and .* is of DDPM"),
+        ({"min_snr_gamma": -5.0}, "pixart", r"task\.min_snr_gamma: wanted a number above 0 .*, found -5"),
+        ({"min_snr_gamma": 0.0}, "pixart", r"task\.min_snr_gamma: wanted a number above 0 .*, found 0"),
+        ({"embedded_guidance": -3.0}, "flux", r"task\.embedded_guidance: wanted 0 or more, found -3"),
+        ({"side": 0}, "sd3", r"task\.side: wanted 1 or more, found 0"),
+    ],
+)
+def test_keys_that_do_nothing_or_harm_are_refused(options, kind, message):
+    def example():
+        task = TASKS.build(Plugin("text_to_image", options), "task")
+        return task.example({**KINDS, **OTHERS}[kind]().transformer, 1, torch.device("meta"))
+
+    with pytest.raises(UserError, match=message):
+        example()
 
 
 def test_layers_of_cross_attention_are_named(tmp_path, one):

@@ -7,9 +7,10 @@ import torch
 from runs import run
 from safetensors.torch import load_file
 
+from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
 from dit_shd.models.families import FAMILIES
-from dit_shd.training.optim import OptimizerConfig, build, jump, learning_rate
+from dit_shd.training.optim import OptimizerConfig, build, jump, learning_rate, remarks
 
 
 def test_warm_up_then_decay():
@@ -52,6 +53,16 @@ def test_a_decay_over_other_steps_is_said(values, caplog):
     assert "learning rate" not in caplog.text
     run(values, steps=4)
     assert "optimizer.decay: cosine is over all steps: with steps=4 in place of 2" in caplog.text
+
+
+def test_a_warm_up_that_does_not_end_is_said_and_a_rate_that_would_rise_refused(values, caplog):
+    values["optimizer"] = {"lr": 1e-2, "warmup_steps": 2, "decay": "cosine", "final_lr": 1e-3}
+    run(values, steps=2)
+    assert "optimizer.warmup_steps: 2 of 2 steps: the learning rate only rises, to 0.01" in caplog.text
+    assert not remarks(OptimizerConfig(warmup_steps=2, decay="cosine", final_lr=1e-5), 3)
+    assert remarks(OptimizerConfig(final_lr=1e-5), 3) == ["optimizer.final_lr: 1e-05 is not read with decay: constant"]
+    with pytest.raises(UserError, match=r"final_lr: wanted at most lr, 0\.01, found 0\.1; the rate would rise"):
+        run({**values, "optimizer": {"lr": 1e-2, "final_lr": 0.1, "decay": "linear"}}, steps=2)
 
 
 def test_what_is_no_matrix_is_not_decayed():

@@ -13,7 +13,7 @@ from dit_shd.attention.softmax import softmax
 from dit_shd.attention.tiles import CHUNK_MIB
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.losses import Forward, Loss, Needs, Reads, Term, Weight
-from dit_shd.distillation.relations import over_rows, row_sample, row_weight
+from dit_shd.distillation.relations import checked_chunk, over_rows, row_sample, row_weight
 from dit_shd.tasks import Batch
 
 
@@ -63,7 +63,8 @@ class AlignToDistill(Loss):
                 f"losses.align_to_distill.rows: over: all is one distribution over all rows, found {rows}; "
                 "a share of the rows: over: keys"
             )
-        self.over, self.rows, self.seed, self.chunk_mib = over, rows, seed, chunk_mib
+        self.over, self.rows, self.seed = over, rows, seed
+        self.chunk_mib = checked_chunk("align_to_distill", chunk_mib)
         self.align: nn.Linear | None = None
         """W, once the numbers of maps are known."""
 

@@ -10,7 +10,7 @@ from dit_shd.attention.softmax import softmax
 from dit_shd.attention.tiles import CHUNK_MIB
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.losses import Layer, LayerLoss, Term, Weight
-from dit_shd.distillation.relations import captures, kl, over_rows, row_mean, row_weight
+from dit_shd.distillation.relations import captures, checked_chunk, kl, over_rows, row_mean, row_weight
 from dit_shd.tasks import Batch
 
 
@@ -46,7 +46,7 @@ class HeadMean(LayerLoss):
             raise UserError(f"losses.head_mean.measure: wanted kl or mse, found '{measure}'")
         if of not in ("maps", "scores"):
             raise UserError(f"losses.head_mean.of: wanted maps or scores, found '{of}'")
-        self.measure, self.of, self.chunk_mib = measure, of, chunk_mib
+        self.measure, self.of, self.chunk_mib = measure, of, checked_chunk("head_mean", chunk_mib)
 
     def pair(self, student: Layer, teacher: Layer, batch: Batch | None) -> Term:
         """The divergence of one pair of layers [b]."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dit_shd.attention.tiles import CHUNK_MIB
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.losses import Layer, LayerLoss, Needs, Term, Weight, alternatives
-from dit_shd.distillation.relations import captures, map_kl, relation_kl, row_weight
+from dit_shd.distillation.relations import captures, checked_chunk, map_kl, relation_kl, row_weight
 from dit_shd.tasks import Batch
 
 
@@ -33,7 +33,7 @@ class MiniLM(LayerLoss):
         chunk_mib: float = CHUNK_MIB,
     ) -> None:
         super().__init__(weight, passes, layers)
-        self.chunk_mib = chunk_mib
+        self.chunk_mib = checked_chunk("minilm", chunk_mib)
 
     def pair(self, student: Layer, teacher: Layer, batch: Batch | None) -> Term:
         """Both divergences of one pair of layers [b]."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from dit_shd.attention.tiles import CHUNK_MIB
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.losses import Layer, LayerLoss, Term, Weight
-from dit_shd.distillation.relations import captures, relation_kl, row_weight
+from dit_shd.distillation.relations import captures, checked_chunk, relation_kl, row_weight
 from dit_shd.tasks import Batch
 
 
@@ -40,7 +40,7 @@ class MiniLMv2(LayerLoss):
         super().__init__(weight, passes, layers)
         if relation_heads is not None and relation_heads < 1:
             raise UserError(f"losses.minilmv2.relation_heads: wanted 1 or more, found {relation_heads}")
-        self.relation_heads, self.chunk_mib = relation_heads, chunk_mib
+        self.relation_heads, self.chunk_mib = relation_heads, checked_chunk("minilmv2", chunk_mib)
 
     def pair(self, student: Layer, teacher: Layer, batch: Batch | None) -> Term:
         """The three divergences of one pair of layers [b]."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any, Self
 
 from dit_shd.core.errors import UserError
 from dit_shd.diffusion.guidance import Guidance
@@ -38,6 +39,15 @@ class Output(Loss):
     ):
         super().__init__(weight, passes)
         self.variance, self.guidance = variance, guidance
+
+    @classmethod
+    def from_options(cls, teacher: str | list[str] | None = None, **options: Any) -> Self:
+        loss = super().from_options(teacher, **options)
+        if loss.variance and isinstance(teacher, list):
+            raise UserError(
+                f"losses.output: variance: several teachers have no mean of it; wanted the name of one, found {teacher}"
+            )
+        return loss
 
     def term(self, student: Prediction, teacher: Prediction, batch: Batch) -> Term:
         s, t = student.prediction, teacher.prediction

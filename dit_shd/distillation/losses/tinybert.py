@@ -9,7 +9,7 @@ from dit_shd.attention.capture import Capture
 from dit_shd.attention.tiles import CHUNK_MIB
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.losses import Layer, LayerLoss, Needs, Term, Weight, alternatives
-from dit_shd.distillation.relations import captures, over_rows, row_mean, row_weight
+from dit_shd.distillation.relations import captures, checked_chunk, over_rows, row_mean, row_weight
 from dit_shd.tasks import Batch
 
 MASKED = -5e3
@@ -45,7 +45,7 @@ class TinyBERT(LayerLoss):
         super().__init__(weight, passes, layers)
         if heads not in ("each", "mean"):
             raise UserError(f"losses.tinybert.heads: wanted each or mean, found '{heads}'")
-        self.heads, self.chunk_mib = heads, chunk_mib
+        self.heads, self.chunk_mib = heads, checked_chunk("tinybert", chunk_mib)
 
     def pair(self, student: Layer, teacher: Layer, batch: Batch | None) -> Term:
         """The squared error of one pair of layers [b]."""

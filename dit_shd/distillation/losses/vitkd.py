@@ -64,6 +64,9 @@ class ViTKD(Loss):
             raise UserError(f"losses.vitkd.prefix_tokens: wanted 0 or more, found {prefix_tokens}")
         if not 0 < mask_ratio < 1:
             raise UserError(f"losses.vitkd.mask_ratio: wanted a share above 0 and below 1, found {mask_ratio}")
+        for name, factor in (("mimicking", mimicking), ("generation", generation)):
+            if not 0 <= factor < math.inf:
+                raise UserError(f"losses.vitkd.{name}: wanted a number of 0 or more, found {factor}")
         self.mask_ratio, self.prefix_tokens = mask_ratio, prefix_tokens
         self.factors, self.seed = (mimicking, generation), seed
         self.layers = layers
@@ -103,6 +106,10 @@ class ViTKD(Loss):
 
     def _masked(self, batch: Batch, n: int) -> Tensor:
         """Which tokens are replaced [b,n]: as many in every sample."""
+        if n * self.mask_ratio < 1:
+            raise UserError(
+                f"losses.vitkd.mask_ratio: wanted a share of at least one of {n} tokens, found {self.mask_ratio}"
+            )
         draws = rng.uniform(self.seed, "vitkd", batch.step, batch.indices.tolist(), (n,))
         return draws.argsort(1).argsort(1) >= int(n * (1 - self.mask_ratio))
 

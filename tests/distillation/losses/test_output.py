@@ -54,6 +54,12 @@ def test_variance_part_by_hand():
     assert term.logs["variance"].item() == pytest.approx(want, rel=1e-3)
 
 
+def test_the_variance_of_several_teachers_is_refused_by_its_reason():
+    with pytest.raises(UserError, match=r"variance: several teachers have no mean of it; .* \['a', 'b'\]"):
+        Output.from_options(teacher=["a", "b"], variance=True)
+    assert Output.from_options(teacher=["a", "b"]).teacher == ["a", "b"]
+
+
 def test_predictions_of_other_shapes_are_refused():
     models = (torch.randn(2, 2, 4, 4), torch.randn(2, 2, 8, 8))
     with pytest.raises(

@@ -145,6 +145,8 @@ def test_what_is_masked_is_of_step_and_sample_alone():
         ({}, blocks(WIDTH, 3), blocks(OTHER, 3, n=4), r"found \[2, 10, 4\] in blocks.0 and \[2, 5, 6\] in blocks.0"),
         ({}, blocks(WIDTH, 2), blocks(OTHER, 3), "wanted a student of more than 2 blocks, found 2"),
         ({"mask_ratio": 1.0}, {}, {}, r"mask_ratio: wanted a share above 0 and below 1, found 1\.0"),
+        ({"mask_ratio": 1e-9}, blocks(WIDTH, 3), blocks(OTHER, 3), r"at least one of 9 tokens, found 1e-09"),
+        ({"mimicking": -1.0}, {}, {}, r"vitkd\.mimicking: wanted a number of 0 or more, found -1"),
         ({"prefix_tokens": -1}, {}, {}, r"prefix_tokens: wanted 0 or more, found -1"),
         (
             {},
