@@ -13,7 +13,7 @@ from dit_shd.core.config import checked, option
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import atomic_file
 from dit_shd.core.places import MODEL, HubName, Place, find
-from dit_shd.core.pretrained import RECORD, TRAINING, folder_of_weights
+from dit_shd.core.pretrained import RECORD, TRAINING, folder_of_weights, read_config
 from dit_shd.data.latent_origin import Origin
 from dit_shd.data.model_origin import following, of_source
 from dit_shd.models import cards, export, loading, provenance, public_checkpoints
@@ -24,14 +24,8 @@ from dit_shd.models.shape import shape_of
 from dit_shd.models.transformer import LatentTransformer
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt")
-WRITTEN = (
-    "config.json",
-    "README.md",
-    RECORD,
-    TRAINING,
-    "diffusion_pytorch_model*.safetensors",
-    "*.safetensors.index.json",
-)
+WRITTEN_WEIGHTS = "diffusion_pytorch_model*.safetensors"
+WRITTEN = ("config.json", "README.md", RECORD, TRAINING, WRITTEN_WEIGHTS, "*.safetensors.index.json")
 """Files of a model folder, which may be replaced."""
 
 
@@ -70,6 +64,11 @@ class ConvertConfig:
             if self.public or others:
                 what = f"holds {others[0]}" if others else "is a folder"
                 raise UserError(f"{self.out}: {what}, so it is not replaced; choose another OUT")
+            if kept and not any(self.out.glob(WRITTEN_WEIGHTS)) and "_class_name" not in read_config(self.out):
+                raise UserError(
+                    f"{self.out}: holds neither weights nor a config.json of a model, so it is not replaced; choose "
+                    "another OUT"
+                )
         elif self.out.exists() and not self.public:
             raise UserError(f"{self.out}: is a file; choose another OUT, or format=public to replace it")
         if self.out.exists() and not self.force and not (self.out.is_dir() and not any(self.out.iterdir())):

@@ -176,6 +176,13 @@ def test_nothing_is_overwritten_without_force_nor_anything_else_with_it(tmp_path
     with pytest.raises(UserError, match="is a file; choose another OUT, or format=public"):
         to(tmp_path / "mdt", file, force=True, format="diffusers")
     assert (folder / "thesis.tex").read_text() == "x"
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "README.md").write_text("notes")
+    (mine / "config.json").write_text('{"mine": 1}')
+    with pytest.raises(UserError, match=r"mine: holds neither weights nor a config\.json of a model, so it is not repl"):
+        to(tmp_path / "mdt", mine, force=True)
+    assert (mine / "README.md").read_text() == "notes"
 
 
 def test_code_is_never_run_and_named(tmp_path):
