@@ -180,7 +180,9 @@ def test_nothing_is_overwritten_without_force_nor_anything_else_with_it(tmp_path
     mine.mkdir()
     (mine / "README.md").write_text("notes")
     (mine / "config.json").write_text('{"mine": 1}')
-    with pytest.raises(UserError, match=r"mine: holds neither weights nor a config\.json of a model, so it is not repl"):
+    with pytest.raises(
+        UserError, match=r"mine: holds neither weights nor a config\.json of a model, so it is not repl"
+    ):
         to(tmp_path / "mdt", mine, force=True)
     assert (mine / "README.md").read_text() == "notes"
 
