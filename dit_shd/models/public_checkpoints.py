@@ -117,13 +117,14 @@ def recorded(path: Path) -> Recorded:
     prediction, heads = metadata.get(PREDICTION), metadata.get(HEADS, "")
     try:
         names = json.loads(metadata.get(CLASS_NAMES, "null"))
-    except ValueError:
+    except (ValueError, RecursionError):
         names = None
-    known = isinstance(names, list) and all(name is None or isinstance(name, str) for name in names)
+    if not isinstance(names, list) or not all(name is None or isinstance(name, str) for name in names):
+        names = None
     return Recorded(
         prediction=prediction if prediction in CONVENTIONS else None,
         heads=int(heads) if re.fullmatch("[0-9]{1,6}", heads) else None,
-        class_names=tuple(names) if known else None,
+        class_names=None if names is None else tuple(names),
     )
 
 

@@ -108,7 +108,7 @@ class TimmModel(LibraryModel, ConfigMixin):
         """Recompute blocks in the backward.
 
         Raises:
-            UserError: timm cannot do that for this architecture.
+            UserError: The architecture is one for which timm cannot.
         """
         network: Any = self.network
         try:
