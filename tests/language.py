@@ -6,6 +6,8 @@ GPT2 = {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positi
 GPT2 |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 LLAMA = {"model_type": "llama", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
 LLAMA |= {"num_key_value_heads": 2, "intermediate_size": 24, "max_position_embeddings": 32, "vocab_size": 257}
+GPT_NEOX = {"model_type": "gpt_neox", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
+GPT_NEOX |= {"intermediate_size": 24, "max_position_embeddings": 32, "vocab_size": 257}
 TEXT = "Call me Ishmael. Some years ago, never mind how long precisely, having little or no money in my purse.\n"
 
 

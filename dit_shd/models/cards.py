@@ -141,6 +141,8 @@ def _text(model: nn.Module, origin: Provenance, first: str, last: str, more: Map
     head: dict[str, Any] = {"library_name": "dit_shd"}
     if origin.license is not None:
         head["license"] = origin.license
+    if len(origin.named) == 1:  # as the hub has it
+        head |= {k: text for k, text in zip(("license_name", "license_link"), origin.named[0]) if text}
     head["tags"] = [*getattr(model, "card_tags", ("diffusion",)), "knowledge-distillation"]
     head |= more or {}
     head |= {key: list(getattr(origin, key)) for key in LISTS if getattr(origin, key)}
@@ -167,4 +169,6 @@ def licence_text(origin: Provenance) -> str:
     rule = "no commercial use" if origin.noncommercial else "their licences bind what is made of these weights"
     if origin.forbids_derivatives:
         rule += "; it forbids to pass on what is made of them, and these weights are: keep them to yourself"
-    return f"{origin.license}, inherited from the models behind these weights: {rule}."
+    named = "; ".join(": ".join(filter(None, texts)) for texts in origin.named)
+    several = f" ({named})" if named else ""
+    return f"{origin.license}{several}, inherited from the models behind these weights: {rule}."

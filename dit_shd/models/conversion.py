@@ -1,5 +1,6 @@
 """`dit-shd convert`: public checkpoints and diffusers folders into folders of dit_shd, and back."""
 
+import json
 import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,25 +13,19 @@ from dit_shd.core.config import checked, option
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import atomic_file
 from dit_shd.core.places import MODEL, HubName, Place, find
-from dit_shd.core.pretrained import RECORD, TRAINING, folder_of_weights
+from dit_shd.core.pretrained import RECORD, TRAINING, folder_of_weights, read_config
 from dit_shd.data.latent_origin import Origin
 from dit_shd.data.model_origin import following, of_source
 from dit_shd.models import cards, export, loading, provenance, public_checkpoints
 from dit_shd.models.diffusers_dit import NOTE, public_state
-from dit_shd.models.families.dit import DiT
+from dit_shd.models.families.dit import HEADS, DiT
 from dit_shd.models.prediction import NOISE, PREDICTION, prediction_of
 from dit_shd.models.shape import shape_of
 from dit_shd.models.transformer import LatentTransformer
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt")
-WRITTEN = (
-    "config.json",
-    "README.md",
-    RECORD,
-    TRAINING,
-    "diffusion_pytorch_model*.safetensors",
-    "*.safetensors.index.json",
-)
+WRITTEN_WEIGHTS = "diffusion_pytorch_model*.safetensors"
+WRITTEN = ("config.json", "README.md", RECORD, TRAINING, WRITTEN_WEIGHTS, "*.safetensors.index.json")
 """Files of a model folder, which may be replaced."""
 
 
@@ -69,6 +64,11 @@ class ConvertConfig:
             if self.public or others:
                 what = f"holds {others[0]}" if others else "is a folder"
                 raise UserError(f"{self.out}: {what}, so it is not replaced; choose another OUT")
+            if kept and not any(self.out.glob(WRITTEN_WEIGHTS)) and "_class_name" not in read_config(self.out):
+                raise UserError(
+                    f"{self.out}: holds neither weights nor a config.json of a model, so it is not replaced; choose "
+                    "another OUT"
+                )
         elif self.out.exists() and not self.public:
             raise UserError(f"{self.out}: is a file; choose another OUT, or format=public to replace it")
         if self.out.exists() and not self.force and not (self.out.is_dir() and not any(self.out.iterdir())):
@@ -103,11 +103,8 @@ def convert(config: ConvertConfig) -> Converted:
     latents = of_source(config.source, shape_of(model).channels)
     schedule = export.schedule(export.run_values(config.source).get("task"))
     if config.public:
-        if prediction_of(model) != NOISE and config.out.suffix != ".safetensors":
-            raise UserError(
-                f"OUT: a {config.out.suffix} file does not say that its model predicts {prediction_of(model)}; wanted "
-                "one named .safetensors, or a folder"
-            )
+        if config.out.suffix != ".safetensors":
+            note += _unsaid(model, config.out.suffix)
         _write_file(model, config.out, origin)
         if schedule:
             note.append(f"its run's schedule is not in the file, so samples of it want it said: {schedule['task']}")
@@ -190,9 +187,32 @@ def _origin(config: ConvertConfig, model: LatentTransformer) -> tuple[provenance
     return origin, " (what learns from it inherits that)" if origin.noncommercial else ""
 
 
-def _prediction(model: LatentTransformer) -> dict[str, str]:
-    """For the metadata of a file; nothing for noise, which files of others leave out, too."""
-    return {} if prediction_of(model) == NOISE else {PREDICTION: prediction_of(model)}
+def _unsaid(model: LatentTransformer, suffix: str) -> list[str]:
+    """Notes on what a file without metadata does not say of its model.
+
+    Raises:
+        UserError: It would be read as another model.
+    """
+    shape, prediction, notes = shape_of(model), prediction_of(model), list[str]()
+    usual = HEADS.get(shape.width) if isinstance(model, DiT) else shape.heads  # MDTv2's tensors have the heads
+    unsaid = f"its model predicts {prediction}" if prediction != NOISE else ""
+    if usual not in (None, shape.heads):
+        unsaid = unsaid or f"its model has {shape.heads} heads, where a DiT of width {shape.width} has {usual}"
+    if unsaid:
+        raise UserError(f"OUT: a {suffix} file does not say that {unsaid}; wanted one named .safetensors, or a folder")
+    if usual is None:
+        notes.append(f"its heads are not in a {suffix} file, so whoever reads it must say heads={shape.heads}")
+    if shape.class_names is not None:
+        notes.append(f"its classes' names are not in a {suffix} file; a .safetensors file or a folder has them")
+    return notes
+
+
+def _facts(model: LatentTransformer) -> dict[str, str]:
+    """What tensors do not say of a model, for the metadata of a file; public_checkpoints.recorded reads it."""
+    shape, prediction = shape_of(model), prediction_of(model)
+    facts = {} if prediction == NOISE else {PREDICTION: prediction}  # files of others do not say noise, either
+    names = {} if shape.class_names is None else {public_checkpoints.CLASS_NAMES: json.dumps(list(shape.class_names))}
+    return {**facts, public_checkpoints.HEADS: str(shape.heads), **names}
 
 
 def _write_file(model: LatentTransformer, out: Path, origin: provenance.Provenance) -> None:
@@ -205,6 +225,6 @@ def _write_file(model: LatentTransformer, out: Path, origin: provenance.Provenan
             tensors = {
                 k: v if v.is_floating_point() else v.clone() for k, v in state.items()
             }  # index buffers are shared
-            save_file(tensors, stream.name, metadata={**cards.metadata(origin), **_prediction(model)})
+            save_file(tensors, stream.name, metadata={**cards.metadata(origin), **_facts(model)})
         else:
             torch.save(state, stream)

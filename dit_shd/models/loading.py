@@ -202,22 +202,25 @@ def read_file(
     Args:
         path: The file.
         weights: As in read_tensors.
-        heads: As in LatentTransformer.from_public.
+        heads: As in LatentTransformer.from_public; None: what `dit-shd convert` recorded in the file, if it did.
         prediction: As in of_public; None: what `dit-shd convert` recorded in the file, else noise.
 
     Raises:
         UserError: It is no such file, or something in it does not fit.
     """
-    recorded = public_checkpoints.recorded_prediction(path)
-    if None not in (recorded, prediction) and recorded != prediction:
-        raise UserError(f"{path}: its metadata says prediction={recorded}, found prediction={prediction}; leave it out")
-    prediction = prediction or recorded or NOISE
+    recorded = public_checkpoints.recorded(path)
+    for key, says, given in (("prediction", recorded.prediction, prediction), ("heads", recorded.heads, heads)):
+        if None not in (says, given) and says != given:
+            raise UserError(f"{path}: its metadata says {key}={says}, found {key}={given}; leave it out")
+    prediction = prediction or recorded.prediction or NOISE
     state = public_checkpoints.read_tensors(path, weights, prediction)
     try:
-        model = of_public(state, heads, prediction)
+        model = of_public(state, recorded.heads if heads is None else heads, prediction)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     classes = shape_of(model).classes
+    if recorded.class_names is not None and len(recorded.class_names) == classes:
+        model.register_to_config(class_names=list(recorded.class_names))
     if classes + 1 in public_checkpoints.USUAL_CLASSES:
         _log.warning(
             "%s: its class embedding has %d rows, read as %d classes and one row for no class; if it knows %d classes "

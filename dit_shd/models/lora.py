@@ -4,6 +4,7 @@ Where they stand is a student's linear maps; a merged student is of its plain cl
 """
 
 import json
+import warnings
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,6 +18,9 @@ from dit_shd.models.blocks import named_blocks
 
 NOTE = "dit_shd_lora"
 """Attribute of a model with adapters: their settings as JSON, from which its like is built without weights."""
+
+CONV1D = "transformers.pytorch_utils.Conv1D"
+"""A linear map whose weight is transposed; transformers need not be installed."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +48,12 @@ def add_lora(model: nn.Module, lora: Lora, seed: int = 0) -> None:
         return
     from peft import LoraConfig, inject_adapter_in_model
 
-    names = lora.targets or linear_maps(model)
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.rank if lora.alpha is None else lora.alpha, target_modules=names)  # type: ignore[arg-type]
+    scale: Any = lora.rank if lora.alpha is None else lora.alpha
+    config = LoraConfig(r=lora.rank, lora_alpha=scale, target_modules=_adapted(model, lora))
     model.requires_grad_(False)
     device = next(model.parameters()).device
-    with torch.random.fork_rng(), device:
+    with torch.random.fork_rng(), device, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set")  # of GPT-2's maps, and peft then does what is right
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model)
     setattr(model, NOTE, json.dumps(asdict(lora)))
@@ -62,27 +67,41 @@ def check_lora(model: nn.Module, lora: Lora) -> None:
         lora: Rank and places.
 
     Raises:
-        UserError: The package peft is not installed, or no linear map has such a name.
+        UserError: The package peft is not installed, or no linear map has such a name, or there is none.
     """
     if not lora.rank:
         return
     require(("peft",), "lowbit", "lora")
     names = linear_maps(model)
+    if not names:
+        raise UserError(
+            f"lora.rank: a {type(model).__name__} has no linear maps in blocks, where adapters stand; lora.rank=0"
+        )
     for target in lora.targets:
-        if not any(name == target or name.endswith(f".{target}") for name in names):
+        if not any(_ends_in(name, target) for name in names):
             ends = dict.fromkeys(name.partition(".")[2].partition(".")[2] for name in names)
             raise UserError(
                 f"lora.targets: no linear map of the student's blocks ends in {target}; there are {', '.join(ends)}"
             )
 
 
+def _adapted(model: nn.Module, lora: Lora) -> list[str]:
+    """The linear maps that are given adapters, by their whole names: the ends that a user names may fit others, too."""
+    names = linear_maps(model)
+    return [name for name in names if not lora.targets or any(_ends_in(name, target) for target in lora.targets)]
+
+
+def _ends_in(name: str, target: str) -> bool:
+    return name == target or name.endswith(f".{target}")
+
+
 def linear_maps(model: nn.Module) -> list[str]:
-    """The names of the linear maps in a model's blocks."""
+    """The names of the linear maps in a model's blocks; GPT-2's are of a class of transformers, Conv1D."""
     return [
         f"{block}.{name}"
         for block, module in named_blocks(model).items()
         for name, part in module.named_modules()
-        if type(part) is nn.Linear
+        if type(part) is nn.Linear or f"{type(part).__module__}.{type(part).__name__}" == CONV1D
     ]
 
 

@@ -16,6 +16,11 @@ from dit_shd.core.yaml_files import parse_yaml
 
 PERMISSIVE = ("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0")
 """Licences under which a model that learned from the weights may have any licence, in the hub's names."""
+NONCOMMERCIAL = re.compile(r"\bnc\b|non.?commercial")
+NO_DERIVATIVES = re.compile(r"\bnd\b|no.?deriv")
+"""Marks in the names of licences, in small letters."""
+LINK, MAKER = ", http", "its maker chooses the licence"
+"""In an item of `learned_from`: what the link to a licence's text begins with; what it says of no licence."""
 IMAGENET = "ImageNet-1k (its images are for non-commercial research and education)"
 
 
@@ -35,17 +40,24 @@ class Provenance:
     @property
     def noncommercial(self) -> bool:
         """Whether the licence excludes commercial use."""
-        return self._says("-nc")
+        return self._says(NONCOMMERCIAL)
 
     @property
     def forbids_derivatives(self) -> bool:
         """Whether the licence excludes that what is made of the weights is passed on."""
-        return self._says("-nd")
+        return self._says(NO_DERIVATIVES)
 
-    def _says(self, mark: str) -> bool:
+    @property
+    def named(self) -> tuple[tuple[str, str], ...]:
+        """What the models behind the weights call the licences that are `other` together: name, and link or ""."""
+        items = self.learned_from if self.license == "other" else ()
+        texts = dict.fromkeys(item.rpartition(" (")[2].removesuffix(")") for item in items)
+        parts = [text.partition(LINK) for text in texts if text not in ("other", "unknown", MAKER, *PERMISSIVE)]
+        return tuple((name, mark.removeprefix(", ") + link) for name, mark, link in parts)
+
+    def _says(self, mark: re.Pattern[str]) -> bool:
         """Whether the licence, or of several different ones (`other`) any, has a mark in its name."""
-        several = self.learned_from if self.license == "other" else ()
-        return any(mark in text for text in (self.license or "", *(item.rpartition(" (")[2] for item in several)))
+        return any(mark.search(text) for text in (self.license or "", *(name for name, _ in self.named)))
 
 
 def _public(name: str, license: str) -> Provenance:
@@ -124,9 +136,16 @@ def _from_metadata(name: str, values: Mapping[str, Any]) -> Provenance:
     lists = {key: tuple(str(x) for x in _list(values.get(key)) if str(x).strip()) for key in LISTS}
     if license is None and (values.get("library_name") != "dit_shd" or lists["learned_from"]):
         license = "unknown"
-    named = ", ".join(licenses) if license == "other" and licenses else license
-    itself = f"{name} ({named or 'its maker chooses the licence'})"
+    named = _other(licenses, values) if license == "other" else license
+    itself = f"{name} ({named or MAKER})"
     return Provenance(license, **{**lists, "learned_from": (itself, *lists["learned_from"])})
+
+
+def _other(licenses: Sequence[str], values: Mapping[str, Any]) -> str:
+    """What a licence is that the hub's names do not name: what a card calls it, and where its text is."""
+    texts = [re.sub(r"[()\s]+", " ", str(values.get(key) or "")).strip() for key in ("license_name", "license_link")]
+    name, link = texts[0].lower() or ", ".join(licenses), texts[1]
+    return f"{name}, {link}" if link.startswith(("http://", "https://")) else name
 
 
 def _list(value: object) -> list[object]:

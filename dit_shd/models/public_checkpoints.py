@@ -1,10 +1,12 @@
 """Public checkpoints: reading a file without executing anything, and a model's sizes from the tensors' shapes."""
 
 import argparse
+import json
 import math
 import pickle
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
@@ -26,6 +28,19 @@ ENTRIES: dict[Weights | None, tuple[str, ...]] = {
     "model": ("model", "state_dict"),
 }
 """Their names in training checkpoints; the first that exists is read."""
+HEADS, CLASS_NAMES = "heads", "class_names"
+"""Keys of the metadata of a file, beside that of the prediction."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What `dit-shd convert` says of a model in the metadata of a safetensors file, for it is not in the tensors."""
+
+    prediction: str | None = None
+    """The convention of a model of velocities; None for noise."""
+    heads: int | None = None
+    class_names: tuple[str | None, ...] | None = None
+    """As of ModelShape."""
 
 
 def read_tensors(path: Path, weights: Weights | None = None, prediction: str = NOISE) -> dict[str, Tensor]:
@@ -93,13 +108,24 @@ def _metadata(path: Path) -> dict[str, str]:
         return file.metadata() or {}
 
 
-def recorded_prediction(path: Path) -> str | None:
-    """The velocity convention in the metadata of a file that `dit-shd convert` wrote; None for other files."""
+def recorded(path: Path) -> Recorded:
+    """What is recorded in a file that `dit-shd convert` wrote; nothing for other files."""
     try:
-        name = _metadata(path).get(PREDICTION)
+        metadata = _metadata(path)
     except (OSError, safetensors.SafetensorError):  # read_tensors says what is wrong with it
-        return None
-    return name if name in CONVENTIONS else None
+        return Recorded()
+    prediction, heads = metadata.get(PREDICTION), metadata.get(HEADS, "")
+    try:
+        names = json.loads(metadata.get(CLASS_NAMES, "null"))
+    except (ValueError, RecursionError):
+        names = None
+    if not isinstance(names, list) or not all(name is None or isinstance(name, str) for name in names):
+        names = None
+    return Recorded(
+        prediction=prediction if prediction in CONVENTIONS else None,
+        heads=int(heads) if re.fullmatch("[0-9]{1,6}", heads) else None,
+        class_names=None if names is None else tuple(names),
+    )
 
 
 def _is_state_dict(contents: object) -> TypeGuard[dict[str, Tensor]]:

@@ -6,7 +6,7 @@ from typing import cast
 
 from torch import nn
 
-HEADS = ("heads", "num_heads", "num_attention_heads", "head_dim")
+HEADS = ("heads", "num_heads", "num_attention_heads", "n_heads", "head_dim", "head_size")
 """What modules of attention call the number of their heads, or the width of one."""
 
 

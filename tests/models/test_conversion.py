@@ -176,6 +176,15 @@ def test_nothing_is_overwritten_without_force_nor_anything_else_with_it(tmp_path
     with pytest.raises(UserError, match="is a file; choose another OUT, or format=public"):
         to(tmp_path / "mdt", file, force=True, format="diffusers")
     assert (folder / "thesis.tex").read_text() == "x"
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "README.md").write_text("notes")
+    (mine / "config.json").write_text('{"mine": 1}')
+    with pytest.raises(
+        UserError, match=r"mine: holds neither weights nor a config\.json of a model, so it is not repl"
+    ):
+        to(tmp_path / "mdt", mine, force=True)
+    assert (mine / "README.md").read_text() == "notes"
 
 
 def test_code_is_never_run_and_named(tmp_path):
@@ -231,6 +240,32 @@ def test_a_file_of_flow_matching_becomes_a_folder_that_says_so(tmp_path, predict
     to(tmp_path / "back.safetensors", tmp_path / "twice", heads=2)
     assert loading.load(tmp_path / "twice").config.prediction == prediction
     assert same(loading.load(tmp_path / "twice").state_dict(), again.state_dict())
+
+
+def test_a_file_keeps_the_heads_and_the_names_of_the_classes(tmp_path):
+    """A DiT of fewer heads than its width usually has, as students of SHD are, was read with the usual number."""
+    sizes = dict(sample_size=4, in_channels=1, num_layers=1, num_attention_heads=3, attention_head_dim=128)
+    names = ["one", None, "three"]
+    DiT(**sizes, num_classes=3, mlp_ratio=0.25, class_names=names).save_pretrained(tmp_path / "student")
+    to(tmp_path / "student", tmp_path / "s.safetensors")
+    again = loading.load(tmp_path / "s.safetensors")
+    assert (again.config.num_attention_heads, again.blocks[0].attn.heads) == (3, 3)
+    assert list(again.config.class_names) == names
+    to(tmp_path / "s.safetensors", tmp_path / "back", heads=3)
+    configs = [{**loading.load(tmp_path / name).config, "_name_or_path": ""} for name in ("back", "student")]
+    assert configs[0] == configs[1]
+    with pytest.raises(UserError, match="its metadata says heads=3, found heads=6; leave it out"):
+        to(tmp_path / "s.safetensors", tmp_path / "no", heads=6)
+    with pytest.raises(UserError, match=r"a \.pt file does not say that its model has 3 heads, where .* 384 has 6;"):
+        to(tmp_path / "student", tmp_path / "s.pt")
+    assert not (tmp_path / "s.pt").exists()
+    for name in FAMILIES:  # MDTv2's tensors say its heads
+        model = build(name)
+        model.register_to_config(class_names=names)
+        model.save_pretrained(tmp_path / name)
+        lines = to(tmp_path / name, tmp_path / f"{name}.pt").lines
+        assert any("names are not in a .pt file" in line for line in lines)
+        assert any("must say heads=2" in line for line in lines) == (name == "dit")
 
 
 def test_a_folder_says_itself_what_it_predicts(tmp_path):

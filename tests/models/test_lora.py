@@ -3,6 +3,7 @@
 import pytest
 import small_families
 import torch
+from language import GPT2, causal_lm
 from runs import run, weights
 from safetensors.torch import load_file
 from tiny_pipelines import sd3
@@ -70,6 +71,37 @@ def test_every_linear_map_of_the_blocks(teacher):
     assert adapted == set(linear_maps(loading.load(teacher)))
 
 
+def test_targets_are_ends_of_names_of_linear_maps_in_blocks():
+    """`proj` fits the patches' embedding, and `1` the adaLN's activation, where peft ended in a traceback."""
+    for target, maps in (("proj", "attn.proj"), ("1", "adaLN_modulation.1"), ("blocks.2.attn.qkv", "attn.qkv")):
+        model = small_families.build("dit")
+        before = linear_maps(model)
+        add_lora(model, Lora(rank=1, targets=[target]))
+        adapted = {name.removesuffix(".lora_A") for name, _ in model.named_modules() if name.endswith(".lora_A")}
+        wanted = [target] if target in before else [name for name in before if name.endswith(maps)]
+        assert sorted(adapted) == sorted(wanted) != []
+
+
+def test_gpt2s_maps_are_linear_maps(recwarn):
+    model, tokens = causal_lm(GPT2), torch.tensor([[1, 2, 3, 4]])
+    check_lora(model, Lora(rank=2))
+    before = model(input_ids=tokens).logits
+    add_lora(model, Lora(rank=2))
+    assert not recwarn.list
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert len(trained) == 2 * 2 * 4  # maps A and B, blocks, c_attn, c_proj, c_fc and c_proj
+    spec = meta.ModelSpec.of(model).skeleton()
+    assert trained == [name for name, p in spec.named_parameters() if p.requires_grad]
+    for name, p in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(p)
+    adapted = model(input_ids=tokens).logits
+    assert (adapted - before).abs().max() > 1e-3
+    merge_lora(model)
+    torch.testing.assert_close(model(input_ids=tokens).logits, adapted, rtol=1e-4, atol=1e-4)
+    assert model.state_dict().keys() == causal_lm(GPT2).state_dict().keys()
+
+
 def test_random_weights_are_not_frozen(values, tmp_path):
     """A last layer of zeros would give no gradient for ever."""
     with pytest.raises(UserError, match=r"lora\.rank: freezes the student's weights, which are random; wanted init"):
@@ -85,6 +117,8 @@ def test_random_weights_are_not_frozen(values, tmp_path):
 def test_bad_input(teacher, values):
     with pytest.raises(UserError, match=r"lora.targets: no linear map of the student's blocks ends in foo; there are"):
         check_lora(loading.load(teacher), Lora(rank=2, targets=["foo"]))
+    with pytest.raises(UserError, match=r"lora\.rank: a Sequential has no linear maps in blocks"):
+        check_lora(torch.nn.Sequential(torch.nn.Linear(2, 2)), Lora(rank=2))
     with pytest.raises(UserError, match=r"lora\.rank: wanted"):
         run(values, lora={"rank": -1})
 

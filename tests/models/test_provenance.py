@@ -117,6 +117,35 @@ def test_of_several_licences_what_any_excludes_is_excluded(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("name", "noncommercial", "forbids"),
+    [
+        ("flux-1-dev-non-commercial-license", True, False),
+        ("sai-nc-community", True, False),
+        ("Research_NonCommercial", True, False),
+        ("cc-by-nc-nd-variant", True, True),
+        ("openrail++", False, False),
+        ("once-and-for-all", False, False),
+    ],
+)
+def test_a_licence_that_a_card_names_itself(tmp_path, name, noncommercial, forbids):
+    """Of FLUX.1-dev, Stable Diffusion 3.5 and others: `license: other` and a name, which was dropped."""
+    link = "https://example.org/nd/LICENSE.md"
+    teacher = licensed(tmp_path / "teacher", f"other\nlicense_name: {name}\nlicense_link: {link}")
+    first = provenance.provenance(teacher)
+    assert (first.license, first.learned_from) == ("other", (f"teacher ({name.lower()}, {link})",))
+    origin = provenance.inherited([first, provenance.Provenance("mit", (), ("small/model (mit)",))])
+    assert (origin.noncommercial, origin.forbids_derivatives) == (noncommercial, forbids)
+    card = cards.converted(build("mdt"), "source", "0", origin)
+    assert f"other ({name.lower()}: {link}), inherited" in card
+    assert ("no commercial use" in card) == noncommercial
+    export.write(build("mdt"), tmp_path / "student", card)
+    head = provenance.front_matter(tmp_path / "student" / "README.md")
+    assert (head["license"], head["license_name"], head["license_link"]) == ("other", name.lower(), link)
+    again = provenance.provenance(tmp_path / "student")
+    assert (again.license, again.named, again.noncommercial) == ("other", origin.named, noncommercial)
+
+
+@pytest.mark.parametrize(
     ("written", "license", "forbids"),
     [
         ("[cc-by-nc-nd-4.0]", "cc-by-nc-nd-4.0", True),

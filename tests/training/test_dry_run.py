@@ -1,6 +1,7 @@
 """What a dry run says beside counts."""
 
 import pytest
+from language import GPT2, causal_lm, lines
 from tiny_pipelines import write_pipeline
 
 from dit_shd.core.config import make
@@ -27,4 +28,22 @@ def test_it_says_what_the_student_begins_with(tmp_path):
     assert "stream: 16 of 32 channels" in text
     values["initialisation"]["heads"] = "merge"
     with pytest.raises(UserError, match=r"initialisation\.heads=pick"):
+        dry_run(make(TrainConfig, values))
+
+
+def test_a_language_student_that_begins_with_weights(tmp_path):
+    """As the recipes of Dolly have it, whose headers name this command."""
+    causal_lm(GPT2).save_pretrained(tmp_path / "gpt2")
+    values = {
+        "run": str(tmp_path / "run"),
+        "task": {"name": "language_modeling"},
+        "data": {"name": "text", "path": lines(tmp_path), "tokenizer": "bytes", "length": 16},
+        "student": {"name": "transformers", "source": str(tmp_path / "gpt2"), "config": {"attn_pdrop": 0.1}},
+        "dry_run": True,
+    }
+    done = dry_run(make(TrainConfig, values))
+    assert {p.device.type for p in done.student.parameters()} == {"meta"}
+    assert done.measured is not None and done.operations.total > 0
+    values["student"]["config"] = {"n_head": 2}
+    with pytest.raises(UserError, match="pretrained: false"):
         dry_run(make(TrainConfig, values))

@@ -170,6 +170,7 @@ def _selection(student: nn.Module, teacher: nn.Module, options: Initialisation, 
     elif options.layers is None and isinstance(shd.layers, dict):
         layers |= depth.pairs_of_layers(student, teacher, shd.layers)
     selection = Selection(student, teacher, layers, shd.squeezer, options.channels == "importance")
+    selection.check_groups()
     if selection.has_fewer_heads and options.heads == "merge":
         raise UserError(
             f"initialisation.heads: heads are merged in MDTv2 and DiT; a {type(student).__name__} can keep one head of "

@@ -12,6 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from dit_shd.core.errors import UserError
 from dit_shd.distillation.initialisation.axes import FUSED, STREAM, VALUES, Axes, Axis, Space, axes
 from dit_shd.distillation.initialisation.depth import source_of
 from dit_shd.distillation.initialisation.plan import Heads, InitialisationPlan
@@ -99,6 +100,24 @@ class Selection:
         if not self.by_weights:
             return torch.arange(space.student)
         return self._scores(space).topk(space.student).indices.sort().values.cpu()
+
+    def check_groups(self) -> None:
+        """Refuse numbers of heads of queries and of keys that make no groups; the models may be without weights.
+
+        Raises:
+            UserError: The student has more heads of queries to a head of keys than its teacher.
+        """
+        for keys in (space for space in self.axes.spaces.values() if space.kind == "keys"):
+            heads = self.axes[f"{keys.module}.heads"]
+            if heads.student * keys.teacher > heads.teacher * keys.student:
+                student, teacher = (
+                    f"{h // heads.unit} heads and {k // keys.unit} of keys"
+                    for h, k in ((heads.student, keys.student), (heads.teacher, keys.teacher))
+                )
+                raise UserError(
+                    f"initialisation: {keys.module} has {student} in the student, and {teacher} in the teacher; a head "
+                    f"of keys is kept with its {heads.teacher // keys.teacher} heads of queries, or fewer of them"
+                )
 
     @property
     def has_fewer_heads(self) -> bool:

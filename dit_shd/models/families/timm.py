@@ -105,8 +105,19 @@ class TimmModel(LibraryModel, ConfigMixin):
         return self.network(pixels)
 
     def enable_gradient_checkpointing(self, *_: Any, **__: Any) -> None:
-        """Recompute blocks in the backward."""
-        self.network.set_grad_checkpointing(True)  # type: ignore[operator]
+        """Recompute blocks in the backward.
+
+        Raises:
+            UserError: The architecture is one for which timm cannot.
+        """
+        network: Any = self.network
+        try:
+            network.set_grad_checkpointing(True)
+        except (AssertionError, AttributeError) as error:  # not supported, or it has no such method
+            name = network.pretrained_cfg.get("architecture") or type(network).__name__
+            raise UserError(
+                f"gradient_checkpointing: timm recomputes no blocks of {name}; wanted gradient_checkpointing=false"
+            ) from error
 
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # the rest of diffusers' has no meaning here
         self, save_directory: str | Path, **_: Any

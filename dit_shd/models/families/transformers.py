@@ -18,6 +18,7 @@ from dit_shd.core.installation import require
 from dit_shd.core.places import Asset, HubName, Place, find
 from dit_shd.core.pretrained import LIBRARY_WEIGHTS, model_folder, of_hub, read_config
 from dit_shd.models.families import LibraryModel
+from dit_shd.models.shape import differing_heads
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -77,7 +78,7 @@ class CausalLM(LibraryModel, ConfigMixin):
                 be padded.
 
         Raises:
-            UserError: No such folder, or keys of no model.
+            UserError: No such folder, keys of no model, or of one that the weights of `source` are not of.
         """
         if config:
             _check_keys(config, source)
@@ -93,6 +94,8 @@ class CausalLM(LibraryModel, ConfigMixin):
                 raise UserError(
                     f"student: {source} knows {size} tokens, the data have {vocab_size}; tokenizer={source}"
                 )
+            if config:
+                _check_change(source, read_config(folder), values)
             return cls.of_folder(folder, values)
         return cls(config=values, vocab_size=vocab_size)
 
@@ -132,7 +135,7 @@ class CausalLM(LibraryModel, ConfigMixin):
 
     @classmethod
     def of_folder(cls, folder: Path, values: dict[str, Any]) -> Self:
-        """The model of a folder of transformers."""
+        """The model of a folder of transformers; without memory, as dry runs have it, by its config alone."""
         import torch
 
         weights = sorted(file.name for file in folder.iterdir() if LIBRARY_WEIGHTS.fullmatch(file.name))
@@ -141,9 +144,10 @@ class CausalLM(LibraryModel, ConfigMixin):
             raise UserError(
                 f"{folder}: wanted model.safetensors beside config.json, found {', '.join(others) or 'none'}"
             )
+        without_memory = torch.get_default_device().type == "meta"
         with torch.device("meta"):
             model = cls(config=values)
-        model.network, model.folder = _read(folder, model.network), folder
+        model.network, model.folder = model.network if without_memory else _read(folder, model.network), folder
         return model
 
 
@@ -202,6 +206,34 @@ def _check_keys(config: Mapping[str, object], source: str | None) -> None:
     for key in config:
         if key not in known:
             raise unknown(f"transformers: config of {kind}", key, known)
+
+
+def _check_change(source: str, before: Mapping[str, object], after: Mapping[str, object]) -> None:
+    """Refuse keys that make another model than the weights of `source` are of, also where the shapes are the same.
+
+    Args:
+        source: As the user named it.
+        before: Its config.json.
+        after: That with the user's keys.
+
+    Raises:
+        UserError: Other tensors, or other heads.
+    """
+    import torch
+
+    with torch.device("meta"):
+        there, here = _network(before), _network(after)
+    shapes, wanted = ({n: tuple(x.shape) for n, x in m.state_dict().items()} for m in (there, here))
+    first = min((n for n in shapes.keys() | wanted.keys() if shapes.get(n) != wanted.get(n)), default=None)
+    differing = differing_heads(here, there)
+    if first is not None:
+        differing = first, wanted.get(first, "nothing"), shapes.get(first, "nothing")
+    if differing is not None:
+        what, new, old = differing
+        raise UserError(
+            f"student.config: changes {what} from {old} to {new}, and the weights of {source} are not of that; say "
+            "pretrained: false for random weights, or leave these sizes as they are"
+        )
 
 
 def _reason(kind: str, config: Mapping[str, object], error: Exception) -> str:

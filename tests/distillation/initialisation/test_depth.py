@@ -1,6 +1,7 @@
 import pytest
 import torch
 from diffusers import SD3Transformer2DModel
+from language import GPT_NEOX
 
 from dit_shd.analysis.redundancy import plan_of
 from dit_shd.core.errors import UserError
@@ -122,4 +123,7 @@ def test_weights_of_the_same_shapes_and_other_heads_are_refused():
         for n, depth_ in ((2, 1), (4, 2))
     ]
     with pytest.raises(UserError, match=r"head_dim of .* is 16 in the student and 8 in the teacher"):
+        check(OPTIONS, [], *models)
+    models = [CausalLM(config={**GPT_NEOX, "num_attention_heads": n}) for n in (2, 4)]
+    with pytest.raises(UserError, match=r"head_size of .* is 8 in the student and 4 in the teacher"):
         check(OPTIONS, [], *models)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from diffusers import Lumina2Transformer2DModel
 from tiny_pipelines import KINDS
 
 from dit_shd.core.errors import UserError
@@ -242,3 +243,22 @@ def test_attention_that_is_not_known_is_refused():
     dits = [DiT(sample_size=8, num_layers=1, num_attention_heads=2, num_classes=n) for n in (3, 5)]
     with pytest.raises(UserError, match="attention of the class Attention, whose heads are not known"):
         axes(*dits, {})
+
+
+def lumina(**sizes):
+    tiny = dict(sample_size=16, num_layers=1, num_refiner_layers=1, multiple_of=8, cap_feat_dim=8)
+    return Lumina2Transformer2DModel(**tiny, axes_dim_rope=(4, 2, 2), axes_lens=(32, 16, 16), **sizes)
+
+
+@pytest.mark.parametrize(("heads", "keys", "taken"), [(6, 2, False), (8, 2, False), (6, 3, True), (4, 4, True)])
+def test_heads_of_queries_stay_with_their_heads_of_keys(heads, keys, taken):
+    """Refused before the run's folder is written; with as many heads and fewer of keys, queries read other keys."""
+    with torch.device("meta"):
+        teacher = lumina(hidden_size=64, num_attention_heads=8, num_kv_heads=4)
+        student = lumina(hidden_size=8 * heads, num_attention_heads=heads, num_kv_heads=keys)
+    if taken:
+        check(OPTIONS, [], student, teacher)
+        return
+    wanted = rf"attn has {heads} heads and {keys} of keys in the student, and 8 heads and 4 of keys .* its 2 heads of q"
+    with pytest.raises(UserError, match=wanted):
+        check(OPTIONS, [], student, teacher)

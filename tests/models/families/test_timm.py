@@ -192,3 +192,13 @@ def test_images_are_scaled_and_cropped_as_the_folder_says(tmp_path):
         torch.testing.assert_close(got, want)
     with pytest.raises(UserError, match="preprocessing: wanted input_size, interpolation, crop_mode, found size"):
         build(preprocessing={"size": 3})
+
+
+def test_an_architecture_whose_blocks_are_not_recomputed_is_refused_in_a_line():
+    build().enable_gradient_checkpointing()
+    with torch.device("meta"):
+        model = FAMILIES.build(Plugin("timm", {"model": "vgg11"}), "student")
+    with pytest.raises(
+        UserError, match=r"^gradient_checkpointing: timm recomputes no blocks of vgg11; wanted .*=false"
+    ):
+        model.enable_gradient_checkpointing()

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from language import GPT2, LLAMA, causal_lm
+from language import GPT2, GPT_NEOX, LLAMA, causal_lm
 
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
@@ -117,6 +117,31 @@ def test_a_vocabulary_that_is_too_small_is_refused(tmp_path):
     causal_lm(GPT2).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"knows 257 tokens, the data have 300"):
         build(source=str(tmp_path), vocab_size=300)
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "message"),
+    [
+        (
+            GPT2,
+            {"n_head": 2},
+            r"changes num_heads of transformer\.h\.0\.attn from 4 to 2, and the weights of .* pretra",
+        ),
+        (GPT2, {"n_layer": 1}, r"changes transformer\.h\.1\.\S+ from \(48,\) to nothing, .* pretrained: false"),
+        (LLAMA, {"head_dim": 8}, r"changes \S+k_proj\.weight from \(8, 16\) to \(16, 16\)"),
+        (GPT_NEOX, {"num_attention_heads": 2}, r"changes head_size of gpt_neox\.layers\.0\.attention from 4 to 8"),
+    ],
+    ids=["heads", "depth", "head width", "heads of GPT-NeoX"],
+)
+def test_weights_of_a_source_are_not_put_into_another_model(tmp_path, config, changes, message):
+    """Other heads of the same shapes were taken without a word."""
+    causal_lm(config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=rf"^student\.config: {message}"):
+        build(source=str(tmp_path), config=changes)
+    assert build(source=str(tmp_path), config=changes, pretrained=False)(TOKENS).logits.isfinite().all()
+    kept = {"attention_dropout" if config is not GPT2 else "attn_pdrop": 0.25}
+    model = build(source=str(tmp_path), config=kept)
+    assert torch.equal(model.eval()(TOKENS).logits, load(tmp_path)(TOKENS).logits)
 
 
 def test_rotary_frequencies_stay_exact_in_bfloat16(tmp_path):
