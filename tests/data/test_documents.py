@@ -86,6 +86,35 @@ def test_files_of_other_splits_are_left_out(tmp_path, caplog):
         read_documents(str(tmp_path), "file", Columns(), "extra")
 
 
+def test_a_held_out_split_that_no_name_says_is_refused(tmp_path):
+    """Else a figure of test text would be one of the text that was learned."""
+    folder = tmp_path / "corpus"
+    (folder / "test").mkdir(parents=True)
+    for name in ("train-0.jsonl", "test/a.jsonl"):
+        (folder / name).write_text(json.dumps({"text": name}) + "\n")
+    assert texts(read_documents(str(folder / "test"), "file", Columns(), "test")) == ["test/a.jsonl"]
+    assert texts(read_documents(str(folder / "test" / "a.jsonl"), "file", Columns(), "test")) == ["test/a.jsonl"]
+    with pytest.raises(UserError, match=r"data\.hub_split: no name in .*train-0\.jsonl' says that it is of test"):
+        read_documents(str(folder / "train-0.jsonl"), "file", Columns(), "test")
+    (folder / "test" / "a.jsonl").unlink()
+    with pytest.raises(UserError, match=r"data\.hub_split: .* has files of train and none of val"):
+        read_documents(str(folder), "file", Columns(), "val")
+    (folder / "train-0.jsonl").rename(folder / "a.jsonl")
+    assert texts(read_documents(str(folder), "file", Columns())) == ["train-0.jsonl"]
+    with pytest.raises(UserError, match=r"data\.hub_split: no name in '.*corpus' says that it is of test"):
+        read_documents(str(folder), "file", Columns(), "test")
+
+
+@pytest.mark.parametrize(("split", "name"), [("train", "train"), (None, "of no name")])
+def test_a_saved_dataset_of_one_split_is_of_no_other(tmp_path, split, name):
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_dict({"text": ["a"]}, split=split).save_to_disk(tmp_path / "saved")
+    place = str(tmp_path / "saved")
+    assert texts(read_documents(place, "file", Columns())) == ["a"]
+    with pytest.raises(UserError, match=rf"data\.hub_split: .*saved' is one split \({name}\), not test"):
+        read_documents(place, "file", Columns(), "test")
+
+
 def test_a_file_of_the_hub_is_not_passed_over_elsewhere(tmp_path):
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(UserError, match=r"hub_file: is of hub:OWNER/NAME; of .* say data.path=.*/b\.txt"):
