@@ -171,16 +171,23 @@ def _of_split(folder: Path, names: list[Path], split: str) -> list[Path]:
     known = sorted({known for known in splits.values() if known is not None})
     if not known:
         _check_split(folder.absolute(), split)
-    if not known or split == EVERY or (len(known) == 1 and wanted in (DEFAULT, known[0])):
+    if split == EVERY or not known or (wanted == DEFAULT and known == [DEFAULT]):
         return names
     kept = [name for name in names if splits[name] == wanted]
+    if wanted == DEFAULT and DEFAULT not in known:  # beside corpus_test.jsonl, corpus.jsonl is to be learned
+        kept = [name for name in names if splits[name] is None]
+    if wanted == DEFAULT and not kept and len(known) == 1:
+        _log.warning("data: '%s': its files are of %s by their names, and are read (data.hub_split)", folder, known[0])
+        return names
     if not kept:
         raise UserError(
             f"data.hub_split: '{folder}' has files of {', '.join(known)} and none of {split}; name one of them, or "
             f"{EVERY} for all files"
         )
-    left_out = counted([str(name) for name in names if name not in kept])
-    _log.warning("data: '%s': files of %s are read; left out: %s (data.hub_split)", folder, split, left_out)
+    left_out = [str(name) for name in names if name not in kept]
+    if left_out:
+        text = "data: '%s': files of %s are read; left out: %s (data.hub_split; %s reads every file)"
+        _log.warning(text, folder, split, counted(left_out), EVERY)
     return kept
 
 

@@ -86,6 +86,18 @@ def test_files_of_other_splits_are_left_out(tmp_path, caplog):
         read_documents(str(tmp_path), "file", Columns(), "extra")
 
 
+def test_what_only_a_held_out_split_is_named_beside_is_to_be_learned(tmp_path, caplog):
+    for name in ("corpus", "corpus_test", "news_test"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": name}) + "\n")
+    assert texts(read_documents(str(tmp_path), "file", Columns())) == ["corpus"]
+    assert "left out: 2 (corpus_test.jsonl, news_test.jsonl) (data.hub_split; all reads every file)" in caplog.text
+    assert texts(read_documents(str(tmp_path), "file", Columns(), "test")) == ["corpus_test", "news_test"]
+    assert len(read_documents(str(tmp_path), "file", Columns(), "all")) == 3
+    (tmp_path / "corpus.jsonl").unlink()
+    assert texts(read_documents(str(tmp_path), "file", Columns())) == ["corpus_test", "news_test"]
+    assert "its files are of test by their names, and are read" in caplog.text
+
+
 def test_a_held_out_split_that_no_name_says_is_refused(tmp_path):
     """Else a figure of test text would be one of the text that was learned."""
     folder = tmp_path / "corpus"
