@@ -1,11 +1,13 @@
 """Images with classes, wherever they are: class folders (ImageFolder) and Hugging Face datasets, read one by one."""
 
 import logging
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from dit_shd.core.distributed import is_first_process
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import Place
 from dit_shd.core.rng import Draws
@@ -46,6 +48,9 @@ class Images(Dataset):
             remedy = "name: npz" if isinstance(self._source, NpzSource) else "datasets' save_to_disk of it"
             raise UserError(f"data images: '{path}': is read in order only, and training takes any; use {remedy}")
         self.classes, self.class_names = len(self._source.classes), self._source.classes
+        self.notes = tuple(self._source.notes)
+        for note in self.notes:
+            _say(str(path), note)
         self._broken: set[int] = set()
 
     @classmethod
@@ -94,3 +99,10 @@ class Images(Dataset):
     def labels(self) -> np.ndarray:
         """int64 [n]."""
         return self._source.labels
+
+
+@lru_cache(maxsize=256)
+def _say(path: str, note: str) -> None:
+    """Warn once: the images of an evaluation are opened at each one of a run."""
+    if is_first_process():
+        _log.warning("data images: '%s': %s", path, note)

@@ -46,6 +46,18 @@ def test_hugging_face_datasets(folder, tmp_path):
     assert all(np.array_equal(ours.image(i), theirs.image(i)) for i in (2, 0, 1))
 
 
+def test_what_its_source_remarks_is_said_once_and_by_one_process(folder, caplog, monkeypatch):
+    """As which images were left out: the images of an evaluation are opened again and again."""
+    (folder / "train" / "cat" / "3.tiff").write_bytes(b"x")
+    notes = [build(folder, split="train").notes for _ in range(2)]
+    assert notes[0] == notes[1] and any("1 .tiff" in note for note in notes[0])
+    assert [r.message for r in caplog.records] == [f"data images: '{folder}': {note}" for note in notes[0]]
+    caplog.clear()
+    monkeypatch.setenv("RANK", "1")
+    (folder / "train" / "cat" / "4.tiff").write_bytes(b"x")
+    assert any("2 .tiff" in note for note in build(folder, split="train").notes) and not caplog.records
+
+
 def test_labels_of_all_images_are_not_compared_for_each_image(folder, monkeypatch):
     """A millisecond of each among 1.28 million."""
     data = build(folder, split="train")
