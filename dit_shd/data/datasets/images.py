@@ -28,8 +28,9 @@ class Images(Dataset):
         path: A folder of class folders, a dataset that `datasets` saved, or hub:OWNER/NAME.
         split: Of several.
         subset: Of several.
-        image_column: Of a dataset; empty: the only one of images.
-        label_column: Likewise.
+        image_column: Of a dataset; empty: image, img, jpg, ..., or the only one of images.
+        label_column: Of a dataset and of metadata files; empty: label, labels, cls, ..., or the only one of classes
+            (ClassLabel).
     """
 
     fields = frozenset({"images", "labels"})
