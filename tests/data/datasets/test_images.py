@@ -36,6 +36,21 @@ def test_class_folders(folder):
     assert not np.array_equal(data.image(2), build(folder, split="val").image(2))
 
 
+@pytest.mark.parametrize("of", ["files", "folders"])
+def test_links_are_followed_where_that_is_wanted(folder, tmp_path, of):
+    """As a cluster lays out ImageNet: the error names a key that there is."""
+    linked = tmp_path / "linked"
+    for source in (folder / "train").glob("*" if of == "folders" else "*/*"):
+        link = linked / source.relative_to(folder / "train")
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(source)
+    with pytest.raises(UserError, match="follow_links=true"):
+        build(linked).image(0)
+    data = build(linked, follow_links=True)
+    assert data.class_names == ("cat", "dog") and data.labels().tolist() == [0, 0, 1]
+    assert data.image(0).shape == (9, 12, 3)
+
+
 def test_hugging_face_datasets(folder, tmp_path):
     files = sorted((folder / "train").rglob("*.png"))
     table = {"image": [str(f) for f in files], "label": [0, 0, 1]}

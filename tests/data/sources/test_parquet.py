@@ -42,7 +42,7 @@ def test_columns_of_no_usual_name_by_what_hugging_face_says_of_them(tmp_path, ki
 
     def written(name, **more):
         columns = {"pixels": datasets.Image(), "target": labels, **more}
-        data = datasets.Dataset.from_dict({**cells, **dict.fromkeys(more, [0, 0, 0])}, datasets.Features(columns))
+        data = datasets.Dataset.from_dict({**cells, **{key: [0, 0, 0] for key in more}}, datasets.Features(columns))
         place = tmp_path / (f"{name}.parquet" if kind == "parquet" else name)
         data.to_parquet(place) if kind == "parquet" else data.save_to_disk(place)
         return open_source(str(place))
