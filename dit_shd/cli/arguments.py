@@ -164,7 +164,8 @@ def _check_keys(values: Mapping[str, Any], command: Specification, where: str) -
         if isinstance(value, Mapping) and "like" in value and "name" not in value:
             continue  # student: {like: teacher}, whose keys are those of the teacher's config
         if isinstance(value, Mapping) and "name" not in value:  # task.mask_ratio=0.2 is of the default task
-            value = {**parse_yaml(defaults[key]), **value}
+            default = parse_yaml(defaults[key])
+            value = {**default, **value} if isinstance(default, Mapping) else value  # else refused when it is cast
         if isinstance(value, list):
             for i, item in enumerate(value):
                 _check_plugin(item, package, f"{key}.{i}")

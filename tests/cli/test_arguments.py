@@ -12,6 +12,7 @@ from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugin_source import plugin_names
 from dit_shd.evaluation.evaluate import EvaluateConfig
+from dit_shd.training.config import TrainConfig
 
 
 def values(*words):
@@ -102,6 +103,19 @@ def test_what_is_mistyped_is_answered_before_torch_is_imported(words, message):
     assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()
     assert message in line
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "digits_shd", "losses={shd: 1}"], r"losses: wanted a list, found \{'shd': 1\}"),
+        (["evaluate", "a.npz", "reference=b.npz", "metrics={kid: 1}"], r"metrics: wanted a list, found \{'kid': 1\}"),
+    ],
+)
+def test_keys_where_plugins_are_wanted_are_refused_in_a_line(words, message):
+    with pytest.raises(UserError, match=message) as error:
+        make(TrainConfig if words[0] == "train" else EvaluateConfig, values(*words))
+    assert "\n" not in str(error.value)
 
 
 def test_a_key_of_an_earlier_version_and_of_somebody_elses_plugin_pass():
