@@ -12,7 +12,7 @@ from typing import Any, Literal
 from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.installation import install_command
 from dit_shd.core.places import HUB, HubName, expanded, instead, offline
-from dit_shd.data.sources.listing import counted
+from dit_shd.data.sources.listing import HIDDEN, counted, scan
 from dit_shd.data.sources.splits import DEFAULT, split_of
 
 Unit = Literal["file", "paragraph", "line"]
@@ -143,21 +143,24 @@ def _of_files(place: Path, unit: Unit, columns: Columns, split: str = EVERY) -> 
 def _in_folder(folder: Path, split: str) -> list[Path]:
     """The files of a folder, in the order of their names: of one split, where names are of several.
 
-    Hidden files are left out, and beside tables the README, which is about them.
+    Hidden files are left out, and beside tables the README, which is about them; links are followed.
 
     Raises:
         UserError: There are none, or none of the split.
     """
-    everything = sorted(f.relative_to(folder) for f in folder.rglob("*") if f.suffix.lower() in (*SUFFIXES, *TABLES))
-    everything = [name for name in everything if not any(part.startswith(".") for part in name.parts)]
+    listing = scan(folder, follow_links=True)
+    everything = sorted(map(Path, (*listing.images, *listing.others)))
     names = [name for name in everything if name.suffix.lower() in SUFFIXES]
     if any(name.suffix.lower() in ROWS for name in names):
         names = [name for name in names if name.name != "README.md"]
     if not names:
         raise UserError(f"data.path: wanted files ending in {', '.join(SUFFIXES)}, '{folder}' has none")
-    tables = [str(name) for name in everything if name.suffix.lower() in TABLES]
-    if tables:
-        _log.warning("data: '%s': not read, since only %s are: %s", folder, ", ".join(SUFFIXES), counted(tables))
+    others = [str(name) for name in everything if name.suffix.lower() not in SUFFIXES]
+    if others:
+        _log.warning("data: '%s': not read, since only %s are: %s", folder, ", ".join(SUFFIXES), counted(others))
+    for reason, paths in listing.left_out.items():
+        if reason != HIDDEN:  # of which the hub's snapshots always have some
+            _log.warning("data: '%s': not read: %s, %s", folder, counted(paths), reason)
     return [folder / name for name in _of_split(folder, names, split)]
 
 

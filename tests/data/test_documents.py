@@ -38,10 +38,21 @@ def test_json_lines_are_known_by_each_of_their_names(tmp_path, name):
 
 
 def test_what_of_a_folder_is_not_read_is_said(tmp_path, caplog):
-    for name in ("a.TXT", "b.json", "c.jsonl.gz", "d.png"):
+    for name in ("a.TXT", "b.json", "c.jsonl.gz", "d.rst", ".hidden"):
         (tmp_path / name).write_text("x")
     assert texts(read_documents(str(tmp_path), "file", Columns())) == ["x"]
-    assert "not read, since only .txt" in caplog.text and "2 (b.json, c.jsonl.gz)" in caplog.text
+    (message,) = caplog.messages
+    assert "not read, since only .txt" in message and "3 (b.json, c.jsonl.gz, d.rst)" in message
+
+
+def test_a_folder_that_is_a_link_is_read_and_once(tmp_path, caplog):
+    for name in ("store/b.txt", "corpus/a.txt"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(name)
+    (tmp_path / "corpus" / "link").symlink_to(tmp_path / "store")
+    (tmp_path / "corpus" / "round").symlink_to(tmp_path / "corpus")
+    assert texts(read_documents(str(tmp_path / "corpus"), "file", Columns())) == ["corpus/a.txt", "store/b.txt"]
+    assert "not read: 1 (round), links to folders that are here anyway" in caplog.text
 
 
 def test_a_column_may_have_any_name_and_half_a_letter_is_none(tmp_path):
