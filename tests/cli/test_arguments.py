@@ -53,6 +53,19 @@ def test_text_may_have_a_colon():
     assert values("inspect", "asset:captioned_digits", "prompt=null", "call={a: 1}")["prompt"] is None
 
 
+def test_text_of_plugins_and_of_several_is_text_as_well():
+    """YAML has a number in 2024_01_01, which would be another folder."""
+    words = ["data={name: npz}", "data.path=2024_01_01", "losses.1.layers=yes"]
+    found = values("train", "digits_shd", *words, "teacher=2024_01_01")
+    assert (found["teacher"], found["data"]) == ("2024_01_01", {"name": "npz", "path": "2024_01_01"})
+    assert found["losses"][1]["layers"] == "yes"
+    assert values("train", "digits_shd", "data=npz", "data.path=1e3")["data"]["path"] == "1e3"
+    several = values("train", "digits_shd", "teacher={a: 2024_01_01, b: x}")["teacher"]
+    assert several == {"a": "2024_01_01", "b": "x"}
+    assert values("train", "digits_shd", "teacher=null")["teacher"] is None
+    assert values("sample", "x", "steps=1_000")["steps"] == 1000
+
+
 def test_an_experiment_is_a_config_by_its_name_and_by_its_path_in_the_repository(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     by_name = values("train", "digits_shd", "steps=7", "optimizer.lr=1")
