@@ -298,6 +298,8 @@ def _of_dataset(place: Path | HubName, columns: Columns, split: str) -> Iterator
         raise UserError(
             f"data.hub_split: '{place}' is one split ({data.split or 'of no name'}), not {split}; leave out hub_split"
         )
+    elif split == DEFAULT and split_of(str(data.split)) not in (None, DEFAULT):
+        _log.warning("data: '%s': it is one split, %s, and is read (data.hub_split)", place, data.split)
     for number, row in enumerate(data):
         yield columns.document(row, f"{place}[{number}]")
 

@@ -128,12 +128,16 @@ def test_a_held_out_split_that_no_name_says_is_refused(tmp_path):
         read_documents(str(folder), "file", Columns(), "test")
 
 
-@pytest.mark.parametrize(("split", "name"), [("train", "train"), (None, "of no name")])
-def test_a_saved_dataset_of_one_split_is_of_no_other(tmp_path, split, name):
+@pytest.mark.parametrize(
+    ("split", "name"),
+    [("train", "train"), (None, "of no name"), ("validation", "validation"), ("train+x", r"train\+x")],
+)
+def test_a_saved_dataset_of_one_split_is_of_no_other(tmp_path, split, name, caplog):
     datasets = pytest.importorskip("datasets")
     datasets.Dataset.from_dict({"text": ["a"]}, split=split).save_to_disk(tmp_path / "saved")
     place = str(tmp_path / "saved")
     assert texts(read_documents(place, "file", Columns())) == ["a"]
+    assert ("it is one split, validation, and is read" in caplog.text) == (split == "validation")
     with pytest.raises(UserError, match=rf"data\.hub_split: .*saved' is one split \({name}\), not test"):
         read_documents(place, "file", Columns(), "test")
 
