@@ -19,7 +19,8 @@ from dit_shd.core.plugin_source import plugin_names, plugin_source
 from dit_shd.core.shipped_configs import read_config
 from dit_shd.core.yaml_files import override, parse_yaml
 
-TEXTS = [form.format(WORDS[kind]) for form in ("{}", "[{}, ...]") for kind in ("str", "Path", "Place")]
+FORMS = ("{0}", "[{0}, ...]", "{0} | [{0}, ...]", "{0} | {{text: {0}}}")
+TEXTS = [form.format(WORDS[kind]) for form in FORMS for kind in ("str", "Path", "Place")]
 """Kinds of keys whose values are text."""
 ASSIGNMENT = re.compile(r"[A-Za-z_][\w.]*=")
 _log = logging.getLogger("dit_shd")
@@ -88,10 +89,30 @@ def values_of(line: Line, command: Specification) -> dict[str, Any]:
             _log.warning("%s: given %d times; %s is taken", key, len(words), words[-1])
     values = _named(line, command)
     where = "config" if "" in command.words else command.name
-    kinds = {key.name: key.kind.removesuffix(" | null") for key in command.keys}
-    values = override(values, [_as_text(word, kinds.get(word.partition("=")[0], "")) for word in line.assignments])
+    for word in line.assignments:
+        values = override(values, [_as_text(word, _kind(word.partition("=")[0], values, command))])
     _check_keys(values, command, where)
     return values
+
+
+def _kind(key: str, values: Mapping[str, Any], command: Specification) -> str:
+    """What a key takes, null apart, also one of a plug-in: data.path, losses.0.layers; empty where that is not known.
+
+    Args:
+        key: With what it is inside of.
+        values: Those that are known so far, which name the plug-ins.
+        command: Whose key it is.
+    """
+    kinds = {known.name: known for known in command.keys}
+    path = key.split(".")[:-1]
+    if key not in kinds and path and path[0] in command.plugins:
+        node: Any = values.get(path[0], parse_yaml(kinds[path[0]].default))
+        for part in path[1:]:
+            node = node[int(part)] if isinstance(node, list) and part.isdecimal() and int(part) < len(node) else None
+        package, name = command.plugins[path[0]], node.get("name") if isinstance(node, Mapping) else node
+        if name in plugin_names(package):
+            kinds = {f"{'.'.join(path)}.{known.name}": known for known in plugin_source(package, name).keys}
+    return kinds[key].kind.removesuffix(" | null") if key in kinds else ""
 
 
 def _as_text(assignment: str, kind: str) -> str:
@@ -107,7 +128,7 @@ def _as_text(assignment: str, kind: str) -> str:
     check_utf8(text, key)
     try:
         value = parse_yaml(text)
-        if isinstance(value, list) and kind.startswith("["):
+        if (isinstance(value, list) and "[" in kind) or (isinstance(value, dict) and "{" in kind and text[0] == "{"):
             texts = yaml.load(text, yaml.BaseLoader)  # to which every scalar is text
             return f"{key}={json.dumps(texts)}"
         plain = value is None or isinstance(value, (str, list)) or text.startswith("{")
@@ -164,7 +185,8 @@ def _check_keys(values: Mapping[str, Any], command: Specification, where: str) -
         if isinstance(value, Mapping) and "like" in value and "name" not in value:
             continue  # student: {like: teacher}, whose keys are those of the teacher's config
         if isinstance(value, Mapping) and "name" not in value:  # task.mask_ratio=0.2 is of the default task
-            value = {**parse_yaml(defaults[key]), **value}
+            default = parse_yaml(defaults[key])
+            value = {**default, **value} if isinstance(default, Mapping) else value  # else refused when it is cast
         if isinstance(value, list):
             for i, item in enumerate(value):
                 _check_plugin(item, package, f"{key}.{i}")

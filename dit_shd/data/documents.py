@@ -12,8 +12,8 @@ from typing import Any, Literal
 from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.installation import install_command
 from dit_shd.core.places import HUB, HubName, expanded, instead, offline
-from dit_shd.data.sources.listing import counted
-from dit_shd.data.sources.splits import split_of
+from dit_shd.data.sources.listing import HIDDEN, counted, scan
+from dit_shd.data.sources.splits import DEFAULT, split_of
 
 Unit = Literal["file", "paragraph", "line"]
 LINES = (".jsonl", ".ndjson", ".jsonlines")
@@ -101,13 +101,15 @@ def read_documents(
         path: A file, a folder of files, a folder that `Dataset.save_to_disk` wrote, or hub:OWNER/NAME.
         unit: What is one document of a text file: all of it, a paragraph (up to an empty line) or a line.
         columns: Where documents are in tables.
-        split: Of a dataset, or of a folder whose files are of several by their names.
+        split: Of a dataset, or of a folder whose files are of several by their names; of what is of no split by its
+            name, `train` and `all` are all of it.
         file: Of a repository of the hub, which is read alone.
 
     Raises:
-        UserError: Nothing is there, it cannot be read, or it holds no text.
+        UserError: Nothing is there, it cannot be read, it holds no text, or it may be of another split.
     """
     if path.startswith("hub:") and file is not None:
+        _check_split(Path(file), split)
         documents = list(_of_files(_hub_file(_hub_name(path), file), unit, columns))
     elif path.startswith("hub:"):
         documents = list(_of_dataset(_hub_name(path), columns, split))
@@ -126,8 +128,9 @@ def read_documents(
 
 
 def _of_files(place: Path, unit: Unit, columns: Columns, split: str = EVERY) -> Iterator[Document]:
-    files = _in_folder(place, split) if place.is_dir() else [place]
-    for file in files:
+    if not place.is_dir():
+        _check_split(place.absolute(), split)
+    for file in _in_folder(place, split) if place.is_dir() else [place]:
         if file.suffix.lower() in LINES:
             yield from _json_lines(file, columns)
         elif file.suffix.lower() == ".parquet":
@@ -140,34 +143,65 @@ def _of_files(place: Path, unit: Unit, columns: Columns, split: str = EVERY) -> 
 def _in_folder(folder: Path, split: str) -> list[Path]:
     """The files of a folder, in the order of their names: of one split, where names are of several.
 
-    Hidden files are left out, and beside tables the README, which is about them.
+    Hidden files are left out, and beside tables the README, which is about them; links are followed.
 
     Raises:
         UserError: There are none, or none of the split.
     """
-    everything = sorted(f.relative_to(folder) for f in folder.rglob("*") if f.suffix.lower() in (*SUFFIXES, *TABLES))
-    everything = [name for name in everything if not any(part.startswith(".") for part in name.parts)]
+    listing = scan(folder, follow_links=True)
+    everything = sorted(map(Path, (*listing.images, *listing.others)))
     names = [name for name in everything if name.suffix.lower() in SUFFIXES]
     if any(name.suffix.lower() in ROWS for name in names):
         names = [name for name in names if name.name != "README.md"]
     if not names:
         raise UserError(f"data.path: wanted files ending in {', '.join(SUFFIXES)}, '{folder}' has none")
-    tables = [str(name) for name in everything if name.suffix.lower() in TABLES]
-    if tables:
-        _log.warning("data: '%s': not read, since only %s are: %s", folder, ", ".join(SUFFIXES), counted(tables))
-    splits = {name: _split_of(name) for name in names}
+    others = [str(name) for name in everything if name.suffix.lower() not in SUFFIXES]
+    if others:
+        _log.warning("data: '%s': not read, since only %s are: %s", folder, ", ".join(SUFFIXES), counted(others))
+    for reason, paths in listing.left_out.items():
+        if reason != HIDDEN:  # of which the hub's snapshots always have some
+            _log.warning("data: '%s': not read: %s, %s", folder, counted(paths), reason)
+    return [folder / name for name in _of_split(folder, names, split)]
+
+
+def _of_split(folder: Path, names: list[Path], split: str) -> list[Path]:
+    """The files of a split, where the names are of several; what is left out is said.
+
+    Raises:
+        UserError: None are of it.
+    """
+    splits, wanted = {name: _split_of(name) for name in names}, split_of(split) or split
     known = sorted({known for known in splits.values() if known is not None})
-    if len(known) > 1 and split != EVERY:
-        kept = [name for name in names if splits[name] == (split_of(split) or split)]
-        if not kept:
-            raise UserError(
-                f"data.hub_split: '{folder}' has files of {', '.join(known)} and none of {split}; name one of them, or "
-                f"{EVERY} for all files"
-            )
-        left_out = counted([str(name) for name in names if name not in kept])
-        _log.warning("data: '%s': files of %s are read; left out: %s (data.hub_split)", folder, split, left_out)
-        names = kept
-    return [folder / name for name in names]
+    if not known:
+        _check_split(folder.absolute(), split)
+    if split == EVERY or not known or (wanted == DEFAULT and known == [DEFAULT]):
+        return names
+    kept = [name for name in names if splits[name] == wanted]
+    if wanted == DEFAULT and DEFAULT not in known:  # beside corpus_test.jsonl, corpus.jsonl is to be learned
+        kept = [name for name in names if splits[name] is None]
+    if wanted == DEFAULT and not kept and len(known) == 1:
+        _log.warning("data: '%s': its files are of %s by their names, and are read (data.hub_split)", folder, known[0])
+        return names
+    if not kept:
+        raise UserError(
+            f"data.hub_split: '{folder}' has files of {', '.join(known)} and none of {split}; name one of them, or "
+            f"{EVERY} for all files"
+        )
+    left_out = [str(name) for name in names if name not in kept]
+    if left_out:
+        text = "data: '%s': files of %s are read; left out: %s (data.hub_split; %s reads every file)"
+        _log.warning(text, folder, split, counted(left_out), EVERY)
+    return kept
+
+
+def _check_split(place: Path, split: str) -> None:
+    """Refuse a held-out split of a file, or of a folder's files, whose names do not say that they are of it."""
+    named = {split_of(place.parent.name), _split_of(Path(place.name))}
+    if (split_of(split) or split) not in {DEFAULT, EVERY, *named}:
+        raise UserError(
+            f"data.hub_split: no name in '{place}' says that it is of {split}; leave hub_split out, or name another "
+            "data.path"
+        )
 
 
 def _split_of(name: Path) -> str | None:
@@ -260,6 +294,12 @@ def _of_dataset(place: Path | HubName, columns: Columns, split: str) -> Iterator
         if split not in data:
             raise UserError(f"data.hub_split: '{place}' has no split '{split}', it has {', '.join(map(str, data))}")
         data = data[split]
+    elif split not in (DEFAULT, EVERY, str(data.split)):
+        raise UserError(
+            f"data.hub_split: '{place}' is one split ({data.split or 'of no name'}), not {split}; leave out hub_split"
+        )
+    elif split == DEFAULT and split_of(str(data.split)) not in (None, DEFAULT):
+        _log.warning("data: '%s': it is one split, %s, and is read (data.hub_split)", place, data.split)
     for number, row in enumerate(data):
         yield columns.document(row, f"{place}[{number}]")
 

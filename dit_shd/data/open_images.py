@@ -1,5 +1,7 @@
 """A set of images by its name or path: a dataset, an npz file, shards, a folder, tables or tars."""
 
+import json
+import re
 from pathlib import Path
 
 from dit_shd.core.errors import UserError
@@ -8,10 +10,13 @@ from dit_shd.core.plugins import Plugin
 from dit_shd.data.datasets import DATASETS
 from dit_shd.data.image_folders import FolderImages, ShardImages, SourceImages
 from dit_shd.data.image_sets import ArrayImages, ImageSet, NpzImages
-from dit_shd.data.sources.base import Selection
+from dit_shd.data.sources.base import ImageSource, Selection
 from dit_shd.data.sources.detect import is_packed, open_source
+from dit_shd.data.sources.splits import DEFAULT
 
 FOLLOWED = Selection(follow_links=True)
+CHOICE = re.compile(r"^(?P<key>split|subset|image_column): (?P<text>.*?)(: which one\?|;) say (?P=key)=NAME.*")
+"""An error that asks for a key of `dit-shd encode`, which there is none of where a set is only named."""
 
 
 def open_images(text: str, what: str, crop: tuple[int, ...] | None = None) -> ImageSet:
@@ -45,9 +50,38 @@ def _opened(text: str, what: str, crop: tuple[int, ...] | None) -> ImageSet:
         return ArrayImages(dataset.images(), text, dataset.labels())
     path = find(text, "dataset of images", what)
     if not isinstance(path, Path):
-        return SourceImages(open_source(text), None, text, crop)
+        return SourceImages(_source(text, what, Selection()), None, text, crop)
     if path.is_dir() and path.name.endswith(".parts"):
         return ShardImages(path, text)
     if is_packed(path):
-        return SourceImages(open_source(text, FOLLOWED), path, text, crop)
+        images = SourceImages(_source(text, what, FOLLOWED), path, text, crop)
+        images.notes = [*images.notes, *_splits_left_out(path)]
+        return images
     return FolderImages(path, text, crop) if path.is_dir() else NpzImages(path, text)
+
+
+def _source(text: str, what: str, selection: Selection) -> ImageSource:
+    """A source, of which no part can be chosen here.
+
+    Raises:
+        UserError: As open_source; of several parts it says what to name instead.
+    """
+    try:
+        return open_source(text, selection)
+    except UserError as error:
+        choice = CHOICE.match(str(error))
+        if choice is None:
+            raise
+        several = "name a file of one, or a folder with one alone"
+        remedy = f"rename the column, or {several}" if choice["key"] == "image_column" else several
+        raise UserError(f"{what}: {choice['text']}; {remedy}") from error
+
+
+def _splits_left_out(path: Path) -> list[str]:
+    """A note on the splits of a saved dataset that are not read."""
+    try:
+        splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return []
+    others = [str(name) for name in splits if name != DEFAULT]
+    return [f"split {DEFAULT} is read; left out: {', '.join(others)} (as {path / others[0]})"] if others else []

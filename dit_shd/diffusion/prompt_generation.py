@@ -115,7 +115,8 @@ def read_prompts(file: Path) -> list[str]:
         )
     try:
         text = file.read_text(encoding="utf-8-sig")
-        lines = json.loads(text)["prompts"] if file.suffix == ".json" else [line.strip() for line in text.splitlines()]
+        # a prompt may hold what Unicode calls ends of lines, as U+2028
+        lines = json.loads(text)["prompts"] if file.suffix == ".json" else [line.strip() for line in text.split("\n")]
         if not all(isinstance(line, str) for line in lines):
             raise ValueError("prompts that are no texts")
     except (OSError, ValueError, LookupError, TypeError) as error:

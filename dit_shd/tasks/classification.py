@@ -104,6 +104,16 @@ class Classification(Task[ImageBatch]):
         self._augmenter: Augmenter | None = None
         self._judged_by_learned = False
 
+    def check_data(self, dataset: Dataset) -> None:
+        """It has images of two classes or more: of one, any classifier is right, and its loss is 0."""
+        super().check_data(dataset)
+        if dataset.classes < 2:
+            notes = "; ".join(dataset.notes)
+            raise UserError(
+                f"data: wanted images of 2 classes or more to be told apart, found {dataset.classes}"
+                + (f" ({notes})" if notes else "")
+            )
+
     def use(self, dataset: Dataset, student: nn.Module) -> None:
         super().use(dataset, student)
         self.input, self.branches = image_input("student", student), len(branches(student))

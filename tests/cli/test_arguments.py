@@ -12,6 +12,7 @@ from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugin_source import plugin_names
 from dit_shd.evaluation.evaluate import EvaluateConfig
+from dit_shd.training.config import TrainConfig
 
 
 def values(*words):
@@ -50,6 +51,19 @@ def test_text_may_have_a_colon():
     found = [values("inspect", "asset:captioned_digits", f"prompt={text}")["prompt"] for text in prompts]
     assert found == ["two digits: four and seven", "a: b: c", "plain", "null"]
     assert values("inspect", "asset:captioned_digits", "prompt=null", "call={a: 1}")["prompt"] is None
+
+
+def test_text_of_plugins_and_of_several_is_text_as_well():
+    """YAML has a number in 2024_01_01, which would be another folder."""
+    words = ["data={name: npz}", "data.path=2024_01_01", "losses.1.layers=yes"]
+    found = values("train", "digits_shd", *words, "teacher=2024_01_01")
+    assert (found["teacher"], found["data"]) == ("2024_01_01", {"name": "npz", "path": "2024_01_01"})
+    assert found["losses"][1]["layers"] == "yes"
+    assert values("train", "digits_shd", "data=npz", "data.path=1e3")["data"]["path"] == "1e3"
+    several = values("train", "digits_shd", "teacher={a: 2024_01_01, b: x}")["teacher"]
+    assert several == {"a": "2024_01_01", "b": "x"}
+    assert values("train", "digits_shd", "teacher=null")["teacher"] is None
+    assert values("sample", "x", "steps=1_000")["steps"] == 1000
 
 
 def test_an_experiment_is_a_config_by_its_name_and_by_its_path_in_the_repository(tmp_path, monkeypatch):
@@ -102,6 +116,19 @@ def test_what_is_mistyped_is_answered_before_torch_is_imported(words, message):
     assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()
     assert message in line
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "digits_shd", "losses={shd: 1}"], r"losses: wanted a list, found \{'shd': 1\}"),
+        (["evaluate", "a.npz", "reference=b.npz", "metrics={kid: 1}"], r"metrics: wanted a list, found \{'kid': 1\}"),
+    ],
+)
+def test_keys_where_plugins_are_wanted_are_refused_in_a_line(words, message):
+    with pytest.raises(UserError, match=message) as error:
+        make(TrainConfig if words[0] == "train" else EvaluateConfig, values(*words))
+    assert "\n" not in str(error.value)
 
 
 def test_a_key_of_an_earlier_version_and_of_somebody_elses_plugin_pass():

@@ -38,10 +38,21 @@ def test_json_lines_are_known_by_each_of_their_names(tmp_path, name):
 
 
 def test_what_of_a_folder_is_not_read_is_said(tmp_path, caplog):
-    for name in ("a.TXT", "b.json", "c.jsonl.gz", "d.png"):
+    for name in ("a.TXT", "b.json", "c.jsonl.gz", "d.rst", ".hidden"):
         (tmp_path / name).write_text("x")
     assert texts(read_documents(str(tmp_path), "file", Columns())) == ["x"]
-    assert "not read, since only .txt" in caplog.text and "2 (b.json, c.jsonl.gz)" in caplog.text
+    (message,) = caplog.messages
+    assert "not read, since only .txt" in message and "3 (b.json, c.jsonl.gz, d.rst)" in message
+
+
+def test_a_folder_that_is_a_link_is_read_and_once(tmp_path, caplog):
+    for name in ("store/b.txt", "corpus/a.txt"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(name)
+    (tmp_path / "corpus" / "link").symlink_to(tmp_path / "store")
+    (tmp_path / "corpus" / "round").symlink_to(tmp_path / "corpus")
+    assert texts(read_documents(str(tmp_path / "corpus"), "file", Columns())) == ["corpus/a.txt", "store/b.txt"]
+    assert "not read: 1 (round), links to folders that are here anyway" in caplog.text
 
 
 def test_a_column_may_have_any_name_and_half_a_letter_is_none(tmp_path):
@@ -84,6 +95,51 @@ def test_files_of_other_splits_are_left_out(tmp_path, caplog):
     assert len(read_documents(str(tmp_path), "file", Columns(), "all")) == 4
     with pytest.raises(UserError, match="has files of test, train, validation and none of extra"):
         read_documents(str(tmp_path), "file", Columns(), "extra")
+
+
+def test_what_only_a_held_out_split_is_named_beside_is_to_be_learned(tmp_path, caplog):
+    for name in ("corpus", "corpus_test", "news_test"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": name}) + "\n")
+    assert texts(read_documents(str(tmp_path), "file", Columns())) == ["corpus"]
+    assert "left out: 2 (corpus_test.jsonl, news_test.jsonl) (data.hub_split; all reads every file)" in caplog.text
+    assert texts(read_documents(str(tmp_path), "file", Columns(), "test")) == ["corpus_test", "news_test"]
+    assert len(read_documents(str(tmp_path), "file", Columns(), "all")) == 3
+    (tmp_path / "corpus.jsonl").unlink()
+    assert texts(read_documents(str(tmp_path), "file", Columns())) == ["corpus_test", "news_test"]
+    assert "its files are of test by their names, and are read" in caplog.text
+
+
+def test_a_held_out_split_that_no_name_says_is_refused(tmp_path):
+    """Else a figure of test text would be one of the text that was learned."""
+    folder = tmp_path / "corpus"
+    (folder / "test").mkdir(parents=True)
+    for name in ("train-0.jsonl", "test/a.jsonl"):
+        (folder / name).write_text(json.dumps({"text": name}) + "\n")
+    assert texts(read_documents(str(folder / "test"), "file", Columns(), "test")) == ["test/a.jsonl"]
+    assert texts(read_documents(str(folder / "test" / "a.jsonl"), "file", Columns(), "test")) == ["test/a.jsonl"]
+    with pytest.raises(UserError, match=r"data\.hub_split: no name in .*train-0\.jsonl' says that it is of test"):
+        read_documents(str(folder / "train-0.jsonl"), "file", Columns(), "test")
+    (folder / "test" / "a.jsonl").unlink()
+    with pytest.raises(UserError, match=r"data\.hub_split: .* has files of train and none of val"):
+        read_documents(str(folder), "file", Columns(), "val")
+    (folder / "train-0.jsonl").rename(folder / "a.jsonl")
+    assert texts(read_documents(str(folder), "file", Columns())) == ["train-0.jsonl"]
+    with pytest.raises(UserError, match=r"data\.hub_split: no name in '.*corpus' says that it is of test"):
+        read_documents(str(folder), "file", Columns(), "test")
+
+
+@pytest.mark.parametrize(
+    ("split", "name"),
+    [("train", "train"), (None, "of no name"), ("validation", "validation"), ("train+x", r"train\+x")],
+)
+def test_a_saved_dataset_of_one_split_is_of_no_other(tmp_path, split, name, caplog):
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_dict({"text": ["a"]}, split=split).save_to_disk(tmp_path / "saved")
+    place = str(tmp_path / "saved")
+    assert texts(read_documents(place, "file", Columns())) == ["a"]
+    assert ("it is one split, validation, and is read" in caplog.text) == (split == "validation")
+    with pytest.raises(UserError, match=rf"data\.hub_split: .*saved' is one split \({name}\), not test"):
+        read_documents(place, "file", Columns(), "test")
 
 
 def test_a_file_of_the_hub_is_not_passed_over_elsewhere(tmp_path):

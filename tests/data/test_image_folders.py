@@ -361,3 +361,24 @@ def test_what_is_cropped_and_what_is_not(files, tmp_path):
     wide.write_bytes(data)
     with pytest.raises(UserError, match=r"0000\.tar/0000: wanted an image, found a broken file"):
         open_images(str(wide), "x")
+
+
+def test_of_several_splits_one_is_to_be_named_by_its_folder(tmp_path):
+    """Where a set is only named there is no split=, which `dit-shd encode` has."""
+    for name in ("train-0", "val-0"):
+        tar, _ = captioned(tmp_path / name, "tar", [(8, 8)] * 2)
+        (tmp_path / "tars").mkdir(exist_ok=True)
+        tar.rename(tmp_path / "tars" / f"{name}.tar")
+    with pytest.raises(UserError, match=r"^images: .* \(train, validation\); name a file of one, or a folder with one"):
+        open_images(str(tmp_path / "tars"), "images")
+    assert open_images(str(tmp_path / "tars" / "val-0.tar"), "images").shape[0] == 2
+
+
+def test_which_split_of_a_saved_dataset_is_read_is_said(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    _, (image,) = captioned(tmp_path / "one", "folder", [(8, 8)])
+    cells, features = {"image": [image]}, datasets.Features({"image": datasets.Image()})
+    of_split = {name: datasets.Dataset.from_dict(cells, features) for name in ("train", "test")}
+    datasets.DatasetDict(of_split).save_to_disk(place := tmp_path / "saved")
+    assert open_images(str(place), "x").notes == [f"split train is read; left out: test (as {place}/test)"]
+    assert not open_images(f"{place}/test", "x").notes

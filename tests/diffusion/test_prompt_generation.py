@@ -159,6 +159,13 @@ def test_the_mark_that_windows_puts_before_a_text_is_in_no_prompt(tmp_path):
     assert prompt_generation.read_prompts(tmp_path / "prompts.txt") == ["a nine", "a zero"]
 
 
+def test_a_prompt_may_hold_what_unicode_calls_ends_of_lines(tmp_path):
+    """Cut there, it would be two, of which each has a picture of its own."""
+    prompts = ["a cat\u2028on a mat", "a dog\u0085sleeps", "a fox\x0cruns"]
+    (tmp_path / "prompts.txt").write_bytes("\r\n".join([*prompts, "", "one\rtwo"]).encode())
+    assert prompt_generation.read_prompts(tmp_path / "prompts.txt") == [*prompts, "one", "two"]
+
+
 @pytest.mark.parametrize("kind", [*KINDS, *OTHERS])
 def test_a_student_is_what_is_drawn_from(kind, tmp_path):
     """Of Wan, whose pipeline calls its transformer optional, all images were the teacher's."""

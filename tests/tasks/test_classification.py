@@ -249,6 +249,15 @@ def test_data_without_images_are_refused(values, tmp_path):
         run({**values, "data": {"name": "npz", "path": str(file)}})
 
 
+def test_images_of_one_class_are_refused_with_the_reason(values, tmp_path):
+    """Of a folder of loose images, or a dataset whose column of labels has no usual name."""
+    for i in range(3):
+        Image.fromarray(np.full((28, 28), i, np.uint8)).save(tmp_path / f"{i}.png")
+    data = {"name": "images", "path": str(tmp_path)}
+    with pytest.raises(UserError, match=r"^data: wanted images of 2 classes .* found 1 .*all images are of one class"):
+        run({**values, "data": data, "student": {**STUDENT, "num_classes": 1}, "teacher": None, "losses": []})
+
+
 # A run
 
 

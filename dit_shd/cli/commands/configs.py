@@ -8,14 +8,18 @@ dit-shd train digits_shd steps=100   an experiment runs by its name, too
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import ClassVar
+
+import yaml
 
 from dit_shd.cli.commands import Command
 from dit_shd.core import shipped_configs
 from dit_shd.core.config import option
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import write_text
+from dit_shd.core.yaml_files import parse_yaml, read_yaml
 
 
 @dataclass(frozen=True)
@@ -64,5 +68,20 @@ def copied(config: ConfigsConfig) -> str:
     out = config.out or Path(source.name)
     if out.exists():
         raise UserError(f"{out}: is there already; choose another out=FILE")
-    write_text(out, source.read_text(encoding="utf-8"))
+    write_text(out, whole(source))
     return f"done: {out}, {shipped_configs.summary(source)}\nnext: dit-shd train {shlex.quote(str(out))}"
+
+
+def whole(source: Path) -> str:
+    """The text of an experiment; where it has a `base:`, which is not copied, with the keys that it has of it.
+
+    Args:
+        source: Its file.
+    """
+    text = source.read_text(encoding="utf-8")
+    if "base" not in parse_yaml(text):
+        return text
+    head = "".join(takewhile(lambda line: line.startswith("#"), text.splitlines(keepends=True)))
+    return head + yaml.safe_dump(
+        read_yaml(source), default_flow_style=None, sort_keys=False, allow_unicode=True, width=100
+    )

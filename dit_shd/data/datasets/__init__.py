@@ -25,6 +25,8 @@ class Dataset(ABC):
     """Of each class, "" for a class without a name; None if classes have only numbers."""
     shape: tuple[int, int, int]
     """(c, y, x) of one latent."""
+    notes: Sequence[str] = ()
+    """Remarks on what was read and what was left out."""
     origin: Origin | None = None
     """The autoencoder of the latents; None for pixels, or if it is unknown (neither 1 nor 3 channels)."""
 

@@ -1,11 +1,13 @@
 """Images with classes, wherever they are: class folders (ImageFolder) and Hugging Face datasets, read one by one."""
 
 import logging
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from dit_shd.core.distributed import is_first_process
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import Place
 from dit_shd.core.rng import Draws
@@ -26,8 +28,10 @@ class Images(Dataset):
         path: A folder of class folders, a dataset that `datasets` saved, or hub:OWNER/NAME.
         split: Of several.
         subset: Of several.
-        image_column: Of a dataset; empty: the only one of images.
-        label_column: Likewise.
+        image_column: Of a dataset; empty: image, img, jpg, ..., or the only one of images.
+        label_column: Of a dataset and of metadata files; empty: label, labels, cls, ..., or the only one of classes
+            (ClassLabel).
+        follow_links: Read what links in a folder lead to, outside of it.
     """
 
     fields = frozenset({"images", "labels"})
@@ -40,13 +44,17 @@ class Images(Dataset):
         subset: str | None = None,
         image_column: str | None = None,
         label_column: str | None = None,
+        follow_links: bool = False,
     ) -> None:
-        self._source = open_source(str(path), Selection(split, subset, image_column, label_column))
+        self._source = open_source(str(path), Selection(split, subset, image_column, label_column, follow_links))
         if isinstance(self._source, (NpzSource, ParquetImages)):
             remedy = "name: npz" if isinstance(self._source, NpzSource) else "datasets' save_to_disk of it"
             raise UserError(f"data images: '{path}': is read in order only, and training takes any; use {remedy}")
         self.classes, self.class_names = len(self._source.classes), self._source.classes
-        self._broken: set[int] = set()
+        self.notes = tuple(self._source.notes)
+        for note in self.notes:
+            _say(str(path), note)
+        self._broken: dict[int, BrokenImage] = {}
 
     @classmethod
     def described(cls, **options: Any) -> str:
@@ -69,7 +77,8 @@ class Images(Dataset):
             others = (self._pixels(int(other)) for other in np.roll(same, -at)[1:8])
             pixels = next((other for other in others if other is not None), None)
         if pixels is None:
-            raise UserError(f"{self._source.name(index)}: cannot be decoded, nor the next ones of its class")
+            where, reason = self._source.name(index), self._broken[index]
+            raise UserError(f"{where}: cannot be decoded, nor the next ones of its class ({reason})")
         return pixels
 
     def measured(self, index: int) -> np.ndarray | None:
@@ -81,7 +90,7 @@ class Images(Dataset):
             return np.asarray(decoded(self._source.raw(index))[0])
         except BrokenImage as error:
             if index not in self._broken:
-                self._broken.add(index)
+                self._broken[index] = error
                 _log.warning("%s: left out, %s", self._source.name(index), error)
         return None
 
@@ -94,3 +103,10 @@ class Images(Dataset):
     def labels(self) -> np.ndarray:
         """int64 [n]."""
         return self._source.labels
+
+
+@lru_cache(maxsize=256)
+def _say(path: str, note: str) -> None:
+    """Warn once: the images of an evaluation are opened at each one of a run."""
+    if is_first_process():
+        _log.warning("data images: '%s': %s", path, note)

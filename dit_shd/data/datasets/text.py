@@ -41,8 +41,8 @@ class Text(Dataset):
         pack: Documents one after the other in a sequence; else each has its own, cut at `length` and padded.
         column: Of the text in tables.
         prompt: What comes before it and is not learned, with columns in braces.
-        hub_split: Of a dataset that has several, or of a folder whose files are named so (train-00000.parquet); in a
-            folder `all` is every file.
+        hub_split: Of a dataset that has several, or of a folder whose files are named so (train-00000.parquet, or
+            corpus_test.jsonl beside corpus.jsonl, which is then of train); in a folder `all` is every file.
         hub_file: A file of its repository that is read alone.
     """
 

@@ -52,7 +52,7 @@ class Columns:
 
     @classmethod
     def find(cls, schema: Schema, image: str | None, label: str | None, where: str) -> "Columns":
-        """The columns by name, or those with usual names.
+        """The columns by name, or those with usual names, or else the only ones that Hugging Face says are such.
 
         Args:
             schema: The Arrow schema.
@@ -63,7 +63,8 @@ class Columns:
         Raises:
             UserError: No such column.
         """
-        image = _choose(schema.names, image, IMAGE_NAMES, "image_column", where)
+        image = _choose(schema.names, image or _only(schema, IMAGE_NAMES, "Image"), IMAGE_NAMES, "image_column", where)
+        label = label or _only(schema, LABEL_NAMES, "ClassLabel")
         if label is None and not set(LABEL_NAMES) & set(schema.names):
             return cls(image, None, None)
         label = _choose(schema.names, label, LABEL_NAMES, "label_column", where)
@@ -225,10 +226,26 @@ def _choose(columns: Sequence[str], given: str | None, usual: Sequence[str], key
     return column
 
 
+def _only(schema: Schema, usual: Sequence[str], kind: str) -> str | None:
+    """The only column of a kind of the datasets package; None where another has a usual name."""
+    if set(usual) & set(schema.names):
+        return None
+    columns = [name for name in schema.names if _feature(schema, name).get("_type") == kind]
+    return columns[0] if len(columns) == 1 else None
+
+
 def _class_names(schema: Schema, label: str) -> tuple[str, ...] | None:
     try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        names = features[label].get("names")
+        names = _feature(schema, label).get("names")
         return tuple(map(str, names)) if names else None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except TypeError:
         return None
+
+
+def _feature(schema: Schema, column: str) -> dict[str, Any]:
+    """What the datasets package says of a column; empty where it says nothing."""
+    try:
+        feature = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column]
+        return feature if isinstance(feature, dict) else {}
+    except (ValueError, KeyError, TypeError):
+        return {}

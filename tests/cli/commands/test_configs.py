@@ -4,6 +4,7 @@ import pytest
 
 from dit_shd.cli.program import main
 from dit_shd.core.shipped_configs import shipped_configs
+from dit_shd.core.yaml_files import read_yaml
 
 
 def test_every_experiment_is_listed_with_what_it_is(capsys):
@@ -25,6 +26,18 @@ def test_a_copy_is_the_file_and_is_never_written_over(tmp_path, monkeypatch, cap
     assert "is there already" in capsys.readouterr().err
     assert main(["configs", "classification/deit_ti_alone", "out=mine.yaml"]) == 0
     assert (tmp_path / "mine.yaml").exists()
+
+
+def test_a_copy_has_the_keys_of_its_base_and_needs_no_other_file(tmp_path, monkeypatch):
+    """Where it only names its base, the command that is advised next fails."""
+    monkeypatch.chdir(tmp_path)
+    bases = {name: file for name, file in shipped_configs().items() if "\nbase: " in file.read_text()}
+    assert {"mdtv2_b1_512_teacher", "dit_b2_alone"} <= bases.keys()
+    for name, file in bases.items():
+        assert main(["configs", name]) == 0
+        text, original = (place.read_text() for place in (tmp_path / file.name, file))
+        assert "\nbase: " not in text and text.startswith(original[: original.index("\nbase: ")])
+        assert read_yaml(tmp_path / file.name) == read_yaml(file)
 
 
 @pytest.mark.parametrize("name", ["digits_sdh", "nowhere"])

@@ -36,6 +36,21 @@ def test_class_folders(folder):
     assert not np.array_equal(data.image(2), build(folder, split="val").image(2))
 
 
+@pytest.mark.parametrize("of", ["files", "folders"])
+def test_links_are_followed_where_that_is_wanted(folder, tmp_path, of):
+    """As a cluster lays out ImageNet: the error names a key that there is."""
+    linked = tmp_path / "linked"
+    for source in (folder / "train").glob("*" if of == "folders" else "*/*"):
+        link = linked / source.relative_to(folder / "train")
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(source)
+    with pytest.raises(UserError, match="follow_links=true"):
+        build(linked).image(0)
+    data = build(linked, follow_links=True)
+    assert data.class_names == ("cat", "dog") and data.labels().tolist() == [0, 0, 1]
+    assert data.image(0).shape == (9, 12, 3)
+
+
 def test_hugging_face_datasets(folder, tmp_path):
     files = sorted((folder / "train").rglob("*.png"))
     table = {"image": [str(f) for f in files], "label": [0, 0, 1]}
@@ -44,6 +59,18 @@ def test_hugging_face_datasets(folder, tmp_path):
     ours, theirs = build(tmp_path / "saved"), build(folder, split="train")
     assert ours.class_names == theirs.class_names and ours.labels().tolist() == theirs.labels().tolist()
     assert all(np.array_equal(ours.image(i), theirs.image(i)) for i in (2, 0, 1))
+
+
+def test_what_its_source_remarks_is_said_once_and_by_one_process(folder, caplog, monkeypatch):
+    """As which images were left out: the images of an evaluation are opened again and again."""
+    (folder / "train" / "cat" / "3.tiff").write_bytes(b"x")
+    notes = [build(folder, split="train").notes for _ in range(2)]
+    assert notes[0] == notes[1] and any("1 .tiff" in note for note in notes[0])
+    assert [r.message for r in caplog.records] == [f"data images: '{folder}': {note}" for note in notes[0]]
+    caplog.clear()
+    monkeypatch.setenv("RANK", "1")
+    (folder / "train" / "cat" / "4.tiff").write_bytes(b"x")
+    assert any("2 .tiff" in note for note in build(folder, split="train").notes) and not caplog.records
 
 
 def test_labels_of_all_images_are_not_compared_for_each_image(folder, monkeypatch):

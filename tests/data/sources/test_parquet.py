@@ -31,6 +31,28 @@ def test_columns_by_name_and_labels_as_text(tmp_path):
         open_source(str(tmp_path / "a.parquet"))
 
 
+@pytest.mark.parametrize("kind", ["parquet", "saved"])
+def test_columns_of_no_usual_name_by_what_hugging_face_says_of_them(tmp_path, kind):
+    """Else a dataset whose classes are in `target` is of one class."""
+    datasets = pytest.importorskip("datasets")
+    stream = io.BytesIO()
+    Image.fromarray(pictures(1)[0]).save(stream, "png")
+    labels = datasets.ClassLabel(names=["cat", "dog"])
+    cells = {"pixels": [{"bytes": stream.getvalue(), "path": None}] * 3, "target": [1, 0, 1]}
+
+    def written(name, **more):
+        columns = {"pixels": datasets.Image(), "target": labels, **more}
+        data = datasets.Dataset.from_dict({**cells, **{key: [0, 0, 0] for key in more}}, datasets.Features(columns))
+        place = tmp_path / (f"{name}.parquet" if kind == "parquet" else name)
+        data.to_parquet(place) if kind == "parquet" else data.save_to_disk(place)
+        return open_source(str(place))
+
+    source = written("one")
+    assert (source.classes, source.labels.tolist(), source.raw(0)) == (("cat", "dog"), [1, 0, 1], stream.getvalue())
+    assert written("usual", label=datasets.Value("int64")).classes == ("0",)
+    assert written("two", scene=labels).classes == ("all",)
+
+
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     (tmp_path / "saved").mkdir()
