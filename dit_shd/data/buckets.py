@@ -130,7 +130,7 @@ class Subset(ImageSource):
 
     def __init__(self, source: ImageSource, numbers: np.ndarray) -> None:
         self._source, self._numbers = source, numbers
-        self.labels, self.classes = source.labels[numbers], source.classes
+        self.labels, self.classes, self.notes = source.labels[numbers], source.classes, source.notes
         assert source.captions is not None, "buckets are of images with captions"
         self.captions = [source.captions[number] for number in numbers]
 

@@ -20,7 +20,9 @@ from dit_shd.data.buckets import bucket_shapes, encode_buckets, nearest
 from dit_shd.data.datasets import DATASETS
 from dit_shd.data.encode_config import EncodeConfig
 from dit_shd.data.encoder import Encoder
+from dit_shd.data.latent_shards import read_index
 from dit_shd.data.preprocessing import centre_crop
+from dit_shd.data.sources.base import NO_LABELS
 from dit_shd.diffusion.pipelines import Prompts
 from dit_shd.diffusion.prompt_generation import read_prompts
 from dit_shd.training.config import TrainConfig
@@ -136,6 +138,7 @@ def test_rows_of_a_table_are_in_the_buckets_of_their_shapes_by_several_threads(p
     assert counts == {"12x20": 40, "16x16": 40, "20x12": 40}
     skipped = (tmp_path / "l" / "16x16" / "skipped.jsonl").read_text()
     assert "a.parquet[120]" in skipped and len(skipped.splitlines()) == 1
+    assert NO_LABELS in read_index(tmp_path / "l" / "20x12").about["notes"], "what encoding said of the images is kept"
 
 
 def values(made, pipeline, run, **changes):
