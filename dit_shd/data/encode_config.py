@@ -32,7 +32,9 @@ class EncodeConfig:
         None,
         "text-to-image pipeline (folder, hub:OWNER/NAME or asset:NAME): its autoencoder, and embeddings of captions",
     )
-    caption_column: str | None = option(None, "of tables and metadata files; empty: text, caption, prompt, ...")
+    caption_column: str | None = option(
+        None, "of tables and metadata files, or a key in IMAGE.json (not IMAGE.txt); empty: text, caption, prompt, ..."
+    )
     text_tokens: int | None = option(
         None, "tokens of a caption (max_sequence_length of the pipeline's call); empty: the pipeline's default"
     )

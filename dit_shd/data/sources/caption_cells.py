@@ -30,7 +30,7 @@ def column_of(names: Collection[str], given: str | None, where: str) -> str:
 
 
 def of_json(data: bytes, column: str | None, where: str) -> str | None:
-    """The caption in the content of IMAGE.json: a text, or an object with one of the usual keys.
+    """The caption in the content of IMAGE.json: of an object with the given key, or one of the usual ones, or a text.
 
     Raises:
         UserError: It is no JSON.
@@ -39,6 +39,7 @@ def of_json(data: bytes, column: str | None, where: str) -> str | None:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise UserError(f"images: {where}: wanted a caption in JSON, found {error_line(error, 80)}") from error
-    if isinstance(content, dict):
+    if isinstance(content, dict) or column is not None:
+        content = content if isinstance(content, dict) else {}
         content = next((content[key] for key in (NAMES if column is None else (column,)) if key in content), None)
     return of_cells([content])[0]

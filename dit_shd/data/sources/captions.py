@@ -71,6 +71,8 @@ BESIDE = (
     "they are read from IMAGE.txt or IMAGE.json beside an image, from metadata.jsonl, .csv or .parquet with "
     f"{FILE_NAME}, or from a column of a table ({', '.join(NAMES)}; caption_column=NAME sets another)"
 )
+KEYED = "IMAGE.json or in metadata (IMAGE.txt has no columns)"
+"""What columns are of."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +93,10 @@ def of_folder(listing: Listing, images: Sequence[str], column: str | None) -> Fo
     Args:
         listing: The folder's files.
         images: Paths from the folder.
-        column: Of metadata, or the key in IMAGE.json; None for a usual name.
+        column: Of metadata, or the key in IMAGE.json; None for a usual name, or for IMAGE.txt.
 
     Raises:
-        UserError: A file that cannot be read.
+        UserError: A file that cannot be read, or no caption in a given column.
     """
     captions: dict[str, str] = {}
     several: set[str] = set()
@@ -109,8 +111,12 @@ def of_folder(listing: Listing, images: Sequence[str], column: str | None) -> Fo
                 captions[image] = caption
             used.append(file)
     others = {*listing.others}
-    used += [file for image in images for file in _files_beside(image, others)]
-    texts = [captions.get(image) or _beside(listing.root, image, others, column) for image in images]
+    beside = [_files_beside(image, others, column) for image in images]
+    used += [file for files in beside for file in files]
+    texts = [captions.get(image) or _beside(listing.root, files, column) for image, files in zip(images, beside)]
+    if column is not None and not any(texts):
+        where = printable(str(listing.root))
+        raise UserError(f"caption_column: none of {len(texts)} images in '{where}' has {column} in {KEYED}")
     counted = f"{len(several)} images have several captions in metadata; the last of each is taken"
     return FolderCaptions(texts, used, [counted] if several else [])
 
@@ -134,14 +140,14 @@ def _of_metadata(path: Path, folder: str, column: str | None) -> list[tuple[str,
     return [(path, caption) for path, caption in zip(paths, captions) if caption]
 
 
-def _files_beside(image: str, others: Collection[str]) -> list[str]:
-    """The files that an image's caption may be in; the first is taken."""
+def _files_beside(image: str, others: Collection[str], column: str | None) -> list[str]:
+    """The files that an image's caption may be in; the first is taken. A text has no columns."""
     stem = os.path.splitext(image)[0]
-    return [f"{stem}{suffix}" for suffix in (".txt", ".json") if f"{stem}{suffix}" in others]
+    suffixes = (".txt", ".json") if column is None else (".json",)
+    return [f"{stem}{suffix}" for suffix in suffixes if f"{stem}{suffix}" in others]
 
 
-def _beside(root: Path, image: str, others: Collection[str], column: str | None) -> str | None:
-    names = _files_beside(image, others)
+def _beside(root: Path, names: Sequence[str], column: str | None) -> str | None:
     if not names:
         return None
     file = root / names[0]

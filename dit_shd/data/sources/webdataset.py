@@ -106,6 +106,7 @@ class TarImages(ImageSource):
 
     def __init__(self, tars: Mapping[str, Path], text: str) -> None:
         notes: list[str] = []
+        self._text = text
         samples = [sample for name, tar in tars.items() for sample in _index(tar, name, notes)]
         self._samples = [sample for sample in samples if sample.image is not None]
         if not self._samples:
@@ -151,10 +152,18 @@ class TarImages(ImageSource):
         return fingerprint([*lines, self.labels.tobytes()])
 
     def texts(self, column: str | None) -> list[str | None]:
-        return [self._caption(sample, column) for sample in self._samples]
+        """The caption of each sample: in KEY.txt, or in KEY.json, where alone a given column is.
+
+        Raises:
+            UserError: No KEY.json has the column.
+        """
+        texts = [self._caption(sample, column) for sample in self._samples]
+        if column is not None and not any(texts):
+            raise UserError(f"caption_column: none of {len(texts)} images in '{self._text}' has {column} in KEY.json")
+        return texts
 
     def _caption(self, sample: Sample, column: str | None) -> str | None:
-        if "txt" in sample.files:
+        if "txt" in sample.files and column is None:
             return sample.read("txt").decode("utf-8-sig", "replace")
         if "json" in sample.files:
             return caption_cells.of_json(sample.read("json"), column, f"{sample.tar}/{sample.key}.json")

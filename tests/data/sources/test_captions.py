@@ -125,6 +125,25 @@ def write_tar(file, members):
     return str(file)
 
 
+@pytest.mark.parametrize("tar", [False, True])
+def test_a_caption_column_is_of_json_where_a_text_stands_beside_it(folder, tmp_path, tar):
+    """img2dataset writes alt texts into KEY.txt; recaptions are keys of KEY.json."""
+    (folder / "a.txt").write_text("alt text")
+    (folder / "a.json").write_text(json.dumps({"caption": "alt text", "blip": "a thin seven"}))
+    (folder / "b.txt").write_text("alt text")
+    (folder / "c.json").write_text(json.dumps("no object"))
+    place = folder
+    if tar:
+        files = {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+        place = write_tar(tmp_path / "a.tar", files)
+    assert captioned(place).captions == ["alt text", "alt text", "no object"]
+    source = captioned(place, "blip")
+    assert source.captions == ["a thin seven", None, None]
+    assert any(note.startswith("left out: 2 images without a caption") for note in source.notes)
+    with pytest.raises(UserError, match=r"caption_column: none of 3 images in '.*' has llava in (IMAGE|KEY)\.json"):
+        captioned(place, "llava")
+
+
 def test_the_image_of_a_sample_is_not_its_depth_map(tmp_path):
     """Names in a tar are often sorted: 0.depth.png stands before 0.png."""
     members = {"0.cls": b"0", "0.depth.png": png(1), "0.png": png(2), "1.cls": b"1", "1.crop.png": png(3)}
