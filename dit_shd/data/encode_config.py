@@ -49,7 +49,9 @@ class EncodeConfig:
         None, "of tables, by their names (train if left out); or of folders called train, val, ..."
     )
     subset: str | None = option(None, "of a dataset with several (configs, folders of Parquet files)")
-    image_column: str | None = option(None, "of tables; empty: image, img, jpg, ...")
+    image_column: str | None = option(
+        None, "of tables; empty: image, img, jpg, ...; of tars the suffix, as jpg, where a key has several images"
+    )
     label_column: str | None = option(None, "of tables and metadata files; empty: label, labels, cls, ..., or none")
     classes: dict[str, int] | None = option(
         None, "number of each class by its name, as {cat: 281, dog: 207} for a teacher's; empty: in their order"

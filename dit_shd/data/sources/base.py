@@ -106,7 +106,7 @@ class Selection:
     split: str | None = None
     subset: str | None = None
     image_column: str | None = None
-    """Of tables."""
+    """Of tables; of tars the suffix of the images."""
     label_column: str | None = None
     """Of tables and label files."""
     follow_links: bool = False

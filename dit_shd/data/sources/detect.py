@@ -36,7 +36,7 @@ def open_source(text: str, selection: Selection | None = None) -> ImageSource:
         if kind == PARQUET or path.suffix.lower() == ".parquet":
             return parquet.ParquetImages([path], text, selection)
         if path.suffix.lower() == webdataset.TAR:
-            return webdataset.TarImages({path.name: path}, text)
+            return webdataset.TarImages({path.name: path}, text, selection.image_column)
     raise UserError(f"images: wanted {WANTED['images']}, found {file_kind(path)} at '{text}'")
 
 
@@ -76,7 +76,7 @@ def open_folder(path: Path, text: str, selection: Selection) -> ImageSource:
         if selection.subset is not None:
             raise UserError(f"subset: wanted none for a folder of tars, '{text}', found {selection.subset}")
         taken = webdataset.tars_of_split(tars, selection.split, text)
-        source = webdataset.TarImages({file: path / file for file in taken}, text)
+        source = webdataset.TarImages({file: path / file for file in taken}, text, selection.image_column)
         others = [f"left out: tars of other splits: {counted(left)}"] if (left := sorted({*tars} - {*taken})) else []
         source.notes = [*source.notes, *others, *listing.notes(tars)]
         return source

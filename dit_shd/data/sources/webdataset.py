@@ -50,10 +50,22 @@ class Sample:
             raise BrokenImage("the tar is cut short")
         return data
 
-    @property
-    def image(self) -> str | None:
-        """The suffix of its image: KEY.jpg, wherever KEY.depth.png stands; that one if there is no other."""
-        return min(self.images, key=lambda suffix: suffix.count("."), default=None)
+    def image(self, given: str | None) -> str | None:
+        """The suffix of its image: the given one, or KEY.jpg wherever KEY.depth.png stands; that if there is no other.
+
+        Raises:
+            UserError: None is given and it may be one of several, as KEY.jpg and KEY.png.
+        """
+        if given is not None:
+            return given if given in self.images else None
+        plain = [suffix for suffix in self.images if "." not in suffix] or self.images
+        if len(plain) > 1:
+            several = ", ".join(f"{printable(self.key)}.{suffix}" for suffix in plain[:3])
+            raise UserError(
+                f"images: {self.tar}: wanted one image for each key, which ends at the first dot of a name, found "
+                f"{several}; image_column={plain[0]} takes KEY.{plain[0]}"
+            )
+        return plain[0] if plain else None
 
     @property
     def images(self) -> list[str]:
@@ -99,18 +111,22 @@ class TarImages(ImageSource):
     Args:
         tars: The files, by their names to a user.
         text: The source in the user's words, for errors.
+        image_column: The suffix of the images, as jpg of KEY.jpg; None for the only one.
 
     Raises:
-        UserError: A damaged tar, two files of one name in it, or no image.
+        UserError: A damaged tar, two files of one name in it, several images of one key, or no image.
     """
 
-    def __init__(self, tars: Mapping[str, Path], text: str) -> None:
+    def __init__(self, tars: Mapping[str, Path], text: str, image_column: str | None = None) -> None:
         notes: list[str] = []
         self._text = text
         samples = [sample for name, tar in tars.items() for sample in _index(tar, name, notes)]
-        self._samples = [sample for sample in samples if sample.image is not None]
+        images = [sample.image(image_column and image_column.lower()) for sample in samples]
+        self._samples = [sample for sample, image in zip(samples, images) if image is not None]
+        self._suffixes = [image for image in images if image is not None]
         if not self._samples:
-            raise UserError(f"images: wanted images in the tars of '{text}', found none")
+            wanted = "images" if image_column is None else f"images KEY.{image_column} (image_column)"
+            raise UserError(f"images: wanted {wanted} in the tars of '{text}', found none")
         self.labels, self.classes, remarks = self._labels(text)
         self.notes = [*notes, *remarks]
         if len(samples) > len(self._samples):
@@ -139,8 +155,7 @@ class TarImages(ImageSource):
 
     def raw(self, number: int) -> bytes:
         """The encoded image."""
-        sample = self._samples[number]
-        return sample.read(sample.image or "")
+        return self._samples[number].read(self._suffixes[number])
 
     def name(self, number: int) -> str:
         """Tar and key."""
@@ -189,12 +204,6 @@ def _index(tar: Path, where: str, notes: list[str]) -> list[Sample]:
         raise
     except (tarfile.TarError, OSError, ValueError) as error:
         raise UserError(f"images: {tar}: not a readable tar ({error_line(error, 100)})") from error
-    for sample in samples.values():
-        if len(sample.images) > 1 and (sample.image or "").count("."):
-            raise UserError(
-                f"images: {tar}: wanted one image for each key, which ends at the first dot of a name, found "
-                f"{', '.join(f'{printable(sample.key)}.{suffix}' for suffix in sample.images[:3])}"
-            )
     if links:
         notes.append(f"left out: links in {printable(where)}: {counted(links)}")
     if not ended:

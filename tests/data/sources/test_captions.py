@@ -191,6 +191,15 @@ def test_a_key_is_of_one_sample_with_one_image(tmp_path):
     dots = {"photo.1.png": png(1), "photo.2.png": png(2), "other.png": png(3)}
     with pytest.raises(UserError, match=r"one image for each key, .* found photo\.1\.png, photo\.2\.png"):
         open_source(write_tar(tmp_path / "a.tar", dots))
+    mask = [("0.jpg", png(1)), ("0.png", png(2)), ("1.png", png(3)), ("1.jpg", png(4)), ("1.depth.jpg", png(5))]
+    tar = write_tar(tmp_path / "a.tar", mask)
+    with pytest.raises(UserError, match=r"found 0\.jpg, 0\.png; image_column=jpg takes KEY\.jpg"):
+        open_source(tar)
+    for place in (tar, str(tmp_path)):
+        source = open_source(place, Selection(image_column="jpg"))
+        assert [source.raw(number) for number in range(2)] == [png(1), png(4)]
+    with pytest.raises(UserError, match=r"wanted images KEY\.webp \(image_column\) in the tars"):
+        open_source(tar, Selection(image_column="webp"))
 
 
 def test_tars_are_of_one_split_and_the_others_are_said(tmp_path):
