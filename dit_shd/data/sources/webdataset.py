@@ -12,7 +12,7 @@ from dit_shd.core.errors import UserError, error_line
 from dit_shd.data.sources import caption_cells
 from dit_shd.data.sources.base import ALL, NO_LABELS, BrokenImage, ImageSource, checked_labels, fingerprint
 from dit_shd.data.sources.listing import SUFFIXES, Listing, counted, printable
-from dit_shd.data.sources.splits import split_of
+from dit_shd.data.sources.splits import DEFAULT, split_of
 
 TAR = ".tar"
 MOST_BYTES = 2**28
@@ -81,6 +81,8 @@ def tars_of(listing: Listing) -> list[str]:
 def tars_of_split(tars: Sequence[str], split: str | None, where: str) -> list[str]:
     """The tars of one split, where the names of tars or of their folders are of several.
 
+    Beside val-00000.tar, 00000.tar is of the training split, which is then taken if none is given.
+
     Args:
         tars: Their paths.
         split: The split, if one is wanted.
@@ -96,6 +98,8 @@ def tars_of_split(tars: Sequence[str], split: str | None, where: str) -> list[st
 
     splits = {tar: of(tar) for tar in tars}
     names = sorted({name for name in splits.values() if name})
+    if names and DEFAULT not in names and None in splits.values():
+        splits, split = {tar: name or DEFAULT for tar, name in splits.items()}, split or DEFAULT
     if split is None and len(names) > 1:
         raise UserError(f"split: '{where}' has tars of splits ({', '.join(names)}): which one? say split=NAME")
     chosen = [tar for tar in tars if split is None or splits[tar] == (split_of(split) or split)]

@@ -216,6 +216,19 @@ def test_tars_are_of_one_split_and_the_others_are_said(tmp_path):
         open_source(str(tmp_path), Selection(split="test"))
 
 
+def test_tars_whose_names_are_of_no_split_are_for_training_beside_others(tmp_path):
+    for name in ("00000.tar", "00001.tar", "val-00000.tar"):
+        write_tar(tmp_path / name, {"0.png": png(1)})
+    for split in (None, "train"):
+        source = open_source(str(tmp_path), Selection(split))
+        assert [source.name(number) for number in range(len(source))] == ["00000.tar/0", "00001.tar/0"]
+        assert "left out: tars of other splits: 1 (val-00000.tar)" in source.notes
+    source = open_source(str(tmp_path), Selection("val"))
+    assert [source.name(number) for number in range(len(source))] == ["val-00000.tar/0"]
+    (tmp_path / "val-00000.tar").unlink()
+    assert len(open_source(str(tmp_path))) == 2
+
+
 def test_what_a_tar_holds_beside_files_is_said(tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         for name in ("a/0.png", "b/0.png"):
