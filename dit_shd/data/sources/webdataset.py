@@ -11,6 +11,7 @@ import numpy as np
 from dit_shd.core.errors import UserError, error_line
 from dit_shd.data.sources import caption_cells
 from dit_shd.data.sources.base import ALL, NO_LABELS, BrokenImage, ImageSource, checked_labels, fingerprint
+from dit_shd.data.sources.classes import unused
 from dit_shd.data.sources.listing import SUFFIXES, Listing, counted, printable
 from dit_shd.data.sources.splits import DEFAULT, split_of
 
@@ -155,7 +156,8 @@ class TarImages(ImageSource):
             raise UserError(
                 f"images: '{text}': wanted a whole number in each .cls ({error_line(error, 80)})"
             ) from error
-        return *checked_labels(numbers, None, text), []
+        labels, classes = checked_labels(numbers, None, text)
+        return labels, classes, unused(labels, classes)
 
     def raw(self, number: int) -> bytes:
         """The encoded image."""

@@ -157,6 +157,12 @@ def test_one_label_that_is_missing_does_not_make_all_images_one_class(tmp_path):
         open_source(write_tar(tmp_path / "x.tar", members))
 
 
+def test_labels_from_1_are_said_to_leave_class_0_without_an_image(tmp_path):
+    members = {"1.png": png(1), "1.cls": b"1", "2.png": png(2), "2.cls": b"2"}
+    source = open_source(write_tar(tmp_path / "x.tar", members))
+    assert source.labels.tolist() == [1, 2] and source.notes == ["classes without an image: 1 (0) of 3"]
+
+
 def test_a_tar_that_is_cut_short_or_none(tmp_path):
     (tmp_path / "x.tar").write_bytes(b"no tar at all" * 100)
     with pytest.raises(UserError, match="not a readable tar"):
