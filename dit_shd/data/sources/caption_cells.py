@@ -11,9 +11,13 @@ NAMES = ("text", "caption", "captions", "prompt", "txt")
 
 
 def of_cells(cells: Sequence[Any]) -> list[str | None]:
-    """Captions in cells of a table: a text, or the first of a list of texts."""
-    firsts = (cell[0] if isinstance(cell, (list, tuple)) and cell else cell for cell in cells)
-    return [first if isinstance(first, str) else None for first in firsts]
+    """Captions in cells of a table: a text, or the first of a list of texts; empty ones are none."""
+    return [next(iter(_texts(cell)), None) for cell in cells]
+
+
+def _texts(cell: Any) -> list[str]:  # noqa: ANN401
+    items = cell if isinstance(cell, (list, tuple)) else (cell,)
+    return [item for item in items if isinstance(item, str) and item.strip()]
 
 
 def column_of(names: Collection[str], given: str | None, where: str) -> str:
@@ -41,5 +45,6 @@ def of_json(data: bytes, column: str | None, where: str) -> str | None:
         raise UserError(f"images: {where}: wanted a caption in JSON, found {error_line(error, 80)}") from error
     if isinstance(content, dict) or column is not None:
         content = content if isinstance(content, dict) else {}
-        content = next((content[key] for key in (NAMES if column is None else (column,)) if key in content), None)
+        cells = [content.get(key) for key in (NAMES if column is None else (column,))]
+        return next((caption for caption in of_cells(cells) if caption), None)
     return of_cells([content])[0]

@@ -141,19 +141,19 @@ def _of_metadata(path: Path, folder: str, column: str | None) -> list[tuple[str,
 
 
 def _files_beside(image: str, others: Collection[str], column: str | None) -> list[str]:
-    """The files that an image's caption may be in; the first is taken. A text has no columns."""
+    """The files that an image's caption may be in; the first with one is taken. A text has no columns."""
     stem = os.path.splitext(image)[0]
     suffixes = (".txt", ".json") if column is None else (".json",)
     return [f"{stem}{suffix}" for suffix in suffixes if f"{stem}{suffix}" in others]
 
 
 def _beside(root: Path, names: Sequence[str], column: str | None) -> str | None:
-    if not names:
-        return None
-    file = root / names[0]
-    if file.stat().st_size > MOST_BYTES:
-        raise UserError(f"images: {file}: wanted a caption, found {file.stat().st_size} bytes")
-    data = file.read_bytes()
-    if file.suffix == ".json":
-        return of_json(data, column, printable(str(file)))
-    return data.decode("utf-8-sig", "replace")
+    for file in (root / name for name in names):
+        if file.stat().st_size > MOST_BYTES:
+            raise UserError(f"images: {file}: wanted a caption, found {file.stat().st_size} bytes")
+        data = file.read_bytes()
+        is_json = file.suffix == ".json"
+        text = of_json(data, column, printable(str(file))) if is_json else data.decode("utf-8-sig", "replace")
+        if text and text.strip():
+            return text
+    return None

@@ -184,11 +184,12 @@ class TarImages(ImageSource):
         return texts
 
     def _caption(self, sample: Sample, column: str | None) -> str | None:
+        text = ""
         if "txt" in sample.files and column is None:
-            return sample.read("txt").decode("utf-8-sig", "replace")
-        if "json" in sample.files:
+            text = sample.read("txt").decode("utf-8-sig", "replace")
+        if not text.strip() and "json" in sample.files:
             return caption_cells.of_json(sample.read("json"), column, f"{sample.tar}/{sample.key}.json")
-        return None
+        return text
 
 
 def _index(tar: Path, where: str, notes: list[str]) -> list[Sample]:

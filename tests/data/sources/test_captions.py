@@ -144,6 +144,17 @@ def test_a_caption_column_is_of_json_where_a_text_stands_beside_it(folder, tmp_p
         captioned(place, "llava")
 
 
+@pytest.mark.parametrize("tar", [False, True])
+def test_an_empty_caption_hides_no_other(folder, tmp_path, tar):
+    (folder / "a.txt").write_text(" \n")
+    for name in "ab":
+        (folder / f"{name}.json").write_text(json.dumps({"text": None, "captions": ["", "there"], "prompt": "no"}))
+    place = folder
+    if tar:
+        place = write_tar(tmp_path / "a.tar", {file.name: file.read_bytes() for file in sorted(folder.iterdir())})
+    assert captioned(place).captions == ["there", "there", None]
+
+
 def test_the_image_of_a_sample_is_not_its_depth_map(tmp_path):
     """Names in a tar are often sorted: 0.depth.png stands before 0.png."""
     members = {"0.cls": b"0", "0.depth.png": png(1), "0.png": png(2), "1.cls": b"1", "1.crop.png": png(3)}
