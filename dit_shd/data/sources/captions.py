@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dit_shd.core.errors import UserError, error_line
 from dit_shd.data.sources.base import BrokenImage, ImageSource, Raw, fingerprint
-from dit_shd.data.sources.caption_cells import NAMES, column_of, of_cells, of_json
+from dit_shd.data.sources.caption_cells import NAMES, column_of, of_cells, of_json, texts_of
 from dit_shd.data.sources.label_files import FILE_NAME, METADATA_READERS
 from dit_shd.data.sources.listing import Listing, printable
 
@@ -46,6 +46,10 @@ class Captioned(ImageSource):
                 f"{len(unread)} captions are not UTF-8 throughout, and have {UNREADABLE} where they are not "
                 f"({printable(source.name(unread[0]))}, ...)"
             )
+        lines = [number for number, caption in enumerate(texts) if "\n" in (caption or "")]
+        if lines:
+            first = printable(source.name(lines[0]))
+            notes.append(f"{len(lines)} captions are of several lines, each of them one caption ({first}, ...)")
         self.notes = [*source.notes, *notes]
         self._texts = texts
 
@@ -98,31 +102,32 @@ def of_folder(listing: Listing, images: Sequence[str], column: str | None) -> Fo
     Raises:
         UserError: A file that cannot be read, or no caption in a given column.
     """
-    captions: dict[str, str] = {}
+    captions: dict[str, list[str]] = {}
     several: set[str] = set()
     used: list[str] = []
     for file in listing.others:
         folder, name = posixpath.split(file)
         stem, suffix = posixpath.splitext(name)
         if stem == "metadata" and suffix in METADATA_READERS:
-            for image, caption in _of_metadata(listing.root / file, folder, column):
-                if captions.setdefault(image, caption) != caption:
+            for image, listed in _of_metadata(listing.root / file, folder, column):
+                if captions.setdefault(image, listed) != listed:
                     several.add(image)
-                captions[image] = caption
+                captions[image] = listed
             used.append(file)
     others = {*listing.others}
     beside = [_files_beside(image, others, column) for image in images]
     used += [file for files in beside for file in files]
-    texts = [captions.get(image) or _beside(listing.root, files, column) for image, files in zip(images, beside)]
+    cells = [captions.get(image) or _beside(listing.root, files, column) for image, files in zip(images, beside)]
+    texts, notes = of_cells(cells)
     if column is not None and not any(texts):
         where = printable(str(listing.root))
         raise UserError(f"caption_column: none of {len(texts)} images in '{where}' has {column} in {KEYED}")
     counted = f"{len(several)} images have several captions in metadata; the last of each is taken"
-    return FolderCaptions(texts, used, [counted] if several else [])
+    return FolderCaptions(texts, used, [counted, *notes] if several else notes)
 
 
-def _of_metadata(path: Path, folder: str, column: str | None) -> list[tuple[str, str]]:
-    """Paths of images, each with a caption; none where the table has no such columns."""
+def _of_metadata(path: Path, folder: str, column: str | None) -> list[tuple[str, list[str]]]:
+    """Paths of images, each with its captions; none where the table has no such columns."""
     where = printable(str(path))
     try:
         rows = METADATA_READERS[path.suffix](path)
@@ -135,9 +140,9 @@ def _of_metadata(path: Path, folder: str, column: str | None) -> list[tuple[str,
         return []
     name = column_of(list(names), column, where)
     cells = [row.get(name) for row in rows]
-    captions = of_cells([str(cell) for cell in cells] if path.suffix == ".csv" else cells)  # 7 is a caption there, too
+    listed = [texts_of(str(cell) if path.suffix == ".csv" else cell) for cell in cells]  # 7 is a caption there, too
     paths = [posixpath.normpath(posixpath.join(folder, str(row.get(FILE_NAME)).replace("\\", "/"))) for row in rows]
-    return [(path, caption) for path, caption in zip(paths, captions) if caption]
+    return [(path, captions) for path, captions in zip(paths, listed) if captions]
 
 
 def _files_beside(image: str, others: Collection[str], column: str | None) -> list[str]:
@@ -147,13 +152,15 @@ def _files_beside(image: str, others: Collection[str], column: str | None) -> li
     return [f"{stem}{suffix}" for suffix in suffixes if f"{stem}{suffix}" in others]
 
 
-def _beside(root: Path, names: Sequence[str], column: str | None) -> str | None:
+def _beside(root: Path, names: Sequence[str], column: str | None) -> list[str]:
     for file in (root / name for name in names):
         if file.stat().st_size > MOST_BYTES:
             raise UserError(f"images: {file}: wanted a caption, found {file.stat().st_size} bytes")
         data = file.read_bytes()
-        is_json = file.suffix == ".json"
-        text = of_json(data, column, printable(str(file))) if is_json else data.decode("utf-8-sig", "replace")
-        if text and text.strip():
-            return text
-    return None
+        if file.suffix == ".json":
+            texts = of_json(data, column, printable(str(file)))
+        else:
+            texts = texts_of(data.decode("utf-8-sig", "replace"))
+        if texts:
+            return texts
+    return []

@@ -178,18 +178,19 @@ class TarImages(ImageSource):
         Raises:
             UserError: No KEY.json has the column.
         """
-        texts = [self._caption(sample, column) for sample in self._samples]
+        texts, notes = caption_cells.of_cells([self._captions(sample, column) for sample in self._samples])
+        self._add_notes(notes)
         if column is not None and not any(texts):
             raise UserError(f"caption_column: none of {len(texts)} images in '{self._text}' has {column} in KEY.json")
         return texts
 
-    def _caption(self, sample: Sample, column: str | None) -> str | None:
-        text = ""
+    def _captions(self, sample: Sample, column: str | None) -> list[str]:
+        texts: list[str] = []
         if "txt" in sample.files and column is None:
-            text = sample.read("txt").decode("utf-8-sig", "replace")
-        if not text.strip() and "json" in sample.files:
-            return caption_cells.of_json(sample.read("json"), column, f"{sample.tar}/{sample.key}.json")
-        return text
+            texts = caption_cells.texts_of(sample.read("txt").decode("utf-8-sig", "replace"))
+        if not texts and "json" in sample.files:
+            texts = caption_cells.of_json(sample.read("json"), column, f"{sample.tar}/{sample.key}.json")
+        return texts
 
 
 def _index(tar: Path, where: str, notes: list[str]) -> list[Sample]:

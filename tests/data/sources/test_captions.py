@@ -92,7 +92,9 @@ def test_tables_and_saved_datasets(tmp_path):
     data.to_parquet(tmp_path / "data.parquet")
     data.save_to_disk(tmp_path / "saved")
     for place in ("data.parquet", "saved"):
-        assert captioned(tmp_path / place).captions == list(TEXTS.values())
+        source = captioned(tmp_path / place)
+        assert source.captions == list(TEXTS.values())
+        assert "2 images have lists of several captions; the first of each is taken" in source.notes
         with pytest.raises(UserError, match=r"has no column words, it has image, caption; say caption_column=NAME"):
             captioned(tmp_path / place, "words")
 
@@ -153,6 +155,23 @@ def test_an_empty_caption_hides_no_other(folder, tmp_path, tar):
     if tar:
         place = write_tar(tmp_path / "a.tar", {file.name: file.read_bytes() for file in sorted(folder.iterdir())})
     assert captioned(place).captions == ["there", "there", None]
+
+
+@pytest.mark.parametrize("kind", ["folder", "metadata", "tar"])
+def test_lists_of_captions_and_captions_of_several_lines_are_counted(folder, tmp_path, kind):
+    for name in "ab":
+        (folder / f"{name}.json").write_text(json.dumps(["a bird", "it has wings"][: 2 if name == "a" else 1]))
+    (folder / "c.txt").write_text("a bird is red\nit has wings\n")
+    place = folder
+    if kind == "metadata":
+        (folder / "metadata.jsonl").write_text('{"file_name": "a.png", "text": ["a bird", "it has wings"]}\n')
+    if kind == "tar":
+        place = write_tar(tmp_path / "a.tar", {file.name: file.read_bytes() for file in sorted(folder.iterdir())})
+    source = captioned(place)
+    assert source.captions == ["a bird", "a bird", "a bird is red\nit has wings"]
+    assert "1 images have lists of several captions; the first of each is taken" in source.notes
+    (note,) = [note for note in source.notes if "lines" in note]
+    assert note.startswith("1 captions are of several lines, each of them one caption (") and "c" in note
 
 
 def test_the_image_of_a_sample_is_not_its_depth_map(tmp_path):
