@@ -2,7 +2,7 @@
 
 import os
 import posixpath
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,8 +114,8 @@ def of_folder(listing: Listing, images: Sequence[str], column: str | None) -> Fo
                     several.add(image)
                 captions[image] = listed
             used.append(file)
-    others = {*listing.others}
-    beside = [_files_beside(image, others, column) for image in images]
+    stems = _by_stem(listing.others, (".txt", ".json") if column is None else (".json",))
+    beside = [stems.get(os.path.splitext(image)[0], []) for image in images]
     used += [file for files in beside for file in files]
     cells = [captions.get(image) or _beside(listing.root, files, column) for image, files in zip(images, beside)]
     texts, notes = of_cells(cells)
@@ -145,11 +145,14 @@ def _of_metadata(path: Path, folder: str, column: str | None) -> list[tuple[str,
     return [(path, captions) for path, captions in zip(paths, listed) if captions]
 
 
-def _files_beside(image: str, others: Collection[str], column: str | None) -> list[str]:
-    """The files that an image's caption may be in; the first with one is taken. A text has no columns."""
-    stem = os.path.splitext(image)[0]
-    suffixes = (".txt", ".json") if column is None else (".json",)
-    return [f"{stem}{suffix}" for suffix in suffixes if f"{stem}{suffix}" in others]
+def _by_stem(files: Sequence[str], suffixes: Sequence[str]) -> dict[str, list[str]]:
+    """The files that captions may be in, by what stands before their suffixes; the first with a caption is taken."""
+    stems: dict[str, list[str]] = {}
+    for wanted in suffixes:
+        for stem, suffix in map(os.path.splitext, files):
+            if suffix.lower() == wanted:
+                stems.setdefault(stem, []).append(f"{stem}{suffix}")
+    return stems
 
 
 def _beside(root: Path, names: Sequence[str], column: str | None) -> list[str]:
@@ -157,7 +160,7 @@ def _beside(root: Path, names: Sequence[str], column: str | None) -> list[str]:
         if file.stat().st_size > MOST_BYTES:
             raise UserError(f"images: {file}: wanted a caption, found {file.stat().st_size} bytes")
         data = file.read_bytes()
-        if file.suffix == ".json":
+        if file.suffix.lower() == ".json":
             texts = of_json(data, column, printable(str(file)))
         else:
             texts = texts_of(data.decode("utf-8-sig", "replace"))

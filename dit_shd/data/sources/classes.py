@@ -73,7 +73,7 @@ def from_values(
 
 def unused(labels: np.ndarray, names: Sequence[str]) -> list[str]:
     """A note on classes that have no image, as class 0 of labels that begin at 1."""
-    missing = [names[label] for label in np.flatnonzero(np.bincount(labels, minlength=len(names)) == 0)]
+    missing = [name for name, count in zip(names, np.bincount(labels, minlength=len(names))) if not count]
     return [f"classes without an image: {counted(missing)} of {len(names)}"] if missing else []
 
 

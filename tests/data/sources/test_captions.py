@@ -146,6 +146,15 @@ def test_a_caption_column_is_of_json_where_a_text_stands_beside_it(folder, tmp_p
         captioned(place, "llava")
 
 
+def test_files_of_captions_are_of_any_case(folder):
+    """IMG.TXT, as of cameras and Windows, beside an image whose suffix may be of any case, too."""
+    (folder / "a.TXT").write_text("a thin seven")
+    (folder / "b.Json").write_text(json.dumps({"text": "two digits"}))
+    source = captioned(folder)
+    assert source.captions == [*TEXTS.values()]
+    assert not any("no images" in note for note in source.notes)
+
+
 @pytest.mark.parametrize("tar", [False, True])
 def test_an_empty_caption_hides_no_other(folder, tmp_path, tar):
     (folder / "a.txt").write_text(" \n")
