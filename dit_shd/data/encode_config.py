@@ -73,6 +73,10 @@ class EncodeConfig:
                 raise UserError(f"{key}: wanted 1 to {most}, found {getattr(self, key)}")
         if self.pipeline is not None and self.vae != SD_VAE:
             raise UserError(f"vae: the autoencoder is the pipeline's; leave vae={self.vae} out")
+        if self.pipeline is None:
+            for key in ("caption_column", "text_tokens", "text_dtype", "adapter"):
+                if getattr(self, key) != getattr(type(self), key):
+                    raise UserError(f"{key}: is of captions, which are encoded by a pipeline; give pipeline=...")
         if self.buckets and self.pipeline is None:
             raise UserError("buckets: are for text-to-image models, which take any height and width; give pipeline=...")
         if self.out.exists() and not self.out.is_dir():

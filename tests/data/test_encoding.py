@@ -317,6 +317,9 @@ def test_two_processes_encode_what_one_does(by_two):
         ({"images": __file__}, "found text .* at "),
         ({"vae": "no/such/vae"}, "vae: wanted .* found nothing at 'no/such/vae'"),
         ({"vae": "VAE", "size": 9}, "vae: encodes images of 3 channels and sizes that are multiples of 2"),
+        ({"caption_column": "blip"}, "caption_column: is of captions, which are encoded by a pipeline; give pipeline="),
+        ({"text_tokens": 5}, "text_tokens: is of captions"),
+        ({"text_dtype": "bfloat16"}, "text_dtype: is of captions"),
         ({"out": __file__}, "out: wanted a folder, found a file"),
     ],
 )
