@@ -342,6 +342,17 @@ def test_other_settings_and_files_of_others_are_refused(images, tmp_path):
         encode(images, changed)
 
 
+def test_a_folder_without_a_shard_is_begun_again_with_other_settings(images, vae, straight, tmp_path, monkeypatch):
+    """As after running out of memory: the smaller batch was refused, for want of the shards of the larger one."""
+    begin(config(images, tmp_path / "l", vae=None, batch_size=20), 0, monkeypatch)
+    begin(config(images, tmp_path / "l", vae=str(vae), batch_size=20), 0, monkeypatch)
+    (tmp_path / "l" / ".000000000.safetensors.9.part").write_bytes(b"")
+    assert contents(encode(images, tmp_path / "l", vae=str(vae))) == contents(straight)
+    begin(config(images, tmp_path / "m"), 1, monkeypatch)
+    with pytest.raises(UserError, match=r"holds shards of other settings \(batch_size: 4 there, 2 here\)"):
+        encode(images, tmp_path / "m", batch_size=2)
+
+
 def test_other_pixels_of_the_same_sizes_are_another_source(tmp_path):
     """An npz written anew, whose shape and labels are what they were."""
     file, out = tmp_path / "images.npz", tmp_path / "latents"
