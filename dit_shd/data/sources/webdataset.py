@@ -62,9 +62,10 @@ class Sample:
         plain = [suffix for suffix in self.images if "." not in suffix] or self.images
         if len(plain) > 1:
             several = ", ".join(f"{printable(self.key)}.{suffix}" for suffix in plain[:3])
+            remedy = "" if "." in plain[0] else f"; which one? say image_column={' or '.join(plain)}"
             raise UserError(
                 f"images: {self.tar}: wanted one image for each key, which ends at the first dot of a name, found "
-                f"{several}; image_column={plain[0]} takes KEY.{plain[0]}"
+                f"{several}{remedy}"
             )
         return plain[0] if plain else None
 
