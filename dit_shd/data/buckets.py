@@ -23,7 +23,7 @@ from dit_shd.core.resumable import Progress
 from dit_shd.data.encode_config import EncodeConfig
 from dit_shd.data.encoding import NothingReadError, encode_source, opened
 from dit_shd.data.latent_shards import BUCKETS
-from dit_shd.data.sources.base import ImageSource, Raw, fingerprint
+from dit_shd.data.sources.base import BrokenImage, ImageSource, Raw, fingerprint
 from dit_shd.data.sources.decoding import opened as opened_image
 from dit_shd.data.text_encoding import PromptEncoder
 
@@ -31,6 +31,8 @@ STEPS = 16
 """Of a square's side: heights and widths are multiples of a sixteenth of it, or of what models take."""
 WIDEST = 2.0
 """The largest ratio of the longer side to the shorter one."""
+READ_AHEAD = 64
+"""Images in memory whose headers are read by threads."""
 PATCH = 2
 """Of the latents: heights and widths are multiples of it, whatever the model's is."""
 Shape = tuple[int, int]
@@ -128,7 +130,7 @@ class Subset(ImageSource):
 
     def __init__(self, source: ImageSource, numbers: np.ndarray) -> None:
         self._source, self._numbers = source, numbers
-        self.labels, self.classes = source.labels[numbers], source.classes
+        self.labels, self.classes, self.notes = source.labels[numbers], source.classes, source.notes
         assert source.captions is not None, "buckets are of images with captions"
         self.captions = [source.captions[number] for number in numbers]
 
@@ -143,27 +145,39 @@ class Subset(ImageSource):
 
 
 def _choose(source: ImageSource, shapes: Sequence[Shape], workers: int) -> list[int]:
-    """The number of each image's shape."""
+    """The number of each image's shape; the source is read in order and by one thread, headers by several."""
     count = len(source)
+    chosen: list[int] = []
     with ThreadPoolExecutor(workers) as pool, Progress("shapes", count, lambda: 0, shown=True) as progress:
-        chosen = []
-        for shape in pool.map(lambda number: _shape(source, number), range(count)):
-            chosen.append(nearest(shapes, shape))
-            progress.step(1)
+        for first in range(0, count, READ_AHEAD):
+            numbers = range(first, min(first + READ_AHEAD, count))
+            raws = [_raw(source, number) for number in numbers]
+            for shape in pool.map(_shape, raws, map(source.name, numbers)):
+                chosen.append(nearest(shapes, shape))
+                progress.step(1)
     return chosen
 
 
-def _shape(source: ImageSource, number: int) -> Shape:
-    """Height and width of an image by its header; a square's where it cannot be read, which encoding then says."""
+def _raw(source: ImageSource, number: int) -> Raw | None:
+    """An image in its stored form; None where it cannot be read."""
     try:
-        raw = source.raw(number)
-        if isinstance(raw, np.ndarray):
-            return raw.shape[0], raw.shape[1]
+        return source.raw(number)
+    except BrokenImage:
+        return None
+
+
+def _shape(raw: Raw | None, name: str) -> Shape:
+    """Height and width of an image by its header; a square's where it cannot be read, which encoding then says."""
+    if raw is None:
+        return 1, 1
+    if isinstance(raw, np.ndarray):
+        return raw.shape[0], raw.shape[1]
+    try:
         with opened_image(raw) as image:
             return image.height, image.width
+    except MemoryError:
+        raise
     except Exception as error:  # an untrusted file can be wrong in any way
-        if isinstance(error, UserError):
-            raise
         if isinstance(error, OSError) and error.errno is not None:
-            raise UserError(f"{source.name(number)}: {error.strerror}; try again") from error
+            raise UserError(f"{name}: {error.strerror}; try again") from error
         return 1, 1

@@ -32,7 +32,9 @@ class EncodeConfig:
         None,
         "text-to-image pipeline (folder, hub:OWNER/NAME or asset:NAME): its autoencoder, and embeddings of captions",
     )
-    caption_column: str | None = option(None, "of tables and metadata files; empty: text, caption, prompt, ...")
+    caption_column: str | None = option(
+        None, "of tables and metadata files, or a key in IMAGE.json (not IMAGE.txt); empty: text, caption, prompt, ..."
+    )
     text_tokens: int | None = option(
         None, "tokens of a caption (max_sequence_length of the pipeline's call); empty: the pipeline's default"
     )
@@ -47,7 +49,9 @@ class EncodeConfig:
         None, "of tables, by their names (train if left out); or of folders called train, val, ..."
     )
     subset: str | None = option(None, "of a dataset with several (configs, folders of Parquet files)")
-    image_column: str | None = option(None, "of tables; empty: image, img, jpg, ...")
+    image_column: str | None = option(
+        None, "of tables; empty: image, img, jpg, ...; of tars the suffix, as jpg, where a key has several images"
+    )
     label_column: str | None = option(None, "of tables and metadata files; empty: label, labels, cls, ..., or none")
     classes: dict[str, int] | None = option(
         None, "number of each class by its name, as {cat: 281, dog: 207} for a teacher's; empty: in their order"
@@ -69,6 +73,10 @@ class EncodeConfig:
                 raise UserError(f"{key}: wanted 1 to {most}, found {getattr(self, key)}")
         if self.pipeline is not None and self.vae != SD_VAE:
             raise UserError(f"vae: the autoencoder is the pipeline's; leave vae={self.vae} out")
+        if self.pipeline is None:
+            for key in ("caption_column", "text_tokens", "text_dtype", "adapter"):
+                if getattr(self, key) != getattr(type(self), key):
+                    raise UserError(f"{key}: is of captions, which are encoded by a pipeline; give pipeline=...")
         if self.buckets and self.pipeline is None:
             raise UserError("buckets: are for text-to-image models, which take any height and width; give pipeline=...")
         if self.out.exists() and not self.out.is_dir():

@@ -5,6 +5,7 @@ missing ones, and writes latents.json, which marks the set as complete.
 """
 
 import logging
+import shutil
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,7 +21,7 @@ from dit_shd.core.distributed import joined, launched, run_on_main
 from dit_shd.core.errors import UserError
 from dit_shd.core.lock import locked
 from dit_shd.core.pretrained import COPY
-from dit_shd.core.resumable import Progress, claim, share_of_missing
+from dit_shd.core.resumable import LEFTOVERS, SETTINGS, Progress, claim, read_settings, share_of_missing
 from dit_shd.data.encode_config import EncodeConfig
 from dit_shd.data.encoder import Encoder
 from dit_shd.data.encoding_job import EncodingJob
@@ -138,7 +139,17 @@ def encode_source(
 
 
 def _begin(job: EncodingJob, settings: dict[str, Any]) -> None:
-    """Claim the folder, and keep the autoencoder in it, which training on the latents uses, perhaps without network."""
+    """Claim the folder, and keep the autoencoder in it, which training on the latents uses, perhaps without network.
+
+    A folder in which nothing was finished may be begun again with other settings, such as a smaller batch.
+    """
+    out = job.config.out
+    begun = read_settings(out)
+    if begun is not None and begun != settings and begun.get("format") == settings["format"]:
+        finished = {file.name for file in out.iterdir() if not file.match(LEFTOVERS)}
+        if finished <= {SETTINGS, COPY}:
+            shutil.rmtree(out / COPY, ignore_errors=True)
+            (out / SETTINGS).unlink()
     claim(job.config.out, settings, "encode", "the latents")
     if job.encode.autoencoder is not None and not (job.config.out / COPY).is_dir():
         keep_copy(job.encode.autoencoder, job.config.out / COPY)

@@ -1,5 +1,6 @@
 """Aspect-ratio buckets: encoded, resumed, trained on."""
 
+import io
 import json
 import shutil
 from dataclasses import replace
@@ -19,7 +20,9 @@ from dit_shd.data.buckets import bucket_shapes, encode_buckets, nearest
 from dit_shd.data.datasets import DATASETS
 from dit_shd.data.encode_config import EncodeConfig
 from dit_shd.data.encoder import Encoder
+from dit_shd.data.latent_shards import read_index
 from dit_shd.data.preprocessing import centre_crop
+from dit_shd.data.sources.base import NO_LABELS
 from dit_shd.diffusion.pipelines import Prompts
 from dit_shd.diffusion.prompt_generation import read_prompts
 from dit_shd.training.config import TrainConfig
@@ -114,6 +117,28 @@ def test_an_image_is_in_the_bucket_of_its_shape(made, pipeline):
     mean = encoder(torch.from_numpy(crop.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1)[0, 0]
     drawn = torch.stack([data.batch(np.array([0]), Draws(0, step, [0], 1))["latents"][0] for step in range(64)])
     torch.testing.assert_close(drawn.mean(0), mean, atol=0.5, rtol=0)
+
+
+def test_rows_of_a_table_are_in_the_buckets_of_their_shapes_by_several_threads(pipeline, tmp_path):
+    """A table is read in order: threads that read it together would take each other's rows."""
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rng, rows = np.random.default_rng(0), []
+    shapes = [(16, 16), (40, 24), (24, 40)] * 40
+    for sides in rng.permutation(shapes):
+        stream = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (*sides, 3), dtype=np.uint8)).save(stream, "png")
+        rows.append(stream.getvalue())
+    table = pa.table({"image": [*rows, None], "text": ["a text"] * (len(rows) + 1)})
+    parquet.write_table(table, tmp_path / "a.parquet", row_group_size=50)
+    values = {"images": str(tmp_path / "a.parquet"), "out": tmp_path / "l", "size": 16, "workers": 4, "buckets": True}
+    config = make(EncodeConfig, {**values, "pipeline": str(pipeline)}, "encode")
+    counts = encode_buckets(config, Prompts.load(str(pipeline), torch.device("cpu")))
+    assert counts == {"12x20": 40, "16x16": 40, "20x12": 40}
+    skipped = (tmp_path / "l" / "16x16" / "skipped.jsonl").read_text()
+    assert "a.parquet[120]" in skipped and len(skipped.splitlines()) == 1
+    assert NO_LABELS in read_index(tmp_path / "l" / "20x12").about["notes"], "what encoding said of the images is kept"
 
 
 def values(made, pipeline, run, **changes):

@@ -317,6 +317,9 @@ def test_two_processes_encode_what_one_does(by_two):
         ({"images": __file__}, "found text .* at "),
         ({"vae": "no/such/vae"}, "vae: wanted .* found nothing at 'no/such/vae'"),
         ({"vae": "VAE", "size": 9}, "vae: encodes images of 3 channels and sizes that are multiples of 2"),
+        ({"caption_column": "blip"}, "caption_column: is of captions, which are encoded by a pipeline; give pipeline="),
+        ({"text_tokens": 5}, "text_tokens: is of captions"),
+        ({"text_dtype": "bfloat16"}, "text_dtype: is of captions"),
         ({"out": __file__}, "out: wanted a folder, found a file"),
     ],
 )
@@ -337,6 +340,17 @@ def test_other_settings_and_files_of_others_are_refused(images, tmp_path):
         encode(changed, tmp_path / "l")
     with pytest.raises(UserError, match="was not made by encode"):
         encode(images, changed)
+
+
+def test_a_folder_without_a_shard_is_begun_again_with_other_settings(images, vae, straight, tmp_path, monkeypatch):
+    """As after running out of memory: the smaller batch was refused, for want of the shards of the larger one."""
+    begin(config(images, tmp_path / "l", vae=None, batch_size=20), 0, monkeypatch)
+    begin(config(images, tmp_path / "l", vae=str(vae), batch_size=20), 0, monkeypatch)
+    (tmp_path / "l" / ".000000000.safetensors.9.part").write_bytes(b"")
+    assert contents(encode(images, tmp_path / "l", vae=str(vae))) == contents(straight)
+    begin(config(images, tmp_path / "m"), 1, monkeypatch)
+    with pytest.raises(UserError, match=r"holds shards of other settings \(batch_size: 4 there, 2 here\)"):
+        encode(images, tmp_path / "m", batch_size=2)
 
 
 def test_other_pixels_of_the_same_sizes_are_another_source(tmp_path):

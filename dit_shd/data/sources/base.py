@@ -79,6 +79,10 @@ class ImageSource(ABC):
         """Hash of the stored form of the first FIRST images: other pixels of the same sizes make another source."""
         return fingerprint(self._stored(number) for number in range(min(FIRST, len(self))))
 
+    def _add_notes(self, notes: Iterable[str]) -> None:
+        """Add remarks for the user, each once."""
+        self.notes = [*dict.fromkeys([*self.notes, *notes])]
+
     def _stored(self, number: int) -> bytes:
         """An image as it is stored; nothing of one that cannot be read."""
         try:
@@ -106,7 +110,7 @@ class Selection:
     split: str | None = None
     subset: str | None = None
     image_column: str | None = None
-    """Of tables."""
+    """Of tables; of tars the suffix of the images."""
     label_column: str | None = None
     """Of tables and label files."""
     follow_links: bool = False

@@ -10,10 +10,18 @@ NAMES = ("text", "caption", "captions", "prompt", "txt")
 """Usual names of columns, and of keys in IMAGE.json."""
 
 
-def of_cells(cells: Sequence[Any]) -> list[str | None]:
-    """Captions in cells of a table: a text, or the first of a list of texts."""
-    firsts = (cell[0] if isinstance(cell, (list, tuple)) and cell else cell for cell in cells)
-    return [first if isinstance(first, str) else None for first in firsts]
+def of_cells(cells: Sequence[Any]) -> tuple[list[str | None], list[str]]:
+    """Captions in cells of a table: a text, or the first of a list of texts; and a note on lists of several."""
+    texts = [texts_of(cell) for cell in cells]
+    several = sum(len(listed) > 1 for listed in texts)
+    notes = [f"{several} images have lists of several captions; the first of each is taken"] if several else []
+    return [next(iter(listed), None) for listed in texts], notes
+
+
+def texts_of(cell: Any) -> list[str]:  # noqa: ANN401
+    """The texts of a cell that are not empty."""
+    items = cell if isinstance(cell, (list, tuple)) else (cell,)
+    return [item for item in items if isinstance(item, str) and item.strip()]
 
 
 def column_of(names: Collection[str], given: str | None, where: str) -> str:
@@ -29,8 +37,8 @@ def column_of(names: Collection[str], given: str | None, where: str) -> str:
     return column
 
 
-def of_json(data: bytes, column: str | None, where: str) -> str | None:
-    """The caption in the content of IMAGE.json: a text, or an object with one of the usual keys.
+def of_json(data: bytes, column: str | None, where: str) -> list[str]:
+    """The captions in the content of IMAGE.json: of an object's given key, or of the first usual one that has any.
 
     Raises:
         UserError: It is no JSON.
@@ -39,6 +47,8 @@ def of_json(data: bytes, column: str | None, where: str) -> str | None:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise UserError(f"images: {where}: wanted a caption in JSON, found {error_line(error, 80)}") from error
-    if isinstance(content, dict):
-        content = next((content[key] for key in (NAMES if column is None else (column,)) if key in content), None)
-    return of_cells([content])[0]
+    if isinstance(content, dict) or column is not None:
+        content = content if isinstance(content, dict) else {}
+        keyed = (texts_of(content.get(key)) for key in (NAMES if column is None else (column,)))
+        return next((texts for texts in keyed if texts), [])
+    return texts_of(content)

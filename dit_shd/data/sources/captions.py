@@ -2,13 +2,13 @@
 
 import os
 import posixpath
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dit_shd.core.errors import UserError, error_line
 from dit_shd.data.sources.base import BrokenImage, ImageSource, Raw, fingerprint
-from dit_shd.data.sources.caption_cells import NAMES, column_of, of_cells, of_json
+from dit_shd.data.sources.caption_cells import NAMES, column_of, of_cells, of_json, texts_of
 from dit_shd.data.sources.label_files import FILE_NAME, METADATA_READERS
 from dit_shd.data.sources.listing import Listing, printable
 
@@ -46,6 +46,10 @@ class Captioned(ImageSource):
                 f"{len(unread)} captions are not UTF-8 throughout, and have {UNREADABLE} where they are not "
                 f"({printable(source.name(unread[0]))}, ...)"
             )
+        lines = [number for number, caption in enumerate(texts) if "\n" in (caption or "")]
+        if lines:
+            first = printable(source.name(lines[0]))
+            notes.append(f"{len(lines)} captions are of several lines, each of them one caption ({first}, ...)")
         self.notes = [*source.notes, *notes]
         self._texts = texts
 
@@ -71,6 +75,8 @@ BESIDE = (
     "they are read from IMAGE.txt or IMAGE.json beside an image, from metadata.jsonl, .csv or .parquet with "
     f"{FILE_NAME}, or from a column of a table ({', '.join(NAMES)}; caption_column=NAME sets another)"
 )
+KEYED = "IMAGE.json or in metadata (IMAGE.txt has no columns)"
+"""What columns are of."""
 
 
 @dataclass(frozen=True)
@@ -91,32 +97,37 @@ def of_folder(listing: Listing, images: Sequence[str], column: str | None) -> Fo
     Args:
         listing: The folder's files.
         images: Paths from the folder.
-        column: Of metadata, or the key in IMAGE.json; None for a usual name.
+        column: Of metadata, or the key in IMAGE.json; None for a usual name, or for IMAGE.txt.
 
     Raises:
-        UserError: A file that cannot be read.
+        UserError: A file that cannot be read, or no caption in a given column.
     """
-    captions: dict[str, str] = {}
+    captions: dict[str, list[str]] = {}
     several: set[str] = set()
     used: list[str] = []
     for file in listing.others:
         folder, name = posixpath.split(file)
         stem, suffix = posixpath.splitext(name)
         if stem == "metadata" and suffix in METADATA_READERS:
-            for image, caption in _of_metadata(listing.root / file, folder, column):
-                if captions.setdefault(image, caption) != caption:
+            for image, listed in _of_metadata(listing.root / file, folder, column):
+                if captions.setdefault(image, listed) != listed:
                     several.add(image)
-                captions[image] = caption
+                captions[image] = listed
             used.append(file)
-    others = {*listing.others}
-    used += [file for image in images for file in _files_beside(image, others)]
-    texts = [captions.get(image) or _beside(listing.root, image, others, column) for image in images]
+    stems = _by_stem(listing.others, (".txt", ".json") if column is None else (".json",))
+    beside = [stems.get(os.path.splitext(image)[0], []) for image in images]
+    used += [file for files in beside for file in files]
+    cells = [captions.get(image) or _beside(listing.root, files, column) for image, files in zip(images, beside)]
+    texts, notes = of_cells(cells)
+    if column is not None and not any(texts):
+        where = printable(str(listing.root))
+        raise UserError(f"caption_column: none of {len(texts)} images in '{where}' has {column} in {KEYED}")
     counted = f"{len(several)} images have several captions in metadata; the last of each is taken"
-    return FolderCaptions(texts, used, [counted] if several else [])
+    return FolderCaptions(texts, used, [counted, *notes] if several else notes)
 
 
-def _of_metadata(path: Path, folder: str, column: str | None) -> list[tuple[str, str]]:
-    """Paths of images, each with a caption; none where the table has no such columns."""
+def _of_metadata(path: Path, folder: str, column: str | None) -> list[tuple[str, list[str]]]:
+    """Paths of images, each with its captions; none where the table has no such columns."""
     where = printable(str(path))
     try:
         rows = METADATA_READERS[path.suffix](path)
@@ -129,25 +140,30 @@ def _of_metadata(path: Path, folder: str, column: str | None) -> list[tuple[str,
         return []
     name = column_of(list(names), column, where)
     cells = [row.get(name) for row in rows]
-    captions = of_cells([str(cell) for cell in cells] if path.suffix == ".csv" else cells)  # 7 is a caption there, too
+    listed = [texts_of(str(cell) if path.suffix == ".csv" else cell) for cell in cells]  # 7 is a caption there, too
     paths = [posixpath.normpath(posixpath.join(folder, str(row.get(FILE_NAME)).replace("\\", "/"))) for row in rows]
-    return [(path, caption) for path, caption in zip(paths, captions) if caption]
+    return [(path, captions) for path, captions in zip(paths, listed) if captions]
 
 
-def _files_beside(image: str, others: Collection[str]) -> list[str]:
-    """The files that an image's caption may be in; the first is taken."""
-    stem = os.path.splitext(image)[0]
-    return [f"{stem}{suffix}" for suffix in (".txt", ".json") if f"{stem}{suffix}" in others]
+def _by_stem(files: Sequence[str], suffixes: Sequence[str]) -> dict[str, list[str]]:
+    """The files that captions may be in, by what stands before their suffixes; the first with a caption is taken."""
+    stems: dict[str, list[str]] = {}
+    for wanted in suffixes:
+        for stem, suffix in map(os.path.splitext, files):
+            if suffix.lower() == wanted:
+                stems.setdefault(stem, []).append(f"{stem}{suffix}")
+    return stems
 
 
-def _beside(root: Path, image: str, others: Collection[str], column: str | None) -> str | None:
-    names = _files_beside(image, others)
-    if not names:
-        return None
-    file = root / names[0]
-    if file.stat().st_size > MOST_BYTES:
-        raise UserError(f"images: {file}: wanted a caption, found {file.stat().st_size} bytes")
-    data = file.read_bytes()
-    if file.suffix == ".json":
-        return of_json(data, column, printable(str(file)))
-    return data.decode("utf-8-sig", "replace")
+def _beside(root: Path, names: Sequence[str], column: str | None) -> list[str]:
+    for file in (root / name for name in names):
+        if file.stat().st_size > MOST_BYTES:
+            raise UserError(f"images: {file}: wanted a caption, found {file.stat().st_size} bytes")
+        data = file.read_bytes()
+        if file.suffix.lower() == ".json":
+            texts = of_json(data, column, printable(str(file)))
+        else:
+            texts = texts_of(data.decode("utf-8-sig", "replace"))
+        if texts:
+            return texts
+    return []

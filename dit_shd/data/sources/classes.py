@@ -68,8 +68,13 @@ def from_values(
         types = ", ".join(sorted({type(value).__name__ for value in values}))
         raise UserError(f"images: '{where}': wanted whole numbers or texts as labels throughout, found {types}")
     labels, names = checked_labels(np.array(values, dtype=np.int64), classes, where)
-    missing = [names[label] for label in np.flatnonzero(np.bincount(labels, minlength=len(names)) == 0)]
-    return labels, names, [f"classes without an image: {counted(missing)} of {len(names)}"] if missing else []
+    return labels, names, unused(labels, names)
+
+
+def unused(labels: np.ndarray, names: Sequence[str]) -> list[str]:
+    """A note on classes that have no image, as class 0 of labels that begin at 1."""
+    missing = [name for name, count in zip(names, np.bincount(labels, minlength=len(names))) if not count]
+    return [f"classes without an image: {counted(missing)} of {len(names)}"] if missing else []
 
 
 def _look_alike(names: Collection[str]) -> list[str]:

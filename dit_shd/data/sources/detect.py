@@ -1,5 +1,6 @@
 """Which reader a source of images is read by."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from dit_shd.core.errors import UserError
@@ -27,16 +28,16 @@ def open_source(text: str, selection: Selection | None = None) -> ImageSource:
     if path.is_dir():
         return hub.HubImages(path, selection) if hub.is_saved(path) else open_folder(path, text, selection)
     if path.is_file():
-        for key in ("split", "subset"):
-            if getattr(selection, key) is not None:
-                raise UserError(f"{key}: wanted none for a single file, '{text}', found {getattr(selection, key)}")
+        _refuse(selection, ("split", "subset"), "a single file", text)
         kind = file_kind(path)
         if kind == NPZ or path.suffix.lower() == ".npz":
+            _refuse(selection, ("image_column", "label_column"), "an npz", text)
             return npz.NpzSource(path)
         if kind == PARQUET or path.suffix.lower() == ".parquet":
             return parquet.ParquetImages([path], text, selection)
         if path.suffix.lower() == webdataset.TAR:
-            return webdataset.TarImages({path.name: path}, text)
+            _refuse(selection, ("label_column",), "tars, whose labels are in KEY.cls", text)
+            return webdataset.TarImages({path.name: path}, text, selection.image_column)
     raise UserError(f"images: wanted {WANTED['images']}, found {file_kind(path)} at '{text}'")
 
 
@@ -73,15 +74,25 @@ def open_folder(path: Path, text: str, selection: Selection) -> ImageSource:
         return source
     tars = webdataset.tars_of(listing)
     if tars:
-        if selection.subset is not None:
-            raise UserError(f"subset: wanted none for a folder of tars, '{text}', found {selection.subset}")
+        _refuse(selection, ("subset",), "a folder of tars", text)
+        _refuse(selection, ("label_column",), "tars, whose labels are in KEY.cls", text)
         taken = webdataset.tars_of_split(tars, selection.split, text)
-        source = webdataset.TarImages({file: path / file for file in taken}, text)
+        source = webdataset.TarImages({file: path / file for file in taken}, text, selection.image_column)
         others = [f"left out: tars of other splits: {counted(left)}"] if (left := sorted({*tars} - {*taken})) else []
         source.notes = [*source.notes, *others, *listing.notes(tars)]
         return source
     if not listing.images:
         raise UserError(f"images: wanted images, tars or Parquet files in '{text}', found none ({listing.summary()})")
-    if selection.subset is not None:
-        raise UserError(f"subset: wanted none for a folder of images, '{text}', found {selection.subset}")
+    _refuse(selection, ("subset", "image_column"), "a folder of images", text)
     return folder.FolderSource(listing, selection.split, selection.label_column)
+
+
+def _refuse(selection: Selection, keys: Sequence[str], what: str, text: str) -> None:
+    """Refuse values of keys that such a source has no use for.
+
+    Raises:
+        UserError: Naming the key, the kind of source and the value.
+    """
+    for key in keys:
+        if getattr(selection, key) is not None:
+            raise UserError(f"{key}: wanted none for {what}, '{text}', found {getattr(selection, key)}")

@@ -62,9 +62,12 @@ class HubImages(ImageSource):
     def texts(self, column: str | None) -> list[str | None]:
         name = caption_cells.column_of(self._data.column_names, column, self._text)
         try:
-            return caption_cells.of_cells(list(self._data[name][:]))
+            cells = list(self._data[name][:])
         except Exception as error:  # an untrusted file can be wrong in any way
             raise _unreadable(self._text, error) from error
+        texts, notes = caption_cells.of_cells(cells)
+        self._add_notes(notes)
+        return texts
 
     def sha256(self) -> str:
         """Hash of the datasets package's fingerprint, the columns and the labels."""

@@ -111,7 +111,15 @@ def _metadata(path: Path, label_column: str | None) -> list[tuple[str, Any]] | s
         return f"has no column of labels ({', '.join(LABEL_NAMES)}; label_column=NAME sets another) and is not used"
     if any(not isinstance(row.get(FILE_NAME), str) or row.get(label) in (None, "") for row in rows):
         raise ValueError(f"a row without {FILE_NAME} or {label}")
-    return [(row[FILE_NAME], row[label]) for row in rows]
+    labels = [row[label] for row in rows]
+    return list(zip((row[FILE_NAME] for row in rows), _numbers(labels) if path.suffix == ".csv" else labels))
+
+
+def _numbers(cells: list[Any]) -> list[Any]:
+    """Cells of a CSV, as numbers if all are decimals: pandas writes 10.0 for label 10 of a column with an empty cell."""
+    if not all(isinstance(cell, str) and re.fullmatch(r"-?\d{1,15}\.\d*", cell) for cell in cells):
+        return cells
+    return [int(number) if number.is_integer() else number for number in map(float, cells)]
 
 
 def _csv(path: Path) -> list[dict[str, Any]]:

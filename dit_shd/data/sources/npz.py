@@ -17,6 +17,7 @@ from dit_shd.data.sources.base import (
     checked_labels,
     fingerprint,
 )
+from dit_shd.data.sources.classes import unused
 
 CHUNK = 2**22
 """Number of bytes read at once."""
@@ -39,9 +40,11 @@ class NpzSource(ImageSource):
             raise UserError(f"{path}: wanted images of up to {MAX_PIXELS} pixels, found {y} x {x}")
         labels = self._images.labels
         if labels is None:
-            self.labels, self.classes, self.notes = np.zeros(self._images.shape[0], np.int64), (ALL,), [NO_LABELS]
+            self.labels, self.classes, notes = np.zeros(self._images.shape[0], np.int64), (ALL,), [NO_LABELS]
         else:
             self.labels, self.classes = checked_labels(labels, self._images.class_names, str(path))
+            notes = unused(self.labels, self.classes)
+        self.notes = [*self._images.notes, *notes]
         self._rows = SequentialRows(lambda number: 0, self._read)
 
     def _read(self, _: int) -> Iterator[np.ndarray]:

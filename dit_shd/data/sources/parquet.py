@@ -147,7 +147,10 @@ class ParquetImages(ImageSource):
 
     def texts(self, column: str | None) -> list[str | None]:
         names = [caption_cells.column_of(t.file.schema_arrow.names, column, str(t.path)) for t in self._files]
-        return caption_cells.of_cells([cell for t, name in zip(self._files, names) for cell in t.column(name)])
+        cells = [cell for table, name in zip(self._files, names) for cell in table.column(name)]
+        texts, notes = caption_cells.of_cells(cells)
+        self._add_notes(notes)
+        return texts
 
     def sha256(self) -> str:
         """Hash of the files' names and sizes, the columns and the labels."""

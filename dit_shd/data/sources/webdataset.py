@@ -11,8 +11,9 @@ import numpy as np
 from dit_shd.core.errors import UserError, error_line
 from dit_shd.data.sources import caption_cells
 from dit_shd.data.sources.base import ALL, NO_LABELS, BrokenImage, ImageSource, checked_labels, fingerprint
+from dit_shd.data.sources.classes import unused
 from dit_shd.data.sources.listing import SUFFIXES, Listing, counted, printable
-from dit_shd.data.sources.splits import split_of
+from dit_shd.data.sources.splits import DEFAULT, split_of
 
 TAR = ".tar"
 MOST_BYTES = 2**28
@@ -50,10 +51,23 @@ class Sample:
             raise BrokenImage("the tar is cut short")
         return data
 
-    @property
-    def image(self) -> str | None:
-        """The suffix of its image: KEY.jpg, wherever KEY.depth.png stands; that one if there is no other."""
-        return min(self.images, key=lambda suffix: suffix.count("."), default=None)
+    def image(self, given: str | None) -> str | None:
+        """The suffix of its image: the given one, or KEY.jpg wherever KEY.depth.png stands; that if there is no other.
+
+        Raises:
+            UserError: None is given and it may be one of several, as KEY.jpg and KEY.png.
+        """
+        if given is not None:
+            return given if given in self.images else None
+        plain = [suffix for suffix in self.images if "." not in suffix] or self.images
+        if len(plain) > 1:
+            several = ", ".join(f"{printable(self.key)}.{suffix}" for suffix in plain[:3])
+            remedy = "" if "." in plain[0] else f"; which one? say image_column={' or '.join(plain)}"
+            raise UserError(
+                f"images: {self.tar}: wanted one image for each key, which ends at the first dot of a name, found "
+                f"{several}{remedy}"
+            )
+        return plain[0] if plain else None
 
     @property
     def images(self) -> list[str]:
@@ -68,6 +82,8 @@ def tars_of(listing: Listing) -> list[str]:
 
 def tars_of_split(tars: Sequence[str], split: str | None, where: str) -> list[str]:
     """The tars of one split, where the names of tars or of their folders are of several.
+
+    Beside val-00000.tar, 00000.tar is of the training split, which is then taken if none is given.
 
     Args:
         tars: Their paths.
@@ -84,6 +100,8 @@ def tars_of_split(tars: Sequence[str], split: str | None, where: str) -> list[st
 
     splits = {tar: of(tar) for tar in tars}
     names = sorted({name for name in splits.values() if name})
+    if names and DEFAULT not in names and None in splits.values():
+        splits, split = {tar: name or DEFAULT for tar, name in splits.items()}, split or DEFAULT
     if split is None and len(names) > 1:
         raise UserError(f"split: '{where}' has tars of splits ({', '.join(names)}): which one? say split=NAME")
     chosen = [tar for tar in tars if split is None or splits[tar] == (split_of(split) or split)]
@@ -99,17 +117,22 @@ class TarImages(ImageSource):
     Args:
         tars: The files, by their names to a user.
         text: The source in the user's words, for errors.
+        image_column: The suffix of the images, as jpg of KEY.jpg; None for the only one.
 
     Raises:
-        UserError: A damaged tar, two files of one name in it, or no image.
+        UserError: A damaged tar, two files of one name in it, several images of one key, or no image.
     """
 
-    def __init__(self, tars: Mapping[str, Path], text: str) -> None:
+    def __init__(self, tars: Mapping[str, Path], text: str, image_column: str | None = None) -> None:
         notes: list[str] = []
+        self._text = text
         samples = [sample for name, tar in tars.items() for sample in _index(tar, name, notes)]
-        self._samples = [sample for sample in samples if sample.image is not None]
+        images = [sample.image(image_column and image_column.lower()) for sample in samples]
+        self._samples = [sample for sample, image in zip(samples, images) if image is not None]
+        self._suffixes = [image for image in images if image is not None]
         if not self._samples:
-            raise UserError(f"images: wanted images in the tars of '{text}', found none")
+            wanted = "images" if image_column is None else f"images KEY.{image_column} (image_column)"
+            raise UserError(f"images: wanted {wanted} in the tars of '{text}', found none")
         self.labels, self.classes, remarks = self._labels(text)
         self.notes = [*notes, *remarks]
         if len(samples) > len(self._samples):
@@ -134,12 +157,12 @@ class TarImages(ImageSource):
             raise UserError(
                 f"images: '{text}': wanted a whole number in each .cls ({error_line(error, 80)})"
             ) from error
-        return *checked_labels(numbers, None, text), []
+        labels, classes = checked_labels(numbers, None, text)
+        return labels, classes, unused(labels, classes)
 
     def raw(self, number: int) -> bytes:
         """The encoded image."""
-        sample = self._samples[number]
-        return sample.read(sample.image or "")
+        return self._samples[number].read(self._suffixes[number])
 
     def name(self, number: int) -> str:
         """Tar and key."""
@@ -151,14 +174,24 @@ class TarImages(ImageSource):
         return fingerprint([*lines, self.labels.tobytes()])
 
     def texts(self, column: str | None) -> list[str | None]:
-        return [self._caption(sample, column) for sample in self._samples]
+        """The caption of each sample: in KEY.txt, or in KEY.json, where alone a given column is.
 
-    def _caption(self, sample: Sample, column: str | None) -> str | None:
-        if "txt" in sample.files:
-            return sample.read("txt").decode("utf-8-sig", "replace")
-        if "json" in sample.files:
-            return caption_cells.of_json(sample.read("json"), column, f"{sample.tar}/{sample.key}.json")
-        return None
+        Raises:
+            UserError: No KEY.json has the column.
+        """
+        texts, notes = caption_cells.of_cells([self._captions(sample, column) for sample in self._samples])
+        self._add_notes(notes)
+        if column is not None and not any(texts):
+            raise UserError(f"caption_column: none of {len(texts)} images in '{self._text}' has {column} in KEY.json")
+        return texts
+
+    def _captions(self, sample: Sample, column: str | None) -> list[str]:
+        texts: list[str] = []
+        if "txt" in sample.files and column is None:
+            texts = caption_cells.texts_of(sample.read("txt").decode("utf-8-sig", "replace"))
+        if not texts and "json" in sample.files:
+            texts = caption_cells.of_json(sample.read("json"), column, f"{sample.tar}/{sample.key}.json")
+        return texts
 
 
 def _index(tar: Path, where: str, notes: list[str]) -> list[Sample]:
@@ -180,12 +213,6 @@ def _index(tar: Path, where: str, notes: list[str]) -> list[Sample]:
         raise
     except (tarfile.TarError, OSError, ValueError) as error:
         raise UserError(f"images: {tar}: not a readable tar ({error_line(error, 100)})") from error
-    for sample in samples.values():
-        if len(sample.images) > 1 and (sample.image or "").count("."):
-            raise UserError(
-                f"images: {tar}: wanted one image for each key, which ends at the first dot of a name, found "
-                f"{', '.join(f'{printable(sample.key)}.{suffix}' for suffix in sample.images[:3])}"
-            )
     if links:
         notes.append(f"left out: links in {printable(where)}: {counted(links)}")
     if not ended:

@@ -92,7 +92,9 @@ def test_tables_and_saved_datasets(tmp_path):
     data.to_parquet(tmp_path / "data.parquet")
     data.save_to_disk(tmp_path / "saved")
     for place in ("data.parquet", "saved"):
-        assert captioned(tmp_path / place).captions == list(TEXTS.values())
+        source = captioned(tmp_path / place)
+        assert source.captions == list(TEXTS.values())
+        assert "2 images have lists of several captions; the first of each is taken" in source.notes
         with pytest.raises(UserError, match=r"has no column words, it has image, caption; say caption_column=NAME"):
             captioned(tmp_path / place, "words")
 
@@ -125,6 +127,62 @@ def write_tar(file, members):
     return str(file)
 
 
+@pytest.mark.parametrize("tar", [False, True])
+def test_a_caption_column_is_of_json_where_a_text_stands_beside_it(folder, tmp_path, tar):
+    """img2dataset writes alt texts into KEY.txt; recaptions are keys of KEY.json."""
+    (folder / "a.txt").write_text("alt text")
+    (folder / "a.json").write_text(json.dumps({"caption": "alt text", "blip": "a thin seven"}))
+    (folder / "b.txt").write_text("alt text")
+    (folder / "c.json").write_text(json.dumps("no object"))
+    place = folder
+    if tar:
+        files = {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+        place = write_tar(tmp_path / "a.tar", files)
+    assert captioned(place).captions == ["alt text", "alt text", "no object"]
+    source = captioned(place, "blip")
+    assert source.captions == ["a thin seven", None, None]
+    assert any(note.startswith("left out: 2 images without a caption") for note in source.notes)
+    with pytest.raises(UserError, match=r"caption_column: none of 3 images in '.*' has llava in (IMAGE|KEY)\.json"):
+        captioned(place, "llava")
+
+
+def test_files_of_captions_are_of_any_case(folder):
+    """IMG.TXT, as of cameras and Windows, beside an image whose suffix may be of any case, too."""
+    (folder / "a.TXT").write_text("a thin seven")
+    (folder / "b.Json").write_text(json.dumps({"text": "two digits"}))
+    source = captioned(folder)
+    assert source.captions == [*TEXTS.values()]
+    assert not any("no images" in note for note in source.notes)
+
+
+@pytest.mark.parametrize("tar", [False, True])
+def test_an_empty_caption_hides_no_other(folder, tmp_path, tar):
+    (folder / "a.txt").write_text(" \n")
+    for name in "ab":
+        (folder / f"{name}.json").write_text(json.dumps({"text": None, "captions": ["", "there"], "prompt": "no"}))
+    place = folder
+    if tar:
+        place = write_tar(tmp_path / "a.tar", {file.name: file.read_bytes() for file in sorted(folder.iterdir())})
+    assert captioned(place).captions == ["there", "there", None]
+
+
+@pytest.mark.parametrize("kind", ["folder", "metadata", "tar"])
+def test_lists_of_captions_and_captions_of_several_lines_are_counted(folder, tmp_path, kind):
+    for name in "ab":
+        (folder / f"{name}.json").write_text(json.dumps(["a bird", "it has wings"][: 2 if name == "a" else 1]))
+    (folder / "c.txt").write_text("a bird is red\nit has wings\n")
+    place = folder
+    if kind == "metadata":
+        (folder / "metadata.jsonl").write_text('{"file_name": "a.png", "text": ["a bird", "it has wings"]}\n')
+    if kind == "tar":
+        place = write_tar(tmp_path / "a.tar", {file.name: file.read_bytes() for file in sorted(folder.iterdir())})
+    source = captioned(place)
+    assert source.captions == ["a bird", "a bird", "a bird is red\nit has wings"]
+    assert "1 images have lists of several captions; the first of each is taken" in source.notes
+    (note,) = [note for note in source.notes if "lines" in note]
+    assert note.startswith("1 captions are of several lines, each of them one caption (") and "c" in note
+
+
 def test_the_image_of_a_sample_is_not_its_depth_map(tmp_path):
     """Names in a tar are often sorted: 0.depth.png stands before 0.png."""
     members = {"0.cls": b"0", "0.depth.png": png(1), "0.png": png(2), "1.cls": b"1", "1.crop.png": png(3)}
@@ -136,6 +194,12 @@ def test_one_label_that_is_missing_does_not_make_all_images_one_class(tmp_path):
     members = {"0.cls": b"0", "0.png": png(0), "1.cls": b"1", "1.png": png(1), "2.png": png(2)}
     with pytest.raises(UserError, match=r"a \.cls for every image or for none, found 1 of 3 without one \(x\.tar/2"):
         open_source(write_tar(tmp_path / "x.tar", members))
+
+
+def test_labels_from_1_are_said_to_leave_class_0_without_an_image(tmp_path):
+    members = {"1.png": png(1), "1.cls": b"1", "2.png": png(2), "2.cls": b"2"}
+    source = open_source(write_tar(tmp_path / "x.tar", members))
+    assert source.labels.tolist() == [1, 2] and source.notes == ["classes without an image: 1 (0) of 3"]
 
 
 def test_a_tar_that_is_cut_short_or_none(tmp_path):
@@ -170,8 +234,17 @@ def test_a_key_is_of_one_sample_with_one_image(tmp_path):
     with pytest.raises(UserError, match=r"holds 0\.PNG twice; wanted a key of its own"):
         open_source(write_tar(tmp_path / "a.tar", twice))
     dots = {"photo.1.png": png(1), "photo.2.png": png(2), "other.png": png(3)}
-    with pytest.raises(UserError, match=r"one image for each key, .* found photo\.1\.png, photo\.2\.png"):
+    with pytest.raises(UserError, match=r"one image for each key, .* found photo\.1\.png, photo\.2\.png$"):
         open_source(write_tar(tmp_path / "a.tar", dots))
+    mask = [("0.jpg", png(1)), ("0.png", png(2)), ("1.png", png(3)), ("1.jpg", png(4)), ("1.depth.jpg", png(5))]
+    tar = write_tar(tmp_path / "a.tar", mask)
+    with pytest.raises(UserError, match=r"found 0\.jpg, 0\.png; which one\? say image_column=jpg or png$"):
+        open_source(tar)
+    for place in (tar, str(tmp_path)):
+        source = open_source(place, Selection(image_column="jpg"))
+        assert [source.raw(number) for number in range(2)] == [png(1), png(4)]
+    with pytest.raises(UserError, match=r"wanted images KEY\.webp \(image_column\) in the tars"):
+        open_source(tar, Selection(image_column="webp"))
 
 
 def test_tars_are_of_one_split_and_the_others_are_said(tmp_path):
@@ -186,6 +259,19 @@ def test_tars_are_of_one_split_and_the_others_are_said(tmp_path):
     assert any(".gz" in note for note in source.notes)
     with pytest.raises(UserError, match=r"has no tars of test; there are some of train, validation"):
         open_source(str(tmp_path), Selection(split="test"))
+
+
+def test_tars_whose_names_are_of_no_split_are_for_training_beside_others(tmp_path):
+    for name in ("00000.tar", "00001.tar", "val-00000.tar"):
+        write_tar(tmp_path / name, {"0.png": png(1)})
+    for split in (None, "train"):
+        source = open_source(str(tmp_path), Selection(split))
+        assert [source.name(number) for number in range(len(source))] == ["00000.tar/0", "00001.tar/0"]
+        assert "left out: tars of other splits: 1 (val-00000.tar)" in source.notes
+    source = open_source(str(tmp_path), Selection("val"))
+    assert [source.name(number) for number in range(len(source))] == ["val-00000.tar/0"]
+    (tmp_path / "val-00000.tar").unlink()
+    assert len(open_source(str(tmp_path))) == 2
 
 
 def test_what_a_tar_holds_beside_files_is_said(tmp_path):

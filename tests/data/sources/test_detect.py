@@ -1,5 +1,8 @@
 """Which reader a source is read by."""
 
+import shutil
+import tarfile
+
 import numpy as np
 import pytest
 from encoded import pictures, write_folder
@@ -24,6 +27,27 @@ def test_folders_that_say_nothing(tmp_path):
         open_source(str(tmp_path / "two"), Selection("validation"))
     with pytest.raises(UserError, match="not a readable Parquet file"):
         open_source(str(tmp_path / "two"))
+
+
+def test_keys_that_a_source_has_no_use_for_are_refused(tmp_path):
+    root = pngs(tmp_path / "set", "a/0.png", "b/1.png")
+    np.savez(tmp_path / "x.npz", pictures(1))
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        archive.add(root / "a" / "0.png", "0.png")
+    (tmp_path / "tars").mkdir()
+    shutil.copy(tmp_path / "x.tar", tmp_path / "tars")
+    for name, key, what in (
+        ("set", "image_column", "a folder of images"),
+        ("set", "subset", "a folder of images"),
+        ("x.npz", "image_column", "an npz"),
+        ("x.npz", "label_column", "an npz"),
+        ("x.npz", "split", "a single file"),
+        ("x.tar", "label_column", r"tars, whose labels are in KEY\.cls"),
+        ("tars", "label_column", r"tars, whose labels are in KEY\.cls"),
+        ("tars", "subset", "a folder of tars"),
+    ):
+        with pytest.raises(UserError, match=rf"^{key}: wanted none for {what}, '.*', found odd"):
+            open_source(str(tmp_path / name), Selection(**{key: "odd"}))
 
 
 def test_pictures_and_tables_in_one_folder(tmp_path):

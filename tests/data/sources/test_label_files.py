@@ -89,6 +89,7 @@ def test_a_label_file_that_says_there_are_none(tmp_path):
         ("dataset.json", '{"labels": [["00000/img0.png", -1]]}', "wanted labels from 0 to a million, found -1"),
         ("metadata.csv", "file_name,label\n00000/img0.png,\n", "a row without file_name or label"),
         ("metadata.jsonl", '{"file_name": "00000/img0.png", "label": 0.5}', "wanted whole numbers or texts as labels"),
+        ("metadata.csv", "file_name,label\n00000/img0.png,1.0\n00000/img1.png,1.5\n", "or texts as labels .* float"),
         ("metadata.jsonl", "[]", "a line that is no object"),
         ("metadata.parquet", "PAR1", "not a readable Parquet file"),
     ],
@@ -98,6 +99,18 @@ def test_wrong_label_files_are_one_line(tmp_path, name, text, message):
     with pytest.raises(UserError, match=message) as error:
         open_source(str(tmp_path))
     assert "\n" not in str(error.value)
+
+
+def test_labels_of_pandas_that_are_written_as_decimals_are_numbers(tmp_path):
+    """As texts, 10.0 would come before 2.0."""
+    root = pngs(tmp_path, *(f"{label}.png" for label in (0, 1, 2, 10)))
+    rows = "".join(f"{label}.png,{label}.0,a {label}\n" for label in (0, 1, 2, 10))
+    (root / "metadata.csv").write_text(f"file_name,label,name\n{rows}")
+    source = open_source(str(root))
+    assert labels_by_name(source) == {"0.png": 0, "1.png": 1, "2.png": 2, "10.png": 10}
+    assert source.classes == tuple(map(str, range(11)))
+    (root / "metadata.csv").write_text("file_name,label\n0.png,1.0\n1.png,x\n")
+    assert open_source(str(root)).classes == ("1.0", "x")
 
 
 def test_files_that_are_called_so_and_hold_no_labels(tmp_path):
