@@ -1,7 +1,6 @@
 """A set of images by its name or path: a dataset, an npz file, shards, a folder, tables or tars."""
 
 import json
-import re
 from pathlib import Path
 
 from dit_shd.core.errors import UserError
@@ -10,13 +9,11 @@ from dit_shd.core.plugins import Plugin
 from dit_shd.data.datasets import DATASETS
 from dit_shd.data.image_folders import FolderImages, ShardImages, SourceImages
 from dit_shd.data.image_sets import ArrayImages, ImageSet, NpzImages
-from dit_shd.data.sources.base import ImageSource, Selection
+from dit_shd.data.sources.base import ChoiceError, ImageSource, Selection
 from dit_shd.data.sources.detect import is_packed, open_source
 from dit_shd.data.sources.splits import DEFAULT
 
 FOLLOWED = Selection(follow_links=True)
-CHOICE = re.compile(r"^(?P<key>split|subset|image_column): (?P<text>.*?)(: which one\?|;) say (?P=key)=NAME.*")
-"""An error that asks for a key of `dit-shd encode`, which there is none of where a set is only named."""
 
 
 def open_images(text: str, what: str, crop: tuple[int, ...] | None = None) -> ImageSet:
@@ -68,13 +65,10 @@ def _source(text: str, what: str, selection: Selection) -> ImageSource:
     """
     try:
         return open_source(text, selection)
-    except UserError as error:
-        choice = CHOICE.match(str(error))
-        if choice is None:
-            raise
+    except ChoiceError as error:
         several = "name a file of one, or a folder with one alone"
-        remedy = f"rename the column, or {several}" if choice["key"] == "image_column" else several
-        raise UserError(f"{what}: {choice['text']}; {remedy}") from error
+        remedy = f"rename the column, or {several}" if error.key == "image_column" else several
+        raise UserError(f"{what}: {error.found}; {remedy}") from error
 
 
 def _splits_left_out(path: Path) -> list[str]:

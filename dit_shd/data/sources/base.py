@@ -40,6 +40,21 @@ ALL = "all"
 NO_LABELS = "there are no labels: all images are of one class"
 
 
+class ChoiceError(UserError):
+    """A source has several parts, of which a key of `dit-shd encode` chooses one.
+
+    Args:
+        key: That key.
+        found: What there is.
+        choices: What the key may say.
+        more: What else may be said.
+    """
+
+    def __init__(self, key: str, found: str, choices: str = "NAME", more: str = ""):
+        super().__init__(f"{key}: {found}: which one? say {key}={choices}{more}")
+        self.key, self.found = key, found
+
+
 class BrokenImage(ValueError):
     """One image that cannot be read; the message is the reason, the same at every run."""
 

@@ -18,6 +18,7 @@ from dit_shd.data.sources.base import (
     ALL,
     NO_LABELS,
     BrokenImage,
+    ChoiceError,
     ImageSource,
     Selection,
     SequentialRows,
@@ -225,7 +226,7 @@ def _choose(columns: Sequence[str], given: str | None, usual: Sequence[str], key
     column = next((name for name in names if name in columns), None)
     if column is None:
         known = ", ".join(columns)[:200]
-        raise UserError(f"{key}: '{where}' has no column {' or '.join(names)}, it has {known}; say {key}=NAME")
+        raise ChoiceError(key, f"'{where}' has no column {' or '.join(names)}, it has {known}")
     return column
 
 

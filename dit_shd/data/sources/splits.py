@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from dit_shd.core.errors import UserError
-from dit_shd.data.sources.base import missing_package
+from dit_shd.data.sources.base import ChoiceError, missing_package
 from dit_shd.data.sources.listing import counted, printable
 
 WORDS = {
@@ -85,9 +85,7 @@ class SplitFolders:
         """
         known = ", ".join(printable(name) for name in self.names)
         if split is None:
-            raise UserError(
-                f"split: '{where}' has folders of splits ({known}), which are no classes: which one? say split=NAME"
-            )
+            raise ChoiceError("split", f"'{where}' has folders of splits ({known}), which are no classes")
         if split in self.names:
             return split
         standard_name = split_of(split)
@@ -246,4 +244,4 @@ def _copy_card(root: Path, copy: Path, where: str) -> list[str]:
 
 def _ambiguous_subset(subsets: Collection[str], where: str, more: str) -> UserError:
     known = ", ".join(map(printable, subsets))
-    return UserError(f"subset: '{where}' has several subsets, {known}: which one? say subset=NAME{more}")
+    return ChoiceError("subset", f"'{where}' has several subsets, {known}", more=more)

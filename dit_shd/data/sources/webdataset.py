@@ -10,7 +10,7 @@ import numpy as np
 
 from dit_shd.core.errors import UserError, error_line
 from dit_shd.data.sources import caption_cells
-from dit_shd.data.sources.base import ALL, NO_LABELS, BrokenImage, ImageSource, checked_labels, fingerprint
+from dit_shd.data.sources.base import ALL, NO_LABELS, BrokenImage, ChoiceError, ImageSource, checked_labels, fingerprint
 from dit_shd.data.sources.classes import unused
 from dit_shd.data.sources.listing import SUFFIXES, Listing, counted, printable
 from dit_shd.data.sources.splits import DEFAULT, split_of
@@ -62,11 +62,10 @@ class Sample:
         plain = [suffix for suffix in self.images if "." not in suffix] or self.images
         if len(plain) > 1:
             several = ", ".join(f"{printable(self.key)}.{suffix}" for suffix in plain[:3])
-            remedy = "" if "." in plain[0] else f"; which one? say image_column={' or '.join(plain)}"
-            raise UserError(
-                f"images: {self.tar}: wanted one image for each key, which ends at the first dot of a name, found "
-                f"{several}{remedy}"
-            )
+            line = f"{self.tar}: wanted one image for each key, which ends at the first dot of a name, found {several}"
+            if "." in plain[0]:
+                raise UserError(f"images: {line}")
+            raise ChoiceError("image_column", line, " or ".join(plain))
         return plain[0] if plain else None
 
     @property
@@ -103,7 +102,7 @@ def tars_of_split(tars: Sequence[str], split: str | None, where: str) -> list[st
     if names and DEFAULT not in names and None in splits.values():
         splits, split = {tar: name or DEFAULT for tar, name in splits.items()}, split or DEFAULT
     if split is None and len(names) > 1:
-        raise UserError(f"split: '{where}' has tars of splits ({', '.join(names)}): which one? say split=NAME")
+        raise ChoiceError("split", f"'{where}' has tars of splits ({', '.join(names)})")
     chosen = [tar for tar in tars if split is None or splits[tar] == (split_of(split) or split)]
     if not chosen:
         known = f"there are some of {', '.join(names)}" if names else "their names are of no split"

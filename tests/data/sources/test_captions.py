@@ -238,7 +238,7 @@ def test_a_key_is_of_one_sample_with_one_image(tmp_path):
         open_source(write_tar(tmp_path / "a.tar", dots))
     mask = [("0.jpg", png(1)), ("0.png", png(2)), ("1.png", png(3)), ("1.jpg", png(4)), ("1.depth.jpg", png(5))]
     tar = write_tar(tmp_path / "a.tar", mask)
-    with pytest.raises(UserError, match=r"found 0\.jpg, 0\.png; which one\? say image_column=jpg or png$"):
+    with pytest.raises(UserError, match=r"found 0\.jpg, 0\.png: which one\? say image_column=jpg or png$"):
         open_source(tar)
     for place in (tar, str(tmp_path)):
         source = open_source(place, Selection(image_column="jpg"))
