@@ -15,6 +15,8 @@ from dit_shd.tasks import Task
 
 GPUS = ("A100", "H100")
 """The cards that hours are estimated for."""
+PROCESSES = 8
+"""The number of processes whose memory is counted beside that of one."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class DryRun:
     operations_by_step: Mapping[int, Operations]
     """From each step on at which they change: 0, and where losses end."""
     memory: Memory
+    memory_of_several: Memory
+    """What each of PROCESSES would hold by itself, which share the batch."""
     counted: Memory | None
     """By count under the conditions of the measurement: one image, in float32 on a CPU."""
     measured: MeasuredStep | None

@@ -8,7 +8,7 @@ from torch import nn
 from dit_shd.attention.capture import layer_of
 from dit_shd.core.errors import UserError
 from dit_shd.profiling.captures import captures_of
-from dit_shd.profiling.estimate import DryRun, hours, peaks
+from dit_shd.profiling.estimate import PROCESSES, DryRun, hours, peaks
 from dit_shd.profiling.flops import forward_operations
 from dit_shd.reports.tables import plain_table
 from dit_shd.tasks import Task
@@ -116,12 +116,13 @@ def _memory(run: DryRun) -> str:
 
 
 def _several(run: DryRun) -> str:
-    """What one process and each of eight hold, and how long a run is."""
-    memory, count = run.memory, 8
-    held = {"1 GPU": (memory.total, 1), f"{count} GPUs, DDP": (memory.replicated, count)}
+    """What one process and each of several hold, and how long a run is."""
+    memory, count = run.memory_of_several, PROCESSES
+    held = {"1 GPU": (run.memory.total, 1), f"{count} GPUs, DDP": (memory.replicated, count)}
     if run.fsdp2_refusal is None:
         held[f"{count} GPUs, FSDP2"] = (memory.divided(count), count)
-    rows = [["GiB of each", *(_gib(size) for size, _ in held.values())]]
+    images = [run.memory.images, *[memory.images] * (len(held) - 1)]
+    rows = [["images of a micro batch", *map(str, images)], ["GiB of each", *(_gib(size) for size, _ in held.values())]]
     rows.append([f"fits into {GPU_GIB} GiB", *("yes" if size < GPU_GIB * 2**30 else "no" for size, _ in held.values())])
     for name, peak in peaks(run.precision, run.peak_tflops).items():
         total = hours(run.all_operations, peak, run.assumed.mfu)

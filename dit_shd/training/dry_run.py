@@ -26,7 +26,7 @@ from dit_shd.models.lora import add_lora, check_lora
 from dit_shd.models.offload import is_offloaded, moved, offload_blocks
 from dit_shd.models.quantization import is_quantised
 from dit_shd.profiling import meta
-from dit_shd.profiling.estimate import DryRun, MeasuredStep
+from dit_shd.profiling.estimate import PROCESSES, DryRun, MeasuredStep
 from dit_shd.profiling.flops import operations_by_step
 from dit_shd.profiling.hardware import current_device, peak_memory
 from dit_shd.profiling.memory import step_memory
@@ -71,6 +71,8 @@ def dry_run(config: TrainConfig) -> DryRun:
     for name, teacher in teachers.items():
         task.check_model(role(name), teacher)
     operations, memory = operations_by_step(step, student, teachers, config.steps), step_memory(step, student, teachers)
+    share = min(images, max(1, config.batch_size // PROCESSES))
+    memory_of_several = memory if share == images else step_memory(step_shape(config, share), student, teachers)
     measured, counted = None, None
     if config.estimate.measure:
         _log.info("taking two real steps of one image (estimate.measure=false for none)")
@@ -87,6 +89,7 @@ def dry_run(config: TrainConfig) -> DryRun:
         teachers_missing=[config.teachers[name] for name in missing],
         operations_by_step=operations,
         memory=memory,
+        memory_of_several=memory_of_several,
         counted=counted,
         measured=measured,
         steps=config.steps,

@@ -51,3 +51,15 @@ def test_losses_that_end_are_counted_until_then():
         run
     )
     assert f"{run.all_operations / 1e18:.3g} EFLOP" in dry_run_text(run)
+
+
+@pytest.mark.parametrize(("micro", "images"), [(None, (32, 4)), (16, (16, 4)), (2, (2, 2))])
+def test_several_processes_share_the_batch(micro, images):
+    run = dry_run_of(losses=[], teacher=None, micro_batch_size=micro)
+    alone = dry_run_of(losses=[], teacher=None, micro_batch_size=images[1]).memory
+    assert (run.memory.images, run.memory_of_several) == (images[0], alone)
+    lines = dry_run_text(run).splitlines()
+    (said,) = [line.split()[-3:] for line in lines if line.startswith("images of a micro batch")]
+    (held,) = [line.split()[-3:] for line in lines if line.startswith("GiB of each")]
+    assert said == [str(images[0]), str(images[1]), str(images[1])]
+    assert held == [f"{x / 2**30:.2f}" for x in (run.memory.total, alone.replicated, alone.divided(8))]
