@@ -11,8 +11,6 @@ Dots = Mapping[str, Mapping[int, float]]
 """Variant -> seed -> value."""
 Curve = Mapping[str, Sequence[float | None]]
 """Term -> its values at curve["step"], None where it has none."""
-TERMS = 6
-"""Largest number of terms drawn."""
 PLACES = 34
 """Pixels of a variant in the chart of dots."""
 
@@ -58,10 +56,9 @@ def _points(steps: Sequence[float | None], values: Iterable[float | None]) -> tu
 
 
 def _terms(curves: Mapping[str, Sequence[Curve]]) -> list[str]:
-    """Every loss term of the first pass (plain/noise, plain/shd, ...), in the order of the run that has the most."""
-    logged = [[term for term in run if term != "step"] for runs in curves.values() for run in runs]
-    most = max(logged, key=len, default=[])
-    return [term for term in most if term.partition("/")[0] == most[0].partition("/")[0]][:TERMS]
+    """Every loss term of the first pass (plain/noise, plain/shd, ...) of any run, as the runs bring them."""
+    logged = list(dict.fromkeys(term for runs in curves.values() for run in runs for term in run if term != "step"))
+    return [term for term in logged if term.partition("/")[0] == logged[0].partition("/")[0]]
 
 
 def cost_chart(points: Mapping[str, tuple[float, float, float]], name: str) -> Chart:
