@@ -73,6 +73,8 @@ def find_plan(config: DepthConfig) -> tuple[nn.Module, KeptPlan]:
         seed=config.seed,
     )
     inputs = inputs_of(of_inputs, model, run)
+    if inputs.batches[-1].stop < 2:
+        raise UserError("inputs: wanted 2 samples or more (maps are fitted to one half, judged on the other), found 1")
     timesteps = config.timesteps or [t * steps // 1000 for t in GRID]
     try_out(model, inputs, max(timesteps[0], 1))
     fits = LinearFits(config.longest)
@@ -87,7 +89,7 @@ def find_plan(config: DepthConfig) -> tuple[nn.Module, KeptPlan]:
                     f"blocks: wanted tokens [b,n,e] of one shape at all blocks of a list, found {sorted(shapes)}"
                 )
             tokens, width = tokens + borders[0].shape[0] * borders[0].shape[1], borders[0].shape[2]
-            fits.add(borders)
+            fits.add(borders, samples.start)
     if tokens < 8 * width:  # half of them are fitted to
         raise UserError(
             f"samples: {tokens} tokens are too few to fit maps of {width} channels; wanted {8 * width} or more"

@@ -1,7 +1,7 @@
 """Redundant intervals of a model's blocks, by linear probes from block to block (PPCL, arXiv 2511.16156).
 
 A run of blocks is redundant where a linear map from the input of its first block predicts the output of its last one.
-The map is fitted on every other sample and judged on the rest.
+The map is fitted on every other sample, at all timesteps, and judged on the rest.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,18 +26,21 @@ class LinearFits:
     longest: int
     _sums: dict[tuple[int, int, int], Tensor] = field(default_factory=dict)
     """(half, i, j) -> X_i^T X_j, tokens with a 1 in front, in float64."""
-    _samples: int = 0
 
-    def add(self, borders: Sequence[Tensor]) -> None:
-        """Take in tokens [b,n,e] at all borders: what goes into the first block, and what each gives."""
+    def add(self, borders: Sequence[Tensor], number: int) -> None:
+        """Take in tokens [b,n,e] at all borders: what goes into the first block, and what each gives.
+
+        Args:
+            borders: The tokens.
+            number: Of the first sample, which is the same at every timestep.
+        """
         for half in range(2):
-            taken = [border[(half + self._samples) % 2 :: 2].flatten(0, 1) for border in borders]
+            taken = [border[(half + number) % 2 :: 2].flatten(0, 1) for border in borders]
             wide = [torch.cat([x.new_ones(len(x), 1), x], 1).double() for x in taken]
             for i, x in enumerate(wide):
                 for j in range(i, min(i + self.longest, len(wide) - 1) + 1):
                     product = x.t() @ wide[j]
                     self._sums[half, i, j] = self._sums.get((half, i, j), 0) + product
-        self._samples += len(borders[0])
 
     def error(self, first: int, last: int) -> float:
         """The share of the variance behind block last - 1 that no linear map from the input of block first predicts."""

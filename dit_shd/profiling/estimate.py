@@ -8,13 +8,15 @@ from torch import nn
 
 from dit_shd.core.config import option
 from dit_shd.core.plugins import Plugin
-from dit_shd.profiling.flops import Operations
+from dit_shd.profiling.flops import Operations, run_operations
 from dit_shd.profiling.hardware import FLOAT32_TFLOPS, PEAK_TFLOPS
 from dit_shd.profiling.memory import Memory
 from dit_shd.tasks import Task
 
 GPUS = ("A100", "H100")
 """The cards that hours are estimated for."""
+PROCESSES = 8
+"""The number of processes whose memory is counted beside that of one."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,11 @@ class DryRun:
     """By name: teacher, or teacher NAME of several."""
     teachers_missing: Sequence[str]
     """Places of teachers that do not exist yet and were counted as configured in estimate.teacher."""
-    operations: Operations
+    operations_by_step: Mapping[int, Operations]
+    """From each step on at which they change: 0, and where losses end."""
     memory: Memory
+    memory_of_several: Memory
+    """What each of PROCESSES would hold by itself, which share the batch."""
     counted: Memory | None
     """By count under the conditions of the measurement: one image, in float32 on a CPU."""
     measured: MeasuredStep | None
@@ -68,6 +73,16 @@ class DryRun:
     """What the student begins with of its teacher's weights, in words, where that is known before a run."""
     fsdp2_refusal: str | None = None
     """Why the run cannot be divided by FSDP2."""
+
+    @property
+    def operations(self) -> Operations:
+        """For one image, in the first step."""
+        return self.operations_by_step[0]
+
+    @property
+    def all_operations(self) -> float:
+        """Of the whole run, with recomputation."""
+        return run_operations(self.operations_by_step, self.steps) * self.batch_size
 
 
 def peaks(precision: str, peak_tflops: float | None = None) -> dict[str, float]:

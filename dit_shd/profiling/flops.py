@@ -4,6 +4,7 @@ A multiply-add counts as two, as in torch's own counter, which counts the produc
 has five, the scores computed again among them). Element by element work is not counted.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -15,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.guided import guided_teachers
+from dit_shd.distillation.schedule import end_of
 from dit_shd.distillation.teachers import Teachers, by_name, read_teachers
 from dit_shd.models.batch_norms import evaluated_norms
 from dit_shd.profiling import meta
@@ -95,6 +97,32 @@ def step_operations(
             recomputed=recomputed,
         )
     return Operations(passes)
+
+
+def operations_by_step(
+    step: StepShape, student: nn.Module, teachers: nn.Module | Teachers | None, steps: int
+) -> dict[int, Operations]:
+    """Operations of a step, from each step on at which they change, in order: 0, and where losses end.
+
+    Args:
+        step: What it is made of.
+        student: That learns.
+        teachers: By name, or a single one.
+        steps: Of the run.
+    """
+    ends = {end for loss in step.losses if (end := end_of(loss.weight)) is not None and end < steps}
+    return {first: step_operations(step, student, teachers, first) for first in (0, *sorted(ends))}
+
+
+def run_operations(by_step: Mapping[int, Operations], steps: int) -> float:
+    """Operations of all steps for one image in each, with recomputation.
+
+    Args:
+        by_step: From each step on at which they change, in order.
+        steps: Of the run.
+    """
+    ends = [*list(by_step)[1:], steps]
+    return sum(each.executed * (end - first) for (first, each), end in zip(by_step.items(), ends))
 
 
 def forward_operations(model: nn.Module, task: Task[Any], pass_name: str = "plain") -> int:

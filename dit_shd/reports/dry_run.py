@@ -8,7 +8,7 @@ from torch import nn
 from dit_shd.attention.capture import layer_of
 from dit_shd.core.errors import UserError
 from dit_shd.profiling.captures import captures_of
-from dit_shd.profiling.estimate import DryRun, hours, peaks
+from dit_shd.profiling.estimate import PROCESSES, DryRun, hours, peaks
 from dit_shd.profiling.flops import forward_operations
 from dit_shd.reports.tables import plain_table
 from dit_shd.tasks import Task
@@ -67,17 +67,21 @@ def _operations(run: DryRun) -> str:
         both = sum(values)
         giga = [f"{value / GIGA:.2f}" for value in (*values, both)]
         rows.append([component, *giga, f"{both / operations.total:.3f}"])
-    step = operations.executed * run.batch_size
+    first, *later = (
+        f"{each.executed * run.batch_size / 1e12:.3g} TFLOP{f' from step {start:,} on' if start else ''}"
+        for start, each in run.operations_by_step.items()
+    )
+    ends = f", {', '.join(later)}, where losses end" if later else ""
     return (
         f"{_table(headings, rows)}\n"
-        f"one optimizer step ({run.batch_size} images): {step / 1e12:.3g} TFLOP; "
-        f"{run.steps:,} steps: {step * run.steps / 1e18:.3g} EFLOP (a multiply-add counts as two)"
+        f"one optimizer step ({run.batch_size} images): {first}{ends}; "
+        f"{run.steps:,} steps: {run.all_operations / 1e18:.3g} EFLOP (a multiply-add counts as two)"
     )
 
 
 def _hours(run: DryRun) -> str:
     assumed = run.assumed
-    work = {f"training, {run.steps:,} steps": run.operations.executed * run.batch_size * run.steps}
+    work = {f"training, {run.steps:,} steps": run.all_operations}
     for role, model in {"student": run.student, **run.teachers}.items() if run.task.generates else ():
         forwards = 2 * assumed.samples * assumed.sampling_steps
         work[f"sampling {assumed.samples:,} of the {role}"] = forward_operations(model, run.task) * forwards
@@ -112,16 +116,16 @@ def _memory(run: DryRun) -> str:
 
 
 def _several(run: DryRun) -> str:
-    """What one process and each of eight hold, and how long a run is."""
-    memory, count = run.memory, 8
-    held = {"1 GPU": (memory.total, 1), f"{count} GPUs, DDP": (memory.replicated, count)}
+    """What one process and each of several hold, and how long a run is."""
+    memory, count = run.memory_of_several, PROCESSES
+    held = {"1 GPU": (run.memory.total, 1), f"{count} GPUs, DDP": (memory.replicated, count)}
     if run.fsdp2_refusal is None:
         held[f"{count} GPUs, FSDP2"] = (memory.divided(count), count)
-    work = run.operations.executed * run.batch_size * run.steps
-    rows = [["GiB of each", *(_gib(size) for size, _ in held.values())]]
+    images = [run.memory.images, *[memory.images] * (len(held) - 1)]
+    rows = [["images of a micro batch", *map(str, images)], ["GiB of each", *(_gib(size) for size, _ in held.values())]]
     rows.append([f"fits into {GPU_GIB} GiB", *("yes" if size < GPU_GIB * 2**30 else "no" for size, _ in held.values())])
     for name, peak in peaks(run.precision, run.peak_tflops).items():
-        total = hours(work, peak, run.assumed.mfu)
+        total = hours(run.all_operations, peak, run.assumed.mfu)
         rows.append([f"days of training, {name}", *(f"{total / gpus / 24:.3g}" for _, gpus in held.values())])
     divided = (
         "all that is not of a pass" if memory.divides_teacher else "all that is not of a pass, but for the teacher"

@@ -106,7 +106,7 @@ def header(kind: str, title: str, findings: Sequence[str], tiles: Mapping[str, s
         kind: One or two words above the title.
         title: The title of the page.
         findings: Sentences, the most important first.
-        tiles: Number -> what it is.
+        tiles: What it is -> number.
         parts: HTML below.
     """
     words = "".join(f'<p class="finding">{html.escape(text)}</p>' for text in findings)

@@ -99,7 +99,11 @@ def verdicts(claims: Table) -> list[str]:
     counts = ", ".join(f"{len(texts)} {verdict}" for verdict, texts in of_verdict.items())
     first = next(iter(of_verdict.get("seen", [])), None)
     sentences = [f"Of {len(claims.rows)} claims: {counts}."]
-    return [*sentences, f"Seen: {first[0].lower()}{first[1:]}."] if first else sentences
+    if not first:
+        return sentences
+    rest = first.split()[0][1:]
+    first = first[0].lower() + first[1:] if rest == rest.lower() else first  # not SHD, MiniLMv2
+    return [*sentences, f"Seen: {first}."]
 
 
 def _facts(report: StudyReport, page: Path) -> dict[str, str | Link]:

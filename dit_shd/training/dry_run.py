@@ -26,8 +26,8 @@ from dit_shd.models.lora import add_lora, check_lora
 from dit_shd.models.offload import is_offloaded, moved, offload_blocks
 from dit_shd.models.quantization import is_quantised
 from dit_shd.profiling import meta
-from dit_shd.profiling.estimate import DryRun, MeasuredStep
-from dit_shd.profiling.flops import step_operations
+from dit_shd.profiling.estimate import PROCESSES, DryRun, MeasuredStep
+from dit_shd.profiling.flops import operations_by_step
 from dit_shd.profiling.hardware import current_device, peak_memory
 from dit_shd.profiling.memory import step_memory
 from dit_shd.profiling.step import StepShape
@@ -70,7 +70,9 @@ def dry_run(config: TrainConfig) -> DryRun:
     task.check_model("student", student)
     for name, teacher in teachers.items():
         task.check_model(role(name), teacher)
-    operations, memory = step_operations(step, student, teachers), step_memory(step, student, teachers)
+    operations, memory = operations_by_step(step, student, teachers, config.steps), step_memory(step, student, teachers)
+    share = min(images, max(1, config.batch_size // PROCESSES))
+    memory_of_several = memory if share == images else step_memory(step_shape(config, share), student, teachers)
     measured, counted = None, None
     if config.estimate.measure:
         _log.info("taking two real steps of one image (estimate.measure=false for none)")
@@ -85,8 +87,9 @@ def dry_run(config: TrainConfig) -> DryRun:
         student=student,
         teachers={role(name): teacher for name, teacher in teachers.items()},
         teachers_missing=[config.teachers[name] for name in missing],
-        operations=operations,
+        operations_by_step=operations,
         memory=memory,
+        memory_of_several=memory_of_several,
         counted=counted,
         measured=measured,
         steps=config.steps,

@@ -10,9 +10,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from dit_shd.core.errors import UserError
-from dit_shd.distillation.schedule import end_of
 from dit_shd.distillation.teachers import Teachers
-from dit_shd.profiling.flops import step_operations
+from dit_shd.profiling.flops import operations_by_step
 from dit_shd.profiling.hardware import known_peak
 from dit_shd.profiling.throughput import Throughput
 from dit_shd.tasks import Task
@@ -107,8 +106,8 @@ def throughput(
     total = None if peak is None else peak * accelerator.num_processes
     try:
         step = step_shape(config, images)
-        ends = {end for loss in step.losses if (end := end_of(loss.weight)) is not None and end < config.steps}
-        operations = {first: step_operations(step, student, teachers, first).total for first in (0, *ends)}
+        counted = operations_by_step(step, student, teachers, config.steps)
+        operations = {first: each.total for first, each in counted.items()}
     except UserError as error:
         _log.info("operations and utilisation are not logged: %s", error)
         operations, total = None, None

@@ -23,8 +23,8 @@ def borders(seed, count=5, b=6, n=30, e=4):
 
 def test_an_error_is_that_of_least_squares_on_samples_it_was_not_fitted_to():
     fits, seen = LinearFits(longest=3), [borders(0), borders(1, b=3), borders(2)]
-    for one in seen:
-        fits.add(one)
+    for one, number in zip(seen, (0, 6, 9)):
+        fits.add(one, number)
     every = [torch.cat([one[i] for one in seen]).double().numpy() for i in range(5)]
     for first, last in [(0, 2), (1, 3), (0, 3), (2, 4)]:
         x, y = (every[k].reshape(15, 30, 4) for k in (first, last))
@@ -35,6 +35,22 @@ def test_an_error_is_that_of_least_squares_on_samples_it_was_not_fitted_to():
         assert fits.error(first, last) == pytest.approx(want, rel=1e-3, abs=1e-6)
     assert fits.error(1, 3) < 1e-6 < 0.01 < fits.error(0, 2)
     assert fits.error(3, 4) == 0
+
+
+def test_a_sample_is_in_the_same_half_at_every_timestep():
+    """Three samples at two timesteps: what is known of the first and third is judged on the second."""
+    fits, seen = LinearFits(longest=2), [borders(0, b=3), borders(1, b=3)]
+    for one in seen:
+        fits.add(one, 0)
+    wide, targets = [], []
+    for samples in ([0, 2], [1]):
+        x, y = (torch.cat([one[i][samples] for one in seen]).double().flatten(0, 1) for i in (0, 2))
+        wide.append(torch.cat([x.new_ones(len(x), 1), x], 1))
+        targets.append(y)
+    fit = torch.linalg.lstsq(wide[0], targets[0]).solution
+    left = (targets[1] - wide[1] @ fit).square().sum()
+    want = left / (targets[1] - targets[1].mean(0)).square().sum()
+    assert fits.error(0, 2) == pytest.approx(float(want), rel=1e-3)
 
 
 @pytest.mark.parametrize(("keep", "longest"), [(1, 7), (3, 3), (4, 2), (5, 7), (7, 1)])

@@ -4,6 +4,7 @@ import pytest
 
 from dit_shd.core.config import make
 from dit_shd.core.shipped_configs import read_config
+from dit_shd.profiling.estimate import DryRun
 from dit_shd.reports.dry_run import dry_run_text
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.dry_run import dry_run
@@ -15,9 +16,13 @@ REFUSED = {
 }
 
 
-def text_of(**changes: object) -> str:
+def dry_run_of(**changes: object) -> DryRun:
     values = {**read_config("digits_shd"), "estimate": {"measure": False}, **changes}
-    return dry_run_text(dry_run(make(TrainConfig, values)))
+    return dry_run(make(TrainConfig, values))
+
+
+def text_of(**changes: object) -> str:
+    return dry_run_text(dry_run_of(**changes))
 
 
 def test_slices_are_counted_where_a_run_can_be_divided():
@@ -32,3 +37,29 @@ def test_slices_are_not_counted_where_training_would_refuse_them(case):
     text = text_of(**changes)
     assert "8 GPUs, DDP" in text and "8 GPUs, FSDP2" not in text
     assert reason in text
+
+
+def test_losses_that_end_are_counted_until_then():
+    """SHD ends after a quarter of the steps, and the teacher with it."""
+    ending = {"name": "shd", "weight": {0: 0.3, "25%": 0}}
+    run = dry_run_of(losses=[ending])
+    first, later = (each.executed for each in run.operations_by_step.values())
+    without = dry_run_of(losses=[], teacher=None).operations
+    assert list(run.operations_by_step) == [0, run.steps // 4] and later == without.executed < first
+    assert run.all_operations == run.batch_size * run.steps * (first + 3 * later) / 4
+    assert f"{later * run.batch_size / 1e12:.3g} TFLOP from step {run.steps // 4} on, where losses end" in dry_run_text(
+        run
+    )
+    assert f"{run.all_operations / 1e18:.3g} EFLOP" in dry_run_text(run)
+
+
+@pytest.mark.parametrize(("micro", "images"), [(None, (32, 4)), (16, (16, 4)), (2, (2, 2))])
+def test_several_processes_share_the_batch(micro, images):
+    run = dry_run_of(losses=[], teacher=None, micro_batch_size=micro)
+    alone = dry_run_of(losses=[], teacher=None, micro_batch_size=images[1]).memory
+    assert (run.memory.images, run.memory_of_several) == (images[0], alone)
+    lines = dry_run_text(run).splitlines()
+    (said,) = [line.split()[-3:] for line in lines if line.startswith("images of a micro batch")]
+    (held,) = [line.split()[-3:] for line in lines if line.startswith("GiB of each")]
+    assert said == [str(images[0]), str(images[1]), str(images[1])]
+    assert held == [f"{x / 2**30:.2f}" for x in (run.memory.total, alone.replicated, alone.divided(8))]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dit_shd.attention.capture import Capture, layer_of
+from dit_shd.attention.capture import Capture
 from dit_shd.attention.recording import discovery, knowledge
 from dit_shd.attention.recording.instrument import plain_class, recorded, token_places, tokens_of, watched_later
 from dit_shd.attention.recording.joint import Biases, Tokens, sections
@@ -57,6 +57,8 @@ class Recording(LastForward):
         self._with_graph = False
         self._shapes: dict[str, tuple[int, int, int, int]] = {}
         """Of what the last forward gave."""
+        self._called = set[str]()
+        """The layers that called attention in it, those without the wanted block among them."""
         self._given: dict[str, int] = {}
         """The lengths of the sequences that the model was given."""
         self._survey: Survey | None = None
@@ -252,6 +254,7 @@ class Recording(LastForward):
         """Leave the captures of the forward before."""
         self.unseen = self._fresh = False
         self._found, self._shapes = {}, {}
+        self._called = {name for name, each in self.recorders.items() if each.count}
 
     def check_graph(self, recorder: Recorder, graph: bool) -> None:
         """Refuse a layer whose captures would train nothing; graph: whether it ran with one."""
@@ -274,6 +277,7 @@ class Recording(LastForward):
         for call in calls:
             layout, i = site.layout(recorder.count), recorder.count
             recorder.count += 1
+            self._called.add(recorder.name)
             if not self.selection.wants(layout):
                 continue
             known = layout.text
@@ -295,8 +299,7 @@ class Recording(LastForward):
     def skipped(self) -> list[str]:
         """Wanted layers that did not run in the last forward, where others of their kind did."""
         idle = self._sites.idle if self.selection.layers is None else ()
-        ran = {layer_of(name) for name in self._shapes}
-        return [*(n for n in self._sites if n in self._chosen and n not in ran), *idle]
+        return [*(n for n in self._sites if n in self._chosen and n not in self._called), *idle]
 
     @property
     def why_empty(self) -> str:

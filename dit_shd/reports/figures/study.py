@@ -1,5 +1,6 @@
 """Variants over their seeds: dots, curves, cost against quality."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -11,24 +12,25 @@ Dots = Mapping[str, Mapping[int, float]]
 """Variant -> seed -> value."""
 Curve = Mapping[str, Sequence[float | None]]
 """Term -> its values at curve["step"], None where it has none."""
-TERMS = 6
-"""Largest number of terms drawn."""
 PLACES = 34
 """Pixels of a variant in the chart of dots."""
 
 
 def dot_chart(dots: Dots, name: str) -> Chart:
-    """A line for each variant: its name, a dot for each seed, and a bar at the mean."""
+    """A line for each variant: its name, a dot for each seed, and a bar at the mean; of what is finite."""
     values = [value for seeds in dots.values() for value in seeds.values()]
     count = max(len(dots), 1)
     y = Axis("", count - 0.4, -0.75, names=[""] * count)
     chart = Chart(name, Axis.around(name, values), y, (SIZE[0], PLACES * count + 70))
     for line, (variant, seeds) in enumerate(dots.items()):
-        chart.words(chart.x.low, line - 0.38, f"{variant}  (n = {len(seeds)})")
-        for seed, value in seeds.items():
+        finite = {seed: value for seed, value in seeds.items() if math.isfinite(value)}
+        missing = ", ".join(f"{value:g}" for value in seeds.values() if not math.isfinite(value))
+        more = f", not drawn: {missing}" if missing else ""
+        chart.words(chart.x.low, line - 0.38, f"{variant}  (n = {len(seeds)}{more})")
+        for seed, value in finite.items():
             chart.dot(value, line, series_css(line), f"{variant}, seed {seed}: {name} {number(value)}")
-        if seeds:
-            chart.tick(float(np.mean(list(seeds.values()))), line, "sink", 18)
+        if finite and not missing:
+            chart.tick(float(np.mean(list(finite.values()))), line, "sink", 18)
     return chart
 
 
@@ -58,25 +60,26 @@ def _points(steps: Sequence[float | None], values: Iterable[float | None]) -> tu
 
 
 def _terms(curves: Mapping[str, Sequence[Curve]]) -> list[str]:
-    """Every loss term of the first pass (plain/noise, plain/shd, ...), in the order of the run that has the most."""
-    logged = [[term for term in run if term != "step"] for runs in curves.values() for run in runs]
-    most = max(logged, key=len, default=[])
-    return [term for term in most if term.partition("/")[0] == most[0].partition("/")[0]][:TERMS]
+    """Every loss term of the first pass (plain/noise, plain/shd, ...) of any run, as the runs bring them."""
+    logged = list(dict.fromkeys(term for runs in curves.values() for run in runs for term in run if term != "step"))
+    return [term for term in logged if term.partition("/")[0] == logged[0].partition("/")[0]]
 
 
 def cost_chart(points: Mapping[str, tuple[float, float, float]], name: str) -> Chart:
-    """Cost against quality.
+    """Cost against quality, where it is finite.
 
     Args:
         points: Variant -> mean CPU seconds of training, mean and standard deviation of the figure.
         name: The figure.
     """
+    colours = {variant: series_css(i) for i, variant in enumerate(points)}
+    points = {v: point for v, point in points.items() if math.isfinite(point[1])}
     spans = {v: 0.0 if np.isnan(deviation) else deviation for v, (_, _, deviation) in points.items()}
     ends = [mean + side * spans[v] for v, (_, mean, _) in points.items() for side in (-1, 1)]
     x = Axis.around("CPU seconds of training", [cost for cost, _, _ in points.values()], pad=0.15)
     chart = Chart(f"{name} against training", x, Axis.around(name, ends, pad=0.12))
-    for i, (variant, (cost, mean, _)) in enumerate(points.items()):
-        css = series_css(i)
+    for variant, (cost, mean, _) in points.items():
+        css = colours[variant]
         if spans[variant]:
             chart.stem(cost, mean - spans[variant], mean + spans[variant], css)
         chart.dot(cost, mean, css, f"{variant}: {name} {number(mean)} after {cost:.0f} CPU s", radius=5)

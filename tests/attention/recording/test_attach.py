@@ -6,7 +6,7 @@ import oracle
 import pytest
 import torch
 import zoo
-from diffusers import DiTTransformer2DModel
+from diffusers import DiTTransformer2DModel, SD3Transformer2DModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch.utils.checkpoint import checkpoint
 
@@ -182,6 +182,29 @@ def test_a_block_needs_to_know_where_the_image_is():
         run(model)
     with pytest.raises(UserError, match="block: wanted one of"), capture(model, block="pictures"):  # type: ignore
         pass
+
+
+def sd3(heads: int) -> SD3Transformer2DModel:
+    """As SD3.5-medium, whose first blocks have a second attention, of the image alone."""
+    torch.manual_seed(heads)
+    return SD3Transformer2DModel(
+        sample_size=8, in_channels=4, out_channels=4, num_layers=2, num_attention_heads=heads, attention_head_dim=8,
+        caption_projection_dim=8 * heads, joint_attention_dim=16, pooled_projection_dim=16, pos_embed_max_size=8,
+        dual_attention_layers=(0,),
+    ).eval()  # fmt: skip
+
+
+def test_layers_of_the_image_alone_have_no_block_and_count_as_having_run():
+    teacher, student = sd3(4), sd3(2)
+    r = torch.Generator().manual_seed(0)
+    x, text, pooled = (torch.randn(2, *shape, generator=r) for shape in ((4, 8, 8), (5, 16), (16,)))
+    for _ in range(2):  # the forward that shows what the model is, and one that is recorded
+        with capture(teacher, block="image") as t, capture(student, block="image") as s:
+            with torch.no_grad():
+                teacher(x, text, pooled, torch.tensor([500.0]))
+            student(x, text, pooled, torch.tensor([500.0]))
+        assert list(s) == ["transformer_blocks.0.attn", "transformer_blocks.1.attn"] and s.skipped == []
+        assert SHD()(t, s) > 0
 
 
 def test_where_the_image_is_may_be_told():

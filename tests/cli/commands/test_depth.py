@@ -1,5 +1,6 @@
 """dit-shd depth: redundant blocks are found, plan and student are written, and a run goes on from them."""
 
+import numpy as np
 import pytest
 import torch
 from runs import run
@@ -83,6 +84,14 @@ def test_what_cannot_be_is_one_line(deep, shapes, changes, message, tmp_path, ca
     assert program.main(["depth", str(deep), data, f"out={tmp_path / 'none'}", *changes]) == 2
     error = capsys.readouterr().err
     assert message in error and not (tmp_path / "none").exists()
+
+
+def test_one_sample_is_too_few(deep, tmp_path, capsys):
+    """Nothing would be left to judge the maps on."""
+    arrays = {"hidden_states": np.zeros((1, 1, 8, 8), np.float32), "class_labels": np.zeros(1, np.int64)}
+    np.savez(tmp_path / "one.npz", **arrays)
+    assert program.main(["depth", str(deep), f"inputs={tmp_path / 'one.npz'}", f"out={tmp_path / 'none'}"]) == 2
+    assert "inputs: wanted 2 samples or more" in capsys.readouterr().err
 
 
 def test_where_no_student_can_be_made_the_plan_is_kept(shapes, tmp_path, caplog):
