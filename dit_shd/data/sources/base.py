@@ -45,14 +45,14 @@ class ChoiceError(UserError):
 
     Args:
         key: That key.
-        found: What there is.
+        parts: What there is.
         choices: What the key may say.
         more: What else may be said.
     """
 
-    def __init__(self, key: str, found: str, choices: str = "NAME", more: str = ""):
-        super().__init__(f"{key}: {found}: which one? say {key}={choices}{more}")
-        self.key, self.found = key, found
+    def __init__(self, key: str, parts: str, choices: str = "NAME", more: str = ""):
+        super().__init__(f"{key}: {parts}: which one? say {key}={choices}{more}")
+        self.key, self.parts = key, parts
 
 
 class BrokenImage(ValueError):
