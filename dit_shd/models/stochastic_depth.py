@@ -49,11 +49,16 @@ def set_draws(model: nn.Module, draws: Tensor) -> None:
         branch.draws = draws[:, index]
 
 
-def replace_drop_paths(model: nn.Module) -> None:
-    """Replace every DropPath of timm by a StochasticDepth."""
+def replace_drop_paths(model: nn.Module, wanted: bool = True) -> None:
+    """Replace every DropPath of timm by a StochasticDepth, or by the identity.
+
+    Args:
+        model: A network of timm.
+        wanted: Whether there is to be any; else none stays, whatever rate the architecture has of itself.
+    """
     from timm.layers.drop import DropPath
 
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, DropPath):
-                setattr(module, name, StochasticDepth(float(child.drop_prob or 0)))
+                setattr(module, name, StochasticDepth(float(child.drop_prob or 0)) if wanted else nn.Identity())
