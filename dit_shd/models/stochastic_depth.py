@@ -39,12 +39,14 @@ def branches(model: nn.Module) -> list[StochasticDepth]:
 
 
 def set_draws(model: nn.Module, draws: Tensor) -> None:
-    """Set the draws of the next forward.
+    """Set the draws of the next forward; a model in evaluation, a teacher, drops nothing and has none.
 
     Args:
         model: With StochasticDepth modules.
         draws: Uniform numbers in [0, 1) [b, branches].
     """
+    if not model.training:
+        return
     for index, branch in enumerate(branches(model)):
         branch.draws = draws[:, index]
 
