@@ -144,6 +144,27 @@ def test_what_is_dropped(folder, keep, every, left):
     assert steps(folder) == left
 
 
+@pytest.mark.parametrize("fails", ["rmtree", "replace"])
+def test_an_old_checkpoint_that_cannot_be_removed_ends_nothing(folder, monkeypatch, caplog, fails):
+    """Its files may be open elsewhere on a network disk."""
+    RunFolder.open(folder.path, "steps: 3\n").release()
+    real = {"rmtree": shutil.rmtree, "replace": os.replace}[fails]
+
+    def busy(path, *rest, **options):
+        if "step_00000001" in str(path):
+            raise OSError(16, "Device or resource busy", str(path))
+        real(path, *rest, **options)
+
+    save(folder, 1)
+    monkeypatch.setattr(shutil if fails == "rmtree" else os, fails, busy)
+    save(folder, 2, keep=1)
+    assert "step_00000001: cannot be removed (Device or resource busy); it stays, and is not needed" in caplog.text
+    caplog.clear()
+    again = RunFolder.open(folder.path, "steps: 3\n")
+    assert again.load()["step"] == 2 and ("step_00000001" in caplog.text) == (fails == "rmtree")
+    again.release()
+
+
 def test_steps_are_ordered_as_numbers(folder):
     for step in (99_999_999, 100_000_000, 5):
         save(folder, step)
