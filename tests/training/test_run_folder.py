@@ -165,6 +165,18 @@ def test_an_old_checkpoint_that_cannot_be_removed_ends_nothing(folder, monkeypat
     again.release()
 
 
+def test_fewer_steps_than_were_taken_are_refused_before_anything_is_written(folder):
+    RunFolder.open(folder.path, "steps: 4\n", ["steps"]).release()
+    save(folder, 4)
+    before = contents(folder.path)
+    with pytest.raises(UserError, match="run: already at step 4, and steps=2 are fewer; raise steps=N to go on"):
+        RunFolder.open(folder.path, "steps: 2\n", ["steps"])
+    assert contents(folder.path) == before
+    for steps in (4, 5):
+        RunFolder.open(folder.path, f"steps: {steps}\n", ["steps"]).release()
+        assert (folder.path / "config.yaml").read_text() == f"steps: {steps}\n"
+
+
 def test_steps_are_ordered_as_numbers(folder):
     for step in (99_999_999, 100_000_000, 5):
         save(folder, step)
