@@ -28,3 +28,19 @@ def test_it_says_what_the_student_begins_with(tmp_path):
     values["initialisation"]["heads"] = "merge"
     with pytest.raises(UserError, match=r"initialisation\.heads=pick"):
         dry_run(make(TrainConfig, values))
+
+
+def test_a_teacher_that_is_not_there_yet_may_have_more_stochastic_depth_than_the_student(tmp_path):
+    model = {"name": "timm", "model": "deit_tiny_patch16_224", "img_size": 28, "in_chans": 1, "num_classes": 10}
+    model |= {"mean": [0.1], "std": [0.3], "options": {"patch_size": 14, "embed_dim": 16, "depth": 2, "num_heads": 2}}
+    values = {
+        "run": str(tmp_path / "run"),
+        "task": "classification",
+        "data": "digits",
+        "student": model,
+        "teacher": "runs/nowhere",
+        "losses": [{"name": "kd"}],
+        "dry_run": True,
+        "estimate": {"teacher": {**model, "drop_path_rate": 0.2}},
+    }
+    assert dry_run(make(TrainConfig, values)).measured is not None
