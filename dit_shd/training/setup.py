@@ -114,7 +114,7 @@ def models_and_task(config: TrainConfig) -> Parts:
     task, dataset = TASKS.build(config.task, "task"), DATASETS.build(config.data, "data")
     task.check_data(dataset)
     config = sized(config, {**dataset.sizes, **task.student_options()})
-    student = FAMILIES.build(config.student, "student")
+    student = FAMILIES.build(config.student, "student").train()
     losses = [LOSSES.build(plugin, f"losses.{i}") for i, plugin in enumerate(config.losses)]
     checks.teaching(config, losses)
     teachers = load_teachers(config, task)

@@ -1,11 +1,13 @@
 """What a dry run says beside counts."""
 
 import pytest
+from language import GPT2, causal_lm
 from tiny_pipelines import write_pipeline
 
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.reports.dry_run import dry_run_text
+from dit_shd.training import dry_run as module
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.dry_run import dry_run
 
@@ -28,6 +30,28 @@ def test_it_says_what_the_student_begins_with(tmp_path):
     values["initialisation"]["heads"] = "merge"
     with pytest.raises(UserError, match=r"initialisation\.heads=pick"):
         dry_run(make(TrainConfig, values))
+
+
+def test_a_student_of_a_folder_is_measured_as_it_trains(tmp_path, monkeypatch):
+    """transformers reads models for evaluation, in which blocks are not computed again, nor dropped out in."""
+    causal_lm(GPT2).save_pretrained(tmp_path / "m")
+    modes, average = [], module.EMA
+
+    def noted(student, *rest):
+        modes.append(student.network.training)
+        return average(student, *rest)
+
+    monkeypatch.setattr(module, "EMA", noted)
+    values = {
+        "run": str(tmp_path / "run"),
+        "task": "language_modeling",
+        "data": {"name": "text", "path": "nowhere", "length": 16},
+        "student": {"name": "transformers", "source": str(tmp_path / "m")},
+        "losses": [],
+        "dry_run": True,
+    }
+    assert dry_run(make(TrainConfig, values)).measured is not None
+    assert modes == [True]
 
 
 def test_a_teacher_that_is_not_there_yet_may_have_more_stochastic_depth_than_the_student(tmp_path):

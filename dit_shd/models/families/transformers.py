@@ -132,7 +132,7 @@ class CausalLM(LibraryModel, ConfigMixin):
 
     @classmethod
     def of_folder(cls, folder: Path, values: dict[str, Any]) -> Self:
-        """The model of a folder of transformers."""
+        """The model of a folder of transformers; without memory, as dry runs have it, by its config alone."""
         import torch
 
         weights = sorted(file.name for file in folder.iterdir() if LIBRARY_WEIGHTS.fullmatch(file.name))
@@ -141,9 +141,10 @@ class CausalLM(LibraryModel, ConfigMixin):
             raise UserError(
                 f"{folder}: wanted model.safetensors beside config.json, found {', '.join(others) or 'none'}"
             )
+        without_memory = torch.get_default_device().type == "meta"
         with torch.device("meta"):
             model = cls(config=values)
-        model.network, model.folder = _read(folder, model.network), folder
+        model.network, model.folder = model.network if without_memory else _read(folder, model.network), folder
         return model
 
 
