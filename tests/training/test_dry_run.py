@@ -1,7 +1,7 @@
 """What a dry run says beside counts."""
 
 import pytest
-from language import GPT2, causal_lm
+from language import GPT2, causal_lm, lines
 from tiny_pipelines import write_pipeline
 
 from dit_shd.core.config import make
@@ -10,26 +10,6 @@ from dit_shd.reports.dry_run import dry_run_text
 from dit_shd.training import dry_run as module
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.dry_run import dry_run
-
-
-def test_it_says_what_the_student_begins_with(tmp_path):
-    values = {
-        "run": str(tmp_path / "run"),
-        "task": {"name": "text_to_image", "side": 8, "text_tokens": 5},
-        "data": {"name": "text_latents", "path": "nowhere"},
-        "teacher": str(write_pipeline("sd3", tmp_path / "pipeline")),
-        "student": {"like": "teacher", "num_attention_heads": 2},
-        "initialisation": {"weights": "teacher"},
-        "losses": [{"name": "output"}],
-        "dry_run": True,
-        "estimate": {"measure": False},
-    }
-    text = dry_run_text(dry_run(make(TrainConfig, values)))
-    assert "begins with its teacher's weights:\ntransformer_blocks.0 from transformer_blocks.0; attn heads: " in text
-    assert "stream: 16 of 32 channels" in text
-    values["initialisation"]["heads"] = "merge"
-    with pytest.raises(UserError, match=r"initialisation\.heads=pick"):
-        dry_run(make(TrainConfig, values))
 
 
 def test_a_student_of_a_folder_is_measured_as_it_trains(tmp_path, monkeypatch):
@@ -45,7 +25,7 @@ def test_a_student_of_a_folder_is_measured_as_it_trains(tmp_path, monkeypatch):
     values = {
         "run": str(tmp_path / "run"),
         "task": "language_modeling",
-        "data": {"name": "text", "path": "nowhere", "length": 16},
+        "data": {"name": "text", "path": lines(tmp_path), "length": 16},
         "student": {"name": "transformers", "source": str(tmp_path / "m")},
         "losses": [],
         "dry_run": True,
@@ -68,3 +48,23 @@ def test_a_teacher_that_is_not_there_yet_may_have_more_stochastic_depth_than_the
         "estimate": {"teacher": {**model, "drop_path_rate": 0.2}},
     }
     assert dry_run(make(TrainConfig, values)).measured is not None
+
+
+def test_it_says_what_the_student_begins_with(tmp_path):
+    values = {
+        "run": str(tmp_path / "run"),
+        "task": {"name": "text_to_image", "side": 8, "text_tokens": 5},
+        "data": {"name": "text_latents", "path": "nowhere"},
+        "teacher": str(write_pipeline("sd3", tmp_path / "pipeline")),
+        "student": {"like": "teacher", "num_attention_heads": 2},
+        "initialisation": {"weights": "teacher"},
+        "losses": [{"name": "output"}],
+        "dry_run": True,
+        "estimate": {"measure": False},
+    }
+    text = dry_run_text(dry_run(make(TrainConfig, values)))
+    assert "begins with its teacher's weights:\ntransformer_blocks.0 from transformer_blocks.0; attn heads: " in text
+    assert "stream: 16 of 32 channels" in text
+    values["initialisation"]["heads"] = "merge"
+    with pytest.raises(UserError, match=r"initialisation\.heads=pick"):
+        dry_run(make(TrainConfig, values))
