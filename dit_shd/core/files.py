@@ -1,6 +1,7 @@
 """Files that appear complete or not at all, also at a power cut: write, fsync, rename, fsync of the folder."""
 
 import errno
+import logging
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ from dit_shd.core.errors import UserError
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NO_SYNC = {errno.EINVAL, errno.EBADF, errno.ENOTSUP}
 """Errors of file systems that cannot sync a folder."""
+_log = logging.getLogger("dit_shd")
 REMEDY = "what is finished is kept, and the same command goes on from it"
 
 
@@ -47,10 +49,14 @@ def write_text(file: Path, text: str, remedy: str = REMEDY) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Remove a folder atomically: after a kill it is complete, or has a name that recover() removes."""
+    """Remove a folder atomically: after a kill it is complete, or has a name that recover() removes.
+
+    What cannot be removed, since it is open elsewhere on a network disk, say, stays, with a warning.
+    """
     part = folder.with_name(f".{folder.name}.part")
-    os.replace(folder, part)
-    shutil.rmtree(part)
+    with _needless(folder):
+        os.replace(folder, part)
+        shutil.rmtree(part)
 
 
 def recover(folder: Path) -> None:
@@ -60,7 +66,17 @@ def recover(folder: Path) -> None:
         if not final.exists():
             os.replace(old, final)
     for leftover in [*folder.glob(".*.old"), *folder.glob(".*.part")]:
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        with _needless(leftover):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+
+
+@contextmanager
+def _needless(path: Path) -> Generator[None]:
+    """What is not needed any more may stay where it cannot be removed."""
+    try:
+        yield
+    except OSError as error:
+        _log.warning("%s: cannot be removed (%s); it stays, and is not needed", path, error.strerror or error)
 
 
 @contextmanager

@@ -39,21 +39,28 @@ def branches(model: nn.Module) -> list[StochasticDepth]:
 
 
 def set_draws(model: nn.Module, draws: Tensor) -> None:
-    """Set the draws of the next forward.
+    """Set the draws of the next forward; a model in evaluation, a teacher, drops nothing and has none.
 
     Args:
         model: With StochasticDepth modules.
         draws: Uniform numbers in [0, 1) [b, branches].
     """
+    if not model.training:
+        return
     for index, branch in enumerate(branches(model)):
         branch.draws = draws[:, index]
 
 
-def replace_drop_paths(model: nn.Module) -> None:
-    """Replace every DropPath of timm by a StochasticDepth."""
+def replace_drop_paths(model: nn.Module, wanted: bool = True) -> None:
+    """Replace every DropPath of timm by a StochasticDepth, or by the identity.
+
+    Args:
+        model: A network of timm.
+        wanted: Whether there is to be any; else none stays, whatever rate the architecture has of itself.
+    """
     from timm.layers.drop import DropPath
 
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, DropPath):
-                setattr(module, name, StochasticDepth(float(child.drop_prob or 0)))
+                setattr(module, name, StochasticDepth(float(child.drop_prob or 0)) if wanted else nn.Identity())

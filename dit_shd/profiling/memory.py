@@ -53,7 +53,7 @@ def step_memory(step: StepShape, student: nn.Module, teachers: nn.Module | Teach
     distiller = Distiller(step.task, meta.ModelSpec.of(student).skeleton(), step.losses)
     build_losses(distiller, by_key)
     distiller = distiller.to("meta")
-    skeletons: dict[str, nn.Module] = {name: meta.ModelSpec.of(model).skeleton() for name, model in by_key.items()}
+    skeletons: dict[str, nn.Module] = {k: meta.ModelSpec.of(model).skeleton().eval() for k, model in by_key.items()}
     bits = step.teacher_precision if is_quantised(step.teacher_precision) else None
     fewer = None if bits is None else sum(counted_bytes(teacher, bits) for teacher in skeletons.values())
     if step.teacher_precision != "no":

@@ -172,6 +172,17 @@ class Task(ABC, Generic[B]):
             UserError: It does not fit.
         """
 
+    def check_start(self, source: str, model: nn.Module) -> None:
+        """Refuse a model whose weights would mean something else in a student that begins with them.
+
+        Args:
+            source: Of the model, as `from` has it.
+            model: With its weights.
+
+        Raises:
+            UserError: They would.
+        """
+
     def remarks(self, student: nn.Module) -> Sequence[str]:
         """Warnings about data and student, for the log before training."""
         return ()

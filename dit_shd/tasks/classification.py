@@ -28,6 +28,9 @@ from dit_shd.tasks import Batch, Output, Task, TeacherFinding, Terms
 JUDGED = 64
 """Images on which a teacher is checked before training."""
 
+RATES = ("drop_rate", "prob", "drop_prob")
+"""Of modules of timm that drop out by a function, that leave out patches, that blank regions."""
+
 
 @dataclass(frozen=True)
 class AccuracyEvaluation:
@@ -122,11 +125,13 @@ class Classification(Task[ImageBatch]):
     def check_model(self, role: str, model: nn.Module) -> None:
         """It takes images, and nothing in it is random but stochastic depth, whose draws come with the batch."""
         image_input(role, model)
-        for name, module in model.named_modules():
-            rate = getattr(module, "p", 0)
-            if role == "student" and isinstance(module, nn.modules.dropout._DropoutNd) and rate > 0:
+        for name, module in model.named_modules() if role == "student" else ():
+            keys = ("p",) if isinstance(module, nn.modules.dropout._DropoutNd) else RATES
+            rates = {key: getattr(module, key, 0) for key in keys}
+            key = next((key for key, rate in rates.items() if isinstance(rate, (int, float)) and rate > 0), None)
+            if key is not None:
                 raise UserError(
-                    f"{role}: {name} drops out with p={rate}; classification has stochastic depth instead "
+                    f"{role}: {name} drops out with {key}={rates[key]}; classification has stochastic depth instead "
                     "(drop_path_rate), whose draws do not depend on how a batch is divided"
                 )
 

@@ -138,11 +138,18 @@ class LanguageModeling(Task[TokenBatch]):
                 f"data: the prompts of all {len(data)} documents fill data.length={data.length}, and nothing is left "
                 "to learn; wanted a larger length, or shorter prompts"
             )
+        self._check_tokens(role, model)
+        check_attention(role, model, self.separate)
+
+    def check_start(self, source: str, model: nn.Module) -> None:
+        """Its embeddings must be of the data's tokens."""
+        self._check_tokens(f"from: {source}", model)
+
+    def _check_tokens(self, role: str, model: nn.Module) -> None:
         folder = getattr(model, "folder", None)
-        conflict = data.tokenizer.conflict(vocabulary_beside(folder)) if isinstance(folder, Path) else ""
+        conflict = self._text.tokenizer.conflict(vocabulary_beside(folder)) if isinstance(folder, Path) else ""
         if conflict:
             raise UserError(f"{role}: has a tokenizer of its own ({conflict}); wanted data.tokenizer={folder}")
-        check_attention(role, model, self.separate)
 
     def check_model(self, role: str, model: nn.Module) -> None:
         """It must be a causal language model."""

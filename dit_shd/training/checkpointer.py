@@ -81,8 +81,9 @@ class Checkpointer:
 
     def after(self, step: Step) -> None:
         config, number = self.config, step.number
-        evaluated = config.validate_every and number % config.validate_every == 0  # a kill in it loses no step
-        if step.stopping or evaluated or number % config.checkpoint_every == 0 or number == config.steps:
+        # a kill while it is evaluated loses no step
+        periods = filter(None, (config.checkpoint_every, config.keep_every, config.validate_every))
+        if step.stopping or number == config.steps or any(number % period == 0 for period in periods):
             self.save(number)
             self.throughput.pause()
 

@@ -225,12 +225,13 @@ def fields(task: Task[Any], losses: Sequence[Loss]) -> None:
     Raises:
         UserError: Such a loss.
     """
+    batched = task.dataset.fields - {"images"}  # these are given one by one
     for i, loss in enumerate(losses):
-        missing = sorted(loss.fields - task.dataset.fields)
+        missing = sorted(loss.fields - batched)
         if missing:
             raise UserError(
-                f"losses.{i}: reads {', '.join(missing)} of the data, which have "
-                f"{', '.join(sorted(task.dataset.fields))}; choose other data or leave the loss out"
+                f"losses.{i}: reads {', '.join(missing)} of the data, whose batches have "
+                f"{', '.join(sorted(batched))}; choose other data or leave the loss out"
             )
 
 

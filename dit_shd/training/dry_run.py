@@ -188,7 +188,7 @@ def take_a_step(config: TrainConfig, teachers: Teachers, images: int, before: in
                 "estimate.measure=false, or leave it out of the dry run"
             )
     torch.manual_seed(config.seed)
-    student = FAMILIES.build(config.student, "student")
+    student = FAMILIES.build(config.student, "student").train()
     add_lora(student, config.lora, config.seed)
     if config.gradient_checkpointing:
         student.enable_gradient_checkpointing()

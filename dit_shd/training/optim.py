@@ -37,7 +37,7 @@ class OptimizerConfig:
 
 POSITIONS = re.compile(
     r"(pos_embed|position_embeddings?(\.weight)?|relative_(position|attention)_bias(_table|\.weight)|rel_pos_[hwt]|"
-    r"wpe\.weight|embed_positions\.weight)$"
+    r"wpe\.weight|embed_positions\.weight|attention_biases)$"
 )
 """Names of position embeddings that have the shape of a matrix."""
 
@@ -73,10 +73,14 @@ def _groups(config: OptimizerConfig, named: list[tuple[str, nn.Parameter]]) -> l
     parameters = [p for _, p in named]
     if config.decayed == "all":
         return [{"params": parameters}]
-    # a class token is [1,1,e]
-    matrices = [p for name, p in named if p.ndim > 1 and p.shape[0] > 1 and not POSITIONS.search(name)]
+    matrices = [p for name, p in named if _is_matrix(p) and not POSITIONS.search(name)]
     known = {id(p) for p in matrices}
     return [{"params": matrices}, {"params": [p for p in parameters if id(p) not in known], "weight_decay": 0.0}]
+
+
+def _is_matrix(parameter: nn.Parameter) -> bool:
+    """Not a class token [1,1,e], nor a scale of each head or channel [h,1,1]."""
+    return parameter.ndim > 1 and len(parameter) > 1 and (parameter.ndim == 2 or parameter[0].numel() > 1)
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:

@@ -282,8 +282,17 @@ def _check(path: Path, new: str, resumable: Collection[str], completed: Complete
     """Refuse a folder that holds another config, or something that is not a run."""
     if (path / "config.yaml").exists():
         check_same(path, completed(read_yaml(path / "config.yaml")), new, resumable)
+        _check_steps(path, parse_yaml(new).get("steps"))
     elif path.exists() and (not path.is_dir() or any(not file.name.startswith(BEGUN) for file in path.iterdir())):
         raise UserError(f"{path}: exists and is not a run folder; choose another run=FOLDER")
+
+
+def _check_steps(path: Path, steps: object) -> None:
+    """Refuse fewer steps than a run has taken, which would stand in its config as all that there were."""
+    newest = RunFolder(path).newest
+    taken = 0 if newest is None else step_of(newest)
+    if isinstance(steps, int) and steps < taken:
+        raise UserError(f"{path}: already at step {taken:,}, and steps={steps} are fewer; raise steps=N to go on")
 
 
 def _aside(folder: Path) -> Path:

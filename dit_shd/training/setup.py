@@ -114,12 +114,12 @@ def models_and_task(config: TrainConfig) -> Parts:
     task, dataset = TASKS.build(config.task, "task"), DATASETS.build(config.data, "data")
     task.check_data(dataset)
     config = sized(config, {**dataset.sizes, **task.student_options()})
-    student = FAMILIES.build(config.student, "student")
+    student = FAMILIES.build(config.student, "student").train()
     losses = [LOSSES.build(plugin, f"losses.{i}") for i, plugin in enumerate(config.losses)]
     checks.teaching(config, losses)
     teachers = load_teachers(config, task)
-    start = take_weights(student, config.from_run) if config.from_run and not is_begun(config.run) else None
     task.use(dataset, student)
+    start = take_weights(student, config.from_run, task) if config.from_run and not is_begun(config.run) else None
     latents = "latents" in task.needs
     kept = before_training(config.vae, dataset.origin, dataset.shape[0], config.run) if latents else Kept(None)
     return Parts(config, task, student, losses, teachers, kept, start)

@@ -5,19 +5,23 @@ What is taken, by the names of tensors, is logged and kept in from.json; it also
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from dit_shd.core.errors import UserError
+from dit_shd.core.errors import UserError, one_line
 from dit_shd.core.files import write_text
 from dit_shd.core.json_files import read_object
+from dit_shd.evaluation.accuracy import misnamed
 from dit_shd.models import loading
 from dit_shd.models.prediction import PREDICTION, prediction_of
 from dit_shd.models.provenance import Provenance, provenance
 from dit_shd.models.shape import differing_heads
+from dit_shd.tasks import Task
 
 FILE = "from.json"
 LEAST = 0.5
@@ -48,15 +52,17 @@ class WarmStart:
         write_text(run / FILE, json.dumps(asdict(self), indent=1) + "\n")
 
 
-def take_weights(student: nn.Module, source: str) -> WarmStart:
+def take_weights(student: nn.Module, source: str, task: Task[Any] | None = None) -> WarmStart:
     """Copy the tensors of another model that have the names and shapes of the student's.
 
     Args:
         student: Whose weights are replaced.
         source: A run folder, a model folder or whatever else names a model.
+        task: What the student is to learn, with its data; without it, tokens and classes are not compared.
 
     Raises:
-        UserError: There is no such model, most of the student's parameters are not in it, or its heads are others.
+        UserError: There is no such model, most of the student's parameters are not in it, or its heads or tokens are
+            others.
     """
     other_model = loading.load(source)
     other = other_model.state_dict()
@@ -79,6 +85,9 @@ def take_weights(student: nn.Module, source: str) -> WarmStart:
         )
     _check_heads(student, other_model, source)
     _check_prediction(student, other_model, source)
+    if task is not None:
+        task.check_start(source, other_model)
+        _check_classes(student, other_model, source, task.dataset.class_names)
     student.load_state_dict({**weights, **fits})
     return WarmStart(source, taken, total, new, provenance(source))
 
@@ -107,6 +116,20 @@ def _check_prediction(student: nn.Module, other: nn.Module, source: str) -> None
             PREDICTION,
             there,
         )
+
+
+def _check_classes(student: nn.Module, other: nn.Module, source: str, names: Sequence[str] | None) -> None:
+    """Warn of weights that were learned with other classes of the same number."""
+    new, old = (getattr(model, "config", {}) for model in (student, other))
+    known = old.get("class_names")
+    if known is None or names is None or new.get("num_classes") != old.get("num_classes"):
+        return
+    differs = misnamed(known, names)
+    i, there, here = next(((i, a, b) for i, (a, b) in enumerate(zip(known, names)) if a and b), (0, "", ""))
+    if differs is None and there != here:
+        differs = f"no name is in both, class {i} is '{one_line(here)}', not '{one_line(there)}'"
+    if differs is not None:
+        _log.warning("from: the data's classes are others than %s knows: %s", source, differs)
 
 
 def read_origin(run: Path) -> Provenance | None:

@@ -59,3 +59,11 @@ def test_a_model_with_no_branch_left_out_is_the_one_in_evaluation():
         branch.rate = 0.0
     torch.testing.assert_close(model(x), model.eval()(x))
     assert not torch.allclose(kept, model(x))  # scaled by 1 / (1 - rate)
+
+
+def test_a_model_in_evaluation_needs_no_draws():
+    """A teacher's branches are more than the student's, of which the batch has draws."""
+    model = vit().eval()
+    replace_drop_paths(model)
+    set_draws(model, torch.ones(2, 0))
+    assert all(branch.draws is None for branch in branches(model))

@@ -22,6 +22,7 @@ from dit_shd.data.augmentation import Augmentation
 from dit_shd.data.datasets import DATASETS
 from dit_shd.models import loading
 from dit_shd.models.families import FAMILIES
+from dit_shd.profiling import meta
 from dit_shd.tasks import Output
 from dit_shd.tasks.classification import AccuracyEvaluation, Classification, ImageBatch
 
@@ -221,6 +222,28 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(values, change,
         run({**values, **change})
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "found"),
+    [
+        ("vit_base_patch16_224", {"patch_drop_rate": 0.5}, r"network\.patch_drop drops out with prob=0\.5"),
+        ("eva02_tiny_patch14_224", {"patch_drop_rate": 0.5}, r"network\.patch_drop drops out with prob=0\.5"),
+        ("resnet10t", {"drop_block_rate": 0.1}, r"drop_block drops out with drop_prob=0\.1"),
+        ("ghostnet_050", {}, r"network drops out with drop_rate=0\.2"),
+        ("ghostnet_050", {"drop_rate": 0.0}, None),
+        ("vit_base_patch16_224", {}, None),
+    ],
+)
+def test_a_student_that_is_random_in_another_way_is_refused(name, options, found):
+    """Its draws would depend on how a batch is divided. A teacher is in evaluation."""
+    model = meta.build(Plugin("timm", {"model": name, "options": options}), "student")
+    Classification().check_model("teacher", model)
+    if found is None:
+        Classification().check_model("student", model)
+        return
+    with pytest.raises(UserError, match=f"^student: .*{found}; classification has stochastic depth instead"):
+        Classification().check_model("student", model)
 
 
 def test_an_evaluation_of_other_classes_is_refused(values, tmp_path):

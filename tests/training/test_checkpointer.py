@@ -1,13 +1,26 @@
 """What is exported of a run: the averages, and what is no parameter as it is."""
 
+from types import SimpleNamespace
+
 import torch
 from accelerate.state import AcceleratorState
 from runs import weights
 from task_cases import COMMON, text_to_image
 
 from dit_shd.core.config import make
+from dit_shd.training.checkpointer import Checkpointer
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.trainer import Trainer
+
+
+def test_it_saves_at_every_step_that_is_kept_for_good():
+    """Also where keep_every is no multiple of checkpoint_every."""
+    config = SimpleNamespace(validate_every=0, checkpoint_every=4, keep_every=3, steps=10)
+    saver, saved = Checkpointer(config, *[None] * 4, SimpleNamespace(pause=lambda: None), None), []
+    saver.save = saved.append
+    for number in range(1, 11):
+        saver.after(SimpleNamespace(number=number, stopping=number == 7))
+    assert saved == [3, 4, 6, 7, 8, 9, 10]
 
 
 def test_a_student_is_exported_and_evaluated_with_its_own_buffers(tmp_path):

@@ -7,8 +7,47 @@ from tiny_pipelines import write_pipeline
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.reports.dry_run import dry_run_text
+from dit_shd.training import dry_run as module
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.dry_run import dry_run
+
+
+def test_a_student_of_a_folder_is_measured_as_it_trains(tmp_path, monkeypatch):
+    """transformers reads models for evaluation, in which blocks are not computed again, nor dropped out in."""
+    causal_lm(GPT2).save_pretrained(tmp_path / "m")
+    modes, average = [], module.EMA
+
+    def noted(student, *rest):
+        modes.append(student.network.training)
+        return average(student, *rest)
+
+    monkeypatch.setattr(module, "EMA", noted)
+    values = {
+        "run": str(tmp_path / "run"),
+        "task": "language_modeling",
+        "data": {"name": "text", "path": lines(tmp_path), "length": 16},
+        "student": {"name": "transformers", "source": str(tmp_path / "m")},
+        "losses": [],
+        "dry_run": True,
+    }
+    assert dry_run(make(TrainConfig, values)).measured is not None
+    assert modes == [True]
+
+
+def test_a_teacher_that_is_not_there_yet_may_have_more_stochastic_depth_than_the_student(tmp_path):
+    model = {"name": "timm", "model": "deit_tiny_patch16_224", "img_size": 28, "in_chans": 1, "num_classes": 10}
+    model |= {"mean": [0.1], "std": [0.3], "options": {"patch_size": 14, "embed_dim": 16, "depth": 2, "num_heads": 2}}
+    values = {
+        "run": str(tmp_path / "run"),
+        "task": "classification",
+        "data": "digits",
+        "student": model,
+        "teacher": "runs/nowhere",
+        "losses": [{"name": "kd"}],
+        "dry_run": True,
+        "estimate": {"teacher": {**model, "drop_path_rate": 0.2}},
+    }
+    assert dry_run(make(TrainConfig, values)).measured is not None
 
 
 def test_it_says_what_the_student_begins_with(tmp_path):

@@ -90,6 +90,24 @@ def test_position_embeddings_that_are_matrices_are_not_decayed():
         assert [name for name, p in named.items() if "mlp" in name and p.ndim == 2 and id(p) not in spared]
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "wanted"),
+    [
+        ("levit_128s", {}, "attention_biases"),
+        ("swinv2_tiny_window8_256", {"embed_dim": 8, "depths": (1,), "num_heads": (2,)}, "logit_scale"),
+        ("xcit_nano_12_p16_224", {"depth": 1}, "temperature"),
+    ],
+)
+def test_biases_by_position_and_scales_of_heads_are_not_decayed(name, options, wanted):
+    with torch.device("meta"):
+        named = dict(timm.create_model(name, num_classes=3, **options).named_parameters())
+    groups = build(OptimizerConfig(name="adamw", weight_decay=0.1, decayed="matrices"), named.items()).param_groups
+    decayed = {id(p) for p in groups[0]["params"]}
+    assert any(name.endswith(wanted) for name in named)
+    assert not [name for name, p in named.items() if name.endswith(wanted) and id(p) in decayed]
+    assert all(id(p) in decayed for name, p in named.items() if name.endswith("weight") and p.ndim == 4)
+
+
 @pytest.fixture
 def eager():
     """Without torchao's compiler, which takes a minute."""

@@ -144,6 +144,39 @@ def test_what_is_dropped(folder, keep, every, left):
     assert steps(folder) == left
 
 
+@pytest.mark.parametrize("fails", ["rmtree", "replace"])
+def test_an_old_checkpoint_that_cannot_be_removed_ends_nothing(folder, monkeypatch, caplog, fails):
+    """Its files may be open elsewhere on a network disk."""
+    RunFolder.open(folder.path, "steps: 3\n").release()
+    real = {"rmtree": shutil.rmtree, "replace": os.replace}[fails]
+
+    def busy(path, *rest, **options):
+        if "step_00000001" in str(path):
+            raise OSError(16, "Device or resource busy", str(path))
+        real(path, *rest, **options)
+
+    save(folder, 1)
+    monkeypatch.setattr(shutil if fails == "rmtree" else os, fails, busy)
+    save(folder, 2, keep=1)
+    assert "step_00000001: cannot be removed (Device or resource busy); it stays, and is not needed" in caplog.text
+    caplog.clear()
+    again = RunFolder.open(folder.path, "steps: 3\n")
+    assert again.load()["step"] == 2 and ("step_00000001" in caplog.text) == (fails == "rmtree")
+    again.release()
+
+
+def test_fewer_steps_than_were_taken_are_refused_before_anything_is_written(folder):
+    RunFolder.open(folder.path, "steps: 4\n", ["steps"]).release()
+    save(folder, 4)
+    before = contents(folder.path)
+    with pytest.raises(UserError, match="run: already at step 4, and steps=2 are fewer; raise steps=N to go on"):
+        RunFolder.open(folder.path, "steps: 2\n", ["steps"])
+    assert contents(folder.path) == before
+    for steps in (4, 5):
+        RunFolder.open(folder.path, f"steps: {steps}\n", ["steps"]).release()
+        assert (folder.path / "config.yaml").read_text() == f"steps: {steps}\n"
+
+
 def test_steps_are_ordered_as_numbers(folder):
     for step in (99_999_999, 100_000_000, 5):
         save(folder, step)

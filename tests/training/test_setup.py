@@ -111,6 +111,16 @@ def test_a_matched_plan_serves_the_masked_pass_too(values):
     assert "sideblocks.0.attn" in plans
 
 
+@pytest.mark.parametrize("field", ["images", "dino"])
+def test_a_loss_that_reads_what_no_batch_has_is_refused(values, field):
+    """The images of digits are given one by one, to classification."""
+    losses = [{"name": "output"}, {"name": "repa", "field": field, "depth": 2}]
+    message = rf"^losses\.1: reads {field} of the data, whose batches have labels, latents; choose other data"
+    with pytest.raises(UserError, match=message):
+        run(values, data={"name": "digits"}, losses=losses)
+    assert not Path(values["run"]).exists()
+
+
 def test_what_nothing_would_train_is_told(values, tmp_path, caplog):
     """A variance that stays at zero is how a model of velocity is known: the student could not be sampled from."""
     values = {**values, "base_weight": 0.0, "steps": 1}

@@ -26,6 +26,8 @@ PREPROCESSING = ("input_size", "interpolation", "crop_mode")
 """What a network does not determine of its images, beside mean, std and crop_pct."""
 RESERVED = frozenset(inspect.signature(timm.create_model).parameters) - {"model_name", "kwargs"}
 """Arguments of timm.create_model that are not an architecture's: the source of weights, and the like."""
+KEYS = frozenset({"num_classes", "in_chans", "img_size", "drop_path_rate"})
+"""Of TimmModel, which gives them to the architecture."""
 
 
 class TimmModel(LibraryModel, ConfigMixin):
@@ -69,8 +71,9 @@ class TimmModel(LibraryModel, ConfigMixin):
         if not 0 <= drop_path_rate < 1:
             raise UserError(f"timm: drop_path_rate: wanted a number from 0 and below 1, found {drop_path_rate}")
         arguments = {"num_classes": num_classes, "in_chans": in_chans, "drop_path_rate": drop_path_rate or None}
+        _check_options(options or {})
         self.network = _network(model, {**(options or {}), **arguments, "img_size": img_size})
-        replace_drop_paths(self.network)
+        replace_drop_paths(self.network, drop_path_rate > 0)  # timm has rates of its own for some, as Swin's
         self.input = self._input(in_chans, img_size, mean, std, crop_pct, preprocessing or {})
 
     def _input(
@@ -189,7 +192,8 @@ def _options(values: dict[str, Any]) -> dict[str, Any]:
     names = values.get("label_names")
     given = {"input_size": list(size) if fixed is None and len(size) == 3 else None}
     given |= {key: pretrained.get(key) for key in PREPROCESSING[1:]}
-    arguments.pop("drop_path_rate", None)
+    for key in ("drop_path_rate", "num_classes"):
+        arguments.pop(key, None)
     return {
         "model": str(values["architecture"]),
         "num_classes": values.get("num_classes", pretrained.get("num_classes", 1000)),
@@ -223,6 +227,22 @@ def _renamed(file: Path, options: dict[str, Any], first: str) -> dict[str, Tenso
     return network.state_dict()
 
 
+def _check_options(options: dict[str, Any]) -> None:
+    """Refuse options that are no architecture's, or that the student's own keys would replace.
+
+    Raises:
+        UserError: Such a key.
+    """
+    if reserved := sorted(RESERVED & options.keys()):
+        raise UserError(f"timm: options: wanted arguments of the architecture, found {reserved[0]}")
+    if doubled := sorted(KEYS & options.keys()):
+        key = doubled[0]
+        raise UserError(
+            f"timm: options: {key} is a key beside options; wanted student.{key}={options[key]}, not "
+            f"student.options.{key}"
+        )
+
+
 def _network(model: str, arguments: dict[str, Any]) -> nn.Module:
     """A module of timm by name; no weights are read.
 
@@ -232,8 +252,6 @@ def _network(model: str, arguments: dict[str, Any]) -> nn.Module:
     if not timm.is_model(model):
         near = timm.list_models(f"*{model.partition('.')[0].partition('_')[0]}*")[:4]
         raise UserError(f"timm: no architecture called '{model}'; timm has {', '.join(near) or 'timm.list_models()'}")
-    if reserved := sorted(RESERVED & arguments.keys()):
-        raise UserError(f"timm: options: wanted arguments of the architecture, found {reserved[0]}")
     try:
         return timm.create_model(model, pretrained=False, **arguments)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:

@@ -8,6 +8,7 @@ import timm
 import torch
 from PIL.Image import fromarray
 from safetensors.torch import load_file, save_file
+from timm.layers.drop import DropPath
 
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
@@ -16,6 +17,7 @@ from dit_shd.data.augmentation import EvaluationTransform
 from dit_shd.models import loading
 from dit_shd.models.blocks import named_blocks
 from dit_shd.models.families import FAMILIES
+from dit_shd.models.stochastic_depth import branches
 from dit_shd.profiling import meta
 
 TINY = dict(patch_size=7, embed_dim=24, depth=2, num_heads=3)
@@ -148,11 +150,34 @@ def test_nothing_but_safetensors_is_read(folder):
         ({"options": {"pretrained": True}}, "options: wanted arguments of the architecture, found pretrained"),
         ({"drop_path_rate": 1.0}, "drop_path_rate: wanted a number from 0 and below 1, found 1.0"),
         ({"mean": None}, "mean: wanted 1 numbers, one for each channel, found"),
+        ({"options": {"drop_path_rate": 0.3}}, r"wanted student\.drop_path_rate=0\.3, not student\.options\.drop_path"),
+        (
+            {"options": {"num_classes": 7}},
+            r"options: num_classes is a key beside options; wanted student\.num_classes=7",
+        ),
+        ({"options": {"img_size": 56}}, r"wanted student\.img_size=56"),
     ],
 )
 def test_options_that_there_are_not(options, message):
     with pytest.raises(UserError, match=message):
         build(**{"name": options.pop("model", "deit_tiny_patch16_224"), **options})
+
+
+@pytest.mark.parametrize(("rate", "rates"), [(0.0, []), (0.2, [0.1, 0.1, 0.2, 0.2])])
+def test_stochastic_depth_is_what_the_config_says(rate, rates):
+    """timm's Swin has a rate of 0.1 where none is given."""
+    sizes = dict(embed_dim=16, depths=[1, 2], num_heads=[2, 2])
+    model = build("swin_tiny_patch4_window7_224", img_size=56, options=sizes, drop_path_rate=rate)
+    assert [round(branch.rate, 6) for branch in branches(model)] == rates
+    assert not any(isinstance(module, DropPath) for module in model.modules())
+
+
+def test_a_folder_of_timm_may_repeat_its_classes(folder, x):
+    def repeat(config):
+        config["model_args"] |= {"num_classes": 10, "drop_path_rate": 0.1}
+
+    expected = loading.load(folder).eval()(x)
+    assert torch.equal(loading.load(damaged(folder, repeat)).eval()(x), expected)
 
 
 def test_a_repository_of_timm_on_the_hub(folder, monkeypatch):
