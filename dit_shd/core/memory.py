@@ -1,5 +1,6 @@
-"""Running out of memory: how libraries say it, and what a user can do about it."""
+"""Memory: giving back what is free, how libraries say that there is none, and what a user can do about it."""
 
+import ctypes
 import re
 
 WORDS = re.compile(r"out of memory|can't allocate memory|not enough memory|failed to allocate|bad_alloc", re.IGNORECASE)
@@ -9,6 +10,17 @@ TRAINING = (
     "is kept"
 )
 OTHERS = "less memory: a smaller batch_size; what is finished is kept"
+
+
+def give_back() -> None:
+    """Give main memory that is free back to the system, where the C library can (glibc).
+
+    It keeps what was freed between blocks in use, so that the resident memory of a long run on a CPU grows though its
+    tensors do not.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

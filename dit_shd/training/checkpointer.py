@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dit_shd.core.distributed import run_on_main
 from dit_shd.core.errors import UserError
+from dit_shd.core.memory import give_back
 from dit_shd.core.yaml_files import dump
 from dit_shd.data.datasets import DATASETS
 from dit_shd.data.latent_origin import read_record
@@ -109,6 +110,7 @@ class Checkpointer:
             self._export(tensors, done)
 
         run_on_main(write)
+        give_back()
         self.step = done
 
     def resume(self) -> int:
