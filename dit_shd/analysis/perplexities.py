@@ -171,8 +171,8 @@ def _check_one_separation(config: PerplexityConfig) -> None:
     if different:
         yes, no = sorted([config.models[0], different[0]], key=lambda place: not apart[place])
         raise UserError(
-            f"models: the run of {yes} keeps packed documents apart and that of {no} does not, so their figures are "
-            "not comparable; say separate=true or separate=false"
+            f"models: packed documents are kept apart of {yes} and not of {no}, as their runs have it, so "
+            "that figures are not comparable; say separate=true or separate=false"
         )
 
 

@@ -13,7 +13,7 @@ from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.installation import install_command
 from dit_shd.core.places import HUB, HubName, expanded, instead, offline
 from dit_shd.data.sources.listing import HIDDEN, counted, scan
-from dit_shd.data.sources.splits import DEFAULT, split_of
+from dit_shd.data.sources.splits import DEFAULT, split_at_end, split_of
 
 Unit = Literal["file", "paragraph", "line"]
 LINES = (".jsonl", ".ndjson", ".jsonlines")
@@ -148,7 +148,7 @@ def _in_folder(folder: Path, split: str) -> list[Path]:
     Raises:
         UserError: There are none, or none of the split.
     """
-    listing = scan(folder, follow_links=True)
+    listing = scan(folder, follow_links=True, what="data.path")
     everything = sorted(map(Path, (*listing.images, *listing.others)))
     names = [name for name in everything if name.suffix.lower() in SUFFIXES]
     if any(name.suffix.lower() in ROWS for name in names):
@@ -196,7 +196,7 @@ def _of_split(folder: Path, names: list[Path], split: str) -> list[Path]:
 
 def _check_split(place: Path, split: str) -> None:
     """Refuse a held-out split of a file, or of a folder's files, whose names do not say that they are of it."""
-    named = {split_of(place.parent.name), _split_of(Path(place.name))}
+    named = {split_of(place.parent.name), split_at_end(place.name), split_at_end(place.stem)}
     if (split_of(split) or split) not in {DEFAULT, EVERY, *named}:
         raise UserError(
             f"data.hub_split: no name in '{place}' says that it is of {split}; leave hub_split out, or name another "
@@ -206,7 +206,7 @@ def _check_split(place: Path, split: str) -> None:
 
 def _split_of(name: Path) -> str | None:
     """The split that a file's name, or a folder's on its way, is of."""
-    return next((split for part in (*name.parent.parts, name.stem) if (split := split_of(part, loosely=True))), None)
+    return next((split for part in (*name.parent.parts, name.stem) if (split := split_at_end(part))), None)
 
 
 def _check_text(file: Path, columns: Columns) -> None:

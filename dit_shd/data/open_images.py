@@ -66,9 +66,7 @@ def _source(text: str, what: str, selection: Selection) -> ImageSource:
     try:
         return open_source(text, selection)
     except ChoiceError as error:
-        several = "name a file of one, or a folder with one alone"
-        remedy = f"rename the column, or {several}" if error.key == "image_column" else several
-        raise UserError(f"{what}: {error.parts}; {remedy}") from error
+        raise UserError(f"{what}: {error.parts}; {error.elsewhere}") from error
 
 
 def _splits_left_out(path: Path) -> list[str]:

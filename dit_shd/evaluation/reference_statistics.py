@@ -17,7 +17,7 @@ from dit_shd.data.open_images import open_images
 from dit_shd.evaluation import results
 from dit_shd.evaluation.extraction import extract_features, find_device
 from dit_shd.evaluation.features import build_network
-from dit_shd.evaluation.statistics_file import write_statistics
+from dit_shd.evaluation.statistics_file import is_statistics, write_statistics
 
 LARGEST = 2**13
 _log = logging.getLogger("dit_shd")
@@ -60,6 +60,9 @@ def write_reference_statistics(config: StatisticsConfig) -> Path:
     results.writable(out)
     if out.exists() and not config.force:
         raise UserError(f"{out}: is there already; choose another out=FILE or say force=true")
+    if is_statistics(config.images):
+        text = config.images
+        raise UserError(f"images: {text} holds statistics already (mu, sigma); give it as reference={text}")
     images = open_images(config.images, "images", _crop(config.size))
     n = images.shape[0]
     if not 0 <= config.keep_images <= n:

@@ -50,7 +50,7 @@ def table(record: dict[str, Any]) -> str:
     reference, figures = record["reference"], record["figures"]
     runs = record.get("runs")
     samples = runs[0]["samples"] if runs else record["samples"]
-    count = f"{reference['n']:,} images" if reference["n"] else "statistics"
+    count = _counted(reference)
     what = f"{len(runs)} files of {samples['n']:,} images" if runs else f"{samples['path']} ({samples['n']:,} images)"
     width = max([len("figure"), *map(len, figures)])
     heading = f"{'mean' if runs else 'value':>12}"
@@ -65,6 +65,14 @@ def table(record: dict[str, Any]) -> str:
         *(f"note: {note}" for note in record["notes"]),
     ]
     return "\n".join(lines)
+
+
+def _counted(reference: dict[str, Any]) -> str:
+    """How many images a reference has, or its statistics are of and it keeps."""
+    kept, of = reference["n"], reference.get("statistics", {}).get("n")
+    if not isinstance(of, int):
+        return f"{kept:,} images" if kept and of is None else "statistics"
+    return f"statistics of {of:,} images" + (f", {kept:,} of them kept" if kept else "")
 
 
 def shown(value: float) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import atomic_file
+from dit_shd.core.places import expanded
 from dit_shd.data.npz_files import BROKEN_FILE, broken_file_error
 from dit_shd.evaluation.feature_set import FeatureSet, Statistics
 
@@ -62,6 +63,12 @@ def is_statistics_file(path: Path, name: str) -> bool:
             return {"mu.npy", "sigma.npy"} <= set(archive.namelist())
     except BROKEN_FILE as error:
         raise broken_file_error(name, error, path) from error
+
+
+def is_statistics(text: str) -> bool:
+    """Whether a place, in the user's words, is a file of statistics, and neither images nor tables."""
+    path = Path(expanded(text))
+    return path.is_file() and zipfile.is_zipfile(path) and is_statistics_file(path, text)
 
 
 def read_statistics(path: Path, name: str) -> StatisticsFile:

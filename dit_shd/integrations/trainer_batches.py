@@ -18,6 +18,8 @@ NOT_TEXT = ("pixel_values", "input_features", "input_values")
 """How inputs of images and sound begin, whose attention has other tokens than the labels."""
 OF_LOSS = ("labels", "num_items_in_batch")
 """Inputs of which a forward makes its loss, and nothing of the attention."""
+BIDIRECTIONAL = ("ForMaskedLM", "ForPreTraining", "ForTokenClassification")
+"""How classes of transformers end that learn tokens from both of their sides."""
 Inputs = dict[str, Any]
 """What a trainer gives to compute_loss."""
 
@@ -46,7 +48,7 @@ class WeightedRows(Batch):
 def is_causal(model: nn.Module) -> bool:
     """Whether a language model, not wrapped, predicts the next token, rather than those that are masked."""
     whole: Any = getattr(model, "get_base_model", lambda: model)()
-    return not any(cls.__name__.endswith("ForMaskedLM") for cls in type(whole).__mro__)
+    return not any(cls.__name__.endswith(BIDIRECTIONAL) for cls in type(whole).__mro__)
 
 
 def query_rows(inputs: Inputs, prompts: bool = False, causal: bool = True) -> Tensor:

@@ -141,7 +141,7 @@ def _text(model: nn.Module, origin: Provenance, first: str, last: str, more: Map
     head: dict[str, Any] = {"library_name": "dit_shd"}
     if origin.license is not None:
         head["license"] = origin.license
-    if len(origin.named) == 1:  # as the hub has it
+    if len(origin.named) == len(origin.learned_from) == 1:  # as the hub has it; of several, none is the whole
         head |= {k: text for k, text in zip(("license_name", "license_link"), origin.named[0]) if text}
     head["tags"] = [*getattr(model, "card_tags", ("diffusion",)), "knowledge-distillation"]
     head |= more or {}

@@ -18,7 +18,7 @@ from dit_shd.data.latent_origin import Origin
 from dit_shd.data.model_origin import following, of_source
 from dit_shd.models import cards, export, loading, provenance, public_checkpoints
 from dit_shd.models.diffusers_dit import NOTE, public_state
-from dit_shd.models.families.dit import HEADS, DiT
+from dit_shd.models.families.dit import USUAL_HEADS, DiT
 from dit_shd.models.prediction import NOISE, PREDICTION, prediction_of
 from dit_shd.models.shape import shape_of
 from dit_shd.models.transformer import LatentTransformer
@@ -38,7 +38,9 @@ class ConvertConfig:
     weights: public_checkpoints.Weights | None = option(
         None, "of a training checkpoint: ema or model; empty: ema where there is one"
     )
-    heads: int | None = option(None, "heads of a DiT whose width is none of the public ones (a given number wins)")
+    heads: int | None = option(
+        None, "heads of a DiT; empty: as the file's metadata says, or as public ones of its width"
+    )
     format: Literal["diffusers", "public"] | None = option(
         None, "a diffusers folder, or a state dict as the public code has it; empty: by whether OUT is named .pt etc."
     )
@@ -194,7 +196,7 @@ def _unsaid(model: LatentTransformer, suffix: str) -> list[str]:
         UserError: It would be read as another model.
     """
     shape, prediction, notes = shape_of(model), prediction_of(model), list[str]()
-    usual = HEADS.get(shape.width) if isinstance(model, DiT) else shape.heads  # MDTv2's tensors have the heads
+    usual = USUAL_HEADS.get(shape.width) if isinstance(model, DiT) else shape.heads  # MDTv2's tensors have the heads
     unsaid = f"its model predicts {prediction}" if prediction != NOISE else ""
     if usual not in (None, shape.heads):
         unsaid = unsaid or f"its model has {shape.heads} heads, where a DiT of width {shape.width} has {usual}"
@@ -212,7 +214,7 @@ def _facts(model: LatentTransformer) -> dict[str, str]:
     shape, prediction = shape_of(model), prediction_of(model)
     facts = {} if prediction == NOISE else {PREDICTION: prediction}  # files of others do not say noise, either
     names = {} if shape.class_names is None else {public_checkpoints.CLASS_NAMES: json.dumps(list(shape.class_names))}
-    return {**facts, public_checkpoints.HEADS: str(shape.heads), **names}
+    return {**facts, public_checkpoints.HEADS_KEY: str(shape.heads), **names}
 
 
 def _write_file(model: LatentTransformer, out: Path, origin: provenance.Provenance) -> None:

@@ -28,7 +28,7 @@ ENTRIES: dict[Weights | None, tuple[str, ...]] = {
     "model": ("model", "state_dict"),
 }
 """Their names in training checkpoints; the first that exists is read."""
-HEADS, CLASS_NAMES = "heads", "class_names"
+HEADS_KEY, CLASS_NAMES = "heads", "class_names"
 """Keys of the metadata of a file, beside that of the prediction."""
 
 
@@ -114,7 +114,7 @@ def recorded(path: Path) -> Recorded:
         metadata = _metadata(path)
     except (OSError, safetensors.SafetensorError):  # read_tensors says what is wrong with it
         return Recorded()
-    prediction, heads = metadata.get(PREDICTION), metadata.get(HEADS, "")
+    prediction, heads = metadata.get(PREDICTION), metadata.get(HEADS_KEY, "")
     try:
         names = json.loads(metadata.get(CLASS_NAMES, "null"))
     except (ValueError, RecursionError):

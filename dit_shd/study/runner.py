@@ -19,6 +19,7 @@ from dit_shd.core.places import expanded
 from dit_shd.core.signals import Stopped, handling
 from dit_shd.core.yaml_files import read_yaml
 from dit_shd.evaluation.metrics import METRICS
+from dit_shd.evaluation.statistics_file import is_statistics
 from dit_shd.study.cell_run import STOPPED, assignments, run_cell
 from dit_shd.study.design import Cell, Evaluator, canonical_sha256, cells_of, read_study
 from dit_shd.study.processes import DIT_SHD, Commands
@@ -176,6 +177,8 @@ class Runner:
         """What an evaluator compares with: statistics, made once, where its metrics need no images of the reference."""
         if any(METRICS.find(metric.name).needs_reference_images for metric in evaluator.metrics):
             return evaluator.reference
+        if is_statistics(evaluator.reference):
+            return evaluator.reference  # they are made already
         about = [evaluator.features.as_value(), evaluator.reference, *_age(Path(expanded(evaluator.reference)))]
         file = self.folder / "shared" / f"{name}-{canonical_sha256(about)[:8]}.npz"
         keys = {"features": about[0], "out": str(file)}

@@ -30,6 +30,8 @@ JUDGED = 64
 
 RATES = ("drop_rate", "prob", "drop_prob")
 """Of modules of timm that drop out by a function, that leave out patches, that blank regions."""
+OPTIONS = {"p": "drop_rate", "prob": "patch_drop_rate", "drop_prob": "drop_block_rate"}
+"""The arguments of architectures that set such rates, by the names that modules have for them."""
 
 
 @dataclass(frozen=True)
@@ -125,14 +127,17 @@ class Classification(Task[ImageBatch]):
     def check_model(self, role: str, model: nn.Module) -> None:
         """It takes images, and nothing in it is random but stochastic depth, whose draws come with the batch."""
         image_input(role, model)
-        for name, module in model.named_modules() if role == "student" else ():
+        if role != "student":
+            return
+        for name, module in model.named_modules():
             keys = ("p",) if isinstance(module, nn.modules.dropout._DropoutNd) else RATES
             rates = {key: getattr(module, key, 0) for key in keys}
             key = next((key for key, rate in rates.items() if isinstance(rate, (int, float)) and rate > 0), None)
             if key is not None:
                 raise UserError(
                     f"{role}: {name} drops out with {key}={rates[key]}; classification has stochastic depth instead "
-                    "(drop_path_rate), whose draws do not depend on how a batch is divided"
+                    "(drop_path_rate), whose draws do not depend on how a batch is divided; say "
+                    f"student.options.{OPTIONS.get(key, key)}=0"
                 )
 
     def check(self, role: str, model: nn.Module) -> None:

@@ -37,7 +37,8 @@ class OptimizerConfig:
 
 POSITIONS = re.compile(
     r"(pos_embed|position_embeddings?(\.weight)?|relative_(position|attention)_bias(_table|\.weight)|rel_pos_[hwt]|"
-    r"wpe\.weight|embed_positions\.weight|attention_biases)$"
+    r"wpe\.weight|embed_positions\.weight|attention_biases|"
+    r"(height|width)_rel|pos_emb|position_embedding_table)$"
 )
 """Names of position embeddings that have the shape of a matrix."""
 

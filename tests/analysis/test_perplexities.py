@@ -83,7 +83,7 @@ def test_documents_are_kept_apart_as_the_run_had_them(tmp_path):
     assert apart["nats"] != joined["nats"]
     both = {"models": [together, run]}
     assert [*perplexities(make(PerplexityConfig, {**both, "separate": True})).values()] == [apart] * 2
-    with pytest.raises(UserError, match=f"the run of {run} keeps .* apart and that of {together} does not"):
+    with pytest.raises(UserError, match=f"are kept apart of {run} and not of {together}, as their runs"):
         perplexities(make(PerplexityConfig, both))
 
 

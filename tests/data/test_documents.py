@@ -7,6 +7,7 @@ import pytest
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import HubName
 from dit_shd.data.documents import Columns, Document, read_documents
+from dit_shd.data.sources.splits import split_at_end
 
 PROMPT = "Q: {question}\nA: "
 
@@ -107,6 +108,16 @@ def test_what_only_a_held_out_split_is_named_beside_is_to_be_learned(tmp_path, c
     (tmp_path / "corpus.jsonl").unlink()
     assert texts(read_documents(str(tmp_path), "file", Columns())) == ["corpus_test", "news_test"]
     assert "its files are of test by their names, and are read" in caplog.text
+
+
+def test_a_title_is_no_split(tmp_path):
+    names = ["The Test of Time", "Strength Training", "The Test", "eval_harness", "a"]
+    for name in names:
+        (tmp_path / f"{name}.txt").write_text(name)
+    assert sorted(texts(read_documents(str(tmp_path), "file", Columns()))) == sorted(names)
+    assert [
+        split_at_end(name) for name in ("train_10M", "train-00000-of-00002", "wiki.valid", "val2017", "babylm_dev")
+    ] == ["train", "train", "validation", "validation", "validation"]
 
 
 def test_a_held_out_split_that_no_name_says_is_refused(tmp_path):

@@ -21,7 +21,7 @@ from dit_shd.evaluation.extraction import extract_features
 from dit_shd.evaluation.features.digits import ASSET, DigitsFeatures
 from dit_shd.evaluation.reference import open_reference
 from dit_shd.evaluation.reference_statistics import StatisticsConfig, write_reference_statistics
-from dit_shd.evaluation.results import evaluator_difference, read_record
+from dit_shd.evaluation.results import evaluator_difference, read_record, table
 from dit_shd.evaluation.scoring import score
 
 # References of statistics
@@ -211,6 +211,15 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_file(files):
     with pytest.raises(UserError, match=r"known\.npz: cannot be written: the disk is full; make room"):
         statistics(files)
     assert not list(files["folder"].glob("*known*"))
+
+
+def test_statistics_of_statistics_are_refused_and_a_page_tells_of_how_many_images_they_are(files):
+    """Else the few images that a file keeps would stand for all that its statistics are of."""
+    known = statistics(files, keep_images=10)
+    with pytest.raises(UserError, match=r"known\.npz holds statistics already \(mu, sigma\); give it as reference="):
+        statistics(files, images=str(known), out=str(files["folder"] / "again.npz"))
+    record = run(files, reference=str(known), metrics=["frechet"], out=str(files["folder"] / "few.json"))
+    assert "known.npz (statistics of 50 images, 10 of them kept)" in table(record)
 
 
 def test_networks_of_other_options_are_other_networks(files, monkeypatch):

@@ -1,5 +1,6 @@
 """What cells share, references, teachers, and models that nobody trains: made once, and noted where it changes."""
 
+import numpy as np
 import pytest
 from studies import calls, run
 
@@ -56,3 +57,9 @@ def test_weights_that_have_changed_under_one_path_are_noted(study, tmp_path, cap
     said = capsys.readouterr().out
     for name in ("teacher", "model base"):
         assert f"note: The rows are of 2 sets of weights of {name}, under one path: it has changed." in said
+
+
+def test_a_reference_of_statistics_is_handed_on_as_it_is(study, tmp_path):
+    np.savez(tmp_path / "real.npz", mu=np.zeros(2), sigma=np.eye(2), arr_0=np.zeros((2, 4, 4, 3), np.uint8))
+    run(study({"cell": 0}, evaluators={"first": {"features": "digits", "reference": "real.npz"}}))
+    assert "statistics" not in calls()

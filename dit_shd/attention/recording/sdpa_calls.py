@@ -48,19 +48,22 @@ class SDPATap(TorchFunctionMode):
         return result
 
 
-def _opened(function: FunctionType) -> FunctionType:
-    """A function of F whose own calls reach function modes, as they do not where F takes it for one function.
+_OPENED = {"has_torch_function": lambda _given: False}
+"""What the copy below calls in place of F's own, so that its calls reach function modes."""
+_plain = cast("FunctionType", F.multi_head_attention_forward)
+_copy = FunctionType(_plain.__code__, {**_plain.__globals__, **_OPENED}, _plain.__name__, _plain.__defaults__)
+_copy.__kwdefaults__ = _plain.__kwdefaults__
 
-    A copy, so that nothing of PyTorch is changed, in no thread; torch.compile looks into it, not into the original.
+
+def multi_head_attention(*args: Any, **kwargs: Any) -> Any:
+    """F.multi_head_attention_forward, whose own calls reach function modes, as they do not where F runs it.
+
+    A copy, so that nothing of PyTorch is changed, in no thread; torch.compile looks into it, not into the original. It
+    calls what somebody has put in the place of functions of F since, too.
     """
-    names = {**function.__globals__, "has_torch_function": lambda _given: False}
-    copy = FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
-    copy.__kwdefaults__ = function.__kwdefaults__
-    return copy
-
-
-multi_head_attention: Callable[..., Any] = _opened(cast("FunctionType", F.multi_head_attention_forward))
-"""F.multi_head_attention_forward, opened."""
+    if not torch.compiler.is_compiling():
+        _copy.__globals__.update({**_plain.__globals__, **_OPENED})
+    return _copy(*args, **kwargs)
 
 
 def heads_and_dropout(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[int, float]:

@@ -54,7 +54,7 @@ class Images(Dataset):
         self.notes = tuple(self._source.notes)
         for note in self.notes:
             _say(str(path), note)
-        self._broken: dict[int, BrokenImage] = {}
+        self._broken: dict[int, str] = {}
 
     @classmethod
     def described(cls, **options: Any) -> str:
@@ -90,7 +90,7 @@ class Images(Dataset):
             return np.asarray(decoded(self._source.raw(index))[0])
         except BrokenImage as error:
             if index not in self._broken:
-                self._broken[index] = error
+                self._broken[index] = str(error)  # the error itself would keep the bytes
                 _log.warning("%s: left out, %s", self._source.name(index), error)
         return None
 

@@ -40,6 +40,10 @@ ALL = "all"
 NO_LABELS = "there are no labels: all images are of one class"
 
 
+ONE_ALONE = "name a file of one, or a folder with one alone"
+"""What to do about several splits or subsets where none can be chosen."""
+
+
 class ChoiceError(UserError):
     """A source has several parts, of which a key of `dit-shd encode` chooses one.
 
@@ -48,11 +52,12 @@ class ChoiceError(UserError):
         parts: What there is.
         choices: What the key may say.
         more: What else may be said.
+        elsewhere: What to do where there is no such key.
     """
 
-    def __init__(self, key: str, parts: str, choices: str = "NAME", more: str = ""):
+    def __init__(self, key: str, parts: str, choices: str = "NAME", more: str = "", elsewhere: str = ONE_ALONE):
         super().__init__(f"{key}: {parts}: which one? say {key}={choices}{more}")
-        self.key, self.parts = key, parts
+        self.parts, self.elsewhere = parts, elsewhere
 
 
 class BrokenImage(ValueError):

@@ -136,7 +136,7 @@ def _of_metadata(path: Path, folder: str, column: str | None) -> list[tuple[str,
     except Exception as error:  # an untrusted file can be wrong in any way
         raise UserError(f"images: {where}: wanted captions, found a broken file ({error_line(error, 120)})") from error
     names = dict.fromkeys(name for row in rows for name in row)
-    if FILE_NAME not in names or (column is None and not {*NAMES} & names.keys()):
+    if FILE_NAME not in names or not {*(NAMES if column is None else (column,))} & names.keys():
         return []
     name = column_of(list(names), column, where)
     cells = [row.get(name) for row in rows]

@@ -116,10 +116,10 @@ def _metadata(path: Path, label_column: str | None) -> list[tuple[str, Any]] | s
 
 
 def _numbers(cells: list[Any]) -> list[Any]:
-    """Cells of a CSV, as numbers if all are decimals: pandas writes 10.0 for 10 in a column that has empty cells."""
-    if not all(isinstance(cell, str) and re.fullmatch(r"-?\d{1,15}\.\d*", cell) for cell in cells):
+    """Cells of a CSV, as whole numbers if all are written as 10.0, as pandas does once an empty cell was among them."""
+    if not all(isinstance(cell, str) and re.fullmatch(r"-?\d{1,15}\.0*", cell) for cell in cells):
         return cells
-    return [int(number) if number.is_integer() else number for number in map(float, cells)]
+    return [int(float(cell)) for cell in cells]
 
 
 def _csv(path: Path) -> list[dict[str, Any]]:

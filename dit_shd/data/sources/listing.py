@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from dit_shd.core.errors import UserError
@@ -68,19 +69,20 @@ class Listing:
         return notes
 
 
-def scan(root: Path, follow_links: bool) -> Listing:
+def scan(root: Path, follow_links: bool, what: str = "images") -> Listing:
     """List the files below a folder.
 
     Args:
         root: The folder.
         follow_links: Whether to follow links to folders.
+        what: The files in the user's words, for errors.
 
     Raises:
         UserError: A folder that is a link, when links are not followed: nothing is left out silently.
     """
     images, others, all_folders, seen = [], [], [], {_identity(root)}
     left_out: dict[str, list[str]] = {}
-    for place, folders, files in os.walk(root, onerror=_refuse, followlinks=follow_links):
+    for place, folders, files in os.walk(root, onerror=partial(_refuse, what), followlinks=follow_links):
         here = os.path.relpath(place, root)
         folders[:] = sorted(_worthwhile(root, here, folders, left_out))
         _check_links(root, here, folders, follow_links, seen, left_out)
@@ -106,8 +108,8 @@ def printable(name: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
-def _refuse(error: OSError) -> None:
-    raise UserError(f"images: {printable(str(error.filename))} cannot be read ({error.strerror})")
+def _refuse(what: str, error: OSError) -> None:
+    raise UserError(f"{what}: {printable(str(error.filename))} cannot be read ({error.strerror})")
 
 
 def _joined(here: str, name: str) -> str:

@@ -4,7 +4,7 @@ import json
 import os
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +17,7 @@ from dit_shd.data.sources import caption_cells
 from dit_shd.data.sources.base import (
     ALL,
     NO_LABELS,
+    ONE_ALONE,
     BrokenImage,
     ChoiceError,
     ImageSource,
@@ -50,6 +51,8 @@ class Columns:
     label: str | None
     names: tuple[str, ...] | None
     """Class names, from Hugging Face's metadata."""
+    guessed: bool = field(default=False, repr=False)
+    """Whether the column of labels was found by its kind alone."""
 
     @classmethod
     def find(cls, schema: Schema, image: str | None, label: str | None, where: str) -> "Columns":
@@ -65,16 +68,21 @@ class Columns:
             UserError: No such column.
         """
         image = _choose(schema.names, image or _only(schema, IMAGE_NAMES, "Image"), IMAGE_NAMES, "image_column", where)
-        label = label or _only(schema, LABEL_NAMES, "ClassLabel")
+        guess = _only(schema, LABEL_NAMES, "ClassLabel") if label is None else None
+        label = label or guess
         if label is None and not set(LABEL_NAMES) & set(schema.names):
             return cls(image, None, None)
         label = _choose(schema.names, label, LABEL_NAMES, "label_column", where)
-        return cls(image, label, _class_names(schema, label))
+        return cls(image, label, _class_names(schema, label), guess is not None)
 
     def labels(self, values: Sequence[Any], count: int, where: str) -> tuple[np.ndarray, tuple[str, ...], list[str]]:
         """Labels int64 [n], class names and notes; `values` is the label column, whole numbers or texts."""
         if self.label is None:
             return *checked_labels(np.zeros(count, np.int64), (ALL,), where), [NO_LABELS]
+        without = sum(value is None or value == -1 for value in values) if self.guessed else 0
+        if without:
+            note = f"column {self.label} is of classes, has none for {without} images, and is not used"
+            return *checked_labels(np.zeros(count, np.int64), (ALL,), where), [note, NO_LABELS]
         return from_values(values, self.names, f"{where}', column '{self.label}")
 
 
@@ -91,17 +99,21 @@ def image_bytes(cell: object) -> bytes:
 
 
 def tables_of(listing: Listing, image_column: str | None) -> list[str]:
-    """The Parquet files of a folder, if the first of them has a column of images or there are no images beside them.
+    """The Parquet files of a folder, if the first has a column of images or there are no images nor tars beside them.
+
+    img2dataset writes a table of captions beside each tar.
 
     Raises:
         UserError: A damaged file.
     """
     files = [path for path in listing.others if path.lower().endswith(".parquet")]
     files = [path for path in files if os.path.basename(path) != "metadata.parquet"] or files
-    if not files or not listing.images:
+    tars = any(path.lower().endswith(".tar") for path in listing.others)
+    if not files or not (listing.images or tars):
         return files
-    columns = _Table(listing.root / files[0]).file.schema_arrow.names
-    return files if set(columns) & ({*IMAGE_NAMES} if image_column is None else {image_column}) else []
+    schema = _Table(listing.root / files[0]).file.schema_arrow
+    wanted = {*IMAGE_NAMES, _only(schema, IMAGE_NAMES, "Image")} if image_column is None else {image_column}
+    return files if wanted & {*schema.names} else []
 
 
 class ParquetImages(ImageSource):
@@ -226,7 +238,8 @@ def _choose(columns: Sequence[str], given: str | None, usual: Sequence[str], key
     column = next((name for name in names if name in columns), None)
     if column is None:
         known = ", ".join(columns)[:200]
-        raise ChoiceError(key, f"'{where}' has no column {' or '.join(names)}, it has {known}")
+        line = f"'{where}' has no column {' or '.join(names)}, it has {known}"
+        raise ChoiceError(key, line, elsewhere=f"rename the column, or {ONE_ALONE}")
     return column
 
 

@@ -41,6 +41,14 @@ def split_of(name: str, loosely: bool = False) -> str | None:
     return None
 
 
+def split_at_end(name: str) -> str | None:
+    """The split that texts' files and folders are of: corpus_test, train-00000-of-00002, train_10M; not The Test."""
+    for split, words in WORDS.items():
+        if re.fullmatch(rf"(.*[-._])?({'|'.join(words)})([-._]?\d\w*(-of-\d+)?)?", name.lower()):
+            return split
+    return None
+
+
 Folders = Collection[tuple[str, ...]]
 """Each as the names on its path."""
 

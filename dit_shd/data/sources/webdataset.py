@@ -65,7 +65,7 @@ class Sample:
             line = f"{self.tar}: wanted one image for each key, which ends at the first dot of a name, found {several}"
             if "." in plain[0]:
                 raise UserError(f"images: {line}")
-            raise ChoiceError("image_column", line, " or ".join(plain))
+            raise ChoiceError("image_column", line, " or ".join(plain), elsewhere="pack one image for each key")
         return plain[0] if plain else None
 
     @property
@@ -126,7 +126,7 @@ class TarImages(ImageSource):
         notes: list[str] = []
         self._text = text
         samples = [sample for name, tar in tars.items() for sample in _index(tar, name, notes)]
-        images = [sample.image(image_column and image_column.lower()) for sample in samples]
+        images = [sample.image(image_column and image_column.lower().lstrip(".")) for sample in samples]
         self._samples = [sample for sample, image in zip(samples, images) if image is not None]
         self._suffixes = [image for image in images if image is not None]
         if not self._samples:

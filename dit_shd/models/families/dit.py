@@ -23,7 +23,7 @@ SHAPES: dict[str, dict[str, int]] = {
     "XL": dict(num_layers=28, num_attention_heads=16, attention_head_dim=72),
 }
 """Table 1 of the paper."""
-HEADS = {s["num_attention_heads"] * s["attention_head_dim"]: s["num_attention_heads"] for s in SHAPES.values()}
+USUAL_HEADS = {s["num_attention_heads"] * s["attention_head_dim"]: s["num_attention_heads"] for s in SHAPES.values()}
 """Heads by width."""
 
 
@@ -102,11 +102,11 @@ class DiT(LatentTransformer):
     @classmethod
     def public_config(cls, state: Mapping[str, Tensor], heads: int | None = None) -> dict[str, Any]:
         config, width = public_checkpoints.shapes(cls.__name__, state, "blocks.0")
-        heads = HEADS.get(width) if heads is None else heads
+        heads = USUAL_HEADS.get(width) if heads is None else heads
         if heads is None:
             raise UserError(
                 f"DiT: how many heads it has is not in its tensors, and {width} is none of the public widths "
-                f"({', '.join(map(str, HEADS))}); give heads=N"
+                f"({', '.join(map(str, USUAL_HEADS))}); give heads=N"
             )
         if heads < 1 or width % heads:
             raise UserError(f"heads: wanted a divisor of the width {width}, found {heads}")

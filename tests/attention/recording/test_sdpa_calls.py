@@ -32,6 +32,16 @@ def test_a_compiled_model_of_it_is_recorded_as_the_plain_one_is(training):
         compiled(x)
 
 
+def test_what_stands_for_attention_of_pytorch_stands_for_it_in_a_recorded_forward_too(monkeypatch):
+    """As an attention kernel that is put in its place does; here, one that doubles."""
+    model, x, attention = nn.MultiheadAttention(8, 2), torch.randn(3, 2, 8), F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *args, **how: 2 * attention(*args, **how))
+    want = model(x, x, x, need_weights=False)[0]
+    with capture(model):
+        first, second = (model(x, x, x, need_weights=False)[0] for _ in range(2))
+    assert torch.equal(first, want) and torch.equal(second, want)
+
+
 class Looks(TorchFunctionMode):
     """Of somebody else: whether F knows a special tensor when it projects."""
 

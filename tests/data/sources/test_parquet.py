@@ -2,6 +2,7 @@
 
 import io
 import sys
+import tarfile
 
 import pytest
 from encoded import pictures
@@ -51,6 +52,51 @@ def test_columns_of_no_usual_name_by_what_hugging_face_says_of_them(tmp_path, ki
     assert (source.classes, source.labels.tolist(), source.raw(0)) == (("cat", "dog"), [1, 0, 1], stream.getvalue())
     assert written("usual", label=datasets.Value("int64")).classes == ("0",)
     assert written("two", scene=labels).classes == ("all",)
+
+
+def test_a_column_of_classes_that_has_none_for_some_images_is_said_and_not_used(tmp_path):
+    """Nobody named it, as people who want captions do not."""
+    datasets = pytest.importorskip("datasets")
+    png = {"bytes": stored_png(), "path": None}
+    columns = {"image": datasets.Image(), "genre": datasets.ClassLabel(names=["cat", "dog"])}
+    for i, cells in enumerate(([1, 0, None], [1, 0, -1])):
+        data = datasets.Dataset.from_dict({"image": [png] * 3, "genre": cells}, datasets.Features(columns))
+        data.to_parquet(tmp_path / f"{i}.parquet")
+        source = open_source(str(tmp_path / f"{i}.parquet"))
+        assert source.classes == ("all",)
+        assert "column genre is of classes, has none for 1 images, and is not used" in source.notes
+        with pytest.raises(UserError):
+            open_source(str(tmp_path / f"{i}.parquet"), Selection(label_column="genre"))
+
+
+def test_tables_with_images_are_read_and_not_a_logo_beside_them(tmp_path):
+    """Whatever the column is called."""
+    datasets = pytest.importorskip("datasets")
+    png = {"bytes": stored_png(), "path": None}
+    data = datasets.Dataset.from_dict({"photo": [png] * 3}, datasets.Features({"photo": datasets.Image()}))
+    data.to_parquet(tmp_path / "train-00000-of-00001.parquet")
+    (tmp_path / "logo.png").write_bytes(stored_png())
+    assert len(open_source(str(tmp_path))) == 3
+
+
+def test_tars_are_read_and_not_the_tables_of_captions_that_img2dataset_writes_beside_them(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    with tarfile.open(tmp_path / "00000.tar", "w") as tar:
+        for name, data in (("0.jpg", stored_png()), ("0.txt", b"a cat")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    parquet.write_table(pa.table({"url": ["x"], "caption": ["a cat"], "key": ["0"]}), tmp_path / "00000.parquet")
+    (tmp_path / "00000_stats.json").write_text("{}")
+    assert len(open_source(str(tmp_path))) == 1
+
+
+def stored_png():
+    stream = io.BytesIO()
+    Image.fromarray(pictures(1)[0]).save(stream, "png")
+    return stream.getvalue()
 
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
