@@ -141,8 +141,8 @@ def _text(model: nn.Module, origin: Provenance, first: str, last: str, more: Map
     head: dict[str, Any] = {"library_name": "dit_shd"}
     if origin.license is not None:
         head["license"] = origin.license
-    if len(origin.named) == len(origin.learned_from) == 1:  # as the hub has it; of several, none is the whole
-        head |= {k: text for k, text in zip(("license_name", "license_link"), origin.named[0]) if text}
+    if origin.only_name is not None:  # as the hub has it
+        head |= {k: text for k, text in zip(("license_name", "license_link"), origin.only_name) if text}
     head["tags"] = [*getattr(model, "card_tags", ("diffusion",)), "knowledge-distillation"]
     head |= more or {}
     head |= {key: list(getattr(origin, key)) for key in LISTS if getattr(origin, key)}

@@ -50,10 +50,20 @@ class Provenance:
     @property
     def named(self) -> tuple[tuple[str, str], ...]:
         """What the models behind the weights call the licences that are `other` together: name, and link or ""."""
+        parts = [text.partition(LINK) for text in self._binding if text not in ("other", "unknown")]
+        return tuple((name, mark.removeprefix(", ") + link) for name, mark, link in parts)
+
+    @property
+    def only_name(self) -> tuple[str, str] | None:
+        """The one of them that binds alone, beside permissive ones; None of several, or where one is not known."""
+        return self.named[0] if len(self._binding) == len(self.named) == 1 else None
+
+    @property
+    def _binding(self) -> list[str]:
+        """What items say of their licences, each once, but for permissive ones."""
         items = self.learned_from if self.license == "other" else ()
         texts = dict.fromkeys(item.rpartition(" (")[2].removesuffix(")") for item in items)
-        parts = [text.partition(LINK) for text in texts if text not in ("other", "unknown", MAKER, *PERMISSIVE)]
-        return tuple((name, mark.removeprefix(", ") + link) for name, mark, link in parts)
+        return [text for text in texts if text not in (MAKER, *PERMISSIVE)]
 
     def _says(self, mark: re.Pattern[str]) -> bool:
         """Whether the licence, or of several different ones (`other`) any, has a mark in its name."""

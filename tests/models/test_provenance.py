@@ -141,6 +141,8 @@ def test_a_licence_that_a_card_names_itself(tmp_path, name, noncommercial, forbi
     export.write(build("mdt"), tmp_path / "student", card)
     head = provenance.front_matter(tmp_path / "student" / "README.md")
     assert (head["license"], head["license_name"], head["license_link"]) == ("other", name.lower(), link)
+    unknown = provenance.Provenance("other", (), ("big/model (other)",))
+    assert provenance.inherited([first, unknown]).only_name is None, "one of several is not the whole"
     again = provenance.provenance(tmp_path / "student")
     assert (again.license, again.named, again.noncommercial) == ("other", origin.named, noncommercial)
 
