@@ -53,7 +53,7 @@ class Images(Dataset):
         self.classes, self.class_names = len(self._source.classes), self._source.classes
         self.notes = tuple(self._source.notes)
         for note in self.notes:
-            _say(str(path), note)
+            _say_once(str(path), note)
         self._broken: dict[int, str] = {}
 
     @classmethod
@@ -106,7 +106,7 @@ class Images(Dataset):
 
 
 @lru_cache(maxsize=256)
-def _say(path: str, note: str) -> None:
-    """Warn once: the images of an evaluation are opened at each one of a run."""
+def _say_once(path: str, note: str) -> None:
+    """Warn of a note the first time: the images of an evaluation are opened at each one of a run."""
     if is_first_process():
         _log.warning("data images: '%s': %s", path, note)
